@@ -1,0 +1,4 @@
+"""What every script needs: errors, files, devices, training, decoding, metrics.
+
+Nothing here knows a task's name or a method's name.
+"""

@@ -1,0 +1,54 @@
+"""Errors a user can act on.
+
+Every check at the door raises `UserError`; a script's `main` runs under `exit_on_user_error`, which prints
+the error without a traceback and leaves with exit code 2.
+"""
+
+import functools
+import os
+import sys
+
+
+class UserError(Exception):
+    """Something the user gave cannot be used.
+
+    Args:
+        found: what was found, e.g. ``"'tgt' is a number (12)"``.
+        place: where, e.g. ``"data.json:train[17]"``, a path, or a flag such as ``"--lr"``.
+        expected: what would have been right.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, found, *, place=None, expected=None, remedy=None):
+        self.found, self.place, self.expected, self.remedy = found, place, expected, remedy
+        lines = [f"{place}: {found}" if place else str(found)]
+        if expected:
+            lines.append(f"  expected: {expected}")
+        if remedy:
+            lines.append(f"  remedy:   {remedy}")
+        super().__init__("\n".join(lines))
+
+
+def brief(value, limit=60):
+    """`value` as an error message shows it: its Python form cut to `limit` characters, and its type."""
+    text = repr(value)
+    if len(text) > limit:
+        text = text[: limit - 1] + "…"
+    return f"{text} ({type(value).__name__})"
+
+
+def exit_on_user_error(main):
+    """Decorate a script's main: a `UserError` becomes a message on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def run(*args, **kwargs):
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            sys.stdout.flush()
+            # Under torchrun every process meets the same error: one message is enough.
+            if os.environ.get("RANK", "0") == "0":
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
+
+    return run

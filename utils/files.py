@@ -1,0 +1,122 @@
+"""Files that are either whole or absent.
+
+Everything is written beside its final name and moved into place, so a process killed at any moment leaves
+the old file or the new one, never half of one.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from utils.errors import UserError
+
+_DISK_ERRORS = {
+    errno.ENOSPC: ("the disk is full", "free some space, or choose another place"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, or choose another place"),
+    errno.EACCES: ("no permission to write here", "choose a directory you may write to"),
+    errno.EPERM: ("no permission to write here", "choose a directory you may write to"),
+    errno.EROFS: ("the file system is read-only", "choose a directory you may write to"),
+    errno.ENOTDIR: ("a part of the path is a file, not a directory", "choose another directory"),
+    errno.EEXIST: ("a file of that name stands where a directory is needed", "choose another directory"),
+    errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+}
+
+
+@contextlib.contextmanager
+def disk_errors(path):
+    """Turn the disk's own errors (full, read-only, no permission) into a `UserError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        found, remedy = _DISK_ERRORS[error.errno]
+        raise UserError(f"cannot write: {found}", place=path, remedy=remedy) from error
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode="w"):
+    """Open a file to write; it appears under `path` only when the block ends without an error.
+
+    Text files are UTF-8 with ``\\n`` line ends. Parent directories are made.
+    """
+    path = Path(path)
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        try:
+            with open(handle, mode, **text) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(beside, 0o666 & ~_umask())
+            os.replace(beside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(beside)
+            raise
+
+
+def write_json(path, value, indent=2):
+    """Write `value` as JSON, atomically, ending in a newline."""
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=indent, ensure_ascii=False)
+        file.write("\n")
+
+
+@contextlib.contextmanager
+def atomic_directory(path):
+    """Yield a fresh directory that takes the name `path` only when the block ends without an error.
+
+    An existing directory at `path` is replaced (there is an instant at which neither stands; callers that
+    must survive a kill at that instant use a new name each time).
+    """
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        try:
+            yield beside
+            os.chmod(beside, 0o777 & ~_umask())
+            if path.is_dir():
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+                os.rename(path, old / path.name)
+                os.rename(beside, path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(beside, path)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+
+
+def remove_leftovers(directory):
+    """Remove what a killed process left half-written in `directory` (names ending in .part or .old)."""
+    for entry in Path(directory).glob(".*"):
+        if entry.suffix in (".part", ".old"):
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+
+
+def writable_directory(path, flag):
+    """Make the directory `path` and prove that a file can be written there, before any long work starts."""
+    path = Path(path)
+    try:
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path) as probe:
+                probe.write(b"\0" * 4096)
+                probe.flush()
+    except UserError as error:
+        raise UserError(error.found, place=f"{flag} {path}", remedy=error.remedy) from error
+    return path
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
