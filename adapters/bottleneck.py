@@ -1,0 +1,113 @@
+"""Residual bottleneck adapters: one bank per block, one adapter per task, one integer per row to choose.
+
+An adapter sits after a block's second residual connection (Lin, Madotto & Fung 2020, section 2.1):
+
+    adapter(h) = h + Up(ReLU(Down(LayerNorm(h))))
+"""
+
+import torch
+from torch import nn
+
+NO_TASK = -1
+
+
+class BottleneckAdapter(nn.Module):
+    """One task's adapter in one block.
+
+    Args:
+        width: the backbone's hidden size.
+        bottleneck: size of the inner layer; `2·width·bottleneck + 3·width + bottleneck` parameters.
+        eps: epsilon of the layer norm; the backbone's own.
+    """
+
+    def __init__(self, width, bottleneck, eps=1e-5):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+        # Published start: N(0, 0.02) everywhere, so an adapter is not the identity before training.
+        for linear in (self.down, self.up):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, hidden):
+        """hidden: [rows, length, width] -> the same shape."""
+        return hidden + self.up(torch.relu(self.down(self.norm(hidden))))
+
+
+class TaskRouter:
+    """Which rows of the current batch belong to which task; shared by all banks of a model.
+
+    The model's forward sets it from `task_ids` before the blocks run. It is kept until the next forward, so
+    blocks that run again in the backward pass meet the same rows.
+    """
+
+    def __init__(self):
+        self.tasks = []
+        self.groups = []
+
+    def route(self, task_ids, rows):
+        """Group a batch's rows by task.
+
+        Args:
+            task_ids: integer tensor [rows], one task id a row (-1: no adapter), or None: the only task there
+                is, or no adapter where there are none.
+            rows: the batch's number of rows.
+
+        Raises:
+            ValueError: an id that names no task, a count that does not fit, no ids though there are several
+                tasks.
+        """
+        if task_ids is None:
+            if len(self.tasks) > 1:
+                raise ValueError(f"task_ids is needed: this model holds {len(self.tasks)} tasks {self.tasks}")
+            ids = [0 if self.tasks else NO_TASK] * rows
+        else:
+            ids = task_ids.reshape(-1).tolist()
+        if len(ids) != rows:
+            raise ValueError(f"task_ids has {len(ids)} entries, the batch has {rows} rows")
+        wrong = sorted({i for i in ids if not NO_TASK <= i < len(self.tasks)})
+        if wrong:
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(self.tasks)) or "none"
+            raise ValueError(f"task_ids {wrong} name no task of this model; it holds: {known}; -1 is no adapter")
+        present = sorted(set(ids))
+        device = task_ids.device if task_ids is not None else None
+        self.groups = [
+            (
+                self.tasks[task] if task != NO_TASK else None,
+                None if len(present) == 1 else torch.tensor([r for r, i in enumerate(ids) if i == task], device=device),
+            )
+            for task in present
+        ]
+        return ids
+
+
+class AdapterBank(nn.Module):
+    """The adapters of one block, by task name. Each runs once a forward, on its own rows only."""
+
+    def __init__(self, router):
+        super().__init__()
+        self.adapters = nn.ModuleDict()
+        self.router = router
+
+    def forward(self, hidden):
+        """hidden: [rows, length, width] -> the same, each row through its task's adapter."""
+        groups = self.router.groups
+        if len(groups) == 1:
+            return self._apply(groups[0][0], hidden)
+        parts, order = [], []
+        for name, rows in groups:
+            rows = rows.to(hidden.device)
+            parts.append(self._apply(name, hidden.index_select(0, rows)))
+            order.append(rows)
+        return torch.cat(parts).index_select(0, torch.argsort(torch.cat(order)))
+
+    def _apply(self, name, hidden):
+        # A task without an adapter (task embeddings only, or task id -1) passes through.
+        return self.adapters[name](hidden) if name in self.adapters else hidden
+
+    def hook(self, block, args, output):
+        """Forward hook of a block: its hidden states, alone or first in a tuple, go through the bank."""
+        if isinstance(output, tuple):
+            return (self(output[0]), *output[1:])
+        return self(output)

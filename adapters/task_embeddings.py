@@ -1,0 +1,94 @@
+"""Task embeddings beside a frozen vocabulary.
+
+A task's markers (`<bos_nlg>`, `<name>`, …) are new tokens. Their rows are the only trained rows: the base
+table stays the backbone's own frozen tensor, looked up and multiplied where it lies. A marker's row serves as
+input embedding, as token-type embedding and, where the backbone ties its head, as output row; an untied
+backbone gets an output row for each marker too.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class TaskRows(nn.Module):
+    """The new tokens' rows, in the order of their ids: padding first, then each task's markers.
+
+    Args:
+        markers: {task: its markers in order}.
+        width: the backbone's hidden size.
+        std: standard deviation of the normal distribution that rows start from.
+        spare: how many tokens stand before the tasks' (1 for `<pad>`). Their rows are fixed, at zero unless a
+            released checkpoint brings its own, and never trained.
+    """
+
+    def __init__(self, markers, width, std=0.02, spare=1):
+        super().__init__()
+        self.register_buffer("spare", torch.zeros(spare, width))
+        # A zero row would score 0, above every real token of a GPT-2: an untrained spare token scores -inf.
+        self.spare_scores = False
+        self.tasks = nn.ParameterDict()
+        for task, names in markers.items():
+            self.add(task, len(names), std)
+
+    def add(self, task, count, std=0.02):
+        """Append `count` new rows for `task`, drawn from N(0, std)."""
+        self.tasks[task] = nn.Parameter(torch.randn(count, self.spare.shape[1], device=self.spare.device) * std)
+
+    def table(self):
+        """All rows, [spare + markers of all tasks, width]."""
+        return torch.cat([self.spare, *self.tasks.values()])
+
+    def __len__(self):
+        return len(self.spare) + sum(len(rows) for rows in self.tasks.values())
+
+
+class TaskEmbedding(nn.Module):
+    """Input embeddings: ids below `first` from the frozen base table, the others from the task rows."""
+
+    def __init__(self, base, rows, first):
+        super().__init__()
+        self.base, self.rows, self.first = base, rows, first
+
+    @property
+    def weight(self):
+        """The base table; transformers asks for it where it looks for a model's dtype or device."""
+        return self.base.weight
+
+    def forward(self, ids):
+        """ids: integers of any shape [*] -> [*, width]."""
+        new = ids >= self.first
+        hidden = self.base(ids.masked_fill(new, 0))
+        rows = F.embedding((ids - self.first).clamp(min=0), self.rows.table())
+        return torch.where(new.unsqueeze(-1), rows.to(hidden.dtype), hidden)
+
+
+class TaskHead(nn.Module):
+    """Output scores over the base vocabulary and the task rows.
+
+    `half` holds the frozen base matrix once in the precision that matrix products run in: autocast would
+    cast it anew on every call, for every decoded token, with the same result.
+    """
+
+    def __init__(self, base, rows, first):
+        super().__init__()
+        self.base, self.rows, self.first = base, rows, first
+        self.half = None
+
+    @property
+    def weight(self):
+        """The base matrix."""
+        return self.base.weight
+
+    def forward(self, hidden):
+        """hidden: [*, width] -> scores [*, base vocabulary + task rows]; a spare
+        token without a row of its own scores -inf."""
+        weight = self.base.weight if self.half is None else self.half
+        bias = self.base.bias
+        scores = F.linear(hidden, weight[: self.first], None if bias is None else bias[: self.first])
+        extra = F.linear(hidden, self.rows.table())
+        if len(self.rows.spare) and not self.rows.spare_scores:
+            never = torch.zeros(len(self.rows), device=extra.device, dtype=torch.bool)
+            never[: len(self.rows.spare)] = True
+            extra = extra.masked_fill(never, float("-inf"))
+        return torch.cat([scores, extra.to(scores.dtype)], dim=-1)

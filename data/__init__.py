@@ -1,0 +1,1 @@
+"""What a task is: files, examples, encoding, batches. Never imports `adapters`."""

@@ -1,0 +1,157 @@
+"""Which examples make up which batch, and the batch itself.
+
+The order is a pure function of (seed, epoch): a run resumed at step s goes on with the s-th batch of the same
+plan. Batches hold examples of like length, padded to a multiple of 8. Every process of a distributed run plans
+the same global batches and takes its own rows of each, so the number of processes changes nothing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+ROUND = 8
+# Examples are sorted by length within pools of this many batches: long enough to pad little, short enough to
+# leave the order random.
+POOL_BATCHES = 64
+
+
+@dataclass
+class Plan:
+    """One epoch's batches.
+
+    Attributes:
+        order: [n] example indices.
+        bounds: [batches + 1] where each global batch starts and ends in `order`.
+    """
+
+    order: np.ndarray
+    bounds: np.ndarray
+
+    def __len__(self):
+        return len(self.bounds) - 1
+
+    def __getitem__(self, step):
+        """Example indices of one global batch."""
+        return self.order[self.bounds[step] : self.bounds[step + 1]]
+
+
+def plan(lengths, batch_size, *, world=1, max_tokens=None, seed=0, epoch=0, shuffle=True):
+    """Lay out an epoch.
+
+    Args:
+        lengths: [n] tokens of each example.
+        batch_size: examples a process and batch; without effect if `max_tokens` is given.
+        world: number of processes; a global batch is this many times larger.
+        max_tokens: instead of a count, at most this many tokens (padding counted) a process and batch.
+        seed, epoch: what the order depends on.
+        shuffle: False: one pass from short to long, for evaluation.
+    """
+    lengths = np.asarray(lengths)
+    n = len(lengths)
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(n) if shuffle else np.arange(n)
+    mean = max(1, int(rounded(lengths).mean())) if n else 1
+    rows = batch_size if max_tokens is None else max(1, max_tokens // mean)
+    pool = rows * world * POOL_BATCHES if shuffle else max(n, 1)
+    sizes = lengths[order]
+    # Sort by (pool, length); lexsort is stable, so ties keep their random order.
+    order = order[np.lexsort((sizes, np.arange(n) // pool))]
+    bounds = _by_count(n, batch_size * world) if max_tokens is None else _by_tokens(lengths[order], max_tokens, world)
+    if shuffle:
+        batches = rng.permutation(len(bounds) - 1)
+        pieces = [order[bounds[b] : bounds[b + 1]] for b in batches]
+        bounds = np.concatenate([[0], np.cumsum([len(p) for p in pieces])])
+        order = np.concatenate(pieces) if pieces else order
+    return Plan(order, bounds.astype(np.int64))
+
+
+def rounded(length):
+    """Length rounded up to a multiple of 8: fewer shapes, so fewer kernels to prepare."""
+    return -(-length // ROUND) * ROUND
+
+
+def _by_count(n, size):
+    return np.minimum(np.arange(-(-n // size) + 1) * size, n)
+
+
+def _by_tokens(sizes, max_tokens, world):
+    bounds, start, longest = [0], 0, 0
+    for i, size in enumerate(rounded(sizes).tolist()):
+        longest_with = max(longest, size)
+        rows = -(-(i + 1 - start) // world)
+        if i > start and rows * longest_with > max_tokens:
+            bounds.append(i)
+            start, longest = i, size
+        else:
+            longest = longest_with
+    return np.array([*bounds, len(sizes)] if len(sizes) else [0])
+
+
+class Batches:
+    """Batches of one or several encoded splits.
+
+    Args:
+        splits: {task: EncodedSplit}; a batch may mix tasks.
+        task_ids: {task: the integer the model knows it by}.
+        pad_id: id that fills rows up.
+        positions: the model's longest sequence; padding never exceeds it.
+        limit: use only the first so many examples of each split.
+        rank, world: this process and how many there are.
+        **planning: `batch_size`, `max_tokens`, `seed`, `shuffle` of `plan`.
+    """
+
+    def __init__(self, splits, task_ids, pad_id, positions, *, limit=None, rank=0, world=1, **planning):
+        self.pad_id, self.positions, self.rank, self.world, self.planning = pad_id, positions, rank, world, planning
+        self.splits = list(splits.values())
+        counts = [min(len(s), limit or len(s)) for s in self.splits]
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        self.lengths = np.concatenate([s.lengths[:c] for s, c in zip(self.splits, counts)])
+        prompts = np.concatenate([s.prompt_lengths[:c] for s, c in zip(self.splits, counts)])
+        # Positions of labels: the target's text and eos; the first token of a sequence is never a label.
+        self.labels = self.lengths - np.maximum(prompts, 1)
+        self.task_ids = [task_ids[task] for task in splits]
+        self._epoch, self._plan = None, None
+
+    def __len__(self):
+        """Number of examples."""
+        return len(self.lengths)
+
+    def plan(self, epoch=0):
+        """This epoch's `Plan`; the same in every process."""
+        if self._epoch != epoch:
+            self._plan = plan(self.lengths, world=self.world, epoch=epoch, **self.planning)
+            self._epoch = epoch
+        return self._plan
+
+    def batch(self, epoch, step):
+        """One process's share of a global batch.
+
+        Returns:
+            (dict of tensors, labels in the *global* batch). Tensors: input_ids, token_type_ids,
+            attention_mask, position_ids, labels [rows, length]; task_ids [rows]. A process that has no row
+            left gets one row without labels.
+        """
+        chosen = self.plan(epoch)[step]
+        mine = chosen[self.rank :: self.world]
+        batch = self.collate(mine if len(mine) else chosen[:1], masked=not len(mine))
+        return batch, int(self.labels[chosen].sum())
+
+    def collate(self, indices, masked=False):
+        """Examples by index -> dict of tensors, padded on the right."""
+        import torch
+
+        where = np.searchsorted(self.starts, indices, "right") - 1
+        rows = [self.splits[w][i - self.starts[w]] for w, i in zip(where, indices)]
+        length = min(rounded(max(len(ids) for ids, _, _ in rows)), self.positions)
+        shape = (len(rows), length)
+        ids, types = np.full(shape, self.pad_id), np.full(shape, self.pad_id)
+        labels, mask = np.full(shape, -100), np.zeros(shape, np.int64)
+        for r, (row_ids, row_types, prompt) in enumerate(rows):
+            n = len(row_ids)
+            ids[r, :n], types[r, :n], mask[r, :n] = row_ids, row_types, 1
+            if not masked:
+                labels[r, prompt:n] = row_ids[prompt:]
+        positions = np.broadcast_to(np.arange(length), shape)
+        arrays = dict(input_ids=ids, token_type_ids=types, attention_mask=mask, position_ids=positions, labels=labels,
+                      task_ids=np.array([self.task_ids[w] for w in where]))  # fmt: skip
+        return {name: torch.from_numpy(np.ascontiguousarray(a).astype(np.int64)) for name, a in arrays.items()}

@@ -1,0 +1,132 @@
+"""Tokenise once: a split becomes a few flat files, memory-mapped, found again by their content.
+
+The key is a hash of the data file's bytes, the tokenizer, the task's settings and this format. Files are
+written in a directory beside and moved into place, so two processes may build the same cache at once, and one
+killed half-way leaves nothing that would be taken for whole. Memory does not grow with the data: records are
+streamed in and arrays are mapped, not loaded.
+"""
+
+import hashlib
+import json
+from array import array
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from data.encoding import Encoder, tokenizer_fingerprint
+from data.files import fingerprint, iter_records
+from utils.errors import UserError
+from utils.files import atomic_directory, cache_root, write_json
+
+FORMAT = 1
+CHUNK = 2000
+
+
+class EncodedSplit:
+    """A tokenised split on disk.
+
+    Attributes:
+        lengths: [n] tokens of each example.
+        prompt_lengths: [n] tokens before the target's text.
+        report: {kept, dropped: {reason: count}, cut: {reason: count}}.
+        key: the content key; a resumed run checks it.
+    """
+
+    def __init__(self, folder):
+        folder = Path(folder)
+        meta = json.loads((folder / "meta.json").read_text())
+        self.key, self.report = meta["key"], meta["report"]
+        self.lengths = np.fromfile(folder / "lengths.bin", np.int32)
+        self.prompt_lengths = np.fromfile(folder / "prompt_lengths.bin", np.int32)
+        self._starts = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
+        self._ids = _mapped(folder / "ids.bin", meta["ids"])
+        self._types = _mapped(folder / "types.bin", np.uint8)
+        self._marker_ids = np.array(meta["marker_ids"], np.int64)
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        """(ids [length], types [length], prompt_length) of one example, as int64 arrays and an int."""
+        span = slice(self._starts[index], self._starts[index + 1])
+        return self._ids[span].astype(np.int64), self._marker_ids[self._types[span]], int(self.prompt_lengths[index])
+
+
+def _mapped(path, dtype):
+    # An empty file cannot be mapped.
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
+
+
+def load(path, split, task, tokenizer, positions, *, training, distilled=False, cache_dir=None, progress=None):
+    """The encoded split of a task's json file, from the cache or built now.
+
+    Args:
+        path: the task's json file.
+        split: "train", "valid" or "test".
+        task: a `data.task.Task`.
+        tokenizer: fast tokenizer with the task's markers.
+        positions: the model's longest sequence.
+        training: drop what cannot be learnt from (see `Task.min_tokens`); evaluation drops nothing.
+        distilled: use the teacher's targets.
+        cache_dir: where caches lie (default: `cache_root()/tokens`).
+        progress: called with the number of examples read so far.
+
+    Raises:
+        UserError: the file or a record cannot be used, or nothing is left after dropping.
+    """
+    encoder = Encoder(tokenizer, task, positions)
+    settings = [FORMAT, split, task.name, task.markers, task.bos, task.eos, task.limits, task.min_tokens, positions,
+                training, distilled, encoder.lead, type(task).__module__]  # fmt: skip
+    parts = [fingerprint(path), tokenizer_fingerprint(tokenizer), json.dumps(settings)]
+    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    folder = Path(cache_dir or cache_root() / "tokens") / key
+    if not (folder / "meta.json").is_file():
+        _build(folder, key, path, split, task, encoder, training, distilled, progress, len(tokenizer))
+    encoded = EncodedSplit(folder)
+    if not len(encoded):
+        raise UserError(f"no example of split {split!r} is left: {encoded.report['dropped']}", place=path)
+    return encoded
+
+
+def _build(folder, key, path, split, task, encoder, training, distilled, progress, vocabulary):
+    id_type = np.uint16 if vocabulary <= 1 << 16 else np.uint32
+    marker_ids = [encoder.marker_ids[m] for m in task.markers]
+    place_of = {token: i for i, token in enumerate(marker_ids)}
+    lengths, prompt_lengths, dropped = array("i"), array("i"), Counter()
+    examples = (task.example(record, place, distilled) for place, record in iter_records(path, split))
+    with atomic_directory(folder) as beside:
+        with open(beside / "ids.bin", "wb") as ids, open(beside / "types.bin", "wb") as types:
+            read = 0
+            while chunk := list(islice(examples, CHUNK)):
+                for example, encoded in zip(chunk, encoder.encode(chunk)):
+                    if training and (reason := _unusable(task, example, encoded)):
+                        dropped[reason] += 1
+                        continue
+                    np.asarray(encoded.ids, id_type).tofile(ids)
+                    np.asarray([place_of[t] for t in encoded.types], np.uint8).tofile(types)
+                    lengths.append(len(encoded.ids))
+                    prompt_lengths.append(encoded.prompt_length)
+                read += len(chunk)
+                if progress:
+                    progress(read)
+        for name, values in (("lengths", lengths), ("prompt_lengths", prompt_lengths)):
+            (beside / f"{name}.bin").write_bytes(values.tobytes())
+        report = dict(kept=len(lengths), dropped=dict(dropped), cut=dict(encoder.counts))
+        meta = dict(key=key, source=str(path), split=split, task=task.name, ids=np.dtype(id_type).name)
+        write_json(beside / "meta.json", meta | dict(marker_ids=marker_ids, report=report))
+
+
+def _unusable(task, example, encoded):
+    """Why training cannot use an example, or None."""
+    target = len(encoded.ids) - 1 - encoded.prompt_length
+    if target < 1:
+        return "empty target"
+    if not any(span.text.strip() for span in example.context):
+        return "empty source"
+    if task.min_tokens > 1:
+        markers = sum(1 for span in example.context) + 2
+        if target < task.min_tokens or encoded.prompt_length - markers < task.min_tokens:
+            return f"a side under {task.min_tokens} tokens"
+    return None

@@ -1,0 +1,337 @@
+"""Task json files, read one record at a time.
+
+A task file is ``{"train": [...], "valid": [...], "test": [...]}`` (``"val"`` is read as ``"valid"``), each
+split a list of objects; a name ending in ``.gz`` is decompressed on the way. Memory holds one record,
+whatever the size of the file, and everything that can be wrong with a file is a `UserError` that says
+where.
+
+Numbers come as int or float. A ``\\ud800``-style escape without its second half has no character: the
+parser gives ``?`` for it.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import os
+import zlib
+
+import ijson
+
+from utils.errors import UserError, brief
+
+_BLOCK = 1 << 16
+_BOM = b"\xef\xbb\xbf"
+_DEEPEST = 100
+_ALIASES = {"valid": ("valid", "val")}
+_OPENS = frozenset(("start_map", "start_array"))
+_CLOSES = frozenset(("end_map", "end_array"))
+# The C parser raises JSONError; the pure Python one also lets decoding errors through.
+_REFUSALS = (ijson.JSONError, UnicodeDecodeError)
+_TASK_FILE = 'a task file: {"train": [...], "valid": [...], "test": [...]}'
+
+
+def iter_records(path, split):
+    """Yield ``(place, record)`` for every record of a split, e.g. ``("data.json:train[17]", {...})``.
+
+    The whole file is read even when the split ends early, so a file cut off behind it does not pass.
+
+    Args:
+        path: the task file, plain or ``.gz``.
+        split: ``"train"``, ``"valid"`` (key ``valid`` or ``val``), ``"test"`` or any other key of the file.
+
+    Raises:
+        UserError: while iterating. The file is missing, empty, cut off, not UTF-8, not JSON or no object;
+            the split is missing, given twice, no list or empty; a record is no object.
+    """
+    names = _ALIASES.get(split, (split,))
+    events = _events(path)
+    seen = []
+    for key in _keys(path, events):
+        seen.append(key)
+        if key not in names:
+            _skip(events)
+            continue
+        twice = [name for name in seen if name in names]
+        if len(twice) > 1:
+            raise UserError(
+                f"holds the {split} split more than once (keys {' and '.join(map(repr, twice))})",
+                place=path, expected="each split once", remedy="keep one of them",
+            )
+        yield from _records(f"{os.fspath(path)}:{key}", events)
+    if not any(name in seen for name in names):
+        raise UserError(
+            f"has no {' or '.join(map(repr, names))} split; its keys are: {_listed(seen)}",
+            place=path,
+            expected=_TASK_FILE,
+            remedy="choose one of its splits, rename the key, or make the file with: "
+                   "python -m data.convert --help",
+        )
+
+
+def split_names(path):
+    """The top-level keys of a task file whose value is a list, in the file's order."""
+    events = _events(path)
+    return [key for key in _keys(path, events) if _skip(events) == "start_array"]
+
+
+def fingerprint(path):
+    """The sha256 of a file's bytes, as hexadecimal text."""
+    digest = hashlib.sha256()
+    with _readable(path), open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def text_field(record, name, place):
+    """The string ``record[name]`` (possibly blank: what to do then is the caller's to say)."""
+    value = _field(record, name, place, "a string")
+    if not isinstance(value, str):
+        raise _wrong_type(name, value, place, "a string")
+    return value
+
+
+def texts_field(record, name, place):
+    """The list of strings ``record[name]`` (possibly empty)."""
+    return _list_field(record, name, place, str, "a list of strings")
+
+
+def records_field(record, name, place):
+    """The list of objects ``record[name]`` (possibly empty)."""
+    return _list_field(record, name, place, dict, "a list of objects")
+
+
+def mapping_field(record, name, place):
+    """The object ``record[name]`` with a string under every key (possibly empty)."""
+    expected = "an object whose values are strings"
+    value = _field(record, name, place, expected)
+    if not isinstance(value, dict):
+        raise _wrong_type(name, value, place, expected)
+    for key, item in value.items():
+        if not isinstance(item, str):
+            raise _wrong_type(f"{name}.{key}", item, place, expected)
+    return value
+
+
+@contextlib.contextmanager
+def open_bytes(path):
+    """Open a plain or ``.gz`` file for reading bytes, past a byte order mark if there is one.
+
+    Raises:
+        UserError: it is missing, a directory, not readable, or a damaged gzip file.
+    """
+    opener = gzip.open if os.fspath(path).endswith(".gz") else open
+    with _readable(path), opener(path, "rb") as file:
+        if file.peek(len(_BOM)).startswith(_BOM):
+            file.read(len(_BOM))
+        yield file
+
+
+@contextlib.contextmanager
+def _readable(path):
+    """Turn what goes wrong in opening and reading `path` into a `UserError`."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError("no such file", place=path, remedy="check the path for a typing error") from error
+    except IsADirectoryError as error:
+        raise UserError("is a directory", place=path, expected="a file",
+                        remedy="name the file inside it") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"is not a whole gzip file ({error})", place=path, expected="gzip data, as .gz says",
+                        remedy="copy it again, or rename it if it is not compressed") from error
+    except EOFError as error:
+        raise UserError("ends in the middle of its gzip data", place=path, expected="a whole file",
+                        remedy="it was cut off: copy or make it again") from error
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", place=path,
+                        remedy="check the path and its permissions") from error
+    except ValueError as error:
+        if "null" not in str(error) and "surrogates" not in str(error):
+            raise
+        raise UserError("cannot be a file name", place=repr(path), remedy="check the path") from error
+
+
+def _events(path):
+    """Yield the parser's (event, value) pairs."""
+    with open_bytes(path) as file:
+        try:
+            yield from ijson.basic_parse(file, use_float=True)
+        except _REFUSALS as error:
+            raise _not_json(path, error) from error
+
+
+def _keys(path, events):
+    """Yield the top-level keys; after each, the caller takes that key's value out of `events`."""
+    event, value = next(events)
+    if event != "start_map":
+        found = "is a list" if event == "start_array" else f"is {brief(value)}"
+        raise UserError(f"{found} at the top level", place=path, expected=_TASK_FILE,
+                        remedy='put the records under a split\'s name, or make the file with: '
+                               'python -m data.convert --help')
+    for event, key in events:
+        if event == "end_map":
+            break
+        yield key
+    for _ in events:  # Only here does the parser see what stands behind the closing brace.
+        pass
+
+
+def _skip(events):
+    """Take one value out of `events`; returns the event that it began with."""
+    first, _ = next(events)
+    if first in _OPENS:
+        depth = 1
+        for event, _ in events:
+            if event in _OPENS:
+                depth += 1
+            elif event in _CLOSES:
+                depth -= 1
+                if not depth:
+                    break
+    return first
+
+
+def _records(place, events):
+    """Yield (place, record) for the list that comes next in `events`."""
+    event, value = next(events)
+    if event != "start_array":
+        found = "is an object" if event == "start_map" else f"is {brief(value)}"
+        raise UserError(found, place=place, expected="a list of records",
+                        remedy="put the split's records into a list")
+    count = 0
+    for event, value in events:
+        if event == "end_array":
+            break
+        here = f"{place}[{count}]"
+        record = _build(event, value, events, here)
+        if not isinstance(record, dict):
+            raise UserError(f"is {brief(record)}", place=here, expected="an object, one per record",
+                            remedy="write each record as {...}, or take it out")
+        yield here, record
+        count += 1
+    if not count:
+        raise UserError("is empty", place=place, expected="at least one record",
+                        remedy="fill the split, or take its key out of the file")
+
+
+def _build(event, value, events, place):
+    """The value that begins with (event, value).
+
+    ijson's own `items` would build it too, but it keeps the path to every value as text, which takes memory
+    with the square of the nesting, and it cannot tell the list ``train`` from an object ``{"item": …}``.
+    """
+    if event not in _OPENS:
+        return value
+    root = {} if event == "start_map" else []
+    stack, top, key = [], root, None
+    for event, value in events:
+        if event == "map_key":
+            key = value
+            continue
+        if event in _CLOSES:
+            if not stack:
+                break
+            top = stack.pop()
+            continue
+        if event in _OPENS:
+            value = {} if event == "start_map" else []
+        if type(top) is dict:
+            top[key] = value
+        else:
+            top.append(value)
+        if event in _OPENS:
+            stack.append(top)
+            top = value
+            if len(stack) > _DEEPEST:
+                raise UserError(f"is nested more than {_DEEPEST} deep", place=place,
+                                expected="a record of text fields", remedy="check how the file was made")
+    return root
+
+
+def _not_json(path, error):
+    """The `UserError` for bytes that the parser refused; reads the file again to say where."""
+    offset = _refused_at(path, _refused_at(path, 0, _BLOCK), 1)
+    line, column, rest = _position(path, offset)
+    where = f"line {line}, column {column}"
+    reason = error.args[0] if error.args else ""
+    reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+    reason = reason.split("\n")[0].strip(" .")
+    if not rest:
+        with open_bytes(path) as file:
+            blank = not any(block.strip() for block in iter(lambda: file.read(_BLOCK), b""))
+        if blank:
+            return UserError("is empty", place=path, expected=_TASK_FILE, remedy="check how it was made")
+        return UserError(f"ends in the middle of the JSON, at {where}", place=path, expected="a whole file",
+                         remedy="it was cut off: copy or make it again")
+    for word in (b"NaN", b"Infinity"):
+        if rest.startswith(word):
+            return UserError(f"{word.decode()} at {where} is not JSON", place=path,
+                             expected="a number, a string or null",
+                             remedy="write null instead (json.dump(..., allow_nan=False) finds the cause)")
+    if rest[0] >= 0x80 or isinstance(error, UnicodeDecodeError) or "UTF8" in reason:
+        return UserError(f"is not UTF-8 text, at {where}", place=path, expected="JSON in UTF-8",
+                         remedy="save it as UTF-8, e.g. iconv -f latin1 -t utf-8 old.json > new.json")
+    near = rest[:20].decode("utf-8", "replace")
+    return UserError(f"is not valid JSON at {where}, near {near!r}: {reason}", place=path,
+                     expected=_TASK_FILE, remedy="correct it there, or make the file again")
+
+
+def _refused_at(path, start, step):
+    """Where the parser refuses the file: the offset of the `step` bytes at fault, or the file's length.
+
+    `start`, a multiple of the block size, is where to begin to take small steps.
+    """
+    events = ijson.sendable_list()
+    parser = ijson.basic_parse_coro(events, use_float=True)
+    offset = 0
+    with open_bytes(path) as file:
+        while block := file.read(_BLOCK if offset < start else step):
+            try:
+                parser.send(block)
+            except _REFUSALS:
+                break
+            events.clear()
+            offset += len(block)
+    return offset
+
+
+def _position(path, offset):
+    """(line, column in characters, the next bytes) of a byte offset; lines and columns count from 1."""
+    line, column = 1, 1
+    with open_bytes(path) as file:
+        while offset:
+            block = file.read(min(_BLOCK, offset))
+            offset -= len(block)
+            line += block.count(b"\n")
+            if b"\n" in block:
+                column, block = 1, block[block.rindex(b"\n") + 1:]
+            # Bytes 80-BF continue a character that an earlier byte began.
+            column += len(block.translate(None, bytes(range(0x80, 0xC0))))
+        return line, column, file.read(80)
+
+
+def _listed(names):
+    shown = ", ".join(repr(name) for name in names[:10])
+    return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "") if names else "none"
+
+
+def _field(record, name, place, expected):
+    if name not in record:
+        raise UserError(f"has no {name!r}; its keys are: {_listed(list(record))}", place=place,
+                        expected=f"{name!r}: {expected}", remedy="add it, or rename the key")
+    return record[name]
+
+
+def _list_field(record, name, place, kind, expected):
+    value = _field(record, name, place, expected)
+    if not isinstance(value, list):
+        raise _wrong_type(name, value, place, expected)
+    for index, item in enumerate(value):
+        if not isinstance(item, kind):
+            raise _wrong_type(f"{name}[{index}]", item, place, expected)
+    return value
+
+
+def _wrong_type(name, value, place, expected):
+    return UserError(f"{name!r} is {brief(value)}", place=place, expected=expected, remedy="correct the record")

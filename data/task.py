@@ -1,0 +1,143 @@
+"""The parts of a task and the registry.
+
+A task is one file in `data/tasks/`: a class with its markers, its published settings, how a raw record becomes
+an example, and how outputs are scored. Everything generic (ids, types, labels, trimming, caching, batching)
+happens elsewhere, once.
+"""
+
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Span:
+    """A marker and the text behind it.
+
+    Attributes:
+        marker: the special token that opens the span; its type, too, unless `type` says otherwise.
+        text: raw text; it is stripped and gets one leading space before tokenising.
+        type: the special token whose embedding is added to every token of the span.
+    """
+
+    marker: str
+    text: str
+    type: str | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One input and its target.
+
+    Attributes:
+        context: the input's spans in order.
+        target: the span to be produced; loss falls on its text and the end token.
+        source: the input as a person would read it, for output files.
+        references: all texts that count as right when scoring.
+        place: file, split and index of the record, for errors.
+    """
+
+    context: list[Span]
+    target: Span
+    source: str
+    references: list[str] = field(default_factory=list)
+    place: str = ""
+
+
+class Task:
+    """Base of all tasks; a task's file overrides what is particular to it.
+
+    Attributes:
+        name: what `--task` calls it.
+        summary: one line for `--list_tasks`.
+        markers: all its special tokens; the order is the order of their embedding rows.
+        bos, eos: the markers that open and close every sequence.
+        dataset_path: where the data lie if `--dataset_path` is not given.
+        limits: {marker: tokens}: of a span with that marker only the first so many tokens are kept.
+        min_tokens: training drops examples with fewer tokens than this in any span.
+        scored_split: the split that evaluation scores.
+        merge_references: examples with equal sources are one instance with all their references.
+        published: {"finetune": {flag: value}, "adapter": {flag: value}}: defaults of train.py.
+        headline: the score that stands for the task in a summary.
+    """
+
+    name: str
+    summary: str
+    markers: tuple[str, ...]
+    bos: str
+    eos: str
+    dataset_path: str
+    limits: dict = {}
+    min_tokens: int = 1
+    scored_split: str = "test"
+    merge_references: bool = False
+    published: dict = {}
+    headline: str = "BLEU"
+
+    def example(self, record, place, distilled=False):
+        """A raw json record -> Example.
+
+        Args:
+            record: what stood in the file; anything, it is checked here.
+            place: where it stood, for errors.
+            distilled: take the teacher's target instead of the gold one.
+
+        Raises:
+            UserError: a field is missing or of the wrong type.
+        """
+        raise NotImplementedError
+
+    def score(self, hypotheses, references):
+        """Score outputs against all references.
+
+        Args:
+            hypotheses: one text an instance.
+            references: a list of texts an instance.
+
+        Returns:
+            ({name: utils.metrics.Score}, [notes for the reader])
+        """
+        raise NotImplementedError
+
+
+_TASKS: dict[str, Task] = {}
+
+
+def register(task_class):
+    """Class decorator: make a task known under its name."""
+    task = task_class()
+    if task.name in _TASKS:
+        here, there = task_class.__module__, type(_TASKS[task.name]).__module__
+        raise ValueError(f"duplicate task {task.name!r}: in both {there} and {here}")
+    taken = {m: t.name for t in _TASKS.values() for m in t.markers}
+    clash = {m: taken[m] for m in task.markers if m in taken}
+    if clash:
+        raise ValueError(f"task {task.name!r}: markers already used by another task: {clash}")
+    if task.bos not in task.markers or task.eos not in task.markers:
+        raise ValueError(f"task {task.name!r}: bos and eos must be among its markers")
+    _TASKS[task.name] = task
+    return task_class
+
+
+def all_tasks():
+    """{name: task} of every file in data/tasks/."""
+    import data.tasks
+
+    for module in pkgutil.iter_modules(data.tasks.__path__):
+        importlib.import_module(f"data.tasks.{module.name}")
+    return dict(_TASKS)
+
+
+def get(name):
+    """A task by name; an unknown one is a `UserError` that lists those known."""
+    tasks = all_tasks()
+    if name not in tasks:
+        raise UserError(
+            f"unknown task {name!r}",
+            place="--task",
+            expected="one of " + ", ".join(sorted(tasks)),
+            remedy="see --list_tasks; a new task is one file in data/tasks/",
+        )
+    return tasks[name]
