@@ -1,0 +1,258 @@
+"""Scores of generated text. Every number comes with a signature that says how it was computed.
+
+The scorers are imported where they are used: importing this module costs nothing.
+
+Shapes, everywhere: `hypotheses` is a list of N strings; `references` is a list of N lists of strings, and an
+example may have more references than another. A wrong shape is a `UserError`.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError, brief
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number and how it was computed, e.g. ``Score(27.3, "nrefs:1|case:mixed|…|version:2.6.0")``."""
+
+    value: float
+    signature: str
+
+
+# --- scores ----------------------------------------------------------------------------------------------
+
+
+def bleu(hypotheses, references):
+    """Corpus BLEU, 0–100, by sacreBLEU (Post 2018): 13a tokens, mixed case, exp smoothing."""
+    from sacrebleu.metrics import BLEU
+
+    return _sacrebleu(BLEU(), hypotheses, references)
+
+
+def chrf(hypotheses, references):
+    """Corpus chrF2, 0–100, by sacreBLEU (Popović 2015): character 1–6-grams."""
+    from sacrebleu.metrics import CHRF
+
+    return _sacrebleu(CHRF(), hypotheses, references)
+
+
+def _sacrebleu(metric, hypotheses, references):
+    check_counts(hypotheses, references)
+    # sacreBLEU wants one list per reference number; None stands for a reference an example does not have.
+    most = max(len(group) for group in references)
+    streams = [[group[i] if i < len(group) else None for group in references] for i in range(most)]
+    value = metric.corpus_score(hypotheses, streams).score
+    return Score(float(value), str(metric.get_signature()))
+
+
+def rouge(hypotheses, references, stem=True):
+    """Mean ROUGE F scores, 0–1, by Google's rouge-score (Lin 2004), of the best reference of each example.
+
+    Args:
+        stem: strip English endings (Porter) before comparing.
+
+    Returns:
+        dict of `Score`: rouge1, rouge2, rougeL, rougeLsum. rougeLsum takes each line of a text as a
+        sentence, so texts of several sentences should come with one sentence on a line.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    check_counts(hypotheses, references)
+    names = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
+    scorer = RougeScorer(names, use_stemmer=stem)
+    each = [scorer.score_multi(group, hypothesis) for hypothesis, group in zip(hypotheses, references)]
+    signature = "|".join(
+        (
+            _nrefs(references),
+            "multi:best|case:lc|tok:rouge-score",
+            f"stem:{'porter' if stem else 'no'}|score:f|scale:0-1|{_version('rouge-score')}",
+        )
+    )
+    means = {name: sum(scores[name].fmeasure for scores in each) / len(each) for name in names}
+    return {name: Score(float(mean), signature) for name, mean in means.items()}
+
+
+def e2e(hypotheses, references):
+    """The scores of the E2E NLG challenge, equal to those of its own scripts (`utils.caption_metrics`).
+
+    Returns:
+        ``(scores, notes)``: a dict of `Score` — BLEU 0–1, NIST ≥ 0, METEOR 0–1 (see `meteor`), ROUGE_L 0–1,
+        CIDEr 0–10 — and a list of lines to show the user about what could not be computed.
+    """
+    from utils import caption_metrics as caption
+
+    check_counts(hypotheses, references)
+    nrefs = _nrefs(references)
+    bleu_value, nist_value = caption.bleu_nist(hypotheses, references)
+    meteor_scores, notes = meteor(hypotheses, references)
+    tokens = _ptb(hypotheses, references)
+    mteval = f"{nrefs}|case:lc|tok:mteval-v13a"
+    coco = f"{nrefs}|{_PTB_SIGNATURE}"
+    scores = {
+        "BLEU": Score(bleu_value, f"{mteval}|smooth:exp|bp:closest|scale:0-1"),
+        "NIST": Score(nist_value, f"{mteval}|n:5|scale:0-inf"),
+        **meteor_scores,
+        "ROUGE_L": Score(caption.rouge_l(*tokens), f"{coco}|beta:1.2|scale:0-1"),
+        "CIDEr": Score(caption.cider(*tokens), f"{coco}|cider:D|n:4|sigma:6|df:references|scale:0-10"),
+    }
+    return scores, notes
+
+
+_PTB_SIGNATURE = "case:lc|tok:ptb-python|punct:no"
+_METEOR_REMEDY = (
+    "install pycocoevalcap==1.2 and a Java runtime (java on PATH); nltk's METEOR_nltk, another number, needs "
+    "`python -m nltk.downloader wordnet`"
+)
+
+
+def meteor(hypotheses, references):
+    """METEOR 1.5 where pycocoevalcap and Java are there, else nltk's METEOR, else none.
+
+    Nothing is ever downloaded.
+
+    Returns:
+        ``(scores, notes)``: ``{"METEOR": Score}``, ``{"METEOR_nltk": Score}`` or ``{}``, all 0–1, and, unless
+        it is METEOR 1.5, one line that says why and how to get it.
+    """
+    from utils import caption_metrics as caption
+
+    check_counts(hypotheses, references)
+    tokens = _ptb(hypotheses, references)
+    signature = f"{_nrefs(references)}|{_PTB_SIGNATURE}|scale:0-1"
+    try:
+        value = caption.meteor_java(*tokens)
+        return {"METEOR": Score(value, f"{signature}|lang:en|norm:yes|version:1.5")}, []
+    except caption.MeteorError as error:
+        reason = f"METEOR left out: {error}"
+    try:
+        value = caption.meteor_nltk(*tokens)
+    except caption.MeteorError as error:
+        return {}, [f"{reason}, and {error}; {_METEOR_REMEDY}"]
+    scores = {"METEOR_nltk": Score(value, f"{signature}|nltk|{_version('nltk')}")}
+    return scores, [f"{reason}; METEOR_nltk stands in and is not comparable with it; {_METEOR_REMEDY}"]
+
+
+def _ptb(hypotheses, references):
+    from utils.caption_metrics import ptb_tokenize
+
+    return list(map(ptb_tokenize, hypotheses)), [list(map(ptb_tokenize, group)) for group in references]
+
+
+def perplexity(total_nll, tokens):
+    """exp(total_nll / tokens): `total_nll` is the summed negative log-likelihood (nats) of `tokens` tokens."""
+    if tokens <= 0:
+        raise UserError("no target tokens were scored", remedy="check that the split is not empty")
+    try:
+        value = math.exp(total_nll / tokens)
+    except OverflowError:
+        value = math.inf
+    return Score(value, f"tokens:{tokens}|mean:token|base:e")
+
+
+def _nrefs(references):
+    counts = {len(group) for group in references}
+    return f"nrefs:{counts.pop() if len(counts) == 1 else 'var'}"
+
+
+def _version(package):
+    from importlib.metadata import version
+
+    return f"version:{version(package)}"
+
+
+# --- output ----------------------------------------------------------------------------------------------
+
+
+def table(scores):
+    """The scores (dict of `Score`) as text, one aligned line each: name, value, signature."""
+    if not scores:
+        return ""
+    width = max(map(len, scores))
+    values = {name: f"{score.value:.4f}" for name, score in scores.items()}
+    digits = max(map(len, values.values()))
+    return "\n".join(
+        f"{name:<{width}}  {values[name]:>{digits}}  {score.signature}" for name, score in scores.items()
+    )
+
+
+def to_json(scores):
+    """``{"BLEU": {"score": …, "signature": …}, …}``; JSON knows no infinity, so such a score is None."""
+    return {
+        name: {"score": score.value if math.isfinite(score.value) else None, "signature": score.signature}
+        for name, score in scores.items()
+    }
+
+
+# --- input -----------------------------------------------------------------------------------------------
+
+
+def check_counts(hypotheses, references):
+    """Raise a `UserError` unless there is one non-empty list of references per hypothesis, and at least one."""
+    if len(hypotheses) != len(references):
+        raise UserError(
+            f"{len(hypotheses)} hypotheses, but references for {len(references)} examples",
+            expected="one line of output, and one or more references, per example",
+            remedy="use the references of the decoded split; in their file an empty line ends an example",
+        )
+    if not hypotheses:
+        raise UserError("there is nothing to score: 0 hypotheses", remedy="check the output file or --split")
+    for i, (hypothesis, group) in enumerate(zip(hypotheses, references)):
+        if not isinstance(hypothesis, str):
+            raise UserError(f"the hypothesis is {brief(hypothesis)}", place=f"example {i}", expected="a string")
+        if isinstance(group, str) or not group or not all(isinstance(text, str) for text in group):
+            found = f"the references are {brief(group)}"
+            raise UserError(found, place=f"example {i}", expected="a list of one or more strings")
+
+
+def read_lines(path):
+    """The lines of a UTF-8 text file, e.g. one hypothesis a line; an empty line is an empty hypothesis.
+
+    Raises:
+        UserError: no such file, nothing but white space in it, or not UTF-8 (the message names the line).
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read it: {error.strerror}", place=path, remedy="check the path") from error
+    lines = []
+    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), 1):
+        try:
+            lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r"))
+        except UnicodeDecodeError as error:
+            found = f"byte {error.start + 1} of the line is not UTF-8"
+            raise UserError(found, place=f"{path}:{number}", remedy="save the file as UTF-8") from error
+    if not content.strip():
+        raise UserError("the file is empty", place=path, expected="one text a line")
+    return lines
+
+
+def read_references(path):
+    """References from a file, as a list of lists of strings.
+
+    In the E2E challenge's layout each line is a reference and an empty line ends an example; a file without
+    empty lines (at its end they do not count) has one reference per example.
+
+    Raises:
+        UserError: as `read_lines`, or two empty lines together: an example without references.
+    """
+    lines = [line.strip() for line in read_lines(path)]
+    while not lines[-1]:
+        lines.pop()
+    if "" not in lines:
+        return [[line] for line in lines]
+    groups = [[]]
+    for number, line in enumerate(lines, 1):
+        if line:
+            groups[-1].append(line)
+        elif groups[-1]:
+            groups.append([])
+        else:
+            raise UserError(
+                "an example without references",
+                place=f"{path}:{number}",
+                expected="one or more references a line, then one empty line",
+                remedy="remove the empty line, or put the missing reference above it",
+            )
+    return groups
