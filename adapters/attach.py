@@ -295,3 +295,9 @@ def describe(model):
     if c["backbone"]:
         return f"trained: all {c['backbone']:,} parameters of the backbone"
     return f"trained: adapters {c['adapters']:,} + task rows {c['task_rows']:,} = {share:.2f} % of {total} (frozen)"
+
+
+def compile_blocks(model):
+    """torch.compile every block by itself: one short compilation serves all blocks of a model."""
+    for block in family_of(model.config).blocks(model):
+        block.compile()

@@ -87,6 +87,7 @@ def load(name, random_init=False):
             remedy="use the tokenizer that belongs to the model",
         )
     model.config._name_or_path = str(name)
+    model.backbone_fingerprint = fingerprint(model)
     return model.eval(), tokenizer
 
 

@@ -94,15 +94,15 @@ class AdapterBank(nn.Module):
         """hidden: [rows, length, width] -> the same, each row through its task's adapter."""
         groups = self.router.groups
         if len(groups) == 1:
-            return self._apply(groups[0][0], hidden)
+            return self._adapt(groups[0][0], hidden)
         parts, order = [], []
         for name, rows in groups:
             rows = rows.to(hidden.device)
-            parts.append(self._apply(name, hidden.index_select(0, rows)))
+            parts.append(self._adapt(name, hidden.index_select(0, rows)))
             order.append(rows)
         return torch.cat(parts).index_select(0, torch.argsort(torch.cat(order)))
 
-    def _apply(self, name, hidden):
+    def _adapt(self, name, hidden):
         # A task without an adapter (task embeddings only, or task id -1) passes through.
         return self.adapters[name](hidden) if name in self.adapters else hidden
 

@@ -1,8 +1,9 @@
 """Which examples make up which batch, and the batch itself.
 
 The order is a pure function of (seed, epoch): a run resumed at step s goes on with the s-th batch of the same
-plan. Batches hold examples of like length, padded to a multiple of 8. Every process of a distributed run plans
-the same global batches and takes its own rows of each, so the number of processes changes nothing.
+plan. Batches hold examples of like length, padded to a multiple of 8, and are as many in every epoch. Every
+process of a distributed run plans the same global batches and takes its own rows of each, so the number of
+processes changes nothing.
 """
 
 from dataclasses import dataclass
@@ -10,9 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 ROUND = 8
-# Examples are sorted by length within pools of this many batches: long enough to pad little, short enough to
-# leave the order random.
-POOL_BATCHES = 64
 
 
 @dataclass
@@ -46,23 +44,19 @@ def plan(lengths, batch_size, *, world=1, max_tokens=None, seed=0, epoch=0, shuf
         seed, epoch: what the order depends on.
         shuffle: False: one pass from short to long, for evaluation.
     """
-    lengths = np.asarray(lengths)
-    n = len(lengths)
+    sizes = rounded(np.asarray(lengths))
+    n = len(sizes)
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(n) if shuffle else np.arange(n)
-    mean = max(1, int(rounded(lengths).mean())) if n else 1
-    rows = batch_size if max_tokens is None else max(1, max_tokens // mean)
-    pool = rows * world * POOL_BATCHES if shuffle else max(n, 1)
-    sizes = lengths[order]
-    # Sort by (pool, length); lexsort is stable, so ties keep their random order.
-    order = order[np.lexsort((sizes, np.arange(n) // pool))]
-    bounds = _by_count(n, batch_size * world) if max_tokens is None else _by_tokens(lengths[order], max_tokens, world)
-    if shuffle:
-        batches = rng.permutation(len(bounds) - 1)
-        pieces = [order[bounds[b] : bounds[b + 1]] for b in batches]
-        bounds = np.concatenate([[0], np.cumsum([len(p) for p in pieces])])
-        order = np.concatenate(pieces) if pieces else order
-    return Plan(order, bounds.astype(np.int64))
+    # The sort is stable: examples of one rounded length stay in random order, so batches differ from epoch to
+    # epoch while their bounds, and so their number, do not.
+    order = order[np.argsort(sizes[order], kind="stable")]
+    bounds = _by_count(n, batch_size * world) if max_tokens is None else _by_tokens(sizes[order], max_tokens, world)
+    if shuffle and n:
+        pieces = np.split(order, bounds[1:-1])
+        pieces = [pieces[i] for i in rng.permutation(len(pieces))]
+        order, bounds = np.concatenate(pieces), np.concatenate([[0], np.cumsum([len(p) for p in pieces])])
+    return Plan(order, bounds)
 
 
 def rounded(length):
@@ -75,15 +69,12 @@ def _by_count(n, size):
 
 
 def _by_tokens(sizes, max_tokens, world):
-    bounds, start, longest = [0], 0, 0
-    for i, size in enumerate(rounded(sizes).tolist()):
-        longest_with = max(longest, size)
-        rows = -(-(i + 1 - start) // world)
-        if i > start and rows * longest_with > max_tokens:
+    # Sizes come sorted, so the newest is the longest of its batch.
+    bounds = [0]
+    for i, size in enumerate(sizes.tolist()):
+        rows = -(-(i + 1 - bounds[-1]) // world)
+        if i > bounds[-1] and rows * size > max_tokens:
             bounds.append(i)
-            start, longest = i, size
-        else:
-            longest = longest_with
     return np.array([*bounds, len(sizes)] if len(sizes) else [0])
 
 

@@ -1,4 +1,4 @@
-"""Task json files, read one record at a time.
+"""Task json files, and the text and csv files they are made from, read one record at a time.
 
 A task file is ``{"train": [...], "valid": [...], "test": [...]}`` (``"val"`` is read as ``"valid"``), each
 split a list of objects; a name ending in ``.gz`` is decompressed on the way. Memory holds one record,
@@ -10,6 +10,7 @@ parser gives ``?`` for it.
 """
 
 import contextlib
+import csv
 import gzip
 import hashlib
 import os
@@ -125,6 +126,57 @@ def open_bytes(path):
         if file.peek(len(_BOM)).startswith(_BOM):
             file.read(len(_BOM))
         yield file
+
+
+def text_lines(path):
+    """Yield (line number, text) for every line of a UTF-8 file, plain or ``.gz``; its ``\\n`` stays on it."""
+    # Only \n ends a line: sentences hold U+2028, U+0085 and whatever else splitlines() would cut at.
+    with open_bytes(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield number, line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"byte {line[error.start]:#x} is not UTF-8 text", place=f"{path}:{number}",
+                                expected="a text file in UTF-8",
+                                remedy="save it as UTF-8, e.g. iconv -f latin1 -t utf-8 old > new") from error
+
+
+def csv_rows(path, columns, remedy):
+    """Yield ("file:line", {column: text}) for every row of a csv file with a header.
+
+    A row of a wrong length comes as a `UserError` in place of the dict, to be raised or counted. Column names
+    are lower-cased. `remedy` is the advice when a column is missing.
+
+    Raises:
+        UserError: no header with these columns, or quotes that do not pair up.
+    """
+    rows = csv.reader((text for _, text in text_lines(path)), strict=True)
+    wanted = f"a header with {' and '.join(columns)}"
+    header, line = None, 1
+    while True:
+        place = f"{path}:{line}"
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise UserError(f"is not valid csv: {error}", place=place, remedy="correct the row",
+                            expected='quotes in pairs, inner ones as ""') from error
+        if row is None:
+            break
+        line = rows.line_num + 1
+        if not row:
+            continue
+        if header is None:
+            header = [name.strip().lower() for name in row]
+            if not set(columns) <= set(header):
+                raise UserError(f"its columns are {', '.join(header)[:200]!r}", place=place, expected=wanted,
+                                remedy=remedy)
+        elif len(row) != len(header):
+            yield place, UserError(f"{len(row)} columns", place=place, remedy="correct the row",
+                                   expected=f"{len(header)}, as the header has")
+        else:
+            yield place, dict(zip(header, row))
+    if header is None:
+        raise UserError("is empty", place=path, expected=wanted, remedy=remedy)
 
 
 @contextlib.contextmanager

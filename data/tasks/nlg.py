@@ -3,7 +3,7 @@
 Record: {"src": {slot: value, …}, "tgt": text, "refs": [text, …]}; `refs` is for scoring and may be absent.
 """
 
-from data.files import object_field, text_field, text_list_field
+from data.files import mapping_field, text_field, texts_field
 from data.task import Example, Span, Task, register
 from utils.errors import UserError
 
@@ -33,7 +33,7 @@ class NLG(Task):
     }
 
     def example(self, record, place, distilled=False):
-        slots = object_field(record, "src", place)
+        slots = mapping_field(record, "src", place)
         unknown = [slot for slot in slots if slot not in SLOTS]
         if unknown:
             raise UserError(
@@ -47,7 +47,7 @@ class NLG(Task):
             context=[Span(SLOTS[slot], value) for slot, value in slots.items()],
             target=Span("<response>", target),
             source=", ".join(f"{slot}[{value}]" for slot, value in slots.items()),
-            references=text_list_field(record, "refs", place) if "refs" in record else [target],
+            references=texts_field(record, "refs", place) if "refs" in record else [target],
             place=place,
         )
 

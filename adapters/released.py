@@ -1,0 +1,178 @@
+"""Checkpoints released with the original VLM code, read as they are.
+
+A directory with pytorch_model.bin (weights only; the pickled training arguments beside it are never opened),
+config.json, vocab.json, merges.txt, added_tokens.json. Adapters stand under
+`transformer.h.<layer>.adapter_block.{ln,project_down,project_up}` (one task) or
+`…adapter_block.mixadapter.<task id>.…` (the combined VLM), and the last 30 of the embedding's rows are
+`<pad>` and the five tasks' 29 markers. A fully fine-tuned one has the rows and no adapters.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+
+from adapters.attach import TaskModelInfo, _condition, attach
+from adapters.bottleneck import BottleneckAdapter
+from utils.errors import UserError, brief
+
+# In the order of their embedding rows, which is not the order of the task ids.
+ROWS = {
+    "dialogue": ["<bos_dial>", "<eos_dial>", "<speaker1>", "<speaker2>", "<persona>"],
+    "qa": ["<bos_qa>", "<eos_qa>", "<question>", "<answer>", "<document>"],
+    "mt": ["<bos_mt>", "<eos_mt>", "<source_mt>", "<target_mt>"],
+    "summarization": ["<bos_sm>", "<eos_sm>", "<source_sm>", "<target_sm>"],
+    "nlg": ["<bos_nlg>", "<eos_nlg>", "<name>", "<eatType>", "<familyFriendly>", "<priceRange>", "<food>", "<near>",
+            "<area>", "<customerRating>", "<response>"],
+}  # fmt: skip
+TASK_IDS = ["mt", "summarization", "dialogue", "qa", "nlg"]
+ADDED = 1 + sum(map(len, ROWS.values()))
+
+_PART = {"ln": "norm", "project_down": "down", "project_up": "up"}
+_KEY = re.compile(r"transformer\.h\.(\d+)\.adapter_block\.(?:mixadapter\.(\w+)\.)?(ln|project_down|project_up)\.(\w+)")
+_IGNORED = re.compile(r".*\.attn\.(masked_)?bias$|.*p_gen_linear.*|lm_head\.weight")
+
+
+def is_released(path):
+    """Whether a directory looks like a checkpoint of the original code."""
+    path = Path(path)
+    added = path / "added_tokens.json"
+    return (path / "pytorch_model.bin").is_file() and added.is_file() and "<bos_dial>" in added.read_text("utf-8")
+
+
+def load(path, task=None):
+    """(model, tokenizer) of a released checkpoint.
+
+    Args:
+        path: its directory.
+        task: names the adapter of a single-task checkpoint.
+    """
+    state = _read_weights(Path(path) / "pytorch_model.bin")
+    tokenizer = _tokenizer(path, state["transformer.wte.weight"].shape[0])
+    return build(state, tokenizer, _config(path, state), task, place=path)
+
+
+def build(state, tokenizer, config, task=None, place="released checkpoint"):
+    """A model from the original code's state dict.
+
+    Args:
+        state: {original key: tensor}.
+        tokenizer: the base tokenizer, without the added tokens.
+        config: a GPT2Config of the *base* vocabulary's size.
+        task: names the adapter of a single-task checkpoint.
+        place: for errors.
+
+    Returns:
+        (model in eval mode, tokenizer with the 30 tokens)
+    """
+    from transformers import GPT2LMHeadModel
+
+    base = config.vocab_size
+    adapters = {key: _KEY.fullmatch(key) for key in state if "adapter_block" in key}
+    if bad := [key for key, match in adapters.items() if not match]:
+        raise UserError(f"unknown adapter key {bad[0]}", place=place, expected="keys of the original VLM code")
+    own = {k: v for k, v in state.items() if k not in adapters and not _IGNORED.fullmatch(k)}
+    table = own["transformer.wte.weight"]
+    if not adapters:
+        config.vocab_size = len(table)
+        model = GPT2LMHeadModel(config)
+        _load_backbone(model, own, place)
+        from adapters.attach import add_tokens
+
+        _condition(model, TaskModelInfo("full", _ordered(), {}, add_tokens(tokenizer, ROWS), own_columns=False))
+        return model.eval(), tokenizer
+    model = GPT2LMHeadModel(config)
+    _load_backbone(model, own | {"transformer.wte.weight": table[:base]}, place)
+    model.backbone_fingerprint = None
+    # Rows keep the file's order, so token ids are the file's; task ids are the combiner's order.
+    attach(model, tokenizer, ROWS, {name: 0 for name in ROWS}, own_columns=False)
+    _set_rows(model, table[base:])
+    _set_adapters(model, state, adapters, task)
+    return model.eval(), tokenizer
+
+
+def _set_rows(model, rows):
+    held = model.get_input_embeddings().rows
+    held.spare.copy_(rows[:1])
+    held.spare_scores = True
+    start = 1
+    for name, markers in ROWS.items():
+        held.tasks[name].data.copy_(rows[start : start + len(markers)])
+        start += len(markers)
+
+
+def _set_adapters(model, state, matches, task):
+    width, eps = model.config.n_embd, model.config.layer_norm_epsilon
+    names = set()
+    for key, match in matches.items():
+        layer, slot, part, kind = match.groups()
+        name = _task_of(slot, task)
+        names.add(name)
+        bank = model.transformer.h[int(layer)].adapter_bank
+        if name not in bank.adapters:
+            prefix = key[: key.index(f".{part}.")]
+            bank.adapters[name] = BottleneckAdapter(width, state[f"{prefix}.project_down.weight"].shape[0], eps)
+            model.info.bottlenecks[name] = bank.adapters[name].down.out_features
+        getattr(getattr(bank.adapters[name], _PART[part]), kind).data.copy_(state[key])
+    # Ids as in the original's combiner; a single-task checkpoint has one task.
+    order = [t for t in TASK_IDS if t in names]
+    model.info.markers = {t: ROWS[t] for t in order}
+    model.info.bottlenecks = {t: model.info.bottlenecks[t] for t in order}
+    model.router.tasks = model.info.tasks
+
+
+def _task_of(slot, task):
+    if slot is None:
+        if task not in ROWS:
+            raise UserError("a released single-task checkpoint does not say which task it is for",
+                            place="--task", expected="one of " + ", ".join(TASK_IDS))  # fmt: skip
+        return task
+    return TASK_IDS[int(slot)] if slot.isdigit() else slot
+
+
+def _ordered():
+    return {t: ROWS[t] for t in TASK_IDS}
+
+
+def _load_backbone(model, state, place):
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing = [k for k in missing if not _IGNORED.fullmatch(k)]
+    if missing or unexpected:
+        raise UserError(f"keys do not fit a GPT-2: missing {missing[:2]}, not expected {unexpected[:2]}", place=place,
+                        expected="a checkpoint of the original VLM code")  # fmt: skip
+    model.tie_weights()
+
+
+def _read_weights(path):
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # A damaged file, or one that wants to run code: neither is loaded.
+        raise UserError(f"cannot be read as plain weights: {brief(str(error), 120)}", place=path,
+                        expected="a whole pytorch_model.bin with tensors only", remedy="fetch it again") from error  # fmt: skip
+    if not isinstance(state, dict) or "transformer.wte.weight" not in state:
+        raise UserError("no transformer.wte.weight in it", place=path, expected="a GPT-2 state dict")
+    return state
+
+
+def _config(path, state):
+    from adapters import backbones
+
+    config = backbones.read_config(path, f"--model_checkpoint {path}")
+    backbones.family_of(config)
+    config.vocab_size = state["transformer.wte.weight"].shape[0] - ADDED
+    return config
+
+
+def _tokenizer(path, rows):
+    from transformers import GPT2TokenizerFast
+
+    path = Path(path)
+    for name in ("vocab.json", "merges.txt"):
+        if not (path / name).is_file():
+            raise UserError(f"no {name}", place=path, expected="the tokenizer's files beside the weights")
+    tokenizer = GPT2TokenizerFast(str(path / "vocab.json"), str(path / "merges.txt"))
+    if len(tokenizer) + ADDED != rows:
+        raise UserError(f"vocab.json has {len(tokenizer)} tokens, the table {rows} rows", place=path,
+                        expected=f"{ADDED} rows more than tokens")  # fmt: skip
+    return tokenizer

@@ -1,0 +1,92 @@
+"""Devices, precision, processes."""
+
+import contextlib
+import os
+import resource
+import sys
+
+
+def parallel():
+    """The context a script's work runs in: several processes under torchrun, one otherwise.
+
+    gloo on CPU, nccl on GPUs, XLA where torch_xla is installed.
+    """
+    import ignite.distributed as idist
+
+    backend = None
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        import torch
+
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
+    elif idist.has_xla_support:
+        backend = "xla-tpu"
+    import logging
+
+    logging.getLogger("ignite.distributed.launcher.Parallel").setLevel(logging.WARNING)
+    return idist.Parallel(backend=backend)
+
+
+def has_bf16(device):
+    """Whether matrix products in bf16 are fast on this device."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "xla"
+
+
+def add_precision_flags(parser):
+    """--bf16 | --fp16 | --fp32; none of them: bf16 where the hardware has it."""
+    group = parser.add_argument_group("precision (default: --bf16 where the hardware has it, else --fp32)")
+    one = group.add_mutually_exclusive_group()
+    one.add_argument("--bf16", action="store_true", help="matrix products in bfloat16 (autocast)")
+    one.add_argument("--fp16", action="store_true", help="matrix products in float16 with loss scaling (GPU only)")
+    one.add_argument("--fp32", action="store_true", help="everything in float32")
+
+
+def precision(args, device):
+    """The dtype matrix products run in, from the flags and the device.
+
+    Raises:
+        UserError: --fp16 on a CPU.
+    """
+    import torch
+
+    from utils.errors import UserError
+
+    if args.fp16 and device.type != "cuda":
+        raise UserError("float16 needs a GPU", place="--fp16", remedy="use --bf16 or --fp32")
+    if args.fp16:
+        return torch.float16
+    if args.bf16 or (not args.fp32 and has_bf16(device)):
+        return torch.bfloat16
+    return torch.float32
+
+
+def autocast(device, dtype):
+    """Autocast to `dtype`, or nothing in fp32."""
+    import torch
+
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
+
+
+def peak_memory_mb(device=None):
+    """The process's largest resident set so far in MB, or the GPU's largest allocation where one is used."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def quiet_libraries():
+    """Keep transformers' progress bars and advice off the screen; errors still come through."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()

@@ -1,0 +1,44 @@
+"""Pictures of a run, where people would rather look than read."""
+
+import io
+from pathlib import Path
+
+from utils.files import atomic_write
+
+
+def learning_curve(path, history, title):
+    """Training and validation loss over optimizer steps, as a PNG.
+
+    Args:
+        path: where the PNG goes.
+        history: {"train": [{step, loss, lr}], "valid": [{step, nll}]}.
+        title: printed above.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, left = plt.subplots(figsize=(7, 4), dpi=130, layout="constrained")
+    train, valid = history["train"], history["valid"]
+    if train:
+        left.plot([r["step"] for r in train], [r["loss"] for r in train], color="tab:blue", lw=1, label="train")
+        right = left.twinx()
+        right.plot([r["step"] for r in train], [r["lr"] for r in train], color="0.75", lw=1, ls="--")
+        right.set_ylabel("learning rate (dashed)", color="0.5")
+        right.set_ylim(bottom=0)
+        right.spines["top"].set_visible(False)
+    if valid:
+        left.plot([r["step"] for r in valid], [r["nll"] for r in valid], "o-", color="tab:orange", label="validation")
+        best = min(valid, key=lambda r: r["nll"])
+        left.annotate(f"{best['nll']:.3f}", (best["step"], best["nll"]), textcoords="offset points", xytext=(0, 7),
+                      ha="center", color="tab:orange")  # fmt: skip
+    left.set(xlabel="optimizer step", ylabel="negative log-likelihood per token", title=title)
+    left.spines["top"].set_visible(False)
+    if train or valid:
+        left.legend(frameon=False)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    plt.close(figure)
+    with atomic_write(Path(path), "wb") as file:
+        file.write(image.getvalue())

@@ -1,0 +1,189 @@
+"""Run directories: what was run, with what, and every checkpoint that allows going on exactly.
+
+    runs/<name>/
+        run.json                flags, seed, library versions, git commit, content keys of the data
+        metrics.json            what came out
+        (model files)           the best model so far; evaluate.py reads them here
+        checkpoints/step_N/     the last few: model files and training_state.pt
+        learning_curve.png, events.*  (TensorBoard)
+"""
+
+import json
+import platform
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from utils.errors import UserError, brief
+from utils.files import atomic_directory, disk_errors, remove_leftovers, write_json, writable_directory
+
+STATE = "training_state.pt"
+
+
+def default_directory(*parts):
+    """runs/<date>_<host>_<part>_<part>…, with nothing in it that a path cannot hold."""
+    words = [time.strftime("%Y-%m-%d_%H-%M-%S"), socket.gethostname(), *map(str, parts)]
+    return Path("runs") / "_".join(w.strip("/").replace("/", "-") for w in words)
+
+
+class Run:
+    """One run's directory.
+
+    Args:
+        directory: its path.
+        keep: how many of the newest checkpoints are kept.
+    """
+
+    def __init__(self, directory, keep=3):
+        self.directory, self.keep = Path(directory), keep
+        self.checkpoints = self.directory / "checkpoints"
+
+    @classmethod
+    def create(cls, directory, record, keep=3):
+        """Start a new run directory and write run.json.
+
+        Raises:
+            UserError: the directory cannot be written, or already holds a run.
+        """
+        run = cls(directory, keep)
+        if (run.directory / "run.json").exists():
+            raise UserError(
+                "this directory already holds a run",
+                place=f"--output_dir {directory}",
+                remedy=f"go on with it (--resume {directory}), name another directory, or remove it",
+            )
+        writable_directory(run.directory, "--output_dir")
+        write_json(run.directory / "run.json", record)
+        return run
+
+    @classmethod
+    def open(cls, directory, keep=3):
+        """An existing run directory and its run.json: (run, record)."""
+        path = Path(directory) / "run.json"
+        if not path.is_file():
+            raise UserError("no run.json here", place=f"--resume {directory}", expected="a run directory of train.py")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"not valid json: {error}", place=path, remedy="start the run again") from error
+        run = cls(directory, keep)
+        writable_directory(run.directory, "--resume")
+        return run, record
+
+    def saved_steps(self):
+        """Steps of the whole checkpoints on disk, oldest first."""
+        folders = self.checkpoints.glob("step_*") if self.checkpoints.is_dir() else []
+        return sorted(int(f.name.split("_")[1]) for f in folders)
+
+    def checkpoint(self, step):
+        """Where the checkpoint of a step lies."""
+        return self.checkpoints / f"step_{step:08d}"
+
+    def save_checkpoint(self, step, state, save_model):
+        """Write one whole checkpoint, then drop the oldest beyond `keep`.
+
+        Args:
+            step: optimizer steps taken.
+            state: nested dict of tensors, numbers and strings.
+            save_model: called with a directory, writes the model files there.
+        """
+        import torch
+
+        if self.checkpoint(step).exists():
+            return
+        with atomic_directory(self.checkpoint(step)) as beside:
+            save_model(beside)
+            torch.save(state, beside / STATE)
+        for old in self.saved_steps()[: -self.keep]:
+            # Renamed first: a half-removed directory must not look like a checkpoint.
+            doomed = self.checkpoints / f".step_{old:08d}.old"
+            self.checkpoint(old).rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def load_checkpoint(self):
+        """(step, state) of the newest checkpoint that can be read, or (0, None)."""
+        import torch
+
+        if self.checkpoints.is_dir():
+            remove_leftovers(self.checkpoints)
+        for step in reversed(self.saved_steps()):
+            try:
+                return step, torch.load(self.checkpoint(step) / STATE, map_location="cpu", weights_only=True)
+            except Exception as error:
+                # Whatever is wrong with this file, an older checkpoint may be whole.
+                print(f"checkpoint {self.checkpoint(step)} cannot be read ({brief(str(error))}): trying the one before")
+        return 0, None
+
+    def save_best(self, save_model):
+        """Replace the model files in the run directory, each moved into place whole."""
+        with disk_errors(self.directory):
+            with atomic_directory(self.directory / ".best") as beside:
+                save_model(beside)
+            for file in sorted((self.directory / ".best").iterdir()):
+                file.replace(self.directory / file.name)
+            (self.directory / ".best").rmdir()
+
+    def write_metrics(self, metrics):
+        """Write metrics.json."""
+        write_json(self.directory / "metrics.json", metrics)
+
+
+def record(args, **more):
+    """What run.json holds: the command, resolved flags, versions, commit."""
+    return dict(
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        flags={k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(args).items())},
+        versions=versions(),
+        commit=_commit(),
+        started=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        **more,
+    )
+
+
+def versions():
+    """{library: version} of what decides the numbers."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "tokenizers", "pytorch-ignite", "numpy", "sacrebleu", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def check_flags(given, stored, free, place):
+    """Refuse to resume with other flags than the run was started with.
+
+    Args:
+        given: {flag: value} the user typed now.
+        stored: {flag: value} of run.json.
+        free: flags that change nothing in the result and may differ.
+        place: for the error.
+    """
+    for flag, value in given.items():
+        if flag in free or flag not in stored:
+            continue
+        if value != stored[flag]:
+            raise UserError(
+                f"--{flag} {value} was given, the run was started with --{flag} {stored[flag]}",
+                place=place,
+                expected="the same flags, or none: a resumed run continues the run it was",
+                remedy=f"leave --{flag} out, or start a new run with another --output_dir",
+            )
+
+
+def _commit():
+    """The toolkit's git commit, with "+" where files differ from it; None outside a checkout."""
+    home = Path(__file__).resolve().parent.parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, timeout=10)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=home, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "") if commit.returncode == 0 else None

@@ -1,0 +1,394 @@
+"""The one training loop.
+
+An iteration is one optimizer step: `accumulation` micro-batches, each loss averaged over its labels in all
+processes, their gradients averaged, clipped once, applied once. Everything random depends on (seed, step)
+alone, so a run resumed from a checkpoint repeats the run that was never stopped, bit for bit on a CPU.
+"""
+
+import contextlib
+import math
+import signal
+import sys
+import time
+from dataclasses import dataclass
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+from ignite.handlers.tensorboard_logger import TensorboardLogger
+
+from utils.devices import autocast, peak_memory_mb
+from utils.errors import UserError
+
+
+@dataclass
+class Settings:
+    """How to train. Flags of the same names set these; see `train.py --help`."""
+
+    lr: float
+    n_epochs: int
+    gradient_accumulation_steps: int = 1
+    max_norm: float = 1.0
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    adam_eps: float = 1e-6
+    max_steps: int | None = None
+    seed: int = 42
+    save_steps: int | None = None
+    early_stopping: int | None = None
+    eval_before_start: bool = False
+    log_every: int = 10
+    dtype: torch.dtype = torch.float32
+
+
+# Without a terminal there is no bar; a line is printed this often instead.
+QUIET_SECONDS = 20
+
+
+class Diverged(Exception):
+    """The loss is no longer a number."""
+
+
+class Trainer:
+    """Trains a model and keeps its run directory.
+
+    Args:
+        model: `model(**batch, num_items_in_batch=n).loss`; its parameters with `requires_grad` are trained.
+        train: batches: `plan(epoch)` of some length, `batch(epoch, step)` -> (tensors, labels in all processes).
+        valid: the same for validation, or None.
+        settings: `Settings`.
+        run: `utils.runs.Run`.
+        save_model: called with a directory, writes the model files there.
+        load_model: called with a directory, loads what `save_model` wrote.
+        data_key: names the training data; a checkpoint of other data is refused.
+        several_tasks: a batch may leave some parameters without a gradient.
+        resume_command: printed when the run is stopped early.
+    """
+
+    def __init__(self, model, train, valid, settings, run, save_model, load_model, data_key="", several_tasks=False,
+                 resume_command=""):  # fmt: skip
+        self.model, self.train, self.valid, self.settings, self.run = model, train, valid, settings, run
+        self.save_model, self.load_model, self.data_key = save_model, load_model, data_key
+        self.resume_command = resume_command
+        self.device, self.world = idist.device(), idist.get_world_size()
+        self.rank0 = idist.get_rank() == 0
+        self.batches = len(train.plan(0))
+        self.epoch_steps = math.ceil(self.batches / settings.gradient_accumulation_steps)
+        self.total_steps = self.epoch_steps * settings.n_epochs
+        if settings.max_steps:
+            self.total_steps = min(self.total_steps, settings.max_steps)
+        model.to(self.device)
+        self.params = [p for p in model.parameters() if p.requires_grad]
+        decay = [p for p in self.params if p.ndim > 1]
+        plain = [p for p in self.params if p.ndim <= 1]
+        groups = [dict(params=decay, weight_decay=settings.weight_decay), dict(params=plain, weight_decay=0.0)]
+        self.optimizer = torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=settings.lr, eps=settings.adam_eps, fused=self.device.type != "xla"
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
+        self.parallel = model
+        if self.world > 1:
+            self.parallel = idist.auto_model(model, find_unused_parameters=several_tasks, broadcast_buffers=False)
+        # What a checkpoint carries beside weights and optimizer.
+        self.best, self.best_step, self.waited, self.seconds, self.tokens = math.inf, 0, 0, 0.0, 0
+        self.history = {"train": [], "valid": []}
+        self.stop = None
+        self._mark, self._logged, self._told = None, (0.0, 0), time.time()
+
+    # ---- one optimizer step
+
+    def learning_rate(self, step):
+        """Rate of optimizer step `step` (from 0): linear warm-up, then linear decay to 0 at the end."""
+        warmup = self.settings.warmup_steps
+        if step < warmup:
+            return self.settings.lr * (step + 1) / warmup
+        return self.settings.lr * (self.total_steps - step) / max(1, self.total_steps - warmup)
+
+    def windows(self, first):
+        """Micro-batches of each optimizer step from `first` on; a window never crosses an epoch's end."""
+        size = self.settings.gradient_accumulation_steps
+        for step in range(first, self.total_steps):
+            epoch, start = divmod(step, self.epoch_steps)
+            stop = min((start + 1) * size, self.batches)
+            yield [self.train.batch(epoch, i) for i in range(start * size, stop)]
+
+    def step(self, engine, window):
+        """One optimizer step over a window of micro-batches."""
+        step = engine.state.iteration - 1
+        self.model.train()
+        seed_step(self.settings.seed, step, idist.get_rank())
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        total, tokens = torch.zeros((), device=self.device), 0
+        for i, (batch, labels) in enumerate(window):
+            tokens += int(batch["attention_mask"].sum())
+            wait = self.world > 1 and i + 1 < len(window)
+            with self.parallel.no_sync() if wait else contextlib.nullcontext():
+                with autocast(self.device, self.settings.dtype):
+                    loss = self.parallel(**move(batch, self.device), num_items_in_batch=labels).loss
+                # DDP averages gradients over processes; each holds its share of one global mean.
+                self.scaler.scale(loss * self.world / len(window)).backward()
+            total += loss.detach() / len(window)
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.params, self.settings.max_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.gather(total)
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss is {loss} at step {step + 1} (epoch {step // self.epoch_steps + 1})")
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise Diverged(f"the gradient norm is {float(norm)} at step {step + 1}")
+        self.tokens += self.gather(tokens, int)
+        return dict(loss=loss, ppl=math.exp(min(loss, 50)), lr=self.learning_rate(step), grad_norm=float(norm))
+
+    def gather(self, value, kind=float):
+        """The sum of a number over all processes."""
+        return kind(idist.all_reduce(value)) if self.world > 1 else kind(value)
+
+    # ---- validation
+
+    def validate(self):
+        """Negative log-likelihood per token over the whole validation set, and its exponential."""
+        total, count = likelihood(self.model, self.valid, self.settings.dtype)
+        nll = self.gather(total) / count
+        return dict(nll=nll, ppl=math.exp(min(nll, 50)))
+
+    def check(self, step):
+        """Validate, keep the best model, decide on early stopping. Without validation data: keep the last."""
+        if self.valid is None:
+            self.best_step = step
+            return self.on_rank0(lambda: self.run.save_best(self.save_model))
+        started = time.time()
+        scores = self.validate()
+        self.history["valid"].append(dict(step=step, **scores))
+        better = scores["nll"] < self.best
+        if better:
+            self.best, self.best_step, self.waited = scores["nll"], step, 0
+            self.on_rank0(lambda: self.run.save_best(self.save_model))
+        else:
+            self.waited += 1
+        self.say(
+            f"step {step}: valid NLL {scores['nll']:.4f}, PPL {scores['ppl']:.3f}"
+            f"{' (best so far)' if better else ''}, {time.time() - started:.0f} s"
+        )
+        if self.board:
+            self.board.writer.add_scalar("valid/nll", scores["nll"], step)
+            self.board.writer.add_scalar("valid/ppl", scores["ppl"], step)
+        patience = self.settings.early_stopping
+        if patience and self.waited >= patience:
+            self.say(f"no better validation loss for {patience} epochs: stopping early")
+            self.stop = "early"
+
+    # ---- checkpoints
+
+    def state(self, step):
+        """All a resumed run needs beside the model files."""
+        return dict(
+            step=step, optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), data_key=self.data_key,
+            world=self.world, best=self.best, best_step=self.best_step, waited=self.waited, tokens=self.tokens,
+            seconds=self.seconds, history=self.history,
+        )  # fmt: skip
+
+    def save(self, step):
+        """Write a checkpoint of this moment."""
+        self.on_rank0(lambda: self.run.save_checkpoint(step, self.state(step), self.save_model))
+
+    def restore(self):
+        """Load the newest checkpoint of the run; returns the optimizer steps already taken."""
+        step, state = self.run.load_checkpoint()
+        if state is None:
+            return 0
+        place = self.run.checkpoint(step)
+        if state["data_key"] != self.data_key:
+            raise UserError("the data have changed since this run was started", place=place,
+                            expected="the same data file, tokenizer and limits", remedy="start a new run")  # fmt: skip
+        if state["world"] != self.world:
+            raise UserError(f"the run had {state['world']} processes, now there are {self.world}", place=place,
+                            remedy=f"resume with torchrun --nproc_per_node {state['world']}")  # fmt: skip
+        self.load_model(place)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        for name in ("best", "best_step", "waited", "tokens", "seconds", "history"):
+            setattr(self, name, state[name])
+        return step
+
+    def on_rank0(self, work):
+        """Do something in the first process while the others wait."""
+        if self.rank0:
+            work()
+        if self.world > 1:
+            idist.barrier()
+
+    def clock(self):
+        """Add the time since the last call to the run's training seconds."""
+        now = time.time()
+        self.seconds += now - (self._mark or now)
+        self._mark = now
+
+    # ---- the loop
+
+    def fit(self):
+        """Train to the end, or to an interruption.
+
+        Returns:
+            dict for metrics.json.
+
+        Raises:
+            SystemExit: 128 + the signal's number, after SIGINT or SIGTERM saved a checkpoint.
+            UserError: the loss is not a number.
+        """
+        first = self.restore()
+        self._logged = (self.seconds, self.tokens)
+        engine = Engine(self.step)
+        engine.logger.disabled = True
+        self.board = TensorboardLogger(log_dir=str(self.run.directory), purge_step=first or None) if self.rank0 else None
+        self._attach(engine)
+        self._mark = time.time()
+        if first:
+            self.say(f"resuming after step {first} of {self.total_steps}")
+            engine.load_state_dict(dict(iteration=first, epoch_length=self.epoch_steps, max_epochs=None))
+        elif self.settings.eval_before_start and self.valid is not None:
+            self.check(0)
+        if first < self.total_steps and not (self.settings.early_stopping and self.waited >= self.settings.early_stopping):
+            with self._signals():
+                self._run(engine, first)
+        if self.board:
+            self.board.close()
+        if isinstance(self.stop, int):
+            raise SystemExit(128 + self.stop)
+        return self.summary(engine.state.iteration)
+
+    def _run(self, engine, first):
+        epochs = math.ceil(self.total_steps / self.epoch_steps)
+        try:
+            engine.run(self.windows(first), max_epochs=epochs, epoch_length=self.epoch_steps)
+        except Diverged as error:
+            raise UserError(
+                str(error), place=self.run.directory,
+                remedy=f"lower --lr (it was {self.settings.lr:g}) or --max_norm, or train in --fp32; "
+                       "the checkpoints written before are still there",
+            ) from error  # fmt: skip
+
+    def _attach(self, engine):
+        every = self.settings.log_every
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=every), self._log)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
+        if self.rank0 and sys.stderr.isatty():
+            bar = ProgressBar(persist=False)
+            bar.attach(engine, output_transform=lambda o: dict(loss=o["loss"], ppl=o["ppl"]))
+
+    def _log(self, engine):
+        """Scalars to TensorBoard and the history; without a terminal, and so without a bar, a line now and then."""
+        self.clock()
+        step, (seconds, tokens) = engine.state.iteration, self._logged
+        speed = (self.tokens - tokens) / max(self.seconds - seconds, 1e-9)
+        self._logged = (self.seconds, self.tokens)
+        row = dict(step=step, **{k: engine.state.output[k] for k in ("loss", "ppl", "lr", "grad_norm")})
+        self.history["train"].append(row)
+        if self.board:
+            for key, value in (row | dict(tokens_per_second=speed)).items():
+                if key != "step":
+                    self.board.writer.add_scalar(f"train/{key}", value, step)
+        if not sys.stderr.isatty() and time.time() - self._told > QUIET_SECONDS:
+            self._told = time.time()
+            left = (self.total_steps - step) * self.seconds / step
+            self.say(f"step {step}/{self.total_steps}: loss {row['loss']:.4f}, PPL {row['ppl']:.2f}, "
+                     f"{speed:.0f} tokens/s, about {left / 60:.1f} min left")  # fmt: skip
+
+    def _after_step(self, engine):
+        self.clock()
+        step = engine.state.iteration
+        done = step >= self.total_steps
+        epoch_end = step % self.epoch_steps == 0
+        if epoch_end or done:
+            self.check(step)
+        caught = self._caught()
+        every = self.settings.save_steps
+        if epoch_end or done or caught or (every and step % every == 0):
+            self.save(step)
+        if caught:
+            self.stop = caught
+            name = signal.Signals(caught).name
+            self.say(f"{name}: saved after step {step} of {self.total_steps}. To go on:\n  {self.resume_command}")
+        if caught or done or self.stop == "early":
+            engine.terminate()
+        # Validation and saving are not training time.
+        self._mark = time.time()
+
+    def _caught(self):
+        """The signal that any process has caught, or 0."""
+        return int(idist.all_reduce(self._signal, "MAX")) if self.world > 1 else self._signal
+
+    @contextlib.contextmanager
+    def _signals(self):
+        """SIGINT and SIGTERM let the current step finish; a second one ends at once."""
+        self._signal = 0
+
+        def catch(number, frame):
+            if self._signal:
+                raise KeyboardInterrupt
+            self._signal = number
+
+        old = {s: signal.signal(s, catch) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def summary(self, step):
+        """What metrics.json says of the training."""
+        return dict(
+            steps=step, total_steps=self.total_steps, stopped_early=self.stop == "early", best_step=self.best_step,
+            valid_nll=None if self.best == math.inf else self.best,
+            valid_ppl=None if self.best == math.inf else math.exp(min(self.best, 50)),
+            trained_parameters=sum(p.numel() for p in self.params), tokens=self.tokens, seconds=round(self.seconds, 1),
+            tokens_per_second=round(self.tokens / max(self.seconds, 1e-9), 1),
+            peak_memory_mb=round(peak_memory_mb(self.device)), processes=self.world, device=str(self.device),
+            precision=str(self.settings.dtype).removeprefix("torch."), history=self.history,
+        )  # fmt: skip
+
+    def say(self, line):
+        """Print from the first process, above the progress bar."""
+        if self.rank0:
+            from tqdm import tqdm
+
+            tqdm.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+
+@torch.no_grad()
+def likelihood(model, batches, dtype):
+    """Token-weighted negative log-likelihood of a data set.
+
+    Args:
+        model: `model(**batch, num_items_in_batch=1).loss` is a sum over labels.
+        batches: as `Trainer` takes them; this process's share is read.
+        dtype: precision of the matrix products.
+
+    Returns:
+        (sum over this process's labels, number of labels in all processes)
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    for step in range(len(batches.plan(0))):
+        batch, labels = batches.batch(0, step)
+        with autocast(device, dtype):
+            total += float(model(**move(batch, device), num_items_in_batch=1).loss)
+        count += labels
+    return total, count
+
+
+def move(batch, device):
+    """Tensors to the device. Task ids stay: they are read on the CPU, which spares a wait for the GPU."""
+    return {k: v if k == "task_ids" else v.to(device, non_blocking=True) for k, v in batch.items()}
+
+
+def seed_step(seed, step, rank):
+    """Make torch's randomness a function of (seed, step, rank): nothing of it needs saving."""
+    value = int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+    torch.manual_seed(value >> 1)
