@@ -423,8 +423,8 @@ def _at_least_one(text):
     return number
 
 
-def parse(argv=None):
-    """The command line as an argparse namespace."""
+def build_parser():
+    """The argparse parser with one sub-command a format."""
     parser = argparse.ArgumentParser(prog="python -m data.convert", description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
@@ -436,12 +436,12 @@ def parse(argv=None):
         for split in SPLITS:
             sub.add_argument(f"--{split}_limit", type=_at_least_one, metavar="N",
                              help=f"keep only the first N {split} records (default: all)")
-    return parser.parse_args(argv)
+    return parser
 
 
 def convert(argv=None):
     """Run one conversion; returns its `Report`. Every fault of the input is a `UserError`."""
-    args = parse(argv)
+    args = build_parser().parse_args(argv)
     output = args.output
     if not output.endswith(".json") or os.path.isdir(output):
         # Also keeps a slip of the flags from overwriting the data set itself.
