@@ -115,6 +115,7 @@ def evaluate(args, task):
     model.requires_grad_(False).to(device)
     if dtype != torch.float32:
         adapting.halve_frozen(model, dtype)
+    devices.settle(model, device, dtype)
 
     positions = family_of(model.config).positions(model.config)
     decoding = Decoding(**{f: getattr(args, f) for f in Decoding.__dataclass_fields__})

@@ -116,6 +116,7 @@ def train(args, given):
     say(adapting.describe(model))
     if dtype != torch.float32:
         adapting.halve_frozen(model, dtype)
+    devices.settle(model, idist.device(), dtype)
     if args.gradient_checkpointing:
         model.gradient_checkpointing()
     if args.compile:
