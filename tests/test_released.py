@@ -1,0 +1,252 @@
+"""Checkpoints released with the original code, against that code's own outputs (tests/golden/vglm).
+
+    python -m pytest tests/test_released.py
+"""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2TokenizerFast
+
+from adapters import checkpoint, released
+from utils.decoding import Decoding, decode
+from utils.errors import UserError
+
+VGLM = GOLDEN / "vglm"
+CONFIG = json.loads((VGLM / "config.json").read_text())
+
+
+def config():
+    return GPT2Config(vocab_size=300, n_positions=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=299, eos_token_id=299)
+
+
+def base_tokenizer():
+    return GPT2TokenizerFast(str(VGLM / "gpt2_tiny_tok/vocab.json"), str(VGLM / "gpt2_tiny_tok/merges.txt"))
+
+
+def build(name, task=None):
+    return released.build(load_file(VGLM / f"{name}.safetensors"), base_tokenizer(), config(), task)
+
+
+@pytest.fixture(scope="module")
+def adapter_model():
+    return build("gpt2_adapter_model", "nlg")
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return build("vlm_model")
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(VGLM / "forward.safetensors")
+
+
+def unpadded(golden):
+    """The original masks with -1e4: only positions before the padding can agree."""
+    return golden["input_ids"] != CONFIG["pad_id"]
+
+
+def inputs(golden):
+    return dict(input_ids=golden["input_ids"], token_type_ids=golden["token_type_ids"], attention_mask=unpadded(golden).long())
+
+
+def test_added_tokens_get_the_released_ids(vlm):
+    _, tokenizer = vlm
+    for token, number in CONFIG["special_token_ids"].items():
+        assert tokenizer.convert_tokens_to_ids(token) == number
+    assert len(tokenizer) == CONFIG["vocab_size"]
+
+
+def test_single_task_logits_equal_the_original(adapter_model, golden):
+    model, _ = adapter_model
+    seen = unpadded(golden)
+    with torch.no_grad():
+        logits = model(**inputs(golden)).logits
+        bare = model(**{k: v for k, v in inputs(golden).items() if k != "token_type_ids"}).logits
+    torch.testing.assert_close(logits[seen], golden["adapter_logits"][seen], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(bare[seen], golden["adapter_logits_no_token_type"][seen], atol=1e-4, rtol=1e-4)
+
+
+def test_cached_continuation_equals_the_original(adapter_model, golden):
+    model, _ = adapter_model
+    ids, types, seen = golden["input_ids"], golden["token_type_ids"], unpadded(golden)
+    with torch.no_grad():
+        past = model(input_ids=ids[:, :10], token_type_ids=types[:, :10], use_cache=True).past_key_values
+        logits = model(input_ids=ids[:, 10:], token_type_ids=types[:, 10:], past_key_values=past).logits
+    torch.testing.assert_close(logits[seen[:, 10:]], golden["adapter_logits_with_past10"][seen[:, 10:]], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("task", [-1, 0, 1, 2, 3, 4])
+def test_combined_logits_and_loss_equal_the_original_for_every_task(vlm, golden, task):
+    model, _ = vlm
+    assert model.info.tasks == CONFIG["task_order"]
+    seen, ids = unpadded(golden), torch.full((3,), task)
+    labels = golden["labels"].masked_fill(golden["labels"] == -1, -100)
+    with torch.no_grad():
+        logits = model(**inputs(golden), task_ids=ids).logits
+        loss = model(**inputs(golden), task_ids=ids, labels=labels).loss
+    torch.testing.assert_close(logits[seen], golden[f"vlm_logits_task{task}"][seen], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(loss, golden[f"vlm_loss_task{task}"].reshape(()), atol=1e-4, rtol=1e-4)
+
+
+def test_modules_equal_the_original(adapter_model, vlm):
+    golden = load_file(VGLM / "modules.safetensors")
+    hidden = golden["hidden"]
+    with torch.no_grad():
+        adapter = adapter_model[0].transformer.h[0].adapter_bank.adapters["nlg"]
+        torch.testing.assert_close(adapter(hidden), golden["adapter_out"], atol=1e-5, rtol=1e-4)
+        bank = vlm[0].transformer.h[0].adapter_bank
+        for number, task in enumerate(CONFIG["task_order"]):
+            out = bank.adapters[task](hidden)
+            torch.testing.assert_close(out, golden[f"vlm_mixadapter_out_task{number}"], atol=1e-5, rtol=1e-4)
+
+
+def prompt_ids(case):
+    """(ids, types) of a golden prompt, put together by hand from the published layout."""
+    special = CONFIG["special_token_ids"]
+    task, prompt = case["task"], case["prompt"]
+    if task == "nlg":
+        ids, types = [special["<bos_nlg>"]], [special["<bos_nlg>"]]
+        for slot, tokens in prompt["source"]:
+            marker = special[f"<{'customerRating' if slot == 'customer rating' else slot}>"]
+            ids, types = ids + [marker, *tokens], types + [marker] * (1 + len(tokens))
+        return ids + [special["<response>"]], types + [special["<response>"]]
+    short = {"mt": "mt", "summarization": "sm"}[task]
+    bos, source, target = (special[f"<{word}_{short}>"] for word in ("bos", "source", "target"))
+    return [bos, source, *prompt["source"], target], [bos] + [source] * (1 + len(prompt["source"])) + [target]
+
+
+def test_greedy_decoding_equals_the_original_token_for_token(adapter_model, vlm):
+    cases = json.loads((VGLM / "greedy_decoding.json").read_text())["cases"]
+    cases = [c for c in cases if c["task"] in ("nlg", "mt", "summarization") and c["min_top1_top2_margin"] >= 1e-3]
+    compared = whole = 0
+    for case in cases:
+        model, tokenizer = adapter_model if case["model"] == "adapter" else vlm
+        task_id = 0 if case["model"] == "adapter" else model.task_id(case["task"])
+        settings = Decoding(max_length=case["max_length"], min_length=case["min_length"])
+        eos = CONFIG["eos_ids"][case["task"]]
+        ours = decode(model, tokenizer, [prompt_ids(case)], task_id, eos, settings)[0]
+        theirs = case["output"]
+        # The original may emit other tasks' markers, ours never does: compare up to the first of them.
+        foreign = next((i for i, t in enumerate(theirs) if t >= CONFIG["base_vocab"]), len(theirs))
+        assert ours[:foreign] == theirs[:foreign], case
+        compared += 1
+        whole += foreign == len(theirs)
+    assert compared > 40 and whole > 0.8 * compared
+
+
+def released_directory(path, name):
+    """A directory as the original's authors published it, from the golden weights."""
+    path.mkdir()
+    torch.save(load_file(VGLM / f"{name}.safetensors"), path / "pytorch_model.bin")
+    for file in ("vocab.json", "merges.txt"):
+        shutil.copy(VGLM / "gpt2_tiny_tok" / file, path)
+    (path / "added_tokens.json").write_text(json.dumps(CONFIG["special_token_ids"]))
+    # The published config is of an old release: it counts the base vocabulary only, and lacks newer keys.
+    old = dict(model_type="gpt2", vocab_size=300, n_positions=128, n_ctx=128, n_embd=64, n_layer=2, n_head=4,
+               layer_norm_epsilon=1e-5, architectures=["GPT2LMHeadModel"])  # fmt: skip
+    (path / "config.json").write_text(json.dumps(old))
+    (path / "model_training_args.bin").write_bytes(b"\x80\x04never opened")
+    return path
+
+
+def test_a_released_directory_loads_as_it_is(tmp_path, golden):
+    single = released_directory(tmp_path / "single", "gpt2_adapter_model")
+    combined = released_directory(tmp_path / "vlm", "vlm_model")
+    assert checkpoint.is_checkpoint(single) and checkpoint.is_checkpoint(combined)
+    model, _ = checkpoint.load(single, "mt")
+    assert model.info.tasks == ["mt"] and model.info.bottlenecks == {"mt": 8}
+    model, _ = checkpoint.load(combined, "nlg")
+    assert model.info.bottlenecks == CONFIG["bottleneck_map"]
+    with torch.no_grad():
+        logits = model(**inputs(golden), task_ids=torch.full((3,), 4)).logits
+    torch.testing.assert_close(logits[unpadded(golden)], golden["vlm_logits_task4"][unpadded(golden)], atol=1e-4, rtol=1e-4)
+
+
+def test_a_released_directory_that_is_damaged_is_one_clear_error(tmp_path):
+    path = released_directory(tmp_path / "vlm", "vlm_model")
+    weights = path / "pytorch_model.bin"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"pytorch_model.bin.*cannot be read as plain weights"):
+        checkpoint.load(path, "mt")
+    path = released_directory(tmp_path / "single", "gpt2_adapter_model")
+    with pytest.raises(UserError, match="does not say which task"):
+        checkpoint.load(path, None)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code of a stranger ran",))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):
+    path = released_directory(tmp_path / "vlm", "vlm_model")
+    torch.save({"transformer.wte.weight": Evil()}, path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="plain weights"):
+        checkpoint.load(path, "mt")
+    assert "ran" not in capsys.readouterr().out
+
+
+def original_adamw(params, state, lr, step, eps=1e-6, betas=(0.9, 0.999)):
+    """The original's optimizer step: epsilon is added before the bias correction."""
+    for i, p in enumerate(params):
+        m, v = state.setdefault(i, (torch.zeros_like(p), torch.zeros_like(p)))
+        m.mul_(betas[0]).add_(p.grad, alpha=1 - betas[0])
+        v.mul_(betas[1]).addcmul_(p.grad, p.grad, value=1 - betas[1])
+        size = lr * (1 - betas[1] ** step) ** 0.5 / (1 - betas[0] ** step)
+        p.data.addcdiv_(m, v.sqrt().add_(eps), value=-size)
+
+
+@pytest.mark.parametrize("name, accumulation", [("frozen_base_lr5e-3", 1), ("frozen_base_lr5e-4_acc2", 2)])
+def test_training_steps_equal_the_original_with_its_clipping(name, accumulation):
+    """Losses, gradients and weights of the original run whose base gradients were mostly removed.
+
+    Its clipping still counted the base rows' gradients and ran on every micro-batch; both are emulated here,
+    as is its optimizer, so that what is compared is our forward and backward pass.
+    """
+    settings = json.loads((VGLM / "train_result.json").read_text())[name]
+    model, _ = released.build(load_file(VGLM / "train_init.safetensors"), base_tokenizer(), config(), "nlg")
+    rows = model.get_input_embeddings().rows
+    base = model.get_input_embeddings().base.weight.requires_grad_(True)
+    rows.spare.requires_grad_(True)
+    adapters = [p for n, p in model.named_parameters() if "adapter_bank" in n]
+    trained = [*adapters, rows.spare, *rows.tasks.values()]
+    batches, state, losses, norms, step = load_file(VGLM / "train_batches.safetensors"), {}, [], [], 0
+    for i in range(settings["micro_steps"]):
+        labels = batches[f"lm_labels_{i}"].squeeze(1)
+        labels = labels.masked_fill(labels == -1, -100)
+        loss = model(input_ids=batches[f"input_ids_{i}"].squeeze(1), labels=labels,
+                     token_type_ids=batches[f"token_type_ids_{i}"].squeeze(1)).loss / accumulation  # fmt: skip
+        loss.backward()
+        losses.append(loss.item())
+        norms.append(float(torch.nn.utils.clip_grad_norm_([*trained, base], 1.0)))
+        if (i + 1) % accumulation == 0:
+            step += 1
+            original_adamw(trained, state, settings["lr"], step)
+            # The base rows' gradients are dropped only here, after they counted in the clipping.
+            for p in (*trained, base):
+                p.grad = None
+    torch.testing.assert_close(losses, settings["losses"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(norms, settings["total_grad_norm_before_clip"], atol=1e-3, rtol=1e-3)
+    golden = load_file(VGLM / "train_result.safetensors")
+    torch.testing.assert_close(rows.table().detach(), golden[f"{name}/wte_special_rows"], atol=2e-4, rtol=1e-3)
+    for layer in range(2):
+        adapter = model.transformer.h[layer].adapter_bank.adapters["nlg"]
+        for part, ours in (("ln", adapter.norm), ("project_down", adapter.down), ("project_up", adapter.up)):
+            theirs = golden[f"{name}/transformer.h.{layer}.adapter_block.{part}.weight"]
+            torch.testing.assert_close(ours.weight.detach(), theirs, atol=2e-4, rtol=1e-3)
+
+
+def test_the_emulated_optimizer_is_the_original_one():
+    golden = load_file(VGLM / "adamw.safetensors")
+    q, state = golden["q0"].clone(), {}
+    for step in range(4):
+        q.grad = golden[f"gq{step}"]
+        original_adamw([q], state, 0.01, step + 1, eps=1e-4)
+        torch.testing.assert_close(q, golden[f"q{step + 1}"], atol=1e-6, rtol=1e-5)
