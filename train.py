@@ -41,7 +41,7 @@ def parser():
     g = p.add_argument_group("model")
     g.add_argument("--model_checkpoint", default="gpt2",
                    help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
-    g.add_argument("--adapter_bottleneck", type=int, default=-1, metavar="N",
+    g.add_argument("--adapter_bottleneck", type=flags.bottleneck, default=-1, metavar="N",
                    help="train an adapter of this width and the task's rows beside the frozen backbone; "
                         "0: the rows alone; -1: train the whole model (default -1)")  # fmt: skip
     g.add_argument("--random_init", action="store_true", help="the backbone's shape with fresh weights")
@@ -189,7 +189,7 @@ def load_data(args, task, model, tokenizer, say):
     for name in ["train"] if args.no_validation else ["train", "valid"]:
         splits[name] = cache.load(
             args.dataset_path, name, task, tokenizer, family_of(model.config).positions(model.config),
-            training=name == "train", distilled=args.distillation, cache_dir=args.cache_dir,
+            training=name == "train", distilled=args.distillation and name == "train", cache_dir=args.cache_dir,
         )  # fmt: skip
         report = splits[name].report
         parts = [f"{report['kept']:,} examples"]

@@ -369,6 +369,8 @@ def _listed(names):
 
 
 def _field(record, name, place, expected):
+    if not isinstance(record, dict):
+        raise UserError(brief(record), place=place, expected=f"an object with {name!r}: {expected}")
     if name not in record:
         raise UserError(f"has no {name!r}; its keys are: {_listed(list(record))}", place=place,
                         expected=f"{name!r}: {expected}", remedy="add it, or rename the key")

@@ -1,0 +1,203 @@
+"""Batches and the token cache.
+
+    python -m pytest tests/test_batching.py
+"""
+
+import json
+import multiprocessing
+
+import numpy as np
+import pytest
+from conftest import GOLDEN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data import cache
+from data.batching import Batches, plan
+from data.task import get
+from utils.errors import UserError
+
+LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=120)
+
+
+class Rows:
+    """Stands in for an encoded split: row i is [i, i, …], its prompt half as long."""
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths)
+        self.prompt_lengths = self.lengths // 2
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, i):
+        return np.full(self.lengths[i], i), np.full(self.lengths[i], 7), int(self.prompt_lengths[i])
+
+
+@settings(max_examples=80, deadline=None)
+@given(LENGTHS, st.integers(1, 9), st.integers(1, 3), st.sampled_from([None, 64, 512]), st.integers(0, 5), st.booleans())
+def test_every_epoch_has_every_example_once_in_as_many_batches(lengths, size, world, max_tokens, epoch, shuffle):
+    kw = dict(world=world, max_tokens=max_tokens, seed=3, shuffle=shuffle)
+    p = plan(lengths, size, epoch=epoch, **kw)
+    assert sorted(p.order.tolist()) == list(range(len(lengths)))
+    assert len(p) == len(plan(lengths, size, epoch=epoch + 1, **kw))
+    assert np.concatenate([p[i] for i in range(len(p))]).tolist() == p.order.tolist()
+    assert all(len(p[i]) for i in range(len(p)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(LENGTHS, st.integers(1, 3), st.integers(300, 2000))
+def test_a_token_budget_holds_in_every_process(lengths, world, budget):
+    p = plan(lengths, 1, world=world, max_tokens=budget, seed=0)
+    for step in range(len(p)):
+        for rank in range(world):
+            mine = [lengths[i] for i in p[step][rank::world]]
+            if len(mine) > 1:
+                assert len(mine) * (-(-max(mine) // 8) * 8) <= budget
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    lengths = np.random.default_rng(0).integers(5, 90, 500)
+    again = [plan(lengths, 8, seed=1, epoch=2).order.tolist() for _ in range(2)]
+    assert again[0] == again[1]
+    assert again[0] != plan(lengths, 8, seed=1, epoch=3).order.tolist()
+    assert again[0] != plan(lengths, 8, seed=2, epoch=2).order.tolist()
+
+
+def test_batches_of_like_length_pad_little():
+    lengths = np.random.default_rng(0).gamma(4, 13, 2000).astype(int).clip(5, 256)
+    p = plan(lengths, 8, seed=0)
+    padded = sum(len(p[i]) * lengths[p[i]].max() for i in range(len(p)))
+    assert padded < 1.12 * lengths.sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(LENGTHS, st.integers(1, 5), st.integers(1, 3))
+def test_processes_together_hold_the_rows_of_one_process(lengths, size, world):
+    split = Rows(lengths)
+    common = dict(task_ids={"a": 0}, pad_id=999, positions=512, seed=1, shuffle=True)
+    alone = Batches({"a": split}, **common, batch_size=size * world)
+    parts = [Batches({"a": split}, **common, batch_size=size, rank=r, world=world) for r in range(world)]
+    for step in range(len(alone.plan(0))):
+        whole, count = alone.batch(0, step)
+        shares = [p.batch(0, step) for p in parts]
+        assert [c for _, c in shares] == [count] * world
+        labels = lambda b: sorted(b["labels"][b["labels"] != -100].tolist())  # noqa: E731
+        assert labels(whole) == sorted(sum((labels(b) for b, _ in shares), []))
+        # The loss is over labels behind each row's first token: exactly those are counted.
+        assert int((whole["labels"][:, 1:] != -100).sum()) == count
+
+
+def test_a_batch_is_the_contract():
+    batch = Batches({"a": Rows([5, 12, 9]), "b": Rows([3])}, {"a": 4, "b": 2}, pad_id=99, positions=512, batch_size=4,
+                    shuffle=False).collate(np.array([0, 1, 3]))  # fmt: skip
+    assert set(batch) == {"input_ids", "token_type_ids", "attention_mask", "position_ids", "labels", "task_ids"}
+    assert batch["task_ids"].tolist() == [4, 4, 2]
+    assert batch["input_ids"].shape == (3, 16)
+    assert batch["input_ids"][0].tolist() == [0] * 5 + [99] * 11
+    assert batch["attention_mask"].sum(1).tolist() == [5, 12, 3]
+    assert batch["labels"][1].tolist() == [-100] * 6 + [1] * 6 + [-100] * 4
+    assert batch["position_ids"][2].tolist() == list(range(16))
+
+
+def test_padding_never_exceeds_the_positions():
+    batch = Batches({"a": Rows([61])}, {"a": 0}, 0, positions=62, batch_size=1).collate(np.array([0]))
+    assert batch["input_ids"].shape == (1, 62)
+
+
+# ---- the cache
+
+
+@pytest.fixture
+def tokenizer():
+    from test_encoding import TINY, add_tokens
+
+    from transformers import GPT2TokenizerFast
+
+    tokenizer = GPT2TokenizerFast(str(TINY / "vocab.json"), str(TINY / "merges.txt"))
+    add_tokens(tokenizer, {t: get(t).markers for t in ("nlg", "mt")})
+    return tokenizer
+
+
+def write(path, train):
+    path.write_text(json.dumps({"train": train}), encoding="utf-8")
+    return path
+
+
+PAIRS = [{"src": f"the river inn number {i}", "tgt": f"le restaurant {i} " * (i % 3 + 1)} for i in range(50)]
+
+
+def load(path, tokenizer, tmp_path, task="mt", **kw):
+    kw = dict(training=True) | kw
+    return cache.load(path, "train", get(task), tokenizer, 128, cache_dir=tmp_path / "cache", **kw)
+
+
+def test_the_cache_returns_what_encoding_gives(tokenizer, tmp_path):
+    from data.encoding import Encoder
+
+    split = load(write(tmp_path / "d.json", PAIRS), tokenizer, tmp_path)
+    rows = Encoder(tokenizer, get("mt"), 128).encode([get("mt").example(p, "") for p in PAIRS])
+    assert len(split) == len(rows)
+    for i, row in enumerate(rows):
+        ids, types, prompt = split[i]
+        assert (ids.tolist(), types.tolist(), prompt) == (row.ids, row.types, row.prompt_length)
+
+
+def test_the_cache_is_found_again_and_keyed_on_content(tokenizer, tmp_path, monkeypatch):
+    path = write(tmp_path / "d.json", PAIRS)
+    first = load(path, tokenizer, tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr(cache, "_build", lambda *a: pytest.fail("built twice"))
+        # The same bytes under another name are the same data.
+        assert load(write(tmp_path / "copy.json", PAIRS), tokenizer, tmp_path).key == first.key
+    # The original's key ignored the path and the content: a second data set silently reused the first.
+    assert load(write(path, PAIRS[:20]), tokenizer, tmp_path).key != first.key
+    tokenizer.add_tokens(["zzz"])
+    assert load(write(path, PAIRS), tokenizer, tmp_path).key != first.key
+
+
+def test_what_cannot_be_learnt_from_is_dropped_in_training_and_counted(tokenizer, tmp_path):
+    odd = [{"src": " ", "tgt": "a b c"}, {"src": "a b c", "tgt": "\t"}, {"src": "e", "tgt": "the the the"}, *PAIRS[:3]]
+    path = write(tmp_path / "d.json", odd)
+    split = load(path, tokenizer, tmp_path)
+    assert split.report["kept"] == 4 - (split.report["dropped"].get("a side under 2 tokens", 0) == 1)
+    assert split.report["dropped"]["empty source"] == 1 and split.report["dropped"]["empty target"] == 1
+    assert len(load(path, tokenizer, tmp_path, training=False)) == 6
+    with pytest.raises(UserError, match="no example of split 'train' is left"):
+        load(write(path, odd[:2]), tokenizer, tmp_path)
+
+
+def test_a_failed_build_leaves_nothing(tokenizer, tmp_path):
+    path = write(tmp_path / "d.json", [*PAIRS, {"src": 5, "tgt": "x"}])
+    with pytest.raises(UserError, match=r"train\[50\]"):
+        load(path, tokenizer, tmp_path)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def _load_in_child(path, cache_dir, queue):
+    from test_encoding import TINY, add_tokens
+    from transformers import GPT2TokenizerFast
+
+    tokenizer = GPT2TokenizerFast(str(TINY / "vocab.json"), str(TINY / "merges.txt"))
+    add_tokens(tokenizer, {t: get(t).markers for t in ("nlg", "mt")})
+    split = cache.load(path, "train", get("mt"), tokenizer, 128, training=True, cache_dir=cache_dir)
+    queue.put((split.key, int(sum(ids.sum() for ids, _, _ in (split[i] for i in range(len(split)))))))
+
+
+def test_two_processes_may_build_the_same_cache_at_once(tmp_path):
+    path = write(tmp_path / "d.json", PAIRS * 40)
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    children = [context.Process(target=_load_in_child, args=(path, tmp_path / "cache", queue)) for _ in range(2)]
+    for child in children:
+        child.start()
+    results = [queue.get(timeout=60) for _ in children]
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+    assert results[0] == results[1]
+    assert [p.name for p in (tmp_path / "cache").iterdir()] == [results[0][0]]
+
+
+def test_golden_files_are_where_tests_look_for_them():
+    assert (GOLDEN / "vglm" / "builders.json").is_file()
