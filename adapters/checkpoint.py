@@ -31,7 +31,9 @@ def save(model, tokenizer, directory):
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     info = model.info
-    tasks = dict(tasks=info.markers, first=info.first, own_columns=info.own_columns)
+    # A list, not an object: transformers sorts an object's keys, and the order gives the tasks their ids.
+    tasks = [dict(name=name, markers=markers) for name, markers in info.markers.items()]
+    tasks = dict(tasks=tasks, first=info.first, own_columns=info.own_columns)
     if info.mode == "full":
         model.config.versatile = tasks
         model.save_pretrained(directory)
@@ -145,7 +147,7 @@ def _load_adapter(path):
             expected=f"{expected}, the weights the adapter was trained on",
             remedy="put the original backbone back, or train the adapter again",
         )
-    attach(model, tokenizer, config["tasks"], config["bottlenecks"], config.get("own_columns", True))
+    attach(model, tokenizer, _markers(config), config["bottlenecks"], config.get("own_columns", True))
     if model.info.first != config["first"]:
         raise UserError(
             f"the backbone's tokenizer has {model.info.first} tokens", place=path / CONFIG,
@@ -168,8 +170,12 @@ def _load_full(directory):
             expected="a run directory of train.py, or a released VLM checkpoint",
         )  # fmt: skip
     model, tokenizer = backbones.load(directory)
-    _condition(model, TaskModelInfo("full", tasks["tasks"], {}, tasks["first"], tasks["own_columns"]))
+    _condition(model, TaskModelInfo("full", _markers(tasks), {}, tasks["first"], tasks["own_columns"]))
     return model, tokenizer
+
+
+def _markers(config):
+    return {task["name"]: task["markers"] for task in config["tasks"]}
 
 
 def _refuse_idle(model, place):

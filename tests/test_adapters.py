@@ -1,0 +1,462 @@
+"""Adapters and task embeddings on real transformers models.
+
+    python -m pytest tests/test_adapters.py
+"""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from adapters import attach as adapting
+from adapters import backbones, checkpoint
+from adapters.attach import attach, describe, halve_frozen, ledger, trainable
+from data.task import get
+from utils.errors import UserError
+
+BOTTLENECKS = {"nlg": 8, "mt": 12}
+MARKERS = {t: get(t).markers for t in BOTTLENECKS}
+
+
+def attached(name="tiny-gpt2", bottlenecks=BOTTLENECKS, markers=MARKERS, seed=0):
+    model, tokenizer = backbones.load(name)
+    torch.manual_seed(seed)
+    return attach(model, tokenizer, markers, bottlenecks), tokenizer
+
+
+@pytest.fixture(scope="module", params=["tiny-gpt2", "tiny-llama"])
+def both(request):
+    return attached(request.param)
+
+
+def batch(tokenizer, rows=6, length=14, seed=0, tasks=(0, 1, -1)):
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 400, (rows, length), generator=g)
+    types = torch.full_like(ids, len(tokenizer) - 1)
+    labels = ids.clone()
+    labels[:, : length // 2] = -100
+    return dict(input_ids=ids, token_type_ids=types, labels=labels,
+                task_ids=torch.tensor([tasks[i % len(tasks)] for i in range(rows)]))  # fmt: skip
+
+
+def without(batch, *names):
+    return {k: v for k, v in batch.items() if k not in names}
+
+
+# ---- published numbers, on the meta device: no weights needed
+
+
+def gpt2_on_meta():
+    with torch.device("meta"):
+        return GPT2LMHeadModel(GPT2Config())
+
+
+class Words:
+    """Stands in for GPT-2's tokenizer: 50257 tokens and whatever is added."""
+
+    def __init__(self):
+        self.added, self.pad_token = [], None
+
+    def __len__(self):
+        return 50257 + len(self.added)
+
+    def get_vocab(self):
+        return {}
+
+    def add_tokens(self, tokens, special_tokens):
+        assert special_tokens
+        self.added += [str(t) for t in tokens]
+
+
+@pytest.mark.parametrize("bottleneck, adapters", [(300, 5_560_848), (100, 1_872_048), (10, 212_088)])
+def test_adapter_sizes_are_the_published_ones(bottleneck, adapters):
+    with torch.device("meta"):
+        model = attach(gpt2_on_meta(), Words(), {"nlg": get("nlg").markers}, {"nlg": bottleneck})
+    counts = ledger(model)
+    assert counts == dict(adapters=adapters, task_rows=8448, backbone=0, total=124_439_808)
+
+
+def test_five_published_tasks_have_the_published_total():
+    from adapters.released import ROWS
+
+    published = {"mt": 300, "summarization": 100, "dialogue": 100, "qa": 300, "nlg": 10}
+    with torch.device("meta"):
+        model = attach(gpt2_on_meta(), Words(), {t: ROWS[t] for t in published}, published)
+    assert ledger(model)["adapters"] == 15_077_880
+    assert ledger(model)["task_rows"] == 29 * 768
+
+
+def test_the_trained_share_is_printed():
+    with torch.device("meta"):
+        model = attach(gpt2_on_meta(), Words(), {"nlg": get("nlg").markers}, {"nlg": 10})
+    assert "adapters 212,088 + task rows 8,448 = 0.18 % of 124.4M" in describe(model)
+
+
+# ---- the arithmetic
+
+
+def test_a_new_adapter_starts_as_published_and_not_as_the_identity():
+    torch.manual_seed(0)
+    from adapters.bottleneck import BottleneckAdapter
+
+    adapter = BottleneckAdapter(256, 64)
+    for weight in (adapter.down.weight, adapter.up.weight):
+        assert weight.std().item() == pytest.approx(0.02, rel=0.05) and abs(weight.mean().item()) < 1e-3
+    assert not adapter.down.bias.any() and not adapter.up.bias.any()
+    assert (adapter.norm.weight == 1).all() and not adapter.norm.bias.any()
+    hidden = torch.randn(2, 3, 256)
+    assert (adapter(hidden) - hidden).abs().max() > 1e-3
+
+
+def test_a_mixed_batch_equals_each_task_alone(both):
+    model, tokenizer = both
+    model.eval()
+    mixed = without(batch(tokenizer), "labels")
+    with torch.no_grad():
+        together = model(**mixed).logits
+        for task in (0, 1, -1):
+            rows = mixed["task_ids"] == task
+            alone = model(**{k: v[rows] for k, v in mixed.items()}).logits
+            torch.testing.assert_close(together[rows], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_training_a_mixed_batch_gives_the_gradients_of_the_tasks_alone(both):
+    model, tokenizer = both
+    model.eval()
+    mixed = batch(tokenizer, tasks=(0, 1))
+    model(**mixed, num_items_in_batch=1).loss.backward()
+    together = {n: p.grad.clone() for n, p in trainable(model).items()}
+    model.zero_grad()
+    for task in (0, 1):
+        rows = mixed["task_ids"] == task
+        model(**{k: v[rows] for k, v in mixed.items()}, num_items_in_batch=1).loss.backward()
+    for name, p in trainable(model).items():
+        torch.testing.assert_close(together[name], p.grad, atol=1e-4, rtol=1e-4)
+    model.zero_grad()
+
+
+def test_each_adapter_runs_once_a_block_whatever_the_mix(both):
+    model, tokenizer = both
+    calls = []
+    blocks = backbones.family_of(model.config).blocks(model)
+    handles = [a.register_forward_hook(lambda m, i, o: calls.append(len(i[0])))
+               for b in blocks for a in b.adapter_bank.adapters.values()]  # fmt: skip
+    with torch.no_grad():
+        model(**without(batch(tokenizer, rows=9), "labels"))
+    for handle in handles:
+        handle.remove()
+    assert calls == [3, 3] * len(blocks)
+
+
+def test_scores_only_where_labels_stand_give_the_loss_of_all_scores(both):
+    model, tokenizer = both
+    model.eval()
+    given = batch(tokenizer)
+    with torch.no_grad():
+        loss = model(**given).loss
+        logits = model(**without(given, "labels")).logits
+    foreign = model._foreign_columns(given["task_ids"].tolist(), "cpu")
+    logits[..., model.info.first :] = logits[..., model.info.first :].masked_fill(foreign[:, None], float("-inf"))
+    shifted = given["labels"][:, 1:].reshape(-1)
+    full = F.cross_entropy(logits[:, :-1].reshape(len(shifted), -1), shifted, ignore_index=-100)
+    torch.testing.assert_close(loss, full, atol=1e-5, rtol=1e-5)
+
+
+def test_a_foreign_tasks_rows_change_nothing(both):
+    """What makes a combined model equal its parts: other tasks' rows are not in a task's softmax."""
+    model, tokenizer = both
+    model.eval()
+    given = batch(tokenizer, tasks=(1,))
+    with torch.no_grad():
+        before = model(**given | {"token_type_ids": None}).loss
+        for name, p in model.named_parameters():
+            if name.endswith("rows.tasks.nlg"):
+                p.add_(3.0)
+        after = model(**given | {"token_type_ids": None}).loss
+        for name, p in model.named_parameters():
+            if name.endswith("rows.tasks.nlg"):
+                p.sub_(3.0)
+    torch.testing.assert_close(before, after, atol=0, rtol=0)
+
+
+def test_generate_carries_tasks_and_types_also_with_beams(both):
+    model, tokenizer = both
+    model.eval()
+    prompt = without(batch(tokenizer, rows=4, tasks=(0, 1)), "labels")
+    for beams in (1, 3):
+        kw = dict(max_new_tokens=8, do_sample=False, num_beams=beams, pad_token_id=tokenizer.pad_token_id, eos_token_id=None)
+        mask = torch.ones_like(prompt["input_ids"])
+        together = model.generate(**prompt, attention_mask=mask, **kw)
+        for row in range(4):
+            one = {k: v[row : row + 1] for k, v in prompt.items()}
+            alone = model.generate(**one, attention_mask=mask[:1], **kw)
+            assert together[row].tolist() == alone[0].tolist()
+
+
+@pytest.mark.parametrize("ids, message", [([2, 0], "name no task"), ([-2, 0], "name no task"), ([0], "has 1 entries")])
+def test_an_id_that_names_no_task_is_an_error(both, ids, message):
+    model, tokenizer = both
+    with pytest.raises(ValueError, match=message):
+        model(**batch(tokenizer, rows=2) | {"task_ids": torch.tensor(ids)})
+
+
+def test_several_tasks_need_ids_and_unknown_names_are_errors(both):
+    model, tokenizer = both
+    with pytest.raises(ValueError, match="task_ids is needed"):
+        model(**without(batch(tokenizer), "task_ids"))
+    with pytest.raises(KeyError, match="'qa' is not in this model"):
+        model.task_id("qa")
+
+
+# ---- frozen means frozen
+
+
+def test_only_adapters_and_rows_are_trained_and_no_base_table_is_copied(both):
+    model, _ = both
+    names = trainable(model)
+    assert all("adapter_bank" in n or ".rows.tasks." in n for n in names)
+    base = model.get_input_embeddings().base.weight
+    assert base.shape[0] == 400 and not base.requires_grad
+    assert all(p.shape[0] < 100 for n, p in names.items() if "rows" in n)
+    tied = model.config.tie_word_embeddings
+    assert sum(".rows.tasks." in n for n in names) == (2 if tied else 4)
+    assert (model.get_input_embeddings().rows is model.get_output_embeddings().rows) == tied
+
+
+def test_full_fine_tuning_trains_everything_and_adds_rows_to_the_table():
+    model, tokenizer = attached(bottlenecks=None, markers={"mt": MARKERS["mt"]})
+    assert all(p.requires_grad for p in model.parameters())
+    assert model.get_input_embeddings().weight.shape[0] == 400 + 5 == len(tokenizer)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    given = batch(tokenizer, tasks=(0,))
+    loss = model.eval()(**given).loss
+    logits = model(**without(given, "labels")).logits
+    shifted = given["labels"][:, 1:].reshape(-1)
+    torch.testing.assert_close(loss, F.cross_entropy(logits[:, :-1].reshape(len(shifted), -1), shifted), atol=1e-5, rtol=1e-5)
+
+
+def test_frozen_matrices_kept_in_half_give_autocasts_results_bit_for_bit(both):
+    name = "tiny-gpt2" if both[0].config.model_type == "gpt2" else "tiny-llama"
+    losses = []
+    for halve in (False, True):
+        model, tokenizer = attached(name)
+        model.eval()
+        if halve:
+            halve_frozen(model, torch.bfloat16)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch(tokenizer)).loss
+        loss.backward()
+        losses.append((loss, [p.grad for p in trainable(model).values()]))
+    assert torch.equal(losses[0][0], losses[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(losses[0][1], losses[1][1]))
+
+
+def test_gradient_checkpointing_changes_no_gradient(both):
+    name = "tiny-gpt2" if both[0].config.model_type == "gpt2" else "tiny-llama"
+    grads = []
+    for recompute in (False, True):
+        model, tokenizer = attached(name)
+        model.train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        if recompute:
+            model.gradient_checkpointing()
+        # Two forwards before the backward: blocks run again under the first one's task ids.
+        first = model(**batch(tokenizer, tasks=(0, 1))).loss
+        second = model(**batch(tokenizer, tasks=(1, -1), seed=1)).loss
+        (first + second).backward()
+        grads.append([p.grad for p in trainable(model).values()])
+    for a, b in zip(*grads):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+# ---- files
+
+
+def test_an_adapter_file_holds_what_was_trained_and_nothing_else(tmp_path):
+    model, tokenizer = attached("tiny-llama")
+    checkpoint.save(model, tokenizer, tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    expected = {f"{kind}.{task}" for kind in ("rows", "output_rows") for task in BOTTLENECKS}
+    for layer in range(2):
+        for task in BOTTLENECKS:
+            for part in ("norm", "down", "up"):
+                expected |= {f"blocks.{layer}.{task}.{part}.{kind}" for kind in ("weight", "bias")}
+    assert set(saved) == expected
+    assert sum(t.numel() for t in saved.values()) == sum(p.numel() for p in trainable(model).values())
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "tiny-llama" and config["bottlenecks"] == BOTTLENECKS
+
+
+@pytest.mark.parametrize("bottlenecks", [BOTTLENECKS, {"nlg": 0, "mt": 4}, None])
+def test_a_saved_model_comes_back_with_nothing_typed(both, tmp_path, bottlenecks):
+    name = "tiny-gpt2" if both[0].config.model_type == "gpt2" else "tiny-llama"
+    model, tokenizer = attached(name, bottlenecks)
+    for p in trainable(model).values():
+        p.data.add_(0.01 * torch.randn_like(p))
+    checkpoint.save(model, tokenizer, tmp_path)
+    again, words = checkpoint.load(tmp_path, "mt")
+    given = batch(tokenizer, tasks=(0, 1))
+    with torch.no_grad():
+        torch.testing.assert_close(again(**given).loss, model.eval()(**given).loss, atol=0, rtol=0)
+    assert words.get_vocab() == tokenizer.get_vocab()
+    assert again.info == model.info
+    assert checkpoint.is_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=r"holds the task\(s\) nlg, mt, not 'qa'"):
+        checkpoint.load(tmp_path, "qa")
+
+
+def test_a_fully_trained_model_is_an_ordinary_transformers_directory(tmp_path):
+    model, tokenizer = attached(bottlenecks=None)
+    checkpoint.save(model, tokenizer, tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(plain) is GPT2LMHeadModel
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, model.eval()(ids, task_ids=torch.tensor([-1])).logits)
+
+
+def saved(tmp_path):
+    model, tokenizer = attached()
+    checkpoint.save(model, tokenizer, tmp_path)
+    return tmp_path
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_damaged_or_foreign_adapter_files_are_one_clear_error(tmp_path):
+    path = saved(tmp_path)
+    weights = path / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        checkpoint.load(path)
+    weights.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        checkpoint.load(path)
+    weights.write_bytes(whole)
+    edit(path / "adapter_config.json", base_model_fingerprint="0" * 16)
+    with pytest.raises(UserError, match="fingerprint"):
+        checkpoint.load(path)
+    (path / "adapter_config.json").write_text("{")
+    with pytest.raises(UserError, match="not valid json"):
+        checkpoint.load(path)
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path):
+    from safetensors.torch import save_file
+
+    path = saved(tmp_path)
+    weights = path / "adapter_model.safetensors"
+    state = load_file(weights)
+    cases = [
+        (without(state, "blocks.0.mt.up.bias"), "1 missing .first blocks.0.mt.up.bias"),
+        (state | {"lora.x": torch.ones(2)}, "1 not expected .first lora.x"),
+        (state | {"rows.mt": torch.ones(4, 3)}, r"rows.mt has shape \[4, 3\]"),
+    ]
+    for broken, message in cases:
+        save_file(broken, weights)
+        with pytest.raises(UserError, match=message):
+            checkpoint.load(path)
+
+
+def test_an_adapter_that_changes_nothing_is_refused(tmp_path):
+    from safetensors.torch import save_file
+
+    path = saved(tmp_path)
+    state = load_file(path / "adapter_model.safetensors")
+    save_file({k: torch.zeros_like(v) if ".up." in k else v for k, v in state.items()}, path / "adapter_model.safetensors")
+    with pytest.raises(UserError, match="changes nothing"):
+        checkpoint.load(path)
+
+
+# ---- backbones
+
+
+def test_the_family_is_told_from_the_config_not_from_the_path(tmp_path):
+    model, tokenizer = backbones.load("tiny-llama")
+    odd = tmp_path / "my-gpt2-model"
+    model.save_pretrained(odd)
+    tokenizer.save_pretrained(odd)
+    loaded, _ = backbones.load(odd)
+    assert backbones.family_of(loaded.config).name == "Llama"
+
+
+def test_an_unsupported_family_names_the_supported_ones(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError, match=r"model_type 'bert' is not supported(.|\n)*gpt2, llama"):
+        backbones.load(tmp_path)
+
+
+def test_a_path_with_nothing_usable_is_one_clear_error(tmp_path):
+    with pytest.raises(UserError, match=r"no config.json"):
+        backbones.load(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="this is a file"):
+        backbones.load(tmp_path / "file")
+    with pytest.raises(UserError, match="no such directory"):
+        backbones.load(str(tmp_path / "nowhere"))
+
+
+def test_a_truncated_backbone_or_a_larger_tokenizer_is_refused(tmp_path):
+    model, tokenizer = backbones.load("tiny-gpt2")
+    model.save_pretrained(tmp_path)
+    tokenizer.add_tokens(["one", "too", "many"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="403 tokens, the model's table has 400 rows"):
+        backbones.load(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="weights cannot be read"):
+        backbones.load(tmp_path)
+
+
+def test_random_init_keeps_the_shape_and_drops_the_weights():
+    trained, _ = backbones.load("tiny-gpt2")
+    fresh, _ = backbones.load("tiny-gpt2", random_init=True)
+    assert fresh.config.n_embd == trained.config.n_embd
+    assert not torch.equal(fresh.transformer.h[0].attn.c_attn.weight, trained.transformer.h[0].attn.c_attn.weight)
+
+
+def test_a_table_larger_than_the_tokenizer_keeps_ids_and_columns_in_step(tmp_path):
+    """Qwen and others pad their table: markers take ids right behind the tokenizer's, not the table's end."""
+    model, tokenizer = backbones.load("tiny-gpt2")
+    model.resize_token_embeddings(448, mean_resizing=False)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, tokenizer = attached(str(tmp_path))
+    given = batch(tokenizer, tasks=(0, 1))
+    with torch.no_grad():
+        assert model(**without(given, "labels")).logits.shape[-1] == len(tokenizer) == 416
+        assert torch.isfinite(model(**given | {"labels": given["token_type_ids"]}).loss) is not None
+
+
+def test_markers_must_be_new_to_the_tokenizer():
+    model, tokenizer = backbones.load("tiny-gpt2")
+    tokenizer.add_tokens(["<bos_mt>"])
+    with pytest.raises(ValueError, match=r"already has the tokens \['<bos_mt>'\]"):
+        attach(model, tokenizer, MARKERS, BOTTLENECKS)
+
+
+def test_packaged_weights_of_another_size_or_content_are_refused(tmp_path, monkeypatch):
+    from adapters import embedded
+
+    file = tmp_path / "x.gguf"
+    with pytest.raises(UserError, match="no such file"):
+        embedded.check_smollm2(file)
+    file.write_bytes(b"short")
+    with pytest.raises(UserError, match="5 bytes"):
+        embedded.check_smollm2(file)
+    monkeypatch.setattr(embedded, "SMOLLM2_BYTES", 5)
+    with pytest.raises(UserError, match="sha256"):
+        embedded.check_smollm2(file)
+
+
+def test_the_module_is_importable_by_its_parts():
+    assert adapting.IGNORE == -100
