@@ -2,6 +2,8 @@
 
     python -m data.convert e2e --train e2e/trainset.csv --valid e2e/devset.csv \\
         --test e2e/testset_w_refs.csv --output data/NLG/data.json
+    python -m data.convert e2e --train e2e/trainset.csv --valid_from_train 300 --test e2e/devset.csv \\
+        --output data/NLG/data.json
     python -m data.convert multi30k --folder multi30k --output data/NMT/data_en_ge.json
     python -m data.convert iwslt --folder iwslt2017 --pair en-de --output data/NMT/data_en_ge.json
     python -m data.convert parallel --source_lang en --target_lang de --train train.en.gz train.de.gz \\
@@ -94,6 +96,9 @@ def _e2e_flags(parser):
     _split_flags(parser, 1, "csv file with the columns mr and ref")
     parser.add_argument("--skip_bad", action="store_true",
                         help="drop and count rows that cannot be parsed (default: stop at the first)")
+    parser.add_argument("--valid_from_train", type=_at_least_one, metavar="N",
+                        help="instead of --valid: hold the last N distinct MRs of the training file out, with all "
+                             "their rows (default: none)")
 
 
 @data_format("e2e", _e2e_flags)
@@ -107,21 +112,43 @@ def e2e(args, report):
     given = _given(args)
     if args.valid and args.test and os.path.realpath(args.valid) == os.path.realpath(args.test):
         report.notes.append("note: test is the same file as valid, so its scores are not held out")
-    read = {"train": _e2e_train, "valid": _e2e_grouped, "test": _e2e_grouped}
-    return {split: read[split](path, split, args.skip_bad, report) for split, path in given.items()}
+    if not args.valid_from_train:
+        read = {"train": _e2e_train, "valid": _e2e_grouped, "test": _e2e_grouped}
+        return {split: read[split](_e2e_rows(path, split, args.skip_bad, report), split, report)
+                for split, path in given.items()}
+    if args.valid or not args.train:
+        raise UserError("goes with --train and without --valid", place="--valid_from_train",
+                        remedy="give one or the other")
+    held = _e2e_held_out(args.train, args.valid_from_train, args.skip_bad)
+    rows = _e2e_rows(args.train, "train", args.skip_bad, report)
+    again = _e2e_rows(args.train, "valid", True, Report())
+    splits = {"train": _e2e_train((row for row in rows if row[0] not in held), "train", report),
+              "valid": _e2e_grouped((row for row in again if row[0] in held), "valid", report)}
+    if args.test:
+        splits["test"] = _e2e_grouped(_e2e_rows(args.test, "test", args.skip_bad, report), "test", report)
+    return splits
 
 
-def _e2e_train(path, split, skip_bad, report):
+def _e2e_held_out(path, number, skip_bad):
+    """The last `number` distinct MRs of a file, in order of first appearance."""
+    mrs = list(dict.fromkeys(mr for mr, _, _ in _e2e_rows(path, "train", skip_bad, Report())))
+    if number >= len(mrs):
+        raise UserError(f"the training file has {len(mrs)} distinct MRs", place=f"--valid_from_train {number}",
+                        expected=f"fewer than {len(mrs)}")
+    return set(mrs[-number:])
+
+
+def _e2e_train(rows, split, report):
     seen = set()
-    for count, (mr, src, ref) in enumerate(_e2e_rows(path, split, skip_bad, report), start=1):
+    for count, (mr, src, ref) in enumerate(rows, start=1):
         seen.add(mr)
         report.facts[split].update(_e2e_facts(len(seen), count))
         yield {"src": src, "tgt": ref}
 
 
-def _e2e_grouped(path, split, skip_bad, report):
+def _e2e_grouped(rows, split, report):
     records, references = {}, 0
-    for mr, src, ref in _e2e_rows(path, split, skip_bad, report):
+    for mr, src, ref in rows:
         records.setdefault(mr, {"src": src, "tgt": ref, "refs": []})["refs"].append(ref)
     for count, record in enumerate(records.values(), start=1):
         references += len(record["refs"])

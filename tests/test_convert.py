@@ -404,3 +404,16 @@ def test_no_pair_of_the_mt_sample_stands_in_two_splits():
     assert sizes(splits) == {"train": 400, "valid": 40, "test": 40}
     for side in ("src", "tgt"):
         assert len({record[side] for records in splits.values() for record in records}) == 480
+
+
+def test_validation_held_out_of_training_shares_no_mr_with_it(tmp_path):
+    rows = [(f"name[R{i % 7}], food[F]", f"Text {i}.") for i in range(30)]
+    train = e2e_file(tmp_path / "train.csv", rows)
+    convert.convert(["e2e", "--train", str(train), "--valid_from_train", "2", "--output", str(tmp_path / "o.json")])
+    out = json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))
+    names = {split: {r["src"]["name"] for r in out[split]} for split in out}
+    assert names == {"train": {f"R{i}" for i in range(5)}, "valid": {"R5", "R6"}}
+    assert len(out["train"]) + sum(len(r["refs"]) for r in out["valid"]) == 30
+    for flags in (["--valid_from_train", "7"], ["--valid_from_train", "2", "--valid", str(train)]):
+        with pytest.raises(UserError, match="valid_from_train"):
+            convert.convert(["e2e", "--train", str(train), *flags, "--output", str(tmp_path / "o.json")])
