@@ -391,3 +391,12 @@ def test_wrong_shapes_are_refused_with_a_reason(score):
     ]:
         with pytest.raises(UserError, match=found):
             score(hypotheses, references)
+
+
+def test_clean_up_is_what_the_originals_tokenizer_did_in_decoding():
+    cases = json.loads((GOLDEN / "vglm" / "tokenizer.json").read_text(encoding="utf-8"))["cases"]
+    plain = [c for c in cases if c["text"].strip() and "<" not in c["text"]]
+    assert len(plain) >= 6
+    for case in plain:
+        assert original.clean_up(" " + case["text"].strip()) == case["decoded"]
+    assert original.clean_up("i do not know , it 's here .") == "i don't know, it's here."

@@ -36,6 +36,21 @@ def original(hypotheses, references):
     return scores
 
 
+# The replacements that the original's tokenizer made while decoding, in their order.
+_CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
+             (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))  # fmt: skip
+
+
+def clean_up(text):
+    """Text as the original saw it before scoring, outputs and references alike: " do not" is " don't" and so on.
+
+    Output files keep the raw text; a published number is compared with scores of cleaned-up text.
+    """
+    for old, new in _CLEAN_UP:
+        text = text.replace(old, new)
+    return text
+
+
 def _bleu_signature(case):
     return f"nrefs:1|case:{case}|tok:none|smooth:none|round:2|original:VLM (Moses multi-bleu)"
 

@@ -31,4 +31,6 @@ class MT(Task):
         from utils import metrics, original_metrics
 
         scores = {"BLEU": metrics.bleu(hypotheses, references), "chrF": metrics.chrf(hypotheses, references)}
-        return scores | original_metrics.original(hypotheses, [r[0] for r in references]), []
+        cleaned = [original_metrics.clean_up(t) for t in hypotheses]
+        gold = [[original_metrics.clean_up(r) for r in refs] for refs in references]
+        return scores | original_metrics.original(cleaned, gold), []

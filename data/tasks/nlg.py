@@ -54,4 +54,5 @@ class NLG(Task):
     def score(self, hypotheses, references):
         from utils import metrics
 
-        return metrics.e2e(hypotheses, references)
+        scores, notes = metrics.e2e(hypotheses, references)
+        return scores | {"sacreBLEU": metrics.bleu(hypotheses, references)}, notes

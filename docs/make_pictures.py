@@ -1,0 +1,60 @@
+#!/usr/bin/env python
+"""Draw the picture of the idea for the README: python docs/make_pictures.py"""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+FROZEN, NLG, MT, INK = "#e8eaee", "#f4a259", "#5b8e7d", "#333333"
+
+
+def box(ax, x, y, w, h, text, color, size=9, ink=INK):
+    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.02,rounding_size=0.08", fc=color, ec=INK, lw=0.8))
+    ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=size, color=ink)
+
+
+def arrow(ax, start, end, color=INK):
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=10, color=color, lw=1))
+
+
+def main():
+    figure, ax = plt.subplots(figsize=(10, 4.6), dpi=130)
+    ax.set(xlim=(0, 13), ylim=(0, 6))
+    ax.axis("off")
+    # Left: the input, every token with the embedding of its kind added.
+    tokens = ["<bos_nlg>", "<name>", "The Vaults", "<food>", "English", "<response>", "The Vaults serves …"]
+    for i, token in enumerate(tokens):
+        special = token.startswith("<")
+        box(ax, 0.1, 5.1 - i * 0.62, 2.5, 0.48, token, NLG if special else FROZEN, 8.5)
+    ax.text(1.35, 0.62, "task embeddings: the only new rows\n(token, type and output row in one)", ha="center", fontsize=8)
+    arrow(ax, (2.75, 3.4), (3.7, 3.4))
+    # Middle: one block of the frozen backbone and its bank of adapters.
+    box(ax, 3.8, 1.1, 2.6, 4.5, "", FROZEN)
+    ax.text(5.1, 5.3, "frozen block × n", ha="center", fontsize=9)
+    box(ax, 4.1, 1.4, 2.0, 0.8, "attention", "white")
+    box(ax, 4.1, 2.6, 2.0, 0.8, "feed-forward", "white")
+    arrow(ax, (5.1, 2.25), (5.1, 2.58))
+    arrow(ax, (5.1, 3.42), (5.1, 3.72))
+    box(ax, 4.1, 3.75, 0.95, 0.85, "adapter\nnlg", NLG, 8)
+    box(ax, 5.15, 3.75, 0.95, 0.85, "adapter\nmt", MT, 8, "white")
+    ax.text(5.1, 4.82, "row by row, by task_ids", ha="center", fontsize=8, style="italic")
+    arrow(ax, (6.5, 3.4), (7.3, 3.4))
+    # Right: inside an adapter.
+    box(ax, 7.4, 1.1, 2.5, 4.5, "", "#fff6ec")
+    ax.text(8.65, 5.3, "one adapter", ha="center", fontsize=9)
+    for i, text in enumerate(["layer norm", "down: width → r", "ReLU", "up: r → width"]):
+        box(ax, 7.75, 1.5 + i * 0.78, 1.8, 0.5, text, NLG if i in (1, 3) else "white", 8.5)
+    arrow(ax, (8.65, 4.42), (8.65, 4.72))
+    ax.text(8.65, 4.85, "+ its input", ha="center", fontsize=8.5)
+    # Far right: what a task costs.
+    box(ax, 10.3, 3.6, 2.5, 1.7, "GPT-2, nlg, r = 10\n\n220,536 trained\n= 0.18 % of 124.4M", "white", 9)
+    box(ax, 10.3, 1.3, 2.5, 1.7, "checkpoint: 0.9 MB\nnot 500", "white", 9)
+    figure.savefig(Path(__file__).parent / "idea.png", bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()
