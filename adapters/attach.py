@@ -257,13 +257,14 @@ def halve_frozen(model, dtype):
     """
     from transformers.pytorch_utils import Conv1D
 
+    head = model.get_output_embeddings()
     for module in model.modules():
-        frozen = isinstance(module, (torch.nn.Linear, Conv1D)) and not module.weight.requires_grad
-        head = isinstance(module, TaskHead)
-        if head:
+        if isinstance(module, TaskHead):
             module.half = module.base.weight.detach().to(dtype)
-        elif frozen and module is not getattr(model.get_output_embeddings(), "base", None):
-            module.weight.data = module.weight.data.to(dtype)
+        elif isinstance(module, (torch.nn.Linear, Conv1D)) and module is not getattr(head, "base", None):
+            if not module.weight.requires_grad:
+                # A new parameter, not new data in the old one: a head may share its matrix with a look-up table.
+                module.weight = torch.nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
 
 
 def trainable(model):

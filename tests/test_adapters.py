@@ -254,6 +254,19 @@ def test_frozen_matrices_kept_in_half_give_autocasts_results_bit_for_bit(both):
     assert all(torch.equal(a, b) for a, b in zip(losses[0][1], losses[1][1]))
 
 
+def test_a_tied_table_stays_whole_when_a_frozen_head_is_halved():
+    model, tokenizer = attached(bottlenecks=None)
+    model.eval().requires_grad_(False)
+    given = batch(tokenizer, tasks=(0, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(**given).loss
+        halve_frozen(model, torch.bfloat16)
+        after = model(**given).loss
+    assert model.get_input_embeddings().weight.dtype == torch.float32
+    assert model.get_output_embeddings().weight.dtype == torch.bfloat16
+    assert torch.equal(before, after)
+
+
 def test_gradient_checkpointing_changes_no_gradient(both):
     name = "tiny-gpt2" if both[0].config.model_type == "gpt2" else "tiny-llama"
     grads = []
