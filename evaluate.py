@@ -31,7 +31,7 @@ def parser():
     g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
     g.add_argument("--split", choices=["train", "valid", "test"], help="which split (default: the task's scored split)")
     g.add_argument("--limit", type=flags.positive, help="only the first so many instances")
-    g.add_argument("--adapter_bottleneck", type=int, metavar="N", help="if given, it must be the checkpoint's")
+    g.add_argument("--adapter_bottleneck", type=flags.bottleneck, metavar="N", help="if given, it must be the checkpoint's")
     g.add_argument("--max_history", type=flags.positive, default=2, help="turns of history; for dialogue-like tasks only")
     g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
     g = p.add_argument_group("decoding")

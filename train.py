@@ -106,7 +106,8 @@ def train(args, given):
 
     # One process a machine makes the caches, the others find them.
     with idist.one_rank_first(local=True):
-        refuse_trained(args, checkpoint)
+        refuse_unfit(args, checkpoint)
+        torch.manual_seed(args.seed)
         model, tokenizer = backbones.load(args.model_checkpoint, random_init=args.random_init)
         torch.manual_seed(args.seed)
         markers = {task.name: task.markers}
@@ -169,12 +170,18 @@ def published(args, task):
     """Fill flags that were not given with the task's published settings."""
     settings = task.published.get("finetune" if args.adapter_bottleneck < 0 else "adapter", {})
     for name in PUBLISHED:
+        if getattr(args, name) is None and name not in settings:
+            raise UserError(f"no published setting of --{name} for task {task.name}", remedy=f"give --{name}")
         if getattr(args, name) is None:
             setattr(args, name, settings[name])
     args.dataset_path = args.dataset_path or task.dataset_path
 
 
-def refuse_trained(args, checkpoint):
+def refuse_unfit(args, checkpoint):
+    """Backbones that this run could not be evaluated with, or that are no backbones."""
+    if args.random_init and args.adapter_bottleneck >= 0:
+        raise UserError("an adapter beside frozen random weights, which no checkpoint would hold", place="--random_init",
+                        remedy="train the whole model (leave --adapter_bottleneck out), or leave --random_init out")  # fmt: skip
     if checkpoint.is_checkpoint(args.model_checkpoint):
         raise UserError("this is a trained model, not a bare backbone", place=f"--model_checkpoint {args.model_checkpoint}",
                         remedy=f"to go on with it: --resume {args.model_checkpoint}; to start anew: name its backbone")  # fmt: skip
@@ -193,6 +200,7 @@ def load_data(args, task, model, tokenizer, say):
         )  # fmt: skip
         report = splits[name].report
         parts = [f"{report['kept']:,} examples"]
+        parts += [f"the first {args.limit:,} used"] if args.limit and args.limit < report["kept"] else []
         parts += [f"{n:,} dropped ({why})" for why, n in report["dropped"].items()]
         parts += [f"{n:,} cut ({why})" for why, n in report["cut"].items()]
         say(f"{name}: " + ", ".join(parts))

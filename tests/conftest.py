@@ -23,3 +23,11 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real public data not found at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Everything the toolkit caches lies in a directory of this test session, not in the home directory."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["VERSATILE_CACHE"] = str(folder)
+    return folder

@@ -22,7 +22,8 @@ def parallel():
         backend = "xla-tpu"
     import logging
 
-    logging.getLogger("ignite.distributed.launcher.Parallel").setLevel(logging.WARNING)
+    for name in ("launcher.Parallel", "auto.auto_model"):
+        logging.getLogger(f"ignite.distributed.{name}").setLevel(logging.WARNING)
     return idist.Parallel(backend=backend)
 
 

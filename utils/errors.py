@@ -1,11 +1,12 @@
 """Errors a user can act on.
 
 Every check at the door raises `UserError`; a script's `main` runs under `exit_on_user_error`, which prints
-the error without a traceback and leaves with exit code 2.
+the error without a traceback and leaves with exit code 2, or with 130 after Ctrl-C.
 """
 
 import functools
 import os
+import signal
 import sys
 
 
@@ -37,6 +38,11 @@ def brief(value, limit=60):
     return f"{text} ({type(value).__name__})"
 
 
+def first_line(error, limit=200):
+    """The first line of an exception's message, cut to `limit` characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
 def exit_on_user_error(main):
     """Decorate a script's main: a `UserError` becomes a message on stderr and exit code 2."""
 
@@ -50,5 +56,10 @@ def exit_on_user_error(main):
             if os.environ.get("RANK", "0") == "0":
                 print(f"error: {error}", file=sys.stderr, flush=True)
             sys.exit(2)
+        except KeyboardInterrupt:
+            sys.stdout.flush()
+            if os.environ.get("RANK", "0") == "0":
+                print("interrupted", file=sys.stderr, flush=True)
+            sys.exit(128 + signal.SIGINT)
 
     return run

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -31,11 +32,27 @@ def disk_errors(path):
     """Turn the disk's own errors (full, read-only, no permission) into a `UserError` that names `path`."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+    except UserError:
+        raise
+    except Exception as error:
+        number = _errno(error)
+        if number not in _DISK_ERRORS:
             raise
-        found, remedy = _DISK_ERRORS[error.errno]
-        raise UserError(f"cannot write: {found}", place=path, remedy=remedy) from error
+        found, remedy = _DISK_ERRORS[number]
+        # The name the file would have had; that of its half-written form is of no use to anyone.
+        place = re.sub(r"(^|/)\.([^/]+)\.[^./]+\.part(?=/|$)", r"\1\2", os.fspath(path))
+        raise UserError(f"cannot write: {found}", place=place, remedy=remedy) from error
+
+
+def _errno(error):
+    """The system's error number behind an exception: some libraries wrap the OSError, some only quote it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        if quoted := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(quoted[1])
+        error = error.__context__
+    return None
 
 
 @contextlib.contextmanager
@@ -113,6 +130,8 @@ def writable_directory(path, flag):
                 probe.flush()
     except UserError as error:
         raise UserError(error.found, place=f"{flag} {path}", remedy=error.remedy) from error
+    except OSError as error:
+        raise UserError(f"cannot write: {error.strerror}", place=f"{flag} {path}", remedy="choose another directory") from error
     return path
 
 

@@ -14,6 +14,11 @@ def not_negative(text):
     return _number(text, int, lambda v: v >= 0, "a whole number, 0 or more")
 
 
+def bottleneck(text):
+    """argparse type: a whole number from -1, which stands for no adapter."""
+    return _number(text, int, lambda v: v >= -1, "a whole number, 0 or more, or -1 for no adapter")
+
+
 def rate(text):
     """argparse type: a finite number above 0."""
     return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
@@ -48,9 +53,17 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return super()._get_help_string(action)
 
 
+class Parser(argparse.ArgumentParser):
+    """Errors in the form all errors of the toolkit have, without fifty lines of usage above them."""
+
+    def error(self, message):
+        message = message.removeprefix("argument ")
+        self.exit(2, f"error: {message}\n  remedy:   see {self.prog} --help\n")
+
+
 def parser(doc):
     """A parser whose description is a script's docstring; prefixes of flags are not taken for flags."""
-    return argparse.ArgumentParser(description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
+    return Parser(description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def given(make_parser, argv=None):

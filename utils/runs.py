@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from utils.errors import UserError, brief
+from utils.errors import UserError, first_line
 from utils.files import atomic_directory, disk_errors, remove_leftovers, write_json, writable_directory
 
 STATE = "training_state.pt"
@@ -57,6 +57,7 @@ class Run:
                 remedy=f"go on with it (--resume {directory}), name another directory, or remove it",
             )
         writable_directory(run.directory, "--output_dir")
+        remove_leftovers(run.directory)
         write_json(run.directory / "run.json", record)
         return run
 
@@ -68,8 +69,10 @@ class Run:
             raise UserError("no run.json here", place=f"--resume {directory}", expected="a run directory of train.py")
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"not valid json: {error}", place=path, remedy="start the run again") from error
+            if not isinstance(record, dict) or not isinstance(record.get("flags"), dict):
+                raise ValueError("no flags in it")
+        except (ValueError, OSError) as error:
+            raise UserError(f"not a run.json of train.py: {error}", place=path, remedy="start a new run") from error
         run = cls(directory, keep)
         writable_directory(run.directory, "--resume")
         return run, record
@@ -93,29 +96,47 @@ class Run:
         """
         import torch
 
-        if self.checkpoint(step).exists():
-            return
+        # One of this step may stand there already, if it could not be read and the run fell back behind it.
         with atomic_directory(self.checkpoint(step)) as beside:
             save_model(beside)
-            torch.save(state, beside / STATE)
+            # Given a path, torch writes by itself and does not say why it could not.
+            with open(beside / STATE, "wb") as file:
+                torch.save(state, file)
         for old in self.saved_steps()[: -self.keep]:
             # Renamed first: a half-removed directory must not look like a checkpoint.
             doomed = self.checkpoints / f".step_{old:08d}.old"
             self.checkpoint(old).rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
-    def load_checkpoint(self):
-        """(step, state) of the newest checkpoint that can be read, or (0, None)."""
+    def load_checkpoint(self, load_model):
+        """Load the newest checkpoint that can be read.
+
+        Args:
+            load_model: called with a directory, loads the model files in it.
+
+        Returns:
+            (step, state), or (0, None) where there is no checkpoint yet.
+
+        Raises:
+            UserError: there are checkpoints, but none can be read.
+        """
         import torch
 
-        if self.checkpoints.is_dir():
-            remove_leftovers(self.checkpoints)
-        for step in reversed(self.saved_steps()):
+        for folder in (self.directory, self.checkpoints):
+            remove_leftovers(folder)
+        steps = self.saved_steps()
+        for step in reversed(steps):
+            folder = self.checkpoint(step)
             try:
-                return step, torch.load(self.checkpoint(step) / STATE, map_location="cpu", weights_only=True)
+                state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+                load_model(folder)
+                return step, state
             except Exception as error:
-                # Whatever is wrong with this file, an older checkpoint may be whole.
-                print(f"checkpoint {self.checkpoint(step)} cannot be read ({brief(str(error))}): trying the one before")
+                # Whatever is wrong with these files, an older checkpoint may be whole.
+                print(f"{folder} cannot be read: going back to the checkpoint before\n  ({first_line(error)})", flush=True)
+        if steps:
+            raise UserError("none of the checkpoints can be read", place=self.checkpoints,
+                            remedy="remove them to start this run from its beginning")  # fmt: skip
         return 0, None
 
     def save_best(self, save_model):

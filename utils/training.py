@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
-from ignite.handlers.tensorboard_logger import TensorboardLogger
 
+from utils.board import Board
 from utils.devices import autocast, peak_memory_mb
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 
 @dataclass
@@ -79,6 +79,7 @@ class Trainer:
         self.total_steps = self.epoch_steps * settings.n_epochs
         if settings.max_steps:
             self.total_steps = min(self.total_steps, settings.max_steps)
+        self.epochs = math.ceil(self.total_steps / self.epoch_steps)
         model.to(self.device)
         self.params = [p for p in model.parameters() if p.requires_grad]
         decay = [p for p in self.params if p.ndim > 1]
@@ -90,7 +91,8 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
         self.parallel = model
         if self.world > 1:
-            self.parallel = idist.auto_model(model, find_unused_parameters=several_tasks, broadcast_buffers=False)
+            # Buffers never change in training: there is nothing in them to pass on.
+            self.parallel = idist.auto_model(model, find_unused_parameters=several_tasks, forward_sync_buffers=False)
         # What a checkpoint carries beside weights and optimizer.
         self.best, self.best_step, self.waited, self.seconds, self.tokens = math.inf, 0, 0, 0.0, 0
         self.history = {"train": [], "valid": []}
@@ -163,6 +165,8 @@ class Trainer:
             return self.on_rank0(lambda: self.run.save_best(self.save_model))
         started = time.time()
         scores = self.validate()
+        if not math.isfinite(scores["nll"]):
+            raise Diverged(f"the validation loss is {scores['nll']} after step {step}")
         self.history["valid"].append(dict(step=step, **scores))
         better = scores["nll"] < self.best
         if better:
@@ -175,12 +179,14 @@ class Trainer:
             f"{' (best so far)' if better else ''}, {time.time() - started:.0f} s"
         )
         if self.board:
-            self.board.writer.add_scalar("valid/nll", scores["nll"], step)
-            self.board.writer.add_scalar("valid/ppl", scores["ppl"], step)
-        patience = self.settings.early_stopping
-        if patience and self.waited >= patience:
-            self.say(f"no better validation loss for {patience} epochs: stopping early")
+            self.board.add(step, "valid", scores)
+        if self.out_of_patience() and step < self.total_steps:
+            self.say(f"no better validation loss for {self.waited} epochs: stopping early")
             self.stop = "early"
+
+    def out_of_patience(self):
+        """Whether --early_stopping is given and has come true."""
+        return bool(self.settings.early_stopping) and self.waited >= self.settings.early_stopping
 
     # ---- checkpoints
 
@@ -198,7 +204,7 @@ class Trainer:
 
     def restore(self):
         """Load the newest checkpoint of the run; returns the optimizer steps already taken."""
-        step, state = self.run.load_checkpoint()
+        step, state = self.run.load_checkpoint(self.load_model)
         if state is None:
             return 0
         place = self.run.checkpoint(step)
@@ -208,7 +214,6 @@ class Trainer:
         if state["world"] != self.world:
             raise UserError(f"the run had {state['world']} processes, now there are {self.world}", place=place,
                             remedy=f"resume with torchrun --nproc_per_node {state['world']}")  # fmt: skip
-        self.load_model(place)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         for name in ("best", "best_step", "waited", "tokens", "seconds", "history"):
@@ -244,37 +249,43 @@ class Trainer:
         self._logged = (self.seconds, self.tokens)
         engine = Engine(self.step)
         engine.logger.disabled = True
-        self.board = TensorboardLogger(log_dir=str(self.run.directory), purge_step=first or None) if self.rank0 else None
+        self.board = Board(self.run.directory, first) if self.rank0 else None
         self._attach(engine)
         self._mark = time.time()
         if first:
             self.say(f"resuming after step {first} of {self.total_steps}")
-            engine.load_state_dict(dict(iteration=first, epoch_length=self.epoch_steps, max_epochs=None))
-        elif self.settings.eval_before_start and self.valid is not None:
-            self.check(0)
-        if first < self.total_steps and not (self.settings.early_stopping and self.waited >= self.settings.early_stopping):
+            # Without max_epochs ignite would take this for a new run and count from 0.
+            engine.load_state_dict(dict(iteration=first, epoch_length=self.epoch_steps, max_epochs=self.epochs))
+        if first < self.total_steps and not self.out_of_patience():
             with self._signals():
                 self._run(engine, first)
-        if self.board:
-            self.board.close()
         if isinstance(self.stop, int):
             raise SystemExit(128 + self.stop)
         return self.summary(engine.state.iteration)
 
     def _run(self, engine, first):
-        epochs = math.ceil(self.total_steps / self.epoch_steps)
         try:
-            engine.run(self.windows(first), max_epochs=epochs, epoch_length=self.epoch_steps)
+            if first == 0 and self.settings.eval_before_start and self.valid is not None:
+                self.check(0)
+            engine.run(self.windows(first), max_epochs=self.epochs, epoch_length=self.epoch_steps)
         except Diverged as error:
             raise UserError(
                 str(error), place=self.run.directory,
                 remedy=f"lower --lr (it was {self.settings.lr:g}) or --max_norm, or train in --fp32; "
                        "the checkpoints written before are still there",
             ) from error  # fmt: skip
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory: {first_line(error)}", place=str(self.device),
+                remedy="lower --train_batch_size and raise --gradient_accumulation_steps, or --gradient_checkpointing",
+            ) from error  # fmt: skip
 
     def _attach(self, engine):
-        every = self.settings.log_every
-        engine.add_event_handler(Events.ITERATION_COMPLETED(every=every), self._log)
+        # The last step, too: a short run would otherwise leave no trace.
+        due = Events.ITERATION_COMPLETED(
+            event_filter=lambda _, step: step % self.settings.log_every == 0 or step == self.total_steps
+        )
+        engine.add_event_handler(due, self._log)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         if self.rank0 and sys.stderr.isatty():
             bar = ProgressBar(persist=False)
@@ -286,12 +297,10 @@ class Trainer:
         step, (seconds, tokens) = engine.state.iteration, self._logged
         speed = (self.tokens - tokens) / max(self.seconds - seconds, 1e-9)
         self._logged = (self.seconds, self.tokens)
-        row = dict(step=step, **{k: engine.state.output[k] for k in ("loss", "ppl", "lr", "grad_norm")})
-        self.history["train"].append(row)
+        row = {k: engine.state.output[k] for k in ("loss", "ppl", "lr", "grad_norm")}
+        self.history["train"].append(dict(step=step, **row))
         if self.board:
-            for key, value in (row | dict(tokens_per_second=speed)).items():
-                if key != "step":
-                    self.board.writer.add_scalar(f"train/{key}", value, step)
+            self.board.add(step, "train", row | dict(tokens_per_second=speed))
         if not sys.stderr.isatty() and time.time() - self._told > QUIET_SECONDS:
             self._told = time.time()
             left = (self.total_steps - step) * self.seconds / step
@@ -342,7 +351,7 @@ class Trainer:
     def summary(self, step):
         """What metrics.json says of the training."""
         return dict(
-            steps=step, total_steps=self.total_steps, stopped_early=self.stop == "early", best_step=self.best_step,
+            steps=step, total_steps=self.total_steps, stopped_early=step < self.total_steps, best_step=self.best_step,
             valid_nll=None if self.best == math.inf else self.best,
             valid_ppl=None if self.best == math.inf else math.exp(min(self.best, 50)),
             trained_parameters=sum(p.numel() for p in self.params), tokens=self.tokens, seconds=round(self.seconds, 1),

@@ -1,0 +1,150 @@
+"""Run the toolkit's scripts in processes of their own: as a user does, or forked from one that has imported everything.
+
+A script spends five seconds on imports. `start` forks a process that has them behind it; it is a real process
+all the same, with its own memory, signals and exit code.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = ROOT / "data" / "samples"
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["train", "evaluate", "utils.training", "utils.decoding", "utils.plots", "adapters.checkpoint", "data.cache",
+     "data.batching", "tensorboardX", "matplotlib.pyplot", "safetensors.torch", "sacrebleu", "ijson",
+     "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
+     "transformers.models.auto.modeling_auto", "transformers.generation.utils", "ignite.distributed"]
+)  # fmt: skip
+
+
+@dataclass
+class Result:
+    """How a script ended: exit code (negative: killed by that signal), stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Job:
+    """A script that runs in a process of its own."""
+
+    def __init__(self, process, folder):
+        self.process, self.pid, self.folder = process, process.pid, Path(folder)
+
+    def running(self):
+        return self.process.is_alive()
+
+    def kill(self, number):
+        if self.running():
+            os.kill(self.pid, number)
+
+    def wait(self, timeout=120):
+        self.process.join(timeout)
+        if self.running():
+            self.process.kill()
+            raise TimeoutError(f"still running after {timeout} s: {(self.folder / 'err').read_text()}")
+        return Result(self.process.exitcode, (self.folder / "out").read_text(), (self.folder / "err").read_text())
+
+
+def start(script, argv, folder, env=None):
+    """Start `script` ("train", "evaluate") with `argv`; its output goes into `folder`."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name in ("out", "err"):
+        (Path(folder) / name).write_text("")
+    environment = {**dict(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
+    # The fork server is started by the first of these and imports with the environment it finds.
+    old, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), str(ROOT)
+    process = _CONTEXT.Process(target=_run, args=(script, list(map(str, argv)), str(folder), environment), daemon=True)
+    process.start()
+    os.environ.pop("PYTHONPATH") if old is None else os.environ.update(PYTHONPATH=old)
+    return Job(process, folder)
+
+
+def run(script, argv, folder, env=None, timeout=120):
+    """`start` and wait."""
+    return start(script, argv, folder, env).wait(timeout)
+
+
+def _run(script, argv, folder, environment):
+    os.environ.clear()
+    os.environ.update(environment)
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    import torch
+
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    sys.argv = [f"{script}.py", *argv]
+    sys.exit(__import__(script).main(argv))
+
+
+def run_as_user(script, argv, *, launcher=(), env=None, cwd=ROOT, timeout=240):
+    """`python script.py argv…` from scratch, behind a launcher's words if there are any."""
+    command = [sys.executable, *launcher, str(ROOT / f"{script}.py"), *map(str, argv)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def until(condition, job, timeout=60):
+    """Wait for a condition while the job runs; returns whether it came true."""
+    end = time.time() + timeout
+    while time.time() < end and job.running():
+        if condition():
+            return True
+        time.sleep(0.001)
+    return condition()
+
+
+def tensors(folder):
+    """{name: (dtype, shape, bytes)} of a run's model file."""
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    name = "adapter_model.safetensors" if (folder / "adapter_model.safetensors").exists() else "model.safetensors"
+    state = load_file(folder / name)
+    return {k: (str(v.dtype), tuple(v.shape), v.numpy().tobytes()) for k, v in state.items()}
+
+
+def metrics(folder):
+    return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+def losses(folder):
+    """What must be equal of two equal runs: every logged training step and every validation."""
+    history = metrics(folder)["history"]
+    return history["train"], history["valid"]
+
+
+def write_task(path, **splits):
+    """A task file with these splits."""
+    Path(path).write_text(json.dumps(splits, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def small(path, task="nlg", **sizes):
+    """The first records of a sample file as a file of their own, e.g. small(path, train=8, valid=4, test=4)."""
+    data = json.loads((SAMPLES / f"{task}.json").read_text())
+    return write_task(path, **{split: data[split][:n] for split, n in sizes.items()})
+
+
+def without_java():
+    """An environment in which METEOR does not start a Java machine, which would take seconds."""
+    folder = Path(os.environ["VERSATILE_CACHE"]) / "bin"
+    folder.mkdir(exist_ok=True)
+    for tool in ("git", "python"):
+        if (found := shutil.which(tool)) and not (folder / tool).exists():
+            (folder / tool).symlink_to(found)
+    return {"PATH": str(folder)}

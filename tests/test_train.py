@@ -1,0 +1,808 @@
+"""train.py run as a user runs it: resuming, signals, several processes, flags, bad input."""
+
+import errno
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import scripts
+from scripts import ROOT, TORCHRUN, losses, metrics, run, run_as_user, small, start, tensors, until, write_task
+
+NLG = {"src": {"name": "Aromi", "food": "Thai"}, "tgt": "Aromi is a Thai place."}
+
+
+def command(data, out, *more, model="tiny-gpt2", bottleneck=4, task="nlg", batch=4, accumulation=1, epochs=2):
+    """Flags of a short run in fp32; bottleneck -1 trains everything."""
+    return ["--task", task, "--dataset_path", data, "--model_checkpoint", model, "--adapter_bottleneck", bottleneck,
+            "--train_batch_size", batch, "--gradient_accumulation_steps", accumulation, "--n_epochs", epochs,
+            "--lr", "5e-3", "--fp32", "--output_dir", out, *more]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return small(tmp_path_factory.mktemp("data") / "nlg.json", train=24, valid=6, test=4)
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A run of 12 steps that nothing disturbed; read it, do not write in it."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = run("train", command(data, folder / "run"), folder)
+    assert result.code == 0, result.err
+    return folder / "run"
+
+
+def trained(argv, folder):
+    """Run train.py to its end; returns the run directory."""
+    result = run("train", argv, folder)
+    assert result.code == 0, result.err
+    return argv[argv.index("--output_dir") + 1]
+
+
+def refused(result, *fragments, out=None):
+    """One clear error, exit code 2, nothing half-written."""
+    assert result.code == 2, (result.code, result.out, result.err)
+    assert "Traceback" not in result.err + result.out, result.err
+    assert result.err.startswith("error: "), result.err
+    assert len(re.findall("^error: ", result.err, re.MULTILINE)) == 1, result.err
+    for fragment in fragments:
+        assert str(fragment) in result.err, (fragment, result.err)
+    if out is not None and out.exists() and out.is_dir():
+        left = [str(p.relative_to(out)) for p in out.rglob("*")]
+        assert not [p for p in left if ".part" in p or "model.safetensors" in p or p.endswith(".old")], left
+
+
+# --- exact resume ------------------------------------------------------------------------------------------
+
+
+def different(one, other):
+    """Names of tensors that are not equal, or not in both."""
+    return sorted(k for k in one.keys() | other.keys() if one.get(k) != other.get(k))
+
+
+def same_run(one, other):
+    """Weights, optimizer and every logged number of two runs are equal to the last bit."""
+    import torch
+
+    for name in ("steps", "best_step", "valid_nll", "tokens", "stopped_early"):
+        assert metrics(one)[name] == metrics(other)[name], name
+    assert losses(one) == losses(other)
+    assert different(tensors(one), tensors(other)) == []
+    last = [sorted((run / "checkpoints").iterdir())[-1] for run in (one, other)]
+    assert last[0].name == last[1].name
+    assert different(tensors(last[0]), tensors(last[1])) == []
+    first, second = (torch.load(f / "training_state.pt", weights_only=True)["optimizer"]["state"] for f in last)
+    assert first.keys() == second.keys()
+    for key in first:
+        assert all(torch.equal(first[key][k], second[key][k]) for k in first[key])
+
+
+def after(seconds):
+    """Kill after so long."""
+
+    def kill(job, out):
+        end = time.time() + seconds
+        until(lambda: time.time() > end, job)
+        job.kill(signal.SIGKILL)
+
+    return kill
+
+
+def on_seeing(pattern):
+    """Kill as soon as a name that was not there before appears in the run directory."""
+
+    def kill(job, out):
+        known = set(out.glob(pattern))
+        until(lambda: set(out.glob(pattern)) - known, job)
+        job.kill(signal.SIGKILL)
+
+    return kill
+
+
+def killed_and_resumed(argv, out, folder, kills):
+    """Start, kill, resume, kill, …, finish; returns how many of the kills struck a living run."""
+    struck = 0
+    for kill in [*kills, lambda job, out: None]:
+        # A run killed before it wrote run.json has not begun: it is started, not resumed.
+        begun = (out / "run.json").exists()
+        job = start("train", ["--resume", out] if begun else argv, folder)
+        kill(job, out)
+        result = job.wait()
+        assert result.code in (0, -signal.SIGKILL), (result.code, result.err)
+        struck += result.code != 0
+    assert result.code == 0
+    return struck
+
+
+def test_a_run_killed_at_random_moments_and_resumed_equals_one_never_stopped(data, tmp_path):
+    more = ["--save_steps", "1", "--keep_checkpoints", "2", "--eval_before_start"]
+    whole = trained(command(data, tmp_path / "whole", *more, epochs=5), tmp_path / "log")
+    out = tmp_path / "killed"
+    moments = random.Random(7)
+    kills = [after(moments.uniform(0.1, 1.2)) for _ in range(8)]
+    struck = killed_and_resumed(command(data, out, *more, epochs=5), out, tmp_path / "log", kills)
+    assert struck >= 3
+    same_run(whole, out)
+
+
+def test_a_run_killed_while_files_are_being_written_resumes_exactly(data, tmp_path):
+    more = ["--save_steps", "2", "--keep_checkpoints", "1"]
+    whole = trained(command(data, tmp_path / "whole", *more, epochs=4), tmp_path / "log")
+    out = tmp_path / "killed"
+    patterns = ["run.json", "checkpoints/.*.part", "checkpoints/.*.part/training_state.pt", "checkpoints/*.old",
+                "..best*.part", ".best", "checkpoints/.*.part/adapter_model.safetensors", "checkpoints/step_*",
+                "learning_curve.png", "metrics.json"]  # fmt: skip
+    struck = killed_and_resumed(
+        command(data, out, *more, epochs=4), out, tmp_path / "log", list(map(on_seeing, patterns))
+    )
+    assert struck >= 5
+    same_run(whole, out)
+    assert not list(out.glob("**/*.part")) and not list(out.glob("**/*.old"))
+
+
+def test_full_fine_tuning_killed_and_resumed_is_exact(data, tmp_path):
+    more = ["--save_steps", "1", "--weight_decay", "0.1", "--warmup_steps", "3"]
+    whole = trained(command(data, tmp_path / "whole", *more, bottleneck=-1), tmp_path / "log")
+    out = tmp_path / "killed"
+    kills = [on_seeing("run.json"), on_seeing("checkpoints/step_*03"), on_seeing("checkpoints/.step_*07*.part")]
+    struck = killed_and_resumed(command(data, out, *more, bottleneck=-1), out, tmp_path / "log", kills)
+    assert struck == 3
+    same_run(whole, out)
+
+
+def test_with_gradient_accumulation_killed_and_resumed_is_exact(data, tmp_path):
+    # 6 batches an epoch in steps of 4 and 2 batches.
+    options = dict(accumulation=4, epochs=4)
+    whole = trained(command(data, tmp_path / "whole", "--save_steps", "1", **options), tmp_path / "log")
+    out = tmp_path / "killed"
+    kills = [on_seeing("checkpoints/step_*01"), on_seeing("checkpoints/step_*03"), on_seeing("checkpoints/step_*06")]
+    struck = killed_and_resumed(
+        command(data, out, "--save_steps", "1", **options), out, tmp_path / "log", kills
+    )
+    assert struck == 3
+    assert metrics(out)["steps"] == 8
+    same_run(whole, out)
+
+
+def test_a_fresh_process_from_the_command_line_resumes_exactly(data, finished, tmp_path):
+    out = tmp_path / "run"
+    killed_and_resumed_once = start("train", command(data, out, "--save_steps", "1"), tmp_path / "log")
+    on_seeing("checkpoints/step_*07")(killed_and_resumed_once, out)
+    assert killed_and_resumed_once.wait().code == -signal.SIGKILL
+    result = run_as_user("train", ["--resume", out])
+    assert result.code == 0, result.err
+    assert "resuming after step" in result.out
+    assert tensors(out) == tensors(finished)
+    assert losses(out) == losses(finished)
+
+
+def test_a_finished_run_resumed_is_left_as_it_is(finished, data, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    result = run("train", ["--resume", out], tmp_path / "log")
+    assert result.code == 0, result.err
+    same_run(finished, out)
+
+
+def test_a_run_stopped_early_and_resumed_stays_stopped(data, tmp_path):
+    # So high a rate that the validation loss rises at once.
+    argv = command(data, tmp_path / "run", "--early_stopping", "2", "--lr", "0.5", "--max_norm", "1e9", epochs=9)
+    out = trained(argv, tmp_path / "log")
+    before = metrics(out)
+    assert before["stopped_early"] and before["steps"] < before["total_steps"]
+    valid = before["history"]["valid"]
+    assert [row["nll"] > before["valid_nll"] for row in valid[-2:]] == [True, True]
+    result = run("train", ["--resume", out], tmp_path / "log")
+    assert result.code == 0, result.err
+    assert {k: metrics(out)[k] for k in ("steps", "stopped_early", "best_step", "history")} == {
+        k: before[k] for k in ("steps", "stopped_early", "best_step", "history")
+    }
+
+
+@pytest.mark.parametrize("name", ["training_state.pt", "adapter_model.safetensors"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_ends_equal(name, data, finished, tmp_path):
+    out = tmp_path / "run"
+    job = start("train", command(data, out, "--save_steps", "1"), tmp_path / "log")
+    on_seeing("checkpoints/step_*07")(job, out)
+    job.wait()
+    newest = sorted((out / "checkpoints").glob("step_*"))[-1]
+    size = (newest / name).stat().st_size
+    os.truncate(newest / name, size // 2)
+    result = run("train", ["--resume", out], tmp_path / "log")
+    assert result.code == 0, result.err
+    assert f"{newest} cannot be read" in result.out
+    same_run(finished, out)
+    # The damaged one was written anew: the run can be resumed from its newest checkpoint again.
+    assert "cannot be read" not in run("train", ["--resume", out], tmp_path / "log").out
+
+
+def test_checkpoints_that_are_all_damaged_are_an_error_not_a_silent_restart(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    for state in out.glob("checkpoints/*/training_state.pt"):
+        state.write_bytes(b"")
+    refused(run("train", ["--resume", out], tmp_path / "log"), out / "checkpoints", "remove them")
+
+
+# --- signals -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_saves_prints_how_to_go_on_and_loses_nothing(name, data, finished, tmp_path):
+    out, number = tmp_path / "run", getattr(signal, name)
+    job = start("train", command(data, out), tmp_path / "log")
+    assert until(lambda: (out / "checkpoints").exists(), job)
+    job.kill(number)
+    result = job.wait()
+    assert result.code == 128 + number
+    assert result.err == ""
+    assert f"{name}: saved after step" in result.out
+    assert f"python train.py --resume {out}" in result.out
+    assert list(out.glob("checkpoints/step_*"))
+    result = run("train", ["--resume", out], tmp_path / "log")
+    assert result.code == 0, result.err
+    same_run(finished, out)
+
+
+def test_ctrl_c_before_training_begins_leaves_no_traceback(data, tmp_path):
+    job = start("train", command(data, tmp_path / "run"), tmp_path / "log")
+    # The line on the data is printed before the run directory is made.
+    until(lambda: "train:" in (tmp_path / "log" / "out").read_text(), job)
+    job.kill(signal.SIGINT)
+    result = job.wait()
+    assert result.code == 130
+    assert "Traceback" not in result.err
+
+
+# --- several processes -------------------------------------------------------------------------------------
+
+
+def in_two_processes(argv, folder):
+    """What torchrun does, without its five seconds: two processes that find each other by the environment."""
+    port = str(random.randint(20000, 60000))
+    shared = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    jobs = [
+        start("train", argv, folder / str(r), dict(shared, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)
+    ]
+    results = [job.wait() for job in jobs]
+    assert [r.code for r in results] == [0, 0], results
+    return results
+
+
+def close_runs(one, other):
+    """Equal up to the order of additions in fp32."""
+    import torch
+    from safetensors.torch import load_file
+
+    name = "adapter_model.safetensors" if (one / "adapter_model.safetensors").exists() else "model.safetensors"
+    first, second = load_file(one / name), load_file(other / name)
+    assert first.keys() == second.keys()
+    for key in first:
+        torch.testing.assert_close(first[key], second[key], atol=1e-5, rtol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+    for rows_one, rows_other in zip(losses(one), losses(other)):
+        assert len(rows_one) == len(rows_other)
+        for a, b in zip(rows_one, rows_other):
+            assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """21 training and 7 validation rows: the last global batch of 8 has 5, that of 16 has 7."""
+    return small(tmp_path_factory.mktemp("odd") / "nlg.json", train=21, valid=7, test=4)
+
+
+@pytest.mark.parametrize("bottleneck", [4, -1])
+def test_two_processes_with_half_the_batch_train_as_one_does(bottleneck, odd, tmp_path):
+    # tiny-llama has no dropout, which would differ from process to process.
+    options = dict(model="tiny-llama", bottleneck=bottleneck, accumulation=2)
+    one = trained(command(odd, tmp_path / "one", batch=8, **options), tmp_path / "log")
+    results = in_two_processes(command(odd, tmp_path / "two", batch=4, **options), tmp_path / "log")
+    assert results[1].out == ""
+    assert metrics(tmp_path / "two")["processes"] == 2
+    close_runs(one, tmp_path / "two")
+    assert metrics(one)["tokens"] == metrics(tmp_path / "two")["tokens"]
+
+
+def test_one_row_left_for_two_processes_changes_nothing(tmp_path):
+    data = small(tmp_path / "data.json", train=17, valid=1, test=1)
+    one = trained(command(data, tmp_path / "one", batch=8, model="tiny-llama"), tmp_path / "log")
+    in_two_processes(command(data, tmp_path / "two", batch=4, model="tiny-llama"), tmp_path / "log")
+    close_runs(one, tmp_path / "two")
+
+
+def test_torchrun_equals_one_process(odd, tmp_path):
+    one = trained(command(odd, tmp_path / "one", batch=8, model="tiny-llama", epochs=1), tmp_path / "log")
+    argv = command(odd, tmp_path / "two", batch=4, model="tiny-llama", epochs=1)
+    result = run_as_user("train", argv, launcher=TORCHRUN)
+    assert result.code == 0, result.err
+    assert result.out.count("done:") == 1
+    close_runs(one, tmp_path / "two")
+
+
+def test_two_processes_killed_and_resumed_are_exact(odd, tmp_path):
+    argv = lambda out: command(odd, out, "--save_steps", "1", batch=2)  # noqa: E731
+    in_two_processes(argv(tmp_path / "whole"), tmp_path / "log")
+    out = tmp_path / "stopped"
+    in_two_processes([*argv(out), "--keep_checkpoints", "20"], tmp_path / "log")
+    for late in sorted((out / "checkpoints").iterdir())[5:]:
+        shutil.rmtree(late)
+    refused(run("train", ["--resume", out], tmp_path / "log"), "2 processes", "torchrun --nproc_per_node 2")
+    in_two_processes(["--resume", out], tmp_path / "log")
+    same_run(tmp_path / "whole", out)
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(odd, finished, tmp_path):
+    out = tmp_path / "run"
+    port = str(random.randint(20000, 60000))
+    shared = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    argv = command(odd, out, epochs=200)
+    jobs = [
+        start("train", argv, tmp_path / str(r), dict(shared, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)
+    ]
+    assert until(lambda: (out / "checkpoints").exists(), jobs[0])
+    jobs[1].kill(signal.SIGTERM)
+    results = [job.wait() for job in jobs]
+    assert [r.code for r in results] == [143, 143]
+    assert "SIGTERM: saved after step" in results[0].out
+
+
+# --- what may not change when resuming ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flag, given, stored", [("lr", "0.1", "0.005"), ("n_epochs", "9", "2"), ("seed", "1", "42"),
+                                                 ("train_batch_size", "2", "4"), ("task", "mt", "nlg"),
+                                                 ("max_steps", "3", "None"), ("compile", None, "False")])  # fmt: skip
+def test_resuming_with_another_flag_names_it_and_both_values(flag, given, stored, finished, tmp_path):
+    argv = ["--resume", finished, f"--{flag}", *([given] if given else [])]
+    refused(run("train", argv, tmp_path), f"--resume {finished}", f"--{flag} {given or 'True'}", f"--{flag} {stored}")
+
+
+def test_resuming_with_the_same_flags_or_free_ones_is_fine(finished, data, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    argv = ["--resume", out, "--lr", "0.005", "--n_epochs", "2", "--save_steps", "5", "--keep_checkpoints", "1"]
+    result = run("train", argv, tmp_path)
+    assert result.code == 0, result.err
+
+
+def test_resuming_with_changed_data_is_refused(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    record = json.loads((out / "run.json").read_text())
+    record["flags"]["dataset_path"] = str(small(tmp_path / "other.json", train=25, valid=6, test=4))
+    (out / "run.json").write_text(json.dumps(record))
+    refused(run("train", ["--resume", out], tmp_path), "the data have changed", out / "checkpoints")
+
+
+def test_resuming_what_is_no_run_is_refused(finished, tmp_path):
+    refused(run("train", ["--resume", tmp_path / "nothing"], tmp_path), tmp_path / "nothing", "no run.json")
+    assert not (tmp_path / "nothing").exists()
+    for content in ("", "[]", '{"flags": 3}'):
+        (tmp_path / "run.json").write_text(content)
+        refused(run("train", ["--resume", tmp_path], tmp_path / "log"), tmp_path / "run.json", "start a new run")
+
+
+def test_an_output_directory_that_holds_a_run_is_not_written_over(finished, data, tmp_path):
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*")}
+    refused(run("train", command(data, finished), tmp_path), f"--output_dir {finished}", f"--resume {finished}")
+    assert {p: p.stat().st_mtime_ns for p in finished.rglob("*")} == before
+
+
+# --- the same numbers by another way -----------------------------------------------------------------------
+
+
+def equal_losses(one, other, tolerance=1e-5):
+    for rows_one, rows_other in zip(losses(one), losses(other)):
+        assert len(rows_one) == len(rows_other) > 0
+        for a, b in zip(rows_one, rows_other):
+            assert a == pytest.approx(b, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize("model, bottleneck", [("tiny-gpt2", 4), ("tiny-llama", 4), ("tiny-gpt2", -1)])
+def test_gradient_checkpointing_changes_no_loss(model, bottleneck, data, tmp_path):
+    options = dict(model=model, bottleneck=bottleneck)
+    plain = trained(command(data, tmp_path / "plain", **options), tmp_path / "log")
+    saving = trained(command(data, tmp_path / "saving", "--gradient_checkpointing", **options), tmp_path / "log")
+    equal_losses(plain, saving)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bottleneck", [4, -1])
+def test_compiling_changes_no_loss(bottleneck, data, tmp_path):
+    options = dict(model="tiny-llama", bottleneck=bottleneck)
+    plain = trained(command(data, tmp_path / "plain", **options), tmp_path / "log")
+    compiled = run("train", command(data, tmp_path / "compiled", "--compile", **options), tmp_path / "log", timeout=500)
+    assert compiled.code == 0, compiled.err
+    equal_losses(plain, tmp_path / "compiled", 1e-4)
+
+
+def test_accumulated_batches_of_equal_length_equal_the_larger_batch(tmp_path):
+    data = write_task(tmp_path / "data.json", train=[NLG] * 16, valid=[NLG] * 2)
+    options = dict(model="tiny-llama", epochs=3)
+    large = trained(command(data, tmp_path / "large", batch=8, **options), tmp_path / "log")
+    small_ones = trained(command(data, tmp_path / "small", batch=2, accumulation=4, **options), tmp_path / "log")
+    assert metrics(large)["steps"] == metrics(small_ones)["steps"] == 6
+    equal_losses(large, small_ones)
+
+
+# --- flags -------------------------------------------------------------------------------------------------
+
+
+def test_max_steps_stops_in_the_middle_of_an_epoch_and_still_saves_a_model(data, tmp_path):
+    out = trained(command(data, tmp_path / "run", "--max_steps", "4"), tmp_path)
+    assert metrics(out)["steps"] == metrics(out)["total_steps"] == 4
+    assert [row["step"] for row in metrics(out)["history"]["valid"]] == [4]
+    assert (out / "checkpoints" / "step_00000004").is_dir() and (out / "adapter_model.safetensors").is_file()
+
+
+def test_limit_uses_the_first_examples_of_each_split(data, tmp_path):
+    few = small(tmp_path / "few.json", train=8, valid=4, test=2)
+    limited = command(data, tmp_path / "limited", "--limit", "8")
+    result = run("train", limited, tmp_path / "log")
+    assert "24 examples, the first 8 used" in result.out
+    whole = trained(command(few, tmp_path / "few", "--limit", "8"), tmp_path / "log")
+    assert metrics(whole)["steps"] == metrics(tmp_path / "limited")["steps"] == 4
+    assert losses(whole)[0] == losses(tmp_path / "limited")[0]
+
+
+def test_max_tokens_sizes_batches_by_tokens(data, tmp_path):
+    out = trained(command(data, tmp_path / "run", "--max_tokens", "128", epochs=1), tmp_path)
+    # 24 examples of 30 to 60 tokens: more batches than the 6 of four examples each, and fewer than 24.
+    assert 6 < metrics(out)["steps"] <= 24
+
+
+def test_eval_before_start_validates_the_untrained_model(data, tmp_path):
+    out = trained(command(data, tmp_path / "run", "--eval_before_start", epochs=1), tmp_path)
+    assert [row["step"] for row in metrics(out)["history"]["valid"]] == [0, 6]
+
+
+def test_without_validation_the_last_model_is_kept(tmp_path):
+    data = small(tmp_path / "data.json", train=8)
+    out = trained(command(data, tmp_path / "run", "--no_validation"), tmp_path)
+    assert metrics(out)["valid_nll"] is None and metrics(out)["history"]["valid"] == []
+    assert tensors(out) == tensors(out / "checkpoints" / "step_00000004")
+
+
+def test_the_run_directory_holds_the_best_model_not_the_last(data, tmp_path):
+    more = ["--lr", "0.5", "--max_norm", "1e9", "--early_stopping", "1", "--keep_checkpoints", "9"]
+    argv = command(data, tmp_path / "run", *more, epochs=9)
+    out = trained(argv, tmp_path)
+    best = metrics(out)["best_step"]
+    assert best < metrics(out)["steps"]
+    assert tensors(out) == tensors(out / "checkpoints" / f"step_{best:08d}")
+    assert metrics(out)["valid_nll"] == min(row["nll"] for row in metrics(out)["history"]["valid"])
+
+
+@pytest.mark.parametrize("more", [[], ["--random_init", "--adapter_bottleneck", "-1"]])
+def test_a_seed_repeats_a_run_and_another_changes_it(more, data, tmp_path):
+    one, again, other = (
+        trained(command(data, tmp_path / name, "--seed", seed, "--max_steps", "2", *more), tmp_path / "log")
+        for name, seed in (("one", "5"), ("again", "5"), ("other", "6"))
+    )
+    assert tensors(one) == tensors(again)
+    assert tensors(one) != tensors(other)
+
+
+def test_random_init_keeps_nothing_of_the_pretrained_weights(data, tmp_path, cache):
+    from safetensors.torch import load_file
+
+    argv = command(data, tmp_path / "run", "--random_init", "--max_steps", "1", "--lr", "1e-9", bottleneck=-1)
+    fresh = load_file(trained(argv, tmp_path / "log") / "model.safetensors")
+    held = load_file(cache / "models" / "tiny-gpt2" / "model.safetensors")
+    name = "transformer.h.0.mlp.c_fc.weight"
+    assert fresh[name].shape == held[name].shape
+    assert abs(fresh[name] - held[name]).mean() > 0.01
+
+
+def test_an_adapter_beside_random_weights_is_refused(data, tmp_path):
+    refused(run("train", command(data, tmp_path / "run", "--random_init"), tmp_path), "--random_init")
+
+
+def test_distillation_learns_the_teachers_targets_and_refuses_a_file_without(tmp_path, data):
+    result = run("train", command(data, tmp_path / "run", "--distillation"), tmp_path)
+    refused(result, f"{data}:train[0]", "distillated_tgt", out=tmp_path / "run")
+    record = dict(NLG, distillated_tgt="words of the teacher")
+    file = write_task(tmp_path / "data.json", train=[record] * 4, valid=[record])
+    gold = trained(command(file, tmp_path / "gold"), tmp_path)
+    taught = trained(command(file, tmp_path / "taught", "--distillation"), tmp_path)
+    assert losses(gold)[0] != losses(taught)[0]
+
+
+def test_list_tasks_prints_every_task(tmp_path):
+    from data.task import all_tasks
+
+    for script in ("train", "evaluate"):
+        result = run(script, ["--list_tasks"], tmp_path)
+        assert result.code == 0
+        for name, task in all_tasks().items():
+            assert name in result.out and task.summary in result.out
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+@pytest.mark.parametrize("flag", ["--help", "--task"])
+def test_help_and_typing_errors_import_nothing_heavy(script, flag):
+    code = (
+        "import sys, runpy, atexit\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'ignite', 'tokenizers', 'matplotlib', 'sacrebleu'}\n"
+        "atexit.register(lambda: print('loaded:', sorted(heavy & set(sys.modules))))\n"
+        f"sys.argv = ['{script}.py', '{flag}']\n"
+        f"runpy.run_path('{script}.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == (0 if flag == "--help" else 2)
+    assert "loaded: []" in done.stdout
+
+
+def test_every_flag_has_a_help_text():
+    import evaluate
+    import train
+
+    for module in (train, evaluate):
+        assert [a.dest for a in module.parser()._actions if not a.help] == []
+
+
+def test_flags_not_given_take_the_published_settings(data, tmp_path):
+    argv = ["--task", "nlg", "--dataset_path", data, "--model_checkpoint", "tiny-gpt2", "--max_steps", "1"]
+    for bottleneck, lr, epochs in ((10, 5e-3, 10), (-1, 5e-5, 10)):
+        out = tmp_path / str(bottleneck)
+        trained([*argv, "--adapter_bottleneck", bottleneck, "--output_dir", out], tmp_path / "log")
+        flags = json.loads((out / "run.json").read_text())["flags"]
+        held = [flags[name] for name in ("lr", "n_epochs", "train_batch_size", "gradient_accumulation_steps")]
+        assert held == [lr, epochs, 8, 4]
+
+
+def test_without_output_dir_the_run_lies_under_runs(data, tmp_path):
+    argv = command(data, tmp_path, "--max_steps", "1")
+    argv = argv[: argv.index("--output_dir")] + argv[argv.index("--output_dir") + 2 :]
+    result = run_as_user("train", argv, cwd=tmp_path)
+    assert result.code == 0, result.err
+    (out,) = (tmp_path / "runs").iterdir()
+    assert out.name.endswith("tiny-gpt2_nlg_adapter4")
+    assert f"python train.py --resume {out.relative_to(tmp_path)}" in result.out or str(out.name) in result.out
+    assert (out / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- what is logged ----------------------------------------------------------------------------------------
+
+
+def scalars(folder):
+    """{tag: {step: value}} of a run's TensorBoard events; a step logged again after resuming counts once."""
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import masked_crc32c  # noqa: F401  (the package really is tensorboardX)
+
+    found = {}
+    for file in sorted(folder.glob("events.*")):
+        content, at = file.read_bytes(), 0
+        while at < len(content):
+            length = int.from_bytes(content[at : at + 8], "little")
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += 16 + length
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = value.simple_value
+    return found
+
+
+def test_tensorboard_holds_losses_rate_and_speed(data, tmp_path):
+    out = trained(command(data, tmp_path / "run"), tmp_path)
+    logged = scalars(out)
+    assert {"train/loss", "train/ppl", "train/lr", "train/tokens_per_second", "valid/nll", "valid/ppl"} <= set(logged)
+    train, valid = losses(out)
+    assert logged["train/loss"] == {row["step"]: pytest.approx(row["loss"]) for row in train}
+    assert logged["valid/ppl"] == {row["step"]: pytest.approx(row["ppl"]) for row in valid}
+    assert list(logged["train/loss"]) == [10, 12]
+
+
+def test_the_log_says_what_is_trained_and_what_comes_next(data, tmp_path):
+    result = run("train", command(data, tmp_path / "run"), tmp_path)
+    assert "frozen" in result.out and "valid NLL" in result.out
+    assert f"python evaluate.py --task nlg --no_sample --model_checkpoint {tmp_path / 'run'}" in result.out
+    assert result.err == ""
+    assert "\x1b" not in result.out and "\r" not in result.out
+
+
+# --- divergence --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [["--lr", "1e30", "--max_norm", "1e30"], ["--lr", "1e30", "--save_steps", "1"]])
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_earlier_checkpoints(more, data, tmp_path):
+    out = tmp_path / "run"
+    result = run("train", command(data, out, "--eval_before_start", *more, bottleneck=-1), tmp_path)
+    assert result.code == 2 and "Traceback" not in result.err
+    assert result.err.count("error: ") == 1
+    assert str(out) in result.err and "--lr" in result.err and "1e+30" in result.err
+    # The best model so far is the one validated before the first step.
+    assert (out / "model.safetensors").is_file()
+    assert not list(out.rglob("*.part"))
+
+
+# --- bad input ---------------------------------------------------------------------------------------------
+
+BAD_FILES = {
+    "missing": (None, ["no such file"]),
+    "empty": ("", ["is empty"]),
+    "truncated": ('{"train": [{"src": {"name": "A"}, "tgt": "A is', ["ends in the middle"]),
+    "not json": ("hello", ["is not valid JSON", "line 1"]),
+    "a list": ("[]", ["list at the top level"]),
+    "no train": ({"valid": [NLG]}, ["has no 'train' split", "valid"]),
+    "no valid": ({"train": [NLG]}, ["'valid'"]),
+    "empty split": ({"train": [], "valid": [NLG]}, [":train", "is empty"]),
+    "record a number": ({"train": [NLG, 7], "valid": [NLG]}, ["train[1]", "7"]),
+    "tgt a number": ({"train": [NLG, dict(NLG, tgt=12)], "valid": [NLG]}, ["train[1]", "'tgt'", "12", "a string"]),
+    "src a text": ({"train": [dict(NLG, src="x")], "valid": [NLG]}, ["train[0]", "'src'"]),
+    "slot a list": ({"train": [dict(NLG, src={"name": ["x"]})], "valid": [NLG]}, ["train[0]", "src.name"]),
+    "no tgt": ({"train": [NLG], "valid": [{"src": {"name": "x"}}]}, ["valid[0]", "'tgt'"]),
+    "unknown slot": ({"train": [dict(NLG, src={"nmae": "x"})], "valid": [NLG]}, ["train[0]", "'nmae'", "'name'"]),
+    "only blanks": ({"train": [dict(NLG, tgt=" \t")], "valid": [NLG]}, ["train", "empty target"]),
+    "long target": ({"train": [dict(NLG, tgt="x" * 300)], "valid": [NLG]}, ["train[0]", "256", "positions"]),
+    "long in valid": ({"train": [NLG], "valid": [NLG, dict(NLG, tgt="x" * 300)]}, ["valid[1]", "256"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_data_file_is_one_clear_error(name, tmp_path):
+    content, fragments = BAD_FILES[name]
+    file = tmp_path / "data.json"
+    if content is not None:
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+    tokens = tmp_path / "tokens"
+    result = run("train", command(file, tmp_path / "run", "--cache_dir", tokens), tmp_path / "log")
+    refused(result, file, *fragments, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not tokens.exists() or not [p for p in tokens.iterdir() if p.name.startswith(".")]
+
+
+BAD_FLAGS = {
+    "unknown flag": (["--learning_rate", "1"], ["--learning_rate"]),
+    "unknown task": (["--task", "nlgg"], ["--task", "'nlgg'", "nlg"]),
+    "negative lr": (["--lr", "-1"], ["--lr", "'-1'", "above 0"]),
+    "lr a word": (["--lr", "fast"], ["--lr", "'fast'"]),
+    "lr nan": (["--lr", "nan"], ["--lr", "'nan'"]),
+    "no epochs": (["--n_epochs", "0"], ["--n_epochs", "'0'"]),
+    "half a batch": (["--train_batch_size", "2.5"], ["--train_batch_size", "'2.5'"]),
+    "negative seed": (["--seed", "-3"], ["--seed", "'-3'"]),
+    "bottleneck": (["--adapter_bottleneck", "-7"], ["--adapter_bottleneck", "'-7'", "-1"]),
+    "two precisions": (["--bf16"], ["--bf16", "--fp32"]),
+    "no value": (["--limit"], ["--limit"]),
+    "no such backbone": (["--model_checkpoint", "no/such"], ["--model_checkpoint no/such", "no such directory"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FLAGS)
+def test_a_bad_flag_is_one_clear_error(name, data, tmp_path):
+    more, fragments = BAD_FLAGS[name]
+    refused(run("train", command(data, tmp_path / "run", *more), tmp_path / "log"), *fragments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_half_precision_on_a_cpu_is_refused(data, tmp_path):
+    argv = [a if a != "--fp32" else "--fp16" for a in command(data, tmp_path / "run")]
+    refused(run("train", argv, tmp_path / "log"), "--fp16", "GPU", out=tmp_path / "run")
+
+
+def test_a_task_or_a_run_must_be_named(tmp_path):
+    refused(run("train", [], tmp_path), "--task", "--resume")
+
+
+def test_a_trained_model_is_no_backbone(finished, data, tmp_path):
+    argv = command(data, tmp_path / "run", model=finished)
+    refused(run("train", argv, tmp_path), f"--model_checkpoint {finished}", "--resume", out=tmp_path / "run")
+
+
+def backbone(folder, cache, **changes):
+    """A copy of tiny-gpt2 with changes in its config.json."""
+    shutil.copytree(cache / "models" / "tiny-gpt2", folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def test_a_backbone_that_cannot_be_used_is_one_clear_error(finished, data, cache, tmp_path):
+    cases = {
+        "bert": (dict(model_type="bert"), lambda f: None, ["'bert'", "gpt2, llama"]),
+        "unknown": (dict(model_type="gpt99"), lambda f: None, ["config.json"]),
+        "cut": ({}, lambda f: os.truncate(f / "model.safetensors", 999), ["weights cannot be read"]),
+        "bare": ({}, lambda f: (f / "model.safetensors").unlink(), ["weights cannot be read"]),
+        "mute": ({}, lambda f: (f / "tokenizer.json").unlink(), ["tokenizer"]),
+        "garbled": ({}, lambda f: (f / "config.json").write_text("{"), ["config.json"]),
+        "headless": ({}, lambda f: (f / "config.json").unlink(), ["no config.json"]),
+    }
+    for name, (changes, damage, fragments) in cases.items():
+        folder = backbone(tmp_path / name, cache, **changes)
+        damage(folder)
+        result = run("train", command(data, tmp_path / "run", model=folder), tmp_path / "log")
+        refused(result, folder, *fragments)
+        assert not (tmp_path / "run").exists(), name
+    file = tmp_path / "file"
+    file.write_text("x")
+    refused(run("train", command(data, tmp_path / "run", model=file), tmp_path / "log"), file, "this is a file")
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(data, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    for out in (file, file / "run", "/proc/run"):
+        refused(run("train", command(data, out), tmp_path / "log"), f"--output_dir {out}", "cannot write")
+    refused(run("train", command(data, tmp_path / "run", "--cache_dir", file), tmp_path / "log"), file, "cannot write")
+    assert not (tmp_path / "run").exists()
+    refused(run("train", command(tmp_path, tmp_path / "run"), tmp_path / "log"), tmp_path, "is a directory")
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mount a small file system; skipped where that is not allowed."""
+    places = []
+
+    def mount(*options):
+        place = tmp_path / f"disk{len(places)}"
+        place.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", place], capture_output=True)
+        if done.returncode:
+            pytest.skip("a file system of its own needs the right to mount one")
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", place], check=False)
+
+
+def test_a_read_only_place_is_one_clear_error(data, mounted, tmp_path):
+    place = mounted("ro", "size=200k")
+    refused(run("train", command(data, place / "run"), tmp_path / "log"), f"--output_dir {place}/run", "read-only")
+
+
+@pytest.mark.parametrize("bottleneck, kilobytes", [(4, 4), (4, 40), (4, 100), (4, 200), (-1, 40), (-1, 800), (-1, 2000)])
+def test_a_full_disk_is_one_clear_error_and_leaves_no_part_of_a_file(bottleneck, kilobytes, data, mounted, tmp_path):
+    place = mounted(f"size={kilobytes}k")
+    result = run("train", command(data, place / "run", "--save_steps", "1", bottleneck=bottleneck), tmp_path / "log")
+    refused(result, place, "the disk is full", "free some space")
+    assert not list(place.rglob("*.part"))
+    for state in place.rglob("training_state.pt"):
+        import torch
+
+        torch.load(state, weights_only=True)
+
+
+def test_a_full_disk_under_the_cache_is_one_clear_error(data, mounted, tmp_path):
+    place = mounted("size=4k")
+    argv = command(data, tmp_path / "run", "--cache_dir", place)
+    refused(run("train", argv, tmp_path / "log"), place, "the disk is full")
+    assert not (tmp_path / "run").exists() and not list(place.iterdir())
+
+
+def test_a_disk_that_fills_up_while_saving_says_so(data, tmp_path, monkeypatch, capsys):
+    """The same without a mount: the library's own writers meet ENOSPC."""
+    import torch
+    import train
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SystemExit) as stop:
+        train.main(list(map(str, command(data, tmp_path / "run"))))
+    assert stop.value.code == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.part"))
+
+
+# --- every task --------------------------------------------------------------------------------------------
+
+
+def test_every_registered_task_trains_and_evaluates(tmp_path):
+    from data.task import all_tasks
+
+    for name in all_tasks():
+        data, out = scripts.SAMPLES / f"{name}.json", tmp_path / name
+        assert data.is_file(), f"a task needs sample data: {data}"
+        argv = command(data, out, "--limit", "8", "--max_steps", "2", task=name)
+        assert trained(argv, tmp_path / "log") == out
+        argv = ["--task", name, "--dataset_path", data, "--model_checkpoint", out, "--no_sample", "--limit", "3",
+                "--max_length", "8", "--output_dir", tmp_path / "results"]  # fmt: skip
+        result = run("evaluate", argv, tmp_path / "log", env=scripts.without_java())
+        assert result.code == 0, result.err
+        assert len((tmp_path / "results" / f"{name}_output.txt").read_text().splitlines()) == 3
+        assert all_tasks()[name].headline in metrics(tmp_path / "results")["scores"]
