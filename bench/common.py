@@ -1,0 +1,237 @@
+"""What the benchmarks share: flags, the hardware line, interleaved timing, a table, made-up models and data.
+
+Both sides of a comparison run in one process, in turn, again and again: whatever else the machine does then
+falls on both. A ratio is the median of the turns' ratios.
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+VOCABULARY, MARKERS = 8192, 29
+TASK = "bench"
+
+
+def parser(doc, repeats=5, json_only=False):
+    """A parser with the flags that all benchmarks have."""
+    from utils import flags
+
+    p = flags.parser(doc)
+    g = p.add_argument_group("how to measure")
+    g.add_argument("--quick", action="store_true", help="a smoke test of a few seconds; its numbers mean nothing")
+    g.add_argument("--json", metavar="FILE", help="also save the numbers here")
+    if not json_only:
+        g.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
+        g.add_argument("--threads", type=flags.positive, help="torch's threads on a CPU (default: torch's own choice)")
+        g.add_argument("--repeats", type=flags.positive, default=repeats, help="turns that every side gets")
+        g.add_argument("--seed", type=flags.not_negative, default=0, help="of the made-up weights and data")
+    return p
+
+
+def start(args):
+    """Choose device and threads, print the hardware line; returns the torch device."""
+    if args.device == "cpu":
+        # The training loop takes a GPU wherever it sees one.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    import torch
+
+    from utils.devices import quiet_libraries
+
+    quiet_libraries()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    found = torch.cuda.is_available()
+    if args.device == "cuda" and not found:
+        sys.exit("error: --device cuda: torch finds no GPU\n  remedy:   use --device cpu")
+    device = torch.device("cuda:0" if found else "cpu")
+    print(hardware(device), flush=True)
+    torch.manual_seed(args.seed)
+    return device
+
+
+def hardware(device):
+    """One line: processor, threads, versions, and how busy the machine is with other things."""
+    import torch
+    import transformers
+
+    name = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+        name = lines[0].split(":", 1)[1].strip() if lines else name
+    gpu = f"{torch.cuda.get_device_name(device)}; " if device.type == "cuda" else ""
+    return (f"hardware: {gpu}{name}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, "
+            f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}, torch {torch.__version__}, "
+            f"transformers {transformers.__version__}, load {os.getloadavg()[0]:.1f} at the start")  # fmt: skip
+
+
+def interleaved(sides, repeats, device, warm=1):
+    """Time every side in turn.
+
+    Args:
+        sides: {name: function of the turn's number that does some work and returns how many units it did}.
+        repeats: turns that count.
+        device: a GPU is waited for.
+        warm: turns before, which do not count (negative numbers).
+
+    Returns:
+        {name: [units per second of each turn]}
+    """
+    rates = {name: [] for name in sides}
+    for turn in range(-warm, repeats):
+        for name, work in sides.items():
+            wait(device)
+            began = time.perf_counter()
+            units = work(turn)
+            wait(device)
+            if turn >= 0:
+                rates[name].append(units / (time.perf_counter() - began))
+    return rates
+
+
+def wait(device):
+    """Until the GPU has done all it was told."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def ratio(rates, ours, theirs):
+    """(median, lowest, highest) over the turns of how many times faster `ours` is."""
+    each = [a / b for a, b in zip(rates[ours], rates[theirs])]
+    return statistics.median(each), min(each), max(each)
+
+
+def verdict(what, rates, ours, theirs, target):
+    """The line that says it all: the ratio, its spread and whether the target is reached."""
+    middle, low, high = ratio(rates, ours, theirs)
+    reached = "reached" if middle >= target else "NOT reached"
+    return f"ratio: {what} {middle:.2f}x ({low:.2f} to {high:.2f} over the turns; target {target:g}x {reached})"
+
+
+def table(head, rows):
+    """Rows of texts and numbers as aligned text, the first column to the left."""
+    cells = [[_cell(c) for c in row] for row in [head, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ["  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in cells]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _cell(value):
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def save(args, **numbers):
+    """Write --json, if given."""
+    if args.json:
+        flags = {k: v for k, v in vars(args).items() if k != "json"}
+        text = json.dumps(dict(flags=flags, **numbers), indent=2) + "\n"
+        Path(args.json).write_text(text, encoding="utf-8")
+
+
+def default_allocator():
+    """Undo what `devices.settle` tells glibc, so that a plain loop runs as in a process of its own."""
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4
+    mallopt(m_mmap_max, 65536)
+    mallopt(m_mmap_threshold, 128 * 1024)
+    mallopt(m_trim_threshold, 128 * 1024)
+
+
+def gpt2(args, **more):
+    """A random GPT-2 with the base vocabulary of 8192 and `--width`, `--layers`, `--positions`."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(args.seed)
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=args.positions, n_embd=args.width, n_layer=args.layers,
+                        n_head=max(1, args.width // 64), bos_token_id=0, eos_token_id=0, **more)  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+def model_flags(p):
+    """The flags `gpt2` and `attached` read."""
+    from utils import flags
+
+    g = p.add_argument_group("the model (random weights)")
+    g.add_argument("--width", type=flags.positive, default=256, help="hidden size; 64 for each attention head")
+    g.add_argument("--layers", type=flags.positive, default=6, help="blocks")
+    g.add_argument("--positions", type=flags.positive, default=256, help="the longest sequence")
+    g.add_argument("--adapter_bottleneck", type=flags.positive, default=64, help="the adapters' width")
+
+
+def attached(args, **more):
+    """(model with adapters and 29 task rows, its tokenizer): the same weights for the same seed."""
+    import torch
+
+    from adapters import attach as adapting
+
+    model, tokenizer = gpt2(args, **more), word_tokenizer()
+    torch.manual_seed(args.seed + 1)
+    markers = {TASK: [f"<marker{i}>" for i in range(MARKERS)]}
+    return adapting.attach(model, tokenizer, markers, {TASK: args.adapter_bottleneck}), tokenizer
+
+
+def word_tokenizer():
+    """A fast tokenizer of 8192 made-up words; nothing is ever tokenised with it."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0")
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), bos_token="w0", eos_token="w0")
+
+
+def lengths(count, mean, longest, seed):
+    """`count` lengths like those of E2E: a gamma distribution with a third of its mean as deviation, the
+    longest among them."""
+    import numpy as np
+
+    drawn = np.random.default_rng(seed).gamma(9.0, mean / 9.0, count).round().astype(np.int64)
+    drawn = drawn.clip(8, longest)
+    drawn[0] = longest
+    return drawn
+
+
+class MadeUpSplit:
+    """Random examples with the interface of `data.cache.EncodedSplit`.
+
+    Args:
+        lengths: [n] tokens of each example, bos and eos counted; half of each is prompt.
+        first: id of the first added token; markers lie behind it and `<pad>`.
+        seed: of the ids.
+    """
+
+    def __init__(self, lengths, first, seed):
+        import numpy as np
+
+        self.lengths, self.prompt_lengths = lengths, lengths // 2
+        self.starts = np.concatenate([[0], np.cumsum(lengths)])
+        self.ids = np.random.default_rng(seed).integers(1, VOCABULARY, self.starts[-1])
+        self.types = np.full(self.starts[-1], first + 3)
+        for begin, prompt, end in zip(self.starts, self.prompt_lengths, self.starts[1:]):
+            # bos, a source's and a target's marker, eos, as in a task's sequences.
+            self.ids[begin] = self.types[begin] = first + 1
+            self.ids[begin + 1], self.ids[begin + prompt - 1], self.ids[end - 1] = first + 3, first + 4, first + 2
+            self.types[begin + prompt - 1 : end] = first + 4
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        """(ids, types, prompt length) of one example, as `EncodedSplit` gives them."""
+        span = slice(self.starts[index], self.starts[index + 1])
+        return self.ids[span], self.types[span], int(self.prompt_lengths[index])

@@ -1,0 +1,232 @@
+#!/usr/bin/env python
+"""Training speed: adapters beside a frozen backbone, against the original's plain loop.
+
+  one CPU:
+    OMP_WAIT_POLICY=PASSIVE python bench/train_adapter.py --device cpu
+  one GPU:
+    python bench/train_adapter.py --device cuda --turn_steps 20
+  where our time goes:
+    python bench/train_adapter.py --device cpu --profile
+
+Ours is the path of train.py: the real Trainer over batches of like length, frozen matrices, scores only where
+a label stands, clipping once a step, in fp32 and in bf16. The plain loop does what the original code does:
+every row padded to the longest of the data set, scores at all positions, gradients of all weights (only
+adapters and the whole embedding table are stepped; the others' gradients pile up and count in the clipping,
+which runs every micro-batch), fp32. Dropout is GPT-2's 0.1 on both sides. Tokens are real ones, no padding.
+"""
+
+import sys
+from types import SimpleNamespace
+
+import common
+
+ORIGINAL = "original loop, fp32"
+
+
+def parse(argv=None):
+    from utils import flags
+
+    p = common.parser(__doc__)
+    common.model_flags(p)
+    g = p.add_argument_group("data and steps")
+    g.add_argument("--examples", type=flags.positive, default=4000, help="examples in the made-up data set")
+    g.add_argument("--mean_length", type=flags.positive, default=54, help="tokens an example on average")
+    g.add_argument("--train_batch_size", type=flags.positive, default=8, help="examples a micro-batch")
+    g.add_argument("--gradient_accumulation_steps", type=flags.positive, default=4, help="micro-batches a step")
+    g.add_argument("--turn_steps", type=flags.positive, default=8, help="our steps a turn; the plain loop: a fourth")
+    g.add_argument("--lr", type=flags.rate, default=1e-3, help="learning rate of both sides")
+    g.add_argument("--profile", action="store_true", help="also print torch.profiler's table of our steps")
+    args = p.parse_args(argv)
+    if args.quick:
+        args.width, args.layers, args.positions, args.examples = 64, 1, 64, 64
+        args.mean_length, args.repeats, args.turn_steps, args.gradient_accumulation_steps = 16, 2, 2, 2
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    device = common.start(args)
+    import torch
+
+    bf16, fp32 = torch.bfloat16, torch.float32
+    lengths = common.lengths(args.examples, args.mean_length, args.positions, args.seed)
+    ours = {dtype: Ours(args, lengths, dtype) for dtype in (fp32, bf16)}
+    plain = Plain(args, lengths, device)
+    sides = {
+        ORIGINAL: plain.turn,
+        "ours, fp32": ours[fp32].turn,
+        "ours, bf16": ours[bf16].turn,
+        "products, fp32": lambda turn: product(args, device, fp32, turn),
+        "products, bf16": lambda turn: product(args, device, bf16, turn),
+    }
+    print(f"model: {plain.parameters / 1e6:.1f}M parameters with adapters; lengths: mean {lengths.mean():.1f}, "
+          f"longest {lengths.max()}; batch {args.train_batch_size} x {args.gradient_accumulation_steps}",
+          flush=True)  # fmt: skip
+    rates = common.interleaved(sides, args.repeats, device)
+    rows = []
+    for name in (ORIGINAL, "ours, fp32", "ours, bf16"):
+        middle, low, high = common.ratio(rates, name, ORIGINAL)
+        peak = share(rates, name, ours[fp32].flops_per_token, name[-4:])
+        tokens = sorted(rates[name])[len(rates[name]) // 2]
+        rows.append([name, tokens, f"{middle:.2f}x", f"{low:.2f}-{high:.2f}", f"{100 * peak:.0f} %"])
+    print(common.table(["", "tokens/s", "ratio", "spread", "of the peak"], rows))
+    for kind in ("fp32", "bf16"):
+        peak = max(rates[f"products, {kind}"]) / 1e9
+        shape = f"[{product_rows(args)}, {args.width}] x [{args.width}, {4 * args.width}]"
+        print(f"peak of {kind} products {shape}: {peak:.0f} GFLOP/s")
+    print(f"needed products: {ours[fp32].flops_per_token / 1e6:.1f} MFLOP a real token")
+    print(common.verdict("our training over the original's loop: bf16", rates, "ours, bf16", ORIGINAL, 9))
+    print(common.verdict("our training over the original's loop: fp32", rates, "ours, fp32", ORIGINAL, 6.3))
+    if args.profile:
+        for side in ours.values():
+            profile(side, device)
+    common.save(args, rates=rates, flops_per_token=ours[fp32].flops_per_token)
+
+
+def share(rates, name, flops_per_token, kind):
+    """The part of the measured peak that the needed products take: median over the turns."""
+    each = [r * flops_per_token / p for r, p in zip(rates[name], rates[f"products, {kind}"])]
+    return sorted(each)[len(each) // 2]
+
+
+def product_rows(args):
+    return args.train_batch_size * args.mean_length
+
+
+def product(args, device, dtype, turn):
+    """A turn of plain matrix products of the model's own shape; returns how many operations it took."""
+    import torch
+
+    a = torch.randn(product_rows(args), args.width, device=device, dtype=dtype)
+    b = torch.randn(args.width, 4 * args.width, device=device, dtype=dtype)
+    for _ in range(1 if args.quick else 400):
+        a @ b
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1] * (1 if args.quick else 400)
+
+
+class Ours:
+    """The Trainer of train.py without its run directory, set up as train.py does."""
+
+    def __init__(self, args, lengths, dtype):
+        import torch
+
+        from adapters import attach as adapting
+        from data.batching import Batches
+        from utils import devices
+        from utils.training import Settings, Trainer
+
+        self.args = args
+        self.model, tokenizer = common.attached(args)
+        split = common.MadeUpSplit(lengths, common.VOCABULARY, args.seed)
+        batches = Batches({common.TASK: split}, {common.TASK: 0}, tokenizer.pad_token_id, args.positions,
+                          shuffle=True, seed=args.seed, batch_size=args.train_batch_size)  # fmt: skip
+        if dtype != torch.float32:
+            adapting.halve_frozen(self.model, dtype)
+        settings = Settings(lr=args.lr, n_epochs=1000, dtype=dtype,
+                            gradient_accumulation_steps=args.gradient_accumulation_steps)  # fmt: skip
+        self.trainer = Trainer(self.model, batches, None, settings, run=None, save_model=None, load_model=None)
+        self.settle = lambda: devices.settle(self.model, self.trainer.device, dtype)
+        self.windows, self.step = self.trainer.windows(0), 0
+        self.flops_per_token = needed_flops(args, batches)
+
+    def turn(self, turn):
+        """Some optimizer steps; returns the number of real tokens in them."""
+        self.settle()
+        before = self.trainer.tokens
+        for _ in range(self.args.turn_steps):
+            self.step += 1
+            engine = SimpleNamespace(state=SimpleNamespace(iteration=self.step))
+            self.trainer.step(engine, next(self.windows))
+        return self.trainer.tokens - before
+
+
+def needed_flops(args, batches):
+    """Operations of the matrix products that training cannot do without, a real token.
+
+    Frozen matrices need a forward product and one for the activations' gradient, adapters a third for their
+    own; the head is needed at labels only. Attention's own products are left out: 1 % at these lengths.
+    """
+    frozen = args.layers * 12 * args.width**2
+    adapters = args.layers * 2 * args.width * args.adapter_bottleneck
+    head = args.width * (common.VOCABULARY + 1 + common.MARKERS)
+    labels = batches.labels.sum() / batches.lengths.sum()
+    return float(4 * frozen + 6 * adapters + 4 * head * labels)
+
+
+class Plain:
+    """The loop as the original code has it, around a transformers GPT-2."""
+
+    def __init__(self, args, lengths, device):
+        import numpy as np
+        import torch
+
+        from adapters.bottleneck import BottleneckAdapter
+
+        self.args, self.device, self.at = args, device, 0
+        self.model = common.gpt2(args)
+        self.model.resize_token_embeddings(common.VOCABULARY + 1 + common.MARKERS, mean_resizing=False)
+        for block in self.model.transformer.h:
+            block.adapter = BottleneckAdapter(args.width, args.adapter_bottleneck)
+            block.register_forward_hook(adapt)
+        self.model.to(device).train()
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        trained = [p for n, p in self.model.named_parameters() if "adapter" in n or "wte" in n]
+        self.optimizer = torch.optim.AdamW(trained, lr=args.lr, eps=1e-6, weight_decay=0.0)
+        split = common.MadeUpSplit(lengths, common.VOCABULARY, args.seed)
+        # As many rows as a few turns see, with the length of the whole data set's longest.
+        rows = min(len(split), 512)
+        self.data = torch.full((3, rows, int(lengths.max())), common.VOCABULARY)
+        self.data[2] = -100
+        for i in range(rows):
+            ids, types, prompt = split[i]
+            self.data[0, i, : len(ids)], self.data[1, i, : len(ids)] = torch.from_numpy(ids), torch.from_numpy(types)
+            self.data[2, i, prompt : len(ids)] = torch.from_numpy(ids[prompt:])
+        # Its time does not depend on which rows a turn meets, so every turn counts the data set's mean.
+        self.mean = float(np.mean(lengths))
+
+    def turn(self, turn):
+        """A fourth of our steps; returns the number of real tokens in them."""
+        common.default_allocator()
+        steps = max(1, self.args.turn_steps // 4)
+        for _ in range(steps):
+            self.step()
+        return steps * self.args.gradient_accumulation_steps * self.args.train_batch_size * self.mean
+
+    def step(self):
+        import torch
+
+        count = self.args.gradient_accumulation_steps
+        for _ in range(count):
+            rows = torch.arange(self.at, self.at + self.args.train_batch_size) % self.data.shape[1]
+            self.at += self.args.train_batch_size
+            ids, types, labels = self.data[:, rows].to(self.device)
+            # The original gives no attention mask: padding stands on the right, behind everything that counts.
+            loss = self.model(input_ids=ids, token_type_ids=types, labels=labels).loss / count
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            # The original reads the loss every micro-batch.
+            loss.item()
+        # The table's gradient outside the new rows is thrown away, after all the work for it.
+        self.model.transformer.wte.weight.grad[: common.VOCABULARY] = 0
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def adapt(block, args, output):
+    return (block.adapter(output[0]), *output[1:]) if isinstance(output, tuple) else block.adapter(output)
+
+
+def profile(side, device):
+    """torch.profiler's table of a turn of ours, operations sorted by their own time."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profiler(activities=kinds) as p:
+        side.turn(0)
+    by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    print(p.key_averages().table(sort_by=by, row_limit=30, max_name_column_width=60))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
