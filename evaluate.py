@@ -13,6 +13,7 @@ VLM code, or a bare backbone (smollm2, gpt2, …) to see what it does untrained.
 <task>_output.txt and <task>_ref.txt (one line an example), <task>_outputs.jsonl, metrics.json.
 """
 
+import os
 import sys
 import time
 from dataclasses import replace
@@ -70,6 +71,11 @@ def main(argv=None):
         p.error("--model_checkpoint is needed (or --score_only FILE)")
     if args.references and not args.score_only:
         p.error("--references goes with --score_only")
+    if args.min_length > args.max_length:
+        p.error(f"--min_length {args.min_length} is more than --max_length {args.max_length}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("several processes would write the same files", place="torchrun",
+                        remedy="evaluate in one process: python evaluate.py …")  # fmt: skip
     from data.task import get
 
     task = get(args.task)
@@ -122,14 +128,16 @@ def evaluate(args, task):
     if decoding.max_length > positions // 2:
         decoding.max_length = positions // 2
         print(f"--max_length: cut to {positions // 2}, half of the model's {positions} positions")
+        decoding.min_length = min(decoding.min_length, decoding.max_length)
     prompts, eos_id = encode_prompts(task, tokenizer, examples, positions, decoding.max_length)
+    # Before decoding, which takes long: a target that cannot be scored is found at once.
+    nll, labels = likelihood(args, task, model, tokenizer, positions, dtype)
     started = time.time()
     with progress(len(prompts), "decoding") as done:
         ids = decode(model, tokenizer, prompts, model.task_id(task.name), eos_id, decoding, dtype=dtype, progress=done)
     seconds = time.time() - started
     tokens = sum(len(i) + 1 for i in ids)
     texts = [tokenizer.decode(i, clean_up_tokenization_spaces=False).strip() for i in ids]
-    nll, labels = likelihood(args, task, model, tokenizer, positions, dtype)
     more = dict(
         checkpoint=str(args.model_checkpoint), split=args.split, decoding=vars(decoding),
         precision=str(dtype).removeprefix("torch."), decode_seconds=round(seconds, 1),
