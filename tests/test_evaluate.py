@@ -213,7 +213,12 @@ def test_perplexity_equals_the_one_computed_one_example_at_a_time(model, bottlen
 def test_results_are_one_line_an_instance_and_say_how_they_were_made(trained, data, tmp_path):
     out = tmp_path / "out"
     result = evaluate(evaluated(trained("tiny-gpt2", 16), data, out), tmp_path / "log")
-    assert sorted(p.name for p in out.iterdir()) == ["metrics.json", "nlg_output.txt", "nlg_outputs.jsonl", "nlg_ref.txt"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "metrics.json",
+        "nlg_output.txt",
+        "nlg_outputs.jsonl",
+        "nlg_ref.txt",
+    ]
     rows = [json.loads(line) for line in (out / "nlg_outputs.jsonl").read_text().splitlines()]
     assert [set(row) for row in rows] == [{"source", "references", "hypothesis"}] * len(rows)
     assert (out / "nlg_output.txt").read_text().splitlines() == [row["hypothesis"] for row in rows]
@@ -233,7 +238,9 @@ def test_results_are_one_line_an_instance_and_say_how_they_were_made(trained, da
 
 def test_outputs_do_not_depend_on_the_batch_size(trained, data, tmp_path):
     for size in (1, 7):
-        evaluate(evaluated(trained("tiny-llama", 16), data, tmp_path / str(size), "--batch_size", size), tmp_path / "log")
+        evaluate(
+            evaluated(trained("tiny-llama", 16), data, tmp_path / str(size), "--batch_size", size), tmp_path / "log"
+        )
     assert (tmp_path / "1" / "nlg_output.txt").read_bytes() == (tmp_path / "7" / "nlg_output.txt").read_bytes()
     assert metrics(tmp_path / "1")["nll"] == pytest.approx(metrics(tmp_path / "7")["nll"], rel=1e-6)
 

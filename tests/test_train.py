@@ -163,9 +163,7 @@ def test_with_gradient_accumulation_killed_and_resumed_is_exact(data, tmp_path):
     whole = trained(command(data, tmp_path / "whole", "--save_steps", "1", **options), tmp_path / "log")
     out = tmp_path / "killed"
     kills = [on_seeing("checkpoints/step_*01"), on_seeing("checkpoints/step_*03"), on_seeing("checkpoints/step_*06")]
-    struck = killed_and_resumed(
-        command(data, out, "--save_steps", "1", **options), out, tmp_path / "log", kills
-    )
+    struck = killed_and_resumed(command(data, out, "--save_steps", "1", **options), out, tmp_path / "log", kills)
     assert struck == 3
     assert metrics(out)["steps"] == 8
     same_run(whole, out)
@@ -266,9 +264,7 @@ def in_two_processes(argv, folder):
     """What torchrun does, without its five seconds: two processes that find each other by the environment."""
     port = str(random.randint(20000, 60000))
     shared = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    jobs = [
-        start("train", argv, folder / str(r), dict(shared, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)
-    ]
+    jobs = [start("train", argv, folder / str(r), dict(shared, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)]
     results = [job.wait() for job in jobs]
     assert [r.code for r in results] == [0, 0], results
     return results
@@ -341,9 +337,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(odd, finis
     port = str(random.randint(20000, 60000))
     shared = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     argv = command(odd, out, epochs=200)
-    jobs = [
-        start("train", argv, tmp_path / str(r), dict(shared, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)
-    ]
+    jobs = [start("train", argv, tmp_path / str(r), dict(shared, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)]
     assert until(lambda: (out / "checkpoints").exists(), jobs[0])
     jobs[1].kill(signal.SIGTERM)
     results = [job.wait() for job in jobs]
@@ -754,7 +748,9 @@ def test_a_read_only_place_is_one_clear_error(data, mounted, tmp_path):
     refused(run("train", command(data, place / "run"), tmp_path / "log"), f"--output_dir {place}/run", "read-only")
 
 
-@pytest.mark.parametrize("bottleneck, kilobytes", [(4, 4), (4, 40), (4, 100), (4, 200), (-1, 40), (-1, 800), (-1, 2000)])
+@pytest.mark.parametrize(
+    "bottleneck, kilobytes", [(4, 4), (4, 40), (4, 100), (4, 200), (-1, 40), (-1, 800), (-1, 2000)]
+)
 def test_a_full_disk_is_one_clear_error_and_leaves_no_part_of_a_file(bottleneck, kilobytes, data, mounted, tmp_path):
     place = mounted(f"size={kilobytes}k")
     result = run("train", command(data, place / "run", "--save_steps", "1", bottleneck=bottleneck), tmp_path / "log")

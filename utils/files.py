@@ -87,11 +87,12 @@ def write_json(path, value, indent=2):
 
 
 @contextlib.contextmanager
-def atomic_directory(path):
+def atomic_directory(path, replace=True):
     """Yield a fresh directory that takes the name `path` only when the block ends without an error.
 
     An existing directory at `path` is replaced (there is an instant at which neither stands; callers that
-    must survive a kill at that instant use a new name each time).
+    must survive a kill at that instant use a new name each time), or with `replace=False` it stays and the
+    fresh one is dropped: right for what is named by its content, which another process may be reading.
     """
     path = Path(path)
     with disk_errors(path):
@@ -100,16 +101,26 @@ def atomic_directory(path):
         try:
             yield beside
             os.chmod(beside, 0o777 & ~_umask())
-            if path.is_dir():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-                os.rename(path, old / path.name)
-                os.rename(beside, path)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.rename(beside, path)
+            _move_into_place(beside, path, replace)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
+
+
+def _move_into_place(beside, path, replace):
+    while True:
+        try:
+            return os.rename(beside, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        # A directory stands there, maybe since a moment ago: others may be doing the same.
+        if not replace:
+            return shutil.rmtree(beside, ignore_errors=True)
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, old / path.name)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_leftovers(directory):

@@ -1,0 +1,156 @@
+"""utils.runs: what a run directory promises."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+
+from utils.errors import UserError
+from utils.runs import STATE, Run, check_flags, default_directory, record, versions
+
+
+def save_text(text):
+    return lambda folder: (folder / "weights").write_text(text)
+
+
+def loads(seen):
+    """A load_model that notes what it read."""
+    return lambda folder: seen.append((folder / "weights").read_text())
+
+
+@pytest.fixture
+def a_run(tmp_path):
+    return Run.create(tmp_path / "run", {"flags": {"lr": 0.1}}, keep=2)
+
+
+def test_a_run_is_made_once_and_opened_again(a_run):
+    opened, stored = Run.open(a_run.directory)
+    assert stored == {"flags": {"lr": 0.1}} and opened.directory == a_run.directory
+    with pytest.raises(UserError, match="already holds a run"):
+        Run.create(a_run.directory, {})
+
+
+def test_what_a_run_killed_in_its_first_moment_left_does_not_stop_a_new_one(tmp_path):
+    (tmp_path / ".run.json.abc.part").write_text("{")
+    Run.create(tmp_path, {"flags": {}})
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_the_newest_checkpoints_are_kept_whole_and_older_ones_go(a_run):
+    for step in (5, 10, 200):
+        a_run.save_checkpoint(step, dict(step=step, x=torch.ones(2)), save_text(str(step)))
+    assert a_run.saved_steps() == [10, 200]
+    assert sorted(p.name for p in a_run.checkpoints.iterdir()) == ["step_00000010", "step_00000200"]
+    seen = []
+    step, state = a_run.load_checkpoint(loads(seen))
+    assert (step, seen) == (200, ["200"]) and torch.equal(state["x"], torch.ones(2))
+
+
+def test_without_a_checkpoint_training_starts_at_the_beginning(a_run):
+    assert a_run.load_checkpoint(loads([])) == (0, None)
+
+
+@pytest.mark.parametrize("name", [STATE, "weights"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "garbage"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_is_written_anew(name, damage, a_run, capsys):
+    def load_model(folder):
+        if not (text := (folder / "weights").read_text()).startswith("whole"):
+            raise UserError(f"not whole: {text}")
+
+    for step in (1, 2):
+        a_run.save_checkpoint(step, dict(step=step), save_text(f"whole {step}"))
+    file = a_run.checkpoint(2) / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage != "gone":
+        file.write_bytes({"cut": content[: len(content) // 3], "empty": b"", "garbage": b"\x00" * 99}[damage])
+    step, state = a_run.load_checkpoint(load_model)
+    assert (step, state["step"]) == (1, 1)
+    assert f"{a_run.checkpoint(2)} cannot be read" in capsys.readouterr().out
+    a_run.save_checkpoint(2, dict(step=2), save_text("whole again"))
+    assert a_run.load_checkpoint(load_model)[0] == 2
+
+
+def test_checkpoints_none_of_which_can_be_read_are_an_error(a_run):
+    a_run.save_checkpoint(1, {}, save_text("x"))
+    (a_run.checkpoint(1) / STATE).write_bytes(b"")
+    with pytest.raises(UserError, match="none of the checkpoints can be read"):
+        a_run.load_checkpoint(loads([]))
+
+
+def test_a_checkpoint_is_never_unpickled(a_run, tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "harm"), "w"))
+
+    a_run.save_checkpoint(1, {}, save_text("x"))
+    torch.save(Harm(), a_run.checkpoint(1) / STATE)
+    with pytest.raises(UserError):
+        a_run.load_checkpoint(loads([]))
+    assert not (tmp_path / "harm").exists()
+
+
+def test_half_written_checkpoints_are_cleared_away(a_run):
+    a_run.save_checkpoint(1, {}, save_text("x"))
+    for folder in (a_run.checkpoints / ".step_00000002.x.part", a_run.directory / "..best.y.part"):
+        folder.mkdir()
+    assert a_run.saved_steps() == [1]
+    a_run.load_checkpoint(loads([]))
+    assert not list(a_run.directory.rglob("*.part"))
+
+
+def test_a_failing_save_leaves_the_checkpoints_as_they_were(a_run):
+    a_run.save_checkpoint(1, {}, save_text("x"))
+
+    def fail(folder):
+        (folder / "half").write_text("x")
+        raise RuntimeError("no")
+
+    for save in (lambda: a_run.save_checkpoint(2, {}, fail), lambda: a_run.save_best(fail)):
+        with pytest.raises(RuntimeError):
+            save()
+    assert [p.name for p in a_run.checkpoints.iterdir()] == ["step_00000001"]
+    assert sorted(p.name for p in a_run.directory.iterdir()) == ["checkpoints", "run.json"]
+
+
+def test_the_best_model_replaces_the_one_before_and_nothing_else(a_run):
+    for text in ("one", "two"):
+        a_run.save_best(save_text(text))
+    assert (a_run.directory / "weights").read_text() == "two"
+    assert sorted(p.name for p in a_run.directory.iterdir()) == ["run.json", "weights"]
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"flags": []}'])
+def test_what_is_no_run_cannot_be_resumed(content, tmp_path):
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match=r"run\.json"):
+        Run.open(tmp_path)
+
+
+def test_changed_flags_are_refused_by_name_with_both_values():
+    stored = dict(lr=0.1, seed=1, output_dir="a", compile=False)
+    check_flags(dict(lr=0.1, output_dir="b", unknown_then=3), stored, {"output_dir"}, "--resume r")
+    with pytest.raises(UserError) as caught:
+        check_flags(dict(lr=0.2), stored, {"output_dir"}, "--resume r")
+    assert "--lr 0.2 was given" in str(caught.value) and "--lr 0.1" in str(caught.value)
+
+
+def test_a_directorys_name_says_when_where_and_what_and_is_one_path_part(monkeypatch):
+    folder = default_directory("some/model/", "nlg", "adapter4")
+    assert folder.parts[0] == "runs" and len(folder.parts) == 2
+    assert folder.name.endswith("_some-model_nlg_adapter4")
+
+
+def test_run_json_says_what_was_run_with_what():
+    from argparse import Namespace
+    from pathlib import Path
+
+    made = record(Namespace(b=Path("x"), a=1), data="key")
+    json.dumps(made)
+    assert made["flags"] == {"a": 1, "b": "x"} and made["data"] == "key"
+    assert made["versions"] == versions() and made["versions"]["torch"] == torch.__version__
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
+    if head.returncode == 0:
+        assert made["commit"].rstrip("+") == head.stdout.strip()

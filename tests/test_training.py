@@ -1,0 +1,274 @@
+"""utils.training: what the one loop promises, on models small enough to compute by hand."""
+
+import copy
+import math
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.errors import UserError
+from utils.runs import Run
+from utils.training import Settings, Trainer, likelihood, seed_step
+
+
+class Line(torch.nn.Module):
+    """loss = sum of (w·x + b − y)² over labelled rows, divided by their number in the whole batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.frozen = torch.nn.Parameter(torch.ones(2, 2), requires_grad=False)
+        self.weight = torch.nn.Parameter(torch.tensor([[0.5, -0.25]]))
+        self.bias = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, input_ids, labels, attention_mask, num_items_in_batch):
+        found = input_ids @ self.frozen @ self.weight.T + self.bias
+        return types.SimpleNamespace(loss=((found.squeeze(-1) - labels) ** 2).sum() / num_items_in_batch)
+
+
+class Rows:
+    """Batches of two rows each; `plan` and `batch` as the trainer wants them."""
+
+    def __init__(self, rows, size=2, seed=0, labels=None):
+        draw = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(rows, 2, generator=draw)
+        self.y = torch.randn(rows, generator=draw) if labels is None else torch.full((rows,), labels)
+        self.size = size
+
+    def plan(self, epoch=0):
+        return range(math.ceil(len(self.x) / self.size))
+
+    def batch(self, epoch, step):
+        part = slice(step * self.size, (step + 1) * self.size)
+        x = self.x[part]
+        return dict(input_ids=x, labels=self.y[part], attention_mask=torch.ones(len(x), 3)), len(x)
+
+
+def trainer(folder, model=None, train=None, valid=None, **settings):
+    """A trainer of `Line`; files are its state dict."""
+    model = model or Line()
+    run = Run(Path(folder), keep=100)
+    run.directory.mkdir(exist_ok=True)
+    return Trainer(
+        model, train or Rows(10), valid, Settings(**{"lr": 0.1, "n_epochs": 2, **settings}), run,
+        save_model=lambda at: torch.save(model.state_dict(), at / "weights"),
+        load_model=lambda at: model.load_state_dict(torch.load(at / "weights", weights_only=True)),
+    )  # fmt: skip
+
+
+# --- the arithmetic ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("max_norm", [1e9, 0.05])
+def test_steps_are_those_of_plain_pytorch(accumulation, max_norm, tmp_path):
+    """Mean over the labels of each batch, mean over the window, one clipping, AdamW, a rate falling to 0."""
+    held = trainer(tmp_path, gradient_accumulation_steps=accumulation, max_norm=max_norm, weight_decay=0.3)
+    plain, rows = copy.deepcopy(held.model), held.train
+    groups = [dict(params=[plain.weight], weight_decay=0.3), dict(params=[plain.bias], weight_decay=0.0)]
+    optimizer = torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.999), eps=1e-6)
+    steps = math.ceil(5 / accumulation)
+    for step in range(2 * steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * (2 * steps - step) / (2 * steps)
+        first = step % steps * accumulation
+        window = [rows.batch(0, i) for i in range(first, min(first + accumulation, 5))]
+        loss = sum(plain(**batch, num_items_in_batch=n).loss for batch, n in window) / len(window)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([plain.weight, plain.bias], max_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    result = held.fit()
+    assert result["steps"] == 2 * steps
+    torch.testing.assert_close(held.model.weight, plain.weight)
+    torch.testing.assert_close(held.model.bias, plain.bias)
+
+
+def test_the_rate_rises_in_warm_up_and_falls_linearly_to_nothing(tmp_path):
+    held = trainer(tmp_path, warmup_steps=4, lr=1.0)
+    rates = [held.learning_rate(step) for step in range(held.total_steps + 1)]
+    assert held.total_steps == 10
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
+    assert trainer(tmp_path, max_steps=3).learning_rate(0) == pytest.approx(0.1)
+    assert trainer(tmp_path, max_steps=3).learning_rate(2) == pytest.approx(0.1 / 3)
+
+
+def test_a_window_of_accumulated_batches_never_crosses_an_epochs_end(tmp_path):
+    held = trainer(tmp_path, gradient_accumulation_steps=3)
+    asked = []
+    held.train.batch = lambda epoch, i: asked.append((epoch, i))
+    assert [len(window) for window in held.windows(0)] == [3, 2, 3, 2]
+    assert asked == [(e, i) for e in range(2) for i in range(5)]
+    asked.clear()
+    assert [len(window) for window in held.windows(3)] == [2] and asked == [(1, 3), (1, 4)]
+
+
+def test_weight_decay_is_for_matrices_alone(tmp_path):
+    still = Line()
+    with torch.no_grad():
+        still.bias.fill_(1.0)
+    x = Rows(4)
+    x.x.zero_()
+    x.y = torch.ones(4)
+    # The loss is 0 whatever the weight: only decay moves anything.
+    held = trainer(tmp_path, still, x, n_epochs=1, weight_decay=0.5)
+    held.fit()
+    assert still.bias.item() == 1.0
+    factor = (1 - 0.1 * 0.5) * (1 - 0.05 * 0.5)
+    torch.testing.assert_close(still.weight, torch.tensor([[0.5, -0.25]]) * factor)
+
+
+def test_randomness_is_a_function_of_seed_step_and_process():
+    drawn = {}
+    for key in [(s, t, r) for s in (0, 1) for t in (0, 1) for r in (0, 1)]:
+        seed_step(*key)
+        drawn[key] = float(torch.rand(()))
+    assert len(set(drawn.values())) == 8
+    seed_step(1, 0, 1)
+    assert float(torch.rand(())) == drawn[1, 0, 1]
+
+
+# --- validation --------------------------------------------------------------------------------------------
+
+
+def test_likelihood_weighs_every_label_alike():
+    rows = Rows(5)
+    model = Line()
+    total, count = likelihood(model, rows, torch.float32)
+    whole = model(rows.x, rows.y, None, 1).loss.detach()
+    assert count == 5 and total == pytest.approx(float(whole))
+    assert not model.training
+
+
+def test_the_best_model_is_kept_and_early_stopping_counts_epochs_without_a_better_one(tmp_path):
+    held = trainer(tmp_path, valid=Rows(4), n_epochs=9, early_stopping=2)
+    scores = iter([3.0, 2.0, 2.5, 2.0, 1.0])
+    held.validate = lambda: dict(nll=next(scores), ppl=0.0)
+    result = held.fit()
+    # 2.0 again is not better.
+    assert (result["steps"], result["best_step"], result["valid_nll"]) == (20, 10, 2.0)
+    assert result["stopped_early"]
+    best = torch.load(tmp_path / "weights", weights_only=True)
+    at_best = torch.load(tmp_path / "checkpoints" / "step_00000010" / "weights", weights_only=True)
+    assert all(torch.equal(best[k], at_best[k]) for k in best)
+
+
+def test_patience_that_runs_out_at_the_very_end_is_not_stopping_early(tmp_path):
+    held = trainer(tmp_path, valid=Rows(4), n_epochs=3, early_stopping=2)
+    scores = iter([1.0, 2.0, 3.0])
+    held.validate = lambda: dict(nll=next(scores), ppl=0.0)
+    assert not held.fit()["stopped_early"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_validation_loss_that_is_no_number_stops_the_run(before, tmp_path):
+    held = trainer(tmp_path, valid=Rows(4, labels=math.nan), eval_before_start=before)
+    with pytest.raises(UserError, match="validation loss is nan"):
+        held.fit()
+    assert not (tmp_path / "weights").exists()
+
+
+def test_a_training_loss_that_is_no_number_leaves_no_checkpoint_behind(tmp_path):
+    rows = Rows(10)
+    rows.y[5] = math.nan
+    with pytest.raises(UserError, match=r"the loss is nan at step 3 \(epoch 1\)") as caught:
+        trainer(tmp_path, train=rows, save_steps=1).fit()
+    assert "--lr" in caught.value.remedy
+    # Of the steps before, nothing of the one that failed.
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000001", "step_00000002"]
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stopped", range(1, 10))
+def test_resuming_after_any_step_repeats_the_run(stopped, tmp_path):
+    whole = trainer(tmp_path / "whole", valid=Rows(4, seed=3), save_steps=1, log_every=1)
+    expected = whole.fit()
+    for late in sorted((tmp_path / "whole" / "checkpoints").iterdir())[stopped:]:
+        late.rename(tmp_path / late.name)
+    again = trainer(tmp_path / "whole", valid=Rows(4, seed=3), save_steps=1, log_every=1)
+    result = again.fit()
+    assert torch.equal(again.model.weight, whole.model.weight) and torch.equal(again.model.bias, whole.model.bias)
+    assert result["history"] == expected["history"]
+    assert [row["step"] for row in result["history"]["train"]] == list(range(1, 11))
+    assert [row["step"] for row in result["history"]["valid"]] == [5, 10]
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path):
+    trainer(tmp_path).fit()
+    other = trainer(tmp_path)
+    other.data_key = "other"
+    with pytest.raises(UserError, match="the data have changed"):
+        other.fit()
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path):
+    held = trainer(tmp_path)
+
+    def full(**batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+
+    held.parallel = full
+    with pytest.raises(UserError, match="out of memory") as caught:
+        held.fit()
+    assert "--train_batch_size" in caught.value.remedy
+
+
+# --- what is frozen ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, tmp_path):
+    from adapters import attach as adapting
+    from adapters import backbones, checkpoint
+    from data import cache
+    from data.batching import Batches
+    from data.task import get
+    from scripts import SAMPLES
+
+    task = get("nlg")
+    torch.manual_seed(0)
+    model, tokenizer = backbones.load(name)
+    adapting.attach(model, tokenizer, {"nlg": task.markers}, {"nlg": 4})
+    split = cache.load(SAMPLES / "nlg.json", "train", task, tokenizer, 256, training=True)
+    batches = Batches({"nlg": split}, {"nlg": 0}, tokenizer.pad_token_id, 256, limit=12, batch_size=4)
+    before = {k: v.detach().clone() for k, v in [*model.named_parameters(), *model.named_buffers()]}
+    held = Trainer(
+        model, batches, batches, Settings(lr=1e-2, n_epochs=2, weight_decay=0.1), Run(tmp_path),
+        save_model=lambda folder: checkpoint.save(model, tokenizer, folder), load_model=None,
+    )  # fmt: skip
+    held.fit()
+    trained = adapting.trainable(model)
+    assert {k.split(".")[-1] if "rows" in k else "adapter" for k in trained} == {"nlg", "adapter"}
+    for key, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if key in trained:
+            assert not torch.equal(tensor, before[key]), f"{key} was not trained"
+        else:
+            assert torch.equal(tensor, before[key]), f"{key} moved"
+            assert tensor.grad is None
+    in_optimizer = {id(p) for group in held.optimizer.param_groups for p in group["params"]}
+    assert in_optimizer == set(map(id, trained.values()))
+    assert set(map(id, held.optimizer.state)) == in_optimizer
+
+
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+def test_in_full_fine_tuning_everything_is_trained(name, tmp_path):
+    from adapters import attach as adapting
+    from adapters import backbones
+    from data import cache
+    from data.batching import Batches
+    from data.task import get
+    from scripts import SAMPLES
+
+    task = get("nlg")
+    torch.manual_seed(0)
+    model, tokenizer = backbones.load(name)
+    adapting.attach(model, tokenizer, {"nlg": task.markers})
+    split = cache.load(SAMPLES / "nlg.json", "train", task, tokenizer, 256, training=True)
+    batches = Batches({"nlg": split}, {"nlg": 0}, tokenizer.pad_token_id, 256, limit=8, batch_size=8)
+    before = {k: v.detach().clone() for k, v in model.named_parameters()}
+    Trainer(model, batches, None, Settings(lr=1e-2, n_epochs=1), Run(tmp_path), save_model=lambda folder: None,
+            load_model=None).fit()  # fmt: skip
+    assert [k for k, p in model.named_parameters() if torch.equal(p, before[k])] == []

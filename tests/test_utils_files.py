@@ -1,0 +1,253 @@
+"""utils.files: a file is whole or absent, and the disk's refusals are errors a user can act on."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from utils.errors import UserError, brief, exit_on_user_error, first_line
+from utils.files import (
+    atomic_directory,
+    atomic_write,
+    cache_root,
+    disk_errors,
+    remove_leftovers,
+    writable_directory,
+    write_json,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_file_appears_whole_with_unix_line_ends_and_the_usual_permissions(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    with atomic_write(path) as file:
+        file.write("ä\n")
+        assert not path.exists()
+    assert path.read_bytes() == b"\xc3\xa4\n"
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    write_json(path, {"ä": [1, None]})
+    assert path.read_text(encoding="utf-8") == '{\n  "ä": [\n    1,\n    null\n  ]\n}\n'
+    assert names(path.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_an_error_while_writing_leaves_the_old_file_and_no_half_of_a_new_one(error, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises((type(error), UserError)), atomic_write(path) as file:
+        file.write("new")
+        raise error
+    assert path.read_text() == "old" and names(tmp_path) == ["file"]
+    with pytest.raises((type(error), UserError)), atomic_directory(tmp_path / "folder") as beside:
+        (beside / "part").write_text("x")
+        raise error
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_directory_appears_whole_and_replaces_the_one_before(tmp_path):
+    for text in ("one", "two"):
+        with atomic_directory(tmp_path / "folder") as beside:
+            (beside / text).write_text(text)
+        assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == [text]
+    assert (tmp_path / "folder").stat().st_mode & 0o500 == 0o500
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_many_that_write_the_same_directory_at_once_leave_one_whole(replace, tmp_path):
+    def write(number):
+        with atomic_directory(tmp_path / "folder", replace=replace) as beside:
+            for name in "abc":
+                (beside / name).write_text(str(number))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(200)))
+    assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == ["a", "b", "c"]
+    assert len({p.read_text() for p in (tmp_path / "folder").iterdir()}) == 1
+
+
+def test_a_directory_that_others_may_be_reading_can_be_kept(tmp_path):
+    for text in ("one", "two"):
+        with atomic_directory(tmp_path / "folder", replace=False) as beside:
+            (beside / text).write_text(text)
+    assert names(tmp_path) == ["folder"] and names(tmp_path / "folder") == ["one"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from utils.files import atomic_directory, atomic_write
+folder = Path(sys.argv[1])
+for i in range(1_000_000):
+    with atomic_write(folder / "file") as file:
+        for _ in range(200):
+            file.write(f"{i}\\n")
+    with atomic_directory(folder / f"step_{i}") as beside:
+        for name in "abc":
+            (beside / name).write_text(f"{i}")
+    print(i, flush=True)
+"""
+
+
+@pytest.mark.parametrize("moment", [0.013, 0.031, 0.057])
+def test_a_process_killed_while_writing_leaves_only_whole_files(moment, tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE, cwd=ROOT, text=True)
+    process.stdout.readline()
+    time.sleep(moment)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    lines = (tmp_path / "file").read_text().splitlines()
+    assert len(lines) == 200 and len(set(lines)) == 1
+    for folder in tmp_path.glob("step_*"):
+        assert {p.name: p.read_text() for p in folder.iterdir()} == dict.fromkeys("abc", folder.name[5:])
+    remove_leftovers(tmp_path)
+    assert all(p.name == "file" or p.name.startswith("step_") for p in tmp_path.iterdir())
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path):
+    for name in (".a.x.part", ".b.y.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "inside").write_text("x")
+    for name in (".c.part", "d.part", ".hidden", "e.old"):
+        (tmp_path / name).write_text("x")
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == [".hidden", "d.part", "e.old"]
+    remove_leftovers(tmp_path / "nothing here")
+
+
+@pytest.mark.parametrize("number, words", [
+    (errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "quota"), (errno.EACCES, "no permission"),
+    (errno.EROFS, "read-only"), (errno.ENOTDIR, "a file, not a directory"), (errno.ENAMETOOLONG, "too long"),
+])  # fmt: skip
+def test_the_disks_refusals_are_errors_that_name_the_place(number, words, tmp_path):
+    with pytest.raises(UserError, match=words) as caught, atomic_write(tmp_path / "file"):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.place == str(tmp_path / "file") and caught.value.remedy
+
+
+def test_a_full_disk_is_recognised_behind_a_librarys_own_exception(tmp_path):
+    def wrapped():
+        try:
+            raise OSError(errno.ENOSPC, "full")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 32")
+
+    def quoted():
+        raise Exception("No space left on device (os error 28)")
+
+    for fail in (wrapped, quoted):
+        with pytest.raises(UserError, match="the disk is full"), disk_errors(tmp_path):
+            fail()
+
+
+def test_errors_that_are_not_the_disks_pass_unchanged(tmp_path):
+    for error in (ValueError("x"), UserError("y"), OSError(errno.ENOENT, "z")):
+        with pytest.raises(type(error)) as caught, disk_errors(tmp_path):
+            raise error
+        assert caught.value is error
+
+
+def test_an_error_names_the_file_not_its_half_written_form(tmp_path):
+    with pytest.raises(UserError) as caught, atomic_directory(tmp_path / "step_1") as beside:
+        with atomic_write(beside / "weights"):
+            raise OSError(errno.ENOSPC, "full")
+    assert caught.value.place == str(tmp_path / "step_1" / "weights")
+
+
+def test_a_directory_is_proved_writable_before_it_is_needed(tmp_path):
+    assert writable_directory(tmp_path / "a" / "b", "--output_dir").is_dir()
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nothing", tmp_path / ("x" * 300)):
+        with pytest.raises(UserError) as caught:
+            writable_directory(path, "--output_dir")
+        assert str(caught.value).startswith(f"--output_dir {path}: cannot write")
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("VERSATILE_CACHE", str(tmp_path))
+    assert cache_root() == tmp_path
+    monkeypatch.delenv("VERSATILE_CACHE")
+    assert cache_root() == Path.home() / ".cache" / "versatile"
+
+
+# --- errors ------------------------------------------------------------------------------------------------
+
+
+def test_an_error_says_place_found_expected_remedy():
+    error = UserError("'tgt' is 12", place="data.json:train[3]", expected="a string", remedy="correct the record")
+    assert str(error) == ("data.json:train[3]: 'tgt' is 12\n  expected: a string\n  remedy:   correct the record")
+    assert str(UserError("nothing to score")) == "nothing to score"
+    assert brief("x" * 200) == "'" + "x" * 58 + "… (str)"
+    assert first_line(ValueError("one\ntwo")) == "one" and first_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize("error, code, printed", [(UserError("a", place="b"), 2, "error: b: a\n"),
+                                                  (KeyboardInterrupt(), 130, "interrupted\n")])  # fmt: skip
+def test_a_script_ends_with_a_message_and_a_code_not_a_traceback(error, code, printed, capsys, monkeypatch):
+    @exit_on_user_error
+    def main():
+        raise error
+
+    for rank, expected in (("0", printed), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == code and capsys.readouterr().err == expected
+
+
+def test_an_error_of_the_toolkits_own_keeps_its_traceback():
+    @exit_on_user_error
+    def main():
+        raise KeyError("a defect")
+
+    with pytest.raises(KeyError):
+        main()
+
+
+# --- flags -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind, good, bad", [
+    ("positive", {"3": 3}, ["0", "-1", "1.5", "x", ""]), ("not_negative", {"0": 0, "7": 7}, ["-1", "1e3"]),
+    ("bottleneck", {"-1": -1, "0": 0, "64": 64}, ["-2", "3.0"]), ("rate", {"1e-3": 1e-3}, ["0", "-1", "nan", "inf", "x"]),
+    ("not_negative_rate", {"0": 0.0, "0.1": 0.1}, ["-0.1", "nan"]), ("share", {"1": 1.0, "0.5": 0.5}, ["0", "1.1", "nan"]),
+])  # fmt: skip
+def test_a_flags_value_is_checked_and_the_error_says_what_was_wanted(kind, good, bad):
+    import argparse
+
+    from utils import flags
+
+    check = getattr(flags, kind)
+    assert {text: check(text) for text in good} == good
+    for text in bad:
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a"):
+            check(text)
+
+
+def test_only_what_was_typed_counts_as_given():
+    import train
+    from utils import flags
+
+    argv = ["--resume", "x", "--lr", "0.1", "--no_validation"]
+    assert flags.given(train.parser, argv) == dict(resume="x", lr=0.1, no_validation=True)
+
+
+def test_a_prefix_of_a_flag_is_not_taken_for_the_flag(capsys):
+    import train
+
+    with pytest.raises(SystemExit) as stop:
+        train.parser().parse_args(["--task", "nlg", "--learn", "1"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: unrecognized arguments: --learn")
