@@ -32,8 +32,8 @@ def parser():
     g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
     g.add_argument("--split", choices=["train", "valid", "test"], help="which split (default: the task's scored split)")
     g.add_argument("--limit", type=flags.positive, help="only the first so many instances")
-    g.add_argument("--adapter_bottleneck", type=flags.bottleneck, metavar="N", help="if given, it must be the checkpoint's")
-    g.add_argument("--max_history", type=flags.positive, default=2, help="turns of history; for dialogue-like tasks only")
+    g.add_argument("--adapter_bottleneck", type=flags.bottleneck, metavar="N", help="if given, the checkpoint's own")
+    g.add_argument("--max_history", type=flags.positive, default=2, help="turns of history, in dialogue-like tasks")
     g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
     g = p.add_argument_group("decoding")
     g.add_argument("--no_sample", action="store_true", help="greedy (or beam) search instead of sampling")
@@ -41,7 +41,7 @@ def parser():
     g.add_argument("--length_penalty", type=float, default=1.0, help="of beam search; above 0 favours longer outputs")
     g.add_argument("--temperature", type=flags.rate, default=0.7, help="of sampling")
     g.add_argument("--top_k", type=flags.not_negative, default=0, help="sample from the k likeliest; 0: all")
-    g.add_argument("--top_p", type=flags.share, default=0.9, help="sample from the likeliest with this joint probability")
+    g.add_argument("--top_p", type=flags.share, default=0.9, help="sample from the likeliest of this joint probability")
     g.add_argument("--max_length", type=flags.positive, default=150, help="tokens an output at the most")
     g.add_argument("--min_length", type=flags.not_negative, default=1, help="tokens an output at the least")
     g.add_argument("--batch_size", type=flags.positive, default=32, help="examples decoded together")
@@ -50,7 +50,7 @@ def parser():
     g = p.add_argument_group("output")
     g.add_argument("--output_dir", help="where results go (default: results/adapter_result or results/GPT2_result)")
     g.add_argument("--samples", type=flags.not_negative, default=3, help="how many outputs to print")
-    g.add_argument("--cache_dir", help="where tokenised data are kept (default: $VERSATILE_CACHE or ~/.cache/versatile)")
+    g.add_argument("--cache_dir", help="where tokenised data lie (default: $VERSATILE_CACHE or ~/.cache/versatile)")
     g = p.add_argument_group("scoring alone")
     g.add_argument("--score_only", metavar="FILE", help="score this file, one output a line, instead of decoding")
     g.add_argument("--references", metavar="FILE",
@@ -137,15 +137,16 @@ def evaluate(args, task):
         ids = decode(model, tokenizer, prompts, model.task_id(task.name), eos_id, decoding, dtype=dtype, progress=done)
     seconds = time.time() - started
     tokens = sum(len(i) + 1 for i in ids)
+    speed = tokens / max(seconds, 1e-9)
     texts = [tokenizer.decode(i, clean_up_tokenization_spaces=False).strip() for i in ids]
     more = dict(
         checkpoint=str(args.model_checkpoint), split=args.split, decoding=vars(decoding),
         precision=str(dtype).removeprefix("torch."), decode_seconds=round(seconds, 1),
-        decode_tokens_per_second=round(tokens / max(seconds, 1e-9), 1), parameters=adapting.ledger(model),
+        decode_tokens_per_second=round(speed, 1), parameters=adapting.ledger(model),
         versions=runs.versions(), nll=nll / labels, labels=labels,
     )  # fmt: skip
     report(args, task, texts, [e.references for e in examples], more, examples, (nll, labels))
-    print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:.0f} tokens/s); results in {args.output_dir}")
+    print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({speed:.0f} tokens/s); results in {args.output_dir}")
 
 
 def read_examples(args, task):
@@ -178,15 +179,16 @@ def load_model(args, task):
 
     if checkpoint.is_checkpoint(args.model_checkpoint):
         model, tokenizer = checkpoint.load(args.model_checkpoint, task.name)
-        held = model.info.bottlenecks.get(task.name, -1)
-        if args.adapter_bottleneck is not None and args.adapter_bottleneck != held:
-            raise UserError(f"the checkpoint's adapter for {task.name} has bottleneck {held}",
-                            place=f"--adapter_bottleneck {args.adapter_bottleneck}", remedy="leave the flag out")  # fmt: skip
-        return model, tokenizer
-    model, tokenizer = backbones.load(args.model_checkpoint)
-    torch.manual_seed(args.seed)
-    attach(model, tokenizer, {task.name: task.markers}, {task.name: 0})
-    print(f"{args.model_checkpoint} is a bare backbone: evaluating it with untrained task embeddings")
+    else:
+        model, tokenizer = backbones.load(args.model_checkpoint)
+        torch.manual_seed(args.seed)
+        attach(model, tokenizer, {task.name: task.markers}, {task.name: 0})
+        print(f"{args.model_checkpoint} is a bare backbone: evaluating it with untrained task embeddings")
+    held = model.info.bottlenecks.get(task.name, -1)
+    if args.adapter_bottleneck not in (None, held):
+        kind = {-1: "is fully fine-tuned, without an adapter", 0: "has no adapter"}
+        found = f"{args.model_checkpoint} {kind.get(held, f'has an adapter of bottleneck {held}')}"
+        raise UserError(found, place=f"--adapter_bottleneck {args.adapter_bottleneck}", remedy="leave the flag out")
     return model, tokenizer
 
 
@@ -208,7 +210,8 @@ def likelihood(args, task, model, tokenizer, positions, dtype):
     from data.batching import Batches
     from utils.training import likelihood as measure
 
-    split = cache.load(args.dataset_path, args.split, task, tokenizer, positions, training=False, cache_dir=args.cache_dir)
+    split = cache.load(args.dataset_path, args.split, task, tokenizer, positions, training=False,
+                       cache_dir=args.cache_dir)  # fmt: skip
     batches = Batches({task.name: split}, {task.name: model.task_id(task.name)}, tokenizer.pad_token_id, positions,
                       limit=args.limit, batch_size=args.batch_size, shuffle=False)  # fmt: skip
     return measure(model, batches, dtype)
@@ -242,12 +245,15 @@ def report(args, task, hypotheses, references, more, examples=None, likelihood=N
             for e, text in zip(examples, hypotheses):
                 row = dict(source=e.source, references=e.references, hypothesis=text)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    write_json(folder / "metrics.json", dict(task=task.name, scores=metrics.to_json(scores), instances=len(hypotheses), **more))
+    summary = dict(task=task.name, scores=metrics.to_json(scores), instances=len(hypotheses), **more)
+    write_json(folder / "metrics.json", summary)
 
 
 def one_line(text):
     """Line breaks written as \\n and \\r: a file of outputs has one line an example."""
-    return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n") if "\n" in text or "\r" in text else text
+    if "\n" not in text and "\r" not in text:
+        return text
+    return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
 
 
 class progress:

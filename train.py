@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Train one task: a residual adapter and task embeddings beside a frozen backbone, or the whole model.
+r"""Train one task: a residual adapter and task embeddings beside a frozen backbone, or the whole model.
 
   one CPU or one GPU (a GPU is used where there is one):
-    python train.py --task nlg --dataset_path data/samples/nlg.json --model_checkpoint smollm2 --adapter_bottleneck 64 --lr 1e-3
+    python train.py --task nlg --dataset_path data/samples/nlg.json --model_checkpoint smollm2 \
+      --adapter_bottleneck 64 --lr 1e-3
   fully fine-tuned:
     python train.py --task nlg --dataset_path data/samples/nlg.json --model_checkpoint smollm2 --lr 1e-4
   several GPUs, or several processes on a CPU:
-    torchrun --nproc_per_node 2 train.py --task nlg --dataset_path data/samples/nlg.json --model_checkpoint smollm2 --adapter_bottleneck 64
+    torchrun --nproc_per_node 2 train.py --task nlg --dataset_path data/samples/nlg.json --model_checkpoint smollm2 \
+      --adapter_bottleneck 64 --lr 1e-3
   go on after an interruption:
     python train.py --resume runs/<run>
 
@@ -32,11 +34,11 @@ def parser():
     g = p.add_argument_group("task and data")
     g.add_argument("--task", help="what to learn; see --list_tasks")
     g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
-    g.add_argument("--distillation", action="store_true", help="learn the teacher's targets (distillated_tgt) instead of gold")
-    g.add_argument("--max_history", type=flags.positive, default=2, help="turns of history; for dialogue-like tasks only")
+    g.add_argument("--distillation", action="store_true", help="learn the teacher's targets, distillated_tgt")
+    g.add_argument("--max_history", type=flags.positive, default=2, help="turns of history, in dialogue-like tasks")
     g.add_argument("--limit", type=flags.positive, help="use only the first so many examples of each split")
-    g.add_argument("--no_validation", action="store_true", help="the data have no validation split; keep the last model")
-    g.add_argument("--cache_dir", help="where tokenised data are kept (default: $VERSATILE_CACHE or ~/.cache/versatile)")
+    g.add_argument("--no_validation", action="store_true", help="train without a validation split; keep the last model")
+    g.add_argument("--cache_dir", help="where tokenised data lie (default: $VERSATILE_CACHE or ~/.cache/versatile)")
     g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
     g = p.add_argument_group("model")
     g.add_argument("--model_checkpoint", default="gpt2",
@@ -50,23 +52,24 @@ def parser():
     g.add_argument("--n_epochs", type=flags.positive, help="passes over the data (default: published)")
     g.add_argument("--max_steps", type=flags.positive, help="stop after so many optimizer steps")
     g.add_argument("--train_batch_size", type=flags.positive, help="examples a batch and process (default: published)")
-    g.add_argument("--max_tokens", type=flags.positive, help="size batches by tokens (padding counted) instead of examples")
+    g.add_argument("--max_tokens", type=flags.positive, help="size batches by tokens, padding counted, not by examples")
     g.add_argument("--valid_batch_size", type=flags.positive, default=32, help="examples a validation batch")
-    g.add_argument("--gradient_accumulation_steps", type=flags.positive, help="batches an optimizer step (default: published)")
+    g.add_argument("--gradient_accumulation_steps", type=flags.positive,
+                   help="batches an optimizer step (default: published)")  # fmt: skip
     g.add_argument("--max_norm", type=flags.rate, default=1.0, help="gradients are clipped to this norm, once a step")
     g.add_argument("--warmup_steps", type=flags.not_negative, default=0, help="steps in which the rate rises")
     g.add_argument("--weight_decay", type=flags.not_negative_rate, default=0.0, help="AdamW's, not on norms and biases")
-    g.add_argument("--early_stopping", type=flags.positive, metavar="N", help="stop after N epochs without a better loss")
+    g.add_argument("--early_stopping", type=flags.positive, metavar="N", help="stop after N epochs without a new best")
     g.add_argument("--eval_before_start", action="store_true", help="validate before the first step")
     g.add_argument("--seed", type=flags.not_negative, default=42, help="of weights, order and dropout")
     g = p.add_argument_group("speed and memory")
     g.add_argument("--compile", action="store_true", help="torch.compile every block (needs a C++ compiler on a CPU)")
-    g.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations: less memory, more time")
+    g.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
     add_precision_flags(p)
     g = p.add_argument_group("output and resuming")
     g.add_argument("--output_dir", help="run directory (default: runs/<date>_<host>_<model>_<task>_<mode>)")
-    g.add_argument("--resume", metavar="RUN", help="go on with this run directory, exactly; other flags need not be given")
-    g.add_argument("--save_steps", type=flags.positive, help="a checkpoint every so many steps, beside those each epoch")
+    g.add_argument("--resume", metavar="RUN", help="go on with this run, exactly; no other flag is needed")
+    g.add_argument("--save_steps", type=flags.positive, help="a checkpoint every so many steps, not only each epoch")
     g.add_argument("--keep_checkpoints", type=flags.positive, default=3, help="how many of the newest are kept")
     return p
 
@@ -98,7 +101,7 @@ def train(args, given):
     from utils.training import Settings, Trainer
 
     devices.quiet_libraries()
-    args, run, old = open_run(args, given)
+    args, run = open_run(args, given)
     task, rank0 = get(args.task), idist.get_rank() == 0
     published(args, task)
     say = print if rank0 else lambda *a, **k: None
@@ -146,7 +149,8 @@ def train(args, given):
     result = trainer.fit()
     if rank0:
         run.write_metrics(dict(task=task.name, **adapting.ledger(model), **result))
-        plots.learning_curve(run.directory / "learning_curve.png", result["history"], f"{task.name}: {Path(run.directory).name}")
+        title = f"{task.name}: {run.directory.name}"
+        plots.learning_curve(run.directory / "learning_curve.png", result["history"], title)
         say(f"done: {result['steps']} steps, {result['tokens_per_second']:.0f} tokens/s, {result['seconds']:.0f} s, "
             f"peak memory {result['peak_memory_mb']} MB; model and learning_curve.png in {run.directory}")  # fmt: skip
         say(f"next: python evaluate.py --task {task.name} --no_sample --model_checkpoint {run.directory}"
@@ -154,16 +158,16 @@ def train(args, given):
 
 
 def open_run(args, given):
-    """With --resume: the stored flags, the run and its record; else the flags as they are."""
+    """(flags, None), or with --resume (the flags the run was started with, the run)."""
     from utils.runs import Run, check_flags
 
     if not args.resume:
-        return args, None, None
+        return args, None
     run, stored = Run.open(args.resume, args.keep_checkpoints)
     known = {k: v for k, v in stored.get("flags", {}).items() if k in vars(args)}
     check_flags(given, known, FREE_WHEN_RESUMING, f"--resume {args.resume}")
     free = {k: v for k, v in given.items() if k in FREE_WHEN_RESUMING}
-    return Namespace(**{**vars(args), **known, **free, "output_dir": args.resume}), run, stored
+    return Namespace(**{**vars(args), **known, **free, "output_dir": args.resume}), run
 
 
 def published(args, task):
@@ -180,11 +184,15 @@ def published(args, task):
 def refuse_unfit(args, checkpoint):
     """Backbones that this run could not be evaluated with, or that are no backbones."""
     if args.random_init and args.adapter_bottleneck >= 0:
-        raise UserError("an adapter beside frozen random weights, which no checkpoint would hold", place="--random_init",
-                        remedy="train the whole model (leave --adapter_bottleneck out), or leave --random_init out")  # fmt: skip
+        raise UserError(
+            "an adapter beside frozen random weights, which no checkpoint would hold", place="--random_init",
+            remedy="train the whole model (leave --adapter_bottleneck out), or leave --random_init out",
+        )  # fmt: skip
     if checkpoint.is_checkpoint(args.model_checkpoint):
-        raise UserError("this is a trained model, not a bare backbone", place=f"--model_checkpoint {args.model_checkpoint}",
-                        remedy=f"to go on with it: --resume {args.model_checkpoint}; to start anew: name its backbone")  # fmt: skip
+        raise UserError(
+            "this is a trained model, not a bare backbone", place=f"--model_checkpoint {args.model_checkpoint}",
+            remedy=f"to go on with it: --resume {args.model_checkpoint}; to start anew: name its backbone",
+        )  # fmt: skip
 
 
 def load_data(args, task, model, tokenizer, say):

@@ -1,4 +1,4 @@
-"""evaluate.py and decoding: the same outputs however they are batched, scores that can be checked by hand, clear errors."""
+"""evaluate.py and decoding: the same outputs in any batch, scores that can be checked by hand, clear errors."""
 
 import copy
 import json
@@ -363,6 +363,7 @@ BAD_FLAGS = {
     "wrong task": (["--task", "mt", "--dataset_path", "{mt}"], ["holds the task(s) nlg", "'mt'", "--task nlg"]),
     "unknown task": (["--task", "x"], ["--task", "'x'"]),
     "bottleneck": (["--adapter_bottleneck", "7"], ["--adapter_bottleneck 7", "16"]),
+    "no adapter": (["--model_checkpoint", "tiny-gpt2", "--adapter_bottleneck", "7"], ["7", "has no adapter"]),
     "unknown flag": (["--beams", "3"], ["--beams"]),
     "top_p": (["--top_p", "1.5"], ["--top_p", "'1.5'"]),
     "temperature": (["--temperature", "0"], ["--temperature", "'0'"]),

@@ -772,6 +772,7 @@ def test_a_full_disk_under_the_cache_is_one_clear_error(data, mounted, tmp_path)
 def test_a_disk_that_fills_up_while_saving_says_so(data, tmp_path, monkeypatch, capsys):
     """The same without a mount: the library's own writers meet ENOSPC."""
     import torch
+
     import train
 
     def full(*args, **kwargs):

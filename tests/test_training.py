@@ -221,12 +221,13 @@ def test_out_of_memory_says_what_to_lower(tmp_path):
 
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
 def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, tmp_path):
+    from scripts import SAMPLES
+
     from adapters import attach as adapting
     from adapters import backbones, checkpoint
     from data import cache
     from data.batching import Batches
     from data.task import get
-    from scripts import SAMPLES
 
     task = get("nlg")
     torch.manual_seed(0)
@@ -255,12 +256,13 @@ def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, t
 
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
 def test_in_full_fine_tuning_everything_is_trained(name, tmp_path):
+    from scripts import SAMPLES
+
     from adapters import attach as adapting
     from adapters import backbones
     from data import cache
     from data.batching import Batches
     from data.task import get
-    from scripts import SAMPLES
 
     task = get("nlg")
     torch.manual_seed(0)

@@ -160,9 +160,9 @@ def test_errors_that_are_not_the_disks_pass_unchanged(tmp_path):
 
 
 def test_an_error_names_the_file_not_its_half_written_form(tmp_path):
-    with pytest.raises(UserError) as caught, atomic_directory(tmp_path / "step_1") as beside:
-        with atomic_write(beside / "weights"):
-            raise OSError(errno.ENOSPC, "full")
+    folder = atomic_directory(tmp_path / "step_1")
+    with pytest.raises(UserError) as caught, folder as beside, atomic_write(beside / "weights"):
+        raise OSError(errno.ENOSPC, "full")
     assert caught.value.place == str(tmp_path / "step_1" / "weights")
 
 
@@ -221,8 +221,10 @@ def test_an_error_of_the_toolkits_own_keeps_its_traceback():
 
 @pytest.mark.parametrize("kind, good, bad", [
     ("positive", {"3": 3}, ["0", "-1", "1.5", "x", ""]), ("not_negative", {"0": 0, "7": 7}, ["-1", "1e3"]),
-    ("bottleneck", {"-1": -1, "0": 0, "64": 64}, ["-2", "3.0"]), ("rate", {"1e-3": 1e-3}, ["0", "-1", "nan", "inf", "x"]),
-    ("not_negative_rate", {"0": 0.0, "0.1": 0.1}, ["-0.1", "nan"]), ("share", {"1": 1.0, "0.5": 0.5}, ["0", "1.1", "nan"]),
+    ("bottleneck", {"-1": -1, "0": 0, "64": 64}, ["-2", "3.0"]),
+    ("rate", {"1e-3": 1e-3}, ["0", "-1", "nan", "inf", "x"]),
+    ("not_negative_rate", {"0": 0.0, "0.1": 0.1}, ["-0.1", "nan"]),
+    ("share", {"1": 1.0, "0.5": 0.5}, ["0", "1.1", "nan"]),
 ])  # fmt: skip
 def test_a_flags_value_is_checked_and_the_error_says_what_was_wanted(kind, good, bad):
     import argparse

@@ -142,7 +142,8 @@ def writable_directory(path, flag):
     except UserError as error:
         raise UserError(error.found, place=f"{flag} {path}", remedy=error.remedy) from error
     except OSError as error:
-        raise UserError(f"cannot write: {error.strerror}", place=f"{flag} {path}", remedy="choose another directory") from error
+        found, remedy = f"cannot write: {error.strerror}", "choose another directory"
+        raise UserError(found, place=f"{flag} {path}", remedy=remedy) from error
     return path
 
 

@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser(doc):
     """A parser whose description is a script's docstring; prefixes of flags are not taken for flags."""
-    return Parser(description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
+    return Parser(usage="%(prog)s [flags]", description=doc, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def given(make_parser, argv=None):

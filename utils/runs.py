@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from utils.errors import UserError, first_line
-from utils.files import atomic_directory, disk_errors, remove_leftovers, write_json, writable_directory
+from utils.files import atomic_directory, disk_errors, remove_leftovers, writable_directory, write_json
 
 STATE = "training_state.pt"
 
@@ -133,7 +133,8 @@ class Run:
                 return step, state
             except Exception as error:
                 # Whatever is wrong with these files, an older checkpoint may be whole.
-                print(f"{folder} cannot be read: going back to the checkpoint before\n  ({first_line(error)})", flush=True)
+                why = first_line(error)
+                print(f"{folder} cannot be read: going back to the checkpoint before\n  ({why})", flush=True)
         if steps:
             raise UserError("none of the checkpoints can be read", place=self.checkpoints,
                             remedy="remove them to start this run from its beginning")  # fmt: skip
@@ -202,9 +203,10 @@ def check_flags(given, stored, free, place):
 def _commit():
     """The toolkit's git commit, with "+" where files differ from it; None outside a checkout."""
     home = Path(__file__).resolve().parent.parent
+    options = dict(cwd=home, capture_output=True, text=True, timeout=10)
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=home, capture_output=True, text=True, timeout=10)
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=home, capture_output=True, text=True, timeout=10)
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **options)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **options)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "") if commit.returncode == 0 else None
