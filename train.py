@@ -46,6 +46,8 @@ def parser():
     g.add_argument("--adapter_bottleneck", type=flags.bottleneck, default=-1, metavar="N",
                    help="train an adapter of this width and the task's rows beside the frozen backbone; "
                         "0: the rows alone; -1: train the whole model (default -1)")  # fmt: skip
+    g.add_argument("--row_init", choices=["normal", "words"], default="normal",
+                   help="task rows start from N(0, 0.02) as published, or from the words in their markers' names")  # fmt: skip
     g.add_argument("--random_init", action="store_true", help="the backbone's shape with fresh weights")
     g = p.add_argument_group("training (defaults: the task's published settings)")
     g.add_argument("--lr", type=flags.rate, help="highest learning rate; falls linearly to 0 (default: published)")
@@ -106,6 +108,8 @@ def train(args, given):
     published(args, task)
     say = print if rank0 else lambda *a, **k: None
     dtype = devices.precision(args, idist.device())
+    if args.compile:
+        devices.need_compiler(idist.device())
 
     # One process a machine makes the caches, the others find them.
     with idist.one_rank_first(local=True):
@@ -116,6 +120,8 @@ def train(args, given):
         markers = {task.name: task.markers}
         bottlenecks = {task.name: args.adapter_bottleneck} if args.adapter_bottleneck >= 0 else None
         adapting.attach(model, tokenizer, markers, bottlenecks)
+        if args.row_init == "words":
+            adapting.start_rows_from_words(model, tokenizer, task.name)
         splits = load_data(args, task, model, tokenizer, say)
     say(adapting.describe(model))
     if dtype != torch.float32:

@@ -5,6 +5,7 @@ embedding and head a wrapper, and its class a subclass whose `forward` takes `ta
 arguments. No block's forward is copied or overridden.
 """
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -167,6 +168,29 @@ def add_tokens(tokenizer, markers):
     tokenizer.add_tokens([AddedToken(n, special=True, normalized=False) for n in names], special_tokens=True)
     tokenizer.pad_token = PAD
     return first
+
+
+def start_rows_from_words(model, tokenizer, task, std=0.02):
+    """Start a task's rows from what their markers are called, instead of at random.
+
+    `<customerRating>` starts as the mean of the base embeddings of " customer", " rating", scaled to the standard
+    deviation a random row would have. A marker then points where its words point from the first step on, while
+    a type embedding is still a small addition to a token's own.
+    """
+    words = {"bos": "beginning", "eos": "end"}
+    embed, head = model.get_input_embeddings(), model.get_output_embeddings()
+    for module in {id(m): m for m in (embed, head)}.values():
+        table = module.weight.detach()
+        rows = module.rows.tasks[task] if model.info.mode == "adapter" else module.weight
+        for i, marker in enumerate(model.info.markers[task]):
+            # "<customerRating>" -> customer rating, "<bos_nlg>" -> beginning
+            parts = re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", marker)
+            parts = [words.get(p.lower(), p.lower()) for p in parts if p.lower() != task] or [marker]
+            ids = tokenizer(" " + " ".join(parts), add_special_tokens=False).input_ids
+            at = i if model.info.mode == "adapter" else tokenizer.convert_tokens_to_ids(marker)
+            mean = table[ids].mean(0)
+            with torch.no_grad():
+                rows[at] = mean * (std / mean.std())
 
 
 def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=0.02):

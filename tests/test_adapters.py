@@ -111,6 +111,24 @@ def test_a_new_adapter_starts_as_published_and_not_as_the_identity():
     assert (adapter(hidden) - hidden).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+@pytest.mark.parametrize("bottlenecks", [BOTTLENECKS, None])
+def test_rows_can_start_from_the_words_in_their_markers(name, bottlenecks):
+    model, tokenizer = attached(name, bottlenecks)
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    before = model.get_input_embeddings()(torch.arange(400, len(tokenizer))).detach().clone()
+    adapting.start_rows_from_words(model, tokenizer, "nlg")
+    after = model.get_input_embeddings()(torch.arange(400, len(tokenizer))).detach()
+    ids = tokenizer(" customer rating").input_ids
+    words = model.get_input_embeddings()(torch.tensor(ids)).mean(0)
+    row = model.get_input_embeddings()(torch.tensor(tokenizer.convert_tokens_to_ids("<customerRating>")))
+    assert F.cosine_similarity(row, words, dim=0) > 0.999
+    assert row.std().item() == pytest.approx(0.02, rel=1e-3)
+    # The other task's rows and the base table stay what they were.
+    assert torch.equal(before[-4:], after[-4:]) and not torch.equal(before[1:-4], after[1:-4])
+    assert all(torch.equal(frozen[n], p) for n, p in model.named_parameters() if n in frozen)
+
+
 def test_a_mixed_batch_equals_each_task_alone(both):
     model, tokenizer = both
     model.eval()
