@@ -90,7 +90,10 @@ def main(argv=None):
 def score_files(args, task):
     """Score an output file against a reference file or the data set's references."""
     from utils import metrics
+    from utils.files import writable_directory
 
+    if args.output_dir:
+        writable_directory(args.output_dir, "--output_dir")
     hypotheses = metrics.read_lines(args.score_only)
     if args.references:
         references = metrics.read_references(args.references)

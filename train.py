@@ -108,6 +108,8 @@ def train(args, given):
     published(args, task)
     say = print if rank0 else lambda *a, **k: None
     dtype = devices.precision(args, idist.device())
+    # Written down, so that a run resumed on other hardware goes on as it was.
+    args.bf16, args.fp16, args.fp32 = (dtype == d for d in (torch.bfloat16, torch.float16, torch.float32))
     if args.compile:
         devices.need_compiler(idist.device())
 

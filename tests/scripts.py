@@ -4,6 +4,7 @@ A script spends five seconds on imports. `start` forks a process that has them b
 all the same, with its own memory, signals and exit code.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -56,35 +57,62 @@ class Job:
         return Result(self.process.exitcode, (self.folder / "out").read_text(), (self.folder / "err").read_text())
 
 
-def start(script, argv, folder, env=None):
-    """Start `script` ("train", "evaluate") with `argv`; its output goes into `folder`."""
+def start(script, argv, folder, env=None, terminal=False, cwd=ROOT):
+    """Start `script` ("train", "evaluate") with `argv`; its output goes into `folder`, into "err" from a terminal."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name in ("out", "err"):
         (Path(folder) / name).write_text("")
     environment = {**dict(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
     # The fork server is started by the first of these and imports with the environment it finds.
     old, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), str(ROOT)
-    process = _CONTEXT.Process(target=_run, args=(script, list(map(str, argv)), str(folder), environment), daemon=True)
+    given = (script, list(map(str, argv)), str(folder), environment, terminal, cwd)
+    process = _CONTEXT.Process(target=_run, args=given, daemon=True)
     process.start()
     os.environ.pop("PYTHONPATH") if old is None else os.environ.update(PYTHONPATH=old)
     return Job(process, folder)
 
 
-def run(script, argv, folder, env=None, timeout=120):
+def run(script, argv, folder, env=None, timeout=120, terminal=False, cwd=ROOT):
     """`start` and wait."""
-    return start(script, argv, folder, env).wait(timeout)
+    return start(script, argv, folder, env, terminal, cwd).wait(timeout)
 
 
-def _run(script, argv, folder, environment):
+def _run(script, argv, folder, environment, terminal, cwd):
+    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    if terminal:
+        _open_terminal()
     import torch
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = [f"{script}.py", *argv]
     sys.exit(__import__(script).main(argv))
+
+
+def _open_terminal():
+    """Go on in a child whose stdout and stderr are a terminal of 100 columns; its screen is what stderr was."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    screen = os.dup(2)
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    script = os.fork()
+    if not script:
+        os.dup2(slave, 1), os.dup2(slave, 2)
+        os.close(slave), os.close(master)
+        return
+    os.close(slave)
+    # Reading ends with an error when the last process that holds the terminal has gone.
+    with contextlib.suppress(OSError):
+        while block := os.read(master, 65536):
+            os.write(screen, block)
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(script, 0)[1]))
 
 
 def run_as_user(script, argv, *, launcher=(), env=None, cwd=ROOT, timeout=240):

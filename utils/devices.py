@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import sys
 
 
@@ -81,6 +82,20 @@ def peak_memory_mb(device=None):
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def need_compiler(device):
+    """On a CPU torch.compile writes C++: without a compiler it would fail minutes later, in its own words.
+
+    Raises:
+        UserError: there is none.
+    """
+    from utils.errors import UserError
+
+    name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and not shutil.which(name):
+        raise UserError(f"there is no {name} on PATH", place="--compile", expected="a C++ compiler",
+                        remedy="install one, name one in the variable CXX, or leave --compile out")  # fmt: skip
 
 
 def quiet_libraries():
