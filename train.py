@@ -47,7 +47,7 @@ def parser():
                    help="train an adapter of this width and the task's rows beside the frozen backbone; "
                         "0: the rows alone; -1: train the whole model (default -1)")  # fmt: skip
     g.add_argument("--row_init", choices=["normal", "words"], default="normal",
-                   help="task rows start from N(0, 0.02) as published, or from the words in their markers' names")  # fmt: skip
+                   help="task rows start from N(0, 0.02) as published, or from their markers' words")  # fmt: skip
     g.add_argument("--random_init", action="store_true", help="the backbone's shape with fresh weights")
     g = p.add_argument_group("training (defaults: the task's published settings)")
     g.add_argument("--lr", type=flags.rate, help="highest learning rate; falls linearly to 0 (default: published)")
