@@ -316,7 +316,7 @@ def describe(model):
     """One line for the log: what is trained and what share of the backbone that is."""
     c = ledger(model)
     share = 100 * (c["adapters"] + c["task_rows"] + c["backbone"]) / c["total"]
-    total = f"{c['total'] / 1e6:.1f}M"
+    total = f"{c['total'] / 1e6:.1f}M" if c["total"] >= 1e6 else f"{c['total']:,}"
     if c["backbone"]:
         return f"trained: all {c['backbone']:,} parameters of the backbone"
     return f"trained: adapters {c['adapters']:,} + task rows {c['task_rows']:,} = {share:.2f} % of {total} (frozen)"

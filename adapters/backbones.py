@@ -86,7 +86,9 @@ def load(name, random_init=False):
             expected="a row for every token",
             remedy="use the tokenizer that belongs to the model",
         )
-    model.config._name_or_path = str(name)
+    # A run is evaluated from other directories too.
+    local = name not in embedded.NAMES and Path(name).is_dir()
+    model.config._name_or_path = str(Path(name).resolve()) if local else str(name)
     model.backbone_fingerprint = fingerprint(model)
     return model.eval(), tokenizer
 

@@ -36,7 +36,8 @@ def save(model, tokenizer, directory):
     tasks = dict(tasks=tasks, first=info.first, own_columns=info.own_columns)
     if info.mode == "full":
         model.config.versatile = tasks
-        model.save_pretrained(directory)
+        # One file whatever its size: a resumed run reads it back by name.
+        model.save_pretrained(directory, max_shard_size="10TB")
     else:
         from safetensors.torch import save as to_bytes
 
@@ -83,7 +84,8 @@ def set_adapter_state(model, state, place):
                 f"{key} has shape {list(tensor.shape)}", place=place, expected=str(list(wanted[key].shape)),
                 remedy="load it onto the backbone it was trained on",
             )  # fmt: skip
-        with torch.no_grad():
+    with torch.no_grad():
+        for key, tensor in state.items():
             wanted[key].copy_(tensor)
 
 

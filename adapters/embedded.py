@@ -62,7 +62,7 @@ def _make_smollm2(target):
     plain.load_state_dict(packed.state_dict())
     plain.tie_weights()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    with atomic_directory(target) as beside:
+    with atomic_directory(target, replace=False) as beside:
         plain.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
 
@@ -110,7 +110,7 @@ def _make_tiny(target, name):
                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
             model = LlamaForCausalLM(config)
-    with atomic_directory(target) as beside:
+    with atomic_directory(target, replace=False) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
 

@@ -37,7 +37,7 @@ def is_released(path):
     """Whether a directory looks like a checkpoint of the original code."""
     path = Path(path)
     added = path / "added_tokens.json"
-    return (path / "pytorch_model.bin").is_file() and added.is_file() and "<bos_dial>" in added.read_text("utf-8")
+    return (path / "pytorch_model.bin").is_file() and added.is_file() and b"<bos_dial>" in added.read_bytes()
 
 
 def load(path, task=None):

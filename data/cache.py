@@ -96,7 +96,7 @@ def _build(folder, key, path, split, task, encoder, training, distilled, progres
     place_of = {token: i for i, token in enumerate(marker_ids)}
     lengths, prompt_lengths, dropped = array("i"), array("i"), Counter()
     examples = (task.example(record, place, distilled) for place, record in iter_records(path, split))
-    with atomic_directory(folder) as beside:
+    with atomic_directory(folder, replace=False) as beside:
         with open(beside / "ids.bin", "wb") as ids, open(beside / "types.bin", "wb") as types:
             read = 0
             while chunk := list(islice(examples, CHUNK)):
