@@ -80,8 +80,8 @@ demo() {
     if [ -f "$run/run.json" ]; then
         py train.py --resume "$run"
     else
-        py train.py --task nlg --dataset_path "$data" --model_checkpoint smollm2 --adapter_bottleneck 64 --lr 1e-3 \
-            --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 2 --output_dir "$run"
+        py train.py --task nlg --dataset_path "$data" --model_checkpoint smollm2 --adapter_bottleneck 64 --row_init words \
+            --lr 1e-3 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 2 --output_dir "$run"
     fi
     py evaluate.py --task nlg --dataset_path "$data" --no_sample --model_checkpoint "$run" --output_dir results/demo
     echo "learning curve: $run/learning_curve.png"
