@@ -247,7 +247,8 @@ def _grow_tables(model, size, std):
     if size > old:
         model.resize_token_embeddings(size, mean_resizing=False)
         with torch.no_grad():
-            for table in {id(t.weight): t.weight for t in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+            tables = [m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())]
+            for table in tables[:1] if tables[0] is tables[1] else tables:
                 table[old:].normal_(std=std)
 
 
@@ -285,10 +286,10 @@ def halve_frozen(model, dtype):
     for module in model.modules():
         if isinstance(module, TaskHead):
             module.half = module.base.weight.detach().to(dtype)
-        elif isinstance(module, (torch.nn.Linear, Conv1D)) and module is not getattr(head, "base", None):
-            if not module.weight.requires_grad:
-                # A new parameter, not new data in the old one: a head may share its matrix with a look-up table.
-                module.weight = torch.nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
+        frozen = isinstance(module, (torch.nn.Linear, Conv1D)) and not module.weight.requires_grad
+        if frozen and module is not getattr(head, "base", None):
+            # A new parameter, not new data in the old one: a head may share its matrix with a look-up table.
+            module.weight = torch.nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
 
 
 def trainable(model):

@@ -6,9 +6,9 @@ makes a `Family` and registers it, like gpt2.py and llama.py, imported at the en
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 from utils.errors import UserError
 

@@ -85,7 +85,7 @@ def build(state, tokenizer, config, task=None, place="released checkpoint"):
     _load_backbone(model, own | {"transformer.wte.weight": table[:base]}, place)
     model.backbone_fingerprint = None
     # Rows keep the file's order, so token ids are the file's; task ids are the combiner's order.
-    attach(model, tokenizer, ROWS, {name: 0 for name in ROWS}, own_columns=False)
+    attach(model, tokenizer, ROWS, dict.fromkeys(ROWS, 0), own_columns=False)
     _set_rows(model, table[base:])
     _set_adapters(model, state, adapters, task)
     return model.eval(), tokenizer
@@ -148,8 +148,10 @@ def _read_weights(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         # A damaged file, or one that wants to run code: neither is loaded.
-        raise UserError(f"cannot be read as plain weights: {brief(str(error), 120)}", place=path,
-                        expected="a whole pytorch_model.bin with tensors only", remedy="fetch it again") from error  # fmt: skip
+        raise UserError(
+            f"cannot be read as plain weights: {brief(str(error), 120)}", place=path,
+            expected="a whole pytorch_model.bin with tensors only", remedy="fetch it again",
+        ) from error  # fmt: skip
     if not isinstance(state, dict) or "transformer.wte.weight" not in state:
         raise UserError("no transformer.wte.weight in it", place=path, expected="a GPT-2 state dict")
     return state

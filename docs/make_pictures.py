@@ -30,7 +30,8 @@ def main():
     for i, token in enumerate(tokens):
         special = token.startswith("<")
         box(ax, 0.1, 5.1 - i * 0.62, 2.5, 0.48, token, NLG if special else FROZEN, 8.5)
-    ax.text(1.35, 0.62, "task embeddings: the only new rows\n(token, type and output row in one)", ha="center", fontsize=8)
+    caption = "task embeddings: the only new rows\n(token, type and output row in one)"
+    ax.text(1.35, 0.62, caption, ha="center", fontsize=8)
     arrow(ax, (2.75, 3.4), (3.7, 3.4))
     # Middle: one block of the frozen backbone and its bank of adapters.
     box(ax, 3.8, 1.1, 2.6, 4.5, "", FROZEN)

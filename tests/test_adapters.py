@@ -205,7 +205,9 @@ def test_generate_carries_tasks_and_types_also_with_beams(both):
     model.eval()
     prompt = without(batch(tokenizer, rows=4, tasks=(0, 1)), "labels")
     for beams in (1, 3):
-        kw = dict(max_new_tokens=8, do_sample=False, num_beams=beams, pad_token_id=tokenizer.pad_token_id, eos_token_id=None)
+        kw = dict(
+            max_new_tokens=8, do_sample=False, num_beams=beams, pad_token_id=tokenizer.pad_token_id, eos_token_id=None
+        )
         mask = torch.ones_like(prompt["input_ids"])
         together = model.generate(**prompt, attention_mask=mask, **kw)
         for row in range(4):
@@ -253,7 +255,9 @@ def test_full_fine_tuning_trains_everything_and_adds_rows_to_the_table():
     loss = model.eval()(**given).loss
     logits = model(**without(given, "labels")).logits
     shifted = given["labels"][:, 1:].reshape(-1)
-    torch.testing.assert_close(loss, F.cross_entropy(logits[:, :-1].reshape(len(shifted), -1), shifted), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        loss, F.cross_entropy(logits[:, :-1].reshape(len(shifted), -1), shifted), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_frozen_matrices_kept_in_half_give_autocasts_results_bit_for_bit(both):
@@ -402,7 +406,9 @@ def test_an_adapter_that_changes_nothing_is_refused(tmp_path):
 
     path = saved(tmp_path)
     state = load_file(path / "adapter_model.safetensors")
-    save_file({k: torch.zeros_like(v) if ".up." in k else v for k, v in state.items()}, path / "adapter_model.safetensors")
+    save_file(
+        {k: torch.zeros_like(v) if ".up." in k else v for k, v in state.items()}, path / "adapter_model.safetensors"
+    )
     with pytest.raises(UserError, match="changes nothing"):
         checkpoint.load(path)
 

@@ -35,7 +35,9 @@ class Rows:
 
 
 @settings(max_examples=80, deadline=None)
-@given(LENGTHS, st.integers(1, 9), st.integers(1, 3), st.sampled_from([None, 64, 512]), st.integers(0, 5), st.booleans())
+@given(
+    LENGTHS, st.integers(1, 9), st.integers(1, 3), st.sampled_from([None, 64, 512]), st.integers(0, 5), st.booleans()
+)
 def test_every_epoch_has_every_example_once_in_as_many_batches(lengths, size, world, max_tokens, epoch, shuffle):
     kw = dict(world=world, max_tokens=max_tokens, seed=3, shuffle=shuffle)
     p = plan(lengths, size, epoch=epoch, **kw)
@@ -83,7 +85,7 @@ def test_processes_together_hold_the_rows_of_one_process(lengths, size, world):
         shares = [p.batch(0, step) for p in parts]
         assert [c for _, c in shares] == [count] * world
         labels = lambda b: sorted(b["labels"][b["labels"] != -100].tolist())  # noqa: E731
-        assert labels(whole) == sorted(sum((labels(b) for b, _ in shares), []))
+        assert labels(whole) == sorted(x for b, _ in shares for x in labels(b))
         # The loss is over labels behind each row's first token: exactly those are counted.
         assert int((whole["labels"][:, 1:] != -100).sum()) == count
 
@@ -111,7 +113,6 @@ def test_padding_never_exceeds_the_positions():
 @pytest.fixture
 def tokenizer():
     from test_encoding import TINY, add_tokens
-
     from transformers import GPT2TokenizerFast
 
     tokenizer = GPT2TokenizerFast(str(TINY / "vocab.json"), str(TINY / "merges.txt"))

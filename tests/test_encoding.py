@@ -100,7 +100,9 @@ def test_texts_get_the_original_ids_unless_they_spell_a_special_token(tokenizer)
             assert ids == case["ids"]
 
 
-MARKED = st.text(max_size=40) | st.sampled_from(["<eos_nlg>", "a <response> b", "<pad>", "<|endoftext|>", " \t\n", "\ud7ff"])
+MARKED = st.text(max_size=40) | st.sampled_from(
+    ["<eos_nlg>", "a <response> b", "<pad>", "<|endoftext|>", " \t\n", "\ud7ff"]
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -158,7 +160,8 @@ def test_a_tokenizer_without_the_tasks_markers_is_refused():
 
 
 @pytest.mark.parametrize("record, wrong", [
-    ([], "list"), ("text", "str"), ({}, "src"), ({"src": 3, "tgt": "a"}, "src"), ({"src": {"name": 3}, "tgt": "a"}, "name"),
+    ([], "list"), ("text", "str"), ({}, "src"), ({"src": 3, "tgt": "a"}, "src"),
+    ({"src": {"name": 3}, "tgt": "a"}, "name"),
     ({"src": {"stars": "5"}, "tgt": "a"}, "unknown slot 'stars'"), ({"src": {"name": "a"}}, "tgt"),
     ({"src": {"name": "a"}, "tgt": ["a"]}, "tgt"), ({"src": {"name": "a"}, "tgt": "b", "refs": "c"}, "refs"),
 ])  # fmt: skip
@@ -167,9 +170,12 @@ def test_a_malformed_record_is_an_error_that_names_place_and_field(record, wrong
         get("nlg").example(record, "d.json:test[1]")
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
-                    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.sampled_from(["src", "tgt", "refs", "name", "x"]), x, max_size=4),
-                    max_leaves=8)  # fmt: skip
+KEYS = st.sampled_from(["src", "tgt", "refs", "name", "x"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=4),
+    max_leaves=8,
+)
 
 
 @settings(max_examples=200, deadline=None)

@@ -21,12 +21,14 @@ def blocks(language):
 
 
 def run_sh(*args):
-    return subprocess.run(["bash", str(ROOT / "run.sh"), *args], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        ["bash", str(ROOT / "run.sh"), *args], capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 def recipes():
     lines = run_sh("list").stdout.splitlines()
-    return {name: rest for name, rest in (x.split(None, 1) for x in lines if " python " in x)}
+    return dict(x.split(None, 1) for x in lines if " python " in x)
 
 
 def test_every_recipe_and_command_parses_with_its_scripts_flags():
@@ -54,11 +56,15 @@ def test_an_unknown_recipe_is_one_line_and_exit_code_2():
 
 
 def test_files_and_pictures_that_readme_names_exist():
-    for path in re.findall(r"\]\((?!http|#)([^)#]+)\)", README) + re.findall(r"`((?:data|bench|docs)/[\w./]+\.\w+)`", README):
+    for path in re.findall(r"\]\((?!http|#)([^)#]+)\)", README) + re.findall(
+        r"`((?:data|bench|docs)/[\w./]+\.\w+)`", README
+    ):
         if not path.startswith(("data/NLG", "data/NMT", "data/poem")):
             assert (ROOT / path).is_file(), path
     for heading in re.findall(r"\]\(#([\w-]+)\)", README):
-        titles = [re.sub(r"[^\w -]", "", t).strip().lower().replace(" ", "-") for t in re.findall(r"^#+ (.*)", README, re.M)]
+        titles = [
+            re.sub(r"[^\w -]", "", t).strip().lower().replace(" ", "-") for t in re.findall(r"^#+ (.*)", README, re.M)
+        ]
         assert heading in titles
 
 
@@ -90,7 +96,9 @@ def test_the_family_shown_in_readme_is_a_family():
     code = next(b for b in blocks("python") if "gpt_neox" in b)
     exec(compile(code, "neox.py", "exec"), {})
     try:
-        config = GPTNeoXConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=90)
+        config = GPTNeoXConfig(
+            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=90
+        )
         family = backbones.family_of(config)
         assert len(family.blocks(GPTNeoXForCausalLM(config))) == 2
         assert family.norm_eps(config) > 0 and family.positions(config) == config.max_position_embeddings

@@ -21,7 +21,9 @@ CONFIG = json.loads((VGLM / "config.json").read_text())
 
 
 def config():
-    return GPT2Config(vocab_size=300, n_positions=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=299, eos_token_id=299)
+    return GPT2Config(
+        vocab_size=300, n_positions=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=299, eos_token_id=299
+    )
 
 
 def base_tokenizer():
@@ -53,7 +55,9 @@ def unpadded(golden):
 
 
 def inputs(golden):
-    return dict(input_ids=golden["input_ids"], token_type_ids=golden["token_type_ids"], attention_mask=unpadded(golden).long())
+    return dict(
+        input_ids=golden["input_ids"], token_type_ids=golden["token_type_ids"], attention_mask=unpadded(golden).long()
+    )
 
 
 def test_added_tokens_get_the_released_ids(vlm):
@@ -79,7 +83,9 @@ def test_cached_continuation_equals_the_original(adapter_model, golden):
     with torch.no_grad():
         past = model(input_ids=ids[:, :10], token_type_ids=types[:, :10], use_cache=True).past_key_values
         logits = model(input_ids=ids[:, 10:], token_type_ids=types[:, 10:], past_key_values=past).logits
-    torch.testing.assert_close(logits[seen[:, 10:]], golden["adapter_logits_with_past10"][seen[:, 10:]], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        logits[seen[:, 10:]], golden["adapter_logits_with_past10"][seen[:, 10:]], atol=1e-4, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("task", [-1, 0, 1, 2, 3, 4])
@@ -166,7 +172,9 @@ def test_a_released_directory_loads_as_it_is(tmp_path, golden):
     assert model.info.bottlenecks == CONFIG["bottleneck_map"]
     with torch.no_grad():
         logits = model(**inputs(golden), task_ids=torch.full((3,), 4)).logits
-    torch.testing.assert_close(logits[unpadded(golden)], golden["vlm_logits_task4"][unpadded(golden)], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        logits[unpadded(golden)], golden["vlm_logits_task4"][unpadded(golden)], atol=1e-4, rtol=1e-4
+    )
 
 
 def test_a_released_directory_that_is_damaged_is_one_clear_error(tmp_path):
