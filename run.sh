@@ -102,10 +102,10 @@ help | -h | --help) sed -n '2,13p' "$0" | sed 's/^# \{0,1\}//' ;;
     echo "python $line $*"
     # shellcheck disable=SC2086
     py $line "$@"
-    # A trained model is scored at once, unless the training was the point of the extra flags.
+    # A trained model is scored at once; the last --output_dir is the one that counts.
     case "$line" in
-    *"--output_dir runs/"*) run="${line##*--output_dir }"
+    train.py*"--output_dir"*) run="$(echo "$line $*" | sed 's/.*--output_dir *\([^ ]*\).*/\1/')"
         py evaluate.py --task "$(echo "$line" | sed 's/.*--task \([a-z]*\).*/\1/')" --no_sample --batch_size 64 \
-            --model_checkpoint "$run" --output_dir "results/${run#runs/}" ;;
+            --model_checkpoint "$run" --output_dir "results/$(basename "$run")" ;;
     esac ;;
 esac

@@ -104,8 +104,8 @@ def _build(folder, key, path, split, task, encoder, training, distilled, progres
                     if training and (reason := _unusable(task, example, encoded)):
                         dropped[reason] += 1
                         continue
-                    np.asarray(encoded.ids, id_type).tofile(ids)
-                    np.asarray([place_of[t] for t in encoded.types], np.uint8).tofile(types)
+                    ids.write(array(np.dtype(id_type).char, encoded.ids).tobytes())
+                    types.write(bytes([place_of[t] for t in encoded.types]))
                     lengths.append(len(encoded.ids))
                     prompt_lengths.append(encoded.prompt_length)
                 read += len(chunk)

@@ -289,6 +289,19 @@ def test_a_tied_table_stays_whole_when_a_frozen_head_is_halved():
     assert torch.equal(before, after)
 
 
+def test_settling_a_model_changes_results_by_rounding_only(both):
+    from utils.devices import settle
+
+    model, tokenizer = attached("tiny-gpt2" if both[0].config.model_type == "gpt2" else "tiny-llama")
+    given = batch(tokenizer)
+    with torch.no_grad():
+        before = model.eval()(**given).loss
+        settle(model, torch.device("cpu"), torch.float32)
+        torch.testing.assert_close(model(**given).loss, before, atol=1e-5, rtol=1e-5)
+        settle(model, torch.device("cpu"), torch.bfloat16)
+        torch.testing.assert_close(model(**given).loss, before, atol=1e-5, rtol=1e-5)
+
+
 def test_gradient_checkpointing_changes_no_gradient(both):
     name = "tiny-gpt2" if both[0].config.model_type == "gpt2" else "tiny-llama"
     grads = []

@@ -111,13 +111,19 @@ def quiet_libraries():
 def settle(model, device, dtype):
     """Choose what is fastest for this device and precision; results stay the same up to rounding.
 
-    On a CPU in bf16 PyTorch's fused attention takes 1.3 to 6 times as long as the plain products up to 512
-    tokens (bench/attention.py); in fp32 and on GPUs it is the faster one.
+    On a CPU in bf16 PyTorch's fused attention takes 1.5 to 4.5 times as long as the plain products at up to 1024
+    tokens; in fp32 the two are within a tenth of each other in whole models (bench/attention.py). GPUs keep the
+    fused one. GPT-2's activation, four operations in transformers, is one kernel in PyTorch.
     """
+    import torch
+    from transformers.activations import NewGELUActivation
+
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
     if device.type == "cpu":
         _keep_memory()
-        import torch
-
         model.set_attn_implementation("eager" if dtype == torch.bfloat16 else "sdpa")
 
 
