@@ -47,8 +47,8 @@ recipe() {
     mt-finetune) echo "train.py --task mt --model_checkpoint $MODEL" ;;
     e2e-adapter) echo "train.py --task nlg --dataset_path data/NLG/data.json --limit 2000 --model_checkpoint smollm2 --adapter_bottleneck 64 --row_init words --lr 3e-3 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-adapter" ;;
     e2e-finetune) echo "train.py --task nlg --dataset_path data/NLG/data.json --limit 2000 --model_checkpoint smollm2 --row_init words --lr 1e-4 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-finetune" ;;
-    e2e-untrained) echo "evaluate.py --task nlg --dataset_path data/NLG/data.json --no_sample --batch_size 64 --model_checkpoint smollm2 --output_dir results/e2e-untrained" ;;
-    multi30k-adapter) echo "train.py --task mt --dataset_path data/NMT/data_en_ge.json --limit 4000 --model_checkpoint smollm2 --adapter_bottleneck 300 --row_init words --lr 2e-3 --train_batch_size 32 --gradient_accumulation_steps 1 --n_epochs 1 --output_dir runs/multi30k-adapter" ;;
+    e2e-untrained) echo "evaluate.py --task nlg --dataset_path data/NLG/data.json --no_sample --batch_size 64 --max_length 60 --model_checkpoint smollm2 --output_dir results/e2e-untrained" ;;
+    multi30k-adapter) echo "train.py --task mt --dataset_path data/NMT/data_en_ge.json --limit 3000 --model_checkpoint smollm2 --adapter_bottleneck 300 --row_init words --lr 2e-3 --train_batch_size 32 --gradient_accumulation_steps 1 --n_epochs 1 --output_dir runs/multi30k-adapter" ;;
     *) return 1 ;;
     esac
 }
