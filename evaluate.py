@@ -231,7 +231,7 @@ def report(args, task, hypotheses, references, more, examples=None, likelihood=N
     print(f"\n{task.name}, {args.split if examples else args.score_only}: {len(hypotheses)} instances, "
           f"{sum(map(len, references))} references\n{metrics.table(scores)}\n")  # fmt: skip
     for note in notes:
-        print(note)
+        print(f"{note}\n")
     for example, text in list(zip(examples or [], hypotheses))[: args.samples]:
         print(f"input      {example.source}\noutput     {text}\nreference  {example.references[0]}\n")
     if not write:
