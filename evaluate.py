@@ -79,7 +79,8 @@ def main(argv=None):
     from data.task import get
 
     task = get(args.task)
-    args.dataset_path = args.dataset_path or task.dataset_path
+    if not (args.score_only and args.references):
+        args.dataset_path = task.data_path(args.dataset_path)
     args.split = args.split or task.scored_split
     if args.score_only:
         score_files(args, task)
@@ -121,6 +122,7 @@ def evaluate(args, task):
     mode = "GPT2_result" if model.info.mode == "full" else "adapter_result"
     args.output_dir = args.output_dir or f"results/{mode}"
     writable_directory(args.output_dir, "--output_dir")
+    parameters = adapting.ledger(model)
     model.requires_grad_(False).to(device)
     if dtype != torch.float32:
         adapting.halve_frozen(model, dtype)
@@ -139,15 +141,17 @@ def evaluate(args, task):
     with progress(len(prompts), "decoding") as done:
         ids = decode(model, tokenizer, prompts, model.task_id(task.name), eos_id, decoding, dtype=dtype, progress=done)
     seconds = time.time() - started
-    tokens = sum(len(i) + 1 for i in ids)
+    tokens = sum(map(len, ids))
     speed = tokens / max(seconds, 1e-9)
     texts = [tokenizer.decode(i, clean_up_tokenization_spaces=False).strip() for i in ids]
     more = dict(
         checkpoint=str(args.model_checkpoint), split=args.split, decoding=vars(decoding),
         precision=str(dtype).removeprefix("torch."), decode_seconds=round(seconds, 1),
-        decode_tokens_per_second=round(speed, 1), parameters=adapting.ledger(model),
+        decode_tokens_per_second=round(speed, 1), parameters=parameters,
         versions=runs.versions(), nll=nll / labels, labels=labels,
     )  # fmt: skip
+    if empty := sum(not t for t in texts):
+        print(f"{empty} of {len(texts)} outputs are empty")
     report(args, task, texts, [e.references for e in examples], more, examples, (nll, labels))
     print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({speed:.0f} tokens/s); results in {args.output_dir}")
 

@@ -6,7 +6,7 @@
 #   ./run.sh test [args]      the tests (args go to pytest, e.g. -m slow)
 #   ./run.sh bench [args]     the benchmarks (args go to each, e.g. --quick)
 #   ./run.sh list             all recipes
-#   ./run.sh <recipe> [args]  a published setting (args go to train.py, e.g. --limit 1000)
+#   ./run.sh <recipe> [args]  one recipe (args go to its script, e.g. --limit 1000)
 #
 # Environment: PYTHON (python3) makes the virtual environment; VENV (.venv) is where it lies;
 # MODEL (gpt2) is the backbone of the published recipes; E2E_DIR and MULTI30K_DIR hold the original files.
@@ -58,6 +58,7 @@ list() {
     echo "setup, demo, test, bench, list, and:"
     for name in $RECIPES; do printf '%-18s python %s\n' "$name" "$(recipe "$name")"; done
     echo
+    echo "A recipe with --output_dir runs/… is evaluated at once, into results/…."
     echo "The e2e-* and multi30k-* recipes convert the original files first, from E2E_DIR (trainset.csv, devset.csv)"
     echo "and MULTI30K_DIR (train.en.gz, …), unless data/NLG/data.json or data/NMT/data_en_ge.json is there already."
 }
@@ -93,7 +94,7 @@ demo) setup; demo ;;
 test) setup; shift; py -m pytest "$@" ;;
 bench) setup; shift; for script in bench/[a-z]*.py; do [ "$script" = bench/common.py ] || py "$script" "$@"; done ;;
 list) list ;;
-help | -h | --help) sed -n '2,13p' "$0" | sed 's/^# \{0,1\}//' ;;
+help | -h | --help) sed -n '2,12p' "$0" | sed 's/^# \{0,1\}//' ;;
 *)
     name="$1"; shift
     line="$(recipe "$name")" || { echo "error: no recipe '$name'; ./run.sh list prints them all" >&2; exit 2; }
@@ -104,7 +105,7 @@ help | -h | --help) sed -n '2,13p' "$0" | sed 's/^# \{0,1\}//' ;;
     py $line "$@"
     # A trained model is scored at once; the last --output_dir is the one that counts.
     case "$line" in
-    train.py*"--output_dir"*) run="$(echo "$line $*" | sed 's/.*--output_dir *\([^ ]*\).*/\1/')"
+    train.py*"--output_dir"*) run="$(echo "$line $*" | sed 's/.*--output_dir[= ]*\([^ ]*\).*/\1/')"
         py evaluate.py --task "$(echo "$line" | sed 's/.*--task \([a-z]*\).*/\1/')" --no_sample --batch_size 64 \
             --model_checkpoint "$run" --output_dir "results/$(basename "$run")" ;;
     esac ;;

@@ -106,6 +106,9 @@ def train(args, given):
     args, run = open_run(args, given)
     task, rank0 = get(args.task), idist.get_rank() == 0
     published(args, task)
+    if args.output_dir and run is None:
+        # Before anything is loaded; it is made only when everything else is known to be right.
+        Run.refuse_taken(args.output_dir)
     say = print if rank0 else lambda *a, **k: None
     dtype = devices.precision(args, idist.device())
     # Written down, so that a run resumed on other hardware goes on as it was.
@@ -162,7 +165,7 @@ def train(args, given):
         say(f"done: {result['steps']} steps, {result['tokens_per_second']:.0f} tokens/s, {result['seconds']:.0f} s, "
             f"peak memory {result['peak_memory_mb']} MB; model and learning_curve.png in {run.directory}")  # fmt: skip
         say(f"next: python evaluate.py --task {task.name} --no_sample --model_checkpoint {run.directory}"
-            + (f" --dataset_path {args.dataset_path}" if args.dataset_path else ""))  # fmt: skip
+            f" --dataset_path {args.dataset_path} --output_dir results/{run.directory.name}")  # fmt: skip
 
 
 def open_run(args, given):
@@ -186,7 +189,7 @@ def published(args, task):
             raise UserError(f"no published setting of --{name} for task {task.name}", remedy=f"give --{name}")
         if getattr(args, name) is None:
             setattr(args, name, settings[name])
-    args.dataset_path = args.dataset_path or task.dataset_path
+    args.dataset_path = task.data_path(args.dataset_path)
 
 
 def refuse_unfit(args, checkpoint):

@@ -98,9 +98,20 @@ def read_config(folder, place):
     from transformers import AutoConfig
 
     path = Path(folder)
+    if not path.exists() and len(path.parts) > 1 and path.parent.is_dir():
+        # runs/mistyped: asking the hub for it would take half a minute of retries.
+        near = ", ".join(sorted(p.name for p in path.parent.iterdir())[:8]) or "nothing"
+        raise UserError(f"no such directory ({path.parent} holds: {near})", place=place)
     if path.exists() and not path.is_dir():
         raise UserError("this is a file", place=place, expected="a model's directory or hub name")
     if path.is_dir() and not (path / "config.json").is_file():
+        if (path / "run.json").is_file():
+            saved = sorted((path / "checkpoints").glob("step_*"))
+            raise UserError(
+                "this run has not saved a best model yet", place=place,
+                remedy=f"go on with it: python train.py --resume {path}"
+                       + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""),
+            )  # fmt: skip
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise UserError(
             f"the directory has no config.json (it holds: {found})",

@@ -8,6 +8,7 @@ happens elsewhere, once.
 import importlib
 import pkgutil
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from utils.errors import UserError
 
@@ -75,6 +76,20 @@ class Task:
     merge_references: bool = False
     published: dict = {}
     headline: str = "BLEU"
+
+    def data_path(self, given):
+        """The data file: what `--dataset_path` gives, else the task's own place, which must be there.
+
+        Raises:
+            UserError: nothing was given and there is nothing in the task's own place.
+        """
+        if given or Path(self.dataset_path).is_file():
+            return given or self.dataset_path
+        raise UserError(
+            f"not given, and there is no {self.dataset_path} under the current directory",
+            place="--dataset_path",
+            remedy=f"name the file (try data/samples/{self.name}.json), or make it: python -m data.convert --help",
+        )
 
     def example(self, record, place, distilled=False):
         """A raw json record -> Example.

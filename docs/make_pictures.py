@@ -48,12 +48,12 @@ def main():
     box(ax, 7.4, 1.1, 2.5, 4.5, "", "#fff6ec")
     ax.text(8.65, 5.3, "one adapter", ha="center", fontsize=9)
     for i, text in enumerate(["layer norm", "down: width → r", "ReLU", "up: r → width"]):
-        box(ax, 7.75, 1.5 + i * 0.78, 1.8, 0.5, text, NLG if i in (1, 3) else "white", 8.5)
+        box(ax, 7.75, 1.5 + i * 0.78, 1.8, 0.5, text, "white" if text == "ReLU" else NLG, 8.5)
     arrow(ax, (8.65, 4.42), (8.65, 4.72))
     ax.text(8.65, 4.85, "+ its input", ha="center", fontsize=8.5)
     # Far right: what a task costs.
     box(ax, 10.3, 3.6, 2.5, 1.7, "GPT-2, nlg, r = 10\n\n220,536 trained\n= 0.18 % of 124.4M", "white", 9)
-    box(ax, 10.3, 1.3, 2.5, 1.7, "checkpoint: 0.9 MB\nnot 500", "white", 9)
+    box(ax, 10.3, 1.3, 2.5, 1.7, "adapter file: 0.9 MB\ninstead of 500 MB", "white", 9)
     figure.savefig(Path(__file__).parent / "idea.png", bbox_inches="tight")
 
 

@@ -360,9 +360,15 @@ def test_references_are_grouped_by_empty_lines_or_one_a_line(a_file):
 
 @pytest.mark.parametrize("content", ["", "\n", " \n\n"])
 def test_an_empty_file_is_named(content, a_file):
-    for read in (metrics.read_lines, metrics.read_references):
-        with pytest.raises(UserError, match=r"texts\.txt: the file is empty"):
-            read(a_file(content))
+    with pytest.raises(UserError, match=r"texts\.txt: the file is empty"):
+        metrics.read_references(a_file(content))
+
+
+def test_empty_outputs_are_outputs_but_an_empty_file_is_none(a_file):
+    assert metrics.read_lines(a_file("\n\nx\n")) == ["", "", "x"]
+    assert metrics.read_lines(a_file("\n\n")) == ["", ""]
+    with pytest.raises(UserError, match=r"texts\.txt: the file is empty"):
+        metrics.read_lines(a_file(""))
 
 
 def test_a_missing_file_is_named(tmp_path):

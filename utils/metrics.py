@@ -210,7 +210,7 @@ def read_lines(path):
     """The lines of a UTF-8 text file, e.g. one hypothesis a line; an empty line is an empty hypothesis.
 
     Raises:
-        UserError: no such file, nothing but white space in it, or not UTF-8 (the message names the line).
+        UserError: no such file, nothing in it, or not UTF-8 (the message names the line).
     """
     try:
         content = Path(path).read_bytes()
@@ -223,7 +223,7 @@ def read_lines(path):
         except UnicodeDecodeError as error:
             found = f"byte {error.start + 1} of the line is not UTF-8"
             raise UserError(found, place=f"{path}:{number}", remedy="save the file as UTF-8") from error
-    if not content.strip():
+    if not content:
         raise UserError("the file is empty", place=path, expected="one text a line")
     return lines
 
@@ -238,6 +238,8 @@ def read_references(path):
         UserError: as `read_lines`, or two empty lines together: an example without references.
     """
     lines = [line.strip() for line in read_lines(path)]
+    if not any(lines):
+        raise UserError("the file is empty", place=path, expected="one reference a line")
     while not lines[-1]:
         lines.pop()
     if "" not in lines:

@@ -50,16 +50,21 @@ class Run:
             UserError: the directory cannot be written, or already holds a run.
         """
         run = cls(directory, keep)
-        if (run.directory / "run.json").exists():
+        cls.refuse_taken(directory)
+        writable_directory(run.directory, "--output_dir")
+        remove_leftovers(run.directory)
+        write_json(run.directory / "run.json", record)
+        return run
+
+    @staticmethod
+    def refuse_taken(directory):
+        """A `UserError` where the directory already holds a run."""
+        if (Path(directory) / "run.json").exists():
             raise UserError(
                 "this directory already holds a run",
                 place=f"--output_dir {directory}",
                 remedy=f"go on with it (--resume {directory}), name another directory, or remove it",
             )
-        writable_directory(run.directory, "--output_dir")
-        remove_leftovers(run.directory)
-        write_json(run.directory / "run.json", record)
-        return run
 
     @classmethod
     def open(cls, directory, keep=3):

@@ -253,7 +253,8 @@ class Trainer:
         self._attach(engine)
         self._mark = time.time()
         if first:
-            self.say(f"resuming after step {first} of {self.total_steps}")
+            over = first >= self.total_steps or self.out_of_patience()
+            self.say("this run is already finished" if over else f"resuming after step {first} of {self.total_steps}")
             # Without max_epochs ignite would take this for a new run and count from 0.
             engine.load_state_dict(dict(iteration=first, epoch_length=self.epoch_steps, max_epochs=self.epochs))
         if first < self.total_steps and not self.out_of_patience():
