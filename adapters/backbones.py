@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def read_config(folder, place):
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
         if path.is_dir():
-            raise UserError(f"config.json cannot be read: {_first_line(error)}", place=place) from error
+            raise UserError(f"config.json cannot be read: {first_line(error)}", place=place) from error
         raise UserError(
             "no such directory, and the hub has no such model or cannot be reached",
             place=place,
@@ -140,7 +140,7 @@ def _load_transformers(folder, config, place, random_init):
     except Exception as error:
         # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
         raise UserError(
-            f"the tokenizer cannot be read: {_first_line(error)}",
+            f"the tokenizer cannot be read: {first_line(error)}",
             place=place,
             expected="tokenizer.json, or vocab.json and merges.txt, beside config.json",
         ) from error
@@ -156,7 +156,7 @@ def _load_transformers(folder, config, place, random_init):
         )
     except Exception as error:
         raise UserError(
-            f"the weights cannot be read: {_first_line(error)}",
+            f"the weights cannot be read: {first_line(error)}",
             place=place,
             expected="a whole model.safetensors or pytorch_model.bin",
             remedy="fetch the file again",
@@ -184,10 +184,6 @@ def fingerprint(model):
         sample = flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.tobytes())
     return digest.hexdigest()[:16]
-
-
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 from adapters import gpt2, llama  # noqa: E402, F401  (each registers its family)

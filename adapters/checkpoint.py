@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from adapters import backbones
-from adapters.attach import attach, trainable
+from adapters.attach import TaskModelInfo, _condition, attach, trainable
 from utils.errors import UserError, brief
 from utils.files import atomic_write, write_json
 
@@ -161,8 +161,6 @@ def _load_adapter(path):
 
 
 def _load_full(directory):
-    from adapters.attach import TaskModelInfo, _condition
-
     place = f"--model_checkpoint {directory}"
     config = backbones.read_config(directory, place)
     tasks = getattr(config, "versatile", None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from adapters.attach import TaskModelInfo, _condition, attach
+from adapters.attach import TaskModelInfo, _condition, add_tokens, attach
 from adapters.bottleneck import BottleneckAdapter
 from utils.errors import UserError, brief
 
@@ -77,8 +77,6 @@ def build(state, tokenizer, config, task=None, place="released checkpoint"):
         config.vocab_size = len(table)
         model = GPT2LMHeadModel(config)
         _load_backbone(model, own, place)
-        from adapters.attach import add_tokens
-
         _condition(model, TaskModelInfo("full", _ordered(), {}, add_tokens(tokenizer, ROWS), own_columns=False))
         return model.eval(), tokenizer
     model = GPT2LMHeadModel(config)

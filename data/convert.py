@@ -31,10 +31,10 @@ from pathlib import Path
 from xml.parsers import expat
 
 from data.files import csv_rows, open_bytes, text_lines
+from data.tasks.nlg import SLOTS as E2E_SLOTS
 from utils.errors import UserError, exit_on_user_error
 from utils.files import atomic_write
 
-E2E_SLOTS = ("name", "eatType", "familyFriendly", "priceRange", "food", "near", "area", "customer rating")
 IWSLT_TESTS = ("tst2010", "tst2011", "tst2012", "tst2013", "tst2014", "tst2015")
 SPLITS = ("train", "valid", "test")
 
