@@ -17,10 +17,11 @@ import numpy as np
 
 from data.encoding import Encoder, tokenizer_fingerprint
 from data.files import fingerprint, iter_records
+from data.task import Reading
 from utils.errors import UserError
 from utils.files import atomic_directory, cache_root, write_json
 
-FORMAT = 1
+FORMAT = 2
 CHUNK = 2000
 
 
@@ -59,7 +60,7 @@ def _mapped(path, dtype):
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
 
-def load(path, split, task, tokenizer, positions, *, training, distilled=False, cache_dir=None, progress=None):
+def load(path, split, task, tokenizer, positions, *, training, how=Reading(), cache_dir=None, progress=None):
     """The encoded split of a task's json file, from the cache or built now.
 
     Args:
@@ -69,7 +70,7 @@ def load(path, split, task, tokenizer, positions, *, training, distilled=False, 
         tokenizer: fast tokenizer with the task's markers.
         positions: the model's longest sequence.
         training: drop what cannot be learnt from (see `Task.min_tokens`); evaluation drops nothing.
-        distilled: use the teacher's targets.
+        how: `data.task.Reading`.
         cache_dir: where caches lie (default: `cache_root()/tokens`).
         progress: called with the number of examples read so far.
 
@@ -77,25 +78,25 @@ def load(path, split, task, tokenizer, positions, *, training, distilled=False, 
         UserError: the file or a record cannot be used, or nothing is left after dropping.
     """
     encoder = Encoder(tokenizer, task, positions)
-    settings = [FORMAT, split, task.name, task.markers, task.bos, task.eos, task.limits, task.min_tokens, positions,
-                training, distilled, encoder.lead, type(task).__module__]  # fmt: skip
+    settings = [FORMAT, split, task.name, task.markers, task.bos, task.eos, task.bos_type, task.limits,
+                task.min_tokens, positions, training, vars(how), encoder.lead, type(task).__module__]  # fmt: skip
     parts = [fingerprint(path), tokenizer_fingerprint(tokenizer), json.dumps(settings)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     folder = Path(cache_dir or cache_root() / "tokens") / key
     if not (folder / "meta.json").is_file():
-        _build(folder, key, path, split, task, encoder, training, distilled, progress, len(tokenizer))
+        _build(folder, key, path, split, task, encoder, training, how, progress, len(tokenizer))
     encoded = EncodedSplit(folder)
     if not len(encoded):
         raise UserError(f"no example of split {split!r} is left: {encoded.report['dropped']}", place=path)
     return encoded
 
 
-def _build(folder, key, path, split, task, encoder, training, distilled, progress, vocabulary):
+def _build(folder, key, path, split, task, encoder, training, how, progress, vocabulary):
     id_type = np.uint16 if vocabulary <= 1 << 16 else np.uint32
     marker_ids = [encoder.marker_ids[m] for m in task.markers]
     place_of = {token: i for i, token in enumerate(marker_ids)}
     lengths, prompt_lengths, dropped = array("i"), array("i"), Counter()
-    examples = (task.example(record, place, distilled) for place, record in iter_records(path, split))
+    examples = (e for place, record in iter_records(path, split) for e in task.examples(record, place, how))
     with atomic_directory(folder, replace=False) as beside:
         with open(beside / "ids.bin", "wb") as ids, open(beside / "types.bin", "wb") as types:
             read = 0

@@ -2,7 +2,7 @@
 
     <bos> | <marker> text … | <target marker> target … <eos>
 
-Every token's type is its span's marker; loss falls on the target's text and on eos. Text is stripped and gets
+Every token's type is its span's marker, or the one the span names; loss falls on the target's text and on eos. Text is stripped and gets
 one leading space before tokenising (released checkpoints were trained so), and a marker's spelling inside
 user text stays text.
 """
@@ -36,6 +36,10 @@ class Encoded:
 
 class Encoder:
     """Turns examples of one task into ids.
+
+    What does not fit is cut: first each span to its task's limit; then, for the model's positions, the oldest
+    turns of a conversation, then the end of what stands before them, and the last turn's end only when nothing
+    else is left. The target is never cut for the positions.
 
     Args:
         tokenizer: the model's fast tokenizer, with the task's markers added.
@@ -90,8 +94,9 @@ class Encoder:
     def _assemble(self, example, context, target):
         context = [(span, self._limit(span, ids)) for span, ids in context]
         target = self._limit(example.target, target)
-        # bos, a marker for every span, eos.
-        fixed = len(context) + 3
+        # bos, a marker for every span that cannot be dropped, eos.
+        turns = sum(span.turn for span, _ in context)
+        fixed = len(context) - max(turns - 1, 0) + 3
         if fixed + len(target) > self.positions:
             raise UserError(
                 f"the target has {len(target)} tokens, with markers {fixed + len(target)}",
@@ -101,7 +106,7 @@ class Encoder:
             )
         room = min(self.positions - fixed - len(target), self.positions - fixed - self.reserve)
         context = self._trim(context, room)
-        ids, types = [self.marker_ids[self.task.bos]], [self.marker_ids[self.task.bos]]
+        ids, types = [self.marker_ids[self.task.bos]], [self.marker_ids[self.task.bos_type or self.task.bos]]
         for span, tokens in [*context, (example.target, target)]:
             marker = self.marker_ids[span.marker]
             ids += [marker, *tokens]
@@ -118,17 +123,26 @@ class Encoder:
         return ids[:limit]
 
     def _trim(self, context, room):
-        """Cut the context's end until it fits; the target is never cut here."""
-        surplus = sum(len(ids) for _, ids in context) - max(room, 0)
+        """Cut the context until it fits `room` tokens, the markers of droppable turns included."""
+        turns = [i for i, (span, _) in enumerate(context) if span.turn]
+        surplus = sum(len(ids) for _, ids in context) + len(turns[:-1]) - max(room, 0)
         if surplus <= 0:
             return context
         self.counts["over the positions"] += 1
-        kept = []
-        for span, ids in reversed(context):
-            cut = min(surplus, len(ids))
+        dropped = set()
+        for i in turns[:-1]:
+            if surplus <= 0:
+                break
+            surplus -= len(context[i][1]) + 1
+            dropped.add(i)
+        kept = dict(enumerate(context))
+        # Turns are cut last: of a conversation the last one, the question, says what is wanted.
+        for i in sorted(kept, key=lambda i: (context[i][0].turn, -i)):
+            span, ids = context[i]
+            cut = min(max(surplus, 0), len(ids))
             surplus -= cut
-            kept.append((span, ids[: len(ids) - cut]))
-        return kept[::-1]
+            kept[i] = (span, ids[: len(ids) - cut])
+        return [kept[i] for i in kept if i not in dropped]
 
 
 def _leading_space(tokenizer):

@@ -21,11 +21,13 @@ class Span:
         marker: the special token that opens the span; its type, too, unless `type` says otherwise.
         text: raw text; it is stripped and gets one leading space before tokenising.
         type: the special token whose embedding is added to every token of the span.
+        turn: a turn of a conversation: where the input is too long, the oldest turns go first.
     """
 
     marker: str
     text: str
     type: str | None = None
+    turn: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Example:
         source: the input as a person would read it, for output files.
         references: all texts that count as right when scoring.
         place: file, split and index of the record, for errors.
+        details: what scoring or the output files need beside (a persona, an id), as plain json.
     """
 
     context: list[Span]
@@ -45,6 +48,22 @@ class Example:
     source: str
     references: list[str] = field(default_factory=list)
     place: str = ""
+    details: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How records are read.
+
+    Attributes:
+        distilled: take the teacher's targets instead of the gold ones.
+        decoding: read for decoding, not for a loss.
+        max_history: exchanges of a conversation that are kept, in tasks that have one.
+    """
+
+    distilled: bool = False
+    decoding: bool = False
+    max_history: int = 0
 
 
 class Task:
@@ -55,13 +74,16 @@ class Task:
         summary: one line for `--list_tasks`.
         markers: all its special tokens; the order is the order of their embedding rows.
         bos, eos: the markers that open and close every sequence.
+        bos_type: the marker whose embedding is the opening marker's type (default: its own).
         dataset_path: where the data lie if `--dataset_path` is not given.
         limits: {marker: tokens}: of a span with that marker only the first so many tokens are kept.
         min_tokens: training drops examples with fewer tokens than this in any span.
         scored_split: the split that evaluation scores.
         merge_references: examples with equal sources are one instance with all their references.
         published: {"finetune": {flag: value}, "adapter": {flag: value}}: defaults of train.py.
+        max_history: published number of exchanges kept, in a conversation; None in other tasks.
         headline: the score that stands for the task in a summary.
+        sample: an input as `typed` takes it, for a person who does not know the task.
     """
 
     name: str
@@ -69,13 +91,16 @@ class Task:
     markers: tuple[str, ...]
     bos: str
     eos: str
+    bos_type: str | None = None
     dataset_path: str
     limits: dict = {}
     min_tokens: int = 1
     scored_split: str = "test"
     merge_references: bool = False
     published: dict = {}
+    max_history: int | None = None
     headline: str = "BLEU"
+    sample: str = ""
 
     def data_path(self, given):
         """The data file: what `--dataset_path` gives, else the task's own place, which must be there.
@@ -91,30 +116,76 @@ class Task:
             remedy=f"name the file (try data/samples/{self.name}.json), or make it: python -m data.convert --help",
         )
 
-    def example(self, record, place, distilled=False):
-        """A raw json record -> Example.
+    def reading(self, max_history=None, **how):
+        """`Reading` for this task: `max_history` is the published one unless given, and nothing to other tasks."""
+        return Reading(max_history=(max_history or self.max_history) if self.max_history else 0, **how)
+
+    def examples(self, record, place, how=Reading()):
+        """The examples of a raw json record, in order: one, or one for each turn of a conversation.
 
         Args:
             record: what stood in the file; anything, it is checked here.
             place: where it stood, for errors.
-            distilled: take the teacher's target instead of the gold one.
+            how: `Reading`.
 
         Raises:
             UserError: a field is missing or of the wrong type.
         """
         raise NotImplementedError
 
-    def score(self, hypotheses, references):
+    def distil(self, record, outputs):
+        """The record with a teacher's outputs written into it, as many as it has examples, in their order.
+
+        Most tasks have one example a record, with its target in `tgt`.
+        """
+        return {**record, "distillated_tgt": outputs[0]}
+
+    def typed(self, text, session):
+        """What a person typed -> (Example without a target, the session after it).
+
+        Args:
+            text: the line.
+            session: what earlier lines left: {} at the start.
+
+        Returns:
+            the Example is None where the line only set something, such as a persona.
+
+        Raises:
+            UserError: the line cannot be an input of this task.
+        """
+        raise UserError(f"task {self.name} takes no typed input", place="--task", remedy="give it a `typed` method")
+
+    def answered(self, text, session):
+        """The session after the model has answered `text`."""
+        return session
+
+    def score(self, hypotheses, references, details=None):
         """Score outputs against all references.
 
         Args:
             hypotheses: one text an instance.
             references: a list of texts an instance.
+            details: `Example.details` of each instance, or None where only texts are at hand.
 
         Returns:
             ({name: utils.metrics.Score}, [notes for the reader])
         """
         raise NotImplementedError
+
+    def files(self, hypotheses, details):
+        """Output files of the task's own, or in place of the usual: {name ending: text or json}.
+
+        Args:
+            hypotheses, details: as `score` takes them; `details` is never None here.
+        """
+        return {}
+
+
+def distilled_beside(path):
+    """Where the teacher's targets of a data file lie: data/NMT/data.json -> data/NMT/data_distilled.json."""
+    path = Path(path)
+    name = path.name.removesuffix(".gz").removesuffix(".json")
+    return path.with_name(f"{name.removesuffix('_distilled')}_distilled.json")
 
 
 _TASKS: dict[str, Task] = {}

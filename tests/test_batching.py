@@ -137,7 +137,7 @@ def test_the_cache_returns_what_encoding_gives(tokenizer, tmp_path):
     from data.encoding import Encoder
 
     split = load(write(tmp_path / "d.json", PAIRS), tokenizer, tmp_path)
-    rows = Encoder(tokenizer, get("mt"), 128).encode([get("mt").example(p, "") for p in PAIRS])
+    rows = Encoder(tokenizer, get("mt"), 128).encode([e for p in PAIRS for e in get("mt").examples(p, "")])
     assert len(split) == len(rows)
     for i, row in enumerate(rows):
         ids, types, prompt = split[i]

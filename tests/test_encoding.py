@@ -1,6 +1,6 @@
 """Examples to ids, against the original code's own encodings (tests/golden/vglm).
 
-    python -m pytest tests/test_encoding.py
+python -m pytest tests/test_encoding.py
 """
 
 import json
@@ -34,11 +34,18 @@ def tokenizer():
 
 def examples(task, split, distilled=False):
     raw = golden("loader.json")["raw"][task]
-    return [get(task).example(r, f"{task}:{split}[{i}]", distilled) for i, r in enumerate(raw[split])]
+    how = get(task).reading(max_history=1, distilled=distilled)
+    raw = raw["val"] if split == "valid" and "val" in raw else raw[split]
+    return [e for i, r in enumerate(raw) for e in get(task).examples(r, f"{task}:{split}[{i}]", how)]
+
+
+def one(task, record, place="here"):
+    (example,) = get(task).examples(record, place)
+    return example
 
 
 @pytest.mark.parametrize("distilled", [False, True])
-@pytest.mark.parametrize("task", ["nlg", "mt"])
+@pytest.mark.parametrize("task", list(ROWS))
 def test_training_rows_equal_the_original_loader(tokenizer, task, distilled):
     """End to end: raw json -> ids, types and labels, in file order, short pairs dropped."""
     from data.cache import _unusable
@@ -65,24 +72,32 @@ def test_assembled_rows_equal_the_original_builders(tokenizer):
     """Segments that are already ids, with odd cases such as empty sources and targets."""
     compared = 0
     for case in golden("builders.json")["cases"]:
-        if case["fn"] not in ("nlg", "mtsm") or case["task"] not in ("nlg", "mt") or not case["with_eos"]:
+        if not case["with_eos"]:
             continue
         task = get(case["task"])
         encoder = Encoder(tokenizer, task, 10_000)
-        if case["fn"] == "nlg":
-            from data.tasks.nlg import SLOTS
-
-            context = [(Span(SLOTS[slot], ""), ids) for slot, ids in case["source"]]
-            target = Span("<response>", "")
-        else:
-            context, target = [(Span("<source_mt>", ""), case["source"])], Span("<target_mt>", "")
-        row = encoder._assemble(Example([], target, ""), context, case["target"])
+        row = encoder._assemble(*segments(task, case))
         assert row.ids == case["out"]["input_ids"]
         assert row.types == case["out"]["token_type_ids"]
         labels = [-1] * row.prompt_length + row.ids[row.prompt_length :]
         assert labels == case["out"]["lm_labels"]
         compared += 1
-    assert compared >= 8
+    assert compared >= 20
+
+
+def segments(task, case):
+    """A golden case as `_assemble` takes it: texts are placeholders, for the ids are given."""
+    if case["fn"] == "nlg":
+        from data.tasks.nlg import SLOTS
+
+        context = [(Span(SLOTS[slot], ""), ids) for slot, ids in case["source"]]
+        return Example([], Span("<response>", ""), ""), context, case["target"]
+    if case["fn"] == "mtsm":
+        example = task.assemble("")
+        return example, [(example.context[0], case["source"])], case["target"]
+    example = task.assemble([""], [""] * len(case["history"]))
+    ids = [[i for text in case["persona"] for i in text], *case["history"]]
+    return example, list(zip(example.context, ids)), case["reply"]
 
 
 def test_texts_get_the_original_ids_unless_they_spell_a_special_token(tokenizer):
@@ -112,7 +127,7 @@ def test_any_text_encodes_to_one_eos_at_the_end_and_no_foreign_markers(pairs, ta
     add_tokens(tokenizer, ROWS)
     task = get("nlg")
     encoder = Encoder(tokenizer, task, 400)
-    row = encoder.encode([task.example({"src": dict(pairs), "tgt": target}, "here")])[0]
+    row = encoder.encode([one("nlg", {"src": dict(pairs), "tgt": target})])[0]
     eos = tokenizer.convert_tokens_to_ids("<eos_nlg>")
     assert row.ids.count(eos) == 1 and row.ids[-1] == eos
     assert len(row.ids) == len(row.types) <= 400
@@ -124,7 +139,7 @@ def test_any_text_encodes_to_one_eos_at_the_end_and_no_foreign_markers(pairs, ta
 
 def test_only_the_first_tokens_of_a_long_side_are_kept(tokenizer):
     encoder = Encoder(tokenizer, get("mt"), 1000)
-    row = encoder.encode([get("mt").example({"src": "a b " * 200, "tgt": "c d " * 200}, "here")])[0]
+    row = encoder.encode([one("mt", {"src": "a b " * 200, "tgt": "c d " * 200})])[0]
     assert row.prompt_length == 1 + 1 + 100 + 1 and len(row.ids) == row.prompt_length + 100 + 1
     assert encoder.counts["over its limit"] == 2
 
@@ -132,8 +147,8 @@ def test_only_the_first_tokens_of_a_long_side_are_kept(tokenizer):
 def test_over_long_inputs_lose_their_end_and_never_the_target(tokenizer):
     encoder = Encoder(tokenizer, get("nlg"), 64)
     record = {"src": {"name": "x " * 100, "food": "y " * 30}, "tgt": "they serve it all day long"}
-    row = encoder.encode([get("nlg").example(record, "here")])[0]
-    alone = Encoder(tokenizer, get("nlg"), 1000).encode([get("nlg").example(record, "here")])[0]
+    row = encoder.encode([one("nlg", record)])[0]
+    alone = Encoder(tokenizer, get("nlg"), 1000).encode([one("nlg", record)])[0]
     assert len(row.ids) == 64
     assert row.ids[row.prompt_length :] == alone.ids[alone.prompt_length :]
     assert encoder.counts["over the positions"] == 1
@@ -143,14 +158,14 @@ def test_over_long_inputs_lose_their_end_and_never_the_target(tokenizer):
 
 def test_a_prompt_leaves_the_room_that_decoding_needs(tokenizer):
     encoder = Encoder(tokenizer, get("nlg"), 64, reserve=40)
-    row = encoder.encode([get("nlg").example({"src": {"name": "x " * 100}, "tgt": ""}, "here")])[0]
+    row = encoder.encode([one("nlg", {"src": {"name": "x " * 100}, "tgt": ""})])[0]
     assert row.prompt_length + 40 <= 64
 
 
 def test_a_target_longer_than_the_positions_is_an_error_with_its_place(tokenizer):
     encoder = Encoder(tokenizer, get("nlg"), 32)
     with pytest.raises(UserError, match=r"d.json:train\[3\].*\n.*at most 32"):
-        encoder.encode([get("nlg").example({"src": {"name": "x"}, "tgt": "word " * 60}, "d.json:train[3]")])
+        encoder.encode([one("nlg", {"src": {"name": "x"}, "tgt": "word " * 60}, "d.json:train[3]")])
 
 
 def test_a_tokenizer_without_the_tasks_markers_is_refused():
@@ -167,10 +182,98 @@ def test_a_tokenizer_without_the_tasks_markers_is_refused():
 ])  # fmt: skip
 def test_a_malformed_record_is_an_error_that_names_place_and_field(record, wrong):
     with pytest.raises(UserError, match=rf"d\.json:test\[1\](.|\n)*{wrong}"):
-        get("nlg").example(record, "d.json:test[1]")
+        one("nlg", record, "d.json:test[1]")
 
 
-KEYS = st.sampled_from(["src", "tgt", "refs", "name", "x"])
+HISTORY = ["q one", "a one", "q two", "a two", "q three"]
+TALK = {"personality": ["i bake .", "i ski ."], "utterances": [{"history": HISTORY, "candidates": ["no", "yes ."]}] * 3}
+
+
+def test_a_conversation_gives_an_example_an_utterance_with_the_last_turns_and_the_last_candidate():
+    task = get("dialogue")
+    rows = list(task.examples(TALK, "d.json:train[0]", task.reading(max_history=1)))
+    assert len(rows) == 3
+    assert [span.text for span in rows[0].context] == ["i bake . i ski .", "q two", "a two", "q three"]
+    assert [span.marker for span in rows[0].context] == ["<persona>", "<speaker1>", "<speaker2>", "<speaker1>"]
+    assert rows[0].target.text == "yes ." and rows[0].target.marker == "<speaker2>"
+    # Training rotates the persona, decoding does not.
+    assert [row.context[0].text for row in rows] == ["i bake . i ski .", "i ski . i bake .", "i bake . i ski ."]
+    fixed = task.examples(TALK, "here", task.reading(max_history=1, decoding=True))
+    assert {row.context[0].text for row in fixed} == {"i bake . i ski ."}
+
+
+def test_a_long_conversation_loses_its_oldest_turns_then_its_documents_end_and_never_question_or_answer(tokenizer):
+    task = get("qa")
+
+    def row(positions, document="x y z " * 20):
+        record = {"document": [document], "utterances": [{"history": HISTORY, "candidates": ["the answer"]}]}
+        encoder = Encoder(tokenizer, task, positions)
+        return encoder.encode(list(task.examples(record, "here", task.reading(max_history=2))))[0], encoder
+
+    whole, encoder = row(1000)
+    question, answer = whole.ids[: whole.prompt_length].count(encoder.marker_ids["<question>"]), whole.prompt_length
+    assert question == 3 and not encoder.counts
+    for positions in range(len(whole.ids) - 1, 40, -7):
+        cut, encoder = row(positions)
+        assert len(cut.ids) <= positions and encoder.counts["over the positions"] == 1
+        assert cut.ids[cut.prompt_length :] == whole.ids[answer:]
+        last_question = encoder._tokenize(["q three"])[0]
+        at = cut.prompt_length - 1 - len(last_question)
+        assert cut.ids[at : cut.prompt_length - 1] == last_question and cut.ids[at - 1] == 303 + 5
+        turns = sum(cut.ids[: cut.prompt_length].count(encoder.marker_ids[m]) for m in ("<question>", "<answer>")) - 1
+        document = cut.ids.index(encoder.marker_ids["<question>" if turns % 2 else "<answer>"], 2) - 2
+        # The document is whole as long as a turn is left to drop.
+        assert turns == 1 or document == len(encoder._tokenize(["x y z " * 20])[0])
+
+
+@pytest.mark.parametrize("record, wrong", [
+    ({"personality": ["a"]}, "utterances"), ({"personality": "a", "utterances": [{}]}, "personality"),
+    ({"personality": ["a"], "utterances": []}, "'utterances' is empty"),
+    ({"personality": ["a"], "utterances": [{"history": ["b"], "candidates": []}]}, "'candidates' is empty"),
+    ({"personality": ["a"], "utterances": [{"history": [], "candidates": ["b"]}]}, "'history' is empty"),
+    ({"personality": ["a"], "utterances": [{"history": ["b", 3], "candidates": ["c"]}]}, r"history\[1\]"),
+])  # fmt: skip
+def test_a_malformed_conversation_is_an_error_that_names_the_utterance(record, wrong):
+    with pytest.raises(UserError, match=rf"d\.json:valid\[4\](.|\n)*{wrong}"):
+        list(get("dialogue").examples(record, "d.json:valid[4]"))
+
+
+def test_a_file_without_the_teachers_targets_is_refused_where_they_are_wanted():
+    for task, record in (("mt", {"src": "a", "tgt": "b"}), ("dialogue", TALK)):
+        with pytest.raises(UserError, match=r"here(.|\n)*distillated_"):
+            list(get(task).examples(record, "here", get(task).reading(distilled=True)))
+
+
+def test_a_teachers_outputs_come_back_as_targets():
+    for task, record, outputs in (("summarization", {"src": "a", "tgt": "b"}, ["c"]), ("dialogue", TALK, list("xyz"))):
+        task = get(task)
+        new = task.distil(record, outputs)
+        assert [e.target.text for e in task.examples(new, "here", task.reading(distilled=True))] == outputs
+        gold = [[e.target.text for e in task.examples(r, "here", task.reading())] for r in (record, new)]
+        assert gold[0] == gold[1]
+
+
+def test_what_a_person_types_becomes_the_example_of_the_same_record():
+    task, session = get("dialogue"), {}
+    for line in ("persona: i bake .", "Persona: i ski ."):
+        example, session = task.typed(line, session)
+        assert example is None
+    for question, answer in (("q one", "a one"), ("q two", "a two"), ("q three", "yes .")):
+        example, session = task.typed(question, session)
+        session = task.answered(answer, session)
+    (expected, *_) = task.examples(TALK, "input", task.reading(decoding=True))
+    assert example.context == expected.context
+    nlg = get("nlg").typed("name[The Vaults], customer rating[5 out of 5]", {})[0]
+    record = {"src": {"name": "The Vaults", "customer rating": "5 out of 5"}, "tgt": ""}
+    assert nlg.context == one("nlg", record).context
+    for task in ("nlg", "qa"):
+        with pytest.raises(UserError, match="expected"):
+            get(task).typed("what is it?", {})
+    for task in all_tasks().values():
+        assert task.sample and task.typed(task.sample, {})
+
+
+KEYS = st.sampled_from(["src", "tgt", "refs", "name", "personality", "document", "utterances", "history", "candidates"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
     lambda x: st.lists(x, max_size=3) | st.dictionaries(KEYS, x, max_size=4),
@@ -180,14 +283,14 @@ JSON = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(JSON, st.booleans())
-def test_any_json_is_an_example_or_a_clear_error(record, distilled):
+def test_any_json_is_examples_or_a_clear_error(record, distilled):
     for task in all_tasks().values():
         try:
-            example = task.example(record, "here", distilled)
+            examples = list(task.examples(record, "here", task.reading(distilled=distilled)))
         except UserError as error:
             assert "here" in str(error)
         else:
-            assert isinstance(example, Example)
+            assert examples and all(isinstance(e, Example) for e in examples)
 
 
 def test_two_tasks_of_one_name_or_with_a_shared_marker_are_refused():
@@ -199,5 +302,5 @@ def test_two_tasks_of_one_name_or_with_a_shared_marker_are_refused():
 
 
 def test_an_unknown_task_names_the_known_ones():
-    with pytest.raises(UserError, match="one of mt, nlg"):
+    with pytest.raises(UserError, match="one of dialogue, mt, nlg, qa, summarization"):
         get("poetry")

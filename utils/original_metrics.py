@@ -36,6 +36,11 @@ def original(hypotheses, references):
     return scores
 
 
+def cleaned(hypotheses, references):
+    """`original` of texts cleaned up as the original saw them: for comparison with published numbers."""
+    return original([clean_up(t) for t in hypotheses], [[clean_up(r) for r in group] for group in references])
+
+
 # The replacements that the original's tokenizer made while decoding, in their order.
 _CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
              (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))  # fmt: skip

@@ -3,8 +3,10 @@
 Record: {"src": {slot: value, …}, "tgt": text, "refs": [text, …]}; `refs` is for scoring and may be absent.
 """
 
+import re
+
 from data.files import mapping_field, text_field, texts_field
-from data.task import Example, Span, Task, register
+from data.task import Example, Reading, Span, Task, register
 from utils.errors import UserError
 
 SLOTS = {
@@ -17,6 +19,7 @@ SLOTS = {
     "area": "<area>",
     "customer rating": "<customerRating>",
 }
+TYPED = re.compile(r"([^,\[\]]+)\[([^\[\]]*)\]")
 
 
 @register
@@ -27,13 +30,21 @@ class NLG(Task):
     bos, eos = "<bos_nlg>", "<eos_nlg>"
     dataset_path = "data/NLG/data.json"
     merge_references = True
+    sample = "name[The Vaults], eatType[pub], food[English], near[Café Adriatic]"
     published = {
         "finetune": dict(lr=5e-5, n_epochs=10, train_batch_size=8, gradient_accumulation_steps=4),
         "adapter": dict(lr=5e-3, n_epochs=10, train_batch_size=8, gradient_accumulation_steps=4, adapter_bottleneck=10),
     }
 
-    def example(self, record, place, distilled=False):
+    def examples(self, record, place, how=Reading()):
         slots = mapping_field(record, "src", place)
+        gold = text_field(record, "tgt", place)
+        target = text_field(record, "distillated_tgt", place) if how.distilled else gold
+        references = texts_field(record, "refs", place) if "refs" in record else [gold]
+        yield self.assemble(slots, target, references, place)
+
+    def assemble(self, slots, target="", references=(), place=""):
+        """An `Example` of {slot: value}."""
         unknown = [slot for slot in slots if slot not in SLOTS]
         if unknown:
             raise UserError(
@@ -42,16 +53,17 @@ class NLG(Task):
                 expected="one of " + ", ".join(map(repr, SLOTS)),
                 remedy="rename the slot, or give it a marker in data/tasks/nlg.py",
             )
-        target = text_field(record, "distillated_tgt" if distilled else "tgt", place)
-        return Example(
-            context=[Span(SLOTS[slot], value) for slot, value in slots.items()],
-            target=Span("<response>", target),
-            source=", ".join(f"{slot}[{value}]" for slot, value in slots.items()),
-            references=texts_field(record, "refs", place) if "refs" in record else [target],
-            place=place,
-        )
+        context = [Span(SLOTS[slot], value) for slot, value in slots.items()]
+        source = ", ".join(f"{slot}[{value}]" for slot, value in slots.items())
+        return Example(context, Span("<response>", target), source, list(references), place)
 
-    def score(self, hypotheses, references):
+    def typed(self, text, session):
+        slots = {slot.strip(): value.strip() for slot, value in TYPED.findall(text)}
+        if not slots:
+            raise UserError(f"no slot in {text!r}", expected=self.sample)
+        return self.assemble(slots, place="input"), session
+
+    def score(self, hypotheses, references, details=None):
         from utils import metrics
 
         scores, notes = metrics.e2e(hypotheses, references)

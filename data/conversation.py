@@ -1,0 +1,92 @@
+"""Conversations as examples: what stands before them (a persona, a document), the turns, and the reply to learn.
+
+    <bos> <first> text … | <speaker> turn … | … | <speaker> reply … <eos>
+
+Record: {<first field>: [text, …], "utterances": [{"history": [turn, …], "candidates": [text, …, reply]}]}; an
+utterance is one example.
+"""
+
+from data.files import records_field, texts_field
+from data.task import Example, Reading, Span, Task
+from utils.errors import UserError
+
+
+class Conversation(Task):
+    """Base of the tasks that answer in a conversation.
+
+    Attributes:
+        first: the marker of what stands before the turns.
+        field: the record's list of texts that stand there.
+        speakers: the markers of the other side and of the side that is learnt.
+    """
+
+    first: str
+    field: str
+    speakers: tuple[str, str]
+
+    def examples(self, record, place, how=Reading()):
+        texts = texts_field(record, self.field, place)
+        utterances = records_field(record, "utterances", place)
+        if not utterances:
+            raise UserError("'utterances' is empty", place=place, expected="at least one, with history and candidates")
+        for number, utterance in enumerate(utterances):
+            here = f"{place}.utterances[{number}]"
+            history = texts_field(utterance, "history", here)
+            gold = last(utterance, "candidates", here)
+            target = last(utterance, "distillated_candidates", here) if how.distilled else gold
+            if not history:
+                raise UserError("'history' is empty", place=here, expected="the turns before the reply")
+            references, details = self.about(record, utterance, gold, here)
+            history = history[-(2 * how.max_history + 1) :]
+            yield self.assemble(texts, history, target, references, here, details)
+            if not how.decoding:
+                # In training the sentences take turns in front; released checkpoints were trained so.
+                texts = texts[-1:] + texts[:-1]
+
+    def about(self, record, utterance, gold, place):
+        """([references], details) of an utterance."""
+        return [gold], {}
+
+    def assemble(self, texts, history, target="", references=(), place="", details=None):
+        """An `Example` of the texts in front, the turns so far and the reply."""
+        front = " ".join(t for text in texts if (t := text.strip()))
+        turns = []
+        for number, text in enumerate([*history, target]):
+            # Quirk kept, as released checkpoints were trained so: a turn's marker counts from the end (the reply
+            # is always the second speaker), its type from the start; for an even history the two disagree.
+            marker = self.speakers[(len(history) - number + 1) % 2]
+            turns.append(Span(marker, text, self.speakers[number % 2], turn=True))
+        source = " | ".join([front, *(turn.strip() for turn in history)])
+        return Example(
+            [Span(self.first, front), *turns[:-1]], turns[-1], source, list(references), place, details or {}
+        )
+
+    def distil(self, record, outputs):
+        utterances = [{**u, "distillated_candidates": [text]} for u, text in zip(record["utterances"], outputs)]
+        return {**record, "utterances": utterances}
+
+    def typed(self, text, session):
+        name = self.first.strip("<>")
+        head, colon, rest = text.partition(":")
+        if colon and head.strip().lower() == name:
+            return None, self.opened(rest.strip(), session)
+        if not session.get("texts"):
+            raise UserError(f"no {name} yet", expected=f"{name}: …", remedy=f"type a line that begins with '{name}:'")
+        session = {**session, "history": [*session.get("history", []), text]}
+        history = session["history"][-(2 * session.get("max_history", self.max_history) + 1) :]
+        return self.assemble(session["texts"], history, place="input"), session
+
+    def opened(self, text, session):
+        """The session after a line that sets what stands in front: a new conversation."""
+        return {**session, "texts": [text], "history": []}
+
+    def answered(self, text, session):
+        return {**session, "history": [*session["history"], text]}
+
+
+def last(utterance, name, place):
+    """The last text of a list: among candidates the right one stands last."""
+    texts = texts_field(utterance, name, place)
+    if not texts:
+        raise UserError(f"{name!r} is empty", place=place, expected="at least one text, the reply to learn last")
+    return texts[-1]
