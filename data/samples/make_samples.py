@@ -1,9 +1,10 @@
-"""Write the two small data sets of this folder: nlg.json (restaurants) and mt.json (English to German).
+"""Write the small data sets of this folder, one a task.
 
     python data/samples/make_samples.py
 
-All names, templates and sentences were made up for this project; the slots are those of the E2E challenge.
-No meaning representation and no sentence pair stands in two splits. The same seed gives the same bytes.
+nlg.json (restaurants) and mt.json (English to German) are made here, dialogue.json in dialogues.py, qa.json in
+questions.py and summarization.json in articles.py. All names, templates and sentences were made up for this
+project; the slots are those of the E2E challenge. No source stands in two splits. The same seed gives the same bytes.
 """
 
 import json
@@ -14,7 +15,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from utils.files import atomic_write  # noqa: E402 (found by the line above)
+from data.samples.articles import make_summarization  # noqa: E402 (found by the line above)
+from data.samples.dialogues import make_dialogue  # noqa: E402
+from data.samples.questions import make_qa  # noqa: E402
+from utils.files import atomic_write  # noqa: E402
 
 # --- nlg: words ------------------------------------------------------------------------------------------
 
@@ -348,8 +352,13 @@ def as_text(splits):
     return "{\n" + ",\n".join(lists) + "\n}\n"
 
 
+MAKERS = {"nlg": make_nlg, "mt": make_mt, "dialogue": make_dialogue, "qa": make_qa,
+          "summarization": make_summarization}  # fmt: skip
+
+
 def main():
-    for name, splits in (("nlg.json", make_nlg()), ("mt.json", make_mt())):
+    for task, make in MAKERS.items():
+        name, splits = f"{task}.json", make()
         with atomic_write(HERE / name) as file:
             file.write(as_text(splits))
         sizes = ", ".join(f"{split} {len(records)}" for split, records in splits.items())
