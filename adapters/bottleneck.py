@@ -5,6 +5,8 @@ An adapter sits after a block's second residual connection (Lin, Madotto & Fung 
     adapter(h) = h + Up(ReLU(Down(LayerNorm(h))))
 """
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -44,7 +46,10 @@ class TaskRouter:
 
     def __init__(self):
         self.tasks = []
-        self.groups = []
+        # [(task name or None, how many rows)] and, where the rows of a task do not stand together, (their order,
+        # the way back).
+        self.runs = []
+        self.order = None
 
     def route(self, task_ids, rows):
         """Group a batch's rows by task.
@@ -70,15 +75,17 @@ class TaskRouter:
         if wrong:
             known = ", ".join(f"{i} {name}" for i, name in enumerate(self.tasks)) or "none"
             raise ValueError(f"task_ids {wrong} name no task of this model; it holds: {known}; -1 is no adapter")
-        present = sorted(set(ids))
-        device = task_ids.device if task_ids is not None else None
-        self.groups = [
-            (
-                self.tasks[task] if task != NO_TASK else None,
-                None if len(present) == 1 else torch.tensor([r for r, i in enumerate(ids) if i == task], device=device),
-            )
-            for task in present
-        ]
+        names = [*self.tasks, None]
+        runs = [[names[task], len(list(run))] for task, run in itertools.groupby(ids)]
+        present = list(dict.fromkeys(ids))
+        self.order = None
+        if len(runs) > len(present):
+            # The rows of a task do not stand together: bring them together on the way in, and back on the way out.
+            device = task_ids.device
+            order = torch.tensor(sorted(range(rows), key=lambda row: present.index(ids[row])), device=device)
+            self.order = order, torch.argsort(order)
+            runs = [[names[task], ids.count(task)] for task in present]
+        self.runs = [(name, count) for name, count in runs]
         return ids
 
 
@@ -92,15 +99,15 @@ class AdapterBank(nn.Module):
 
     def forward(self, hidden):
         """hidden: [rows, length, width] -> the same, each row through its task's adapter."""
-        groups = self.router.groups
-        if len(groups) == 1:
-            return self._adapt(groups[0][0], hidden)
-        parts, order = [], []
-        for name, rows in groups:
-            rows = rows.to(hidden.device)
-            parts.append(self._adapt(name, hidden.index_select(0, rows)))
-            order.append(rows)
-        return torch.cat(parts).index_select(0, torch.argsort(torch.cat(order)))
+        runs = self.router.runs
+        if len(runs) == 1:
+            return self._adapt(runs[0][0], hidden)
+        if self.router.order is not None:
+            order, back = (rows.to(hidden.device) for rows in self.router.order)
+            hidden = hidden.index_select(0, order)
+        parts = hidden.split([count for _, count in runs])
+        adapted = torch.cat([self._adapt(name, part) for (name, _), part in zip(runs, parts)])
+        return adapted if self.router.order is None else adapted.index_select(0, back)
 
     def _adapt(self, name, hidden):
         # A task without an adapter (task embeddings only, or task id -1) passes through.

@@ -80,15 +80,27 @@ class TaskHead(nn.Module):
         """The base matrix."""
         return self.base.weight
 
-    def forward(self, hidden):
-        """hidden: [*, width] -> scores [*, base vocabulary + task rows]; a spare
-        token without a row of its own scores -inf."""
+    def forward(self, hidden, foreign=None):
+        """Scores of hidden states.
+
+        Args:
+            hidden: [*, width].
+            foreign: [*, added tokens] true where a score is to be -inf, or None.
+
+        Returns:
+            [*, base vocabulary + added tokens]; a spare token without a row of its own scores -inf.
+        """
         weight = self.base.weight if self.half is None else self.half
         bias = self.base.bias
         scores = F.linear(hidden, weight[: self.first], None if bias is None else bias[: self.first])
-        extra = F.linear(hidden, self.rows.table())
-        if len(self.rows.spare) and not self.rows.spare_scores:
-            never = torch.zeros(len(self.rows), device=extra.device, dtype=torch.bool)
-            never[: len(self.rows.spare)] = True
-            extra = extra.masked_fill(never, float("-inf"))
-        return torch.cat([scores, extra.to(scores.dtype)], dim=-1)
+        # A product for each task: a task that joins later leaves the others' scores as they were, to the last bit.
+        extra = [F.linear(hidden, rows) for rows in self.rows.tasks.values()]
+        spare = self.rows.spare
+        if self.rows.spare_scores:
+            extra.insert(0, F.linear(hidden, spare))
+        elif len(spare):
+            extra.insert(0, scores.new_full((*scores.shape[:-1], len(spare)), float("-inf")))
+        extra = torch.cat([part.to(scores.dtype) for part in extra], dim=-1)
+        if foreign is not None:
+            extra = extra.masked_fill(foreign, float("-inf"))
+        return torch.cat([scores, extra], dim=-1)

@@ -2,9 +2,9 @@
 
     <bos> | <marker> text … | <target marker> target … <eos>
 
-Every token's type is its span's marker, or the one the span names; loss falls on the target's text and on eos. Text is stripped and gets
-one leading space before tokenising (released checkpoints were trained so), and a marker's spelling inside
-user text stays text.
+Every token's type is its span's marker, or the one the span names; loss falls on the target's text and on eos.
+Text is stripped and gets one leading space before tokenising (released checkpoints were trained so), and a
+marker's spelling inside user text stays text.
 """
 
 import hashlib

@@ -1,8 +1,9 @@
-"""Decoding through `transformers.generate`: batched, cached, sorted by prompt length, left-padded."""
+"""Decoding through `transformers.generate`: batched, cached, sorted by prompt length, left-padded, tasks mixed."""
 
 from dataclasses import dataclass
 
 import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from utils.devices import autocast
 
@@ -22,50 +23,80 @@ class Decoding:
     seed: int = 42
     length_penalty: float = 1.0
 
+    def fitted(self, positions):
+        """The same with outputs of at most half the model's positions: an input must fit, too."""
+        longest = min(self.max_length, positions // 2)
+        return type(self)(**{**vars(self), "max_length": longest, "min_length": min(self.min_length, longest)})
+
+
+@dataclass
+class Prompt:
+    """Where decoding starts.
+
+    Attributes:
+        ids, types: token and token-type ids, two lists of one length.
+        task_id: the integer the model knows the task by.
+        eos_id: the task's end token, the only special token that may be produced.
+    """
+
+    ids: list
+    types: list
+    task_id: int
+    eos_id: int
+
 
 @torch.no_grad()
-def decode(model, tokenizer, prompts, task_id, eos_id, decoding, *, dtype=torch.float32, progress=None, special_ids=()):
-    """Continue every prompt until its end token.
+def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress=None, finished=None):
+    """Continue every prompt until its end token. A batch may mix tasks.
 
     Args:
         model: an attached model in eval mode.
         tokenizer: its tokenizer.
-        prompts: a list of (ids, types).
-        task_id: the integer the model knows the task by.
-        eos_id: the task's end token, the only special token that may be produced.
+        prompts: a list of `Prompt`.
         decoding: `Decoding`.
         dtype: precision of the matrix products.
         progress: called with the number of prompts done so far.
-        special_ids: ids never to be produced, beside the tokenizer's special tokens.
+        finished: called after each batch with (indices of its prompts, their outputs).
 
     Returns:
         a list of token id lists, in the order of the prompts, without the end token.
     """
     device = next(model.parameters()).device
-    forbidden = sorted({*tokenizer.all_special_ids, *special_ids, *_added_ids(tokenizer)} - {eos_id})
+    special = sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
+    ends = sorted({p.eos_id for p in prompts})
+    config = _config(decoding, ends, tokenizer.pad_token_id)
     outputs = [None] * len(prompts)
     # Longest first: the largest batch, and with it any lack of memory, comes at once.
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i][0]))
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
     torch.manual_seed(decoding.seed)
     for start in range(0, len(order), decoding.batch_size):
-        chosen = order[start : start + decoding.batch_size]
-        batch = left_padded([prompts[i] for i in chosen], tokenizer.pad_token_id)
+        # Rows of a task stand together: its adapter then takes them as they lie.
+        chosen = sorted(order[start : start + decoding.batch_size], key=lambda i: prompts[i].task_id)
+        rows = [prompts[i] for i in chosen]
+        batch = left_padded([(p.ids, p.types) for p in rows], tokenizer.pad_token_id)
         length = batch["input_ids"].shape[1]
+        only = OnlyOwnEnd(special, [p.eos_id for p in rows], decoding.num_beams, device)
         with autocast(device, dtype):
             out = model.generate(
                 **{k: v.to(device) for k, v in batch.items()},
-                task_ids=torch.full((len(chosen),), task_id),
-                **_settings(decoding, forbidden, eos_id, tokenizer.pad_token_id),
+                task_ids=torch.tensor([p.task_id for p in rows]),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([only]),
             )
-        for i, row in zip(chosen, out[:, length:].tolist()):
-            outputs[i] = row[: row.index(eos_id)] if eos_id in row else row
+        texts = [
+            row[: row.index(p.eos_id)] if p.eos_id in row else row for p, row in zip(rows, out[:, length:].tolist())
+        ]
+        for i, ids in zip(chosen, texts):
+            outputs[i] = ids
+        if finished:
+            finished(chosen, texts)
         if progress:
             progress(min(start + decoding.batch_size, len(order)))
     return outputs
 
 
 def left_padded(prompts, pad_id):
-    """Prompts -> dict of tensors [rows, longest], padded on the left, positions counted from each row's start."""
+    """[(ids, types)] -> dict of tensors [rows, longest], padded on the left, positions counted from each row's start."""
     longest = max(len(ids) for ids, _ in prompts)
     ids = torch.full((len(prompts), longest), pad_id)
     types, mask = ids.clone(), torch.zeros_like(ids)
@@ -78,25 +109,36 @@ def left_padded(prompts, pad_id):
     return dict(input_ids=ids, token_type_ids=types, attention_mask=mask, position_ids=positions)
 
 
-def _settings(decoding, forbidden, eos_id, pad_id):
-    from transformers import GenerationConfig
+class OnlyOwnEnd(LogitsProcessor):
+    """Of all special tokens a row may produce its own task's end alone.
 
+    Args:
+        special: ids of all special and added tokens.
+        ends: each row's end token.
+        beams: generate repeats each row this often.
+    """
+
+    def __init__(self, special, ends, beams, device):
+        self.special = torch.tensor(special, device=device)
+        ends = torch.tensor(ends, device=device).repeat_interleave(beams)
+        self.forbidden = self.special != ends[:, None]
+
+    def __call__(self, input_ids, scores):
+        kept = scores[:, self.special].masked_fill(self.forbidden, float("-inf"))
+        return scores.index_copy(1, self.special, kept)
+
+
+def _config(decoding, ends, pad_id):
     sampling = {}
     if not decoding.no_sample:
         sampling = dict(temperature=decoding.temperature, top_k=decoding.top_k, top_p=decoding.top_p)
-    config = GenerationConfig(
+    return GenerationConfig(
         do_sample=not decoding.no_sample,
         num_beams=decoding.num_beams,
         max_new_tokens=decoding.max_length,
         min_new_tokens=decoding.min_length,
-        suppress_tokens=forbidden,
-        eos_token_id=eos_id,
+        eos_token_id=ends,
         pad_token_id=pad_id,
         length_penalty=decoding.length_penalty,
         **sampling,
     )
-    return dict(generation_config=config)
-
-
-def _added_ids(tokenizer):
-    return tokenizer.added_tokens_decoder.keys()

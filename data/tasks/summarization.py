@@ -19,7 +19,8 @@ class Summarization(TextPair):
     sample = "The bridge was closed on Monday. Engineers found cracks in two of its pillars. Repairs will take a month."
     published = {
         "finetune": dict(lr=8e-5, n_epochs=10, train_batch_size=4, gradient_accumulation_steps=8),
-        "adapter": dict(lr=5e-4, n_epochs=10, train_batch_size=4, gradient_accumulation_steps=8, adapter_bottleneck=100),
+        "adapter": dict(lr=5e-4, n_epochs=10, train_batch_size=4, gradient_accumulation_steps=8,
+                        adapter_bottleneck=100),
     }  # fmt: skip
 
     def score(self, hypotheses, references, details=None):

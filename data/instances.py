@@ -1,0 +1,55 @@
+"""What is decoded and scored: a split's instances with all their references, and their prompts."""
+
+from dataclasses import replace
+
+from data.encoding import Encoder
+from data.files import iter_records
+from utils.decoding import Prompt
+from utils.errors import UserError
+
+
+def read(path, split, task, how, limit=None):
+    """A split's examples in file order.
+
+    In a task that merges references, equal inputs are one instance: several people described it.
+
+    Args:
+        path: the task's json file.
+        split: "train", "valid" or "test".
+        task: a `data.task.Task`.
+        how: `data.task.Reading`.
+        limit: only the first so many instances (the references of each are complete).
+    """
+    merged = {}
+    for place, record in iter_records(path, split):
+        for example in task.examples(record, place, how):
+            if not example.references:
+                raise UserError("no reference to score against", place=place, expected="a target or references")
+            key = example.source if task.merge_references else len(merged)
+            if key in merged:
+                known = merged[key].references
+                known += [r for r in example.references if r not in known]
+            elif not limit or len(merged) < limit:
+                merged[key] = replace(example, references=list(example.references))
+            elif not task.merge_references:
+                return list(merged.values())
+    return list(merged.values())
+
+
+def prompts(task, task_id, tokenizer, examples, positions, reserve):
+    """Where decoding starts.
+
+    Args:
+        task: a `data.task.Task`; `task_id`: the integer the model knows it by.
+        tokenizer: the model's.
+        examples: a list of `Example`; their targets do not matter.
+        positions: the model's longest sequence.
+        reserve: room for the output.
+
+    Returns:
+        (a list of `Prompt`, {what was cut: how often}).
+    """
+    encoder = Encoder(tokenizer, task, positions, reserve)
+    bare = [replace(e, target=replace(e.target, text="")) for e in examples]
+    eos_id = encoder.marker_ids[task.eos]
+    return [Prompt(*e.prompt, task_id, eos_id) for e in encoder.encode(bare)], dict(encoder.counts)

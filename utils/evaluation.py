@@ -1,0 +1,172 @@
+"""Decode and score one task or several: what evaluate.py and evaluate_vlm.py share."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from data import cache, instances
+from data.batching import Batches
+from utils import metrics, runs
+from utils.decoding import decode
+from utils.files import atomic_write, write_json
+from utils.training import likelihood
+
+
+@dataclass
+class Part:
+    """One task to evaluate.
+
+    Attributes:
+        task: a `data.task.Task`.
+        path, split: its data.
+        how: `data.task.Reading` that the model was trained with.
+        examples: the instances, read by `part`.
+    """
+
+    task: object
+    path: str
+    split: str
+    how: object
+    examples: list
+
+
+def part(task, path, split, max_history, limit):
+    """Read a task's instances: `Part`."""
+    decoding = task.reading(max_history, decoding=True)
+    examples = instances.read(path, split, task, decoding, limit)
+    return Part(task, path, split, task.reading(max_history), examples)
+
+
+def texts(model, tokenizer, parts, decoding, positions, dtype):
+    """Decode all parts together.
+
+    Returns:
+        ({task: output texts}, tokens decoded, seconds)
+    """
+    prompts, counts = [], []
+    for p in parts:
+        own, cut = instances.prompts(p.task, model.task_id(p.task.name), tokenizer, p.examples, positions,
+                                     decoding.max_length)  # fmt: skip
+        for why, count in cut.items():
+            print(f"{p.task.name}: {count} inputs cut ({why})")
+        prompts += own
+        counts.append(len(own))
+    started = time.time()
+    with Progress(len(prompts), "decoding") as done:
+        ids = decode(model, tokenizer, prompts, decoding, dtype=dtype, progress=done)
+    seconds = time.time() - started
+    outputs = iter([tokenizer.decode(i, clean_up_tokenization_spaces=False).strip() for i in ids])
+    named = {p.task.name: [next(outputs) for _ in range(count)] for p, count in zip(parts, counts)}
+    return named, sum(map(len, ids)), seconds
+
+
+def negative_log_likelihood(model, tokenizer, part, positions, dtype, limit=None, batch_size=32, cache_dir=None):
+    """(sum, number of labels) over every record's own target."""
+    name = part.task.name
+    split = cache.load(part.path, part.split, part.task, tokenizer, positions, training=False, how=part.how,
+                       cache_dir=cache_dir)  # fmt: skip
+    batches = Batches({name: split}, {name: model.task_id(name)}, tokenizer.pad_token_id, positions, limit=limit,
+                      batch_size=batch_size, shuffle=False)  # fmt: skip
+    return likelihood(model, batches, dtype)
+
+
+def evaluate(model, tokenizer, parts, decoding, *, positions, dtype, limit=None, cache_dir=None, **more):
+    """Likelihood, outputs and scores of every part.
+
+    Args:
+        model: an attached model, ready for inference.
+        tokenizer: its tokenizer.
+        parts: a list of `Part`; their inputs are decoded in batches that mix the tasks.
+        decoding: `utils.decoding.Decoding`.
+        positions: the model's longest sequence.
+        dtype: precision of the matrix products.
+        limit: how many examples of each split count.
+        cache_dir: where tokenised data lie.
+        **more: what every summary shall hold beside.
+
+    Yields:
+        (part, output texts, summary for metrics.json) of each.
+    """
+    # Before decoding, which takes long: a target that cannot be scored is found at once.
+    losses = [negative_log_likelihood(model, tokenizer, p, positions, dtype, limit, decoding.batch_size, cache_dir)
+              for p in parts]  # fmt: skip
+    outputs, tokens, seconds = texts(model, tokenizer, parts, decoding, positions, dtype)
+    speed = tokens / max(seconds, 1e-9)
+    print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({speed:.0f} tokens/s)")
+    for p, (nll, labels) in zip(parts, losses):
+        hypotheses = outputs[p.task.name]
+        scores, notes = score(p.task, hypotheses, p.examples)
+        scores["PPL"] = metrics.perplexity(nll, labels)
+        summary = dict(
+            task=p.task.name, split=p.split, scores=metrics.to_json(scores), headline=p.task.headline,
+            instances=len(hypotheses), decoding=vars(decoding), precision=str(dtype).removeprefix("torch."),
+            decode_seconds=round(seconds, 1), decode_tokens_per_second=round(speed, 1), versions=runs.versions(),
+            nll=nll / labels, labels=labels, dataset_path=str(p.path), **more,
+        )  # fmt: skip
+        show(p.task, p.split, scores, notes, hypotheses, [e.references for e in p.examples])
+        yield p, hypotheses, summary
+
+
+def score(task, hypotheses, examples):
+    """The task's scores of outputs for these examples: ({name: Score}, notes)."""
+    return task.score(hypotheses, [e.references for e in examples], [e.details for e in examples])
+
+
+def show(task, what, scores, notes, hypotheses, references):
+    """Print a task's scores as a table."""
+    print(f"\n{task.name}, {what}: {len(hypotheses)} instances, {sum(map(len, references))} references\n"
+          f"{metrics.table(scores)}\n")  # fmt: skip
+    for note in notes:
+        print(f"{note}\n")
+    if empty := sum(not t for t in hypotheses):
+        print(f"{empty} of {len(hypotheses)} outputs are empty\n")
+
+
+def show_samples(hypotheses, examples, count):
+    """Print the first outputs beside their inputs and references."""
+    for example, text in list(zip(examples, hypotheses))[:count]:
+        print(f"input      {example.source}\noutput     {text}\nreference  {example.references[0]}\n")
+
+
+def write(folder, task, hypotheses, references, examples=None):
+    """Output and reference files, one line an example; with examples the task's own files and a jsonl as well."""
+    folder, name = Path(folder), task.name
+    files = {"output.txt": lines(hypotheses), "ref.txt": lines(r[0] for r in references)}
+    if examples:
+        rows = (dict(source=e.source, references=e.references, hypothesis=t) for e, t in zip(examples, hypotheses))
+        files["outputs.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        files |= task.files(hypotheses, [e.details for e in examples])
+    for ending, content in files.items():
+        if isinstance(content, str):
+            with atomic_write(folder / f"{name}_{ending}") as file:
+                file.write(content)
+        else:
+            write_json(folder / f"{name}_{ending}", content)
+
+
+def lines(texts):
+    """Texts, one a line."""
+    return "".join(one_line(t) + "\n" for t in texts)
+
+
+def one_line(text):
+    """Line breaks written as \\n and \\r: a file of outputs has one line an example."""
+    if "\n" not in text and "\r" not in text:
+        return text
+    return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
+
+
+class Progress:
+    """A progress bar, with the time left, as a callback that takes the number done so far."""
+
+    def __init__(self, total, what, initial=0):
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, desc=what, initial=initial, disable=None)
+
+    def __enter__(self):
+        return lambda done: self.bar.update(done - self.bar.n)
+
+    def __exit__(self, *error):
+        self.bar.close()
