@@ -18,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import convert
+from data.formats.base import data_format
 from data.samples import make_samples
+from data.tasks.nlg import SLOTS
 from utils.errors import UserError
 
 ROOT = Path(convert.__file__).parent.parent
@@ -305,7 +307,7 @@ def test_every_flag_of_every_format_has_a_help_text_with_its_default():
 
 def test_two_formats_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two formats are called 'e2e'"):
-        convert.data_format("e2e", None)(lambda args, report: {})
+        data_format("e2e", None)(lambda args, report: {})
 
 
 # --- properties: whatever the files hold, the result is a task json or a `UserError` ----------------------
@@ -348,7 +350,7 @@ def test_e2e_survives_any_rows(rows, skip_bad, data):
     got = attempt(["e2e", "--train", "{}/a.csv", "--valid", "{}/a.csv"] + ["--skip_bad"] * skip_bad,
                   {"a.csv": content})
     for record in (got or {}).get("train", []):
-        assert set(record["src"]) <= set(convert.E2E_SLOTS)
+        assert set(record["src"]) <= set(SLOTS)
         assert record["tgt"].strip()
 
 
@@ -391,7 +393,7 @@ def test_the_nlg_sample_says_what_its_meaning_representations_hold():
     assert len(set.union(*seen.values())) == sum(map(len, seen.values()))
     for split, records in splits.items():
         for record in records:
-            assert set(record["src"]) <= set(convert.E2E_SLOTS)
+            assert set(record["src"]) <= set(SLOTS)
             assert len(record["src"]) >= 3
             refs = record.get("refs", [record["tgt"]])
             assert split == "train" or 3 <= len(set(refs)) == len(refs) <= 5

@@ -1,0 +1,275 @@
+"""What every format needs: its place in the table of formats, the report, flags, splits, and texts."""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import os
+
+from data.files import iter_records
+from utils.errors import UserError, brief
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclasses.dataclass
+class Format:
+    """How one public format is read: its flags and its function."""
+
+    flags: object
+    read: object
+
+
+FORMATS = {}
+
+
+def data_format(name, flags):
+    """Register the decorated function as ``python -m data.convert <name>``.
+
+    Args:
+        flags: called with the format's argparse parser, to add the format's own flags.
+    """
+
+    def register(read):
+        if name in FORMATS:
+            raise ValueError(f"two formats are called {name!r}: {FORMATS[name].read} and {read}")
+        FORMATS[name] = Format(flags, read)
+        return read
+
+    return register
+
+
+class Report:
+    """What a conversion kept and dropped, by split."""
+
+    def __init__(self):
+        self.kept = collections.Counter()
+        self.dropped = collections.defaultdict(collections.Counter)
+        self.facts = collections.defaultdict(dict)
+        self.notes = []
+
+    def lines(self):
+        """The report as lines of text."""
+        for split in SPLITS:
+            if split not in self.kept:
+                yield f"{split}: none, so the output has no {split} split"
+                continue
+            reasons = self.dropped[split]
+            why = f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})" if reasons else ""
+            yield f"{split}: kept {self.kept[split]}, dropped {sum(reasons.values())}{why}"
+            for name, value in self.facts[split].items():
+                yield f"  {name}: {value}"
+        yield from self.notes
+
+
+# --- flags -----------------------------------------------------------------------------------------------
+
+
+def split_flags(parser, number, what, metavar="FILE"):
+    """Add --train, --valid and --test. `number` of names: 1 gives a string, 2 and "+" give a list."""
+    for split in SPLITS:
+        parser.add_argument(
+            f"--{split}",
+            nargs=None if number == 1 else number,
+            metavar=("SOURCE", "TARGET") if number == 2 else metavar,
+            help=f"{what} (default: none, and no {split} split)",
+        )
+
+
+def skip_bad_flag(parser, what):
+    """Add --skip_bad, for `parsed`."""
+    parser.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help=f"drop and count {what} that cannot be used (default: stop at the first)",
+    )
+
+
+def held_out_flag(parser, split, what):
+    """Add --valid_from_train or --test_from_train, for `held_out_sizes`."""
+    parser.add_argument(
+        f"--{split}_from_train",
+        type=at_least_one,
+        metavar="N",
+        help=f"instead of a {split} file: hold {what} out (default: none)",
+    )
+
+
+def at_least_one(text):
+    """An argparse type: a whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def given_splits(args, suffix=""):
+    """{split: what --train, --valid, --test (with `suffix` added to the name) give}, at least one."""
+    given = {split: value for split in SPLITS if (value := getattr(args, f"{split}{suffix}"))}
+    if not given:
+        raise UserError(
+            "no files were given",
+            place="/".join(f"--{split}{suffix}" for split in SPLITS),
+            expected="at least one of them",
+            remedy=f"name the files, e.g. --train{suffix} FILE --valid{suffix} FILE",
+        )
+    return given
+
+
+def held_out_sizes(args, given, suffix=""):
+    """{split: N} of the --valid_from_train and --test_from_train flags that are set."""
+    sizes = {split: number for split in SPLITS if (number := getattr(args, f"{split}_from_train", None))}
+    for split in sizes:
+        if split in given or "train" not in given:
+            raise UserError(
+                f"goes with --train{suffix} and without --{split}{suffix}",
+                place=f"--{split}_from_train",
+                expected="one source for the split",
+                remedy="give one or the other",
+            )
+    return sizes
+
+
+def find_file(folders, name):
+    """The file called `name` or `name`.gz in one of the folders."""
+    for folder in folders:
+        for candidate in (name, f"{name}.gz"):
+            if os.path.isfile(os.path.join(folder, candidate)):
+                return os.path.join(folder, candidate)
+    there = []
+    with contextlib.suppress(OSError, ValueError):
+        there = sorted(os.listdir(folders[0]))
+    shown = ", ".join(there[:30]) + (", …" if len(there) > 30 else "")
+    raise UserError(
+        f"no {name} or {name}.gz; it holds: {shown or 'nothing'}",
+        place=f"--folder {folders[0]}",
+        expected="the data set's files under their published names",
+        remedy="check the folder and the set or language named in the flags",
+    )
+
+
+# --- from what a file holds to the records of a split ----------------------------------------------------
+
+
+def parsed(raws, parse, skip_bad):
+    """Yield (record or None, {reason: number dropped}) for each raw record.
+
+    Args:
+        raws: yields (place, raw); a `UserError` in place of a raw record is treated like one of `parse`.
+        parse: takes (raw, place, drops) and returns a record, a list of records, or None; counts what it leaves
+            out in `drops`.
+        skip_bad: count a raw record that raises `UserError` as malformed instead of stopping.
+    """
+    for place, raw in raws:
+        drops = collections.Counter()
+        try:
+            if isinstance(raw, UserError):
+                raise raw
+            records = parse(raw, place, drops)
+        except UserError as error:
+            if not skip_bad:
+                remedy = "correct it, or leave such records out with --skip_bad"
+                raise UserError(error.found, place=error.place, expected=error.expected, remedy=remedy) from error
+            records, drops = None, {"malformed": 1}
+        for record in records if isinstance(records, list) else [records]:
+            yield record, drops
+            drops = {}
+        if records == []:
+            yield None, drops
+
+
+def kept(items, split, report):
+    """Yield the records of `parsed`; what was dropped goes into the report."""
+    for record, drops in items:
+        report.dropped[split].update(drops)
+        if record is not None:
+            yield record
+
+
+def split_records(given, sizes, read, report):
+    """{split: iterator of records}, where the last records of the training files may become other splits.
+
+    One pass, however the training files are divided: memory holds the records held out, no more.
+
+    Args:
+        given: {split: what `read` takes}.
+        sizes: {"valid": N, "test": N} or a part of it. In the order of the training files come train, valid, test.
+        read: yields (record or None, drops) as `parsed` does.
+    """
+    if not sizes:
+        return {split: kept(read(value), split, report) for split, value in given.items()}
+    tail = _Tail(read(given["train"]), sum(sizes.values()), report)
+    splits, start = {"train": tail.front()}, 0
+    for split in SPLITS[1:]:
+        if split in sizes:
+            splits[split] = tail.part(split, start, start + sizes[split])
+            start += sizes[split]
+        elif split in given:
+            splits[split] = kept(read(given[split]), split, report)
+    return splits
+
+
+class _Tail:
+    """A stream of (record or None, drops) whose last `number` records are kept back."""
+
+    def __init__(self, items, number, report):
+        self.items, self.number, self.report = iter(items), number, report
+        self.back, self.passed = collections.deque(), 0
+
+    def front(self):
+        """Yield all but the last `number` records."""
+        for record, drops in self.items:
+            if record is None:
+                self.report.dropped["train"].update(drops)
+                continue
+            self.back.append((record, drops))
+            if len(self.back) > self.number:
+                self.passed += 1
+                yield from kept([self.back.popleft()], "train", self.report)
+        if not self.passed:
+            raise UserError(
+                f"{self.number} records are to be held out, and the training files have {len(self.back)}",
+                place="--valid_from_train/--test_from_train",
+                expected=f"fewer than {len(self.back)}",
+                remedy="hold fewer out",
+            )
+
+    def part(self, split, start, stop):
+        """Yield the records from `start` to `stop` of those kept back."""
+        for _ in self.front():  # --train_limit may have stopped it early
+            pass
+        yield from kept(list(self.back)[start:stop], split, self.report)
+
+
+def tallied(splits, report, fact, number):
+    """The same splits; the report says under the name `fact` what number(record) sums up to."""
+
+    def tally(records, facts):
+        facts[fact] = 0
+        for record in records:
+            facts[fact] += number(record)
+            yield record
+
+    return {split: tally(records, report.facts[split]) for split, records in splits.items()}
+
+
+# --- texts -----------------------------------------------------------------------------------------------
+
+
+def usable(text, what, place):
+    """`text` without the white space at its ends; not a string, blank, or holding a null byte: a `UserError`."""
+    if not isinstance(text, str) or "\0" in text or not text.strip():
+        found = f"{what} holds a null byte" if isinstance(text, str) and "\0" in text else f"{what} is {brief(text)}"
+        raise UserError(found, place=place, expected="a text that is not blank", remedy="correct it")
+    return text.strip()
+
+
+def json_records(path, key, expected):
+    """Like `iter_records`, for a published file that looks like `expected`."""
+    try:
+        yield from iter_records(path, key)
+    except UserError as error:
+        if not (error.expected or "").startswith("a task file"):
+            raise
+        remedy = "check that this is the right file"
+        raise UserError(error.found, place=error.place, expected=expected, remedy=remedy) from error
