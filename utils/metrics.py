@@ -7,6 +7,7 @@ example may have more references than another. A wrong shape is a `UserError`.
 """
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,107 @@ def rouge(hypotheses, references, stem=True):
     )
     means = {name: sum(scores[name].fmeasure for scores in each) / len(each) for name in names}
     return {name: Score(float(mean), signature) for name, mean in means.items()}
+
+
+def rouge_summary(hypotheses, references):
+    """`rouge` of summaries: the lines of a text are its sentences, a text of one line is split into sentences.
+
+    Only rougeLsum depends on sentences, so only its signature says how they were found. The split is after
+    ``.``, ``!`` or ``?`` (and closing quotes or brackets) where white space and then no small letter follows,
+    unless a common abbreviation ("Mr.", "U.S.") or an initial stands before the full stop.
+
+    Returns:
+        dict of `Score`, 0–1: rouge1, rouge2, rougeL, rougeLsum.
+    """
+    check_counts(hypotheses, references)
+    lined = [sentence_lines(text) for text in hypotheses]
+    scores = rouge(lined, [list(map(sentence_lines, group)) for group in references])
+    last = scores["rougeLsum"]
+    scores["rougeLsum"] = Score(last.value, f"{last.signature}|sentences:lines|split:regex")
+    return scores
+
+
+# The look-behind and the possessive repeats keep a text of nothing but full stops from taking quadratic time.
+_END_OF_SENTENCE = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]]*+(?=\s+[^\sa-z])")
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(\"'“‘])(?:[A-Za-z]|(?:[A-Za-z]\.)+[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|Lt|Sgt|Col|Gen|Gov|Sen|Rep|Rev|"
+    r"No|vs|etc|Inc|Ltd|Co|Corp|Jan|Feb|Aug|Sept|Oct|Nov|Dec)\.$"
+)
+
+
+def sentence_lines(text):
+    """`text` with a sentence on each line: as it is if it has several lines, else split by `rouge_summary`'s rule."""
+    text = text.strip()
+    if "\n" in text:
+        return text
+    lines, start = [], 0
+    for end in _END_OF_SENTENCE.finditer(text):
+        # Forty characters hold the longest abbreviation; a long text is not searched again for every full stop.
+        if not _ABBREVIATION.search(text[max(start, end.end() - 40) : end.end()]):
+            lines.append(text[start : end.end()].strip())
+            start = end.end()
+    return "\n".join([*lines, text[start:].strip()])
+
+
+def coqa(hypotheses, references):
+    """CoQA's F1 and exact match, 0–100, as its official script computes them (Reddy et al. 2019).
+
+    Words are compared lower-cased, without punctuation and articles. With several gold answers each is left out
+    in turn, the best of the others taken, and the mean counts. The official script rounds to one decimal.
+
+    Returns:
+        {"F1": Score, "EM": Score}
+    """
+    from utils import qa_metrics
+
+    check_counts(hypotheses, references)
+    golds = _nrefs(references)
+    rest = "multi:leave-one-out|case:lc|punct:no|articles:no|mean:turn|scale:0-100|version:coqa-1.0"
+    return {name: Score(value, f"{golds}|{rest}") for name, value in
+            zip(("F1", "EM"), qa_metrics.coqa(hypotheses, references))}  # fmt: skip
+
+
+def distinct(hypotheses, n):
+    """Distinct-n (Li et al. 2016), 0–1: distinct n-grams / all n-grams of the corpus; 0 if there are none.
+
+    The more text there is, the smaller it gets: only corpora of equal size can be compared.
+    """
+    from utils import dialogue_metrics
+
+    if n < 1:
+        raise UserError(f"n-grams of length {n}", place="distinct", expected="n of 1 or more")
+    _check_hypotheses(hypotheses)
+    value = dialogue_metrics.distinct(hypotheses, n)
+    return Score(value, f"n:{n}|level:corpus|per:n-grams|case:lc|tok:words+punct|texts:{len(hypotheses)}|scale:0-1")
+
+
+def persona_coverage(hypotheses, personas):
+    """How much of one persona sentence a reply takes up, 0–1, after P-Cover (Song et al. 2019).
+
+    W(x) are the words of x, lower-cased, without punctuation and stop words; for a reply y and its persona P,
+
+        cover(y, P) = max over p in P of  sum of idf(w) over w in W(y) ∩ W(p)  /  sum of idf(w) over w in W(p)
+
+    and the score is the mean over the replies. idf(w) = ln((1 + D) / (1 + d(w))) + 1, where d(w) of all D distinct
+    persona sentences in `personas` hold w. P-Cover itself takes the mean idf of the shared words, which one rare word
+    brings to its maximum, and idf from the ranks of a word-vector file; this one is 1 where a persona
+    sentence is repeated, 0 where nothing is shared, and needs no file.
+
+    Args:
+        personas: a list of N lists of sentences. A reply whose persona has no sentence with a content word does
+            not count; the signature says how many did.
+    """
+    from utils import dialogue_metrics
+
+    _check_hypotheses(hypotheses)
+    if len(hypotheses) != len(personas):
+        found = f"{len(hypotheses)} hypotheses, but {len(personas)} personas"
+        raise UserError(found, expected="one persona, a list of sentences, per hypothesis")
+    for i, persona in enumerate(personas):
+        if isinstance(persona, str) or not all(isinstance(text, str) for text in persona):
+            raise UserError(f"the persona is {brief(persona)}", place=f"example {i}", expected="a list of strings")
+    value, counted = dialogue_metrics.persona_coverage(hypotheses, personas)
+    return Score(value, f"best:sentence|recall:idf|idf:persona-sentences|case:lc|stop:yes|counted:{counted}|scale:0-1")
 
 
 def e2e(hypotheses, references):
@@ -196,14 +298,19 @@ def check_counts(hypotheses, references):
             expected="one line of output, and one or more references, per example",
             remedy="use the references of the decoded split; in their file an empty line ends an example",
         )
-    if not hypotheses:
-        raise UserError("there is nothing to score: 0 hypotheses", remedy="check the output file or --split")
-    for i, (hypothesis, group) in enumerate(zip(hypotheses, references)):
-        if not isinstance(hypothesis, str):
-            raise UserError(f"the hypothesis is {brief(hypothesis)}", place=f"example {i}", expected="a string")
+    _check_hypotheses(hypotheses)
+    for i, group in enumerate(references):
         if isinstance(group, str) or not group or not all(isinstance(text, str) for text in group):
             found = f"the references are {brief(group)}"
             raise UserError(found, place=f"example {i}", expected="a list of one or more strings")
+
+
+def _check_hypotheses(hypotheses):
+    if not hypotheses:
+        raise UserError("there is nothing to score: 0 hypotheses", remedy="check the output file or --split")
+    for i, hypothesis in enumerate(hypotheses):
+        if not isinstance(hypothesis, str):
+            raise UserError(f"the hypothesis is {brief(hypothesis)}", place=f"example {i}", expected="a string")
 
 
 def read_lines(path):
