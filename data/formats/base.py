@@ -103,6 +103,14 @@ def at_least_one(text):
     return number
 
 
+def not_negative(text):
+    """An argparse type: a whole number from 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    return number
+
+
 def given_splits(args, suffix=""):
     """{split: what --train, --valid, --test (with `suffix` added to the name) give}, at least one."""
     given = {split: value for split in SPLITS if (value := getattr(args, f"{split}{suffix}"))}
