@@ -5,8 +5,9 @@ embedding and head a wrapper, and its class a subclass whose `forward` takes `ta
 arguments. No block's forward is copied or overridden.
 """
 
+import copy
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from adapters.backbones import family_of
 from adapters.bottleneck import AdapterBank, BottleneckAdapter, TaskRouter
 from adapters.task_embeddings import TaskEmbedding, TaskHead, TaskRows
+from adapters.trained import describe, halve_frozen, ledger, only_tables, trainable  # noqa: F401  (part of this interface)
 
 PAD = "<pad>"
 IGNORE = -100
@@ -34,6 +36,10 @@ class TaskModelInfo:
         first: id of the first added token; below it lies the backbone's own vocabulary.
         own_columns: a task's rows are scored against the base vocabulary and the task's own tokens only.
             False for released checkpoints, whose other tasks' columns took part in the softmax.
+        freeze: beside an adapter the backbone is frozen; False: it is trained too.
+        carry: a checkpoint holds the backbone itself instead of its name.
+        self_copy: the output is a mixture with a pointer (adapters/self_copy.py).
+        histories: {task: exchanges of a conversation it was trained with}, where that is known.
     """
 
     mode: str
@@ -41,6 +47,10 @@ class TaskModelInfo:
     bottlenecks: dict
     first: int
     own_columns: bool = True
+    freeze: bool = True
+    carry: bool = False
+    self_copy: bool = False
+    histories: dict = field(default_factory=dict)
 
     @property
     def tasks(self):
@@ -54,7 +64,10 @@ class TaskConditioned:
     Attributes:
         info: `TaskModelInfo`.
         router: `TaskRouter` shared by the adapter banks.
+        distillation: what makes a loss of `soft_targets`, or None.
     """
+
+    distillation = None
 
     def forward(
         self,
@@ -69,6 +82,7 @@ class TaskConditioned:
         logits_to_keep=0,
         task_ids=None,
         num_items_in_batch=None,
+        soft_targets=None,
         **kwargs,
     ):
         """As the backbone's forward, and:
@@ -79,6 +93,8 @@ class TaskConditioned:
             labels: [rows, length], unshifted, -100 where there is no loss. With labels, `logits` of the
                 output is None: scores are computed only where a label stands.
             num_items_in_batch: the loss is the sum over labels divided by this (default: their number).
+            soft_targets: a teacher's scores for `self.distillation` (utils/distillation.py), which then makes the
+                loss.
         """
         if inputs_embeds is None:
             embed = self.get_input_embeddings()
@@ -95,12 +111,29 @@ class TaskConditioned:
             **kwargs,
         )
         if labels is None:
-            return super().forward(logits_to_keep=logits_to_keep, **given)
+            return self.all_scores(given, logits_to_keep)
         hidden = self.base_model(**given)[0]
-        scores, targets, _ = self.label_scores(hidden, labels, ids)
-        total = F.cross_entropy(scores.float(), targets, ignore_index=IGNORE, reduction="sum")
+        total = self.label_loss(hidden, labels, ids, soft_targets)
         count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != IGNORE).sum()
         return CausalLMOutputWithPast(loss=total / count)
+
+    def scores_at(self, labels, task_ids=None, **inputs):
+        """The scores that the loss of `labels` would be computed from: [labels rounded up to 64, vocabulary]."""
+        embed = self.get_input_embeddings()
+        hidden = embed(inputs.pop("input_ids")) + embed(inputs.pop("token_type_ids"))
+        ids = self.router.route(task_ids, len(labels))
+        return self.label_scores(self.base_model(inputs_embeds=hidden, **inputs)[0], labels, ids)[0]
+
+    def all_scores(self, given, logits_to_keep=0):
+        """The backbone's own output for its arguments `given`, scores at the last `logits_to_keep` (0: all)."""
+        return super().forward(logits_to_keep=logits_to_keep, **given)
+
+    def label_loss(self, hidden, labels, ids, soft_targets=None):
+        """The loss summed over the labels; arguments as in `label_scores` and `forward`."""
+        scores, targets, _ = self.label_scores(hidden, labels, ids)
+        if soft_targets is not None:
+            return self.distillation.loss(scores, targets, soft_targets)
+        return F.cross_entropy(scores.float(), targets, ignore_index=IGNORE, reduction="sum")
 
     def label_scores(self, hidden, labels, ids):
         """Scores only where a label stands.
@@ -114,27 +147,19 @@ class TaskConditioned:
             (scores [n, vocabulary], targets [n], row of each [n]); n is the number of labels rounded up to a
             multiple of 64, the surplus has target -100.
         """
-        shifted = labels[:, 1:].reshape(-1)
-        places = (shifted != IGNORE).nonzero().squeeze(-1)
-        surplus = -len(places) % LABEL_ROUND
-        targets = F.pad(shifted[places], (0, surplus), value=IGNORE)
-        places = F.pad(places, (0, surplus))
-        length = labels.shape[1]
-        rows = places // (length - 1)
-        picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, places + rows)
-        scores = self.get_output_embeddings()(picked)
+        rows, at, targets = label_places(labels)
+        picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows * labels.shape[1] + at)
+        head = self.get_output_embeddings()
         if self.info.own_columns and len(self.info.markers) > 1 and self.info.mode == "adapter":
-            foreign = self._foreign_columns(ids, scores.device)[rows]
-            head, extra = scores[:, : self.info.first], scores[:, self.info.first :]
-            scores = torch.cat([head, extra.masked_fill(foreign, float("-inf"))], dim=-1)
-        return scores, targets, rows
+            return head(picked, self._foreign_columns(ids, picked.device)[rows]), targets, rows
+        return head(picked), targets, rows
 
     def _foreign_columns(self, ids, device):
         """[rows, added tokens] true where an added token belongs to a task other than the row's."""
-        spare = self.config.vocab_size - self.info.first - sum(map(len, self.info.markers.values()))
-        owners = [None] * spare + [t for t, names in self.info.markers.items() for _ in names]
-        tasks = self.info.tasks
-        return torch.tensor([[o is not None and (i < 0 or o != tasks[i]) for o in owners] for i in ids], device=device)
+        held = self.get_output_embeddings().rows
+        owners = [None] * len(held.spare) + [t for t, rows in held.tasks.items() for _ in rows]
+        of_task = {i: [o is not None and (i < 0 or o != self.info.tasks[i]) for o in owners] for i in set(ids)}
+        return torch.tensor([of_task[i] for i in ids], device=device)
 
     def task_id(self, task):
         """The id of a task by name; an unknown name is a KeyError that lists those held."""
@@ -145,6 +170,25 @@ class TaskConditioned:
     def gradient_checkpointing(self):
         """Recompute the blocks' activations in the backward pass instead of keeping them."""
         self.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def label_places(labels):
+    """Where the labels stand, and what is to be predicted there.
+
+    Args:
+        labels: [rows, length], unshifted, -100 where there is no loss.
+
+    Returns:
+        (row [n], position whose output predicts the label [n], label [n]); n is the number of labels rounded up
+        to a multiple of 64, the surplus has label -100.
+    """
+    shifted = labels[:, 1:].reshape(-1)
+    places = (shifted != IGNORE).nonzero().squeeze(-1)
+    surplus = -len(places) % LABEL_ROUND
+    targets = F.pad(shifted[places], (0, surplus), value=IGNORE)
+    places = F.pad(places, (0, surplus))
+    length = labels.shape[1] - 1
+    return places // length, places % length, targets
 
 
 def add_tokens(tokenizer, markers):
@@ -193,7 +237,7 @@ def start_rows_from_words(model, tokenizer, task, std=0.02):
                 rows[at] = mean * (std / mean.std())
 
 
-def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=0.02):
+def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=0.02, *, freeze=True, carry=None):
     """Make a loaded backbone a model of tasks.
 
     Args:
@@ -204,10 +248,14 @@ def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=0.
             (0: rows only); None to train everything.
         own_columns: see `TaskModelInfo`.
         std: standard deviation new rows start from.
+        freeze: with `bottlenecks`, False trains the backbone too.
+        carry: checkpoints hold the backbone itself (default: when it is not frozen), so that it can be found again.
 
     Returns:
         the same model object, its class now also `TaskConditioned`.
     """
+    # What a carried backbone is saved with: its own tokenizer, without what is added now.
+    bare = copy.deepcopy(tokenizer) if bottlenecks is not None and (carry or not freeze) else None
     first = add_tokens(tokenizer, markers)
     info = TaskModelInfo(
         mode="full" if bottlenecks is None else "adapter",
@@ -215,12 +263,15 @@ def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=0.
         bottlenecks=dict(bottlenecks or {}),
         first=first,
         own_columns=own_columns,
+        freeze=freeze or bottlenecks is None,
+        carry=bare is not None,
     )
     _condition(model, info)
+    model.bare_tokenizer = bare
     if info.mode == "full":
         _grow_tables(model, len(tokenizer), std)
         return model
-    model.requires_grad_(False)
+    model.requires_grad_(not freeze)
     spare = len(tokenizer) - first - sum(map(len, markers.values()))
     _wrap_vocabulary(model, info, spare, std)
     family = family_of(model.config)
@@ -238,6 +289,18 @@ def _condition(model, info):
     model.__class__ = type(base.__name__, (TaskConditioned, base), {"__module__": base.__module__})
     model.info = info
     model.router = TaskRouter()
+    model.router.tasks = info.tasks
+
+
+def keep_tasks(model, order):
+    """Let an attached model answer for the tasks in `order`, in that order: it gives their ids.
+
+    Token ids and rows stay as they are: a released checkpoint orders both differently, and one of a single task
+    has the other tasks' rows too.
+    """
+    info = model.info
+    info.markers = {task: info.markers[task] for task in order}
+    info.bottlenecks = {task: info.bottlenecks[task] for task in order}
     model.router.tasks = info.tasks
 
 
@@ -272,55 +335,6 @@ def _add_adapters(model, task, bottleneck):
         like = next(block.parameters())
         adapter = BottleneckAdapter(model.config.hidden_size, bottleneck, family.norm_eps(model.config))
         block.adapter_bank.adapters[task] = adapter.to(like.device)
-
-
-def halve_frozen(model, dtype):
-    """Keep frozen matrices in the half precision that autocast computes with.
-
-    Autocast casts a frozen weight anew in every forward; casting it once gives the same products, bit for
-    bit, without the traffic. Norms, biases, tables for look-up and everything trained stay fp32.
-    """
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    for module in model.modules():
-        if isinstance(module, TaskHead):
-            module.half = module.base.weight.detach().to(dtype)
-        frozen = isinstance(module, (torch.nn.Linear, Conv1D)) and not module.weight.requires_grad
-        if frozen and module is not getattr(head, "base", None):
-            # A new parameter, not new data in the old one: a head may share its matrix with a look-up table.
-            module.weight = torch.nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
-
-
-def trainable(model):
-    """{name: parameter} of everything that is trained."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def ledger(model):
-    """The trained share of a model.
-
-    Returns:
-        dict(adapters, task_rows, backbone: trained parameters of each kind; total: of the bare backbone).
-    """
-    counts = dict(adapters=0, task_rows=0, backbone=0, total=0)
-    for name, p in model.named_parameters():
-        kind = "adapters" if "adapter_bank" in name else "task_rows" if ".rows.tasks." in name else "backbone"
-        if p.requires_grad:
-            counts[kind] += p.numel()
-        if kind == "backbone":
-            counts["total"] += p.numel()
-    return counts
-
-
-def describe(model):
-    """One line for the log: what is trained and what share of the backbone that is."""
-    c = ledger(model)
-    share = 100 * (c["adapters"] + c["task_rows"] + c["backbone"]) / c["total"]
-    total = f"{c['total'] / 1e6:.1f}M" if c["total"] >= 1e6 else f"{c['total']:,}"
-    if c["backbone"]:
-        return f"trained: all {c['backbone']:,} parameters of the backbone"
-    return f"trained: adapters {c['adapters']:,} + task rows {c['task_rows']:,} = {share:.2f} % of {total} (frozen)"
 
 
 def compile_blocks(model):

@@ -23,6 +23,8 @@ class Family:
         blocks: model -> its list of transformer blocks, in order.
         norm_eps: config -> epsilon of its layer norms; adapters use the same.
         positions: config -> the longest sequence the model can take.
+        attention: block -> its attention module, whose output is (hidden states, attention weights); None where
+            the family has no such module, and therefore no `--self_copy`.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Family:
     blocks: Callable
     norm_eps: Callable
     positions: Callable
+    attention: Callable | None = None
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -62,10 +65,12 @@ def load(name, random_init=False):
 
     Args:
         name: an embedded name (`smollm2`, `tiny-gpt2`, `tiny-llama`), a local directory, or a hub name.
-        random_init: the same shape with fresh weights instead of the pretrained ones.
+        random_init: a seed: the same shape with fresh weights drawn from it instead of the pretrained ones, the
+            same ones each time. True: a seed drawn from torch's own generator. False or None: the pretrained ones.
 
     Returns:
-        (model in fp32 and eval mode, tokenizer)
+        (model in fp32 and eval mode, tokenizer); `model.random_init_seed` is the seed, or None, and
+        `model.backbone_fingerprint` tells its weights from others.
 
     Raises:
         UserError: nothing by that name, an unsupported family, files that cannot be read, a tokenizer that
@@ -77,7 +82,8 @@ def load(name, random_init=False):
     folder = embedded.folder(name) if name in embedded.NAMES else name
     config = read_config(folder, place)
     family_of(config, place)
-    model, tokenizer = _load_transformers(folder, config, place, random_init)
+    seed = _seed_of(random_init)
+    model, tokenizer = _load_transformers(folder, config, place, seed)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise UserError(
             f"the tokenizer knows {len(tokenizer)} tokens, the model's table has "
@@ -89,8 +95,20 @@ def load(name, random_init=False):
     # A run is evaluated from other directories too.
     local = name not in embedded.NAMES and Path(name).is_dir()
     model.config._name_or_path = str(Path(name).resolve()) if local else str(name)
-    model.backbone_fingerprint = fingerprint(model)
+    model.backbone_fingerprint = fingerprint(model.state_dict())
+    model.random_init_seed = seed
     return model.eval(), tokenizer
+
+
+def _seed_of(random_init):
+    """The seed of fresh weights, or None. `True == 1` and `0 == False`, but seeds 1 and 0 are seeds."""
+    if random_init is None or random_init is False:
+        return None
+    if random_init is True:
+        import torch
+
+        return int(torch.randint(2**31, ()))
+    return random_init
 
 
 def read_config(folder, place):
@@ -131,7 +149,7 @@ def read_config(folder, place):
         ) from error
 
 
-def _load_transformers(folder, config, place, random_init):
+def _load_transformers(folder, config, place, seed):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -148,8 +166,11 @@ def _load_transformers(folder, config, place, random_init):
         raise UserError("its tokenizer has no fast version", place=place, expected="a tokenizer.json")
     # A checkpoint in half precision still trains in fp32: autocast chooses what is computed in half.
     config.dtype = torch.float32
-    if random_init:
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer
+    if seed is not None:
+        # Nothing but the seed may count, and whoever draws next is not disturbed.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, output_loading_info=True, weights_only=True
@@ -172,14 +193,14 @@ def _load_transformers(folder, config, place, random_init):
     return model, tokenizer
 
 
-def fingerprint(model):
-    """A short hash that tells one backbone's weights from another's.
+def fingerprint(state):
+    """A short hash that tells one backbone's weights, a state dict, from another's.
 
     Shapes, names and 64 evenly spaced values of every tensor: enough to notice another model or another
     training run, at a cost that does not grow with the model.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         flat = tensor.detach().reshape(-1)
         sample = flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.tobytes())

@@ -5,25 +5,33 @@ An adapter checkpoint is a directory with
     adapter_config.json         backbone, tasks, markers, bottlenecks
     adapter_model.safetensors   what was trained and nothing else:
                                 blocks.<layer>.<task>.{norm,down,up}.{weight,bias}, rows.<task>,
-                                and output_rows.<task> where the backbone's head is untied
+                                and output_rows.<task> where the backbone's head is untied; spare_rows where <pad>
+                                has a row of its own; p_gen_linear.{weight,bias} of a model with self-copy
     tokenizer files
+    backbone/                   the backbone itself, an ordinary transformers directory, where no name leads to it:
+                                it was trained too, or it came with a released checkpoint. base_model_name_or_path
+                                is then "backbone"
 
 A fully fine-tuned model is an ordinary transformers directory whose config.json also names the tasks.
 Released checkpoints of the original code load too (adapters/released.py). Nothing is ever unpickled.
 """
 
+import copy
 import json
 from pathlib import Path
 
 import torch
 
-from adapters import backbones
-from adapters.attach import TaskModelInfo, _condition, attach, trainable
+from adapters import backbones, self_copy
+from adapters.attach import TaskModelInfo, _condition, attach, keep_tasks, trainable
+from adapters.task_embeddings import TaskEmbedding, TaskHead
 from utils.errors import UserError, brief
 from utils.files import atomic_write, write_json
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, BACKBONE = "adapter_config.json", "adapter_model.safetensors", "backbone"
 FORMAT = 1
+# What stands beside the backbone has one of these in its name.
+_ADDED = (".adapter_bank.", ".rows.tasks.", ".p_gen_linear.")
 
 
 def save(model, tokenizer, directory):
@@ -33,23 +41,26 @@ def save(model, tokenizer, directory):
     info = model.info
     # A list, not an object: transformers sorts an object's keys, and the order gives the tasks their ids.
     tasks = [dict(name=name, markers=markers) for name, markers in info.markers.items()]
-    tasks = dict(tasks=tasks, first=info.first, own_columns=info.own_columns)
+    for task in tasks:
+        if task["name"] in info.histories:
+            task["max_history"] = info.histories[task["name"]]
+    tasks = dict(tasks=tasks, first=info.first, own_columns=info.own_columns, self_copy=info.self_copy)
     if info.mode == "full":
         model.config.versatile = tasks
         # One file whatever its size: a resumed run reads it back by name.
         model.save_pretrained(directory, max_shard_size="10TB")
     else:
-        from safetensors.torch import save as to_bytes
-
-        with atomic_write(directory / WEIGHTS, "wb") as file:
-            file.write(to_bytes(adapter_state(model), {"format": "pt"}))
+        # The config goes last: its fingerprint names one backbone, so that a mixture of two savings is noticed.
+        backbone = _save_backbone(model, directory / BACKBONE) if info.carry else _backbone_name(model)
+        _write_tensors(directory / WEIGHTS, adapter_state(model))
         config = dict(
             peft_type="VERSATILE_BOTTLENECK",
             task_type="CAUSAL_LM",
-            base_model_name_or_path=model.config._name_or_path,
-            base_model_fingerprint=model.backbone_fingerprint,
+            **backbone,
             model_type=model.config.model_type,
             bottlenecks=info.bottlenecks,
+            freeze=info.freeze,
+            **_rows(model, tokenizer),
             format=FORMAT,
             **tasks,
         )
@@ -57,8 +68,72 @@ def save(model, tokenizer, directory):
     tokenizer.save_pretrained(directory)
 
 
+def _backbone_name(model):
+    """What adapter_config.json says of a backbone that is found by its name, or built from its seed."""
+    seed = {} if model.random_init_seed is None else dict(random_init_seed=model.random_init_seed)
+    fingerprint = model.backbone_fingerprint
+    return dict(base_model_name_or_path=model.config._name_or_path, base_model_fingerprint=fingerprint, **seed)
+
+
+def _save_backbone(model, directory):
+    """Write an adapter model's backbone as an ordinary transformers directory; returns what the config says of it."""
+    state = backbone_state(model)
+    if halved := [name for name, p in state.items() if p.dtype in (torch.float16, torch.bfloat16)]:
+        raise ValueError(f"the backbone was put in half precision ({halved[0]}): it can no longer be saved as it was")
+    model.backbone_fingerprint = backbones.fingerprint(state)
+    _write_tensors(directory / "model.safetensors", _without_tied(model, state))
+    config = copy.deepcopy(model.config)
+    config.vocab_size = len(model.get_input_embeddings().weight)
+    config.architectures = [type(model).__name__]
+    with atomic_write(directory / "config.json") as file:
+        file.write(config.to_json_string())
+    model.bare_tokenizer.save_pretrained(directory)
+    return dict(base_model_name_or_path=BACKBONE, base_model_fingerprint=model.backbone_fingerprint)
+
+
+def backbone_state(model):
+    """{name: tensor} of an adapter model's backbone, named as it was before anything was attached."""
+    wrapped = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, (TaskEmbedding, TaskHead))]
+    state = {}
+    for name, tensor in model.state_dict().items():
+        owner = next((w for w in wrapped if name.startswith(f"{w}.")), None)
+        if owner and name.startswith(f"{owner}.base."):
+            state[name.replace(f"{owner}.base.", f"{owner}.")] = tensor.detach()
+        elif not owner and not any(part in f".{name}" for part in _ADDED):
+            state[name] = tensor.detach()
+    return state
+
+
+def _without_tied(model, state):
+    """A backbone's state without the head's matrix where that is the table's: files hold it once."""
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    return {name: tensor for name, tensor in state.items() if not (tied and name == "lm_head.weight")}
+
+
+def _rows(model, tokenizer):
+    """What adapter_config.json says of rows that are not simply the tasks' in the order of their ids, as those of a
+    released checkpoint: `rows`, the tasks in the order of their tokens, and whether <pad> has a row."""
+    held = model.get_input_embeddings().rows
+    said = dict(spare_scores=True) if held.spare_scores else {}
+    if list(held.tasks) == model.info.tasks:
+        return said
+    order, at = [], model.info.first + len(held.spare)
+    for name, rows in held.tasks.items():
+        order.append(dict(name=name, markers=tokenizer.convert_ids_to_tokens(range(at, at + len(rows)))))
+        at += len(rows)
+    return dict(rows=order, **said)
+
+
+def _write_tensors(path, state):
+    from safetensors.torch import save as to_bytes
+
+    state = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    with atomic_write(path, "wb") as file:
+        file.write(to_bytes(state, {"format": "pt"}))
+
+
 def adapter_state(model):
-    """{file key: tensor} of what an adapter model trains."""
+    """{file key: tensor} of what an adapter model holds beside its backbone."""
     return {_file_key(name): p.detach().cpu().contiguous() for name, p in _adapter_parameters(model).items()}
 
 
@@ -71,12 +146,20 @@ def load_weights(model, directory):
         tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
         _same_keys(set(missing) - tied, set(unexpected), directory)
         return
-    set_adapter_state(model, read_safetensors(directory / WEIGHTS), directory / WEIGHTS)
+    adapters = read_safetensors(directory / WEIGHTS)
+    if model.info.carry:
+        path = directory / BACKBONE / "model.safetensors"
+        _copy(read_safetensors(path), _without_tied(model, backbone_state(model)), path)
+    set_adapter_state(model, adapters, directory / WEIGHTS)
 
 
 def set_adapter_state(model, state, place):
     """Copy {file key: tensor} into an attached model; keys and shapes must be exactly the model's."""
-    wanted = {_file_key(name): p for name, p in _adapter_parameters(model).items()}
+    _copy(state, {_file_key(name): p for name, p in _adapter_parameters(model).items()}, place)
+
+
+def _copy(state, wanted, place):
+    """Copy a file's tensors into those wanted; names and shapes must be the same."""
     _same_keys(set(wanted) - set(state), set(state) - set(wanted), place)
     for key, tensor in state.items():
         if tensor.shape != wanted[key].shape:
@@ -140,24 +223,42 @@ def _load_adapter(path):
     if missing:
         raise UserError(f"no {missing[0]!r}", place=path / CONFIG, expected="a file that train.py wrote")
     state = read_safetensors(path / WEIGHTS)
-    model, tokenizer = backbones.load(config["base_model_name_or_path"])
-    found, expected = model.backbone_fingerprint, config.get("base_model_fingerprint")
-    if expected and found != expected:
-        raise UserError(
-            f"the backbone {config['base_model_name_or_path']} has the fingerprint {found}",
-            place=path / CONFIG,
-            expected=f"{expected}, the weights the adapter was trained on",
-            remedy="put the original backbone back, or train the adapter again",
-        )
-    attach(model, tokenizer, _markers(config), config["bottlenecks"], config.get("own_columns", True))
+    model, tokenizer = _backbone_of(path, config)
+    order = config.get("rows", config["tasks"])
+    bottlenecks = {task["name"]: config["bottlenecks"].get(task["name"], 0) for task in order}
+    carry, freeze = config["base_model_name_or_path"] == BACKBONE, config.get("freeze", True)
+    attach(model, tokenizer, _markers(order), bottlenecks, config.get("own_columns", True), freeze=freeze, carry=carry)
+    keep_tasks(model, [task["name"] for task in config["tasks"]])
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        module.rows.spare_scores = config.get("spare_scores", False)
+    if config.get("self_copy"):
+        self_copy.add(model)
     if model.info.first != config["first"]:
         raise UserError(
             f"the backbone's tokenizer has {model.info.first} tokens", place=path / CONFIG,
             expected=f"{config['first']}, as when the adapter was trained",
         )  # fmt: skip
+    model.info.histories = _histories(config)
     set_adapter_state(model, state, path / WEIGHTS)
     _refuse_idle(model, path / WEIGHTS)
     return model, tokenizer
+
+
+def _backbone_of(path, config):
+    """The backbone that adapter_config.json names, proved by its fingerprint to be the one the adapter knows."""
+    name, seed = config["base_model_name_or_path"], config.get("random_init_seed")
+    model, tokenizer = backbones.load(str(path / BACKBONE) if name == BACKBONE else name, random_init=seed)
+    found, expected = model.backbone_fingerprint, config.get("base_model_fingerprint")
+    if not expected or found == expected:
+        return model, tokenizer
+    what, remedy = f"the backbone {name}", "put the original backbone back, or train the adapter again"
+    if name == BACKBONE:
+        remedy = "its files are of different savings: use the run's last checkpoint, or copy the directory again"
+    elif seed is not None:
+        what = f"the random backbone {name} built from seed {seed} with torch {torch.__version__}"
+        remedy = "another torch version or kind of processor may draw other numbers: use those of run.json"
+    raise UserError(f"{what} has the fingerprint {found}", place=path / CONFIG,
+                    expected=f"{expected}, the weights the adapter was trained on", remedy=remedy)  # fmt: skip
 
 
 def _load_full(directory):
@@ -170,12 +271,34 @@ def _load_full(directory):
             expected="a run directory of train.py, or a released VLM checkpoint",
         )  # fmt: skip
     model, tokenizer = backbones.load(directory)
-    _condition(model, TaskModelInfo("full", _markers(tasks), {}, tasks["first"], tasks["own_columns"]))
+    _condition(model, TaskModelInfo("full", _markers(tasks["tasks"]), {}, tasks["first"], tasks["own_columns"]))
+    if tasks.get("self_copy"):
+        # transformers loads only what it knows of.
+        path = Path(directory) / "model.safetensors"
+        gate = {key: tensor for key, tensor in read_safetensors(path).items() if key.startswith("p_gen_linear.")}
+        self_copy.add(model)
+        _copy(gate, {f"p_gen_linear.{key}": p for key, p in model.p_gen_linear.state_dict().items()}, path)
+    model.info.histories = _histories(tasks)
     return model, tokenizer
 
 
-def _markers(config):
-    return {task["name"]: task["markers"] for task in config["tasks"]}
+def _markers(tasks):
+    return {task["name"]: task["markers"] for task in tasks}
+
+
+def _histories(config):
+    return {task["name"]: task["max_history"] for task in config["tasks"] if "max_history" in task}
+
+
+def history(directory, task):
+    """How many exchanges of a conversation a checkpoint was trained with for `task`, or None; nothing is loaded."""
+    for name in (CONFIG, "config.json"):
+        path = Path(directory) / name
+        if path.is_file():
+            config = _read_json(path)
+            tasks = config if name == CONFIG else config.get("versatile")
+            return _histories(tasks).get(task) if isinstance(tasks, dict) and "tasks" in tasks else None
+    return None
 
 
 def _refuse_idle(model, place):
@@ -226,12 +349,16 @@ def _same_keys(missing, unexpected, place):
 
 
 def _adapter_parameters(model):
-    return {n: p for n, p in model.named_parameters() if "adapter_bank." in n or ".rows.tasks." in n}
+    named = {n: p for n, p in model.named_parameters() if any(part in f".{n}" for part in _ADDED)}
+    rows = model.get_input_embeddings().rows
+    return named | ({"spare_rows": rows.spare} if rows.spare_scores else {})
 
 
 def _file_key(name):
     """Name of a parameter in the model -> its key in the file, which is the same for every family."""
     parts = name.split(".")
+    if name == "spare_rows" or parts[0] == "p_gen_linear":
+        return name
     if "adapter_bank" in parts:
         at = parts.index("adapter_bank")
         return ".".join(["blocks", parts[at - 1], *parts[at + 2 :]])

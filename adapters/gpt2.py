@@ -9,5 +9,6 @@ GPT2 = register(
         blocks=lambda model: model.transformer.h,
         norm_eps=lambda config: config.layer_norm_epsilon,
         positions=lambda config: config.n_positions,
+        attention=lambda block: block.attn,
     )
 )

@@ -9,5 +9,6 @@ LLAMA = register(
         blocks=lambda model: model.model.layers,
         norm_eps=lambda config: config.rms_norm_eps,
         positions=lambda config: config.max_position_embeddings,
+        attention=lambda block: block.self_attn,
     )
 )

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from adapters.attach import TaskModelInfo, _condition, add_tokens, attach
+from adapters import backbones
+from adapters.attach import TaskModelInfo, _condition, add_tokens, attach, keep_tasks
 from adapters.bottleneck import BottleneckAdapter
 from utils.errors import UserError, brief
 
@@ -81,9 +82,9 @@ def build(state, tokenizer, config, task=None, place="released checkpoint"):
         return model.eval(), tokenizer
     model = GPT2LMHeadModel(config)
     _load_backbone(model, own | {"transformer.wte.weight": table[:base]}, place)
-    model.backbone_fingerprint = None
+    model.random_init_seed = None
     # Rows keep the file's order, so token ids are the file's; task ids are the combiner's order.
-    attach(model, tokenizer, ROWS, dict.fromkeys(ROWS, 0), own_columns=False)
+    attach(model, tokenizer, ROWS, dict.fromkeys(ROWS, 0), own_columns=False, carry=True)
     _set_rows(model, table[base:])
     _set_adapters(model, state, adapters, task)
     return model.eval(), tokenizer
@@ -114,9 +115,7 @@ def _set_adapters(model, state, matches, task):
         getattr(getattr(bank.adapters[name], _PART[part]), kind).data.copy_(state[key])
     # Ids as in the original's combiner; a single-task checkpoint has one task.
     order = [t for t in TASK_IDS if t in names]
-    model.info.markers = {t: ROWS[t] for t in order}
-    model.info.bottlenecks = {t: model.info.bottlenecks[t] for t in order}
-    model.router.tasks = model.info.tasks
+    keep_tasks(model, order)
 
 
 def _task_of(slot, task):
@@ -156,8 +155,6 @@ def _read_weights(path):
 
 
 def _config(path, state):
-    from adapters import backbones
-
     config = backbones.read_config(path, f"--model_checkpoint {path}")
     backbones.family_of(config)
     config.vocab_size = state["transformer.wte.weight"].shape[0] - ADDED

@@ -1,0 +1,94 @@
+"""What of a model is trained: choosing it, counting it, and keeping the rest in half precision."""
+
+import torch
+
+from adapters.task_embeddings import TaskHead
+
+
+def trainable(model):
+    """{name: parameter} of everything that is trained."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def only_tables(model):
+    """Train nothing but the whole vocabulary: the table that a tied head shares with the input, or both tables of an
+    untied backbone (`--outputlayer_only` of the original VLM code). A pointer's gate stays trained.
+
+    Raises:
+        ValueError: the model has adapters; its tables are then the frozen backbone's.
+    """
+    if model.info.mode != "full":
+        raise ValueError("only_tables is for a model without adapters, whose tables have grown by the tasks' tokens")
+    model.requires_grad_(False)
+    for table in _tables(model):
+        table.requires_grad_(True)
+    if model.info.self_copy:
+        model.p_gen_linear.requires_grad_(True)
+
+
+def _tables(model):
+    """The input table, and the output table where it is another one."""
+    both = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return both[:1] if both[0] is both[1] else both
+
+
+def halve_frozen(model, dtype):
+    """Keep frozen matrices in the half precision that autocast computes with.
+
+    Autocast casts a frozen weight anew in every forward; casting it once gives the same products, bit for
+    bit, without the traffic. Norms, biases, tables for look-up and everything trained stay fp32. A model that is
+    trained and saved with its backbone keeps it whole: a checkpoint must not be coarser than what was loaded.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    if trainable(model) and (model.info.mode == "full" or model.info.carry):
+        return
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, TaskHead):
+            module.half = module.base.weight.detach().to(dtype)
+        frozen = isinstance(module, (torch.nn.Linear, Conv1D)) and not module.weight.requires_grad
+        if frozen and module is not getattr(head, "base", None):
+            # A new parameter, not new data in the old one: a head may share its matrix with a look-up table.
+            module.weight = torch.nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
+
+
+def ledger(model):
+    """The trained share of a model.
+
+    Returns:
+        dict(adapters, task_rows, backbone: trained parameters of each kind; total: of the bare backbone), and
+        self_copy, the parameters of a pointer's gate, where there is one.
+    """
+    counts = dict(adapters=0, task_rows=0, backbone=0, total=0)
+    for name, p in model.named_parameters():
+        kind = _kind(name)
+        if p.requires_grad:
+            counts[kind] = counts.get(kind, 0) + p.numel()
+        if kind == "backbone":
+            counts["total"] += p.numel()
+    return counts
+
+
+def _kind(name):
+    """Which of the ledger's kinds a parameter counts as."""
+    if name.startswith("p_gen_linear."):
+        return "self_copy"
+    return "adapters" if "adapter_bank" in name else "task_rows" if ".rows.tasks." in name else "backbone"
+
+
+def describe(model):
+    """One line for the log: what is trained and what share of the backbone that is."""
+    c = ledger(model)
+    gate = f" + self-copy gate {c['self_copy']:,}" if "self_copy" in c else ""
+    trained = sum(c.values()) - c["total"]
+    total = f"{c['total'] / 1e6:.1f}M" if c["total"] >= 1e6 else f"{c['total']:,}"
+    share = f" = {100 * trained / c['total']:.2f} % of {total}"
+    added = f"adapters {c['adapters']:,} + task rows {c['task_rows']:,}"
+    if not c["backbone"]:
+        return f"trained: {added}{gate}{share} (frozen)"
+    if c["backbone"] < c["total"]:
+        tables = "the embedding table" if len(_tables(model)) == 1 else "the input and output tables"
+        return f"trained: {tables}, {c['backbone']:,} parameters{gate}{share} (the rest is frozen)"
+    everything = f"all {c['backbone']:,} parameters of the backbone{gate}"
+    return f"trained: {everything}" if model.info.mode == "full" else f"trained: {added} + {everything}"
