@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from converting import NOISE, attempt, damaged, error, run, sizes, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,37 +29,10 @@ MR = "name[The Tin Kettle], customer rating[5 out of 5], near[Café Größe]"
 SRC = {"name": "The Tin Kettle", "customer rating": "5 out of 5", "near": "Café Größe"}
 
 
-def write(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = text.encode() if isinstance(text, str) else text
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-    return path
-
-
 def e2e_file(path, rows):
     text = io.StringIO()
     csv.writer(text).writerows([("mr", "ref"), *rows])
     return write(path, text.getvalue())
-
-
-def run(tmp_path, *argv):
-    """(the task json, the report as text)"""
-    output = tmp_path / "out" / "data.json"
-    report = convert.convert([*map(str, argv), "--output", str(output)])
-    return json.loads(output.read_text(encoding="utf-8")), "\n".join(report.lines())
-
-
-def sizes(splits):
-    return {split: len(records) for split, records in splits.items()}
-
-
-def error(tmp_path, *argv):
-    with pytest.raises(UserError) as caught:
-        run(tmp_path, *argv)
-    assert caught.value.place
-    assert caught.value.remedy
-    assert not (tmp_path / "out" / "data.json").exists()
-    return str(caught.value)
 
 
 # --- e2e -------------------------------------------------------------------------------------------------
@@ -312,33 +286,9 @@ def test_two_formats_of_one_name_are_refused():
 
 # --- properties: whatever the files hold, the result is a task json or a `UserError` ----------------------
 
-NOISE = st.binary(max_size=40) | st.text(max_size=20).map(lambda text: text.encode("utf-8", "surrogatepass"))
 MRS = st.lists(st.sampled_from(["name", "food", "foo", "[", "]", ",", " ", "x", "name[A]", ", ", '"']),
                max_size=8).map("".join)
 ROWS = st.tuples(MRS, st.text(max_size=5)) | st.tuples(MRS)
-
-
-def attempt(argv, files):
-    """Write the files into a fresh folder and convert; "{}" in argv is the folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
-        output = Path(folder) / "o.json"
-        try:
-            convert.convert([part.format(folder) for part in argv] + ["--output", str(output)])
-        except UserError as raised:
-            assert raised.place
-            assert not output.exists()
-            return None
-        return json.loads(output.read_text(encoding="utf-8"))
-
-
-def damaged(content, data):
-    content = bytearray(content)
-    for _ in range(data.draw(st.integers(0, 2))):
-        at = data.draw(st.integers(0, len(content)))
-        content[at:at + data.draw(st.integers(0, 9))] = data.draw(NOISE)
-    return bytes(content)
 
 
 @settings(deadline=None, max_examples=150)

@@ -194,59 +194,51 @@ def kept(items, split, report):
             yield record
 
 
-def split_records(given, sizes, read, report):
+def split_records(given, sizes, read, report, key=None):
     """{split: iterator of records}, where the last records of the training files may become other splits.
 
-    One pass, however the training files are divided: memory holds the records held out, no more.
+    A training record that shares its text with one held out is dropped. Memory holds the records held out, no more;
+    the training files are then read twice.
 
     Args:
         given: {split: what `read` takes}.
         sizes: {"valid": N, "test": N} or a part of it. In the order of the training files come train, valid, test.
         read: yields (record or None, drops) as `parsed` does.
+        key: the text of a record that no two splits may share; needed with `sizes`.
     """
+    splits = {split: kept(read(value), split, report) for split, value in given.items()}
     if not sizes:
-        return {split: kept(read(value), split, report) for split, value in given.items()}
-    tail = _Tail(read(given["train"]), sum(sizes.values()), report)
-    splits, start = {"train": tail.front()}, 0
-    for split in SPLITS[1:]:
-        if split in sizes:
-            splits[split] = tail.part(split, start, start + sizes[split])
-            start += sizes[split]
-        elif split in given:
-            splits[split] = kept(read(given[split]), split, report)
-    return splits
+        return splits
+    number, total = sum(sizes.values()), 0
+    tail = collections.deque(maxlen=number)
+    for record, drops in read(given["train"]):
+        if record is not None:
+            tail.append((record, drops))
+            total += 1
+    if number >= total:
+        raise UserError(
+            f"{number} records are to be held out, and the training files have {total}",
+            place=" ".join(f"--{split}_from_train {size}" for split, size in sizes.items()),
+            expected=f"fewer than {total} in all",
+            remedy="hold fewer out",
+        )
+    held, tail = set(), list(tail)
+    for split in [split for split in reversed(SPLITS) if split in sizes]:
+        tail, part = tail[: -sizes[split]], tail[-sizes[split] :]
+        splits[split] = kept(_apart(part, len(part), frozenset(held), key), split, report)
+        held |= {key(record) for record, _ in part}
+    splits["train"] = kept(_apart(read(given["train"]), total - number, held, key), "train", report)
+    return {split: splits[split] for split in SPLITS if split in splits}
 
 
-class _Tail:
-    """A stream of (record or None, drops) whose last `number` records are kept back."""
-
-    def __init__(self, items, number, report):
-        self.items, self.number, self.report = iter(items), number, report
-        self.back, self.passed = collections.deque(), 0
-
-    def front(self):
-        """Yield all but the last `number` records."""
-        for record, drops in self.items:
-            if record is None:
-                self.report.dropped["train"].update(drops)
-                continue
-            self.back.append((record, drops))
-            if len(self.back) > self.number:
-                self.passed += 1
-                yield from kept([self.back.popleft()], "train", self.report)
-        if not self.passed:
-            raise UserError(
-                f"{self.number} records are to be held out, and the training files have {len(self.back)}",
-                place="--valid_from_train/--test_from_train",
-                expected=f"fewer than {len(self.back)}",
-                remedy="hold fewer out",
-            )
-
-    def part(self, split, start, stop):
-        """Yield the records from `start` to `stop` of those kept back."""
-        for _ in self.front():  # --train_limit may have stopped it early
-            pass
-        yield from kept(list(self.back)[start:stop], split, self.report)
+def _apart(items, number, held, key):
+    """The first `number` records of `items`, without those whose key is held out."""
+    for record, drops in items:
+        if record is None:
+            yield None, drops
+        elif number:
+            number -= 1
+            yield (record, drops) if key(record) not in held else (None, {"sharing a text with one held out": 1})
 
 
 def tallied(splits, report, fact, number):

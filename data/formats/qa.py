@@ -108,7 +108,8 @@ def squad(args, report):
     """SQuAD v1.1 and v2.0: one record a paragraph, each question on its own, with its distinct answers.
 
     The id is the article's title and the paragraph's number in it; turn_id counts the questions kept.
-    Paragraphs of one article can stand on both sides of --valid_from_train and --test_from_train.
+    Paragraphs of one article can stand on both sides of --valid_from_train and --test_from_train, but the same
+    paragraph, met again in another file, cannot.
     """
     if args.unanswerable is not None:
         usable(args.unanswerable, "the answer", "--unanswerable")
@@ -118,26 +119,28 @@ def squad(args, report):
     def read(paths):
         return parsed(_paragraphs(paths), parse, args.skip_bad)
 
-    splits = split_records(given, held_out_sizes(args, given), read, report)
+    sizes = held_out_sizes(args, given)
+    splits = split_records(given, sizes, read, report, key=lambda record: record["document"][0])
     return tallied(splits, report, "questions", _questions)
 
 
 def _paragraphs(paths):
     """Yield (place, (id, paragraph)) for every paragraph; no two have the same id."""
-    titles = collections.Counter()
+    numbers, used = collections.Counter(), set()
     for path in paths:
         for place, article in json_records(path, "data", _SQUAD):
-            title = article.get("title")
-            title = title.strip() if isinstance(title, str) else ""
-            titles[title] += 1
-            again = f"({titles[title]})" if titles[title] > 1 else ""
+            title = name = str(article.get("title") or "untitled").strip()
+            while name in used:
+                numbers[title] += 1
+                name = f"{title}({numbers[title] + 1})"
+            used.add(name)
             try:
                 paragraphs = records_field(article, "paragraphs", place)
             except UserError as error:
                 yield place, error
                 continue
             for index, paragraph in enumerate(paragraphs):
-                yield f"{place}.paragraphs[{index}]", (f"{title}{again}#{index}", paragraph)
+                yield f"{place}.paragraphs[{index}]", (f"{name}#{index}", paragraph)
 
 
 def _paragraph(raw, place, drops, unanswerable):

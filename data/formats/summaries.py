@@ -74,7 +74,8 @@ def cnn_dailymail(args, report):
         raws = _listed_stories(path, args.stories) if args.stories else _rows(path)
         return parsed(raws, _record, args.skip_bad)
 
-    return split_records(given, held_out_sizes(args, given, suffix), read, report)
+    sizes = held_out_sizes(args, given, suffix)
+    return split_records(given, sizes, read, report, key=lambda record: record["src"])
 
 
 def _record(raw, place, drops):
