@@ -34,8 +34,12 @@ FORMAT = 1
 _ADDED = (".adapter_bank.", ".rows.tasks.", ".p_gen_linear.")
 
 
-def save(model, tokenizer, directory):
-    """Write an attached model to a directory; each file is whole or absent."""
+def save(model, tokenizer, directory, state=None):
+    """Write an attached model to a directory; each file is whole or absent.
+
+    Args:
+        state: of an adapter model, what to write in place of its `adapter_state`.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     info = model.info
@@ -52,7 +56,7 @@ def save(model, tokenizer, directory):
     else:
         # The config goes last: its fingerprint names one backbone, so that a mixture of two savings is noticed.
         backbone = _save_backbone(model, directory / BACKBONE) if info.carry else _backbone_name(model)
-        _write_tensors(directory / WEIGHTS, adapter_state(model))
+        _write_tensors(directory / WEIGHTS, state or adapter_state(model))
         config = dict(
             peft_type="VERSATILE_BOTTLENECK",
             task_type="CAUSAL_LM",
@@ -137,6 +141,12 @@ def adapter_state(model):
     return {_file_key(name): p.detach().cpu().contiguous() for name, p in _adapter_parameters(model).items()}
 
 
+def task_of(key):
+    """The task that a key of `adapter_state` belongs to, or None: it belongs to all of them."""
+    parts = key.split(".")
+    return parts[2] if parts[0] == "blocks" else parts[1] if parts[0] in ("rows", "output_rows") else None
+
+
 def load_weights(model, directory):
     """Load into an attached model what `save` wrote for the same model."""
     directory = Path(directory)
@@ -172,19 +182,20 @@ def _copy(state, wanted, place):
             wanted[key].copy_(tensor)
 
 
-def load(directory, task=None):
+def load(directory, task=None, pointer=False):
     """A trained model and its tokenizer, ready to evaluate.
 
     Args:
         directory: an adapter directory, a fully fine-tuned one, or a released checkpoint of the original code.
         task: the task asked for. A released single-task checkpoint does not say which task it is for.
+        pointer: the model is one with self-copy. Only a released checkpoint has to be told, others know it.
 
     Returns:
         (model in eval mode, tokenizer)
 
     Raises:
         UserError: nothing usable there, a file that is damaged, another backbone than the one trained on, a
-            task the checkpoint does not hold, an adapter that changes nothing.
+            task the checkpoint does not hold, an adapter that changes nothing, no self-copy though asked for.
     """
     from adapters import released
 
@@ -192,7 +203,7 @@ def load(directory, task=None):
     if (path / CONFIG).is_file():
         model, tokenizer = _load_adapter(path)
     elif path.is_dir() and released.is_released(path):
-        model, tokenizer = released.load(path, task)
+        model, tokenizer = released.load(path, task, pointer)
     else:
         model, tokenizer = _load_full(directory)
     if task is not None and task not in model.info.markers:
@@ -202,6 +213,8 @@ def load(directory, task=None):
             expected=f"--task {next(iter(model.info.markers))}",
             remedy="name a task the checkpoint was trained for, or another checkpoint",
         )
+    if pointer and not model.info.self_copy:
+        raise UserError(f"{directory} was trained without it", place="--self_copy", remedy="leave the flag out")
     return model.eval(), tokenizer
 
 

@@ -5,17 +5,22 @@ config.json, vocab.json, merges.txt, added_tokens.json. Adapters stand under
 `transformer.h.<layer>.adapter_block.{ln,project_down,project_up}` (one task) or
 `…adapter_block.mixadapter.<task id>.…` (the combined VLM), and the last 30 of the embedding's rows are
 `<pad>` and the five tasks' 29 markers. A fully fine-tuned one has the rows and no adapters.
+
+  into a directory of the toolkit's own, with the backbone in it, which loads to the same logits:
+    python -m adapters.released RELEASED_DIR OUTPUT [--task nlg]
 """
 
+import argparse
 import re
 from pathlib import Path
 
 import torch
 
-from adapters import backbones
+from adapters import backbones, self_copy
 from adapters.attach import TaskModelInfo, _condition, add_tokens, attach, keep_tasks
 from adapters.bottleneck import BottleneckAdapter
-from utils.errors import UserError, brief
+from utils.errors import UserError, brief, exit_on_user_error
+from utils.files import atomic_directory
 
 # In the order of their embedding rows, which is not the order of the task ids.
 ROWS = {
@@ -41,19 +46,22 @@ def is_released(path):
     return (path / "pytorch_model.bin").is_file() and added.is_file() and b"<bos_dial>" in added.read_bytes()
 
 
-def load(path, task=None):
+def load(path, task=None, pointer=False):
     """(model, tokenizer) of a released checkpoint.
 
     Args:
         path: its directory.
         task: names the adapter of a single-task checkpoint.
+        pointer: it was trained with `--self_copy`. Its weights cannot tell: `p_gen_linear` is in all of them.
     """
     state = _read_weights(Path(path) / "pytorch_model.bin")
     tokenizer = _tokenizer(path, state["transformer.wte.weight"].shape[0])
-    return build(state, tokenizer, _config(path, state), task, place=path)
+    model, tokenizer = build(state, tokenizer, _config(path, state), task, pointer, place=path)
+    model.config._name_or_path = str(Path(path).resolve())
+    return model, tokenizer
 
 
-def build(state, tokenizer, config, task=None, place="released checkpoint"):
+def build(state, tokenizer, config, task=None, pointer=False, place="released checkpoint"):
     """A model from the original code's state dict.
 
     Args:
@@ -61,11 +69,23 @@ def build(state, tokenizer, config, task=None, place="released checkpoint"):
         tokenizer: the base tokenizer, without the added tokens.
         config: a GPT2Config of the *base* vocabulary's size.
         task: names the adapter of a single-task checkpoint.
+        pointer: it was trained with `--self_copy`.
         place: for errors.
 
     Returns:
         (model in eval mode, tokenizer with the 30 tokens)
     """
+    model = _build(state, tokenizer, config, task, place)
+    if pointer:
+        if "p_gen_linear.weight" not in state:
+            raise UserError("no p_gen_linear in it", place=place, expected="a checkpoint trained with --self_copy")
+        self_copy.add(model)
+        for kind, p in model.p_gen_linear.named_parameters():
+            p.data.copy_(state[f"p_gen_linear.{kind}"])
+    return model.eval(), tokenizer
+
+
+def _build(state, tokenizer, config, task, place):
     from transformers import GPT2LMHeadModel
 
     base = config.vocab_size
@@ -78,16 +98,16 @@ def build(state, tokenizer, config, task=None, place="released checkpoint"):
         config.vocab_size = len(table)
         model = GPT2LMHeadModel(config)
         _load_backbone(model, own, place)
-        _condition(model, TaskModelInfo("full", _ordered(), {}, add_tokens(tokenizer, ROWS), own_columns=False))
-        return model.eval(), tokenizer
+        markers = {t: ROWS[t] for t in TASK_IDS}
+        _condition(model, TaskModelInfo("full", markers, {}, add_tokens(tokenizer, ROWS), own_columns=False))
+        return model
     model = GPT2LMHeadModel(config)
     _load_backbone(model, own | {"transformer.wte.weight": table[:base]}, place)
-    model.random_init_seed = None
     # Rows keep the file's order, so token ids are the file's; task ids are the combiner's order.
     attach(model, tokenizer, ROWS, dict.fromkeys(ROWS, 0), own_columns=False, carry=True)
     _set_rows(model, table[base:])
     _set_adapters(model, state, adapters, task)
-    return model.eval(), tokenizer
+    return model
 
 
 def _set_rows(model, rows):
@@ -125,10 +145,6 @@ def _task_of(slot, task):
                             place="--task", expected="one of " + ", ".join(TASK_IDS))  # fmt: skip
         return task
     return TASK_IDS[int(slot)] if slot.isdigit() else slot
-
-
-def _ordered():
-    return {t: ROWS[t] for t in TASK_IDS}
 
 
 def _load_backbone(model, state, place):
@@ -173,3 +189,63 @@ def _tokenizer(path, rows):
         raise UserError(f"vocab.json has {len(tokenizer)} tokens, the table {rows} rows", place=path,
                         expected=f"{ADDED} rows more than tokens")  # fmt: skip
     return tokenizer
+
+
+def convert(source, output, task=None, pointer=False):
+    """Write a released checkpoint as a directory of ours (adapters/checkpoint.py), proved to give the same logits.
+
+    Args:
+        source: the released directory.
+        output: the directory to make; it must not exist, or be empty.
+        task: names the adapter of a single-task checkpoint.
+        pointer: it was trained with `--self_copy`.
+
+    Returns:
+        the model.
+
+    Raises:
+        UserError: no released checkpoint there, something in the way of the output, logits that differ.
+    """
+    from adapters import checkpoint
+
+    source, output = Path(source), Path(output)
+    if not is_released(source):
+        raise UserError("not a checkpoint of the original VLM code", place=source,
+                        expected="pytorch_model.bin and added_tokens.json with <bos_dial>")  # fmt: skip
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise UserError("something stands there already", place=output, remedy="name another directory, or remove it")
+    model, tokenizer = load(source, task, pointer)
+    with atomic_directory(output) as beside:
+        checkpoint.save(model, tokenizer, beside)
+        _prove_equal(model, tokenizer, *checkpoint.load(beside), place=output)
+    return model
+
+
+def _prove_equal(model, tokenizer, again, words, place, length=32):
+    """Logits on random tokens of the whole vocabulary, with types, for every task: the same to the last bit."""
+    if words.get_vocab() != tokenizer.get_vocab() or again.info.tasks != model.info.tasks:
+        raise UserError("the written directory has other tokens or tasks", place=place, expected="the source's")
+    generator = torch.Generator().manual_seed(0)
+    for task in [-1, *range(len(model.info.tasks))]:
+        ids, types = torch.randint(len(tokenizer), (2, 1, length), generator=generator)
+        given = dict(input_ids=ids, token_type_ids=types, task_ids=torch.tensor([task]))
+        with torch.no_grad():
+            if not torch.equal(model(**given).logits, again(**given).logits):
+                raise UserError("the written directory gives other logits", place=place, expected="the source's")
+
+
+@exit_on_user_error
+def main(argv=None):
+    """`python -m adapters.released`."""
+    p = argparse.ArgumentParser(prog="python -m adapters.released", description="Convert a released checkpoint.")
+    p.add_argument("source", help="the released directory")
+    p.add_argument("output", help="the directory to make")
+    p.add_argument("--task", choices=TASK_IDS, help="the task of a single-task adapter, which does not say it itself")
+    p.add_argument("--self_copy", action="store_true", help="it was trained with --self_copy")
+    args = p.parse_args(argv)
+    model = convert(args.source, args.output, args.task, args.self_copy)
+    print(f"{args.output}: {', '.join(model.info.tasks)}; logits equal the source's")
+
+
+if __name__ == "__main__":
+    main()

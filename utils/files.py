@@ -101,13 +101,14 @@ def atomic_directory(path, replace=True):
         try:
             yield beside
             os.chmod(beside, 0o777 & ~_umask())
-            _move_into_place(beside, path, replace)
+            move_into_place(beside, path, replace)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
             raise
 
 
-def _move_into_place(beside, path, replace):
+def move_into_place(beside, path, replace=True):
+    """Give the file or directory `beside` the name `path`; of a directory that stands there see `atomic_directory`."""
     while True:
         try:
             return os.rename(beside, path)
