@@ -1,0 +1,452 @@
+"""The results of many evaluations in one table: a row for each task, a column for each method.
+
+    python -m utils.table                              # every metrics.json under results/
+    python -m utils.table results/VLM_result other/metrics.json --output results/table.md
+
+Reads what evaluation writes: `metrics.json` or `<task>_metrics.json` of one task, or a `metrics.json` that holds
+{"tasks": {task: the same}}. Writes the table as markdown and, beside it, a bar chart of the headline scores (PNG).
+"""
+
+import argparse
+import datetime
+import json
+import math
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from utils.errors import UserError, brief, exit_on_user_error, first_line
+from utils.files import atomic_write
+from utils.metrics import Score
+
+# The columns of the VLM paper's table; a method that is not among them gets a column behind them.
+METHODS = {"finetune": "fine-tune", "adapter": "adapter", "adapter+distillation": "adapter + distillation",
+           "multi-task": "multi-task", "combined": "combined"}  # fmt: skip
+LOWER_IS_BETTER = {"PPL"}
+PARAMETERS = ("adapters", "task_rows", "backbone")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one evaluation found for one task.
+
+    Attributes:
+        scores: {name: Score}; an infinite value is one that json could not hold.
+        headline: the name of the score that stands for the task.
+        parameters: trained parameters: dict(adapters, task_rows, backbone), and total, the backbone's size; or {}.
+        split, instances, dataset_path, checkpoint, backbone: as in the file; None where it does not say.
+        path, time: the file and when it was written, in seconds since 1970.
+    """
+
+    task: str
+    method: str
+    scores: dict
+    headline: str
+    parameters: dict = field(default_factory=dict)
+    split: str | None = None
+    instances: int | None = None
+    dataset_path: str | None = None
+    checkpoint: str | None = None
+    backbone: str | None = None
+    path: Path | None = None
+    time: float = 0.0
+
+    @property
+    def trained(self):
+        return sum(self.parameters.get(kind, 0) for kind in PARAMETERS)
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def find(places):
+    """The metrics files among files and, at any depth, in directories, each once and in a fixed order.
+
+    Raises:
+        UserError: a place that is not there.
+    """
+    paths = []
+    for place in map(Path, places):
+        if place.is_dir():
+            paths += sorted({*place.rglob("metrics.json"), *place.rglob("*_metrics.json")})
+        elif place.exists():
+            paths.append(place)
+        else:
+            raise UserError("no such file or directory", place=place, expected="results of evaluate.py",
+                            remedy="check the path, or evaluate something first")  # fmt: skip
+    return list({path.resolve(): path for path in paths}.values())
+
+
+def collect(places):
+    """All results found in files and directories.
+
+    Returns:
+        (list of Result, [a line for each file that could not be used])
+
+    Raises:
+        UserError: a place is not there, or there is nothing to be used in any of them.
+    """
+    results, notes = [], []
+    paths = find(places)
+    for path in paths:
+        try:
+            results += read(path)
+        except UserError as error:
+            notes.append(f"left out {path}: {error.found}")
+    if not results:
+        where = ", ".join(map(str, places))
+        found = "none of them can be used:\n  " + "\n  ".join(notes) if notes else "no metrics.json"
+        raise UserError(f"{len(paths)} metrics files, {found}" if notes else found, place=where,
+                        expected="metrics.json files written by evaluation",
+                        remedy="evaluate something first, or name the directories or files")  # fmt: skip
+    return results, notes
+
+
+def read(path):
+    """The results in one metrics file, one a task.
+
+    Raises:
+        UserError: it cannot be read or does not hold what evaluation writes.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        time = Path(path).stat().st_mtime
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error, 80)
+        raise UserError(f"cannot read it: {reason}", place=path) from error
+    _need(isinstance(content, dict), f"it holds {brief(content, 30)}", path)
+    if "tasks" not in content:
+        return [_result(content, path, time)]
+    tasks = content["tasks"]
+    _need(isinstance(tasks, dict) and tasks, f"'tasks' is {brief(tasks, 30)}", path)
+    for name, summary in tasks.items():
+        _need(isinstance(summary, dict), f"the results of {name!r} are {brief(summary, 30)}", path)
+    shared = {key: value for key, value in content.items() if key != "tasks"}
+    return [_result({**shared, "task": name, **summary}, path, time) for name, summary in tasks.items()]
+
+
+def _result(content, path, time):
+    task, scores = content.get("task"), content.get("scores")
+    _need(isinstance(task, str) and task, "it has no 'task': not an evaluation", path)
+    _need(isinstance(scores, dict) and scores, f"{task}: it has no 'scores'", path)
+    scores = {name: _score(name, score, path) for name, score in scores.items()}
+    headline = content.get("headline", next(iter(scores)))
+    _need(headline in list(scores), f"{task}: the headline score {brief(headline, 30)} is not among its scores", path)
+    parameters = content.get("parameters") or {}
+    known = isinstance(parameters, dict) and all(isinstance(parameters.get(k, 0), int) for k in (*PARAMETERS, "total"))
+    _need(known, f"{task}: 'parameters' is {brief(parameters, 30)}", path)
+    # Files from before methods were recorded: a trained backbone is a full fine-tuning.
+    derived = ("finetune" if parameters.get("backbone") else "adapter") if parameters else None
+    method = content.get("method") or derived
+    _need(isinstance(method, str), f"{task}: it says neither 'method' nor 'parameters'", path)
+    names = ("split", "dataset_path", "checkpoint", "backbone")
+    text = {key: None if content.get(key) is None else str(content[key]) for key in names}
+    instances = content.get("instances")
+    _need(instances is None or isinstance(instances, int), f"{task}: 'instances' is {brief(instances, 30)}", path)
+    return Result(task, method, scores, headline, parameters, instances=instances, path=Path(path), time=time, **text)
+
+
+def _score(name, score, path):
+    fits = isinstance(score, dict) and isinstance(score.get("score"), int | float | None)
+    _need(fits and not isinstance(score.get("score"), bool), f"the score {name!r} is {brief(score, 30)}", path)
+    value = score.get("score")
+    return Score(math.inf if value is None else float(value), str(score.get("signature", "")))
+
+
+def _need(fits, found, path):
+    if not fits:
+        raise UserError(found, place=path)
+
+
+# --- cells -----------------------------------------------------------------------------------------------
+
+
+class Cells:
+    """The results by task and method; of several for one cell the newest is taken.
+
+    Attributes:
+        of: {(task, method): Result}.
+        tasks, methods: the rows, and the columns: those of `METHODS` first, then the others by name.
+        notes: what the reader has to know of single cells; a cell's marks are positions in it.
+        apart: the tasks whose cells were not measured on the same ground.
+    """
+
+    def __init__(self, results):
+        self.of, self.notes, self.marks, self.apart = {}, [], {}, set()
+        groups = {}
+        for result in results:
+            groups.setdefault((result.task, result.method), []).append(result)
+        self.tasks = sorted({task for task, _ in groups})
+        self.methods = [*METHODS, *sorted({method for _, method in groups} - set(METHODS))]
+        ordered = [(task, method) for task in self.tasks for method in self.methods if (task, method) in groups]
+        for key in ordered:
+            self._newest(key, groups[key])
+        self._compare(ordered, "backbone", "backbone {}")
+        for task in self.tasks:
+            keys = [key for key in ordered if key[0] == task]
+            self._compare(keys, "split", "{} split")
+            self._compare(keys, "instances", "{} instances")
+            self._compare(keys, "dataset_path", "data {}")
+
+    def _newest(self, key, results):
+        results = sorted(results, key=lambda r: (r.time, str(r.path)))
+        self.of[key] = kept = results[-1]
+        # A task's own file and the file of all tasks may tell the same.
+        older = [r for r in results[:-1] if (r.scores, r.checkpoint) != (kept.scores, kept.checkpoint)]
+        if older:
+            day = datetime.datetime.fromtimestamp(kept.time).strftime("%Y-%m-%d %H:%M")
+            others = ", ".join(str(r.path) for r in reversed(older))
+            self._note(key, f"the newest of {len(older) + 1} results: {kept.path} ({day}), not {others}")
+
+    def _compare(self, keys, name, wording):
+        """A note for each cell whose attribute differs from that of most of the cells."""
+        values = {key: value for key in keys if (value := getattr(self.of[key], name)) is not None}
+        usual = most_common(values.values())
+        for key, value in values.items():
+            if value != usual:
+                self._note(key, f"{wording.format(value)}; the others: {usual}")
+                self.apart.add(key[0])
+
+    def _note(self, key, text):
+        task, method = key
+        self.notes.append(f"{task}, {label(method)}: {text}")
+        self.marks.setdefault(key, []).append(len(self.notes))
+
+    def mark(self, key):
+        """The numbers of a cell's notes, as in " [1][2]"."""
+        marks = "".join(f"[{number}]" for number in self.marks.get(key, []))
+        return f" {marks}" if marks else ""
+
+    def row(self, task):
+        """{method: Result} of one task."""
+        return {method: self.of[task, method] for method in self.methods if (task, method) in self.of}
+
+    def headline(self, task):
+        """The score that stands for the task: the one most of its results name."""
+        return most_common([result.headline for result in self.row(task).values()])
+
+    def values(self, task, name):
+        """{method: value} of a score, for the methods that have it."""
+        return {method: r.scores[name].value for method, r in self.row(task).items() if name in r.scores}
+
+
+def most_common(values):
+    """The value that occurs most often, the first one on a tie; None of nothing."""
+    return max(counts, key=counts.get) if (counts := Counter(values)) else None
+
+
+def label(method):
+    return METHODS.get(method, method.replace("+", " + "))
+
+
+def in_words(values):
+    """{key: number as text}: three decimals where no number is above 1, else two; none from 1,000."""
+    digits = 3 if max((abs(v) for v in values.values() if math.isfinite(v)), default=0) <= 1 else 2
+    return {key: f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}" for key, value in values.items()}
+
+
+# --- markdown --------------------------------------------------------------------------------------------
+
+
+def markdown(cells, picture=None):
+    """The results as a markdown text.
+
+    Args:
+        cells: `Cells`.
+        picture: the name of the chart beside it, or None.
+    """
+    backbone = most_common([r.backbone for r in cells.of.values() if r.backbone])
+    parts = ["# Results", f"Backbone: {plain(backbone)}." if backbone else "", headline_table(cells)]
+    if cells.notes:
+        parts.append("\n".join(f"[{number}] {plain(note)}  " for number, note in enumerate(cells.notes, 1)))
+    if picture:
+        parts.append(f"![headline scores of each task and method]({picture})")
+    parts += ["## Trained parameters", parameter_table(cells)]
+    parts += ["Share: of the backbone's parameters. One model for several tasks is counted once.",
+              "## All scores", all_scores(cells), "## How the scores were computed", legend(cells)]  # fmt: skip
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def headline_table(cells):
+    """One row a task with its headline score; the best of a row is bold where all were measured alike."""
+    rows = []
+    for task in cells.tasks:
+        name, row = cells.headline(task), cells.row(task)
+        split = most_common([r.split for r in row.values() if r.split])
+        instances = most_common([r.instances for r in row.values() if r.instances is not None])
+        measured = ", ".join(filter(None, [split, f"{instances:,} instances" if instances is not None else None]))
+        rows.append([f"{task} ({measured})" if measured else task, *score_row(cells, task, name, cells.mark)])
+    return as_table(["task", "score", *map(label, cells.methods)], rows, left=2)
+
+
+def all_scores(cells):
+    """One row for every score of every task."""
+    rows = []
+    for task in cells.tasks:
+        names = list(dict.fromkeys(name for result in cells.row(task).values() for name in result.scores))
+        rows += [[task, *score_row(cells, task, name)] for name in names]
+    return as_table(["task", "score", *map(label, cells.methods)], rows, left=2)
+
+
+def score_row(cells, task, name, mark=lambda key: ""):
+    """[the score's name, a text for each method]."""
+    values = cells.values(task, name)
+    texts, lower = in_words(values), name in LOWER_IS_BETTER
+    best = (min if lower else max)(values.values()) if len(values) > 1 and task not in cells.apart else None
+    shown = []
+    for method in cells.methods:
+        text = texts.get(method, "–")
+        bold = f"**{text}**" if best is not None and values.get(method) == best else text
+        shown.append(bold + (mark((task, method)) if method in texts else ""))
+    return [name + (" (lower is better)" if lower else ""), *shown]
+
+
+def parameter_table(cells):
+    """A row a method: what was trained for each task, and for all of its tasks together."""
+    rows = []
+    for method in cells.methods:
+        found = {task: cells.of[task, method] for task in cells.tasks if (task, method) in cells.of}
+        found = {task: result for task, result in found.items() if result.parameters}
+        # Several tasks of one checkpoint are one model; nothing tells unnamed checkpoints apart but the task.
+        # A task alone, out of a model for several, has its own number.
+        model = {task: (r.checkpoint or task, r.trained) for task, r in found.items()}
+        users = Counter(model.values())
+        if found:
+            row = ["–" if task not in found else "shared" if users[model[task]] > 1 else share([found[task]])
+                   for task in cells.tasks]  # fmt: skip
+            rows.append([label(method), *row, share(list({model[task]: r for task, r in found.items()}.values()))])
+    return as_table(["method", *cells.tasks, "together"], rows, left=1) if rows else "Not recorded."
+
+
+def share(results):
+    """Trained parameters of some models and, where their backbones' size is known, the share of one backbone."""
+    count = sum(result.trained for result in results)
+    if not all(result.parameters.get("total") for result in results):
+        return f"{count:,}"
+    return f"{count:,} ({100 * sum(r.trained / r.parameters['total'] for r in results):.2f} %)"
+
+
+def legend(cells):
+    """Every score's signature; where the cells of a task differ in it, each with the methods it belongs to."""
+    groups = {}
+    for (task, method), result in cells.of.items():
+        for name, score in result.scores.items():
+            groups.setdefault(name, {}).setdefault(score.signature, {}).setdefault(task, []).append(method)
+    lines = []
+    for name, signatures in groups.items():
+        for signature, uses in signatures.items():
+            code = f"`{plain(signature)}`" if signature else "no signature"
+            uses = [task_use(cells, task, name, methods) for task, methods in uses.items()]
+            lines.append(f"- {plain(name)} – {plain(', '.join(uses))}: {code}")
+    return "\n".join(lines)
+
+
+def task_use(cells, task, name, methods):
+    everywhere = len(methods) == len(cells.values(task, name))
+    return task if everywhere else f"{task} ({', '.join(map(label, methods))})"
+
+
+def as_table(head, rows, left):
+    """Markdown table: the first `left` columns to the left, the others, numbers, to the right."""
+    lines = [[cell(text) for text in row] for row in (head, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines)]
+    rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    padded = [[text.ljust(w) if i < left else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths))]
+              for line in lines]  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:]))
+
+
+def cell(text):
+    return plain(text).replace("|", "\\|")
+
+
+def plain(text):
+    """One line, without what would end a code span."""
+    return " ".join(str(text).split()).replace("`", "'")
+
+
+# --- picture ---------------------------------------------------------------------------------------------
+
+COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd")
+
+
+def chart(path, cells):
+    """Bars of every task's headline score, a panel a task and a bar a method, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(cells.methods)}
+    shown = [m for m in cells.methods if any(method == m for _, method in cells.of)]
+    columns = min(3, len(cells.tasks))
+    rows = math.ceil(len(cells.tasks) / columns)
+    size = (max(4.6 * columns, 6), (1.1 + 0.34 * len(shown)) * rows + 0.2)
+    figure, grid = plt.subplots(rows, columns, figsize=size, dpi=140, layout="constrained", squeeze=False)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    for axes in grid.flat[len(cells.tasks) :]:
+        axes.set_visible(False)
+    for i, (axes, task) in enumerate(zip(grid.flat, cells.tasks)):
+        name = cells.headline(task)
+        bars(axes, cells.values(task, name), shown, colours)
+        better = " (lower is better)" if name in LOWER_IS_BETTER else ""
+        axes.set_title(f"{task}: {name}{better}", fontsize=11, fontweight="bold", loc="left", parse_math=False)
+        names = [label(m) for m in shown] if i % columns == 0 else [""] * len(shown)
+        axes.set_yticks(range(len(shown)), names, fontsize=10, parse_math=False)
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png")
+    plt.close(figure)
+
+
+def bars(axes, values, methods, colours):
+    """One panel: a horizontal bar and its number for each method, a dash for one without a result."""
+    finite = {method: value for method, value in values.items() if math.isfinite(value)}
+    texts, longest = in_words(values), max(map(abs, finite.values()), default=0) or 1
+    for y, method in enumerate(methods):
+        value = finite.get(method, 0)
+        axes.barh(y, value, height=0.72, color=colours[method])
+        grey = {} if method in values else {"color": "0.6"}
+        axes.annotate(texts.get(method, "no result"), (max(value, 0), y), xytext=(4, 0), textcoords="offset points",
+                      va="center", fontsize=10, **grey)  # fmt: skip
+    axes.set_xlim(min(0, *finite.values(), 0), 1.22 * longest)
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8, colors="0.4")
+    axes.locator_params(axis="x", nbins=5)
+    axes.grid(axis="x", color="0.9", lw=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.spines["left"].set_color("0.6")
+
+
+# --- script ----------------------------------------------------------------------------------------------
+
+
+@exit_on_user_error
+def main(argv=None):
+    p = argparse.ArgumentParser(prog="python -m utils.table", description=__doc__.split("\n")[0])
+    p.add_argument("places", nargs="*", default=["results"], metavar="RESULT_DIR_OR_FILE",
+                   help="metrics files, or directories that hold some at any depth (default: results)")  # fmt: skip
+    p.add_argument("--output", default="results/table.md", metavar="FILE.md",
+                   help="the table; the chart is FILE.png beside it (default: results/table.md)")  # fmt: skip
+    args = p.parse_args(argv)
+    output = Path(args.output)
+    if output.suffix != ".md":
+        raise UserError(f"the name ends in {output.suffix!r}" if output.suffix else "the name has no ending",
+                        place=f"--output {output}", expected="a name that ends in .md")  # fmt: skip
+    results, notes = collect(args.places)
+    for note in notes:
+        print(note, file=sys.stderr)
+    cells, picture = Cells(results), output.with_suffix(".png")
+    text = markdown(cells, picture.name)
+    chart(picture, cells)
+    with atomic_write(output) as file:
+        file.write(text)
+    print(text)
+    print(f"{len(cells.of)} results in {output}, as a picture in {picture}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
