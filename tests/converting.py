@@ -6,12 +6,20 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from data import convert
 from utils.errors import UserError
 
 NOISE = st.binary(max_size=40) | st.text(max_size=20).map(lambda text: text.encode("utf-8", "surrogatepass"))
+# Texts as a record keeps them: no tab, no line feed, nothing at the ends that strip() takes off.
+TEXT = (
+    st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\t\n\r|"), min_size=1, max_size=12)
+    .map(str.strip)
+    .filter(lambda text: text and text != "__SILENCE__")
+)
+SETTINGS = settings(deadline=None, max_examples=80)
 
 
 def write(path, text):

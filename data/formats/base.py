@@ -258,10 +258,15 @@ def tallied(splits, report, fact, number):
 
 def usable(text, what, place):
     """`text` without the white space at its ends; not a string, blank, or holding a null byte: a `UserError`."""
-    if not isinstance(text, str) or "\0" in text or not text.strip():
-        found = f"{what} holds a null byte" if isinstance(text, str) and "\0" in text else f"{what} is {brief(text)}"
-        raise UserError(found, place=place, expected="a text that is not blank", remedy="correct it")
-    return text.strip()
+    if not isinstance(text, str):
+        found = f"is {brief(text)}"
+    elif "\0" in text:
+        found = "holds a null byte"
+    elif not text.strip():
+        found = "is blank"
+    else:
+        return text.strip()
+    raise UserError(f"{what} {found}", place=place, expected="a text that is not blank", remedy="correct it")
 
 
 def json_records(path, key, expected):
