@@ -266,6 +266,7 @@ def _backbone_of(path, config):
         return model, tokenizer
     what, remedy = f"the backbone {name}", "put the original backbone back, or train the adapter again"
     if name == BACKBONE:
+        what = f"the backbone in {BACKBONE}/"
         remedy = "its files are of different savings: use the run's last checkpoint, or copy the directory again"
     elif seed is not None:
         what = f"the random backbone {name} built from seed {seed} with torch {torch.__version__}"

@@ -1,6 +1,6 @@
 """Checkpoints released with the original code, against that code's own outputs (tests/golden/vglm).
 
-    python -m pytest tests/test_released.py
+python -m pytest tests/test_released.py
 """
 
 import json
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2TokenizerFast
 
 from adapters import checkpoint, released
-from utils.decoding import Decoding, decode
+from utils.decoding import Decoding, Prompt, decode
 from utils.errors import UserError
 
 VGLM = GOLDEN / "vglm"
@@ -137,7 +137,7 @@ def test_greedy_decoding_equals_the_original_token_for_token(adapter_model, vlm)
         task_id = 0 if case["model"] == "adapter" else model.task_id(case["task"])
         settings = Decoding(max_length=case["max_length"], min_length=case["min_length"])
         eos = CONFIG["eos_ids"][case["task"]]
-        ours = decode(model, tokenizer, [prompt_ids(case)], task_id, eos, settings)[0]
+        ours = decode(model, tokenizer, [Prompt(*prompt_ids(case), task_id, eos)], settings)[0]
         theirs = case["output"]
         # The original may emit other tasks' markers, ours never does: compare up to the first of them.
         foreign = next((i for i, t in enumerate(theirs) if t >= CONFIG["base_vocab"]), len(theirs))
@@ -199,6 +199,103 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="plain weights"):
         checkpoint.load(path, "mt")
     assert "ran" not in capsys.readouterr().out
+
+
+def finetuned_directory(path):
+    """As the original's fully fine-tuned models: rows, no adapters."""
+    released_directory(path, "gpt2_adapter_model")
+    state = torch.load(path / "pytorch_model.bin", weights_only=True)
+    torch.save({k: v for k, v in state.items() if "adapter_block" not in k}, path / "pytorch_model.bin")
+    return path
+
+
+SOURCES = {
+    "single": (lambda path: released_directory(path, "gpt2_adapter_model"), "qa"),
+    "vlm": (lambda path: released_directory(path, "vlm_model"), None),
+    "finetuned": (finetuned_directory, None),
+}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_a_released_checkpoint_becomes_a_directory_of_ours_with_the_same_logits(kind, tmp_path, golden, capsys):
+    make, task = SOURCES[kind]
+    source, target = make(tmp_path / "released"), tmp_path / "ours"
+    released.main([str(source), str(target), *(["--task", task] if task else [])])
+    assert "logits equal the source's" in capsys.readouterr().out
+    theirs, words = checkpoint.load(source, task)
+    ours, tokenizer = checkpoint.load(target)
+    assert ours.info == theirs.info and ours.router.tasks == theirs.router.tasks
+    assert tokenizer.get_vocab() == words.get_vocab() and tokenizer.pad_token_id == CONFIG["pad_id"]
+    for number in [-1, *range(len(ours.info.tasks))]:
+        ids = torch.full((3,), number)
+        with torch.no_grad():
+            a, b = (m(**inputs(golden), task_ids=ids).logits for m in (theirs, ours))
+        # <pad> has a row of its own: its column is a number like the others.
+        assert torch.equal(a, b) and torch.isfinite(a[..., CONFIG["pad_id"]]).all()
+    labels = golden["labels"].masked_fill(golden["labels"] == -1, -100)
+    ids = torch.tensor([i % len(ours.info.tasks) for i in (4, 0, 2)])
+    with torch.no_grad():
+        a, b = (m(**inputs(golden), task_ids=ids, labels=labels).loss for m in (theirs, ours))
+    assert torch.equal(a, b)
+
+
+def test_a_converted_vlm_equals_the_original_for_every_task(tmp_path, golden):
+    released.convert(released_directory(tmp_path / "released", "vlm_model"), tmp_path / "ours")
+    model, _ = checkpoint.load(tmp_path / "ours", "nlg")
+    seen = unpadded(golden)
+    assert model.info.tasks == CONFIG["task_order"]
+    for task in range(-1, 5):
+        with torch.no_grad():
+            logits = model(**inputs(golden), task_ids=torch.full((3,), task)).logits
+        torch.testing.assert_close(logits[seen], golden[f"vlm_logits_task{task}"][seen], atol=1e-4, rtol=1e-4)
+
+
+def test_a_converted_directory_stands_alone(tmp_path, golden):
+    source = released_directory(tmp_path / "released", "vlm_model")
+    released.convert(source, tmp_path / "ours")
+    shutil.rmtree(source)
+    moved = (tmp_path / "ours").rename(tmp_path / "moved")
+    assert checkpoint.is_checkpoint(moved) and not released.is_released(moved)
+    model, tokenizer = checkpoint.load(moved, "mt")
+    names = {str(p.relative_to(moved)) for p in moved.rglob("*") if p.is_file()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "backbone/model.safetensors"} <= names
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
+    assert str(tmp_path) not in "".join(p.read_text() for p in moved.rglob("*.json"))
+    # What was loaded can be saved again, and put back into a live model.
+    checkpoint.save(model, tokenizer, tmp_path / "twice")
+    again, _ = checkpoint.load(tmp_path / "twice")
+    with torch.no_grad():
+        given = inputs(golden) | dict(task_ids=torch.tensor([0, 3, 1]))
+        expected = model(**given).logits
+        assert torch.equal(again(**given).logits, expected)
+        for p in [*again.parameters(), again.get_input_embeddings().rows.spare]:
+            p.zero_()
+        checkpoint.load_weights(again, moved)
+        assert torch.equal(again(**given).logits, expected)
+
+
+def test_a_conversion_that_cannot_be_is_one_clear_error_and_leaves_nothing(tmp_path, capsys):
+    source = released_directory(tmp_path / "released", "gpt2_adapter_model")
+    with pytest.raises(UserError, match="does not say which task"):
+        released.convert(source, tmp_path / "ours")
+    with pytest.raises(UserError, match="not a checkpoint of the original VLM code"):
+        released.convert(tmp_path, tmp_path / "ours")
+    with pytest.raises(UserError, match="something stands there"):
+        released.convert(source, source, "nlg")
+    weights = source / "pytorch_model.bin"
+    weights.write_bytes(weights.read_bytes()[:4000])
+    with pytest.raises(SystemExit) as stopped:
+        released.main([str(source), str(tmp_path / "ours"), "--task", "nlg"])
+    assert stopped.value.code == 2 and "plain weights" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["released"]
+
+
+def test_a_pointer_that_is_not_there_is_one_clear_error(tmp_path):
+    source = released_directory(tmp_path / "released", "gpt2_adapter_model")
+    state = torch.load(source / "pytorch_model.bin", weights_only=True)
+    torch.save({k: v for k, v in state.items() if "p_gen" not in k}, source / "pytorch_model.bin")
+    with pytest.raises(UserError, match="no p_gen_linear"):
+        checkpoint.load(source, "nlg", pointer=True)
 
 
 def original_adamw(params, state, lr, step, eps=1e-6, betas=(0.9, 0.999)):

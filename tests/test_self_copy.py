@@ -12,8 +12,8 @@ from conftest import GOLDEN
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2TokenizerFast, MistralConfig, MistralForCausalLM
 
-from adapters import backbones, checkpoint, inference, released, self_copy
-from adapters.attach import attach, describe, ledger, only_tables, trainable
+from adapters import backbones, checkpoint, released, self_copy
+from adapters.attach import attach, describe, halve_frozen, ledger, only_tables, trainable
 from data.task import get
 from utils import devices
 from utils.decoding import Decoding, Prompt, decode
@@ -350,7 +350,9 @@ def test_the_gate_is_counted_and_named():
 def test_it_decodes_in_half_precision(case):
     model, tokenizer = pointed()
     given = prompts(tokenizer, model)
-    inference.ready(model, torch.device("cpu"), torch.bfloat16)
+    model.requires_grad_(False)
+    halve_frozen(model, torch.bfloat16)
+    devices.settle(model, torch.device("cpu"), torch.bfloat16)
     outputs = decode(model, tokenizer, given, Decoding(max_length=6), dtype=torch.bfloat16)
     assert all(1 <= len(out) <= 6 for out in outputs)
 

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from utils.errors import UserError, first_line
-from utils.files import atomic_directory, disk_errors, remove_leftovers, writable_directory, write_json
+from utils.files import atomic_directory, disk_errors, move_into_place, remove_leftovers, writable_directory, write_json
 
 STATE = "training_state.pt"
 
@@ -151,7 +151,7 @@ class Run:
             with atomic_directory(self.directory / ".best") as beside:
                 save_model(beside)
             for file in sorted((self.directory / ".best").iterdir()):
-                file.replace(self.directory / file.name)
+                move_into_place(file, self.directory / file.name)
             (self.directory / ".best").rmdir()
 
     def write_metrics(self, metrics):
@@ -169,6 +169,23 @@ def record(args, **more):
         started=time.strftime("%Y-%m-%d %H:%M:%S %z"),
         **more,
     )
+
+
+def origin(directory):
+    """What is known of a trained model: dict(method, backbone), without what is not known.
+
+    Args:
+        directory: a run, one of its checkpoints/step_N, a combined VLM, or anything else.
+    """
+    path = Path(directory)
+    if path.name.startswith("step_"):
+        path = path.resolve().parents[1]
+    try:
+        stored = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        found = dict(method=stored.get("method"), backbone=stored["flags"].get("model_checkpoint"))
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {}
+    return {k: v for k, v in found.items() if v}
 
 
 def versions():
