@@ -108,12 +108,12 @@ def forbidden(model):
 
 def ours(args, model_and_tokenizer, prompts, dtype, outputs):
     from utils import devices
-    from utils.decoding import Decoding, decode
+    from utils.decoding import Decoding, Prompt, decode
 
     model, tokenizer = model_and_tokenizer
     devices.settle(model, next(model.parameters()).device, dtype)
     decoding = Decoding(max_length=args.max_length, batch_size=args.batch_size)
-    found = decode(model, tokenizer, prompts, 0, EOS, decoding, dtype=dtype)
+    found = decode(model, tokenizer, [Prompt(*p, 0, EOS) for p in prompts], decoding, dtype=dtype)
     outputs.update(enumerate(found))
     return produced(found, args)
 

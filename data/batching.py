@@ -78,6 +78,17 @@ def _by_tokens(sizes, max_tokens, world):
     return np.array([*bounds, len(sizes)] if len(sizes) else [0])
 
 
+def _shares(counts, temperature):
+    """How many examples of each task make up an epoch: at least one of each, `sum(counts)` in all."""
+    weights = np.array(counts) ** (1 / temperature)
+    exact = sum(counts) * weights / weights.sum()
+    shares = np.maximum(np.floor(exact).astype(int), 1)
+    # What rounding down left over goes to those that lost most by it.
+    for i in np.argsort(shares - exact, kind="stable")[: max(0, sum(counts) - shares.sum())]:
+        shares[i] += 1
+    return shares
+
+
 class Batches:
     """Batches of one or several encoded splits.
 
@@ -87,11 +98,14 @@ class Batches:
         pad_id: id that fills rows up.
         positions: the model's longest sequence; padding never exceeds it.
         limit: use only the first so many examples of each split.
+        temperature: how often a task is drawn: in proportion to its size to the power of 1/temperature (1: every
+            example once an epoch; infinity: all tasks alike). An epoch has as many examples in any case.
         rank, world: this process and how many there are.
         **planning: `batch_size`, `max_tokens`, `seed`, `shuffle` of `plan`.
     """
 
-    def __init__(self, splits, task_ids, pad_id, positions, *, limit=None, rank=0, world=1, **planning):
+    def __init__(self, splits, task_ids, pad_id, positions, *, limit=None, temperature=1.0, rank=0, world=1,
+                 **planning):  # fmt: skip
         self.pad_id, self.positions, self.rank, self.world, self.planning = pad_id, positions, rank, world, planning
         self.splits = list(splits.values())
         counts = [min(len(s), limit or len(s)) for s in self.splits]
@@ -100,7 +114,10 @@ class Batches:
         prompts = np.concatenate([s.prompt_lengths[:c] for s, c in zip(self.splits, counts)])
         # Positions of labels: the target's text and eos; the first token of a sequence is never a label.
         self.labels = self.lengths - np.maximum(prompts, 1)
-        self.task_ids = [task_ids[task] for task in splits]
+        self.tasks, self.task_ids = list(splits), [task_ids[task] for task in splits]
+        # Names of tasks whose rows are left out of the batches.
+        self.skip = set()
+        self.shares = _shares(counts, temperature) if temperature != 1 else None
         self._epoch, self._plan = None, None
 
     def __len__(self):
@@ -110,9 +127,24 @@ class Batches:
     def plan(self, epoch=0):
         """This epoch's `Plan`; the same in every process."""
         if self._epoch != epoch:
-            self._plan = plan(self.lengths, world=self.world, epoch=epoch, **self.planning)
+            chosen = self.draw(epoch)
+            self._plan = plan(self.lengths[chosen], world=self.world, epoch=epoch, **self.planning)
+            self._plan.order = chosen[self._plan.order]
             self._epoch = epoch
         return self._plan
+
+    def draw(self, epoch):
+        """Indices of the examples of an epoch. A task's examples all come once before any comes again."""
+        if self.shares is None:
+            return np.arange(len(self.lengths))
+        drawn = []
+        for number, (start, stop, share) in enumerate(zip(self.starts, self.starts[1:], self.shares)):
+            size, first = stop - start, epoch * share
+            passes = range(first // size, (first + share - 1) // size + 1)
+            seed = self.planning.get("seed", 0)
+            orders = [np.random.default_rng([seed, number, p]).permutation(size) for p in passes]
+            drawn.append(start + np.concatenate(orders)[first - passes[0] * size :][:share])
+        return np.concatenate(drawn)
 
     def batch(self, epoch, step):
         """One process's share of a global batch.
@@ -120,18 +152,28 @@ class Batches:
         Returns:
             (dict of tensors, labels in the *global* batch). Tensors: input_ids, token_type_ids,
             attention_mask, position_ids, labels [rows, length]; task_ids [rows]. A process that has no row
-            left gets one row without labels.
+            left gets one row without labels; where no process has one, (None, 0).
         """
         chosen = self.plan(epoch)[step]
+        if self.skip:
+            skipped = [task in self.skip for task in self.tasks]
+            chosen = chosen[~np.array(skipped)[self.owners(chosen)]]
+        if not len(chosen):
+            return None, 0
         mine = chosen[self.rank :: self.world]
         batch = self.collate(mine if len(mine) else chosen[:1], masked=not len(mine))
         return batch, int(self.labels[chosen].sum())
 
+    def owners(self, indices):
+        """The number of the split that each example belongs to."""
+        return np.searchsorted(self.starts, indices, "right") - 1
+
     def collate(self, indices, masked=False):
-        """Examples by index -> dict of tensors, padded on the right."""
+        """Examples by index -> dict of tensors, padded on the right; rows of a task stand together."""
         import torch
 
-        where = np.searchsorted(self.starts, indices, "right") - 1
+        indices = indices[np.argsort(self.owners(indices), kind="stable")]
+        where = self.owners(indices)
         rows = [self.splits[w][i - self.starts[w]] for w, i in zip(where, indices)]
         length = min(rounded(max(len(ids) for ids, _, _ in rows)), self.positions)
         shape = (len(rows), length)

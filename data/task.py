@@ -102,16 +102,23 @@ class Task:
     headline: str = "BLEU"
     sample: str = ""
 
-    def data_path(self, given):
+    def data_path(self, given, distilled=False):
         """The data file: what `--dataset_path` gives, else the task's own place, which must be there.
+
+        Args:
+            given: the flag's value, or None.
+            distilled: take the file with the teacher's targets that lies beside it, if there is one.
 
         Raises:
             UserError: nothing was given and there is nothing in the task's own place.
         """
-        if given or Path(self.dataset_path).is_file():
-            return given or self.dataset_path
+        path = given or self.dataset_path
+        if distilled and (beside := distilled_beside(path)).is_file():
+            return str(beside)
+        if given or Path(path).is_file():
+            return path
         raise UserError(
-            f"not given, and there is no {self.dataset_path} under the current directory",
+            f"not given, and there is no {path} under the current directory",
             place="--dataset_path",
             remedy=f"name the file (try data/samples/{self.name}.json), or make it: python -m data.convert --help",
         )

@@ -12,7 +12,7 @@ import torch
 from scripts import metrics, run, run_as_user, small, without_java, write_task
 from test_train import NLG, command, refused
 
-from utils.decoding import Decoding, decode, left_padded
+from utils.decoding import Decoding, Prompt, decode, left_padded
 
 MODELS = [("tiny-gpt2", -1), ("tiny-gpt2", 16), ("tiny-llama", 16)]
 
@@ -55,7 +55,7 @@ def loaded(trained, data):
             task = get("nlg")
             held, tokenizer = checkpoint.load(trained(model, bottleneck), "nlg")
             encoder = Encoder(tokenizer, task, 256, reserve=40)
-            examples = [task.example(record, place) for place, record in iter_records(data, "test")][:8]
+            examples = [e for place, record in iter_records(data, "test") for e in task.examples(record, place)][:8]
             prompts = [e.prompt for e in encoder.encode(examples)]
             made[model, bottleneck] = held, tokenizer, prompts, encoder.marker_ids[task.eos]
         return made[model, bottleneck]
@@ -97,6 +97,10 @@ def lively(loaded):
 # --- decoding ----------------------------------------------------------------------------------------------
 
 
+def asked(prompts, eos):
+    return [Prompt(*prompt, 0, eos) for prompt in prompts]
+
+
 def by_hand(model, tokenizer, prompt, eos, length):
     """Greedy search without a cache, without padding, one example at a time."""
     ids, types = map(list, prompt)
@@ -125,7 +129,7 @@ def test_batched_greedy_search_equals_search_by_hand_token_for_token(model, bott
     expected = [by_hand(model, tokenizer, prompt, eos, 24) for prompt in prompts]
     assert len(set(map(tuple, expected))) > 3, "the model says the same to everything: the test would prove little"
     for batch_size in (1, 3, 8):
-        found = decode(model, tokenizer, prompts, 0, eos, Decoding(max_length=24, batch_size=batch_size))
+        found = decode(model, tokenizer, asked(prompts, eos), Decoding(max_length=24, batch_size=batch_size))
         assert found == expected, batch_size
 
 
@@ -133,9 +137,9 @@ def test_batched_greedy_search_equals_search_by_hand_token_for_token(model, bott
 def test_batched_beam_search_equals_one_by_one(model, bottleneck, lively):
     model, tokenizer, prompts, eos = lively(model, bottleneck)
     beams = dict(num_beams=3, max_length=16)
-    alone = decode(model, tokenizer, prompts, 0, eos, Decoding(batch_size=1, **beams))
-    assert decode(model, tokenizer, prompts, 0, eos, Decoding(batch_size=12, **beams)) == alone
-    assert decode(model, tokenizer, prompts, 0, eos, Decoding(batch_size=5, **beams)) == alone
+    alone = decode(model, tokenizer, asked(prompts, eos), Decoding(batch_size=1, **beams))
+    assert decode(model, tokenizer, asked(prompts, eos), Decoding(batch_size=12, **beams)) == alone
+    assert decode(model, tokenizer, asked(prompts, eos), Decoding(batch_size=5, **beams)) == alone
     assert len(set(map(tuple, alone))) > 1
 
 
@@ -152,7 +156,7 @@ def test_no_special_token_but_the_tasks_own_end_is_ever_produced(model, bottlene
         return out
 
     monkeypatch.setattr(type(model), "generate", watched)
-    decode(model, tokenizer, prompts, 0, eos, Decoding(max_length=40, **more))
+    decode(model, tokenizer, asked(prompts, eos), Decoding(max_length=40, **more))
     # Rows that have ended are filled up with padding.
     allowed = {eos, tokenizer.pad_token_id}
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
@@ -164,14 +168,14 @@ def test_no_special_token_but_the_tasks_own_end_is_ever_produced(model, bottlene
 def test_sampling_repeats_with_its_seed_and_differs_with_another(lively):
     model, tokenizer, prompts, eos = lively("tiny-gpt2", 16)
     sample = lambda seed: decode(  # noqa: E731
-        model, tokenizer, prompts, 0, eos, Decoding(no_sample=False, temperature=2.0, max_length=12, seed=seed)
+        model, tokenizer, asked(prompts, eos), Decoding(no_sample=False, temperature=2.0, max_length=12, seed=seed)
     )
     assert sample(1) == sample(1) != sample(2)
 
 
 def test_minimum_and_maximum_lengths_hold(lively):
     model, tokenizer, prompts, eos = lively("tiny-gpt2", -1)
-    for row in decode(model, tokenizer, prompts, 0, eos, Decoding(min_length=9, max_length=11)):
+    for row in decode(model, tokenizer, asked(prompts, eos), Decoding(min_length=9, max_length=11)):
         assert 9 <= len(row) <= 11
 
 
@@ -197,7 +201,7 @@ def test_perplexity_equals_the_one_computed_one_example_at_a_time(model, bottlen
     task, total, count = get("nlg"), 0.0, 0
     encoder = Encoder(tokenizer, task, 256)
     for place, record in iter_records(data, "test"):
-        (encoded,) = encoder.encode([task.example(record, place)])
+        (encoded,) = encoder.encode(list(task.examples(record, place)))
         with torch.no_grad():
             scores = held(input_ids=torch.tensor([encoded.ids]), token_type_ids=torch.tensor([encoded.types])).logits[0]
         likely = scores.double().log_softmax(-1)
@@ -268,7 +272,7 @@ def test_a_bare_backbone_is_evaluated_untrained(data, tmp_path):
 
 
 def test_line_breaks_in_outputs_stay_inside_their_line():
-    from evaluate import one_line
+    from utils.evaluation import one_line
 
     assert one_line("plain \\n text") == "plain \\n text"
     assert one_line("two\nlines\r\nhere") == "two\\nlines\\r\\nhere"
@@ -363,7 +367,7 @@ def test_a_missing_split_names_those_there_are(trained, tmp_path):
 def test_an_input_longer_than_the_model_is_cut_and_said_so(trained, tmp_path):
     file = write_task(tmp_path / "data.json", test=[dict(NLG, src={"name": "long " * 300})])
     result = evaluate(evaluated(trained("tiny-gpt2", 16), file, tmp_path / "out"), tmp_path / "log")
-    assert "1 inputs cut: over the positions" in result.out
+    assert "nlg: 1 inputs cut (over the positions)" in result.out
 
 
 BAD_FLAGS = {

@@ -34,7 +34,7 @@ class Rows:
         draw = torch.Generator().manual_seed(seed)
         self.x = torch.randn(rows, 2, generator=draw)
         self.y = torch.randn(rows, generator=draw) if labels is None else torch.full((rows,), labels)
-        self.size = size
+        self.size, self.skip, self.splits = size, set(), [self]
 
     def plan(self, epoch=0):
         return range(math.ceil(len(self.x) / self.size))
@@ -51,7 +51,7 @@ def trainer(folder, model=None, train=None, valid=None, **settings):
     run = Run(Path(folder), keep=100)
     run.directory.mkdir(exist_ok=True)
     return Trainer(
-        model, train or Rows(10), valid, Settings(**{"lr": 0.1, "n_epochs": 2, **settings}), run,
+        model, train or Rows(10), valid and {"t": valid}, Settings(**{"lr": 0.1, "n_epochs": 2, **settings}), run,
         save_model=lambda at: torch.save(model.state_dict(), at / "weights"),
         load_model=lambda at: model.load_state_dict(torch.load(at / "weights", weights_only=True)),
     )  # fmt: skip
@@ -144,7 +144,7 @@ def test_likelihood_weighs_every_label_alike():
 def test_the_best_model_is_kept_and_early_stopping_counts_epochs_without_a_better_one(tmp_path):
     held = trainer(tmp_path, valid=Rows(4), n_epochs=9, early_stopping=2)
     scores = iter([3.0, 2.0, 2.5, 2.0, 1.0])
-    held.validate = lambda: dict(nll=next(scores), ppl=0.0)
+    held.validate = lambda: {"t": dict(nll=next(scores), ppl=0.0)}
     result = held.fit()
     # 2.0 again is not better.
     assert (result["steps"], result["best_step"], result["valid_nll"]) == (20, 10, 2.0)
@@ -157,7 +157,7 @@ def test_the_best_model_is_kept_and_early_stopping_counts_epochs_without_a_bette
 def test_patience_that_runs_out_at_the_very_end_is_not_stopping_early(tmp_path):
     held = trainer(tmp_path, valid=Rows(4), n_epochs=3, early_stopping=2)
     scores = iter([1.0, 2.0, 3.0])
-    held.validate = lambda: dict(nll=next(scores), ppl=0.0)
+    held.validate = lambda: {"t": dict(nll=next(scores), ppl=0.0)}
     assert not held.fit()["stopped_early"]
 
 
@@ -237,7 +237,7 @@ def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, t
     batches = Batches({"nlg": split}, {"nlg": 0}, tokenizer.pad_token_id, 256, limit=12, batch_size=4)
     before = {k: v.detach().clone() for k, v in [*model.named_parameters(), *model.named_buffers()]}
     held = Trainer(
-        model, batches, batches, Settings(lr=1e-2, n_epochs=2, weight_decay=0.1), Run(tmp_path),
+        model, batches, {"nlg": batches}, Settings(lr=1e-2, n_epochs=2, weight_decay=0.1), Run(tmp_path),
         save_model=lambda folder: checkpoint.save(model, tokenizer, folder), load_model=None,
     )  # fmt: skip
     held.fit()

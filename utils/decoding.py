@@ -96,7 +96,7 @@ def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress
 
 
 def left_padded(prompts, pad_id):
-    """[(ids, types)] -> dict of tensors [rows, longest], padded on the left, positions counted from each row's start."""
+    """[(ids, types)] -> dict of tensors [rows, longest], padded on the left; positions count from each row's start."""
     longest = max(len(ids) for ids, _ in prompts)
     ids = torch.full((len(prompts), longest), pad_id)
     types, mask = ids.clone(), torch.zeros_like(ids)

@@ -80,6 +80,7 @@ class WordDistillation:
 
 def same_vocabulary(teacher, tokenizer, student, students):
     """A `UserError` unless both tokenise plain text alike."""
+
     def plain(t, first):
         return {token: i for token, i in t.get_vocab().items() if i < first}
 

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from utils.devices import add_precision_flags
+
 
 def positive(text):
     """argparse type: a whole number above 0."""
@@ -32,6 +34,11 @@ def not_negative_rate(text):
 def share(text):
     """argparse type: a number above 0 and up to 1."""
     return _number(text, float, lambda v: 0 < v <= 1, "a number above 0 and up to 1")
+
+
+def fraction(text):
+    """argparse type: a number from 0 to 1."""
+    return _number(text, float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
 
 
 def _number(text, kind, fits, expected):
@@ -73,6 +80,126 @@ def given(make_parser, argv=None):
         action.default = argparse.SUPPRESS
         action.required = False
     return vars(bare.parse_args(argv))
+
+
+def of_tasks(kind, expected):
+    """argparse type of TASK=VALUE; for flags that take several of them (nargs="+", action=OfTasks)."""
+
+    def parse(text):
+        task, equals, value = text.partition("=")
+        if not (task and equals and value):
+            raise argparse.ArgumentTypeError(f"{text!r}: expected TASK={expected}")
+        return task, kind(value)
+
+    parse.__name__ = f"TASK={expected}"
+    return parse
+
+
+class OfTasks(argparse.Action):
+    """Collects TASK=VALUE pairs into a dict; a task named twice is an error."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        tasks = [task for task, _ in values]
+        for task in tasks:
+            if tasks.count(task) > 1:
+                raise argparse.ArgumentError(self, f"task {task!r} is named twice")
+        setattr(namespace, self.dest, dict(values))
+
+
+def training_flags(p, published="(default: published)"):
+    """The groups that all training scripts share: model, training, speed and memory, output and resuming.
+
+    Args:
+        published: what the help says behind flags whose default is not one number.
+    """
+    g = p.add_argument_group("training")
+    g.add_argument("--lr", type=rate, help=f"highest learning rate; falls linearly to 0 {published}")
+    g.add_argument("--n_epochs", type=positive, help=f"passes over the data {published}")
+    g.add_argument("--max_steps", type=positive, help="stop after so many optimizer steps")
+    g.add_argument("--train_batch_size", type=positive, help=f"examples a batch and process {published}")
+    g.add_argument("--max_tokens", type=positive, help="size batches by tokens, padding counted, not by examples")
+    g.add_argument("--valid_batch_size", type=positive, default=32, help="examples a validation batch")
+    g.add_argument("--gradient_accumulation_steps", type=positive, help=f"batches an optimizer step {published}")
+    g.add_argument("--max_norm", type=rate, default=1.0, help="gradients are clipped to this norm, once a step")
+    g.add_argument("--warmup_steps", type=not_negative, default=0, help="steps in which the rate rises")
+    g.add_argument("--weight_decay", type=not_negative_rate, default=0.0, help="AdamW's, not on norms and biases")
+    g.add_argument("--early_stopping", type=positive, metavar="N", help="stop after N epochs without a new best")
+    g.add_argument("--select", choices=["best", "last"], default="best",
+                   help="keep the model of the best validation loss, or the last as the original does")  # fmt: skip
+    g.add_argument("--no_validation", action="store_true", help="train without a validation split; keep the last model")
+    g.add_argument("--eval_before_start", action="store_true", help="validate before the first step")
+    g.add_argument("--seed", type=not_negative, default=42, help="of weights, order and dropout")
+    g = p.add_argument_group("speed and memory")
+    g.add_argument("--compile", action="store_true", help="torch.compile every block (needs a C++ compiler on a CPU)")
+    g.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
+    add_precision_flags(p)
+    g = p.add_argument_group("output and resuming")
+    g.add_argument("--output_dir", help="run directory (default: runs/<date>_<host>_<model>_<what>)")
+    g.add_argument("--resume", metavar="RUN", help="go on with this run, exactly; no other flag is needed")
+    g.add_argument("--save_steps", type=positive, help="a checkpoint every so many steps, not only each epoch")
+    g.add_argument("--keep_checkpoints", type=positive, default=3, help="how many of the newest are kept")
+    g.add_argument("--cache_dir", help="where tokenised data lie (default: $VERSATILE_CACHE or ~/.cache/versatile)")
+
+
+WITHOUT_EFFECT = {
+    "--perturbation_layers": "it had no effect in the original either",
+    "--lm_coef": "the original never read it: there is one loss",
+    "--personality_permutations": "the original never read it: the persona's sentences rotate once a turn",
+}
+
+
+def refuse_without_effect(p):
+    """The original's flags that did nothing: given, they are an error that says so."""
+
+    class Refuse(argparse.Action):
+        def __call__(self, parser, namespace, values, option_string=None):
+            parser.error(f"{option_string}: {WITHOUT_EFFECT[option_string]}; leave it out")
+
+    for flag in WITHOUT_EFFECT:
+        p.add_argument(flag, nargs="?", action=Refuse, help=argparse.SUPPRESS)
+
+
+def decoding_flags(p):
+    """How to decode; `utils.decoding.Decoding` has the same names."""
+    g = p.add_argument_group("decoding")
+    g.add_argument("--no_sample", action="store_true", help="greedy (or beam) search instead of sampling")
+    g.add_argument("--num_beams", type=positive, default=1, help="width of the beam")
+    g.add_argument("--length_penalty", type=float, default=1.0, help="of beam search; above 0 favours longer outputs")
+    g.add_argument("--temperature", type=rate, default=0.7, help="of sampling")
+    g.add_argument("--top_k", type=not_negative, default=0, help="sample from the k likeliest; 0: all")
+    g.add_argument("--top_p", type=share, default=0.9, help="sample from the likeliest of this joint probability")
+    g.add_argument("--max_length", type=positive, default=150, help="tokens an output at the most")
+    g.add_argument("--min_length", type=not_negative, default=1, help="tokens an output at the least")
+    g.add_argument("--batch_size", type=positive, default=32, help="examples decoded together")
+    g.add_argument("--seed", type=not_negative, default=42, help="of sampling")
+
+
+def decoding(args, positions):
+    """`utils.decoding.Decoding` of the flags; outputs that would leave no room for an input are cut, said so."""
+    from utils.decoding import Decoding
+
+    wanted = Decoding(**{f: getattr(args, f) for f in Decoding.__dataclass_fields__})
+    fitted = wanted.fitted(positions)
+    if fitted.max_length < wanted.max_length:
+        print(f"--max_length: cut to {fitted.max_length}, half of the model's {positions} positions")
+    return fitted
+
+
+def check_lengths(p, args):
+    """--min_length above --max_length is an error."""
+    if args.min_length > args.max_length:
+        p.error(f"--min_length {args.min_length} is more than --max_length {args.max_length}")
+
+
+def one_process():
+    """A `UserError` under torchrun, for scripts whose processes would all write the same files."""
+    import os
+
+    from utils.errors import UserError
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("several processes would write the same files", place="torchrun",
+                        remedy="run it in one process: python …")  # fmt: skip
 
 
 def list_tasks():

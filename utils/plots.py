@@ -11,7 +11,8 @@ def learning_curve(path, history, title):
 
     Args:
         path: where the PNG goes.
-        history: {"train": [{step, loss, lr}], "valid": [{step, nll}]}.
+        history: {"train": [{step, loss, lr}], "valid": [{step, nll, tasks: {task: {nll}}}]}; `tasks` where there are
+            several.
         title: printed above.
     """
     import matplotlib
@@ -28,7 +29,14 @@ def learning_curve(path, history, title):
         right.set_ylabel("learning rate (dashed)", color="0.5")
         right.set_ylim(bottom=0)
         right.spines["top"].set_visible(False)
-    if valid:
+    if valid and "tasks" in valid[0]:
+        for task in valid[0]["tasks"]:
+            steps, values = [r["step"] for r in valid], [r["tasks"][task]["nll"] for r in valid]
+            (line,) = left.plot(steps, values, "o-", lw=1, ms=4, label=f"validation: {task}")
+            low = min(range(len(values)), key=values.__getitem__)
+            left.annotate(f"{values[low]:.3f}", (steps[low], values[low]), textcoords="offset points", xytext=(0, 6),
+                          ha="center", color=line.get_color(), fontsize=8)  # fmt: skip
+    elif valid:
         left.plot([r["step"] for r in valid], [r["nll"] for r in valid], "o-", color="tab:orange", label="validation")
         best = min(valid, key=lambda r: r["nll"])
         left.annotate(f"{best['nll']:.3f}", (best["step"], best["nll"]), textcoords="offset points", xytext=(0, 7),

@@ -38,11 +38,13 @@ class Settings:
     seed: int = 42
     save_steps: int | None = None
     early_stopping: int | None = None
+    select: str = "best"
     eval_before_start: bool = False
     log_every: int = 10
     dtype: torch.dtype = torch.float32
 
 
+TOGETHER = "all"
 # Without a terminal there is no bar; a line is printed this often instead.
 QUIET_SECONDS = 20
 
@@ -57,21 +59,24 @@ class Trainer:
     Args:
         model: `model(**batch, num_items_in_batch=n).loss`; its parameters with `requires_grad` are trained.
         train: batches: `plan(epoch)` of some length, `batch(epoch, step)` -> (tensors, labels in all processes).
-        valid: the same for validation, or None.
+        valid: {task: the same for validation}, or None.
         settings: `Settings`.
         run: `utils.runs.Run`.
         save_model: called with a directory, writes the model files there.
         load_model: called with a directory, loads what `save_model` wrote.
         data_key: names the training data; a checkpoint of other data is refused.
-        several_tasks: a batch may leave some parameters without a gradient.
+        separate: tasks share no trained parameter: each keeps its own best epoch, and stops by itself.
+        save_best: called with (directory, tasks that have a new best), instead of `save_model` for the best model.
+        prepare: called with each training batch, returns it with what the model's loss needs beside.
         resume_command: printed when the run is stopped early.
     """
 
-    def __init__(self, model, train, valid, settings, run, save_model, load_model, data_key="", several_tasks=False,
-                 resume_command=""):  # fmt: skip
+    def __init__(self, model, train, valid, settings, run, save_model, load_model, data_key="", separate=False,
+                 save_best=None, prepare=None, resume_command=""):  # fmt: skip
         self.model, self.train, self.valid, self.settings, self.run = model, train, valid, settings, run
         self.save_model, self.load_model, self.data_key = save_model, load_model, data_key
-        self.resume_command = resume_command
+        self.separate, self.prepare, self.resume_command = separate, prepare, resume_command
+        self.save_best = save_best or (lambda folder, tasks: save_model(folder))
         self.device, self.world = idist.device(), idist.get_world_size()
         self.rank0 = idist.get_rank() == 0
         self.batches = len(train.plan(0))
@@ -92,9 +97,12 @@ class Trainer:
         self.parallel = model
         if self.world > 1:
             # Buffers never change in training: there is nothing in them to pass on.
-            self.parallel = idist.auto_model(model, find_unused_parameters=several_tasks, forward_sync_buffers=False)
+            # A batch without rows of a task leaves that task's parameters without a gradient.
+            several = len(train.splits) > 1
+            self.parallel = idist.auto_model(model, find_unused_parameters=several, forward_sync_buffers=False)
         # What a checkpoint carries beside weights and optimizer.
-        self.best, self.best_step, self.waited, self.seconds, self.tokens = math.inf, 0, 0, 0.0, 0
+        # The first three are by task, or by TOGETHER where tasks are judged by their mean.
+        self.best, self.best_step, self.waited, self.seconds, self.tokens = {}, {}, {}, 0.0, 0
         self.history = {"train": [], "valid": []}
         self.stop = None
         self._mark, self._logged, self._told = None, (0.0, 0), time.time()
@@ -124,8 +132,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
         total, tokens = torch.zeros((), device=self.device), 0
+        window = [(batch, labels) for batch, labels in window if labels]
+        if not window:
+            # Only rows of tasks that have stopped.
+            return engine.state.output or dict(loss=0.0, ppl=1.0, lr=self.learning_rate(step), grad_norm=0.0)
         for i, (batch, labels) in enumerate(window):
             tokens += int(batch["attention_mask"].sum())
+            batch = self.prepare(batch) if self.prepare else batch
             wait = self.world > 1 and i + 1 < len(window)
             with self.parallel.no_sync() if wait else contextlib.nullcontext():
                 with autocast(self.device, self.settings.dtype):
@@ -153,40 +166,62 @@ class Trainer:
     # ---- validation
 
     def validate(self):
-        """Negative log-likelihood per token over the whole validation set, and its exponential."""
-        total, count = likelihood(self.model, self.valid, self.settings.dtype)
-        nll = self.gather(total) / count
-        return dict(nll=nll, ppl=math.exp(min(nll, 50)))
+        """{task: {nll, ppl}}: negative log-likelihood per token over its whole validation set, and its exponential."""
+        scores = {}
+        for task, batches in self.valid.items():
+            total, count = likelihood(self.model, batches, self.settings.dtype)
+            scores[task] = _scores(self.gather(total) / count)
+        return scores
 
     def check(self, step):
         """Validate, keep the best model, decide on early stopping. Without validation data: keep the last."""
         if self.valid is None:
-            self.best_step = step
+            self.best_step = {TOGETHER: step}
             return self.on_rank0(lambda: self.run.save_best(self.save_model))
         started = time.time()
         scores = self.validate()
-        if not math.isfinite(scores["nll"]):
-            raise Diverged(f"the validation loss is {scores['nll']} after step {step}")
-        self.history["valid"].append(dict(step=step, **scores))
-        better = scores["nll"] < self.best
-        if better:
-            self.best, self.best_step, self.waited = scores["nll"], step, 0
+        mean = _scores(sum(s["nll"] for s in scores.values()) / len(scores))
+        if not math.isfinite(mean["nll"]):
+            raise Diverged(f"the validation loss is {mean['nll']} after step {step}")
+        several = dict(tasks=scores) if len(scores) > 1 else {}
+        self.history["valid"].append(dict(step=step, **mean, **several))
+        better = self.judge(step, scores if self.separate else {TOGETHER: mean})
+        if self.settings.select == "last":
             self.on_rank0(lambda: self.run.save_best(self.save_model))
-        else:
-            self.waited += 1
-        self.say(
-            f"step {step}: valid NLL {scores['nll']:.4f}, PPL {scores['ppl']:.3f}"
-            f"{' (best so far)' if better else ''}, {time.time() - started:.0f} s"
-        )
+        elif better:
+            self.on_rank0(lambda: self.run.save_best(lambda folder: self.save_best(folder, better)))
+        best = "" if not better else " (best so far)" if len(scores) == 1 or not self.separate else (
+            f" (best so far: {', '.join(better)})")  # fmt: skip
+        parts = [f"{task} {s['nll']:.4f}" for task, s in several.get("tasks", {}).items()]
+        self.say(f"step {step}: valid NLL {mean['nll']:.4f}{' = mean of ' if parts else ''}{', '.join(parts)}, "
+                 f"PPL {mean['ppl']:.3f}{best}, {time.time() - started:.0f} s")  # fmt: skip
         if self.board:
-            self.board.add(step, "valid", scores)
-        if self.out_of_patience() and step < self.total_steps:
-            self.say(f"no better validation loss for {self.waited} epochs: stopping early")
-            self.stop = "early"
+            self.board.add(step, "valid", mean)
+            for task, own in several.get("tasks", {}).items():
+                self.board.add(step, f"valid/{task}", own)
+        self.stop_tasks(step)
 
-    def out_of_patience(self):
-        """Whether --early_stopping is given and has come true."""
-        return bool(self.settings.early_stopping) and self.waited >= self.settings.early_stopping
+    def judge(self, step, scores):
+        """Note each task's (or all tasks' mean) best loss; returns the names that have a new one."""
+        better = [name for name, s in scores.items() if s["nll"] < self.best.get(name, math.inf)]
+        for name, s in scores.items():
+            self.waited[name] = self.waited.get(name, 0) + 1
+            if name in better:
+                self.best[name], self.best_step[name], self.waited[name] = s["nll"], step, 0
+        return better
+
+    def stop_tasks(self, step=None):
+        """Leave out the tasks that --early_stopping has come true for; stop when none is left."""
+        patience = self.settings.early_stopping
+        done = {name for name, waited in self.waited.items() if patience and waited >= patience}
+        if step is not None and step < self.total_steps and done - self.train.skip - {TOGETHER}:
+            self.say(f"no better validation loss for {patience} epochs: stopping {', '.join(sorted(done))}")
+        if done and len(done) == len(self.waited):
+            if step is not None and step < self.total_steps:
+                self.say(f"no better validation loss for {patience} epochs: stopping early")
+            self.stop = "early"
+        elif self.separate:
+            self.train.skip = done
 
     # ---- checkpoints
 
@@ -218,6 +253,7 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         for name in ("best", "best_step", "waited", "tokens", "seconds", "history"):
             setattr(self, name, state[name])
+        self.stop_tasks()
         return step
 
     def on_rank0(self, work):
@@ -253,11 +289,11 @@ class Trainer:
         self._attach(engine)
         self._mark = time.time()
         if first:
-            over = first >= self.total_steps or self.out_of_patience()
+            over = first >= self.total_steps or self.stop == "early"
             self.say("this run is already finished" if over else f"resuming after step {first} of {self.total_steps}")
             # Without max_epochs ignite would take this for a new run and count from 0.
             engine.load_state_dict(dict(iteration=first, epoch_length=self.epoch_steps, max_epochs=self.epochs))
-        if first < self.total_steps and not self.out_of_patience():
+        if first < self.total_steps and self.stop != "early":
             with self._signals():
                 self._run(engine, first)
         if isinstance(self.stop, int):
@@ -351,14 +387,19 @@ class Trainer:
 
     def summary(self, step):
         """What metrics.json says of the training."""
+        best = {name: _scores(nll) for name, nll in self.best.items()}
+        mean = sum(self.best.values()) / len(self.best) if self.best else None
+        by_task = {name: dict(valid_nll=s["nll"], valid_ppl=s["ppl"], best_step=self.best_step[name])
+                   for name, s in best.items()}  # fmt: skip
         return dict(
-            steps=step, total_steps=self.total_steps, stopped_early=step < self.total_steps, best_step=self.best_step,
-            valid_nll=None if self.best == math.inf else self.best,
-            valid_ppl=None if self.best == math.inf else math.exp(min(self.best, 50)),
+            steps=step, total_steps=self.total_steps, stopped_early=step < self.total_steps,
+            best_step=max(self.best_step.values(), default=0), valid_nll=mean,
+            valid_ppl=None if mean is None else _scores(mean)["ppl"],
             trained_parameters=sum(p.numel() for p in self.params), tokens=self.tokens, seconds=round(self.seconds, 1),
             tokens_per_second=round(self.tokens / max(self.seconds, 1e-9), 1),
             peak_memory_mb=round(peak_memory_mb(self.device)), processes=self.world, device=str(self.device),
             precision=str(self.settings.dtype).removeprefix("torch."), history=self.history,
+            **(dict(tasks=by_task) if len(by_task) > 1 else {}),
         )  # fmt: skip
 
     def say(self, line):
@@ -368,6 +409,10 @@ class Trainer:
 
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
+
+
+def _scores(nll):
+    return dict(nll=nll, ppl=math.exp(min(nll, 50)) if math.isfinite(nll) else nll)
 
 
 @torch.no_grad()

@@ -1,0 +1,118 @@
+#!/usr/bin/env python
+"""Decode and score any task of a VLM, or all of them in batches that mix the tasks.
+
+  one CPU or one GPU (a GPU is used where there is one):
+    python evaluate_vlm.py --task mt --no_sample --model_checkpoint runs/VLM
+    python evaluate_vlm.py --task all --no_sample --model_checkpoint runs/VLM --data nlg=data/samples/nlg.json
+
+--model_checkpoint takes what combine_all.py or train_vlm.py wrote, a run of train.py, or a VLM released with the
+original code. Data that are not named lie in their tasks' own places (see --list_tasks); so does what --task all
+leaves out, saying so, where there is none. Written to --output_dir, for each task: <task>_output.txt, <task>_ref.txt
+(one line an example), dialogue's <task>_persona.txt, <task>_outputs.jsonl and <task>_metrics.json.
+"""
+
+import sys
+
+from utils import flags
+from utils.devices import add_precision_flags
+from utils.errors import UserError, exit_on_user_error
+
+
+def parser():
+    p = flags.parser(__doc__)
+    g = p.add_argument_group("what to evaluate")
+    g.add_argument("--task", default="all", help="a task, or all that the checkpoint holds")
+    g.add_argument("--model_checkpoint", help="the VLM's directory")
+    g.add_argument("--dataset_path", help="the data file of the one --task")
+    g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
+                   metavar="TASK=FILE", help="data files (default: the tasks' own places under data/)")  # fmt: skip
+    g.add_argument("--split", choices=["train", "valid", "test"], help="which split (default: the task's scored split)")
+    g.add_argument("--limit", type=flags.positive, help="only the first so many instances of each task")
+    g.add_argument("--max_history", type=flags.positive,
+                   help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
+    g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
+    flags.decoding_flags(p)
+    add_precision_flags(p)
+    g = p.add_argument_group("output")
+    g.add_argument("--output_dir", default="results/VLM_result", help="where results go")
+    g.add_argument("--samples", type=flags.not_negative, default=1, help="how many outputs of each task to print")
+    g.add_argument("--cache_dir", help="where tokenised data lie (default: $VERSATILE_CACHE or ~/.cache/versatile)")
+    return p
+
+
+@exit_on_user_error
+def main(argv=None):
+    p = parser()
+    args = p.parse_args(argv)
+    if args.list_tasks:
+        flags.list_tasks()
+    if not args.model_checkpoint:
+        p.error("--model_checkpoint is needed")
+    if args.dataset_path and args.task == "all":
+        p.error("--dataset_path goes with one --task; for several: --data TASK=FILE …")
+    flags.check_lengths(p, args)
+    flags.one_process()
+    evaluate(args)
+
+
+def evaluate(args):
+    import ignite.distributed as idist
+
+    from adapters import checkpoint, inference
+    from utils import devices, evaluation, runs
+    from utils.files import writable_directory, write_json
+
+    devices.quiet_libraries()
+    device = idist.device()
+    dtype = devices.precision(args, device)
+    if not checkpoint.is_checkpoint(args.model_checkpoint):
+        raise UserError("this holds no trained tasks", place=f"--model_checkpoint {args.model_checkpoint}",
+                        expected="a directory that combine_all.py, train_vlm.py or train.py wrote, or a released VLM")  # fmt: skip
+    model, tokenizer = checkpoint.load(args.model_checkpoint, None if args.task == "all" else args.task)
+    parts = read_parts(args, model.info)
+    writable_directory(args.output_dir, "--output_dir")
+    parameters, positions = inference.ready(model, device, dtype)
+    more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters,
+                **{"method": "combined", "backbone": model.config._name_or_path, **runs.origin(args.model_checkpoint)})  # fmt: skip
+    decoding = flags.decoding(args, positions)
+    headlines = []
+    for p, texts, summary in evaluation.evaluate(model, tokenizer, parts, decoding, positions=positions, dtype=dtype,
+                                                 limit=args.limit, cache_dir=args.cache_dir, **more):  # fmt: skip
+        evaluation.show_samples(texts, p.examples, args.samples)
+        evaluation.write(args.output_dir, p.task, texts, [e.references for e in p.examples], p.examples)
+        write_json(f"{args.output_dir}/{p.task.name}_metrics.json", summary)
+        best = summary["scores"][p.task.headline]["score"]
+        headlines.append(f"{p.task.name} {p.task.headline} {best:.4g}, PPL {summary['scores']['PPL']['score']:.4g}")
+    print("\n".join(headlines))
+    print(f"results in {args.output_dir}")
+
+
+def read_parts(args, info):
+    """What to evaluate: the asked-for tasks that the model holds, with their data."""
+    from data.task import get
+    from utils import evaluation
+
+    names = info.tasks if args.task == "all" else [args.task]
+    if foreign := sorted(set(args.data) - set(names)):
+        raise UserError(f"task {foreign[0]!r} is not evaluated", place="--data", expected="one of " + ", ".join(names))
+    parts = []
+    for name in names:
+        task = get(name)
+        given = args.data.get(name) or args.dataset_path
+        try:
+            path = task.data_path(given)
+        except UserError:
+            if args.task != "all":
+                raise
+            print(f"{name}: left out, there is no {task.dataset_path} (name its data: --data {name}=FILE)")
+            continue
+        split = args.split or task.scored_split
+        parts.append(evaluation.part(task, path, split, args.max_history or info.histories.get(name), args.limit))
+    if not parts:
+        raise UserError("none of the tasks has data", place="--data", expected="TASK=FILE for at least one of "
+                        + ", ".join(names))  # fmt: skip
+    return parts
+
+
+if __name__ == "__main__":
+    sys.exit(main())
