@@ -15,12 +15,12 @@
     python -m data.convert coqa --train coqa-train-v1.0.json --valid coqa-dev-v1.0.json \\
         --output data/CoQA/data.json
     python -m data.convert squad --train train-v2.0.json --valid_from_train 500 --test dev-v2.0.json \\
-        --output data/CoQA/data.json
+        --output data/SQuAD/data.json
     python -m data.convert cnn_dailymail --train train.csv --valid validation.csv --test test.csv \\
         --output data/CNNDAILY/data.json
     python -m data.convert cnn_dailymail --stories cnn/stories dailymail/stories --train_list all_train.txt \\
         --valid_list all_val.txt --test_list all_test.txt --output data/CNNDAILY/data.json
-    python -m data.convert webnlg --train en/train --valid en/dev --test en/test --output data/webnlg/data.json
+    python -m data.convert webnlg --train en/train --valid en/dev --test en/test --output data/WebNLG/data.json
     python -m data.convert e2e --help
 
 Text files are UTF-8, plain or ``.gz``. White space at the ends of a text is taken off; nothing else in it

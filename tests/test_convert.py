@@ -279,6 +279,15 @@ def test_every_flag_of_every_format_has_a_help_text_with_its_default():
             assert ("(required)" if action.dest == "output" else "(default: ") in action.help or action.required
 
 
+def test_the_commands_of_the_description_parse():
+    text = convert.__doc__.replace("\\\n", " ")
+    commands = [line.split()[3:] for line in text.split("\n") if line.strip().startswith("python -m data.convert")]
+    assert {command[0] for command in commands} == set(convert.FORMATS)
+    for command in commands:
+        if "--help" not in command:
+            convert.build_parser().parse_args(command)
+
+
 def test_two_formats_of_one_name_are_refused():
     with pytest.raises(ValueError, match="two formats are called 'e2e'"):
         data_format("e2e", None)(lambda args, report: {})
