@@ -11,6 +11,9 @@ from converting import NOISE, SETTINGS, attempt, damaged, error, run, sizes, wri
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.samples.triples import make_webnlg
+from data.task import get
+
 
 def entry(triples, texts):
     """An entry as xml; a text is a string or (language, string)."""
@@ -165,3 +168,31 @@ def test_damaged_files_are_survived(skip_bad, allow_cut, noise, data):
         assert record["tgt"].strip()
         assert all(triple.count(" | ") >= 2 for triple in record["src"].split(" && "))
     attempt(["webnlg", "--valid", "{}/a.xml", *flags], {"a.xml": noise})
+
+
+# --- the task --------------------------------------------------------------------------------------------
+
+
+def test_the_task_reads_what_was_converted_and_scores_against_all_references(tmp_path):
+    path = write(tmp_path / "a.xml", xml_text(entry(TRIPLES, ["One.", "Two words."])))
+    got, _ = run(tmp_path, "webnlg", "--train", path, "--test", path)
+    task = get("webnlg")
+    ((first,), (second,)) = [list(task.examples(record, "here")) for record in got["train"]]
+    assert (first.source, first.target.text, second.references) == (SRC, "One.", ["Two words."])
+    (example,) = task.examples(got["test"][0], "here")
+    assert example.references == ["One.", "Two words."]
+    for text in example.references:
+        assert task.score([text * 2], [[ref * 2 for ref in example.references]])[0]["chrF"].value == 100
+
+
+def test_the_sample_says_all_its_values_and_no_entry_stands_in_two_splits():
+    splits = make_webnlg()
+    assert sizes(splits) == {"train": 480, "valid": 30, "test": 30}
+    seen = {split: {frozenset(r["src"].split(" && ")) for r in records} for split, records in splits.items()}
+    assert len(set.union(*seen.values())) == sum(map(len, seen.values())) == 220
+    for record in (record for records in splits.values() for record in records):
+        triples = [triple.split(" | ") for triple in record["src"].split(" && ")]
+        assert all(len(triple) == 3 for triple in triples) and len(set(record.get("refs", [0]))) in (1, 3)
+        for text in record.get("refs", [record["tgt"]]):
+            for subject, _, value in triples:
+                assert subject.replace("_", " ") in text and value.replace("_", " ") in text

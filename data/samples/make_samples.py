@@ -3,8 +3,9 @@
     python data/samples/make_samples.py
 
 nlg.json (restaurants) and mt.json (English to German) are made here, dialogue.json in dialogues.py, qa.json in
-questions.py and summarization.json in articles.py. All names, templates and sentences were made up for this
-project; the slots are those of the E2E challenge. No source stands in two splits. The same seed gives the same bytes.
+questions.py, summarization.json in articles.py and webnlg.json in triples.py. All names, templates and sentences
+were made up for this project; the slots are those of the E2E challenge. No source stands in two splits. The same seed
+gives the same bytes.
 """
 
 import json
@@ -18,6 +19,7 @@ sys.path.insert(0, str(HERE.parent.parent))
 from data.samples.articles import make_summarization  # noqa: E402 (found by the line above)
 from data.samples.dialogues import make_dialogue  # noqa: E402
 from data.samples.questions import make_qa  # noqa: E402
+from data.samples.triples import make_webnlg  # noqa: E402
 from utils.files import atomic_write  # noqa: E402
 
 # --- nlg: words ------------------------------------------------------------------------------------------
@@ -353,7 +355,7 @@ def as_text(splits):
 
 
 MAKERS = {"nlg": make_nlg, "mt": make_mt, "dialogue": make_dialogue, "qa": make_qa,
-          "summarization": make_summarization}  # fmt: skip
+          "summarization": make_summarization, "webnlg": make_webnlg}  # fmt: skip
 
 
 def main():

@@ -1,0 +1,38 @@
+"""webnlg: triples of a knowledge graph -> a text that says them (WebNLG).
+
+Record: {"src": "subject | predicate | object && …", "tgt": text, "refs": [text, …]}; `refs` is for scoring and may
+be absent.
+"""
+
+from dataclasses import replace
+
+from data.files import texts_field
+from data.task import Reading, register
+from data.text_pair import TextPair
+
+
+@register
+class WebNLG(TextPair):
+    name = "webnlg"
+    summary = "triples -> a text that says them (WebNLG)"
+    markers = ("<bos_webnlg>", "<eos_webnlg>", "<triples>", "<verbalization>")
+    bos, eos = "<bos_webnlg>", "<eos_webnlg>"
+    dataset_path = "data/WebNLG/data.json"
+    limits = {"<triples>": 300}
+    min_tokens = 1
+    merge_references = True
+    sample = "Alan_Bean | nationality | United_States && Alan_Bean | occupation | Test_pilot"
+    # None are published for this task; these are those of nlg, with more room for open vocabulary.
+    published = {
+        "finetune": dict(lr=5e-5, n_epochs=10, train_batch_size=8, gradient_accumulation_steps=4),
+        "adapter": dict(lr=1e-3, n_epochs=10, train_batch_size=8, gradient_accumulation_steps=4, adapter_bottleneck=64),
+    }
+
+    def examples(self, record, place, how=Reading()):
+        for example in super().examples(record, place, how):
+            yield replace(example, references=texts_field(record, "refs", place)) if "refs" in record else example
+
+    def score(self, hypotheses, references, details=None):
+        from utils import metrics
+
+        return {"BLEU": metrics.bleu(hypotheses, references), "chrF": metrics.chrf(hypotheses, references)}, []
