@@ -328,13 +328,38 @@ def _wrap_vocabulary(model, info, spare, std):
 
 
 def _add_adapters(model, task, bottleneck):
-    if not bottleneck:
-        return
+    if bottleneck:
+        _place(model, task, new_adapters(model, bottleneck))
+
+
+def new_adapters(model, bottleneck):
+    """A task's new adapters, one for each block, not yet in the model."""
     family = family_of(model.config)
-    for block in family.blocks(model):
-        like = next(block.parameters())
-        adapter = BottleneckAdapter(model.config.hidden_size, bottleneck, family.norm_eps(model.config))
-        block.adapter_bank.adapters[task] = adapter.to(like.device)
+    width, eps = model.config.hidden_size, family.norm_eps(model.config)
+    return [BottleneckAdapter(width, bottleneck, eps) for _ in family.blocks(model)]
+
+
+def _place(model, task, adapters):
+    for block, adapter in zip(family_of(model.config).blocks(model), adapters):
+        block.adapter_bank.adapters[task] = adapter.to(next(block.parameters()).device)
+
+
+def join(model, tokenizer, markers, bottlenecks, adapters):
+    """Let an adapter model answer for more tasks, behind those it has; their rows stand in its tables already.
+
+    Args:
+        tokenizer: the model's; gets the markers.
+        markers: {task: its special tokens in order}, all new to the tokenizer.
+        bottlenecks: {task: adapter bottleneck}.
+        adapters: {task: its `new_adapters`}, of those that have any.
+    """
+    add_tokens(tokenizer, markers)
+    for task, blocks in adapters.items():
+        _place(model, task, blocks)
+    model.info.markers |= {task: list(names) for task, names in markers.items()}
+    model.info.bottlenecks |= bottlenecks
+    model.router.tasks = model.info.tasks
+    model.config.vocab_size = model.info.first + len(model.get_input_embeddings().rows)
 
 
 def compile_blocks(model):

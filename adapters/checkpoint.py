@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from adapters import backbones, self_copy
-from adapters.attach import TaskModelInfo, _condition, attach, keep_tasks, trainable
+from adapters.attach import TaskModelInfo, _condition, attach, join, keep_tasks, new_adapters, trainable
 from adapters.task_embeddings import TaskEmbedding, TaskHead
 from utils.errors import UserError, brief
 from utils.files import atomic_write, write_json
@@ -170,6 +170,14 @@ def set_adapter_state(model, state, place):
 
 def _copy(state, wanted, place):
     """Copy a file's tensors into those wanted; names and shapes must be the same."""
+    _check_fit(state, wanted, place)
+    with torch.no_grad():
+        for key, tensor in state.items():
+            wanted[key].copy_(tensor)
+
+
+def _check_fit(state, wanted, place):
+    """Whether a file's tensors have the names and shapes of those wanted."""
     _same_keys(set(wanted) - set(state), set(state) - set(wanted), place)
     for key, tensor in state.items():
         if tensor.shape != wanted[key].shape:
@@ -177,9 +185,6 @@ def _copy(state, wanted, place):
                 f"{key} has shape {list(tensor.shape)}", place=place, expected=str(list(wanted[key].shape)),
                 remedy="load it onto the backbone it was trained on",
             )  # fmt: skip
-    with torch.no_grad():
-        for key, tensor in state.items():
-            wanted[key].copy_(tensor)
 
 
 def load(directory, task=None, pointer=False):
@@ -230,11 +235,95 @@ def is_checkpoint(directory):
     return released.is_released(path) or "versatile" in _read_json(path / "config.json")
 
 
-def _load_adapter(path):
+def load_onto(model, tokenizer, directory):
+    """Add an adapter directory's tasks to an attached model that is already in memory.
+
+    The backbone's files are not read. What the model answers for its other tasks stays as it was, bit for bit. A
+    model made ready for inference stays frozen; in another the new tasks are trained like the old ones.
+
+    Args:
+        model: an adapter model on the backbone that the directory was trained on.
+        tokenizer: its tokenizer; gets the new tasks' markers.
+        directory: an adapter directory; its tasks come behind those the model holds, in their order.
+
+    Returns:
+        the names of the tasks added.
+
+    Raises:
+        UserError: as `load`, and: a task the model holds already, a marker that is a token already, a directory or a
+            model of another kind (fully fine-tuned, with self-copy, straight from a released checkpoint). Nothing has
+            been changed then.
+    """
+    path = Path(directory)
+    config = _read_config(path)
+    _check_joins(model, tokenizer, config, path / CONFIG)
+    state = read_safetensors(path / WEIGHTS)
+    counts = {task["name"]: len(task["markers"]) for task in config["tasks"]}
+    bottlenecks = {task: config["bottlenecks"].get(task, 0) for task in counts}
+    # Shapes alone: the file's tensors become the parameters.
+    with torch.device("meta"):
+        adapters = {task: new_adapters(model, size) for task, size in bottlenecks.items() if size}
+    tables = {"rows": model.get_input_embeddings().rows, "output_rows": model.get_output_embeddings().rows}
+    if tables["rows"] is tables["output_rows"]:
+        del tables["output_rows"]
+    wanted = {f"{kind}.{task}": torch.empty(count, model.config.hidden_size, device="meta")
+              for kind in tables for task, count in counts.items()}  # fmt: skip
+    for task, blocks in adapters.items():
+        for i, adapter in enumerate(blocks):
+            wanted |= {f"blocks.{i}.{task}.{name}": p for name, p in adapter.named_parameters()}
+    _check_fit(state, wanted, path / WEIGHTS)
+    ups = {task: [t for key, t in state.items() if task_of(key) == task and ".up." in key] for task in adapters}
+    _refuse_idle(ups, path / WEIGHTS)
+    trained = bool(trainable(model))
+    for kind, rows in tables.items():
+        for task in counts:
+            rows.tasks[task] = torch.nn.Parameter(state[f"{kind}.{task}"].to(rows.spare.device), trained)
+    for task, blocks in adapters.items():
+        for i, adapter in enumerate(blocks):
+            own = {name: state[f"blocks.{i}.{task}.{name}"] for name in adapter.state_dict()}
+            adapter.load_state_dict(own, assign=True)
+            adapter.requires_grad_(trained).train(model.training)
+    join(model, tokenizer, _markers(config["tasks"]), bottlenecks, adapters)
+    model.info.histories |= _histories(config)
+    return list(counts)
+
+
+def _check_joins(model, tokenizer, config, place):
+    """Whether a directory's tasks can join a model, from its config alone."""
+    info, vocabulary = model.info, tokenizer.get_vocab()
+    if info.mode == "full":
+        raise UserError("the model is fully fine-tuned: it takes no adapters", place="load_onto")
+    if info.self_copy or config.get("self_copy") or not (info.own_columns and config.get("own_columns", True)):
+        raise UserError("the model or the adapter has self-copy, or scores all tasks' columns as released checkpoints "
+                        "do: its tasks cannot join others", place=place, remedy="load it by itself")  # fmt: skip
+    expected = config.get("base_model_fingerprint")
+    if expected and model.backbone_fingerprint != expected:
+        raise UserError(f"the model in memory has the fingerprint {model.backbone_fingerprint}", place=place,
+                        expected=f"{expected}, the weights the adapter was trained on",
+                        remedy=f"load the backbone {config['base_model_name_or_path']}")  # fmt: skip
+    if info.first != config["first"]:
+        raise UserError(f"the model's tokenizer has {info.first} tokens", place=place,
+                        expected=f"{config['first']}, as when the adapter was trained")  # fmt: skip
+    for task in config["tasks"]:
+        if task["name"] in info.markers:
+            raise UserError(f"the model holds a task {task['name']!r} already", place=place,
+                            expected="tasks that are new to it: it has " + ", ".join(info.tasks))  # fmt: skip
+        if taken := [m for m in task["markers"] if m in vocabulary]:
+            raise UserError(f"the marker {taken[0]!r} of {task['name']!r} is a token already", place=place,
+                            expected="markers of the task's own")  # fmt: skip
+
+
+def _read_config(path):
+    """What an adapter directory's config says, with the keys that all have."""
     config = _read_json(path / CONFIG)
     missing = [k for k in ("base_model_name_or_path", "tasks", "bottlenecks", "first") if k not in config]
     if missing:
         raise UserError(f"no {missing[0]!r}", place=path / CONFIG, expected="a file that train.py wrote")
+    return config
+
+
+def _load_adapter(path):
+    config = _read_config(path)
     state = read_safetensors(path / WEIGHTS)
     model, tokenizer = _backbone_of(path, config)
     order = config.get("rows", config["tasks"])
@@ -253,7 +342,9 @@ def _load_adapter(path):
         )  # fmt: skip
     model.info.histories = _histories(config)
     set_adapter_state(model, state, path / WEIGHTS)
-    _refuse_idle(model, path / WEIGHTS)
+    held = trainable(model).items()
+    ups = {task: [p for n, p in held if f".adapters.{task}.up." in n] for task, b in bottlenecks.items() if b}
+    _refuse_idle(ups, path / WEIGHTS)
     return model, tokenizer
 
 
@@ -315,11 +406,14 @@ def history(directory, task):
     return None
 
 
-def _refuse_idle(model, place):
-    """An adapter that adds nothing to any block, with rows of zeros: loaded, it would change no output."""
-    for task, bottleneck in model.info.bottlenecks.items():
-        ups = [p for n, p in trainable(model).items() if f".adapters.{task}.up." in n]
-        if bottleneck and not any(p.any() for p in ups):
+def _refuse_idle(ups, place):
+    """An adapter that adds nothing to any block, with rows of zeros: loaded, it would change no output.
+
+    Args:
+        ups: {task: the tensors of its adapters' last layers}.
+    """
+    for task, tensors in ups.items():
+        if not any(p.any() for p in tensors):
             raise UserError(f"the adapter for {task!r} changes nothing: its output layers are all zero",
                             place=place, remedy="train it, or load the right file")  # fmt: skip
 
