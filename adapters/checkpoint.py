@@ -160,6 +160,7 @@ def load_weights(model, directory):
     if model.info.carry:
         path = directory / BACKBONE / "model.safetensors"
         _copy(read_safetensors(path), _without_tied(model, backbone_state(model)), path)
+        model.backbone_fingerprint = backbones.fingerprint(backbone_state(model))
     set_adapter_state(model, adapters, directory / WEIGHTS)
 
 

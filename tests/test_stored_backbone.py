@@ -118,6 +118,7 @@ def test_weights_go_back_into_a_live_model(trained):
     held = trainable(live)
     checkpoint.load_weights(live, folder)
     assert all(p is held[n] for n, p in trainable(live).items())
+    assert live.backbone_fingerprint == model.backbone_fingerprint
     assert all(torch.equal(p, model.state_dict()[n]) for n, p in live.state_dict().items())
     assert torch.equal(logits(live.eval(), tokenizer), logits(model, tokenizer))
 
