@@ -171,8 +171,8 @@ def record(args, **more):
     )
 
 
-def origin(directory):
-    """What is known of a trained model: dict(method, backbone), without what is not known.
+def stored(directory):
+    """run.json of a trained model, or {}: nothing there, or nothing that can be read.
 
     Args:
         directory: a run, one of its checkpoints/step_N, a combined VLM, or anything else.
@@ -181,10 +181,16 @@ def origin(directory):
     if path.name.startswith("step_"):
         path = path.resolve().parents[1]
     try:
-        stored = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        found = dict(method=stored.get("method"), backbone=stored["flags"].get("model_checkpoint"))
-    except (OSError, ValueError, KeyError, AttributeError):
+        found = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) and isinstance(found.get("flags"), dict) else {}
+
+
+def origin(directory):
+    """What is known of a trained model: dict(method, backbone), without what is not known; see `stored`."""
+    known = stored(directory)
+    found = dict(method=known.get("method"), backbone=known.get("flags", {}).get("model_checkpoint"))
     return {k: v for k, v in found.items() if v}
 
 
