@@ -11,7 +11,7 @@
 --model_checkpoint takes a run of train.py, one of its checkpoints/step_N, a checkpoint released with the original
 VLM code, or a bare backbone (smollm2, gpt2, …) to see what it does untrained. Written to --output_dir:
 <task>_output.txt and <task>_ref.txt (one line an example; qa's output is json as CoQA's script takes it, dialogue
-has a <task>_persona.txt), <task>_outputs.jsonl, metrics.json.
+has a <task>_persona.txt), <task>_outputs.jsonl, <task>_metrics.json.
 """
 
 import sys
@@ -95,7 +95,7 @@ def score_files(args, task):
         evaluation.write(args.output_dir, task, hypotheses, references)
         summary = dict(task=task.name, scores=metrics.to_json(scores), instances=len(hypotheses),
                        score_only=args.score_only)  # fmt: skip
-        write_json(f"{args.output_dir}/metrics.json", summary)
+        write_json(f"{args.output_dir}/{task.name}_metrics.json", summary)
 
 
 def evaluate(args, task):
@@ -103,7 +103,7 @@ def evaluate(args, task):
 
     from adapters import checkpoint, inference
     from utils import devices, evaluation, runs
-    from utils.files import writable_directory, write_json
+    from utils.files import writable_directory
 
     devices.quiet_libraries()
     device = idist.device()
@@ -116,15 +116,12 @@ def evaluate(args, task):
     args.output_dir = args.output_dir or f"results/{mode}"
     writable_directory(args.output_dir, "--output_dir")
     parameters, positions = inference.ready(model, device, dtype)
-    more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters,
-                **{"method": method, "backbone": model.config._name_or_path, **runs.origin(args.model_checkpoint)})  # fmt: skip
+    more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters, method=method,
+                backbone=model.config._name_or_path) | runs.origin(args.model_checkpoint)  # fmt: skip
     decoding = flags.decoding(args, positions)
-    for p, texts, summary in evaluation.evaluate(model, tokenizer, [part], decoding, positions=positions, dtype=dtype,
-                                                 limit=args.limit, cache_dir=args.cache_dir, **more):  # fmt: skip
-        evaluation.show_samples(texts, p.examples, args.samples)
-        evaluation.write(args.output_dir, task, texts, [e.references for e in p.examples], p.examples)
-        write_json(f"{args.output_dir}/metrics.json", summary)
-    print(f"results in {args.output_dir}")
+    evaluation.evaluate(model, tokenizer, [part], decoding, positions=positions, dtype=dtype,
+                        output_dir=args.output_dir, samples=args.samples, limit=args.limit,
+                        cache_dir=args.cache_dir, **more)  # fmt: skip
 
 
 def load_model(args, task):

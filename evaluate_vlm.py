@@ -60,31 +60,27 @@ def evaluate(args):
 
     from adapters import checkpoint, inference
     from utils import devices, evaluation, runs
-    from utils.files import writable_directory, write_json
+    from utils.files import writable_directory
 
     devices.quiet_libraries()
     device = idist.device()
     dtype = devices.precision(args, device)
     if not checkpoint.is_checkpoint(args.model_checkpoint):
         raise UserError("this holds no trained tasks", place=f"--model_checkpoint {args.model_checkpoint}",
-                        expected="a directory that combine_all.py, train_vlm.py or train.py wrote, or a released VLM")  # fmt: skip
+                        expected="what combine_all.py, train_vlm.py or train.py wrote, or a released VLM")  # fmt: skip
     model, tokenizer = checkpoint.load(args.model_checkpoint, None if args.task == "all" else args.task)
     parts = read_parts(args, model.info)
     writable_directory(args.output_dir, "--output_dir")
     parameters, positions = inference.ready(model, device, dtype)
-    more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters,
-                **{"method": "combined", "backbone": model.config._name_or_path, **runs.origin(args.model_checkpoint)})  # fmt: skip
+    more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters, method="combined",
+                backbone=model.config._name_or_path) | runs.origin(args.model_checkpoint)  # fmt: skip
     decoding = flags.decoding(args, positions)
-    headlines = []
-    for p, texts, summary in evaluation.evaluate(model, tokenizer, parts, decoding, positions=positions, dtype=dtype,
-                                                 limit=args.limit, cache_dir=args.cache_dir, **more):  # fmt: skip
-        evaluation.show_samples(texts, p.examples, args.samples)
-        evaluation.write(args.output_dir, p.task, texts, [e.references for e in p.examples], p.examples)
-        write_json(f"{args.output_dir}/{p.task.name}_metrics.json", summary)
-        best = summary["scores"][p.task.headline]["score"]
-        headlines.append(f"{p.task.name} {p.task.headline} {best:.4g}, PPL {summary['scores']['PPL']['score']:.4g}")
-    print("\n".join(headlines))
-    print(f"results in {args.output_dir}")
+    summaries = evaluation.evaluate(model, tokenizer, parts, decoding, positions=positions, dtype=dtype,
+                                    output_dir=args.output_dir, samples=args.samples, limit=args.limit,
+                                    cache_dir=args.cache_dir, **more)  # fmt: skip
+    for name, summary in summaries.items():
+        scores = {which: summary["scores"][which]["score"] for which in (summary["headline"], "PPL")}
+        print(f"{name:15}", ", ".join(f"{which} {'inf' if v is None else f'{v:.4g}'}" for which, v in scores.items()))
 
 
 def read_parts(args, info):

@@ -147,7 +147,9 @@ def tensors(folder):
 
 
 def metrics(folder):
-    return json.loads((Path(folder) / "metrics.json").read_text())
+    """What a run's metrics.json holds, or the <task>_metrics.json of results for one task."""
+    (path,) = Path(folder).glob("*metrics.json")
+    return json.loads(path.read_text())
 
 
 def losses(folder):

@@ -218,7 +218,7 @@ def test_results_are_one_line_an_instance_and_say_how_they_were_made(trained, da
     out = tmp_path / "out"
     result = evaluate(evaluated(trained("tiny-gpt2", 16), data, out), tmp_path / "log")
     assert sorted(p.name for p in out.iterdir()) == [
-        "metrics.json",
+        "nlg_metrics.json",
         "nlg_output.txt",
         "nlg_outputs.jsonl",
         "nlg_ref.txt",

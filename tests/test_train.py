@@ -503,8 +503,13 @@ def test_random_init_keeps_nothing_of_the_pretrained_weights(data, tmp_path, cac
     assert abs(fresh[name] - held[name]).mean() > 0.01
 
 
-def test_an_adapter_beside_random_weights_is_refused(data, tmp_path):
-    refused(run("train", command(data, tmp_path / "run", "--random_init"), tmp_path), "--random_init")
+def test_an_adapter_beside_random_weights_is_evaluated_beside_the_same_ones(data, tmp_path):
+    out = trained(command(data, tmp_path / "run", "--random_init", "--max_steps", "2", "--seed", "5"), tmp_path / "log")
+    argv = ["--task", "nlg", "--dataset_path", data, "--split", "valid", "--model_checkpoint", out, "--no_sample",
+            "--fp32", "--max_length", "4", "--output_dir", tmp_path / "results"]  # fmt: skip
+    result = run("evaluate", argv, tmp_path / "log", env=scripts.without_java())
+    assert result.code == 0, result.err
+    assert scripts.metrics(tmp_path / "results")["nll"] == pytest.approx(scripts.metrics(out)["valid_nll"], rel=1e-5)
 
 
 def test_distillation_learns_the_teachers_targets_and_refuses_a_file_without(tmp_path, data):
@@ -833,8 +838,8 @@ def test_every_registered_task_trains_and_evaluates(tmp_path):
         argv = command(data, out, "--limit", "8", "--max_steps", "2", task=name)
         assert trained(argv, tmp_path / "log") == out
         argv = ["--task", name, "--dataset_path", data, "--model_checkpoint", out, "--no_sample", "--limit", "3",
-                "--max_length", "8", "--output_dir", tmp_path / "results"]  # fmt: skip
+                "--max_length", "8", "--output_dir", tmp_path / "results" / name]  # fmt: skip
         result = run("evaluate", argv, tmp_path / "log", env=scripts.without_java())
         assert result.code == 0, result.err
-        assert len((tmp_path / "results" / f"{name}_output.txt").read_text().splitlines()) == 3
-        assert all_tasks()[name].headline in metrics(tmp_path / "results")["scores"]
+        assert len((tmp_path / "results" / name / f"{name}_outputs.jsonl").read_text().splitlines()) == 3
+        assert all_tasks()[name].headline in metrics(tmp_path / "results" / name)["scores"]

@@ -71,8 +71,9 @@ def negative_log_likelihood(model, tokenizer, part, positions, dtype, limit=None
     return likelihood(model, batches, dtype)
 
 
-def evaluate(model, tokenizer, parts, decoding, *, positions, dtype, limit=None, cache_dir=None, **more):
-    """Likelihood, outputs and scores of every part.
+def evaluate(model, tokenizer, parts, decoding, *, positions, dtype, output_dir, samples=3, limit=None, cache_dir=None,
+             **more):  # fmt: skip
+    """Decode and score every part, print and write what came out.
 
     Args:
         model: an attached model, ready for inference.
@@ -81,36 +82,42 @@ def evaluate(model, tokenizer, parts, decoding, *, positions, dtype, limit=None,
         decoding: `utils.decoding.Decoding`.
         positions: the model's longest sequence.
         dtype: precision of the matrix products.
+        output_dir: where the files go.
+        samples: how many outputs of each task are printed.
         limit: how many examples of each split count.
         cache_dir: where tokenised data lie.
         **more: what every summary shall hold beside.
 
-    Yields:
-        (part, output texts, summary for metrics.json) of each.
+    Returns:
+        {task: what its <task>_metrics.json holds}
     """
     # Before decoding, which takes long: a target that cannot be scored is found at once.
-    losses = [negative_log_likelihood(model, tokenizer, p, positions, dtype, limit, decoding.batch_size, cache_dir)
-              for p in parts]  # fmt: skip
+    losses = [
+        negative_log_likelihood(model, tokenizer, p, positions, dtype, limit, decoding.batch_size, cache_dir)
+        for p in parts
+    ]
     outputs, tokens, seconds = texts(model, tokenizer, parts, decoding, positions, dtype)
     speed = tokens / max(seconds, 1e-9)
-    print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({speed:.0f} tokens/s)")
+    more |= dict(
+        decoding=vars(decoding), precision=str(dtype).removeprefix("torch."), decode_seconds=round(seconds, 1),
+        decode_tokens_per_second=round(speed, 1), versions=runs.versions(), tasks_of_model=model.info.tasks,
+    )  # fmt: skip
+    summaries = {}
     for p, (nll, labels) in zip(parts, losses):
-        hypotheses = outputs[p.task.name]
-        scores, notes = score(p.task, hypotheses, p.examples)
+        name, hypotheses = p.task.name, outputs[p.task.name]
+        references = [e.references for e in p.examples]
+        scores, notes = p.task.score(hypotheses, references, [e.details for e in p.examples])
         scores["PPL"] = metrics.perplexity(nll, labels)
-        summary = dict(
-            task=p.task.name, split=p.split, scores=metrics.to_json(scores), headline=p.task.headline,
-            instances=len(hypotheses), decoding=vars(decoding), precision=str(dtype).removeprefix("torch."),
-            decode_seconds=round(seconds, 1), decode_tokens_per_second=round(speed, 1), versions=runs.versions(),
-            nll=nll / labels, labels=labels, dataset_path=str(p.path), **more,
+        show(p.task, p.split, scores, notes, hypotheses, references)
+        show_samples(hypotheses, p.examples, samples)
+        write(output_dir, p.task, hypotheses, references, p.examples)
+        summaries[name] = dict(
+            task=name, split=p.split, scores=metrics.to_json(scores), headline=p.task.headline,
+            instances=len(hypotheses), nll=nll / labels, labels=labels, dataset_path=str(p.path), **more,
         )  # fmt: skip
-        show(p.task, p.split, scores, notes, hypotheses, [e.references for e in p.examples])
-        yield p, hypotheses, summary
-
-
-def score(task, hypotheses, examples):
-    """The task's scores of outputs for these examples: ({name: Score}, notes)."""
-    return task.score(hypotheses, [e.references for e in examples], [e.details for e in examples])
+        write_json(Path(output_dir) / f"{name}_metrics.json", summaries[name])
+    print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({speed:.0f} tokens/s); results in {output_dir}")
+    return summaries
 
 
 def show(task, what, scores, notes, hypotheses, references):

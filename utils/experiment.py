@@ -71,8 +71,9 @@ def load_splits(args, tasks, paths, tokenizer, positions):
     for split in ["train"] if args.no_validation else ["train", "valid"]:
         splits[split] = {}
         for name, task in tasks.items():
-            # Only training learns from the teacher; validation stays gold.
-            how = task.reading(args.max_history, distilled=args.distillation and split == "train")
+            # Only training learns from the teacher; validation stays gold. --distillation: all tasks, or those named.
+            distilled = args.distillation is True or (args.distillation and name in args.distillation)
+            how = task.reading(args.max_history, distilled=bool(distilled) and split == "train")
             loaded = cache.load(paths[name], split, task, tokenizer, positions, training=split == "train", how=how,
                                 cache_dir=args.cache_dir)  # fmt: skip
             splits[split][name] = loaded

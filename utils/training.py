@@ -190,8 +190,8 @@ class Trainer:
             self.on_rank0(lambda: self.run.save_best(self.save_model))
         elif better:
             self.on_rank0(lambda: self.run.save_best(lambda folder: self.save_best(folder, better)))
-        best = "" if not better else " (best so far)" if len(scores) == 1 or not self.separate else (
-            f" (best so far: {', '.join(better)})")  # fmt: skip
+        of = f": {', '.join(better)}" if self.separate and len(better) < len(scores) else ""
+        best = f" (best so far{of})" if better else ""
         parts = [f"{task} {s['nll']:.4f}" for task, s in several.get("tasks", {}).items()]
         self.say(f"step {step}: valid NLL {mean['nll']:.4f}{' = mean of ' if parts else ''}{', '.join(parts)}, "
                  f"PPL {mean['ppl']:.3f}{best}, {time.time() - started:.0f} s")  # fmt: skip

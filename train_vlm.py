@@ -1,0 +1,184 @@
+#!/usr/bin/env python
+r"""Train a VLM: all tasks at once in mixed batches, each with an adapter and task embeddings of its own.
+
+  one CPU or one GPU (a GPU is used where there is one):
+    python train_vlm.py --gradient_accumulation_steps=16 --train_batch_size=1 --valid_batch_size=1 --n_epochs 3
+  some tasks, other data, other widths, every task drawn alike:
+    python train_vlm.py --tasks nlg mt --data nlg=data/samples/nlg.json mt=data/samples/mt.json \
+      --model_checkpoint smollm2 --adapter_bottleneck nlg=64 mt=128 --sampling uniform --train_batch_size 16
+  several GPUs, or several processes on a CPU:
+    torchrun --nproc_per_node 2 train_vlm.py --tasks nlg mt --model_checkpoint smollm2
+  go on after an interruption:
+    python train_vlm.py --resume runs/<run>
+
+The backbone is frozen, so the tasks share no trained parameter: each keeps the weights of its own best epoch, and
+with --early_stopping each stops by itself. With --unfreeze_backbone, as in the original, they share one: the epoch
+with the best mean loss is kept. The run directory is a VLM; evaluate_vlm.py reads it.
+"""
+
+import sys
+
+from utils import flags
+from utils.errors import UserError, exit_on_user_error
+
+# The published setting; the rate of the unfrozen backbone is the original's, that of adapters alone the one most
+# adapters were published with.
+DEFAULTS = dict(n_epochs=3, train_batch_size=1, gradient_accumulation_steps=16)
+RATES = {True: 6.25e-5, False: 5e-4}
+TEMPERATURES = {"proportional": 1.0, "uniform": float("inf")}
+
+
+def width(text):
+    """argparse type: N for all tasks, or TASK=N."""
+    task, _, number = text.rpartition("=")
+    # A list, as it comes back out of run.json.
+    return [task, flags.not_negative(number)]
+
+
+def parser():
+    p = flags.parser(__doc__)
+    g = p.add_argument_group("tasks and data")
+    g.add_argument("--tasks", nargs="+", metavar="TASK", help="what to learn (default: every task with data)")
+    g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
+                   metavar="TASK=FILE", help="data files (default: the tasks' own places under data/)")  # fmt: skip
+    g.add_argument("--sampling", choices=["proportional", "uniform", "temperature"], default="proportional",
+                   help="how often a task is drawn: as its size, all alike, or as size^(1/T)")  # fmt: skip
+    g.add_argument(
+        "--sampling_temperature", type=flags.rate, default=2.0, metavar="T", help="T of --sampling temperature"
+    )
+    g.add_argument("--distillation", nargs="+", default=[], metavar="TASK",
+                   help="tasks that learn a teacher's texts, from <data>_distilled.json")  # fmt: skip
+    g.add_argument("--max_history", type=flags.positive, help="exchanges of a conversation kept (default: published)")
+    g.add_argument("--limit", type=flags.positive, help="use only the first so many examples of each split")
+    g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
+    g = p.add_argument_group("model")
+    g.add_argument("--model_checkpoint", default="gpt2",
+                   help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
+    g.add_argument("--adapter_bottleneck", nargs="+", type=width, default=[], metavar="[TASK=]N",
+                   help="widths: one for all or one a task; 0: the rows alone (default: published)")  # fmt: skip
+    g.add_argument("--row_init", choices=["normal", "words"], default="normal",
+                   help="task rows start from N(0, 0.02) as published, or from their markers' words")  # fmt: skip
+    g.add_argument("--random_init", action="store_true", help="the backbone's shape with fresh weights")
+    g.add_argument("--unfreeze_backbone", action="store_true", help="train the backbone too, as the original does")
+    flags.training_flags(p, published="")
+    for name, value in DEFAULTS.items():
+        p.set_defaults(**{name: value})
+    flags.refuse_without_effect(p)
+    return p
+
+
+@exit_on_user_error
+def main(argv=None):
+    p = parser()
+    args = p.parse_args(argv)
+    if args.list_tasks:
+        flags.list_tasks()
+    from utils.devices import parallel
+
+    with parallel():
+        train(args, flags.given(parser, argv))
+
+
+def train(args, given):
+    import ignite.distributed as idist
+    import torch
+
+    from adapters import attach as adapting
+    from adapters import backbones
+    from data.task import get
+    from utils import experiment
+
+    args, run = experiment.open_run(args, given)
+    args.tasks = args.tasks or with_data(args)
+    tasks = {name: get(name) for name in args.tasks}
+    args.lr = args.lr or RATES[args.unfreeze_backbone]
+    bottlenecks = widths(args, tasks)
+    paths = data_files(args, tasks)
+    temperature = check_sampling(args)
+    dtype = experiment.begin(args, run)
+    # One process a machine makes the caches, the others find them.
+    with idist.one_rank_first(local=True):
+        model, tokenizer = backbones.load(args.model_checkpoint, random_init=args.seed if args.random_init else False)
+        torch.manual_seed(args.seed)
+        markers = {name: task.markers for name, task in tasks.items()}
+        adapting.attach(model, tokenizer, markers, bottlenecks, freeze=not args.unfreeze_backbone)
+        for name, task in tasks.items():
+            if task.max_history:
+                model.info.histories[name] = args.max_history or task.max_history
+            if args.row_init == "words":
+                adapting.start_rows_from_words(model, tokenizer, name)
+        positions = backbones.family_of(model.config).positions(model.config)
+        splits = experiment.load_splits(args, tasks, paths, tokenizer, positions)
+    experiment.say(adapting.describe(model))
+    experiment.settle(model, args, dtype)
+    if run is None:
+        run = experiment.new_run(args, ("vlm", *args.tasks), "multi-task")
+    result = experiment.fit(args, run, model, tokenizer, splits, dtype, temperature=temperature,
+                            separate=not args.unfreeze_backbone, script="train_vlm.py")  # fmt: skip
+    for name, best in result.get("tasks", {}).items():
+        experiment.say(f"{name:15} best validation NLL {best['valid_nll']:.4f}, PPL {best['valid_ppl']:.3f},"
+                       f" after step {best['best_step']}")  # fmt: skip
+    data = " ".join(f"{name}={path}" for name, path in paths.items())
+    experiment.say(f"next: python evaluate_vlm.py --task all --no_sample --model_checkpoint {run.directory}"
+                   f" --data {data} --output_dir results/{run.directory.name}")  # fmt: skip
+
+
+def with_data(args):
+    """The tasks that have data, in order; what is left out is said."""
+    from data.task import all_tasks
+    from utils import experiment
+
+    found = []
+    for name, task in sorted(all_tasks().items()):
+        try:
+            task.data_path(args.data.get(name), name in args.distillation)
+            found.append(name)
+        except UserError:
+            experiment.say(f"{name}: left out, there is no {task.dataset_path} (name its data: --data {name}=FILE)")
+    if not found:
+        raise UserError("no task has data", place="--data", expected="TASK=FILE …",
+                        remedy="try --data nlg=data/samples/nlg.json mt=data/samples/mt.json")  # fmt: skip
+    return found
+
+
+def widths(args, tasks):
+    """{task: adapter bottleneck}: those given, else the published ones."""
+    given = dict(args.adapter_bottleneck)
+    if unknown := sorted(set(given) - set(tasks) - {""}):
+        raise UserError(f"task {unknown[0]!r} is not trained", place="--adapter_bottleneck",
+                        expected="one of " + ", ".join(tasks))  # fmt: skip
+    found = {}
+    for name, task in tasks.items():
+        found[name] = given.get(name, given.get("", task.published.get("adapter", {}).get("adapter_bottleneck")))
+        if found[name] is None:
+            raise UserError(f"no published width for task {name}", place="--adapter_bottleneck",
+                            remedy=f"give one: --adapter_bottleneck {name}=N")  # fmt: skip
+    return found
+
+
+def data_files(args, tasks):
+    """{task: its data file}."""
+    for flag, names in (("--data", args.data), ("--distillation", args.distillation)):
+        if unknown := sorted(set(names) - set(tasks)):
+            raise UserError(f"task {unknown[0]!r} is not trained", place=flag, expected="one of " + ", ".join(tasks))
+    paths = {}
+    for name, task in tasks.items():
+        try:
+            paths[name] = task.data_path(args.data.get(name), name in args.distillation)
+        except UserError as error:
+            raise UserError(f"no data for task {name}: there is no {task.dataset_path}", place="--data",
+                            remedy=f"name its file: --data {name}=FILE; make it: python -m data.convert --help; "
+                                   "or leave the task out: --tasks …") from error  # fmt: skip
+    return paths
+
+
+def check_sampling(args):
+    """The temperature of `Batches`."""
+    if args.sampling != "proportional" and args.max_tokens:
+        raise UserError("goes with --sampling proportional: otherwise epochs would differ in their number of batches",
+                        place="--max_tokens", remedy="size batches by examples: --train_batch_size")  # fmt: skip
+    return TEMPERATURES.get(args.sampling, args.sampling_temperature)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
