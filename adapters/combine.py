@@ -1,0 +1,282 @@
+"""Several trained models of the same backbone become one that holds a task of each.
+
+What belongs to a task is its adapters and its own rows (output rows too beside an untied head); each is taken as it
+is, so the result answers a task as the task's own model did, to the last bit. Models of a released checkpoint score
+foreign markers too: there a combination is what the original's was, every task's rows from its own checkpoint.
+Two things are not taken as the original takes them. It gives `<pad>` a fresh random row: here the sources' row is kept
+where they all have the same, else `<pad>` is never scored. And it carries `p_gen_linear` along from one of them,
+though every task trained its own: here self-copy is for tasks of one source only.
+"""
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from adapters import backbones, checkpoint, released, self_copy
+from adapters.attach import TaskConditioned, attach
+from adapters.trained import _kind
+from utils.errors import UserError
+
+
+@dataclass
+class Source:
+    """A task's share of a trained model, and what is to be known of its model when that is gone.
+
+    Attributes:
+        task: its name.
+        flag: what the user typed to name it, for errors.
+        directory: the checkpoint.
+        markers, bottleneck, history: the task's; history is None where it is not known.
+        held: all tasks of the checkpoint.
+        state: {key of `checkpoint.adapter_state`: tensor} of the task.
+        common: the same of what belongs to no task: `<pad>`'s row, a pointer's gate.
+        own_columns, self_copy, freeze, carry: as in `TaskModelInfo`.
+        backbone: {what is compared: value}, in the order it is compared in.
+    """
+
+    task: str
+    flag: str
+    directory: Path
+    markers: list
+    bottleneck: int
+    history: int | None
+    held: list
+    state: dict
+    common: dict
+    own_columns: bool
+    self_copy: bool
+    freeze: bool
+    carry: bool
+    backbone: dict
+
+
+def open_source(directory, tasks=None):
+    """(model, tokenizer) of a trained model with adapters.
+
+    Args:
+        directory: a run, one of its checkpoints, a VLM, or a released checkpoint.
+        tasks: names of the tasks asked for; None: all it holds.
+
+    Raises:
+        UserError: nothing usable there, a model without adapters, a task it does not hold.
+    """
+    path, flag = Path(directory), _flag(directory, tasks and tasks[0])
+    if not path.is_dir():
+        raise UserError("no such directory", place=flag, expected="a run directory, a VLM or a released checkpoint")
+    if not (path / checkpoint.CONFIG).is_file() and not released.is_released(path):
+        # Its own errors first: a run that has not saved yet, a damaged config.
+        backbones.read_config(path, flag)
+        raise _not_adapters(flag, "fully fine-tuned model" if checkpoint.is_checkpoint(path) else "bare backbone")
+    try:
+        model, tokenizer = checkpoint.load(path, tasks and tasks[0])
+    except UserError as error:
+        if not str(error.place).startswith("--"):
+            raise
+        # Loading knows other flags.
+        what, _, name = str(error.place).partition(" ")
+        raise UserError(f"{name or what}: {error.found}", place=flag, expected=error.expected,
+                        remedy=error.remedy) from error  # fmt: skip
+    if model.info.mode == "full":
+        raise _not_adapters(flag, "fully fine-tuned model")
+    if missing := [task for task in tasks or [] if task not in model.info.markers]:
+        raise UserError(f"holds the task(s) {', '.join(model.info.tasks)}, not {missing[0]!r}",
+                        place=_flag(directory, missing[0]))  # fmt: skip
+    return model, tokenizer
+
+
+def _flag(directory, task=None):
+    """What the user typed to name a source."""
+    return f"--checkpoints {task}={directory}" if task else f"--into {directory}"
+
+
+def _not_adapters(flag, what):
+    return UserError(f"this is a {what}: a task cannot be taken out of it", place=flag,
+                     expected="a model with adapters or task rows beside a backbone",
+                     remedy="train one: train.py --adapter_bottleneck N")  # fmt: skip
+
+
+def read(directory, tasks=None):
+    """The `Source` of each task; arguments and errors as of `open_source`. Nothing of the model stays loaded."""
+    model, tokenizer = open_source(directory, tasks)
+    info, state = model.info, checkpoint.adapter_state(model)
+    backbone, common = _backbone(model, tokenizer), {k: p for k, p in state.items() if checkpoint.task_of(k) is None}
+    return [
+        Source(
+            task=task, flag=_flag(directory, tasks and task), directory=Path(directory), markers=info.markers[task],
+            bottleneck=info.bottlenecks[task], history=info.histories.get(task), held=info.tasks,
+            state={k: p for k, p in state.items() if checkpoint.task_of(k) == task}, common=common,
+            own_columns=info.own_columns, self_copy=info.self_copy, freeze=info.freeze, carry=info.carry,
+            backbone=backbone,
+        )
+        for task in tasks or info.tasks
+    ]  # fmt: skip
+
+
+def _backbone(model, tokenizer):
+    """What tells a model's backbone from others, coarsest first, as an error names it."""
+    config = model.config
+    return {
+        "model_type": config.model_type,
+        "hidden size": config.hidden_size,
+        "number of positions": backbones.family_of(config).positions(config),
+        "vocabulary size": model.info.first,
+        "tokenizer (hash)": _tokenisation(tokenizer, model.info.first),
+        "backbone (fingerprint of its weights)": backbones.fingerprint(checkpoint.backbone_state(model)),
+    }
+
+
+def _tokenisation(tokenizer, first):
+    """A hash of what decides the base ids of a text; the markers that were added do not count."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    added = {t["content"]: t["id"] for t in backend["added_tokens"] if t["id"] < first}
+    parts = [backend["model"], backend["normalizer"], backend["pre_tokenizer"], added]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check(sources):
+    """Whether these can be combined.
+
+    Raises:
+        UserError: naming two sources and what they do not agree on.
+    """
+    first, places = sources[0], {}
+    for source in sources:
+        if source.task in places:
+            raise UserError(f"task {source.task!r} is there twice", place=source.flag,
+                            expected=f"it once: {places[source.task]} has it", remedy="leave one out")  # fmt: skip
+        places[source.task] = source.flag
+        for what, value in first.backbone.items():
+            if source.backbone[what] != value:
+                raise UserError(f"{what} is {source.backbone[what]}", place=source.flag,
+                                expected=f"{value}, as in {first.flag}",
+                                remedy="combine tasks that were trained beside the same frozen backbone")  # fmt: skip
+        if source.own_columns != first.own_columns:
+            kinds = {True: "the task's own markers only", False: "all markers, as released checkpoints do"}
+            raise UserError(f"the model scores {kinds[source.own_columns]}", place=source.flag,
+                            expected=f"as {first.flag}, which scores {kinds[first.own_columns]}")  # fmt: skip
+    _check_self_copy(sources)
+
+
+def _check_self_copy(sources):
+    pointers = [s for s in sources if s.self_copy]
+    if not pointers:
+        return
+    one, remedy = pointers[0], "combine tasks trained without --self_copy"
+    if other := next((s for s in sources if s.directory != one.directory), None):
+        raise UserError("trained with --self_copy: its gate is for its own tasks alone", place=one.flag,
+                        expected=f"no other source, but there is {other.flag}", remedy=remedy)  # fmt: skip
+    if left_out := [task for task in one.held if task not in [s.task for s in sources]]:
+        # What is copied is weighed against the scores of all markers it was trained with.
+        raise UserError(f"trained with --self_copy for {left_out[0]!r} too", place=one.flag,
+                        expected="all tasks of such a checkpoint, or none", remedy=f"add {left_out[0]}=…")  # fmt: skip
+
+
+def build(sources):
+    """One model that holds the sources' tasks; their order gives the ids.
+
+    Args:
+        sources: those of `read`, checked.
+
+    Returns:
+        (model in eval mode, tokenizer)
+    """
+    first, frozen = sources[0], all(s.freeze for s in sources)
+    model, tokenizer = _bare(first)
+    markers = {s.task: s.markers for s in sources}
+    bottlenecks = {s.task: s.bottleneck for s in sources}
+    attach(model, tokenizer, markers, bottlenecks, first.own_columns, freeze=frozen, carry=first.carry or not frozen)
+    state = {key: tensor for s in sources for key, tensor in s.state.items()}
+    state |= {key: tensor for key, tensor in first.common.items() if all(_has(s, key, tensor) for s in sources)}
+    for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        module.rows.spare_scores = "spare_rows" in state
+    if first.self_copy:
+        self_copy.add(model)
+    model.info.histories = {s.task: s.history for s in sources if s.history is not None}
+    checkpoint.set_adapter_state(model, state, "the combined model")
+    return model.eval(), tokenizer
+
+
+def _has(source, key, tensor):
+    return key in source.common and torch.equal(source.common[key], tensor)
+
+
+def _bare(source):
+    """(backbone, tokenizer) of a source, as they were before anything was attached."""
+    model, _ = open_source(source.directory, [source.task])
+    if not model.info.carry:
+        name, seed = model.config._name_or_path, model.random_init_seed
+        del model
+        return backbones.load(name, random_init=seed)
+    config = copy.deepcopy(model.config)
+    config.vocab_size = len(model.get_input_embeddings().weight)
+    kind = next(c for c in type(model).__mro__ if hasattr(c, "from_pretrained") and not issubclass(c, TaskConditioned))
+    bare = kind(config)
+    bare.load_state_dict(checkpoint.backbone_state(model))
+    bare.random_init_seed, bare.backbone_fingerprint = None, source.backbone["backbone (fingerprint of its weights)"]
+    return bare.eval(), model.bare_tokenizer
+
+
+def same_backbone(model, source, flag):
+    """A `UserError` unless two attached models have the same backbone: every number of it, not its fingerprint."""
+    ours, theirs = checkpoint.backbone_state(model), checkpoint.backbone_state(source)
+    for name, tensor in theirs.items():
+        if name not in ours or not torch.equal(ours[name], tensor):
+            raise UserError(f"{name} of its backbone differs, though the fingerprints are equal", place=flag,
+                            expected="the backbone of the other sources")  # fmt: skip
+
+
+@torch.no_grad()
+def largest_difference(ours, theirs, task, sequences):
+    """How far a task's scores of two models are apart, at every position, on the base and the task's own columns.
+
+    Args:
+        ours, theirs: (model, tokenizer).
+        task: its name.
+        sequences: [(ids and types for our model, the same for theirs)], each a pair of lists. They go through
+            one by one: no padding, and batches of the one task only.
+
+    Returns:
+        (largest absolute difference, the same as a share of the largest score); nan if a score is none.
+    """
+    gap, largest = torch.zeros(()), torch.zeros(())
+    for sequence in sequences:
+        a, b = (_scores(*model, task, given) for model, given in zip((ours, theirs), sequence))
+        # Not the maximum of Python, for which a nan is no larger than anything.
+        gap = torch.maximum(gap, (a - b).abs().max().cpu())
+        largest = torch.maximum(largest, b.abs().max().cpu())
+    return gap.item(), (gap / largest.clamp_min(1e-30)).item()
+
+
+def _scores(model, tokenizer, task, sequence):
+    """Scores [length, base vocabulary + the task's markers] of one sequence."""
+    device = next(model.parameters()).device
+    ids, types = (torch.tensor([part], device=device) for part in sequence)
+    given = dict(input_ids=ids, token_type_ids=types, task_ids=torch.tensor([model.task_id(task)]))
+    scores = model(**given).logits[0].float()
+    own = tokenizer.convert_tokens_to_ids(model.info.markers[task])
+    return torch.cat([scores[:, : model.info.first], scores[:, own]], dim=-1)
+
+
+def ledger(model):
+    """What the tasks of an attached model add to its backbone, against one full model a task.
+
+    Returns:
+        dict(tasks: {name: dict(bottleneck, adapters, rows: parameters of each)}, backbone: its parameters,
+        added: by all tasks, together: backbone and added, separate: of one full model a task)
+    """
+    tasks = {t: dict(bottleneck=model.info.bottlenecks[t], adapters=0, rows=0) for t in model.info.tasks}
+    backbone = 0
+    for name, p in model.named_parameters():
+        kind, parts = _kind(name), name.split(".")
+        if kind == "backbone":
+            backbone += p.numel()
+        elif kind == "adapters":
+            tasks[parts[parts.index("adapters") + 1]]["adapters"] += p.numel()
+        elif kind == "task_rows" and parts[-1] in tasks:
+            tasks[parts[-1]]["rows"] += p.numel()
+    added = sum(t["adapters"] + t["rows"] for t in tasks.values())
+    return dict(tasks=tasks, backbone=backbone, added=added, together=backbone + added, separate=len(tasks) * backbone)

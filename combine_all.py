@@ -1,0 +1,281 @@
+#!/usr/bin/env python
+r"""Combine trained tasks into one VLM: their adapters and rows beside one backbone, proved to answer as before.
+
+  several runs of train.py, in any number and order (their order gives the task ids):
+    python combine_all.py --checkpoints mt=runs/mt summarization=runs/sm nlg=runs/nlg --output runs/VLM
+  one more task, later; the others' answers stay as they are, to the last bit:
+    python combine_all.py --into runs/VLM --checkpoints qa=runs/qa
+  the same into a new directory, with the inputs of the proof named:
+    python combine_all.py --into runs/VLM --checkpoints qa=runs/qa --output runs/VLM5 --data qa=data/samples/qa.json
+
+A checkpoint is a run of train.py with an adapter (or rows alone), one of its checkpoints/step_N, a VLM of
+combine_all.py or train_vlm.py (TASK= picks one of its tasks), or a released one. All must have been trained beside
+the same backbone. The result is a directory that evaluate_vlm.py reads.
+
+Before it appears under its name it is proved: on real inputs of each task's scored split the scores on the base
+vocabulary and the task's own markers, and the greedy outputs, must be those of the task's own model, in fp32. The
+inputs come from --data, else from what the task was trained on, else from the task's own place under data/, else
+from data/samples.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from utils import flags
+from utils.errors import UserError, exit_on_user_error
+
+SAMPLES = Path(__file__).resolve().parent / "data" / "samples"
+# On a CPU the difference is 0. Other kernels may round otherwise.
+LARGEST_SHARE = 1e-4
+
+
+def parser():
+    p = flags.parser(__doc__)
+    g = p.add_argument_group("what to combine")
+    g.add_argument("--checkpoints", nargs="+", type=flags.of_tasks(str, "RUN"), action=flags.OfTasks, default={},
+                   metavar="TASK=RUN", help="the task's trained model")  # fmt: skip
+    g.add_argument("--into", metavar="VLM", help="a VLM that the tasks are added to; without --output it is replaced")
+    g.add_argument("--output", metavar="VLM", help="the directory to make")
+    g = p.add_argument_group("proof")
+    g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
+                   metavar="TASK=FILE", help="task files whose scored split gives the inputs")  # fmt: skip
+    g.add_argument("--proof_examples", type=flags.positive, default=8, metavar="N", help="inputs a task")
+    g.add_argument("--proof_tokens", type=flags.positive, default=60, metavar="N", help="tokens an output at the most")
+    return p
+
+
+@exit_on_user_error
+def main(argv=None):
+    p = parser()
+    args = p.parse_args(argv)
+    if not args.checkpoints:
+        p.error("--checkpoints is needed: TASK=RUN …")
+    if not args.output and not args.into:
+        p.error("--output is needed (or --into VLM, to add to it in place)")
+    flags.one_process()
+    combine(args)
+
+
+def combine(args):
+    from adapters import checkpoint
+    from adapters import combine as combining
+    from utils import devices
+    from utils.files import atomic_directory, write_json
+
+    devices.quiet_libraries()
+    args.output = args.output or args.into
+    refuse_taken(args)
+    sources = read_sources(args)
+    inputs = {s.task: read_inputs(args, s) for s in sources}
+    model, tokenizer = combining.build(sources)
+    counts, args.model_checkpoint = combining.ledger(model), backbone_name(sources[0], model)
+    with atomic_directory(args.output) as beside:
+        checkpoint.save(model, tokenizer, beside)
+        # What is proved is what the files hold; and this way a source's backbone finds room beside it.
+        del model
+        refuse_taken(args, beside)
+        proofs = prove(args, beside, sources, inputs)
+        write_json(beside / "run.json", record(args, sources, proofs))
+        refuse_taken(args, beside)
+    report(args, sources, counts, proofs)
+
+
+def refuse_taken(args, beside=None):
+    """A `UserError` where something of the user's would be lost.
+
+    Args:
+        beside: what is to take the output's name, where there is something already.
+    """
+    output = Path(args.output)
+    if args.into and output.resolve() == Path(args.into).resolve():
+        new = {"run.json", *(p.name for p in beside.iterdir())} if beside else None
+        old = [p.name for p in output.iterdir() if p.suffix not in (".part", ".old")] if new else []
+        if lost := sorted(set(old) - (new or set())):
+            raise UserError(f"it also holds {', '.join(lost[:4])}, which would be lost", place=f"--into {args.into}",
+                            expected="a directory that combine_all.py wrote",
+                            remedy="name another directory for the result: --output VLM")  # fmt: skip
+    elif output.is_file() or (output.is_dir() and any(output.iterdir())):
+        add = (output / "adapter_config.json").is_file() and not args.into
+        raise UserError("something stands there already", place=f"--output {output}", remedy="name another directory, "
+                        + (f"remove it, or add to it: --into {output}" if add else "or remove it"))  # fmt: skip
+
+
+def read_sources(args):
+    """The `adapters.combine.Source` of every task, in the order of their ids: those of --into, then as they are given.
+
+    Raises:
+        UserError: a source that is no good, two that do not go together, a task that this version does not know.
+    """
+    from adapters import combine as combining
+    from data.task import all_tasks
+
+    sources, groups = combining.read(args.into) if args.into else [], {}
+    for task, directory in args.checkpoints.items():
+        groups.setdefault(os.path.normpath(directory), []).append(task)
+    given = {s.task: s for directory, tasks in groups.items() for s in combining.read(directory, tasks)}
+    sources += [given[task] for task in args.checkpoints]
+    combining.check(sources)
+    names, known = [s.task for s in sources], all_tasks()
+    for s in sources:
+        if s.task not in known or list(known[s.task].markers) != s.markers:
+            found = "has other markers here" if s.task in known else "is not known here"
+            raise UserError(f"task {s.task!r} {found}", place=s.flag, expected="a task of --list_tasks, as it was "
+                            "when the checkpoint was trained", remedy="put its file back into data/tasks/")  # fmt: skip
+    if foreign := sorted(set(args.data) - set(names)):
+        raise UserError(f"task {foreign[0]!r} is not combined", place="--data", expected="one of " + ", ".join(names))
+    return sources
+
+
+def read_inputs(args, source):
+    """A task's first inputs for the proof, and where they are from: `utils.evaluation.Part`."""
+    from data.task import get
+    from utils import evaluation
+
+    task, given = get(source.task), args.data.get(source.task)
+    places = [given] if given else [trained_on(source), task.dataset_path, SAMPLES / f"{task.name}.json"]
+    errors = []
+    for path in places:
+        if path and (given or Path(path).is_file()):
+            try:
+                return evaluation.part(task, str(path), task.scored_split, source.history, args.proof_examples)
+            except UserError as error:
+                errors.append(error)
+    if given:
+        raise errors[0]
+    raise UserError(errors[0].found if errors else f"no data of {task.name} to prove the result on",
+                    place=errors[0].place if errors else "--data", expected=f"a file with a {task.scored_split} split",
+                    remedy=f"name one: --data {task.name}=FILE")  # fmt: skip
+
+
+def trained_on(source):
+    """The data file that a source's run.json names for its task, or None."""
+    from utils import runs
+
+    stored = runs.stored(source.directory)
+    known, used = stored.get("sources", {}).get(source.task, {}), stored.get("flags", {})
+    return known.get("dataset_path") or (used.get("data") or {}).get(source.task) or used.get("dataset_path")
+
+
+def backbone_name(source, model):
+    """What tables of results call the backbone."""
+    from utils import runs
+
+    return runs.origin(source.directory).get("backbone", model.config._name_or_path)
+
+
+def prove(args, directory, sources, inputs):
+    """Compare the model in `directory` with every source, which is loaded alone.
+
+    Returns:
+        {task: dict(data, examples, max_abs_difference, outputs: how many were equal)}
+
+    Raises:
+        UserError: a score or an output that is not the source's.
+    """
+    import ignite.distributed as idist
+    import torch
+
+    from adapters import checkpoint, inference
+    from adapters import combine as combining
+
+    proofs, device = {}, idist.device()
+    ours = checkpoint.load(directory)
+    inference.ready(ours[0], device, torch.float32)
+    for folder in dict.fromkeys(s.directory for s in sources):
+        own = [s for s in sources if s.directory == folder]
+        theirs = combining.open_source(folder, [s.task for s in own])
+        inference.ready(theirs[0], device, torch.float32)
+        combining.same_backbone(ours[0], theirs[0], own[0].flag)
+        for s in own:
+            part = inputs[s.task]
+            print(f"proving {s.task}: {len(part.examples)} inputs of {shown(part.path)}", flush=True)
+            proofs[s.task] = dict(data=part.path, **prove_task(ours, theirs, s, part, args.proof_tokens))
+        del theirs
+    return proofs
+
+
+def prove_task(ours, theirs, source, part, tokens):
+    """The same for one task: greedy outputs first, then the scores all along the inputs and these outputs."""
+    from adapters import combine as combining
+    from adapters.backbones import family_of
+    from data import instances
+    from utils.decoding import Decoding, decode
+
+    positions = family_of(ours[0].config).positions(ours[0].config)
+    settings = Decoding(max_length=tokens, batch_size=8).fitted(positions)
+    outputs, sequences = [], []
+    for model, tokenizer in (ours, theirs):
+        prompts, _ = instances.prompts(part.task, model.task_id(part.task.name), tokenizer, part.examples, positions,
+                                       settings.max_length)  # fmt: skip
+        outputs.append(decode(model, tokenizer, prompts, settings))
+        # The base vocabulary's ids are the same in both, the markers' are not.
+        sequences.append([(p.ids + out, p.types + p.types[-1:] * len(out)) for p, out in zip(prompts, outputs[-1])])
+    gap, share = combining.largest_difference(ours, theirs, part.task.name, list(zip(*sequences)))
+    equal = sum(a == b for a, b in zip(*outputs))
+    if equal < len(part.examples) or not share <= LARGEST_SHARE:
+        raise UserError(
+            f"the combined model answers otherwise: {equal} of {len(part.examples)} outputs are equal, "
+            f"scores differ by up to {gap:.3g}", place=source.flag,
+            expected=f"the outputs and scores of {source.directory}", remedy="nothing was written; report this",
+        )  # fmt: skip
+    return dict(examples=len(part.examples), max_abs_difference=gap, outputs_equal=equal)
+
+
+def record(args, sources, proofs):
+    """What run.json holds."""
+    from utils import runs
+
+    # Of tasks that were combined before it is known where they came from first.
+    known = runs.stored(args.into).get("sources", {}) if args.into else {}
+    described = {}
+    for s in sources:
+        here = dict(checkpoint=str(s.directory), bottleneck=s.bottleneck, dataset_path=trained_on(s),
+                    method=runs.origin(s.directory).get("method"))  # fmt: skip
+        described[s.task] = (s.flag.startswith("--into") and known.get(s.task)) or here
+    return runs.record(args, method="combined", sources=described, proof=proofs)
+
+
+def report(args, sources, counts, proofs):
+    """Print what was combined: a row for each task, the sum, and what to do next."""
+    rows = [("task", "from", "bottleneck", "adapters", "rows", "share", "largest logit gap", "greedy outputs")]
+    for s in sources:
+        own, proof = counts["tasks"][s.task], proofs[s.task]
+        share = (own["adapters"] + own["rows"]) / counts["backbone"]
+        gap, outputs = proof["max_abs_difference"], f"{proof['outputs_equal']} of {proof['examples']} equal"
+        rows.append((s.task, shown(s.directory), str(own["bottleneck"]), f"{own['adapters']:,}", f"{own['rows']:,}",
+                     f"{100 * share:.2f} %", f"{gap:.2g}" if gap else "0, equal bit for bit", outputs))  # fmt: skip
+    print()
+    print(aligned(rows, right=(2, 3, 4, 5)))
+    added, backbone, together, separate = (short(counts[k]) for k in ("added", "backbone", "together", "separate"))
+    tasks = f"{len(sources)} task{'s' * (len(sources) > 1)}"
+    print(f"\n{tasks}: {added} beside {backbone}, {together} together, instead of {separate} in full models: "
+          f"{100 * counts['together'] / counts['separate']:.1f} %")  # fmt: skip
+    print(f"written: {args.output}")
+    data = " ".join(f"{task}={shown(proof['data'])}" for task, proof in proofs.items())
+    print(f"next: python evaluate_vlm.py --task all --no_sample --model_checkpoint {args.output} --data {data}"
+          f" --output_dir results/{Path(args.output).name}")  # fmt: skip
+
+
+def aligned(rows, right):
+    """Rows of texts as a table with a rule under the first; the columns `right` are numbers."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [
+        "  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths)))
+        for row in [*rows[:1], ["-" * w for w in widths], *rows[1:]]
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def short(count):
+    """124439808 -> 124.4M."""
+    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count:,}"
+
+
+def shown(path):
+    """A path as short as it can be written from here."""
+    return min(str(path), os.path.relpath(path), key=len)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
