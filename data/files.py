@@ -69,6 +69,18 @@ def iter_records(path, split):
         )
 
 
+def top_level(path):
+    """Yield ``(key, value)`` for everything in a task file, in its order.
+
+    In place of a list comes an iterator of ``(place, item)``, to be read to its end before the next key.
+    """
+    events = _events(path)
+    for key in _keys(path, events):
+        place = f"{os.fspath(path)}:{key}"
+        event, value = next(events)
+        yield key, _items(place, events) if event == "start_array" else _build(event, value, events, place)
+
+
 def split_names(path):
     """The top-level keys of a task file whose value is a list, in the file's order."""
     events = _events(path)
@@ -267,6 +279,14 @@ def _records(place, events):
                         remedy="fill the split, or take its key out of the file")
 
 
+def _items(place, events):
+    """Yield (place, item) for the list whose opening was taken out of `events`."""
+    for count, (event, value) in enumerate(events):
+        if event == "end_array":
+            break
+        yield f"{place}[{count}]", _build(event, value, events, f"{place}[{count}]")
+
+
 def _build(event, value, events, place):
     """The value that begins with (event, value).
 
@@ -372,8 +392,11 @@ def _field(record, name, place, expected):
     if not isinstance(record, dict):
         raise UserError(brief(record), place=place, expected=f"an object with {name!r}: {expected}")
     if name not in record:
+        remedy = "add it, or rename the key"
+        if name.startswith("distillated_"):
+            remedy = "let a teacher write it: python sentence_distiller.py --help; or learn the gold texts"
         raise UserError(f"has no {name!r}; its keys are: {_listed(list(record))}", place=place,
-                        expected=f"{name!r}: {expected}", remedy="add it, or rename the key")
+                        expected=f"{name!r}: {expected}", remedy=remedy)
     return record[name]
 
 

@@ -1,0 +1,239 @@
+#!/usr/bin/env python
+r"""Let a teacher rewrite a task's training targets: it decodes every training input, students learn its texts.
+
+  one CPU or one GPU (a GPU is used where there is one):
+    python sentence_distiller.py --task mt --no_sample --model_checkpoint runs/<run>
+    python train.py --task mt --model_checkpoint gpt2 --adapter_bottleneck 300 --distillation
+
+--model_checkpoint takes a run of train.py (fully fine-tuned, or an adapter), a VLM that holds the task, or a
+checkpoint released with the original code. What comes out is the data file again, all its splits as they were, with
+the teacher's texts beside the gold ones in the training records: distillated_tgt, in conversations
+distillated_candidates. It lies beside the data as <data>_distilled.json, where train.py --distillation finds it.
+
+Stopped or killed at any moment, the same command goes on where it was, sampling too, and the file that comes out is
+the one it would have been; until then the outputs lie in <output>.partial. Equal inputs are decoded once (not in
+sampling: each draws its own text).
+"""
+
+import contextlib
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from utils import flags
+from utils.devices import add_precision_flags
+from utils.errors import UserError, exit_on_user_error, first_line
+
+
+def parser():
+    p = flags.parser(__doc__)
+    g = p.add_argument_group("teacher and data")
+    g.add_argument("--task", help="the task; see --list_tasks")
+    g.add_argument("--model_checkpoint", help="the teacher: a run directory, a VLM, or a released checkpoint")
+    g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
+    g.add_argument("--limit", type=flags.positive,
+                   help="only the first so many training examples; the output has no other records")  # fmt: skip
+    g.add_argument("--max_history", type=flags.positive,
+                   help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
+    g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
+    flags.decoding_flags(p)
+    add_precision_flags(p)
+    g = p.add_argument_group("output")
+    g.add_argument("--output", help="the file to write (default: beside the data, <data>_distilled.json)")
+    g.add_argument("--overwrite", action="store_true", help="replace the output file if there is one")
+    g.add_argument("--restart", action="store_true", help="begin anew, without what an interrupted run left")
+    g.add_argument("--samples", type=flags.not_negative, default=3, help="how many outputs to print")
+    return p
+
+
+@exit_on_user_error
+def main(argv=None):
+    p = parser()
+    args = p.parse_args(argv)
+    if args.list_tasks:
+        flags.list_tasks()
+    if not args.task:
+        p.error("--task is needed")
+    if not args.model_checkpoint:
+        p.error("--model_checkpoint is needed")
+    flags.check_lengths(p, args)
+    flags.one_process()
+    from data.task import get
+
+    task = get(args.task)
+    args.dataset_path = task.data_path(args.dataset_path)
+    partial = check_output(args)
+    with stoppable(partial, again(sys.argv[0], sys.argv[1:] if argv is None else argv)):
+        distil(args, task, partial)
+
+
+def check_output(args):
+    """Choose the output file, refuse one that is in the way; returns where outputs lie until it is written."""
+    from data.task import distilled_beside
+    from utils.files import writable_directory
+
+    output = Path(args.output or distilled_beside(args.dataset_path))
+    args.output = str(output)
+    partial = Path(f"{output}.partial")
+    if output.is_dir():
+        raise UserError("is a directory", place=f"--output {output}", expected="the name of a file")
+    if output.resolve() == Path(args.dataset_path).resolve():
+        raise UserError("is the data file itself", place=f"--output {output}", remedy="name another file with --output")
+    # Where both exist, the last run may have been killed between writing the one and removing the other.
+    if output.exists() and not args.overwrite and not partial.exists():
+        refuse_taken(args)
+    writable_directory(output.parent, "--output")
+    return partial
+
+
+def refuse_taken(args):
+    """The `UserError` of an output file that is in the way."""
+    raise UserError("is there already", place=f"--output {args.output}",
+                    remedy="replace it (--overwrite), or name another file")  # fmt: skip
+
+
+def distil(args, task, path):
+    """Decode the training inputs, write the data file with the outputs in it, say what came out."""
+    import ignite.distributed as idist
+
+    from adapters import checkpoint, inference
+    from data import files, instances
+    from utils import devices, sentences
+
+    devices.quiet_libraries()
+    device = idist.device()
+    dtype = devices.precision(args, device)
+    content = files.fingerprint(args.dataset_path)
+    how = task.reading(args.max_history or checkpoint.history(args.model_checkpoint, task.name), decoding=True)
+    model, tokenizer = checkpoint.load(args.model_checkpoint, task.name)
+    _, positions = inference.ready(model, device, dtype)
+    decoding = flags.decoding(args, positions)
+
+    def encode(examples):
+        return instances.prompts(task, model.task_id(task.name), tokenizer, examples, positions, decoding.max_length)
+
+    def pieces(report):
+        return sentences.pieces(args.dataset_path, task, how, inputs, partial.texts, report, args.samples)
+
+    inputs = sentences.read_inputs(args.dataset_path, task, how, encode, args.limit, merge=decoding.no_sample)
+    report_inputs(args, inputs)
+    identity = dict(
+        teacher=sentences.checkpoint_fingerprint(args.model_checkpoint), data=content, task=task.name, limit=args.limit,
+        max_history=how.max_history, **relevant(decoding), precision=str(dtype).removeprefix("torch."),
+        device=device.type,
+    )  # fmt: skip
+    partial = sentences.Partial(path, identity, sentences.plan(inputs.prompts, decoding.batch_size))
+    with partial.opened(args.restart):
+        if Path(args.output).exists() and not args.overwrite:
+            # Right only if it is the file that would be written now.
+            if partial.done < len(partial.batches) or not sentences.holds(args.output, pieces(sentences.Report())):
+                refuse_taken(args)
+            print(f"{args.output} was finished before")
+        else:
+            decode(args, (model, tokenizer), inputs, decoding, partial, dtype)
+        if files.fingerprint(args.dataset_path) != content:
+            raise UserError("has changed while the teacher was decoding", place=args.dataset_path,
+                            remedy="begin anew: --restart")  # fmt: skip
+        report = sentences.Report()
+        sentences.write(args.output, pieces(report))
+        partial.remove()
+    show(args, report, partial, decoding)
+    print(f"\nwritten: {args.output}\nnext: {next_command(args, task)}")
+
+
+def decode(args, teacher, inputs, decoding, partial, dtype):
+    """Decode what `partial` does not have yet, with progress on the screen."""
+    import time
+
+    import torch
+
+    from utils import sentences
+
+    if partial.done:
+        print(f"going on: {partial.outputs():,} outputs are in {partial.path}", flush=True)
+    started = time.time()
+    with sentences.Progress(len(inputs.prompts), "decoding", partial.outputs()) as done:
+        try:
+            tokens = sentences.decode_rest(*teacher, inputs, decoding, partial, dtype, done)
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"out of memory: {first_line(error)}", place=f"--batch_size {args.batch_size}",
+                            remedy="lower it, with --restart where outputs are kept") from error  # fmt: skip
+    seconds = max(time.time() - started, 1e-9)
+    print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:.0f} tokens/s)")
+
+
+def relevant(decoding):
+    """The decoding flags that decide the outputs: those of sampling count in sampling alone."""
+    sampling = ("temperature", "top_k", "top_p", "seed")
+    beams = ("length_penalty",)
+    left_out = (sampling if decoding.no_sample else ()) + (beams if decoding.num_beams == 1 else ())
+    return {name: value for name, value in vars(decoding).items() if name not in left_out}
+
+
+def report_inputs(args, inputs):
+    distinct = f", {len(inputs.prompts):,} of them different" if len(inputs.prompts) < len(inputs.which) else ""
+    print(f"{args.dataset_path}: {inputs.records:,} training records, {len(inputs.which):,} examples{distinct}")
+    for why, count in inputs.cut.items():
+        print(f"{count:,} inputs cut ({why})")
+    sys.stdout.flush()
+
+
+def show(args, report, partial, decoding):
+    """Print what came out."""
+    n = report.outputs
+    print(f"{n:,} outputs, {report.equal:,} ({report.equal / n:.1%}) equal to the gold text; "
+          f"{report.words / n:.1f} words each, the gold ones {report.gold_words / n:.1f}")  # fmt: skip
+    if report.empty:
+        print(f"{report.empty:,} outputs are empty: they stay so in the file, and training will drop them")
+    if partial.cut:
+        print(f"{partial.cut:,} decoded texts reached --max_length {decoding.max_length} and may end in the middle")
+    for source, gold, text in report.samples:
+        print(f"\ninput    {source}\ngold     {gold}\nteacher  {text}")
+
+
+def next_command(args, task):
+    """The command that trains a student on the output."""
+    from data.task import distilled_beside
+    from utils.runs import origin
+
+    beside = Path(args.output) == distilled_beside(args.dataset_path)
+    width = task.published.get("adapter", {}).get("adapter_bottleneck", 64)
+    words = ["--task", task.name, "--dataset_path", args.dataset_path if beside else args.output, "--distillation",
+             "--model_checkpoint", origin(args.model_checkpoint).get("backbone", "gpt2"),
+             "--adapter_bottleneck", str(width)]  # fmt: skip
+    return shlex.join(["python", "train.py", *words])
+
+
+def again(script, argv):
+    """The command that goes on where this one stopped."""
+    return shlex.join(["python", script, *(str(a) for a in argv if a != "--restart")])
+
+
+class Stopped(BaseException):
+    """A signal to stop came."""
+
+
+@contextlib.contextmanager
+def stoppable(partial, command):
+    """SIGINT and SIGTERM stop at once, say how to go on and leave with 128 + the signal's number."""
+
+    def stop(number, frame):
+        raise Stopped(number)
+
+    old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Stopped as stopped:
+        number = stopped.args[0]
+        kept = f"the outputs so far are in {partial}" if partial.exists() else "there are no outputs yet"
+        sys.stdout.flush()
+        print(f"{signal.Signals(number).name}: {kept}. To go on:\n  {command}", flush=True)
+        raise SystemExit(128 + number) from None
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
