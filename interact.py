@@ -1,0 +1,334 @@
+#!/usr/bin/env python
+"""Type an input, read the answer: any task of a trained model.
+
+  in a terminal, one CPU or one GPU (a GPU is used where there is one):
+    python interact.py --model_checkpoint runs/VLM
+    python interact.py --model_checkpoint runs/VLM --task mt --no_sample
+  in a pipe: answers alone on stdout, everything else on stderr
+    echo "A man is reading." | python interact.py --model_checkpoint runs/VLM --task mt --no_sample
+
+--model_checkpoint takes what combine_all.py, train_vlm.py or train.py wrote, or a checkpoint released with the
+original VLM code. /help lists the commands. In a conversation answers join its history; each task keeps its own. In
+a pipe every input has one line of output: line breaks are written as \\n, and what cannot be answered leaves an empty
+line; commands, and lines that set a persona or a document, have none.
+"""
+
+import contextlib
+import os
+import re
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
+
+from utils import flags
+from utils.devices import add_precision_flags
+from utils.errors import UserError, exit_on_user_error
+
+SAMPLING = ("temperature", "top_k", "top_p", "seed")
+
+
+def parser():
+    p = flags.parser(__doc__)
+    g = p.add_argument_group("what to talk to")
+    g.add_argument("--model_checkpoint", help="the directory of a trained model")
+    g.add_argument("--task", help="the task to begin with (default: the first one held)")
+    g.add_argument("--max_history", type=flags.positive,
+                   help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
+    g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
+    flags.decoding_flags(p)
+    add_precision_flags(p)
+    return p
+
+
+@exit_on_user_error
+def main(argv=None):
+    p = parser()
+    args = p.parse_args(argv)
+    if args.list_tasks:
+        flags.list_tasks()
+    if not args.model_checkpoint:
+        p.error("--model_checkpoint is needed")
+    flags.check_lengths(p, args)
+    flags.one_process()
+    out, typed = sys.stdout, sys.stdin.isatty()
+    try:
+        # Where answers are read by a program they stand alone: what else is printed goes to stderr.
+        with contextlib.redirect_stdout(out if typed and out.isatty() else sys.stderr):
+            talk = Talk(args)
+            talk.greet()
+            if typed:
+                in_terminal(talk, out)
+            else:
+                in_pipe(talk, sys.stdin.buffer, out)
+    except BrokenPipeError:
+        # Whoever read the answers has had enough; Python would complain again when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+
+
+def in_terminal(talk, out):
+    """Prompt, read, answer, until Ctrl-D or /quit. Ctrl-C stops the answer that is being made, or drops the line."""
+    with contextlib.suppress(ImportError):
+        # Importing it gives `input` a history and the keys to edit a line with.
+        import readline  # noqa: F401
+    while not talk.over:
+        answering = False
+        try:
+            line = input(f"{talk.task.name}> ")
+            answering = True
+            answer = talk.take(line)
+        except KeyboardInterrupt:
+            print("stopped" if answering else "")
+        except EOFError:
+            return print()
+        except UnicodeDecodeError:
+            print("the line is not UTF-8")
+        except UserError as error:
+            print(friendly(error))
+        else:
+            if answer == "" and out.isatty():
+                print("(the answer is empty)")
+            elif answer is not None:
+                print(answer, file=out, flush=True)
+
+
+def in_pipe(talk, lines, out):
+    """Answer lines of bytes until they end; one line of output for each that is an input."""
+    from utils.evaluation import one_line
+
+    for number, raw in enumerate(lines, 1):
+        answer = ""
+        try:
+            answer = talk.take(raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
+        except UnicodeDecodeError:
+            print(f"line {number}: not UTF-8", flush=True)
+        except UserError as error:
+            print(f"line {number}: {friendly(error)}", flush=True)
+        if answer is not None:
+            print(one_line(answer), file=out, flush=True)
+        if talk.over:
+            return
+
+
+def friendly(error):
+    """A `UserError` as one line."""
+    parts = [error.found, f"expected: {error.expected}" if error.expected else "", error.remedy or ""]
+    return "; ".join(part for part in parts if part)
+
+
+class Talk:
+    """A loaded model, the task that is answered now, and what was said so far.
+
+    Attributes:
+        task: the current `data.task.Task`.
+        over: /quit was typed.
+    """
+
+    def __init__(self, args):
+        import ignite.distributed as idist
+
+        from adapters import checkpoint, inference
+        from adapters.attach import describe
+        from data.task import all_tasks, get
+        from utils import devices
+
+        devices.quiet_libraries()
+        device = idist.device()
+        self.dtype = devices.precision(args, device)
+        if not checkpoint.is_checkpoint(args.model_checkpoint):
+            raise UserError("this holds no trained tasks", place=f"--model_checkpoint {args.model_checkpoint}",
+                            expected="a directory that combine_all.py, train_vlm.py or train.py wrote, "
+                                     "or a released VLM")  # fmt: skip
+        self.model, self.tokenizer = checkpoint.load(args.model_checkpoint, args.task)
+        self.trained = describe(self.model)
+        _, self.positions = inference.ready(self.model, device, self.dtype)
+        # A task without a file of its own can be held, but not be typed to.
+        self.tasks = {name: all_tasks()[name] for name in self.model.info.tasks if name in all_tasks()}
+        self.task = self.tasks.get(args.task) or next(iter(self.tasks.values()), None) or get(self.model.info.tasks[0])
+        self.checkpoint, self.max_history = args.model_checkpoint, args.max_history
+        self.decoding = flags.decoding(args, self.positions)
+        self.sessions = {name: self.session(name) for name in self.tasks}
+        # The prompt given last and what was cut of it; cuts told already; answers so far.
+        self.shown, self.told, self.count, self.over = None, set(), 0, False
+
+    def session(self, name):
+        """A task's session at the start."""
+        kept = self.max_history or self.model.info.histories.get(name)
+        return dict(max_history=kept) if self.tasks[name].max_history and kept else {}
+
+    def greet(self):
+        backbone = self.model.config._name_or_path
+        print(f"{self.checkpoint}: backbone {backbone}; {self.trained}\ntasks: {', '.join(self.tasks)}")
+        self.introduce()
+        print("/help lists the commands, Ctrl-D ends", flush=True)
+
+    def introduce(self):
+        print(f"{self.task.name}: {self.task.summary}; for example: {self.task.sample}", flush=True)
+
+    # ---- inputs
+
+    def take(self, line):
+        """Do what a line says.
+
+        Returns:
+            the answer, or None where the line asked for none.
+
+        Raises:
+            UserError: the line cannot be an input of the current task.
+        """
+        if re.fullmatch(r"/[a-z]+(\s.*)?", line.rstrip()):
+            return self.command(line.split())
+        if not line.strip():
+            raise UserError(f"type an input, such as: {self.task.sample}", remedy="/help lists the commands")
+        return self.answer(line.strip())
+
+    def answer(self, text):
+        """The model's answer to an input, or None where the input only set something."""
+        name = self.task.name
+        example, session = self.task.typed(text, self.sessions[name])
+        if example is None:
+            self.sessions[name] = session
+            return print("noted: the next line begins the conversation", flush=True)
+        prompt = self.prompt(example, session)
+        # Nothing is remembered before the answer is whole: Ctrl-C leaves the conversation as it was.
+        answer = self.decode(prompt)
+        self.sessions[name] = self.task.answered(answer, session)
+        return answer
+
+    def prompt(self, example, session):
+        """What the model is given; says, once for each reason, when it is not all that was typed."""
+        from data import instances
+
+        name = self.task.name
+        found, cut = instances.prompts(self.task, self.model.task_id(name), self.tokenizer, [example], self.positions,
+                                       self.decoding.max_length)  # fmt: skip
+        notices = [f"the input is cut, as in training: {why}" for why in cut]
+        turns = sum(span.turn for span in example.context)
+        if len(session.get("history", [])) > turns:
+            notices.insert(0, f"of the conversation the last {turns} turns are given, as in training")
+        for notice in notices:
+            if (name, notice) not in self.told:
+                print(f"note: {notice} (/show shows what is left)", flush=True)
+                self.told.add((name, notice))
+        self.shown = found[0], notices
+        return found[0]
+
+    def decode(self, prompt):
+        from utils.decoding import decode
+
+        # Seeded from the start on, not anew for every answer: the same input may get another one.
+        decoding = replace(self.decoding, seed=self.decoding.seed + self.count)
+        self.count += 1
+        ids = decode(self.model, self.tokenizer, [prompt], decoding, dtype=self.dtype)[0]
+        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
+
+    # ---- commands
+
+    def command(self, words):
+        """Run a command; what is wrong with it is said."""
+        name, *rest = words
+        try:
+            if name not in COMMANDS:
+                raise UserError(f"there is no command {name}", remedy="/help lists them")
+            COMMANDS[name][0](self, *rest[:2])
+        except UserError as error:
+            print(friendly(error))
+        sys.stdout.flush()
+
+    def choose(self, name=None, *rest):
+        if name is not None and name not in self.tasks:
+            raise UserError(f"task {name!r} is not held", expected="one of " + ", ".join(self.tasks))
+        self.task = self.tasks[name or self.task.name]
+        self.introduce()
+
+    def list(self, *rest):
+        for name, task in self.tasks.items():
+            print(f"{'*' if task is self.task else ' '} {name:15} {task.summary}\n{'':17} {task.sample}")
+
+    def forget(self, *rest):
+        self.sessions[self.task.name] = self.session(self.task.name)
+        print(f"{self.task.name}: nothing was said so far")
+
+    def show(self, *rest):
+        if self.shown is None:
+            raise UserError("the model was given nothing yet", remedy="type an input first")
+        prompt, notices = self.shown
+        print(f"{len(prompt.ids)} tokens, then at most {self.decoding.max_length} of the answer:")
+        print(readable(prompt, self.tokenizer, self.model.info.first))
+        for notice in notices:
+            print(f"note: {notice}")
+
+    def set(self, name=None, value=None):
+        if name is None:
+            settings = vars(self.decoding).items()
+            return print(", ".join(f"{k} {v}" for k, v in settings if k != "batch_size"))
+        name = name.lstrip("-").replace("-", "_")
+        self.decoding = changed(self.decoding, name, value, self.positions)
+        if name == "seed":
+            self.count = 0
+        unused = self.decoding.no_sample and name in SAMPLING
+        print(f"{name} {getattr(self.decoding, name)}" + ("; without effect until /set no_sample off" * unused))
+
+    def help(self, *rest):
+        for name, (_, usage, what) in COMMANDS.items():
+            print(f"{f'{name} {usage}':20} {what}")
+        print("Everything else is an input; one that looks like a command goes in with a space in front.")
+
+    def quit(self, *rest):
+        self.over = True
+
+
+COMMANDS = {
+    "/task": (Talk.choose, "NAME", "answer for another task; each keeps its own conversation"),
+    "/tasks": (Talk.list, "", "the tasks, each with a sample input"),
+    "/new": (Talk.forget, "", "forget the conversation"),
+    "/show": (Talk.show, "", "what the model was given last, token for token"),
+    "/set": (Talk.set, "NAME VALUE", "a decoding setting, e.g. /set max_length 60; alone: all of them"),
+    "/help": (Talk.help, "", "this list"),
+    "/quit": (Talk.quit, "", "end (so does Ctrl-D); Ctrl-C stops the current answer"),
+}
+
+
+def changed(decoding, name, value, positions):
+    """Decoding with one setting changed as its flag would change it.
+
+    Raises:
+        UserError: no such setting, or a value that its flag would refuse.
+    """
+    names = [n for n in vars(decoding) if n != "batch_size"]
+    if name not in names:
+        raise UserError(f"no setting {name!r}", expected="one of " + ", ".join(names))
+    if name == "no_sample":
+        switch = {"on": True, "true": True, "off": False, "false": False}
+        if value is not None and value.lower() not in switch:
+            raise UserError(f"no_sample {value!r}", expected="on or off")
+        return replace(decoding, no_sample=switch[(value or "on").lower()])
+    if value is None:
+        raise UserError(f"{name} needs a value", expected=f"/set {name} {getattr(decoding, name)}, say")
+    p = flags.parser("")
+    p.error = refuse
+    flags.decoding_flags(p)
+    wanted = vars(decoding) | {name: getattr(p.parse_args([f"--{name}={value}"]), name)}
+    flags.check_lengths(p, SimpleNamespace(**wanted))
+    return flags.decoding(SimpleNamespace(**wanted), positions)
+
+
+def refuse(message):
+    """What a parser does with wrong values here: say so and go on."""
+    raise UserError(message.removeprefix("argument "))
+
+
+def readable(prompt, tokenizer, first):
+    """A prompt as text, a line for each marker; a type that is not the marker's own stands behind it."""
+    lines, start = [], 0
+    for end in range(1, len(prompt.ids) + 1):
+        if end == len(prompt.ids) or prompt.ids[end] >= first:
+            marker = tokenizer.convert_ids_to_tokens(prompt.ids[start])
+            text = tokenizer.decode(prompt.ids[start + 1 : end], clean_up_tokenization_spaces=False)
+            kind = tokenizer.convert_ids_to_tokens(prompt.types[start])
+            lines.append(f"  {marker}{text}" + (f"   [type {kind}]" if kind != marker else ""))
+            start = end
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
