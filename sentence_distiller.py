@@ -149,11 +149,12 @@ def decode(args, teacher, inputs, decoding, partial, dtype):
     import torch
 
     from utils import sentences
+    from utils.evaluation import Progress
 
     if partial.done:
         print(f"going on: {partial.outputs():,} outputs are in {partial.path}", flush=True)
     started = time.time()
-    with sentences.Progress(len(inputs.prompts), "decoding", partial.outputs()) as done:
+    with Progress(len(inputs.prompts), "decoding", partial.outputs()) as done:
         try:
             tokens = sentences.decode_rest(*teacher, inputs, decoding, partial, dtype, done)
         except torch.OutOfMemoryError as error:

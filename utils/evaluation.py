@@ -10,7 +10,7 @@ from data.batching import Batches
 from utils import metrics, runs
 from utils.decoding import decode
 from utils.files import atomic_write, write_json
-from utils.training import likelihood
+from utils.training import QUIET_SECONDS, likelihood
 
 
 @dataclass
@@ -165,15 +165,30 @@ def one_line(text):
 
 
 class Progress:
-    """A progress bar, with the time left, as a callback that takes the number done so far."""
+    """A progress bar, with the time left, as a callback that takes the number done so far.
+
+    Without a terminal there is no bar; a line is printed now and then instead.
+    """
 
     def __init__(self, total, what, initial=0):
         from tqdm import tqdm
 
         self.bar = tqdm(total=total, desc=what, initial=initial, disable=None)
+        self.total, self.what, self.initial = total, what, initial
+        self.started = self.told = time.time()
 
     def __enter__(self):
-        return lambda done: self.bar.update(done - self.bar.n)
+        return self.update
+
+    def update(self, done):
+        """So many are done."""
+        now = time.time()
+        if not self.bar.disable:
+            self.bar.update(done - self.bar.n)
+        elif now - self.told > QUIET_SECONDS:
+            self.told = now
+            left = (self.total - done) * (now - self.started) / max(done - self.initial, 1)
+            print(f"{self.what}: {done:,} of {self.total:,}, about {left / 60:.1f} min left", flush=True)
 
     def __exit__(self, *error):
         self.bar.close()

@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import json
 import os
-import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -20,11 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from data.files import fingerprint, iter_records, open_bytes, top_level
-from utils import evaluation
 from utils.decoding import decode
 from utils.errors import UserError
 from utils.files import atomic_write, disk_errors
-from utils.training import QUIET_SECONDS
 
 CHUNK = 2000
 # Files of a checkpoint directory that decide what the model says; run.json and metrics.json do not.
@@ -245,29 +242,6 @@ def decode_rest(model, tokenizer, inputs, decoding, partial, dtype, progress):
         partial.add(texts, sum(map(len, ids)), sum(len(i) >= decoding.max_length for i in ids))
         progress(partial.outputs())
     return partial.tokens - before
-
-
-class Progress(evaluation.Progress):
-    """A progress bar; without a terminal a line now and then."""
-
-    def __init__(self, total, what, initial=0):
-        super().__init__(total, what, initial)
-        self.total, self.what, self.initial = total, what, initial
-        self.started = self.told = time.time()
-
-    def __enter__(self):
-        return self.update
-
-    def update(self, done):
-        """Show that so many are done."""
-        self.bar.update(done - self.bar.n)
-        now = time.time()
-        # A bar that is not shown does not count.
-        self.bar.n = done
-        if self.bar.disable and now - self.told > QUIET_SECONDS:
-            self.told = now
-            left = (self.total - done) * (now - self.started) / max(done - self.initial, 1)
-            print(f"{self.what}: {done:,} of {self.total:,}, about {left / 60:.1f} min left", flush=True)
 
 
 @dataclass

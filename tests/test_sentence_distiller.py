@@ -1,0 +1,519 @@
+"""sentence_distiller.py: the same file however often it is stopped, gold untouched, and train.py learns from it.
+
+python -m pytest tests/test_sentence_distiller.py
+"""
+
+import gzip
+import json
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from conftest import GOLDEN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripts import SAMPLES, run, small, start, until, write_task
+from test_train import command, refused, trained
+
+from data.files import top_level
+from data.task import get
+from utils import evaluation, sentences
+from utils.decoding import Decoding
+from utils.errors import UserError
+
+TASKS = ("nlg", "mt", "dialogue", "qa")
+
+
+def lively(folder, tasks, bottleneck=None, model="tiny-llama"):
+    """A model with noise on every weight, so that it says something else to every input; saved as a run's are."""
+    from adapters import backbones, checkpoint
+    from adapters.attach import attach
+
+    torch.manual_seed(0)
+    held, tokenizer = backbones.load(model)
+    attach(held, tokenizer, {t: get(t).markers for t in tasks}, bottleneck and dict.fromkeys(tasks, bottleneck))
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in held.parameters():
+            if parameter.ndim > 1 and (parameter.requires_grad or bottleneck is None):
+                parameter += 0.2 * torch.randn(parameter.shape, generator=noise)
+    checkpoint.save(held, tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """One model that holds four tasks; read it, do not write in it."""
+    return lively(tmp_path_factory.mktemp("teacher"), TASKS)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return small(tmp_path / "nlg.json", train=20, valid=4, test=4)
+
+
+def asked(teacher, data, *more, task="nlg"):
+    """Flags of a short run in fp32, ten batches of two."""
+    return ["--task", task, "--dataset_path", data, "--model_checkpoint", teacher, "--no_sample", "--fp32",
+            "--max_length", 6, "--min_length", 2, "--batch_size", 2, *more]  # fmt: skip
+
+
+def distilled(argv, folder):
+    """Run it to its end; returns what it printed."""
+    result = run("sentence_distiller", argv, folder)
+    assert result.code == 0, result.err
+    return result.out
+
+
+def held(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def beside(data):
+    return data.with_name(f"{data.stem}_distilled.json")
+
+
+def targets(record):
+    """The teacher's texts of a record, in order."""
+    if "utterances" in record:
+        return [text for u in record["utterances"] for text in u["distillated_candidates"]]
+    return [record["distillated_tgt"]]
+
+
+def bare(value):
+    """A value without the teacher's texts."""
+    if isinstance(value, dict):
+        return {k: bare(v) for k, v in value.items() if not k.startswith("distillated_")}
+    return [bare(v) for v in value] if isinstance(value, list) else value
+
+
+def by_hand(folder, data, task, length=6):
+    """Every training example decoded alone, record by record."""
+    from adapters import checkpoint
+    from data import instances
+    from utils.decoding import decode
+
+    model, tokenizer = checkpoint.load(folder, task)
+    task, texts = get(task), []
+    how = task.reading(decoding=True)
+    for record in held(data)["train"]:
+        examples = list(task.examples(record, "here", how))
+        prompts, _ = instances.prompts(task, model.task_id(task.name), tokenizer, examples, 256, length)
+        ids = [decode(model, tokenizer, [p], Decoding(max_length=length, min_length=2))[0] for p in prompts]
+        texts.append([tokenizer.decode(i, clean_up_tokenization_spaces=False).strip() for i in ids])
+    return texts
+
+
+# --- what comes out ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_training_example_gets_its_text_in_order_and_the_gold_stays(task, teacher, tmp_path):
+    data = small(tmp_path / "data.json", task, train=4, valid=2, test=2)
+    out = distilled(asked(teacher, data, "--batch_size", 3, task=task), tmp_path / "log")
+    made = held(beside(data))
+    assert bare(made) == held(data)
+    assert list(made) == list(held(data))
+    assert made["valid"] == held(data)["valid"] and made["test"] == held(data)["test"]
+    found, expected = [targets(record) for record in made["train"]], by_hand(teacher, data, task)
+    assert found == expected
+    assert len({text for texts in expected for text in texts}) > 3, "the teacher says the same to everything"
+    assert f"{sum(map(len, expected))} outputs" in out and "next: python train.py" in out
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["data.json", "data_distilled.json"]
+
+
+def test_the_batch_size_changes_nothing(teacher, data, tmp_path):
+    for size in (1, 7, 32):
+        distilled(asked(teacher, data, "--batch_size", size, "--output", tmp_path / f"{size}.json"), tmp_path / "log")
+    assert len({(tmp_path / f"{size}.json").read_bytes() for size in (1, 7, 32)}) == 1
+
+
+def test_equal_inputs_are_decoded_once_and_sampled_each_for_itself(teacher, tmp_path):
+    record = held(SAMPLES / "nlg.json")["train"][0]
+    data = write_task(tmp_path / "data.json", train=[record, record | {"tgt": "Another text."}] * 3)
+    out = distilled(asked(teacher, data), tmp_path / "log")
+    assert "6 examples, 1 of them different" in out
+    assert len({r["distillated_tgt"] for r in held(beside(data))["train"]}) == 1
+    sampled = [a for a in asked(teacher, data, "--overwrite", "--temperature", 3.0) if a != "--no_sample"]
+    assert "different" not in distilled(sampled, tmp_path / "log")
+    assert len({r["distillated_tgt"] for r in held(beside(data))["train"]}) > 3
+
+
+@pytest.mark.parametrize("kind", ["full", "released", "adapter"])
+def test_any_teacher_will_do(kind, data, tmp_path):
+    folder = tmp_path / "teacher"
+    if kind == "released":
+        released(folder)
+    else:
+        lively(folder, ["nlg"], None if kind == "full" else 16)
+    distilled(asked(folder, data), tmp_path / "log")
+    assert [targets(r) for r in held(beside(data))["train"]] == by_hand(folder, data, "nlg")
+
+
+def released(folder):
+    """A directory as the original code released them, of the golden VLM's weights."""
+    from safetensors.torch import load_file
+
+    vglm = GOLDEN / "vglm"
+    config = json.loads((vglm / "config.json").read_text())
+    folder.mkdir()
+    torch.save(load_file(vglm / "vlm_model.safetensors"), folder / "pytorch_model.bin")
+    sizes = dict(model_type="gpt2", vocab_size=300, n_positions=128, n_embd=64, n_layer=2, n_head=4)
+    (folder / "config.json").write_text(json.dumps(sizes))
+    (folder / "added_tokens.json").write_text(json.dumps(config["special_token_ids"]))
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(vglm / "gpt2_tiny_tok" / name, folder / name)
+    return folder
+
+
+def test_a_compressed_file_is_read_and_written(teacher, data, tmp_path):
+    packed = tmp_path / "packed.json.gz"
+    packed.write_bytes(gzip.compress(data.read_bytes()))
+    distilled(asked(teacher, data, "--limit", 4), tmp_path / "log")
+    distilled(asked(teacher, packed, "--limit", 4), tmp_path / "log")
+    assert (tmp_path / "packed_distilled.json").read_bytes() == beside(data).read_bytes()
+    distilled(asked(teacher, packed, "--limit", 4, "--output", tmp_path / "out.json.gz"), tmp_path / "log")
+    assert gzip.decompress((tmp_path / "out.json.gz").read_bytes()) == beside(data).read_bytes()
+
+
+@pytest.mark.parametrize("limit, records", [(8, 2), (9, 2), (10, 2), (11, 2), (12, 3)])
+def test_a_limit_keeps_only_records_that_are_wholly_distilled(limit, records, teacher, tmp_path):
+    whole = held(SAMPLES / "qa.json")["train"][0]
+    data = write_task(tmp_path / "data.json", train=[whole | {"utterances": whole["utterances"][:4]}] * 5, test=[whole])
+    distilled(asked(teacher, data, "--limit", limit, task="qa"), tmp_path / "log")
+    made = held(beside(data))
+    assert bare(made) == {**held(data), "train": held(data)["train"][:records]}
+    assert all(len(targets(record)) == 4 for record in made["train"])
+
+
+def test_empty_outputs_stay_empty_and_are_counted(tmp_path, data):
+    folder = lively(tmp_path / "teacher", ["nlg"], 16)
+    silence(folder)
+    out = distilled(asked(folder, data, "--min_length", 0), tmp_path / "log")
+    assert "20 outputs are empty" in out
+    assert {r["distillated_tgt"] for r in held(beside(data))["train"]} == {""}
+
+
+def silence(folder):
+    """Make the end token's row so large that it is always the likeliest."""
+    from adapters import checkpoint
+
+    model, tokenizer = checkpoint.load(folder, "nlg")
+    rows, hidden = model.get_output_embeddings().rows.tasks["nlg"], []
+    model.model.norm.register_forward_hook(lambda m, args, out: hidden.append(out))
+    from data import instances
+
+    task = get("nlg")
+    example = next(iter(task.examples(held(SAMPLES / "nlg.json")["train"][0], "", task.reading(decoding=True))))
+    prompt = instances.prompts(task, 0, tokenizer, [example], 256, 4)[0][0]
+    with torch.no_grad():
+        model(input_ids=torch.tensor([prompt.ids]), token_type_ids=torch.tensor([prompt.types]))
+        rows[task.markers.index(task.eos)] = 100 * hidden[0][0, -1]
+    # Every input must lead to nearly the same hidden state: what is constant in it is what the end token answers to.
+    checkpoint.save(model, tokenizer, folder)
+
+
+def test_train_learns_what_the_distiller_wrote(teacher, data, tmp_path):
+    distilled(asked(teacher, data), tmp_path / "log")
+    taught = trained(command(data, tmp_path / "taught", "--distillation", "--max_steps", 1), tmp_path / "log")
+    # The same from a file whose gold texts are the teacher's.
+    records = held(beside(data))
+    for record in records["train"]:
+        record["tgt"] = record.pop("distillated_tgt")
+    file = write_task(tmp_path / "as_gold.json", **records)
+    gold = trained(command(file, tmp_path / "gold", "--max_steps", 1), tmp_path / "log")
+    assert (taught / "adapter_model.safetensors").read_bytes() == (gold / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_seeds_command_runs_as_printed_where_the_data_lie_in_their_own_place(teacher, tmp_path):
+    (tmp_path / "data" / "NMT").mkdir(parents=True)
+    data = small(tmp_path / "data" / "NMT" / "data_en_ge.json", "mt", train=2, valid=1, test=1)
+    argv = ["--task", "mt", "--max_history=2", "--model_checkpoint", teacher, "--no_sample"]
+    result = run("sentence_distiller", argv, tmp_path / "log", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert [len(targets(r)) for r in held(beside(data))["train"]] == [1, 1]
+
+
+@pytest.mark.parametrize("task", ["nlg", "dialogue"])
+def test_training_on_a_file_without_the_teachers_texts_says_where_to_get_them(task, tmp_path):
+    data = small(tmp_path / "data.json", task, train=2, valid=1, test=1)
+    result = run("train", command(data, tmp_path / "run", "--distillation", task=task), tmp_path / "log")
+    refused(result, f"{data}:train[0]", "distillated_", "sentence_distiller.py", out=tmp_path / "run")
+
+
+# --- stopped and gone on -----------------------------------------------------------------------------------
+
+
+def killed_after(argv, partial, lines, folder, number=signal.SIGKILL):
+    """Start, and kill as soon as the partial file has so many lines; returns how it ended."""
+    job = start("sentence_distiller", argv, folder)
+    until(lambda: partial.exists() and partial.read_bytes().count(b"\n") >= lines, job)
+    job.kill(number)
+    return job.wait()
+
+
+@pytest.mark.parametrize("more", [(), ("--num_beams", 2), ("--temperature", 2.0, "--sampled")])
+def test_killed_in_the_middle_and_gone_on_equals_never_stopped(more, teacher, tmp_path):
+    sampled = "--sampled" in more
+    more = [a for a in more if a != "--sampled"]
+    data = small(tmp_path / "nlg.json", train=40, valid=4, test=4)
+    argv = [a for a in asked(teacher, data, "--max_length", 24, *more) if not sampled or a != "--no_sample"]
+    distilled([*argv, "--output", tmp_path / "whole.json"], tmp_path / "log")
+    partial = tmp_path / "nlg_distilled.json.partial"
+    struck = [killed_after(argv, partial, lines, tmp_path / "log").code for lines in (2, 15)]
+    assert struck == [-signal.SIGKILL] * 2
+    assert not beside(data).exists()
+    with open(partial, "ab") as file:
+        file.write(b'{"batch": 17, "inp')
+    out = distilled(argv, tmp_path / "log")
+    assert "going on: " in out
+    assert beside(data).read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_says_how_to_go_on(name, teacher, data, tmp_path):
+    argv, number = asked(teacher, data, "--max_length", 64, "--min_length", 60), getattr(signal, name)
+    partial = tmp_path / "nlg_distilled.json.partial"
+    result = killed_after([*argv, "--restart"], partial, 3, tmp_path / "log", number)
+    assert result.code == 128 + number
+    assert result.err == ""
+    assert f"{name}: the outputs so far are in {partial}. To go on:\n  python sentence_distiller.py" in result.out
+    assert "--restart" not in result.out
+    distilled(argv, tmp_path / "log")
+    assert [len(targets(r)) for r in held(beside(data))["train"]] == [1] * 20
+
+
+@pytest.fixture
+def stopped(teacher, data, tmp_path):
+    """(flags, the partial file) of a run that was killed in the middle."""
+    argv = asked(teacher, data, "--max_length", 24, "--min_length", 20)
+    partial = tmp_path / "nlg_distilled.json.partial"
+    assert killed_after(argv, partial, 4, tmp_path / "log").code == -signal.SIGKILL
+    return argv, partial
+
+
+def test_what_an_interrupted_run_left_is_not_mixed_with_other_settings(stopped, data, tmp_path):
+    argv, partial = stopped
+    before = partial.read_bytes()
+    for more, name in [(["--max_length", 30], "max_length was 24, now it is 30"), (["--limit", 12], "limit was None"),
+                       (["--batch_size", 5], "batch_size was 2, now it is 5"),
+                       (["--model_checkpoint", lively(tmp_path / "other", ["nlg"])], "teacher was ")]:  # fmt: skip
+        refused(run("sentence_distiller", [*argv, *more], tmp_path / "log"), partial, name, "--restart")
+        assert partial.read_bytes() == before
+    small(data, train=21, valid=4, test=4)
+    refused(run("sentence_distiller", argv, tmp_path / "log"), partial, "data was ", "--restart")
+    distilled([*argv, "--restart"], tmp_path / "log")
+    assert len(held(beside(data))["train"]) == 21
+
+
+def test_a_damaged_partial_file_is_refused_and_a_torn_end_is_not_damage(stopped, data, tmp_path):
+    argv, partial = stopped
+    lines = partial.read_bytes().splitlines(keepends=True)
+    for broken in (lines[0] + b"\x00\x00\n", lines[0] + lines[2], lines[0] + lines[1] + b"[]\n", b"[1]\n" + lines[1]):
+        partial.write_bytes(broken)
+        refused(run("sentence_distiller", argv, tmp_path / "log"), partial, "is damaged", "--restart")
+        assert partial.read_bytes() == broken
+    made = b""
+    for torn in (b"", lines[0][:9], lines[0] + lines[1], lines[0] + lines[1] + lines[2][:-1]):
+        partial.write_bytes(torn)
+        distilled([*argv, "--overwrite"], tmp_path / "log")
+        made = made or beside(data).read_bytes()
+        assert beside(data).read_bytes() == made
+
+
+def test_killed_between_writing_the_output_and_removing_the_partial_file_ends_well(teacher, data, tmp_path):
+    argv, partial = asked(teacher, data), tmp_path / "nlg_distilled.json.partial"
+    job = start("sentence_distiller", argv, tmp_path / "log")
+    kept = b""
+    while job.running():
+        try:
+            kept = max(kept, partial.read_bytes(), key=len)
+        except OSError:
+            time.sleep(0.0002)
+    assert job.wait().code == 0
+    finished = beside(data).read_bytes()
+    if kept.count(b"\n") < 11:
+        pytest.skip("the last batch was not seen")
+    partial.write_bytes(kept)
+    assert "was finished before" in distilled(argv, tmp_path / "log")
+    assert beside(data).read_bytes() == finished and not partial.exists()
+    # With another output in the way it is an error, and nothing is lost.
+    partial.write_bytes(kept)
+    beside(data).write_text("{}")
+    refused(run("sentence_distiller", argv, tmp_path / "log"), beside(data), "is there already", "--overwrite")
+    assert partial.read_bytes() == kept and beside(data).read_text() == "{}"
+
+
+# --- bad input ---------------------------------------------------------------------------------------------
+
+
+def left(folder):
+    return sorted(p.name for p in folder.iterdir() if p.is_file())
+
+
+def test_an_output_in_the_way_is_replaced_only_when_asked(teacher, data, tmp_path):
+    beside(data).write_text("mine")
+    refused(run("sentence_distiller", asked(teacher, data), tmp_path / "log"), beside(data), "--overwrite")
+    assert beside(data).read_text() == "mine"
+    distilled(asked(teacher, data, "--overwrite"), tmp_path / "log")
+    assert len(held(beside(data))["train"]) == 20
+
+
+def test_the_data_file_is_never_written_over(teacher, data, tmp_path):
+    again = shutil.copy(data, tmp_path / "nlg_distilled.json")
+    for file, more in ((data, ["--output", data]), (again, [])):
+        result = run("sentence_distiller", asked(teacher, file, "--overwrite", *more), tmp_path / "log")
+        refused(result, "is the data file itself")
+        assert len(held(data)["train"]) == len(held(again)["train"]) == 20
+
+
+BROKEN = {
+    "cut off": b'{"train": [{"src": {"name": "A"}, "tgt": "b"}], "test": [',
+    "no json": b"train",
+    "no train": b'{"test": [{"src": {"name": "A"}, "tgt": "b"}]}',
+    "no tgt": b'{"train": [{"src": {"name": "A"}}]}',
+    "not a record": b'{"train": [3]}',
+    "no slot": b'{"train": [{"src": {"nme": "A"}, "tgt": "b"}]}',
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_data_are_one_clear_error_and_leave_nothing(what, teacher, tmp_path):
+    data = tmp_path / "data.json"
+    data.write_bytes(BROKEN[what])
+    refused(run("sentence_distiller", asked(teacher, data), tmp_path / "log"), data)
+    assert left(tmp_path) == ["data.json"]
+
+
+def test_a_teacher_that_cannot_teach_this_is_one_clear_error(teacher, data, tmp_path):
+    for folder, words in ((teacher, "not 'summarization'"), ("tiny-gpt2", "bare backbone"), (tmp_path / "no", "no")):
+        argv = asked(
+            folder, data if words[0] != "n" else SAMPLES / "summarization.json", "--output", tmp_path / "o.json"
+        )
+        if words.startswith("not"):
+            argv[1] = "summarization"
+        refused(run("sentence_distiller", argv, tmp_path / "log"), f"--model_checkpoint {folder}")
+    assert left(tmp_path) == ["nlg.json"]
+
+
+def test_a_limit_without_room_for_a_record_is_an_error(teacher, tmp_path):
+    data = small(tmp_path / "data.json", "qa", train=2, valid=1, test=1)
+    refused(run("sentence_distiller", asked(teacher, data, "--limit", 1, task="qa"), tmp_path / "log"), "--limit 1")
+    assert left(tmp_path) == ["data.json"]
+
+
+# --- the parts ---------------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+class Plain:
+    """A task whose records hold any number of examples."""
+
+    name = "plain"
+
+    def examples(self, record, place, how):
+        return [_Example(t) for t in record["texts"]]
+
+    def distil(self, record, outputs):
+        return {**record, "distillated_texts": list(outputs)}
+
+
+class _Example:
+    def __init__(self, text):
+        self.source, self.target = text, self
+        self.text = text
+
+
+@settings(deadline=None, max_examples=60)
+@given(records=st.lists(st.tuples(st.lists(TEXT, max_size=3), JSON), min_size=1, max_size=5), rest=JSON, other=JSON,
+       front=st.booleans(), limit=st.integers(1, 9) | st.none(), merge=st.booleans())  # fmt: skip
+def test_whatever_the_file_holds_comes_out_again_with_each_example_its_own_text(
+    records, rest, other, front, limit, merge, tmp_path_factory
+):
+    from utils.decoding import Prompt
+
+    records = [dict(texts=texts, beside=value) for texts, value in records]
+    parts = {"train": records, "rest": rest}
+    whole = {"other": other, **parts} if front else {**parts, "other": other}
+    path = tmp_path_factory.mktemp("any") / "data.json"
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    encode = lambda examples: ([Prompt([*e.text.encode()], [0] * len(e.text.encode()), 0, 1) for e in examples], {})  # noqa: E731
+    try:
+        inputs = sentences.read_inputs(path, Plain(), None, encode, limit, merge)
+    except UserError:
+        assert limit and len(records[0]["texts"]) > limit
+        return
+    count = sum(len(r["texts"]) for r in records[: inputs.records])
+    assert len(inputs.which) == count <= (limit or count)
+    if merge:
+        assert len(inputs.prompts) == len({t for r in records[: inputs.records] for t in r["texts"]})
+    texts = [bytes(p.ids.astype("uint8")).decode()[::-1] for p in inputs.prompts]
+    report = sentences.Report()
+    content = "".join(sentences.pieces(path, Plain(), None, inputs, texts, report))
+    taught = [{**r, "distillated_texts": [t[::-1] for t in r["texts"]]} for r in records[: inputs.records]]
+    assert json.loads(content) == {**whole, "train": taught}
+    assert list(json.loads(content)) == list(whole)
+    assert report.outputs == count
+    (path.parent / "out.json").write_bytes(content.encode())
+    assert [key for key, value in top_level(path.parent / "out.json") if list_or(value)] == list(whole)
+
+
+def list_or(value):
+    """Take a list's items out, as `top_level` asks for."""
+    return list(value) is not None if hasattr(value, "__next__") else True
+
+
+def test_batches_do_not_depend_on_where_a_run_begins():
+    class Prompt:
+        def __init__(self, n):
+            self.ids = [0] * n
+
+    lengths = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
+    batches = sentences.plan([Prompt(n) for n in lengths], 4)
+    assert sorted(i for batch in batches for i in batch) == list(range(11))
+    assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
+    seeds = [sentences.batch_seed(42, n) for n in range(100)] + [sentences.batch_seed(43, 0)]
+    assert len(set(seeds)) == 101
+
+
+def test_two_processes_do_not_write_the_same_file(tmp_path):
+    one, two = (sentences.Partial(tmp_path / "x.partial", {}, [[0], [1]]) for _ in range(2))
+    with one.opened():
+        one.add(["a"], 1, 0)
+        with pytest.raises(UserError, match="another process"), two.opened():
+            pass
+        assert (tmp_path / "x.partial").exists()
+    with two.opened():
+        assert (two.texts, two.done) == (["a", None], 1)
+
+
+def test_without_a_terminal_a_line_tells_the_progress_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "QUIET_SECONDS", -1)
+    with evaluation.Progress(10, "decoding", 4) as done:
+        done(6)
+        done(10)
+    out = capsys.readouterr().out
+    assert "decoding: 6 of 10, about" in out and "decoding: 10 of 10" in out
+
+
+def test_a_checkpoints_fingerprint_follows_its_files_and_nothing_else(teacher, tmp_path):
+    folder = shutil.copytree(teacher, tmp_path / "copy")
+    first = sentences.checkpoint_fingerprint(teacher)
+    (folder / "metrics.json").write_text("{}")
+    assert sentences.checkpoint_fingerprint(folder) == first
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert sentences.checkpoint_fingerprint(folder) != first
+    assert sentences.checkpoint_fingerprint("gpt2") == "gpt2"
