@@ -61,11 +61,12 @@ def combine(args):
     from adapters import checkpoint
     from adapters import combine as combining
     from utils import devices
-    from utils.files import atomic_directory, write_json
+    from utils.files import atomic_directory, writable_directory, write_json
 
     devices.quiet_libraries()
     args.output = args.output or args.into
     refuse_taken(args)
+    writable_directory(Path(args.output).absolute().parent, "--output")
     sources = read_sources(args)
     inputs = {s.task: read_inputs(args, s) for s in sources}
     model, tokenizer = combining.build(sources)

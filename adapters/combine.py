@@ -4,8 +4,8 @@ What belongs to a task is its adapters and its own rows (output rows too beside 
 is, so the result answers a task as the task's own model did, to the last bit. Models of a released checkpoint score
 foreign markers too: there a combination is what the original's was, every task's rows from its own checkpoint.
 Two things are not taken as the original takes them. It gives `<pad>` a fresh random row: here the sources' row is kept
-where they all have the same, else `<pad>` is never scored. And it carries `p_gen_linear` along from one of them,
-though every task trained its own: here self-copy is for tasks of one source only.
+where they all have the same, else `<pad>` is never scored. And it drops the `p_gen_linear` that every task trained
+for itself: here self-copy is for tasks of one source only.
 """
 
 import copy
