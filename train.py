@@ -19,6 +19,7 @@ Flags that are not given take the task's published settings. The run directory h
 checkpoints, TensorBoard events, run.json, metrics.json and learning_curve.png; evaluate.py reads it.
 """
 
+import argparse
 import sys
 
 from utils import flags
@@ -57,6 +58,8 @@ def parser():
                         "its texts (default with --teacher: word)")  # fmt: skip
     g.add_argument("--temperature", type=flags.rate, default=2.0, help="softens teacher and student in --kd word")
     g.add_argument("--kd_alpha", type=flags.fraction, default=0.5, help="weight of the teacher against the labels")
+    # Not for typing: kept in run.json, so that a resumed run notices another teacher.
+    g.add_argument("--teacher_fingerprint", help=argparse.SUPPRESS)
     flags.training_flags(p)
     flags.refuse_without_effect(p)
     return p
@@ -86,7 +89,7 @@ def train(args, given):
     from utils import experiment
 
     args, run = experiment.open_run(args, given)
-    check(args)
+    check(args, given)
     task = get(args.task)
     published(args, task)
     dtype = experiment.begin(args, run)
@@ -97,7 +100,8 @@ def train(args, given):
         build(args, task, model, tokenizer)
         positions = backbones.family_of(model.config).positions(model.config)
         splits = experiment.load_splits(args, {task.name: task}, {task.name: args.dataset_path}, tokenizer, positions)
-        teacher = load_teacher(args, task, (model, tokenizer), dtype)
+        longest = int(splits["train"][task.name].lengths[: args.limit].max())
+        teacher = load_teacher(args, task, (model, tokenizer), dtype, longest)
     experiment.say(adapting.describe(model))
     experiment.settle(model, args, dtype)
     if run is None:
@@ -107,8 +111,8 @@ def train(args, given):
                    f" --dataset_path {args.dataset_path} --output_dir results/{run.directory.name}")  # fmt: skip
 
 
-def check(args):
-    """Flags that contradict each other."""
+def check(args, given):
+    """Flags that contradict each other; `given` are those that were typed."""
     if args.emb_only and args.adapter_bottleneck > 0:
         raise UserError(f"trains no adapter, but --adapter_bottleneck {args.adapter_bottleneck} asks for one",
                         place="--emb_only", remedy="leave one of the two out")  # fmt: skip
@@ -123,10 +127,13 @@ def check(args):
         raise UserError("no teacher was given", place=f"--kd {args.kd}", remedy="name one: --teacher runs/<run>")
     if args.kd == "sentence" and args.teacher:
         raise UserError("the teacher's texts are read from the data, not made here", place="--kd sentence",
-                        remedy="make them with sentence_distiller.py, without --teacher here; or --kd both")  # fmt: skip
+                        remedy="make them with sentence_distiller.py, leave --teacher out; or --kd both")  # fmt: skip
     if args.self_copy and args.teacher:
         raise UserError("cannot be learnt from a teacher's distributions: its output is no softmax",
                         place="--self_copy", remedy="learn from its texts: --distillation")  # fmt: skip
+    for flag in ("temperature", "kd_alpha"):
+        if flag in given and not args.teacher:
+            raise UserError("has no effect without a teacher", place=f"--{flag}", remedy="name one with --teacher")
     args.distillation = args.distillation or args.kd in ("sentence", "both")
 
 
@@ -159,7 +166,7 @@ def build(args, task, model, tokenizer):
         adapting.only_tables(model)
 
 
-def load_teacher(args, task, student, dtype):
+def load_teacher(args, task, student, dtype, longest):
     """`WordDistillation`, or None without --teacher."""
     if not args.teacher:
         return None
@@ -167,10 +174,20 @@ def load_teacher(args, task, student, dtype):
 
     from adapters import checkpoint, inference
     from utils.distillation import WordDistillation
+    from utils.sentences import checkpoint_fingerprint
 
-    teacher, tokenizer = checkpoint.load(args.teacher, task.name)
+    found = checkpoint_fingerprint(args.teacher)
+    if args.teacher_fingerprint not in (None, found):
+        raise UserError("the teacher has changed since this run was started", place=f"--teacher {args.teacher}",
+                        expected="the same files", remedy="put them back, or start a new run")  # fmt: skip
+    args.teacher_fingerprint = found
+    try:
+        teacher, tokenizer = checkpoint.load(args.teacher, task.name)
+    except UserError as error:
+        place = str(error.place).replace("--model_checkpoint", "--teacher")
+        raise UserError(error.found, place=place, expected=error.expected, remedy=error.remedy) from error
     inference.ready(teacher, idist.device(), dtype)
-    return WordDistillation((teacher, tokenizer), student, task, args.temperature, args.kd_alpha, dtype)
+    return WordDistillation((teacher, tokenizer), student, task, args.temperature, args.kd_alpha, dtype, longest)
 
 
 def mode(args):

@@ -9,6 +9,7 @@ gradients, in the precision of the training, and scores only positions that carr
 import torch
 import torch.nn.functional as F
 
+from adapters.backbones import family_of
 from utils.devices import autocast
 from utils.errors import UserError
 
@@ -27,14 +28,20 @@ class WordDistillation:
         temperature: T above.
         alpha: weight of the teacher, 0 to 1.
         dtype: precision of the teacher's matrix products.
+        longest: tokens of the longest training example.
 
     Raises:
-        UserError: the two do not share a vocabulary.
+        UserError: the two do not share a vocabulary, the teacher has a pointer beside its softmax, or an example
+            does not fit into it.
     """
 
-    def __init__(self, teacher, student, task, temperature=2.0, alpha=0.5, dtype=torch.float32):
+    def __init__(self, teacher, student, task, temperature=2.0, alpha=0.5, dtype=torch.float32, longest=0):
         (self.teacher, tokenizer), (self.student, students) = teacher, student
         self.task, self.temperature, self.alpha, self.dtype = task, temperature, alpha, dtype
+        if self.teacher.info.self_copy:
+            raise UserError("was trained with --self_copy: its output is no softmax", place="--teacher",
+                            expected="a teacher without it",
+                            remedy="learn from its texts: sentence_distiller.py, --kd sentence")  # fmt: skip
         same_vocabulary(self.teacher, tokenizer, self.student, students)
         first = self.student.info.first
         base = torch.arange(first)
@@ -45,15 +52,27 @@ class WordDistillation:
         self.translation = torch.zeros(len(students), dtype=torch.long)
         self.translation[self.columns] = self.teachers_columns
         self.task_id = self.teacher.task_id(task.name)
+        self.positions = family_of(self.teacher.config).positions(self.teacher.config)
+        if longest > self.positions:
+            raise UserError(f"an example has {longest} tokens, the teacher takes {self.positions}", place="--teacher",
+                            expected="as many positions as the student uses",
+                            remedy="choose another, or learn from its texts: sentence_distiller.py")  # fmt: skip
         self.student.distillation = self
 
     @torch.no_grad()
     def prepare(self, batch):
-        """A training batch with the teacher's scores in it: `soft_targets` [labels rounded up, columns]."""
+        """A training batch with the teacher's scores in it: `soft_targets` [labels rounded up, columns].
+
+        With alpha 0 nothing is learnt from the teacher: the batch comes back as it is.
+        """
+        if not self.alpha:
+            return batch
         device = next(self.teacher.parameters()).device
         translation = self.translation.to(device)
         inputs = {k: translation[batch[k].to(device)] for k in ("input_ids", "token_type_ids")}
-        inputs |= {k: batch[k].to(device) for k in ("attention_mask", "position_ids")}
+        # Where a batch is only filled up, a position may lie beyond the teacher's last.
+        positions = batch["position_ids"].to(device).clamp(max=self.positions - 1)
+        inputs |= dict(attention_mask=batch["attention_mask"].to(device), position_ids=positions, use_cache=False)
         labels = batch["labels"].to(device)
         ids = torch.full((len(labels),), self.task_id)
         with autocast(device, self.dtype):
