@@ -166,15 +166,16 @@ def gpt2(args, **more):
     return GPT2LMHeadModel(config)
 
 
-def model_flags(p):
-    """The flags `gpt2` and `attached` read."""
+def model_flags(p, bottleneck=True):
+    """The flags `gpt2` and, with `bottleneck`, `attached` read."""
     from utils import flags
 
     g = p.add_argument_group("the model (random weights)")
     g.add_argument("--width", type=flags.positive, default=256, help="hidden size; 64 for each attention head")
     g.add_argument("--layers", type=flags.positive, default=6, help="blocks")
     g.add_argument("--positions", type=flags.positive, default=256, help="the longest sequence")
-    g.add_argument("--adapter_bottleneck", type=flags.positive, default=64, help="the adapters' width")
+    if bottleneck:
+        g.add_argument("--adapter_bottleneck", type=flags.positive, default=64, help="the adapters' width")
 
 
 def attached(args, **more):
