@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from adapters import backbones, self_copy
+from adapters import backbones, embedded, self_copy
 from adapters.attach import TaskModelInfo, _condition, attach, join, keep_tasks, new_adapters, trainable
 from adapters.task_embeddings import TaskEmbedding, TaskHead
 from utils.errors import UserError, brief
@@ -369,8 +369,9 @@ def _backbone_of(path, config):
 
 def _load_full(directory):
     place = f"--model_checkpoint {directory}"
-    config = backbones.read_config(directory, place)
-    tasks = getattr(config, "versatile", None)
+    # A backbone that comes with the toolkit lies in no directory of its name.
+    known = str(directory) in embedded.NAMES
+    tasks = None if known else getattr(backbones.read_config(directory, place), "versatile", None)
     if not tasks:
         raise UserError(
             "this is a bare backbone: it was not trained for any task", place=place,

@@ -3,11 +3,12 @@
 python -m pytest tests/test_sentence_distiller.py
 """
 
+import errno
 import gzip
 import json
+import os
 import shutil
 import signal
-import time
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from scripts import SAMPLES, run, small, start, until, write_task
 from test_train import command, refused, trained
 
+import sentence_distiller
 from data.files import top_level
 from data.task import get
 from utils import evaluation, sentences
@@ -324,27 +326,43 @@ def test_a_damaged_partial_file_is_refused_and_a_torn_end_is_not_damage(stopped,
         assert beside(data).read_bytes() == made
 
 
-def test_killed_between_writing_the_output_and_removing_the_partial_file_ends_well(teacher, data, tmp_path):
+def test_killed_between_writing_the_output_and_removing_the_partial_file_ends_well(
+    teacher, data, tmp_path, monkeypatch
+):
     argv, partial = asked(teacher, data), tmp_path / "nlg_distilled.json.partial"
-    job = start("sentence_distiller", argv, tmp_path / "log")
-    kept = b""
-    while job.running():
-        try:
-            kept = max(kept, partial.read_bytes(), key=len)
-        except OSError:
-            time.sleep(0.0002)
-    assert job.wait().code == 0
-    finished = beside(data).read_bytes()
-    if kept.count(b"\n") < 11:
-        pytest.skip("the last batch was not seen")
-    partial.write_bytes(kept)
+    with monkeypatch.context() as patch:
+        patch.setattr(sentences.Partial, "remove", lambda self: None)
+        sentence_distiller.main(list(map(str, argv)))
+    finished, kept = beside(data).read_bytes(), partial.read_bytes()
     assert "was finished before" in distilled(argv, tmp_path / "log")
     assert beside(data).read_bytes() == finished and not partial.exists()
-    # With another output in the way it is an error, and nothing is lost.
-    partial.write_bytes(kept)
-    beside(data).write_text("{}")
-    refused(run("sentence_distiller", argv, tmp_path / "log"), beside(data), "is there already", "--overwrite")
-    assert partial.read_bytes() == kept and beside(data).read_text() == "{}"
+    # With another output in the way, or not all of the batches, it is an error, and nothing is lost.
+    for output, left in ((b"{}", kept), (finished, kept[: kept.rindex(b"{")])):
+        beside(data).write_bytes(output)
+        partial.write_bytes(left)
+        refused(run("sentence_distiller", argv, tmp_path / "log"), beside(data), "is there already", "--overwrite")
+        assert partial.read_bytes() == left and beside(data).read_bytes() == output
+
+
+def test_a_full_disk_is_one_clear_error_and_what_was_written_is_gone_on_with(
+    teacher, data, tmp_path, monkeypatch, capsys
+):
+    argv, partial = list(map(str, asked(teacher, data))), tmp_path / "nlg_distilled.json.partial"
+    append = sentences.Partial._append
+
+    def full(self, value):
+        if self.done == 3:
+            self.file.write(b'{"bat')
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, value)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(sentences.Partial, "_append", full)
+        sentence_distiller.main(argv)
+    assert stop.value.code == 2
+    assert f"{partial}: cannot write: the disk is full" in capsys.readouterr().err
+    assert not beside(data).exists()
+    assert "going on: 6 outputs" in distilled(argv, tmp_path / "log")
 
 
 # --- bad input ---------------------------------------------------------------------------------------------
@@ -389,13 +407,14 @@ def test_broken_data_are_one_clear_error_and_leave_nothing(what, teacher, tmp_pa
 
 
 def test_a_teacher_that_cannot_teach_this_is_one_clear_error(teacher, data, tmp_path):
-    for folder, words in ((teacher, "not 'summarization'"), ("tiny-gpt2", "bare backbone"), (tmp_path / "no", "no")):
-        argv = asked(
-            folder, data if words[0] != "n" else SAMPLES / "summarization.json", "--output", tmp_path / "o.json"
-        )
-        if words.startswith("not"):
-            argv[1] = "summarization"
-        refused(run("sentence_distiller", argv, tmp_path / "log"), f"--model_checkpoint {folder}")
+    articles = SAMPLES / "summarization.json"
+    for folder, words, argv in (
+        (teacher, "not 'summarization'", asked(teacher, articles, task="summarization")),
+        ("tiny-gpt2", "bare backbone", asked("tiny-gpt2", data)),
+        (tmp_path / "no", "", asked(tmp_path / "no", data)),
+    ):
+        result = run("sentence_distiller", [*argv, "--output", tmp_path / "out.json"], tmp_path / "log")
+        refused(result, f"--model_checkpoint {folder}", words)
     assert left(tmp_path) == ["nlg.json"]
 
 
