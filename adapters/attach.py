@@ -16,7 +16,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from adapters.backbones import family_of
 from adapters.bottleneck import AdapterBank, BottleneckAdapter, TaskRouter
 from adapters.task_embeddings import TaskEmbedding, TaskHead, TaskRows
-from adapters.trained import describe, halve_frozen, ledger, only_tables, trainable  # noqa: F401  (part of this interface)
+from adapters.trained import (  # noqa: F401  (part of this interface)
+    describe,
+    halve_frozen,
+    ledger,
+    only_tables,
+    owners,
+    trainable,
+)  # fmt: skip
 
 PAD = "<pad>"
 IGNORE = -100
@@ -157,8 +164,8 @@ class TaskConditioned:
     def _foreign_columns(self, ids, device):
         """[rows, added tokens] true where an added token belongs to a task other than the row's."""
         held = self.get_output_embeddings().rows
-        owners = [None] * len(held.spare) + [t for t, rows in held.tasks.items() for _ in rows]
-        of_task = {i: [o is not None and (i < 0 or o != self.info.tasks[i]) for o in owners] for i in set(ids)}
+        columns = [None] * len(held.spare) + [t for t, rows in held.tasks.items() for _ in rows]
+        of_task = {i: [c is not None and (i < 0 or c != self.info.tasks[i]) for c in columns] for i in set(ids)}
         return torch.tensor([of_task[i] for i in ids], device=device)
 
     def task_id(self, task):

@@ -10,6 +10,17 @@ def trainable(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
+def owners(model):
+    """{task: its trained parameters} of adapters and rows; what tasks share is in none."""
+    found = {task: [] for task in model.info.tasks}
+    for name, p in trainable(model).items():
+        parts = name.split(".")
+        for kind in ("adapters", "tasks"):
+            if kind in parts and (task := parts[parts.index(kind) + 1]) in found:
+                found[task].append(p)
+    return found
+
+
 def only_tables(model):
     """Train nothing but the whole vocabulary: the table that a tied head shares with the input, or both tables of an
     untied backbone (`--outputlayer_only` of the original VLM code). A pointer's gate stays trained.

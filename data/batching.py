@@ -154,15 +154,24 @@ class Batches:
             attention_mask, position_ids, labels [rows, length]; task_ids [rows]. A process that has no row
             left gets one row without labels; where no process has one, (None, 0).
         """
-        chosen = self.plan(epoch)[step]
-        if self.skip:
-            skipped = [task in self.skip for task in self.tasks]
-            chosen = chosen[~np.array(skipped)[self.owners(chosen)]]
+        chosen = self.chosen(epoch, step)
         if not len(chosen):
             return None, 0
         mine = chosen[self.rank :: self.world]
         batch = self.collate(mine if len(mine) else chosen[:1], masked=not len(mine))
         return batch, int(self.labels[chosen].sum())
+
+    def chosen(self, epoch, step):
+        """Example indices of a global batch, without those of skipped tasks."""
+        chosen = self.plan(epoch)[step]
+        if self.skip:
+            skipped = [task in self.skip for task in self.tasks]
+            chosen = chosen[~np.array(skipped)[self.owners(chosen)]]
+        return chosen
+
+    def present(self, epoch, step):
+        """Names of the tasks in a global batch."""
+        return {self.tasks[i] for i in np.unique(self.owners(self.chosen(epoch, step)))}
 
     def owners(self, indices):
         """The number of the split that each example belongs to."""

@@ -20,8 +20,9 @@ SAMPLES = ROOT / "data" / "samples"
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["train", "evaluate", "utils.training", "utils.decoding", "utils.plots", "adapters.checkpoint", "data.cache",
-     "data.batching", "tensorboardX", "matplotlib.pyplot", "safetensors.torch", "sacrebleu", "ijson",
+    ["train", "evaluate", "train_vlm", "evaluate_vlm", "utils.experiment", "utils.evaluation", "utils.training",
+     "utils.decoding", "utils.plots", "adapters.checkpoint", "adapters.inference", "data.cache", "data.batching",
+     "tensorboardX", "matplotlib.pyplot", "safetensors.torch", "sacrebleu", "ijson",
      "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
      "transformers.models.auto.modeling_auto", "transformers.generation.utils", "ignite.distributed"]
 )  # fmt: skip

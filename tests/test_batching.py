@@ -3,6 +3,7 @@
     python -m pytest tests/test_batching.py
 """
 
+import itertools
 import json
 import multiprocessing
 
@@ -202,3 +203,57 @@ def test_two_processes_may_build_the_same_cache_at_once(tmp_path):
 
 def test_golden_files_are_where_tests_look_for_them():
     assert (GOLDEN / "vglm" / "builders.json").is_file()
+
+
+class Lengths:
+    """A split of which only lengths are looked at."""
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths)
+        self.prompt_lengths = np.ones(len(lengths), int)
+
+    def __len__(self):
+        return len(self.lengths)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=4), st.sampled_from([0.5, 2.0, 5.0, float("inf")]))
+def test_tasks_are_drawn_as_the_temperature_says_and_none_twice_before_all_came_once(sizes, temperature):
+    splits = {f"t{i}": Lengths([5] * n) for i, n in enumerate(sizes)}
+    ids = {task: i for i, task in enumerate(splits)}
+    drawn = Batches(splits, ids, 0, 100, temperature=temperature, batch_size=3, seed=1)
+    total, starts = sum(sizes), np.concatenate([[0], np.cumsum(sizes)])
+    weights = np.array(sizes) ** (1 / temperature)
+    wanted = total * weights / weights.sum()
+    seen = []
+    for epoch in range(5):
+        order = drawn.plan(epoch).order
+        again = Batches(splits, ids, 0, 100, temperature=temperature, batch_size=3, seed=1).plan(epoch)
+        assert np.array_equal(order, again.order), "an epoch is a function of the seed and its number"
+        assert len(drawn.plan(epoch)) == len(drawn.plan(0))
+        counts = np.bincount(drawn.owners(order), minlength=len(sizes))
+        assert all(c >= 1 and (abs(c - w) <= 1 or c == 1) for c, w in zip(counts, wanted))
+        seen.append(order)
+    for start, stop in itertools.pairwise(starts):
+        own = np.concatenate([o[(o >= start) & (o < stop)] for o in seen])
+        times = np.bincount(own - start, minlength=stop - start)
+        assert times.max() - times.min() <= 1
+
+
+def test_in_proportion_every_example_comes_once_an_epoch():
+    splits = {"a": Lengths([5] * 7), "b": Lengths([9] * 20)}
+    drawn = Batches(splits, {"a": 0, "b": 1}, 0, 100, batch_size=4, seed=1)
+    for epoch in range(3):
+        assert sorted(drawn.plan(epoch).order) == list(range(27))
+
+
+def test_skipped_tasks_leave_the_batches_and_no_others_do():
+    splits = {"a": Lengths([5] * 7), "b": Lengths([5] * 20), "c": Lengths([90] * 4)}
+    drawn = Batches(splits, {"a": 0, "b": 1, "c": 2}, 0, 100, batch_size=4, seed=1)
+    before = [drawn.chosen(0, i) for i in range(len(drawn.plan(0)))]
+    drawn.skip = {"b", "c"}
+    for i, whole in enumerate(before):
+        assert drawn.chosen(0, i).tolist() == [e for e in whole if e < 7]
+        assert drawn.present(0, i) <= {"a"}
+        if not len(drawn.chosen(0, i)):
+            assert drawn.batch(0, i) == (None, 0)

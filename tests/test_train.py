@@ -4,16 +4,24 @@ import errno
 import json
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import scripts
 from scripts import ROOT, TORCHRUN, losses, metrics, run, run_as_user, small, start, tensors, until, write_task
+from training_runs import (
+    after,
+    close_runs,
+    in_two_processes,
+    killed_and_resumed,
+    on_seeing,
+    refused,
+    same_run,
+    trained,
+)  # fmt: skip
 
 NLG = {"src": {"name": "Aromi", "food": "Thai"}, "tgt": "Aromi is a Thai place."}
 
@@ -39,86 +47,7 @@ def finished(data, tmp_path_factory):
     return folder / "run"
 
 
-def trained(argv, folder):
-    """Run train.py to its end; returns the run directory."""
-    result = run("train", argv, folder)
-    assert result.code == 0, result.err
-    return argv[argv.index("--output_dir") + 1]
-
-
-def refused(result, *fragments, out=None):
-    """One clear error, exit code 2, nothing half-written."""
-    assert result.code == 2, (result.code, result.out, result.err)
-    assert "Traceback" not in result.err + result.out, result.err
-    assert result.err.startswith("error: "), result.err
-    assert len(re.findall("^error: ", result.err, re.MULTILINE)) == 1, result.err
-    for fragment in fragments:
-        assert str(fragment) in result.err, (fragment, result.err)
-    if out is not None and out.exists() and out.is_dir():
-        left = [str(p.relative_to(out)) for p in out.rglob("*")]
-        assert not [p for p in left if ".part" in p or "model.safetensors" in p or p.endswith(".old")], left
-
-
 # --- exact resume ------------------------------------------------------------------------------------------
-
-
-def different(one, other):
-    """Names of tensors that are not equal, or not in both."""
-    return sorted(k for k in one.keys() | other.keys() if one.get(k) != other.get(k))
-
-
-def same_run(one, other):
-    """Weights, optimizer and every logged number of two runs are equal to the last bit."""
-    import torch
-
-    for name in ("steps", "best_step", "valid_nll", "tokens", "stopped_early"):
-        assert metrics(one)[name] == metrics(other)[name], name
-    assert losses(one) == losses(other)
-    assert different(tensors(one), tensors(other)) == []
-    last = [sorted((run / "checkpoints").iterdir())[-1] for run in (one, other)]
-    assert last[0].name == last[1].name
-    assert different(tensors(last[0]), tensors(last[1])) == []
-    first, second = (torch.load(f / "training_state.pt", weights_only=True)["optimizer"]["state"] for f in last)
-    assert first.keys() == second.keys()
-    for key in first:
-        assert all(torch.equal(first[key][k], second[key][k]) for k in first[key])
-
-
-def after(seconds):
-    """Kill after so long."""
-
-    def kill(job, out):
-        end = time.time() + seconds
-        until(lambda: time.time() > end, job)
-        job.kill(signal.SIGKILL)
-
-    return kill
-
-
-def on_seeing(pattern):
-    """Kill as soon as a name that was not there before appears in the run directory."""
-
-    def kill(job, out):
-        known = set(out.glob(pattern))
-        until(lambda: set(out.glob(pattern)) - known, job)
-        job.kill(signal.SIGKILL)
-
-    return kill
-
-
-def killed_and_resumed(argv, out, folder, kills):
-    """Start, kill, resume, kill, …, finish; returns how many of the kills struck a living run."""
-    struck = 0
-    for kill in [*kills, lambda job, out: None]:
-        # A run killed before it wrote run.json has not begun: it is started, not resumed.
-        begun = (out / "run.json").exists()
-        job = start("train", ["--resume", out] if begun else argv, folder)
-        kill(job, out)
-        result = job.wait()
-        assert result.code in (0, -signal.SIGKILL), (result.code, result.err)
-        struck += result.code != 0
-    assert result.code == 0
-    return struck
 
 
 def test_a_run_killed_at_random_moments_and_resumed_equals_one_never_stopped(data, tmp_path):
@@ -270,32 +199,6 @@ def test_ctrl_c_before_training_begins_leaves_no_traceback(data, tmp_path):
 
 
 # --- several processes -------------------------------------------------------------------------------------
-
-
-def in_two_processes(argv, folder):
-    """What torchrun does, without its five seconds: two processes that find each other by the environment."""
-    port = str(random.randint(20000, 60000))
-    shared = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    jobs = [start("train", argv, folder / str(r), dict(shared, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)]
-    results = [job.wait() for job in jobs]
-    assert [r.code for r in results] == [0, 0], results
-    return results
-
-
-def close_runs(one, other):
-    """Equal up to the order of additions in fp32."""
-    import torch
-    from safetensors.torch import load_file
-
-    name = "adapter_model.safetensors" if (one / "adapter_model.safetensors").exists() else "model.safetensors"
-    first, second = load_file(one / name), load_file(other / name)
-    assert first.keys() == second.keys()
-    for key in first:
-        torch.testing.assert_close(first[key], second[key], atol=1e-5, rtol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
-    for rows_one, rows_other in zip(losses(one), losses(other)):
-        assert len(rows_one) == len(rows_other)
-        for a, b in zip(rows_one, rows_other):
-            assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
 
 
 @pytest.fixture(scope="module")

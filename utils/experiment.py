@@ -152,6 +152,7 @@ def fit(args, run, model, tokenizer, splits, dtype, *, temperature=1.0, separate
         load_model=lambda folder: checkpoint.load_weights(model, folder),
         save_best=BestOfEach(model, tokenizer, run) if separate else None,
         data_key="-".join(split.key for split in splits["train"].values()), separate=separate, prepare=prepare,
+        owners=adapting.owners(model),
         resume_command=f"python {script} --resume {run.directory}",
     )  # fmt: skip
     say(f"run: {run.directory}  ({trainer.total_steps} steps, {settings.dtype}, {trainer.device})", flush=True)
@@ -181,5 +182,7 @@ class BestOfEach:
 
     def __call__(self, folder, tasks):
         now = checkpoint.adapter_state(self.model)
-        self.state = {k: now[k] if checkpoint.task_of(k) in tasks else self.state.get(k, now[k]) for k in now}
+        # Copies: on a CPU these are the tensors that training goes on with.
+        fresh = {k: t.clone() for k, t in now.items() if checkpoint.task_of(k) in tasks or k not in self.state}
+        self.state |= fresh
         checkpoint.save(self.model, self.tokenizer, folder, state=self.state)

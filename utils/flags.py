@@ -76,6 +76,8 @@ def parser(doc):
 def given(make_parser, argv=None):
     """{flag: value} of what was really typed, defaults left out."""
     bare = make_parser()
+    # What set_defaults put there would come back as if it had been typed.
+    bare._defaults.clear()
     for action in bare._actions:
         action.default = argparse.SUPPRESS
         action.required = False

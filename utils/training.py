@@ -68,14 +68,16 @@ class Trainer:
         separate: tasks share no trained parameter: each keeps its own best epoch, and stops by itself.
         save_best: called with (directory, tasks that have a new best), instead of `save_model` for the best model.
         prepare: called with each training batch, returns it with what the model's loss needs beside.
+        owners: {task: parameters that only its rows use}: they rest in a step without such rows.
         resume_command: printed when the run is stopped early.
     """
 
     def __init__(self, model, train, valid, settings, run, save_model, load_model, data_key="", separate=False,
-                 save_best=None, prepare=None, resume_command=""):  # fmt: skip
+                 save_best=None, prepare=None, owners=None, resume_command=""):  # fmt: skip
         self.model, self.train, self.valid, self.settings, self.run = model, train, valid, settings, run
         self.save_model, self.load_model, self.data_key = save_model, load_model, data_key
         self.separate, self.prepare, self.resume_command = separate, prepare, resume_command
+        self.owners = owners if owners and len(owners) > 1 else {}
         self.save_best = save_best or (lambda folder, tasks: save_model(folder))
         self.device, self.world = idist.device(), idist.get_world_size()
         self.rank0 = idist.get_rank() == 0
@@ -118,11 +120,26 @@ class Trainer:
 
     def windows(self, first):
         """Micro-batches of each optimizer step from `first` on; a window never crosses an epoch's end."""
-        size = self.settings.gradient_accumulation_steps
         for step in range(first, self.total_steps):
-            epoch, start = divmod(step, self.epoch_steps)
-            stop = min((start + 1) * size, self.batches)
-            yield [self.train.batch(epoch, i) for i in range(start * size, stop)]
+            yield [self.train.batch(epoch, i) for epoch, i in self.places(step)]
+
+    def places(self, step):
+        """[(epoch, number in the epoch)] of an optimizer step's micro-batches."""
+        size = self.settings.gradient_accumulation_steps
+        epoch, start = divmod(step, self.epoch_steps)
+        return [(epoch, i) for i in range(start * size, min((start + 1) * size, self.batches))]
+
+    def rest(self, step):
+        """Drop the gradients of tasks without a row in this step, in any process.
+
+        They are zeros where a table is looked up as a whole; momentum and weight decay would move what stands still.
+        """
+        if self.owners:
+            present = set().union(*(self.train.present(epoch, i) for epoch, i in self.places(step)))
+            for task, parameters in self.owners.items():
+                if task not in present:
+                    for p in parameters:
+                        p.grad = None
 
     def step(self, engine, window):
         """One optimizer step over a window of micro-batches."""
@@ -146,6 +163,7 @@ class Trainer:
                 # DDP averages gradients over processes; each holds its share of one global mean.
                 self.scaler.scale(loss * self.world / len(window)).backward()
             total += loss.detach() / len(window)
+        self.rest(step)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.params, self.settings.max_norm)
         self.scaler.step(self.optimizer)
