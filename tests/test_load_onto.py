@@ -60,6 +60,15 @@ def test_loaded_tasks_answer_as_alone_and_the_others_as_before(name, tmp_path):
             assert torch.equal(scores(model, tokenizer, task, [task]), scores(alone, words, task, [task]))
 
 
+def test_a_backbone_with_no_task_yet_takes_tasks(tmp_path):
+    directory(tmp_path / "mt", "tiny-gpt2", 1, mt=12)
+    model, tokenizer = made()
+    checkpoint.load_onto(model, tokenizer, tmp_path / "mt")
+    alone, words = checkpoint.load(tmp_path / "mt")
+    assert model.info == alone.info and tokenizer.get_vocab() == words.get_vocab()
+    assert torch.equal(scores(model, tokenizer, "mt", ["mt"]), scores(alone, words, "mt", ["mt"]))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_model_that_grew_is_saved_and_loads_to_the_same_scores(name, tmp_path):
     directory(tmp_path / "mt", name, 1, mt=12)
