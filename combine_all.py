@@ -64,7 +64,7 @@ def combine(args):
     from utils.files import atomic_directory, writable_directory, write_json
 
     devices.quiet_libraries()
-    args.output = args.output or args.into
+    args.output = own_name(args.output or args.into)
     refuse_taken(args)
     writable_directory(Path(args.output).absolute().parent, "--output")
     sources = read_sources(args)
@@ -80,6 +80,11 @@ def combine(args):
         write_json(beside / "run.json", record(args, sources, proofs))
         refuse_taken(args, beside)
     report(args, sources, counts, proofs)
+
+
+def own_name(path):
+    """A path that another directory can take the place of: no link, no "."."""
+    return os.path.realpath(path) if os.path.islink(path) or Path(path).name in ("", "..") else path
 
 
 def refuse_taken(args, beside=None):

@@ -9,6 +9,7 @@ for itself: here self-copy is for tasks of one source only.
 """
 
 import copy
+import gc
 import hashlib
 import json
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ def open_source(directory, tasks=None):
     Raises:
         UserError: nothing usable there, a model without adapters, a task it does not hold.
     """
+    # What transformers caught while loading keeps frames alive: a model loaded before would stay beside this one.
+    gc.collect()
     path, flag = Path(directory), _flag(directory, tasks and tasks[0])
     if not path.is_dir():
         raise UserError("no such directory", place=flag, expected="a run directory, a VLM or a released checkpoint")

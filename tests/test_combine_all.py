@@ -33,6 +33,12 @@ TASKS = {"mt": 12, "nlg": 4, "dialogue": 8, "summarization": 0}
 QUICK = ["--proof_examples", "3", "--proof_tokens", "6"]
 
 
+@pytest.fixture(autouse=True)
+def uncollected(monkeypatch):
+    """Tiny models may stay in memory: looking for them among all objects of a test session takes longer than a test."""
+    monkeypatch.setattr(combine.gc, "collect", lambda: 0)
+
+
 def lively(name):
     """A backbone whose outputs differ from input to input, which a tiny one's do not: its weights are too small."""
     folder = Path(os.environ["VERSATILE_CACHE"]) / f"lively-{name}"
@@ -481,6 +487,13 @@ def test_nothing_else_in_a_directory_is_lost_by_adding_to_it(gpt2, tmp_path, cap
     assert files(run) == before and [p.name for p in tmp_path.iterdir()] == ["run"]
     combine_all.main([*argv, "--output", str(tmp_path / "vlm")])
     assert checkpoint.load(tmp_path / "vlm")[0].info.tasks == ["mt", "nlg"] and files(run) == before
+
+
+def test_a_vlm_behind_a_link_is_replaced_where_it_lies(gpt2, tmp_path):
+    vlm, link = combined(tmp_path / "vlm", {"mt": gpt2["mt"]}), tmp_path / "link"
+    link.symlink_to("vlm")
+    combine_all.main(["--into", str(link), "--checkpoints", f"nlg={gpt2['nlg']}", *QUICK])
+    assert link.is_symlink() and checkpoint.load(vlm)[0].info.tasks == ["mt", "nlg"]
 
 
 def test_a_task_of_another_version_is_refused(gpt2, tmp_path, monkeypatch, capsys):
