@@ -2,14 +2,16 @@
 # One command a recipe. `./run.sh list` prints them all with what each runs.
 #
 #   ./run.sh setup            make .venv and install everything (done by the others when needed)
-#   ./run.sh demo             a real small run on bundled data: train, evaluate, learning curve
+#   ./run.sh demo             the whole story on bundled data: an adapter a task, distillation, one combined model
 #   ./run.sh test [args]      the tests (args go to pytest, e.g. -m slow)
 #   ./run.sh bench [args]     the benchmarks (args go to each, e.g. --quick)
+#   ./run.sh table [places]   what all results say, as a table and a chart (default: results/)
 #   ./run.sh list             all recipes
 #   ./run.sh <recipe> [args]  one recipe (args go to its script, e.g. --limit 1000)
 #
 # Environment: PYTHON (python3) makes the virtual environment; VENV (.venv) is where it lies;
-# MODEL (gpt2) is the backbone of the published recipes; E2E_DIR and MULTI30K_DIR hold the original files.
+# MODEL (gpt2) is the backbone of the published recipes; E2E_DIR, MULTI30K_DIR, PERSONACHAT_DIR and SQUAD_DIR hold
+# original files.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -38,13 +40,69 @@ setup() {
     echo "$wanted" >"$stamp"
 }
 
-# What a recipe runs. Each is one line, so that `list` can print it.
-recipe() {
+# Published adapter widths, in the order of the released model's tasks.
+TASKS="mt summarization dialogue qa nlg"
+width() { case "$1" in mt | qa) echo 300 ;; summarization | dialogue) echo 100 ;; nlg) echo 10 ;; *) return 1 ;; esac; }
+
+# The real runs on SmolLM2 that README reports: data, examples, adapter width, learning rate, how outputs are scored.
+SMALL_TASKS="nlg mt dialogue qa"
+small() {
     case "$1" in
-    nlg-adapter) echo "train.py --task nlg --model_checkpoint $MODEL --adapter_bottleneck 10" ;;
-    nlg-finetune) echo "train.py --task nlg --model_checkpoint $MODEL" ;;
-    mt-adapter) echo "train.py --task mt --model_checkpoint $MODEL --adapter_bottleneck 300" ;;
-    mt-finetune) echo "train.py --task mt --model_checkpoint $MODEL" ;;
+    nlg) set -- "$2" data/NLG/data.json 1000 64 3e-3 "--limit 200 --max_length 80" ;;
+    mt) set -- "$2" data/NMT/data_en_ge.json 1500 300 2e-3 "--limit 300 --max_length 60" ;;
+    dialogue) set -- "$2" data/persona/data.json 800 100 2e-3 "--limit 300 --max_length 40" ;;
+    qa) set -- "$2" data/SQuAD/data.json 500 300 2e-3 "--limit 300 --max_length 30" ;;
+    *) return 1 ;;
+    esac
+    case "$1" in data) echo "$2" ;; examples) echo "$3" ;; width) echo "$4" ;; rate) echo "$5" ;; scored) echo "$6" ;; esac
+}
+
+# What a recipe runs, as one line, so that `list` can print it. The settings that are not named are the task's
+# published ones (data/tasks/<task>.py).
+recipe() {
+    local kind="${1#*-}" task
+    task="${kind%%-*}"
+    kind="${kind#*-}"
+    case "$1" in
+    vlm-multitask) echo "train_vlm.py --model_checkpoint $MODEL --gradient_accumulation_steps 16 --train_batch_size 1 --valid_batch_size 1 --n_epochs 3 --output_dir runs/vlm-multitask" ;;
+    vlm-multitask-unfrozen) echo "$(recipe vlm-multitask)-unfrozen --unfreeze_backbone --select last" ;;
+    vlm-combine) echo "combine_all.py --checkpoints mt=runs/vlm-mt-distilled summarization=runs/vlm-summarization-distilled dialogue=runs/vlm-dialogue-distilled qa=runs/vlm-qa-adapter nlg=runs/vlm-nlg-adapter --output runs/VLM" ;;
+    vlm-evaluate) echo "evaluate_vlm.py --task all --no_sample --model_checkpoint runs/VLM" ;;
+    vlm-*-*)
+        width "$task" >/dev/null || return 1
+        local train="train.py --task $task --model_checkpoint $MODEL" out="--output_dir runs/$1" adapter
+        adapter="--adapter_bottleneck $(width "$task")"
+        case "$kind" in
+        finetune) echo "$train $out" ;;
+        adapter) echo "$train $adapter $out" ;;
+        distil) echo "sentence_distiller.py --task $task --no_sample --model_checkpoint runs/vlm-$task-finetune" ;;
+        distilled) [ "$task" != summarization ] || adapter="$adapter --n_epochs 5"; echo "$train $adapter --distillation $out" ;;
+        emb_only | outputlayer_only | random_init | self_copy) echo "$train --$kind $out" ;;
+        *) return 1 ;;
+        esac ;;
+    small-multitask)
+        local data="" widths="" limits=""
+        for task in $SMALL_TASKS; do
+            data="$data $task=$(small "$task" data)" widths="$widths $task=$(small "$task" width)" limits="$limits $task=$(small "$task" examples)"
+        done
+        echo "train_vlm.py --tasks $SMALL_TASKS --data$data --adapter_bottleneck$widths --limit$limits --model_checkpoint smollm2 --row_init words --lr 2e-3 --n_epochs 1 --train_batch_size 8 --gradient_accumulation_steps 1 --no_validation --output_dir runs/small-multitask" ;;
+    small-combine)
+        local sources=""
+        for task in $SMALL_TASKS; do sources="$sources $task=runs/small-$task-adapter"; done
+        echo "combine_all.py --checkpoints$sources --output runs/small-combine" ;;
+    small-*-*)
+        small "$task" width >/dev/null || return 1
+        local train="train.py --task $task --dataset_path $(small "$task" data) --limit $(small "$task" examples) --model_checkpoint smollm2 --row_init words --n_epochs 1 --train_batch_size 8 --gradient_accumulation_steps 1 --no_validation"
+        local adapter="--adapter_bottleneck $(small "$task" width) --lr $(small "$task" rate)" out="--output_dir runs/$1" teacher="--teacher runs/small-$task-finetune"
+        case "$kind" in
+        finetune) echo "$train --lr 1e-4 $out" ;;
+        adapter) echo "$train $adapter $out" ;;
+        distil) echo "sentence_distiller.py --task $task --dataset_path $(small "$task" data) --limit $(small "$task" examples) --no_sample --batch_size 64 --max_length $(option --max_length "$(small "$task" scored)") --model_checkpoint runs/small-$task-finetune" ;;
+        distilled) echo "$train $adapter --distillation $out" ;;
+        word) echo "$train $adapter $teacher --kd word $out" ;;
+        both) echo "$train $adapter $teacher --kd both $out" ;;
+        *) return 1 ;;
+        esac ;;
     e2e-adapter) echo "train.py --task nlg --dataset_path data/NLG/data.json --limit 2000 --model_checkpoint smollm2 --adapter_bottleneck 64 --row_init words --lr 3e-3 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-adapter" ;;
     e2e-finetune) echo "train.py --task nlg --dataset_path data/NLG/data.json --limit 2000 --model_checkpoint smollm2 --row_init words --lr 1e-4 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-finetune" ;;
     e2e-untrained) echo "evaluate.py --task nlg --dataset_path data/NLG/data.json --no_sample --batch_size 64 --max_length 60 --model_checkpoint smollm2 --output_dir results/e2e-untrained" ;;
@@ -52,40 +110,119 @@ recipe() {
     *) return 1 ;;
     esac
 }
-RECIPES="nlg-adapter nlg-finetune mt-adapter mt-finetune e2e-adapter e2e-finetune e2e-untrained multi30k-adapter"
+
+recipes() {
+    for task in $TASKS; do echo "vlm-$task-finetune vlm-$task-adapter"; done
+    for task in mt summarization dialogue; do echo "vlm-$task-distil vlm-$task-distilled"; done
+    echo "vlm-combine vlm-evaluate vlm-multitask vlm-multitask-unfrozen"
+    echo "vlm-mt-emb_only vlm-mt-outputlayer_only vlm-mt-random_init vlm-summarization-self_copy"
+    for task in $SMALL_TASKS; do echo "small-$task-finetune small-$task-adapter small-$task-distil small-$task-distilled"; done
+    echo "small-mt-word small-mt-both small-combine small-multitask e2e-adapter e2e-finetune e2e-untrained multi30k-adapter"
+}
 
 list() {
-    echo "setup, demo, test, bench, list, and:"
-    for name in $RECIPES; do printf '%-18s python %s\n' "$name" "$(recipe "$name")"; done
+    echo "setup, demo, test, bench, table, list, and:"
+    for name in $(recipes); do printf '%-26s python %s\n' "$name" "$(recipe "$name")"; done
     echo
-    echo "A recipe with --output_dir runs/… is evaluated at once, into results/…."
-    echo "The e2e-* and multi30k-* recipes convert the original files first, from E2E_DIR (trainset.csv, devset.csv)"
-    echo "and MULTI30K_DIR (train.en.gz, …), unless data/NLG/data.json or data/NMT/data_en_ge.json is there already."
+    echo "What a recipe trains or combines is evaluated at once, into results/<recipe>; ./run.sh table then collects it."
+    echo "Ablations (emb_only, outputlayer_only, random_init, self_copy) go with any task: vlm-<task>-<ablation>."
+    echo "The small-*, e2e-* and multi30k-* recipes convert the original files first, from E2E_DIR (trainset.csv, devset.csv),"
+    echo "MULTI30K_DIR (train.en.gz, …), PERSONACHAT_DIR ({train,valid}_self_original_no_cands.txt) and SQUAD_DIR"
+    echo "(xquad.en.json, dev-v2.0.json), unless the data are there already."
 }
 
 # The data of a recipe, converted from the original files where they are not there yet.
 data_for() {
     case "$1" in
-    e2e-*)
+    e2e-* | small-nlg-*)
         [ -f data/NLG/data.json ] || py -m data.convert e2e --train "${E2E_DIR:?names the folder of trainset.csv and devset.csv}/trainset.csv" \
             --valid_from_train 300 --test "$E2E_DIR/devset.csv" --output data/NLG/data.json ;;
-    multi30k-*)
+    multi30k-* | small-mt-*)
         [ -f data/NMT/data_en_ge.json ] || py -m data.convert multi30k --folder "${MULTI30K_DIR:?names the folder of train.en.gz and the others}" \
             --output data/NMT/data_en_ge.json ;;
+    small-dialogue-*)
+        [ -f data/persona/data.json ] || py -m data.convert personachat --valid_limit 60 --output data/persona/data.json \
+            --train "${PERSONACHAT_DIR:?names the folder of train_self_original_no_cands.txt}/train_self_original_no_cands.txt" \
+            --valid "$PERSONACHAT_DIR/valid_self_original_no_cands.txt" ;;
+    small-qa-*)
+        [ -f data/SQuAD/data.json ] || py -m data.convert squad --valid_from_train 60 --output data/SQuAD/data.json \
+            --train "${SQUAD_DIR:?names the folder of xquad.en.json and dev-v2.0.json}/xquad.en.json" "$SQUAD_DIR/dev-v2.0.json" ;;
+    small-multitask) for task in $SMALL_TASKS; do data_for "small-$task-"; done ;;
     esac
 }
 
+# The last value of a flag in a command line.
+option() { echo "$2" | sed -n "s/.*$1[= ]\{1,\}\([^ ]*\).*/\1/p"; }
+
+# What was trained or combined is scored at once: how, for recipe $1 with the command line $2.
+score() {
+    local run task data
+    run="$(option --output_dir "$2")"
+    run="${run:-$(option --output "$2")}"
+    task="$(option --task "$2")"
+    data="$(option --dataset_path "$2")"
+    case "$2" in
+    train.py*)
+        # shellcheck disable=SC2086
+        py evaluate.py --task "$task" --no_sample --batch_size 64 $([ "${1%%-*}" != small ] || echo "$(small "$task" scored)") \
+            ${data:+--dataset_path "$data"} --model_checkpoint "$run" --output_dir "results/$(basename "$run")" ;;
+    train_vlm.py* | combine_all.py*)
+        if [ "${1%%-*}" = small ]; then
+            # Task by task, scored as the single-task runs are.
+            for task in $SMALL_TASKS; do
+                # shellcheck disable=SC2086
+                py evaluate_vlm.py --task "$task" --no_sample --batch_size 64 $(small "$task" scored) --dataset_path "$(small "$task" data)" \
+                    --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
+            done
+        else
+            py evaluate_vlm.py --task all --no_sample --batch_size 64 --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
+        fi ;;
+    esac
+}
+
+# One step of the demo: train a model, or go on with one that was interrupted, unless it is there already.
+demo_train() {
+    local run="runs/demo/$1"
+    shift
+    if [ -f "$run/metrics.json" ]; then return; fi
+    if [ -f "$run/run.json" ]; then py train.py --resume "$run"; return; fi
+    py train.py "$@" --model_checkpoint smollm2 --row_init words --n_epochs 1 --train_batch_size 8 --gradient_accumulation_steps 1 --output_dir "$run"
+}
+
+demo_evaluate() {
+    py evaluate.py --task "$2" --dataset_path "data/samples/$2.json" --no_sample --fp32 --limit 12 --max_length 40 --samples 1 \
+        --model_checkpoint "runs/demo/$1" --output_dir "results/demo/$1"
+}
+
 demo() {
-    local run=runs/demo data=data/samples/nlg.json
-    if [ -f "$run/metrics.json" ]; then rm -r "$run"; fi
-    if [ -f "$run/run.json" ]; then
-        py train.py --resume "$run"
-    else
-        py train.py --task nlg --dataset_path "$data" --model_checkpoint smollm2 --adapter_bottleneck 64 --row_init words \
-            --lr 3e-3 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 2 --output_dir "$run"
-    fi
-    py evaluate.py --task nlg --dataset_path "$data" --no_sample --model_checkpoint "$run" --output_dir results/demo
-    echo "learning curve: $run/learning_curve.png"
+    local at=runs/demo
+    # A demo that was finished starts anew, one that was interrupted goes on.
+    if [ -f results/demo/table.md ]; then rm -r "$at" results/demo; fi
+    mkdir -p "$at"
+    echo "--- one adapter a task, beside the same frozen model"
+    demo_train nlg --task nlg --dataset_path data/samples/nlg.json --limit 160 --adapter_bottleneck 64 --lr 3e-3
+    demo_train mt --task mt --dataset_path data/samples/mt.json --limit 240 --adapter_bottleneck 64 --lr 3e-3
+    demo_train dialogue --task dialogue --dataset_path data/samples/dialogue.json --limit 96 --adapter_bottleneck 64 --lr 3e-3
+    echo "--- translation again, from the sentences of a fully fine-tuned teacher"
+    demo_train mt-teacher --task mt --dataset_path data/samples/mt.json --limit 240 --lr 1e-4
+    [ -f "$at/mt_distilled.json" ] || py sentence_distiller.py --task mt --dataset_path data/samples/mt.json --limit 240 --no_sample \
+        --batch_size 64 --max_length 40 --model_checkpoint "$at/mt-teacher" --output "$at/mt_distilled.json"
+    demo_train mt-distilled --task mt --dataset_path "$at/mt_distilled.json" --distillation --limit 240 --adapter_bottleneck 64 --lr 3e-3
+    echo "--- three tasks in one model, proven equal to the single ones"
+    [ -f "$at/VLM/run.json" ] || py combine_all.py --checkpoints nlg=$at/nlg mt=$at/mt dialogue=$at/dialogue --output "$at/VLM"
+    echo "--- scores: single models, then the combined one, its batches mixing the tasks"
+    demo_evaluate nlg nlg
+    demo_evaluate mt mt
+    demo_evaluate dialogue dialogue
+    demo_evaluate mt-teacher mt
+    demo_evaluate mt-distilled mt
+    py evaluate_vlm.py --task all --no_sample --fp32 --limit 12 --max_length 40 --samples 0 --model_checkpoint "$at/VLM" --output_dir results/demo/VLM \
+        --data nlg=data/samples/nlg.json mt=data/samples/mt.json dialogue=data/samples/dialogue.json
+    for task in nlg mt dialogue; do
+        cmp "results/demo/$task/${task}_output.txt" "results/demo/VLM/${task}_output.txt"
+        echo "$task: the combined model's outputs are the single model's, byte for byte"
+    done
+    py -m utils.table results/demo --output results/demo/table.md
 }
 
 case "${1:-help}" in
@@ -93,8 +230,9 @@ setup) setup ;;
 demo) setup; demo ;;
 test) setup; shift; py -m pytest "$@" ;;
 bench) setup; shift; for script in bench/[a-z]*.py; do [ "$script" = bench/common.py ] || py "$script" "$@"; done ;;
+table) setup; shift; py -m utils.table "$@" ;;
 list) list ;;
-help | -h | --help) sed -n '2,12p' "$0" | sed 's/^# \{0,1\}//' ;;
+help | -h | --help) sed -n '2,14p' "$0" | sed 's/^# \{0,1\}//' ;;
 *)
     name="$1"; shift
     line="$(recipe "$name")" || { echo "error: no recipe '$name'; ./run.sh list prints them all" >&2; exit 2; }
@@ -103,10 +241,5 @@ help | -h | --help) sed -n '2,12p' "$0" | sed 's/^# \{0,1\}//' ;;
     echo "python $line $*"
     # shellcheck disable=SC2086
     py $line "$@"
-    # A trained model is scored at once; the last --output_dir is the one that counts.
-    case "$line" in
-    train.py*"--output_dir"*) run="$(echo "$line $*" | sed 's/.*--output_dir[= ]*\([^ ]*\).*/\1/')"
-        py evaluate.py --task "$(echo "$line" | sed 's/.*--task \([a-z]*\).*/\1/')" --no_sample --batch_size 64 \
-            --model_checkpoint "$run" --output_dir "results/$(basename "$run")" ;;
-    esac ;;
+    score "$name" "$line $*" ;;
 esac

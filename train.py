@@ -99,14 +99,16 @@ def train(args, given):
         torch.manual_seed(args.seed)
         build(args, task, model, tokenizer)
         positions = backbones.family_of(model.config).positions(model.config)
-        splits = experiment.load_splits(args, {task.name: task}, {task.name: args.dataset_path}, tokenizer, positions)
+        limits = {task.name: args.limit}
+        splits = experiment.load_splits(args, {task.name: task}, {task.name: args.dataset_path}, tokenizer, positions,
+                                        limits)  # fmt: skip
         longest = int(splits["train"][task.name].lengths[: args.limit].max())
         teacher = load_teacher(args, task, (model, tokenizer), dtype, longest)
     experiment.say(adapting.describe(model))
     experiment.settle(model, args, dtype)
     if run is None:
         run = experiment.new_run(args, (task.name, mode(args)), method(args))
-    experiment.fit(args, run, model, tokenizer, splits, dtype, prepare=teacher and teacher.prepare)
+    experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, prepare=teacher and teacher.prepare)
     experiment.say(f"next: python evaluate.py --task {task.name} --no_sample --model_checkpoint {run.directory}"
                    f" --dataset_path {args.dataset_path} --output_dir results/{run.directory.name}")  # fmt: skip
 

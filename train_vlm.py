@@ -28,11 +28,15 @@ RATES = {True: 6.25e-5, False: 5e-4}
 TEMPERATURES = {"proportional": 1.0, "uniform": float("inf")}
 
 
-def width(text):
-    """argparse type: N for all tasks, or TASK=N."""
-    task, _, number = text.rpartition("=")
-    # A list, as it comes back out of run.json.
-    return [task, flags.not_negative(number)]
+def count(number):
+    """argparse type: N for all tasks, or TASK=N, where `number` is the type of N."""
+
+    def parse(text):
+        task, _, value = text.rpartition("=")
+        # A list, as it comes back out of run.json.
+        return [task, number(value)]
+
+    return parse
 
 
 def parser():
@@ -49,12 +53,13 @@ def parser():
     g.add_argument("--distillation", nargs="+", default=[], metavar="TASK",
                    help="tasks that learn a teacher's texts, from <data>_distilled.json")  # fmt: skip
     g.add_argument("--max_history", type=flags.positive, help="exchanges of a conversation kept (default: published)")
-    g.add_argument("--limit", type=flags.positive, help="use only the first so many examples of each split")
+    g.add_argument("--limit", nargs="+", type=count(flags.positive), metavar="[TASK=]N",
+                   help="use only the first so many examples of each split")  # fmt: skip
     g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
     g = p.add_argument_group("model")
     g.add_argument("--model_checkpoint", default="gpt2",
                    help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
-    g.add_argument("--adapter_bottleneck", nargs="+", type=width, default=[], metavar="[TASK=]N",
+    g.add_argument("--adapter_bottleneck", nargs="+", type=count(flags.not_negative), default=[], metavar="[TASK=]N",
                    help="widths: one for all or one a task; 0: the rows alone (default: published)")  # fmt: skip
     g.add_argument("--row_init", choices=["normal", "words"], default="normal",
                    help="task rows start from N(0, 0.02) as published, or from their markers' words")  # fmt: skip
@@ -92,7 +97,7 @@ def train(args, given):
     args.tasks = args.tasks or with_data(args)
     tasks = {name: get(name) for name in args.tasks}
     args.lr = args.lr or RATES[args.unfreeze_backbone]
-    bottlenecks = widths(args, tasks)
+    bottlenecks, limits = widths(args, tasks), of_tasks("--limit", args.limit, tasks)
     paths = data_files(args, tasks)
     temperature = check_sampling(args)
     dtype = experiment.begin(args, run)
@@ -108,12 +113,12 @@ def train(args, given):
             if args.row_init == "words":
                 adapting.start_rows_from_words(model, tokenizer, name)
         positions = backbones.family_of(model.config).positions(model.config)
-        splits = experiment.load_splits(args, tasks, paths, tokenizer, positions)
+        splits = experiment.load_splits(args, tasks, paths, tokenizer, positions, limits)
     experiment.say(adapting.describe(model))
     experiment.settle(model, args, dtype)
     if run is None:
         run = experiment.new_run(args, ("vlm", *args.tasks), "multi-task")
-    result = experiment.fit(args, run, model, tokenizer, splits, dtype, temperature=temperature,
+    result = experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, temperature=temperature,
                             separate=not args.unfreeze_backbone, script="train_vlm.py")  # fmt: skip
     for name, best in result.get("tasks", {}).items():
         experiment.say(f"{name:15} best validation NLL {best['valid_nll']:.4f}, PPL {best['valid_ppl']:.3f},"
@@ -143,17 +148,21 @@ def with_data(args):
 
 def widths(args, tasks):
     """{task: adapter bottleneck}: those given, else the published ones."""
-    given = dict(args.adapter_bottleneck)
-    if unknown := sorted(set(given) - set(tasks) - {""}):
-        raise UserError(f"task {unknown[0]!r} is not trained", place="--adapter_bottleneck",
-                        expected="one of " + ", ".join(tasks))  # fmt: skip
-    found = {}
+    given, found = of_tasks("--adapter_bottleneck", args.adapter_bottleneck, tasks), {}
     for name, task in tasks.items():
-        found[name] = given.get(name, given.get("", task.published.get("adapter", {}).get("adapter_bottleneck")))
+        found[name] = given.get(name, task.published.get("adapter", {}).get("adapter_bottleneck"))
         if found[name] is None:
             raise UserError(f"no published width for task {name}", place="--adapter_bottleneck",
                             remedy=f"give one: --adapter_bottleneck {name}=N")  # fmt: skip
     return found
+
+
+def of_tasks(flag, pairs, tasks):
+    """{task: N} of what `count` made of a flag's values."""
+    given = dict(pairs or [])
+    if unknown := sorted(set(given) - set(tasks) - {""}):
+        raise UserError(f"task {unknown[0]!r} is not trained", place=flag, expected="one of " + ", ".join(tasks))
+    return {name: given.get(name, given.get("")) for name in tasks if name in given or "" in given}
 
 
 def data_files(args, tasks):

@@ -97,18 +97,19 @@ class Batches:
         task_ids: {task: the integer the model knows it by}.
         pad_id: id that fills rows up.
         positions: the model's longest sequence; padding never exceeds it.
-        limit: use only the first so many examples of each split.
+        limits: {task: use only the first so many examples of its split, or None}.
         temperature: how often a task is drawn: in proportion to its size to the power of 1/temperature (1: every
             example once an epoch; infinity: all tasks alike). An epoch has as many examples in any case.
         rank, world: this process and how many there are.
         **planning: `batch_size`, `max_tokens`, `seed`, `shuffle` of `plan`.
     """
 
-    def __init__(self, splits, task_ids, pad_id, positions, *, limit=None, temperature=1.0, rank=0, world=1,
+    def __init__(self, splits, task_ids, pad_id, positions, *, limits=None, temperature=1.0, rank=0, world=1,
                  **planning):  # fmt: skip
         self.pad_id, self.positions, self.rank, self.world, self.planning = pad_id, positions, rank, world, planning
         self.splits = list(splits.values())
-        counts = [min(len(s), limit or len(s)) for s in self.splits]
+        limits = limits or {}
+        counts = [min(len(split), limits.get(task) or len(split)) for task, split in splits.items()]
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         self.lengths = np.concatenate([s.lengths[:c] for s, c in zip(self.splits, counts)])
         prompts = np.concatenate([s.prompt_lengths[:c] for s, c in zip(self.splits, counts)])

@@ -301,6 +301,7 @@ def test_the_files_of_a_conversation(tmp_path):
     (["--data", "nlg"], ["'nlg': expected TASK=FILE"]),
     (["--data", "nlg=a.json", "nlg=b.json"], ["task 'nlg' is named twice"]),
     (["--adapter_bottleneck", "nlg=four"], ["'four': expected a whole number"]),
+    (["--limit", "qa=4"], ["--limit: task 'qa' is not trained"]),
     (["--adapter_bottleneck", "qa=4"], ["--adapter_bottleneck: task 'qa' is not trained"]),
     (["--sampling", "uniform", "--max_tokens", "100"], ["--max_tokens", "--train_batch_size"]),
     (["--distillation", "nlg"], ["distillated_tgt", "sentence_distiller.py"]),

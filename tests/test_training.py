@@ -234,7 +234,7 @@ def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, t
     model, tokenizer = backbones.load(name)
     adapting.attach(model, tokenizer, {"nlg": task.markers}, {"nlg": 4})
     split = cache.load(SAMPLES / "nlg.json", "train", task, tokenizer, 256, training=True)
-    batches = Batches({"nlg": split}, {"nlg": 0}, tokenizer.pad_token_id, 256, limit=12, batch_size=4)
+    batches = Batches({"nlg": split}, {"nlg": 0}, tokenizer.pad_token_id, 256, limits={"nlg": 12}, batch_size=4)
     before = {k: v.detach().clone() for k, v in [*model.named_parameters(), *model.named_buffers()]}
     held = Trainer(
         model, batches, {"nlg": batches}, Settings(lr=1e-2, n_epochs=2, weight_decay=0.1), Run(tmp_path),
@@ -269,7 +269,7 @@ def test_in_full_fine_tuning_everything_is_trained(name, tmp_path):
     model, tokenizer = backbones.load(name)
     adapting.attach(model, tokenizer, {"nlg": task.markers})
     split = cache.load(SAMPLES / "nlg.json", "train", task, tokenizer, 256, training=True)
-    batches = Batches({"nlg": split}, {"nlg": 0}, tokenizer.pad_token_id, 256, limit=8, batch_size=8)
+    batches = Batches({"nlg": split}, {"nlg": 0}, tokenizer.pad_token_id, 256, limits={"nlg": 8}, batch_size=8)
     before = {k: v.detach().clone() for k, v in model.named_parameters()}
     Trainer(model, batches, None, Settings(lr=1e-2, n_epochs=1), Run(tmp_path), save_model=lambda folder: None,
             load_model=None).fit()  # fmt: skip

@@ -66,8 +66,8 @@ def negative_log_likelihood(model, tokenizer, part, positions, dtype, limit=None
     name = part.task.name
     split = cache.load(part.path, part.split, part.task, tokenizer, positions, training=False, how=part.how,
                        cache_dir=cache_dir)  # fmt: skip
-    batches = Batches({name: split}, {name: model.task_id(name)}, tokenizer.pad_token_id, positions, limit=limit,
-                      batch_size=batch_size, shuffle=False)  # fmt: skip
+    batches = Batches({name: split}, {name: model.task_id(name)}, tokenizer.pad_token_id, positions,
+                      limits={name: limit}, batch_size=batch_size, shuffle=False)  # fmt: skip
     return likelihood(model, batches, dtype)
 
 

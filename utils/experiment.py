@@ -55,7 +55,7 @@ def begin(args, run):
     return dtype
 
 
-def load_splits(args, tasks, paths, tokenizer, positions):
+def load_splits(args, tasks, paths, tokenizer, positions, limits):
     """Tokenised data, with what was kept, dropped and cut on the screen.
 
     Args:
@@ -63,6 +63,7 @@ def load_splits(args, tasks, paths, tokenizer, positions):
         paths: {name: data file}.
         tokenizer: the model's, with the tasks' markers.
         positions: the model's longest sequence.
+        limits: {task: how many examples of each split will be used, or None}; only reported here.
 
     Returns:
         {"train": {task: EncodedSplit}, "valid": the same}, without "valid" under --no_validation.
@@ -79,18 +80,19 @@ def load_splits(args, tasks, paths, tokenizer, positions):
             splits[split][name] = loaded
             report = loaded.report
             parts = [f"{report['kept']:,} examples"]
-            parts += [f"the first {args.limit:,} used"] if args.limit and args.limit < report["kept"] else []
+            limit = limits.get(name)
+            parts += [f"the first {limit:,} used"] if limit and limit < report["kept"] else []
             parts += [f"{n:,} dropped ({why})" for why, n in report["dropped"].items()]
             parts += [f"{n:,} cut ({why})" for why, n in report["cut"].items()]
             say(f"{split}{f' {name}' if len(tasks) > 1 else ''}: " + ", ".join(parts))
     return splits
 
 
-def make_batches(args, splits, model, tokenizer, temperature=1.0):
+def make_batches(args, splits, model, tokenizer, limits, temperature=1.0):
     """(training `Batches` of all tasks mixed, {task: validation `Batches`} or None)."""
     positions = backbones.family_of(model.config).positions(model.config)
     task_ids = {task: model.task_id(task) for task in splits["train"]}
-    common = dict(task_ids=task_ids, pad_id=tokenizer.pad_token_id, positions=positions, limit=args.limit,
+    common = dict(task_ids=task_ids, pad_id=tokenizer.pad_token_id, positions=positions, limits=limits,
                   rank=idist.get_rank(), world=idist.get_world_size(), seed=args.seed)  # fmt: skip
     train = Batches(splits["train"], **common, shuffle=True, temperature=temperature,
                     batch_size=args.train_batch_size, max_tokens=args.max_tokens)  # fmt: skip
@@ -127,7 +129,7 @@ def new_run(args, what, method):
     return Run(args.output_dir, args.keep_checkpoints)
 
 
-def fit(args, run, model, tokenizer, splits, dtype, *, temperature=1.0, separate=False, prepare=None,
+def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, separate=False, prepare=None,
         script="train.py"):  # fmt: skip
     """Train, write metrics.json and learning_curve.png.
 
@@ -137,14 +139,14 @@ def fit(args, run, model, tokenizer, splits, dtype, *, temperature=1.0, separate
         model, tokenizer: attached, settled.
         splits: of `load_splits`.
         dtype: precision of the matrix products.
-        temperature: see `Batches`.
+        limits, temperature: see `Batches`.
         separate, prepare: see `Trainer`.
         script: named in what is printed when the run is stopped.
 
     Returns:
         what metrics.json holds.
     """
-    train, valid = make_batches(args, splits, model, tokenizer, temperature)
+    train, valid = make_batches(args, splits, model, tokenizer, limits, temperature)
     settings = Settings(dtype=dtype, **{f: getattr(args, f) for f in Settings.__dataclass_fields__ if hasattr(args, f)})
     trainer = Trainer(
         model, train, valid, settings, run,
