@@ -2,7 +2,8 @@
 
 What belongs to a task is its adapters and its own rows (output rows too beside an untied head); each is taken as it
 is, so the result answers a task as the task's own model did, to the last bit. Models of a released checkpoint score
-foreign markers too: there a combination is what the original's was, every task's rows from its own checkpoint.
+foreign markers too: there a combination is what the original's was, every task's rows from its own checkpoint, and
+its perplexity, which counts foreign markers, is not that of the task's own model; its outputs are.
 Two things are not taken as the original takes them. It gives `<pad>` a fresh random row: here the sources' row is kept
 where they all have the same, else `<pad>` is never scored. And it drops the `p_gen_linear` that every task trained
 for itself: here self-copy is for tasks of one source only.
