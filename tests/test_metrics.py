@@ -71,6 +71,12 @@ def pure_scores(hypotheses, references):
 # --- the E2E challenge's scores --------------------------------------------------------------------------
 
 
+def test_a_line_break_in_an_output_shifts_no_reference_in_what_tasks_report():
+    hypotheses, references = ["a b c d e\nf", "one two three four five"], [["a b c d e f"], ["one two three four five"]]
+    assert original.original(hypotheses, references)["original_BLEU"].value < 60
+    assert original.cleaned(hypotheses, references)["original_BLEU"].value == 100
+
+
 def test_e2e_scores_equal_the_official_scripts(e2e_example, e2e_golden, no_meteor):
     scores, notes = metrics.e2e(*e2e_example)
     assert list(scores) == ["BLEU", "NIST", "ROUGE_L", "CIDEr"] and len(notes) == 1

@@ -37,8 +37,13 @@ def original(hypotheses, references):
 
 
 def cleaned(hypotheses, references):
-    """`original` of texts cleaned up as the original saw them: for comparison with published numbers."""
-    return original([clean_up(t) for t in hypotheses], [[clean_up(r) for r in group] for group in references])
+    """`original` of texts cleaned up as the original saw them: for comparison with published numbers.
+
+    A line break counts as a space. In the original it would shift all later lines against their references, and one
+    break in one output could take the BLEU of a whole test set to 0.
+    """
+    one_line = lambda text: clean_up(" ".join(text.splitlines()))  # noqa: E731
+    return original([one_line(t) for t in hypotheses], [[one_line(r) for r in group] for group in references])
 
 
 # The replacements that the original's tokenizer made while decoding, in their order.

@@ -22,17 +22,19 @@ def learning_curve(path, history, title):
 
     figure, left = plt.subplots(figsize=(7, 4), dpi=130, layout="constrained")
     train, valid = history["train"], history["valid"]
+    several = bool(valid) and "tasks" in valid[0]
     if train:
-        left.plot([r["step"] for r in train], [r["loss"] for r in train], color="tab:blue", lw=1, label="train")
+        color = "0.4" if several else "tab:blue"
+        left.plot([r["step"] for r in train], [r["loss"] for r in train], color=color, lw=1, label="train")
         right = left.twinx()
         right.plot([r["step"] for r in train], [r["lr"] for r in train], color="0.75", lw=1, ls="--")
         right.set_ylabel("learning rate (dashed)", color="0.5")
         right.set_ylim(bottom=0)
         right.spines["top"].set_visible(False)
-    if valid and "tasks" in valid[0]:
+    if several:
         for task in valid[0]["tasks"]:
             steps, values = [r["step"] for r in valid], [r["tasks"][task]["nll"] for r in valid]
-            (line,) = left.plot(steps, values, "o-", lw=1, ms=4, label=f"validation: {task}")
+            (line,) = left.plot(steps, values, "o-", lw=1, ms=4, label=f"{task} (validation)")
             low = min(range(len(values)), key=values.__getitem__)
             left.annotate(f"{values[low]:.3f}", (steps[low], values[low]), textcoords="offset points", xytext=(0, 6),
                           ha="center", color=line.get_color(), fontsize=8)  # fmt: skip
@@ -43,7 +45,9 @@ def learning_curve(path, history, title):
                       ha="center", color="tab:orange")  # fmt: skip
     left.set(xlabel="optimizer step", ylabel="negative log-likelihood per token", title=title)
     left.spines["top"].set_visible(False)
-    if train or valid:
+    if several:
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    elif train or valid:
         left.legend(frameon=False)
     image = io.BytesIO()
     figure.savefig(image, format="png")
