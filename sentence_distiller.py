@@ -81,7 +81,7 @@ def check_output(args):
     if output.resolve() == Path(args.dataset_path).resolve():
         raise UserError("is the data file itself", place=f"--output {output}", remedy="name another file with --output")
     # Where both exist, the last run may have been killed between writing the one and removing the other.
-    if output.exists() and not args.overwrite and not partial.exists():
+    if output.exists() and not args.overwrite and (args.restart or not partial.exists()):
         refuse_taken(args)
     writable_directory(output.parent, "--output")
     return partial

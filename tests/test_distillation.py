@@ -9,14 +9,15 @@ import re
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripts import metrics, run, small, start, tensors, until
-from test_sentence_distiller import asked, distilled, lively, released
-from test_train import close_runs, command, in_two_processes, refused, same_run, trained
+from scripts import metrics, small, start, tensors, until
+from test_sentence_distiller import asked, distilled, here, learnt, lively, released
+from test_train import close_runs, command, in_two_processes, refused, same_run
 
 from adapters import backbones, checkpoint, inference, self_copy
 from adapters.attach import attach, trainable
@@ -50,9 +51,8 @@ def batch_for(pair, data, rows=5):
     """The first training rows as train.py hands them to a model of this tokenizer, and the number of labels."""
     model, tokenizer = pair
     split = cache.load(data, "train", NLG, tokenizer, 256, training=True, how=NLG.reading())
-    batches = Batches({"nlg": split}, {"nlg": model.task_id("nlg")}, tokenizer.pad_token_id, 256, limit=rows,
-                      batch_size=rows, shuffle=False)  # fmt: skip
-    return batches.batch(0, 0)
+    batch = Batches({"nlg": split}, {"nlg": model.task_id("nlg")}, tokenizer.pad_token_id, 256).collate(np.arange(rows))
+    return batch, int((batch["labels"] != -100).sum())
 
 
 @pytest.fixture(scope="module")
@@ -306,10 +306,10 @@ def learning(data, out, teacher, *more, **options):
 
 
 def test_alpha_0_trains_the_very_run_that_a_run_without_teacher_is(teacher, data, tmp_path):
-    plain = trained(command(data, tmp_path / "plain", epochs=1), tmp_path / "log")
-    nothing = trained(learning(data, tmp_path / "nothing", teacher, "--kd_alpha", 0, epochs=1), tmp_path / "log")
+    plain = learnt(command(data, tmp_path / "plain", epochs=1))
+    nothing = learnt(learning(data, tmp_path / "nothing", teacher, "--kd_alpha", 0, epochs=1))
     same_run(plain, nothing)
-    taught = trained(learning(data, tmp_path / "taught", teacher, "--max_steps", 2), tmp_path / "log")
+    taught = learnt(learning(data, tmp_path / "taught", teacher, "--max_steps", 2))
     assert tensors(taught) != tensors(plain)
     assert json.loads((taught / "run.json").read_text())["method"] == "adapter+word-distillation"
 
@@ -318,15 +318,15 @@ def test_alpha_0_trains_the_very_run_that_a_run_without_teacher_is(teacher, data
 def test_killed_and_resumed_with_a_teacher_is_exact(kd, teacher, tmp_path):
     data = small(tmp_path / "nlg.json", train=24, valid=6, test=4)
     if kd == "both":
-        distilled(asked(teacher, data), tmp_path / "log")
+        distilled(asked(teacher, data))
     more = ["--kd", kd, "--save_steps", 1, "--temperature", 3]
     argv = lambda out: learning(data, out, teacher, *more, accumulation=2, epochs=4)  # noqa: E731
-    whole, out = trained(argv(tmp_path / "whole"), tmp_path / "log"), tmp_path / "killed"
+    whole, out = learnt(argv(tmp_path / "whole")), tmp_path / "killed"
     job = start("train", argv(out), tmp_path / "log")
     until(lambda: list(out.glob("checkpoints/step_*04")), job)
     job.kill(signal.SIGKILL)
     assert job.wait().code == -signal.SIGKILL
-    assert run("train", ["--resume", out], tmp_path / "log").code == 0
+    assert here("train", ["--resume", out]).code == 0
     same_run(whole, out)
     flags = json.loads((out / "run.json").read_text())["flags"]
     assert flags["distillation"] == (kd == "both")
@@ -335,16 +335,16 @@ def test_killed_and_resumed_with_a_teacher_is_exact(kd, teacher, tmp_path):
 
 def test_both_learns_the_teachers_distributions_on_its_own_texts(teacher, tmp_path):
     data = small(tmp_path / "nlg.json", train=24, valid=6, test=4)
-    refused(run("train", learning(data, tmp_path / "run", teacher, "--kd", "both"), tmp_path / "log"),
+    refused(here("train", learning(data, tmp_path / "run", teacher, "--kd", "both")),
             f"{data}:train[0]", "distillated_tgt", "sentence_distiller.py", out=tmp_path / "run")  # fmt: skip
-    distilled(asked(teacher, data), tmp_path / "log")
-    both = trained(learning(data, tmp_path / "both", teacher, "--kd", "both"), tmp_path / "log")
+    distilled(asked(teacher, data))
+    both = learnt(learning(data, tmp_path / "both", teacher, "--kd", "both"))
     # The same as word distillation on a file whose gold texts are the teacher's.
     records = json.loads((tmp_path / "nlg_distilled.json").read_text())
     for record in records["train"]:
         record["tgt"] = record["distillated_tgt"]
     (tmp_path / "gold.json").write_text(json.dumps(records))
-    word = trained(learning(tmp_path / "gold.json", tmp_path / "word", teacher), tmp_path / "log")
+    word = learnt(learning(tmp_path / "gold.json", tmp_path / "word", teacher))
     assert tensors(both) == tensors(word)
 
 
@@ -355,7 +355,7 @@ def test_two_processes_learn_from_a_teacher_as_one_does(alpha, tmp_path):
     folder = lively(tmp_path / "teacher", ["mt", "nlg"])
     options = dict(model="tiny-llama", accumulation=2)
     argv = lambda out, batch: learning(data, out, folder, "--kd_alpha", alpha, batch=batch, **options)  # noqa: E731
-    one = trained(argv(tmp_path / "one", 8), tmp_path / "log")
+    one = learnt(argv(tmp_path / "one", 8))
     in_two_processes(argv(tmp_path / "two", 4), tmp_path / "log")
     assert metrics(tmp_path / "two")["processes"] == 2
     close_runs(one, tmp_path / "two")
@@ -363,17 +363,17 @@ def test_two_processes_learn_from_a_teacher_as_one_does(alpha, tmp_path):
 
 def test_a_teacher_that_changed_since_the_run_began_is_noticed(teacher, data, tmp_path):
     folder = shutil.copytree(teacher, tmp_path / "teacher")
-    out = trained(learning(data, tmp_path / "run", folder), tmp_path / "log")
-    assert run("train", ["--resume", out], tmp_path / "log").code == 0
+    out = learnt(learning(data, tmp_path / "run", folder))
+    assert here("train", ["--resume", out]).code == 0
     lively(folder, ["nlg"], model="tiny-gpt2")
-    refused(run("train", ["--resume", out], tmp_path / "log"), f"--teacher {folder}", "has changed")
+    refused(here("train", ["--resume", out]), f"--teacher {folder}", "has changed")
 
 
 def test_teachers_that_cannot_teach_this_are_one_clear_error(teacher, data, tmp_path):
-    pointer = trained(command(data, tmp_path / "pointer", "--self_copy", "--max_steps", 1), tmp_path / "log")
+    pointer = learnt(command(data, tmp_path / "pointer", "--self_copy", "--max_steps", 1))
     for folder, words in ((pointer, "self_copy"), ("tiny-gpt2", "bare backbone"), (tmp_path / "no", ""),
                           (lively(tmp_path / "mt", ["mt"], model="tiny-gpt2"), "not 'nlg'")):  # fmt: skip
-        result = run("train", learning(data, tmp_path / "run", folder), tmp_path / "log")
+        result = here("train", learning(data, tmp_path / "run", folder))
         refused(result, "--teacher", words, out=tmp_path / "run")
         assert "--model_checkpoint" not in result.err
         assert not (tmp_path / "run").exists()
@@ -385,4 +385,4 @@ def test_teachers_that_cannot_teach_this_are_one_clear_error(teacher, data, tmp_
     (["--teacher", "x", "--self_copy"], "--self_copy"), (["--teacher", "x", "--kd_alpha", 1.5], "--kd_alpha"),
 ])  # fmt: skip
 def test_flags_that_contradict_each_other_are_refused(more, words, data, tmp_path):
-    refused(run("train", command(data, tmp_path / "run", *more), tmp_path / "log"), words, out=tmp_path / "run")
+    refused(here("train", command(data, tmp_path / "run", *more)), words, out=tmp_path / "run")

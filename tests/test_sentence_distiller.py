@@ -3,8 +3,11 @@
 python -m pytest tests/test_sentence_distiller.py
 """
 
+import contextlib
 import errno
 import gzip
+import importlib
+import io
 import json
 import os
 import shutil
@@ -13,17 +16,13 @@ import signal
 import pytest
 import torch
 from conftest import GOLDEN
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scripts import SAMPLES, run, small, start, until, write_task
-from test_train import command, refused, trained
+from scripts import SAMPLES, Result, small, start, until, write_task
+from test_train import command, refused
 
 import sentence_distiller
-from data.files import top_level
 from data.task import get
-from utils import evaluation, sentences
+from utils import sentences
 from utils.decoding import Decoding
-from utils.errors import UserError
 
 TASKS = ("nlg", "mt", "dialogue", "qa")
 
@@ -62,11 +61,32 @@ def asked(teacher, data, *more, task="nlg"):
             "--max_length", 6, "--min_length", 2, "--batch_size", 2, *more]  # fmt: skip
 
 
-def distilled(argv, folder):
+def here(script, argv):
+    """Run a script in this process, which saves it a second: `scripts.Result`."""
+    out, err, code, threads = io.StringIO(), io.StringIO(), 0, torch.get_num_threads()
+    # As many as the processes of `scripts` have: equal runs are then equal to the last bit.
+    torch.set_num_threads(1)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            importlib.import_module(script).main(list(map(str, argv)))
+        except SystemExit as stop:
+            code = stop.code
+    torch.set_num_threads(threads)
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def distilled(argv):
     """Run it to its end; returns what it printed."""
-    result = run("sentence_distiller", argv, folder)
+    result = here("sentence_distiller", argv)
     assert result.code == 0, result.err
     return result.out
+
+
+def learnt(argv):
+    """Run train.py to its end; returns the run directory."""
+    result = here("train", argv)
+    assert result.code == 0, result.err
+    return argv[argv.index("--output_dir") + 1]
 
 
 def held(path):
@@ -114,7 +134,7 @@ def by_hand(folder, data, task, length=6):
 @pytest.mark.parametrize("task", TASKS)
 def test_every_training_example_gets_its_text_in_order_and_the_gold_stays(task, teacher, tmp_path):
     data = small(tmp_path / "data.json", task, train=4, valid=2, test=2)
-    out = distilled(asked(teacher, data, "--batch_size", 3, task=task), tmp_path / "log")
+    out = distilled(asked(teacher, data, "--batch_size", 3, task=task))
     made = held(beside(data))
     assert bare(made) == held(data)
     assert list(made) == list(held(data))
@@ -128,18 +148,18 @@ def test_every_training_example_gets_its_text_in_order_and_the_gold_stays(task, 
 
 def test_the_batch_size_changes_nothing(teacher, data, tmp_path):
     for size in (1, 7, 32):
-        distilled(asked(teacher, data, "--batch_size", size, "--output", tmp_path / f"{size}.json"), tmp_path / "log")
+        distilled(asked(teacher, data, "--batch_size", size, "--output", tmp_path / f"{size}.json"))
     assert len({(tmp_path / f"{size}.json").read_bytes() for size in (1, 7, 32)}) == 1
 
 
 def test_equal_inputs_are_decoded_once_and_sampled_each_for_itself(teacher, tmp_path):
     record = held(SAMPLES / "nlg.json")["train"][0]
     data = write_task(tmp_path / "data.json", train=[record, record | {"tgt": "Another text."}] * 3)
-    out = distilled(asked(teacher, data), tmp_path / "log")
+    out = distilled(asked(teacher, data))
     assert "6 examples, 1 of them different" in out
     assert len({r["distillated_tgt"] for r in held(beside(data))["train"]}) == 1
     sampled = [a for a in asked(teacher, data, "--overwrite", "--temperature", 3.0) if a != "--no_sample"]
-    assert "different" not in distilled(sampled, tmp_path / "log")
+    assert "different" not in distilled(sampled)
     assert len({r["distillated_tgt"] for r in held(beside(data))["train"]}) > 3
 
 
@@ -150,7 +170,7 @@ def test_any_teacher_will_do(kind, data, tmp_path):
         released(folder)
     else:
         lively(folder, ["nlg"], None if kind == "full" else 16)
-    distilled(asked(folder, data), tmp_path / "log")
+    distilled(asked(folder, data))
     assert [targets(r) for r in held(beside(data))["train"]] == by_hand(folder, data, "nlg")
 
 
@@ -173,10 +193,10 @@ def released(folder):
 def test_a_compressed_file_is_read_and_written(teacher, data, tmp_path):
     packed = tmp_path / "packed.json.gz"
     packed.write_bytes(gzip.compress(data.read_bytes()))
-    distilled(asked(teacher, data, "--limit", 4), tmp_path / "log")
-    distilled(asked(teacher, packed, "--limit", 4), tmp_path / "log")
+    distilled(asked(teacher, data, "--limit", 4))
+    distilled(asked(teacher, packed, "--limit", 4))
     assert (tmp_path / "packed_distilled.json").read_bytes() == beside(data).read_bytes()
-    distilled(asked(teacher, packed, "--limit", 4, "--output", tmp_path / "out.json.gz"), tmp_path / "log")
+    distilled(asked(teacher, packed, "--limit", 4, "--output", tmp_path / "out.json.gz"))
     assert gzip.decompress((tmp_path / "out.json.gz").read_bytes()) == beside(data).read_bytes()
 
 
@@ -184,7 +204,7 @@ def test_a_compressed_file_is_read_and_written(teacher, data, tmp_path):
 def test_a_limit_keeps_only_records_that_are_wholly_distilled(limit, records, teacher, tmp_path):
     whole = held(SAMPLES / "qa.json")["train"][0]
     data = write_task(tmp_path / "data.json", train=[whole | {"utterances": whole["utterances"][:4]}] * 5, test=[whole])
-    distilled(asked(teacher, data, "--limit", limit, task="qa"), tmp_path / "log")
+    distilled(asked(teacher, data, "--limit", limit, task="qa"))
     made = held(beside(data))
     assert bare(made) == {**held(data), "train": held(data)["train"][:records]}
     assert all(len(targets(record)) == 4 for record in made["train"])
@@ -193,7 +213,7 @@ def test_a_limit_keeps_only_records_that_are_wholly_distilled(limit, records, te
 def test_empty_outputs_stay_empty_and_are_counted(tmp_path, data):
     folder = lively(tmp_path / "teacher", ["nlg"], 16)
     silence(folder)
-    out = distilled(asked(folder, data, "--min_length", 0), tmp_path / "log")
+    out = distilled(asked(folder, data, "--min_length", 0))
     assert "20 outputs are empty" in out
     assert {r["distillated_tgt"] for r in held(beside(data))["train"]} == {""}
 
@@ -218,22 +238,23 @@ def silence(folder):
 
 
 def test_train_learns_what_the_distiller_wrote(teacher, data, tmp_path):
-    distilled(asked(teacher, data), tmp_path / "log")
-    taught = trained(command(data, tmp_path / "taught", "--distillation", "--max_steps", 1), tmp_path / "log")
+    distilled(asked(teacher, data))
+    taught = learnt(command(data, tmp_path / "taught", "--distillation", "--max_steps", 1))
     # The same from a file whose gold texts are the teacher's.
     records = held(beside(data))
     for record in records["train"]:
         record["tgt"] = record.pop("distillated_tgt")
     file = write_task(tmp_path / "as_gold.json", **records)
-    gold = trained(command(file, tmp_path / "gold", "--max_steps", 1), tmp_path / "log")
+    gold = learnt(command(file, tmp_path / "gold", "--max_steps", 1))
     assert (taught / "adapter_model.safetensors").read_bytes() == (gold / "adapter_model.safetensors").read_bytes()
 
 
-def test_the_seeds_command_runs_as_printed_where_the_data_lie_in_their_own_place(teacher, tmp_path):
+def test_the_seeds_command_runs_as_printed_where_the_data_lie_in_their_own_place(teacher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "NMT").mkdir(parents=True)
     data = small(tmp_path / "data" / "NMT" / "data_en_ge.json", "mt", train=2, valid=1, test=1)
     argv = ["--task", "mt", "--max_history=2", "--model_checkpoint", teacher, "--no_sample"]
-    result = run("sentence_distiller", argv, tmp_path / "log", cwd=tmp_path)
+    result = here("sentence_distiller", argv)
     assert result.code == 0, result.err
     assert [len(targets(r)) for r in held(beside(data))["train"]] == [1, 1]
 
@@ -241,7 +262,7 @@ def test_the_seeds_command_runs_as_printed_where_the_data_lie_in_their_own_place
 @pytest.mark.parametrize("task", ["nlg", "dialogue"])
 def test_training_on_a_file_without_the_teachers_texts_says_where_to_get_them(task, tmp_path):
     data = small(tmp_path / "data.json", task, train=2, valid=1, test=1)
-    result = run("train", command(data, tmp_path / "run", "--distillation", task=task), tmp_path / "log")
+    result = here("train", command(data, tmp_path / "run", "--distillation", task=task))
     refused(result, f"{data}:train[0]", "distillated_", "sentence_distiller.py", out=tmp_path / "run")
 
 
@@ -262,14 +283,14 @@ def test_killed_in_the_middle_and_gone_on_equals_never_stopped(more, teacher, tm
     more = [a for a in more if a != "--sampled"]
     data = small(tmp_path / "nlg.json", train=40, valid=4, test=4)
     argv = [a for a in asked(teacher, data, "--max_length", 24, *more) if not sampled or a != "--no_sample"]
-    distilled([*argv, "--output", tmp_path / "whole.json"], tmp_path / "log")
+    distilled([*argv, "--output", tmp_path / "whole.json"])
     partial = tmp_path / "nlg_distilled.json.partial"
     struck = [killed_after(argv, partial, lines, tmp_path / "log").code for lines in (2, 15)]
     assert struck == [-signal.SIGKILL] * 2
     assert not beside(data).exists()
     with open(partial, "ab") as file:
         file.write(b'{"batch": 17, "inp')
-    out = distilled(argv, tmp_path / "log")
+    out = distilled(argv)
     assert "going on: " in out
     assert beside(data).read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert not partial.exists()
@@ -284,7 +305,7 @@ def test_a_signal_says_how_to_go_on(name, teacher, data, tmp_path):
     assert result.err == ""
     assert f"{name}: the outputs so far are in {partial}. To go on:\n  python sentence_distiller.py" in result.out
     assert "--restart" not in result.out
-    distilled(argv, tmp_path / "log")
+    distilled(argv)
     assert [len(targets(r)) for r in held(beside(data))["train"]] == [1] * 20
 
 
@@ -303,11 +324,11 @@ def test_what_an_interrupted_run_left_is_not_mixed_with_other_settings(stopped, 
     for more, name in [(["--max_length", 30], "max_length was 24, now it is 30"), (["--limit", 12], "limit was None"),
                        (["--batch_size", 5], "batch_size was 2, now it is 5"),
                        (["--model_checkpoint", lively(tmp_path / "other", ["nlg"])], "teacher was ")]:  # fmt: skip
-        refused(run("sentence_distiller", [*argv, *more], tmp_path / "log"), partial, name, "--restart")
+        refused(here("sentence_distiller", [*argv, *more]), partial, name, "--restart")
         assert partial.read_bytes() == before
     small(data, train=21, valid=4, test=4)
-    refused(run("sentence_distiller", argv, tmp_path / "log"), partial, "data was ", "--restart")
-    distilled([*argv, "--restart"], tmp_path / "log")
+    refused(here("sentence_distiller", argv), partial, "data was ", "--restart")
+    distilled([*argv, "--restart"])
     assert len(held(beside(data))["train"]) == 21
 
 
@@ -316,12 +337,12 @@ def test_a_damaged_partial_file_is_refused_and_a_torn_end_is_not_damage(stopped,
     lines = partial.read_bytes().splitlines(keepends=True)
     for broken in (lines[0] + b"\x00\x00\n", lines[0] + lines[2], lines[0] + lines[1] + b"[]\n", b"[1]\n" + lines[1]):
         partial.write_bytes(broken)
-        refused(run("sentence_distiller", argv, tmp_path / "log"), partial, "is damaged", "--restart")
+        refused(here("sentence_distiller", argv), partial, "is damaged", "--restart")
         assert partial.read_bytes() == broken
     made = b""
     for torn in (b"", lines[0][:9], lines[0] + lines[1], lines[0] + lines[1] + lines[2][:-1]):
         partial.write_bytes(torn)
-        distilled([*argv, "--overwrite"], tmp_path / "log")
+        distilled([*argv, "--overwrite"])
         made = made or beside(data).read_bytes()
         assert beside(data).read_bytes() == made
 
@@ -334,13 +355,13 @@ def test_killed_between_writing_the_output_and_removing_the_partial_file_ends_we
         patch.setattr(sentences.Partial, "remove", lambda self: None)
         sentence_distiller.main(list(map(str, argv)))
     finished, kept = beside(data).read_bytes(), partial.read_bytes()
-    assert "was finished before" in distilled(argv, tmp_path / "log")
+    assert "was finished before" in distilled(argv)
     assert beside(data).read_bytes() == finished and not partial.exists()
     # With another output in the way, or not all of the batches, it is an error, and nothing is lost.
     for output, left in ((b"{}", kept), (finished, kept[: kept.rindex(b"{")])):
         beside(data).write_bytes(output)
         partial.write_bytes(left)
-        refused(run("sentence_distiller", argv, tmp_path / "log"), beside(data), "is there already", "--overwrite")
+        refused(here("sentence_distiller", argv), beside(data), "is there already", "--overwrite")
         assert partial.read_bytes() == left and beside(data).read_bytes() == output
 
 
@@ -362,7 +383,7 @@ def test_a_full_disk_is_one_clear_error_and_what_was_written_is_gone_on_with(
     assert stop.value.code == 2
     assert f"{partial}: cannot write: the disk is full" in capsys.readouterr().err
     assert not beside(data).exists()
-    assert "going on: 6 outputs" in distilled(argv, tmp_path / "log")
+    assert "going on: 6 outputs" in distilled(argv)
 
 
 # --- bad input ---------------------------------------------------------------------------------------------
@@ -374,16 +395,16 @@ def left(folder):
 
 def test_an_output_in_the_way_is_replaced_only_when_asked(teacher, data, tmp_path):
     beside(data).write_text("mine")
-    refused(run("sentence_distiller", asked(teacher, data), tmp_path / "log"), beside(data), "--overwrite")
+    refused(here("sentence_distiller", asked(teacher, data)), beside(data), "--overwrite")
     assert beside(data).read_text() == "mine"
-    distilled(asked(teacher, data, "--overwrite"), tmp_path / "log")
+    distilled(asked(teacher, data, "--overwrite"))
     assert len(held(beside(data))["train"]) == 20
 
 
 def test_the_data_file_is_never_written_over(teacher, data, tmp_path):
     again = shutil.copy(data, tmp_path / "nlg_distilled.json")
     for file, more in ((data, ["--output", data]), (again, [])):
-        result = run("sentence_distiller", asked(teacher, file, "--overwrite", *more), tmp_path / "log")
+        result = here("sentence_distiller", asked(teacher, file, "--overwrite", *more))
         refused(result, "is the data file itself")
         assert len(held(data)["train"]) == len(held(again)["train"]) == 20
 
@@ -402,7 +423,7 @@ BROKEN = {
 def test_broken_data_are_one_clear_error_and_leave_nothing(what, teacher, tmp_path):
     data = tmp_path / "data.json"
     data.write_bytes(BROKEN[what])
-    refused(run("sentence_distiller", asked(teacher, data), tmp_path / "log"), data)
+    refused(here("sentence_distiller", asked(teacher, data)), data)
     assert left(tmp_path) == ["data.json"]
 
 
@@ -413,116 +434,15 @@ def test_a_teacher_that_cannot_teach_this_is_one_clear_error(teacher, data, tmp_
         ("tiny-gpt2", "bare backbone", asked("tiny-gpt2", data)),
         (tmp_path / "no", "", asked(tmp_path / "no", data)),
     ):
-        result = run("sentence_distiller", [*argv, "--output", tmp_path / "out.json"], tmp_path / "log")
+        result = here("sentence_distiller", [*argv, "--output", tmp_path / "out.json"])
         refused(result, f"--model_checkpoint {folder}", words)
     assert left(tmp_path) == ["nlg.json"]
 
 
 def test_a_limit_without_room_for_a_record_is_an_error(teacher, tmp_path):
     data = small(tmp_path / "data.json", "qa", train=2, valid=1, test=1)
-    refused(run("sentence_distiller", asked(teacher, data, "--limit", 1, task="qa"), tmp_path / "log"), "--limit 1")
+    refused(here("sentence_distiller", asked(teacher, data, "--limit", 1, task="qa")), "--limit 1")
     assert left(tmp_path) == ["data.json"]
-
-
-# --- the parts ---------------------------------------------------------------------------------------------
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=3),
-    max_leaves=8,
-)  # fmt: skip
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-
-
-class Plain:
-    """A task whose records hold any number of examples."""
-
-    name = "plain"
-
-    def examples(self, record, place, how):
-        return [_Example(t) for t in record["texts"]]
-
-    def distil(self, record, outputs):
-        return {**record, "distillated_texts": list(outputs)}
-
-
-class _Example:
-    def __init__(self, text):
-        self.source, self.target = text, self
-        self.text = text
-
-
-@settings(deadline=None, max_examples=60)
-@given(records=st.lists(st.tuples(st.lists(TEXT, max_size=3), JSON), min_size=1, max_size=5), rest=JSON, other=JSON,
-       front=st.booleans(), limit=st.integers(1, 9) | st.none(), merge=st.booleans())  # fmt: skip
-def test_whatever_the_file_holds_comes_out_again_with_each_example_its_own_text(
-    records, rest, other, front, limit, merge, tmp_path_factory
-):
-    from utils.decoding import Prompt
-
-    records = [dict(texts=texts, beside=value) for texts, value in records]
-    parts = {"train": records, "rest": rest}
-    whole = {"other": other, **parts} if front else {**parts, "other": other}
-    path = tmp_path_factory.mktemp("any") / "data.json"
-    path.write_text(json.dumps(whole), encoding="utf-8")
-    encode = lambda examples: ([Prompt([*e.text.encode()], [0] * len(e.text.encode()), 0, 1) for e in examples], {})  # noqa: E731
-    try:
-        inputs = sentences.read_inputs(path, Plain(), None, encode, limit, merge)
-    except UserError:
-        assert limit and len(records[0]["texts"]) > limit
-        return
-    count = sum(len(r["texts"]) for r in records[: inputs.records])
-    assert len(inputs.which) == count <= (limit or count)
-    if merge:
-        assert len(inputs.prompts) == len({t for r in records[: inputs.records] for t in r["texts"]})
-    texts = [bytes(p.ids.astype("uint8")).decode()[::-1] for p in inputs.prompts]
-    report = sentences.Report()
-    content = "".join(sentences.pieces(path, Plain(), None, inputs, texts, report))
-    taught = [{**r, "distillated_texts": [t[::-1] for t in r["texts"]]} for r in records[: inputs.records]]
-    assert json.loads(content) == {**whole, "train": taught}
-    assert list(json.loads(content)) == list(whole)
-    assert report.outputs == count
-    (path.parent / "out.json").write_bytes(content.encode())
-    assert [key for key, value in top_level(path.parent / "out.json") if list_or(value)] == list(whole)
-
-
-def list_or(value):
-    """Take a list's items out, as `top_level` asks for."""
-    return list(value) is not None if hasattr(value, "__next__") else True
-
-
-def test_batches_do_not_depend_on_where_a_run_begins():
-    class Prompt:
-        def __init__(self, n):
-            self.ids = [0] * n
-
-    lengths = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
-    batches = sentences.plan([Prompt(n) for n in lengths], 4)
-    assert sorted(i for batch in batches for i in batch) == list(range(11))
-    assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
-    seeds = [sentences.batch_seed(42, n) for n in range(100)] + [sentences.batch_seed(43, 0)]
-    assert len(set(seeds)) == 101
-
-
-def test_two_processes_do_not_write_the_same_file(tmp_path):
-    one, two = (sentences.Partial(tmp_path / "x.partial", {}, [[0], [1]]) for _ in range(2))
-    with one.opened():
-        one.add(["a"], 1, 0)
-        with pytest.raises(UserError, match="another process"), two.opened():
-            pass
-        assert (tmp_path / "x.partial").exists()
-    with two.opened():
-        assert (two.texts, two.done) == (["a", None], 1)
-
-
-def test_without_a_terminal_a_line_tells_the_progress_now_and_then(capsys, monkeypatch):
-    monkeypatch.setattr(evaluation, "QUIET_SECONDS", -1)
-    with evaluation.Progress(10, "decoding", 4) as done:
-        done(6)
-        done(10)
-    out = capsys.readouterr().out
-    assert "decoding: 6 of 10, about" in out and "decoding: 10 of 10" in out
 
 
 def test_a_checkpoints_fingerprint_follows_its_files_and_nothing_else(teacher, tmp_path):

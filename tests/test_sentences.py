@@ -1,0 +1,111 @@
+"""The parts of sentence-level distillation: reading, the file of outputs so far, writing.
+
+python -m pytest tests/test_sentences.py
+"""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.files import top_level
+from utils import evaluation, sentences
+from utils.decoding import Prompt
+from utils.errors import UserError
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", max_size=3), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+class Plain:
+    """A task whose records hold any number of examples."""
+
+    name = "plain"
+
+    def examples(self, record, place, how):
+        return [_Example(t) for t in record["texts"]]
+
+    def distil(self, record, outputs):
+        return {**record, "distillated_texts": list(outputs)}
+
+
+class _Example:
+    def __init__(self, text):
+        self.source, self.target = text, self
+        self.text = text
+
+
+@settings(deadline=None, max_examples=60)
+@given(records=st.lists(st.tuples(st.lists(TEXT, max_size=3), JSON), min_size=1, max_size=5), rest=JSON, other=JSON,
+       front=st.booleans(), limit=st.integers(1, 9) | st.none(), merge=st.booleans())  # fmt: skip
+def test_whatever_the_file_holds_comes_out_again_with_each_example_its_own_text(
+    records, rest, other, front, limit, merge, tmp_path_factory
+):
+    records = [dict(texts=texts, beside=value) for texts, value in records]
+    parts = {"train": records, "rest": rest}
+    whole = {"other": other, **parts} if front else {**parts, "other": other}
+    path = tmp_path_factory.mktemp("any") / "data.json"
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    encode = lambda examples: ([Prompt([*e.text.encode()], [0] * len(e.text.encode()), 0, 1) for e in examples], {})  # noqa: E731
+    try:
+        inputs = sentences.read_inputs(path, Plain(), None, encode, limit, merge)
+    except UserError:
+        assert limit and len(records[0]["texts"]) > limit
+        return
+    count = sum(len(r["texts"]) for r in records[: inputs.records])
+    assert len(inputs.which) == count <= (limit or count)
+    if merge:
+        assert len(inputs.prompts) == len({t for r in records[: inputs.records] for t in r["texts"]})
+    texts = [bytes(p.ids.astype("uint8")).decode()[::-1] for p in inputs.prompts]
+    report = sentences.Report()
+    content = "".join(sentences.pieces(path, Plain(), None, inputs, texts, report))
+    taught = [{**r, "distillated_texts": [t[::-1] for t in r["texts"]]} for r in records[: inputs.records]]
+    assert json.loads(content) == {**whole, "train": taught}
+    assert list(json.loads(content)) == list(whole)
+    assert report.outputs == count
+    (path.parent / "out.json").write_bytes(content.encode())
+    assert [key for key, value in top_level(path.parent / "out.json") if list_or(value)] == list(whole)
+
+
+def list_or(value):
+    """Take a list's items out, as `top_level` asks for."""
+    return list(value) is not None if hasattr(value, "__next__") else True
+
+
+def test_batches_do_not_depend_on_where_a_run_begins():
+    class Prompt:
+        def __init__(self, n):
+            self.ids = [0] * n
+
+    lengths = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
+    batches = sentences.plan([Prompt(n) for n in lengths], 4)
+    assert sorted(i for batch in batches for i in batch) == list(range(11))
+    assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
+    seeds = [sentences.batch_seed(42, n) for n in range(100)] + [sentences.batch_seed(43, 0)]
+    assert len(set(seeds)) == 101
+
+
+def test_two_processes_do_not_write_the_same_file(tmp_path):
+    one, two = (sentences.Partial(tmp_path / "x.partial", {}, [[0], [1]]) for _ in range(2))
+    with one.opened():
+        one.add(["a"], 1, 0)
+        with pytest.raises(UserError, match="another process"), two.opened():
+            pass
+        assert (tmp_path / "x.partial").exists()
+    with two.opened():
+        assert (two.texts, two.done) == (["a", None], 1)
+
+
+def test_without_a_terminal_a_line_tells_the_progress_now_and_then(capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "QUIET_SECONDS", -1)
+    with evaluation.Progress(10, "decoding", 4) as done:
+        done(6)
+        done(10)
+    out = capsys.readouterr().out
+    assert "decoding: 6 of 10, about" in out and "decoding: 10 of 10" in out
