@@ -12,11 +12,13 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import GOLDEN
-from scripts import SAMPLES, Result, small, start, until, write_task
+from scripts import ROOT, SAMPLES, Result, small, start, until, write_task
 from test_train import command, refused
 
 import sentence_distiller
@@ -163,13 +165,13 @@ def test_equal_inputs_are_decoded_once_and_sampled_each_for_itself(teacher, tmp_
     assert len({r["distillated_tgt"] for r in held(beside(data))["train"]}) > 3
 
 
-@pytest.mark.parametrize("kind", ["full", "released", "adapter"])
+@pytest.mark.parametrize("kind", ["full", "released", "adapter", "several"])
 def test_any_teacher_will_do(kind, data, tmp_path):
     folder = tmp_path / "teacher"
     if kind == "released":
         released(folder)
     else:
-        lively(folder, ["nlg"], None if kind == "full" else 16)
+        lively(folder, ["mt", "nlg"] if kind == "several" else ["nlg"], None if kind == "full" else 16)
     distilled(asked(folder, data))
     assert [targets(r) for r in held(beside(data))["train"]] == by_hand(folder, data, "nlg")
 
@@ -264,6 +266,17 @@ def test_training_on_a_file_without_the_teachers_texts_says_where_to_get_them(ta
     data = small(tmp_path / "data.json", task, train=2, valid=1, test=1)
     result = here("train", command(data, tmp_path / "run", "--distillation", task=task))
     refused(result, f"{data}:train[0]", "distillated_", "sentence_distiller.py", out=tmp_path / "run")
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, runpy, atexit\n"
+        "atexit.register(lambda: print('loaded:', {'torch', 'transformers', 'numpy', 'ijson'} & set(sys.modules)))\n"
+        "sys.argv = ['sentence_distiller.py', '--help']\n"
+        "runpy.run_path('sentence_distiller.py', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert "loaded: set()" in done.stdout and "--restart" in done.stdout
 
 
 # --- stopped and gone on -----------------------------------------------------------------------------------
