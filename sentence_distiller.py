@@ -139,7 +139,7 @@ def distil(args, task, path):
         sentences.write(args.output, pieces(report))
         partial.remove()
     show(args, report, partial, decoding)
-    print(f"\nwritten: {args.output}\nnext: {next_command(args, task)}")
+    print(f"\nwritten: {args.output}\nnext: {next_command(args, task, how, model)}")
 
 
 def decode(args, teacher, inputs, decoding, partial, dtype):
@@ -193,16 +193,19 @@ def show(args, report, partial, decoding):
         print(f"\ninput    {source}\ngold     {gold}\nteacher  {text}")
 
 
-def next_command(args, task):
-    """The command that trains a student on the output."""
+def next_command(args, task, how, teacher):
+    """The command that trains a student on the output, beside the teacher's own backbone where that has a name."""
     from data.task import distilled_beside
     from utils.runs import origin
 
     beside = Path(args.output) == distilled_beside(args.dataset_path)
+    named = teacher.info.mode == "adapter" and not teacher.info.carry
+    backbone = origin(args.model_checkpoint).get("backbone", teacher.config._name_or_path if named else "gpt2")
     width = task.published.get("adapter", {}).get("adapter_bottleneck", 64)
     words = ["--task", task.name, "--dataset_path", args.dataset_path if beside else args.output, "--distillation",
-             "--model_checkpoint", origin(args.model_checkpoint).get("backbone", "gpt2"),
-             "--adapter_bottleneck", str(width)]  # fmt: skip
+             "--model_checkpoint", backbone, "--adapter_bottleneck", str(width)]  # fmt: skip
+    # Only train.py's own default may go unsaid.
+    words += ["--max_history", str(how.max_history)] if how.max_history not in (0, task.max_history) else []
     return shlex.join(["python", "train.py", *words])
 
 

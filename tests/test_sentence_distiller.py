@@ -10,6 +10,8 @@ import importlib
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -249,6 +251,20 @@ def test_train_learns_what_the_distiller_wrote(teacher, data, tmp_path):
     file = write_task(tmp_path / "as_gold.json", **records)
     gold = learnt(command(file, tmp_path / "gold", "--max_steps", 1))
     assert (taught / "adapter_model.safetensors").read_bytes() == (gold / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("where", ["beside", "elsewhere"])
+def test_the_next_command_runs_as_printed(where, tmp_path):
+    folder = lively(tmp_path / "teacher", ["dialogue"], 16)
+    data = small(tmp_path / "the data.json", "dialogue", train=2, valid=1, test=1)
+    more = [] if where == "beside" else ["--output", tmp_path / "taught.json"]
+    out = distilled(asked(folder, data, "--max_history", 1, *more, task="dialogue"))
+    words = shlex.split(re.search("next: python train.py (.*)", out)[1])
+    assert words[words.index("--model_checkpoint") + 1] == "tiny-llama"
+    run = learnt([*words, "--max_steps", 1, "--fp32", "--output_dir", tmp_path / "run"])
+    flags = json.loads((run / "run.json").read_text())["flags"]
+    assert flags["distillation"] and flags["max_history"] == 1
+    assert flags["dataset_path"] == str(beside(data) if where == "beside" else tmp_path / "taught.json")
 
 
 def test_the_seeds_command_runs_as_printed_where_the_data_lie_in_their_own_place(teacher, tmp_path, monkeypatch):
