@@ -33,6 +33,11 @@ def parser():
     g.add_argument("--max_history", type=flags.positive,
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
     g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
+    g = p.add_argument_group("ablations (a checkpoint knows its own; given, they are checked)")
+    g.add_argument("--emb_only", action="store_true", help="trained were the task's rows alone")
+    g.add_argument("--outputlayer_only", action="store_true", help="trained was the vocabulary table alone")
+    g.add_argument("--random_init", action="store_true", help="of a bare backbone: its shape with fresh weights")
+    g.add_argument("--self_copy", action="store_true", help="with a pointer; a released checkpoint does not say so")
     flags.decoding_flags(p)
     add_precision_flags(p)
     g = p.add_argument_group("output")
@@ -132,10 +137,11 @@ def load_model(args, task):
     from adapters.attach import attach
 
     if checkpoint.is_checkpoint(args.model_checkpoint):
-        model, tokenizer = checkpoint.load(args.model_checkpoint, task.name)
+        model, tokenizer = checkpoint.load(args.model_checkpoint, task.name, pointer=args.self_copy)
         method = "finetune" if model.info.mode == "full" else "adapter"
+        check_ablations(args, model.info.bottlenecks.get(task.name))
     else:
-        model, tokenizer = backbones.load(args.model_checkpoint)
+        model, tokenizer = backbones.load(args.model_checkpoint, random_init=args.seed if args.random_init else False)
         torch.manual_seed(args.seed)
         attach(model, tokenizer, {task.name: task.markers}, {task.name: 0})
         print(f"{args.model_checkpoint} is a bare backbone: evaluating it with untrained task embeddings")
@@ -146,6 +152,20 @@ def load_model(args, task):
         found = f"{args.model_checkpoint} {kind.get(held, f'has an adapter of bottleneck {held}')}"
         raise UserError(found, place=f"--adapter_bottleneck {args.adapter_bottleneck}", remedy="leave the flag out")
     return model, tokenizer, method
+
+
+def check_ablations(args, bottleneck):
+    """Flags that say the checkpoint was trained in a way in which it was not."""
+    from utils import runs
+
+    trained = runs.stored(args.model_checkpoint).get("flags")
+    if trained is None:
+        return
+    trained = {**trained, "emb_only": bottleneck == 0}
+    for flag in ("emb_only", "outputlayer_only", "random_init"):
+        if getattr(args, flag) and not trained.get(flag):
+            raise UserError(f"{args.model_checkpoint} was trained without it", place=f"--{flag}",
+                            remedy="leave the flag out")  # fmt: skip
 
 
 if __name__ == "__main__":

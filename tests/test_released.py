@@ -123,6 +123,18 @@ def prompt_ids(case):
             marker = special[f"<{'customerRating' if slot == 'customer rating' else slot}>"]
             ids, types = ids + [marker, *tokens], types + [marker] * (1 + len(tokens))
         return ids + [special["<response>"]], types + [special["<response>"]]
+    if task in ("dialogue", "qa"):
+        dialogue, qa = ("bos_dial", "persona", "speaker1", "speaker2"), ("bos_qa", "document", "question", "answer")
+        bos, first, *speakers = (special[f"<{name}>"] for name in (dialogue if task == "dialogue" else qa))
+        front = next(v for k, v in prompt.items() if k != "history")
+        front = [i for text in front for i in text]
+        ids, types = [bos, first, *front], [first] * (2 + len(front))
+        turns = [*prompt["history"], []]
+        for number, turn in enumerate(turns):
+            # Markers count from the end, types from the start.
+            ids += [speakers[(len(turns) - number) % 2], *turn]
+            types += [speakers[number % 2]] * (1 + len(turn))
+        return ids, types
     short = {"mt": "mt", "summarization": "sm"}[task]
     bos, source, target = (special[f"<{word}_{short}>"] for word in ("bos", "source", "target"))
     return [bos, source, *prompt["source"], target], [bos] + [source] * (1 + len(prompt["source"])) + [target]
@@ -130,7 +142,8 @@ def prompt_ids(case):
 
 def test_greedy_decoding_equals_the_original_token_for_token(adapter_model, vlm):
     cases = json.loads((VGLM / "greedy_decoding.json").read_text())["cases"]
-    cases = [c for c in cases if c["task"] in ("nlg", "mt", "summarization") and c["min_top1_top2_margin"] >= 1e-3]
+    cases = [c for c in cases if c["min_top1_top2_margin"] >= 1e-3]
+    assert {c["task"] for c in cases} == set(CONFIG["task_order"])
     compared = whole = 0
     for case in cases:
         model, tokenizer = adapter_model if case["model"] == "adapter" else vlm
@@ -144,7 +157,7 @@ def test_greedy_decoding_equals_the_original_token_for_token(adapter_model, vlm)
         assert ours[:foreign] == theirs[:foreign], case
         compared += 1
         whole += foreign == len(theirs)
-    assert compared > 40 and whole > 0.8 * compared
+    assert compared > 80 and whole > 0.8 * compared
 
 
 def released_directory(path, name):

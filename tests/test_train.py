@@ -15,6 +15,7 @@ from scripts import ROOT, TORCHRUN, losses, metrics, run, run_as_user, small, st
 from training_runs import (
     after,
     close_runs,
+    different,
     in_two_processes,
     killed_and_resumed,
     on_seeing,
@@ -393,6 +394,48 @@ def test_a_seed_repeats_a_run_and_another_changes_it(more, data, tmp_path):
     )
     assert tensors(one) == tensors(again)
     assert tensors(one) != tensors(other)
+
+
+@pytest.mark.parametrize("flag, bottleneck", [
+    ("--emb_only", -1), ("--outputlayer_only", -1), ("--random_init", -1), ("--random_init", 4), ("--self_copy", -1),
+    ("--self_copy", 4),
+])  # fmt: skip
+def test_an_ablation_is_trained_evaluated_and_told_from_others(flag, bottleneck, data, tmp_path):
+    out = trained(command(data, tmp_path / "run", flag, "--max_steps", "3", bottleneck=bottleneck), tmp_path / "log")
+    name = flag.removeprefix("--")
+    argv = ["--task", "nlg", "--dataset_path", data, "--split", "valid", "--model_checkpoint", out, "--no_sample",
+            "--fp32", "--max_length", "4"]  # fmt: skip
+    found = []
+    for number, more in enumerate([[], [flag]]):
+        results = tmp_path / f"results{number}"
+        result = run("evaluate", [*argv, *more, "--output_dir", results], tmp_path / "log", env=scripts.without_java())
+        assert result.code == 0, result.err
+        found.append(metrics(results)["nll"])
+    # What validation saw in training is what evaluation sees, with or without the flag.
+    assert found[0] == found[1] == pytest.approx(metrics(out)["valid_nll"], rel=1e-5)
+    others = {"--emb_only", "--outputlayer_only", "--random_init", "--self_copy"} - {flag}
+    for other in sorted(others):
+        refused(run("evaluate", [*argv, other], tmp_path / "log"), other, "trained without it")
+    held = tensors(out)
+    if name == "emb_only":
+        assert set(held) == {"rows.nlg"}
+    if name == "outputlayer_only":
+        earlier = trained(command(data, tmp_path / "earlier", flag, "--max_steps", "1", bottleneck=-1), tmp_path / "log")
+        assert different(held, tensors(earlier)) == ["transformer.wte.weight"]
+    if name == "self_copy":
+        assert {"p_gen_linear.weight", "p_gen_linear.bias"} <= set(held)
+
+
+@pytest.mark.parametrize("more, place", [
+    (["--emb_only"], "--emb_only"), (["--outputlayer_only"], "--outputlayer_only"),
+    (["--kd", "word"], "--kd word"), (["--kd", "sentence", "--teacher", "x"], "--kd sentence"),
+    (["--teacher", "x", "--self_copy"], "--self_copy"), (["--perturbation_layers", "2"], "--perturbation_layers"),
+    (["--personality_permutations"], "--personality_permutations"),
+])  # fmt: skip
+def test_flags_that_contradict_each_other_are_refused(more, place, data, tmp_path):
+    result = run("train", command(data, tmp_path / "run", *more), tmp_path / "log")
+    refused(result, place)
+    assert not (tmp_path / "run").exists()
 
 
 def test_random_init_keeps_nothing_of_the_pretrained_weights(data, tmp_path, cache):
