@@ -420,7 +420,8 @@ def test_an_ablation_is_trained_evaluated_and_told_from_others(flag, bottleneck,
     if name == "emb_only":
         assert set(held) == {"rows.nlg"}
     if name == "outputlayer_only":
-        earlier = trained(command(data, tmp_path / "earlier", flag, "--max_steps", "1", bottleneck=-1), tmp_path / "log")
+        argv = command(data, tmp_path / "earlier", flag, "--max_steps", "1", bottleneck=-1)
+        earlier = trained(argv, tmp_path / "log")
         assert different(held, tensors(earlier)) == ["transformer.wte.weight"]
     if name == "self_copy":
         assert {"p_gen_linear.weight", "p_gen_linear.bias"} <= set(held)
