@@ -46,7 +46,7 @@ class Prompt:
 
 
 @torch.no_grad()
-def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress=None, finished=None):
+def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress=None):
     """Continue every prompt until its end token. A batch may mix tasks.
 
     Args:
@@ -56,7 +56,6 @@ def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress
         decoding: `Decoding`.
         dtype: precision of the matrix products.
         progress: called with the number of prompts done so far.
-        finished: called after each batch with (indices of its prompts, their outputs).
 
     Returns:
         a list of token id lists, in the order of the prompts, without the end token.
@@ -83,13 +82,8 @@ def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress
                 generation_config=config,
                 logits_processor=LogitsProcessorList([only]),
             )
-        texts = [
-            row[: row.index(p.eos_id)] if p.eos_id in row else row for p, row in zip(rows, out[:, length:].tolist())
-        ]
-        for i, ids in zip(chosen, texts):
-            outputs[i] = ids
-        if finished:
-            finished(chosen, texts)
+        for i, p, ids in zip(chosen, rows, out[:, length:].tolist()):
+            outputs[i] = ids[: ids.index(p.eos_id)] if p.eos_id in ids else ids
         if progress:
             progress(min(start + decoding.batch_size, len(order)))
     return outputs
