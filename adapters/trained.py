@@ -44,10 +44,10 @@ def _tables(model):
 
 
 def halve_frozen(model, dtype):
-    """Keep frozen matrices in the half precision that autocast computes with.
+    """Keep frozen matrices and what is added to their products in the half precision that autocast computes with.
 
     Autocast casts a frozen weight anew in every forward; casting it once gives the same products, bit for
-    bit, without the traffic. Norms, biases, tables for look-up and everything trained stay fp32. A model that is
+    bit, without the traffic. Norms, tables for look-up and everything trained stay fp32. A model that is
     trained and saved with its backbone keeps it whole: a checkpoint must not be coarser than what was loaded.
     """
     from transformers.pytorch_utils import Conv1D
@@ -60,8 +60,10 @@ def halve_frozen(model, dtype):
             module.half = module.base.weight.detach().to(dtype)
         frozen = isinstance(module, (torch.nn.Linear, Conv1D)) and not module.weight.requires_grad
         if frozen and module is not getattr(head, "base", None):
-            # A new parameter, not new data in the old one: a head may share its matrix with a look-up table.
+            # New parameters, not new data in the old ones: a head may share its matrix with a look-up table.
             module.weight = torch.nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
+            if module.bias is not None and not module.bias.requires_grad:
+                module.bias = torch.nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)
 
 
 def ledger(model):
