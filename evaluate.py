@@ -133,12 +133,13 @@ def load_model(args, task):
     """(model, tokenizer, how it was trained): the checkpoint's, or a bare backbone with untrained task rows."""
     import torch
 
-    from adapters import backbones, checkpoint
+    from adapters import backbones, checkpoint, released
     from adapters.attach import attach
 
     if checkpoint.is_checkpoint(args.model_checkpoint):
         model, tokenizer = checkpoint.load(args.model_checkpoint, task.name, pointer=args.self_copy)
         method = "finetune" if model.info.mode == "full" else "adapter"
+        method = "released" if released.is_released(args.model_checkpoint) else method
         check_ablations(args, model.info.bottlenecks.get(task.name))
     else:
         model, tokenizer = backbones.load(args.model_checkpoint, random_init=args.seed if args.random_init else False)

@@ -58,7 +58,7 @@ def main(argv=None):
 def evaluate(args):
     import ignite.distributed as idist
 
-    from adapters import checkpoint, inference
+    from adapters import checkpoint, inference, released
     from utils import devices, evaluation, runs
     from utils.files import writable_directory
 
@@ -72,7 +72,8 @@ def evaluate(args):
     parts = read_parts(args, model.info)
     writable_directory(args.output_dir, "--output_dir")
     parameters, positions = inference.ready(model, device, dtype)
-    more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters, method="combined",
+    method = "released" if released.is_released(args.model_checkpoint) else "combined"
+    more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters, method=method,
                 backbone=model.config._name_or_path) | runs.origin(args.model_checkpoint)  # fmt: skip
     decoding = flags.decoding(args, positions)
     summaries = evaluation.evaluate(model, tokenizer, parts, decoding, positions=positions, dtype=dtype,

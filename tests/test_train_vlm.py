@@ -291,6 +291,26 @@ def test_the_files_of_a_conversation(tmp_path):
     assert (results / "dialogue_ref.txt").read_text().splitlines() == [u["candidates"][-1] for u in talk["utterances"]]
 
 
+def test_a_released_vlm_is_evaluated_as_it_is_and_as_a_directory_of_ours(tmp_path):
+    from test_released import released_directory
+
+    from adapters import released
+    from data.task import get
+
+    tasks = list(released.ROWS)
+    files = {task: small(tmp_path / f"{task}.json", task, valid=1, test=2) for task in tasks}
+    theirs = released_directory(tmp_path / "released", "vlm_model")
+    ours = tmp_path / "ours"
+    released.convert(theirs, ours)
+    for folder in (theirs, ours):
+        evaluate(folder, files, tmp_path / f"{folder.name}_results", "--max_history", "1", tasks=tasks)
+    for task in tasks:
+        one, other = (tmp_path / f"{f.name}_results" / f"{task}_outputs.jsonl" for f in (theirs, ours))
+        assert one.read_bytes() == other.read_bytes()
+        found = json.loads((tmp_path / "released_results" / f"{task}_metrics.json").read_text())
+        assert found["split"] == get(task).scored_split and found["tasks_of_model"] == released.TASK_IDS
+
+
 # --- bad input ---------------------------------------------------------------------------------------------
 
 
