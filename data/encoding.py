@@ -64,7 +64,7 @@ class Encoder:
                 remedy="name the checkpoint's own task, or another checkpoint",
             )
         self.marker_ids = {m: vocabulary[m] for m in task.markers}
-        self.lead = _leading_space(tokenizer)
+        self.lead = leading_space(tokenizer)
         self.counts = Counter()
 
     def encode(self, examples):
@@ -145,7 +145,7 @@ class Encoder:
         return [kept[i] for i in kept if i not in dropped]
 
 
-def _leading_space(tokenizer):
+def leading_space(tokenizer):
     """One space, unless the tokenizer puts a word boundary before the first word by itself (SentencePiece)."""
     ids = tokenizer.encode("a", add_special_tokens=False)
     return "" if tokenizer.convert_ids_to_tokens(ids)[0].startswith("▁") else " "

@@ -1,0 +1,1 @@
+"""Lifelong learning: tasks met one after another, without forgetting those before."""

@@ -1,0 +1,142 @@
+"""lifelong/encoding.py against the original's own rows, and where it differs from them on purpose."""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+from conftest import GOLDEN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lifelong.encoding import ANS, FILL, PAD, SEP, UNK, Encoder, special_tokens
+from utils.errors import UserError
+
+FIELDS = ("cq", "cqa", "Y", "gen_X", "gen_Y")
+
+
+@dataclass
+class QA:
+    context: str
+    question: str
+    answers: list = field(default_factory=list)
+    id: object = None
+    place: str = ""
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads((GOLDEN / "l2kd" / "qadataset.json").read_text())
+
+
+def make_tokenizer():
+    """The golden vocabulary: 300 tokens, __ans__ 300, __pad__, __unk__, __gen__, __taskA__ 304, __sep__ 305."""
+    from transformers import GPT2TokenizerFast
+
+    folder = GOLDEN / "vglm" / "gpt2_tiny_tok"
+    tokenizer = GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    tokenizer.add_tokens([*special_tokens(["taskA"]), "__taskA__", SEP], special_tokens=True)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return make_tokenizer()
+
+
+def samples(golden):
+    paragraphs = [p for entry in golden["raw"]["data"] for p in entry["paragraphs"]]
+    return [QA(p["context"], q["question"], [a["text"] for a in q["answers"]], q.get("id", 0))
+            for p in paragraphs for q in p["qas"]]  # fmt: skip
+
+
+def rows_of(golden, tokenizer, case):
+    use_sep = case.startswith("sep")
+    encoder = Encoder(tokenizer, golden["max_len"], use_sep)
+    rows = encoder.encode(samples(golden), "__taskA__" if case == "task_token_no_sep" else "__gen__")
+    if case.endswith("extra"):
+        extra = golden["extra_rows_sep" if use_sep else "extra_rows"]
+        made = [encoder.generated(ids[1:], "__gen__") for ids in extra]
+        rows += [row for row in made if row]
+    return rows, encoder
+
+
+def test_ids_of_special_tokens_are_the_originals(golden, tokenizer):
+    ids = [tokenizer.convert_tokens_to_ids(t) for t in (ANS, PAD, UNK, "__gen__", "__taskA__", SEP)]
+    assert ids == [300, 301, 302, 303, 304, 305]
+    names = golden["gen_token_strings"]
+    assert special_tokens(["sst"]) == [ANS, PAD, UNK, names["default"]]
+    assert special_tokens(["sst", "srl"], True, True) == [ANS, PAD, UNK, SEP, names["add_task_tokens"], "__srl__"]
+    assert special_tokens(["sst", "srl"]) == [ANS, PAD, UNK, "__gen__"]
+
+
+@pytest.mark.parametrize("case", ["no_sep", "no_sep_with_extra", "task_token_no_sep", "sep", "sep_with_extra"])
+def test_rows_are_the_originals_but_for_its_faults(golden, tokenizer, case):
+    rows, _ = rows_of(golden, tokenizer, case)
+    wanted = golden["items"][case]["rows"]
+    assert len(rows) == len(wanted)
+    for row, want in zip(rows, wanted):
+        differs = set()
+        if want["idx"] == "q4":
+            differs = {"cq"}  # kept more context than cqa
+        elif want["idx"] == "q6":
+            differs = set(FIELDS)  # an answer longer than what there is room for
+        elif want["is_extra"] and want["len_cqa"] == 8:
+            differs = set(FIELDS) - {"cq"}  # kept what was generated after the end
+        for name in FIELDS:
+            theirs = [FILL if t == -1 else t for t in want[name]]
+            assert (getattr(row, name) == theirs) == (name not in differs), (want["idx"], name)
+        assert row.replayed == bool(want["is_extra"]) and row.id == want["idx"]
+
+
+def test_a_generated_sample_ends_at_its_end_token(golden, tokenizer):
+    rows, encoder = rows_of(golden, tokenizer, "no_sep_with_extra")
+    assert golden["extra_rows"][-1][5:] == [227, 68, 299, 187, 49]
+    assert rows[-1].cqa == [218, 202, 295, 300, 227, 68] and rows[-1].Y[-3:] == [227, 68, 299]
+    assert encoder.counts["no __ans__"] == 1 and encoder.counts["several __ans__"] == 1
+    _, encoder = rows_of(golden, tokenizer, "sep_with_extra")
+    assert encoder.counts["no __sep__"] == 1
+
+
+def test_a_generated_sample_without_answer_token_in_reach_is_refused(tokenizer):
+    encoder = Encoder(tokenizer, 16)
+    assert encoder.generated([5] * 20 + [300, 7], "__gen__") is None
+    assert encoder.counts == {"__ans__ beyond 16 tokens": 1}
+    assert len(encoder.generated([5] * 10 + [300] + [7] * 20, "__gen__")) == 15
+
+
+def test_over_long_answer_is_cut_counted_and_not_ended(golden, tokenizer):
+    rows, encoder = rows_of(golden, tokenizer, "no_sep")
+    row = next(r for r in rows if r.id == "q6")
+    assert len(row.gen_X) == golden["max_len"] and row.cqa[: row.prompt_length] == row.cq
+    full = encoder.tokenize([samples(golden)[-1].answers[0]])[0]
+    answer = row.cqa[row.prompt_length :]
+    assert answer == full[: len(answer)] and row.last == full[len(answer)]
+    assert encoder.counts == {"answer cut": 1, "context cut": 2}
+
+
+words = st.lists(st.sampled_from(["she", "letter", "__ans__", "the market", "zq", "."]), max_size=30).map(" ".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(words, words, st.lists(words, max_size=2), st.integers(8, 60), st.booleans())
+def test_every_row_fits_and_its_labels_are_its_next_tokens(context, question, answers, max_len, use_sep):
+    tokenizer = make_tokenizer.cached = getattr(make_tokenizer, "cached", None) or make_tokenizer()
+    encoder = Encoder(tokenizer, max_len, use_sep)
+    (row,) = encoder.encode([QA(context, question, answers, "x")], "__gen__")
+    assert len(row.gen_X) == len(row.gen_Y) <= max_len and len(row.Y) == len(row.cqa)
+    assert row.cqa[: len(row.cq)] == row.cq and row.cq[-1] == 300 and row.cqa.count(300) == 1
+    assert row.gen_X[1:] == row.gen_Y[:-1] == row.cqa
+    places = [i for i, y in enumerate(row.Y) if y != FILL]
+    assert places == list(range(len(row.cq) - 1, len(row.cqa)))
+    assert [row.Y[i] for i in places] == row.gen_Y[len(row.cq) :]
+    assert row.cqa.count(305) == use_sep
+    assert not encoder.counts == (row.last != 299), "an end is only missing where something was cut"
+    (prompt,) = encoder.prompts([QA(context, question)], 4)
+    assert len(prompt) + 4 <= max(max_len, max_len // 2 + 4 + 1) and prompt[-1] == 300
+
+
+def test_a_vocabulary_without_the_tokens_is_refused(tokenizer):
+    with pytest.raises(UserError, match="no token '__srl__'"):
+        Encoder(tokenizer, 64).encode([QA("a", "b", ["c"])], "__srl__")
+    with pytest.raises(UserError, match="too few"):
+        Encoder(tokenizer, 4)
