@@ -81,6 +81,28 @@ def top_level(path):
         yield key, _items(place, events) if event == "start_array" else _build(event, value, events, place)
 
 
+def list_items(path):
+    """Yield ``(place, item)`` for everything in a file whose top level is a list, e.g. ``("turns.json[17]", …)``.
+
+    Raises:
+        UserError: while iterating. The file cannot be read, is no JSON, or no list.
+    """
+    events = _events(path)
+    try:
+        event, value = next(events)
+        if event != "start_array":
+            found = "is an object" if event == "start_map" else f"is {brief(value)}"
+            raise UserError(f"{found} at the top level", place=path, expected="a list",
+                            remedy="check that this is the right file")
+        yield from _items(os.fspath(path), events)
+        for _ in events:  # Only here does the parser see what stands behind the closing bracket.
+            pass
+    except UserError as error:
+        if error.expected != _TASK_FILE:
+            raise
+        raise UserError(error.found, place=error.place, expected="a list, in JSON", remedy=error.remedy) from error
+
+
 def split_names(path):
     """The top-level keys of a task file whose value is a list, in the file's order."""
     events = _events(path)

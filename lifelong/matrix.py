@@ -1,0 +1,242 @@
+"""What a sequence of tasks leaves behind: the matrix of every task's score after every task learned.
+
+With T tasks, R[i][j] is the score of task j after learning tasks 1 … i (Lopez-Paz & Ranzato 2017, GEM; Chaudhry et
+al. 2018, Riemannian Walk). Scores are of the tasks' own kinds, 0–100.
+"""
+
+import io
+import math
+from dataclasses import dataclass
+
+from utils.errors import UserError, brief
+from utils.files import atomic_write
+
+
+@dataclass
+class Matrix:
+    """R of one run.
+
+    Attributes:
+        tasks: the T tasks' names, in the order they were learned.
+        rows: T lists of T scores; None where a task was not scored. NaN is read as None.
+        before: T scores before anything was learned, None where not scored; or None.
+        metrics: the T names of the scores, or None.
+    """
+
+    tasks: list
+    rows: list
+    before: list | None = None
+    metrics: list | None = None
+
+    def __post_init__(self):
+        number = len(self.tasks)
+        if not number or len(set(self.tasks)) < number:
+            raise UserError(f"the tasks are {brief(self.tasks)}", expected="at least one task, each once")
+        lists = [self.rows, *self.rows, *(x for x in (self.before, self.metrics) if x is not None)]
+        if any(len(each) != number for each in lists):
+            raise UserError(f"the matrix of {number} tasks has lists of {sorted({len(x) for x in lists})} items",
+                            expected=f"{number} rows of {number} scores")  # fmt: skip
+        self.rows = [_scores(row) for row in self.rows]
+        self.before = None if self.before is None else _scores(self.before)
+
+
+def _scores(values):
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+            raise UserError(f"a score is {brief(value)}", expected="a number, or None where a task was not scored")
+    return [None if value is None or math.isnan(value) else float(value) for value in values]
+
+
+# --- numbers ---------------------------------------------------------------------------------------------
+
+
+def average_accuracy(matrix):
+    """ACC = 1/T · Σ_j R[T][j]: the mean score of all tasks at the end. None where one was not scored."""
+    return _mean(matrix.rows[-1])
+
+
+def backward_transfer(matrix):
+    """BWT = 1/(T−1) · Σ_{j<T} (R[T][j] − R[j][j]): what later tasks did to earlier ones; below 0 it is forgetting.
+
+    None with one task, or where a score of it is missing.
+    """
+    last = len(matrix.tasks) - 1
+    return _mean([_difference(matrix.rows[last][j], matrix.rows[j][j]) for j in range(last)])
+
+
+def forward_transfer(matrix):
+    """FWT = 1/(T−1) · Σ_{j>1} (R[j−1][j] − b[j]): what earlier tasks did for later ones not yet learned.
+
+    b, `Matrix.before`, holds the scores of the model before the first task; Lopez-Paz & Ranzato take those of random
+    weights. None with one task, or where a score of it is missing.
+    """
+    before = matrix.before or [None] * len(matrix.tasks)
+    return _mean([_difference(matrix.rows[j - 1][j], before[j]) for j in range(1, len(matrix.tasks))])
+
+
+def forgetting(matrix):
+    """F = 1/(T−1) · Σ_{j<T} (max_{i<T} R[i][j] − R[T][j]): how far tasks fell from their best before the last one.
+
+    From −100 to 100, below 0 where they got better (Chaudhry et al. 2018; they count i from task j on or from the
+    first alike, as no task is best before it is learned; here a score not taken does not count). None with one
+    task, or where R[j][j] or R[T][j] is missing.
+    """
+    last = len(matrix.tasks) - 1
+    falls = []
+    for j in range(last):
+        best = [row[j] for row in matrix.rows[:last] if row[j] is not None]
+        falls.append(None if matrix.rows[j][j] is None else _difference(max(best), matrix.rows[last][j]))
+    return _mean(falls)
+
+
+NUMBERS = {
+    "average_accuracy": average_accuracy,
+    "backward_transfer": backward_transfer,
+    "forward_transfer": forward_transfer,
+    "forgetting": forgetting,
+}
+
+
+def _difference(a, b):
+    return None if a is None or b is None else a - b
+
+
+def _mean(values):
+    """The mean, or None of nothing or with a None among them."""
+    values = list(values)
+    return None if not values or None in values else math.fsum(values) / len(values)
+
+
+def over_seeds(values):
+    """(mean, standard deviation) of one number over runs with different seeds; None as for `_mean`.
+
+    The deviation is the sample's (over n − 1), and None for one run.
+    """
+    mean = _mean(values)
+    if mean is None or len(values) < 2:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+# --- output ----------------------------------------------------------------------------------------------
+
+
+def summary(matrices, seeds=None):
+    """Everything about one or more runs of the same sequence, for `utils.files.write_json`.
+
+    Returns:
+        ``{"tasks", "metrics", "seeds", "runs": [{"rows", "before", "average_accuracy", …}], "mean": {"rows",
+        "average_accuracy", …}, "sd": the same}``; what is not known is None.
+    """
+    _same(matrices)
+    runs = [{"rows": m.rows, "before": m.before} | {name: number(m) for name, number in NUMBERS.items()}
+            for m in matrices]  # fmt: skip
+    size = range(len(matrices[0].tasks))
+    cells = [[over_seeds([m.rows[i][j] for m in matrices]) for j in size] for i in size]
+    numbers = {name: over_seeds([run[name] for run in runs]) for name in NUMBERS}
+    result = {"tasks": matrices[0].tasks, "metrics": matrices[0].metrics, "seeds": seeds, "runs": runs}
+    for at, name in enumerate(("mean", "sd")):
+        rows = [[cell[at] for cell in row] for row in cells]
+        result[name] = {"rows": rows} | {key: value[at] for key, value in numbers.items()}
+    return result
+
+
+def _same(matrices):
+    if not matrices:
+        raise UserError("no runs to summarise", expected="the matrix of at least one")
+    for matrix in matrices[1:]:
+        if matrix.tasks != matrices[0].tasks or matrix.metrics != matrices[0].metrics:
+            raise UserError(f"runs of {brief(matrices[0].tasks, 200)} and of {brief(matrix.tasks, 200)}",
+                            expected="runs of one sequence of tasks, with the same scores",
+                            remedy="summarise each order of the tasks by itself")  # fmt: skip
+
+
+def markdown(matrices, digits=1):
+    """The mean matrix as a markdown table, ± the deviation over seeds, and a table of the four numbers below it."""
+    found = summary(matrices)
+    tasks, names = found["tasks"], found["metrics"]
+    heads = [f"{task} ({name})" if names else task for task, name in zip(tasks, names or tasks)]
+    lines = [f"| after | {' | '.join(heads)} |", f"|---|{'---:|' * len(tasks)}"]
+    for task, means, deviations in zip(tasks, found["mean"]["rows"], found["sd"]["rows"]):
+        cells = (_number(mean, sd, digits) for mean, sd in zip(means, deviations))
+        lines.append(f"| {task} | {' | '.join(cells)} |")
+    lines += ["", "| " + " | ".join(name.replace("_", " ") for name in NUMBERS) + " |", "|" + "---:|" * len(NUMBERS)]
+    numbers = (_number(found["mean"][name], found["sd"][name], digits) for name in NUMBERS)
+    return "\n".join([*lines, f"| {' | '.join(numbers)} |", ""])
+
+
+def _number(mean, sd, digits):
+    if mean is None:
+        return "–"
+    text = f"{mean:.{digits}f}".replace("-", "−")
+    return text if sd is None else f"{text} ± {sd:.{digits}f}"
+
+
+def heat_map(path, matrices, title):
+    """The mean matrix as a PNG: a row for each task learned, a column for each task scored; 0 is pale, 100 dark.
+
+    The cells of tasks not learned yet are grey in print, and those never scored are empty. Below stand the four
+    numbers.
+
+    Args:
+        path: where the PNG goes.
+        matrices: one or more runs of the same sequence; with several each cell has its deviation below.
+        title: printed above.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = summary(matrices)
+    tasks, names, number = found["tasks"], found["metrics"], len(found["tasks"])
+    width = max(4.8, 1.05 * number + 2.2)
+    figure, axes = plt.subplots(figsize=(width, 0.62 * number + 2.1), dpi=150, layout="constrained")
+    values = [[math.nan if mean is None else mean for mean in row] for row in found["mean"]["rows"]]
+    image = axes.imshow(values, cmap="GnBu", vmin=0, vmax=100, aspect="auto")
+    for i in range(number):
+        for j in range(number):
+            _cell(axes, i, j, found["mean"]["rows"][i][j], found["sd"]["rows"][i][j])
+    columns = [f"{task}\n{name}" for task, name in zip(tasks, names)] if names else tasks
+    slanted = {"rotation": 30, "ha": "left", "rotation_mode": "anchor"} if number > 4 else {}
+    axes.set_xticks(range(number), columns, fontsize=8, **slanted)
+    axes.set_yticks(range(number), tasks, fontsize=8)
+    axes.set_ylabel("after learning", fontsize=9)
+    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axes.set_xticks([at - 0.5 for at in range(1, number)], minor=True)
+    axes.set_yticks([at - 0.5 for at in range(1, number)], minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7, length=0)
+    axes.set_title(title, fontsize=11, pad=10)
+    axes.set_xlabel(_caption(found), fontsize=8, color="0.3", labelpad=8)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    plt.close(figure)
+    with atomic_write(path, "wb") as file:
+        file.write(image.getvalue())
+
+
+def _cell(axes, i, j, mean, sd):
+    """Print a score into its cell; one of a task still to come is greyed."""
+    if mean is None:
+        return axes.text(j, i, "–", ha="center", va="center", color="0.7", fontsize=9)
+    learned = j <= i
+    color = ("white" if mean > 62 else "black") if learned else ("0.85" if mean > 62 else "0.5")
+    weight = "bold" if i == j else "normal"
+    axes.text(j, i, f"{mean:.1f}".replace("-", "−"), ha="center", va="center" if sd is None else "bottom",
+              color=color, weight=weight, fontsize=9)  # fmt: skip
+    if sd is not None:
+        axes.text(j, i + 0.08, f"± {sd:.1f}", ha="center", va="top", color=color, fontsize=6.5)
+
+
+def _caption(found):
+    short = {"average_accuracy": "average", "backward_transfer": "backward transfer",
+             "forward_transfer": "forward transfer", "forgetting": "forgetting"}  # fmt: skip
+    parts = [f"{short[name]} {_number(found['mean'][name], found['sd'][name], 1)}" for name in NUMBERS
+             if found["mean"][name] is not None]  # fmt: skip
+    runs = f"{len(found['runs'])} seeds" if len(found["runs"]) > 1 else ""
+    return "   ·   ".join([*parts, *([runs] if runs else [])])

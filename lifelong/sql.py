@@ -1,0 +1,127 @@
+"""WikiSQL's queries (Zhong et al. 2017): written out as text, and read back from what a model wrote.
+
+The logical form of a query is ``(selected column, aggregation, ((column, operator, value), …))``.
+"""
+
+import re
+
+AGGREGATIONS = ("", "MAX", "MIN", "COUNT", "SUM", "AVG")
+OPERATORS = ("=", ">", "<", "OP")
+# The words that decaNLP's contexts list after the aggregations and operators.
+KEY_WORDS = ("SELECT", "WHERE", "AND", "COL", "TABLE", "CAPTION", "PAGE", "SECTION", "OP", "COND", "QUESTION", "AGG",
+             "AGGOPS", "CONDOPS")  # fmt: skip
+
+
+def query_text(sql, header):
+    """``SELECT MAX goals FROM table WHERE team = Ajax AND year > 1990``, as decaNLP writes a query.
+
+    Args:
+        sql: ``{"sel": column, "agg": aggregation, "conds": [[column, operator, value], …]}``, all but values numbers.
+        header: the names of the table's columns.
+    """
+    text = f"SELECT {AGGREGATIONS[sql['agg']]} {header[sql['sel']]} FROM table"
+    if sql["conds"]:
+        conditions = (f"{header[column]} {OPERATORS[operator]} {value}" for column, operator, value in sql["conds"])
+        text += " WHERE " + " AND ".join(conditions)
+    return " ".join(text.split())
+
+
+def gold_form(sql, header):
+    """The logical form of a true query; `sql` stays as it is (the original's scoring lower-cases it in place)."""
+    same = _canonical(header)
+    conditions = tuple((same[column], operator, _key(value)) for column, operator, value in sql["conds"])
+    return same[sql["sel"]], sql["agg"], conditions
+
+
+def is_right(text, sql, header):
+    """Whether a model's text is the query `sql`: it reads the same, or has the same logical form."""
+    # Some queries cannot be told from another by their text: a column may be called "max goals" or "born where".
+    return _key(text) == _key(query_text(sql, header)) or parse(text, header) == gold_form(sql, header)
+
+
+def parse(text, header):
+    """The logical form of a query a model wrote, or None where it is none.
+
+    As in the original: letter case and white space count nowhere; a selected column that the table does not have is
+    taken as the most similar one (longest common subsequence over the length of the longer name); a condition's
+    column must be one of the table's. Other than there, ``WHERE`` is found in upper case, too, ``FROM table`` may be
+    missing, columns of equal name are equal, and text that does not begin with ``SELECT`` is no query.
+    """
+    words = text.lower().split()
+    if len(words) < 2 or words[0] != "select":
+        return None
+    body, end, where = " ".join(words[1:]).partition(" from table where ")
+    if not end:
+        body, _, where = body.partition(" where ")
+        body = body.removesuffix(" from table")
+    columns = _columns(header)
+    selected, aggregation = _selected(body, columns)
+    conditions = _conditions(where, columns) if where else ()
+    return None if selected is None or conditions is None else (selected, aggregation, conditions)
+
+
+def _key(value):
+    """What counts of a name or a value: its text in lower case, without white space."""
+    return "".join(str(value).lower().split())
+
+
+def _canonical(header):
+    """For each column the number of the first one of its name."""
+    first = {}
+    return [first.setdefault(_key(name), number) for number, name in enumerate(header)]
+
+
+def _columns(header):
+    """{key of a name: number of its first column}, without nameless columns."""
+    columns = {}
+    for number, name in enumerate(header):
+        if name is not None and _key(name):
+            columns.setdefault(_key(name), number)
+    return columns
+
+
+def _selected(body, columns):
+    """(column, aggregation) of what stands between SELECT and FROM; column None where there is none."""
+    if _key(body) in columns:
+        return columns[_key(body)], 0
+    first, _, rest = body.partition(" ")
+    operations = {name.lower(): number for number, name in enumerate(AGGREGATIONS) if name}
+    aggregation = operations.get(first, 0)
+    name = _key(rest if aggregation else body)
+    if not name or not columns:
+        return None, aggregation
+    return columns[max(columns, key=lambda column: _similarity(name, column))], aggregation
+
+
+def _similarity(a, b):
+    """Length of the longest common subsequence / length of the longer text, 0–1."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        diagonal = 0
+        for j, y in enumerate(b, start=1):
+            diagonal, row[j] = row[j], diagonal + 1 if x == y else max(row[j], row[j - 1])
+    return row[-1] / max(len(a), len(b))
+
+
+def _conditions(where, columns):
+    """The conditions of a WHERE clause, in its order, or None where they are none."""
+    # A name's words may be split elsewhere than in the header: any white space between its characters counts the
+    # same. Longer names first, or "team" would be found in "team name".
+    names = sorted(columns, key=len, reverse=True)
+    if not names:
+        return None
+    choice = "|".join(r"\s*".join(map(re.escape, name)) for name in names)
+    operators = "|".join(re.escape(operator.lower()) for operator in OPERATORS)
+    found = list(re.finditer(rf"(?:(?<=\s)|^)({choice})\s+({operators})(?=\s|$)", where))
+    if not found or where[: found[0].start()].strip():
+        return None
+    conditions = []
+    for match, following in zip(found, [*found[1:], None]):
+        value = where[match.end() : following.start() if following else None].split()
+        if following:
+            if not value or value[-1] != "and":
+                return None
+            value = value[:-1]
+        operator = OPERATORS.index(match[2].upper())
+        conditions.append((columns[_key(match[1])], operator, "".join(value)))
+    return tuple(conditions)
