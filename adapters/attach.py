@@ -127,7 +127,9 @@ class TaskConditioned:
     def scores_at(self, labels, task_ids=None, **inputs):
         """The scores that the loss of `labels` would be computed from: [labels rounded up to 64, vocabulary]."""
         embed = self.get_input_embeddings()
-        hidden = embed(inputs.pop("input_ids")) + embed(inputs.pop("token_type_ids"))
+        hidden = embed(inputs.pop("input_ids"))
+        if (types := inputs.pop("token_type_ids", None)) is not None:
+            hidden = hidden + embed(types)
         ids = self.router.route(task_ids, len(labels))
         return self.label_scores(self.base_model(inputs_embeds=hidden, **inputs)[0], labels, ids)[0]
 

@@ -1,7 +1,7 @@
 """A question's context, its text and its answer as the token ids of LAMOL's two objectives (Sun et al. 2020).
 
     cq     context [__sep__] question __ans__                 what an answer is asked with
-    cqa    cq answer                                          its next tokens `Y` are labels on the answer, ending in eos
+    cqa    cq answer                                          its next tokens `Y` are labels on the answer and eos
     gen_X  __gen__ cqa                                        its next tokens `gen_Y` are all labels: the model learns
                                                               to make such samples by itself
 
@@ -110,7 +110,7 @@ class Encoder:
         self.lead = leading_space(tokenizer)
         if max_len < 8:
             raise UserError(f"{max_len} tokens are too few for a question and its answer", place="--max_len",
-                            expected="at least 8", remedy="raise it, or use a backbone with more positions")  # fmt: skip
+                            expected="at least 8", remedy="use a backbone with more positions")  # fmt: skip
 
     def _id(self, token):
         if token not in self.vocabulary:

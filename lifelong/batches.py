@@ -1,0 +1,259 @@
+"""Batches of a task sequence: as many samples as the device's memory is expected to take, both objectives in one.
+
+A batch of n samples, the longest of l tokens, fits a budget b where n·l^1.163 ≤ b (LAMOL). What the budget of a device
+is depends on how it is trained. Whoever runs out of memory nevertheless halves it, see `BackOff`.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.batching import Plan, rounded
+from lifelong.encoding import FILL
+from lifelong.losses import Targets
+from utils.errors import UserError, first_line
+
+LENGTH_POWER = 1.163
+# Of the memory in MiB, by --seq_train_type.
+BUDGET = dict(finetune=0.58, multitask=0.58, lll=0.35, multilm=0.35, ewc=0.30, mas=0.18, gem=0.50)
+HALF_PRECISION, WITH_TEACHER = 1.4, 0.7
+
+
+def memory_mib(device):
+    """The memory of a GPU in MiB; on a CPU that of the machine, or what its container may use."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 2**20
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            memory = min(memory, int(Path(limit).read_text()))
+        except (OSError, ValueError):
+            continue
+    return memory / 2**20
+
+
+def budget(mode, mib, half=False, teacher=False):
+    """What n·longest^1.163 may be.
+
+    Args:
+        mode: --seq_train_type.
+        mib: `memory_mib` of the device.
+        half: matrix products run in half precision.
+        teacher: a second model stands beside the one that learns.
+    """
+    return mib * BUDGET[mode] * (HALF_PRECISION if half else 1) * (WITH_TEACHER if teacher else 1)
+
+
+def most_samples(size, min_n_steps=1500, min_batch_size=4):
+    """The most samples a batch may have: an epoch of `size` samples is to have `min_n_steps` of them."""
+    return max(size // min_n_steps, min_batch_size)
+
+
+def fill(lengths, budget, cap):
+    """Fill batches in order.
+
+    A sample that is beyond the budget by itself is a batch of its own. The original makes an empty batch, which
+    crashes, of an over-long first sample, and counts a batch behind one closed by its cap wrong by one.
+
+    Args:
+        lengths: [n] tokens of the samples, in order.
+        budget, cap: of one batch.
+
+    Returns:
+        [batches + 1] where each batch starts and ends.
+    """
+    bounds, longest = [0], 0
+    for i, length in enumerate(lengths):
+        longest, count = max(longest, length), i + 1 - bounds[-1]
+        if count > 1 and (count > cap or count * longest**LENGTH_POWER > budget):
+            bounds.append(i)
+            longest = length
+    return np.array([*bounds, len(lengths)] if len(lengths) else [0])
+
+
+def plan(lengths, budget, cap, *, seed=0, epoch=0, shuffle=True):
+    """Lay out an epoch: a `data.batching.Plan`.
+
+    Batches are drawn as in `data.batching.plan`: samples of like length together, the batches in random order, as
+    many in every epoch. (In the originals each has lengths as they come, and is filled up with padding.)
+
+    Args:
+        lengths: [n] tokens of the samples.
+        budget, cap: of one batch in all processes together.
+        seed, epoch: what the order depends on.
+        shuffle: False: one pass from short to long, for what is not trained on.
+    """
+    lengths = np.asarray(lengths)
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths)) if shuffle else np.arange(len(lengths))
+    order = order[np.argsort(lengths[order], kind="stable")]
+    bounds = fill(lengths[order].tolist(), budget, cap)
+    if not shuffle or not len(order):
+        return Plan(order, bounds)
+    pieces = np.split(order, bounds[1:-1])
+    pieces = [pieces[i] for i in rng.permutation(len(pieces))]
+    return Plan(np.concatenate(pieces), np.concatenate([[0], np.cumsum([len(p) for p in pieces])]))
+
+
+class LifelongBatches:
+    """Batches of rows, as `Trainer` takes them.
+
+    Args:
+        rows: a list of `encoding.Row`, of one task or several.
+        objective: `losses.Objective`.
+        pad_id: id that fills rows up.
+        positions: the model's longest sequence.
+        budget: see above, of one process.
+        cap: the most samples of a batch, in all processes together.
+        task_ids: {task: the id its rows have in the model}, or None where it has one or none.
+        weighted: with `Targets` for `WeightedLoss`; False: the labels of the answers alone, for a validation loss.
+        rank, world: this process and how many there are.
+        seed, shuffle: as in `plan`.
+
+    Attributes:
+        cap, budget: may be lowered between epochs.
+    """
+
+    def __init__(self, rows, objective, pad_id, positions, budget, cap, *, task_ids=None, weighted=True, rank=0,
+                 world=1, seed=0, shuffle=True):  # fmt: skip
+        self.rows, self.objective, self.pad_id, self.positions = rows, objective, pad_id, positions
+        self.budget, self.cap, self.task_ids, self.weighted = budget, cap, task_ids, weighted
+        self.rank, self.world, self.planning = rank, world, dict(seed=seed, shuffle=shuffle)
+        self.lengths = np.array([len(row) for row in rows], np.int64)
+        self.splits = list(dict.fromkeys(row.task for row in rows))
+        self.skip = set()
+        self._planned = None
+        if len(rows) and (longest := self.lengths.max() + 2) > positions:
+            raise UserError(f"a sample has {longest} tokens", place="--model_checkpoint",
+                            expected=f"at most {positions}, the model's positions",
+                            remedy="encode it with a smaller max_len")  # fmt: skip
+
+    def __len__(self):
+        """Number of samples."""
+        return len(self.rows)
+
+    def plan(self, epoch=0):
+        """This epoch's `Plan`; the same in every process."""
+        key = epoch, self.budget, self.cap
+        if self._planned is None or self._planned[0] != key:
+            self._planned = key, plan(self.lengths, self.budget * self.world, self.cap, epoch=epoch, **self.planning)
+        return self._planned[1]
+
+    def batch(self, epoch, step):
+        """One process's share of a global batch.
+
+        Returns:
+            (dict of tensors, divisor of the loss). With `weighted` the divisor is 1: the weights say it all, summed
+            over the processes. Otherwise it is the number of labels in the global batch.
+        """
+        chosen = self.plan(epoch)[step]
+        return self.collate([self.rows[i] for i in chosen], slice(self.rank, None, self.world))
+
+    def parts(self, epoch, step, count):
+        """`batch` in `count` parts (or as many as it has samples) whose losses, and gradients, add up to its own."""
+        rows = [self.rows[i] for i in self.plan(epoch)[step]]
+        mine = range(len(rows))[self.rank :: self.world]
+        count = max(1, min(count, len(mine)))
+        return [self.collate(rows, slice(self.rank + i * self.world, None, count * self.world)) for i in range(count)]
+
+    def present(self, epoch, step):
+        """Names of the tasks in a global batch."""
+        return {self.rows[i].task for i in self.plan(epoch)[step]}
+
+    def samples(self, epoch, step):
+        """How many samples of the epoch have been seen after a global batch."""
+        return int(self.plan(epoch).bounds[step + 1])
+
+    def collate(self, rows, share=slice(None)):
+        """Rows of samples -> (dict of tensors, divisor), padded on the right.
+
+        Every sample has a row for each objective. Only the samples of `share` are in the tensors; the weights of
+        their labels are those that they have among all of `rows`.
+        """
+        sequences = [(i, *parts) for i, row in enumerate(rows) for parts in self._sequences(row)]
+        length = min(rounded(max(len(ids) for _, _, ids, _ in sequences)), self.positions)
+        shape = (len(sequences), length)
+        ids, labels, mask = np.full(shape, self.pad_id), np.full(shape, FILL), np.zeros(shape, np.int64)
+        for r, (_, _, tokens, start) in enumerate(sequences):
+            n = len(tokens)
+            ids[r, :n], labels[r, start:n], mask[r, :n] = tokens, tokens[start:], 1
+        owner = np.array([i for i, *_ in sequences])
+        mine = np.isin(owner, np.arange(len(rows))[share])
+        alone = not mine.any()
+        if alone:
+            # A process without a row of its own takes part with one that has no labels.
+            mine[0] = True
+        arrays = dict(input_ids=ids, attention_mask=mask, labels=labels)
+        arrays["position_ids"] = np.broadcast_to(np.arange(length), shape)
+        if self.task_ids is not None:
+            arrays["task_ids"] = np.array([self.task_ids[rows[i].task] for i in owner])
+        batch = {k: torch.from_numpy(np.ascontiguousarray(a[mine]).astype(np.int64)) for k, a in arrays.items()}
+        if alone:
+            batch["labels"].fill_(FILL)
+        if not self.weighted:
+            return batch, int((labels != FILL).sum())
+        weights = self.objective.weights(labels, [part for _, part, *_ in sequences], [rows[i].replayed for i in owner])
+        batch["soft_targets"] = Targets.of(batch["labels"], *(w[mine] for w in weights))
+        return batch, 1
+
+    def _sequences(self, row):
+        return self.objective.sequences(row)[: None if self.weighted else 1]
+
+
+class BackOff:
+    """Halves a size when memory runs out, and says so.
+
+    Args:
+        size: where it starts: samples, a budget, whatever is proportional to memory.
+        name: what to call it.
+        least: below this it gives up.
+        say: prints a line.
+
+    Attributes:
+        size: the present one; goes into a checkpoint, so that a resumed run does not run out of memory again.
+    """
+
+    def __init__(self, size, name, least=1, say=print):
+        self.size, self.name, self.least, self.say = size, name, least, say
+
+    def run(self, work):
+        """`work(size)`, from its beginning again with half the size whenever memory runs out.
+
+        Raises:
+            UserError: it ran out with the least size, too.
+        """
+        while True:
+            try:
+                return work(self.size)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                why = first_line(error)
+            # Outside of `except`: the error holds the frames, and so the tensors, of what failed.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self.halve(why)
+
+    def halve(self, why):
+        """Take half the size, or give up."""
+        half = type(self.size)(self.size / 2)
+        if half < self.least:
+            raise UserError(f"out of memory with {self.name} {self.size:g}: {why}", place=self.name,
+                            remedy="use a smaller model, shorter samples, or a device with more memory")  # fmt: skip
+        self.say(f"out of memory with {self.name} {self.size:g}: going on with {half:g}")
+        self.size = half
+
+    def state_dict(self):
+        """For a checkpoint."""
+        return dict(size=self.size)
+
+    def load_state_dict(self, state):
+        """From one."""
+        self.size = state["size"]
+
+
+def out_of_memory(error):
+    """Whether an exception says that a GPU's memory, or the machine's, is used up."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

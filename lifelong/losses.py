@@ -1,0 +1,216 @@
+"""The losses of LAMOL and of L2KD (Chuang, Su & Chen 2020), as weights of the labels of one forward pass.
+
+    LAMOL   qa + λ·lm, each the mean cross-entropy over its labels, weighted with 5 where the label is __ans__ or __sep__
+    L2KD    on the samples of the current task, instead of that, T²·KL(teacher / T || student / T), the mean over their
+            labels, without weights; the replayed samples' mean cross-entropy is added with weight 1
+
+Both are sums over labels of a weight times the label's cross-entropy and a weight times its divergence. The weights are
+known when a batch is made: the rows of both objectives go through the model at once, a batch may be taken in parts or
+by several processes, and the sum stays what it was.
+
+The original's faults: a teacher's last probability is repeated for every token beyond its vocabulary, which makes them
+more than 1 in sum (here such a token has none); a batch of replayed samples alone gives NaN (here: their cross-entropy).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from adapters.attach import IGNORE, LABEL_ROUND, PAD, label_places
+from adapters.backbones import family_of
+from utils.devices import autocast
+from utils.errors import UserError
+
+QA, LM = 0, 1
+TEMPERATURE = 2.0
+
+
+@dataclass
+class Objective:
+    """What is learnt from a sample.
+
+    Attributes:
+        lm_lambda: weight of generating the sample; None: only its answer is learnt (modes other than lll).
+        token_weights: {token id: weight of its cross-entropy as a label}; others have 1.
+        distil: samples that are not replayed are learnt from a teacher.
+    """
+
+    lm_lambda: float | None = 0.25
+    token_weights: dict = field(default_factory=dict)
+    distil: bool = False
+
+    def sequences(self, row):
+        """[(objective, ids with the last label behind them, place of the first label)] of an `encoding.Row`."""
+        qa = QA, [*row.cqa, row.last], row.prompt_length
+        return [qa] if self.lm_lambda is None else [qa, (LM, [row.gen, *row.cqa, row.last], 1)]
+
+    def weights(self, labels, parts, replayed):
+        """The weights of a whole batch's labels.
+
+        Args:
+            labels: int array [rows, length], unshifted, -100 where there is none.
+            parts: [rows] `QA` or `LM`.
+            replayed: [rows] whether the row's sample is of an earlier task.
+
+        Returns:
+            (hard, soft): float arrays [rows, length], the weights of each label's cross-entropy and divergence.
+        """
+        parts, replayed = np.asarray(parts), np.asarray(replayed, bool)
+        counted = (labels != IGNORE).astype(np.float64)
+        weighted = counted.copy()
+        for token, weight in self.token_weights.items():
+            weighted[labels == token] = weight
+        taught = ~replayed if self.distil else np.zeros(len(parts), bool)
+        hard, soft = np.zeros(labels.shape), np.zeros(labels.shape)
+        for part, scale in ((QA, 1.0), (LM, self.lm_lambda)):
+            for chosen, values, out in ((~taught, weighted, hard), (taught, counted, soft)):
+                rows = chosen & (parts == part)
+                if values[rows].any():
+                    out[rows] = scale * values[rows] / values[rows].sum()
+        return hard.astype(np.float32), soft.astype(np.float32)
+
+
+class Targets:
+    """What a batch carries beside its labels, as the model's `soft_targets`.
+
+    Attributes:
+        hard: [n] weight of each label's cross-entropy, or None where all are 0; n as in `label_places`.
+        at: [m] which of the n labels are learnt from a teacher, rounded up to a multiple of 64, or None.
+        soft: [m] weight of their divergences; 0 where a place is only there to round up.
+        teacher: [m, columns] the teacher's scores, or None until they are there.
+    """
+
+    def __init__(self, hard, at=None, soft=None, teacher=None):
+        self.hard, self.at, self.soft, self.teacher = hard, at, soft, teacher
+
+    @classmethod
+    def of(cls, labels, hard, soft):
+        """From `labels` [rows, length] (a tensor) and the arrays that `Objective.weights` made of them."""
+        rows, at, targets = label_places(labels)
+        real = targets != IGNORE
+        # A label at i is predicted at i - 1, where label_places points to.
+        hard, soft = (torch.from_numpy(w)[rows, at + 1] * real for w in (hard, soft))
+        places = soft.nonzero().squeeze(-1)
+        if not len(places):
+            return cls(hard)
+        surplus = -len(places) % LABEL_ROUND
+        return cls(hard if hard.any() else None, F.pad(places, (0, surplus)), F.pad(soft[places], (0, surplus)))
+
+    def to(self, device, **how):
+        """The same on a device."""
+        parts = (self.hard, self.at, self.soft, self.teacher)
+        return Targets(*(None if part is None else part.to(device, **how) for part in parts))
+
+
+class WeightedLoss:
+    """Makes a model's loss of `Targets`; becomes its `distillation`. Its forward then wants `num_items_in_batch=1`.
+
+    Args:
+        model: the attached model that learns.
+        teacher: `Teacher`, or None.
+    """
+
+    def __init__(self, model, teacher=None):
+        self.teacher = teacher
+        model.distillation = self
+
+    def prepare(self, batch):
+        """A batch with its teacher's scores in it; what `Trainer` takes."""
+        return self.teacher.prepare(batch) if self.teacher else batch
+
+    def loss(self, scores, targets, soft_targets):
+        """Σ hard·CE + Σ soft·T²·KL(teacher / T || student / T).
+
+        Args:
+            scores: [n, vocabulary].
+            targets: [n] token ids, -100 where a row is only there to round up.
+            soft_targets: `Targets`.
+        """
+        total = scores.new_zeros((), dtype=torch.float32)
+        if soft_targets.hard is not None:
+            total = (F.cross_entropy(scores.float(), targets.clamp(min=0), reduction="none") * soft_targets.hard).sum()
+        if soft_targets.teacher is None:
+            return total
+        temperature, columns = self.teacher.temperature, self.teacher.columns
+        ours = F.log_softmax(scores[soft_targets.at].float() / temperature, dim=-1)
+        if len(columns) < ours.shape[1]:
+            ours = ours[:, columns.to(ours.device)]
+        theirs = F.log_softmax(soft_targets.teacher.float() / temperature, dim=-1)
+        # A token that the teacher rules out (-inf) adds nothing, whatever the student makes of it.
+        ruled_out = theirs == float("-inf")
+        terms = theirs.exp() * (theirs - ours).masked_fill(ruled_out, 0.0)
+        return total + temperature**2 * (terms.sum(-1) * soft_targets.soft).sum()
+
+
+class Teacher:
+    """A single-task model whose distribution over the next token is learnt.
+
+    Its tokens are found by name: a special token may have another id there. The original clamps ids to hit the
+    teacher's only start token.
+
+    Args:
+        teacher, student: (attached model, tokenizer) each; the teacher in eval mode.
+        aliases: {student's token: teacher's token of another name}, e.g. a task's start token for `__gen__`.
+        task: the teacher's task id, or None where it holds one or none.
+        temperature: T.
+        dtype: precision of the teacher's matrix products.
+
+    Attributes:
+        columns: [columns] the student's ids of the tokens that both know; the student gives the others no
+            probability only where it learns to.
+
+    Raises:
+        UserError: the two tokenise plain text differently, or the teacher lacks a special token.
+    """
+
+    def __init__(self, teacher, student, aliases=None, task=None, temperature=TEMPERATURE, dtype=torch.float32):
+        (self.model, tokenizer), (model, students) = teacher, student
+        self.temperature, self.task, self.dtype = temperature, task, dtype
+        first = model.info.first
+        theirs, ours = tokenizer.get_vocab(), students.get_vocab()
+        plain = {token: i for token, i in ours.items() if i < first}
+        if self.model.info.first != first or any(theirs.get(token) != i for token, i in plain.items()):
+            raise UserError("the teacher's vocabulary is not the student's", place="--teacher_dir",
+                            expected="a teacher whose backbone has the student's tokenizer",
+                            remedy="choose another teacher, or learn from its texts (--seq_distil)")  # fmt: skip
+        names = {token: (aliases or {}).get(token, token) for token in ours}
+        known = {i: theirs[names[token]] for token, i in ours.items() if names[token] in theirs and token != PAD}
+        # Student's id -> teacher's id; -1 where it has none.
+        self.translation = torch.full((len(ours),), -1)
+        self.translation[list(known)] = torch.tensor(list(known.values()))
+        # One column for each of the teacher's tokens: that of the alias, where there is one.
+        back = {t: s for s, t in sorted(known.items())} | {theirs[t]: ours[s] for s, t in (aliases or {}).items()}
+        self.columns, self.teachers_columns = (
+            torch.tensor(ids) for ids in zip(*sorted((s, t) for t, s in back.items()))
+        )
+        self.positions = family_of(self.model.config).positions(self.model.config)
+        self.names = {i: token for token, i in ours.items()}
+
+    @torch.no_grad()
+    def prepare(self, batch):
+        """The batch with the teacher's scores where it is learnt from; only rows with such labels run through it."""
+        targets = batch.get("soft_targets")
+        if targets is None or targets.at is None:
+            return batch
+        labels = batch["labels"]
+        rows = label_places(labels)[0][targets.at[targets.soft > 0]].unique()
+        device = next(self.model.parameters()).device
+        used = batch["attention_mask"][rows].bool()
+        ids = self.translation[batch["input_ids"][rows].masked_fill(~used, int(self.columns[0]))]
+        if (missing := ids < 0).any():
+            name = self.names[int(batch["input_ids"][rows][missing][0])]
+            raise UserError(f"the teacher has no token {name!r}", place="--teacher_dir",
+                            expected="a teacher trained for this task", remedy="train one: --train_teachers")  # fmt: skip
+        length = int(used.sum(1).max())
+        if length > self.positions:
+            raise UserError(f"an example has {length} tokens, the teacher takes {self.positions}",
+                            place="--teacher_dir", remedy="choose a teacher with as many positions")  # fmt: skip
+        inputs = dict(input_ids=ids, attention_mask=used.long(), position_ids=batch["position_ids"][rows])
+        inputs = {k: v[:, :length].to(device) for k, v in inputs.items()}
+        task = None if self.task is None else torch.full((len(rows),), self.task)
+        with autocast(device, self.dtype):
+            scores = self.model.scores_at(labels[rows, :length].to(device), task_ids=task, use_cache=False, **inputs)
+        teacher = scores[:, self.teachers_columns.to(device)]
+        return {**batch, "soft_targets": Targets(targets.hard, targets.at, targets.soft, teacher)}
