@@ -1,15 +1,16 @@
 """The losses of LAMOL and of L2KD (Chuang, Su & Chen 2020), as weights of the labels of one forward pass.
 
-    LAMOL   qa + λ·lm, each the mean cross-entropy over its labels, weighted with 5 where the label is __ans__ or __sep__
-    L2KD    on the samples of the current task, instead of that, T²·KL(teacher / T || student / T), the mean over their
-            labels, without weights; the replayed samples' mean cross-entropy is added with weight 1
+    LAMOL   qa + λ·lm, each the mean cross-entropy over its labels, those that are __ans__ or __sep__ with weight 5
+    L2KD    on the samples of the current task, instead of that, T²·KL(teacher / T || student / T), the mean over
+            their labels, without weights; the replayed samples' mean cross-entropy is added with weight 1
 
 Both are sums over labels of a weight times the label's cross-entropy and a weight times its divergence. The weights are
 known when a batch is made: the rows of both objectives go through the model at once, a batch may be taken in parts or
 by several processes, and the sum stays what it was.
 
-The original's faults: a teacher's last probability is repeated for every token beyond its vocabulary, which makes them
-more than 1 in sum (here such a token has none); a batch of replayed samples alone gives NaN (here: their cross-entropy).
+The original's faults: a teacher's last probability is repeated for every token beyond its vocabulary, which makes
+them more than 1 in sum (here such a token has none); a batch of replayed samples alone gives NaN (here it is their
+cross-entropy).
 """
 
 from dataclasses import dataclass, field
@@ -202,7 +203,7 @@ class Teacher:
         if (missing := ids < 0).any():
             name = self.names[int(batch["input_ids"][rows][missing][0])]
             raise UserError(f"the teacher has no token {name!r}", place="--teacher_dir",
-                            expected="a teacher trained for this task", remedy="train one: --train_teachers")  # fmt: skip
+                            expected="a teacher of this task", remedy="train one: --train_teachers")  # fmt: skip
         length = int(used.sum(1).max())
         if length > self.positions:
             raise UserError(f"an example has {length} tokens, the teacher takes {self.positions}",

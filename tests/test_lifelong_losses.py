@@ -29,7 +29,7 @@ def case(name, size=304, distil=True):
     if distil:
         names = tokenizer(*more)
         teacher = Teacher((model(tensors("model_teacher304")).eval(), tokenizer()), (student, names),
-                          aliases={n: "__gen__" for n in more[-1:]}, temperature=settings["temperature"])  # fmt: skip
+                          aliases=dict.fromkeys(more[-1:], "__gen__"), temperature=settings["temperature"])  # fmt: skip
     lm_lambda = settings["lm_lambda"] if settings["seq_train_type"] == "lll" else None
     objective = Objective(lm_lambda, WEIGHTS, distil)
     made = rows(found["gen_X"], found["gen_Y"], found["Y"], found.get("is_extra"))
@@ -78,7 +78,7 @@ def test_a_batch_of_replayed_samples_alone_is_plain_cross_entropy():
 @pytest.mark.parametrize("distil", [False, True])
 def test_one_pass_is_two_passes(distil):
     """Both objectives' rows in one batch give the sum of a batch for each."""
-    student, loss, batch, found, settings = case("kd_mixed", distil=distil)
+    student, loss, batch, found, _ = case("kd_mixed", distil=distil)
     total, whole = learn(student, batch, loss).item(), gradients(student)
     made = rows(found["gen_X"], found["gen_Y"], found["Y"], found["is_extra"])
     alone = {QA: Objective(None, WEIGHTS, distil), LM: Objective(0.25, WEIGHTS, distil)}
@@ -147,7 +147,7 @@ def test_a_teacher_that_lacks_a_token_is_refused():
 
 
 def test_only_rows_of_the_current_task_run_through_the_teacher(monkeypatch):
-    student, loss, batch, *_ = case("kd_mixed")
+    _, loss, batch, *_ = case("kd_mixed")
     seen = []
     ask = type(loss.teacher.model).scores_at
     monkeypatch.setattr(type(loss.teacher.model), "scores_at",

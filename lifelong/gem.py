@@ -1,0 +1,130 @@
+"""Gradient episodic memory (Lopez-Paz & Ranzato 2017): no step may raise the loss on samples kept of the tasks before.
+
+Where the gradient g of a step has a negative product with the gradient m_k of some earlier task's memory, it becomes the
+nearest one that has none:
+
+    min_v ½ vᵀ(MMᵀ + ε)v + gᵀMᵀv   with v ≥ margin,   then g + Mᵀv,   M the rows m_k
+"""
+
+import numpy as np
+import torch
+
+from lifelong.importance import summed
+
+EPSILON = 1e-3
+
+
+def project(gradient, memories, margin=0.5, epsilon=EPSILON):
+    """The projected gradient.
+
+    Args:
+        gradient: [n].
+        memories: [t, n] gradients of the earlier tasks' memories.
+        margin: lower bound of the duals.
+        epsilon: added to the diagonal, so that the program has one solution.
+
+    Returns:
+        [n], of the gradient's dtype and device.
+    """
+    import quadprog
+
+    # The program has t variables; its products are summed up in float64, where they differ by orders of magnitude.
+    product = (memories @ memories.T).double().cpu().numpy()
+    product = 0.5 * (product + product.T) + epsilon * np.eye(len(memories))
+    linear = (memories @ gradient).double().cpu().numpy()
+    duals = quadprog.solve_qp(product, -linear, np.eye(len(memories)), np.full(len(memories), float(margin)))[0]
+    return gradient + memories.T @ torch.from_numpy(duals).to(memories)
+
+
+def draw(size, percentage, seed, number):
+    """Which samples of a task are kept: `int(size·percentage)` of them, none twice (the original draws some twice).
+
+    Args:
+        size: samples of the task.
+        percentage: of them.
+        seed, number: what the choice depends on; the number is the task's place in the sequence.
+
+    Returns:
+        sorted indices.
+    """
+    rng = np.random.default_rng([seed, number])
+    return np.sort(rng.choice(size, min(size, int(size * percentage)), replace=False))
+
+
+class Memory:
+    """The samples kept of the tasks before.
+
+    Args:
+        percentage: of each task's samples; at least one is kept.
+        seed: what the choice depends on.
+
+    Attributes:
+        kept: {task: indices of its kept samples}, in the order of tasks. They are a function of the seed and the
+            tasks' sizes: a resumed run takes them from its checkpoint or draws the same.
+    """
+
+    def __init__(self, percentage, seed):
+        self.percentage, self.seed, self.kept = percentage, seed, {}
+
+    def add(self, task, size):
+        """Choose what is kept of a task that has been learnt; returns the indices."""
+        share = max(self.percentage, 1 / size)
+        self.kept[task] = draw(size, share, self.seed, len(self.kept))
+        return self.kept[task]
+
+    def state_dict(self):
+        """For a checkpoint."""
+        return dict(kept={task: [int(i) for i in indices] for task, indices in self.kept.items()})
+
+    def load_state_dict(self, state):
+        """From one."""
+        self.kept = {task: np.array(indices) for task, indices in state["kept"].items()}
+
+
+class Projection:
+    """Projects the gradients of a step, before they are clipped.
+
+    Args:
+        parameters: what is trained.
+        memories: {task: called with the step's number, returns losses that are backpropagated one after another;
+            in several processes each returns its share}. torch's generator is put back to where it stood.
+        margin: `--qp_margin`.
+
+    Attributes:
+        projected: how many steps were.
+    """
+
+    def __init__(self, parameters, memories, margin=0.5):
+        self.parameters, self.memories, self.margin = list(parameters), memories, margin
+        self.projected = 0
+
+    def __call__(self, step):
+        """Change the parameters' gradients of optimizer step `step`, where they would harm an earlier task."""
+        if not self.memories:
+            return
+        held = [p.grad for p in self.parameters]
+        devices = {p.device.index for p in self.parameters if p.device.type == "cuda"}
+        with torch.random.fork_rng(sorted(devices)):
+            memories = torch.stack([self._gradient(losses(step)) for losses in self.memories.values()])
+        for p, gradient in zip(self.parameters, held):
+            p.grad = gradient
+        gradient = self._flat()
+        if bool((memories @ gradient < 0).any()):
+            self._put(project(gradient, memories, self.margin))
+            self.projected += 1
+
+    def _gradient(self, losses):
+        for p in self.parameters:
+            p.grad = None
+        for loss in losses:
+            loss.backward()
+        return summed(self._flat())
+
+    def _flat(self):
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        return torch.cat([part.flatten().float() for part in parts])
+
+    def _put(self, flat):
+        for p, part in zip(self.parameters, flat.split([p.numel() for p in self.parameters])):
+            # What the present step does not touch may still have to move for an earlier task.
+            p.grad = part.view_as(p).to(p.dtype)

@@ -1,0 +1,144 @@
+"""How much each parameter matters to the tasks before, and what holds it in place: EWC and MAS.
+
+    EWC (Kirkpatrick et al. 2017)   ω += 1/N · Σ_batches (∂ mean cross-entropy / B)²
+    MAS (Aljundi et al. 2018)       ω += 1/N · Σ_batches |∂ mean(softmax(scores behind the question)²) / B|
+
+over the batches, of B samples each, of a task of N samples, when it has been learnt. From then on every step moves each
+parameter p by -lr · 2 · reg_lambda · ω · (p - p*), beside what the optimizer does and outside its moments.
+
+p* is where the parameter stood at the end of the task before. In LAMOL it stays where the first task began: a fault,
+which pulls everything learnt back to the start. Another one: EWC's last gradient there is still in place when the next
+task begins, and is added to that of its first step.
+"""
+
+import torch
+
+from lifelong.losses import IGNORE
+from utils.devices import autocast
+from utils.errors import UserError
+from utils.training import move
+
+EWC, MAS = "ewc", "mas"
+
+
+class Importance:
+    """The importance of a model's trained parameters, and the penalty for leaving their place.
+
+    A parameter that is new at a later task has no importance yet; a table that has grown has none in its new rows.
+
+    Args:
+        model: an attached model.
+        mode: "ewc" or "mas".
+        reg_lambda: strength of the penalty.
+
+    Attributes:
+        omega, anchor: {parameter name: tensor}, empty before the first task's end.
+    """
+
+    def __init__(self, model, mode, reg_lambda=1.0):
+        if mode not in (EWC, MAS):
+            raise ValueError(f"mode {mode!r}: ewc or mas")
+        self.model, self.mode, self.reg_lambda = model, mode, reg_lambda
+        self.omega, self.anchor = {}, {}
+
+    def trained(self):
+        """{name: parameter} of what is trained."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def finish_task(self, batches, samples, dtype=torch.float32):
+        """Add the importance of a task that has been learnt, and take the present place of the parameters for p*.
+
+        Args:
+            batches: its batches, each once, of this process: for EWC dicts of tensors with `labels` on the answers;
+                for MAS left-padded prompts (utils/decoding.py). With `task_ids` where the model needs them.
+            samples: N, of all processes.
+            dtype: precision of the matrix products.
+        """
+        was_training = self.model.training
+        # The originals leave dropout on: their importance is that of a model with holes in it.
+        self.model.eval()
+        added = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.trained().items()}
+        for batch in batches:
+            self.model.zero_grad(set_to_none=True)
+            self.objective(batch, dtype).backward()
+            for name, p in self.trained().items():
+                if p.grad is not None:
+                    added[name] += p.grad.float().square() if self.mode == EWC else p.grad.float().abs()
+        self.model.zero_grad(set_to_none=True)
+        self.model.train(was_training)
+        for name, value in added.items():
+            value = summed(value) / samples
+            self.omega[name] = value + grown(self.omega[name], value) if name in self.omega else value
+        self.anchor = {name: p.detach().clone() for name, p in self.trained().items()}
+
+    def objective(self, batch, dtype):
+        """What is derived, of one batch."""
+        device = next(self.model.parameters()).device
+        batch, count = move(batch, device), len(batch["input_ids"])
+        with autocast(device, dtype):
+            if self.mode == EWC:
+                labels = int((batch["labels"][:, 1:] != IGNORE).sum())
+                return self.model(**batch, num_items_in_batch=max(labels, 1)).loss / count
+            scores = self.model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1]
+        return scores.float().softmax(-1).square().mean() / count
+
+    def penalize(self, optimizer):
+        """Move every parameter back towards p*, each at its group's learning rate; call it after a step.
+
+        Where lr·2·reg_lambda·ω is over 1 the parameter would be thrown beyond p*, further away each time: it is
+        taken back to p* and no further.
+        """
+        if not self.omega:
+            return
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        with torch.no_grad():
+            for name, p in self.trained().items():
+                if name not in self.omega or id(p) not in rates:
+                    continue
+                omega, anchor = self.on(p, name)
+                share = (rates[id(p)] * 2 * self.reg_lambda * omega).clamp(max=1.0)
+                p.sub_((share * (p.float() - anchor)).to(p.dtype))
+
+    def on(self, p, name):
+        """(ω, p*) of a parameter, on its device and in its present shape."""
+        for held in (self.omega, self.anchor):
+            if held[name].shape != p.shape or held[name].device != p.device:
+                held[name] = grown(held[name].to(p.device), p.detach() if held is self.anchor else torch.zeros_like(p))
+        return self.omega[name], self.anchor[name]
+
+    def attach(self, optimizer):
+        """Penalize behind every step of an optimizer that is really taken; returns a handle with `remove()`."""
+        return optimizer.register_step_post_hook(lambda taken, args, kwargs: self.penalize(taken))
+
+    def state_dict(self):
+        """For a checkpoint."""
+        return dict(mode=self.mode, omega=self.omega, anchor=self.anchor)
+
+    def load_state_dict(self, state):
+        """From one.
+
+        Raises:
+            UserError: it is of another mode.
+        """
+        if state["mode"] != self.mode:
+            raise UserError(f"the checkpoint was made with {state['mode']}", place=f"--seq_train_type {self.mode}",
+                            remedy=f"go on with --seq_train_type {state['mode']}, or start anew")  # fmt: skip
+        self.omega, self.anchor = (
+            {k: v.to(self.model.device) for k, v in state[part].items()} for part in ("omega", "anchor")
+        )
+
+
+def grown(held, like):
+    """`held` with the rows that `like` has beyond it: a vocabulary that has grown."""
+    if held.shape == like.shape:
+        return held
+    if held.shape[1:] != like.shape[1:] or len(held) > len(like):
+        raise ValueError(f"a parameter of shape {list(held.shape)} has become {list(like.shape)}")
+    return torch.cat([held, like[len(held) :].to(held)])
+
+
+def summed(value):
+    """The sum over all processes."""
+    import ignite.distributed as idist
+
+    return idist.all_reduce(value) if idist.get_world_size() > 1 else value
