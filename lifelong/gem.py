@@ -1,7 +1,7 @@
 """Gradient episodic memory (Lopez-Paz & Ranzato 2017): no step may raise the loss on samples kept of the tasks before.
 
-Where the gradient g of a step has a negative product with the gradient m_k of some earlier task's memory, it becomes the
-nearest one that has none:
+Where the gradient g of a step has a negative product with the gradient m_k of some earlier task's memory, it becomes
+the nearest one that has none:
 
     min_v ½ vᵀ(MMᵀ + ε)v + gᵀMᵀv   with v ≥ margin,   then g + Mᵀv,   M the rows m_k
 """
@@ -36,26 +36,25 @@ def project(gradient, memories, margin=0.5, epsilon=EPSILON):
     return gradient + memories.T @ torch.from_numpy(duals).to(memories)
 
 
-def draw(size, percentage, seed, number):
-    """Which samples of a task are kept: `int(size·percentage)` of them, none twice (the original draws some twice).
+def draw(size, count, seed, number):
+    """Which samples of a task are kept, none twice (the original draws some twice).
 
     Args:
         size: samples of the task.
-        percentage: of them.
+        count: how many of them.
         seed, number: what the choice depends on; the number is the task's place in the sequence.
 
     Returns:
         sorted indices.
     """
-    rng = np.random.default_rng([seed, number])
-    return np.sort(rng.choice(size, min(size, int(size * percentage)), replace=False))
+    return np.sort(np.random.default_rng([seed, number]).choice(size, count, replace=False))
 
 
 class Memory:
     """The samples kept of the tasks before.
 
     Args:
-        percentage: of each task's samples; at least one is kept.
+        percentage: share of each task's samples, rounded down; at least one is kept.
         seed: what the choice depends on.
 
     Attributes:
@@ -68,8 +67,8 @@ class Memory:
 
     def add(self, task, size):
         """Choose what is kept of a task that has been learnt; returns the indices."""
-        share = max(self.percentage, 1 / size)
-        self.kept[task] = draw(size, share, self.seed, len(self.kept))
+        count = min(max(int(size * self.percentage), 1), size)
+        self.kept[task] = draw(size, count, self.seed, len(self.kept))
         return self.kept[task]
 
     def state_dict(self):

@@ -72,11 +72,10 @@ def test_gradients_of_the_memory_are_sums_of_its_parts_and_do_not_stay():
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 500), st.floats(0, 1), st.integers(0, 99))
 def test_memory_is_drawn_without_replacement_by_the_seed(size, percentage, seed):
-    chosen = draw(size, percentage, seed, 0)
-    assert len(set(chosen.tolist())) == len(chosen) == int(size * percentage)
-    assert np.array_equal(chosen, draw(size, percentage, seed, 0))
     memory = Memory(percentage, seed)
-    assert len(memory.add("a", size)) >= 1
+    chosen = memory.add("a", size)
+    assert len(set(chosen.tolist())) == len(chosen) == max(1, int(size * percentage))
+    assert 0 <= chosen.min() and chosen.max() < size and np.array_equal(chosen, draw(size, len(chosen), seed, 0))
     again = Memory(percentage, seed)
     again.load_state_dict(memory.state_dict())
     assert np.array_equal(memory.add("b", 300), again.add("b", 300))

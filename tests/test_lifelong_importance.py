@@ -150,7 +150,7 @@ def test_what_matters_stays_nearer_and_never_goes_beyond_its_place():
 
 
 def test_resumed_is_the_same_and_another_mode_is_refused():
-    learner, (first, second) = tasks(2)
+    learner, _ = tasks(0)
     held = Importance(learner, "mas", 3.0)
     prompts = [left_padded([([5, 300], [5, 300])], PAD)]
     held.finish_task(prompts, 1)
