@@ -23,6 +23,35 @@
     python -m data.convert webnlg --train en/train --valid en/dev --test en/test --output data/WebNLG/data.json
     python -m data.convert e2e --help
 
+For lifelong learning, --output is the data directory, and every split a file of LAMOL's SQuAD-style json in it:
+
+    python -m data.convert squad-e2e --train trainset.csv --test testset_w_refs.csv --output data/lifelong
+    python -m data.convert squad-rnnlg --domain hotel --train hotel/train.json --test hotel/test.json \\
+        --output data/lifelong
+    python -m data.convert squad-woz --train woz_train_en.json --valid woz_validate_en.json \\
+        --test woz_test_en.json --output data/lifelong
+    python -m data.convert squad-wikisql --train train.jsonl --valid dev.jsonl --test test.jsonl --output data/lifelong
+    python -m data.convert squad-cnn_dailymail --train train.csv --valid validation.csv --test test.csv \\
+        --output data/lifelong
+    python -m data.convert squad-ag --train ag_news_csv/train.csv --test ag_news_csv/test.csv --output data/lifelong
+    python -m data.convert squad-dbpedia --train dbpedia_csv/train.csv --test dbpedia_csv/test.csv \\
+        --output data/lifelong
+    python -m data.convert squad-yahoo --train yahoo_answers_csv/train.csv --test yahoo_answers_csv/test.csv \\
+        --output data/lifelong
+    python -m data.convert squad-yelp --train yelp_review_full_csv/train.csv --test yelp_review_full_csv/test.csv \\
+        --output data/lifelong
+    python -m data.convert squad-amazon --train amazon_review_full_csv/train.csv \\
+        --test amazon_review_full_csv/test.csv --output data/lifelong
+    python -m data.convert squad-sst --train train_binary_sent.csv --valid dev_binary_sent.csv \\
+        --test test_binary_sent.csv --output data/lifelong
+    python -m data.convert squad-qasrl --train wikinews.train.gold.csv wikinews.train.full.csv \\
+        --valid wikinews.dev.gold.csv wikinews.dev.full.csv --output data/lifelong
+    python -m data.convert squad-squad1 --train train-v1.1.json --valid dev-v1.1.json --output data/lifelong
+    python -m data.convert squad-squad2 --train train-v2.0.json --valid dev-v2.0.json --output data/lifelong
+    python -m data.convert squad-iwslt --folder iwslt2017 --output data/lifelong
+    python -m data.convert squad-multinli --train train.tsv --valid dev_matched.tsv dev_mismatched.tsv \\
+        --output data/lifelong
+
 Text files are UTF-8, plain or ``.gz``. White space at the ends of a text is taken off; nothing else in it
 changes unless the format's help says so. The output holds one record a line and appears only when it is whole;
 the same files and flags give the same bytes. What was kept and dropped, and why, is printed.
@@ -33,14 +62,13 @@ A new format is one function in a module of ``data/formats``: it takes (args, re
 
 import argparse
 import importlib
-import itertools
 import json
 import os
 import pkgutil
 import sys
 
 import data.formats
-from data.formats.base import FORMATS, SPLITS, Report, at_least_one
+from data.formats.base import FORMATS, SPLITS, Report, at_least_one, limited
 from utils.errors import UserError, exit_on_user_error
 from utils.files import atomic_write
 
@@ -61,7 +89,8 @@ def build_parser():
         first_line = chosen.read.__doc__.split("\n")[0]
         sub = formats.add_parser(name, help=first_line, description=chosen.read.__doc__, allow_abbrev=False)
         chosen.flags(sub)
-        sub.add_argument("--output", required=True, help="the task json to write (required)")
+        output = "the directory of the tasks' json files" if chosen.write else "the task json to write"
+        sub.add_argument("--output", required=True, help=f"{output} (required)")
         for split in SPLITS:
             sub.add_argument(
                 f"--{split}_limit",
@@ -75,6 +104,23 @@ def build_parser():
 def convert(argv=None):
     """Run one conversion; returns its `Report`. Every fault of the input is a `UserError`."""
     args = build_parser().parse_args(argv)
+    report, chosen = Report(), FORMATS[args.format]
+    write = chosen.write or write_task_json
+    write(args, None, None)
+    splits = chosen.read(args, report)
+    try:
+        write(args, splits, report)
+    except OSError as error:
+        raise UserError(
+            f"cannot be written: {error.strerror or error}",
+            place=f"--output {args.output}",
+            remedy="choose a directory you may write to",
+        ) from error
+    return report
+
+
+def write_task_json(args, splits, report):
+    """Write {split: records} as one json, a record a line. Without splits it only checks --output."""
     output = args.output
     if not output.endswith(".json") or os.path.isdir(output):
         # Also keeps a slip of the flags from overwriting the data set itself.
@@ -85,38 +131,16 @@ def convert(argv=None):
             expected="the task json to write, e.g. data/NLG/data.json",
             remedy="name a .json file",
         )
-    report = Report()
-    splits = FORMATS[args.format].read(args, report)
-    try:
-        with atomic_write(output) as file:
-            _write(file, splits, args, report)
-    except OSError as error:
-        raise UserError(
-            f"cannot be written: {error.strerror or error}",
-            place=f"--output {output}",
-            remedy="choose a directory you may write to",
-        ) from error
+    if splits is None:
+        return
+    with atomic_write(output) as file:
+        for number, (split, records) in enumerate(splits.items()):
+            file.write((",\n" if number else "{\n") + f"{json.dumps(split)}: [")
+            for count, record in enumerate(limited(split, records, args, report)):
+                file.write((",\n" if count else "\n") + json.dumps(record, ensure_ascii=False))
+            file.write("\n]")
+        file.write("\n}\n")
     report.notes.append(f"wrote {output}")
-    return report
-
-
-def _write(file, splits, args, report):
-    """Write {split: records} as json, a record a line."""
-    for number, (split, records) in enumerate(splits.items()):
-        file.write((",\n" if number else "{\n") + f"{json.dumps(split)}: [")
-        for record in itertools.islice(records, getattr(args, f"{split}_limit")):
-            file.write((",\n" if report.kept[split] else "\n") + json.dumps(record, ensure_ascii=False))
-            report.kept[split] += 1
-        if not report.kept[split]:
-            dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped[split].items())
-            raise UserError(
-                f"nothing is left of it (dropped: {dropped or 'nothing'})",
-                place=f"{split} split",
-                expected="at least one record",
-                remedy="check that these are the right files",
-            )
-        file.write("\n]")
-    file.write("\n}\n")
 
 
 @exit_on_user_error

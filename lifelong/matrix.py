@@ -225,7 +225,7 @@ def _cell(axes, i, j, mean, sd):
     if mean is None:
         return axes.text(j, i, "–", ha="center", va="center", color="0.7", fontsize=9)
     learned = j <= i
-    color = ("white" if mean > 62 else "black") if learned else ("0.85" if mean > 62 else "0.5")
+    color = ("white" if mean > 68 else "black") if learned else ("0.85" if mean > 68 else "0.5")
     weight = "bold" if i == j else "normal"
     axes.text(j, i, f"{mean:.1f}".replace("-", "−"), ha="center", va="center" if sd is None else "bottom",
               color=color, weight=weight, fontsize=9)  # fmt: skip

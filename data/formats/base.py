@@ -4,6 +4,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import itertools
 import os
 
 from data.files import iter_records
@@ -14,26 +15,29 @@ SPLITS = ("train", "valid", "test")
 
 @dataclasses.dataclass
 class Format:
-    """How one public format is read: its flags and its function."""
+    """How one public format is read: its flags and its function; how it is written, if not as one task json."""
 
     flags: object
     read: object
+    write: object = None
 
 
 FORMATS = {}
 
 
-def data_format(name, flags):
+def data_format(name, flags, write=None):
     """Register the decorated function as ``python -m data.convert <name>``.
 
     Args:
         flags: called with the format's argparse parser, to add the format's own flags.
+        write: called with (args, what the decorated function returned, report) to write it, and with (args, None,
+            None) before anything is read, to check --output. None: one task json.
     """
 
     def register(read):
         if name in FORMATS:
             raise ValueError(f"two formats are called {name!r}: {FORMATS[name].read} and {read}")
-        FORMATS[name] = Format(flags, read)
+        FORMATS[name] = Format(flags, read, write)
         return read
 
     return register
@@ -65,9 +69,10 @@ class Report:
 # --- flags -----------------------------------------------------------------------------------------------
 
 
-def split_flags(parser, number, what, metavar="FILE"):
+def split_flags(parser, number, what, metavar="FILE", splits=SPLITS):
     """Add --train, --valid and --test. `number` of names: 1 gives a string, 2 and "+" give a list."""
-    for split in SPLITS:
+    parser.set_defaults(**{split: None for split in SPLITS if split not in splits})
+    for split in splits:
         parser.add_argument(
             f"--{split}",
             nargs=None if number == 1 else number,
@@ -239,6 +244,21 @@ def _apart(items, number, held, key):
         elif number:
             number -= 1
             yield (record, drops) if key(record) not in held else (None, {"sharing a text with one held out": 1})
+
+
+def limited(split, records, args, report):
+    """Yield the records of a split that are written, as --<split>_limit has it; none at all is a `UserError`."""
+    for record in itertools.islice(records, getattr(args, f"{split}_limit")):
+        report.kept[split] += 1
+        yield record
+    if not report.kept[split]:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped[split].items())
+        raise UserError(
+            f"nothing is left of it (dropped: {dropped or 'nothing'})",
+            place=f"{split} split",
+            expected="at least one record",
+            remedy="check that these are the right files",
+        )
 
 
 def tallied(splits, report, fact, number):
