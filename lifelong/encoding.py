@@ -156,8 +156,10 @@ class Encoder:
         if reason := self.unusable(ids):
             self.counts[reason] += 1
             return None
+        # Of one that did not end in time the last label is the token it went on with.
+        last = ids[self.max_len - 1] if len(ids) >= self.max_len else self.eos
         ids = ids[: self.max_len - 1]
-        return Row(np.array(ids, np.int32), ids.index(self.ans) + 1, self.eos, self._id(gen), task, True, id)
+        return Row(np.array(ids, np.int32), ids.index(self.ans) + 1, last, self._id(gen), task, True, id)
 
     def unusable(self, ids):
         """Why generated ids are no sample, or None: they need exactly one `__ans__`, and one `__sep__` where used."""

@@ -27,9 +27,7 @@ def batches(mode, found, task):
         if mode == "mas":
             lengths = found[f"{task}/len_cq_{i}"].tolist()
             prompts = [ids[:n].tolist() for ids, n in zip(found[f"{task}/cq_{i}"], lengths)]
-            batch = left_padded([(p, p) for p in prompts], PAD)
-            del batch["token_type_ids"]
-            yield batch
+            yield left_padded([(ids, None) for ids in prompts], PAD)
         else:
             yield answers(found[f"{task}/cqa_{i}"], found[f"{task}/Y_{i}"])
 
@@ -152,7 +150,7 @@ def test_what_matters_stays_nearer_and_never_goes_beyond_its_place():
 def test_resumed_is_the_same_and_another_mode_is_refused():
     learner, _ = tasks(0)
     held = Importance(learner, "mas", 3.0)
-    prompts = [left_padded([([5, 300], [5, 300])], PAD)]
+    prompts = [left_padded([([5, 300], None)], PAD)]
     held.finish_task(prompts, 1)
     again = Importance(learner, "mas", 3.0)
     again.load_state_dict(held.state_dict())

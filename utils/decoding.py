@@ -34,7 +34,7 @@ class Prompt:
     """Where decoding starts.
 
     Attributes:
-        ids, types: token and token-type ids, two lists of one length.
+        ids, types: token and token-type ids, two lists of one length; types may be None, in all prompts.
         task_id: the integer the model knows the task by.
         eos_id: the task's end token, the only special token that may be produced.
     """
@@ -90,17 +90,22 @@ def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress
 
 
 def left_padded(prompts, pad_id):
-    """[(ids, types)] -> dict of tensors [rows, longest], padded on the left; positions count from each row's start."""
+    """[(ids, types)] -> dict of tensors [rows, longest], padded on the left; positions count from each row's start.
+
+    Where the types are None there is no `token_type_ids` in it.
+    """
     longest = max(len(ids) for ids, _ in prompts)
     ids = torch.full((len(prompts), longest), pad_id)
     types, mask = ids.clone(), torch.zeros_like(ids)
+    typed = {} if prompts[0][1] is None else dict(token_type_ids=types)
     for row, (row_ids, row_types) in enumerate(prompts):
         n = len(row_ids)
         ids[row, longest - n :] = torch.tensor(row_ids)
-        types[row, longest - n :] = torch.tensor(row_types)
+        if typed:
+            types[row, longest - n :] = torch.tensor(row_types)
         mask[row, longest - n :] = 1
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return dict(input_ids=ids, token_type_ids=types, attention_mask=mask, position_ids=positions)
+    return dict(input_ids=ids, attention_mask=mask, position_ids=positions, **typed)
 
 
 class OnlyOwnEnd(LogitsProcessor):

@@ -1,0 +1,139 @@
+"""lifelong/replay.py: what is drawn, from what it depends, what is refused, what is written."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lifelong_models import ANS, EOS, GEN, golden_tokenizer, model, tensors
+from transformers import TopKLogitsWarper
+
+from adapters import backbones
+from adapters.attach import attach
+from lifelong import replay
+from lifelong.encoding import Encoder, special_tokens
+from lifelong.replay import Sampling, generate, quotas
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return golden_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def student():
+    """The golden model of 306 tokens, made to say __ans__ and eos often enough."""
+    weights = tensors("model_student306")
+    weights["transformer.wte.weight"][[ANS, EOS]] *= torch.tensor([[1.6], [-2.0]])
+    return model(weights).eval()
+
+
+@pytest.fixture
+def encoder(tokenizer):
+    return Encoder(tokenizer, 24)
+
+
+def test_top_k_is_the_originals():
+    """Scores that tie with the k-th are all kept. Its top-p is ignored, ours is transformers' own."""
+    found = tensors("top_k")
+    for k in (1, 5, 20, 100):
+        assert torch.equal(TopKLogitsWarper(k)(None, found["logits"]), found[f"top{k}"])
+    assert torch.equal(found["top0"], found["logits"])
+    assert torch.equal(TopKLogitsWarper(2)(None, found["tie_logits"]), found["tie_top2"])
+    assert torch.equal(found["top5"], found["top5_topp0.5_ignored"])
+
+
+def test_samples_depend_on_seed_task_and_place_alone(student, tokenizer, encoder):
+    def draw(count=8, **how):
+        sampling = Sampling(batch_size=4, seed=how.pop("seed", 1))
+        return generate(student, tokenizer, encoder, "__gen__", count, sampling, **how)
+
+    first = draw()
+    torch.rand(7)
+    assert draw() == first and draw(4) == first[:4] and len(first) == 8
+    assert first[:4] != first[4:] and draw(seed=2) != first and draw(number=1) != first
+
+
+@pytest.mark.parametrize("sampling", [Sampling(top_k=1), Sampling(top_k=0, top_p=1e-6), Sampling(top_k=3)])
+def test_every_token_is_one_that_the_model_ranks_high(student, tokenizer, encoder, sampling):
+    """Against the model's scores without cache or batch."""
+    rank = max(sampling.top_k, 1)
+    for ids in generate(student, tokenizer, encoder, "__gen__", 6, sampling):
+        scores = student(input_ids=torch.tensor([[GEN, *ids]])).logits[0]
+        scores[:, [301, 302, 303, 304, 305]] = float("-inf")
+        for i, token in enumerate(ids):
+            assert scores[i, token] >= scores[i].topk(rank).values[-1] - 1e-4
+
+
+def test_samples_end_and_hold_no_other_special_token(student, tokenizer, encoder):
+    samples = generate(student, tokenizer, encoder, "__gen__", 64, Sampling())
+    for ids in samples:
+        assert not {301, 302, 303, 304, 305} & set(ids) and EOS not in ids[:-1]
+        assert ids[-1] == EOS or len(ids) == encoder.max_len
+    assert any(ANS in ids for ids in samples) and any(ids[-1] == EOS for ids in samples)
+
+
+def test_what_is_kept_and_what_is_refused_add_up_and_is_read_again(student, tokenizer, encoder, tmp_path, monkeypatch):
+    path = tmp_path / "generated.jsonl"
+    given = path, "taskA", "__gen__", 64, student, tokenizer, encoder, Sampling()
+    rows, report = replay.replay(*given)
+    assert report["kept"] == len(rows) > 3 and report["kept"] + sum(report["rejected"].values()) == 64
+    assert set(report["rejected"]) <= {"no __ans__", "several __ans__", "__ans__ beyond 24 tokens"}
+    assert all(r.replayed and r.task == "taskA" and r.gen == GEN and r.cqa.count(ANS) == 1 for r in rows)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [set(r) for r in records] == [{"task", "context", "question", "answer", "ids"}] * len(rows)
+    assert sum(r["ids"][-1] != EOS for r in records) == report["unfinished"]
+    assert [r.gen_Y for r in rows] == [r["ids"] for r in records], "an unfinished one's last label is its next token"
+    monkeypatch.setattr(replay, "generate", None)
+    again, same = replay.replay(*given)
+    assert same == report and [r.cqa for r in again] == [r.cqa for r in rows]
+    with pytest.raises(TypeError):
+        replay.replay(*given[:-1], Sampling(seed=43))
+
+
+def test_texts_of_a_written_sample_can_be_read(tokenizer, tmp_path):
+    encoder = Encoder(tokenizer, 64, use_sep=True)
+    the, pub, near = encoder.tokenize(["the river", "what is it ?", "a pub"])
+    replay.write(tmp_path / "x.jsonl", [[*the, 305, *pub, ANS, *near, EOS]], tokenizer, encoder, "squad1")
+    record = json.loads((tmp_path / "x.jsonl").read_text())
+    assert (record["context"], record["question"], record["answer"]) == ("the river", "what is it ?", "a pub")
+    bare = Encoder(tokenizer, 64)
+    replay.write(tmp_path / "y.jsonl", [[*pub, ANS, EOS]], tokenizer, bare, "squad1")
+    record = json.loads((tmp_path / "y.jsonl").read_text())
+    assert (record["context"], record["question"], record["answer"]) == ("", "what is it ?", "")
+
+
+BROKEN = ["{", "[1]", '{"ids": "x"}', '{"ids": [5, 5]}', '{"ids": [5, 300, 9999]}', '{"ids": [true, 300]}']
+
+
+@pytest.mark.parametrize("line", BROKEN)
+def test_a_line_that_is_no_sample_is_named(encoder, tmp_path, line):
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"ids": [5, 300, 6]}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"broken\.jsonl:2"):
+        replay.read(path, encoder, "__gen__", "a")
+
+
+@given(st.integers(1, 200_000), st.sampled_from([0.0, 0.03, 0.05, 0.07, 0.2, 1.0]), st.integers(1, 6))
+def test_equal_shares_are_rounded_down(size, percentage, count):
+    shares = quotas(size, percentage, [f"t{i}" for i in range(count)])
+    (share,) = set(shares.values())
+    assert share * count <= size * percentage + 1 and (share + 1) * count > size * percentage - 1e-6
+
+
+def test_shares_of_the_paper():
+    assert quotas(100, 0.07, ["a"]) == {"a": 7}
+    assert quotas(6604, 0.05, ["a", "b"]) == {"a": 165, "b": 165}
+    assert quotas(10, 0.05, ["a", "b"]) == {"a": 0, "b": 0}
+
+
+def test_an_adapter_model_generates_too():
+    backbone, tokenizer = backbones.load("tiny-gpt2", random_init=1)
+    learner = attach(backbone, tokenizer, {"all": special_tokens(["a"]), "b": ["__b__"]}, {"all": 4, "b": 0},
+                     own_columns=False).eval()  # fmt: skip
+    encoder = Encoder(tokenizer, 16)
+    samples = generate(learner, tokenizer, encoder, "__b__", 5, Sampling(top_k=0), task_id=1)
+    assert len(samples) == 5 and all(len(ids) <= 16 for ids in samples)
+    assert samples == generate(learner, tokenizer, encoder, "__b__", 5, Sampling(top_k=0), task_id=1)
