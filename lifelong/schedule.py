@@ -1,0 +1,48 @@
+"""LAMOL's learning rate: a short warm-up, then decay over all epochs of a task, counted in samples."""
+
+import math
+from dataclasses import dataclass
+
+from utils.errors import UserError
+
+STYLES = ("linear", "cos", "None")
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """The learning rate as a function of the samples seen.
+
+    Attributes:
+        lr: the highest rate.
+        warmup: samples over which it rises to that, linearly from 0.
+        total: samples over which it falls after that.
+        style: --decay_style: "linear", "cos" or "None" (constant).
+    """
+
+    lr: float
+    warmup: float
+    total: float
+    style: str = "linear"
+
+    def __post_init__(self):
+        if self.style not in STYLES:
+            raise UserError(f"{self.style!r} is no decay", place="--decay_style",
+                            expected=", ".join(STYLES), remedy="choose one of them")  # fmt: skip
+
+    @classmethod
+    def of(cls, lr, samples, epochs, warmup_ratio=0.005, style="linear"):
+        """Warm-up over a share of one epoch of so many samples, then decay over as many as all epochs have: as in
+        the originals, training ends just before the rate is 0."""
+        return cls(lr, warmup_ratio * samples, samples * epochs, style)
+
+    def __call__(self, seen):
+        """The rate of a step that has seen so many samples in all, its own included.
+
+        Behind the end it is 0. (The originals' linear one turns negative there, the cosine rises again.)
+        """
+        if self.warmup and seen <= self.warmup:
+            return self.lr * seen / self.warmup
+        done = min((seen - self.warmup) / self.total, 1.0)
+        if self.style == "linear":
+            return self.lr * (1 - done)
+        return self.lr * (math.cos(math.pi * done) + 1) / 2 if self.style == "cos" else self.lr
