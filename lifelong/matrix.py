@@ -146,7 +146,7 @@ def _same(matrices):
         raise UserError("no runs to summarise", expected="the matrix of at least one")
     for matrix in matrices[1:]:
         if matrix.tasks != matrices[0].tasks or matrix.metrics != matrices[0].metrics:
-            raise UserError(f"runs of {brief(matrices[0].tasks, 200)} and of {brief(matrix.tasks, 200)}",
+            raise UserError(f"runs of {matrices[0].tasks} and of {matrix.tasks}",
                             expected="runs of one sequence of tasks, with the same scores",
                             remedy="summarise each order of the tasks by itself")  # fmt: skip
 
@@ -175,7 +175,7 @@ def _number(mean, sd, digits):
 def heat_map(path, matrices, title):
     """The mean matrix as a PNG: a row for each task learned, a column for each task scored; 0 is pale, 100 dark.
 
-    The cells of tasks not learned yet are grey in print, and those never scored are empty. Below stand the four
+    The scores of tasks not learned yet are printed in grey; where there is none stands a dash. Below are the four
     numbers.
 
     Args:

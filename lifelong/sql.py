@@ -50,13 +50,13 @@ def parse(text, header):
     words = text.lower().split()
     if len(words) < 2 or words[0] != "select":
         return None
-    body, end, where = " ".join(words[1:]).partition(" from table where ")
+    body, end, where = f" {' '.join(words[1:])} ".partition(" from table where ")
     if not end:
         body, _, where = body.partition(" where ")
-        body = body.removesuffix(" from table")
+        body = body.rstrip().removesuffix(" from table")
     columns = _columns(header)
-    selected, aggregation = _selected(body, columns)
-    conditions = _conditions(where, columns) if where else ()
+    selected, aggregation = _selected(body.strip(), columns)
+    conditions = _conditions(where.strip(), columns) if where.strip() else ()
     return None if selected is None or conditions is None else (selected, aggregation, conditions)
 
 

@@ -48,11 +48,12 @@ def error(call, *args, **named):
 
 
 def test_every_task_of_the_originals_has_the_originals_file_names():
-    names = ("squad1 squad2 iwslt.en.de cnn_dailymail multinli.in.out sst srl zre woz.en wikisql schema ag dbpedia yahoo "
-             "amazon yelp e2enlg e2enlg2 rnnlg.rest rnnlg.hotel rnnlg.tv rnnlg.laptop").split()  # fmt: skip
+    names = ["squad1", "squad2", "iwslt.en.de", "cnn_dailymail", "multinli.in.out", "sst", "srl", "zre", "woz.en",
+             "wikisql", "schema", "ag", "dbpedia", "yahoo", "amazon", "yelp", "e2enlg", "e2enlg2", "rnnlg.rest",
+             "rnnlg.hotel", "rnnlg.tv", "rnnlg.laptop"]  # fmt: skip
+    splits = ("train", "dev", "test", "distil")
     assert list(tasks.TASKS) == names
-    files = {name: tuple(tasks.get(name).filename(split) for split in ("train", "dev", "test", "distil"))
-             for name in names}  # fmt: skip
+    files = {name: tuple(tasks.get(name).filename(split) for split in splits) for name in names}
     assert files["squad1"] == ("squad-train-v1.1.json", "squad-dev-v1.1.json", "squad-dev-v1.1.json",
                                "squad-distil-v1.1.json")  # fmt: skip
     assert files["squad2"][2] == "squad-dev-v2.0.json"
