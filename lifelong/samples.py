@@ -5,11 +5,14 @@
 Every other key may be missing, null, or anything else: it is not looked at.
 """
 
+import json
 from dataclasses import dataclass
 
 from data.files import list_items, records_field, text_field
 from data.formats.base import json_records
+from data.formats.squad_style import sample as as_article
 from utils.errors import UserError, brief
+from utils.files import atomic_write
 
 SHAPE = ('SQuAD-style json: {"data": [{"paragraphs": [{"context": "…", "qas": '
          '[{"question": "…", "answers": [{"text": "…"}]}]}]}]}')  # fmt: skip
@@ -78,6 +81,16 @@ def _sample(context, record, place, several):
         raise UserError(f"'id' is {brief(name)}", place=place, expected="a text, a whole number or null",
                         remedy="correct the record")  # fmt: skip
     return QA(context, question, tuple(answers) or ("",), name, place)
+
+
+def save(path, samples):
+    """Write `QA`s to a json file, an article each, atomically; `read` gives them back, but for `place`."""
+    with atomic_write(path) as file:
+        file.write('{"data": [')
+        for number, qa in enumerate(samples):
+            article = as_article(qa.context, qa.question, qa.answers, qa.id)["article"]
+            file.write((",\n" if number else "\n") + json.dumps(article, ensure_ascii=False))
+        file.write("\n]}\n")
 
 
 # --- true answers that are more than a text ---------------------------------------------------------------

@@ -74,7 +74,7 @@ def texts(answers, references):
     answer of no words an nf1 of 0 where no words are right, too; here, as in SQuAD 2.0, it is 1.
     """
     check_counts(answers, references)
-    nrefs = metrics._nrefs(references)
+    nrefs = metrics.nrefs(references)
 
     def mean(one):
         best = (max(one(answer, right) for right in group) for answer, group in zip(answers, references))
@@ -88,10 +88,8 @@ def texts(answers, references):
 
 
 def bleu(answers, references):
-    """Corpus BLEU by sacreBLEU (Post 2018), lower-cased: 13a tokens, exp smoothing."""
-    from sacrebleu.metrics import BLEU
-
-    return metrics._sacrebleu(BLEU(lowercase=True), answers, references)
+    """Corpus BLEU by sacreBLEU, lower-cased."""
+    return metrics.bleu(answers, references, lowercase=True)
 
 
 def rouge(answers, references):
@@ -139,7 +137,7 @@ def corpus_f1(answers, references):
         right += ours == theirs and theirs != {"unanswerable"}
     precision, recall = (right / number if number else 0.0 for number in (answered, answerable))
     f1 = 2 * precision * recall / (precision + recall) if right else 0.0
-    signature = f"{metrics._nrefs(references)}|multi:union|words:set|case:lc|punct:no|level:corpus|scale:0-100"
+    signature = f"{metrics.nrefs(references)}|multi:union|words:set|case:lc|punct:no|level:corpus|scale:0-100"
     values = {"corpus_f1": f1, "precision": precision, "recall": recall}
     return {name: Score(100 * value, signature) for name, value in values.items()}
 

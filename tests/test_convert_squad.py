@@ -466,6 +466,22 @@ def test_the_output_is_a_directory_and_other_tasks_stay_in_it(tmp_path):
     assert "train: kept 1" in report
 
 
+def test_samples_are_drawn_by_chance_in_their_order_and_alike_each_time(tmp_path):
+    path = write(tmp_path / "a.csv", "label,sentence\n" + "".join(f"{at % 2},{at:03}\n" for at in range(200)))
+    drawn = []
+    for seed in (0, 0, 1):
+        files, report = run(tmp_path, "squad-sst", "--train", path, "--train_sample", 40, "--seed", seed)
+        drawn.append([context for context, _, _ in asked(files["sst_to_squad-train-v2.0.json"])])
+        assert "train: kept 40, dropped 0\n  drawn by chance: 40 of 200" in report
+        assert drawn[-1] == sorted(drawn[-1])
+        assert len(set(drawn[-1])) == 40
+        # Some from each quarter of the file: with the first ones alone, a sorted file would lose classes.
+        assert all(any(low <= int(text) < low + 50 for text in drawn[-1]) for low in range(0, 200, 50))
+    assert drawn[0] == drawn[1] != drawn[2]
+    files, report = run(tmp_path, "squad-sst", "--train", path, "--train_sample", 900, "--train_limit", 3)
+    assert [context for context, _, _ in asked(files["sst_to_squad-train-v2.0.json"])] == ["000", "001", "002"]
+
+
 @MORE
 @given(rows=st.lists(st.tuples(TEXT, TEXT, TEXT), min_size=1, max_size=4))
 def test_what_rnnlg_holds_comes_back_from_the_reader(tmp_path_factory, rows):

@@ -144,6 +144,19 @@ def test_what_is_written_is_read(tmp_path_factory, paragraphs):
     ]
 
 
+IDS = st.none() | TEXTS | st.integers(-(2**40), 2**40)
+
+
+@SETTINGS
+@given(st.lists(st.tuples(TEXTS, TEXTS.filter(str.strip), st.lists(TEXTS, min_size=1, max_size=3), IDS), min_size=1))
+def test_what_is_saved_is_loaded(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("a") / "new" / "a.json"
+    saved = [QA(context, question, tuple(answers), name) for context, question, answers, name in rows]
+    samples.save(path, saved)
+    got = [QA(qa.context, qa.question, qa.answers, qa.id) for qa in samples.load(path, "test")]
+    assert got == saved
+
+
 def broken(**changes):
     question = {"question": "q", "answers": [{"text": "a"}]} | changes
     return {"data": [{"paragraphs": [{"context": "c", "qas": [{key: value for key, value in question.items()

@@ -25,11 +25,11 @@ class Score:
 # --- scores ----------------------------------------------------------------------------------------------
 
 
-def bleu(hypotheses, references):
-    """Corpus BLEU, 0–100, by sacreBLEU (Post 2018): 13a tokens, mixed case, exp smoothing."""
+def bleu(hypotheses, references, lowercase=False):
+    """Corpus BLEU, 0–100, by sacreBLEU (Post 2018): 13a tokens, mixed or lower case, exp smoothing."""
     from sacrebleu.metrics import BLEU
 
-    return _sacrebleu(BLEU(), hypotheses, references)
+    return _sacrebleu(BLEU(lowercase=lowercase), hypotheses, references)
 
 
 def chrf(hypotheses, references):
@@ -66,7 +66,7 @@ def rouge(hypotheses, references, stem=True):
     each = [scorer.score_multi(group, hypothesis) for hypothesis, group in zip(hypotheses, references)]
     signature = "|".join(
         (
-            _nrefs(references),
+            nrefs(references),
             "multi:best|case:lc|tok:rouge-score",
             f"stem:{'porter' if stem else 'no'}|score:f|scale:0-1|{_version('rouge-score')}",
         )
@@ -127,7 +127,7 @@ def coqa(hypotheses, references):
     from utils import qa_metrics
 
     check_counts(hypotheses, references)
-    golds = _nrefs(references)
+    golds = nrefs(references)
     rest = "multi:leave-one-out|case:lc|punct:no|articles:no|mean:turn|scale:0-100|version:coqa-1.0"
     return {name: Score(value, f"{golds}|{rest}") for name, value in
             zip(("F1", "EM"), qa_metrics.coqa(hypotheses, references))}  # fmt: skip
@@ -186,12 +186,12 @@ def e2e(hypotheses, references):
     from utils import caption_metrics as caption
 
     check_counts(hypotheses, references)
-    nrefs = _nrefs(references)
+    number = nrefs(references)
     bleu_value, nist_value = caption.bleu_nist(hypotheses, references)
     meteor_scores, notes = meteor(hypotheses, references)
     tokens = _ptb(hypotheses, references)
-    mteval = f"{nrefs}|case:lc|tok:mteval-v13a"
-    coco = f"{nrefs}|{_PTB_SIGNATURE}"
+    mteval = f"{number}|case:lc|tok:mteval-v13a"
+    coco = f"{number}|{_PTB_SIGNATURE}"
     scores = {
         "BLEU": Score(bleu_value, f"{mteval}|smooth:exp|bp:closest|scale:0-1"),
         "NIST": Score(nist_value, f"{mteval}|n:5|scale:0-inf"),
@@ -222,7 +222,7 @@ def meteor(hypotheses, references):
 
     check_counts(hypotheses, references)
     tokens = _ptb(hypotheses, references)
-    signature = f"{_nrefs(references)}|{_PTB_SIGNATURE}|scale:0-1"
+    signature = f"{nrefs(references)}|{_PTB_SIGNATURE}|scale:0-1"
     try:
         value = caption.meteor_java(*tokens)
         return {"METEOR": Score(value, f"{signature}|lang:en|norm:yes|version:1.5")}, []
@@ -253,7 +253,8 @@ def perplexity(total_nll, tokens):
     return Score(value, f"tokens:{tokens}|mean:token|base:e")
 
 
-def _nrefs(references):
+def nrefs(references):
+    """The part of a signature that tells the number of references: "nrefs:2", or "nrefs:var" where it differs."""
     counts = {len(group) for group in references}
     return f"nrefs:{counts.pop() if len(counts) == 1 else 'var'}"
 

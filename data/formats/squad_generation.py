@@ -81,8 +81,8 @@ def rnnlg(args, report):
     """RNNLG (Wen et al. 2016), tasks rnnlg.*: json files of [dialogue act, sentence, sentence].
 
     Train has a question for each of the two sentences (the second is of a handcrafted system), valid and test one an
-    act with both as answers: so it is in L2KD's files. Those of laptop and tv hold half of the training questions,
-    drawn by chance.
+    act with both as answers: so it is in L2KD's files. Their training file of laptop holds 7944 of the 15888 questions,
+    drawn by chance: --train_sample 7944.
     """
 
     def read(split):

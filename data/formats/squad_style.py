@@ -8,9 +8,10 @@ published code, or, where it has no such task, the nearest of these.
 import contextlib
 import json
 import os
+import random
 from functools import partial
 
-from data.formats.base import data_format, limited
+from data.formats.base import SPLITS, at_least_one, data_format, limited
 from lifelong.tasks import TASKS
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -25,7 +26,15 @@ def squad_format(name, flags, task):
         flags: as `data_format` takes them.
         task: key of the task in `lifelong.tasks`; may hold flags in braces: "rnnlg.{domain}".
     """
-    return data_format(f"squad-{name}", flags, partial(_write, task))
+
+    def all_flags(parser):
+        flags(parser)
+        for split in SPLITS:
+            what = f"keep N {split} records drawn by chance, in their order (default: all)"
+            parser.add_argument(f"--{split}_sample", type=at_least_one, metavar="N", help=what)
+        parser.add_argument("--seed", type=int, default=0, help="of what is drawn by chance (default: 0)")
+
+    return data_format(f"squad-{name}", all_flags, partial(_write, task))
 
 
 def sample(context, question, answers, id=None, gold=None):
@@ -67,13 +76,30 @@ def _write(task, args, splits, report):
             with_gold = split == "test" and task.gold
             file = _Listed(opened(task.filename(_NAMES[split])), '{"data": [', "]}")
             gold = _Listed(opened(task.gold), "[", "]") if with_gold else None
-            for item in limited(split, samples, args, report):
+            for item in limited(split, _drawn(split, samples, args, report), args, report):
                 file.add(item["article"])
                 if gold:
                     gold.add(item["gold"])
             for listed in (file, gold) if gold else (file,):
                 listed.end()
     report.notes += [f"wrote {path}" for path in paths]
+
+
+def _drawn(split, samples, args, report):
+    """The samples that --<split>_sample draws, in their order; memory holds no more than these."""
+    size = getattr(args, f"{split}_sample")
+    if size is None:
+        yield from samples
+        return
+    # Which ones are drawn hangs on the seed, the split and the number of samples, on nothing they hold.
+    chance, kept, total = random.Random(f"{args.seed} {split}"), [], 0
+    for total, item in enumerate(samples, start=1):
+        if total <= size:
+            kept.append((total, item))
+        elif (place := chance.randrange(total)) < size:
+            kept[place] = (total, item)
+    report.facts[split]["drawn by chance"] = f"{len(kept)} of {total}"
+    yield from (item for _, item in sorted(kept, key=lambda pair: pair[0]))
 
 
 class _Listed:
