@@ -113,7 +113,7 @@ class LifelongBatches:
         seed, shuffle: as in `plan`.
 
     Attributes:
-        cap, budget: may be lowered between epochs.
+        pieces: how many parts a batch is taken in. A resumed run begins with one again.
     """
 
     def __init__(self, rows, objective, pad_id, positions, budget, cap, *, task_ids=None, weighted=True, rank=0,
@@ -123,7 +123,7 @@ class LifelongBatches:
         self.rank, self.world, self.planning = rank, world, dict(seed=seed, shuffle=shuffle)
         self.lengths = np.array([len(row) for row in rows], np.int64)
         self.splits = list(dict.fromkeys(row.task for row in rows))
-        self.skip = set()
+        self.skip, self.pieces = set(), 1
         self._planned = None
         if len(rows) and (longest := self.lengths.max() + 2) > positions:
             raise UserError(f"a sample has {longest} tokens", place="--model_checkpoint",
@@ -146,25 +146,42 @@ class LifelongBatches:
 
         Returns:
             (dict of tensors, divisor of the loss). With `weighted` the divisor is 1: the weights say it all, summed
-            over the processes. Otherwise it is the number of labels in the global batch.
+            over the processes. Otherwise it is the number of labels in the global batch. With `pieces` over 1 there
+            is a list of dicts.
         """
+        if self.pieces > 1:
+            return self.parts(epoch, step, self.pieces)
         chosen = self.plan(epoch)[step]
         return self.collate([self.rows[i] for i in chosen], slice(self.rank, None, self.world))
 
     def parts(self, epoch, step, count):
         """`batch` in `count` parts (or as many as it has samples) whose losses, and gradients, add up to its own."""
         rows = [self.rows[i] for i in self.plan(epoch)[step]]
-        mine = range(len(rows))[self.rank :: self.world]
-        count = max(1, min(count, len(mine)))
-        return [self.collate(rows, slice(self.rank + i * self.world, None, count * self.world)) for i in range(count)]
+        count = max(1, min(count, len(rows[self.rank :: self.world])))
+        starts = range(self.rank, self.rank + count * self.world, self.world)
+        parts = [self.collate(rows, slice(start, None, count * self.world)) for start in starts]
+        return [batch for batch, _ in parts], parts[0][1]
+
+    def smaller(self, error):
+        """Where an error says that memory ran out: take batches in twice as many parts. What `Trainer` asks.
+
+        Returns:
+            whether that was it, and there is something left to divide.
+        """
+        if not out_of_memory(error) or self.pieces >= np.diff(self.plan().bounds).max():
+            return False
+        self.pieces *= 2
+        print(f"out of memory: every batch is taken in {self.pieces} parts from now on", flush=True)
+        return True
+
+    def seen(self, places):
+        """How many samples have been seen, in all epochs, after the micro-batches [(epoch, number)] of a step."""
+        epoch, step = places[-1]
+        return epoch * len(self) + int(self.plan(epoch).bounds[step + 1])
 
     def present(self, epoch, step):
         """Names of the tasks in a global batch."""
         return {self.rows[i].task for i in self.plan(epoch)[step]}
-
-    def samples(self, epoch, step):
-        """How many samples of the epoch have been seen after a global batch."""
-        return int(self.plan(epoch).bounds[step + 1])
 
     def collate(self, rows, share=slice(None)):
         """Rows of samples -> (dict of tensors, divisor), padded on the right.

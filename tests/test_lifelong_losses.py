@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from lifelong_models import ANS, PAD, gradients, model, random_rows, rows, same, tensors, tokenizer, values
 
+from adapters import backbones
+from adapters.attach import attach
 from lifelong.batches import LifelongBatches
+from lifelong.encoding import Row, special_tokens
 from lifelong.losses import LM, QA, Objective, Teacher, WeightedLoss
 from utils.errors import UserError
 
@@ -104,9 +107,9 @@ def test_parts_of_a_batch_add_up_to_it(distil, count):
     total, whole = learn(student, batches.batch(0, 0)[0], loss).item(), gradients(student)
     student.zero_grad()
     apart = 0.0
-    parts = batches.parts(0, 0, count)
+    parts, divisor = batches.parts(0, 0, count)
     assert len(parts) == count
-    for batch, divisor in parts:
+    for batch in parts:
         part = student(**loss.prepare(batch), num_items_in_batch=divisor).loss
         part.backward()
         apart += part.item()
@@ -162,3 +165,32 @@ def test_weights_of_a_mean_are_1_in_sum():
     batch = LifelongBatches(random_rows(6, extra=(2,)), Objective(0.5, WEIGHTS, True), PAD, 64, 1e9, 9).batch(0, 0)[0]
     same(batch["soft_targets"].hard.sum(), 1.5)
     same(batch["soft_targets"].soft.sum(), 1.5)
+
+
+@pytest.mark.parametrize("adapters", [None, {"all": 4}])
+def test_a_student_like_its_teacher_has_nothing_to_learn(adapters):
+    """Attached models, frozen backbone or not; the teacher's tokens stand in another order, and it has one less."""
+    made = []
+    for names in (special_tokens(["a", "b"], True), [*special_tokens(["b"], True)][::-1]):
+        backbone, words = backbones.load("tiny-gpt2", random_init=1)
+        made.append((attach(backbone, words, {"all": names}, adapters).eval(), words))
+    (student, ours), (teacher, theirs) = made
+    # The same model under other ids.
+    tables = [m.get_input_embeddings() for m in (student, teacher)]
+    tables = [t.rows.tasks["all"] if adapters else t.weight for t in tables]
+    first = student.info.first + 1 if adapters else 0
+    with torch.no_grad():
+        for token, at in theirs.get_vocab().items():
+            if at >= first:
+                tables[1][at - first] = tables[0][ours.get_vocab()[token] - first]
+        for name, p in teacher.named_parameters():
+            if "adapter" in name:
+                p.copy_(dict(student.named_parameters())[name])
+    loss = WeightedLoss(student, Teacher((teacher, theirs), (student, ours)))
+    start, ans = (ours.convert_tokens_to_ids(t) for t in ("__b__", "__ans__"))
+    row = Row(torch.tensor([5, 6, ans, 7, 8]).numpy(), 3, 9, start, "b")
+    batches = LifelongBatches([row, row], Objective(0.25, {ans: 5.0}, True), ours.pad_token_id, 64, 1e9, 9)
+    total = learn(student, batches.batch(0, 0)[0], loss)
+    # What little the student gives to __a__ and <pad>.
+    assert 0 <= total < 0.05
+    assert all(g.isfinite().all() for g in gradients(student).values())

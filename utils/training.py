@@ -70,13 +70,19 @@ class Trainer:
         prepare: called with each training batch, returns it with what the model's loss needs beside.
         owners: {task: parameters that only its rows use}: they rest in a step without such rows.
         resume_command: printed when the run is stopped early.
+        schedule: called with an optimizer step's number, from 0, returns its rate (default: see `learning_rate`).
+        project: called with an optimizer step's number before its gradients are clipped; may change them.
+        smaller: called with the error of a step that failed; True: its batches are now lists of smaller parts, whose
+            losses add up to theirs, and the step is taken again.
     """
 
     def __init__(self, model, train, valid, settings, run, save_model, load_model, data_key="", separate=False,
-                 save_best=None, prepare=None, owners=None, resume_command=""):  # fmt: skip
+                 save_best=None, prepare=None, owners=None, resume_command="", schedule=None, project=None,
+                 smaller=None):  # fmt: skip
         self.model, self.train, self.valid, self.settings, self.run = model, train, valid, settings, run
         self.save_model, self.load_model, self.data_key = save_model, load_model, data_key
         self.separate, self.prepare, self.resume_command = separate, prepare, resume_command
+        self.schedule, self.project, self.smaller = schedule, project, smaller
         self.owners = owners if owners and len(owners) > 1 else {}
         self.save_best = save_best or (lambda folder, tasks: save_model(folder))
         self.device, self.world = idist.device(), idist.get_world_size()
@@ -113,6 +119,8 @@ class Trainer:
 
     def learning_rate(self, step):
         """Rate of optimizer step `step` (from 0): linear warm-up, then linear decay to 0 at the end."""
+        if self.schedule:
+            return self.schedule(step)
         warmup = self.settings.warmup_steps
         if step < warmup:
             return self.settings.lr * (step + 1) / warmup
@@ -148,23 +156,24 @@ class Trainer:
         seed_step(self.settings.seed, step, idist.get_rank())
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(step)
-        total, tokens = torch.zeros((), device=self.device), 0
         window = [(batch, labels) for batch, labels in window if labels]
         if not window:
             # Only rows of tasks that have stopped.
             return engine.state.output or dict(loss=0.0, ppl=1.0, lr=self.learning_rate(step), grad_norm=0.0)
-        for i, (batch, labels) in enumerate(window):
-            tokens += int(batch["attention_mask"].sum())
-            batch = self.prepare(batch) if self.prepare else batch
-            wait = self.world > 1 and i + 1 < len(window)
-            with self.parallel.no_sync() if wait else contextlib.nullcontext():
-                with autocast(self.device, self.settings.dtype):
-                    loss = self.parallel(**move(batch, self.device), num_items_in_batch=labels).loss
-                # DDP averages gradients over processes; each holds its share of one global mean.
-                self.scaler.scale(loss * self.world / len(window)).backward()
-            total += loss.detach() / len(window)
+        while True:
+            try:
+                total, tokens = self.backward(window)
+                break
+            except RuntimeError as error:
+                # Other processes would wait for this one's gradients.
+                if self.world > 1 or not (self.smaller and self.smaller(error)):
+                    raise
+            self.optimizer.zero_grad(set_to_none=True)
+            window = [self.train.batch(*place) for place in self.places(step)]
         self.rest(step)
         self.scaler.unscale_(self.optimizer)
+        if self.project:
+            self.project(step)
         norm = torch.nn.utils.clip_grad_norm_(self.params, self.settings.max_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -176,6 +185,22 @@ class Trainer:
             raise Diverged(f"the gradient norm is {float(norm)} at step {step + 1}")
         self.tokens += self.gather(tokens, int)
         return dict(loss=loss, ppl=math.exp(min(loss, 50)), lr=self.learning_rate(step), grad_norm=float(norm))
+
+    def backward(self, window):
+        """Add up a window's gradients; returns (its loss, its tokens), this process's share."""
+        total, tokens = torch.zeros((), device=self.device), 0
+        parts = [(part, labels) for batch, labels in window for part in (batch if isinstance(batch, list) else [batch])]
+        for i, (batch, labels) in enumerate(parts):
+            tokens += int(batch["attention_mask"].sum())
+            batch = self.prepare(batch) if self.prepare else batch
+            wait = self.world > 1 and i + 1 < len(parts)
+            with self.parallel.no_sync() if wait else contextlib.nullcontext():
+                with autocast(self.device, self.settings.dtype):
+                    loss = self.parallel(**move(batch, self.device), num_items_in_batch=labels).loss
+                # DDP averages gradients over processes; each holds its share of one global mean.
+                self.scaler.scale(loss * self.world / len(window)).backward()
+            total += loss.detach() / len(window)
+        return total, tokens
 
     def gather(self, value, kind=float):
         """The sum of a number over all processes."""

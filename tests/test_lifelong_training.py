@@ -1,0 +1,113 @@
+"""The parts of lifelong/ in the toolkit's training loop: resumed is uninterrupted, parts of batches are batches."""
+
+import pytest
+import torch
+from lifelong_models import ANS, PAD, model, random_rows, tensors, tokenizer
+
+from lifelong.batches import LifelongBatches
+from lifelong.gem import Projection
+from lifelong.importance import Importance
+from lifelong.losses import Objective, Teacher, WeightedLoss
+from lifelong.schedule import Annealing
+from utils.errors import UserError
+from utils.runs import Run
+from utils.training import Settings, Trainer
+
+ROWS, EPOCHS = 14, 2
+
+
+def plain(batch):
+    return {k: v for k, v in batch.items() if k != "soft_targets"}
+
+
+def trainer(folder, mode="lll", epochs=EPOCHS, dropout=0.1, most=None, **settings):
+    """A trainer of the second task; the first one's rows are held by what `mode` holds them with."""
+    learner, teacher = model(tensors("model_student304")), None
+    for module in learner.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    if mode == "distil":
+        teacher = Teacher((model(tensors("model_teacher304")).eval(), tokenizer()), (learner, tokenizer()))
+    objective = Objective(0.25 if mode in ("lll", "distil") else None, {ANS: 5}, mode == "distil")
+    batches = LifelongBatches(random_rows(ROWS, extra=(2, 3)), objective, PAD, 64, 200.0, 5, seed=7)
+    loss = WeightedLoss(learner, teacher)
+    old = LifelongBatches(random_rows(4, seed=9), Objective(None), PAD, 64, 1e9, 9).batch(0, 0)[0]
+    run = Run(folder)
+    folder.mkdir(exist_ok=True)
+    held = Trainer(
+        learner, batches, None, Settings(lr=5e-3, n_epochs=epochs, seed=3, adam_eps=1e-4, **settings), run,
+        save_model=lambda at: torch.save(learner.state_dict(), at / "weights"),
+        load_model=lambda at: learner.load_state_dict(torch.load(at / "weights", weights_only=True)),
+        prepare=loss.prepare, smaller=batches.smaller,
+    )  # fmt: skip
+    annealing = Annealing.of(5e-3, ROWS, EPOCHS, 0.2)
+    held.schedule = lambda step: annealing(batches.seen(held.places(step)))
+    if mode == "gem":
+        held.project = Projection(held.params, {"old": lambda step: [learner(**old, num_items_in_batch=1).loss]})
+    if mode == "ewc":
+        importance = Importance(learner, "ewc", 50.0)
+        importance.finish_task([plain(old)], 4)
+        importance.attach(held.optimizer)
+    if most:
+        forward = type(learner).forward
+        held.asked = []
+
+        def limited(self, *args, **given):
+            held.asked.append(len(given["input_ids"]))
+            if held.asked[-1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return forward(self, *args, **given)
+
+        type(learner).forward = limited
+    return held
+
+
+@pytest.mark.parametrize("mode", ["lll", "distil", "ewc", "gem"])
+def test_a_resumed_run_is_the_uninterrupted_one(mode, tmp_path):
+    whole = trainer(tmp_path / "whole", mode)
+    assert whole.total_steps > 5
+    whole.fit()
+    trainer(tmp_path / "cut", mode, max_steps=3).fit()
+    cut = trainer(tmp_path / "cut", mode)
+    result = cut.fit()
+    assert result["steps"] == whole.total_steps and cut.history["train"][-1] == whole.history["train"][-1]
+    for (name, one), other in zip(whole.model.named_parameters(), cut.model.parameters()):
+        assert torch.equal(one, other), name
+
+
+def test_the_rate_follows_the_samples(tmp_path):
+    held = trainer(tmp_path / "run")
+    rates = [held.learning_rate(step) for step in range(held.total_steps)]
+    top = rates.index(max(rates))
+    assert rates[0] > 0 and rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] == pytest.approx(5e-3 * 0.2 / EPOCHS)
+
+
+@pytest.mark.parametrize("mode", ["lll", "distil"])
+def test_when_memory_runs_out_batches_are_taken_in_parts_and_nothing_changes(mode, tmp_path, capsys):
+    whole = trainer(tmp_path / "whole", mode, dropout=0)
+    whole.fit()
+    parts = trainer(tmp_path / "parts", mode, dropout=0, most=4)
+    parts.fit()
+    assert "every batch is taken in 2 parts from now on" in capsys.readouterr().out
+    assert parts.train.pieces > 1 and max(parts.asked) > 4
+    for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters()):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_memory_for_not_even_one_sample_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="out of memory"):
+        trainer(tmp_path / "none", most=1).fit()
+
+
+def test_the_loss_falls_and_an_old_task_held_by_gem_is_kept_better(tmp_path):
+    old = LifelongBatches(random_rows(4, seed=9), Objective(None), PAD, 64, 1e9, 9).batch(0, 0)[0]
+    after = {}
+    for mode in ("finetune", "gem"):
+        held = trainer(tmp_path / mode, mode, epochs=8, dropout=0)
+        held.schedule = lambda step: 5e-3
+        held.fit()
+        losses = [row["loss"] for row in held.history["train"]]
+        assert losses[-1] < losses[0]
+        after[mode] = held.model(**old, num_items_in_batch=1).loss.item()
+    assert after["gem"] < after["finetune"]
