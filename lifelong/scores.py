@@ -97,7 +97,7 @@ def rouge(answers, references):
 
     A full stop ends a sentence, and rougeL is ROUGE-L of a summary of sentences (the union of their longest common
     subsequences), as in the originals. Those call ROUGE-1.5.5; Google's rouge-score stands in for it and is not
-    the same to the last digit.
+    the same to the last digit. A text of one word has no pairs of words: its rouge2 is 0, whatever it is.
     """
     lined = [[_sentences(text) for text in group] for group in references]
     scores = metrics.rouge([_sentences(text) for text in answers], lined)
