@@ -19,6 +19,7 @@ from utils.errors import UserError
 
 ANS, PAD, UNK, SEP, GEN = "__ans__", "__pad__", "__unk__", "__sep__", "__gen__"
 FILL = -100
+CHUNK = 2000
 
 
 def gen_token(task, add_task_tokens):
@@ -119,19 +120,22 @@ class Encoder:
         return self.vocabulary[token]
 
     def encode(self, samples, gen, task="", replayed=False):
-        """Training rows, tokenised in one call.
+        """Training rows.
 
         Args:
             samples: a list of `QA`.
             gen: the start token of their task, by name.
             task, replayed: as `Row` has them.
         """
-        texts = [text for qa in samples for text in (qa.context, qa.question, *qa.answers)]
-        pieces, start, rows = iter(self.tokenize(texts)), self._id(gen), []
-        for qa in samples:
-            context, question = next(pieces), next(pieces)
-            answer = self._joined([next(pieces) for _ in qa.answers])
-            rows.append(self._row(context, question, answer, start, task, replayed, qa.id))
+        start, rows = self._id(gen), []
+        # In pieces: a tokenizer's own records of a text take many times the room of its ids.
+        for first in range(0, len(samples), CHUNK):
+            chunk = samples[first : first + CHUNK]
+            pieces = iter(self.tokenize([text for qa in chunk for text in (qa.context, qa.question, *qa.answers)]))
+            for qa in chunk:
+                context, question = next(pieces), next(pieces)
+                answer = self._joined([next(pieces) for _ in qa.answers])
+                rows.append(self._row(context, question, answer, start, task, replayed, qa.id))
         return rows
 
     def prompts(self, samples, reserve):

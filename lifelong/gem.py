@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from lifelong.importance import summed
+from utils.devices import autocast
+from utils.training import move
 
 EPSILON = 1e-3
 
@@ -78,6 +80,31 @@ class Memory:
     def load_state_dict(self, state):
         """From one."""
         self.kept = {task: np.array(indices) for task, indices in state["kept"].items()}
+
+
+def memory_losses(model, batches, dtype=torch.float32, whole=True):
+    """What `Projection` takes of one task's memory.
+
+    Args:
+        model: what learns.
+        batches: `LifelongBatches` of the kept rows, with `weighted=False`; of this process.
+        dtype: precision of the matrix products.
+        whole: every step looks at the whole memory, as in the paper; False: at one batch of it, each in turn.
+
+    Returns:
+        called with a step's number: the losses, which add up to the mean over the labels looked at.
+    """
+
+    def losses(step):
+        plan = batches.plan()
+        made = [batches.batch(0, i) for i in (range(len(plan)) if whole else [step % len(plan)])]
+        labels = sum(count for _, count in made)
+        for batch, _ in made:
+            with autocast(model.device, dtype):
+                loss = model(**move(batch, model.device), num_items_in_batch=labels).loss
+            yield loss
+
+    return losses
 
 
 class Projection:

@@ -14,6 +14,7 @@ task begins, and is added to that of its first step.
 import torch
 
 from lifelong.losses import IGNORE
+from utils.decoding import left_padded
 from utils.devices import autocast
 from utils.errors import UserError
 from utils.training import move
@@ -50,7 +51,7 @@ class Importance:
 
         Args:
             batches: its batches, each once, of this process: for EWC dicts of tensors with `labels` on the answers;
-                for MAS left-padded prompts (utils/decoding.py). With `task_ids` where the model needs them.
+                for MAS left-padded prompts; see `task_batches`.
             samples: N, of all processes.
             dtype: precision of the matrix products.
         """
@@ -96,8 +97,8 @@ class Importance:
                 if name not in self.omega or id(p) not in rates:
                     continue
                 omega, anchor = self.on(p, name)
-                share = (rates[id(p)] * 2 * self.reg_lambda * omega).clamp(max=1.0)
-                p.sub_((share * (p.float() - anchor)).to(p.dtype))
+                share = (omega * (rates[id(p)] * 2 * self.reg_lambda)).clamp_(max=1.0)
+                p.lerp_(anchor, share.to(p.dtype))
 
     def on(self, p, name):
         """(ω, p*) of a parameter, on its device and in its present shape."""
@@ -126,6 +127,27 @@ class Importance:
         self.omega, self.anchor = (
             {k: v.to(self.model.device) for k, v in state[part].items()} for part in ("omega", "anchor")
         )
+
+
+def task_batches(mode, batches, rank=0, world=1):
+    """What `finish_task` takes of a task.
+
+    Args:
+        mode: "ewc" or "mas".
+        batches: `LifelongBatches` of its rows, with `weighted=False`, of one process: how samples are put together
+            decides the importance, so each process takes whole batches.
+        rank, world: this process and how many there are.
+    """
+    plan = batches.plan()
+    for step in range(rank, len(plan), world):
+        rows = [batches.rows[i] for i in plan[step]]
+        if mode == EWC:
+            yield batches.collate(rows)[0]
+            continue
+        batch = left_padded([(row.cq, None) for row in rows], batches.pad_id)
+        if batches.task_ids is not None:
+            batch["task_ids"] = torch.tensor([batches.task_ids[row.task] for row in rows])
+        yield batch
 
 
 def grown(held, like):

@@ -1,26 +1,18 @@
 """lifelong/encoding.py against the original's own rows, and where it differs from them on purpose."""
 
 import json
-from dataclasses import dataclass, field
 
 import pytest
 from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lifelong_models import golden_tokenizer
 
 from lifelong.encoding import ANS, FILL, PAD, SEP, UNK, Encoder, special_tokens
+from lifelong.samples import QA
 from utils.errors import UserError
 
 FIELDS = ("cq", "cqa", "Y", "gen_X", "gen_Y")
-
-
-@dataclass
-class QA:
-    context: str
-    question: str
-    answers: list = field(default_factory=list)
-    id: object = None
-    place: str = ""
 
 
 @pytest.fixture(scope="module")
@@ -28,19 +20,9 @@ def golden():
     return json.loads((GOLDEN / "l2kd" / "qadataset.json").read_text())
 
 
-def make_tokenizer():
-    """The golden vocabulary: 300 tokens, __ans__ 300, __pad__, __unk__, __gen__, __taskA__ 304, __sep__ 305."""
-    from transformers import GPT2TokenizerFast
-
-    folder = GOLDEN / "vglm" / "gpt2_tiny_tok"
-    tokenizer = GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    tokenizer.add_tokens([*special_tokens(["taskA"]), "__taskA__", SEP], special_tokens=True)
-    return tokenizer
-
-
 @pytest.fixture(scope="module")
 def tokenizer():
-    return make_tokenizer()
+    return golden_tokenizer()
 
 
 def samples(golden):
@@ -119,8 +101,7 @@ words = st.lists(st.sampled_from(["she", "letter", "__ans__", "the market", "zq"
 
 @settings(max_examples=60, deadline=None)
 @given(words, words, st.lists(words, max_size=2), st.integers(8, 60), st.booleans())
-def test_every_row_fits_and_its_labels_are_its_next_tokens(context, question, answers, max_len, use_sep):
-    tokenizer = make_tokenizer.cached = getattr(make_tokenizer, "cached", None) or make_tokenizer()
+def test_every_row_fits_and_its_labels_are_its_next_tokens(tokenizer, context, question, answers, max_len, use_sep):
     encoder = Encoder(tokenizer, max_len, use_sep)
     (row,) = encoder.encode([QA(context, question, answers, "x")], "__gen__")
     assert len(row.gen_X) == len(row.gen_Y) <= max_len and len(row.Y) == len(row.cqa)
@@ -131,7 +112,7 @@ def test_every_row_fits_and_its_labels_are_its_next_tokens(context, question, an
     assert [row.Y[i] for i in places] == row.gen_Y[len(row.cq) :]
     assert row.cqa.count(305) == use_sep
     assert (row.last != 299) == bool(encoder.counts["answer cut"])
-    (prompt,) = encoder.prompts([QA(context, question)], 4)
+    (prompt,) = encoder.prompts([QA(context, question, ())], 4)
     assert len(prompt) + 4 <= max(max_len, max_len // 2 + 4 + 1) and prompt[-1] == 300
 
 
@@ -140,3 +121,10 @@ def test_a_vocabulary_without_the_tokens_is_refused(tokenizer):
         Encoder(tokenizer, 64).encode([QA("a", "b", ["c"])], "__srl__")
     with pytest.raises(UserError, match="too few"):
         Encoder(tokenizer, 4)
+
+
+def test_many_samples_are_encoded_as_few(golden, tokenizer, monkeypatch):
+    whole, _ = rows_of(golden, tokenizer, "no_sep")
+    monkeypatch.setattr("lifelong.encoding.CHUNK", 2)
+    parts, _ = rows_of(golden, tokenizer, "no_sep")
+    assert [r.gen_Y for r in parts] == [r.gen_Y for r in whole]

@@ -7,7 +7,7 @@ import torch
 from lifelong_models import PAD, model, random_rows, same, tensors, values
 
 from lifelong.batches import LifelongBatches
-from lifelong.importance import Importance
+from lifelong.importance import Importance, task_batches
 from lifelong.losses import Objective
 from utils.decoding import left_padded
 from utils.errors import UserError
@@ -174,3 +174,16 @@ def test_a_grown_vocabulary_is_free_in_its_new_rows_and_held_in_the_old():
     assert torch.equal(table[304:], before[304:]) and not torch.equal(table[:304], before[:304])
     held.finish_task(plain(batch), 3)
     assert len(held.omega["transformer.wte.weight"]) == 310
+
+
+@pytest.mark.parametrize("mode", ["ewc", "mas"])
+def test_processes_find_together_what_one_finds(mode):
+    learner, _ = tasks(0)
+    made = LifelongBatches(random_rows(7), Objective(None), PAD, 32, 1e9, 2, weighted=False)
+    found = []
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        held = Importance(learner, mode)
+        held.finish_task(task_batches(mode, made, rank, world), 7)
+        found.append(held.omega)
+    for name, whole in found[0].items():
+        same(found[1][name] + found[2][name], whole, atol=1e-9)

@@ -5,8 +5,8 @@ import torch
 from lifelong_models import ANS, PAD, model, random_rows, tensors, tokenizer
 
 from lifelong.batches import LifelongBatches
-from lifelong.gem import Projection
-from lifelong.importance import Importance
+from lifelong.gem import Projection, memory_losses
+from lifelong.importance import Importance, task_batches
 from lifelong.losses import Objective, Teacher, WeightedLoss
 from lifelong.schedule import Annealing
 from utils.errors import UserError
@@ -16,11 +16,12 @@ from utils.training import Settings, Trainer
 ROWS, EPOCHS = 14, 2
 
 
-def plain(batch):
-    return {k: v for k, v in batch.items() if k != "soft_targets"}
+def kept():
+    """The first task's samples, in two batches."""
+    return LifelongBatches(random_rows(4, seed=9), Objective(None), PAD, 64, 1e9, 2, weighted=False)
 
 
-def trainer(folder, mode="lll", epochs=EPOCHS, dropout=0.1, most=None, **settings):
+def trainer(folder, mode="lll", epochs=EPOCHS, dropout=0.1, most=None, whole=True, **settings):
     """A trainer of the second task; the first one's rows are held by what `mode` holds them with."""
     learner, teacher = model(tensors("model_student304")), None
     for module in learner.modules():
@@ -31,7 +32,6 @@ def trainer(folder, mode="lll", epochs=EPOCHS, dropout=0.1, most=None, **setting
     objective = Objective(0.25 if mode in ("lll", "distil") else None, {ANS: 5}, mode == "distil")
     batches = LifelongBatches(random_rows(ROWS, extra=(2, 3)), objective, PAD, 64, 200.0, 5, seed=7)
     loss = WeightedLoss(learner, teacher)
-    old = LifelongBatches(random_rows(4, seed=9), Objective(None), PAD, 64, 1e9, 9).batch(0, 0)[0]
     run = Run(folder)
     folder.mkdir(exist_ok=True)
     held = Trainer(
@@ -43,10 +43,10 @@ def trainer(folder, mode="lll", epochs=EPOCHS, dropout=0.1, most=None, **setting
     annealing = Annealing.of(5e-3, ROWS, EPOCHS, 0.2)
     held.schedule = lambda step: annealing(batches.seen(held.places(step)))
     if mode == "gem":
-        held.project = Projection(held.params, {"old": lambda step: [learner(**old, num_items_in_batch=1).loss]})
+        held.project = Projection(held.params, {"old": memory_losses(learner, kept(), whole=whole)})
     if mode == "ewc":
         importance = Importance(learner, "ewc", 50.0)
-        importance.finish_task([plain(old)], 4)
+        importance.finish_task(task_batches("ewc", kept()), 4)
         importance.attach(held.optimizer)
     if most:
         forward = type(learner).forward
@@ -100,14 +100,25 @@ def test_memory_for_not_even_one_sample_is_an_error(tmp_path):
         trainer(tmp_path / "none", most=1).fit()
 
 
-def test_the_loss_falls_and_an_old_task_held_by_gem_is_kept_better(tmp_path):
-    old = LifelongBatches(random_rows(4, seed=9), Objective(None), PAD, 64, 1e9, 9).batch(0, 0)[0]
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_old_task_held_by_gem_is_kept_better(whole, tmp_path):
     after = {}
     for mode in ("finetune", "gem"):
-        held = trainer(tmp_path / mode, mode, epochs=8, dropout=0)
+        held = trainer(tmp_path / mode, mode, epochs=8, dropout=0, whole=whole)
         held.schedule = lambda step: 5e-3
         held.fit()
         losses = [row["loss"] for row in held.history["train"]]
         assert losses[-1] < losses[0]
-        after[mode] = held.model(**old, num_items_in_batch=1).loss.item()
+        with torch.no_grad():
+            after[mode] = sum(loss.item() for loss in memory_losses(held.model, kept())(0))
     assert after["gem"] < after["finetune"]
+
+
+def test_losses_of_a_memory_are_the_mean_over_its_labels():
+    learner = model(tensors("model_student304")).eval()
+    whole = LifelongBatches(random_rows(4, seed=9), Objective(None), PAD, 64, 1e9, 4, weighted=False)
+    (one,) = memory_losses(learner, whole)(0)
+    parts = [loss.item() for loss in memory_losses(learner, kept())(0)]
+    assert len(parts) == 2 and sum(parts) == pytest.approx(one.item(), rel=1e-5)
+    turns = [[loss.item() for loss in memory_losses(learner, kept(), whole=False)(step)] for step in range(3)]
+    assert [len(t) for t in turns] == [1, 1, 1] and turns[0] == turns[2] != turns[1]
