@@ -223,6 +223,7 @@ demo() {
         echo "$task: the combined model's outputs are the single model's, byte for byte"
     done
     py -m utils.table results/demo --output results/demo/table.md
+    echo "ask it something: $VENV/bin/python interact.py --no_sample --model_checkpoint $at/VLM"
 }
 
 case "${1:-help}" in

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from adapters import attach as adapting
-from adapters import backbones, checkpoint
+from adapters import backbones, bottleneck, checkpoint
 from adapters.attach import attach, describe, halve_frozen, ledger, trainable
 from data.task import get
 from utils.errors import UserError
@@ -160,13 +160,30 @@ def test_each_adapter_runs_once_a_block_whatever_the_mix(both):
     model, tokenizer = both
     calls = []
     blocks = backbones.family_of(model.config).blocks(model)
-    handles = [a.register_forward_hook(lambda m, i, o: calls.append(len(i[0])))
+    handles = [a.down.register_forward_hook(lambda m, i, o: calls.append(len(i[0])))
                for b in blocks for a in b.adapter_bank.adapters.values()]  # fmt: skip
-    with torch.no_grad():
-        model(**without(batch(tokenizer, rows=9), "labels"))
+    model(**without(batch(tokenizer, rows=9), "labels"))
     for handle in handles:
         handle.remove()
     assert calls == [3, 3] * len(blocks)
+
+
+def test_a_few_tokens_without_gradients_take_one_product_with_the_same_result(both, monkeypatch):
+    model, tokenizer = both
+    model.eval()
+    given = without(batch(tokenizer, rows=9), "labels")
+    with torch.no_grad():
+        fused = model(**given).logits
+        monkeypatch.setattr(bottleneck, "FUSED_TOKENS", 0)
+        torch.testing.assert_close(model(**given).logits, fused, atol=2e-5, rtol=1e-5)
+        monkeypatch.undo()
+        # What was put together once is put together anew when a weight has changed.
+        bank = backbones.family_of(model.config).blocks(model)[0].adapter_bank
+        next(iter(bank.adapters.values())).up.bias.add_(1.0)
+        changed = model(**given).logits
+        assert not torch.allclose(changed, fused)
+        monkeypatch.setattr(bottleneck, "FUSED_TOKENS", 0)
+        torch.testing.assert_close(model(**given).logits, changed, atol=2e-5, rtol=1e-5)
 
 
 def test_scores_only_where_labels_stand_give_the_loss_of_all_scores(both):

@@ -444,8 +444,9 @@ def main(argv=None):
     chart(picture, cells)
     with atomic_write(output) as file:
         file.write(text)
-    print(text)
-    print(f"{len(cells.of)} results in {output}, as a picture in {picture}")
+    # The rest is long; a reader finds it in the file.
+    print(text.split("## All scores")[0])
+    print(f"{len(cells.of)} results, all scores and how they were computed: {output}; as a picture: {picture}")
 
 
 if __name__ == "__main__":
