@@ -2,24 +2,28 @@
 
 import json
 
+import lifelong_models
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lifelong_models import ANS, EOS, GEN, golden_tokenizer, model, tensors
+from lifelong_models import ANS, EOS, GEN, golden_tokenizer, model, tensors, values
 from transformers import TopKLogitsWarper
 
 from adapters import backbones
 from adapters.attach import attach
 from lifelong import replay
-from lifelong.encoding import Encoder, special_tokens
+from lifelong.encoding import PAD, Encoder, special_tokens
 from lifelong.replay import Sampling, generate, quotas
+from utils.decoding import Decoding, Prompt, decode
 from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return golden_tokenizer()
+    made = golden_tokenizer()
+    made.pad_token = PAD
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +47,15 @@ def test_top_k_is_the_originals():
     assert torch.equal(found["top0"], found["logits"])
     assert torch.equal(TopKLogitsWarper(2)(None, found["tie_logits"]), found["tie_top2"])
     assert torch.equal(found["top5"], found["top5_topp0.5_ignored"])
+
+
+def test_greedy_answers_are_the_originals():
+    """Through utils/decoding.py, whose prompts need no token types."""
+    golden, names = values("cached_greedy"), lifelong_models.tokenizer()
+    names.pad_token = PAD
+    prompts = [Prompt(ids, None, 0, golden["eos"]) for ids in golden["prompts"]]
+    answers = decode(model(tensors(golden["model"])).eval(), names, prompts, Decoding(max_length=12, batch_size=3))
+    assert [p + a for p, a in zip(golden["prompts"], answers)] == golden["outputs"]
 
 
 def test_samples_depend_on_seed_task_and_place_alone(student, tokenizer, encoder):
