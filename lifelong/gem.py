@@ -28,13 +28,18 @@ def project(gradient, memories, margin=0.5, epsilon=EPSILON):
     Returns:
         [n], of the gradient's dtype and device.
     """
-    import quadprog
+    from scipy.linalg import solve_triangular
+    from scipy.optimize import nnls
 
     # The program has t variables; its products are summed up in float64, where they differ by orders of magnitude.
     product = (memories @ memories.T).double().cpu().numpy()
     product = 0.5 * (product + product.T) + epsilon * np.eye(len(memories))
     linear = (memories @ gradient).double().cpu().numpy()
-    duals = quadprog.solve_qp(product, -linear, np.eye(len(memories)), np.full(len(memories), float(margin)))[0]
+    # With the Cholesky factor L of the matrix and v = u + margin it is the u >= 0 that is nearest in least squares:
+    # |Lᵀu + L⁻¹(q + matrix · margin)|, up to what does not depend on u.
+    factor = np.linalg.cholesky(product)
+    start = np.full(len(memories), float(margin))
+    duals = start + nnls(factor.T, -solve_triangular(factor, linear + product @ start, lower=True))[0]
     return gradient + memories.T @ torch.from_numpy(duals).to(memories)
 
 
