@@ -32,7 +32,7 @@ def parser():
     g.add_argument("--adapter_bottleneck", type=flags.bottleneck, metavar="N", help="if given, the checkpoint's own")
     g.add_argument("--max_history", type=flags.positive,
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
-    g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
+    flags.list_tasks(g)
     g = p.add_argument_group("ablations (a checkpoint knows its own; given, they are checked)")
     g.add_argument("--emb_only", action="store_true", help="trained were the task's rows alone")
     g.add_argument("--outputlayer_only", action="store_true", help="trained was the vocabulary table alone")
@@ -56,8 +56,6 @@ def parser():
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
-    if args.list_tasks:
-        flags.list_tasks()
     if not args.task:
         p.error("--task is needed")
     if not args.model_checkpoint and not args.score_only:

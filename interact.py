@@ -34,7 +34,7 @@ def parser():
     g.add_argument("--task", help="the task to begin with (default: the first one held)")
     g.add_argument("--max_history", type=flags.positive,
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
-    g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
+    flags.list_tasks(g)
     flags.decoding_flags(p)
     add_precision_flags(p)
     return p
@@ -44,8 +44,6 @@ def parser():
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
-    if args.list_tasks:
-        flags.list_tasks()
     if not args.model_checkpoint:
         p.error("--model_checkpoint is needed")
     flags.check_lengths(p, args)

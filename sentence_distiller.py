@@ -36,7 +36,7 @@ def parser():
                    help="only the first so many training examples; the output has no other records")  # fmt: skip
     g.add_argument("--max_history", type=flags.positive,
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
-    g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
+    flags.list_tasks(g)
     flags.decoding_flags(p)
     add_precision_flags(p)
     g = p.add_argument_group("output")
@@ -51,8 +51,6 @@ def parser():
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
-    if args.list_tasks:
-        flags.list_tasks()
     if not args.task:
         p.error("--task is needed")
     if not args.model_checkpoint:

@@ -35,7 +35,7 @@ def parser():
     g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
     g.add_argument("--max_history", type=flags.positive, help="exchanges of a conversation kept (default: published)")
     g.add_argument("--limit", type=flags.positive, help="use only the first so many examples of each split")
-    g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
+    flags.list_tasks(g)
     g = p.add_argument_group("model")
     g.add_argument("--model_checkpoint", default="gpt2",
                    help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
@@ -69,8 +69,6 @@ def parser():
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
-    if args.list_tasks:
-        flags.list_tasks()
     if not args.task and not args.resume:
         p.error("--task is needed (or --resume RUN)")
     from utils.devices import parallel

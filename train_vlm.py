@@ -55,7 +55,7 @@ def parser():
     g.add_argument("--max_history", type=flags.positive, help="exchanges of a conversation kept (default: published)")
     g.add_argument("--limit", nargs="+", type=count(flags.positive), metavar="[TASK=]N",
                    help="use only the first so many examples of each split")  # fmt: skip
-    g.add_argument("--list_tasks", action="store_true", help="print the known tasks and stop")
+    flags.list_tasks(g)
     g = p.add_argument_group("model")
     g.add_argument("--model_checkpoint", default="gpt2",
                    help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
@@ -76,8 +76,6 @@ def parser():
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
-    if args.list_tasks:
-        flags.list_tasks()
     from utils.devices import parallel
 
     with parallel():

@@ -8,12 +8,13 @@
   a small model, where the many small products of five adapters weigh more:
     python bench/mixed_batch.py --width 256 --layers 6 --repeats 5 --turn_steps 3
 
-The default shape is GPT-2's own; on two cores it takes four minutes. One model holds the five published tasks with their published bottlenecks. Training is train_vlm.py's: the real
-Trainer on batches whose rows belong to all tasks in equal shares, against batches of the same tokens and shapes
-that all belong to one task. Bottlenecks differ, so the single side is the mean time of the five. Decoding is
-evaluate_vlm.py's, with prompts of all tasks against the same prompts of one, every output as long as allowed.
-A directory's size is that of adapter_model.safetensors and adapter_config.json, against the bytes of the trained
-tensors; loading is adapters.checkpoint.load_onto, onto a backbone that is in memory.
+The default shape is GPT-2's own; on two cores it takes four minutes. One model holds the five published tasks with
+their published bottlenecks. Training is train_vlm.py's: the real Trainer on batches whose rows belong to all tasks in
+equal shares, against batches of the same tokens and shapes that all belong to one task. Bottlenecks differ, so the
+single side is the mean time of the five. Decoding is evaluate_vlm.py's, with prompts of all tasks against the same
+prompts of one, every output as long as allowed. A directory's size is that of adapter_model.safetensors and
+adapter_config.json, against the bytes of the trained tensors; loading is adapters.checkpoint.load_onto, onto a
+backbone that is in memory.
 """
 
 import statistics

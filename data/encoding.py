@@ -82,14 +82,7 @@ class Encoder:
         return out
 
     def _tokenize(self, texts):
-        stripped = [text.strip() for text in texts]
-        # Without this a user's "<eos_mt>" would become the end token.
-        self.tokenizer.encode_special_tokens = True
-        try:
-            batch = self.tokenizer.encode_batch_fast([self.lead + t for t in stripped], add_special_tokens=False)
-        finally:
-            self.tokenizer.encode_special_tokens = False
-        return [piece.ids if text else [] for piece, text in zip(batch, stripped)]
+        return tokenize(self.tokenizer, texts, self.lead)
 
     def _assemble(self, example, context, target):
         context = [(span, self._limit(span, ids)) for span, ids in context]
@@ -143,6 +136,24 @@ class Encoder:
             surplus -= cut
             kept[i] = (span, ids[: len(ids) - cut])
         return [kept[i] for i in kept if i not in dropped]
+
+
+def tokenize(backend, texts, lead):
+    """Lists of ids of texts, stripped, each behind `lead`; a special token spelt in a text stays text.
+
+    Args:
+        backend: a fast tokenizer's `backend_tokenizer`.
+        texts: a list of strings.
+        lead: see `leading_space`.
+    """
+    stripped = [text.strip() for text in texts]
+    # Without this a user's "<eos_mt>" would become the end token.
+    backend.encode_special_tokens = True
+    try:
+        batch = backend.encode_batch_fast([lead + t for t in stripped], add_special_tokens=False)
+    finally:
+        backend.encode_special_tokens = False
+    return [piece.ids if text else [] for piece, text in zip(batch, stripped)]
 
 
 def leading_space(tokenizer):

@@ -184,21 +184,8 @@ def csv_rows(path, columns, remedy):
     Raises:
         UserError: no header with these columns, or quotes that do not pair up.
     """
-    rows = csv.reader((text for _, text in text_lines(path)), strict=True)
-    wanted = f"a header with {' and '.join(columns)}"
-    header, line = None, 1
-    while True:
-        place = f"{path}:{line}"
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise UserError(f"is not valid csv: {error}", place=place, remedy="correct the row",
-                            expected='quotes in pairs, inner ones as ""') from error
-        if row is None:
-            break
-        line = rows.line_num + 1
-        if not row:
-            continue
+    wanted, header = f"a header with {' and '.join(columns)}", None
+    for place, row in bare_csv_rows(path):
         if header is None:
             header = [name.strip().lower() for name in row]
             if not set(columns) <= set(header):
@@ -211,6 +198,27 @@ def csv_rows(path, columns, remedy):
             yield place, dict(zip(header, row))
     if header is None:
         raise UserError("is empty", place=path, expected=wanted, remedy=remedy)
+
+
+def bare_csv_rows(path):
+    """Yield ("file:line", [text]) for every row of a csv file as it stands; a row may go over several lines.
+
+    Raises:
+        UserError: quotes that do not pair up.
+    """
+    rows, line = csv.reader((text for _, text in text_lines(path)), strict=True), 1
+    while True:
+        place = f"{path}:{line}"
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise UserError(f"is not valid csv: {error}", place=place, remedy="correct the row",
+                            expected='quotes in pairs, inner ones as ""') from error
+        if row is None:
+            return
+        line = rows.line_num + 1
+        if row:
+            yield place, row
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.encoding import leading_space
+from data.encoding import leading_space, tokenize
 from utils.errors import UserError
 
 ANS, PAD, UNK, SEP, GEN = "__ans__", "__pad__", "__unk__", "__sep__", "__gen__"
@@ -176,14 +176,7 @@ class Encoder:
 
     def tokenize(self, texts):
         """Lists of ids; each text begins with the leading space it was given in the originals, too."""
-        stripped = [text.strip() for text in texts]
-        # Without this a text's own "__ans__" would become the token.
-        self.tokenizer.encode_special_tokens = True
-        try:
-            batch = self.tokenizer.encode_batch_fast([self.lead + t for t in stripped], add_special_tokens=False)
-        finally:
-            self.tokenizer.encode_special_tokens = False
-        return [piece.ids if text else [] for piece, text in zip(batch, stripped)]
+        return tokenize(self.tokenizer, texts, self.lead)
 
     def _joined(self, answers):
         """Several answers are one target, `__pad__` between them, as in the originals; none is an empty one."""

@@ -1,7 +1,6 @@
 """Flags that several scripts share, and argparse types that say what they wanted."""
 
 import argparse
-import sys
 
 from utils.devices import add_precision_flags
 
@@ -204,11 +203,17 @@ def one_process():
                         remedy="run it in one process: python …")  # fmt: skip
 
 
-def list_tasks():
-    """Print every registered task with its summary."""
-    from data.task import all_tasks
+class _ListTasks(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        from data.task import all_tasks
 
-    for name, task in sorted(all_tasks().items()):
-        print(f"{name:15} {task.summary}")
-        print(f"{'':15} default data: {task.dataset_path}; scored split: {task.scored_split}")
-    sys.exit(0)
+        for name, task in sorted(all_tasks().items()):
+            print(f"{name:15} {task.summary}")
+            print(f"{'':15} default data: {task.dataset_path}; scored split: {task.scored_split}")
+        parser.exit()
+
+
+def list_tasks(group):
+    """--list_tasks: print every registered task with its summary and stop."""
+    group.add_argument("--list_tasks", action=_ListTasks, nargs=0, dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
+                       help="print the known tasks and stop")  # fmt: skip

@@ -1,9 +1,8 @@
 """squad-ag, -dbpedia, -yelp, -amazon, -yahoo, -sst, -multinli: a text's class."""
 
-import csv
 import os
 
-from data.files import csv_rows, text_lines
+from data.files import bare_csv_rows, csv_rows, text_lines
 from data.formats.base import given_splits, parsed, skip_bad_flag, split_flags, split_records, usable
 from data.formats.squad_style import sample, squad_format
 from utils.errors import UserError, brief
@@ -47,7 +46,8 @@ def _register(name, what):
         five = name in ("yelp", "amazon") and not args.polarity and not args.classes and len(classes) == 5
 
         def rows(path):
-            items = parsed(_rows(path), lambda row, place, drops: _classified(row, place, name, classes), args.skip_bad)
+            classify = lambda row, place, drops: _classified(row, place, name, classes)  # noqa: E731
+            items = parsed(bare_csv_rows(path), classify, args.skip_bad)
             return _not_two(items, path, classes) if five else items
 
         return split_records(given, {}, rows, report)
@@ -86,23 +86,6 @@ def _class_names(name, args, path):
                         expected="the name of each class on a line of its own, at least two",
                         remedy="correct it, or name another with --classes FILE")  # fmt: skip
     return tuple(classes)
-
-
-def _rows(path):
-    """Yield ("file:line", columns) of a csv file without a header; a record may go over several lines."""
-    rows, line = csv.reader((text for _, text in text_lines(path)), strict=True), 1
-    while True:
-        place = f"{path}:{line}"
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            raise UserError(f"is not valid csv: {error}", place=place, remedy="correct the row",
-                            expected='quotes in pairs, inner ones as ""') from error  # fmt: skip
-        if row is None:
-            return
-        line = rows.line_num + 1
-        if row:
-            yield place, row
 
 
 def _classified(row, place, name, classes):
