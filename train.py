@@ -89,7 +89,7 @@ def train(args, given):
     args, run = experiment.open_run(args, given)
     check(args, given)
     task = get(args.task)
-    published(args, task)
+    path = published(args, task)
     dtype = experiment.begin(args, run)
     # One process a machine makes the caches, the others find them.
     with idist.one_rank_first(local=True):
@@ -98,8 +98,7 @@ def train(args, given):
         build(args, task, model, tokenizer)
         positions = backbones.family_of(model.config).positions(model.config)
         limits = {task.name: args.limit}
-        splits = experiment.load_splits(args, {task.name: task}, {task.name: args.dataset_path}, tokenizer, positions,
-                                        limits)  # fmt: skip
+        splits = experiment.load_splits(args, {task.name: task}, {task.name: path}, tokenizer, positions, limits)
         longest = int(splits["train"][task.name].lengths[: args.limit].max())
         teacher = load_teacher(args, task, (model, tokenizer), dtype, longest)
     experiment.say(adapting.describe(model))
@@ -138,7 +137,7 @@ def check(args, given):
 
 
 def published(args, task):
-    """Fill flags that were not given with the task's published settings."""
+    """Fill flags that were not given with the task's published settings; returns the data file to learn from."""
     settings = task.published.get("finetune" if args.adapter_bottleneck < 0 else "adapter", {})
     for name in PUBLISHED:
         if getattr(args, name) is None and name not in settings:
@@ -146,7 +145,10 @@ def published(args, task):
         if getattr(args, name) is None:
             setattr(args, name, settings[name])
     args.max_history = args.max_history or task.max_history
-    args.dataset_path = task.data_path(args.dataset_path, args.distillation)
+    path = task.data_path(args.dataset_path, args.distillation)
+    # What is written down is the gold file: with it a run is evaluated, and named again when it goes on.
+    args.dataset_path = args.dataset_path or task.dataset_path
+    return path
 
 
 def build(args, task, model, tokenizer):
