@@ -264,7 +264,7 @@ def test_the_next_command_runs_as_printed(where, tmp_path):
     run = learnt([*words, "--max_steps", 1, "--fp32", "--output_dir", tmp_path / "run"])
     flags = json.loads((run / "run.json").read_text())["flags"]
     assert flags["distillation"] and flags["max_history"] == 1
-    assert flags["dataset_path"] == str(beside(data) if where == "beside" else tmp_path / "taught.json")
+    assert flags["dataset_path"] == str(data if where == "beside" else tmp_path / "taught.json")
 
 
 def test_the_seeds_command_runs_as_printed_where_the_data_lie_in_their_own_place(teacher, tmp_path, monkeypatch):
