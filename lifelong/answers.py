@@ -1,0 +1,145 @@
+"""Answers of a trained model to a task's questions."""
+
+from dataclasses import dataclass
+
+import torch
+
+from adapters import checkpoint, inference
+from adapters.attach import label_places
+from lifelong.encoding import FILL, SEP, Encoder
+from utils.decoding import Decoding, Prompt, decode
+from utils.devices import autocast
+from utils.errors import UserError
+from utils.training import move
+
+EOS = "<|endoftext|>"
+
+
+@dataclass
+class Answerer:
+    """A model that answers.
+
+    Attributes:
+        model, tokenizer: ready for inference.
+        encoder: `Encoder` as it was trained with.
+        positions: tokens of the longest sequence.
+        dtype: precision of the matrix products.
+    """
+
+    model: object
+    tokenizer: object
+    encoder: object
+    positions: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, model, tokenizer, device, dtype, max_len):
+        """Of an attached model; it is frozen and moved.
+
+        Args:
+            max_len: tokens of the longest sequence, the model's positions at the most.
+        """
+        positions = min(inference.ready(model, device, dtype)[1], max_len)
+        made = encoder(tokenizer, positions, SEP in tokenizer.get_vocab())
+        return cls(model, tokenizer, made, positions, dtype)
+
+    @classmethod
+    def load(cls, folder, device, dtype, max_len):
+        """Of a directory that train_lifelong.py wrote."""
+        return cls.of(*checkpoint.load(folder), device, dtype, max_len)
+
+
+def encoder(tokenizer, positions, use_sep):
+    """The `Encoder` of a model that takes so many positions; the last label needs one of them."""
+    eos = EOS if tokenizer.eos_token_id is None else None
+    return Encoder(tokenizer, positions - 1, use_sep, eos)
+
+
+def check_fit(made, qas):
+    """Refuse answers that do not fit even without a context.
+
+    Args:
+        made: `Encoder`.
+        qas: a list of `QA`.
+
+    Returns:
+        tokens of the longest one.
+    """
+    longest = 0
+    for first in range(0, len(qas), 2000):
+        chunk = [(qa, text) for qa in qas[first : first + 2000] for text in qa.answers]
+        for (qa, _), ids in zip(chunk, made.tokenize([text for _, text in chunk])):
+            longest = max(longest, len(ids))
+            if len(ids) > made.max_len - 2:
+                expected = f"at most {made.max_len - 2}: the model's positions, or --max_len, hold no more"
+                raise UserError(f"an answer has {len(ids)} tokens", place=qa.place, expected=expected,
+                                remedy="shorten it, or take the sample out")  # fmt: skip
+    return longest
+
+
+def answer(answerer, qas, sampling=None, batch_size=32, progress=None):
+    """Answer questions, greedily or by chance. An answer is as long as the longest true one at the most.
+
+    Args:
+        answerer: `Answerer`.
+        qas: a list of `QA`.
+        sampling: None: greedy; or dict(top_k, top_p, temperature, seed).
+        batch_size: questions at once.
+        progress: called with the number of answers so far.
+
+    Returns:
+        (texts, prompts and answers as lists of ids)
+    """
+    made, tokenizer = answerer.encoder, answerer.tokenizer
+    limit = max(1, check_fit(made, qas))
+    prompts = made.prompts(qas, limit)
+    # The end of an answer has a place, too.
+    limit = min(limit, answerer.positions - 1 - max(map(len, prompts)))
+    sampling = dict(no_sample=False, **sampling) if sampling else dict(no_sample=True)
+    how = Decoding(max_length=limit, min_length=0, batch_size=batch_size, **sampling)
+    starts = [Prompt(ids, None, 0, made.eos) for ids in prompts]
+    found = decode(answerer.model, tokenizer, starts, how, dtype=answerer.dtype, progress=progress)
+    texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() for ids in found]
+    return texts, list(zip(prompts, found))
+
+
+@torch.no_grad()
+def log_probabilities(answerer, pairs, batch_size=32):
+    """What the model gives its answers: the sum over an answer's tokens and its end of their log-probabilities.
+
+    Args:
+        answerer: `Answerer`.
+        pairs: a list of (ids of the prompt, ids of the answer).
+
+    Returns:
+        a list of floats, in natural logarithms.
+    """
+    device = next(answerer.model.parameters()).device
+    order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
+    found = [0.0] * len(pairs)
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        batch = _labelled([pairs[i] for i in chosen], answerer.encoder.eos, answerer.tokenizer.pad_token_id)
+        labels = batch.pop("labels")
+        rows, _, targets = label_places(labels)
+        with autocast(device, answerer.dtype):
+            scores = answerer.model.scores_at(labels.to(device), use_cache=False, **move(batch, device))
+        real = targets != FILL
+        logs = scores.float().log_softmax(-1).cpu()[real].gather(1, targets[real, None]).squeeze(1)
+        sums = torch.zeros(len(chosen)).index_add(0, rows[real], logs)
+        for i, value in zip(chosen, sums.tolist()):
+            found[i] = value
+    return found
+
+
+def _labelled(pairs, eos, pad_id):
+    """Prompts with their answers, padded on the right; the answers and their ends are labels."""
+    length = max(len(prompt) + len(ids) for prompt, ids in pairs) + 1
+    ids = torch.full((len(pairs), length), pad_id)
+    labels, mask = torch.full_like(ids, FILL), torch.zeros_like(ids)
+    for row, (prompt, own) in enumerate(pairs):
+        tokens = torch.tensor([*prompt, *own, eos])
+        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
+        labels[row, len(prompt) : len(tokens)] = tokens[len(prompt) :]
+    positions = torch.arange(length).expand(len(pairs), -1)
+    return dict(input_ids=ids, attention_mask=mask, position_ids=positions, labels=labels)

@@ -1,0 +1,401 @@
+"""Learning a sequence of tasks: what happens before, in and after each stage of it.
+
+    lll                 earlier tasks' samples are generated (or kept: --real_sample) and learnt again
+    finetune            nothing is done against forgetting
+    multitask, multilm  one stage for all tasks; multilm learns to generate the samples, too
+    ewc, mas            parameters that mattered are held in place
+    gem                 gradients are projected so that they harm no sample kept
+
+Everything random depends on the seed and on where in the sequence it happens: nothing of it needs saving.
+"""
+
+import gc
+import hashlib
+import json
+from argparse import Namespace
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ignite.distributed as idist
+import torch
+
+from adapters import attach as adapting
+from adapters import backbones, checkpoint, inference
+from lifelong import answers, samples, sequence, tasks
+from lifelong import batches as batching
+from lifelong import importance as weighing
+from lifelong.encoding import gen_token, special_tokens
+from lifelong.gem import Memory, Projection, draw, memory_losses
+from lifelong.losses import Objective, WeightedLoss
+from lifelong.replay import Sampling, quotas, replay
+from lifelong.schedule import Annealing
+from lifelong.teachers import content_key, contents, load_teacher
+from utils import evaluation, plots
+from utils.errors import UserError
+from utils.experiment import say, settle
+from utils.files import atomic_write, write_json
+from utils.runs import record
+from utils.training import Settings, Trainer
+
+# All tasks' special tokens, and the adapter if there is one, belong to one "task" of the model.
+SHARED = "lifelong"
+# (highest rate, eps of Adam): LAMOL's, which are for whole models, and what an adapter needs.
+RATES = {"full": (6.25e-5, 1e-4), "adapter": (1e-3, 1e-6)}
+
+
+@dataclass
+class Learner:
+    """A model that learns a sequence.
+
+    Attributes:
+        model, tokenizer: attached.
+        encoder: `Encoder` of its samples.
+        positions: tokens of the longest sequence in a batch.
+        fingerprint: of the backbone.
+    """
+
+    model: object
+    tokenizer: object
+    encoder: object
+    positions: int
+    fingerprint: str
+
+
+def load(args):
+    """The backbone with the tokens of all tasks of the sequence: `Learner`, not yet on its device."""
+    model, tokenizer = backbones.load(args.model_checkpoint)
+    names = special_tokens(args.tasks, args.add_task_tokens, args.use_sep)
+    names += [answers.EOS] if tokenizer.eos_token_id is None else []
+    widths = None if args.adapter_bottleneck is None else {SHARED: args.adapter_bottleneck}
+    positions = min(args.max_len, backbones.family_of(model.config).positions(model.config))
+    torch.manual_seed(args.seed)
+    adapting.attach(model, tokenizer, {SHARED: names}, widths)
+    made = answers.encoder(tokenizer, positions, args.use_sep)
+    return Learner(model, tokenizer, made, positions, model.backbone_fingerprint)
+
+
+def read_tasks(args, made=None):
+    """{task name: its `QA`s to learn from}: all files are read before anything is learnt.
+
+    Args:
+        made: {task name: a file of a teacher's texts}, in place of those of the data directory.
+    """
+    split = "distil" if args.seq_distil else "train"
+    found = {}
+    for task in tasks.sequence(args.tasks):
+        path = (made or {}).get(task.name) or tasks.find(args.data_dir, task, split)
+        found[task.name] = samples.load(path, split)[: args.limit]
+    return found
+
+
+def check_answers(made, data):
+    """Refuse answers that do not fit even without a context: they could only be learnt in part.
+
+    Args:
+        made: `Encoder`.
+        data: {task: a list of `QA`}.
+    """
+    for qas in data.values():
+        answers.check_fit(made, qas)
+
+
+def epochs_of(args, sizes):
+    """{task: epochs}: with --dynamic_epochs smaller tasks get more, up to --max_n_epochs."""
+    if not args.dynamic_epochs:
+        return dict.fromkeys(sizes, args.n_train_epochs)
+    most = max(sizes.values()) * args.n_train_epochs
+    return {task: max(1, min(args.max_n_epochs, most // size)) for task, size in sizes.items()}
+
+
+class Sequence:
+    """Learns what is left of a sequence.
+
+    Args:
+        args: flags of train_lifelong.py.
+        learner: `Learner`.
+        data: of `read_tasks`.
+        folder: the sequence's directory.
+        dtype: precision of the matrix products.
+        teacher_of: task -> directory of its teacher, or None.
+    """
+
+    def __init__(self, args, learner, data, folder, dtype, teacher_of=None):
+        self.args, self.learner, self.data, self.folder, self.dtype = args, learner, data, Path(folder), dtype
+        self.mode, self.teacher_of = args.seq_train_type, teacher_of
+        self.rank, self.world = idist.get_rank(), idist.get_world_size()
+        self.sizes = {task: len(qas) for task, qas in data.items()}
+        self.epochs = epochs_of(args, self.sizes)
+        self.sampling = Sampling(args.top_k_lm, args.top_p_lm, args.temperature_lm, seed=args.seed)
+        self.progress = sequence.Progress(folder, self.world)
+        self.importance = self.memory = None
+        if self.mode in (weighing.EWC, weighing.MAS):
+            self.importance = weighing.Importance(learner.model, self.mode, args.reg_lambda)
+        if self.mode == "gem":
+            self.memory = Memory(args.gen_lm_sample_percentage, args.seed)
+
+    # ---- the sequence
+
+    def learn(self):
+        """Learn every stage that is not done yet; the model ends as the last one left it."""
+        stages = sequence.stages(self.args)
+        self.go_on(list(stages))
+        for number, (stage, names) in enumerate(stages.items()):
+            if stage in self.progress.finished:
+                say(f"{stage}: learnt already")
+                continue
+            self.stage(number, stage, names)
+
+    def go_on(self, order):
+        """Take up what the last finished stage left."""
+        finished = self.progress.finished
+        if finished != order[: len(finished)]:
+            raise UserError(f"stages {finished} are finished", place=self.progress.path,
+                            expected=f"the first ones of {order}", remedy="remove the file to start anew")  # fmt: skip
+        if not finished:
+            return
+        folder = sequence.stage_directory(self.folder, finished[-1])
+        checkpoint.load_weights(self.learner.model, folder)
+        if self.importance and len(finished) < len(order):
+            self.importance.load_state_dict(torch.load(folder / "importance.pt", "cpu", weights_only=True))
+        if self.memory:
+            self.memory.load_state_dict(json.loads((folder / "memory.json").read_text(encoding="utf-8")))
+
+    def stage(self, number, stage, names):
+        """Learn one stage."""
+        folder, model = sequence.stage_directory(self.folder, stage), self.learner.model
+        say(f"\n{stage}: task {number + 1} of {len(sequence.stages(self.args))}, "
+            f"{sum(self.sizes[name] for name in names):,} samples", flush=True)  # fmt: skip
+        run = self.open(folder)
+        rows = [row for name in names for row in self.upsampled(self.encode(name), names)]
+        if number and self.mode == "lll":
+            rows += self.replayed(number, names[0], folder)
+        teacher = self.teacher(names[0]) if self.args.distil else None
+        trainer = self.trainer(run, rows, names, teacher)
+        penalty = self.importance.attach(trainer.optimizer) if self.importance else None
+        say(f"run: {run.directory}  ({trainer.total_steps} steps, {len(rows):,} samples, {trainer.epochs} epochs, "
+            f"{self.dtype}, {trainer.device})", flush=True)  # fmt: skip
+        result = trainer.fit()
+        if penalty:
+            penalty.remove()
+        if self.memory:
+            say(f"{trainer.project.projected:,} steps were projected")
+        self.finish(run, stage, names, rows, trainer, result)
+        model.distillation = None
+        # In several processes each stage's wrapper holds hooks of the model until it is collected.
+        del trainer
+        gc.collect()
+
+    def open(self, folder):
+        """The stage's `StageRun`, begun or made."""
+        keep, path = self.args.keep_checkpoints, folder / "run.json"
+        if not path.exists() and self.rank == 0:
+            sequence.StageRun.create(folder, record(self.args, method=self.mode), keep)
+        return sequence.StageRun(folder, keep)
+
+    def finish(self, run, stage, names, rows, trainer, result):
+        """Keep the model, and what the next stages need to know of this one."""
+        say(f"done: {result['steps']} steps, {result['tokens_per_second']:.0f} tokens/s, {result['seconds']:.0f} s, "
+            f"peak memory {result['peak_memory_mb']} MB")  # fmt: skip
+        last = stage == list(sequence.stages(self.args))[-1]
+        trainer.on_rank0(lambda: run.finish(trainer.save_model))
+        if self.importance and not last:
+            self.weigh(rows)
+            trainer.on_rank0(lambda: _save(run.directory / "importance.pt", self.importance.state_dict()))
+        if self.memory:
+            self.memory.add(names[0], self.sizes[names[0]])
+            trainer.on_rank0(lambda: write_json(run.directory / "memory.json", self.memory.state_dict()))
+        more = dict(task=stage, tasks=names, mode=self.mode, samples=sum(self.sizes[name] for name in names),
+                    replayed=dict(Counter(row.task for row in rows if row.replayed)), epochs=trainer.epochs,
+                    cut=self.learner.encoder.counts, **adapting.ledger(self.learner.model))  # fmt: skip
+        trainer.on_rank0(lambda: _report(run, more | result))
+        self.progress.finished.append(stage)
+        trainer.on_rank0(self.progress.write)
+        trainer.on_rank0(run.drop_checkpoints)
+        if self.importance and len(self.progress.finished) > 1:
+            before = sequence.stage_directory(self.folder, self.progress.finished[-2])
+            trainer.on_rank0(lambda: (before / "importance.pt").unlink(missing_ok=True))
+
+    # ---- what is learnt
+
+    def encode(self, name, chosen=None, replayed=False):
+        """Rows of a task's samples, all or those at the positions `chosen`."""
+        qas = self.data[name] if chosen is None else [self.data[name][i] for i in chosen]
+        return self.learner.encoder.encode(qas, gen_token(name, self.args.add_task_tokens), name, replayed)
+
+    def upsampled(self, rows, names):
+        """With --upsample_data a task's rows again and again, until it has as many as the largest one."""
+        most = max(self.sizes[name] for name in names)
+        return [rows[i % len(rows)] for i in range(most)] if self.args.upsample_data else rows
+
+    def replayed(self, number, task, folder):
+        """Rows of the earlier tasks."""
+        earlier = self.args.tasks[:number]
+        counts, rows = quotas(self.sizes[task], self.args.gen_lm_sample_percentage, earlier), []
+        for place, name in enumerate(earlier):
+            if self.args.real_sample:
+                count = min(counts[name], self.sizes[name])
+                own = self.encode(name, draw(self.sizes[name], count, self.args.seed, number), True)
+                say(f"{name}: {len(own):,} real samples replayed")
+            else:
+                own = self.generated(number * len(self.args.tasks) + place, name, counts[name], folder)
+            rows += own
+        return rows
+
+    def generated(self, number, name, count, folder):
+        """Rows of a task's generated samples."""
+        learner, path = self.learner, folder / f"generated_{name}.jsonl"
+        learner.model.to(idist.device()).eval()
+        gen = gen_token(name, self.args.add_task_tokens)
+
+        def work(size):
+            with evaluation.Progress(count, f"generating {name}") as done:
+                return replay(path, name, gen, count, learner.model, learner.tokenizer, learner.encoder,
+                              replace(self.sampling, batch_size=size), number=number, dtype=self.dtype,
+                              progress=done if self.rank == 0 else None)  # fmt: skip
+
+        # The first process generates, the others read.
+        with idist.one_rank_first():
+            rows, report = batching.BackOff(self.sampling.batch_size, "samples generated at once", say=say).run(work)
+        reasons = "".join(f", {n:,} rejected ({why})" for why, n in report["rejected"].items())
+        say(f"{name}: {report['kept']:,} of {count:,} generated samples kept{reasons}, {report['unfinished']:,} cut at "
+            f"the longest length; in {path}", flush=True)  # fmt: skip
+        return rows
+
+    def objective(self):
+        """What a sample's loss is."""
+        made = self.learner.encoder
+        weights = {token: self.args.tokens_weight for token in (made.ans, made.sep) if token is not None}
+        lm = self.args.lm_lambda if self.mode in ("lll", "multilm") else None
+        return Objective(lm, weights, self.args.distil)
+
+    def batches(self, rows, objective, weighted=True, share=True):
+        """`LifelongBatches` sized as the flags or the device say."""
+        args, world = self.args, self.world if share else 1
+        if args.train_batch_size:
+            budget, cap = float("inf"), args.train_batch_size * world
+        else:
+            mib, half = batching.memory_mib(idist.device()), self.dtype != torch.float32
+            budget = batching.budget(self.mode, mib, half, self.args.distil)
+            cap = batching.most_samples(len(rows), args.min_n_steps, args.min_batch_size)
+        return batching.LifelongBatches(rows, objective, self.learner.tokenizer.pad_token_id, self.learner.positions,
+                                        budget, cap, weighted=weighted, rank=self.rank if share else 0, world=world,
+                                        seed=args.seed)  # fmt: skip
+
+    def trainer(self, run, rows, names, teacher):
+        """The stage's `Trainer`."""
+        args, learner = self.args, self.learner
+        batches = self.batches(rows, self.objective())
+        loss = WeightedLoss(learner.model, teacher)
+        epochs = args.n_train_epochs if len(names) > 1 else self.epochs[names[0]]
+        lr, eps = rates(args)
+        settings = Settings(lr=lr, n_epochs=epochs, max_norm=args.max_grad_norm, weight_decay=args.weight_decay,
+                            adam_eps=eps, seed=args.seed, save_steps=args.save_steps, log_every=args.logging_steps,
+                            gradient_accumulation_steps=args.gradient_accumulation_steps, dtype=self.dtype)  # fmt: skip
+        trainer = Trainer(
+            learner.model, batches, None, settings, run,
+            save_model=lambda folder: checkpoint.save(learner.model, learner.tokenizer, folder),
+            load_model=lambda folder: checkpoint.load_weights(learner.model, folder), data_key=_key(rows),
+            prepare=loss.prepare, smaller=batches.smaller,
+            resume_command=f"python train_lifelong.py --resume {self.folder}",
+        )  # fmt: skip
+        run.epoch_steps, run.keep_epochs = trainer.epoch_steps, not args.only_final
+        annealing = Annealing.of(lr, len(batches), epochs, args.n_warmup_ratio, args.decay_style)
+        trainer.schedule = lambda step: annealing(batches.seen(trainer.places(step)))
+        if self.memory:
+            trainer.project = Projection(trainer.params, self.memories(), args.qp_margin)
+        return trainer
+
+    # ---- against forgetting
+
+    def memories(self):
+        """GEM: {earlier task: what `Projection` takes of its kept samples}."""
+        found = {}
+        for name, kept in self.memory.kept.items():
+            batches = self.batches(self.encode(name, kept, True), Objective(None), weighted=False)
+            found[name] = memory_losses(self.learner.model, batches, self.dtype)
+        return found
+
+    def weigh(self, rows):
+        """EWC, MAS: add the importance of the task that has been learnt."""
+
+        def work(cap):
+            batches = self.batches(rows, Objective(None), weighted=False, share=False)
+            batches.cap = cap
+            with evaluation.Progress(len(batches.plan()), f"importance ({self.mode})") as done:
+                each = weighing.task_batches(self.mode, batches, self.rank, self.world)
+                self.importance.finish_task(_counted(each, done), len(rows), self.dtype)
+
+        cap = self.batches(rows, Objective(None), weighted=False, share=False).cap
+        batching.BackOff(cap, "samples a batch of the importance", say=say).run(work)
+
+    # ---- teachers
+
+    def teacher(self, name):
+        """`Teacher` of a task."""
+        folder = self.teacher_of(name)
+        say(f"{name}: learnt from the teacher {folder}")
+        found = load_teacher(self.learner, folder, name, self.args, self.dtype)
+        inference.ready(found.model, idist.device(), self.dtype)
+        return found
+
+
+def rates(args):
+    """(highest learning rate, eps of Adam)."""
+    lr, eps = RATES["full" if args.adapter_bottleneck is None else "adapter"]
+    return args.learning_rate or lr, args.adam_epsilon or eps
+
+
+# What decides how a teacher comes out, beside its data and its backbone.
+_TEACHING = ("model_checkpoint", "adapter_bottleneck", "seed", "lm_lambda", "tokens_weight", "n_train_epochs",
+             "min_batch_size", "min_n_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate",
+             "adam_epsilon", "weight_decay", "max_grad_norm", "n_warmup_ratio", "decay_style", "max_len", "limit",
+             "add_task_tokens", "use_sep", "bf16", "fp16", "fp32")  # fmt: skip
+
+
+def train_teacher(args, task, dtype):
+    """A task's teacher: a single-task lll model on its real data, trained unless the same one is there already.
+
+    Returns:
+        its directory.
+    """
+    own = Namespace(**{**vars(args), "tasks": [task], "seq_train_type": "lll", "distil": False, "seq_distil": False,
+                       "real_sample": False, "dynamic_epochs": False, "upsample_data": False})  # fmt: skip
+    # Other tasks may want other teachers first; a new model for each keeps them apart.
+    learner, data = load(own), read_tasks(own)
+    how = {flag: getattr(own, flag) for flag in _TEACHING}
+    key = content_key([how, learner.fingerprint, idist.get_world_size(), contents(data[task])])
+    folder = sequence.model_directory(args) / "teachers" / f"{task}_{key}"
+    if sequence.Progress(folder, idist.get_world_size()).finished:
+        say(f"{task}: the teacher is there already: {folder / task}")
+        return folder / task
+    say(f"\nteacher of {task}: {folder}")
+    check_answers(learner.encoder, data)
+    settle(learner.model, args, dtype)
+    Sequence(own, learner, data, folder, dtype).learn()
+    return folder / task
+
+
+def _counted(batches, done):
+    for number, batch in enumerate(batches, 1):
+        yield batch
+        done(number)
+
+
+def _key(rows):
+    """Names the rows that a checkpoint was trained on."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.ids.tobytes() + f"{row.prompt_length},{row.last},{row.gen},{row.replayed};".encode())
+    return digest.hexdigest()[:16]
+
+
+def _save(path, state):
+    with atomic_write(path, "wb") as file:
+        torch.save(state, file)
+
+
+def _report(run, metrics):
+    write_json(run.directory / "training_metrics.json", metrics)
+    title = f"{metrics['task']}: {run.directory}"
+    plots.learning_curve(run.directory / "learning_curve.png", metrics["history"], title)

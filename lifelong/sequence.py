@@ -1,0 +1,207 @@
+"""A sequence of tasks as files: the flags that name it, where its parts lie, and what of it is done.
+
+    <model_dir_root>/<model>/<type>/<t1_t2_…>_<pct>_<seed>/      lll; otherwise <t1_t2_…>_seed_<seed>/
+        run.json, sequence.json             the flags; which tasks have been learnt
+        <task>/                             the model when this task had been learnt (multitask, multilm: none, the
+                                            model lies in the directory itself)
+            epoch_<n>/                      the model after each epoch
+            generated_<earlier task>.jsonl  samples replayed; beside it what was rejected, and why
+            checkpoints/                    only while the task is learnt
+            training_metrics.json           how training went
+            metrics.json, qa_<task>_<n>.csv what evaluate_lifelong.py found
+    <model_dir_root>/<model>/teachers/<task>_<key>/<task>/      teachers of --train_teachers
+
+<key> names a teacher's data, backbone and flags; <model> is followed by _adapter_<N> where an adapter is trained.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from utils import flags
+from utils.errors import UserError
+from utils.files import atomic_directory, write_json
+from utils.runs import Run
+
+MODES = ("lll", "finetune", "multitask", "multilm", "mas", "ewc", "gem")
+TOGETHER = ("multitask", "multilm")
+STATE, FINAL = "sequence.json", "final"
+# What makes another run of the same tasks gets a name of its own behind the published one.
+VARIANTS = ("distil", "seq_distil", "real_sample")
+
+
+def name_flags(parser):
+    """The flags that both scripts have: they name a sequence and its data."""
+    g = parser.add_argument_group("the sequence")
+    g.add_argument("--seq_train_type", choices=MODES, default="lll", help="how the tasks are learnt")
+    g.add_argument("--tasks", nargs="+", metavar="TASK", help="the tasks, in the order they are learnt")
+    g.add_argument("--model_name", "--model_checkpoint", dest="model_checkpoint", default="gpt2", metavar="NAME",
+                   help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
+    g.add_argument("--gen_lm_sample_percentage", type=flags.share, default=0.05,
+                   help="lll: samples replayed; gem: samples kept; a share of a task's data")  # fmt: skip
+    g.add_argument("--adapter_bottleneck", type=flags.not_negative, metavar="N",
+                   help="train one adapter of this width, shared by all tasks, and the special tokens' rows beside a "
+                        "frozen backbone; 0: the rows alone (default: the whole model is trained)")  # fmt: skip
+    g.add_argument("--distil", action="store_true", help="Word-KD: learn a teacher's distributions")
+    g.add_argument("--seq_distil", action="store_true", help="Seq-KD: learn a teacher's texts, from <task>_…-distil-…")
+    g.add_argument("--real_sample", action="store_true", help="lll: replay real samples instead of generated ones")
+    g.add_argument("--seed", type=flags.not_negative, default=42, help="of everything random")
+    g = parser.add_argument_group("files")
+    g.add_argument("--data_dir", default=os.environ.get("DATA_DIR"), help="the tasks' json files (default: $DATA_DIR)")
+    g.add_argument("--model_dir_root", default=os.environ.get("MODEL_ROOT_DIR"),
+                   help="where models go (default: $MODEL_ROOT_DIR)")  # fmt: skip
+
+
+def check_names(parser, args):
+    """What must be given, and what does not go together."""
+    if not args.tasks:
+        parser.error("--tasks is needed")
+    for flag, variable in (("data_dir", "DATA_DIR"), ("model_dir_root", "MODEL_ROOT_DIR")):
+        if not getattr(args, flag):
+            parser.error(f"--{flag} is needed, or the variable {variable}")
+
+
+def model_directory(args):
+    """<model_dir_root>/<model>; a model with an adapter is another one."""
+    adapter = "" if args.adapter_bottleneck is None else f"_adapter_{args.adapter_bottleneck}"
+    return Path(args.model_dir_root) / (Path(args.model_checkpoint).name + adapter)
+
+
+def directory(args):
+    """Where a sequence lies."""
+    lll = args.seq_train_type == "lll"
+    ending = f"{args.gen_lm_sample_percentage:g}_{args.seed}" if lll else f"seed_{args.seed}"
+    variants = "".join(f"_{flag}" for flag in VARIANTS if getattr(args, flag))
+    return model_directory(args) / args.seq_train_type / f"{'_'.join(args.tasks)}_{ending}{variants}"
+
+
+def stages(args):
+    """{name of a stage: the tasks learnt in it}, in order."""
+    return {"all": list(args.tasks)} if args.seq_train_type in TOGETHER else {task: [task] for task in args.tasks}
+
+
+def stage_directory(folder, stage):
+    """Where a stage's model lies."""
+    return Path(folder) if stage == "all" else Path(folder) / stage
+
+
+class Progress:
+    """Which stages of a sequence are done.
+
+    Args:
+        folder: the sequence's directory.
+        processes: how many learn; what a sum of their gradients is depends on it.
+
+    Attributes:
+        finished: names of the stages, in order.
+    """
+
+    def __init__(self, folder, processes=1):
+        self.path, self.processes, self.finished = Path(folder) / STATE, processes, []
+        if not self.path.is_file():
+            return
+        try:
+            state = json.loads(self.path.read_text(encoding="utf-8"))
+            self.finished, began = list(state["finished"]), state["processes"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"cannot be read: {error}", place=self.path, expected="what train_lifelong.py wrote",
+                            remedy="remove it to learn the sequence from its first task") from error  # fmt: skip
+        if began != processes:
+            raise UserError(f"the sequence was begun by {began} processes, now there are {processes}", place=self.path,
+                            remedy=f"go on with torchrun --nproc_per_node {began}")  # fmt: skip
+
+    def add(self, stage):
+        """This stage is done, too."""
+        self.finished.append(stage)
+        self.write()
+
+    def write(self):
+        """Write the file."""
+        write_json(self.path, dict(processes=self.processes, finished=self.finished))
+
+
+class StageRun(Run):
+    """A stage's run directory: beside `Run`, the model after each epoch; the final one only when training is over.
+
+    Attributes:
+        epoch_steps: optimizer steps of an epoch.
+        keep_epochs: False: only the final model stays.
+    """
+
+    epoch_steps, keep_epochs = 1, True
+
+    def epoch(self, number):
+        """Where the model after an epoch lies."""
+        return self.directory / f"epoch_{number}"
+
+    def save_best(self, save_model):
+        """Nothing: without a validation set the best model is the final one, see `finish`."""
+
+    def save_checkpoint(self, step, state, save_model):
+        """As `Run`; at an epoch's end its model, which the checkpoint's files are then links to."""
+        number, within = divmod(step, self.epoch_steps)
+        if within or not self.keep_epochs:
+            return super().save_checkpoint(step, state, save_model)
+        with atomic_directory(self.epoch(number)) as beside:
+            save_model(beside)
+        super().save_checkpoint(step, state, lambda folder: _link(self.epoch(number), folder))
+
+    def finish(self, save_model):
+        """Write the final model."""
+        super().save_best(save_model)
+
+    def drop_checkpoints(self):
+        """A finished stage is not gone on with."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+
+def _link(folder, beside):
+    for file in folder.iterdir():
+        try:
+            os.link(file, beside / file.name)
+        except OSError:
+            # Not every file system has links.
+            (shutil.copytree if file.is_dir() else shutil.copy2)(file, beside / file.name)
+
+
+def epochs(folder):
+    """{number: directory} of the models after each epoch."""
+    found = {int(path.name.split("_")[1]): path for path in Path(folder).glob("epoch_*") if path.is_dir()}
+    return dict(sorted(found.items()))
+
+
+# --- teachers --------------------------------------------------------------------------------------------
+
+
+def find_teacher(folder, task, only):
+    """The directory of a task's teacher below --teacher_dir.
+
+    Args:
+        folder: a directory with a model for each task: <task>/, or as train_lifelong.py writes single-task models,
+            <task>_<pct>_<seed>/<task>/; with one task also the model itself.
+        task: its name.
+        only: the sequence has no other task.
+
+    Raises:
+        UserError: there is none, or several.
+    """
+    folder, place = Path(folder), f"--teacher_dir {folder}"
+    remedy = "train them: --train_teachers, or name the directory that holds them: --teacher_dir DIR"
+    if not folder.is_dir():
+        raise UserError("no such directory", place=place, expected="teachers, a directory a task", remedy=remedy)
+    single = re.compile(rf"{re.escape(task)}_[\d.]+(_\d+)?")
+    below = sorted(path / task for path in folder.iterdir() if single.fullmatch(path.name))
+    candidates = [*([folder] if only else []), folder / task, folder / task / task, *below]
+    found = [path for path in candidates if is_model(path)]
+    if len(found) != 1:
+        several = f"several teachers of {task}: {', '.join(map(str, found))}"
+        raise UserError(several if found else f"no teacher of {task}", place=place,
+                        expected=f"one model: {task}/ or {task}_<pct>_<seed>/{task}/", remedy=remedy)  # fmt: skip
+    return found[0]
+
+
+def is_model(folder):
+    """Whether a trained model lies there, whole."""
+    return any((Path(folder) / name).is_file() for name in ("adapter_model.safetensors", "model.safetensors"))

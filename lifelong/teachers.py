@@ -1,0 +1,85 @@
+"""Teachers (L2KD): single-task models whose distributions, or texts, a task is learnt from."""
+
+import hashlib
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import ignite.distributed as idist
+import torch
+
+from adapters import checkpoint
+from lifelong import answers, samples, tasks
+from lifelong.batches import BackOff
+from lifelong.encoding import gen_token
+from lifelong.losses import Teacher
+from utils import evaluation
+from utils.errors import UserError
+from utils.experiment import say
+
+
+def load_teacher(learner, folder, task, args, dtype=torch.float32):
+    """The `Teacher` of a task, on the CPU.
+
+    Raises:
+        UserError: it is no teacher for this learner.
+    """
+    model, tokenizer = checkpoint.load(folder)
+    known, ours = tokenizer.get_vocab(), gen_token(task, args.add_task_tokens)
+    names = (ours, gen_token(task, True), gen_token(task, False))
+    theirs = next((token for token in names if token in known), ours)
+    aliases = {} if theirs == ours else {ours: theirs}
+    try:
+        found = Teacher((model.eval(), tokenizer), (learner.model, learner.tokenizer), aliases, dtype=dtype)
+    except UserError as error:
+        raise UserError(error.found, place=f"the teacher {folder}",
+                        expected="a teacher whose backbone has the student's tokenizer",
+                        remedy="choose another teacher, or learn from its texts (--seq_distil)") from error  # fmt: skip
+    # Those that every sample of the task holds.
+    made = learner.encoder
+    for token in (ours, made.ans, made.sep, made.eos):
+        name = learner.tokenizer.convert_ids_to_tokens(token) if isinstance(token, int) else token
+        if name is not None and found.translation[learner.tokenizer.convert_tokens_to_ids(name)] < 0:
+            raise UserError(f"the teacher has no token {name!r}", place=f"the teacher {folder}",
+                            expected=f"a teacher of {task}, trained with the same --use_sep",
+                            remedy="train one: --train_teachers")  # fmt: skip
+    return found
+
+
+def check_teachers(learner, teachers, args):
+    """Every task's teacher is one; said before anything is learnt."""
+    for task, folder in teachers.items():
+        load_teacher(learner, folder, task, args)
+
+
+def distilled(args, task, folder, dtype):
+    """The file of a teacher's answers to a task's training questions; it is written where there is none.
+
+    Args:
+        task: a `LifelongTask`.
+        folder: the teacher's directory; the file lies there, named by the questions.
+    """
+    qas = samples.load(tasks.find(args.data_dir, task, "train"), "train")[: args.limit]
+    path = Path(folder) / f"distil_{content_key(contents(qas))}.json"
+    with idist.one_rank_first():
+        if not path.exists():
+            teacher = answers.Answerer.load(folder, idist.device(), dtype, args.max_len)
+
+            def work(size):
+                with evaluation.Progress(len(qas), f"texts of the teacher of {task.name}") as done:
+                    return answers.answer(teacher, qas, batch_size=size, progress=done)[0]
+
+            texts = BackOff(32, "questions at once", say=say).run(work)
+            samples.save(path, [replace(qa, answers=(text,)) for qa, text in zip(qas, texts)])
+    say(f"{task.name}: {len(qas):,} texts of the teacher in {path}")
+    return path
+
+
+def contents(qas):
+    """Samples as json tells them, wherever they stand."""
+    return [asdict(qa) | {"place": ""} for qa in qas]
+
+
+def content_key(value):
+    """A name for what json can tell."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

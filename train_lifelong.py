@@ -1,0 +1,250 @@
+#!/usr/bin/env python
+"""Learn a sequence of tasks, one after another, without forgetting: LAMOL, L2KD, EWC, MAS, GEM and what they beat.
+
+  one CPU or one GPU (a GPU is used where there is one):
+    export DATA_DIR=… MODEL_ROOT_DIR=…
+    python train_lifelong.py --tasks e2enlg rnnlg.rest rnnlg.hotel --gen_lm_sample_percentage 0.2 --add_task_tokens
+    python train_lifelong.py --tasks e2enlg rnnlg.rest rnnlg.hotel --gen_lm_sample_percentage 0.2 --add_task_tokens \\
+        --distil --seq_distil --train_teachers
+    python train_lifelong.py --data_dir data/samples/lifelong --model_dir_root runs/lifelong --tasks ag e2enlg \\
+        --model_name smollm2 --seq_train_type ewc --adapter_bottleneck 64
+  several processes or GPUs:
+    torchrun --nproc_per_node 2 train_lifelong.py --tasks …
+
+--seq_train_type: lll generates samples of earlier tasks before each task and learns both (with --real_sample it keeps
+real ones); finetune does nothing against forgetting; multitask learns all tasks at once, multilm their samples, too;
+ewc and mas hold parameters that mattered, gem projects gradients. What comes out lies in
+MODEL_ROOT_DIR/<model>/<type>/<t1_t2_…>_<pct>_<seed>/<task>/ (_seed_<seed> unless lll; no <task> where all are learnt at
+once). With --distil, --seq_distil or --real_sample their names follow, so that each has a directory of its own.
+
+Killed at any moment, the same command (or --resume DIR) goes on to the same weights: what is done is not done again.
+The learnt are whole models; with --adapter_bottleneck one adapter, shared by all tasks, and the special tokens' rows.
+evaluate_lifelong.py takes the same flags and scores every task after every task.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lifelong import sequence
+from utils import flags
+from utils.devices import add_precision_flags
+from utils.errors import UserError, exit_on_user_error
+
+# Flags of the originals that are not taken, and why.
+REFUSED = {
+    "--n_gpus": "processes are started by torchrun --nproc_per_node N",
+    "--n_gpu": "processes are started by torchrun --nproc_per_node N",
+    "--n_workers": "batches are made of rows in memory, there are no workers to count",
+    "--unbound": "its stages are splits of all tasks together and no tasks: no matrix of tasks can be made of them",
+    "--round_robin": "batches mix the tasks by chance; for tasks of unequal size there is --upsample_data",
+    "--multitask_specific": "there is one model for all tasks at once; for one of its own name a single task",
+    "--extra_e2e": "it added a private file to e2enlg; put its samples into e2enlg_to_squad-train-v2.0.json",
+    "--lr_schedule": "the rate rises and falls as --n_warmup_ratio and --decay_style say",
+    "--loss_scale": "float16 scales its loss by itself; there is --fp16",
+    "--test_batch_size": "it belongs to evaluate_lifelong.py",
+    "--top_k_qa": "it belongs to evaluate_lifelong.py",
+    "--top_p_qa": "it belongs to evaluate_lifelong.py",
+    "--temperature_qa": "it belongs to evaluate_lifelong.py",
+}
+# Beside those of utils.experiment: they may differ when a sequence is gone on with.
+FREE = {"resume", "output_dir", "model_dir_root", "skip_tasks", "keep_checkpoints", "save_steps", "only_final"}
+PRECISION = {"bf16", "fp16", "fp32"}
+
+
+def parser():
+    p = flags.parser(__doc__)
+    sequence.name_flags(p)
+    g = p.add_argument_group("samples")
+    g.add_argument("--add_task_tokens", action="store_true", help="each task's samples start from a token of its own")
+    g.add_argument("--use_sep", action="store_true", help="__sep__ between context and question")
+    g.add_argument("--max_len", type=flags.positive, default=1024, help="tokens a sample; what is longer is cut")
+    g.add_argument("--limit", type=flags.positive, help="only the first so many samples of each file")
+    g.add_argument("--upsample_data", action="store_true",
+                   help="multitask, multilm: repeat smaller tasks' samples up to the largest's number")  # fmt: skip
+    g = p.add_argument_group("generated samples (lll)")
+    g.add_argument("--top_k_lm", type=flags.not_negative, default=20, help="draw from the k likeliest tokens; 0: all")
+    g.add_argument("--top_p_lm", type=flags.fraction, default=0.0,
+                   help="draw from the likeliest of this joint probability; 0: all")  # fmt: skip
+    g.add_argument("--temperature_lm", type=flags.rate, default=1.0, help="of sampling")
+    g = p.add_argument_group("losses")
+    g.add_argument("--lm_lambda", type=flags.not_negative_rate, default=0.25, help="weight of generating the sample")
+    g.add_argument("--tokens_weight", type=flags.rate, default=5.0, help="of __ans__ and __sep__ as labels")
+    g.add_argument("--reg_lambda", type=flags.not_negative_rate, default=1.0, help="ewc, mas: strength of the penalty")
+    g.add_argument("--qp_margin", type=flags.not_negative_rate, default=0.5, help="gem: lower bound of the duals")
+    g.add_argument("--teacher_dir", help="--distil: teachers, a directory a task (default: the single-task lll models "
+                                         "below MODEL_ROOT_DIR/<model>/lll)")  # fmt: skip
+    g.add_argument("--train_teachers", action="store_true",
+                   help="--distil: train each task's teacher first, once for the same data and flags; "
+                        "--seq_distil: it writes the texts where there are none")  # fmt: skip
+    training_flags(p)
+    g = p.add_argument_group("output and resuming")
+    g.add_argument("--output_dir", help="the sequence's directory (default: see above)")
+    g.add_argument("--resume", metavar="DIR", help="go on with this sequence, exactly; no other flag is needed")
+    g.add_argument("--skip_tasks", nargs="+", metavar="TASK",
+                   help="tasks that must have been learnt already; those that were are always skipped")  # fmt: skip
+    g.add_argument("--save_steps", type=flags.positive, help="a checkpoint every so many steps, not only each epoch")
+    g.add_argument("--keep_checkpoints", type=flags.positive, default=2, help="how many of the newest are kept")
+    g.add_argument("--only_final", action="store_true", help="do not keep the model of each epoch")
+    refuse(p)
+    return p
+
+
+def training_flags(p):
+    """Epochs, batches, optimizer, precision."""
+    g = p.add_argument_group("training")
+    g.add_argument("--n_train_epochs", type=flags.positive, default=9, help="epochs of each task")
+    g.add_argument("--dynamic_epochs", action="store_true",
+                   help="smaller tasks get more: as many samples as the largest, up to --max_n_epochs")  # fmt: skip
+    g.add_argument("--max_n_epochs", type=flags.positive, default=9, help="most epochs with --dynamic_epochs")
+    g.add_argument("--train_batch_size", type=flags.not_negative, default=0,
+                   help="samples a batch and process; 0: as the device's memory allows")  # fmt: skip
+    g.add_argument("--min_batch_size", type=flags.positive, default=4, help="samples that a batch may always have")
+    g.add_argument("--min_n_steps", type=flags.positive, default=1500, help="steps that an epoch is to have")
+    g.add_argument("--gradient_accumulation_steps", type=flags.positive, default=1, help="batches an optimizer step")
+    g.add_argument("--learning_rate", "--lr", dest="learning_rate", type=flags.rate,
+                   help="highest rate (default: 6.25e-5, with an adapter 1e-3)")  # fmt: skip
+    g.add_argument("--adam_epsilon", type=flags.rate, help="Adam's eps (default: 1e-4, with an adapter 1e-6)")
+    g.add_argument("--weight_decay", type=flags.not_negative_rate, default=0.01, help="AdamW's, not of norms, biases")
+    g.add_argument("--max_grad_norm", type=flags.rate, default=1.0, help="gradients are clipped to this norm")
+    g.add_argument("--n_warmup_ratio", type=flags.not_negative_rate, default=0.005,
+                   help="share of an epoch in which the rate rises")  # fmt: skip
+    g.add_argument("--decay_style", choices=["linear", "cos", "None"], default="linear", help="how the rate falls")
+    g.add_argument("--logging_steps", type=flags.positive, default=10, help="steps between two points of the curve")
+    g.add_argument("--compile", action="store_true", help="torch.compile every block (needs a C++ compiler on a CPU)")
+    g.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
+    add_precision_flags(p)
+
+
+def refuse(p):
+    """The originals' flags that are not taken: given, they are an error that says why."""
+
+    class Refuse(argparse.Action):
+        def __call__(self, parser, namespace, values, option_string=None):
+            parser.error(f"{option_string}: {REFUSED[option_string]}; leave it out")
+
+    for flag in REFUSED:
+        p.add_argument(flag, nargs="?", action=Refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+@exit_on_user_error
+def main(argv=None):
+    p = parser()
+    args = p.parse_args(argv)
+    if not args.resume:
+        sequence.check_names(p, args)
+        check(p, args)
+    from utils.devices import parallel
+
+    with parallel():
+        train(args, flags.given(parser, argv))
+
+
+def check(p, args):
+    """Flags that do not go together."""
+    together = args.seq_train_type in sequence.TOGETHER
+    if args.distil and together:
+        p.error(f"--distil: {args.seq_train_type} learns all tasks at once, a teacher knows one; use --seq_distil")
+    if args.real_sample and args.seq_train_type != "lll":
+        p.error("--real_sample goes with --seq_train_type lll: no other replays samples")
+    if args.upsample_data and not together:
+        p.error("--upsample_data goes with --seq_train_type multitask or multilm")
+    if args.dynamic_epochs and together:
+        p.error("--dynamic_epochs gives each task epochs of its own: not with " + args.seq_train_type)
+    if (args.teacher_dir or args.train_teachers) and not (args.distil or args.seq_distil):
+        p.error("a teacher goes with --distil or --seq_distil")
+    if args.teacher_dir and args.train_teachers:
+        p.error("--teacher_dir and --train_teachers: name teachers or have them trained, not both")
+
+
+def train(args, given):
+    import ignite.distributed as idist
+
+    from adapters import attach as adapting
+    from lifelong import learning, tasks
+    from lifelong import teachers as teaching
+    from utils import experiment
+
+    args, run = open_sequence(args, given)
+    tasks.sequence(args.tasks)
+    dtype = experiment.begin(args, run)
+    # Everything that can be wrong is looked at before anything is learnt.
+    teachers = find_teachers(args)
+    made = distilled_texts(args, teachers, dtype)
+    data = learning.read_tasks(args, made)
+    with idist.one_rank_first(local=True):
+        learner = learning.load(args)
+    learning.check_answers(learner.encoder, data)
+    if args.distil:
+        teachers = teachers or {name: learning.train_teacher(args, name, dtype) for name in args.tasks}
+        teaching.check_teachers(learner, teachers, args)
+    experiment.say(adapting.describe(learner.model))
+    experiment.settle(learner.model, args, dtype)
+    if run is None:
+        args.output_dir = str(args.output_dir or sequence.directory(args))
+        run = experiment.new_run(args, (), args.seq_train_type)
+    check_skipped(args, run)
+    learning.Sequence(args, learner, data, run.directory, dtype, teachers.get).learn()
+    experiment.say(f"\nnext: python evaluate_lifelong.py --data_dir {args.data_dir} --model_dirs {run.directory}")
+
+
+def open_sequence(args, given):
+    """(flags, None), or of a sequence that was begun: (the flags it was begun with, its run)."""
+    from utils import experiment
+
+    folder = Path(args.resume or args.output_dir or sequence.directory(args))
+    if not args.resume:
+        if not (folder / "run.json").exists():
+            return args, None
+        # The same command: what is not given now was not given then.
+        # A precision that was not given was written down as what the device has.
+        given = {flag: value for flag, value in vars(args).items() if flag not in PRECISION} | given
+        args.resume = str(folder)
+    given = {flag: value for flag, value in given.items() if flag not in FREE}
+    return experiment.open_run(args, given)
+
+
+def find_teachers(args):
+    """{task: directory of its teacher} of --teacher_dir; {} where they are to be trained, or not needed."""
+    if args.train_teachers or not (args.distil or args.teacher_dir):
+        return {}
+    folder = args.teacher_dir or sequence.model_directory(args) / "lll"
+    return {task: sequence.find_teacher(folder, task, len(args.tasks) == 1) for task in args.tasks}
+
+
+def distilled_texts(args, teachers, dtype):
+    """{task: file of its teacher's texts} of the tasks that have none in the data directory."""
+    from lifelong import learning, tasks
+    from lifelong.teachers import distilled
+
+    if not (args.seq_distil and (teachers or args.train_teachers)):
+        return {}
+    made = {}
+    for task in tasks.sequence(args.tasks):
+        try:
+            tasks.find(args.data_dir, task, "distil")
+        except UserError:
+            if not Path(args.data_dir).is_dir():
+                raise
+            teacher = teachers.get(task.name) or learning.train_teacher(args, task.name, dtype)
+            made[task.name] = distilled(args, task, teacher, dtype)
+    return made
+
+
+def check_skipped(args, run):
+    """--skip_tasks names tasks that are done."""
+    finished = sequence.Progress(run.directory, processes()).finished
+    if missing := [task for task in args.skip_tasks or [] if task not in finished]:
+        raise UserError(f"{missing[0]} has not been learnt yet", place="--skip_tasks",
+                        expected="tasks of this sequence that are done: " + (", ".join(finished) or "none is"),
+                        remedy="leave the flag out: what is done is skipped by itself")  # fmt: skip
+
+
+def processes():
+    import ignite.distributed as idist
+
+    return idist.get_world_size()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
