@@ -273,7 +273,8 @@ class Sequence:
         """`LifelongBatches` sized as the flags or the device say."""
         args, world = self.args, self.world if share else 1
         if args.train_batch_size:
-            budget, cap = float("inf"), args.train_batch_size * world
+            # The importance depends on how many samples a batch has: with any number of processes it is the same.
+            budget, cap = float("inf"), args.train_batch_size * self.world
         else:
             mib, half = batching.memory_mib(idist.device()), self.dtype != torch.float32
             budget = batching.budget(self.mode, mib, half, self.args.distil)

@@ -23,6 +23,7 @@ _CONTEXT.set_forkserver_preload(
     ["train", "evaluate", "train_vlm", "evaluate_vlm", "utils.experiment", "utils.evaluation", "utils.training",
      "utils.decoding", "utils.plots", "adapters.checkpoint", "adapters.inference", "data.cache", "data.batching",
      "tensorboardX", "matplotlib.pyplot", "safetensors.torch", "sacrebleu", "ijson",
+     "train_lifelong", "evaluate_lifelong", "lifelong.learning", "lifelong.scoring",
      "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
      "transformers.models.auto.modeling_auto", "transformers.generation.utils", "ignite.distributed"]
 )  # fmt: skip

@@ -1,0 +1,220 @@
+"""Answers and scores of the models that a sequence of tasks left."""
+
+import csv
+import io
+import json
+from argparse import Namespace
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from lifelong import learning, samples, scores, sequence, tasks
+from lifelong.answers import Answerer, answer, check_fit, log_probabilities
+from lifelong.batches import BackOff
+from lifelong.matrix import Matrix, heat_map, markdown, summary
+from utils import evaluation, metrics
+from utils.errors import UserError, brief
+from utils.files import atomic_write, write_json
+
+BEFORE = "before"
+GOLD = {"dialogue": samples.load_turns, "sql": samples.load_queries}
+
+
+@dataclass
+class Learnt:
+    """A sequence's directory.
+
+    Attributes:
+        folder: its path.
+        flags: that it was learnt with.
+    """
+
+    folder: Path
+    flags: Namespace
+
+    @property
+    def title(self):
+        """For a picture."""
+        return f"{self.flags.seq_train_type}, {Path(self.flags.model_checkpoint).name}"
+
+
+@dataclass
+class How:
+    """How to answer.
+
+    Attributes:
+        sampling: as in `answers.answer`.
+        batch_size: questions at once.
+        max_len: tokens of the longest sequence, or None: as in training.
+        dtype, device: of the matrix products.
+        shown: how many answers of each task are printed.
+    """
+
+    sampling: dict | None
+    batch_size: int
+    max_len: int | None
+    dtype: torch.dtype
+    device: torch.device
+    shown: int = 0
+
+
+@dataclass
+class Questions:
+    """A task's questions.
+
+    Attributes:
+        task: a `LifelongTask`.
+        qas: a list of `QA`.
+        gold: what `scores.score` takes beside them, or None.
+    """
+
+    task: object
+    qas: list
+    gold: list | None
+
+
+def opened(folder):
+    """`Learnt` of a directory, all of whose stages must be done."""
+    path, place = Path(folder) / "run.json", f"--model_dirs {folder}"
+    expected = "the directory of a sequence that train_lifelong.py learnt"
+    if not path.is_file():
+        raise UserError("no run.json here", place=place, expected=expected, remedy="check the path and the flags")
+    try:
+        flags = json.loads(path.read_text(encoding="utf-8"))["flags"]
+        found = Namespace(**flags)
+        stages = sequence.stages(found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"not a run.json of train_lifelong.py: {brief(str(error))}", place=place,
+                        expected=expected) from error  # fmt: skip
+    for stage in stages:
+        if not sequence.is_model(sequence.stage_directory(folder, stage)):
+            raise UserError(f"{stage} has not been learnt yet", place=place,
+                            remedy=f"go on: python train_lifelong.py --resume {folder}")  # fmt: skip
+    return Learnt(Path(folder), found)
+
+
+def read(names, data_dir, split, limit=None, first=False):
+    """{task name: `Questions`}.
+
+    Args:
+        names: of the tasks.
+        data_dir: directory of their files.
+        split: "test" or "train".
+        limit: only the first so many questions.
+        first: only the first of several true answers counts.
+    """
+    found = {}
+    for task in tasks.sequence(names):
+        if task.gold and split == "train":
+            raise UserError(f"{task.name} is scored by {task.gold}, which is of its test split",
+                            place="--test_training_set", remedy="leave the flag out, or the task")  # fmt: skip
+        qas = samples.load(tasks.find(data_dir, task, split), split)
+        gold = GOLD[task.kind](tasks.find_gold(data_dir, task)) if task.gold else None
+        if gold and limit and len(gold) == len(qas):
+            # They come in the order of the ids.
+            gold = [true for place, true in zip(samples.order_by_id(qas), gold) if place < limit]
+        qas = qas[:limit]
+        found[task.name] = Questions(task, [replace(qa, answers=qa.answers[:1]) for qa in qas] if first else qas, gold)
+    return found
+
+
+def matrix_of(run, parts, how, every_epoch=False, before=False):
+    """Answer and score everything: `Matrix`. Each stage's files are written when it is done."""
+    names, metric = list(parts), [part.task.metric for part in parts.values()]
+    first = None
+    if before:
+        flags = Namespace(**vars(run.flags))
+        model = learning.load(flags)
+        answerer = Answerer.of(model.model, model.tokenizer, how.device, how.dtype, length(run, how))
+        found = stage_scores(run.folder / BEFORE, {sequence.FINAL: lambda: answerer}, parts, how)
+        first = [found[name][part.task.metric].value for name, part in parts.items()]
+    rows = []
+    for stage in sequence.stages(run.flags):
+        folder = sequence.stage_directory(run.folder, stage)
+        models = {sequence.FINAL: folder}
+        if every_epoch:
+            # The last one is the final model.
+            models = dict([*((str(number), path) for number, path in sequence.epochs(folder).items())][:-1]) | models
+        load = {epoch: loader(path, run, how) for epoch, path in models.items()}
+        found = stage_scores(folder, load, parts, how)
+        rows.append([found[name][part.task.metric].value for name, part in parts.items()])
+    # What was learnt at once has only its end.
+    rows = [[None] * len(names)] * (len(names) - len(rows)) + rows
+    return Matrix(names, rows, first, metric)
+
+
+def length(run, how):
+    """Tokens of the longest sequence."""
+    return how.max_len or run.flags.max_len
+
+
+def loader(path, run, how):
+    """Loads a model when it is its turn."""
+    return lambda: Answerer.load(path, how.device, how.dtype, length(run, how))
+
+
+def stage_scores(folder, models, parts, how):
+    """Scores of one stage's models; returns {task: scores} of the last.
+
+    Args:
+        folder: where metrics.json and the csv files go.
+        models: {epoch: called without arguments, returns its `Answerer`}.
+        parts: {task: `Questions`}.
+        how: `How`.
+    """
+    written = {}
+    for epoch, load in models.items():
+        answerer = load()
+        for part in parts.values():
+            check_fit(answerer.encoder, part.qas)
+        found = {}
+        for name, part in parts.items():
+            found[name] = answered(answerer, part, how, folder / f"qa_{name}_{epoch}.csv")
+            numbers = ", ".join(f"{which} {score.value:.2f}" for which, score in found[name].items())
+            print(f"{folder.name}, {epoch}: {name}: {numbers}", flush=True)
+        written[epoch] = {name: metrics.to_json(own) for name, own in found.items()}
+        write_json(folder / "metrics.json", written)
+    return found
+
+
+def answered(answerer, part, how, path):
+    """The scores of one model on one task; its answers go to a csv file."""
+
+    def work(size):
+        with evaluation.Progress(len(part.qas), f"answering {part.task.name}") as done:
+            texts, pairs = answer(answerer, part.qas, how.sampling, size, done)
+        return texts, log_probabilities(answerer, pairs, size)
+
+    texts, logs = BackOff(how.batch_size, "--test_batch_size").run(work)
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(("y", "pred", "logs"))
+    # Several true answers stand in one cell, as a list.
+    true = [qa.answers[0] if len(qa.answers) == 1 else json.dumps(qa.answers, ensure_ascii=False) for qa in part.qas]
+    rows.writerows((right, text, f"{log:.4f}") for right, text, log in zip(true, texts, logs))
+    with atomic_write(path) as file:
+        file.write(table.getvalue())
+    shown = how.shown if path.stem.endswith(sequence.FINAL) else 0
+    for qa, text in list(zip(part.qas, texts))[:shown]:
+        print(f"question  {qa.context} {qa.question}\nanswer    {text}\ntrue      {qa.answers[0]}\n")
+    return scores.score(part.task, texts, part.qas, part.gold)
+
+
+def write(folder, matrices, seeds, title):
+    """matrix.json, matrix.md and matrix.png of one or several runs."""
+    folder = Path(folder)
+    write_json(folder / "matrix.json", summary(matrices, seeds))
+    with atomic_write(folder / "matrix.md") as file:
+        file.write(markdown(matrices) + FORMULAS)
+    heat_map(folder / "matrix.png", matrices, title)
+
+
+FORMULAS = """
+R[i][j] is the score of task j after learning tasks 1 … i, b[j] that before anything was learnt, T the number of tasks.
+
+- average accuracy: 1/T · Σ_j R[T][j]
+- backward transfer: 1/(T−1) · Σ_{j<T} (R[T][j] − R[j][j])
+- forward transfer: 1/(T−1) · Σ_{j>1} (R[j−1][j] − b[j])
+- forgetting: 1/(T−1) · Σ_{j<T} (max_{i<T} R[i][j] − R[T][j])
+"""

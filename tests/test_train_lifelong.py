@@ -1,0 +1,220 @@
+"""train_lifelong.py itself: every mode, killed and resumed, in two processes, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+from lifelong_data import command, questions, report, write
+from safetensors.torch import load_file
+from scripts import run, start, tensors
+from training_runs import different, in_two_processes, killed_and_resumed, on_seeing, refused, trained
+
+from lifelong import samples
+from lifelong.tasks import TASKS
+
+SCRIPT = "train_lifelong"
+# What a mode is run with beside the common flags.
+MODES = {
+    "finetune": (), "lll": ("--add_task_tokens", "--save_steps", 1), "multitask": ("--upsample_data",), "multilm": (),
+    "mas": ("--reg_lambda", 1e8), "ewc": ("--reg_lambda", 1000, "--save_steps", 1), "gem": ("--save_steps", 1),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def learnt(data, tmp_path_factory):
+    """Called with a mode: the directory of its uninterrupted run, which is run once."""
+    made, folder = {}, tmp_path_factory.mktemp("runs")
+
+    def of(mode):
+        if mode not in made:
+            made[mode] = folder / mode
+            trained([*command(data, folder / mode, mode, *MODES[mode])], folder / f"{mode}.log", SCRIPT)
+        return made[mode]
+
+    return of
+
+
+def stages(mode, out):
+    return [out] if mode in ("multitask", "multilm") else [out / "ag", out / "sst"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_leaves_a_model_after_each_task_and_each_epoch(mode, learnt):
+    out = learnt(mode)
+    finished = json.loads((out / "sequence.json").read_text())["finished"]
+    assert finished == (["all"] if mode.startswith("multi") else ["ag", "sst"])
+    for folder in stages(mode, out):
+        done = report(folder)
+        assert done["mode"] == mode and done["steps"] == done["total_steps"] > 0 and (folder / "run.json").is_file()
+        final = tensors(folder)
+        assert different(final, tensors(folder / "epoch_2")) == [] != different(final, tensors(folder / "epoch_1"))
+        assert not (folder / "checkpoints").exists() and not (folder / "importance.pt").exists()
+    assert (report(stages(mode, out)[-1])["samples"]) == (20 if mode.startswith("multi") else 10)
+
+
+def test_lll_replays_what_it_generated_and_says_what_it_rejected(learnt):
+    out = learnt("lll")
+    found = json.loads((out / "sst" / "generated_ag.report.json").read_text())
+    lines = (out / "sst" / "generated_ag.jsonl").read_text().splitlines()
+    assert found["asked"] == 4 and found["kept"] == len(lines) == 4 - sum(found["rejected"].values())
+    assert report(out / "sst")["replayed"] == ({"ag": found["kept"]} if found["kept"] else {})
+    said = (out.parent / "lll.log" / "out").read_text()
+    assert "ag: task 1 of 2, 10 samples" in said and f"{found['kept']} of 4 generated samples kept" in said
+
+
+def test_modes_differ_where_they_should(learnt):
+    """The first task is learnt alike by those that only differ at the second."""
+    one = tensors(learnt("finetune") / "ag")
+    for mode in ("ewc", "mas", "gem"):
+        assert different(one, tensors(learnt(mode) / "ag")) == []
+    ends = [tensors(learnt(mode) / "sst") for mode in ("finetune", "ewc", "mas")]
+    assert different(ends[0], ends[1]) and different(ends[0], ends[2]) and different(ends[1], ends[2])
+
+
+def test_ewc_stays_nearer_to_the_first_task(learnt):
+    def moved(mode):
+        before, after = (load_file(learnt(mode) / task / "model.safetensors") for task in ("ag", "sst"))
+        return sum(float((after[name] - before[name]).square().sum()) for name in before)
+
+    assert moved("ewc") < moved("finetune")
+
+
+# In training, as soon as the second task is begun (generation), as soon as the first model is there (importance).
+KILLS = {
+    "lll": ("ag/checkpoints/step_00000002", "sst/run.json", "sst/generated_ag.report.json", "sst/checkpoints/step_*"),
+    "ewc": ("ag/checkpoints/step_00000004", "ag/model.safetensors", "ag/importance.pt", "sst/checkpoints/step_*"),
+    "gem": ("ag/epoch_1", "ag/memory.json", "sst/checkpoints/step_00000003"),
+}
+
+
+@pytest.mark.parametrize("mode", KILLS)
+def test_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(mode, learnt, data, tmp_path):
+    out, whole = tmp_path / "run", learnt(mode)
+    kills = [on_seeing(pattern) for pattern in KILLS[mode]]
+    struck = killed_and_resumed(command(data, out, mode, *MODES[mode]), out, tmp_path / "log", kills, SCRIPT)
+    assert struck >= 2
+    for task in ("ag", "sst"):
+        assert different(tensors(whole / task), tensors(out / task)) == []
+        assert different(tensors(whole / task / "epoch_1"), tensors(out / task / "epoch_1")) == []
+        one, other = report(whole / task), report(out / task)
+        assert one["history"]["train"] == other["history"]["train"] and one["tokens"] == other["tokens"]
+    for name in ("generated_ag.jsonl", "memory.json"):
+        if (whole / "sst" / name).exists():
+            assert (whole / "sst" / name).read_bytes() == (out / "sst" / name).read_bytes()
+
+
+def test_the_same_command_goes_on_and_learns_nothing_twice(learnt, data, tmp_path):
+    out = learnt("lll")
+    before = tensors(out / "sst")
+    result = run(SCRIPT, command(data, out, "lll", *MODES["lll"], "--skip_tasks", "ag"), tmp_path)
+    assert result.code == 0, result.err
+    assert "ag: learnt already" in result.out and "sst: learnt already" in result.out
+    assert different(before, tensors(out / "sst")) == []
+    refused(run(SCRIPT, command(data, out, "lll", "--add_task_tokens", "--reg_lambda", 3), tmp_path), "reg_lambda")
+
+
+@pytest.mark.parametrize("mode", ["lll", "ewc"])
+def test_two_processes_learn_what_one_does(mode, data, tmp_path):
+    more = ("--real_sample",) if mode == "lll" else ("--reg_lambda", 10)
+    trained(command(data, tmp_path / "one", mode, *more, model="tiny-llama"), tmp_path / "log", SCRIPT)
+    argv = command(data, tmp_path / "two", mode, *more, model="tiny-llama", batch=2)
+    in_two_processes(argv, tmp_path / "logs", SCRIPT)
+    for task in ("ag", "sst"):
+        one, two = (load_file(tmp_path / name / task / "model.safetensors") for name in ("one", "two"))
+        for key in one:
+            torch.testing.assert_close(one[key], two[key], atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_adapters_are_learnt_beside_a_frozen_backbone_from_teachers_that_are_trained_once(data, tmp_path):
+    argv = command(data, tmp_path / "run", "lll", "--adapter_bottleneck", 4, "--distil", "--seq_distil",
+                   "--train_teachers", "--real_sample")  # fmt: skip
+    first = run(SCRIPT, argv, tmp_path / "log")
+    assert first.code == 0, first.err
+    names = set(load_file(tmp_path / "run" / "sst" / "adapter_model.safetensors"))
+    assert names == {"rows.lifelong", *(f"blocks.{block}.lifelong.{part}.{kind}" for block in range(2)
+                                        for part in ("norm", "down", "up") for kind in ("weight", "bias"))}  # fmt: skip
+    assert "ag: learnt from the teacher" in first.out and "10 texts of the teacher" in first.out
+    assert len(list((tmp_path / "run" / "tiny-gpt2_adapter_4" / "teachers").iterdir())) == 2
+    argv[argv.index("--output_dir") + 1] = str(tmp_path / "again")
+    again = run(SCRIPT, argv, tmp_path / "log")
+    assert "the teacher is there already" in again.out and "teacher of" not in again.out.replace("texts of the", "")
+    assert different(tensors(tmp_path / "run" / "sst"), tensors(tmp_path / "again" / "sst")) == []
+
+
+# --- what is refused --------------------------------------------------------------------------------------
+
+
+def bad(data, tmp_path, *more, **how):
+    return run(SCRIPT, command(data, tmp_path / "out", how.pop("mode", "lll"), *more, **how), tmp_path / "log")
+
+
+def test_data_that_cannot_be_learnt_are_one_message(tmp_path):
+    folder = write(tmp_path / "data")
+    refused(bad(folder, tmp_path, tasks=("ag", "schema")), "no schema_to_squad-train-v2.0.json", "--data_dir",
+            out=tmp_path / "out")  # fmt: skip
+    refused(bad(folder, tmp_path, tasks=("ag", "sts")), "no task is called 'sts'", "sst")
+    path = folder / TASKS["sst"].filename("train")
+    (one, *rest) = questions("sst", 3)
+    samples.save(path, [*rest, samples.QA(one.context, one.question, ("positive", "negative"))])
+    refused(bad(folder, tmp_path), "2 answers", "sst_to_squad-train-v2.0.json:data[2]", out=tmp_path / "out")
+    samples.save(path, [*rest, samples.QA(one.context, one.question, ("golden " * 60,))])
+    refused(bad(folder, tmp_path), "an answer has", "sst_to_squad-train-v2.0.json:data[2]", "positions")
+
+
+def test_a_teacher_that_cannot_teach_is_one_message(data, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from adapters import backbones, checkpoint, embedded
+    from adapters.attach import attach
+    from lifelong.encoding import special_tokens
+
+    other, teachers = tmp_path / "other", tmp_path / "teachers"
+    model = AutoModelForCausalLM.from_pretrained(embedded.folder("tiny-gpt2"))
+    tokenizer = AutoTokenizer.from_pretrained(embedded.folder("tiny-gpt2"))
+    tokenizer.add_tokens(["versatile"])
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(other), tokenizer.save_pretrained(other)
+    model, tokenizer = backbones.load(str(other))
+    attach(model, tokenizer, {"lifelong": special_tokens(["ag"])})
+    checkpoint.save(model, tokenizer, teachers / "ag")
+    more = ("--distil", "--teacher_dir", teachers)
+    refused(bad(data, tmp_path, *more), "no teacher of sst", "--train_teachers", out=tmp_path / "out")
+    checkpoint.save(model, tokenizer, teachers / "sst")
+    refused(bad(data, tmp_path, *more), "vocabulary is not the student's", teachers / "ag", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "more, fragment",
+    [
+        (("--unbound", "4"), "no matrix of tasks"),
+        (("--n_gpus", "2"), "torchrun"),
+        (("--seq_train_type", "multitask", "--distil"), "a teacher knows one"),
+        (("--seq_train_type", "ewc", "--real_sample"), "--real_sample goes with"),
+        (("--teacher_dir", "x"), "a teacher goes with"),
+        (("--tasks", "ag", "ag"), "ag more than once"),
+    ],
+)
+def test_flags_without_a_meaning_are_refused(more, fragment, data, tmp_path, capsys):
+    import train_lifelong
+
+    with pytest.raises(SystemExit) as stopped:
+        train_lifelong.main([*command(data, tmp_path, "lll"), *more])
+    assert stopped.value.code == 2 and fragment in capsys.readouterr().err
+
+
+def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path):
+    import signal
+
+    from scripts import until
+
+    out = tmp_path / "run"
+    job = start(SCRIPT, command(data, out, "finetune", "--n_train_epochs", 400), tmp_path / "log")
+    assert until(lambda: any(out.glob("ag/checkpoints/*")), job)
+    job.kill(signal.SIGTERM)
+    result = job.wait()
+    assert result.code == 128 + signal.SIGTERM and f"train_lifelong.py --resume {out}" in result.out
