@@ -1,0 +1,150 @@
+"""evaluate_lifelong.py: what it answers, what it writes, several seeds, and what it refuses."""
+
+import csv
+import json
+
+import pytest
+import torch
+from lifelong_data import command, questions, write
+
+import evaluate_lifelong
+import train_lifelong
+from adapters import checkpoint
+from lifelong import samples, scoring
+from lifelong.answers import Answerer, answer, log_probabilities
+from lifelong.samples import QA
+from lifelong.tasks import TASKS
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """Directories of learnt sequences: two seeds of finetune, and multitask."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, mode, seed in (("one", "finetune", 1), ("two", "finetune", 2), ("together", "multitask", 1)):
+        train_lifelong.main([*command(data, folder / name, mode), "--seed", str(seed)])
+    return folder
+
+
+def evaluated(*argv):
+    evaluate_lifelong.main([str(word) for word in ("--fp32", "--samples", 0, *argv)])
+
+
+def table(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_task_is_scored_after_every_task(runs, data):
+    evaluated("--model_dirs", runs / "one", "--test_all", "--before")
+    matrix = json.loads((runs / "one" / "matrix.json").read_text())
+    assert matrix["tasks"] == ["ag", "sst"] and matrix["metrics"] == ["em", "em"] and matrix["seeds"] == [1]
+    (run,) = matrix["runs"]
+    assert len(run["before"]) == 2 and run["forward_transfer"] is not None
+    for i, stage in enumerate(("ag", "sst")):
+        found = json.loads((runs / "one" / stage / "metrics.json").read_text())
+        assert list(found) == ["1", "final"]
+        for j, task in enumerate(("ag", "sst")):
+            rows = table(runs / "one" / stage / f"qa_{task}_final.csv")
+            assert [row["y"] for row in rows] == [qa.answers[0] for qa in questions(task, 4, start=10)]
+            exact = 100 * sum(row["y"] == row["pred"] for row in rows) / 4
+            assert found["final"][task]["em"]["score"] == run["rows"][i][j] == exact
+            assert list(rows[0]) == ["y", "pred", "logs"] and all(float(row["logs"]) < 0 for row in rows)
+            assert (runs / "one" / stage / f"qa_{task}_1.csv").is_file()
+    assert (runs / "one" / "matrix.png").stat().st_size > 1000
+    text = (runs / "one" / "matrix.md").read_text()
+    assert "| after | ag (em) | sst (em) |" in text and "R[T][j] − R[j][j]" in text
+
+
+def test_answers_in_batches_are_those_of_plain_greedy_search(runs):
+    answerer = Answerer.load(runs / "one" / "sst", CPU, torch.float32, 48)
+    qas = [*questions("ag", 5), QA("", "what of the river?", ("World of Sports",)), *questions("sst", 3)]
+    texts, pairs = answer(answerer, qas, batch_size=4)
+    assert len({len(prompt) for prompt, _ in pairs}) > 2
+    logs = log_probabilities(answerer, pairs, batch_size=4)
+    model, tokenizer = checkpoint.load(runs / "one" / "sst")
+    longest = max(len(ids) for ids in answerer.encoder.tokenize(["World of Sports", "positive", "negative"]))
+    added = [i for i in tokenizer.added_tokens_decoder if i != tokenizer.eos_token_id]
+    for text, (prompt, ids), log in zip(texts, pairs, logs):
+        plain, total = [], 0.0
+        for _ in range(longest + 1):
+            with torch.no_grad():
+                scores = model(input_ids=torch.tensor([prompt + plain])).logits[0, -1]
+            likely = scores.log_softmax(-1)
+            scores[added] = float("-inf")
+            # What was decoded is scored to its end, also where it had to stop before.
+            wanted = (ids + [tokenizer.eos_token_id])[len(plain)]
+            if len(plain) < longest:
+                assert int(scores.argmax()) == wanted
+            total += float(likely[wanted])
+            if wanted == tokenizer.eos_token_id:
+                break
+            plain.append(wanted)
+        assert plain == ids and text == tokenizer.decode(ids).strip()
+        assert log == pytest.approx(total, abs=1e-3)
+
+
+def test_answers_by_chance_depend_on_their_seed(runs, data):
+    found = []
+    for seed in (1, 1, 2):
+        evaluated("--model_dirs", runs / "two", "--data_dir", data, "--top_k_qa", 20, "--temperature_qa", 3,
+                  "--qa_seed", seed)  # fmt: skip
+        found.append((runs / "two" / "ag" / "qa_sst_final.csv").read_bytes())
+    assert found[0] == found[1] != found[2]
+
+
+def test_several_seeds_give_mean_and_deviation(runs, data, tmp_path):
+    evaluated("--model_dirs", runs / "one", runs / "two", "--data_dir", data, "--output_dir", tmp_path, "--limit", 2)
+    found = json.loads((tmp_path / "matrix.json").read_text())
+    assert found["seeds"] == [1, 2] and len(found["runs"]) == 2 and found["sd"]["average_accuracy"] is not None
+    assert "±" in (tmp_path / "matrix.md").read_text() and (tmp_path / "matrix.png").is_file()
+    assert json.loads((runs / "one" / "matrix.json").read_text())["seeds"] == [1]
+
+
+def test_what_is_learnt_at_once_has_only_an_end(runs, data):
+    evaluated("--model_dirs", runs / "together", "--test_training_set", "--ref1")
+    (run,) = json.loads((runs / "together" / "matrix.json").read_text())["runs"]
+    assert run["rows"][0] == [None, None] and None not in run["rows"][1] and run["average_accuracy"] is not None
+    assert len(table(runs / "together" / "qa_ag_final.csv")) == 10
+
+
+def test_true_answers_beside_the_text_are_those_of_the_questions_kept(tmp_path):
+    turns = [(f"d_{i}", f"food: thai ; {i}") for i in range(4)]
+    order = [2, 0, 3, 1]
+    samples.save(tmp_path / TASKS["woz.en"].filename("test"),
+                 [QA("hello", "What is the change?", (turns[i][1],), i) for i in order])  # fmt: skip
+    (tmp_path / "woz.en_answers.json").write_text(json.dumps(turns))
+    part = scoring.read(["woz.en"], tmp_path, "test", limit=2)["woz.en"]
+    assert [qa.id for qa in part.qas] == [2, 0] and [turn for turn, _ in part.gold] == ["d_0", "d_2"]
+    from lifelong.scores import score
+
+    assert score(part.task, [qa.answers[0] for qa in part.qas], part.qas, part.gold)["joint_goal_em"].value == 100
+
+
+def refused(capsys, *argv):
+    with pytest.raises(SystemExit) as stopped:
+        evaluated(*argv)
+    text = capsys.readouterr().err
+    assert stopped.value.code == 2 and text.startswith("error: ") and text.count("error: ") == 1
+    return text
+
+
+def test_what_cannot_be_evaluated_is_one_message(runs, data, tmp_path, capsys):
+    assert "no run.json here" in refused(capsys, "--model_dirs", tmp_path, "--data_dir", data)
+    assert "--tasks is needed" in refused(capsys, "--data_dir", data)
+    assert "--output_dir is needed" in refused(capsys, "--model_dirs", runs / "one", runs / "two")
+    (tmp_path / "run.json").write_bytes((runs / "one" / "run.json").read_bytes())
+    assert "ag has not been learnt yet" in refused(capsys, "--model_dirs", tmp_path, "--data_dir", data)
+    assert "train_lifelong.py" in refused(capsys, "--model_dirs", runs / "one" / "ag" / "epoch_1")
+    some = write(tmp_path / "data", tasks=("ag",))
+    text = refused(capsys, "--model_dirs", runs / "one", "--data_dir", some)
+    assert "no sst_to_squad-test-v2.0.json" in text
+    samples.save(some / TASKS["sst"].filename("test"), [QA("a", "b", ("golden " * 60,))])
+    text = refused(capsys, "--model_dirs", runs / "one", "--data_dir", some)
+    assert "an answer has" in text and "sst_to_squad-test-v2.0.json:data[0]" in text
