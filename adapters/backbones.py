@@ -207,4 +207,4 @@ def fingerprint(state):
     return digest.hexdigest()[:16]
 
 
-from adapters import gpt2, llama  # noqa: E402, F401  (each registers its family)
+from adapters import gpt2, llama, openai_gpt  # noqa: E402, F401  (each registers its family)

@@ -188,7 +188,7 @@ class AdapterBank(nn.Module):
         return self._fused[1]
 
     def hook(self, block, args, output):
-        """Forward hook of a block: its hidden states, alone or first in a tuple, go through the bank."""
-        if isinstance(output, tuple):
+        """Forward hook of a block: its hidden states, alone or first of several outputs, go through the bank."""
+        if isinstance(output, tuple | list):
             return (self(output[0]), *output[1:])
         return self(output)

@@ -31,7 +31,7 @@ def write(folder, tasks=("ag", "sst"), train=10, test=4):
 def command(data, out, mode, *more, tasks=("ag", "sst"), model="tiny-gpt2", batch=4):
     """The flags of train_lifelong.py for a run of seconds."""
     return ["--data_dir", str(data), "--model_dir_root", str(out), "--output_dir", str(out), "--tasks", *tasks,
-            "--seq_train_type", mode, "--model_name", model, "--train_batch_size", str(batch), "--max_len", "48",
+            "--seq_train_type", mode, "--model_name", str(model), "--train_batch_size", str(batch), "--max_len", "48",
             "--n_train_epochs", "2", "--lr", "1e-3", "--gen_lm_sample_percentage", "0.4", "--fp32",
             *map(str, more)]  # fmt: skip
 
@@ -39,3 +39,23 @@ def command(data, out, mode, *more, tasks=("ag", "sst"), model="tiny-gpt2", batc
 def report(folder):
     """What training_metrics.json holds."""
     return json.loads((folder / "training_metrics.json").read_text(encoding="utf-8"))
+
+
+def openai_gpt(folder):
+    """A tiny random OpenAI GPT, with a lower-casing tokenizer that knows no end of text."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE(unk_token="<unk>", end_of_word_suffix="</w>"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.BPEDecoder(suffix="</w>")
+    texts = [text for task in ANSWERS for qa in questions(task, 8) for text in (qa.context, qa.question, *qa.answers)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=200, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False
+    )
+    made.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    config = OpenAIGPTConfig(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=2)
+    OpenAIGPTLMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from lifelong_data import command, questions, write
+from lifelong_data import command, openai_gpt, questions, write
 
 import evaluate_lifelong
 import train_lifelong
@@ -29,6 +29,8 @@ def runs(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, mode, seed in (("one", "finetune", 1), ("two", "finetune", 2), ("together", "multitask", 1)):
         train_lifelong.main([*command(data, folder / name, mode), "--seed", str(seed)])
+    openai = openai_gpt(folder / "openai-gpt")
+    train_lifelong.main([*command(data, folder / "openai", "lll", model=openai), "--adapter_bottleneck", "4"])
     return folder
 
 
@@ -62,15 +64,17 @@ def test_every_task_is_scored_after_every_task(runs, data):
     assert "| after | ag (em) | sst (em) |" in text and "R[T][j] − R[j][j]" in text
 
 
-def test_answers_in_batches_are_those_of_plain_greedy_search(runs):
-    answerer = Answerer.load(runs / "one" / "sst", CPU, torch.float32, 48)
+@pytest.mark.parametrize("name", ["one", "openai"])
+def test_answers_in_batches_are_those_of_plain_greedy_search(name, runs):
+    answerer = Answerer.load(runs / name / "sst", CPU, torch.float32, 48)
     qas = [*questions("ag", 5), QA("", "what of the river?", ("World of Sports",)), *questions("sst", 3)]
     texts, pairs = answer(answerer, qas, batch_size=4)
     assert len({len(prompt) for prompt, _ in pairs}) > 2
     logs = log_probabilities(answerer, pairs, batch_size=4)
-    model, tokenizer = checkpoint.load(runs / "one" / "sst")
+    model, tokenizer = checkpoint.load(runs / name / "sst")
     longest = max(len(ids) for ids in answerer.encoder.tokenize(["World of Sports", "positive", "negative"]))
-    added = [i for i in tokenizer.added_tokens_decoder if i != tokenizer.eos_token_id]
+    eos = answerer.encoder.eos
+    added = [i for i in tokenizer.added_tokens_decoder if i != eos]
     for text, (prompt, ids), log in zip(texts, pairs, logs):
         plain, total = [], 0.0
         for _ in range(longest + 1):
@@ -79,11 +83,11 @@ def test_answers_in_batches_are_those_of_plain_greedy_search(runs):
             likely = scores.log_softmax(-1)
             scores[added] = float("-inf")
             # What was decoded is scored to its end, also where it had to stop before.
-            wanted = (ids + [tokenizer.eos_token_id])[len(plain)]
+            wanted = (ids + [eos])[len(plain)]
             if len(plain) < longest:
                 assert int(scores.argmax()) == wanted
             total += float(likely[wanted])
-            if wanted == tokenizer.eos_token_id:
+            if wanted == eos:
                 break
             plain.append(wanted)
         assert plain == ids and text == tokenizer.decode(ids).strip()
