@@ -300,7 +300,7 @@ class Sequence:
             prepare=loss.prepare, smaller=batches.smaller,
             resume_command=f"python train_lifelong.py --resume {self.folder}",
         )  # fmt: skip
-        run.epoch_steps, run.keep_epochs = trainer.epoch_steps, not args.only_final
+        run.epoch_steps, run.epochs, run.keep_epochs = trainer.epoch_steps, epochs, not args.only_final
         annealing = Annealing.of(lr, len(batches), epochs, args.n_warmup_ratio, args.decay_style)
         trainer.schedule = lambda step: annealing(batches.seen(trainer.places(step)))
         if self.memory:

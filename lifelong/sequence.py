@@ -18,7 +18,10 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
+
+from tqdm import tqdm
 
 from utils import flags
 from utils.errors import UserError
@@ -126,11 +129,11 @@ class StageRun(Run):
     """A stage's run directory: beside `Run`, the model after each epoch; the final one only when training is over.
 
     Attributes:
-        epoch_steps: optimizer steps of an epoch.
+        epoch_steps, epochs: optimizer steps of an epoch, and how many there are.
         keep_epochs: False: only the final model stays.
     """
 
-    epoch_steps, keep_epochs = 1, True
+    epoch_steps, epochs, keep_epochs = 1, 1, True
 
     def epoch(self, number):
         """Where the model after an epoch lies."""
@@ -142,6 +145,11 @@ class StageRun(Run):
     def save_checkpoint(self, step, state, save_model):
         """As `Run`; at an epoch's end its model, which the checkpoint's files are then links to."""
         number, within = divmod(step, self.epoch_steps)
+        if not within:
+            logged = state["history"]["train"]
+            loss = f", loss {logged[-1]['loss']:.4f}" if logged else ""
+            tqdm.write(f"{self.directory.name}: epoch {number} of {self.epochs}{loss}", file=sys.stdout)
+            sys.stdout.flush()
         if within or not self.keep_epochs:
             return super().save_checkpoint(step, state, save_model)
         with atomic_directory(self.epoch(number)) as beside:

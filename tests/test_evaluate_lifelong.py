@@ -64,6 +64,18 @@ def test_every_task_is_scored_after_every_task(runs, data):
     assert "| after | ag (em) | sst (em) |" in text and "R[T][j] − R[j][j]" in text
 
 
+def test_finetuning_forgets_and_replay_does_not(tmp_path):
+    folder = write(tmp_path / "data", train=40, test=8)
+    for mode in ("finetune", "lll"):
+        train_lifelong.main([*command(folder, tmp_path / mode, mode, batch=8), "--n_train_epochs", "25", "--lr", "3e-3",
+                             "--adam_epsilon", "1e-8", "--only_final", "--add_task_tokens"])  # fmt: skip
+        evaluated("--model_dirs", tmp_path / mode)
+        (run,) = json.loads((tmp_path / mode / "matrix.json").read_text())["runs"]
+        assert run["rows"][0][0] > 90 and run["rows"][1][1] > 90
+        assert run["forgetting"] > 90 if mode == "finetune" else run["forgetting"] < 20
+        assert not list((tmp_path / mode).glob("*/epoch_*"))
+
+
 @pytest.mark.parametrize("name", ["one", "openai"])
 def test_answers_in_batches_are_those_of_plain_greedy_search(name, runs):
     answerer = Answerer.load(runs / name / "sst", CPU, torch.float32, 48)

@@ -1,0 +1,28 @@
+"""The small samples of lifelong tasks in data/samples/lifelong: written by their generator, apart in their splits."""
+
+import pytest
+from scripts import SAMPLES
+
+from data.samples import make_lifelong
+from lifelong import samples
+from lifelong.tasks import TASKS
+
+
+@pytest.mark.parametrize("task", make_lifelong.MAKERS)
+def test_files_are_those_of_the_generator(task, tmp_path):
+    for split, made in make_lifelong.MAKERS[task]().items():
+        name = TASKS[task].filename(split)
+        samples.save(tmp_path / name, made)
+        assert (tmp_path / name).read_bytes() == (SAMPLES / "lifelong" / name).read_bytes()
+
+
+@pytest.mark.parametrize("task", make_lifelong.MAKERS)
+def test_no_context_stands_in_two_splits(task):
+    train, test = (
+        samples.load(SAMPLES / "lifelong" / TASKS[task].filename(split), split) for split in ("train", "test")
+    )
+    assert (len(train), len(test)) == (120, 30)
+    assert not {qa.context for qa in train} & {qa.context for qa in test}
+    assert len({qa.question for qa in train + test}) == 1
+    if task == "ag":
+        assert all(qa.answers[0] in make_lifelong.TOPICS for qa in train + test)
