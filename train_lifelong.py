@@ -36,7 +36,6 @@ REFUSED = {
     "--n_gpus": "processes are started by torchrun --nproc_per_node N",
     "--n_gpu": "processes are started by torchrun --nproc_per_node N",
     "--n_workers": "batches are made of rows in memory, there are no workers to count",
-    "--unbound": "its stages are splits of all tasks together and no tasks: no matrix of tasks can be made of them",
     "--round_robin": "batches mix the tasks by chance; for tasks of unequal size there is --upsample_data",
     "--multitask_specific": "there is one model for all tasks at once; for one of its own name a single task",
     "--extra_e2e": "it added a private file to e2enlg; put its samples into e2enlg_to_squad-train-v2.0.json",
@@ -145,6 +144,8 @@ def check(p, args):
     together = args.seq_train_type in sequence.TOGETHER
     if args.distil and together:
         p.error(f"--distil: {args.seq_train_type} learns all tasks at once, a teacher knows one; use --seq_distil")
+    if args.unbound and (args.distil or together):
+        p.error("--unbound: its parts are no tasks, there is no teacher of one; and not with multitask or multilm")
     if args.real_sample and args.seq_train_type != "lll":
         p.error("--real_sample goes with --seq_train_type lll: no other replays samples")
     if args.upsample_data and not together:
@@ -175,7 +176,8 @@ def train(args, given):
     with idist.one_rank_first(local=True):
         learner = learning.load(args)
     # What a teacher wrote is cut where it is too long.
-    learning.check_answers(learner.encoder, {name: qas for name, qas in data.items() if name not in made})
+    theirs = data if args.unbound and made else made
+    learning.check_answers(learner.encoder, {name: qas for name, qas in data.items() if name not in theirs})
     if args.distil:
         teachers = teachers or {name: learning.train_teacher(args, name, dtype) for name in args.tasks}
         teaching.check_teachers(learner, teachers, args)

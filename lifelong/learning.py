@@ -65,7 +65,7 @@ class Learner:
 def load(args):
     """The backbone with the tokens of all tasks of the sequence: `Learner`, not yet on its device."""
     model, tokenizer = backbones.load(args.model_checkpoint)
-    names = special_tokens(args.tasks, args.add_task_tokens, args.use_sep)
+    names = special_tokens(sequence.learnt(args), args.add_task_tokens, args.use_sep)
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
     widths = None if args.adapter_bottleneck is None else {SHARED: args.adapter_bottleneck}
     positions = min(args.max_len, backbones.family_of(model.config).positions(model.config))
@@ -86,7 +86,17 @@ def read_tasks(args, made=None):
     for task in tasks.sequence(args.tasks):
         path = (made or {}).get(task.name) or tasks.find(args.data_dir, task, split)
         found[task.name] = samples.load(path, split)[: args.limit]
-    return found
+    return parts(found, args) if args.unbound else found
+
+
+def parts(data, args):
+    """{part: its `QA`s} of --unbound: the tasks' samples, one task behind another, in as many parts of one size."""
+    every, names = [qa for qas in data.values() for qa in qas], sequence.learnt(args)
+    if len(every) < len(names):
+        raise UserError(f"there are {len(every)} samples", place=f"--unbound {args.unbound}",
+                        expected="at least one a part", remedy="take fewer parts")  # fmt: skip
+    bounds = [len(every) * i // len(names) for i in range(len(names) + 1)]
+    return {name: every[first:last] for name, first, last in zip(names, bounds, bounds[1:])}
 
 
 def check_answers(made, data):
@@ -230,7 +240,7 @@ class Sequence:
 
     def replayed(self, number, task, folder):
         """Rows of the earlier tasks."""
-        earlier = self.args.tasks[:number]
+        earlier = list(self.data)[:number]
         counts, rows = quotas(self.sizes[task], self.args.gen_lm_sample_percentage, earlier), []
         for place, name in enumerate(earlier):
             if self.args.real_sample:
@@ -238,7 +248,7 @@ class Sequence:
                 own = self.encode(name, draw(self.sizes[name], count, self.args.seed, number), True)
                 say(f"{name}: {len(own):,} real samples replayed")
             else:
-                own = self.generated(number * len(self.args.tasks) + place, name, counts[name], folder)
+                own = self.generated(number * len(self.data) + place, name, counts[name], folder)
             rows += own
         return rows
 
@@ -360,8 +370,8 @@ def train_teacher(args, task, dtype):
     Returns:
         its directory.
     """
-    own = Namespace(**{**vars(args), "tasks": [task], "seq_train_type": "lll", "distil": False, "seq_distil": False,
-                       "real_sample": False, "dynamic_epochs": False, "upsample_data": False})  # fmt: skip
+    plain = dict.fromkeys(("distil", "seq_distil", "real_sample", "dynamic_epochs", "upsample_data", "unbound"), False)
+    own = Namespace(**{**vars(args), **plain, "tasks": [task], "seq_train_type": "lll"})
     # Other tasks may want other teachers first; a new model for each keeps them apart.
     learner, data = load(own), read_tasks(own)
     how = {flag: getattr(own, flag) for flag in _TEACHING}

@@ -139,7 +139,8 @@ def matrix_of(run, parts, how, every_epoch=False, before=False):
         load = {epoch: loader(path, run, how) for epoch, path in models.items()}
         found = stage_scores(folder, load, parts, how)
         rows.append([found[name][part.task.metric].value for name, part in parts.items()])
-    # What was learnt at once has only its end.
+    # What was learnt at once, or in other parts than tasks, has only its end.
+    rows = rows if list(sequence.stages(run.flags)) == names else rows[-1:]
     rows = [[None] * len(names)] * (len(names) - len(rows)) + rows
     return Matrix(names, rows, first, metric)
 

@@ -50,6 +50,9 @@ def name_flags(parser):
     g.add_argument("--distil", action="store_true", help="Word-KD: learn a teacher's distributions")
     g.add_argument("--seq_distil", action="store_true", help="Seq-KD: learn a teacher's texts, from <task>_…-distil-…")
     g.add_argument("--real_sample", action="store_true", help="lll: replay real samples instead of generated ones")
+    g.add_argument("--unbound", type=flags.positive, metavar="N",
+                   help="cut the tasks' data, one behind another, into N parts of one size and learn each like a task: "
+                        "where a task ends is not told")  # fmt: skip
     g.add_argument("--seed", type=flags.not_negative, default=42, help="of everything random")
     g = parser.add_argument_group("files")
     g.add_argument("--data_dir", default=os.environ.get("DATA_DIR"), help="the tasks' json files (default: $DATA_DIR)")
@@ -77,12 +80,18 @@ def directory(args):
     lll = args.seq_train_type == "lll"
     ending = f"{args.gen_lm_sample_percentage:g}_{args.seed}" if lll else f"seed_{args.seed}"
     variants = "".join(f"_{flag}" for flag in VARIANTS if getattr(args, flag))
+    variants += f"_unbound_{args.unbound}" if args.unbound else ""
     return model_directory(args) / args.seq_train_type / f"{'_'.join(args.tasks)}_{ending}{variants}"
 
 
 def stages(args):
     """{name of a stage: the tasks learnt in it}, in order."""
-    return {"all": list(args.tasks)} if args.seq_train_type in TOGETHER else {task: [task] for task in args.tasks}
+    return {"all": list(args.tasks)} if args.seq_train_type in TOGETHER else {name: [name] for name in learnt(args)}
+
+
+def learnt(args):
+    """Names of what is learnt: the tasks, or the parts of --unbound."""
+    return [f"task_{number}" for number in range(args.unbound)] if args.unbound else list(args.tasks)
 
 
 def stage_directory(folder, stage):

@@ -146,6 +146,17 @@ def test_adapters_are_learnt_beside_a_frozen_backbone_from_teachers_that_are_tra
     assert different(tensors(tmp_path / "run" / "sst"), tensors(tmp_path / "again" / "sst")) == []
 
 
+def test_unbound_parts_are_learnt_like_tasks(data, tmp_path):
+    out = tmp_path / "run"
+    trained([*command(data, out, "lll", "--real_sample"), "--unbound", "3", "--n_train_epochs", "1"], tmp_path, SCRIPT)
+    assert [report(out / f"task_{i}")["samples"] for i in range(3)] == [6, 7, 7]
+    # ceil(0.4 · 7) samples, in equal shares of the parts before.
+    assert [report(out / f"task_{i}")["replayed"] for i in (1, 2)] == [{"task_0": 3}, {"task_0": 1, "task_1": 1}]
+    from lifelong import scoring
+
+    assert scoring.opened(out).flags.unbound == 3
+
+
 # --- what is refused --------------------------------------------------------------------------------------
 
 
@@ -191,7 +202,8 @@ def test_a_teacher_that_cannot_teach_is_one_message(data, tmp_path):
 @pytest.mark.parametrize(
     "more, fragment",
     [
-        (("--unbound", "4"), "no matrix of tasks"),
+        (("--unbound", "4", "--distil"), "its parts are no tasks"),
+        (("--unbound", "400"), "there are 20 samples"),
         (("--n_gpus", "2"), "torchrun"),
         (("--seq_train_type", "multitask", "--distil"), "a teacher knows one"),
         (("--seq_train_type", "ewc", "--real_sample"), "--real_sample goes with"),
