@@ -18,8 +18,9 @@ MODEL_ROOT_DIR/<model>/<type>/<t1_t2_…>_<pct>_<seed>/<task>/ (_seed_<seed> unl
 once). With --distil, --seq_distil or --real_sample their names follow, so that each has a directory of its own.
 
 Killed at any moment, the same command (or --resume DIR) goes on to the same weights: what is done is not done again.
-The learnt are whole models; with --adapter_bottleneck one adapter, shared by all tasks, and the special tokens' rows.
-evaluate_lifelong.py takes the same flags and scores every task after every task.
+Whole models are learnt; with --adapter_bottleneck one adapter, shared by all tasks, and the special tokens' rows. (An
+adapter for each task would forget nothing, and have nothing to replay: that is train.py and combine_all.py.)
+evaluate_lifelong.py takes that directory, or the flags that name it, and scores every task after every task.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from utils.errors import UserError, exit_on_user_error
 REFUSED = {
     "--n_gpus": "processes are started by torchrun --nproc_per_node N",
     "--n_gpu": "processes are started by torchrun --nproc_per_node N",
+    "--debug": "for a quick try there is --limit N",
     "--n_workers": "batches are made of rows in memory, there are no workers to count",
     "--round_robin": "batches mix the tasks by chance; for tasks of unequal size there is --upsample_data",
     "--multitask_specific": "there is one model for all tasks at once; for one of its own name a single task",
