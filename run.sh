@@ -3,15 +3,16 @@
 #
 #   ./run.sh setup            make .venv and install everything (done by the others when needed)
 #   ./run.sh demo             the whole story on bundled data: an adapter a task, distillation, one combined model
+#   ./run.sh lifelong-demo    two tasks one after another on bundled data: plain fine-tuning forgets, replay does not
 #   ./run.sh test [args]      the tests (args go to pytest, e.g. -m slow)
 #   ./run.sh bench [args]     the benchmarks (args go to each, e.g. --quick)
 #   ./run.sh table [places]   what all results say, as a table and a chart (default: results/)
-#   ./run.sh list             all recipes
+#   ./run.sh list [names]     all recipes, or these
 #   ./run.sh <recipe> [args]  one recipe (args go to its script, e.g. --limit 1000)
 #
 # Environment: PYTHON (python3) makes the virtual environment; VENV (.venv) is where it lies;
 # MODEL (gpt2) is the backbone of the published recipes; E2E_DIR, MULTI30K_DIR, PERSONACHAT_DIR and SQUAD_DIR hold
-# original files.
+# original files; DATA_DIR (data/lifelong) and MODEL_ROOT_DIR (runs/lifelong) are where lifelong recipes read and write.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -55,6 +56,26 @@ small() {
     *) return 1 ;;
     esac
     case "$1" in data) echo "$2" ;; examples) echo "$3" ;; width) echo "$4" ;; rate) echo "$5" ;; scored) echo "$6" ;; esac
+}
+
+# Sequences of tasks of the published lifelong recipes: WOZ, CNN/DailyMail and WikiSQL in every order, two of five tasks
+# in both directions.
+LIFELONG_ORDERS="wcs wsc cws csw swc scw nlg nlg_reversed tc tc_reversed"
+LIFELONG_METHODS="lamol kd seqkd seqsoftkd finetune multitask ewc mas gem"
+lifelong_tasks() {
+    case "$1" in
+    wcs) echo "woz.en cnn_dailymail wikisql" ;;
+    wsc) echo "woz.en wikisql cnn_dailymail" ;;
+    cws) echo "cnn_dailymail woz.en wikisql" ;;
+    csw) echo "cnn_dailymail wikisql woz.en" ;;
+    swc) echo "wikisql woz.en cnn_dailymail" ;;
+    scw) echo "wikisql cnn_dailymail woz.en" ;;
+    nlg) echo "e2enlg rnnlg.rest rnnlg.hotel rnnlg.tv rnnlg.laptop" ;;
+    nlg_reversed) echo "rnnlg.laptop rnnlg.tv rnnlg.hotel rnnlg.rest e2enlg" ;;
+    tc) echo "amazon yelp yahoo ag dbpedia" ;;
+    tc_reversed) echo "dbpedia ag yahoo yelp amazon" ;;
+    *) return 1 ;;
+    esac
 }
 
 # What a recipe runs, as one line, so that `list` can print it. The settings that are not named are the task's
@@ -103,6 +124,19 @@ recipe() {
         both) echo "$train $adapter $teacher --kd both $out" ;;
         *) return 1 ;;
         esac ;;
+    lifelong-*-*)
+        lifelong_tasks "$task" >/dev/null || return 1
+        local train="train_lifelong.py --model_name $MODEL --tasks $(lifelong_tasks "$task") --add_task_tokens --gen_lm_sample_percentage 0.2"
+        # The seed of the published runs.
+        case "$task" in nlg*) train="$train --seed 531" ;; esac
+        case "$kind" in
+        lamol) echo "$train --seq_train_type lll" ;;
+        kd) echo "$train --seq_train_type lll --distil --train_teachers" ;;
+        seqkd) echo "$train --seq_train_type lll --seq_distil --train_teachers" ;;
+        seqsoftkd) echo "$train --seq_train_type lll --distil --seq_distil --train_teachers" ;;
+        finetune | multitask | ewc | mas | gem) echo "$train --seq_train_type $kind" ;;
+        *) return 1 ;;
+        esac ;;
     e2e-adapter) echo "train.py --task nlg --dataset_path data/NLG/data.json --limit 2000 --model_checkpoint smollm2 --adapter_bottleneck 64 --row_init words --lr 3e-3 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-adapter" ;;
     e2e-finetune) echo "train.py --task nlg --dataset_path data/NLG/data.json --limit 2000 --model_checkpoint smollm2 --row_init words --lr 1e-4 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-finetune" ;;
     e2e-untrained) echo "evaluate.py --task nlg --dataset_path data/NLG/data.json --no_sample --batch_size 64 --max_length 60 --model_checkpoint smollm2 --output_dir results/e2e-untrained" ;;
@@ -118,17 +152,36 @@ recipes() {
     echo "vlm-mt-emb_only vlm-mt-outputlayer_only vlm-mt-random_init vlm-summarization-self_copy"
     for task in $SMALL_TASKS; do echo "small-$task-finetune small-$task-adapter small-$task-distil small-$task-distilled"; done
     echo "small-mt-word small-mt-both small-combine small-multitask e2e-adapter e2e-finetune e2e-untrained multi30k-adapter"
+    for kind in $LIFELONG_METHODS; do echo "lifelong-wcs-$kind"; done
 }
 
 list() {
-    echo "setup, demo, test, bench, table, list, and:"
+    if [ $# -gt 0 ]; then
+        local line
+        for name in "$@"; do
+            line="$(recipe "$name")" || no_recipe "$name"
+            printf '%-26s python %s\n' "$name" "$line"
+        done
+        return
+    fi
+    echo "setup, demo, lifelong-demo, test, bench, table, list, and:"
     for name in $(recipes); do printf '%-26s python %s\n' "$name" "$(recipe "$name")"; done
+    echo
+    echo "Lifelong recipes are lifelong-<order>-<method>, with the methods of lifelong-wcs and the orders"
+    for name in $LIFELONG_ORDERS; do printf '    %-14s %s\n' "$name" "$(lifelong_tasks "$name")"; done
+    echo "They read the tasks' json files from DATA_DIR (python -m data.convert makes them of the original ones); models and"
+    echo "matrices go below MODEL_ROOT_DIR, the newest matrix also into results/<recipe>. Another --seed has its own directory."
     echo
     echo "What a recipe trains or combines is evaluated at once, into results/<recipe>; ./run.sh table then collects it."
     echo "Ablations (emb_only, outputlayer_only, random_init, self_copy) go with any task: vlm-<task>-<ablation>."
     echo "The small-*, e2e-* and multi30k-* recipes convert the original files first, from E2E_DIR (trainset.csv, devset.csv),"
     echo "MULTI30K_DIR (train.en.gz, …), PERSONACHAT_DIR ({train,valid}_self_original_no_cands.txt) and SQUAD_DIR"
     echo "(xquad.en.json, dev-v2.0.json), unless the data are there already."
+}
+
+no_recipe() {
+    echo "error: no recipe '$1'; ./run.sh list prints them all" >&2
+    exit 2
 }
 
 # The data of a recipe, converted from the original files where they are not there yet.
@@ -154,6 +207,12 @@ data_for() {
 # The last value of a flag in a command line.
 option() { echo "$2" | sed -n "s/.*$1[= ]\{1,\}\([^ ]*\).*/\1/p"; }
 
+# Where train_lifelong.py, called with these flags, puts its models.
+lifelong_run() {
+    py -c 'import sys, train_lifelong; from lifelong import sequence; args = train_lifelong.parser().parse_args(sys.argv[1:])
+print(args.resume or args.output_dir or sequence.directory(args))' "$@"
+}
+
 # What was trained or combined is scored at once: how, for recipe $1 with the command line $2.
 score() {
     local run task data
@@ -162,6 +221,10 @@ score() {
     task="$(option --task "$2")"
     data="$(option --dataset_path "$2")"
     case "$2" in
+    train_lifelong.py*)
+        # shellcheck disable=SC2086
+        run="$(lifelong_run ${2#* })"
+        py evaluate_lifelong.py --model_dirs "$run" --output_dir "results/$1" ;;
     train.py*)
         # shellcheck disable=SC2086
         py evaluate.py --task "$task" --no_sample --batch_size 64 $([ "${1%%-*}" != small ] || echo "$(small "$task" scored)") \
@@ -226,17 +289,41 @@ demo() {
     echo "ask it something: $VENV/bin/python interact.py --no_sample --model_checkpoint $at/VLM"
 }
 
+# Learn the bundled topics, then the bundled restaurants, with an adapter; then ask for both again. Flags go to
+# train_lifelong.py.
+lifelong_demo() {
+    local at=runs/lifelong-demo mode
+    # A demo that was finished starts anew, one that was interrupted goes on.
+    if [ -f results/lifelong-demo/lll/matrix.json ]; then rm -rf "$at" results/lifelong-demo; fi
+    for mode in finetune lll; do
+        case "$mode" in
+        finetune) echo "--- finetune: the second task is learnt, nothing is done against forgetting the first" ;;
+        lll) echo "--- lll: samples of the first task, generated by the model itself, are learnt with the second" ;;
+        esac
+        py train_lifelong.py --data_dir data/samples/lifelong --output_dir "$at/$mode" --model_dir_root "$at" --tasks ag e2enlg \
+            --seq_train_type "$mode" --model_name smollm2 --adapter_bottleneck 64 --learning_rate 3e-3 \
+            --add_task_tokens --gen_lm_sample_percentage 0.25 --max_len 128 --n_train_epochs 1 --train_batch_size 4 --only_final "$@"
+    done
+    echo "--- every task after every task: the first one's column tells what was forgotten"
+    for mode in finetune lll; do
+        py evaluate_lifelong.py --model_dirs "$at/$mode" --limit 16 --output_dir "results/lifelong-demo/$mode"
+    done
+    echo "heat maps: results/lifelong-demo/finetune/matrix.png and results/lifelong-demo/lll/matrix.png"
+}
+
 case "${1:-help}" in
 setup) setup ;;
 demo) setup; demo ;;
+lifelong-demo) setup; shift; lifelong_demo "$@" ;;
 test) setup; shift; py -m pytest "$@" ;;
 bench) setup; shift; for script in bench/[a-z]*.py; do [ "$script" = bench/common.py ] || py "$script" "$@"; done ;;
 table) setup; shift; py -m utils.table "$@" ;;
-list) list ;;
-help | -h | --help) sed -n '2,14p' "$0" | sed 's/^# \{0,1\}//' ;;
+list) shift; list "$@" ;;
+help | -h | --help) sed -n '2,15p' "$0" | sed 's/^# \{0,1\}//' ;;
 *)
     name="$1"; shift
-    line="$(recipe "$name")" || { echo "error: no recipe '$name'; ./run.sh list prints them all" >&2; exit 2; }
+    line="$(recipe "$name")" || no_recipe "$name"
+    case "$name" in lifelong-*) export DATA_DIR="${DATA_DIR:-data/lifelong}" MODEL_ROOT_DIR="${MODEL_ROOT_DIR:-runs/lifelong}" ;; esac
     setup
     data_for "$name"
     echo "python $line $*"

@@ -4,6 +4,8 @@
 """
 
 import importlib
+import itertools
+import os
 import re
 import shlex
 import subprocess
@@ -26,8 +28,8 @@ def run_sh(*args):
     )
 
 
-def recipes():
-    lines = run_sh("list").stdout.splitlines()
+def recipes(*names):
+    lines = run_sh("list", *names).stdout.splitlines()
     return dict(x.split(None, 1) for x in lines if " python " in x)
 
 
@@ -46,13 +48,98 @@ def test_every_recipe_and_command_parses_with_its_scripts_flags():
 
 def test_list_prints_every_recipe_that_readme_names():
     named = set(re.findall(r"`\./run\.sh ([\w-]+)`", README))
-    known = {"setup", "demo", "test", "bench", "table", "list"} | set(recipes())
+    known = {"setup", "demo", "lifelong-demo", "test", "bench", "table", "list"} | set(recipes())
     assert named and named <= known
 
 
 def test_an_unknown_recipe_is_one_line_and_exit_code_2():
     done = run_sh("no-such-recipe")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "./run.sh list" in done.stderr
+
+
+def lifelong_recipes():
+    """{name: flags as parsed} of every order and method that run.sh names."""
+    import train_lifelong
+
+    text = (ROOT / "run.sh").read_text(encoding="utf-8")
+    orders, methods = (re.search(rf'^LIFELONG_{what}="(.*)"$', text, re.M)[1].split() for what in ("ORDERS", "METHODS"))
+    lines = recipes(*(f"lifelong-{order}-{method}" for order in orders for method in methods))
+    assert len(lines) == len(orders) * len(methods) == 90
+    found, p = {}, train_lifelong.parser()
+    for name, line in lines.items():
+        python, script, *flags = shlex.split(line)
+        assert (python, script) == ("python", "train_lifelong.py")
+        found[name] = p.parse_args(["--data_dir", "data", "--model_dir_root", "runs", *flags])
+        train_lifelong.check(p, found[name])
+    return found
+
+
+def test_lifelong_recipes_are_the_published_ones_in_all_orders():
+    from lifelong import sequence, tasks
+
+    found = lifelong_recipes()
+    for args in found.values():
+        tasks.sequence(args.tasks)
+        assert args.add_task_tokens and args.gen_lm_sample_percentage == 0.2
+    assert len({sequence.directory(args) for args in found.values()}) == len(found)
+    learnt = {name.split("-")[1]: args.tasks for name, args in found.items()}
+    initials = {"".join({"woz.en": "w", "cnn_dailymail": "c", "wikisql": "s"}.get(t, "?") for t in order): name
+                for name, order in learnt.items() if len(order) == 3}  # fmt: skip
+    assert initials == {name: name for name in map("".join, itertools.permutations("wcs"))}
+    for name in ("nlg", "tc"):
+        assert len(learnt[name]) == 5 and learnt[f"{name}_reversed"] == learnt[name][::-1]
+    assert {args.seed for name, args in found.items() if "-nlg" in name} == {531}
+    soft = found["lifelong-tc-seqsoftkd"]
+    assert soft.seq_train_type == "lll" and soft.distil and soft.seq_distil and soft.train_teachers
+
+
+@pytest.mark.parametrize("name", ["lifelong-wcs", "lifelong-cwx-kd", "lifelong-tc-kdd", "lifelong-tc-kd-again"])
+def test_an_unknown_lifelong_recipe_is_refused_by_list_too(name):
+    for args in ([name], ["list", name]):
+        done = run_sh(*args)
+        assert done.returncode == 2 and f"no recipe '{name}'" in done.stderr and not done.stdout
+
+
+@pytest.fixture
+def called(tmp_path):
+    """Runs a copy of run.sh in an empty directory; returns the commands that it gave to a python that does nothing."""
+
+    def run(*args):
+        python, log = tmp_path / "venv/bin/python", tmp_path / "log"
+        python.parent.mkdir(parents=True)
+        # Only what is asked for a name is answered.
+        python.write_text(
+            f'#!/bin/sh\nif [ "$1" = -c ]; then PYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"; fi\n'
+            f'echo "$*" >>"{log}"\n'
+        )
+        python.chmod(0o755)
+        for name in ("run.sh", "requirements.txt"):
+            (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+        script = "cksum requirements.txt run.sh | cksum >venv/.installed; exec bash run.sh " + shlex.join(args)
+        env = {"PATH": os.environ["PATH"], "VENV": "venv", "MODEL_ROOT_DIR": "models"}
+        subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, check=True, capture_output=True, timeout=60)
+        return [shlex.split(line) for line in log.read_text().splitlines()]
+
+    return run
+
+
+def test_lifelong_demo_compares_finetuning_with_replay_on_bundled_data(called):
+    trained, evaluated = [], []
+    for script, *flags in called("lifelong-demo", "--limit", "3"):
+        args = importlib.import_module(script.removesuffix(".py")).parser().parse_args(flags)
+        (trained if script == "train_lifelong.py" else evaluated).append(args)
+    assert [args.seq_train_type for args in trained] == ["finetune", "lll"]
+    assert [args.model_dirs for args in evaluated] == [[args.output_dir] for args in trained]
+    for args in trained:
+        assert args.limit == 3 and args.adapter_bottleneck
+        assert all((ROOT / args.data_dir / f"{t}_to_squad-train-v2.0.json").is_file() for t in args.tasks)
+
+
+def test_a_lifelong_recipe_evaluates_the_directory_it_trained(called):
+    train, evaluate = called("lifelong-csw-kd", "--seed", "7")
+    assert train[0] == "train_lifelong.py" and train[-2:] == ["--seed", "7"]
+    folder = "models/gpt2/lll/cnn_dailymail_wikisql_woz.en_0.2_7_distil"
+    assert evaluate == f"evaluate_lifelong.py --model_dirs {folder} --output_dir results/lifelong-csw-kd".split()
 
 
 def test_files_and_pictures_that_readme_names_exist():
