@@ -29,7 +29,8 @@ def parser():
     g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
     g.add_argument("--split", choices=["train", "valid", "test"], help="which split (default: the task's scored split)")
     g.add_argument("--limit", type=flags.positive, help="only the first so many instances")
-    g.add_argument("--adapter_bottleneck", type=flags.bottleneck, metavar="N", help="if given, the checkpoint's own")
+    g.add_argument("--adapter_bottleneck", type=flags.bottleneck, metavar="N",
+                   help="only checked: the checkpoint knows its own")  # fmt: skip
     g.add_argument("--max_history", type=flags.positive,
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
     flags.list_tasks(g)

@@ -49,10 +49,10 @@ width() { case "$1" in mt | qa) echo 300 ;; summarization | dialogue) echo 100 ;
 SMALL_TASKS="nlg mt dialogue qa"
 small() {
     case "$1" in
-    nlg) set -- "$2" data/NLG/data.json 1000 64 3e-3 "--limit 200 --max_length 80" ;;
-    mt) set -- "$2" data/NMT/data_en_ge.json 1500 300 2e-3 "--limit 300 --max_length 60" ;;
-    dialogue) set -- "$2" data/persona/data.json 800 100 2e-3 "--limit 300 --max_length 40" ;;
-    qa) set -- "$2" data/SQuAD/data.json 500 300 2e-3 "--limit 300 --max_length 30" ;;
+    nlg) set -- "$2" data/small/nlg.json 1000 64 3e-3 "--limit 200 --max_length 80" ;;
+    mt) set -- "$2" data/small/mt.json 1500 300 2e-3 "--limit 300 --max_length 60" ;;
+    dialogue) set -- "$2" data/small/dialogue.json 800 100 2e-3 "--limit 300 --max_length 40" ;;
+    qa) set -- "$2" data/small/qa.json 500 300 2e-3 "--limit 300 --max_length 30" ;;
     *) return 1 ;;
     esac
     case "$1" in data) echo "$2" ;; examples) echo "$3" ;; width) echo "$4" ;; rate) echo "$5" ;; scored) echo "$6" ;; esac
@@ -85,7 +85,7 @@ recipe() {
     task="${kind%%-*}"
     kind="${kind#*-}"
     case "$1" in
-    vlm-multitask) echo "train_vlm.py --model_checkpoint $MODEL --gradient_accumulation_steps 16 --train_batch_size 1 --valid_batch_size 1 --n_epochs 3 --output_dir runs/vlm-multitask" ;;
+    vlm-multitask) echo "train_vlm.py --tasks $TASKS --model_checkpoint $MODEL --gradient_accumulation_steps 16 --train_batch_size 1 --valid_batch_size 1 --n_epochs 3 --output_dir runs/vlm-multitask" ;;
     vlm-multitask-unfrozen) echo "$(recipe vlm-multitask)-unfrozen --unfreeze_backbone --select last" ;;
     vlm-combine) echo "combine_all.py --checkpoints mt=runs/vlm-mt-distilled summarization=runs/vlm-summarization-distilled dialogue=runs/vlm-dialogue-distilled qa=runs/vlm-qa-adapter nlg=runs/vlm-nlg-adapter --output runs/VLM" ;;
     vlm-evaluate) echo "evaluate_vlm.py --task all --no_sample --model_checkpoint runs/VLM" ;;
@@ -137,10 +137,10 @@ recipe() {
         finetune | multitask | ewc | mas | gem) echo "$train --seq_train_type $kind" ;;
         *) return 1 ;;
         esac ;;
-    e2e-adapter) echo "train.py --task nlg --dataset_path data/NLG/data.json --limit 2000 --model_checkpoint smollm2 --adapter_bottleneck 64 --row_init words --lr 3e-3 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-adapter" ;;
-    e2e-finetune) echo "train.py --task nlg --dataset_path data/NLG/data.json --limit 2000 --model_checkpoint smollm2 --row_init words --lr 1e-4 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-finetune" ;;
-    e2e-untrained) echo "evaluate.py --task nlg --dataset_path data/NLG/data.json --no_sample --batch_size 64 --max_length 60 --model_checkpoint smollm2 --output_dir results/e2e-untrained" ;;
-    multi30k-adapter) echo "train.py --task mt --dataset_path data/NMT/data_en_ge.json --limit 3000 --model_checkpoint smollm2 --adapter_bottleneck 300 --row_init words --lr 2e-3 --train_batch_size 32 --gradient_accumulation_steps 1 --n_epochs 1 --output_dir runs/multi30k-adapter" ;;
+    e2e-adapter) echo "train.py --task nlg --dataset_path data/small/nlg.json --limit 2000 --model_checkpoint smollm2 --adapter_bottleneck 64 --row_init words --lr 3e-3 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-adapter" ;;
+    e2e-finetune) echo "train.py --task nlg --dataset_path data/small/nlg.json --limit 2000 --model_checkpoint smollm2 --row_init words --lr 1e-4 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-finetune" ;;
+    e2e-untrained) echo "evaluate.py --task nlg --dataset_path data/small/nlg.json --no_sample --batch_size 64 --max_length 60 --model_checkpoint smollm2 --output_dir results/e2e-untrained" ;;
+    multi30k-adapter) echo "train.py --task mt --dataset_path data/small/mt.json --limit 3000 --model_checkpoint smollm2 --adapter_bottleneck 300 --row_init words --lr 2e-3 --train_batch_size 32 --gradient_accumulation_steps 1 --n_epochs 1 --output_dir runs/multi30k-adapter" ;;
     *) return 1 ;;
     esac
 }
@@ -184,23 +184,35 @@ no_recipe() {
     exit 2
 }
 
+# Where original files lie: the folder that the variable $1 names, in which there must be a file $2.
+folder() {
+    if [ -z "${!1:-}" ]; then
+        echo "error: $1: not set" >&2
+        echo "  expected: the folder of $2" >&2
+        echo "  remedy:   $1=/path/to/it ./run.sh …" >&2
+        exit 2
+    fi
+    echo "${!1}"
+}
+
 # The data of a recipe, converted from the original files where they are not there yet.
 data_for() {
+    local at
     case "$1" in
     e2e-* | small-nlg-*)
-        [ -f data/NLG/data.json ] || py -m data.convert e2e --train "${E2E_DIR:?names the folder of trainset.csv and devset.csv}/trainset.csv" \
-            --valid_from_train 300 --test "$E2E_DIR/devset.csv" --output data/NLG/data.json ;;
+        [ -f data/small/nlg.json ] || { at="$(folder E2E_DIR "trainset.csv and devset.csv")" && py -m data.convert e2e \
+            --train "$at/trainset.csv" --valid_from_train 300 --test "$at/devset.csv" --output data/small/nlg.json; } ;;
     multi30k-* | small-mt-*)
-        [ -f data/NMT/data_en_ge.json ] || py -m data.convert multi30k --folder "${MULTI30K_DIR:?names the folder of train.en.gz and the others}" \
-            --output data/NMT/data_en_ge.json ;;
+        [ -f data/small/mt.json ] || { at="$(folder MULTI30K_DIR "train.en.gz and the others")" && py -m data.convert multi30k \
+            --folder "$at" --output data/small/mt.json; } ;;
     small-dialogue-*)
-        [ -f data/persona/data.json ] || py -m data.convert personachat --valid_limit 60 --output data/persona/data.json \
-            --train "${PERSONACHAT_DIR:?names the folder of train_self_original_no_cands.txt}/train_self_original_no_cands.txt" \
-            --valid "$PERSONACHAT_DIR/valid_self_original_no_cands.txt" ;;
+        [ -f data/small/dialogue.json ] || { at="$(folder PERSONACHAT_DIR "train_self_original_no_cands.txt")" && py -m data.convert personachat \
+            --train "$at/train_self_original_no_cands.txt" --valid "$at/valid_self_original_no_cands.txt" --valid_limit 60 \
+            --output data/small/dialogue.json; } ;;
     small-qa-*)
-        [ -f data/SQuAD/data.json ] || py -m data.convert squad --valid_from_train 60 --output data/SQuAD/data.json \
-            --train "${SQUAD_DIR:?names the folder of xquad.en.json and dev-v2.0.json}/xquad.en.json" "$SQUAD_DIR/dev-v2.0.json" ;;
-    small-multitask) for task in $SMALL_TASKS; do data_for "small-$task-"; done ;;
+        [ -f data/small/qa.json ] || { at="$(folder SQUAD_DIR "xquad.en.json and dev-v2.0.json")" && py -m data.convert squad \
+            --train "$at/xquad.en.json" "$at/dev-v2.0.json" --valid_from_train 60 --output data/small/qa.json; } ;;
+    small-multitask | small-combine) for task in $SMALL_TASKS; do data_for "small-$task-"; done ;;
     esac
 }
 

@@ -33,7 +33,8 @@ def parser():
     g.add_argument("--model_checkpoint", help="the teacher: a run directory, a VLM, or a released checkpoint")
     g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
     g.add_argument("--limit", type=flags.positive,
-                   help="only the first so many training examples; the output has no other records")  # fmt: skip
+                   help="only the first so many training examples; a record whose examples are not all "
+                        "among them is left out")  # fmt: skip
     g.add_argument("--max_history", type=flags.positive,
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
     flags.list_tasks(g)

@@ -66,6 +66,8 @@ def parser():
     g.add_argument("--random_init", action="store_true", help="the backbone's shape with fresh weights")
     g.add_argument("--unfreeze_backbone", action="store_true", help="train the backbone too, as the original does")
     flags.training_flags(p, published="")
+    p.set_defaults(lr=None)
+    next(a for a in p._actions if a.dest == "lr").help += f" (default: {RATES[False]:g}, unfrozen {RATES[True]:g})"
     for name, value in DEFAULTS.items():
         p.set_defaults(**{name: value})
     flags.refuse_without_effect(p)
@@ -91,7 +93,7 @@ def train(args, given):
     from data.task import get
     from utils import experiment
 
-    args, run = experiment.open_run(args, given)
+    args, run = experiment.open_run(args, given, "train_vlm.py")
     args.tasks = args.tasks or with_data(args)
     tasks = {name: get(name) for name in args.tasks}
     args.lr = args.lr or RATES[args.unfreeze_backbone]

@@ -6,6 +6,7 @@ the error without a traceback and leaves with exit code 2, or with 130 after Ctr
 
 import functools
 import os
+import re
 import signal
 import sys
 
@@ -55,6 +56,11 @@ def exit_on_user_error(main):
             # Under torchrun every process meets the same error: one message is enough.
             if os.environ.get("RANK", "0") == "0":
                 print(f"error: {error}", file=sys.stderr, flush=True)
+            sys.exit(2)
+        except RuntimeError as error:
+            # Another process has left with its message, and this one was waiting for it.
+            if os.environ.get("RANK", "0") == "0" or not re.search("[Cc]onnection (closed|reset)", str(error)):
+                raise
             sys.exit(2)
         except KeyboardInterrupt:
             sys.stdout.flush()

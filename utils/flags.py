@@ -54,7 +54,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """The description as written, and every flag's default behind its help."""
 
     def _get_help_string(self, action):
-        if action.default in (None, False) or "default" in (action.help or ""):
+        # 0 is a default worth telling; nothing, off and an empty list are not.
+        nothing = action.default is None or action.default is False or action.default in ([], {})
+        if nothing or "default" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
 

@@ -25,7 +25,9 @@ def learning_curve(path, history, title):
     several = bool(valid) and "tasks" in valid[0]
     if train:
         color = "0.4" if several else "tab:blue"
-        left.plot([r["step"] for r in train], [r["loss"] for r in train], color=color, lw=1, label="train")
+        # A line through one point is invisible.
+        mark = "." if len(train) < 6 else None
+        left.plot([r["step"] for r in train], [r["loss"] for r in train], color=color, lw=1, marker=mark, label="train")
         right = left.twinx()
         right.plot([r["step"] for r in train], [r["lr"] for r in train], color="0.75", lw=1, ls="--")
         right.set_ylabel("learning rate (dashed)", color="0.5")
@@ -45,6 +47,7 @@ def learning_curve(path, history, title):
                       ha="center", color="tab:orange")  # fmt: skip
     left.set(xlabel="optimizer step", ylabel="negative log-likelihood per token", title=title)
     left.spines["top"].set_visible(False)
+    left.xaxis.get_major_locator().set_params(integer=True)
     if several:
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     elif train or valid:

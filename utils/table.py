@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from utils.errors import UserError, brief, exit_on_user_error, first_line
-from utils.files import atomic_write
+from utils.files import atomic_write, writable_directory
 from utils.metrics import Score
 
 # The columns of the VLM paper's table; a method that is not among them gets a column behind them.
 METHODS = {"finetune": "fine-tune", "adapter": "adapter", "adapter+distillation": "adapter + distillation",
            "multi-task": "multi-task", "combined": "combined"}  # fmt: skip
+# The parts of a method's name, as a reader knows them.
+WORDS = {"finetune": "fine-tune", "word-distillation+distillation": "word and sentence distillation",
+         "word-distillation": "word distillation", "+": " + "}  # fmt: skip
 LOWER_IS_BETTER = {"PPL"}
 PARAMETERS = ("adapters", "task_rows", "backbone")
 
@@ -237,7 +240,11 @@ def most_common(values):
 
 
 def label(method):
-    return METHODS.get(method, method.replace("+", " + "))
+    if method in METHODS:
+        return METHODS[method]
+    for name, words in WORDS.items():
+        method = method.replace(name, words)
+    return method
 
 
 def in_words(values):
@@ -437,6 +444,7 @@ def main(argv=None):
         raise UserError(f"the name ends in {output.suffix!r}" if output.suffix else "the name has no ending",
                         place=f"--output {output}", expected="a name that ends in .md")  # fmt: skip
     results, notes = collect(args.places)
+    writable_directory(output.parent, "--output")
     for note in notes:
         print(note, file=sys.stderr)
     cells, picture = Cells(results), output.with_suffix(".png")
@@ -446,7 +454,8 @@ def main(argv=None):
         file.write(text)
     # The rest is long; a reader finds it in the file.
     print(text.split("## All scores")[0])
-    print(f"{len(cells.of)} results, all scores and how they were computed: {output}; as a picture: {picture}")
+    count = f"{len(cells.of)} result{'s' * (len(cells.of) != 1)}"
+    print(f"{count}, all scores and how they were computed: {output}; as a picture: {picture}")
 
 
 if __name__ == "__main__":
