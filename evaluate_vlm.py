@@ -56,13 +56,15 @@ def main(argv=None):
 def evaluate(args):
     import ignite.distributed as idist
 
-    from adapters import checkpoint, inference, released
+    from adapters import backbones, checkpoint, embedded, inference, released
     from utils import devices, evaluation, runs
     from utils.files import writable_directory
 
     devices.quiet_libraries()
     device = idist.device()
     dtype = devices.precision(args, device)
+    if args.model_checkpoint not in embedded.NAMES:
+        backbones.need_directory(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
     if not checkpoint.is_checkpoint(args.model_checkpoint):
         raise UserError("this holds no trained tasks", place=f"--model_checkpoint {args.model_checkpoint}",
                         expected="what combine_all.py, train_vlm.py or train.py wrote, or a released VLM")  # fmt: skip

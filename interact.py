@@ -124,7 +124,7 @@ class Talk:
     def __init__(self, args):
         import ignite.distributed as idist
 
-        from adapters import checkpoint, inference
+        from adapters import backbones, checkpoint, embedded, inference
         from adapters.attach import describe
         from data.task import all_tasks, get
         from utils import devices
@@ -132,6 +132,8 @@ class Talk:
         devices.quiet_libraries()
         device = idist.device()
         self.dtype = devices.precision(args, device)
+        if args.model_checkpoint not in embedded.NAMES:
+            backbones.need_directory(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
         if not checkpoint.is_checkpoint(args.model_checkpoint):
             raise UserError("this holds no trained tasks", place=f"--model_checkpoint {args.model_checkpoint}",
                             expected="a directory that combine_all.py, train_vlm.py or train.py wrote, "

@@ -184,7 +184,7 @@ def load_teacher(args, task, student, dtype, longest):
                         expected="the same files", remedy="put them back, or start a new run")  # fmt: skip
     args.teacher_fingerprint = found
     try:
-        teacher, tokenizer = checkpoint.load(args.teacher, task.name)
+        teacher, tokenizer = checkpoint.load(args.teacher, task.name, flag=f"--teacher {args.teacher}")
     except UserError as error:
         place = str(error.place).replace("--model_checkpoint", "--teacher")
         raise UserError(error.found, place=place, expected=error.expected, remedy=error.remedy) from error

@@ -206,7 +206,7 @@ def open_sequence(args, given):
         given = {flag: value for flag, value in vars(args).items() if flag not in PRECISION} | given
         args.resume = str(folder)
     given = {flag: value for flag, value in given.items() if flag not in FREE}
-    return experiment.open_run(args, given)
+    return experiment.open_run(args, given, "train_lifelong.py")
 
 
 def find_teachers(args):

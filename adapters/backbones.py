@@ -6,6 +6,7 @@ makes a `Family` and registers it, like gpt2.py and llama.py, imported at the en
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,17 +112,28 @@ def _seed_of(random_init):
     return random_init
 
 
+def need_directory(path, place, expected=None):
+    """A `UserError` where there is no directory, with what lies beside it."""
+    path = Path(path)
+    if path.is_dir():
+        return
+    if path.exists():
+        raise UserError("this is a file", place=place, expected=expected or "a directory")
+    near = ""
+    if path.parent.is_dir():
+        names = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
+        near = f" ({path.parent} holds: {', '.join(names[:8]) or 'nothing'})"
+    raise UserError(f"no such directory{near}", place=place, expected=expected)
+
+
 def read_config(folder, place):
     """The transformers config of a directory or hub name; every failure is a `UserError`."""
     from transformers import AutoConfig
 
     path = Path(folder)
-    if not path.exists() and len(path.parts) > 1 and path.parent.is_dir():
-        # runs/mistyped: asking the hub for it would take half a minute of retries.
-        near = ", ".join(sorted(p.name for p in path.parent.iterdir())[:8]) or "nothing"
-        raise UserError(f"no such directory ({path.parent} holds: {near})", place=place)
-    if path.exists() and not path.is_dir():
-        raise UserError("this is a file", place=place, expected="a model's directory or hub name")
+    if path.exists() or (len(path.parts) > 1 and path.parent.is_dir()):
+        # runs/mistyped: the hub would have to be asked for it.
+        need_directory(path, place, "a model's directory or hub name")
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / "run.json").is_file():
             saved = sorted((path / "checkpoints").glob("step_*"))
@@ -137,6 +149,8 @@ def read_config(folder, place):
             expected="a transformers model, or a run directory of train.py that has saved a model",
         )
     try:
+        if not path.is_dir():
+            _reach_hub(str(folder))
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
         if path.is_dir():
@@ -147,6 +161,30 @@ def read_config(folder, place):
             expected="a local directory, a hub name, or one of smollm2, tiny-gpt2, tiny-llama",
             remedy="without a network use smollm2 (installed by ./run.sh setup)",
         ) from error
+
+
+def _reach_hub(name, tries=2):
+    """An OSError where the hub cannot be reached and a model's config was not fetched before.
+
+    Fetching itself would retry for half a minute, or for many where nothing answers. A slow answer, or one that says
+    no, is left to it.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    for left in reversed(range(tries)):
+        try:
+            get_hf_file_metadata(hf_hub_url(name, "config.json"))
+            return
+        except Exception as error:
+            # By name: they are those of the library that the hub's own library happens to use.
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if not kinds & {"ConnectError", "ConnectTimeout", "ConnectionError"}:
+                return
+            if not left:
+                raise OSError(f"the hub cannot be reached: {first_line(error)}") from error
+            time.sleep(1)
 
 
 def _load_transformers(folder, config, place, seed):
@@ -182,6 +220,9 @@ def _load_transformers(folder, config, place, seed):
             expected="a whole model.safetensors or pytorch_model.bin",
             remedy="fetch the file again",
         ) from error
+    if bad := not_finite(model.state_dict()):
+        raise UserError(f"the weights hold values that are not numbers (first in {bad})", place=place,
+                        expected="finite numbers", remedy="fetch or copy the file again")  # fmt: skip
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
@@ -191,6 +232,15 @@ def _load_transformers(folder, config, place, seed):
             remedy="fetch the file again, or point to the right directory",
         )
     return model, tokenizer
+
+
+def not_finite(state):
+    """The first key of a state dict whose tensor holds NaN or an infinity, or None."""
+    for key, tensor in state.items():
+        # Its least and its largest value say it, without a copy of the tensor; both are NaN where one value is.
+        if tensor.is_floating_point() and tensor.numel() and not all(e.isfinite() for e in tensor.aminmax()):
+            return key
+    return None
 
 
 def fingerprint(state):

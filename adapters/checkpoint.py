@@ -188,13 +188,14 @@ def _check_fit(state, wanted, place):
             )  # fmt: skip
 
 
-def load(directory, task=None, pointer=False):
+def load(directory, task=None, pointer=False, flag=None):
     """A trained model and its tokenizer, ready to evaluate.
 
     Args:
         directory: an adapter directory, a fully fine-tuned one, or a released checkpoint of the original code.
         task: the task asked for. A released single-task checkpoint does not say which task it is for.
         pointer: the model is one with self-copy. Only a released checkpoint has to be told, others know it.
+        flag: what was typed to name the checkpoint, where that was not --model_checkpoint with a --task beside it.
 
     Returns:
         (model in eval mode, tokenizer)
@@ -213,11 +214,13 @@ def load(directory, task=None, pointer=False):
     else:
         model, tokenizer = _load_full(directory)
     if task is not None and task not in model.info.markers:
+        held = list(model.info.markers)
+        known = f"--task {held[0]}" if len(held) == 1 else f"--task with one of {', '.join(held)}"
         raise UserError(
-            f"the checkpoint holds the task(s) {', '.join(model.info.markers)}, not {task!r}",
-            place=f"--model_checkpoint {directory}",
-            expected=f"--task {next(iter(model.info.markers))}",
-            remedy="name a task the checkpoint was trained for, or another checkpoint",
+            f"the checkpoint holds the task(s) {', '.join(held)}, not {task!r}",
+            place=flag or f"--model_checkpoint {directory}",
+            expected=f"a checkpoint that was trained for {task!r}" if flag else known,
+            remedy="name another" if flag else "name a task the checkpoint was trained for, or another checkpoint",
         )
     if pointer and not model.info.self_copy:
         raise UserError(f"{directory} was trained without it", place="--self_copy", remedy="leave the flag out")
@@ -430,7 +433,7 @@ def read_safetensors(path):
         raise UserError("no such file", place=path, expected="the weights beside their config",
                         remedy="the run may not have saved a model yet: see its checkpoints/")  # fmt: skip
     try:
-        return load_file(path)
+        state = load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
         raise UserError(
             f"not a readable safetensors file: {brief(str(error), 120)}",
@@ -438,6 +441,10 @@ def read_safetensors(path):
             expected="a whole file",
             remedy="copy it again, or use an older checkpoint of the run",
         ) from error
+    if bad := backbones.not_finite(state):
+        raise UserError(f"holds values that are not numbers (first in {bad})", place=path, expected="finite numbers",
+                        remedy="copy it again, or use an older checkpoint of the run")  # fmt: skip
+    return state
 
 
 def _read_json(path):

@@ -69,16 +69,15 @@ def open_source(directory, tasks=None):
     # What transformers caught while loading keeps frames alive: a model loaded before would stay beside this one.
     gc.collect()
     path, flag = Path(directory), _flag(directory, tasks and tasks[0])
-    if not path.is_dir():
-        raise UserError("no such directory", place=flag, expected="a run directory, a VLM or a released checkpoint")
+    backbones.need_directory(path, flag, "a run directory, a VLM or a released checkpoint")
     if not (path / checkpoint.CONFIG).is_file() and not released.is_released(path):
         # Its own errors first: a run that has not saved yet, a damaged config.
         backbones.read_config(path, flag)
         raise _not_adapters(flag, "fully fine-tuned model" if checkpoint.is_checkpoint(path) else "bare backbone")
     try:
-        model, tokenizer = checkpoint.load(path, tasks and tasks[0])
+        model, tokenizer = checkpoint.load(path, tasks and tasks[0], flag=flag)
     except UserError as error:
-        if not str(error.place).startswith("--"):
+        if not str(error.place).startswith("--") or error.place == flag:
             raise
         # Loading knows other flags.
         what, _, name = str(error.place).partition(" ")
@@ -88,7 +87,8 @@ def open_source(directory, tasks=None):
         raise _not_adapters(flag, "fully fine-tuned model")
     if missing := [task for task in tasks or [] if task not in model.info.markers]:
         raise UserError(f"holds the task(s) {', '.join(model.info.tasks)}, not {missing[0]!r}",
-                        place=_flag(directory, missing[0]))  # fmt: skip
+                        place=_flag(directory, missing[0]), remedy="name another",
+                        expected=f"a checkpoint that was trained for {missing[0]!r}")  # fmt: skip
     return model, tokenizer
 
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import atomic_directory, cache_root
+from utils.files import atomic_directory, cache_root, writable_cache
 
 NAMES = ("smollm2", "tiny-gpt2", "tiny-llama")
 
@@ -35,6 +35,7 @@ def folder(name):
     """The transformers directory of an embedded backbone, made on first use."""
     target = cache_root() / "models" / name
     if not (target / "config.json").is_file():
+        writable_cache(target.parent)
         if name == "smollm2":
             _make_smollm2(target)
         else:

@@ -167,6 +167,9 @@ def _read_weights(path):
         ) from error  # fmt: skip
     if not isinstance(state, dict) or "transformer.wte.weight" not in state:
         raise UserError("no transformer.wte.weight in it", place=path, expected="a GPT-2 state dict")
+    if bad := backbones.not_finite({k: t for k, t in state.items() if not _IGNORED.fullmatch(k)}):
+        raise UserError(f"holds values that are not numbers (first in {bad})", place=path, expected="finite numbers",
+                        remedy="fetch it again")  # fmt: skip
     return state
 
 
@@ -209,6 +212,7 @@ def convert(source, output, task=None, pointer=False):
     from adapters import checkpoint
 
     source, output = Path(source), Path(output)
+    backbones.need_directory(source, source, "a checkpoint of the original VLM code")
     if not is_released(source):
         raise UserError("not a checkpoint of the original VLM code", place=source,
                         expected="pytorch_model.bin and added_tokens.json with <bos_dial>")  # fmt: skip

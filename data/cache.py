@@ -19,7 +19,7 @@ from data.encoding import Encoder, tokenizer_fingerprint
 from data.files import fingerprint, iter_records
 from data.task import Reading
 from utils.errors import UserError
-from utils.files import atomic_directory, cache_root, write_json
+from utils.files import atomic_directory, cache_root, writable_cache, write_json
 
 FORMAT = 2
 CHUNK = 2000
@@ -84,10 +84,14 @@ def load(path, split, task, tokenizer, positions, *, training, how=Reading(), ca
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     folder = Path(cache_dir or cache_root() / "tokens") / key
     if not (folder / "meta.json").is_file():
+        writable_cache(folder.parent, "--cache_dir" if cache_dir else None)
         _build(folder, key, path, split, task, encoder, training, how, progress, len(tokenizer))
     encoded = EncodedSplit(folder)
     if not len(encoded):
-        raise UserError(f"no example of split {split!r} is left: {encoded.report['dropped']}", place=path)
+        dropped = ", ".join(f"{n:,} dropped ({why})" for why, n in encoded.report["dropped"].items())
+        raise UserError(f"no example of split {split!r} is left: {dropped or 'there were none'}", place=path,
+                        expected="at least one with an input and a target",
+                        remedy="look at the records, or name another file")  # fmt: skip
     return encoded
 
 

@@ -33,7 +33,7 @@ from lifelong.schedule import Annealing
 from lifelong.teachers import content_key, contents, load_teacher
 from utils import evaluation, plots
 from utils.errors import UserError
-from utils.experiment import say, settle
+from utils.experiment import resume_command, say, settle
 from utils.files import atomic_write, write_json
 from utils.runs import record
 from utils.training import Settings, Trainer
@@ -308,7 +308,7 @@ class Sequence:
             save_model=lambda folder: checkpoint.save(learner.model, learner.tokenizer, folder),
             load_model=lambda folder: checkpoint.load_weights(learner.model, folder), data_key=_key(rows),
             prepare=loss.prepare, smaller=batches.smaller,
-            resume_command=f"python train_lifelong.py --resume {self.folder}",
+            resume_command=resume_command("train_lifelong.py", self.folder),
         )  # fmt: skip
         run.epoch_steps, run.epochs, run.keep_epochs = trainer.epoch_steps, epochs, not args.only_final
         annealing = Annealing.of(lr, len(batches), epochs, args.n_warmup_ratio, args.decay_style)

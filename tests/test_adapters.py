@@ -371,8 +371,12 @@ def test_a_saved_model_comes_back_with_nothing_typed(both, tmp_path, bottlenecks
     assert words.get_vocab() == tokenizer.get_vocab()
     assert again.info == model.info
     assert checkpoint.is_checkpoint(tmp_path)
-    with pytest.raises(UserError, match=r"holds the task\(s\) nlg, mt, not 'qa'"):
+    with pytest.raises(UserError, match=r"holds the task\(s\) nlg, mt, not 'qa'") as caught:
         checkpoint.load(tmp_path, "qa")
+    assert caught.value.expected == "--task with one of nlg, mt"
+    with pytest.raises(UserError, match=r"--teacher x: the checkpoint holds") as caught:
+        checkpoint.load(tmp_path, "qa", flag="--teacher x")
+    assert "--task" not in str(caught.value) and "trained for 'qa'" in caught.value.expected
 
 
 def test_a_fully_trained_model_is_an_ordinary_transformers_directory(tmp_path):
@@ -469,6 +473,53 @@ def test_a_path_with_nothing_usable_is_one_clear_error(tmp_path):
         backbones.load(tmp_path / "file")
     with pytest.raises(UserError, match="no such directory"):
         backbones.load(str(tmp_path / "nowhere"))
+
+
+def test_without_a_network_the_hub_is_asked_twice_and_no_more(monkeypatch):
+    class ConnectError(Exception):
+        pass
+
+    asked = []
+
+    def fail(url):
+        asked.append(url)
+        raise ConnectError("no name service")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fail)
+    monkeypatch.setattr(backbones.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name: pytest.fail("asked again"))
+    with pytest.raises(UserError, match=r"cannot be reached(.|\n)*use smollm2"):
+        backbones.load("a-name-of-the-hub")
+    assert len(asked) == 2
+
+
+def test_a_hub_that_is_slow_is_left_to_the_library_that_fetches(monkeypatch):
+    class ReadTimeout(Exception):
+        pass
+
+    def slow(url):
+        raise ReadTimeout
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", slow)
+    backbones._reach_hub("a-name-of-the-hub")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
+    model, tokenizer = attached()
+    checkpoint.save(model, tokenizer, tmp_path / "adapter")
+    path = tmp_path / "adapter" / checkpoint.WEIGHTS
+    state = checkpoint.read_safetensors(path)
+    state["rows.mt"][0, 0] = value
+    checkpoint._write_tensors(path, state)
+    with pytest.raises(UserError, match=r"values that are not numbers \(first in rows\.mt\)(.|\n)*copy it again"):
+        checkpoint.load(tmp_path / "adapter")
+    model, tokenizer = backbones.load("tiny-gpt2")
+    model.transformer.wpe.weight.data[3, 3] = value
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"not numbers \(first in transformer\.wpe\.weight\)"):
+        backbones.load(tmp_path)
 
 
 def test_a_truncated_backbone_or_a_larger_tokenizer_is_refused(tmp_path):

@@ -165,8 +165,10 @@ def test_what_cannot_be_learnt_from_is_dropped_in_training_and_counted(tokenizer
     assert split.report["kept"] == 4 - (split.report["dropped"].get("a side under 2 tokens", 0) == 1)
     assert split.report["dropped"]["empty source"] == 1 and split.report["dropped"]["empty target"] == 1
     assert len(load(path, tokenizer, tmp_path, training=False)) == 6
-    with pytest.raises(UserError, match="no example of split 'train' is left"):
-        load(write(path, odd[:2]), tokenizer, tmp_path)
+    left = "no example of split 'train' is left: 3 dropped \\(empty target\\)"
+    with pytest.raises(UserError, match=left) as caught:
+        load(write(path, [{"src": "a", "tgt": ""}] * 3), tokenizer, tmp_path)
+    assert caught.value.expected and caught.value.remedy
 
 
 def test_a_failed_build_leaves_nothing(tokenizer, tmp_path):

@@ -415,6 +415,11 @@ def made(folder, **config):
     return trained(folder, ["nlg"], other_backbone(folder.with_name("other"), **config))
 
 
+def a_file(path):
+    path.write_text("x")
+    return path
+
+
 WRONG = {
     "another backbone": (lambda f: trained(f, ["nlg"], "tiny-llama"), "model_type is llama", "gpt2, as in"),
     "other weights": (lambda f: made(f), "backbone (fingerprint of its weights) is", "as in --checkpoints mt="),
@@ -429,10 +434,11 @@ WRONG = {
     ),
     "a full model": (finetuned, "this is a fully fine-tuned model", "train.py --adapter_bottleneck N"),
     "a bare backbone": (other_backbone, "this is a bare backbone"),
-    "another task": (lambda f: trained(f, ["qa"]), "the task(s) qa, not 'nlg'"),
+    "another task": (lambda f: trained(f, ["qa"]), "the task(s) qa, not 'nlg'", "trained for 'nlg'"),
     "weights missing": (not_whole, checkpoint.WEIGHTS, "no such file"),
     "no model yet": (unsaved, "this run has not saved a best model yet"),
     "nothing": (lambda f: f, "no such directory"),
+    "a file": (a_file, "this is a file", "a run directory"),
     "a released single task": (lambda f: released_directory(f, "gpt2_adapter_model"), "positions is 128", "256, as in"),
     "a released full model": (finetuned_directory, "this is a fully fine-tuned model"),
 }

@@ -413,6 +413,7 @@ def test_a_damaged_checkpoint_is_one_clear_error(bottleneck, trained, data, tmp_
         "empty": (lambda f: (f / name).write_bytes(b""), []),
         "garbage": (lambda f: (f / name).write_bytes(b"garbage" * 100), []),
         "gone": (lambda f: (f / name).unlink(), []),
+        "no numbers": (lambda f: (f / name).write_bytes((f / name).read_bytes()[:-50] + b"\xff" * 50), ["not numbers"]),
         "config": (lambda f: (f / config).write_text("{"), [config]),
         "list": (lambda f: (f / config).write_text("[]"), [config]),
     }

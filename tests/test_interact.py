@@ -197,6 +197,7 @@ def test_wrong_starts_are_one_clear_error(vlm, tmp_path):
         (["--model_checkpoint", vlm, "--task", "webnlg"], "the checkpoint holds the task(s) mt, nlg"),
         (["--model_checkpoint", "tiny-gpt2"], "this holds no trained tasks"),
         (["--model_checkpoint", tmp_path], "this holds no trained tasks"),
+        (["--model_checkpoint", tmp_path / "none"], f"none: no such directory ({tmp_path} holds: "),
         ([], "--model_checkpoint is needed"),
     ]:
         out, err, code = piped(tmp_path, argv, "A man.")

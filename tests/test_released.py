@@ -293,6 +293,8 @@ def test_a_conversion_that_cannot_be_is_one_clear_error_and_leaves_nothing(tmp_p
         released.convert(source, tmp_path / "ours")
     with pytest.raises(UserError, match="not a checkpoint of the original VLM code"):
         released.convert(tmp_path, tmp_path / "ours")
+    with pytest.raises(UserError, match=r"nope: no such directory \(.* holds: released\)"):
+        released.convert(tmp_path / "nope", tmp_path / "ours")
     with pytest.raises(UserError, match="something stands there"):
         released.convert(source, source, "nlg")
     weights = source / "pytorch_model.bin"

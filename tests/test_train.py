@@ -24,6 +24,9 @@ from training_runs import (
     trained,
 )  # fmt: skip
 
+from utils import experiment
+from utils.errors import UserError
+
 NLG = {"src": {"name": "Aromi", "food": "Thai"}, "tgt": "Aromi is a Thai place."}
 
 
@@ -259,6 +262,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(odd, finis
     results = [job.wait() for job in jobs]
     assert [r.code for r in results] == [143, 143]
     assert "SIGTERM: saved after step" in results[0].out
+    assert "torchrun --nproc_per_node 2 train.py --resume" in results[0].out
 
 
 # --- what may not change when resuming ---------------------------------------------------------------------
@@ -293,6 +297,28 @@ def test_resuming_what_is_no_run_is_refused(finished, tmp_path):
     for content in ("", "[]", '{"flags": 3}'):
         (tmp_path / "run.json").write_text(content)
         refused(run("train", ["--resume", tmp_path], tmp_path / "log"), tmp_path / "run.json", "start a new run")
+
+
+@pytest.mark.parametrize("typed, found, remedy", [
+    ("train_vlm.py --tasks nlg", "this is a run of train_vlm.py", "python train_vlm.py --resume"),
+    ("train_lifelong.py", "this is a run of train_lifelong.py", "python train_lifelong.py --resume"),
+    ("combine_all.py --output x", "nothing to resume: it was combined", "evaluate_vlm.py"),
+])  # fmt: skip
+def test_the_run_of_another_script_is_not_resumed_here(typed, found, remedy, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(dict(command=typed, flags=dict(tasks=["nlg"]))))
+    refused(run("train", ["--resume", tmp_path], tmp_path / "log"), f"--resume {tmp_path}: {found}", remedy)
+    with pytest.raises(UserError, match=r"nothing to resume|this is a run of train\.py"):
+        made = typed if "combine_all" in typed else "train.py --task nlg"
+        experiment.refuse_foreign(dict(command=made), "train_vlm.py", tmp_path)
+    # What called `main` in its own process is no other script of the toolkit.
+    experiment.refuse_foreign(dict(command="pytest -q"), "train.py", tmp_path)
+
+
+def test_under_torchrun_the_command_to_go_on_starts_as_many_processes(monkeypatch):
+    assert experiment.resume_command("train.py", "runs/x") == "python train.py --resume runs/x"
+    monkeypatch.setattr(experiment.idist, "get_world_size", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert experiment.resume_command("train.py", "runs/x") == "torchrun --nproc_per_node 2 train.py --resume runs/x"
 
 
 def test_an_output_directory_that_holds_a_run_is_not_written_over(finished, data, tmp_path):
@@ -705,8 +731,14 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(data, tmp_path):
     file = tmp_path / "file"
     file.write_text("x")
     for out in (file, file / "run", "/proc/run"):
-        refused(run("train", command(data, out), tmp_path / "log"), f"--output_dir {out}", "cannot write")
-    refused(run("train", command(data, tmp_path / "run", "--cache_dir", file), tmp_path / "log"), file, "cannot write")
+        # Before anything is loaded: the model is not even looked for.
+        argv = command(data, out, model=tmp_path / "nothing")
+        refused(run("train", argv, tmp_path / "log"), f"--output_dir {out}", "cannot write")
+    for cache in (file, "/proc/x"):
+        argv = command(data, tmp_path / "run", "--cache_dir", cache)
+        refused(run("train", argv, tmp_path / "log"), f"--cache_dir {cache}", "cannot write", "another directory")
+    result = run("train", command(data, tmp_path / "run"), tmp_path / "log", env={"VERSATILE_CACHE": "/proc/x"})
+    refused(result, "/proc/x/models: cannot write", "VERSATILE_CACHE")
     assert not (tmp_path / "run").exists()
     refused(run("train", command(tmp_path, tmp_path / "run"), tmp_path / "log"), tmp_path, "is a directory")
 

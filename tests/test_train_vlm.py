@@ -345,6 +345,7 @@ def test_bad_flags_are_one_clear_message(more, fragments, files, tmp_path):
 @pytest.mark.parametrize("more, fragments", [
     (["--task", "summarization"], ["nlg, mt, qa, not 'summarization'"]),
     (["--model_checkpoint", "tiny-gpt2"], ["holds no trained tasks"]),
+    (["--model_checkpoint", "nope"], ["--model_checkpoint nope: no such directory"]),
     (["--dataset_path", "x.json"], ["--data TASK=FILE"]),
     (["--data", "poetry=x.json"], ["task 'poetry' is not evaluated"]),
     (["--min_length", "9", "--max_length", "3"], ["--min_length 9"]),

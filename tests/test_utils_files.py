@@ -16,8 +16,10 @@ from utils.files import (
     atomic_directory,
     atomic_write,
     cache_root,
+    could_be_made,
     disk_errors,
     remove_leftovers,
+    writable_cache,
     writable_directory,
     write_json,
 )
@@ -173,6 +175,23 @@ def test_a_directory_is_proved_writable_before_it_is_needed(tmp_path):
         with pytest.raises(UserError) as caught:
             writable_directory(path, "--output_dir")
         assert str(caught.value).startswith(f"--output_dir {path}: cannot write")
+
+
+def test_a_place_where_nothing_can_be_made_is_found_without_making_anything(tmp_path):
+    could_be_made(tmp_path / "a" / "b", "--output_dir")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nothing/below"):
+        with pytest.raises(UserError, match="cannot write") as caught:
+            could_be_made(path, "--output_dir")
+        assert caught.value.place == f"--output_dir {path}"
+
+
+def test_a_cache_that_cannot_be_written_says_how_to_name_another():
+    with pytest.raises(UserError, match="VERSATILE_CACHE"):
+        writable_cache("/proc/nothing")
+    with pytest.raises(UserError, match="name another directory, --cache_dir DIR"):
+        writable_cache("/proc/nothing", "--cache_dir")
 
 
 def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):

@@ -103,13 +103,16 @@ def need_compiler(device):
 
 
 def quiet_libraries():
-    """Keep transformers' progress bars and advice off the screen; errors still come through."""
+    """Keep transformers' progress bars and advice, and the hub's retries, off the screen; errors still come through."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    from huggingface_hub.utils import logging as hub_logging
+
+    hub_logging.set_verbosity_error()
 
 
 def settle(model, device, dtype):

@@ -1,5 +1,6 @@
 """From flags to a trained run: what the training scripts share."""
 
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from data import cache
 from data.batching import Batches
 from utils import devices, plots
 from utils.errors import UserError
+from utils.files import could_be_made
 from utils.runs import Run, check_flags, default_directory, record
 from utils.training import Settings, Trainer
 
+TRAINING_SCRIPTS = ("train.py", "train_vlm.py", "train_lifelong.py")
 # These change where a run's files lie or how they are kept, never what comes out.
 FREE_WHEN_RESUMING = {"resume", "output_dir", "cache_dir", "keep_checkpoints", "save_steps", "valid_batch_size"}
 
@@ -25,15 +28,34 @@ def say(*words, **options):
         print(*words, **options)
 
 
-def open_run(args, given):
-    """(flags, None), or with --resume (the flags the run was started with, the run)."""
+def open_run(args, given, script="train.py"):
+    """(flags, None), or with --resume (the flags the run was started with, the run).
+
+    Args:
+        args, given: all flags, and {flag: value} of those that were typed.
+        script: the one that goes on: another's run is refused.
+    """
     if not args.resume:
         return args, None
     run, stored = Run.open(args.resume, args.keep_checkpoints)
+    refuse_foreign(stored, script, args.resume)
     known = {k: v for k, v in stored.get("flags", {}).items() if k in vars(args)}
     check_flags(given, known, FREE_WHEN_RESUMING, f"--resume {args.resume}")
     free = {k: v for k, v in given.items() if k in FREE_WHEN_RESUMING}
     return Namespace(**{**vars(args), **known, **free, "output_dir": args.resume}), run
+
+
+def refuse_foreign(stored, script, directory):
+    """A `UserError` where run.json says that another script of the toolkit made the directory."""
+    words = str(stored.get("command", "")).split()
+    maker, place = words[0] if words else "", f"--resume {directory}"
+    if maker == "combine_all.py":
+        raise UserError("nothing to resume: it was combined", place=place, expected=f"a run of {script}",
+                        remedy="evaluate it: evaluate_vlm.py; or add to it: combine_all.py --into")  # fmt: skip
+    # Whatever else stands there was no script of the toolkit's: a test or a notebook that called `main`.
+    if maker in TRAINING_SCRIPTS and maker != script:
+        raise UserError(f"this is a run of {maker}", place=place, expected=f"a run of {script}",
+                        remedy=f"python {maker} --resume {directory}")  # fmt: skip
 
 
 def begin(args, run):
@@ -42,6 +64,7 @@ def begin(args, run):
     if args.output_dir and run is None:
         # It is made only when everything else is known to be right.
         Run.refuse_taken(args.output_dir)
+        could_be_made(args.output_dir, "--output_dir")
     dtype = devices.precision(args, idist.device())
     # Written down, so that a run resumed on other hardware goes on as it was.
     args.bf16, args.fp16, args.fp32 = (dtype == d for d in (torch.bfloat16, torch.float16, torch.float32))
@@ -155,7 +178,7 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
         save_best=BestOfEach(model, tokenizer, run) if separate else None,
         data_key="-".join(split.key for split in splits["train"].values()), separate=separate, prepare=prepare,
         owners=adapting.owners(model),
-        resume_command=f"python {script} --resume {run.directory}",
+        resume_command=resume_command(script, run.directory),
     )  # fmt: skip
     say(f"run: {run.directory}  ({trainer.total_steps} steps, {settings.dtype}, {trainer.device})", flush=True)
     result = trainer.fit()
@@ -168,6 +191,13 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
     say(f"done: {result['steps']} steps, {result['tokens_per_second']:.0f} tokens/s, {result['seconds']:.0f} s, "
         f"peak memory {result['peak_memory_mb']} MB; model and learning_curve.png in {run.directory}")  # fmt: skip
     return result
+
+
+def resume_command(script, directory):
+    """What to type to go on with a run, with as many processes as it has."""
+    each = int(os.environ.get("LOCAL_WORLD_SIZE") or idist.get_world_size())
+    start = f"torchrun --nproc_per_node {each}" if idist.get_world_size() > 1 else "python"
+    return f"{start} {script} --resume {directory}"
 
 
 class BestOfEach:

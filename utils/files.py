@@ -148,6 +148,30 @@ def writable_directory(path, flag):
     return path
 
 
+def could_be_made(path, flag):
+    """A `UserError` where a directory cannot be made at `path`: its nearest parent is looked at, nothing is made."""
+    path = Path(path).absolute()
+    above = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
+    try:
+        # Below a file nothing can be made: trying says why.
+        writable_directory(above if above.is_dir() else path, flag)
+    except UserError as error:
+        raise UserError(error.found, place=f"{flag} {path}", remedy=error.remedy) from error
+
+
+def writable_cache(path, flag=None):
+    """`writable_directory` of a place for what is kept; the error says how to choose another.
+
+    Args:
+        flag: the one that named the place, or None: it is below `cache_root()`.
+    """
+    try:
+        return writable_directory(path, flag or "the cache")
+    except UserError as error:
+        how = f"{flag} DIR" if flag else "in the variable VERSATILE_CACHE"
+        raise UserError(error.found, place=error.place, remedy=f"name another directory, {how}") from error
+
+
 def _umask():
     mask = os.umask(0)
     os.umask(mask)
