@@ -136,10 +136,11 @@ def read_sources(args):
 def read_inputs(args, source):
     """A task's first inputs for the proof, and where they are from: `utils.evaluation.Part`."""
     from data.task import get
-    from utils import evaluation
+    from utils import evaluation, runs
 
     task, given = get(source.task), args.data.get(source.task)
-    places = [given] if given else [trained_on(source), task.dataset_path, SAMPLES / f"{task.name}.json"]
+    trained_on = runs.trained_on(source.directory, task.name)
+    places = [given] if given else [trained_on, task.dataset_path, SAMPLES / f"{task.name}.json"]
     errors = []
     for path in places:
         if path and (given or Path(path).is_file()):
@@ -152,15 +153,6 @@ def read_inputs(args, source):
     raise UserError(errors[0].found if errors else f"no data of {task.name} to prove the result on",
                     place=errors[0].place if errors else "--data", expected=f"a file with a {task.scored_split} split",
                     remedy=f"name one: --data {task.name}=FILE")  # fmt: skip
-
-
-def trained_on(source):
-    """The data file that a source's run.json names for its task, or None."""
-    from utils import runs
-
-    stored = runs.stored(source.directory)
-    known, used = stored.get("sources", {}).get(source.task, {}), stored.get("flags", {})
-    return known.get("dataset_path") or (used.get("data") or {}).get(source.task) or used.get("dataset_path")
 
 
 def backbone_name(source, model):
@@ -236,7 +228,8 @@ def record(args, sources, proofs):
     known = runs.stored(args.into).get("sources", {}) if args.into else {}
     described = {}
     for s in sources:
-        here = dict(checkpoint=str(s.directory), bottleneck=s.bottleneck, dataset_path=trained_on(s),
+        here = dict(checkpoint=str(s.directory), bottleneck=s.bottleneck,
+                    dataset_path=runs.trained_on(s.directory, s.task),
                     method=runs.origin(s.directory).get("method"))  # fmt: skip
         described[s.task] = (s.flag.startswith("--into") and known.get(s.task)) or here
     return runs.record(args, method="combined", sources=described, proof=proofs)

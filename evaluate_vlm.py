@@ -6,12 +6,14 @@
     python evaluate_vlm.py --task all --no_sample --model_checkpoint runs/VLM --data nlg=data/samples/nlg.json
 
 --model_checkpoint takes what combine_all.py or train_vlm.py wrote, a run of train.py, or a VLM released with the
-original code. Data that are not named lie in their tasks' own places (see --list_tasks); so does what --task all
-leaves out, saying so, where there is none. Written to --output_dir, for each task: <task>_output.txt, <task>_ref.txt
-(one line an example), dialogue's <task>_persona.txt, <task>_outputs.jsonl and <task>_metrics.json.
+original code. Data that are not named lie in their tasks' own places (see --list_tasks), else where the model's
+run.json says that it was trained on them; what has none there either --task all leaves out, saying so. Written to
+--output_dir, for each task: <task>_output.txt, <task>_ref.txt (one line an example), dialogue's <task>_persona.txt,
+<task>_outputs.jsonl and <task>_metrics.json.
 """
 
 import sys
+from pathlib import Path
 
 from utils import flags
 from utils.devices import add_precision_flags
@@ -87,28 +89,40 @@ def evaluate(args):
 def read_parts(args, info):
     """What to evaluate: the asked-for tasks that the model holds, with their data."""
     from data.task import get
-    from utils import evaluation
 
     names = info.tasks if args.task == "all" else [args.task]
     if foreign := sorted(set(args.data) - set(names)):
         raise UserError(f"task {foreign[0]!r} is not evaluated", place="--data", expected="one of " + ", ".join(names))
-    parts = []
-    for name in names:
-        task = get(name)
-        given = args.data.get(name) or args.dataset_path
+    found = [read_part(args, get(name), args.max_history or info.histories.get(name)) for name in names]
+    if not any(found):
+        raise UserError("none of the tasks has data", place="--data", expected="TASK=FILE for at least one of "
+                        + ", ".join(names), remedy="name some, or make them: python -m data.convert --help; "
+                        f"to try it: --data {names[0]}=data/samples/{names[0]}.json")  # fmt: skip
+    return [part for part in found if part]
+
+
+def read_part(args, task, max_history):
+    """A task with its data: those named, else in its own place, else what it was trained on; None: it is left out."""
+    from utils import evaluation, runs
+
+    split, given = args.split or task.scored_split, args.data.get(task.name) or args.dataset_path
+    own, trained_on = Path(task.dataset_path), runs.trained_on(args.model_checkpoint, task.name)
+    if given or own.is_file():
+        return evaluation.part(task, given or str(own), split, max_history, args.limit)
+    why = f"there is no {own}"
+    if Path(trained_on or "").is_file():
+        print(f"{task.name}: {why}; taken is what it was trained on, {trained_on}")
         try:
-            path = task.data_path(given)
-        except UserError:
+            return evaluation.part(task, trained_on, split, max_history, args.limit)
+        except UserError as error:
+            # Nobody named it, and it may have no such split: that is no reason to leave the others out.
             if args.task != "all":
                 raise
-            print(f"{name}: left out, there is no {task.dataset_path} (name its data: --data {name}=FILE)")
-            continue
-        split = args.split or task.scored_split
-        parts.append(evaluation.part(task, path, split, args.max_history or info.histories.get(name), args.limit))
-    if not parts:
-        raise UserError("none of the tasks has data", place="--data", expected="TASK=FILE for at least one of "
-                        + ", ".join(names))  # fmt: skip
-    return parts
+            why = f"{error.place}: {error.found}"
+    if args.task != "all":
+        # The task's own error.
+        task.data_path(given)
+    print(f"{task.name}: left out, {why} (name its data: --data {task.name}=FILE)")
 
 
 if __name__ == "__main__":

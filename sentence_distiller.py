@@ -138,7 +138,13 @@ def distil(args, task, path):
         sentences.write(args.output, pieces(report))
         partial.remove()
     show(args, report, partial, decoding)
-    print(f"\nwritten: {args.output}\nnext: {next_command(args, task, how, model)}")
+    print(f"\nwritten: {args.output}")
+    if report.empty == report.outputs:
+        print("warning: every output is empty: no student can learn from this file. Is the teacher trained for the "
+              f"task, and on data like these? Look at it: python interact.py --model_checkpoint {args.model_checkpoint}"
+              f" --task {task.name}; begin anew with --overwrite")  # fmt: skip
+    else:
+        print(f"next: {next_command(args, task, how, model)}")
 
 
 def decode(args, teacher, inputs, decoding, partial, dtype):
@@ -185,7 +191,7 @@ def show(args, report, partial, decoding):
     print(f"{n:,} outputs, {report.equal:,} ({report.equal / n:.1%}) equal to the gold text; "
           f"{report.words / n:.1f} words each, the gold ones {report.gold_words / n:.1f}")  # fmt: skip
     if report.empty:
-        print(f"{report.empty:,} outputs are empty: they stay so in the file, and training will drop them")
+        print(f"{report.empty:,} outputs are empty or only white space: empty in the file, training will drop them")
     if partial.cut:
         print(f"{partial.cut:,} decoded texts reached --max_length {decoding.max_length} and may end in the middle")
     for source, gold, text in report.samples:

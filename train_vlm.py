@@ -94,12 +94,14 @@ def train(args, given):
     from utils import experiment
 
     args, run = experiment.open_run(args, given, "train_vlm.py")
+    if twice := [name for name in args.tasks or [] if args.tasks.count(name) > 1]:
+        raise UserError(f"task {twice[0]!r} is named twice", place="--tasks", remedy="name it once")
     args.tasks = args.tasks or with_data(args)
     tasks = {name: get(name) for name in args.tasks}
     args.lr = args.lr or RATES[args.unfreeze_backbone]
     bottlenecks, limits = widths(args, tasks), of_tasks("--limit", args.limit, tasks)
     paths = data_files(args, tasks)
-    temperature = check_sampling(args)
+    temperature = check_sampling(args, given)
     dtype = experiment.begin(args, run)
     # One process a machine makes the caches, the others find them.
     with idist.one_rank_first(local=True):
@@ -181,8 +183,11 @@ def data_files(args, tasks):
     return paths
 
 
-def check_sampling(args):
-    """The temperature of `Batches`."""
+def check_sampling(args, given):
+    """The temperature of `Batches`; `given` are the flags that were typed."""
+    if "sampling_temperature" in given and args.sampling != "temperature":
+        raise UserError(f"has no effect with --sampling {args.sampling}", place="--sampling_temperature",
+                        expected="--sampling temperature beside it", remedy="add that, or leave it out")  # fmt: skip
     if args.sampling != "proportional" and args.max_tokens:
         raise UserError("goes with --sampling proportional: otherwise epochs would differ in their number of batches",
                         place="--max_tokens", remedy="size batches by examples: --train_batch_size")  # fmt: skip

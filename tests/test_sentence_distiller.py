@@ -218,7 +218,8 @@ def test_empty_outputs_stay_empty_and_are_counted(tmp_path, data):
     folder = lively(tmp_path / "teacher", ["nlg"], 16)
     silence(folder)
     out = distilled(asked(folder, data, "--min_length", 0))
-    assert "20 outputs are empty" in out
+    assert "20 outputs are empty or only white space" in out
+    assert "warning: every output is empty" in out and "next:" not in out
     assert {r["distillated_tgt"] for r in held(beside(data))["train"]} == {""}
 
 
@@ -243,7 +244,9 @@ def silence(folder):
 
 def test_train_learns_what_the_distiller_wrote(teacher, data, tmp_path):
     distilled(asked(teacher, data))
-    taught = learnt(command(data, tmp_path / "taught", "--distillation", "--max_steps", 1))
+    result = here("train", command(data, tmp_path / "taught", "--distillation", "--max_steps", 1))
+    assert f"the teacher's texts from {beside(data)}" in result.out and result.out.count("teacher's texts") == 1
+    taught = tmp_path / "taught"
     # The same from a file whose gold texts are the teacher's.
     records = held(beside(data))
     for record in records["train"]:
@@ -282,6 +285,7 @@ def test_training_on_a_file_without_the_teachers_texts_says_where_to_get_them(ta
     data = small(tmp_path / "data.json", task, train=2, valid=1, test=1)
     result = here("train", command(data, tmp_path / "run", "--distillation", task=task))
     refused(result, f"{data}:train[0]", "distillated_", "sentence_distiller.py", out=tmp_path / "run")
+    assert f"{beside(data)}, which is not there" in result.err
 
 
 def test_help_imports_nothing_heavy():

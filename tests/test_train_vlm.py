@@ -4,11 +4,12 @@
 """
 
 import json
+import shutil
 
 import pytest
 import scripts
 import torch
-from scripts import metrics, run, run_as_user, small, tensors
+from scripts import metrics, run, run_as_user, small, tensors, write_task
 from training_runs import close_runs, different, in_two_processes, killed_and_resumed, on_seeing, refused, same_run
 from training_runs import trained as trained_by
 
@@ -219,8 +220,6 @@ def test_one_task_alone_is_what_train_py_makes_of_it(files, tmp_path):
 
 def test_the_seeds_command_runs_as_printed(tmp_path):
     """With data where the tasks look for them, and a backbone where `gpt2` is looked for."""
-    import shutil
-
     from adapters import embedded
     from data.task import get
 
@@ -320,11 +319,13 @@ def test_a_released_vlm_is_evaluated_as_it_is_and_as_a_directory_of_ours(tmp_pat
     (["--tasks", "nlg", "mt"], ["no data for task mt", "--data mt=FILE"]),
     (["--data", "nlg"], ["'nlg': expected TASK=FILE"]),
     (["--data", "nlg=a.json", "nlg=b.json"], ["task 'nlg' is named twice"]),
+    (["--tasks", "nlg", "mt", "nlg"], ["--tasks: task 'nlg' is named twice"]),
+    (["--sampling_temperature", "3"], ["--sampling_temperature: has no effect with --sampling proportional"]),
     (["--adapter_bottleneck", "nlg=four"], ["'four': expected a whole number"]),
     (["--limit", "qa=4"], ["--limit: task 'qa' is not trained"]),
     (["--adapter_bottleneck", "qa=4"], ["--adapter_bottleneck: task 'qa' is not trained"]),
     (["--sampling", "uniform", "--max_tokens", "100"], ["--max_tokens", "--train_batch_size"]),
-    (["--distillation", "nlg"], ["distillated_tgt", "sentence_distiller.py"]),
+    (["--distillation", "nlg"], ["distillated_tgt", "nlg_distilled.json, which is not there", "sentence_distiller.py"]),
     (["--lm_coef", "2"], ["--lm_coef", "leave it out"]),
     (["--model_checkpoint", "nowhere/at/all"], ["--model_checkpoint nowhere/at/all"]),
 ])  # fmt: skip
@@ -358,9 +359,26 @@ def test_bad_evaluations_are_one_clear_message(more, fragments, finished, tmp_pa
 
 
 def test_tasks_without_data_are_left_out_and_said_so(finished, files, tmp_path):
-    result = evaluate(finished, files, tmp_path / "out", tasks=("mt",))
+    model = shutil.copytree(finished, tmp_path / "model")
+    (model / "run.json").unlink()
+    result = evaluate(model, files, tmp_path / "out", tasks=("mt",))
     assert "nlg: left out" in result.out and "qa: left out" in result.out
     assert sorted(p.name.split("_")[0] for p in (tmp_path / "out").iterdir()) == ["mt"] * 4
+    argv = ["--model_checkpoint", model, "--output_dir", tmp_path / "none"]
+    result = run("evaluate_vlm", argv, tmp_path / "log", cwd=tmp_path)
+    refused(result, "none of the tasks has data", "remedy:   name some", "data.convert")
+
+
+def test_tasks_whose_own_place_is_empty_are_evaluated_on_what_they_were_trained_on(finished, files, tmp_path):
+    model = shutil.copytree(finished, tmp_path / "model")
+    record = json.loads((model / "run.json").read_text())
+    record["flags"]["data"]["mt"] = str(write_task(tmp_path / "mt.json", train=[{"src": "a", "tgt": "b"}]))
+    (model / "run.json").write_text(json.dumps(record))
+    argv = ["--model_checkpoint", model, "--no_sample", "--fp32", "--max_length", 4, "--output_dir", tmp_path / "out"]
+    result = run("evaluate_vlm", argv, tmp_path / "log", cwd=tmp_path, env=scripts.without_java())
+    assert result.code == 0, result.err
+    assert f"what it was trained on, {files['nlg']}" in result.out and "mt: left out, " in result.out
+    assert {p.name.split("_")[0] for p in (tmp_path / "out").iterdir()} == {"nlg", "qa"}
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """From flags to a trained run: what the training scripts share."""
 
+import contextlib
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -11,6 +12,7 @@ from adapters import attach as adapting
 from adapters import backbones, checkpoint
 from data import cache
 from data.batching import Batches
+from data.task import distilled_beside
 from utils import devices, plots
 from utils.errors import UserError
 from utils.files import could_be_made
@@ -98,8 +100,9 @@ def load_splits(args, tasks, paths, tokenizer, positions, limits):
             # Only training learns from the teacher; validation stays gold. --distillation: all tasks, or those named.
             distilled = args.distillation is True or (args.distillation and name in args.distillation)
             how = task.reading(args.max_history, distilled=bool(distilled) and split == "train")
-            loaded = cache.load(paths[name], split, task, tokenizer, positions, training=split == "train", how=how,
-                                cache_dir=args.cache_dir)  # fmt: skip
+            with missing_texts(paths[name], how):
+                loaded = cache.load(paths[name], split, task, tokenizer, positions, training=split == "train", how=how,
+                                    cache_dir=args.cache_dir)  # fmt: skip
             splits[split][name] = loaded
             report = loaded.report
             parts = [f"{report['kept']:,} examples"]
@@ -107,8 +110,22 @@ def load_splits(args, tasks, paths, tokenizer, positions, limits):
             parts += [f"the first {limit:,} used"] if limit and limit < report["kept"] else []
             parts += [f"{n:,} dropped ({why})" for why, n in report["dropped"].items()]
             parts += [f"{n:,} cut ({why})" for why, n in report["cut"].items()]
+            parts += [f"the teacher's texts from {paths[name]}"] if how.distilled else []
             say(f"{split}{f' {name}' if len(tasks) > 1 else ''}: " + ", ".join(parts))
     return splits
+
+
+@contextlib.contextmanager
+def missing_texts(path, how):
+    """Where a teacher's texts are missing, say where a file with them was looked for."""
+    try:
+        yield
+    except UserError as error:
+        beside = distilled_beside(path)
+        if not how.distilled or "distillated_" not in error.found or beside == Path(path):
+            raise
+        raise UserError(error.found, place=error.place, remedy=error.remedy,
+                        expected=f"{error.expected}; or {beside}, which is not there") from error  # fmt: skip
 
 
 def make_batches(args, splits, model, tokenizer, limits, temperature=1.0):

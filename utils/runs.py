@@ -194,6 +194,13 @@ def origin(directory):
     return {k: v for k, v in found.items() if v}
 
 
+def trained_on(directory, task):
+    """The data file that the run.json of a trained model names for a task, or None; see `stored`."""
+    known = stored(directory)
+    source, used = known.get("sources", {}).get(task, {}), known.get("flags", {})
+    return source.get("dataset_path") or (used.get("data") or {}).get(task) or used.get("dataset_path")
+
+
 def versions():
     """{library: version} of what decides the numbers."""
     from importlib.metadata import PackageNotFoundError, version
