@@ -314,7 +314,7 @@ lifelong_demo() {
         esac
         py train_lifelong.py --data_dir data/samples/lifelong --output_dir "$at/$mode" --model_dir_root "$at" --tasks ag e2enlg \
             --seq_train_type "$mode" --model_name smollm2 --adapter_bottleneck 64 --learning_rate 3e-3 \
-            --add_task_tokens --gen_lm_sample_percentage 0.25 --max_len 128 --n_train_epochs 1 --train_batch_size 4 --only_final "$@"
+            --add_task_tokens --gen_lm_sample_percentage 0.25 --max_len 128 --n_train_epochs 2 --lm_lambda 1 --train_batch_size 4 --only_final "$@"
     done
     echo "--- every task after every task: the first one's column tells what was forgotten"
     for mode in finetune lll; do
