@@ -17,7 +17,6 @@ has a <task>_persona.txt), <task>_outputs.jsonl, <task>_metrics.json.
 import sys
 
 from utils import flags
-from utils.devices import add_precision_flags
 from utils.errors import UserError, exit_on_user_error
 
 
@@ -40,7 +39,6 @@ def parser():
     g.add_argument("--random_init", action="store_true", help="of a bare backbone: its shape with fresh weights")
     g.add_argument("--self_copy", action="store_true", help="with a pointer; a released checkpoint does not say so")
     flags.decoding_flags(p)
-    add_precision_flags(p)
     g = p.add_argument_group("output")
     g.add_argument("--output_dir", help="where results go (default: results/adapter_result or results/GPT2_result)")
     g.add_argument("--samples", type=flags.not_negative, default=3, help="how many outputs to print")

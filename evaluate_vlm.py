@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 from utils import flags
-from utils.devices import add_precision_flags
 from utils.errors import UserError, exit_on_user_error
 
 
@@ -34,7 +33,6 @@ def parser():
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
     flags.list_tasks(g)
     flags.decoding_flags(p)
-    add_precision_flags(p)
     g = p.add_argument_group("output")
     g.add_argument("--output_dir", default="results/VLM_result", help="where results go")
     g.add_argument("--samples", type=flags.not_negative, default=1, help="how many outputs of each task to print")

@@ -21,7 +21,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from utils import flags
-from utils.devices import add_precision_flags
 from utils.errors import UserError, exit_on_user_error
 
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
@@ -36,7 +35,6 @@ def parser():
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
     flags.list_tasks(g)
     flags.decoding_flags(p)
-    add_precision_flags(p)
     return p
 
 

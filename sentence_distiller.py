@@ -22,7 +22,6 @@ import sys
 from pathlib import Path
 
 from utils import flags
-from utils.devices import add_precision_flags
 from utils.errors import UserError, exit_on_user_error, first_line
 
 
@@ -39,7 +38,6 @@ def parser():
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
     flags.list_tasks(g)
     flags.decoding_flags(p)
-    add_precision_flags(p)
     g = p.add_argument_group("output")
     g.add_argument("--output", help="the file to write (default: beside the data, <data>_distilled.json)")
     g.add_argument("--overwrite", action="store_true", help="replace the output file if there is one")

@@ -163,7 +163,7 @@ def refuse_without_effect(p):
 
 
 def decoding_flags(p):
-    """How to decode; `utils.decoding.Decoding` has the same names."""
+    """How to decode, and in which precision; `utils.decoding.Decoding` has the names of the first."""
     g = p.add_argument_group("decoding")
     g.add_argument("--no_sample", action="store_true", help="greedy (or beam) search instead of sampling")
     g.add_argument("--num_beams", type=positive, default=1, help="width of the beam")
@@ -175,6 +175,7 @@ def decoding_flags(p):
     g.add_argument("--min_length", type=not_negative, default=1, help="tokens an output at the least")
     g.add_argument("--batch_size", type=positive, default=32, help="examples decoded together")
     g.add_argument("--seed", type=not_negative, default=42, help="of sampling")
+    add_precision_flags(p)
 
 
 def decoding(args, positions):
