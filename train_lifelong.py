@@ -24,6 +24,7 @@ evaluate_lifelong.py takes that directory, or the flags that name it, and scores
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -34,12 +35,10 @@ from utils.errors import UserError, exit_on_user_error
 
 # Flags of the originals that are not taken, and why.
 REFUSED = {
-    "--n_gpus": "processes are started by torchrun --nproc_per_node N",
-    "--n_gpu": "processes are started by torchrun --nproc_per_node N",
     "--debug": "for a quick try there is --limit N",
     "--n_workers": "batches are made of rows in memory, there are no workers to count",
     "--round_robin": "batches mix the tasks by chance; for tasks of unequal size there is --upsample_data",
-    "--multitask_specific": "there is one model for all tasks at once; for one of its own name a single task",
+    "--multitask_specific": "a start token for each task is --add_task_tokens",
     "--extra_e2e": "it added a private file to e2enlg; put its samples into e2enlg_to_squad-train-v2.0.json",
     "--lr_schedule": "the rate rises and falls as --n_warmup_ratio and --decay_style say",
     "--loss_scale": "float16 scales its loss by itself; there is --fp16",
@@ -49,7 +48,8 @@ REFUSED = {
     "--temperature_qa": "it belongs to evaluate_lifelong.py",
 }
 # Beside those of utils.experiment: they may differ when a sequence is gone on with.
-FREE = {"resume", "output_dir", "model_dir_root", "skip_tasks", "keep_checkpoints", "save_steps", "only_final"}
+FREE = {"resume", "n_gpus", "output_dir", "model_dir_root", "skip_tasks", "keep_checkpoints", "save_steps",
+        "only_final"}  # fmt: skip
 PRECISION = {"bf16", "fp16", "fp32"}
 
 
@@ -61,8 +61,9 @@ def parser():
     g.add_argument("--use_sep", action="store_true", help="__sep__ between context and question")
     g.add_argument("--max_len", type=flags.positive, default=1024, help="tokens a sample; what is longer is cut")
     g.add_argument("--limit", type=flags.positive, help="only the first so many samples of each file")
-    g.add_argument("--upsample_data", action="store_true",
-                   help="multitask, multilm: repeat smaller tasks' samples up to the largest's number")  # fmt: skip
+    g.add_argument("--upsample_data", nargs="?", const=True, default=False, type=rates, metavar="R1_R2_…",
+                   help="multitask, multilm: repeat each task's samples so often, in the order of --tasks; without a "
+                        "value smaller tasks' up to the largest's number")  # fmt: skip
     g = p.add_argument_group("generated samples (lll)")
     g.add_argument("--top_k_lm", type=flags.not_negative, default=20, help="draw from the k likeliest tokens; 0: all")
     g.add_argument("--top_p_lm", type=flags.fraction, default=0.0,
@@ -78,6 +79,7 @@ def parser():
     g.add_argument("--train_teachers", action="store_true",
                    help="--distil: train each task's teacher first, once for the same data and flags; "
                         "--seq_distil: it writes the texts where there are none")  # fmt: skip
+    g.add_argument("--temperature_kd", type=flags.rate, default=2.0, help="--distil: of both distributions")
     training_flags(p)
     g = p.add_argument_group("output and resuming")
     g.add_argument("--output_dir", help="the sequence's directory (default: see above)")
@@ -112,9 +114,22 @@ def training_flags(p):
                    help="share of an epoch in which the rate rises")  # fmt: skip
     g.add_argument("--decay_style", choices=["linear", "cos", "None"], default="linear", help="how the rate falls")
     g.add_argument("--logging_steps", type=flags.positive, default=10, help="steps between two points of the curve")
+    g.add_argument("--n_gpus", "--n_gpu", dest="n_gpus", type=flags.positive, metavar="N",
+                   help="as many processes as torchrun --nproc_per_node has to start (default: any)")  # fmt: skip
     g.add_argument("--compile", action="store_true", help="torch.compile every block (needs a C++ compiler on a CPU)")
     g.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
     add_precision_flags(p)
+
+
+def rates(text):
+    """The value of --upsample_data: how often each task's samples are taken."""
+    try:
+        found = [int(part) for part in text.split("_")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a positive number for each task, such as 1_3_2")
+    return found
 
 
 def refuse(p):
@@ -152,6 +167,11 @@ def check(p, args):
         p.error("--real_sample goes with --seq_train_type lll: no other replays samples")
     if args.upsample_data and not together:
         p.error("--upsample_data goes with --seq_train_type multitask or multilm")
+    if isinstance(args.upsample_data, list) and len(args.upsample_data) != len(args.tasks):
+        p.error(f"--upsample_data: {len(args.upsample_data)} numbers for {len(args.tasks)} tasks; give one for each")
+    if args.n_gpus and args.n_gpus != (started := int(os.environ.get("WORLD_SIZE", 1))):
+        p.error(f"--n_gpus {args.n_gpus}: {started} process{'es' * (started > 1)} started; start as many: "
+                f"torchrun --nproc_per_node {args.n_gpus} train_lifelong.py …")  # fmt: skip
     if args.dynamic_epochs and together:
         p.error("--dynamic_epochs gives each task epochs of its own: not with " + args.seq_train_type)
     if (args.teacher_dir or args.train_teachers) and not (args.distil or args.seq_distil):

@@ -177,7 +177,7 @@ class Sequence:
         say(f"\n{stage}: task {number + 1} of {len(sequence.stages(self.args))}, "
             f"{sum(self.sizes[name] for name in names):,} samples", flush=True)  # fmt: skip
         run = self.open(folder)
-        rows = [row for name in names for row in self.upsampled(self.encode(name), names)]
+        rows = [row for name in names for row in self.upsampled(self.encode(name), name, names)]
         if number and self.mode == "lll":
             rows += self.replayed(number, names[0], folder)
         teacher = self.teacher(names[0]) if self.args.distil else None
@@ -233,10 +233,12 @@ class Sequence:
         qas = self.data[name] if chosen is None else [self.data[name][i] for i in chosen]
         return self.learner.encoder.encode(qas, gen_token(name, self.args.add_task_tokens), name, replayed)
 
-    def upsampled(self, rows, names):
-        """With --upsample_data a task's rows again and again, until it has as many as the largest one."""
-        most = max(self.sizes[name] for name in names)
-        return [rows[i % len(rows)] for i in range(most)] if self.args.upsample_data else rows
+    def upsampled(self, rows, name, names):
+        """With --upsample_data a task's rows again and again: as often as it says, or until all tasks have as many."""
+        if not (often := self.args.upsample_data):
+            return rows
+        count = max(self.sizes[name] for name in names) if often is True else len(rows) * often[names.index(name)]
+        return [rows[i % len(rows)] for i in range(count)]
 
     def replayed(self, number, task, folder):
         """Rows of the earlier tasks."""

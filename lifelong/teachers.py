@@ -30,7 +30,8 @@ def load_teacher(learner, folder, task, args, dtype=torch.float32):
     theirs = next((token for token in names if token in known), ours)
     aliases = {} if theirs == ours else {ours: theirs}
     try:
-        found = Teacher((model.eval(), tokenizer), (learner.model, learner.tokenizer), aliases, dtype=dtype)
+        found = Teacher((model.eval(), tokenizer), (learner.model, learner.tokenizer), aliases,
+                        temperature=args.temperature_kd, dtype=dtype)  # fmt: skip
     except UserError as error:
         raise UserError(error.found, place=f"the teacher {folder}",
                         expected="a teacher whose backbone has the student's tokenizer",

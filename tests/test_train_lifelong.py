@@ -157,6 +157,13 @@ def test_unbound_parts_are_learnt_like_tasks(data, tmp_path):
     assert scoring.opened(out).flags.unbound == 3
 
 
+def test_upsampled_tasks_are_learnt_as_often_as_said(data, tmp_path):
+    argv = [*command(data, tmp_path / "run", "multitask"), "--upsample_data", "1_3", "--n_gpus", "1"]
+    trained([*argv, "--n_train_epochs", "1", "--train_batch_size", "4"], tmp_path, SCRIPT)
+    # 10 samples of ag once, 10 of sst three times.
+    assert report(tmp_path / "run")["steps"] == 10
+
+
 # --- what is refused --------------------------------------------------------------------------------------
 
 
@@ -204,7 +211,9 @@ def test_a_teacher_that_cannot_teach_is_one_message(data, tmp_path):
     [
         (("--unbound", "4", "--distil"), "its parts are no tasks"),
         (("--unbound", "400"), "there are 20 samples"),
-        (("--n_gpus", "2"), "torchrun"),
+        (("--n_gpus", "2"), "torchrun --nproc_per_node 2"),
+        (("--seq_train_type", "multitask", "--upsample_data", "1_2_3"), "3 numbers for 2 tasks"),
+        (("--seq_train_type", "multitask", "--upsample_data", "1_x"), "1_3_2"),
         (("--seq_train_type", "multitask", "--distil"), "a teacher knows one"),
         (("--seq_train_type", "ewc", "--real_sample"), "--real_sample goes with"),
         (("--teacher_dir", "x"), "a teacher goes with"),
