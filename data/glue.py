@@ -1,0 +1,231 @@
+"""The GLUE tasks in the folders of the official download script: one tsv file per split (Wang et al. 2019).
+
+The files are read as they are. Only ``\\n`` ends a line and nothing is quoted: MRPC and STS-B are full of single
+``"``, and sentences hold U+2028 and its like. Columns are found by their names in the header, so every split of
+a task may have its own; CoLA's train and dev files, which have no header, have fixed ones. A text stays as the
+file has it, SST-2's trailing space included; a ``\\r`` at the end of a line goes.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from data.files import text_lines
+from utils.errors import UserError, brief
+
+SPLITS = ("train", "dev", "test")
+_MNLI = ("contradiction", "entailment", "neutral")
+_ENTAILMENT = ("entailment", "not_entailment")
+_HIGHEST_SCORE = 5.0
+_DOWNLOAD = "python download_glue_data.py --data_dir DIR --tasks all writes them"
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """One task of GLUE.
+
+    Attributes:
+        name: as on the command line, e.g. ``"sts-b"``.
+        folder: the official script's folder.
+        columns: the header's names of the one or two text columns.
+        label_column: the header's name of the label column; unlabelled files do not have it.
+        labels: label strings in the order of CA-MTL's class ids; None for regression. The Hugging Face hub numbers
+            MNLI's differently, so go by the strings.
+        metrics: names of the functions of `utils.glue_metrics` that GLUE scores it with.
+        files: file of every split, relative to the data directory; several names mean: the first that exists.
+        submission: the name that the GLUE site wants for a file of test predictions.
+        headerless: the columns of a file without a header (CoLA's train and dev).
+        broken_rows: the official file itself has rows cut in two; rows of a wrong number of columns are left out.
+    """
+
+    name: str
+    folder: str
+    columns: tuple
+    label_column: str
+    labels: tuple | None
+    metrics: tuple
+    files: dict
+    submission: str
+    headerless: tuple | None = None
+    broken_rows: bool = False
+
+    @property
+    def regression(self):
+        """Whether the label is a number (STS-B)."""
+        return self.labels is None
+
+
+@dataclass(frozen=True)
+class GlueExample:
+    """One row: `label` is a label string, a float for STS-B, and None where the file has no label column.
+
+    `index` is the file's own number for the row (what a submission names), or else its 0-based position.
+    `place` is where it stands, e.g. ``".../RTE/train.tsv:17"``.
+    """
+
+    index: int
+    text_a: str
+    text_b: str | None
+    label: str | float | None
+    place: str
+
+
+def _task(name, folder, columns, label_column="label", labels=("0", "1"), metrics=("accuracy",), **more):
+    files = {split: (f"{folder}/{split}.tsv",) for split in SPLITS}
+    more.setdefault("submission", f"{folder}.tsv")
+    return GlueTask(name, folder, columns, label_column, labels, metrics, more.pop("files", files), **more)
+
+
+def _mnli(name, genre, submission):
+    files = {"train": ("MNLI/train.tsv",), "dev": (f"MNLI/dev_{genre}.tsv",), "test": (f"MNLI/test_{genre}.tsv",)}
+    return _task(name, "MNLI", ("sentence1", "sentence2"), "gold_label", _MNLI, files=files, submission=submission)
+
+
+_PAIR = ("sentence1", "sentence2")
+# The order of the first nine is CA-MTL's: the task ids of its published models.
+_ALL = (
+    _task("cola", "CoLA", ("sentence",), metrics=("matthews",), headerless=("source", "label", "mark", "sentence")),
+    _mnli("mnli", "matched", "MNLI-m.tsv"),
+    _task("rte", "RTE", _PAIR, labels=_ENTAILMENT),
+    _task("wnli", "WNLI", _PAIR),
+    _task("qqp", "QQP", ("question1", "question2"), "is_duplicate", metrics=("accuracy", "f1"), broken_rows=True),
+    _task("sts-b", "STS-B", _PAIR, "score", labels=None, metrics=("pearson", "spearman")),
+    _task("sst-2", "SST-2", ("sentence",)),
+    _task("qnli", "QNLI", ("question", "sentence"), labels=_ENTAILMENT),
+    _task("mrpc", "MRPC", ("#1 String", "#2 String"), "Quality", metrics=("accuracy", "f1")),
+    # Not trained on: MNLI's second dev and test set, and the diagnostic set, both predicted by MNLI's head.
+    _mnli("mnli-mm", "mismatched", "MNLI-mm.tsv"),
+    _task("ax", "diagnostic", _PAIR, labels=_MNLI, metrics=("matthews",), submission="AX.tsv",
+          files={"test": ("diagnostic/diagnostic.tsv", "MNLI/diagnostic.tsv", "AX/AX.tsv", "AX.tsv")}),
+)  # fmt: skip
+TASKS = {task.name: task for task in _ALL}
+
+
+def get(name):
+    """The `GlueTask` of a name, in small or capital letters; a `UserError` for an unknown one."""
+    task = TASKS.get(str(name).lower())
+    if task is None:
+        raise UserError(f"unknown GLUE task {name!r}", expected=f"one of {' '.join(TASKS)}",
+                        remedy="correct the name")  # fmt: skip
+    return task
+
+
+def path_of(data_dir, name, split):
+    """The file of a task's split under `data_dir`: the first of its names that exists, else the first of them.
+
+    Raises:
+        UserError: the task has no such split.
+    """
+    task = get(name)
+    if split not in task.files:
+        raise UserError(f"{task.name} has no {split!r} split", expected=f"one of {' '.join(task.files)}",
+                        remedy="leave it out there")  # fmt: skip
+    paths = [Path(data_dir) / file for file in task.files[split]]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def read(data_dir, task_name, split, limit=None):
+    """The examples of a split, in the file's order.
+
+    Args:
+        data_dir: the folder that holds ``CoLA/``, ``MNLI/`` and so on.
+        task_name: a key of `TASKS`.
+        split: ``"train"``, ``"dev"`` or ``"test"``; labels are None where the test file has none.
+        limit: take the first `limit` rows only.
+
+    Returns:
+        list of `GlueExample`.
+
+    Raises:
+        UserError: with file and line: no such file, a column missing, a row of a wrong length, an unknown label,
+            a score that is no number from 0 to 5, no rows at all.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"limit is {limit}", expected="1 or more", remedy="leave it out to read all rows")
+    task, path = get(task_name), path_of(data_dir, task_name, split)
+    if not path.is_file():
+        raise UserError("no such file", place=path, expected=f"GLUE's {task.folder} folder with its tsv files",
+                        remedy=f"check --data_dir; {_DOWNLOAD}")  # fmt: skip
+    rows = _rows(task, path, split)
+    examples = [_example(task, place, number, row, split) for number, (place, row) in enumerate(islice(rows, limit))]
+    if not examples:
+        raise UserError("holds no examples", place=path, expected="at least one row", remedy=f"{_DOWNLOAD}")
+    return examples
+
+
+def _rows(task, path, split):
+    """Yield (place, {column: text}) for every row of the file."""
+    header, left_out = None, []
+    if task.headerless and split != "test":
+        header = task.headerless
+    for line, text in text_lines(path):
+        fields = text.removesuffix("\n").removesuffix("\r").split("\t")
+        place = f"{path}:{line}"
+        if fields == [""]:
+            continue
+        if header is None:
+            header = [name.strip() for name in fields]
+            _check_header(task, header, place, split)
+        elif len(fields) == len(header):
+            yield place, dict(zip(header, fields))
+        elif task.broken_rows:
+            left_out.append(line)
+        else:
+            raise UserError(f"{len(fields)} columns", place=place, expected=f"{len(header)}: {', '.join(header)}",
+                            remedy="correct the row; columns are parted by tabs, and nothing is quoted")  # fmt: skip
+    if left_out:
+        logging.getLogger(__name__).warning(
+            "%s: %d rows of a wrong number of columns left out (the official file has some); the first is line %d",
+            path, len(left_out), left_out[0],
+        )  # fmt: skip
+
+
+def _check_header(task, header, place, split):
+    wanted = [*task.columns] if split == "test" else [*task.columns, task.label_column]
+    missing = [name for name in wanted if name not in header]
+    if missing:
+        found = f"the header has no {', '.join(map(repr, missing))}; it is {', '.join(header)[:200]!r}"
+        raise UserError(found, place=place, expected=f"a header with {', '.join(wanted)}, parted by tabs",
+                        remedy=f"check that this is GLUE's own {task.folder} file; {_DOWNLOAD}")  # fmt: skip
+    twice = [name for name in wanted if header.count(name) > 1]
+    if twice:
+        raise UserError(f"the header has {twice[0]!r} more than once", place=place, remedy="rename one of the columns")
+
+
+def _example(task, place, number, row, split):
+    texts = [row[name] for name in task.columns]
+    index = next((row[name] for name in ("index", "id") if name in row), None)
+    label = row.get(task.label_column)
+    return GlueExample(
+        index=number if index is None else _index(index, place),
+        text_a=texts[0],
+        text_b=texts[1] if len(texts) > 1 else None,
+        label=None if label is None else _label(task, label, place),
+        place=place,
+    )
+
+
+def _index(text, place):
+    if not (text.isascii() and text.isdigit()):
+        raise UserError(f"the index is {brief(text)}", place=place, expected="a whole number",
+                        remedy="correct the first column")  # fmt: skip
+    return int(text)
+
+
+def _label(task, text, place):
+    text = text.strip()
+    if not task.regression:
+        if text not in task.labels:
+            raise UserError(f"the label is {brief(text)}", place=place, expected=f"one of {', '.join(task.labels)}",
+                            remedy=f"correct the column {task.label_column!r}, or take the row out")  # fmt: skip
+        return text
+    try:
+        score = float(text)
+    except ValueError:
+        score = math.nan
+    if not 0 <= score <= _HIGHEST_SCORE:
+        raise UserError(f"the score is {brief(text)}", place=place, expected="a number from 0 to 5",
+                        remedy=f"correct the column {task.label_column!r}, or take the row out")  # fmt: skip
+    return score

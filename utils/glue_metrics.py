@@ -1,0 +1,130 @@
+"""GLUE's metrics as plain numbers from 0 to 1 (correlations from −1), from scikit-learn and SciPy.
+
+The forms with `_with_invalid` take what a text-to-text model wrote, where a prediction may be no label at all.
+"""
+
+import math
+
+import numpy as np
+
+from utils.errors import UserError, brief
+
+INVALID = -1
+"""What stands for an answer that is no number."""
+
+
+def accuracy(predictions, targets):
+    """Share of the predictions that equal their targets; labels may be numbers or strings."""
+    _check_counts(predictions, targets)
+    return sum(bool(one == other) for one, other in zip(predictions, targets)) / len(targets)
+
+
+def f1(predictions, targets):
+    """F1 of the class 1; 0 where neither side has it. Labels are 0 and 1."""
+    from sklearn.metrics import f1_score
+
+    _check_counts(predictions, targets)
+    return float(f1_score(np.asarray(targets), np.asarray(predictions), zero_division=0))
+
+
+def f1_with_invalid(predictions, targets):
+    """`f1`, where a prediction that is neither 0 nor 1 counts as the wrong one of the two (Raffel et al. 2020)."""
+    predictions, targets = np.array(predictions), np.asarray(targets)
+    invalid = (predictions != 0) & (predictions != 1)
+    predictions[invalid] = 1 - targets[invalid]
+    return f1(predictions, targets)
+
+
+def matthews(predictions, targets):
+    """Matthews correlation coefficient, −1 to 1; 0 where one side is constant.
+
+    An invalid prediction may stay as it is: it is one more class, which no target has.
+    """
+    from sklearn.metrics import matthews_corrcoef
+
+    _check_counts(predictions, targets)
+    return float(matthews_corrcoef(np.asarray(targets), np.asarray(predictions)))
+
+
+def pearson(predictions, targets):
+    """Pearson correlation, −1 to 1; 0 where it is not defined: one side is constant, or a single row."""
+    from scipy.stats import pearsonr
+
+    return _correlation(pearsonr, predictions, targets)
+
+
+def spearman(predictions, targets):
+    """Spearman rank correlation, −1 to 1; 0 where it is not defined: one side is constant, or a single row."""
+    from scipy.stats import spearmanr
+
+    return _correlation(spearmanr, predictions, targets)
+
+
+def pearson_with_invalid(predictions, targets):
+    """`pearson`, where a prediction that is no finite number counts as `INVALID`."""
+    return pearson(_finite(predictions), targets)
+
+
+def spearman_with_invalid(predictions, targets):
+    """`spearman`, where a prediction that is no finite number counts as `INVALID`."""
+    return spearman(_finite(predictions), targets)
+
+
+def score(glue_task_name, predictions, labels):
+    """GLUE's metrics of one task.
+
+    Args:
+        glue_task_name: a key of `data.glue.TASKS`.
+        predictions, labels: N label strings or class ids (in the task's own order); numbers for STS-B.
+
+    Returns:
+        {metric name: value, 0–1}: matthews; accuracy; accuracy and f1; or pearson and spearman.
+
+    Raises:
+        UserError: nothing to score, different numbers of them, something that is no label of the task.
+    """
+    from data.glue import get
+
+    task = get(glue_task_name)
+    _check_counts(predictions, labels)
+    if task.regression:
+        predictions, labels = [float(x) for x in predictions], [float(x) for x in labels]
+    else:
+        predictions, labels = _class_ids(task, predictions), _class_ids(task, labels)
+    functions = dict(accuracy=accuracy, f1=f1, matthews=matthews, pearson=pearson, spearman=spearman)
+    return {name: functions[name](predictions, labels) for name in task.metrics}
+
+
+def _class_ids(task, labels):
+    number = {label: i for i, label in enumerate(task.labels)}
+    ids = []
+    for i, label in enumerate(labels):
+        label = number.get(label, label) if isinstance(label, str) else int(label)
+        if isinstance(label, str) or not 0 <= label < len(number):
+            raise UserError(f"{brief(label)} is no label of {task.name}", place=f"row {i}",
+                            expected=f"one of {', '.join(task.labels)}, or their ids from 0")  # fmt: skip
+        ids.append(label)
+    return ids
+
+
+def _correlation(function, predictions, targets):
+    _check_counts(predictions, targets)
+    predictions, targets = np.asarray(predictions, dtype=float), np.asarray(targets, dtype=float)
+    constant = np.ptp(predictions) == 0 or np.ptp(targets) == 0
+    if constant:  # Also the case of a single row.
+        return 0.0
+    value = float(function(predictions, targets).statistic)
+    # Nearly constant numbers have no correlation that can be computed either.
+    return value if math.isfinite(value) else 0.0
+
+
+def _finite(predictions):
+    return [x if math.isfinite(x) else float(INVALID) for x in map(float, predictions)]
+
+
+def _check_counts(predictions, targets):
+    if len(predictions) != len(targets):
+        raise UserError(f"{len(predictions)} predictions, but {len(targets)} targets",
+                        expected="one prediction per target")  # fmt: skip
+    if not len(targets):
+        raise UserError("there is nothing to score: 0 predictions", remedy="check the split and the limits on rows")
