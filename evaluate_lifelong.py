@@ -14,6 +14,7 @@ answer's probability); the last epoch is called final. Written into the sequence
 --output_dir: matrix.json, matrix.md and matrix.png.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -21,6 +22,14 @@ from lifelong import sequence
 from utils import flags
 from utils.devices import add_precision_flags
 from utils.errors import UserError, exit_on_user_error
+
+# Flags of train_lifelong.py, which a run knows itself: both scripts may be called with the same, as the originals'.
+SWITCHES = ("--add_task_tokens", "--use_sep", "--dynamic_epochs", "--train_teachers")
+TRAINING = (*SWITCHES, "--lm_lambda", "--max_n_epochs", "--min_batch_size", "--min_n_steps", "--n_train_epochs",
+            "--n_gpus", "--n_gpu", "--reg_lambda", "--top_k_lm", "--top_p_lm", "--temperature_lm", "--train_batch_size",
+            "--learning_rate", "--lr", "--n_warmup_ratio", "--decay_style", "--logging_steps", "--tokens_weight",
+            "--qp_margin", "--gradient_accumulation_steps", "--adam_epsilon", "--weight_decay", "--max_grad_norm",
+            "--teacher_dir")  # fmt: skip
 
 
 def parser():
@@ -46,6 +55,9 @@ def parser():
     g = p.add_argument_group("output")
     g.add_argument("--output_dir", help="where the matrix goes (default: the sequence's directory)")
     g.add_argument("--samples", type=flags.not_negative, default=1, help="how many answers of each task to print")
+    for flag in TRAINING:
+        switch = dict(action="store_true") if flag in SWITCHES else {}
+        p.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **switch)
     return p
 
 

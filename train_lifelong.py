@@ -42,14 +42,12 @@ REFUSED = {
     "--extra_e2e": "it added a private file to e2enlg; put its samples into e2enlg_to_squad-train-v2.0.json",
     "--lr_schedule": "the rate rises and falls as --n_warmup_ratio and --decay_style say",
     "--loss_scale": "float16 scales its loss by itself; there is --fp16",
-    "--test_batch_size": "it belongs to evaluate_lifelong.py",
-    "--top_k_qa": "it belongs to evaluate_lifelong.py",
-    "--top_p_qa": "it belongs to evaluate_lifelong.py",
-    "--temperature_qa": "it belongs to evaluate_lifelong.py",
 }
 # Beside those of utils.experiment: they may differ when a sequence is gone on with.
 FREE = {"resume", "n_gpus", "output_dir", "model_dir_root", "skip_tasks", "keep_checkpoints", "save_steps",
-        "only_final"}  # fmt: skip
+        "only_final", "top_k_qa", "top_p_qa", "temperature_qa", "test_batch_size"}  # fmt: skip
+# Flags of evaluate_lifelong.py: as with the originals' scripts, both may be called with the same flags.
+ANSWERING = ("--top_k_qa", "--top_p_qa", "--temperature_qa", "--test_batch_size")
 PRECISION = {"bf16", "fp16", "fp32"}
 
 
@@ -133,12 +131,14 @@ def rates(text):
 
 
 def refuse(p):
-    """The originals' flags that are not taken: given, they are an error that says why."""
+    """The originals' flags that are not taken: given, they are an error that says why, or belong to the evaluation."""
 
     class Refuse(argparse.Action):
         def __call__(self, parser, namespace, values, option_string=None):
             parser.error(f"{option_string}: {REFUSED[option_string]}; leave it out")
 
+    for flag in ANSWERING:
+        p.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     for flag in REFUSED:
         p.add_argument(flag, nargs="?", action=Refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
@@ -147,6 +147,8 @@ def refuse(p):
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
+    for flag in ANSWERING:
+        vars(args).pop(flag.strip("-"), None)
     if not args.resume:
         sequence.check_names(p, args)
         check(p, args)

@@ -183,8 +183,9 @@ class Sequence:
         teacher = self.teacher(names[0]) if self.args.distil else None
         trainer = self.trainer(run, rows, names, teacher)
         penalty = self.importance.attach(trainer.optimizer) if self.importance else None
-        say(f"run: {run.directory}  ({trainer.total_steps} steps, {len(rows):,} samples, {trainer.epochs} epochs, "
-            f"{self.dtype}, {trainer.device})", flush=True)  # fmt: skip
+        say(f"run: {run.directory}  ({trainer.total_steps} steps, {len(rows):,} samples, "
+            f"{trainer.epochs} epoch{'s' * (trainer.epochs > 1)}, {self.dtype}, {trainer.device})",
+            flush=True)  # fmt: skip
         result = trainer.fit()
         if penalty:
             penalty.remove()

@@ -64,6 +64,17 @@ def test_every_task_is_scored_after_every_task(runs, data):
     assert "| after | ag (em) | sst (em) |" in text and "R[T][j] − R[j][j]" in text
 
 
+def test_both_scripts_take_the_same_flags_as_the_originals_do(data, tmp_path):
+    argv = command(data, tmp_path, "finetune", "--top_k_qa", 1, "--n_gpus", 1, "--add_task_tokens")
+    at = argv.index("--output_dir")
+    argv = [*argv[:at], *argv[at + 2 :]]
+    for _ in range(2):
+        # The second time all is learnt already.
+        train_lifelong.main(argv)
+    evaluate_lifelong.main(argv)
+    assert list(tmp_path.glob("*/finetune/*/matrix.json"))
+
+
 def test_finetuning_forgets_and_replay_does_not(tmp_path):
     folder = write(tmp_path / "data", train=40, test=8)
     for mode in ("finetune", "lll"):
