@@ -1,0 +1,138 @@
+"""Batches of one task at a time, the tasks drawn by size and temperature (Karimi Mahabadi et al. 2021, section 3).
+
+Every process draws the same task at every step, so the gradients that are averaged belong to the same adapters.
+"""
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from utils.errors import UserError
+
+
+class MultiTaskBatchSampler(Sampler):
+    """Lists of row numbers over the concatenation of the tasks' data sets; give it as `batch_sampler`.
+
+    A task is drawn with probability p ∝ size^(1/T). A batch's rows are drawn with replacement from this process's
+    share of the task. The lists are those of the published sampler for the same seed, epoch and processes: one
+    permutation a data set, then the tasks of the whole epoch, then one draw of rows a batch, all from
+    ``Generator(seed + epoch)``.
+
+    Unlike the published one: the seed given is the seed used (it was dropped on the way), and temperature 0 means
+    what was meant, in proportion to size, where it divided by zero.
+
+    Args:
+        sizes: rows of every task's data set, in the order of their concatenation.
+        batch_size: rows a batch, in each process.
+        temperature: T; 1 (and 0) proportional to size, higher is more even, ``inf`` quite even.
+        replicas: number of processes.
+        rank: this process, from 0.
+        seed: of the drawing, the same in every process.
+        shuffle: permute each data set before it is shared out among the processes.
+
+    Raises:
+        UserError: no tasks, a data set of fewer rows than processes, less than one batch a process, a number out
+            of range.
+    """
+
+    def __init__(self, sizes, batch_size, temperature, replicas=1, rank=0, seed=42, shuffle=True):
+        self.sizes, self.batch_size, self.temperature = [int(size) for size in sizes], batch_size, temperature
+        self.replicas, self.rank, self.seed, self.shuffle = replicas, rank, seed, shuffle
+        self._check()
+        self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
+        self.epoch, self._start = 0, 0
+
+    def _check(self):
+        if not self.sizes:
+            raise UserError("there are no tasks to draw from", expected="at least one", remedy="give --tasks")
+        if self.batch_size < 1:
+            raise UserError(f"the batch size is {self.batch_size}", expected="1 or more", remedy="raise it")
+        if not 0 <= self.rank < self.replicas:
+            raise UserError(f"process {self.rank} of {self.replicas}", expected="a rank from 0 to processes - 1")
+        if not self.temperature >= 0:
+            raise UserError(f"is {self.temperature}", place="--temperature", expected="0 or more",
+                            remedy="1 draws tasks by their size, 10 (published) nearly evenly")  # fmt: skip
+        for task, size in enumerate(self.sizes):
+            if size < self.replicas:
+                raise UserError(f"the data set of task {task} has {size} rows for {self.replicas} processes",
+                                expected="a row or more for each", remedy="leave the task out")  # fmt: skip
+        if not len(self):
+            raise UserError(
+                f"{sum(self.sizes)} rows make less than one batch of {self.batch_size} for each of "
+                f"{self.replicas} processes",
+                remedy="make the batches smaller",
+            )
+
+    def __len__(self):
+        """Batches an epoch in each process: ((Σ sizes + batch − 1) // batch) // processes."""
+        return (sum(self.sizes) + self.batch_size - 1) // self.batch_size // self.replicas
+
+    def probabilities(self):
+        """p of every task, double [tasks]."""
+        weights = np.array([size / sum(self.sizes) for size in self.sizes]) ** (1.0 / (self.temperature or 1.0))
+        return torch.as_tensor(weights / weights.sum(), dtype=torch.double)
+
+    def set_epoch(self, epoch):
+        """The next iteration is that of this epoch, from its first batch."""
+        self.resume(epoch, 0)
+
+    def resume(self, epoch, batch):
+        """The next iteration goes on in `epoch` after `batch` batches; iterations after it are whole again.
+
+        What comes is what would have come: the batches left out are drawn and dropped.
+        """
+        if epoch < 0 or not 0 <= batch <= len(self):
+            raise UserError(f"cannot go on at epoch {epoch}, batch {batch}",
+                            expected=f"an epoch from 0, a batch from 0 to {len(self)}",
+                            remedy="the data or the batch size are not those of the checkpoint")  # fmt: skip
+        self.epoch, self._start = epoch, batch
+
+    def __iter__(self):
+        start, self._start = self._start, 0
+        for number, (task, rows) in enumerate(self._draws(self.epoch)):
+            if number >= start:
+                yield (rows[:, self.rank] + self.offsets[task]).tolist()
+
+    def _draws(self, epoch):
+        """Yield (task, its rows [batch, processes]) for every batch of the epoch."""
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        orders = [
+            torch.randperm(size, generator=generator) if self.shuffle else torch.arange(size) for size in self.sizes
+        ]
+        tasks = torch.multinomial(self.probabilities(), len(self), replacement=True, generator=generator)
+        ranks = torch.arange(self.replicas)
+        for task in tasks.tolist():
+            # Process r has the rows r, r + processes, … of the order; the rest of the division belongs to nobody.
+            high = self.sizes[task] // self.replicas
+            positions = torch.randint(high, (self.batch_size,), generator=generator)
+            yield task, orders[task][positions[:, None] * self.replicas + ranks]
+
+    def coverage(self, batches, names=None):
+        """What training sees of every task in its first `batches` batches (from epoch 0 on, in all processes).
+
+        It is computed from the draws themselves, so it is exact for a resumed run, too.
+
+        Args:
+            batches: batches drawn in each process, over all epochs so far.
+            names: the tasks' names; by default their numbers.
+
+        Returns:
+            list of dicts, one a task: task, size, probability, batches (in each process), batch_share (of all
+            batches), drawn (rows, repetitions counted), distinct (different rows), data_share (distinct / size).
+        """
+        seen = [torch.zeros(size, dtype=torch.bool) for size in self.sizes]
+        counts, left, epoch = [0] * len(self.sizes), batches, 0
+        while left > 0:
+            for _, (task, rows) in zip(range(left), self._draws(epoch)):
+                counts[task] += 1
+                seen[task][rows.flatten()] = True
+            left, epoch = left - len(self), epoch + 1
+        per_batch, probabilities = self.batch_size * self.replicas, self.probabilities().tolist()
+        names = names or [str(task) for task in range(len(self.sizes))]
+        report = []
+        for name, size, p, count, rows in zip(names, self.sizes, probabilities, counts, seen):
+            distinct = int(rows.sum())
+            report.append(dict(task=name, size=size, probability=p, batches=count,
+                               batch_share=count / max(batches, 1), drawn=count * per_batch, distinct=distinct,
+                               data_share=distinct / size))  # fmt: skip
+        return report
