@@ -58,7 +58,8 @@ class Trainer:
 
     Args:
         model: `model(**batch, num_items_in_batch=n).loss`; its parameters with `requires_grad` are trained.
-        train: batches: `plan(epoch)` of some length, `batch(epoch, step)` -> (tensors, labels in all processes).
+        train: batches: `plan(epoch)` of some length, `batch(epoch, step)` -> (tensors, labels in all processes). What
+            it has to remember, if anything, is in its `state_dict()`.
         valid: {task: the same for validation}, or None.
         settings: `Settings`.
         run: `utils.runs.Run`.
@@ -113,6 +114,8 @@ class Trainer:
         self.best, self.best_step, self.waited, self.seconds, self.tokens = {}, {}, {}, 0.0, 0
         self.history = {"train": [], "valid": []}
         self.stop = None
+        # Where TensorBoard's events go; None: into the run's directory.
+        self.board_folder = None
         self._mark, self._logged, self._told = None, (0.0, 0), time.time()
 
     # ---- one optimizer step
@@ -274,6 +277,7 @@ class Trainer:
             step=step, optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(), data_key=self.data_key,
             world=self.world, best=self.best, best_step=self.best_step, waited=self.waited, tokens=self.tokens,
             seconds=self.seconds, history=self.history,
+            batches=self.train.state_dict() if hasattr(self.train, "state_dict") else None,
         )  # fmt: skip
 
     def save(self, step):
@@ -296,6 +300,8 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         for name in ("best", "best_step", "waited", "tokens", "seconds", "history"):
             setattr(self, name, state[name])
+        if state.get("batches") is not None:
+            self.train.load_state_dict(state["batches"])
         self.stop_tasks()
         return step
 
@@ -328,7 +334,7 @@ class Trainer:
         self._logged = (self.seconds, self.tokens)
         engine = Engine(self.step)
         engine.logger.disabled = True
-        self.board = Board(self.run.directory, first) if self.rank0 else None
+        self.board = Board(self.board_folder or self.run.directory, first) if self.rank0 else None
         self._attach(engine)
         self._mark = time.time()
         if first:
@@ -362,14 +368,24 @@ class Trainer:
 
     def _attach(self, engine):
         # The last step, too: a short run would otherwise leave no trace.
-        due = Events.ITERATION_COMPLETED(
-            event_filter=lambda _, step: step % self.settings.log_every == 0 or step == self.total_steps
-        )
+        due = Events.ITERATION_COMPLETED(event_filter=lambda _, step: self.log_due(step))
         engine.add_event_handler(due, self._log)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
         if self.rank0 and sys.stderr.isatty():
             bar = ProgressBar(persist=False)
             bar.attach(engine, output_transform=lambda o: dict(loss=o["loss"], ppl=o["ppl"]))
+
+    def log_due(self, step):
+        """Whether a point of the curve belongs behind optimizer step `step` (from 1)."""
+        return step % self.settings.log_every == 0 or step == self.total_steps
+
+    def check_due(self, step):
+        """Whether the model is validated after optimizer step `step` (from 1)."""
+        return step % self.epoch_steps == 0 or step >= self.total_steps
+
+    def words(self, row):
+        """A logged row, as it is printed."""
+        return f"loss {row['loss']:.4f}, PPL {row['ppl']:.2f}"
 
     def _log(self, engine):
         """Scalars to TensorBoard and the history; without a terminal, and so without a bar, a line now and then."""
@@ -384,15 +400,15 @@ class Trainer:
         if not sys.stderr.isatty() and time.time() - self._told > QUIET_SECONDS:
             self._told = time.time()
             left = (self.total_steps - step) * self.seconds / step
-            self.say(f"step {step}/{self.total_steps}: loss {row['loss']:.4f}, PPL {row['ppl']:.2f}, "
-                     f"{speed:.0f} tokens/s, about {left / 60:.1f} min left")  # fmt: skip
+            self.say(f"step {step}/{self.total_steps}: {self.words(row)}, {speed:.0f} tokens/s, "
+                     f"about {left / 60:.1f} min left")  # fmt: skip
 
     def _after_step(self, engine):
         self.clock()
         step = engine.state.iteration
         done = step >= self.total_steps
         epoch_end = step % self.epoch_steps == 0
-        if epoch_end or done:
+        if self.check_due(step):
             self.check(step)
         caught = self._caught()
         every = self.settings.save_steps

@@ -1,0 +1,220 @@
+"""Which rows of GLUE's tasks make up which batch. A batch may mix tasks.
+
+All orders are pure functions of (seed, epoch, step): a run resumed at step s goes on with the s-th batch. Every process
+of a distributed run plans the same global batches and takes its own rows of each. A row's weight in the loss is its
+weight in the *global* batch, whose loss is the mean over its tasks of the mean over a task's rows.
+"""
+
+import numpy as np
+
+from data.batching import Plan, rounded
+
+
+def pad(rows, firsts, pad_id, longest):
+    """Rows of token ids -> arrays [rows, length], padded on the right to a multiple of 8, at most to `longest`."""
+    length = min(rounded(max(map(len, rows))), longest)
+    shape = (len(rows), length)
+    ids, types, mask = np.full(shape, pad_id), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for r, (row, first) in enumerate(zip(rows, firsts)):
+        n = len(row)
+        ids[r, :n], types[r, first:n], mask[r, :n] = row, 1, 1
+    return dict(input_ids=ids, token_type_ids=types, attention_mask=mask)
+
+
+def tensors(arrays):
+    """numpy arrays -> tensors: whole numbers as int64, others as float32."""
+    import torch
+
+    kinds = {k: np.float32 if np.issubdtype(a.dtype, np.floating) else np.int64 for k, a in arrays.items()}
+    return {k: torch.from_numpy(np.ascontiguousarray(a).astype(kinds[k])) for k, a in arrays.items()}
+
+
+class PairBatches:
+    """Batches of several tasks, as `utils.training.Trainer` takes them.
+
+    Without `uniform` an epoch is every row of every task once, in random order: tasks are drawn in proportion to their
+    size. With it every task is drawn equally often, a task's rows all once before any comes again, and an epoch has
+    int(most batches of a task · tasks · uniform) batches.
+
+    Args:
+        splits: {task: PairSplit}.
+        task_ids: {task: the integer the model knows it by}.
+        pad_id: id that fills rows up.
+        longest: tokens of a row at the most.
+        batch_size: rows a batch and process.
+        uniform: share of the largest task's rows that each task gives to an epoch, or None.
+        seed: of the order.
+        rank, world: this process and how many there are.
+
+    Attributes:
+        seen: `Seen`, what has been drawn so far; a checkpoint carries it.
+    """
+
+    def __init__(self, splits, task_ids, pad_id, longest, batch_size, *, uniform=None, seed=0, rank=0, world=1):
+        self.tasks, self.splits = list(splits), list(splits.values())
+        self.task_ids = np.array([task_ids[task] for task in splits])
+        self.pad_id, self.longest, self.size, self.uniform = pad_id, longest, batch_size * world, uniform
+        self.seed, self.rank, self.world = seed, rank, world
+        self.counts = np.array([len(split) for split in self.splits])
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self.labels = np.concatenate([split.labels for split in self.splits])
+        self.seen, self.skip = Seen(dict(zip(self.tasks, self.counts.tolist()))), set()
+        self._planned = None
+
+    def __len__(self):
+        """Number of rows."""
+        return int(self.starts[-1])
+
+    def uniform_steps(self, percent):
+        """int(most batches of a task · tasks · percent), at least 1."""
+        most = -(-int(self.counts.max()) // self.size)
+        return max(1, int(most * len(self.tasks) * min(max(percent, 0.0), 1.0)))
+
+    def plan(self, epoch=0):
+        """This epoch's `Plan`; the same in every process."""
+        if self._planned is None or self._planned[0] != epoch:
+            order = self.shuffled(epoch)
+            bounds = np.minimum(np.arange(-(-len(order) // self.size) + 1) * self.size, len(order))
+            self._planned = epoch, Plan(order, bounds)
+        return self._planned[1]
+
+    def shuffled(self, epoch):
+        """Rows of an epoch, by their number among all tasks' rows."""
+        rows = np.arange(len(self)) if self.uniform is None else self.equal_shares(epoch)
+        return rows[np.random.default_rng([self.seed, epoch]).permutation(len(rows))]
+
+    def equal_shares(self, epoch):
+        """As many rows of one task as of another, give or take one, going on where the last epoch ended."""
+        total, tasks = self.uniform_steps(self.uniform) * self.size, len(self.tasks)
+        # Whose turn it is for the rows that cannot be divided evenly changes from epoch to epoch.
+        share = [(total * (epoch + 1) + i) // tasks - (total * epoch + i) // tasks for i in range(tasks)]
+        before = [(total * epoch + i) // tasks - i // tasks for i in range(tasks)]
+        drawn = [self.endless(i, before[i], share[i]) for i in range(tasks)]
+        return np.concatenate(drawn)
+
+    def endless(self, number, first, count):
+        """`count` rows of a task from the `first`-th on, of a sequence that holds all of its rows again and again."""
+        size = int(self.counts[number])
+        passes = range(first // size, (first + count - 1) // size + 1)
+        orders = [np.random.default_rng([self.seed, 1 + number, p]).permutation(size) for p in passes]
+        if not orders:
+            return np.zeros(0, np.int64)
+        return self.starts[number] + np.concatenate(orders)[first - passes[0] * size :][:count]
+
+    def chosen(self, epoch, step):
+        """Rows of a global batch, by their number among all tasks' rows."""
+        return self.plan(epoch)[step]
+
+    def batch(self, epoch, step):
+        """One process's share of a global batch, which is noted as seen.
+
+        Returns:
+            (dict of tensors, 1). Tensors: input_ids, token_type_ids, attention_mask [rows, length]; task_ids, labels,
+            weights [rows]. The weights of all processes' rows add up to 1. A process without a row of its own takes
+            part with one of weight 0.
+        """
+        chosen = self.chosen(epoch, step)
+        self.note(chosen)
+        owners = self.owners(chosen)
+        _, place, count = np.unique(owners, return_inverse=True, return_counts=True)
+        weights = 1 / (len(count) * count[place])
+        mine = slice(self.rank, None, self.world) if self.rank < len(chosen) else slice(0, 1)
+        arrays = self.inputs(chosen[mine])
+        arrays["labels"] = self.labels[chosen[mine]]
+        arrays["weights"] = weights[mine] * (self.rank < len(chosen))
+        return tensors(arrays), 1
+
+    def inputs(self, rows):
+        """Rows by number -> arrays, without labels."""
+        owners = self.owners(rows)
+        places = rows - self.starts[owners]
+        ids = [self.splits[o][i] for o, i in zip(owners, places)]
+        firsts = [self.splits[o].firsts[i] for o, i in zip(owners, places)]
+        return pad(ids, firsts, self.pad_id, self.longest) | dict(task_ids=self.task_ids[owners])
+
+    def owners(self, rows):
+        """The number of the task that each row belongs to."""
+        return np.searchsorted(self.starts, rows, "right") - 1
+
+    def note(self, rows):
+        owners = self.owners(rows)
+        for number in np.unique(owners):
+            self.seen.add(self.tasks[number], rows[owners == number] - self.starts[number])
+
+    def state_dict(self):
+        """For a checkpoint: what has been seen. The order needs nothing."""
+        return self.seen.state_dict()
+
+    def load_state_dict(self, state):
+        """From one."""
+        self.seen.load_state_dict(state)
+
+
+class CandidateBatches(PairBatches):
+    """Batches that are chosen among candidates: one batch of each task (MT-Uncertainty, Pilault et al. 2021, 3.3).
+
+    A task whose rows have all been candidates starts again, in another order; its last batch may be a short one. An
+    epoch has int(most batches of a task · tasks · percent) steps.
+
+    Args:
+        *args, **options: of `PairBatches`.
+        select: (these batches, row numbers of the candidates, how many to keep) -> places of those that are kept.
+        percent: see above, clipped to 0–1.
+    """
+
+    def __init__(self, *args, select, percent=1.0, **options):
+        super().__init__(*args, **options)
+        self.select, self.percent = select, percent
+
+    def plan(self, epoch=0):
+        return range(self.uniform_steps(self.percent))
+
+    def candidates(self, epoch, step):
+        """Rows of one batch of every task, task by task."""
+        found = []
+        for number, size in enumerate(self.counts.tolist()):
+            turn, place = divmod(step, -(-size // self.size))
+            order = np.random.default_rng([self.seed, epoch, 1 + number, turn]).permutation(size)
+            found.append(self.starts[number] + order[place * self.size :][: self.size])
+        return np.concatenate(found)
+
+    def chosen(self, epoch, step):
+        candidates = self.candidates(epoch, step)
+        keep = self.select(self, candidates, min(self.size, len(candidates)))
+        return candidates[keep]
+
+
+class Seen:
+    """Which rows of each task have been in a batch, and how many there were.
+
+    Args:
+        sizes: {task: rows}.
+
+    Attributes:
+        counts: {task: rows of batches so far}.
+        rows: {task: bool [rows], whether it has been in one}.
+    """
+
+    def __init__(self, sizes):
+        self.counts = dict.fromkeys(sizes, 0)
+        self.rows = {task: np.zeros(size, bool) for task, size in sizes.items()}
+
+    def add(self, task, rows):
+        """Note the rows of a task that are in a batch."""
+        self.counts[task] += len(rows)
+        self.rows[task][rows] = True
+
+    def shares(self):
+        """{task: share of its rows that have been in a batch, 0–1}."""
+        return {task: float(rows.mean()) for task, rows in self.rows.items()}
+
+    def state_dict(self):
+        import torch
+
+        packed = {task: torch.from_numpy(np.packbits(rows)) for task, rows in self.rows.items()}
+        return dict(counts=dict(self.counts), rows=packed)
+
+    def load_state_dict(self, state):
+        self.counts = dict(state["counts"])
+        sizes = {task: len(rows) for task, rows in self.rows.items()}
+        self.rows = {t: np.unpackbits(p.numpy(), count=sizes[t]).astype(bool) for t, p in state["rows"].items()}
