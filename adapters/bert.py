@@ -1,0 +1,302 @@
+"""One BERT for many tasks: CA-MTL's conditional forms, and plain multi-task BERT.
+
+`build` takes any BERT that transformers loads and puts the modules of adapters/conditional.py into it; `save` and
+`load` keep what came of it. A batch may mix tasks: `task_ids` gives one task a row, a task's place in
+`model.tasks`.
+
+A saved directory holds
+
+    adapter_config.json   form, tasks and their numbers of labels, max_seq_length, the backbone's config
+    model.safetensors     the whole model, under the published names: bert.*, decoders.<task>.model.*
+    tokenizer files
+
+There is no config.json on purpose: from one, transformers would silently build a plain BERT out of the weights it
+knows, as the original code did with its own checkpoints.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+
+from adapters import backbones, embedded
+from adapters.checkpoint import _copy, _read_json, _write_tensors, read_safetensors
+from adapters.task_bert import TaskBert
+from utils.errors import UserError, brief, first_line
+from utils.files import write_json
+
+CONFIG, WEIGHTS, PEFT_TYPE = "adapter_config.json", "model.safetensors", "VERSATILE_CONDITIONAL_BERT"
+FORMAT = 1
+FORMS = ("base", "large", "plain")
+# The published names: which backbone, in which form.
+PUBLISHED = {"CA-MTL-base": ("bert-base-cased", "base"), "CA-MTL-large": ("bert-large-cased", "large")}
+
+
+def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42):
+    """A BERT made ready for tasks.
+
+    Args:
+        name_or_dir: an embedded name (`minilm`, `tiny-bert`), a BERT's directory or hub name, a published name
+            (`CA-MTL-base`, `CA-MTL-large`), or a directory that `save` or the original code wrote, which gives that
+            model again.
+        tasks: {task: number of labels, 1 for a regression}; the order gives the ids.
+        form: "base" (half the layers conditional, a fresh top layer; an even number of layers), "large" (a bottleneck a
+            layer beside it) or "plain" (BERT and heads). None: the saved model's or the published name's, else "base".
+        max_seq_length: L; in the conditional forms a divisor of the hidden size.
+        seed: of the new weights, N(0, 0.02).
+
+    Returns:
+        (`TaskBert` in fp32 and eval mode, its tokenizer)
+
+    Raises:
+        UserError: nothing usable by that name, no BERT, a length or number of layers that does not fit the form,
+            a saved model of other tasks, another form or length.
+    """
+    place = f"--model_name_or_path {name_or_dir}"
+    name, published = PUBLISHED.get(name_or_dir, (name_or_dir, None))
+    if is_saved(name):
+        model, tokenizer = load(name)
+        _check_same(model, tasks, form, max_seq_length, place)
+        return model, tokenizer
+    bert, tokenizer, original = _pretrained(name, place, seed)
+    if original is not None:
+        model = load_original(original, bert.config, list(tasks), place)
+        _check_same(model, tasks, form, max_seq_length, place)
+        return model, tokenizer
+    form = form or published or "base"
+    check_shape(bert.config, form, max_seq_length, place)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TaskBert(bert, tasks, form, max_seq_length)
+    return model.eval(), tokenizer
+
+
+def check_shape(config, form, max_seq_length, place):
+    """A `UserError` where a BERT's config, the form and the length do not fit together."""
+    if form not in FORMS:
+        raise UserError(f"{form!r}", place="form", expected="one of " + ", ".join(FORMS))
+    width, positions = config.hidden_size, config.max_position_embeddings
+    if not 2 < max_seq_length <= positions:
+        raise UserError(f"{max_seq_length} tokens", place=f"--max_seq_length {max_seq_length}",
+                        expected=f"3 to {positions}, the positions of the backbone")  # fmt: skip
+    if form == "plain":
+        return
+    if width % max_seq_length:
+        fit = [n for n in range(3, min(width, positions) + 1) if width % n == 0]
+        near = [*[n for n in fit if n < max_seq_length][-2:], *[n for n in fit if n > max_seq_length][:2]]
+        raise UserError(
+            f"the hidden size {width} is not divisible by {max_seq_length}", place=f"--max_seq_length {max_seq_length}",
+            expected="a divisor of the hidden size: the attention matrix of a task is cut into equal blocks",
+            remedy=f"use {' or '.join(map(str, near))}, the nearest that fit",
+        )  # fmt: skip
+    layers = config.num_hidden_layers
+    if form == "base" and layers % 2:
+        raise UserError(f"the backbone has {layers} layers", place=place,
+                        expected="an even number of layers in the base form", remedy="use the large form")  # fmt: skip
+
+
+def _pretrained(name, place, seed):
+    """(BertModel with a pooler, its tokenizer, state dict of an original CA-MTL or None)."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = embedded.folder(name) if name in embedded.NAMES else name
+    try:
+        config = backbones.read_config(folder, place)
+    except UserError as error:
+        if Path(name).exists():
+            raise
+        raise UserError(error.found, place=place, expected="a BERT's directory or hub name, or minilm",
+                        remedy="without a network use minilm (installed by ./run.sh setup)") from error  # fmt: skip
+    if config.model_type != "bert" or getattr(config, "is_decoder", False):
+        raise UserError(f"model_type {config.model_type!r}", place=place, expected="'bert', an encoder",
+                        remedy="name a BERT: bert-base-cased, minilm, …")  # fmt: skip
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        with torch.random.fork_rng(devices=[]):
+            # A checkpoint of a masked language model has no pooler: a fresh one is drawn.
+            torch.manual_seed(seed)
+            bert, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True,
+                                                   weights_only=True)  # fmt: skip
+    except Exception as error:
+        # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
+        raise UserError(f"it cannot be read: {first_line(error)}", place=place, remedy="fetch the files again",
+                        expected="a whole BERT with its tokenizer") from error  # fmt: skip
+    if any("task_type_embeddings." in key or "decoders." in key for key in info["unexpected_keys"]):
+        return bert, tokenizer, _original_state(Path(folder), place)
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise UserError(f"{len(missing)} weights are missing, first {missing[0]}", place=place,
+                        expected="every weight of the model in the file", remedy="fetch the file again")  # fmt: skip
+    if bad := backbones.not_finite(bert.state_dict()):
+        raise UserError(f"the weights hold values that are not numbers (first in {bad})", place=place,
+                        expected="finite numbers", remedy="fetch or copy the file again")  # fmt: skip
+    if len(tokenizer) > bert.config.vocab_size:
+        raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model's table has {bert.config.vocab_size} "
+                        "rows", place=place, expected="a row for every token")  # fmt: skip
+    bert.config._name_or_path = str(name)
+    return bert, tokenizer, None
+
+
+def _original_state(folder, place):
+    """The state dict in a directory of the original code; nothing in it is run."""
+    if (folder / WEIGHTS).is_file():
+        return read_safetensors(folder / WEIGHTS)
+    try:
+        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"its weights cannot be read: {first_line(error)}", place=place,
+                        expected="model.safetensors or pytorch_model.bin") from error  # fmt: skip
+
+
+def load_original(state, config, tasks, place="the original's state dict"):
+    """A model from a state dict of the original code.
+
+    Form, length and numbers of labels are told from its keys (`bert.*`, `decoders.<i>.model.*`) and shapes.
+
+    Args:
+        state: {key: tensor}.
+        config: BertConfig.
+        tasks: the tasks' names in the order of their ids.
+        place: names it in errors.
+
+    Returns:
+        `TaskBert` in eval mode.
+    """
+    from transformers import AutoModel
+
+    # Wrapped for several devices, and with a buffer that other releases of transformers stored.
+    state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    state = {key: tensor for key, tensor in state.items() if not key.endswith("embeddings.position_ids")}
+    heads = [state[key].shape[0] for i in range(len(state)) if (key := f"decoders.{i}.model.weight") in state]
+    if len(heads) != len(tasks):
+        raise UserError(f"{len(heads)} heads", place=place, expected=f"{len(tasks)}: " + ", ".join(tasks),
+                        remedy="name the tasks it was trained on, in their order")  # fmt: skip
+    lengths = [tensor.shape[0] for key, tensor in state.items() if key.endswith(".random_weight_matrix")]
+    form = "large" if any(".adapter_layer." in key for key in state) else "base" if lengths else "plain"
+    length = lengths[0] if lengths else min(128, config.max_position_embeddings)
+    check_shape(config, form, length, place)
+    bert = AutoModel.from_config(config, dtype=torch.float32)
+    model = TaskBert(bert, dict(zip(tasks, heads)), form, length)
+    _copy(state, model.state_dict(), place)
+    return model.eval()
+
+
+def _check_same(model, tasks, form, max_seq_length, place):
+    """Whether a saved model is the one asked for."""
+    if model.tasks != dict(tasks):
+        raise UserError(f"its tasks are {_listed(model.tasks)}", place=place, expected=_listed(tasks),
+                        remedy="name its tasks in their order, or start from a BERT")  # fmt: skip
+    if form is not None and form != model.form:
+        raise UserError(f"it was saved in the form {model.form!r}", place=place, expected=f"{form!r}",
+                        remedy="ask for its own form, or start from a BERT")  # fmt: skip
+    if model.form != "plain" and max_seq_length != model.max_seq_length:
+        raise UserError(f"the model takes {model.max_seq_length} tokens", place=f"--max_seq_length {max_seq_length}",
+                        expected=f"{model.max_seq_length}, as when it was trained")  # fmt: skip
+
+
+def _listed(tasks):
+    return ", ".join(f"{name} ({labels})" for name, labels in tasks.items())
+
+
+def is_saved(directory):
+    """Whether a directory was written by `save`."""
+    path = Path(directory) / CONFIG
+    return path.is_file() and _read_json(path).get("peft_type") == PEFT_TYPE
+
+
+def save(model, tokenizer, directory):
+    """Write a model to a directory; each file is whole or absent, the config comes last."""
+    directory = Path(directory)
+    _write_tensors(directory / WEIGHTS, model.state_dict())
+    tokenizer.save_pretrained(directory)
+    backbone = model.config.to_dict()
+    config = dict(
+        peft_type=PEFT_TYPE,
+        task_type="SEQ_CLS",
+        base_model_name_or_path=backbone.pop("_name_or_path", None) or model.config._name_or_path,
+        form=model.form,
+        max_seq_length=model.max_seq_length,
+        # A list: the order gives the tasks their ids.
+        tasks=[dict(name=name, labels=labels) for name, labels in model.tasks.items()],
+        aliases=model.aliases,
+        backbone=backbone,
+        format=FORMAT,
+    )
+    write_json(directory / CONFIG, config)
+
+
+def load(directory):
+    """(`TaskBert` in eval mode, its tokenizer) as `save` wrote them.
+
+    Raises:
+        UserError: nothing of that kind there, a damaged file.
+    """
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    path = Path(directory)
+    backbones.need_directory(path, str(directory), "a directory that train_camtl.py wrote")
+    if not is_saved(path):
+        raise UserError(f"there is no {CONFIG} of a CA-MTL model", place=directory,
+                        expected="a directory that train_camtl.py wrote")  # fmt: skip
+    config = _read_json(path / CONFIG)
+    try:
+        tasks = {str(task["name"]): int(task["labels"]) for task in config["tasks"]}
+        form, length = config["form"], config["max_seq_length"]
+        backbone = BertConfig.from_dict(config["backbone"])
+        check_shape(backbone, form, length, str(path / CONFIG))
+        bert = BertModel(backbone)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"it cannot be used: {brief(str(error), 120)}", place=path / CONFIG,
+                        expected="a file that train_camtl.py wrote", remedy="copy it again") from error  # fmt: skip
+    bert.config._name_or_path = config.get("base_model_name_or_path") or str(path)
+    model = TaskBert(bert, tasks, form, length)
+    model.aliases = dict(config.get("aliases", {}))
+    _copy(read_safetensors(path / WEIGHTS), model.state_dict(), path / WEIGHTS)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:
+        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", place=path,
+                        expected="the tokenizer's files beside the model") from error  # fmt: skip
+    return model.eval(), tokenizer
+
+
+# What a frozen layer keeps training. The original's pattern for CBDA's FiLM is misspelt, so it freezes that one.
+_CONDITIONAL = re.compile(r"\.random_weight_matrix$|\.cond_block_diag_attn\.|\.ln_weight_modulation\.")
+
+
+def freeze(model, layers, place="--freeze_encoder_layers"):
+    """Freeze some encoder layers and the embeddings, but nothing conditional.
+
+    Args:
+        model: `TaskBert`; what is not frozen by this call is trained.
+        layers: "0-5": the first and the last of them.
+        place: the flag, for errors.
+
+    Returns:
+        (names of the frozen parameters, names of the trained ones)
+
+    Raises:
+        UserError: no such layers, or the base form's top layer, which is not pretrained.
+    """
+    found = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", str(layers))
+    count = len(model.bert.encoder.layer)
+    most = count - 2 if model.form == "base" else count - 1
+    if not found or not int(found[1]) <= int(found[2]) <= most:
+        top = "; the top layer is new" if model.form == "base" else ""
+        raise UserError(brief(layers), place=place,
+                        expected=f"layers as 0-N, N at most {most}: the model has {count}{top}")  # fmt: skip
+    frozen, trained = [], []
+    for name, p in model.named_parameters():
+        layer = re.match(r"bert\.encoder\.layer\.(\d+)\.", name)
+        inside = layer and int(found[1]) <= int(layer[1]) <= int(found[2])
+        stays = name.startswith("bert.embeddings.") or (inside and not _CONDITIONAL.search(name))
+        p.requires_grad_(not stays)
+        (frozen if stays else trained).append(name)
+    return frozen, trained
+
+
+def no_decay(model):
+    """Names of the parameters that weight decay leaves alone: every bias, and the weights of every norm. (The
+    original's list of names misses `condlayernorm.weight`.)"""
+    return {name for name, _ in model.named_parameters()
+            if name.endswith(".bias") or re.search(r"(LayerNorm|condlayernorm|layer_norm)\.weight$", name)}  # fmt: skip

@@ -1,0 +1,292 @@
+"""Modules whose parameters depend on a task's embedding: conditional adapters (Pilault, El hattami, Pal 2021, CA-MTL).
+
+A batch may mix tasks. What depends on a task is computed once for each task of the model and then looked up for
+every row; no loop runs over rows or over tasks. Parameters carry the names of the published checkpoints.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+PADDING = -10000.0
+
+
+class TaskConditions:
+    """The conditions of the current batch, shared by the conditional modules inside a backbone's own.
+
+    The model's forward sets them before its layers run. They are kept until the next forward, so layers that run
+    again in the backward pass meet the same ones.
+
+    Attributes:
+        tasks: [tasks, width] one condition a task.
+        rows: [rows] which of them belongs to each row of the batch.
+    """
+
+    tasks = rows = None
+
+    def set(self, tasks, rows):
+        self.tasks, self.rows = tasks, rows
+
+    def __getstate__(self):
+        # A copied or pickled model starts without a batch: tensors in the middle of a graph cannot be copied.
+        return {}
+
+
+class FiLM(nn.Module):
+    """Feature-wise linear modulation, FiLM(c, x) = (1 + γ(c))·x + β(c), with one Linear for both.
+
+    Args:
+        condition: width of c.
+        width: width of x.
+        layer_norm: normalise the result.
+    """
+
+    def __init__(self, condition, width, layer_norm=False):
+        super().__init__()
+        self.gb_weights = nn.Linear(condition, 2 * width)
+        self.layer_norm = nn.LayerNorm(width) if layer_norm else None
+
+    def forward(self, condition, x, rows=None):
+        """Modulate.
+
+        Args:
+            condition: [n, condition].
+            x: [width] or [length, width], the same for every condition; or [n, length, width].
+            rows: [m] which condition belongs to each row of x, which is then [m, length, width].
+
+        Returns:
+            [n, width], [n, length, width] or [m, length, width].
+        """
+        gamma, beta = self.gb_weights(condition).chunk(2, -1)
+        if rows is not None:
+            gamma, beta = gamma.index_select(0, rows), beta.index_select(0, rows)
+        if x.dim() > 1:
+            gamma, beta = gamma.unsqueeze(1), beta.unsqueeze(1)
+        x = (1 + gamma) * x + beta
+        return x if self.layer_norm is None else self.layer_norm(x)
+
+
+class ConditionalBlockDiagonal(FiLM):
+    """CBDA: what is added to the attention scores of a layer, a block-diagonal matrix for each condition.
+
+    A matrix R [length, columns], columns = ceil(length / blocks), is modulated, cut into `blocks` chunks of rows (the
+    last one may be shorter), and these stand on the diagonal of a matrix of which the first `length` columns are
+    kept.
+
+    Args:
+        condition: width of the condition.
+        length: L, the longest sequence.
+        blocks: N, published as hidden size // L.
+    """
+
+    def __init__(self, condition, length, blocks):
+        super().__init__(condition, math.ceil(length / blocks))
+
+    def chunks(self, condition, matrix):
+        """condition: [n, condition], matrix: R [length, columns] -> [n, length, columns], not yet on the diagonal."""
+        return super().forward(condition, matrix)
+
+    def forward(self, condition, matrix):
+        """As `chunks` -> [n, length, length]."""
+        return block_diagonal(self.chunks(condition, matrix))
+
+
+def block_diagonal(chunks):
+    """Row chunks of a matrix on a diagonal.
+
+    Args:
+        chunks: [..., length, columns]; a chunk has as many rows as columns, the last one may have fewer.
+
+    Returns:
+        [..., length, length], 0 off the blocks: entry (i, j) is chunks[i, j mod columns] where i and j fall into the
+        same block.
+    """
+    length, columns = chunks.shape[-2:]
+    block = torch.arange(length, device=chunks.device) // columns
+    tiled = chunks.repeat(*[1] * (chunks.dim() - 1), math.ceil(length / columns))[..., :length]
+    return torch.where(block[:, None] == block, tiled, 0)
+
+
+class ConditionalLayerNorm(nn.Module):
+    """Layer normalisation with weight FiLM(z', w) and a bias that all tasks share.
+
+    It stands where a backbone's own LayerNorm stood, and is called like it.
+
+    Args:
+        width: the hidden size.
+        condition: width of z'.
+        conditions: `TaskConditions` of the model.
+        eps: epsilon; published as 1e-12.
+    """
+
+    def __init__(self, width, condition, conditions, eps=1e-12):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.ln_weight_modulation = FiLM(condition, width)
+        self.conditions, self.eps = conditions, eps
+
+    @classmethod
+    def like(cls, norm, condition, conditions):
+        """One that starts from a pretrained LayerNorm's weight, bias and epsilon."""
+        made = cls(len(norm.weight), condition, conditions, norm.eps)
+        with torch.no_grad():
+            made.weight.copy_(norm.weight)
+            made.bias.copy_(norm.bias)
+        return made
+
+    def forward(self, x):
+        """x: [rows, length, width] -> the same shape."""
+        weight = self.ln_weight_modulation(self.conditions.tasks, self.weight)
+        weight = weight.index_select(0, self.conditions.rows).unsqueeze(1)
+        normed = F.layer_norm(x, x.shape[-1:], eps=self.eps)
+        return torch.addcmul(self.bias, normed, weight.to(normed.dtype))
+
+
+class ConditionalBottleneck(nn.Module):
+    """c = Linear(z'); FiLM(c, x) -> Linear(width -> width // 3) -> Linear(-> width), without a non-linearity.
+
+    Args:
+        width: the hidden size.
+        condition: width of z'.
+    """
+
+    def __init__(self, width, condition):
+        super().__init__()
+        self.emb_transf = nn.Linear(condition, width)
+        self.hidden_modulation = FiLM(width, width)
+        self.down_proj_layer = nn.Linear(width, width // 3)
+        self.up_proj_layer = nn.Linear(width // 3, width)
+
+    def forward(self, condition, hidden, rows=None):
+        """condition: [n, condition], hidden: [rows, length, width], rows as in `FiLM` -> as hidden."""
+        modulated = self.hidden_modulation(self.emb_transf(condition), hidden, rows)
+        return self.up_proj_layer(self.down_proj_layer(modulated))
+
+
+class ConditionalTopLayer(nn.Module):
+    """The top layer of the base form: a BERT layer with fresh weights and conditional norms, then the adapter.
+
+        a   = CondLN(drop(dense(attention(h))) + h)
+        y   = CondLN(drop(dense(intermediate(a))) + a)
+        out = CondLN(Bottleneck(z', y) + a)
+
+    Args:
+        layer: the backbone's own top layer; its modules are taken over, their weights are to be drawn anew.
+        condition: width of z'.
+        conditions: `TaskConditions` of the model.
+    """
+
+    def __init__(self, layer, condition, conditions):
+        super().__init__()
+        self.new_attention, self.new_intermediate, self.new_output = layer.attention, layer.intermediate, layer.output
+        width, eps = layer.output.dense.out_features, layer.output.LayerNorm.eps
+        for output in (self.new_attention.output, self.new_output):
+            output.LayerNorm = ConditionalLayerNorm(width, condition, conditions, eps)
+        self.adapter = nn.Module()
+        self.adapter.bottleneck = ConditionalBottleneck(width, condition)
+        self.adapter.condlayernorm = ConditionalLayerNorm(width, condition, conditions, eps)
+        self.conditions = conditions
+
+    @property
+    def attention(self):
+        return self.new_attention
+
+    def forward(self, hidden, attention_mask):
+        """hidden: [rows, length, width], attention_mask: added to the scores -> as hidden."""
+        attended = self.new_attention(hidden, attention_mask)[0]
+        fed = self.new_output(self.new_intermediate(attended), attended)
+        adapted = self.adapter.bottleneck(self.conditions.tasks, fed, self.conditions.rows)
+        return self.adapter.condlayernorm(adapted + attended)
+
+
+def condition_bert(bert, tasks, length, form, conditions):
+    """Put the conditional modules into a BERT.
+
+    Args:
+        bert: a transformers BertModel; changed in place. In the base form its top layer's weights are lost.
+        tasks: how many.
+        length: L, a divisor of the hidden size.
+        form: "base" or "large".
+        conditions: `TaskConditions` to be shared.
+    """
+    width, layers = bert.config.hidden_size, bert.encoder.layer
+    bert.task_type_embeddings = nn.Embedding(tasks, width)
+    bert.conditional_alignment = FiLM(width, width)
+    bert.encoder.task_transformation = nn.Linear(width, width)
+    fresh = [bert.task_type_embeddings, bert.conditional_alignment, bert.encoder.task_transformation]
+    # The upper half has conditional norms; of an odd number the lower half is the larger one.
+    for layer in layers[math.ceil(len(layers) / 2) : len(layers) - (form == "base")]:
+        for output in (layer.attention.output, layer.output):
+            output.LayerNorm = ConditionalLayerNorm.like(output.LayerNorm, width, conditions)
+            fresh.append(output.LayerNorm.ln_weight_modulation)
+    if form == "base":
+        layers[-1] = ConditionalTopLayer(layers[-1], width, conditions)
+        fresh.append(layers[-1])
+    else:
+        bert.encoder.adapter_layer = nn.ModuleList(ConditionalBottleneck(width, width) for _ in layers)
+        fresh.append(bert.encoder.adapter_layer)
+    for layer in layers:
+        attention = layer.attention.self
+        attention.cond_block_diag_attn = ConditionalBlockDiagonal(width, length, width // length)
+        columns = attention.cond_block_diag_attn.gb_weights.out_features // 2
+        attention.random_weight_matrix = nn.Parameter(torch.zeros(length, columns))
+        fresh.append(attention.cond_block_diag_attn)
+    for module in fresh:
+        initialise(module, bert.config.initializer_range)
+
+
+def initialise(module, std=0.02):
+    """Draw the Linears and Embeddings in a module from N(0, std), their biases 0."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=std)
+            if getattr(part, "bias", None) is not None:
+                nn.init.zeros_(part.bias)
+
+
+def run_encoder(bert, conditions, input_ids, attention_mask, token_type_ids, rows):
+    """The hidden states of a conditioned BERT.
+
+    Args:
+        bert, conditions: as `condition_bert` left them.
+        input_ids, attention_mask, token_type_ids: [rows, length], length at most L.
+        rows: [rows] each row's task id.
+
+    Returns:
+        [rows, length, width]: of the large form the last layer's bottleneck, of the base form the top layer's output.
+    """
+    embedding = bert.task_type_embeddings.weight
+    conditions.set(bert.encoder.task_transformation(embedding), rows)
+    hidden = bert.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+    hidden = bert.conditional_alignment(embedding, hidden, rows)
+    padding = (1 - attention_mask[:, None, None, :].to(hidden.dtype)) * PADDING
+    biases = attention_biases(bert, conditions.tasks, input_ids.shape[1])
+    bottlenecks = getattr(bert.encoder, "adapter_layer", None)
+    filmed = 0
+    for i, layer in enumerate(bert.encoder.layer):
+        hidden = layer(hidden, biases[i].index_select(0, rows).unsqueeze(1) + padding)
+        if bottlenecks is not None:
+            # It never feeds back into the layers.
+            filmed = bottlenecks[i](conditions.tasks, hidden + filmed, rows)
+    return hidden if bottlenecks is None else filmed
+
+
+def attention_biases(bert, tasks, length):
+    """CBDA of every layer and task at once.
+
+    Args:
+        tasks: [tasks, width] z'.
+        length: of the batch's sequences, at most L: an entry depends on its own row of R alone, so what lies beyond
+            need not be computed.
+
+    Returns:
+        [layers, tasks, length, length]
+    """
+    chunks = []
+    for layer in bert.encoder.layer:
+        attention = layer.attention.self
+        chunks.append(attention.cond_block_diag_attn.chunks(tasks, attention.random_weight_matrix[:length]))
+    return block_diagonal(torch.stack(chunks))

@@ -1,0 +1,423 @@
+"""CA-MTL's models: equal to the originals, one pass for mixed batches, saved and loaded as what they are.
+
+python -m pytest tests/test_bert.py
+"""
+
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import GOLDEN
+from safetensors.torch import load_file
+from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel
+
+from adapters import bert, embedded
+from adapters.conditional import ConditionalLayerNorm
+from adapters.task_bert import TaskBert
+from utils import uncertainty
+from utils.errors import UserError
+
+CAMTL = GOLDEN / "camtl"
+SIZES = json.loads((CAMTL / "modules.json").read_text())
+MODELS = ["model_base", "model_large", "model_bert"]
+TASKS = {"cola": 2, "mnli": 3, "sts-b": 1, "mrpc": 2}
+NAMES = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def config(layers=4, **more):
+    given = dict(vocab_size=70, hidden_size=48, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=64,
+                 max_position_embeddings=20, layer_norm_eps=1e-12)  # fmt: skip
+    return BertConfig(**(given | more))
+
+
+def golden(name):
+    """(the original's model as ours, the file's tensors)"""
+    held = load_file(CAMTL / f"{name}.safetensors")
+    state = {key.removeprefix("param/"): held.pop(key) for key in list(held) if key.startswith("param/")}
+    sizes = SIZES[name]
+    return bert.load_original(state, config(sizes["num_hidden_layers"]), sizes["tasks"]), held
+
+
+def new(form="base", layers=4, tasks=TASKS, **more):
+    torch.manual_seed(0)
+    return TaskBert(BertModel(config(layers, **more)), tasks, form, 16).eval()
+
+
+def shaken(model):
+    """The same model with no parameter left at a start that hides mistakes (0 or 1)."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    return model
+
+
+def batch(ids=(0, 2, 1, 3, 1, 0), length=16, seed=0):
+    """A mixed batch with padding; its last row is as long as the batch."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, length + 1, (len(ids),), generator=generator)
+    lengths[-1] = length
+    mask = (torch.arange(length) < lengths[:, None]).long()
+    return dict(
+        input_ids=torch.randint(1, 70, mask.shape, generator=generator) * mask,
+        attention_mask=mask,
+        token_type_ids=torch.randint(0, 2, mask.shape, generator=generator) * mask,
+        task_ids=torch.tensor(ids),
+    )
+
+
+def labels(ids, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.tensor(list(TASKS.values()))[torch.tensor(ids)]
+    classes = (torch.rand(len(ids), generator=generator) * counts).floor()
+    return torch.where(counts == 1, torch.rand(len(ids), generator=generator) * 5, classes)
+
+
+def rows_of(given, rows):
+    return {name: value[rows] for name, value in given.items()}
+
+
+def close(found, expected, atol=1e-5):
+    torch.testing.assert_close(found, expected, atol=atol, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", MODELS)
+def test_whole_model_equals_the_original(name, attention):
+    model, held = golden(name)
+    model.set_attn_implementation(attention)
+    with torch.no_grad():
+        out = model(**{n: held[n] for n in NAMES}, task_ids=held["task_id"], labels=held["labels"])
+    close(out.sequence_output, held["sequence_output"], 1e-4)
+    close(out.pooled_output, held["pooled_output"])
+    close(out.loss, held["loss"])
+    assert list(out.logits) == list(out.rows) == [0, 1, 2, 3]
+    for task in range(4):
+        assert out.rows[task].tolist() == (held["task_id"] == task).nonzero().squeeze(-1).tolist()
+        close(out.logits[task], held[f"logits_task{task}"])
+        close(out.losses[task], held[f"loss_task{task}"])
+        close(out.entropies[out.rows[task]], held[f"entropy_task{task}"])
+    close(out.entropies, held["batch_entropy_per_task"])
+    means, largest = uncertainty.task_means(out.entropies, held["task_id"])
+    close(means, held["batch_entropy_mean_per_task"])
+    assert float(largest) == pytest.approx(SIZES[name]["max_mean_batch_entropy"], abs=1e-5)
+    # The original returns the last task's logits alone.
+    close(out.logits[SIZES[name]["returned_logits_are_of_task"]], held["returned_logits"])
+
+
+@pytest.mark.parametrize("name", [*MODELS, "model_large_odd"])
+def test_parameters_have_the_original_names_and_start(name):
+    sizes = SIZES[name]
+    form = {"CA-MTL-base": "base", "CA-MTL-large": "large"}.get(sizes["model_name"], "plain")
+    model = new(form, sizes["num_hidden_layers"])
+    found = dict(model.named_parameters())
+    assert set(found) == set(sizes["param_names"]) == set(model.state_dict())
+    for key, (mean, deviation) in sizes["initial_stats"].items():
+        # The golden ones are one draw of the same distribution: N(0, 0.02), or a constant.
+        assert float(found[key].detach().mean()) == pytest.approx(mean, abs=0.006), key
+        assert float(found[key].detach().std(unbiased=False)) == pytest.approx(deviation, abs=0.005), key
+        assert deviation or found[key].eq(mean).all(), key
+
+
+@pytest.mark.parametrize("name", ["model_base", "model_large", "model_large_odd"])
+def test_frozen_set_is_the_originals_without_its_misspelt_pattern(name):
+    sizes = SIZES[name]
+    model = new(sizes["model_name"].split("-")[-1], sizes["num_hidden_layers"])
+    frozen, trained = bert.freeze(model, "0-1")
+    expected = {f"bert.{key}" for key, grad in sizes["requires_grad_after_freeze_0_1"].items() if not grad}
+    misspelt = {key for key in expected if ".cond_block_diag_attn." in key}
+    assert misspelt and set(frozen) == expected - misspelt
+    assert set(trained) == set(dict(model.named_parameters())) - set(frozen)
+    assert {key for key, p in model.named_parameters() if p.requires_grad} == set(trained)
+
+
+def test_freezing_keeps_the_conditional_norms_learning():
+    model = new("large")
+    bert.freeze(model, "0-3")
+    layer = model.bert.encoder.layer[3]
+    assert not layer.output.LayerNorm.weight.requires_grad
+    assert layer.output.LayerNorm.ln_weight_modulation.gb_weights.weight.requires_grad
+    assert model.bert.encoder.adapter_layer[0].emb_transf.weight.requires_grad
+    bert.freeze(model, "1-1")
+    assert layer.output.LayerNorm.weight.requires_grad and model.bert.encoder.layer[0].output.dense.weight.requires_grad
+    assert not model.bert.embeddings.word_embeddings.weight.requires_grad
+
+
+@pytest.mark.parametrize("form, layers", [("large", "0-4"), ("base", "0-3"), ("plain", "3-1"), ("base", "all")])
+def test_layers_that_cannot_be_frozen_are_told(form, layers):
+    with pytest.raises(UserError, match="--freeze_encoder_layers") as error:
+        bert.freeze(new(form), layers)
+    assert layers in str(error.value) and "N at most" in str(error.value)
+
+
+def test_no_norm_and_no_bias_decays():
+    for form in bert.FORMS:
+        model = new(form)
+        norms = (torch.nn.LayerNorm, ConditionalLayerNorm)
+        own = {f"{n}.weight" for n, m in model.named_modules() if isinstance(m, norms)}
+        biases = {n for n, _ in model.named_parameters() if n.endswith(".bias")}
+        assert bert.no_decay(model) == own | biases
+    assert any("condlayernorm.weight" in n for n in bert.no_decay(new("base")))
+
+
+@pytest.mark.parametrize("form", bert.FORMS)
+def test_a_mixed_batch_equals_a_pass_for_each_task(form):
+    model, ids = shaken(new(form)), (0, 2, 1, 3, 1, 0, 2)
+    given, gold = batch(ids), labels(ids)
+    mixed = model(**given, labels=gold)
+    losses = []
+    for task in sorted(set(ids)):
+        rows = [i for i, t in enumerate(ids) if t == task]
+        alone = model(**rows_of(given, rows), labels=gold[rows])
+        close(mixed.logits[task], alone.logits[task])
+        close(mixed.losses[task], alone.loss)
+        close(mixed.predictions[rows], alone.predictions)
+        losses.append(alone.loss)
+    close(mixed.loss, torch.stack(losses).mean())
+    mixed.loss.backward()
+    gradients = {n: p.grad for n, p in model.named_parameters()}
+    model.zero_grad()
+    torch.stack(losses).mean().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(gradients[name], p.grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("form", bert.FORMS)
+def test_every_parameter_is_trained_by_every_batch(form):
+    """Heads of absent tasks get zeros, not nothing: processes of a distributed run see different tasks."""
+    model = shaken(new(form)).train()
+    model(**batch((1, 1)), labels=torch.tensor([0.0, 2.0])).loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert model.decoders[0]["model"].weight.grad.eq(0).all()
+    assert model.decoders[1]["model"].weight.grad.ne(0).any()
+    if form != "plain":
+        assert model.bert.task_type_embeddings.weight.grad[[0, 2, 3]].eq(0).all()
+        assert all(layer.attention.self.random_weight_matrix.grad.ne(0).any() for layer in model.bert.encoder.layer)
+
+
+@pytest.mark.parametrize("form", bert.FORMS)
+@pytest.mark.parametrize("length", [3, 8, 11])
+def test_padding_to_the_longest_sequence_changes_nothing(form, length):
+    """What the original pads to exactly L may be shorter here."""
+    model, given = shaken(new(form)), batch(length=length)
+    padded = {n: torch.nn.functional.pad(v, (0, 16 - length)) if v.dim() > 1 else v for n, v in given.items()}
+    short, long = model(**given), model(**padded)
+    close(short.scores, long.scores)
+    close(short.sequence_output[:, :length], long.sequence_output[:, :length])
+    # Padding that all rows share is not computed.
+    assert long.sequence_output.shape[1] == length + -length % 8
+
+
+def test_predictions_are_those_of_every_task():
+    out = shaken(new())(**batch())
+    for task, rows in out.rows.items():
+        expected = out.logits[task][:, 0] if task == 2 else out.logits[task].argmax(-1).float()
+        assert torch.equal(out.predictions[rows], expected)
+
+
+def test_labels_keep_their_fraction():
+    """In the original a batch whose first row is a class makes 3.8 a 3."""
+    model, given = new(), batch((0, 2))
+    out = model(**given, labels=torch.tensor([1.0, 3.8]))
+    score = float(out.logits[2])
+    assert float(out.losses[2]) == pytest.approx((score - 3.8) ** 2, rel=1e-5)
+
+
+def test_an_empty_row_of_labels_is_not_needed_to_predict():
+    out = new()(**batch())
+    assert out.loss is None and out.losses is None and out.predictions.shape == (6,)
+
+
+def test_a_batch_that_does_not_fit_is_told():
+    model = new()
+    with pytest.raises(ValueError, match="at most 16"):
+        model(**batch(length=17))
+    with pytest.raises(ValueError, match="task_ids is needed"):
+        model(batch()["input_ids"])
+    with pytest.raises(ValueError, match="expected 0 cola, 1 mnli"):
+        model(**batch((0, 4)))
+    with pytest.raises(KeyError, match="rte"):
+        model.task_id("rte")
+    model.aliases["mnli-mm"] = "mnli"
+    assert model.task_id("mnli-mm") == model.task_id("mnli") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("form", bert.FORMS)
+def test_half_precision_and_gradient_checkpointing_give_the_same_up_to_rounding(form, attention, dtype):
+    model, given, gold = shaken(new(form)), batch(), labels((0, 2, 1, 3, 1, 0))
+    model.set_attn_implementation(attention)
+    model(**given, labels=gold).loss.backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    model.bert.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        out = model.train()(**given, labels=gold) if dtype == torch.float32 else model(**given, labels=gold)
+    out.loss.backward()
+    if dtype == torch.bfloat16:
+        assert out.scores.dtype == torch.float32 and out.loss.isfinite()
+        return
+    model.dropout.p = 0.0
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.shape == expected[name].shape
+
+
+@pytest.mark.parametrize("form", bert.FORMS)
+def test_a_saved_model_is_the_same_model_again(form, tmp_path):
+    model, tokenizer = bert.build("tiny-bert", TASKS, form, 64, seed=3)
+    shaken(model)
+    model.aliases["mnli-mm"] = "mnli"
+    bert.save(model, tokenizer, tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run").glob("*.json"))[0] == bert.CONFIG
+    loaded, words = bert.load(tmp_path / "run")
+    assert (loaded.form, loaded.tasks, loaded.max_seq_length) == (form, TASKS, 64)
+    assert list(loaded.tasks) == list(TASKS) and loaded.aliases == {"mnli-mm": "mnli"} and not loaded.training
+    assert words("the river")["input_ids"] == tokenizer("the river")["input_ids"]
+    given = batch()
+    assert torch.equal(loaded(**given).scores, model(**given).scores)
+    again, _ = bert.build(str(tmp_path / "run"), TASKS, None, 64)
+    assert again.form == form and torch.equal(again(**given).scores, model(**given).scores)
+    assert loaded.config._name_or_path == "tiny-bert"
+
+
+def test_transformers_does_not_take_a_saved_model_for_a_plain_bert(tmp_path):
+    model, tokenizer = bert.build("tiny-bert", TASKS, "base", 64)
+    bert.save(model, tokenizer, tmp_path)
+    with pytest.raises((OSError, ValueError)):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_saved_model_is_not_taken_for_another(tmp_path):
+    model, tokenizer = bert.build("tiny-bert", TASKS, "base", 64)
+    bert.save(model, tokenizer, tmp_path)
+    place = str(tmp_path)
+    for given, said in [
+        ((dict(reversed(TASKS.items())), "base", 64), None),
+        ((TASKS | {"rte": 2}, "base", 64), "rte (2)"),
+        ((TASKS, "large", 64), "'base'"),
+        ((TASKS, "base", 32), "--max_seq_length 32"),
+    ]:
+        if said is None:
+            continue
+        with pytest.raises(UserError) as error:
+            bert.build(place, *given)
+        assert said in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["weights", "config", "key", "shape", "missing"])
+def test_a_damaged_directory_is_told(damage, tmp_path):
+    model, tokenizer = bert.build("tiny-bert", TASKS, "base", 64)
+    bert.save(model, tokenizer, tmp_path)
+    path, settings = tmp_path / bert.CONFIG, json.loads((tmp_path / bert.CONFIG).read_text())
+    if damage == "weights":
+        (tmp_path / bert.WEIGHTS).write_bytes((tmp_path / bert.WEIGHTS).read_bytes()[:5000])
+    elif damage == "config":
+        path.write_text(path.read_text()[:50])
+    elif damage == "key":
+        path.write_text(json.dumps({k: v for k, v in settings.items() if k != "tasks"}))
+    elif damage == "shape":
+        path.write_text(json.dumps(settings | {"form": "large"}))
+    else:
+        path.unlink()
+    with pytest.raises(UserError) as error:
+        bert.load(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_the_seed_alone_decides_the_new_weights():
+    torch.manual_seed(5)
+    first, _ = bert.build("tiny-bert", TASKS, "base", 64, seed=1)
+    state = torch.get_rng_state()
+    second, _ = bert.build("tiny-bert", TASKS, "base", 64, seed=1)
+    assert torch.equal(state, torch.get_rng_state())
+    other, _ = bert.build("tiny-bert", TASKS, "base", 64, seed=2)
+    for name, p in first.named_parameters():
+        assert torch.equal(p, dict(second.named_parameters())[name]), name
+    name = "bert.task_type_embeddings.weight"
+    assert not torch.equal(dict(first.named_parameters())[name], dict(other.named_parameters())[name])
+
+
+def test_pretrained_weights_stay_where_the_form_keeps_them():
+    pretrained = AutoModel.from_pretrained(embedded.folder("tiny-bert")).state_dict()
+    for form in bert.FORMS:
+        found = {n.removeprefix("bert."): p for n, p in bert.build("tiny-bert", TASKS, form, 64)[0].named_parameters()}
+        gone = {n for n in pretrained if n not in found}
+        assert gone == ({n for n in pretrained if n.startswith("encoder.layer.3.")} if form == "base" else set())
+        assert all(torch.equal(found[n], pretrained[n]) for n in set(pretrained) - gone)
+
+
+@pytest.mark.parametrize("length, near", [(100, "32 or 64 or 128"), (48, "16 or 32 or 64 or 128")])
+def test_a_length_that_does_not_fit_names_those_that_do(length, near):
+    with pytest.raises(UserError, match=f"--max_seq_length {length}") as error:
+        bert.build("tiny-bert", TASKS, "base", length)
+    assert near in str(error.value)
+    assert bert.build("tiny-bert", TASKS, "plain", length)[0].max_seq_length == length
+
+
+@pytest.mark.parametrize("form, layers", [("base", 3), ("other", 4)])
+def test_a_form_that_does_not_fit_is_told(form, layers):
+    with pytest.raises(UserError):
+        bert.check_shape(config(layers), form, 16, "here")
+    bert.check_shape(config(3), "large", 16, "here")
+
+
+def test_other_models_are_refused():
+    for name in ("tiny-gpt2", "runs/nothing-here", "no-such-org/no-such-bert"):
+        with pytest.raises(UserError, match="--model_name_or_path"):
+            bert.build(name, TASKS, "base", 64)
+
+
+def original_directory(name, folder):
+    """A directory as the original code saves one: config.json of a BERT, a pickle of its own keys."""
+    model, held = golden(name)
+    source = embedded.folder("tiny-bert")
+    for file in source.glob("*token*"):
+        shutil.copy(file, folder / file.name)
+    if (source / "vocab.txt").is_file():
+        shutil.copy(source / "vocab.txt", folder / "vocab.txt")
+    plain = copy.deepcopy(model.config)
+    plain.architectures = ["CaMtl"]
+    plain.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    return held
+
+
+@pytest.mark.parametrize("name", ["model_base", "model_large"])
+def test_a_directory_of_the_original_code_is_loaded_as_what_it_is(name, tmp_path):
+    held = original_directory(name, tmp_path)
+    model, _ = bert.build(str(tmp_path), TASKS, None, 16)
+    assert model.form == name.removeprefix("model_")
+    close(model(**{n: held[n] for n in NAMES}, task_ids=held["task_id"], labels=held["labels"]).loss, held["loss"])
+    with pytest.raises(UserError, match="4 heads"):
+        bert.build(str(tmp_path), {"cola": 2}, None, 16)
+
+
+def test_a_masked_language_models_checkpoint_gets_a_pooler(tmp_path):
+    source = embedded.folder("tiny-bert")
+    shutil.copytree(source, tmp_path / "mlm")
+    torch.manual_seed(0)
+    BertForMaskedLM(BertConfig.from_pretrained(source)).save_pretrained(tmp_path / "mlm")
+    built = [bert.build(str(tmp_path / "mlm"), TASKS, "large", 64, seed=4)[0] for _ in range(2)]
+    assert torch.equal(built[0].bert.pooler.dense.weight, built[1].bert.pooler.dense.weight)
+    assert float(built[0].bert.pooler.dense.weight.std()) == pytest.approx(0.02, abs=0.002)
+
+
+@pytest.mark.parametrize("form", bert.FORMS)
+def test_a_copy_computes_the_same(form):
+    model, given = shaken(new(form)), batch()
+    scores = model(**given).scores
+    copied = copy.deepcopy(model)
+    assert torch.equal(copied(**given).scores, scores)
+
+
+def test_candidates_are_judged_in_one_pass_as_the_model_judges_them():
+    model, given = shaken(new(hidden_dropout_prob=0.5)).train(), batch()
+    calls = []
+    model.bert.encoder.layer[0].register_forward_hook(lambda *_: calls.append(1))
+    found = uncertainty.candidate_entropies(model, {**given, "labels": torch.zeros(6)})
+    assert len(calls) == 1 and model.training
+    assert torch.allclose(found, model.eval()(**given).entropies, atol=0.05)
+    assert found[1] == 0

@@ -1,0 +1,132 @@
+"""Uncertainty sampling over tasks (MT-uncertainty, Pilault, El hattami, Pal 2021, section 2.3).
+
+Of one batch a task, the candidates, a step keeps the rows that the model is least certain about, weighted by how
+uncertain it is about their task. Tasks are ids here, what they are called is the caller's business.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from utils import devices
+
+
+def normalized_entropy(logits, valid=None):
+    """Entropy of a softmax over what is the most for that number of classes.
+
+        -Σ p ln p / (ln C + 1e-5)
+
+    Args:
+        logits: [rows, classes], fp32.
+        valid: [rows, classes] which classes a row has, where rows have different numbers.
+
+    Returns:
+        [rows] in 0..1; 0 where there is one class, a regression.
+    """
+    if valid is None:
+        valid = torch.ones_like(logits, dtype=torch.bool)
+    logits = logits.masked_fill(~valid, -torch.inf)
+    log_p = F.log_softmax(logits, -1)
+    # A class of probability 0 adds nothing; 0 times -inf would be NaN.
+    terms = torch.where(log_p > -torch.inf, log_p.exp() * log_p, 0)
+    most = valid.sum(-1).to(logits.dtype).log() + 1e-5
+    return -terms.sum(-1) / most
+
+
+def candidate_entropies(model, batch):
+    """The entropies of a batch's rows under the model as it stands, all tasks in one pass.
+
+    Without gradients and without dropout (the original leaves dropout on), in bf16 where the hardware has it. The
+    model's mode is as before afterwards.
+
+    Args:
+        model: called with the batch, its output has `entropies`.
+        batch: {name: tensor}; labels are left out.
+
+    Returns:
+        [rows] fp32, on the model's device.
+    """
+    p = next(model.parameters())
+    inputs = {name: value.to(p.device, non_blocking=True) for name, value in batch.items() if name != "labels"}
+    dtype = torch.bfloat16 if devices.has_bf16(p.device) and p.dtype == torch.float32 else torch.float32
+    training = model.training
+    model.eval()
+    try:
+        # Without the cache: inside another autocast the copies made here would carry no gradient there.
+        with torch.no_grad(), torch.autocast(p.device.type, dtype, dtype != torch.float32, cache_enabled=False):
+            return model(**inputs).entropies.float()
+    finally:
+        model.train(training)
+
+
+def task_means(entropies, task_ids):
+    """Mean entropy of each row's task.
+
+    Args:
+        entropies: [rows].
+        task_ids: [rows].
+
+    Returns:
+        ([rows] mean over the rows of the same task, the largest of them)
+    """
+    _, which = task_ids.unique(return_inverse=True)
+    zeros = entropies.new_zeros(int(which.max()) + 1)
+    means = zeros.index_add(0, which, entropies) / zeros.index_add(0, which, torch.ones_like(entropies))
+    return means[which], means.max()
+
+
+def scores(entropies, task_ids, regression=()):
+    """How much a step wants each candidate: entropy × its task's mean / the largest mean.
+
+    A regression has no entropy. Where it has a lender, as many of its rows as both have take the lender's values, row
+    by row in their order, after the largest mean is taken; the rest keep 0. Without one, its rows take the mean of the
+    other tasks' means. (In the original they are never chosen then.)
+
+    Args:
+        entropies: [rows].
+        task_ids: [rows].
+        regression: {task id of a regression: task id of its lender or None}. GLUE: STS-B borrows from MRPC.
+
+    Returns:
+        [rows]
+    """
+    means, largest = task_means(entropies, task_ids)
+    entropies, means = entropies.clone(), means.clone()
+    rows_of = {int(task): (task_ids == task).nonzero().squeeze(-1) for task in task_ids.unique()}
+    others = [means[rows[0]] for task, rows in rows_of.items() if task not in regression]
+    for task, lender in dict(regression).items():
+        rows, lent = rows_of.get(task), rows_of.get(lender)
+        if rows is None:
+            continue
+        if lent is not None:
+            count = min(len(rows), len(lent))
+            entropies[rows[:count]], means[rows[:count]] = entropies[lent[:count]], means[lent[:count]]
+        elif others:
+            entropies[rows] = means[rows] = torch.stack(others).mean()
+    return entropies * means / largest if largest > 0 else torch.zeros_like(entropies)
+
+
+def choose(entropies, task_ids, keep, regression=()):
+    """The candidates of a step.
+
+    Args:
+        entropies, task_ids, regression: as in `scores`; on any device.
+        keep: how many rows, fewer where there are fewer.
+
+    Returns:
+        [keep] row numbers on the CPU, best first; of equal ones the earlier row.
+    """
+    each = scores(entropies.detach().float().cpu(), torch.as_tensor(task_ids).cpu(), dict(regression))
+    return each.sort(descending=True, stable=True).indices[:keep]
+
+
+def epoch_length(loader_lengths, percent=1.0, uniform_batch_size=None):
+    """Steps of an epoch under uncertainty sampling: int(longest loader × tasks × percent).
+
+    Args:
+        loader_lengths: batches of each task.
+        percent: part of that, clipped to 0..1.
+        uniform_batch_size: the original, told to sample uniformly as well, divides by the batch size once more.
+    """
+    percent = min(max(percent, 0.0), 1.0)
+    steps = percent * max(loader_lengths) * len(loader_lengths)
+    return int(steps) if uniform_batch_size is None else int(steps / uniform_batch_size)
