@@ -29,10 +29,8 @@ def f1(predictions, targets):
 
 def f1_with_invalid(predictions, targets):
     """`f1`, where a prediction that is neither 0 nor 1 counts as the wrong one of the two (Raffel et al. 2020)."""
-    predictions, targets = np.array(predictions), np.asarray(targets)
-    invalid = (predictions != 0) & (predictions != 1)
-    predictions[invalid] = 1 - targets[invalid]
-    return f1(predictions, targets)
+    _check_counts(predictions, targets)
+    return f1([x if x in (0, 1) else 1 - target for x, target in zip(predictions, targets)], targets)
 
 
 def matthews(predictions, targets):
