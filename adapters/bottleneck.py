@@ -5,6 +5,7 @@ An adapter sits after a block's second residual connection (Lin, Madotto & Fung 
     adapter(h) = h + Up(ReLU(Down(LayerNorm(h))))
 """
 
+import functools
 import itertools
 
 import torch
@@ -14,6 +15,15 @@ from torch import nn
 NO_TASK = -1
 
 
+# The names are the published flags'; swish and SiLU are one function.
+ACTIVATIONS = {
+    "relu": torch.relu,
+    "swish": F.silu,
+    "gelu": F.gelu,
+    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
+}
+
+
 class BottleneckAdapter(nn.Module):
     """One task's adapter in one block.
 
@@ -21,21 +31,27 @@ class BottleneckAdapter(nn.Module):
         width: the backbone's hidden size.
         bottleneck: size of the inner layer; `2·width·bottleneck + 3·width + bottleneck` parameters.
         eps: epsilon of the layer norm; the backbone's own.
+        norm: with a layer norm of its own before it. False where tasks share the norms (adapters/hypernet.py);
+            `2·width·bottleneck + width + bottleneck` parameters.
+        activation: one of `ACTIVATIONS`.
+        std: standard deviation the weights start from; biases start at 0.
     """
 
-    def __init__(self, width, bottleneck, eps=1e-5):
+    def __init__(self, width, bottleneck, eps=1e-5, *, norm=True, activation="relu", std=0.02):
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.norm = nn.LayerNorm(width, eps=eps) if norm else None
         self.down = nn.Linear(width, bottleneck)
         self.up = nn.Linear(bottleneck, width)
+        self.activation = ACTIVATIONS[activation]
         # Published start: N(0, 0.02) everywhere, so an adapter is not the identity before training.
         for linear in (self.down, self.up):
-            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.normal_(linear.weight, std=std)
             nn.init.zeros_(linear.bias)
 
     def forward(self, hidden):
         """hidden: [rows, length, width] -> the same shape."""
-        return hidden + self.up(torch.relu(self.down(self.norm(hidden))))
+        normed = self.norm(hidden) if self.norm else hidden
+        return hidden + self.up(self.activation(self.down(normed)))
 
 
 class TaskRouter:

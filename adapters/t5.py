@@ -1,0 +1,45 @@
+"""T5 for several tasks: full fine-tuning, adapters, and adapters that hypernetworks generate.
+
+    model = attach(model, ["cola", "mrpc"], T5Settings(method="hyperformer++", reduction_factor=32))
+    model(input_ids=…, attention_mask=…, labels=…, task_ids=torch.tensor([0, 1, 0]))
+    model.generate(input_ids=…, attention_mask=…, num_beams=4, task_ids=torch.tensor([0, 1, 0]))
+
+The model stays the transformers model it was (T5, v1.1, Flan, mT5, UMT5), its class a subclass whose forward takes
+`task_ids`, one integer a row; a batch may mix tasks. In encoder and decoder an adapter stands after self-attention and
+after feed-forward, `h + dropout(A(sublayer(norm(h))))`, put there by hooks; cross-attention has none (Karimi Mahabadi
+et al. 2021, "Parameter-efficient Multi-task Fine-tuning for Transformers via Shared Hypernetworks").
+
+Checkpoints are written and read by `save` and `load`. State dicts of the published code load by
+
+    load_original(model, state)
+
+into a model attached with the same tasks and settings (`efficient_unique_hyper_net` is "hyperformer++",
+`unique_hyper_net` "hyperformer", a meta-adapter with neither "meta"). The names are the published ones:
+`task_embedding_controller.…`, `encoder.adapter_layers_hyper_net.…`,
+`encoder.block.0.layer.1.adapter_controller.…`; `original_names` maps the model's own to them.
+"""
+
+from adapters.t5_checkpoint import (  # noqa: F401
+    adapter_state,
+    is_checkpoint,
+    load,
+    load_backbone,
+    load_original,
+    load_weights,
+    original_names,
+    original_state,
+    read_settings,
+    save,
+)  # fmt: skip
+from adapters.t5_model import (  # noqa: F401
+    METHODS,
+    MODEL_TYPES,
+    T5Settings,
+    TaskT5,
+    attach,
+    check,
+    describe,
+    ledger,
+    read_task_embeddings,
+    trainable,
+)  # fmt: skip

@@ -1,0 +1,386 @@
+"""Checkpoints of T5 models with tasks. See adapters/t5.py.
+
+A directory holds
+
+    adapter_config.json         backbone by name with its fingerprint, tasks, all settings
+    adapter_model.safetensors   adapters, hypernetworks, task embeddings, and what else was trained (layer norms, …),
+                                under the published code's names
+    tokenizer files
+    backbone/                   where all of the backbone was trained too: an ordinary transformers directory
+
+A fully fine-tuned T5 is an ordinary transformers directory whose config.json also names tasks and settings.
+Nothing is ever unpickled.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import torch
+
+from adapters import backbones, embedded
+from adapters.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    _copy,
+    _read_json,
+    _write_tensors,
+    read_safetensors,
+)  # fmt: skip
+from adapters.t5_model import MODEL_TYPES, T5Settings, attach, is_added
+from utils.errors import UserError, first_line
+from utils.files import atomic_write, write_json
+
+KIND = "VERSATILE_T5"
+# Where config.json of a fully fine-tuned T5 names its tasks.
+TASKS = "versatile_t5"
+BACKBONE, FORMAT = "backbone", 1
+# Once part of transformers' T5, always zero in use: "position biases" of cross-attention.
+OBSOLETE = re.compile(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")
+TABLES = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+
+# ---- the backbone
+
+
+def load_backbone(name, random_init=None):
+    """A T5 and its tokenizer.
+
+    Args:
+        name: an embedded name (`tiny-t5`), a local directory, or a hub name.
+        random_init: a seed: the same shape with fresh weights drawn from it. None: the pretrained ones.
+
+    Returns:
+        (model in fp32 and eval mode, tokenizer); `model.random_init_seed` and `model.backbone_fingerprint` as of
+        `backbones.load`.
+
+    Raises:
+        UserError: nothing by that name, no T5, files that cannot be read or do not fit each other.
+    """
+    place = f"--model_name_or_path {name}"
+    folder = embedded.folder(name) if name in embedded.NAMES else name
+    config = backbones.read_config(folder, place)
+    kind = getattr(config, "model_type", None)
+    if kind not in MODEL_TYPES:
+        raise UserError(f"model_type {kind!r}", place=place, expected="one of " + ", ".join(MODEL_TYPES),
+                        remedy="choose a T5")  # fmt: skip
+    seed = None if random_init is None or random_init is False else int(random_init)
+    tokenizer = _tokenizer(folder, place)
+    model = _t5(folder, config, place, seed)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"the tokenizer knows {len(tokenizer)} tokens, the model's table has {rows} rows",
+            place=place,
+            expected="a row for every token",
+            remedy="use the tokenizer that belongs to the model",
+        )
+    local = name not in embedded.NAMES and Path(name).is_dir()
+    model.config._name_or_path = str(Path(name).resolve()) if local else str(name)
+    model.backbone_fingerprint = backbones.fingerprint(backbone_state(model))
+    model.random_init_seed = seed
+    return model.eval(), tokenizer
+
+
+def _tokenizer(folder, place):
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
+        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", place=place,
+                        expected="tokenizer.json or spiece.model beside config.json") from error  # fmt: skip
+
+
+def _t5(folder, config, place, seed):
+    from transformers import AutoModelForSeq2SeqLM
+
+    config.dtype = torch.float32
+    if seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    try:
+        model, info = AutoModelForSeq2SeqLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, weights_only=True
+        )
+    except Exception as error:
+        raise UserError(f"the weights cannot be read: {first_line(error)}", place=place,
+                        expected="a whole model.safetensors or pytorch_model.bin",
+                        remedy="fetch the file again") from error  # fmt: skip
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{len(missing)} weights are missing, first {missing[0]}", place=place,
+                        expected="every weight of the model in the file", remedy="fetch the file again")  # fmt: skip
+    if bad := backbones.not_finite(model.state_dict()):
+        raise UserError(f"the weights hold values that are not numbers (first in {bad})", place=place,
+                        expected="finite numbers", remedy="fetch or copy the file again")  # fmt: skip
+    return model
+
+
+def backbone_state(model):
+    """{name: tensor} of the T5 itself, each tensor once, named as before anything was attached."""
+    named = list(model.named_parameters()) + list(model.named_buffers())
+    return {name: tensor.detach() for name, tensor in named if not is_added(name)}
+
+
+# ---- names of the published code
+
+
+def original_names(model):
+    """{parameter's name in the model: its name in the published code}."""
+    return {name: _original_name(name) for name, _ in model.named_parameters()}
+
+
+def _original_name(name):
+    # The toolkit's one bottleneck module calls them down and up.
+    return re.sub(r"(\.adapter_controller\.adapters\..+)\.(down|up)\.", r"\1.\2_sampler.", name)
+
+
+def original_state(model):
+    """{published name: tensor} of all of a model's parameters."""
+    return {_original_name(name): p.detach() for name, p in model.named_parameters()}
+
+
+def load_original(model, state, place="the state dict"):
+    """Copy a state dict of the published code into an attached model.
+
+    Args:
+        model: attached with the tasks and settings the state dict was trained with.
+        state: {published name: tensor}; the T5 itself is in it. Fixed task embeddings, which the published code
+            does not save, may be missing.
+        place: what errors call it.
+
+    Raises:
+        UserError: names or shapes that are not the model's, tied tables that differ, an obsolete relative bias of
+            cross-attention that is not zero (no T5 of today has it).
+    """
+    state, names = dict(state), {_original_name(n): p for n, p in model.named_parameters()}
+    for name in [n for n in state if OBSOLETE.fullmatch(n)]:
+        if state.pop(name).any():
+            raise UserError(
+                f"{name} is not zero",
+                place=place,
+                expected="zeros, as nothing reads it any more",
+                remedy="set it to zero; outputs are then not those of the code that trained it",
+            )
+    shared = state.get("shared.weight", torch.empty(0))
+    for name in [n for n in TABLES if n in state and n not in names]:
+        if not torch.equal(state.pop(name), shared):
+            raise UserError(
+                f"{name} is not shared.weight",
+                place=place,
+                expected="one table, as in this model",
+                remedy="load it into a T5 with an untied head",
+            )
+    vectors = getattr(model, "task_embedding_controller", None)
+    if vectors is not None and vectors.fixed:
+        kept = {n for n in names if n.startswith("task_embedding_controller.task_to_embeddings.") and n not in state}
+        names = {n: p for n, p in names.items() if n not in kept}
+    _copy(state, names, place)
+
+
+# ---- saving
+
+
+def _whole(model):
+    """Whether all of the backbone is trained, so that no name leads to it."""
+    return all(p.requires_grad for n, p in model.named_parameters() if not is_added(n))
+
+
+def adapter_state(model):
+    """{published name: tensor} of what stands beside the backbone, and of those of its tensors that are trained."""
+    whole = _whole(model)
+    return {
+        _original_name(name): p.detach()
+        for name, p in model.named_parameters()
+        if is_added(name) or (p.requires_grad and not whole)
+    }
+
+
+def save(model, tokenizer, directory, state=None):
+    """Write an attached model to a directory; each file is whole or absent.
+
+    Args:
+        state: of a model with adapters, what to write in place of its `adapter_state`.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    about = dict(tasks=model.tasks, settings=dataclasses.asdict(model.settings))
+    if model.settings.method == "finetune":
+        setattr(model.config, TASKS, about)
+        _save_backbone(model, directory)
+    else:
+        if whole := _whole(model):
+            _save_backbone(model, directory / BACKBONE)
+            tokenizer.save_pretrained(directory / BACKBONE)
+        state = adapter_state(model) if state is None else state
+        _write_tensors(directory / WEIGHTS, state)
+        # The config goes last: its fingerprint names one backbone, so that a mixture of two savings is noticed.
+        write_json(directory / CONFIG, dict(
+            peft_type=KIND,
+            task_type="SEQ_2_SEQ_LM",
+            **_backbone_name(model, whole),
+            model_type=model.config.model_type,
+            d_model=model.config.d_model,
+            layers=[len(model.encoder.block), len(model.decoder.block)],
+            trained_backbone=sorted(name for name in state if not is_added(name)),
+            format=FORMAT,
+            **about,
+        ))  # fmt: skip
+    tokenizer.save_pretrained(directory)
+
+
+def _save_backbone(model, directory):
+    """The T5 alone, as an ordinary transformers directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _write_tensors(directory / "model.safetensors", backbone_state(model))
+    model.config.architectures = [type(model).__name__]
+    for name, config in (("config.json", model.config), ("generation_config.json", model.generation_config)):
+        with atomic_write(directory / name) as file:
+            file.write(config.to_json_string())
+
+
+def _backbone_name(model, whole):
+    """What adapter_config.json says of the backbone."""
+    if whole:
+        fingerprint = backbones.fingerprint(backbone_state(model))
+        return dict(base_model_name_or_path=BACKBONE, base_model_fingerprint=fingerprint)
+    seed = getattr(model, "random_init_seed", None)
+    said = dict(base_model_name_or_path=model.config._name_or_path,
+                base_model_fingerprint=getattr(model, "backbone_fingerprint", None))  # fmt: skip
+    return said if seed is None else dict(said, random_init_seed=seed)
+
+
+# ---- loading
+
+
+def is_checkpoint(directory):
+    """Whether a directory holds a T5 with tasks, rather than a bare one or something else."""
+    path = Path(directory)
+    if (path / CONFIG).is_file():
+        return _read_json(path / CONFIG).get("peft_type") == KIND
+    return (path / "config.json").is_file() and TASKS in _read_json(path / "config.json")
+
+
+def read_settings(directory):
+    """(tasks, `T5Settings`) of a checkpoint; no weights are read."""
+    path = Path(directory)
+    backbones.need_directory(path, f"--model_name_or_path {directory}", "a checkpoint of train_t5.py")
+    if (path / CONFIG).is_file():
+        place, config = path / CONFIG, _read_json(path / CONFIG)
+        if config.get("peft_type") != KIND:
+            raise UserError(
+                f"peft_type {config.get('peft_type')!r}",
+                place=place,
+                expected=f"{KIND!r}",
+                remedy="this is another kind of adapter: load it with the script that trained it",
+            )
+    else:
+        place = path / "config.json"
+        config = (_read_json(place) if place.is_file() else {}).get(TASKS)
+        if config is None:
+            raise UserError("this is no T5 that was trained for tasks", place=path,
+                            expected=f"{CONFIG}, or a config.json that names tasks",
+                            remedy="name the output directory of train_t5.py")  # fmt: skip
+    return _said(config, place)
+
+
+def _said(config, place):
+    """(tasks, `T5Settings`) out of a file's json."""
+    known = {field.name for field in dataclasses.fields(T5Settings)}
+    tasks, settings = config.get("tasks"), config.get("settings")
+    if not isinstance(tasks, list) or not isinstance(settings, dict):
+        raise UserError("no list of tasks, or no settings", place=place, expected="a file that train_t5.py wrote")
+    if unknown := sorted(set(settings) - known):
+        raise UserError(f"unknown settings {', '.join(unknown)}", place=place, expected=", ".join(sorted(known)),
+                        remedy="it was written by another version of this toolkit")  # fmt: skip
+    return tasks, T5Settings(**settings)
+
+
+def load(directory, task=None):
+    """A trained model and its tokenizer.
+
+    Args:
+        directory: what `save` wrote.
+        task: a task that is asked for.
+
+    Returns:
+        (model in eval mode, tokenizer); `requires_grad` is set as in training.
+
+    Raises:
+        UserError: nothing usable there, a file that is damaged, another backbone than the one trained on, keys or
+            shapes that do not fit, a task the checkpoint does not hold, an adapter that changes nothing.
+    """
+    path = Path(directory)
+    tasks, settings = read_settings(path)
+    if task is not None and task not in tasks:
+        raise UserError(f"the checkpoint holds the task(s) {', '.join(tasks)}, not {task!r}", place=directory,
+                        expected="a task it was trained for")  # fmt: skip
+    if settings.method == "finetune":
+        model, tokenizer = load_backbone(str(path))
+        return attach(model, tasks, settings).eval(), tokenizer
+    config = _read_json(path / CONFIG)
+    state = read_safetensors(path / WEIGHTS)
+    model, tokenizer = _backbone_of(path, config)
+    if (path / "tokenizer_config.json").is_file():
+        tokenizer = _tokenizer(path, path)
+    # Given embeddings lie in the file; the directory they came from may be gone. Their values are copied below.
+    names = settings.task_embeddings or tasks
+    given = {n: torch.zeros(settings.task_embedding_dim) for n in names} if settings.task_embedding_dir else None
+    attach(model, tasks, settings, embeddings=given)
+    _copy_state(model, state, path / WEIGHTS)
+    refuse_idle(model, path / WEIGHTS)
+    return model.eval(), tokenizer
+
+
+def load_weights(model, directory):
+    """Load into an attached model what `save` wrote for the same model."""
+    path = Path(directory)
+    if model.settings.method == "finetune":
+        _copy(read_safetensors(path / "model.safetensors"), backbone_state(model), path / "model.safetensors")
+        return
+    if _whole(model):
+        place = path / BACKBONE / "model.safetensors"
+        _copy(read_safetensors(place), backbone_state(model), place)
+    _copy_state(model, read_safetensors(path / WEIGHTS), path / WEIGHTS)
+
+
+def _copy_state(model, state, place):
+    kept = adapter_state(model)
+    wanted = {_original_name(n): p for n, p in model.named_parameters()}
+    _copy(state, {name: p for name, p in wanted.items() if name in kept}, place)
+
+
+def _backbone_of(path, config):
+    """The backbone that adapter_config.json names, proved by its fingerprint to be the one the adapters know."""
+    name = config.get("base_model_name_or_path")
+    if not name:
+        raise UserError("no 'base_model_name_or_path'", place=path / CONFIG, expected="the T5 it was trained on")
+    inside = name == BACKBONE
+    model, tokenizer = load_backbone(str(path / BACKBONE) if inside else name, config.get("random_init_seed"))
+    found = [model.config.d_model, len(model.encoder.block), len(model.decoder.block)]
+    expected = [config.get("d_model"), *config.get("layers", [])]
+    if found != expected:
+        raise UserError(f"the backbone {name} has width {found[0]} and {found[1]} + {found[2]} layers",
+                        place=path / CONFIG, remedy="put the original backbone back, or train again",
+                        expected="width {} and {} + {} layers, as in training".format(*expected))  # fmt: skip
+    found, expected = model.backbone_fingerprint, config.get("base_model_fingerprint")
+    if expected and found != expected:
+        raise UserError(f"the backbone {name} has the fingerprint {found}", place=path / CONFIG,
+                        expected=f"{expected}, the weights the adapters were trained on",
+                        remedy="its files are of different savings: copy the directory again" if inside
+                        else "put the original backbone back, or train again")  # fmt: skip
+    return model, tokenizer
+
+
+@torch.no_grad()
+def refuse_idle(model, place):
+    """A `UserError` where a task's adapters add nothing anywhere: loaded, they would change no output."""
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(1, 2, model.config.d_model, generator=generator).to(model.shared.weight)
+    for task in model.tasks:
+        ids = torch.tensor([model.task_id(task)])
+        if not any(hooks.adapters.step(ids, 1, probe.device).adds(probe) for hooks in model.stack_hooks):
+            raise UserError(f"the adapters of {task!r} change nothing: what they add is zero in every layer",
+                            place=place, remedy="train them, or load the right file")  # fmt: skip

@@ -1,0 +1,425 @@
+"""A T5 with adapters in it: settings, attaching, choosing and counting what is trained. See adapters/t5.py."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from torch import nn
+
+from adapters import hypernet
+from adapters.bottleneck import ACTIVATIONS
+from utils.errors import UserError
+
+METHODS = ("finetune", "adapters", "hyperformer", "hyperformer++", "meta")
+MODEL_TYPES = ("t5", "mt5", "umt5")
+_STEP = "adapter_step"
+
+
+@dataclass
+class T5Settings:
+    """How a T5 is adapted; saved with it. Names and defaults are the published flags'.
+
+    Attributes:
+        method: one of `METHODS`. "finetune" trains the T5 itself. "adapters": an adapter for each task. "hyperformer":
+            for each stack one hypernetwork with a generator for feed-forward and one for self-attention.
+            "hyperformer++": one with a single generator. "meta": a hypernetwork for each layer and place.
+        reduction_factor: the adapters' width is d_model // reduction_factor.
+        non_linearity: of the adapters; one of `ACTIVATIONS`.
+        add_layer_norm_before_adapter, add_layer_norm_after_adapter: the adapters' norms.
+        conditional_layer_norm: of "meta": norms are generated too ("hyperformer" and "hyperformer++" always do).
+        unique_hyper_net_layer_norm: the embedding that weights are generated from is normalised.
+        adapters: a name for each task; tasks of one name share an adapter. None: each has its own.
+        task_embeddings: the same of task embeddings.
+        task_embedding_dim: size of a task embedding.
+        task_embedding_dir: directory with <task embedding>.npy to take them from; None: they start at random.
+        parametric_task_embedding: train task embeddings that were given.
+        train_task_embeddings: they go through a network of `task_hidden_dim` units first.
+        projected_task_embedding_dim, task_hidden_dim: sizes of that network, and of the hypernetworks' own.
+        freeze_…, unfreeze_…: see `trainable`.
+    """
+
+    method: str = "finetune"
+    reduction_factor: int = 16
+    non_linearity: str = "swish"
+    add_layer_norm_before_adapter: bool = False
+    add_layer_norm_after_adapter: bool = True
+    conditional_layer_norm: bool = False
+    unique_hyper_net_layer_norm: bool = True
+    adapters: list | None = None
+    task_embeddings: list | None = None
+    task_embedding_dim: int = 512
+    task_embedding_dir: str | None = None
+    parametric_task_embedding: bool = False
+    train_task_embeddings: bool = False
+    projected_task_embedding_dim: int = 64
+    task_hidden_dim: int = 128
+    freeze_model: bool = False
+    freeze_model_but_lm_head: bool = False
+    freeze_embeds: bool = False
+    freeze_encoder: bool = False
+    freeze_model_but_task_embeddings: bool = False
+    unfreeze_lm_head: bool = False
+    unfreeze_layer_norms: bool = False
+    unfreeze_model: bool = False
+
+
+class TaskT5:
+    """Mixed into a transformers T5's class: `forward` takes one task id a row.
+
+    Attributes:
+        tasks: names of the tasks; a task's id is its place.
+        settings: `T5Settings`.
+        routes: `hypernet.Routes`.
+    """
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        decoder_input_ids=None,
+        decoder_attention_mask=None,
+        encoder_outputs=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        decoder_inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        task_ids=None,
+        num_items_in_batch=None,
+        **kwargs,
+    ):
+        """As the T5's forward, and:
+
+        Args:
+            task_ids: [rows] one task id a row; -1 is no adapter; None where there is one task.
+            num_items_in_batch: the loss is the sum over labels divided by this (default: their number).
+        """
+        output = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            task_ids=task_ids,
+            **kwargs,
+        )
+        if labels is not None and num_items_in_batch is not None:
+            # transformers' T5 leaves it out: accumulated gradients would weigh micro-batches, not labels.
+            loss = output[0] * ((labels != -100).sum() / num_items_in_batch)
+            if isinstance(output, tuple):
+                return (loss, *output[1:])
+            output.loss = loss
+        return output
+
+    def task_id(self, task):
+        """The id of a task by name; an unknown name is a `UserError` that lists those held."""
+        if task not in self.tasks:
+            raise UserError(f"the model holds the task(s) {', '.join(self.tasks)}, not {task!r}", place="task",
+                            expected="a task it was made for")  # fmt: skip
+        return self.tasks.index(task)
+
+
+class StackHooks:
+    """Hooks of one stack (encoder or decoder).
+
+    What a batch needs travels to the blocks as an argument of theirs, so that a block whose activations are
+    recomputed in the backward pass (gradient checkpointing) meets the adapters of its own forward again.
+    """
+
+    def __init__(self, stack, routes, adapters):
+        self.routes, self.adapters = routes, adapters
+        stack.register_forward_pre_hook(self.enter, with_kwargs=True)
+        if adapters is None:
+            return
+        for i, block in enumerate(stack.block):
+            BlockHooks(block, i)
+
+    def enter(self, stack, args, kwargs):
+        """Before a stack runs: its `task_ids` become the batch's adapters."""
+        task_ids = kwargs.pop("task_ids", None)
+        given = kwargs.get("input_ids", args[0] if args else None)
+        given = given if given is not None else kwargs["inputs_embeds"]
+        if self.adapters is None:
+            self.routes.rows(task_ids, len(given), given.device)
+        else:
+            self._refuse_reentrant(stack)
+            kwargs[_STEP] = self.adapters.step(task_ids, len(given), given.device)
+        return args, kwargs
+
+    def _refuse_reentrant(self, stack):
+        block = stack.block[0]
+        if block.gradient_checkpointing and stack.training:
+            how = getattr(block, "_gradient_checkpointing_func", None)
+            if getattr(how, "keywords", {}).get("use_reentrant"):
+                raise ValueError("gradient checkpointing with use_reentrant=True loses the gradient of generated "
+                                 "adapters: use gradient_checkpointing_kwargs={'use_reentrant': False}")  # fmt: skip
+
+
+class BlockHooks:
+    """Hooks of one block: an adapter after self-attention and one after feed-forward."""
+
+    def __init__(self, block, number):
+        self.number, self.step = number, None
+        first, *between, last = block.layer
+        first.register_forward_pre_hook(self.enter, with_kwargs=True)
+        for layer in between:
+            layer.register_forward_pre_hook(self.drop, with_kwargs=True)
+        first.SelfAttention.register_forward_hook(self.after_attention)
+        last.DenseReluDense.register_forward_hook(self.after_feed_forward)
+
+    def enter(self, layer, args, kwargs):
+        """Before the block's first sublayer, also where it is run again for the backward pass."""
+        self.step = kwargs.pop(_STEP)
+        return args, kwargs
+
+    def drop(self, layer, args, kwargs):
+        """Before cross-attention, which has no adapter."""
+        kwargs.pop(_STEP)
+        return args, kwargs
+
+    def after_attention(self, module, args, output):
+        """Attention's hidden states, first of its outputs, through their adapters."""
+        return (self.step(2 * self.number, output[0]), *output[1:])
+
+    def after_feed_forward(self, module, args, output):
+        """Feed-forward's hidden states through their adapters."""
+        return self.step(2 * self.number + 1, output)
+
+
+def attach(model, tasks, settings, embeddings=None):
+    """Make a loaded T5 a model of tasks.
+
+    Args:
+        model: a transformers T5ForConditionalGeneration (or MT5…, UMT5…).
+        tasks: their names; a task's id is its place.
+        settings: `T5Settings`.
+        embeddings: {name: tensor [task_embedding_dim]} of given task embeddings; None: those of
+            `settings.task_embedding_dir`, or random ones.
+
+    Returns:
+        the same model object, its class now also `TaskT5`, with `trainable` already applied.
+
+    Raises:
+        UserError: a model of another kind, settings that do not fit the model or the tasks.
+    """
+    tasks = list(tasks)
+    check(model.config, tasks, settings)
+    base = type(model)
+    model.__class__ = type(base.__name__, (TaskT5, base), {"__module__": base.__module__})
+    model.tasks, model.settings = tasks, dataclasses.replace(settings)
+    held = settings.adapters if settings.method == "adapters" else settings.task_embeddings
+    names = list(held or tasks)
+    model.routes = hypernet.Routes(tasks, names)
+    vectors = None
+    if settings.method not in ("finetune", "adapters"):
+        if embeddings is not None and settings.task_embedding_dir is None:
+            model.settings.task_embedding_dir = "given"
+        vectors = model.task_embedding_controller = _task_embeddings(names, settings, embeddings)
+    stacks = (model.encoder, model.decoder)
+    model.stack_hooks = [StackHooks(s, model.routes, _stack_adapters(s, model, vectors)) for s in stacks]
+    model.to(model.shared.weight.device)
+    trainable(model, settings)
+    return model
+
+
+def _task_embeddings(names, settings, given):
+    if given is None and settings.task_embedding_dir is not None:
+        given = read_task_embeddings(settings.task_embedding_dir, names, settings.task_embedding_dim)
+    projected = (settings.task_hidden_dim, settings.projected_task_embedding_dim)
+    return hypernet.TaskEmbeddings(names, settings.task_embedding_dim,
+                                   projected if settings.train_task_embeddings else None, given,
+                                   settings.parametric_task_embedding)  # fmt: skip
+
+
+def _stack_adapters(stack, model, vectors):
+    """Put a stack's parameters into it; returns its `StackAdapters`, or None in full fine-tuning."""
+    s = model.settings
+    width = model.config.d_model
+    sizes = dict(width=width, bottleneck=width // s.reduction_factor)
+    norms = dict(pre=s.add_layer_norm_before_adapter, post=s.add_layer_norm_after_adapter)
+    if s.method == "finetune":
+        return None
+    if s.method in ("hyperformer", "hyperformer++"):
+        stack.adapter_layers_hyper_net = hypernet.LayersHyperNet(
+            len(stack.block), vectors.size, s.task_hidden_dim, s.projected_task_embedding_dim, **sizes,
+            one=s.method == "hyperformer++", layer_norm=s.unique_hyper_net_layer_norm, **norms,
+        )  # fmt: skip
+        return hypernet.StackAdapters(model.routes, None, stack.adapter_layers_hyper_net, vectors, s.non_linearity)
+    controllers = []
+    for block in stack.block:
+        for layer in (block.layer[0], block.layer[-1]):
+            if s.method == "adapters":
+                made = hypernet.AdapterController(model.routes.names, **sizes, activation=s.non_linearity, **norms)
+            else:
+                made = hypernet.MetaController(vectors.size, **sizes, conditional=s.conditional_layer_norm, **norms)
+            layer.adapter_controller = made
+            controllers.append(made)
+    return hypernet.StackAdapters(model.routes, controllers, None, vectors, s.non_linearity)
+
+
+def check(config, tasks, settings, place="settings"):
+    """Whether settings fit a T5's config and the tasks; a `UserError` says what does not."""
+    kind = getattr(config, "model_type", None)
+    if kind not in MODEL_TYPES:
+        raise UserError(f"model_type {kind!r}", place="the backbone", expected="one of " + ", ".join(MODEL_TYPES),
+                        remedy="choose a T5")  # fmt: skip
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise UserError(f"the tasks {list(tasks)}", place="tasks", expected="one name or more, each once")
+    for field, held, known in (
+        ("method", settings.method, METHODS),
+        ("non_linearity", settings.non_linearity, ACTIVATIONS),
+    ):
+        if held not in known:
+            raise UserError(f"{held!r}", place=field, expected="one of " + ", ".join(known))
+    for field in ("adapters", "task_embeddings"):
+        names = getattr(settings, field)
+        if names is not None and len(names) != len(tasks):
+            raise UserError(f"{len(names)} names ({', '.join(names)})", place=field,
+                            expected=f"one for each of the {len(tasks)} tasks {', '.join(tasks)}")  # fmt: skip
+    for name in [*tasks, *(settings.adapters or []), *(settings.task_embeddings or [])]:
+        if not name or "." in name:
+            raise UserError(f"{name!r}", place="the name of a task, adapter or task embedding",
+                            expected="a name without dots: it becomes part of a parameter's name")  # fmt: skip
+    if not 1 <= settings.reduction_factor <= config.d_model:
+        raise UserError(f"{settings.reduction_factor}", place="reduction_factor",
+                        expected=f"1 to the model's width {config.d_model}")  # fmt: skip
+    for field in ("task_embedding_dim", "projected_task_embedding_dim", "task_hidden_dim"):
+        if getattr(settings, field) < 1:
+            raise UserError(f"{getattr(settings, field)}", place=field, expected="1 or more")
+
+
+def read_task_embeddings(directory, names, size):
+    """{name: tensor [size]} from <name>.npy files; anything that does not fit is a `UserError`."""
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+
+    found = {}
+    for name in dict.fromkeys(names):
+        path = Path(directory) / f"{name}.npy"
+        if not path.is_file():
+            held = ", ".join(sorted(p.stem for p in Path(directory).glob("*.npy"))) or "none"
+            raise UserError(
+                f"no such file (embeddings there: {held})",
+                place=path,
+                expected="an embedding for each task",
+                remedy="compute_task_embeddings.py writes them",
+            )
+        try:
+            value = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            raise UserError(f"not a readable .npy file: {error}", place=path, remedy="compute it again") from error
+        if value.dtype.kind not in "fiu" or not np.isfinite(value).all():
+            raise UserError("holds values that are not finite numbers", place=path, remedy="compute it again")
+        if value.size != size:
+            raise UserError(
+                f"{value.size} values (shape {list(value.shape)})",
+                place=path,
+                expected=f"task_embedding_dim, {size}",
+                remedy=f"--task_embedding_dim {value.size}",
+            )
+        found[name] = torch.from_numpy(value.reshape(-1).astype(np.float32))
+    return found
+
+
+# ---- what is trained
+
+
+def trainable(model, settings):
+    """Choose what is trained, by the flags in their published order; what comes later overrides what came before.
+
+    All of an adapter method: adapters and hypernetworks with their norms and the task embeddings, the T5 is frozen;
+    freeze_model: nothing; freeze_model_but_lm_head: only the output head (where it is tied, the embeddings);
+    freeze_embeds: not the embeddings; freeze_encoder: nothing of the encoder;
+    freeze_model_but_task_embeddings: only these; unfreeze_lm_head; unfreeze_layer_norms: all layer norms;
+    unfreeze_model: everything. Given task embeddings stay fixed unless `parametric_task_embedding`.
+
+    `requires_grad` is set here once. (The published code set it anew in every forward, for the batch's task alone.)
+
+    Returns:
+        {name: parameter} of what is trained.
+    """
+    model.requires_grad_(True)
+    vectors = getattr(model, "task_embedding_controller", None)
+    if settings.method != "finetune":
+        model.requires_grad_(False)
+        for name, p in model.named_parameters():
+            p.requires_grad_(is_added(name))
+    if settings.freeze_model:
+        model.requires_grad_(False)
+    if settings.freeze_model_but_lm_head:
+        model.requires_grad_(False)
+        model.lm_head.requires_grad_(True)
+    if settings.freeze_embeds:
+        for module in (model.shared, model.encoder.embed_tokens, model.decoder.embed_tokens):
+            module.requires_grad_(False)
+    if settings.freeze_encoder:
+        model.encoder.requires_grad_(False)
+    if settings.freeze_model_but_task_embeddings:
+        model.requires_grad_(False)
+        if vectors is not None:
+            vectors.task_to_embeddings.requires_grad_(True)
+    if settings.unfreeze_lm_head:
+        model.lm_head.requires_grad_(True)
+    if settings.unfreeze_layer_norms:
+        for module in model.modules():
+            if is_norm(module):
+                module.requires_grad_(True)
+    if settings.unfreeze_model:
+        model.requires_grad_(True)
+    if vectors is not None and vectors.fixed:
+        vectors.task_to_embeddings.requires_grad_(False)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def is_norm(module):
+    """Whether a module is a layer norm: torch's, or a T5's, which each of its kinds has its own class for."""
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("LayerNorm")
+
+
+def is_added(name):
+    """Whether a parameter of this name stands beside the T5."""
+    return _kind(name) in ("adapters", "hypernetworks", "task_embeddings")
+
+
+def _kind(name):
+    parts = name.split(".")
+    if parts[0] == "task_embedding_controller":
+        return "task_embeddings"
+    if any(p == "adapter_layers_hyper_net" or p.startswith("meta_") or p.endswith("_hypernet") for p in parts):
+        return "hypernetworks"
+    if "adapter_controller" in parts:
+        return "adapters"
+    return "layer_norms" if parts[-2].endswith("layer_norm") else "backbone"
+
+
+def ledger(model):
+    """The trained share of a model.
+
+    Returns:
+        dict(adapters, hypernetworks, task_embeddings, layer_norms, backbone: trained parameters of each kind, layer
+        norms being the T5's and backbone the rest of it; total: parameters of the bare T5).
+    """
+    counts = dict(adapters=0, hypernetworks=0, task_embeddings=0, layer_norms=0, backbone=0, total=0)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            counts[_kind(name)] += p.numel()
+        if not is_added(name):
+            counts["total"] += p.numel()
+    return counts
+
+
+def describe(model):
+    """One line for the log: what is trained, and its share of the T5, in all and for each task."""
+    counts = ledger(model)
+    total = counts.pop("total")
+    trained = sum(counts.values())
+    parts = " + ".join(f"{kind.replace('_', ' ')} {n:,}" for kind, n in counts.items() if n) or "nothing"
+    share = 100 * trained / total
+    size = f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total:,}"
+    return f"trained: {parts} = {share:.2f} % of {size} ({share / len(model.tasks):.2f} % a task)"
