@@ -8,6 +8,9 @@
     python evaluate_lifelong.py --model_dirs …/ag_e2enlg_0.2_1 …/ag_e2enlg_0.2_2 --output_dir results/ag_e2enlg
 
 The final model of every task answers the test questions of all tasks; with --test_all those of every epoch do, too.
+Where each task has its own adapter (--own_adapters) a question goes through that of its task: of one not learnt yet
+the adapter it would start from, untrained, or with --own_adapters previous as the last learnt task has made its own;
+forward transfer is then what the shared rows, or rows and adapter, bring along.
 Answers are greedy; --top_k_qa, --top_p_qa or --temperature_qa let them be drawn, from --qa_seed. Written beside each
 model: metrics.json (epoch: task: scores) and qa_<task>_<epoch>.csv (y: true answer, pred: answer, logs: the log of the
 answer's probability); the last epoch is called final. Written into the sequence's directory, and of several into

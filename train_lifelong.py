@@ -7,7 +7,7 @@
     python train_lifelong.py --tasks e2enlg rnnlg.rest rnnlg.hotel --gen_lm_sample_percentage 0.2 --add_task_tokens \\
         --distil --seq_distil --train_teachers
     python train_lifelong.py --data_dir data/samples/lifelong --model_dir_root runs/lifelong --tasks ag e2enlg \\
-        --model_name smollm2 --seq_train_type ewc --adapter_bottleneck 64
+        --model_name smollm2 --seq_train_type ewc --adapter_bottleneck 64 --own_adapters
   several processes or GPUs:
     torchrun --nproc_per_node 2 train_lifelong.py --tasks …
 
@@ -18,8 +18,11 @@ MODEL_ROOT_DIR/<model>/<type>/<t1_t2_…>_<pct>_<seed>/<task>/ (_seed_<seed> unl
 once). With --distil, --seq_distil or --real_sample their names follow, so that each has a directory of its own.
 
 Killed at any moment, the same command (or --resume DIR) goes on to the same weights: what is done is not done again.
-Whole models are learnt; with --adapter_bottleneck one adapter, shared by all tasks, and the special tokens' rows. (An
-adapter for each task would forget nothing, and have nothing to replay: that is train.py and combine_all.py.)
+Whole models are learnt; with --adapter_bottleneck N one adapter, shared by all tasks, and the special tokens' rows;
+with --own_adapters an adapter for each task, and the rows, which are still shared. Another task's samples then never
+move a task's adapter. They move the rows, so there is still something to forget: replayed samples and gem's memory go
+through their own tasks' adapters, ewc and mas hold the rows. (Tasks that share no rows either forget nothing, and have
+nothing to replay: that is train.py and combine_all.py.)
 evaluate_lifelong.py takes that directory, or the flags that name it, and scores every task after every task.
 """
 

@@ -6,6 +6,7 @@ import torch
 
 from adapters import checkpoint, inference
 from adapters.attach import label_places
+from lifelong import routing
 from lifelong.encoding import FILL, SEP, Encoder
 from utils.decoding import Decoding, Prompt, decode
 from utils.devices import autocast
@@ -77,7 +78,7 @@ def check_fit(made, qas):
     return longest
 
 
-def answer(answerer, qas, sampling=None, batch_size=32, progress=None):
+def answer(answerer, qas, sampling=None, batch_size=32, progress=None, task=None):
     """Answer questions, greedily or by chance. An answer is as long as the longest true one at the most.
 
     Args:
@@ -86,6 +87,7 @@ def answer(answerer, qas, sampling=None, batch_size=32, progress=None):
         sampling: None: greedy; or dict(top_k, top_p, temperature, seed).
         batch_size: questions at once.
         progress: called with the number of answers so far.
+        task: its name, which a model whose tasks have adapters of their own is to be told.
 
     Returns:
         (texts, prompts and answers as lists of ids)
@@ -97,19 +99,21 @@ def answer(answerer, qas, sampling=None, batch_size=32, progress=None):
     limit = min(limit, answerer.positions - 1 - max(map(len, prompts)))
     sampling = dict(no_sample=False, **sampling) if sampling else dict(no_sample=True)
     how = Decoding(max_length=limit, min_length=0, batch_size=batch_size, **sampling)
-    starts = [Prompt(ids, None, 0, made.eos) for ids in prompts]
+    at = 0 if task is None else routing.task_id(answerer.model, task) or 0
+    starts = [Prompt(ids, None, at, made.eos) for ids in prompts]
     found = decode(answerer.model, tokenizer, starts, how, dtype=answerer.dtype, progress=progress)
     texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() for ids in found]
     return texts, list(zip(prompts, found))
 
 
 @torch.no_grad()
-def log_probabilities(answerer, pairs, batch_size=32):
+def log_probabilities(answerer, pairs, batch_size=32, task=None):
     """What the model gives its answers: the sum over an answer's tokens and its end of their log-probabilities.
 
     Args:
         answerer: `Answerer`.
         pairs: a list of (ids of the prompt, ids of the answer).
+        batch_size, task: as in `answer`.
 
     Returns:
         a list of floats, in natural logarithms.
@@ -120,6 +124,7 @@ def log_probabilities(answerer, pairs, batch_size=32):
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
         batch = _labelled([pairs[i] for i in chosen], answerer.encoder.eos, answerer.tokenizer.pad_token_id)
+        batch |= routing.rows_of(answerer.model, task, len(chosen))
         labels = batch.pop("labels")
         rows, _, targets = label_places(labels)
         with autocast(device, answerer.dtype):

@@ -107,7 +107,7 @@ class LifelongBatches:
         positions: the model's longest sequence.
         budget: see above, of one process.
         cap: the most samples of a batch, in all processes together.
-        task_ids: {task: the id its rows have in the model}, or None where it has one or none.
+        task_ids: {task: the id its rows have in the model} of all tasks of the model, or None where those share all.
         weighted: with `Targets` for `WeightedLoss`; False: the labels of the answers alone, for a validation loss.
         rank, world: this process and how many there are.
         seed, shuffle: as in `plan`.
@@ -122,7 +122,8 @@ class LifelongBatches:
         self.budget, self.cap, self.task_ids, self.weighted = budget, cap, task_ids, weighted
         self.rank, self.world, self.planning = rank, world, dict(seed=seed, shuffle=shuffle)
         self.lengths = np.array([len(row) for row in rows], np.int64)
-        self.splits = list(dict.fromkeys(row.task for row in rows))
+        # With task ids a task has parameters of its own, also one without a row here.
+        self.splits = list(dict.fromkeys(row.task for row in rows) if task_ids is None else task_ids)
         self.skip, self.pieces = set(), 1
         self._planned = None
         if len(rows) and (longest := self.lengths.max() + 2) > positions:

@@ -133,26 +133,22 @@ class Projection:
         """Change the parameters' gradients of optimizer step `step`, where they would harm an earlier task."""
         if not self.memories:
             return
-        held = [p.grad for p in self.parameters]
         devices = {p.device.index for p in self.parameters if p.device.type == "cuda"}
         with torch.random.fork_rng(sorted(devices)):
             memories = torch.stack([self._gradient(losses(step)) for losses in self.memories.values()])
-        for p, gradient in zip(self.parameters, held):
-            p.grad = gradient
-        gradient = self._flat()
+        gradient = self._flat([p.grad for p in self.parameters])
         if bool((memories @ gradient < 0).any()):
             self._put(project(gradient, memories, self.margin))
             self.projected += 1
 
     def _gradient(self, losses):
-        for p in self.parameters:
-            p.grad = None
-        for loss in losses:
-            loss.backward()
-        return summed(self._flat())
+        # Not `backward`: where several processes learn it would tell DDP that a parameter was used which the next
+        # step does not use, as an earlier task's own adapter.
+        found = (torch.autograd.grad(loss, self.parameters, allow_unused=True) for loss in losses)
+        return summed(sum(map(self._flat, found)))
 
-    def _flat(self):
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+    def _flat(self, gradients):
+        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients)]
         return torch.cat([part.flatten().float() for part in parts])
 
     def _put(self, flat):

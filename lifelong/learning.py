@@ -22,7 +22,7 @@ import torch
 
 from adapters import attach as adapting
 from adapters import backbones, checkpoint, inference
-from lifelong import answers, samples, sequence, tasks
+from lifelong import answers, routing, samples, sequence, tasks
 from lifelong import batches as batching
 from lifelong import importance as weighing
 from lifelong.encoding import gen_token, special_tokens
@@ -38,8 +38,6 @@ from utils.files import atomic_write, write_json
 from utils.runs import record
 from utils.training import Settings, Trainer
 
-# All tasks' special tokens, and the adapter if there is one, belong to one "task" of the model.
-SHARED = "lifelong"
 # (highest rate, eps of Adam): LAMOL's, which are for whole models, and what an adapter needs.
 RATES = {"full": (6.25e-5, 1e-4), "adapter": (1e-3, 1e-6)}
 
@@ -67,10 +65,12 @@ def load(args):
     model, tokenizer = backbones.load(args.model_checkpoint)
     names = special_tokens(sequence.learnt(args), args.add_task_tokens, args.use_sep)
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
-    widths = None if args.adapter_bottleneck is None else {SHARED: args.adapter_bottleneck}
+    markers, widths, own_columns = routing.layout(names, sequence.learnt(args), args.adapter_bottleneck,
+                                                  args.own_adapters)  # fmt: skip
     positions = min(args.max_len, backbones.family_of(model.config).positions(model.config))
     torch.manual_seed(args.seed)
-    adapting.attach(model, tokenizer, {SHARED: names}, widths)
+    adapting.attach(model, tokenizer, markers, widths, own_columns)
+    routing.hold_empty_rows(model)
     made = answers.encoder(tokenizer, positions, args.use_sep)
     return Learner(model, tokenizer, made, positions, model.backbone_fingerprint)
 
@@ -209,6 +209,7 @@ class Sequence:
         say(f"done: {result['steps']} steps, {result['tokens_per_second']:.0f} tokens/s, {result['seconds']:.0f} s, "
             f"peak memory {result['peak_memory_mb']} MB")  # fmt: skip
         last = stage == list(sequence.stages(self.args))[-1]
+        self.hand_on(names)
         trainer.on_rank0(lambda: run.finish(trainer.save_model))
         if self.importance and not last:
             self.weigh(rows)
@@ -226,6 +227,21 @@ class Sequence:
         if self.importance and len(self.progress.finished) > 1:
             before = sequence.stage_directory(self.folder, self.progress.finished[-2])
             trainer.on_rank0(lambda: (before / "importance.pt").unlink(missing_ok=True))
+
+    def save(self, folder, names):
+        """Write the model of a stage of these tasks, at any of its steps."""
+        self.hand_on(names)
+        checkpoint.save(self.learner.model, self.learner.tokenizer, folder)
+
+    def hand_on(self, names):
+        """--own_adapters previous: what is not learnt yet starts from what this stage makes of its adapter.
+
+        No row of this stage goes through the later tasks' adapters, so it may be done at any time; done at every
+        saving, each model scores a later task with what that would start from.
+        """
+        if self.args.own_adapters == sequence.PREVIOUS:
+            order = list(self.data)
+            routing.hand_on(self.learner.model, names[0], order[order.index(names[0]) + 1 :])
 
     # ---- what is learnt
 
@@ -265,6 +281,7 @@ class Sequence:
             with evaluation.Progress(count, f"generating {name}") as done:
                 return replay(path, name, gen, count, learner.model, learner.tokenizer, learner.encoder,
                               replace(self.sampling, batch_size=size), number=number, dtype=self.dtype,
+                              task_id=routing.task_id(learner.model, name),
                               progress=done if self.rank == 0 else None)  # fmt: skip
 
         # The first process generates, the others read.
@@ -294,6 +311,7 @@ class Sequence:
             cap = batching.most_samples(len(rows), args.min_n_steps, args.min_batch_size)
         return batching.LifelongBatches(rows, objective, self.learner.tokenizer.pad_token_id, self.learner.positions,
                                         budget, cap, weighted=weighted, rank=self.rank if share else 0, world=world,
+                                        task_ids=routing.task_ids(self.learner.model, self.data),
                                         seed=args.seed)  # fmt: skip
 
     def trainer(self, run, rows, names, teacher):
@@ -308,16 +326,16 @@ class Sequence:
                             gradient_accumulation_steps=args.gradient_accumulation_steps, dtype=self.dtype)  # fmt: skip
         trainer = Trainer(
             learner.model, batches, None, settings, run,
-            save_model=lambda folder: checkpoint.save(learner.model, learner.tokenizer, folder),
+            save_model=lambda folder: self.save(folder, names),
             load_model=lambda folder: checkpoint.load_weights(learner.model, folder), data_key=_key(rows),
-            prepare=loss.prepare, smaller=batches.smaller,
+            prepare=loss.prepare, smaller=batches.smaller, owners=routing.owners(learner.model, self.data),
             resume_command=resume_command("train_lifelong.py", self.folder),
         )  # fmt: skip
         run.epoch_steps, run.epochs, run.keep_epochs = trainer.epoch_steps, epochs, not args.only_final
         annealing = Annealing.of(lr, len(batches), epochs, args.n_warmup_ratio, args.decay_style)
         trainer.schedule = lambda step: annealing(batches.seen(trainer.places(step)))
         if self.memory:
-            trainer.project = Projection(trainer.params, self.memories(), args.qp_margin)
+            trainer.project = Projection(self.projected(trainer.params, names), self.memories(), args.qp_margin)
         return trainer
 
     # ---- against forgetting
@@ -329,6 +347,16 @@ class Sequence:
             batches = self.batches(self.encode(name, kept, True), Objective(None), weighted=False)
             found[name] = memory_losses(self.learner.model, batches, self.dtype)
         return found
+
+    def projected(self, parameters, names):
+        """GEM: the parameters whose gradients are projected, all but the adapters of tasks not learnt yet.
+
+        A gradient of zeros would not let those rest: it still brings weight decay. An earlier task's own adapter is
+        moved with its memory, where that has a part in the projection.
+        """
+        owners = routing.owners(self.learner.model, self.data)
+        resting = {id(p) for task, own in owners.items() if task not in (*names, *self.memory.kept) for p in own}
+        return [p for p in parameters if id(p) not in resting]
 
     def weigh(self, rows):
         """EWC, MAS: add the importance of the task that has been learnt."""
@@ -373,7 +401,9 @@ def train_teacher(args, task, dtype):
     Returns:
         its directory.
     """
-    plain = dict.fromkeys(("distil", "seq_distil", "real_sample", "dynamic_epochs", "upsample_data", "unbound"), False)
+    # With one task its own adapter is the shared one.
+    plain = dict.fromkeys(("distil", "seq_distil", "real_sample", "dynamic_epochs", "upsample_data", "unbound",
+                           "own_adapters"), False)  # fmt: skip
     own = Namespace(**{**vars(args), **plain, "tasks": [task], "seq_train_type": "lll"})
     # Other tasks may want other teachers first; a new model for each keeps them apart.
     learner, data = load(own), read_tasks(own)

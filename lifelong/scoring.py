@@ -82,7 +82,8 @@ def opened(folder):
         raise UserError("no run.json here", place=place, expected=expected, remedy="check the path and the flags")
     try:
         flags = json.loads(path.read_text(encoding="utf-8"))["flags"]
-        found = Namespace(**flags)
+        # Runs from before the flag was there have the one adapter that all tasks share.
+        found = Namespace(**{"own_adapters": None, **flags})
         stages = sequence.stages(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"not a run.json of train_lifelong.py: {brief(str(error))}", place=place,
@@ -184,8 +185,8 @@ def answered(answerer, part, how, path):
 
     def work(size):
         with evaluation.Progress(len(part.qas), f"answering {part.task.name}") as done:
-            texts, pairs = answer(answerer, part.qas, how.sampling, size, done)
-        return texts, log_probabilities(answerer, pairs, size)
+            texts, pairs = answer(answerer, part.qas, how.sampling, size, done, part.task.name)
+        return texts, log_probabilities(answerer, pairs, size, part.task.name)
 
     texts, logs = BackOff(how.batch_size, "--test_batch_size").run(work)
     table = io.StringIO()

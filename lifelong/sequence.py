@@ -11,7 +11,8 @@
             metrics.json, qa_<task>_<n>.csv what evaluate_lifelong.py found
     <model_dir_root>/<model>/teachers/<task>_<key>/<task>/      teachers of --train_teachers
 
-<key> names a teacher's data, backbone and flags; <model> is followed by _adapter_<N> where an adapter is trained.
+<key> names a teacher's data, backbone and flags; <model> is followed by _adapter_<N> where an adapter is trained,
+<seed> by _own where each task has its own (_own_previous: it starts from the one before).
 """
 
 import json
@@ -30,6 +31,8 @@ from utils.runs import Run
 
 MODES = ("lll", "finetune", "multitask", "multilm", "mas", "ewc", "gem")
 TOGETHER = ("multitask", "multilm")
+# What a new task's own adapter starts from: chance, or what the task before has made of its own.
+FRESH, PREVIOUS = "fresh", "previous"
 STATE, FINAL = "sequence.json", "final"
 # What makes another run of the same tasks gets a name of its own behind the published one.
 VARIANTS = ("distil", "seq_distil", "real_sample")
@@ -47,6 +50,10 @@ def name_flags(parser):
     g.add_argument("--adapter_bottleneck", type=flags.not_negative, metavar="N",
                    help="train one adapter of this width, shared by all tasks, and the special tokens' rows beside a "
                         "frozen backbone; 0: the rows alone (default: the whole model is trained)")  # fmt: skip
+    g.add_argument("--own_adapters", nargs="?", const=FRESH, choices=(FRESH, PREVIOUS),
+                   help="with --adapter_bottleneck N each task has an adapter of this width of its own, the special "
+                        f"tokens' rows are still shared; it starts fresh, or as that of the {PREVIOUS} task has been "
+                        "learnt (default: all share one)")  # fmt: skip
     g.add_argument("--distil", action="store_true", help="Word-KD: learn a teacher's distributions")
     g.add_argument("--seq_distil", action="store_true", help="Seq-KD: learn a teacher's texts, from <task>_…-distil-…")
     g.add_argument("--real_sample", action="store_true", help="lll: replay real samples instead of generated ones")
@@ -67,6 +74,14 @@ def check_names(parser, args):
     for flag, variable in (("data_dir", "DATA_DIR"), ("model_dir_root", "MODEL_ROOT_DIR")):
         if not getattr(args, flag):
             parser.error(f"--{flag} is needed, or the variable {variable}")
+    if not args.own_adapters:
+        return
+    if not args.adapter_bottleneck:
+        parser.error("--own_adapters goes with --adapter_bottleneck N, the width of each, N from 1")
+    if args.unbound:
+        parser.error("--own_adapters: the parts of --unbound are no tasks, a question could not be told whose it is")
+    if args.own_adapters == PREVIOUS and args.seq_train_type in TOGETHER:
+        parser.error(f"--own_adapters {PREVIOUS}: {args.seq_train_type} learns all tasks at once, none comes first")
 
 
 def model_directory(args):
@@ -81,6 +96,8 @@ def directory(args):
     ending = f"{args.gen_lm_sample_percentage:g}_{args.seed}" if lll else f"seed_{args.seed}"
     variants = "".join(f"_{flag}" for flag in VARIANTS if getattr(args, flag))
     variants += f"_unbound_{args.unbound}" if args.unbound else ""
+    if args.own_adapters:
+        variants += "_own" if args.own_adapters == FRESH else f"_own_{args.own_adapters}"
     return model_directory(args) / args.seq_train_type / f"{'_'.join(args.tasks)}_{ending}{variants}"
 
 

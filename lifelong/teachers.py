@@ -9,7 +9,7 @@ import ignite.distributed as idist
 import torch
 
 from adapters import checkpoint
-from lifelong import answers, samples, tasks
+from lifelong import answers, routing, samples, tasks
 from lifelong.batches import BackOff
 from lifelong.encoding import gen_token
 from lifelong.losses import Teacher
@@ -25,13 +25,14 @@ def load_teacher(learner, folder, task, args, dtype=torch.float32):
         UserError: it is no teacher for this learner.
     """
     model, tokenizer = checkpoint.load(folder)
+    check_holds(model, folder, task)
     known, ours = tokenizer.get_vocab(), gen_token(task, args.add_task_tokens)
     names = (ours, gen_token(task, True), gen_token(task, False))
     theirs = next((token for token in names if token in known), ours)
     aliases = {} if theirs == ours else {ours: theirs}
     try:
         found = Teacher((model.eval(), tokenizer), (learner.model, learner.tokenizer), aliases,
-                        temperature=args.temperature_kd, dtype=dtype)  # fmt: skip
+                        task=routing.task_id(model, task), temperature=args.temperature_kd, dtype=dtype)  # fmt: skip
     except UserError as error:
         raise UserError(error.found, place=f"the teacher {folder}",
                         expected="a teacher whose backbone has the student's tokenizer",
@@ -45,6 +46,15 @@ def load_teacher(learner, folder, task, args, dtype=torch.float32):
                             expected=f"a teacher of {task}, trained with the same --use_sep",
                             remedy="train one: --train_teachers")  # fmt: skip
     return found
+
+
+def check_holds(model, folder, task):
+    """A `UserError` where a teacher's tasks have adapters of their own, and this is none of them."""
+    try:
+        routing.task_id(model, task)
+    except KeyError:
+        raise UserError(f"it holds the tasks {', '.join(model.info.tasks)}", place=f"the teacher {folder}",
+                        expected=f"a teacher of {task}", remedy="train one: --train_teachers") from None  # fmt: skip
 
 
 def check_teachers(learner, teachers, args):
@@ -65,10 +75,11 @@ def distilled(args, task, folder, dtype):
     with idist.one_rank_first():
         if not path.exists():
             teacher = answers.Answerer.load(folder, idist.device(), dtype, args.max_len)
+            check_holds(teacher.model, folder, task.name)
 
             def work(size):
                 with evaluation.Progress(len(qas), f"texts of the teacher of {task.name}") as done:
-                    return answers.answer(teacher, qas, batch_size=size, progress=done)[0]
+                    return answers.answer(teacher, qas, batch_size=size, progress=done, task=task.name)[0]
 
             texts = BackOff(32, "questions at once", say=say).run(work)
             samples.save(path, [replace(qa, answers=(text,)) for qa, text in zip(qas, texts)])

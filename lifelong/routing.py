@@ -1,0 +1,80 @@
+"""Which adapter a task's rows go through: the one that all tasks share, or the task's own (--own_adapters).
+
+An attached model is one of "tasks", each with rows of special tokens, an adapter, or both. A sequence is attached as
+
+    SHARED                  the special tokens' rows, and the adapter of this width where all tasks share it
+    <task>, <task>, …       with --own_adapters: an adapter of this width each, and no rows; SHARED then has no adapter
+
+so banks, routing and checkpoints are those of every attached model. All tasks' rows are scored against all special
+tokens either way, and a task whose own adapter no row of a step goes through rests in it.
+"""
+
+import torch
+
+from adapters.attach import owners as owned
+from adapters.bottleneck import AdapterBank
+
+SHARED = "lifelong"
+
+
+def layout(tokens, tasks, width, own):
+    """What to attach: (markers, bottlenecks, own_columns) as `adapters.attach.attach` takes them.
+
+    Args:
+        tokens: the special tokens of the sequence.
+        tasks: its names, in order.
+        width: of an adapter; None: there is none, the whole model is trained.
+        own: whether each task has its own.
+    """
+    if not own:
+        return {SHARED: tokens}, None if width is None else {SHARED: width}, True
+    names = [adapter_name(task) for task in tasks]
+    return {SHARED: tokens} | {name: [] for name in names}, {SHARED: 0} | dict.fromkeys(names, width), False
+
+
+def adapter_name(task):
+    """What a task's own adapter is called; torch allows no dot in the name of a module."""
+    return task.replace(".", "_")
+
+
+def hold_empty_rows(model):
+    """Nothing is trained of a table of no rows: optimizers and processes need not know of it."""
+    for name, p in model.named_parameters():
+        if ".rows.tasks." in name and not p.numel():
+            p.requires_grad_(False)
+
+
+def task_id(model, task):
+    """The id of a task's rows in a model, or None where its tasks share all there is.
+
+    Raises:
+        KeyError: the tasks have adapters of their own, and this is none of them.
+    """
+    return model.task_id(adapter_name(task)) if len(model.info.tasks) > 1 else None
+
+
+def task_ids(model, tasks):
+    """{task: `task_id`} for `LifelongBatches`, or None where the tasks share all there is."""
+    return {task: task_id(model, task) for task in tasks} if len(model.info.tasks) > 1 else None
+
+
+def owners(model, tasks):
+    """{task: the parameters that only its rows go through}; {} where the tasks share all there is."""
+    if len(model.info.tasks) == 1:
+        return {}
+    found = owned(model)
+    return {task: found[adapter_name(task)] for task in tasks}
+
+
+def hand_on(model, task, later):
+    """Let the adapters of tasks that are not learnt yet be that of `task`."""
+    for bank in (module for module in model.modules() if isinstance(module, AdapterBank)):
+        learnt = bank.adapters[adapter_name(task)].state_dict()
+        for name in later:
+            bank.adapters[adapter_name(name)].load_state_dict(learnt)
+
+
+def rows_of(model, task, count):
+    """What a forward of `count` rows of one task takes beside its inputs."""
+    found = task_id(model, task) if task is not None else None
+    return {} if found is None else dict(task_ids=torch.full((count,), found))
