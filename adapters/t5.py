@@ -4,7 +4,7 @@
     model(input_ids=…, attention_mask=…, labels=…, task_ids=torch.tensor([0, 1, 0]))
     model.generate(input_ids=…, attention_mask=…, num_beams=4, task_ids=torch.tensor([0, 1, 0]))
 
-The model stays the transformers model it was (T5, v1.1, Flan, mT5, UMT5), its class a subclass whose forward takes
+The model stays the transformers model it was (T5, v1.1, Flan, mT5), its class a subclass whose forward takes
 `task_ids`, one integer a row; a batch may mix tasks. In encoder and decoder an adapter stands after self-attention and
 after feed-forward, `h + dropout(A(sublayer(norm(h))))`, put there by hooks; cross-attention has none (Karimi Mahabadi
 et al. 2021, "Parameter-efficient Multi-task Fine-tuning for Transformers via Shared Hypernetworks").

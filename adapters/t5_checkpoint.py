@@ -6,7 +6,8 @@ A directory holds
     adapter_model.safetensors   adapters, hypernetworks, task embeddings, and what else was trained (layer norms, …),
                                 under the published code's names
     tokenizer files
-    backbone/                   where all of the backbone was trained too: an ordinary transformers directory
+    backbone/                   where no name leads to the backbone, as all of it was trained too, or it was made from
+                                scratch: an ordinary transformers directory
 
 A fully fine-tuned T5 is an ordinary transformers directory whose config.json also names tasks and settings.
 Nothing is ever unpickled.
@@ -27,7 +28,7 @@ from adapters.checkpoint import (
     _write_tensors,
     read_safetensors,
 )  # fmt: skip
-from adapters.t5_model import MODEL_TYPES, T5Settings, attach, is_added
+from adapters.t5_model import T5Settings, attach, check_kind, is_added
 from utils.errors import UserError, first_line
 from utils.files import atomic_write, write_json
 
@@ -44,84 +45,21 @@ TABLES = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens
 
 
 def load_backbone(name, random_init=None):
-    """A T5 and its tokenizer.
-
-    Args:
-        name: an embedded name (`tiny-t5`), a local directory, or a hub name.
-        random_init: a seed: the same shape with fresh weights drawn from it. None: the pretrained ones.
-
-    Returns:
-        (model in fp32 and eval mode, tokenizer); `model.random_init_seed` and `model.backbone_fingerprint` as of
-        `backbones.load`.
-
-    Raises:
-        UserError: nothing by that name, no T5, files that cannot be read or do not fit each other.
-    """
-    place = f"--model_name_or_path {name}"
+    """A T5 and its tokenizer: `backbones.load`, and a `UserError` where the model is no T5."""
+    place = f"--model_checkpoint {name}"
     folder = embedded.folder(name) if name in embedded.NAMES else name
-    config = backbones.read_config(folder, place)
-    kind = getattr(config, "model_type", None)
-    if kind not in MODEL_TYPES:
-        raise UserError(f"model_type {kind!r}", place=place, expected="one of " + ", ".join(MODEL_TYPES),
-                        remedy="choose a T5")  # fmt: skip
-    seed = None if random_init is None or random_init is False else int(random_init)
-    tokenizer = _tokenizer(folder, place)
-    model = _t5(folder, config, place, seed)
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise UserError(
-            f"the tokenizer knows {len(tokenizer)} tokens, the model's table has {rows} rows",
-            place=place,
-            expected="a row for every token",
-            remedy="use the tokenizer that belongs to the model",
-        )
-    local = name not in embedded.NAMES and Path(name).is_dir()
-    model.config._name_or_path = str(Path(name).resolve()) if local else str(name)
-    model.backbone_fingerprint = backbones.fingerprint(backbone_state(model))
-    model.random_init_seed = seed
-    return model.eval(), tokenizer
-
-
-def _tokenizer(folder, place):
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except Exception as error:
-        # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
-        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", place=place,
-                        expected="tokenizer.json or spiece.model beside config.json") from error  # fmt: skip
-
-
-def _t5(folder, config, place, seed):
-    from transformers import AutoModelForSeq2SeqLM
-
-    config.dtype = torch.float32
-    if seed is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
-    try:
-        model, info = AutoModelForSeq2SeqLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, weights_only=True
-        )
-    except Exception as error:
-        raise UserError(f"the weights cannot be read: {first_line(error)}", place=place,
-                        expected="a whole model.safetensors or pytorch_model.bin",
-                        remedy="fetch the file again") from error  # fmt: skip
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"{len(missing)} weights are missing, first {missing[0]}", place=place,
-                        expected="every weight of the model in the file", remedy="fetch the file again")  # fmt: skip
-    if bad := backbones.not_finite(model.state_dict()):
-        raise UserError(f"the weights hold values that are not numbers (first in {bad})", place=place,
-                        expected="finite numbers", remedy="fetch or copy the file again")  # fmt: skip
-    return model
+    check_kind(backbones.read_config(folder, place), place)
+    return backbones.load(name, random_init)
 
 
 def backbone_state(model):
     """{name: tensor} of the T5 itself, each tensor once, named as before anything was attached."""
-    named = list(model.named_parameters()) + list(model.named_buffers())
-    return {name: tensor.detach() for name, tensor in named if not is_added(name)}
+    return {name: p.detach() for name, p in model.named_parameters() if not is_added(name)}
+
+
+def _fingerprint(model):
+    """The fingerprint that the T5 itself would have if it were loaded by itself."""
+    return backbones.fingerprint({name: t for name, t in model.state_dict().items() if not is_added(name)})
 
 
 # ---- names of the published code
@@ -183,18 +121,20 @@ def load_original(model, state, place="the state dict"):
 # ---- saving
 
 
-def _whole(model):
-    """Whether all of the backbone is trained, so that no name leads to it."""
+def _carried(model):
+    """Whether no name leads to the backbone: all of it is trained, or it never had one."""
+    if getattr(model, "backbone_carried", False) or getattr(model, "backbone_fingerprint", None) is None:
+        return True
     return all(p.requires_grad for n, p in model.named_parameters() if not is_added(n))
 
 
 def adapter_state(model):
     """{published name: tensor} of what stands beside the backbone, and of those of its tensors that are trained."""
-    whole = _whole(model)
+    carried = _carried(model)
     return {
         _original_name(name): p.detach()
         for name, p in model.named_parameters()
-        if is_added(name) or (p.requires_grad and not whole)
+        if is_added(name) or (p.requires_grad and not carried)
     }
 
 
@@ -211,7 +151,7 @@ def save(model, tokenizer, directory, state=None):
         setattr(model.config, TASKS, about)
         _save_backbone(model, directory)
     else:
-        if whole := _whole(model):
+        if carried := _carried(model):
             _save_backbone(model, directory / BACKBONE)
             tokenizer.save_pretrained(directory / BACKBONE)
         state = adapter_state(model) if state is None else state
@@ -220,7 +160,7 @@ def save(model, tokenizer, directory, state=None):
         write_json(directory / CONFIG, dict(
             peft_type=KIND,
             task_type="SEQ_2_SEQ_LM",
-            **_backbone_name(model, whole),
+            **_backbone_name(model, carried),
             model_type=model.config.model_type,
             d_model=model.config.d_model,
             layers=[len(model.encoder.block), len(model.decoder.block)],
@@ -241,15 +181,13 @@ def _save_backbone(model, directory):
             file.write(config.to_json_string())
 
 
-def _backbone_name(model, whole):
+def _backbone_name(model, carried):
     """What adapter_config.json says of the backbone."""
-    if whole:
-        fingerprint = backbones.fingerprint(backbone_state(model))
-        return dict(base_model_name_or_path=BACKBONE, base_model_fingerprint=fingerprint)
-    seed = getattr(model, "random_init_seed", None)
-    said = dict(base_model_name_or_path=model.config._name_or_path,
-                base_model_fingerprint=getattr(model, "backbone_fingerprint", None))  # fmt: skip
-    return said if seed is None else dict(said, random_init_seed=seed)
+    if carried:
+        return dict(base_model_name_or_path=BACKBONE, base_model_fingerprint=_fingerprint(model))
+    seed = {} if model.random_init_seed is None else dict(random_init_seed=model.random_init_seed)
+    return dict(base_model_name_or_path=model.config._name_or_path,
+                base_model_fingerprint=model.backbone_fingerprint, **seed)  # fmt: skip
 
 
 # ---- loading
@@ -318,13 +256,11 @@ def load(directory, task=None):
         raise UserError(f"the checkpoint holds the task(s) {', '.join(tasks)}, not {task!r}", place=directory,
                         expected="a task it was trained for")  # fmt: skip
     if settings.method == "finetune":
-        model, tokenizer = load_backbone(str(path))
+        model, tokenizer = load_backbone(directory)
         return attach(model, tasks, settings).eval(), tokenizer
     config = _read_json(path / CONFIG)
     state = read_safetensors(path / WEIGHTS)
     model, tokenizer = _backbone_of(path, config)
-    if (path / "tokenizer_config.json").is_file():
-        tokenizer = _tokenizer(path, path)
     # Given embeddings lie in the file; the directory they came from may be gone. Their values are copied below.
     names = settings.task_embeddings or tasks
     given = {n: torch.zeros(settings.task_embedding_dim) for n in names} if settings.task_embedding_dir else None
@@ -340,7 +276,7 @@ def load_weights(model, directory):
     if model.settings.method == "finetune":
         _copy(read_safetensors(path / "model.safetensors"), backbone_state(model), path / "model.safetensors")
         return
-    if _whole(model):
+    if _carried(model):
         place = path / BACKBONE / "model.safetensors"
         _copy(read_safetensors(place), backbone_state(model), place)
     _copy_state(model, read_safetensors(path / WEIGHTS), path / WEIGHTS)
@@ -371,7 +307,27 @@ def _backbone_of(path, config):
                         expected=f"{expected}, the weights the adapters were trained on",
                         remedy="its files are of different savings: copy the directory again" if inside
                         else "put the original backbone back, or train again")  # fmt: skip
-    return model, tokenizer
+    model.backbone_carried = inside
+    return model, _tokenizer_of(path, model) or tokenizer
+
+
+def _tokenizer_of(path, model):
+    """The tokenizer that lies beside the adapters, which need not be the backbone's; None where there is none."""
+    from transformers import AutoTokenizer
+
+    if not (path / "tokenizer_config.json").is_file():
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:
+        # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
+        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", place=path,
+                        expected="tokenizer.json", remedy="copy it again") from error  # fmt: skip
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(f"its tokenizer knows {len(tokenizer)} tokens, the model's table has {rows} rows", place=path,
+                        expected="a row for every token", remedy="copy the tokenizer again")  # fmt: skip
+    return tokenizer
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from adapters.bottleneck import ACTIVATIONS
 from utils.errors import UserError
 
 METHODS = ("finetune", "adapters", "hyperformer", "hyperformer++", "meta")
-MODEL_TYPES = ("t5", "mt5", "umt5")
+MODEL_TYPES = ("t5", "mt5")
 _STEP = "adapter_step"
 
 
@@ -194,7 +194,7 @@ def attach(model, tasks, settings, embeddings=None):
     """Make a loaded T5 a model of tasks.
 
     Args:
-        model: a transformers T5ForConditionalGeneration (or MT5…, UMT5…).
+        model: a transformers T5ForConditionalGeneration (or MT5…).
         tasks: their names; a task's id is its place.
         settings: `T5Settings`.
         embeddings: {name: tensor [task_embedding_dim]} of given task embeddings; None: those of
@@ -261,12 +261,17 @@ def _stack_adapters(stack, model, vectors):
     return hypernet.StackAdapters(model.routes, controllers, None, vectors, s.non_linearity)
 
 
-def check(config, tasks, settings, place="settings"):
-    """Whether settings fit a T5's config and the tasks; a `UserError` says what does not."""
+def check_kind(config, place):
+    """A `UserError` where a transformers config is no T5's."""
     kind = getattr(config, "model_type", None)
     if kind not in MODEL_TYPES:
-        raise UserError(f"model_type {kind!r}", place="the backbone", expected="one of " + ", ".join(MODEL_TYPES),
-                        remedy="choose a T5")  # fmt: skip
+        raise UserError(f"model_type {kind!r} is not supported", place=place,
+                        expected="one of " + ", ".join(MODEL_TYPES), remedy="choose a T5")  # fmt: skip
+
+
+def check(config, tasks, settings):
+    """Whether settings fit a T5's config and the tasks; a `UserError` says what does not."""
+    check_kind(config, "the backbone")
     if not tasks or len(set(tasks)) < len(tasks):
         raise UserError(f"the tasks {list(tasks)}", place="tasks", expected="one name or more, each once")
     for field, held, known in (
