@@ -1,0 +1,115 @@
+#!/usr/bin/env python
+"""One BERT for the GLUE tasks, modulated by a task embedding (CA-MTL, Pilault, El hattami & Pal 2021), or plain.
+
+  one CPU or one GPU (a GPU is used where there is one):
+    python train_camtl.py --model_name_or_path CA-MTL-base --data_dir $DATA_DIR --output_dir runs/camtl \\
+      --do_train --do_eval --num_train_epochs 5 --learning_rate 2e-5 --seed 12
+    python train_camtl.py --model_name_or_path minilm --form base --use_mt_uncertainty --data_dir data/samples/glue \\
+      --tasks cola rte sts-b mrpc --do_train --do_eval
+  several processes or GPUs:
+    torchrun --nproc_per_node 2 train_camtl.py --model_name_or_path CA-MTL-base …
+  flags from a json file:
+    python train_camtl.py camtl.json
+  go on after an interruption; score and predict with a trained model:
+    python train_camtl.py --resume runs/camtl
+    python train_camtl.py --model_name_or_path runs/camtl --data_dir $DATA_DIR --output_dir results/camtl \\
+      --do_eval --do_predict
+
+The run directory holds the model of the best average over the tasks, the last checkpoints, TensorBoard events,
+run.json, metrics.json, eval_results.json and .txt (all tasks at that one model), learning_curve.png, data_seen.png and
+data_seen.json (what the batches were made of) and parameters.json (what was frozen and what was trained).
+--do_predict writes <task>_test_iter_<step>.tsv and submission/, the files that the GLUE site takes.
+"""
+
+import os
+import sys
+
+from utils import camtl_flags, flags
+from utils.errors import exit_on_user_error
+
+
+def parser():
+    return camtl_flags.parser(__doc__)
+
+
+@exit_on_user_error
+def main(argv=None):
+    p = parser()
+    argv = camtl_flags.from_json(p, sys.argv[1:] if argv is None else list(map(str, argv)))
+    args = p.parse_args(argv)
+    if args.download:
+        from data.sentence_pairs import where_to_get
+
+        return print(where_to_get(args.data_dir, args.tasks))
+    if not args.resume:
+        camtl_flags.check(p, args)
+    from utils import runs
+
+    if args.no_cuda or (args.resume and runs.stored(args.resume).get("flags", {}).get("no_cuda")):
+        # Read when torch first looks for one.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    from utils.devices import parallel
+
+    with parallel():
+        work(args, flags.given(parser, argv))
+
+
+def work(args, given):
+    import ignite.distributed as idist
+
+    from utils import camtl_training as camtl
+    from utils import devices, experiment
+
+    args, run = open_run(args, given)
+    dtype = camtl.begin(args, run)
+    # One process a machine makes the caches, the others find them.
+    with idist.one_rank_first(local=True):
+        camtl.need_files(args)
+        model, tokenizer = camtl.build(args)
+        camtl.need_files(args)
+        splits = camtl.load_splits(args, tokenizer)
+    if args.do_train:
+        parameters = camtl.freeze(args, model)
+    model.to(idist.device())
+    devices.settle(model, idist.device(), dtype)
+    if not args.do_train:
+        step = camtl.trained_steps(args.model_checkpoint)
+        return camtl.finish(args, args.output_dir, model, tokenizer, splits, dtype, step)
+    if run is None:
+        run = start(args, parameters)
+    step, report = camtl.fit(args, run, model, tokenizer, splits, dtype)
+    camtl.finish(args, run.directory, model, tokenizer, splits, dtype, step, report)
+    experiment.say(f"next: python train_camtl.py --model_name_or_path {run.directory} --data_dir {args.data_dir} "
+                   f"--output_dir results/{run.directory.name} --do_eval --do_predict")  # fmt: skip
+
+
+def open_run(args, given):
+    """(flags, None), or with --resume (the flags the run was started with, the run)."""
+    from utils import experiment
+
+    free = {flag: value for flag, value in given.items() if flag in camtl_flags.FREE}
+    kept = {flag: value for flag, value in given.items() if flag not in camtl_flags.FREE}
+    args, run = experiment.open_run(args, kept, "train_camtl.py")
+    if run is not None:
+        vars(args).update({flag: value for flag, value in free.items() if flag != "overwrite_output_dir"})
+    return args, run
+
+
+def start(args, parameters):
+    """A new run, with what is frozen and what is trained in parameters.json."""
+    import ignite.distributed as idist
+
+    from utils import camtl_training as camtl
+    from utils import experiment
+    from utils.files import write_json
+
+    if args.overwrite_output_dir and args.output_dir and idist.get_rank() == 0:
+        camtl.clear(args.output_dir)
+    run = experiment.new_run(args, ("glue", args.form), camtl.method(args))
+    if idist.get_rank() == 0:
+        write_json(run.directory / "parameters.json", parameters)
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())
