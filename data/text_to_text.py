@@ -359,13 +359,13 @@ def _chosen(task, split, split_validation_test, size, seed, n_obs):
     """Which of `size` rows a split has, and in which order."""
     rule = task.rule if split_validation_test else None
     rest = {"halved": "test", "held out": "train"}.get(rule)
-    everything = None if n_obs is None or n_obs < 0 else n_obs
+    count = None if n_obs is None or n_obs < 0 else n_obs
     if rule is None or split not in ("validation", rest):
-        return range(size) if everything is None else _permutation(size, seed)[:everything]
+        return range(size) if count is None else _permutation(size, seed)[:count]
     order, first = _permutation(size, seed), size // 2
     if rule == "held out" and size > HELD_OUT_ROWS:
         first = HELD_OUT_ROWS
-    return (order[:first] if split == "validation" else order[first:])[:everything]
+    return (order[:first] if split == "validation" else order[first:])[:count]
 
 
 def _permutation(size, seed):

@@ -41,6 +41,8 @@ def matthews(predictions, targets):
     from sklearn.metrics import matthews_corrcoef
 
     _check_counts(predictions, targets)
+    if len(set(predictions)) == 1 or len(set(targets)) == 1:
+        return 0.0
     return float(matthews_corrcoef(np.asarray(targets), np.asarray(predictions)))
 
 
