@@ -57,3 +57,47 @@ def learning_curve(path, history, title):
     plt.close(figure)
     with atomic_write(Path(path), "wb") as file:
         file.write(image.getvalue())
+
+
+def score_curve(path, history, title):
+    """Scores of several tasks, their mean, and the training loss over optimizer steps, as a PNG.
+
+    Args:
+        path: where the PNG goes.
+        history: {"train": [{step, loss, lr}], "valid": [{step, <task>_eval_<metric>, eval_average_metrics, …}]}.
+        title: printed above.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, left = plt.subplots(figsize=(7, 4.4), dpi=130, layout="constrained")
+    train, valid = history["train"], history["valid"]
+    names = [k for k in (valid[0] if valid else {}) if "_eval_" in k and not k.endswith(("_loss", "_invalid"))]
+    steps = [r["step"] for r in valid]
+    for name in names:
+        label = name.replace("_eval_", " ")
+        left.plot(steps, [r[name] for r in valid], lw=1, alpha=0.7, marker=".", ms=4, label=label)
+    if names:
+        mean = [r["eval_average_metrics"] for r in valid]
+        left.plot(steps, mean, color="black", lw=2, marker="o", ms=4, label="average")
+        best = max(range(len(mean)), key=mean.__getitem__)
+        left.annotate(f"{mean[best]:.1f}", (steps[best], mean[best]), textcoords="offset points", xytext=(0, 7),
+                      ha="center", fontsize=8)  # fmt: skip
+    left.set(xlabel="optimizer step", ylabel="score (×100)", title=title)
+    if train:
+        right = left.twinx() if names else left
+        mark = "." if len(train) < 6 else None
+        right.plot([r["step"] for r in train], [r["loss"] for r in train], color="0.6", lw=1, ls="--", marker=mark)
+        right.set_ylabel("training loss (dashed)", color="0.4")
+        right.spines["top"].set_visible(False)
+    left.spines["top"].set_visible(False)
+    left.xaxis.get_major_locator().set_params(integer=True)
+    if names:
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    plt.close(figure)
+    with atomic_write(Path(path), "wb") as file:
+        file.write(image.getvalue())

@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+r"""Train a T5 on several tasks, text to text: the whole model, adapters, or adapters that hypernetworks generate.
+
+  one CPU or one GPU (a GPU is used where there is one); half a minute, nothing is downloaded:
+    python train_t5.py configs/test.json
+  the published settings, with GLUE's official folders:
+    python train_t5.py configs/hyperformer++.json --data_dir GLUE
+  one task, another size, any flag overrides the file:
+    python train_t5.py configs/adapters.json --data_dir GLUE --tasks rte --eval_tasks rte --model_name_or_path t5-small
+  several GPUs (published: 4), or several processes on a CPU:
+    torchrun --nproc_per_node 4 train_t5.py configs/hyperformer++.json --data_dir GLUE
+  go on after an interruption:
+    python train_t5.py --resume outputs/hyperformer++
+  from scratch, without pretrained weights:
+    python train_t5.py configs/finetune.json --from_scratch true --config_name t5-mini --tokenizer_name spiece.model \
+      --model_name_or_path "" --data_dir GLUE --output_dir outputs/scratch
+
+The run directory holds the best model by --metric_for_best_model, checkpoint-N, TensorBoard events, run.json,
+arguments_results.json, val_results.json, test_results.json, metrics.json and learning_curve.png; evaluate.py reads it.
+"""
+
+import sys
+
+from utils.errors import exit_on_user_error
+
+
+@exit_on_user_error
+def main(argv=None):
+    from utils import devices, t5_arguments
+
+    arguments = t5_arguments.parse(argv, __doc__)
+    devices.quiet_libraries()
+    train(arguments)
+
+
+def train(arguments):
+    from adapters import t5
+    from utils import t5_evaluation, t5_setup
+    from utils.experiment import say
+
+    args = arguments.training
+    t5_setup.check_directory(arguments)
+    model, tokenizer = t5_setup.build(arguments)
+    with args.main_process_first():
+        parts = t5_setup.read(arguments, tokenizer, model)
+    say(t5.describe(model))
+    evaluation = t5_setup.evaluation(arguments, tokenizer, parts.get("validation"))
+    if evaluation:
+        t5_evaluation.check_best_metric(args, evaluation)
+    run = t5_setup.open_run(arguments, model, tokenizer, parts)
+    trainer = t5_setup.trainer(arguments, run, model, tokenizer, parts, evaluation)
+    steps = None
+    if args.do_train:
+        say(f"run: {args.output_dir}  ({t5_setup.schedule(trainer)})", flush=True)
+        steps = trainer.fit(fresh=not args.resume)
+        t5_setup.load_best(trainer)
+        t5_setup.report_coverage(trainer, steps, list(parts["train"]))
+    t5_setup.finish(arguments, run, trainer, tokenizer, parts, steps)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

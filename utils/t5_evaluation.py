@@ -1,0 +1,320 @@
+"""Decode and score text-to-text tasks with a T5: during training, at its end, and for evaluate.py."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from data import text_to_text
+from utils.devices import autocast
+from utils.errors import UserError
+from utils.files import atomic_write, write_json
+from utils.metrics import Score, table, to_json
+from utils.t5_training import Collator, Rows, encode, smoothed_loss
+
+# The names in which splits are asked for -> theirs in `data.text_to_text`.
+SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "test": "test"}
+
+
+@dataclass
+class Part:
+    """One task's split.
+
+    Attributes:
+        task: `data.text_to_text.TextTask`.
+        rows: `utils.t5_training.Rows`.
+        sources: the input texts.
+        length: tokens of an output at the most: those of the task's longest label.
+        beams: width of the beam.
+    """
+
+    task: text_to_text.TextTask
+    rows: Rows
+    sources: list
+    length: int
+    beams: int
+
+
+def read(names, split, args, tokenizer, ids, *, lengths, limit, seed, held_out, prefix, say=print):
+    """Tokenised splits of tasks, with what was read and cut on the screen.
+
+    Args:
+        names: tasks.
+        split: "train", "validation" or "test".
+        args: has data_dir and eval_beams.
+        tokenizer: the model's.
+        ids: {task: the model's number of it}.
+        lengths: (source, target) in tokens.
+        limit: examples of each task, drawn by `seed`; -1: all.
+        seed, held_out, prefix: see `data.text_to_text.load` (`held_out` is its split_validation_test).
+
+    Returns:
+        {task: `Part`}
+
+    Raises:
+        UserError: a task without data, a label that is not the task's.
+    """
+    parts = {}
+    for name in names:
+        task = text_to_text.get(name)
+        data = text_to_text.load(task, split, data_dir=args.data_dir, seed=seed, split_validation_test=held_out,
+                                 n_obs=None if limit < 0 else limit, prefix=prefix)  # fmt: skip
+        rows, cut = encode(data, ids[name], tokenizer, *lengths)
+        beams = args.eval_beams or task.num_beams or 1
+        parts[name] = Part(task, rows, list(data["source"]), task.max_target_length(tokenizer), beams)
+        cuts = [f", {n:,} {what}s cut to {length} tokens" for (what, n), length in zip(cut.items(), lengths) if n]
+        say(f"{split} {name}: {len(rows):,} examples{''.join(cuts)}")
+    return parts
+
+
+@dataclass
+class Evaluation:
+    """Scores a model on its tasks; called with (model, prefix) it returns {name: value}.
+
+    Names are `<task>_<prefix>_<metric>` with the published metric names, ×100; `<task>_<prefix>_loss`, the negative
+    log-likelihood per target token; `<task>_<prefix>_invalid`, how many outputs are no answer of the task; and
+    `<prefix>_average_metrics`, the mean over metric values alone (the original averaged output lengths in, too), and
+    `<prefix>_loss`, the mean over tasks.
+
+    Attributes:
+        parts: {task: `Part`}.
+        tokenizer: the model's.
+        batch_size: rows decoded together.
+        dtype: precision of the matrix products.
+        decode: whether outputs are decoded and scored; otherwise only losses are computed.
+        share: (this process, processes): each takes its share of every task's rows.
+        gather: stacks a tensor of all processes along its first dimension.
+        outputs: {task: output texts} of the last call.
+        scores: {task: {metric: value}} of the last call.
+    """
+
+    parts: dict
+    tokenizer: object
+    batch_size: int
+    dtype: torch.dtype = torch.float32
+    decode: bool = True
+    share: tuple = (0, 1)
+    gather: object = staticmethod(lambda tensor: tensor)
+    fixed_lengths: tuple | None = None
+    outputs: dict = field(default_factory=dict)
+    scores: dict = field(default_factory=dict)
+
+    @torch.no_grad()
+    def __call__(self, model, prefix="eval"):
+        training = model.training
+        model.eval()
+        found, losses = {}, []
+        self.outputs, self.scores = {}, {}
+        for name, part in self.parts.items():
+            losses.append(self.loss(model, part))
+            if self.decode:
+                outputs = self.outputs[name] = self.texts(model, part)
+                self.scores[name] = part.task.score(outputs, part.rows.texts)
+                found |= {f"{name}_{prefix}_{metric}": value for metric, value in self.scores[name].items()}
+                found[f"{name}_{prefix}_invalid"] = part.task.invalid(outputs)
+            found[f"{name}_{prefix}_loss"] = losses[-1]
+        if self.decode:
+            found[f"{prefix}_average_metrics"] = text_to_text.average(self.scores)
+        found[f"{prefix}_loss"] = sum(losses) / len(losses)
+        model.train(training)
+        return {key: float(value) for key, value in found.items()}
+
+    def keys(self, prefix="eval"):
+        """The names that a call will find."""
+        names = [f"{prefix}_average_metrics"] * self.decode + [f"{prefix}_loss"]
+        for name, part in self.parts.items():
+            names += [f"{name}_{prefix}_loss"] + [f"{name}_{prefix}_{m}" for m in part.task.metrics] * self.decode
+        return names
+
+    def batches(self, part, device):
+        """(row numbers, batch) of this process's rows, those of like length together."""
+        lengths = part.rows.sources.lengths()
+        order = sorted(range(len(lengths)), key=lambda i: (int(lengths[i]), i))
+        rank, world = self.share
+        mine = order[rank::world]
+        pad = self.tokenizer.pad_token_id
+        collate = Collator(pad, self.start, lengths=self.fixed_lengths)
+        for first in range(0, len(mine), self.batch_size):
+            numbers = mine[first : first + self.batch_size]
+            batch = collate([part.rows[i] for i in numbers])
+            yield numbers, {k: v.to(device) for k, v in batch.items()}
+
+    @property
+    def start(self):
+        # T5's decoder starts with the padding token.
+        return self.tokenizer.pad_token_id
+
+    def loss(self, model, part):
+        """Negative log-likelihood per target token, in nats."""
+        device = next(model.parameters()).device
+        total = torch.zeros(1, 2, dtype=torch.float64)
+        for _, batch in self.batches(part, device):
+            labels = batch.pop("labels")
+            with autocast(device, self.dtype):
+                logits = model(**batch, use_cache=False).logits
+            _, nll = smoothed_loss(logits, labels, 0)
+            total += torch.tensor([float(nll), float((labels != -100).sum())], dtype=torch.float64)
+        nll, count = self.gather(total.float().to(device)).double().sum(0).tolist()
+        return nll / count
+
+    def texts(self, model, part):
+        """The outputs of a task's rows, in their order."""
+        device, world = next(model.parameters()).device, self.share[1]
+        each = -(-len(part.rows) // world)
+        pad = self.tokenizer.pad_token_id
+        # One shape in all processes: [rows, row number and tokens].
+        found = torch.full((each, 1 + part.length), pad, device=device)
+        found[:, 0] = -1
+        done = 0
+        for numbers, batch in self.batches(part, device):
+            # Given at each call: what one task decodes with leaves the next as it is.
+            wanted = {k: batch[k] for k in ("input_ids", "attention_mask", "task_ids")}
+            with autocast(device, self.dtype):
+                ids = model.generate(**wanted, max_new_tokens=part.length, num_beams=part.beams, do_sample=False,
+                                     early_stopping=part.beams > 1, use_cache=True)  # fmt: skip
+            ids = ids[:, 1 : 1 + part.length]
+            found[done : done + len(numbers), 0] = torch.tensor(numbers, device=device)
+            found[done : done + len(numbers), 1 : 1 + ids.shape[1]] = ids
+            done += len(numbers)
+        rows = sorted(row for row in self.gather(found).tolist() if row[0] >= 0)
+        texts = self.tokenizer.batch_decode([row[1:] for row in rows], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+# ---- files
+
+
+def write_results(path, scores, **more):
+    """val_results.json and its like: {name: value} and what else is known."""
+    numbers = {k: v if math.isfinite(v) else None for k, v in scores.items()}
+    write_json(path, numbers | more)
+
+
+def summaries(evaluation, scores, prefix, **more):
+    """{task: what <task>_metrics.json holds}, in the form that `utils.table` reads.
+
+    Args:
+        evaluation: after a call, which returned `scores` under `prefix`.
+        more: what every summary shall hold beside.
+    """
+    found = {}
+    for name, part in evaluation.parts.items():
+        signature = f"n:{len(part.rows)}|beams:{part.beams}|tokens:{part.length}"
+        own = {metric: Score(float(value), signature) for metric, value in evaluation.scores.get(name, {}).items()}
+        own["loss"] = Score(scores[f"{name}_{prefix}_loss"], f"n:{len(part.rows)}|nats per target token")
+        found[name] = dict(task=name, scores=to_json(own), headline=next(iter(own)), instances=len(part.rows),
+                           invalid=int(scores.get(f"{name}_{prefix}_invalid", 0)), **more)  # fmt: skip
+    return found
+
+
+def show(evaluation, scores, prefix, samples=3):
+    """Print every task's scores and its first outputs."""
+    for name, part in evaluation.parts.items():
+        own = {k: Score(v, "") for k, v in evaluation.scores.get(name, {}).items()}
+        own["loss"] = Score(scores[f"{name}_{prefix}_loss"], "nats per target token")
+        print(f"\n{name}: {len(part.rows)} instances\n{table(own)}\n")
+        if invalid := int(scores.get(f"{name}_{prefix}_invalid", 0)):
+            print(f"{invalid} of {len(part.rows)} outputs are no answer of the task\n")
+        outputs = evaluation.outputs.get(name, [])
+        for source, target, output in list(zip(part.sources, part.rows.texts, outputs))[:samples]:
+            print(f"input      {source}\noutput     {output}\nreference  {target}\n")
+    if f"{prefix}_average_metrics" in scores:
+        print(f"average of all metrics: {scores[f'{prefix}_average_metrics']:.2f}")
+
+
+def write_outputs(folder, evaluation):
+    """<task>_outputs.jsonl (source, target, output), <task>_output.txt and <task>_ref.txt."""
+    from utils.evaluation import lines
+
+    for name, outputs in evaluation.outputs.items():
+        part = evaluation.parts[name]
+        rows = zip(part.sources, part.rows.texts, outputs)
+        text = "".join(json.dumps(dict(source=s, references=[t], hypothesis=o), ensure_ascii=False) + "\n"
+                       for s, t, o in rows)  # fmt: skip
+        for ending, content in (("outputs.jsonl", text), ("output.txt", lines(outputs)),
+                                ("ref.txt", lines(part.rows.texts))):  # fmt: skip
+            with atomic_write(Path(folder) / f"{name}_{ending}") as file:
+                file.write(content)
+
+
+# ---- for evaluate.py
+
+
+def recognised(directory):
+    """Whether evaluate.py was given a run of train_t5.py, or one of its checkpoints."""
+    from adapters import t5
+
+    return Path(directory).is_dir() and t5.is_checkpoint(directory)
+
+
+def evaluate_run(args):
+    """evaluate.py's work for a model of train_t5.py: everything but the task is known from the run.
+
+    Args:
+        args: the flags of evaluate.py; `task` may be "all", `dataset_path` is a data directory.
+
+    Raises:
+        UserError: a task that the model was not trained for, or without data.
+    """
+    from argparse import Namespace
+
+    import ignite.distributed as idist
+
+    from adapters import t5
+    from utils import devices, runs
+    from utils.files import writable_directory
+
+    devices.quiet_libraries()
+    device = idist.device()
+    dtype = devices.precision(args, device)
+    known = runs.stored(run_of(args.model_checkpoint)).get("flags", {})
+    split = SPLITS[args.split or "test"]
+    model, tokenizer = t5.load(args.model_checkpoint, None if args.task == "all" else args.task)
+    names = model.tasks if args.task == "all" else [args.task]
+    data = Namespace(data_dir=args.dataset_path or known.get("data_dir"),
+                     eval_beams=args.num_beams if args.num_beams > 1 else known.get("eval_beams"))  # fmt: skip
+    target = "test_max_target_length" if split == "test" else "val_max_target_length"
+    parts = read(
+        names, split, data, tokenizer, {n: model.task_id(n) for n in names},
+        lengths=(known.get("max_source_length", 128), known.get(target, 128)), limit=args.limit or -1,
+        seed=known.get("data_seed", 42), held_out=known.get("split_validation_test", False),
+        prefix=not known.get("train_adapters", model.settings.method != "finetune"),
+    )  # fmt: skip
+    args.output_dir = args.output_dir or f"results/{run_of(args.model_checkpoint).name}"
+    writable_directory(args.output_dir, "--output_dir")
+    model.to(device)
+    evaluation = Evaluation(parts, tokenizer, args.batch_size, dtype)
+    scores = evaluation(model, "test")
+    show(evaluation, scores, "test", args.samples)
+    write_outputs(args.output_dir, evaluation)
+    counts = t5.ledger(model)
+    backbone = counts["backbone"] + counts["layer_norms"]
+    added = counts["adapters"] + counts["hypernetworks"]
+    more = dict(split=split, checkpoint=str(args.model_checkpoint), method=model.settings.method,
+                backbone=known.get("model_name_or_path") or known.get("config_name"), dataset_path=data.data_dir,
+                precision=str(dtype).removeprefix("torch."), versions=runs.versions(), ledger=counts,
+                parameters=dict(adapters=added, task_rows=counts["task_embeddings"], backbone=backbone,
+                                total=counts["total"]))  # fmt: skip
+    for name, summary in summaries(evaluation, scores, "test", **more).items():
+        write_json(Path(args.output_dir) / f"{name}_metrics.json", summary)
+    write_results(Path(args.output_dir) / f"{split}_results.json", scores)
+    print(f"results in {args.output_dir}")
+
+
+def run_of(directory):
+    """The run directory of a run or of one of its checkpoints."""
+    path = Path(directory).resolve()
+    return path.parent if path.name.startswith("checkpoint-") else path
+
+
+def check_best_metric(args, evaluation):
+    """A `UserError` where --metric_for_best_model names nothing that evaluation computes."""
+    name = args.metric_for_best_model
+    if name is None:
+        return
+    known = evaluation.keys()
+    if name not in known and f"eval_{name}" not in known:
+        raise UserError("evaluation computes nothing of that name", place=f"--metric_for_best_model {name}",
+                        expected=", ".join(k.removeprefix("eval_") for k in known))  # fmt: skip

@@ -1,0 +1,251 @@
+"""From the arguments of train_t5.py to a trained run."""
+
+import contextlib
+import shutil
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+from adapters import t5
+from data.task_sampler import MultiTaskBatchSampler
+from utils import plots, t5_evaluation, t5_models
+from utils.devices import precision
+from utils.errors import UserError
+from utils.experiment import say
+from utils.files import could_be_made, write_json
+from utils.hf_training import resume_command, summary
+from utils.runs import Run, record
+from utils.t5_training import Collator, MultiTaskTrainer, data_key
+
+SHAPE = "shape"
+
+
+def check_directory(arguments):
+    """What is wrong with the run directory is said before anything is loaded; an old run is removed if asked for."""
+    args = arguments.training
+    if args.resume:
+        return
+    if args.should_save and args.overwrite_output_dir and (Path(args.output_dir) / "run.json").exists():
+        remove_run(args.output_dir)
+    if args.process_index == 0:
+        Run.refuse_taken(args.output_dir)
+        could_be_made(args.output_dir, "--output_dir")
+
+
+def remove_run(directory):
+    """Remove an old run: what train_t5.py writes, and nothing else that may lie beside it."""
+    folder = Path(directory)
+    (folder / "run.json").unlink()
+    for pattern in ("checkpoint-*", "events*", "*.safetensors", "*_results.json", "metrics.json", "learning_curve.png",
+                    "*config.json", "tokenizer*", "backbone", SHAPE):  # fmt: skip
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def settings(arguments):
+    """`adapters.t5.T5Settings` of the arguments."""
+    model, data, adapter, training = arguments.model, arguments.data, arguments.adapter, arguments.training
+    names = set(t5.T5Settings.__dataclass_fields__)
+    values = {k: v for part in (adapter, model) for k, v in vars(part).items() if k in names}
+    values |= dict(method=method(arguments), adapters=data.adapters, task_embeddings=data.task_embeddings)
+    if training.train_adapters and values["method"] == "finetune":
+        # Published for tuning the layer norms alone.
+        values["freeze_model"] = True
+    if values["task_embedding_dim"] is None:
+        values["task_embedding_dim"] = given_size(adapter.task_embedding_dir) or t5.T5Settings.task_embedding_dim
+    return t5.T5Settings(**values)
+
+
+def given_size(directory):
+    """Size of the task embeddings in a directory, or None."""
+    import numpy as np
+
+    for path in sorted(Path(directory).glob("*.npy")) if directory else []:
+        with contextlib.suppress(ValueError, OSError):
+            return int(np.load(path, allow_pickle=False).size)
+    return None
+
+
+def method(arguments):
+    """One of `adapters.t5.METHODS`."""
+    adapter = arguments.adapter
+    if not arguments.training.train_adapters:
+        return "finetune"
+    if adapter.adapter_config_name == "adapter":
+        return "adapters" if adapter.train_adapters_blocks else "finetune"
+    if adapter.efficient_unique_hyper_net:
+        return "hyperformer++"
+    if adapter.unique_hyper_net:
+        return "hyperformer"
+    return "meta" if adapter.train_adapters_blocks else "finetune"
+
+
+def build(arguments):
+    """(the model with what is added to it, its tokenizer)."""
+    from transformers import set_seed
+
+    model_args, data, args = arguments.model, arguments.data, arguments.training
+    name = model_args.model_name_or_path
+    if not args.do_train and name and t5.is_checkpoint(name):
+        model, tokenizer = t5.load(name)
+        missing = [task for task in data.tasks if task not in model.tasks]
+        if missing:
+            raise UserError(f"the model was not trained for {', '.join(missing)}", place=arguments.place("tasks"),
+                            expected=f"some of {', '.join(model.tasks)}")  # fmt: skip
+        return model, tokenizer
+    if name and args.do_train and t5.is_checkpoint(name) and not (Path(name) / "config.json").is_file():
+        raise UserError("this is a trained model, not a bare T5", place=f"--model_name_or_path {name}",
+                        remedy=f"to go on with it: --resume {name}; to start anew: name its backbone")  # fmt: skip
+    model, tokenizer = t5_models.load(model_args, args.seed)
+    set_seed(args.seed)
+    t5.attach(model, data.tasks, settings(arguments))
+    return model, tokenizer
+
+
+def read(arguments, tokenizer, model):
+    """{"train" | "validation" | "test": {task: `t5_evaluation.Part`}}, of those that are asked for."""
+    data, args = arguments.data, arguments.training
+    common = dict(seed=args.data_seed, held_out=args.split_validation_test, prefix=not args.train_adapters, say=say)
+    ids = {name: model.task_id(name) if name in model.tasks else 0 for name in [*data.tasks, *(data.eval_tasks or [])]}
+    parts, tested = {}, data.eval_tasks or data.tasks
+    for split, wanted, names, target, limit in (
+        ("train", args.do_train, data.tasks, data.max_target_length, data.n_train),
+        ("validation", args.do_eval, tested, data.val_max_target_length, data.n_val),
+        ("test", args.do_test, tested, data.test_max_target_length, data.n_test),
+    ):
+        if wanted:
+            common["lengths"] = (data.max_source_length, target)
+            parts[split] = t5_evaluation.read(names, split, data, tokenizer, ids, limit=limit, **common)
+    return parts
+
+
+def evaluation(arguments, tokenizer, parts):
+    """`t5_evaluation.Evaluation` of a split's parts, shared out among the processes; None without any."""
+    if not parts:
+        return None
+    from transformers.utils import is_torch_xla_available
+
+    args, data = arguments.training, arguments.data
+    lengths = (data.max_source_length, data.val_max_target_length) if is_torch_xla_available() else None
+    return t5_evaluation.Evaluation(
+        parts, tokenizer, args.per_device_eval_batch_size, dtype=precision(args, args.device),
+        decode=args.predict_with_generate, share=(args.process_index, args.world_size), fixed_lengths=lengths,
+    )  # fmt: skip
+
+
+def open_run(arguments, model, tokenizer, parts):
+    """The run directory, made when everything else is known to be right."""
+    args = arguments.training
+    if args.resume or args.process_index:
+        run = Run(args.output_dir)
+    else:
+        flags = Namespace(**arguments.flags())
+        run = Run.create(args.output_dir, record(flags, method=model.settings.method))
+        if arguments.model.from_scratch and model.settings.method != "finetune":
+            keep_shape(model, tokenizer, run.directory / SHAPE)
+    if arguments.model.from_scratch and model.settings.method != "finetune":
+        # Adapters name their backbone: here the shape, whose weights the seed draws again.
+        model.config._name_or_path = str((run.directory / SHAPE).resolve())
+    return run
+
+
+def keep_shape(model, tokenizer, folder):
+    """A directory that `t5.load_backbone` draws the same random weights from."""
+    tokenizer.save_pretrained(folder)
+    model.config.save_pretrained(folder)
+
+
+def trainer(arguments, run, model, tokenizer, parts, scorer):
+    """The `MultiTaskTrainer`, with the sampler of the training tasks."""
+    from transformers.utils import is_torch_xla_available
+
+    args, data = arguments.training, arguments.data
+    rows = {name: part.rows for name, part in parts.get("train", {}).items()}
+    fixed = (data.max_source_length, data.max_target_length) if is_torch_xla_available() else None
+    collate = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id,
+                       ignore_pad=data.ignore_pad_token_for_loss, lengths=fixed)  # fmt: skip
+    made = MultiTaskTrainer(
+        model=model, args=args, scorer=scorer, data_collator=collate,
+        train_dataset=torch.utils.data.ConcatDataset(rows.values()) if rows else None,
+        run=run, data_key=data_key(rows),
+        save_to=lambda folder: t5.save(model, tokenizer, folder),
+        load_from=lambda folder: t5.load_weights(model, folder),
+        resume_command=resume_command("train_t5.py", run.directory, args.world_size),
+    )  # fmt: skip
+    if scorer:
+        scorer.gather = made.accelerator.gather
+    if rows:
+        made.sampler = MultiTaskBatchSampler(
+            [len(r) for r in rows.values()], args.per_device_train_batch_size, args.temperature,
+            replicas=args.world_size, rank=args.process_index, seed=args.data_seed,
+        )  # fmt: skip
+        made.plan()
+        shares = zip(rows, made.sampler.probabilities().tolist())
+        say("tasks are drawn: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in shares))
+    return made
+
+
+def schedule(made):
+    """Steps and precision, for the screen."""
+    return f"{made.total_steps} steps, {made.args.mixed_precision.replace('no', 'fp32')}, {made.args.device}"
+
+
+def load_best(made):
+    """The best model for what follows; without --load_best_model_at_end the last one, which is then the run's model."""
+    if made.args.load_best_model_at_end and made.best_saved:
+        made.barrier()
+        made.load_from(made.args.output_dir)
+    else:
+        made.save_model()
+
+
+def report_coverage(made, steps, names):
+    """How much of every task was seen."""
+    per_epoch = len(made.sampler)
+    each = -(-per_epoch // made.args.gradient_accumulation_steps)
+    epochs, rest = divmod(steps, each)
+    batches = epochs * per_epoch + min(rest * made.args.gradient_accumulation_steps, per_epoch)
+    made.coverage = made.sampler.coverage(batches, names)
+    for row in made.coverage:
+        say(f"seen of {row['task']}: {row['distinct']:,} of {row['size']:,} examples, {row['drawn']:,} drawn, "
+            f"in {100 * row['batch_share']:.0f} % of the batches")  # fmt: skip
+
+
+def finish(arguments, run, made, tokenizer, parts, steps):
+    """Evaluate the best model and write everything that a finished run holds."""
+    args = arguments.training
+    folder = Path(args.eval_output_dir or args.output_dir)
+    results, tasks = {}, {}
+    for split, prefix, file in (("validation", "eval", "val_results.json"), ("test", "test", "test_results.json")):
+        scorer = evaluation(arguments, tokenizer, parts.get(split))
+        if scorer is None:
+            continue
+        scorer.gather = made.accelerator.gather
+        made.model.to(args.device)
+        results[prefix] = scorer(made.model, prefix)
+        if made.rank0:
+            t5_evaluation.write_results(folder / file, results[prefix], step=made.state.best_global_step or steps)
+            t5_evaluation.show(scorer, results[prefix], prefix, samples=1 if split == "test" else 0)
+            t5_evaluation.write_outputs(folder / f"{prefix}_outputs", scorer)
+            tasks[split] = {name: dict(scorer.scores.get(name, {})) for name in scorer.parts}
+    if made.rank0:
+        run.write_metrics(describe(made, results, tasks, steps))
+        write_json(folder / "arguments_results.json", arguments.flags())
+        if made.history["train"] or made.history["valid"]:
+            plots.score_curve(run.directory / "learning_curve.png", made.history, f"{', '.join(arguments.data.tasks)}: "
+                              f"{run.directory.name}")  # fmt: skip
+    made.barrier()
+    say(f"done; model and results in {run.directory}")
+    if steps is not None:
+        say(f"next: python evaluate.py --task all --no_sample --model_checkpoint {run.directory}")
+
+
+def describe(made, results, tasks, steps):
+    """What metrics.json holds."""
+    counts = t5.ledger(made.model)
+    return dict(
+        method=made.model.settings.method, tasks_of_model=made.model.tasks, ledger=counts,
+        **(summary(made, steps) if steps is not None else {}),
+        coverage=getattr(made, "coverage", None), scores=tasks, **results,
+    )  # fmt: skip
