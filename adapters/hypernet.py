@@ -14,6 +14,7 @@ What makes a stack's adapters is asked once a forward for the tasks of the batch
 use what lies ready. Parameters are named as the published code names them.
 """
 
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +30,11 @@ FEED_FORWARD, SELF_ATTENTION = 0, 1
 # A position or two of each row, as in decoding: one product over the units of all tasks of the batch is then faster
 # than a product for each row.
 FUSED_LENGTH = 2
+
+
+def original_name(name):
+    """A parameter's name in the published code; it differs where the toolkit's one bottleneck module has its own."""
+    return re.sub(r"(^|\.)adapters\.([^.]+)\.(down|up)\.", r"\1adapters.\2.\3_sampler.", name)
 
 
 @dataclass
@@ -432,8 +438,8 @@ class Routes:
 class StackAdapters:
     """Makes the adapters of one stack, once for each batch.
 
-    Under gradient they are made anew in each forward. Without, as in decoding, what was made is kept as long as the
-    tasks are the same and no parameter has changed.
+    Under gradient they are made anew in each forward. Without, as in decoding, what was made for a decoder is kept
+    until the next input is encoded, the tasks change or a parameter does.
 
     Args:
         routes: `Routes`.
@@ -441,28 +447,36 @@ class StackAdapters:
         hypernet: `LayersHyperNet`, or None.
         embeddings: `TaskEmbeddings` that hypernetworks start from, or None.
         activation: name of one of `ACTIVATIONS`.
+        decoder: `StackAdapters` of the decoder that this encoder's output goes to; None: this is the decoder.
     """
 
-    def __init__(self, routes, controllers, hypernet, embeddings, activation):
+    def __init__(self, routes, controllers, hypernet, embeddings, activation, decoder=None):
         self.routes, self.controllers, self.hypernet, self.embeddings = routes, controllers, hypernet, embeddings
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.decoder = ACTIVATIONS[activation], decoder
+        self._kept = None, None
+
+    def forget(self):
+        """Drop what was kept."""
         self._kept = None, None
 
     def step(self, task_ids, count, device):
         """`Step` of a batch of `count` rows on a device."""
         rows = self.routes.rows(task_ids, count, device)
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        if not rows.groups:
-            weights = []
-        elif torch.is_grad_enabled():
-            self._kept = None, None
-            weights = self.make(rows.groups, dtype, device)
-        else:
-            key = rows.groups, dtype, device, tuple((p.data_ptr(), p._version) for p in self.parameters(rows.groups))
-            if self._kept[0] != key:
-                self._kept = key, self.make(rows.groups, dtype, device)
-            weights = self._kept[1]
-        return Step(rows, weights, self.activation)
+        return Step(rows, self._weights(rows.groups, dtype, device) if rows.groups else [], self.activation)
+
+    def _weights(self, groups, dtype, device):
+        if self.decoder is not None:
+            # A new input. Versions do not tell of values that were changed behind torch's back (`p.data.copy_`).
+            self.decoder.forget()
+            return self.make(groups, dtype, device)
+        if torch.is_grad_enabled():
+            self.forget()
+            return self.make(groups, dtype, device)
+        key = groups, dtype, device, tuple((p.data_ptr(), p._version) for p in self.parameters(groups))
+        if self._kept[0] != key:
+            self._kept = key, self.make(groups, dtype, device)
+        return self._kept[1]
 
     def make(self, groups, dtype, device):
         """`Weights` of each place, of the adapters with these numbers; `dtype`: what products run in, or None."""

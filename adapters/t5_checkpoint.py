@@ -14,7 +14,6 @@ Nothing is ever unpickled.
 """
 
 import dataclasses
-import re
 from pathlib import Path
 
 import torch
@@ -28,6 +27,7 @@ from adapters.checkpoint import (
     _write_tensors,
     read_safetensors,
 )  # fmt: skip
+from adapters.hypernet import original_name
 from adapters.t5_model import T5Settings, attach, check_kind, is_added
 from utils.errors import UserError, first_line
 from utils.files import atomic_write, write_json
@@ -37,7 +37,7 @@ KIND = "VERSATILE_T5"
 TASKS = "versatile_t5"
 BACKBONE, FORMAT = "backbone", 1
 # Once part of transformers' T5, always zero in use: "position biases" of cross-attention.
-OBSOLETE = re.compile(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")
+OBSOLETE = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 TABLES = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
@@ -67,17 +67,12 @@ def _fingerprint(model):
 
 def original_names(model):
     """{parameter's name in the model: its name in the published code}."""
-    return {name: _original_name(name) for name, _ in model.named_parameters()}
-
-
-def _original_name(name):
-    # The toolkit's one bottleneck module calls them down and up.
-    return re.sub(r"(\.adapter_controller\.adapters\..+)\.(down|up)\.", r"\1.\2_sampler.", name)
+    return {name: original_name(name) for name, _ in model.named_parameters()}
 
 
 def original_state(model):
     """{published name: tensor} of all of a model's parameters."""
-    return {_original_name(name): p.detach() for name, p in model.named_parameters()}
+    return {original_name(name): p.detach() for name, p in model.named_parameters()}
 
 
 def load_original(model, state, place="the state dict"):
@@ -93,15 +88,14 @@ def load_original(model, state, place="the state dict"):
         UserError: names or shapes that are not the model's, tied tables that differ, an obsolete relative bias of
             cross-attention that is not zero (no T5 of today has it).
     """
-    state, names = dict(state), {_original_name(n): p for n, p in model.named_parameters()}
-    for name in [n for n in state if OBSOLETE.fullmatch(n)]:
-        if state.pop(name).any():
-            raise UserError(
-                f"{name} is not zero",
-                place=place,
-                expected="zeros, as nothing reads it any more",
-                remedy="set it to zero; outputs are then not those of the code that trained it",
-            )
+    state, names = dict(state), {original_name(n): p for n, p in model.named_parameters()}
+    if OBSOLETE in state and state.pop(OBSOLETE).any():
+        raise UserError(
+            f"{OBSOLETE} is not zero",
+            place=place,
+            expected="zeros, as nothing reads it any more",
+            remedy="set it to zero; outputs are then not those of the code that trained it",
+        )
     shared = state.get("shared.weight", torch.empty(0))
     for name in [n for n in TABLES if n in state and n not in names]:
         if not torch.equal(state.pop(name), shared):
@@ -132,7 +126,7 @@ def adapter_state(model):
     """{published name: tensor} of what stands beside the backbone, and of those of its tensors that are trained."""
     carried = _carried(model)
     return {
-        _original_name(name): p.detach()
+        original_name(name): p.detach()
         for name, p in model.named_parameters()
         if is_added(name) or (p.requires_grad and not carried)
     }
@@ -284,7 +278,7 @@ def load_weights(model, directory):
 
 def _copy_state(model, state, place):
     kept = adapter_state(model)
-    wanted = {_original_name(n): p for n, p in model.named_parameters()}
+    wanted = {original_name(n): p for n, p in model.named_parameters()}
     _copy(state, {name: p for name, p in wanted.items() if name in kept}, place)
 
 

@@ -219,8 +219,13 @@ def attach(model, tasks, settings, embeddings=None):
         if embeddings is not None and settings.task_embedding_dir is None:
             model.settings.task_embedding_dir = "given"
         vectors = model.task_embedding_controller = _task_embeddings(names, settings, embeddings)
-    stacks = (model.encoder, model.decoder)
-    model.stack_hooks = [StackHooks(s, model.routes, _stack_adapters(s, model, vectors)) for s in stacks]
+    # The encoder's lets the decoder's know of a new input.
+    decoder = _stack_adapters(model.decoder, model, vectors)
+    encoder = _stack_adapters(model.encoder, model, vectors, decoder)
+    model.stack_hooks = [
+        StackHooks(model.encoder, model.routes, encoder),
+        StackHooks(model.decoder, model.routes, decoder),
+    ]
     model.to(model.shared.weight.device)
     trainable(model, settings)
     return model
@@ -235,7 +240,7 @@ def _task_embeddings(names, settings, given):
                                    settings.parametric_task_embedding)  # fmt: skip
 
 
-def _stack_adapters(stack, model, vectors):
+def _stack_adapters(stack, model, vectors, decoder=None):
     """Put a stack's parameters into it; returns its `StackAdapters`, or None in full fine-tuning."""
     s = model.settings
     width = model.config.d_model
@@ -248,7 +253,8 @@ def _stack_adapters(stack, model, vectors):
             len(stack.block), vectors.size, s.task_hidden_dim, s.projected_task_embedding_dim, **sizes,
             one=s.method == "hyperformer++", layer_norm=s.unique_hyper_net_layer_norm, **norms,
         )  # fmt: skip
-        return hypernet.StackAdapters(model.routes, None, stack.adapter_layers_hyper_net, vectors, s.non_linearity)
+        one = stack.adapter_layers_hyper_net
+        return hypernet.StackAdapters(model.routes, None, one, vectors, s.non_linearity, decoder)
     controllers = []
     for block in stack.block:
         for layer in (block.layer[0], block.layer[-1]):
@@ -258,7 +264,7 @@ def _stack_adapters(stack, model, vectors):
                 made = hypernet.MetaController(vectors.size, **sizes, conditional=s.conditional_layer_norm, **norms)
             layer.adapter_controller = made
             controllers.append(made)
-    return hypernet.StackAdapters(model.routes, controllers, None, vectors, s.non_linearity)
+    return hypernet.StackAdapters(model.routes, controllers, None, vectors, s.non_linearity, decoder)
 
 
 def check_kind(config, place):
