@@ -208,7 +208,8 @@ def prove_task(ours, theirs, source, part, tokens):
                                        settings.max_length)  # fmt: skip
         outputs.append(decode(model, tokenizer, prompts, settings))
         # The base vocabulary's ids are the same in both, the markers' are not.
-        sequences.append([(p.ids + out, p.types + p.types[-1:] * len(out)) for p, out in zip(prompts, outputs[-1])])
+        sequences.append([(p.ids + out, p.types + p.types[-1:] * len(out), len(p.ids))
+                          for p, out in zip(prompts, outputs[-1])])  # fmt: skip
     gap, share = combining.largest_difference(ours, theirs, part.task.name, list(zip(*sequences)))
     equal = sum(a == b for a, b in zip(*outputs))
     if equal < len(part.examples) or not share <= LARGEST_SHARE:

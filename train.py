@@ -38,7 +38,7 @@ def parser():
     flags.list_tasks(g)
     g = p.add_argument_group("model")
     g.add_argument("--model_checkpoint", default="gpt2",
-                   help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
+                   help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
     g.add_argument("--adapter_bottleneck", type=flags.bottleneck, default=-1, metavar="N",
                    help="train an adapter of this width and the task's rows beside the frozen backbone; "
                         "0: the rows alone; -1: train the whole model (default -1)")  # fmt: skip

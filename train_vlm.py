@@ -58,7 +58,7 @@ def parser():
     flags.list_tasks(g)
     g = p.add_argument_group("model")
     g.add_argument("--model_checkpoint", default="gpt2",
-                   help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
+                   help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
     g.add_argument("--adapter_bottleneck", nargs="+", type=count(flags.not_negative), default=[], metavar="[TASK=]N",
                    help="widths: one for all or one a task; 0: the rows alone (default: published)")  # fmt: skip
     g.add_argument("--row_init", choices=["normal", "words"], default="normal",

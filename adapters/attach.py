@@ -133,6 +133,14 @@ class TaskConditioned:
         ids = self.router.route(task_ids, len(labels))
         return self.label_scores(self.base_model(inputs_embeds=hidden, **inputs)[0], labels, ids)[0]
 
+    def scores_along(self, input_ids, token_type_ids, prompt_length, task_ids=None):
+        """Scores [rows, positions, vocabulary] all along rows of one length, whose targets begin at `prompt_length`."""
+        return self(input_ids=input_ids, token_type_ids=token_type_ids, task_ids=task_ids).logits
+
+    def decoding_inputs(self, batch):
+        """Left-padded prompts, a dict of tensors -> (what `generate` takes, ids that stand before its output)."""
+        return batch, batch["input_ids"].shape[1]
+
     def all_scores(self, given, logits_to_keep=0):
         """The backbone's own output for its arguments `given`, scores at the last `logits_to_keep` (0: all)."""
         return super().forward(logits_to_keep=logits_to_keep, **given)
@@ -223,7 +231,7 @@ def add_tokens(tokenizer, markers):
     return first
 
 
-def start_rows_from_words(model, tokenizer, task, std=0.02):
+def start_rows_from_words(model, tokenizer, task, std=None):
     """Start a task's rows from what their markers are called, instead of at random.
 
     `<customerRating>` starts as the mean of the base embeddings of " customer", " rating", scaled to the standard
@@ -231,6 +239,7 @@ def start_rows_from_words(model, tokenizer, task, std=0.02):
     a type embedding is still a small addition to a token's own.
     """
     words = {"bos": "beginning", "eos": "end"}
+    std = model.row_std if std is None else std
     embed, head = model.get_input_embeddings(), model.get_output_embeddings()
     for module in {id(m): m for m in (embed, head)}.values():
         table = module.weight.detach()
@@ -246,17 +255,17 @@ def start_rows_from_words(model, tokenizer, task, std=0.02):
                 rows[at] = mean * (std / mean.std())
 
 
-def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=0.02, *, freeze=True, carry=None):
+def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=None, *, freeze=True, carry=None):
     """Make a loaded backbone a model of tasks.
 
     Args:
-        model: a transformers causal LM of a known family.
+        model: a transformers language model of a known family.
         tokenizer: its fast tokenizer; gets `<pad>` and the markers.
         markers: {task: its special tokens in order}.
         bottlenecks: {task: adapter bottleneck} to freeze the backbone and train adapters and the tasks' rows
             (0: rows only); None to train everything.
         own_columns: see `TaskModelInfo`.
-        std: standard deviation new rows start from.
+        std: standard deviation new rows start from (default: the family's).
         freeze: with `bottlenecks`, False trains the backbone too.
         carry: checkpoints hold the backbone itself (default: when it is not frozen), so that it can be found again.
 
@@ -265,6 +274,8 @@ def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=0.
     """
     # What a carried backbone is saved with: its own tokenizer, without what is added now.
     bare = copy.deepcopy(tokenizer) if bottlenecks is not None and (carry or not freeze) else None
+    family = family_of(model.config)
+    model.row_std = std = family.row_std(model) if std is None else std
     first = add_tokens(tokenizer, markers)
     info = TaskModelInfo(
         mode="full" if bottlenecks is None else "adapter",
@@ -283,7 +294,6 @@ def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=0.
     model.requires_grad_(not freeze)
     spare = len(tokenizer) - first - sum(map(len, markers.values()))
     _wrap_vocabulary(model, info, spare, std)
-    family = family_of(model.config)
     for block in family.blocks(model):
         block.adapter_bank = AdapterBank(model.router)
         block.register_forward_hook(block.adapter_bank.hook)
@@ -294,8 +304,12 @@ def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=0.
 
 def _condition(model, info):
     """Swap the model's class for a subclass with `TaskConditioned`; the name stays, so configs stay honest."""
-    base = type(model)
-    model.__class__ = type(base.__name__, (TaskConditioned, base), {"__module__": base.__module__})
+    # It builds on this module.
+    from adapters.encoder_decoder import EncoderDecoderConditioned
+
+    base, causal = type(model), not family_of(model.config).encoder_decoder
+    kinds = TaskConditioned if causal else EncoderDecoderConditioned, base
+    model.__class__ = type(base.__name__, kinds, {"__module__": base.__module__})
     model.info = info
     model.router = TaskRouter()
     model.router.tasks = info.tasks

@@ -4,6 +4,7 @@ A family is told from `config.model_type`, never from how a path is spelt. Addin
 makes a `Family` and registers it, like gpt2.py and llama.py, imported at the end of this one.
 """
 
+import copy
 import hashlib
 import json
 import time
@@ -13,19 +14,25 @@ from pathlib import Path
 
 from utils.errors import UserError, first_line
 
+# New rows start from N(0, 0.02) in the original VLM code.
+PUBLISHED_STD = 0.02
+
 
 @dataclass(frozen=True)
 class Family:
-    """What the toolkit needs to know about a family of causal language models.
+    """What the toolkit needs to know about a family of language models: causal ones and encoder-decoders.
 
     Attributes:
         name: the family's name, as errors print it.
         model_types: the `config.model_type` values it covers.
-        blocks: model -> its list of transformer blocks, in order.
+        blocks: model -> its list of transformer blocks, in order; an encoder's before its decoder's.
         norm_eps: config -> epsilon of its layer norms; adapters use the same.
         positions: config -> the longest sequence the model can take.
         attention: block -> its attention module, whose output is (hidden states, attention weights); None where
             the family has no such module, and therefore no `--self_copy`.
+        row_std: model, before anything is attached -> standard deviation that new rows start from.
+        encoder_decoder: whether an encoder reads the input (adapters/encoder_decoder.py).
+        head_scale: config -> what an encoder-decoder's last hidden states are multiplied with before the head.
     """
 
     name: str
@@ -34,6 +41,9 @@ class Family:
     norm_eps: Callable
     positions: Callable
     attention: Callable | None = None
+    row_std: Callable = lambda model: PUBLISHED_STD
+    encoder_decoder: bool = False
+    head_scale: Callable = lambda config: 1.0
 
 
 _FAMILIES: dict[str, Family] = {}
@@ -65,7 +75,7 @@ def load(name, random_init=False):
     """A backbone and its fast tokenizer.
 
     Args:
-        name: an embedded name (`smollm2`, `tiny-gpt2`, `tiny-llama`), a local directory, or a hub name.
+        name: an embedded name (`smollm2`, `tiny-gpt2`, `tiny-llama`, `tiny-t5`), a local directory, or a hub name.
         random_init: a seed: the same shape with fresh weights drawn from it instead of the pretrained ones, the
             same ones each time. True: a seed drawn from torch's own generator. False or None: the pretrained ones.
 
@@ -158,7 +168,7 @@ def read_config(folder, place):
         raise UserError(
             "no such directory, and the hub has no such model or cannot be reached",
             place=place,
-            expected="a local directory, a hub name, or one of smollm2, tiny-gpt2, tiny-llama",
+            expected="a local directory, a hub name, or one of smollm2, tiny-gpt2, tiny-llama, tiny-t5",
             remedy="without a network use smollm2 (installed by ./run.sh setup)",
         ) from error
 
@@ -189,8 +199,9 @@ def _reach_hub(name, tries=2):
 
 def _load_transformers(folder, config, place, seed):
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+    auto = AutoModelForSeq2SeqLM if family_of(config, place).encoder_decoder else AutoModelForCausalLM
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
@@ -208,11 +219,9 @@ def _load_transformers(folder, config, place, seed):
         # Nothing but the seed may count, and whoever draws next is not disturbed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32), tokenizer
+            return _with_own_head(auto.from_config(config, dtype=torch.float32)), tokenizer
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, weights_only=True
-        )
+        model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, weights_only=True)
     except Exception as error:
         raise UserError(
             f"the weights cannot be read: {first_line(error)}",
@@ -223,6 +232,11 @@ def _load_transformers(folder, config, place, seed):
     if bad := not_finite(model.state_dict()):
         raise UserError(f"the weights hold values that are not numbers (first in {bad})", place=place,
                         expected="finite numbers", remedy="fetch or copy the file again")  # fmt: skip
+    if family_of(config).encoder_decoder:
+        # transformers takes every T5 for tied and unties what has a head of its own in the file (v1.1, Flan, mT5).
+        # Without a word of it in the config, the next resizing would tie it again.
+        tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        model.config.tie_word_embeddings = tables[0] is tables[1]
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
@@ -232,6 +246,20 @@ def _load_transformers(folder, config, place, seed):
             remedy="fetch the file again, or point to the right directory",
         )
     return model, tokenizer
+
+
+def _with_own_head(model):
+    """A freshly drawn encoder-decoder whose head is not scaled (T5 v1.1, Flan, mT5) with a head of its own.
+
+    transformers ties it, as it has no file that says otherwise.
+    """
+    family = family_of(model.config)
+    if family.encoder_decoder and family.head_scale(model.config) == 1.0:
+        head = copy.deepcopy(model.get_output_embeddings())
+        head.weight.data.normal_(std=model.config.initializer_factor)
+        model.set_output_embeddings(head)
+        model.config.tie_word_embeddings = False
+    return model
 
 
 def not_finite(state):
@@ -257,4 +285,4 @@ def fingerprint(state):
     return digest.hexdigest()[:16]
 
 
-from adapters import gpt2, llama, openai_gpt  # noqa: E402, F401  (each registers its family)
+from adapters import gpt2, llama, openai_gpt, t5_family  # noqa: E402, F401  (each registers its family)

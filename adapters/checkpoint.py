@@ -4,7 +4,8 @@ An adapter checkpoint is a directory with
 
     adapter_config.json         backbone, tasks, markers, bottlenecks
     adapter_model.safetensors   what was trained and nothing else:
-                                blocks.<layer>.<task>.{norm,down,up}.{weight,bias}, rows.<task>,
+                                blocks.<layer>.<task>.{norm,down,up}.{weight,bias} (an encoder's blocks before its
+                                decoder's), rows.<task>,
                                 and output_rows.<task> where the backbone's head is untied; spare_rows where <pad>
                                 has a row of its own; p_gen_linear.{weight,bias} of a model with self-copy
     tokenizer files
@@ -59,7 +60,7 @@ def save(model, tokenizer, directory, state=None):
         _write_tensors(directory / WEIGHTS, state or adapter_state(model))
         config = dict(
             peft_type="VERSATILE_BOTTLENECK",
-            task_type="CAUSAL_LM",
+            task_type="SEQ_2_SEQ_LM" if backbones.family_of(model.config).encoder_decoder else "CAUSAL_LM",
             **backbone,
             model_type=model.config.model_type,
             bottlenecks=info.bottlenecks,
@@ -97,21 +98,33 @@ def _save_backbone(model, directory):
 
 def backbone_state(model):
     """{name: tensor} of an adapter model's backbone, named as it was before anything was attached."""
+    names = _backbone_names(model, model.state_dict())
+    return {names[name]: tensor.detach() for name, tensor in model.state_dict().items() if name in names}
+
+
+def _backbone_names(model, names):
+    """{name in an attached model: name in its backbone} of those that are the backbone's."""
     wrapped = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, (TaskEmbedding, TaskHead))]
-    state = {}
-    for name, tensor in model.state_dict().items():
+    found = {}
+    for name in names:
         owner = next((w for w in wrapped if name.startswith(f"{w}.")), None)
         if owner and name.startswith(f"{owner}.base."):
-            state[name.replace(f"{owner}.base.", f"{owner}.")] = tensor.detach()
+            found[name] = name.replace(f"{owner}.base.", f"{owner}.")
         elif not owner and not any(part in f".{name}" for part in _ADDED):
-            state[name] = tensor.detach()
-    return state
+            found[name] = name
+    return found
+
+
+def _tied(model):
+    """Other names of parameters that have one already: a tied head's, the table's in an encoder and its decoder."""
+    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return every - {name for name, _ in model.named_parameters()}
 
 
 def _without_tied(model, state):
-    """A backbone's state without the head's matrix where that is the table's: files hold it once."""
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    return {name: tensor for name, tensor in state.items() if not (tied and name == "lm_head.weight")}
+    """A backbone's state without a tensor's other names: files hold it once."""
+    tied = set(_backbone_names(model, _tied(model)).values())
+    return {name: tensor for name, tensor in state.items() if name not in tied}
 
 
 def _rows(model, tokenizer):
@@ -138,7 +151,7 @@ def _write_tensors(path, state):
 
 def adapter_state(model):
     """{file key: tensor} of what an adapter model holds beside its backbone."""
-    return {_file_key(name): p.detach().cpu().contiguous() for name, p in _adapter_parameters(model).items()}
+    return {key: p.detach().cpu().contiguous() for key, p in _adapter_parameters(model).items()}
 
 
 def task_of(key):
@@ -153,8 +166,7 @@ def load_weights(model, directory):
     if model.info.mode == "full":
         state = read_safetensors(directory / "model.safetensors")
         missing, unexpected = model.load_state_dict(state, strict=False)
-        tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-        _same_keys(set(missing) - tied, set(unexpected), directory)
+        _same_keys(set(missing) - _tied(model), set(unexpected), directory)
         return
     adapters = read_safetensors(directory / WEIGHTS)
     if model.info.carry:
@@ -166,7 +178,7 @@ def load_weights(model, directory):
 
 def set_adapter_state(model, state, place):
     """Copy {file key: tensor} into an attached model; keys and shapes must be exactly the model's."""
-    _copy(state, {_file_key(name): p for name, p in _adapter_parameters(model).items()}, place)
+    _copy(state, _adapter_parameters(model), place)
 
 
 def _copy(state, wanted, place):
@@ -466,18 +478,26 @@ def _same_keys(missing, unexpected, place):
 
 
 def _adapter_parameters(model):
+    """{file key: parameter} of what an adapter model holds beside its backbone."""
     named = {n: p for n, p in model.named_parameters() if any(part in f".{n}" for part in _ADDED)}
+    blocks = {id(block): number for number, block in enumerate(backbones.family_of(model.config).blocks(model))}
+    numbers = {name: blocks[id(module)] for name, module in model.named_modules() if id(module) in blocks}
     rows = model.get_input_embeddings().rows
-    return named | ({"spare_rows": rows.spare} if rows.spare_scores else {})
+    keyed = {_file_key(name, numbers): p for name, p in named.items()}
+    return keyed | ({"spare_rows": rows.spare} if rows.spare_scores else {})
 
 
-def _file_key(name):
-    """Name of a parameter in the model -> its key in the file, which is the same for every family."""
+def _file_key(name, numbers):
+    """Name of a parameter in the model -> its key in the file, which is the same for every family.
+
+    Args:
+        numbers: {name of a block: its number}.
+    """
     parts = name.split(".")
-    if name == "spare_rows" or parts[0] == "p_gen_linear":
+    if parts[0] == "p_gen_linear":
         return name
     if "adapter_bank" in parts:
         at = parts.index("adapter_bank")
-        return ".".join(["blocks", parts[at - 1], *parts[at + 2 :]])
+        return ".".join(["blocks", str(numbers[".".join(parts[:at])]), *parts[at + 2 :]])
     kind = "output_rows" if "lm_head" in parts else "rows"
     return f"{kind}.{parts[-1]}"

@@ -136,6 +136,9 @@ def _backbone(model, tokenizer):
 def _tokenisation(tokenizer, first):
     """A hash of what decides the base ids of a text; the markers that were added do not count."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    if backend["model"]["type"] == "Unigram":
+        # A score may lose its last digit whenever it is written and read.
+        backend["model"]["vocab"] = [(piece, round(score, 6)) for piece, score in backend["model"]["vocab"]]
     added = {t["content"]: t["id"] for t in backend["added_tokens"] if t["id"] < first}
     parts = [backend["model"], backend["normalizer"], backend["pre_tokenizer"], added]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
@@ -219,6 +222,8 @@ def _bare(source):
     config.vocab_size = len(model.get_input_embeddings().weight)
     kind = next(c for c in type(model).__mro__ if hasattr(c, "from_pretrained") and not issubclass(c, TaskConditioned))
     bare = kind(config)
+    # In an encoder-decoder both sides look up one table, whether or not the head is tied to it.
+    bare.set_input_embeddings(bare.get_input_embeddings())
     bare.load_state_dict(checkpoint.backbone_state(model))
     bare.random_init_seed, bare.backbone_fingerprint = None, source.backbone["backbone (fingerprint of its weights)"]
     return bare.eval(), model.bare_tokenizer
@@ -240,8 +245,8 @@ def largest_difference(ours, theirs, task, sequences):
     Args:
         ours, theirs: (model, tokenizer).
         task: its name.
-        sequences: [(ids and types for our model, the same for theirs)], each a pair of lists. They go through
-            one by one: no padding, and batches of the one task only.
+        sequences: [(ids, types and the prompt's length for our model, the same for theirs)], the first two lists;
+            without a length all is prompt. They go through one by one: no padding, and batches of the one task only.
 
     Returns:
         (largest absolute difference, the same as a share of the largest score); nan if a score is none.
@@ -256,11 +261,11 @@ def largest_difference(ours, theirs, task, sequences):
 
 
 def _scores(model, tokenizer, task, sequence):
-    """Scores [length, base vocabulary + the task's markers] of one sequence."""
+    """Scores [positions, base vocabulary + the task's markers] of one sequence."""
     device = next(model.parameters()).device
-    ids, types = (torch.tensor([part], device=device) for part in sequence)
-    given = dict(input_ids=ids, token_type_ids=types, task_ids=torch.tensor([model.task_id(task)]))
-    scores = model(**given).logits[0].float()
+    ids, types = (torch.tensor([part], device=device) for part in sequence[:2])
+    prompt_length = sequence[2] if len(sequence) > 2 else ids.shape[1]
+    scores = model.scores_along(ids, types, prompt_length, torch.tensor([model.task_id(task)]))[0].float()
     own = tokenizer.convert_tokens_to_ids(model.info.markers[task])
     return torch.cat([scores[:, : model.info.first], scores[:, own]], dim=-1)
 

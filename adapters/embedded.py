@@ -227,7 +227,7 @@ def _tiny_t5_tokenizer():
     """A tokenizer with the layout of T5's: <pad>, </s>, <unk>, the pieces, <extra_id_99> … <extra_id_0>.
 
     The trainer of unigram models does not give the same twice. So the pieces are those of byte-pair merges, which does,
-    each with the logarithm of its frequency.
+    each with the logarithm of its frequency, in few digits: the library does not read back every digit it writes.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import T5Tokenizer
@@ -243,4 +243,5 @@ def _tiny_t5_tokenizer():
     counts = Counter(token for line in _TINY_TEXT for token in pairs.encode(line).tokens)
     special = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")]
     sentinels = [(f"<extra_id_{i}>", 0.0) for i in reversed(range(100))]
-    return T5Tokenizer(vocab=[*special, *((p, math.log(counts[p] + 0.1)) for p in pieces), *sentinels])
+    scores = [(piece, round(math.log(counts[piece] + 0.1), 3)) for piece in pieces]
+    return T5Tokenizer(vocab=[*special, *scores, *sentinels])

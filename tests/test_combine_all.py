@@ -28,7 +28,7 @@ from data import instances
 from data.task import get
 from utils.decoding import Decoding, decode
 
-NAMES = ["tiny-gpt2", "tiny-llama"]
+NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 TASKS = {"mt": 12, "nlg": 4, "dialogue": 8, "summarization": 0}
 QUICK = ["--proof_examples", "3", "--proof_tokens", "6"]
 

@@ -14,7 +14,7 @@ from adapters.attach import attach, trainable
 from data.task import get
 from utils.errors import UserError
 
-NAMES = ["tiny-gpt2", "tiny-llama"]
+NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 
 
 def made(name="tiny-gpt2", seed=0, random_init=False, **bottlenecks):
@@ -39,9 +39,9 @@ def scores(model, tokenizer, task, columns=()):
     marker = tokenizer.convert_tokens_to_ids(get(task).markers[2])
     ids[:, 0] = marker
     with torch.no_grad():
-        out = model(ids, token_type_ids=torch.full_like(ids, marker), task_ids=torch.full((3,), model.task_id(task)))
+        out = model.scores_along(ids, torch.full_like(ids, marker), 5, torch.full((3,), model.task_id(task)))
     own = tokenizer.convert_tokens_to_ids([m for t in columns for m in get(t).markers])
-    return out.logits[..., [*range(model.info.first), *own]]
+    return out[..., [*range(model.info.first), *own]]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,6 @@
 """train_vlm.py and evaluate_vlm.py run as a user runs them: mixed batches, a best epoch for each task, resuming.
 
-    python -m pytest tests/test_train_vlm.py
+python -m pytest tests/test_train_vlm.py
 """
 
 import json
@@ -34,9 +34,7 @@ def trained(argv, folder):
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     sizes = {"nlg": (14, 4, 4), "mt": (10, 4, 4), "qa": (2, 1, 1)}
-    return {
-        task: small(folder / f"{task}.json", task, train=n, valid=v, test=t) for task, (n, v, t) in sizes.items()
-    }
+    return {task: small(folder / f"{task}.json", task, train=n, valid=v, test=t) for task, (n, v, t) in sizes.items()}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +93,7 @@ def model_and_batches(files, name, tasks, batch_size=6):
     return model, Batches(splits, ids, tokenizer.pad_token_id, 256, batch_size=batch_size)
 
 
-@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-t5"])
 def test_the_gradient_of_a_mixed_batch_is_that_of_its_tasks_one_by_one(files, name):
     model, mixed = model_and_batches(files, name, TASKS)
     rows = torch.arange(len(mixed))[::3].numpy()

@@ -219,7 +219,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path):
 # --- what is frozen ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-t5"])
 def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, tmp_path):
     from scripts import SAMPLES
 
@@ -254,7 +254,7 @@ def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, t
     assert set(map(id, held.optimizer.state)) == in_optimizer
 
 
-@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama"])
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-t5"])
 def test_in_full_fine_tuning_everything_is_trained(name, tmp_path):
     from scripts import SAMPLES
 

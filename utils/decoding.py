@@ -73,11 +73,11 @@ def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress
         chosen = sorted(order[start : start + decoding.batch_size], key=lambda i: prompts[i].task_id)
         rows = [prompts[i] for i in chosen]
         batch = left_padded([(p.ids, p.types) for p in rows], tokenizer.pad_token_id)
-        length = batch["input_ids"].shape[1]
+        inputs, length = model.decoding_inputs({k: v.to(device) for k, v in batch.items()})
         only = OnlyOwnEnd(special, [p.eos_id for p in rows], decoding.num_beams, device)
         with autocast(device, dtype):
             out = model.generate(
-                **{k: v.to(device) for k, v in batch.items()},
+                **inputs,
                 task_ids=torch.tensor([p.task_id for p in rows]),
                 generation_config=config,
                 logits_processor=LogitsProcessorList([only]),

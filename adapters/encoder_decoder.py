@@ -1,0 +1,209 @@
+"""Tasks on an encoder-decoder: the sibling of `adapters.attach.TaskConditioned`.
+
+A task's example is one row, the same for all backbones, and is divided at its target:
+
+    row       <bos> <marker> source …  <target marker> target … <eos>
+    encoder   <bos> <marker> source …  </s>
+    decoder                            <start> <target marker> target … <eos>
+
+The input ends with the backbone's own end token and the decoder begins with its own start token (T5: `<pad>`), as in
+its pretraining; `</s>` has the type of the target's marker, in whose place it stands, and so has `<start>`. Decoding
+starts behind `<start> <target marker>`. Labels, and the positions whose outputs predict them, are those of the row.
+
+The adapters of a task stand behind every block of the encoder and of the decoder and meet the same task ids in both.
+"""
+
+import torch
+from transformers.modeling_outputs import Seq2SeqLMOutput
+
+from adapters.attach import IGNORE, TaskConditioned
+from adapters.backbones import family_of
+
+# Widths of encoder and decoder are rounded up to this many, as those of batches are.
+ROUND = 8
+
+
+class EncoderDecoderConditioned(TaskConditioned):
+    """Mixed into a transformers encoder-decoder's class: `forward` takes one task id a row."""
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        decoder_input_ids=None,
+        token_type_ids=None,
+        decoder_token_type_ids=None,
+        position_ids=None,
+        encoder_outputs=None,
+        past_key_values=None,
+        labels=None,
+        use_cache=None,
+        task_ids=None,
+        num_items_in_batch=None,
+        soft_targets=None,
+        **kwargs,
+    ):
+        """As the backbone's forward, and:
+
+        Args:
+            input_ids: [rows, length]; with labels whole rows, context and target, padded on the right; without them
+                what the encoder reads.
+            labels: [rows, length] of whole rows, unshifted, -100 where there is no loss: a row is divided at its first
+                label. With labels, `logits` of the output is None: scores are computed only where a label stands.
+            decoder_input_ids: without labels, [rows, decoded]: the start token, the target's marker, ….
+            token_type_ids, decoder_token_type_ids: as many ids, whose embeddings are added to the tokens', or None;
+                of the decoder's also [rows, 1], for all its tokens.
+            position_ids: of no consequence, positions are relative.
+            task_ids, num_items_in_batch, soft_targets: see `TaskConditioned.forward`.
+
+        Raises:
+            ValueError: neither labels nor decoder_input_ids, or both.
+        """
+        if (labels is None) == (decoder_input_ids is None):
+            raise ValueError("an encoder-decoder takes whole rows with labels, or decoder_input_ids without labels")
+        if labels is not None:
+            hidden, labels, ids = self.target_states(input_ids, token_type_ids, attention_mask, labels, task_ids)
+            total = self.label_loss(hidden, labels, ids, soft_targets)
+            count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORE).sum()
+            return Seq2SeqLMOutput(loss=total / count)
+        if encoder_outputs is None:
+            encoder_outputs = self.encode(input_ids, token_type_ids, attention_mask, task_ids)
+        self.router.route(task_ids, len(decoder_input_ids))
+        return self.all_scores(
+            dict(
+                encoder_outputs=encoder_outputs,
+                attention_mask=attention_mask,
+                decoder_inputs_embeds=self.embedded(decoder_input_ids, decoder_token_type_ids),
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        )
+
+    def embedded(self, ids, types=None):
+        """Embeddings [rows, length, width] of tokens and their types."""
+        embed = self.get_input_embeddings()
+        return embed(ids) if types is None else embed(ids) + embed(types)
+
+    def encode(self, input_ids, token_type_ids=None, attention_mask=None, task_ids=None):
+        """The encoder's output for [rows, length] token ids, each row through its task's adapters."""
+        self.router.route(task_ids, len(input_ids))
+        embeds = self.embedded(input_ids, token_type_ids)
+        return self.get_encoder()(inputs_embeds=embeds, attention_mask=attention_mask, return_dict=True)
+
+    def target_states(self, input_ids, token_type_ids, attention_mask, labels, task_ids):
+        """Whole rows -> (the decoder's last hidden states, the labels beside them, the rows' task ids)."""
+        given, target, labels = self.divide(input_ids, token_type_ids, attention_mask, labels)
+        encoded = self.encode(*given, task_ids)
+        hidden = self.get_decoder()(
+            inputs_embeds=self.embedded(*target),
+            encoder_hidden_states=encoded.last_hidden_state,
+            encoder_attention_mask=given[2],
+            use_cache=False,
+        )[0]
+        return hidden, labels, self.router.route(task_ids, len(input_ids))
+
+    def divide(self, input_ids, token_type_ids, attention_mask, labels):
+        """Whole rows, padded on the right, as what encoder and decoder read.
+
+        A row without labels goes to the encoder; both widths are multiples of 8, for few shapes.
+
+        Returns:
+            ((ids, types, mask) of the encoder, (ids, types) of the decoder, labels beside these); types None where
+            they were.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        lengths = attention_mask.sum(1)
+        known = labels[:, 1:] != IGNORE
+        prompts = torch.where(known.any(1), known.int().argmax(1) + 1, lengths)
+        # One transfer for both: a GPU is waited for once.
+        longest, target = torch.stack([prompts.max(), (lengths - prompts).max()]).tolist()
+        columns = torch.arange(rounded(longest), device=input_ids.device)[None]
+        ends = prompts[:, None] - 1
+        ids = _taken(input_ids, columns).masked_fill(columns > ends, self.config.pad_token_id)
+        ids = ids.masked_fill(columns == ends, self.end_id)
+        types = None if token_type_ids is None else _taken(token_type_ids, columns)
+        given = ids, types, (columns <= ends).to(lengths.dtype)
+        # The start token, the target's marker, which is the last token of the prompt, and what is behind it.
+        columns = torch.arange(rounded(target + 2), device=input_ids.device)[None]
+        at = (ends - 1 + columns).clamp(min=0)
+        ids = _taken(input_ids, at).masked_fill(at >= lengths[:, None], self.config.pad_token_id)
+        ids = ids.masked_fill(columns == 0, self.start_id)
+        # The start token has the marker's type.
+        types = None if token_type_ids is None else _taken(token_type_ids, torch.maximum(at, ends))
+        behind = (columns > 1) & (at < lengths[:, None])
+        return given, (ids, types), _taken(labels, at).masked_fill(~behind, IGNORE)
+
+    @property
+    def end_id(self):
+        """The token that ends what the encoder reads, as in pretraining."""
+        end = self.config.eos_token_id
+        return end[0] if isinstance(end, list) else end
+
+    @property
+    def start_id(self):
+        """The token that the decoder begins with, as in pretraining."""
+        start = self.config.decoder_start_token_id
+        return self.config.pad_token_id if start is None else start
+
+    def scores_at(self, labels, task_ids=None, input_ids=None, token_type_ids=None, attention_mask=None, **unused):
+        """See `TaskConditioned.scores_at`."""
+        hidden, labels, ids = self.target_states(input_ids, token_type_ids, attention_mask, labels, task_ids)
+        return self.label_scores(hidden, labels, ids)[0]
+
+    def scores_along(self, input_ids, token_type_ids, prompt_length, task_ids=None):
+        """See `TaskConditioned.scores_along`; the positions are the decoder's."""
+        labels = torch.full_like(input_ids, IGNORE)
+        labels[:, prompt_length:] = input_ids[:, prompt_length:]
+        given, (ids, types), _ = self.divide(input_ids, token_type_ids, None, labels)
+        kept = input_ids.shape[1] - prompt_length + 2
+        encoded = self.encode(*given, task_ids)
+        return self(decoder_input_ids=ids[:, :kept], decoder_token_type_ids=types if types is None else types[:, :kept],
+                    encoder_outputs=encoded, attention_mask=given[2], task_ids=task_ids).logits  # fmt: skip
+
+    def all_scores(self, given, logits_to_keep=0):
+        """The backbone's own output for its arguments `given`."""
+        return super(TaskConditioned, self).forward(**given)
+
+    def label_scores(self, hidden, labels, ids):
+        """See `TaskConditioned.label_scores`."""
+        return super().label_scores(hidden * family_of(self.config).head_scale(self.config), labels, ids)
+
+    def decoding_inputs(self, batch):
+        """See `TaskConditioned.decoding_inputs`: the prompt goes to the encoder, all but the target's marker."""
+        ids, types = batch["input_ids"], batch.get("token_type_ids")
+        marker = ids[:, -1:]
+        start = dict(decoder_input_ids=torch.cat([torch.full_like(marker, self.start_id), marker], dim=1))
+        if types is not None:
+            start["decoder_token_type_ids"] = types[:, -1:]
+        given = torch.cat([ids[:, :-1], torch.full_like(marker, self.end_id)], dim=1)
+        return batch | start | dict(input_ids=given), 2
+
+    def generate(self, inputs=None, generation_config=None, *, input_ids=None, token_type_ids=None, position_ids=None,
+                 attention_mask=None, task_ids=None, encoder_outputs=None, **kwargs):  # fmt: skip
+        """As the backbone's generate; the encoder's pass, which is outside of `forward`, is routed by `task_ids`, too.
+
+        Args:
+            inputs, input_ids: [rows, length] what the encoder reads, padded on either side.
+            token_type_ids, task_ids, and decoder_input_ids and decoder_token_type_ids [rows, 1]: see `forward`.
+        """
+        input_ids = inputs if input_ids is None else input_ids
+        if attention_mask is None and input_ids is not None:
+            attention_mask = torch.ones_like(input_ids)
+        if encoder_outputs is None:
+            with torch.no_grad():
+                encoder_outputs = self.encode(input_ids, token_type_ids, attention_mask, task_ids)
+        kwargs.setdefault("decoder_start_token_id", self.start_id)
+        return super().generate(generation_config=generation_config, encoder_outputs=encoder_outputs, task_ids=task_ids,
+                                attention_mask=attention_mask, **kwargs)  # fmt: skip
+
+
+def rounded(length):
+    """Length rounded up to a multiple of 8: fewer shapes, so fewer kernels to prepare."""
+    return -(-length // ROUND) * ROUND
+
+
+def _taken(rows, columns):
+    """rows [rows, length] at columns [rows or 1, n], those beyond the last as the last."""
+    return rows.gather(1, columns.clamp(max=rows.shape[1] - 1).expand(len(rows), -1))
