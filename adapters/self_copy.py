@@ -40,6 +40,9 @@ def add(model, std=0.02):
         UserError: a family whose attention weights cannot be had.
     """
     family = family_of(model.config)
+    if family.encoder_decoder:
+        raise UserError(f"points into the one sequence of a causal model; {family.name} is an encoder-decoder",
+                        place="--self_copy", remedy="leave the flag out")  # fmt: skip
     if family.attention is None:
         raise UserError(f"the family {family.name} shows no attention weights", place="--self_copy",
                         remedy="leave the flag out, or name the attention module in the family's file")  # fmt: skip

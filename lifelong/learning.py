@@ -63,6 +63,10 @@ class Learner:
 def load(args):
     """The backbone with the tokens of all tasks of the sequence: `Learner`, not yet on its device."""
     model, tokenizer = backbones.load(args.model_checkpoint)
+    if backbones.family_of(model.config).encoder_decoder:
+        raise UserError("is an encoder-decoder: it does not write samples of its tasks, contexts and all, itself",
+                        place=f"--model_checkpoint {args.model_checkpoint}", expected="a causal language model",
+                        remedy="choose another, such as gpt2 or smollm2")  # fmt: skip
     names = special_tokens(sequence.learnt(args), args.add_task_tokens, args.use_sep)
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
     markers, widths, own_columns = routing.layout(names, sequence.learnt(args), args.adapter_bottleneck,
