@@ -183,7 +183,7 @@ def load_original(state, config, tasks, place="the original's state dict"):
 
 def _check_same(model, tasks, form, max_seq_length, place):
     """Whether a saved model is the one asked for."""
-    if model.tasks != dict(tasks):
+    if list(model.tasks.items()) != list(dict(tasks).items()):
         raise UserError(f"its tasks are {_listed(model.tasks)}", place=place, expected=_listed(tasks),
                         remedy="name its tasks in their order, or start from a BERT")  # fmt: skip
     if form is not None and form != model.form:

@@ -247,30 +247,46 @@ def initialise(module, std=0.02):
                 nn.init.zeros_(part.bias)
 
 
-def run_encoder(bert, conditions, input_ids, attention_mask, token_type_ids, rows):
+def task_parameters(bert, length):
+    """What a batch's forward needs of every task, computed once.
+
+    Args:
+        bert: as `condition_bert` left it.
+        length: of the batch's longest sequence.
+
+    Returns:
+        (z' [tasks, width], CBDA [layers, tasks, length, length])
+    """
+    tasks = bert.encoder.task_transformation(bert.task_type_embeddings.weight)
+    return tasks, attention_biases(bert, tasks, length)
+
+
+def run_encoder(bert, conditions, parameters, rows, input_ids, attention_mask, token_type_ids):
     """The hidden states of a conditioned BERT.
 
     Args:
         bert, conditions: as `condition_bert` left them.
-        input_ids, attention_mask, token_type_ids: [rows, length], length at most L.
+        parameters: what `task_parameters` gave, for this length or a greater one.
         rows: [rows] each row's task id.
+        input_ids, attention_mask, token_type_ids: [rows, length], length at most L.
 
     Returns:
         [rows, length, width]: of the large form the last layer's bottleneck, of the base form the top layer's output.
     """
-    embedding = bert.task_type_embeddings.weight
-    conditions.set(bert.encoder.task_transformation(embedding), rows)
+    tasks, biases = parameters
+    conditions.set(tasks, rows)
     hidden = bert.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-    hidden = bert.conditional_alignment(embedding, hidden, rows)
+    hidden = bert.conditional_alignment(bert.task_type_embeddings.weight, hidden, rows)
     padding = (1 - attention_mask[:, None, None, :].to(hidden.dtype)) * PADDING
-    biases = attention_biases(bert, conditions.tasks, input_ids.shape[1])
+    length = input_ids.shape[1]
     bottlenecks = getattr(bert.encoder, "adapter_layer", None)
     filmed = 0
     for i, layer in enumerate(bert.encoder.layer):
-        hidden = layer(hidden, biases[i].index_select(0, rows).unsqueeze(1) + padding)
+        bias = biases[i, :, :length, :length].index_select(0, rows).unsqueeze(1)
+        hidden = layer(hidden, bias + padding)
         if bottlenecks is not None:
             # It never feeds back into the layers.
-            filmed = bottlenecks[i](conditions.tasks, hidden + filmed, rows)
+            filmed = bottlenecks[i](tasks, hidden + filmed, rows)
     return hidden if bottlenecks is None else filmed
 
 

@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adapters.conditional import TaskConditions, condition_bert, initialise, run_encoder
+from adapters.conditional import TaskConditions, condition_bert, initialise, run_encoder, task_parameters
 from utils.uncertainty import normalized_entropy
 
 # Sequences are cut to the longest one of a batch, rounded up to this many: few shapes, few kernels.
 LENGTH_ROUND = 8
+# A CPU takes so many rows of like lengths at once, where that saves at least this share of the padded tokens. On a GPU
+# a pass more costs more than padding does.
+CPU_ROWS, WORTH = 8, 0.1
 
 
 @dataclass
@@ -26,7 +29,8 @@ class TaskOutput:
         scores: [rows, most labels], -inf behind the row's own task's labels.
         task_ids: [rows].
         labels: number of labels of every task of the model.
-        sequence_output: [rows, length, width]; length is the batch's longest, rounded up to 8, not what was padded.
+        sequence_output: [rows, length, width]; length is the batch's longest, rounded up to 8. A position that is
+            padding may be 0.
         pooled_output: [rows, width].
         row_losses: [rows] each row's own loss, or None.
     """
@@ -141,13 +145,15 @@ class TaskBert(nn.Module):
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         task_ids = self._checked(task_ids, input_ids)
-        longest = self._longest(attention_mask)
-        given = [x if x is None else x[:, :longest] for x in (input_ids, attention_mask, token_type_ids)]
-        if self.form == "plain":
-            names = ("input_ids", "attention_mask", "token_type_ids")
-            hidden = self.bert(**dict(zip(names, given))).last_hidden_state
-        else:
-            hidden = run_encoder(self.bert, self.conditions, *given, task_ids)
+        parts = self._parts(attention_mask)
+        parameters = None if self.form == "plain" else task_parameters(self.bert, parts[0][1])
+        found = []
+        for rows, longest in parts:
+            given = (input_ids, attention_mask, token_type_ids)
+            given = [x if x is None else (x if rows is None else x[rows])[:, :longest] for x in given]
+            own = task_ids if rows is None else task_ids[rows]
+            found.append(self._encode(parameters, own, *given))
+        hidden = self._joined(found, parts)
         pooled = self.bert.pooler(hidden)
         scores = self.head_scores(pooled, task_ids)
         loss = row_losses = None
@@ -174,13 +180,39 @@ class TaskBert(nn.Module):
             raise ValueError(f"task_ids has the shape {list(task_ids.shape)}, the batch {rows} rows")
         return task_ids.to(input_ids.device, torch.long)
 
+    def _encode(self, parameters, task_ids, *given):
+        """[rows, length] ids, mask and types -> [rows, length, width] hidden states."""
+        if self.form != "plain":
+            return run_encoder(self.bert, self.conditions, parameters, task_ids, *given)
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        return self.bert(**dict(zip(names, given))).last_hidden_state
+
+    def _parts(self, attention_mask):
+        """How to go through a batch: [(row numbers, or None: all, tokens of the longest)], the longest part first.
+
+        Masked keys get no weight and masked queries are read by nobody, so leaving them out changes no real position.
+        """
+        width = attention_mask.shape[1]
+        places = torch.arange(1, width + 1, device=attention_mask.device)
+        lengths = (attention_mask.bool() * places).amax(1).clamp(min=1)
+        lengths = (lengths + -lengths % LENGTH_ROUND).clamp(max=width)
+        # Layers that run again in the backward pass meet the conditions of the last rows.
+        split = attention_mask.device.type == "cpu" and len(lengths) > CPU_ROWS
+        if split and not self.bert.is_gradient_checkpointing:
+            lengths, order = lengths.sort(descending=True, stable=True)
+            parts = [(rows, int(own[0])) for rows, own in zip(order.split(CPU_ROWS), lengths.split(CPU_ROWS))]
+            if sum(len(rows) * longest for rows, longest in parts) < (1 - WORTH) * len(lengths) * parts[0][1]:
+                return parts
+        return [(None, int(lengths.max()))]
+
     @staticmethod
-    def _longest(attention_mask):
-        """Tokens that any row has, rounded up. Masked keys get no weight and masked queries are read by nobody, so
-        leaving them out changes no real position."""
-        real = attention_mask.any(0).nonzero()
-        longest = int(real[-1]) + 1 if len(real) else 1
-        return min(longest + -longest % LENGTH_ROUND, attention_mask.shape[1])
+    def _joined(found, parts):
+        """Hidden states of all parts as one, rows in the batch's order, zeros behind shorter parts."""
+        if len(found) == 1:
+            return found[0]
+        longest = parts[0][1]
+        padded = torch.cat([F.pad(hidden, (0, 0, 0, longest - hidden.shape[1])) for hidden in found])
+        return padded[torch.cat([rows for rows, _ in parts]).argsort()]
 
     def head_scores(self, pooled, task_ids):
         """All heads in one product, then each row's own columns: [rows, width] -> [rows, most labels], fp32."""

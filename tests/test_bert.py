@@ -210,6 +210,34 @@ def test_padding_to_the_longest_sequence_changes_nothing(form, length):
     assert long.sequence_output.shape[1] == length + -length % 8
 
 
+@pytest.mark.parametrize("form", bert.FORMS)
+def test_rows_of_like_lengths_together_are_the_batch(form):
+    """A CPU computes little padding: the outputs and gradients are those of one pass."""
+    model, ids = shaken(new(form)), (0, 2, 1, 3, 1, 0, 2) * 4
+    given, gold, calls = batch(ids), labels(ids), []
+    model.bert.encoder.layer[0].register_forward_hook(lambda *_: calls.append(1))
+    found = model(**given, labels=gold)
+    found.loss.backward()
+    assert len(calls) == 4
+    gradients = {n: p.grad for n, p in model.named_parameters()}
+    model.zero_grad()
+    model._parts = lambda mask: [(None, 16)]
+    expected = model(**given, labels=gold)
+    expected.loss.backward()
+    assert len(calls) == 5
+    close(found.scores, expected.scores)
+    real = given["attention_mask"].bool()
+    close(found.sequence_output[real], expected.sequence_output[real])
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(gradients[name], p.grad, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_equal_lengths_stay_together():
+    model, given = new(), batch((0,) * 20)
+    given["attention_mask"][:] = 1
+    assert model._parts(given["attention_mask"]) == [(None, 16)]
+
+
 def test_predictions_are_those_of_every_task():
     out = shaken(new())(**batch())
     for task, rows in out.rows.items():
@@ -221,8 +249,8 @@ def test_labels_keep_their_fraction():
     """In the original a batch whose first row is a class makes 3.8 a 3."""
     model, given = new(), batch((0, 2))
     out = model(**given, labels=torch.tensor([1.0, 3.8]))
-    score = float(out.logits[2])
-    assert float(out.losses[2]) == pytest.approx((score - 3.8) ** 2, rel=1e-5)
+    score = float(out.logits[2].detach())
+    assert float(out.losses[2].detach()) == pytest.approx((score - 3.8) ** 2, rel=1e-5)
 
 
 def test_an_empty_row_of_labels_is_not_needed_to_predict():
@@ -244,25 +272,34 @@ def test_a_batch_that_does_not_fit_is_told():
     assert model.task_id("mnli-mm") == model.task_id("mnli") == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("form", bert.FORMS)
-def test_half_precision_and_gradient_checkpointing_give_the_same_up_to_rounding(form, attention, dtype):
+def test_half_precision_gives_the_same_up_to_rounding(form, attention):
     model, given, gold = shaken(new(form)), batch(), labels((0, 2, 1, 3, 1, 0))
     model.set_attn_implementation(attention)
+    expected = model(**given, labels=gold)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(**given, labels=gold)
+    found.loss.backward()
+    assert found.scores.dtype == torch.float32
+    close(found.loss, expected.loss, 0.2)
+    close(found.entropies, expected.entropies, 0.05)
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize("form", bert.FORMS)
+def test_recomputed_layers_meet_the_same_conditions(form):
+    model = shaken(new(form, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)).train()
+    given, gold, calls = batch(), labels((0, 2, 1, 3, 1, 0)), []
+    model.bert.encoder.layer[0].output.register_forward_pre_hook(lambda *_: calls.append(1))
     model(**given, labels=gold).loss.backward()
     expected = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     model.bert.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        out = model.train()(**given, labels=gold) if dtype == torch.float32 else model(**given, labels=gold)
-    out.loss.backward()
-    if dtype == torch.bfloat16:
-        assert out.scores.dtype == torch.float32 and out.loss.isfinite()
-        return
-    model.dropout.p = 0.0
+    model(**given, labels=gold).loss.backward()
+    assert len(calls) == 3, "the layer was not computed a second time"
     for name, p in model.named_parameters():
-        assert p.grad is not None and p.grad.shape == expected[name].shape
+        torch.testing.assert_close(p.grad, expected[name], msg=name)
 
 
 @pytest.mark.parametrize("form", bert.FORMS)
@@ -295,13 +332,11 @@ def test_a_saved_model_is_not_taken_for_another(tmp_path):
     bert.save(model, tokenizer, tmp_path)
     place = str(tmp_path)
     for given, said in [
-        ((dict(reversed(TASKS.items())), "base", 64), None),
+        ((dict(reversed(TASKS.items())), "base", 64), "mrpc (2), sts-b (1), mnli (3), cola (2)"),
         ((TASKS | {"rte": 2}, "base", 64), "rte (2)"),
         ((TASKS, "large", 64), "'base'"),
         ((TASKS, "base", 32), "--max_seq_length 32"),
     ]:
-        if said is None:
-            continue
         with pytest.raises(UserError) as error:
             bert.build(place, *given)
         assert said in str(error.value)
@@ -402,7 +437,7 @@ def test_a_masked_language_models_checkpoint_gets_a_pooler(tmp_path):
     BertForMaskedLM(BertConfig.from_pretrained(source)).save_pretrained(tmp_path / "mlm")
     built = [bert.build(str(tmp_path / "mlm"), TASKS, "large", 64, seed=4)[0] for _ in range(2)]
     assert torch.equal(built[0].bert.pooler.dense.weight, built[1].bert.pooler.dense.weight)
-    assert float(built[0].bert.pooler.dense.weight.std()) == pytest.approx(0.02, abs=0.002)
+    assert float(built[0].bert.pooler.dense.weight.detach().std()) == pytest.approx(0.02, abs=0.002)
 
 
 @pytest.mark.parametrize("form", bert.FORMS)
@@ -419,5 +454,4 @@ def test_candidates_are_judged_in_one_pass_as_the_model_judges_them():
     model.bert.encoder.layer[0].register_forward_hook(lambda *_: calls.append(1))
     found = uncertainty.candidate_entropies(model, {**given, "labels": torch.zeros(6)})
     assert len(calls) == 1 and model.training
-    assert torch.allclose(found, model.eval()(**given).entropies, atol=0.05)
-    assert found[1] == 0
+    assert torch.allclose(found, model.eval()(**given).entropies, atol=0.05) and found[1] == 0

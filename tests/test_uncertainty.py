@@ -133,6 +133,14 @@ def test_candidates_are_judged_without_dropout_and_without_gradients():
     assert model.training and model.dropout.training
 
 
+def test_the_precision_can_be_told():
+    model, batch = Noisy(), dict(x=torch.randn(6, 4))
+    exact = uncertainty.normalized_entropy(model.linear(batch["x"]))
+    assert torch.equal(uncertainty.candidate_entropies(model, batch, torch.float32), exact)
+    half = uncertainty.candidate_entropies(model, batch, torch.bfloat16)
+    assert torch.allclose(half, exact, atol=0.05) and not torch.equal(half, exact)
+
+
 def test_judging_inside_autocast_leaves_the_step_its_gradients():
     """Half-precision copies of weights made without gradients must not be those the step then uses."""
     model, batch = Noisy(), dict(x=torch.randn(6, 4))

@@ -32,22 +32,23 @@ def normalized_entropy(logits, valid=None):
     return -terms.sum(-1) / most
 
 
-def candidate_entropies(model, batch):
+def candidate_entropies(model, batch, dtype=None):
     """The entropies of a batch's rows under the model as it stands, all tasks in one pass.
 
-    Without gradients and without dropout (the original leaves dropout on), in bf16 where the hardware has it. The
-    model's mode is as before afterwards.
+    Without gradients and without dropout (the original leaves dropout on). The model's mode is as before afterwards.
 
     Args:
         model: called with the batch, its output has `entropies`.
         batch: {name: tensor}; labels are left out.
+        dtype: the matrix products'; None: bf16 where the hardware has it, else fp32.
 
     Returns:
         [rows] fp32, on the model's device.
     """
     p = next(model.parameters())
     inputs = {name: value.to(p.device, non_blocking=True) for name, value in batch.items() if name != "labels"}
-    dtype = torch.bfloat16 if devices.has_bf16(p.device) and p.dtype == torch.float32 else torch.float32
+    if dtype is None:
+        dtype = torch.bfloat16 if devices.has_bf16(p.device) else torch.float32
     training = model.training
     model.eval()
     try:

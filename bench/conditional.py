@@ -1,0 +1,189 @@
+#!/usr/bin/env python
+"""CA-MTL: a batch that mixes tasks in one pass, against a loop over its tasks; and what choosing rows costs.
+
+  one CPU:
+    OMP_WAIT_POLICY=PASSIVE python bench/conditional.py --device cpu
+  one GPU, in BERT-base's own shape:
+    python bench/conditional.py --device cuda --width 768 --layers 12 --heads 12
+
+The default shape is MiniLM's, with random weights. GLUE's nine tasks have equal shares of a batch, whose sequences
+are padded to its longest. A loop takes each task's rows by themselves, through the same modules: one conditional layer
+norm, one layer's attention with its block-diagonal matrices, and a whole optimizer step, each forward and backward. A
+step's loss is the same on both sides. Uncertainty sampling judges one batch of every task before each step; its share
+is its time over that of choosing and stepping together.
+"""
+
+import statistics
+import sys
+
+import common
+
+TASKS = {"cola": 2, "mnli": 3, "rte": 2, "wnli": 2, "qqp": 2, "sts-b": 1, "sst-2": 2, "qnli": 2, "mrpc": 2}
+LENDERS = {5: 8}
+MIXED, LOOP = "mixed, one pass", "loop over tasks"
+PARTS = {"norm": "conditional layer norm", "attention": "conditional attention", "step": "optimizer step",
+         "choosing": "choosing rows"}  # fmt: skip
+
+
+def parse(argv=None):
+    from utils import devices, flags
+
+    p = common.parser(__doc__)
+    g = p.add_argument_group("the model (random weights) and its data")
+    g.add_argument("--form", choices=["base", "large"], default="base", help="CA-MTL's form")
+    g.add_argument("--width", type=flags.positive, default=384, help="hidden size, a multiple of --max_seq_length")
+    g.add_argument("--layers", type=flags.positive, default=6, help="layers, an even number in the base form")
+    g.add_argument("--heads", type=flags.positive, default=12, help="attention heads")
+    g.add_argument("--max_seq_length", type=flags.positive, default=128, help="the longest sequence")
+    g.add_argument("--mean_length", type=flags.positive, default=40, help="tokens of a sequence on average")
+    g.add_argument("--train_batch_size", type=flags.positive, default=32, help="rows of a step")
+    g.add_argument("--turn_steps", type=flags.positive, default=1, help="calls a turn and side")
+    devices.add_precision_flags(p)
+    args = p.parse_args(argv)
+    if args.quick:
+        args.width, args.layers, args.heads, args.max_seq_length, args.mean_length = 64, 2, 2, 16, 8
+        args.train_batch_size, args.repeats = 9, 2
+    if args.width % args.max_seq_length or args.width % args.heads:
+        p.error(f"--width {args.width}: expected a multiple of --max_seq_length and of --heads")
+    if args.form == "base" and args.layers % 2:
+        p.error(f"--layers {args.layers}: expected an even number in the base form")
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    device = common.start(args)
+    from utils import devices
+
+    dtype = devices.precision(args, device)
+    work = Work(args, device, dtype)
+    print(f"BERT {args.width} wide, {args.layers} layers, {args.form} form; {str(dtype)[6:]}; {args.train_batch_size} "
+          f"rows of {len(TASKS)} tasks, {args.mean_length} tokens on average, {work.longest} at most",
+          flush=True)  # fmt: skip
+    rates = {}
+    for part in PARTS:
+        sides = {MIXED: getattr(work, part), LOOP: getattr(work, f"{part}_by_task")}
+        rates[part] = common.interleaved({n: work.turn(side) for n, side in sides.items()}, args.repeats, device)
+    ms = {part: {side: 1000 / statistics.median(found[side]) for side in found} for part, found in rates.items()}
+    print(common.table(["ms", MIXED, LOOP], [[PARTS[part], *ms[part].values()] for part in PARTS]))
+    for part in PARTS:
+        print(common.verdict(f"{PARTS[part]}, a mixed batch in one pass against a loop:", rates[part], MIXED, LOOP, 1))
+    shares = [1 / c / (1 / c + 1 / s) for c, s in zip(rates["choosing"][MIXED], rates["step"][MIXED])]
+    print(f"ratio: choosing rows takes {statistics.median(shares):.0%} of a step's whole time "
+          f"({min(shares):.0%} to {max(shares):.0%}); it judges {len(TASKS)} times the rows it keeps")  # fmt: skip
+    common.save(args, per_second=rates, choosing_share=shares)
+
+
+class Work:
+    """The model, its batches, and every side's work."""
+
+    def __init__(self, args, device, dtype):
+        import torch
+        from transformers import BertConfig, BertModel
+
+        from adapters.conditional import ConditionalLayerNorm, TaskConditions
+        from adapters.task_bert import TaskBert
+        from utils import devices
+
+        self.args, self.device, self.dtype = args, device, dtype
+        config = BertConfig(vocab_size=common.VOCABULARY, hidden_size=args.width, num_hidden_layers=args.layers,
+                            num_attention_heads=args.heads, intermediate_size=4 * args.width,
+                            max_position_embeddings=max(512, args.max_seq_length))  # fmt: skip
+        self.model = TaskBert(BertModel(config), TASKS, args.form, args.max_seq_length).to(device).train()
+        devices.settle(self.model, device, dtype)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
+        self.batch = self.made_up(args.train_batch_size, args.seed)
+        self.candidates = self.made_up(args.train_batch_size * len(TASKS), args.seed + 1)
+        self.longest = self.batch["input_ids"].shape[1]
+        self.layer_norm = ConditionalLayerNorm(args.width, args.width, TaskConditions()).to(device)
+        shape = args.train_batch_size, self.longest, args.width
+        self.hidden = torch.randn(shape, device=device, requires_grad=True)
+        self.tasks = torch.randn(len(TASKS), args.width, device=device, requires_grad=True)
+
+    def made_up(self, rows, seed):
+        """Random rows of all tasks in turn, padded to the longest."""
+        import torch
+
+        lengths = torch.from_numpy(common.lengths(rows, self.args.mean_length, self.args.max_seq_length, seed))
+        mask = torch.arange(int(lengths.max())) < lengths.clamp(max=self.args.max_seq_length).unsqueeze(1)
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(1, common.VOCABULARY, mask.shape, generator=generator) * mask
+        owners = torch.arange(rows) % len(TASKS)
+        counts = torch.tensor(list(TASKS.values()))[owners]
+        labels = (torch.rand(rows, generator=generator) * counts).floor()
+        given = dict(input_ids=ids, attention_mask=mask.long(), task_ids=owners, labels=labels)
+        return {name: value.to(self.device) for name, value in given.items()}
+
+    def turn(self, side):
+        """A turn's work for `common.interleaved`: what a side returns, if anything, is a loss."""
+        from utils import devices
+
+        def run(number):
+            for _ in range(self.args.turn_steps):
+                with devices.autocast(self.device, self.dtype):
+                    loss = side()
+                if loss is not None:
+                    loss.backward()
+                if side in (self.step, self.step_by_task):
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+            return self.args.turn_steps
+
+        return run
+
+    def by_task(self, batch):
+        """[(task, its row numbers)]"""
+        return [(task, (batch["task_ids"] == task).nonzero().squeeze(-1)) for task in range(len(TASKS))]
+
+    def norm_of(self, tasks, owners, hidden):
+        self.layer_norm.conditions.set(tasks, owners)
+        return self.layer_norm(hidden).sum()
+
+    def norm(self):
+        return self.norm_of(self.tasks, self.batch["task_ids"], self.hidden)
+
+    def norm_by_task(self):
+        return sum(self.norm_of(self.tasks[t : t + 1], rows.new_zeros(len(rows)), self.hidden[rows])
+                   for t, rows in self.by_task(self.batch))  # fmt: skip
+
+    def attention_of(self, tasks, owners, hidden, mask):
+        from adapters.conditional import PADDING, block_diagonal
+
+        layer = self.model.bert.encoder.layer[0].attention.self
+        chunks = layer.cond_block_diag_attn.chunks(tasks, layer.random_weight_matrix[: self.longest])
+        bias = block_diagonal(chunks).index_select(0, owners).unsqueeze(1)
+        return layer(hidden, bias + (1 - mask[:, None, None, :].float()) * PADDING)[0].sum()
+
+    def attention(self):
+        return self.attention_of(self.tasks, self.batch["task_ids"], self.hidden, self.batch["attention_mask"])
+
+    def attention_by_task(self):
+        mask = self.batch["attention_mask"]
+        return sum(self.attention_of(self.tasks[t : t + 1], rows.new_zeros(len(rows)), self.hidden[rows], mask[rows])
+                   for t, rows in self.by_task(self.batch))  # fmt: skip
+
+    def step(self):
+        return self.model(**self.batch).loss
+
+    def step_by_task(self):
+        parts = [{n: v[rows] for n, v in self.batch.items()} for _, rows in self.by_task(self.batch)]
+        return sum(self.model(**part).loss for part in parts) / len(parts)
+
+    def choosing(self):
+        self.choose([self.candidates])
+
+    def choosing_by_task(self):
+        self.choose([{n: v[rows] for n, v in self.candidates.items()} for _, rows in self.by_task(self.candidates)])
+
+    def choose(self, batches):
+        import torch
+
+        from utils import uncertainty
+
+        found = torch.cat([uncertainty.candidate_entropies(self.model, batch) for batch in batches])
+        owners = torch.cat([batch["task_ids"] for batch in batches])
+        uncertainty.choose(found, owners, self.args.train_batch_size, LENDERS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
