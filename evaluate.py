@@ -5,6 +5,8 @@
     python evaluate.py --task nlg --no_sample --model_checkpoint runs/<run> --dataset_path data/samples/nlg.json
   beams, a few examples only:
     python evaluate.py --task mt --no_sample --num_beams 4 --limit 100 --model_checkpoint runs/<run>
+  a model of train_t5.py, one of its tasks or all (decoded greedily, or by beams):
+    python evaluate.py --task rte --model_checkpoint outputs/hyperformer++
   score outputs of any system, without a model:
     python evaluate.py --task nlg --score_only hyps.txt --references refs.txt
 
@@ -16,7 +18,7 @@ has a <task>_persona.txt), <task>_outputs.jsonl, <task>_metrics.json.
 
 import sys
 
-from utils import flags
+from utils import flags, t5_directory
 from utils.errors import UserError, exit_on_user_error
 
 
@@ -63,6 +65,10 @@ def main(argv=None):
         p.error("--references goes with --score_only")
     flags.check_lengths(p, args)
     flags.one_process()
+    if args.model_checkpoint and not args.score_only and t5_directory.recognised(args.model_checkpoint):
+        from utils import t5_evaluation
+
+        return t5_evaluation.evaluate_run(args, flags.given(parser, argv))
     from data.task import get
 
     task = get(args.task)

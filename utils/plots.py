@@ -80,6 +80,7 @@ def score_curve(path, history, title):
         label = name.replace("_eval_", " ")
         left.plot(steps, [r[name] for r in valid], lw=1, alpha=0.7, marker=".", ms=4, label=label)
     if names:
+        # Of a single score this is the same line.
         mean = [r["eval_average_metrics"] for r in valid]
         left.plot(steps, mean, color="black", lw=2, marker="o", ms=4, label="average")
         best = max(range(len(mean)), key=mean.__getitem__)

@@ -11,7 +11,7 @@ from data import text_to_text
 from utils.devices import autocast
 from utils.errors import UserError
 from utils.files import atomic_write, write_json
-from utils.metrics import Score, table, to_json
+from utils.metrics import Score, perplexity, table, to_json
 from utils.t5_training import Collator, Rows, encode, smoothed_loss
 
 # The names in which splits are asked for -> theirs in `data.text_to_text`.
@@ -203,7 +203,7 @@ def summaries(evaluation, scores, prefix, **more):
     for name, part in evaluation.parts.items():
         signature = f"n:{len(part.rows)}|beams:{part.beams}|tokens:{part.length}"
         own = {metric: Score(float(value), signature) for metric, value in evaluation.scores.get(name, {}).items()}
-        own["loss"] = Score(scores[f"{name}_{prefix}_loss"], f"n:{len(part.rows)}|nats per target token")
+        own["PPL"] = perplexity(scores[f"{name}_{prefix}_loss"], 1)
         found[name] = dict(task=name, scores=to_json(own), headline=next(iter(own)), instances=len(part.rows),
                            invalid=int(scores.get(f"{name}_{prefix}_invalid", 0)), **more)  # fmt: skip
     return found
@@ -213,7 +213,7 @@ def show(evaluation, scores, prefix, samples=3):
     """Print every task's scores and its first outputs."""
     for name, part in evaluation.parts.items():
         own = {k: Score(v, "") for k, v in evaluation.scores.get(name, {}).items()}
-        own["loss"] = Score(scores[f"{name}_{prefix}_loss"], "nats per target token")
+        own["PPL"] = perplexity(scores[f"{name}_{prefix}_loss"], 1)
         print(f"\n{name}: {len(part.rows)} instances\n{table(own)}\n")
         if invalid := int(scores.get(f"{name}_{prefix}_invalid", 0)):
             print(f"{invalid} of {len(part.rows)} outputs are no answer of the task\n")
@@ -242,18 +242,22 @@ def write_outputs(folder, evaluation):
 # ---- for evaluate.py
 
 
-def recognised(directory):
-    """Whether evaluate.py was given a run of train_t5.py, or one of its checkpoints."""
-    from adapters import t5
+# Flags of evaluate.py that mean nothing to a T5 of tasks: what stands behind says why.
+WITHOUT_MEANING = {
+    "adapter_bottleneck": "the checkpoint knows its own", "max_history": "a task has no history",
+    "emb_only": "no such ablation", "outputlayer_only": "no such ablation", "random_init": "no such ablation",
+    "self_copy": "no such ablation", "temperature": "nothing is sampled", "top_k": "nothing is sampled",
+    "top_p": "nothing is sampled", "min_length": "outputs are as long as the task's labels",
+    "max_length": "outputs are as long as the task's longest label", "length_penalty": "labels have no length to weigh",
+}  # fmt: skip
 
-    return Path(directory).is_dir() and t5.is_checkpoint(directory)
 
-
-def evaluate_run(args):
+def evaluate_run(args, given):
     """evaluate.py's work for a model of train_t5.py: everything but the task is known from the run.
 
     Args:
         args: the flags of evaluate.py; `task` may be "all", `dataset_path` is a data directory.
+        given: those that were typed.
 
     Raises:
         UserError: a task that the model was not trained for, or without data.
@@ -266,6 +270,10 @@ def evaluate_run(args):
     from utils import devices, runs
     from utils.files import writable_directory
 
+    for flag in given:
+        if flag in WITHOUT_MEANING:
+            raise UserError(f"has no effect on a model of train_t5.py: {WITHOUT_MEANING[flag]}", place=f"--{flag}",
+                            remedy="leave it out")  # fmt: skip
     devices.quiet_libraries()
     device = idist.device()
     dtype = devices.precision(args, device)
