@@ -15,7 +15,8 @@
 real ones); finetune does nothing against forgetting; multitask learns all tasks at once, multilm their samples, too;
 ewc and mas hold parameters that mattered, gem projects gradients. What comes out lies in
 MODEL_ROOT_DIR/<model>/<type>/<t1_t2_…>_<pct>_<seed>/<task>/ (_seed_<seed> unless lll; no <task> where all are learnt at
-once). With --distil, --seq_distil or --real_sample their names follow, so that each has a directory of its own.
+once). With --distil, --seq_distil, --real_sample or --own_adapters their names follow, so that each has a directory of
+its own.
 
 Killed at any moment, the same command (or --resume DIR) goes on to the same weights: what is done is not done again.
 Whole models are learnt; with --adapter_bottleneck N one adapter, shared by all tasks, and the special tokens' rows;

@@ -52,8 +52,8 @@ def name_flags(parser):
                         "frozen backbone; 0: the rows alone (default: the whole model is trained)")  # fmt: skip
     g.add_argument("--own_adapters", nargs="?", const=FRESH, choices=(FRESH, PREVIOUS),
                    help="with --adapter_bottleneck N each task has an adapter of this width of its own, the special "
-                        f"tokens' rows are still shared; it starts fresh, or as that of the {PREVIOUS} task has been "
-                        "learnt (default: all share one)")  # fmt: skip
+                        f"tokens' rows are still shared; it starts fresh, or as a copy of the {PREVIOUS} task's "
+                        "(default: all share one)")  # fmt: skip
     g.add_argument("--distil", action="store_true", help="Word-KD: learn a teacher's distributions")
     g.add_argument("--seq_distil", action="store_true", help="Seq-KD: learn a teacher's texts, from <task>_…-distil-…")
     g.add_argument("--real_sample", action="store_true", help="lll: replay real samples instead of generated ones")
