@@ -54,6 +54,8 @@ def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42):
     """
     place = f"--model_name_or_path {name_or_dir}"
     name, published = PUBLISHED.get(name_or_dir, (name_or_dir, None))
+    if published:
+        place += f" ({name})"
     if is_saved(name):
         model, tokenizer = load(name)
         _check_same(model, tasks, form, max_seq_length, place)
@@ -133,7 +135,8 @@ def _pretrained(name, place, seed):
     if len(tokenizer) > bert.config.vocab_size:
         raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model's table has {bert.config.vocab_size} "
                         "rows", place=place, expected="a row for every token")  # fmt: skip
-    bert.config._name_or_path = str(name)
+    local = name not in embedded.NAMES and Path(name).is_dir()
+    bert.config._name_or_path = str(Path(name).resolve()) if local else str(name)
     return bert, tokenizer, None
 
 

@@ -197,8 +197,8 @@ class TaskBert(nn.Module):
         lengths = (attention_mask.bool() * places).amax(1).clamp(min=1)
         lengths = (lengths + -lengths % LENGTH_ROUND).clamp(max=width)
         # Layers that run again in the backward pass meet the conditions of the last rows.
-        split = attention_mask.device.type == "cpu" and len(lengths) > CPU_ROWS
-        if split and not self.bert.is_gradient_checkpointing:
+        again = self.training and getattr(self.bert.encoder.layer[0], "gradient_checkpointing", False)
+        if attention_mask.device.type == "cpu" and len(lengths) > CPU_ROWS and not again:
             lengths, order = lengths.sort(descending=True, stable=True)
             parts = [(rows, int(own[0])) for rows, own in zip(order.split(CPU_ROWS), lengths.split(CPU_ROWS))]
             if sum(len(rows) * longest for rows, longest in parts) < (1 - WORTH) * len(lengths) * parts[0][1]:

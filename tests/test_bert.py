@@ -4,6 +4,7 @@ python -m pytest tests/test_bert.py
 """
 
 import copy
+import importlib.util
 import json
 import shutil
 
@@ -403,6 +404,34 @@ def test_other_models_are_refused():
     for name in ("tiny-gpt2", "runs/nothing-here", "no-such-org/no-such-bert"):
         with pytest.raises(UserError, match="--model_name_or_path"):
             bert.build(name, TASKS, "base", 64)
+
+
+@pytest.mark.parametrize("name, backbone", [("CA-MTL-base", "bert-base-cased"), ("CA-MTL-large", "bert-large-cased")])
+def test_published_names_stand_for_their_backbones(name, backbone, monkeypatch, tmp_path):
+    """No hub here: what would be fetched is looked at instead."""
+    monkeypatch.setitem(bert.PUBLISHED, name, ("tiny-bert", bert.PUBLISHED[name][1]))
+    assert bert.build(name, TASKS, None, 64)[0].form == name.removeprefix("CA-MTL-")
+    assert bert.build(name, TASKS, "plain", 64)[0].form == "plain"
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=f"{name} .{backbone}.") as error:
+        bert.build(name, TASKS)
+    assert "minilm" in str(error.value)
+
+
+@pytest.mark.skipif(not any(importlib.util.find_spec(p) for p, _ in embedded.MINILM_PLACES), reason="not installed")
+def test_minilm_carries_every_form():
+    pretrained = AutoModel.from_pretrained(embedded.folder("minilm")).eval()
+    for form in bert.FORMS:
+        model, tokenizer = bert.build("minilm", TASKS, form)
+        given = tokenizer(
+            ["A man reads.", "The old house near the river is for sale."], padding=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            out = model(**given, task_ids=torch.tensor([0, 2]))
+        assert out.scores.shape == (2, 3) and out.scores[:, 0].isfinite().all() and tokenizer.is_fast
+        if form == "plain":
+            real = given["attention_mask"].bool()
+            close(out.sequence_output[:, : real.shape[1]][real], pretrained(**given).last_hidden_state[real])
 
 
 def original_directory(name, folder):
