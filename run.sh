@@ -11,8 +11,8 @@
 #   ./run.sh <recipe> [args]  one recipe (args go to its script, e.g. --limit 1000)
 #
 # Environment: PYTHON (python3) makes the virtual environment; VENV (.venv) is where it lies;
-# MODEL (gpt2) is the backbone of the published recipes; E2E_DIR, MULTI30K_DIR, PERSONACHAT_DIR and SQUAD_DIR hold
-# original files; DATA_DIR (data/lifelong) and MODEL_ROOT_DIR (runs/lifelong) are where lifelong recipes read and write.
+# MODEL (gpt2) is the backbone of the published recipes; E2E_DIR, MULTI30K_DIR, PERSONACHAT_DIR, SQUAD_DIR, SST_DIR,
+# WOZ_DIR and L2KD_DIR hold original files; DATA_DIR (data/lifelong) and MODEL_ROOT_DIR (runs/lifelong) are where lifelong recipes read and write.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -62,6 +62,7 @@ small() {
 # in both directions.
 LIFELONG_ORDERS="wcs wsc cws csw swc scw nlg nlg_reversed tc tc_reversed"
 LIFELONG_METHODS="lamol kd seqkd seqsoftkd finetune multitask ewc mas gem"
+SMALL_LIFELONG="finetune lamol kd seqkd ewc mas gem multitask"
 lifelong_tasks() {
     case "$1" in
     wcs) echo "woz.en cnn_dailymail wikisql" ;;
@@ -111,6 +112,17 @@ recipe() {
         local sources=""
         for task in $SMALL_TASKS; do sources="$sources $task=runs/small-$task-adapter"; done
         echo "combine_all.py --checkpoints$sources --output runs/small-combine" ;;
+    small-lifelong-*)
+        local train="train_lifelong.py --data_dir data/small/lifelong --model_dir_root runs/small-lifelong --tasks sst rnnlg.rest woz.en --model_name smollm2 --adapter_bottleneck 64 --learning_rate 3e-3 --add_task_tokens --max_len 256 --limit 400 --n_train_epochs 3 --train_batch_size 8 --only_final"
+        case "$kind" in
+        lamol) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2" ;;
+        kd) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2 --distil --train_teachers" ;;
+        seqkd) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2 --seq_distil --train_teachers" ;;
+        ewc) echo "$train --seq_train_type ewc --reg_lambda 1e10" ;;
+        mas) echo "$train --seq_train_type mas --reg_lambda 1e11" ;;
+        finetune | multitask | gem) echo "$train --seq_train_type $kind" ;;
+        *) return 1 ;;
+        esac ;;
     small-*-*)
         small "$task" width >/dev/null || return 1
         local train="train.py --task $task --dataset_path $(small "$task" data) --limit $(small "$task" examples) --model_checkpoint smollm2 --row_init words --n_epochs 1 --train_batch_size 8 --gradient_accumulation_steps 1 --no_validation"
@@ -152,6 +164,7 @@ recipes() {
     echo "vlm-mt-emb_only vlm-mt-outputlayer_only vlm-mt-random_init vlm-summarization-self_copy"
     for task in $SMALL_TASKS; do echo "small-$task-finetune small-$task-adapter small-$task-distil small-$task-distilled"; done
     echo "small-mt-word small-mt-both small-combine small-multitask e2e-adapter e2e-finetune e2e-untrained multi30k-adapter"
+    for kind in $SMALL_LIFELONG; do echo "small-lifelong-$kind"; done
     for kind in $LIFELONG_METHODS; do echo "lifelong-wcs-$kind"; done
 }
 
@@ -176,7 +189,8 @@ list() {
     echo "Ablations (emb_only, outputlayer_only, random_init, self_copy) go with any task: vlm-<task>-<ablation>."
     echo "The small-*, e2e-* and multi30k-* recipes convert the original files first, from E2E_DIR (trainset.csv, devset.csv),"
     echo "MULTI30K_DIR (train.en.gz, …), PERSONACHAT_DIR ({train,valid}_self_original_no_cands.txt) and SQUAD_DIR"
-    echo "(xquad.en.json, dev-v2.0.json), unless the data are there already."
+    echo "(xquad.en.json, dev-v2.0.json), SST_DIR, WOZ_DIR and L2KD_DIR (see ./run.sh small-lifelong-lamol), unless the"
+    echo "data are there already."
 }
 
 no_recipe() {
@@ -212,6 +226,17 @@ data_for() {
     small-qa-*)
         [ -f data/small/qa.json ] || { at="$(folder SQUAD_DIR "xquad.en.json and dev-v2.0.json")" && py -m data.convert squad \
             --train "$at/xquad.en.json" "$at/dev-v2.0.json" --valid_from_train 60 --output data/small/qa.json; } ;;
+    small-lifelong-*)
+        if [ ! -f data/small/lifelong/rnnlg.rest_to_squad-test-v2.0.json ]; then
+            local to=data/small/lifelong
+            mkdir -p "$to"
+            at="$(folder SST_DIR "train_binary_sent.csv and dev_binary_sent.csv")"
+            py -m data.convert squad-sst --train "$at/train_binary_sent.csv" --test "$at/dev_binary_sent.csv" --output "$to"
+            at="$(folder WOZ_DIR "woz_train_en.json and woz_validate_en.json")"
+            py -m data.convert squad-woz --train "$at/woz_train_en.json" --test "$at/woz_validate_en.json" --output "$to"
+            at="$(folder L2KD_DIR "rnnlg.rest_to_squad-train-v2.0.json and rnnlg.rest_to_squad-test-v2.0.json")"
+            cp "$at/rnnlg.rest_to_squad-train-v2.0.json" "$at/rnnlg.rest_to_squad-test-v2.0.json" "$to"
+        fi ;;
     small-multitask | small-combine) for task in $SMALL_TASKS; do data_for "small-$task-"; done ;;
     esac
 }
@@ -236,7 +261,8 @@ score() {
     train_lifelong.py*)
         # shellcheck disable=SC2086
         run="$(lifelong_run ${2#* })"
-        py evaluate_lifelong.py --model_dirs "$run" --output_dir "results/$1" ;;
+        # shellcheck disable=SC2046
+        py evaluate_lifelong.py --model_dirs "$run" $([ "${1%%-*}" != small ] || echo "--limit 100") --output_dir "results/$1" ;;
     train.py*)
         # shellcheck disable=SC2086
         py evaluate.py --task "$task" --no_sample --batch_size 64 $([ "${1%%-*}" != small ] || echo "$(small "$task" scored)") \
