@@ -296,10 +296,3 @@ def freeze(model, layers, place="--freeze_encoder_layers"):
         p.requires_grad_(not stays)
         (frozen if stays else trained).append(name)
     return frozen, trained
-
-
-def no_decay(model):
-    """Names of the parameters that weight decay leaves alone: every bias, and the weights of every norm. (The
-    original's list of names misses `condlayernorm.weight`.)"""
-    return {name for name, _ in model.named_parameters()
-            if name.endswith(".bias") or re.search(r"(LayerNorm|condlayernorm|layer_norm)\.weight$", name)}  # fmt: skip

@@ -29,9 +29,8 @@ class TaskOutput:
         scores: [rows, most labels], -inf behind the row's own task's labels.
         task_ids: [rows].
         labels: number of labels of every task of the model.
-        sequence_output: [rows, length, width]; length is the batch's longest, rounded up to 8. A position that is
-            padding may be 0.
         pooled_output: [rows, width].
+        hidden, parts: hidden states of each part of the batch, and which rows it has.
         row_losses: [rows] each row's own loss, or None.
     """
 
@@ -39,9 +38,18 @@ class TaskOutput:
     scores: torch.Tensor
     task_ids: torch.Tensor
     labels: list
-    sequence_output: torch.Tensor
     pooled_output: torch.Tensor
+    hidden: list
+    parts: list
     row_losses: torch.Tensor | None = None
+
+    @cached_property
+    def sequence_output(self):
+        """[rows, length, width] last hidden states; length is the batch's longest, rounded up to 8. Of a row in a
+        shorter part what lies behind is 0."""
+        longest = self.parts[0][1]
+        padded = [F.pad(hidden, (0, 0, 0, longest - hidden.shape[1])) for hidden in self.hidden]
+        return in_order(padded, self.parts)
 
     @cached_property
     def rows(self):
@@ -78,6 +86,13 @@ class TaskOutput:
     @cached_property
     def _count(self):
         return torch.tensor(self.labels, device=self.scores.device)
+
+
+def in_order(found, parts):
+    """What each part of a batch gave, [its rows, ...], as one, rows in the batch's order."""
+    if len(found) == 1:
+        return found[0]
+    return torch.cat(found)[torch.cat([rows for rows, _ in parts]).argsort()]
 
 
 class TaskBert(nn.Module):
@@ -153,14 +168,14 @@ class TaskBert(nn.Module):
             given = [x if x is None else (x if rows is None else x[rows])[:, :longest] for x in given]
             own = task_ids if rows is None else task_ids[rows]
             found.append(self._encode(parameters, own, *given))
-        hidden = self._joined(found, parts)
-        pooled = self.bert.pooler(hidden)
+        # The pooler reads the first position alone.
+        pooled = self.bert.pooler(in_order([hidden[:, :1] for hidden in found], parts))
         scores = self.head_scores(pooled, task_ids)
         loss = row_losses = None
         if labels is not None:
             row_losses = self._row_losses(scores, labels, task_ids)
             loss = self._mean_of_tasks(row_losses, task_ids)
-        return TaskOutput(loss, scores, task_ids, list(self.tasks.values()), hidden, pooled, row_losses)
+        return TaskOutput(loss, scores, task_ids, list(self.tasks.values()), pooled, found, parts, row_losses)
 
     def _checked(self, task_ids, input_ids):
         rows, length = input_ids.shape
@@ -204,15 +219,6 @@ class TaskBert(nn.Module):
             if sum(len(rows) * longest for rows, longest in parts) < (1 - WORTH) * len(lengths) * parts[0][1]:
                 return parts
         return [(None, int(lengths.max()))]
-
-    @staticmethod
-    def _joined(found, parts):
-        """Hidden states of all parts as one, rows in the batch's order, zeros behind shorter parts."""
-        if len(found) == 1:
-            return found[0]
-        longest = parts[0][1]
-        padded = torch.cat([F.pad(hidden, (0, 0, 0, longest - hidden.shape[1])) for hidden in found])
-        return padded[torch.cat([rows for rows, _ in parts]).argsort()]
 
     def head_scores(self, pooled, task_ids):
         """All heads in one product, then each row's own columns: [rows, width] -> [rows, most labels], fp32."""
