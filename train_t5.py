@@ -47,8 +47,9 @@ def train(arguments):
     evaluation = t5_setup.evaluation(arguments, tokenizer, parts.get("validation"))
     if evaluation:
         t5_evaluation.check_best_metric(args, evaluation)
-    run = t5_setup.open_run(arguments, model, tokenizer, parts)
-    trainer = t5_setup.trainer(arguments, run, model, tokenizer, parts, evaluation)
+    sampler = t5_setup.sampler(arguments, parts)
+    run = t5_setup.open_run(arguments, model, tokenizer)
+    trainer = t5_setup.trainer(arguments, run, model, tokenizer, parts, evaluation, sampler)
     steps = None
     if args.do_train:
         say(f"run: {args.output_dir}  ({t5_setup.schedule(trainer)})", flush=True)

@@ -19,7 +19,7 @@ from utils.files import could_be_made
 from utils.runs import Run, check_flags, default_directory, record
 from utils.training import Settings, Trainer
 
-TRAINING_SCRIPTS = ("train.py", "train_vlm.py", "train_lifelong.py", "train_camtl.py")
+TRAINING_SCRIPTS = ("train.py", "train_vlm.py", "train_lifelong.py", "train_t5.py", "pretrain_t5.py", "train_camtl.py")
 # These change where a run's files lie or how they are kept, never what comes out.
 FREE_WHEN_RESUMING = {"resume", "output_dir", "cache_dir", "keep_checkpoints", "save_steps", "valid_batch_size"}
 

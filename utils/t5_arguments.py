@@ -128,7 +128,6 @@ class Seq2SeqTrainingArguments(HfTrainingArguments):
         # One process drives one device; torchrun starts one for each GPU.
         self._n_gpu = min(self._n_gpu, 1)
 
-
     def choose_precision(self):
         """bf16 where the hardware has it, as in the other scripts, unless something else was asked for."""
         import torch

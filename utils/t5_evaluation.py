@@ -86,8 +86,10 @@ class Evaluation:
         decode: whether outputs are decoded and scored; otherwise only losses are computed.
         share: (this process, processes): each takes its share of every task's rows.
         gather: stacks a tensor of all processes along its first dimension.
+        fixed_lengths, tasks: see `Collator`.
         outputs: {task: output texts} of the last call.
         scores: {task: {metric: value}} of the last call.
+        labels: {task: target tokens}.
     """
 
     parts: dict
@@ -98,8 +100,10 @@ class Evaluation:
     share: tuple = (0, 1)
     gather: object = staticmethod(lambda tensor: tensor)
     fixed_lengths: tuple | None = None
+    tasks: bool = True
     outputs: dict = field(default_factory=dict)
     scores: dict = field(default_factory=dict)
+    labels: dict = field(default_factory=dict)
 
     @torch.no_grad()
     def __call__(self, model, prefix="eval"):
@@ -108,13 +112,14 @@ class Evaluation:
         found, losses = {}, []
         self.outputs, self.scores = {}, {}
         for name, part in self.parts.items():
-            losses.append(self.loss(model, part))
+            loss, self.labels[name] = self.loss(model, part)
+            losses.append(loss)
             if self.decode:
                 outputs = self.outputs[name] = self.texts(model, part)
                 self.scores[name] = part.task.score(outputs, part.rows.texts)
                 found |= {f"{name}_{prefix}_{metric}": value for metric, value in self.scores[name].items()}
                 found[f"{name}_{prefix}_invalid"] = part.task.invalid(outputs)
-            found[f"{name}_{prefix}_loss"] = losses[-1]
+            found[f"{name}_{prefix}_loss"] = loss
         if self.decode:
             found[f"{prefix}_average_metrics"] = text_to_text.average(self.scores)
         found[f"{prefix}_loss"] = sum(losses) / len(losses)
@@ -135,7 +140,7 @@ class Evaluation:
         rank, world = self.share
         mine = order[rank::world]
         pad = self.tokenizer.pad_token_id
-        collate = Collator(pad, self.start, lengths=self.fixed_lengths)
+        collate = Collator(pad, self.start, lengths=self.fixed_lengths, tasks=self.tasks)
         for first in range(0, len(mine), self.batch_size):
             numbers = mine[first : first + self.batch_size]
             batch = collate([part.rows[i] for i in numbers])
@@ -147,7 +152,7 @@ class Evaluation:
         return self.tokenizer.pad_token_id
 
     def loss(self, model, part):
-        """Negative log-likelihood per target token, in nats."""
+        """(negative log-likelihood per target token in nats, number of target tokens)"""
         device = next(model.parameters()).device
         total = torch.zeros(1, 2, dtype=torch.float64)
         for _, batch in self.batches(part, device):
@@ -157,7 +162,7 @@ class Evaluation:
             _, nll = smoothed_loss(logits, labels, 0)
             total += torch.tensor([float(nll), float((labels != -100).sum())], dtype=torch.float64)
         nll, count = self.gather(total.float().to(device)).double().sum(0).tolist()
-        return nll / count
+        return nll / count, round(count)
 
     def texts(self, model, part):
         """The outputs of a task's rows, in their order."""
@@ -203,7 +208,7 @@ def summaries(evaluation, scores, prefix, **more):
     for name, part in evaluation.parts.items():
         signature = f"n:{len(part.rows)}|beams:{part.beams}|tokens:{part.length}"
         own = {metric: Score(float(value), signature) for metric, value in evaluation.scores.get(name, {}).items()}
-        own["PPL"] = perplexity(scores[f"{name}_{prefix}_loss"], 1)
+        own["PPL"] = _perplexity(evaluation, scores, name, prefix)
         found[name] = dict(task=name, scores=to_json(own), headline=next(iter(own)), instances=len(part.rows),
                            invalid=int(scores.get(f"{name}_{prefix}_invalid", 0)), **more)  # fmt: skip
     return found
@@ -213,7 +218,7 @@ def show(evaluation, scores, prefix, samples=3):
     """Print every task's scores and its first outputs."""
     for name, part in evaluation.parts.items():
         own = {k: Score(v, "") for k, v in evaluation.scores.get(name, {}).items()}
-        own["PPL"] = perplexity(scores[f"{name}_{prefix}_loss"], 1)
+        own["PPL"] = _perplexity(evaluation, scores, name, prefix)
         print(f"\n{name}: {len(part.rows)} instances\n{table(own)}\n")
         if invalid := int(scores.get(f"{name}_{prefix}_invalid", 0)):
             print(f"{invalid} of {len(part.rows)} outputs are no answer of the task\n")
@@ -222,6 +227,11 @@ def show(evaluation, scores, prefix, samples=3):
             print(f"input      {source}\noutput     {output}\nreference  {target}\n")
     if f"{prefix}_average_metrics" in scores:
         print(f"average of all metrics: {scores[f'{prefix}_average_metrics']:.2f}")
+
+
+def _perplexity(evaluation, scores, name, prefix):
+    count = evaluation.labels[name]
+    return perplexity(scores[f"{name}_{prefix}_loss"] * count, count)
 
 
 def write_outputs(folder, evaluation):

@@ -16,7 +16,7 @@ from utils.experiment import say
 from utils.files import could_be_made, write_json
 from utils.hf_training import resume_command, summary
 from utils.runs import Run, record
-from utils.t5_training import Collator, MultiTaskTrainer, data_key
+from utils.t5_training import Collator, ScoredTrainer, data_key
 
 SHAPE = "shape"
 
@@ -134,7 +134,7 @@ def evaluation(arguments, tokenizer, parts):
     )  # fmt: skip
 
 
-def open_run(arguments, model, tokenizer, parts):
+def open_run(arguments, model, tokenizer):
     """The run directory, made when everything else is known to be right."""
     args = arguments.training
     if args.resume or args.process_index:
@@ -156,8 +156,22 @@ def keep_shape(model, tokenizer, folder):
     model.config.save_pretrained(folder)
 
 
-def trainer(arguments, run, model, tokenizer, parts, scorer):
-    """The `MultiTaskTrainer`, with the sampler of the training tasks."""
+def sampler(arguments, parts):
+    """The sampler of the training tasks, with what it draws on the screen; None without training."""
+    if "train" not in parts:
+        return None
+    args, sizes = arguments.training, {name: len(part.rows) for name, part in parts["train"].items()}
+    made = MultiTaskBatchSampler(
+        list(sizes.values()), args.per_device_train_batch_size, args.temperature,
+        replicas=args.world_size, rank=args.process_index, seed=args.data_seed,
+    )  # fmt: skip
+    shares = zip(sizes, made.probabilities().tolist())
+    say("tasks are drawn: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in shares))
+    return made
+
+
+def trainer(arguments, run, model, tokenizer, parts, scorer, batches):
+    """The `ScoredTrainer`; `batches` is the `sampler`."""
     from transformers.utils import is_torch_xla_available
 
     args, data = arguments.training, arguments.data
@@ -165,7 +179,7 @@ def trainer(arguments, run, model, tokenizer, parts, scorer):
     fixed = (data.max_source_length, data.max_target_length) if is_torch_xla_available() else None
     collate = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id,
                        ignore_pad=data.ignore_pad_token_for_loss, lengths=fixed)  # fmt: skip
-    made = MultiTaskTrainer(
+    made = ScoredTrainer(
         model=model, args=args, scorer=scorer, data_collator=collate,
         train_dataset=torch.utils.data.ConcatDataset(rows.values()) if rows else None,
         run=run, data_key=data_key(rows),
@@ -175,14 +189,9 @@ def trainer(arguments, run, model, tokenizer, parts, scorer):
     )  # fmt: skip
     if scorer:
         scorer.gather = made.accelerator.gather
-    if rows:
-        made.sampler = MultiTaskBatchSampler(
-            [len(r) for r in rows.values()], args.per_device_train_batch_size, args.temperature,
-            replicas=args.world_size, rank=args.process_index, seed=args.data_seed,
-        )  # fmt: skip
+    made.sampler = batches
+    if batches:
         made.plan()
-        shares = zip(rows, made.sampler.probabilities().tolist())
-        say("tasks are drawn: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in shares))
     return made
 
 

@@ -119,12 +119,14 @@ class Collator:
         ignore_pad: padding of the labels is left out of the loss.
         lengths: (source, target) to pad to; None: to the longest of the batch. On XLA a shape that was not met
             before means compiling.
+        tasks: whether the model takes task ids.
     """
 
     pad: int
     start: int
     ignore_pad: bool = True
     lengths: tuple | None = None
+    tasks: bool = True
 
     def __call__(self, rows):
         sources = self.padded([r["input_ids"] for r in rows], 0, self.pad)
@@ -133,11 +135,11 @@ class Collator:
         lengths = torch.tensor([len(r["input_ids"]) for r in rows])[:, None]
         decoder = torch.full_like(labels, self.start)
         decoder[:, 1:] = labels[:, :-1]
-        return dict(
+        batch = dict(
             input_ids=sources, attention_mask=(torch.arange(sources.shape[1]) < lengths).long(),
             decoder_input_ids=decoder, labels=labels.masked_fill(~real, IGNORE) if self.ignore_pad else labels,
-            task_ids=torch.tensor([r["task_id"] for r in rows]),
         )  # fmt: skip
+        return batch | dict(task_ids=torch.tensor([r["task_id"] for r in rows])) if self.tasks else batch
 
     def padded(self, lists, which, fill):
         """[rows, longest] int64."""
@@ -181,12 +183,12 @@ class T5Trainer(ResumableTrainer):
         return [name for name in super().get_decay_parameter_names(model) if name in matrices]
 
 
-class MultiTaskTrainer(T5Trainer):
-    """Trains one task a batch and evaluates every task by itself.
+class ScoredTrainer(T5Trainer):
+    """Evaluates with what it is given, and keeps what came out.
 
     Args:
-        scorer: called with (model, metric_key_prefix), returns {name: value} of all tasks; see
-            `utils.t5_evaluation.Evaluation`.
+        scorer: called with (model, metric_key_prefix), returns {name: value}, of several tasks for example (see
+            `utils.t5_evaluation.Evaluation`); its `parts` are the data.
         others: as `T5Trainer`.
     """
 
@@ -196,7 +198,7 @@ class MultiTaskTrainer(T5Trainer):
         super().__init__(eval_dataset=scorer.parts if scorer else None, **others)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """{<task>_eval_<metric>: value} and eval_average_metrics; the trainer's state logs them."""
+        """What the scorer finds; the trainer's state logs it, too."""
         scores = self.scorer(self.model, metric_key_prefix)
         self.keep(scores)
         self.log(dict(scores))

@@ -1,0 +1,189 @@
+"""Arguments of train_t5.py: configs, flags over configs, today's names for the original's, errors with their place."""
+
+import dataclasses
+import json
+
+import pytest
+from conftest import ROOT
+
+from utils import config_flags, t5_arguments
+from utils.errors import UserError
+
+BASE = {"model_name_or_path": "t5-base", "output_dir": "out", "do_train": True, "use_cpu": True, "fp32": True}
+CONFIGS = sorted((ROOT / "configs").glob("*.json"))
+
+
+def config(tmp_path, **values):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**BASE, **values}))
+    return str(path)
+
+
+def parse(tmp_path, *flags, **values):
+    return t5_arguments.parse([config(tmp_path, **values), *flags])
+
+
+def refused(tmp_path, *flags, **values):
+    with pytest.raises(UserError) as error:
+        parse(tmp_path, *flags, **values)
+    return str(error.value)
+
+
+def test_flags_go_before_the_config(tmp_path):
+    found = parse(tmp_path, "--learning_rate", "1e-3", "--tasks", "rte", "cola", learning_rate=3e-4, tasks=["mrpc"])
+    assert (found.training.learning_rate, found.data.tasks) == (1e-3, ["rte", "cola"])
+    assert parse(tmp_path, learning_rate=3e-4).training.learning_rate == 3e-4
+
+
+def test_booleans_are_switched_either_way(tmp_path):
+    adapter = parse(tmp_path, "--unique_hyper_net", "--no_add_layer_norm_after_adapter").adapter
+    assert adapter.unique_hyper_net and not adapter.add_layer_norm_after_adapter
+    adapter = parse(tmp_path, "--unique_hyper_net=false", unique_hyper_net=True).adapter
+    assert not adapter.unique_hyper_net
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_is_read_and_says_nothing_twice(path):
+    pairs = json.loads(path.read_text(), object_pairs_hook=lambda pairs: pairs)
+    assert len(dict(pairs)) == len(pairs)
+    found = t5_arguments.parse([str(path), "--use_cpu", "true"])
+    assert found.data.eval_tasks == found.data.tasks
+    assert set(dict(pairs)) <= t5_arguments.NAMES.fields()
+
+
+def test_the_published_settings():
+    shared = dict(learning_rate=3e-4, warmup_steps=500, max_steps=65536, per_device_train_batch_size=32,
+                  label_smoothing=0.1, temperature=10, eval_steps=1000, save_steps=1000, save_total_limit=1,
+                  metric_for_best_model="average_metrics", split_validation_test=True, data_seed=42,
+                  loss_reduction="sum", load_best_model_at_end=True)  # fmt: skip
+    eight = ["rte", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "cola"]
+    hyper = dict(train_adapters=True, reduction_factor=32, non_linearity="gelu_new", task_embedding_dim=64,
+                 projected_task_embedding_dim=64, task_hidden_dim=128, unfreeze_layer_norms=True)  # fmt: skip
+    adapter = dict(train_adapters=True, reduction_factor=32, non_linearity="gelu_new", adapter_config_name="adapter",
+                   unfreeze_layer_norms=True)  # fmt: skip
+    expected = {
+        "finetune_single_task": dict(tasks=["mrpc"]),
+        "finetune": dict(tasks=eight),
+        "adapters": dict(tasks=["mrpc"], **adapter),
+        "adapters_dagger": dict(tasks=eight, **adapter),
+        "hyperformer": dict(tasks=eight, unique_hyper_net=True, **hyper),
+        "hyperformer++": dict(tasks=eight, efficient_unique_hyper_net=True, **hyper),
+    }
+    assert {p.stem for p in CONFIGS} == {*expected, "test"}
+    for name, own in expected.items():
+        held = json.loads((ROOT / "configs" / f"{name}.json").read_text())
+        assert {k: held[k] for k in [*shared, *own]} == {**shared, **own}, name
+
+
+def test_the_originals_configs_are_read_as_they_are(tmp_path):
+    """Its own keys, among them names that transformers has changed since."""
+    found = parse(tmp_path, evaluation_strategy="steps", eval_steps=5, save_steps=5, sortish_sampler=False,
+                  overwrite_output_dir=True, do_test=True, adafactor=True, lr_scheduler="cosine_w_restarts",
+                  adapter_config_name="meta-adapter", ignore_pad_token_for_loss=True, seed_data=7)  # fmt: skip
+    training = found.training
+    assert training.eval_strategy == "steps" and training.lr_scheduler_type == "cosine_with_restarts"
+    assert training.optim == "adafactor" and training.data_seed == 7 and training.do_test
+
+
+ORIGINAL = """adam_beta1 adam_beta2 adam_epsilon adapter_config_name adapters adafactor add_layer_norm_after_adapter
+add_layer_norm_before_adapter attention_dropout cache_dir compute_memory compute_time conditional_layer_norm config_name
+data_seed dataloader_drop_last dataloader_num_workers debug decoder_layerdrop disable_tqdm do_eval do_predict do_test
+do_train dropout efficient_unique_hyper_net encoder_layerdrop eval_accumulation_steps eval_beams eval_output_dir
+eval_steps eval_tasks evaluate_during_training evaluation_strategy fp16 fp16_opt_level freeze_embeds freeze_encoder
+freeze_model freeze_model_but_lm_head freeze_model_but_task_embeddings generate_classifier_weights
+gradient_accumulation_steps greater_is_better hidden_dim ignore_pad_token_for_loss label_names label_smoothing
+learning_rate load_best_model_at_end local_rank logging_dir logging_first_step logging_steps lr_scheduler max_grad_norm
+max_source_length max_steps max_target_length metric_for_best_model model_name_or_path model_parallel n_test n_train
+n_val no_cuda non_linearity not_load_t5_checkpoint num_train_epochs optimize_from_scratch
+optimize_from_scratch_with_loading_model output_dir overwrite_output_dir past_index per_device_eval_batch_size
+per_device_train_batch_size per_gpu_eval_batch_size per_gpu_train_batch_size predict_with_generate prediction_loss_only
+print_num_parameters projected_task_embedding_dim reduction_factor remove_unused_columns run_name save_steps
+save_total_limit seed split_validation_test task_embedding_dim task_embeddings task_hidden_dim tasks temperature
+test_max_target_length tokenizer_name tpu_metrics_debug tpu_num_cores train_adapters train_adapters_blocks
+train_task_embeddings unfreeze_layer_norms unfreeze_lm_head unfreeze_model unique_hyper_net unique_hyper_net_layer_norm
+val_max_target_length warmup_steps weight_decay"""
+
+
+def test_every_flag_of_the_original_is_taken_translated_or_refused_in_a_sentence():
+    names = t5_arguments.NAMES
+    known = names.fields() | set(names.renamed) | set(names.refused) | {"evaluate_during_training"}
+    assert set(ORIGINAL.split()) - known == set()
+    assert set(names.renamed.values()) <= names.fields()
+    assert all(len(why) > 10 for why in names.refused.values())
+
+
+@pytest.mark.parametrize("name", sorted(t5_arguments.NAMES.refused))
+def test_what_is_refused_is_so_when_asked_for_and_not_when_switched_off(tmp_path, name):
+    assert t5_arguments.NAMES.refused[name] in refused(tmp_path, f"--{name}", "1")
+    assert "config.json: " + name in refused(tmp_path, **{name: "something"})
+    assert parse(tmp_path, **{name: False}).given.get(name) is None
+    assert parse(tmp_path, **{name: None}).given.get(name) is None
+
+
+def test_an_unknown_key_or_flag_names_its_place_and_the_nearest(tmp_path):
+    said = refused(tmp_path, lerning_rate=1)
+    assert "config.json: lerning_rate" in said and "learning_rate" in said
+    said = refused(tmp_path, "--tempreature", "10")
+    assert "--tempreature" in said and "did you mean temperature?" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "values", "fragments"),
+    [
+        (["--learning_rate", "fast"], {}, ["--learning_rate", "fast", "expected a number"]),
+        (["--seed", "1.5"], {}, ["--seed", "expected a whole number"]),
+        ([], {"seed": "x"}, ["config.json: seed", "expected a whole number"]),
+        ([], {"tasks": {"a": [1, 2]}, "learning_rate": [1, 2]}, ["learning_rate", "expected one value"]),
+        ([], {"tasks": [["rte"]]}, ["config.json: tasks", "fits no argument"]),
+        (["--tasks"], {}, ["--tasks", "expected at least one value"]),
+        (["--lr_scheduler", "wavy"], {}, ["--lr_scheduler", "constant_w_warmup"]),
+        (["--eval_strategy", "sometimes"], {}, ["--eval_strategy", "steps"]),
+        (["--learning_rate", "nan"], {}, ["--learning_rate", "finite"]),
+        (["--n_train", "0"], {}, ["--n_train", "-1 for all"]),
+        ([], {"n_train": -2}, ["config.json: n_train", "-1 for all"]),
+        (["--label_smoothing", "1"], {}, ["--label_smoothing", "below 1"]),
+        (["--temperature", "-1"], {}, ["--temperature", "0 or more"]),
+        (["--reduction_factor", "0"], {}, ["--reduction_factor", "above 0"]),
+        (["--unique_hyper_net", "--efficient_unique_hyper_net"], {}, ["HyperFormer++"]),
+        (["--tasks", "rte", "rte"], {}, ["named twice"]),
+        (["--adapters", "a"], {"tasks": ["rte", "cola"]}, ["--adapters", "1 names for 2 tasks"]),
+        (["--eval_tasks", "cola"], {"tasks": ["rte"], "train_adapters": True}, ["cola is not trained"]),
+        (["--do_train", "false"], {}, ["nothing to do"]),
+        (["--fp16", "true"], {"fp32": False}, ["--fp16 needs a GPU"]),
+        (["--load_best_model_at_end"], {"eval_strategy": "steps", "eval_steps": 7, "save_steps": 10}, ["multiple"]),
+        (["stray"], {}, ["stray", "neither a config nor a flag"]),
+    ],
+    ids=lambda v: " ".join(map(str, v))[:40] if isinstance(v, list) else None,
+)
+def test_bad_values_are_met_with_their_place(tmp_path, flags, values, fragments):
+    said = refused(tmp_path, *flags, **values)
+    for fragment in fragments:
+        assert fragment in said, said
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '"tasks"', '{"tasks": }'])
+def test_a_file_that_is_no_json_object_is_said_so(tmp_path, content):
+    path = tmp_path / "broken.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"broken\.json"):
+        t5_arguments.parse([str(path)])
+    with pytest.raises(UserError, match="cannot be read"):
+        t5_arguments.parse([str(tmp_path / "absent.json")])
+
+
+def test_the_loss_is_reduced_as_in_the_original(tmp_path):
+    assert parse(tmp_path).training.loss_reduction == "mean"
+    assert parse(tmp_path, label_smoothing=0.1).training.loss_reduction == "sum"
+    assert parse(tmp_path, label_smoothing=0.1, loss_reduction="mean").training.loss_reduction == "mean"
+
+
+def test_flags_of_run_json_give_the_same_arguments_again(tmp_path):
+    found = parse(tmp_path, "--tasks", "rte", "mrpc", temperature=10, label_smoothing=0.1, evaluation_strategy="steps",
+                  eval_steps=5, save_steps=5, adapters=["a", "a"], lr_scheduler="polynomial")  # fmt: skip
+    stored = json.loads(json.dumps(found.flags()))
+    known = {k: v for k, v in stored.items() if k in t5_arguments.NAMES.fields()}
+    again = config_flags.build(t5_arguments.NAMES, known)
+    for one, other in zip((found.model, found.data, found.adapter, found.training), again):
+        for field in dataclasses.fields(one):
+            if field.init:
+                assert getattr(one, field.name) == getattr(other, field.name), field.name

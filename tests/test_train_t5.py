@@ -1,0 +1,409 @@
+"""train_t5.py and evaluate.py on its models, run as a user runs them, on a tiny random T5."""
+
+import json
+import re
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from scripts import ROOT, run, run_as_user, start, until
+from training_runs import after, different, in_two_processes, on_seeing, refused
+
+GLUE = str(ROOT / "data" / "samples" / "glue")
+CONFIG = dict(
+    model_name_or_path="tiny-t5", data_dir=GLUE, tasks=["rte", "mrpc"], learning_rate=1e-2, max_steps=8, warmup_steps=2,
+    per_device_train_batch_size=4, label_smoothing=0.1, temperature=10, train_adapters=True, reduction_factor=16,
+    adapter_config_name="adapter", unfreeze_layer_norms=True, max_source_length=32, n_train=30, n_val=4, n_test=4,
+    split_validation_test=True, do_train=True, do_eval=True, do_test=True, eval_strategy="steps", eval_steps=4,
+    save_steps=4, save_total_limit=2, logging_steps=3, load_best_model_at_end=True, fp32=True,
+    metric_for_best_model="eval_loss", greater_is_better=False,
+)  # fmt: skip
+
+
+def config(tmp_path, **values):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**CONFIG, "output_dir": str(tmp_path / "run"), **values}))
+    return path
+
+
+def trained(tmp_path, *flags, **values):
+    """A finished run's directory and what it printed."""
+    result = run("train_t5", [config(tmp_path, **values), *flags], tmp_path)
+    assert result.code == 0, result.err
+    return tmp_path / "run", result.out
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def tensors(folder):
+    found = {}
+    for file in sorted(folder.glob("*model.safetensors")):
+        found |= {k: (str(t.dtype), tuple(t.shape), t.numpy().tobytes()) for k, t in load_file(file).items()}
+    assert found, folder
+    return found
+
+
+def last_checkpoint(folder):
+    return max(folder.glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]))
+
+
+def same_run(one, other):
+    """Weights of the best and the last model, optimizer, and every logged number are equal to the last bit."""
+    first, second = read(one / "metrics.json"), read(other / "metrics.json")
+    for name in ("steps", "best_step", "best_metric", "history", "scores", "coverage"):
+        assert first[name] == second[name], name
+    assert different(tensors(one), tensors(other)) == []
+    ends = last_checkpoint(one), last_checkpoint(other)
+    assert ends[0].name == ends[1].name
+    assert different(tensors(ends[0]), tensors(ends[1])) == []
+    states = [torch.load(f / "optimizer.pt", weights_only=True)["state"] for f in ends]
+    assert states[0].keys() == states[1].keys()
+    for key in states[0]:
+        assert all(torch.equal(states[0][key][k], states[1][key][k]) for k in states[0][key])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One whole run that several tests look at."""
+    return trained(tmp_path_factory.mktemp("finished"))
+
+
+def test_a_run_holds_what_it_promises(finished):
+    folder, said = finished
+    names = {p.name for p in folder.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "run.json", "metrics.json", "arguments_results.json",
+            "val_results.json", "test_results.json", "learning_curve.png", "tokenizer.json"} <= names  # fmt: skip
+    assert {n for n in names if n.startswith("checkpoint-")} == {"checkpoint-4", "checkpoint-8"}
+    assert any(n.startswith("events") for n in names) and not [n for n in names if n.startswith(".")]
+    assert "trained: adapters" in said and "tasks are drawn: rte 50.0 %, mrpc 50.0 %" in said
+    assert re.search(r"seen of rte: \d+ of 30 examples", said)
+
+
+def test_scores_are_named_as_published_and_averaged_over_metrics_alone(finished):
+    folder, _ = finished
+    scores = read(folder / "val_results.json")
+    assert {"rte_eval_acc", "mrpc_eval_f1", "mrpc_eval_acc", "rte_eval_loss", "eval_average_metrics"} <= set(scores)
+    assert not [name for name in scores if "gen_len" in name]
+    mean = (scores["rte_eval_acc"] + scores["mrpc_eval_f1"] + scores["mrpc_eval_acc"]) / 3
+    assert scores["eval_average_metrics"] == pytest.approx(mean)
+    assert {"rte_test_acc", "test_average_metrics"} <= set(read(folder / "test_results.json"))
+
+
+def test_the_final_model_is_the_best_one(finished):
+    folder, _ = finished
+    metrics, scores = read(folder / "metrics.json"), read(folder / "val_results.json")
+    best = min(metrics["history"]["valid"], key=lambda row: row["eval_loss"])
+    assert metrics["best_step"] == best["step"]
+    assert scores["eval_loss"] == pytest.approx(best["eval_loss"], rel=1e-5)
+    assert different(tensors(folder), tensors(folder / f"checkpoint-{best['step']}")) == []
+
+
+def test_run_json_knows_everything_the_run_was_started_with(finished):
+    folder, _ = finished
+    record = read(folder / "run.json")
+    assert record["flags"]["temperature"] == 10 and record["flags"]["loss_reduction"] == "sum"
+    assert record["method"] == "adapters" and record["versions"]["transformers"]
+
+
+def test_evaluate_finds_the_scores_of_training_with_nothing_typed(finished, tmp_path):
+    folder, _ = finished
+    argv = [
+        "--task",
+        "all",
+        "--model_checkpoint",
+        folder,
+        "--output_dir",
+        tmp_path,
+        "--fp32",
+        "--limit",
+        CONFIG["n_test"],
+    ]
+    result = run("evaluate", argv, tmp_path)
+    assert result.code == 0, result.err
+    scores, wanted = read(tmp_path / "test_results.json"), read(folder / "test_results.json")
+    assert scores == {k: pytest.approx(v) for k, v in wanted.items() if k != "step"}
+    lines = (tmp_path / "mrpc_outputs.jsonl").read_text().splitlines()
+    assert len(lines) == read(tmp_path / "mrpc_metrics.json")["instances"] == 4
+    from utils.table import read as table_read
+
+    (found,) = table_read(tmp_path / "rte_metrics.json")
+    assert found.task == "rte" and found.scores["acc"].value == pytest.approx(scores["rte_test_acc"])
+
+
+def test_evaluate_takes_one_task_a_limit_and_a_checkpoint(finished, tmp_path):
+    folder, _ = finished
+    argv = ["--task", "rte", "--model_checkpoint", folder / "checkpoint-4", "--limit", 3, "--split", "valid",
+            "--num_beams", 2, "--output_dir", tmp_path, "--no_sample"]  # fmt: skip
+    assert run("evaluate", argv, tmp_path).code == 0
+    summary = read(tmp_path / "rte_metrics.json")
+    assert summary["instances"] == 3 and "beams:2" in summary["scores"]["acc"]["signature"]
+    common = ["--model_checkpoint", folder, "--output_dir", tmp_path]
+    refused(run("evaluate", ["--task", "cola", *common], tmp_path), "rte, mrpc", "cola")
+    refused(run("evaluate", ["--task", "rte", "--top_k", 3, *common], tmp_path), "--top_k", "no effect")
+
+
+def test_only_what_was_trained_is_in_the_model_and_moves(finished):
+    folder, _ = finished
+    from adapters import t5
+
+    model, _ = t5.load(folder)
+    bare, _ = t5.load_backbone("tiny-t5")
+    kept = dict(bare.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name in kept and not parameter.requires_grad:
+            assert torch.equal(parameter, kept[name]), name
+    assert read(folder / "metrics.json")["ledger"]["backbone"] == 0
+
+
+METHODS = {
+    "finetune": dict(train_adapters=False),
+    "hyperformer": dict(adapter_config_name="meta-adapter", unique_hyper_net=True, task_embedding_dim=8),
+    "hyperformer++": dict(adapter_config_name="meta-adapter", efficient_unique_hyper_net=True, task_embedding_dim=8),
+    "meta": dict(adapter_config_name="meta-adapter", task_embedding_dim=8, conditional_layer_norm=True),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_reloads(tmp_path, method):
+    short = dict(max_steps=2, eval_strategy="no", load_best_model_at_end=False, n_test=2, do_eval=False)
+    small = dict(task_hidden_dim=8, projected_task_embedding_dim=8)
+    folder, _ = trained(tmp_path, **short, **small, **METHODS[method])
+    assert read(folder / "run.json")["method"] == method
+    argv = ["--task", "all", "--model_checkpoint", folder, "--output_dir", tmp_path / "again", "--fp32", "--limit", 2]
+    assert run("evaluate", argv, tmp_path).code == 0
+    scores, wanted = read(tmp_path / "again" / "test_results.json"), read(folder / "test_results.json")
+    assert scores["test_loss"] == pytest.approx(wanted["test_loss"], rel=1e-5)
+    prompt = (folder / "test_outputs" / "rte_outputs.jsonl").read_text()
+    assert ('"source": "rte sentence1:' in prompt) == (method == "finetune")
+
+
+def test_the_same_command_gives_the_same_run_bit_for_bit(finished, tmp_path):
+    again, _ = trained(tmp_path)
+    same_run(finished[0], again)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, tmp_path):
+    """Killed while training, when a checkpoint appears, when the best model is written, and while resuming."""
+    out = tmp_path / "run"
+    out.mkdir()
+    kills = [on_seeing("checkpoint-*"), on_seeing(".best*"), on_seeing(".checkpoint-*"), after(2)]
+    argv, struck = [config(tmp_path)], 0
+    for kill in [*kills, lambda job, out: None]:
+        job = start("train_t5", ["--resume", out] if (out / "run.json").exists() else argv, tmp_path)
+        kill(job, out)
+        result = job.wait()
+        assert result.code in (0, -signal.SIGKILL), result.err
+        struck += result.code != 0
+    assert result.code == 0 and struck >= 2
+    same_run(finished[0], out)
+    assert not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_saved_and_resumable(tmp_path, finished, number):
+    out = tmp_path / "run"
+    job = start("train_t5", [config(tmp_path)], tmp_path)
+    # The sampler's first line says that training begins; then some steps are taken.
+    assert until(lambda: list(out.glob("events*")), job)
+    after_steps = until(lambda: (out / "checkpoint-4").exists(), job)
+    job.kill(number)
+    result = job.wait()
+    if result.code:
+        assert result.code == 128 + number, result.err
+        assert after_steps and f"python train_t5.py --resume {out}" in result.out
+        assert not (out / "metrics.json").exists()
+        assert run("train_t5", ["--resume", out], tmp_path).code == 0
+    kept = sorted(int(f.name.split("-")[1]) for f in out.glob("checkpoint-*"))
+    assert len(kept) == 2 and kept[-1] == 8
+    first, second = read(finished[0] / "metrics.json"), read(out / "metrics.json")
+    assert first["history"] == second["history"] and first["scores"] == second["scores"]
+    assert different(tensors(finished[0]), tensors(out)) == []
+
+
+def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path):
+    out = tmp_path / "run"
+    assert run("train_t5", [config(tmp_path)], tmp_path).code == 0
+    whole = (out / "checkpoint-8" / "optimizer.pt").read_bytes()
+    (out / "checkpoint-8" / "optimizer.pt").write_bytes(whole[: len(whole) // 2])
+    result = run("train_t5", ["--resume", out], tmp_path)
+    assert result.code == 0, result.err
+    assert "checkpoint-8 cannot be read" in result.out and "resuming after step 4" in result.out
+    same_run(finished[0], out)
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
+    out, _ = trained(tmp_path)
+    before = tensors(out)
+    result = run("train_t5", ["--resume", out], tmp_path)
+    assert result.code == 0 and "already trained to its end" in result.out
+    assert different(before, tensors(out)) == []
+    same_run(finished[0], out)
+
+
+def test_resuming_with_other_flags_or_data_is_refused(finished, tmp_path):
+    folder, _ = finished
+    refused(run("train_t5", ["--resume", folder, "--learning_rate", "1"], tmp_path), "--learning_rate", "0.01")
+    refused(run("train_t5", ["--resume", tmp_path], tmp_path), "no run.json")
+    refused(run("train_t5", [config(tmp_path, output_dir=str(folder))], tmp_path), "already holds a run", "--resume")
+
+
+def test_two_processes_are_one_with_the_same_rows(tmp_path):
+    """A data set whose rows are all alike: whichever are drawn, both processes see what the single one sees."""
+    folder = tmp_path / "data" / "rte"
+    folder.mkdir(parents=True)
+    rows = [dict(sentence1="the old house", sentence2="a river", label=1)] * 16
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.json").write_text(json.dumps(rows[: 16 if split == "train" else 5]))
+    values = dict(data_dir=str(tmp_path / "data"), tasks=["rte"], dropout=0, split_validation_test=False, max_steps=6,
+                  n_train=-1, n_val=-1, n_test=-1)  # fmt: skip
+    for reduction in ("sum", "mean"):
+        one, two = tmp_path / f"one-{reduction}", tmp_path / f"two-{reduction}"
+        common = [config(tmp_path, **values), "--loss_reduction", reduction]
+        assert run("train_t5", [*common, "--output_dir", one], tmp_path / "a").code == 0
+        in_two_processes([*common, "--output_dir", two], tmp_path / "b", script="train_t5")
+        first, second = load_file(one / "adapter_model.safetensors"), load_file(two / "adapter_model.safetensors")
+        for key in first:
+            torch.testing.assert_close(first[key], second[key], atol=2e-5, rtol=1e-4)
+        a, b = read(one / "val_results.json"), read(two / "val_results.json")
+        assert a == {k: pytest.approx(v, rel=1e-4) for k, v in b.items()}
+        assert read(two / "metrics.json")["processes"] == 2
+
+
+def bare_trainer(tmp_path, model, **values):
+    from utils.t5_arguments import MultiTaskTrainingArguments
+    from utils.t5_training import T5Trainer
+
+    args = MultiTaskTrainingArguments(output_dir=str(tmp_path), use_cpu=True, fp32=True, **values)
+    return T5Trainer(model=model, args=args, run=None, save_to=None, load_from=None)
+
+
+def test_gradients_of_several_small_batches_are_those_of_a_mean_over_all_labels(tmp_path):
+    """--gradient_accumulation_steps with --loss_reduction mean: batches with more labels weigh more."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from adapters import t5
+
+    torch.manual_seed(0)
+    small = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    model = t5.attach(T5ForConditionalGeneration(small), ["a"], t5.T5Settings()).eval()
+    trainer = bare_trainer(tmp_path, model, loss_reduction="mean", label_smoothing=0.1)
+    rows = torch.randint(2, 20, (4, 5))
+    labels = torch.randint(2, 20, (4, 4))
+    labels[:2, 1:] = -100
+    batches = [dict(input_ids=rows[i], attention_mask=torch.ones_like(rows[i]), labels=labels[i],
+                    decoder_input_ids=labels[i].clamp(0), task_ids=torch.zeros(2, dtype=torch.long))
+               for i in (slice(0, 2), slice(2, 4))]  # fmt: skip
+    count = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+    assert int(count) == 10
+    parts = sum(trainer.compute_loss(model, b, num_items_in_batch=count) for b in batches)
+    whole = {k: torch.cat([b[k] for b in batches]) for k in batches[0]}
+    torch.testing.assert_close(parts, trainer.compute_loss(model, whole))
+    assert trainer.loss_is_scaled_for_ga
+
+
+def test_norms_and_biases_do_not_decay(tmp_path):
+    """T5's own norms among them, which the published list of names missed."""
+    from adapters import t5
+
+    model, _ = t5.load_backbone("tiny-t5")
+    model = t5.attach(model, ["a"], t5.T5Settings(method="adapters", unfreeze_model=True))
+    trainer = bare_trainer(tmp_path, model, weight_decay=0.1)
+    groups = trainer.create_optimizer().param_groups
+    decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
+    assert decayed
+    for name, p in model.named_parameters():
+        assert (id(p) in decayed) == (p.ndim > 1 and "norm" not in name and "bias" not in name), name
+
+
+@pytest.mark.parametrize(
+    "name", ["linear", "cosine", "cosine_w_restarts", "polynomial", "constant", "constant_w_warmup"]
+)
+def test_schedules_and_optimizers_are_those_asked_for(tmp_path, name):
+    from adapters import t5
+
+    model, _ = t5.load_backbone("tiny-t5")
+    trainer = bare_trainer(tmp_path, t5.attach(model, ["a"], t5.T5Settings()), lr_scheduler=name, warmup_steps=2,
+                           learning_rate=1.0, adafactor=name == "linear")  # fmt: skip
+    trainer.create_optimizer_and_scheduler(10)
+    assert type(trainer.optimizer).__name__ == ("Adafactor" if name == "linear" else "AdamW")
+    rates = []
+    for _ in range(10):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.lr_scheduler.step()
+    assert rates[0] == (1 if name == "constant" else 0)
+    assert max(rates) == 1
+    end = {"linear": 1 / 8, "polynomial": 1 / 8, "constant": 1, "constant_w_warmup": 1}
+    assert rates[9] == pytest.approx(end.get(name, 0.038), rel=0.02)
+
+
+BROKEN = {
+    "a task without data": (dict(tasks=["rte", "qqp"], data_dir="MISSING/qqp"), ["qqp"]),
+    "no such folder": (dict(data_dir="nowhere"), ["nowhere"]),
+    "an unknown task": (dict(tasks=["rte", "rtee"]), ["rtee", "mrpc"]),
+    "an unknown key": (dict(learningrate=1), ["config.json: learningrate", "learning_rate"]),
+    "no such model": (dict(model_name_or_path="no/such/model"), ["no/such/model"]),
+    "another kind of model": (dict(model_name_or_path="tiny-gpt2"), ["gpt2", "t5"]),
+    "a metric that nothing computes": (dict(metric_for_best_model="accuracy"), ["accuracy", "rte_eval_acc"]),
+    "too wide a reduction": (dict(reduction_factor=1000), ["reduction_factor", "64"]),
+    "no embedding": (dict(adapter_config_name="meta-adapter", task_embedding_dir="nowhere"), ["rte.npy"]),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_bad_input_is_one_message_and_nothing_half_written(tmp_path, what):
+    values, fragments = BROKEN[what]
+    values = dict(values)
+    if str(values.get("data_dir", "")).startswith("MISSING"):
+        (tmp_path / "RTE").symlink_to(f"{GLUE}/RTE")
+        values["data_dir"] = str(tmp_path)
+    out = tmp_path / "run"
+    result = run("train_t5", [config(tmp_path, **values)], tmp_path)
+    refused(result, *fragments, out=out)
+    assert not out.exists()
+
+
+def test_a_label_that_is_not_the_tasks_is_met_with_its_line(tmp_path):
+    folder = tmp_path / "rte"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        rows = [dict(sentence1="a", sentence2="b", label=0), dict(sentence1="a", sentence2="b", label="perhaps")]
+        (folder / f"{split}.json").write_text(json.dumps(rows))
+    result = run("train_t5", [config(tmp_path, data_dir=str(tmp_path), tasks=["rte"])], tmp_path)
+    refused(result, "train.json", "perhaps", "entailment", out=tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
+    values = dict(learning_rate=1e30, train_adapters=False, max_grad_norm=0, logging_steps=1)
+    result = run("train_t5", [config(tmp_path, **values)], tmp_path)
+    refused(result, "the loss is", "--learning_rate")
+
+
+def test_from_scratch_with_a_named_size_and_a_tokenizer(tmp_path):
+    from adapters import embedded
+
+    tokenizer = embedded.folder("tiny-t5") / "tokenizer.json"
+    values = dict(model_name_or_path=None, from_scratch=True, config_name="t5-tiny", tokenizer_name=str(tokenizer),
+                  config_overrides="d_model=32,num_layers=1,num_decoder_layers=1,d_ff=32,d_kv=8,num_heads=2",
+                  max_steps=2, eval_strategy="no", load_best_model_at_end=False, tasks=["rte"])  # fmt: skip
+    for adapters in (False, True):
+        folder = tmp_path / str(adapters)
+        folder.mkdir()
+        out, _ = trained(folder, **values, train_adapters=adapters)
+        argv = ["--task", "rte", "--model_checkpoint", out, "--output_dir", folder / "again", "--fp32"]
+        result = run("evaluate", argv, folder)
+        assert result.code == 0, result.err
+        loss = read(folder / "again" / "test_results.json")["test_loss"]
+        assert loss == pytest.approx(read(out / "test_results.json")["test_loss"], rel=1e-5)
+
+
+def test_the_readmes_command_runs_as_a_user_runs_it(tmp_path):
+    argv = [ROOT / "configs" / "test.json", "--output_dir", tmp_path / "run", "--max_steps", "2", "--eval_steps", "2",
+            "--save_steps", "2"]  # fmt: skip
+    result = run_as_user("train_t5", argv)
+    assert result.code == 0, result.err
+    assert (tmp_path / "run" / "test_results.json").is_file()
+    shown = run_as_user("train_t5", ["--help"])
+    assert shown.code == 0 and "--label_smoothing" in shown.out and "torchrun" in shown.out
