@@ -316,6 +316,11 @@ class _Flow(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **more):
         seed_step(args.seed, state.global_step, args.process_index)
+        if is_torch_xla_available():
+            import torch_xla.core.xla_model as xm
+
+            # torch.manual_seed leaves XLA's own generator as it is.
+            xm.set_rng_state(torch.initial_seed() % 2**31)
         self.mark = time.time()
 
     def on_step_end(self, args, state, control, **more):

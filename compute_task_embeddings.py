@@ -1,0 +1,94 @@
+#!/usr/bin/env python
+r"""Compute a vector for every task: the mean over examples of a T5 encoder's mean state.
+
+  one CPU or one GPU (a GPU is used where there is one):
+    python compute_task_embeddings.py --tasks rte mrpc cola --data_dir GLUE --model_name_or_path t5-base \
+      --n_train 1000 --output_dir outputs/task_embeddings
+  a try that downloads nothing:
+    python compute_task_embeddings.py --tasks rte mrpc --data_dir data/samples/glue --model_name_or_path tiny-t5 \
+      --output_dir outputs/task_embeddings
+  then train with them; they stay as they are unless --parametric_task_embedding:
+    python train_t5.py configs/hyperformer++.json --data_dir GLUE --task_embedding_dir outputs/task_embeddings \
+      --task_embedding_dim 768
+
+Of every example the encoder's last states are averaged over its tokens (padding left out), of every task these over
+--n_train training examples, without the task's name before them and without dropout. Written: <task>.npy, float32
+[d_model], and task_embeddings.json, which says what they were made of.
+"""
+
+import sys
+from pathlib import Path
+
+from utils import flags
+from utils.errors import exit_on_user_error
+
+
+def parser():
+    p = flags.parser(__doc__)
+    g = p.add_argument_group("what to embed")
+    g.add_argument("--tasks", nargs="+", required=True, help="tasks; see train_t5.py")
+    g.add_argument("--data_dir", help="GLUE's official folders, or a folder of local files (default: the hub)")
+    g.add_argument("--n_train", type=flags.positive, help="training examples of each task, drawn by --seed "
+                                                          "(default: all)")  # fmt: skip
+    g.add_argument("--max_source_length", type=flags.positive, default=128, help="tokens of an input at the most")
+    g.add_argument("--seed", type=flags.not_negative, default=42, help="of the drawn examples")
+    g.add_argument("--split_validation_test", action="store_true",
+                   help="leave out the examples that this flag of train_t5.py makes a validation split of")  # fmt: skip
+    g = p.add_argument_group("model")
+    g.add_argument("--model_name_or_path", default="t5-base", help="a T5: hub name, directory, or tiny-t5")
+    g.add_argument("--tokenizer_name", help="its tokenizer, if it is not the model's own")
+    g.add_argument("--cache_dir", help="where models from a hub are kept")
+    g.add_argument("--pooling", choices=["mean", "max"], default="mean", help="over an example's tokens")
+    g.add_argument("--batch_size", type=flags.positive, default=32, help="examples encoded together")
+    flags.add_precision_flags(p)
+    g = p.add_argument_group("output")
+    g.add_argument("--output_dir", required=True, help="where <task>.npy go")
+    return p
+
+
+@exit_on_user_error
+def main(argv=None):
+    args = parser().parse_args(argv)
+    flags.one_process()
+    from utils import devices
+    from utils.files import could_be_made
+
+    devices.quiet_libraries()
+    could_be_made(args.output_dir, "--output_dir")
+    compute(args)
+
+
+def compute(args):
+    import ignite.distributed as idist
+    import numpy as np
+
+    from data import text_to_text
+    from utils import devices, t5_embeddings, t5_models
+    from utils.files import atomic_write, write_json
+    from utils.runs import versions
+
+    device = idist.device()
+    dtype = devices.precision(args, device)
+    sources = {
+        name: list(text_to_text.load(name, "train", data_dir=args.data_dir, seed=args.seed, n_obs=args.n_train,
+                                     split_validation_test=args.split_validation_test)["source"])
+        for name in dict.fromkeys(args.tasks)
+    }  # fmt: skip
+    args.from_scratch, args.config_name, args.config_overrides, args.dropout = False, None, None, None
+    model, tokenizer = t5_models.load(args, args.seed)
+    model.to(device).eval()
+    found = {}
+    for name, texts in sources.items():
+        found[name] = t5_embeddings.task_embedding(model, tokenizer, texts, args.max_source_length, args.batch_size,
+                                                   args.pooling, dtype)  # fmt: skip
+        with atomic_write(Path(args.output_dir) / f"{name}.npy", "wb") as file:
+            np.save(file, found[name])
+        print(f"{name}: {len(texts):,} examples -> {args.output_dir}/{name}.npy  [{len(found[name])}]")
+    about = dict(tasks={name: len(texts) for name, texts in sources.items()}, versions=versions(),
+                 **{k: v for k, v in sorted(vars(args).items()) if k != "tasks"})  # fmt: skip
+    write_json(Path(args.output_dir) / "task_embeddings.json", about)
+    print(t5_embeddings.likeness(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
