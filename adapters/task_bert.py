@@ -15,9 +15,9 @@ from utils.uncertainty import normalized_entropy
 
 # Sequences are cut to the longest one of a batch, rounded up to this many: few shapes, few kernels.
 LENGTH_ROUND = 8
-# A CPU takes so many rows of like lengths at once, where that saves at least this share of the padded tokens. On a GPU
-# a pass more costs more than padding does.
-CPU_ROWS, WORTH = 8, 0.1
+# A CPU takes rows of like lengths together, about so many tokens at once, where that saves at least this share of the
+# padded tokens. On a GPU a pass more costs more than padding does.
+CPU_TOKENS, WORTH = 512, 0.1
 
 
 @dataclass
@@ -213,11 +213,16 @@ class TaskBert(nn.Module):
         lengths = (lengths + -lengths % LENGTH_ROUND).clamp(max=width)
         # Layers that run again in the backward pass meet the conditions of the last rows.
         again = self.training and getattr(self.bert.encoder.layer[0], "gradient_checkpointing", False)
-        if attention_mask.device.type == "cpu" and len(lengths) > CPU_ROWS and not again:
+        if attention_mask.device.type == "cpu" and not again:
             lengths, order = lengths.sort(descending=True, stable=True)
-            parts = [(rows, int(own[0])) for rows, own in zip(order.split(CPU_ROWS), lengths.split(CPU_ROWS))]
-            if sum(len(rows) * longest for rows, longest in parts) < (1 - WORTH) * len(lengths) * parts[0][1]:
+            lengths, parts, start = lengths.tolist(), [], 0
+            while start < len(lengths):
+                end = start + max(1, CPU_TOKENS // lengths[start])
+                parts.append((order[start:end], lengths[start]))
+                start = end
+            if sum(len(rows) * longest for rows, longest in parts) < (1 - WORTH) * len(lengths) * lengths[0]:
                 return parts
+            return [(None, lengths[0])]
         return [(None, int(lengths.max()))]
 
     def head_scores(self, pooled, task_ids):
