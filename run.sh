@@ -120,7 +120,8 @@ recipe() {
         seqkd) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2 --seq_distil --train_teachers" ;;
         ewc) echo "$train --seq_train_type ewc --reg_lambda 1e10" ;;
         mas) echo "$train --seq_train_type mas --reg_lambda 1e11" ;;
-        finetune | multitask | gem) echo "$train --seq_train_type $kind" ;;
+        gem) echo "$train --seq_train_type gem --gen_lm_sample_percentage 0.02" ;;
+        finetune | multitask) echo "$train --seq_train_type $kind" ;;
         *) return 1 ;;
         esac ;;
     small-*-*)
