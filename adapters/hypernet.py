@@ -156,16 +156,9 @@ class AdapterController(nn.Module):
     def weights(self, names):
         """`Weights` of the adapters of these names."""
         held = [self.adapters[name] for name in names]
-        parts = [
-            _one_or_all([getattr(getattr(adapter, linear), kind) for adapter in held])
-            for linear in ("down", "up")
-            for kind in ("weight", "bias")
-        ]
+        parts = zip(*((a.down.weight, a.down.bias, a.up.weight, a.up.bias) for a in held))
+        parts = [each[0] if len(held) == 1 else torch.stack(each) for each in parts]
         return Weights(*parts, *_shared(self.pre_layer_norm, self.post_layer_norm, len(held)))
-
-
-def _one_or_all(tensors):
-    return tensors[0] if len(tensors) == 1 else torch.stack(tensors)
 
 
 def _shared(pre, post, count):
@@ -355,18 +348,15 @@ class LayersHyperNet(nn.Module):
 
     def _generated(self, prefix, e, dtype):
         """`Weights` of each place, from e [tasks, places, projected]."""
-        single = len(e) == 1
-        e = e[0] if single else e
-        matrices = []
+        e = e[0] if len(e) == 1 else e
+        places, parts = e.dim() - 2, []
         for kind in ("down", "up"):
             made = getattr(self, f"{prefix}{kind}_sampler_hyper_net")(e)
-            matrices += [part.to(dtype).unbind(0 if single else 1) for part in made]
-        norms = []
+            parts += [part.to(dtype).unbind(places) for part in made]
         for place in ("pre", "post"):
             net = getattr(self, f"{prefix}{place}_layernorm_hypernet")
-            many = e.shape[0 if single else 1]
-            norms.append(list(zip(*(part.unbind(0 if single else 1) for part in net(e)))) if net else [None] * many)
-        return [Weights(*parts) for parts in zip(*matrices, *norms)]
+            parts.append(list(zip(*(p.unbind(places) for p in net(e)))) if net else [None] * e.shape[places])
+        return [Weights(*each) for each in zip(*parts)]
 
 
 # ---- one batch

@@ -16,7 +16,9 @@ Checkpoints are written and read by `save` and `load`. State dicts of the publis
 into a model attached with the same tasks and settings (`efficient_unique_hyper_net` is "hyperformer++",
 `unique_hyper_net` "hyperformer", a meta-adapter with neither "meta"). The names are the published ones:
 `task_embedding_controller.…`, `encoder.adapter_layers_hyper_net.…`,
-`encoder.block.0.layer.1.adapter_controller.…`; `original_names` maps the model's own to them.
+`encoder.block.0.layer.1.adapter_controller.…`; `original_names` maps the model's own to them. Modules by themselves
+(adapters/hypernet.py) have the published names too, but for `hypernet.original_name`: an adapter's `down_sampler` and
+`up_sampler` are `down` and `up` here.
 """
 
 from adapters.t5_checkpoint import (  # noqa: F401

@@ -351,10 +351,13 @@ def trainable(model, settings):
     unfreeze_model: everything. Given task embeddings stay fixed unless `parametric_task_embedding`.
 
     `requires_grad` is set here once. (The published code set it anew in every forward, for the batch's task alone.)
+    The flags are noted in `model.settings`, so that a checkpoint says what it was trained with.
 
     Returns:
         {name: parameter} of what is trained.
     """
+    for flag in (f.name for f in dataclasses.fields(T5Settings) if "freeze_" in f.name):
+        setattr(model.settings, flag, getattr(settings, flag))
     model.requires_grad_(True)
     vectors = getattr(model, "task_embedding_controller", None)
     if settings.method != "finetune":

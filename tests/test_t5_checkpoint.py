@@ -106,6 +106,14 @@ def test_layer_norms_and_head_are_saved_where_they_were_trained(tmp_path):
     assert same(t5.load(tmp_path)[0], model)
 
 
+def test_what_is_chosen_after_attaching_is_what_a_reloaded_model_trains(tmp_path):
+    model, tokenizer = attached(method="adapters")
+    t5.trainable(model, t5.T5Settings(**SMALL, method="adapters", unfreeze_layer_norms=True, freeze_encoder=True))
+    t5.save(shaken(model), tokenizer, tmp_path)
+    again = t5.load(tmp_path)[0]
+    assert again.settings.unfreeze_layer_norms and again.settings.freeze_encoder and same(again, model)
+
+
 def test_a_fine_tuned_t5_is_an_ordinary_transformers_directory(tmp_path):
     model, tokenizer = attached(method="finetune")
     t5.save(model, tokenizer, tmp_path)
