@@ -488,11 +488,7 @@ def _adapter_parameters(model):
 
 
 def _file_key(name, numbers):
-    """Name of a parameter in the model -> its key in the file, which is the same for every family.
-
-    Args:
-        numbers: {name of a block: its number}.
-    """
+    """Name of a parameter in the model -> its key in the file, by the `numbers` of blocks; alike for all families."""
     parts = name.split(".")
     if parts[0] == "p_gen_linear":
         return name

@@ -25,7 +25,7 @@ from test_encoder_decoder import (
 )
 from test_sentence_distiller import asked, distilled, here, learnt, lively
 from test_train import command
-from training_runs import killed_and_resumed, on_seeing, same_run
+from training_runs import close_runs, in_two_processes, killed_and_resumed, on_seeing, same_run
 from transformers import AutoModelForSeq2SeqLM
 
 from adapters import backbones, checkpoint, combine, inference, self_copy
@@ -291,3 +291,16 @@ def test_a_backbone_that_is_not_there_is_told_the_names_that_are(tmp_path):
     assert result.code == 2
     for script in ("train", "train_vlm"):
         assert "tiny-t5" in here(script, ["--help"]).out
+
+
+def test_two_processes_train_what_one_trains_with_twice_the_batch(tmp_path):
+    # Dropout's randomness belongs to each process. Of 17 rows one is left for two processes in the end.
+    model, tokenizer = backbones.load("tiny-t5")
+    model.config.dropout_rate = 0.0
+    model.save_pretrained(tmp_path / "dry")
+    tokenizer.save_pretrained(tmp_path / "dry")
+    odd = small(tmp_path / "nlg.json", train=17, valid=3, test=2)
+    options = dict(model=tmp_path / "dry", epochs=1)
+    one = learnt(command(odd, tmp_path / "one", batch=8, **options))
+    in_two_processes(command(odd, tmp_path / "two", batch=4, **options), tmp_path / "log")
+    close_runs(one, tmp_path / "two")
