@@ -288,7 +288,7 @@ def test_gradients_of_several_small_batches_are_those_of_a_mean_over_all_labels(
 
     torch.manual_seed(0)
     small = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
-    model = t5.attach(T5ForConditionalGeneration(small), ["a"], t5.T5Settings()).eval()
+    model = t5.attach(T5ForConditionalGeneration(small), ["a"], t5.T5Settings(reduction_factor=4)).eval()
     trainer = bare_trainer(tmp_path, model, loss_reduction="mean", label_smoothing=0.1)
     rows = torch.randint(2, 20, (4, 5))
     labels = torch.randint(2, 20, (4, 4))
@@ -392,7 +392,7 @@ def test_from_scratch_with_a_named_size_and_a_tokenizer(tmp_path):
         folder = tmp_path / str(adapters)
         folder.mkdir()
         out, _ = trained(folder, **values, train_adapters=adapters)
-        argv = ["--task", "rte", "--model_checkpoint", out, "--output_dir", folder / "again", "--fp32"]
+        argv = ["--task", "rte", "--model_checkpoint", out, "--output_dir", folder / "again", "--fp32", "--limit", 4]
         result = run("evaluate", argv, folder)
         assert result.code == 0, result.err
         loss = read(folder / "again" / "test_results.json")["test_loss"]

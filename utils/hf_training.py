@@ -369,6 +369,8 @@ class _Report(TrainerCallback):
         row = dict(loss=logs["loss"], lr=logs["learning_rate"], grad_norm=logs.get("grad_norm"))
         if not math.isfinite(row["loss"]):
             raise Diverged(f"the loss is {row['loss']} at step {step}")
+        if row["grad_norm"] is not None and not math.isfinite(row["grad_norm"]) and not args.fp16:
+            raise Diverged(f"the gradient norm is {row['grad_norm']} at step {step}")
         trainer.history["train"].append(dict(step=step, **row))
         if trainer.board:
             speed = (step - self.last[0]) / max(trainer.seconds - self.last[1], 1e-9)

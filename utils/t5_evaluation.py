@@ -302,7 +302,7 @@ def evaluate_run(args, given):
     )  # fmt: skip
     args.output_dir = args.output_dir or f"results/{run_of(args.model_checkpoint).name}"
     writable_directory(args.output_dir, "--output_dir")
-    model.to(device)
+    devices.settle(model.to(device), device, dtype)
     evaluation = Evaluation(parts, tokenizer, args.batch_size, dtype)
     scores = evaluation(model, "test")
     show(evaluation, scores, "test", args.samples)

@@ -13,7 +13,7 @@ import torch
 from data.files import text_lines
 from utils import config_flags, plots, span_corruption, t5_arguments, t5_evaluation, t5_models, t5_setup
 from utils.config_flags import arg
-from utils.devices import precision
+from utils.devices import precision, settle
 from utils.errors import UserError
 from utils.experiment import say
 from utils.hf_training import resume_command, summary
@@ -204,6 +204,8 @@ def load_weights(model, folder):
 def trainer(arguments, run, model, tokenizer, train, valid, sampler):
     """The `ScoredTrainer`."""
     args = arguments.training
+    settle(model, args.device, precision(args, args.device))
+    args.ddp_find_unused_parameters = bool(args.ddp_find_unused_parameters)
     evaluation = t5_evaluation.Evaluation({}, tokenizer, args.per_device_eval_batch_size,
                                           dtype=precision(args, args.device),
                                           share=(args.process_index, args.world_size), tasks=False)  # fmt: skip

@@ -5,12 +5,13 @@ import shutil
 from argparse import Namespace
 from pathlib import Path
 
+import ignite.distributed as idist
 import torch
 
 from adapters import t5
 from data.task_sampler import MultiTaskBatchSampler
 from utils import plots, t5_evaluation, t5_models
-from utils.devices import precision
+from utils.devices import precision, settle
 from utils.errors import UserError
 from utils.experiment import say
 from utils.files import could_be_made, write_json
@@ -24,6 +25,8 @@ SHAPE = "shape"
 def check_directory(arguments):
     """What is wrong with the run directory is said before anything is loaded; an old run is removed if asked for."""
     args = arguments.training
+    # `say` asks ignite, which finds out about processes when it is first asked: all of them must be there.
+    idist.get_rank()
     if args.resume:
         return
     if args.should_save and args.overwrite_output_dir and (Path(args.output_dir) / "run.json").exists():
@@ -175,6 +178,10 @@ def trainer(arguments, run, model, tokenizer, parts, scorer, batches):
     from transformers.utils import is_torch_xla_available
 
     args, data = arguments.training, arguments.data
+    settle(model, args.device, precision(args, args.device))
+    if args.ddp_find_unused_parameters is None:
+        # A batch of one task leaves the other tasks' parameters without a gradient.
+        args.ddp_find_unused_parameters = len(model.tasks) > 1 and model.settings.method != "finetune"
     rows = {name: part.rows for name, part in parts.get("train", {}).items()}
     fixed = (data.max_source_length, data.max_target_length) if is_torch_xla_available() else None
     collate = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id,
