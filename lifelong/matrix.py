@@ -189,25 +189,11 @@ def heat_map(path, matrices, title):
     import matplotlib.pyplot as plt
 
     found = summary(matrices)
-    tasks, names, number = found["tasks"], found["metrics"], len(found["tasks"])
+    number = len(found["tasks"])
     width = max(4.8, 1.05 * number + 2.2)
     figure, axes = plt.subplots(figsize=(width, 0.62 * number + 2.1), dpi=150, layout="constrained")
-    values = [[math.nan if mean is None else mean for mean in row] for row in found["mean"]["rows"]]
-    image = axes.imshow(values, cmap="GnBu", vmin=0, vmax=100, aspect="auto")
-    for i in range(number):
-        for j in range(number):
-            _cell(axes, i, j, found["mean"]["rows"][i][j], found["sd"]["rows"][i][j])
-    columns = [f"{task}\n{name}" for task, name in zip(tasks, names)] if names else tasks
-    slanted = {"rotation": 30, "ha": "left", "rotation_mode": "anchor"} if number > 4 else {}
-    axes.set_xticks(range(number), columns, fontsize=8, **slanted)
-    axes.set_yticks(range(number), tasks, fontsize=8)
+    image = draw(axes, found)
     axes.set_ylabel("after learning", fontsize=9)
-    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
-    axes.set_xticks([at - 0.5 for at in range(1, number)], minor=True)
-    axes.set_yticks([at - 0.5 for at in range(1, number)], minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
-    axes.tick_params(which="minor", length=0)
-    axes.spines[:].set_visible(False)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=0)
@@ -218,6 +204,31 @@ def heat_map(path, matrices, title):
     plt.close(figure)
     with atomic_write(path, "wb") as file:
         file.write(image.getvalue())
+
+
+def draw(axes, found, named=True):
+    """The mean matrix of what `summary` found as a heat map on matplotlib's `axes`; returns the image.
+
+    Args:
+        named: the rows have names, too.
+    """
+    tasks, names, number = found["tasks"], found["metrics"], len(found["tasks"])
+    values = [[math.nan if mean is None else mean for mean in row] for row in found["mean"]["rows"]]
+    image = axes.imshow(values, cmap="GnBu", vmin=0, vmax=100, aspect="auto")
+    for i in range(number):
+        for j in range(number):
+            _cell(axes, i, j, found["mean"]["rows"][i][j], found["sd"]["rows"][i][j])
+    columns = [f"{task}\n{name}" for task, name in zip(tasks, names)] if names else tasks
+    slanted = {"rotation": 30, "ha": "left", "rotation_mode": "anchor"} if number > 4 else {}
+    axes.set_xticks(range(number), columns, fontsize=8, **slanted)
+    axes.set_yticks(range(number), tasks if named else [""] * number, fontsize=8)
+    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axes.set_xticks([at - 0.5 for at in range(1, number)], minor=True)
+    axes.set_yticks([at - 0.5 for at in range(1, number)], minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="minor", length=0)
+    axes.spines[:].set_visible(False)
+    return image
 
 
 def _cell(axes, i, j, mean, sd):

@@ -1,0 +1,125 @@
+"""Several ways to learn one sequence of tasks, side by side: a table and a picture of their matrices.
+
+    python -m lifelong.compare results/finetune results/lamol results/ewc --output results/lifelong.md
+    python -m lifelong.compare --runs "fine-tuning=results/finetune" "LAMOL=results/lamol" --output results/lifelong.md
+
+Each place is a directory with the matrix.json that evaluate_lifelong.py wrote, of one seed or several. The picture lies
+beside the table, as .png.
+"""
+
+import io
+import json
+import math
+import sys
+from pathlib import Path
+
+from lifelong.matrix import NUMBERS, _number, draw
+from utils import flags
+from utils.errors import UserError, brief, exit_on_user_error
+from utils.files import atomic_write
+
+
+def parser():
+    p = flags.parser(__doc__)
+    p.add_argument("places", nargs="*", metavar="DIR", help="directories with a matrix.json, called as they are named")
+    p.add_argument("--runs", nargs="+", metavar="NAME=DIR", default=[], help="the same with names of your own")
+    p.add_argument("--output", default="results/lifelong.md", help="the table; the picture lies beside it")
+    return p
+
+
+def read(folder):
+    """What a matrix.json holds, as `lifelong.matrix.summary` made it."""
+    path = Path(folder) / "matrix.json"
+    if not path.is_file():
+        raise UserError("no matrix.json here", place=folder, expected="a directory that evaluate_lifelong.py wrote",
+                        remedy="run evaluate_lifelong.py --output_dir first")  # fmt: skip
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        number = len(found["tasks"])
+        whole = all(len(row) == number for part in ("mean", "sd") for row in found[part]["rows"])
+        if not whole or not found["runs"] or any(name not in found["mean"] for name in NUMBERS):
+            raise ValueError("it lacks some of its parts")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"it cannot be read: {brief(str(error))}", place=path,
+                        expected="what evaluate_lifelong.py wrote", remedy="evaluate again") from error  # fmt: skip
+    return found
+
+
+def same_tasks(found):
+    """Only the same tasks in the same order can be compared."""
+    (first, wanted), *others = found.items()
+    for name, one in others:
+        if one["tasks"] != wanted["tasks"] or one["metrics"] != wanted["metrics"]:
+            raise UserError(f"{name} learnt {', '.join(one['tasks'])}", place=name,
+                            expected=f"{', '.join(wanted['tasks'])}, as {first}",
+                            remedy="compare runs of one sequence")  # fmt: skip
+
+
+def markdown(found, digits=1):
+    """A row for each way: the tasks' scores at the end and the four numbers, ± the deviation over seeds.
+
+    Args:
+        found: {name: what `read` returns}.
+    """
+    one = next(iter(found.values()))
+    heads = [f"{task} ({metric})" for task, metric in zip(one["tasks"], one["metrics"] or one["tasks"])]
+    names = [name.replace("_", " ") for name in NUMBERS]
+    lines = ["| | " + " | ".join([*heads, *names]) + " |", "|---|" + "---:|" * (len(heads) + len(names))]
+    for name, own in found.items():
+        cells = [_number(mean, sd, digits) for mean, sd in zip(own["mean"]["rows"][-1], own["sd"]["rows"][-1])]
+        cells += [_number(own["mean"][number], own["sd"][number], digits) for number in NUMBERS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def picture(path, found, across=4):
+    """The matrices as one PNG: a heat map for each way, `across` in a row."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    across = min(across, len(found))
+    down, tasks = math.ceil(len(found) / across), len(next(iter(found.values()))["tasks"])
+    size = (across * max(2.4, 0.75 * tasks + 0.8), down * max(1.9, 0.5 * tasks + 1.1))
+    figure, grid = plt.subplots(down, across, figsize=size, dpi=150, layout="constrained", squeeze=False)
+    for i, axes in enumerate(grid.flat):
+        if i >= len(found):
+            axes.axis("off")
+            continue
+        name, own = list(found.items())[i]
+        draw(axes, own, named=i % across == 0)
+        average = _number(own["mean"]["average_accuracy"], own["sd"]["average_accuracy"], 1)
+        axes.set_title(f"{name}\naverage {average}", fontsize=9, pad=6)
+    figure.supylabel("after learning", fontsize=9)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    plt.close(figure)
+    with atomic_write(path, "wb") as file:
+        file.write(image.getvalue())
+
+
+@exit_on_user_error
+def main(argv=None):
+    p = parser()
+    args = p.parse_args(argv)
+    named = [text.partition("=") for text in args.runs]
+    if bad := [name for name, equals, place in named if not (name and equals and place)]:
+        p.error(f"--runs {bad[0]}: expected NAME=DIR")
+    places = [(Path(place).name, place) for place in args.places] + [(name, place) for name, _, place in named]
+    if not places:
+        p.error("name directories that evaluate_lifelong.py wrote, or --runs NAME=DIR")
+    if len(dict(places)) < len(places):
+        p.error("two places have one name; give them names of your own with --runs NAME=DIR")
+    found = {name: read(place) for name, place in places}
+    same_tasks(found)
+    table = markdown(found)
+    with atomic_write(args.output) as file:
+        file.write(table)
+    chart = Path(args.output).with_suffix(".png")
+    picture(chart, found)
+    print(f"{table}\n{args.output} and {chart}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
