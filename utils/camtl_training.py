@@ -87,6 +87,8 @@ def begin(args, run):
     devices.quiet_libraries()
     if args.output_dir and run is None and args.do_train:
         overwrite(args)
+    if args.logging_dir and idist.get_rank() == 0:
+        writable_directory(args.logging_dir, "--logging_dir")
     dtype = devices.precision(args, idist.device())
     # Written down, so that a run resumed on other hardware goes on as it was.
     args.bf16, args.fp16, args.fp32 = (dtype == d for d in (torch.bfloat16, torch.float16, torch.float32))
