@@ -165,6 +165,7 @@ class CandidateBatches(PairBatches):
     def __init__(self, *args, select, percent=1.0, **options):
         super().__init__(*args, **options)
         self.select, self.percent = select, percent
+        self._orders = {}
 
     def plan(self, epoch=0):
         return range(self.uniform_steps(self.percent))
@@ -174,9 +175,16 @@ class CandidateBatches(PairBatches):
         found = []
         for number, size in enumerate(self.counts.tolist()):
             turn, place = divmod(step, -(-size // self.size))
-            order = np.random.default_rng([self.seed, epoch, 1 + number, turn]).permutation(size)
+            order = self._order(number, epoch, turn)
             found.append(self.starts[number] + order[place * self.size :][: self.size])
         return np.concatenate(found)
+
+    def _order(self, number, epoch, turn):
+        key = epoch, turn
+        if self._orders.get(number, (None,))[0] != key:
+            rng = np.random.default_rng([self.seed, epoch, 1 + number, turn])
+            self._orders[number] = key, rng.permutation(int(self.counts[number]))
+        return self._orders[number][1]
 
     def chosen(self, epoch, step):
         candidates = self.candidates(epoch, step)

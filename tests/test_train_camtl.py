@@ -189,6 +189,27 @@ def test_weight_decay_spares_every_bias_and_norm(bert):
     assert all(named[name].ndim > 1 for name in named.keys() - kept) and len(kept) < len(named)
 
 
+def test_the_selector_keeps_what_the_model_is_least_certain_about(bert):
+    from adapters import bert as berts
+    from data import sentence_pairs
+    from data.pair_batches import CandidateBatches, tensors
+    from utils import uncertainty
+    from utils.camtl_training import Selector
+
+    model, tokenizer = berts.build(str(bert), {"mrpc": 2, "sts-b": 1, "mnli": 3}, "base", 32)
+    splits = {t: sentence_pairs.load(ROOT / SAMPLES, t, "train", tokenizer, 32, limit=6) for t in model.tasks}
+    selector = Selector(model, torch.float32)
+    batches = CandidateBatches(splits, {t: model.task_id(t) for t in splits}, 0, 32, 4, select=selector)
+    candidates, chosen = batches.candidates(0, 0), batches.chosen(0, 0)
+    with torch.no_grad():
+        entropies = model(**tensors(batches.inputs(candidates))).entropies
+    ids = torch.tensor([0] * 4 + [1] * 4 + [2] * 4)
+    each = dict(zip(candidates.tolist(), uncertainty.scores(entropies, ids, {1: 0}).tolist()))
+    assert selector.regression == {1: 0} and not model.training and len(chosen) == 4
+    kept = sorted((each[row] for row in chosen.tolist()), reverse=True)
+    assert kept == pytest.approx(sorted(each.values(), reverse=True)[:4], abs=1e-5)
+
+
 # --- interrupted, in several processes
 
 
@@ -368,6 +389,15 @@ def test_files_that_are_missing_or_broken_are_refused_before_anything_is_written
     assert "train.tsv:2: the label is '2'" in said(tasks=("cola",))
     assert "no CoLA/test.tsv" in said(tasks=("cola",), do=("--do_train", "--do_predict"))
     assert not out.exists()
+
+
+def test_a_finished_run_that_is_gone_on_with_only_predicts(bert, tmp_path):
+    out = tmp_path / "run"
+    trained(command(bert, out, tasks=("cola",), epochs=1), tmp_path / "1", SCRIPT)
+    before = tensors(out)
+    result = run(SCRIPT, ["--resume", out, "--do_predict"], tmp_path / "2")
+    assert result.code == 0 and "already finished" in result.out, result.err
+    assert different(before, tensors(out)) == [] and list(out.glob("cola_test_iter_2.tsv"))
 
 
 def test_the_sources_of_missing_files_are_printed_and_nothing_is_done(tmp_path):

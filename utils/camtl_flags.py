@@ -120,7 +120,14 @@ def _training(p):
     g.add_argument("--warmup_steps", type=flags.not_negative, help="steps in which it rises, instead of a share")
     g.add_argument("--weight_decay", type=flags.not_negative_rate, default=0.0, help="AdamW's, not of norms and biases")
     g.add_argument("--adam_epsilon", type=flags.rate, default=1e-8, help="Adam's eps")
-    g.add_argument("--max_grad_norm", type=flags.rate, default=1.0, help="gradients are clipped to this norm")
+    g.add_argument(
+        "--max_grad_norm",
+        "--max_norm",
+        dest="max_grad_norm",
+        type=flags.rate,
+        default=1.0,
+        help="gradients are clipped to this norm",
+    )
     g.add_argument("--seed", type=flags.not_negative, default=42, help="of new weights, order and dropout")
 
 

@@ -249,9 +249,9 @@ def freeze(args, model):
     else:
         frozen, trained = [], [name for name, _ in model.named_parameters()]
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    for what, names in (("frozen", frozen), ("trained", trained)):
+    for what, names in [("frozen", frozen)] * bool(frozen) + [("trained", trained)]:
         count = sum(sizes[name] for name in names)
-        say(f"{what}: {count:,} parameters in {len(names)} tensors" + (":" if frozen and names else ""))
+        say(f"{what}: {count:,} parameters in {len(names)} tensors" + (":" if frozen else ""))
         if frozen:
             say("".join(f"  {line}\n" for line in folded(names)), end="")
     return dict(frozen=frozen, trained=trained)
@@ -422,15 +422,21 @@ def _report(args, run, model, result, report):
 # --- with the kept model ---------------------------------------------------------------------------------
 
 
+def trained_metrics(directory):
+    """What metrics.json of a run says of a model saved in it, {} where there is none; see `utils.runs.stored`."""
+    path = Path(directory)
+    path = path.resolve().parents[1] if path.name.startswith("step_") else path
+    try:
+        found = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def trained_steps(directory):
     """How many optimizer steps a saved model has learnt, 0 where nothing says so."""
     found = re.fullmatch(r"step_(\d+)", Path(directory).name)
-    if found:
-        return int(found[1])
-    try:
-        return int(json.loads((Path(directory) / "metrics.json").read_text(encoding="utf-8"))["best_step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
+    return int(found[1]) if found else int(trained_metrics(directory).get("best_step") or 0)
 
 
 def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
@@ -460,14 +466,14 @@ def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
 
 def _write_results(args, folder, model, report, step):
     print(f"\n{camtl_prediction.table(report, step)}\n", flush=True)
-    camtl_prediction.write_results(folder, report, step, checkpoint=str(args.model_checkpoint if not args.do_train
-                                                                        else folder))  # fmt: skip
+    source = str(folder if args.do_train else args.model_checkpoint)
+    camtl_prediction.write_results(folder, report, step, checkpoint=source)
     if not (folder / "run.json").exists():
         # Beside a run its own metrics.json stays.
-        known = stored(args.model_checkpoint)
-        how = known.get("method") or METHODS[model.form]
-        more = dict(method=how, checkpoint=str(args.model_checkpoint), backbone=str(model.config._name_or_path))
-        trained = {k: ledger(model)["parameters"][k] for k in ("total",)}
-        metrics = json.loads((Path(args.model_checkpoint) / "metrics.json").read_text()) if known else {}
-        tasks = camtl_prediction.as_tasks(report, **more, parameters=metrics.get("parameters", trained))
+        total = dict(total=sum(p.numel() for p in model.parameters()))
+        tasks = camtl_prediction.as_tasks(
+            report, checkpoint=source, backbone=str(model.config._name_or_path),
+            method=stored(source).get("method") or METHODS[model.form],
+            parameters=trained_metrics(source).get("parameters") or total,
+        )  # fmt: skip
         write_json(folder / "metrics.json", dict(tasks=tasks, step=step, average=camtl_prediction.average(report)))
