@@ -129,8 +129,8 @@ def test_training_takes_them_and_leaves_them_as_they_are(tmp_path):
     ids=lambda v: v[0] if isinstance(v, list) else None,
 )
 def test_bad_input_is_one_message_and_nothing_is_written(tmp_path, flags, fragments):
-    given_ = list(map(str, argv(tmp_path / "out")))
+    given_ = list(map(str, argv(tmp_path / "vectors")))
     at = given_.index(flags[0])
     end = at + (3 if flags[0] == "--tasks" else 2)
     refused(run("compute_task_embeddings", [*given_[:at], *given_[end:], *flags], tmp_path), *fragments)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "vectors").exists()

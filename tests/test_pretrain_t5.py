@@ -159,11 +159,11 @@ def test_pretraining_learns_is_killed_goes_on_and_is_taken_by_train_t5(tmp_path)
 
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    result = run(
-        "pretrain_t5", [config(tmp_path), "--output_dir", one, "--per_device_train_batch_size", 8], tmp_path / "a"
-    )
+    # With its usual epsilon AdamW takes a whole step even where a gradient is nothing but rounding.
+    file = config(tmp_path, adam_epsilon=1e-3)
+    result = run("pretrain_t5", [file, "--output_dir", one, "--per_device_train_batch_size", 8], tmp_path / "a")
     assert result.code == 0, result.err
-    in_two_processes([config(tmp_path), "--output_dir", two], tmp_path / "b", script="pretrain_t5")
+    in_two_processes([file, "--output_dir", two], tmp_path / "b", script="pretrain_t5")
     first, second = read(one / "metrics.json"), read(two / "metrics.json")
     assert first["eval_loss"] == pytest.approx(second["eval_loss"], rel=1e-4)
     weights = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")

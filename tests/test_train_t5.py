@@ -378,7 +378,7 @@ def test_a_label_that_is_not_the_tasks_is_met_with_its_line(tmp_path):
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
     values = dict(learning_rate=1e30, train_adapters=False, max_grad_norm=0, logging_steps=1)
     result = run("train_t5", [config(tmp_path, **values)], tmp_path)
-    refused(result, "the loss is", "--learning_rate")
+    refused(result, "nan at step", "--learning_rate")
 
 
 def test_from_scratch_with_a_named_size_and_a_tokenizer(tmp_path):
