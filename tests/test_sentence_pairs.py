@@ -334,3 +334,11 @@ def test_what_has_been_seen_is_counted_and_survives_a_checkpoint(tmp_path):
     assert other.counts == seen.counts and all((other.rows[t] == seen.rows[t]).all() for t in "ab")
     other.add("a", np.array([2]))
     assert other.shares()["a"] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("name", "train", "dev"), [("mrpc", 3668, 408), ("sts-b", 5749, 1500), ("rte", 2127, 277)])
+def test_real_files_are_read_whole(name, train, dev, tokenizer, shared_data):
+    """Single quotes, a byte order mark, odd line separators: no row is lost."""
+    found = {s: sentence_pairs.load(shared_data / "glue", name, s, tokenizer, 128) for s in ("train", "dev")}
+    assert (len(found["train"]), len(found["dev"])) == (train, dev) and found["train"].lengths.max() <= 128
+    assert not np.isnan(found["train"].labels).any()
