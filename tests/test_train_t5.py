@@ -158,6 +158,23 @@ def test_only_what_was_trained_is_in_the_model_and_moves(finished):
     assert read(folder / "metrics.json")["ledger"]["backbone"] == 0
 
 
+def test_tasks_that_are_not_in_a_batch_rest(tmp_path):
+    """One step is one task: the other task's adapters are where they started, to the last bit."""
+    from transformers import set_seed
+
+    from adapters import t5
+
+    folder, _ = trained(tmp_path, max_steps=1, eval_strategy="no", load_best_model_at_end=False, do_eval=False,
+                        do_test=False, warmup_steps=0)  # fmt: skip
+    model, _ = t5.load(folder)
+    set_seed(42)
+    bare, _ = t5.load_backbone("tiny-t5")
+    start_ = t5.attach(bare, ["rte", "mrpc"], model.settings)
+    first = dict(start_.named_parameters())
+    moved = {n for n, p in model.named_parameters() if ".adapters." in n and not torch.equal(p, first[n])}
+    assert moved and len({task for task in ("rte", "mrpc") for n in moved if f".{task}." in n}) == 1
+
+
 METHODS = {
     "finetune": dict(train_adapters=False),
     "hyperformer": dict(adapter_config_name="meta-adapter", unique_hyper_net=True, task_embedding_dim=8),

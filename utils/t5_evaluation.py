@@ -151,6 +151,7 @@ class Evaluation:
         # T5's decoder starts with the padding token.
         return self.tokenizer.pad_token_id
 
+    @torch.no_grad()
     def loss(self, model, part):
         """(negative log-likelihood per target token in nats, number of target tokens)"""
         device = next(model.parameters()).device

@@ -175,8 +175,7 @@ class Scorer:
     def __call__(self, model, prefix="eval"):
         training = model.training
         model.eval()
-        with torch.no_grad():
-            loss, _ = self.evaluation.loss(model, Namespace(rows=self.rows))
+        loss, _ = self.evaluation.loss(model, Namespace(rows=self.rows))
         model.train(training)
         return {f"{prefix}_loss": loss, f"{prefix}_perplexity": float(np.exp(min(loss, 50)))}
 

@@ -1,0 +1,161 @@
+"""Decoding and scoring text-to-text tasks: what one task decodes with does not reach the next, processes share rows."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from conftest import ROOT
+
+from adapters import t5
+from data import text_to_text
+from utils import t5_evaluation, t5_setup
+from utils.t5_arguments import parse
+from utils.t5_evaluation import Evaluation, Part
+from utils.t5_training import encode
+
+GLUE = str(ROOT / "data" / "samples" / "glue")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    backbone, tokenizer = t5.load_backbone("tiny-t5")
+    settings = t5.T5Settings(method="adapters", reduction_factor=8)
+    attached = t5.attach(backbone, ["rte", "stsb", "mrpc"], settings)
+    with torch.no_grad():
+        for p in attached.parameters():
+            if p.requires_grad:
+                p.normal_(0, 0.3)
+    return attached.eval(), tokenizer
+
+
+def parts(model, names, rows=7, beams=1, **changes):
+    made = {}
+    for name in names:
+        task = text_to_text.get(name)
+        data = text_to_text.load(task, "validation", data_dir=GLUE, n_obs=rows)
+        encoded, _ = encode(data, model[0].task_id(name), model[1], 24, 8)
+        made[name] = Part(task, encoded, list(data["source"]), task.max_target_length(model[1]), beams)
+        for field, value in changes.get(name, {}).items():
+            made[name] = dataclasses.replace(made[name], **{field: value})
+    return made
+
+
+def test_beams_and_lengths_of_one_task_do_not_reach_the_next(model):
+    alone = Evaluation(parts(model, ["mrpc"]), model[1], 3)
+    alone(model[0])
+    both = Evaluation(parts(model, ["stsb", "mrpc"], stsb=dict(beams=4, length=9)), model[1], 3)
+    both(model[0])
+    assert both.outputs["mrpc"] == alone.outputs["mrpc"]
+    assert model[0].generation_config.num_beams in (None, 1)
+
+
+def test_outputs_are_those_of_one_row_at_a_time_in_the_rows_order(model):
+    made = parts(model, ["rte"])
+    together, single = Evaluation(made, model[1], 5), Evaluation(made, model[1], 1)
+    one, other = together(model[0]), single(model[0])
+    assert together.outputs == single.outputs
+    assert one == {k: pytest.approx(v, rel=1e-5) for k, v in other.items()}
+    with torch.no_grad():
+        for source, output in zip(made["rte"].sources, together.outputs["rte"]):
+            ids = model[1](source).input_ids
+            ids = torch.tensor([[*ids[:23], ids[-1]] if len(ids) > 24 else ids])
+            out = model[0].generate(ids, task_ids=torch.tensor([0]), max_new_tokens=made["rte"].length, do_sample=False)
+            assert model[1].decode(out[0], skip_special_tokens=True).strip() == output
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_that_share_the_rows_find_what_one_finds(model, processes):
+    """Seven rows for two or three: no row is lost, and none counts twice."""
+    made = parts(model, ["rte", "stsb"])
+    whole = Evaluation(made, model[1], 2)
+    expected = whole(model[0])
+    sent = [[] for _ in range(processes)]
+    for rank in range(processes):
+        each = Evaluation(made, model[1], 2, share=(rank, processes), gather=lambda t, r=rank: sent[r].append(t) or t)
+        each.gather = lambda t, r=rank: sent[r].append(t) or t
+        for part in made.values():
+            each.loss(model[0], part)
+            each.texts(model[0], part)
+    gathered = iter([torch.cat(rows) for rows in zip(*sent)])
+    last = Evaluation(made, model[1], 2, share=(0, processes), gather=lambda t: next(gathered))
+    found = last(model[0])
+    assert last.outputs == whole.outputs
+    assert found == {k: pytest.approx(v, rel=1e-5) for k, v in expected.items()}
+
+
+def test_an_output_is_no_longer_than_the_longest_label(model, monkeypatch):
+    made, widths = parts(model, ["rte", "stsb"]), []
+    generate = model[0].generate
+
+    def recorded(**given):
+        ids = generate(**given)
+        widths.append((int(given["task_ids"][0]), ids.shape[1] - 1))
+        return ids
+
+    monkeypatch.setattr(model[0], "generate", recorded)
+    evaluation = Evaluation(made, model[1], 4)
+    evaluation(model[0])
+    for name, part in made.items():
+        answers = part.task.answers
+        assert part.length == max(len(model[1](label).input_ids) for label in answers)
+        own = [width for task, width in widths if task == model[0].task_id(name)]
+        assert own and max(own) <= part.length
+
+
+def test_the_loss_is_per_token_and_the_model_is_left_in_training(model):
+    made = parts(model, ["rte"])
+    model[0].train()
+    try:
+        found = Evaluation(made, model[1], 3, decode=False)(model[0])
+        assert model[0].training
+    finally:
+        model[0].eval()
+    assert set(found) == {"rte_eval_loss", "eval_loss"}
+    with torch.no_grad():
+        total = count = 0
+        for i in range(len(made["rte"].rows)):
+            row = made["rte"].rows[i]
+            labels = torch.tensor(row["labels"].astype("int64"))[None]
+            out = model[0](input_ids=torch.tensor(row["input_ids"].astype("int64"))[None], labels=labels,
+                           task_ids=torch.tensor([0]))  # fmt: skip
+            total, count = total + float(out.loss) * labels.numel(), count + labels.numel()
+    assert found["eval_loss"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_perfect_answer_scores_a_hundred_and_its_perplexity_is_that_of_the_loss(model):
+    made = parts(model, ["rte", "mrpc"])
+    evaluation = Evaluation(made, model[1], 4)
+    evaluation.texts = lambda _, part: part.rows.texts
+    scores = evaluation(model[0], "test")
+    assert scores["test_average_metrics"] == 100 and scores["mrpc_test_invalid"] == 0
+    summaries = t5_evaluation.summaries(evaluation, scores, "test", method="adapters")
+    assert summaries["mrpc"]["headline"] == "f1" and summaries["mrpc"]["scores"]["f1"]["score"] == 100
+    assert summaries["rte"]["scores"]["PPL"]["score"] == pytest.approx(math.exp(scores["rte_test_loss"]))
+
+
+METHODS = dict(finetune_single_task="finetune", finetune="finetune", adapters="adapters", adapters_dagger="adapters",
+               test="adapters", hyperformer="hyperformer")  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda p: p.stem)
+def test_every_config_makes_the_model_it_is_named_after(path):
+    flags = ["--model_name_or_path", "tiny-t5", "--tokenizer_name", "tiny-t5", "--data_dir", GLUE, "--fp32"]
+    arguments = parse([path, *flags])
+    model, _ = t5_setup.build(arguments)
+    assert model.settings.method == METHODS.get(path.stem, path.stem)
+    counts = t5.ledger(model)
+    if model.settings.method == "finetune":
+        assert counts["backbone"] + counts["layer_norms"] == counts["total"]
+    else:
+        assert counts["backbone"] == 0 and counts["layer_norms"] > 0
+        assert counts["adapters" if model.settings.method == "adapters" else "hypernetworks"] > 0
+    assert model.tasks == arguments.data.tasks
+
+
+def test_with_train_adapters_blocks_off_only_the_layer_norms_are_trained():
+    flags = ["--model_name_or_path", "tiny-t5", "--tokenizer_name", "tiny-t5", "--train_adapters_blocks", "false"]
+    model, _ = t5_setup.build(parse([ROOT / "configs" / "adapters.json", *flags]))
+    counts = t5.ledger(model)
+    assert counts["layer_norms"] > 0 and counts["adapters"] == counts["backbone"] == 0
