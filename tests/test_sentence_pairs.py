@@ -279,6 +279,21 @@ def test_processes_share_one_global_batch(world):
     assert all(part.seen.counts == alone.seen.counts == SIZES for part in parts)
 
 
+def test_a_batch_in_parts_of_like_lengths_is_the_batch(tokenizer):
+    splits = {t: sentence_pairs.load(SAMPLES, t, "train", tokenizer, 64) for t in ("cola", "mnli")}
+    whole, parts = (PairBatches(splits, {"cola": 0, "mnli": 1}, 0, 64, 20, rows_at_once=n) for n in (None, 8))
+    batch, several = whole.batch(0, 3)[0], parts.batch(0, 3)[0]
+    assert [len(part["labels"]) for part in several] == [8, 8, 4] and whole.seen.counts == parts.seen.counts
+
+    def rows(part):
+        ids = [row[mask.bool()].tolist() for row, mask in zip(part["input_ids"], part["attention_mask"])]
+        return list(zip(ids, part["task_ids"].tolist(), part["labels"].tolist(), part["weights"].tolist()))
+
+    assert sorted(rows(batch)) == sorted(row for part in several for row in rows(part))
+    lengths = [part["input_ids"].shape[1] for part in several]
+    assert lengths == sorted(lengths) and lengths[0] < lengths[-1] == batch["input_ids"].shape[1]
+
+
 def test_uniform_sampling_draws_every_task_equally_often_and_no_row_twice_before_all():
     sizes = dict(a=3, b=40, c=17)
     batches = batches_of(sizes, 4, uniform=1.0)

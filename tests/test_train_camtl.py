@@ -247,17 +247,17 @@ def test_a_signal_saves_and_leaves_with_its_number(bert, tmp_path):
     refused(run(SCRIPT, argv, tmp_path), "already holds a run")
 
 
-@pytest.mark.parametrize("more", [
-    ("--use_mt_uncertainty",),
-    pytest.param((), marks=pytest.mark.slow),
-    pytest.param(("--uniform_mt_sampling", "--form", "large"), marks=pytest.mark.slow),
+@pytest.mark.parametrize(("size", "more"), [
+    (5, ("--use_mt_uncertainty",)),
+    pytest.param(9, (), marks=pytest.mark.slow),
+    pytest.param(9, ("--uniform_mt_sampling", "--form", "large"), marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_two_processes_are_one_with_twice_the_batch(more, tmp_path):
+def test_two_processes_are_one_with_twice_the_batch(size, more, tmp_path):
     bert = small_bert(tmp_path / "bert", dropout=0.0)
     one, two = tmp_path / "one", tmp_path / "two"
     do = ("--do_train", "--do_eval", "--do_predict", "--max_steps", 5, *more)
-    trained(command(bert, one, "--per_device_train_batch_size", 10, do=do), tmp_path / "1", SCRIPT)
-    in_two_processes(command(bert, two, "--per_device_train_batch_size", 5, do=do), tmp_path / "2", SCRIPT)
+    trained(command(bert, one, "--per_device_train_batch_size", 2 * size, do=do), tmp_path / "1", SCRIPT)
+    in_two_processes(command(bert, two, "--per_device_train_batch_size", size, do=do), tmp_path / "2", SCRIPT)
     first, second = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     for name in first:
         torch.testing.assert_close(first[name], second[name], atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")

@@ -25,6 +25,8 @@ from utils.training import TOGETHER, Diverged, Settings, Trainer
 METHODS = {"base": "CA-MTL-base", "large": "CA-MTL-large", "plain": "multi-task BERT"}
 # A regression has no entropy; whose it borrows (see utils/uncertainty.py).
 LENDER = {"sts-b": "mrpc"}
+# Rows that a CPU learns at once; see `PairBatches`.
+CPU_ROWS = 8
 # What a training run writes; --overwrite_output_dir takes it away.
 WRITTEN = ("run.json", "metrics.json", "parameters.json", "data_seen.json", "eval_results.*", "*.png", "events.*",
            "*_test_iter_*.tsv", "submission/*.tsv", "checkpoints/step_*/*", "checkpoints/step_*", bert.CONFIG,
@@ -221,7 +223,8 @@ def make_batches(args, model, tokenizer, splits, dtype):
     """Training batches by the sampler that the flags name."""
     ids = {task: model.task_id(task) for task in splits}
     given = (splits, ids, tokenizer.pad_token_id, args.max_seq_length, args.train_batch_size)
-    how = dict(seed=args.seed, rank=idist.get_rank(), world=idist.get_world_size())
+    how = dict(seed=args.seed, rank=idist.get_rank(), world=idist.get_world_size(),
+               rows_at_once=CPU_ROWS if idist.device().type == "cpu" else None)  # fmt: skip
     percent = min(max(args.percent_of_max_data_size, 0.0), 1.0)
     if args.use_mt_uncertainty:
         if args.uniform_mt_sampling:
