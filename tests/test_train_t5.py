@@ -202,6 +202,7 @@ def test_the_same_command_gives_the_same_run_bit_for_bit(finished, tmp_path):
     same_run(finished[0], again)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, tmp_path):
     """Killed while training, when a checkpoint appears, when the best model is written, and while resuming."""
     out = tmp_path / "run"
@@ -416,6 +417,7 @@ def test_from_scratch_with_a_named_size_and_a_tokenizer(tmp_path):
         assert loss == pytest.approx(read(out / "test_results.json")["test_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_readmes_command_runs_as_a_user_runs_it(tmp_path):
     argv = [ROOT / "configs" / "test.json", "--output_dir", tmp_path / "run", "--max_steps", "2", "--eval_steps", "2",
             "--save_steps", "2"]  # fmt: skip

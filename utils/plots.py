@@ -76,11 +76,10 @@ def score_curve(path, history, title):
     train, valid = history["train"], history["valid"]
     names = [k for k in (valid[0] if valid else {}) if "_eval_" in k and not k.endswith(("_loss", "_invalid"))]
     steps = [r["step"] for r in valid]
-    for name in names:
-        label = name.replace("_eval_", " ")
-        left.plot(steps, [r[name] for r in valid], lw=1, alpha=0.7, marker=".", ms=4, label=label)
+    for number, name in enumerate(names):
+        label, color = name.replace("_eval_", " "), plt.colormaps["tab20"](number % 20)
+        left.plot(steps, [r[name] for r in valid], lw=1, marker=".", ms=4, label=label, color=color)
     if names:
-        # Of a single score this is the same line.
         mean = [r["eval_average_metrics"] for r in valid]
         left.plot(steps, mean, color="black", lw=2, marker="o", ms=4, label="average")
         best = max(range(len(mean)), key=mean.__getitem__)

@@ -140,14 +140,16 @@ def evaluation(arguments, tokenizer, parts):
 def open_run(arguments, model, tokenizer):
     """The run directory, made when everything else is known to be right."""
     args = arguments.training
+    # Where the backbone is trained too it is part of what is saved.
+    drawn = arguments.model.from_scratch and model.settings.method != "finetune" and not model.settings.unfreeze_model
     if args.resume or args.process_index:
         run = Run(args.output_dir)
     else:
         flags = Namespace(**arguments.flags())
         run = Run.create(args.output_dir, record(flags, method=model.settings.method))
-        if arguments.model.from_scratch and model.settings.method != "finetune":
+        if drawn:
             keep_shape(model, tokenizer, run.directory / SHAPE)
-    if arguments.model.from_scratch and model.settings.method != "finetune":
+    if drawn:
         # Adapters name their backbone: here the shape, whose weights the seed draws again.
         model.config._name_or_path = str((run.directory / SHAPE).resolve())
     return run
