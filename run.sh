@@ -4,6 +4,7 @@
 #   ./run.sh setup            make .venv and install everything (done by the others when needed)
 #   ./run.sh demo             the whole story on bundled data: an adapter a task, distillation, one combined model
 #   ./run.sh lifelong-demo    two tasks one after another on bundled data: plain fine-tuning forgets, replay does not
+#   ./run.sh camtl-demo       one BERT for five GLUE tasks on bundled data: plain, conditional, with chosen batches
 #   ./run.sh test [args]      the tests (args go to pytest, e.g. -m slow)
 #   ./run.sh bench [args]     the benchmarks (args go to each, e.g. --quick)
 #   ./run.sh table [places]   what all results say, as a table and a chart (default: results/)
@@ -12,7 +13,8 @@
 #
 # Environment: PYTHON (python3) makes the virtual environment; VENV (.venv) is where it lies;
 # MODEL (gpt2) is the backbone of the published recipes; E2E_DIR, MULTI30K_DIR, PERSONACHAT_DIR, SQUAD_DIR, SST_DIR,
-# WOZ_DIR and L2KD_DIR hold original files; DATA_DIR (data/lifelong) and MODEL_ROOT_DIR (runs/lifelong) are where lifelong recipes read and write.
+# WOZ_DIR and L2KD_DIR hold original files; GLUE_DIR (data/glue) holds GLUE's official folders, T5_TOKENIZER
+# (spiece.model) T5's vocabulary; DATA_DIR (data/lifelong) and MODEL_ROOT_DIR (runs/lifelong) are where lifelong recipes read and write.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -41,133 +43,8 @@ setup() {
     echo "$wanted" >"$stamp"
 }
 
-# Published adapter widths, in the order of the released model's tasks.
-TASKS="mt summarization dialogue qa nlg"
-width() { case "$1" in mt | qa) echo 300 ;; summarization | dialogue) echo 100 ;; nlg) echo 10 ;; *) return 1 ;; esac; }
-
-# The real runs on SmolLM2 that README reports: data, examples, adapter width, learning rate, how outputs are scored.
-SMALL_TASKS="nlg mt dialogue qa"
-small() {
-    case "$1" in
-    nlg) set -- "$2" data/small/nlg.json 1000 64 3e-3 "--limit 200 --max_length 80" ;;
-    mt) set -- "$2" data/small/mt.json 1500 300 2e-3 "--limit 300 --max_length 60" ;;
-    dialogue) set -- "$2" data/small/dialogue.json 800 100 2e-3 "--limit 300 --max_length 40" ;;
-    qa) set -- "$2" data/small/qa.json 500 300 2e-3 "--limit 300 --max_length 30" ;;
-    *) return 1 ;;
-    esac
-    case "$1" in data) echo "$2" ;; examples) echo "$3" ;; width) echo "$4" ;; rate) echo "$5" ;; scored) echo "$6" ;; esac
-}
-
-# Sequences of tasks of the published lifelong recipes: WOZ, CNN/DailyMail and WikiSQL in every order, two of five tasks
-# in both directions.
-LIFELONG_ORDERS="wcs wsc cws csw swc scw nlg nlg_reversed tc tc_reversed"
-LIFELONG_METHODS="lamol kd seqkd seqsoftkd finetune multitask ewc mas gem"
-SMALL_LIFELONG="finetune lamol kd seqkd ewc mas gem multitask"
-lifelong_tasks() {
-    case "$1" in
-    wcs) echo "woz.en cnn_dailymail wikisql" ;;
-    wsc) echo "woz.en wikisql cnn_dailymail" ;;
-    cws) echo "cnn_dailymail woz.en wikisql" ;;
-    csw) echo "cnn_dailymail wikisql woz.en" ;;
-    swc) echo "wikisql woz.en cnn_dailymail" ;;
-    scw) echo "wikisql cnn_dailymail woz.en" ;;
-    nlg) echo "e2enlg rnnlg.rest rnnlg.hotel rnnlg.tv rnnlg.laptop" ;;
-    nlg_reversed) echo "rnnlg.laptop rnnlg.tv rnnlg.hotel rnnlg.rest e2enlg" ;;
-    tc) echo "amazon yelp yahoo ag dbpedia" ;;
-    tc_reversed) echo "dbpedia ag yahoo yelp amazon" ;;
-    *) return 1 ;;
-    esac
-}
-
-# What a recipe runs, as one line, so that `list` can print it. The settings that are not named are the task's
-# published ones (data/tasks/<task>.py).
-recipe() {
-    local kind="${1#*-}" task
-    task="${kind%%-*}"
-    kind="${kind#*-}"
-    case "$1" in
-    vlm-multitask) echo "train_vlm.py --tasks $TASKS --model_checkpoint $MODEL --gradient_accumulation_steps 16 --train_batch_size 1 --valid_batch_size 1 --n_epochs 3 --output_dir runs/vlm-multitask" ;;
-    vlm-multitask-unfrozen) echo "$(recipe vlm-multitask)-unfrozen --unfreeze_backbone --select last" ;;
-    vlm-combine) echo "combine_all.py --checkpoints mt=runs/vlm-mt-distilled summarization=runs/vlm-summarization-distilled dialogue=runs/vlm-dialogue-distilled qa=runs/vlm-qa-adapter nlg=runs/vlm-nlg-adapter --output runs/VLM" ;;
-    vlm-evaluate) echo "evaluate_vlm.py --task all --no_sample --model_checkpoint runs/VLM" ;;
-    vlm-*-*)
-        width "$task" >/dev/null || return 1
-        local train="train.py --task $task --model_checkpoint $MODEL" out="--output_dir runs/$1" adapter
-        adapter="--adapter_bottleneck $(width "$task")"
-        case "$kind" in
-        finetune) echo "$train $out" ;;
-        adapter) echo "$train $adapter $out" ;;
-        distil) echo "sentence_distiller.py --task $task --no_sample --model_checkpoint runs/vlm-$task-finetune" ;;
-        distilled) [ "$task" != summarization ] || adapter="$adapter --n_epochs 5"; echo "$train $adapter --distillation $out" ;;
-        emb_only | outputlayer_only | random_init | self_copy) echo "$train --$kind $out" ;;
-        *) return 1 ;;
-        esac ;;
-    small-multitask)
-        local data="" widths="" limits=""
-        for task in $SMALL_TASKS; do
-            data="$data $task=$(small "$task" data)" widths="$widths $task=$(small "$task" width)" limits="$limits $task=$(small "$task" examples)"
-        done
-        echo "train_vlm.py --tasks $SMALL_TASKS --data$data --adapter_bottleneck$widths --limit$limits --model_checkpoint smollm2 --row_init words --lr 2e-3 --n_epochs 1 --train_batch_size 8 --gradient_accumulation_steps 1 --no_validation --output_dir runs/small-multitask" ;;
-    small-combine)
-        local sources=""
-        for task in $SMALL_TASKS; do sources="$sources $task=runs/small-$task-adapter"; done
-        echo "combine_all.py --checkpoints$sources --output runs/small-combine" ;;
-    small-lifelong-*)
-        local train="train_lifelong.py --data_dir data/small/lifelong --model_dir_root runs/small-lifelong --tasks sst rnnlg.rest woz.en --model_name smollm2 --adapter_bottleneck 64 --learning_rate 3e-3 --add_task_tokens --max_len 256 --limit 400 --n_train_epochs 3 --train_batch_size 8 --only_final"
-        case "$kind" in
-        lamol) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2" ;;
-        kd) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2 --distil --train_teachers" ;;
-        seqkd) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2 --seq_distil --train_teachers" ;;
-        ewc) echo "$train --seq_train_type ewc --reg_lambda 1e10" ;;
-        mas) echo "$train --seq_train_type mas --reg_lambda 1e11" ;;
-        gem) echo "$train --seq_train_type gem --gen_lm_sample_percentage 0.02" ;;
-        finetune | multitask) echo "$train --seq_train_type $kind" ;;
-        *) return 1 ;;
-        esac ;;
-    small-*-*)
-        small "$task" width >/dev/null || return 1
-        local train="train.py --task $task --dataset_path $(small "$task" data) --limit $(small "$task" examples) --model_checkpoint smollm2 --row_init words --n_epochs 1 --train_batch_size 8 --gradient_accumulation_steps 1 --no_validation"
-        local adapter="--adapter_bottleneck $(small "$task" width) --lr $(small "$task" rate)" out="--output_dir runs/$1" teacher="--teacher runs/small-$task-finetune"
-        case "$kind" in
-        finetune) echo "$train --lr 1e-4 $out" ;;
-        adapter) echo "$train $adapter $out" ;;
-        distil) echo "sentence_distiller.py --task $task --dataset_path $(small "$task" data) --limit $(small "$task" examples) --no_sample --batch_size 64 --max_length $(option --max_length "$(small "$task" scored)") --model_checkpoint runs/small-$task-finetune" ;;
-        distilled) echo "$train $adapter --distillation $out" ;;
-        word) echo "$train $adapter $teacher --kd word $out" ;;
-        both) echo "$train $adapter $teacher --kd both $out" ;;
-        *) return 1 ;;
-        esac ;;
-    lifelong-*-*)
-        lifelong_tasks "$task" >/dev/null || return 1
-        local train="train_lifelong.py --model_name $MODEL --tasks $(lifelong_tasks "$task") --add_task_tokens --gen_lm_sample_percentage 0.2"
-        # The seed of the published runs.
-        case "$task" in nlg*) train="$train --seed 531" ;; esac
-        case "$kind" in
-        lamol) echo "$train --seq_train_type lll" ;;
-        kd) echo "$train --seq_train_type lll --distil --train_teachers" ;;
-        seqkd) echo "$train --seq_train_type lll --seq_distil --train_teachers" ;;
-        seqsoftkd) echo "$train --seq_train_type lll --distil --seq_distil --train_teachers" ;;
-        finetune | multitask | ewc | mas | gem) echo "$train --seq_train_type $kind" ;;
-        *) return 1 ;;
-        esac ;;
-    e2e-adapter) echo "train.py --task nlg --dataset_path data/small/nlg.json --limit 2000 --model_checkpoint smollm2 --adapter_bottleneck 64 --row_init words --lr 3e-3 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-adapter" ;;
-    e2e-finetune) echo "train.py --task nlg --dataset_path data/small/nlg.json --limit 2000 --model_checkpoint smollm2 --row_init words --lr 1e-4 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-finetune" ;;
-    e2e-untrained) echo "evaluate.py --task nlg --dataset_path data/small/nlg.json --no_sample --batch_size 64 --max_length 60 --model_checkpoint smollm2 --output_dir results/e2e-untrained" ;;
-    multi30k-adapter) echo "train.py --task mt --dataset_path data/small/mt.json --limit 3000 --model_checkpoint smollm2 --adapter_bottleneck 300 --row_init words --lr 2e-3 --train_batch_size 32 --gradient_accumulation_steps 1 --n_epochs 1 --output_dir runs/multi30k-adapter" ;;
-    *) return 1 ;;
-    esac
-}
-
-recipes() {
-    for task in $TASKS; do echo "vlm-$task-finetune vlm-$task-adapter"; done
-    for task in mt summarization dialogue; do echo "vlm-$task-distil vlm-$task-distilled"; done
-    echo "vlm-combine vlm-evaluate vlm-multitask vlm-multitask-unfrozen"
-    echo "vlm-mt-emb_only vlm-mt-outputlayer_only vlm-mt-random_init vlm-summarization-self_copy"
-    for task in $SMALL_TASKS; do echo "small-$task-finetune small-$task-adapter small-$task-distil small-$task-distilled"; done
-    echo "small-mt-word small-mt-both small-combine small-multitask e2e-adapter e2e-finetune e2e-untrained multi30k-adapter"
-    for kind in $SMALL_LIFELONG; do echo "small-lifelong-$kind"; done
-    for kind in $LIFELONG_METHODS; do echo "lifelong-wcs-$kind"; done
-}
+# shellcheck source=recipes.sh
+. ./recipes.sh
 
 list() {
     if [ $# -gt 0 ]; then
@@ -178,7 +55,7 @@ list() {
         done
         return
     fi
-    echo "setup, demo, lifelong-demo, test, bench, table, list, and:"
+    echo "setup, demo, lifelong-demo, camtl-demo, test, bench, table, list, and:"
     for name in $(recipes); do printf '%-26s python %s\n' "$name" "$(recipe "$name")"; done
     echo
     echo "Lifelong recipes are lifelong-<order>-<method>, with the methods of lifelong-wcs and the orders"
@@ -197,89 +74,6 @@ list() {
 no_recipe() {
     echo "error: no recipe '$1'; ./run.sh list prints them all" >&2
     exit 2
-}
-
-# Where original files lie: the folder that the variable $1 names, in which there must be a file $2.
-folder() {
-    if [ -z "${!1:-}" ]; then
-        echo "error: $1: not set" >&2
-        echo "  expected: the folder of $2" >&2
-        echo "  remedy:   $1=/path/to/it ./run.sh …" >&2
-        exit 2
-    fi
-    echo "${!1}"
-}
-
-# The data of a recipe, converted from the original files where they are not there yet.
-data_for() {
-    local at
-    case "$1" in
-    e2e-* | small-nlg-*)
-        [ -f data/small/nlg.json ] || { at="$(folder E2E_DIR "trainset.csv and devset.csv")" && py -m data.convert e2e \
-            --train "$at/trainset.csv" --valid_from_train 300 --test "$at/devset.csv" --output data/small/nlg.json; } ;;
-    multi30k-* | small-mt-*)
-        [ -f data/small/mt.json ] || { at="$(folder MULTI30K_DIR "train.en.gz and the others")" && py -m data.convert multi30k \
-            --folder "$at" --output data/small/mt.json; } ;;
-    small-dialogue-*)
-        [ -f data/small/dialogue.json ] || { at="$(folder PERSONACHAT_DIR "train_self_original_no_cands.txt")" && py -m data.convert personachat \
-            --train "$at/train_self_original_no_cands.txt" --valid "$at/valid_self_original_no_cands.txt" --valid_limit 60 \
-            --output data/small/dialogue.json; } ;;
-    small-qa-*)
-        [ -f data/small/qa.json ] || { at="$(folder SQUAD_DIR "xquad.en.json and dev-v2.0.json")" && py -m data.convert squad \
-            --train "$at/xquad.en.json" "$at/dev-v2.0.json" --valid_from_train 60 --output data/small/qa.json; } ;;
-    small-lifelong-*)
-        if [ ! -f data/small/lifelong/rnnlg.rest_to_squad-test-v2.0.json ]; then
-            local to=data/small/lifelong
-            mkdir -p "$to"
-            at="$(folder SST_DIR "train_binary_sent.csv and dev_binary_sent.csv")"
-            py -m data.convert squad-sst --train "$at/train_binary_sent.csv" --test "$at/dev_binary_sent.csv" --output "$to"
-            at="$(folder WOZ_DIR "woz_train_en.json and woz_validate_en.json")"
-            py -m data.convert squad-woz --train "$at/woz_train_en.json" --test "$at/woz_validate_en.json" --output "$to"
-            at="$(folder L2KD_DIR "rnnlg.rest_to_squad-train-v2.0.json and rnnlg.rest_to_squad-test-v2.0.json")"
-            cp "$at/rnnlg.rest_to_squad-train-v2.0.json" "$at/rnnlg.rest_to_squad-test-v2.0.json" "$to"
-        fi ;;
-    small-multitask | small-combine) for task in $SMALL_TASKS; do data_for "small-$task-"; done ;;
-    esac
-}
-
-# The last value of a flag in a command line.
-option() { echo "$2" | sed -n "s/.*$1[= ]\{1,\}\([^ ]*\).*/\1/p"; }
-
-# Where train_lifelong.py, called with these flags, puts its models.
-lifelong_run() {
-    py -c 'import sys, train_lifelong; from lifelong import sequence; args = train_lifelong.parser().parse_args(sys.argv[1:])
-print(args.resume or args.output_dir or sequence.directory(args))' "$@"
-}
-
-# What was trained or combined is scored at once: how, for recipe $1 with the command line $2.
-score() {
-    local run task data
-    run="$(option --output_dir "$2")"
-    run="${run:-$(option --output "$2")}"
-    task="$(option --task "$2")"
-    data="$(option --dataset_path "$2")"
-    case "$2" in
-    train_lifelong.py*)
-        # shellcheck disable=SC2086
-        run="$(lifelong_run ${2#* })"
-        # shellcheck disable=SC2046
-        py evaluate_lifelong.py --model_dirs "$run" $([ "${1%%-*}" != small ] || echo "--limit 100") --output_dir "results/$1" ;;
-    train.py*)
-        # shellcheck disable=SC2086
-        py evaluate.py --task "$task" --no_sample --batch_size 64 $([ "${1%%-*}" != small ] || echo "$(small "$task" scored)") \
-            ${data:+--dataset_path "$data"} --model_checkpoint "$run" --output_dir "results/$(basename "$run")" ;;
-    train_vlm.py* | combine_all.py*)
-        if [ "${1%%-*}" = small ]; then
-            # Task by task, scored as the single-task runs are.
-            for task in $SMALL_TASKS; do
-                # shellcheck disable=SC2086
-                py evaluate_vlm.py --task "$task" --no_sample --batch_size 64 $(small "$task" scored) --dataset_path "$(small "$task" data)" \
-                    --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
-            done
-        else
-            py evaluate_vlm.py --task all --no_sample --batch_size 64 --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
-        fi ;;
-    esac
 }
 
 # One step of the demo: train a model, or go on with one that was interrupted, unless it is there already.
@@ -350,10 +144,33 @@ lifelong_demo() {
     echo "heat maps: results/lifelong-demo/finetune/matrix.png and results/lifelong-demo/lll/matrix.png"
 }
 
+# Five tasks of the bundled GLUE samples in one MiniLM, three ways. Flags go to train_camtl.py.
+camtl_demo() {
+    local at=runs/camtl-demo name form
+    # A demo that was finished starts anew, one that was interrupted goes on.
+    if [ -f results/camtl-demo/table.md ]; then rm -rf "$at" results/camtl-demo; fi
+    for name in plain base uncertainty; do
+        case "$name" in
+        plain) echo "--- plain: one BERT, a head a task"; form="--form plain" ;;
+        base) echo "--- base: attention and layer norms depend on the task"; form="--form base" ;;
+        uncertainty) echo "--- uncertainty: of five tasks' candidates the rows it is least sure of"; form="--form base --use_mt_uncertainty" ;;
+        esac
+        if [ -f "$at/$name/eval_results.json" ]; then continue; fi
+        if [ -f "$at/$name/run.json" ]; then py train_camtl.py --resume "$at/$name"; continue; fi
+        # shellcheck disable=SC2086
+        py train_camtl.py --model_name_or_path minilm $form --data_dir data/samples/glue --tasks cola rte sts-b sst-2 mrpc --max_seq_length 64 \
+            --output_dir "$at/$name" --do_train --do_eval --num_train_epochs 4 --learning_rate 2e-4 --per_device_train_batch_size 16 \
+            --per_device_eval_batch_size 32 "$@"
+    done
+    py -m utils.table "$at" --output results/camtl-demo/table.md
+    echo "what the batches were made of: $at/uncertainty/data_seen.png"
+}
+
 case "${1:-help}" in
 setup) setup ;;
 demo) setup; demo ;;
 lifelong-demo) setup; shift; lifelong_demo "$@" ;;
+camtl-demo) setup; shift; camtl_demo "$@" ;;
 test) setup; shift; py -m pytest "$@" ;;
 bench) setup; shift; for script in bench/[a-z]*.py; do [ "$script" = bench/common.py ] || py "$script" "$@"; done ;;
 table) setup; shift; py -m utils.table "$@" ;;

@@ -1,0 +1,249 @@
+# The recipes: what each runs, and the data and scores that belong to it. Sourced by run.sh.
+# shellcheck shell=bash
+
+# Published adapter widths, in the order of the released model's tasks.
+TASKS="mt summarization dialogue qa nlg"
+width() { case "$1" in mt | qa) echo 300 ;; summarization | dialogue) echo 100 ;; nlg) echo 10 ;; *) return 1 ;; esac; }
+
+# GLUE's official folders, and the T5 vocabulary that a T5 from scratch is given.
+GLUE_DIR="${GLUE_DIR:-data/glue}"
+T5_TOKENIZER="${T5_TOKENIZER:-spiece.model}"
+
+# The real runs on SmolLM2 that README reports: data, examples, adapter width, learning rate, how outputs are scored.
+SMALL_TASKS="nlg mt dialogue qa"
+small() {
+    case "$1" in
+    nlg) set -- "$2" data/small/nlg.json 1000 64 3e-3 "--limit 200 --max_length 80" ;;
+    mt) set -- "$2" data/small/mt.json 1500 300 2e-3 "--limit 300 --max_length 60" ;;
+    dialogue) set -- "$2" data/small/dialogue.json 800 100 2e-3 "--limit 300 --max_length 40" ;;
+    qa) set -- "$2" data/small/qa.json 500 300 2e-3 "--limit 300 --max_length 30" ;;
+    *) return 1 ;;
+    esac
+    case "$1" in data) echo "$2" ;; examples) echo "$3" ;; width) echo "$4" ;; rate) echo "$5" ;; scored) echo "$6" ;; esac
+}
+
+# Sequences of tasks of the published lifelong recipes: WOZ, CNN/DailyMail and WikiSQL in every order, two of five tasks
+# in both directions.
+LIFELONG_ORDERS="wcs wsc cws csw swc scw nlg nlg_reversed tc tc_reversed"
+LIFELONG_METHODS="lamol kd seqkd seqsoftkd finetune multitask ewc mas gem"
+SMALL_LIFELONG="finetune lamol kd seqkd ewc mas gem multitask"
+lifelong_tasks() {
+    case "$1" in
+    wcs) echo "woz.en cnn_dailymail wikisql" ;;
+    wsc) echo "woz.en wikisql cnn_dailymail" ;;
+    cws) echo "cnn_dailymail woz.en wikisql" ;;
+    csw) echo "cnn_dailymail wikisql woz.en" ;;
+    swc) echo "wikisql woz.en cnn_dailymail" ;;
+    scw) echo "wikisql cnn_dailymail woz.en" ;;
+    nlg) echo "e2enlg rnnlg.rest rnnlg.hotel rnnlg.tv rnnlg.laptop" ;;
+    nlg_reversed) echo "rnnlg.laptop rnnlg.tv rnnlg.hotel rnnlg.rest e2enlg" ;;
+    tc) echo "amazon yelp yahoo ag dbpedia" ;;
+    tc_reversed) echo "dbpedia ag yahoo yelp amazon" ;;
+    *) return 1 ;;
+    esac
+}
+
+# What a recipe runs, as one line, so that `list` can print it. The settings that are not named are the task's
+# published ones (data/tasks/<task>.py).
+recipe() {
+    local kind="${1#*-}" task
+    task="${kind%%-*}"
+    kind="${kind#*-}"
+    case "$1" in
+    vlm-multitask) echo "train_vlm.py --tasks $TASKS --model_checkpoint $MODEL --gradient_accumulation_steps 16 --train_batch_size 1 --valid_batch_size 1 --n_epochs 3 --output_dir runs/vlm-multitask" ;;
+    vlm-multitask-unfrozen) echo "$(recipe vlm-multitask)-unfrozen --unfreeze_backbone --select last" ;;
+    vlm-combine) echo "combine_all.py --checkpoints mt=runs/vlm-mt-distilled summarization=runs/vlm-summarization-distilled dialogue=runs/vlm-dialogue-distilled qa=runs/vlm-qa-adapter nlg=runs/vlm-nlg-adapter --output runs/VLM" ;;
+    vlm-evaluate) echo "evaluate_vlm.py --task all --no_sample --model_checkpoint runs/VLM" ;;
+    vlm-*-*)
+        width "$task" >/dev/null || return 1
+        local train="train.py --task $task --model_checkpoint $MODEL" out="--output_dir runs/$1" adapter
+        adapter="--adapter_bottleneck $(width "$task")"
+        case "$kind" in
+        finetune) echo "$train $out" ;;
+        adapter) echo "$train $adapter $out" ;;
+        distil) echo "sentence_distiller.py --task $task --no_sample --model_checkpoint runs/vlm-$task-finetune" ;;
+        distilled) [ "$task" != summarization ] || adapter="$adapter --n_epochs 5"; echo "$train $adapter --distillation $out" ;;
+        emb_only | outputlayer_only | random_init | self_copy) echo "$train --$kind $out" ;;
+        *) return 1 ;;
+        esac ;;
+    small-multitask)
+        local data="" widths="" limits=""
+        for task in $SMALL_TASKS; do
+            data="$data $task=$(small "$task" data)" widths="$widths $task=$(small "$task" width)" limits="$limits $task=$(small "$task" examples)"
+        done
+        echo "train_vlm.py --tasks $SMALL_TASKS --data$data --adapter_bottleneck$widths --limit$limits --model_checkpoint smollm2 --row_init words --lr 2e-3 --n_epochs 1 --train_batch_size 8 --gradient_accumulation_steps 1 --no_validation --output_dir runs/small-multitask" ;;
+    small-combine)
+        local sources=""
+        for task in $SMALL_TASKS; do sources="$sources $task=runs/small-$task-adapter"; done
+        echo "combine_all.py --checkpoints$sources --output runs/small-combine" ;;
+    t5-*)
+        [ -f "configs/${1#t5-}.json" ] || return 1
+        echo "train_t5.py configs/${1#t5-}.json --data_dir $GLUE_DIR" ;;
+    small-t5-pretrain) echo "pretrain_t5.py --from_scratch --config_name t5-tiny --tokenizer_name $T5_TOKENIZER --tasks cola sst2 mrpc stsb rte qnli --data_dir $GLUE_DIR --max_source_length 128 --max_steps 600 --per_device_train_batch_size 32 --learning_rate 2e-3 --warmup_steps 50 --lr_scheduler linear --logging_steps 50 --output_dir runs/small-t5-pretrain" ;;
+    small-t5-*)
+        local tasks="cola sst2 mrpc stsb rte" method="${1#small-t5-}"
+        [ -f "configs/$method.json" ] || return 1
+        case "$method" in finetune_single_task | adapters) tasks=mrpc ;; esac
+        echo "train_t5.py configs/$method.json --data_dir $GLUE_DIR --tasks $tasks --eval_tasks $tasks --model_name_or_path runs/small-t5-pretrain --tokenizer_name runs/small-t5-pretrain --reduction_factor 8 --learning_rate 1e-3 --warmup_steps 50 --max_steps 500 --eval_steps 250 --save_steps 250 --per_device_eval_batch_size 64 --output_dir runs/$1" ;;
+    camtl-*)
+        local train="train_camtl.py --data_dir $GLUE_DIR --do_train --do_eval --do_predict --num_train_epochs 5 --learning_rate 2e-5 --seed 12"
+        case "${1%-uncertainty}" in
+        camtl-plain) train="$train --model_name_or_path bert-base-cased --form plain" ;;
+        camtl-base) train="$train --model_name_or_path CA-MTL-base --freeze_encoder_layers 0-5" ;;
+        camtl-large) train="$train --model_name_or_path CA-MTL-large --freeze_encoder_layers 0-11" ;;
+        *) return 1 ;;
+        esac
+        case "$1" in *-uncertainty) train="$train --use_mt_uncertainty" ;; esac
+        echo "$train --output_dir runs/$1" ;;
+    small-camtl-*)
+        local train="train_camtl.py --model_name_or_path minilm --data_dir $GLUE_DIR --limit 1500 --max_seq_length 64 --do_train --do_eval --num_train_epochs 2 --learning_rate 1e-4 --per_device_train_batch_size 32 --per_device_eval_batch_size 32"
+        case "$kind" in
+        plain | base) echo "$train --form $kind --output_dir runs/$1" ;;
+        uncertainty) echo "$train --form base --use_mt_uncertainty --percent_of_max_data_size 0.66 --output_dir runs/$1" ;;
+        single-*) echo "$train --form plain --tasks ${kind#single-} --output_dir runs/$1" ;;
+        *) return 1 ;;
+        esac ;;
+    small-lifelong-*)
+        local train="train_lifelong.py --data_dir data/small/lifelong --model_dir_root runs/small-lifelong --tasks sst rnnlg.rest woz.en --model_name smollm2 --adapter_bottleneck 64 --learning_rate 3e-3 --add_task_tokens --max_len 256 --limit 400 --n_train_epochs 3 --train_batch_size 8 --only_final"
+        case "$kind" in
+        lamol) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2" ;;
+        kd) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2 --distil --train_teachers" ;;
+        seqkd) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2 --seq_distil --train_teachers" ;;
+        ewc) echo "$train --seq_train_type ewc --reg_lambda 1e10" ;;
+        mas) echo "$train --seq_train_type mas --reg_lambda 1e11" ;;
+        gem) echo "$train --seq_train_type gem --gen_lm_sample_percentage 0.02" ;;
+        finetune | multitask) echo "$train --seq_train_type $kind" ;;
+        *) return 1 ;;
+        esac ;;
+    small-*-*)
+        small "$task" width >/dev/null || return 1
+        local train="train.py --task $task --dataset_path $(small "$task" data) --limit $(small "$task" examples) --model_checkpoint smollm2 --row_init words --n_epochs 1 --train_batch_size 8 --gradient_accumulation_steps 1 --no_validation"
+        local adapter="--adapter_bottleneck $(small "$task" width) --lr $(small "$task" rate)" out="--output_dir runs/$1" teacher="--teacher runs/small-$task-finetune"
+        case "$kind" in
+        finetune) echo "$train --lr 1e-4 $out" ;;
+        adapter) echo "$train $adapter $out" ;;
+        distil) echo "sentence_distiller.py --task $task --dataset_path $(small "$task" data) --limit $(small "$task" examples) --no_sample --batch_size 64 --max_length $(option --max_length "$(small "$task" scored)") --model_checkpoint runs/small-$task-finetune" ;;
+        distilled) echo "$train $adapter --distillation $out" ;;
+        word) echo "$train $adapter $teacher --kd word $out" ;;
+        both) echo "$train $adapter $teacher --kd both $out" ;;
+        *) return 1 ;;
+        esac ;;
+    lifelong-*-*)
+        lifelong_tasks "$task" >/dev/null || return 1
+        local train="train_lifelong.py --model_name $MODEL --tasks $(lifelong_tasks "$task") --add_task_tokens --gen_lm_sample_percentage 0.2"
+        # The seed of the published runs.
+        case "$task" in nlg*) train="$train --seed 531" ;; esac
+        case "$kind" in
+        lamol) echo "$train --seq_train_type lll" ;;
+        kd) echo "$train --seq_train_type lll --distil --train_teachers" ;;
+        seqkd) echo "$train --seq_train_type lll --seq_distil --train_teachers" ;;
+        seqsoftkd) echo "$train --seq_train_type lll --distil --seq_distil --train_teachers" ;;
+        finetune | multitask | ewc | mas | gem) echo "$train --seq_train_type $kind" ;;
+        *) return 1 ;;
+        esac ;;
+    e2e-adapter) echo "train.py --task nlg --dataset_path data/small/nlg.json --limit 2000 --model_checkpoint smollm2 --adapter_bottleneck 64 --row_init words --lr 3e-3 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-adapter" ;;
+    e2e-finetune) echo "train.py --task nlg --dataset_path data/small/nlg.json --limit 2000 --model_checkpoint smollm2 --row_init words --lr 1e-4 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-finetune" ;;
+    e2e-untrained) echo "evaluate.py --task nlg --dataset_path data/small/nlg.json --no_sample --batch_size 64 --max_length 60 --model_checkpoint smollm2 --output_dir results/e2e-untrained" ;;
+    multi30k-adapter) echo "train.py --task mt --dataset_path data/small/mt.json --limit 3000 --model_checkpoint smollm2 --adapter_bottleneck 300 --row_init words --lr 2e-3 --train_batch_size 32 --gradient_accumulation_steps 1 --n_epochs 1 --output_dir runs/multi30k-adapter" ;;
+    *) return 1 ;;
+    esac
+}
+
+recipes() {
+    echo "t5-finetune_single_task t5-finetune t5-adapters t5-adapters_dagger t5-hyperformer t5-hyperformer++"
+    echo "camtl-plain camtl-base camtl-base-uncertainty camtl-large camtl-large-uncertainty"
+    echo "small-camtl-plain small-camtl-base small-camtl-uncertainty small-camtl-single-cola small-t5-pretrain"
+    for kind in finetune_single_task finetune adapters adapters_dagger hyperformer hyperformer++; do echo "small-t5-$kind"; done
+    for task in $TASKS; do echo "vlm-$task-finetune vlm-$task-adapter"; done
+    for task in mt summarization dialogue; do echo "vlm-$task-distil vlm-$task-distilled"; done
+    echo "vlm-combine vlm-evaluate vlm-multitask vlm-multitask-unfrozen"
+    echo "vlm-mt-emb_only vlm-mt-outputlayer_only vlm-mt-random_init vlm-summarization-self_copy"
+    for task in $SMALL_TASKS; do echo "small-$task-finetune small-$task-adapter small-$task-distil small-$task-distilled"; done
+    echo "small-mt-word small-mt-both small-combine small-multitask e2e-adapter e2e-finetune e2e-untrained multi30k-adapter"
+    for kind in $SMALL_LIFELONG; do echo "small-lifelong-$kind"; done
+    for kind in $LIFELONG_METHODS; do echo "lifelong-wcs-$kind"; done
+}
+
+# Where original files lie: the folder that the variable $1 names, in which there must be a file $2.
+folder() {
+    if [ -z "${!1:-}" ]; then
+        echo "error: $1: not set" >&2
+        echo "  expected: the folder of $2" >&2
+        echo "  remedy:   $1=/path/to/it ./run.sh …" >&2
+        exit 2
+    fi
+    echo "${!1}"
+}
+
+# The data of a recipe, converted from the original files where they are not there yet.
+data_for() {
+    local at
+    case "$1" in
+    e2e-* | small-nlg-*)
+        [ -f data/small/nlg.json ] || { at="$(folder E2E_DIR "trainset.csv and devset.csv")" && py -m data.convert e2e \
+            --train "$at/trainset.csv" --valid_from_train 300 --test "$at/devset.csv" --output data/small/nlg.json; } ;;
+    multi30k-* | small-mt-*)
+        [ -f data/small/mt.json ] || { at="$(folder MULTI30K_DIR "train.en.gz and the others")" && py -m data.convert multi30k \
+            --folder "$at" --output data/small/mt.json; } ;;
+    small-dialogue-*)
+        [ -f data/small/dialogue.json ] || { at="$(folder PERSONACHAT_DIR "train_self_original_no_cands.txt")" && py -m data.convert personachat \
+            --train "$at/train_self_original_no_cands.txt" --valid "$at/valid_self_original_no_cands.txt" --valid_limit 60 \
+            --output data/small/dialogue.json; } ;;
+    small-qa-*)
+        [ -f data/small/qa.json ] || { at="$(folder SQUAD_DIR "xquad.en.json and dev-v2.0.json")" && py -m data.convert squad \
+            --train "$at/xquad.en.json" "$at/dev-v2.0.json" --valid_from_train 60 --output data/small/qa.json; } ;;
+    small-lifelong-*)
+        if [ ! -f data/small/lifelong/rnnlg.rest_to_squad-test-v2.0.json ]; then
+            local to=data/small/lifelong
+            mkdir -p "$to"
+            at="$(folder SST_DIR "train_binary_sent.csv and dev_binary_sent.csv")"
+            py -m data.convert squad-sst --train "$at/train_binary_sent.csv" --test "$at/dev_binary_sent.csv" --output "$to"
+            at="$(folder WOZ_DIR "woz_train_en.json and woz_validate_en.json")"
+            py -m data.convert squad-woz --train "$at/woz_train_en.json" --test "$at/woz_validate_en.json" --output "$to"
+            at="$(folder L2KD_DIR "rnnlg.rest_to_squad-train-v2.0.json and rnnlg.rest_to_squad-test-v2.0.json")"
+            cp "$at/rnnlg.rest_to_squad-train-v2.0.json" "$at/rnnlg.rest_to_squad-test-v2.0.json" "$to"
+        fi ;;
+    small-multitask | small-combine) for task in $SMALL_TASKS; do data_for "small-$task-"; done ;;
+    esac
+}
+
+# The last value of a flag in a command line.
+option() { echo "$2" | sed -n "s/.*$1[= ]\{1,\}\([^ ]*\).*/\1/p"; }
+
+# Where train_lifelong.py, called with these flags, puts its models.
+lifelong_run() {
+    py -c 'import sys, train_lifelong; from lifelong import sequence; args = train_lifelong.parser().parse_args(sys.argv[1:])
+print(args.resume or args.output_dir or sequence.directory(args))' "$@"
+}
+
+# What was trained or combined is scored at once: how, for recipe $1 with the command line $2.
+score() {
+    local run task data
+    run="$(option --output_dir "$2")"
+    run="${run:-$(option --output "$2")}"
+    task="$(option --task "$2")"
+    data="$(option --dataset_path "$2")"
+    case "$2" in
+    train_lifelong.py*)
+        # shellcheck disable=SC2086
+        run="$(lifelong_run ${2#* })"
+        # shellcheck disable=SC2046
+        py evaluate_lifelong.py --model_dirs "$run" $([ "${1%%-*}" != small ] || echo "--limit 100") --output_dir "results/$1" ;;
+    train.py*)
+        # shellcheck disable=SC2086
+        py evaluate.py --task "$task" --no_sample --batch_size 64 $([ "${1%%-*}" != small ] || echo "$(small "$task" scored)") \
+            ${data:+--dataset_path "$data"} --model_checkpoint "$run" --output_dir "results/$(basename "$run")" ;;
+    train_vlm.py* | combine_all.py*)
+        if [ "${1%%-*}" = small ]; then
+            # Task by task, scored as the single-task runs are.
+            for task in $SMALL_TASKS; do
+                # shellcheck disable=SC2086
+                py evaluate_vlm.py --task "$task" --no_sample --batch_size 64 $(small "$task" scored) --dataset_path "$(small "$task" data)" \
+                    --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
+            done
+        else
+            py evaluate_vlm.py --task all --no_sample --batch_size 64 --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
+        fi ;;
+    esac
+}
+
