@@ -24,7 +24,8 @@ data_seen.json (what the batches were made of) and parameters.json (what was fro
 import os
 import sys
 
-from utils import camtl_flags, flags
+from camtl import flags as camtl_flags
+from utils import flags
 from utils.errors import exit_on_user_error
 
 
@@ -57,7 +58,7 @@ def main(argv=None):
 def work(args, given):
     import ignite.distributed as idist
 
-    from utils import camtl_training as camtl
+    from camtl import training as camtl
     from utils import devices, experiment
 
     args, run = open_run(args, given)
@@ -99,7 +100,7 @@ def start(args, parameters):
     """A new run, with what is frozen and what is trained in parameters.json."""
     import ignite.distributed as idist
 
-    from utils import camtl_training as camtl
+    from camtl import training as camtl
     from utils import experiment
     from utils.files import write_json
 

@@ -26,7 +26,7 @@ _CONTEXT.set_forkserver_preload(
      "train_lifelong", "evaluate_lifelong", "lifelong.learning", "lifelong.scoring",
      "train_t5", "pretrain_t5", "compute_task_embeddings", "utils.t5_setup", "utils.t5_pretraining",
      "utils.t5_embeddings", "transformers.models.t5.modeling_t5", "datasets",
-     "train_camtl", "utils.camtl_training", "transformers.models.bert.modeling_bert", "sklearn.metrics", "scipy.stats",
+     "train_camtl", "camtl.training", "transformers.models.bert.modeling_bert", "sklearn.metrics", "scipy.stats",
      "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
      "transformers.models.auto.modeling_auto", "transformers.generation.utils", "ignite.distributed"]
 )  # fmt: skip

@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from utils import camtl_flags, flags
+from camtl import flags as camtl_flags
+from utils import flags
 from utils.errors import UserError
 
 NEEDED = ["--model_name_or_path", "CA-MTL-base", "--data_dir", "glue", "--output_dir", "out", "--do_train"]

@@ -174,7 +174,7 @@ def test_frozen_layers_stay_and_the_log_lists_what_is_frozen_and_what_is_not(who
 def test_weight_decay_spares_every_bias_and_norm(bert):
     """`condlayernorm.weight`, which the original decays, among them."""
     from adapters import bert as berts
-    from utils.camtl_training import TaskTrainer, WeightedLoss
+    from camtl.training import TaskTrainer, WeightedLoss
     from utils.training import Settings
 
     model, _ = berts.build(str(bert), {"cola": 2, "sts-b": 1}, "base", 32)
@@ -191,10 +191,10 @@ def test_weight_decay_spares_every_bias_and_norm(bert):
 
 def test_the_selector_keeps_what_the_model_is_least_certain_about(bert):
     from adapters import bert as berts
+    from camtl.training import Selector
     from data import sentence_pairs
     from data.pair_batches import CandidateBatches, tensors
     from utils import uncertainty
-    from utils.camtl_training import Selector
 
     model, tokenizer = berts.build(str(bert), {"mrpc": 2, "sts-b": 1, "mnli": 3}, "base", 32)
     splits = {t: sentence_pairs.load(ROOT / SAMPLES, t, "train", tokenizer, 32, limit=6) for t in model.tasks}
@@ -279,7 +279,7 @@ def test_two_processes_are_one_with_twice_the_batch(size, more, tmp_path):
 
 
 def test_epochs_may_be_fractions_and_max_steps_overrides_them():
-    from utils.camtl_training import settings_of
+    from camtl.training import settings_of
 
     batches = Namespace(plan=lambda epoch: range(10))
     flags = dict(gradient_accumulation_steps=3, max_steps=-1, num_train_epochs=2.5, warmup_steps=None,

@@ -12,10 +12,11 @@ import torch
 
 from adapters import bert
 from adapters.checkpoint import read_safetensors
+from camtl import flags, plots, prediction
+from camtl.prediction import AVERAGE
 from data import glue, sentence_pairs
 from data.pair_batches import CandidateBatches, PairBatches, tensors
-from utils import camtl_flags, camtl_plots, camtl_prediction, devices, uncertainty
-from utils.camtl_prediction import AVERAGE
+from utils import devices, uncertainty
 from utils.errors import UserError
 from utils.experiment import resume_command, say
 from utils.files import could_be_made, remove_leftovers, writable_directory, write_json
@@ -53,7 +54,7 @@ def build(args):
         if not args.do_train and not _has_heads(name):
             raise UserError("its heads are not trained", place=place, expected="a run of train_camtl.py",
                             remedy="train it first: --do_train")  # fmt: skip
-        args.tasks = args.tasks or list(camtl_flags.TASKS)
+        args.tasks = args.tasks or list(flags.TASKS)
         heads = {task: len(glue.get(task).labels or "1") for task in args.tasks}
         form = args.form or bert.PUBLISHED.get(name, (name, "plain"))[1]
         model, tokenizer = bert.build(name, heads, form, args.max_seq_length or 128, args.seed)
@@ -62,8 +63,8 @@ def build(args):
             raise UserError(f"the model's is {own}", place=f"--{flag} {getattr(args, flag)}",
                             remedy=f"leave --{flag} out, or start from a BERT")  # fmt: skip
         setattr(args, flag, own)
-    camtl_prediction.check_heads(model, args.tasks, place)
-    model.aliases = {guest: host for guest, host in camtl_flags.GUESTS.items() if host in model.tasks}
+    prediction.check_heads(model, args.tasks, place)
+    model.aliases = {guest: host for guest, host in flags.GUESTS.items() if host in model.tasks}
     return model, tokenizer
 
 
@@ -127,7 +128,7 @@ def clear(folder):
 
 def need_files(args):
     """A `UserError` that names all the tsv files that are not there. A trained model's tasks are known when it is."""
-    tasks = args.tasks or ([] if bert.is_saved(args.model_checkpoint) else camtl_flags.TASKS)
+    tasks = args.tasks or ([] if bert.is_saved(args.model_checkpoint) else flags.TASKS)
     splits = ["train"] * args.do_train + ["dev"] * evaluates(args) + ["test"] * args.do_predict
     sentence_pairs.need(args.data_dir, tasks, splits)
 
@@ -144,7 +145,7 @@ def load_splits(args, tokenizer):
     for split in [split for split, asked in wanted.items() if asked]:
         names = list(args.tasks)
         if split != "train":
-            guests = [guest for guest, host in camtl_flags.GUESTS.items() if host in names]
+            guests = [guest for guest, host in flags.GUESTS.items() if host in names]
             names += [g for g in guests if split in glue.TASKS[g].files
                       and not sentence_pairs.missing(args.data_dir, [g], [split])]  # fmt: skip
         found[split] = {}
@@ -214,7 +215,7 @@ class Selector:
         batch = tensors(batches.inputs(mine if len(mine) else candidates[:1]))
         entropies = uncertainty.candidate_entropies(self.model, batch, dtype=self.dtype).cpu()[: len(mine)]
         even = torch.nn.functional.pad(entropies, (0, -(-len(candidates) // batches.world) - len(mine)))
-        entropies = camtl_prediction.together(even)[: len(candidates)]
+        entropies = prediction.together(even)[: len(candidates)]
         task_ids = torch.from_numpy(batches.task_ids[batches.owners(candidates)])
         return uncertainty.choose(entropies, task_ids, keep, self.regression).numpy()
 
@@ -306,7 +307,7 @@ class TaskTrainer(Trainer):
 
     Args:
         *args, **options: of `Trainer`.
-        evaluate: () -> the report of `camtl_prediction.evaluate`, or None: nothing is scored, the last model is kept.
+        evaluate: () -> the report of `prediction.evaluate`, or None: nothing is scored, the last model is kept.
         evaluate_every: also after so many steps, or None.
         first_step: log the first step, and score after it where `evaluate_every` is given.
 
@@ -346,13 +347,13 @@ class TaskTrainer(Trainer):
         loss = sum(result["loss"] for result in report.values()) / len(report)
         if not math.isfinite(loss):
             raise Diverged(f"the loss on the dev files is {loss} after step {step}")
-        mean = camtl_prediction.average(report)
+        mean = prediction.average(report)
         better = mean > max((entry[AVERAGE] for entry in self.history["valid"]), default=-math.inf)
         self.history["valid"].append({"step": step, "nll": loss, AVERAGE: mean, "tasks": report})
         if better or self.settings.select == "last":
             self.best, self.best_step = {TOGETHER: loss}, {TOGETHER: step}
             self.on_rank0(lambda: self.run.save_best(self.save_model))
-        each = ", ".join(f"{name} {100 * camtl_prediction.one_number(r['scores']):.1f}" for name, r in report.items())
+        each = ", ".join(f"{name} {100 * prediction.one_number(r['scores']):.1f}" for name, r in report.items())
         self.say(f"step {step}: average {100 * mean:.1f} of {each}; loss {loss:.4f}"
                  f"{' (best so far)' if better else ''}, {time.time() - started:.0f} s")  # fmt: skip
         if self.board:
@@ -394,7 +395,7 @@ def fit(args, run, model, tokenizer, splits, dtype):
         load_model=lambda folder: load_weights(model, folder),
         data_key="-".join(split.key for split in splits["train"].values()),
         resume_command=resume_command("train_camtl.py", run.directory),
-        evaluate=dev and (lambda: camtl_prediction.evaluate(model, dev, args.valid_batch_size, batches.pad_id, dtype)),
+        evaluate=dev and (lambda: prediction.evaluate(model, dev, args.valid_batch_size, batches.pad_id, dtype)),
         evaluate_every=every, first_step=args.logging_first_step,
     )  # fmt: skip
     trainer.board_folder = args.logging_dir
@@ -411,15 +412,15 @@ def fit(args, run, model, tokenizer, splits, dtype):
 
 
 def _report(args, run, model, result, report):
-    tasks = dict(tasks=camtl_prediction.as_tasks(report, method=method(args))) if report else {}
+    tasks = dict(tasks=prediction.as_tasks(report, method=method(args))) if report else {}
     more = dict(task="+".join(args.tasks), form=args.form, backbone=str(model.config._name_or_path),
                 checkpoint=str(run.directory), **ledger(model))  # fmt: skip
     run.write_metrics(result | more | tasks)
     seen = result["history"]["seen"]
     write_json(run.directory / "data_seen.json", seen)
     title = f"{method(args)}: {run.directory.name}"
-    camtl_plots.learning_curve(run.directory / "learning_curve.png", result["history"], title)
-    camtl_plots.data_seen(run.directory / "data_seen.png", seen, title)
+    plots.learning_curve(run.directory / "learning_curve.png", result["history"], title)
+    plots.data_seen(run.directory / "data_seen.png", seen, title)
 
 
 # --- with the kept model ---------------------------------------------------------------------------------
@@ -456,27 +457,27 @@ def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
     if first:
         writable_directory(folder, "--output_dir")
     if "dev" in splits:
-        report = report or camtl_prediction.evaluate(model, splits["dev"], *how)
+        report = report or prediction.evaluate(model, splits["dev"], *how)
         if first:
             _write_results(args, Path(folder), model, report, step)
     for name, split in splits.get("test", {}).items():
-        predictions, _ = camtl_prediction.predict(model, split, *how)
+        predictions, _ = prediction.predict(model, split, *how)
         if first:
-            camtl_prediction.write_predictions(folder, name, split, predictions, step)
+            prediction.write_predictions(folder, name, split, predictions, step)
     if "test" in splits:
         say(f"predictions of {', '.join(splits['test'])} in {folder}; for the GLUE site: {folder}/submission/")
 
 
 def _write_results(args, folder, model, report, step):
-    print(f"\n{camtl_prediction.table(report, step)}\n", flush=True)
+    print(f"\n{prediction.table(report, step)}\n", flush=True)
     source = str(folder if args.do_train else args.model_checkpoint)
-    camtl_prediction.write_results(folder, report, step, checkpoint=source)
+    prediction.write_results(folder, report, step, checkpoint=source)
     if not (folder / "run.json").exists():
         # Beside a run its own metrics.json stays.
         total = dict(total=sum(p.numel() for p in model.parameters()))
-        tasks = camtl_prediction.as_tasks(
+        tasks = prediction.as_tasks(
             report, checkpoint=source, backbone=str(model.config._name_or_path),
             method=stored(source).get("method") or METHODS[model.form],
             parameters=trained_metrics(source).get("parameters") or total,
         )  # fmt: skip
-        write_json(folder / "metrics.json", dict(tasks=tasks, step=step, average=camtl_prediction.average(report)))
+        write_json(folder / "metrics.json", dict(tasks=tasks, step=step, average=prediction.average(report)))

@@ -1,0 +1,1 @@
+"""CA-MTL: what only training one conditional BERT on GLUE needs."""
