@@ -63,7 +63,9 @@ def compute(args):
     import numpy as np
 
     from data import text_to_text
-    from utils import devices, t5_embeddings, t5_models
+    from hyperformer import embeddings as t5_embeddings
+    from hyperformer import models as t5_models
+    from utils import devices
     from utils.files import atomic_write, write_json
     from utils.runs import versions
 

@@ -18,7 +18,8 @@ has a <task>_persona.txt), <task>_outputs.jsonl, <task>_metrics.json.
 
 import sys
 
-from utils import flags, t5_directory
+from hyperformer import directory as t5_directory
+from utils import flags
 from utils.errors import UserError, exit_on_user_error
 
 
@@ -66,7 +67,7 @@ def main(argv=None):
     flags.check_lengths(p, args)
     flags.one_process()
     if args.model_checkpoint and not args.score_only and t5_directory.recognised(args.model_checkpoint):
-        from utils import t5_evaluation
+        from hyperformer import evaluation as t5_evaluation
 
         return t5_evaluation.evaluate_run(args, flags.given(parser, argv))
     from data.task import get

@@ -25,7 +25,8 @@ from utils.errors import exit_on_user_error
 
 @exit_on_user_error
 def main(argv=None):
-    from utils import devices, t5_pretraining
+    from hyperformer import pretraining as t5_pretraining
+    from utils import devices
 
     arguments = t5_pretraining.parse(argv, __doc__)
     devices.quiet_libraries()

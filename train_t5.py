@@ -26,7 +26,8 @@ from utils.errors import exit_on_user_error
 
 @exit_on_user_error
 def main(argv=None):
-    from utils import devices, t5_arguments
+    from hyperformer import arguments as t5_arguments
+    from utils import devices
 
     arguments = t5_arguments.parse(argv, __doc__)
     devices.quiet_libraries()
@@ -35,7 +36,8 @@ def main(argv=None):
 
 def train(arguments):
     from adapters import t5
-    from utils import t5_evaluation, t5_setup
+    from hyperformer import evaluation as t5_evaluation
+    from hyperformer import setup as t5_setup
     from utils.experiment import say
 
     args = arguments.training

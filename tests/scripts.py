@@ -24,8 +24,8 @@ _CONTEXT.set_forkserver_preload(
      "utils.decoding", "utils.plots", "adapters.checkpoint", "adapters.inference", "data.cache", "data.batching",
      "tensorboardX", "matplotlib.pyplot", "safetensors.torch", "sacrebleu", "ijson",
      "train_lifelong", "evaluate_lifelong", "lifelong.learning", "lifelong.scoring",
-     "train_t5", "pretrain_t5", "compute_task_embeddings", "utils.t5_setup", "utils.t5_pretraining",
-     "utils.t5_embeddings", "transformers.models.t5.modeling_t5", "datasets",
+     "train_t5", "pretrain_t5", "compute_task_embeddings", "hyperformer.setup", "hyperformer.pretraining",
+     "hyperformer.embeddings", "transformers.models.t5.modeling_t5", "datasets",
      "train_camtl", "camtl.training", "transformers.models.bert.modeling_bert", "sklearn.metrics", "scipy.stats",
      "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
      "transformers.models.auto.modeling_auto", "transformers.generation.utils", "ignite.distributed"]

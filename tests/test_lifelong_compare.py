@@ -26,7 +26,7 @@ def test_the_table_has_the_end_of_each_way_and_its_numbers(places, tmp_path, cap
     argv = [finetune, "--runs", f"replay={lamol}", f"at once={together}", "--output", output]
     assert compare.main(list(map(str, argv))) in (None, 0)
     lines = output.read_text(encoding="utf-8").splitlines()
-    assert lines[0] == ("| | ag (em) | sst (em) | average accuracy | backward transfer | forward transfer | forgetting |")
+    assert lines[0] == "| | ag (em) | sst (em) | average accuracy | backward transfer | forward transfer | forgetting |"
     assert lines[2] == "| finetune | 20.0 | 80.0 | 50.0 | −70.0 | – | 70.0 |"
     # Two seeds: 80 and 90 are 85 ± 7.1.
     assert lines[3] == "| replay | 85.0 ± 7.1 | 80.0 ± 0.0 | 82.5 ± 3.5 | 0.0 ± 14.1 | – | 0.0 ± 14.1 |"

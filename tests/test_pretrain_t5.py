@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from scripts import run, start, until
 from training_runs import in_two_processes, refused
 
-from utils import span_corruption
-from utils.span_corruption import Corrupted, EpochBatches, chunks, corrupt, counts, lengths, noise_mask, restore
+from hyperformer import span_corruption
+from hyperformer.span_corruption import Corrupted, EpochBatches, chunks, corrupt, counts, lengths, noise_mask, restore
 
 SENTINELS, EOS = list(range(999, 899, -1)), 1
 SHAPES = dict(
@@ -96,7 +96,7 @@ def test_an_epoch_has_no_row_twice_and_two_processes_share_what_one_sees(size, b
 
 def test_texts_are_packed_without_a_gap_and_without_padding():
     from adapters import embedded
-    from utils.t5_models import load_tokenizer
+    from hyperformer.models import load_tokenizer
 
     tokenizer = load_tokenizer(str(embedded.folder("tiny-t5")))
     lines = ["the golden palace is a cheap restaurant", "a man is reading a book"] * 5

@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 # Scripts whose flags are the fields of dataclasses.
-ARGUMENTS = {"train_t5.py": "utils.t5_arguments", "pretrain_t5.py": "utils.t5_pretraining"}
+ARGUMENTS = {"train_t5.py": "hyperformer.arguments", "pretrain_t5.py": "hyperformer.pretraining"}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

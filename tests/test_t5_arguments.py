@@ -6,7 +6,8 @@ import json
 import pytest
 from conftest import ROOT
 
-from utils import config_flags, t5_arguments
+from hyperformer import arguments as t5_arguments
+from utils import config_flags
 from utils.errors import UserError
 
 BASE = {"model_name_or_path": "t5-base", "output_dir": "out", "do_train": True, "use_cpu": True, "fp32": True}

@@ -9,10 +9,11 @@ from conftest import ROOT
 
 from adapters import t5
 from data import text_to_text
-from utils import t5_evaluation, t5_setup
-from utils.t5_arguments import parse
-from utils.t5_evaluation import Evaluation, Part
-from utils.t5_training import encode
+from hyperformer import evaluation as t5_evaluation
+from hyperformer import setup as t5_setup
+from hyperformer.arguments import parse
+from hyperformer.evaluation import Evaluation, Part
+from hyperformer.training import encode
 
 GLUE = str(ROOT / "data" / "samples" / "glue")
 

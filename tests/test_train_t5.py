@@ -294,8 +294,8 @@ def test_two_processes_are_one_with_the_same_rows(tmp_path):
 
 
 def bare_trainer(tmp_path, model, **values):
-    from utils.t5_arguments import MultiTaskTrainingArguments
-    from utils.t5_training import T5Trainer
+    from hyperformer.arguments import MultiTaskTrainingArguments
+    from hyperformer.training import T5Trainer
 
     args = MultiTaskTrainingArguments(output_dir=str(tmp_path), use_cpu=True, fp32=True, **values)
     return T5Trainer(model=model, args=args, run=None, save_to=None, load_from=None)

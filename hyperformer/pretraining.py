@@ -11,14 +11,19 @@ import numpy as np
 import torch
 
 from data.files import text_lines
-from utils import config_flags, plots, span_corruption, t5_arguments, t5_evaluation, t5_models, t5_setup
+from hyperformer import arguments as t5_arguments
+from hyperformer import evaluation as t5_evaluation
+from hyperformer import models as t5_models
+from hyperformer import setup as t5_setup
+from hyperformer import span_corruption
+from hyperformer.training import Collator, Rows, ScoredTrainer
+from utils import config_flags, plots
 from utils.config_flags import arg
 from utils.devices import precision, settle
 from utils.errors import UserError
 from utils.experiment import say
 from utils.hf_training import resume_command, summary
 from utils.runs import Run, record
-from utils.t5_training import Collator, Rows, ScoredTrainer
 
 
 @dataclass

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from data import text_to_text
+from hyperformer.training import Collator, Rows, encode, smoothed_loss
 from utils.devices import autocast
 from utils.errors import UserError
 from utils.files import atomic_write, write_json
 from utils.metrics import Score, perplexity, table, to_json
-from utils.t5_training import Collator, Rows, encode, smoothed_loss
 
 # The names in which splits are asked for -> theirs in `data.text_to_text`.
 SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "test": "test"}
@@ -24,7 +24,7 @@ class Part:
 
     Attributes:
         task: `data.text_to_text.TextTask`.
-        rows: `utils.t5_training.Rows`.
+        rows: `hyperformer.training.Rows`.
         sources: the input texts.
         length: tokens of an output at the most: those of the task's longest label.
         beams: width of the beam.

@@ -188,7 +188,7 @@ class ScoredTrainer(T5Trainer):
 
     Args:
         scorer: called with (model, metric_key_prefix), returns {name: value}, of several tasks for example (see
-            `utils.t5_evaluation.Evaluation`); its `parts` are the data.
+            `hyperformer.evaluation.Evaluation`); its `parts` are the data.
         others: as `T5Trainer`.
     """
 

@@ -23,7 +23,7 @@ def load(args, seed):
     """The model and the tokenizer that `ModelArguments` name.
 
     Args:
-        args: `utils.t5_arguments.ModelArguments`, or anything with its fields.
+        args: `hyperformer.arguments.ModelArguments`, or anything with its fields.
         seed: of random weights.
 
     Returns:

@@ -10,14 +10,16 @@ import torch
 
 from adapters import t5
 from data.task_sampler import MultiTaskBatchSampler
-from utils import plots, t5_evaluation, t5_models
+from hyperformer import evaluation as t5_evaluation
+from hyperformer import models as t5_models
+from hyperformer.training import Collator, ScoredTrainer, data_key
+from utils import plots
 from utils.devices import precision, settle
 from utils.errors import UserError
 from utils.experiment import say
 from utils.files import could_be_made, write_json
 from utils.hf_training import resume_command, summary
 from utils.runs import Run, record
-from utils.t5_training import Collator, ScoredTrainer, data_key
 
 SHAPE = "shape"
 
