@@ -96,10 +96,10 @@ recipe() {
         case "$1" in *-uncertainty) train="$train --use_mt_uncertainty" ;; esac
         echo "$train --output_dir runs/$1" ;;
     small-camtl-*)
-        local train="train_camtl.py --model_name_or_path minilm --data_dir $GLUE_DIR --limit 1500 --max_seq_length 64 --do_train --do_eval --num_train_epochs 2 --learning_rate 1e-4 --per_device_train_batch_size 32 --per_device_eval_batch_size 32"
+        local train="train_camtl.py --model_name_or_path minilm --data_dir $GLUE_DIR --limit 1000 --max_seq_length 64 --do_train --do_eval --num_train_epochs 2 --learning_rate 1e-4 --per_device_train_batch_size 32 --per_device_eval_batch_size 32"
         case "$kind" in
         plain | base) echo "$train --form $kind --output_dir runs/$1" ;;
-        uncertainty) echo "$train --form base --use_mt_uncertainty --percent_of_max_data_size 0.66 --output_dir runs/$1" ;;
+        uncertainty) echo "$train --form base --use_mt_uncertainty --percent_of_max_data_size 0.7 --output_dir runs/$1" ;;
         single-*) echo "$train --form plain --tasks ${kind#single-} --output_dir runs/$1" ;;
         *) return 1 ;;
         esac ;;
