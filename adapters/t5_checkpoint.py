@@ -288,6 +288,10 @@ def _backbone_of(path, config):
     if not name:
         raise UserError("no 'base_model_name_or_path'", place=path / CONFIG, expected="the T5 it was trained on")
     inside = name == BACKBONE
+    if not inside and Path(name).is_absolute() and not Path(name).exists():
+        # It lay inside the run, and the run has been moved.
+        beside = (folder / Path(name).name for folder in (path, path.parent))
+        name = next((str(folder) for folder in beside if folder.is_dir()), name)
     model, tokenizer = load_backbone(str(path / BACKBONE) if inside else name, config.get("random_init_seed"))
     found = [model.config.d_model, len(model.encoder.block), len(model.decoder.block)]
     expected = [config.get("d_model"), *config.get("layers", [])]

@@ -158,6 +158,23 @@ def test_a_backbone_trained_beside_its_adapters_is_carried(tmp_path):
     assert not any("SelfAttention" in name for name in state)
 
 
+def test_a_run_that_holds_its_backbone_can_be_moved(tmp_path):
+    run = tmp_path / "run"
+    bare, tokenizer = backbones.load("tiny-t5")
+    bare.save_pretrained(run / "shape")
+    tokenizer.save_pretrained(run / "shape")
+    model, tokenizer = attached(str(run / "shape"), method="adapters")
+    for folder in (run, run / "checkpoint-2"):
+        t5.save(model, tokenizer, folder)
+    wanted = answers(model)
+    run.rename(tmp_path / "moved")
+    for folder in ("moved", "moved/checkpoint-2"):
+        assert torch.equal(answers(t5.load(tmp_path / folder)[0]), wanted)
+    shutil.rmtree(tmp_path / "moved" / "shape")
+    with pytest.raises(UserError, match="shape"):
+        t5.load(tmp_path / "moved")
+
+
 def test_a_random_backbone_is_built_again_from_its_seed(tmp_path):
     model, tokenizer = t5.load_backbone("tiny-t5", random_init=7)
     t5.attach(model, TASKS, t5.T5Settings(**SMALL, method="adapters"))
