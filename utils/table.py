@@ -170,7 +170,8 @@ class Cells:
 
     Attributes:
         of: {(task, method): Result}.
-        tasks, methods: the rows, and the columns: those of `METHODS` first, then the others by name.
+        tasks, methods: the rows, and the columns: those of `METHODS` first, where there is any of them, then the
+            others by name.
         notes: what the reader has to know of single cells; a cell's marks are positions in it.
         apart: the tasks whose cells were not measured on the same ground.
     """
@@ -181,7 +182,8 @@ class Cells:
         for result in results:
             groups.setdefault((result.task, result.method), []).append(result)
         self.tasks = sorted({task for task, _ in groups})
-        self.methods = [*METHODS, *sorted({method for _, method in groups} - set(METHODS))]
+        found = {method for _, method in groups}
+        self.methods = [*(METHODS if found & set(METHODS) else ()), *sorted(found - set(METHODS))]
         ordered = [(task, method) for task in self.tasks for method in self.methods if (task, method) in groups]
         for key in ordered:
             self._newest(key, groups[key])
