@@ -63,7 +63,8 @@ list() {
     echo "They read the tasks' json files from DATA_DIR (python -m data.convert makes them of the original ones); models and"
     echo "matrices go below MODEL_ROOT_DIR, the newest matrix also into results/<recipe>. Another --seed has its own directory."
     echo
-    echo "What a recipe trains or combines is evaluated at once, into results/<recipe>; ./run.sh table then collects it."
+    echo "What a recipe trains or combines is evaluated at once, into results/<recipe>; ./run.sh table then collects it"
+    echo "(python -m lifelong.compare results/… where tasks were learnt one after another)."
     echo "Ablations (emb_only, outputlayer_only, random_init, self_copy) go with any task: vlm-<task>-<ablation>."
     echo "The small-*, e2e-* and multi30k-* recipes convert the original files first, from E2E_DIR (trainset.csv, devset.csv),"
     echo "MULTI30K_DIR (train.en.gz, …), PERSONACHAT_DIR ({train,valid}_self_original_no_cands.txt) and SQUAD_DIR"
