@@ -2,7 +2,7 @@
 """Score every task after every task of a sequence: the matrix, its averages, transfer and forgetting.
 
   one CPU or one GPU (a GPU is used where there is one):
-    python evaluate_lifelong.py --data_dir … --model_dirs MODEL_ROOT_DIR/gpt2/lll/ag_e2enlg_0.05_42
+    python evaluate_lifelong.py --model_dirs MODEL_ROOT_DIR/gpt2/lll/ag_e2enlg_0.05_42
     python evaluate_lifelong.py --tasks ag e2enlg --gen_lm_sample_percentage 0.05 --seed 42        (the same directory)
   several seeds, mean ± standard deviation:
     python evaluate_lifelong.py --model_dirs …/ag_e2enlg_0.2_1 …/ag_e2enlg_0.2_2 --output_dir results/ag_e2enlg
@@ -11,13 +11,16 @@ The final model of every task answers the test questions of all tasks; with --te
 Where each task has its own adapter (--own_adapters) a question goes through that of its task: of one not learnt yet
 the adapter it would start from, untrained, or with --own_adapters previous as the last learnt task has made its own;
 forward transfer is then what the shared rows, or rows and adapter, bring along.
+What was learnt at once (multitask, multilm), or in parts that are no tasks (--unbound), has only the matrix's last row.
 Answers are greedy; --top_k_qa, --top_p_qa or --temperature_qa let them be drawn, from --qa_seed. Written beside each
 model: metrics.json (epoch: task: scores) and qa_<task>_<epoch>.csv (y: true answer, pred: answer, logs: the log of the
-answer's probability); the last epoch is called final. Written into the sequence's directory, and of several into
---output_dir: matrix.json, matrix.md and matrix.png.
+answer's probability); the last epoch is called final. Written into the sequence's directory: matrix.json, matrix.md and
+matrix.png. With --output_dir everything lies there instead, metrics.json and csv files below a directory for each
+sequence, and nothing is written into the sequences' own.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -27,12 +30,18 @@ from utils.devices import add_precision_flags
 from utils.errors import UserError, exit_on_user_error
 
 # Flags of train_lifelong.py, which a run knows itself: both scripts may be called with the same, as the originals'.
-SWITCHES = ("--add_task_tokens", "--use_sep", "--dynamic_epochs", "--train_teachers")
+SWITCHES = ("--add_task_tokens", "--use_sep", "--dynamic_epochs", "--train_teachers", "--only_final", "--compile",
+            "--gradient_checkpointing")  # fmt: skip
 TRAINING = (*SWITCHES, "--lm_lambda", "--max_n_epochs", "--min_batch_size", "--min_n_steps", "--n_train_epochs",
             "--n_gpus", "--n_gpu", "--reg_lambda", "--top_k_lm", "--top_p_lm", "--temperature_lm", "--train_batch_size",
             "--learning_rate", "--lr", "--n_warmup_ratio", "--decay_style", "--logging_steps", "--tokens_weight",
             "--qp_margin", "--gradient_accumulation_steps", "--adam_epsilon", "--weight_decay", "--max_grad_norm",
-            "--teacher_dir")  # fmt: skip
+            "--teacher_dir", "--save_steps", "--keep_checkpoints", "--temperature_kd")  # fmt: skip
+# With any number of values.
+LISTS = ("--upsample_data", "--skip_tasks")
+# Flags that name a sequence. Beside --model_dirs they must tell what was learnt there; seeds may be several.
+NAMING = ("tasks", "seq_train_type", "adapter_bottleneck", "own_adapters", "distil", "seq_distil", "real_sample",
+          "unbound")  # fmt: skip
 
 
 def parser():
@@ -56,11 +65,14 @@ def parser():
     g.add_argument("--max_len", type=flags.positive, help="tokens of question and answer (default: as in training)")
     add_precision_flags(p)
     g = p.add_argument_group("output")
-    g.add_argument("--output_dir", help="where the matrix goes (default: the sequence's directory)")
-    g.add_argument("--samples", type=flags.not_negative, default=1, help="how many answers of each task to print")
+    g.add_argument("--output_dir", help="where everything goes (default: into the sequence's directory)")
+    g.add_argument("--samples", type=flags.not_negative, default=1,
+                   help="how many answers to each task the last model's are printed of")  # fmt: skip
     for flag in TRAINING:
         switch = dict(action="store_true") if flag in SWITCHES else {}
         p.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **switch)
+    for flag in LISTS:
+        p.add_argument(flag, nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return p
 
 
@@ -71,15 +83,15 @@ def main(argv=None):
     if args.model_dirs:
         args.model_dir_root = args.model_dir_root or "."
     else:
-        sequence.check_names(p, args)
+        sequence.check_names(p, args, data=False)
         args.model_dirs = [sequence.directory(args)]
     if len(args.model_dirs) > 1 and not args.output_dir:
         p.error("--output_dir is needed for the matrix of several directories")
     flags.one_process()
-    evaluate(args)
+    evaluate(args, flags.given(parser, argv))
 
 
-def evaluate(args):
+def evaluate(args, given):
     import ignite.distributed as idist
 
     from lifelong import matrix, scoring
@@ -89,20 +101,38 @@ def evaluate(args):
     devices.quiet_libraries()
     dtype = devices.precision(args, idist.device())
     runs = [scoring.opened(folder) for folder in args.model_dirs]
-    same_sequence(runs)
+    same_runs(runs, {flag: value for flag, value in given.items() if flag in NAMING})
     data_dir = args.data_dir or runs[0].flags.data_dir
     parts = scoring.read(runs[0].flags.tasks, data_dir, "train" if args.test_training_set else "test", args.limit,
                          args.ref1)  # fmt: skip
-    output = writable_directory(args.output_dir or args.model_dirs[0], "--output_dir")
+    flag = "--output_dir" if args.output_dir else "--model_dirs"
+    output = writable_directory(args.output_dir or runs[0].folder, flag)
+    places = output_places(runs, output)
     how = scoring.How(sampling(args), args.test_batch_size, args.max_len, dtype, idist.device(), args.samples)
+    asked = dict(split="train" if args.test_training_set else "test", limit=args.limit, ref1=args.ref1,
+                 decoding=how.sampling or "greedy")  # fmt: skip
     matrices = []
-    for run in runs:
+    for run, place in zip(runs, places):
         print(f"\n{run.folder}: {', '.join(run.flags.tasks)}", flush=True)
-        matrices.append(scoring.matrix_of(run, parts, how, args.test_all, args.before))
-        scoring.write(run.folder, matrices[-1:], [run.flags.seed], run.title)
-    if Path(output) != Path(runs[0].folder) or len(runs) > 1:
-        scoring.write(output, matrices, [run.flags.seed for run in runs], runs[0].title)
+        if run.only_end:
+            print(f"only the end is scored: {run.only_end}", flush=True)
+        matrices.append(scoring.matrix_of(run, parts, how, place, args.test_all, args.before))
+        if len(runs) > 1:
+            scoring.write(place, matrices[-1:], [run.flags.seed], run.title, asked)
+    scoring.write(output, matrices, [run.flags.seed for run in runs], runs[0].title, asked)
     print(f"\n{matrix.markdown(matrices)}\nmatrix.json, matrix.md and matrix.png in {output}")
+
+
+def output_places(runs, output):
+    """Where each run's answers and scores go: into the run itself, or below --output_dir, named as the runs differ."""
+    folders, output = [run.folder.resolve() for run in runs], Path(output)
+    if len(runs) == 1 and output.resolve() == folders[0]:
+        return [output]
+    if output.resolve() in folders:
+        raise UserError("this is one of the sequences themselves", place=f"--output_dir {output}",
+                        expected="a directory for what is found of all", remedy="choose another")  # fmt: skip
+    above = os.path.commonpath([folder.parent for folder in folders])
+    return [output / folder.relative_to(above) for folder in folders]
 
 
 def sampling(args):
@@ -113,13 +143,41 @@ def sampling(args):
                 seed=args.qa_seed)  # fmt: skip
 
 
-def same_sequence(runs):
-    """Only runs of the same tasks in the same order have one matrix."""
-    for run in runs[1:]:
-        if run.flags.tasks != runs[0].flags.tasks:
-            raise UserError(f"learnt {', '.join(run.flags.tasks)}", place=f"--model_dirs {run.folder}",
-                            expected=f"{', '.join(runs[0].flags.tasks)}, as {runs[0].folder}",
-                            remedy="evaluate each order of the tasks by itself")  # fmt: skip
+def same_runs(runs, given):
+    """Only runs that differ in their seeds alone have one matrix.
+
+    Args:
+        runs: a list of `scoring.Learnt`.
+        given: {flag that names a sequence: its value}, those typed beside --model_dirs.
+    """
+    for number, run in enumerate(runs):
+        place = f"--model_dirs {run.folder}"
+        for flag, value in given.items():
+            if (theirs := getattr(run.flags, flag, None)) != value:
+                raise UserError(f"it was learnt with {typed(flag, theirs)}, not {typed(flag, value)}", place=place,
+                                remedy=f"leave --{flag} out, or name another directory")  # fmt: skip
+        if run.folder.resolve() in [other.folder.resolve() for other in runs[:number]]:
+            raise UserError("is named twice", place=place, expected="each sequence once", remedy="name it once")
+        one, other = (decisive(each.flags) for each in (runs[0], run))
+        if differ := sorted(flag for flag in one.keys() | other.keys() if one.get(flag) != other.get(flag)):
+            flag = "tasks" if "tasks" in differ else differ[0]
+            raise UserError(f"it was learnt with {typed(flag, other.get(flag))}", place=place,
+                            expected=f"{typed(flag, one.get(flag))}, as {runs[0].folder}: runs of one sequence that "
+                                     "differ in --seed alone",
+                            remedy="evaluate each by itself, and put them side by side: python -m lifelong.compare "
+                                   "--help")  # fmt: skip
+
+
+def typed(flag, value):
+    """A flag as it would be typed."""
+    words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"no --{flag}" if value in (None, False) else f"--{flag}" if value is True else f"--{flag} {words}"
+
+
+def decisive(known):
+    """{flag: value} of those that make two runs differ, but for the seed."""
+    without = {*sequence.FREE, *sequence.PRECISION, "seed", "data_dir", "teacher_dir", "train_teachers"}
+    return {flag: value for flag, value in vars(known).items() if flag not in without}
 
 
 if __name__ == "__main__":

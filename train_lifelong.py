@@ -47,12 +47,9 @@ REFUSED = {
     "--lr_schedule": "the rate rises and falls as --n_warmup_ratio and --decay_style say",
     "--loss_scale": "float16 scales its loss by itself; there is --fp16",
 }
-# Beside those of utils.experiment: they may differ when a sequence is gone on with.
-FREE = {"resume", "n_gpus", "output_dir", "model_dir_root", "skip_tasks", "keep_checkpoints", "save_steps",
-        "only_final", "top_k_qa", "top_p_qa", "temperature_qa", "test_batch_size"}  # fmt: skip
 # Flags of evaluate_lifelong.py: as with the originals' scripts, both may be called with the same flags.
 ANSWERING = ("--top_k_qa", "--top_p_qa", "--temperature_qa", "--test_batch_size")
-PRECISION = {"bf16", "fp16", "fp32"}
+ANSWERING_SWITCHES = ("--test_all", "--ref1", "--test_training_set")
 
 
 def parser():
@@ -143,6 +140,8 @@ def refuse(p):
 
     for flag in ANSWERING:
         p.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    for flag in ANSWERING_SWITCHES:
+        p.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     for flag in REFUSED:
         p.add_argument(flag, nargs="?", action=Refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
@@ -151,9 +150,12 @@ def refuse(p):
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
-    for flag in ANSWERING:
+    for flag in (*ANSWERING, *ANSWERING_SWITCHES):
         vars(args).pop(flag.strip("-"), None)
     if not args.resume:
+        # Teachers that are trained lie beside the sequence.
+        if args.output_dir and not args.model_dir_root:
+            args.model_dir_root = str(Path(args.output_dir).parent)
         sequence.check_names(p, args)
         check(p, args)
     from utils.devices import parallel
@@ -199,15 +201,22 @@ def train(args, given):
     dtype = experiment.begin(args, run)
     # Everything that can be wrong is looked at before anything is learnt.
     teachers = find_teachers(args)
-    made = distilled_texts(args, teachers, dtype)
-    data = learning.read_tasks(args, made)
+    named = bool(teachers)
+    if not (args.seq_distil and (named or args.train_teachers)):
+        for task in tasks.sequence(args.tasks):
+            tasks.find(args.data_dir, task, "distil" if args.seq_distil else "train")
     with idist.one_rank_first(local=True):
         learner = learning.load(args)
+    learning.check_test(learner.encoder, args)
+    if args.distil and named:
+        teaching.check_teachers(learner, teachers, args)
+    made = distilled_texts(args, teachers, dtype)
+    data = learning.read_tasks(args, made)
     # What a teacher wrote is cut where it is too long.
     theirs = data if args.unbound and made else made
     learning.check_answers(learner.encoder, {name: qas for name, qas in data.items() if name not in theirs})
-    if args.distil:
-        teachers = teachers or {name: learning.train_teacher(args, name, dtype) for name in args.tasks}
+    if args.distil and not named:
+        teachers |= {name: learning.train_teacher(args, name, dtype) for name in args.tasks if name not in teachers}
         teaching.check_teachers(learner, teachers, args)
     experiment.say(adapting.describe(learner.model))
     experiment.settle(learner.model, args, dtype)
@@ -223,16 +232,26 @@ def open_sequence(args, given):
     """(flags, None), or of a sequence that was begun: (the flags it was begun with, its run)."""
     from utils import experiment
 
-    folder = Path(args.resume or args.output_dir or sequence.directory(args))
-    if not args.resume:
+    folder, typed = Path(args.resume or args.output_dir or sequence.directory(args)), bool(args.resume)
+    if not typed:
         if not (folder / "run.json").exists():
             return args, None
         # The same command: what is not given now was not given then.
         # A precision that was not given was written down as what the device has.
-        given = {flag: value for flag, value in vars(args).items() if flag not in PRECISION} | given
+        given = {flag: value for flag, value in vars(args).items() if flag not in sequence.PRECISION} | given
         args.resume = str(folder)
-    given = {flag: value for flag, value in given.items() if flag not in FREE}
-    return experiment.open_run(args, given, "train_lifelong.py")
+    else:
+        sequence.refuse_stage(folder, "--resume", f"resume its sequence: --resume {folder.parent}")
+    given = {flag: value for flag, value in given.items() if flag not in sequence.FREE}
+    try:
+        return experiment.open_run(args, given, "train_lifelong.py")
+    except UserError as error:
+        if typed:
+            raise
+        found = error.found.replace(" was given, the run was started with", " now, and it was learnt with")
+        raise UserError(f"this directory holds another run: {found}", place=f"--output_dir {folder}",
+                        expected="an empty place, or the same sequence, which is then gone on with",
+                        remedy="choose another directory with --output_dir") from error  # fmt: skip
 
 
 def find_teachers(args):
@@ -244,7 +263,10 @@ def find_teachers(args):
 
 
 def distilled_texts(args, teachers, dtype):
-    """{task: file of its teacher's texts} of the tasks that have none in the data directory."""
+    """{task: file of its teacher's texts} of the tasks that have none in the data directory.
+
+    A teacher that had to be trained for it stands in `teachers` then.
+    """
     from lifelong import learning, tasks
     from lifelong.teachers import distilled
 
@@ -257,8 +279,9 @@ def distilled_texts(args, teachers, dtype):
         except UserError:
             if not Path(args.data_dir).is_dir():
                 raise
-            teacher = teachers.get(task.name) or learning.train_teacher(args, task.name, dtype)
-            made[task.name] = distilled(args, task, teacher, dtype)
+            if task.name not in teachers:
+                teachers[task.name] = learning.train_teacher(args, task.name, dtype)
+            made[task.name] = distilled(args, task, teachers[task.name], dtype)
     return made
 
 

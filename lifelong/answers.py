@@ -40,8 +40,9 @@ class Answerer:
         Args:
             max_len: tokens of the longest sequence, the model's positions at the most.
         """
-        positions = min(inference.ready(model, device, dtype)[1], max_len)
-        made = encoder(tokenizer, positions, SEP in tokenizer.get_vocab())
+        most = inference.ready(model, device, dtype)[1]
+        positions = min(most, max_len)
+        made = encoder(tokenizer, positions, SEP in tokenizer.get_vocab(), most)
         return cls(model, tokenizer, made, positions, dtype)
 
     @classmethod
@@ -50,32 +51,62 @@ class Answerer:
         return cls.of(*checkpoint.load(folder), device, dtype, max_len)
 
 
-def encoder(tokenizer, positions, use_sep):
-    """The `Encoder` of a model that takes so many positions; the last label needs one of them."""
-    eos = EOS if tokenizer.eos_token_id is None else None
-    return Encoder(tokenizer, positions - 1, use_sep, eos)
+# Of --max_len: what a question and its answer need at the least, and what stands beside the longest answer.
+LEAST, BESIDE = 9, 3
+
+
+def encoder(tokenizer, positions, use_sep, most):
+    """The `Encoder` of sequences of so many positions; the last label needs one of them.
+
+    Args:
+        most: positions that the model has.
+    """
+    if positions < LEAST:
+        short = most < LEAST
+        raise UserError(f"{positions} tokens are too few for a question and its answer",
+                        place="--model_checkpoint" if short else f"--max_len {positions}",
+                        expected=f"at least {LEAST}",
+                        remedy="use a backbone with more positions" if short else "raise --max_len")  # fmt: skip
+    return Encoder(tokenizer, positions - 1, use_sep, EOS if tokenizer.eos_token_id is None else None, most)
+
+
+class TooLong(UserError):
+    """An answer that does not fit. `needed`: the --max_len it needs."""
+
+    needed = 0
 
 
 def check_fit(made, qas):
     """Refuse answers that do not fit even without a context.
 
     Args:
-        made: `Encoder`.
+        made: `Encoder`, of `encoder`.
         qas: a list of `QA`.
 
     Returns:
         tokens of the longest one.
+
+    Raises:
+        TooLong: of the longest one.
     """
-    longest = 0
+    longest, where, room = 0, None, made.max_len + 1 - BESIDE
     for first in range(0, len(qas), 2000):
         chunk = [(qa, text) for qa in qas[first : first + 2000] for text in qa.answers]
         for (qa, _), ids in zip(chunk, made.tokenize([text for _, text in chunk])):
-            longest = max(longest, len(ids))
-            if len(ids) > made.max_len - 2:
-                expected = f"at most {made.max_len - 2}: the model's positions, or --max_len, hold no more"
-                raise UserError(f"an answer has {len(ids)} tokens", place=qa.place, expected=expected,
-                                remedy="shorten it, or take the sample out")  # fmt: skip
-    return longest
+            if len(ids) > longest:
+                longest, where = len(ids), qa.place
+    if longest <= room:
+        return longest
+    needed = longest + BESIDE
+    if needed <= made.most:
+        expected = f"at most {room} with --max_len {made.max_len + 1}"
+        remedy = f"--max_len {needed}, or more for its context; or take the sample out"
+    else:
+        expected = f"at most {made.most - BESIDE}: the model has {made.most} positions"
+        remedy = "shorten it, or take the sample out"
+    error = TooLong(f"an answer has {longest} tokens", place=where, expected=expected, remedy=remedy)
+    error.needed = needed
+    raise error
 
 
 def answer(answerer, qas, sampling=None, batch_size=32, progress=None, task=None):

@@ -15,8 +15,11 @@ from pathlib import Path
 
 from lifelong.matrix import NUMBERS, _number, draw
 from utils import flags
-from utils.errors import UserError, brief, exit_on_user_error
-from utils.files import atomic_write
+from utils.errors import UserError, exit_on_user_error, first_line
+from utils.files import atomic_write, writable_directory
+
+# What of an evaluation must be the same, as evaluate_lifelong.py writes it.
+ASKED = ("split", "limit", "ref1", "decoding")
 
 
 def parser():
@@ -40,7 +43,8 @@ def read(folder):
         if not whole or not found["runs"] or any(name not in found["mean"] for name in NUMBERS):
             raise ValueError("it lacks some of its parts")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"it cannot be read: {brief(str(error))}", place=path,
+        why = first_line(error) if isinstance(error, (OSError, ValueError)) else "it lacks some of its parts"
+        raise UserError(f"it cannot be read: {why}", place=path,
                         expected="what evaluate_lifelong.py wrote", remedy="evaluate again") from error  # fmt: skip
     return found
 
@@ -53,6 +57,23 @@ def same_tasks(found):
             raise UserError(f"{name} learnt {', '.join(one['tasks'])}", place=name,
                             expected=f"{', '.join(wanted['tasks'])}, as {first}",
                             remedy="compare runs of one sequence")  # fmt: skip
+
+
+def same_questions(found):
+    """Only answers to the same questions, found alike, can be compared; a file that does not tell is taken as it is."""
+    told = {name: {key: one[key] for key in ASKED} for name, one in found.items() if all(key in one for key in ASKED)}
+    for name, one in told.items():
+        first, wanted = next(iter(told.items()))
+        if differ := [key for key in ASKED if one[key] != wanted[key]]:
+            ours, theirs = (", ".join(f"{key} {_words(each[key])}" for key in differ) for each in (one, wanted))
+            raise UserError(f"{name} was evaluated with {ours}", place=name, expected=f"{theirs}, as {first}",
+                            remedy="evaluate both with the same flags of evaluate_lifelong.py")  # fmt: skip
+
+
+def _words(value):
+    if isinstance(value, dict):
+        return " ".join(f"{key} {one}" for key, one in value.items())
+    return {None: "none", True: "on", False: "off"}.get(value, str(value))
 
 
 def markdown(found, digits=1):
@@ -99,6 +120,17 @@ def picture(path, found, across=4):
         file.write(image.getvalue())
 
 
+def check_output(p, output):
+    """The table is a file that is not called like its picture."""
+    if Path(output).is_dir():
+        p.error(f"--output {output}: a directory; name the table's file, such as {Path(output) / 'lifelong.md'}")
+    if Path(output).suffix.lower() == ".png":
+        p.error(f"--output {output}: name the table's file, such as {Path(output).with_suffix('.md')}; "
+                "the picture lies beside it")  # fmt: skip
+    if (picture := Path(output).with_suffix(".png")).is_dir():
+        p.error(f"--output {output}: its picture would be {picture}, which is a directory; choose another name")
+
+
 @exit_on_user_error
 def main(argv=None):
     p = parser()
@@ -109,11 +141,15 @@ def main(argv=None):
     places = [(Path(place).name, place) for place in args.places] + [(name, place) for name, _, place in named]
     if not places:
         p.error("name directories that evaluate_lifelong.py wrote, or --runs NAME=DIR")
-    if len(dict(places)) < len(places):
-        p.error("two places have one name; give them names of your own with --runs NAME=DIR")
+    for number, (name, place) in enumerate(places):
+        if twice := [other for known, other in places[:number] if known == name]:
+            p.error(f"{twice[0]} and {place} are both called {name}: give them names of your own, --runs NAME=DIR")
+    check_output(p, args.output)
     found = {name: read(place) for name, place in places}
     same_tasks(found)
+    same_questions(found)
     table = markdown(found)
+    writable_directory(Path(args.output).parent, "--output")
     with atomic_write(args.output) as file:
         file.write(table)
     chart = Path(args.output).with_suffix(".png")

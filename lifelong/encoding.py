@@ -97,14 +97,15 @@ class Encoder:
             of the model's positions for it.
         use_sep: `__sep__` between context and question.
         eos: the token that ends an answer (default: the tokenizer's own).
+        most: positions that the model has, for messages (default: those that `max_len` needs).
 
     Attributes:
         counts: how often what was cut: "context cut", "question cut", "answer cut"; and the generated samples that
             cannot be used, by reason.
     """
 
-    def __init__(self, tokenizer, max_len, use_sep=False, eos=None):
-        self.max_len, self.counts = max_len, Counter()
+    def __init__(self, tokenizer, max_len, use_sep=False, eos=None, most=None):
+        self.max_len, self.counts, self.most = max_len, Counter(), most or max_len + 1
         self.tokenizer, self.vocabulary = tokenizer.backend_tokenizer, tokenizer.get_vocab()
         self.ans, self.pad, self.sep = self._id(ANS), self._id(PAD), self._id(SEP) if use_sep else None
         self.eos = tokenizer.eos_token_id if eos is None else self._id(eos)

@@ -71,11 +71,12 @@ def load(args):
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
     markers, widths, own_columns = routing.layout(names, sequence.learnt(args), args.adapter_bottleneck,
                                                   args.own_adapters)  # fmt: skip
-    positions = min(args.max_len, backbones.family_of(model.config).positions(model.config))
+    most = backbones.family_of(model.config).positions(model.config)
+    positions = min(args.max_len, most)
     torch.manual_seed(args.seed)
     adapting.attach(model, tokenizer, markers, widths, own_columns)
     routing.hold_empty_rows(model)
-    made = answers.encoder(tokenizer, positions, args.use_sep)
+    made = answers.encoder(tokenizer, positions, args.use_sep, most)
     return Learner(model, tokenizer, made, positions, model.backbone_fingerprint)
 
 
@@ -112,6 +113,26 @@ def check_answers(made, data):
     """
     for qas in data.values():
         answers.check_fit(made, qas)
+
+
+def check_test(made, args):
+    """Say, before anything is learnt, which test files evaluate_lifelong.py could not use as it stands.
+
+    Args:
+        made: `Encoder`.
+    """
+    for task in tasks.sequence(args.tasks):
+        try:
+            path = tasks.find(args.data_dir, task, "test")
+        except UserError:
+            # It is not needed to learn.
+            continue
+        try:
+            answers.check_fit(made, samples.load(path, "test"))
+        except answers.TooLong as error:
+            longer = f"train with a higher --max_len, or evaluate_lifelong.py --max_len {error.needed} evaluates it"
+            say(f"warning: {error.place}, to be evaluated: {error.found}, {error.expected};\n"
+                f"  {longer if error.needed <= made.most else error.remedy}")  # fmt: skip
 
 
 def epochs_of(args, sizes):
@@ -168,6 +189,7 @@ class Sequence:
                             expected=f"the first ones of {order}", remedy="remove the file to start anew")  # fmt: skip
         if not finished:
             return
+        sequence.check_models(self.folder, self.args, finished)
         folder = sequence.stage_directory(self.folder, finished[-1])
         checkpoint.load_weights(self.learner.model, folder)
         if self.importance and len(finished) < len(order):
@@ -179,22 +201,21 @@ class Sequence:
         """Learn one stage."""
         folder, model = sequence.stage_directory(self.folder, stage), self.learner.model
         say(f"\n{stage}: task {number + 1} of {len(sequence.stages(self.args))}, "
-            f"{sum(self.sizes[name] for name in names):,} samples", flush=True)  # fmt: skip
+            f"{counted(sum(self.sizes[name] for name in names), 'sample')}", flush=True)  # fmt: skip
         run = self.open(folder)
-        rows = [row for name in names for row in self.upsampled(self.encode(name), name, names)]
+        rows = [row for name in names for row in self.upsampled(self.own(name), name, names)]
         if number and self.mode == "lll":
             rows += self.replayed(number, names[0], folder)
         teacher = self.teacher(names[0]) if self.args.distil else None
         trainer = self.trainer(run, rows, names, teacher)
         penalty = self.importance.attach(trainer.optimizer) if self.importance else None
-        say(f"run: {run.directory}  ({trainer.total_steps} steps, {len(rows):,} samples, "
-            f"{trainer.epochs} epoch{'s' * (trainer.epochs > 1)}, {self.dtype}, {trainer.device})",
-            flush=True)  # fmt: skip
+        say(f"run: {run.directory}  ({counted(trainer.total_steps, 'step')}, {counted(len(rows), 'sample')}, "
+            f"{counted(trainer.epochs, 'epoch')}, {self.dtype}, {trainer.device})", flush=True)  # fmt: skip
         result = trainer.fit()
         if penalty:
             penalty.remove()
-        if self.memory:
-            say(f"{trainer.project.projected:,} steps were projected")
+        if self.memory and number:
+            say(f"gradients projected: in {trainer.project.projected:,} of {counted(result['steps'], 'step')}")
         self.finish(run, stage, names, rows, trainer, result)
         model.distillation = None
         # In several processes each stage's wrapper holds hooks of the model until it is collected.
@@ -210,8 +231,8 @@ class Sequence:
 
     def finish(self, run, stage, names, rows, trainer, result):
         """Keep the model, and what the next stages need to know of this one."""
-        say(f"done: {result['steps']} steps, {result['tokens_per_second']:.0f} tokens/s, {result['seconds']:.0f} s, "
-            f"peak memory {result['peak_memory_mb']} MB")  # fmt: skip
+        say(f"done: {counted(result['steps'], 'step')}, {result['tokens_per_second']:.0f} tokens/s, "
+            f"{result['seconds']:.0f} s, peak memory {result['peak_memory_mb']} MB")  # fmt: skip
         last = stage == list(sequence.stages(self.args))[-1]
         self.hand_on(names)
         trainer.on_rank0(lambda: run.finish(trainer.save_model))
@@ -219,7 +240,9 @@ class Sequence:
             self.weigh(rows)
             trainer.on_rank0(lambda: _save(run.directory / "importance.pt", self.importance.state_dict()))
         if self.memory:
-            self.memory.add(names[0], self.sizes[names[0]])
+            kept, size = self.memory.add(names[0], self.sizes[names[0]]), self.sizes[names[0]]
+            if not last:
+                say(f"{names[0]}: {len(kept):,} of {counted(size, 'sample')} kept to hold gradients against")
             trainer.on_rank0(lambda: write_json(run.directory / "memory.json", self.memory.state_dict()))
         more = dict(task=stage, tasks=names, mode=self.mode, samples=sum(self.sizes[name] for name in names),
                     replayed=dict(Counter(row.task for row in rows if row.replayed)), epochs=trainer.epochs,
@@ -254,6 +277,15 @@ class Sequence:
         qas = self.data[name] if chosen is None else [self.data[name][i] for i in chosen]
         return self.learner.encoder.encode(qas, gen_token(name, self.args.add_task_tokens), name, replayed)
 
+    def own(self, name):
+        """Rows of a task's samples; says how many had to be cut."""
+        before = Counter(self.learner.encoder.counts)
+        rows = self.encode(name)
+        if cut := self.learner.encoder.counts - before:
+            how = ", ".join(f"{count:,} × {what}" for what, count in cut.items())
+            say(f"{name}: of {counted(len(rows), 'sample')} cut to --max_len {self.learner.positions}: {how}")
+        return rows
+
     def upsampled(self, rows, name, names):
         """With --upsample_data a task's rows again and again: as often as it says, or until all tasks have as many."""
         if not (often := self.args.upsample_data):
@@ -265,11 +297,16 @@ class Sequence:
         """Rows of the earlier tasks."""
         earlier = list(self.data)[:number]
         counts, rows = quotas(self.sizes[task], self.args.gen_lm_sample_percentage, earlier), []
+        if not any(counts.values()):
+            say(f"warning: nothing is replayed: {self.args.gen_lm_sample_percentage:g} of "
+                f"{counted(self.sizes[task], 'sample')} is less than one for each of {len(earlier)} earlier tasks; "
+                "raise --gen_lm_sample_percentage", flush=True)  # fmt: skip
+            return rows
         for place, name in enumerate(earlier):
             if self.args.real_sample:
                 count = min(counts[name], self.sizes[name])
                 own = self.encode(name, draw(self.sizes[name], count, self.args.seed, number), True)
-                say(f"{name}: {len(own):,} real samples replayed")
+                say(f"{name}: {counted(len(own), 'real sample')} replayed")
             else:
                 own = self.generated(number * len(self.data) + place, name, counts[name], folder)
             rows += own
@@ -292,8 +329,11 @@ class Sequence:
         with idist.one_rank_first():
             rows, report = batching.BackOff(self.sampling.batch_size, "samples generated at once", say=say).run(work)
         reasons = "".join(f", {n:,} rejected ({why})" for why, n in report["rejected"].items())
-        say(f"{name}: {report['kept']:,} of {count:,} generated samples kept{reasons}, {report['unfinished']:,} cut at "
-            f"the longest length; in {path}", flush=True)  # fmt: skip
+        say(f"{name}: {report['kept']:,} of {counted(count, 'generated sample')} kept{reasons}, "
+            f"{report['unfinished']:,} cut at the longest length; in {path}", flush=True)  # fmt: skip
+        if not rows:
+            say(f"warning: nothing of {name} is replayed: no generated sample can be used; train for longer, or raise "
+                "--gen_lm_sample_percentage", flush=True)  # fmt: skip
         return rows
 
     def objective(self):
@@ -414,7 +454,8 @@ def train_teacher(args, task, dtype):
     how = {flag: getattr(own, flag) for flag in _TEACHING}
     key = content_key([how, learner.fingerprint, idist.get_world_size(), contents(data[task])])
     folder = sequence.model_directory(args) / "teachers" / f"{task}_{key}"
-    if sequence.Progress(folder, idist.get_world_size()).finished:
+    if finished := sequence.Progress(folder, idist.get_world_size()).finished:
+        sequence.check_models(folder, own, finished)
         say(f"{task}: the teacher is there already: {folder / task}")
         return folder / task
     say(f"\nteacher of {task}: {folder}")
@@ -428,6 +469,11 @@ def _counted(batches, done):
     for number, batch in enumerate(batches, 1):
         yield batch
         done(number)
+
+
+def counted(number, noun):
+    """1 sample, 2,000 samples."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _key(rows):

@@ -6,6 +6,7 @@ al. 2018, Riemannian Walk). Scores are of the tasks' own kinds, 0–100.
 
 import io
 import math
+import textwrap
 from dataclasses import dataclass
 
 from utils.errors import UserError, brief
@@ -191,14 +192,15 @@ def heat_map(path, matrices, title):
     found = summary(matrices)
     number = len(found["tasks"])
     width = max(4.8, 1.05 * number + 2.2)
-    figure, axes = plt.subplots(figsize=(width, 0.62 * number + 2.1), dpi=150, layout="constrained")
+    figure, axes = plt.subplots(figsize=(width, 0.62 * number + 2.3), dpi=150, layout="constrained")
     image = draw(axes, found)
     axes.set_ylabel("after learning", fontsize=9)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=0)
-    axes.set_title(title, fontsize=11, pad=10)
-    axes.set_xlabel(_caption(found), fontsize=8, color="0.3", labelpad=8)
+    # Letters that fit: of the title above the matrix, of the caption below it.
+    axes.set_title(textwrap.fill(title, int(7.5 * width)), fontsize=11, pad=10)
+    axes.set_xlabel(_caption(found, int(13 * width)), fontsize=8, color="0.3", labelpad=8)
     image = io.BytesIO()
     figure.savefig(image, format="png")
     plt.close(figure)
@@ -244,10 +246,15 @@ def _cell(axes, i, j, mean, sd):
         axes.text(j, i + 0.08, f"± {sd:.1f}", ha="center", va="top", color=color, fontsize=6.5)
 
 
-def _caption(found):
+def _caption(found, most):
+    """The four numbers, in lines of `most` letters."""
     short = {"average_accuracy": "average", "backward_transfer": "backward transfer",
              "forward_transfer": "forward transfer", "forgetting": "forgetting"}  # fmt: skip
     parts = [f"{short[name]} {_number(found['mean'][name], found['sd'][name], 1)}" for name in NUMBERS
              if found["mean"][name] is not None]  # fmt: skip
     runs = f"{len(found['runs'])} seeds" if len(found["runs"]) > 1 else ""
-    return "   ·   ".join([*parts, *([runs] if runs else [])])
+    lines, between = [""], "   ·   "
+    for part in [*parts, *([runs] if runs else [])]:
+        longer = between.join([*filter(None, lines[-1:]), part])
+        lines[-1:] = [longer] if len(longer) <= most or not lines[-1] else [lines[-1], part]
+    return "\n".join(lines)

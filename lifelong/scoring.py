@@ -14,7 +14,7 @@ from lifelong.answers import Answerer, answer, check_fit, log_probabilities
 from lifelong.batches import BackOff
 from lifelong.matrix import Matrix, heat_map, markdown, summary
 from utils import evaluation, metrics
-from utils.errors import UserError, brief
+from utils.errors import UserError, first_line
 from utils.files import atomic_write, write_json
 
 BEFORE = "before"
@@ -35,8 +35,24 @@ class Learnt:
 
     @property
     def title(self):
-        """For a picture."""
-        return f"{self.flags.seq_train_type}, {Path(self.flags.model_checkpoint).name}"
+        """For a picture: how it was learnt."""
+        known = vars(self.flags).get
+        own = {None: "adapter", sequence.FRESH: "own adapters", sequence.PREVIOUS: "own adapters (copied on)"}
+        parts = [self.flags.seq_train_type, Path(self.flags.model_checkpoint).name]
+        if known("adapter_bottleneck") is not None:
+            parts += [f"{own[known('own_adapters')]} of {known('adapter_bottleneck')}"]
+        named = {"distil": "Word-KD", "seq_distil": "Seq-KD", "real_sample": "real samples"}
+        parts += [words for flag, words in named.items() if known(flag)]
+        parts += [f"unbound, {known('unbound')} parts"] if known("unbound") else []
+        return ", ".join(parts)
+
+    @property
+    def only_end(self):
+        """Why there is only the last row of its matrix, or None."""
+        if vars(self.flags).get("unbound"):
+            return f"its {self.flags.unbound} parts (--unbound) are no tasks"
+        together = self.flags.seq_train_type in sequence.TOGETHER
+        return f"{self.flags.seq_train_type} learns all tasks at once" if together else None
 
 
 @dataclass
@@ -80,16 +96,20 @@ def opened(folder):
     expected = "the directory of a sequence that train_lifelong.py learnt"
     if not path.is_file():
         raise UserError("no run.json here", place=place, expected=expected, remedy="check the path and the flags")
+    sequence.refuse_stage(folder, "--model_dirs", f"name its sequence: --model_dirs {Path(folder).parent}")
     try:
         flags = json.loads(path.read_text(encoding="utf-8"))["flags"]
         # Runs from before the flag was there have the one adapter that all tasks share.
         found = Namespace(**{"own_adapters": None, **flags})
         stages = sequence.stages(found)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"not a run.json of train_lifelong.py: {brief(str(error))}", place=place,
-                        expected=expected) from error  # fmt: skip
+        why = first_line(error) if isinstance(error, (OSError, ValueError)) else "the flags of a sequence are not in it"
+        raise UserError(f"run.json is not one of train_lifelong.py: {why}", place=place, expected=expected,
+                        remedy="name another directory") from error  # fmt: skip
+    finished = sequence.Progress(folder, None).finished
+    sequence.check_models(folder, found, finished)
     for stage in stages:
-        if not sequence.is_model(sequence.stage_directory(folder, stage)):
+        if stage not in finished and not sequence.is_model(sequence.stage_directory(folder, stage)):
             raise UserError(f"{stage} has not been learnt yet", place=place,
                             remedy=f"go on: python train_lifelong.py --resume {folder}")  # fmt: skip
     return Learnt(Path(folder), found)
@@ -120,28 +140,29 @@ def read(names, data_dir, split, limit=None, first=False):
     return found
 
 
-def matrix_of(run, parts, how, every_epoch=False, before=False):
-    """Answer and score everything: `Matrix`. Each stage's files are written when it is done."""
+def matrix_of(run, parts, how, output, every_epoch=False, before=False):
+    """Answer and score everything: `Matrix`. Each stage's files are written into `output` when it is done."""
     names, metric = list(parts), [part.task.metric for part in parts.values()]
     first = None
     if before:
         flags = Namespace(**vars(run.flags))
         model = learning.load(flags)
         answerer = Answerer.of(model.model, model.tokenizer, how.device, how.dtype, length(run, how))
-        found = stage_scores(run.folder / BEFORE, {sequence.FINAL: lambda: answerer}, parts, how)
+        found = stage_scores(Path(output) / BEFORE, {sequence.FINAL: lambda: answerer}, parts, replace(how, shown=0))
         first = [found[name][part.task.metric].value for name, part in parts.items()]
-    rows = []
-    for stage in sequence.stages(run.flags):
+    rows, stages = [], list(sequence.stages(run.flags))
+    for stage in stages:
         folder = sequence.stage_directory(run.folder, stage)
         models = {sequence.FINAL: folder}
         if every_epoch:
             # The last one is the final model.
             models = dict([*((str(number), path) for number, path in sequence.epochs(folder).items())][:-1]) | models
         load = {epoch: loader(path, run, how) for epoch, path in models.items()}
-        found = stage_scores(folder, load, parts, how)
+        asked = how if stage == stages[-1] else replace(how, shown=0)
+        found = stage_scores(sequence.stage_directory(output, stage), load, parts, asked)
         rows.append([found[name][part.task.metric].value for name, part in parts.items()])
     # What was learnt at once, or in other parts than tasks, has only its end.
-    rows = rows if list(sequence.stages(run.flags)) == names else rows[-1:]
+    rows = rows if stages == names else rows[-1:]
     rows = [[None] * len(names)] * (len(names) - len(rows)) + rows
     return Matrix(names, rows, first, metric)
 
@@ -203,10 +224,14 @@ def answered(answerer, part, how, path):
     return scores.score(part.task, texts, part.qas, part.gold)
 
 
-def write(folder, matrices, seeds, title):
-    """matrix.json, matrix.md and matrix.png of one or several runs."""
+def write(folder, matrices, seeds, title, asked):
+    """matrix.json, matrix.md and matrix.png of one or several runs.
+
+    Args:
+        asked: dict(split, limit, ref1, decoding): what was asked, and how it was answered.
+    """
     folder = Path(folder)
-    write_json(folder / "matrix.json", summary(matrices, seeds))
+    write_json(folder / "matrix.json", summary(matrices, seeds) | asked)
     with atomic_write(folder / "matrix.md") as file:
         file.write(markdown(matrices) + FORMULAS)
     heat_map(folder / "matrix.png", matrices, title)

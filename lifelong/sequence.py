@@ -20,14 +20,15 @@ import os
 import re
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from utils import flags
-from utils.errors import UserError
+from utils.errors import UserError, first_line
 from utils.files import atomic_directory, write_json
-from utils.runs import Run
+from utils.runs import Run, stored
 
 MODES = ("lll", "finetune", "multitask", "multilm", "mas", "ewc", "gem")
 TOGETHER = ("multitask", "multilm")
@@ -36,6 +37,11 @@ FRESH, PREVIOUS = "fresh", "previous"
 STATE, FINAL = "sequence.json", "final"
 # What makes another run of the same tasks gets a name of its own behind the published one.
 VARIANTS = ("distil", "seq_distil", "real_sample")
+# Beside those of utils.experiment: flags that may differ when a sequence is gone on with.
+FREE = {"resume", "n_gpus", "output_dir", "model_dir_root", "skip_tasks", "keep_checkpoints", "save_steps",
+        "only_final", "top_k_qa", "top_p_qa", "temperature_qa", "test_batch_size"}  # fmt: skip
+# What was not given is written down as what the device has.
+PRECISION = {"bf16", "fp16", "fp32"}
 
 
 def name_flags(parser):
@@ -67,12 +73,12 @@ def name_flags(parser):
                    help="where models go (default: $MODEL_ROOT_DIR)")  # fmt: skip
 
 
-def check_names(parser, args):
-    """What must be given, and what does not go together."""
+def check_names(parser, args, data=True):
+    """What must be given, the data only where no run knows them, and what does not go together."""
     if not args.tasks:
         parser.error("--tasks is needed")
     for flag, variable in (("data_dir", "DATA_DIR"), ("model_dir_root", "MODEL_ROOT_DIR")):
-        if not getattr(args, flag):
+        if not getattr(args, flag) and (data or flag != "data_dir"):
             parser.error(f"--{flag} is needed, or the variable {variable}")
     if not args.own_adapters:
         return
@@ -121,7 +127,7 @@ class Progress:
 
     Args:
         folder: the sequence's directory.
-        processes: how many learn; what a sum of their gradients is depends on it.
+        processes: how many learn; what a sum of their gradients is depends on it. None: it is only looked at.
 
     Attributes:
         finished: names of the stages, in order.
@@ -135,9 +141,10 @@ class Progress:
             state = json.loads(self.path.read_text(encoding="utf-8"))
             self.finished, began = list(state["finished"]), state["processes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"cannot be read: {error}", place=self.path, expected="what train_lifelong.py wrote",
+            why = first_line(error) if isinstance(error, (OSError, ValueError)) else "parts of it are missing"
+            raise UserError(f"cannot be read: {why}", place=self.path, expected="what train_lifelong.py wrote",
                             remedy="remove it to learn the sequence from its first task") from error  # fmt: skip
-        if began != processes:
+        if processes and began != processes:
             raise UserError(f"the sequence was begun by {began} processes, now there are {processes}", place=self.path,
                             remedy=f"go on with torchrun --nproc_per_node {began}")  # fmt: skip
 
@@ -214,7 +221,8 @@ def find_teacher(folder, task, only):
 
     Args:
         folder: a directory with a model for each task: <task>/, or as train_lifelong.py writes single-task models,
-            <task>_<pct>_<seed>/<task>/; with one task also the model itself.
+            <task>_<pct>_<seed>/<task>/, or --train_teachers, <task>_<key>/<task>/; with one task also the model
+            itself.
         task: its name.
         only: the sequence has no other task.
 
@@ -225,17 +233,76 @@ def find_teacher(folder, task, only):
     remedy = "train them: --train_teachers, or name the directory that holds them: --teacher_dir DIR"
     if not folder.is_dir():
         raise UserError("no such directory", place=place, expected="teachers, a directory a task", remedy=remedy)
-    single = re.compile(rf"{re.escape(task)}_[\d.]+(_\d+)?")
+    single = re.compile(rf"{re.escape(task)}_([\d.]+(_\d+)?|[0-9a-f]{{12}})")
     below = sorted(path / task for path in folder.iterdir() if single.fullmatch(path.name))
     candidates = [*([folder] if only else []), folder / task, folder / task / task, *below]
     found = [path for path in candidates if is_model(path)]
     if len(found) != 1:
         several = f"several teachers of {task}: {', '.join(map(str, found))}"
+        if found:
+            remedy = f"put links to those that are to teach into a directory, each named as its task: {task}/"
         raise UserError(several if found else f"no teacher of {task}", place=place,
-                        expected=f"one model: {task}/ or {task}_<pct>_<seed>/{task}/", remedy=remedy)  # fmt: skip
+                        expected=f"one model: {task}/, {task}_<pct>_<seed>/{task}/ or {task}_<key>/{task}/",
+                        remedy=remedy)  # fmt: skip
     return found[0]
 
 
 def is_model(folder):
-    """Whether a trained model lies there, whole."""
-    return any((Path(folder) / name).is_file() for name in ("adapter_model.safetensors", "model.safetensors"))
+    """Whether a trained model lies there."""
+    return weights(folder) is not None
+
+
+def weights(folder):
+    """The file of a trained model's weights, or None."""
+    paths = (Path(folder) / name for name in ("adapter_model.safetensors", "model.safetensors"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+# --- what was finished -----------------------------------------------------------------------------------
+
+
+def refuse_stage(folder, flag, remedy):
+    """A `UserError` where a directory is that of one task of a sequence."""
+    above = Path(folder).resolve().parent
+    try:
+        names = list(stages(Namespace(**stored(above).get("flags", {}))))
+    except (AttributeError, TypeError):
+        return
+    if Path(folder).resolve().name in names:
+        raise UserError(f"this is one task of {Path(folder).parent}", place=f"{flag} {folder}",
+                        expected="the sequence's directory", remedy=remedy)  # fmt: skip
+
+
+def check_models(folder, known, finished):
+    """A `UserError` where the model of a finished stage is not there, or not whole.
+
+    Args:
+        folder: the sequence's directory.
+        known: its flags.
+        finished: names of its finished stages.
+    """
+    for number, stage in enumerate(finished):
+        path = weights(stage_directory(folder, stage))
+        if path and whole(path):
+            continue
+        again = f"python train_lifelong.py --resume {folder}"
+        later = " and ".join(finished[number:])
+        # What ewc and mas knew of the tasks before is gone when the next one is finished.
+        if number and known.seq_train_type not in ("ewc", "mas"):
+            remedy = f"copy it again; or remove {later} from {Path(folder) / STATE} and the director"
+            remedy += f"{'ies' if number + 1 < len(finished) else 'y'} of that name, and learn anew: {again}"
+        else:
+            remedy = f"copy it again; or remove {folder} and learn the sequence anew"
+        found = f"the weights of {stage}, which is finished, are {'not whole' if path else 'missing'}"
+        raise UserError(found, place=path or stage_directory(folder, stage), remedy=remedy)
+
+
+def whole(path):
+    """Whether a safetensors file is as long as its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt"):
+            return True
+    except (SafetensorError, OSError, ValueError):
+        return False

@@ -67,6 +67,10 @@ TASKS = {task.name: task for task in _ALL}
 def get(name, place="--tasks"):
     """The `LifelongTask` called `name`; an unknown name is a `UserError` at `place`."""
     if name not in TASKS:
+        if "," in str(name):
+            apart = " ".join(part for part in str(name).replace(",", " ").split())
+            raise UserError(f"no task is called {name!r}", place=place, expected="names with spaces between them",
+                            remedy=f"{place} {apart}")  # fmt: skip
         close = difflib.get_close_matches(str(name), TASKS, n=3, cutoff=0.5)
         raise UserError(f"no task is called {name!r}", place=place, expected=f"one of {', '.join(TASKS)}",
                         remedy=f"did you mean {' or '.join(close)}?" if close else "correct the name")  # fmt: skip
@@ -103,7 +107,7 @@ def find(data_dir, task, split):
         return path
     if split == "distil":
         train = task.filename("train")
-        remedy = f"let a teacher write it from {train} (python sentence_distiller.py --help), or learn without Seq-KD"
+        remedy = f"let a teacher write it from {train}: --train_teachers, or --teacher_dir DIR with trained ones"
     else:
         remedy = "check the data directory, or make the file from the original data: python -m data.convert --help"
     raise _missing(data_dir, task.filename(split), f"the {split} split of {task.name}", remedy)

@@ -9,7 +9,8 @@ import ignite.distributed as idist
 import torch
 
 from adapters import checkpoint
-from lifelong import answers, routing, samples, tasks
+from adapters.backbones import family_of
+from lifelong import answers, routing, samples, sequence, tasks
 from lifelong.batches import BackOff
 from lifelong.encoding import gen_token
 from lifelong.losses import Teacher
@@ -26,6 +27,11 @@ def load_teacher(learner, folder, task, args, dtype=torch.float32):
     """
     model, tokenizer = checkpoint.load(folder)
     check_holds(model, folder, task)
+    positions = family_of(model.config).positions(model.config)
+    if positions < learner.positions:
+        raise UserError(f"it has {positions} positions", place=f"the teacher {folder}",
+                        expected=f"at least {learner.positions}, as long as samples may be here",
+                        remedy=f"--max_len {positions}, or another teacher")  # fmt: skip
     known, ours = tokenizer.get_vocab(), gen_token(task, args.add_task_tokens)
     names = (ours, gen_token(task, True), gen_token(task, False))
     theirs = next((token for token in names if token in known), ours)
@@ -68,12 +74,18 @@ def distilled(args, task, folder, dtype):
 
     Args:
         task: a `LifelongTask`.
-        folder: the teacher's directory; the file lies there, named by the questions.
+        folder: the teacher's directory; the file lies there, named by the questions, the teacher's weights, the
+            longest length and the precision.
     """
     qas = samples.load(tasks.find(args.data_dir, task, "train"), "train")[: args.limit]
-    path = Path(folder) / f"distil_{content_key(contents(qas))}.json"
+    with open(sequence.weights(folder), "rb") as file:
+        weights = hashlib.file_digest(file, "sha256").hexdigest()
+    # What shapes its answers.
+    key = content_key([contents(qas), weights, args.max_len, str(dtype), "greedy"])
+    path = Path(folder) / f"distil_{key}.json"
     with idist.one_rank_first():
-        if not path.exists():
+        there = path.exists()
+        if not there:
             teacher = answers.Answerer.load(folder, idist.device(), dtype, args.max_len)
             check_holds(teacher.model, folder, task.name)
 
@@ -83,7 +95,8 @@ def distilled(args, task, folder, dtype):
 
             texts = BackOff(32, "questions at once", say=say).run(work)
             samples.save(path, [replace(qa, answers=(text,)) for qa, text in zip(qas, texts)])
-    say(f"{task.name}: {len(qas):,} texts of the teacher in {path}")
+    texts = f"{len(qas):,} text{'s' * (len(qas) != 1)} of the teacher"
+    say(f"{task.name}: {texts} {'there already: ' if there else 'in '}{path}")
     return path
 
 

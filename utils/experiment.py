@@ -39,7 +39,7 @@ def open_run(args, given, script="train.py"):
     """
     if not args.resume:
         return args, None
-    run, stored = Run.open(args.resume, args.keep_checkpoints)
+    run, stored = Run.open(args.resume, args.keep_checkpoints, script)
     refuse_foreign(stored, script, args.resume)
     known = {k: v for k, v in stored.get("flags", {}).items() if k in vars(args)}
     check_flags(given, known, FREE_WHEN_RESUMING, f"--resume {args.resume}")

@@ -67,17 +67,22 @@ class Run:
             )
 
     @classmethod
-    def open(cls, directory, keep=3):
-        """An existing run directory and its run.json: (run, record)."""
+    def open(cls, directory, keep=3, script="train.py"):
+        """An existing run directory and its run.json: (run, record).
+
+        Args:
+            script: which one's run it has to be, for messages.
+        """
         path = Path(directory) / "run.json"
         if not path.is_file():
-            raise UserError("no run.json here", place=f"--resume {directory}", expected="a run directory of train.py")
+            raise UserError("no run.json here", place=f"--resume {directory}",
+                            expected=f"a run directory of {script}")  # fmt: skip
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(record, dict) or not isinstance(record.get("flags"), dict):
                 raise ValueError("no flags in it")
         except (ValueError, OSError) as error:
-            raise UserError(f"not a run.json of train.py: {error}", place=path, remedy="start a new run") from error
+            raise UserError(f"not a run.json of {script}: {error}", place=path, remedy="start a new run") from error
         run = cls(directory, keep)
         writable_directory(run.directory, "--resume")
         return run, record
