@@ -24,6 +24,7 @@ ASKED = ("split", "limit", "ref1", "decoding")
 
 def parser():
     p = flags.parser(__doc__)
+    p.prog = "python -m lifelong.compare"
     p.add_argument("places", nargs="*", metavar="DIR", help="directories with a matrix.json, called as they are named")
     p.add_argument("--runs", nargs="+", metavar="NAME=DIR", default=[], help="the same with names of your own")
     p.add_argument("--output", default="results/lifelong.md", help="the table; the picture lies beside it")

@@ -282,8 +282,8 @@ class Sequence:
         before = Counter(self.learner.encoder.counts)
         rows = self.encode(name)
         if cut := self.learner.encoder.counts - before:
-            how = ", ".join(f"{count:,} × {what}" for what, count in cut.items())
-            say(f"{name}: of {counted(len(rows), 'sample')} cut to --max_len {self.learner.positions}: {how}")
+            parts = ", ".join(f"the {what.split()[0]} of {count:,}" for what, count in cut.items())
+            say(f"{name}: cut to fit {self.learner.positions} tokens (--max_len): {parts} of {len(rows):,} samples")
         return rows
 
     def upsampled(self, rows, name, names):

@@ -131,7 +131,9 @@ def test_several_seeds_give_mean_and_deviation(runs, data, tmp_path):
     found = json.loads((tmp_path / "matrix.json").read_text())
     assert found["seeds"] == [1, 2] and len(found["runs"]) == 2 and found["sd"]["average_accuracy"] is not None
     assert "±" in (tmp_path / "matrix.md").read_text() and (tmp_path / "matrix.png").is_file()
-    assert json.loads((runs / "one" / "matrix.json").read_text())["seeds"] == [1]
+    for name, seed in (("one", 1), ("two", 2)):
+        assert json.loads((tmp_path / name / "matrix.json").read_text())["seeds"] == [seed]
+        assert len(table(tmp_path / name / "sst" / "qa_ag_final.csv")) == 2
 
 
 def test_what_is_learnt_at_once_has_only_an_end(runs, data):
@@ -169,9 +171,88 @@ def test_what_cannot_be_evaluated_is_one_message(runs, data, tmp_path, capsys):
     (tmp_path / "run.json").write_bytes((runs / "one" / "run.json").read_bytes())
     assert "ag has not been learnt yet" in refused(capsys, "--model_dirs", tmp_path, "--data_dir", data)
     assert "train_lifelong.py" in refused(capsys, "--model_dirs", runs / "one" / "ag" / "epoch_1")
+    assert f"one task of {runs / 'one'}" in refused(capsys, "--model_dirs", runs / "one" / "ag")
+    (tmp_path / "run.json").write_text("[]")
+    text = refused(capsys, "--model_dirs", tmp_path)
+    assert f"--model_dirs {tmp_path}" in text and "(str)" not in text and "'" not in text
     some = write(tmp_path / "data", tasks=("ag",))
     text = refused(capsys, "--model_dirs", runs / "one", "--data_dir", some)
     assert "no sst_to_squad-test-v2.0.json" in text
     samples.save(some / TASKS["sst"].filename("test"), [QA("a", "b", ("golden " * 60,))])
     text = refused(capsys, "--model_dirs", runs / "one", "--data_dir", some)
-    assert "an answer has" in text and "sst_to_squad-test-v2.0.json:data[0]" in text
+    assert "an answer has" in text and "sst_to_squad-test-v2.0.json:data[0]" in text and "--max_len" in text
+    with_more = text.split("--max_len ")[-1].split()[0].strip(",")
+    # What the message says is enough, is; one less is not.
+    evaluated("--model_dirs", runs / "one", "--data_dir", some, "--max_len", with_more, "--output_dir", tmp_path / "o")
+    assert "an answer has" in refused(capsys, "--model_dirs", runs / "one", "--data_dir", some, "--max_len",
+                                      int(with_more) - 1)  # fmt: skip
+    samples.save(some / TASKS["sst"].filename("test"), [QA("a", "b", ("golden " * 6000,))])
+    assert "take the sample out" in refused(capsys, "--model_dirs", runs / "one", "--data_dir", some)
+    assert "at least 9" in refused(capsys, "--model_dirs", runs / "one", "--data_dir", data, "--max_len", 3)
+
+
+def everything(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_output_directory_takes_everything(runs, data, tmp_path, capsys):
+    evaluated("--model_dirs", runs / "one")
+    before = everything(runs / "one")
+    evaluated("--model_dirs", runs / "one", "--limit", 2, "--ref1", "--top_k_qa", 5, "--test_all", "--before",
+              "--output_dir", tmp_path / "out")  # fmt: skip
+    assert everything(runs / "one") == before
+    found = json.loads((tmp_path / "out" / "matrix.json").read_text())
+    assert (found["split"], found["limit"], found["ref1"], found["decoding"]["top_k"]) == ("test", 2, True, 5)
+    for stage in ("before", "ag", "sst"):
+        assert (tmp_path / "out" / "one" / stage / "metrics.json").is_file()
+    found = json.loads((runs / "one" / "matrix.json").read_text())
+    assert (found["split"], found["limit"], found["ref1"], found["decoding"]) == ("test", None, False, "greedy")
+    text = refused(capsys, "--model_dirs", runs / "one", runs / "two", "--output_dir", runs / "one")
+    assert "one of the sequences themselves" in text
+
+
+def test_only_seeds_may_differ_in_one_matrix(runs, data, tmp_path, capsys):
+    more = ("--data_dir", data, "--output_dir", tmp_path / "out")
+    assert "named twice" in refused(capsys, "--model_dirs", runs / "one", f"{runs / 'two'}/../one", *more)
+    text = refused(capsys, "--model_dirs", runs / "one", runs / "together", *more)
+    assert "--seq_train_type multitask" in text and "lifelong.compare" in text
+    text = refused(capsys, "--model_dirs", runs / "one", "--tasks", "sst", "ag")
+    assert "learnt with --tasks ag sst, not --tasks sst ag" in text
+    evaluated("--model_dirs", runs / "one", "--tasks", "ag", "sst", "--limit", 1, *more)
+
+
+def test_examples_are_those_of_the_last_model(runs, data, tmp_path, capsys):
+    evaluated("--model_dirs", runs / "one", "--samples", 1, "--output_dir", tmp_path)
+    assert capsys.readouterr().out.count("\nquestion ") == 2
+
+
+def test_a_finished_model_that_is_missing_or_cut_off_is_noticed(runs, data, tmp_path, capsys):
+    for task in ("ag", "sst"):
+        (tmp_path / task).mkdir()
+        for name in ("model.safetensors", "config.json", "run.json"):
+            (tmp_path / task / name).write_bytes((runs / "one" / task / name).read_bytes())
+    for name in ("run.json", "sequence.json"):
+        (tmp_path / name).write_bytes((runs / "one" / name).read_bytes())
+    resume = ("--resume", str(tmp_path))
+    for task, remedy in (("sst", "remove sst from"), ("ag", f"remove {tmp_path}")):
+        path = tmp_path / task / "model.safetensors"
+        whole = path.read_bytes()
+        for content, said in ((whole[:-100], "not whole"), (None, "missing")):
+            path.unlink() if content is None else path.write_bytes(content)
+            text = refused(capsys, "--model_dirs", tmp_path)
+            assert f"the weights of {task}, which is finished, are {said}" in text and remedy in text
+            with pytest.raises(SystemExit) as stopped:
+                train_lifelong.main(resume)
+            assert stopped.value.code == 2 and capsys.readouterr().err == text
+        path.write_bytes(whole)
+
+
+def test_a_title_says_how_it_was_learnt():
+    from argparse import Namespace
+
+    known = dict(seq_train_type="lll", model_checkpoint="some/gpt2", adapter_bottleneck=8, own_adapters="fresh",
+                 distil=True, seq_distil=False, real_sample=True, unbound=None)  # fmt: skip
+    run = scoring.Learnt(None, Namespace(**known))
+    assert run.title == "lll, gpt2, own adapters of 8, Word-KD, real samples" and run.only_end is None
+    run = scoring.Learnt(None, Namespace(**known | dict(adapter_bottleneck=None, distil=False, unbound=3)))
+    assert run.title == "lll, gpt2, real samples, unbound, 3 parts" and "3 parts" in run.only_end

@@ -7,8 +7,8 @@ from lifelong.matrix import Matrix, summary
 from utils.files import write_json
 
 
-def written(folder, *rows, tasks=("ag", "sst")):
-    write_json(folder / "matrix.json", summary([Matrix(list(tasks), r, metrics=["em", "em"]) for r in rows]))
+def written(folder, *rows, tasks=("ag", "sst"), **asked):
+    write_json(folder / "matrix.json", summary([Matrix(list(tasks), r, metrics=["em", "em"]) for r in rows]) | asked)
     return folder
 
 
@@ -47,7 +47,8 @@ def test_what_cannot_be_compared_is_one_message(case, places, tmp_path, capsys):
         (lamol / "matrix.json").write_text('{"tasks": ["ag"], "mean"')
         said = "cannot be read"
     elif case == "same name":
-        argv, said = [finetune, finetune], "two places have one name"
+        other = tmp_path / "b" / "lamol"
+        argv, said = [finetune, lamol, other], f"{lamol} and {other} are both called lamol"
     elif case == "no name":
         argv, said = ["--runs", finetune], "expected NAME=DIR"
     else:
@@ -55,3 +56,30 @@ def test_what_cannot_be_compared_is_one_message(case, places, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         compare.main([*map(str, argv), "--output", str(tmp_path / "out.md")])
     assert stopped.value.code == 2 and said in capsys.readouterr().err and not (tmp_path / "out.md").exists()
+
+
+def test_only_what_was_asked_alike_is_compared(places, tmp_path, capsys):
+    asked, rows = dict(split="test", limit=None, ref1=False, decoding="greedy"), [[1.0, 2.0], [3.0, 4.0]]
+    one, other = (written(tmp_path / name, rows, **asked) for name in ("one", "other"))
+    # A file from before this was written down is taken as it is.
+    argv = [str(one), str(other), str(places[0]), "--output", str(tmp_path / "out.md")]
+    assert compare.main(argv) in (None, 0)
+    (tmp_path / "out.md").unlink()
+    for key, value, said in (("limit", 8, "other was evaluated with limit 8"), ("split", "train", "split train"),
+                             ("ref1", True, "ref1 on"), ("decoding", dict(top_k=5), "decoding top_k 5")):  # fmt: skip
+        written(other, rows, **asked | {key: value})
+        with pytest.raises(SystemExit) as stopped:
+            compare.main(argv)
+        assert stopped.value.code == 2 and said in capsys.readouterr().err and not (tmp_path / "out.md").exists()
+
+
+def test_a_table_that_cannot_be_written_is_one_message(places, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "taken.png").mkdir()
+    for output, said in ((tmp_path, "a directory"), (tmp_path / "a.png", "a.md"), (tmp_path / "file" / "a.md", "file"),
+                         (tmp_path / "taken.md", "taken.png"), ("/proc/none/a.md", "--output")):  # fmt: skip
+        with pytest.raises(SystemExit) as stopped:
+            compare.main([str(places[0]), "--output", str(output)])
+        text = capsys.readouterr().err
+        assert stopped.value.code == 2 and said in text and text.count("error:") == 1
+    assert not (tmp_path / "taken.md").exists() and not (tmp_path / "a.png").exists()

@@ -142,7 +142,8 @@ def test_adapters_are_learnt_beside_a_frozen_backbone_from_teachers_that_are_tra
     assert len(list((tmp_path / "run" / "tiny-gpt2_adapter_4" / "teachers").iterdir())) == 2
     argv[argv.index("--output_dir") + 1] = str(tmp_path / "again")
     again = run(SCRIPT, argv, tmp_path / "log")
-    assert "the teacher is there already" in again.out and "teacher of" not in again.out.replace("texts of the", "")
+    assert again.out.count("the teacher is there already") == 2 and again.out.count("teacher there already: ") == 2
+    assert "teacher of" not in again.out.replace("texts of the", "")
     assert different(tensors(tmp_path / "run" / "sst"), tensors(tmp_path / "again" / "sst")) == []
 
 
@@ -181,7 +182,7 @@ def test_data_that_cannot_be_learnt_are_one_message(tmp_path):
     samples.save(path, [*rest, samples.QA(one.context, one.question, ("positive", "negative"))])
     refused(bad(folder, tmp_path), "2 answers", "sst_to_squad-train-v2.0.json:data[2]", out=tmp_path / "out")
     samples.save(path, [*rest, samples.QA(one.context, one.question, ("golden " * 60,))])
-    refused(bad(folder, tmp_path), "an answer has", "sst_to_squad-train-v2.0.json:data[2]", "positions")
+    refused(bad(folder, tmp_path), "an answer has", "sst_to_squad-train-v2.0.json:data[2]", "or more for its context")
 
 
 def test_a_teacher_that_cannot_teach_is_one_message(data, tmp_path):
@@ -218,6 +219,9 @@ def test_a_teacher_that_cannot_teach_is_one_message(data, tmp_path):
         (("--seq_train_type", "ewc", "--real_sample"), "--real_sample goes with"),
         (("--teacher_dir", "x"), "a teacher goes with"),
         (("--tasks", "ag", "ag"), "ag more than once"),
+        (("--tasks", "ag,sst"), "--tasks ag sst"),
+        (("--max_len", "3"), "--max_len 3: 3 tokens are too few"),
+        (("--seq_distil",), "--train_teachers, or --teacher_dir DIR"),
     ],
 )
 def test_flags_without_a_meaning_are_refused(more, fragment, data, tmp_path, capsys):
@@ -239,3 +243,108 @@ def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path):
     job.kill(signal.SIGTERM)
     result = job.wait()
     assert result.code == 128 + signal.SIGTERM and f"train_lifelong.py --resume {out}" in result.out
+
+
+def learn(capsys, *argv):
+    """Learn in this process; returns what was printed."""
+    import train_lifelong
+
+    capsys.readouterr()
+    train_lifelong.main(list(map(str, argv)))
+    return capsys.readouterr().out
+
+
+def cannot(capsys, *argv):
+    with pytest.raises(SystemExit) as stopped:
+        learn(capsys, *argv)
+    text = capsys.readouterr().err
+    assert stopped.value.code == 2 and text.count("error: ") == 1
+    return text
+
+
+QUICK = ("--n_train_epochs", 1, "--only_final")
+
+
+def test_a_directory_of_another_run_or_of_one_task_is_not_gone_on_with(learnt, data, capsys):
+    out = learnt("finetune")
+    text = cannot(capsys, "--resume", out / "ag")
+    assert f"this is one task of {out}" in text and f"--resume {out}\n" in text
+    text = cannot(capsys, *command(data, out, "finetune", "--seed", 7))
+    assert f"--output_dir {out}: this directory holds another run" in text and "--seed 7" in text
+    assert "--resume" not in text and "choose another directory with --output_dir" in text
+    assert "train_lifelong.py" in cannot(capsys, "--resume", data)
+
+
+def test_an_output_directory_is_place_enough_and_flags_of_the_evaluation_do_nothing(data, tmp_path, capsys):
+    argv = command(data, tmp_path / "run", "finetune", *QUICK, "--test_all", "--ref1", "--test_training_set")
+    at = argv.index("--model_dir_root")
+    learn(capsys, *argv[:at], *argv[at + 2 :], "--distil", "--train_teachers")
+    assert len(list((tmp_path / "tiny-gpt2" / "teachers").iterdir())) == 2
+    flags = json.loads((tmp_path / "run" / "run.json").read_text())["flags"]
+    assert not {"test_all", "ref1", "test_training_set"} & flags.keys()
+
+
+def test_what_does_not_fit_and_what_is_held_or_replayed_is_said(tmp_path, capsys):
+    folder = write(tmp_path / "data")
+    samples.save(folder / TASKS["ag"].filename("train"),
+                 [*questions("ag", 3), samples.QA("a river " * 60, "what?", ("World",))])  # fmt: skip
+    said = learn(capsys, *command(folder, tmp_path / "gem", "gem", *QUICK, "--max_len", 96))
+    assert "the context of 1 of 4 samples" in said and "ag: 1 of 4 samples kept" in said
+    assert "sst: cut" not in said and said.count("kept") == 1 and "of 3 steps" in said
+    write(folder, tasks=("schema",), train=10)
+    one = ("--real_sample", "--limit", 2, "--gen_lm_sample_percentage", 0.1)
+    said = learn(capsys, *command(folder, tmp_path / "lll", "lll", *QUICK, *one, tasks=("ag", "sst", "schema")))
+    assert "ag: 1 real sample replayed" in said and "warning: nothing is replayed: 0.1 of 2 samples" in said
+    assert "1 steps" not in said and "1 samples" not in said and "(1 step, 2 samples" in said
+
+
+def test_an_answer_too_long_to_be_evaluated_is_said_before_learning(tmp_path, capsys):
+    folder = write(tmp_path / "data")
+    samples.save(folder / TASKS["sst"].filename("test"), [samples.QA("a", "b?", ("golden " * 60,))])
+    said = learn(capsys, *command(folder, tmp_path / "run", "finetune", *QUICK))
+    warning = "sst_to_squad-test-v2.0.json:data[0].paragraphs[0].qas[0], to be evaluated: an answer has"
+    assert said.index(warning) < said.index("task 1 of 2") and "evaluate_lifelong.py --max_len " in said
+    longer = said.split("evaluate_lifelong.py --max_len ")[1].split()[0]
+    import evaluate_lifelong
+
+    evaluate_lifelong.main(["--model_dirs", str(tmp_path / "run"), "--max_len", longer, "--fp32"])
+
+
+def test_teachers_are_found_where_train_teachers_put_them(data, tmp_path, capsys):
+    learn(capsys, *command(data, tmp_path / "one", "finetune", *QUICK, "--seq_distil", "--train_teachers"))
+    teachers = tmp_path / "one" / "tiny-gpt2" / "teachers"
+    (text,) = teachers.glob("ag_*/ag/distil_*.json")
+    more = ("--seq_distil", "--distil", "--teacher_dir", teachers)
+    said = learn(capsys, *command(data, tmp_path / "two", "finetune", *QUICK, *more))
+    assert "learnt from the teacher" in said and said.count("there already: ") == 2
+    # Texts of another length, or of other weights, are other texts.
+    learn(capsys, *command(data, tmp_path / "three", "finetune", *QUICK, "--max_len", 40, *more))
+    assert len(list(teachers.glob("ag_*/ag/distil_*.json"))) == 2
+    weights = next(teachers.glob("ag_*/ag/model.safetensors"))
+    weights.write_bytes(next(teachers.glob("sst_*/sst/model.safetensors")).read_bytes())
+    learn(capsys, *command(data, tmp_path / "four", "finetune", *QUICK, *more))
+    assert len(list(teachers.glob("ag_*/ag/distil_*.json"))) == 3
+    import shutil
+
+    shutil.copytree(weights.parents[1], teachers / "ag_0.05_42")
+    text = cannot(capsys, *command(data, tmp_path / "five", "finetune", *more))
+    assert "several teachers of ag: " in text and "ag_0.05_42" in text and not (tmp_path / "five").exists()
+
+
+def test_a_teacher_with_too_few_positions_is_found_before_learning(data, tmp_path, capsys):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from adapters import backbones, checkpoint, embedded
+    from adapters.attach import attach
+    from lifelong.encoding import special_tokens
+
+    short = AutoModelForCausalLM.from_pretrained(embedded.folder("tiny-gpt2")).config
+    short.n_positions = short.max_position_embeddings = 32
+    AutoModelForCausalLM.from_config(short).save_pretrained(tmp_path / "short")
+    AutoTokenizer.from_pretrained(embedded.folder("tiny-gpt2")).save_pretrained(tmp_path / "short")
+    model, tokenizer = backbones.load(str(tmp_path / "short"))
+    attach(model, tokenizer, {"lifelong": special_tokens(["ag"])})
+    for task in ("ag", "sst"):
+        checkpoint.save(model, tokenizer, tmp_path / "teachers" / task)
+    text = cannot(capsys, *command(data, tmp_path / "out", "lll", "--distil", "--teacher_dir", tmp_path / "teachers"))
+    assert "it has 32 positions" in text and "--max_len 32" in text and not (tmp_path / "out").exists()
