@@ -28,14 +28,16 @@ def parser():
     g = p.add_argument_group("what to evaluate")
     g.add_argument("--task", help="the task; see --list_tasks")
     g.add_argument("--model_checkpoint", help="a run directory, a released checkpoint, or a bare backbone")
-    g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
+    g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/); of a "
+                                          "model of train_t5.py: the data's folder (default: the run's)")  # fmt: skip
     g.add_argument("--split", choices=["train", "valid", "test"], help="which split (default: the task's scored split)")
-    g.add_argument("--limit", type=flags.positive, help="only the first so many instances")
+    g.add_argument("--limit", type=flags.positive, help="only the first so many instances; of a model of "
+                   "train_t5.py: so many of each task, drawn by the run's --data_seed")  # fmt: skip
     g.add_argument("--adapter_bottleneck", type=flags.bottleneck, metavar="N",
                    help="only checked: the checkpoint knows its own")  # fmt: skip
     g.add_argument("--max_history", type=flags.positive,
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
-    flags.list_tasks(g)
+    flags.list_tasks(g, text_to_text=True)
     g = p.add_argument_group("ablations (a checkpoint knows its own; given, they are checked)")
     g.add_argument("--emb_only", action="store_true", help="trained were the task's rows alone")
     g.add_argument("--outputlayer_only", action="store_true", help="trained was the vocabulary table alone")
@@ -43,7 +45,8 @@ def parser():
     g.add_argument("--self_copy", action="store_true", help="with a pointer; a released checkpoint does not say so")
     flags.decoding_flags(p)
     g = p.add_argument_group("output")
-    g.add_argument("--output_dir", help="where results go (default: results/adapter_result or results/GPT2_result)")
+    g.add_argument("--output_dir", help="where results go (default: results/adapter_result or results/GPT2_result; "
+                                        "of a model of train_t5.py: results/<run>)")  # fmt: skip
     g.add_argument("--samples", type=flags.not_negative, default=3, help="how many outputs to print")
     g.add_argument("--cache_dir", help="where tokenised data lie (default: $VERSATILE_CACHE or ~/.cache/versatile)")
     g = p.add_argument_group("scoring alone")
@@ -70,8 +73,12 @@ def main(argv=None):
         from hyperformer import evaluation as t5_evaluation
 
         return t5_evaluation.evaluate_run(args, flags.given(parser, argv))
-    from data.task import get
+    from data import text_to_text
+    from data.task import all_tasks, get
 
+    text = args.task not in all_tasks() and args.task in ("all", *text_to_text.TASKS)
+    if text and args.model_checkpoint and not args.score_only:
+        raise t5_directory.why_not(args.model_checkpoint)
     task = get(args.task)
     if not (args.score_only and args.references):
         args.dataset_path = task.data_path(args.dataset_path)

@@ -15,6 +15,7 @@ run.json says that it was trained on them; what has none there either --task all
 import sys
 from pathlib import Path
 
+from hyperformer import directory as t5_directory
 from utils import flags
 from utils.errors import UserError, exit_on_user_error
 
@@ -65,6 +66,7 @@ def evaluate(args):
     dtype = devices.precision(args, device)
     if args.model_checkpoint not in embedded.NAMES:
         backbones.need_directory(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
+    t5_directory.refuse(args.model_checkpoint)
     if not checkpoint.is_checkpoint(args.model_checkpoint):
         raise UserError("this holds no trained tasks", place=f"--model_checkpoint {args.model_checkpoint}",
                         expected="what combine_all.py, train_vlm.py or train.py wrote, or a released VLM")  # fmt: skip

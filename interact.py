@@ -20,6 +20,7 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
+from hyperformer import directory as t5_directory
 from utils import flags
 from utils.errors import UserError, exit_on_user_error
 
@@ -132,6 +133,7 @@ class Talk:
         self.dtype = devices.precision(args, device)
         if args.model_checkpoint not in embedded.NAMES:
             backbones.need_directory(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
+        t5_directory.refuse(args.model_checkpoint)
         if not checkpoint.is_checkpoint(args.model_checkpoint):
             raise UserError("this holds no trained tasks", place=f"--model_checkpoint {args.model_checkpoint}",
                             expected="a directory that combine_all.py, train_vlm.py or train.py wrote, "

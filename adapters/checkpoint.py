@@ -26,6 +26,7 @@ import torch
 from adapters import backbones, embedded, self_copy
 from adapters.attach import TaskModelInfo, _condition, attach, join, keep_tasks, new_adapters, trainable
 from adapters.task_embeddings import TaskEmbedding, TaskHead
+from hyperformer import directory as t5_directory
 from utils.errors import UserError, brief
 from utils.files import atomic_write, write_json
 
@@ -219,6 +220,7 @@ def load(directory, task=None, pointer=False, flag=None):
     from adapters import released
 
     path = Path(directory)
+    t5_directory.refuse(directory, flag)
     if (path / CONFIG).is_file():
         model, tokenizer = _load_adapter(path)
     elif path.is_dir() and released.is_released(path):
@@ -246,9 +248,8 @@ def is_checkpoint(directory):
     path = Path(directory)
     if (path / CONFIG).is_file():
         return True
-    if not (path / "config.json").is_file():
-        return False
-    return released.is_released(path) or "versatile" in _read_json(path / "config.json")
+    config = path / "config.json"
+    return config.is_file() and (released.is_released(path) or "versatile" in _read_json(config))
 
 
 def load_onto(model, tokenizer, directory):

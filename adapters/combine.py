@@ -21,6 +21,7 @@ import torch
 from adapters import backbones, checkpoint, released, self_copy
 from adapters.attach import TaskConditioned, attach
 from adapters.trained import _kind
+from hyperformer import directory as t5_directory
 from utils.errors import UserError
 
 
@@ -70,6 +71,7 @@ def open_source(directory, tasks=None):
     gc.collect()
     path, flag = Path(directory), _flag(directory, tasks and tasks[0])
     backbones.need_directory(path, flag, "a run directory, a VLM or a released checkpoint")
+    t5_directory.refuse(path, flag)
     if not (path / checkpoint.CONFIG).is_file() and not released.is_released(path):
         # Its own errors first: a run that has not saved yet, a damaged config.
         backbones.read_config(path, flag)

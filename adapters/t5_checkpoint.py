@@ -44,12 +44,12 @@ TABLES = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens
 # ---- the backbone
 
 
-def load_backbone(name, random_init=None):
+def load_backbone(name, random_init=None, place=None):
     """A T5 and its tokenizer: `backbones.load`, and a `UserError` where the model is no T5."""
-    place = f"--model_checkpoint {name}"
+    place = place or f"--model_checkpoint {name}"
     folder = embedded.folder(name) if name in embedded.NAMES else name
     check_kind(backbones.read_config(folder, place), place)
-    return backbones.load(name, random_init)
+    return backbones.load(name, random_init, place)
 
 
 def backbone_state(model):

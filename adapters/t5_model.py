@@ -436,4 +436,7 @@ def describe(model):
     parts = " + ".join(f"{kind.replace('_', ' ')} {n:,}" for kind, n in counts.items() if n) or "nothing"
     share = 100 * trained / total
     size = f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total:,}"
+    if trained > total:
+        # Of a small T5: its adapters are no share of it.
+        return f"trained: {parts} = {trained:,} parameters; the T5 itself has {total:,}"
     return f"trained: {parts} = {share:.2f} % of {size} ({share / len(model.tasks):.2f} % a task)"

@@ -58,8 +58,9 @@ class DataTrainingArguments:
     task_embeddings: list[str] | None = arg(None, "an embedding's name for each of --tasks; equal names share one")
     max_source_length: int = arg(128, "tokens of an input at the most")
     max_target_length: int = arg(128, "tokens of a training target at the most")
-    val_max_target_length: int = arg(128, "tokens of a validation target, and of an output without a label set")
-    test_max_target_length: int = arg(128, "the same of test")
+    val_max_target_length: int = arg(128, "tokens of a validation target at the most, for its loss; outputs are as "
+                                          "long as the task's longest answer")  # fmt: skip
+    test_max_target_length: int = arg(128, "the same of test targets")
     n_train: int = arg(-1, "training examples of each task; -1: all")
     n_val: int = arg(-1, "validation examples of each task; -1: all")
     n_test: int = arg(-1, "test examples of each task; -1: all")
@@ -79,7 +80,8 @@ class AdapterArguments:
     non_linearity: str = arg("swish", "activation of the adapters", choices=["swish", "gelu_new", "relu"])
     add_layer_norm_before_adapter: bool = arg(False, "layer norm before the adapter")
     add_layer_norm_after_adapter: bool = arg(True, "layer norm after the adapter")
-    conditional_layer_norm: bool = arg(False, "the adapters' layer norms are generated, too")
+    conditional_layer_norm: bool = arg(False, "the adapters' layer norms are generated, too; with HyperFormer and "
+                                            "HyperFormer++ they always are, true or false")  # fmt: skip
     unique_hyper_net: bool = arg(False, "HyperFormer: a hypernetwork a stack, a generator for each place")
     efficient_unique_hyper_net: bool = arg(False, "HyperFormer++: one hypernetwork and one generator a stack")
     unique_hyper_net_layer_norm: bool = arg(True, "layer norm on the hypernetwork's embedding")
@@ -199,6 +201,8 @@ FREE_WHEN_RESUMING = {
     "resume", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "save_steps", "save_total_limit",
     "cache_dir", "per_device_eval_batch_size", "eval_output_dir", "do_test", "disable_tqdm", "dataloader_num_workers",
     "report_to", "config",
+    # Where the data lie; that they are the same is known by their content.
+    "data_dir", "train_files", "validation_files",
 }  # fmt: skip
 
 
@@ -227,7 +231,7 @@ class Arguments:
         own = {f.name: getattr(p, f.name) for p in parts for f in dataclasses.fields(p) if f.name not in HF_NAMES}
         kept = ("output_dir", "data_seed", "seed", "bf16", "fp16", "report_to", "predict_with_generate")
         fixed = {name: getattr(self.training, name) for name in kept}
-        return {**self.given, **own, **fixed, "resume": None, "resume_from_checkpoint": None, "config": self.config}
+        return written({**self.given, **own, **fixed, "config": self.config})
 
     def place(self, name):
         """Where an argument was given, for errors."""
@@ -246,9 +250,42 @@ def parse(argv=None, doc=None):
     if directory := resumed(given):
         given = stored(directory, given, names, "train_t5.py")
         config = given.pop("config", None) or config
+    else:
+        follow(given, typed)
     arguments = Arguments(*config_flags.build(names, given, config), given, config, typed)
     check(arguments)
     return arguments
+
+
+# What goes with another argument, and is not taken from a config where that one is typed.
+FOLLOWS = {"tokenizer_name": "model_name_or_path", "eval_tasks": "tasks"}
+
+
+def follow(given, typed):
+    """A model that is typed brings its own tokenizer, tasks that are typed are those that are evaluated."""
+    for name, leader in FOLLOWS.items():
+        if leader in typed and name not in typed and given[leader]:
+            given.pop(name, None)
+
+
+PATHS = ("data_dir", "task_embedding_dir", "train_files", "validation_files")
+
+
+def written(flags):
+    """Flags as run.json holds them: paths of data hold from any directory, whole numbers are written so."""
+    found = {**flags, "resume": None, "resume_from_checkpoint": None}
+    for name in PATHS:
+        if value := found.get(name):
+            found[name] = [_absolute(v) for v in value] if isinstance(value, list) else _absolute(value)
+    for name, value in found.items():
+        if isinstance(value, float) and value.is_integer() and name.endswith("_steps"):
+            # transformers takes shares, too, and reads every number as one that may be.
+            found[name] = int(value)
+    return found
+
+
+def _absolute(path):
+    return str(Path(path).resolve())
 
 
 def resumed(given):
@@ -274,9 +311,10 @@ def stored(directory, given, names, script):
     from utils.experiment import refuse_foreign
     from utils.runs import Run, check_flags
 
-    _, record = Run.open(directory)
+    _, record = Run.open(directory, script=script)
     refuse_foreign(record, script, directory)
-    check_flags(given, record["flags"], FREE_WHEN_RESUMING, f"--resume {directory}")
+    given = {**given, **{k: v for k, v in written(given).items() if k in PATHS}}
+    check_flags(given, written(record["flags"]), FREE_WHEN_RESUMING, f"--resume {directory}")
     kept = {k: v for k, v in record["flags"].items() if k in names.fields() or k == "config"}
     free = {k: v for k, v in given.items() if k in FREE_WHEN_RESUMING}
     here = dict(output_dir=str(directory), resume=str(directory), overwrite_output_dir=False)
@@ -287,6 +325,8 @@ def check(arguments):
     """A `UserError` for values that do not fit each other, or that nothing can be done with."""
     model, data, adapter, training = arguments.model, arguments.data, arguments.adapter, arguments.training
     where = arguments.config or "flags"
+    for name in ("tasks", "eval_tasks"):
+        check_tasks(getattr(data, name), arguments.place(name))
     if not (training.do_train or training.do_eval or training.do_test):
         raise UserError("nothing to do", place=where, expected="--do_train, --do_eval or --do_test")
     if not training.output_dir:
@@ -311,6 +351,18 @@ def check(arguments):
     if missing and training.train_adapters:
         raise UserError(f"{', '.join(missing)} is not trained, so it has no adapter", expected=", ".join(data.tasks),
                         place=arguments.place("eval_tasks"))  # fmt: skip
+
+
+def check_tasks(tasks, place):
+    """A `UserError` for names that are no text-to-text task's."""
+    from data import text_to_text
+
+    for name in tasks or []:
+        try:
+            text_to_text.get(name)
+        except UserError as error:
+            remedy = "separate the names with spaces" if "," in name else error.remedy
+            raise UserError(error.found, place=place, expected=error.expected, remedy=remedy) from None
 
 
 POSITIVE = ("reduction_factor", "max_source_length", "max_target_length", "val_max_target_length",

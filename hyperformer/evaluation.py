@@ -1,5 +1,6 @@
 """Decode and score text-to-text tasks with a T5: during training, at its end, and for evaluate.py."""
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from utils.files import atomic_write, write_json
 from utils.metrics import Score, perplexity, table, to_json
 
 # The names in which splits are asked for -> theirs in `data.text_to_text`.
+PREFIXES = {"train": "train", "validation": "eval", "test": "test"}
 SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "test": "test"}
 
 
@@ -64,9 +66,13 @@ def read(names, split, args, tokenizer, ids, *, lengths, limit, seed, held_out, 
         rows, cut = encode(data, ids[name], tokenizer, *lengths)
         beams = args.eval_beams or task.num_beams or 1
         parts[name] = Part(task, rows, list(data["source"]), task.max_target_length(tokenizer), beams)
-        cuts = [f", {n:,} {what}s cut to {length} tokens" for (what, n), length in zip(cut.items(), lengths) if n]
-        say(f"{split} {name}: {len(rows):,} examples{''.join(cuts)}")
+        cuts = [f", {_count(n, what)} cut to {length} tokens" for (what, n), length in zip(cut.items(), lengths) if n]
+        say(f"{split} {name}: {_count(len(rows), 'example')}{''.join(cuts)}")
     return parts
+
+
+def _count(n, what):
+    return f"{n:,} {what}" + "s" * (n != 1)
 
 
 @dataclass
@@ -278,6 +284,7 @@ def evaluate_run(args, given):
     import ignite.distributed as idist
 
     from adapters import t5
+    from hyperformer import directory
     from utils import devices, runs
     from utils.files import writable_directory
 
@@ -288,25 +295,27 @@ def evaluate_run(args, given):
     devices.quiet_libraries()
     device = idist.device()
     dtype = devices.precision(args, device)
-    known = runs.stored(run_of(args.model_checkpoint)).get("flags", {})
+    known = directory.run_flags(args.model_checkpoint)
+    data = Namespace(data_dir=data_of(args, known),
+                     eval_beams=args.num_beams if "num_beams" in given else known.get("eval_beams"))  # fmt: skip
     split = SPLITS[args.split or "test"]
     model, tokenizer = t5.load(args.model_checkpoint, None if args.task == "all" else args.task)
     names = model.tasks if args.task == "all" else [args.task]
-    data = Namespace(data_dir=args.dataset_path or known.get("data_dir"),
-                     eval_beams=args.num_beams if args.num_beams > 1 else known.get("eval_beams"))  # fmt: skip
     target = "test_max_target_length" if split == "test" else "val_max_target_length"
-    parts = read(
-        names, split, data, tokenizer, {n: model.task_id(n) for n in names},
-        lengths=(known.get("max_source_length", 128), known.get(target, 128)), limit=args.limit or -1,
-        seed=known.get("data_seed", 42), held_out=known.get("split_validation_test", False),
-        prefix=not known.get("train_adapters", model.settings.method != "finetune"),
-    )  # fmt: skip
+    with naming_the_flag():
+        parts = read(
+            names, split, data, tokenizer, {n: model.task_id(n) for n in names},
+            lengths=(known.get("max_source_length", 128), known.get(target, 128)), limit=args.limit or -1,
+            seed=known.get("data_seed", 42), held_out=known.get("split_validation_test", False),
+            prefix=not known.get("train_adapters", model.settings.method != "finetune"),
+        )  # fmt: skip
     args.output_dir = args.output_dir or f"results/{run_of(args.model_checkpoint).name}"
     writable_directory(args.output_dir, "--output_dir")
     devices.settle(model.to(device), device, dtype)
     evaluation = Evaluation(parts, tokenizer, args.batch_size, dtype)
-    scores = evaluation(model, "test")
-    show(evaluation, scores, "test", args.samples)
+    prefix = PREFIXES[split]
+    scores = evaluation(model, prefix)
+    show(evaluation, scores, prefix, args.samples)
     write_outputs(args.output_dir, evaluation)
     counts = t5.ledger(model)
     backbone = counts["backbone"] + counts["layer_norms"]
@@ -316,10 +325,37 @@ def evaluate_run(args, given):
                 precision=str(dtype).removeprefix("torch."), versions=runs.versions(), ledger=counts,
                 parameters=dict(adapters=added, task_rows=counts["task_embeddings"], backbone=backbone,
                                 total=counts["total"]))  # fmt: skip
-    for name, summary in summaries(evaluation, scores, "test", **more).items():
+    for name, summary in summaries(evaluation, scores, prefix, **more).items():
         write_json(Path(args.output_dir) / f"{name}_metrics.json", summary)
-    write_results(Path(args.output_dir) / f"{split}_results.json", scores)
+    name = "val" if split == "validation" else split
+    write_results(Path(args.output_dir) / f"{name}_results.json", scores)
     print(f"results in {args.output_dir}")
+
+
+def data_of(args, known):
+    """The data directory: the one that is named, or the run's own, which must be there still; None: the hub.
+
+    Args:
+        args: has dataset_path.
+        known: the run's flags.
+    """
+    folder = args.dataset_path or known.get("data_dir")
+    if folder and not Path(folder).is_dir():
+        place = f"--dataset_path {folder}" if args.dataset_path else f"the data that the model was trained on, {folder}"
+        raise UserError("no such folder", place=place, expected="GLUE's official folders, or a folder of local files",
+                        remedy="say where they lie: --dataset_path DIR")  # fmt: skip
+    return folder
+
+
+@contextlib.contextmanager
+def naming_the_flag():
+    """What reads the data knows the flag of train_t5.py."""
+    try:
+        yield
+    except UserError as error:
+        words = (error.found, error.place, error.expected, error.remedy)
+        found, place, expected, remedy = (w and str(w).replace("--data_dir", "--dataset_path") for w in words)
+        raise UserError(found, place=place, expected=expected, remedy=remedy) from error
 
 
 def run_of(directory):

@@ -16,6 +16,7 @@ SIZES = {
     "t5-v1_1-base": dict(d_model=768, d_ff=2048, d_kv=64, num_layers=12, num_heads=12),
     "t5-v1_1-large": dict(d_model=1024, d_ff=2816, d_kv=64, num_layers=24, num_heads=16),
 }
+FLAG = "--model_name_or_path {}"
 _V1_1 = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 
 
@@ -54,7 +55,10 @@ def pretrained(args):
     name = args.model_name_or_path
     if args.cache_dir:
         constants.HF_HUB_CACHE = str(args.cache_dir)
-    model, tokenizer = t5.load_backbone(name)
+    if (Path(name) / "adapter_config.json").is_file() and t5.is_checkpoint(name):
+        raise UserError("these are adapters that train_t5.py trained, not a bare T5", place=FLAG.format(name),
+                        remedy="name the T5 that they were trained on: adapter_config.json holds its name")  # fmt: skip
+    model, tokenizer = t5.load_backbone(name, place=FLAG.format(name))
     if args.tokenizer_name not in (None, name):
         tokenizer = load_tokenizer(args.tokenizer_name)
         rows = model.get_input_embeddings().weight.shape[0]
@@ -131,9 +135,19 @@ def load_tokenizer(source):
     """A fast tokenizer from a directory, a hub name, a spiece.model or a tokenizer.json."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
 
-    from adapters import embedded
+    from adapters import backbones, embedded
 
     place, path = f"--tokenizer_name {source}", Path(source)
+    expected = "a directory, a hub name, a spiece.model or a tokenizer.json"
+    if not path.exists() and source not in embedded.NAMES:
+        # A hub name has one slash at the most, and is no file's: nobody has to be asked about a mistyped path.
+        if path.suffix in (".model", ".json") or len(path.parts) > 2 or path.is_absolute() or source[0] in ".~":
+            raise UserError("no such file or directory", place=place, expected=expected)
+        try:
+            backbones.reach_hub(source, "tokenizer_config.json")
+        except OSError as error:
+            raise UserError("no such directory, and the hub cannot be reached", place=place, expected=expected,
+                            remedy="without a network: a file or a directory") from error  # fmt: skip
     try:
         if source in embedded.NAMES:
             tokenizer = AutoTokenizer.from_pretrained(embedded.folder(source))
@@ -150,7 +164,7 @@ def load_tokenizer(source):
     except Exception as error:
         # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
         raise UserError(f"the tokenizer cannot be read: {first_line(error)}", place=place,
-                        expected="a directory, a hub name, a spiece.model or a tokenizer.json") from error  # fmt: skip
+                        expected=expected) from error  # fmt: skip
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
         raise UserError("it has no end token or no padding token", place=place, expected="a T5's tokenizer")
     probe = tokenizer("a").input_ids

@@ -81,7 +81,7 @@ class Arguments:
         own = {f.name: getattr(p, f.name) for p in parts for f in dataclasses.fields(p)
                if f.name not in t5_arguments.HF_NAMES}  # fmt: skip
         fixed = {k: getattr(self.training, k) for k in ("output_dir", "data_seed", "seed", "bf16", "fp16")}
-        return {**self.given, **own, **fixed, "resume": None, "resume_from_checkpoint": None, "config": self.config}
+        return t5_arguments.written({**self.given, **own, **fixed, "config": self.config})
 
 
 def parse(argv=None, doc=None):
@@ -91,6 +91,8 @@ def parse(argv=None, doc=None):
     if directory := t5_arguments.resumed(given):
         given = t5_arguments.stored(directory, given, names, "pretrain_t5.py")
         config = given.pop("config", None) or config
+    else:
+        t5_arguments.follow(given, typed)
     arguments = Arguments(*config_flags.build(names, given, config), given, config, typed)
     check(arguments)
     return arguments
@@ -101,6 +103,7 @@ def check(arguments):
     model, text, training = arguments.model, arguments.text, arguments.training
     where = arguments.config or "flags"
     model.from_scratch = model.from_scratch or model.not_load_t5_checkpoint
+    t5_arguments.check_tasks(text.tasks, arguments.place("tasks"))
     if not training.output_dir:
         raise UserError("no run directory", place=where, expected="--output_dir")
     if not model.model_name_or_path and not (model.from_scratch and model.config_name):
@@ -158,7 +161,15 @@ def data(arguments, tokenizer):
     train, valid = texts(arguments)
     made = []
     for name, lines in (("train", train), ("validation", valid)):
-        rows = span_corruption.chunks(lines, tokenizer, length)
+        try:
+            rows = span_corruption.chunks(lines, tokenizer, length)
+        except UserError as error:
+            if name == "train" or text.validation_files:
+                raise
+            # Not the text is too short, but the share of it that is held out.
+            raise UserError(error.found, place=f"{arguments.place('validation_share')} {text.validation_share:g}",
+                            expected=f"{length} tokens at least to validate on, here of {len(lines):,} texts",
+                            remedy="raise --validation_share, or name --validation_files") from None  # fmt: skip
         made.append(span_corruption.Corrupted(rows, sentinels, tokenizer.eos_token_id, **how))
         say(f"{name}: {len(lines):,} texts, {rows.size:,} tokens in {len(rows):,} sequences of {length}")
     items = [made[1][i] for i in range(len(made[1]))]
@@ -246,7 +257,7 @@ def pretrain(arguments):
 
     args = arguments.training
     args.do_train = args.do_eval = True
-    t5_setup.check_directory(arguments)
+    t5_setup.check_directory(arguments, "pretrain_t5.py")
     model, tokenizer = t5_models.load(arguments.model, args.seed)
     set_seed(args.seed)
     with args.main_process_first():
@@ -256,6 +267,7 @@ def pretrain(arguments):
                                            args.world_size, args.process_index)  # fmt: skip
     run = Run(args.output_dir)
     if not args.resume and args.process_index == 0:
+        t5_setup.make_room(arguments)
         run = Run.create(args.output_dir, record(Namespace(**arguments.flags()), method="pretraining"))
     made = trainer(arguments, run, model, tokenizer, train, valid, sampler)
     say(f"run: {args.output_dir}  ({t5_setup.schedule(made)})", flush=True)

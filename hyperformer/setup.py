@@ -19,31 +19,59 @@ from utils.errors import UserError
 from utils.experiment import say
 from utils.files import could_be_made, write_json
 from utils.hf_training import resume_command, summary
-from utils.runs import Run, record
+from utils.runs import Run, record, stored
 
 SHAPE = "shape"
 
 
-def check_directory(arguments):
-    """What is wrong with the run directory is said before anything is loaded; an old run is removed if asked for."""
+def check_directory(arguments, script="train_t5.py"):
+    """What is wrong with the run directory is said before anything is loaded.
+
+    Args:
+        script: whose runs --overwrite_output_dir may remove; see `make_room`.
+    """
     args = arguments.training
     # `say` asks ignite, which finds out about processes when it is first asked: all of them must be there.
     idist.get_rank()
     if args.resume:
         return
-    if args.should_save and args.overwrite_output_dir and (Path(args.output_dir) / "run.json").exists():
-        remove_run(args.output_dir)
-    if args.process_index == 0:
-        Run.refuse_taken(args.output_dir)
-        could_be_made(args.output_dir, "--output_dir")
+    if args.process_index:
+        return
+    place, folder = f"--output_dir {args.output_dir}", Path(args.output_dir)
+    if (folder / "run.json").exists():
+        if not args.overwrite_output_dir:
+            raise UserError("this directory already holds a run", place=place,
+                            remedy=f"go on with it (--resume {folder}), name another directory, or start anew in its "
+                                   "place with --overwrite_output_dir")  # fmt: skip
+        check_removable(arguments, folder, script)
+    could_be_made(args.output_dir, "--output_dir")
 
 
-def remove_run(directory):
-    """Remove an old run: what train_t5.py writes, and nothing else that may lie beside it."""
-    folder = Path(directory)
+# A flag that only the runs of one script have.
+OWN_FLAG = {"train_t5.py": "adapter_config_name", "pretrain_t5.py": "noise_density"}
+
+
+def check_removable(arguments, folder, script):
+    """A `UserError` where --overwrite_output_dir would remove what is no run of this script, or what this run needs."""
+    place, flags = f"--output_dir {folder}", stored(folder).get("flags", {})
+    if OWN_FLAG[script] not in flags:
+        raise UserError(f"this directory holds something else than a run of {script}, which --overwrite_output_dir "
+                        "would remove", place=place, remedy="name another directory, or remove it by hand")  # fmt: skip
+    for name in ("model_name_or_path", "tokenizer_name", "config_name"):
+        used = getattr(arguments.model, name)
+        if used and Path(used).exists() and Path(used).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{used} lies in the run that --overwrite_output_dir would remove",
+                            place=arguments.place(name), remedy="name another --output_dir")  # fmt: skip
+
+
+def make_room(arguments):
+    """Remove an old run, if asked for: what train_t5.py writes, and nothing else that may lie beside it."""
+    folder = Path(arguments.training.output_dir)
+    if not arguments.training.overwrite_output_dir or not (folder / "run.json").exists():
+        return
     (folder / "run.json").unlink()
     for pattern in ("checkpoint-*", "events*", "*.safetensors", "*_results.json", "metrics.json", "learning_curve.png",
-                    "*config.json", "tokenizer*", "backbone", SHAPE):  # fmt: skip
+                    "*config.json", "tokenizer*", "backbone", "eval_outputs", "test_outputs", SHAPE):  # fmt: skip
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -75,15 +103,15 @@ def given_size(directory):
 def method(arguments):
     """One of `adapters.t5.METHODS`."""
     adapter = arguments.adapter
-    if not arguments.training.train_adapters:
+    if not (arguments.training.train_adapters and adapter.train_adapters_blocks):
         return "finetune"
     if adapter.adapter_config_name == "adapter":
-        return "adapters" if adapter.train_adapters_blocks else "finetune"
+        return "adapters"
     if adapter.efficient_unique_hyper_net:
         return "hyperformer++"
     if adapter.unique_hyper_net:
         return "hyperformer"
-    return "meta" if adapter.train_adapters_blocks else "finetune"
+    return "meta"
 
 
 def build(arguments):
@@ -105,6 +133,11 @@ def build(arguments):
     model, tokenizer = t5_models.load(model_args, args.seed)
     set_seed(args.seed)
     t5.attach(model, data.tasks, settings(arguments))
+    if args.do_train and not any(p.requires_grad for p in model.parameters()):
+        flags = [name for name in vars(model_args) if name.startswith("freeze") and getattr(model_args, name)]
+        flags += ["train_adapters_blocks"] * (not arguments.adapter.train_adapters_blocks)
+        raise UserError("nothing is left to train", place=", ".join(map(arguments.place, flags)) or None,
+                        remedy="leave it out, or unfreeze something: --unfreeze_layer_norms")  # fmt: skip
     return model, tokenizer
 
 
@@ -148,6 +181,7 @@ def open_run(arguments, model, tokenizer):
         run = Run(args.output_dir)
     else:
         flags = Namespace(**arguments.flags())
+        make_room(arguments)
         run = Run.create(args.output_dir, record(flags, method=model.settings.method))
         if drawn:
             keep_shape(model, tokenizer, run.directory / SHAPE)
@@ -245,6 +279,7 @@ def finish(arguments, run, made, tokenizer, parts, steps):
         made.model.to(args.device)
         results[prefix] = scorer(made.model, prefix)
         if made.rank0:
+            print(f"\n---- {split} ----")
             t5_evaluation.write_results(folder / file, results[prefix], step=made.state.best_global_step or steps)
             t5_evaluation.show(scorer, results[prefix], prefix, samples=1 if split == "test" else 0)
             t5_evaluation.write_outputs(folder / f"{prefix}_outputs", scorer)
@@ -253,9 +288,14 @@ def finish(arguments, run, made, tokenizer, parts, steps):
         run.write_metrics(describe(made, results, tasks, steps))
         write_json(folder / "arguments_results.json", arguments.flags())
         if made.history["train"] or made.history["valid"]:
-            plots.score_curve(run.directory / "learning_curve.png", made.history, f"{', '.join(arguments.data.tasks)}: "
-                              f"{run.directory.name}")  # fmt: skip
+            tasks = arguments.data.tasks
+            named = ", ".join(tasks) if len(tasks) < 4 else f"{len(tasks)} tasks"
+            plots.score_curve(run.directory / "learning_curve.png", made.history,
+                              f"{run.directory.name}: {made.model.settings.method} on {named}")  # fmt: skip
     made.barrier()
+    if steps:
+        took = summary(made, steps)
+        say(f"trained {steps:,} steps in {took['seconds']:,} s, {took['steps_per_second']:g} steps/s")
     say(f"done; model and results in {run.directory}")
     if steps is not None:
         say(f"next: python evaluate.py --task all --no_sample --model_checkpoint {run.directory}")

@@ -501,7 +501,7 @@ def test_a_hub_that_is_slow_is_left_to_the_library_that_fetches(monkeypatch):
         raise ReadTimeout
 
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", slow)
-    backbones._reach_hub("a-name-of-the-hub")
+    backbones.reach_hub("a-name-of-the-hub")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -51,6 +51,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         self.history = {"train": [], "valid": []}
         self.seconds, self.caught, self.board, self.sampler = 0.0, 0, None, None
         self.best_saved = False
+        self._losses = []
         super().__init__(**others)
         # The trainer switches the cache off for training, and would so in the saved model, where decoding needs it.
         self.model.config.use_cache = True
@@ -98,6 +99,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         self._resume_folder = folder
         with self._signals(), self._errors():
             self.train(resume_from_checkpoint=str(folder) if folder else None)
+            self.refuse_diverged()
         if self.caught:
             raise SystemExit(128 + self.caught)
         return self.state.global_step
@@ -166,6 +168,41 @@ class ResumableTrainer(Seq2SeqTrainer):
         if getattr(shard, "batch_sampler", None) is self.sampler:
             shard.num_processes, shard.process_index = 1, 0
         return loader
+
+    # ---- what is no number
+
+    def training_step(self, *given, **more):
+        """One micro-batch; its loss is looked at later, as reading it would make the device wait."""
+        loss = super().training_step(*given, **more)
+        self._losses.append((self.state.global_step + 1, loss.detach()))
+        return loss
+
+    def _maybe_log_save_evaluate(self, *given, **more):
+        control = self.control
+        if control.should_log or control.should_evaluate or control.should_save or len(self._losses) >= 1000:
+            self.refuse_diverged(weights=control.should_evaluate or control.should_save)
+        super()._maybe_log_save_evaluate(*given, **more)
+
+    def refuse_diverged(self, weights=True):
+        """`Diverged` where a loss since the last call, or a trained weight, is not a finite number in any process."""
+        steps, losses = zip(*self._losses) if self._losses else ((0,), (torch.zeros((), device=self.args.device),))
+        self._losses = []
+        values = torch.stack([loss.float().reshape(()) for loss in losses])
+        # The place of the first that is none, or one behind the last: one number a process.
+        places = torch.arange(len(values), device=values.device).masked_fill(values.isfinite(), len(values))
+        first = int(self.accelerator.gather(places.min().reshape(1)).min())
+        if first < len(steps):
+            value = float(values[first])
+            # It may have been another process's.
+            raise Diverged(f"the loss is {value if not math.isfinite(value) else 'nan'} at step {steps[first]}")
+        if weights and not self.finite_weights():
+            raise Diverged(f"a trained weight is inf or nan at step {self.state.global_step}")
+
+    @torch.no_grad()
+    def finite_weights(self):
+        """Whether all trained weights are finite; they are the same in all processes."""
+        sums = [p.float().sum() for p in self.model.parameters() if p.requires_grad]
+        return not sums or bool(torch.stack(sums).isfinite().all())
 
     # ---- checkpoints
 

@@ -1,0 +1,266 @@
+"""What is typed by mistake around train_t5.py: nothing is lost or guessed, and the message names the way out."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT
+from scripts import SAMPLES, run
+from training_runs import refused
+
+from adapters import t5
+from hyperformer import arguments as t5_arguments
+from hyperformer import models as t5_models
+from hyperformer import setup as t5_setup
+from hyperformer.evaluation import data_of
+from hyperformer.training import T5Trainer
+from utils.errors import UserError
+from utils.training import Diverged
+
+GLUE = str(SAMPLES / "glue")
+CONFIG = dict(
+    model_name_or_path="tiny-t5", data_dir=GLUE, tasks=["rte"], learning_rate=1e-2, max_steps=2, train_adapters=True,
+    adapter_config_name="adapter", per_device_train_batch_size=4, max_source_length=32, n_train=20, n_val=4, n_test=4,
+    split_validation_test=True, do_train=True, do_eval=True, do_test=True, eval_strategy="steps", eval_steps=1,
+    save_steps=1, logging_steps=1, load_best_model_at_end=True, metric_for_best_model="eval_loss",
+    greater_is_better=False, fp32=True, eval_beams=2,
+)  # fmt: skip
+
+
+def config(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**CONFIG, "output_dir": str(folder / "run"), **values}))
+    return path
+
+
+def parsed(tmp_path, *flags, **values):
+    return t5_arguments.parse([str(config(tmp_path, **values)), *map(str, flags)])
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(a run's directory, what it printed)"""
+    folder = tmp_path_factory.mktemp("finished")
+    result = run("train_t5", [config(folder)], folder)
+    assert result.code == 0, result.err
+    return folder / "run", result.out
+
+
+# ---- --overwrite_output_dir
+
+
+def test_a_finished_run_outlives_a_command_that_cannot_replace_it(finished, tmp_path):
+    folder = finished[0]
+    before = files(folder)
+    common = ["--output_dir", folder, "--overwrite_output_dir"]
+    for flags, word in (
+        (["--data_dir", "/nowhere"], "nowhere"),
+        (["--model_name_or_path", "no/such"], "no/such"),
+        (["--metric_for_best_model", "fame"], "fame"),
+        (["--freeze_model"], "nothing is left"),
+    ):
+        refused(run("train_t5", [config(tmp_path), *common, *flags], tmp_path), word)
+        assert files(folder) == before
+    refused(run("train_t5", [config(tmp_path), "--output_dir", folder], tmp_path), "--overwrite_output_dir", "--resume")
+
+
+def test_an_overwritten_run_leaves_nothing_behind(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    (folder / "test_outputs" / "mrpc_output.txt").write_text("of a task that is trained no more")
+    (folder / "notes.txt").write_text("mine")
+    flags = ["--overwrite_output_dir", "--do_eval", "false", "--do_test", "false", "--eval_strategy", "no",
+             "--load_best_model_at_end", "false"]  # fmt: skip
+    assert run("train_t5", [config(tmp_path), *flags], tmp_path).code == 0
+    assert (folder / "notes.txt").exists() and (folder / "metrics.json").exists()
+    assert not (folder / "test_outputs").exists() and not (folder / "val_results.json").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"flags": {"learning_rate": 1, "noise_density": 0.15}}'])
+def test_only_a_run_of_train_t5_is_removed(tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(content)
+    with pytest.raises(UserError, match="something else than a run of train_t5"):
+        t5_setup.check_directory(parsed(tmp_path, "--overwrite_output_dir"))
+    assert (tmp_path / "run" / "run.json").read_text() == content
+
+
+# ---- what is trained
+
+
+def test_a_loss_that_is_no_number_is_noticed_between_two_logged_steps(tmp_path):
+    values = dict(
+        learning_rate=1e30,
+        train_adapters=False,
+        max_grad_norm=0,
+        logging_steps=100,
+        max_steps=12,
+        eval_steps=6,
+        save_steps=6,
+        metric_for_best_model="average_metrics",
+        greater_is_better=True,
+    )
+    result = run("train_t5", [config(tmp_path, **values)], tmp_path)
+    refused(result, "nan at step", "--learning_rate")
+    assert not list((tmp_path / "run").glob("*.safetensors")) and not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_weights_that_are_no_numbers_are_noticed_without_a_loss(tmp_path):
+    arguments = parsed(tmp_path, eval_strategy="no", load_best_model_at_end=False)
+    model, _ = t5_setup.build(arguments)
+    trainer = T5Trainer(model=model, args=arguments.training, run=None, save_to=None, load_from=None)
+    trainer.refuse_diverged()
+    next(p for p in model.parameters() if p.requires_grad).data[0] = math.inf
+    trainer.refuse_diverged(weights=False)
+    with pytest.raises(Diverged, match="inf or nan"):
+        trainer.refuse_diverged()
+    trainer._losses = [(4, torch.tensor(1.0)), (5, torch.tensor(math.nan)), (6, torch.tensor(2.0))]
+    with pytest.raises(Diverged, match="nan at step 5"):
+        trainer.refuse_diverged(weights=False)
+
+
+@pytest.mark.parametrize("own", ["unique_hyper_net", "efficient_unique_hyper_net", None])
+def test_without_adapter_blocks_no_method_has_any(tmp_path, own):
+    values = dict(adapter_config_name="meta-adapter", train_adapters_blocks=False, unfreeze_layer_norms=True)
+    arguments = parsed(tmp_path, **values, **({own: True} if own else {}))
+    model, _ = t5_setup.build(arguments)
+    counts = t5.ledger(model)
+    assert model.settings.method == "finetune"
+    assert counts["layer_norms"] > 0 and counts["hypernetworks"] == counts["backbone"] == 0
+
+
+def test_the_share_of_a_small_t5_is_none(tmp_path):
+    wide = dict(adapter_config_name="meta-adapter", task_embedding_dim=8, reduction_factor=1)
+    model, _ = t5_setup.build(parsed(tmp_path, **wide))
+    counts = t5.ledger(model)
+    said = t5.describe(model)
+    assert sum(counts.values()) - counts["total"] > counts["total"]
+    assert "%" not in said and f"the T5 itself has {counts['total']:,}" in said
+
+
+# ---- arguments
+
+
+def test_a_typed_model_brings_its_tokenizer_and_typed_tasks_are_evaluated(tmp_path):
+    config_of_all = ROOT / "configs" / "hyperformer.json"
+    found = t5_arguments.parse([config_of_all, "--model_name_or_path", "tiny-t5", "--tasks", "rte"])
+    assert found.model.tokenizer_name is None and found.data.eval_tasks is None and found.data.tasks == ["rte"]
+    typed = ["--tokenizer_name", "other", "--eval_tasks", "mrpc", "--tasks", "rte", "mrpc"]
+    found = t5_arguments.parse([config_of_all, "--model_name_or_path", "tiny-t5", *typed])
+    assert found.model.tokenizer_name == "other" and found.data.eval_tasks == ["mrpc"]
+    assert t5_arguments.parse([config_of_all]).model.tokenizer_name == "t5-base"
+
+
+def test_unknown_tasks_are_named_first(tmp_path):
+    with pytest.raises(UserError, match=r"rte,mrpc(.|\n)*separate the names with spaces"):
+        parsed(tmp_path, "--tasks", "rte,mrpc")
+    with pytest.raises(UserError, match="unknown task 'rtee'"):
+        parsed(tmp_path, "--eval_tasks", "rtee")
+
+
+def test_run_json_holds_whole_steps_and_paths_from_the_root(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    flags = parsed(tmp_path, data_dir="data/samples/glue", eval_steps=20, save_steps=20).flags()
+    assert flags["data_dir"] == GLUE
+    assert [type(flags[name]) for name in ("eval_steps", "save_steps")] == [int, int]
+
+
+@pytest.mark.parametrize("name", ["/nowhere/spiece.model", "models/t5/spiece.model", "spiece.model", "./t5", "a/b/c"])
+def test_nobody_is_asked_about_a_tokenizer_that_is_a_mistyped_path(monkeypatch, name):
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *a: pytest.fail("the hub was asked"))
+    with pytest.raises(UserError, match="no such file or directory"):
+        t5_models.load_tokenizer(name)
+
+
+def test_a_model_that_is_not_there_is_named_by_its_flag(tmp_path):
+    for name in (tmp_path / "absent", tmp_path):
+        with pytest.raises(UserError) as error:
+            t5_setup.build(parsed(tmp_path, "--model_name_or_path", name))
+        assert f"--model_name_or_path {name}" in str(error.value) and "smollm2" not in str(error.value)
+
+
+# ---- evaluate.py and the others
+
+
+def test_run_json_is_needed_whole(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    common = ["--task", "rte", "--output_dir", tmp_path / "scores", "--model_checkpoint"]
+    (folder / "run.json").write_text("{")
+    refused(run("evaluate", [*common, folder], tmp_path), "run.json is damaged")
+    refused(run("evaluate", [*common, folder / "checkpoint-2"], tmp_path), "run.json is damaged")
+    (folder / "run.json").unlink()
+    refused(run("evaluate", [*common, folder], tmp_path), "run.json is missing")
+
+
+def test_a_run_is_evaluated_from_anywhere_with_the_beams_typed(finished, tmp_path):
+    folder = finished[0]
+    common = ["--task", "rte", "--model_checkpoint", folder, "--output_dir", tmp_path / "scores", "--fp32"]
+    for flags, beams in (([], 2), (["--num_beams", 1], 1)):
+        result = run("evaluate", [*common, "--split", "valid", *flags], tmp_path, cwd=tmp_path)
+        assert result.code == 0, result.err
+        found = json.loads((tmp_path / "scores" / "rte_metrics.json").read_text())
+        assert f"beams:{beams}" in found["scores"]["acc"]["signature"]
+    assert "rte_eval_acc" in json.loads((tmp_path / "scores" / "val_results.json").read_text())
+    refused(run("evaluate", [*common, "--dataset_path", tmp_path / "gone"], tmp_path), "--dataset_path", "gone")
+
+
+def test_data_that_have_moved_are_asked_for_by_evaluates_own_flag(tmp_path):
+    from argparse import Namespace
+
+    with pytest.raises(UserError, match="--dataset_path DIR"):
+        data_of(Namespace(dataset_path=None), dict(data_dir=str(tmp_path / "gone")))
+    assert data_of(Namespace(dataset_path=GLUE), dict(data_dir=str(tmp_path / "gone"))) == GLUE
+    assert data_of(Namespace(dataset_path=None), {}) is None
+
+
+def test_a_run_goes_on_with_its_data_in_another_place(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    shutil.copytree(GLUE, tmp_path / "glue")
+    result = run("train_t5", ["--resume", folder, "--data_dir", tmp_path / "glue"], tmp_path)
+    assert result.code == 0 and "already trained to its end" in result.out, result.err
+
+
+def test_what_is_wrong_with_a_checkpoint_is_said_before_the_task(finished, tmp_path):
+    from adapters import embedded
+
+    unsaved = tmp_path / "unsaved"
+    unsaved.mkdir()
+    shutil.copy(finished[0] / "run.json", unsaved)
+    for name, words in (
+        (tmp_path / "absent", ["no such directory"]),
+        (unsaved, ["not saved a best model", "--resume"]),
+        (embedded.folder("tiny-t5"), ["bare T5", "train_t5.py"]),
+        (tmp_path, ["no model of train_t5"]),
+    ):
+        refused(run("evaluate", ["--task", "rte", "--model_checkpoint", name], tmp_path), str(name), *words)
+    shown = run("evaluate", ["--list_tasks"], tmp_path)
+    assert shown.code == 0 and "rte " in shown.out and "nlg " in shown.out
+
+
+def test_every_other_script_sends_a_model_of_train_t5_to_evaluate(finished, tmp_path):
+    folder = finished[0]
+    for script, argv in (
+        ("combine_all", ["--checkpoints", f"nlg={folder}", "--output", tmp_path / "vlm"]),
+        ("interact", ["--model_checkpoint", folder]),
+        ("evaluate_vlm", ["--task", "all", "--model_checkpoint", folder]),
+        ("sentence_distiller", ["--task", "nlg", "--model_checkpoint", folder, "--no_sample",
+                                "--dataset_path", SAMPLES / "nlg.json", "--output", tmp_path / "x.json"]),
+    ):  # fmt: skip
+        refused(run(script, argv, tmp_path), "this is a model of train_t5.py", f"--model_checkpoint {folder}")
+    argv = ["--tasks", "rte", "--data_dir", GLUE, "--output_dir", tmp_path / "e", "--model_name_or_path", folder]
+    refused(run("compute_task_embeddings", argv, tmp_path), f"--model_name_or_path {folder}", "not a bare T5")
+
+
+def test_the_end_of_a_run_tells_validation_from_test(finished):
+    folder, said = finished
+    assert said.index("---- validation ----") < said.index("---- test ----")
+    assert said.count("---- test ----") == 1 and "trained 2 steps in" in said
+    assert (folder / "learning_curve.png").stat().st_size > 1000
