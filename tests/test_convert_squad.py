@@ -391,7 +391,7 @@ def test_squad_passes_through(tmp_path):
     path, data = squad_file(tmp_path / "a.json", extra={"kept": [1]})
     files, report = run(tmp_path, "squad-squad1", "--train", path, "--valid", path)
     assert files == {"squad-train-v1.1.json": {"data": data}, "squad-dev-v1.1.json": {"data": data}}
-    assert "questions: 1" in report
+    assert "train: kept 1 article, dropped 0" in report and "questions: 1" in report
     path, data = squad_file(tmp_path / "b.json", answers=[], is_impossible=True)
     files, _ = run(tmp_path / "b", "squad-squad2", "--train", path)
     assert files == {"squad-train-v2.0.json": {"data": data}}

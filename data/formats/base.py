@@ -44,9 +44,10 @@ def data_format(name, flags, write=None):
 
 
 class Report:
-    """What a conversion kept and dropped, by split."""
+    """What a conversion kept and dropped, by split. `unit`: what is counted, where it is no example: "article"."""
 
     def __init__(self):
+        self.unit = ""
         self.kept = collections.Counter()
         self.dropped = collections.defaultdict(collections.Counter)
         self.facts = collections.defaultdict(dict)
@@ -60,7 +61,8 @@ class Report:
                 continue
             reasons = self.dropped[split]
             why = f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})" if reasons else ""
-            yield f"{split}: kept {self.kept[split]}, dropped {sum(reasons.values())}{why}"
+            unit = f" {self.unit}{'s' * (self.kept[split] != 1)}" if self.unit else ""
+            yield f"{split}: kept {self.kept[split]}{unit}, dropped {sum(reasons.values())}{why}"
             for name, value in self.facts[split].items():
                 yield f"  {name}: {value}"
         yield from self.notes

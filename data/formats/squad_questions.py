@@ -255,6 +255,7 @@ def _register(name, version):
 
             return parsed(json_records(getattr(args, split), "data", SHAPE), parse, args.skip_bad)
 
+        report.unit = "article"
         splits = split_records({split: split for split in given_splits(args)}, {}, articles, report)
         return tallied(splits, report, "questions", _questions)
 
