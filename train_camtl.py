@@ -8,8 +8,8 @@
       --tasks cola rte sts-b mrpc --do_train --do_eval
   several processes or GPUs:
     torchrun --nproc_per_node 2 train_camtl.py --model_name_or_path CA-MTL-base …
-  flags from a json file:
-    python train_camtl.py camtl.json
+  flags from a json file; those behind it override it:
+    python train_camtl.py camtl.json --seed 1
   go on after an interruption; score and predict with a trained model:
     python train_camtl.py --resume runs/camtl
     python train_camtl.py --model_name_or_path runs/camtl --data_dir $DATA_DIR --output_dir results/camtl \\

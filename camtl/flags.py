@@ -1,6 +1,6 @@
 """Flags of train_camtl.py: those of the original (run.py on transformers 2.11), by their old names, and ours.
 
-A single json file {"flag": value} may stand in place of all of them.
+A json file {"flag": value} may stand in their place, or before those that override it.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utils import flags
 from utils.devices import add_precision_flags
-from utils.errors import UserError, brief
+from utils.errors import UserError
 
 TASKS = ("cola", "mnli", "rte", "wnli", "qqp", "sts-b", "sst-2", "qnli", "mrpc")
 # Evaluated and predicted with another task's head.
@@ -139,15 +139,15 @@ def _sampling(p):
     g.add_argument("--use_mt_uncertainty", action="store_true",
                    help="of one batch of each task learn the rows that the model is least certain about")  # fmt: skip
     g.add_argument("--percent_of_max_data_size", type=float, default=1.0, metavar="SHARE",
-                   help="with either of them an epoch has int(most batches of a task × tasks × this) steps; clipped to "
-                        "0–1")  # fmt: skip
+                   help="with either of them an epoch has int(most batches of a task × tasks × this) steps; above 1 "
+                        "it is 1")  # fmt: skip
 
 
 def _machine(p):
     g = p.add_argument_group("machine")
     g.add_argument("--no_cuda", action="store_true", help="use no GPU even where there is one")
     g.add_argument("--local_rank", type=int, default=-1, help="what old launchers pass; torchrun says it by itself")
-    g.add_argument("--fp16_opt_level", choices=list(FP16_LEVELS), help="O1 is --fp16, O0 is --fp32")
+    g.add_argument("--fp16_opt_level", choices=list(FP16_LEVELS), help="O1 means --fp16, O0 --fp32")
     add_precision_flags(p)
 
 
@@ -167,14 +167,14 @@ _JSON = '{"model_name_or_path": …, "do_train": true}'
 
 
 def from_json(p, argv):
-    """A command line; where its only word is a json file, the flags in that.
+    """A command line; where its first word is a json file, the flags in that, and then the others, which override.
 
     Raises:
         UserError: not json, no object, an unknown key, a value that no flag has.
     """
-    if len(argv) != 1 or not str(argv[0]).endswith(".json"):
+    if not argv or not str(argv[0]).endswith(".json"):
         return list(argv)
-    path = argv[0]
+    path, *typed = argv
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -182,12 +182,26 @@ def from_json(p, argv):
     except ValueError as error:
         raise UserError(f"no json: {error}", place=path, expected=_JSON) from error
     if not isinstance(content, dict):
-        raise UserError(f"holds {brief(content)}", place=path, expected=_JSON)
+        raise UserError(f"holds {_shown(content)}", place=path, expected=_JSON)
+    if _PRECISIONS & set(typed):
+        # They exclude each other.
+        content = {key: value for key, value in content.items() if f"--{key}" not in _PRECISIONS}
+    if content.get("fp16") is False and content.get("fp16_opt_level") == "O1":
+        # The original's default, which means nothing without its --fp16.
+        content = {key: value for key, value in content.items() if key != "fp16_opt_level"}
     known = {option.removeprefix("--"): action for action in p._actions for option in action.option_strings}
-    return [word for key, value in content.items() for word in _words(key, value, known, path)]
+    return [*(word for key, value in content.items() for word in _words(p, key, value, known, path)), *typed]
 
 
-def _words(key, value, known, path):
+_PRECISIONS = {"--bf16", "--fp16", "--fp32"}
+
+
+def _shown(value):
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _words(p, key, value, known, path):
     """A key and its value, as they would be typed."""
     place, action = f"{path}: {key}", known.get(key)
     if action is None:
@@ -196,16 +210,22 @@ def _words(key, value, known, path):
     switch = action.nargs == 0
     if value is None or (value is False and (switch or action.default is argparse.SUPPRESS)):
         return []
+    if f"--{key}" in REFUSED:
+        raise UserError(REFUSED[f"--{key}"], place=place, remedy="leave it out")
     if switch and value is not True:
-        raise UserError(f"its value is {brief(value)}", place=place, expected="true or false")
+        raise UserError(f"its value is {_shown(value)}", place=place, expected="true or false")
     if switch:
         return [f"--{key}"]
     if isinstance(value, list) and action.nargs == "+":
         return [f"--{key}", *map(str, value)]
     if isinstance(value, bool | list | dict):
-        raise UserError(f"its value is {brief(value)}", place=place, expected="a number or a text")
+        raise UserError(f"its value is {_shown(value)}", place=place, expected="a number or a text")
     if action.nargs == "+":
         return [f"--{key}", *str(value).split()]
+    try:
+        p._check_value(action, p._get_value(action, str(value)))
+    except argparse.ArgumentError as error:
+        raise UserError(error.message, place=place, remedy="see --help") from error
     return [f"--{key}={value}"]
 
 
@@ -230,8 +250,8 @@ def check(p, args):
             p.error(f"--per_gpu_… and --per_device_… say {old} and {getattr(args, name)}: give one of them")
         setattr(args, name, old or getattr(args, name))
     args.max_steps = max(args.max_steps, -1)
-    if not math.isfinite(args.percent_of_max_data_size):
-        p.error("--percent_of_max_data_size: expected a number from 0 to 1")
+    if not 0 < args.percent_of_max_data_size < math.inf:
+        p.error("--percent_of_max_data_size: expected a number above 0 and up to 1")
     _check_tasks(p, args)
     _check_level(p, args)
     _check_rank(p, args)
@@ -267,6 +287,10 @@ def _check_level(p, args):
         if args.fp16 or args.bf16:
             p.error("--fp16_opt_level O0 is float32; leave --fp16 and --bf16 out")
         args.fp32 = True
+    if level == "O1":
+        if args.fp32 or args.bf16:
+            p.error("--fp16_opt_level O1 is float16; leave --fp32 and --bf16 out")
+        args.fp16 = True
 
 
 def _check_rank(p, args):
