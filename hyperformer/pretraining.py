@@ -281,5 +281,4 @@ def pretrain(arguments):
         plots.learning_curve(run.directory / "learning_curve.png", history, f"span corruption: {run.directory.name}")
     made.barrier()
     say(f"validation: {scores['eval_loss']:.4f} nats per target token, perplexity {scores['eval_perplexity']:.2f}")
-    say(f"done; next: python train_t5.py configs/finetune.json --model_name_or_path {run.directory} "
-        f"--tokenizer_name {run.directory}")  # fmt: skip
+    say(f"done; next: python train_t5.py configs/finetune.json --model_name_or_path {run.directory}")

@@ -181,6 +181,8 @@ def test_bad_input_is_one_message(tmp_path):
         (dict(train_files=[str(tmp_path / "absent.txt")]), ["absent.txt", "no such file"]),
         (dict(train_files=[str(short), str(short)]), ["less than one sequence"]),
         (dict(train_files=[str(blank)]), ["blank.txt", "no text"]),
+        (dict(validation_share=1e-6), ["validation_share", "--validation_files"]),
+        (dict(tasks=["rte,mrpc"]), ["rte,mrpc", "separate the names with spaces"]),
         (dict(train_files=None), ["no text", "--train_files"]),
         (dict(noise_density=1.5), ["noise_density", "between 0 and 1"]),
         (dict(freeze_encoder=True), ["freeze_encoder", "train_t5.py"]),

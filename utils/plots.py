@@ -80,10 +80,11 @@ def score_curve(path, history, title):
         label, color = name.replace("_eval_", " "), plt.colormaps["tab20"](number % 20)
         left.plot(steps, [r[name] for r in valid], lw=1, marker=".", ms=4, label=label, color=color)
     if names:
-        # Of one score there is no other mean; a correlation may lie below 0.
         mean = [r["eval_average_metrics"] for r in valid]
         if len(names) > 1:
+            # Of one score it would lie on the score itself.
             left.plot(steps, mean, color="black", lw=2, marker="o", ms=4, label="average")
+        # A correlation may lie below 0.
         left.set_ylim(min(0, *(r[name] for r in valid for name in names)) - 3, 105)
         best = max(range(len(mean)), key=mean.__getitem__)
         left.annotate(f"{mean[best]:.1f}", (steps[best], mean[best]), textcoords="offset points", xytext=(0, 7),
