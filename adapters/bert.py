@@ -22,7 +22,7 @@ import torch
 from adapters import backbones, embedded
 from adapters.checkpoint import _copy, _read_json, _write_tensors, read_safetensors
 from adapters.task_bert import TaskBert
-from utils.errors import UserError, brief, first_line
+from utils.errors import UserError, first_line
 from utils.files import write_json
 
 CONFIG, WEIGHTS, PEFT_TYPE = "adapter_config.json", "model.safetensors", "VERSATILE_CONDITIONAL_BERT"
@@ -97,6 +97,9 @@ def check_shape(config, form, max_seq_length, place):
                         expected="an even number of layers in the base form", remedy="use the large form")  # fmt: skip
 
 
+_MINILM = "--model_name_or_path minilm --form base"
+
+
 def _pretrained(name, place, seed):
     """(BertModel with a pooler, its tokenizer, state dict of an original CA-MTL or None)."""
     from transformers import AutoModel, AutoTokenizer
@@ -108,7 +111,7 @@ def _pretrained(name, place, seed):
         if Path(name).exists():
             raise
         raise UserError(error.found, place=place, expected="a BERT's directory or hub name, or minilm",
-                        remedy="without a network use minilm (installed by ./run.sh setup)") from error  # fmt: skip
+                        remedy=f"without a network: {_MINILM}, installed by ./run.sh setup") from error  # fmt: skip
     if config.model_type != "bert" or getattr(config, "is_decoder", False):
         raise UserError(f"model_type {config.model_type!r}", place=place, expected="'bert', an encoder",
                         remedy="name a BERT: bert-base-cased, minilm, …")  # fmt: skip
@@ -249,7 +252,7 @@ def load(directory):
         check_shape(backbone, form, length, str(path / CONFIG))
         bert = BertModel(backbone)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"it cannot be used: {brief(str(error), 120)}", place=path / CONFIG,
+        raise UserError(f"it cannot be used: {first_line(error, 120)}", place=path / CONFIG,
                         expected="a file that train_camtl.py wrote", remedy="copy it again") from error  # fmt: skip
     bert.config._name_or_path = config.get("base_model_name_or_path") or str(path)
     model = TaskBert(bert, tasks, form, length)
@@ -286,7 +289,9 @@ def freeze(model, layers, place="--freeze_encoder_layers"):
     most = count - 2 if model.form == "base" else count - 1
     if not found or not int(found[1]) <= int(found[2]) <= most:
         top = "; the top layer is new" if model.form == "base" else ""
-        raise UserError(brief(layers), place=place,
+        one = re.fullmatch(r"\s*(\d+)\s*", str(layers))
+        alone = f"give 0-{int(one[1])}" if one and int(one[1]) <= most else None
+        raise UserError(f'"{layers}"', place=place, remedy=alone,
                         expected=f"layers as 0-N, N at most {most}: the model has {count}{top}")  # fmt: skip
     frozen, trained = [], []
     for name, p in model.named_parameters():

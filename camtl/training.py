@@ -51,6 +51,7 @@ def build(args):
         model, tokenizer = bert.load(name)
         args.tasks = args.tasks or list(model.tasks)
     else:
+        _need_model(name, place)
         if not args.do_train and not _has_heads(name):
             raise UserError("its heads are not trained", place=place, expected="a run of train_camtl.py",
                             remedy="train it first: --do_train")  # fmt: skip
@@ -66,6 +67,17 @@ def build(args):
     prediction.check_heads(model, args.tasks, place)
     model.aliases = {guest: host for guest, host in flags.GUESTS.items() if host in model.tasks}
     return model, tokenizer
+
+
+def _need_model(name, place):
+    """A `UserError` where a directory holds no model, with the newest checkpoint below it."""
+    folder = Path(name)
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return
+    steps = sorted([*folder.glob("step_*"), *folder.glob("checkpoints/step_*")])
+    raise UserError(f"no model here: no {bert.CONFIG}, no config.json", place=place,
+                    expected="a run of train_camtl.py, one of its checkpoints/step_…, or a BERT",
+                    remedy=f"name one step_…, the newest is {steps[-1]}" if steps else None)  # fmt: skip
 
 
 def _has_heads(name):
@@ -129,8 +141,15 @@ def clear(folder):
 def need_files(args):
     """A `UserError` that names all the tsv files that are not there. A trained model's tasks are known when it is."""
     tasks = args.tasks or ([] if bert.is_saved(args.model_checkpoint) else flags.TASKS)
-    splits = ["train"] * args.do_train + ["dev"] * evaluates(args) + ["test"] * args.do_predict
-    sentence_pairs.need(args.data_dir, tasks, splits)
+    sentence_pairs.need(args.data_dir, tasks, ["train"] * args.do_train + ["dev"] * evaluates(args))
+    if args.do_predict and tasks and not any(testable(args, task) for task in tasks):
+        later = "leave --do_predict out, and predict later with the trained model; " if args.do_train else ""
+        sentence_pairs.need(args.data_dir, tasks, ["test"], later)
+
+
+def testable(args, task):
+    """Whether a task's test file is there; the others are trained and scored all the same."""
+    return not sentence_pairs.missing(args.data_dir, [task], ["test"])
 
 
 def evaluates(args):
@@ -148,13 +167,18 @@ def load_splits(args, tokenizer):
             guests = [guest for guest, host in flags.GUESTS.items() if host in names]
             names += [g for g in guests if split in glue.TASKS[g].files
                       and not sentence_pairs.missing(args.data_dir, [g], [split])]  # fmt: skip
+        if split == "test" and (without := [name for name in names if not testable(args, name)]):
+            names = [name for name in names if name not in without]
+            say(f"no test.tsv of {', '.join(without)}: not predicted")
         found[split] = {}
         for name in names:
             loaded = sentence_pairs.load(args.data_dir, name, split, tokenizer, args.max_seq_length, limit=args.limit,
                                          cache_dir=args.cache_dir, overwrite=args.overwrite_cache)  # fmt: skip
             found[split][name] = loaded
             cut = loaded.report["cut"]
-            say(f"{split} {name}: {len(loaded):,} rows" + (f" of {loaded.report['kept']:,}" if args.limit else "")
+            kept = loaded.report["kept"]
+            say(f"{split} {name}: {len(loaded):,} row{'s' * (len(loaded) > 1)}"
+                + (f" of {kept:,}" if kept > len(loaded) else "")
                 + (f", {cut:,} cut to {args.max_seq_length} tokens" if cut else ""))  # fmt: skip
     return found
 
@@ -231,6 +255,8 @@ def make_batches(args, model, tokenizer, splits, dtype):
         if args.uniform_mt_sampling:
             say("--uniform_mt_sampling: no effect beside --use_mt_uncertainty, whose candidates hold each task alike")
         return CandidateBatches(*given, select=Selector(model, dtype), percent=percent, **how)
+    if percent != 1 and not args.uniform_mt_sampling:
+        say("--percent_of_max_data_size: no effect without --use_mt_uncertainty or --uniform_mt_sampling")
     return PairBatches(*given, uniform=percent if args.uniform_mt_sampling else None, **how)
 
 
@@ -272,7 +298,7 @@ def folded(names):
         whole = f"{stem}.{endings[0]}" if len(endings) == 1 else f"{stem}.{{{','.join(endings)}}}"
         found = re.fullmatch(r"(.*?\.)(\d+)(\..*)", whole)
         layers.setdefault((found[1], found[3]) if found else whole, []).append(int(found[2]) if found else None)
-    return [key if isinstance(key, str) else f"{key[0]}{{{_ranges(sorted(n))}}}{key[1]}" for key, n in layers.items()]
+    return [key if isinstance(key, str) else f"{key[0]}{_ranges(sorted(n))}{key[1]}" for key, n in layers.items()]
 
 
 def _ranges(numbers):
@@ -282,7 +308,8 @@ def _ranges(numbers):
             runs[-1][1] = n
         else:
             runs.append([n, n])
-    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+    text = ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+    return text if len(numbers) == 1 else f"{{{text}}}"
 
 
 def ledger(model):
@@ -466,12 +493,18 @@ def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
             prediction.write_predictions(folder, name, split, predictions, step)
     if "test" in splits:
         say(f"predictions of {', '.join(splits['test'])} in {folder}; for the GLUE site: {folder}/submission/")
+        if args.limit:
+            say(f"--limit: they are cut to the first {args.limit:,} rows, and the GLUE site would refuse them")
+        absent = [glue.TASKS[n].submission for n in (*flags.TASKS, *flags.GUESTS) if n not in splits["test"]]
+        if absent:
+            say(f"the GLUE site wants all of its files; not among them: {', '.join(absent)}")
 
 
 def _write_results(args, folder, model, report, step):
     print(f"\n{prediction.table(report, step)}\n", flush=True)
     source = str(folder if args.do_train else args.model_checkpoint)
     prediction.write_results(folder, report, step, checkpoint=source)
+    print(f"scores in {folder}: eval_results.txt, eval_results.json", flush=True)
     if not (folder / "run.json").exists():
         # Beside a run its own metrics.json stays.
         total = dict(total=sum(p.numel() for p in model.parameters()))

@@ -53,18 +53,18 @@ class PairSplit:
         firsts: [n] how many of them are [CLS] a [SEP]; the others have token type 1.
         labels: [n] float32: class ids in the task's order, or scores; NaN where the file has none.
         indices: [n] the numbers that the file gives its rows.
-        report: {kept, cut}.
+        report: {kept: rows of the file, cut: how many of those taken}.
         key: the content key; a resumed run checks it.
     """
 
-    def __init__(self, folder, limit=None):
+    def __init__(self, folder):
         folder = Path(folder)
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         self.task, self.split, self.report = meta["task"], meta["split"], meta["report"]
-        self.lengths = np.fromfile(folder / "lengths.bin", np.int32)[:limit]
-        self.firsts = np.fromfile(folder / "firsts.bin", np.int32)[:limit]
-        self.labels = np.fromfile(folder / "labels.bin", np.float32)[:limit]
-        self.indices = np.fromfile(folder / "indices.bin", np.int64)[:limit]
+        self.lengths = np.fromfile(folder / "lengths.bin", np.int32)
+        self.firsts = np.fromfile(folder / "firsts.bin", np.int32)
+        self.labels = np.fromfile(folder / "labels.bin", np.float32)
+        self.indices = np.fromfile(folder / "indices.bin", np.int64)
         self.key = meta["key"] if len(self) == self.report["kept"] else f"{meta['key']}:{len(self)}"
         self._starts = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
         self._ids = np.memmap(folder / "ids.bin", meta["ids"], "r")
@@ -103,17 +103,18 @@ def load(data_dir, name, split, tokenizer, max_length, *, limit=None, cache_dir=
     settings = [FORMAT, task.name, split, task.columns, task.label_column, task.labels, max_length]
     parts = [fingerprint(path), tokenizer_fingerprint(tokenizer), json.dumps(settings)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    folder = Path(cache_dir or cache_root() / "tokens") / key
+    folder = Path(cache_dir or cache_root() / "tokens") / (key if limit is None else f"{key}_{limit}")
     if overwrite or not (folder / "meta.json").is_file():
         writable_cache(folder.parent, "--cache_dir" if cache_dir else None)
-        _build(folder, key, glue.read(data_dir, name, split), task, split, tokenizer, max_length)
-    return PairSplit(folder, limit)
+        _build(folder, key, glue.read(data_dir, name, split), limit, task, split, tokenizer, max_length)
+    return PairSplit(folder)
 
 
-def _build(folder, key, examples, task, split, tokenizer, max_length):
+def _build(folder, key, examples, limit, task, split, tokenizer, max_length):
     if split != "test" and any(e.label is None for e in examples):
         raise UserError("has no labels", place=examples[0].place, expected=f"a column {task.label_column!r}",
                         remedy="name a file with labels")  # fmt: skip
+    kept, examples = len(examples), examples[:limit]
     id_type = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
     number = {label: i for i, label in enumerate(task.labels or ())}
     lengths, firsts, cut = array("i"), array("i"), 0
@@ -130,7 +131,7 @@ def _build(folder, key, examples, task, split, tokenizer, max_length):
         for name, values in dict(lengths=lengths, firsts=firsts, labels=labels,
                                  indices=np.array([e.index for e in examples], np.int64)).items():  # fmt: skip
             (beside / f"{name}.bin").write_bytes(values.tobytes())
-        report = dict(kept=len(examples), cut=cut)
+        report = dict(kept=kept, cut=cut)
         meta = dict(key=key, task=task.name, split=split, ids=id_type.name, report=report)
         write_json(beside / "meta.json", meta)
 
@@ -170,8 +171,12 @@ def missing(data_dir, names, splits):
     return [path for path in wanted if not path.is_file()]
 
 
-def need(data_dir, names, splits):
-    """A `UserError` that names all files that are not there, and the tasks whose files are."""
+def need(data_dir, names, splits, otherwise=""):
+    """A `UserError` that names all files that are not there, and the tasks whose files are.
+
+    Args:
+        otherwise: more advice, before the rest.
+    """
     gone = missing(data_dir, names, splits)
     if not gone:
         return
@@ -182,7 +187,7 @@ def need(data_dir, names, splits):
     listed = ", ".join(str(path.relative_to(data_dir)) for path in gone[:6]) + (", …" if len(gone) > 6 else "")
     leave = f"--tasks {' '.join(whole)} leaves them out; " if whole else ""
     raise UserError(f"no {listed}", place=f"--data_dir {data_dir}", expected="GLUE in the official script's folders",
-                    remedy=f"{leave}--download says where to get them")  # fmt: skip
+                    remedy=f"{otherwise}{leave}--download says where to get them")  # fmt: skip
 
 
 _SOURCE = "https://dl.fbaipublicfiles.com/glue/data/"

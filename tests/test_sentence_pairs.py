@@ -171,6 +171,13 @@ def test_a_limit_takes_the_first_rows_and_is_part_of_the_key(tmp_path, tokenizer
     assert few.key != whole.key == all_of_it.key and few.report["kept"] == 5
 
 
+def test_only_the_rows_of_a_limit_are_tokenised_and_counted_as_cut(tmp_path, tokenizer, monkeypatch):
+    data, encode, seen = write(tmp_path, stsb=STSB), sentence_pairs.encode, []
+    monkeypatch.setattr(sentence_pairs, "encode", lambda t, rows, n: seen.append(len(rows)) or encode(t, rows, n))
+    reports = [sentence_pairs.load(data, "sts-b", "dev", tokenizer, 5, limit=n).report for n in (2, None, 2, 3)]
+    assert seen == [2, 5, 3] and [r["cut"] for r in reports] == [2, 5, 2, 3] and {r["kept"] for r in reports} == {5}
+
+
 # --- what is wrong or missing
 
 

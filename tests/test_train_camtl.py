@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 from argparse import Namespace
 
@@ -167,7 +168,7 @@ def test_frozen_layers_stay_and_the_log_lists_what_is_frozen_and_what_is_not(who
     assert "bert.encoder.layer.0.attention.self.cond_block_diag_attn.gb_weights.weight" in lists["trained"]
     assert "bert.embeddings.word_embeddings.weight" in lists["frozen"]
     frozen, learnt = said.split("trained: ")
-    assert "bert.encoder.layer.{0}.output.dense.{weight,bias}" in frozen.split("frozen: ")[1]
+    assert "bert.encoder.layer.0.output.dense.{weight,bias}" in frozen.split("frozen: ")[1]
     assert "decoders.{0-3}.model.{weight,bias}" in learnt
 
 
@@ -371,6 +372,13 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(whole, 
     assert "--form large: the model's is base" in said(base=whole[0], form="large")
     assert "the model's is 32" in said("--max_seq_length", 16, base=whole[0])
     assert "its heads are not trained" in said(do=("--do_eval",))
+    assert "remedy:   give 0-0" in said("--freeze_encoder_layers", "0")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no model here" in said(base=empty, do=("--do_eval",)) and "no model here" in said(base=empty)
+    checkpoints = whole[0] / "checkpoints"
+    newest = max(checkpoints.glob("step_*"))
+    assert f"name one step_…, the newest is {newest}" in said(base=checkpoints, do=("--do_eval",))
     assert not out.exists()
 
 
@@ -387,8 +395,27 @@ def test_files_that_are_missing_or_broken_are_refused_before_anything_is_written
     assert "train.tsv:2: 3 columns" in said(tasks=("cola",))
     (folder / "train.tsv").write_text("a\t1\t\tFine.\nb\t2\t\tTwo.\n")
     assert "train.tsv:2: the label is '2'" in said(tasks=("cola",))
-    assert "no CoLA/test.tsv" in said(tasks=("cola",), do=("--do_train", "--do_predict"))
+    assert "no CoLA/test.tsv" in (text := said(tasks=("cola",), do=("--do_train", "--do_predict")))
+    assert "leave --do_predict out" in text
     assert not out.exists()
+
+
+def test_tasks_without_a_test_file_are_trained_and_not_predicted(bert, tmp_path, capsys):
+    """And what the GLUE site would refuse is said."""
+    data, out = tmp_path / "glue", tmp_path / "run"
+    for task in ("CoLA", "MRPC"):
+        shutil.copytree(ROOT / SAMPLES / task, data / task)
+    (data / "MRPC" / "test.tsv").unlink()
+    argv = command(bert, out, "--max_steps", 1, form="plain", tasks=("cola", "mrpc"), do=("--do_train", "--do_predict"))
+    result = run(SCRIPT, [*argv, "--data_dir", data], tmp_path / "log")
+    assert result.code == 0, result.err
+    assert "no test.tsv of mrpc: not predicted" in result.out and "the first 16 rows" in result.out
+    assert "not among them: MNLI-m.tsv, RTE.tsv" in result.out and "train cola: 16 rows of 120" in result.out
+    assert [p.name for p in (out / "submission").iterdir()] == ["CoLA.tsv"] and metrics(out)["steps"] == 1
+
+
+def test_a_directory_that_is_no_run_is_refused_by_this_scripts_name(tmp_path, capsys):
+    assert "a run directory of train_camtl.py" in failed(capsys, ["--resume", tmp_path])
 
 
 def test_a_finished_run_that_is_gone_on_with_only_predicts(bert, tmp_path):
