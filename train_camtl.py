@@ -59,6 +59,7 @@ def work(args, given):
     import ignite.distributed as idist
 
     from camtl import training as camtl
+    from camtl.parameters import freeze
     from utils import devices, experiment
 
     args, run = open_run(args, given)
@@ -70,7 +71,7 @@ def work(args, given):
         camtl.need_files(args)
         splits = camtl.load_splits(args, tokenizer)
     if args.do_train:
-        parameters = camtl.freeze(args, model)
+        parameters = freeze(args, model)
     model.to(idist.device())
     devices.settle(model, idist.device(), dtype)
     if not args.do_train:

@@ -38,7 +38,7 @@ def learning_curve(path, history, title):
     plt, figure, (left, right) = _figure()
     train, valid = history["train"], history["valid"]
     left.plot([r["step"] for r in train], [r["loss"] for r in train], color="0.4", lw=1, marker=_mark(train),
-              label="train")  # fmt: skip
+              label="train, mean since the last point")  # fmt: skip
     rates = left.twinx()
     rates.plot([r["step"] for r in train], [r["lr"] for r in train], color="0.75", lw=1, ls="--")
     rates.set_ylabel("learning rate (dashed)", color="0.5")

@@ -13,6 +13,7 @@ import torch
 from adapters import bert
 from adapters.checkpoint import read_safetensors
 from camtl import flags, plots, prediction
+from camtl.parameters import ledger
 from camtl.prediction import AVERAGE
 from data import glue, sentence_pairs
 from data.pair_batches import CandidateBatches, PairBatches, tensors
@@ -272,60 +273,6 @@ def settings_of(args, batches, dtype):
                     save_steps=args.save_steps, select=args.select, log_every=log_every)  # fmt: skip
 
 
-def freeze(args, model):
-    """--freeze_encoder_layers; returns {"frozen": names, "trained": names} and prints both."""
-    if args.freeze_encoder_layers:
-        frozen, trained = bert.freeze(model, args.freeze_encoder_layers)
-    else:
-        frozen, trained = [], [name for name, _ in model.named_parameters()]
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
-    for what, names in [("frozen", frozen)] * bool(frozen) + [("trained", trained)]:
-        count = sum(sizes[name] for name in names)
-        say(f"{what}: {count:,} parameters in {len(names)} tensors" + (":" if frozen else ""))
-        if frozen:
-            say("".join(f"  {line}\n" for line in folded(names)), end="")
-    return dict(frozen=frozen, trained=trained)
-
-
-def folded(names):
-    """Names of parameters, numbers and endings drawn together: "encoder.layer.{0-5}.output.dense.{weight,bias}"."""
-    groups = {}
-    for name in names:
-        stem, _, ending = name.rpartition(".")
-        groups.setdefault(stem, []).append(ending)
-    layers = {}
-    for stem, endings in groups.items():
-        whole = f"{stem}.{endings[0]}" if len(endings) == 1 else f"{stem}.{{{','.join(endings)}}}"
-        found = re.fullmatch(r"(.*?\.)(\d+)(\..*)", whole)
-        layers.setdefault((found[1], found[3]) if found else whole, []).append(int(found[2]) if found else None)
-    return [key if isinstance(key, str) else f"{key[0]}{_ranges(sorted(n))}{key[1]}" for key, n in layers.items()]
-
-
-def _ranges(numbers):
-    runs = []
-    for n in numbers:
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    text = ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
-    return text if len(numbers) == 1 else f"{{{text}}}"
-
-
-def ledger(model):
-    """Trained parameters by kind, for metrics.json: of the BERT itself, and of what stands beside it."""
-    kinds = dict(backbone=0, adapters=0, task_rows=0)
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            own = bert._CONDITIONAL.search(name) or re.search(_BESIDE, name)
-            rows = "task_type_embeddings" in name or name.startswith("decoders.")
-            kinds["task_rows" if rows else "adapters" if own else "backbone"] += p.numel()
-    return dict(parameters=dict(**kinds, total=sum(p.numel() for p in model.parameters())))
-
-
-_BESIDE = r"conditional_alignment|task_transformation|adapter_layer|\.adapter\."
-
-
 # --- the loop --------------------------------------------------------------------------------------------
 
 
@@ -339,13 +286,14 @@ class TaskTrainer(Trainer):
         first_step: log the first step, and score after it where `evaluate_every` is given.
 
     What it knows beside the loop's own is in its history, which a checkpoint carries: `valid`, one entry a scoring,
-    and `seen`, one entry a point of the curve, of what has been drawn so far.
+    and `seen`, one entry a point of the curve, of what has been drawn so far. A point's loss is the mean over the
+    steps since the point before it: one batch's tells which tasks were in it. `since` holds those of the next point.
     """
 
     def __init__(self, *args, evaluate=None, evaluate_every=None, first_step=False, **options):
         super().__init__(*args, **options)
         self.evaluate, self.evaluate_every, self.first_step = evaluate, evaluate_every, first_step
-        self.history["seen"] = []
+        self.history |= dict(seen=[], since=[])
 
     def log_due(self, step):
         return super().log_due(step) or (self.first_step and step == 1)
@@ -358,8 +306,18 @@ class TaskTrainer(Trainer):
     def words(self, row):
         return f"loss {row['loss']:.4f}"
 
+    def step(self, engine, window):
+        output = super().step(engine, window)
+        self.history.setdefault("since", []).append(output["loss"])
+        return output
+
     def _log(self, engine):
+        losses = self.history["since"]
+        engine.state.output = engine.state.output | dict(loss=sum(losses) / len(losses))
+        self.history["since"] = []
         super()._log(engine)
+        # The exponential of cross-entropies and squared errors together means nothing.
+        self.history["train"][-1].pop("ppl")
         step, seen = engine.state.iteration, self.train.seen
         self.history["seen"].append(dict(step=step, rows=dict(seen.counts), share=seen.shares()))
         if self.board:
@@ -387,6 +345,11 @@ class TaskTrainer(Trainer):
             self.board.add(step, "dev", {"loss": loss, AVERAGE: mean})
             for name, result in report.items():
                 self.board.add(step, f"dev/{name}", {"loss": result["loss"]} | result["scores"])
+
+    def summary(self, step):
+        found = super().summary(step)
+        history = {name: rows for name, rows in self.history.items() if name != "since"}
+        return {name: value for name, value in found.items() if name != "valid_ppl"} | dict(history=history)
 
     def kept(self):
         """(step of the kept model, its report or None)."""

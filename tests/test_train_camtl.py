@@ -190,6 +190,31 @@ def test_weight_decay_spares_every_bias_and_norm(bert):
     assert all(named[name].ndim > 1 for name in named.keys() - kept) and len(kept) < len(named)
 
 
+def test_a_point_of_the_curve_is_the_mean_since_the_last_one_and_has_no_perplexity(monkeypatch):
+    from camtl.training import TaskTrainer
+    from utils.training import Settings, Trainer
+
+    counts = {"cola": 1}
+    train = Namespace(plan=lambda epoch: [0], splits=[0], seen=Namespace(counts=counts, shares=lambda: {"cola": 0.5}))
+    made = [TaskTrainer(torch.nn.Linear(1, 1), train, None, Settings(lr=1.0, n_epochs=9), None, None, None)
+            for _ in range(2)]  # fmt: skip
+    losses = iter([1.0, 2.0, 6.0, 5.0, 7.0])
+    monkeypatch.setattr(Trainer, "step", lambda *a: dict(loss=next(losses), ppl=2.0, lr=0.1, grad_norm=1.0))
+    trainer = made[0]
+    for step in range(1, 6):
+        engine = Namespace(state=Namespace(iteration=step, output=trainer.step(None, None)))
+        if step in (3, 5):
+            trainer._mark, trainer.board = 0.0, None
+            trainer._log(engine)
+        if step == 4:
+            # As a checkpoint carries it to another process.
+            made[1].history, trainer = json.loads(json.dumps(trainer.history)), made[1]
+    assert [(row["step"], row["loss"]) for row in trainer.history["train"]] == [(3, 3.0), (5, 6.0)]
+    assert all("ppl" not in row for row in trainer.history["train"])
+    found = trainer.summary(5)
+    assert "valid_ppl" not in found and set(found["history"]) == {"train", "valid", "seen"}
+
+
 def test_the_selector_keeps_what_the_model_is_least_certain_about(bert):
     from adapters import bert as berts
     from camtl.training import Selector
