@@ -25,6 +25,7 @@ from utils.board import Board
 from utils.devices import peak_memory_mb
 from utils.errors import UserError, first_line
 from utils.files import disk_errors, move_into_place, remove_leftovers
+from utils.interrupts import Signals, say_above_bar
 from utils.training import QUIET_SECONDS, Diverged, seed_step
 
 STATE, OPTIMIZER, SCHEDULER = "trainer_state.json", "optimizer.pt", "scheduler.pt"
@@ -50,6 +51,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         self.data_key, self.resume_command = data_key, resume_command
         self.history = {"train": [], "valid": []}
         self.seconds, self.caught, self.board, self.sampler = 0.0, 0, None, None
+        self.signals = Signals()
         self.best_saved = False
         self._losses = []
         super().__init__(**others)
@@ -97,7 +99,7 @@ class ResumableTrainer(Seq2SeqTrainer):
             self.say(f"resuming after step {self.state.global_step} of {self.total_steps}")
         self.board = Board(self.args.output_dir, self.state.global_step if folder else 0) if self.rank0 else None
         self._resume_folder = folder
-        with self._signals(), self._errors():
+        with self.signals, self._errors():
             self.train(resume_from_checkpoint=str(folder) if folder else None)
             self.refuse_diverged()
         if self.caught:
@@ -119,37 +121,17 @@ class ResumableTrainer(Seq2SeqTrainer):
                             "--per_device_train_batch_size and raise --gradient_accumulation_steps, or lower "
                             "--per_device_eval_batch_size") from error  # fmt: skip
 
-    @contextlib.contextmanager
-    def _signals(self):
-        """SIGINT and SIGTERM let the current step finish; a second one ends at once."""
-        self._signal = 0
-
-        def catch(number, frame):
-            if self._signal:
-                raise KeyboardInterrupt
-            self._signal = number
-
-        old = {s: signal.signal(s, catch) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-
     def any_signal(self):
         """The signal that any process has caught, or 0."""
         if self.args.world_size == 1:
-            return self._signal
-        mine = torch.tensor([self._signal], device=self.args.device)
+            return self.signals.caught
+        mine = torch.tensor([self.signals.caught], device=self.args.device)
         return int(self.accelerator.gather(mine).max())
 
     def say(self, line):
         """Print from the first process, above the progress bar."""
         if self.rank0:
-            from tqdm import tqdm
-
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+            say_above_bar(line)
 
     def barrier(self):
         """Wait for the other processes."""

@@ -21,6 +21,7 @@ from ignite.handlers import ProgressBar
 from utils.board import Board
 from utils.devices import autocast, peak_memory_mb
 from utils.errors import UserError, first_line
+from utils.interrupts import Signals, say_above_bar
 
 
 @dataclass
@@ -114,6 +115,7 @@ class Trainer:
         self.best, self.best_step, self.waited, self.seconds, self.tokens = {}, {}, {}, 0.0, 0
         self.history = {"train": [], "valid": []}
         self.stop = None
+        self.signals = Signals()
         # Where TensorBoard's events go; None: into the run's directory.
         self.board_folder = None
         self._mark, self._logged, self._told = None, (0.0, 0), time.time()
@@ -343,7 +345,7 @@ class Trainer:
             # Without max_epochs ignite would take this for a new run and count from 0.
             engine.load_state_dict(dict(iteration=first, epoch_length=self.epoch_steps, max_epochs=self.epochs))
         if first < self.total_steps and self.stop != "early":
-            with self._signals():
+            with self.signals:
                 self._run(engine, first)
         if isinstance(self.stop, int):
             raise SystemExit(128 + self.stop)
@@ -425,24 +427,7 @@ class Trainer:
 
     def _caught(self):
         """The signal that any process has caught, or 0."""
-        return int(idist.all_reduce(self._signal, "MAX")) if self.world > 1 else self._signal
-
-    @contextlib.contextmanager
-    def _signals(self):
-        """SIGINT and SIGTERM let the current step finish; a second one ends at once."""
-        self._signal = 0
-
-        def catch(number, frame):
-            if self._signal:
-                raise KeyboardInterrupt
-            self._signal = number
-
-        old = {s: signal.signal(s, catch) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
+        return int(idist.all_reduce(self.signals.caught, "MAX")) if self.world > 1 else self.signals.caught
 
     def summary(self, step):
         """What metrics.json says of the training."""
@@ -464,10 +449,7 @@ class Trainer:
     def say(self, line):
         """Print from the first process, above the progress bar."""
         if self.rank0:
-            from tqdm import tqdm
-
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+            say_above_bar(line)
 
 
 def _scores(nll):
