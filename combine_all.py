@@ -22,8 +22,8 @@ import os
 import sys
 from pathlib import Path
 
-from utils import flags
-from utils.errors import UserError, exit_on_user_error
+from versatile.utils import flags
+from versatile.utils.errors import UserError, exit_on_user_error
 
 SAMPLES = Path(__file__).resolve().parent / "data" / "samples"
 # On a CPU the difference is 0. Other kernels may round otherwise.
@@ -58,10 +58,10 @@ def main(argv=None):
 
 
 def combine(args):
-    from adapters import checkpoint
-    from adapters import combine as combining
-    from utils import devices
-    from utils.files import atomic_directory, writable_directory, write_json
+    from versatile.adapters import checkpoint
+    from versatile.adapters import combine as combining
+    from versatile.utils import devices
+    from versatile.utils.files import atomic_directory, writable_directory, write_json
 
     devices.quiet_libraries()
     args.output = own_name(args.output or args.into)
@@ -113,8 +113,8 @@ def read_sources(args):
     Raises:
         UserError: a source that is no good, two that do not go together, a task that this version does not know.
     """
-    from adapters import combine as combining
-    from data.task import all_tasks
+    from versatile.adapters import combine as combining
+    from versatile.data.task import all_tasks
 
     sources, groups = combining.read(args.into) if args.into else [], {}
     for task, directory in args.checkpoints.items():
@@ -134,9 +134,9 @@ def read_sources(args):
 
 
 def read_inputs(args, source):
-    """A task's first inputs for the proof, and where they are from: `utils.evaluation.Part`."""
-    from data.task import get
-    from utils import evaluation, runs
+    """A task's first inputs for the proof, and where they are from: `training.evaluation.Part`."""
+    from versatile.data.task import get
+    from versatile.training import evaluation, runs
 
     task, given = get(source.task), args.data.get(source.task)
     trained_on = runs.trained_on(source.directory, task.name)
@@ -157,7 +157,7 @@ def read_inputs(args, source):
 
 def backbone_name(source, model):
     """What tables of results call the backbone."""
-    from utils import runs
+    from versatile.training import runs
 
     return runs.origin(source.directory).get("backbone", model.config._name_or_path)
 
@@ -173,9 +173,8 @@ def prove(args, directory, sources, inputs):
     """
     import ignite.distributed as idist
     import torch
-
-    from adapters import checkpoint, inference
-    from adapters import combine as combining
+    from versatile.adapters import checkpoint, inference
+    from versatile.adapters import combine as combining
 
     proofs, device = {}, idist.device()
     ours = checkpoint.load(directory)
@@ -195,10 +194,10 @@ def prove(args, directory, sources, inputs):
 
 def prove_task(ours, theirs, source, part, tokens):
     """The same for one task: greedy outputs first, then the scores all along the inputs and these outputs."""
-    from adapters import combine as combining
-    from adapters.backbones import family_of
-    from data import instances
-    from utils.decoding import Decoding, decode
+    from versatile.adapters import combine as combining
+    from versatile.adapters.backbones.loading import family_of
+    from versatile.data import instances
+    from versatile.training.decoding import Decoding, decode
 
     positions = family_of(ours[0].config).positions(ours[0].config)
     settings = Decoding(max_length=tokens, batch_size=8).fitted(positions)
@@ -223,7 +222,7 @@ def prove_task(ours, theirs, source, part, tokens):
 
 def record(args, sources, proofs):
     """What run.json holds."""
-    from utils import runs
+    from versatile.training import runs
 
     # Of tasks that were combined before it is known where they came from first.
     known = runs.stored(args.into).get("sources", {}) if args.into else {}

@@ -19,8 +19,8 @@ Of every example the encoder's last states are averaged over its tokens (padding
 import sys
 from pathlib import Path
 
-from utils import flags
-from utils.errors import exit_on_user_error
+from versatile.utils import flags
+from versatile.utils.errors import exit_on_user_error
 
 
 def parser():
@@ -50,8 +50,8 @@ def parser():
 def main(argv=None):
     args = parser().parse_args(argv)
     flags.one_process()
-    from utils import devices
-    from utils.files import could_be_made
+    from versatile.utils import devices
+    from versatile.utils.files import could_be_made
 
     devices.quiet_libraries()
     could_be_made(args.output_dir, "--output_dir")
@@ -61,13 +61,12 @@ def main(argv=None):
 def compute(args):
     import ignite.distributed as idist
     import numpy as np
-
-    from data import text_to_text
-    from hyperformer import embeddings as t5_embeddings
-    from hyperformer import models as t5_models
-    from utils import devices
-    from utils.files import atomic_write, write_json
-    from utils.runs import versions
+    from versatile.adapters import t5_loading as t5_models
+    from versatile.data import text_to_text
+    from versatile.training import t5_embeddings
+    from versatile.training.runs import versions
+    from versatile.utils import devices
+    from versatile.utils.files import atomic_write, write_json
 
     device = idist.device()
     dtype = devices.precision(args, device)

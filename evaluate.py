@@ -18,9 +18,10 @@ has a <task>_persona.txt), <task>_outputs.jsonl, <task>_metrics.json.
 
 import sys
 
-from hyperformer import directory as t5_directory
-from utils import flags
-from utils.errors import UserError, exit_on_user_error
+from versatile.adapters import t5_directory
+from versatile.data.listing import list_tasks
+from versatile.utils import flags
+from versatile.utils.errors import UserError, exit_on_user_error
 
 
 def parser():
@@ -37,7 +38,7 @@ def parser():
                    help="only checked: the checkpoint knows its own")  # fmt: skip
     g.add_argument("--max_history", type=flags.positive,
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
-    flags.list_tasks(g, text_to_text=True)
+    list_tasks(g, text_to_text=True)
     g = p.add_argument_group("ablations (a checkpoint knows its own; given, they are checked)")
     g.add_argument("--emb_only", action="store_true", help="trained were the task's rows alone")
     g.add_argument("--outputlayer_only", action="store_true", help="trained was the vocabulary table alone")
@@ -70,11 +71,11 @@ def main(argv=None):
     flags.check_lengths(p, args)
     flags.one_process()
     if args.model_checkpoint and not args.score_only and t5_directory.recognised(args.model_checkpoint):
-        from hyperformer import evaluation as t5_evaluation
+        from versatile.training import t5_evaluation
 
         return t5_evaluation.evaluate_run(args, flags.given(parser, argv))
-    from data import text_to_text
-    from data.task import all_tasks, get
+    from versatile.data import text_to_text
+    from versatile.data.task import all_tasks, get
 
     text = args.task not in all_tasks() and args.task in ("all", *text_to_text.TASKS)
     if text and args.model_checkpoint and not args.score_only:
@@ -91,9 +92,10 @@ def main(argv=None):
 
 def score_files(args, task):
     """Score an output file against a reference file or the data set's references."""
-    from data import instances
-    from utils import evaluation, metrics
-    from utils.files import writable_directory, write_json
+    from versatile.data import instances
+    from versatile.training import evaluation
+    from versatile.utils import metrics
+    from versatile.utils.files import writable_directory, write_json
 
     if args.output_dir:
         writable_directory(args.output_dir, "--output_dir")
@@ -116,10 +118,10 @@ def score_files(args, task):
 
 def evaluate(args, task):
     import ignite.distributed as idist
-
-    from adapters import checkpoint, inference
-    from utils import devices, evaluation, runs
-    from utils.files import writable_directory
+    from versatile.adapters import checkpoint, inference
+    from versatile.training import evaluation, runs
+    from versatile.utils import devices
+    from versatile.utils.files import writable_directory
 
     devices.quiet_libraries()
     device = idist.device()
@@ -134,7 +136,9 @@ def evaluate(args, task):
     parameters, positions = inference.ready(model, device, dtype)
     more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters, method=method,
                 backbone=model.config._name_or_path) | runs.origin(args.model_checkpoint)  # fmt: skip
-    decoding = flags.decoding(args, positions)
+    from versatile.training.decoding import Decoding
+
+    decoding = Decoding.from_flags(args, positions)
     evaluation.evaluate(model, tokenizer, [part], decoding, positions=positions, dtype=dtype,
                         output_dir=args.output_dir, samples=args.samples, limit=args.limit,
                         cache_dir=args.cache_dir, **more)  # fmt: skip
@@ -143,9 +147,10 @@ def evaluate(args, task):
 def load_model(args, task):
     """(model, tokenizer, how it was trained): the checkpoint's, or a bare backbone with untrained task rows."""
     import torch
-
-    from adapters import backbones, checkpoint, released
-    from adapters.attach import attach
+    from versatile.adapters import checkpoint
+    from versatile.adapters.attach import attach
+    from versatile.adapters.backbones import loading as backbones
+    from versatile.adapters.imports import vlm as released
 
     if checkpoint.is_checkpoint(args.model_checkpoint):
         model, tokenizer = checkpoint.load(args.model_checkpoint, task.name, pointer=args.self_copy)
@@ -168,7 +173,7 @@ def load_model(args, task):
 
 def check_ablations(args, bottleneck):
     """Flags that say the checkpoint was trained in a way in which it was not."""
-    from utils import runs
+    from versatile.training import runs
 
     trained = runs.stored(args.model_checkpoint).get("flags")
     if trained is None:

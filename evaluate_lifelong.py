@@ -24,10 +24,10 @@ import os
 import sys
 from pathlib import Path
 
-from lifelong import sequence
-from utils import flags
-from utils.devices import add_precision_flags
-from utils.errors import UserError, exit_on_user_error
+from versatile.lifelong import sequence
+from versatile.utils import flags
+from versatile.utils.devices import add_precision_flags
+from versatile.utils.errors import UserError, exit_on_user_error
 
 # Flags of train_lifelong.py, which a run knows itself: both scripts may be called with the same, as the originals'.
 SWITCHES = ("--add_task_tokens", "--use_sep", "--dynamic_epochs", "--train_teachers", "--only_final", "--compile",
@@ -93,10 +93,9 @@ def main(argv=None):
 
 def evaluate(args, given):
     import ignite.distributed as idist
-
-    from lifelong import matrix, scoring
-    from utils import devices
-    from utils.files import writable_directory
+    from versatile.lifelong import matrix, scoring
+    from versatile.utils import devices
+    from versatile.utils.files import writable_directory
 
     devices.quiet_libraries()
     dtype = devices.precision(args, idist.device())

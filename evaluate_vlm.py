@@ -15,9 +15,10 @@ run.json says that it was trained on them; what has none there either --task all
 import sys
 from pathlib import Path
 
-from hyperformer import directory as t5_directory
-from utils import flags
-from utils.errors import UserError, exit_on_user_error
+from versatile.adapters import t5_directory
+from versatile.data.listing import list_tasks
+from versatile.utils import flags
+from versatile.utils.errors import UserError, exit_on_user_error
 
 
 def parser():
@@ -32,7 +33,7 @@ def parser():
     g.add_argument("--limit", type=flags.positive, help="only the first so many instances of each task")
     g.add_argument("--max_history", type=flags.positive,
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
-    flags.list_tasks(g)
+    list_tasks(g)
     flags.decoding_flags(p)
     g = p.add_argument_group("output")
     g.add_argument("--output_dir", default="results/VLM_result", help="where results go")
@@ -56,10 +57,13 @@ def main(argv=None):
 
 def evaluate(args):
     import ignite.distributed as idist
-
-    from adapters import backbones, checkpoint, embedded, inference, released
-    from utils import devices, evaluation, runs
-    from utils.files import writable_directory
+    from versatile.adapters import checkpoint, inference
+    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import loading as backbones
+    from versatile.adapters.imports import vlm as released
+    from versatile.training import evaluation, runs
+    from versatile.utils import devices
+    from versatile.utils.files import writable_directory
 
     devices.quiet_libraries()
     device = idist.device()
@@ -77,7 +81,9 @@ def evaluate(args):
     method = "released" if released.is_released(args.model_checkpoint) else "combined"
     more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters, method=method,
                 backbone=model.config._name_or_path) | runs.origin(args.model_checkpoint)  # fmt: skip
-    decoding = flags.decoding(args, positions)
+    from versatile.training.decoding import Decoding
+
+    decoding = Decoding.from_flags(args, positions)
     summaries = evaluation.evaluate(model, tokenizer, parts, decoding, positions=positions, dtype=dtype,
                                     output_dir=args.output_dir, samples=args.samples, limit=args.limit,
                                     cache_dir=args.cache_dir, **more)  # fmt: skip
@@ -88,7 +94,7 @@ def evaluate(args):
 
 def read_parts(args, info):
     """What to evaluate: the asked-for tasks that the model holds, with their data."""
-    from data.task import get
+    from versatile.data.task import get
 
     names = info.tasks if args.task == "all" else [args.task]
     if foreign := sorted(set(args.data) - set(names)):
@@ -103,7 +109,7 @@ def read_parts(args, info):
 
 def read_part(args, task, max_history):
     """A task with its data: those named, else in its own place, else what it was trained on; None: it is left out."""
-    from utils import evaluation, runs
+    from versatile.training import evaluation, runs
 
     split, given = args.split or task.scored_split, args.data.get(task.name) or args.dataset_path
     own, trained_on = Path(task.dataset_path), runs.trained_on(args.model_checkpoint, task.name)

@@ -20,9 +20,10 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
-from hyperformer import directory as t5_directory
-from utils import flags
-from utils.errors import UserError, exit_on_user_error
+from versatile.adapters import t5_directory
+from versatile.data.listing import list_tasks
+from versatile.utils import flags
+from versatile.utils.errors import UserError, exit_on_user_error
 
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
@@ -34,7 +35,7 @@ def parser():
     g.add_argument("--task", help="the task to begin with (default: the first one held)")
     g.add_argument("--max_history", type=flags.positive,
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
-    flags.list_tasks(g)
+    list_tasks(g)
     flags.decoding_flags(p)
     return p
 
@@ -90,7 +91,7 @@ def in_terminal(talk, out):
 
 def in_pipe(talk, lines, out):
     """Answer lines of bytes until they end; one line of output for each that is an input."""
-    from utils.evaluation import one_line
+    from versatile.training.evaluation import one_line
 
     for number, raw in enumerate(lines, 1):
         answer = ""
@@ -122,11 +123,12 @@ class Talk:
 
     def __init__(self, args):
         import ignite.distributed as idist
-
-        from adapters import backbones, checkpoint, embedded, inference
-        from adapters.attach import describe
-        from data.task import all_tasks, get
-        from utils import devices
+        from versatile.adapters import checkpoint, inference
+        from versatile.adapters.attach import describe
+        from versatile.adapters.backbones import bundled as embedded
+        from versatile.adapters.backbones import loading as backbones
+        from versatile.data.task import all_tasks, get
+        from versatile.utils import devices
 
         devices.quiet_libraries()
         device = idist.device()
@@ -145,7 +147,9 @@ class Talk:
         self.tasks = {name: all_tasks()[name] for name in self.model.info.tasks if name in all_tasks()}
         self.task = self.tasks.get(args.task) or next(iter(self.tasks.values()), None) or get(self.model.info.tasks[0])
         self.checkpoint, self.max_history = args.model_checkpoint, args.max_history
-        self.decoding = flags.decoding(args, self.positions)
+        from versatile.training.decoding import Decoding
+
+        self.decoding = Decoding.from_flags(args, self.positions)
         self.sessions = {name: self.session(name) for name in self.tasks}
         # The prompt given last and what was cut of it; cuts told already; answers so far.
         self.shown, self.told, self.count, self.over = None, set(), 0, False
@@ -196,7 +200,7 @@ class Talk:
 
     def prompt(self, example, session):
         """What the model is given; says, once for each reason, when it is not all that was typed."""
-        from data import instances
+        from versatile.data import instances
 
         name = self.task.name
         found, cut = instances.prompts(self.task, self.model.task_id(name), self.tokenizer, [example], self.positions,
@@ -213,7 +217,7 @@ class Talk:
         return found[0]
 
     def decode(self, prompt):
-        from utils.decoding import decode
+        from versatile.training.decoding import decode
 
         # Seeded from the start on, not anew for every answer: the same input may get another one.
         decoding = replace(self.decoding, seed=self.decoding.seed + self.count)
@@ -309,7 +313,9 @@ def changed(decoding, name, value, positions):
     flags.decoding_flags(p)
     wanted = vars(decoding) | {name: getattr(p.parse_args([f"--{name}={value}"]), name)}
     flags.check_lengths(p, SimpleNamespace(**wanted))
-    return flags.decoding(SimpleNamespace(**wanted), positions)
+    from versatile.training.decoding import Decoding
+
+    return Decoding.from_flags(SimpleNamespace(**wanted), positions)
 
 
 def refuse(message):

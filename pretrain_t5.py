@@ -20,13 +20,13 @@ from (seed, epoch, sequence). The run directory is an ordinary transformers dire
 
 import sys
 
-from utils.errors import exit_on_user_error
+from versatile.utils.errors import exit_on_user_error
 
 
 @exit_on_user_error
 def main(argv=None):
-    from hyperformer import pretraining as t5_pretraining
-    from utils import devices
+    from versatile.training import t5_pretraining
+    from versatile.utils import devices
 
     arguments = t5_pretraining.parse(argv, __doc__)
     devices.quiet_libraries()

@@ -21,8 +21,9 @@ import signal
 import sys
 from pathlib import Path
 
-from utils import flags
-from utils.errors import UserError, exit_on_user_error, first_line
+from versatile.data.listing import list_tasks
+from versatile.utils import flags
+from versatile.utils.errors import UserError, exit_on_user_error, first_line
 
 
 def parser():
@@ -36,7 +37,7 @@ def parser():
                         "among them is left out")  # fmt: skip
     g.add_argument("--max_history", type=flags.positive,
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
-    flags.list_tasks(g)
+    list_tasks(g)
     flags.decoding_flags(p)
     g = p.add_argument_group("output")
     g.add_argument("--output", help="the file to write (default: beside the data, <data>_distilled.json)")
@@ -56,7 +57,7 @@ def main(argv=None):
         p.error("--model_checkpoint is needed")
     flags.check_lengths(p, args)
     flags.one_process()
-    from data.task import get
+    from versatile.data.task import get
 
     task = get(args.task)
     args.dataset_path = task.data_path(args.dataset_path)
@@ -67,8 +68,8 @@ def main(argv=None):
 
 def check_output(args):
     """Choose the output file, refuse one that is in the way; returns where outputs lie until it is written."""
-    from data.task import distilled_beside
-    from utils.files import writable_directory
+    from versatile.data.task import distilled_beside
+    from versatile.utils.files import writable_directory
 
     output = Path(args.output or distilled_beside(args.dataset_path))
     args.output = str(output)
@@ -93,10 +94,10 @@ def refuse_taken(args):
 def distil(args, task, path):
     """Decode the training inputs, write the data file with the outputs in it, say what came out."""
     import ignite.distributed as idist
-
-    from adapters import checkpoint, inference
-    from data import files, instances
-    from utils import devices, sentences
+    from versatile.adapters import checkpoint, inference
+    from versatile.data import files, instances
+    from versatile.training import sentence_distillation as sentences
+    from versatile.utils import devices
 
     devices.quiet_libraries()
     device = idist.device()
@@ -105,7 +106,9 @@ def distil(args, task, path):
     how = task.reading(args.max_history or checkpoint.history(args.model_checkpoint, task.name), decoding=True)
     model, tokenizer = checkpoint.load(args.model_checkpoint, task.name)
     _, positions = inference.ready(model, device, dtype)
-    decoding = flags.decoding(args, positions)
+    from versatile.training.decoding import Decoding
+
+    decoding = Decoding.from_flags(args, positions)
 
     def encode(examples):
         return instances.prompts(task, model.task_id(task.name), tokenizer, examples, positions, decoding.max_length)
@@ -150,9 +153,8 @@ def decode(args, teacher, inputs, decoding, partial, dtype):
     import time
 
     import torch
-
-    from utils import sentences
-    from utils.evaluation import Progress
+    from versatile.training import sentence_distillation as sentences
+    from versatile.training.evaluation import Progress
 
     if partial.done:
         print(f"going on: {partial.outputs():,} outputs are in {partial.path}", flush=True)
@@ -198,8 +200,8 @@ def show(args, report, partial, decoding):
 
 def next_command(args, task, how, teacher):
     """The command that trains a student on the output, beside the teacher's own backbone where that has a name."""
-    from data.task import distilled_beside
-    from utils.runs import origin
+    from versatile.data.task import distilled_beside
+    from versatile.training.runs import origin
 
     beside = Path(args.output) == distilled_beside(args.dataset_path)
     named = teacher.info.mode == "adapter" and not teacher.info.carry

@@ -22,8 +22,9 @@ checkpoints, TensorBoard events, run.json, metrics.json and learning_curve.png; 
 import argparse
 import sys
 
-from utils import flags
-from utils.errors import UserError, exit_on_user_error
+from versatile.data.listing import list_tasks
+from versatile.utils import flags
+from versatile.utils.errors import UserError, exit_on_user_error
 
 PUBLISHED = ("lr", "n_epochs", "train_batch_size", "gradient_accumulation_steps")
 
@@ -35,7 +36,7 @@ def parser():
     g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
     g.add_argument("--max_history", type=flags.positive, help="exchanges of a conversation kept (default: published)")
     g.add_argument("--limit", type=flags.positive, help="use only the first so many examples of each split")
-    flags.list_tasks(g)
+    list_tasks(g)
     g = p.add_argument_group("model")
     g.add_argument("--model_checkpoint", default="gpt2",
                    help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
@@ -71,7 +72,7 @@ def main(argv=None):
     args = p.parse_args(argv)
     if not args.task and not args.resume:
         p.error("--task is needed (or --resume RUN)")
-    from utils.devices import parallel
+    from versatile.utils.devices import parallel
 
     with parallel():
         train(args, flags.given(parser, argv))
@@ -80,11 +81,10 @@ def main(argv=None):
 def train(args, given):
     import ignite.distributed as idist
     import torch
-
-    from adapters import attach as adapting
-    from adapters import backbones
-    from data.task import get
-    from utils import experiment
+    from versatile.adapters import attach as adapting
+    from versatile.adapters.backbones import loading as backbones
+    from versatile.data.task import get
+    from versatile.training import experiment
 
     args, run = experiment.open_run(args, given)
     check(args, given)
@@ -153,8 +153,8 @@ def published(args, task):
 
 def build(args, task, model, tokenizer):
     """Make a loaded backbone the model that the flags ask for."""
-    from adapters import attach as adapting
-    from adapters import self_copy
+    from versatile.adapters import attach as adapting
+    from versatile.adapters.methods import pointer as self_copy
 
     bottlenecks = {task.name: args.adapter_bottleneck} if args.adapter_bottleneck >= 0 else None
     adapting.attach(model, tokenizer, {task.name: task.markers}, bottlenecks)
@@ -173,10 +173,9 @@ def load_teacher(args, task, student, dtype, longest):
     if not args.teacher:
         return None
     import ignite.distributed as idist
-
-    from adapters import checkpoint, inference
-    from utils.distillation import WordDistillation
-    from utils.sentences import checkpoint_fingerprint
+    from versatile.adapters import checkpoint, inference
+    from versatile.training.distillation import WordDistillation
+    from versatile.training.sentence_distillation import checkpoint_fingerprint
 
     found = checkpoint_fingerprint(args.teacher)
     if args.teacher_fingerprint not in (None, found):

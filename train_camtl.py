@@ -24,9 +24,9 @@ data_seen.json (what the batches were made of) and parameters.json (what was fro
 import os
 import sys
 
-from camtl import flags as camtl_flags
-from utils import flags
-from utils.errors import exit_on_user_error
+from versatile.training import camtl_flags
+from versatile.utils import flags
+from versatile.utils.errors import exit_on_user_error
 
 
 def parser():
@@ -39,17 +39,17 @@ def main(argv=None):
     argv = camtl_flags.from_json(p, sys.argv[1:] if argv is None else list(map(str, argv)))
     args = p.parse_args(argv)
     if args.download:
-        from data.sentence_pairs import where_to_get
+        from versatile.data.encoders.sentence_pair import where_to_get
 
         return print(where_to_get(args.data_dir, args.tasks))
     if not args.resume:
         camtl_flags.check(p, args)
-    from utils import runs
+    from versatile.training import runs
 
     if args.no_cuda or (args.resume and runs.stored(args.resume).get("flags", {}).get("no_cuda")):
         # Read when torch first looks for one.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    from utils.devices import parallel
+    from versatile.utils.devices import parallel
 
     with parallel():
         work(args, flags.given(parser, argv))
@@ -57,10 +57,10 @@ def main(argv=None):
 
 def work(args, given):
     import ignite.distributed as idist
-
-    from camtl import training as camtl
-    from camtl.parameters import freeze
-    from utils import devices, experiment
+    from versatile.training import camtl_training as camtl
+    from versatile.training import experiment
+    from versatile.training.camtl_parameters import freeze
+    from versatile.utils import devices
 
     args, run = open_run(args, given)
     dtype = camtl.begin(args, run)
@@ -87,7 +87,7 @@ def work(args, given):
 
 def open_run(args, given):
     """(flags, None), or with --resume (the flags the run was started with, the run)."""
-    from utils import experiment
+    from versatile.training import experiment
 
     free = {flag: value for flag, value in given.items() if flag in camtl_flags.FREE}
     kept = {flag: value for flag, value in given.items() if flag not in camtl_flags.FREE}
@@ -100,10 +100,9 @@ def open_run(args, given):
 def start(args, parameters):
     """A new run, with what is frozen and what is trained in parameters.json."""
     import ignite.distributed as idist
-
-    from camtl import training as camtl
-    from utils import experiment
-    from utils.files import write_json
+    from versatile.training import camtl_training as camtl
+    from versatile.training import experiment
+    from versatile.utils.files import write_json
 
     if args.overwrite_output_dir and args.output_dir and idist.get_rank() == 0:
         camtl.clear(args.output_dir)

@@ -32,10 +32,10 @@ import os
 import sys
 from pathlib import Path
 
-from lifelong import sequence
-from utils import flags
-from utils.devices import add_precision_flags
-from utils.errors import UserError, exit_on_user_error
+from versatile.lifelong import sequence
+from versatile.utils import flags
+from versatile.utils.devices import add_precision_flags
+from versatile.utils.errors import UserError, exit_on_user_error
 
 # Flags of the originals that are not taken, and why.
 REFUSED = {
@@ -158,7 +158,7 @@ def main(argv=None):
             args.model_dir_root = str(Path(args.output_dir).parent)
         sequence.check_names(p, args)
         check(p, args)
-    from utils.devices import parallel
+    from versatile.utils.devices import parallel
 
     with parallel():
         train(args, flags.given(parser, argv))
@@ -190,11 +190,11 @@ def check(p, args):
 
 def train(args, given):
     import ignite.distributed as idist
-
-    from adapters import attach as adapting
-    from lifelong import learning, tasks
-    from lifelong import teachers as teaching
-    from utils import experiment
+    from versatile.adapters import attach as adapting
+    from versatile.data import question_tasks as tasks
+    from versatile.lifelong import learning
+    from versatile.lifelong import teachers as teaching
+    from versatile.training import experiment
 
     args, run = open_sequence(args, given)
     tasks.sequence(args.tasks)
@@ -230,7 +230,7 @@ def train(args, given):
 
 def open_sequence(args, given):
     """(flags, None), or of a sequence that was begun: (the flags it was begun with, its run)."""
-    from utils import experiment
+    from versatile.training import experiment
 
     folder, typed = Path(args.resume or args.output_dir or sequence.directory(args)), bool(args.resume)
     if not typed:
@@ -267,8 +267,9 @@ def distilled_texts(args, teachers, dtype):
 
     A teacher that had to be trained for it stands in `teachers` then.
     """
-    from lifelong import learning, tasks
-    from lifelong.teachers import distilled
+    from versatile.data import question_tasks as tasks
+    from versatile.lifelong import learning
+    from versatile.lifelong.teachers import distilled
 
     if not (args.seq_distil and (teachers or args.train_teachers)):
         return {}

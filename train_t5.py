@@ -21,13 +21,13 @@ arguments_results.json, val_results.json, test_results.json, metrics.json and le
 
 import sys
 
-from utils.errors import exit_on_user_error
+from versatile.utils.errors import exit_on_user_error
 
 
 @exit_on_user_error
 def main(argv=None):
-    from hyperformer import arguments as t5_arguments
-    from utils import devices
+    from versatile.training import t5_arguments
+    from versatile.utils import devices
 
     arguments = t5_arguments.parse(argv, __doc__)
     devices.quiet_libraries()
@@ -35,10 +35,9 @@ def main(argv=None):
 
 
 def train(arguments):
-    from adapters import t5
-    from hyperformer import evaluation as t5_evaluation
-    from hyperformer import setup as t5_setup
-    from utils.experiment import say
+    from versatile.adapters import t5
+    from versatile.training import t5_evaluation, t5_setup
+    from versatile.training.experiment import say
 
     args = arguments.training
     t5_setup.check_directory(arguments)

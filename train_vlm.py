@@ -18,8 +18,9 @@ with the best mean loss is kept. The run directory is a VLM; evaluate_vlm.py rea
 
 import sys
 
-from utils import flags
-from utils.errors import UserError, exit_on_user_error
+from versatile.data.listing import list_tasks
+from versatile.utils import flags
+from versatile.utils.errors import UserError, exit_on_user_error
 
 # The published setting; the rate of the unfrozen backbone is the original's, that of adapters alone the one most
 # adapters were published with.
@@ -55,7 +56,7 @@ def parser():
     g.add_argument("--max_history", type=flags.positive, help="exchanges of a conversation kept (default: published)")
     g.add_argument("--limit", nargs="+", type=count(flags.positive), metavar="[TASK=]N",
                    help="use only the first so many examples of each split")  # fmt: skip
-    flags.list_tasks(g)
+    list_tasks(g)
     g = p.add_argument_group("model")
     g.add_argument("--model_checkpoint", default="gpt2",
                    help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
@@ -78,7 +79,7 @@ def parser():
 def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
-    from utils.devices import parallel
+    from versatile.utils.devices import parallel
 
     with parallel():
         train(args, flags.given(parser, argv))
@@ -87,11 +88,10 @@ def main(argv=None):
 def train(args, given):
     import ignite.distributed as idist
     import torch
-
-    from adapters import attach as adapting
-    from adapters import backbones
-    from data.task import get
-    from utils import experiment
+    from versatile.adapters import attach as adapting
+    from versatile.adapters.backbones import loading as backbones
+    from versatile.data.task import get
+    from versatile.training import experiment
 
     args, run = experiment.open_run(args, given, "train_vlm.py")
     if twice := [name for name in args.tasks or [] if args.tasks.count(name) > 1]:
@@ -132,8 +132,8 @@ def train(args, given):
 
 def with_data(args):
     """The tasks that have data, in order; what is left out is said."""
-    from data.task import all_tasks
-    from utils import experiment
+    from versatile.data.task import all_tasks
+    from versatile.training import experiment
 
     found = []
     for name, task in sorted(all_tasks().items()):

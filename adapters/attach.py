@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
-
-from adapters.backbones import family_of
-from adapters.bottleneck import AdapterBank, BottleneckAdapter, TaskRouter
-from adapters.task_embeddings import TaskEmbedding, TaskHead, TaskRows
-from adapters.trained import (  # noqa: F401  (part of this interface)
+from versatile.adapters.backbones.loading import family_of
+from versatile.adapters.methods.bottleneck import AdapterBank, BottleneckAdapter, TaskRouter
+from versatile.adapters.methods.task_embeddings import TaskEmbedding, TaskHead, TaskRows
+from versatile.adapters.trained import (  # noqa: F401  (part of this interface)
     describe,
     halve_frozen,
     ledger,
@@ -45,7 +44,7 @@ class TaskModelInfo:
             False for released checkpoints, whose other tasks' columns took part in the softmax.
         freeze: beside an adapter the backbone is frozen; False: it is trained too.
         carry: a checkpoint holds the backbone itself instead of its name.
-        self_copy: the output is a mixture with a pointer (adapters/self_copy.py).
+        self_copy: the output is a mixture with a pointer (adapters/methods/pointer.py).
         histories: {task: exchanges of a conversation it was trained with}, where that is known.
     """
 
@@ -100,7 +99,7 @@ class TaskConditioned:
             labels: [rows, length], unshifted, -100 where there is no loss. With labels, `logits` of the
                 output is None: scores are computed only where a label stands.
             num_items_in_batch: the loss is the sum over labels divided by this (default: their number).
-            soft_targets: a teacher's scores for `self.distillation` (utils/distillation.py), which then makes the
+            soft_targets: a teacher's scores for `self.distillation` (training/distillation.py), which then makes the
                 loss.
         """
         if inputs_embeds is None:
@@ -305,7 +304,7 @@ def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=No
 def _condition(model, info):
     """Swap the model's class for a subclass with `TaskConditioned`; the name stays, so configs stay honest."""
     # It builds on this module.
-    from adapters.encoder_decoder import EncoderDecoderConditioned
+    from versatile.adapters.encoder_decoder import EncoderDecoderConditioned
 
     base, causal = type(model), not family_of(model.config).encoder_decoder
     kinds = TaskConditioned if causal else EncoderDecoderConditioned, base

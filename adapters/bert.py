@@ -1,7 +1,7 @@
 """One BERT for many tasks: CA-MTL's conditional forms, and plain multi-task BERT.
 
-`build` takes any BERT that transformers loads and puts the modules of adapters/conditional.py into it; `save` and
-`load` keep what came of it. A batch may mix tasks: `task_ids` gives one task a row, a task's place in
+`build` takes any BERT that transformers loads and puts the modules of adapters/methods/conditional.py into it; `save`
+and `load` keep what came of it. A batch may mix tasks: `task_ids` gives one task a row, a task's place in
 `model.tasks`.
 
 A saved directory holds
@@ -18,12 +18,12 @@ import re
 from pathlib import Path
 
 import torch
-
-from adapters import backbones, embedded
-from adapters.checkpoint import _copy, _read_json, _write_tensors, read_safetensors
-from adapters.task_bert import TaskBert
-from utils.errors import UserError, first_line
-from utils.files import write_json
+from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.checkpoint import _copy, _read_json, _write_tensors, read_safetensors
+from versatile.adapters.task_bert import TaskBert
+from versatile.utils.errors import UserError, first_line
+from versatile.utils.files import write_json
 
 CONFIG, WEIGHTS, PEFT_TYPE = "adapter_config.json", "model.safetensors", "VERSATILE_CONDITIONAL_BERT"
 FORMAT = 1

@@ -14,7 +14,7 @@ An adapter checkpoint is a directory with
                                 is then "backbone"
 
 A fully fine-tuned model is an ordinary transformers directory whose config.json also names the tasks.
-Released checkpoints of the original code load too (adapters/released.py). Nothing is ever unpickled.
+Released checkpoints of the original code load too (adapters/imports/vlm.py). Nothing is ever unpickled.
 """
 
 import copy
@@ -22,13 +22,14 @@ import json
 from pathlib import Path
 
 import torch
-
-from adapters import backbones, embedded, self_copy
-from adapters.attach import TaskModelInfo, _condition, attach, join, keep_tasks, new_adapters, trainable
-from adapters.task_embeddings import TaskEmbedding, TaskHead
-from hyperformer import directory as t5_directory
-from utils.errors import UserError, brief
-from utils.files import atomic_write, write_json
+from versatile.adapters import t5_directory
+from versatile.adapters.attach import TaskModelInfo, _condition, attach, join, keep_tasks, new_adapters, trainable
+from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.methods import pointer as self_copy
+from versatile.adapters.methods.task_embeddings import TaskEmbedding, TaskHead
+from versatile.utils.errors import UserError, brief
+from versatile.utils.files import atomic_write, write_json
 
 CONFIG, WEIGHTS, BACKBONE = "adapter_config.json", "adapter_model.safetensors", "backbone"
 FORMAT = 1
@@ -217,7 +218,7 @@ def load(directory, task=None, pointer=False, flag=None):
         UserError: nothing usable there, a file that is damaged, another backbone than the one trained on, a
             task the checkpoint does not hold, an adapter that changes nothing, no self-copy though asked for.
     """
-    from adapters import released
+    from versatile.adapters.imports import vlm as released
 
     path = Path(directory)
     t5_directory.refuse(directory, flag)
@@ -243,7 +244,7 @@ def load(directory, task=None, pointer=False, flag=None):
 
 def is_checkpoint(directory):
     """Whether a directory holds a trained model of ours or a released one, rather than a bare backbone."""
-    from adapters import released
+    from versatile.adapters.imports import vlm as released
 
     path = Path(directory)
     if (path / CONFIG).is_file():

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
-from adapters import backbones, checkpoint, released, self_copy
-from adapters.attach import TaskConditioned, attach
-from adapters.trained import _kind
-from hyperformer import directory as t5_directory
-from utils.errors import UserError
+from versatile.adapters import checkpoint, t5_directory
+from versatile.adapters.attach import TaskConditioned, attach
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.imports import vlm as released
+from versatile.adapters.methods import pointer as self_copy
+from versatile.adapters.trained import _kind
+from versatile.utils.errors import UserError
 
 
 @dataclass

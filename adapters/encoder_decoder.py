@@ -15,9 +15,8 @@ The adapters of a task stand behind every block of the encoder and of the decode
 
 import torch
 from transformers.modeling_outputs import Seq2SeqLMOutput
-
-from adapters.attach import IGNORE, TaskConditioned
-from adapters.backbones import family_of
+from versatile.adapters.attach import IGNORE, TaskConditioned
+from versatile.adapters.backbones.loading import family_of
 
 # Widths of encoder and decoder are rounded up to this many, as those of batches are.
 ROUND = 8

@@ -1,10 +1,9 @@
 """A trained model made ready to answer."""
 
 import torch
-
-from adapters.attach import halve_frozen, ledger
-from adapters.backbones import family_of
-from utils import devices
+from versatile.adapters.attach import halve_frozen, ledger
+from versatile.adapters.backbones.loading import family_of
+from versatile.utils import devices
 
 
 def ready(model, device, dtype):

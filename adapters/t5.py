@@ -17,11 +17,11 @@ into a model attached with the same tasks and settings (`efficient_unique_hyper_
 `unique_hyper_net` "hyperformer", a meta-adapter with neither "meta"). The names are the published ones:
 `task_embedding_controller.…`, `encoder.adapter_layers_hyper_net.…`,
 `encoder.block.0.layer.1.adapter_controller.…`; `original_names` maps the model's own to them. Modules by themselves
-(adapters/hypernet.py) have the published names too, but for `hypernet.original_name`: an adapter's `down_sampler` and
-`up_sampler` are `down` and `up` here.
+(adapters/methods/hyperformer.py) have the published names too, but for `original_name`: an adapter's `down_sampler`
+and `up_sampler` are `down` and `up` here.
 """
 
-from adapters.t5_checkpoint import (  # noqa: F401
+from versatile.adapters.t5_checkpoint import (  # noqa: F401
     adapter_state,
     is_checkpoint,
     load,
@@ -33,7 +33,7 @@ from adapters.t5_checkpoint import (  # noqa: F401
     read_settings,
     save,
 )  # fmt: skip
-from adapters.t5_model import (  # noqa: F401
+from versatile.adapters.t5_model import (  # noqa: F401
     METHODS,
     MODEL_TYPES,
     T5Settings,

@@ -17,9 +17,9 @@ import dataclasses
 from pathlib import Path
 
 import torch
-
-from adapters import backbones, embedded
-from adapters.checkpoint import (
+from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.checkpoint import (
     CONFIG,
     WEIGHTS,
     _copy,
@@ -27,10 +27,10 @@ from adapters.checkpoint import (
     _write_tensors,
     read_safetensors,
 )  # fmt: skip
-from adapters.hypernet import original_name
-from adapters.t5_model import T5Settings, attach, check_kind, is_added
-from utils.errors import UserError, first_line
-from utils.files import atomic_write, write_json
+from versatile.adapters.methods.hyperformer import original_name
+from versatile.adapters.t5_model import T5Settings, attach, check_kind, is_added
+from versatile.utils.errors import UserError, first_line
+from versatile.utils.files import atomic_write, write_json
 
 KIND = "VERSATILE_T5"
 # Where config.json of a fully fine-tuned T5 names its tasks.

@@ -4,10 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 
 from torch import nn
-
-from adapters import hypernet
-from adapters.bottleneck import ACTIVATIONS
-from utils.errors import UserError
+from versatile.adapters.methods import hyperformer as hypernet
+from versatile.adapters.methods.bottleneck import ACTIVATIONS
+from versatile.utils.errors import UserError
 
 METHODS = ("finetune", "adapters", "hyperformer", "hyperformer++", "meta")
 MODEL_TYPES = ("t5", "mt5")

@@ -9,9 +9,14 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from adapters.conditional import TaskConditions, condition_bert, initialise, run_encoder, task_parameters
-from utils.uncertainty import normalized_entropy
+from versatile.adapters.methods.conditional import (
+    TaskConditions,
+    condition_bert,
+    initialise,
+    run_encoder,
+    task_parameters,
+)
+from versatile.utils.uncertainty import normalized_entropy
 
 # Sequences are cut to the longest one of a batch, rounded up to this many: few shapes, few kernels.
 LENGTH_ROUND = 8

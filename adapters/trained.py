@@ -1,8 +1,7 @@
 """What of a model is trained: choosing it, counting it, and keeping the rest in half precision."""
 
 import torch
-
-from adapters.task_embeddings import TaskHead
+from versatile.adapters.methods.task_embeddings import TaskHead
 
 
 def trainable(model):

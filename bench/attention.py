@@ -23,7 +23,7 @@ LENGTHS = (64, 128, 256, 512, 1024)
 
 
 def parse(argv=None):
-    from utils import flags
+    from versatile.utils import flags
 
     p = common.parser(__doc__, repeats=7)
     g = p.add_argument_group("shapes")
@@ -44,8 +44,7 @@ def main(argv=None):
     args = parse(argv)
     device = common.start(args)
     import torch
-
-    from utils import devices
+    from versatile.utils import devices
 
     # As in training: memory of the same size is not asked of the kernel again each time.
     if device.type == "cpu":

@@ -20,7 +20,7 @@ TASK = "bench"
 
 def parser(doc, repeats=5, json_only=False):
     """A parser with the flags that all benchmarks have."""
-    from utils import flags
+    from versatile.utils import flags
 
     p = flags.parser(doc)
     g = p.add_argument_group("how to measure")
@@ -40,8 +40,7 @@ def start(args):
         # The training loop takes a GPU wherever it sees one.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
-
-    from utils.devices import quiet_libraries
+    from versatile.utils.devices import quiet_libraries
 
     quiet_libraries()
     if args.threads:
@@ -168,7 +167,7 @@ def gpt2(args, **more):
 
 def model_flags(p, bottleneck=True):
     """The flags `gpt2` and, with `bottleneck`, `attached` read."""
-    from utils import flags
+    from versatile.utils import flags
 
     g = p.add_argument_group("the model (random weights)")
     g.add_argument("--width", type=flags.positive, default=256, help="hidden size; 64 for each attention head")
@@ -181,8 +180,7 @@ def model_flags(p, bottleneck=True):
 def attached(args, **more):
     """(model with adapters and 29 task rows, its tokenizer): the same weights for the same seed."""
     import torch
-
-    from adapters import attach as adapting
+    from versatile.adapters import attach as adapting
 
     model, tokenizer = gpt2(args, **more), word_tokenizer()
     torch.manual_seed(args.seed + 1)

@@ -26,7 +26,7 @@ PARTS = {"norm": "conditional layer norm", "attention": "conditional attention",
 
 
 def parse(argv=None):
-    from utils import devices, flags
+    from versatile.utils import devices, flags
 
     p = common.parser(__doc__)
     g = p.add_argument_group("the model (random weights) and its data")
@@ -53,7 +53,7 @@ def parse(argv=None):
 def main(argv=None):
     args = parse(argv)
     device = common.start(args)
-    from utils import devices
+    from versatile.utils import devices
 
     dtype = devices.precision(args, device)
     work = Work(args, device, dtype)
@@ -80,10 +80,9 @@ class Work:
     def __init__(self, args, device, dtype):
         import torch
         from transformers import BertConfig, BertModel
-
-        from adapters.conditional import ConditionalLayerNorm, TaskConditions
-        from adapters.task_bert import TaskBert
-        from utils import devices
+        from versatile.adapters.methods.conditional import ConditionalLayerNorm, TaskConditions
+        from versatile.adapters.task_bert import TaskBert
+        from versatile.utils import devices
 
         self.args, self.device, self.dtype = args, device, dtype
         config = BertConfig(vocab_size=common.VOCABULARY, hidden_size=args.width, num_hidden_layers=args.layers,
@@ -116,7 +115,7 @@ class Work:
 
     def turn(self, side):
         """A turn's work for `common.interleaved`: what a side returns, if anything, is a loss."""
-        from utils import devices
+        from versatile.utils import devices
 
         def run(number):
             for _ in range(self.args.turn_steps):
@@ -147,7 +146,7 @@ class Work:
                    for t, rows in self.by_task(self.batch))  # fmt: skip
 
     def attention_of(self, tasks, owners, hidden, mask):
-        from adapters.conditional import PADDING, block_diagonal
+        from versatile.adapters.methods.conditional import PADDING, block_diagonal
 
         layer = self.model.bert.encoder.layer[0].attention.self
         chunks = layer.cond_block_diag_attn.chunks(tasks, layer.random_weight_matrix[: self.longest])
@@ -177,8 +176,7 @@ class Work:
 
     def choose(self, batches):
         import torch
-
-        from utils import uncertainty
+        from versatile.utils import uncertainty
 
         found = torch.cat([uncertainty.candidate_entropies(self.model, batch) for batch in batches])
         owners = torch.cat([batch["task_ids"] for batch in batches])

@@ -22,7 +22,7 @@ ORIGINAL = "original, one by one, fp32"
 
 
 def parse(argv=None):
-    from utils import flags
+    from versatile.utils import flags
 
     p = common.parser(__doc__)
     common.model_flags(p)
@@ -79,9 +79,8 @@ def main(argv=None):
 def settled(args, device, dtype):
     """(model, tokenizer) made ready as evaluate.py does."""
     import torch
-
-    from adapters import attach as adapting
-    from utils import devices
+    from versatile.adapters import attach as adapting
+    from versatile.utils import devices
 
     # With GPT-2's own 0.02 a random model repeats its last token: nothing would depend on the context.
     model, tokenizer = common.attached(args, initializer_range=0.1)
@@ -107,8 +106,8 @@ def forbidden(model):
 
 
 def ours(args, model_and_tokenizer, prompts, dtype, outputs):
-    from utils import devices
-    from utils.decoding import Decoding, Prompt, decode
+    from versatile.training.decoding import Decoding, Prompt, decode
+    from versatile.utils import devices
 
     model, tokenizer = model_and_tokenizer
     devices.settle(model, next(model.parameters()).device, dtype)
@@ -122,9 +121,8 @@ def plain(args, model, prompts, dtype, outputs):
     """`generate` over the prompts as they come."""
     import torch
     from transformers import GenerationConfig
-
-    from utils.decoding import left_padded
-    from utils.devices import autocast
+    from versatile.training.decoding import left_padded
+    from versatile.utils.devices import autocast
 
     common.default_allocator()
     device, found = model.device, []

@@ -25,7 +25,7 @@ SLOWER = 1.25
 
 
 def parse(argv=None):
-    from utils import devices, flags
+    from versatile.utils import devices, flags
 
     p = common.parser(__doc__)
     g = p.add_argument_group("the model (random weights) and its data")
@@ -52,7 +52,7 @@ def parse(argv=None):
 def main(argv=None):
     args = parse(argv)
     device = common.start(args)
-    from utils import devices
+    from versatile.utils import devices
 
     dtype = devices.precision(args, device)
     print(f"T5 {args.width} wide, {args.layers} + {args.layers} layers; {len(TASKS)} tasks; {str(dtype)[6:]}; "
@@ -96,8 +96,7 @@ class EveryCall:
 
     def __getitem__(self, place):
         import torch
-
-        from adapters.hypernet import FEED_FORWARD, SELF_ATTENTION
+        from versatile.adapters.methods.hyperformer import FEED_FORWARD, SELF_ATTENTION
 
         with torch.autocast(self.device.type, enabled=False):
             block = FEED_FORWARD if place % 2 else SELF_ATTENTION
@@ -110,8 +109,7 @@ class Work:
     def __init__(self, args, device, dtype, side):
         import torch
         from transformers import T5Config, T5ForConditionalGeneration
-
-        from adapters import t5
+        from versatile.adapters import t5
 
         self.args, self.device, self.dtype, self.ids, self.step = args, device, dtype, None, 0
         config = T5Config(vocab_size=args.vocabulary, d_model=args.width, d_kv=64, d_ff=4 * args.width,
@@ -166,8 +164,7 @@ class Work:
     def training(self, turn):
         """A turn's work: some optimizer steps."""
         import torch
-
-        from utils.devices import autocast
+        from versatile.utils.devices import autocast
 
         self.model.train()
         for _ in range(self.args.turn_steps):
@@ -182,7 +179,7 @@ class Work:
 
     def decoding(self, turn):
         """A turn's work: one batch decoded, every output as long as allowed."""
-        from utils.devices import autocast
+        from versatile.utils.devices import autocast
 
         self.model.eval()
         inputs = {name: value for name, value in self.batch.items() if name != "labels"}

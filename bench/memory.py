@@ -29,7 +29,7 @@ TARGET = '"tgt": "{name} is a restaurant number {number} that serves {food} food
 
 
 def parse(argv=None):
-    from utils import flags
+    from versatile.utils import flags
 
     p = common.parser(__doc__, json_only=True)
     g = p.add_argument_group("what to run")

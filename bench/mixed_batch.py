@@ -36,7 +36,7 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def parse(argv=None):
-    from utils import devices, flags
+    from versatile.utils import devices, flags
 
     p = common.parser(__doc__)
     common.model_flags(p, bottleneck=False)
@@ -62,7 +62,7 @@ def parse(argv=None):
 def main(argv=None):
     args = parse(argv)
     device = common.start(args)
-    from utils import devices
+    from versatile.utils import devices
 
     dtype = devices.precision(args, device)
     training, decoding = Training(args, dtype), Decoding(args, device, dtype)
@@ -105,9 +105,8 @@ def verdict(what, middle, each, target, unit, over="turns"):
 def attached(args, tasks):
     """(model of these tasks, its tokenizer): the same backbone for the same seed."""
     import torch
-
-    from adapters import attach as adapting
-    from adapters import backbones
+    from versatile.adapters import attach as adapting
+    from versatile.adapters.backbones import loading as backbones
 
     model, tokenizer = common.gpt2(args), common.word_tokenizer()
     model.backbone_fingerprint, model.random_init_seed = backbones.fingerprint(model.state_dict()), None
@@ -128,11 +127,10 @@ class Training:
 
     def __init__(self, args, dtype):
         import torch
-
-        from adapters import attach as adapting
-        from data.batching import Batches
-        from utils import devices
-        from utils.training import Settings, Trainer
+        from versatile.adapters import attach as adapting
+        from versatile.data.batching import Batches
+        from versatile.training.trainer import Settings, Trainer
+        from versatile.utils import devices
 
         self.args, self.step = args, 0
         model, tokenizer = attached(args, TASKS)
@@ -175,7 +173,7 @@ class Decoding:
     """The decoding of evaluate_vlm.py."""
 
     def __init__(self, args, device, dtype):
-        from adapters import inference
+        from versatile.adapters import inference
 
         self.args, self.dtype = args, dtype
         self.model, self.tokenizer = attached(args, TASKS)
@@ -185,7 +183,7 @@ class Decoding:
 
     def side(self, task):
         """A turn's work: the same prompts continued to the same length, for one task or for all in equal shares."""
-        from utils import decoding
+        from versatile.training import decoding
 
         prompts = []
         for i in range(self.args.prompts):
@@ -206,8 +204,8 @@ class Decoding:
 
 def size(args, task, folder):
     """Save a task's adapter; bytes of its directory without the tokenizer, of its trained tensors, of the tokenizer."""
-    from adapters import attach as adapting
-    from adapters import checkpoint
+    from versatile.adapters import attach as adapting
+    from versatile.adapters import checkpoint
 
     model, tokenizer = attached(args, [task])
     checkpoint.save(model, tokenizer, folder)
@@ -219,7 +217,7 @@ def size(args, task, folder):
 
 def loading(args, device, folder):
     """{task: seconds of each turn} to load its directory onto a backbone that is in memory."""
-    from adapters import checkpoint
+    from versatile.adapters import checkpoint
 
     seconds = {task: [] for task in TASKS}
     for turn in range(-1, args.repeats):

@@ -31,7 +31,7 @@ ORIGINAL = "the originals' two passes, fp32"
 
 
 def parse(argv=None):
-    from utils import flags
+    from versatile.utils import flags
 
     p = common.parser(__doc__)
     common.model_flags(p, bottleneck=False)
@@ -112,9 +112,8 @@ def show(unit, rates, against):
 def attached(args):
     """(model as lifelong/learning.py attaches it, its tokenizer): the same weights for the same seed."""
     import torch
-
-    from adapters import attach as adapting
-    from lifelong.encoding import special_tokens
+    from versatile.adapters import attach as adapting
+    from versatile.data.encoders.question_answer import special_tokens
 
     # With GPT-2's own 0.02 a random model's scores are all alike.
     model, tokenizer = common.gpt2(args, initializer_range=0.1), common.word_tokenizer()
@@ -132,11 +131,10 @@ class Generation:
 
     def __init__(self, args, device, dtype):
         import torch
-
-        from adapters import attach as adapting
-        from lifelong.encoding import GEN, Encoder
-        from lifelong.replay import Sampling
-        from utils import devices
+        from versatile.adapters import attach as adapting
+        from versatile.data.encoders.question_answer import GEN, Encoder
+        from versatile.lifelong.replay import Sampling
+        from versatile.utils import devices
 
         self.args, self.device, self.dtype = args, device, dtype
         self.model, self.tokenizer = attached(args)
@@ -152,8 +150,8 @@ class Generation:
 
     def ours(self, drawn, kind):
         """A turn's samples as replay draws them; returns how many tokens they have."""
-        from lifelong.replay import generate
-        from utils import devices
+        from versatile.lifelong.replay import generate
+        from versatile.utils import devices
 
         devices.settle(self.model, self.device, self.dtype)
         found = generate(self.model, self.tokenizer, self.encoder, self.gen, self.args.samples, self.sampling,
@@ -165,9 +163,8 @@ class Generation:
         """The same with `generate` on the model as attached."""
         import torch
         from transformers import GenerationConfig
-
-        from utils.devices import autocast
-        from utils.training import seed_step
+        from versatile.training.trainer import seed_step
+        from versatile.utils.devices import autocast
 
         common.default_allocator()
         start, found = self.tokenizer.convert_tokens_to_ids(self.gen), []
@@ -211,11 +208,10 @@ class Training:
 
     def __init__(self, args, dtype):
         import torch
-
-        from adapters import attach as adapting
-        from lifelong.losses import LM, QA, Objective, WeightedLoss
-        from utils import devices
-        from utils.training import Settings, Trainer
+        from versatile.adapters import attach as adapting
+        from versatile.lifelong.losses import LM, QA, Objective, WeightedLoss
+        from versatile.training.trainer import Settings, Trainer
+        from versatile.utils import devices
 
         self.args, self.dtype, self.number = args, dtype, 0
         self.model, tokenizer = attached(args)
@@ -244,8 +240,7 @@ class Training:
     def made_up(self):
         """Rows of random tokens, half of each the answer."""
         import numpy as np
-
-        from lifelong.encoding import Row
+        from versatile.data.encoders.question_answer import Row
 
         args, rng, rows = self.args, np.random.default_rng(self.args.seed), []
         longest = min(2 * args.mean_length, args.positions - 2)
@@ -256,7 +251,7 @@ class Training:
         return rows
 
     def batches(self, objective):
-        from lifelong.batches import LifelongBatches
+        from versatile.lifelong.batches import LifelongBatches
 
         return LifelongBatches(self.rows, objective, self.pad_id, self.args.positions, float("inf"),
                                self.args.train_batch_size, seed=self.args.seed)  # fmt: skip
@@ -308,8 +303,7 @@ class Training:
     def losses(self):
         """The first batch's loss in one pass and in two, without dropout."""
         import torch
-
-        from utils.training import move
+        from versatile.training.trainer import move
 
         self.model.eval()
         found = dict.fromkeys(("ours", "two passes"), 0.0)
@@ -323,7 +317,7 @@ class Training:
 
 def one(objective, part):
     """The same objective's rows of one part alone."""
-    from lifelong.losses import Objective
+    from versatile.lifelong.losses import Objective
 
     @dataclass
     class Part(Objective):

@@ -26,7 +26,7 @@ ORIGINAL = "original loop, fp32"
 
 
 def parse(argv=None):
-    from utils import flags
+    from versatile.utils import flags
 
     p = common.parser(__doc__)
     common.model_flags(p)
@@ -111,11 +111,10 @@ class Ours:
 
     def __init__(self, args, lengths, dtype):
         import torch
-
-        from adapters import attach as adapting
-        from data.batching import Batches
-        from utils import devices
-        from utils.training import Settings, Trainer
+        from versatile.adapters import attach as adapting
+        from versatile.data.batching import Batches
+        from versatile.training.trainer import Settings, Trainer
+        from versatile.utils import devices
 
         self.args = args
         self.model, tokenizer = common.attached(args)
@@ -161,8 +160,7 @@ class Plain:
     def __init__(self, args, lengths, device):
         import numpy as np
         import torch
-
-        from adapters.bottleneck import BottleneckAdapter
+        from versatile.adapters.methods.bottleneck import BottleneckAdapter
 
         self.args, self.device, self.at = args, device, 0
         self.model = common.gpt2(args)

@@ -14,12 +14,11 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-
-from data.encoding import Encoder, tokenizer_fingerprint
-from data.files import fingerprint, iter_records
-from data.task import Reading
-from utils.errors import UserError
-from utils.files import atomic_directory, cache_root, writable_cache, write_json
+from versatile.data.encoders.markers import Encoder, tokenizer_fingerprint
+from versatile.data.files import fingerprint, iter_records
+from versatile.data.task import Reading
+from versatile.utils.errors import UserError
+from versatile.utils.files import atomic_directory, cache_root, writable_cache, write_json
 
 FORMAT = 2
 CHUNK = 2000

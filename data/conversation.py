@@ -6,9 +6,9 @@ Record: {<first field>: [text, …], "utterances": [{"history": [turn, …], "ca
 utterance is one example.
 """
 
-from data.files import records_field, texts_field
-from data.task import Example, Reading, Span, Task
-from utils.errors import UserError
+from versatile.data.files import records_field, texts_field
+from versatile.data.task import Example, Reading, Span, Task
+from versatile.utils.errors import UserError
 
 
 class Conversation(Task):

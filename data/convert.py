@@ -56,7 +56,7 @@ Text files are UTF-8, plain or ``.gz``. White space at the ends of a text is tak
 changes unless the format's help says so. The output holds one record a line and appears only when it is whole;
 the same files and flags give the same bytes. What was kept and dropped, and why, is printed.
 
-A new format is one function in a module of ``data/formats``: it takes (args, report) and returns
+A new format is one function in a module of ``data/converters``: it takes (args, report) and returns
 ``{split: iterator of records}``.
 """
 
@@ -67,13 +67,13 @@ import os
 import pkgutil
 import sys
 
-import data.formats
-from data.formats.base import FORMATS, SPLITS, Report, at_least_one, limited
-from utils.errors import UserError, exit_on_user_error
-from utils.files import atomic_write
+from versatile.data import converters
+from versatile.data.converters.base import FORMATS, SPLITS, Report, at_least_one, limited
+from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.files import atomic_write
 
-for module in pkgutil.iter_modules(data.formats.__path__):
-    importlib.import_module(f"data.formats.{module.name}")
+for module in pkgutil.iter_modules(converters.__path__):
+    importlib.import_module(f"versatile.data.converters.{module.name}")
 
 
 def build_parser():

@@ -17,8 +17,7 @@ import os
 import zlib
 
 import ijson
-
-from utils.errors import UserError, brief
+from versatile.utils.errors import UserError, brief
 
 _BLOCK = 1 << 16
 _BOM = b"\xef\xbb\xbf"

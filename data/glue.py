@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from data.files import text_lines
-from utils.errors import UserError, brief
+from versatile.data.files import text_lines
+from versatile.utils import glue_metrics
+from versatile.utils.errors import UserError, brief
 
 SPLITS = ("train", "dev", "test")
 _MNLI = ("contradiction", "entailment", "neutral")
@@ -229,3 +230,37 @@ def _label(task, text, place):
         raise UserError(f"the score is {brief(text)}", place=place, expected="a number from 0 to 5",
                         remedy=f"correct the column {task.label_column!r}, or take the row out")  # fmt: skip
     return score
+
+
+def score(glue_task_name, predictions, labels):
+    """GLUE's metrics of one task.
+
+    Args:
+        glue_task_name: a key of `TASKS`.
+        predictions, labels: N label strings or class ids (in the task's own order); numbers for STS-B.
+
+    Returns:
+        {metric name: value, 0–1}: matthews; accuracy; accuracy and f1; or pearson and spearman.
+
+    Raises:
+        UserError: nothing to score, different numbers of them, something that is no label of the task.
+    """
+    task = get(glue_task_name)
+    glue_metrics.check_counts(predictions, labels)
+    if task.regression:
+        predictions, labels = [float(x) for x in predictions], [float(x) for x in labels]
+    else:
+        predictions, labels = _class_ids(task, predictions), _class_ids(task, labels)
+    return {name: getattr(glue_metrics, name)(predictions, labels) for name in task.metrics}
+
+
+def _class_ids(task, labels):
+    number = {label: i for i, label in enumerate(task.labels)}
+    ids = []
+    for i, label in enumerate(labels):
+        label = number.get(label, label) if isinstance(label, str) else int(label)
+        if isinstance(label, str) or not 0 <= label < len(number):
+            raise UserError(f"{brief(label)} is no label of {task.name}", place=f"row {i}",
+                            expected=f"one of {', '.join(task.labels)}, or their ids from 0")  # fmt: skip
+        ids.append(label)
+    return ids

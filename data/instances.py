@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from data.encoding import Encoder
-from data.files import iter_records
-from utils.decoding import Prompt
-from utils.errors import UserError
+from versatile.data.encoders.markers import Encoder
+from versatile.data.files import iter_records
+from versatile.data.prompt import Prompt
+from versatile.utils.errors import UserError
 
 
 def read(path, split, task, how, limit=None):

@@ -6,8 +6,7 @@ weight in the *global* batch, whose loss is the mean over its tasks of the mean 
 """
 
 import numpy as np
-
-from data.batching import Plan, rounded
+from versatile.data.batching import Plan, rounded
 
 
 def pad(rows, firsts, pad_id, longest):
@@ -30,7 +29,7 @@ def tensors(arrays):
 
 
 class PairBatches:
-    """Batches of several tasks, as `utils.training.Trainer` takes them.
+    """Batches of several tasks, as `training.trainer.Trainer` takes them.
 
     Without `uniform` an epoch is every row of every task once, in random order: tasks are drawn in proportion to their
     size. With it every task is drawn equally often, a task's rows all once before any comes again, and an epoch has

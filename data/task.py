@@ -10,7 +10,7 @@ import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.errors import UserError
+from versatile.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -216,10 +216,10 @@ def register(task_class):
 
 def all_tasks():
     """{name: task} of every file in data/tasks/."""
-    import data.tasks
+    from versatile.data import tasks
 
-    for module in pkgutil.iter_modules(data.tasks.__path__):
-        importlib.import_module(f"data.tasks.{module.name}")
+    for module in pkgutil.iter_modules(tasks.__path__):
+        importlib.import_module(f"versatile.data.tasks.{module.name}")
     return dict(_TASKS)
 
 

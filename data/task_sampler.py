@@ -6,8 +6,7 @@ Every process draws the same task at every step, so the gradients that are avera
 import numpy as np
 import torch
 from torch.utils.data import Sampler
-
-from utils.errors import UserError
+from versatile.utils.errors import UserError
 
 
 class MultiTaskBatchSampler(Sampler):

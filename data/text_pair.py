@@ -3,8 +3,8 @@
 Record: {"src": text, "tgt": text}.
 """
 
-from data.files import text_field
-from data.task import Example, Reading, Span, Task
+from versatile.data.files import text_field
+from versatile.data.task import Example, Reading, Span, Task
 
 
 class TextPair(Task):

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from string import Formatter
 
 import numpy as np
-
-from data import text_to_text_rows as rows_of
-from utils import glue_metrics, metrics
-from utils.errors import UserError, brief
+from versatile.data import text_to_text_rows as rows_of
+from versatile.utils import glue_metrics, metrics
+from versatile.utils.errors import UserError, brief
 
 SPLITS = ("train", "validation", "test")
 HELD_OUT_ROWS = 1000

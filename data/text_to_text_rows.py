@@ -7,9 +7,9 @@ import os
 import re
 from pathlib import Path
 
-from data import glue
-from data.files import bare_csv_rows, list_items, open_bytes, text_lines
-from utils.errors import UserError, brief, first_line
+from versatile.data import glue
+from versatile.data.files import bare_csv_rows, list_items, open_bytes, text_lines
+from versatile.utils.errors import UserError, brief, first_line
 
 EXTENSIONS = ("json", "jsonl", "csv", "tsv")
 

@@ -3,15 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-
-from adapters import checkpoint, inference
-from adapters.attach import label_places
-from lifelong import routing
-from lifelong.encoding import FILL, SEP, Encoder
-from utils.decoding import Decoding, Prompt, decode
-from utils.devices import autocast
-from utils.errors import UserError
-from utils.training import move
+from versatile.adapters import checkpoint, inference
+from versatile.adapters.attach import label_places
+from versatile.data.encoders.question_answer import FILL, SEP, Encoder
+from versatile.lifelong import routing
+from versatile.training.decoding import Decoding, Prompt, decode
+from versatile.training.trainer import move
+from versatile.utils.devices import autocast
+from versatile.utils.errors import UserError
 
 EOS = "<|endoftext|>"
 

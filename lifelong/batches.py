@@ -9,11 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-from data.batching import Plan, rounded
-from lifelong.encoding import FILL
-from lifelong.losses import Targets
-from utils.errors import UserError, first_line
+from versatile.data.batching import Plan, rounded
+from versatile.data.encoders.question_answer import FILL
+from versatile.lifelong.losses import Targets
+from versatile.utils.errors import UserError, first_line
 
 LENGTH_POWER = 1.163
 # Of the memory in MiB, by --seq_train_type.

@@ -13,10 +13,10 @@ import math
 import sys
 from pathlib import Path
 
-from lifelong.matrix import NUMBERS, _number, draw
-from utils import flags
-from utils.errors import UserError, exit_on_user_error, first_line
-from utils.files import atomic_write, writable_directory
+from versatile.lifelong.matrix import NUMBERS, _number, draw
+from versatile.utils import flags
+from versatile.utils.errors import UserError, exit_on_user_error, first_line
+from versatile.utils.files import atomic_write, writable_directory
 
 # What of an evaluation must be the same, as evaluate_lifelong.py writes it.
 ASKED = ("split", "limit", "ref1", "decoding")

@@ -8,10 +8,9 @@ the nearest one that has none:
 
 import numpy as np
 import torch
-
-from lifelong.importance import summed
-from utils.devices import autocast
-from utils.training import move
+from versatile.lifelong.importance import summed
+from versatile.training.trainer import move
+from versatile.utils.devices import autocast
 
 EPSILON = 1e-3
 

@@ -12,12 +12,11 @@ task begins, and is added to that of its first step.
 """
 
 import torch
-
-from lifelong.losses import IGNORE
-from utils.decoding import left_padded
-from utils.devices import autocast
-from utils.errors import UserError
-from utils.training import move
+from versatile.lifelong.losses import IGNORE
+from versatile.training.decoding import left_padded
+from versatile.training.trainer import move
+from versatile.utils.devices import autocast
+from versatile.utils.errors import UserError
 
 EWC, MAS = "ewc", "mas"
 

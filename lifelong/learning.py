@@ -19,24 +19,27 @@ from pathlib import Path
 
 import ignite.distributed as idist
 import torch
-
-from adapters import attach as adapting
-from adapters import backbones, checkpoint, inference
-from lifelong import answers, routing, samples, sequence, tasks
-from lifelong import batches as batching
-from lifelong import importance as weighing
-from lifelong.encoding import gen_token, special_tokens
-from lifelong.gem import Memory, Projection, draw, memory_losses
-from lifelong.losses import Objective, WeightedLoss
-from lifelong.replay import Sampling, quotas, replay
-from lifelong.schedule import Annealing
-from lifelong.teachers import content_key, contents, load_teacher
-from utils import evaluation, plots
-from utils.errors import UserError
-from utils.experiment import resume_command, say, settle
-from utils.files import atomic_write, write_json
-from utils.runs import record
-from utils.training import Settings, Trainer
+from versatile.adapters import attach as adapting
+from versatile.adapters import checkpoint, inference
+from versatile.adapters.backbones import loading as backbones
+from versatile.data import question_samples as samples
+from versatile.data import question_tasks as tasks
+from versatile.data.encoders.question_answer import gen_token, special_tokens
+from versatile.lifelong import answers, routing, sequence
+from versatile.lifelong import batches as batching
+from versatile.lifelong import importance as weighing
+from versatile.lifelong.gem import Memory, Projection, draw, memory_losses
+from versatile.lifelong.losses import Objective, WeightedLoss
+from versatile.lifelong.replay import Sampling, quotas, replay
+from versatile.lifelong.schedule import Annealing
+from versatile.lifelong.teachers import content_key, contents, load_teacher
+from versatile.training import evaluation
+from versatile.training.experiment import resume_command, say, settle
+from versatile.training.runs import record
+from versatile.training.trainer import Settings, Trainer
+from versatile.utils import plots
+from versatile.utils.errors import UserError
+from versatile.utils.files import atomic_write, write_json
 
 # (highest rate, eps of Adam): LAMOL's, which are for whole models, and what an adapter needs.
 RATES = {"full": (6.25e-5, 1e-4), "adapter": (1e-3, 1e-6)}

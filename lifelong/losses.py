@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from adapters.attach import IGNORE, LABEL_ROUND, PAD, label_places
-from adapters.backbones import family_of
-from utils.devices import autocast
-from utils.errors import UserError
+from versatile.adapters.attach import IGNORE, LABEL_ROUND, PAD, label_places
+from versatile.adapters.backbones.loading import family_of
+from versatile.utils.devices import autocast
+from versatile.utils.errors import UserError
 
 QA, LM = 0, 1
 TEMPERATURE = 2.0

@@ -9,8 +9,8 @@ import math
 import textwrap
 from dataclasses import dataclass
 
-from utils.errors import UserError, brief
-from utils.files import atomic_write
+from versatile.utils.errors import UserError, brief
+from versatile.utils.files import atomic_write
 
 
 @dataclass

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 from transformers import GenerationConfig
-
-from utils.devices import autocast
-from utils.errors import UserError, brief
-from utils.files import atomic_write, write_json
-from utils.training import seed_step
+from versatile.training.trainer import seed_step
+from versatile.utils.devices import autocast
+from versatile.utils.errors import UserError, brief
+from versatile.utils.files import atomic_write, write_json
 
 
 @dataclass(frozen=True)

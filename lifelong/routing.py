@@ -10,9 +10,8 @@ tokens either way, and a task whose own adapter no row of a step goes through re
 """
 
 import torch
-
-from adapters.attach import owners as owned
-from adapters.bottleneck import AdapterBank
+from versatile.adapters.attach import owners as owned
+from versatile.adapters.methods.bottleneck import AdapterBank
 
 SHARED = "lifelong"
 

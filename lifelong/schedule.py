@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from utils.errors import UserError
+from versatile.utils.errors import UserError
 
 STYLES = ("linear", "cos", "None")
 

@@ -1,16 +1,16 @@
 """Scores of a task's answers, 0–100, as LAMOL and L2KD report them. Every one is a `utils.metrics.Score`.
 
-Everything gets em, nf1 and nem; a task's kind (`lifelong.tasks`) adds its own. The numbers are the originals' except
-where an original is wrong; there the docstring says so.
+Everything gets em, nf1 and nem; a task's kind (`data.question_tasks`) adds its own. The numbers are the originals'
+except where an original is wrong; there the docstring says so.
 """
 
 import string
 
-from lifelong.samples import order_by_id
-from lifelong.sql import is_right
-from utils import metrics, qa_metrics
-from utils.errors import UserError
-from utils.metrics import Score, check_counts
+from versatile.data.question_samples import order_by_id
+from versatile.data.sql import is_right
+from versatile.utils import metrics, qa_metrics
+from versatile.utils.errors import UserError
+from versatile.utils.metrics import Score, check_counts
 
 _NORMAL = "case:lc|punct:no|articles:no"
 
@@ -19,7 +19,7 @@ def score(task, answers, samples, gold=None):
     """All scores of a task's test split.
 
     Args:
-        task: a `lifelong.tasks.LifelongTask`.
+        task: a `data.question_tasks.LifelongTask`.
         answers: a list of N texts, what the model answered.
         samples: the N `QA`s, in the same order.
         gold: for woz.en `samples.load_turns`, for wikisql `samples.load_queries` of the file that
@@ -208,7 +208,7 @@ def _changes(answer):
 
 
 def lfem(answers, queries):
-    """Logical form accuracy of SQL queries (Zhong et al. 2017), as `lifelong.sql` reads them.
+    """Logical form accuracy of SQL queries (Zhong et al. 2017), as `data.sql` reads them.
 
     Args:
         answers: a list of N texts.

@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-
-from lifelong import learning, samples, scores, sequence, tasks
-from lifelong.answers import Answerer, answer, check_fit, log_probabilities
-from lifelong.batches import BackOff
-from lifelong.matrix import Matrix, heat_map, markdown, summary
-from utils import evaluation, metrics
-from utils.errors import UserError, first_line
-from utils.files import atomic_write, write_json
+from versatile.data import question_samples as samples
+from versatile.data import question_tasks as tasks
+from versatile.lifelong import learning, scores, sequence
+from versatile.lifelong.answers import Answerer, answer, check_fit, log_probabilities
+from versatile.lifelong.batches import BackOff
+from versatile.lifelong.matrix import Matrix, heat_map, markdown, summary
+from versatile.training import evaluation
+from versatile.utils import metrics
+from versatile.utils.errors import UserError, first_line
+from versatile.utils.files import atomic_write, write_json
 
 BEFORE = "before"
 GOLD = {"dialogue": samples.load_turns, "sql": samples.load_queries}

@@ -24,11 +24,10 @@ from argparse import Namespace
 from pathlib import Path
 
 from tqdm import tqdm
-
-from utils import flags
-from utils.errors import UserError, first_line
-from utils.files import atomic_directory, write_json
-from utils.runs import Run, stored
+from versatile.training.runs import Run, stored
+from versatile.utils import flags
+from versatile.utils.errors import UserError, first_line
+from versatile.utils.files import atomic_directory, write_json
 
 MODES = ("lll", "finetune", "multitask", "multilm", "mas", "ewc", "gem")
 TOGETHER = ("multitask", "multilm")

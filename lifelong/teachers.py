@@ -7,16 +7,17 @@ from pathlib import Path
 
 import ignite.distributed as idist
 import torch
-
-from adapters import checkpoint
-from adapters.backbones import family_of
-from lifelong import answers, routing, samples, sequence, tasks
-from lifelong.batches import BackOff
-from lifelong.encoding import gen_token
-from lifelong.losses import Teacher
-from utils import evaluation
-from utils.errors import UserError
-from utils.experiment import say
+from versatile.adapters import checkpoint
+from versatile.adapters.backbones.loading import family_of
+from versatile.data import question_samples as samples
+from versatile.data import question_tasks as tasks
+from versatile.data.encoders.question_answer import gen_token
+from versatile.lifelong import answers, routing, sequence
+from versatile.lifelong.batches import BackOff
+from versatile.lifelong.losses import Teacher
+from versatile.training import evaluation
+from versatile.training.experiment import say
+from versatile.utils.errors import UserError
 
 
 def load_teacher(learner, folder, task, args, dtype=torch.float32):

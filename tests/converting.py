@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-
-from data import convert
-from utils.errors import UserError
+from versatile.data import convert
+from versatile.utils.errors import UserError
 
 NOISE = st.binary(max_size=40) | st.text(max_size=20).map(lambda text: text.encode("utf-8", "surrogatepass"))
 # Texts as a record keeps them: no tab, no line feed, nothing at the ends that strip() takes off.

@@ -2,9 +2,9 @@
 
 import json
 
-from lifelong import samples
-from lifelong.samples import QA
-from lifelong.tasks import TASKS
+from versatile.data import question_samples as samples
+from versatile.data.question_samples import QA
+from versatile.data.question_tasks import TASKS
 
 WORDS = ("the park", "a river", "an old house", "the city", "two children", "a book", "the library", "his teacher")
 ANSWERS = {"ag": ("World", "Sports"), "sst": ("positive", "negative"), "schema": ("left", "right")}

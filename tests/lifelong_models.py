@@ -7,9 +7,8 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
-
-from adapters.attach import TaskModelInfo, _condition
-from lifelong.encoding import SEP, Row, special_tokens
+from versatile.adapters.attach import TaskModelInfo, _condition
+from versatile.data.encoders.question_answer import SEP, Row, special_tokens
 
 L2KD = GOLDEN / "l2kd"
 EOS, ANS, PAD, UNK, GEN = 299, 300, 301, 302, 303

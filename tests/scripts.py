@@ -20,14 +20,16 @@ SAMPLES = ROOT / "data" / "samples"
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["train", "evaluate", "train_vlm", "evaluate_vlm", "utils.experiment", "utils.evaluation", "utils.training",
-     "utils.decoding", "utils.plots", "adapters.checkpoint", "adapters.inference", "data.cache", "data.batching",
-     "tensorboardX", "matplotlib.pyplot", "safetensors.torch", "sacrebleu", "ijson",
-     "train_lifelong", "evaluate_lifelong", "lifelong.learning", "lifelong.scoring",
-     "train_t5", "pretrain_t5", "compute_task_embeddings", "hyperformer.setup", "hyperformer.pretraining",
-     "hyperformer.embeddings", "transformers.models.t5.modeling_t5", "datasets",
-     "train_camtl", "camtl.training", "transformers.models.bert.modeling_bert", "sklearn.metrics", "scipy.stats",
-     "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
+    ["train", "evaluate", "train_vlm", "evaluate_vlm", "versatile.training.experiment",
+     "versatile.training.evaluation", "versatile.training.trainer", "versatile.training.decoding",
+     "versatile.utils.plots", "versatile.adapters.checkpoint", "versatile.adapters.inference",
+     "versatile.data.cache", "versatile.data.batching", "tensorboardX", "matplotlib.pyplot",
+     "safetensors.torch", "sacrebleu", "ijson", "train_lifelong", "evaluate_lifelong",
+     "versatile.lifelong.learning", "versatile.lifelong.scoring", "train_t5", "pretrain_t5",
+     "compute_task_embeddings", "versatile.training.t5_setup", "versatile.training.t5_pretraining",
+     "versatile.training.t5_embeddings", "transformers.models.t5.modeling_t5", "datasets", "train_camtl",
+     "versatile.training.camtl_training", "transformers.models.bert.modeling_bert", "sklearn.metrics",
+     "scipy.stats", "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
      "transformers.models.auto.modeling_auto", "transformers.generation.utils", "ignite.distributed"]
 )  # fmt: skip
 

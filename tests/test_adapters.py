@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
-
-from adapters import attach as adapting
-from adapters import backbones, bottleneck, checkpoint
-from adapters.attach import attach, describe, halve_frozen, ledger, trainable
-from data.task import get
-from utils.errors import UserError
+from versatile.adapters import attach as adapting
+from versatile.adapters import checkpoint
+from versatile.adapters.attach import attach, describe, halve_frozen, ledger, trainable
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.methods import bottleneck
+from versatile.data.task import get
+from versatile.utils.errors import UserError
 
 BOTTLENECKS = {"nlg": 8, "mt": 12}
 MARKERS = {t: get(t).markers for t in BOTTLENECKS}
@@ -80,7 +81,7 @@ def test_adapter_sizes_are_the_published_ones(bottleneck, adapters):
 
 
 def test_five_published_tasks_have_the_published_total():
-    from adapters.released import ROWS
+    from versatile.adapters.imports.vlm import ROWS
 
     published = {"mt": 300, "summarization": 100, "dialogue": 100, "qa": 300, "nlg": 10}
     with torch.device("meta"):
@@ -100,7 +101,7 @@ def test_the_trained_share_is_printed():
 
 def test_a_new_adapter_starts_as_published_and_not_as_the_identity():
     torch.manual_seed(0)
-    from adapters.bottleneck import BottleneckAdapter
+    from versatile.adapters.methods.bottleneck import BottleneckAdapter
 
     adapter = BottleneckAdapter(256, 64)
     for weight in (adapter.down.weight, adapter.up.weight):
@@ -307,7 +308,7 @@ def test_a_tied_table_stays_whole_when_a_frozen_head_is_halved():
 
 
 def test_settling_a_model_changes_results_by_rounding_only(both):
-    from utils.devices import settle
+    from versatile.utils.devices import settle
 
     model, tokenizer = attached("tiny-gpt2" if both[0].config.model_type == "gpt2" else "tiny-llama")
     given = batch(tokenizer)
@@ -563,7 +564,7 @@ def test_markers_must_be_new_to_the_tokenizer():
 
 
 def test_packaged_weights_of_another_size_or_content_are_refused(tmp_path, monkeypatch):
-    from adapters import embedded
+    from versatile.adapters.backbones import bundled as embedded
 
     file = tmp_path / "x.gguf"
     with pytest.raises(UserError, match="no such file"):

@@ -12,11 +12,10 @@ import pytest
 from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from data import cache
-from data.batching import Batches, plan
-from data.task import get
-from utils.errors import UserError
+from versatile.data import cache
+from versatile.data.batching import Batches, plan
+from versatile.data.task import get
+from versatile.utils.errors import UserError
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=120)
 
@@ -135,7 +134,7 @@ def load(path, tokenizer, tmp_path, task="mt", **kw):
 
 
 def test_the_cache_returns_what_encoding_gives(tokenizer, tmp_path):
-    from data.encoding import Encoder
+    from versatile.data.encoders.markers import Encoder
 
     split = load(write(tmp_path / "d.json", PAIRS), tokenizer, tmp_path)
     rows = Encoder(tokenizer, get("mt"), 128).encode([e for p in PAIRS for e in get("mt").examples(p, "")])

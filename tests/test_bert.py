@@ -13,12 +13,12 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
 from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel
-
-from adapters import bert, embedded, task_bert
-from adapters.conditional import ConditionalLayerNorm
-from adapters.task_bert import TaskBert
-from utils import uncertainty
-from utils.errors import UserError
+from versatile.adapters import bert, task_bert
+from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.methods.conditional import ConditionalLayerNorm
+from versatile.adapters.task_bert import TaskBert
+from versatile.utils import uncertainty
+from versatile.utils.errors import UserError
 
 CAMTL = GOLDEN / "camtl"
 SIZES = json.loads((CAMTL / "modules.json").read_text())

@@ -4,10 +4,9 @@ import argparse
 import json
 
 import pytest
-
-from camtl import flags as camtl_flags
-from utils import flags
-from utils.errors import UserError
+from versatile.training import camtl_flags
+from versatile.utils import flags
+from versatile.utils.errors import UserError
 
 NEEDED = ["--model_name_or_path", "CA-MTL-base", "--data_dir", "glue", "--output_dir", "out", "--do_train"]
 # The usage text of the original: every flag with a value it would take.

@@ -18,15 +18,17 @@ from scripts import SAMPLES, metrics, run, run_as_user, small, without_java
 from test_adapters import Words, gpt2_on_meta
 from test_released import CONFIG, VGLM, finetuned_directory, inputs, released_directory
 from test_train import command, refused
+from versatile.adapters import checkpoint, combine
+from versatile.adapters.attach import attach, trainable
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.methods import pointer as self_copy
+from versatile.data import instances
+from versatile.data.task import get
+from versatile.training.decoding import Decoding, decode
 
 import combine_all
 import evaluate
 import evaluate_vlm
-from adapters import backbones, checkpoint, combine, self_copy
-from adapters.attach import attach, trainable
-from data import instances
-from data.task import get
-from utils.decoding import Decoding, decode
 
 NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 TASKS = {"mt": 12, "nlg": 4, "dialogue": 8, "summarization": 0}

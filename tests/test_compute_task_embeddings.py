@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import ROOT, run
 from training_runs import refused
-
-from adapters.pooling import POOLINGS, AttentivePooling, max_pool, mean_pool
+from versatile.adapters.pooling import POOLINGS, AttentivePooling, max_pool, mean_pool
 
 GLUE = str(ROOT / "data" / "samples" / "glue")
 
@@ -71,8 +70,8 @@ def test_an_embedding_is_the_mean_over_examples_of_the_mean_over_tokens(tmp_path
     result = run("compute_task_embeddings", argv(tmp_path / "a", "--batch_size", 5), tmp_path)
     assert result.code == 0, result.err
     assert "cosine" in result.out
-    from adapters import t5
-    from data import text_to_text
+    from versatile.adapters import t5
+    from versatile.data import text_to_text
 
     model, tokenizer = t5.load_backbone("tiny-t5")
     texts = text_to_text.load("rte", "train", data_dir=GLUE, seed=42, n_obs=12)["source"]
@@ -107,7 +106,7 @@ def test_training_takes_them_and_leaves_them_as_they_are(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     result = run("train_t5", [tmp_path / "config.json"], tmp_path)
     assert result.code == 0, result.err
-    from adapters import t5
+    from versatile.adapters import t5
 
     model, _ = t5.load(tmp_path / "run")
     held = dict(model.task_embedding_controller.task_to_embeddings.named_parameters())

@@ -13,8 +13,7 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-
-from adapters.conditional import (
+from versatile.adapters.methods.conditional import (
     ConditionalBlockDiagonal,
     ConditionalBottleneck,
     ConditionalLayerNorm,

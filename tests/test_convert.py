@@ -17,12 +17,11 @@ import pytest
 from converting import NOISE, attempt, damaged, error, run, sizes, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from data import convert
-from data.formats.base import data_format
-from data.samples import make_samples
-from data.tasks.nlg import SLOTS
-from utils.errors import UserError
+from versatile.data import convert
+from versatile.data.converters.base import data_format
+from versatile.data.samples import make_samples
+from versatile.data.tasks.nlg import SLOTS
+from versatile.utils.errors import UserError
 
 ROOT = Path(convert.__file__).parent.parent
 MR = "name[The Tin Kettle], customer rating[5 out of 5], near[Café Größe]"

@@ -331,7 +331,7 @@ def test_any_bytes_are_survived(content):
 
 
 def test_the_task_reads_what_was_converted(tmp_path):
-    from data import task
+    from versatile.data import task
 
     path = coqa_file(tmp_path / "a.json", story([(1, "who?", "me"), (2, "why?", "so")], [[(1, "I")]]))
     got, _ = run(tmp_path, "coqa", "--train", path)

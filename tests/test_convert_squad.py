@@ -10,11 +10,11 @@ import pytest
 from converting import NOISE, SETTINGS, TEXT, damaged, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from data import convert
-from lifelong import samples, tasks
-from lifelong.scores import score
-from utils.errors import UserError
+from versatile.data import convert
+from versatile.data import question_samples as samples
+from versatile.data import question_tasks as tasks
+from versatile.lifelong.scores import score
+from versatile.utils.errors import UserError
 
 MORE = settings(SETTINGS, max_examples=40)
 

@@ -10,9 +10,8 @@ import pytest
 from converting import NOISE, SETTINGS, attempt, damaged, error, run, sizes, write
 from hypothesis import given
 from hypothesis import strategies as st
-
-from data.samples.triples import make_webnlg
-from data.task import get
+from versatile.data.samples.triples import make_webnlg
+from versatile.data.task import get
 
 
 def entry(triples, texts):

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
-from data import files
-from utils.errors import UserError
+from versatile.data import files
+from versatile.utils.errors import UserError
 
 GOOD = {"train": [{"src": "ä", "n": 1, "x": 0.5, "deep": {"l": [1, [], {}, None, True]}}, {}],
         "valid": [{"src": "b"}], "test": [{"src": "c"}]}

@@ -18,14 +18,15 @@ from hypothesis import strategies as st
 from scripts import metrics, small, start, tensors, until
 from test_sentence_distiller import asked, distilled, here, learnt, lively, released
 from test_train import close_runs, command, in_two_processes, refused, same_run
-
-from adapters import backbones, checkpoint, inference, self_copy
-from adapters.attach import attach, trainable
-from data import cache
-from data.batching import Batches
-from data.task import get
-from utils.distillation import WordDistillation, same_vocabulary
-from utils.errors import UserError
+from versatile.adapters import checkpoint, inference
+from versatile.adapters.attach import attach, trainable
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.methods import pointer as self_copy
+from versatile.data import cache
+from versatile.data.batching import Batches
+from versatile.data.task import get
+from versatile.training.distillation import WordDistillation, same_vocabulary
+from versatile.utils.errors import UserError
 
 NLG = get("nlg")
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
-
-from adapters import backbones, embedded
-from utils.errors import UserError
+from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.backbones import loading as backbones
+from versatile.utils.errors import UserError
 
 
 def test_tiny_bert_is_a_bert_with_a_wordpiece_tokenizer_that_knows_all_ascii():

@@ -20,14 +20,14 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-
-from adapters import attach as adapting
-from adapters import backbones, embedded
-from adapters.attach import attach, halve_frozen, ledger, trainable
-from adapters.backbones import family_of
-from data.task import get
-from utils.decoding import Decoding, Prompt, decode, left_padded
-from utils.devices import settle
+from versatile.adapters import attach as adapting
+from versatile.adapters.attach import attach, halve_frozen, ledger, trainable
+from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.backbones.loading import family_of
+from versatile.data.task import get
+from versatile.training.decoding import Decoding, Prompt, decode, left_padded
+from versatile.utils.devices import settle
 
 BOTTLENECKS = {"nlg": 8, "mt": 12}
 MARKERS = {t: get(t).markers for t in BOTTLENECKS}

@@ -27,13 +27,14 @@ from test_sentence_distiller import asked, distilled, here, learnt, lively
 from test_train import command
 from training_runs import close_runs, in_two_processes, killed_and_resumed, on_seeing, same_run
 from transformers import AutoModelForSeq2SeqLM
-
-from adapters import backbones, checkpoint, combine, inference, self_copy
-from adapters.attach import trainable
-from data.task import get
-from utils.decoding import Decoding, decode
-from utils.distillation import WordDistillation
-from utils.errors import UserError
+from versatile.adapters import checkpoint, combine, inference
+from versatile.adapters.attach import trainable
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.methods import pointer as self_copy
+from versatile.data.task import get
+from versatile.training.decoding import Decoding, decode
+from versatile.training.distillation import WordDistillation
+from versatile.utils.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -197,7 +198,7 @@ def test_a_student_learns_a_teachers_texts_and_distributions(data, tmp_path):
     # What stands in the file is what the teacher says to each input alone.
     model, tokenizer = checkpoint.load(teacher, "nlg")
     inference.ready(model, torch.device("cpu"), torch.float32)
-    from data import instances
+    from versatile.data import instances
 
     examples = list(get("nlg").examples(records[5], "x", get("nlg").reading(decoding=True)))
     (prompt,), _ = instances.prompts(get("nlg"), model.task_id("nlg"), tokenizer, examples, 256, 6)

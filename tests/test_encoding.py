@@ -10,12 +10,11 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2TokenizerFast
-
-from adapters.attach import add_tokens
-from adapters.released import ROWS
-from data.encoding import Encoder
-from data.task import Example, Span, all_tasks, get, register
-from utils.errors import UserError
+from versatile.adapters.attach import add_tokens
+from versatile.adapters.imports.vlm import ROWS
+from versatile.data.encoders.markers import Encoder
+from versatile.data.task import Example, Span, all_tasks, get, register
+from versatile.utils.errors import UserError
 
 VGLM = GOLDEN / "vglm"
 TINY = VGLM / "gpt2_tiny_tok"
@@ -48,7 +47,7 @@ def one(task, record, place="here"):
 @pytest.mark.parametrize("task", list(ROWS))
 def test_training_rows_equal_the_original_loader(tokenizer, task, distilled):
     """End to end: raw json -> ids, types and labels, in file order, short pairs dropped."""
-    from data.cache import _unusable
+    from versatile.data.cache import _unusable
 
     out = golden("loader.json")["out"][task + ("_distil" if distilled else "")]
     for split in out:
@@ -88,7 +87,7 @@ def test_assembled_rows_equal_the_original_builders(tokenizer):
 def segments(task, case):
     """A golden case as `_assemble` takes it: texts are placeholders, for the ids are given."""
     if case["fn"] == "nlg":
-        from data.tasks.nlg import SLOTS
+        from versatile.data.tasks.nlg import SLOTS
 
         context = [(Span(SLOTS[slot], ""), ids) for slot, ids in case["source"]]
         return Example([], Span("<response>", ""), ""), context, case["target"]

@@ -11,8 +11,7 @@ import pytest
 import torch
 from scripts import metrics, run, run_as_user, small, without_java, write_task
 from test_train import NLG, command, refused
-
-from utils.decoding import Decoding, Prompt, decode, left_padded
+from versatile.training.decoding import Decoding, Prompt, decode, left_padded
 
 MODELS = [("tiny-gpt2", -1), ("tiny-gpt2", 16), ("tiny-llama", 16)]
 
@@ -43,10 +42,10 @@ def trained(data, tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(trained, data):
     """(backbone, bottleneck) -> (model, tokenizer, prompts, end token's id)."""
-    from adapters import checkpoint
-    from data.encoding import Encoder
-    from data.files import iter_records
-    from data.task import get
+    from versatile.adapters import checkpoint
+    from versatile.data.encoders.markers import Encoder
+    from versatile.data.files import iter_records
+    from versatile.data.task import get
 
     made = {}
 
@@ -192,9 +191,9 @@ def test_left_padding_counts_positions_from_each_rows_start():
 
 @pytest.mark.parametrize("model, bottleneck", MODELS)
 def test_perplexity_equals_the_one_computed_one_example_at_a_time(model, bottleneck, loaded, trained, data, tmp_path):
-    from data.encoding import Encoder
-    from data.files import iter_records
-    from data.task import get
+    from versatile.data.encoders.markers import Encoder
+    from versatile.data.files import iter_records
+    from versatile.data.task import get
 
     evaluate(evaluated(trained(model, bottleneck), data, tmp_path / "out"), tmp_path / "log")
     held, tokenizer, _, _ = loaded(model, bottleneck)
@@ -272,7 +271,7 @@ def test_a_bare_backbone_is_evaluated_untrained(data, tmp_path):
 
 
 def test_line_breaks_in_outputs_stay_inside_their_line():
-    from utils.evaluation import one_line
+    from versatile.training.evaluation import one_line
 
     assert one_line("plain \\n text") == "plain \\n text"
     assert one_line("two\nlines\r\nhere") == "two\\nlines\\r\\nhere"

@@ -6,14 +6,15 @@ import json
 import pytest
 import torch
 from lifelong_data import command, openai_gpt, questions, write
+from versatile.adapters import checkpoint
+from versatile.data import question_samples as samples
+from versatile.data.question_samples import QA
+from versatile.data.question_tasks import TASKS
+from versatile.lifelong import scoring
+from versatile.lifelong.answers import Answerer, answer, log_probabilities
 
 import evaluate_lifelong
 import train_lifelong
-from adapters import checkpoint
-from lifelong import samples, scoring
-from lifelong.answers import Answerer, answer, log_probabilities
-from lifelong.samples import QA
-from lifelong.tasks import TASKS
 
 CPU = torch.device("cpu")
 
@@ -151,7 +152,7 @@ def test_true_answers_beside_the_text_are_those_of_the_questions_kept(tmp_path):
     (tmp_path / "woz.en_answers.json").write_text(json.dumps(turns))
     part = scoring.read(["woz.en"], tmp_path, "test", limit=2)["woz.en"]
     assert [qa.id for qa in part.qas] == [2, 0] and [turn for turn, _ in part.gold] == ["d_0", "d_2"]
-    from lifelong.scores import score
+    from versatile.lifelong.scores import score
 
     assert score(part.task, [qa.answers[0] for qa in part.qas], part.qas, part.gold)["joint_goal_em"].value == 100
 

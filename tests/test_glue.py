@@ -5,11 +5,11 @@ import logging
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from versatile.data import glue
+from versatile.data.samples import make_glue
+from versatile.utils.errors import UserError
 
-from data import glue
-from data.samples import make_glue
 from tests.scripts import SAMPLES
-from utils.errors import UserError
 
 GLUE = SAMPLES / "glue"
 # The task ids of CA-MTL.

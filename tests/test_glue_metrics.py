@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from versatile.data import glue
+from versatile.utils import glue_metrics as m
+from versatile.utils.errors import UserError
 
 from tests.conftest import GOLDEN
-from utils import glue_metrics as m
-from utils.errors import UserError
 
 PUBLISHED = json.loads((GOLDEN / "hyperformer" / "metrics.json").read_text())
 
@@ -84,17 +85,17 @@ def test_matthews_is_the_correlation_of_the_two_binary_columns(pairs):
     ],
 )
 def test_every_task_has_glues_own_metrics_from_0_to_1(task, predictions, labels, expected):
-    assert m.score(task, predictions, labels) == pytest.approx(expected)
+    assert glue.score(task, predictions, labels) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
     "call, says",
     [
-        (lambda: m.score("rte", ["maybe"], ["entailment"]), "'maybe'.* is no label of rte"),
-        (lambda: m.score("rte", [2], ["entailment"]), "2 .*is no label of rte"),
-        (lambda: m.score("rte", [], []), "nothing to score"),
-        (lambda: m.score("sts-b", [1.0], [1.0, 2.0]), "1 predictions, but 2 targets"),
-        (lambda: m.score("sst2", ["1"], ["1"]), "unknown GLUE task 'sst2'"),
+        (lambda: glue.score("rte", ["maybe"], ["entailment"]), "'maybe'.* is no label of rte"),
+        (lambda: glue.score("rte", [2], ["entailment"]), "2 .*is no label of rte"),
+        (lambda: glue.score("rte", [], []), "nothing to score"),
+        (lambda: glue.score("sts-b", [1.0], [1.0, 2.0]), "1 predictions, but 2 targets"),
+        (lambda: glue.score("sst2", ["1"], ["1"]), "unknown GLUE task 'sst2'"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(call, says):

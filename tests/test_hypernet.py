@@ -11,9 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-
-from adapters import hypernet
-from adapters.bottleneck import ACTIVATIONS, BottleneckAdapter
+from versatile.adapters.methods import hyperformer as hypernet
+from versatile.adapters.methods.bottleneck import ACTIVATIONS, BottleneckAdapter
 
 GOLDEN = Path(__file__).parent / "golden" / "hyperformer"
 MODULES = json.loads((GOLDEN / "modules.json").read_text())

@@ -20,11 +20,11 @@ import pytest
 import torch
 from conftest import ROOT
 from scripts import _CONTEXT, SAMPLES, run, without_java
-
-from adapters import backbones, checkpoint
-from adapters.attach import attach
-from data.task import get
-from utils.evaluation import one_line
+from versatile.adapters import checkpoint
+from versatile.adapters.attach import attach
+from versatile.adapters.backbones import loading as backbones
+from versatile.data.task import get
+from versatile.training.evaluation import one_line
 
 TASKS = {"mt": 12, "nlg": 8, "qa": 8, "dialogue": 8, "summarization": 8}
 GREEDY = ["--no_sample", "--fp32", "--max_length", "12"]

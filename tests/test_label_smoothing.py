@@ -6,8 +6,7 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-
-from hyperformer.training import IGNORE, smoothed_loss
+from versatile.training.t5_training import IGNORE, smoothed_loss
 
 
 def test_the_sums_are_those_of_the_original():

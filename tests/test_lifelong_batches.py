@@ -8,10 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lifelong_models import ANS, PAD, random_rows, rows, values
-
-from lifelong.batches import LENGTH_POWER, BackOff, LifelongBatches, budget, fill, memory_mib, most_samples, plan
-from lifelong.losses import Objective
-from utils.errors import UserError
+from versatile.lifelong.batches import (
+    LENGTH_POWER,
+    BackOff,
+    LifelongBatches,
+    budget,
+    fill,
+    memory_mib,
+    most_samples,
+    plan,
+)
+from versatile.lifelong.losses import Objective
+from versatile.utils.errors import UserError
 
 
 @pytest.mark.parametrize("number", range(5))

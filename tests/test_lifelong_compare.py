@@ -1,10 +1,9 @@
 """lifelong/compare.py: several matrices side by side."""
 
 import pytest
-
-from lifelong import compare
-from lifelong.matrix import Matrix, summary
-from utils.files import write_json
+from versatile.lifelong import compare
+from versatile.lifelong.matrix import Matrix, summary
+from versatile.utils.files import write_json
 
 
 def written(folder, *rows, tasks=("ag", "sst"), **asked):

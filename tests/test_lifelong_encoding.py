@@ -1,4 +1,4 @@
-"""lifelong/encoding.py against the original's own rows, and where it differs from them on purpose."""
+"""data/encoders/question_answer.py against the original's own rows, and where it differs from them on purpose."""
 
 import json
 
@@ -7,10 +7,9 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lifelong_models import golden_tokenizer
-
-from lifelong.encoding import ANS, FILL, PAD, SEP, UNK, Encoder, special_tokens
-from lifelong.samples import QA
-from utils.errors import UserError
+from versatile.data.encoders.question_answer import ANS, FILL, PAD, SEP, UNK, Encoder, special_tokens
+from versatile.data.question_samples import QA
+from versatile.utils.errors import UserError
 
 FIELDS = ("cq", "cqa", "Y", "gen_X", "gen_Y")
 
@@ -125,6 +124,6 @@ def test_a_vocabulary_without_the_tokens_is_refused(tokenizer):
 
 def test_many_samples_are_encoded_as_few(golden, tokenizer, monkeypatch):
     whole, _ = rows_of(golden, tokenizer, "no_sep")
-    monkeypatch.setattr("lifelong.encoding.CHUNK", 2)
+    monkeypatch.setattr("versatile.data.encoders.question_answer.CHUNK", 2)
     parts, _ = rows_of(golden, tokenizer, "no_sep")
     assert [r.gen_Y for r in parts] == [r.gen_Y for r in whole]

@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lifelong_models import same, tensors
-
-from lifelong.gem import EPSILON, Memory, Projection, draw, project
+from versatile.lifelong.gem import EPSILON, Memory, Projection, draw, project
 
 
 @pytest.mark.parametrize("case", range(4))

@@ -5,12 +5,11 @@ import math
 import pytest
 import torch
 from lifelong_models import PAD, model, random_rows, same, tensors, values
-
-from lifelong.batches import LifelongBatches
-from lifelong.importance import Importance, task_batches
-from lifelong.losses import Objective
-from utils.decoding import left_padded
-from utils.errors import UserError
+from versatile.lifelong.batches import LifelongBatches
+from versatile.lifelong.importance import Importance, task_batches
+from versatile.lifelong.losses import Objective
+from versatile.training.decoding import left_padded
+from versatile.utils.errors import UserError
 
 FILL = -1
 

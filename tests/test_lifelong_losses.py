@@ -6,13 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lifelong_models import ANS, PAD, gradients, model, random_rows, rows, same, tensors, tokenizer, values
-
-from adapters import backbones
-from adapters.attach import attach
-from lifelong.batches import LifelongBatches
-from lifelong.encoding import Row, special_tokens
-from lifelong.losses import LM, QA, Objective, Teacher, WeightedLoss
-from utils.errors import UserError
+from versatile.adapters.attach import attach
+from versatile.adapters.backbones import loading as backbones
+from versatile.data.encoders.question_answer import Row, special_tokens
+from versatile.lifelong.batches import LifelongBatches
+from versatile.lifelong.losses import LM, QA, Objective, Teacher, WeightedLoss
+from versatile.utils.errors import UserError
 
 WEIGHTS = {ANS: 5.0}
 

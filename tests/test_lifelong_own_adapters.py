@@ -10,17 +10,18 @@ from lifelong_data import command, questions, report, write
 from safetensors.torch import load_file
 from scripts import run, tensors
 from training_runs import different, in_two_processes, killed_and_resumed, on_seeing, refused, trained
+from versatile.adapters import checkpoint
+from versatile.data import question_samples as samples
+from versatile.data.encoders.question_answer import gen_token
+from versatile.data.question_samples import QA
+from versatile.data.question_tasks import TASKS
+from versatile.lifelong import learning, routing, scoring, sequence
+from versatile.lifelong.answers import Answerer, answer, log_probabilities
+from versatile.lifelong.losses import Objective, WeightedLoss
+from versatile.training.trainer import move
 
 import evaluate_lifelong
 import train_lifelong
-from adapters import checkpoint
-from lifelong import learning, routing, samples, scoring, sequence
-from lifelong.answers import Answerer, answer, log_probabilities
-from lifelong.encoding import gen_token
-from lifelong.losses import Objective, WeightedLoss
-from lifelong.samples import QA
-from lifelong.tasks import TASKS
-from utils.training import move
 
 SCRIPT, ROWS = "train_lifelong", "rows.lifelong"
 OWN = ("--adapter_bottleneck", 4, "--own_adapters")

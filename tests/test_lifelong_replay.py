@@ -9,14 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lifelong_models import ANS, EOS, GEN, golden_tokenizer, model, tensors, values
 from transformers import TopKLogitsWarper
-
-from adapters import backbones
-from adapters.attach import attach
-from lifelong import replay
-from lifelong.encoding import PAD, Encoder, special_tokens
-from lifelong.replay import Sampling, generate, quotas
-from utils.decoding import Decoding, Prompt, decode
-from utils.errors import UserError
+from versatile.adapters.attach import attach
+from versatile.adapters.backbones import loading as backbones
+from versatile.data.encoders.question_answer import PAD, Encoder, special_tokens
+from versatile.lifelong import replay
+from versatile.lifelong.replay import Sampling, generate, quotas
+from versatile.training.decoding import Decoding, Prompt, decode
+from versatile.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +49,7 @@ def test_top_k_is_the_originals():
 
 
 def test_greedy_answers_are_the_originals():
-    """Through utils/decoding.py, whose prompts need no token types."""
+    """Through training/decoding.py, whose prompts need no token types."""
     golden, names = values("cached_greedy"), lifelong_models.tokenizer()
     names.pad_token = PAD
     prompts = [Prompt(ids, None, 0, golden["eos"]) for ids in golden["prompts"]]

@@ -2,10 +2,9 @@
 
 import pytest
 from scripts import SAMPLES
-
-from data.samples import make_lifelong
-from lifelong import samples
-from lifelong.tasks import TASKS
+from versatile.data import question_samples as samples
+from versatile.data.question_tasks import TASKS
+from versatile.data.samples import make_lifelong
 
 
 @pytest.mark.parametrize("task", make_lifelong.MAKERS)

@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lifelong_models import values
-
-from lifelong.schedule import STYLES, Annealing
-from utils.errors import UserError
+from versatile.lifelong.schedule import STYLES, Annealing
+from versatile.utils.errors import UserError
 
 
 @pytest.mark.parametrize("style", STYLES)

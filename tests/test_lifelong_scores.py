@@ -14,13 +14,14 @@ import pytest
 from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from lifelong import matrix, scores, sql, tasks
-from lifelong.matrix import Matrix
-from lifelong.samples import QA
-from utils.errors import UserError
-from utils.metrics import Score
-from utils.qa_metrics import words
+from versatile.data import question_tasks as tasks
+from versatile.data import sql
+from versatile.data.question_samples import QA
+from versatile.lifelong import matrix, scores
+from versatile.lifelong.matrix import Matrix
+from versatile.utils.errors import UserError
+from versatile.utils.metrics import Score
+from versatile.utils.qa_metrics import words
 
 THEIRS = json.loads((GOLDEN / "l2kd" / "metrics.json").read_text(encoding="utf-8"))
 SETTINGS = settings(deadline=None, max_examples=80)

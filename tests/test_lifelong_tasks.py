@@ -10,10 +10,10 @@ import pytest
 from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from lifelong import samples, tasks
-from lifelong.samples import QA
-from utils.errors import UserError
+from versatile.data import question_samples as samples
+from versatile.data import question_tasks as tasks
+from versatile.data.question_samples import QA
+from versatile.utils.errors import UserError
 
 SETTINGS = settings(deadline=None, max_examples=60)
 

@@ -3,15 +3,14 @@
 import pytest
 import torch
 from lifelong_models import ANS, PAD, model, random_rows, tensors, tokenizer
-
-from lifelong.batches import LifelongBatches
-from lifelong.gem import Projection, memory_losses
-from lifelong.importance import Importance, task_batches
-from lifelong.losses import Objective, Teacher, WeightedLoss
-from lifelong.schedule import Annealing
-from utils.errors import UserError
-from utils.runs import Run
-from utils.training import Settings, Trainer
+from versatile.lifelong.batches import LifelongBatches
+from versatile.lifelong.gem import Projection, memory_losses
+from versatile.lifelong.importance import Importance, task_batches
+from versatile.lifelong.losses import Objective, Teacher, WeightedLoss
+from versatile.lifelong.schedule import Annealing
+from versatile.training.runs import Run
+from versatile.training.trainer import Settings, Trainer
+from versatile.utils.errors import UserError
 
 ROWS, EPOCHS = 14, 2
 

@@ -8,11 +8,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
-from adapters import backbones, checkpoint, inference, self_copy
-from adapters.attach import attach, trainable
-from data.task import get
-from utils.errors import UserError
+from versatile.adapters import checkpoint, inference
+from versatile.adapters.attach import attach, trainable
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.methods import pointer as self_copy
+from versatile.data.task import get
+from versatile.utils.errors import UserError
 
 NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 

@@ -11,12 +11,11 @@ import pytest
 from conftest import GOLDEN, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from utils import caption_metrics as caption
-from utils import metrics
-from utils import original_metrics as original
-from utils.errors import UserError
-from utils.metrics import Score
+from versatile.utils import caption_metrics as caption
+from versatile.utils import metrics
+from versatile.utils import original_metrics as original
+from versatile.utils.errors import UserError
+from versatile.utils.metrics import Score
 
 HYPOTHESES = GOLDEN / "metrics" / "e2e_hypotheses.txt"
 REFERENCES = GOLDEN / "metrics" / "e2e_references.txt"

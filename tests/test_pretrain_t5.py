@@ -11,9 +11,17 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from scripts import run, start, until
 from training_runs import in_two_processes, refused
-
-from hyperformer import span_corruption
-from hyperformer.span_corruption import Corrupted, EpochBatches, chunks, corrupt, counts, lengths, noise_mask, restore
+from versatile.data import span_corruption
+from versatile.data.span_corruption import (
+    Corrupted,
+    EpochBatches,
+    chunks,
+    corrupt,
+    counts,
+    lengths,
+    noise_mask,
+    restore,
+)
 
 SENTINELS, EOS = list(range(999, 899, -1)), 1
 SHAPES = dict(
@@ -95,8 +103,8 @@ def test_an_epoch_has_no_row_twice_and_two_processes_share_what_one_sees(size, b
 
 
 def test_texts_are_packed_without_a_gap_and_without_padding():
-    from adapters import embedded
-    from hyperformer.models import load_tokenizer
+    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.t5_loading import load_tokenizer
 
     tokenizer = load_tokenizer(str(embedded.folder("tiny-t5")))
     lines = ["the golden palace is a cheap restaurant", "a man is reading a book"] * 5
@@ -149,7 +157,7 @@ def test_pretraining_learns_is_killed_goes_on_and_is_taken_by_train_t5(tmp_path)
     one, other = load_file(whole / "model.safetensors"), load_file(out / "model.safetensors")
     assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
-    from adapters import t5
+    from versatile.adapters import t5
 
     assert not t5.is_checkpoint(out)
     model, tokenizer = t5.load_backbone(str(out))

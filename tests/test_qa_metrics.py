@@ -6,9 +6,8 @@ import pytest
 from conftest import GOLDEN, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from utils import dialogue_metrics, metrics, qa_metrics
-from utils.errors import UserError
+from versatile.utils import dialogue_metrics, metrics, qa_metrics
+from versatile.utils.errors import UserError
 
 SAMPLES = ROOT / "data" / "samples"
 answers = st.lists(st.sampled_from(["the", "Farmer's", "red", "barn", "!", "a", "no", "well-known"]), max_size=4)

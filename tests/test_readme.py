@@ -16,7 +16,7 @@ import pytest
 from conftest import ROOT
 
 # Scripts whose flags are the fields of dataclasses.
-ARGUMENTS = {"train_t5.py": "hyperformer.arguments", "pretrain_t5.py": "hyperformer.pretraining"}
+ARGUMENTS = {"train_t5.py": "versatile.training.t5_arguments", "pretrain_t5.py": "versatile.training.t5_pretraining"}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -81,7 +81,8 @@ def lifelong_recipes():
 
 
 def test_lifelong_recipes_are_the_published_ones_in_all_orders():
-    from lifelong import sequence, tasks
+    from versatile.data import question_tasks as tasks
+    from versatile.lifelong import sequence
 
     found = lifelong_recipes()
     for args in found.values():
@@ -163,7 +164,7 @@ def test_files_and_pictures_that_readme_names_exist():
 
 @pytest.fixture
 def registry():
-    from data import task
+    from versatile.data import task
 
     task.all_tasks()
     before = dict(task._TASKS)
@@ -186,8 +187,7 @@ def test_the_task_shown_in_readme_is_a_task(registry):
 
 def test_the_family_shown_in_readme_is_a_family():
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    from adapters import backbones
+    from versatile.adapters.backbones import loading as backbones
 
     code = next(b for b in blocks("python") if "gpt_neox" in b)
     backbones._FAMILIES.pop("gpt_neox", None)

@@ -11,10 +11,10 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2TokenizerFast
-
-from adapters import checkpoint, released
-from utils.decoding import Decoding, Prompt, decode
-from utils.errors import UserError
+from versatile.adapters import checkpoint
+from versatile.adapters.imports import vlm as released
+from versatile.training.decoding import Decoding, Prompt, decode
+from versatile.utils.errors import UserError
 
 VGLM = GOLDEN / "vglm"
 CONFIG = json.loads((VGLM / "config.json").read_text())

@@ -5,9 +5,8 @@ import subprocess
 
 import pytest
 import torch
-
-from utils.errors import UserError
-from utils.runs import STATE, Run, check_flags, default_directory, record, versions
+from versatile.training.runs import STATE, Run, check_flags, default_directory, record, versions
+from versatile.utils.errors import UserError
 
 
 def save_text(text):

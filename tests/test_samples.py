@@ -5,9 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-
-from data.samples.dialogues import TOPICS
-from utils.metrics import rouge
+from versatile.data.samples.dialogues import TOPICS
+from versatile.utils.metrics import rouge
 
 SAMPLES = Path(__file__).resolve().parent.parent / "data" / "samples"
 

@@ -11,13 +11,15 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2TokenizerFast, MistralConfig, MistralForCausalLM
-
-from adapters import backbones, checkpoint, released, self_copy
-from adapters.attach import attach, describe, halve_frozen, ledger, only_tables, trainable
-from data.task import get
-from utils import devices
-from utils.decoding import Decoding, Prompt, decode
-from utils.errors import UserError
+from versatile.adapters import checkpoint
+from versatile.adapters.attach import attach, describe, halve_frozen, ledger, only_tables, trainable
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.imports import vlm as released
+from versatile.adapters.methods import pointer as self_copy
+from versatile.data.task import get
+from versatile.training.decoding import Decoding, Prompt, decode
+from versatile.utils import devices
+from versatile.utils.errors import UserError
 
 VGLM = GOLDEN / "vglm"
 TASKS = {"nlg": 8, "mt": 12}

@@ -22,19 +22,20 @@ import torch
 from conftest import GOLDEN
 from scripts import ROOT, SAMPLES, Result, small, start, until, write_task
 from test_train import command, refused
+from versatile.data.task import get
+from versatile.training import sentence_distillation as sentences
+from versatile.training.decoding import Decoding
 
 import sentence_distiller
-from data.task import get
-from utils import sentences
-from utils.decoding import Decoding
 
 TASKS = ("nlg", "mt", "dialogue", "qa")
 
 
 def lively(folder, tasks, bottleneck=None, model="tiny-llama"):
     """A model with noise on every weight, so that it says something else to every input; saved as a run's are."""
-    from adapters import backbones, checkpoint
-    from adapters.attach import attach
+    from versatile.adapters import checkpoint
+    from versatile.adapters.attach import attach
+    from versatile.adapters.backbones import loading as backbones
 
     torch.manual_seed(0)
     held, tokenizer = backbones.load(model)
@@ -117,9 +118,9 @@ def bare(value):
 
 def by_hand(folder, data, task, length=6):
     """Every training example decoded alone, record by record."""
-    from adapters import checkpoint
-    from data import instances
-    from utils.decoding import decode
+    from versatile.adapters import checkpoint
+    from versatile.data import instances
+    from versatile.training.decoding import decode
 
     model, tokenizer = checkpoint.load(folder, task)
     task, texts = get(task), []
@@ -225,12 +226,12 @@ def test_empty_outputs_stay_empty_and_are_counted(tmp_path, data):
 
 def silence(folder):
     """Make the end token's row so large that it is always the likeliest."""
-    from adapters import checkpoint
+    from versatile.adapters import checkpoint
 
     model, tokenizer = checkpoint.load(folder, "nlg")
     rows, hidden = model.get_output_embeddings().rows.tasks["nlg"], []
     model.model.norm.register_forward_hook(lambda m, args, out: hidden.append(out))
-    from data import instances
+    from versatile.data import instances
 
     task = get("nlg")
     example = next(iter(task.examples(held(SAMPLES / "nlg.json")["train"][0], "", task.reading(decoding=True))))

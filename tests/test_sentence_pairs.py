@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
-
-from adapters import embedded
-from data import glue, sentence_pairs
-from data.pair_batches import CandidateBatches, PairBatches, Seen
-from data.sentence_pairs import longest_first
-from utils.errors import UserError
+from versatile.adapters.backbones import bundled as embedded
+from versatile.data import glue
+from versatile.data.encoders import sentence_pair as sentence_pairs
+from versatile.data.encoders.sentence_pair import longest_first
+from versatile.data.pair_batches import CandidateBatches, PairBatches, Seen
+from versatile.utils.errors import UserError
 
 SAMPLES = "data/samples/glue"
 COLA = "src\t1\t\tThe dog sleeps.\nsrc\t0\t*\tDog the sleeps.\nsrc\t1\t\tA cat ran.\n"

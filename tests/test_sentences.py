@@ -8,11 +8,11 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from data.files import top_level
-from utils import evaluation, sentences
-from utils.decoding import Prompt
-from utils.errors import UserError
+from versatile.data.files import top_level
+from versatile.training import evaluation
+from versatile.training import sentence_distillation as sentences
+from versatile.training.decoding import Prompt
+from versatile.utils.errors import UserError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)

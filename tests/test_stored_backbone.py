@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-
-from adapters import backbones, checkpoint
-from adapters.attach import attach, describe, halve_frozen, ledger, only_tables, trainable
-from data.task import get
-from utils.errors import UserError
-from utils.runs import Run
+from versatile.adapters import checkpoint
+from versatile.adapters.attach import attach, describe, halve_frozen, ledger, only_tables, trainable
+from versatile.adapters.backbones import loading as backbones
+from versatile.data.task import get
+from versatile.training.runs import Run
+from versatile.utils.errors import UserError
 
 TASKS = {"nlg": 8, "mt": 12}
 MARKERS = {t: get(t).markers for t in TASKS}

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
-
-from adapters import hypernet, t5
-from utils.errors import UserError
+from versatile.adapters import t5
+from versatile.adapters.methods import hyperformer as hypernet
+from versatile.utils.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "hyperformer"
 MODELS = json.loads((GOLDEN / "t5_models.json").read_text())

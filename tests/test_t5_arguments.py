@@ -5,10 +5,9 @@ import json
 
 import pytest
 from conftest import ROOT
-
-from hyperformer import arguments as t5_arguments
-from utils import config_flags
-from utils.errors import UserError
+from versatile.training import t5_arguments
+from versatile.utils import config_flags
+from versatile.utils.errors import UserError
 
 BASE = {"model_name_or_path": "t5-base", "output_dir": "out", "do_train": True, "use_cpu": True, "fp32": True}
 CONFIGS = sorted((ROOT / "configs").glob("*.json"))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-from adapters import backbones, t5
-from utils.errors import UserError
+from versatile.adapters import t5
+from versatile.adapters.backbones import loading as backbones
+from versatile.utils.errors import UserError
 
 TASKS = ["rte", "stsb", "cola"]
 SMALL = dict(reduction_factor=8, non_linearity="relu", task_embedding_dim=6, projected_task_embedding_dim=5,

@@ -6,14 +6,12 @@ import math
 import pytest
 import torch
 from conftest import ROOT
-
-from adapters import t5
-from data import text_to_text
-from hyperformer import evaluation as t5_evaluation
-from hyperformer import setup as t5_setup
-from hyperformer.arguments import parse
-from hyperformer.evaluation import Evaluation, Part
-from hyperformer.training import encode
+from versatile.adapters import t5
+from versatile.data import text_to_text
+from versatile.training import t5_evaluation, t5_setup
+from versatile.training.t5_arguments import parse
+from versatile.training.t5_evaluation import Evaluation, Part
+from versatile.training.t5_training import encode
 
 GLUE = str(ROOT / "data" / "samples" / "glue")
 

@@ -9,15 +9,13 @@ import torch
 from conftest import ROOT
 from scripts import SAMPLES, run
 from training_runs import refused
-
-from adapters import t5
-from hyperformer import arguments as t5_arguments
-from hyperformer import models as t5_models
-from hyperformer import setup as t5_setup
-from hyperformer.evaluation import data_of
-from hyperformer.training import T5Trainer
-from utils.errors import UserError
-from utils.training import Diverged
+from versatile.adapters import t5
+from versatile.adapters import t5_loading as t5_models
+from versatile.training import t5_arguments, t5_setup
+from versatile.training.t5_evaluation import data_of
+from versatile.training.t5_training import T5Trainer
+from versatile.training.trainer import Diverged
+from versatile.utils.errors import UserError
 
 GLUE = str(SAMPLES / "glue")
 CONFIG = dict(
@@ -229,7 +227,7 @@ def test_a_run_goes_on_with_its_data_in_another_place(finished, tmp_path):
 
 
 def test_what_is_wrong_with_a_checkpoint_is_said_before_the_task(finished, tmp_path):
-    from adapters import embedded
+    from versatile.adapters.backbones import bundled as embedded
 
     unsaved = tmp_path / "unsaved"
     unsaved.mkdir()

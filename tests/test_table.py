@@ -6,9 +6,8 @@ import os
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from utils import table
-from utils.errors import UserError
+from versatile.utils import table
+from versatile.utils.errors import UserError
 
 ADAPTER = {"adapters": 2_000, "task_rows": 500, "backbone": 0, "total": 100_000}
 WHOLE = {"adapters": 0, "task_rows": 500, "backbone": 100_000, "total": 100_000}

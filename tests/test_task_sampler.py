@@ -7,10 +7,10 @@ import math
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from versatile.data.task_sampler import MultiTaskBatchSampler
+from versatile.utils.errors import UserError
 
-from data.task_sampler import MultiTaskBatchSampler
 from tests.conftest import GOLDEN
-from utils.errors import UserError
 
 CASES = json.loads((GOLDEN / "hyperformer" / "multitask_sampler.json").read_text())
 

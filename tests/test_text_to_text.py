@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from versatile.data import glue
+from versatile.data import text_to_text as t2t
+from versatile.data import text_to_text_rows as rows_of
+from versatile.utils.errors import UserError
 
-from data import glue
-from data import text_to_text as t2t
-from data import text_to_text_rows as rows_of
 from tests.conftest import GOLDEN
 from tests.scripts import SAMPLES
-from utils.errors import UserError
 
 GLUE = SAMPLES / "glue"
 PUBLISHED = json.loads((GOLDEN / "hyperformer" / "metrics.json").read_text())

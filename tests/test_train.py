@@ -23,9 +23,8 @@ from training_runs import (
     same_run,
     trained,
 )  # fmt: skip
-
-from utils import experiment
-from utils.errors import UserError
+from versatile.training import experiment
+from versatile.utils.errors import UserError
 
 NLG = {"src": {"name": "Aromi", "food": "Thai"}, "tgt": "Aromi is a Thai place."}
 
@@ -496,7 +495,7 @@ def test_distillation_learns_the_teachers_targets_and_refuses_a_file_without(tmp
 
 
 def test_list_tasks_prints_every_task(tmp_path):
-    from data.task import all_tasks
+    from versatile.data.task import all_tasks
 
     for script in ("train", "evaluate"):
         result = run(script, ["--list_tasks"], tmp_path)
@@ -809,7 +808,7 @@ def test_a_disk_that_fills_up_while_saving_says_so(data, tmp_path, monkeypatch, 
 
 
 def test_every_registered_task_trains_and_evaluates(tmp_path):
-    from data.task import all_tasks
+    from versatile.data.task import all_tasks
 
     for name in all_tasks():
         data, out = scripts.SAMPLES / f"{name}.json", tmp_path / name

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from scripts import ROOT, metrics, run, start, tensors, until
 from training_runs import different, in_two_processes, killed_and_resumed, on_seeing, refused, trained
+from versatile.data import glue
 
 import train_camtl
-from data import glue
 
 SCRIPT = "train_camtl"
 SAMPLES = "data/samples/glue"
@@ -24,8 +24,7 @@ TASKS = ("cola", "sts-b", "mrpc")
 def small_bert(folder, dropout=0.1):
     """A random BERT, 32 wide, with two layers and the tokenizer of tiny-bert."""
     from transformers import AutoTokenizer, BertConfig, BertModel
-
-    from adapters import embedded
+    from versatile.adapters.backbones import bundled as embedded
 
     tokenizer = AutoTokenizer.from_pretrained(embedded.folder("tiny-bert"))
     torch.manual_seed(0)
@@ -132,7 +131,7 @@ def test_the_average_counts_mnli_once(whole):
 
 
 def test_results_are_what_the_table_of_results_reads(whole):
-    from utils import table
+    from versatile.utils import table
 
     results, notes = table.collect([whole[0]])
     assert not notes and {r.task for r in results} == {"mnli", "mnli-mm", *TASKS, "average"}
@@ -174,9 +173,9 @@ def test_frozen_layers_stay_and_the_log_lists_what_is_frozen_and_what_is_not(who
 
 def test_weight_decay_spares_every_bias_and_norm(bert):
     """`condlayernorm.weight`, which the original decays, among them."""
-    from adapters import bert as berts
-    from camtl.training import TaskTrainer, WeightedLoss
-    from utils.training import Settings
+    from versatile.adapters import bert as berts
+    from versatile.training.camtl_training import TaskTrainer, WeightedLoss
+    from versatile.training.trainer import Settings
 
     model, _ = berts.build(str(bert), {"cola": 2, "sts-b": 1}, "base", 32)
     train = Namespace(plan=lambda epoch: [0], splits=[0])
@@ -191,8 +190,8 @@ def test_weight_decay_spares_every_bias_and_norm(bert):
 
 
 def test_a_point_of_the_curve_is_the_mean_since_the_last_one_and_has_no_perplexity(monkeypatch):
-    from camtl.training import TaskTrainer
-    from utils.training import Settings, Trainer
+    from versatile.training.camtl_training import TaskTrainer
+    from versatile.training.trainer import Settings, Trainer
 
     counts = {"cola": 1}
     train = Namespace(plan=lambda epoch: [0], splits=[0], seen=Namespace(counts=counts, shares=lambda: {"cola": 0.5}))
@@ -216,11 +215,11 @@ def test_a_point_of_the_curve_is_the_mean_since_the_last_one_and_has_no_perplexi
 
 
 def test_the_selector_keeps_what_the_model_is_least_certain_about(bert):
-    from adapters import bert as berts
-    from camtl.training import Selector
-    from data import sentence_pairs
-    from data.pair_batches import CandidateBatches, tensors
-    from utils import uncertainty
+    from versatile.adapters import bert as berts
+    from versatile.data.encoders import sentence_pair as sentence_pairs
+    from versatile.data.pair_batches import CandidateBatches, tensors
+    from versatile.training.camtl_training import Selector
+    from versatile.utils import uncertainty
 
     model, tokenizer = berts.build(str(bert), {"mrpc": 2, "sts-b": 1, "mnli": 3}, "base", 32)
     splits = {t: sentence_pairs.load(ROOT / SAMPLES, t, "train", tokenizer, 32, limit=6) for t in model.tasks}
@@ -305,7 +304,7 @@ def test_two_processes_are_one_with_twice_the_batch(size, more, tmp_path):
 
 
 def test_epochs_may_be_fractions_and_max_steps_overrides_them():
-    from camtl.training import settings_of
+    from versatile.training.camtl_training import settings_of
 
     batches = Namespace(plan=lambda epoch: range(10))
     flags = dict(gradient_accumulation_steps=3, max_steps=-1, num_train_epochs=2.5, warmup_steps=None,

@@ -8,9 +8,8 @@ from lifelong_data import command, questions, report, write
 from safetensors.torch import load_file
 from scripts import run, start, tensors
 from training_runs import different, in_two_processes, killed_and_resumed, on_seeing, refused, trained
-
-from lifelong import samples
-from lifelong.tasks import TASKS
+from versatile.data import question_samples as samples
+from versatile.data.question_tasks import TASKS
 
 SCRIPT = "train_lifelong"
 # What a mode is run with beside the common flags.
@@ -153,7 +152,7 @@ def test_unbound_parts_are_learnt_like_tasks(data, tmp_path):
     assert [report(out / f"task_{i}")["samples"] for i in range(3)] == [6, 7, 7]
     # ceil(0.4 · 7) samples, in equal shares of the parts before.
     assert [report(out / f"task_{i}")["replayed"] for i in (1, 2)] == [{"task_0": 3}, {"task_0": 1, "task_1": 1}]
-    from lifelong import scoring
+    from versatile.lifelong import scoring
 
     assert scoring.opened(out).flags.unbound == 3
 
@@ -187,10 +186,11 @@ def test_data_that_cannot_be_learnt_are_one_message(tmp_path):
 
 def test_a_teacher_that_cannot_teach_is_one_message(data, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from adapters import backbones, checkpoint, embedded
-    from adapters.attach import attach
-    from lifelong.encoding import special_tokens
+    from versatile.adapters import checkpoint
+    from versatile.adapters.attach import attach
+    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import loading as backbones
+    from versatile.data.encoders.question_answer import special_tokens
 
     other, teachers = tmp_path / "other", tmp_path / "teachers"
     model = AutoModelForCausalLM.from_pretrained(embedded.folder("tiny-gpt2"))
@@ -333,10 +333,11 @@ def test_teachers_are_found_where_train_teachers_put_them(data, tmp_path, capsys
 
 def test_a_teacher_with_too_few_positions_is_found_before_learning(data, tmp_path, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from adapters import backbones, checkpoint, embedded
-    from adapters.attach import attach
-    from lifelong.encoding import special_tokens
+    from versatile.adapters import checkpoint
+    from versatile.adapters.attach import attach
+    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import loading as backbones
+    from versatile.data.encoders.question_answer import special_tokens
 
     short = AutoModelForCausalLM.from_pretrained(embedded.folder("tiny-gpt2")).config
     short.n_positions = short.max_position_embeddings = 32

@@ -127,7 +127,7 @@ def test_evaluate_finds_the_scores_of_training_with_nothing_typed(finished, tmp_
     assert scores == {k: pytest.approx(v) for k, v in wanted.items() if k != "step"}
     lines = (tmp_path / "mrpc_outputs.jsonl").read_text().splitlines()
     assert len(lines) == read(tmp_path / "mrpc_metrics.json")["instances"] == 4
-    from utils.table import read as table_read
+    from versatile.utils.table import read as table_read
 
     (found,) = table_read(tmp_path / "rte_metrics.json")
     assert found.task == "rte" and found.scores["acc"].value == pytest.approx(scores["rte_test_acc"])
@@ -147,7 +147,7 @@ def test_evaluate_takes_one_task_a_limit_and_a_checkpoint(finished, tmp_path):
 
 def test_only_what_was_trained_is_in_the_model_and_moves(finished):
     folder, _ = finished
-    from adapters import t5
+    from versatile.adapters import t5
 
     model, _ = t5.load(folder)
     bare, _ = t5.load_backbone("tiny-t5")
@@ -161,8 +161,7 @@ def test_only_what_was_trained_is_in_the_model_and_moves(finished):
 def test_tasks_that_are_not_in_a_batch_rest(tmp_path):
     """One step is one task: the other task's adapters are where they started, to the last bit."""
     from transformers import set_seed
-
-    from adapters import t5
+    from versatile.adapters import t5
 
     folder, _ = trained(tmp_path, max_steps=1, eval_strategy="no", load_best_model_at_end=False, do_eval=False,
                         do_test=False, warmup_steps=0)  # fmt: skip
@@ -294,8 +293,8 @@ def test_two_processes_are_one_with_the_same_rows(tmp_path):
 
 
 def bare_trainer(tmp_path, model, **values):
-    from hyperformer.arguments import MultiTaskTrainingArguments
-    from hyperformer.training import T5Trainer
+    from versatile.training.t5_arguments import MultiTaskTrainingArguments
+    from versatile.training.t5_training import T5Trainer
 
     args = MultiTaskTrainingArguments(output_dir=str(tmp_path), use_cpu=True, fp32=True, **values)
     return T5Trainer(model=model, args=args, run=None, save_to=None, load_from=None)
@@ -304,8 +303,7 @@ def bare_trainer(tmp_path, model, **values):
 def test_gradients_of_several_small_batches_are_those_of_a_mean_over_all_labels(tmp_path):
     """--gradient_accumulation_steps with --loss_reduction mean: batches with more labels weigh more."""
     from transformers import T5Config, T5ForConditionalGeneration
-
-    from adapters import t5
+    from versatile.adapters import t5
 
     torch.manual_seed(0)
     small = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
@@ -327,7 +325,7 @@ def test_gradients_of_several_small_batches_are_those_of_a_mean_over_all_labels(
 
 def test_norms_and_biases_do_not_decay(tmp_path):
     """T5's own norms among them, which the published list of names missed."""
-    from adapters import t5
+    from versatile.adapters import t5
 
     model, _ = t5.load_backbone("tiny-t5")
     model = t5.attach(model, ["a"], t5.T5Settings(method="adapters", unfreeze_model=True))
@@ -343,7 +341,7 @@ def test_norms_and_biases_do_not_decay(tmp_path):
     "name", ["linear", "cosine", "cosine_w_restarts", "polynomial", "constant", "constant_w_warmup"]
 )
 def test_schedules_and_optimizers_are_those_asked_for(tmp_path, name):
-    from adapters import t5
+    from versatile.adapters import t5
 
     model, _ = t5.load_backbone("tiny-t5")
     trainer = bare_trainer(tmp_path, t5.attach(model, ["a"], t5.T5Settings()), lr_scheduler=name, warmup_steps=2,
@@ -403,7 +401,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
 
 
 def test_from_scratch_with_a_named_size_and_a_tokenizer(tmp_path):
-    from adapters import embedded
+    from versatile.adapters.backbones import bundled as embedded
 
     tokenizer = embedded.folder("tiny-t5") / "tokenizer.json"
     values = dict(model_name_or_path=None, from_scratch=True, config_name="t5-tiny", tokenizer_name=str(tokenizer),

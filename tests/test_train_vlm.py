@@ -76,11 +76,11 @@ def test_every_task_is_trained_validated_and_held_by_the_checkpoint(finished):
 
 
 def model_and_batches(files, name, tasks, batch_size=6):
-    from adapters import attach as adapting
-    from adapters import backbones
-    from data import cache
-    from data.batching import Batches
-    from data.task import get
+    from versatile.adapters import attach as adapting
+    from versatile.adapters.backbones import loading as backbones
+    from versatile.data import cache
+    from versatile.data.batching import Batches
+    from versatile.data.task import get
 
     torch.manual_seed(0)
     model, tokenizer = backbones.load(name)
@@ -128,9 +128,9 @@ def test_the_order_of_rows_in_a_mixed_batch_changes_nothing(files):
 
 
 def test_a_task_without_rows_in_a_step_does_not_move(files, tmp_path):
-    from adapters.attach import owners
-    from utils.runs import Run
-    from utils.training import Settings, Trainer
+    from versatile.adapters.attach import owners
+    from versatile.training.runs import Run
+    from versatile.training.trainer import Settings, Trainer
 
     model, mixed = model_and_batches(files, "tiny-gpt2", TASKS)
     mixed.skip = {"mt"}
@@ -218,8 +218,8 @@ def test_one_task_alone_is_what_train_py_makes_of_it(files, tmp_path):
 
 def test_the_seeds_command_runs_as_printed(tmp_path):
     """With data where the tasks look for them, and a backbone where `gpt2` is looked for."""
-    from adapters import embedded
-    from data.task import get
+    from versatile.adapters.backbones import bundled as embedded
+    from versatile.data.task import get
 
     shutil.copytree(embedded.folder("tiny-gpt2"), tmp_path / "gpt2")
     for task in ("mt", "nlg", "dialogue", "qa", "summarization"):
@@ -290,9 +290,8 @@ def test_the_files_of_a_conversation(tmp_path):
 
 def test_a_released_vlm_is_evaluated_as_it_is_and_as_a_directory_of_ours(tmp_path):
     from test_released import released_directory
-
-    from adapters import released
-    from data.task import get
+    from versatile.adapters.imports import vlm as released
+    from versatile.data.task import get
 
     tasks = list(released.ROWS)
     files = {task: small(tmp_path / f"{task}.json", task, valid=1, test=2) for task in tasks}

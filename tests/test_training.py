@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from utils.errors import UserError
-from utils.runs import Run
-from utils.training import Settings, Trainer, likelihood, seed_step
+from versatile.training.runs import Run
+from versatile.training.trainer import Settings, Trainer, likelihood, seed_step
+from versatile.utils.errors import UserError
 
 
 class Line(torch.nn.Module):
@@ -222,12 +221,12 @@ def test_out_of_memory_says_what_to_lower(tmp_path):
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-t5"])
 def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, tmp_path):
     from scripts import SAMPLES
-
-    from adapters import attach as adapting
-    from adapters import backbones, checkpoint
-    from data import cache
-    from data.batching import Batches
-    from data.task import get
+    from versatile.adapters import attach as adapting
+    from versatile.adapters import checkpoint
+    from versatile.adapters.backbones import loading as backbones
+    from versatile.data import cache
+    from versatile.data.batching import Batches
+    from versatile.data.task import get
 
     task = get("nlg")
     torch.manual_seed(0)
@@ -257,12 +256,11 @@ def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, t
 @pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-t5"])
 def test_in_full_fine_tuning_everything_is_trained(name, tmp_path):
     from scripts import SAMPLES
-
-    from adapters import attach as adapting
-    from adapters import backbones
-    from data import cache
-    from data.batching import Batches
-    from data.task import get
+    from versatile.adapters import attach as adapting
+    from versatile.adapters.backbones import loading as backbones
+    from versatile.data import cache
+    from versatile.data.batching import Batches
+    from versatile.data.task import get
 
     task = get("nlg")
     torch.manual_seed(0)

@@ -13,8 +13,7 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-
-from utils import uncertainty
+from versatile.utils import uncertainty
 
 CAMTL = GOLDEN / "camtl"
 CASES = json.loads((CAMTL / "mt_uncertainty.json").read_text())

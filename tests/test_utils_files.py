@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-from utils.errors import UserError, brief, exit_on_user_error, first_line
-from utils.files import (
+from versatile.utils.errors import UserError, brief, exit_on_user_error, first_line
+from versatile.utils.files import (
     atomic_directory,
     atomic_write,
     cache_root,
@@ -90,7 +89,7 @@ def test_a_directory_that_others_may_be_reading_can_be_kept(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from utils.files import atomic_directory, atomic_write
+from versatile.utils.files import atomic_directory, atomic_write
 folder = Path(sys.argv[1])
 for i in range(1_000_000):
     with atomic_write(folder / "file") as file:
@@ -248,7 +247,7 @@ def test_an_error_of_the_toolkits_own_keeps_its_traceback():
 def test_a_flags_value_is_checked_and_the_error_says_what_was_wanted(kind, good, bad):
     import argparse
 
-    from utils import flags
+    from versatile.utils import flags
 
     check = getattr(flags, kind)
     assert {text: check(text) for text in good} == good
@@ -258,8 +257,9 @@ def test_a_flags_value_is_checked_and_the_error_says_what_was_wanted(kind, good,
 
 
 def test_only_what_was_typed_counts_as_given():
+    from versatile.utils import flags
+
     import train
-    from utils import flags
 
     argv = ["--resume", "x", "--lr", "0.1", "--no_validation"]
     assert flags.given(train.parser, argv) == dict(resume="x", lr=0.1, no_validation=True)

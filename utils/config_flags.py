@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import HfArgumentParser
-
-from utils.errors import UserError, brief, first_line
-from utils.flags import HelpFormatter
+from versatile.utils.errors import UserError, brief, first_line
+from versatile.utils.flags import HelpFormatter
 
 # Names of transformers' training arguments that it has changed -> today's.
 RENAMED = {

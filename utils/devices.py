@@ -59,8 +59,7 @@ def precision(args, device):
         UserError: --fp16 on a CPU.
     """
     import torch
-
-    from utils.errors import UserError
+    from versatile.utils.errors import UserError
 
     if args.fp16 and device.type != "cuda":
         raise UserError("float16 needs a GPU", place="--fp16", remedy="use --bf16 or --fp32")
@@ -94,7 +93,7 @@ def need_compiler(device):
     Raises:
         UserError: there is none.
     """
-    from utils.errors import UserError
+    from versatile.utils.errors import UserError
 
     name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if device.type == "cpu" and not shutil.which(name):

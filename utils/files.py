@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from utils.errors import UserError
+from versatile.utils.errors import UserError
 
 _DISK_ERRORS = {
     errno.ENOSPC: ("the disk is full", "free some space, or choose another place"),

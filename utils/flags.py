@@ -2,7 +2,7 @@
 
 import argparse
 
-from utils.devices import add_precision_flags
+from versatile.utils.devices import add_precision_flags
 
 
 def positive(text):
@@ -163,7 +163,7 @@ def refuse_without_effect(p):
 
 
 def decoding_flags(p):
-    """How to decode, and in which precision; `utils.decoding.Decoding` has the names of the first."""
+    """How to decode, and in which precision; `training.decoding.Decoding` has the names of the first."""
     g = p.add_argument_group("decoding")
     g.add_argument("--no_sample", action="store_true", help="greedy (or beam) search instead of sampling")
     g.add_argument("--num_beams", type=positive, default=1, help="width of the beam")
@@ -178,17 +178,6 @@ def decoding_flags(p):
     add_precision_flags(p)
 
 
-def decoding(args, positions):
-    """`utils.decoding.Decoding` of the flags; outputs that would leave no room for an input are cut, said so."""
-    from utils.decoding import Decoding
-
-    wanted = Decoding(**{f: getattr(args, f) for f in Decoding.__dataclass_fields__})
-    fitted = wanted.fitted(positions)
-    if fitted.max_length < wanted.max_length:
-        print(f"--max_length: cut to {fitted.max_length}, half of the model's {positions} positions")
-    return fitted
-
-
 def check_lengths(p, args):
     """--min_length above --max_length is an error."""
     if args.min_length > args.max_length:
@@ -199,32 +188,8 @@ def one_process():
     """A `UserError` under torchrun, for scripts whose processes would all write the same files."""
     import os
 
-    from utils.errors import UserError
+    from versatile.utils.errors import UserError
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("several processes would write the same files", place="torchrun",
                         remedy="run it in one process: python …")  # fmt: skip
-
-
-class _ListTasks(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):
-        from data.task import all_tasks
-
-        if self.const:
-            print("of models of train.py and its kin:")
-        for name, task in sorted(all_tasks().items()):
-            print(f"{name:15} {task.summary}")
-            print(f"{'':15} default data: {task.dataset_path}; scored split: {task.scored_split}")
-        if self.const:
-            from data import text_to_text
-
-            print("of models of train_t5.py (all: those that the model was trained for):")
-            for name, task in text_to_text.TASKS.items():
-                print(f"{name:15} scored by {', '.join(task.metrics)}")
-        parser.exit()
-
-
-def list_tasks(group, text_to_text=False):
-    """--list_tasks: print every registered task with its summary and stop; the text-to-text tasks, too."""
-    group.add_argument("--list_tasks", action=_ListTasks, nargs=0, dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
-                       const=text_to_text, help="print the known tasks and stop")  # fmt: skip

@@ -6,8 +6,7 @@ The forms with `_with_invalid` take what a text-to-text model wrote, where a pre
 import math
 
 import numpy as np
-
-from utils.errors import UserError, brief
+from versatile.utils.errors import UserError
 
 INVALID = -1
 """What stands for an answer that is no number."""
@@ -15,7 +14,7 @@ INVALID = -1
 
 def accuracy(predictions, targets):
     """Share of the predictions that equal their targets; labels may be numbers or strings."""
-    _check_counts(predictions, targets)
+    check_counts(predictions, targets)
     return sum(bool(one == other) for one, other in zip(predictions, targets)) / len(targets)
 
 
@@ -23,13 +22,13 @@ def f1(predictions, targets):
     """F1 of the class 1; 0 where neither side has it. Labels are 0 and 1."""
     from sklearn.metrics import f1_score
 
-    _check_counts(predictions, targets)
+    check_counts(predictions, targets)
     return float(f1_score(np.asarray(targets), np.asarray(predictions), zero_division=0))
 
 
 def f1_with_invalid(predictions, targets):
     """`f1`, where a prediction that is neither 0 nor 1 counts as the wrong one of the two (Raffel et al. 2020)."""
-    _check_counts(predictions, targets)
+    check_counts(predictions, targets)
     return f1([x if x in (0, 1) else 1 - target for x, target in zip(predictions, targets)], targets)
 
 
@@ -40,7 +39,7 @@ def matthews(predictions, targets):
     """
     from sklearn.metrics import matthews_corrcoef
 
-    _check_counts(predictions, targets)
+    check_counts(predictions, targets)
     if len(set(predictions)) == 1 or len(set(targets)) == 1:
         return 0.0
     return float(matthews_corrcoef(np.asarray(targets), np.asarray(predictions)))
@@ -70,45 +69,8 @@ def spearman_with_invalid(predictions, targets):
     return spearman(_finite(predictions), targets)
 
 
-def score(glue_task_name, predictions, labels):
-    """GLUE's metrics of one task.
-
-    Args:
-        glue_task_name: a key of `data.glue.TASKS`.
-        predictions, labels: N label strings or class ids (in the task's own order); numbers for STS-B.
-
-    Returns:
-        {metric name: value, 0–1}: matthews; accuracy; accuracy and f1; or pearson and spearman.
-
-    Raises:
-        UserError: nothing to score, different numbers of them, something that is no label of the task.
-    """
-    from data.glue import get
-
-    task = get(glue_task_name)
-    _check_counts(predictions, labels)
-    if task.regression:
-        predictions, labels = [float(x) for x in predictions], [float(x) for x in labels]
-    else:
-        predictions, labels = _class_ids(task, predictions), _class_ids(task, labels)
-    functions = dict(accuracy=accuracy, f1=f1, matthews=matthews, pearson=pearson, spearman=spearman)
-    return {name: functions[name](predictions, labels) for name in task.metrics}
-
-
-def _class_ids(task, labels):
-    number = {label: i for i, label in enumerate(task.labels)}
-    ids = []
-    for i, label in enumerate(labels):
-        label = number.get(label, label) if isinstance(label, str) else int(label)
-        if isinstance(label, str) or not 0 <= label < len(number):
-            raise UserError(f"{brief(label)} is no label of {task.name}", place=f"row {i}",
-                            expected=f"one of {', '.join(task.labels)}, or their ids from 0")  # fmt: skip
-        ids.append(label)
-    return ids
-
-
 def _correlation(function, predictions, targets):
-    _check_counts(predictions, targets)
+    check_counts(predictions, targets)
     predictions, targets = np.asarray(predictions, dtype=float), np.asarray(targets, dtype=float)
     constant = np.ptp(predictions) == 0 or np.ptp(targets) == 0
     if constant:  # Also the case of a single row.
@@ -122,7 +84,7 @@ def _finite(predictions):
     return [x if math.isfinite(x) else float(INVALID) for x in map(float, predictions)]
 
 
-def _check_counts(predictions, targets):
+def check_counts(predictions, targets):
     if len(predictions) != len(targets):
         raise UserError(f"{len(predictions)} predictions, but {len(targets)} targets",
                         expected="one prediction per target")  # fmt: skip

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.errors import UserError, brief
+from versatile.utils.errors import UserError, brief
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def coqa(hypotheses, references):
     Returns:
         {"F1": Score, "EM": Score}
     """
-    from utils import qa_metrics
+    from versatile.utils import qa_metrics
 
     check_counts(hypotheses, references)
     golds = nrefs(references)
@@ -138,7 +138,7 @@ def distinct(hypotheses, n):
 
     The more text there is, the smaller it gets: only corpora of equal size can be compared.
     """
-    from utils import dialogue_metrics
+    from versatile.utils import dialogue_metrics
 
     if n < 1:
         raise UserError(f"n-grams of length {n}", place="distinct", expected="n of 1 or more")
@@ -163,7 +163,7 @@ def persona_coverage(hypotheses, personas):
         personas: a list of N lists of sentences. A reply whose persona has no sentence with a content word does
             not count; the signature says how many did.
     """
-    from utils import dialogue_metrics
+    from versatile.utils import dialogue_metrics
 
     _check_hypotheses(hypotheses)
     if len(hypotheses) != len(personas):
@@ -183,7 +183,7 @@ def e2e(hypotheses, references):
         ``(scores, notes)``: a dict of `Score` — BLEU 0–1, NIST ≥ 0, METEOR 0–1 (see `meteor`), ROUGE_L 0–1,
         CIDEr 0–10 — and a list of lines to show the user about what could not be computed.
     """
-    from utils import caption_metrics as caption
+    from versatile.utils import caption_metrics as caption
 
     check_counts(hypotheses, references)
     number = nrefs(references)
@@ -218,7 +218,7 @@ def meteor(hypotheses, references):
         ``(scores, notes)``: ``{"METEOR": Score}``, ``{"METEOR_nltk": Score}`` or ``{}``, all 0–1, and, unless
         it is METEOR 1.5, one line that says why and how to get it.
     """
-    from utils import caption_metrics as caption
+    from versatile.utils import caption_metrics as caption
 
     check_counts(hypotheses, references)
     tokens = _ptb(hypotheses, references)
@@ -237,7 +237,7 @@ def meteor(hypotheses, references):
 
 
 def _ptb(hypotheses, references):
-    from utils.caption_metrics import ptb_tokenize
+    from versatile.utils.caption_metrics import ptb_tokenize
 
     return list(map(ptb_tokenize, hypotheses)), [list(map(ptb_tokenize, group)) for group in references]
 

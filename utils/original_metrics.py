@@ -8,8 +8,8 @@ the ROUGE counts each n-gram once and weighs precision against recall by their o
 import math
 from collections import Counter
 
-from utils.caption_metrics import longest_common_subsequence, ngram_counts
-from utils.metrics import Score, check_counts
+from versatile.utils.caption_metrics import longest_common_subsequence, ngram_counts
+from versatile.utils.metrics import Score, check_counts
 
 _MISSING_REFERENCE = 9999  # the length Moses assumes where a line has no reference
 

@@ -3,7 +3,7 @@
 import io
 from pathlib import Path
 
-from utils.files import atomic_write
+from versatile.utils.files import atomic_write
 
 
 def learning_curve(path, history, title):

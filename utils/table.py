@@ -16,9 +16,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from utils.errors import UserError, brief, exit_on_user_error, first_line
-from utils.files import atomic_write, writable_directory
-from utils.metrics import Score
+from versatile.utils.errors import UserError, brief, exit_on_user_error, first_line
+from versatile.utils.files import atomic_write, writable_directory
+from versatile.utils.metrics import Score
 
 # The columns of the VLM paper's table; a method that is not among them gets a column behind them.
 METHODS = {"finetune": "fine-tune", "adapter": "adapter", "adapter+distillation": "adapter + distillation",

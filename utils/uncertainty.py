@@ -6,8 +6,7 @@ uncertain it is about their task. Tasks are ids here, what they are called is th
 
 import torch
 import torch.nn.functional as F
-
-from utils import devices
+from versatile.utils import devices
 
 
 def normalized_entropy(logits, valid=None):

@@ -15,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from utils.files import atomic_write  # noqa: E402 (found by the line above)
+from versatile.utils.files import atomic_write  # noqa: E402 (found by the line above)
 
 SIZES = {"train": 120, "dev": 30, "test": 10}
 WHO = ("baker", "sailor", "teacher", "farmer", "painter", "doctor", "singer", "tailor", "pilot", "gardener", "miner",

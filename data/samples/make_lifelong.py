@@ -14,10 +14,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from data.samples.make_samples import make_nlg  # noqa: E402 (found by the line above)
-from lifelong import samples  # noqa: E402
-from lifelong.samples import QA  # noqa: E402
-from lifelong.tasks import TASKS  # noqa: E402
+from versatile.data import question_samples as samples  # noqa: E402
+from versatile.data.question_samples import QA  # noqa: E402
+from versatile.data.question_tasks import TASKS  # noqa: E402
+from versatile.data.samples.make_samples import make_nlg  # noqa: E402 (found by the line above)
 
 TRAIN, TEST = 120, 30
 PLACES = ("Larkfield", "Port Almund", "Veska", "Torrin", "New Harrow", "Sable Bay", "Ostmere", "Kallin")

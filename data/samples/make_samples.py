@@ -16,11 +16,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent.parent))
 
-from data.samples.articles import make_summarization  # noqa: E402 (found by the line above)
-from data.samples.dialogues import make_dialogue  # noqa: E402
-from data.samples.questions import make_qa  # noqa: E402
-from data.samples.triples import make_webnlg  # noqa: E402
-from utils.files import atomic_write  # noqa: E402
+from versatile.data.samples.articles import make_summarization  # noqa: E402 (found by the line above)
+from versatile.data.samples.dialogues import make_dialogue  # noqa: E402
+from versatile.data.samples.questions import make_qa  # noqa: E402
+from versatile.data.samples.triples import make_webnlg  # noqa: E402
+from versatile.utils.files import atomic_write  # noqa: E402
 
 # --- nlg: words ------------------------------------------------------------------------------------------
 

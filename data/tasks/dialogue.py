@@ -3,8 +3,8 @@
 Record: {"personality": [sentence, …], "utterances": [{"history": [turn, …], "candidates": [text, …, reply]}]}.
 """
 
-from data.conversation import Conversation
-from data.task import register
+from versatile.data.conversation import Conversation
+from versatile.data.task import register
 
 
 @register
@@ -34,7 +34,7 @@ class Dialogue(Conversation):
         return {**session, "texts": [*session.get("texts", []), text], "history": []}
 
     def score(self, hypotheses, references, details=None):
-        from utils import metrics, original_metrics
+        from versatile.utils import metrics, original_metrics
 
         scores = {"BLEU": metrics.bleu(hypotheses, references)}
         scores |= {f"distinct-{n}": metrics.distinct(hypotheses, n) for n in (1, 2)}

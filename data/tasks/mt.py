@@ -3,8 +3,8 @@
 Record: {"src": text, "tgt": text}.
 """
 
-from data.task import register
-from data.text_pair import TextPair
+from versatile.data.task import register
+from versatile.data.text_pair import TextPair
 
 
 @register
@@ -22,7 +22,7 @@ class MT(TextPair):
     }
 
     def score(self, hypotheses, references, details=None):
-        from utils import metrics, original_metrics
+        from versatile.utils import metrics, original_metrics
 
         scores = {"BLEU": metrics.bleu(hypotheses, references), "chrF": metrics.chrf(hypotheses, references)}
         return scores | original_metrics.cleaned(hypotheses, references), []

@@ -5,9 +5,9 @@ Record: {"src": {slot: value, …}, "tgt": text, "refs": [text, …]}; `refs` is
 
 import re
 
-from data.files import mapping_field, text_field, texts_field
-from data.task import Example, Reading, Span, Task, register
-from utils.errors import UserError
+from versatile.data.files import mapping_field, text_field, texts_field
+from versatile.data.task import Example, Reading, Span, Task, register
+from versatile.utils.errors import UserError
 
 SLOTS = {
     "name": "<name>",
@@ -66,7 +66,7 @@ class NLG(Task):
         return self.assemble(slots, place="input"), session
 
     def score(self, hypotheses, references, details=None):
-        from utils import metrics
+        from versatile.utils import metrics
 
         scores, notes = metrics.e2e(hypotheses, references)
         return scores | {"sacreBLEU": metrics.bleu(hypotheses, references)}, notes

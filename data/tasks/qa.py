@@ -4,10 +4,10 @@ Record: {"id": text, "document": [text], "utterances": [{"turn_id": n, "history"
 "candidates": [text, …, answer], "answers": [text, …]}]}; `answers` is for scoring and may be absent.
 """
 
-from data.conversation import Conversation
-from data.files import texts_field
-from data.task import register
-from utils.errors import UserError, brief
+from versatile.data.conversation import Conversation
+from versatile.data.files import texts_field
+from versatile.data.task import register
+from versatile.utils.errors import UserError, brief
 
 
 @register
@@ -38,7 +38,7 @@ class QA(Conversation):
         return answers or [gold], {"id": story, "turn_id": turn}
 
     def score(self, hypotheses, references, details=None):
-        from utils import metrics
+        from versatile.utils import metrics
 
         return metrics.coqa(hypotheses, references), []
 

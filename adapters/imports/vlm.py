@@ -1,0 +1,255 @@
+"""Checkpoints released with the original VLM code, read as they are.
+
+A directory with pytorch_model.bin (weights only; the pickled training arguments beside it are never opened),
+config.json, vocab.json, merges.txt, added_tokens.json. Adapters stand under
+`transformer.h.<layer>.adapter_block.{ln,project_down,project_up}` (one task) or
+`…adapter_block.mixadapter.<task id>.…` (the combined VLM), and the last 30 of the embedding's rows are
+`<pad>` and the five tasks' 29 markers. A fully fine-tuned one has the rows and no adapters.
+
+  into a directory of the toolkit's own, with the backbone in it, which loads to the same logits:
+    python -m adapters.released RELEASED_DIR OUTPUT [--task nlg]
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+import torch
+from versatile.adapters.attach import TaskModelInfo, _condition, add_tokens, attach, keep_tasks
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.methods import pointer as self_copy
+from versatile.adapters.methods.bottleneck import BottleneckAdapter
+from versatile.utils.errors import UserError, brief, exit_on_user_error
+from versatile.utils.files import atomic_directory
+
+# In the order of their embedding rows, which is not the order of the task ids.
+ROWS = {
+    "dialogue": ["<bos_dial>", "<eos_dial>", "<speaker1>", "<speaker2>", "<persona>"],
+    "qa": ["<bos_qa>", "<eos_qa>", "<question>", "<answer>", "<document>"],
+    "mt": ["<bos_mt>", "<eos_mt>", "<source_mt>", "<target_mt>"],
+    "summarization": ["<bos_sm>", "<eos_sm>", "<source_sm>", "<target_sm>"],
+    "nlg": ["<bos_nlg>", "<eos_nlg>", "<name>", "<eatType>", "<familyFriendly>", "<priceRange>", "<food>", "<near>",
+            "<area>", "<customerRating>", "<response>"],
+}  # fmt: skip
+TASK_IDS = ["mt", "summarization", "dialogue", "qa", "nlg"]
+ADDED = 1 + sum(map(len, ROWS.values()))
+
+_PART = {"ln": "norm", "project_down": "down", "project_up": "up"}
+_KEY = re.compile(r"transformer\.h\.(\d+)\.adapter_block\.(?:mixadapter\.(\w+)\.)?(ln|project_down|project_up)\.(\w+)")
+_IGNORED = re.compile(r".*\.attn\.(masked_)?bias$|.*p_gen_linear.*|lm_head\.weight")
+
+
+def is_released(path):
+    """Whether a directory looks like a checkpoint of the original code."""
+    path = Path(path)
+    added = path / "added_tokens.json"
+    return (path / "pytorch_model.bin").is_file() and added.is_file() and b"<bos_dial>" in added.read_bytes()
+
+
+def load(path, task=None, pointer=False):
+    """(model, tokenizer) of a released checkpoint.
+
+    Args:
+        path: its directory.
+        task: names the adapter of a single-task checkpoint.
+        pointer: it was trained with `--self_copy`. Its weights cannot tell: `p_gen_linear` is in all of them.
+    """
+    state = _read_weights(Path(path) / "pytorch_model.bin")
+    tokenizer = _tokenizer(path, state["transformer.wte.weight"].shape[0])
+    model, tokenizer = build(state, tokenizer, _config(path, state), task, pointer, place=path)
+    model.config._name_or_path = str(Path(path).resolve())
+    return model, tokenizer
+
+
+def build(state, tokenizer, config, task=None, pointer=False, place="released checkpoint"):
+    """A model from the original code's state dict.
+
+    Args:
+        state: {original key: tensor}.
+        tokenizer: the base tokenizer, without the added tokens.
+        config: a GPT2Config of the *base* vocabulary's size.
+        task: names the adapter of a single-task checkpoint.
+        pointer: it was trained with `--self_copy`.
+        place: for errors.
+
+    Returns:
+        (model in eval mode, tokenizer with the 30 tokens)
+    """
+    model = _build(state, tokenizer, config, task, place)
+    if pointer:
+        if "p_gen_linear.weight" not in state:
+            raise UserError("no p_gen_linear in it", place=place, expected="a checkpoint trained with --self_copy")
+        self_copy.add(model)
+        for kind, p in model.p_gen_linear.named_parameters():
+            p.data.copy_(state[f"p_gen_linear.{kind}"])
+    return model.eval(), tokenizer
+
+
+def _build(state, tokenizer, config, task, place):
+    from transformers import GPT2LMHeadModel
+
+    base = config.vocab_size
+    adapters = {key: _KEY.fullmatch(key) for key in state if "adapter_block" in key}
+    if bad := [key for key, match in adapters.items() if not match]:
+        raise UserError(f"unknown adapter key {bad[0]}", place=place, expected="keys of the original VLM code")
+    own = {k: v for k, v in state.items() if k not in adapters and not _IGNORED.fullmatch(k)}
+    table = own["transformer.wte.weight"]
+    if not adapters:
+        config.vocab_size = len(table)
+        model = GPT2LMHeadModel(config)
+        _load_backbone(model, own, place)
+        markers = {t: ROWS[t] for t in TASK_IDS}
+        _condition(model, TaskModelInfo("full", markers, {}, add_tokens(tokenizer, ROWS), own_columns=False))
+        return model
+    model = GPT2LMHeadModel(config)
+    _load_backbone(model, own | {"transformer.wte.weight": table[:base]}, place)
+    # Rows keep the file's order, so token ids are the file's; task ids are the combiner's order.
+    attach(model, tokenizer, ROWS, dict.fromkeys(ROWS, 0), own_columns=False, carry=True)
+    _set_rows(model, table[base:])
+    _set_adapters(model, state, adapters, task)
+    return model
+
+
+def _set_rows(model, rows):
+    held = model.get_input_embeddings().rows
+    held.spare.copy_(rows[:1])
+    held.spare_scores = True
+    start = 1
+    for name, markers in ROWS.items():
+        held.tasks[name].data.copy_(rows[start : start + len(markers)])
+        start += len(markers)
+
+
+def _set_adapters(model, state, matches, task):
+    width, eps = model.config.n_embd, model.config.layer_norm_epsilon
+    names = set()
+    for key, match in matches.items():
+        layer, slot, part, kind = match.groups()
+        name = _task_of(slot, task)
+        names.add(name)
+        bank = model.transformer.h[int(layer)].adapter_bank
+        if name not in bank.adapters:
+            prefix = key[: key.index(f".{part}.")]
+            bank.adapters[name] = BottleneckAdapter(width, state[f"{prefix}.project_down.weight"].shape[0], eps)
+            model.info.bottlenecks[name] = bank.adapters[name].down.out_features
+        getattr(getattr(bank.adapters[name], _PART[part]), kind).data.copy_(state[key])
+    # Ids as in the original's combiner; a single-task checkpoint has one task.
+    order = [t for t in TASK_IDS if t in names]
+    keep_tasks(model, order)
+
+
+def _task_of(slot, task):
+    if slot is None:
+        if task not in ROWS:
+            raise UserError("a released single-task checkpoint does not say which task it is for",
+                            place="--task", expected="one of " + ", ".join(TASK_IDS))  # fmt: skip
+        return task
+    return TASK_IDS[int(slot)] if slot.isdigit() else slot
+
+
+def _load_backbone(model, state, place):
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    missing = [k for k in missing if not _IGNORED.fullmatch(k)]
+    if missing or unexpected:
+        raise UserError(f"keys do not fit a GPT-2: missing {missing[:2]}, not expected {unexpected[:2]}", place=place,
+                        expected="a checkpoint of the original VLM code")  # fmt: skip
+    model.tie_weights()
+
+
+def _read_weights(path):
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # A damaged file, or one that wants to run code: neither is loaded.
+        raise UserError(
+            f"cannot be read as plain weights: {brief(str(error), 120)}", place=path,
+            expected="a whole pytorch_model.bin with tensors only", remedy="fetch it again",
+        ) from error  # fmt: skip
+    if not isinstance(state, dict) or "transformer.wte.weight" not in state:
+        raise UserError("no transformer.wte.weight in it", place=path, expected="a GPT-2 state dict")
+    if bad := backbones.not_finite({k: t for k, t in state.items() if not _IGNORED.fullmatch(k)}):
+        raise UserError(f"holds values that are not numbers (first in {bad})", place=path, expected="finite numbers",
+                        remedy="fetch it again")  # fmt: skip
+    return state
+
+
+def _config(path, state):
+    config = backbones.read_config(path, f"--model_checkpoint {path}")
+    backbones.family_of(config)
+    config.vocab_size = state["transformer.wte.weight"].shape[0] - ADDED
+    return config
+
+
+def _tokenizer(path, rows):
+    from transformers import GPT2TokenizerFast
+
+    path = Path(path)
+    for name in ("vocab.json", "merges.txt"):
+        if not (path / name).is_file():
+            raise UserError(f"no {name}", place=path, expected="the tokenizer's files beside the weights")
+    tokenizer = GPT2TokenizerFast(str(path / "vocab.json"), str(path / "merges.txt"))
+    if len(tokenizer) + ADDED != rows:
+        raise UserError(f"vocab.json has {len(tokenizer)} tokens, the table {rows} rows", place=path,
+                        expected=f"{ADDED} rows more than tokens")  # fmt: skip
+    return tokenizer
+
+
+def convert(source, output, task=None, pointer=False):
+    """Write a released checkpoint as a directory of ours (adapters/checkpoint.py), proved to give the same logits.
+
+    Args:
+        source: the released directory.
+        output: the directory to make; it must not exist, or be empty.
+        task: names the adapter of a single-task checkpoint.
+        pointer: it was trained with `--self_copy`.
+
+    Returns:
+        the model.
+
+    Raises:
+        UserError: no released checkpoint there, something in the way of the output, logits that differ.
+    """
+    from versatile.adapters import checkpoint
+
+    source, output = Path(source), Path(output)
+    backbones.need_directory(source, source, "a checkpoint of the original VLM code")
+    if not is_released(source):
+        raise UserError("not a checkpoint of the original VLM code", place=source,
+                        expected="pytorch_model.bin and added_tokens.json with <bos_dial>")  # fmt: skip
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise UserError("something stands there already", place=output, remedy="name another directory, or remove it")
+    model, tokenizer = load(source, task, pointer)
+    with atomic_directory(output) as beside:
+        checkpoint.save(model, tokenizer, beside)
+        _prove_equal(model, tokenizer, *checkpoint.load(beside), place=output)
+    return model
+
+
+def _prove_equal(model, tokenizer, again, words, place, length=32):
+    """Logits on random tokens of the whole vocabulary, with types, for every task: the same to the last bit."""
+    if words.get_vocab() != tokenizer.get_vocab() or again.info.tasks != model.info.tasks:
+        raise UserError("the written directory has other tokens or tasks", place=place, expected="the source's")
+    generator = torch.Generator().manual_seed(0)
+    for task in [-1, *range(len(model.info.tasks))]:
+        ids, types = torch.randint(len(tokenizer), (2, 1, length), generator=generator)
+        given = dict(input_ids=ids, token_type_ids=types, task_ids=torch.tensor([task]))
+        with torch.no_grad():
+            if not torch.equal(model(**given).logits, again(**given).logits):
+                raise UserError("the written directory gives other logits", place=place, expected="the source's")
+
+
+@exit_on_user_error
+def main(argv=None):
+    """`python -m adapters.released`."""
+    p = argparse.ArgumentParser(prog="python -m adapters.released", description="Convert a released checkpoint.")
+    p.add_argument("source", help="the released directory")
+    p.add_argument("output", help="the directory to make")
+    p.add_argument("--task", choices=TASK_IDS, help="the task of a single-task adapter, which does not say it itself")
+    p.add_argument("--self_copy", action="store_true", help="it was trained with --self_copy")
+    args = p.parse_args(argv)
+    model = convert(args.source, args.output, args.task, args.self_copy)
+    print(f"{args.output}: {', '.join(model.info.tasks)}; logits equal the source's")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Self-copy: a pointer to the input beside the vocabulary (`--self_copy` of the original VLM code).
+
+What is predicted is a mixture of a word of the vocabulary and a word copied from what was read so far:
+
+    log( sigma(p) · (softmax(scores) + 1e-5) + (1 - sigma(p)) · copy )        p = p_gen_linear(hidden)
+
+copy[v] is the attention that the last block's last head pays to the positions where token v stands. The 1e-5 is the
+original's: the mixture sums to a little more than one, and the loss is its logarithm as it is.
+
+The attention comes from a forward hook on the last block's attention module; nothing of a block is overridden. Only
+the eager implementation computes attention weights, so such a model stays with it.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from versatile.adapters.attach import IGNORE, TaskConditioned, label_places
+from versatile.adapters.backbones.loading import family_of
+from versatile.utils.errors import UserError
+
+FLOOR = 1e-5
+TINY = torch.finfo(torch.float32).tiny
+
+
+def add(model, std=0.02):
+    """Give an attached model a pointer; its gate `p_gen_linear` [width -> 1] is trained and saved with it.
+
+    Args:
+        model: what `attach` returned, or a loaded checkpoint.
+        std: standard deviation the gate's weight starts from; its bias starts at 0.
+
+    Returns:
+        the same model object, its class now also `SelfCopying`.
+
+    Raises:
+        UserError: a family whose attention weights cannot be had.
+    """
+    family = family_of(model.config)
+    if family.encoder_decoder:
+        raise UserError(f"points into the one sequence of a causal model; {family.name} is an encoder-decoder",
+                        place="--self_copy", remedy="leave the flag out")  # fmt: skip
+    if family.attention is None:
+        raise UserError(f"the family {family.name} shows no attention weights", place="--self_copy",
+                        remedy="leave the flag out, or name the attention module in the family's file")  # fmt: skip
+    base, like = type(model), model.get_input_embeddings().weight
+    model.p_gen_linear = nn.Linear(model.config.hidden_size, 1).to(like.device)
+    nn.init.normal_(model.p_gen_linear.weight, std=std)
+    nn.init.zeros_(model.p_gen_linear.bias)
+    model.pointer = Pointer()
+    family.attention(family.blocks(model)[-1]).register_forward_hook(model.pointer.hook)
+    model.__class__ = type(base.__name__, (SelfCopying, base), {"__module__": base.__module__})
+    model.info.self_copy = True
+    model.set_attn_implementation("eager")
+    return model
+
+
+class Pointer:
+    """What the last head looks at, from the attention module's hook to the scores of the same forward.
+
+    Attributes:
+        ids: [rows, prefix] the tokens attention is paid to, cached ones too; None outside a forward.
+        weights: [rows, length, prefix] attention of the last head.
+    """
+
+    def __init__(self):
+        self.ids = self.weights = None
+
+    def hook(self, module, args, output):
+        """Forward hook of an attention module. Blocks run again in the backward pass are not listened to."""
+        if self.ids is not None:
+            self.weights = output[1][:, -1]
+
+    def take(self):
+        """(attention [rows, length, prefix], ids [rows, prefix]) of this forward."""
+        # A cache with a sliding window has dropped the oldest tokens.
+        seen = self.weights.shape[-1]
+        if seen > self.ids.shape[1]:
+            raise ValueError(f"attention is paid to {seen} positions, but prefix_ids has {self.ids.shape[1]} tokens")
+        return self.weights, self.ids[:, self.ids.shape[1] - seen :]
+
+
+class SelfCopying:
+    """Mixed into an attached model's class by `add`."""
+
+    # transformers asks the signature which arguments the model takes.
+    @functools.wraps(TaskConditioned.forward)
+    def forward(self, input_ids=None, past_key_values=None, *args, prefix_ids=None, **kwargs):
+        """As `TaskConditioned.forward`; without labels, `logits` of the output are the mixture's logarithms.
+
+        Args:
+            prefix_ids: [rows, prefix] with a cache, all the tokens so far: those cached and `input_ids`.
+                `generate` passes them by itself.
+        """
+        if prefix_ids is None and past_key_values is not None and past_key_values.get_seq_length():
+            raise ValueError("with a cache, self-copy needs prefix_ids: the cached tokens and the new ones")
+        if prefix_ids is None and input_ids is None:
+            raise ValueError("self-copy needs input_ids: embeddings alone do not say what to copy")
+        self.pointer.ids = input_ids if prefix_ids is None else prefix_ids
+        try:
+            return super().forward(input_ids, past_key_values, *args, **kwargs)
+        finally:
+            self.pointer.ids = self.pointer.weights = None
+
+    def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
+        """As the backbone's, with the whole prefix beside the tokens that are not cached yet."""
+        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs) | {"prefix_ids": input_ids}
+
+    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
+        """Always eager: the others do not compute attention weights."""
+        super().set_attn_implementation("eager", *args, **kwargs)
+
+    def all_scores(self, given, logits_to_keep=0):
+        """As `TaskConditioned.all_scores`, of the mixture: [rows, positions kept, vocabulary]."""
+        output = self.base_model(**{**given, "return_dict": True})
+        attention, ids = self.pointer.take()
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        hidden = output.last_hidden_state[:, keep]
+        logits = log_mixture(self.get_output_embeddings()(hidden), self.gate(hidden), attention[:, keep], ids)
+        return CausalLMOutputWithPast(
+            logits=logits, past_key_values=output.past_key_values, hidden_states=output.hidden_states,
+            attentions=output.attentions,
+        )  # fmt: skip
+
+    def gate(self, hidden):
+        """sigma(p), the share of the vocabulary: [*, width] -> [*, 1] in fp32."""
+        return torch.sigmoid(self.p_gen_linear(hidden).float())
+
+    def label_loss(self, hidden, labels, ids, soft_targets=None):
+        """As `TaskConditioned.label_loss`. Of the mixture only the labels' entries are computed."""
+        if soft_targets is not None:
+            raise ValueError("a teacher's scores are for a model without self-copy")
+        scores, targets, _ = self.label_scores(hidden, labels, ids)
+        rows, at, _ = label_places(labels)
+        attention, prefix = self.pointer.take()
+        gate = self.gate(hidden[rows, at]).squeeze(-1)
+        known = targets.clamp(min=0)
+        chosen = torch.exp(-F.cross_entropy(scores.float(), known, reduction="none"))
+        copied = (attention[rows, at].float() * (prefix[rows] == known[:, None])).sum(-1)
+        mixture = gate * (chosen + FLOOR) + (1 - gate) * copied
+        return -mixture.clamp_min(TINY).log().masked_fill(targets == IGNORE, 0).sum()
+
+
+def log_mixture(scores, gate, attention, ids):
+    """Logarithm of the mixture, over the whole vocabulary.
+
+    Args:
+        scores: [rows, positions, vocabulary]; a token that may not be produced (-inf) stays at -inf.
+        gate: [rows, positions, 1] the vocabulary's share.
+        attention: [rows, positions, prefix].
+        ids: [rows, prefix].
+
+    Returns:
+        [rows, positions, vocabulary] in fp32.
+    """
+    mixture = gate * (scores.float().softmax(-1) + FLOOR)
+    mixture = mixture.scatter_add(-1, ids[:, None].expand_as(attention), (1 - gate) * attention.float())
+    return mixture.clamp_min(TINY).log().masked_fill(scores == float("-inf"), float("-inf"))

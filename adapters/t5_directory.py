@@ -1,0 +1,73 @@
+"""Telling a model of train_t5.py from others by its files, without loading a library."""
+
+import json
+from pathlib import Path
+
+from versatile.utils.errors import UserError
+
+
+def recognised(directory):
+    """Whether a directory holds a T5 that was trained for tasks: adapters, or a whole one whose config names them."""
+    path = Path(directory)
+    said = _read(path / "adapter_config.json")
+    if said:
+        return said.get("peft_type") == "VERSATILE_T5"
+    return "versatile_t5" in _read(path / "config.json")
+
+
+def refuse(directory, place=None):
+    """A `UserError` for a script that does not read a model of train_t5.py.
+
+    Args:
+        directory: what was named.
+        place: how (default: --model_checkpoint).
+    """
+    if recognised(directory):
+        raise UserError("this is a model of train_t5.py", place=place or f"--model_checkpoint {directory}",
+                        expected="a model of train.py, train_vlm.py or combine_all.py, or a released one",
+                        remedy=f"python evaluate.py --task all --model_checkpoint {directory}")  # fmt: skip
+
+
+def why_not(directory):
+    """A `UserError` that says why a directory is no model of train_t5.py, for a text-to-text task that needs one."""
+    path, place = Path(directory), f"--model_checkpoint {directory}"
+    expected = "a run directory of train_t5.py, or one of its checkpoint-N"
+    if not path.is_dir():
+        return UserError("no such directory", place=place, expected=expected)
+    if (path / "run.json").is_file():
+        saved = sorted(path.glob("checkpoint-*"), key=lambda folder: folder.stat().st_mtime)
+        if "adapter_config_name" in _read(path / "run.json").get("flags", {}):
+            return UserError("this run has not saved a best model yet", place=place,
+                             remedy=f"go on with it: python train_t5.py --resume {path}"
+                             + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""))  # fmt: skip
+    kind = _read(path / "config.json").get("model_type")
+    if kind in ("t5", "mt5") and "versatile" not in _read(path / "config.json"):
+        return UserError("this is a bare T5: it was not trained for tasks", place=place, expected=expected,
+                         remedy="train it: python train_t5.py configs/adapters.json "
+                                f"--model_name_or_path {path}")  # fmt: skip
+    return UserError("this is no model of train_t5.py, which alone knows text-to-text tasks", place=place,
+                     expected=expected)  # fmt: skip
+
+
+def run_flags(directory):
+    """The flags of the run.json of a run, or of the run that a checkpoint-N lies in.
+
+    Raises:
+        UserError: there is none, or it is damaged: what the model was trained with would have to be guessed.
+    """
+    path = Path(directory).resolve()
+    path = (path.parent if path.name.startswith("checkpoint-") else path) / "run.json"
+    flags = _read(path).get("flags")
+    if not isinstance(flags, dict):
+        raise UserError("run.json is damaged" if path.is_file() else "run.json is missing", place=path,
+                        expected="what train_t5.py wrote: it says which split, lengths and prompts belong to the model",
+                        remedy="copy it again from where the model was trained")  # fmt: skip
+    return flags
+
+
+def _read(path):
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,200 @@
+"""T5s by name, by directory, or from scratch in the shape of a named size."""
+
+import json
+from pathlib import Path
+
+from versatile.utils.errors import UserError, first_line
+
+# Raffel et al. 2020; t5-tiny and t5-mini are those of Tay et al. 2021 ("Scale Efficiently").
+SIZES = {
+    "t5-tiny": dict(d_model=256, d_ff=1024, d_kv=32, num_layers=4, num_heads=4),
+    "t5-mini": dict(d_model=384, d_ff=1536, d_kv=32, num_layers=4, num_heads=8),
+    "t5-small": dict(d_model=512, d_ff=2048, d_kv=64, num_layers=6, num_heads=8),
+    "t5-base": dict(d_model=768, d_ff=3072, d_kv=64, num_layers=12, num_heads=12),
+    "t5-large": dict(d_model=1024, d_ff=4096, d_kv=64, num_layers=24, num_heads=16),
+    "t5-v1_1-small": dict(d_model=512, d_ff=1024, d_kv=64, num_layers=8, num_heads=6),
+    "t5-v1_1-base": dict(d_model=768, d_ff=2048, d_kv=64, num_layers=12, num_heads=12),
+    "t5-v1_1-large": dict(d_model=1024, d_ff=2816, d_kv=64, num_layers=24, num_heads=16),
+}
+FLAG = "--model_name_or_path {}"
+_V1_1 = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+
+
+def load(args, seed):
+    """The model and the tokenizer that `ModelArguments` name.
+
+    Args:
+        args: `training.t5_arguments.ModelArguments`, or anything with its fields.
+        seed: of random weights.
+
+    Returns:
+        (T5ForConditionalGeneration or its kin in fp32, tokenizer)
+
+    Raises:
+        UserError: nothing by that name, files that cannot be read, a tokenizer that does not fit.
+    """
+    if args.from_scratch:
+        model, tokenizer = from_scratch(args, seed)
+    else:
+        for name in ("config_name", "config_overrides"):
+            if getattr(args, name) not in (None, args.model_name_or_path):
+                raise UserError("the weights of a trained model fit their own shape alone", place=f"--{name}",
+                                remedy="leave it out, or train from scratch with --from_scratch")  # fmt: skip
+        model, tokenizer = pretrained(args)
+    if args.dropout is not None:
+        set_dropout(model, args.dropout)
+    return model, tokenizer
+
+
+def pretrained(args):
+    """A model and its tokenizer by name."""
+    from huggingface_hub import constants
+    from versatile.adapters import t5
+
+    name = args.model_name_or_path
+    if args.cache_dir:
+        constants.HF_HUB_CACHE = str(args.cache_dir)
+    if (Path(name) / "adapter_config.json").is_file() and t5.is_checkpoint(name):
+        raise UserError("these are adapters that train_t5.py trained, not a bare T5", place=FLAG.format(name),
+                        remedy="name the T5 that they were trained on: adapter_config.json holds its name")  # fmt: skip
+    model, tokenizer = t5.load_backbone(name, place=FLAG.format(name))
+    if args.tokenizer_name not in (None, name):
+        tokenizer = load_tokenizer(args.tokenizer_name)
+        rows = model.get_input_embeddings().weight.shape[0]
+        if len(tokenizer) > rows:
+            raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model's table has {rows} rows",
+                            place=f"--tokenizer_name {args.tokenizer_name}", expected="a row for every token",
+                            remedy="use the tokenizer that belongs to the model")  # fmt: skip
+    return model, tokenizer
+
+
+def from_scratch(args, seed):
+    """A model with random weights drawn from `seed`, and a tokenizer."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM
+
+    shape, source = args.config_name or args.model_name_or_path, args.tokenizer_name or args.model_name_or_path
+    if not shape:
+        raise UserError("no shape", place="--from_scratch", expected=f"--config_name, such as {', '.join(SIZES)}")
+    if not source:
+        raise UserError("no tokenizer", place="--from_scratch", expected="--tokenizer_name, such as a spiece.model")
+    tokenizer = load_tokenizer(source)
+    config = load_config(shape, tokenizer, args.config_overrides)
+    if config.vocab_size < len(tokenizer):
+        raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the shape has {config.vocab_size}",
+                        place=f"--config_name {shape}", expected="a row for every token",
+                        remedy=f"--config_overrides vocab_size={rows_for(tokenizer)}")  # fmt: skip
+    # Nothing but the seed may count.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    model.random_init_seed = seed
+    return model, tokenizer
+
+
+def rows_for(tokenizer):
+    """Rows of the table: as the published ones' (32,128 for 32,100 tokens), a multiple of 128."""
+    return -(-len(tokenizer) // 128) * 128
+
+
+def load_config(name, tokenizer, overrides=None):
+    """A T5 config of a named size, a directory, a json file or a hub name, with "key=value,key=value" changed."""
+    from transformers import AutoConfig, T5Config
+
+    place = f"--config_name {name}"
+    special = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+                   decoder_start_token_id=tokenizer.pad_token_id)  # fmt: skip
+    if name in SIZES:
+        more = _V1_1 if "v1_1" in name else {}
+        config = T5Config(vocab_size=rows_for(tokenizer), **SIZES[name], **more, **special)
+    else:
+        from versatile.adapters.backbones import bundled as embedded
+        from versatile.adapters.backbones import loading as backbones
+
+        folder = embedded.folder(name) if name in embedded.NAMES else name
+        try:
+            is_file = Path(folder).is_file()
+            config = AutoConfig.from_pretrained(folder) if is_file else backbones.read_config(folder, place)
+        except (OSError, ValueError, KeyError) as error:
+            expected = f"a config.json, its directory, or one of {', '.join(SIZES)}"
+            raise UserError(f"cannot be read: {first_line(error)}", place=place, expected=expected) from error
+    if config.model_type not in ("t5", "mt5", "umt5"):
+        raise UserError(f"model_type {config.model_type!r}", place=place, expected="t5, mt5 or umt5")
+    for pair in filter(None, (overrides or "").split(",")):
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not hasattr(config, key):
+            raise UserError(f"{pair!r}", place="--config_overrides", expected="keys of a T5's config: d_model=256")
+        try:
+            setattr(config, key, json.loads(value))
+        except ValueError:
+            setattr(config, key, value)
+    return config
+
+
+def load_tokenizer(source):
+    """A fast tokenizer from a directory, a hub name, a spiece.model or a tokenizer.json."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
+    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import loading as backbones
+
+    place, path = f"--tokenizer_name {source}", Path(source)
+    expected = "a directory, a hub name, a spiece.model or a tokenizer.json"
+    if not path.exists() and source not in embedded.NAMES:
+        # A hub name has one slash at the most, and is no file's: nobody has to be asked about a mistyped path.
+        if path.suffix in (".model", ".json") or len(path.parts) > 2 or path.is_absolute() or source[0] in ".~":
+            raise UserError("no such file or directory", place=place, expected=expected)
+        try:
+            backbones.reach_hub(source, "tokenizer_config.json")
+        except OSError as error:
+            raise UserError("no such directory, and the hub cannot be reached", place=place, expected=expected,
+                            remedy="without a network: a file or a directory") from error  # fmt: skip
+    try:
+        if source in embedded.NAMES:
+            tokenizer = AutoTokenizer.from_pretrained(embedded.folder(source))
+        elif path.is_file() and path.suffix == ".json":
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), pad_token="<pad>", eos_token="</s>",
+                                                unk_token="<unk>")  # fmt: skip
+        elif path.is_file() or ((path / "spiece.model").is_file() and not (path / "tokenizer.json").is_file()):
+            # From its folder: given the file itself, T5Tokenizer makes an empty vocabulary.
+            tokenizer = _sentencepiece(path if path.is_file() else path / "spiece.model", T5Tokenizer)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+    except UserError:
+        raise
+    except Exception as error:
+        # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
+        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", place=place,
+                        expected=expected) from error  # fmt: skip
+    if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
+        raise UserError("it has no end token or no padding token", place=place, expected="a T5's tokenizer")
+    probe = tokenizer("a").input_ids
+    if not probe or probe[-1] != tokenizer.eos_token_id:
+        raise UserError(f"it does not end a text with {tokenizer.eos_token}", place=place,
+                        expected="a T5's tokenizer")  # fmt: skip
+    return tokenizer
+
+
+def _sentencepiece(path, kind):
+    """T5Tokenizer of a .model file, whatever its name, with the hundred sentinels behind its pieces."""
+    import shutil
+    import tempfile
+
+    with open(path, "rb") as file:
+        if file.read(1) != b"\n":
+            raise UserError("this is no SentencePiece model", place=path, expected="a spiece.model")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(path, Path(folder) / "spiece.model")
+        return kind.from_pretrained(folder)
+
+
+def set_dropout(model, rate):
+    """Set every dropout of a T5 to `rate`."""
+    import torch
+
+    model.config.dropout_rate = rate
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = rate
+        # Attention keeps its rate as a number, and v1.1's feed-forward has a module.
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = rate

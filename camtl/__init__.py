@@ -1,1 +1,0 @@
-"""CA-MTL: what only training one conditional BERT on GLUE needs."""

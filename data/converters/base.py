@@ -1,0 +1,302 @@
+"""What every format needs: its place in the table of formats, the report, flags, splits, and texts."""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import itertools
+import os
+
+from versatile.data.files import iter_records
+from versatile.utils.errors import UserError, brief
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclasses.dataclass
+class Format:
+    """How one public format is read: its flags and its function; how it is written, if not as one task json."""
+
+    flags: object
+    read: object
+    write: object = None
+
+
+FORMATS = {}
+
+
+def data_format(name, flags, write=None):
+    """Register the decorated function as ``python -m data.convert <name>``.
+
+    Args:
+        flags: called with the format's argparse parser, to add the format's own flags.
+        write: called with (args, what the decorated function returned, report) to write it, and with (args, None,
+            None) before anything is read, to check --output. None: one task json.
+    """
+
+    def register(read):
+        if name in FORMATS:
+            raise ValueError(f"two formats are called {name!r}: {FORMATS[name].read} and {read}")
+        FORMATS[name] = Format(flags, read, write)
+        return read
+
+    return register
+
+
+class Report:
+    """What a conversion kept and dropped, by split. `unit`: what is counted, where it is no example: "article"."""
+
+    def __init__(self):
+        self.unit = ""
+        self.kept = collections.Counter()
+        self.dropped = collections.defaultdict(collections.Counter)
+        self.facts = collections.defaultdict(dict)
+        self.notes = []
+
+    def lines(self):
+        """The report as lines of text."""
+        for split in SPLITS:
+            if split not in self.kept:
+                yield f"{split}: none, so the output has no {split} split"
+                continue
+            reasons = self.dropped[split]
+            why = f" ({', '.join(f'{count} {reason}' for reason, count in reasons.items())})" if reasons else ""
+            unit = f" {self.unit}{'s' * (self.kept[split] != 1)}" if self.unit else ""
+            yield f"{split}: kept {self.kept[split]}{unit}, dropped {sum(reasons.values())}{why}"
+            for name, value in self.facts[split].items():
+                yield f"  {name}: {value}"
+        yield from self.notes
+
+
+# --- flags -----------------------------------------------------------------------------------------------
+
+
+def split_flags(parser, number, what, metavar="FILE", splits=SPLITS):
+    """Add --train, --valid and --test. `number` of names: 1 gives a string, 2 and "+" give a list."""
+    parser.set_defaults(**{split: None for split in SPLITS if split not in splits})
+    for split in splits:
+        parser.add_argument(
+            f"--{split}",
+            nargs=None if number == 1 else number,
+            metavar=("SOURCE", "TARGET") if number == 2 else metavar,
+            help=f"{what} (default: none, and no {split} split)",
+        )
+
+
+def skip_bad_flag(parser, what):
+    """Add --skip_bad, for `parsed`."""
+    parser.add_argument(
+        "--skip_bad",
+        action="store_true",
+        help=f"drop and count {what} that cannot be used (default: stop at the first)",
+    )
+
+
+def held_out_flag(parser, split, what):
+    """Add --valid_from_train or --test_from_train, for `held_out_sizes`."""
+    parser.add_argument(
+        f"--{split}_from_train",
+        type=at_least_one,
+        metavar="N",
+        help=f"instead of a {split} file: hold {what} out (default: none)",
+    )
+
+
+def at_least_one(text):
+    """An argparse type: a whole number from 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def not_negative(text):
+    """An argparse type: a whole number from 0."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    return number
+
+
+def given_splits(args, suffix=""):
+    """{split: what --train, --valid, --test (with `suffix` added to the name) give}, at least one."""
+    given = {split: value for split in SPLITS if (value := getattr(args, f"{split}{suffix}"))}
+    if not given:
+        raise UserError(
+            "no files were given",
+            place="/".join(f"--{split}{suffix}" for split in SPLITS),
+            expected="at least one of them",
+            remedy=f"name the files, e.g. --train{suffix} FILE --valid{suffix} FILE",
+        )
+    return given
+
+
+def held_out_sizes(args, given, suffix=""):
+    """{split: N} of the --valid_from_train and --test_from_train flags that are set."""
+    sizes = {split: number for split in SPLITS if (number := getattr(args, f"{split}_from_train", None))}
+    for split in sizes:
+        if split in given or "train" not in given:
+            raise UserError(
+                f"goes with --train{suffix} and without --{split}{suffix}",
+                place=f"--{split}_from_train",
+                expected="one source for the split",
+                remedy="give one or the other",
+            )
+    return sizes
+
+
+def find_file(folders, name):
+    """The file called `name` or `name`.gz in one of the folders."""
+    for folder in folders:
+        for candidate in (name, f"{name}.gz"):
+            if os.path.isfile(os.path.join(folder, candidate)):
+                return os.path.join(folder, candidate)
+    there = []
+    with contextlib.suppress(OSError, ValueError):
+        there = sorted(os.listdir(folders[0]))
+    shown = ", ".join(there[:30]) + (", …" if len(there) > 30 else "")
+    raise UserError(
+        f"no {name} or {name}.gz; it holds: {shown or 'nothing'}",
+        place=f"--folder {folders[0]}",
+        expected="the data set's files under their published names",
+        remedy="check the folder and the set or language named in the flags",
+    )
+
+
+# --- from what a file holds to the records of a split ----------------------------------------------------
+
+
+def parsed(raws, parse, skip_bad):
+    """Yield (record or None, {reason: number dropped}) for each raw record.
+
+    Args:
+        raws: yields (place, raw); a `UserError` in place of a raw record is treated like one of `parse`.
+        parse: takes (raw, place, drops) and returns a record, a list of records, or None; counts what it leaves
+            out in `drops`.
+        skip_bad: count a raw record that raises `UserError` as malformed instead of stopping.
+    """
+    for place, raw in raws:
+        drops = collections.Counter()
+        try:
+            if isinstance(raw, UserError):
+                raise raw
+            records = parse(raw, place, drops)
+        except UserError as error:
+            if not skip_bad:
+                remedy = "correct it, or leave such records out with --skip_bad"
+                raise UserError(error.found, place=error.place, expected=error.expected, remedy=remedy) from error
+            records, drops = None, {"malformed": 1}
+        for record in records if isinstance(records, list) else [records]:
+            yield record, drops
+            drops = {}
+        if records == []:
+            yield None, drops
+
+
+def kept(items, split, report):
+    """Yield the records of `parsed`; what was dropped goes into the report."""
+    for record, drops in items:
+        report.dropped[split].update(drops)
+        if record is not None:
+            yield record
+
+
+def split_records(given, sizes, read, report, key=None):
+    """{split: iterator of records}, where the last records of the training files may become other splits.
+
+    A training record that shares its text with one held out is dropped. Memory holds the records held out, no more;
+    the training files are then read twice.
+
+    Args:
+        given: {split: what `read` takes}.
+        sizes: {"valid": N, "test": N} or a part of it. In the order of the training files come train, valid, test.
+        read: yields (record or None, drops) as `parsed` does.
+        key: the text of a record that no two splits may share; needed with `sizes`.
+    """
+    splits = {split: kept(read(value), split, report) for split, value in given.items()}
+    if not sizes:
+        return splits
+    number, total = sum(sizes.values()), 0
+    tail = collections.deque(maxlen=number)
+    for record, drops in read(given["train"]):
+        if record is not None:
+            tail.append((record, drops))
+            total += 1
+    if number >= total:
+        raise UserError(
+            f"{number} records are to be held out, and the training files have {total}",
+            place=" ".join(f"--{split}_from_train {size}" for split, size in sizes.items()),
+            expected=f"fewer than {total} in all",
+            remedy="hold fewer out",
+        )
+    held, tail = set(), list(tail)
+    for split in [split for split in reversed(SPLITS) if split in sizes]:
+        tail, part = tail[: -sizes[split]], tail[-sizes[split] :]
+        splits[split] = kept(_apart(part, len(part), frozenset(held), key), split, report)
+        held |= {key(record) for record, _ in part}
+    splits["train"] = kept(_apart(read(given["train"]), total - number, held, key), "train", report)
+    return {split: splits[split] for split in SPLITS if split in splits}
+
+
+def _apart(items, number, held, key):
+    """The first `number` records of `items`, without those whose key is held out."""
+    for record, drops in items:
+        if record is None:
+            yield None, drops
+        elif number:
+            number -= 1
+            yield (record, drops) if key(record) not in held else (None, {"sharing a text with one held out": 1})
+
+
+def limited(split, records, args, report):
+    """Yield the records of a split that are written, as --<split>_limit has it; none at all is a `UserError`."""
+    for record in itertools.islice(records, getattr(args, f"{split}_limit")):
+        report.kept[split] += 1
+        yield record
+    if not report.kept[split]:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped[split].items())
+        raise UserError(
+            f"nothing is left of it (dropped: {dropped or 'nothing'})",
+            place=f"{split} split",
+            expected="at least one record",
+            remedy="check that these are the right files",
+        )
+
+
+def tallied(splits, report, fact, number):
+    """The same splits; the report says under the name `fact` what number(record) sums up to."""
+
+    def tally(records, facts):
+        facts[fact] = 0
+        for record in records:
+            facts[fact] += number(record)
+            yield record
+
+    return {split: tally(records, report.facts[split]) for split, records in splits.items()}
+
+
+# --- texts -----------------------------------------------------------------------------------------------
+
+
+def usable(text, what, place):
+    """`text` without the white space at its ends; not a string, blank, or holding a null byte: a `UserError`."""
+    if not isinstance(text, str):
+        found = f"is {brief(text)}"
+    elif "\0" in text:
+        found = "holds a null byte"
+    elif not text.strip():
+        found = "is blank"
+    else:
+        return text.strip()
+    raise UserError(f"{what} {found}", place=place, expected="a text that is not blank", remedy="correct it")
+
+
+def json_records(path, key, expected):
+    """Like `iter_records`, for a published file that looks like `expected`."""
+    try:
+        yield from iter_records(path, key)
+    except UserError as error:
+        if not (error.expected or "").startswith("a task file"):
+            raise
+        remedy = "check that this is the right file"
+        raise UserError(error.found, place=error.place, expected=expected, remedy=remedy) from error

@@ -1,0 +1,172 @@
+"""personachat: conversations with a persona, from ParlAI's text files or Hugging Face's json."""
+
+import re
+from functools import partial
+
+from versatile.data.converters.base import (
+    SPLITS,
+    data_format,
+    given_splits,
+    json_records,
+    not_negative,
+    parsed,
+    skip_bad_flag,
+    split_flags,
+    split_records,
+    tallied,
+    usable,
+)
+from versatile.data.files import records_field, split_names, text_lines, texts_field
+from versatile.utils.errors import UserError
+
+SILENCE = "__SILENCE__"
+_NUMBERED = re.compile(r"([0-9]{1,9}) (.*)", re.DOTALL)
+_PERSONA = re.compile(r"(your|partner's) persona:(.*)", re.DOTALL)
+_LAYOUT = "'<n> partner TAB reply', or with candidates '<n> partner TAB reply TAB TAB one|two|…'"
+_JSON = 'the json {"train": [{"personality": [..], "utterances": [..]}, …], "valid": [..]}'
+
+
+def _flags(parser):
+    split_flags(parser, 1, "text file in the ConvAI2 layout, e.g. train_self_original.txt")
+    parser.add_argument(
+        "--json", metavar="FILE", help="instead of the three: personachat_self_original.json (default: none)"
+    )
+    parser.add_argument(
+        "--keep_candidates",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="keep the last N wrong candidates before the gold one (default: 0)",
+    )
+    skip_bad_flag(parser, "dialogues")
+
+
+@data_format("personachat", _flags)
+def personachat(args, report):
+    """PersonaChat (ConvAI2): text files, with or without candidates, or personachat_self_original.json.
+
+    One record a dialogue. Lines with the partner's persona are left out and counted. Where one side of an
+    exchange is __SILENCE__, the exchange, partner and reply, is left out (also of the history of later turns) and
+    counted, so that every history goes partner, reply, …, partner.
+    """
+    if not args.json:
+        given, dialogues, parse = given_splits(args), _text_dialogues, _from_text
+    elif any(getattr(args, split) for split in SPLITS):
+        raise UserError("goes without --train, --valid and --test", place="--json", remedy="give one or the other")
+    else:
+        names = split_names(args.json)
+        given = {split: split for split in SPLITS if split in names or (split == "valid" and "val" in names)}
+        dialogues, parse = partial(json_records, args.json, expected=_JSON), _from_json
+        if not given:
+            raise UserError(
+                "has no train, valid or test list", place=args.json, expected=_JSON, remedy="check the file"
+            )
+
+    def read(value):
+        return parsed(dialogues(value), partial(parse, keep=args.keep_candidates), args.skip_bad)
+
+    return tallied(split_records(given, {}, read, report), report, "turns", lambda r: len(r["utterances"]))
+
+
+def _record(personality, utterances, drops):
+    if utterances:
+        return {"personality": personality, "utterances": utterances}
+    drops["dialogues left without a turn"] += 1
+    return None
+
+
+# --- text files ------------------------------------------------------------------------------------------
+
+
+def _text_dialogues(path):
+    """Yield (place, [(place, line)]) for each dialogue; the line numbered 1 begins one."""
+    lines = []
+    for number, text in text_lines(path):
+        if not text.strip():
+            continue
+        if text.startswith("1 ") and lines:
+            yield lines[0][0], lines
+            lines = []
+        lines.append((f"{path}:{number}", text))
+    if lines:
+        yield lines[0][0], lines
+
+
+def _from_text(lines, place, drops, keep):
+    personality, history, utterances, began = [], [], [], False
+    for number, (here, line) in enumerate(lines, start=1):
+        found = _NUMBERED.match(line)
+        if not found or int(found[1]) != number:
+            raise UserError(
+                f"begins with {line[:20].strip()!r}",
+                place=here,
+                expected=f"line {number} of the dialogue, beginning with '{number} ', or '1 ' for the next one",
+            )
+        persona = _PERSONA.match(found[2]) if "\t" not in found[2] else None
+        if persona and persona[1] == "partner's":
+            drops["lines with the partner's persona"] += 1
+        elif persona:
+            if began:
+                raise UserError("is a persona line after the first turn", place=here, expected=_LAYOUT)
+            personality.append(usable(persona[2], "the persona sentence", here))
+        else:
+            began = True
+            partner, reply, wrong = _turn(found[2], here)
+            if SILENCE in (partner, reply):
+                drops[f"exchanges with {SILENCE}"] += 1
+                continue
+            candidates = [*wrong[max(0, len(wrong) - keep) :], reply]
+            utterances.append({"history": [*history, partner], "candidates": candidates})
+            history += [partner, reply]
+    return _record(personality, utterances, drops)
+
+
+def _turn(text, place):
+    """(partner, reply, wrong candidates) of a line behind its number."""
+    fields = text.split("\t")
+    if not 2 <= len(fields) <= 4:
+        raise UserError(f"{len(fields) - 1} tabs", place=place, expected=_LAYOUT)
+    partner, reply = usable(fields[0], "the partner's turn", place), usable(fields[1], "the reply", place)
+    if len(fields) < 4 or not fields[3].strip():
+        return partner, reply, []
+    candidates = [candidate.strip() for candidate in fields[3].split("|")]
+    if reply not in candidates:
+        raise UserError("the reply is not among the candidates", place=place, expected=_LAYOUT)
+    return partner, reply, _wrong(candidates, reply)
+
+
+def _wrong(candidates, gold):
+    return [candidate.strip() for candidate in candidates if candidate.strip() not in ("", gold)]
+
+
+# --- json ------------------------------------------------------------------------------------------------
+
+
+def _from_json(dialogue, place, drops, keep):
+    personality = [usable(text, "a persona sentence", place) for text in texts_field(dialogue, "personality", place)]
+    utterances = []
+    for index, utterance in enumerate(records_field(dialogue, "utterances", place)):
+        here = f"{place}.utterances[{index}]"
+        history = [usable(text, "a turn of the history", here) for text in texts_field(utterance, "history", here)]
+        candidates = texts_field(utterance, "candidates", here)
+        if not history or not candidates:
+            raise UserError(
+                f"{'history' if not history else 'candidates'!r} is empty",
+                place=here,
+                expected="the turns so far, and at least the gold reply, which comes last",
+            )
+        gold = usable(candidates[-1], "the gold reply", here)
+        if SILENCE in (history[-1], gold):
+            drops[f"exchanges with {SILENCE}"] += 1
+            continue
+        wrong = _wrong(candidates[:-1], gold)
+        candidates = [*wrong[max(0, len(wrong) - keep) :], gold]
+        utterances.append({"history": _without_silence(history), "candidates": candidates})
+    return _record(personality, utterances, drops)
+
+
+def _without_silence(history):
+    """The history without the exchanges in which one side is silent; it ends with the partner's turn."""
+    odd = (len(history) - 1) % 2  # a reply that lost its partner's turn
+    exchanges = [history[:odd], *(history[at : at + 2] for at in range(odd, len(history), 2))]
+    return [text for exchange in exchanges if SILENCE not in exchange for text in exchange]

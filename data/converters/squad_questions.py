@@ -1,0 +1,296 @@
+"""squad-woz, -wikisql, -qasrl, -squad1, -squad2: states, queries and answers."""
+
+import json
+import os
+
+from versatile.data.converters.base import (
+    SPLITS,
+    given_splits,
+    json_records,
+    parsed,
+    skip_bad_flag,
+    split_flags,
+    split_records,
+    tallied,
+    usable,
+)
+from versatile.data.converters.squad_style import sample, squad_format
+from versatile.data.files import csv_rows, list_items, records_field, text_field, text_lines
+from versatile.data.question_samples import SHAPE, check_sql
+from versatile.data.sql import AGGREGATIONS, KEY_WORDS, OPERATORS, query_text
+from versatile.utils.errors import UserError, brief
+
+# --- woz: how a turn changes what is wanted --------------------------------------------------------------
+
+
+def _woz_flags(parser):
+    split_flags(parser, 1, "json file of dialogues, e.g. woz_train_en.json")
+    skip_bad_flag(parser, "dialogues")
+
+
+@squad_format("woz", _woz_flags, "woz.en")
+def woz(args, report):
+    """WOZ 2.0 (Wen et al. 2017, Mrkšić et al. 2017), English, task woz.en: woz_{train,validate,test}_en.json.
+
+    A question a turn. The context is what the system did and what the user says, the answer what is new in the
+    state, "food: thai, area: north; phone", or None. With --test also woz.en_answers.json is written.
+    """
+
+    def read(path):
+        for count, (record, drops) in enumerate(parsed(_dialogues(path), _turns, args.skip_bad)):
+            if record is not None:
+                turn, context, answer = record
+                # The ids sort as the lines stand: the file of true answers is in that order.
+                record = sample(context, "What is the change in state?", [answer], count, [turn, answer])
+            yield record, drops
+
+    return split_records(given_splits(args), {}, read, report)
+
+
+def _dialogues(path):
+    for number, (place, dialogue) in enumerate(list_items(path)):
+        yield place, (number, dialogue)
+
+
+def _turns(raw, place, drops):
+    number, dialogue = raw
+    known, found = [], []
+    for index, turn in enumerate(records_field(dialogue, "dialogue", place)):
+        here = f"{place}.dialogue[{index}]"
+        said = usable(text_field(turn, "transcript", here), "'transcript'", here)
+        acts = ", ".join(_act(act, here) for act in _list(turn, "system_acts", here))
+        wanted, requests = _state(turn, here)
+        new = ", ".join(f"{slot}: {value}" for slot, value in wanted if (slot, value) not in known)
+        answer = f"{new}; {', '.join(requests)}".strip()
+        known = wanted
+        context = " ".join((f"{acts} -- {said}" if acts else said).split())
+        found.append((f"en_{number}_{index}", context, "None" if answer == ";" else answer))
+    if not found:
+        drops["dialogues without a turn"] += 1
+    return found
+
+
+def _list(record, name, place):
+    value = record.get(name)
+    if not isinstance(value, list):
+        raise UserError(f"{name!r} is {brief(value)}", place=place, expected="a list")
+    return value
+
+
+def _act(act, place):
+    """A request for a slot, or "slot: value"."""
+    parts = act if isinstance(act, list) else [act]
+    if not parts or not all(isinstance(part, str) for part in parts):
+        raise UserError(f"an act is {brief(act)}", place=place, expected='a slot, or ["slot", "value"]')
+    return ": ".join(parts)
+
+
+def _state(turn, place):
+    """([(slot, value)] that are wanted, [requested slot]) of a turn's belief state."""
+    wanted, requests = [], []
+    for item in records_field(turn, "belief_state", place):
+        act = text_field(item, "act", place)
+        for slot in _list(item, "slots", place):
+            if not isinstance(slot, list) or len(slot) != 2 or not all(isinstance(part, str) for part in slot):
+                raise UserError(f"a slot is {brief(slot)}", place=place, expected='["slot", "value"]')
+            if act == "inform":
+                wanted.append(tuple(slot))
+            else:
+                requests.append(slot[1])
+    return wanted, requests
+
+
+# --- wikisql: a question about a table as a query --------------------------------------------------------
+
+
+def _wikisql_flags(parser):
+    split_flags(parser, 1, "jsonl file of questions, e.g. train.jsonl")
+    parser.add_argument("--tables", nargs="+", metavar="FILE", help="jsonl files of the tables (default: beside each "
+                        "file of questions, as dev.tables.jsonl is beside dev.jsonl)")  # fmt: skip
+    skip_bad_flag(parser, "lines")
+
+
+@squad_format("wikisql", _wikisql_flags, "wikisql")
+def wikisql(args, report):
+    """WikiSQL (Zhong et al. 2017), task wikisql: jsonl files of questions and of their tables.
+
+    The context is the columns' names, the key words and the question in English; the answer is the query, "SELECT
+    COUNT player FROM table WHERE no. > 10". With --test also wikisql_answers.json is written.
+    """
+
+    def read(path):
+        headers = _headers(args.tables or [_tables_beside(path)])
+        for count, (record, drops) in enumerate(parsed(_json_lines(path), _query(headers), args.skip_bad)):
+            if record is not None:
+                context, answer, gold = record
+                record = sample(context, "What is the translation from English to SQL?", [answer], count, gold)
+            yield record, drops
+
+    return split_records(given_splits(args), {}, read, report)
+
+
+def _tables_beside(path):
+    ending = ".jsonl.gz" if path.endswith(".gz") else ".jsonl"
+    tables = path.removesuffix(ending) + ".tables.jsonl"
+    for candidate in (tables, f"{tables}.gz"):
+        if os.path.isfile(candidate):
+            return candidate
+    raise UserError("no such file", place=tables, expected=f"the tables of {path}",
+                    remedy="put it there, or name it with --tables FILE")  # fmt: skip
+
+
+def _json_lines(path):
+    """Yield ("file:line", object) for every line that is not blank; a faulty one is a `UserError` in its place."""
+    for line, text in text_lines(path):
+        place = f"{path}:{line}"
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            value = UserError(f"is not JSON: {getattr(error, 'msg', 'too deep')}", place=place,
+                              expected="an object a line")  # fmt: skip
+        if not isinstance(value, (dict, UserError)):
+            value = UserError(f"is {brief(value)}", place=place, expected="an object a line")
+        yield place, value
+
+
+def _headers(paths):
+    """{id of a table: the names of its columns}"""
+    headers = {}
+    for path in paths:
+        for place, table in _json_lines(path):
+            if isinstance(table, UserError):
+                raise UserError(table.found, place=place, expected=table.expected, remedy="copy the file again")
+            header = table.get("header")
+            if not isinstance(header, list) or not all(name is None or isinstance(name, str) for name in header):
+                raise UserError(f"'header' is {brief(header)}", place=place, expected="a list of column names",
+                                remedy="check that this is the file of tables")  # fmt: skip
+            headers[text_field(table, "id", place)] = header
+    return headers
+
+
+def _query(headers):
+    words = ", ".join([*AGGREGATIONS[1:], *OPERATORS, *KEY_WORDS])
+
+    def parse(record, place, drops):
+        asked = usable(text_field(record, "question", place), "'question'", place)
+        table = text_field(record, "table_id", place)
+        if table not in headers:
+            raise UserError(f"no table {table!r}", place=place, expected="a table of the files of tables",
+                            remedy="name the right ones with --tables FILE")  # fmt: skip
+        header, sql = headers[table], record.get("sql")
+        check_sql(sql, len(header), place)
+        if any(header[column] is None for column in (sql["sel"], *(cond[0] for cond in sql["conds"]))):
+            raise UserError("the query is about a column without a name", place=place, expected="named columns")
+        columns = ", ".join(name for name in header if name is not None)
+        answer = query_text(sql, header)
+        gold = {"sql": {key: sql[key] for key in ("sel", "conds", "agg")}, "table": {"header": header, "id": table},
+                "answer": answer}  # fmt: skip
+        # Without a space before the dashes, as decaNLP writes it.
+        return (f"The table has columns {columns} and key words {words}-- {asked}", answer, gold)
+
+    return parse
+
+
+# --- qasrl: who did what to whom -------------------------------------------------------------------------
+
+
+def _qasrl_flags(parser):
+    for split in SPLITS:
+        parser.add_argument(f"--{split}", nargs=2, metavar=("QUESTIONS", "SENTENCES"),
+                            help=f"csv file of questions and csv file of their sentences, e.g. wikinews.dev.gold.csv "
+                                 f"wikinews.dev.full.csv (default: none, and no {split} split)")  # fmt: skip
+    skip_bad_flag(parser, "rows")
+
+
+@squad_format("qasrl", _qasrl_flags, "srl")
+def qasrl(args, report):
+    """QA-SRL, task srl: csv files of questions and of sentences, as in the Gold Standard (Roit et al. 2020).
+
+    The context is the sentence as it is, words and punctuation apart. Train has the first of several answers, valid
+    and test all. Redundant questions are dropped. The QA-SRL 1.0 of decaNLP has other files.
+    """
+
+    def read(split):
+        questions, sentences = getattr(args, split)
+        remedy = "the questions come first (….gold.csv), then the sentences (….full.csv)"
+        known = {}
+        for _, row in csv_rows(sentences, ("qasrl_id", "sentence"), remedy):
+            if isinstance(row, UserError):
+                raise row
+            known[row["qasrl_id"]] = row["sentence"]
+
+        def parse(row, place, drops):
+            if row.get("is_redundant", "").lower() == "true":
+                drops["redundant"] += 1
+                return None
+            if row["qasrl_id"] not in known:
+                raise UserError(f"no sentence {row['qasrl_id']!r}", place=place, expected=f"one of {sentences}")
+            context = usable(known[row["qasrl_id"]], "the sentence", place)
+            answers = list(dict.fromkeys(usable(text, "an answer", place) for text in row["answer"].split("~!~")))
+            answers = answers[:1] if split == "train" else answers
+            return sample(context, usable(row["question"], "the question", place), answers)
+
+        rows = csv_rows(questions, ("qasrl_id", "question", "answer"), remedy)
+        return parsed(rows, parse, args.skip_bad)
+
+    return split_records({split: split for split in given_splits(args)}, {}, read, report)
+
+
+# --- squad1, squad2: as they are -------------------------------------------------------------------------
+
+
+def _squad_flags(parser):
+    split_flags(parser, 1, "SQuAD json file", splits=("train", "valid"))
+    skip_bad_flag(parser, "articles")
+
+
+def _register(name, version):
+    def read(args, report):
+        def articles(split):
+            def parse(article, place, drops):
+                _check(article, place, version, split == "train")
+                return {"article": article, "gold": None}
+
+            return parsed(json_records(getattr(args, split), "data", SHAPE), parse, args.skip_bad)
+
+        report.unit = "article"
+        splits = split_records({split: split for split in given_splits(args)}, {}, articles, report)
+        return tallied(splits, report, "questions", _questions)
+
+    read.__doc__ = f"""SQuAD {version}, task {name}: the json files as they are, article by article, checked.
+
+    Every answer must stand where its answer_start says, and a training question has at most one. The test split is the
+    valid one.
+    """
+    return squad_format(name, _squad_flags, name)(read)
+
+
+_register("squad1", "1.1")
+_register("squad2", "2.0")
+
+
+def _questions(record):
+    return sum(len(paragraph["qas"]) for paragraph in record["article"]["paragraphs"])
+
+
+def _check(article, place, version, train):
+    """Raise a `UserError` unless every question of an article can be learned from."""
+    for number, paragraph in enumerate(records_field(article, "paragraphs", place)):
+        here = f"{place}.paragraphs[{number}]"
+        context = text_field(paragraph, "context", here)
+        usable(context, "'context'", here)
+        for index, question in enumerate(records_field(paragraph, "qas", here)):
+            there = f"{here}.qas[{index}]"
+            usable(text_field(question, "question", there), "'question'", there)
+            answers = records_field(question, "answers", there)
+            if (not answers and version == "1.1") or (len(answers) > 1 and train):
+                raise UserError(f"{len(answers)} answers", place=there,
+                                expected="one, to learn from" if train else "at least one in SQuAD 1.1")  # fmt: skip
+            for answer in answers:
+                text, start = text_field(answer, "text", there), answer.get("answer_start")
+                usable(text, "an answer", there)
+                if start is not None and (type(start) is not int or start < 0 or not context.startswith(text, start)):
+                    raise UserError(f"the answer {brief(text)} does not stand at {brief(start)} of the context",
+                                    place=there, expected="the place it begins at, in characters")  # fmt: skip

@@ -1,0 +1,117 @@
+"""What the squad-… formats share: they write the data directory of lifelong learning, a json file a split.
+
+The files are LAMOL's (Sun et al. 2020), converted from those of decaNLP (McCann et al. 2018). What released ones are at
+hand (E2E, RNNLG, AG News) is reproduced to the character. For the other tasks the texts are those of decaNLP's
+published code, or, where it has no such task, the nearest of these.
+"""
+
+import contextlib
+import json
+import os
+import random
+from functools import partial
+
+from versatile.data.converters.base import SPLITS, at_least_one, data_format, limited
+from versatile.data.question_tasks import TASKS
+from versatile.utils.errors import UserError
+from versatile.utils.files import atomic_write
+
+_NAMES = {"train": "train", "valid": "dev", "test": "test"}
+
+
+def squad_format(name, flags, task):
+    """Register the decorated function, which yields `sample`s or whole articles, as ``convert squad-<name>``.
+
+    Args:
+        flags: as `data_format` takes them.
+        task: key of the task in `data.question_tasks`; may hold flags in braces: "rnnlg.{domain}".
+    """
+
+    def all_flags(parser):
+        flags(parser)
+        for split in SPLITS:
+            what = f"keep N {split} records drawn by chance, in their order (default: all)"
+            parser.add_argument(f"--{split}_sample", type=at_least_one, metavar="N", help=what)
+        parser.add_argument("--seed", type=int, default=0, help="of what is drawn by chance (default: 0)")
+
+    return data_format(f"squad-{name}", all_flags, partial(_write, task))
+
+
+def sample(context, question, answers, id=None, gold=None):
+    """One question as an article of its own, as all but SQuAD's are in LAMOL's files.
+
+    Args:
+        id: text or number; without one the article has only the keys of LAMOL's text classification files.
+        gold: what stands for it in the file of true answers (`data.question_tasks.LifelongTask.gold`).
+    """
+    if id is None:
+        asked = {"question": question, "answers": [{"text": text} for text in answers]}
+        article = {"paragraphs": [{"context": context, "qas": [asked]}]}
+    else:
+        found = [{"answer_start": None, "text": text} for text in answers]
+        asked = {"id": id, "answers": found, "question": question, "is_impossible": False}
+        article = {"title": "dummy", "paragraphs": [{"context": context, "qas": [asked]}]}
+    return {"article": article, "gold": gold}
+
+
+def _write(task, args, splits, report):
+    """Write {split: articles}, every file or none. Without splits it only checks --output."""
+    if (os.path.exists(args.output) and not os.path.isdir(args.output)) or args.output.endswith(".json"):
+        raise UserError(
+            "is a file" if os.path.isfile(args.output) else "is the name of a file",
+            place=f"--output {args.output}",
+            expected="the directory of the tasks' json files, e.g. data/lifelong",
+            remedy="name a directory; the files in it are named by task and split",
+        )
+    if splits is None:
+        return
+    task, paths = TASKS[task.format(**vars(args))], []
+    with contextlib.ExitStack() as files:
+
+        def opened(name):
+            paths.append(os.path.join(args.output, name))
+            return files.enter_context(atomic_write(paths[-1]))
+
+        for split, samples in splits.items():
+            with_gold = split == "test" and task.gold
+            file = _Listed(opened(task.filename(_NAMES[split])), '{"data": [', "]}")
+            gold = _Listed(opened(task.gold), "[", "]") if with_gold else None
+            for item in limited(split, _drawn(split, samples, args, report), args, report):
+                file.add(item["article"])
+                if gold:
+                    gold.add(item["gold"])
+            for listed in (file, gold) if gold else (file,):
+                listed.end()
+    report.notes += [f"wrote {path}" for path in paths]
+
+
+def _drawn(split, samples, args, report):
+    """The samples that --<split>_sample draws, in their order; memory holds no more than these."""
+    size = getattr(args, f"{split}_sample")
+    if size is None:
+        yield from samples
+        return
+    # Which ones are drawn hangs on the seed, the split and the number of samples, on nothing they hold.
+    chance, kept, total = random.Random(f"{args.seed} {split}"), [], 0
+    for total, item in enumerate(samples, start=1):
+        if total <= size:
+            kept.append((total, item))
+        elif (place := chance.randrange(total)) < size:
+            kept[place] = (total, item)
+    report.facts[split]["drawn by chance"] = f"{len(kept)} of {total}"
+    yield from (item for _, item in sorted(kept, key=lambda pair: pair[0]))
+
+
+class _Listed:
+    """A json list, written an item a line."""
+
+    def __init__(self, file, head, tail):
+        self.file, self.tail, self.between = file, tail, "\n"
+        file.write(head)
+
+    def add(self, item):
+        self.file.write(self.between + json.dumps(item, ensure_ascii=False))
+        self.between = ",\n"
+
+    def end(self):
+        self.file.write(f"\n{self.tail}\n")

@@ -1,0 +1,1 @@
+"""Ways of turning examples into token ids, one file each."""

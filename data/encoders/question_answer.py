@@ -1,0 +1,212 @@
+"""A question's context, its text and its answer as the token ids of LAMOL's two objectives (Sun et al. 2020).
+
+    cq     context [__sep__] question __ans__                 what an answer is asked with
+    cqa    cq answer                                          its next tokens `Y` are labels on the answer and eos
+    gen_X  __gen__ cqa                                        its next tokens `gen_Y` are all labels: the model learns
+                                                              to make such samples by itself
+
+The originals let an answer that is too long run over the limit, with labels beside their tokens, and keep more
+context in cq than in cqa. Here everything fits, labels stand on their tokens, and cq is the beginning of cqa.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from versatile.data.encoders.markers import leading_space, tokenize
+from versatile.utils.errors import UserError
+
+ANS, PAD, UNK, SEP, GEN = "__ans__", "__pad__", "__unk__", "__sep__", "__gen__"
+FILL = -100
+CHUNK = 2000
+
+
+def gen_token(task, add_task_tokens):
+    """The token that a task's samples are generated from: `__gen__`, or `__<task>__` with --add_task_tokens."""
+    return f"__{task}__" if add_task_tokens else GEN
+
+
+def special_tokens(tasks, add_task_tokens=False, use_sep=False):
+    """The tokens that a sequence of tasks adds to a vocabulary, in the order of their ids."""
+    generate = dict.fromkeys(gen_token(task, add_task_tokens) for task in tasks)
+    return [ANS, PAD, UNK, *([SEP] if use_sep else []), *generate]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample as ids; the five sequences of the originals are views of it.
+
+    Attributes:
+        ids: [n] int32, cqa.
+        prompt_length: how many of them are cq.
+        last: the label behind the last token: eos, or where the answer had to be cut the token it goes on with.
+        gen: id of the start token of its task.
+        task: its task's name.
+        replayed: it was generated, or kept, from an earlier task.
+        id: of the question, or None.
+    """
+
+    ids: np.ndarray
+    prompt_length: int
+    last: int
+    gen: int
+    task: str = ""
+    replayed: bool = False
+    id: object = None
+
+    def __len__(self):
+        """Tokens of cqa."""
+        return len(self.ids)
+
+    @property
+    def cq(self):
+        """Context, question, `__ans__`."""
+        return self.ids[: self.prompt_length].tolist()
+
+    @property
+    def cqa(self):
+        """cq and the answer."""
+        return self.ids.tolist()
+
+    @property
+    def Y(self):
+        """The next tokens of cqa where it is the answer they tell, `FILL` elsewhere."""
+        return [FILL] * (self.prompt_length - 1) + self.ids[self.prompt_length :].tolist() + [self.last]
+
+    @property
+    def gen_X(self):
+        """The task's start token and cqa."""
+        return [self.gen, *self.ids.tolist()]
+
+    @property
+    def gen_Y(self):
+        """The next tokens of gen_X."""
+        return [*self.ids.tolist(), self.last]
+
+
+class Encoder:
+    """Turns `QA`s and generated ids into rows.
+
+    What does not fit is cut: the end of the context first, then the end of the answer, down to half of the room;
+    then the end of the question.
+
+    Args:
+        tokenizer: fast, with `special_tokens` in it.
+        max_len: tokens of the longest gen_X. A batch of the toolkit holds the last label, too, as input: leave one
+            of the model's positions for it.
+        use_sep: `__sep__` between context and question.
+        eos: the token that ends an answer (default: the tokenizer's own).
+        most: positions that the model has, for messages (default: those that `max_len` needs).
+
+    Attributes:
+        counts: how often what was cut: "context cut", "question cut", "answer cut"; and the generated samples that
+            cannot be used, by reason.
+    """
+
+    def __init__(self, tokenizer, max_len, use_sep=False, eos=None, most=None):
+        self.max_len, self.counts, self.most = max_len, Counter(), most or max_len + 1
+        self.tokenizer, self.vocabulary = tokenizer.backend_tokenizer, tokenizer.get_vocab()
+        self.ans, self.pad, self.sep = self._id(ANS), self._id(PAD), self._id(SEP) if use_sep else None
+        self.eos = tokenizer.eos_token_id if eos is None else self._id(eos)
+        self.lead = leading_space(tokenizer)
+        if max_len < 8:
+            raise UserError(f"{max_len} tokens are too few for a question and its answer", place="--max_len",
+                            expected="at least 8", remedy="use a backbone with more positions")  # fmt: skip
+
+    def _id(self, token):
+        if token not in self.vocabulary:
+            raise UserError(f"the tokenizer has no token {token!r}", place="--model_checkpoint",
+                            expected="a model trained for these tasks", remedy="name its own tasks")  # fmt: skip
+        return self.vocabulary[token]
+
+    def encode(self, samples, gen, task="", replayed=False):
+        """Training rows.
+
+        Args:
+            samples: a list of `QA`.
+            gen: the start token of their task, by name.
+            task, replayed: as `Row` has them.
+        """
+        start, rows = self._id(gen), []
+        # In pieces: a tokenizer's own records of a text take many times the room of its ids.
+        for first in range(0, len(samples), CHUNK):
+            chunk = samples[first : first + CHUNK]
+            pieces = iter(self.tokenize([text for qa in chunk for text in (qa.context, qa.question, *qa.answers)]))
+            for qa in chunk:
+                context, question = next(pieces), next(pieces)
+                answer = self._joined([next(pieces) for _ in qa.answers])
+                rows.append(self._row(context, question, answer, start, task, replayed, qa.id))
+        return rows
+
+    def prompts(self, samples, reserve):
+        """cq of each of `samples` with room for `reserve` more tokens: where an answer is decoded from.
+
+        The originals' cq at test takes what room there is, and answers overrun the positions.
+        """
+        pieces = iter(self.tokenize([text for qa in samples for text in (qa.context, qa.question)]))
+        room = max(self.max_len - 1 - reserve, self.max_len // 2)
+        return [self._prompt(*self._cut(next(pieces), next(pieces), room)) for _ in samples]
+
+    def generated(self, ids, gen, task="", id=None):
+        """The row of a generated sample, or None where it is none (counted).
+
+        Args:
+            ids: what was generated behind the start token; it ends before the first eos. The originals keep what
+                stands behind it as part of the answer.
+            gen, task, id: as above.
+        """
+        ids = [*ids]
+        ids = ids[: ids.index(self.eos)] if self.eos in ids else ids
+        if reason := self.unusable(ids):
+            self.counts[reason] += 1
+            return None
+        # Of one that did not end in time the last label is the token it went on with.
+        last = ids[self.max_len - 1] if len(ids) >= self.max_len else self.eos
+        ids = ids[: self.max_len - 1]
+        return Row(np.array(ids, np.int32), ids.index(self.ans) + 1, last, self._id(gen), task, True, id)
+
+    def unusable(self, ids):
+        """Why generated ids are no sample, or None: they need exactly one `__ans__`, and one `__sep__` where used."""
+        for name, token in ((ANS, self.ans), (SEP, self.sep)):
+            if token is not None and (count := ids.count(token)) != 1:
+                return f"several {name}" if count else f"no {name}"
+        if self.ans in ids[self.max_len - 1 :]:
+            return f"{ANS} beyond {self.max_len} tokens"
+        return None
+
+    def tokenize(self, texts):
+        """Lists of ids; each text begins with the leading space it was given in the originals, too."""
+        return tokenize(self.tokenizer, texts, self.lead)
+
+    def _joined(self, answers):
+        """Several answers are one target, `__pad__` between them, as in the originals; none is an empty one."""
+        joined = answers[0] if answers else []
+        for answer in answers[1:]:
+            joined = [*joined, self.pad, *answer]
+        return joined
+
+    def _cut(self, context, question, room):
+        """Context and question in `room` tokens, `__ans__` and `__sep__` included."""
+        room -= 1 + (self.sep is not None)
+        if len(question) > room:
+            self.counts["question cut"] += 1
+        question = question[:room]
+        if len(context) + len(question) > room:
+            self.counts["context cut"] += 1
+        return context[: room - len(question)], question
+
+    def _prompt(self, context, question):
+        return [*context, *([] if self.sep is None else [self.sep]), *question, self.ans]
+
+    def _row(self, context, question, answer, gen, task, replayed, id):
+        # One place is the start token's; the labels stand one further.
+        room = self.max_len - 1
+        fixed = 1 + (self.sep is not None)
+        kept = answer[: max(room // 2, room - fixed - len(question))]
+        # Half an answer does not end there: the last label is the token it goes on with.
+        last = self.eos
+        if len(kept) < len(answer):
+            self.counts["answer cut"] += 1
+            last = answer[len(kept)]
+        prompt = self._prompt(*self._cut(context, question, room - len(kept)))
+        return Row(np.array([*prompt, *kept], np.int32), len(prompt), last, gen, task, replayed, id)

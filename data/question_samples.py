@@ -1,0 +1,176 @@
+"""Samples of a task: a context, a question about it and its answers, from SQuAD-style json.
+
+    {"data": [{"paragraphs": [{"context": "…", "qas": [{"question": "…", "answers": [{"text": "…"}], "id": "…"}]}]}]}
+
+Every other key may be missing, null, or anything else: it is not looked at.
+"""
+
+import json
+from dataclasses import dataclass
+
+from versatile.data.converters.base import json_records
+from versatile.data.converters.squad_style import sample as as_article
+from versatile.data.files import list_items, records_field, text_field
+from versatile.utils.errors import UserError, brief
+from versatile.utils.files import atomic_write
+
+SHAPE = ('SQuAD-style json: {"data": [{"paragraphs": [{"context": "…", "qas": '
+         '[{"question": "…", "answers": [{"text": "…"}]}]}]}]}')  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class QA:
+    """One sample.
+
+    Attributes:
+        context, question: texts as in the file; either may be blank, not both.
+        answers: the true answers, at least one; ("",) where there is none to find.
+        id: text or whole number as in the file, or None. Not unique: a sample that is there twice has one id.
+        place: where it stands, e.g. "ag_to_squad-test-v2.0.json:data[3].paragraphs[0].qas[0]".
+    """
+
+    context: str
+    question: str
+    answers: tuple
+    id: object = None
+    place: str = ""
+
+
+def read(path, several=True):
+    """Yield the `QA` of every question of a file, in its order. Memory holds one article.
+
+    Args:
+        path: the json file, plain or ``.gz``.
+        several: whether a question may have more than one answer. One learns from samples that have one.
+
+    Raises:
+        UserError: while iterating. The file cannot be read, is no such json or holds no question; a sample has not
+            what it must have (the message names it).
+    """
+    empty = True
+    for place, article in json_records(path, "data", SHAPE):
+        for number, paragraph in enumerate(records_field(article, "paragraphs", place)):
+            here = f"{place}.paragraphs[{number}]"
+            context = text_field(paragraph, "context", here)
+            for index, question in enumerate(records_field(paragraph, "qas", here)):
+                empty = False
+                yield _sample(context, question, f"{here}.qas[{index}]", several)
+    if empty:
+        raise UserError("holds no question", place=path, expected=SHAPE, remedy="check how the file was made")
+
+
+def load(path, split):
+    """The list of `QA` of a file; in the splits "train" and "distil" each question has one answer."""
+    return list(read(path, several=split not in ("train", "distil")))
+
+
+def _sample(context, record, place, several):
+    question = text_field(record, "question", place)
+    if not context.strip() and not question.strip():
+        raise UserError("context and question are blank", place=place, expected="a text in one of them",
+                        remedy="correct the record, or take it out")  # fmt: skip
+    answers = []
+    for index, answer in enumerate(records_field(record, "answers", place)):
+        answers.append(text_field(answer, "text", f"{place}.answers[{index}]"))
+    if len(answers) > 1 and not several:
+        raise UserError(f"{len(answers)} answers: {brief(answers)}", place=place,
+                        expected="one answer, in a file to learn from (at test all of several are right)",
+                        remedy="keep one, or write a question for each")  # fmt: skip
+    name = record.get("id")
+    if name is not None and type(name) not in (str, int):
+        raise UserError(f"'id' is {brief(name)}", place=place, expected="a text, a whole number or null",
+                        remedy="correct the record")  # fmt: skip
+    return QA(context, question, tuple(answers) or ("",), name, place)
+
+
+def save(path, samples):
+    """Write `QA`s to a json file, an article each, atomically; `read` gives them back, but for `place`."""
+    with atomic_write(path) as file:
+        file.write('{"data": [')
+        for number, qa in enumerate(samples):
+            article = as_article(qa.context, qa.question, qa.answers, qa.id)["article"]
+            file.write((",\n" if number else "\n") + json.dumps(article, ensure_ascii=False))
+        file.write("\n]}\n")
+
+
+# --- true answers that are more than a text ---------------------------------------------------------------
+
+
+def order_by_id(samples):
+    """The positions of the samples in the order of their ids, that of `load_turns` and `load_queries`.
+
+    Without ids it is the order they come in.
+
+    Raises:
+        UserError: only some have an id, or some ids are texts and some numbers.
+    """
+    for sample in samples:
+        if type(sample.id) is not type(samples[0].id):
+            raise UserError(f"'id' is {brief(sample.id)}, and that of {samples[0].place} is {brief(samples[0].id)}",
+                            place=sample.place, expected="ids of one kind, in a file that is sorted by them",
+                            remedy="give every question an id, or none")  # fmt: skip
+    positions = range(len(samples))
+    return [*positions] if not samples or samples[0].id is None else sorted(positions, key=lambda at: samples[at].id)
+
+
+def load_turns(path):
+    """The list of (turn id, answer) of a woz.en_answers.json: ``[["en_0_0", "food: thai ;"], …]``."""
+    turns = []
+    for place, item in list_items(path):
+        if not isinstance(item, list) or len(item) != 2 or not all(isinstance(part, str) for part in item):
+            raise UserError(brief(item), place=place, expected='a turn and its answer: ["en_0_0", "food: thai ;"]',
+                            remedy="correct the file, or make it again")  # fmt: skip
+        dialogue, _, turn = item[0].rpartition("_")
+        if not dialogue or not turn.isascii() or not turn.isdigit():
+            raise UserError(f"the turn is called {item[0]!r}", place=place, remedy="correct it, or make the file again",
+                            expected="a dialogue and the number of its turn, as in en_0_3")  # fmt: skip
+        turns.append(tuple(item))
+    return turns
+
+
+def load_queries(path):
+    """The list of ``{"sql": {"sel", "agg", "conds"}, "table": {"header"}, "answer"}`` of a wikisql_answers.json."""
+    queries = []
+    for place, item in list_items(path):
+        sql, header = (_part(item, *keys, place=place) for keys in (("sql",), ("table", "header")))
+        if not isinstance(header, list) or not all(name is None or isinstance(name, str) for name in header):
+            raise UserError(f"'table.header' is {brief(header)}", place=place, expected="a list of column names",
+                            remedy="correct the file, or make it again")  # fmt: skip
+        check_sql(sql, len(header), place)
+        queries.append({"sql": sql, "table": {"header": header}, "answer": item.get("answer")})
+    return queries
+
+
+def _part(item, *keys, place):
+    for key in keys:
+        if not isinstance(item, dict) or key not in item:
+            raise UserError(f"has no {'.'.join(keys)!r}", place=place, remedy="correct the file, or make it again",
+                            expected='{"sql": {"sel", "agg", "conds"}, "table": {"header"}, "answer"}')  # fmt: skip
+        item = item[key]
+    return item
+
+
+def check_sql(sql, columns, place):
+    """Raise a `UserError` unless `sql` is WikiSQL's ``{"sel", "agg", "conds": [[column, operator, value]]}``.
+
+    Args:
+        columns: how many the table has.
+        place: named in the message.
+    """
+
+    def below(value, limit):
+        return type(value) is int and 0 <= value < limit
+
+    if (
+        not isinstance(sql, dict)
+        or not below(sql.get("sel"), columns)
+        or not below(sql.get("agg"), 6)
+        or not isinstance(sql.get("conds"), list)
+        or not all(
+            isinstance(cond, list) and len(cond) == 3 and below(cond[0], columns) and below(cond[1], 4)
+            and type(cond[2]) in (str, int, float)
+            for cond in sql["conds"]
+        )
+    ):  # fmt: skip
+        expected = f'{{"sel": column, "agg": 0–5, "conds": [[column, 0–3, value]]}} of a table of {columns} columns'
+        raise UserError(f"the query is {brief(sql, 200)}", place=place, expected=expected, remedy="correct it")

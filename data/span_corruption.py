@@ -1,0 +1,184 @@
+"""Span corruption, the objective of T5 (Raffel et al. 2020, section 3.1.4).
+
+Of a sequence's tokens 15 % are noise, in spans of 3 on average. The input has one sentinel in place of every span, the
+target the sentinels, each followed by what it stands for:
+
+    Thank you <extra_id_0> me to your party <extra_id_1> week .
+    <extra_id_0> for inviting <extra_id_1> last
+
+Every row's corruption depends on (seed, epoch, row) alone.
+"""
+
+import numpy as np
+import torch
+from versatile.utils.errors import UserError
+
+
+def counts(length, density, mean_span):
+    """(noise tokens, spans) of a sequence of so many tokens: at least one of each, and one token that is none."""
+    noise = min(max(round(length * density), 1), length - 1)
+    spans = max(round(noise / mean_span), 1)
+    # Every span stands behind at least one token that is not noise.
+    return noise, min(spans, noise, length - noise)
+
+
+def noise_mask(length, density, mean_span, generator):
+    """Which tokens are noise, bool [length]; it begins with a token that is not.
+
+    Args:
+        length: tokens, 2 or more.
+        density: share of noise.
+        mean_span: mean length of a span.
+        generator: `numpy.random.Generator`.
+    """
+    noise, spans = counts(length, density, mean_span)
+    lengths = np.stack([_parts(length - noise, spans, generator), _parts(noise, spans, generator)], 1)
+    return np.repeat(np.tile([False, True], spans), lengths.ravel())
+
+
+def _parts(total, parts, generator):
+    """`total` divided at random into so many parts of 1 and more."""
+    cuts = np.sort(generator.choice(total - 1, parts - 1, replace=False)) + 1
+    return np.diff(np.concatenate([[0], cuts, [total]]))
+
+
+def corrupt(ids, mask, sentinels, eos):
+    """(input, target) token ids, int32 arrays that end with `eos`.
+
+    Args:
+        ids: int [length].
+        mask: bool [length], True for noise.
+        sentinels: ids of the sentinels, first first; one for each span and no fewer.
+        eos: id of the end token.
+    """
+    first = mask & ~np.concatenate([[False], mask[:-1]])
+    number = np.cumsum(first) - 1
+    spans = int(first.sum())
+    if spans > len(sentinels):
+        raise ValueError(f"{spans} spans for {len(sentinels)} sentinels")
+    marks = np.asarray(sentinels, dtype=np.int32)
+    kept = np.where(mask, marks[np.maximum(number, 0)], ids)[~mask | first]
+    target = []
+    for span in range(spans):
+        target += [marks[span : span + 1], ids[mask & (number == span)]]
+    end = np.array([eos], dtype=np.int32)
+    return np.concatenate([kept, end]).astype(np.int32), np.concatenate([*target, end]).astype(np.int32)
+
+
+def restore(source, target, sentinels, eos):
+    """The tokens that `corrupt` was given."""
+    spans, known = {}, set(map(int, sentinels))
+    for token in map(int, target[:-1]):
+        if token in known:
+            current = spans[token] = []
+        else:
+            current.append(token)
+    whole = []
+    for token in map(int, source[:-1]):
+        whole += spans[token] if token in known else [token]
+    return np.array(whole, dtype=np.int32)
+
+
+def lengths(limit, density, mean_span):
+    """(tokens of a sequence, of its target) for which the input has at most `limit` tokens, the end token counted."""
+    length = 2
+    while True:
+        noise, spans = counts(length + 1, density, mean_span)
+        if length + 1 - noise + spans + 1 > limit:
+            break
+        length += 1
+    noise, spans = counts(length, density, mean_span)
+    return length, noise + spans + 1
+
+
+def sentinels_of(tokenizer):
+    """Ids of <extra_id_0>, <extra_id_1>, …; a `UserError` for a tokenizer without them."""
+    found, vocabulary = [], tokenizer.get_vocab()
+    while f"<extra_id_{len(found)}>" in vocabulary:
+        found.append(vocabulary[f"<extra_id_{len(found)}>"])
+    if not found:
+        raise UserError("it has no sentinels (<extra_id_0> …)", place="--tokenizer_name", expected="a T5's tokenizer")
+    return found
+
+
+def chunks(texts, tokenizer, length):
+    """All texts, one behind the other, cut into sequences of `length` tokens: int32 [sequences, length].
+
+    What is left at the end is dropped.
+
+    Raises:
+        UserError: it is less than one sequence.
+    """
+    pieces = []
+    for start in range(0, len(texts), 1000):
+        for ids in tokenizer(texts[start : start + 1000], add_special_tokens=False).input_ids:
+            pieces.append(np.asarray(ids, dtype=np.int32))
+    flat = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
+    rows = len(flat) // length
+    if not rows:
+        raise UserError(f"{len(flat)} tokens of text are less than one sequence of {length}", place="the texts",
+                        remedy="give more text, or lower --max_source_length")  # fmt: skip
+    return flat[: rows * length].reshape(rows, length)
+
+
+class Corrupted(torch.utils.data.Dataset):
+    """Sequences, corrupted anew in every epoch. Item n is row n % rows in epoch n // rows.
+
+    Args:
+        rows: int32 [sequences, length].
+        sentinels, eos: token ids.
+        density, mean_span: see `noise_mask`.
+        seed: of the corruption.
+    """
+
+    def __init__(self, rows, sentinels, eos, density=0.15, mean_span=3.0, seed=42):
+        self.rows, self.sentinels, self.eos = rows, sentinels, eos
+        self.density, self.mean_span, self.seed = density, mean_span, seed
+        spans = counts(rows.shape[1], density, mean_span)[1]
+        if spans > len(sentinels):
+            found = f"{spans} spans a sequence for {len(sentinels)} sentinels"
+            raise UserError(found, place="--mean_noise_span_length", remedy="longer spans, or shorter sequences")
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, n):
+        epoch, row = divmod(int(n), len(self.rows))
+        generator = np.random.default_rng([self.seed, epoch, row])
+        mask = noise_mask(self.rows.shape[1], self.density, self.mean_span, generator)
+        source, target = corrupt(self.rows[row], mask, self.sentinels, self.eos)
+        return dict(input_ids=source, labels=target)
+
+
+class EpochBatches(torch.utils.data.Sampler):
+    """Every row once an epoch, in batches that are all full; what is left of an epoch comes first in no other.
+
+    Rows are given as `Corrupted` takes them, epoch · size + row. Two processes with batches of n see, step by step,
+    what one process with batches of 2n sees.
+
+    Args:
+        size: rows.
+        batch_size: rows a batch and process.
+        seed: of the order.
+        replicas, rank: processes, and this one.
+    """
+
+    def __init__(self, size, batch_size, seed=42, replicas=1, rank=0):
+        self.size, self.batch_size, self.seed, self.replicas, self.rank = size, batch_size, seed, replicas, rank
+        self.epoch, self.drop_last = 0, True
+        if not len(self):
+            found = f"{size} sequences make less than one batch of {batch_size} for each of {replicas} processes"
+            raise UserError(found, remedy="make the batches smaller, or give more text")
+
+    def __len__(self):
+        return self.size // (self.batch_size * self.replicas)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.size, generator=generator) + self.epoch * self.size
+        each = self.batch_size * self.replicas
+        for first in range(0, len(self) * each, each):
+            yield order[first + self.rank : first + each : self.replicas].tolist()

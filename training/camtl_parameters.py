@@ -1,0 +1,60 @@
+"""Which parameters are frozen and which are trained: chosen by the flags, printed, counted."""
+
+import re
+
+from versatile.adapters import bert
+from versatile.training.experiment import say
+
+
+def freeze(args, model):
+    """--freeze_encoder_layers; returns {"frozen": names, "trained": names} and prints both."""
+    if args.freeze_encoder_layers:
+        frozen, trained = bert.freeze(model, args.freeze_encoder_layers)
+    else:
+        frozen, trained = [], [name for name, _ in model.named_parameters()]
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    for what, names in [("frozen", frozen)] * bool(frozen) + [("trained", trained)]:
+        count = sum(sizes[name] for name in names)
+        say(f"{what}: {count:,} parameters in {len(names)} tensors" + (":" if frozen else ""))
+        if frozen:
+            say("".join(f"  {line}\n" for line in folded(names)), end="")
+    return dict(frozen=frozen, trained=trained)
+
+
+def folded(names):
+    """Names of parameters, numbers and endings drawn together: "encoder.layer.{0-5}.output.dense.{weight,bias}"."""
+    groups = {}
+    for name in names:
+        stem, _, ending = name.rpartition(".")
+        groups.setdefault(stem, []).append(ending)
+    layers = {}
+    for stem, endings in groups.items():
+        whole = f"{stem}.{endings[0]}" if len(endings) == 1 else f"{stem}.{{{','.join(endings)}}}"
+        found = re.fullmatch(r"(.*?\.)(\d+)(\..*)", whole)
+        layers.setdefault((found[1], found[3]) if found else whole, []).append(int(found[2]) if found else None)
+    return [key if isinstance(key, str) else f"{key[0]}{_ranges(sorted(n))}{key[1]}" for key, n in layers.items()]
+
+
+def _ranges(numbers):
+    runs = []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    text = ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+    return text if len(numbers) == 1 else f"{{{text}}}"
+
+
+def ledger(model):
+    """Trained parameters by kind, for metrics.json: of the BERT itself, and of what stands beside it."""
+    kinds = dict(backbone=0, adapters=0, task_rows=0)
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            own = bert._CONDITIONAL.search(name) or re.search(_BESIDE, name)
+            rows = "task_type_embeddings" in name or name.startswith("decoders.")
+            kinds["task_rows" if rows else "adapters" if own else "backbone"] += p.numel()
+    return dict(parameters=dict(**kinds, total=sum(p.numel() for p in model.parameters())))
+
+
+_BESIDE = r"conditional_alignment|task_transformation|adapter_layer|\.adapter\."

@@ -1,0 +1,167 @@
+"""What a model of several GLUE tasks predicts, how it scores, and the files that say so."""
+
+from pathlib import Path
+
+import ignite.distributed as idist
+import numpy as np
+import torch
+from versatile.data import glue
+from versatile.data.pair_batches import pad, tensors
+from versatile.training.trainer import move
+from versatile.utils.devices import autocast
+from versatile.utils.errors import UserError
+from versatile.utils.files import atomic_write, write_json
+
+AVERAGE = "average"
+# GLUE counts both dev sets of MNLI as one task.
+_SAME_TASK = {"mnli-mm": "mnli"}
+
+
+@torch.no_grad()
+def predict(model, split, batch_size, pad_id, dtype):
+    """A model's predictions of a split.
+
+    Args:
+        model: `adapters.task_bert.TaskBert`; its mode is as before afterwards.
+        split: `data.encoders.sentence_pair.PairSplit` of one of its tasks, or of an alias of one.
+        batch_size: rows a batch and process.
+        pad_id: id that fills rows up.
+        dtype: precision of the matrix products.
+
+    Returns:
+        (predictions [n]: class ids or scores, losses [n], NaN where there is no label), in the file's order, in every
+        process; float64.
+    """
+    device, task = next(model.parameters()).device, model.task_id(split.task)
+    rank, world = idist.get_rank(), idist.get_world_size()
+    mine = np.arange(len(split))[rank::world]
+    mine = mine[np.argsort(split.lengths[mine], kind="stable")]
+    found = torch.full((2, -(-len(split) // world)), torch.nan, dtype=torch.float64)
+    training = model.training
+    model.eval()
+    for start in range(0, len(mine), batch_size):
+        rows = mine[start : start + batch_size]
+        arrays = pad([split[i] for i in rows], split.firsts[rows], pad_id, model.max_seq_length)
+        labels = split.labels[rows]
+        labelled = not np.isnan(labels).any()
+        more = dict(task_ids=np.full(len(rows), task)) | (dict(labels=labels) if labelled else {})
+        with autocast(device, dtype):
+            output = model(**move(tensors(arrays | more), device))
+        places = torch.from_numpy(rows // world)
+        found[0, places] = output.predictions.double().cpu()
+        if labelled:
+            found[1, places] = output.row_losses.double().cpu()
+    model.train(training)
+    return tuple(together(each)[: len(split)].numpy() for each in found)
+
+
+def together(mine):
+    """Values of all processes, of which each has every world-th: [n / world] -> [n], on the CPU."""
+    world = idist.get_world_size()
+    if world == 1:
+        return mine
+    every = idist.all_gather(mine.to(idist.device()).unsqueeze(0))
+    return every.T.reshape(-1).cpu()
+
+
+def evaluate(model, splits, batch_size, pad_id, dtype):
+    """Score labelled splits: {task: dict(loss, rows, scores={metric: value})}; see `predict` and `glue_metrics`.
+
+    The loss is the mean over the rows: cross-entropy, of a regression the squared error.
+    """
+    report = {}
+    for name, split in splits.items():
+        predictions, losses = predict(model, split, batch_size, pad_id, dtype)
+        labels = split.labels.tolist()
+        if not glue.get(name).regression:
+            predictions, labels = predictions.astype(int), [int(label) for label in labels]
+        scores = glue.score(name, predictions.tolist(), labels)
+        report[name] = dict(loss=float(losses.mean()), rows=len(split), scores=scores)
+    return report
+
+
+def one_number(scores):
+    """A task's score: the mean of its metrics, as GLUE takes it."""
+    return sum(scores.values()) / len(scores)
+
+
+def average(report):
+    """The mean over the tasks of their scores; MNLI's is the mean of its two dev sets. The original has none."""
+    tasks = {}
+    for name, result in report.items():
+        tasks.setdefault(_SAME_TASK.get(name, name), []).append(one_number(result["scores"]))
+    return sum(sum(each) / len(each) for each in tasks.values()) / len(tasks)
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def table(report, step=None):
+    """A report as text, in percent."""
+    rows = [("task", "rows", "loss", "scores")]
+    for name, result in report.items():
+        shown = ", ".join(f"{metric} {100 * value:.1f}" for metric, value in result["scores"].items())
+        rows.append((name, f"{result['rows']:,}", f"{result['loss']:.4f}", shown))
+    rows.append((AVERAGE, "", "", f"{100 * average(report):.1f}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = [f"{name:{widths[0]}}  {n:>{widths[1]}}  {loss:>{widths[2]}}  {text}" for name, n, loss, text in rows]
+    head = [] if step is None else [f"after step {step}"]
+    return "\n".join([*head, *lines])
+
+
+def as_tasks(report, **more):
+    """A report as `utils.table` reads it: {task: dict(task, scores, headline, …)}, the average among them."""
+    tasks = {}
+    for name, result in report.items():
+        scores = {metric: dict(score=value, signature=f"GLUE {name} dev, {metric}, 0–1")
+                  for metric, value in result["scores"].items()}  # fmt: skip
+        tasks[name] = dict(task=name, split="dev", scores=scores, headline=next(iter(scores)),
+                           instances=result["rows"], loss=result["loss"], **more)  # fmt: skip
+    names = ", ".join(report)
+    score = dict(score=average(report), signature=f"mean over {names} of the mean of each task's metrics, 0–1")
+    tasks[AVERAGE] = dict(task=AVERAGE, split="dev", scores={AVERAGE: score}, headline=AVERAGE, **more)
+    return tasks
+
+
+def write_results(folder, report, step, **more):
+    """eval_results.json and eval_results.txt: every task's scores at one checkpoint.
+
+    (The original writes each task's best over time, of different checkpoints, and only into its log.)
+    """
+    folder = Path(folder)
+    write_json(folder / "eval_results.json", dict(step=step, average=average(report), tasks=report, **more))
+    with atomic_write(folder / "eval_results.txt") as file:
+        file.write(table(report, step) + "\n")
+
+
+def write_predictions(folder, name, split, predictions, step):
+    """``<task>_test_iter_<step>.tsv``, and the same under the name that the GLUE site wants, below submission/.
+
+    Args:
+        folder: where to.
+        name: the task.
+        split: `PairSplit`.
+        predictions: [n] class ids or scores.
+        step: optimizer steps of the model.
+    """
+    task = glue.get(name)
+    text = "index\tprediction\n"
+    for index, value in zip(split.indices.tolist(), predictions.tolist()):
+        text += f"{index}\t{f'{value:3.3f}' if task.regression else task.labels[int(value)]}\n"
+    for path in (f"{name}_test_iter_{step}.tsv", f"submission/{task.submission}"):
+        with atomic_write(Path(folder) / path) as file:
+            file.write(text)
+
+
+def check_heads(model, names, place):
+    """A `UserError` where a model lacks a task, or its head does not fit the task's labels."""
+    for name in names:
+        wanted = len(glue.get(name).labels or "1")
+        found = model.tasks.get(model.aliases.get(name, name))
+        if found is None:
+            raise UserError(f"the model does not know {name}", place=place,
+                            expected=f"tasks of {', '.join(model.tasks)}, which it was trained on",
+                            remedy="name those with --tasks, or start from a BERT")  # fmt: skip
+        if found != wanted:
+            raise UserError(f"the model has {found} labels for {name}", place=place, expected=str(wanted),
+                            remedy="this model was trained on other data")  # fmt: skip

@@ -1,0 +1,237 @@
+"""From flags to a trained run: what the training scripts share."""
+
+import contextlib
+import os
+from argparse import Namespace
+from pathlib import Path
+
+import ignite.distributed as idist
+import torch
+from versatile.adapters import attach as adapting
+from versatile.adapters import checkpoint
+from versatile.adapters.backbones import loading as backbones
+from versatile.data import cache
+from versatile.data.batching import Batches
+from versatile.data.task import distilled_beside
+from versatile.training.runs import Run, check_flags, default_directory, record
+from versatile.training.trainer import Settings, Trainer
+from versatile.utils import devices, plots
+from versatile.utils.errors import UserError
+from versatile.utils.files import could_be_made
+
+TRAINING_SCRIPTS = ("train.py", "train_vlm.py", "train_lifelong.py", "train_t5.py", "pretrain_t5.py", "train_camtl.py")
+# These change where a run's files lie or how they are kept, never what comes out.
+FREE_WHEN_RESUMING = {"resume", "output_dir", "cache_dir", "keep_checkpoints", "save_steps", "valid_batch_size"}
+
+
+def say(*words, **options):
+    """Print, in the first process only."""
+    if idist.get_rank() == 0:
+        print(*words, **options)
+
+
+def open_run(args, given, script="train.py"):
+    """(flags, None), or with --resume (the flags the run was started with, the run).
+
+    Args:
+        args, given: all flags, and {flag: value} of those that were typed.
+        script: the one that goes on: another's run is refused.
+    """
+    if not args.resume:
+        return args, None
+    run, stored = Run.open(args.resume, args.keep_checkpoints, script)
+    refuse_foreign(stored, script, args.resume)
+    known = {k: v for k, v in stored.get("flags", {}).items() if k in vars(args)}
+    check_flags(given, known, FREE_WHEN_RESUMING, f"--resume {args.resume}")
+    free = {k: v for k, v in given.items() if k in FREE_WHEN_RESUMING}
+    return Namespace(**{**vars(args), **known, **free, "output_dir": args.resume}), run
+
+
+def refuse_foreign(stored, script, directory):
+    """A `UserError` where run.json says that another script of the toolkit made the directory."""
+    words = str(stored.get("command", "")).split()
+    maker, place = words[0] if words else "", f"--resume {directory}"
+    if maker == "combine_all.py":
+        raise UserError("nothing to resume: it was combined", place=place, expected=f"a run of {script}",
+                        remedy="evaluate it: evaluate_vlm.py; or add to it: combine_all.py --into")  # fmt: skip
+    # Whatever else stands there was no script of the toolkit's: a test or a notebook that called `main`.
+    if maker in TRAINING_SCRIPTS and maker != script:
+        raise UserError(f"this is a run of {maker}", place=place, expected=f"a run of {script}",
+                        remedy=f"python {maker} --resume {directory}")  # fmt: skip
+
+
+def begin(args, run):
+    """What is wrong with flags and machine is said before anything is loaded. Returns the precision's dtype."""
+    devices.quiet_libraries()
+    if args.output_dir and run is None:
+        # It is made only when everything else is known to be right.
+        Run.refuse_taken(args.output_dir)
+        could_be_made(args.output_dir, "--output_dir")
+    dtype = devices.precision(args, idist.device())
+    # Written down, so that a run resumed on other hardware goes on as it was.
+    args.bf16, args.fp16, args.fp32 = (dtype == d for d in (torch.bfloat16, torch.float16, torch.float32))
+    if args.compile:
+        devices.need_compiler(idist.device())
+    if checkpoint.is_checkpoint(args.model_checkpoint):
+        raise UserError(
+            "this is a trained model, not a bare backbone", place=f"--model_checkpoint {args.model_checkpoint}",
+            remedy=f"to go on with it: --resume {args.model_checkpoint}; to start anew: name its backbone",
+        )  # fmt: skip
+    return dtype
+
+
+def load_splits(args, tasks, paths, tokenizer, positions, limits):
+    """Tokenised data, with what was kept, dropped and cut on the screen.
+
+    Args:
+        tasks: {name: `data.task.Task`}.
+        paths: {name: data file}.
+        tokenizer: the model's, with the tasks' markers.
+        positions: the model's longest sequence.
+        limits: {task: how many examples of each split will be used, or None}; only reported here.
+
+    Returns:
+        {"train": {task: EncodedSplit}, "valid": the same}, without "valid" under --no_validation.
+    """
+    splits = {}
+    for split in ["train"] if args.no_validation else ["train", "valid"]:
+        splits[split] = {}
+        for name, task in tasks.items():
+            # Only training learns from the teacher; validation stays gold. --distillation: all tasks, or those named.
+            distilled = args.distillation is True or (args.distillation and name in args.distillation)
+            how = task.reading(args.max_history, distilled=bool(distilled) and split == "train")
+            with missing_texts(paths[name], how):
+                loaded = cache.load(paths[name], split, task, tokenizer, positions, training=split == "train", how=how,
+                                    cache_dir=args.cache_dir)  # fmt: skip
+            splits[split][name] = loaded
+            report = loaded.report
+            parts = [f"{report['kept']:,} examples"]
+            limit = limits.get(name)
+            parts += [f"the first {limit:,} used"] if limit and limit < report["kept"] else []
+            parts += [f"{n:,} dropped ({why})" for why, n in report["dropped"].items()]
+            parts += [f"{n:,} cut ({why})" for why, n in report["cut"].items()]
+            parts += [f"the teacher's texts from {paths[name]}"] if how.distilled else []
+            say(f"{split}{f' {name}' if len(tasks) > 1 else ''}: " + ", ".join(parts))
+    return splits
+
+
+@contextlib.contextmanager
+def missing_texts(path, how):
+    """Where a teacher's texts are missing, say where a file with them was looked for."""
+    try:
+        yield
+    except UserError as error:
+        beside = distilled_beside(path)
+        if not how.distilled or "distillated_" not in error.found or beside == Path(path):
+            raise
+        raise UserError(error.found, place=error.place, remedy=error.remedy,
+                        expected=f"{error.expected}; or {beside}, which is not there") from error  # fmt: skip
+
+
+def make_batches(args, splits, model, tokenizer, limits, temperature=1.0):
+    """(training `Batches` of all tasks mixed, {task: validation `Batches`} or None)."""
+    positions = backbones.family_of(model.config).positions(model.config)
+    task_ids = {task: model.task_id(task) for task in splits["train"]}
+    common = dict(task_ids=task_ids, pad_id=tokenizer.pad_token_id, positions=positions, limits=limits,
+                  rank=idist.get_rank(), world=idist.get_world_size(), seed=args.seed)  # fmt: skip
+    train = Batches(splits["train"], **common, shuffle=True, temperature=temperature,
+                    batch_size=args.train_batch_size, max_tokens=args.max_tokens)  # fmt: skip
+    if "valid" not in splits:
+        return train, None
+    valid = {task: Batches({task: split}, **common, shuffle=False, batch_size=args.valid_batch_size)
+             for task, split in splits["valid"].items()}  # fmt: skip
+    return train, valid
+
+
+def settle(model, args, dtype):
+    """Move the model to its device, in the form that is fastest there."""
+    if dtype != torch.float32:
+        adapting.halve_frozen(model, dtype)
+    devices.settle(model, idist.device(), dtype)
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing()
+    if args.compile:
+        adapting.compile_blocks(model)
+
+
+def new_run(args, what, method):
+    """Make the run directory in the first process; all processes know its name.
+
+    Args:
+        what: parts of the default name behind the model's: task and way of training.
+        method: how the model is trained, for tables of results.
+    """
+    if not args.output_dir:
+        name = str(default_directory(Path(args.model_checkpoint).name, *what))
+        args.output_dir = idist.broadcast(name, safe_mode=True) if idist.get_world_size() > 1 else name
+    if idist.get_rank() == 0:
+        return Run.create(args.output_dir, record(args, method=method), args.keep_checkpoints)
+    return Run(args.output_dir, args.keep_checkpoints)
+
+
+def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, separate=False, prepare=None,
+        script="train.py"):  # fmt: skip
+    """Train, write metrics.json and learning_curve.png.
+
+    Args:
+        args: the flags; those named like a field of `Settings` set it.
+        run: `Run`.
+        model, tokenizer: attached, settled.
+        splits: of `load_splits`.
+        dtype: precision of the matrix products.
+        limits, temperature: see `Batches`.
+        separate, prepare: see `Trainer`.
+        script: named in what is printed when the run is stopped.
+
+    Returns:
+        what metrics.json holds.
+    """
+    train, valid = make_batches(args, splits, model, tokenizer, limits, temperature)
+    settings = Settings(dtype=dtype, **{f: getattr(args, f) for f in Settings.__dataclass_fields__ if hasattr(args, f)})
+    trainer = Trainer(
+        model, train, valid, settings, run,
+        save_model=lambda folder: checkpoint.save(model, tokenizer, folder),
+        load_model=lambda folder: checkpoint.load_weights(model, folder),
+        save_best=BestOfEach(model, tokenizer, run) if separate else None,
+        data_key="-".join(split.key for split in splits["train"].values()), separate=separate, prepare=prepare,
+        owners=adapting.owners(model),
+        resume_command=resume_command(script, run.directory),
+    )  # fmt: skip
+    say(f"run: {run.directory}  ({trainer.total_steps} steps, {settings.dtype}, {trainer.device})", flush=True)
+    result = trainer.fit()
+    tasks = list(splits["train"])
+    if idist.get_rank() == 0:
+        result = dict(task="+".join(tasks), **adapting.ledger(model), **result)
+        run.write_metrics(result)
+        title = f"{', '.join(tasks)}: {run.directory.name}"
+        plots.learning_curve(run.directory / "learning_curve.png", result["history"], title)
+    say(f"done: {result['steps']} steps, {result['tokens_per_second']:.0f} tokens/s, {result['seconds']:.0f} s, "
+        f"peak memory {result['peak_memory_mb']} MB; model and learning_curve.png in {run.directory}")  # fmt: skip
+    return result
+
+
+def resume_command(script, directory):
+    """What to type to go on with a run, with as many processes as it has."""
+    each = int(os.environ.get("LOCAL_WORLD_SIZE") or idist.get_world_size())
+    start = f"torchrun --nproc_per_node {each}" if idist.get_world_size() > 1 else "python"
+    return f"{start} {script} --resume {directory}"
+
+
+class BestOfEach:
+    """Writes a model in which every task has the weights of its own best epoch.
+
+    Tasks beside a frozen backbone share no parameter, so each may stop where it is best.
+    """
+
+    def __init__(self, model, tokenizer, run):
+        self.model, self.tokenizer, self.state = model, tokenizer, {}
+        written = run.directory / checkpoint.WEIGHTS
+        if written.is_file():
+            self.state = checkpoint.read_safetensors(written)
+
+    def __call__(self, folder, tasks):
+        now = checkpoint.adapter_state(self.model)
+        # Copies: on a CPU these are the tensors that training goes on with.
+        fresh = {k: t.clone() for k, t in now.items() if checkpoint.task_of(k) in tasks or k not in self.state}
+        self.state |= fresh
+        checkpoint.save(self.model, self.tokenizer, folder, state=self.state)

@@ -1,0 +1,259 @@
+"""Run directories: what was run, with what, and every checkpoint that allows going on exactly.
+
+    runs/<name>/
+        run.json                flags, seed, library versions, git commit, content keys of the data
+        metrics.json            what came out
+        (model files)           the best model so far; evaluate.py reads them here
+        checkpoints/step_N/     the last few: model files and training_state.pt
+        learning_curve.png, events.*  (TensorBoard)
+"""
+
+import json
+import platform
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from versatile.utils.errors import UserError, first_line
+from versatile.utils.files import (
+    atomic_directory,
+    disk_errors,
+    move_into_place,
+    remove_leftovers,
+    writable_directory,
+    write_json,
+)
+
+STATE = "training_state.pt"
+
+
+def default_directory(*parts):
+    """runs/<date>_<host>_<part>_<part>…, with nothing in it that a path cannot hold."""
+    words = [time.strftime("%Y-%m-%d_%H-%M-%S"), socket.gethostname(), *map(str, parts)]
+    return Path("runs") / "_".join(w.strip("/").replace("/", "-") for w in words)
+
+
+class Run:
+    """One run's directory.
+
+    Args:
+        directory: its path.
+        keep: how many of the newest checkpoints are kept.
+    """
+
+    def __init__(self, directory, keep=3):
+        self.directory, self.keep = Path(directory), keep
+        self.checkpoints = self.directory / "checkpoints"
+
+    @classmethod
+    def create(cls, directory, record, keep=3):
+        """Start a new run directory and write run.json.
+
+        Raises:
+            UserError: the directory cannot be written, or already holds a run.
+        """
+        run = cls(directory, keep)
+        cls.refuse_taken(directory)
+        writable_directory(run.directory, "--output_dir")
+        remove_leftovers(run.directory)
+        write_json(run.directory / "run.json", record)
+        return run
+
+    @staticmethod
+    def refuse_taken(directory):
+        """A `UserError` where the directory already holds a run."""
+        if (Path(directory) / "run.json").exists():
+            raise UserError(
+                "this directory already holds a run",
+                place=f"--output_dir {directory}",
+                remedy=f"go on with it (--resume {directory}), name another directory, or remove it",
+            )
+
+    @classmethod
+    def open(cls, directory, keep=3, script="train.py"):
+        """An existing run directory and its run.json: (run, record).
+
+        Args:
+            script: which one's run it has to be, for messages.
+        """
+        path = Path(directory) / "run.json"
+        if not path.is_file():
+            raise UserError("no run.json here", place=f"--resume {directory}",
+                            expected=f"a run directory of {script}")  # fmt: skip
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(record, dict) or not isinstance(record.get("flags"), dict):
+                raise ValueError("no flags in it")
+        except (ValueError, OSError) as error:
+            raise UserError(f"not a run.json of {script}: {error}", place=path, remedy="start a new run") from error
+        run = cls(directory, keep)
+        writable_directory(run.directory, "--resume")
+        return run, record
+
+    def saved_steps(self):
+        """Steps of the whole checkpoints on disk, oldest first."""
+        folders = self.checkpoints.glob("step_*") if self.checkpoints.is_dir() else []
+        return sorted(int(f.name.split("_")[1]) for f in folders)
+
+    def checkpoint(self, step):
+        """Where the checkpoint of a step lies."""
+        return self.checkpoints / f"step_{step:08d}"
+
+    def save_checkpoint(self, step, state, save_model):
+        """Write one whole checkpoint, then drop the oldest beyond `keep`.
+
+        Args:
+            step: optimizer steps taken.
+            state: nested dict of tensors, numbers and strings.
+            save_model: called with a directory, writes the model files there.
+        """
+        import torch
+
+        # One of this step may stand there already, if it could not be read and the run fell back behind it.
+        with atomic_directory(self.checkpoint(step)) as beside:
+            save_model(beside)
+            # Given a path, torch writes by itself and does not say why it could not.
+            with open(beside / STATE, "wb") as file:
+                torch.save(state, file)
+        for old in self.saved_steps()[: -self.keep]:
+            # Renamed first: a half-removed directory must not look like a checkpoint.
+            doomed = self.checkpoints / f".step_{old:08d}.old"
+            self.checkpoint(old).rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+    def load_checkpoint(self, load_model):
+        """Load the newest checkpoint that can be read.
+
+        Args:
+            load_model: called with a directory, loads the model files in it.
+
+        Returns:
+            (step, state), or (0, None) where there is no checkpoint yet.
+
+        Raises:
+            UserError: there are checkpoints, but none can be read.
+        """
+        import torch
+
+        for folder in (self.directory, self.checkpoints):
+            remove_leftovers(folder)
+        steps = self.saved_steps()
+        for step in reversed(steps):
+            folder = self.checkpoint(step)
+            try:
+                state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+                load_model(folder)
+                return step, state
+            except Exception as error:
+                # Whatever is wrong with these files, an older checkpoint may be whole.
+                why = first_line(error)
+                print(f"{folder} cannot be read: going back to the checkpoint before\n  ({why})", flush=True)
+        if steps:
+            raise UserError("none of the checkpoints can be read", place=self.checkpoints,
+                            remedy="remove them to start this run from its beginning")  # fmt: skip
+        return 0, None
+
+    def save_best(self, save_model):
+        """Replace the model files in the run directory, each moved into place whole."""
+        with disk_errors(self.directory):
+            with atomic_directory(self.directory / ".best") as beside:
+                save_model(beside)
+            for file in sorted((self.directory / ".best").iterdir()):
+                move_into_place(file, self.directory / file.name)
+            (self.directory / ".best").rmdir()
+
+    def write_metrics(self, metrics):
+        """Write metrics.json."""
+        write_json(self.directory / "metrics.json", metrics)
+
+
+def record(args, **more):
+    """What run.json holds: the command, resolved flags, versions, commit."""
+    return dict(
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        flags={k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(args).items())},
+        versions=versions(),
+        commit=_commit(),
+        started=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        **more,
+    )
+
+
+def stored(directory):
+    """run.json of a trained model, or {}: nothing there, or nothing that can be read.
+
+    Args:
+        directory: a run, one of its checkpoints/step_N, a combined VLM, or anything else.
+    """
+    path = Path(directory)
+    if path.name.startswith("step_"):
+        path = path.resolve().parents[1]
+    try:
+        found = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("flags"), dict) else {}
+
+
+def origin(directory):
+    """What is known of a trained model: dict(method, backbone), without what is not known; see `stored`."""
+    known = stored(directory)
+    found = dict(method=known.get("method"), backbone=known.get("flags", {}).get("model_checkpoint"))
+    return {k: v for k, v in found.items() if v}
+
+
+def trained_on(directory, task):
+    """The data file that the run.json of a trained model names for a task, or None; see `stored`."""
+    known = stored(directory)
+    source, used = known.get("sources", {}).get(task, {}), known.get("flags", {})
+    return source.get("dataset_path") or (used.get("data") or {}).get(task) or used.get("dataset_path")
+
+
+def versions():
+    """{library: version} of what decides the numbers."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for name in ("torch", "transformers", "tokenizers", "pytorch-ignite", "numpy", "sacrebleu", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def check_flags(given, stored, free, place):
+    """Refuse to resume with other flags than the run was started with.
+
+    Args:
+        given: {flag: value} the user typed now.
+        stored: {flag: value} of run.json.
+        free: flags that change nothing in the result and may differ.
+        place: for the error.
+    """
+    for flag, value in given.items():
+        if flag in free or flag not in stored:
+            continue
+        if value != stored[flag]:
+            raise UserError(
+                f"--{flag} {value} was given, the run was started with --{flag} {stored[flag]}",
+                place=place,
+                expected="the same flags, or none: a resumed run continues the run it was",
+                remedy=f"leave --{flag} out, or start a new run with another --output_dir",
+            )
+
+
+def _commit():
+    """The toolkit's git commit, with "+" where files differ from it; None outside a checkout."""
+    home = Path(__file__).resolve().parent.parent
+    options = dict(cwd=home, capture_output=True, text=True, timeout=10)
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **options)
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **options)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "") if commit.returncode == 0 else None

@@ -1,0 +1,326 @@
+"""Sentence-level distillation: a teacher's texts for a task's training inputs (Kim & Rush 2016, section 3.2).
+
+What is decoded, what is kept of it on the way (`Partial`), and the data file that comes out.
+"""
+
+import contextlib
+import errno
+import fcntl
+import gzip
+import hashlib
+import json
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from versatile.data.files import fingerprint, iter_records, open_bytes, top_level
+from versatile.training.decoding import decode
+from versatile.utils.errors import UserError
+from versatile.utils.files import atomic_write, disk_errors
+
+CHUNK = 2000
+# Files of a checkpoint directory that decide what the model says; run.json and metrics.json do not.
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_CONFIGS = ("config.json", "adapter_config.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer*.json",
+            "tokenizer.model", "special_tokens_map.json")  # fmt: skip
+
+
+def checkpoint_fingerprint(checkpoint):
+    """A hash of a checkpoint's weights, configs and tokenizer; the name itself of what is no directory."""
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        return str(checkpoint)
+    digest = hashlib.sha256()
+    for place in (folder, folder / "backbone"):
+        for path in sorted({p for pattern in (*_WEIGHTS, *_CONFIGS) for p in place.glob(pattern) if p.is_file()}):
+            digest.update(f"{path.relative_to(folder)} {fingerprint(path)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+@dataclass
+class Inputs:
+    """What a teacher is asked.
+
+    Attributes:
+        prompts: a list of `training.decoding.Prompt`, equal ones once.
+        which: [examples] the number of each example's prompt, in file order.
+        records: how many records of the training split these are, from the first.
+        cut: {what was cut to fit the model: how often}.
+    """
+
+    prompts: list = field(default_factory=list)
+    which: array = field(default_factory=lambda: array("q"))
+    records: int = 0
+    cut: Counter = field(default_factory=Counter)
+
+
+def read_inputs(path, task, how, encode, limit=None, merge=True):
+    """The training inputs of a data file.
+
+    Args:
+        path: the task's json file; all of it is read, so that nothing wrong with it comes up hours later.
+        task: a `data.task.Task`.
+        how: `data.task.Reading` for decoding.
+        encode: a list of `Example` -> (a list of `Prompt`, {what was cut: how often}).
+        limit: only the first so many examples; a record that is not wholly among them is left out.
+        merge: decode equal inputs once; not for sampling, where each draws its own text.
+
+    Raises:
+        UserError: a record cannot be used, or not one fits under `limit`.
+    """
+    inputs, seen, waiting, full = Inputs(), {}, [], False
+    for place, record in iter_records(path, "train"):
+        if full:
+            continue
+        examples = list(task.examples(record, place, how))
+        if limit and len(inputs.which) + len(waiting) + len(examples) > limit:
+            full = True
+            if not inputs.records:
+                raise UserError(f"the first record alone has {len(examples)} examples", place=f"--limit {limit}",
+                                expected="room for a whole record")  # fmt: skip
+            continue
+        inputs.records += 1
+        waiting += examples
+        if len(waiting) >= CHUNK:
+            _take(inputs, seen, encode(waiting), merge)
+            waiting = []
+    if waiting:
+        _take(inputs, seen, encode(waiting), merge)
+    return inputs
+
+
+def _take(inputs, seen, encoded, merge):
+    prompts, cut = encoded
+    inputs.cut.update(cut)
+    for prompt in prompts:
+        # A list of ints would take eight times the memory.
+        prompt = replace(prompt, ids=np.array(prompt.ids, np.int32), types=np.array(prompt.types, np.int32))
+        key = hashlib.sha256(prompt.ids.tobytes() + prompt.types.tobytes()).digest() if merge else len(inputs.which)
+        number = seen.setdefault(key, len(inputs.prompts))
+        if number == len(inputs.prompts):
+            inputs.prompts.append(prompt)
+        inputs.which.append(number)
+
+
+def plan(prompts, batch_size):
+    """Batches of prompt numbers, the longest prompts first; the same whenever the prompts and the size are."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def batch_seed(seed, number):
+    """Of sampling in batch `number`: a run that goes on in the middle draws what the whole one would have."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]) >> 1
+
+
+class Partial:
+    """A teacher's outputs so far, in a file that survives a kill at any moment.
+
+    One json object a line: first what identifies the work, then each batch with its prompts' numbers, texts, tokens
+    and how many of them were cut at the longest output. A last line without its end is what a kill left: dropped.
+
+    Args:
+        path: the file.
+        identity: {setting: value}: a file that says otherwise is not gone on with.
+        batches: of `plan`.
+
+    Attributes:
+        texts: [prompts] the teacher's text for each, or None.
+        done: how many batches are there.
+        tokens, cut: of all outputs so far.
+    """
+
+    def __init__(self, path, identity, batches):
+        self.path, self.batches = Path(path), batches
+        self.identity = json.loads(json.dumps(identity))
+        self.texts = [None] * sum(map(len, batches))
+        self.done = self.tokens = self.cut = 0
+
+    @contextlib.contextmanager
+    def opened(self, restart=False):
+        """Take up what is there; `add` may then be called. Leaves no file behind in which there is no output.
+
+        Raises:
+            UserError: the file is of other work, is damaged, or another process is writing it.
+        """
+        with disk_errors(self.path):
+            # Unbuffered: what a full disk refused must not be tried again on closing.
+            file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        with file:
+            self.file = file
+            self._lock()
+            end = 0 if restart else self._take_up()
+            with disk_errors(self.path):
+                file.truncate(end)
+                if not end:
+                    self._append(self.identity)
+            try:
+                yield self
+            finally:
+                if not self.done:
+                    self.remove()
+
+    def add(self, texts, tokens, cut):
+        """Append the outputs of the next batch."""
+        inputs = self.batches[self.done]
+        with disk_errors(self.path):
+            self._append(dict(batch=self.done, inputs=inputs, texts=texts, tokens=tokens, cut=cut))
+        self._note(inputs, texts, tokens, cut)
+
+    def remove(self):
+        """Remove the file."""
+        self.path.unlink(missing_ok=True)
+
+    def outputs(self):
+        """How many outputs there are."""
+        return sum(map(len, self.batches[: self.done]))
+
+    def _note(self, inputs, texts, tokens, cut):
+        for number, text in zip(inputs, texts, strict=True):
+            self.texts[number] = text
+        self.done, self.tokens, self.cut = self.done + 1, self.tokens + tokens, self.cut + cut
+
+    def _append(self, value):
+        rest = memoryview(_json(value).encode() + b"\n")
+        while rest:
+            rest = rest[self.file.write(rest) :]
+
+    def _lock(self):
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Some network file systems cannot lock; that is no reason not to write.
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise UserError("another process is writing it", place=self.path,
+                                remedy="wait for that one, or name another --output") from error  # fmt: skip
+
+    def _take_up(self):
+        """Read what is there; returns where its last whole line ends, 0 where there is no output in it."""
+        end, place = 0, self.path
+        with open(self.path, "rb") as file:
+            try:
+                for number, line in enumerate(file):
+                    if not line.endswith(b"\n"):
+                        break
+                    place, value = f"{self.path}:{number + 1}", json.loads(line)
+                    if number == 0:
+                        identity = dict(value)
+                    else:
+                        # Of a run that was killed before its first output nothing is lost.
+                        self._compare(identity)
+                        if (value["batch"], value["inputs"]) != (self.done, self.batches[self.done]):
+                            raise ValueError("not the batch that comes next")
+                        self._note(value["inputs"], value["texts"], value["tokens"], value["cut"])
+                    end += len(line)
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise UserError(f"is damaged: {error}", place=place, remedy="begin anew: --restart") from error
+        return end if self.done else 0
+
+    def _compare(self, other):
+        names = [n for n in {**self.identity, **other} if self.identity.get(n) != other.get(n)]
+        if names:
+            found = ", ".join(f"{n} was {other.get(n)!r}, now it is {self.identity.get(n)!r}" for n in names)
+            raise UserError(f"was begun with other settings: {found}", place=self.path,
+                            expected="the same command, which goes on where it was",
+                            remedy="begin anew, without what is in this file: --restart")  # fmt: skip
+
+
+def decode_rest(model, tokenizer, inputs, decoding, partial, dtype, progress):
+    """Decode the batches that `partial` does not have yet; returns the tokens decoded."""
+    before = partial.tokens
+    for number in range(partial.done, len(partial.batches)):
+        prompts = [inputs.prompts[i] for i in partial.batches[number]]
+        # A call a batch: which batches there are, and how each is seeded, does not depend on where this began.
+        seeded = replace(decoding, seed=batch_seed(decoding.seed, number))
+        ids = decode(model, tokenizer, prompts, seeded, dtype=dtype)
+        texts = [tokenizer.decode(i, clean_up_tokenization_spaces=False).strip() for i in ids]
+        partial.add(texts, sum(map(len, ids)), sum(len(i) >= decoding.max_length for i in ids))
+        progress(partial.outputs())
+    return partial.tokens - before
+
+
+@dataclass
+class Report:
+    """What came out. Words are what spaces divide.
+
+    Attributes:
+        outputs, equal, empty: how many; how many are the gold text; how many have no word.
+        words, gold_words: of all outputs, of all gold texts.
+        samples: the first few (input, gold, output).
+    """
+
+    outputs: int = 0
+    equal: int = 0
+    empty: int = 0
+    words: int = 0
+    gold_words: int = 0
+    samples: list = field(default_factory=list)
+
+    def add(self, example, text, samples):
+        """Count one output; the first `samples` are kept."""
+        gold = example.target.text.strip()
+        self.outputs += 1
+        self.equal += text == gold
+        self.empty += not text
+        self.words += len(text.split())
+        self.gold_words += len(gold.split())
+        if len(self.samples) < samples:
+            self.samples.append((example.source, gold, text))
+
+
+def pieces(path, task, how, inputs, texts, report, samples=0):
+    """The distilled data file as text, piece by piece: the original's, and the teacher's texts in its training records.
+
+    Args:
+        path, task, how, inputs: as for `read_inputs`.
+        texts: the text of each prompt.
+        report: a `Report`, filled on the way.
+        samples: how many examples the report keeps.
+    """
+    taught, numbers = 0, iter(inputs.which)
+    for position, (key, value) in enumerate(top_level(path)):
+        yield ("," if position else "{") + f"\n{_json(key)}: "
+        if not isinstance(value, Iterator):
+            yield _json(value)
+            continue
+        yield "["
+        written = 0
+        for place, record in value:
+            if key == "train":
+                if taught == inputs.records:
+                    continue
+                taught += 1
+                examples = list(task.examples(record, place, how))
+                outputs = [texts[next(numbers)] for _ in examples]
+                for example, text in zip(examples, outputs):
+                    report.add(example, text, samples)
+                record = task.distil(record, outputs)
+            yield (",\n" if written else "\n") + _json(record)
+            written += 1
+        yield "\n]" if written else "]"
+    yield "\n}\n"
+
+
+def _json(value):
+    return json.dumps(value, ensure_ascii=False)
+
+
+def write(output, content):
+    """Write pieces of text, atomically, compressed where the name ends in .gz."""
+    with atomic_write(output, "wb") as raw, contextlib.ExitStack() as stack:
+        file = raw
+        if os.fspath(output).endswith(".gz"):
+            # Without a time in it, the same content gives the same bytes.
+            file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
+        for piece in content:
+            file.write(piece.encode())
+
+
+def holds(output, content):
+    """Whether a file holds exactly these pieces of text."""
+    with open_bytes(output) as file:
+        return all(file.read(len(piece.encode())) == piece.encode() for piece in content) and not file.read(1)

@@ -1,0 +1,46 @@
+"""Vectors of tasks, from the states of a T5's encoder."""
+
+import numpy as np
+import torch
+from versatile.adapters.pooling import POOLINGS
+from versatile.utils.devices import autocast
+
+
+@torch.no_grad()
+def task_embedding(model, tokenizer, texts, length, batch_size=32, pooling="mean", dtype=torch.float32):
+    """The mean over texts of the pooled last states of a T5's encoder.
+
+    Args:
+        model: a T5, in eval mode.
+        tokenizer: its tokenizer.
+        texts: input texts of one task, without its name before them.
+        length: tokens of a text at the most, its end token counted.
+        batch_size: texts encoded together; those of like length are.
+        pooling: a key of `adapters.pooling.POOLINGS`.
+        dtype: precision of the matrix products.
+
+    Returns:
+        float32 array [d_model].
+    """
+    device = next(model.parameters()).device
+    total = torch.zeros(model.config.d_model, dtype=torch.float64)
+    order = sorted(texts, key=len)
+    for start in range(0, len(order), batch_size):
+        batch = tokenizer(order[start : start + batch_size], truncation=True, max_length=length, padding=True,
+                          return_tensors="pt").to(device)  # fmt: skip
+        with autocast(device, dtype):
+            states = model.get_encoder()(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+        pooled = POOLINGS[pooling](states.last_hidden_state.float(), batch.attention_mask)
+        total += pooled.double().sum(0).cpu()
+    return (total / len(texts)).float().numpy()
+
+
+def likeness(vectors):
+    """Cosines between tasks' vectors as a table of text."""
+    names = list(vectors)
+    unit = np.stack([v / max(np.linalg.norm(v), 1e-12) for v in vectors.values()])
+    width = max(map(len, [*names, "cosine"]))
+    lines = [" ".join([f"{'cosine':<{width}}", *(f"{n:>{width}}" for n in names)])]
+    for name, row in zip(names, unit @ unit.T):
+        lines.append(" ".join([f"{name:<{width}}", *(f"{value:>{width}.3f}" for value in row)]))
+    return "\n".join(lines)
