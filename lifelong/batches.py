@@ -175,9 +175,9 @@ class LifelongBatches:
         return True
 
     def seen(self, places):
-        """How many samples have been seen, in all epochs, after the micro-batches [(epoch, number)] of a step."""
-        epoch, step = places[-1]
-        return epoch * len(self) + int(self.plan(epoch).bounds[step + 1])
+        """How many samples have been seen, in all epochs, before the micro-batches [(epoch, number)] of a step."""
+        epoch, step = places[0]
+        return epoch * len(self) + int(self.plan(epoch).bounds[step])
 
     def present(self, epoch, step):
         """Names of the tasks in a global batch."""

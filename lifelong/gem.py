@@ -60,7 +60,7 @@ class Memory:
     """The samples kept of the tasks before.
 
     Args:
-        percentage: share of each task's samples, rounded down; at least one is kept.
+        percentage: of each task as many samples are kept as this share of the next task, rounded down; at least one.
         seed: what the choice depends on.
 
     Attributes:
@@ -71,9 +71,17 @@ class Memory:
     def __init__(self, percentage, seed):
         self.percentage, self.seed, self.kept = percentage, seed, {}
 
-    def add(self, task, size):
-        """Choose what is kept of a task that has been learnt; returns the indices."""
-        count = min(max(int(size * self.percentage), 1), size)
+    def add(self, task, size, next_size):
+        """Choose what is kept of a task that has been learnt.
+
+        Args:
+            task, size: its name and its number of samples.
+            next_size: that of the task to be learnt next, which decides how many are kept, as in the original.
+
+        Returns:
+            the indices.
+        """
+        count = min(max(int(next_size * self.percentage), 1), size)
         self.kept[task] = draw(size, count, self.seed, len(self.kept))
         return self.kept[task]
 
@@ -112,20 +120,23 @@ def memory_losses(model, batches, dtype=torch.float32, whole=True):
 
 
 class Projection:
-    """Projects the gradients of a step, before they are clipped.
+    """Projects the gradients of a step when they have been clipped.
+
+    As in the original, each memory's gradient is clipped to the same norm, and what comes out is not clipped again.
 
     Args:
         parameters: what is trained.
         memories: {task: called with the step's number, returns losses that are backpropagated one after another;
             in several processes each returns its share}. torch's generator is put back to where it stood.
         margin: `--qp_margin`.
+        max_norm: largest norm of a memory's gradient.
 
     Attributes:
         projected: how many steps were.
     """
 
-    def __init__(self, parameters, memories, margin=0.5):
-        self.parameters, self.memories, self.margin = list(parameters), memories, margin
+    def __init__(self, parameters, memories, margin=0.5, max_norm=1.0):
+        self.parameters, self.memories, self.margin, self.max_norm = list(parameters), memories, margin, max_norm
         self.projected = 0
 
     def __call__(self, step):
@@ -144,7 +155,8 @@ class Projection:
         # Not `backward`: where several processes learn it would tell DDP that a parameter was used which the next
         # step does not use, as an earlier task's own adapter.
         found = (torch.autograd.grad(loss, self.parameters, allow_unused=True) for loss in losses)
-        return summed(sum(map(self._flat, found)))
+        gradient = summed(sum(map(self._flat, found)))
+        return gradient * (self.max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
 
     def _flat(self, gradients):
         parts = [torch.zeros_like(p) if g is None else g for p, g in zip(self.parameters, gradients)]

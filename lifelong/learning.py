@@ -243,8 +243,9 @@ class Sequence:
             self.weigh(rows)
             trainer.on_rank0(lambda: _save(run.directory / "importance.pt", self.importance.state_dict()))
         if self.memory:
-            kept, size = self.memory.add(names[0], self.sizes[names[0]]), self.sizes[names[0]]
             if not last:
+                order, size = list(self.sizes), self.sizes[names[0]]
+                kept = self.memory.add(names[0], size, self.sizes[order[order.index(names[0]) + 1]])
                 say(f"{names[0]}: {len(kept):,} of {counted(size, 'sample')} kept to hold gradients against")
             trainer.on_rank0(lambda: write_json(run.directory / "memory.json", self.memory.state_dict()))
         more = dict(task=stage, tasks=names, mode=self.mode, samples=sum(self.sizes[name] for name in names),
@@ -382,7 +383,8 @@ class Sequence:
         annealing = Annealing.of(lr, len(batches), epochs, args.n_warmup_ratio, args.decay_style)
         trainer.schedule = lambda step: annealing(batches.seen(trainer.places(step)))
         if self.memory:
-            trainer.project = Projection(self.projected(trainer.params, names), self.memories(), args.qp_margin)
+            trainer.project = Projection(self.projected(trainer.params, names), self.memories(), args.qp_margin,
+                                         args.max_grad_norm)  # fmt: skip
         return trainer
 
     # ---- against forgetting

@@ -20,8 +20,8 @@ class Annealing:
     """
 
     lr: float
-    warmup: float
-    total: float
+    warmup: int
+    total: int
     style: str = "linear"
 
     def __post_init__(self):
@@ -31,12 +31,14 @@ class Annealing:
 
     @classmethod
     def of(cls, lr, samples, epochs, warmup_ratio=0.005, style="linear"):
-        """Warm-up over a share of one epoch of so many samples, then decay over as many as all epochs have: as in
-        the originals, training ends just before the rate is 0."""
-        return cls(lr, warmup_ratio * samples, samples * epochs, style)
+        """Warm-up over a share of one epoch of so many samples, in whole samples, then decay over as many as all epochs
+        have: as in the originals, training ends just before the rate is 0."""
+        return cls(lr, int(warmup_ratio * samples), samples * epochs, style)
 
     def __call__(self, seen):
-        """The rate of a step that has seen so many samples in all, its own included.
+        """The rate of a step before which so many samples have been seen.
+
+        With a warm-up the first step's is 0, as in the originals.
 
         Behind the end it is 0. (The originals' linear one turns negative there, the cosine rises again.)
         """

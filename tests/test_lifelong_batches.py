@@ -107,7 +107,8 @@ def test_validation_counts_labels_of_answers():
     seen = [made.batch(0, s) for s in range(len(made.plan(0)))]
     assert "soft_targets" not in seen[0][0]
     assert sum(d for _, d in seen) == sum(len(r) - r.prompt_length + 1 for r in made.rows)
-    assert made.seen([(0, 0), (0, len(seen) - 1)]) == len(made) == 23 and made.seen([(2, 0)]) > 46
+    assert made.seen([(0, 0)]) == 0 and made.seen([(2, 0)]) == 2 * len(made) == 46
+    assert made.seen([(1, 1), (1, 2)]) == 23 + made.plan(1).bounds[1]
 
 
 def test_rows_name_their_tasks():

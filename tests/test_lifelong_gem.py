@@ -61,6 +61,11 @@ def test_gradients_of_the_memory_are_sums_of_its_parts_and_do_not_stay():
     projection = Projection([p], {"old": parts})
     p.grad = torch.tensor([-3.0, 1.0])
     projection(0)
+    clipped = torch.full((1, 2), 2**-0.5)
+    same(p.grad, project(torch.tensor([-3.0, 1.0]), clipped))
+    wider = Projection([p], {"old": parts}, max_norm=9.0)
+    p.grad = torch.tensor([-3.0, 1.0])
+    wider(0)
     same(p.grad, project(torch.tensor([-3.0, 1.0]), torch.ones(1, 2)))
     state = torch.get_rng_state()
     projection.memories["old"] = lambda step: [(p * torch.rand(2)).sum()]
@@ -69,13 +74,13 @@ def test_gradients_of_the_memory_are_sums_of_its_parts_and_do_not_stay():
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 500), st.floats(0, 1), st.integers(0, 99))
-def test_memory_is_drawn_without_replacement_by_the_seed(size, percentage, seed):
+@given(st.integers(1, 500), st.integers(1, 900), st.floats(0, 1), st.integers(0, 99))
+def test_memory_is_drawn_without_replacement_by_the_seed(size, next_size, percentage, seed):
     memory = Memory(percentage, seed)
-    chosen = memory.add("a", size)
-    assert len(set(chosen.tolist())) == len(chosen) == max(1, int(size * percentage))
+    chosen = memory.add("a", size, next_size)
+    assert len(set(chosen.tolist())) == len(chosen) == min(size, max(1, int(next_size * percentage)))
     assert chosen.min() >= 0 and chosen.max() < size and np.array_equal(chosen, draw(size, len(chosen), seed, 0))
     again = Memory(percentage, seed)
     again.load_state_dict(memory.state_dict())
-    assert np.array_equal(memory.add("b", 300), again.add("b", 300))
+    assert np.array_equal(memory.add("b", 300, 200), again.add("b", 300, 200))
     assert all(np.array_equal(memory.kept[t], again.kept[t]) for t in ("a", "b"))

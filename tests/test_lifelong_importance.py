@@ -1,7 +1,5 @@
 """lifelong/importance.py: importance and penalty as in the original, but for the place that is held."""
 
-import math
-
 import pytest
 import torch
 from lifelong_models import PAD, model, random_rows, same, tensors, values
@@ -9,6 +7,7 @@ from versatile.lifelong.batches import LifelongBatches
 from versatile.lifelong.importance import Importance, task_batches
 from versatile.lifelong.losses import Objective
 from versatile.training.decoding import left_padded
+from versatile.training.optimizer import AdamW
 from versatile.utils.errors import UserError
 
 FILL = -1
@@ -38,30 +37,12 @@ def answers(cqa, shifted):
     return dict(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids))
 
 
-class OldAdamW(torch.optim.Optimizer):
-    """The original's: eps is added before the bias correction, weights decay after the step."""
-
-    def __init__(self, trained, settings):
-        # No parameter whose name holds "bias" decays; the layer norms' weights do.
-        plain = [p for n, p in trained.named_parameters() if "bias" in n]
-        decayed = [p for n, p in trained.named_parameters() if "bias" not in n]
-        groups = [dict(params=decayed, decay=settings["weight_decay_non_bias"]), dict(params=plain, decay=0)]
-        super().__init__(groups, dict(lr=settings["lr"]))
-        self.eps, (self.b1, self.b2) = settings["eps"], settings["betas"]
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state.update(step=0, m=torch.zeros_like(p), v=torch.zeros_like(p))
-                state["step"] += 1
-                state["m"].lerp_(p.grad, 1 - self.b1)
-                state["v"].lerp_(p.grad.square(), 1 - self.b2)
-                rate = group["lr"] * math.sqrt(1 - self.b2 ** state["step"]) / (1 - self.b1 ** state["step"])
-                p.addcdiv_(state["m"], state["v"].sqrt() + self.eps, value=-rate)
-                p.mul_(1 - group["lr"] * group["decay"])
+def optimizer_of(trained, settings):
+    """The original's groups: no parameter whose name holds "bias" decays; the layer norms' weights do."""
+    plain = [p for n, p in trained.named_parameters() if "bias" in n]
+    decayed = [p for n, p in trained.named_parameters() if "bias" not in n]
+    groups = [dict(params=decayed, weight_decay=settings["weight_decay_non_bias"]), dict(params=plain, weight_decay=0)]
+    return AdamW(groups, lr=settings["lr"], eps=settings["eps"], betas=tuple(settings["betas"]))
 
 
 @pytest.mark.parametrize("mode", ["ewc", "mas"])
@@ -71,7 +52,7 @@ def test_importance_and_steps_are_the_originals(mode):
     held.finish_task(batches(mode, found, "task1"), settings["data_count_after_each_task"])
     check(held.omega, found, "omega_after_task1")
     assert all(p.grad is None for p in learner.parameters())
-    optimizer = OldAdamW(learner, settings)
+    optimizer = optimizer_of(learner, settings)
     held.attach(optimizer)
     if mode == "ewc":
         # The original forgets to drop the last gradient of the importance.

@@ -62,22 +62,27 @@ def trainer(folder, model=None, train=None, valid=None, **settings):
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("max_norm", [1e9, 0.05])
 def test_steps_are_those_of_plain_pytorch(accumulation, max_norm, tmp_path):
-    """Mean over the labels of each batch, mean over the window, one clipping, AdamW, a rate falling to 0."""
+    """Mean over the labels of each batch, mean over the window, one clipping, AdamW, a rate falling to 0.
+
+    AdamW is the originals': epsilon stands beside √v before its bias correction, and decay comes after the step.
+    """
     held = trainer(tmp_path, gradient_accumulation_steps=accumulation, max_norm=max_norm, weight_decay=0.3)
     plain, rows = copy.deepcopy(held.model), held.train
-    groups = [dict(params=[plain.weight], weight_decay=0.3), dict(params=[plain.bias], weight_decay=0.0)]
-    optimizer = torch.optim.AdamW(groups, lr=0.1, betas=(0.9, 0.999), eps=1e-6)
+    moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in (plain.weight, plain.bias)}
     steps = math.ceil(5 / accumulation)
     for step in range(2 * steps):
-        for group in optimizer.param_groups:
-            group["lr"] = 0.1 * (2 * steps - step) / (2 * steps)
+        lr, t = 0.1 * (2 * steps - step) / (2 * steps), step + 1
         first = step % steps * accumulation
         window = [rows.batch(0, i) for i in range(first, min(first + accumulation, 5))]
         loss = sum(plain(**batch, num_items_in_batch=n).loss for batch, n in window) / len(window)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([plain.weight, plain.bias], max_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        for p, (m, v) in moments.items():
+            m.lerp_(p.grad, 0.1)
+            v.lerp_(p.grad**2, 0.001)
+            size = lr * (1 - 0.999**t) ** 0.5 / (1 - 0.9**t)
+            p.data = (p.data - size * m / (v.sqrt() + 1e-6)) * (1 - lr * (0.3 if p is plain.weight else 0))
+            p.grad = None
     result = held.fit()
     assert result["steps"] == 2 * steps
     torch.testing.assert_close(held.model.weight, plain.weight)

@@ -21,6 +21,7 @@ from transformers import Seq2SeqTrainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.utils import is_torch_xla_available
 from versatile.training.board import Board
+from versatile.training.optimizer import AdamW
 from versatile.training.trainer import QUIET_SECONDS, Diverged, seed_step
 from versatile.utils.devices import peak_memory_mb
 from versatile.utils.errors import UserError, first_line
@@ -135,6 +136,12 @@ class ResumableTrainer(Seq2SeqTrainer):
     def barrier(self):
         """Wait for the other processes."""
         self.accelerator.wait_for_everyone()
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args, model=None):
+        """The optimizer that the arguments name; for torch's AdamW that with the original's update."""
+        cls, options = Seq2SeqTrainer.get_optimizer_cls_and_kwargs(args, model)
+        return AdamW if cls is torch.optim.AdamW else cls, options
 
     # ---- batches
 

@@ -18,6 +18,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from versatile.training.board import Board
+from versatile.training.optimizer import AdamW
 from versatile.utils.devices import autocast, peak_memory_mb
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.interrupts import Signals, say_above_bar
@@ -72,7 +73,7 @@ class Trainer:
         owners: {task: parameters that only its rows use}: they rest in a step without such rows.
         resume_command: printed when the run is stopped early.
         schedule: called with an optimizer step's number, from 0, returns its rate (default: see `learning_rate`).
-        project: called with an optimizer step's number before its gradients are clipped; may change them.
+        project: called with an optimizer step's number when its gradients are clipped; may change them.
         smaller: called with the error of a step that failed; True: its batches are now lists of smaller parts, whose
             losses add up to theirs, and the step is taken again.
     """
@@ -99,7 +100,7 @@ class Trainer:
         decay = [p for p in self.params if p.ndim > 1]
         plain = [p for p in self.params if p.ndim <= 1]
         groups = [dict(params=decay, weight_decay=settings.weight_decay), dict(params=plain, weight_decay=0.0)]
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = AdamW(
             [g for g in groups if g["params"]], lr=settings.lr, eps=settings.adam_eps, fused=self.device.type != "xla"
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
@@ -176,9 +177,9 @@ class Trainer:
             window = [self.train.batch(*place) for place in self.places(step)]
         self.rest(step)
         self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.params, self.settings.max_norm)
         if self.project:
             self.project(step)
-        norm = torch.nn.utils.clip_grad_norm_(self.params, self.settings.max_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,68 @@
+"""AdamW with the update of the original systems.
+
+All four train with an AdamW that adds epsilon to √v before the bias correction, and lets weights decay after the step:
+
+    p ← (p − lr · √(1−β2ᵗ) / (1−β1ᵗ) · m / (√v + ε)) · (1 − lr · λ)
+
+torch's own corrects v first, so that the same epsilon weighs 1 / √(1−β2ᵗ) times less: 32 times in the first step. With
+an epsilon of 1e-4, as LAMOL's, this decides how far the first steps go.
+"""
+
+import math
+
+import torch
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW (fused, if asked for), given for each step the values that make its update the one above.
+
+    t is the number of steps that a parameter has taken, not the optimizer: one without a gradient rests. Parameters of
+    one group that have taken different numbers of steps are stepped apart.
+
+    Its state, and so a checkpoint, is that of torch's AdamW.
+    """
+
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+        # {parameter: steps it has taken}: torch's own counts may lie on a GPU, which would have to be waited for.
+        self._taken = {}
+        # Hooks rather than a `step` of its own: torch's `step` runs them, and would run those of others twice.
+        self.register_step_pre_hook(_as_original)
+        self.register_step_post_hook(_as_given)
+
+    def load_state_dict(self, state_dict):
+        """As torch's."""
+        super().load_state_dict(state_dict)
+        self._taken = {}
+
+    def steps_of(self, parameter):
+        """How many steps a parameter has taken."""
+        if parameter not in self._taken:
+            self._taken[parameter] = int(self.state[parameter]["step"]) if parameter in self.state else 0
+        return self._taken[parameter]
+
+    def parts(self, group):
+        """A parameter group as groups whose parameters have all taken as many steps, with the values of the next."""
+        if getattr(self, "found_inf", None) is not None:
+            # Gradients that overflowed are no step, but only the device knows.
+            self._taken = {}
+        by_step = {}
+        for p in group["params"]:
+            if p.grad is not None:
+                by_step.setdefault(self.steps_of(p) + 1, []).append(p)
+        lr, decay = group["lr"], group["weight_decay"]
+        kept = (1 - lr * decay) or 1e-12
+        for step, parameters in by_step.items():
+            self._taken.update(dict.fromkeys(parameters, step))
+            eps = group["eps"] / math.sqrt(1 - group["betas"][1] ** step)
+            # torch decays before the step: p·(1 − lr'·λ') − lr'·u is (p − lr·u)·(1 − lr·λ) with these.
+            yield {**group, "params": parameters, "eps": eps, "lr": lr * kept, "weight_decay": decay / kept}
+
+
+def _as_original(optimizer, args, kwargs):
+    optimizer.given_groups = optimizer.param_groups
+    optimizer.param_groups = [part for group in optimizer.given_groups for part in optimizer.parts(group)]
+
+
+def _as_given(optimizer, args, kwargs):
+    optimizer.param_groups = optimizer.given_groups
