@@ -195,11 +195,11 @@ def prove(args, directory, sources, inputs):
 def prove_task(ours, theirs, source, part, tokens):
     """The same for one task: greedy outputs first, then the scores all along the inputs and these outputs."""
     from versatile.adapters import combine as combining
-    from versatile.adapters.backbones.loading import family_of
+    from versatile.adapters.backbones.family import backbone_of
     from versatile.data import instances
     from versatile.training.decoding import Decoding, decode
 
-    positions = family_of(ours[0].config).positions(ours[0].config)
+    positions = backbone_of(ours[0].config).max_length(ours[0].config)
     settings = Decoding(max_length=tokens, batch_size=8).fitted(positions)
     outputs, sequences = [], []
     for model, tokenizer in (ours, theirs):

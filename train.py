@@ -83,6 +83,7 @@ def train(args, given):
     import torch
     from versatile.adapters import attach as adapting
     from versatile.adapters.backbones import loading as backbones
+    from versatile.adapters.backbones.family import backbone_of
     from versatile.data.task import get
     from versatile.training import experiment
 
@@ -96,7 +97,7 @@ def train(args, given):
         model, tokenizer = backbones.load(args.model_checkpoint, random_init=args.seed if args.random_init else False)
         torch.manual_seed(args.seed)
         build(args, task, model, tokenizer)
-        positions = backbones.family_of(model.config).positions(model.config)
+        positions = backbone_of(model.config).max_length(model.config)
         limits = {task.name: args.limit}
         splits = experiment.load_splits(args, {task.name: task}, {task.name: path}, tokenizer, positions, limits)
         longest = int(splits["train"][task.name].lengths[: args.limit].max())

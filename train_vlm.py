@@ -90,6 +90,7 @@ def train(args, given):
     import torch
     from versatile.adapters import attach as adapting
     from versatile.adapters.backbones import loading as backbones
+    from versatile.adapters.backbones.family import backbone_of
     from versatile.data.task import get
     from versatile.training import experiment
 
@@ -114,7 +115,7 @@ def train(args, given):
                 model.info.histories[name] = args.max_history or task.max_history
             if args.row_init == "words":
                 adapting.start_rows_from_words(model, tokenizer, name)
-        positions = backbones.family_of(model.config).positions(model.config)
+        positions = backbone_of(model.config).max_length(model.config)
         splits = experiment.load_splits(args, tasks, paths, tokenizer, positions, limits)
     experiment.say(adapting.describe(model))
     experiment.settle(model, args, dtype)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from versatile.adapters.backbones.loading import family_of
+from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods.bottleneck import AdapterBank, BottleneckAdapter, TaskRouter
 from versatile.adapters.methods.task_embeddings import TaskEmbedding, TaskHead, TaskRows
 from versatile.adapters.trained import (  # noqa: F401  (part of this interface)
@@ -273,7 +273,7 @@ def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=No
     """
     # What a carried backbone is saved with: its own tokenizer, without what is added now.
     bare = copy.deepcopy(tokenizer) if bottlenecks is not None and (carry or not freeze) else None
-    family = family_of(model.config)
+    family = backbone_of(model.config)
     model.row_std = std = family.row_std(model) if std is None else std
     first = add_tokens(tokenizer, markers)
     info = TaskModelInfo(
@@ -306,7 +306,7 @@ def _condition(model, info):
     # It builds on this module.
     from versatile.adapters.encoder_decoder import EncoderDecoderConditioned
 
-    base, causal = type(model), not family_of(model.config).encoder_decoder
+    base, causal = type(model), not backbone_of(model.config).encoder_decoder
     kinds = TaskConditioned if causal else EncoderDecoderConditioned, base
     model.__class__ = type(base.__name__, kinds, {"__module__": base.__module__})
     model.info = info
@@ -356,13 +356,13 @@ def _add_adapters(model, task, bottleneck):
 
 def new_adapters(model, bottleneck):
     """A task's new adapters, one for each block, not yet in the model."""
-    family = family_of(model.config)
-    width, eps = model.config.hidden_size, family.norm_eps(model.config)
+    family = backbone_of(model.config)
+    width, eps = family.hidden_size(model.config), family.norm_eps(model.config)
     return [BottleneckAdapter(width, bottleneck, eps) for _ in family.blocks(model)]
 
 
 def _place(model, task, adapters):
-    for block, adapter in zip(family_of(model.config).blocks(model), adapters):
+    for block, adapter in zip(backbone_of(model.config).blocks(model), adapters):
         block.adapter_bank.adapters[task] = adapter.to(next(block.parameters()).device)
 
 
@@ -386,5 +386,5 @@ def join(model, tokenizer, markers, bottlenecks, adapters):
 
 def compile_blocks(model):
     """torch.compile every block by itself: one short compilation serves all blocks of a model."""
-    for block in family_of(model.config).blocks(model):
+    for block in backbone_of(model.config).blocks(model):
         block.compile()

@@ -26,6 +26,7 @@ from versatile.adapters import t5_directory
 from versatile.adapters.attach import TaskModelInfo, _condition, attach, join, keep_tasks, new_adapters, trainable
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods import pointer as self_copy
 from versatile.adapters.methods.task_embeddings import TaskEmbedding, TaskHead
 from versatile.utils.errors import UserError, brief
@@ -62,7 +63,7 @@ def save(model, tokenizer, directory, state=None):
         _write_tensors(directory / WEIGHTS, state or adapter_state(model))
         config = dict(
             peft_type="VERSATILE_BOTTLENECK",
-            task_type="SEQ_2_SEQ_LM" if backbones.family_of(model.config).encoder_decoder else "CAUSAL_LM",
+            task_type="SEQ_2_SEQ_LM" if backbone_of(model.config).encoder_decoder else "CAUSAL_LM",
             **backbone,
             model_type=model.config.model_type,
             bottlenecks=info.bottlenecks,
@@ -482,7 +483,7 @@ def _same_keys(missing, unexpected, place):
 def _adapter_parameters(model):
     """{file key: parameter} of what an adapter model holds beside its backbone."""
     named = {n: p for n, p in model.named_parameters() if any(part in f".{n}" for part in _ADDED)}
-    blocks = {id(block): number for number, block in enumerate(backbones.family_of(model.config).blocks(model))}
+    blocks = {id(block): number for number, block in enumerate(backbone_of(model.config).blocks(model))}
     numbers = {name: blocks[id(module)] for name, module in model.named_modules() if id(module) in blocks}
     rows = model.get_input_embeddings().rows
     keyed = {_file_key(name, numbers): p for name, p in named.items()}

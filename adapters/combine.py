@@ -20,6 +20,7 @@ import torch
 from versatile.adapters import checkpoint, t5_directory
 from versatile.adapters.attach import TaskConditioned, attach
 from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.imports import vlm as released
 from versatile.adapters.methods import pointer as self_copy
 from versatile.adapters.trained import _kind
@@ -129,7 +130,7 @@ def _backbone(model, tokenizer):
     return {
         "model_type": config.model_type,
         "hidden size": config.hidden_size,
-        "number of positions": backbones.family_of(config).positions(config),
+        "number of positions": backbone_of(config).max_length(config),
         "vocabulary size": model.info.first,
         "tokenizer (hash)": _tokenisation(tokenizer, model.info.first),
         "backbone (fingerprint of its weights)": backbones.fingerprint(checkpoint.backbone_state(model)),

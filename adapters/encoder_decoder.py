@@ -16,7 +16,7 @@ The adapters of a task stand behind every block of the encoder and of the decode
 import torch
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from versatile.adapters.attach import IGNORE, TaskConditioned
-from versatile.adapters.backbones.loading import family_of
+from versatile.adapters.backbones.family import backbone_of
 
 # Widths of encoder and decoder are rounded up to this many, as those of batches are.
 ROUND = 8
@@ -167,7 +167,7 @@ class EncoderDecoderConditioned(TaskConditioned):
 
     def label_scores(self, hidden, labels, ids):
         """See `TaskConditioned.label_scores`."""
-        return super().label_scores(hidden * family_of(self.config).head_scale(self.config), labels, ids)
+        return super().label_scores(hidden * backbone_of(self.config).head_scale(self.config), labels, ids)
 
     def decoding_inputs(self, batch):
         """See `TaskConditioned.decoding_inputs`: the prompt goes to the encoder, all but the target's marker."""

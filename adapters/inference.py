@@ -2,7 +2,7 @@
 
 import torch
 from versatile.adapters.attach import halve_frozen, ledger
-from versatile.adapters.backbones.loading import family_of
+from versatile.adapters.backbones.family import backbone_of
 from versatile.utils import devices
 
 
@@ -22,4 +22,4 @@ def ready(model, device, dtype):
     if dtype != torch.float32:
         halve_frozen(model, dtype)
     devices.settle(model, device, dtype)
-    return parameters, family_of(model.config).positions(model.config)
+    return parameters, backbone_of(model.config).max_length(model.config)

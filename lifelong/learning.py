@@ -22,6 +22,7 @@ import torch
 from versatile.adapters import attach as adapting
 from versatile.adapters import checkpoint, inference
 from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.backbones.family import backbone_of
 from versatile.data import question_samples as samples
 from versatile.data import question_tasks as tasks
 from versatile.data.encoders.question_answer import gen_token, special_tokens
@@ -66,7 +67,7 @@ class Learner:
 def load(args):
     """The backbone with the tokens of all tasks of the sequence: `Learner`, not yet on its device."""
     model, tokenizer = backbones.load(args.model_checkpoint)
-    if backbones.family_of(model.config).encoder_decoder:
+    if backbone_of(model.config).encoder_decoder:
         raise UserError("is an encoder-decoder: it does not write samples of its tasks, contexts and all, itself",
                         place=f"--model_checkpoint {args.model_checkpoint}", expected="a causal language model",
                         remedy="choose another, such as gpt2 or smollm2")  # fmt: skip
@@ -74,7 +75,7 @@ def load(args):
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
     markers, widths, own_columns = routing.layout(names, sequence.learnt(args), args.adapter_bottleneck,
                                                   args.own_adapters)  # fmt: skip
-    most = backbones.family_of(model.config).positions(model.config)
+    most = backbone_of(model.config).max_length(model.config)
     positions = min(args.max_len, most)
     torch.manual_seed(args.seed)
     adapting.attach(model, tokenizer, markers, widths, own_columns)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from versatile.adapters.attach import IGNORE, LABEL_ROUND, PAD, label_places
-from versatile.adapters.backbones.loading import family_of
+from versatile.adapters.backbones.family import backbone_of
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 
@@ -185,7 +185,7 @@ class Teacher:
         self.columns, self.teachers_columns = (
             torch.tensor(ids) for ids in zip(*sorted((s, t) for t, s in back.items()))
         )
-        self.positions = family_of(self.model.config).positions(self.model.config)
+        self.positions = backbone_of(self.model.config).max_length(self.model.config)
         self.names = {i: token for token, i in ours.items()}
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 from versatile.adapters import checkpoint
-from versatile.adapters.backbones.loading import family_of
+from versatile.adapters.backbones.family import backbone_of
 from versatile.data import question_samples as samples
 from versatile.data import question_tasks as tasks
 from versatile.data.encoders.question_answer import gen_token
@@ -28,7 +28,7 @@ def load_teacher(learner, folder, task, args, dtype=torch.float32):
     """
     model, tokenizer = checkpoint.load(folder)
     check_holds(model, folder, task)
-    positions = family_of(model.config).positions(model.config)
+    positions = backbone_of(model.config).max_length(model.config)
     if positions < learner.positions:
         raise UserError(f"it has {positions} positions", place=f"the teacher {folder}",
                         expected=f"at least {learner.positions}, as long as samples may be here",

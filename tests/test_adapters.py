@@ -14,6 +14,7 @@ from versatile.adapters import attach as adapting
 from versatile.adapters import checkpoint
 from versatile.adapters.attach import attach, describe, halve_frozen, ledger, trainable
 from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods import bottleneck
 from versatile.data.task import get
 from versatile.utils.errors import UserError
@@ -160,7 +161,7 @@ def test_training_a_mixed_batch_gives_the_gradients_of_the_tasks_alone(both):
 def test_each_adapter_runs_once_a_block_whatever_the_mix(both):
     model, tokenizer = both
     calls = []
-    blocks = backbones.family_of(model.config).blocks(model)
+    blocks = backbone_of(model.config).blocks(model)
     handles = [a.down.register_forward_hook(lambda m, i, o: calls.append(len(i[0])))
                for b in blocks for a in b.adapter_bank.adapters.values()]  # fmt: skip
     model(**without(batch(tokenizer, rows=9), "labels"))
@@ -179,7 +180,7 @@ def test_a_few_tokens_without_gradients_take_one_product_with_the_same_result(bo
         torch.testing.assert_close(model(**given).logits, fused, atol=2e-5, rtol=1e-5)
         monkeypatch.undo()
         # What was put together once is put together anew when a weight has changed.
-        bank = backbones.family_of(model.config).blocks(model)[0].adapter_bank
+        bank = backbone_of(model.config).blocks(model)[0].adapter_bank
         next(iter(bank.adapters.values())).up.bias.add_(1.0)
         changed = model(**given).logits
         assert not torch.allclose(changed, fused)
@@ -457,12 +458,12 @@ def test_the_family_is_told_from_the_config_not_from_the_path(tmp_path):
     model.save_pretrained(odd)
     tokenizer.save_pretrained(odd)
     loaded, _ = backbones.load(odd)
-    assert backbones.family_of(loaded.config).name == "Llama"
+    assert backbone_of(loaded.config).name == "Llama"
 
 
 def test_an_unsupported_family_names_the_supported_ones(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match=r"model_type 'bert' is not supported(.|\n)*gpt2, llama"):
+    with pytest.raises(UserError, match=r"model_type 'bert' is not supported(.|\n)*gpt2, gpt_neox, llama"):
         backbones.load(tmp_path)
 
 

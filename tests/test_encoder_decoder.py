@@ -24,7 +24,7 @@ from versatile.adapters import attach as adapting
 from versatile.adapters.attach import attach, halve_frozen, ledger, trainable
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.backbones.loading import family_of
+from versatile.adapters.backbones.family import backbone_of
 from versatile.data.task import get
 from versatile.training.decoding import Decoding, Prompt, decode, left_padded
 from versatile.utils.devices import settle
@@ -143,9 +143,9 @@ def test_tiny_t5_is_a_transformers_directory_that_comes_out_the_same_each_time(t
 def test_the_family_is_known_with_its_positions_and_its_scale():
     for kind, positions, scale in (("tiny-t5", 256, 64**-0.5), ("v1.1", 256, 1.0), ("mt5", 1024, 1.0)):
         model, _ = backbones.load(backbone(kind))
-        family = family_of(model.config)
+        family = backbone_of(model.config)
         assert (family.name, family.encoder_decoder) == ("T5", True)
-        assert family.positions(model.config) == positions and family.head_scale(model.config) == scale
+        assert family.max_length(model.config) == positions and family.head_scale(model.config) == scale
         tied = kind == "tiny-t5"
         assert (model.lm_head.weight is model.shared.weight) == tied == model.config.tie_word_embeddings
         fresh, _ = backbones.load(backbone(kind), random_init=5)
@@ -266,7 +266,7 @@ def test_a_mixed_batch_equals_each_row_alone_and_so_do_its_gradients(held):
 def test_each_adapter_runs_once_in_every_block_of_encoder_and_decoder(held):
     model, tokenizer = held
     calls = []
-    blocks = family_of(model.config).blocks(model)
+    blocks = backbone_of(model.config).blocks(model)
     handles = [a.down.register_forward_hook(lambda m, i, o: calls.append(len(i[0])))
                for b in blocks for a in b.adapter_bank.adapters.values()]  # fmt: skip
     model(**rows(tokenizer))

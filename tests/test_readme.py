@@ -185,22 +185,11 @@ def test_the_task_shown_in_readme_is_a_task(registry):
     assert poem.typed(poem.sample, {})[0].context[0].text == poem.sample
 
 
-def test_the_family_shown_in_readme_is_a_family():
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-    from versatile.adapters.backbones import loading as backbones
+def test_the_family_shown_in_readme_is_the_one_in_its_file():
+    from versatile.adapters.backbones import gpt_neox
 
     code = next(b for b in blocks("python") if "gpt_neox" in b)
-    backbones._FAMILIES.pop("gpt_neox", None)
-    exec(compile(code, "neox.py", "exec"), {})
-    try:
-        config = GPTNeoXConfig(
-            hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=90
-        )
-        family = backbones.family_of(config)
-        assert len(family.blocks(GPTNeoXForCausalLM(config))) == 2
-        assert family.norm_eps(config) > 0 and family.positions(config) == config.max_position_embeddings
-    finally:
-        backbones._FAMILIES.pop("gpt_neox")
+    assert "".join(code.split()) in "".join(Path(gpt_neox.__file__).read_text(encoding="utf-8").split())
 
 
 def test_importing_a_script_imports_no_other_script():

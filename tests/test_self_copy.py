@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2TokenizerFast, MistralConfig, MistralForCausalLM
 from versatile.adapters import checkpoint
 from versatile.adapters.attach import attach, describe, halve_frozen, ledger, only_tables, trainable
+from versatile.adapters.backbones import family
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.imports import vlm as released
 from versatile.adapters.methods import pointer as self_copy
@@ -362,7 +363,6 @@ def test_it_decodes_in_half_precision(case):
 def test_a_family_without_attention_weights_is_one_clear_error(monkeypatch):
     model, tokenizer = backbones.load("tiny-gpt2")
     attach(model, tokenizer, MARKERS, TASKS)
-    family = backbones.Family("Blind", ("gpt2",), None, None, None)
-    monkeypatch.setitem(backbones._FAMILIES, "gpt2", family)
+    monkeypatch.setitem(family._BACKBONES, "gpt2", family.Backbone("Blind", ("gpt2",), None, None, None))
     with pytest.raises(UserError, match="Blind shows no attention weights"):
         self_copy.add(model)

@@ -8,7 +8,7 @@ gradients, in the precision of the training, and scores only positions that carr
 
 import torch
 import torch.nn.functional as F
-from versatile.adapters.backbones.loading import family_of
+from versatile.adapters.backbones.family import backbone_of
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 
@@ -51,7 +51,7 @@ class WordDistillation:
         self.translation = torch.zeros(len(students), dtype=torch.long)
         self.translation[self.columns] = self.teachers_columns
         self.task_id = self.teacher.task_id(task.name)
-        self.positions = family_of(self.teacher.config).positions(self.teacher.config)
+        self.positions = backbone_of(self.teacher.config).max_length(self.teacher.config)
         if longest > self.positions:
             raise UserError(f"an example has {longest} tokens, the teacher takes {self.positions}", place="--teacher",
                             expected="as many positions as the student uses",

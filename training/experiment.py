@@ -9,7 +9,7 @@ import ignite.distributed as idist
 import torch
 from versatile.adapters import attach as adapting
 from versatile.adapters import checkpoint
-from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.backbones.family import backbone_of
 from versatile.data import cache
 from versatile.data.batching import Batches
 from versatile.data.task import distilled_beside
@@ -130,7 +130,7 @@ def missing_texts(path, how):
 
 def make_batches(args, splits, model, tokenizer, limits, temperature=1.0):
     """(training `Batches` of all tasks mixed, {task: validation `Batches`} or None)."""
-    positions = backbones.family_of(model.config).positions(model.config)
+    positions = backbone_of(model.config).max_length(model.config)
     task_ids = {task: model.task_id(task) for task in splits["train"]}
     common = dict(task_ids=task_ids, pad_id=tokenizer.pad_token_id, positions=positions, limits=limits,
                   rank=idist.get_rank(), world=idist.get_world_size(), seed=args.seed)  # fmt: skip

@@ -1,78 +1,16 @@
-"""Backbones: which families are known, and how a name becomes a model and its tokenizer.
-
-A family is told from `config.model_type`, never from how a path is spelt. Adding a family is one file that
-makes a `Family` and registers it, like gpt2.py and llama.py, imported at the end of this one.
-"""
+"""How a name becomes a backbone and its tokenizer. Which families there are: family.py and a file for each."""
 
 import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
+from versatile.adapters.backbones.family import backbone_of
 from versatile.utils.errors import UserError, first_line
 
 # Flags that name a T5, and nothing else.
 T5_FLAGS = ("--model_name_or_path", "--config_name")
-# New rows start from N(0, 0.02) in the original VLM code.
-PUBLISHED_STD = 0.02
-
-
-@dataclass(frozen=True)
-class Family:
-    """What the toolkit needs to know about a family of language models: causal ones and encoder-decoders.
-
-    Attributes:
-        name: the family's name, as errors print it.
-        model_types: the `config.model_type` values it covers.
-        blocks: model -> its list of transformer blocks, in order; an encoder's before its decoder's.
-        norm_eps: config -> epsilon of its layer norms; adapters use the same.
-        positions: config -> the longest sequence the model can take.
-        attention: block -> its attention module, whose output is (hidden states, attention weights); None where
-            the family has no such module, and therefore no `--self_copy`.
-        row_std: model, before anything is attached -> standard deviation that new rows start from.
-        encoder_decoder: whether an encoder reads the input (adapters/encoder_decoder.py).
-        head_scale: config -> what an encoder-decoder's last hidden states are multiplied with before the head.
-    """
-
-    name: str
-    model_types: tuple[str, ...]
-    blocks: Callable
-    norm_eps: Callable
-    positions: Callable
-    attention: Callable | None = None
-    row_std: Callable = lambda model: PUBLISHED_STD
-    encoder_decoder: bool = False
-    head_scale: Callable = lambda config: 1.0
-
-
-_FAMILIES: dict[str, Family] = {}
-
-
-def register(family):
-    """Make a family known. A model type can belong to one family only."""
-    for model_type in family.model_types:
-        if model_type in _FAMILIES:
-            raise ValueError(f"model_type {model_type!r}: in both {_FAMILIES[model_type].name} and {family.name}")
-        _FAMILIES[model_type] = family
-    return family
-
-
-def family_of(config, place="--model_checkpoint"):
-    """The family of a transformers config; an unsupported one is an error that names those supported."""
-    model_type = getattr(config, "model_type", None)
-    if model_type not in _FAMILIES:
-        raise UserError(
-            f"model_type {model_type!r} is not supported",
-            place=place,
-            expected="one of " + ", ".join(sorted(_FAMILIES)),
-            remedy="choose another backbone, or add its family: one file like adapters/backbones/llama.py",
-        )
-    return _FAMILIES[model_type]
-
-
 def load(name, random_init=False, place=None):
     """A backbone and its fast tokenizer.
 
@@ -95,7 +33,7 @@ def load(name, random_init=False, place=None):
     place = place or f"--model_checkpoint {name}"
     folder = embedded.folder(name) if name in embedded.NAMES else name
     config = read_config(folder, place)
-    family_of(config, place)
+    backbone_of(config, place)
     seed = _seed_of(random_init)
     model, tokenizer = _load_transformers(folder, config, place, seed)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
@@ -209,9 +147,10 @@ def reach_hub(name, file="config.json", tries=2):
 
 def _load_transformers(folder, config, place, seed):
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    import transformers
+    from transformers import AutoTokenizer
 
-    auto = AutoModelForSeq2SeqLM if family_of(config, place).encoder_decoder else AutoModelForCausalLM
+    auto = getattr(transformers, backbone_of(config, place).auto_class)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except Exception as error:
@@ -242,7 +181,7 @@ def _load_transformers(folder, config, place, seed):
     if bad := not_finite(model.state_dict()):
         raise UserError(f"the weights hold values that are not numbers (first in {bad})", place=place,
                         expected="finite numbers", remedy="fetch or copy the file again")  # fmt: skip
-    if family_of(config).encoder_decoder:
+    if backbone_of(config).encoder_decoder:
         # transformers takes every T5 for tied and unties what has a head of its own in the file (v1.1, Flan, mT5).
         # Without a word of it in the config, the next resizing would tie it again.
         tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -263,8 +202,8 @@ def _with_own_head(model):
 
     transformers ties it, as it has no file that says otherwise.
     """
-    family = family_of(model.config)
-    if family.encoder_decoder and family.head_scale(model.config) == 1.0:
+    backbone = backbone_of(model.config)
+    if backbone.encoder_decoder and backbone.head_scale(model.config) == 1.0:
         head = copy.deepcopy(model.get_output_embeddings())
         head.weight.data.normal_(std=model.config.initializer_factor)
         model.set_output_embeddings(head)
@@ -293,6 +232,3 @@ def fingerprint(state):
         sample = flat[:: max(1, len(flat) // 64)][:64].float().cpu().numpy()
         digest.update(f"{name}{tuple(tensor.shape)}".encode() + sample.tobytes())
     return digest.hexdigest()[:16]
-
-
-from versatile.adapters.backbones import gpt2, llama, openai_gpt, t5  # noqa: E402, F401  (each registers its family)

@@ -1,13 +1,23 @@
 """OpenAI GPT, the first one (openai-gpt): it keeps no cache, decoding runs the whole sequence for every token."""
 
-from versatile.adapters.backbones.loading import Family, register
+from versatile.adapters.backbones.family import Backbone
 
-OPENAI_GPT = register(
-    Family(
-        name="OpenAI GPT",
-        model_types=("openai-gpt",),
-        blocks=lambda model: model.transformer.h,
-        norm_eps=lambda config: config.layer_norm_epsilon,
-        positions=lambda config: config.n_positions,
-    )
+
+def _projections(block):
+    attention, feed_forward = block.attn, block.mlp
+    # One matrix makes queries, keys and values.
+    return dict(qkv=attention.c_attn, o=attention.c_proj, up=feed_forward.c_fc, down=feed_forward.c_proj)
+
+
+BACKBONE = Backbone(
+    name="OpenAI GPT",
+    model_types=("openai-gpt",),
+    blocks=lambda model: model.transformer.h,
+    # No attention: its module gives a list, and no weights unless they are asked for.
+    feed_forward=lambda block: block.mlp,
+    projections=_projections,
+    norms=lambda block: [(block, "ln_1"), (block, "ln_2")],
+    norm_eps=lambda config: config.layer_norm_epsilon,
+    max_length=lambda config: config.n_positions,
+    attention_interface=False,
 )

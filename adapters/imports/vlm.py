@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from versatile.adapters.attach import TaskModelInfo, _condition, add_tokens, attach, keep_tasks
 from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods import pointer as self_copy
 from versatile.adapters.methods.bottleneck import BottleneckAdapter
 from versatile.utils.errors import UserError, brief, exit_on_user_error
@@ -175,7 +176,7 @@ def _read_weights(path):
 
 def _config(path, state):
     config = backbones.read_config(path, f"--model_checkpoint {path}")
-    backbones.family_of(config)
+    backbone_of(config)
     config.vocab_size = state["transformer.wte.weight"].shape[0] - ADDED
     return config
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from versatile.adapters.attach import IGNORE, TaskConditioned, label_places
-from versatile.adapters.backbones.loading import family_of
+from versatile.adapters.backbones.family import backbone_of
 from versatile.utils.errors import UserError
 
 FLOOR = 1e-5
@@ -38,7 +38,7 @@ def add(model, std=0.02):
     Raises:
         UserError: a family whose attention weights cannot be had.
     """
-    family = family_of(model.config)
+    family = backbone_of(model.config)
     if family.encoder_decoder:
         raise UserError(f"points into the one sequence of a causal model; {family.name} is an encoder-decoder",
                         place="--self_copy", remedy="leave the flag out")  # fmt: skip
