@@ -128,6 +128,10 @@ class TextTask:
         """Tokens of the longest answer, its end token counted; 300 for translations."""
         return self.max_length or max(len(tokenizer(answer).input_ids) for answer in self.answers)
 
+    def max_new_tokens(self, tokenizer):
+        """Tokens that decoding may add: as published, the start token is one of `max_target_length`."""
+        return max(1, self.max_target_length(tokenizer) - 1)
+
 
 # --- metrics: published name -> {published name: value ×100} ---------------------------------------------
 
@@ -342,6 +346,15 @@ def load(task, split, data_dir=None, files=None, seed=42, split_validation_test=
         targets.append(task.target(rows_of.value(record, task.label, here), here))
     columns = {"source": sources, "target": targets, "task": [task.name] * len(sources)}
     return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))
+
+
+def test_is_validation(task, data_dir=None, split_validation_test=False):
+    """Whether a task's validation and test rows are read from the same place, and are not divided."""
+    if split_validation_test and task.rule:
+        return False
+    names = [_split_names(task, split, split_validation_test) for split in ("validation", "test")]
+    one, other = (rows_of.origin(task, found, data_dir) for found in names)
+    return one == other
 
 
 def _split_names(task, split, split_validation_test):

@@ -35,9 +35,19 @@ def find(task, names, data_dir=None, files=None):
         own = folder / task.name
         if any(_candidates(own, names)):
             return _local(own, names, task)
-        if task.glue and (folder / glue.get(task.glue["train"][0]).folder).is_dir():
+        if _has_official(task, folder):
             return _official(task, names, folder)
     return _hub(task, names[-1], data_dir)
+
+
+def origin(task, names, data_dir=None):
+    """What `find` reads the rows of a split from: a file, or the name of a split of GLUE's or of the hub's."""
+    if data_dir is not None:
+        if files := _candidates(Path(data_dir) / task.name, names):
+            return files[0].resolve()
+        if _has_official(task, Path(data_dir)):
+            return _official_split(task, names)
+    return task.hub, names[-1]
 
 
 def value(record, fields, place):
@@ -163,9 +173,18 @@ def _objects(path):
 # --- GLUE's own folders ----------------------------------------------------------------------------------
 
 
+def _has_official(task, folder):
+    return bool(task.glue) and (folder / glue.get(task.glue["train"][0]).folder).is_dir()
+
+
+def _official_split(task, names):
+    """(name in `data.glue.TASKS`, split) of the best name that GLUE has."""
+    return next(task.glue[name] for name in reversed(names) if name in task.glue)
+
+
 def _official(task, names, folder):
     """GLUE's tsv files as records: the text columns under the template's names, labels as names, scores as numbers."""
-    name, split = next(task.glue[name] for name in reversed(names) if name in task.glue)
+    name, split = _official_split(task, names)
     examples = glue.read(folder, name, split)
     fields = task.fields()
     records = [

@@ -35,7 +35,7 @@ def parts(model, names, rows=7, beams=1, **changes):
         task = text_to_text.get(name)
         data = text_to_text.load(task, "validation", data_dir=GLUE, n_obs=rows)
         encoded, _ = encode(data, model[0].task_id(name), model[1], 24, 8)
-        made[name] = Part(task, encoded, list(data["source"]), task.max_target_length(model[1]), beams)
+        made[name] = Part(task, encoded, list(data["source"]), task.max_new_tokens(model[1]), beams)
         for field, value in changes.get(name, {}).items():
             made[name] = dataclasses.replace(made[name], **{field: value})
     return made
@@ -98,7 +98,8 @@ def test_an_output_is_no_longer_than_the_longest_label(model, monkeypatch):
     evaluation(model[0])
     for name, part in made.items():
         answers = part.task.answers
-        assert part.length == max(len(model[1](label).input_ids) for label in answers)
+        # As published, the longest label's tokens, its end among them, with the start token among those of an output.
+        assert part.length == max(len(model[1](label).input_ids) for label in answers) - 1
         own = [width for task, width in widths if task == model[0].task_id(name)]
         assert own and max(own) <= part.length
 
@@ -158,3 +159,22 @@ def test_with_train_adapters_blocks_off_only_the_layer_norms_are_trained():
     model, _ = t5_setup.build(parse([ROOT / "configs" / "adapters.json", *flags]))
     counts = t5.ledger(model)
     assert counts["layer_norms"] > 0 and counts["adapters"] == counts["backbone"] == 0
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_decoding_is_asked_for_as_published(model, monkeypatch, beams):
+    """Beams end by the heuristic of transformers' early_stopping=False; rte's labels leave room for their digit."""
+    made, asked = parts(model, ["rte"], beams=beams), []
+    generate = model[0].generate
+    monkeypatch.setattr(model[0], "generate", lambda **given: asked.append(given) or generate(**given))
+    Evaluation(made, model[1], 4)(model[0])
+    longest = max(len(model[1](label).input_ids) for label in made["rte"].task.answers)
+    for given in asked:
+        assert given["early_stopping"] is False and given["num_beams"] == beams
+        assert given["max_new_tokens"] == longest - 1
+
+
+@pytest.mark.parametrize("length, tokens", [(300, 299), (1, 1)])
+def test_a_length_of_its_own_counts_the_start_token_too(model, length, tokens):
+    task = dataclasses.replace(text_to_text.get("wmt16-en-ro"), max_length=length)
+    assert task.max_target_length(model[1]) == length and task.max_new_tokens(model[1]) == tokens

@@ -262,3 +262,59 @@ def test_the_end_of_a_run_tells_validation_from_test(finished):
     assert said.index("---- validation ----") < said.index("---- test ----")
     assert said.count("---- test ----") == 1 and "trained 2 steps in" in said
     assert (folder / "learning_curve.png").stat().st_size > 1000
+
+
+# ---- what chooses the checkpoint is no test
+
+
+def own_files(folder, splits):
+    (folder / "rte").mkdir(parents=True)
+    rows = [dict(sentence1=f"the house {i}", sentence2="a river", label=i % 2) for i in range(12)]
+    for split in splits:
+        (folder / "rte" / f"{split}.json").write_text(json.dumps(rows))
+    return str(folder)
+
+
+def built(tmp_path, *flags, **values):
+    arguments = parsed(tmp_path, *flags, **values)
+    return arguments, *t5_setup.build(arguments)
+
+
+@pytest.mark.parametrize("where", ["glue", "file", "link"])
+def test_validation_rows_are_no_test_rows_where_they_choose_the_checkpoint(tmp_path, where):
+    values = dict(split_validation_test=False)
+    if where != "glue":
+        values["data_dir"] = own_files(tmp_path / "data", ["train", "validation"])
+    if where == "link":
+        (tmp_path / "data" / "rte" / "test.json").symlink_to("validation.json")
+    arguments, model, tokenizer = built(tmp_path, **values)
+    with pytest.raises(UserError, match="test rows of rte are the validation rows") as error:
+        t5_setup.read(arguments, tokenizer, model)
+    assert "--split_validation_test true" in error.value.remedy and "--do_test false" in error.value.remedy
+    for flags in (["--split_validation_test"], ["--do_test", "false"], ["--load_best_model_at_end", "false"]):
+        if where != "link" or flags != ["--split_validation_test"]:
+            arguments, *others = built(tmp_path, *flags, **values)
+            t5_setup.read(arguments, *reversed(others))
+
+
+def test_what_is_refused_ends_with_2_and_leaves_nothing(tmp_path):
+    result = run("train_t5", [config(tmp_path), "--split_validation_test", "false"], tmp_path)
+    refused(result, "test rows of rte", "--split_validation_test true")
+    assert not (tmp_path / "run").exists()
+
+
+def test_test_rows_of_their_own_are_taken(tmp_path):
+    data = own_files(tmp_path / "data", ["train", "validation", "test"])
+    for values in (dict(data_dir=data), dict(tasks=["mnli"], data_dir=GLUE)):
+        arguments, model, tokenizer = built(tmp_path, split_validation_test=False, **values)
+        assert set(t5_setup.read(arguments, tokenizer, model)) == {"train", "validation", "test"}
+
+
+def test_a_task_that_cannot_be_divided_is_not_told_to_be(tmp_path):
+    arguments, _, _ = built(tmp_path)
+    from versatile.data import text_to_text
+
+    assert text_to_text.get("superglue-rte").rule is None
+    with pytest.raises(UserError, match="superglue-rte") as error:
+        t5_setup.check_test_rows(arguments, ["superglue-rte"])
+    assert "--split_validation_test" not in error.value.remedy

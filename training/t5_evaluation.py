@@ -27,7 +27,7 @@ class Part:
         task: `data.text_to_text.TextTask`.
         rows: `training.t5_training.Rows`.
         sources: the input texts.
-        length: tokens of an output at the most: those of the task's longest label.
+        length: tokens of an output at the most; see `TextTask.max_new_tokens`.
         beams: width of the beam.
     """
 
@@ -64,10 +64,20 @@ def read(names, split, args, tokenizer, ids, *, lengths, limit, seed, held_out, 
                                  n_obs=None if limit < 0 else limit, prefix=prefix)  # fmt: skip
         rows, cut = encode(data, ids[name], tokenizer, *lengths)
         beams = args.eval_beams or task.num_beams or 1
-        parts[name] = Part(task, rows, list(data["source"]), task.max_target_length(tokenizer), beams)
+        parts[name] = Part(task, rows, list(data["source"]), task.max_new_tokens(tokenizer), beams)
         cuts = [f", {_count(n, what)} cut to {length} tokens" for (what, n), length in zip(cut.items(), lengths) if n]
         say(f"{split} {name}: {_count(len(rows), 'example')}{''.join(cuts)}")
     return parts
+
+
+def tested_on_validation(names, data_dir, held_out):
+    """Those of the tasks whose test rows are their validation rows.
+
+    Args:
+        names: tasks.
+        data_dir, held_out: as in `read`.
+    """
+    return [name for name in names if text_to_text.test_is_validation(text_to_text.get(name), data_dir, held_out)]
 
 
 def _count(n, what):
@@ -184,7 +194,7 @@ class Evaluation:
             wanted = {k: batch[k] for k in ("input_ids", "attention_mask", "task_ids")}
             with autocast(device, self.dtype):
                 ids = model.generate(**wanted, max_new_tokens=part.length, num_beams=part.beams, do_sample=False,
-                                     early_stopping=part.beams > 1, use_cache=True)  # fmt: skip
+                                     early_stopping=False, use_cache=True)  # fmt: skip
             ids = ids[:, 1 : 1 + part.length]
             found[done : done + len(numbers), 0] = torch.tensor(numbers, device=device)
             found[done : done + len(numbers), 1 : 1 + ids.shape[1]] = ids
@@ -308,6 +318,9 @@ def evaluate_run(args, given):
             seed=known.get("data_seed", 42), held_out=known.get("split_validation_test", False),
             prefix=not known.get("train_adapters", model.settings.method != "finetune"),
         )  # fmt: skip
+    if split == "test" and known.get("load_best_model_at_end"):
+        for name in tested_on_validation(names, data.data_dir, known.get("split_validation_test", False)):
+            print(f"warning: {name}: the test rows are the validation rows, which chose this model in training")
     args.output_dir = args.output_dir or f"results/{run_of(args.model_checkpoint).name}"
     writable_directory(args.output_dir, "--output_dir")
     devices.settle(model.to(device), device, dtype)

@@ -9,6 +9,7 @@ import ignite.distributed as idist
 import torch
 from versatile.adapters import t5
 from versatile.adapters import t5_loading as t5_models
+from versatile.data import text_to_text
 from versatile.data.task_sampler import MultiTaskBatchSampler
 from versatile.training import t5_evaluation
 from versatile.training.experiment import say
@@ -146,6 +147,7 @@ def read(arguments, tokenizer, model):
     common = dict(seed=args.data_seed, held_out=args.split_validation_test, prefix=not args.train_adapters, say=say)
     ids = {name: model.task_id(name) if name in model.tasks else 0 for name in [*data.tasks, *(data.eval_tasks or [])]}
     parts, tested = {}, data.eval_tasks or data.tasks
+    check_test_rows(arguments, tested)
     for split, wanted, names, target, limit in (
         ("train", args.do_train, data.tasks, data.max_target_length, data.n_train),
         ("validation", args.do_eval, tested, data.val_max_target_length, data.n_val),
@@ -155,6 +157,20 @@ def read(arguments, tokenizer, model):
             common["lengths"] = (data.max_source_length, target)
             parts[split] = t5_evaluation.read(names, split, data, tokenizer, ids, limit=limit, **common)
     return parts
+
+
+def check_test_rows(arguments, tasks):
+    """A `UserError` where the rows that choose the best checkpoint would be reported as the test rows of `tasks`."""
+    args = arguments.training
+    if not (args.do_train and args.do_eval and args.do_test and args.load_best_model_at_end):
+        return
+    if same := t5_evaluation.tested_on_validation(tasks, arguments.data.data_dir, args.split_validation_test):
+        remedies = ["leave out the test (--do_test false)", "keep the last model (--load_best_model_at_end false)"]
+        if not args.split_validation_test and all(text_to_text.get(name).rule for name in same):
+            remedies.insert(0, "divide them (--split_validation_test true)")
+        raise UserError(f"the test rows of {', '.join(same)} are the validation rows, which choose the best checkpoint",
+                        place=arguments.place("do_test"), expected="test rows that have no part in choosing the model",
+                        remedy=", or ".join(remedies))  # fmt: skip
 
 
 def evaluation(arguments, tokenizer, parts):
