@@ -43,6 +43,9 @@ lifelong_tasks() {
     esac
 }
 
+# The precision of the published runs: the originals train and score in float32.
+precision() { case "$1" in vlm-* | lifelong-* | t5-* | camtl-*) echo --fp32 ;; esac; }
+
 # What a recipe runs, as one line, so that `list` can print it. The settings that are not named are the task's
 # published ones (data/tasks/<task>.py).
 recipe() {
@@ -50,18 +53,18 @@ recipe() {
     task="${kind%%-*}"
     kind="${kind#*-}"
     case "$1" in
-    vlm-multitask) echo "train_vlm.py --tasks $TASKS --model_checkpoint $MODEL --gradient_accumulation_steps 16 --train_batch_size 1 --valid_batch_size 1 --n_epochs 3 --output_dir runs/vlm-multitask" ;;
+    vlm-multitask) echo "train_vlm.py --tasks $TASKS --model_checkpoint $MODEL --fp32 --gradient_accumulation_steps 16 --train_batch_size 1 --valid_batch_size 1 --n_epochs 3 --output_dir runs/vlm-multitask" ;;
     vlm-multitask-unfrozen) echo "$(recipe vlm-multitask)-unfrozen --unfreeze_backbone --select last" ;;
     vlm-combine) echo "combine_all.py --checkpoints mt=runs/vlm-mt-distilled summarization=runs/vlm-summarization-distilled dialogue=runs/vlm-dialogue-distilled qa=runs/vlm-qa-adapter nlg=runs/vlm-nlg-adapter --output runs/VLM" ;;
-    vlm-evaluate) echo "evaluate_vlm.py --task all --no_sample --model_checkpoint runs/VLM" ;;
+    vlm-evaluate) echo "evaluate_vlm.py --task all --no_sample --fp32 --model_checkpoint runs/VLM" ;;
     vlm-*-*)
         width "$task" >/dev/null || return 1
-        local train="train.py --task $task --model_checkpoint $MODEL" out="--output_dir runs/$1" adapter
+        local train="train.py --task $task --model_checkpoint $MODEL --fp32" out="--output_dir runs/$1" adapter
         adapter="--adapter_bottleneck $(width "$task")"
         case "$kind" in
         finetune) echo "$train $out" ;;
         adapter) echo "$train $adapter $out" ;;
-        distil) echo "sentence_distiller.py --task $task --no_sample --model_checkpoint runs/vlm-$task-finetune" ;;
+        distil) echo "sentence_distiller.py --task $task --no_sample --fp32 --model_checkpoint runs/vlm-$task-finetune" ;;
         distilled) [ "$task" != summarization ] || adapter="$adapter --n_epochs 5"; echo "$train $adapter --distillation $out" ;;
         emb_only | outputlayer_only | random_init | self_copy) echo "$train --$kind $out" ;;
         *) return 1 ;;
@@ -78,7 +81,7 @@ recipe() {
         echo "combine_all.py --checkpoints$sources --output runs/small-combine" ;;
     t5-*)
         [ -f "configs/${1#t5-}.json" ] || return 1
-        echo "train_t5.py configs/${1#t5-}.json --data_dir $GLUE_DIR" ;;
+        echo "train_t5.py configs/${1#t5-}.json --data_dir $GLUE_DIR --fp32" ;;
     small-t5-pretrain) echo "pretrain_t5.py --from_scratch --config_name t5-tiny --tokenizer_name $T5_TOKENIZER --tasks cola sst2 mrpc stsb rte qnli --data_dir $GLUE_DIR --max_source_length 128 --max_steps 600 --per_device_train_batch_size 32 --learning_rate 2e-3 --warmup_steps 50 --lr_scheduler linear --logging_steps 50 --output_dir runs/small-t5-pretrain" ;;
     small-t5-*)
         local tasks="cola sst2 mrpc stsb rte" method="${1#small-t5-}"
@@ -86,10 +89,12 @@ recipe() {
         case "$method" in finetune_single_task | adapters) tasks=mrpc ;; esac
         echo "train_t5.py configs/$method.json --data_dir $GLUE_DIR --tasks $tasks --eval_tasks $tasks --model_name_or_path runs/small-t5-pretrain --tokenizer_name runs/small-t5-pretrain --reduction_factor 8 --learning_rate 1e-3 --warmup_steps 50 --max_steps 500 --eval_steps 250 --save_steps 250 --per_device_eval_batch_size 64 --output_dir runs/$1" ;;
     camtl-*)
-        local train="train_camtl.py --data_dir $GLUE_DIR --do_train --do_eval --do_predict --num_train_epochs 5 --learning_rate 2e-5 --seed 12"
+        local train="train_camtl.py --data_dir $GLUE_DIR --fp32 --do_train --do_eval --do_predict --num_train_epochs 5 --learning_rate 2e-5 --seed 12"
         case "${1%-uncertainty}" in
         camtl-plain) train="$train --model_name_or_path bert-base-cased --form plain" ;;
         camtl-base) train="$train --model_name_or_path CA-MTL-base --freeze_encoder_layers 0-5" ;;
+        # The original README said 0-6, then 0-5, now 0-4.
+        camtl-base-0-4) train="$train --model_name_or_path CA-MTL-base --freeze_encoder_layers 0-4" ;;
         camtl-large) train="$train --model_name_or_path CA-MTL-large --freeze_encoder_layers 0-11" ;;
         *) return 1 ;;
         esac
@@ -130,7 +135,7 @@ recipe() {
         esac ;;
     lifelong-*-*)
         lifelong_tasks "$task" >/dev/null || return 1
-        local train="train_lifelong.py --model_name $MODEL --tasks $(lifelong_tasks "$task") --add_task_tokens --gen_lm_sample_percentage 0.2"
+        local train="train_lifelong.py --model_name $MODEL --tasks $(lifelong_tasks "$task") --fp32 --add_task_tokens --gen_lm_sample_percentage 0.2"
         # The seed of the published runs.
         case "$task" in nlg*) train="$train --seed 531" ;; esac
         case "$kind" in
@@ -151,7 +156,7 @@ recipe() {
 
 recipes() {
     echo "t5-finetune_single_task t5-finetune t5-adapters t5-adapters_dagger t5-hyperformer t5-hyperformer++"
-    echo "camtl-plain camtl-base camtl-base-uncertainty camtl-large camtl-large-uncertainty"
+    echo "camtl-plain camtl-base camtl-base-uncertainty camtl-base-0-4 camtl-base-0-4-uncertainty camtl-large camtl-large-uncertainty"
     echo "small-camtl-plain small-camtl-base small-camtl-uncertainty small-camtl-single-cola small-t5-pretrain"
     for kind in finetune_single_task finetune adapters adapters_dagger hyperformer hyperformer++; do echo "small-t5-$kind"; done
     for task in $TASKS; do echo "vlm-$task-finetune vlm-$task-adapter"; done
@@ -228,10 +233,10 @@ score() {
         # shellcheck disable=SC2086
         run="$(lifelong_run ${2#* })"
         # shellcheck disable=SC2046
-        py evaluate_lifelong.py --model_dirs "$run" $([ "${1%%-*}" != small ] || echo "--limit 100") --output_dir "results/$1" ;;
+        py evaluate_lifelong.py --model_dirs "$run" $(precision "$1") $([ "${1%%-*}" != small ] || echo "--limit 100") --output_dir "results/$1" ;;
     train.py*)
         # shellcheck disable=SC2086
-        py evaluate.py --task "$task" --no_sample --batch_size 64 $([ "${1%%-*}" != small ] || echo "$(small "$task" scored)") \
+        py evaluate.py --task "$task" --no_sample $(precision "$1") --batch_size 64 $([ "${1%%-*}" != small ] || echo "$(small "$task" scored)") \
             ${data:+--dataset_path "$data"} --model_checkpoint "$run" --output_dir "results/$(basename "$run")" ;;
     train_vlm.py* | combine_all.py*)
         if [ "${1%%-*}" = small ]; then
@@ -242,7 +247,8 @@ score() {
                     --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
             done
         else
-            py evaluate_vlm.py --task all --no_sample --batch_size 64 --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
+            # shellcheck disable=SC2046
+            py evaluate_vlm.py --task all --no_sample $(precision "$1") --batch_size 64 --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
         fi ;;
     esac
 }

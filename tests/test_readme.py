@@ -58,6 +58,25 @@ def test_list_prints_every_recipe_that_readme_names():
     assert named and named <= known
 
 
+def test_published_recipes_are_in_the_originals_precision():
+    published = {name: line for name, line in recipes().items() if re.match("vlm-|lifelong-|t5-|camtl-", name)}
+    assert len(published) > 40
+    for name, line in published.items():
+        # Combining is always in float32.
+        assert ("--fp32" in line.split()) != ("combine_all.py" in line), name
+
+
+def test_each_number_of_frozen_layers_that_was_published_has_its_recipe():
+    found = recipes("camtl-base", "camtl-base-0-4", "camtl-base-uncertainty", "camtl-base-0-4-uncertainty")
+    frozen = {name: option(line, "--freeze_encoder_layers") for name, line in found.items()}
+    assert frozen == {name: "0-4" if "0-4" in name else "0-5" for name in found} and len(found) == 4
+
+
+def option(line, flag):
+    words = line.split()
+    return words[words.index(flag) + 1]
+
+
 def test_an_unknown_recipe_is_one_line_and_exit_code_2():
     done = run_sh("no-such-recipe")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "./run.sh list" in done.stderr
@@ -146,7 +165,7 @@ def test_a_lifelong_recipe_evaluates_the_directory_it_trained(called):
     train, evaluate = called("lifelong-csw-kd", "--seed", "7")
     assert train[0] == "train_lifelong.py" and train[-2:] == ["--seed", "7"]
     folder = "models/gpt2/lll/cnn_dailymail_wikisql_woz.en_0.2_7_distil"
-    assert evaluate == f"evaluate_lifelong.py --model_dirs {folder} --output_dir results/lifelong-csw-kd".split()
+    assert evaluate == f"evaluate_lifelong.py --model_dirs {folder} --fp32 --output_dir results/lifelong-csw-kd".split()
 
 
 def test_files_and_pictures_that_readme_names_exist():
