@@ -71,6 +71,7 @@ def test_stages_of_a_sequence_of_tasks_load_as_before(name, stage):
 
 def test_a_sequence_of_tasks_is_evaluated(tmp_path):
     result = run("evaluate_lifelong", ["--model_dirs", SAVED / "lifelong_adapter", "--data_dir", SAMPLES / "lifelong",
-                                       "--limit", 2, "--output_dir", tmp_path / "results"], tmp_path / "log")  # fmt: skip
+                                       "--limit", 2, "--output_dir", tmp_path / "results"],
+                 tmp_path / "log")  # fmt: skip
     assert result.code == 0, result.err
     assert json.loads((tmp_path / "results" / "matrix.json").read_text())["tasks"] == ["ag", "e2enlg"]
