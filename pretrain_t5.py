@@ -28,9 +28,11 @@ def main(argv=None):
     from versatile.training import t5_pretraining
     from versatile.utils import devices
 
-    arguments = t5_pretraining.parse(argv, __doc__)
-    devices.quiet_libraries()
-    t5_pretraining.pretrain(arguments)
+    # The training arguments begin the processes' group.
+    with devices.parallel(start=False):
+        arguments = t5_pretraining.parse(argv, __doc__)
+        devices.quiet_libraries()
+        t5_pretraining.pretrain(arguments)
 
 
 if __name__ == "__main__":

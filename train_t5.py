@@ -29,9 +29,11 @@ def main(argv=None):
     from versatile.training import t5_arguments
     from versatile.utils import devices
 
-    arguments = t5_arguments.parse(argv, __doc__)
-    devices.quiet_libraries()
-    train(arguments)
+    # The training arguments begin the processes' group.
+    with devices.parallel(start=False):
+        arguments = t5_arguments.parse(argv, __doc__)
+        devices.quiet_libraries()
+        train(arguments)
 
 
 def train(arguments):

@@ -11,11 +11,27 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def parallel():
+@contextlib.contextmanager
+def parallel(start=True):
     """The context a script's work runs in: several processes under torchrun, one otherwise.
 
-    gloo on CPU, nccl on GPUs, XLA where torch_xla is installed.
+    gloo on CPU, nccl on GPUs, XLA where torch_xla is installed. However the work ends, the processes' group is gone
+    when the context is.
+
+    Args:
+        start: begin the group; without it that is left to a library which does (transformers).
     """
+    try:
+        with _group() if start else contextlib.nullcontext():
+            try:
+                yield
+            finally:
+                _release_reducers()
+    finally:
+        _end_group()
+
+
+def _group():
     import ignite.distributed as idist
 
     backend = None
@@ -30,6 +46,37 @@ def parallel():
     for name in ("launcher.Parallel", "auto.auto_model"):
         logging.getLogger(f"ignite.distributed.{name}").setLevel(logging.WARNING)
     return idist.Parallel(backend=backend)
+
+
+def _release_reducers():
+    """Let every DDP module go of its reducer while the group still stands.
+
+    A reducer that is the last to hold its group ends it with Python's lock in hand, and waits for the group's thread,
+    which waits for the lock. Left to the garbage collector at the interpreter's end this happens now and then; models
+    lie in cycles, and in the frames of an error.
+    """
+    import gc
+
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    from torch.nn.parallel import DistributedDataParallel
+
+    # By `type`: some libraries' lazy objects do work when they are asked for their `__class__`.
+    for module in [found for found in gc.get_objects() if issubclass(type(found), DistributedDataParallel)]:
+        for name in ("logger", "reducer"):
+            module.__dict__.pop(name, None)
+
+
+def _end_group():
+    """Destroy the processes' group, where one stands."""
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    _release_reducers()
+    distributed.destroy_process_group()
 
 
 def has_bf16(device):

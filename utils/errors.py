@@ -10,6 +10,8 @@ import re
 import signal
 import sys
 
+from utils import screen
+
 
 class UserError(Exception):
     """Something the user gave cannot be used.
@@ -45,27 +47,33 @@ def first_line(error, limit=200):
 
 
 def exit_on_user_error(main):
-    """Decorate a script's main: a `UserError` becomes a message on stderr and exit code 2."""
+    """Decorate a script's main: a `UserError` becomes a message on stderr and exit code 2, and a screen that cannot
+    show what is printed never ends the work (`utils.screen`)."""
 
     @functools.wraps(main)
     def run(*args, **kwargs):
-        try:
-            return main(*args, **kwargs)
-        except UserError as error:
-            sys.stdout.flush()
-            # Under torchrun every process meets the same error: one message is enough.
-            if os.environ.get("RANK", "0") == "0":
-                print(f"error: {error}", file=sys.stderr, flush=True)
-            sys.exit(2)
-        except RuntimeError as error:
-            # Another process has left with its message, and this one was waiting for it.
-            if os.environ.get("RANK", "0") == "0" or not re.search("[Cc]onnection (closed|reset)", str(error)):
-                raise
-            sys.exit(2)
-        except KeyboardInterrupt:
-            sys.stdout.flush()
-            if os.environ.get("RANK", "0") == "0":
-                print("interrupted", file=sys.stderr, flush=True)
-            sys.exit(128 + signal.SIGINT)
+        with screen.protected():
+            return _run(main, args, kwargs)
 
     return run
+
+
+def _run(main, args, kwargs):
+    try:
+        return main(*args, **kwargs)
+    except UserError as error:
+        sys.stdout.flush()
+        # Under torchrun every process meets the same error: one message is enough.
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except RuntimeError as error:
+        # Another process has left with its message, and this one was waiting for it.
+        if os.environ.get("RANK", "0") == "0" or not re.search("[Cc]onnection (closed|reset)", str(error)):
+            raise
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(128 + signal.SIGINT)

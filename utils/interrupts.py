@@ -5,7 +5,11 @@ import sys
 
 
 class Signals:
-    """A context in which SIGINT and SIGTERM let the current step finish; a second one ends at once.
+    """A context in which SIGINT, SIGTERM and SIGHUP let the current step finish; then the loop saves and leaves.
+
+    A second Ctrl-C ends at once. A second SIGTERM does not: schedulers and launchers send it to a process and again to
+    its group, and would lose what the first one saves; they have SIGKILL to insist. A SIGHUP that is ignored, as under
+    nohup, stays so.
 
     Attributes:
         caught: the signal's number, or 0.
@@ -15,17 +19,21 @@ class Signals:
 
     def __enter__(self):
         self.caught = 0
-        self._old = {s: signal.signal(s, self._catch) for s in (signal.SIGINT, signal.SIGTERM)}
+        caught = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            caught.append(signal.SIGHUP)
+        self._old = {number: signal.signal(number, self._catch) for number in caught}
         return self
 
     def __exit__(self, *error):
         for number, handler in self._old.items():
-            signal.signal(number, handler)
+            # None: it was set outside of Python, and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _catch(self, number, frame):
-        if self.caught:
+        if self.caught and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.caught = number
+        self.caught = self.caught or number
 
 
 def say_above_bar(line):

@@ -1,0 +1,185 @@
+"""What a process shows: output that cannot be shown never ends the work, and texts from files cannot steer a terminal.
+
+A script's `main` runs under `protected` (through `utils.errors.exit_on_user_error`).
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+
+# Control characters (C0 but tab and line feed, DEL, C1), the marks that reorder a line, and halves of characters.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape_controls(text):
+    r"""`text` with every character that could steer a terminal written out: ESC as ``\x1b``."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def shell_command(*words):
+    """A command that can be pasted into a shell, every word quoted where it must be: "python evaluate.py …".
+
+    Args:
+        words: those behind "python"; None and empty lists are left out, lists are spread.
+    """
+    flat = []
+    for word in words:
+        flat += map(str, word) if isinstance(word, list | tuple) else [] if word is None else [str(word)]
+    return shlex.join(["python", *flat])
+
+
+class SafeStream:
+    """A text stream that shows what can be shown.
+
+    Errors of the file below (closed, full, nobody reads it) are dropped, as nothing that is shown is worth the work it
+    reports on; control characters are written out. Everything else is the stream's own.
+
+    Args:
+        stream: a text stream, or None where the process was started without one.
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        if self._stream is None:
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        # Progress bars return to the start of their line.
+        start = "\r" if text.startswith("\r") else ""
+        shown = start + escape_controls(text[len(start) :])
+        with self._dropped():
+            self._stream.write(shown)
+        return len(text)
+
+    def writelines(self, lines):
+        for line in lines:
+            self.write(line)
+
+    def flush(self):
+        with self._dropped():
+            self._stream.flush()
+
+    def isatty(self):
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except ValueError:
+            return False
+
+    @contextlib.contextmanager
+    def _dropped(self):
+        if self._stream is None:
+            # Nothing to write to: `write` and `flush` of None.
+            with contextlib.suppress(AttributeError):
+                yield
+            return
+        try:
+            yield
+        except OSError:
+            pass
+        except ValueError:
+            # "I/O operation on closed file"; anything else is a mistake of the caller.
+            if not self._stream.closed:
+                raise
+
+    def release(self):
+        """Write out what is buffered; where that fails, let it go nowhere: Python complains when it ends."""
+        if self._stream is None or self._stream.closed:
+            return
+        try:
+            self._stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError, ValueError):
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self._stream.fileno())
+                os.close(null)
+                self._stream.flush()
+
+
+@contextlib.contextmanager
+def protected():
+    """A context in which stdout and stderr are `SafeStream`s, stdin exists, and caches have a writable home."""
+    _occupy_standard_files()
+    _ensure_home()
+    old = sys.stdout, sys.stderr
+    if isinstance(sys.stdout, SafeStream):
+        # One main calls another's.
+        yield
+        return
+    for stream in old:
+        if hasattr(stream, "reconfigure"):
+            # An encoding that lacks a character (ascii, latin-1) gets its number.
+            stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
+    try:
+        yield
+    finally:
+        sys.stdout.release()
+        sys.stderr.release()
+        sys.stdout, sys.stderr = old
+
+
+def _occupy_standard_files():
+    """Open what the process was started without (``>&-``) on the null device.
+
+    The next file to be opened would get the free number, and whatever a library prints would go into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one.
+            os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)
+            os.set_inheritable(number, True)
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - for the life of the process
+
+
+# Where libraries keep what they could make anew: variable -> folder below ours.
+_CACHES = {
+    "MPLCONFIGDIR": "matplotlib", "HF_HOME": "huggingface", "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton", "VERSATILE_CACHE": "versatile", "TORCH_HOME": "torch",
+}  # fmt: skip
+
+
+def _ensure_home():
+    """Without a home directory that can be written, caches go to the folder for temporary files, said once."""
+    home = Path(os.path.expanduser("~"))
+    if home.is_absolute() and _is_writable(home):
+        _name_user()
+        return
+    fallback = Path(tempfile.gettempdir()) / f"versatile-{os.getuid()}"
+    missing = [name for name in _CACHES if not os.environ.get(name)]
+    if home.is_absolute() and (home / ".cache" / "huggingface").is_dir():
+        # Models that were loaded before can still be read.
+        missing = [name for name in missing if name != "HF_HOME"]
+    for name in missing:
+        os.environ[name] = str(fallback / _CACHES[name])
+    _name_user()
+    if "VERSATILE_CACHE" in missing and os.environ.get("RANK", "0") == "0" and sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(f"no home directory that can be written ({home}): caches go to {fallback}", file=sys.stderr)
+
+
+def _name_user():
+    """A user id that has no entry has no name either, and PyTorch asks for one."""
+    if any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        return
+    try:
+        import pwd
+
+        pwd.getpwuid(os.getuid())
+    except (ImportError, KeyError):
+        os.environ["LOGNAME"] = f"uid{os.getuid()}"
+
+
+def _is_writable(home):
+    """Whether caches can be kept below it: the folder that they lie in, or else it can be made."""
+    cache = home / ".cache"
+    return os.access(cache if cache.exists() else home, os.W_OK | os.X_OK)
