@@ -24,6 +24,7 @@ from pathlib import Path
 
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.screen import shell_command
 
 SAMPLES = Path(__file__).resolve().parent / "data" / "samples"
 # On a CPU the difference is 0. Other kernels may round otherwise.
@@ -251,9 +252,10 @@ def report(args, sources, counts, proofs):
     print(f"\n{tasks}: {added} beside {backbone}, {together} together, instead of {separate} in full models: "
           f"{100 * counts['together'] / counts['separate']:.1f} %")  # fmt: skip
     print(f"written: {args.output}")
-    data = " ".join(f"{task}={shown(proof['data'])}" for task, proof in proofs.items())
-    print(f"next: python evaluate_vlm.py --task all --no_sample --model_checkpoint {args.output} --data {data}"
-          f" --output_dir results/{Path(args.output).name}")  # fmt: skip
+    data = [f"{task}={shown(proof['data'])}" for task, proof in proofs.items()]
+    following = shell_command("evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint", args.output,
+                              "--data", *data, "--output_dir", f"results/{Path(args.output).name}")  # fmt: skip
+    print(f"next: {following}")
 
 
 def aligned(rows, right):

@@ -16,7 +16,6 @@ sampling: each draws its own text).
 """
 
 import contextlib
-import shlex
 import signal
 import sys
 from pathlib import Path
@@ -24,6 +23,8 @@ from pathlib import Path
 from versatile.data.listing import list_tasks
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error, first_line
+from versatile.utils.interrupts import stopping_signals
+from versatile.utils.screen import shell_command
 
 
 def parser():
@@ -142,7 +143,8 @@ def distil(args, task, path):
     print(f"\nwritten: {args.output}")
     if report.empty == report.outputs:
         print("warning: every output is empty: no student can learn from this file. Is the teacher trained for the "
-              f"task, and on data like these? Look at it: python interact.py --model_checkpoint {args.model_checkpoint}"
+              f"task, and on data like these? Look at it: "
+              f"{shell_command('interact.py', '--model_checkpoint', args.model_checkpoint)}"
               f" --task {task.name}; begin anew with --overwrite")  # fmt: skip
     else:
         print(f"next: {next_command(args, task, how, model)}")
@@ -211,12 +213,12 @@ def next_command(args, task, how, teacher):
              "--model_checkpoint", backbone, "--adapter_bottleneck", str(width)]  # fmt: skip
     # Only train.py's own default may go unsaid.
     words += ["--max_history", str(how.max_history)] if how.max_history not in (0, task.max_history) else []
-    return shlex.join(["python", "train.py", *words])
+    return shell_command("train.py", *words)
 
 
 def again(script, argv):
     """The command that goes on where this one stopped."""
-    return shlex.join(["python", script, *(str(a) for a in argv if a != "--restart")])
+    return shell_command(script, *(a for a in argv if a != "--restart"))
 
 
 class Stopped(BaseException):
@@ -225,12 +227,12 @@ class Stopped(BaseException):
 
 @contextlib.contextmanager
 def stoppable(partial, command):
-    """SIGINT and SIGTERM stop at once, say how to go on and leave with 128 + the signal's number."""
+    """SIGINT, SIGTERM and SIGHUP stop at once, say how to go on and leave with 128 + the signal's number."""
 
     def stop(number, frame):
         raise Stopped(number)
 
-    old = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    old = {s: signal.signal(s, stop) for s in stopping_signals()}
     try:
         yield
     except Stopped as stopped:

@@ -25,6 +25,7 @@ import sys
 from versatile.data.listing import list_tasks
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.screen import shell_command
 
 PUBLISHED = ("lr", "n_epochs", "train_batch_size", "gradient_accumulation_steps")
 
@@ -107,8 +108,10 @@ def train(args, given):
     if run is None:
         run = experiment.new_run(args, (task.name, mode(args)), method(args))
     experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, prepare=teacher and teacher.prepare)
-    experiment.say(f"next: python evaluate.py --task {task.name} --no_sample --model_checkpoint {run.directory}"
-                   f" --dataset_path {args.dataset_path} --output_dir results/{run.directory.name}")  # fmt: skip
+    following = shell_command("evaluate.py", "--task", task.name, "--no_sample", "--model_checkpoint", run.directory,
+                              "--dataset_path", args.dataset_path,
+                              "--output_dir", f"results/{run.directory.name}")  # fmt: skip
+    experiment.say(f"next: {following}")
 
 
 def check(args, given):

@@ -27,6 +27,7 @@ import sys
 from versatile.training import camtl_flags
 from versatile.utils import flags
 from versatile.utils.errors import exit_on_user_error
+from versatile.utils.screen import shell_command
 
 
 def parser():
@@ -81,8 +82,9 @@ def work(args, given):
         run = start(args, parameters)
     step, report = camtl.fit(args, run, model, tokenizer, splits, dtype)
     camtl.finish(args, run.directory, model, tokenizer, splits, dtype, step, report)
-    experiment.say(f"next: python train_camtl.py --model_name_or_path {run.directory} --data_dir {args.data_dir} "
-                   f"--output_dir results/{run.directory.name} --do_eval --do_predict")  # fmt: skip
+    following = shell_command("train_camtl.py", "--model_name_or_path", run.directory, "--data_dir", args.data_dir,
+                              "--output_dir", f"results/{run.directory.name}", "--do_eval", "--do_predict")  # fmt: skip
+    experiment.say(f"next: {following}")
 
 
 def open_run(args, given):

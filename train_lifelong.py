@@ -36,6 +36,7 @@ from versatile.lifelong import sequence
 from versatile.utils import flags
 from versatile.utils.devices import add_precision_flags
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.screen import shell_command, shell_words
 
 # Flags of the originals that are not taken, and why.
 REFUSED = {
@@ -225,7 +226,8 @@ def train(args, given):
         run = experiment.new_run(args, (), args.seq_train_type)
     check_skipped(args, run)
     learning.Sequence(args, learner, data, run.directory, dtype, teachers.get).learn()
-    experiment.say(f"\nnext: python evaluate_lifelong.py --data_dir {args.data_dir} --model_dirs {run.directory}")
+    following = shell_command("evaluate_lifelong.py", "--data_dir", args.data_dir, "--model_dirs", run.directory)
+    experiment.say(f"\nnext: {following}")
 
 
 def open_sequence(args, given):
@@ -241,7 +243,7 @@ def open_sequence(args, given):
         given = {flag: value for flag, value in vars(args).items() if flag not in sequence.PRECISION} | given
         args.resume = str(folder)
     else:
-        sequence.refuse_stage(folder, "--resume", f"resume its sequence: --resume {folder.parent}")
+        sequence.refuse_stage(folder, "--resume", f"resume its sequence: {shell_words('--resume', folder.parent)}")
     given = {flag: value for flag, value in given.items() if flag not in sequence.FREE}
     try:
         return experiment.open_run(args, given, "train_lifelong.py")

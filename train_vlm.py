@@ -21,6 +21,7 @@ import sys
 from versatile.data.listing import list_tasks
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.screen import shell_command
 
 # The published setting; the rate of the unfrozen backbone is the original's, that of adapters alone the one most
 # adapters were published with.
@@ -126,9 +127,10 @@ def train(args, given):
     for name, best in result.get("tasks", {}).items():
         experiment.say(f"{name:15} best validation NLL {best['valid_nll']:.4f}, PPL {best['valid_ppl']:.3f},"
                        f" after step {best['best_step']}")  # fmt: skip
-    data = " ".join(f"{name}={path}" for name, path in paths.items())
-    experiment.say(f"next: python evaluate_vlm.py --task all --no_sample --model_checkpoint {run.directory}"
-                   f" --data {data} --output_dir results/{run.directory.name}")  # fmt: skip
+    data = [f"{name}={path}" for name, path in paths.items()]
+    following = shell_command("evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory,
+                              "--data", *data, "--output_dir", f"results/{run.directory.name}")  # fmt: skip
+    experiment.say(f"next: {following}")
 
 
 def with_data(args):

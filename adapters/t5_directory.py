@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from versatile.utils.errors import UserError
+from versatile.utils.screen import resume_command, shell_command
 
 
 def recognised(directory):
@@ -25,7 +26,8 @@ def refuse(directory, place=None):
     if recognised(directory):
         raise UserError("this is a model of train_t5.py", place=place or f"--model_checkpoint {directory}",
                         expected="a model of train.py, train_vlm.py or combine_all.py, or a released one",
-                        remedy=f"python evaluate.py --task all --model_checkpoint {directory}")  # fmt: skip
+                        remedy=shell_command("evaluate.py", "--task", "all", "--model_checkpoint", directory)
+                        )  # fmt: skip
 
 
 def why_not(directory):
@@ -38,13 +40,13 @@ def why_not(directory):
         saved = sorted(path.glob("checkpoint-*"), key=lambda folder: folder.stat().st_mtime)
         if "adapter_config_name" in _read(path / "run.json").get("flags", {}):
             return UserError("this run has not saved a best model yet", place=place,
-                             remedy=f"go on with it: python train_t5.py --resume {path}"
+                             remedy=f"go on with it: {resume_command('train_t5.py', path)}"
                              + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""))  # fmt: skip
     kind = _read(path / "config.json").get("model_type")
     if kind in ("t5", "mt5") and "versatile" not in _read(path / "config.json"):
+        train = shell_command("train_t5.py", "configs/adapters.json", "--model_name_or_path", path)
         return UserError("this is a bare T5: it was not trained for tasks", place=place, expected=expected,
-                         remedy="train it: python train_t5.py configs/adapters.json "
-                                f"--model_name_or_path {path}")  # fmt: skip
+                         remedy=f"train it: {train}")  # fmt: skip
     return UserError("this is no model of train_t5.py, which alone knows text-to-text tasks", place=place,
                      expected=expected)  # fmt: skip
 

@@ -18,6 +18,7 @@ from versatile.training import evaluation
 from versatile.utils import metrics
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import atomic_write, write_json
+from versatile.utils.screen import resume_command
 
 BEFORE = "before"
 GOLD = {"dialogue": samples.load_turns, "sql": samples.load_queries}
@@ -113,7 +114,7 @@ def opened(folder):
     for stage in stages:
         if stage not in finished and not sequence.is_model(sequence.stage_directory(folder, stage)):
             raise UserError(f"{stage} has not been learnt yet", place=place,
-                            remedy=f"go on: python train_lifelong.py --resume {folder}")  # fmt: skip
+                            remedy=f"go on: {resume_command('train_lifelong.py', folder)}")  # fmt: skip
     return Learnt(Path(folder), found)
 
 

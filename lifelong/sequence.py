@@ -28,6 +28,7 @@ from versatile.training.runs import Run, stored
 from versatile.utils import flags
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import atomic_directory, write_json
+from versatile.utils.screen import resume_command
 
 MODES = ("lll", "finetune", "multitask", "multilm", "mas", "ewc", "gem")
 TOGETHER = ("multitask", "multilm")
@@ -284,7 +285,7 @@ def check_models(folder, known, finished):
         path = weights(stage_directory(folder, stage))
         if path and whole(path):
             continue
-        again = f"python train_lifelong.py --resume {folder}"
+        again = resume_command("train_lifelong.py", folder)
         later = " and ".join(finished[number:])
         # What ewc and mas knew of the tasks before is gone when the next one is finished.
         if number and known.seq_train_type not in ("ewc", "mas"):

@@ -15,7 +15,7 @@ from versatile.data.batching import Batches
 from versatile.data.task import distilled_beside
 from versatile.training.runs import Run, check_flags, default_directory, record
 from versatile.training.trainer import Settings, Trainer
-from versatile.utils import devices, plots
+from versatile.utils import devices, plots, screen
 from versatile.utils.errors import UserError
 from versatile.utils.files import could_be_made
 
@@ -57,7 +57,7 @@ def refuse_foreign(stored, script, directory):
     # Whatever else stands there was no script of the toolkit's: a test or a notebook that called `main`.
     if maker in TRAINING_SCRIPTS and maker != script:
         raise UserError(f"this is a run of {maker}", place=place, expected=f"a run of {script}",
-                        remedy=f"python {maker} --resume {directory}")  # fmt: skip
+                        remedy=screen.resume_command(maker, directory))  # fmt: skip
 
 
 def begin(args, run):
@@ -75,7 +75,8 @@ def begin(args, run):
     if checkpoint.is_checkpoint(args.model_checkpoint):
         raise UserError(
             "this is a trained model, not a bare backbone", place=f"--model_checkpoint {args.model_checkpoint}",
-            remedy=f"to go on with it: --resume {args.model_checkpoint}; to start anew: name its backbone",
+            remedy=f"to go on with it: {screen.shell_words('--resume', args.model_checkpoint)}; to start anew: name its "
+                   "backbone",
         )  # fmt: skip
     return dtype
 
@@ -213,8 +214,7 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
 def resume_command(script, directory):
     """What to type to go on with a run, with as many processes as it has."""
     each = int(os.environ.get("LOCAL_WORLD_SIZE") or idist.get_world_size())
-    start = f"torchrun --nproc_per_node {each}" if idist.get_world_size() > 1 else "python"
-    return f"{start} {script} --resume {directory}"
+    return screen.resume_command(script, directory, each if idist.get_world_size() > 1 else 1)
 
 
 class BestOfEach:

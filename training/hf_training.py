@@ -23,6 +23,7 @@ from transformers.utils import is_torch_xla_available
 from versatile.training.board import Board
 from versatile.training.optimizer import AdamW
 from versatile.training.trainer import QUIET_SECONDS, Diverged, seed_step
+from versatile.utils import screen
 from versatile.utils.devices import peak_memory_mb
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import disk_errors, move_into_place, remove_leftovers
@@ -417,8 +418,7 @@ def resume_command(script, directory, world):
     import os
 
     each = int(os.environ.get("LOCAL_WORLD_SIZE") or world)
-    start = f"torchrun --nproc_per_node {each}" if world > 1 else "python"
-    return f"{start} {script} --resume {directory}"
+    return screen.resume_command(script, directory, each if world > 1 else 1)
 
 
 def summary(trainer, steps):

@@ -10,7 +10,6 @@
 
 import json
 import platform
-import shlex
 import shutil
 import socket
 import subprocess
@@ -27,6 +26,7 @@ from versatile.utils.files import (
     writable_directory,
     write_json,
 )
+from versatile.utils.screen import shell_words
 
 STATE = "training_state.pt"
 
@@ -70,7 +70,7 @@ class Run:
             raise UserError(
                 "this directory already holds a run",
                 place=f"--output_dir {directory}",
-                remedy=f"go on with it (--resume {directory}), name another directory, or remove it",
+                remedy=f"go on with it ({shell_words('--resume', directory)}), name another directory, or remove it",
             )
 
     @classmethod
@@ -174,7 +174,7 @@ class Run:
 def record(args, **more):
     """What run.json holds: the command, resolved flags, versions, commit."""
     return dict(
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=shell_words(Path(sys.argv[0]).name, *sys.argv[1:]),
         flags={k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(args).items())},
         versions=versions(),
         commit=_commit(),

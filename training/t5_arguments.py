@@ -12,6 +12,7 @@ from transformers import Seq2SeqTrainingArguments as HfTrainingArguments
 from versatile.utils import config_flags
 from versatile.utils.config_flags import arg
 from versatile.utils.errors import UserError
+from versatile.utils.screen import shell_words
 
 # The original's names of the schedulers -> transformers'.
 SCHEDULERS = {
@@ -296,7 +297,7 @@ def resumed(given):
     path = Path(asked)
     if path.name.startswith("checkpoint-"):
         raise UserError("a run goes on after its newest whole checkpoint", place=f"--resume_from_checkpoint {asked}",
-                        remedy=f"--resume {path.parent}")  # fmt: skip
+                        remedy=shell_words("--resume", path.parent))  # fmt: skip
     return asked
 
 

@@ -21,6 +21,7 @@ from versatile.utils import config_flags, plots
 from versatile.utils.config_flags import arg
 from versatile.utils.devices import precision, settle
 from versatile.utils.errors import UserError
+from versatile.utils.screen import shell_command
 
 
 @dataclass
@@ -278,4 +279,5 @@ def pretrain(arguments):
         plots.learning_curve(run.directory / "learning_curve.png", history, f"span corruption: {run.directory.name}")
     made.barrier()
     say(f"validation: {scores['eval_loss']:.4f} nats per target token, perplexity {scores['eval_perplexity']:.2f}")
-    say(f"done; next: python train_t5.py configs/finetune.json --model_name_or_path {run.directory}")
+    following = shell_command("train_t5.py", "configs/finetune.json", "--model_name_or_path", run.directory)
+    say(f"done; next: {following}")

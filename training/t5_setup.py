@@ -20,6 +20,7 @@ from versatile.utils import plots
 from versatile.utils.devices import precision, settle
 from versatile.utils.errors import UserError
 from versatile.utils.files import could_be_made, write_json
+from versatile.utils.screen import shell_command, shell_words
 
 SHAPE = "shape"
 
@@ -41,8 +42,8 @@ def check_directory(arguments, script="train_t5.py"):
     if (folder / "run.json").exists():
         if not args.overwrite_output_dir:
             raise UserError("this directory already holds a run", place=place,
-                            remedy=f"go on with it (--resume {folder}), name another directory, or start anew in its "
-                                   "place with --overwrite_output_dir")  # fmt: skip
+                            remedy=f"go on with it ({shell_words('--resume', folder)}), name another directory, or start "
+                                   "anew in its place with --overwrite_output_dir")  # fmt: skip
         check_removable(arguments, folder, script)
     could_be_made(args.output_dir, "--output_dir")
 
@@ -129,7 +130,8 @@ def build(arguments):
         return model, tokenizer
     if name and args.do_train and t5.is_checkpoint(name) and not (Path(name) / "config.json").is_file():
         raise UserError("this is a trained model, not a bare T5", place=f"--model_name_or_path {name}",
-                        remedy=f"to go on with it: --resume {name}; to start anew: name its backbone")  # fmt: skip
+                        remedy=f"to go on with it: {shell_words('--resume', name)}; to start anew: "
+                               "name its backbone")  # fmt: skip
     model, tokenizer = t5_models.load(model_args, args.seed)
     set_seed(args.seed)
     t5.attach(model, data.tasks, settings(arguments))
@@ -313,7 +315,8 @@ def finish(arguments, run, made, tokenizer, parts, steps):
         say(f"trained {steps:,} steps in {took['seconds']:,} s, {took['steps_per_second']:g} steps/s")
     say(f"done; model and results in {run.directory}")
     if steps is not None:
-        say(f"next: python evaluate.py --task all --no_sample --model_checkpoint {run.directory}")
+        following = shell_command("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory)
+        say(f"next: {following}")
 
 
 def describe(made, results, tasks, steps):

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 
-from utils import screen
+from versatile.utils import screen
 
 
 class UserError(Exception):

@@ -4,12 +4,18 @@ import signal
 import sys
 
 
+def stopping_signals():
+    """The signals that ask a process to stop; without SIGHUP where that is ignored, as under nohup."""
+    hangup = getattr(signal, "SIGHUP", None)
+    ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [hangup])]
+
+
 class Signals:
     """A context in which SIGINT, SIGTERM and SIGHUP let the current step finish; then the loop saves and leaves.
 
     A second Ctrl-C ends at once. A second SIGTERM does not: schedulers and launchers send it to a process and again to
-    its group, and would lose what the first one saves; they have SIGKILL to insist. A SIGHUP that is ignored, as under
-    nohup, stays so.
+    its group, and would lose what the first one saves; they have SIGKILL to insist.
 
     Attributes:
         caught: the signal's number, or 0.
@@ -19,10 +25,7 @@ class Signals:
 
     def __enter__(self):
         self.caught = 0
-        caught = [signal.SIGINT, signal.SIGTERM]
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            caught.append(signal.SIGHUP)
-        self._old = {number: signal.signal(number, self._catch) for number in caught}
+        self._old = {number: signal.signal(number, self._catch) for number in stopping_signals()}
         return self
 
     def __exit__(self, *error):

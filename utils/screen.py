@@ -20,16 +20,20 @@ def escape_controls(text):
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
-def shell_command(*words):
-    """A command that can be pasted into a shell, every word quoted where it must be: "python evaluate.py …".
+def shell_words(*words):
+    """Words that can be pasted into a shell, each quoted where it must be."""
+    return shlex.join(map(str, words))
 
-    Args:
-        words: those behind "python"; None and empty lists are left out, lists are spread.
-    """
-    flat = []
-    for word in words:
-        flat += map(str, word) if isinstance(word, list | tuple) else [] if word is None else [str(word)]
-    return shlex.join(["python", *flat])
+
+def shell_command(script, *words):
+    """A command that can be pasted into a shell: "python <script> <words>"."""
+    return shell_words("python", script, *words)
+
+
+def resume_command(script, directory, processes=1):
+    """What to type to resume a run, with as many processes on each machine as it has."""
+    start = ["torchrun", "--nproc_per_node", processes] if processes > 1 else ["python"]
+    return shell_words(*start, script, "--resume", directory)
 
 
 class SafeStream:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from versatile.adapters.backbones.family import backbone_of
 from versatile.utils.errors import UserError, first_line
+from versatile.utils.screen import shell_words
 
 # Flags that name a T5, and nothing else.
 T5_FLAGS = ("--model_name_or_path", "--config_name")
@@ -91,7 +92,7 @@ def read_config(folder, place):
             script = "the script that made it" if for_t5 else "python train.py"
             raise UserError(
                 "this run has not saved a best model yet", place=place,
-                remedy=f"go on with it: {script} --resume {path}"
+                remedy=f"go on with it: {script} {shell_words('--resume', path)}"
                        + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""),
             )  # fmt: skip
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
