@@ -86,8 +86,10 @@ def build_parser():
     )
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     for name, chosen in FORMATS.items():
-        first_line = chosen.read.__doc__.split("\n")[0]
-        sub = formats.add_parser(name, help=first_line, description=chosen.read.__doc__, allow_abbrev=False)
+        # python -OO takes docstrings away.
+        description = chosen.read.__doc__ or name
+        first_line = description.split("\n")[0]
+        sub = formats.add_parser(name, help=first_line, description=description, allow_abbrev=False)
         chosen.flags(sub)
         output = "the directory of the tasks' json files" if chosen.write else "the task json to write"
         sub.add_argument("--output", required=True, help=f"{output} (required)")

@@ -7,7 +7,6 @@ Each place is a directory with the matrix.json that evaluate_lifelong.py wrote, 
 beside the table, as .png.
 """
 
-import io
 import json
 import math
 import sys
@@ -17,6 +16,7 @@ from versatile.lifelong.matrix import NUMBERS, _number, draw
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error, first_line
 from versatile.utils.files import atomic_write, writable_directory
+from versatile.utils.plots import save_figure, start_figure
 
 # What of an evaluation must be the same, as evaluate_lifelong.py writes it.
 ASKED = ("split", "limit", "ref1", "decoding")
@@ -96,15 +96,10 @@ def markdown(found, digits=1):
 
 def picture(path, found, across=4):
     """The matrices as one PNG: a heat map for each way, `across` in a row."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     across = min(across, len(found))
     down, tasks = math.ceil(len(found) / across), len(next(iter(found.values()))["tasks"])
     size = (across * max(2.4, 0.75 * tasks + 0.8), down * max(1.9, 0.5 * tasks + 1.1))
-    figure, grid = plt.subplots(down, across, figsize=size, dpi=150, layout="constrained", squeeze=False)
+    figure, grid = start_figure(down, across, figsize=size, dpi=150, layout="constrained", squeeze=False)
     for i, axes in enumerate(grid.flat):
         if i >= len(found):
             axes.axis("off")
@@ -114,11 +109,7 @@ def picture(path, found, across=4):
         average = _number(own["mean"]["average_accuracy"], own["sd"]["average_accuracy"], 1)
         axes.set_title(f"{name}\naverage {average}", fontsize=9, pad=6)
     figure.supylabel("after learning", fontsize=9)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    plt.close(figure)
-    with atomic_write(path, "wb") as file:
-        file.write(image.getvalue())
+    save_figure(path, figure)
 
 
 def check_output(p, output):

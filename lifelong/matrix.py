@@ -4,13 +4,12 @@ With T tasks, R[i][j] is the score of task j after learning tasks 1 … i (Lopez
 al. 2018, Riemannian Walk). Scores are of the tasks' own kinds, 0–100.
 """
 
-import io
 import math
 import textwrap
 from dataclasses import dataclass
 
 from versatile.utils.errors import UserError, brief
-from versatile.utils.files import atomic_write
+from versatile.utils.plots import save_figure, start_figure
 
 
 @dataclass
@@ -184,15 +183,10 @@ def heat_map(path, matrices, title):
         matrices: one or more runs of the same sequence; with several each cell has its deviation below.
         title: printed above.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     found = summary(matrices)
     number = len(found["tasks"])
     width = max(4.8, 1.05 * number + 2.2)
-    figure, axes = plt.subplots(figsize=(width, 0.62 * number + 2.3), dpi=150, layout="constrained")
+    figure, axes = start_figure(figsize=(width, 0.62 * number + 2.3), dpi=150, layout="constrained")
     image = draw(axes, found)
     axes.set_ylabel("after learning", fontsize=9)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
@@ -201,11 +195,7 @@ def heat_map(path, matrices, title):
     # Letters that fit: of the title above the matrix, of the caption below it.
     axes.set_title(textwrap.fill(title, int(7.5 * width)), fontsize=11, pad=10)
     axes.set_xlabel(_caption(found, int(13 * width)), fontsize=8, color="0.3", labelpad=8)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    plt.close(figure)
-    with atomic_write(path, "wb") as file:
-        file.write(image.getvalue())
+    save_figure(path, figure)
 
 
 def draw(axes, found, named=True):

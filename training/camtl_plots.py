@@ -1,25 +1,10 @@
 """Pictures of a run on several tasks: loss and scores, and how much of each task's data it has seen."""
 
-import io
-
-from versatile.utils.files import atomic_write
+from versatile.utils.plots import save_figure, start_figure
 
 
 def _figure():
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt, *plt.subplots(1, 2, figsize=(11, 4), dpi=130, layout="constrained")
-
-
-def _save(plt, figure, path):
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    plt.close(figure)
-    with atomic_write(path, "wb") as file:
-        file.write(image.getvalue())
+    return start_figure(1, 2, figsize=(11, 4), dpi=130, layout="constrained")
 
 
 def _mark(rows):
@@ -35,7 +20,7 @@ def learning_curve(path, history, title):
         history: {"train": [{step, loss, lr}], "valid": [{step, nll, average, tasks: {task: {scores: {metric}}}}]}.
         title: printed above.
     """
-    plt, figure, (left, right) = _figure()
+    figure, (left, right) = _figure()
     train, valid = history["train"], history["valid"]
     left.plot([r["step"] for r in train], [r["loss"] for r in train], color="0.4", lw=1, marker=_mark(train),
               label="train, mean since the last point")  # fmt: skip
@@ -64,8 +49,8 @@ def learning_curve(path, history, title):
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines["top"].set_visible(False)
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    _save(plt, figure, path)
+    figure.suptitle(title, fontsize=11)
+    save_figure(path, figure)
 
 
 def data_seen(path, seen, title):
@@ -76,7 +61,7 @@ def data_seen(path, seen, title):
         seen: [{step, rows: {task: rows of batches so far}, share: {task: share of its rows that were in one}}].
         title: printed above.
     """
-    plt, figure, (left, right) = _figure()
+    figure, (left, right) = _figure()
     tasks, steps = list(seen[0]["rows"]) if seen else [], [0, *(r["step"] for r in seen)]
     made = []
     for before, now in zip([None, *seen], seen):
@@ -96,5 +81,5 @@ def data_seen(path, seen, title):
     for axes in (left, right):
         axes.set_xlim(0, max(steps))
         axes.spines["top"].set_visible(False)
-    figure.suptitle(title, fontsize=11, parse_math=False)
-    _save(plt, figure, path)
+    figure.suptitle(title, fontsize=11)
+    save_figure(path, figure)

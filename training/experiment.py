@@ -75,8 +75,8 @@ def begin(args, run):
     if checkpoint.is_checkpoint(args.model_checkpoint):
         raise UserError(
             "this is a trained model, not a bare backbone", place=f"--model_checkpoint {args.model_checkpoint}",
-            remedy=f"to go on with it: {screen.shell_words('--resume', args.model_checkpoint)}; to start anew: name its "
-                   "backbone",
+            remedy=f"to go on with it: {screen.shell_words('--resume', args.model_checkpoint)}; to start anew: name "
+                   "its backbone",
         )  # fmt: skip
     return dtype
 

@@ -42,8 +42,8 @@ def check_directory(arguments, script="train_t5.py"):
     if (folder / "run.json").exists():
         if not args.overwrite_output_dir:
             raise UserError("this directory already holds a run", place=place,
-                            remedy=f"go on with it ({shell_words('--resume', folder)}), name another directory, or start "
-                                   "anew in its place with --overwrite_output_dir")  # fmt: skip
+                            remedy=f"go on with it ({shell_words('--resume', folder)}), name another directory, or "
+                                   "start anew in its place with --overwrite_output_dir")  # fmt: skip
         check_removable(arguments, folder, script)
     could_be_made(args.output_dir, "--output_dir")
 

@@ -1,9 +1,41 @@
 """Pictures of a run, where people would rather look than read."""
 
 import io
+import warnings
 from pathlib import Path
 
 from versatile.utils.files import atomic_write
+
+
+def start_figure(*grid, **options):
+    """(figure, axes) of `matplotlib.pyplot.subplots`, for a file and never for a screen.
+
+    Names of tasks and runs stand in it as they are: nothing in them is taken for a formula.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    matplotlib.rcParams["text.parse_math"] = False
+    return plt.subplots(*grid, **options)
+
+
+def save_figure(path, figure):
+    """Write a figure as a PNG beside its name, move it into place, and let go of it.
+
+    A character that the font lacks is drawn as a box, without a word about each.
+    """
+    import matplotlib.pyplot as plt
+
+    image = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
+        figure.savefig(image, format="png")
+    plt.close(figure)
+    with atomic_write(Path(path), "wb") as file:
+        file.write(image.getvalue())
 
 
 def learning_curve(path, history, title):
@@ -15,12 +47,7 @@ def learning_curve(path, history, title):
             several.
         title: printed above.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, left = plt.subplots(figsize=(7, 4), dpi=130, layout="constrained")
+    figure, left = start_figure(figsize=(7, 4), dpi=130, layout="constrained")
     train, valid = history["train"], history["valid"]
     several = bool(valid) and "tasks" in valid[0]
     if train:
@@ -52,11 +79,7 @@ def learning_curve(path, history, title):
         figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     elif train or valid:
         left.legend(frameon=False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    plt.close(figure)
-    with atomic_write(Path(path), "wb") as file:
-        file.write(image.getvalue())
+    save_figure(path, figure)
 
 
 def score_curve(path, history, title):
@@ -67,17 +90,14 @@ def score_curve(path, history, title):
         history: {"train": [{step, loss, lr}], "valid": [{step, <task>_eval_<metric>, eval_average_metrics, …}]}.
         title: printed above.
     """
-    import matplotlib
+    from matplotlib import colormaps
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, left = plt.subplots(figsize=(7, 4.4), dpi=130, layout="constrained")
+    figure, left = start_figure(figsize=(7, 4.4), dpi=130, layout="constrained")
     train, valid = history["train"], history["valid"]
     names = [k for k in (valid[0] if valid else {}) if "_eval_" in k and not k.endswith(("_loss", "_invalid"))]
     steps = [r["step"] for r in valid]
     for number, name in enumerate(names):
-        label, color = name.replace("_eval_", " "), plt.colormaps["tab20"](number % 20)
+        label, color = name.replace("_eval_", " "), colormaps["tab20"](number % 20)
         left.plot(steps, [r[name] for r in valid], lw=1, marker=".", ms=4, label=label, color=color)
     if names:
         mean = [r["eval_average_metrics"] for r in valid]
@@ -100,8 +120,4 @@ def score_curve(path, history, title):
     left.xaxis.get_major_locator().set_params(integer=True)
     if names:
         figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    plt.close(figure)
-    with atomic_write(Path(path), "wb") as file:
-        file.write(image.getvalue())
+    save_figure(path, figure)

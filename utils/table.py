@@ -19,6 +19,7 @@ from pathlib import Path
 from versatile.utils.errors import UserError, brief, exit_on_user_error, first_line
 from versatile.utils.files import atomic_write, writable_directory
 from versatile.utils.metrics import Score
+from versatile.utils.plots import save_figure, start_figure
 
 # The columns of the VLM paper's table; a method that is not among them gets a column behind them.
 METHODS = {"finetune": "fine-tune", "adapter": "adapter", "adapter+distillation": "adapter + distillation",
@@ -382,17 +383,12 @@ COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#d
 
 def chart(path, cells):
     """Bars of every task's headline score, a panel a task and a bar a method, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(cells.methods)}
     shown = [m for m in cells.methods if any(method == m for _, method in cells.of)]
     columns = min(3, len(cells.tasks))
     rows = math.ceil(len(cells.tasks) / columns)
     size = (max(4.6 * columns, 6), (1.1 + 0.34 * len(shown)) * rows + 0.2)
-    figure, grid = plt.subplots(rows, columns, figsize=size, dpi=140, layout="constrained", squeeze=False)
+    figure, grid = start_figure(rows, columns, figsize=size, dpi=140, layout="constrained", squeeze=False)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     for axes in grid.flat[len(cells.tasks) :]:
         axes.set_visible(False)
@@ -400,12 +396,10 @@ def chart(path, cells):
         name = cells.headline(task)
         bars(axes, cells.values(task, name), shown, colours)
         better = " (lower is better)" if name in LOWER_IS_BETTER else ""
-        axes.set_title(f"{task}: {name}{better}", fontsize=11, fontweight="bold", loc="left", parse_math=False)
+        axes.set_title(f"{task}: {name}{better}", fontsize=11, fontweight="bold", loc="left")
         names = [label(m) for m in shown] if i % columns == 0 else [""] * len(shown)
-        axes.set_yticks(range(len(shown)), names, fontsize=10, parse_math=False)
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png")
-    plt.close(figure)
+        axes.set_yticks(range(len(shown)), names, fontsize=10)
+    save_figure(path, figure)
 
 
 def bars(axes, values, methods, colours):
@@ -435,7 +429,7 @@ def bars(axes, values, methods, colours):
 
 @exit_on_user_error
 def main(argv=None):
-    p = argparse.ArgumentParser(prog="python -m utils.table", description=__doc__.split("\n")[0])
+    p = argparse.ArgumentParser(prog="python -m utils.table", description="The results of many evaluations in one table.")
     p.add_argument("places", nargs="*", default=["results"], metavar="RESULT_DIR_OR_FILE",
                    help="metrics files, or directories that hold some at any depth (default: results)")  # fmt: skip
     p.add_argument("--output", default="results/table.md", metavar="FILE.md",
