@@ -108,12 +108,12 @@ def score_files(args, task):
         references, details = [e.references for e in examples], [e.details for e in examples]
     metrics.check_counts(hypotheses, references)
     scores, notes = task.score(hypotheses, references, details)
-    evaluation.show(task, args.score_only, scores, notes, hypotheses, references)
     if args.output_dir:
         evaluation.write(args.output_dir, task, hypotheses, references)
         summary = dict(task=task.name, scores=metrics.to_json(scores), instances=len(hypotheses),
                        score_only=args.score_only)  # fmt: skip
         write_json(f"{args.output_dir}/{task.name}_metrics.json", summary)
+    evaluation.show(task, args.score_only, scores, notes, hypotheses, references)
 
 
 def evaluate(args, task):

@@ -14,7 +14,6 @@ line; commands, and lines that set a persona or a document, have none.
 """
 
 import contextlib
-import os
 import re
 import sys
 from dataclasses import replace
@@ -49,18 +48,14 @@ def main(argv=None):
     flags.check_lengths(p, args)
     flags.one_process()
     out, typed = sys.stdout, sys.stdin.isatty()
-    try:
-        # Where answers are read by a program they stand alone: what else is printed goes to stderr.
-        with contextlib.redirect_stdout(out if typed and out.isatty() else sys.stderr):
-            talk = Talk(args)
-            talk.greet()
-            if typed:
-                in_terminal(talk, out)
-            else:
-                in_pipe(talk, sys.stdin.buffer, out)
-    except BrokenPipeError:
-        # Whoever read the answers has had enough; Python would complain again when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+    # Where answers are read by a program they stand alone: what else is printed goes to stderr.
+    with contextlib.redirect_stdout(out if typed and out.isatty() else sys.stderr):
+        talk = Talk(args)
+        talk.greet()
+        if typed:
+            in_terminal(talk, out)
+        else:
+            in_pipe(talk, sys.stdin.buffer, out)
 
 
 def in_terminal(talk, out):
@@ -68,7 +63,7 @@ def in_terminal(talk, out):
     with contextlib.suppress(ImportError):
         # Importing it gives `input` a history and the keys to edit a line with.
         import readline  # noqa: F401
-    while not talk.over:
+    while not talk.over and out.has_reader:
         answering = False
         try:
             line = input(f"{talk.task.name}> ")
@@ -103,7 +98,8 @@ def in_pipe(talk, lines, out):
             print(f"line {number}: {friendly(error)}", flush=True)
         if answer is not None:
             print(one_line(answer), file=out, flush=True)
-        if talk.over:
+        if talk.over or not out.has_reader:
+            # /quit, or whoever read the answers has had enough.
             return
 
 

@@ -43,8 +43,9 @@ def train(arguments):
 
     args = arguments.training
     t5_setup.check_directory(arguments)
-    model, tokenizer = t5_setup.build(arguments)
+    # One process a machine makes the caches, the others find them.
     with args.main_process_first():
+        model, tokenizer = t5_setup.build(arguments)
         parts = t5_setup.read(arguments, tokenizer, model)
     say(t5.describe(model))
     evaluation = t5_setup.evaluation(arguments, tokenizer, parts.get("validation"))

@@ -109,14 +109,14 @@ def evaluate(model, tokenizer, parts, decoding, *, positions, dtype, output_dir,
         references = [e.references for e in p.examples]
         scores, notes = p.task.score(hypotheses, references, [e.details for e in p.examples])
         scores["PPL"] = metrics.perplexity(nll, labels)
-        show(p.task, p.split, scores, notes, hypotheses, references)
-        show_samples(hypotheses, p.examples, samples)
         write(output_dir, p.task, hypotheses, references, p.examples)
         summaries[name] = dict(
             task=name, split=p.split, scores=metrics.to_json(scores), headline=p.task.headline,
             instances=len(hypotheses), nll=nll / labels, labels=labels, dataset_path=str(p.path), **more,
         )  # fmt: skip
         write_json(Path(output_dir) / f"{name}_metrics.json", summaries[name])
+        show(p.task, p.split, scores, notes, hypotheses, references)
+        show_samples(hypotheses, p.examples, samples)
     print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({speed:.0f} tokens/s); results in {output_dir}")
     return summaries
 

@@ -327,7 +327,6 @@ def evaluate_run(args, given):
     evaluation = Evaluation(parts, tokenizer, args.batch_size, dtype)
     prefix = PREFIXES[split]
     scores = evaluation(model, prefix)
-    show(evaluation, scores, prefix, args.samples)
     write_outputs(args.output_dir, evaluation)
     counts = t5.ledger(model)
     backbone = counts["backbone"] + counts["layer_norms"]
@@ -341,6 +340,7 @@ def evaluate_run(args, given):
         write_json(Path(args.output_dir) / f"{name}_metrics.json", summary)
     name = "val" if split == "validation" else split
     write_results(Path(args.output_dir) / f"{name}_results.json", scores)
+    show(evaluation, scores, prefix, args.samples)
     print(f"results in {args.output_dir}")
 
 

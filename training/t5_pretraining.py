@@ -256,9 +256,10 @@ def pretrain(arguments):
     args = arguments.training
     args.do_train = args.do_eval = True
     t5_setup.check_directory(arguments, "pretrain_t5.py")
-    model, tokenizer = t5_models.load(arguments.model, args.seed)
-    set_seed(args.seed)
+    # One process a machine makes the caches, the others find them.
     with args.main_process_first():
+        model, tokenizer = t5_models.load(arguments.model, args.seed)
+        set_seed(args.seed)
         train, valid = data(arguments, tokenizer)
     say(f"trained: all {sum(p.numel() for p in model.parameters()):,} parameters")
     sampler = span_corruption.EpochBatches(len(train), args.per_device_train_batch_size, args.data_seed,

@@ -149,7 +149,16 @@ def need_compiler(device):
 
 
 def quiet_libraries():
-    """Keep transformers' progress bars and advice, and the hub's retries, off the screen; errors still come through."""
+    """Keep transformers' progress bars and advice, and the hub's retries, off the screen; errors still come through.
+
+    Raises:
+        UserError: Python was told to drop docstrings, which transformers builds its models' documentation from.
+    """
+    from versatile.utils.errors import UserError
+
+    if sys.flags.optimize > 1:
+        raise UserError("transformers cannot load a model without docstrings", place="python -OO or PYTHONOPTIMIZE=2",
+                        expected="python, or python -O", remedy="unset PYTHONOPTIMIZE, leave -OO out")  # fmt: skip
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from transformers.utils import logging

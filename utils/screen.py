@@ -44,10 +44,13 @@ class SafeStream:
 
     Args:
         stream: a text stream, or None where the process was started without one.
+
+    Attributes:
+        has_reader: False once the process at the other end of a pipe has left.
     """
 
     def __init__(self, stream):
-        self._stream = stream
+        self._stream, self.has_reader = stream, True
 
     def __getattr__(self, name):
         if self._stream is None:
@@ -85,6 +88,8 @@ class SafeStream:
             return
         try:
             yield
+        except BrokenPipeError:
+            self.has_reader = False
         except OSError:
             pass
         except ValueError:
@@ -118,8 +123,9 @@ def protected():
         return
     for stream in old:
         if hasattr(stream, "reconfigure"):
-            # An encoding that lacks a character (ascii, latin-1) gets its number.
-            stream.reconfigure(errors="backslashreplace")
+            # An encoding that lacks a character (ascii, latin-1) gets its number. What is buffered is written first.
+            with contextlib.suppress(OSError, ValueError):
+                stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
     try:
         yield

@@ -429,7 +429,8 @@ def bars(axes, values, methods, colours):
 
 @exit_on_user_error
 def main(argv=None):
-    p = argparse.ArgumentParser(prog="python -m utils.table", description="The results of many evaluations in one table.")
+    p = argparse.ArgumentParser(prog="python -m utils.table",
+                                description="The results of many evaluations in one table.")  # fmt: skip
     p.add_argument("places", nargs="*", default=["results"], metavar="RESULT_DIR_OR_FILE",
                    help="metrics files, or directories that hold some at any depth (default: results)")  # fmt: skip
     p.add_argument("--output", default="results/table.md", metavar="FILE.md",

@@ -71,6 +71,17 @@ def folder(name):
     return target
 
 
+def _save(model, tokenizer, target):
+    """Write a whole model directory, whichever process of several comes to it: transformers' saves only in the first.
+
+    A directory without a config.json, which such a process once left, is replaced.
+    """
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+    with atomic_directory(target, replace=not (target / "config.json").is_file()) as beside:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+
+
 def _make_smollm2(target):
     """Dequantise the packaged GGUF into a plain fp32 directory that transformers loads (538 MB)."""
     gguf = smollm2_file()
@@ -91,9 +102,7 @@ def _make_smollm2(target):
     plain.load_state_dict(packed.state_dict())
     plain.tie_weights()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    with atomic_directory(target, replace=False) as beside:
-        plain.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+    _save(plain, tokenizer, target)
 
 
 def smollm2_file():
@@ -145,9 +154,7 @@ def _make_tiny_bert(target):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = BertModel(config)
-    with atomic_directory(target, replace=False) as beside:
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+    _save(model, tokenizer, target)
 
 
 def _tiny_wordpieces():
@@ -203,9 +210,7 @@ def _make_tiny(target, name):
                 bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
             )  # fmt: skip
             model = LlamaForCausalLM(config)
-    with atomic_directory(target, replace=False) as beside:
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+    _save(model, tokenizer, target)
 
 
 def _tiny_tokenizer():
