@@ -81,7 +81,7 @@ def in_terminal(talk, out):
             if answer == "" and out.isatty():
                 print("(the answer is empty)")
             elif answer is not None:
-                print(answer, file=out, flush=True)
+                out.write_data(answer)
 
 
 def in_pipe(talk, lines, out):
@@ -97,7 +97,7 @@ def in_pipe(talk, lines, out):
         except UserError as error:
             print(f"line {number}: {friendly(error)}", flush=True)
         if answer is not None:
-            print(one_line(answer), file=out, flush=True)
+            out.write_data(one_line(answer))
         if talk.over or not out.has_reader:
             # /quit, or whoever read the answers has had enough.
             return

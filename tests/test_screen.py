@@ -90,6 +90,15 @@ def test_a_character_that_the_screen_lacks_is_shown_by_its_number(monkeypatch):
     assert kept.getvalue() == b"\\xfc \\u6f22 \\x1b[31mred\\x1b[0m\n\rprogress"
 
 
+def test_lines_that_a_program_reads_are_written_as_they_are_but_not_to_a_terminal(monkeypatch):
+    kept = io.StringIO()
+    screen.SafeStream(kept).write_data("a\x1b[2J")
+    assert kept.getvalue() == "a\x1b[2J\n"
+    monkeypatch.setattr(kept, "isatty", lambda: True, raising=False)
+    screen.SafeStream(kept).write_data("b\x1b[2J")
+    assert kept.getvalue().endswith("\nb\\x1b[2J\n")
+
+
 def test_an_error_message_shows_a_hostile_name_written_out(capsys):
     @exit_on_user_error
     def main():

@@ -65,6 +65,15 @@ class SafeStream:
             self._stream.write(shown)
         return len(text)
 
+    def write_data(self, line):
+        """Write a line that a program reads: as it is, unless a terminal is at the other end."""
+        if self.isatty():
+            self.write(f"{line}\n")
+        else:
+            with self._dropped():
+                self._stream.write(f"{line}\n")
+        self.flush()
+
     def writelines(self, lines):
         for line in lines:
             self.write(line)
