@@ -96,18 +96,27 @@ def score_files(args, task):
     from versatile.training import evaluation
     from versatile.utils import metrics
     from versatile.utils.files import writable_directory, write_json
+    from versatile.utils.lines import from_one_line
 
     if args.output_dir:
         writable_directory(args.output_dir, "--output_dir")
-    hypotheses, details = metrics.read_lines(args.score_only), None
+    hypotheses, examples = [from_one_line(line) for line in metrics.read_lines(args.score_only)], None
     if args.references:
-        references = metrics.read_references(args.references)
+        references = [list(map(from_one_line, group)) for group in metrics.read_references(args.references)]
     else:
         reading = task.reading(args.max_history, decoding=True)
         examples = instances.read(args.dataset_path, args.split, task, reading, args.limit)
-        references, details = [e.references for e in examples], [e.details for e in examples]
+        references = [e.references for e in examples]
     metrics.check_counts(hypotheses, references)
+<<<<<<< HEAD
     scores, notes = task.score(hypotheses, references, details)
+=======
+    if examples is None:
+        scores, notes = task.score(hypotheses, references)
+    else:
+        scores, notes = evaluation.score(task, hypotheses, examples, f"{args.dataset_path}:{args.split}")
+    evaluation.show(task, args.score_only, scores, notes, hypotheses, references)
+>>>>>>> e2df745 (Data files, texts and scores: halves of characters, long numbers and lines, special tokens spelt in a T5's text, blank references, one line an output, the original's ROUGE, WikiSQL's columns, hub data of scripts)
     if args.output_dir:
         evaluation.write(args.output_dir, task, hypotheses, references)
         summary = dict(task=task.name, scores=metrics.to_json(scores), instances=len(hypotheses),

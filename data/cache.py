@@ -20,8 +20,9 @@ from versatile.data.task import Reading
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_directory, cache_root, writable_cache, write_json
 
-FORMAT = 2
+FORMAT = 3
 CHUNK = 2000
+EMPTY_TARGET = "empty target"
 
 
 class EncodedSplit:
@@ -105,7 +106,9 @@ def _build(folder, key, path, split, task, encoder, training, how, progress, voc
             read = 0
             while chunk := list(islice(examples, CHUNK)):
                 for example, encoded in zip(chunk, encoder.encode(chunk)):
-                    if training and (reason := _unusable(task, example, encoded)):
+                    reason = _unusable(task, example, encoded)
+                    # A blank target is a withheld one: the loss of an end token alone says nothing of a model.
+                    if reason and (training or reason == EMPTY_TARGET):
                         dropped[reason] += 1
                         continue
                     ids.write(array(np.dtype(id_type).char, encoded.ids).tobytes())
@@ -126,7 +129,7 @@ def _unusable(task, example, encoded):
     """Why training cannot use an example, or None."""
     target = len(encoded.ids) - 1 - encoded.prompt_length
     if target < 1:
-        return "empty target"
+        return EMPTY_TARGET
     if not any(span.text.strip() for span in example.context):
         return "empty source"
     if task.min_tokens > 1:

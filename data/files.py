@@ -5,18 +5,21 @@ split a list of objects; a name ending in ``.gz`` is decompressed on the way. Me
 whatever the size of the file, and everything that can be wrong with a file is a `UserError` that says
 where.
 
-Numbers come as int or float. A ``\\ud800``-style escape without its second half has no character: the
-parser gives ``?`` for it.
+Numbers come as int or float. A ``\\ud800``-style escape without its other half has no character: ``?`` comes in
+its place.
 """
 
 import contextlib
 import csv
+import decimal
 import gzip
 import hashlib
+import math
 import os
 import zlib
 
 import ijson
+from versatile.data.json_text import LONGEST, WholeCharacters
 from versatile.utils.errors import UserError, brief
 
 _BLOCK = 1 << 16
@@ -25,8 +28,11 @@ _DEEPEST = 100
 _ALIASES = {"valid": ("valid", "val")}
 _OPENS = frozenset(("start_map", "start_array"))
 _CLOSES = frozenset(("end_map", "end_array"))
-# The C parser raises JSONError; the pure Python one also lets decoding errors through.
-_REFUSALS = (ijson.JSONError, UnicodeDecodeError)
+# The C parser raises JSONError, and SystemError for a number of too many digits; the pure Python one also lets decoding
+# errors through.
+_REFUSALS = (ijson.JSONError, ValueError, SystemError, decimal.DecimalException)
+# A record of more values than this is a mistake, and would fill memory.
+_MOST_VALUES = 10_000_000
 _TASK_FILE = 'a task file: {"train": [...], "valid": [...], "test": [...]}'
 
 
@@ -165,7 +171,10 @@ def text_lines(path):
     """Yield (line number, text) for every line of a UTF-8 file, plain or ``.gz``; its ``\\n`` stays on it."""
     # Only \n ends a line: sentences hold U+2028, U+0085 and whatever else splitlines() would cut at.
     with open_bytes(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
+            if len(line) > LONGEST:
+                raise UserError(f"a line of more than {LONGEST >> 20} MiB", place=f"{path}:{number}",
+                                expected="lines of text", remedy="check that this is the right file, and its line ends")
             try:
                 yield number, line.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -205,12 +214,17 @@ def bare_csv_rows(path):
     Raises:
         UserError: quotes that do not pair up.
     """
+    # The module's own limit, 128 KiB, is shorter than an article may be.
+    csv.field_size_limit(LONGEST)
     rows, line = csv.reader((text for _, text in text_lines(path)), strict=True), 1
     while True:
         place = f"{path}:{line}"
         try:
             row = next(rows, None)
         except csv.Error as error:
+            if "field limit" in str(error):
+                raise UserError(f"a field of more than {LONGEST >> 20} MiB", place=place, expected="fields of text",
+                                remedy="look for a quotation mark that nothing closes") from error
             raise UserError(f"is not valid csv: {error}", place=place, remedy="correct the row",
                             expected='quotes in pairs, inner ones as ""') from error
         if row is None:
@@ -249,7 +263,8 @@ def _events(path):
     """Yield the parser's (event, value) pairs."""
     with open_bytes(path) as file:
         try:
-            yield from ijson.basic_parse(file, use_float=True)
+            # With use_float the parser would refuse whole numbers of 20 digits.
+            yield from ijson.basic_parse(WholeCharacters(file, path), use_float=False)
         except _REFUSALS as error:
             raise _not_json(path, error) from error
 
@@ -323,7 +338,8 @@ def _build(event, value, events, place):
     with the square of the nesting, and it cannot tell the list ``train`` from an object ``{"item": …}``.
     """
     if event not in _OPENS:
-        return value
+        return _number(value, place) if event == "number" else value
+    size = count = 0
     root = {} if event == "start_map" else []
     stack, top, key = [], root, None
     for event, value in events:
@@ -337,6 +353,15 @@ def _build(event, value, events, place):
             continue
         if event in _OPENS:
             value = {} if event == "start_map" else []
+        elif event == "number":
+            value = _number(value, place)
+        elif event == "string":
+            size += len(value)
+        count += 1
+        if size > LONGEST or count > _MOST_VALUES:
+            what = f"{LONGEST >> 20} MiB" if size > LONGEST else f"{_MOST_VALUES:,} values"
+            raise UserError(f"is a record of more than {what}",
+                            place=place, expected="a record of text fields", remedy="check how the file was made")
         if type(top) is dict:
             top[key] = value
         else:
@@ -350,6 +375,17 @@ def _build(event, value, events, place):
     return root
 
 
+def _number(value, place):
+    """A number of the parser, which gives a Decimal for what is no whole number, as int or float."""
+    if isinstance(value, int):
+        return value
+    number = float(value)
+    if math.isinf(number):
+        raise UserError(f"the number {str(value)[:40]} overflows", place=place,
+                        expected="numbers up to 1.8e308", remedy="correct the record")
+    return number
+
+
 def _not_json(path, error):
     """The `UserError` for bytes that the parser refused; reads the file again to say where."""
     offset = _refused_at(path, _refused_at(path, 0, _BLOCK), 1)
@@ -358,6 +394,9 @@ def _not_json(path, error):
     reason = error.args[0] if error.args else ""
     reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
     reason = reason.split("\n")[0].strip(" .")
+    if isinstance(error, SystemError | decimal.DecimalException) or "digits" in reason:
+        return UserError(f"a number of too many digits, near {where}", place=path,
+                         expected="numbers of at most 4300 digits", remedy="write it as a string, or leave it out")
     if not rest:
         with open_bytes(path) as file:
             blank = not any(block.strip() for block in iter(lambda: file.read(_BLOCK), b""))
@@ -384,10 +423,11 @@ def _refused_at(path, start, step):
     `start`, a multiple of the block size, is where to begin to take small steps.
     """
     events = ijson.sendable_list()
-    parser = ijson.basic_parse_coro(events, use_float=True)
+    parser = ijson.basic_parse_coro(events, use_float=False)
     offset = 0
     with open_bytes(path) as file:
-        while block := file.read(_BLOCK if offset < start else step):
+        whole = WholeCharacters(file, path)
+        while block := whole.read(_BLOCK if offset < start else step):
             try:
                 parser.send(block)
             except _REFUSALS:

@@ -36,6 +36,28 @@ def read(path, split, task, how, limit=None):
     return list(merged.values())
 
 
+def scored(examples, place):
+    """Numbers of the examples that have something to be scored against, and a note about the others.
+
+    A blank reference is no reference: such targets are withheld or were lost.
+
+    Returns:
+        (numbers, their references without blank ones, [note] or [])
+
+    Raises:
+        UserError: there is not one.
+    """
+    references = [[text for text in e.references if text.strip()] for e in examples]
+    numbers = [i for i, group in enumerate(references) if group]
+    blank = len(examples) - len(numbers)
+    if not numbers:
+        raise UserError(f"the references of all {blank} examples are blank: there is nothing to score against",
+                        place=place, expected="a target or references",
+                        remedy="name the file with the true targets; they may be withheld in this one")  # fmt: skip
+    note = f"{blank} of {len(examples)} examples have blank references and are not scored"
+    return numbers, [references[i] for i in numbers], [note] if blank else []
+
+
 def prompts(task, task_id, tokenizer, examples, positions, reserve):
     """Where decoding starts.
 

@@ -11,6 +11,7 @@ Every row's corruption depends on (seed, epoch, row) alone.
 
 import numpy as np
 import torch
+from versatile.data.plain_text import text_ids
 from versatile.utils.errors import UserError
 
 
@@ -111,7 +112,7 @@ def chunks(texts, tokenizer, length):
     """
     pieces = []
     for start in range(0, len(texts), 1000):
-        for ids in tokenizer(texts[start : start + 1000], add_special_tokens=False).input_ids:
+        for ids in text_ids(tokenizer.backend_tokenizer, texts[start : start + 1000]):
             pieces.append(np.asarray(ids, dtype=np.int32))
     flat = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
     rows = len(flat) // length

@@ -43,9 +43,10 @@ def parse(text, header):
     """The logical form of a query a model wrote, or None where it is none.
 
     As in the original: letter case and white space count nowhere; a selected column that the table does not have is
-    taken as the most similar one (longest common subsequence over the length of the longer name); a condition's
-    column must be one of the table's. Other than there, ``WHERE`` is found in upper case, too, ``FROM table`` may be
-    missing, columns of equal name are equal, and text that does not begin with ``SELECT`` is no query.
+    taken as the most similar one (longest common subsequence over the length of the longer name), and so is a
+    condition's. Other than there, ``WHERE`` is found in upper case, too, ``FROM table`` may be missing, columns of
+    equal name are equal, an "and" divides conditions only as a word of its own, and text that does not begin with
+    ``SELECT`` is no query.
     """
     words = text.lower().split()
     if len(words) < 2 or words[0] != "select":
@@ -90,21 +91,58 @@ def _selected(body, columns):
     name = _key(rest if aggregation else body)
     if not name or not columns:
         return None, aggregation
-    return columns[max(columns, key=lambda column: _similarity(name, column))], aggregation
+    return columns[_most_similar(name, columns)], aggregation
+
+
+def _most_similar(name, columns):
+    # The originals' order: of equally similar ones the longest.
+    return max(sorted(columns, key=len, reverse=True), key=lambda column: _similarity(name, column))
 
 
 def _similarity(a, b):
-    """Length of the longest common subsequence / length of the longer text, 0–1."""
+    """Length of the longest common subsequence / length of the longer text, 0–1; as in the original, a common
+    substring and a shorter text decide between equals."""
     row = [0] * (len(b) + 1)
+    run, longest = [0] * (len(b) + 1), 0
     for x in a:
-        diagonal = 0
+        diagonal, run = 0, [0, *(run[j] + 1 if x == y else 0 for j, y in enumerate(b))]
+        longest = max(longest, *run)
         for j, y in enumerate(b, start=1):
             diagonal, row[j] = row[j], diagonal + 1 if x == y else max(row[j], row[j - 1])
-    return row[-1] / max(len(a), len(b))
+    return row[-1] / max(len(a), len(b)) + longest / 1e4 - min(len(a), len(b)) / 1e8
 
 
 def _conditions(where, columns):
     """The conditions of a WHERE clause, in its order, or None where they are none."""
+    exact = _exact_conditions(where, columns)
+    if exact and not any(re.search(r"\sand\s.*\s[=><]\s", value) for _, _, value in exact):
+        return tuple((column, operator, _key(value)) for column, operator, value in exact)
+    return _similar_conditions(where, columns)
+
+
+def _similar_conditions(where, columns):
+    """`_conditions`, each column the most similar one of the table's to what stands before an operator."""
+    pieces = re.split(r"(?:(?<=\s)|^)([=><])(?=\s|$)", where)
+    if len(pieces) < 3 or not columns:
+        return None
+    texts, operators, conditions = pieces[::2], pieces[1::2], []
+    name = texts[0]
+    for number, (operator, text) in enumerate(zip(operators, texts[1:]), start=1):
+        value, following = text, ""
+        if number < len(operators):
+            value, found, following = f" {text} ".rpartition(" and ")
+            if not found:
+                return None
+        if not _key(name):
+            return None
+        column = columns[_most_similar(_key(name), columns)]
+        conditions.append((column, OPERATORS.index(operator), _key(value)))
+        name = following
+    return tuple(conditions)
+
+
+def _exact_conditions(where, columns):
+    """(column, operator, value's text) of conditions whose columns are the table's; None where they are none."""
     # A name's words may be split elsewhere than in the header: any white space between its characters counts the
     # same. Longer names first, or "team" would be found in "team name".
     names = sorted(columns, key=len, reverse=True)
@@ -123,5 +161,5 @@ def _conditions(where, columns):
                 return None
             value = value[:-1]
         operator = OPERATORS.index(match[2].upper())
-        conditions.append((columns[_key(match[1])], operator, "".join(value)))
-    return tuple(conditions)
+        conditions.append((columns[_key(match[1])], operator, " ".join(value)))
+    return conditions

@@ -9,9 +9,14 @@ from pathlib import Path
 
 from versatile.data import glue
 from versatile.data.files import bare_csv_rows, list_items, open_bytes, text_lines
+from versatile.data.json_text import loads
 from versatile.utils.errors import UserError, brief, first_line
 
 EXTENSIONS = ("json", "jsonl", "csv", "tsv")
+# Repositories of the hub that hold a script and no data; `datasets` runs none since version 4.
+_SCRIPTS = ("IWSLT/iwslt2017", "allenai/social_i_qa", "allenai/cosmos_qa", "CogComp/trec")
+# The same data in another repository.
+_COPIES = {"allenai/social_i_qa": "lighteval/siqa"}
 
 
 def find(task, names, data_dir=None, files=None):
@@ -153,8 +158,6 @@ def _table(path, rows):
 
 def _objects(path):
     """Yield (place, item) of a JSON list, or of a file with one JSON value a line."""
-    import json
-
     with open_bytes(path) as file:
         first = file.read(1 << 12).lstrip()[:1]
     if first == b"[":
@@ -163,11 +166,13 @@ def _objects(path):
     for line, text in text_lines(path):
         if not text.strip():
             continue
+        place = f"{path}:{line}"
         try:
-            yield f"{path}:{line}", json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"is not JSON: {first_line(error)}", place=f"{path}:{line}", remedy="correct it there",
+            value = loads(text, place)
+        except UserError as error:
+            raise UserError(error.found, place=place, remedy=error.remedy,
                             expected="a list of objects, or one object a line") from error  # fmt: skip
+        yield place, value
 
 
 # --- GLUE's own folders ----------------------------------------------------------------------------------
@@ -223,13 +228,29 @@ def _hub(task, split, data_dir):
 def _load(name, config, split):
     from datasets import load_dataset
 
+    if name in _SCRIPTS:
+        return _converted(name, config, split)
     try:
         return load_dataset(name, config, split=split)
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
-        # The hub keeps a converted copy of the data sets that need a script; nobody's code is run for it.
-        return load_dataset(name, config, split=split, revision="refs/convert/parquet")
+        return _converted(name, config, split)
+
+
+def _converted(name, config, split):
+    """The hub's own conversion of a data set that needs a script; nobody's code is run for it.
+
+    On that branch a configuration is a folder, not a name; to ask by name would find another one's copy in the cache.
+    """
+    from datasets import load_dataset
+
+    try:
+        return load_dataset(name, split=split, revision="refs/convert/parquet", data_dir=config or "default")
+    except Exception:
+        if name not in _COPIES:
+            raise
+        return load_dataset(_COPIES[name], split=split)
 
 
 def _reach(name):

@@ -6,6 +6,7 @@
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import subprocess
 import sys
@@ -258,3 +259,53 @@ def test_damaged_gzip_is_a_user_error_or_unharmed(noise):
     packed = gzip.compress(json.dumps(GOOD).encode(), mtime=0)
     for content in (packed[:len(noise) * 2] + noise, packed + noise, packed[:-len(noise) or None]):
         assert outcome(content, "train", "d.json.gz") in (None, GOOD["train"])
+
+
+def test_halves_of_characters_and_long_numbers_are_read():
+    from versatile.data.json_text import WholeCharacters, loads
+
+    text = r'{"a": "x \ud83d y \ude00 \ud83d\ude00 \\ud83d \\\ud83d", "n": 13835058055282163712, "f": 0.1}'
+    wanted = {"a": "x ? y ? 😀 \\ud83d \\?", "n": 13835058055282163712, "f": 0.1}
+    assert loads(text, "here") == wanted
+    content = f'{{"train": [{text}]}}'.encode()
+    for size in (1, 2, 5, 7, 11, 12, 13, 64):
+        file = WholeCharacters(io.BytesIO(content), "file")
+        pieces = []
+        while piece := file.read(size):
+            pieces.append(piece)
+        read = b"".join(pieces)
+        assert len(read) == len(content) and json.loads(read)["train"] == [wanted]
+
+
+def test_half_a_character_in_a_task_file(tmp_path):
+    path = write(tmp_path / "data.json", rb'{"train": [{"a": "\ude00 x", "hash": 13835058055282163712, "f": 1.5}]}')
+    ((_, record),) = files.iter_records(path, "train")
+    assert record == {"a": "? x", "hash": 13835058055282163712, "f": 1.5} and type(record["f"]) is float
+
+
+def test_a_number_of_thousands_of_digits_is_the_files_fault(tmp_path):
+    from versatile.data.json_text import loads
+
+    path = write(tmp_path / "data.json", b'{"train": [{"a": ' + b"1" * 5000 + b"}]}")
+    assert "too many digits" in str(error(path)) and str(path) in str(error(path))
+    with pytest.raises(UserError, match="too many digits"):
+        loads("1" * 5000, "here")
+
+
+def test_lines_fields_and_strings_without_end_are_refused_in_one_message(tmp_path, monkeypatch):
+    from versatile.data import files, json_text
+
+    for module in (files, json_text):
+        monkeypatch.setattr(module, "LONGEST", 1 << 20)
+    with gzip.open(tmp_path / "a.json.gz", "wb") as file:
+        file.write(b'{"train": [{"a": "' + b"x" * (3 << 20))
+    assert "without a quotation mark" in str(error(tmp_path / "a.json.gz"))
+    path = write(tmp_path / "a.txt", b"x" * (2 << 20))
+    with pytest.raises(UserError, match="a line of more than 1 MiB"):
+        list(files.text_lines(path))
+    path = write(tmp_path / "a.csv", b'"' + b"x\n" * (1 << 20) + b'"')
+    with pytest.raises(UserError, match="a field of more than 1 MiB"):
+        list(files.bare_csv_rows(path))
+    monkeypatch.undo()
+    path = write(tmp_path / "b.csv", b'1,"' + b"x" * 200_000 + b'"\n')
+    assert [len(row[1]) for _, row in files.bare_csv_rows(path)] == [200_000]

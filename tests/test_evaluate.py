@@ -271,9 +271,13 @@ def test_a_bare_backbone_is_evaluated_untrained(data, tmp_path):
 
 
 def test_line_breaks_in_outputs_stay_inside_their_line():
-    from versatile.training.evaluation import one_line
+    from versatile.utils.lines import from_one_line, one_line
 
-    assert one_line("plain \\n text") == "plain \\n text"
+    assert one_line("plain \\d text") == "plain \\d text"
+    breaks = [f"a{c}b" for c in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"]
+    for text in ("plain \\n text", "C:\\new\\x", "a\\\nb", "tail\\", *breaks):
+        assert len(one_line(text).splitlines()) == 1
+        assert from_one_line(one_line(text)) == text
     assert one_line("two\nlines\r\nhere") == "two\\nlines\\r\\nhere"
 
 
@@ -441,3 +445,32 @@ def test_an_adapter_on_another_backbone_is_one_clear_error(trained, data, cache,
 def test_two_processes_are_refused(trained, data, tmp_path):
     argv = evaluated(trained("tiny-gpt2", 16), data, tmp_path / "out")
     refused(run("evaluate", argv, tmp_path / "log", env=dict(WORLD_SIZE="2", RANK="0")), "torchrun", "one process")
+
+
+def test_the_toolkits_own_output_file_scores_full_marks_where_outputs_equal_references(tmp_path):
+    from versatile.training.evaluation import lines
+
+    texts = ["The ferry was late.\nPassengers waited.", "A bakery opened\x85on \\n Mill Lane.\r\nIt sells bread."]
+    rows = [dict(src="x y", tgt=text) for text in texts]
+    data = write_task(tmp_path / "data.json", train=rows, valid=rows, test=rows)
+    (tmp_path / "out.txt").write_bytes(lines(texts).encode())
+    for more in ([], ["--references", tmp_path / "out.txt"]):
+        argv = ["--task", "summarization", "--dataset_path", data, "--score_only", tmp_path / "out.txt", *more]
+        result = run("evaluate", argv, tmp_path / "log")
+        assert result.code == 0, result.err
+        for name in ("rouge1 ", "rougeLsum ", "original_ROUGE_1 "):
+            assert re.search(rf"^{name} *1\.0000", result.out, re.M), result.out
+
+
+def test_blank_references_are_said_and_not_scored(tmp_path):
+    rows = [dict(src="one two three", tgt=text) for text in ("", "eins zwei drei vier", " ")]
+    whole = dict(train=rows, valid=rows, test=rows)
+    data = write_task(tmp_path / "data.json", **whole)
+    (tmp_path / "out.txt").write_text("x\neins zwei drei vier\ny\n")
+    argv = ["--task", "mt", "--dataset_path", data, "--score_only", tmp_path / "out.txt"]
+    result = run("evaluate", argv, tmp_path / "log")
+    assert "2 of 3 examples have blank references" in result.out and re.search(r"^BLEU +100\.0", result.out, re.M)
+    write_task(data, **(whole | dict(test=[rows[0]])))
+    (tmp_path / "out.txt").write_text("x\n")
+    result = run("evaluate", argv, tmp_path / "log")
+    assert result.code == 2 and "blank" in result.err

@@ -200,7 +200,7 @@ def test_true_answers_of_another_file_are_refused():
     ("select from table", None),
     ("select max from table", None),
     ("select team from table where", (2, 0, ())),
-    ("select team from table where points = 3", None),
+    ("select team from table where points = 3", (2, 0, ((0, 0, "3"),))),
     ("select team from table where goals = 1 team = x", None),
     ("team from table", None),
     ("select", None),
@@ -336,3 +336,15 @@ def test_the_heat_map_is_a_picture(tmp_path):
         assert content.startswith(b"\x89PNG")
         assert len(content) > 5000
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["full.png", "one.png", "single.png"]
+
+
+@pytest.mark.parametrize("text, conditions", [
+    ("select year from table where home teams = ajax", ((0, 0, "ajax"),)),
+    ("select year from table where year > 3 and home teams = new york", ((1, 1, "3"), (0, 0, "newyork"))),
+    ("select year from table where hometeam < 3 and yaer = 1990", ((0, 2, "3"), (1, 0, "1990"))),
+    ("select year from table where home team = rock and roll", ((0, 0, "rockandroll"),)),
+    ("select year from table where nothing", None),
+])  # fmt: skip
+def test_a_conditions_column_is_the_most_similar_one(text, conditions):
+    found = sql.parse(text, ["Home team", "Year"])
+    assert found == (None if conditions is None else (1, 0, conditions))

@@ -76,6 +76,12 @@ def test_a_line_break_in_an_output_shifts_no_reference_in_what_tasks_report():
     assert original.cleaned(hypotheses, references)["original_BLEU"].value == 100
 
 
+def test_the_originals_rouge_counts_the_space_that_its_decoded_texts_begin_with():
+    scores = original.cleaned(["a b", ""], [["a c"], ["a"]])
+    assert scores["original_ROUGE_1"].value == pytest.approx((2 / 3 + 0) / 2)
+    assert original.cleaned(["a b"], [["a b"]])["original_ROUGE_2"].value == pytest.approx(1)
+
+
 def test_e2e_scores_equal_the_official_scripts(e2e_example, e2e_golden, no_meteor):
     scores, notes = metrics.e2e(*e2e_example)
     assert list(scores) == ["BLEU", "NIST", "ROUGE_L", "CIDEr"] and len(notes) == 1

@@ -136,8 +136,9 @@ def test_a_row_becomes_the_published_source_and_target(name, tmp_path):
 def test_the_wording_is_the_same_from_the_columns_of_the_hub(monkeypatch):
     asked = []
 
-    def load_dataset(path, config, split):
-        asked.append((path, config, split))
+    def load_dataset(path, config=None, *, split, revision=None, data_dir=None):
+        assert (revision is None) == (path not in rows_of._SCRIPTS) == (data_dir is None)
+        asked.append((path, config or data_dir, split))
         return datasets.Dataset.from_list([WORDING[name][0]])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -146,7 +147,7 @@ def test_the_wording_is_the_same_from_the_columns_of_the_hub(monkeypatch):
         for split in t2t.SPLITS:
             _, source, target = WORDING[name]
             assert t2t.load(name, split)[0] == {"source": source, "target": target, "task": name}
-    assert ("CogComp/trec", None, "test") in asked and ("CogComp/trec", None, "validation") not in asked
+    assert ("CogComp/trec", "default", "test") in asked and ("CogComp/trec", "default", "validation") not in asked
     assert {split for path, config, split in asked if (path, config) == ("nyu-mll/glue", "stsb")} == {
         "train",
         "validation",
@@ -355,14 +356,38 @@ def test_a_converted_copy_is_taken_where_the_hubs_data_set_needs_a_script(monkey
 
     def load_dataset(*args, **kwargs):
         asked.append((args, kwargs))
-        if len(asked) == 1:
-            raise RuntimeError("Dataset scripts are no longer supported, but found social_i_qa.py")
-        return datasets.Dataset.from_list([WORDING["social_i_qa"][0]])
+        if not kwargs.get("revision"):
+            raise RuntimeError("Dataset scripts are no longer supported, but found paws.py")
+        return datasets.Dataset.from_list([WORDING["paws"][0]])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(rows_of, "_reach", lambda name: None)
-    assert len(t2t.load("social_i_qa", "train")) == 1
-    assert asked[1] == (("allenai/social_i_qa", None), {"split": "train", "revision": "refs/convert/parquet"})
+    assert len(t2t.load("paws", "train")) == 1
+    assert asked[1] == (("google-research-datasets/paws",), {
+        "split": "train", "revision": "refs/convert/parquet", "data_dir": "labeled_final"})  # fmt: skip
+
+
+def test_repositories_of_a_script_load_their_converted_copy_one_configuration_after_the_other(monkeypatch):
+    """As `datasets` 5 does: scripts are refused, a name on that branch is looked up in the cache, a folder is not."""
+    cached = set()
+
+    def load_dataset(path, name=None, *, split, revision=None, data_dir=None):
+        if path == "allenai/social_i_qa":
+            raise FileNotFoundError("the branch is gone")
+        if path == "lighteval/siqa":
+            return datasets.Dataset.from_list([WORDING["social_i_qa"][0]])
+        if revision != "refs/convert/parquet":
+            raise RuntimeError("Dataset scripts are no longer supported, but found iwslt2017.py")
+        if name is not None:
+            raise ValueError(f"Couldn't find cache for {path} for config {name!r}. Available: {sorted(cached)}")
+        cached.add(data_dir)
+        return datasets.Dataset.from_list([{"translation": {"ro": data_dir, "en": data_dir, "nl": data_dir}}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(rows_of, "_reach", lambda name: None)
+    for name in ("iwslt2017-ro-nl", "iwslt2017-en-nl"):
+        assert t2t.load(name, "test")["target"] == [name]
+    assert len(t2t.load("social_i_qa", "validation")) == 1
 
 
 def test_without_the_hub_the_user_is_told_which_files_would_do(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from versatile.training.decoding import decode
 from versatile.training.trainer import QUIET_SECONDS, likelihood
 from versatile.utils import metrics
 from versatile.utils.files import atomic_write, write_json
+from versatile.utils.lines import one_line
 
 
 @dataclass
@@ -92,6 +93,8 @@ def evaluate(model, tokenizer, parts, decoding, *, positions, dtype, output_dir,
     Returns:
         {task: what its <task>_metrics.json holds}
     """
+    for p in parts:
+        instances.scored(p.examples, f"{p.path}:{p.split}")
     # Before decoding, which takes long: a target that cannot be scored is found at once.
     losses = [
         negative_log_likelihood(model, tokenizer, p, positions, dtype, limit, decoding.batch_size, cache_dir)
@@ -107,7 +110,7 @@ def evaluate(model, tokenizer, parts, decoding, *, positions, dtype, output_dir,
     for p, (nll, labels) in zip(parts, losses):
         name, hypotheses = p.task.name, outputs[p.task.name]
         references = [e.references for e in p.examples]
-        scores, notes = p.task.score(hypotheses, references, [e.details for e in p.examples])
+        scores, notes = score(p.task, hypotheses, p.examples, f"{p.path}:{p.split}")
         scores["PPL"] = metrics.perplexity(nll, labels)
         write(output_dir, p.task, hypotheses, references, p.examples)
         summaries[name] = dict(
@@ -119,6 +122,14 @@ def evaluate(model, tokenizer, parts, decoding, *, positions, dtype, output_dir,
         show_samples(hypotheses, p.examples, samples)
     print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({speed:.0f} tokens/s); results in {output_dir}")
     return summaries
+
+
+def score(task, hypotheses, examples, place):
+    """A task's scores of those outputs whose examples have references, and notes: see `data.instances.scored`."""
+    numbers, references, blank = instances.scored(examples, place)
+    details = [examples[i].details for i in numbers]
+    scores, notes = task.score([hypotheses[i] for i in numbers], references, details)
+    return scores, [*notes, *blank]
 
 
 def show(task, what, scores, notes, hypotheses, references):
@@ -156,13 +167,6 @@ def write(folder, task, hypotheses, references, examples=None):
 def lines(texts):
     """Texts, one a line."""
     return "".join(one_line(t) + "\n" for t in texts)
-
-
-def one_line(text):
-    """Line breaks written as \\n and \\r: a file of outputs has one line an example."""
-    if "\n" not in text and "\r" not in text:
-        return text
-    return text.replace("\\", "\\\\").replace("\r", "\\r").replace("\n", "\\n")
 
 
 class Progress:

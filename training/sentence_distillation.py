@@ -206,7 +206,7 @@ class Partial:
                 for number, line in enumerate(file):
                     if not line.endswith(b"\n"):
                         break
-                    place, value = f"{self.path}:{number + 1}", json.loads(line)
+                    place, value = f"{self.path}:{number + 1}", json.loads(line.decode("utf-8"))
                     if number == 0:
                         identity = dict(value)
                     else:

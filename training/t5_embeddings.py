@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from versatile.adapters.pooling import POOLINGS
+from versatile.data.plain_text import ended_ids
 from versatile.utils.devices import autocast
 
 
@@ -26,8 +27,9 @@ def task_embedding(model, tokenizer, texts, length, batch_size=32, pooling="mean
     total = torch.zeros(model.config.d_model, dtype=torch.float64)
     order = sorted(texts, key=len)
     for start in range(0, len(order), batch_size):
-        batch = tokenizer(order[start : start + batch_size], truncation=True, max_length=length, padding=True,
-                          return_tensors="pt").to(device)  # fmt: skip
+        ids = ended_ids(tokenizer, order[start : start + batch_size])
+        rows = [own if len(own) <= length else [*own[: length - 1], own[-1]] for own in ids]
+        batch = tokenizer.pad(dict(input_ids=rows), return_tensors="pt").to(device)
         with autocast(device, dtype):
             states = model.get_encoder()(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
         pooled = POOLINGS[pooling](states.last_hidden_state.float(), batch.attention_mask)

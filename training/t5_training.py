@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from versatile.data.plain_text import ended_ids
 from versatile.training.hf_training import ResumableTrainer
 
 IGNORE = -100
@@ -100,7 +101,7 @@ def encode(dataset, task_id, tokenizer, source_length, target_length):
         lists, cut[column] = [], 0
         texts = list(dataset[column])
         for start in range(0, len(texts), 1000):
-            for ids in tokenizer(texts[start : start + 1000]).input_ids:
+            for ids in ended_ids(tokenizer, texts[start : start + 1000]):
                 if len(ids) > limit:
                     cut[column] += 1
                     ids = [*ids[: limit - 1], ids[-1]]

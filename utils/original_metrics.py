@@ -40,9 +40,14 @@ def cleaned(hypotheses, references):
     """`original` of texts cleaned up as the original saw them: for comparison with published numbers.
 
     A line break counts as a space. In the original it would shift all later lines against their references, and one
-    break in one output could take the BLEU of a whole test set to 0.
+    break in one output could take the BLEU of a whole test set to 0. Outputs and references were decoded from tokens
+    that begin with a space; its ROUGE, which splits at every space, counts the empty word before it as a match.
     """
-    one_line = lambda text: clean_up(" ".join(text.splitlines()))  # noqa: E731
+
+    def one_line(text):
+        words = " ".join(text.splitlines()).strip()
+        return clean_up(f" {words}" if words else "")
+
     return original([one_line(t) for t in hypotheses], [[one_line(r) for r in group] for group in references])
 
 

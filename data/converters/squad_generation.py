@@ -1,7 +1,6 @@
 """squad-e2e, squad-rnnlg, squad-cnn_dailymail, squad-iwslt: texts to write."""
 
 import hashlib
-import json
 import unicodedata
 
 from versatile.data.converters import parallel, summaries  # noqa: F401 (they register the formats that are reused here)
@@ -17,6 +16,7 @@ from versatile.data.converters.base import (
 from versatile.data.converters.squad_style import sample, squad_format
 from versatile.data.converters.xml import allow_cut_flag
 from versatile.data.files import csv_rows, text_lines
+from versatile.data.json_text import loads
 from versatile.utils.errors import UserError, brief
 
 _FORM = "what is the natural language form ?"
@@ -99,11 +99,12 @@ def _acts(path):
     start = next((at for at, (_, text) in enumerate(lines) if not text.startswith("#")), len(lines))
     expected = 'lines that begin with #, then a list: [["inform(name=…)", "sentence", "sentence"], …]'
     try:
-        items = json.loads("".join(text for _, text in lines[start:]))
-    except (ValueError, RecursionError) as error:
-        line = start + getattr(error, "lineno", 1)
-        raise UserError(f"is not valid JSON: {getattr(error, 'msg', 'too deep')}", place=f"{path}:{line}",
-                        expected=expected, remedy="copy the file again, or correct it there") from error  # fmt: skip
+        items = loads("".join(text for _, text in lines[start:]), path)
+    except UserError as error:
+        line = start + getattr(error.__cause__, "lineno", 1)
+        found = error.found.replace("is not JSON", "is not valid JSON")
+        raise UserError(found, place=f"{path}:{line}", expected=expected,
+                        remedy="copy the file again, or correct it there") from error  # fmt: skip
     if not isinstance(items, list):
         raise UserError(f"is {brief(items)}", place=path, expected=expected, remedy="check that this is the right file")
     for number, item in enumerate(items):

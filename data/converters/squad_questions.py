@@ -1,6 +1,5 @@
 """squad-woz, -wikisql, -qasrl, -squad1, -squad2: states, queries and answers."""
 
-import json
 import os
 
 from versatile.data.converters.base import (
@@ -16,6 +15,7 @@ from versatile.data.converters.base import (
 )
 from versatile.data.converters.squad_style import sample, squad_format
 from versatile.data.files import csv_rows, list_items, records_field, text_field, text_lines
+from versatile.data.json_text import loads
 from versatile.data.question_samples import SHAPE, check_sql
 from versatile.data.sql import AGGREGATIONS, KEY_WORDS, OPERATORS, query_text
 from versatile.utils.errors import UserError, brief
@@ -146,10 +146,9 @@ def _json_lines(path):
         if not text.strip():
             continue
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            value = UserError(f"is not JSON: {getattr(error, 'msg', 'too deep')}", place=place,
-                              expected="an object a line")  # fmt: skip
+            value = loads(text, place)
+        except UserError as error:
+            value = UserError(error.found, place=place, expected="an object a line")
         if not isinstance(value, (dict, UserError)):
             value = UserError(f"is {brief(value)}", place=place, expected="an object a line")
         yield place, value

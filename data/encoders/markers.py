@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
+from versatile.data.plain_text import text_ids
 from versatile.utils.errors import UserError
 
 
@@ -148,12 +149,8 @@ def tokenize(backend, texts, lead):
     """
     stripped = [text.strip() for text in texts]
     # Without this a user's "<eos_mt>" would become the end token.
-    backend.encode_special_tokens = True
-    try:
-        batch = backend.encode_batch_fast([lead + t for t in stripped], add_special_tokens=False)
-    finally:
-        backend.encode_special_tokens = False
-    return [piece.ids if text else [] for piece, text in zip(batch, stripped)]
+    ids = text_ids(backend, [lead + t for t in stripped])
+    return [own if text else [] for own, text in zip(ids, stripped)]
 
 
 def leading_space(tokenizer):

@@ -1,0 +1,108 @@
+"""JSON as people's tools write it: bytes and texts that a strict parser would refuse for one character nobody reads."""
+
+import json
+import re
+
+from versatile.utils.errors import UserError
+
+LONGEST = 1 << 26
+"""Bytes of a line, a string or a number at the most, and characters of a record: no text for a model is longer."""
+
+MOST_DIGITS = 4300
+"""Python's own limit for whole numbers."""
+
+_DIGITS, _MANY_DIGITS = b"0123456789", re.compile(b"[0-9]{%d}" % (MOST_DIGITS + 1))
+_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+# An escaped backslash is taken first, so "\\ud800" is text; then whole pairs, and only then what is left alone.
+_PATTERN = rf"\\\\|{_HIGH}{_LOW}|{_HIGH}|{_LOW}"
+_ESCAPES, _BYTES = re.compile(_PATTERN), re.compile(_PATTERN.encode())
+_HALF, _HALF_BYTES = 6, re.compile(_HIGH.encode())
+
+
+def loads(text, place):
+    """The value of a JSON text; a half of a surrogate pair, which is no character, becomes ``?``.
+
+    Raises:
+        UserError: it is no JSON, or beyond what Python reads of it (nesting, digits).
+    """
+    if "\\u" in text:
+        text = _ESCAPES.sub(_whole, text)
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise UserError("is nested too deep", place=place, expected="an object of text fields",
+                        remedy="check how it was written") from error  # fmt: skip
+    except json.JSONDecodeError as error:
+        raise UserError(f"is not JSON: {error.msg}", place=place,
+                        expected="JSON", remedy="correct it there") from error  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"holds a number of too many digits ({str(error).split(';')[0]})", place=place,
+                        expected="numbers of at most 4300 digits",
+                        remedy="write it as a string, or leave it out") from error  # fmt: skip
+
+
+def _whole(match):
+    text = match[0]
+    # As long as what it stands for, so that offsets into the file stay right.
+    return text if text.startswith("\\\\") or len(text) > _HALF else "\\u003f"
+
+
+def _whole_bytes(match):
+    text = match[0]
+    return text if text.startswith(b"\\\\") or len(text) > _HALF else b"\\u003f"
+
+
+class WholeCharacters:
+    """A file of JSON bytes, read with lone halves of surrogate pairs as ``?``; as many bytes as before.
+
+    Args:
+        file: a binary file.
+        path: its name, for errors.
+    """
+
+    def __init__(self, file, path):
+        self.file, self.path, self.rest, self.quiet, self.digits = file, path, b"", 0, 0
+
+    def read(self, size=-1):
+        """At least one byte, unless the file has ended."""
+        while True:
+            block = self.file.read(size)
+            self._bound(block)
+            data = self.rest + block
+            if not block:
+                self.rest = b""
+                return _BYTES.sub(_whole_bytes, data)
+            cut = _safe_end(data)
+            self.rest = data[cut:]
+            data = data[:cut]
+            if data:
+                return _BYTES.sub(_whole_bytes, data) if b"\\u" in data else data
+
+    def _bound(self, block):
+        # The parser would leave Python's own refusal of such a number behind, to be raised somewhere else.
+        before = self.digits + len(block) - len(block.lstrip(_DIGITS))
+        behind = len(block) - len(block.rstrip(_DIGITS))
+        self.digits = before if behind == len(block) else behind
+        if before > MOST_DIGITS or _MANY_DIGITS.search(block):
+            raise UserError("a number of too many digits", place=self.path, expected=f"at most {MOST_DIGITS}",
+                            remedy="correct it, or leave it out")  # fmt: skip
+        last = block.rfind(b'"')
+        self.quiet = self.quiet + len(block) if last < 0 else len(block) - last
+        if self.quiet > LONGEST:
+            raise UserError(f"{LONGEST >> 20} MiB without a quotation mark", place=self.path,
+                            expected="records of text, in JSON",
+                            remedy="check that this is the right file, and whole")  # fmt: skip
+
+
+def _safe_end(data):
+    """Where `data` can be cut without dividing an escape or a pair of escapes."""
+    at = data.find(b"\\", max(len(data) - 2 * _HALF + 1, 0))
+    if at < 0:
+        return len(data)
+    if _HALF_BYTES.fullmatch(data[max(at - _HALF, 0) : at]):
+        at -= _HALF
+    start = at
+    while start and data[start - 1] == 0x5C:
+        start -= 1
+    # In a run of backslashes every second one begins an escape.
+    return start + (at - start) // 2 * 2

@@ -1,0 +1,59 @@
+"""Users' texts to token ids: a special token spelt in a text (``</s>``, ``<pad>``, ``<extra_id_7>``) stays text."""
+
+import json
+
+from tokenizers import Tokenizer
+
+# backend's own text -> a tokenizer that knows no special token; a process meets few backends.
+_PLAIN = {}
+
+
+def text_ids(backend, texts):
+    """Lists of ids of texts, nothing added to them.
+
+    Args:
+        backend: a fast tokenizer's `backend_tokenizer`.
+        texts: a list of strings.
+    """
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    try:
+        found = [piece.ids for piece in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    finally:
+        backend.encode_special_tokens = False
+    # SentencePiece's vocabularies hold the special tokens as pieces, too: there the flag above does not help.
+    special = {number for number, token in backend.get_added_tokens_decoder().items() if token.special}
+    wrong = [i for i, ids in enumerate(found) if not special.isdisjoint(ids)]
+    if wrong:
+        again = _plain(backend).encode_batch_fast([texts[i] for i in wrong], add_special_tokens=False)
+        for i, piece in zip(wrong, again):
+            found[i] = piece.ids
+    return found
+
+
+def ended_ids(tokenizer, texts):
+    """`text_ids` of a T5's fast tokenizer, each with the end token behind it."""
+    return [[*ids, tokenizer.eos_token_id] for ids in text_ids(tokenizer.backend_tokenizer, texts)]
+
+
+def _plain(backend):
+    """The same tokenizer without special tokens: their pieces keep their numbers and match no text."""
+    content = backend.to_str()
+    if content not in _PLAIN:
+        held = json.loads(content)
+        special = {token["content"] for token in held["added_tokens"] if token["special"]}
+        held["added_tokens"] = [token for token in held["added_tokens"] if not token["special"]]
+        model = held["model"]
+        if model["type"] == "Unigram":
+            # U+FFFF is no character, and no text holds it.
+            model["vocab"] = [[f"\uffff{i}" if piece in special else piece, score]
+                              for i, (piece, score) in enumerate(model["vocab"])]  # fmt: skip
+        elif model["type"] == "BPE":
+            model["merges"] = [pair for pair in model["merges"] if _merged(pair) not in special]
+        _PLAIN[content] = Tokenizer.from_str(json.dumps(held))
+    return _PLAIN[content]
+
+
+def _merged(pair):
+    return "".join(pair.split(" ", 1) if isinstance(pair, str) else pair)
