@@ -108,15 +108,10 @@ def score_files(args, task):
         examples = instances.read(args.dataset_path, args.split, task, reading, args.limit)
         references = [e.references for e in examples]
     metrics.check_counts(hypotheses, references)
-<<<<<<< HEAD
-    scores, notes = task.score(hypotheses, references, details)
-=======
     if examples is None:
         scores, notes = task.score(hypotheses, references)
     else:
         scores, notes = evaluation.score(task, hypotheses, examples, f"{args.dataset_path}:{args.split}")
-    evaluation.show(task, args.score_only, scores, notes, hypotheses, references)
->>>>>>> e2df745 (Data files, texts and scores: halves of characters, long numbers and lines, special tokens spelt in a T5's text, blank references, one line an output, the original's ROUGE, WikiSQL's columns, hub data of scripts)
     if args.output_dir:
         evaluation.write(args.output_dir, task, hypotheses, references)
         summary = dict(task=task.name, scores=metrics.to_json(scores), instances=len(hypotheses),
