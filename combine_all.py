@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 
 from versatile.utils import flags
+from versatile.utils.devices import add_device_flag
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command
 
@@ -33,6 +34,7 @@ LARGEST_SHARE = 1e-4
 
 def parser():
     p = flags.parser(__doc__)
+    add_device_flag(p)
     g = p.add_argument_group("what to combine")
     g.add_argument("--checkpoints", nargs="+", type=flags.of_tasks(str, "RUN"), action=flags.OfTasks, default={},
                    metavar="TASK=RUN", help="the task's trained model")  # fmt: skip

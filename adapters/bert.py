@@ -14,16 +14,19 @@ There is no config.json on purpose: from one, transformers would silently build 
 knows, as the original code did with its own checkpoints.
 """
 
+import copy
 import re
 from pathlib import Path
 
 import torch
+from versatile.adapters import schemas
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.checkpoint import _copy, _read_json, _write_tensors, read_safetensors
+from versatile.adapters.checkpoint import _check_fit, _copy, _write_tensors, read_safetensors
 from versatile.adapters.task_bert import TaskBert
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import write_json
+from versatile.utils.schema import read_json_object, validate
 
 CONFIG, WEIGHTS, PEFT_TYPE = "adapter_config.json", "model.safetensors", "VERSATILE_CONDITIONAL_BERT"
 FORMAT = 1
@@ -102,7 +105,7 @@ _MINILM = "--model_name_or_path minilm --form base"
 
 def _pretrained(name, place, seed):
     """(BertModel with a pooler, its tokenizer, state dict of an original CA-MTL or None)."""
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     folder = embedded.folder(name) if name in embedded.NAMES else name
     try:
@@ -116,12 +119,12 @@ def _pretrained(name, place, seed):
         raise UserError(f"model_type {config.model_type!r}", place=place, expected="'bert', an encoder",
                         remedy="name a BERT: bert-base-cased, minilm, …")  # fmt: skip
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = backbones.read_tokenizer(folder, config=config)
         with torch.random.fork_rng(devices=[]):
             # A checkpoint of a masked language model has no pooler: a fresh one is drawn.
             torch.manual_seed(seed)
-            bert, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True,
-                                                   weights_only=True)  # fmt: skip
+            bert, info = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True,
+                                                   weights_only=True, trust_remote_code=False)  # fmt: skip
     except Exception as error:
         # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
         raise UserError(f"it cannot be read: {first_line(error)}", place=place, remedy="fetch the files again",
@@ -207,7 +210,7 @@ def _listed(tasks):
 def is_saved(directory):
     """Whether a directory was written by `save`."""
     path = Path(directory) / CONFIG
-    return path.is_file() and _read_json(path).get("peft_type") == PEFT_TYPE
+    return path.is_file() and read_json_object(path).get("peft_type") == PEFT_TYPE
 
 
 def save(model, tokenizer, directory):
@@ -237,29 +240,40 @@ def load(directory):
     Raises:
         UserError: nothing of that kind there, a damaged file.
     """
-    from transformers import AutoTokenizer, BertConfig, BertModel
+    from transformers import BertConfig, BertModel
 
     path = Path(directory)
     backbones.need_directory(path, str(directory), "a directory that train_camtl.py wrote")
     if not is_saved(path):
         raise UserError(f"there is no {CONFIG} of a CA-MTL model", place=directory,
                         expected="a directory that train_camtl.py wrote")  # fmt: skip
-    config = _read_json(path / CONFIG)
+    config = validate(read_json_object(path / CONFIG), schemas.CONDITIONAL_BERT, path / CONFIG)
+    tasks = {task["name"]: task["labels"] for task in config["tasks"]}
+    form, length, aliases = config["form"], config["max_seq_length"], config.get("aliases", {})
+    if unknown := [name for name in aliases.values() if name not in tasks]:
+        raise UserError(f"an alias of {unknown[0]!r}, which is no task of it", place=path / CONFIG,
+                        expected="one of " + ", ".join(tasks))  # fmt: skip
+    state = read_safetensors(path / WEIGHTS)
     try:
-        tasks = {str(task["name"]): int(task["labels"]) for task in config["tasks"]}
-        form, length = config["form"], config["max_seq_length"]
         backbone = BertConfig.from_dict(config["backbone"])
         check_shape(backbone, form, length, str(path / CONFIG))
-        bert = BertModel(backbone)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        # Shapes alone first: sizes that a damaged config made up are not allocated.
+        with torch.device("meta"):
+            shapes = TaskBert(BertModel(copy.deepcopy(backbone)), tasks, form, length).state_dict()
+    except UserError:
+        raise
+    except Exception as error:
+        # transformers raises whatever its config and constructors meet; what they refuse is bad input all the same.
         raise UserError(f"it cannot be used: {first_line(error, 120)}", place=path / CONFIG,
                         expected="a file that train_camtl.py wrote", remedy="copy it again") from error  # fmt: skip
+    _check_fit(state, shapes, path / WEIGHTS)
+    bert = BertModel(backbone)
     bert.config._name_or_path = config.get("base_model_name_or_path") or str(path)
     model = TaskBert(bert, tasks, form, length)
-    model.aliases = dict(config.get("aliases", {}))
-    _copy(read_safetensors(path / WEIGHTS), model.state_dict(), path / WEIGHTS)
+    model.aliases = dict(aliases)
+    _copy(state, model.state_dict(), path / WEIGHTS)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = backbones.read_tokenizer(path)
     except Exception as error:
         raise UserError(f"the tokenizer cannot be read: {first_line(error)}", place=path,
                         expected="the tokenizer's files beside the model") from error  # fmt: skip

@@ -18,11 +18,10 @@ Released checkpoints of the original code load too (adapters/imports/vlm.py). No
 """
 
 import copy
-import json
 from pathlib import Path
 
 import torch
-from versatile.adapters import t5_directory
+from versatile.adapters import schemas, t5_directory
 from versatile.adapters.attach import TaskModelInfo, _condition, attach, join, keep_tasks, new_adapters, trainable
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
@@ -31,6 +30,7 @@ from versatile.adapters.methods import pointer as self_copy
 from versatile.adapters.methods.task_embeddings import TaskEmbedding, TaskHead
 from versatile.utils.errors import UserError, brief
 from versatile.utils.files import atomic_write, write_json
+from versatile.utils.schema import read_json_object, validate
 
 CONFIG, WEIGHTS, BACKBONE = "adapter_config.json", "adapter_model.safetensors", "backbone"
 FORMAT = 1
@@ -251,7 +251,7 @@ def is_checkpoint(directory):
     if (path / CONFIG).is_file():
         return True
     config = path / "config.json"
-    return config.is_file() and (released.is_released(path) or "versatile" in _read_json(config))
+    return config.is_file() and (released.is_released(path) or "versatile" in read_json_object(config))
 
 
 def load_onto(model, tokenizer, directory):
@@ -334,19 +334,22 @@ def _check_joins(model, tokenizer, config, place):
 
 def _read_config(path):
     """What an adapter directory's config says, with the keys that all have."""
-    config = _read_json(path / CONFIG)
-    missing = [k for k in ("base_model_name_or_path", "tasks", "bottlenecks", "first") if k not in config]
-    if missing:
-        raise UserError(f"no {missing[0]!r}", place=path / CONFIG, expected="a file that train.py wrote")
+    config = validate(read_json_object(path / CONFIG), schemas.BOTTLENECK, path / CONFIG)
+    schemas.check_tasks(config, path / CONFIG)
     return config
 
 
 def _load_adapter(path):
     config = _read_config(path)
     state = read_safetensors(path / WEIGHTS)
+    schemas.check_sizes(config, state, path / CONFIG)
     model, tokenizer = _backbone_of(path, config)
     order = config.get("rows", config["tasks"])
     bottlenecks = {task["name"]: config["bottlenecks"].get(task["name"], 0) for task in order}
+    vocabulary = tokenizer.get_vocab()
+    if taken := [m for task in order for m in task["markers"] if m in vocabulary]:
+        raise UserError(f"the marker {taken[0]!r} is a token of the backbone already", place=path / CONFIG,
+                        expected="markers of the tasks' own")  # fmt: skip
     carry, freeze = config["base_model_name_or_path"] == BACKBONE, config.get("freeze", True)
     attach(model, tokenizer, _markers(order), bottlenecks, config.get("own_columns", True), freeze=freeze, carry=carry)
     keep_tasks(model, [task["name"] for task in config["tasks"]])
@@ -369,8 +372,9 @@ def _load_adapter(path):
 
 def _backbone_of(path, config):
     """The backbone that adapter_config.json names, proved by its fingerprint to be the one the adapter knows."""
-    name, seed = config["base_model_name_or_path"], config.get("random_init_seed")
-    model, tokenizer = backbones.load(str(path / BACKBONE) if name == BACKBONE else name, random_init=seed)
+    seed = config.get("random_init_seed")
+    name, place = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
+    model, tokenizer = backbones.load(str(path / BACKBONE) if name == BACKBONE else name, seed, place)
     found, expected = model.backbone_fingerprint, config.get("base_model_fingerprint")
     if not expected or found == expected:
         return model, tokenizer
@@ -396,6 +400,12 @@ def _load_full(directory):
             expected="a run directory of train.py, or a released VLM checkpoint",
         )  # fmt: skip
     model, tokenizer = backbones.load(directory)
+    vocabulary = tokenizer.get_vocab()
+    markers = [m for task in tasks["tasks"] for m in task["markers"]]
+    if unknown := next((m for m in markers if not vocabulary.get(m, -1) >= tasks["first"]), None):
+        raise UserError(f"the marker {unknown!r} of config.json is no token that was added to the tokenizer",
+                        place=place, expected="the tokenizer that was saved with the model",
+                        remedy="copy the whole directory again")  # fmt: skip
     _condition(model, TaskModelInfo("full", _markers(tasks["tasks"]), {}, tasks["first"], tasks["own_columns"]))
     if tasks.get("self_copy"):
         # transformers loads only what it knows of.
@@ -420,7 +430,7 @@ def history(directory, task):
     for name in (CONFIG, "config.json"):
         path = Path(directory) / name
         if path.is_file():
-            config = _read_json(path)
+            config = read_json_object(path)
             tasks = config if name == CONFIG else config.get("versatile")
             return _histories(tasks).get(task) if isinstance(tasks, dict) and "tasks" in tasks else None
     return None
@@ -460,16 +470,6 @@ def read_safetensors(path):
         raise UserError(f"holds values that are not numbers (first in {bad})", place=path, expected="finite numbers",
                         remedy="copy it again, or use an older checkpoint of the run")  # fmt: skip
     return state
-
-
-def _read_json(path):
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"not valid json: {error}", place=path, remedy="copy it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{brief(value)}", place=path, expected="a json object")
-    return value
 
 
 def _same_keys(missing, unexpected, place):

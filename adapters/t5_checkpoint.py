@@ -17,20 +17,23 @@ import dataclasses
 from pathlib import Path
 
 import torch
+from versatile.adapters import schemas
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.checkpoint import (
     CONFIG,
     WEIGHTS,
+    _check_fit,
     _copy,
-    _read_json,
     _write_tensors,
     read_safetensors,
 )  # fmt: skip
+from versatile.adapters.methods.bottleneck import ACTIVATIONS
 from versatile.adapters.methods.hyperformer import original_name
-from versatile.adapters.t5_model import T5Settings, attach, check_kind, is_added
+from versatile.adapters.t5_model import METHODS, T5Settings, attach, check_kind, is_added
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import atomic_write, write_json
+from versatile.utils.schema import read_json_object, validate
 
 KIND = "VERSATILE_T5"
 # Where config.json of a fully fine-tuned T5 names its tasks.
@@ -191,8 +194,8 @@ def is_checkpoint(directory):
     """Whether a directory holds a T5 with tasks, rather than a bare one or something else."""
     path = Path(directory)
     if (path / CONFIG).is_file():
-        return _read_json(path / CONFIG).get("peft_type") == KIND
-    return (path / "config.json").is_file() and TASKS in _read_json(path / "config.json")
+        return read_json_object(path / CONFIG).get("peft_type") == KIND
+    return (path / "config.json").is_file() and TASKS in read_json_object(path / "config.json")
 
 
 def read_settings(directory):
@@ -200,7 +203,7 @@ def read_settings(directory):
     path = Path(directory)
     backbones.need_directory(path, f"--model_name_or_path {directory}", "a checkpoint of train_t5.py")
     if (path / CONFIG).is_file():
-        place, config = path / CONFIG, _read_json(path / CONFIG)
+        place, config = path / CONFIG, read_json_object(path / CONFIG)
         if config.get("peft_type") != KIND:
             raise UserError(
                 f"peft_type {config.get('peft_type')!r}",
@@ -210,7 +213,7 @@ def read_settings(directory):
             )
     else:
         place = path / "config.json"
-        config = (_read_json(place) if place.is_file() else {}).get(TASKS)
+        config = (read_json_object(place) if place.is_file() else {}).get(TASKS)
         if config is None:
             raise UserError("this is no T5 that was trained for tasks", place=path,
                             expected=f"{CONFIG}, or a config.json that names tasks",
@@ -220,14 +223,9 @@ def read_settings(directory):
 
 def _said(config, place):
     """(tasks, `T5Settings`) out of a file's json."""
-    known = {field.name for field in dataclasses.fields(T5Settings)}
-    tasks, settings = config.get("tasks"), config.get("settings")
-    if not isinstance(tasks, list) or not isinstance(settings, dict):
-        raise UserError("no list of tasks, or no settings", place=place, expected="a file that train_t5.py wrote")
-    if unknown := sorted(set(settings) - known):
-        raise UserError(f"unknown settings {', '.join(unknown)}", place=place, expected=", ".join(sorted(known)),
-                        remedy="it was written by another version of this toolkit")  # fmt: skip
-    return tasks, T5Settings(**settings)
+    schema = schemas.t5_adapters if Path(place).name == CONFIG else schemas.t5
+    validate(config, schema(METHODS, ACTIVATIONS), place, "copy it again; or it is of another version of this toolkit")
+    return config["tasks"], T5Settings(**config["settings"])
 
 
 def load(directory, task=None):
@@ -252,13 +250,21 @@ def load(directory, task=None):
     if settings.method == "finetune":
         model, tokenizer = load_backbone(directory)
         return attach(model, tasks, settings).eval(), tokenizer
-    config = _read_json(path / CONFIG)
+    config = read_json_object(path / CONFIG)
     state = read_safetensors(path / WEIGHTS)
     model, tokenizer = _backbone_of(path, config)
     # Given embeddings lie in the file; the directory they came from may be gone. Their values are copied below.
     names = settings.task_embeddings or tasks
-    given = {n: torch.zeros(settings.task_embedding_dim) for n in names} if settings.task_embedding_dir else None
-    attach(model, tasks, settings, embeddings=given)
+
+    def given():
+        return {n: torch.zeros(settings.task_embedding_dim) for n in names} if settings.task_embedding_dir else None
+
+    # Shapes alone first: sizes that a damaged config made up are not allocated.
+    with torch.device("meta"):
+        shapes = attach(type(model)(model.config), tasks, settings, embeddings=given())
+    shapes.backbone_carried, shapes.backbone_fingerprint = model.backbone_carried, model.backbone_fingerprint
+    _check_fit(state, _wanted(shapes), path / WEIGHTS)
+    attach(model, tasks, settings, embeddings=given())
     _copy_state(model, state, path / WEIGHTS)
     refuse_idle(model, path / WEIGHTS)
     return model.eval(), tokenizer
@@ -277,24 +283,23 @@ def load_weights(model, directory):
 
 
 def _copy_state(model, state, place):
+    _copy(state, _wanted(model), place)
+
+
+def _wanted(model):
+    """{published name: parameter} of what a file of adapters must hold."""
     kept = adapter_state(model)
     wanted = {original_name(n): p for n, p in model.named_parameters()}
-    _copy(state, {name: p for name, p in wanted.items() if name in kept}, place)
+    return {name: p for name, p in wanted.items() if name in kept}
 
 
 def _backbone_of(path, config):
     """The backbone that adapter_config.json names, proved by its fingerprint to be the one the adapters know."""
-    name = config.get("base_model_name_or_path")
-    if not name:
-        raise UserError("no 'base_model_name_or_path'", place=path / CONFIG, expected="the T5 it was trained on")
+    name, place = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
     inside = name == BACKBONE
-    if not inside and Path(name).is_absolute() and not Path(name).exists():
-        # It lay inside the run, and the run has been moved.
-        beside = (folder / Path(name).name for folder in (path, path.parent))
-        name = next((str(folder) for folder in beside if folder.is_dir()), name)
-    model, tokenizer = load_backbone(str(path / BACKBONE) if inside else name, config.get("random_init_seed"))
+    model, tokenizer = load_backbone(str(path / BACKBONE) if inside else name, config.get("random_init_seed"), place)
     found = [model.config.d_model, len(model.encoder.block), len(model.decoder.block)]
-    expected = [config.get("d_model"), *config.get("layers", [])]
+    expected = [config["d_model"], *config["layers"]]
     if found != expected:
         raise UserError(f"the backbone {name} has width {found[0]} and {found[1]} + {found[2]} layers",
                         place=path / CONFIG, remedy="put the original backbone back, or train again",
@@ -311,12 +316,10 @@ def _backbone_of(path, config):
 
 def _tokenizer_of(path, model):
     """The tokenizer that lies beside the adapters, which need not be the backbone's; None where there is none."""
-    from transformers import AutoTokenizer
-
     if not (path / "tokenizer_config.json").is_file():
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = backbones.read_tokenizer(path)
     except Exception as error:
         # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
         raise UserError(f"the tokenizer cannot be read: {first_line(error)}", place=path,

@@ -99,7 +99,7 @@ def rows_for(tokenizer):
 
 def load_config(name, tokenizer, overrides=None):
     """A T5 config of a named size, a directory, a json file or a hub name, with "key=value,key=value" changed."""
-    from transformers import AutoConfig, T5Config
+    from transformers import T5Config
 
     place = f"--config_name {name}"
     special = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -114,7 +114,7 @@ def load_config(name, tokenizer, overrides=None):
         folder = embedded.folder(name) if name in embedded.NAMES else name
         try:
             is_file = Path(folder).is_file()
-            config = AutoConfig.from_pretrained(folder) if is_file else backbones.read_config(folder, place)
+            config = backbones.config_of_file(Path(folder), place) if is_file else backbones.read_config(folder, place)
         except (OSError, ValueError, KeyError) as error:
             expected = f"a config.json, its directory, or one of {', '.join(SIZES)}"
             raise UserError(f"cannot be read: {first_line(error)}", place=place, expected=expected) from error
@@ -133,7 +133,7 @@ def load_config(name, tokenizer, overrides=None):
 
 def load_tokenizer(source):
     """A fast tokenizer from a directory, a hub name, a spiece.model or a tokenizer.json."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Tokenizer
+    from transformers import PreTrainedTokenizerFast, T5Tokenizer
     from versatile.adapters.backbones import bundled as embedded
     from versatile.adapters.backbones import loading as backbones
 
@@ -150,7 +150,7 @@ def load_tokenizer(source):
                             remedy="without a network: a file or a directory") from error  # fmt: skip
     try:
         if source in embedded.NAMES:
-            tokenizer = AutoTokenizer.from_pretrained(embedded.folder(source))
+            tokenizer = backbones.read_tokenizer(embedded.folder(source))
         elif path.is_file() and path.suffix == ".json":
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), pad_token="<pad>", eos_token="</s>",
                                                 unk_token="<unk>")  # fmt: skip
@@ -158,7 +158,7 @@ def load_tokenizer(source):
             # From its folder: given the file itself, T5Tokenizer makes an empty vocabulary.
             tokenizer = _sentencepiece(path if path.is_file() else path / "spiece.model", T5Tokenizer)
         else:
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = backbones.read_tokenizer(source)
     except UserError:
         raise
     except Exception as error:

@@ -169,8 +169,9 @@ def released_directory(path, name):
         shutil.copy(VGLM / "gpt2_tiny_tok" / file, path)
     (path / "added_tokens.json").write_text(json.dumps(CONFIG["special_token_ids"]))
     # The published config is of an old release: it counts the base vocabulary only, and lacks newer keys.
-    old = dict(model_type="gpt2", vocab_size=300, n_positions=128, n_ctx=128, n_embd=64, n_layer=2, n_head=4,
-               layer_norm_epsilon=1e-5, architectures=["GPT2LMHeadModel"])  # fmt: skip
+    old = dict(vocab_size=300, n_positions=128, n_ctx=128, n_embd=64, n_layer=2, n_head=4,
+               layer_norm_epsilon=1e-5, initializer_range=0.02, num_labels=1, finetuning_task=None, pruned_heads={},
+               summary_type="cls_index", summary_use_proj=True, torchscript=False)  # fmt: skip
     (path / "config.json").write_text(json.dumps(old))
     (path / "model_training_args.bin").write_bytes(b"\x80\x04never opened")
     return path

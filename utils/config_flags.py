@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import HfArgumentParser
+from versatile.utils.devices import add_device_flag, take_device_flag
 from versatile.utils.errors import UserError, brief, first_line
 from versatile.utils.flags import HelpFormatter
 
@@ -109,8 +110,10 @@ def given(names, argv=None):
         SystemExit: after --help.
     """
     argv = sys.argv[1:] if argv is None else [str(a) for a in argv]
+    argv = take_device_flag(argv)
     p = names.parser()
     if {"-h", "--help"} & set(argv):
+        add_device_flag(p)
         p.print_help()
         sys.exit(0)
     config = argv[0] if argv and not argv[0].startswith("-") else None

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import unicodedata
 
 from versatile.utils import screen
 
@@ -30,7 +31,26 @@ class UserError(Exception):
             lines.append(f"  expected: {expected}")
         if remedy:
             lines.append(f"  remedy:   {remedy}")
-        super().__init__("\n".join(lines))
+        super().__init__(printable("\n".join(lines)))
+
+
+# Marks that turn the direction of writing round: a name could show as another.
+_DIRECTION = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text):
+    """`text` with everything escaped that a terminal would obey or a stream could not encode.
+
+    Control characters but the newline and the tab, lone surrogates, other line ends, marks of direction.
+    """
+    return "".join(_escape(c) for c in text)
+
+
+def _escape(character):
+    if character in "\n\t" or " " <= character <= "~":
+        return character
+    escaped = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTION
+    return character.encode("unicode_escape").decode() if escaped else character
 
 
 def brief(value, limit=60):

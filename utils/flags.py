@@ -3,6 +3,7 @@
 import argparse
 
 from versatile.utils.devices import add_precision_flags
+from versatile.utils.errors import printable
 
 
 def positive(text):
@@ -66,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         message = message.removeprefix("argument ")
-        self.exit(2, f"error: {message}\n  remedy:   see {self.prog} --help\n")
+        self.exit(2, f"error: {printable(message)}\n  remedy:   see {self.prog} --help\n")
 
 
 def parser(doc):

