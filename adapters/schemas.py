@@ -147,6 +147,8 @@ CONDITIONAL_BERT = Record(
         backbone=Record(TRANSFORMERS.fields, required=True),
     )
 )  # fmt: skip
+
+
 def check_tasks(config, place):
     """Whether the tasks of an adapter_config.json agree with each other."""
     markers = [m for task in config["tasks"] for m in task["markers"]]
