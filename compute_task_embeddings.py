@@ -31,7 +31,7 @@ def parser():
     g.add_argument("--n_train", type=flags.positive, help="training examples of each task, drawn by --seed "
                                                           "(default: all)")  # fmt: skip
     g.add_argument("--max_source_length", type=flags.positive, default=128, help="tokens of an input at the most")
-    g.add_argument("--seed", type=flags.not_negative, default=42, help="of the drawn examples")
+    g.add_argument("--seed", type=flags.seed, default=42, help="of the drawn examples")
     g.add_argument("--split_validation_test", action="store_true",
                    help="leave out the examples that this flag of train_t5.py makes a validation split of")  # fmt: skip
     g = p.add_argument_group("model")

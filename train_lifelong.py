@@ -127,8 +127,8 @@ def rates(text):
         found = [int(part) for part in text.split("_")]
     except ValueError:
         found = []
-    if not found or min(found) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a positive number for each task, such as 1_3_2")
+    if not found or min(found) < 1 or max(found) > flags.LARGEST:
+        raise argparse.ArgumentTypeError(f"{flags.shown(text)}: expected a number above 0 for each task, such as 1_3_2")
     return found
 
 

@@ -30,7 +30,7 @@ def parser(doc, repeats=5, json_only=False):
         g.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
         g.add_argument("--threads", type=flags.positive, help="torch's threads on a CPU (default: torch's own choice)")
         g.add_argument("--repeats", type=flags.positive, default=repeats, help="turns that every side gets")
-        g.add_argument("--seed", type=flags.not_negative, default=0, help="of the made-up weights and data")
+        g.add_argument("--seed", type=flags.seed, default=0, help="of the made-up weights and data")
     return p
 
 

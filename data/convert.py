@@ -68,7 +68,8 @@ import pkgutil
 import sys
 
 from versatile.data import converters
-from versatile.data.converters.base import FORMATS, SPLITS, Report, at_least_one, limited
+from versatile.data.converters.base import FORMATS, SPLITS, Report, limited
+from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.files import atomic_write
 
@@ -96,7 +97,7 @@ def build_parser():
         for split in SPLITS:
             sub.add_argument(
                 f"--{split}_limit",
-                type=at_least_one,
+                type=flags.positive,
                 metavar="N",
                 help=f"keep only the first N {split} records (default: all)",
             )

@@ -66,7 +66,7 @@ def name_flags(parser):
     g.add_argument("--unbound", type=flags.positive, metavar="N",
                    help="cut the tasks' data, one behind another, into N parts of one size and learn each like a task: "
                         "where a task ends is not told")  # fmt: skip
-    g.add_argument("--seed", type=flags.not_negative, default=42, help="of everything random")
+    g.add_argument("--seed", type=flags.seed, default=42, help="of everything random")
     g = parser.add_argument_group("files")
     g.add_argument("--data_dir", default=os.environ.get("DATA_DIR"), help="the tasks' json files (default: $DATA_DIR)")
     g.add_argument("--model_dir_root", default=os.environ.get("MODEL_ROOT_DIR"),

@@ -106,7 +106,8 @@ def _training(p):
     g = p.add_argument_group("training")
     g.add_argument("--learning_rate", "--lr", dest="lr", type=flags.rate, default=5e-5, help="highest rate")
     g.add_argument("--num_train_epochs", type=flags.rate, default=3.0, help="epochs; may be a fraction")
-    g.add_argument("--max_steps", type=int, default=-1, help="above 0: so many optimizer steps, whatever the epochs")
+    g.add_argument("--max_steps", type=flags.count_or_none, default=-1,
+                   help="above 0: so many optimizer steps, whatever the epochs")  # fmt: skip
     g.add_argument("--per_device_train_batch_size", "--train_batch_size", dest="train_batch_size", type=flags.positive,
                    default=8, help="rows a batch and process")  # fmt: skip
     g.add_argument("--per_device_eval_batch_size", "--valid_batch_size", dest="valid_batch_size", type=flags.positive,
@@ -128,7 +129,7 @@ def _training(p):
         default=1.0,
         help="gradients are clipped to this norm",
     )
-    g.add_argument("--seed", type=flags.not_negative, default=42, help="of new weights, order and dropout")
+    g.add_argument("--seed", type=flags.seed, default=42, help="of new weights, order and dropout")
 
 
 def _sampling(p):
@@ -138,7 +139,7 @@ def _sampling(p):
                         "--use_mt_uncertainty, where it has no effect here)")  # fmt: skip
     g.add_argument("--use_mt_uncertainty", action="store_true",
                    help="of one batch of each task learn the rows that the model is least certain about")  # fmt: skip
-    g.add_argument("--percent_of_max_data_size", type=float, default=1.0, metavar="SHARE",
+    g.add_argument("--percent_of_max_data_size", type=flags.share_or_more, default=1.0, metavar="SHARE",
                    help="with either of them an epoch has int(most batches of a task × tasks × this) steps; above 1 "
                         "it is 1")  # fmt: skip
 
@@ -146,7 +147,8 @@ def _sampling(p):
 def _machine(p):
     g = p.add_argument_group("machine")
     g.add_argument("--no_cuda", action="store_true", help="use no GPU even where there is one")
-    g.add_argument("--local_rank", type=int, default=-1, help="what old launchers pass; torchrun says it by itself")
+    g.add_argument("--local_rank", type=flags.count_or_none, default=-1,
+                   help="what old launchers pass; torchrun says it by itself")  # fmt: skip
     g.add_argument("--fp16_opt_level", choices=list(FP16_LEVELS), help="O1 means --fp16, O0 --fp32")
     add_precision_flags(p)
 

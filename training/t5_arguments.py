@@ -367,7 +367,7 @@ def check_tasks(tasks, place):
 POSITIVE = ("reduction_factor", "max_source_length", "max_target_length", "val_max_target_length",
             "test_max_target_length", "task_hidden_dim", "projected_task_embedding_dim", "task_embedding_dim",
             "eval_beams", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-            "learning_rate")  # fmt: skip
+            "learning_rate", "num_train_epochs", "save_total_limit", "adam_epsilon")  # fmt: skip
 
 
 def check_numbers(arguments, parts):
@@ -385,5 +385,9 @@ def check_numbers(arguments, parts):
         demand(name, lambda v: v > 0 or v == -1, "above 0, or -1 for all")
     for name in ("label_smoothing", "dropout"):
         demand(name, lambda v: 0 <= v < 1, "from 0 to below 1")
-    for name in ("temperature", "warmup_steps", "weight_decay", "seed", "data_seed"):
+    for name in ("temperature", "warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers", "eval_steps",
+                 "save_steps", "logging_steps", "eval_delay", "seed", "data_seed"):  # fmt: skip
         demand(name, lambda v: v >= 0, "0 or more")
+    for name in ("adam_beta1", "adam_beta2"):
+        demand(name, lambda v: 0 <= v < 1, "from 0 to below 1")
+    demand("max_steps", lambda v: v > 0 or v == -1, "above 0, or -1 for all epochs")

@@ -18,7 +18,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 from versatile.utils.devices import add_device_flag, take_device_flag
 from versatile.utils.errors import UserError, brief, first_line
-from versatile.utils.flags import HelpFormatter
+from versatile.utils.flags import LARGEST, LARGEST_SEED, HelpFormatter, shown
 
 # Names of transformers' training arguments that it has changed -> today's.
 RENAMED = {
@@ -209,11 +209,24 @@ def _one(names, p, name, words, place):
     try:
         found = {action.dest: _value(action, words)}
     except (ValueError, argparse.ArgumentTypeError, argparse.ArgumentError) as error:
-        raise UserError(f"{' '.join(words) or 'nothing'}: {_complaint(action, error)}", place=place,
+        text = " ".join(words)
+        text = text if len(text) <= 60 else shown(text)
+        raise UserError(f"{text or 'nothing'}: {_complaint(action, error)}", place=place,
                         remedy=f"see {names.script} --help") from error  # fmt: skip
-    if isinstance(found[action.dest], float) and not math.isfinite(found[action.dest]):
-        raise UserError(f"{found[action.dest]} is no finite number", place=place)
+    _check_range(action.dest, found[action.dest], place)
     return found
+
+
+def _check_range(name, value, place):
+    """A `UserError` for numbers that no argument can have: not finite, or beyond what libraries count with."""
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, float) and not math.isfinite(one):
+            raise UserError(f"{one} is no finite number", place=place)
+        if isinstance(one, bool) or not isinstance(one, int | float):
+            continue
+        largest = LARGEST_SEED if name in ("seed", "data_seed") else LARGEST
+        if isinstance(one, int) and not (-LARGEST <= one <= largest):
+            raise UserError(f"{brief(one)} is out of range", place=place, expected=f"at most {largest}")
 
 
 def _value(action, words):

@@ -1,24 +1,43 @@
 """Flags that several scripts share, and argparse types that say what they wanted."""
 
 import argparse
+import math
 
 from versatile.utils.devices import add_precision_flags
 from versatile.utils.errors import printable
 
+# The largest count that every library below takes, and the largest seed: numpy's global generator has 32 bits.
+LARGEST, LARGEST_SEED = 2**31 - 1, 2**32 - 1
+
 
 def positive(text):
     """argparse type: a whole number above 0."""
-    return _number(text, int, lambda v: v > 0, "a whole number above 0")
+    return _count(text, 1, "a whole number above 0")
 
 
 def not_negative(text):
     """argparse type: a whole number from 0."""
-    return _number(text, int, lambda v: v >= 0, "a whole number, 0 or more")
+    return _count(text, 0, "a whole number, 0 or more")
 
 
 def bottleneck(text):
     """argparse type: a whole number from -1, which stands for no adapter."""
-    return _number(text, int, lambda v: v >= -1, "a whole number, 0 or more, or -1 for no adapter")
+    return _count(text, -1, "a whole number, 0 or more, or -1 for no adapter")
+
+
+def count_or_none(text):
+    """argparse type: a whole number; those below 0 stand for none."""
+    return _count(text, -LARGEST, "a whole number, or -1 for none")
+
+
+def seed(text):
+    """argparse type: a seed that every generator takes."""
+    return _number(text, int, lambda v: 0 <= v <= LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}")
+
+
+def number(text):
+    """argparse type: a finite number."""
+    return _number(text, float, math.isfinite, "a finite number")
 
 
 def rate(text):
@@ -36,19 +55,36 @@ def share(text):
     return _number(text, float, lambda v: 0 < v <= 1, "a number above 0 and up to 1")
 
 
+def share_or_more(text):
+    """argparse type: a finite number above 0, of which what is above 1 counts as 1."""
+    return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0 and up to 1")
+
+
 def fraction(text):
     """argparse type: a number from 0 to 1."""
     return _number(text, float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
 
 
-def _number(text, kind, fits, expected):
+def _count(text, least, expected):
+    return _number(text, int, lambda v: least <= v <= LARGEST, f"{expected}, at most {LARGEST}", expected)
+
+
+def _number(text, kind, fits, expected, briefly=None):
     try:
         value = kind(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         value = None
     if value is None or not fits(value):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected {expected}")
+        # The largest number is named to who is beyond it.
+        expected = expected if briefly is None or (value is not None and value > LARGEST) else briefly
+        raise argparse.ArgumentTypeError(f"{shown(text)}: expected {expected}")
     return value
+
+
+def shown(text, limit=40):
+    """A flag's text as a message shows it: quoted, and cut to `limit` characters."""
+    text = str(text)
+    return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text)} characters)"
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -132,7 +168,7 @@ def training_flags(p, published="(default: published)"):
                    help="keep the model of the best validation loss, or the last as the original does")  # fmt: skip
     g.add_argument("--no_validation", action="store_true", help="train without a validation split; keep the last model")
     g.add_argument("--eval_before_start", action="store_true", help="validate before the first step")
-    g.add_argument("--seed", type=not_negative, default=42, help="of weights, order and dropout")
+    g.add_argument("--seed", type=seed, default=42, help="of weights, order and dropout")
     g = p.add_argument_group("speed and memory")
     g.add_argument("--compile", action="store_true", help="torch.compile every block (needs a C++ compiler on a CPU)")
     g.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
@@ -168,14 +204,14 @@ def decoding_flags(p):
     g = p.add_argument_group("decoding")
     g.add_argument("--no_sample", action="store_true", help="greedy (or beam) search instead of sampling")
     g.add_argument("--num_beams", type=positive, default=1, help="width of the beam")
-    g.add_argument("--length_penalty", type=float, default=1.0, help="of beam search; above 0 favours longer outputs")
+    g.add_argument("--length_penalty", type=number, default=1.0, help="of beam search; above 0 favours longer outputs")
     g.add_argument("--temperature", type=rate, default=0.7, help="of sampling")
     g.add_argument("--top_k", type=not_negative, default=0, help="sample from the k likeliest; 0: all")
     g.add_argument("--top_p", type=share, default=0.9, help="sample from the likeliest of this joint probability")
     g.add_argument("--max_length", type=positive, default=150, help="tokens an output at the most")
     g.add_argument("--min_length", type=not_negative, default=1, help="tokens an output at the least")
     g.add_argument("--batch_size", type=positive, default=32, help="examples decoded together")
-    g.add_argument("--seed", type=not_negative, default=42, help="of sampling")
+    g.add_argument("--seed", type=seed, default=42, help="of sampling")
     add_precision_flags(p)
 
 

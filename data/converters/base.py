@@ -1,6 +1,5 @@
 """What every format needs: its place in the table of formats, the report, flags, splits, and texts."""
 
-import argparse
 import collections
 import contextlib
 import dataclasses
@@ -8,6 +7,7 @@ import itertools
 import os
 
 from versatile.data.files import iter_records
+from versatile.utils import flags
 from versatile.utils.errors import UserError, brief
 
 SPLITS = ("train", "valid", "test")
@@ -96,26 +96,10 @@ def held_out_flag(parser, split, what):
     """Add --valid_from_train or --test_from_train, for `held_out_sizes`."""
     parser.add_argument(
         f"--{split}_from_train",
-        type=at_least_one,
+        type=flags.positive,
         metavar="N",
         help=f"instead of a {split} file: hold {what} out (default: none)",
     )
-
-
-def at_least_one(text):
-    """An argparse type: a whole number from 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is less than 1")
-    return number
-
-
-def not_negative(text):
-    """An argparse type: a whole number from 0."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is less than 0")
-    return number
 
 
 def given_splits(args, suffix=""):

@@ -8,7 +8,6 @@ from versatile.data.converters.base import (
     data_format,
     given_splits,
     json_records,
-    not_negative,
     parsed,
     skip_bad_flag,
     split_flags,
@@ -17,6 +16,7 @@ from versatile.data.converters.base import (
     usable,
 )
 from versatile.data.files import records_field, split_names, text_lines, texts_field
+from versatile.utils import flags
 from versatile.utils.errors import UserError
 
 SILENCE = "__SILENCE__"
@@ -33,7 +33,7 @@ def _flags(parser):
     )
     parser.add_argument(
         "--keep_candidates",
-        type=not_negative,
+        type=flags.not_negative,
         default=0,
         metavar="N",
         help="keep the last N wrong candidates before the gold one (default: 0)",

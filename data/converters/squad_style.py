@@ -11,10 +11,11 @@ import os
 import random
 from functools import partial
 
-from versatile.data.converters.base import SPLITS, at_least_one, data_format, limited
+from versatile.data.converters.base import SPLITS, data_format, limited
 from versatile.data.question_tasks import TASKS
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write
+from versatile.utils.flags import positive, seed
 
 _NAMES = {"train": "train", "valid": "dev", "test": "test"}
 
@@ -31,8 +32,8 @@ def squad_format(name, flags, task):
         flags(parser)
         for split in SPLITS:
             what = f"keep N {split} records drawn by chance, in their order (default: all)"
-            parser.add_argument(f"--{split}_sample", type=at_least_one, metavar="N", help=what)
-        parser.add_argument("--seed", type=int, default=0, help="of what is drawn by chance (default: 0)")
+            parser.add_argument(f"--{split}_sample", type=positive, metavar="N", help=what)
+        parser.add_argument("--seed", type=seed, default=0, help="of what is drawn by chance (default: 0)")
 
     return data_format(f"squad-{name}", all_flags, partial(_write, task))
 

@@ -1,0 +1,150 @@
+"""Every number that a flag takes is accepted or refused in one message, in every script.
+
+    python -m pytest tests/test_flags.py
+"""
+
+import argparse
+import importlib
+import json
+import math
+
+import pytest
+from versatile.utils import flags
+from versatile.utils.errors import UserError
+
+SCRIPTS = ["train", "train_vlm", "train_lifelong", "train_camtl", "evaluate", "evaluate_vlm", "evaluate_lifelong",
+           "interact", "sentence_distiller", "combine_all", "compute_task_embeddings", "lifelong.compare"]  # fmt: skip
+HOSTILE = ["nan", "inf", "-inf", "-1", "1e400", "1e-400", str(10**30), "9" * 5000, "", " ", "0x10", "١٢ x", "\x1b[2J"]
+
+
+def parser_of(script):
+    return importlib.import_module(script).parser()
+
+
+def converters():
+    """(name, parser) of every sub-command of data.convert."""
+    from versatile.data.convert import build_parser
+
+    (formats,) = [a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return list(formats.choices.items())
+
+
+def numeric(p):
+    """The flags of a parser that take a number: those whose type takes "1" for one."""
+    for action in p._actions:
+        if action.option_strings and action.type not in (None, str) and action.nargs != 0:
+            try:
+                value = action.type("1")
+            except (ValueError, argparse.ArgumentTypeError):
+                continue
+            value = value[-1] if isinstance(value, list | tuple) else value
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                yield action
+
+
+def accepted(action, text):
+    """The number that a type makes of a text, or None where it refuses it in words."""
+    try:
+        value = action.type(text)
+    except argparse.ArgumentTypeError as error:
+        assert len(str(error).splitlines()) == 1 and len(str(error)) < 300
+        assert "expected" in str(error)
+        return None
+    return value[-1] if isinstance(value, list | tuple) else value
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_numbers_of_a_script(script):
+    for action in numeric(parser_of(script)):
+        check(action)
+
+
+def test_numbers_of_the_converters():
+    seen = [check(action) for _, p in converters() for action in numeric(p)]
+    assert len(seen) > 50
+
+
+def check(action):
+    for text in HOSTILE:
+        value = accepted(action, text)
+        if value is not None:
+            # What is let through is a number that every library below can hold.
+            assert math.isfinite(value), (action.option_strings, text)
+            assert abs(value) <= flags.LARGEST_SEED or isinstance(value, float), (action.option_strings, text)
+
+
+def test_a_refused_number_ends_in_exit_code_2_and_one_message(capsys):
+    for flag, text in (("--lr", "nan"), ("--seed", str(2**32)), ("--limit", str(10**30)), ("--max_steps", "")):
+        with pytest.raises(SystemExit) as left:
+            parser_of("train").parse_args([flag, text])
+        assert left.value.code == 2
+        assert capsys.readouterr().err.startswith(f"error: {flag}: {text!r}: expected ")
+
+
+def test_the_range_of_seeds_is_what_the_generators_take():
+    import torch
+    from transformers import set_seed
+
+    assert flags.seed(str(2**32 - 1)) == 2**32 - 1
+    set_seed(2**32 - 1)
+    torch.manual_seed(2**32 - 1)
+    for text in ("-1", str(2**32)):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"from 0 to {2**32 - 1}"):
+            flags.seed(text)
+
+
+# ---- train_t5.py and pretrain_t5.py
+
+
+def t5_numbers():
+    """[(module, name)] of the numeric arguments of both scripts, transformers' own included."""
+    from versatile.training import t5_arguments, t5_pretraining
+
+    for module in (t5_arguments, t5_pretraining):
+        for action in module.NAMES.parser()._actions:
+            if action.type in (int, float):
+                yield module, action.dest, action.type
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1e400", str(10**30), "9" * 5000, ""])
+def test_numbers_of_the_t5_scripts_are_finite_and_in_range(text, tmp_path):
+    from versatile.utils import config_flags
+
+    seen = 0
+    for module, name, kind in t5_numbers():
+        if name in module.NAMES.refused or (kind is float and text == str(10**30)):
+            # A large finite number is one.
+            continue
+        seen += 1
+        for argv in ([f"--{name}", text], [config(tmp_path, name, text)]):
+            with pytest.raises(UserError) as refused:
+                config_flags.given(module.NAMES, argv)
+            assert name in str(refused.value.place) and len(str(refused.value)) < 500
+    assert seen > 40
+
+
+def config(folder, name, text):
+    """A json config with one number: as json writes it, or as text."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = text
+    path = folder / "config.json"
+    path.write_text(json.dumps({name: value}))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_grad_norm", -1.0), ("num_train_epochs", 0.0), ("adam_beta2", 1.0), ("max_steps", -2), ("save_steps", -1),
+     ("logging_steps", -1), ("save_total_limit", 0), ("learning_rate", -1e-3), ("seed", -1)],
+)  # fmt: skip
+def test_a_number_that_means_nothing_is_refused_by_its_name(name, value, tmp_path):
+    from versatile.training import t5_arguments
+
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(dict(tasks=["rte"], model_name_or_path="tiny-t5", do_train=True,
+                                    output_dir=str(tmp_path / "run"), **{name: value})))  # fmt: skip
+    with pytest.raises(UserError) as refused:
+        t5_arguments.parse([str(path)])
+    assert name in str(refused.value)
