@@ -205,3 +205,14 @@ def test_any_bytes_are_survived(content):
 def test_what_is_held_out_is_at_least_one(tmp_path, flag):
     with pytest.raises(SystemExit):
         run(tmp_path, "cnn_dailymail", "--train", tmp_path, flag, 0)
+
+
+def test_a_list_reads_no_story_outside_its_folder(tmp_path):
+    from versatile.data.converters.summaries import _listed_stories
+    from versatile.utils.errors import UserError
+
+    (tmp_path / "in").mkdir()
+    (tmp_path / "out.story").write_text("secret\n\n@highlight\n\nx\n")
+    (tmp_path / "list.txt").write_text(f"../out.story\n{tmp_path}/out\n")
+    found = list(_listed_stories(str(tmp_path / "list.txt"), [str(tmp_path / "in")]))
+    assert [isinstance(item, UserError) and "is a path" in str(item) for _, item in found] == [True, True]

@@ -141,13 +141,13 @@ def write_predictions(folder, name, split, predictions, step):
         folder: where to.
         name: the task.
         split: `PairSplit`.
-        predictions: [n] class ids or scores.
+        predictions: [n] class ids or scores; a score is written as at least 0 and at most 5, STS-B's range.
         step: optimizer steps of the model.
     """
     task = glue.get(name)
     text = "index\tprediction\n"
     for index, value in zip(split.indices.tolist(), predictions.tolist()):
-        text += f"{index}\t{f'{value:3.3f}' if task.regression else task.labels[int(value)]}\n"
+        text += f"{index}\t{f'{min(max(value, 0), 5):3.3f}' if task.regression else task.labels[int(value)]}\n"
     for path in (f"{name}_test_iter_{step}.tsv", f"submission/{task.submission}"):
         with atomic_write(Path(folder) / path) as file:
             file.write(text)

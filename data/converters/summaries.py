@@ -109,6 +109,10 @@ def _listed_stories(path, folders):
         if "://" in line:
             name = hashlib.sha1(line.encode()).hexdigest()
         place = f"{path}:{number}"
+        if os.path.basename(name) != name:
+            expected = "a story file's name, or a url whose sha1 is one"
+            yield place, UserError(f"{line[:200]!r} is a path", place=place, expected=expected)
+            continue
         files = (os.path.join(folder, name + _STORY) for folder in folders)
         story = next((file for file in files if os.path.isfile(file)), None)
         if not story:
