@@ -1,5 +1,6 @@
 """utils.files: a file is whole or absent, and the disk's refusals are errors a user can act on."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from versatile.utils import files
 from versatile.utils.errors import UserError, brief, exit_on_user_error, first_line
 from versatile.utils.files import (
     atomic_directory,
@@ -17,6 +19,7 @@ from versatile.utils.files import (
     cache_root,
     could_be_made,
     disk_errors,
+    move_into_place,
     remove_leftovers,
     writable_cache,
     writable_directory,
@@ -272,3 +275,97 @@ def test_a_prefix_of_a_flag_is_not_taken_for_the_flag(capsys):
         train.parser().parse_args(["--task", "nlg", "--learn", "1"])
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: unrecognized arguments: --learn")
+
+
+# ---- replacing a directory: one of the two stands at every moment
+
+
+def two_directories(folder):
+    """(a directory that stands, its successor beside it), each with a file that says which it is."""
+    for name, text in (("run", "old"), (".run.x.part", "new")):
+        (folder / name).mkdir()
+        (folder / name / "file").write_text(text)
+    return folder / "run", folder / ".run.x.part"
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+def test_a_directory_is_replaced_and_nothing_is_left_beside_it(exchange, tmp_path, monkeypatch):
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    path, beside = two_directories(tmp_path)
+    move_into_place(beside, path)
+    assert (path / "file").read_text() == "new" and names(tmp_path) == ["run"]
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
+@pytest.mark.parametrize("call", range(1, 8))
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "broken")])
+def test_an_interruption_keeps_the_old_directory_or_has_the_new_one(exchange, call, error, tmp_path, monkeypatch):
+    """Every call that changes names may be the one that is interrupted, before it or after it."""
+    calls = []
+
+    def interrupted(function):
+        def wrapper(*args, **kwargs):
+            calls.append(function)
+            if len(calls) == call and call % 2:
+                raise error
+            result = function(*args, **kwargs)
+            if len(calls) == call:
+                raise error
+            return result
+
+        return wrapper
+
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "file").write_text("old")
+    stopped = contextlib.suppress(KeyboardInterrupt, OSError)
+    with stopped, monkeypatch.context() as patch, atomic_directory(tmp_path / "run") as beside:
+        (beside / "file").write_text("new")
+        for name in ("rename", "rmdir"):
+            patch.setattr(files.os, name, interrupted(getattr(os, name)))
+        patch.setattr(files, "_sync", interrupted(files._sync))
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["run"] and (tmp_path / "run" / "file").read_text() in ("old", "new")
+
+
+def test_a_process_killed_between_two_renames_is_put_right_by_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(files, "_put_back", lambda aside, path: None)
+    path, beside = two_directories(tmp_path)
+    rename = os.rename
+
+    def killed(one, other):
+        if Path(one) == beside and not path.exists():
+            raise KeyboardInterrupt
+        rename(one, other)
+
+    monkeypatch.setattr(files.os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        move_into_place(beside, path)
+    assert not path.exists()
+    monkeypatch.undo()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["run"] and (path / "file").read_text() == "old"
+
+
+def test_all_files_of_a_new_directory_have_the_modes_that_the_umask_says(tmp_path):
+    old = os.umask(0o027)
+    try:
+        with atomic_directory(tmp_path / "run") as beside:
+            (beside / "inner").mkdir()
+            (beside / "inner" / "weights").write_text("x")
+            (beside / "inner" / "weights").chmod(0o600)
+    finally:
+        os.umask(old)
+    assert (tmp_path / "run" / "inner" / "weights").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "run" / "inner").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_name_as_long_as_a_file_system_allows_is_written(tmp_path):
+    path = tmp_path / ("ä" * 127)
+    write_json(path, 1)
+    with atomic_directory(tmp_path / ("x" * 255)) as beside:
+        (beside / "file").write_text("")
+    assert len(names(tmp_path)) == 2

@@ -5,6 +5,7 @@ the old file or the new one, never half of one.
 """
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -59,13 +60,14 @@ def _errno(error):
 def atomic_write(path, mode="w"):
     """Open a file to write; it appears under `path` only when the block ends without an error.
 
-    Text files are UTF-8 with ``\\n`` line ends. Parent directories are made.
+    Text files are UTF-8 with ``\\n`` line ends. Parent directories are made. What stands under `path` afterwards is on
+    the disk: a power cut leaves the old file or the new one.
     """
     path = Path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        handle, beside = tempfile.mkstemp(prefix=f".{_stem(path)}.", suffix=".part", dir=path.parent)
         try:
             with open(handle, mode, **text) as file:
                 yield file
@@ -77,6 +79,7 @@ def atomic_write(path, mode="w"):
             with contextlib.suppress(OSError):
                 os.unlink(beside)
             raise
+        _sync(path.parent)
 
 
 def write_json(path, value, indent=2):
@@ -90,17 +93,17 @@ def write_json(path, value, indent=2):
 def atomic_directory(path, replace=True):
     """Yield a fresh directory that takes the name `path` only when the block ends without an error.
 
-    An existing directory at `path` is replaced (there is an instant at which neither stands; callers that
-    must survive a kill at that instant use a new name each time), or with `replace=False` it stays and the
-    fresh one is dropped: right for what is named by its content, which another process may be reading.
+    Its files are on the disk before it gets its name, readable as the umask says. An existing directory at `path` is
+    replaced in one step where the file system can exchange two names (see `move_into_place`), or with
+    `replace=False` it stays and the fresh one is dropped: right for what is named by its content, which another
+    process may be reading.
     """
     path = Path(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+        beside = Path(tempfile.mkdtemp(prefix=f".{_stem(path)}.", suffix=".part", dir=path.parent))
         try:
             yield beside
-            os.chmod(beside, 0o777 & ~_umask())
             move_into_place(beside, path, replace)
         except BaseException:
             shutil.rmtree(beside, ignore_errors=True)
@@ -108,26 +111,112 @@ def atomic_directory(path, replace=True):
 
 
 def move_into_place(beside, path, replace=True):
-    """Give the file or directory `beside` the name `path`; of a directory that stands there see `atomic_directory`."""
+    """Give the file or directory `beside` the name `path`, once it is on the disk with the modes that the umask says.
+
+    A directory that stands at `path` is never lost before the new one has its name: the two exchange their names in one
+    step (Linux's RENAME_EXCHANGE), or, where the file system cannot, the old one is renamed aside, the new one renamed
+    in, and the old one renamed back if that fails. Only then is the old one deleted. `remove_leftovers` puts back what
+    a process killed between the two renames left aside.
+
+    Args:
+        replace: False: a directory that stands at `path` stays, `beside` is deleted.
+    """
+    beside, path = Path(beside), Path(path)
+    _settle(beside)
     while True:
         try:
-            return os.rename(beside, path)
+            os.rename(beside, path)
+            return _sync(path.parent)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         # A directory stands there, maybe since a moment ago: others may be doing the same.
         if not replace:
             return shutil.rmtree(beside, ignore_errors=True)
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path, old / path.name)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            if _exchange(beside, path):
+                _sync(path.parent)
+                return shutil.rmtree(beside, ignore_errors=True)
+        except FileNotFoundError:
+            continue
+        aside = Path(tempfile.mkdtemp(prefix=f".{_stem(path)}.", suffix=_ASIDE, dir=path.parent))
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(path, aside / path.name)
+            os.rename(beside, path)
+        except BaseException:
+            _put_back(aside, path)
+            raise
+        _sync(path.parent)
+        return shutil.rmtree(aside, ignore_errors=True)
+
+
+_ASIDE = ".aside"
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def _exchange(one, other):
+    """Let two paths exchange their names in one step; False where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    if not renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        return False
+    raise OSError(number, os.strerror(number), os.fspath(one), None, os.fspath(other))
+
+
+def _put_back(aside, path):
+    """Undo the first half of a replacement: the directory renamed aside gets its name again, if nothing has it."""
+    if (aside / path.name).exists() and not path.exists():
+        os.rename(aside / path.name, path)
+    with contextlib.suppress(OSError):
+        aside.rmdir()
+
+
+def _settle(path):
+    """Give a file, or all of a directory, the modes that the umask says, and write it to the disk.
+
+    Libraries make some files readable by their owner alone, whatever the umask.
+    """
+    mask = _umask()
+    for folder, _, files in os.walk(path, topdown=False):
+        for file in (os.path.join(folder, name) for name in files):
+            if not os.path.islink(file):
+                os.chmod(file, 0o666 & ~mask)
+                _sync(file)
+        os.chmod(folder, 0o777 & ~mask)
+        _sync(folder)
+    if path.is_file():
+        os.chmod(path, 0o666 & ~mask)
+        _sync(path)
+
+
+def _sync(path):
+    """Write a file, or a directory's names, to the disk; file systems that cannot are left alone."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _stem(path):
+    """The part of a file's name that its half-written form is called by: a name may have 255 bytes, no more."""
+    return path.name if len(os.fsencode(path.name)) <= 200 else os.fsdecode(os.fsencode(path.name)[:200])
 
 
 def remove_leftovers(directory):
-    """Remove what a killed process left half-written in `directory` (names ending in .part or .old)."""
+    """Remove what a killed process left half-written in `directory`, and put back what it had renamed aside."""
     for entry in Path(directory).glob(".*"):
-        if entry.suffix in (".part", ".old"):
+        if entry.suffix == _ASIDE and entry.is_dir():
+            for held in list(entry.iterdir()):
+                _put_back(entry, entry.parent / held.name)
+        if entry.suffix in (".part", ".old", _ASIDE):
             shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
