@@ -2,8 +2,8 @@
 
 The key is a hash of the data file's bytes, the tokenizer, the task's settings and this format. Files are
 written in a directory beside and moved into place, so two processes may build the same cache at once, and one
-killed half-way leaves nothing that would be taken for whole. Memory does not grow with the data: records are
-streamed in and arrays are mapped, not loaded.
+killed half-way leaves nothing that would be taken for whole (data/token_store.py checks what it finds). Memory does not
+grow with the data: records are streamed in and arrays are mapped, not loaded.
 """
 
 import hashlib
@@ -11,14 +11,13 @@ import json
 from array import array
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 from versatile.data.encoders.markers import Encoder, tokenizer_fingerprint
 from versatile.data.files import fingerprint, iter_records
 from versatile.data.task import Reading
+from versatile.data.token_store import entry_directory, open_entry
 from versatile.utils.errors import UserError
-from versatile.utils.files import atomic_directory, cache_root, writable_cache, write_json
 
 FORMAT = 3
 CHUNK = 2000
@@ -35,9 +34,7 @@ class EncodedSplit:
         key: the content key; a resumed run checks it.
     """
 
-    def __init__(self, folder):
-        folder = Path(folder)
-        meta = json.loads((folder / "meta.json").read_text())
+    def __init__(self, folder, meta):
         self.key, self.report = meta["key"], meta["report"]
         self.lengths = np.fromfile(folder / "lengths.bin", np.int32)
         self.prompt_lengths = np.fromfile(folder / "prompt_lengths.bin", np.int32)
@@ -82,11 +79,11 @@ def load(path, split, task, tokenizer, positions, *, training, how=Reading(), ca
                 task.min_tokens, positions, training, vars(how), encoder.lead, type(task).__module__]  # fmt: skip
     parts = [fingerprint(path), tokenizer_fingerprint(tokenizer), json.dumps(settings)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    folder = Path(cache_dir or cache_root() / "tokens") / key
-    if not (folder / "meta.json").is_file():
-        writable_cache(folder.parent, "--cache_dir" if cache_dir else None)
-        _build(folder, key, path, split, task, encoder, training, how, progress, len(tokenizer))
-    encoded = EncodedSplit(folder)
+
+    def build(beside):
+        return dict(key=key) | _build(beside, path, split, task, encoder, training, how, progress, len(tokenizer))
+
+    encoded = open_entry(entry_directory(key, cache_dir), EncodedSplit, build, cache_dir)
     if not len(encoded):
         dropped = ", ".join(f"{n:,} dropped ({why})" for why, n in encoded.report["dropped"].items())
         raise UserError(f"no example of split {split!r} is left: {dropped or 'there were none'}", place=path,
@@ -95,34 +92,34 @@ def load(path, split, task, tokenizer, positions, *, training, how=Reading(), ca
     return encoded
 
 
-def _build(folder, key, path, split, task, encoder, training, how, progress, vocabulary):
+def _build(folder, path, split, task, encoder, training, how, progress, vocabulary):
+    """Write a split's files; returns what its meta.json holds beside the key."""
     id_type = np.uint16 if vocabulary <= 1 << 16 else np.uint32
     marker_ids = [encoder.marker_ids[m] for m in task.markers]
     place_of = {token: i for i, token in enumerate(marker_ids)}
     lengths, prompt_lengths, dropped = array("i"), array("i"), Counter()
     examples = (e for place, record in iter_records(path, split) for e in task.examples(record, place, how))
-    with atomic_directory(folder, replace=False) as beside:
-        with open(beside / "ids.bin", "wb") as ids, open(beside / "types.bin", "wb") as types:
-            read = 0
-            while chunk := list(islice(examples, CHUNK)):
-                for example, encoded in zip(chunk, encoder.encode(chunk)):
-                    reason = _unusable(task, example, encoded)
-                    # A blank target is a withheld one: the loss of an end token alone says nothing of a model.
-                    if reason and (training or reason == EMPTY_TARGET):
-                        dropped[reason] += 1
-                        continue
-                    ids.write(array(np.dtype(id_type).char, encoded.ids).tobytes())
-                    types.write(bytes([place_of[t] for t in encoded.types]))
-                    lengths.append(len(encoded.ids))
-                    prompt_lengths.append(encoded.prompt_length)
-                read += len(chunk)
-                if progress:
-                    progress(read)
-        for name, values in (("lengths", lengths), ("prompt_lengths", prompt_lengths)):
-            (beside / f"{name}.bin").write_bytes(values.tobytes())
-        report = dict(kept=len(lengths), dropped=dict(dropped), cut=dict(encoder.counts))
-        meta = dict(key=key, source=str(path), split=split, task=task.name, ids=np.dtype(id_type).name)
-        write_json(beside / "meta.json", meta | dict(marker_ids=marker_ids, report=report))
+    with open(folder / "ids.bin", "wb") as ids, open(folder / "types.bin", "wb") as types:
+        read = 0
+        while chunk := list(islice(examples, CHUNK)):
+            for example, encoded in zip(chunk, encoder.encode(chunk)):
+                reason = _unusable(task, example, encoded)
+                # A blank target is a withheld one: the loss of an end token alone says nothing of a model.
+                if reason and (training or reason == EMPTY_TARGET):
+                    dropped[reason] += 1
+                    continue
+                ids.write(array(np.dtype(id_type).char, encoded.ids).tobytes())
+                types.write(bytes([place_of[t] for t in encoded.types]))
+                lengths.append(len(encoded.ids))
+                prompt_lengths.append(encoded.prompt_length)
+            read += len(chunk)
+            if progress:
+                progress(read)
+    for name, values in (("lengths", lengths), ("prompt_lengths", prompt_lengths)):
+        (folder / f"{name}.bin").write_bytes(values.tobytes())
+    report = dict(kept=len(lengths), dropped=dict(dropped), cut=dict(encoder.counts))
+    return dict(source=str(path), split=split, task=task.name, ids=np.dtype(id_type).name, marker_ids=marker_ids,
+                report=report)  # fmt: skip
 
 
 def _unusable(task, example, encoded):

@@ -17,10 +17,10 @@ from versatile.data import glue
 from versatile.data.cache import CHUNK
 from versatile.data.encoders.markers import tokenize, tokenizer_fingerprint
 from versatile.data.files import fingerprint
+from versatile.data.token_store import entry_directory, open_entry
 from versatile.utils.errors import UserError
-from versatile.utils.files import atomic_directory, cache_root, writable_cache, write_json
 
-FORMAT = 1
+FORMAT = 2
 UNLABELLED = np.float32("nan")
 
 
@@ -56,9 +56,7 @@ class PairSplit:
         key: the content key; a resumed run checks it.
     """
 
-    def __init__(self, folder):
-        folder = Path(folder)
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    def __init__(self, folder, meta):
         self.task, self.split, self.report = meta["task"], meta["split"], meta["report"]
         self.lengths = np.fromfile(folder / "lengths.bin", np.int32)
         self.firsts = np.fromfile(folder / "firsts.bin", np.int32)
@@ -102,14 +100,17 @@ def load(data_dir, name, split, tokenizer, max_length, *, limit=None, cache_dir=
     settings = [FORMAT, task.name, split, task.columns, task.label_column, task.labels, max_length]
     parts = [fingerprint(path), tokenizer_fingerprint(tokenizer), json.dumps(settings)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    folder = Path(cache_dir or cache_root() / "tokens") / (key if limit is None else f"{key}_{limit}")
-    if overwrite or not (folder / "meta.json").is_file():
-        writable_cache(folder.parent, "--cache_dir" if cache_dir else None)
-        _build(folder, key, glue.read(data_dir, name, split), limit, task, split, tokenizer, max_length)
-    return PairSplit(folder)
+    folder = entry_directory(key if limit is None else f"{key}_{limit}", cache_dir)
+
+    def build(beside):
+        examples = glue.read(data_dir, name, split)
+        return dict(key=key) | _build(beside, examples, limit, task, split, tokenizer, max_length)
+
+    return open_entry(folder, PairSplit, build, cache_dir, overwrite)
 
 
-def _build(folder, key, examples, limit, task, split, tokenizer, max_length):
+def _build(folder, examples, limit, task, split, tokenizer, max_length):
+    """Write a split's files; returns what its meta.json holds beside the key."""
     if split != "test" and any(e.label is None for e in examples):
         raise UserError("has no labels", place=examples[0].place, expected=f"a column {task.label_column!r}",
                         remedy="name a file with labels")  # fmt: skip
@@ -118,21 +119,18 @@ def _build(folder, key, examples, limit, task, split, tokenizer, max_length):
     number = {label: i for i, label in enumerate(task.labels or ())}
     lengths, firsts, cut = array("i"), array("i"), 0
     labels = np.array([_label(e.label, number) for e in examples], np.float32)
-    with atomic_directory(folder) as beside:
-        with open(beside / "ids.bin", "wb") as ids:
-            remaining = iter(examples)
-            while chunk := list(islice(remaining, CHUNK)):
-                for row, first, shortened in encode(tokenizer, chunk, max_length):
-                    ids.write(np.array(row, id_type).tobytes())
-                    lengths.append(len(row))
-                    firsts.append(first)
-                    cut += shortened
-        for name, values in dict(lengths=lengths, firsts=firsts, labels=labels,
-                                 indices=np.array([e.index for e in examples], np.int64)).items():  # fmt: skip
-            (beside / f"{name}.bin").write_bytes(values.tobytes())
-        report = dict(kept=kept, cut=cut)
-        meta = dict(key=key, task=task.name, split=split, ids=id_type.name, report=report)
-        write_json(beside / "meta.json", meta)
+    with open(folder / "ids.bin", "wb") as ids:
+        remaining = iter(examples)
+        while chunk := list(islice(remaining, CHUNK)):
+            for row, first, shortened in encode(tokenizer, chunk, max_length):
+                ids.write(np.array(row, id_type).tobytes())
+                lengths.append(len(row))
+                firsts.append(first)
+                cut += shortened
+    for name, values in dict(lengths=lengths, firsts=firsts, labels=labels,
+                             indices=np.array([e.index for e in examples], np.int64)).items():  # fmt: skip
+        (folder / f"{name}.bin").write_bytes(values.tobytes())
+    return dict(task=task.name, split=split, ids=id_type.name, report=dict(kept=kept, cut=cut))
 
 
 def _label(label, number):

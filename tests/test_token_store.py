@@ -1,0 +1,95 @@
+"""data/token_store.py: a damaged cache entry is noticed, said and made anew; a whole one is used.
+
+    python -m pytest tests/test_token_store.py
+"""
+
+import json
+
+import numpy as np
+import pytest
+from versatile.adapters.backbones import loading as backbones
+from versatile.data import cache, task
+from versatile.data.encoders import sentence_pair
+
+from tests.scripts import SAMPLES
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    _, gpt2 = backbones.load("tiny-gpt2")
+    cache_task = task.get("mt")
+    gpt2.add_special_tokens({"additional_special_tokens": list(cache_task.markers)})
+    from transformers import AutoTokenizer
+    from versatile.adapters.backbones import bundled
+
+    return gpt2, AutoTokenizer.from_pretrained(bundled.folder("tiny-bert"))
+
+
+def load_rows(kind, tokenizers, folder):
+    """Every row of a split, through the cache in `folder`."""
+    if kind == "json":
+        split = cache.load(SAMPLES / "mt.json", "valid", task.get("mt"), tokenizers[0], 256, training=True,
+                           cache_dir=folder)  # fmt: skip
+        return [tuple(map(np.ndarray.tolist, row[:2])) for row in (split[i] for i in range(len(split)))]
+    split = sentence_pair.load(SAMPLES / "glue", "rte", "dev", tokenizers[1], 64, cache_dir=folder)
+    return [split[i].tolist() for i in range(len(split))]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:5])
+
+
+def zero(path):
+    path.write_bytes(b"\0" * path.stat().st_size)
+
+
+def replace_with_directory(path):
+    path.unlink()
+    path.mkdir()
+
+
+DAMAGES = [cut, zero, lambda path: path.unlink(), lambda path: path.write_bytes(b""), replace_with_directory,
+           lambda path: path.write_bytes(path.read_bytes() + b"\0")]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=["cut", "zeroed", "gone", "emptied", "a directory", "longer"])
+@pytest.mark.parametrize("kind", ["json", "glue"])
+def test_an_entry_with_any_damaged_file_is_said_and_made_anew(kind, damage, tokenizers, tmp_path, capsys):
+    rows = load_rows(kind, tokenizers, tmp_path)
+    (entry,) = tmp_path.iterdir()
+    for name in sorted(path.name for path in entry.iterdir()):
+        damage(entry / name)
+        capsys.readouterr()
+        assert load_rows(kind, tokenizers, tmp_path) == rows
+        assert "damaged" in capsys.readouterr().out
+        assert load_rows(kind, tokenizers, tmp_path) == rows
+        assert "damaged" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("meta", ["[]", "{}", "null", '{"files": 3}', '{"files": {"ids.bin": []}}', "[" * 100_000])
+def test_a_meta_file_that_says_something_else_is_damage_too(meta, tokenizers, tmp_path, capsys):
+    rows = load_rows("json", tokenizers, tmp_path)
+    (entry,) = tmp_path.iterdir()
+    (entry / "meta.json").write_text(meta)
+    assert load_rows("json", tokenizers, tmp_path) == rows
+    assert "damaged" in capsys.readouterr().out
+
+
+def test_a_file_where_an_entry_should_be_is_replaced(tokenizers, tmp_path):
+    rows = load_rows("glue", tokenizers, tmp_path)
+    (entry,) = tmp_path.iterdir()
+    for file in entry.iterdir():
+        file.unlink()
+    entry.rmdir()
+    entry.write_text("x")
+    assert load_rows("glue", tokenizers, tmp_path) == rows and entry.is_dir()
+
+
+def test_a_whole_entry_is_not_written_again(tokenizers, tmp_path):
+    load_rows("json", tokenizers, tmp_path)
+    (entry,) = tmp_path.iterdir()
+    before = (entry / "ids.bin").stat().st_ino
+    load_rows("json", tokenizers, tmp_path)
+    assert (entry / "ids.bin").stat().st_ino == before
+    listed = json.loads((entry / "meta.json").read_text())["files"]
+    assert {*listed, "meta.json"} == {path.name for path in entry.iterdir()}
