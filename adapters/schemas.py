@@ -21,7 +21,8 @@ TASKS = ListOf(
     Record(
         dict(
             name=Text(_can_be_module_name, TASK_NAME.says, longest=200, required=True),
-            markers=ListOf(_MARKER, 1, 10_000, unique=str, required=True),
+            # None where the task's prompts are plain text, as in lifelong learning.
+            markers=ListOf(_MARKER, 0, 10_000, unique=str, required=True),
             max_history=Whole(0, 1_000_000, null=True),
         )
     ),
