@@ -231,7 +231,7 @@ def record(args, sources, proofs):
     known = runs.stored(args.into).get("sources", {}) if args.into else {}
     described = {}
     for s in sources:
-        here = dict(checkpoint=str(s.directory), bottleneck=s.bottleneck,
+        here = dict(checkpoint=str(s.directory), bottleneck=s.method.get("adapter_bottleneck", 0),
                     dataset_path=runs.trained_on(s.directory, s.task),
                     method=runs.origin(s.directory).get("method"))  # fmt: skip
         described[s.task] = (s.flag.startswith("--into") and known.get(s.task)) or here

@@ -1,4 +1,4 @@
-"""Put adapters and task embeddings into a transformers model that is already loaded.
+"""Put task embeddings and ways of adapting (adapters/methods/) into a transformers model that is already loaded.
 
 The model stays the transformers model it was, with `generate` and all: its blocks get forward hooks, its
 embedding and head a wrapper, and its class a subclass whose `forward` takes `task_ids` beside the usual
@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from versatile.adapters.backbones.family import backbone_of
-from versatile.adapters.methods.bottleneck import AdapterBank, BottleneckAdapter, TaskRouter
-from versatile.adapters.methods.task_embeddings import TaskEmbedding, TaskHead, TaskRows
+from versatile.adapters.methods.base import parameters_of_tasks as owners  # noqa: F401  (part of this interface)
+from versatile.adapters.methods.registry import BARE, get_method, method_of
+from versatile.adapters.routing import TaskRouter
 from versatile.adapters.trained import (  # noqa: F401  (part of this interface)
     describe,
     halve_frozen,
     ledger,
     only_tables,
-    owners,
     trainable,
 )  # fmt: skip
 
@@ -38,7 +38,7 @@ class TaskModelInfo:
     Attributes:
         mode: "adapter" (backbone frozen) or "full" (everything is trained).
         markers: {task: its special tokens in order}; the order of tasks gives their ids.
-        bottlenecks: {task: adapter bottleneck}, 0 where the task has rows but no adapter; {} in "full".
+        methods: {task: {"method": its name, setting: value, ...}} (adapters/methods/registry.py); {} in "full".
         first: id of the first added token; below it lies the backbone's own vocabulary.
         own_columns: a task's rows are scored against the base vocabulary and the task's own tokens only.
             False for released checkpoints, whose other tasks' columns took part in the softmax.
@@ -50,7 +50,7 @@ class TaskModelInfo:
 
     mode: str
     markers: dict
-    bottlenecks: dict
+    methods: dict
     first: int
     own_columns: bool = True
     freeze: bool = True
@@ -60,8 +60,13 @@ class TaskModelInfo:
 
     @property
     def tasks(self):
-        """Task names; a task's id is its place here."""
+        """Task names; a task's id is its index here."""
         return list(self.markers)
+
+    @property
+    def bottlenecks(self):
+        """{task: width of its bottleneck adapter}, 0 where it has none."""
+        return {task: method.get("adapter_bottleneck", 0) for task, method in self.methods.items()}
 
 
 class TaskConditioned:
@@ -254,35 +259,41 @@ def start_rows_from_words(model, tokenizer, task, std=None):
                 rows[at] = mean * (std / mean.std())
 
 
-def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=None, *, freeze=True, carry=None):
+def attach(model, tokenizer, markers, methods=None, own_columns=True, std=None, *, freeze=True, carry=None):
     """Make a loaded backbone a model of tasks.
 
     Args:
         model: a transformers language model of a known family.
         tokenizer: its fast tokenizer; gets `<pad>` and the markers.
         markers: {task: its special tokens in order}.
-        bottlenecks: {task: adapter bottleneck} to freeze the backbone and train adapters and the tasks' rows
-            (0: rows only); None to train everything.
+        methods: {task: how it is adapted}, as `methods.registry.method_of` takes it, to freeze the backbone and train
+            what is added and the tasks' rows (a number: a bottleneck adapter of this width, 0: rows only); None to
+            train everything.
         own_columns: see `TaskModelInfo`.
         std: standard deviation new rows start from (default: the family's).
-        freeze: with `bottlenecks`, False trains the backbone too.
+        freeze: with `methods`, False trains the backbone too.
         carry: checkpoints hold the backbone itself (default: when it is not frozen), so that it can be found again.
 
     Returns:
         the same model object, its class now also `TaskConditioned`.
+
+    Raises:
+        UserError: a method that does not go with the backbone.
     """
+    methods = None if methods is None else {task: method_of(value) for task, value in methods.items()}
+    backbone = backbone_of(model.config)
+    check_methods(backbone, methods or {})
     # What a carried backbone is saved with: its own tokenizer, without what is added now.
-    bare = copy.deepcopy(tokenizer) if bottlenecks is not None and (carry or not freeze) else None
-    family = backbone_of(model.config)
-    model.row_std = std = family.row_std(model) if std is None else std
+    bare = copy.deepcopy(tokenizer) if methods is not None and (carry or not freeze) else None
+    model.row_std = std = backbone.row_std(model) if std is None else std
     first = add_tokens(tokenizer, markers)
     info = TaskModelInfo(
-        mode="full" if bottlenecks is None else "adapter",
+        mode="full" if methods is None else "adapter",
         markers={task: list(names) for task, names in markers.items()},
-        bottlenecks=dict(bottlenecks or {}),
+        methods=methods or {},
         first=first,
         own_columns=own_columns,
-        freeze=freeze or bottlenecks is None,
+        freeze=freeze or methods is None,
         carry=bare is not None,
     )
     _condition(model, info)
@@ -291,14 +302,43 @@ def attach(model, tokenizer, markers, bottlenecks=None, own_columns=True, std=No
         _grow_tables(model, len(tokenizer), std)
         return model
     model.requires_grad_(not freeze)
-    spare = len(tokenizer) - first - sum(map(len, markers.values()))
-    _wrap_vocabulary(model, info, spare, std)
-    for block in family.blocks(model):
-        block.adapter_bank = AdapterBank(model.router)
-        block.register_forward_hook(block.adapter_bank.hook)
-    for task in markers:
-        _add_adapters(model, task, info.bottlenecks[task])
+    model.spare_rows = len(tokenizer) - first - sum(map(len, markers.values()))
+    _add(model, BARE, {task: {} for task in markers})
+    for name in dict.fromkeys(method["method"] for method in methods.values()):
+        if name != BARE:
+            _add(model, name, {task: settings for task, settings in methods.items() if settings["method"] == name})
     return model
+
+
+def check_methods(backbone, methods):
+    """A `UserError` where a task's method does not go with a backbone.
+
+    Args:
+        backbone: `Backbone`.
+        methods: {task: method}, complete.
+    """
+    for settings in methods.values():
+        name = settings["method"]
+        get_method(name).load_class().check(name, backbone, settings, f"--method {name}")
+
+
+def _add(model, name, tasks):
+    """Put a method with the tasks that use it, {task: settings}, into a model; one that is there gets the tasks."""
+    if name in model.added:
+        model.added[name].build(model, tasks)
+        return
+    method = get_method(name).load_class()(model, name)
+    method.build(model, tasks)
+    model.added[name] = method
+    method.hook(model)
+
+
+def add_method(model, task, value):
+    """Give a task of a model that has rows alone a method; arguments as of `attach`."""
+    settings = method_of(value)
+    check_methods(backbone_of(model.config), {task: settings})
+    _add(model, settings["method"], {task: settings})
+    model.info.methods[task] = settings
 
 
 def _condition(model, info):
@@ -312,6 +352,7 @@ def _condition(model, info):
     model.info = info
     model.router = TaskRouter()
     model.router.tasks = info.tasks
+    model.added = torch.nn.ModuleDict()
 
 
 def keep_tasks(model, order):
@@ -322,7 +363,7 @@ def keep_tasks(model, order):
     """
     info = model.info
     info.markers = {task: info.markers[task] for task in order}
-    info.bottlenecks = {task: info.bottlenecks[task] for task in order}
+    info.methods = {task: info.methods[task] for task in order}
     model.router.tasks = info.tasks
 
 
@@ -337,49 +378,23 @@ def _grow_tables(model, size, std):
                 table[old:].normal_(std=std)
 
 
-def _wrap_vocabulary(model, info, spare, std):
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    width = embedding.weight.shape[1]
-    tied = head.weight is embedding.weight
-    rows = TaskRows(info.markers, width, std, spare).to(embedding.weight.device)
-    out = rows if tied else TaskRows(info.markers, width, std, spare).to(head.weight.device)
-    model.set_input_embeddings(TaskEmbedding(embedding, rows, info.first))
-    model.set_output_embeddings(TaskHead(head, out, info.first))
-    # Beam search reads the vocabulary's size from here.
-    model.config.vocab_size = info.first + len(rows)
-
-
-def _add_adapters(model, task, bottleneck):
-    if bottleneck:
-        _place(model, task, new_adapters(model, bottleneck))
-
-
-def new_adapters(model, bottleneck):
-    """A task's new adapters, one for each block, not yet in the model."""
-    family = backbone_of(model.config)
-    width, eps = family.hidden_size(model.config), family.norm_eps(model.config)
-    return [BottleneckAdapter(width, bottleneck, eps) for _ in family.blocks(model)]
-
-
-def _place(model, task, adapters):
-    for block, adapter in zip(backbone_of(model.config).blocks(model), adapters):
-        block.adapter_bank.adapters[task] = adapter.to(next(block.parameters()).device)
-
-
-def join(model, tokenizer, markers, bottlenecks, adapters):
+def join(model, tokenizer, markers, methods, modules):
     """Let an adapter model answer for more tasks, behind those it has; their rows stand in its tables already.
 
     Args:
         tokenizer: the model's; gets the markers.
         markers: {task: its special tokens in order}, all new to the tokenizer.
-        bottlenecks: {task: adapter bottleneck}.
-        adapters: {task: its `new_adapters`}, of those that have any.
+        methods: {task: method}, complete.
+        modules: {task: its modules as `TaskModules.create` made them}, of those that have any.
     """
     add_tokens(tokenizer, markers)
-    for task, blocks in adapters.items():
-        _place(model, task, blocks)
+    for task, blocks in modules.items():
+        name = methods[task]["method"]
+        if name not in model.added:
+            _add(model, name, {})
+        model.added[name].insert(model, task, blocks)
     model.info.markers |= {task: list(names) for task, names in markers.items()}
-    model.info.bottlenecks |= bottlenecks
+    model.info.methods |= methods
     model.router.tasks = model.info.tasks
     model.config.vocab_size = model.info.first + len(model.get_input_embeddings().rows)
 

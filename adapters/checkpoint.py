@@ -2,9 +2,10 @@
 
 An adapter checkpoint is a directory with
 
-    adapter_config.json         backbone, tasks, markers, bottlenecks
-    adapter_model.safetensors   what was trained and nothing else:
-                                blocks.<layer>.<task>.{norm,down,up}.{weight,bias} (an encoder's blocks before its
+    adapter_config.json         backbone, tasks, markers, and each task's method: its width in `bottlenecks` where
+                                it has a bottleneck adapter or none, else name and settings in `methods`
+    adapter_model.safetensors   what was trained and nothing else, under the methods' own keys:
+                                blocks.<layer>.<task>.<...> of what belongs to a task (an encoder's blocks before its
                                 decoder's), rows.<task>,
                                 and output_rows.<task> where the backbone's head is untied; spare_rows where <pad>
                                 has a row of its own; p_gen_linear.{weight,bias} of a model with self-copy
@@ -22,11 +23,13 @@ from pathlib import Path
 
 import torch
 from versatile.adapters import schemas, t5_directory
-from versatile.adapters.attach import TaskModelInfo, _condition, attach, join, keep_tasks, new_adapters, trainable
+from versatile.adapters.attach import TaskModelInfo, _condition, attach, check_methods, join, keep_tasks, trainable
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods import pointer as self_copy
+from versatile.adapters.methods.base import added_parameters
+from versatile.adapters.methods.registry import BARE, get_method, method_of
 from versatile.adapters.methods.task_embeddings import TaskEmbedding, TaskHead
 from versatile.utils.errors import UserError, brief
 from versatile.utils.files import atomic_write, write_json
@@ -34,8 +37,8 @@ from versatile.utils.schema import read_json_object, validate
 
 CONFIG, WEIGHTS, BACKBONE = "adapter_config.json", "adapter_model.safetensors", "backbone"
 FORMAT = 1
-# What stands beside the backbone has one of these in its name.
-_ADDED = (".adapter_bank.", ".rows.tasks.", ".p_gen_linear.")
+# Where what stands beside the backbone lies in a model.
+_ADDED = "added."
 
 
 def save(model, tokenizer, directory, state=None):
@@ -56,7 +59,7 @@ def save(model, tokenizer, directory, state=None):
     if info.mode == "full":
         model.config.versatile = tasks
         # One file whatever its size: a resumed run reads it back by name.
-        model.save_pretrained(directory, max_shard_size="10TB")
+        model.save_pretrained(directory, state_dict=_full_state(model), max_shard_size="10TB")
     else:
         # The config goes last: its fingerprint names one backbone, so that a mixture of two savings is noticed.
         backbone = _save_backbone(model, directory / BACKBONE) if info.carry else _backbone_name(model)
@@ -66,7 +69,7 @@ def save(model, tokenizer, directory, state=None):
             task_type="SEQ_2_SEQ_LM" if backbone_of(model.config).encoder_decoder else "CAUSAL_LM",
             **backbone,
             model_type=model.config.model_type,
-            bottlenecks=info.bottlenecks,
+            **_methods(info),
             freeze=info.freeze,
             **_rows(model, tokenizer),
             format=FORMAT,
@@ -74,6 +77,26 @@ def save(model, tokenizer, directory, state=None):
         )
         write_json(directory / CONFIG, config)
     tokenizer.save_pretrained(directory)
+
+
+def _methods(info):
+    """What adapter_config.json says of the tasks' methods."""
+    plain = {"bottleneck", BARE}
+    bottlenecks = {task: info.bottlenecks[task] for task, m in info.methods.items() if m["method"] in plain}
+    others = {task: method for task, method in info.methods.items() if method["method"] not in plain}
+    return dict(bottlenecks=bottlenecks, **(dict(methods=others) if others else {}))
+
+
+def _methods_of(config, names):
+    """{task: method, complete} of the tasks in an adapter_config.json."""
+    others = config.get("methods", {})
+    return {name: method_of(others.get(name) or config["bottlenecks"].get(name, 0)) for name in names}
+
+
+def _full_state(model):
+    """{file key: tensor} of a fully fine-tuned model; what stands beside it has the keys of its methods."""
+    state = {name: p for name, p in model.state_dict().items() if not name.startswith(_ADDED)}
+    return state | {key: p.detach() for key, p in _added(model).items()}
 
 
 def _backbone_name(model):
@@ -113,7 +136,7 @@ def _backbone_names(model, names):
         owner = next((w for w in wrapped if name.startswith(f"{w}.")), None)
         if owner and name.startswith(f"{owner}.base."):
             found[name] = name.replace(f"{owner}.base.", f"{owner}.")
-        elif not owner and not any(part in f".{name}" for part in _ADDED):
+        elif not owner and not name.startswith(_ADDED):
             found[name] = name
     return found
 
@@ -157,10 +180,10 @@ def adapter_state(model):
     return {key: p.detach().cpu().contiguous() for key, p in _adapter_parameters(model).items()}
 
 
-def task_of(key):
-    """The task that a key of `adapter_state` belongs to, or None: it belongs to all of them."""
-    parts = key.split(".")
-    return parts[2] if parts[0] == "blocks" else parts[1] if parts[0] in ("rows", "output_rows") else None
+def owners_of_keys(model):
+    """{key of `adapter_state`: the task it belongs to, or None: to all of them}."""
+    owners = {method.key(name): method.owner(name) for method, name, _ in added_parameters(model)}
+    return {key: owners.get(key) for key in _adapter_parameters(model)}
 
 
 def load_weights(model, directory):
@@ -168,8 +191,11 @@ def load_weights(model, directory):
     directory = Path(directory)
     if model.info.mode == "full":
         state = read_safetensors(directory / "model.safetensors")
-        missing, unexpected = model.load_state_dict(state, strict=False)
-        _same_keys(set(missing) - _tied(model), set(unexpected), directory)
+        added = _added(model)
+        missing, unexpected = model.load_state_dict({k: t for k, t in state.items() if k not in added}, strict=False)
+        missing = {name for name in missing if not name.startswith(_ADDED)} | (set(added) - set(state))
+        _same_keys(missing - _tied(model), set(unexpected), directory)
+        _copy({key: state[key] for key in added}, added, directory)
         return
     adapters = read_safetensors(directory / WEIGHTS)
     if model.info.carry:
@@ -278,33 +304,45 @@ def load_onto(model, tokenizer, directory):
     _check_joins(model, tokenizer, config, path / CONFIG)
     state = read_safetensors(path / WEIGHTS)
     counts = {task["name"]: len(task["markers"]) for task in config["tasks"]}
-    bottlenecks = {task: config["bottlenecks"].get(task, 0) for task in counts}
+    methods = _methods_of(config, counts)
+    _refuse_shared(methods, path / CONFIG)
+    check_methods(backbone_of(model.config), methods)
     # Shapes alone: the file's tensors become the parameters.
     with torch.device("meta"):
-        adapters = {task: new_adapters(model, size) for task, size in bottlenecks.items() if size}
+        holders = {task: get_method(m["method"]).load_class()(model, m["method"]) for task, m in methods.items()}
+        modules = {task: holders[task].create(model, m) for task, m in methods.items() if m["method"] != BARE}
     tables = {"rows": model.get_input_embeddings().rows, "output_rows": model.get_output_embeddings().rows}
     if tables["rows"] is tables["output_rows"]:
         del tables["output_rows"]
     wanted = {f"{kind}.{task}": torch.empty(count, model.config.hidden_size, device="meta")
               for kind in tables for task, count in counts.items()}  # fmt: skip
-    for task, blocks in adapters.items():
-        for i, adapter in enumerate(blocks):
-            wanted |= {f"blocks.{i}.{task}.{name}": p for name, p in adapter.named_parameters()}
+    for task, blocks in modules.items():
+        for i, module in enumerate(blocks):
+            wanted |= {f"blocks.{i}.{task}.{name}": p for name, p in module.named_parameters()}
     _check_fit(state, wanted, path / WEIGHTS)
-    ups = {task: [t for key, t in state.items() if task_of(key) == task and ".up." in key] for task in adapters}
-    _refuse_idle(ups, path / WEIGHTS)
     trained = bool(trainable(model))
+    for task, blocks in modules.items():
+        for i, module in enumerate(blocks):
+            own = {name: state[f"blocks.{i}.{task}.{name}"] for name in module.state_dict()}
+            module.load_state_dict(own, assign=True)
+            module.requires_grad_(trained).train(model.training)
+            holders[task].blocks[i][task] = module
+        _refuse_idle(holders[task], task, path / WEIGHTS)
     for kind, rows in tables.items():
         for task in counts:
             rows.tasks[task] = torch.nn.Parameter(state[f"{kind}.{task}"].to(rows.spare.device), trained)
-    for task, blocks in adapters.items():
-        for i, adapter in enumerate(blocks):
-            own = {name: state[f"blocks.{i}.{task}.{name}"] for name in adapter.state_dict()}
-            adapter.load_state_dict(own, assign=True)
-            adapter.requires_grad_(trained).train(model.training)
-    join(model, tokenizer, _markers(config["tasks"]), bottlenecks, adapters)
+    join(model, tokenizer, _markers(config["tasks"]), methods, modules)
     model.info.histories |= _histories(config)
     return list(counts)
+
+
+def _refuse_shared(methods, place):
+    """A `UserError` where what a task was trained with is shared with other tasks."""
+    for task, method in methods.items():
+        if reason := get_method(method["method"]).load_class().shared:
+            raise UserError(f"the task {task!r} was trained with {method['method']}: {reason}", place=place,
+                            expected="a method whose parameters belong to one task each",
+                            remedy="load the checkpoint by itself")  # fmt: skip
 
 
 def _check_joins(model, tokenizer, config, place):
@@ -345,13 +383,13 @@ def _load_adapter(path):
     schemas.check_sizes(config, state, path / CONFIG)
     model, tokenizer = _backbone_of(path, config)
     order = config.get("rows", config["tasks"])
-    bottlenecks = {task["name"]: config["bottlenecks"].get(task["name"], 0) for task in order}
+    methods = _methods_of(config, [task["name"] for task in order])
     vocabulary = tokenizer.get_vocab()
     if taken := [m for task in order for m in task["markers"] if m in vocabulary]:
         raise UserError(f"the marker {taken[0]!r} is a token of the backbone already", place=path / CONFIG,
                         expected="markers of the tasks' own")  # fmt: skip
     carry, freeze = config["base_model_name_or_path"] == BACKBONE, config.get("freeze", True)
-    attach(model, tokenizer, _markers(order), bottlenecks, config.get("own_columns", True), freeze=freeze, carry=carry)
+    attach(model, tokenizer, _markers(order), methods, config.get("own_columns", True), freeze=freeze, carry=carry)
     keep_tasks(model, [task["name"] for task in config["tasks"]])
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         module.rows.spare_scores = config.get("spare_scores", False)
@@ -364,9 +402,8 @@ def _load_adapter(path):
         )  # fmt: skip
     model.info.histories = _histories(config)
     set_adapter_state(model, state, path / WEIGHTS)
-    held = trainable(model).items()
-    ups = {task: [p for n, p in held if f".adapters.{task}.up." in n] for task, b in bottlenecks.items() if b}
-    _refuse_idle(ups, path / WEIGHTS)
+    for task, method in methods.items():
+        _refuse_idle(model.added[method["method"]], task, path / WEIGHTS)
     return model, tokenizer
 
 
@@ -412,7 +449,7 @@ def _load_full(directory):
         path = Path(directory) / "model.safetensors"
         gate = {key: tensor for key, tensor in read_safetensors(path).items() if key.startswith("p_gen_linear.")}
         self_copy.add(model)
-        _copy(gate, {f"p_gen_linear.{key}": p for key, p in model.p_gen_linear.state_dict().items()}, path)
+        _copy(gate, _added(model), path)
     model.info.histories = _histories(tasks)
     return model, tokenizer
 
@@ -436,16 +473,11 @@ def history(directory, task):
     return None
 
 
-def _refuse_idle(ups, place):
-    """An adapter that adds nothing to any block, with rows of zeros: loaded, it would change no output.
-
-    Args:
-        ups: {task: the tensors of its adapters' last layers}.
-    """
-    for task, tensors in ups.items():
-        if not any(p.any() for p in tensors):
-            raise UserError(f"the adapter for {task!r} changes nothing: its output layers are all zero",
-                            place=place, remedy="train it, or load the right file")  # fmt: skip
+def _refuse_idle(method, task, place):
+    """A `UserError` where what a method adds for a task would change no output."""
+    if method.is_idle(task):
+        raise UserError(f"the adapter for {task!r} changes nothing: its output layers are all zero",
+                        place=place, remedy="train it, or load the right file")  # fmt: skip
 
 
 def read_safetensors(path):
@@ -482,21 +514,10 @@ def _same_keys(missing, unexpected, place):
 
 def _adapter_parameters(model):
     """{file key: parameter} of what an adapter model holds beside its backbone."""
-    named = {n: p for n, p in model.named_parameters() if any(part in f".{n}" for part in _ADDED)}
-    blocks = {id(block): number for number, block in enumerate(backbone_of(model.config).blocks(model))}
-    numbers = {name: blocks[id(module)] for name, module in model.named_modules() if id(module) in blocks}
     rows = model.get_input_embeddings().rows
-    keyed = {_file_key(name, numbers): p for name, p in named.items()}
-    return keyed | ({"spare_rows": rows.spare} if rows.spare_scores else {})
+    return _added(model) | ({"spare_rows": rows.spare} if rows.spare_scores else {})
 
 
-def _file_key(name, numbers):
-    """Name of a parameter in the model -> its key in the file, by the `numbers` of blocks; alike for all families."""
-    parts = name.split(".")
-    if parts[0] == "p_gen_linear":
-        return name
-    if "adapter_bank" in parts:
-        at = parts.index("adapter_bank")
-        return ".".join(["blocks", str(numbers[".".join(parts[:at])]), *parts[at + 2 :]])
-    kind = "output_rows" if "lm_head" in parts else "rows"
-    return f"{kind}.{parts[-1]}"
+def _added(model):
+    """{file key: parameter} of what a model's methods added."""
+    return {method.key(name): p for method, name, p in added_parameters(model)}

@@ -23,7 +23,8 @@ from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.imports import vlm as released
 from versatile.adapters.methods import pointer as self_copy
-from versatile.adapters.trained import _kind
+from versatile.adapters.methods.base import added_parameters
+from versatile.adapters.methods.registry import BARE, get_method
 from versatile.utils.errors import UserError
 
 
@@ -35,7 +36,7 @@ class Source:
         task: its name.
         flag: what the user typed to name it, for errors.
         directory: the checkpoint.
-        markers, bottleneck, history: the task's; history is None where it is not known.
+        markers, method, history: the task's; history is None where it is not known.
         held: all tasks of the checkpoint.
         state: {key of `checkpoint.adapter_state`: tensor} of the task.
         common: the same of what belongs to no task: `<pad>`'s row, a pointer's gate.
@@ -47,7 +48,7 @@ class Source:
     flag: str
     directory: Path
     markers: list
-    bottleneck: int
+    method: dict
     history: int | None
     held: list
     state: dict
@@ -89,6 +90,12 @@ def open_source(directory, tasks=None):
                         remedy=error.remedy) from error  # fmt: skip
     if model.info.mode == "full":
         raise _not_adapters(flag, "fully fine-tuned model")
+    for task in tasks or model.info.tasks:
+        name = model.info.methods.get(task, {}).get("method")
+        if name and (reason := get_method(name).load_class().shared):
+            raise UserError(f"task {task!r} was trained with {name}: {reason}", place=_flag(directory, tasks and task),
+                            expected="a method whose parameters belong to one task each",
+                            remedy="train the tasks together, or each with --method bottleneck")  # fmt: skip
     if missing := [task for task in tasks or [] if task not in model.info.markers]:
         raise UserError(f"holds the task(s) {', '.join(model.info.tasks)}, not {missing[0]!r}",
                         place=_flag(directory, missing[0]), remedy="name another",
@@ -110,13 +117,13 @@ def _not_adapters(flag, what):
 def read(directory, tasks=None):
     """The `Source` of each task; arguments and errors as of `open_source`. Nothing of the model stays loaded."""
     model, tokenizer = open_source(directory, tasks)
-    info, state = model.info, checkpoint.adapter_state(model)
-    backbone, common = _backbone(model, tokenizer), {k: p for k, p in state.items() if checkpoint.task_of(k) is None}
+    info, state, owners = model.info, checkpoint.adapter_state(model), checkpoint.owners_of_keys(model)
+    backbone, common = _backbone(model, tokenizer), {k: p for k, p in state.items() if owners[k] is None}
     return [
         Source(
             task=task, flag=_flag(directory, tasks and task), directory=Path(directory), markers=info.markers[task],
-            bottleneck=info.bottlenecks[task], history=info.histories.get(task), held=info.tasks,
-            state={k: p for k, p in state.items() if checkpoint.task_of(k) == task}, common=common,
+            method=info.methods[task], history=info.histories.get(task), held=info.tasks,
+            state={k: p for k, p in state.items() if owners[k] == task}, common=common,
             own_columns=info.own_columns, self_copy=info.self_copy, freeze=info.freeze, carry=info.carry,
             backbone=backbone,
         )
@@ -198,8 +205,8 @@ def build(sources):
     first, frozen = sources[0], all(s.freeze for s in sources)
     model, tokenizer = _bare(first)
     markers = {s.task: s.markers for s in sources}
-    bottlenecks = {s.task: s.bottleneck for s in sources}
-    attach(model, tokenizer, markers, bottlenecks, first.own_columns, freeze=frozen, carry=first.carry or not frozen)
+    methods = {s.task: s.method for s in sources}
+    attach(model, tokenizer, markers, methods, first.own_columns, freeze=frozen, carry=first.carry or not frozen)
     state = {key: tensor for s in sources for key, tensor in s.state.items()}
     state |= {key: tensor for key, tensor in first.common.items() if all(_has(s, key, tensor) for s in sources)}
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -282,14 +289,9 @@ def ledger(model):
         added: by all tasks, together: backbone and added, separate: of one full model a task)
     """
     tasks = {t: dict(bottleneck=model.info.bottlenecks[t], adapters=0, rows=0) for t in model.info.tasks}
-    backbone = 0
-    for name, p in model.named_parameters():
-        kind, parts = _kind(name), name.split(".")
-        if kind == "backbone":
-            backbone += p.numel()
-        elif kind == "adapters":
-            tasks[parts[parts.index("adapters") + 1]]["adapters"] += p.numel()
-        elif kind == "task_rows" and parts[-1] in tasks:
-            tasks[parts[-1]]["rows"] += p.numel()
+    backbone = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("added."))
+    for method, name, p in added_parameters(model):
+        if (task := method.owner(name)) in tasks:
+            tasks[task]["rows" if method.name == BARE else "adapters"] += p.numel()
     added = sum(t["adapters"] + t["rows"] for t in tasks.values())
     return dict(tasks=tasks, backbone=backbone, added=added, together=backbone + added, separate=len(tasks) * backbone)

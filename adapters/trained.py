@@ -9,17 +9,6 @@ def trainable(model):
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def owners(model):
-    """{task: its trained parameters} of adapters and rows; what tasks share is in none."""
-    found = {task: [] for task in model.info.tasks}
-    for name, p in trainable(model).items():
-        parts = name.split(".")
-        for kind in ("adapters", "tasks"):
-            if kind in parts and (task := parts[parts.index(kind) + 1]) in found:
-                found[task].append(p)
-    return found
-
-
 def only_tables(model):
     """Train nothing but the whole vocabulary: the table that a tied head shares with the input, or both tables of an
     untied backbone (`--outputlayer_only` of the original VLM code). A pointer's gate stays trained.
@@ -33,7 +22,7 @@ def only_tables(model):
     for table in _tables(model):
         table.requires_grad_(True)
     if model.info.self_copy:
-        model.p_gen_linear.requires_grad_(True)
+        model.added["pointer"].requires_grad_(True)
 
 
 def _tables(model):
@@ -84,9 +73,10 @@ def ledger(model):
 
 def _kind(name):
     """Which of the ledger's kinds a parameter counts as."""
-    if name.startswith("p_gen_linear."):
-        return "self_copy"
-    return "adapters" if "adapter_bank" in name else "task_rows" if ".rows.tasks." in name else "backbone"
+    where, _, rest = name.partition(".")
+    if where != "added":
+        return "backbone"
+    return {"task_embeddings": "task_rows", "pointer": "self_copy"}.get(rest.split(".")[0], "adapters")
 
 
 def describe(model):

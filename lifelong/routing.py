@@ -11,7 +11,7 @@ tokens either way, and a task whose own adapter no row of a step goes through re
 
 import torch
 from versatile.adapters.attach import owners as owned
-from versatile.adapters.methods.bottleneck import AdapterBank
+from versatile.adapters.methods.base import copy_adapter
 
 SHARED = "lifelong"
 
@@ -39,7 +39,7 @@ def adapter_name(task):
 def hold_empty_rows(model):
     """Nothing is trained of a table of no rows: optimizers and processes need not know of it."""
     for name, p in model.named_parameters():
-        if ".rows.tasks." in name and not p.numel():
+        if "rows.tasks." in name and not p.numel():
             p.requires_grad_(False)
 
 
@@ -67,10 +67,7 @@ def owners(model, tasks):
 
 def hand_on(model, task, later):
     """Let the adapters of tasks that are not learnt yet be that of `task`."""
-    for bank in (module for module in model.modules() if isinstance(module, AdapterBank)):
-        learnt = bank.adapters[adapter_name(task)].state_dict()
-        for name in later:
-            bank.adapters[adapter_name(name)].load_state_dict(learnt)
+    copy_adapter(model, adapter_name(task), [adapter_name(name) for name in later])
 
 
 def rows_of(model, task, count):

@@ -48,7 +48,7 @@ def model(weights, heads=2):
     missing, unexpected = made.load_state_dict(weights, strict=False)
     assert missing == ["lm_head.weight"] and not unexpected
     made.tie_weights()
-    _condition(made, TaskModelInfo(mode="full", markers={"all": []}, bottlenecks={}, first=EOS + 1))
+    _condition(made, TaskModelInfo(mode="full", markers={"all": []}, methods={}, first=EOS + 1))
     return made
 
 

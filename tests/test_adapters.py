@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from versatile.adapters import attach as adapting
-from versatile.adapters import checkpoint
+from versatile.adapters import checkpoint, routing
 from versatile.adapters.attach import attach, describe, halve_frozen, ledger, trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
-from versatile.adapters.methods import bottleneck
 from versatile.data.task import get
 from versatile.utils.errors import UserError
 
@@ -161,9 +160,9 @@ def test_training_a_mixed_batch_gives_the_gradients_of_the_tasks_alone(both):
 def test_each_adapter_runs_once_a_block_whatever_the_mix(both):
     model, tokenizer = both
     calls = []
-    blocks = backbone_of(model.config).blocks(model)
+    blocks = model.added["bottleneck"].blocks
     handles = [a.down.register_forward_hook(lambda m, i, o: calls.append(len(i[0])))
-               for b in blocks for a in b.adapter_bank.adapters.values()]  # fmt: skip
+               for b in blocks for a in b.values()]  # fmt: skip
     model(**without(batch(tokenizer, rows=9), "labels"))
     for handle in handles:
         handle.remove()
@@ -176,15 +175,14 @@ def test_a_few_tokens_without_gradients_take_one_product_with_the_same_result(bo
     given = without(batch(tokenizer, rows=9), "labels")
     with torch.no_grad():
         fused = model(**given).logits
-        monkeypatch.setattr(bottleneck, "FUSED_TOKENS", 0)
+        monkeypatch.setattr(routing, "FUSED_TOKENS", 0)
         torch.testing.assert_close(model(**given).logits, fused, atol=2e-5, rtol=1e-5)
         monkeypatch.undo()
         # What was put together once is put together anew when a weight has changed.
-        bank = backbone_of(model.config).blocks(model)[0].adapter_bank
-        next(iter(bank.adapters.values())).up.bias.add_(1.0)
+        next(iter(model.added["bottleneck"].blocks[0].values())).up.bias.add_(1.0)
         changed = model(**given).logits
         assert not torch.allclose(changed, fused)
-        monkeypatch.setattr(bottleneck, "FUSED_TOKENS", 0)
+        monkeypatch.setattr(routing, "FUSED_TOKENS", 0)
         torch.testing.assert_close(model(**given).logits, changed, atol=2e-5, rtol=1e-5)
 
 
@@ -256,12 +254,12 @@ def test_several_tasks_need_ids_and_unknown_names_are_errors(both):
 def test_only_adapters_and_rows_are_trained_and_no_base_table_is_copied(both):
     model, _ = both
     names = trainable(model)
-    assert all("adapter_bank" in n or ".rows.tasks." in n for n in names)
+    assert all(n.startswith("added.") for n in names)
     base = model.get_input_embeddings().base.weight
     assert base.shape[0] == 400 and not base.requires_grad
     assert all(p.shape[0] < 100 for n, p in names.items() if "rows" in n)
     tied = model.config.tie_word_embeddings
-    assert sum(".rows.tasks." in n for n in names) == (2 if tied else 4)
+    assert sum("rows.tasks." in n for n in names) == (2 if tied else 4)
     assert (model.get_input_embeddings().rows is model.get_output_embeddings().rows) == tied
 
 

@@ -268,7 +268,7 @@ def test_each_adapter_runs_once_in_every_block_of_encoder_and_decoder(held):
     calls = []
     blocks = backbone_of(model.config).blocks(model)
     handles = [a.down.register_forward_hook(lambda m, i, o: calls.append(len(i[0])))
-               for b in blocks for a in b.adapter_bank.adapters.values()]  # fmt: skip
+               for b in model.added["bottleneck"].blocks for a in b.values()]  # fmt: skip
     model(**rows(tokenizer))
     for handle in handles:
         handle.remove()
@@ -292,8 +292,8 @@ def test_a_foreign_tasks_adapters_and_rows_change_nothing(held):
 def test_only_adapters_and_rows_are_trained_and_rows_start_at_a_share_of_the_tables_scale():
     for kind in KINDS:
         model, tokenizer = attached(backbone(kind), noise=0.0)
-        assert all("adapter_bank" in n or ".rows.tasks." in n for n in trainable(model))
-        assert sum(".rows.tasks." in n for n in trainable(model)) == (2 if kind == "tiny-t5" else 4)
+        assert all(n.startswith("added.") for n in trainable(model))
+        assert sum("rows.tasks." in n for n in trainable(model)) == (2 if kind == "tiny-t5" else 4)
         counts, width = ledger(model), 64
         each = {t: 4 * (2 * width * n + 3 * width + n) for t, n in BOTTLENECKS.items()}
         assert counts["adapters"] == sum(each.values()) and not counts["backbone"]

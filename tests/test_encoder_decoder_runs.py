@@ -70,7 +70,7 @@ def test_a_saved_model_comes_back_bit_for_bit_with_nothing_typed(kind, bottlenec
     names = load_file(tmp_path / "one" / checkpoint.WEIGHTS)
     assert {n.split(".")[1] for n in names if n.startswith("blocks")} == (set("0123") if bottlenecks["nlg"] else set())
     assert sum(t.numel() for t in names.values()) == sum(
-        p.numel() for n, p in model.named_parameters() if "adapter_bank" in n or ".rows." in n
+        p.numel() for n, p in model.named_parameters() if n.startswith("added.")
     )
     config = json.loads((tmp_path / "one" / checkpoint.CONFIG).read_text())
     assert config["task_type"] == "SEQ_2_SEQ_LM" and (tmp_path / "one" / "backbone").exists() == (not freeze)
@@ -83,9 +83,15 @@ def test_an_encoders_and_its_decoders_adapters_are_told_apart_in_the_file(tmp_pa
     model, tokenizer = attached("tiny-t5")
     checkpoint.save(model, tokenizer, tmp_path)
     state = load_file(tmp_path / checkpoint.WEIGHTS)
-    banks = [*model.encoder.block, *model.decoder.block]
-    for i, block in enumerate(banks):
-        assert torch.equal(state[f"blocks.{i}.mt.down.weight"], block.adapter_bank.adapters["mt"].down.weight)
+    ids, ran = torch.tensor([[3, 4]]), []
+    for i, adapters in enumerate(model.added["bottleneck"].blocks):
+        assert torch.equal(state[f"blocks.{i}.mt.down.weight"], adapters["mt"].down.weight)
+        adapters["mt"].register_forward_hook(lambda m, args, output, i=i: ran.append(i))
+    mt = torch.tensor([model.task_id("mt")])
+    encoded = model.encode(ids, task_ids=mt)
+    assert ran == [0, 1]
+    model(decoder_input_ids=ids, encoder_outputs=encoded, task_ids=mt)
+    assert ran == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", ["v1.1", "mt5"])

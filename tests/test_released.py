@@ -106,11 +106,11 @@ def test_modules_equal_the_original(adapter_model, vlm):
     golden = load_file(VGLM / "modules.safetensors")
     hidden = golden["hidden"]
     with torch.no_grad():
-        adapter = adapter_model[0].transformer.h[0].adapter_bank.adapters["nlg"]
+        adapter = adapter_model[0].added["bottleneck"].blocks[0]["nlg"]
         torch.testing.assert_close(adapter(hidden), golden["adapter_out"], atol=1e-5, rtol=1e-4)
-        bank = vlm[0].transformer.h[0].adapter_bank
+        adapters = vlm[0].added["bottleneck"].blocks[0]
         for number, task in enumerate(CONFIG["task_order"]):
-            out = bank.adapters[task](hidden)
+            out = adapters[task](hidden)
             torch.testing.assert_close(out, golden[f"vlm_mixadapter_out_task{number}"], atol=1e-5, rtol=1e-4)
 
 
@@ -326,7 +326,7 @@ def test_training_steps_equal_the_original_with_its_clipping(name, accumulation)
     rows = model.get_input_embeddings().rows
     base = model.get_input_embeddings().base.weight.requires_grad_(True)
     rows.spare.requires_grad_(True)
-    adapters = [p for n, p in model.named_parameters() if "adapter_bank" in n]
+    adapters = [p for n, p in model.named_parameters() if n.startswith("added.bottleneck.")]
     trained = [*adapters, rows.spare, *rows.tasks.values()]
     batches, losses, norms = load_file(VGLM / "train_batches.safetensors"), [], []
     optimizer = AdamW(trained, lr=settings["lr"], eps=1e-6, weight_decay=0, fused=True)
@@ -348,7 +348,7 @@ def test_training_steps_equal_the_original_with_its_clipping(name, accumulation)
     golden = load_file(VGLM / "train_result.safetensors")
     torch.testing.assert_close(rows.table().detach(), golden[f"{name}/wte_special_rows"], atol=2e-4, rtol=1e-3)
     for layer in range(2):
-        adapter = model.transformer.h[layer].adapter_bank.adapters["nlg"]
+        adapter = model.added["bottleneck"].blocks[layer]["nlg"]
         for part, ours in (("ln", adapter.norm), ("project_down", adapter.down), ("project_up", adapter.up)):
             theirs = golden[f"{name}/transformer.h.{layer}.adapter_block.{part}.weight"]
             torch.testing.assert_close(ours.weight.detach(), theirs, atol=2e-4, rtol=1e-3)

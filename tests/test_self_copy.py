@@ -35,7 +35,7 @@ def pointed(name="tiny-gpt2", mode="adapter", seed=0):
     attach(model, tokenizer, MARKERS, TASKS if mode == "adapter" else None)
     self_copy.add(model, std=0.1)
     with torch.no_grad():
-        model.p_gen_linear.bias.fill_(-1.0)
+        model.added["pointer"].p_gen_linear.bias.fill_(-1.0)
         for p in trainable(model).values():
             p.add_(torch.randn_like(p) * 0.05)
     return model.eval(), tokenizer
@@ -69,7 +69,8 @@ def by_the_formula(model, given):
     out = model(**without(given, "labels"), output_attentions=True)
     head.remove()
     attention = out.attentions[-1][:, -1]
-    gate = torch.sigmoid(seen["hidden"] @ model.p_gen_linear.weight.T + model.p_gen_linear.bias)
+    linear = model.added["pointer"].p_gen_linear
+    gate = torch.sigmoid(seen["hidden"] @ linear.weight.T + linear.bias)
     mixture = gate * (seen["s"].softmax(-1) + 1e-5)
     for row, ids in enumerate(given["input_ids"]):
         for position, token in enumerate(ids):
@@ -160,7 +161,8 @@ def test_gradients_reach_the_gate_and_what_attention_depends_on(case):
     model(**given).loss.backward()
     grads = {n: p.grad.clone() for n, p in trainable(model).items() if p.grad is not None}
     model.zero_grad()
-    assert grads["p_gen_linear.weight"].abs().sum() > 0 and grads["p_gen_linear.bias"].abs() > 0
+    weight, bias = (grads[f"added.pointer.p_gen_linear.{kind}"] for kind in ("weight", "bias"))
+    assert weight.abs().sum() > 0 and bias.abs() > 0
     assert all(torch.isfinite(g).all() for g in grads.values())
     if model.info.mode == "adapter":
         assert set(grads) == set(trainable(model))
@@ -184,7 +186,7 @@ def test_gradients_reach_the_gate_and_what_attention_depends_on(case):
 
 def test_a_step_of_training_lowers_the_loss_and_moves_the_gate():
     model, tokenizer = pointed()
-    given, gate = batch(tokenizer), model.p_gen_linear.weight.clone()
+    given, gate = batch(tokenizer), model.added["pointer"].p_gen_linear.weight.clone()
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-2)
     before = float(model(**given).loss.detach())
     for _ in range(5):
@@ -192,7 +194,7 @@ def test_a_step_of_training_lowers_the_loss_and_moves_the_gate():
         optimizer.step()
         optimizer.zero_grad()
     assert float(model(**given).loss.detach()) < before - 0.1
-    assert not torch.equal(gate, model.p_gen_linear.weight)
+    assert not torch.equal(gate, model.added["pointer"].p_gen_linear.weight)
 
 
 # ---- decoding
@@ -257,13 +259,13 @@ def test_beams_with_a_cache_equal_beams_without(case):
 def test_copying_shows_in_what_is_decoded(case):
     model, tokenizer = case
     given = prompts(tokenizer, model)
-    kept = model.p_gen_linear.bias.detach().clone()
+    kept = model.added["pointer"].p_gen_linear.bias.detach().clone()
     try:
-        model.p_gen_linear.bias.data.fill_(-30.0)
+        model.added["pointer"].p_gen_linear.bias.data.fill_(-30.0)
         outputs = decode(model, tokenizer, given, Decoding(max_length=6))
         assert all(set(out) <= set(p.ids) for out, p in zip(outputs, given))
     finally:
-        model.p_gen_linear.bias.data.copy_(kept)
+        model.added["pointer"].p_gen_linear.bias.data.copy_(kept)
 
 
 def test_a_window_that_slides_over_the_cache_keeps_tokens_and_attention_in_step():
@@ -273,7 +275,7 @@ def test_a_window_that_slides_over_the_cache_keeps_tokens_and_attention_in_step(
                            num_attention_heads=4, num_key_value_heads=2, sliding_window=6,
                            max_position_embeddings=128)  # fmt: skip
     model = attach(MistralForCausalLM(config), tokenizer, MARKERS, TASKS)
-    self_copy.add(model.eval()).p_gen_linear.bias.data.fill_(-1.0)
+    self_copy.add(model.eval()).added["pointer"].p_gen_linear.bias.data.fill_(-1.0)
     given = prompts(tokenizer, model)
     ours = decode(model, tokenizer, given, Decoding(max_length=12, batch_size=1))
     assert ours == [greedy_by_hand(model, tokenizer, p, 12) for p in given]
@@ -315,7 +317,7 @@ def test_a_directory_loads_and_decodes_with_nothing_typed(name, mode, tmp_path):
     checked = batch(tokenizer)
     with torch.no_grad():
         assert torch.equal(again(**checked).loss, model(**checked).loss)
-        model.p_gen_linear.weight.zero_()
+        model.added["pointer"].p_gen_linear.weight.zero_()
         checkpoint.load_weights(model, tmp_path)
         assert torch.equal(again(**checked).loss, model(**checked).loss)
     # The backbone is still proved to be the same one.
@@ -347,7 +349,7 @@ def test_the_gate_is_counted_and_named():
     assert "self-copy gate 65" in describe(model)
     full, _ = pointed(mode="full")
     only_tables(full)
-    assert full.p_gen_linear.weight.requires_grad and "self-copy gate 65" in describe(full)
+    assert full.added["pointer"].p_gen_linear.weight.requires_grad and "self-copy gate 65" in describe(full)
 
 
 def test_it_decodes_in_half_precision(case):

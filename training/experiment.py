@@ -230,8 +230,8 @@ class BestOfEach:
             self.state = checkpoint.read_safetensors(written)
 
     def __call__(self, folder, tasks):
-        now = checkpoint.adapter_state(self.model)
+        now, owners = checkpoint.adapter_state(self.model), checkpoint.owners_of_keys(self.model)
         # Copies: on a CPU these are the tensors that training goes on with.
-        fresh = {k: t.clone() for k, t in now.items() if checkpoint.task_of(k) in tasks or k not in self.state}
+        fresh = {k: t.clone() for k, t in now.items() if owners[k] in tasks or k not in self.state}
         self.state |= fresh
         checkpoint.save(self.model, self.tokenizer, folder, state=self.state)

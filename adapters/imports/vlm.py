@@ -15,11 +15,10 @@ import re
 from pathlib import Path
 
 import torch
-from versatile.adapters.attach import TaskModelInfo, _condition, add_tokens, attach, keep_tasks
+from versatile.adapters.attach import TaskModelInfo, _condition, add_method, add_tokens, attach, keep_tasks
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods import pointer as self_copy
-from versatile.adapters.methods.bottleneck import BottleneckAdapter
 from versatile.utils.errors import UserError, brief, exit_on_user_error
 from versatile.utils.files import atomic_directory
 
@@ -81,7 +80,7 @@ def build(state, tokenizer, config, task=None, pointer=False, place="released ch
         if "p_gen_linear.weight" not in state:
             raise UserError("no p_gen_linear in it", place=place, expected="a checkpoint trained with --self_copy")
         self_copy.add(model)
-        for kind, p in model.p_gen_linear.named_parameters():
+        for kind, p in model.added["pointer"].p_gen_linear.named_parameters():
             p.data.copy_(state[f"p_gen_linear.{kind}"])
     return model.eval(), tokenizer
 
@@ -122,18 +121,16 @@ def _set_rows(model, rows):
 
 
 def _set_adapters(model, state, matches, task):
-    width, eps = model.config.n_embd, model.config.layer_norm_epsilon
     names = set()
     for key, match in matches.items():
         layer, slot, part, kind = match.groups()
         name = _task_of(slot, task)
-        names.add(name)
-        bank = model.transformer.h[int(layer)].adapter_bank
-        if name not in bank.adapters:
+        if name not in names:
             prefix = key[: key.index(f".{part}.")]
-            bank.adapters[name] = BottleneckAdapter(width, state[f"{prefix}.project_down.weight"].shape[0], eps)
-            model.info.bottlenecks[name] = bank.adapters[name].down.out_features
-        getattr(getattr(bank.adapters[name], _PART[part]), kind).data.copy_(state[key])
+            add_method(model, name, len(state[f"{prefix}.project_down.weight"]))
+            names.add(name)
+        adapter = model.added["bottleneck"].blocks[int(layer)][name]
+        getattr(getattr(adapter, _PART[part]), kind).data.copy_(state[key])
     # Ids as in the original's combiner; a single-task checkpoint has one task.
     order = [t for t in TASK_IDS if t in names]
     keep_tasks(model, order)

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import nn
-from versatile.adapters.methods.bottleneck import ACTIVATIONS, NO_TASK, BottleneckAdapter, TaskRouter
+from versatile.adapters.methods.bottleneck import ACTIVATIONS, BottleneckAdapter
+from versatile.adapters.routing import NO_TASK, TaskRouter
 
 # Published start of all linear maps here: N(0, 0.01), biases 0. Generated norms therefore start near 0, not 1.
 INIT_STD = 1e-2

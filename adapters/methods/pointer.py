@@ -19,6 +19,7 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from versatile.adapters.attach import IGNORE, TaskConditioned, label_places
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.methods.base import Method
 from versatile.utils.errors import UserError
 
 FLOOR = 1e-5
@@ -38,23 +39,39 @@ def add(model, std=0.02):
     Raises:
         UserError: a family whose attention weights cannot be had.
     """
-    family = backbone_of(model.config)
-    if family.encoder_decoder:
-        raise UserError(f"points into the one sequence of a causal model; {family.name} is an encoder-decoder",
+    backbone = backbone_of(model.config)
+    if backbone.encoder_decoder:
+        raise UserError(f"points into the one sequence of a causal model; {backbone.name} is an encoder-decoder",
                         place="--self_copy", remedy="leave the flag out")  # fmt: skip
-    if family.attention is None:
-        raise UserError(f"the family {family.name} shows no attention weights", place="--self_copy",
+    if backbone.attention is None:
+        raise UserError(f"the family {backbone.name} shows no attention weights", place="--self_copy",
                         remedy="leave the flag out, or name the attention module in the family's file")  # fmt: skip
-    base, like = type(model), model.get_input_embeddings().weight
-    model.p_gen_linear = nn.Linear(model.config.hidden_size, 1).to(like.device)
-    nn.init.normal_(model.p_gen_linear.weight, std=std)
-    nn.init.zeros_(model.p_gen_linear.bias)
-    model.pointer = Pointer()
-    family.attention(family.blocks(model)[-1]).register_forward_hook(model.pointer.hook)
+    base, gate = type(model), Gate(model, "pointer")
+    gate.build(model, std)
+    gate.hook(model)
+    model.added["pointer"] = gate
     model.__class__ = type(base.__name__, (SelfCopying, base), {"__module__": base.__module__})
     model.info.self_copy = True
     model.set_attn_implementation("eager")
     return model
+
+
+class Gate(Method):
+    """The gate `p_gen_linear` [width -> 1] of the mixture; the tasks of a model share it."""
+
+    def build(self, model, std):
+        self.p_gen_linear = nn.Linear(self.backbone.hidden_size(model.config), 1)
+        self.to(model.get_input_embeddings().weight.device)
+        nn.init.normal_(self.p_gen_linear.weight, std=std)
+        nn.init.zeros_(self.p_gen_linear.bias)
+
+    def hook(self, model):
+        model.pointer = Pointer()
+        last = self.backbone.blocks(model)[-1]
+        self.backbone.attention(last).register_forward_hook(model.pointer.hook)
+
+    def owner(self, name):
+        return None
 
 
 class Pointer:
@@ -126,7 +143,7 @@ class SelfCopying:
 
     def gate(self, hidden):
         """sigma(p), the share of the vocabulary: [*, width] -> [*, 1] in fp32."""
-        return torch.sigmoid(self.p_gen_linear(hidden).float())
+        return torch.sigmoid(self.added["pointer"].p_gen_linear(hidden).float())
 
     def label_loss(self, hidden, labels, ids, soft_targets=None):
         """As `TaskConditioned.label_loss`. Of the mixture only the labels' entries are computed."""

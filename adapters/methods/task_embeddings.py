@@ -9,6 +9,9 @@ backbone gets an output row for each marker too.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from versatile.adapters.methods.base import Method
+
+METHODS = {"task_embeddings": "TaskEmbeddings"}
 
 
 class TaskRows(nn.Module):
@@ -48,7 +51,12 @@ class TaskEmbedding(nn.Module):
 
     def __init__(self, base, rows, first):
         super().__init__()
-        self.base, self.rows, self.first = base, rows, first
+        self.base, self.first, self._rows = base, first, (rows,)
+
+    @property
+    def rows(self):
+        """The `TaskRows`; a module of the method's, not of the backbone's."""
+        return self._rows[0]
 
     @property
     def weight(self):
@@ -72,8 +80,13 @@ class TaskHead(nn.Module):
 
     def __init__(self, base, rows, first):
         super().__init__()
-        self.base, self.rows, self.first = base, rows, first
+        self.base, self.first, self._rows = base, first, (rows,)
         self.half = None
+
+    @property
+    def rows(self):
+        """The `TaskRows`; a module of the method's, not of the backbone's."""
+        return self._rows[0]
 
     @property
     def weight(self):
@@ -104,3 +117,38 @@ class TaskHead(nn.Module):
         if foreign is not None:
             extra = extra.masked_fill(foreign, float("-inf"))
         return torch.cat([scores, extra], dim=-1)
+
+
+class TaskEmbeddings(Method):
+    """The task rows of a model; every model with a frozen backbone has them, whatever else its tasks have.
+
+    Attributes:
+        rows: `TaskRows` of the input table.
+        output_rows: those of the head, where it is not tied; else None.
+    """
+
+    def __init__(self, model, name):
+        super().__init__(model, name)
+        self.rows = self.output_rows = None
+
+    def build(self, model, tasks):
+        """Create rows for `model.info.markers`, and `model.spare_rows` (one, for padding the tokenizer had not)."""
+        embedding, head, info = model.get_input_embeddings(), model.get_output_embeddings(), model.info
+        width = embedding.weight.shape[1]
+        self.rows = TaskRows(info.markers, width, model.row_std, model.spare_rows).to(embedding.weight.device)
+        if head.weight is not embedding.weight:
+            rows = TaskRows(info.markers, width, model.row_std, model.spare_rows)
+            self.output_rows = rows.to(head.weight.device)
+
+    def hook(self, model):
+        embedding, head, first = model.get_input_embeddings(), model.get_output_embeddings(), model.info.first
+        model.set_input_embeddings(TaskEmbedding(embedding, self.rows, first))
+        model.set_output_embeddings(TaskHead(head, self.output_rows or self.rows, first))
+        # Beam search reads the vocabulary's size from here.
+        model.config.vocab_size = first + len(self.rows)
+
+    def key(self, name):
+        return name.replace(".tasks.", ".")
+
+    def owner(self, name):
+        return name.split(".")[-1]

@@ -1,0 +1,153 @@
+"""What a way of adapting is: one file of this folder with a class of `Method`.
+
+A method's parameters live in `model.added[<method>]`, for all tasks of the model that use it, and act on the backbone
+through forward hooks at its ports (adapters/backbones/family.py). Everything else follows from two answers that it
+gives for a parameter: its `key` in a checkpoint's file, and its `owner`, the one task that uses it, or None where tasks
+share it. From the owner follow what combining takes out of a checkpoint, which task's best epoch a parameter belongs
+to, and which parameters rest in a step without rows of their task.
+
+A file declares, as literals that scripts read without importing torch (adapters/methods/registry.py):
+
+    METHODS = {"lora": "LoRA"}                                              name of a method -> its class
+    SETTINGS = {"lora_rank": ("positive", 8, "rank r of the update")}       flag -> (type in utils.flags, default, help)
+"""
+
+import torch
+from torch import nn
+from versatile.adapters.backbones.family import backbone_of
+from versatile.utils.errors import UserError
+
+
+class Method(nn.Module):
+    """One way of adapting in one model.
+
+    Args:
+        model: a conditioned model (adapters/attach.py).
+        name: the method's name.
+
+    Attributes:
+        shared: why a task cannot be taken out of a model of this method, or None: it can.
+    """
+
+    shared = None
+
+    def __init__(self, model, name):
+        super().__init__()
+        self.name, self.router = name, model.router
+        self.backbone = backbone_of(model.config)
+
+    @classmethod
+    def check(cls, name, backbone, settings, place):
+        """A `UserError` where the method and a backbone, or its settings, do not fit.
+
+        Args:
+            backbone: `Backbone`.
+            settings: {setting: value}.
+            place: what asked for it, for the error.
+        """
+
+    def build(self, model, tasks):
+        """Create the parameters of {task: settings}, in the order of tasks."""
+        raise NotImplementedError
+
+    def hook(self, model):
+        """Register what acts on the backbone; called once."""
+        raise NotImplementedError
+
+    def key(self, name):
+        """A parameter's name in this module -> its key in a checkpoint's file."""
+        return name
+
+    def owner(self, name):
+        """The task that alone uses a parameter, by its name in this module, or None."""
+        raise NotImplementedError
+
+    def is_idle(self, task):
+        """Whether what the method adds for a task changes nothing anywhere, whatever the input."""
+        return False
+
+
+class TaskModules(Method):
+    """A method whose parameters belong to one task each: in every block one module per task.
+
+    A parameter's name is its key in the file: blocks.<block>.<task>.<...>, an encoder's blocks before its decoder's.
+    """
+
+    def __init__(self, model, name):
+        super().__init__(model, name)
+        self.blocks = nn.ModuleList(nn.ModuleDict() for _ in self.backbone.blocks(model))
+
+    def new(self, config, block, settings):
+        """A task's module for one block of the backbone."""
+        raise NotImplementedError
+
+    def create(self, model, settings):
+        """A task's modules, one for each block, not yet in the model."""
+        return [self.new(model.config, block, settings) for block in self.backbone.blocks(model)]
+
+    def build(self, model, tasks):
+        for task, settings in tasks.items():
+            self.insert(model, task, self.create(model, settings))
+
+    def insert(self, model, task, modules):
+        """Put a task's modules, those of `create`, into the model."""
+        for held, block, module in zip(self.blocks, self.backbone.blocks(model), modules):
+            held[task] = module.to(next(block.parameters()).device)
+
+    def owner(self, name):
+        return name.split(".")[2]
+
+    def copy(self, source, target):
+        """Let a task's parameters be those of another."""
+        for held in self.blocks:
+            if source in held and target in held:
+                held[target].load_state_dict(held[source].state_dict())
+
+    def of_runs(self, block):
+        """Modules of a block for the router's runs, None where a run's task has none; [] where none has."""
+        held = self.blocks[block]
+        modules = [held[name] if name in held else None for name in self.router.present]  # noqa: SIM401
+        return modules if any(m is not None for m in modules) else []
+
+
+def refuse_without_port(backbone, port, name, place):
+    """A `UserError` where a backbone does not offer a port that a method needs."""
+    if not getattr(backbone, port):
+        raise UserError(f"the method {name} needs the {port.replace('_', ' ')} of a block, which the family "
+                        f"{backbone.name} does not offer", place=place,
+                        remedy="choose another method or backbone, or add the port to the family's file")  # fmt: skip
+
+
+def first_output(output, change):
+    """A hook's output with its hidden states, alone or first of several outputs, changed."""
+    if isinstance(output, tuple | list):
+        return (change(output[0]), *output[1:])
+    return change(output)
+
+
+def added_parameters(model):
+    """[(method, name in its module, parameter)] of all that stands beside a model's backbone."""
+    return [(method, name, p) for method in model.added.values() for name, p in method.named_parameters()]
+
+
+def parameters_of_tasks(model):
+    """{task: its trained parameters}; what tasks share is in none."""
+    owned = {task: [] for task in model.info.tasks}
+    for method, name, p in added_parameters(model):
+        if p.requires_grad and (task := method.owner(name)) in owned:
+            owned[task].append(p)
+    return owned
+
+
+def copy_adapter(model, source, targets):
+    """Let the adapters of tasks be that of another, whatever their method."""
+    for method in model.added.values():
+        if isinstance(method, TaskModules):
+            for target in targets:
+                method.copy(source, target)
+
+
+@torch.no_grad()
+def all_zero(tensors):
+    """Whether there is nothing but zeros in tensors."""
+    return not any(bool(t.any()) for t in tensors)

@@ -1,0 +1,83 @@
+"""Which ways of adapting there are, and their settings: read from the files of this folder, without torch.
+
+Every file that declares METHODS is found by itself; see base.py.
+"""
+
+import ast
+import functools
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from versatile.utils.errors import UserError
+
+# The model itself is trained: nothing stands beside it.
+FULL = "full"
+BARE = "task_embeddings"
+
+
+@dataclass(frozen=True)
+class Description:
+    """A method by name.
+
+    Attributes:
+        module: its file's name; class_name: its class there.
+        settings: {flag: (type in utils.flags, default, help)}.
+        summary: the first line of its file.
+    """
+
+    name: str
+    module: str
+    class_name: str
+    settings: dict
+    summary: str
+
+    def load_class(self):
+        """The class; imports torch."""
+        return getattr(importlib.import_module(f"versatile.adapters.methods.{self.module}"), self.class_name)
+
+    def complete(self, settings):
+        """{setting: value} with defaults where nothing was said."""
+        return {name: settings.get(name, default) for name, (_, default, _) in self.settings.items()}
+
+
+@functools.cache
+def all_methods():
+    """{name: `Description`}, of every file here."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        literals = {}
+        for node in tree.body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) in ("METHODS", "SETTINGS"):
+                literals[node.targets[0].id] = ast.literal_eval(node.value)
+        summary = (ast.get_docstring(tree) or "").split("\n")[0]
+        for name, class_name in literals.get("METHODS", {}).items():
+            found[name] = Description(name, path.stem, class_name, literals.get("SETTINGS", {}), summary)
+    return found
+
+
+def get_method(name, place="--method"):
+    """A `Description` by name; an unknown one is a `UserError` that lists those known."""
+    methods = all_methods()
+    if name not in methods:
+        raise UserError(f"unknown method {name!r}", place=place, expected="one of " + ", ".join(sorted(methods)))
+    return methods[name]
+
+
+def method_of(value):
+    """A task's method as {"method": name, setting: value, ...}, complete.
+
+    Args:
+        value: such a dict, with or without settings; a method's name; or a number: a bottleneck adapter of this width,
+            0: task embeddings alone.
+    """
+    if isinstance(value, int):
+        value = dict(method="bottleneck", adapter_bottleneck=value) if value else dict(method=BARE)
+    if isinstance(value, str):
+        value = dict(method=value)
+    description = get_method(value["method"])
+    if unknown := sorted(set(value) - {"method", *description.settings}):
+        raise UserError(f"{unknown[0]!r} is no setting of the method {description.name}", place=unknown[0],
+                        expected=", ".join(description.settings) or "none")  # fmt: skip
+    return dict(method=description.name, **description.complete(value))

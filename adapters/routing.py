@@ -1,0 +1,191 @@
+"""Which rows of a batch belong to which task, and products that differ by task.
+
+All ways of adapting share these: the model's forward groups a batch's rows by task once, and each method asks the
+groups at its own sites in the backbone.
+"""
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+
+NO_TASK = -1
+# Up to so many tokens a forward, one product over the units of all tasks is faster than one product a task, though
+# most of what it computes is masked out.
+FUSED_TOKENS = 256
+
+
+class TaskRouter:
+    """Which rows of the current batch belong to which task; shared by all methods of a model.
+
+    The model's forward sets it from `task_ids` before the blocks run. It is kept until the next forward, so
+    blocks that run again in the backward pass meet the same rows.
+
+    Attributes:
+        tasks: names; a task's id is its index.
+        runs: [(task name or None, how many rows)] of the current batch.
+        which: [rows] the number of each row's run; None where there is one run.
+        order: (order of the rows, the way back) where the rows of a task do not stand together, or None.
+        batch: counts the forwards, so that what is computed once per forward is known to be of this one.
+    """
+
+    def __init__(self):
+        self.tasks = []
+        self.runs = []
+        self.which = self.order = None
+        self.batch = 0
+        self._masks = {}
+
+    def route(self, task_ids, rows):
+        """Group a batch's rows by task.
+
+        Args:
+            task_ids: integer tensor [rows], one task id per row (-1: no adapter), or None: the only task there
+                is, or no adapter where there are none.
+            rows: the batch's number of rows.
+
+        Returns:
+            the rows' task ids, a list.
+
+        Raises:
+            ValueError: an id that names no task, a count that does not fit, no ids though there are several
+                tasks.
+        """
+        if task_ids is None:
+            if len(self.tasks) > 1:
+                raise ValueError(f"task_ids is needed: this model holds {len(self.tasks)} tasks {self.tasks}")
+            ids = [0 if self.tasks else NO_TASK] * rows
+        else:
+            ids = task_ids.reshape(-1).tolist()
+        if len(ids) != rows:
+            raise ValueError(f"task_ids has {len(ids)} entries, the batch has {rows} rows")
+        wrong = sorted({i for i in ids if not NO_TASK <= i < len(self.tasks)})
+        if wrong:
+            known = ", ".join(f"{i} {name}" for i, name in enumerate(self.tasks)) or "none"
+            raise ValueError(f"task_ids {wrong} name no task of this model; it holds: {known}; -1 is no adapter")
+        present = list(dict.fromkeys(ids))
+        names = [*self.tasks, None]
+        self.batch += 1
+        self.runs = [(names[task], ids.count(task)) for task in present]
+        self.which, self.order, self._masks = None, None, {}
+        if len(present) > 1:
+            device = task_ids.device
+            self.which = torch.tensor([present.index(i) for i in ids], device=device)
+            if len(list(itertools.groupby(ids))) > len(present):
+                order = torch.argsort(self.which, stable=True)
+                self.order = order, torch.argsort(order)
+        return ids
+
+    @property
+    def present(self):
+        """Names of the tasks in the batch, None for rows without one, in the order of their first row."""
+        return tuple(name for name, _ in self.runs)
+
+    def of_rows(self, vectors):
+        """Each row's own of one vector per run: a list of [width] or [runs, width] -> [rows or 1, 1, width]."""
+        if self.which is None:
+            return vectors[0][None, None]
+        stacked = vectors if torch.is_tensor(vectors) else torch.stack(list(vectors))
+        return stacked[self.which.to(stacked.device)].unsqueeze(1)
+
+    def mask(self, units, like):
+        """[rows, 1, sum of units] one where a unit belongs to the row's task, else zero.
+
+        Args:
+            units: how many units each run has, in order.
+            like: a tensor of the wanted device and type.
+        """
+        key = units, like.device, like.dtype
+        if key not in self._masks:
+            owners = torch.repeat_interleave(torch.arange(len(units)), torch.tensor(units))
+            mask = (self.which.cpu()[:, None] == owners).to(like.device, like.dtype)
+            self._masks[key] = mask.unsqueeze(1)
+        return self._masks[key]
+
+
+class GroupedProduct:
+    """up(f(down(x))) for every row by its own task's matrices: the product that low-rank methods share.
+
+    A batch of one task takes that task's as it is. In a batch that mixes tasks the products run task by task; where
+    there are few tokens and no gradient, as in decoding, they are one product over the units of all tasks, of which
+    each row keeps its own task's. One object per site: it keeps that one product's matrices.
+
+    Args:
+        activation: f, a function; None: the identity.
+    """
+
+    def __init__(self, activation=None):
+        self.activation = activation
+        self._fused = None, None
+
+    def __call__(self, hidden, adapters, router):
+        """hidden [rows, length, in] -> [rows, length, out].
+
+        Args:
+            adapters: one per run of the router, or None where a run's rows get zeros; not all None. Each has
+                `delta(x)`, the product, `matrices()`, (down [units, in], its bias or None, up [out, units], its bias or
+                None), and `parameters()` that these are made of.
+            router: `TaskRouter`.
+        """
+        if len(adapters) == 1:
+            return adapters[0].delta(hidden)
+        if self.is_fused(hidden):
+            down, bias, up, units = self.fuse(adapters)
+            inner = F.linear(hidden, down, bias)
+            inner = inner if self.activation is None else self.activation(inner)
+            return F.linear(inner * router.mask(units, inner), up)
+        return self.by_task(hidden, adapters, router)
+
+    @staticmethod
+    def is_fused(hidden):
+        """Whether hidden states of several tasks go through one product."""
+        return not torch.is_grad_enabled() and hidden.shape[0] * hidden.shape[1] <= FUSED_TOKENS
+
+    def by_task(self, hidden, adapters, router):
+        """As `__call__`, a product for each task."""
+        if torch.is_autocast_enabled(hidden.device.type):
+            # Once for all tasks, instead of in the product of each.
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+        order = router.order and [rows.to(hidden.device) for rows in router.order]
+        if order:
+            hidden = hidden.index_select(0, order[0])
+        parts = hidden.split([count for _, count in router.runs])
+        deltas = [adapter and adapter.delta(part) for adapter, part in zip(adapters, parts)]
+        width = next(delta.shape[-1] for delta in deltas if delta is not None)
+        deltas = [p.new_zeros(*p.shape[:-1], width) if delta is None else delta for p, delta in zip(parts, deltas)]
+        deltas = torch.cat(deltas)
+        return deltas.index_select(0, order[1]) if order else deltas
+
+    def fuse(self, adapters):
+        """Several adapters as one: (down [units, in], its bias, up [out, units], units of each run).
+
+        The last unit of an adapter with a bias behind is constant: its column of up is that bias. A run without an
+        adapter has no units.
+        """
+        held = [a for a in adapters if a is not None]
+        key = tuple((id(a), *((p.data_ptr(), p._version) for p in a.parameters())) for a in adapters if a is not None)
+        key += tuple(a is None for a in adapters)
+        if self._fused[0] != key:
+            # What the constant unit comes to behind the activation.
+            one = 1.0 if self.activation is None else float(self.activation(torch.ones(())))
+            downs, biases, ups, units = [], [], [], []
+            for adapter in adapters:
+                before = sum(map(len, downs))
+                if adapter is not None:
+                    down, bias, up, shift = adapter.matrices()
+                    downs.append(down)
+                    biases.append(down.new_zeros(len(down)) if bias is None else bias)
+                    ups.append(up)
+                    if shift is not None:
+                        downs.append(down.new_zeros(1, down.shape[1]))
+                        biases.append(down.new_ones(1))
+                        ups.append(shift[:, None] / one)
+                units.append(sum(map(len, downs)) - before)
+            kind = next(held[0].parameters()).dtype
+            tensors = [torch.cat(parts, dim).to(kind) for parts, dim in ((downs, 0), (biases, 0), (ups, 1))]
+            self._fused = key, (*tensors, tuple(units))
+        return self._fused[1]
+
+    def __deepcopy__(self, memo):
+        # What is kept is made anew from the copy's parameters.
+        return GroupedProduct(self.activation)
