@@ -188,6 +188,11 @@ class TaskConditioned:
             raise KeyError(f"task {task!r} is not in this model; it holds {self.info.tasks}")
         return self.info.tasks.index(task)
 
+    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
+        """As transformers'; where a method needs an implementation, it is that one."""
+        needed = [method.attention for method in self.added.values() if method.attention]
+        super().set_attn_implementation(*(needed or [attn_implementation]), *args, **kwargs)
+
     def gradient_checkpointing(self):
         """Recompute the blocks' activations in the backward pass instead of keeping them."""
         self.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -331,6 +336,8 @@ def _add(model, name, tasks):
     method.build(model, tasks)
     model.added[name] = method
     method.hook(model)
+    if method.attention:
+        model.set_attn_implementation(method.attention)
 
 
 def add_method(model, task, value):

@@ -27,9 +27,10 @@ class Method(nn.Module):
 
     Attributes:
         shared: why a task cannot be taken out of a model of this method, or None: it can.
+        attention: the implementation of attention that the method needs, or None: any.
     """
 
-    shared = None
+    shared = attention = None
 
     def __init__(self, model, name):
         super().__init__()

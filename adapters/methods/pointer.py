@@ -46,6 +46,9 @@ def add(model, std=0.02):
     if backbone.attention is None:
         raise UserError(f"the family {backbone.name} shows no attention weights", place="--self_copy",
                         remedy="leave the flag out, or name the attention module in the family's file")  # fmt: skip
+    if other := next((m for m in model.added.values() if m.attention), None):
+        raise UserError(f"reads attention weights, which the method {other.name} does not compute",
+                        place="--self_copy", remedy="leave the flag out, or choose another method")  # fmt: skip
     base, gate = type(model), Gate(model, "pointer")
     gate.build(model, std)
     gate.hook(model)
@@ -58,6 +61,9 @@ def add(model, std=0.02):
 
 class Gate(Method):
     """The gate `p_gen_linear` [width -> 1] of the mixture; the tasks of a model share it."""
+
+    # The others compute no attention weights.
+    attention = "eager"
 
     def build(self, model, std):
         self.p_gen_linear = nn.Linear(self.backbone.hidden_size(model.config), 1)
@@ -124,10 +130,6 @@ class SelfCopying:
     def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
         """As the backbone's, with the whole prefix beside the tokens that are not cached yet."""
         return super().prepare_inputs_for_generation(input_ids, *args, **kwargs) | {"prefix_ids": input_ids}
-
-    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
-        """Always eager: the others do not compute attention weights."""
-        super().set_attn_implementation("eager", *args, **kwargs)
 
     def all_scores(self, given, logits_to_keep=0):
         """As `TaskConditioned.all_scores`, of the mixture: [rows, positions kept, vocabulary]."""

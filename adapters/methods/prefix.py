@@ -1,0 +1,104 @@
+"""Prefix tuning: learned keys and values before those of every row (Li & Liang 2021, "Prefix-Tuning: Optimizing
+Continuous Prompts for Generation").
+
+    attention(Q, [P_k ; K], [P_v ; V])          (section 4.2; every self-attention, the encoder's and the decoder's)
+
+P_k and P_v [key heads, length, head width] belong to a task and a block. They join keys and values where attention is
+computed, behind the cache: caches, positions, left padding and beams know nothing of them. Prefix keys have no position
+(no rotation, no relative bias), and every query sees them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from versatile.adapters.methods.base import TaskModules, refuse_without_port
+
+METHODS = {"prefix": "Prefix"}
+SETTINGS = {"prefix_length": ("positive", 16, "learned keys and values before every row, in each attention")}
+IMPLEMENTATION = "versatile_prefix"
+# Small beside the keys and values of a pretrained model, as task embeddings beside its tokens.
+INIT_STD = 0.02
+
+
+class Prefix(TaskModules):
+    """The prefixes of a model's tasks. Tasks may have different lengths."""
+
+    attention = IMPLEMENTATION
+
+    @classmethod
+    def check(cls, name, backbone, settings, place):
+        refuse_without_port(backbone, "attention", name, place)
+        refuse_without_port(backbone, "attention_interface", name, place)
+
+    def new(self, config, block, settings):
+        heads, width = heads_and_width(config)
+        shape = heads, settings["prefix_length"], width
+        return nn.ParameterDict({role: nn.Parameter(torch.randn(shape) * INIT_STD) for role in ("key", "value")})
+
+    def hook(self, model):
+        for number, block in enumerate(self.backbone.blocks(model)):
+            attention = self.backbone.attention(block)
+            # In a tuple: the parameters stay this method's.
+            attention.prefix = (self, number)
+
+    def of_rows(self, number):
+        """(keys, values [rows or 1, heads, longest, width], [rows or 1, longest] true where a key is), or None."""
+        tasks = self.of_runs(number)
+        if not tasks:
+            return None
+        longest = max(task["key"].shape[1] for task in tasks if task is not None)
+        like = next(task["key"] for task in tasks if task is not None)
+        lengths = [0 if task is None else task["key"].shape[1] for task in tasks]
+        seen = torch.tensor([[i < n for i in range(longest)] for n in lengths], device=like.device)
+        which = [0] if self.router.which is None else self.router.which.to(like.device)
+        empty = like.new_zeros(like.shape[0], longest, like.shape[2])
+        parts = []
+        for role in ("key", "value"):
+            padded = [empty if t is None else F.pad(t[role], (0, 0, 0, longest - t[role].shape[1])) for t in tasks]
+            parts.append(torch.stack(padded)[which])
+        return *parts, seen[which]
+
+
+def heads_and_width(config):
+    """(heads of keys and values, width of a head) of a transformers config."""
+    heads = config.num_attention_heads
+    width = getattr(config, "d_kv", None) or getattr(config, "head_dim", None) or config.hidden_size // heads
+    return getattr(config, "num_key_value_heads", None) or heads, width
+
+
+def attend(module, query, key, value, attention_mask, **kwargs):
+    """transformers' attention function: each row's own prefix before its keys and values.
+
+    Args:
+        query: [rows, heads, queries, width]; key, value: [rows, key heads, keys, width], those of the cache first.
+        attention_mask: [rows, 1, queries, keys] of booleans or of what is added to the scores, or None: nothing is
+            masked but what comes later in a causal module.
+    """
+    method, number = getattr(module, "prefix", (None, None))
+    prefix = method.of_rows(number) if method is not None else None
+    if prefix is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    rows, (queries, keys) = len(key), (query.shape[2], key.shape[2])
+    front, values, seen = prefix
+    length = seen.shape[1]
+    if attention_mask is None:
+        attention_mask = query.new_ones(1, 1, queries, keys, dtype=torch.bool)
+        if module.is_causal and queries > 1:
+            attention_mask = attention_mask.tril(keys - queries)
+    seen = seen[:, None, None, :].expand(rows, 1, queries, length)
+    if attention_mask.dtype != torch.bool:
+        seen = torch.where(seen, 0.0, torch.finfo(attention_mask.dtype).min).to(attention_mask.dtype)
+    attention_mask = torch.cat([seen, attention_mask.expand(rows, -1, -1, -1)[..., :keys]], dim=-1)
+    key = torch.cat([front.to(key.dtype).expand(rows, -1, -1, -1), key], dim=2)
+    value = torch.cat([values.to(value.dtype).expand(rows, -1, -1, -1), value], dim=2)
+    if (bias := kwargs.get("position_bias")) is not None:
+        kwargs["position_bias"] = F.pad(bias, (length, 0))
+    kwargs["is_causal"] = False
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+AttentionInterface.register(IMPLEMENTATION, attend)
+AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
