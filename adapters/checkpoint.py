@@ -87,10 +87,10 @@ def _methods(info):
     return dict(bottlenecks=bottlenecks, **(dict(methods=others) if others else {}))
 
 
-def _methods_of(config, names):
+def _methods_of(config, names, place):
     """{task: method, complete} of the tasks in an adapter_config.json."""
     others = config.get("methods", {})
-    return {name: method_of(others.get(name) or config["bottlenecks"].get(name, 0)) for name in names}
+    return {name: method_of(others.get(name) or config["bottlenecks"].get(name, 0), place) for name in names}
 
 
 def _full_state(model):
@@ -304,7 +304,7 @@ def load_onto(model, tokenizer, directory):
     _check_joins(model, tokenizer, config, path / CONFIG)
     state = read_safetensors(path / WEIGHTS)
     counts = {task["name"]: len(task["markers"]) for task in config["tasks"]}
-    methods = _methods_of(config, counts)
+    methods = _methods_of(config, counts, path / CONFIG)
     _refuse_shared(methods, path / CONFIG)
     check_methods(backbone_of(model.config), methods)
     # Shapes alone: the file's tensors become the parameters.
@@ -380,10 +380,10 @@ def _read_config(path):
 def _load_adapter(path):
     config = _read_config(path)
     state = read_safetensors(path / WEIGHTS)
-    schemas.check_sizes(config, state, path / CONFIG)
-    model, tokenizer = _backbone_of(path, config)
     order = config.get("rows", config["tasks"])
-    methods = _methods_of(config, [task["name"] for task in order])
+    methods = _methods_of(config, [task["name"] for task in order], path / CONFIG)
+    schemas.check_sizes({t["name"]: methods[t["name"]] for t in config["tasks"]}, state, path / CONFIG)
+    model, tokenizer = _backbone_of(path, config)
     vocabulary = tokenizer.get_vocab()
     if taken := [m for task in order for m in task["markers"] if m in vocabulary]:
         raise UserError(f"the marker {taken[0]!r} is a token of the backbone already", place=path / CONFIG,

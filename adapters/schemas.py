@@ -1,6 +1,7 @@
 """What the json files of model directories hold: key -> type and range, for every kind of directory."""
 
 from torch import nn
+from versatile.adapters.methods.registry import all_methods
 from versatile.utils.errors import UserError
 from versatile.utils.schema import Choice, Flag, ListOf, MapOf, Number, Record, Text, Whole
 
@@ -48,6 +49,7 @@ BOTTLENECK = Record(
         **_COMMON,
         base_model_name_or_path=_BACKBONE,
         bottlenecks=MapOf(Whole(0, _MOST_WIDTH), required=True),
+        methods=MapOf(Record(dict(method=Text(says="a method's name", longest=200, required=True)))),
         freeze=Flag(),
         rows=ListOf(TASKS.item, 1, 10_000, unique=lambda task: task["name"]),
         spare_scores=Flag(),
@@ -160,15 +162,23 @@ def check_tasks(config, place):
         raise UserError(f"'rows' holds other markers of {bad!r} than 'tasks'", place=place, expected="the same ones")
 
 
-def check_sizes(config, state, place):
-    """Whether the bottlenecks are those of the file's tensors: a made-up size is not allocated."""
-    held = {}
-    for key, tensor in state.items():
-        if key.startswith("blocks.") and key.endswith(".down.weight"):
-            held[key.split(".")[2]] = list(tensor.shape)[:1]
-    said = {name: [size] for name, size in config["bottlenecks"].items() if size}
-    for task in [task["name"] for task in config["tasks"]]:
-        if said.get(task) != held.get(task):
-            sizes = [size[0] if size else 0 for size in (said.get(task), held.get(task))]
-            raise UserError(f"the bottleneck of {task!r} is {sizes[0]}, that of its tensors {sizes[1]}", place=place,
-                            expected="a config and weights of one saving", remedy="copy both again")  # fmt: skip
+def check_sizes(methods, state, place):
+    """Whether the sizes that a config says are those of the file's tensors: a made-up size is not allocated.
+
+    Args:
+        methods: {task: its method, complete}.
+        state: {file key: tensor}.
+    """
+    known = {name: method.load_class().sizes for name, method in all_methods().items()}
+    for task, method in methods.items():
+        held = [(key, t) for key, t in state.items() if key.startswith("blocks.") and key.split(".")[2] == task]
+        for name, sizes in known.items():
+            for setting, (ending, axis) in sizes.items():
+                found = {tensor.shape[axis] for key, tensor in held if key.endswith(ending) and tensor.dim() > axis}
+                said = {method[setting]} if name == method["method"] else set()
+                if said != found and (said or name == "bottleneck"):
+                    sizes = [min(size, default=0) for size in (said, found)]
+                    what = setting.removeprefix("adapter_")
+                    raise UserError(f"the {what} of {task!r} is {sizes[0]}, that of its tensors {sizes[1]}",
+                                    place=place, expected="a config and weights of one saving",
+                                    remedy="copy both again")  # fmt: skip

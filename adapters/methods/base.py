@@ -27,10 +27,12 @@ class Method(nn.Module):
 
     Attributes:
         shared: why a task cannot be taken out of a model of this method, or None: it can.
+        sizes: {setting: (ending of the keys, axis)} of tensors whose size is the setting's.
         attention: the implementation of attention that the method needs, or None: any.
     """
 
     shared = attention = None
+    sizes = {}
 
     def __init__(self, model, name):
         super().__init__()

@@ -72,6 +72,8 @@ class Bottleneck(TaskModules):
     In a batch that mixes tasks, what the adapters share (normalisation, residual) is done once for all rows.
     """
 
+    sizes = {"adapter_bottleneck": (".down.weight", 0)}
+
     def __init__(self, model, name):
         super().__init__(model, name)
         self.products = [GroupedProduct(torch.relu) for _ in self.blocks]

@@ -52,6 +52,8 @@ class LowRankUpdate(nn.Module):
 class LoRA(TaskModules):
     """The updates of a model's tasks. Tasks may have different ranks."""
 
+    sizes = {"lora_rank": (".A", 0)}
+
     @classmethod
     def check(cls, name, backbone, settings, place):
         refuse_without_port(backbone, "projections", name, place)

@@ -6,9 +6,11 @@ Every file that declares METHODS is found by itself; see base.py.
 import ast
 import functools
 import importlib
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 
+from versatile.utils import flags
 from versatile.utils.errors import UserError
 
 # The model itself is trained: nothing stands beside it.
@@ -65,19 +67,31 @@ def get_method(name, place="--method"):
     return methods[name]
 
 
-def method_of(value):
+def method_of(value, place=None):
     """A task's method as {"method": name, setting: value, ...}, complete.
 
     Args:
         value: such a dict, with or without settings; a method's name; or a number: a bottleneck adapter of this width,
             0: task embeddings alone.
+        place: where it stands, for errors.
+
+    Raises:
+        UserError: an unknown method or setting, a value that is none.
     """
     if isinstance(value, int):
         value = dict(method="bottleneck", adapter_bottleneck=value) if value else dict(method=BARE)
     if isinstance(value, str):
         value = dict(method=value)
-    description = get_method(value["method"])
+    description = get_method(value["method"], place or "--method")
     if unknown := sorted(set(value) - {"method", *description.settings}):
-        raise UserError(f"{unknown[0]!r} is no setting of the method {description.name}", place=unknown[0],
+        raise UserError(f"{unknown[0]!r} is no setting of the method {description.name}", place=place or unknown[0],
                         expected=", ".join(description.settings) or "none")  # fmt: skip
+    for name, (kind, _, _) in description.settings.items():
+        found = value.get(name, 1)
+        try:
+            if isinstance(found, bool) or getattr(flags, kind)(str(found)) != found:
+                raise ArgumentTypeError(f"{found!r}: expected a number")
+        except ArgumentTypeError as error:
+            found, _, expected = str(error).partition(": expected ")
+            raise UserError(f"{name} is {found}", place=place or name, expected=expected) from None
     return dict(method=description.name, **description.complete(value))
