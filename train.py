@@ -102,12 +102,12 @@ def train(args, given):
         limits = {task.name: args.limit}
         splits = experiment.load_splits(args, {task.name: task}, {task.name: path}, tokenizer, positions, limits)
         longest = int(splits["train"][task.name].lengths[: args.limit].max())
-        teacher = load_teacher(args, task, (model, tokenizer), dtype, longest)
+        objective = load_teacher(args, task, (model, tokenizer), dtype, longest)
     experiment.say(adapting.describe(model))
     experiment.settle(model, args, dtype)
     if run is None:
         run = experiment.new_run(args, (task.name, mode(args)), method(args))
-    experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, prepare=teacher and teacher.prepare)
+    experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, objective=objective)
     following = shell_command("evaluate.py", "--task", task.name, "--no_sample", "--model_checkpoint", run.directory,
                               "--dataset_path", args.dataset_path,
                               "--output_dir", f"results/{run.directory.name}")  # fmt: skip
@@ -173,12 +173,13 @@ def build(args, task, model, tokenizer):
 
 
 def load_teacher(args, task, student, dtype, longest):
-    """`WordDistillation`, or None without --teacher."""
+    """The objective `Distilled`, or None without --teacher."""
     if not args.teacher:
         return None
     import ignite.distributed as idist
     from versatile.adapters import checkpoint, inference
-    from versatile.training.distillation import WordDistillation
+    from versatile.training.distillation import WordTeacher
+    from versatile.training.objectives import Distilled
     from versatile.training.sentence_distillation import checkpoint_fingerprint
 
     found = checkpoint_fingerprint(args.teacher)
@@ -192,7 +193,8 @@ def load_teacher(args, task, student, dtype, longest):
         place = str(error.place).replace("--model_checkpoint", "--teacher")
         raise UserError(error.found, place=place, expected=error.expected, remedy=error.remedy) from error
     inference.ready(teacher, idist.device(), dtype)
-    return WordDistillation((teacher, tokenizer), student, task, args.temperature, args.kd_alpha, dtype, longest)
+    teacher = WordTeacher((teacher, tokenizer), student, task, dtype, longest)
+    return Distilled(teacher, temperature=args.temperature, alpha=args.kd_alpha)
 
 
 def mode(args):

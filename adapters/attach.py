@@ -10,9 +10,8 @@ import re
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.labels import LabelScores, label_places
 from versatile.adapters.methods.base import parameters_of_tasks as owners  # noqa: F401  (part of this interface)
 from versatile.adapters.methods.registry import BARE, get_method, method_of
 from versatile.adapters.routing import TaskRouter
@@ -25,10 +24,6 @@ from versatile.adapters.trained import (  # noqa: F401  (part of this interface)
 )  # fmt: skip
 
 PAD = "<pad>"
-IGNORE = -100
-# Rows of the head's matrix product are rounded up to this many, so that the labelled positions of a batch,
-# which differ in number every time, do not make a new shape (and a new kernel) every time.
-LABEL_ROUND = 64
 
 
 @dataclass
@@ -75,10 +70,7 @@ class TaskConditioned:
     Attributes:
         info: `TaskModelInfo`.
         router: `TaskRouter` shared by the adapter banks.
-        distillation: what makes a loss of `soft_targets`, or None.
     """
-
-    distillation = None
 
     def forward(
         self,
@@ -92,8 +84,6 @@ class TaskConditioned:
         use_cache=None,
         logits_to_keep=0,
         task_ids=None,
-        num_items_in_batch=None,
-        soft_targets=None,
         **kwargs,
     ):
         """As the backbone's forward, and:
@@ -101,11 +91,8 @@ class TaskConditioned:
         Args:
             token_type_ids: [rows, length] ids whose embeddings are added to the tokens', or None.
             task_ids: [rows] one task id a row; -1 is no adapter; None where there is one task.
-            labels: [rows, length], unshifted, -100 where there is no loss. With labels, `logits` of the
-                output is None: scores are computed only where a label stands.
-            num_items_in_batch: the loss is the sum over labels divided by this (default: their number).
-            soft_targets: a teacher's scores for `self.distillation` (training/distillation.py), which then makes the
-                loss.
+            labels: [rows, length], unshifted, -100 where there is no loss. With labels the output is `LabelScores`:
+                scores are computed only where a label stands.
         """
         if inputs_embeds is None:
             embed = self.get_input_embeddings()
@@ -123,19 +110,7 @@ class TaskConditioned:
         )
         if labels is None:
             return self.all_scores(given, logits_to_keep)
-        hidden = self.base_model(**given)[0]
-        total = self.label_loss(hidden, labels, ids, soft_targets)
-        count = num_items_in_batch if num_items_in_batch is not None else (labels[:, 1:] != IGNORE).sum()
-        return CausalLMOutputWithPast(loss=total / count)
-
-    def scores_at(self, labels, task_ids=None, **inputs):
-        """The scores that the loss of `labels` would be computed from: [labels rounded up to 64, vocabulary]."""
-        embed = self.get_input_embeddings()
-        hidden = embed(inputs.pop("input_ids"))
-        if (types := inputs.pop("token_type_ids", None)) is not None:
-            hidden = hidden + embed(types)
-        ids = self.router.route(task_ids, len(labels))
-        return self.label_scores(self.base_model(inputs_embeds=hidden, **inputs)[0], labels, ids)[0]
+        return self.label_scores(self.base_model(**given)[0], labels, ids)
 
     def scores_along(self, input_ids, token_type_ids, prompt_length, task_ids=None):
         """Scores [rows, positions, vocabulary] all along rows of one length, whose targets begin at `prompt_length`."""
@@ -149,13 +124,6 @@ class TaskConditioned:
         """The backbone's own output for its arguments `given`, scores at the last `logits_to_keep` (0: all)."""
         return super().forward(logits_to_keep=logits_to_keep, **given)
 
-    def label_loss(self, hidden, labels, ids, soft_targets=None):
-        """The loss summed over the labels; arguments as in `label_scores` and `forward`."""
-        scores, targets, _ = self.label_scores(hidden, labels, ids)
-        if soft_targets is not None:
-            return self.distillation.loss(scores, targets, soft_targets)
-        return F.cross_entropy(scores.float(), targets, ignore_index=IGNORE, reduction="sum")
-
     def label_scores(self, hidden, labels, ids):
         """Scores only where a label stands.
 
@@ -165,15 +133,14 @@ class TaskConditioned:
             ids: the rows' task ids, a list.
 
         Returns:
-            (scores [n, vocabulary], targets [n], row of each [n]); n is the number of labels rounded up to a
-            multiple of 64, the surplus has target -100.
+            `LabelScores`
         """
         rows, at, targets = label_places(labels)
         picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows * labels.shape[1] + at)
         head = self.get_output_embeddings()
         if self.info.own_columns and len(self.info.markers) > 1 and self.info.mode == "adapter":
-            return head(picked, self._foreign_columns(ids, picked.device)[rows]), targets, rows
-        return head(picked), targets, rows
+            return LabelScores(head(picked, self._foreign_columns(ids, picked.device)[rows]), targets, rows)
+        return LabelScores(head(picked), targets, rows)
 
     def _foreign_columns(self, ids, device):
         """[rows, added tokens] true where an added token belongs to a task other than the row's."""
@@ -196,25 +163,6 @@ class TaskConditioned:
     def gradient_checkpointing(self):
         """Recompute the blocks' activations in the backward pass instead of keeping them."""
         self.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def label_places(labels):
-    """Where the labels stand, and what is to be predicted there.
-
-    Args:
-        labels: [rows, length], unshifted, -100 where there is no loss.
-
-    Returns:
-        (row [n], position whose output predicts the label [n], label [n]); n is the number of labels rounded up
-        to a multiple of 64, the surplus has label -100.
-    """
-    shifted = labels[:, 1:].reshape(-1)
-    places = (shifted != IGNORE).nonzero().squeeze(-1)
-    surplus = -len(places) % LABEL_ROUND
-    targets = F.pad(shifted[places], (0, surplus), value=IGNORE)
-    places = F.pad(places, (0, surplus))
-    length = labels.shape[1] - 1
-    return places // length, places % length, targets
 
 
 def add_tokens(tokenizer, markers):

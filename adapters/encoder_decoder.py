@@ -14,9 +14,9 @@ The adapters of a task stand behind every block of the encoder and of the decode
 """
 
 import torch
-from transformers.modeling_outputs import Seq2SeqLMOutput
-from versatile.adapters.attach import IGNORE, TaskConditioned
+from versatile.adapters.attach import TaskConditioned
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.labels import IGNORE
 
 # Widths of encoder and decoder are rounded up to this many, as those of batches are.
 ROUND = 8
@@ -38,8 +38,6 @@ class EncoderDecoderConditioned(TaskConditioned):
         labels=None,
         use_cache=None,
         task_ids=None,
-        num_items_in_batch=None,
-        soft_targets=None,
         **kwargs,
     ):
         """As the backbone's forward, and:
@@ -48,12 +46,12 @@ class EncoderDecoderConditioned(TaskConditioned):
             input_ids: [rows, length]; with labels whole rows, context and target, padded on the right; without them
                 what the encoder reads.
             labels: [rows, length] of whole rows, unshifted, -100 where there is no loss: a row is divided at its first
-                label. With labels, `logits` of the output is None: scores are computed only where a label stands.
+                label. With labels the output is `LabelScores`: scores are computed only where a label stands.
             decoder_input_ids: without labels, [rows, decoded]: the start token, the target's marker, ….
             token_type_ids, decoder_token_type_ids: as many ids, whose embeddings are added to the tokens', or None;
                 of the decoder's also [rows, 1], for all its tokens.
             position_ids: of no consequence, positions are relative.
-            task_ids, num_items_in_batch, soft_targets: see `TaskConditioned.forward`.
+            task_ids: see `TaskConditioned.forward`.
 
         Raises:
             ValueError: neither labels nor decoder_input_ids, or both.
@@ -62,9 +60,7 @@ class EncoderDecoderConditioned(TaskConditioned):
             raise ValueError("an encoder-decoder takes whole rows with labels, or decoder_input_ids without labels")
         if labels is not None:
             hidden, labels, ids = self.target_states(input_ids, token_type_ids, attention_mask, labels, task_ids)
-            total = self.label_loss(hidden, labels, ids, soft_targets)
-            count = num_items_in_batch if num_items_in_batch is not None else (labels != IGNORE).sum()
-            return Seq2SeqLMOutput(loss=total / count)
+            return self.label_scores(hidden, labels, ids)
         if encoder_outputs is None:
             encoder_outputs = self.encode(input_ids, token_type_ids, attention_mask, task_ids)
         self.router.route(task_ids, len(decoder_input_ids))
@@ -145,11 +141,6 @@ class EncoderDecoderConditioned(TaskConditioned):
         """The token that the decoder begins with, as in pretraining."""
         start = self.config.decoder_start_token_id
         return self.config.pad_token_id if start is None else start
-
-    def scores_at(self, labels, task_ids=None, input_ids=None, token_type_ids=None, attention_mask=None, **unused):
-        """See `TaskConditioned.scores_at`."""
-        hidden, labels, ids = self.target_states(input_ids, token_type_ids, attention_mask, labels, task_ids)
-        return self.label_scores(hidden, labels, ids)[0]
 
     def scores_along(self, input_ids, token_type_ids, prompt_length, task_ids=None):
         """See `TaskConditioned.scores_along`; the positions are the decoder's."""

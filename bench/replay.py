@@ -222,10 +222,9 @@ class Training:
         self.objective = Objective(0.25, {self.ans: 5.0})
         self.rows, self.pad_id = self.made_up(), tokenizer.pad_token_id
         batches = self.batches(self.objective)
-        loss = WeightedLoss(self.model)
         settings = Settings(lr=1e-4, n_epochs=10**6, weight_decay=0.01, adam_eps=1e-4, dtype=dtype)
         self.trainer = Trainer(self.model, batches, None, settings, run=None, save_model=None, load_model=None,
-                               prepare=loss.prepare)  # fmt: skip
+                               objective=WeightedLoss())  # fmt: skip
         self.settle = lambda: devices.settle(self.model, self.trainer.device, dtype)
         self.tokens = sum(2 * len(row) + 3 for row in self.rows)
         size = args.train_batch_size
@@ -303,14 +302,14 @@ class Training:
     def losses(self):
         """The first batch's loss in one pass and in two, without dropout."""
         import torch
-        from versatile.training.trainer import move
+        from versatile.lifelong.losses import WeightedLoss
 
         self.model.eval()
         found = dict.fromkeys(("ours", "two passes"), 0.0)
         with torch.no_grad():
             for side, batches in (("ours", [self.windows["ours"][0][0][0]]), ("two passes", self.separate[0])):
                 for batch in batches:
-                    found[side] += float(self.model(**move(batch, self.trainer.device), num_items_in_batch=1).loss)
+                    found[side] += float(WeightedLoss()(self.model, batch))
             found["originals"] = float(self.original_loss(0))
         return found
 

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import torch
 from versatile.adapters import checkpoint, inference
-from versatile.adapters.attach import label_places
 from versatile.data.encoders.question_answer import FILL, SEP, Encoder
 from versatile.lifelong import routing
 from versatile.training.decoding import Decoding, Prompt, decode
-from versatile.training.trainer import move
+from versatile.training.objectives import move
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 
@@ -155,12 +154,11 @@ def log_probabilities(answerer, pairs, batch_size=32, task=None):
         chosen = order[first : first + batch_size]
         batch = _labelled([pairs[i] for i in chosen], answerer.encoder.eos, answerer.tokenizer.pad_token_id)
         batch |= routing.rows_of(answerer.model, task, len(chosen))
-        labels = batch.pop("labels")
-        rows, _, targets = label_places(labels)
         with autocast(device, answerer.dtype):
-            scores = answerer.model.scores_at(labels.to(device), use_cache=False, **move(batch, device))
+            output = answerer.model(use_cache=False, **move(batch, device))
+        rows, targets = output.rows.cpu(), output.targets.cpu()
         real = targets != FILL
-        logs = scores.float().log_softmax(-1).cpu()[real].gather(1, targets[real, None]).squeeze(1)
+        logs = output.scores.float().log_softmax(-1).cpu()[real].gather(1, targets[real, None]).squeeze(1)
         sums = torch.zeros(len(chosen)).index_add(0, rows[real], logs)
         for i, value in zip(chosen, sums.tolist()):
             found[i] = value

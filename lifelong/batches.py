@@ -212,7 +212,7 @@ class LifelongBatches:
         if not self.weighted:
             return batch, int((labels != FILL).sum())
         weights = self.objective.weights(labels, [part for _, part, *_ in sequences], [rows[i].replayed for i in owner])
-        batch["soft_targets"] = Targets.of(batch["labels"], *(w[mine] for w in weights))
+        batch["targets"] = Targets.of(batch["labels"], *(w[mine] for w in weights))
         return batch, 1
 
     def _sequences(self, row):

@@ -14,7 +14,7 @@ task begins, and is added to that of its first step.
 import torch
 from versatile.lifelong.losses import IGNORE
 from versatile.training.decoding import left_padded
-from versatile.training.trainer import move
+from versatile.training.objectives import cross_entropy, move
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 
@@ -74,12 +74,12 @@ class Importance:
     def objective(self, batch, dtype):
         """What is derived, of one batch."""
         device = next(self.model.parameters()).device
-        batch, count = move(batch, device), len(batch["input_ids"])
+        count = len(batch["input_ids"])
         with autocast(device, dtype):
             if self.mode == EWC:
                 labels = int((batch["labels"][:, 1:] != IGNORE).sum())
-                return self.model(**batch, num_items_in_batch=max(labels, 1)).loss / count
-            scores = self.model(**batch, logits_to_keep=1, use_cache=False).logits[:, -1]
+                return cross_entropy(self.model, batch, max(labels, 1)) / count
+            scores = self.model(**move(batch, device), logits_to_keep=1, use_cache=False).logits[:, -1]
         return scores.float().softmax(-1).square().mean() / count
 
     def penalize(self, optimizer):

@@ -203,7 +203,7 @@ class Sequence:
 
     def stage(self, number, stage, names):
         """Learn one stage."""
-        folder, model = sequence.stage_directory(self.folder, stage), self.learner.model
+        folder = sequence.stage_directory(self.folder, stage)
         say(f"\n{stage}: task {number + 1} of {len(sequence.stages(self.args))}, "
             f"{counted(sum(self.sizes[name] for name in names), 'sample')}", flush=True)  # fmt: skip
         run = self.open(folder)
@@ -221,7 +221,6 @@ class Sequence:
         if self.memory and number:
             say(f"gradients projected: in {trainer.project.projected:,} of {counted(result['steps'], 'step')}")
         self.finish(run, stage, names, rows, trainer, result)
-        model.distillation = None
         # In several processes each stage's wrapper holds hooks of the model until it is collected.
         del trainer
         gc.collect()
@@ -367,7 +366,6 @@ class Sequence:
         """The stage's `Trainer`."""
         args, learner = self.args, self.learner
         batches = self.batches(rows, self.objective())
-        loss = WeightedLoss(learner.model, teacher)
         epochs = args.n_train_epochs if len(names) > 1 else self.epochs[names[0]]
         lr, eps = rates(args)
         settings = Settings(lr=lr, n_epochs=epochs, max_norm=args.max_grad_norm, weight_decay=args.weight_decay,
@@ -377,7 +375,7 @@ class Sequence:
             learner.model, batches, None, settings, run,
             save_model=lambda folder: self.save(folder, names),
             load_model=lambda folder: checkpoint.load_weights(learner.model, folder), data_key=_key(rows),
-            prepare=loss.prepare, smaller=batches.smaller, owners=routing.owners(learner.model, self.data),
+            objective=WeightedLoss(teacher), smaller=batches.smaller, owners=routing.owners(learner.model, self.data),
             resume_command=resume_command("train_lifelong.py", self.folder),
         )  # fmt: skip
         run.epoch_steps, run.epochs, run.keep_epochs = trainer.epoch_steps, epochs, not args.only_final

@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
-from versatile.adapters.attach import IGNORE, LABEL_ROUND, PAD, label_places
+from versatile.adapters.attach import PAD
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.labels import IGNORE, LABEL_ROUND, label_places
+from versatile.training.objectives import label_scores
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 
@@ -73,17 +75,16 @@ class Objective:
 
 
 class Targets:
-    """What a batch carries beside its labels, as the model's `soft_targets`.
+    """What a batch carries beside its labels, as `targets`.
 
     Attributes:
         hard: [n] weight of each label's cross-entropy, or None where all are 0; n as in `label_places`.
         at: [m] which of the n labels are learnt from a teacher, rounded up to a multiple of 64, or None.
         soft: [m] weight of their divergences; 0 where a place is only there to round up.
-        teacher: [m, columns] the teacher's scores, or None until they are there.
     """
 
-    def __init__(self, hard, at=None, soft=None, teacher=None):
-        self.hard, self.at, self.soft, self.teacher = hard, at, soft, teacher
+    def __init__(self, hard, at=None, soft=None):
+        self.hard, self.at, self.soft = hard, at, soft
 
     @classmethod
     def of(cls, labels, hard, soft):
@@ -100,48 +101,49 @@ class Targets:
 
     def to(self, device, **how):
         """The same on a device."""
-        parts = (self.hard, self.at, self.soft, self.teacher)
+        parts = (self.hard, self.at, self.soft)
         return Targets(*(None if part is None else part.to(device, **how) for part in parts))
 
 
 class WeightedLoss:
-    """Makes a model's loss of `Targets`; becomes its `distillation`. Its forward then wants `num_items_in_batch=1`.
+    """An objective (`training.objectives`) of `Targets`, which the batches carry: their weights say it all.
 
     Args:
-        model: the attached model that learns.
         teacher: `Teacher`, or None.
     """
 
-    def __init__(self, model, teacher=None):
+    def __init__(self, teacher=None):
         self.teacher = teacher
-        model.distillation = self
 
-    def prepare(self, batch):
-        """A batch with its teacher's scores in it; what `Trainer` takes."""
-        return self.teacher.prepare(batch) if self.teacher else batch
+    def __call__(self, model, batch, normalizer=1):
+        """A batch's loss; see `training.objectives`."""
+        soft_targets = self.teacher.scores(batch) if self.teacher else None
+        output = label_scores(model, {k: v for k, v in batch.items() if k != "targets"})
+        return self.total(output, batch["targets"].to(output.scores.device), soft_targets) / normalizer
 
-    def loss(self, scores, targets, soft_targets):
+    def total(self, output, weights, soft_targets=None):
         """Σ hard·CE + Σ soft·T²·KL(teacher / T || student / T).
 
         Args:
-            scores: [n, vocabulary].
-            targets: [n] token ids, -100 where a row is only there to round up.
-            soft_targets: `Targets`.
+            output: `adapters.labels.LabelScores`.
+            weights: `Targets`.
+            soft_targets: [m, columns] the teacher's scores, or None.
         """
-        total = scores.new_zeros((), dtype=torch.float32)
-        if soft_targets.hard is not None:
-            total = (F.cross_entropy(scores.float(), targets.clamp(min=0), reduction="none") * soft_targets.hard).sum()
-        if soft_targets.teacher is None:
+        scores, total = output.scores, output.scores.new_zeros((), dtype=torch.float32)
+        if weights.hard is not None:
+            each = F.cross_entropy(scores.float(), output.targets.clamp(min=0), reduction="none")
+            total = (each * weights.hard).sum()
+        if soft_targets is None:
             return total
         temperature, columns = self.teacher.temperature, self.teacher.columns
-        ours = F.log_softmax(scores[soft_targets.at].float() / temperature, dim=-1)
+        ours = F.log_softmax(scores[weights.at].float() / temperature, dim=-1)
         if len(columns) < ours.shape[1]:
             ours = ours[:, columns.to(ours.device)]
-        theirs = F.log_softmax(soft_targets.teacher.float() / temperature, dim=-1)
+        theirs = F.log_softmax(soft_targets.float() / temperature, dim=-1)
         # A token that the teacher rules out (-inf) adds nothing, whatever the student makes of it.
         ruled_out = theirs == float("-inf")
         terms = theirs.exp() * (theirs - ours).masked_fill(ruled_out, 0.0)
-        return total + temperature**2 * (terms.sum(-1) * soft_targets.soft).sum()
+        return total + temperature**2 * (terms.sum(-1) * weights.soft).sum()
 
 
 class Teacher:
@@ -189,11 +191,11 @@ class Teacher:
         self.names = {i: token for token, i in ours.items()}
 
     @torch.no_grad()
-    def prepare(self, batch):
-        """The batch with the teacher's scores where it is learnt from; only rows with such labels run through it."""
-        targets = batch.get("soft_targets")
-        if targets is None or targets.at is None:
-            return batch
+    def scores(self, batch):
+        """[m, columns] scores where a batch is learned from the teacher, or None; only rows with such labels run."""
+        targets = batch["targets"]
+        if targets.at is None:
+            return None
         labels = batch["labels"]
         rows = label_places(labels)[0][targets.at[targets.soft > 0]].unique()
         device = next(self.model.parameters()).device
@@ -211,6 +213,6 @@ class Teacher:
         inputs = {k: v[:, :length].to(device) for k, v in inputs.items()}
         task = None if self.task is None else torch.full((len(rows),), self.task)
         with autocast(device, self.dtype):
-            scores = self.model.scores_at(labels[rows, :length].to(device), task_ids=task, use_cache=False, **inputs)
-        teacher = scores[:, self.teachers_columns.to(device)]
-        return {**batch, "soft_targets": Targets(targets.hard, targets.at, targets.soft, teacher)}
+            labels = labels[rows, :length].to(device)
+            scores = self.model(labels=labels, task_ids=task, use_cache=False, **inputs).scores
+        return scores[:, self.teachers_columns.to(device)]

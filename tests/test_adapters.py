@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from versatile.adapters import attach as adapting
-from versatile.adapters import checkpoint, routing
+from versatile.adapters import checkpoint, labels, routing
 from versatile.adapters.attach import attach, describe, halve_frozen, ledger, trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.data.task import get
+from versatile.training.objectives import cross_entropy
 from versatile.utils.errors import UserError
 
 BOTTLENECKS = {"nlg": 8, "mt": 12}
@@ -146,12 +147,12 @@ def test_training_a_mixed_batch_gives_the_gradients_of_the_tasks_alone(both):
     model, tokenizer = both
     model.eval()
     mixed = batch(tokenizer, tasks=(0, 1))
-    model(**mixed, num_items_in_batch=1).loss.backward()
+    cross_entropy(model, mixed, 1).backward()
     together = {n: p.grad.clone() for n, p in trainable(model).items()}
     model.zero_grad()
     for task in (0, 1):
         rows = mixed["task_ids"] == task
-        model(**{k: v[rows] for k, v in mixed.items()}, num_items_in_batch=1).loss.backward()
+        cross_entropy(model, {k: v[rows] for k, v in mixed.items()}, 1).backward()
     for name, p in trainable(model).items():
         torch.testing.assert_close(together[name], p.grad, atol=1e-4, rtol=1e-4)
     model.zero_grad()
@@ -191,7 +192,7 @@ def test_scores_only_where_labels_stand_give_the_loss_of_all_scores(both):
     model.eval()
     given = batch(tokenizer)
     with torch.no_grad():
-        loss = model(**given).loss
+        loss = cross_entropy(model, given)
         logits = model(**without(given, "labels")).logits
     foreign = model._foreign_columns(given["task_ids"].tolist(), "cpu")
     logits[..., model.info.first :] = logits[..., model.info.first :].masked_fill(foreign[:, None], float("-inf"))
@@ -206,11 +207,11 @@ def test_a_foreign_tasks_rows_change_nothing(both):
     model.eval()
     given = batch(tokenizer, tasks=(1,))
     with torch.no_grad():
-        before = model(**given | {"token_type_ids": None}).loss
+        before = cross_entropy(model, given | {"token_type_ids": None})
         for name, p in model.named_parameters():
             if name.endswith("rows.tasks.nlg"):
                 p.add_(3.0)
-        after = model(**given | {"token_type_ids": None}).loss
+        after = cross_entropy(model, given | {"token_type_ids": None})
         for name, p in model.named_parameters():
             if name.endswith("rows.tasks.nlg"):
                 p.sub_(3.0)
@@ -269,7 +270,7 @@ def test_full_fine_tuning_trains_everything_and_adds_rows_to_the_table():
     assert model.get_input_embeddings().weight.shape[0] == 400 + 5 == len(tokenizer)
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     given = batch(tokenizer, tasks=(0,))
-    loss = model.eval()(**given).loss
+    loss = cross_entropy(model.eval(), given)
     logits = model(**without(given, "labels")).logits
     shifted = given["labels"][:, 1:].reshape(-1)
     torch.testing.assert_close(
@@ -286,7 +287,7 @@ def test_frozen_matrices_kept_in_half_give_autocasts_results_bit_for_bit(both):
         if halve:
             halve_frozen(model, torch.bfloat16)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(**batch(tokenizer)).loss
+            loss = cross_entropy(model, batch(tokenizer))
         loss.backward()
         losses.append((loss, [p.grad for p in trainable(model).values()]))
     assert torch.equal(losses[0][0], losses[1][0])
@@ -298,9 +299,9 @@ def test_a_tied_table_stays_whole_when_a_frozen_head_is_halved():
     model.eval().requires_grad_(False)
     given = batch(tokenizer, tasks=(0, 1))
     with torch.autocast("cpu", torch.bfloat16):
-        before = model(**given).loss
+        before = cross_entropy(model, given)
         halve_frozen(model, torch.bfloat16)
-        after = model(**given).loss
+        after = cross_entropy(model, given)
     assert model.get_input_embeddings().weight.dtype == torch.float32
     assert model.get_output_embeddings().weight.dtype == torch.bfloat16
     assert torch.equal(before, after)
@@ -312,11 +313,11 @@ def test_settling_a_model_changes_results_by_rounding_only(both):
     model, tokenizer = attached("tiny-gpt2" if both[0].config.model_type == "gpt2" else "tiny-llama")
     given = batch(tokenizer)
     with torch.no_grad():
-        before = model.eval()(**given).loss
+        before = cross_entropy(model.eval(), given)
         settle(model, torch.device("cpu"), torch.float32)
-        torch.testing.assert_close(model(**given).loss, before, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(cross_entropy(model, given), before, atol=1e-5, rtol=1e-5)
         settle(model, torch.device("cpu"), torch.bfloat16)
-        torch.testing.assert_close(model(**given).loss, before, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(cross_entropy(model, given), before, atol=1e-5, rtol=1e-5)
 
 
 def test_gradient_checkpointing_changes_no_gradient(both):
@@ -331,8 +332,8 @@ def test_gradient_checkpointing_changes_no_gradient(both):
         if recompute:
             model.gradient_checkpointing()
         # Two forwards before the backward: blocks run again under the first one's task ids.
-        first = model(**batch(tokenizer, tasks=(0, 1))).loss
-        second = model(**batch(tokenizer, tasks=(1, -1), seed=1)).loss
+        first = cross_entropy(model, batch(tokenizer, tasks=(0, 1)))
+        second = cross_entropy(model, batch(tokenizer, tasks=(1, -1), seed=1))
         (first + second).backward()
         grads.append([p.grad for p in trainable(model).values()])
     for a, b in zip(*grads):
@@ -367,7 +368,7 @@ def test_a_saved_model_comes_back_with_nothing_typed(both, tmp_path, bottlenecks
     again, words = checkpoint.load(tmp_path, "mt")
     given = batch(tokenizer, tasks=(0, 1))
     with torch.no_grad():
-        torch.testing.assert_close(again(**given).loss, model.eval()(**given).loss, atol=0, rtol=0)
+        torch.testing.assert_close(cross_entropy(again, given), cross_entropy(model.eval(), given), atol=0, rtol=0)
     assert words.get_vocab() == tokenizer.get_vocab()
     assert again.info == model.info
     assert checkpoint.is_checkpoint(tmp_path)
@@ -552,7 +553,7 @@ def test_a_table_larger_than_the_tokenizer_keeps_ids_and_columns_in_step(tmp_pat
     given = batch(tokenizer, tasks=(0, 1))
     with torch.no_grad():
         assert model(**without(given, "labels")).logits.shape[-1] == len(tokenizer) == 416
-        assert torch.isfinite(model(**given | {"labels": given["token_type_ids"]}).loss) is not None
+        assert torch.isfinite(cross_entropy(model, given | {"labels": given["token_type_ids"]})) is not None
 
 
 def test_markers_must_be_new_to_the_tokenizer():
@@ -577,4 +578,4 @@ def test_packaged_weights_of_another_size_or_content_are_refused(tmp_path, monke
 
 
 def test_the_module_is_importable_by_its_parts():
-    assert adapting.IGNORE == -100
+    assert labels.IGNORE == -100

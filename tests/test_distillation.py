@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,11 +22,13 @@ from test_train import close_runs, command, in_two_processes, refused, same_run
 from versatile.adapters import checkpoint, inference
 from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.labels import LabelScores
 from versatile.adapters.methods import pointer as self_copy
 from versatile.data import cache
 from versatile.data.batching import Batches
 from versatile.data.task import get
-from versatile.training.distillation import WordDistillation, same_vocabulary
+from versatile.training.distillation import WordTeacher, same_vocabulary
+from versatile.training.objectives import Distilled, cross_entropy
 from versatile.utils.errors import UserError
 
 NLG = get("nlg")
@@ -95,8 +98,8 @@ def test_the_loss_and_its_gradient_equal_a_plain_computation_from_full_logits(
     student, teacher = attached(bottlenecks=bottleneck), ready(attached(bottlenecks=teachers, seed=1))
     student[0].eval()
     batch, labels = batch_for(student, data)
-    distillation = WordDistillation(teacher, student, NLG, temperature, alpha)
-    loss = student[0](**distillation.prepare(batch), num_items_in_batch=labels).loss
+    objective = Distilled(WordTeacher(teacher, student, NLG), None, temperature, alpha)
+    loss = objective(student[0], batch, labels)
     expected = by_hand(student, teacher, batch, temperature, alpha) / labels
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     parameters = list(trainable(student[0]).values())
@@ -107,15 +110,15 @@ def test_the_loss_and_its_gradient_equal_a_plain_computation_from_full_logits(
 def test_alpha_0_is_plain_training_to_the_last_bit_and_does_not_ask_the_teacher(data, monkeypatch):
     student, teacher = attached(), ready(attached(seed=1))
     batch, labels = batch_for(student, data)
-    distillation = WordDistillation(teacher, student, NLG, alpha=0.0)
-    monkeypatch.setattr(type(teacher[0]), "scores_at", None)
+    objective = Distilled(WordTeacher(teacher, student, NLG), alpha=0.0)
+    monkeypatch.setattr(type(teacher[0]), "forward", None)
     torch.manual_seed(3)
-    loss = student[0].train()(**distillation.prepare(batch), num_items_in_batch=labels).loss
+    loss = objective(student[0].train(), batch, labels)
     torch.manual_seed(3)
-    assert torch.equal(loss, student[0](**batch, num_items_in_batch=labels).loss)
+    assert torch.equal(loss, cross_entropy(student[0], batch, labels))
     scores, targets = torch.randn(64, 300), torch.randint(300, (64,))
     hard = torch.nn.functional.cross_entropy(scores, targets, reduction="sum")
-    assert torch.equal(distillation.loss(scores, targets, None), hard)
+    assert torch.equal(objective.total(LabelScores(scores, targets), None), hard)
 
 
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn_from_it(data):
@@ -123,8 +126,8 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn_from_it(data):
     student[0].eval()
     teacher = ready(copy.deepcopy(student))
     batch, labels = batch_for(student, data)
-    distillation = WordDistillation(teacher, student, NLG, temperature=2.0, alpha=1.0)
-    loss = student[0](**distillation.prepare(batch), num_items_in_batch=labels).loss
+    objective = Distilled(WordTeacher(teacher, student, NLG), temperature=2.0, alpha=1.0)
+    loss = objective(student[0], batch, labels)
     assert abs(loss.item()) < 1e-5
     loss.backward()
     assert max(float(p.grad.abs().max()) for p in trainable(student[0]).values()) < 1e-5
@@ -133,11 +136,11 @@ def test_a_student_that_equals_its_teacher_has_nothing_to_learn_from_it(data):
 def test_a_student_comes_nearer_to_its_teacher(data):
     student, teacher = attached(), ready(attached(seed=1))
     batch, labels = batch_for(student, data)
-    distillation = WordDistillation(teacher, student, NLG, alpha=1.0)
+    objective = Distilled(WordTeacher(teacher, student, NLG), alpha=1.0)
     optimizer = torch.optim.AdamW(trainable(student[0]).values(), lr=2e-2)
     distances = []
     for _ in range(30):
-        loss = student[0](**distillation.prepare(batch), num_items_in_batch=labels).loss
+        loss = objective(student[0], batch, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -148,14 +151,14 @@ def test_a_student_comes_nearer_to_its_teacher(data):
 @settings(deadline=None, max_examples=50)
 @given(seed=st.integers(0, 10**6), temperature=st.floats(0.25, 8), alpha=st.floats(0, 1), padded=st.integers(0, 5))
 def test_the_loss_is_never_below_the_labels_share_and_rows_that_round_up_add_nothing(seed, temperature, alpha, padded):
-    distillation = WordDistillation.__new__(WordDistillation)
-    distillation.columns, distillation.temperature, distillation.alpha = torch.arange(7), temperature, alpha
+    objective = Distilled(SimpleNamespace(columns=torch.arange(7)), None, temperature, alpha)
     g = torch.Generator().manual_seed(seed)
     ours, theirs = torch.randn(2, 4 + padded, 9, generator=g).double()
     targets = torch.randint(7, (4 + padded,), generator=g)
     targets[4:] = -100
-    loss = distillation.loss(ours, targets, theirs[:, :7])
-    assert loss == pytest.approx(float(distillation.loss(ours[:4], targets[:4], theirs[:4, :7])), rel=1e-5, abs=1e-6)
+    loss = objective.total(LabelScores(ours, targets), theirs[:, :7])
+    labelled = objective.total(LabelScores(ours[:4], targets[:4]), theirs[:4, :7])
+    assert loss == pytest.approx(float(labelled), rel=1e-5, abs=1e-6)
     hard = torch.nn.functional.cross_entropy(ours[:4], targets[:4], reduction="sum")
     assert float(loss) >= (1 - alpha) * float(hard) - 1e-4
 
@@ -167,14 +170,15 @@ def test_the_teacher_gets_no_gradient_keeps_no_dropout_and_is_no_part_of_the_stu
     student, teacher = attached(), ready(attached(seed=1))
     batch, labels = batch_for(student, data)
     names = set(student[0].state_dict())
-    distillation = WordDistillation(teacher, student, NLG)
+    word_teacher = WordTeacher(teacher, student, NLG)
+    objective = Distilled(word_teacher)
     student[0].train()
     assert set(student[0].state_dict()) == names
     assert not any(m.training for m in teacher[0].modules() if isinstance(m, torch.nn.Dropout))
-    first, second = (distillation.prepare(batch)["soft_targets"] for _ in range(2))
+    first, second = (word_teacher.scores(batch) for _ in range(2))
     assert torch.equal(first, second) and not first.requires_grad
     before = {k: v.clone() for k, v in teacher[0].state_dict().items()}
-    student[0](**distillation.prepare(batch), num_items_in_batch=labels).loss.backward()
+    objective(student[0], batch, labels).backward()
     assert all(p.grad is None and not p.requires_grad for p in teacher[0].parameters())
     assert all(torch.equal(v, before[k]) for k, v in teacher[0].state_dict().items())
     assert any(p.grad is not None and p.grad.any() for p in trainable(student[0]).values())
@@ -183,9 +187,9 @@ def test_the_teacher_gets_no_gradient_keeps_no_dropout_and_is_no_part_of_the_stu
 def test_the_teacher_scores_only_where_a_label_stands(data):
     student, teacher = attached(), ready(attached(seed=1))
     batch, labels = batch_for(student, data)
-    distillation, shapes = WordDistillation(teacher, student, NLG), []
+    word_teacher, shapes = WordTeacher(teacher, student, NLG), []
     teacher[0].get_output_embeddings().register_forward_hook(lambda m, args, out: shapes.append(tuple(out.shape)))
-    targets = distillation.prepare(batch)["soft_targets"]
+    targets = word_teacher.scores(batch)
     rounded = -(-labels // 64) * 64
     assert rounded < batch["labels"].numel()
     assert [shape[0] for shape in shapes] == [rounded]
@@ -193,7 +197,7 @@ def test_the_teacher_scores_only_where_a_label_stands(data):
 
 
 def soft(teacher, student, batch):
-    return WordDistillation(ready(teacher), student, NLG).prepare(batch)["soft_targets"]
+    return WordTeacher(ready(teacher), student, NLG).scores(batch)
 
 
 def test_a_vlm_that_holds_the_task_among_others_teaches_as_the_single_task_model_does(data):
@@ -279,10 +283,10 @@ def test_other_vocabularies_are_refused_naming_both():
 def test_a_teacher_with_a_pointer_and_one_too_short_are_refused():
     student, teacher = attached(), attached(seed=1)
     with pytest.raises(UserError, match=r"--teacher: an example has 257 tokens, the teacher takes 256"):
-        WordDistillation(teacher, student, NLG, longest=257)
+        WordTeacher(teacher, student, NLG, longest=257)
     self_copy.add(teacher[0])
     with pytest.raises(UserError, match="--teacher: was trained with --self_copy"):
-        WordDistillation(teacher, student, NLG)
+        WordTeacher(teacher, student, NLG)
 
 
 # --- train.py ----------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.data.task import get
 from versatile.training.decoding import Decoding, Prompt, decode, left_padded
+from versatile.training.objectives import cross_entropy
 from versatile.utils.devices import settle
 
 BOTTLENECKS = {"nlg": 8, "mt": 12}
@@ -211,11 +212,11 @@ def test_the_loss_is_that_of_transformers_own_forward_one_row_at_a_time(held):
     model, tokenizer = held
     batch = rows(tokenizer)
     with torch.no_grad():
-        found = model(**batch, num_items_in_batch=1).loss
+        found = cross_entropy(model, batch, 1)
         expected = sum(F.cross_entropy(*scored_by_hand(model, batch, r), reduction="sum") for r in range(4))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
-        torch.testing.assert_close(model(**batch).loss, expected / 26, rtol=1e-5, atol=1e-5)
-        scores = model.scores_at(batch["labels"], **{k: v for k, v in batch.items() if k != "labels"})
+        torch.testing.assert_close(cross_entropy(model, batch), expected / 26, rtol=1e-5, atol=1e-5)
+        scores = model(**batch).scores
         by_hand = torch.cat([scored_by_hand(model, batch, r)[0] for r in range(4)])
         assert scores.shape[0] == 64
         torch.testing.assert_close(scores[:26], by_hand, rtol=1e-4, atol=1e-4)
@@ -227,7 +228,7 @@ def test_full_fine_tuning_has_the_same_loss_and_trains_everything():
         batch = rows(tokenizer, tasks=(0,))
         assert set(trainable(model)) == {n for n, _ in model.named_parameters()}
         expected = sum(F.cross_entropy(*scored_by_hand(model, batch, r), reduction="sum") for r in range(4))
-        torch.testing.assert_close(model(**batch, num_items_in_batch=1).loss, expected, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(cross_entropy(model, batch, 1), expected, rtol=1e-5, atol=1e-4)
         # The table has room for a few more tokens than the tokenizer knows.
         assert model.shared.weight.shape[0] == 512 and len(tokenizer) == 475
 
@@ -249,7 +250,7 @@ def test_a_mixed_batch_equals_each_row_alone_and_so_do_its_gradients(held):
     model, tokenizer = held
     batch = rows(tokenizer)
     model.zero_grad()
-    model(**batch, num_items_in_batch=1).loss.backward()
+    cross_entropy(model, batch, 1).backward()
     together = {n: p.grad.clone() for n, p in trainable(model).items()}
     model.zero_grad()
     for r in range(4):
@@ -257,7 +258,7 @@ def test_a_mixed_batch_equals_each_row_alone_and_so_do_its_gradients(held):
         n = int(alone["attention_mask"][r].sum())
         # Without a token of padding.
         alone = {k: v[r : r + 1] if k == "task_ids" else v[r : r + 1, :n] for k, v in alone.items()}
-        model(**alone, num_items_in_batch=1).loss.backward()
+        cross_entropy(model, alone, 1).backward()
     for name, p in trainable(model).items():
         torch.testing.assert_close(together[name], p.grad, atol=2e-4, rtol=1e-3)
     model.zero_grad()
@@ -279,11 +280,11 @@ def test_a_foreign_tasks_adapters_and_rows_change_nothing(held):
     model, tokenizer = held
     batch = of(rows(tokenizer), torch.tensor([1, 3])) | {"token_type_ids": None}
     with torch.no_grad():
-        before = model(**batch).loss
+        before = cross_entropy(model, batch)
         foreign = [p for n, p in model.named_parameters() if ".nlg." in f"{n}."]
         for p in foreign:
             p.add_(3.0)
-        after = model(**batch).loss
+        after = cross_entropy(model, batch)
         for p in foreign:
             p.sub_(3.0)
     assert foreign and torch.equal(before, after)
@@ -311,7 +312,7 @@ def test_frozen_matrices_kept_in_half_give_autocasts_results_bit_for_bit():
             if halve:
                 halve_frozen(model, torch.bfloat16)
             with torch.autocast("cpu", torch.bfloat16):
-                loss = model(**rows(tokenizer)).loss
+                loss = cross_entropy(model, rows(tokenizer))
             loss.backward()
             losses.append((loss, [p.grad for p in trainable(model).values()]))
         assert torch.equal(losses[0][0], losses[1][0])
@@ -334,7 +335,8 @@ def test_settling_and_gradient_checkpointing_change_results_by_rounding_only():
                 model.gradient_checkpointing()
             model.train()
             # Two forwards before the backward: blocks run again under the first one's task ids.
-            (model(**rows(tokenizer)).loss + model(**rows(tokenizer, seed=1, tasks=(1, -1))).loss).backward()
+            first = cross_entropy(model, rows(tokenizer))
+            (first + cross_entropy(model, rows(tokenizer, seed=1, tasks=(1, -1)))).backward()
             grads.append([p.grad for p in trainable(model).values()])
         for a, b in zip(*grads):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

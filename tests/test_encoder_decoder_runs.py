@@ -33,7 +33,8 @@ from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.methods import pointer as self_copy
 from versatile.data.task import get
 from versatile.training.decoding import Decoding, decode
-from versatile.training.distillation import WordDistillation
+from versatile.training.distillation import WordTeacher
+from versatile.training.objectives import Distilled, cross_entropy
 from versatile.utils.errors import UserError
 
 
@@ -55,7 +56,7 @@ def test_a_saved_model_comes_back_bit_for_bit_with_nothing_typed(kind, bottlenec
     again, words = checkpoint.load(tmp_path / "one", "mt")
     batch, asked = rows(tokenizer), prompts(tokenizer)
     with torch.no_grad():
-        assert torch.equal(again(**batch).loss, model(**batch).loss)
+        assert torch.equal(cross_entropy(again, batch), cross_entropy(model, batch))
     assert words.get_vocab() == tokenizer.get_vocab() and again.info == model.info
     short = Decoding(max_length=5)
     assert decode(again, words, asked, short) == decode(model, tokenizer, asked, short)
@@ -161,9 +162,9 @@ def test_word_distillation_equals_a_plain_computation_from_full_scores(kind):
     # The teacher holds more tasks: it numbers the markers differently.
     teacher = attached(backbone(kind), {"nlg": 3, "mt": 6}, seed=2)
     inference.ready(teacher[0], torch.device("cpu"), torch.float32)
-    distillation = WordDistillation(teacher, student, get("mt"), temperature, alpha)
+    objective = Distilled(WordTeacher(teacher, student, get("mt")), None, temperature, alpha)
     batch = rows(student[1], tasks=(0,))
-    loss = student[0](**distillation.prepare(batch), num_items_in_batch=1).loss
+    loss = objective(student[0], batch, 1)
     theirs = batch | dict(task_ids=torch.full((4,), 1), token_type_ids=batch["token_type_ids"].clone())
     own = [words.convert_tokens_to_ids(list(MARKERS["mt"])) for _, words in (student, teacher)]
     columns = [[*range(student[0].info.first), *ids] for ids in own]
@@ -186,7 +187,7 @@ def test_a_teacher_of_another_vocabulary_is_refused():
     from test_adapters import attached as causal
 
     with pytest.raises(UserError, match="--teacher: the teacher's vocabulary"):
-        WordDistillation(causal("tiny-gpt2"), attached("tiny-t5"), get("mt"))
+        WordTeacher(causal("tiny-gpt2"), attached("tiny-t5"), get("mt"))
 
 
 @pytest.fixture

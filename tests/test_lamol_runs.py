@@ -67,11 +67,10 @@ def batches(rows, sizes, lm=None, **how):
 def trainer(folder, held, rows, log, epochs, lr, lm=None):
     """The toolkit's trainer with what the original's `log` was made with."""
     made = batches(rows, [entry["n"] for entry in log[: len(log) // epochs]], lm)
-    loss = WeightedLoss(held)
     settings = Settings(lr=lr, n_epochs=epochs, weight_decay=0.01, adam_eps=1e-4, log_every=1)
     folder.mkdir(exist_ok=True)
     nothing = lambda at: None  # noqa: E731
-    run = Trainer(held, made, None, settings, Run(folder), nothing, nothing, prepare=loss.prepare)
+    run = Trainer(held, made, None, settings, Run(folder), nothing, nothing, objective=WeightedLoss())
     annealing = Annealing.of(lr, len(rows), epochs, 0.005)
     run.schedule = lambda step: annealing(made.seen(run.places(step)))
     # The original decays all but biases, here norms are left out, too.

@@ -92,20 +92,20 @@ def test_processes_share_a_global_batch(weighted, world):
         assert {d for _, d in parts} == {divisor}
         assert sum(int((p["labels"] != -100).sum()) for p, _ in parts) == int((whole["labels"] != -100).sum())
         if weighted:
-            total = sum(float(p["soft_targets"].hard.sum()) for p, _ in parts)
-            assert total == pytest.approx(float(whole["soft_targets"].hard.sum()), rel=1e-5)
+            total = sum(float(p["targets"].hard.sum()) for p, _ in parts)
+            assert total == pytest.approx(float(whole["targets"].hard.sum()), rel=1e-5)
 
 
 def test_a_process_without_a_sample_takes_part_without_labels():
     batch, divisor = LifelongBatches(random_rows(1), Objective(), PAD, 64, 1e9, 4, rank=1, world=2).batch(0, 0)
     assert divisor == 1 and len(batch["input_ids"]) == 1 and (batch["labels"] == -100).all()
-    assert not len(batch["soft_targets"].hard)
+    assert not len(batch["targets"].hard)
 
 
 def test_validation_counts_labels_of_answers():
     made = batches(weighted=False, shuffle=False)
     seen = [made.batch(0, s) for s in range(len(made.plan(0)))]
-    assert "soft_targets" not in seen[0][0]
+    assert "targets" not in seen[0][0]
     assert sum(d for _, d in seen) == sum(len(r) - r.prompt_length + 1 for r in made.rows)
     assert made.seen([(0, 0)]) == 0 and made.seen([(2, 0)]) == 2 * len(made) == 46
     assert made.seen([(1, 1), (1, 2)]) == 23 + made.plan(1).bounds[1]

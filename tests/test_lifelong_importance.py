@@ -7,6 +7,7 @@ from versatile.lifelong.batches import LifelongBatches
 from versatile.lifelong.importance import Importance, task_batches
 from versatile.lifelong.losses import Objective
 from versatile.training.decoding import left_padded
+from versatile.training.objectives import cross_entropy
 from versatile.training.optimizer import AdamW
 from versatile.utils.errors import UserError
 
@@ -59,7 +60,7 @@ def test_importance_and_steps_are_the_originals(mode):
         held.objective(list(batches(mode, found, "task1"))[-1], torch.float32).backward()
     for i in range(3):
         batch = answers(found[f"task2/cqa_{i}"], found[f"task2/Y_{i}"])
-        loss = learner(**batch).loss
+        loss = cross_entropy(learner, batch)
         same(loss, settings["losses"][i])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), settings["max_grad_norm"])
@@ -77,7 +78,7 @@ def check(ours, found, part, atol=1e-8):
 
 
 def step(learner, optimizer, batch):
-    learner(**batch, num_items_in_batch=1).loss.backward()
+    cross_entropy(learner, batch, 1).backward()
     optimizer.step()
     optimizer.zero_grad()
 
@@ -92,7 +93,7 @@ def tasks(count):
 
 
 def plain(batches):
-    return [{k: v for k, v in b.items() if k != "soft_targets"} for b in batches]
+    return [{k: v for k, v in b.items() if k != "targets"} for b in batches]
 
 
 def test_the_place_held_is_the_end_of_the_task_before():

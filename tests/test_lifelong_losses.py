@@ -18,7 +18,7 @@ WEIGHTS = {ANS: 5.0}
 
 def learn(student, batch, loss, count=1):
     student.zero_grad()
-    total = student(**loss.prepare(batch), num_items_in_batch=count).loss
+    total = loss(student, batch, count)
     total.backward()
     return total
 
@@ -37,7 +37,7 @@ def case(name, size=304, distil=True):
     made = rows(found["gen_X"], found["gen_Y"], found["Y"], found.get("is_extra"))
     batch, divisor = LifelongBatches([], objective, PAD, 64, 1, 1).collate(made)
     assert divisor == 1
-    return student, WeightedLoss(student, teacher), batch, found, settings
+    return student, WeightedLoss(teacher), batch, found, settings
 
 
 @pytest.mark.parametrize("name", ["kd_no_extra", "kd_no_extra_T1", "kd_mixed", "kd_finetune_mode", "plain_lll",
@@ -67,7 +67,7 @@ def test_tokens_beyond_the_teachers_vocabulary_have_no_probability():
 def test_a_batch_of_replayed_samples_alone_is_plain_cross_entropy():
     student, loss, batch, found, settings = case("kd_all_extra")
     assert settings["qa_loss"] is None and math.isnan(found["qa_loss"])
-    assert batch["soft_targets"].at is None, "the teacher is not asked"
+    assert batch["targets"].at is None, "the teacher is not asked"
     weights = torch.ones(304).index_fill(0, torch.tensor([ANS]), 5.0)
     wanted = sum(
         scale * F.cross_entropy(found[f"student_{part}_logits"].flatten(0, 1), y.flatten(), weights, ignore_index=-1)
@@ -89,7 +89,7 @@ def test_one_pass_is_two_passes(distil):
     apart = 0.0
     for objective in alone.values():
         one, _ = LifelongBatches([], objective, PAD, 64, 1, 1).collate(made)
-        part = student(**loss.prepare(one), num_items_in_batch=1).loss
+        part = loss(student, one)
         part.backward()
         apart += part.item()
     same(total, apart)
@@ -109,7 +109,7 @@ def test_parts_of_a_batch_add_up_to_it(distil, count):
     parts, divisor = batches.parts(0, 0, count)
     assert len(parts) == count
     for batch in parts:
-        part = student(**loss.prepare(batch), num_items_in_batch=divisor).loss
+        part = loss(student, batch, divisor)
         part.backward()
         apart += part.item()
     same(total, apart)
@@ -131,7 +131,7 @@ def test_a_teacher_with_other_ids_teaches_the_same():
             return {**names.get_vocab(), "__ans__": 303, "__gen__": 300}
 
     teacher = Teacher((model(swapped).eval(), Swapped()), (student, names))
-    loss = WeightedLoss(student, teacher)
+    loss = WeightedLoss(teacher)
     same(learn(student, batch, loss), wanted)
     for name, gradient in gradients(student).items():
         same(gradient, whole[name], atol=1e-5)
@@ -145,25 +145,25 @@ def test_a_teacher_that_lacks_a_token_is_refused():
     made = [type(r)(r.ids, r.prompt_length, r.last, 305, r.task) for r in made]
     batch, _ = LifelongBatches([], Objective(0.25, WEIGHTS, True), PAD, 64, 1, 1).collate(made)
     with pytest.raises(UserError, match="no token '__taskB__'"):
-        WeightedLoss(student, teacher).prepare(batch)
+        WeightedLoss(teacher)(student, batch)
 
 
 def test_only_rows_of_the_current_task_run_through_the_teacher(monkeypatch):
-    _, loss, batch, *_ = case("kd_mixed")
+    student, loss, batch, *_ = case("kd_mixed")
     seen = []
-    ask = type(loss.teacher.model).scores_at
-    monkeypatch.setattr(type(loss.teacher.model), "scores_at",
-                        lambda self, labels, **how: seen.append(len(labels)) or ask(self, labels, **how))  # fmt: skip
-    loss.prepare(batch)
+    ask = loss.teacher.model.forward
+    monkeypatch.setattr(loss.teacher.model, "forward",
+                        lambda labels, **how: seen.append(len(labels)) or ask(labels=labels, **how))  # fmt: skip
+    loss(student, batch)
     assert seen == [4], "two of four samples, with two rows each"
 
 
 def test_weights_of_a_mean_are_1_in_sum():
     batch = LifelongBatches(random_rows(6, extra=(2,)), Objective(None, WEIGHTS), PAD, 64, 1e9, 9).batch(0, 0)[0]
-    same(batch["soft_targets"].hard.sum(), 1.0)
+    same(batch["targets"].hard.sum(), 1.0)
     batch = LifelongBatches(random_rows(6, extra=(2,)), Objective(0.5, WEIGHTS, True), PAD, 64, 1e9, 9).batch(0, 0)[0]
-    same(batch["soft_targets"].hard.sum(), 1.5)
-    same(batch["soft_targets"].soft.sum(), 1.5)
+    same(batch["targets"].hard.sum(), 1.5)
+    same(batch["targets"].soft.sum(), 1.5)
 
 
 @pytest.mark.parametrize("adapters", [None, {"all": 4}])
@@ -185,7 +185,7 @@ def test_a_student_like_its_teacher_has_nothing_to_learn(adapters):
         for name, p in teacher.named_parameters():
             if "adapter" in name:
                 p.copy_(dict(student.named_parameters())[name])
-    loss = WeightedLoss(student, Teacher((teacher, theirs), (student, ours)))
+    loss = WeightedLoss(Teacher((teacher, theirs), (student, ours)))
     start, ans = (ours.convert_tokens_to_ids(t) for t in ("__b__", "__ans__"))
     row = Row(torch.tensor([5, 6, ans, 7, 8]).numpy(), 3, 9, start, "b")
     batches = LifelongBatches([row, row], Objective(0.25, {ans: 5.0}, True), ours.pad_token_id, 64, 1e9, 9)

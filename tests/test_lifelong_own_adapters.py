@@ -18,7 +18,7 @@ from versatile.data.question_tasks import TASKS
 from versatile.lifelong import learning, routing, scoring, sequence
 from versatile.lifelong.answers import Answerer, answer, log_probabilities
 from versatile.lifelong.losses import Objective, WeightedLoss
-from versatile.training.trainer import move
+from versatile.training.objectives import cross_entropy, move
 
 import evaluate_lifelong
 import train_lifelong
@@ -162,7 +162,7 @@ def test_a_batch_that_mixes_tasks_is_its_tasks_one_by_one(weighted, data, tmp_pa
         """Of a share of the rows, with the weights that they have among all of them; and the ids of their tasks."""
         batch, divisor = made.collate(rows, share)
         model.zero_grad()
-        model(**batch, num_items_in_batch=divisor).loss.backward()
+        cross_entropy(model, batch, divisor).backward()
         found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         return found, batch["task_ids"].tolist()
 

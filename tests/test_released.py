@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2TokenizerFast
 from versatile.adapters import checkpoint
 from versatile.adapters.imports import vlm as released
 from versatile.training.decoding import Decoding, Prompt, decode
+from versatile.training.objectives import cross_entropy
 from versatile.training.optimizer import AdamW
 from versatile.utils.errors import UserError
 
@@ -97,7 +98,7 @@ def test_combined_logits_and_loss_equal_the_original_for_every_task(vlm, golden,
     labels = golden["labels"].masked_fill(golden["labels"] == -1, -100)
     with torch.no_grad():
         logits = model(**inputs(golden), task_ids=ids).logits
-        loss = model(**inputs(golden), task_ids=ids, labels=labels).loss
+        loss = cross_entropy(model, inputs(golden) | dict(task_ids=ids, labels=labels))
     torch.testing.assert_close(logits[seen], golden[f"vlm_logits_task{task}"][seen], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(loss, golden[f"vlm_loss_task{task}"].reshape(()), atol=1e-4, rtol=1e-4)
 
@@ -250,7 +251,7 @@ def test_a_released_checkpoint_becomes_a_directory_of_ours_with_the_same_logits(
     labels = golden["labels"].masked_fill(golden["labels"] == -1, -100)
     ids = torch.tensor([i % len(ours.info.tasks) for i in (4, 0, 2)])
     with torch.no_grad():
-        a, b = (m(**inputs(golden), task_ids=ids, labels=labels).loss for m in (theirs, ours))
+        a, b = (cross_entropy(m, inputs(golden) | dict(task_ids=ids, labels=labels)) for m in (theirs, ours))
     assert torch.equal(a, b)
 
 
@@ -333,8 +334,8 @@ def test_training_steps_equal_the_original_with_its_clipping(name, accumulation)
     for i in range(settings["micro_steps"]):
         labels = batches[f"lm_labels_{i}"].squeeze(1)
         labels = labels.masked_fill(labels == -1, -100)
-        loss = model(input_ids=batches[f"input_ids_{i}"].squeeze(1), labels=labels,
-                     token_type_ids=batches[f"token_type_ids_{i}"].squeeze(1)).loss / accumulation  # fmt: skip
+        inputs = {k: batches[f"{k}_{i}"].squeeze(1) for k in ("input_ids", "token_type_ids")}
+        loss = cross_entropy(model, inputs | dict(labels=labels)) / accumulation
         loss.backward()
         losses.append(loss.item())
         norms.append(float(torch.nn.utils.clip_grad_norm_([*trained, base], 1.0)))

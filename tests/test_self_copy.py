@@ -19,6 +19,7 @@ from versatile.adapters.imports import vlm as released
 from versatile.adapters.methods import pointer as self_copy
 from versatile.data.task import get
 from versatile.training.decoding import Decoding, Prompt, decode
+from versatile.training.objectives import cross_entropy
 from versatile.utils import devices
 from versatile.utils.errors import UserError
 
@@ -106,7 +107,7 @@ def test_the_log_distribution_equals_the_original(original):
 def test_the_loss_equals_the_original(original):
     golden, given, labels = golden_inputs()
     with torch.no_grad():
-        loss = original[0](**given, labels=labels.masked_fill(labels == -1, -100)).loss
+        loss = cross_entropy(original[0], given | dict(labels=labels.masked_fill(labels == -1, -100)))
     torch.testing.assert_close(loss, golden["loss"], atol=1e-5, rtol=1e-5)
 
 
@@ -139,7 +140,7 @@ def test_the_loss_is_the_negative_log_likelihood_of_the_mixture(case, monkeypatc
     # Logits know no foreign columns, which the loss leaves out; the next test has them.
     monkeypatch.setattr(model.info, "own_columns", False)
     with torch.no_grad():
-        loss, logits = model(**given).loss, by_the_formula(model, given)
+        loss, logits = cross_entropy(model, given), by_the_formula(model, given)
     nll = -logits[:, :-1].gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)[labels != -100].mean()
     torch.testing.assert_close(loss, nll, atol=1e-4, rtol=1e-4)
 
@@ -148,9 +149,9 @@ def test_the_loss_of_a_mixed_batch_is_that_of_its_rows(case):
     model, tokenizer = case
     given = batch(tokenizer)
     with torch.no_grad():
-        together = model(**given, num_items_in_batch=1).loss
+        together = cross_entropy(model, given, 1)
         rows = [{k: v[row : row + 1] for k, v in given.items()} for row in range(5)]
-        alone = sum(model(**row, num_items_in_batch=1).loss for row in rows)
+        alone = sum(cross_entropy(model, row, 1) for row in rows)
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
@@ -158,7 +159,7 @@ def test_gradients_reach_the_gate_and_what_attention_depends_on(case):
     model, tokenizer = case
     given = batch(tokenizer)
     model.zero_grad()
-    model(**given).loss.backward()
+    cross_entropy(model, given).backward()
     grads = {n: p.grad.clone() for n, p in trainable(model).items() if p.grad is not None}
     model.zero_grad()
     weight, bias = (grads[f"added.pointer.p_gen_linear.{kind}"] for kind in ("weight", "bias"))
@@ -173,7 +174,7 @@ def test_gradients_reach_the_gate_and_what_attention_depends_on(case):
     kept = [m.p for m in dropout]
     for m in dropout:
         m.p = 0.0
-    model(**given).loss.backward()
+    cross_entropy(model, given).backward()
     for name, grad in grads.items():
         torch.testing.assert_close(trainable(model)[name].grad, grad, atol=1e-5, rtol=1e-4)
     assert model.pointer.weights is None and model.pointer.ids is None
@@ -188,13 +189,13 @@ def test_a_step_of_training_lowers_the_loss_and_moves_the_gate():
     model, tokenizer = pointed()
     given, gate = batch(tokenizer), model.added["pointer"].p_gen_linear.weight.clone()
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-2)
-    before = float(model(**given).loss.detach())
+    before = float(cross_entropy(model, given).detach())
     for _ in range(5):
-        model(**given).loss.backward()
+        cross_entropy(model, given).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert float(model(**given).loss.detach()) < before - 0.1
     assert not torch.equal(gate, model.added["pointer"].p_gen_linear.weight)
+    assert float(cross_entropy(model, given).detach()) < before - 0.1
 
 
 # ---- decoding
@@ -316,10 +317,10 @@ def test_a_directory_loads_and_decodes_with_nothing_typed(name, mode, tmp_path):
     assert decode(again, words, given, Decoding(max_length=8)) == ours
     checked = batch(tokenizer)
     with torch.no_grad():
-        assert torch.equal(again(**checked).loss, model(**checked).loss)
+        assert torch.equal(cross_entropy(again, checked), cross_entropy(model, checked))
         model.added["pointer"].p_gen_linear.weight.zero_()
         checkpoint.load_weights(model, tmp_path)
-        assert torch.equal(again(**checked).loss, model(**checked).loss)
+        assert torch.equal(cross_entropy(again, checked), cross_entropy(model, checked))
     # The backbone is still proved to be the same one.
     if mode == "adapter":
         assert again.backbone_fingerprint == backbones.load(name)[0].backbone_fingerprint

@@ -174,13 +174,13 @@ def test_frozen_layers_stay_and_the_log_lists_what_is_frozen_and_what_is_not(who
 def test_weight_decay_spares_every_bias_and_norm(bert):
     """`condlayernorm.weight`, which the original decays, among them."""
     from versatile.adapters import bert as berts
-    from versatile.training.camtl_training import TaskTrainer, WeightedLoss
+    from versatile.training.camtl_training import TaskTrainer
     from versatile.training.trainer import Settings
 
     model, _ = berts.build(str(bert), {"cola": 2, "sts-b": 1}, "base", 32)
     train = Namespace(plan=lambda epoch: [0], splits=[0])
     settings = Settings(lr=1.0, n_epochs=1, weight_decay=0.1)
-    trainer = TaskTrainer(WeightedLoss(model), train, None, settings, None, None, None)
+    trainer = TaskTrainer(model, train, None, settings, None, None, None)
     spared = {id(p) for g in trainer.optimizer.param_groups if not g["weight_decay"] for p in g["params"]}
     named = dict(model.named_parameters())
     kept = {name for name, p in named.items() if id(p) in spared}

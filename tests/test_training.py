@@ -2,18 +2,19 @@
 
 import copy
 import math
-import types
 from pathlib import Path
 
 import pytest
 import torch
+from versatile.adapters.labels import LabelScores
+from versatile.training.objectives import cross_entropy, negative_log_likelihood
 from versatile.training.runs import Run
-from versatile.training.trainer import Settings, Trainer, likelihood, seed_step
+from versatile.training.trainer import Settings, Trainer, seed_step
 from versatile.utils.errors import UserError
 
 
 class Line(torch.nn.Module):
-    """loss = sum of (w·x + b − y)² over labelled rows, divided by their number in the whole batch."""
+    """The loss of a label is (w·x + b − y)²."""
 
     def __init__(self):
         super().__init__()
@@ -21,9 +22,9 @@ class Line(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.tensor([[0.5, -0.25]]))
         self.bias = torch.nn.Parameter(torch.zeros(1))
 
-    def forward(self, input_ids, labels, attention_mask, num_items_in_batch):
+    def forward(self, input_ids, labels, attention_mask):
         found = input_ids @ self.frozen @ self.weight.T + self.bias
-        return types.SimpleNamespace(loss=((found.squeeze(-1) - labels) ** 2).sum() / num_items_in_batch)
+        return LabelScores(None, labels, nll=(found.squeeze(-1) - labels) ** 2)
 
 
 class Rows:
@@ -74,7 +75,7 @@ def test_steps_are_those_of_plain_pytorch(accumulation, max_norm, tmp_path):
         lr, t = 0.1 * (2 * steps - step) / (2 * steps), step + 1
         first = step % steps * accumulation
         window = [rows.batch(0, i) for i in range(first, min(first + accumulation, 5))]
-        loss = sum(plain(**batch, num_items_in_batch=n).loss for batch, n in window) / len(window)
+        loss = sum(cross_entropy(plain, batch, n) for batch, n in window) / len(window)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([plain.weight, plain.bias], max_norm)
         for p, (m, v) in moments.items():
@@ -139,8 +140,8 @@ def test_randomness_is_a_function_of_seed_step_and_process():
 def test_likelihood_weighs_every_label_alike():
     rows = Rows(5)
     model = Line()
-    total, count = likelihood(model, rows, torch.float32)
-    whole = model(rows.x, rows.y, None, 1).loss.detach()
+    total, count = negative_log_likelihood(model, rows, torch.float32)
+    whole = model(rows.x, rows.y, None).nll.detach().sum()
     assert count == 5 and total == pytest.approx(float(whole))
     assert not model.training
 
@@ -211,10 +212,10 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
 def test_out_of_memory_says_what_to_lower(tmp_path):
     held = trainer(tmp_path)
 
-    def full(**batch):
+    def full(model, batch, normalizer):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
 
-    held.parallel = full
+    held.objective = full
     with pytest.raises(UserError, match="out of memory") as caught:
         held.fit()
     assert "--train_batch_size" in caught.value.remedy

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from versatile.data import glue
 from versatile.data.pair_batches import pad, tensors
-from versatile.training.trainer import move
+from versatile.training.objectives import move
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, write_json

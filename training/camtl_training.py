@@ -4,7 +4,6 @@ import json
 import math
 import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -20,6 +19,7 @@ from versatile.training import camtl_prediction as prediction
 from versatile.training.camtl_parameters import ledger
 from versatile.training.camtl_prediction import AVERAGE
 from versatile.training.experiment import resume_command, say
+from versatile.training.objectives import WeightedRows
 from versatile.training.runs import Run, stored
 from versatile.training.trainer import TOGETHER, Diverged, Settings, Trainer
 from versatile.utils import devices, uncertainty
@@ -197,30 +197,6 @@ def method(args):
 # --- what is learnt --------------------------------------------------------------------------------------
 
 
-@dataclass
-class Loss:
-    """What DDP looks through for tensors."""
-
-    loss: torch.Tensor
-
-
-class WeightedLoss(torch.nn.Module):
-    """A model with the loss that `PairBatches` weighs: the same one in any number of processes.
-
-    Args:
-        model: `adapters.task_bert.TaskBert`.
-    """
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, weights, num_items_in_batch=1, **batch):
-        """weights: [rows], of all processes' rows together 1; batch: as the model takes it."""
-        row_losses = self.model(**batch).row_losses
-        return Loss((row_losses * weights).sum() / num_items_in_batch)
-
-
 class Selector:
     """Chooses the rows of a batch by the uncertainty of the model as it stands.
 
@@ -382,10 +358,10 @@ def fit(args, run, model, tokenizer, splits, dtype):
     every = (args.logging_steps or 500) if args.evaluate_during_training else None
     dev = splits.get("dev")
     trainer = TaskTrainer(
-        WeightedLoss(model), batches, None, settings_of(args, batches, dtype), run,
+        model, batches, None, settings_of(args, batches, dtype), run,
         save_model=lambda folder: bert.save(model, tokenizer, folder),
         load_model=lambda folder: load_weights(model, folder),
-        data_key="-".join(split.key for split in splits["train"].values()),
+        data_key="-".join(split.key for split in splits["train"].values()), objective=WeightedRows(),
         resume_command=resume_command("train_camtl.py", run.directory),
         evaluate=dev and (lambda: prediction.evaluate(model, dev, args.valid_batch_size, batches.pad_id, dtype)),
         evaluate_every=every, first_step=args.logging_first_step,

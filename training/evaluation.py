@@ -7,9 +7,9 @@ from pathlib import Path
 
 from versatile.data import cache, instances
 from versatile.data.batching import Batches
-from versatile.training import runs
+from versatile.training import objectives, runs
 from versatile.training.decoding import decode
-from versatile.training.trainer import QUIET_SECONDS, likelihood
+from versatile.training.trainer import QUIET_SECONDS
 from versatile.utils import metrics
 from versatile.utils.files import atomic_write, write_json
 from versatile.utils.lines import one_line
@@ -70,7 +70,7 @@ def negative_log_likelihood(model, tokenizer, part, positions, dtype, limit=None
                        cache_dir=cache_dir)  # fmt: skip
     batches = Batches({name: split}, {name: model.task_id(name)}, tokenizer.pad_token_id, positions,
                       limits={name: limit}, batch_size=batch_size, shuffle=False)  # fmt: skip
-    return likelihood(model, batches, dtype)
+    return objectives.negative_log_likelihood(model, batches, dtype)
 
 
 def evaluate(model, tokenizer, parts, decoding, *, positions, dtype, output_dir, samples=3, limit=None, cache_dir=None,

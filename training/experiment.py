@@ -170,7 +170,7 @@ def new_run(args, what, method):
     return Run(args.output_dir, args.keep_checkpoints)
 
 
-def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, separate=False, prepare=None,
+def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, separate=False, objective=None,
         script="train.py"):  # fmt: skip
     """Train, write metrics.json and learning_curve.png.
 
@@ -181,7 +181,7 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
         splits: of `load_splits`.
         dtype: precision of the matrix products.
         limits, temperature: see `Batches`.
-        separate, prepare: see `Trainer`.
+        separate, objective: see `Trainer`.
         script: named in what is printed when the run is stopped.
 
     Returns:
@@ -194,7 +194,8 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
         save_model=lambda folder: checkpoint.save(model, tokenizer, folder),
         load_model=lambda folder: checkpoint.load_weights(model, folder),
         save_best=BestOfEach(model, tokenizer, run) if separate else None,
-        data_key="-".join(split.key for split in splits["train"].values()), separate=separate, prepare=prepare,
+        data_key="-".join(split.key for split in splits["train"].values()), separate=separate,
+        objective=objective,
         owners=adapting.owners(model),
         resume_command=resume_command(script, run.directory),
     )  # fmt: skip

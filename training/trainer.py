@@ -18,6 +18,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from versatile.training.board import Board
+from versatile.training.objectives import CrossEntropy, negative_log_likelihood
 from versatile.training.optimizer import AdamW
 from versatile.utils.devices import autocast, peak_memory_mb
 from versatile.utils.errors import UserError, first_line
@@ -58,7 +59,7 @@ class Trainer:
     """Trains a model and keeps its run directory.
 
     Args:
-        model: `model(**batch, num_items_in_batch=n).loss`; its parameters with `requires_grad` are trained.
+        model: its parameters with `requires_grad` are trained.
         train: batches: `plan(epoch)` of some length, `batch(epoch, step)` -> (tensors, labels in all processes). What
             it has to remember, if anything, is in its `state_dict()`.
         valid: {task: the same for validation}, or None.
@@ -69,7 +70,7 @@ class Trainer:
         data_key: names the training data; a checkpoint of other data is refused.
         separate: tasks share no trained parameter: each keeps its own best epoch, and stops by itself.
         save_best: called with (directory, tasks that have a new best), instead of `save_model` for the best model.
-        prepare: called with each training batch, returns it with what the model's loss needs beside.
+        objective: see `training.objectives`; default: cross-entropy.
         owners: {task: parameters that only its rows use}: they rest in a step without such rows.
         resume_command: printed when the run is stopped early.
         schedule: called with an optimizer step's number, from 0, returns its rate (default: see `learning_rate`).
@@ -79,11 +80,11 @@ class Trainer:
     """
 
     def __init__(self, model, train, valid, settings, run, save_model, load_model, data_key="", separate=False,
-                 save_best=None, prepare=None, owners=None, resume_command="", schedule=None, project=None,
+                 save_best=None, objective=None, owners=None, resume_command="", schedule=None, project=None,
                  smaller=None):  # fmt: skip
         self.model, self.train, self.valid, self.settings, self.run = model, train, valid, settings, run
         self.save_model, self.load_model, self.data_key = save_model, load_model, data_key
-        self.separate, self.prepare, self.resume_command = separate, prepare, resume_command
+        self.separate, self.objective, self.resume_command = separate, objective or CrossEntropy(), resume_command
         self.schedule, self.project, self.smaller = schedule, project, smaller
         self.owners = owners if owners and len(owners) > 1 else {}
         self.save_best = save_best or (lambda folder, tasks: save_model(folder))
@@ -197,11 +198,10 @@ class Trainer:
         parts = [(part, labels) for batch, labels in window for part in (batch if isinstance(batch, list) else [batch])]
         for i, (batch, labels) in enumerate(parts):
             tokens += int(batch["attention_mask"].sum())
-            batch = self.prepare(batch) if self.prepare else batch
             wait = self.world > 1 and i + 1 < len(parts)
             with self.parallel.no_sync() if wait else contextlib.nullcontext():
                 with autocast(self.device, self.settings.dtype):
-                    loss = self.parallel(**move(batch, self.device), num_items_in_batch=labels).loss
+                    loss = self.objective(self.parallel, batch, labels)
                 # DDP averages gradients over processes; each holds its share of one global mean.
                 self.scaler.scale(loss * self.world / len(window)).backward()
             total += loss.detach() / len(window)
@@ -217,7 +217,7 @@ class Trainer:
         """{task: {nll, ppl}}: negative log-likelihood per token over its whole validation set, and its exponential."""
         scores = {}
         for task, batches in self.valid.items():
-            total, count = likelihood(self.model, batches, self.settings.dtype)
+            total, count = negative_log_likelihood(self.model, batches, self.settings.dtype)
             scores[task] = _scores(self.gather(total) / count)
         return scores
 
@@ -454,34 +454,6 @@ class Trainer:
 
 def _scores(nll):
     return dict(nll=nll, ppl=math.exp(min(nll, 50)) if math.isfinite(nll) else nll)
-
-
-@torch.no_grad()
-def likelihood(model, batches, dtype):
-    """Token-weighted negative log-likelihood of a data set.
-
-    Args:
-        model: `model(**batch, num_items_in_batch=1).loss` is a sum over labels.
-        batches: as `Trainer` takes them; this process's share is read.
-        dtype: precision of the matrix products.
-
-    Returns:
-        (sum over this process's labels, number of labels in all processes)
-    """
-    model.eval()
-    device = next(model.parameters()).device
-    total, count = 0.0, 0
-    for step in range(len(batches.plan(0))):
-        batch, labels = batches.batch(0, step)
-        with autocast(device, dtype):
-            total += float(model(**move(batch, device), num_items_in_batch=1).loss)
-        count += labels
-    return total, count
-
-
-def move(batch, device):
-    """Tensors to the device. Task ids stay: they are read on the CPU, which spares a wait for the GPU."""
-    return {k: v if k == "task_ids" else v.to(device, non_blocking=True) for k, v in batch.items()}
 
 
 def seed_step(seed, step, rank):

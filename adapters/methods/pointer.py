@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from versatile.adapters.attach import IGNORE, TaskConditioned, label_places
+from versatile.adapters.attach import TaskConditioned
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.labels import IGNORE, LabelScores, label_places
 from versatile.adapters.methods.base import Method
 from versatile.utils.errors import UserError
 
@@ -147,19 +148,18 @@ class SelfCopying:
         """sigma(p), the share of the vocabulary: [*, width] -> [*, 1] in fp32."""
         return torch.sigmoid(self.added["pointer"].p_gen_linear(hidden).float())
 
-    def label_loss(self, hidden, labels, ids, soft_targets=None):
-        """As `TaskConditioned.label_loss`. Of the mixture only the labels' entries are computed."""
-        if soft_targets is not None:
-            raise ValueError("a teacher's scores are for a model without self-copy")
-        scores, targets, _ = self.label_scores(hidden, labels, ids)
-        rows, at, _ = label_places(labels)
+    def label_scores(self, hidden, labels, ids):
+        """As `TaskConditioned.label_scores`. Of the mixture only the labels' entries are computed: `nll`."""
+        output = super().label_scores(hidden, labels, ids)
+        rows, at, targets = label_places(labels)
         attention, prefix = self.pointer.take()
         gate = self.gate(hidden[rows, at]).squeeze(-1)
         known = targets.clamp(min=0)
-        chosen = torch.exp(-F.cross_entropy(scores.float(), known, reduction="none"))
+        chosen = torch.exp(-F.cross_entropy(output.scores.float(), known, reduction="none"))
         copied = (attention[rows, at].float() * (prefix[rows] == known[:, None])).sum(-1)
         mixture = gate * (chosen + FLOOR) + (1 - gate) * copied
-        return -mixture.clamp_min(TINY).log().masked_fill(targets == IGNORE, 0).sum()
+        nll = -mixture.clamp_min(TINY).log().masked_fill(targets == IGNORE, 0)
+        return LabelScores(None, targets, rows, nll)
 
 
 def log_mixture(scores, gate, attention, ids):

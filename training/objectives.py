@@ -1,0 +1,166 @@
+"""Objectives: what is minimised, made of a model's scores.
+
+An objective is called as `objective(model, batch, normalizer)` and returns a batch's loss, ready for `backward`:
+
+    model       what is called: the model, or the wrapper that several processes train it through
+    batch       a dict of tensors as the training batches made it, still on the CPU
+    normalizer  the loss is a sum over the batch's labels divided by this, e.g. their number in all processes
+
+A model returns the scores that predict its labels and no loss (`adapters.labels.LabelScores`); nothing of an objective
+is kept in the model.
+"""
+
+import torch
+import torch.nn.functional as F
+from versatile.adapters.labels import IGNORE, LabelScores
+from versatile.utils.devices import autocast
+
+
+def move(batch, device):
+    """Tensors to the device. Task ids stay: they are read on the CPU, which spares a wait for the GPU."""
+    return {k: v if v is None or k == "task_ids" else v.to(device, non_blocking=True) for k, v in batch.items()}
+
+
+def label_scores(model, batch):
+    """The scores that predict a batch's labels.
+
+    Args:
+        model: an attached model, whose forward returns them; or a transformers encoder-decoder.
+        batch: for the latter with `decoder_input_ids`, whose outputs stand beside the `labels` [rows, length].
+
+    Returns:
+        `LabelScores`
+    """
+    batch = move(batch, next(model.parameters()).device)
+    if "decoder_input_ids" not in batch:
+        return model(**batch)
+    labels = batch.pop("labels")
+    logits = model(**batch, use_cache=False).logits
+    return LabelScores(logits.flatten(0, 1), labels.flatten())
+
+
+class CrossEntropy:
+    """-log p(label), summed over the labels; without a normalizer their mean."""
+
+    def __call__(self, model, batch, normalizer=None):
+        """See above."""
+        output = label_scores(model, batch)
+        return self.total(output) / ((output.targets != IGNORE).sum() if normalizer is None else normalizer)
+
+    def total(self, output):
+        """The loss of `LabelScores`, summed over the labels, in fp32."""
+        if output.nll is not None:
+            return output.nll.sum()
+        return F.cross_entropy(output.scores.float(), output.targets, ignore_index=IGNORE, reduction="sum")
+
+
+cross_entropy = CrossEntropy()
+
+
+class SmoothedCrossEntropy(CrossEntropy):
+    """Cross-entropy with smoothed labels (Szegedy et al. 2016), summed over the labels.
+
+    The target distribution gives 1 - ε to the label and ε to all V tokens alike:
+    (1 - ε)·(-log p_label) + ε/V·Σ_v(-log p_v).
+
+    Args:
+        smoothing: ε, from 0 to below 1.
+        reduction: "mean": divided by the normalizer; "sum": not divided, the normalizer is ignored. Processes and
+            accumulated batches are averaged, as in the original HyperFormer.
+        processes: how many there are; the loop adds their shares of one mean up.
+    """
+
+    def __init__(self, smoothing=0.0, reduction="mean", processes=1):
+        self.smoothing, self.reduction, self.processes = smoothing, reduction, processes
+
+    def __call__(self, model, batch, normalizer):
+        """See above."""
+        return super().__call__(model, batch, normalizer if self.reduction == "mean" else self.processes)
+
+    def total(self, output):
+        """See `CrossEntropy.total`."""
+        if not self.smoothing:
+            return super().total(output)
+        # Masks instead of picking rows: on XLA shapes must not depend on values.
+        counted, logits = output.targets != IGNORE, output.scores.float()
+        normaliser = logits.logsumexp(-1)
+        nll = normaliser - logits.gather(-1, output.targets.masked_fill(~counted, 0).unsqueeze(-1)).squeeze(-1)
+        uniform = normaliser - logits.mean(-1)
+        return ((1 - self.smoothing) * nll + self.smoothing * uniform).masked_fill(~counted, 0).sum()
+
+
+class Distilled:
+    """Word-level knowledge distillation (Hinton et al. 2015; Kim & Rush 2016, section 3.1).
+
+        (1 - α) · base + α · T² · KL(teacher / T || student / T)
+
+    summed over the labels. The teacher runs without gradients.
+
+    Args:
+        teacher: `training.distillation.WordTeacher`; with α 0 it is not asked.
+        base: the objective on the labels themselves.
+        temperature: T.
+        alpha: α, the teacher's weight, 0 to 1.
+    """
+
+    def __init__(self, teacher, base=None, temperature=2.0, alpha=0.5):
+        self.teacher, self.base = teacher, base or CrossEntropy()
+        self.temperature, self.alpha = temperature, alpha
+
+    def __call__(self, model, batch, normalizer):
+        """See above."""
+        soft_targets = self.teacher.scores(batch) if self.alpha else None
+        return self.total(label_scores(model, batch), soft_targets) / normalizer
+
+    def total(self, output, soft_targets):
+        """The loss of `LabelScores`, summed.
+
+        Args:
+            output: the student's.
+            soft_targets: [n, columns] the teacher's scores of the tokens that both know.
+        """
+        hard = self.base.total(output)
+        if not self.alpha:
+            return hard
+        columns = self.teacher.columns.to(output.scores.device)
+        ours = F.log_softmax(output.scores[:, columns].float() / self.temperature, dim=-1)
+        theirs = F.log_softmax(soft_targets.float() / self.temperature, dim=-1)
+        divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+        soft = divergence.masked_fill(output.targets == IGNORE, 0.0).sum()
+        return (1 - self.alpha) * hard + self.alpha * self.temperature**2 * soft
+
+
+class WeightedRows:
+    """Rows' own losses, weighted as the batch says: `weights` [rows], of all processes' rows together 1.
+
+    The model's output has `row_losses` [rows], cross-entropy or squared error (`adapters.task_bert.TaskBert`).
+    """
+
+    def __call__(self, model, batch, normalizer):
+        """See above."""
+        batch = move(batch, next(model.parameters()).device)
+        weights = batch.pop("weights")
+        return (model(**batch).row_losses * weights).sum() / normalizer
+
+
+@torch.no_grad()
+def negative_log_likelihood(model, batches, dtype):
+    """Token-weighted negative log-likelihood of a data set.
+
+    Args:
+        model: what `label_scores` takes.
+        batches: as `Trainer` takes them; this process's share is read.
+        dtype: precision of the matrix products.
+
+    Returns:
+        (sum over this process's labels, number of labels in all processes)
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    for step in range(len(batches.plan(0))):
+        batch, labels = batches.batch(0, step)
+        with autocast(device, dtype):
+            total += float(cross_entropy(model, batch, 1))
+        count += labels
+    return total, count
