@@ -87,7 +87,7 @@ def test_a_new_family_trains_saves_and_loads_with_no_other_file_touched(tmp_path
     model, tokenizer = backbones.load(folder)
     attach(model, tokenizer, {t: get(t).markers for t in ("nlg", "mt")}, {"nlg": 4, "mt": 6})
     ids, task_ids = torch.randint(0, 80, (4, 9)), torch.tensor([0, 1, 1, 0])
-    model(input_ids=ids, labels=ids, task_ids=task_ids, num_items_in_batch=1).loss.backward()
+    cross_entropy(model, dict(input_ids=ids, labels=ids, task_ids=task_ids)).backward()
     assert all(p.grad.any() for n, p in model.named_parameters() if p.requires_grad and ".rows." not in n)
     checkpoint.save(model.eval(), tokenizer, tmp_path / "saved")
     again, _ = checkpoint.load(tmp_path / "saved")
