@@ -12,6 +12,7 @@ from versatile.adapters.backbones import family
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import Backbone, all_backbones, backbone_of
 from versatile.data.task import get
+from versatile.training.objectives import cross_entropy
 
 _SMALL = dict(vocab_size=90, num_hidden_layers=2, num_attention_heads=2, hidden_size=32)
 CONFIGS = {

@@ -15,6 +15,7 @@ from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.methods.registry import all_methods, method_of
 from versatile.data.task import get
+from versatile.training.objectives import cross_entropy
 from versatile.utils.errors import UserError
 
 BACKBONES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
@@ -65,7 +66,7 @@ def batch(model, rows=8, length=12, seed=0, tasks=None):
 
 
 def scores(model, given, rows=slice(None)):
-    return model.scores_at(**{k: v[rows] for k, v in given.items()})
+    return model(**{k: v[rows] for k, v in given.items()}).scores
 
 
 def test_there_is_a_case_of_every_method_of_a_task_alone():
@@ -90,7 +91,7 @@ def test_a_mixed_batch_equals_rows_one_by_one(case, monkeypatch):
 def test_every_task_has_scores_of_its_own(case):
     model = case[0]
     given = batch(model, rows=1)
-    found = [model.scores_at(**given | dict(task_ids=torch.tensor([i])))[:5, :400] for i in (-1, 0, 1, 2)]
+    found = [model(**given | dict(task_ids=torch.tensor([i]))).scores[:5, :400] for i in (-1, 0, 1, 2)]
     for i, one in enumerate(found):
         assert all((one - other).abs().max() > 1e-3 for other in found[:i])
 
@@ -101,7 +102,7 @@ def test_a_mixed_batch_has_the_gradients_of_its_tasks(case):
 
     def gradients(rows):
         model.zero_grad()
-        model(**{k: v[rows] for k, v in given.items()}, num_items_in_batch=1).loss.backward()
+        cross_entropy(model, {k: v[rows] for k, v in given.items()}, 1).backward()
         return {n: p.grad.clone() for n, p in trainable(model).items() if p.grad is not None}
 
     together, total, owners = gradients(slice(None)), {}, adapting.owners(model)
