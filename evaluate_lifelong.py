@@ -41,7 +41,7 @@ TRAINING = (*SWITCHES, "--lm_lambda", "--max_n_epochs", "--min_batch_size", "--m
 LISTS = ("--upsample_data", "--skip_tasks")
 # Flags that name a sequence. Beside --model_dirs they must tell what was learnt there; seeds may be several.
 NAMING = ("tasks", "seq_train_type", "adapter_bottleneck", "own_adapters", "distil", "seq_distil", "real_sample",
-          "unbound")  # fmt: skip
+          "unbound", *sequence.METHOD_FLAGS)  # fmt: skip
 
 
 def parser():

@@ -22,7 +22,9 @@ checkpoints, TensorBoard events, run.json, metrics.json and learning_curve.png; 
 import argparse
 import sys
 
+from versatile.adapters.methods.registry import BARE, FULL
 from versatile.data.listing import list_tasks
+from versatile.training import method_flags
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command
@@ -44,6 +46,10 @@ def parser():
     g.add_argument("--adapter_bottleneck", type=flags.bottleneck, default=-1, metavar="N",
                    help="train an adapter of this width and the task's rows beside the frozen backbone; "
                         "0: the rows alone; -1: train the whole model (default -1)")  # fmt: skip
+    g.add_argument("--method", choices=method_flags.method_names(),
+                   help="how the backbone is adapted: the method with its published or default settings "
+                        "(default: as --adapter_bottleneck says)")  # fmt: skip
+    method_flags.add_setting_flags(g)
     g.add_argument("--row_init", choices=["normal", "words"], default="normal",
                    help="task rows start from N(0, 0.02) as published, or from their markers' words")  # fmt: skip
     g.add_argument("--emb_only", action="store_true", help="train the task's rows alone, without an adapter")
@@ -116,14 +122,19 @@ def train(args, given):
 
 def check(args, given):
     """Flags that contradict each other; `given` are those that were typed."""
+    if args.method not in (None, BARE) and args.emb_only:
+        raise UserError(f"trains no adapter, but --method {args.method} asks for one", place="--emb_only",
+                        remedy="leave one of the two out")  # fmt: skip
     if args.emb_only and args.adapter_bottleneck > 0:
         raise UserError(f"trains no adapter, but --adapter_bottleneck {args.adapter_bottleneck} asks for one",
                         place="--emb_only", remedy="leave one of the two out")  # fmt: skip
-    if args.outputlayer_only and (args.emb_only or args.adapter_bottleneck >= 0):
+    if args.outputlayer_only and (args.emb_only or args.adapter_bottleneck >= 0 or args.method not in (None, FULL)):
         raise UserError("trains nothing but the vocabulary table of the model itself", place="--outputlayer_only",
-                        remedy="leave --adapter_bottleneck and --emb_only out")  # fmt: skip
+                        remedy="leave --adapter_bottleneck, --method and --emb_only out")  # fmt: skip
     if args.emb_only:
         args.adapter_bottleneck = 0
+    chosen = choose(args)
+    method_flags.check_settings(args, [chosen["method"] if chosen else FULL])
     if args.teacher and not args.kd:
         args.kd = "word"
     if args.kd in ("word", "both") and not args.teacher:
@@ -140,9 +151,15 @@ def check(args, given):
     args.distillation = args.distillation or args.kd in ("sentence", "both")
 
 
+def choose(args, task=None):
+    """How the backbone is adapted, as `method_flags.choose_method`; a width that was not given is the task's."""
+    width = task and task.published.get("adapter", {}).get("adapter_bottleneck")
+    return method_flags.choose_method(args, args.method, args.adapter_bottleneck, width)
+
+
 def published(args, task):
     """Fill flags that were not given with the task's published settings; returns the data file to learn from."""
-    settings = task.published.get("finetune" if args.adapter_bottleneck < 0 else "adapter", {})
+    settings = task.published.get("adapter" if choose(args) else "finetune", {})
     for name in PUBLISHED:
         if getattr(args, name) is None and name not in settings:
             raise UserError(f"no published setting of --{name} for task {task.name}", remedy=f"give --{name}")
@@ -160,8 +177,8 @@ def build(args, task, model, tokenizer):
     from versatile.adapters import attach as adapting
     from versatile.adapters.methods import pointer as self_copy
 
-    bottlenecks = {task.name: args.adapter_bottleneck} if args.adapter_bottleneck >= 0 else None
-    adapting.attach(model, tokenizer, {task.name: task.markers}, bottlenecks)
+    chosen = choose(args, task)
+    adapting.attach(model, tokenizer, {task.name: task.markers}, chosen and {task.name: chosen})
     if task.max_history:
         model.info.histories[task.name] = args.max_history
     if args.row_init == "words":
@@ -201,12 +218,19 @@ def mode(args):
     """What is trained, in one word, for the run's name."""
     if args.outputlayer_only:
         return "outputlayer"
-    return "finetune" if args.adapter_bottleneck < 0 else f"adapter{args.adapter_bottleneck}"
+    chosen = choose(args)
+    if chosen is None:
+        return "finetune"
+    if chosen["method"] in ("bottleneck", BARE):
+        return f"adapter{chosen.get('adapter_bottleneck', 0 if chosen['method'] == BARE else '')}"
+    return method_flags.name_of(chosen)
 
 
 def method(args):
     """How the model is trained, for tables of results: "adapter+distillation"."""
-    names = [mode(args) if args.adapter_bottleneck < 0 else "adapter" if args.adapter_bottleneck else "rows"]
+    chosen = choose(args)
+    name = chosen["method"] if chosen else mode(args)
+    names = [{"bottleneck": "adapter", BARE: "rows"}.get(name, name)]
     names += ["self-copy"] * args.self_copy + ["random-init"] * args.random_init
     names += ["word-distillation"] * bool(args.teacher) + ["distillation"] * args.distillation
     return "+".join(names)

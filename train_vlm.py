@@ -16,9 +16,12 @@ with --early_stopping each stops by itself. With --unfreeze_backbone, as in the 
 with the best mean loss is kept. The run directory is a VLM; evaluate_vlm.py reads it.
 """
 
+import argparse
 import sys
 
+from versatile.adapters.methods.registry import FULL
 from versatile.data.listing import list_tasks
+from versatile.training import method_flags
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command
@@ -39,6 +42,13 @@ def count(number):
         return [task, number(value)]
 
     return parse
+
+
+def method_name(text):
+    """argparse type: a method's name."""
+    if text not in method_flags.method_names():
+        raise argparse.ArgumentTypeError(f"{text!r}: expected one of {', '.join(method_flags.method_names())}")
+    return text
 
 
 def parser():
@@ -63,6 +73,10 @@ def parser():
                    help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
     g.add_argument("--adapter_bottleneck", nargs="+", type=count(flags.not_negative), default=[], metavar="[TASK=]N",
                    help="widths: one for all or one a task; 0: the rows alone (default: published)")  # fmt: skip
+    g.add_argument("--method", nargs="+", type=count(method_name), default=[], metavar="[TASK=]NAME",
+                   help="how the backbone is adapted: one method for all tasks or one for each, of "
+                        f"{', '.join(method_flags.method_names())} (default: bottleneck)")  # fmt: skip
+    method_flags.add_setting_flags(g)
     g.add_argument("--row_init", choices=["normal", "words"], default="normal",
                    help="task rows start from N(0, 0.02) as published, or from their markers' words")  # fmt: skip
     g.add_argument("--random_init", action="store_true", help="the backbone's shape with fresh weights")
@@ -100,8 +114,8 @@ def train(args, given):
         raise UserError(f"task {twice[0]!r} is named twice", place="--tasks", remedy="name it once")
     args.tasks = args.tasks or with_data(args)
     tasks = {name: get(name) for name in args.tasks}
-    args.lr = args.lr or RATES[args.unfreeze_backbone]
-    bottlenecks, limits = widths(args, tasks), of_tasks("--limit", args.limit, tasks)
+    methods, limits = choose_methods(args, tasks), of_tasks("--limit", args.limit, tasks)
+    args.lr = args.lr or RATES[args.unfreeze_backbone or methods is None]
     paths = data_files(args, tasks)
     temperature = check_sampling(args, given)
     dtype = experiment.begin(args, run)
@@ -110,7 +124,7 @@ def train(args, given):
         model, tokenizer = backbones.load(args.model_checkpoint, random_init=args.seed if args.random_init else False)
         torch.manual_seed(args.seed)
         markers = {name: task.markers for name, task in tasks.items()}
-        adapting.attach(model, tokenizer, markers, bottlenecks, freeze=not args.unfreeze_backbone)
+        adapting.attach(model, tokenizer, markers, methods, freeze=not args.unfreeze_backbone)
         for name, task in tasks.items():
             if task.max_history:
                 model.info.histories[name] = args.max_history or task.max_history
@@ -123,7 +137,7 @@ def train(args, given):
     if run is None:
         run = experiment.new_run(args, ("vlm", *args.tasks), "multi-task")
     result = experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, temperature=temperature,
-                            separate=not args.unfreeze_backbone, script="train_vlm.py")  # fmt: skip
+                            separate=adapting.are_separate(model), script="train_vlm.py")  # fmt: skip
     for name, best in result.get("tasks", {}).items():
         experiment.say(f"{name:15} best validation NLL {best['valid_nll']:.4f}, PPL {best['valid_ppl']:.3f},"
                        f" after step {best['best_step']}")  # fmt: skip
@@ -151,15 +165,29 @@ def with_data(args):
     return found
 
 
-def widths(args, tasks):
-    """{task: adapter bottleneck}: those given, else the published ones."""
-    given, found = of_tasks("--adapter_bottleneck", args.adapter_bottleneck, tasks), {}
+def choose_methods(args, tasks):
+    """{task: how it is adapted}, as `attach` takes it, or None: the whole model is trained."""
+    names = of_tasks("--method", args.method, tasks)
+    widths, chosen = of_tasks("--adapter_bottleneck", args.adapter_bottleneck, tasks), {}
     for name, task in tasks.items():
-        found[name] = given.get(name, task.published.get("adapter", {}).get("adapter_bottleneck"))
-        if found[name] is None:
-            raise UserError(f"no published width for task {name}", place="--adapter_bottleneck",
-                            remedy=f"give one: --adapter_bottleneck {name}=N")  # fmt: skip
-    return found
+        published = task.published.get("adapter", {}).get("adapter_bottleneck")
+        method, width = names.get(name), widths.get(name)
+        if method is None and width is None:
+            width = published
+            if width is None:
+                raise UserError(f"no published width for task {name}", place="--adapter_bottleneck",
+                                remedy=f"give one: --adapter_bottleneck {name}=N")  # fmt: skip
+        chosen[name] = method_flags.choose_method(args, method, width, published)
+    method_flags.check_settings(args, [m["method"] if m else FULL for m in chosen.values()])
+    whole = [name for name, method in chosen.items() if method is None]
+    if whole and len(whole) < len(chosen):
+        raise UserError("full trains the backbone that the other tasks' methods leave frozen", place="--method",
+                        expected="it for all tasks, or for none",
+                        remedy="--unfreeze_backbone trains it beside them")  # fmt: skip
+    if whole and args.unfreeze_backbone:
+        raise UserError("trains nothing beside the backbone", place="--method full",
+                        remedy="leave --unfreeze_backbone out")  # fmt: skip
+    return None if whole else chosen
 
 
 def of_tasks(flag, pairs, tasks):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.labels import LabelScores, label_places
-from versatile.adapters.methods.base import parameters_of_tasks as owners  # noqa: F401  (part of this interface)
+from versatile.adapters.methods.base import are_separate  # noqa: F401  (part of this interface)
+from versatile.adapters.methods.base import parameters_of_tasks as owners  # noqa: F401
 from versatile.adapters.methods.registry import BARE, get_method, method_of
 from versatile.adapters.routing import TaskRouter
 from versatile.adapters.trained import (  # noqa: F401  (part of this interface)

@@ -73,7 +73,7 @@ def load(args):
                         remedy="choose another, such as gpt2 or smollm2")  # fmt: skip
     names = special_tokens(sequence.learnt(args), args.add_task_tokens, args.use_sep)
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
-    markers, widths, own_columns = routing.layout(names, sequence.learnt(args), args.adapter_bottleneck,
+    markers, widths, own_columns = routing.layout(names, sequence.learnt(args), sequence.choose_method(args),
                                                   args.own_adapters)  # fmt: skip
     most = backbone_of(model.config).max_length(model.config)
     positions = min(args.max_len, most)
@@ -432,7 +432,7 @@ class Sequence:
 
 def rates(args):
     """(highest learning rate, eps of Adam)."""
-    lr, eps = RATES["full" if args.adapter_bottleneck is None else "adapter"]
+    lr, eps = RATES["adapter" if sequence.choose_method(args) else "full"]
     return args.learning_rate or lr, args.adam_epsilon or eps
 
 
@@ -456,6 +456,8 @@ def train_teacher(args, task, dtype):
     # Other tasks may want other teachers first; a new model for each keeps them apart.
     learner, data = load(own), read_tasks(own)
     how = {flag: getattr(own, flag) for flag in _TEACHING}
+    # Named only where it is given: teachers that are there already keep their names.
+    how |= {flag: getattr(own, flag) for flag in sequence.METHOD_FLAGS if getattr(own, flag, None) is not None}
     key = content_key([how, learner.fingerprint, idist.get_world_size(), contents(data[task])])
     folder = sequence.model_directory(args) / "teachers" / f"{task}_{key}"
     if finished := sequence.Progress(folder, idist.get_world_size()).finished:

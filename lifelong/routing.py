@@ -16,19 +16,19 @@ from versatile.adapters.methods.base import copy_adapter
 SHARED = "lifelong"
 
 
-def layout(tokens, tasks, width, own):
-    """What to attach: (markers, bottlenecks, own_columns) as `adapters.attach.attach` takes them.
+def layout(tokens, tasks, method, own):
+    """What to attach: (markers, methods, own_columns) as `adapters.attach.attach` takes them.
 
     Args:
         tokens: the special tokens of the sequence.
         tasks: its names, in order.
-        width: of an adapter; None: there is none, the whole model is trained.
+        method: of an adapter, or a number, its width; None: there is none, the whole model is trained.
         own: whether each task has its own.
     """
     if not own:
-        return {SHARED: tokens}, None if width is None else {SHARED: width}, True
+        return {SHARED: tokens}, None if method is None else {SHARED: method}, True
     names = [adapter_name(task) for task in tasks]
-    return {SHARED: tokens} | {name: [] for name in names}, {SHARED: 0} | dict.fromkeys(names, width), False
+    return {SHARED: tokens} | {name: [] for name in names}, {SHARED: 0} | dict.fromkeys(names, method), False
 
 
 def adapter_name(task):

@@ -42,8 +42,9 @@ class Learnt:
         known = vars(self.flags).get
         own = {None: "adapter", sequence.FRESH: "own adapters", sequence.PREVIOUS: "own adapters (copied on)"}
         parts = [self.flags.seq_train_type, Path(self.flags.model_checkpoint).name]
-        if known("adapter_bottleneck") is not None:
-            parts += [f"{own[known('own_adapters')]} of {known('adapter_bottleneck')}"]
+        if name := sequence.method_name(self.flags):
+            size = name.removeprefix("adapter_")
+            parts += [own[known("own_adapters")] + (f" of {size}" if size.isdigit() else f": {name}")]
         named = {"distil": "Word-KD", "seq_distil": "Seq-KD", "real_sample": "real samples"}
         parts += [words for flag, words in named.items() if known(flag)]
         parts += [f"unbound, {known('unbound')} parts"] if known("unbound") else []

@@ -24,6 +24,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from tqdm import tqdm
+from versatile.adapters.methods.registry import BARE, FULL, method_of
+from versatile.training import method_flags
 from versatile.training.runs import Run, stored
 from versatile.utils import flags
 from versatile.utils.errors import UserError, first_line
@@ -40,6 +42,7 @@ VARIANTS = ("distil", "seq_distil", "real_sample")
 # Beside those of utils.experiment: flags that may differ when a sequence is gone on with.
 FREE = {"resume", "n_gpus", "output_dir", "model_dir_root", "skip_tasks", "keep_checkpoints", "save_steps",
         "only_final", "top_k_qa", "top_p_qa", "temperature_qa", "test_batch_size"}  # fmt: skip
+METHOD_FLAGS = ("method", *method_flags.setting_names())
 # What was not given is written down as what the device has.
 PRECISION = {"bf16", "fp16", "fp32"}
 
@@ -56,8 +59,11 @@ def name_flags(parser):
     g.add_argument("--adapter_bottleneck", type=flags.not_negative, metavar="N",
                    help="train one adapter of this width, shared by all tasks, and the special tokens' rows beside a "
                         "frozen backbone; 0: the rows alone (default: the whole model is trained)")  # fmt: skip
+    g.add_argument("--method", choices=method_flags.method_names(),
+                   help="how the backbone is adapted (default: as --adapter_bottleneck says)")  # fmt: skip
+    method_flags.add_setting_flags(g)
     g.add_argument("--own_adapters", nargs="?", const=FRESH, choices=(FRESH, PREVIOUS),
-                   help="with --adapter_bottleneck N each task has an adapter of this width of its own, the special "
+                   help="with --method or --adapter_bottleneck N each task has an adapter of its own, the special "
                         f"tokens' rows are still shared; it starts fresh, or as a copy of the {PREVIOUS} task's "
                         "(default: all share one)")  # fmt: skip
     g.add_argument("--distil", action="store_true", help="Word-KD: learn a teacher's distributions")
@@ -80,19 +86,37 @@ def check_names(parser, args, data=True):
     for flag, variable in (("data_dir", "DATA_DIR"), ("model_dir_root", "MODEL_ROOT_DIR")):
         if not getattr(args, flag) and (data or flag != "data_dir"):
             parser.error(f"--{flag} is needed, or the variable {variable}")
+    chosen = choose_method(args)
+    method_flags.check_settings(args, [chosen["method"] if chosen else FULL])
     if not args.own_adapters:
         return
-    if not args.adapter_bottleneck:
-        parser.error("--own_adapters goes with --adapter_bottleneck N, the width of each, N from 1")
+    if chosen is None or chosen["method"] == BARE:
+        parser.error("--own_adapters goes with --adapter_bottleneck N, the width of each, N from 1, or with --method")
     if args.unbound:
         parser.error("--own_adapters: the parts of --unbound are no tasks, a question could not be told whose it is")
     if args.own_adapters == PREVIOUS and args.seq_train_type in TOGETHER:
         parser.error(f"--own_adapters {PREVIOUS}: {args.seq_train_type} learns all tasks at once, none comes first")
 
 
+def choose_method(args):
+    """How the backbone is adapted, as `method_flags.choose_method`; of older runs' flags, too."""
+    known = vars(args).get
+    return method_flags.choose_method(args, known("method"), known("adapter_bottleneck"))
+
+
+def method_name(args):
+    """The same in one word, "" where the whole model is learnt; a width is written as it always was."""
+    chosen = choose_method(args)
+    if chosen is None:
+        return ""
+    if chosen["method"] in ("bottleneck", BARE):
+        return f"adapter_{method_of(chosen).get('adapter_bottleneck', 0)}"
+    return method_flags.name_of(chosen)
+
+
 def model_directory(args):
     """<model_dir_root>/<model>; a model with an adapter is another one."""
-    adapter = "" if args.adapter_bottleneck is None else f"_adapter_{args.adapter_bottleneck}"
+    adapter = method_name(args) and f"_{method_name(args)}"
     return Path(args.model_dir_root) / (Path(args.model_checkpoint).name + adapter)
 
 

@@ -45,7 +45,7 @@ def adapted(name, methods, seed=0, noise=0.3):
     return model.eval(), tokenizer
 
 
-@pytest.fixture(scope="module", params=EVERY, ids="-".join)
+@pytest.fixture(scope="module", params=EVERY, ids=str)
 def case(request):
     name, method = request.param
     return *adapted(name, mixed_methods(method)), name, method

@@ -142,6 +142,11 @@ def parameters_of_tasks(model):
     return owned
 
 
+def are_separate(model):
+    """Whether the tasks of a model share no trained parameter."""
+    return sum(map(len, parameters_of_tasks(model).values())) == sum(p.requires_grad for p in model.parameters())
+
+
 def copy_adapter(model, source, targets):
     """Let the adapters of tasks be that of another, whatever their method."""
     for method in model.added.values():
