@@ -19,7 +19,7 @@ from versatile.data.task import Reading
 from versatile.data.token_store import entry_directory, open_entry
 from versatile.utils.errors import UserError
 
-FORMAT = 3
+FORMAT = 4
 CHUNK = 2000
 EMPTY_TARGET = "empty target"
 

@@ -361,7 +361,9 @@ def fit(args, run, model, tokenizer, splits, dtype):
         model, batches, None, settings_of(args, batches, dtype), run,
         save_model=lambda folder: bert.save(model, tokenizer, folder),
         load_model=lambda folder: load_weights(model, folder),
-        data_key="-".join(split.key for split in splits["train"].values()), objective=WeightedRows(),
+        data_key={"train" if split == "train" else "valid": "-".join(part.key for part in splits[split].values())
+                  for split in ("train", "dev") if splits.get(split)},
+        objective=WeightedRows(),
         resume_command=resume_command("train_camtl.py", run.directory),
         evaluate=dev and (lambda: prediction.evaluate(model, dev, args.valid_batch_size, batches.pad_id, dtype)),
         evaluate_every=every, first_step=args.logging_first_step,

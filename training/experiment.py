@@ -13,15 +13,16 @@ from versatile.adapters.backbones.family import backbone_of
 from versatile.data import cache
 from versatile.data.batching import Batches
 from versatile.data.task import distilled_beside
-from versatile.training.runs import Run, check_flags, default_directory, record
+from versatile.training.runs import READ_PATHS, Run, absolute_paths, check_flags, default_directory, record
 from versatile.training.trainer import Settings, Trainer
 from versatile.utils import devices, plots, screen
 from versatile.utils.errors import UserError
 from versatile.utils.files import could_be_made
 
 TRAINING_SCRIPTS = ("train.py", "train_vlm.py", "train_lifelong.py", "train_t5.py", "pretrain_t5.py", "train_camtl.py")
-# These change where a run's files lie or how they are kept, never what comes out.
-FREE_WHEN_RESUMING = {"resume", "output_dir", "cache_dir", "keep_checkpoints", "save_steps", "valid_batch_size"}
+# These change where files lie or how they are kept, never what comes out: what the read ones hold is checked.
+FREE_WHEN_RESUMING = {"resume", "output_dir", "cache_dir", "keep_checkpoints", "save_steps", "valid_batch_size",
+                      *READ_PATHS}  # fmt: skip
 
 
 def say(*words, **options):
@@ -43,8 +44,19 @@ def open_run(args, given, script="train.py"):
     refuse_foreign(stored, script, args.resume)
     known = {k: v for k, v in stored.get("flags", {}).items() if k in vars(args)}
     check_flags(given, known, FREE_WHEN_RESUMING, f"--resume {args.resume}")
-    free = {k: v for k, v in given.items() if k in FREE_WHEN_RESUMING}
+    free = {k: absolute_paths(v) if k in READ_PATHS else v for k, v in given.items() if k in FREE_WHEN_RESUMING}
+    need_stored_paths({k: v for k, v in known.items() if k not in free}, run.directory / "run.json")
     return Namespace(**{**vars(args), **known, **free, "output_dir": args.resume}), run
+
+
+def need_stored_paths(flags, file):
+    """A `UserError` where a path that a run was started with leads nowhere now; `file` is the one that holds it."""
+    for flag in READ_PATHS:
+        value = flags.get(flag)
+        for path in value.values() if isinstance(value, dict) else [value]:
+            if isinstance(path, str) and os.path.isabs(path) and not os.path.exists(path):
+                raise UserError(f"it was started with --{flag} {path}, where nothing lies now", place=file,
+                                remedy=f"put it back, or name where it lies now: --{flag} PATH")  # fmt: skip
 
 
 def refuse_foreign(stored, script, directory):
@@ -129,6 +141,11 @@ def missing_texts(path, how):
                         expected=f"{error.expected}; or {beside}, which is not there") from error  # fmt: skip
 
 
+def data_key(splits):
+    """The content of a run's data: {"train": key, "valid": key}."""
+    return {split: "-".join(part.key for part in parts.values()) for split, parts in splits.items()}
+
+
 def make_batches(args, splits, model, tokenizer, limits, temperature=1.0):
     """(training `Batches` of all tasks mixed, {task: validation `Batches`} or None)."""
     positions = backbone_of(model.config).max_length(model.config)
@@ -194,8 +211,7 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
         save_model=lambda folder: checkpoint.save(model, tokenizer, folder),
         load_model=lambda folder: checkpoint.load_weights(model, folder),
         save_best=BestOfEach(model, tokenizer, run) if separate else None,
-        data_key="-".join(split.key for split in splits["train"].values()), separate=separate,
-        objective=objective,
+        data_key=data_key(splits), separate=separate, objective=objective,
         owners=adapting.owners(model),
         resume_command=resume_command(script, run.directory),
     )  # fmt: skip

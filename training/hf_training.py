@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from transformers.utils import is_torch_xla_available
 from versatile.training.board import Board
 from versatile.training.optimizer import AdamW
-from versatile.training.trainer import QUIET_SECONDS, Diverged, seed_step
+from versatile.training.trainer import QUIET_SECONDS, Diverged, refuse_other_data, seed_step
 from versatile.utils import screen
 from versatile.utils.devices import peak_memory_mb
 from versatile.utils.errors import UserError, first_line
@@ -280,9 +280,7 @@ class ResumableTrainer(Seq2SeqTrainer):
                 # Whatever is wrong with these files, an older checkpoint may be whole.
                 self.say(f"{folder} cannot be read: going back to the checkpoint before\n  ({first_line(error)})")
                 continue
-            if progress["data_key"] != self.data_key:
-                raise UserError("the data have changed since this run was started", place=folder,
-                                expected="the same data, tokenizer and lengths", remedy="start a new run")  # fmt: skip
+            refuse_other_data(progress["data_key"], self.data_key, folder)
             if progress["world"] != self.args.world_size:
                 raise UserError(f"the run had {progress['world']} processes, now there are {self.args.world_size}",
                                 place=folder,

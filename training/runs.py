@@ -8,8 +8,12 @@
         learning_curve.png, events.*  (TensorBoard)
 """
 
+import contextlib
+import errno
 import json
+import os
 import platform
+import re
 import shutil
 import socket
 import subprocess
@@ -17,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 
+from versatile.adapters.backbones import bundled
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import (
     atomic_directory,
@@ -59,6 +64,9 @@ class Run:
         run = cls(directory, keep)
         cls.refuse_taken(directory)
         writable_directory(run.directory, "--output_dir")
+        lock_directory(run.directory, "--output_dir")
+        # Another process may have started one here a moment ago.
+        cls.refuse_taken(directory)
         remove_leftovers(run.directory)
         write_json(run.directory / "run.json", record)
         return run
@@ -81,7 +89,7 @@ class Run:
             script: which one's run it has to be, for messages.
         """
         path = Path(directory) / "run.json"
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UserError("no run.json here", place=f"--resume {directory}",
                             expected=f"a run directory of {script}")  # fmt: skip
         try:
@@ -92,12 +100,15 @@ class Run:
             raise UserError(f"not a run.json of {script}: {error}", place=path, remedy="start a new run") from error
         run = cls(directory, keep)
         writable_directory(run.directory, "--resume")
+        if int(os.environ.get("RANK", "0")) == 0:
+            lock_directory(run.directory, "--resume")
         return run, record
 
     def saved_steps(self):
-        """Steps of the whole checkpoints on disk, oldest first."""
-        folders = self.checkpoints.glob("step_*") if self.checkpoints.is_dir() else []
-        return sorted(int(f.name.split("_")[1]) for f in folders)
+        """Steps of the whole checkpoints on disk, oldest first; a copy that somebody keeps beside them is none."""
+        folders = self.checkpoints.iterdir() if self.checkpoints.is_dir() else []
+        steps = [re.fullmatch(r"step_([0-9]{8,18})", folder.name) for folder in folders if folder.is_dir()]
+        return sorted(int(match[1]) for match in steps if match and self.checkpoint(int(match[1])).name == match[0])
 
     def checkpoint(self, step):
         """Where the checkpoint of a step lies."""
@@ -171,11 +182,74 @@ class Run:
         write_json(self.directory / "metrics.json", metrics)
 
 
+_LOCKED = {}
+
+
+def lock_directory(directory, flag):
+    """Keep every other process out of a run's directory until this one ends, however it ends.
+
+    The directory itself is locked (flock): there is no file to clear away, and the system forgets the lock of a process
+    that is gone. File systems that have no locks are used without one.
+
+    Args:
+        flag: the one that named the directory, for the error.
+
+    Raises:
+        UserError: another process works in it.
+    """
+    import fcntl
+
+    real = os.path.realpath(directory)
+    if real in _LOCKED:
+        return
+    try:
+        handle = os.open(real, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = _lock_holder(handle)
+        os.close(handle)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            return
+        raise UserError(f"another process{holder} is working in this run", place=f"{flag} {directory}",
+                        expected="one process in a run's directory at a time",
+                        remedy="wait until it has ended, or stop it (SIGTERM: it saves)") from error  # fmt: skip
+    _LOCKED[real] = handle
+
+
+def _lock_holder(handle):
+    """The words " (pid N)" of the process that holds a lock, where the system tells; else nothing."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        inode = str(os.fstat(handle).st_ino)
+        for line in Path("/proc/locks").read_text().splitlines():
+            words = line.split()
+            if words[1] == "FLOCK" and words[5].split(":")[-1] == inode:
+                return f" (pid {words[4]})"
+    return ""
+
+
+# Flags whose values are files or directories that a run reads: written down so that it resumes from anywhere, and free
+# to be named anew, as what they hold is checked, not where it lies.
+READ_PATHS = ("dataset_path", "data", "data_dir", "teacher", "model_checkpoint", "model_name_or_path")
+
+
+def absolute_paths(value):
+    """A flag's value with every path in it that leads somewhere made absolute; names of other things stay."""
+    if isinstance(value, dict):
+        return {name: absolute_paths(path) for name, path in value.items()}
+    if not isinstance(value, (str, Path)) or not str(value) or str(value) in bundled.NAMES:
+        return value
+    return os.path.abspath(value) if os.path.exists(value) else value
+
+
 def record(args, **more):
     """What run.json holds: the command, resolved flags, versions, commit."""
+    flags = {k: absolute_paths(v) if k in READ_PATHS else v for k, v in sorted(vars(args).items())}
     return dict(
         command=shell_words(Path(sys.argv[0]).name, *sys.argv[1:]),
-        flags={k: str(v) if isinstance(v, Path) else v for k, v in sorted(vars(args).items())},
+        flags={k: str(v) if isinstance(v, Path) else v for k, v in flags.items()},
         versions=versions(),
         commit=_commit(),
         started=time.strftime("%Y-%m-%d %H:%M:%S %z"),

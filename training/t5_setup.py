@@ -15,7 +15,7 @@ from versatile.training import t5_evaluation
 from versatile.training.experiment import say
 from versatile.training.hf_training import resume_command, summary
 from versatile.training.runs import Run, record, stored
-from versatile.training.t5_training import Collator, ScoredTrainer, data_key
+from versatile.training.t5_training import Collator, ScoredTrainer, data_keys
 from versatile.utils import plots
 from versatile.utils.devices import precision, settle
 from versatile.utils.errors import UserError
@@ -244,7 +244,7 @@ def trainer(arguments, run, model, tokenizer, parts, scorer, batches):
     made = ScoredTrainer(
         model=model, args=args, scorer=scorer, data_collator=collate,
         train_dataset=torch.utils.data.ConcatDataset(rows.values()) if rows else None,
-        run=run, data_key=data_key(rows),
+        run=run, data_key=data_keys(parts),
         save_to=lambda folder: t5.save(model, tokenizer, folder),
         load_from=lambda folder: t5.load_weights(model, folder),
         resume_command=resume_command("train_t5.py", run.directory, args.world_size),

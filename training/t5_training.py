@@ -222,6 +222,8 @@ class ScoredTrainer(T5Trainer):
             self.say(f"step {step}: {key.removeprefix('eval_')} {scores[key]:.4g}")
 
 
-def data_key(parts):
-    """One name for the data of all tasks: {task: Rows} -> "rte:1f…-mrpc:…"."""
-    return "-".join(f"{name}:{rows.fingerprint()}" for name, rows in parts.items())
+def data_keys(parts):
+    """The content of a run's data: {split: {task: part with rows}} -> {"train": "rte:1f…-mrpc:…", "valid": "…"}."""
+    wanted = {"train": "train", "valid": "validation"}
+    return {name: "-".join(f"{task}:{part.rows.fingerprint()}" for task, part in parts[split].items())
+            for name, split in wanted.items() if parts.get(split)}  # fmt: skip

@@ -51,6 +51,24 @@ TOGETHER = "all"
 QUIET_SECONDS = 20
 
 
+def refuse_other_data(stored, found, place):
+    """A `UserError` where the data of a run are not those that a checkpoint was trained with.
+
+    Args:
+        stored, found: keys of their content: strings, or {split: string}.
+        place: the checkpoint.
+    """
+    if stored == found:
+        return
+    which = ""
+    if isinstance(stored, dict) and isinstance(found, dict):
+        changed = [split for split in {**stored, **found} if stored.get(split) != found.get(split)]
+        which = f"{' and '.join({'train': 'training', 'valid': 'validation'}.get(s, s) for s in changed)} "
+    raise UserError(f"the {which}data have changed since this run was started", place=place,
+                    expected="the same data files, tokenizer and limits",
+                    remedy="put them back, or start a new run")  # fmt: skip
+
+
 class Diverged(Exception):
     """The loss is no longer a number."""
 
@@ -67,7 +85,7 @@ class Trainer:
         run: `training.runs.Run`.
         save_model: called with a directory, writes the model files there.
         load_model: called with a directory, loads what `save_model` wrote.
-        data_key: names the training data; a checkpoint of other data is refused.
+        data_key: names the content of the data, a string or {split: string}; a checkpoint of other data is refused.
         separate: tasks share no trained parameter: each keeps its own best epoch, and stops by itself.
         save_best: called with (directory, tasks that have a new best), instead of `save_model` for the best model.
         objective: see `training.objectives`; default: cross-entropy.
@@ -292,9 +310,7 @@ class Trainer:
         if state is None:
             return 0
         place = self.run.checkpoint(step)
-        if state["data_key"] != self.data_key:
-            raise UserError("the data have changed since this run was started", place=place,
-                            expected="the same data file, tokenizer and limits", remedy="start a new run")  # fmt: skip
+        refuse_other_data(state["data_key"], self.data_key, place)
         if state["world"] != self.world:
             raise UserError(f"the run had {state['world']} processes, now there are {self.world}", place=place,
                             remedy=f"resume with torchrun --nproc_per_node {state['world']}")  # fmt: skip
