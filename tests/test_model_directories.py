@@ -16,7 +16,8 @@ import torch
 from versatile.adapters import attach, bert, checkpoint, t5
 from versatile.adapters.backbones import loading as backbones
 from versatile.utils import devices
-from versatile.utils.errors import UserError, printable
+from versatile.utils.errors import UserError
+from versatile.utils.screen import escape_controls
 
 TASKS = {"nlg": ["<bos_nlg>", "<eos_nlg>", "<name>"], "mt": ["<bos_mt>", "<eos_mt>"]}
 DEEP = json.loads("[" * 300 + "]" * 300)
@@ -99,7 +100,7 @@ def outcome(load, directory):
         load(directory)
     except UserError as error:
         str(error).encode("utf-8")
-        assert printable(str(error)) == str(error)
+        assert escape_controls(str(error)) == str(error)
         return str(error)
 
 

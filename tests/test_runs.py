@@ -1,7 +1,10 @@
 """utils.runs: what a run directory promises."""
 
 import json
+import shutil
 import subprocess
+import sys
+from argparse import Namespace
 
 import pytest
 import torch
@@ -153,3 +156,54 @@ def test_run_json_says_what_was_run_with_what():
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
     if head.returncode == 0:
         assert made["commit"].rstrip("+") == head.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["step_backup", "step_00000002 (copy)", "step_00000002.bak", "step_2", "step_٠٠٠٠٠٠٠٢",
+                                  "step_-0000002"])  # fmt: skip
+def test_a_copy_that_somebody_keeps_is_no_checkpoint(name, a_run):
+    a_run.save_checkpoint(2, dict(step=2), save_text("2"))
+    shutil.copytree(a_run.checkpoint(2), a_run.checkpoints / name)
+    (a_run.checkpoints / "step_00000009").write_text("a file")
+    assert a_run.saved_steps() == [2]
+    assert a_run.load_checkpoint(loads([]))[0] == 2
+    for step in (3, 4, 5):
+        a_run.save_checkpoint(step, dict(step=step), save_text(str(step)))
+    assert (a_run.checkpoints / name).is_dir()
+
+
+LOCKING = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from versatile.training.runs import lock_directory
+lock_directory(sys.argv[1], "--resume")
+print("locked", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_run_in_which_another_process_works_is_refused_and_names_it(tmp_path):
+    from tests.conftest import ROOT
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text('{"flags": {}}')
+    other = subprocess.Popen([sys.executable, "-c", LOCKING, tmp_path / "run", ROOT], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(UserError, match=rf"another process \(pid {other.pid}\) is working in this run"):
+            Run.open(tmp_path / "run")
+    finally:
+        other.kill()
+        other.wait()
+    # Nothing of a process that was killed keeps the run from being resumed.
+    Run.open(tmp_path / "run")
+    Run.open(tmp_path / "run")
+
+
+def test_paths_that_a_run_reads_are_written_down_absolute_and_names_are_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.json").write_text("{}")
+    (tmp_path / "smollm2").mkdir()
+    flags = dict(dataset_path="d.json", data={"mt": "d.json", "nlg": "gone.json"}, model_checkpoint="smollm2", lr=0.1)
+    absolute = str(tmp_path / "d.json")
+    stored = record(Namespace(**flags))["flags"]
+    assert stored == flags | dict(dataset_path=absolute, data={"mt": absolute, "nlg": "gone.json"})

@@ -369,3 +369,17 @@ def test_a_name_as_long_as_a_file_system_allows_is_written(tmp_path):
     with atomic_directory(tmp_path / ("x" * 255)) as beside:
         (beside / "file").write_text("")
     assert len(names(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("words", [["--output_dir", "x" * 300], ["--checkpoints", "nlg=" + "x" * 300], ["ü" * 200]])
+def test_a_name_that_no_file_can_have_is_one_message_that_names_its_flag(words, tmp_path, monkeypatch, capsys):
+    @exit_on_user_error
+    def main():
+        Path(tmp_path / words[-1].rpartition("=")[2]).exists()
+
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {words[0][:12]}") and "too long" in message and len(message) < 300

@@ -4,12 +4,12 @@ Every check at the door raises `UserError`; a script's `main` runs under `exit_o
 the error without a traceback and leaves with exit code 2, or with 130 after Ctrl-C.
 """
 
+import errno
 import functools
 import os
 import re
 import signal
 import sys
-import unicodedata
 
 from versatile.utils import screen
 
@@ -31,26 +31,7 @@ class UserError(Exception):
             lines.append(f"  expected: {expected}")
         if remedy:
             lines.append(f"  remedy:   {remedy}")
-        super().__init__(printable("\n".join(lines)))
-
-
-# Marks that turn the direction of writing round: a name could show as another.
-_DIRECTION = set("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def printable(text):
-    """`text` with everything escaped that a terminal would obey or a stream could not encode.
-
-    Control characters but the newline and the tab, lone surrogates, other line ends, marks of direction.
-    """
-    return "".join(_escape(c) for c in text)
-
-
-def _escape(character):
-    if character in "\n\t" or " " <= character <= "~":
-        return character
-    escaped = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTION
-    return character.encode("unicode_escape").decode() if escaped else character
+        super().__init__(screen.escape_controls("\n".join(lines)))
 
 
 def brief(value, limit=60):
@@ -78,9 +59,35 @@ def exit_on_user_error(main):
     return run
 
 
+def _impossible_name(error):
+    """A `UserError` where the system refused a name that no file can have (too long, a NUL in it), else None.
+
+    Any flag may be given such a name, and any look at the file system may be the first to meet it.
+    """
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        name, found = os.fsdecode(error.filename or ""), "the name is too long for a file"
+    elif isinstance(error, ValueError) and "embedded null" in str(error):
+        name, found = "", "a file's name holds a NUL character"
+    else:
+        return None
+    words = sys.argv[1:]
+    # The flag, or the word, that the name came in by.
+    part = max(name.split("/"), key=len)
+    at = next((i for i, word in enumerate(words) if part and part in word), None)
+    place = name if at is None else words[at]
+    place = place if len(place) <= 60 else f"{place[:59]}…"
+    if at and words[at - 1].startswith("--"):
+        place = f"{words[at - 1]} {place}"
+    return UserError(found, place=place or None, expected="a path the file system can hold",
+                     remedy="give the path that was meant")  # fmt: skip
+
+
 def _run(main, args, kwargs):
     try:
-        return main(*args, **kwargs)
+        try:
+            return main(*args, **kwargs)
+        except (OSError, ValueError) as error:
+            raise _impossible_name(error) or error
     except UserError as error:
         sys.stdout.flush()
         # Under torchrun every process meets the same error: one message is enough.

@@ -4,7 +4,7 @@ import argparse
 import math
 
 from versatile.utils.devices import add_precision_flags
-from versatile.utils.errors import printable
+from versatile.utils.screen import escape_controls
 
 # The largest count that every library below takes, and the largest seed: numpy's global generator has 32 bits.
 LARGEST, LARGEST_SEED = 2**31 - 1, 2**32 - 1
@@ -103,7 +103,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         message = message.removeprefix("argument ")
-        self.exit(2, f"error: {printable(message)}\n  remedy:   see {self.prog} --help\n")
+        self.exit(2, f"error: {escape_controls(message)}\n  remedy:   see {self.prog} --help\n")
 
 
 def parser(doc):

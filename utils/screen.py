@@ -11,8 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Control characters (C0 but tab and line feed, DEL, C1), the marks that reorder a line, and halves of characters.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters (C0 but tab and line feed, DEL, C1), other line ends, the marks that reorder a line, and halves of
+# characters.
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def escape_controls(text):
