@@ -707,7 +707,7 @@ def backbone(folder, cache, **changes):
 
 def test_a_backbone_that_cannot_be_used_is_one_clear_error(finished, data, cache, tmp_path):
     cases = {
-        "bert": (dict(model_type="bert"), lambda f: None, ["'bert'", "gpt2, llama"]),
+        "bert": (dict(model_type="bert"), lambda f: None, ["'bert'", "gpt2, gpt_neox, llama"]),
         "unknown": (dict(model_type="gpt99"), lambda f: None, ["config.json"]),
         "cut": ({}, lambda f: os.truncate(f / "model.safetensors", 999), ["weights cannot be read"]),
         "bare": ({}, lambda f: (f / "model.safetensors").unlink(), ["weights cannot be read"]),

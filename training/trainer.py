@@ -63,8 +63,8 @@ def refuse_other_data(stored, found, place):
     which = ""
     if isinstance(stored, dict) and isinstance(found, dict):
         changed = [split for split in {**stored, **found} if stored.get(split) != found.get(split)]
-        which = f"{' and '.join({'train': 'training', 'valid': 'validation'}.get(s, s) for s in changed)} "
-    raise UserError(f"the {which}data have changed since this run was started", place=place,
+        which = f" ({' and '.join({'train': 'training', 'valid': 'validation'}.get(s, s) for s in changed)})"
+    raise UserError(f"the data have changed since this run was started{which}", place=place,
                     expected="the same data files, tokenizer and limits",
                     remedy="put them back, or start a new run")  # fmt: skip
 
