@@ -163,7 +163,7 @@ def test_two_processes_train_what_one_trains_with_twice_the_batch(files, tmp_pat
 
 def test_each_task_keeps_the_weights_of_its_own_best_epoch(files, tmp_path):
     """A rate at which tasks get worse at different times."""
-    argv = command(files, tmp_path / "run", "--keep_checkpoints", "20", "--lr", "0.2", epochs=6, accumulation=1)
+    argv = command(files, tmp_path / "run", "--keep_checkpoints", "20", "--lr", "0.3", epochs=6, accumulation=1)
     out = trained(argv, tmp_path / "log")
     best = metrics(out)["tasks"]
     assert len({t["best_step"] for t in best.values()}) > 1, "all are best at once: the test would prove nothing"
