@@ -15,6 +15,7 @@ from itertools import islice
 import numpy as np
 from versatile.data.encoders.markers import Encoder, tokenizer_fingerprint
 from versatile.data.files import fingerprint, iter_records
+from versatile.data.flat_lists import map_file
 from versatile.data.task import Reading
 from versatile.data.token_store import entry_directory, open_entry
 from versatile.utils.errors import UserError
@@ -39,8 +40,8 @@ class EncodedSplit:
         self.lengths = np.fromfile(folder / "lengths.bin", np.int32)
         self.prompt_lengths = np.fromfile(folder / "prompt_lengths.bin", np.int32)
         self._starts = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
-        self._ids = _mapped(folder / "ids.bin", meta["ids"])
-        self._types = _mapped(folder / "types.bin", np.uint8)
+        self._ids = map_file(folder / "ids.bin", meta["ids"])
+        self._types = map_file(folder / "types.bin", np.uint8)
         self._marker_ids = np.array(meta["marker_ids"], np.int64)
 
     def __len__(self):
@@ -50,11 +51,6 @@ class EncodedSplit:
         """(ids [length], types [length], prompt_length) of one example, as int64 arrays and an int."""
         span = slice(self._starts[index], self._starts[index + 1])
         return self._ids[span].astype(np.int64), self._marker_ids[self._types[span]], int(self.prompt_lengths[index])
-
-
-def _mapped(path, dtype):
-    # An empty file cannot be mapped.
-    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)
 
 
 def load(path, split, task, tokenizer, positions, *, training, how=Reading(), cache_dir=None, progress=None):

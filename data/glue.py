@@ -143,17 +143,22 @@ def read(data_dir, task_name, split, limit=None):
         UserError: with file and line: no such file, a column missing, a row of a wrong length, an unknown label,
             a score that is no number from 0 to 5, no rows at all.
     """
+    return list(iter_examples(data_dir, task_name, split, limit))
+
+
+def iter_examples(data_dir, task_name, split, limit=None):
+    """Yield what `read` returns; memory holds one row."""
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}", expected="1 or more", remedy="leave it out to read all rows")
     task, path = get(task_name), path_of(data_dir, task_name, split)
     if not path.is_file():
         raise UserError("no such file", place=path, expected=f"GLUE's {task.folder} folder with its tsv files",
                         remedy=f"check --data_dir; {_DOWNLOAD}")  # fmt: skip
-    rows = _rows(task, path, split)
-    examples = [_example(task, place, number, row, split) for number, (place, row) in enumerate(islice(rows, limit))]
-    if not examples:
+    number = -1
+    for number, (place, row) in enumerate(islice(_rows(task, path, split), limit)):
+        yield _example(task, place, number, row, split)
+    if number < 0:
         raise UserError("holds no examples", place=path, expected="at least one row", remedy=f"{_DOWNLOAD}")
-    return examples
 
 
 def _rows(task, path, split):

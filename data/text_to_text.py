@@ -326,26 +326,39 @@ def load(task, split, data_dir=None, files=None, seed=42, split_validation_test=
     from datasets import Dataset, Features, Value
 
     task = task if isinstance(task, TextTask) else get(task)
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}", expected=f"one of {' '.join(SPLITS)}")
-    if n_obs == 0:
-        raise UserError("0 rows are asked for", expected="1 or more, or -1 for all", remedy="raise the number of rows")
-    names = _split_names(task, split, split_validation_test)
-    records, place = rows_of.find(task, names, data_dir, files)
-    order = _labelled(task, records, place)
-    order = [order[i] for i in _chosen(task, split, split_validation_test, len(order), seed, n_obs)]
-    if not order:
-        raise UserError(f"{task.name}: no rows are left for {split}", expected="at least one",
-                        remedy="give it more rows, or leave out --split_validation_test")  # fmt: skip
-    head = f"{task.prefix or task.name} " if prefix else ""
-    chosen = records.select(order) if hasattr(records, "select") else map(records.__getitem__, order)
-    sources, targets = [], []
-    for index, record in zip(order, chosen):
-        here = place(index)
-        sources.append(head + _source(task, record, here))
-        targets.append(task.target(rows_of.value(record, task.label, here), here))
-    columns = {"source": sources, "target": targets, "task": [task.name] * len(sources)}
+    pairs = list(SplitRows(task, split, data_dir, files, seed, split_validation_test, n_obs, prefix))
+    sources, targets = zip(*pairs)
+    columns = {"source": sources, "target": targets, "task": [task.name] * len(pairs)}
     return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))
+
+
+class SplitRows:
+    """Iterates over (source, target) of a split, with the arguments of `load`; no row stays in memory."""
+
+    def __init__(self, task, split, data_dir=None, files=None, seed=42, split_validation_test=False, n_obs=None,
+                 prefix=False):  # fmt: skip
+        if split not in SPLITS:
+            raise UserError(f"unknown split {split!r}", expected=f"one of {' '.join(SPLITS)}")
+        if n_obs == 0:
+            raise UserError("0 rows are asked for", expected="1 or more, or -1 for all",
+                            remedy="raise the number of rows")  # fmt: skip
+        self.task, self.split, self.data_dir, self.files = task, split, data_dir, files
+        self.seed, self.n_obs, self.held_out, self.prefix = seed, n_obs, split_validation_test, prefix
+        self.names = _split_names(task, split, split_validation_test)
+
+    def __iter__(self):
+        task = self.task
+        records, place = rows_of.find(task, self.names, self.data_dir, self.files)
+        order = _labelled(task, records, place)
+        order = order[_chosen(task, self.split, self.held_out, len(order), self.seed, self.n_obs)]
+        if not len(order):
+            raise UserError(f"{task.name}: no rows are left for {self.split}", expected="at least one",
+                            remedy="give it more rows, or leave out --split_validation_test")  # fmt: skip
+        head = f"{task.prefix or task.name} " if self.prefix else ""
+        chosen = records.select(order) if hasattr(records, "select") else map(records.__getitem__, order)
+        for index, record in zip(order.tolist(), chosen):
+            here = place(index)
+            yield head + _source(task, record, here), task.target(rows_of.value(record, task.label, here), here)
 
 
 def test_is_validation(task, data_dir=None, split_validation_test=False):
@@ -368,12 +381,12 @@ def _split_names(task, split, split_validation_test):
 
 
 def _chosen(task, split, split_validation_test, size, seed, n_obs):
-    """Which of `size` rows a split has, and in which order."""
+    """[rows] which of `size` rows a split has, and in which order."""
     rule = task.rule if split_validation_test else None
     rest = {"halved": "test", "held out": "train"}.get(rule)
     count = None if n_obs is None or n_obs < 0 else n_obs
     if rule is None or split not in ("validation", rest):
-        return range(size) if count is None else _permutation(size, seed)[:count]
+        return np.arange(size) if count is None else _permutation(size, seed)[:count]
     order, first = _permutation(size, seed), size // 2
     if rule == "held out" and size > HELD_OUT_ROWS:
         first = HELD_OUT_ROWS
@@ -383,17 +396,17 @@ def _chosen(task, split, split_validation_test, size, seed, n_obs):
 def _permutation(size, seed):
     import torch
 
-    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
 def _labelled(task, records, place):
-    """Numbers of the rows that have a label."""
+    """[rows] numbers of the rows that have a label."""
     if not task.no_label:
-        return range(len(records))
+        return np.arange(len(records))
     column = task.label[0]
     labels = records[column] if hasattr(records, "select") else (
         rows_of.value(record, task.label, place(i)) for i, record in enumerate(records))  # fmt: skip
-    return [i for i, label in enumerate(labels) if spelling(label) not in task.no_label]
+    return np.flatnonzero(np.fromiter((spelling(label) not in task.no_label for label in labels), bool))
 
 
 def _source(task, record, place):

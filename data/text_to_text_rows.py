@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 
 from versatile.data import glue
-from versatile.data.files import bare_csv_rows, list_items, open_bytes, text_lines
+from versatile.data.files import bare_csv_rows, fingerprint, list_items, open_bytes, text_lines
 from versatile.data.json_text import loads
+from versatile.data.row_store import RowStore
 from versatile.utils.errors import UserError, brief, first_line
 
 EXTENSIONS = ("json", "jsonl", "csv", "tsv")
@@ -55,6 +56,17 @@ def origin(task, names, data_dir=None):
     return task.hub, names[-1]
 
 
+def content_key(task, names, data_dir=None):
+    """Changes with the rows that `find` finds; a file is not parsed for it."""
+    source = origin(task, names, data_dir)
+    if isinstance(source, Path):
+        return fingerprint(_split_file(Path(data_dir) / task.name, names, task))
+    if source[0] != task.hub and (path := glue.path_of(data_dir, *source)).is_file():
+        return fingerprint(path)
+    records, _ = find(task, names, data_dir)
+    return f"{source} {records._fingerprint}"
+
+
 def value(record, fields, place):
     """What a record has under the first of `fields` that it has; ``"endings[0]"`` goes into a column.
 
@@ -94,31 +106,35 @@ def _candidates(folder, names):
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
+def _split_file(folder, names, task):
+    """The one file of a folder that is named after the best of the splits."""
+    if not Path(folder).is_dir():
+        raise UserError("no such folder", place=folder, expected=f"a folder with the files of {task.name}",
+                        remedy="check the path for a typing error")  # fmt: skip
+    paths = _candidates(folder, names)
+    same = [path for path in paths if path.stem == paths[0].stem]
+    if len(same) > 1:
+        raise UserError(f"has both {same[0].name} and {same[1].name}", place=folder, expected="one file a split",
+                        remedy="take one of them out")  # fmt: skip
+    expected = " or ".join(f"{name}.{{{','.join(EXTENSIONS)}}}" for name in dict.fromkeys(names))
+    if not paths:
+        raise UserError(f"has no file of {task.name} for {names[0]}", place=folder, expected=expected,
+                        remedy="add the file")  # fmt: skip
+    return paths[0]
+
+
 def _local(files, names, task):
     if isinstance(files, (str, os.PathLike)):
-        if not Path(files).is_dir():
-            raise UserError("no such folder", place=files, expected=f"a folder with the files of {task.name}",
-                            remedy="check the path for a typing error")  # fmt: skip
-        paths = _candidates(files, names)
-        same = [path for path in paths if path.stem == paths[0].stem]
-        if len(same) > 1:
-            raise UserError(f"has both {same[0].name} and {same[1].name}", place=files, expected="one file a split",
-                            remedy="take one of them out")  # fmt: skip
-        expected = " or ".join(f"{name}.{{{','.join(EXTENSIONS)}}}" for name in dict.fromkeys(names))
-        if not paths:
-            raise UserError(f"has no file of {task.name} for {names[0]}", place=files, expected=expected,
-                            remedy="add the file")  # fmt: skip
-        path = paths[0]
+        path = _split_file(files, names, task)
     else:
         path = next((files[name] for name in names if name in files), None)
         if path is None:
             raise UserError(f"{task.name}: no file is given for {names[0]}; there is one for {', '.join(files)}",
                             remedy="give the file")  # fmt: skip
-    rows = list(_read(Path(path)))
-    if not rows:
+    rows = RowStore(_read(Path(path)))
+    if not len(rows):
         raise UserError("holds no rows", place=path, expected="at least one", remedy="check how it was made")
-    places, records = zip(*rows)
-    return records, places.__getitem__
+    return rows, rows.place
 
 
 def _read(path):
@@ -190,15 +206,14 @@ def _official_split(task, names):
 def _official(task, names, folder):
     """GLUE's tsv files as records: the text columns under the template's names, labels as names, scores as numbers."""
     name, split = _official_split(task, names)
-    examples = glue.read(folder, name, split)
     fields = task.fields()
-    records = [
-        dict(zip((*fields, task.label[0]), (example.text_a, example.text_b, example.label)))
+    rows = RowStore(
+        (example.place, dict(zip((*fields, task.label[0]), (example.text_a, example.text_b, example.label))))
         if len(fields) == 2
-        else {fields[0]: example.text_a, task.label[0]: example.label}
-        for example in examples
-    ]
-    return records, lambda i: examples[i].place
+        else (example.place, {fields[0]: example.text_a, task.label[0]: example.label})
+        for example in glue.iter_examples(folder, name, split)
+    )
+    return rows, rows.place
 
 
 # --- the hub ---------------------------------------------------------------------------------------------

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from transformers import AutoTokenizer
 from versatile.adapters.backbones import bundled
 from versatile.adapters.t5_loading import load_tokenizer
 from versatile.data import span_corruption
+from versatile.data.encoders.text_to_text import encode
 from versatile.data.plain_text import ended_ids, text_ids
-from versatile.training.t5_training import encode
 
 SPELT = ["a tag </s> in a text", "a <pad> b", "<unk>", "an <extra_id_0> here", "x<extra_id_99>", "two </s></s>"]
 
@@ -32,11 +31,9 @@ def test_other_texts_keep_their_ids(t5):
 
 
 def test_training_evaluation_and_pretraining_of_a_t5_see_text(t5):
-    rows, _ = encode(Dataset.from_dict(dict(source=SPELT, target=SPELT)), 0, t5, 64, 64)
     special = set(t5.all_special_ids)
-    for i in range(len(SPELT)):
-        for side in (rows.sources[i], rows.targets[i]):
-            assert side[-1] == t5.eos_token_id and special.isdisjoint(side[:-1].tolist())
+    for ids, cut in encode(t5, SPELT, 64):
+        assert ids[-1] == t5.eos_token_id and special.isdisjoint(ids[:-1]) and not cut
     chunk = span_corruption.chunks(SPELT * 5, t5, 16)
     assert not np.isin(chunk, list(special)).any()
 

@@ -8,10 +8,11 @@ import torch
 from conftest import ROOT
 from versatile.adapters import t5
 from versatile.data import text_to_text
+from versatile.data.encoders import text_to_text as encoder
 from versatile.training import t5_evaluation, t5_setup
 from versatile.training.t5_arguments import parse
 from versatile.training.t5_evaluation import Evaluation, Part
-from versatile.training.t5_training import encode
+from versatile.training.t5_training import Rows
 
 GLUE = str(ROOT / "data" / "samples" / "glue")
 
@@ -33,9 +34,9 @@ def parts(model, names, rows=7, beams=1, **changes):
     made = {}
     for name in names:
         task = text_to_text.get(name)
-        data = text_to_text.load(task, "validation", data_dir=GLUE, n_obs=rows)
-        encoded, _ = encode(data, model[0].task_id(name), model[1], 24, 8)
-        made[name] = Part(task, encoded, list(data["source"]), task.max_new_tokens(model[1]), beams)
+        data = encoder.load(task, "validation", model[1], (24, 8), data_dir=GLUE, n_obs=rows)
+        encoded = Rows(model[0].task_id(name), data.sources, data.targets, data.target_texts)
+        made[name] = Part(task, encoded, data.source_texts, task.max_new_tokens(model[1]), beams)
         for field, value in changes.get(name, {}).items():
             made[name] = dataclasses.replace(made[name], **{field: value})
     return made

@@ -4,11 +4,13 @@ import contextlib
 import json
 import math
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
 from versatile.data import text_to_text
-from versatile.training.t5_training import Collator, Rows, encode, smoothed_loss
+from versatile.data.encoders import text_to_text as encoder
+from versatile.training.t5_training import Collator, Rows, smoothed_loss
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, write_json
@@ -26,7 +28,7 @@ class Part:
     Attributes:
         task: `data.text_to_text.TextTask`.
         rows: `training.t5_training.Rows`.
-        sources: the input texts.
+        sources: the input texts, a sequence.
         length: tokens of an output at the most; see `TextTask.max_new_tokens`.
         beams: width of the beam.
     """
@@ -60,12 +62,14 @@ def read(names, split, args, tokenizer, ids, *, lengths, limit, seed, held_out, 
     parts = {}
     for name in names:
         task = text_to_text.get(name)
-        data = text_to_text.load(task, split, data_dir=args.data_dir, seed=seed, split_validation_test=held_out,
-                                 n_obs=None if limit < 0 else limit, prefix=prefix)  # fmt: skip
-        rows, cut = encode(data, ids[name], tokenizer, *lengths)
+        data = encoder.load(task, split, tokenizer, lengths, data_dir=args.data_dir, seed=seed,
+                            split_validation_test=held_out, n_obs=None if limit < 0 else limit,
+                            prefix=prefix)  # fmt: skip
+        rows = Rows(ids[name], data.sources, data.targets, data.target_texts)
         beams = args.eval_beams or task.num_beams or 1
-        parts[name] = Part(task, rows, list(data["source"]), task.max_new_tokens(tokenizer), beams)
-        cuts = [f", {_count(n, what)} cut to {length} tokens" for (what, n), length in zip(cut.items(), lengths) if n]
+        parts[name] = Part(task, rows, data.source_texts, task.max_new_tokens(tokenizer), beams)
+        cuts = [f", {_count(n, what)} cut to {length} tokens" for (what, n), length in zip(data.cut.items(), lengths)
+                if n]  # fmt: skip
         say(f"{split} {name}: {_count(len(rows), 'example')}{''.join(cuts)}")
     return parts
 
@@ -239,7 +243,7 @@ def show(evaluation, scores, prefix, samples=3):
         if invalid := int(scores.get(f"{name}_{prefix}_invalid", 0)):
             print(f"{invalid} of {len(part.rows)} outputs are no answer of the task\n")
         outputs = evaluation.outputs.get(name, [])
-        for source, target, output in list(zip(part.sources, part.rows.texts, outputs))[:samples]:
+        for source, target, output in islice(zip(part.sources, part.rows.texts, outputs), samples):
             print(f"input      {source}\noutput     {output}\nreference  {target}\n")
     if f"{prefix}_average_metrics" in scores:
         print(f"average of all metrics: {scores[f'{prefix}_average_metrics']:.2f}")

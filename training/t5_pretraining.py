@@ -12,6 +12,7 @@ import torch
 from versatile.adapters import t5_loading as t5_models
 from versatile.data import span_corruption
 from versatile.data.files import text_lines
+from versatile.data.flat_lists import FlatLists
 from versatile.training import t5_arguments, t5_evaluation, t5_setup
 from versatile.training.experiment import say
 from versatile.training.hf_training import resume_command, summary
@@ -171,8 +172,8 @@ def data(arguments, tokenizer):
         made.append(span_corruption.Corrupted(rows, sentinels, tokenizer.eos_token_id, **how))
         say(f"{name}: {len(lines):,} texts, {rows.size:,} tokens in {len(rows):,} sequences of {length}")
     items = [made[1][i] for i in range(len(made[1]))]
-    empty = [""] * len(items)
-    return made[0], Rows(0, [i["input_ids"] for i in items], [i["labels"] for i in items], empty)
+    columns = (FlatLists.from_lists([item[name] for item in items]) for name in ("input_ids", "labels"))
+    return made[0], Rows(0, *columns, [""] * len(items))
 
 
 @dataclass

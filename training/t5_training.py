@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from versatile.data.plain_text import ended_ids
 from versatile.training.hf_training import ResumableTrainer
 
 IGNORE = -100
@@ -43,17 +42,16 @@ def smoothed_loss(logits, labels, smoothing, ignore=IGNORE):
 
 
 class Rows(torch.utils.data.Dataset):
-    """Tokenised examples of one task, kept in two flat arrays.
+    """Tokenised examples of one task.
 
     Args:
         task_id: the model's number of the task.
-        sources, targets: lists of token id lists, of equal length.
-        texts: the target texts, for scoring.
+        sources, targets: `FlatLists` of token ids, of equal length.
+        texts: the target texts, a sequence, for scoring.
     """
 
     def __init__(self, task_id, sources, targets, texts):
-        self.task_id, self.texts = task_id, list(texts)
-        self.sources, self.targets = _Flat(sources), _Flat(targets)
+        self.task_id, self.sources, self.targets, self.texts = task_id, sources, targets, texts
 
     def __len__(self):
         return len(self.sources)
@@ -66,48 +64,9 @@ class Rows(torch.utils.data.Dataset):
         import hashlib
 
         digest = hashlib.sha256()
-        for flat in (self.sources, self.targets):
-            digest.update(flat.ids.tobytes() + flat.ends.tobytes())
+        for column in (self.sources, self.targets):
+            column.update_digest(digest)
         return digest.hexdigest()[:16]
-
-
-class _Flat:
-    """Lists of ids of any length, one after the other."""
-
-    def __init__(self, lists):
-        self.ends = np.cumsum([0, *map(len, lists)], dtype=np.int64)
-        self.ids = np.fromiter((i for ids in lists for i in ids), dtype=np.int32, count=int(self.ends[-1]))
-
-    def __len__(self):
-        return len(self.ends) - 1
-
-    def __getitem__(self, i):
-        return self.ids[self.ends[i] : self.ends[i + 1]]
-
-    def lengths(self):
-        return np.diff(self.ends)
-
-
-def encode(dataset, task_id, tokenizer, source_length, target_length):
-    """`Rows` of a data set with the columns source and target, and how many of each were cut.
-
-    A text that is too long loses its end; its end token stays.
-
-    Returns:
-        (rows, {"source": sources cut, "target": targets cut})
-    """
-    cut, columns = {}, []
-    for column, limit in (("source", source_length), ("target", target_length)):
-        lists, cut[column] = [], 0
-        texts = list(dataset[column])
-        for start in range(0, len(texts), 1000):
-            for ids in ended_ids(tokenizer, texts[start : start + 1000]):
-                if len(ids) > limit:
-                    cut[column] += 1
-                    ids = [*ids[: limit - 1], ids[-1]]
-                lists.append(ids)
-        columns.append(lists)
-    return Rows(task_id, *columns, list(dataset["target"])), cut
 
 
 @dataclass
