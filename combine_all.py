@@ -117,7 +117,8 @@ def read_sources(args):
         UserError: a source that is no good, two that do not go together, a task that this version does not know.
     """
     from versatile.adapters import combine as combining
-    from versatile.data.task import all_tasks
+    from versatile.data.own_tasks import register_own_tasks
+    from versatile.data.task import find
 
     sources, groups = combining.read(args.into) if args.into else [], {}
     for task, directory in args.checkpoints.items():
@@ -125,10 +126,12 @@ def read_sources(args):
     given = {s.task: s for directory, tasks in groups.items() for s in combining.read(directory, tasks)}
     sources += [given[task] for task in args.checkpoints]
     combining.check(sources)
-    names, known = [s.task for s in sources], all_tasks()
+    names = [s.task for s in sources]
+    register_own_tasks(s.definition for s in sources if s.definition)
     for s in sources:
-        if s.task not in known or list(known[s.task].markers) != s.markers:
-            found = "has other markers here" if s.task in known else "is not known here"
+        known = find(s.task)
+        if known is None or list(known.markers) != s.markers:
+            found = "has other markers here" if known else "is not known here"
             raise UserError(f"task {s.task!r} {found}", place=s.flag, expected="a task of --list_tasks, as it was "
                             "when the checkpoint was trained", remedy="put its file back into data/tasks/")  # fmt: skip
     if foreign := sorted(set(args.data) - set(names)):
@@ -146,7 +149,7 @@ def read_inputs(args, source):
     places = [given] if given else [trained_on, task.dataset_path, SAMPLES / f"{task.name}.json"]
     errors = []
     for path in places:
-        if path and (given or Path(path).is_file()):
+        if path and (given or Path(path).is_file() or (path == task.dataset_path and task.has_data())):
             try:
                 return evaluation.part(task, str(path), task.scored_split, source.history, args.proof_examples)
             except UserError as error:

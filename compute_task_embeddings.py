@@ -63,11 +63,13 @@ def compute(args):
     import numpy as np
     from versatile.adapters import t5_loading as t5_models
     from versatile.data import text_to_text
+    from versatile.data.own_tasks import prepare_own_tasks
     from versatile.training import t5_embeddings
     from versatile.training.runs import versions
     from versatile.utils import devices
     from versatile.utils.files import atomic_write, write_json
 
+    prepare_own_tasks(args)
     device = idist.device()
     dtype = devices.precision(args, device)
     sources = {

@@ -20,6 +20,7 @@ import sys
 
 from versatile.adapters import t5_directory
 from versatile.data.listing import list_tasks
+from versatile.data.task_names import task_flag
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
 
@@ -27,7 +28,7 @@ from versatile.utils.errors import UserError, exit_on_user_error
 def parser():
     p = flags.parser(__doc__)
     g = p.add_argument_group("what to evaluate")
-    g.add_argument("--task", help="the task; see --list_tasks")
+    task_flag(g, "--task", help="the task, see --list_tasks; of your own, one that the checkpoint holds, or NAME=DATA")
     g.add_argument("--model_checkpoint", help="a run directory, a released checkpoint, or a bare backbone")
     g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/); of a "
                                           "model of train_t5.py: the data's folder (default: the run's)")  # fmt: skip
@@ -74,10 +75,14 @@ def main(argv=None):
         from versatile.training import t5_evaluation
 
         return t5_evaluation.evaluate_run(args, flags.given(parser, argv))
+    from versatile.adapters import checkpoint
     from versatile.data import text_to_text
+    from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
     from versatile.data.task import all_tasks, get
 
-    text = args.task not in all_tasks() and args.task in ("all", *text_to_text.TASKS)
+    prepare_own_tasks(args, "--task")
+    register_own_tasks(checkpoint.definitions(args.model_checkpoint).values() if args.model_checkpoint else ())
+    text = args.task not in all_tasks() and not args.own_tasks and args.task in ("all", *text_to_text.TASKS)
     if text and args.model_checkpoint and not args.score_only:
         raise t5_directory.why_not(args.model_checkpoint)
     task = get(args.task)

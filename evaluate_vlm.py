@@ -94,8 +94,10 @@ def evaluate(args):
 
 def read_parts(args, info):
     """What to evaluate: the asked-for tasks that the model holds, with their data."""
+    from versatile.data.own_tasks import register_own_tasks
     from versatile.data.task import get
 
+    register_own_tasks(info.definitions.values())
     names = info.tasks if args.task == "all" else [args.task]
     if foreign := sorted(set(args.data) - set(names)):
         raise UserError(f"task {foreign[0]!r} is not evaluated", place="--data", expected="one of " + ", ".join(names))
@@ -113,7 +115,7 @@ def read_part(args, task, max_history):
 
     split, given = args.split or task.scored_split, args.data.get(task.name) or args.dataset_path
     own, trained_on = Path(task.dataset_path), runs.trained_on(args.model_checkpoint, task.name)
-    if given or own.is_file():
+    if given or task.has_data():
         return evaluation.part(task, given or str(own), split, max_history, args.limit)
     why = f"there is no {own}"
     if Path(trained_on or "").is_file():

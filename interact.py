@@ -123,7 +123,8 @@ class Talk:
         from versatile.adapters.attach import describe
         from versatile.adapters.backbones import bundled as embedded
         from versatile.adapters.backbones import loading as backbones
-        from versatile.data.task import all_tasks, get
+        from versatile.data.own_tasks import register_own_tasks
+        from versatile.data.task import find, get
         from versatile.utils import devices
 
         devices.quiet_libraries()
@@ -140,7 +141,8 @@ class Talk:
         self.trained = describe(self.model)
         _, self.positions = inference.ready(self.model, device, self.dtype)
         # A task without a file of its own can be held, but not be typed to.
-        self.tasks = {name: all_tasks()[name] for name in self.model.info.tasks if name in all_tasks()}
+        register_own_tasks(self.model.info.definitions.values())
+        self.tasks = {name: task for name in self.model.info.tasks if (task := find(name))}
         self.task = self.tasks.get(args.task) or next(iter(self.tasks.values()), None) or get(self.model.info.tasks[0])
         self.checkpoint, self.max_history = args.model_checkpoint, args.max_history
         from versatile.training.decoding import Decoding

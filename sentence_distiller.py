@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 from versatile.data.listing import list_tasks
+from versatile.data.task_names import task_flag
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error, first_line
 from versatile.utils.interrupts import stopping_signals
@@ -30,7 +31,7 @@ from versatile.utils.screen import shell_command
 def parser():
     p = flags.parser(__doc__)
     g = p.add_argument_group("teacher and data")
-    g.add_argument("--task", help="the task; see --list_tasks")
+    task_flag(g, "--task", help="the task, see --list_tasks; of your own, one that the teacher holds, or NAME=DATA")
     g.add_argument("--model_checkpoint", help="the teacher: a run directory, a VLM, or a released checkpoint")
     g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
     g.add_argument("--limit", type=flags.positive,
@@ -58,8 +59,12 @@ def main(argv=None):
         p.error("--model_checkpoint is needed")
     flags.check_lengths(p, args)
     flags.one_process()
+    from versatile.adapters import checkpoint
+    from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
     from versatile.data.task import get
 
+    prepare_own_tasks(args, "--task")
+    register_own_tasks(checkpoint.definitions(args.model_checkpoint).values())
     task = get(args.task)
     args.dataset_path = task.data_path(args.dataset_path)
     partial = check_output(args)
@@ -96,14 +101,14 @@ def distil(args, task, path):
     """Decode the training inputs, write the data file with the outputs in it, say what came out."""
     import ignite.distributed as idist
     from versatile.adapters import checkpoint, inference
-    from versatile.data import files, instances
+    from versatile.data import instances
     from versatile.training import sentence_distillation as sentences
     from versatile.utils import devices
 
     devices.quiet_libraries()
     device = idist.device()
     dtype = devices.precision(args, device)
-    content = files.fingerprint(args.dataset_path)
+    content = task.content_key(args.dataset_path, "train")
     how = task.reading(args.max_history or checkpoint.history(args.model_checkpoint, task.name), decoding=True)
     model, tokenizer = checkpoint.load(args.model_checkpoint, task.name)
     _, positions = inference.ready(model, device, dtype)
@@ -133,7 +138,7 @@ def distil(args, task, path):
             print(f"{args.output} was finished before")
         else:
             decode(args, (model, tokenizer), inputs, decoding, partial, dtype)
-        if files.fingerprint(args.dataset_path) != content:
+        if task.content_key(args.dataset_path, "train") != content:
             raise UserError("has changed while the teacher was decoding", place=args.dataset_path,
                             remedy="begin anew: --restart")  # fmt: skip
         report = sentences.Report()
@@ -209,8 +214,8 @@ def next_command(args, task, how, teacher):
     named = teacher.info.mode == "adapter" and not teacher.info.carry
     backbone = origin(args.model_checkpoint).get("backbone", teacher.config._name_or_path if named else "gpt2")
     width = task.published.get("adapter", {}).get("adapter_bottleneck", 64)
-    words = ["--task", task.name, "--dataset_path", args.dataset_path if beside else args.output, "--distillation",
-             "--model_checkpoint", backbone, "--adapter_bottleneck", str(width)]  # fmt: skip
+    data = args.dataset_path if beside else args.output
+    words = ["--task", task.typed_name(), "--dataset_path", data, "--distillation", "--model_checkpoint", backbone, "--adapter_bottleneck", str(width)]  # fmt: skip
     # Only train.py's own default may go unsaid.
     words += ["--max_history", str(how.max_history)] if how.max_history not in (0, task.max_history) else []
     return shell_command("train.py", *words)

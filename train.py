@@ -25,6 +25,7 @@ import sys
 from versatile.adapters.methods.registry import BARE, FULL
 from versatile.data.listing import list_tasks
 from versatile.training import method_flags
+from versatile.data.task_names import task_flag
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command
@@ -35,7 +36,8 @@ PUBLISHED = ("lr", "n_epochs", "train_batch_size", "gradient_accumulation_steps"
 def parser():
     p = flags.parser(__doc__)
     g = p.add_argument_group("task and data")
-    g.add_argument("--task", help="what to learn; see --list_tasks")
+    task_flag(g, "--task", help="what to learn: a task of --list_tasks, or NAME=DATA for one of your own; see "
+                                "data/own_tasks.py")  # fmt: skip
     g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
     g.add_argument("--max_history", type=flags.positive, help="exchanges of a conversation kept (default: published)")
     g.add_argument("--limit", type=flags.positive, help="use only the first so many examples of each split")
@@ -91,11 +93,13 @@ def train(args, given):
     from versatile.adapters import attach as adapting
     from versatile.adapters.backbones import loading as backbones
     from versatile.adapters.backbones.family import backbone_of
+    from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import get
     from versatile.training import experiment
 
     args, run = experiment.open_run(args, given)
     check(args, given)
+    prepare_own_tasks(args, "--task")
     task = get(args.task)
     path = published(args, task)
     dtype = experiment.begin(args, run)
@@ -181,6 +185,8 @@ def build(args, task, model, tokenizer):
     adapting.attach(model, tokenizer, {task.name: task.markers}, chosen and {task.name: chosen})
     if task.max_history:
         model.info.histories[task.name] = args.max_history
+    if task.definition:
+        model.info.definitions[task.name] = task.definition
     if args.row_init == "words":
         adapting.start_rows_from_words(model, tokenizer, task.name)
     if args.self_copy:

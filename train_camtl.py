@@ -58,12 +58,14 @@ def main(argv=None):
 
 def work(args, given):
     import ignite.distributed as idist
+    from versatile.data.own_tasks import prepare_own_tasks
     from versatile.training import camtl_training as camtl
     from versatile.training import experiment
     from versatile.training.camtl_parameters import freeze
     from versatile.utils import devices
 
     args, run = open_run(args, given)
+    prepare_own_tasks(args, labelled=True)
     dtype = camtl.begin(args, run)
     # One process a machine makes the caches, the others find them.
     with idist.one_rank_first(local=True):
@@ -82,7 +84,8 @@ def work(args, given):
         run = start(args, parameters)
     step, report = camtl.fit(args, run, model, tokenizer, splits, dtype)
     camtl.finish(args, run.directory, model, tokenizer, splits, dtype, step, report)
-    following = shell_command("train_camtl.py", "--model_name_or_path", run.directory, "--data_dir", args.data_dir,
+    data = ["--data_dir", args.data_dir] if args.data_dir else []
+    following = shell_command("train_camtl.py", "--model_name_or_path", run.directory, *data,
                               "--output_dir", f"results/{run.directory.name}", "--do_eval", "--do_predict")  # fmt: skip
     experiment.say(f"next: {following}")
 

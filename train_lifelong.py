@@ -193,11 +193,13 @@ def train(args, given):
     import ignite.distributed as idist
     from versatile.adapters import attach as adapting
     from versatile.data import question_tasks as tasks
+    from versatile.data.own_tasks import prepare_own_tasks
     from versatile.lifelong import learning
     from versatile.lifelong import teachers as teaching
     from versatile.training import experiment
 
     args, run = open_sequence(args, given)
+    prepare_own_tasks(args)
     tasks.sequence(args.tasks)
     dtype = experiment.begin(args, run)
     # Everything that can be wrong is looked at before anything is learnt.
@@ -226,7 +228,8 @@ def train(args, given):
         run = experiment.new_run(args, (), args.seq_train_type)
     check_skipped(args, run)
     learning.Sequence(args, learner, data, run.directory, dtype, teachers.get).learn()
-    following = shell_command("evaluate_lifelong.py", "--data_dir", args.data_dir, "--model_dirs", run.directory)
+    data = ["--data_dir", args.data_dir] if args.data_dir else []
+    following = shell_command("evaluate_lifelong.py", *data, "--model_dirs", run.directory)
     experiment.say(f"\nnext: {following}")
 
 
@@ -280,7 +283,7 @@ def distilled_texts(args, teachers, dtype):
         try:
             tasks.find(args.data_dir, task, "distil")
         except UserError:
-            if not Path(args.data_dir).is_dir():
+            if not task.own and not Path(args.data_dir).is_dir():
                 raise
             if task.name not in teachers:
                 teachers[task.name] = learning.train_teacher(args, task.name, dtype)

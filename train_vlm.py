@@ -22,6 +22,7 @@ import sys
 from versatile.adapters.methods.registry import FULL
 from versatile.data.listing import list_tasks
 from versatile.training import method_flags
+from versatile.data.task_names import task_flag
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command
@@ -54,7 +55,8 @@ def method_name(text):
 def parser():
     p = flags.parser(__doc__)
     g = p.add_argument_group("tasks and data")
-    g.add_argument("--tasks", nargs="+", metavar="TASK", help="what to learn (default: every task with data)")
+    task_flag(g, "--tasks", nargs="+", metavar="TASK", help="what to learn: tasks of --list_tasks, and NAME=DATA for "
+                  "those of your own, see data/own_tasks.py (default: every task with data)")  # fmt: skip
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
                    metavar="TASK=FILE", help="data files (default: the tasks' own places under data/)")  # fmt: skip
     g.add_argument("--sampling", choices=["proportional", "uniform", "temperature"], default="proportional",
@@ -106,14 +108,16 @@ def train(args, given):
     from versatile.adapters import attach as adapting
     from versatile.adapters.backbones import loading as backbones
     from versatile.adapters.backbones.family import backbone_of
+    from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import get
     from versatile.training import experiment
 
     args, run = experiment.open_run(args, given, "train_vlm.py")
     if twice := [name for name in args.tasks or [] if args.tasks.count(name) > 1]:
         raise UserError(f"task {twice[0]!r} is named twice", place="--tasks", remedy="name it once")
+    prepare_own_tasks(args)
     args.tasks = args.tasks or with_data(args)
-    tasks = {name: get(name) for name in args.tasks}
+    tasks = {name: get(name, "--tasks") for name in args.tasks}
     methods, limits = choose_methods(args, tasks), of_tasks("--limit", args.limit, tasks)
     args.lr = args.lr or RATES[args.unfreeze_backbone or methods is None]
     paths = data_files(args, tasks)
@@ -128,6 +132,8 @@ def train(args, given):
         for name, task in tasks.items():
             if task.max_history:
                 model.info.histories[name] = args.max_history or task.max_history
+            if task.definition:
+                model.info.definitions[name] = task.definition
             if args.row_init == "words":
                 adapting.start_rows_from_words(model, tokenizer, name)
         positions = backbone_of(model.config).max_length(model.config)

@@ -42,6 +42,7 @@ class TaskModelInfo:
         carry: a checkpoint holds the backbone itself instead of its name.
         self_copy: the output is a mixture with a pointer (adapters/methods/pointer.py).
         histories: {task: exchanges of a conversation it was trained with}, where that is known.
+        definitions: {task: what defines it}, of tasks of the user's own; see `data.own_tasks`.
     """
 
     mode: str
@@ -53,6 +54,7 @@ class TaskModelInfo:
     carry: bool = False
     self_copy: bool = False
     histories: dict = field(default_factory=dict)
+    definitions: dict = field(default_factory=dict)
 
     @property
     def tasks(self):

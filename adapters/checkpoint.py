@@ -55,6 +55,8 @@ def save(model, tokenizer, directory, state=None):
     for task in tasks:
         if task["name"] in info.histories:
             task["max_history"] = info.histories[task["name"]]
+        if task["name"] in info.definitions:
+            task["definition"] = info.definitions[task["name"]]
     tasks = dict(tasks=tasks, first=info.first, own_columns=info.own_columns, self_copy=info.self_copy)
     if info.mode == "full":
         model.config.versatile = tasks
@@ -333,6 +335,7 @@ def load_onto(model, tokenizer, directory):
             rows.tasks[task] = torch.nn.Parameter(state[f"{kind}.{task}"].to(rows.spare.device), trained)
     join(model, tokenizer, _markers(config["tasks"]), methods, modules)
     model.info.histories |= _histories(config)
+    model.info.definitions |= _definitions(config)
     return list(counts)
 
 
@@ -400,7 +403,7 @@ def _load_adapter(path):
             f"the backbone's tokenizer has {model.info.first} tokens", place=path / CONFIG,
             expected=f"{config['first']}, as when the adapter was trained",
         )  # fmt: skip
-    model.info.histories = _histories(config)
+    model.info.histories, model.info.definitions = _histories(config), _definitions(config)
     set_adapter_state(model, state, path / WEIGHTS)
     for task, method in methods.items():
         _refuse_idle(model.added[method["method"]], task, path / WEIGHTS)
@@ -450,7 +453,7 @@ def _load_full(directory):
         gate = {key: tensor for key, tensor in read_safetensors(path).items() if key.startswith("p_gen_linear.")}
         self_copy.add(model)
         _copy(gate, _added(model), path)
-    model.info.histories = _histories(tasks)
+    model.info.histories, model.info.definitions = _histories(tasks), _definitions(tasks)
     return model, tokenizer
 
 
@@ -462,15 +465,31 @@ def _histories(config):
     return {task["name"]: task["max_history"] for task in config["tasks"] if "max_history" in task}
 
 
+def _definitions(config):
+    return {task["name"]: task["definition"] for task in config["tasks"] if "definition" in task}
+
+
 def history(directory, task):
     """How many exchanges of a conversation a checkpoint was trained with for `task`, or None; nothing is loaded."""
+    return _histories(_read_tasks(directory)).get(task)
+
+
+def definitions(directory):
+    """{task: what defines it} of the user's own tasks that a checkpoint holds; nothing is loaded."""
+    return _definitions(_read_tasks(directory))
+
+
+def _read_tasks(directory):
+    """What a checkpoint's json says of its tasks, as {"tasks": [...]}; a directory that is none has no tasks."""
     for name in (CONFIG, "config.json"):
         path = Path(directory) / name
         if path.is_file():
             config = read_json_object(path)
-            tasks = config if name == CONFIG else config.get("versatile")
-            return _histories(tasks).get(task) if isinstance(tasks, dict) and "tasks" in tasks else None
-    return None
+            found = config if name == CONFIG else config.get("versatile")
+            if isinstance(found, dict) and isinstance(found.get("tasks"), list):
+                return dict(tasks=[task for task in found["tasks"] if isinstance(task, dict) and "name" in task])
+            break
+    return dict(tasks=[])
 
 
 def _refuse_idle(method, task, place):

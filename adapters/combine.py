@@ -42,6 +42,7 @@ class Source:
         common: the same of what belongs to no task: `<pad>`'s row, a pointer's gate.
         own_columns, self_copy, freeze, carry: as in `TaskModelInfo`.
         backbone: {what is compared: value}, in the order it is compared in.
+        definition: what defines a task of the user's own, or None.
     """
 
     task: str
@@ -58,6 +59,7 @@ class Source:
     freeze: bool
     carry: bool
     backbone: dict
+    definition: dict | None = None
 
 
 def open_source(directory, tasks=None):
@@ -123,6 +125,7 @@ def read(directory, tasks=None):
         Source(
             task=task, flag=_flag(directory, tasks and task), directory=Path(directory), markers=info.markers[task],
             method=info.methods[task], history=info.histories.get(task), held=info.tasks,
+            definition=info.definitions.get(task),
             state={k: p for k, p in state.items() if owners[k] == task}, common=common,
             own_columns=info.own_columns, self_copy=info.self_copy, freeze=info.freeze, carry=info.carry,
             backbone=backbone,
@@ -214,6 +217,7 @@ def build(sources):
     if first.self_copy:
         self_copy.add(model)
     model.info.histories = {s.task: s.history for s in sources if s.history is not None}
+    model.info.definitions = {s.task: s.definition for s in sources if s.definition}
     checkpoint.set_adapter_state(model, state, "the combined model")
     return model.eval(), tokenizer
 

@@ -25,6 +25,7 @@ TASKS = ListOf(
             # None where the task's prompts are plain text, as in lifelong learning.
             markers=ListOf(_MARKER, 0, 10_000, unique=str, required=True),
             max_history=Whole(0, 1_000_000, null=True),
+            definition=MapOf(),
         )
     ),
     1,

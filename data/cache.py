@@ -14,7 +14,6 @@ from itertools import islice
 
 import numpy as np
 from versatile.data.encoders.markers import Encoder, tokenizer_fingerprint
-from versatile.data.files import fingerprint, iter_records
 from versatile.data.flat_lists import map_file
 from versatile.data.task import Reading
 from versatile.data.token_store import entry_directory, open_entry
@@ -73,7 +72,7 @@ def load(path, split, task, tokenizer, positions, *, training, how=Reading(), ca
     encoder = Encoder(tokenizer, task, positions)
     settings = [FORMAT, split, task.name, task.markers, task.bos, task.eos, task.bos_type, task.limits,
                 task.min_tokens, positions, training, vars(how), encoder.lead, type(task).__module__]  # fmt: skip
-    parts = [fingerprint(path), tokenizer_fingerprint(tokenizer), json.dumps(settings)]
+    parts = [task.content_key(path, split), tokenizer_fingerprint(tokenizer), json.dumps(settings)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
     def build(beside):
@@ -94,7 +93,7 @@ def _build(folder, path, split, task, encoder, training, how, progress, vocabula
     marker_ids = [encoder.marker_ids[m] for m in task.markers]
     place_of = {token: i for i, token in enumerate(marker_ids)}
     lengths, prompt_lengths, dropped = array("i"), array("i"), Counter()
-    examples = (e for place, record in iter_records(path, split) for e in task.examples(record, place, how))
+    examples = (e for place, record in task.records(path, split) for e in task.examples(record, place, how))
     with open(folder / "ids.bin", "wb") as ids, open(folder / "types.bin", "wb") as types:
         read = 0
         while chunk := list(islice(examples, CHUNK)):

@@ -13,6 +13,8 @@ from itertools import islice
 from pathlib import Path
 
 from versatile.data.files import text_lines
+from versatile.data.own_tasks import get_own_task
+from versatile.data.task_names import unknown_task
 from versatile.utils import glue_metrics
 from versatile.utils.errors import UserError, brief
 
@@ -51,6 +53,9 @@ class GlueTask:
     submission: str
     headerless: tuple | None = None
     broken_rows: bool = False
+
+    # The user's own definition, of a task that the toolkit does not know.
+    own = None
 
     @property
     def regression(self):
@@ -106,10 +111,13 @@ TASKS = {task.name: task for task in _ALL}
 
 def get(name):
     """The `GlueTask` of a name, in small or capital letters; a `UserError` for an unknown one."""
+    if own := get_own_task(name):
+        from versatile.data.own_views import as_glue_task
+
+        return as_glue_task(own)
     task = TASKS.get(str(name).lower())
     if task is None:
-        raise UserError(f"unknown GLUE task {name!r}", expected=f"one of {' '.join(TASKS)}",
-                        remedy="correct the name")  # fmt: skip
+        raise unknown_task(name, TASKS, what="GLUE task")
     return task
 
 
@@ -123,6 +131,8 @@ def path_of(data_dir, name, split):
     if split not in task.files:
         raise UserError(f"{task.name} has no {split!r} split", expected=f"one of {' '.join(task.files)}",
                         remedy="leave it out there")  # fmt: skip
+    if task.own:
+        return task.path(split)
     paths = [Path(data_dir) / file for file in task.files[split]]
     return next((path for path in paths if path.is_file()), paths[0])
 
@@ -151,6 +161,8 @@ def iter_examples(data_dir, task_name, split, limit=None):
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}", expected="1 or more", remedy="leave it out to read all rows")
     task, path = get(task_name), path_of(data_dir, task_name, split)
+    if task.own:
+        return list(islice(task.read(split), limit))
     if not path.is_file():
         raise UserError("no such file", place=path, expected=f"GLUE's {task.folder} folder with its tsv files",
                         remedy=f"check --data_dir; {_DOWNLOAD}")  # fmt: skip

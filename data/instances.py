@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from versatile.data.encoders.markers import Encoder
-from versatile.data.files import iter_records
 from versatile.data.prompt import Prompt
 from versatile.utils.errors import UserError
 
@@ -21,7 +20,7 @@ def read(path, split, task, how, limit=None):
         limit: only the first so many instances (the references of each are complete).
     """
     merged = {}
-    for place, record in iter_records(path, split):
+    for place, record in task.records(path, split):
         for example in task.examples(record, place, how):
             if not example.references:
                 raise UserError("no reference to score against", place=place, expected="a target or references")

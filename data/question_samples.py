@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from versatile.data.converters.base import json_records
 from versatile.data.converters.squad_style import sample as as_article
 from versatile.data.files import list_items, records_field, text_field
+from versatile.data.question_tasks import find
 from versatile.utils.errors import UserError, brief
 from versatile.utils.files import atomic_write
 
@@ -57,6 +58,17 @@ def read(path, several=True):
                 yield _sample(context, question, f"{here}.qas[{index}]", several)
     if empty:
         raise UserError("holds no question", place=path, expected=SHAPE, remedy="check how the file was made")
+
+
+def load_task(task, data_dir, split):
+    """The list of `QA` of a task's split.
+
+    Args:
+        task: a `data.question_tasks.LifelongTask`.
+        data_dir: the directory of the tasks' files.
+        split: as `load` takes it.
+    """
+    return task.samples(split) if task.own else load(find(data_dir, task, split), split)
 
 
 def load(path, split):

@@ -4,6 +4,8 @@ import difflib
 import os
 from dataclasses import dataclass
 
+from versatile.data.own_tasks import get_own_task
+from versatile.data.task_names import unknown_task
 from versatile.utils.errors import UserError
 
 SPLITS = ("train", "dev", "test", "distil")
@@ -29,6 +31,9 @@ class LifelongTask:
     has_dev: bool = True
     same_test: bool = False
     gold: str | None = None
+
+    # The user's own definition, of a task that the toolkit does not know.
+    own = None
 
     def filename(self, split):
         """The name of a split's file: "train", "dev", "test", or "distil": the training file a teacher rewrote."""
@@ -66,14 +71,12 @@ TASKS = {task.name: task for task in _ALL}
 
 def get(name, place="--tasks"):
     """The `LifelongTask` called `name`; an unknown name is a `UserError` at `place`."""
+    if own := get_own_task(name):
+        from versatile.data.own_views import as_question_task
+
+        return as_question_task(own)
     if name not in TASKS:
-        if "," in str(name):
-            apart = " ".join(part for part in str(name).replace(",", " ").split())
-            raise UserError(f"no task is called {name!r}", place=place, expected="names with spaces between them",
-                            remedy=f"{place} {apart}")  # fmt: skip
-        close = difflib.get_close_matches(str(name), TASKS, n=3, cutoff=0.5)
-        raise UserError(f"no task is called {name!r}", place=place, expected=f"one of {', '.join(TASKS)}",
-                        remedy=f"did you mean {' or '.join(close)}?" if close else "correct the name")  # fmt: skip
+        raise unknown_task(name, TASKS, place)
     return TASKS[name]
 
 
@@ -102,6 +105,8 @@ def find(data_dir, task, split):
     Raises:
         UserError: no such directory or file; it says which file was looked for and what is there.
     """
+    if task.own:
+        return _find_own(task, split)
     path = _existing(data_dir, task.filename(split))
     if path or (split == "dev" and not task.has_dev):
         return path
@@ -111,6 +116,17 @@ def find(data_dir, task, split):
     else:
         remedy = "check the data directory, or make the file from the original data: python -m data.convert --help"
     raise _missing(data_dir, task.filename(split), f"the {split} split of {task.name}", remedy)
+
+
+def _find_own(task, split):
+    """The source of a split of a task of the user's own, or None."""
+    if task.own.has(split):
+        return task.own.split_path(split)
+    if split == "dev":
+        return None
+    remedy = "let a teacher write it: --train_teachers, or --teacher_dir DIR" if split == "distil" else "add the split"
+    raise UserError(f"has no {split} split", place=f"{task.name}={task.own.source}", expected=f"rows of {split}",
+                    remedy=remedy)  # fmt: skip
 
 
 def find_gold(data_dir, task):

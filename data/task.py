@@ -10,6 +10,9 @@ import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from versatile.data.files import fingerprint, iter_records, top_level
+from versatile.data.own_tasks import get_own_task
+from versatile.data.task_names import unknown_task
 from versatile.utils.errors import UserError
 
 
@@ -123,6 +126,29 @@ class Task:
             remedy=f"name the file (try data/samples/{self.name}.json), or make it: python -m data.convert --help",
         )
 
+    # A task of the user's own has one; a checkpoint keeps it.
+    definition = None
+
+    def typed_name(self):
+        """What names the task on a command line that has no checkpoint."""
+        return self.name
+
+    def has_data(self):
+        """Whether there are data where `dataset_path` says."""
+        return Path(self.dataset_path).is_file()
+
+    def records(self, path, split):
+        """Yield (place, record) of a split of a data file."""
+        return iter_records(path, split)
+
+    def contents(self, path):
+        """Yield (key, value) of all of a data file; see `data.files.top_level`."""
+        return top_level(path)
+
+    def content_key(self, path, split):
+        """A hash of everything that decides what `records` yields."""
+        return fingerprint(path)
+
     def reading(self, max_history=None, **how):
         """`Reading` for this task: `max_history` is the published one unless given, and nothing to other tasks."""
         return Reading(max_history=(max_history or self.max_history) if self.max_history else 0, **how)
@@ -223,14 +249,29 @@ def all_tasks():
     return dict(_TASKS)
 
 
-def get(name):
-    """A task by name; an unknown one is a `UserError` that lists those known."""
+def get(name, flag="--task"):
+    """A task by name; an unknown one is a `UserError` that lists those known.
+
+    Args:
+        flag: where the name was typed.
+    """
+    if own := get_own_task(name):
+        from versatile.data.own_views import MarkerTask
+
+        return MarkerTask(own)
     tasks = all_tasks()
     if name not in tasks:
-        raise UserError(
-            f"unknown task {name!r}",
-            place="--task",
-            expected="one of " + ", ".join(sorted(tasks)),
-            remedy="see --list_tasks; a new task is one file in data/tasks/",
-        )
+        raise unknown_task(name, sorted(tasks), flag, more="see --list_tasks")
     return tasks[name]
+
+
+def find(name):
+    """The task of a name, one of the user's own that was registered among them, or None."""
+    return get(name) if get_own_task(name) or name in all_tasks() else None
+
+
+def known_names():
+    """Names of the toolkit's tasks, in all systems."""
+    from versatile.data import glue, question_tasks, text_to_text
+
+    return {*all_tasks(), *text_to_text.TASKS, *question_tasks.TASKS, *glue.TASKS, "all"}

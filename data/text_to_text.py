@@ -17,6 +17,8 @@ from string import Formatter
 
 import numpy as np
 from versatile.data import text_to_text_rows as rows_of
+from versatile.data.own_tasks import get_own_task
+from versatile.data.task_names import unknown_task
 from versatile.utils import glue_metrics, metrics
 from versatile.utils.errors import UserError, brief
 
@@ -68,6 +70,9 @@ class TextTask:
     prefix: str | None = None
     num_beams: int | None = None
     max_length: int | None = None
+
+    # The user's own definition, of a task that the toolkit does not know.
+    own = None
 
     def fields(self):
         """The columns and items of columns that the source is made of, in their order."""
@@ -285,9 +290,12 @@ TASKS = {task.name: task for task in _ALL}
 
 def get(name):
     """The `TextTask` of a name; a `UserError` for an unknown one."""
+    if own := get_own_task(name):
+        from versatile.data.own_views import as_text_task
+
+        return as_text_task(own)
     if name not in TASKS:
-        raise UserError(f"unknown task {name!r}", place="--tasks", expected=f"some of {' '.join(TASKS)}",
-                        remedy="correct the name")  # fmt: skip
+        raise unknown_task(name, TASKS)
     return TASKS[name]
 
 

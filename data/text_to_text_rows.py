@@ -3,17 +3,17 @@
 `find` gives a sequence of records (dicts by column) and a function from a row's number to its place.
 """
 
+import contextlib
 import os
 import re
 from pathlib import Path
 
 from versatile.data import glue
-from versatile.data.files import bare_csv_rows, fingerprint, list_items, open_bytes, text_lines
-from versatile.data.json_text import loads
+from versatile.data.files import fingerprint
+from versatile.data.row_files import EXTENSIONS, read_rows, split_file, split_files
 from versatile.data.row_store import RowStore
 from versatile.utils.errors import UserError, brief, first_line
 
-EXTENSIONS = ("json", "jsonl", "csv", "tsv")
 # Repositories of the hub that hold a script and no data; `datasets` runs none since version 4.
 _SCRIPTS = ("IWSLT/iwslt2017", "allenai/social_i_qa", "allenai/cosmos_qa", "CogComp/trec")
 # The same data in another repository.
@@ -31,6 +31,8 @@ def find(task, names, data_dir=None, files=None):
     Returns:
         (records, place): records by number, with a length; ``place(i)`` says where record i stands.
     """
+    if task.own:
+        return task.records(names[-1])
     if files is not None:
         return _local(files, names, task)
     if data_dir is not None:
@@ -39,7 +41,7 @@ def find(task, names, data_dir=None, files=None):
             raise UserError("no such folder", place=folder, expected="the data's folder",
                             remedy="check --data_dir, or leave it out to load from the hub")  # fmt: skip
         own = folder / task.name
-        if any(_candidates(own, names)):
+        if any(split_files(own, names)):
             return _local(own, names, task)
         if _has_official(task, folder):
             return _official(task, names, folder)
@@ -48,8 +50,10 @@ def find(task, names, data_dir=None, files=None):
 
 def origin(task, names, data_dir=None):
     """What `find` reads the rows of a split from: a file, or the name of a split of GLUE's or of the hub's."""
+    if task.own:
+        return task.own.split_path(names[-1]), "" if Path(task.own.source).is_dir() else names[-1]
     if data_dir is not None:
-        if files := _candidates(Path(data_dir) / task.name, names):
+        if files := split_files(Path(data_dir) / task.name, names):
             return files[0].resolve()
         if _has_official(task, Path(data_dir)):
             return _official_split(task, names)
@@ -58,9 +62,11 @@ def origin(task, names, data_dir=None):
 
 def content_key(task, names, data_dir=None):
     """Changes with the rows that `find` finds; a file is not parsed for it."""
+    if task.own:
+        return task.own.content_key(names[-1])
     source = origin(task, names, data_dir)
     if isinstance(source, Path):
-        return fingerprint(_split_file(Path(data_dir) / task.name, names, task))
+        return fingerprint(split_file(Path(data_dir) / task.name, names, task.name))
     if source[0] != task.hub and (path := glue.path_of(data_dir, *source)).is_file():
         return fingerprint(path)
     records, _ = find(task, names, data_dir)
@@ -100,95 +106,18 @@ def _writable(item):
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def _candidates(folder, names):
-    """Existing files of a folder that are named after one of the splits, the best first."""
-    paths = (Path(folder) / f"{name}.{ending}" for name in names for ending in EXTENSIONS)
-    return [path for path in dict.fromkeys(paths) if path.is_file()]
-
-
-def _split_file(folder, names, task):
-    """The one file of a folder that is named after the best of the splits."""
-    if not Path(folder).is_dir():
-        raise UserError("no such folder", place=folder, expected=f"a folder with the files of {task.name}",
-                        remedy="check the path for a typing error")  # fmt: skip
-    paths = _candidates(folder, names)
-    same = [path for path in paths if path.stem == paths[0].stem]
-    if len(same) > 1:
-        raise UserError(f"has both {same[0].name} and {same[1].name}", place=folder, expected="one file a split",
-                        remedy="take one of them out")  # fmt: skip
-    expected = " or ".join(f"{name}.{{{','.join(EXTENSIONS)}}}" for name in dict.fromkeys(names))
-    if not paths:
-        raise UserError(f"has no file of {task.name} for {names[0]}", place=folder, expected=expected,
-                        remedy="add the file")  # fmt: skip
-    return paths[0]
-
-
 def _local(files, names, task):
     if isinstance(files, (str, os.PathLike)):
-        path = _split_file(files, names, task)
+        path = split_file(files, names, task.name)
     else:
         path = next((files[name] for name in names if name in files), None)
         if path is None:
             raise UserError(f"{task.name}: no file is given for {names[0]}; there is one for {', '.join(files)}",
                             remedy="give the file")  # fmt: skip
-    rows = RowStore(_read(Path(path)))
+    rows = RowStore(read_rows(path))
     if not len(rows):
         raise UserError("holds no rows", place=path, expected="at least one", remedy="check how it was made")
     return rows, rows.place
-
-
-def _read(path):
-    """Yield (place, record) for every row of a json, jsonl, csv or tsv file."""
-    ending = path.suffix.lower().lstrip(".")
-    if ending not in EXTENSIONS:
-        raise UserError(f"is a {path.suffix!r} file", place=path, expected=f"one of {', '.join(EXTENSIONS)}",
-                        remedy="save it as one of them")  # fmt: skip
-    if ending == "csv":
-        yield from _table(path, bare_csv_rows(path))
-    elif ending == "tsv":
-        # As in GLUE: nothing is quoted, and only \n ends a row.
-        lines = ((f"{path}:{line}", text.removesuffix("\n").removesuffix("\r")) for line, text in text_lines(path))
-        yield from _table(path, ((place, text.split("\t")) for place, text in lines if text))
-    else:
-        for place, record in _objects(path):
-            if not isinstance(record, dict):
-                raise UserError(f"is {brief(record)}", place=place, expected="an object, one a row",
-                                remedy="write each row as {...}")  # fmt: skip
-            yield place, record
-
-
-def _table(path, rows):
-    header = None
-    for place, row in rows:
-        if header is None:
-            header = [name.strip() for name in row]
-            if len(set(header)) < len(header):
-                raise UserError("two columns have the same name", place=place, expected="a header of different names",
-                                remedy="correct the first line")  # fmt: skip
-        elif len(row) != len(header):
-            raise UserError(f"{len(row)} columns", place=place, expected=f"{len(header)}, as the header has",
-                            remedy="correct the row")  # fmt: skip
-        else:
-            yield place, dict(zip(header, row))
-
-
-def _objects(path):
-    """Yield (place, item) of a JSON list, or of a file with one JSON value a line."""
-    with open_bytes(path) as file:
-        first = file.read(1 << 12).lstrip()[:1]
-    if first == b"[":
-        yield from list_items(path)
-        return
-    for line, text in text_lines(path):
-        if not text.strip():
-            continue
-        place = f"{path}:{line}"
-        try:
-            value = loads(text, place)
-        except UserError as error:
-            raise UserError(error.found, place=place, remedy=error.remedy,
-                            expected="a list of objects, or one object a line") from error  # fmt: skip
-        yield place, value
 
 
 # --- GLUE's own folders ----------------------------------------------------------------------------------
@@ -228,16 +157,34 @@ def _hub(task, split, data_dir):
                         expected="files of its own", remedy=remedy)  # fmt: skip
     name, config = task.hub
     place = f"{name}/{config or 'default'}"
+    with asking_the_hub(name, task.name, place, looked, remedy):
+        data = _load(name, config, split)
+    return data, lambda i: f"{place}:{split}[{i}]"
+
+
+@contextlib.contextmanager
+def asking_the_hub(name, task="it", place=None, looked="", remedy="check the name, or name a folder or a file"):
+    """Whatever goes wrong with a data set of the hub is a `UserError`.
+
+    Args:
+        name: of the data set.
+        task, place, looked, remedy: parts of the message.
+    """
     try:
         _reach(name)
-        data = _load(name, config, split)
+        yield
     except UserError:
         raise
     except Exception as error:
         # Whatever the library, its parsers and the network raise: there is no data, and this is why.
-        raise UserError(f"{task.name} cannot be loaded from the hub: {first_line(error)}{looked}", place=place,
+        raise UserError(f"{task} cannot be loaded from the hub: {first_line(error)}{looked}", place=place or name,
                         expected="a reachable hub, or a copy fetched before", remedy=remedy) from error  # fmt: skip
-    return data, lambda i: f"{place}:{split}[{i}]"
+
+
+def load_from_hub(name, config, split):
+    """A split of a data set of the hub, as `datasets.Dataset`."""
+    with asking_the_hub(name):
+        return _load(name, config, split)
 
 
 def _load(name, config, split):

@@ -93,8 +93,9 @@ def read_tasks(args, made=None):
     split = "distil" if args.seq_distil else "train"
     found = {}
     for task in tasks.sequence(args.tasks):
-        path = (made or {}).get(task.name) or tasks.find(args.data_dir, task, split)
-        found[task.name] = samples.load(path, split)[: args.limit]
+        path = (made or {}).get(task.name)
+        qas = samples.load(path, split) if path else samples.load_task(task, args.data_dir, split)
+        found[task.name] = qas[: args.limit]
     return parts(found, args) if args.unbound else found
 
 
@@ -127,12 +128,12 @@ def check_test(made, args):
     """
     for task in tasks.sequence(args.tasks):
         try:
-            path = tasks.find(args.data_dir, task, "test")
+            tasks.find(args.data_dir, task, "test")
         except UserError:
             # It is not needed to learn.
             continue
         try:
-            answers.check_fit(made, samples.load(path, "test"))
+            answers.check_fit(made, samples.load_task(task, args.data_dir, "test"))
         except answers.TooLong as error:
             longer = f"train with a higher --max_len, or evaluate_lifelong.py --max_len {error.needed} evaluates it"
             say(f"warning: {error.place}, to be evaluated: {error.found}, {error.expected};\n"

@@ -35,7 +35,9 @@ def score(task, answers, samples, gold=None):
     if task.kind == "dialogue":
         references = [[answer] for _, answer in gold]
     scores = texts(answers, references)
-    if task.kind == "rouge":
+    if task.own:
+        scores |= task.own.score(answers, references)
+    elif task.kind == "rouge":
         scores |= rouge(answers, references)
     elif task.kind == "bleu":
         scores["bleu"] = bleu(answers, references)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from versatile.data import question_samples as samples
 from versatile.data import question_tasks as tasks
+from versatile.data.own_tasks import register_own_tasks
 from versatile.lifelong import learning, scores, sequence
 from versatile.lifelong.answers import Answerer, answer, check_fit, log_probabilities
 from versatile.lifelong.batches import BackOff
@@ -110,6 +111,7 @@ def opened(folder):
         why = first_line(error) if isinstance(error, (OSError, ValueError)) else "the flags of a sequence are not in it"
         raise UserError(f"run.json is not one of train_lifelong.py: {why}", place=place, expected=expected,
                         remedy="name another directory") from error  # fmt: skip
+    register_own_tasks(vars(found).get("task_definitions") or ())
     finished = sequence.Progress(folder, None).finished
     sequence.check_models(folder, found, finished)
     for stage in stages:
@@ -134,7 +136,7 @@ def read(names, data_dir, split, limit=None, first=False):
         if task.gold and split == "train":
             raise UserError(f"{task.name} is scored by {task.gold}, which is of its test split",
                             place="--test_training_set", remedy="leave the flag out, or the task")  # fmt: skip
-        qas = samples.load(tasks.find(data_dir, task, split), split)
+        qas = samples.load_task(task, data_dir, split)
         gold = GOLD[task.kind](tasks.find_gold(data_dir, task)) if task.gold else None
         if gold and limit and len(gold) == len(qas):
             # They come in the order of the ids.

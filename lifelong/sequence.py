@@ -26,6 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 from versatile.adapters.methods.registry import BARE, FULL, method_of
 from versatile.training import method_flags
+from versatile.data.task_names import task_flag
 from versatile.training.runs import Run, stored
 from versatile.utils import flags
 from versatile.utils.errors import UserError, first_line
@@ -51,7 +52,8 @@ def name_flags(parser):
     """The flags that both scripts have: they name a sequence and its data."""
     g = parser.add_argument_group("the sequence")
     g.add_argument("--seq_train_type", choices=MODES, default="lll", help="how the tasks are learnt")
-    g.add_argument("--tasks", nargs="+", metavar="TASK", help="the tasks, in the order they are learnt")
+    task_flag(g, "--tasks", nargs="+", metavar="TASK",
+              help="the tasks, in the order they are learnt; NAME=DATA is one of your own, see data/own_tasks.py")
     g.add_argument("--model_name", "--model_checkpoint", dest="model_checkpoint", default="gpt2", metavar="NAME",
                    help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
     g.add_argument("--gen_lm_sample_percentage", type=flags.share, default=0.05,
@@ -84,7 +86,9 @@ def check_names(parser, args, data=True):
     if not args.tasks:
         parser.error("--tasks is needed")
     for flag, variable in (("data_dir", "DATA_DIR"), ("model_dir_root", "MODEL_ROOT_DIR")):
-        if not getattr(args, flag) and (data or flag != "data_dir"):
+        if flag == "data_dir" and (not data or set(args.tasks) <= set(args.own_tasks or ())):
+            continue
+        if not getattr(args, flag):
             parser.error(f"--{flag} is needed, or the variable {variable}")
     chosen = choose_method(args)
     method_flags.check_settings(args, [chosen["method"] if chosen else FULL])

@@ -10,7 +10,6 @@ import torch
 from versatile.adapters import checkpoint
 from versatile.adapters.backbones.family import backbone_of
 from versatile.data import question_samples as samples
-from versatile.data import question_tasks as tasks
 from versatile.data.encoders.question_answer import gen_token
 from versatile.lifelong import answers, routing, sequence
 from versatile.lifelong.batches import BackOff
@@ -78,7 +77,7 @@ def distilled(args, task, folder, dtype):
         folder: the teacher's directory; the file lies there, named by the questions, the teacher's weights, the
             longest length and the precision.
     """
-    qas = samples.load(tasks.find(args.data_dir, task, "train"), "train")[: args.limit]
+    qas = samples.load_task(task, args.data_dir, "train")[: args.limit]
     with open(sequence.weights(folder), "rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     # What shapes its answers.

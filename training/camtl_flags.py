@@ -8,6 +8,7 @@ import json
 import math
 from pathlib import Path
 
+from versatile.data.task_names import task_flag, unknown_task
 from versatile.utils import flags
 from versatile.utils.devices import add_precision_flags
 from versatile.utils.errors import UserError
@@ -80,9 +81,9 @@ def _model_and_data(p):
                         "11 for large")  # fmt: skip
     g = p.add_argument_group("data")
     g.add_argument("--data_dir", help="folder of CoLA/, MNLI/, …, as the official script makes it")
-    g.add_argument("--tasks", nargs="+", type=str.lower, metavar="TASK",
-                   help=f"tasks, their order gives the ids: {' '.join(TASKS)} (default: all of them in this order, a "
-                        "trained model's own)")  # fmt: skip
+    task_flag(g, "--tasks", nargs="+", metavar="TASK",
+              help=f"tasks, their order gives the ids: {' '.join(TASKS)}, and NAME=DATA for those of your own, see "
+                   "data/own_tasks.py (default: all of GLUE in this order, a trained model's own)")  # fmt: skip
     g.add_argument("--limit", type=flags.positive, help="only the first so many rows of each file")
     g.add_argument("--overwrite_cache", action="store_true", help="tokenise anew")
     g.add_argument("--cache_dir", help="where tokenised data lie (default: $VERSATILE_CACHE or ~/.cache/versatile)")
@@ -238,7 +239,8 @@ def check(p, args):
     """Complete the flags; an error of the parser where they do not go together."""
     if not args.model_checkpoint:
         p.error("--model_name_or_path is needed")
-    if not args.data_dir:
+    take_definitions(args)
+    if not args.data_dir and not set(args.tasks or TASKS) <= own_names(args):
         p.error("--data_dir is needed; --download says where GLUE is to be had")
     if not (args.do_train or args.do_eval or args.do_predict):
         p.error("nothing to do: give --do_train, --do_eval or --do_predict")
@@ -259,6 +261,23 @@ def check(p, args):
     _check_rank(p, args)
 
 
+def own_names(args):
+    """Names of the tasks of the user's own that are typed, or that the trained model knows."""
+    return {*(args.own_tasks or ()), *(task["name"] for task in args.task_definitions or ())}
+
+
+def take_definitions(args):
+    """A trained model brings its own tasks; without --tasks all that it was trained on are meant."""
+    from versatile.training.runs import stored
+
+    if args.own_tasks or not Path(args.model_checkpoint).is_dir():
+        return
+    known = stored(args.model_checkpoint).get("flags") or {}
+    args.task_definitions = known.get("task_definitions")
+    if args.task_definitions and not args.tasks:
+        args.tasks = known.get("tasks")
+
+
 def _only_training(p, args):
     for flag in ("evaluate_during_training", "freeze_encoder_layers", "use_mt_uncertainty", "uniform_mt_sampling"):
         if getattr(args, flag):
@@ -268,15 +287,16 @@ def _only_training(p, args):
 def _check_tasks(p, args):
     if not args.tasks:
         return
-    names = [name for word in args.tasks for name in word.split(",") if name]
+    own = own_names(args)
+    names = [name for word in args.tasks for name in ([word] if word in own else word.lower().split(",")) if name]
     # "stsb" and "sts_b", too.
     plain = {name.replace("-", ""): name for name in (*TASKS, *GUESTS)}
-    args.tasks = [plain.get(name.replace("-", "").replace("_", ""), name) for name in names]
+    args.tasks = [name if name in own else plain.get(name.replace("-", "").replace("_", ""), name) for name in names]
     for name in args.tasks:
         if name in GUESTS:
             p.error(f"--tasks {name}: nothing is trained on it; it is evaluated with {GUESTS[name]}")
-        if name not in TASKS:
-            p.error(f"--tasks {name}: no such task; they are {' '.join(TASKS)}")
+        if name not in TASKS and name not in own:
+            raise unknown_task(name, TASKS)
     if twice := next((name for name in args.tasks if args.tasks.count(name) > 1), None):
         p.error(f"--tasks: {twice} is named twice")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from versatile.data.files import fingerprint, iter_records, open_bytes, top_level
+from versatile.data.files import fingerprint, open_bytes
 from versatile.training.decoding import decode
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, disk_errors
@@ -73,7 +73,7 @@ def read_inputs(path, task, how, encode, limit=None, merge=True):
         UserError: a record cannot be used, or not one fits under `limit`.
     """
     inputs, seen, waiting, full = Inputs(), {}, [], False
-    for place, record in iter_records(path, "train"):
+    for place, record in task.records(path, "train"):
         if full:
             continue
         examples = list(task.examples(record, place, how))
@@ -282,7 +282,7 @@ def pieces(path, task, how, inputs, texts, report, samples=0):
         samples: how many examples the report keeps.
     """
     taught, numbers = 0, iter(inputs.which)
-    for position, (key, value) in enumerate(top_level(path)):
+    for position, (key, value) in enumerate(task.contents(path)):
         yield ("," if position else "{") + f"\n{_json(key)}: "
         if not isinstance(value, Iterator):
             yield _json(value)

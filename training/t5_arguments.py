@@ -5,10 +5,14 @@
 # ruff: noqa: RUF009 - `arg` makes a dataclass field.
 
 import dataclasses
+import json
+from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import Seq2SeqTrainingArguments as HfTrainingArguments
+from versatile.data.own_tasks import prepare_own_tasks
+from versatile.data.task_names import separate_sources
 from versatile.utils import config_flags
 from versatile.utils.config_flags import arg
 from versatile.utils.errors import UserError
@@ -51,8 +55,10 @@ class DataTrainingArguments:
 
     _argument_group_name = "tasks and data"
 
-    tasks: list[str] = field(default_factory=lambda: ["mrpc"], metadata=dict(help="tasks to train on"))
+    tasks: list[str] = field(default_factory=lambda: ["mrpc"], metadata=dict(
+        help="tasks to train on; NAME=DATA is one of your own, see data/own_tasks.py"))  # fmt: skip
     eval_tasks: list[str] | None = arg(None, "tasks to evaluate (default: --tasks)")
+    task_definitions: str | None = arg(None, "kept in run.json: what defines the tasks of your own (--tasks NAME=DATA)")
     data_dir: str | None = arg(None, "GLUE's official folders, or a folder of local files (default: the hub)")
     adapters: list[str] | None = arg(None, "an adapter's name for each of --tasks; equal names share one")
     task_embeddings: list[str] | None = arg(None, "an embedding's name for each of --tasks; equal names share one")
@@ -199,7 +205,7 @@ HF_NAMES = {f.name for f in dataclasses.fields(HfTrainingArguments)}
 FREE_WHEN_RESUMING = {
     "resume", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "save_steps", "save_total_limit",
     "cache_dir", "per_device_eval_batch_size", "eval_output_dir", "do_test", "disable_tqdm", "dataloader_num_workers",
-    "report_to", "config",
+    "report_to", "config", "task_definitions",
     # Where the data lie; that they are the same is known by their content.
     "data_dir", "train_files", "validation_files",
 }  # fmt: skip
@@ -246,14 +252,40 @@ def parse(argv=None, doc=None):
     """
     names = dataclasses.replace(NAMES, doc=doc)
     given, config, typed = config_flags.given(names, argv)
+    sources = take_sources(given)
     if directory := resumed(given):
         given = stored(directory, given, names, "train_t5.py")
         config = given.pop("config", None) or config
     else:
         follow(given, typed)
     arguments = Arguments(*config_flags.build(names, given, config), given, config, typed)
+    define_own_tasks(arguments, sources)
     check(arguments)
     return arguments
+
+
+def take_sources(given):
+    """{name: source} of NAME=SOURCE among the tasks in `given`, whose names stay there."""
+    sources = {}
+    for flag in ("tasks", "eval_tasks"):
+        try:
+            names, own = separate_sources(given.get(flag) or [])
+        except ValueError as error:
+            raise UserError(str(error), place=f"--{flag}",
+                            expected="NAME, or NAME=DATA for a task of your own") from error  # fmt: skip
+        if own:
+            given[flag] = names
+        sources |= own
+    return sources
+
+
+def define_own_tasks(arguments, sources):
+    """Register tasks of the user's own, and write down what they are."""
+    data = arguments.data
+    kept = json.loads(data.task_definitions) if data.task_definitions else None
+    own = Namespace(own_tasks=sources, task_definitions=kept)
+    prepare_own_tasks(own, "--tasks")
+    data.task_definitions = json.dumps(own.task_definitions) if own.task_definitions else None
 
 
 # What goes with another argument, and is not taken from a config where that one is typed.
@@ -360,8 +392,7 @@ def check_tasks(tasks, place):
         try:
             text_to_text.get(name)
         except UserError as error:
-            remedy = "separate the names with spaces" if "," in name else error.remedy
-            raise UserError(error.found, place=place, expected=error.expected, remedy=remedy) from None
+            raise UserError(error.found, place=place, expected=error.expected, remedy=error.remedy) from None
 
 
 POSITIVE = ("reduction_factor", "max_source_length", "max_target_length", "val_max_target_length",

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from versatile.data import text_to_text
 from versatile.data.encoders import text_to_text as encoder
+from versatile.data.own_tasks import register_own_tasks
 from versatile.training.t5_training import Collator, Rows, smoothed_loss
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
@@ -309,6 +310,7 @@ def evaluate_run(args, given):
     device = idist.device()
     dtype = devices.precision(args, device)
     known = directory.run_flags(args.model_checkpoint)
+    register_own_tasks(json.loads(known.get("task_definitions") or "[]"))
     data = Namespace(data_dir=data_of(args, known),
                      eval_beams=args.num_beams if "num_beams" in given else known.get("eval_beams"))  # fmt: skip
     split = SPLITS[args.split or "test"]

@@ -26,6 +26,14 @@ def f1(predictions, targets):
     return float(f1_score(np.asarray(targets), np.asarray(predictions), zero_division=0))
 
 
+def macro_f1(predictions, targets):
+    """Mean F1 of the classes that occur."""
+    from sklearn.metrics import f1_score
+
+    check_counts(predictions, targets)
+    return float(f1_score(np.asarray(targets), np.asarray(predictions), average="macro", zero_division=0))
+
+
 def f1_with_invalid(predictions, targets):
     """`f1`, where a prediction that is neither 0 nor 1 counts as the wrong one of the two (Raffel et al. 2020)."""
     check_counts(predictions, targets)

@@ -91,14 +91,15 @@ def load(data_dir, name, split, tokenizer, max_length, *, limit=None, cache_dir=
         UserError: the file cannot be used, see `data.glue.read`; rows of "train" or "dev" have no labels.
     """
     task, path = glue.get(name), glue.path_of(data_dir, name, split)
-    if not path.is_file():
+    if not path.is_file() and not task.own:
         glue.read(data_dir, name, split)
     backend = tokenizer.backend_tokenizer
     # Some tokenizers come with a length of their own.
     backend.no_truncation()
     backend.no_padding()
     settings = [FORMAT, task.name, split, task.columns, task.label_column, task.labels, max_length]
-    parts = [fingerprint(path), tokenizer_fingerprint(tokenizer), json.dumps(settings)]
+    content = task.content_key(split) if task.own else fingerprint(path)
+    parts = [content, tokenizer_fingerprint(tokenizer), json.dumps(settings)]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     folder = entry_directory(key if limit is None else f"{key}_{limit}", cache_dir)
 
@@ -164,8 +165,12 @@ def encode(tokenizer, examples, max_length):
 
 def missing(data_dir, names, splits):
     """[path] of the files that are not there, for tasks and splits."""
-    wanted = [glue.path_of(data_dir, name, split) for name in names for split in splits]
-    return [path for path in wanted if not path.is_file()]
+    wanted = [(glue.get(name), split) for name in names for split in splits]
+    return [
+        path
+        for task, split in wanted
+        if not (task.own and task.own.has(split)) and not (path := glue.path_of(data_dir, task.name, split)).is_file()
+    ]
 
 
 def need(data_dir, names, splits, otherwise=""):

@@ -1,0 +1,397 @@
+"""Tasks of the user's own: where their rows come from, and what is read of a row.
+
+A source is one of
+
+* a folder with train, valid and test as ``.jsonl``, ``.json``, ``.csv`` or ``.tsv``, plain or ``.gz``; ``validation``,
+  ``val`` and ``dev`` are names of valid, too;
+* one json file in the toolkit's own format: ``{"train": [...], "valid": [...], "test": [...]}``;
+* a data set of the Hugging Face hub: ``owner/name``, or ``owner/name:configuration``.
+
+A row has the columns ``prompt`` and ``answer`` (or ``src`` and ``tgt``). Other columns are named in a ``task.json``, in the
+folder, beside the file (or ``<file>.task.json``), or given as the source itself with the data named in it::
+
+    {"data": "owner/name", "prompt": "text", "answer": "label", "labels": ["negative", "positive"],
+     "metrics": ["accuracy", "f1"], "question": "What is the sentiment?", "max_length": 64}
+
+Every key may be left out. ``prompt`` may be a list of columns.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+from versatile.data import row_files
+from versatile.data.files import fingerprint, iter_records, split_names
+from versatile.utils import answer_metrics
+from versatile.utils.errors import UserError, brief
+from versatile.utils.schema import Choice, ListOf, Record, Text, Whole, read_json_object, validate
+
+SPLITS = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
+_SAME = {"validation": "valid", "dev": "valid"}
+_COLUMNS = {"prompt": ("prompt", "src"), "answer": ("answer", "tgt")}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
+MOST_LABELS = 1000
+LONGEST_ANSWER = 128
+"""Tokens of a generated answer at the most, where the task does not say."""
+
+_TEXT = Text(says="a text", required=False)
+SCHEMA = Record(
+    dict(
+        data=_TEXT,
+        prompt=ListOf(Text(says="a column's name"), 1, 100),
+        answer=Text(says="a column's name"),
+        labels=ListOf(Text(says="a label"), 2, MOST_LABELS, unique=str),
+        metrics=ListOf(Choice(answer_metrics.NAMES), 1, 10, unique=str),
+        question=Text(says="a text", empty=True),
+        max_length=Whole(1, 100_000),
+    ),
+    closed=True,
+)
+DEFINITION = Record(SCHEMA.fields | dict(name=Text(says="a name"), source=_TEXT))
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """A task of the user's own.
+
+    Attributes:
+        name: what it is called.
+        source: folder, file or hub name, see above.
+        prompt: columns that the prompt is made of; () stands for "prompt" or "src".
+        answer: the answer's column; "" stands for "answer" or "tgt".
+        labels: the answers that there are, in order, or None: answers are free texts.
+        metrics: names of `utils.answer_metrics`, the one that stands for the task first.
+        question: what LAMOL's question-answer form asks about the prompt.
+        max_length: tokens of a generated answer at the most.
+    """
+
+    name: str
+    source: str
+    prompt: tuple = ()
+    answer: str = ""
+    labels: tuple | None = None
+    metrics: tuple = ()
+    question: str = ""
+    max_length: int = LONGEST_ANSWER
+
+    def to_json(self):
+        """What a checkpoint keeps; `from_json` reads it."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()
+                if v not in ((), "", None)}  # fmt: skip
+
+    # ---- rows
+
+    def rows(self, split, source=None):
+        """Yield (place, prompts, answers) of every row of a split.
+
+        Args:
+            split: "train", "valid" or "test", or the name that another system has for it ("validation", "dev").
+            source: read this one instead of the task's own.
+
+        Returns:
+            prompts, a list of texts, one for each column; answers, a list of the texts that are right, the first the
+            one to learn.
+
+        Raises:
+            UserError: while iterating; with file and line: no such split, no such column, a row that cannot be used.
+        """
+        empty = True
+        for place, record in self.records(split, source):
+            empty = False
+            yield place, self.prompts(record, place), self.answers(record, place)
+        if empty:
+            raise UserError("holds no rows", place=f"{source or self.source}:{split}", expected="at least one",
+                            remedy="fill the split, or leave it out")  # fmt: skip
+
+    def records(self, split, source=None):
+        """Yield (place, record) of a split as the file has it."""
+        source, split = source or self.source, _SAME.get(split, split)
+        path = Path(source)
+        if path.is_dir():
+            return row_files.read_rows(self.split_path(split, source))
+        return iter_records(path, self.key(split, path)) if path.is_file() else hub_records(source, split)
+
+    def split_path(self, split, source=None):
+        """The file that a split's rows stand in; the source itself where that is not a folder."""
+        source, split = source or self.source, _SAME.get(split, split)
+        path = Path(source)
+        return row_files.split_file(path, SPLITS[split], f"the task {self.name}") if path.is_dir() else path
+
+    def key(self, split, path):
+        """The key of a split in a json file."""
+        held = split_names(path)
+        return next((name for name in SPLITS[split] if name in held), split)
+
+    def has(self, split, source=None):
+        """Whether the source has rows of a split."""
+        source = source or self.source
+        split, path = _SAME.get(split, split), Path(source)
+        if split not in SPLITS:
+            return False
+        if path.is_dir():
+            return bool(row_files.split_files(path, SPLITS[split]))
+        return any(name in SPLITS[split] for name in (split_names(path) if path.is_file() else hub_splits(source)))
+
+    def content_key(self, split, source=None):
+        """A hash of everything that decides a split's rows."""
+        path = self.split_path(split, source)
+        content = fingerprint(path) if path.is_file() else hub_fingerprint(str(path), _SAME.get(split, split))
+        settings = [content, self.prompt, self.answer, self.labels, self.question]
+        return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+    def prompts(self, record, place):
+        """The prompt's texts, one for each column."""
+        return [text_of(record, (column,), place) for column in self.prompt] or [
+            text_of(record, _COLUMNS["prompt"], place)]  # fmt: skip
+
+    def prompt_text(self, prompts):
+        """The prompt as one text; several columns are named, as in T5's own tasks."""
+        if len(prompts) == 1:
+            return prompts[0]
+        return " ".join(f"{column}: {text.strip()}" for column, text in zip(self.prompt, prompts))
+
+    def answers(self, record, place):
+        """The texts that are right answers."""
+        columns = (self.answer,) if self.answer else _COLUMNS["answer"]
+        value, column = column_value(record, columns, place)
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            raise UserError(f"{column!r} is an empty list", place=place, expected="an answer")
+        return [self.label(v, column, place) if self.labels else answer_text(v, column, place) for v in values]
+
+    def label(self, value, column, place):
+        """An answer as a label's name; a number that is no label itself counts from 0 among them."""
+        text = answer_text(value, column, place).strip()
+        if text in self.labels:
+            return text
+        if text.isascii() and text.isdigit() and int(text) < len(self.labels):
+            return self.labels[int(text)]
+        shown = ", ".join(self.labels[:20]) + (", …" if len(self.labels) > 20 else "")
+        raise UserError(f"{column!r} is {brief(value)}", place=place, expected=f"one of {shown}",
+                        remedy="correct the row, or the labels of task.json")  # fmt: skip
+
+    # ---- scores
+
+    def score(self, hypotheses, references):
+        """{name: `Score`} of the metrics that the task asks for."""
+        return answer_metrics.score(self.metrics, hypotheses, references, self.labels)
+
+    def with_labels(self):
+        """The same task with labels: those of its training rows, sorted, where it does not say which there are."""
+        if self.labels:
+            return self
+        found = set()
+        for place, _, answers in self.rows("train"):
+            found.add(answers[0].strip())
+            if len(found) > MOST_LABELS:
+                raise UserError(f"has more than {MOST_LABELS} different answers", place=place,
+                                expected="a classification task, or its labels in task.json")  # fmt: skip
+        if len(found) < 2:
+            raise UserError(f"has one answer only: {brief(*found)}", place=self.source,
+                            expected="two labels or more")  # fmt: skip
+        numbers = all(text.isascii() and text.isdigit() for text in found)
+        labels = tuple(sorted(found, key=int if numbers else str))
+        metrics = _metrics(labels) if self.metrics == _metrics(None) else self.metrics
+        return replace(self, labels=labels, metrics=metrics)
+
+
+def _metrics(labels):
+    """The metrics of a task that does not name any."""
+    return ("accuracy",) if labels else ("exact_match", "f1")
+
+
+# --- columns ---------------------------------------------------------------------------------------------
+
+
+def column_value(record, columns, place):
+    """(value, column) of the first of `columns` that a record has."""
+    for column in columns:
+        if column in record:
+            return record[column], column
+    listed = ", ".join(map(repr, islice(record, 20)))
+    raise UserError(f"has no column {' or '.join(map(repr, columns))}; it has {listed or 'none'}", place=place,
+                    expected='the columns "prompt" and "answer"',
+                    remedy='rename them, or name yours in task.json: {"prompt": "text", "answer": "label"}')  # fmt: skip
+
+
+def text_of(record, columns, place):
+    """The text under the first of `columns` that a record has."""
+    value, column = column_value(record, columns, place)
+    if not isinstance(value, str):
+        raise UserError(f"{column!r} is {brief(value)}", place=place, expected="a text", remedy="correct the row")
+    return value.encode("utf-8", "replace").decode("utf-8")
+
+
+def answer_text(value, column, place):
+    """An answer as text: a whole number may stand for a label."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
+    if isinstance(value, str | int | float):
+        return str(value).encode("utf-8", "replace").decode("utf-8")
+    raise UserError(f"{column!r} is {brief(value)}", place=place, expected="a text, a number, or a list of these",
+                    remedy="correct the row, or take it out")  # fmt: skip
+
+
+# --- the hub ---------------------------------------------------------------------------------------------
+
+
+def _hub(source, split):
+    """A split of a data set of the hub, as `datasets.Dataset`."""
+    from versatile.data.text_to_text_rows import load_from_hub
+
+    name, _, config = source.partition(":")
+    held = hub_splits(source)
+    own = next((own for own in SPLITS[split] if own in held), None)
+    if own is None:
+        raise UserError(f"has no {split} split, but {', '.join(held)}", place=source,
+                        expected=" or ".join(SPLITS[split]))  # fmt: skip
+    return load_from_hub(name, config or None, own)
+
+
+def hub_splits(source):
+    """Names of the splits of a data set of the hub."""
+    from datasets import get_dataset_split_names
+    from versatile.data.text_to_text_rows import asking_the_hub
+
+    name, _, config = source.partition(":")
+    with asking_the_hub(name):
+        return get_dataset_split_names(name, config or None)
+
+
+def hub_records(source, split):
+    """Yield (place, record); a class is given by its name."""
+    data = _hub(source, split)
+    names = {column: f.names for column, f in data.features.items() if getattr(f, "names", None)}
+    for number, record in enumerate(data):
+        for column, labels in names.items():
+            if isinstance(record[column], int) and 0 <= record[column] < len(labels):
+                record[column] = labels[record[column]]
+        yield f"{source}:{split}[{number}]", record
+
+
+def hub_fingerprint(source, split):
+    """What names the content of a split on the hub."""
+    return str(_hub(source, split)._fingerprint)
+
+
+# --- definitions -----------------------------------------------------------------------------------------
+
+
+def define(name, source, flag="--tasks"):
+    """The `OwnTask` of NAME=SOURCE as typed.
+
+    Raises:
+        UserError: a name that cannot be a task's, nothing at the source, a task.json that is not one.
+    """
+    place = f"{flag} {name}={source}"
+    if not _NAME.fullmatch(name) or len(name) > 60:
+        raise UserError(f"{brief(name)} cannot be a task's name", place=place,
+                        expected="letters, digits, - and _, at most 60")  # fmt: skip
+    path, settings = Path(source), {}
+    beside = None
+    if path.is_file() and not split_names_of_json(path):
+        beside, settings = path, _settings(path)
+        if "data" not in settings:
+            raise UserError("holds no train, valid or test", place=path,
+                            expected='{"train": [...], "valid": [...], "test": [...]}, or a task.json with "data"',
+                            remedy="name a folder for files of one split each")  # fmt: skip
+        source = settings.pop("data")
+        path = path.parent / source if (path.parent / source).exists() else Path(source)
+    else:
+        beside = next((p for p in _beside(path) if p.is_file()), None)
+        settings = _settings(beside) if beside else {}
+        settings.pop("data", None)
+    if not path.exists() and not _HUB.fullmatch(source):
+        raise UserError("no such file or folder", place=place, remedy="check the path for a typing error",
+                        expected="a folder with train, valid and test, a json file, or owner/name on the hub")  # fmt: skip
+    settings["source"] = str(path.resolve()) if path.exists() else source
+    return from_json(dict(settings, name=name), beside or place)
+
+
+def split_names_of_json(path):
+    """Names of a json file's splits; other files are refused: a single file must hold all splits."""
+    if Path(path.name.removesuffix(".gz")).suffix.lower() != ".json":
+        raise UserError("one file holds one split only", place=path, remedy="name the folder instead",
+                        expected="a folder with train, valid and test, or one json file with all of them")  # fmt: skip
+    return [name for name in split_names(path) if any(name in names for names in SPLITS.values())]
+
+
+def _beside(path):
+    if path.is_dir():
+        return [path / "task.json"]
+    return [path.with_name(f"{row_files.stem(path)}.task.json"), path.with_name("task.json")]
+
+
+def _settings(path):
+    found = read_json_object(path, "correct it")
+    if isinstance(found.get("prompt"), str):
+        found["prompt"] = [found["prompt"]]
+    return validate(found, SCHEMA, path, "correct the file")
+
+
+def from_json(content, place):
+    """The `OwnTask` that a checkpoint kept, or a task.json describes.
+
+    Raises:
+        UserError: at `place`: something is missing or of the wrong kind.
+    """
+    validate(content, DEFINITION, place)
+    known = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()
+             if key in OwnTask.__dataclass_fields__}  # fmt: skip
+    known.setdefault("metrics", _metrics(known.get("labels")))
+    if {"name", "source"} - set(known):
+        raise UserError("is not the definition of a task", place=place, expected="a name and a source")
+    return OwnTask(**known)
+
+
+# --- which there are -------------------------------------------------------------------------------------
+
+_KNOWN: dict[str, OwnTask] = {}
+
+
+def get_own_task(name):
+    """The `OwnTask` of a name that was registered, or None."""
+    return _KNOWN.get(name)
+
+
+def register_own_tasks(tasks):
+    """Make tasks of the user's own known to all scripts' look-ups, under their names.
+
+    Args:
+        tasks: `OwnTask`s, or what their `to_json` gave.
+
+    Raises:
+        UserError: a name that a task of the toolkit has.
+    """
+    from versatile.data.task import known_names
+
+    for task in tasks:
+        task = task if isinstance(task, OwnTask) else from_json(task, "a task's definition in the checkpoint")
+        if task.name in known_names():
+            raise UserError(f"{task.name!r} is a task of the toolkit", place=f"{task.name}={task.source}",
+                            expected="a name of your own", remedy="choose another name")  # fmt: skip
+        _KNOWN[task.name] = task
+
+
+def prepare_own_tasks(args, flag="--tasks", labelled=False):
+    """Register the tasks that a command line or a resumed run brings; what they are goes to `args.task_definitions`.
+
+    Args:
+        args: has own_tasks, {name: source} or None, and task_definitions, those of a resumed run or None.
+        flag: where the names were typed.
+        labelled: every task is a classification: labels that are not given are those of the training rows.
+    """
+    if args.own_tasks and not args.task_definitions:
+        tasks = [define(name, source, flag) for name, source in args.own_tasks.items()]
+        register_own_tasks(tasks)
+        tasks = [task.with_labels() for task in tasks] if labelled else tasks
+        args.task_definitions = [task.to_json() for task in tasks]
+    known: Iterable = args.task_definitions or ()
+    register_own_tasks(known)

@@ -1,0 +1,177 @@
+"""A task of the user's own as each of the four encoders takes it: with markers, as text to text, as a question and its
+answer, as a sentence or pair of sentences with a class."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from versatile.data.glue import GlueExample, GlueTask
+from versatile.data.own_tasks import OwnTask
+from versatile.data.question_samples import QA
+from versatile.data.question_tasks import LifelongTask
+from versatile.data.row_store import RowStore
+from versatile.data.task import Example, Reading, Span, distilled_beside
+from versatile.data.text_pair import TextPair
+from versatile.data.text_to_text import TextTask
+from versatile.utils.errors import UserError
+
+# Nothing is published for it: what adapters of its kind were published with.
+PUBLISHED = {
+    "finetune": dict(lr=5e-5, n_epochs=3, train_batch_size=8, gradient_accumulation_steps=2),
+    "adapter": dict(lr=1e-3, n_epochs=5, train_batch_size=8, gradient_accumulation_steps=2, adapter_bottleneck=64),
+}
+
+
+class MarkerTask(TextPair):
+    """With markers, for a decoder or an encoder-decoder."""
+
+    min_tokens = 1
+    published = PUBLISHED
+
+    def __init__(self, own):
+        self.own, self.name = own, own.name
+        self.summary = f"your own: {own.source}"
+        self.markers = tuple(f"<{part}_{own.name}>" for part in ("bos", "eos", "prompt", "answer"))
+        self.bos, self.eos = self.markers[:2]
+        self.dataset_path = own.source
+        self.headline = {"rouge": "rougeLsum"}.get(own.metrics[0], own.metrics[0])
+        self.sample = "a prompt, as in your data"
+
+    @property
+    def definition(self):
+        return self.own.to_json()
+
+    def data_path(self, given, distilled=False):
+        path = given or self.dataset_path
+        beside = distilled_beside(path)
+        if distilled and beside.is_file():
+            return str(beside)
+        if given and not Path(given).exists():
+            raise UserError("no such file or folder", place=given, remedy="check the path for a typing error")
+        return path
+
+    def typed_name(self):
+        return f"{self.name}={self.own.source}"
+
+    def has_data(self):
+        return True
+
+    def records(self, path, split):
+        return self.own.records(split, path)
+
+    def contents(self, path):
+        for split in ("train", "valid", "test"):
+            if self.own.has(split, path):
+                yield split, iter(self.own.records(split, path))
+
+    def content_key(self, path, split):
+        return self.own.content_key(split, path)
+
+    def examples(self, record, place, how=Reading()):
+        answers = self.own.answers(record, place)
+        target = record.get("distillated_tgt") if how.distilled else answers[0]
+        if not isinstance(target, str):
+            raise UserError("has no 'distillated_tgt'", place=place, expected="'distillated_tgt': a string",
+                            remedy="let a teacher write it: python sentence_distiller.py --help")  # fmt: skip
+        prompt = self.own.prompt_text(self.own.prompts(record, place))
+        yield self.assemble(prompt, target, answers, place)
+
+    def assemble(self, source, target="", references=(), place=""):
+        return Example([Span(self.markers[2], source)], Span(self.markers[3], target), source, list(references), place)
+
+    def score(self, hypotheses, references, details=None):
+        return self.own.score(hypotheses, references), []
+
+
+@dataclass(frozen=True)
+class OwnTextTask(TextTask):
+    """As text to text, for a T5: answers stay words."""
+
+    own: OwnTask | None = None
+
+    def score(self, predictions, targets):
+        return {name: score.value for name, score in self.own.score(predictions, [[t] for t in targets]).items()}
+
+    def records(self, split):
+        """(records with the columns prompt and answer, row number -> its place)."""
+        rows = RowStore(
+            (place, {"prompt": self.own.prompt_text(prompts), "answer": answers[0]})
+            for place, prompts, answers in self.own.rows(split)
+        )
+        return rows, rows.place
+
+
+def as_text_task(own):
+    """`OwnTextTask` of an `OwnTask`."""
+    spellings = tuple((label.strip().lower(),) for label in own.labels) if own.labels else None
+    if spellings and len(set(spellings)) < len(spellings):
+        raise UserError("labels differ in capital letters alone", place=own.source, remedy="rename one of them")
+    return OwnTextTask(own.name, "{prompt}", ("answer",), spellings, own.labels, own.metrics, own=own,
+                       max_length=None if own.labels else own.max_length)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OwnQuestionTask(LifelongTask):
+    """As a question and its answer, for LAMOL and L2KD."""
+
+    own: OwnTask | None = None
+
+    def filename(self, split):
+        return f"{self.name}:{split}"
+
+    def samples(self, split):
+        """The list of `QA` of a split."""
+        return [
+            QA(self.own.prompt_text(prompts), self.own.question, tuple(answers if split == "test" else answers[:1]),
+               place=place)
+            for place, prompts, answers in self.own.rows(split)
+        ]  # fmt: skip
+
+
+def as_question_task(own):
+    """`OwnQuestionTask` of an `OwnTask`."""
+    headline = {"rouge": "rougeLsum"}.get(own.metrics[0], own.metrics[0])
+    return OwnQuestionTask(own.name, "own", headline, own=own)
+
+
+@dataclass(frozen=True)
+class OwnGlueTask(GlueTask):
+    """As one or two sentences with a class, for a BERT."""
+
+    own: OwnTask | None = None
+
+    def path(self, split):
+        """The file of a split, which need not exist."""
+        if not self.own.has(split):
+            return Path(self.own.source) / f"{split}.jsonl"
+        return self.own.split_path(split)
+
+    def content_key(self, split):
+        """See `OwnTask.content_key`."""
+        return self.own.content_key(split)
+
+    def read(self, split):
+        """Yield `GlueExample`; of a test split without answers the label is None."""
+        for number, (place, record) in enumerate(self.own.records(split)):
+            texts = self.own.prompts(record, place)
+            answered = split != "test" or (self.own.answer or "answer") in record or "tgt" in record
+            label = self.own.answers(record, place)[0].strip() if answered else None
+            yield GlueExample(number, texts[0], texts[1] if len(texts) > 1 else None, label, place)
+
+
+def as_glue_task(own):
+    """`OwnGlueTask` of an `OwnTask` with labels."""
+    if len(own.prompt) > 2:
+        raise UserError(f"the prompt has {len(own.prompt)} columns", place=own.source, expected="one or two sentences",
+                        remedy="name two columns in task.json")  # fmt: skip
+    metrics = [{"f1": "macro_f1"}.get(name, "accuracy") for name in own.metrics if name in _CLASS_METRICS]
+    if not metrics:
+        raise UserError(f"is scored by {', '.join(own.metrics)}", place=own.source,
+                        expected="accuracy, exact_match or f1",
+                        remedy='name one in task.json: "metrics": ["accuracy"]')  # fmt: skip
+    return OwnGlueTask(own.name, own.name, own.prompt or ("prompt",), own.answer or "answer", own.labels,
+                       tuple(dict.fromkeys(metrics)), dict.fromkeys(("train", "dev", "test"), ()),
+                       f"{re.sub('[^A-Za-z0-9]', '-', own.name)}.tsv", own=own)  # fmt: skip
+
+
+_CLASS_METRICS = ("accuracy", "exact_match", "f1")

@@ -1,0 +1,102 @@
+"""Rows of json, jsonl, csv and tsv files, plain or ``.gz``: records by column, each with its file and line."""
+
+from pathlib import Path
+
+from versatile.data.files import bare_csv_rows, list_items, open_bytes, text_lines
+from versatile.data.json_text import loads
+from versatile.utils.errors import UserError, brief
+
+EXTENSIONS = ("json", "jsonl", "csv", "tsv")
+FILE_NAMES = f"{{{','.join(EXTENSIONS)}}}"
+
+
+def split_files(folder, names):
+    """Existing files of a folder that are named after one of the splits, the best name first."""
+    endings = [f"{ending}{packed}" for ending in EXTENSIONS for packed in ("", ".gz")]
+    paths = (Path(folder) / f"{name}.{ending}" for name in names for ending in endings)
+    return [path for path in dict.fromkeys(paths) if path.is_file()]
+
+
+def split_file(folder, names, owner):
+    """The file of a split.
+
+    Args:
+        folder: where it lies.
+        names: names that the file may have, the best first.
+        owner: whose data these are, for errors.
+
+    Raises:
+        UserError: no such folder, no file of any of the names, or two of the same name.
+    """
+    if not Path(folder).is_dir():
+        raise UserError("no such folder", place=folder, expected=f"a folder with the files of {owner}",
+                        remedy="check the path for a typing error")  # fmt: skip
+    paths = split_files(folder, names)
+    same = [path for path in paths if stem(path) == stem(paths[0])]
+    if len(same) > 1:
+        raise UserError(f"has both {same[0].name} and {same[1].name}", place=folder, expected="one file a split",
+                        remedy="take one of them out")  # fmt: skip
+    if not paths:
+        raise UserError(f"has no file of {owner} for {names[0]}", place=folder, remedy="add the file",
+                        expected=" or ".join(f"{name}.{FILE_NAMES}" for name in dict.fromkeys(names)))  # fmt: skip
+    return paths[0]
+
+
+def stem(path):
+    """A file's name without its endings: "train" of train.jsonl.gz."""
+    return Path(path.name.removesuffix(".gz")).stem
+
+
+def read_rows(path):
+    """Yield (place, record) for every row of a json, jsonl, csv or tsv file."""
+    path = Path(path)
+    ending = Path(path.name.removesuffix(".gz")).suffix.lower().lstrip(".")
+    if ending not in EXTENSIONS:
+        raise UserError(f"is a {path.suffix!r} file", place=path, expected=f"one of {', '.join(EXTENSIONS)}",
+                        remedy="save it as one of them")  # fmt: skip
+    if ending == "csv":
+        yield from _table(path, bare_csv_rows(path))
+    elif ending == "tsv":
+        # As in GLUE: nothing is quoted, and only \n ends a row.
+        lines = ((f"{path}:{line}", text.removesuffix("\n").removesuffix("\r")) for line, text in text_lines(path))
+        yield from _table(path, ((place, text.split("\t")) for place, text in lines if text))
+    else:
+        for place, record in _objects(path):
+            if not isinstance(record, dict):
+                raise UserError(f"is {brief(record)}", place=place, expected="an object, one a row",
+                                remedy="write each row as {...}")  # fmt: skip
+            yield place, record
+
+
+def _table(path, rows):
+    header = None
+    for place, row in rows:
+        if header is None:
+            header = [name.strip() for name in row]
+            if len(set(header)) < len(header):
+                raise UserError("two columns have the same name", place=place, expected="a header of different names",
+                                remedy="correct the first line")  # fmt: skip
+        elif len(row) != len(header):
+            raise UserError(f"{len(row)} columns", place=place, expected=f"{len(header)}, as the header has",
+                            remedy="correct the row")  # fmt: skip
+        else:
+            yield place, dict(zip(header, row))
+
+
+def _objects(path):
+    """Yield (place, item) of a JSON list, or of a file with one JSON value a line."""
+    with open_bytes(path) as file:
+        first = file.read(1 << 12).lstrip()[:1]
+    if first == b"[":
+        yield from list_items(path)
+        return
+    for line, text in text_lines(path):
+        if not text.strip():
+            continue
+        place = f"{path}:{line}"
+        try:
+            value = loads(text, place)
+        except UserError as error:
+            raise UserError(error.found, place=place, remedy=error.remedy,
+                            expected="a list of objects, or one object a line") from error  # fmt: skip
+        yield place, value

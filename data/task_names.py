@@ -1,0 +1,73 @@
+"""Names of tasks as they are typed: what to say of an unknown one, and NAME=SOURCE for a task of the user's own."""
+
+import argparse
+import difflib
+
+from versatile.utils.errors import UserError
+
+
+def unknown_task(name, known, place="--tasks", what="task", more=None):
+    """The `UserError` of a name that is no task's: names like it, and how to bring one's own.
+
+    Args:
+        name: what was typed.
+        known: names of the tasks.
+        place: the flag.
+        what: "task", "GLUE task".
+        more: more advice, or None.
+    """
+    known = list(known)
+    close = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
+    remedy = [f"did you mean {' or '.join(close)}?"] if close else []
+    if "," in str(name):
+        remedy = ["separate the names with spaces"]
+    remedy += [more] if more else []
+    remedy += [f"for a task of your own name its data: {place} {example_name(name)}=FOLDER_OR_FILE"]
+    return UserError(f"unknown {what} {name!r}", place=place, expected="one of " + ", ".join(known),
+                     remedy="; ".join(remedy))  # fmt: skip
+
+
+def example_name(name):
+    """The typed name where it could be a task's, otherwise "mine"."""
+    text = str(name)
+    return text if text.replace("-", "").replace("_", "").isalnum() else "mine"
+
+
+def separate_sources(words):
+    """(names, {name: source}) of words that are NAME or NAME=SOURCE.
+
+    Raises:
+        ValueError: no name before the "=", no source behind it, or two sources of one name.
+    """
+    names, sources = [], {}
+    for word in words:
+        name, equals, source = str(word).partition("=")
+        if equals and not (name and source):
+            raise ValueError(f"{word!r}: expected NAME=FOLDER_OR_FILE")
+        if equals and name in sources:
+            raise ValueError(f"task {name!r} is named twice")
+        names.append(name)
+        if equals:
+            sources[name] = source
+    return names, sources
+
+
+class TaskNames(argparse.Action):
+    """Takes NAME or NAME=SOURCE, one or several: names stay under the flag, sources go to `own_tasks`."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        several = isinstance(values, list)
+        try:
+            names, sources = separate_sources(values if several else [values])
+        except ValueError as error:
+            raise argparse.ArgumentError(self, str(error)) from None
+        setattr(namespace, self.dest, names if several else names[0])
+        if sources:
+            namespace.own_tasks = sources
+
+
+def task_flag(group, flag, **options):
+    """Add --task or --tasks to a parser's group; it takes NAME or NAME=SOURCE."""
+    group.add_argument(flag, action=TaskNames, **options)
+    # Written into run.json, so that a resumed run and an evaluation know the user's own tasks.
+    group.set_defaults(own_tasks=None, task_definitions=None)

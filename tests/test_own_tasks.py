@@ -1,0 +1,292 @@
+"""A task of the user's own: one folder or file, in every training script and every regime, with no edit.
+
+    python -m pytest -n 0 -q tests/test_own_tasks.py
+"""
+
+import gzip
+import json
+import shutil
+
+import pytest
+from scripts import SAMPLES, metrics, run, small
+from versatile.data import glue, own_tasks, question_samples, question_tasks, task, text_to_text
+from versatile.data.own_tasks import define, register_own_tasks
+from versatile.utils import answer_metrics
+from versatile.utils.errors import UserError
+
+ROWS = {
+    "train": [("good film", "pos"), ("bad film", "neg"), ("good play", "pos"), ("bad play", "neg")] * 3,
+    "valid": [("good song", "pos"), ("bad song", "neg")],
+    "test": [("good book", "pos"), ("bad book", "neg"), ("a bad one", "neg")],
+}
+
+
+@pytest.fixture(autouse=True)
+def forget(monkeypatch):
+    """No test knows another's tasks."""
+    monkeypatch.setattr(own_tasks, "_KNOWN", {})
+
+
+def jsonl(rows, prompt="prompt", answer="answer"):
+    return "".join(json.dumps({prompt: p, answer: a}) + "\n" for p, a in rows)
+
+
+def write(folder, kind="jsonl", names=("train", "valid", "test"), **settings):
+    """A folder with the rows above in files of one kind, and a task.json where there are settings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in zip(names, ROWS.values()):
+        if kind == "jsonl":
+            (folder / f"{name}.jsonl").write_text(jsonl(rows))
+        elif kind == "json":
+            (folder / f"{name}.json").write_text(json.dumps([{"prompt": p, "answer": a} for p, a in rows]))
+        else:
+            mark = {"csv": ",", "tsv": "\t"}[kind]
+            (folder / f"{name}.{kind}").write_text("".join(f"{p}{mark}{a}\n" for p, a in [("prompt", "answer"), *rows]))
+    if settings:
+        (folder / "task.json").write_text(json.dumps(settings))
+    return folder
+
+
+def read(source, split="train", name="mine"):
+    return [(own.prompt_text(p), a) for own in [define(name, str(source))] for _, p, a in own.rows(split)]
+
+
+EXPECTED = {split: [(p, [a]) for p, a in rows] for split, rows in ROWS.items()}
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv"])
+@pytest.mark.parametrize("valid", ["valid", "validation", "dev", "val"])
+def test_a_folder_of_files_is_a_task(tmp_path, kind, valid):
+    write(tmp_path / "data", kind, ("train", valid, "test"))
+    assert {split: read(tmp_path / "data", split) for split in ROWS} == EXPECTED
+
+
+def test_packed_files_and_one_file_of_all_splits_are_read_alike(tmp_path):
+    write(tmp_path / "data")
+    with gzip.open(tmp_path / "data" / "train.jsonl.gz", "wt") as file:
+        file.write((tmp_path / "data" / "train.jsonl").read_text())
+    (tmp_path / "data" / "train.jsonl").unlink()
+    whole = {split: [{"src": p, "tgt": a} for p, a in rows] for split, rows in ROWS.items()}
+    (tmp_path / "all.json").write_text(json.dumps(whole))
+    for source in (tmp_path / "data", tmp_path / "all.json"):
+        assert {split: read(source, split) for split in ROWS} == EXPECTED
+
+
+def test_columns_and_labels_are_named_in_task_json(tmp_path):
+    folder = write(tmp_path / "data")
+    (folder / "train.jsonl").write_text('{"a": "one", "b": "two", "y": 1}\n{"a": "x", "b": "y", "y": "no"}\n')
+    (folder / "task.json").write_text('{"prompt": ["a", "b"], "answer": "y", "labels": ["no", "yes"]}')
+    assert read(folder) == [("a: one b: two", ["yes"]), ("a: x b: y", ["no"])]
+    assert define("mine", str(folder)).metrics == ("accuracy",)
+
+
+def test_a_task_json_may_stand_for_data_that_lie_elsewhere(tmp_path):
+    write(tmp_path / "data")
+    (tmp_path / "mine.json").write_text('{"data": "data", "metrics": ["rouge"]}')
+    own = define("mine", str(tmp_path / "mine.json"))
+    assert own.source == str(tmp_path / "data") and own.metrics == ("rouge",)
+
+
+def test_a_data_set_of_the_hub_is_read_by_name_with_its_classes_as_words(monkeypatch):
+    import datasets
+    from versatile.data import text_to_text_rows
+
+    features = datasets.Features(prompt=datasets.Value("string"), answer=datasets.ClassLabel(names=["no", "yes"]))
+    data = datasets.Dataset.from_dict({"prompt": ["a", "b"], "answer": [1, 0]}, features=features)
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, split: asked.append((*given, split)) or data)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: ["train", "validation"])
+    monkeypatch.setattr(text_to_text_rows, "_reach", lambda name: None)
+    assert read("owner/name:small", "valid") == [("a", ["yes"]), ("b", ["no"])]
+    assert asked == [("owner/name", "small", "validation")]
+    with pytest.raises(UserError, match="has no test split"):
+        read("owner/name:small", "test")
+
+
+DAMAGES = {
+    "no answer": ('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "train.jsonl:2: has no column 'answer'"),
+    "not json": ('{"prompt": "a", "answer": "b"}\n{"prompt": \n', "train.jsonl:2"),
+    "no object": ("[1]\n", "train.jsonl"),
+    "a prompt that is no text": ('{"prompt": 1, "answer": "b"}\n', "train.jsonl:1: 'prompt' is 1"),
+    "an answer that is none": ('{"prompt": "a", "answer": null}\n', "train.jsonl:1: 'answer' is None"),
+    "an empty list": ('{"prompt": "a", "answer": []}\n', "train.jsonl:1: 'answer' is an empty list"),
+    "nothing": ("", "holds no rows"),
+}
+
+
+@pytest.mark.parametrize("content, expected", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_bad_row_is_one_message_with_file_and_line(tmp_path, content, expected):
+    (write(tmp_path / "data") / "train.jsonl").write_text(content)
+    with pytest.raises(UserError) as error:
+        read(tmp_path / "data")
+    assert expected in str(error.value)
+
+
+def test_a_bad_label_or_column_of_a_table_is_named_with_its_line(tmp_path):
+    folder = write(tmp_path / "data", "csv", labels=["pos", "neg"])
+    (folder / "train.csv").write_text("prompt,answer\na,pos\nb,maybe\n")
+    with pytest.raises(UserError, match=r"train.csv:3: 'answer' is 'maybe'.*\n.*one of pos, neg"):
+        read(folder)
+    (folder / "train.csv").write_text("prompt,answer\na,pos\nb\n")
+    with pytest.raises(UserError, match=r"train.csv:3: 1 columns"):
+        read(folder)
+
+
+SETTINGS = {
+    "an unknown metric": ({"metrics": ["bleurt"]}, "metrics[0]"),
+    "an unknown key": ({"metric": ["f1"]}, "unknown keys metric"),
+    "one label": ({"labels": ["x"]}, "labels"),
+}
+
+
+@pytest.mark.parametrize("settings, expected", SETTINGS.values(), ids=SETTINGS.keys())
+def test_a_wrong_task_json_is_named(tmp_path, settings, expected):
+    write(tmp_path / "data", **settings)
+    with pytest.raises(UserError) as error:
+        define("mine", str(tmp_path / "data"))
+    assert expected in str(error.value) and "task.json" in str(error.value)
+
+
+def test_sources_and_names_that_cannot_be_are_refused(tmp_path):
+    write(tmp_path / "data")
+    for name, source, expected in (
+        ("mine", "/no/such/folder", "no such file or folder"),
+        ("a b", str(tmp_path / "data"), "cannot be a task's name"),
+        ("mine", str(tmp_path / "data" / "train.jsonl"), "one file holds one split only"),
+    ):
+        with pytest.raises(UserError, match=expected):
+            define(name, source)
+    with pytest.raises(UserError, match="'rte' is a task of the toolkit"):
+        register_own_tasks([define("rte", str(tmp_path / "data"))])
+
+
+@pytest.mark.parametrize("get", [task.get, text_to_text.get, question_tasks.get, glue.get])
+def test_an_unknown_name_lists_names_like_it_and_says_how_to_bring_ones_own(get):
+    typed, near = {task.get: ("summarisation", "summarization"), text_to_text.get: ("sst-2", "sst2"),
+                   question_tasks.get: ("wikisq", "wikisql"), glue.get: ("stsb", "sts-b")}[get]  # fmt: skip
+    with pytest.raises(UserError) as error:
+        get(typed)
+    assert f"did you mean {near}" in str(error.value) and f"{typed}=FOLDER_OR_FILE" in str(error.value)
+
+
+# --- as each encoder takes it ----------------------------------------------------------------------------
+
+
+def test_one_task_is_the_same_examples_in_all_four_forms(tmp_path):
+    write(tmp_path / "data", labels=["neg", "pos"], question="What is it?")
+    register_own_tasks([define("mine", str(tmp_path / "data"))])
+    mine = task.get("mine")
+    records = mine.records(mine.dataset_path, "test")
+    examples = [e for place, record in records for e in mine.examples(record, place)]
+    assert [(e.source, e.target.text) for e in examples] == ROWS["test"]
+    assert examples[0].place == f"{tmp_path / 'data' / 'test.jsonl'}:1"
+    rows = text_to_text.load("mine", "test")
+    assert list(zip(rows["source"], rows["target"])) == ROWS["test"]
+    assert text_to_text.load("mine", "test", prefix=True)["source"][0] == "mine good book"
+    qas = question_samples.load_task(question_tasks.get("mine"), None, "test")
+    assert [(q.context, q.question, q.answers) for q in qas] == [(p, "What is it?", (a,)) for p, a in ROWS["test"]]
+    assert [(e.text_a, e.text_b, e.label) for e in glue.read(None, "mine", "test")] == [
+        (p, None, a) for p, a in ROWS["test"]]  # fmt: skip
+    assert glue.get("mine").labels == ("neg", "pos")
+
+
+def test_the_definition_that_a_checkpoint_keeps_is_the_task(tmp_path):
+    own = define("mine", str(write(tmp_path / "data", labels=["neg", "pos"], metrics=["f1"], prompt="prompt")))
+    register_own_tasks([json.loads(json.dumps(own.to_json()))])
+    assert own_tasks.get_own_task("mine") == own
+
+
+# --- scores ----------------------------------------------------------------------------------------------
+
+
+def test_scores_are_those_that_were_asked_for():
+    hypotheses, references = ["the cat", "yes ", "dog"], [["cat"], ["yes"], ["a black dog", "x"]]
+    scores = answer_metrics.score(("exact_match", "f1", "rouge", "accuracy"), hypotheses, references)
+    values = {name: score.value for name, score in scores.items()}
+    assert values["exact_match"] == values["accuracy"] == pytest.approx(100 / 3)
+    # Articles do not count: "cat" is right, "dog" of "black dog" has precision 1 and recall 1/2.
+    assert values["f1"] == pytest.approx(100 * (1 + 1 + 2 / 3) / 3)
+    # "cat" of "the cat": 2/3; "yes": 1; "dog" of "a black dog": precision 1, recall 1/3, F 1/2.
+    assert values["rouge1"] == pytest.approx(100 * (2 / 3 + 1 + 1 / 2) / 3)
+
+
+def test_f1_of_labels_is_the_mean_of_the_labels():
+    scores = answer_metrics.score(("f1",), ["a", "a", "b", "?"], [["a"], ["b"], ["b"], ["b"]], labels=["a", "b"])
+    # a: precision 1/2, recall 1, F 2/3; b: precision 1, recall 1/3, F 1/2.
+    assert scores["f1"].value == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
+
+
+# --- in the scripts --------------------------------------------------------------------------------------
+
+TINY = ["--model_checkpoint", "tiny-gpt2", "--fp32", "--n_epochs", "1"]
+
+
+def done(result):
+    assert result.code == 0, result.err
+    return result
+
+
+def test_own_and_known_tasks_train_together_combine_and_answer(tmp_path):
+    data, nlg = write(tmp_path / "data", metrics=["exact_match", "rouge"]), small(tmp_path / "nlg.json", train=8,
+                                                                                 valid=2, test=2)  # fmt: skip
+    log, vlm, alone = tmp_path / "log", tmp_path / "vlm", tmp_path / "alone"
+    done(run("train_vlm", ["--tasks", f"mine={data}", "nlg", "--data", f"nlg={nlg}", *TINY, "--output_dir", vlm], log))
+    done(run("train", ["--task", f"mine={data}", *TINY, "--adapter_bottleneck", "4", "--output_dir", alone], log))
+    result = done(run("train", ["--resume", alone], log))
+    both = tmp_path / "both"
+    done(run("combine_all", ["--checkpoints", f"mine={alone}", f"nlg={vlm}", "--data", f"nlg={nlg}", "--output", both,
+                             "--proof_examples", "2"], log))  # fmt: skip
+    result = done(run("evaluate_vlm", ["--task", "all", "--no_sample", "--max_length", "3", "--model_checkpoint", both,
+                                       "--data", f"nlg={nlg}", "--output_dir", tmp_path / "out"], log))  # fmt: skip
+    assert "mine            exact_match" in result.out
+    scores = json.loads((tmp_path / "out" / "mine_metrics.json").read_text())["scores"]
+    assert set(scores) == {"exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum", "PPL"}
+    # The checkpoint knows where the data are and how they are scored.
+    done(run("evaluate", ["--task", "mine", "--no_sample", "--max_length", "3", "--model_checkpoint", alone,
+                          "--output_dir", tmp_path / "one"], log))  # fmt: skip
+    assert metrics(tmp_path / "one")["headline"] == "exact_match"
+    done(run("sentence_distiller", ["--task", "mine", "--no_sample", "--max_length", "3", "--model_checkpoint", alone],
+             log))  # fmt: skip
+    result = done(run("train", ["--task", f"mine={data}", "--distillation", *TINY, "--adapter_bottleneck", "4",
+                                "--output_dir", tmp_path / "student"], log))  # fmt: skip
+    assert f"the teacher's texts from {tmp_path / 'data_distilled.json'}" in result.out
+
+
+def test_an_own_task_trains_a_t5_beside_a_known_one(tmp_path):
+    data, folder = write(tmp_path / "data", labels=["neg", "pos"]), tmp_path / "run"
+    shutil.copytree(SAMPLES / "glue" / "RTE", tmp_path / "glue" / "RTE")
+    flags = ["--model_name_or_path", "tiny-t5", "--tasks", f"mine={data}", "rte", "--data_dir", tmp_path / "glue",
+             "--do_train", "true", "--do_eval", "true", "--do_test", "true", "--n_train", "8", "--n_val", "2",
+             "--n_test", "2", "--train_adapters", "true", "--adapter_config_name", "adapter", "--num_train_epochs", "1",
+             "--output_dir", folder]  # fmt: skip
+    done(run("train_t5", flags, tmp_path / "log"))
+    assert "mine_test_accuracy" in json.loads((folder / "test_results.json").read_text())
+    done(run("evaluate", ["--task", "mine", "--model_checkpoint", folder, "--output_dir", tmp_path / "out"],
+             tmp_path / "log"))  # fmt: skip
+    assert set(metrics(tmp_path / "out")["scores"]) == {"accuracy", "PPL"}
+
+
+def test_an_own_task_stands_in_a_sequence_of_tasks(tmp_path):
+    data, folder = write(tmp_path / "data", metrics=["f1"]), tmp_path / "run"
+    flags = ["--tasks", f"mine={data}", "ag", "--data_dir", SAMPLES / "lifelong", "--model_name", "tiny-gpt2", "--limit",
+             "6", "--n_train_epochs", "1", "--max_len", "60", "--min_n_steps", "1", "--output_dir", folder]  # fmt: skip
+    done(run("train_lifelong", flags, tmp_path / "log"))
+    result = done(run("evaluate_lifelong", ["--model_dirs", folder, "--limit", "2"], tmp_path / "log"))
+    assert "| after | mine (f1) | ag (em) |" in result.out
+
+
+def test_an_own_classification_trains_a_bert_and_is_predicted(tmp_path):
+    data, folder = write(tmp_path / "data", metrics=["accuracy", "f1"]), tmp_path / "run"
+    flags = ["--model_name_or_path", "tiny-bert", "--form", "plain", "--max_seq_length", "16", "--do_train", "--do_eval",
+             "--num_train_epochs", "1", "--tasks", f"mine={data}", "--output_dir", folder]  # fmt: skip
+    done(run("train_camtl", flags, tmp_path / "log"))
+    out = tmp_path / "out"
+    done(run("train_camtl", ["--model_name_or_path", folder, "--do_eval", "--do_predict", "--output_dir", out],
+             tmp_path / "log"))  # fmt: skip
+    report = json.loads((out / "eval_results.json").read_text())["tasks"]["mine"]
+    assert set(report["scores"]) == {"accuracy", "macro_f1"}
+    lines = (out / "submission" / "mine.tsv").read_text().splitlines()
+    assert len(lines) == 4 and set(line.split("\t")[1] for line in lines[1:]) <= {"neg", "pos"}
