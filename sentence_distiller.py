@@ -215,7 +215,8 @@ def next_command(args, task, how, teacher):
     backbone = origin(args.model_checkpoint).get("backbone", teacher.config._name_or_path if named else "gpt2")
     width = task.published.get("adapter", {}).get("adapter_bottleneck", 64)
     data = args.dataset_path if beside else args.output
-    words = ["--task", task.typed_name(), "--dataset_path", data, "--distillation", "--model_checkpoint", backbone, "--adapter_bottleneck", str(width)]  # fmt: skip
+    words = ["--task", task.typed_name(), "--dataset_path", data, "--distillation", "--model_checkpoint",
+             backbone, "--adapter_bottleneck", str(width)]  # fmt: skip
     # Only train.py's own default may go unsaid.
     words += ["--max_history", str(how.max_history)] if how.max_history not in (0, task.max_history) else []
     return shell_command("train.py", *words)

@@ -7,8 +7,8 @@ A source is one of
 * one json file in the toolkit's own format: ``{"train": [...], "valid": [...], "test": [...]}``;
 * a data set of the Hugging Face hub: ``owner/name``, or ``owner/name:configuration``.
 
-A row has the columns ``prompt`` and ``answer`` (or ``src`` and ``tgt``). Other columns are named in a ``task.json``, in the
-folder, beside the file (or ``<file>.task.json``), or given as the source itself with the data named in it::
+A row has the columns ``prompt`` and ``answer`` (or ``src`` and ``tgt``). Other columns are named in a ``task.json``, in
+the folder, beside the file (or ``<file>.task.json``), or given as the source itself with the data named in it::
 
     {"data": "owner/name", "prompt": "text", "answer": "label", "labels": ["negative", "positive"],
      "metrics": ["accuracy", "f1"], "question": "What is the sentiment?", "max_length": 64}
@@ -216,7 +216,7 @@ def column_value(record, columns, place):
     listed = ", ".join(map(repr, islice(record, 20)))
     raise UserError(f"has no column {' or '.join(map(repr, columns))}; it has {listed or 'none'}", place=place,
                     expected='the columns "prompt" and "answer"',
-                    remedy='rename them, or name yours in task.json: {"prompt": "text", "answer": "label"}')  # fmt: skip
+                    remedy='rename them, or name yours in task.json: {"prompt": "text", "answer": "label"}')
 
 
 def text_of(record, columns, place):
@@ -310,7 +310,7 @@ def define(name, source, flag="--tasks"):
         settings.pop("data", None)
     if not path.exists() and not _HUB.fullmatch(source):
         raise UserError("no such file or folder", place=place, remedy="check the path for a typing error",
-                        expected="a folder with train, valid and test, a json file, or owner/name on the hub")  # fmt: skip
+                        expected="a folder with train, valid and test, a json file, or owner/name on the hub")
     settings["source"] = str(path.resolve()) if path.exists() else source
     return from_json(dict(settings, name=name), beside or place)
 

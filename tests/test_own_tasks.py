@@ -271,8 +271,8 @@ def test_an_own_task_trains_a_t5_beside_a_known_one(tmp_path):
 
 def test_an_own_task_stands_in_a_sequence_of_tasks(tmp_path):
     data, folder = write(tmp_path / "data", metrics=["f1"]), tmp_path / "run"
-    flags = ["--tasks", f"mine={data}", "ag", "--data_dir", SAMPLES / "lifelong", "--model_name", "tiny-gpt2", "--limit",
-             "6", "--n_train_epochs", "1", "--max_len", "60", "--min_n_steps", "1", "--output_dir", folder]  # fmt: skip
+    flags = ["--tasks", f"mine={data}", "ag", "--data_dir", SAMPLES / "lifelong", "--model_name", "tiny-gpt2",
+             "--limit", "6", "--n_train_epochs", "1", "--max_len", "60", "--min_n_steps", "1", "--output_dir", folder]  # fmt: skip
     done(run("train_lifelong", flags, tmp_path / "log"))
     result = done(run("evaluate_lifelong", ["--model_dirs", folder, "--limit", "2"], tmp_path / "log"))
     assert "| after | mine (f1) | ag (em) |" in result.out
@@ -280,8 +280,8 @@ def test_an_own_task_stands_in_a_sequence_of_tasks(tmp_path):
 
 def test_an_own_classification_trains_a_bert_and_is_predicted(tmp_path):
     data, folder = write(tmp_path / "data", metrics=["accuracy", "f1"]), tmp_path / "run"
-    flags = ["--model_name_or_path", "tiny-bert", "--form", "plain", "--max_seq_length", "16", "--do_train", "--do_eval",
-             "--num_train_epochs", "1", "--tasks", f"mine={data}", "--output_dir", folder]  # fmt: skip
+    flags = ["--model_name_or_path", "tiny-bert", "--form", "plain", "--max_seq_length", "16", "--do_train",
+             "--do_eval", "--num_train_epochs", "1", "--tasks", f"mine={data}", "--output_dir", folder]  # fmt: skip
     done(run("train_camtl", flags, tmp_path / "log"))
     out = tmp_path / "out"
     done(run("train_camtl", ["--model_name_or_path", folder, "--do_eval", "--do_predict", "--output_dir", out],
@@ -289,4 +289,4 @@ def test_an_own_classification_trains_a_bert_and_is_predicted(tmp_path):
     report = json.loads((out / "eval_results.json").read_text())["tasks"]["mine"]
     assert set(report["scores"]) == {"accuracy", "macro_f1"}
     lines = (out / "submission" / "mine.tsv").read_text().splitlines()
-    assert len(lines) == 4 and set(line.split("\t")[1] for line in lines[1:]) <= {"neg", "pos"}
+    assert len(lines) == 4 and {line.split("\t")[1] for line in lines[1:]} <= {"neg", "pos"}
