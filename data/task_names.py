@@ -20,7 +20,8 @@ def unknown_task(name, known, place="--tasks", what="task", more=None):
     close = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
     remedy = [f"did you mean {' or '.join(close)}?"] if close else []
     if "," in str(name):
-        remedy = ["separate the names with spaces"]
+        apart = " ".join(str(name).replace(",", " ").split())
+        remedy = [f"separate the names with spaces: {place} {apart}"]
     remedy += [more] if more else []
     remedy += [f"for a task of your own name its data: {place} {example_name(name)}=FOLDER_OR_FILE"]
     return UserError(f"unknown {what} {name!r}", place=place, expected="one of " + ", ".join(known),

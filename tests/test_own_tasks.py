@@ -272,7 +272,7 @@ def test_an_own_task_trains_a_t5_beside_a_known_one(tmp_path):
 def test_an_own_task_stands_in_a_sequence_of_tasks(tmp_path):
     data, folder = write(tmp_path / "data", metrics=["f1"]), tmp_path / "run"
     flags = ["--tasks", f"mine={data}", "ag", "--data_dir", SAMPLES / "lifelong", "--model_name", "tiny-gpt2",
-             "--limit", "6", "--n_train_epochs", "1", "--max_len", "60", "--min_n_steps", "1", "--output_dir", folder]  # fmt: skip
+             "--limit", "6", "--n_train_epochs", "1", "--max_len", "60", "--min_n_steps", "1", "--output_dir", folder]
     done(run("train_lifelong", flags, tmp_path / "log"))
     result = done(run("evaluate_lifelong", ["--model_dirs", folder, "--limit", "2"], tmp_path / "log"))
     assert "| after | mine (f1) | ag (em) |" in result.out

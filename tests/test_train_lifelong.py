@@ -175,7 +175,7 @@ def test_data_that_cannot_be_learnt_are_one_message(tmp_path):
     folder = write(tmp_path / "data")
     refused(bad(folder, tmp_path, tasks=("ag", "schema")), "no schema_to_squad-train-v2.0.json", "--data_dir",
             out=tmp_path / "out")  # fmt: skip
-    refused(bad(folder, tmp_path, tasks=("ag", "sts")), "no task is called 'sts'", "sst")
+    refused(bad(folder, tmp_path, tasks=("ag", "sts")), "unknown task 'sts'", "sst")
     path = folder / TASKS["sst"].filename("train")
     (one, *rest) = questions("sst", 3)
     samples.save(path, [*rest, samples.QA(one.context, one.question, ("positive", "negative"))])
