@@ -21,8 +21,8 @@ import sys
 
 from versatile.adapters.methods.registry import FULL
 from versatile.data.listing import list_tasks
-from versatile.training import method_flags
 from versatile.data.task_names import task_flag
+from versatile.training import method_flags
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command

@@ -25,8 +25,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 from versatile.adapters.methods.registry import BARE, FULL, method_of
-from versatile.training import method_flags
 from versatile.data.task_names import task_flag
+from versatile.training import method_flags
 from versatile.training.runs import Run, stored
 from versatile.utils import flags
 from versatile.utils.errors import UserError, first_line
