@@ -161,16 +161,18 @@ def iter_examples(data_dir, task_name, split, limit=None):
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}", expected="1 or more", remedy="leave it out to read all rows")
     task, path = get(task_name), path_of(data_dir, task_name, split)
-    if task.own:
-        return list(islice(task.read(split), limit))
-    if not path.is_file():
+    if not task.own and not path.is_file():
         raise UserError("no such file", place=path, expected=f"GLUE's {task.folder} folder with its tsv files",
                         remedy=f"check --data_dir; {_DOWNLOAD}")  # fmt: skip
-    number = -1
-    for number, (place, row) in enumerate(islice(_rows(task, path, split), limit)):
-        yield _example(task, place, number, row, split)
-    if number < 0:
-        raise UserError("holds no examples", place=path, expected="at least one row", remedy=f"{_DOWNLOAD}")
+    examples = task.read(split) if task.own else (
+        _example(task, place, number, row, split) for number, (place, row) in enumerate(_rows(task, path, split)))
+    empty = True
+    for example in islice(examples, limit):
+        empty = False
+        yield example
+    if empty:
+        remedy = "fill the split" if task.own else _DOWNLOAD
+        raise UserError("holds no examples", place=path, expected="at least one row", remedy=remedy)
 
 
 def _rows(task, path, split):
