@@ -172,7 +172,7 @@ def check_sizes(methods, state, place):
     """
     known = {name: method.load_class().sizes for name, method in all_methods().items()}
     for task, method in methods.items():
-        held = [(key, t) for key, t in state.items() if key.startswith("blocks.") and key.split(".")[2] == task]
+        held = [(key, t) for key, t in state.items() if not key.startswith("blocks.") or key.split(".")[2] == task]
         for name, sizes in known.items():
             for setting, (ending, axis) in sizes.items():
                 found = {tensor.shape[axis] for key, tensor in held if key.endswith(ending) and tensor.dim() > axis}

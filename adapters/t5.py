@@ -17,7 +17,7 @@ into a model attached with the same tasks and settings (`efficient_unique_hyper_
 `unique_hyper_net` "hyperformer", a meta-adapter with neither "meta"). The names are the published ones:
 `task_embedding_controller.…`, `encoder.adapter_layers_hyper_net.…`,
 `encoder.block.0.layer.1.adapter_controller.…`; `original_names` maps the model's own to them. Modules by themselves
-(adapters/methods/hyperformer.py) have the published names too, but for `original_name`: an adapter's `down_sampler`
+(adapters/methods/hypernetworks.py) have the published names too, but for `original_name`: an adapter's `down_sampler`
 and `up_sampler` are `down` and `up` here.
 """
 

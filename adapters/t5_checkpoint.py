@@ -29,7 +29,7 @@ from versatile.adapters.checkpoint import (
     read_safetensors,
 )  # fmt: skip
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
-from versatile.adapters.methods.hyperformer import original_name
+from versatile.adapters.methods.hypernetworks import original_name
 from versatile.adapters.t5_model import METHODS, T5Settings, attach, check_kind, is_added
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import atomic_write, write_json

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from torch import nn
-from versatile.adapters.methods import hyperformer as hypernet
+from versatile.adapters.methods import hypernetworks as hypernet
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
 from versatile.utils.errors import UserError
 

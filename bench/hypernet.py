@@ -96,7 +96,7 @@ class EveryCall:
 
     def __getitem__(self, place):
         import torch
-        from versatile.adapters.methods.hyperformer import FEED_FORWARD, SELF_ATTENTION
+        from versatile.adapters.methods.hypernetworks import FEED_FORWARD, SELF_ATTENTION
 
         with torch.autocast(self.device.type, enabled=False):
             block = FEED_FORWARD if place % 2 else SELF_ATTENTION

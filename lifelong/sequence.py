@@ -24,7 +24,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from tqdm import tqdm
-from versatile.adapters.methods.registry import BARE, FULL, method_of
+from versatile.adapters.methods.registry import BARE, FULL, get_method, method_of
 from versatile.data.task_names import task_flag
 from versatile.training import method_flags
 from versatile.training.runs import Run, stored
@@ -96,6 +96,8 @@ def check_names(parser, args, data=True):
         return
     if chosen is None or chosen["method"] == BARE:
         parser.error("--own_adapters goes with --adapter_bottleneck N, the width of each, N from 1, or with --method")
+    if reason := get_method(chosen["method"]).load_class().shared:
+        parser.error(f"--own_adapters: not with {chosen['method']}: {reason}; choose another --method")
     if args.unbound:
         parser.error("--own_adapters: the parts of --unbound are no tasks, a question could not be told whose it is")
     if args.own_adapters == PREVIOUS and args.seq_train_type in TOGETHER:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from versatile.adapters.methods import hyperformer as hypernet
+from versatile.adapters.methods import hypernetworks as hypernet
 from versatile.adapters.methods.bottleneck import ACTIVATIONS, BottleneckAdapter
 
 GOLDEN = Path(__file__).parent / "golden" / "hyperformer"

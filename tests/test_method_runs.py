@@ -97,6 +97,35 @@ def test_a_sequence_of_tasks_has_an_adapter_for_each_or_one_for_all(name, method
     assert own and all(first[key] != second[key] for key in own)
 
 
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-t5"])
+def test_hyperformer_trains_the_five_generation_tasks(name, tmp_path, capsys):
+    tasks = ("nlg", "mt", "qa", "dialogue", "summarization")
+    files = {task: str(small(tmp_path / f"{task}.json", task, train=2, valid=1, test=1)) for task in tasks}
+    data = [f"{task}={path}" for task, path in files.items()]
+    run = str(tmp_path / "run")
+    train_vlm.main(["--tasks", *tasks, "--data", *data, "--model_checkpoint", name, "--method", "hyperformer++",
+                    "--reduction_factor", "8", "--output_dir", run, *SHORT])  # fmt: skip
+    info = checkpoint.load(run)[0].info
+    assert info.methods == dict.fromkeys(tasks, method_of(dict(method="hyperformer++", reduction_factor=8)))
+    evaluate_vlm.main(["--task", "nlg", "--model_checkpoint", run, "--data", data[0], "--no_sample", "--num_beams",
+                       "2", "--max_length", "5", "--fp32", "--output_dir", str(tmp_path / "out")])  # fmt: skip
+    with pytest.raises(SystemExit):
+        combine_all.main(["--output", str(tmp_path / "vlm"), "--checkpoints", f"nlg={run}"])
+    assert "hypernetworks generate the adapters of all tasks" in capsys.readouterr().err
+
+
+def test_a_sequence_has_no_adapters_of_tasks_that_share_a_hypernetwork(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    lifelong_data.write(data)
+    argv = lifelong_data.command(data, tmp_path / "run", "finetune", "--method", "hyperformer", "--reduction_factor", 8)
+    with pytest.raises(SystemExit):
+        train_lifelong.main([*argv, "--own_adapters"])
+    assert "--own_adapters: not with hyperformer" in capsys.readouterr().err
+    train_lifelong.main(argv)
+    assert checkpoint.load(tmp_path / "run" / "sst")[0].info.methods["lifelong"]["method"] == "hyperformer"
+
+
 @pytest.mark.parametrize(
     "typed, words",
     [

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
 from versatile.adapters import t5
-from versatile.adapters.methods import hyperformer as hypernet
+from versatile.adapters.methods import hypernetworks as hypernet
 from versatile.utils.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "hyperformer"

@@ -33,7 +33,7 @@ class BottleneckAdapter(nn.Module):
         width: the backbone's hidden size.
         bottleneck: size of the inner layer; `2·width·bottleneck + 3·width + bottleneck` parameters.
         eps: epsilon of the layer norm; the backbone's own.
-        norm: with a layer norm of its own before it. False where tasks share the norms (hyperformer.py);
+        norm: with a layer norm of its own before it. False where tasks share the norms (hypernetworks.py);
             `2·width·bottleneck + width + bottleneck` parameters.
         activation: one of `ACTIVATIONS`.
         std: standard deviation the weights start from; biases start at 0.

@@ -1,495 +1,148 @@
-"""Adapters that tasks own, and hypernetworks that generate them (Karimi Mahabadi et al. 2021).
+"""HyperFormer and HyperFormer++: adapters that hypernetworks generate from task embeddings (Karimi Mahabadi et al.
+2021, "Parameter-efficient Multi-task Fine-tuning for Transformers via Shared Hypernetworks").
 
-An adapter stands behind a sublayer of the backbone, before the sublayer's residual connection:
+    A(x) = LN(Up(GeLU(Down(x)))) + x        (equation 1; Up, Down and LN generated from e, equations 2 to 4)
+    e = h_I([z_task ; l_layer ; p_position])                              (equations 5 to 8)
 
-    A(x) = LN_post(Up(act(Down(LN_pre(x))))) + x
-
-with either norm present or absent. Its tensors are a task's own parameters (`AdapterController`), or generated from
-the task's embedding z by linear maps, each weight by one: for each layer and place apart (`MetaController`), or for
-all layers of a stack at once from
-
-    e = LN(W₂ ReLU(W₁ [z ; layer ; block type]))            (`LayersHyperNet`, equations 5 to 8 of the paper)
-
-What makes a stack's adapters is asked once a forward for the tasks of the batch (`StackAdapters`); the blocks only
-use what lies ready. Parameters are named as the published code names them.
+An adapter stands behind the self-attention and the feed-forward module of every block, before the residual connection.
+HyperFormer has a generator for each of the two in every stack; HyperFormer++ has one, which is told the position. The
+modules are those of hypernetworks.py, with which train_t5.py builds the published models. Here they act through the
+ports of any backbone.
 """
 
-import re
-from dataclasses import dataclass, field
+import functools
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from versatile.adapters.methods.bottleneck import ACTIVATIONS, BottleneckAdapter
-from versatile.adapters.routing import NO_TASK, TaskRouter
-
-# Published start of all linear maps here: N(0, 0.01), biases 0. Generated norms therefore start near 0, not 1.
-INIT_STD = 1e-2
-NORM_EPS = 1e-5
-FEED_FORWARD, SELF_ATTENTION = 0, 1
-# A position or two of each row, as in decoding: one product over the units of all tasks of the batch is then faster
-# than a product for each row.
-FUSED_LENGTH = 2
-
-
-def original_name(name):
-    """A parameter's name in the published code; it differs where the toolkit's one bottleneck module has its own."""
-    return re.sub(r"(^|\.)adapters\.([^.]+)\.(down|up)\.", r"\1adapters.\2.\3_sampler.", name)
-
-
-@dataclass
-class Weights:
-    """The adapters of one place.
-
-    Attributes:
-        down, down_bias: [*, bottleneck, width], [*, bottleneck].
-        up, up_bias: [*, width, bottleneck], [*, width].
-        pre, post: (gain [*, width], bias [*, width]) of the layer norm before and after, or None.
-        * is nothing for one adapter, or their number.
-    """
-
-    down: torch.Tensor
-    down_bias: torch.Tensor
-    up: torch.Tensor
-    up_bias: torch.Tensor
-    pre: tuple | None = None
-    post: tuple | None = None
-    fused: tuple | None = field(default=None, repr=False)
-
-    def units(self):
-        """(down, its bias, up) of several adapters as one: [units of all, width], [units], [width, units]."""
-        if self.fused is None:
-            up = self.up.transpose(0, 1).flatten(1)
-            self.fused = self.down.flatten(0, 1), self.down_bias.flatten(), up
-        return self.fused
-
-
-@dataclass
-class Rows:
-    """Which rows of a batch go through which adapter.
-
-    Attributes:
-        groups: numbers of the adapters the batch needs, in the order of its rows.
-        which: [rows] place in `groups` of each row's adapter; None where there is no more than one.
-        idle: [rows] true where a row has no adapter; None where every row has one.
-    """
-
-    groups: tuple
-    which: torch.Tensor | None = None
-    idle: torch.Tensor | None = None
-    _masks: dict = field(default_factory=dict, repr=False)
-
-    def mask(self, units, like):
-        """[rows, 1, adapters · units] one where a unit belongs to the row's adapter, else zero."""
-        key = units, like.device, like.dtype
-        if key not in self._masks:
-            owners = torch.arange(len(self.groups), device=like.device).repeat_interleave(units)
-            self._masks[key] = (self.which[:, None] == owners).to(like.dtype).unsqueeze(1)
-        return self._masks[key]
-
-
-def added(hidden, weights, activation, rows=None):
-    """What adapters add to hidden states: A(x) - x.
-
-    Args:
-        hidden: [rows, length, width].
-        weights: `Weights` of one adapter, or of those that `rows` chooses from.
-        activation: a function.
-        rows: `Rows` of a batch that needs several adapters, or None.
-
-    Returns:
-        the shape of `hidden`.
-    """
-    if rows is None or rows.which is None:
-        inner = activation(F.linear(_normed(hidden, weights.pre), weights.down, weights.down_bias))
-        return _normed(F.linear(inner, weights.up, weights.up_bias), weights.post)
-    hidden = _normed(hidden, weights.pre, rows.which)
-    if not torch.is_grad_enabled() and hidden.shape[1] <= FUSED_LENGTH:
-        down, bias, up = weights.units()
-        inner = activation(F.linear(hidden, down, bias))
-        inner = inner * rows.mask(weights.down.shape[1], inner)
-        return _normed(F.linear(inner, up) + _of_rows(weights.up_bias, rows.which), weights.post, rows.which)
-    inner = activation(_product(hidden, weights.down, weights.down_bias, rows.which))
-    return _normed(_product(inner, weights.up, weights.up_bias, rows.which), weights.post, rows.which)
-
-
-def _product(hidden, weight, bias, which):
-    """A linear map for each row: [rows, length, in] -> [rows, length, out]."""
-    return torch.baddbmm(_of_rows(bias, which), hidden, weight.index_select(0, which).transpose(1, 2))
-
-
-def _of_rows(vectors, which):
-    """[adapters, n] -> [rows, 1, n]."""
-    return vectors.index_select(0, which).unsqueeze(1)
-
-
-def _normed(hidden, norm, which=None):
-    """Layer norm with gain and bias of one adapter, or of each row's; `norm` None: the hidden states as they are."""
-    if norm is None:
-        return hidden
-    gain, bias = norm
-    if which is None:
-        return F.layer_norm(hidden, hidden.shape[-1:], gain, bias, NORM_EPS)
-    normed = F.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPS)
-    return torch.addcmul(_of_rows(bias, which), normed, _of_rows(gain, which))
-
-
-# ---- adapters that are parameters
-
-
-class AdapterController(nn.Module):
-    """The adapters of one place, by name, and the layer norms that they share.
-
-    Args:
-        names: the adapters' names.
-        width, bottleneck, activation: as in `BottleneckAdapter`.
-        pre, post: whether there is a norm before and after; `2·width` parameters each, for all adapters together.
-    """
-
-    def __init__(self, names, width, bottleneck, activation="swish", pre=False, post=True):
-        super().__init__()
-        kind = dict(norm=False, activation=activation, std=INIT_STD)
-        self.adapters = nn.ModuleDict({name: BottleneckAdapter(width, bottleneck, **kind) for name in names})
-        self.pre_layer_norm = nn.LayerNorm(width, eps=NORM_EPS) if pre else None
-        self.post_layer_norm = nn.LayerNorm(width, eps=NORM_EPS) if post else None
-
-    def weights(self, names):
-        """`Weights` of the adapters of these names."""
-        held = [self.adapters[name] for name in names]
-        parts = zip(*((a.down.weight, a.down.bias, a.up.weight, a.up.bias) for a in held))
-        parts = [each[0] if len(held) == 1 else torch.stack(each) for each in parts]
-        return Weights(*parts, *_shared(self.pre_layer_norm, self.post_layer_norm, len(held)))
-
-
-def _shared(pre, post, count):
-    """(gain, bias) of norms that `count` adapters share, before and after."""
-    norms = [norm and (norm.weight, norm.bias) for norm in (pre, post)]
-    if count > 1:
-        norms = [norm and tuple(p.expand(count, -1) for p in norm) for norm in norms]
-    return norms
-
-
-# ---- what is generated, and from what
-
-
-def linear(n_in, n_out):
-    """A linear map with the published start."""
-    made = nn.Linear(n_in, n_out)
-    nn.init.normal_(made.weight, std=INIT_STD)
-    nn.init.zeros_(made.bias)
-    return made
-
-
-class TaskHyperNet(nn.Module):
-    """A vector through a layer of `hidden` ReLU units: [*, n_in] -> [*, n_out]."""
-
-    def __init__(self, n_in, hidden, n_out):
-        super().__init__()
-        # Spelt as in the published checkpoints.
-        self.task_embeding_generator = nn.Sequential(linear(n_in, hidden), nn.ReLU(), linear(hidden, n_out))
-
-    def forward(self, vectors):
-        return self.task_embeding_generator(vectors)
-
-
-class TaskEmbeddings(nn.Module):
-    """The vectors that stand for tasks.
-
-    Args:
-        names: the embedding's name for each task; tasks of one name share one embedding.
-        size: of an embedding; they start from N(0, 1).
-        projected: (hidden units, size) of a network that all embeddings go through, or None.
-        given: {name: tensor [size]} to start from instead.
-        parametric: whether given embeddings are trained; those that start at random always are.
-    """
-
-    def __init__(self, names, size, projected=None, given=None, parametric=True):
-        super().__init__()
-        self.names = list(dict.fromkeys(names))
-        values = {name: given[name] if given else torch.randn(size) for name in self.names}
-        self.task_to_embeddings = nn.ParameterDict({name: nn.Parameter(v.clone()) for name, v in values.items()})
-        self.fixed = bool(given) and not parametric
-        self.task_to_embeddings.requires_grad_(not self.fixed)
-        self.task_hyper_net = TaskHyperNet(size, *projected) if projected else None
-        self.size = projected[1] if projected else size
-
-    def forward(self, names):
-        """The vectors of these names, [names, size]."""
-        vectors = torch.stack([self.task_to_embeddings[name] for name in names])
-        return self.task_hyper_net(vectors) if self.task_hyper_net else vectors
-
-
-class SamplerHyperNet(nn.Module):
-    """Generates one linear map of an adapter: [*, size] -> weight [*, n_out, n_in], bias [*, n_out]."""
-
-    def __init__(self, size, n_in, n_out):
-        super().__init__()
-        self.shape = n_out, n_in
-        self.weight_generator = nn.Sequential(linear(size, n_out * n_in))
-        self.bias_generator = nn.Sequential(linear(size, n_out))
-
-    def forward(self, vectors):
-        return self.weight_generator(vectors).unflatten(-1, self.shape), self.bias_generator(vectors)
-
-
-class NormHyperNet(nn.Module):
-    """Generates one layer norm of an adapter: [*, size] -> gain [*, width], bias [*, width]."""
-
-    def __init__(self, size, width):
-        super().__init__()
-        self.weight_generator, self.bias_generator = linear(size, width), linear(size, width)
-
-    def forward(self, vectors):
-        return self.weight_generator(vectors), self.bias_generator(vectors)
-
-
-class MetaController(nn.Module):
-    """A hypernetwork of one place of one layer, whose input is the task embedding alone.
-
-    Args:
-        size: of a task embedding.
-        width, bottleneck: the adapters' sizes.
-        conditional: norms are generated too; otherwise the tasks share them.
-        pre, post: as in `AdapterController`.
-    """
-
-    def __init__(self, size, width, bottleneck, conditional=False, pre=False, post=True):
-        super().__init__()
-        self.meta_up_sampler = SamplerHyperNet(size, bottleneck, width)
-        self.meta_down_sampler = SamplerHyperNet(size, width, bottleneck)
-        self.conditional = conditional
-        for place, wanted in (("pre", pre), ("post", post)):
-            generated = NormHyperNet(size, width) if wanted and conditional else None
-            shared = nn.LayerNorm(width, eps=NORM_EPS) if wanted and not conditional else None
-            self.register_module(f"{place}_layernorm_hypernet", generated)
-            self.register_module(f"{place}_layer_norm", shared)
-
-    def forward(self, vectors, dtype=None):
-        """`Weights` for task embeddings [tasks, size]; `dtype` as in `LayersHyperNet.forward`."""
-        count = len(vectors)
-        vectors = vectors[0] if count == 1 else vectors
-        matrices = [part.to(dtype) for net in (self.meta_down_sampler, self.meta_up_sampler) for part in net(vectors)]
-        if not self.conditional:
-            return Weights(*matrices, *_shared(self.pre_layer_norm, self.post_layer_norm, count))
-        norms = (self.pre_layernorm_hypernet, self.post_layernorm_hypernet)
-        return Weights(*matrices, *(norm and norm(vectors) for norm in norms))
-
-
-class LayersHyperNet(nn.Module):
-    """The hypernetwork of a stack: generates the adapters of all its layers.
-
-    Args:
-        layers: the stack's number of layers.
-        size: of a task's vector, and of the embeddings of layers and block types.
-        hidden, projected: hidden units of the network that makes e, and e's size.
-        width, bottleneck: the adapters' sizes.
-        one: HyperFormer++: one generator, told the block type. Otherwise (HyperFormer) one for feed-forward and one
-            for self-attention.
-        layer_norm: e is normalised.
-        pre, post: the adapters have a norm before and after; always generated.
-    """
-
-    def __init__(self, layers, size, hidden, projected, width, bottleneck, one, layer_norm=True, pre=False, post=True):
-        super().__init__()
-        self.layers, self.one = layers, one
-        self.layer_id_embeddings = nn.Embedding(layers, size)
-        if one:
-            self.adapters_block_type = nn.Embedding(2, size)
-        self.task_hypernet = TaskHyperNet(size * (3 if one else 2), hidden, projected)
-        self.LayerNorm = nn.LayerNorm(projected, eps=1e-6) if layer_norm else None
-        self.prefixes = ("",) if one else ("feed_forward_", "self_attention_")
-        for prefix in self.prefixes:
-            setattr(self, f"{prefix}up_sampler_hyper_net", SamplerHyperNet(projected, bottleneck, width))
-            setattr(self, f"{prefix}down_sampler_hyper_net", SamplerHyperNet(projected, width, bottleneck))
-            for place, wanted in (("pre", pre), ("post", post)):
-                made = NormHyperNet(projected, width) if wanted else None
-                self.register_module(f"{prefix}{place}_layernorm_hypernet", made)
-
-    def embeddings(self, vectors, layers=slice(None), blocks=slice(None)):
-        """The e that adapters are generated from.
-
-        Args:
-            vectors: [tasks, size].
-            layers, blocks: slices of them, to have fewer.
-
-        Returns:
-            [tasks, layers, projected]; with `one` [tasks, layers, block types, projected].
-        """
-        parts = [vectors[:, None], self.layer_id_embeddings.weight[None, layers]]
-        if self.one:
-            parts = [part.unsqueeze(2) for part in parts]
-            parts.append(self.adapters_block_type.weight[None, None, blocks])
-        shape = torch.broadcast_shapes(*(part.shape for part in parts))
-        e = self.task_hypernet(torch.cat([part.expand(shape) for part in parts], dim=-1))
-        return self.LayerNorm(e) if self.LayerNorm is not None else e
-
-    def forward(self, vectors, dtype=None):
-        """The adapters of all layers, from a handful of products.
-
-        Args:
-            vectors: [tasks, size].
-            dtype: what the linear maps' tensors are wanted in, if not as computed.
-
-        Returns:
-            list of `Weights`: self-attention and feed-forward of the first layer, of the second, ….
-        """
-        e = self.embeddings(vectors)
-        if self.one:
-            places = self._generated("", e.flatten(1, 2), dtype)
-            return [places[2 * i + block] for i in range(self.layers) for block in (SELF_ATTENTION, FEED_FORWARD)]
-        blocks = {prefix: self._generated(prefix, e, dtype) for prefix in self.prefixes}
-        return [w for both in zip(blocks["self_attention_"], blocks["feed_forward_"]) for w in both]
-
-    def at(self, vectors, layer, block, dtype=None):
-        """`Weights` of one layer and block type alone."""
-        e = self.embeddings(vectors, slice(layer, layer + 1), slice(block, block + 1))
-        prefix = "" if self.one else self.prefixes[block]
-        return self._generated(prefix, e.flatten(1, 2) if self.one else e, dtype)[0]
-
-    def _generated(self, prefix, e, dtype):
-        """`Weights` of each place, from e [tasks, places, projected]."""
-        e = e[0] if len(e) == 1 else e
-        places, parts = e.dim() - 2, []
-        for kind in ("down", "up"):
-            made = getattr(self, f"{prefix}{kind}_sampler_hyper_net")(e)
-            parts += [part.to(dtype).unbind(places) for part in made]
-        for place in ("pre", "post"):
-            net = getattr(self, f"{prefix}{place}_layernorm_hypernet")
-            parts.append(list(zip(*(p.unbind(places) for p in net(e)))) if net else [None] * e.shape[places])
-        return [Weights(*each) for each in zip(*parts)]
-
-
-# ---- one batch
-
-
-class Step:
-    """A batch on its way through a stack: its rows and the adapters that lie ready for them.
-
-    Args:
-        rows: `Rows`.
-        weights: list of `Weights`, one a place; [] where no row has an adapter.
-        activation: a function.
-    """
-
-    def __init__(self, rows, weights, activation):
-        self.rows, self.weights, self.activation = rows, weights, activation
-
-    def __call__(self, place, hidden):
-        """hidden [rows, length, width] through the adapters of a place -> the same shape."""
-        if not self.rows.groups:
-            return hidden
-        extra = added(hidden, self.weights[place], self.activation, self.rows)
-        if self.rows.idle is not None:
-            extra = extra.masked_fill(self.rows.idle[:, None, None], 0)
-        return hidden + extra
-
-    def adds(self, hidden):
-        """Whether the adapters of any place change hidden states [rows, length, width]."""
-        return any(bool(added(hidden, weights, self.activation, self.rows).any()) for weights in self.weights)
-
-
-class Routes:
-    """Which tasks a model has, and which adapter each of them uses; shared by its stacks.
-
-    Args:
-        tasks: their names; a task's id is its place.
-        names: the name of each task's adapter or task embedding; tasks of one name share it.
-    """
-
-    def __init__(self, tasks, names):
-        self.router = TaskRouter()
-        self.router.tasks = list(tasks)
-        self.names = list(dict.fromkeys(names))
-        self.group = [self.names.index(name) for name in names]
-        self._last = None, None, None
-
-    def rows(self, task_ids, count, device):
-        """`Rows` of a batch of `count` rows; arguments and errors as of `TaskRouter.route`.
-
-        Both stacks and all steps of decoding pass the same tensor: it is read once.
-        """
-        inference = task_ids is not None and task_ids.is_inference()
-        key = (count, device, None if task_ids is None or inference else task_ids._version)
-        if self._last[0] is task_ids and self._last[1] == key and not inference:
-            return self._last[2]
-        ids = self.router.route(task_ids, count)
-        chosen = [NO_TASK if i == NO_TASK else self.group[i] for i in ids]
-        groups = tuple(dict.fromkeys(i for i in chosen if i != NO_TASK))
-        rows = Rows(groups)
-        if len(groups) > 1:
-            which = [groups.index(i) if i != NO_TASK else 0 for i in chosen]
-            rows.which = torch.tensor(which, device=device)
-        if groups and NO_TASK in chosen:
-            rows.idle = torch.tensor([i == NO_TASK for i in chosen], device=device)
-        self._last = task_ids, key, rows
-        return rows
-
-
-class StackAdapters:
-    """Makes the adapters of one stack, once for each batch.
-
-    Under gradient they are made anew in each forward. Without, as in decoding, what was made for a decoder is kept
-    until the next input is encoded, the tasks change or a parameter does.
-
-    Args:
-        routes: `Routes`.
-        controllers: `AdapterController` or `MetaController` of each place, or None.
-        hypernet: `LayersHyperNet`, or None.
-        embeddings: `TaskEmbeddings` that hypernetworks start from, or None.
-        activation: name of one of `ACTIVATIONS`.
-        decoder: `StackAdapters` of the decoder that this encoder's output goes to; None: this is the decoder.
-    """
-
-    def __init__(self, routes, controllers, hypernet, embeddings, activation, decoder=None):
-        self.routes, self.controllers, self.hypernet, self.embeddings = routes, controllers, hypernet, embeddings
-        self.activation, self.decoder = ACTIVATIONS[activation], decoder
-        self._kept = None, None
-
-    def forget(self):
-        """Drop what was kept."""
-        self._kept = None, None
-
-    def step(self, task_ids, count, device):
-        """`Step` of a batch of `count` rows on a device."""
-        rows = self.routes.rows(task_ids, count, device)
+from versatile.adapters.methods.base import Method, first_output, refuse_without_port
+from versatile.adapters.methods.bottleneck import ACTIVATIONS
+from versatile.adapters.methods.hypernetworks import LayersHyperNet, Rows, TaskEmbeddings, added
+from versatile.utils.errors import UserError
+
+METHODS = {"hyperformer": "HyperFormer", "hyperformer++": "HyperFormer"}
+SETTINGS = {
+    "reduction_factor": ("positive", 32, "the adapters' width is the backbone's divided by this"),
+    "task_embedding_dim": ("positive", 64, "size of the embeddings of tasks, layers and positions"),
+    "task_hidden_dim": ("positive", 128, "hidden units of the network that makes the generators' input"),
+    "projected_task_embedding_dim": ("positive", 64, "size of the generators' input"),
+}
+_NETWORK = ".task_hypernet.task_embeding_generator"
+
+
+class HyperFormer(Method):
+    """The task embeddings and hypernetworks of a model; an encoder and its decoder have a hypernetwork each."""
+
+    shared = "its hypernetworks generate the adapters of all tasks that were trained together"
+    sizes = {
+        "task_embedding_dim": (".layer_id_embeddings.weight", 1),
+        "task_hidden_dim": (f"{_NETWORK}.0.weight", 0),
+        "projected_task_embedding_dim": (f"{_NETWORK}.2.weight", 0),
+    }
+
+    def __init__(self, model, name):
+        super().__init__(model, name)
+        self.activation = ACTIVATIONS["gelu_new"]
+        self.embeddings, self.hypernets = None, nn.ModuleList()
+        self._weights, self._rows, self._forward = (None, None), (None, None), None
+
+    @classmethod
+    def check(cls, name, backbone, settings, place):
+        for port in ("attention", "feed_forward"):
+            refuse_without_port(backbone, port, name, place)
+
+    def build(self, model, tasks):
+        settings = next(iter(tasks.values()))
+        width = self.backbone.hidden_size(model.config)
+        if self.embeddings is not None or any(other != settings for other in tasks.values()):
+            raise UserError(f"the tasks {', '.join(tasks)} were given at another time or with other settings",
+                            place=self.name,
+                            expected="all of a model's tasks at once: they share hypernetworks")  # fmt: skip
+        if width < settings["reduction_factor"]:
+            raise UserError(f"the backbone is {width} wide", place=f"--reduction_factor {settings['reduction_factor']}",
+                            expected=f"1 to {width}")  # fmt: skip
+        self.embeddings = TaskEmbeddings(list(tasks), settings["task_embedding_dim"])
+        for blocks in self.stacks(model):
+            self.hypernets.append(LayersHyperNet(
+                len(blocks), settings["task_embedding_dim"], settings["task_hidden_dim"],
+                settings["projected_task_embedding_dim"], width, width // settings["reduction_factor"],
+                one=self.name == "hyperformer++",
+            ))  # fmt: skip
+        self.to(model.get_input_embeddings().weight.device)
+
+    def stacks(self, model):
+        """The blocks of each stack: of a decoder, or of an encoder and its decoder."""
+        blocks = list(self.backbone.blocks(model))
+        if not self.backbone.encoder_decoder:
+            return [blocks]
+        return [blocks[: model.config.num_layers], blocks[model.config.num_layers :]]
+
+    def hook(self, model):
+        for stack, blocks in enumerate(self.stacks(model)):
+            for number, block in enumerate(blocks):
+                for site, port in enumerate((self.backbone.attention, self.backbone.feed_forward)):
+                    port(block).register_forward_hook(functools.partial(self.after_module, stack, 2 * number + site))
+
+    def after_module(self, stack, site, module, args, output):
+        """Forward hook of an attention or feed-forward module: its hidden states through their tasks' adapters."""
+        names = tuple(name for name in self.router.present if name in self.embeddings.names)
+        if not names:
+            return output
+        return first_output(output, functools.partial(self.adapt, stack, site, names))
+
+    def adapt(self, stack, site, names, hidden):
+        """hidden [rows, length, width], each row through its task's adapter."""
+        rows = self.rows(names, hidden.device)
+        extra = added(hidden, self.weights(names, hidden.device)[stack][site], self.activation, rows)
+        return hidden + (extra if rows.idle is None else extra.masked_fill(rows.idle[:, None, None], 0))
+
+    def rows(self, names, device):
+        """`Rows` of the batch; made once a forward."""
+        key = self.router.batch, device
+        if self._rows[0] != key:
+            rows, router = Rows(names), self.router
+            if router.which is not None:
+                of_runs = [names.index(name) if name in names else 0 for name in router.present]
+                which = router.which.to(device)
+                rows.which = torch.tensor(of_runs, device=device)[which] if len(names) > 1 else None
+                idle = torch.tensor([name not in names for name in router.present], device=device)[which]
+                rows.idle = idle if len(names) < len(router.present) else None
+            self._rows = key, rows
+        return self._rows[1]
+
+    def weights(self, names, device):
+        """The generated adapters of each stack; made once a forward, without gradients once for the same tasks."""
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        return Step(rows, self._weights(rows.groups, dtype, device) if rows.groups else [], self.activation)
+        grad = torch.is_grad_enabled()
+        forward = names, device, dtype, grad, self.router.batch
+        if self._forward == forward:
+            return self._weights[1]
+        versions = tuple((p.data_ptr(), p._version) for p in self.parameters())
+        self._forward, key = forward, (names, device, dtype, self.router.batch if grad else None, versions)
+        if self._weights[0] != key:
+            # What is generated is computed once and in full precision, whatever autocast does to the rest.
+            with torch.autocast(device.type, enabled=False):
+                vectors = self.embeddings(names)
+                self._weights = key, [hypernet(vectors, dtype) for hypernet in self.hypernets]
+        return self._weights[1]
 
-    def _weights(self, groups, dtype, device):
-        if self.decoder is not None:
-            # A new input. Versions do not tell of values that were changed behind torch's back (`p.data.copy_`).
-            self.decoder.forget()
-            return self.make(groups, dtype, device)
-        if torch.is_grad_enabled():
-            self.forget()
-            return self.make(groups, dtype, device)
-        key = groups, dtype, device, tuple((p.data_ptr(), p._version) for p in self.parameters(groups))
-        if self._kept[0] != key:
-            self._kept = key, self.make(groups, dtype, device)
-        return self._kept[1]
+    def key(self, name):
+        return f"hyperformer.{name}"
 
-    def make(self, groups, dtype, device):
-        """`Weights` of each place, of the adapters with these numbers; `dtype`: what products run in, or None."""
-        names = [self.routes.names[i] for i in groups]
-        if self.embeddings is None:
-            return [controller.weights(names) for controller in self.controllers]
-        # What is generated is computed once and in full precision, whatever autocast does to the rest.
-        with torch.autocast(device.type, enabled=False):
-            vectors = self.embeddings(names)
-            if self.hypernet is None:
-                return [controller(vectors, dtype) for controller in self.controllers]
-            return self.hypernet(vectors, dtype)
+    def owner(self, name):
+        return name.split(".")[-1] if ".task_to_embeddings." in f".{name}" else None
 
-    def parameters(self, groups=None):
-        """The parameters that these adapters are made of; None: those of all adapters."""
-        if self.embeddings is not None:
-            for module in [self.embeddings, self.hypernet, *(self.controllers or [])]:
-                if module is not None:
-                    yield from module.parameters()
-            return
-        names = self.routes.names if groups is None else [self.routes.names[i] for i in groups]
-        for controller in self.controllers:
-            for module in [*(controller.adapters[n] for n in names), controller.pre_layer_norm,
-                           controller.post_layer_norm]:  # fmt: skip
-                if module is not None:
-                    yield from module.parameters()
+    @torch.no_grad()
+    def is_idle(self, task):
+        width = self.weights((task,), self.device)[0][0].up.shape[-2]
+        probe = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0)).to(self.device)
+        return not any(added(probe, weights, self.activation).any()
+                       for stack in self.weights((task,), self.device) for weights in stack)  # fmt: skip
+
+    @property
+    def device(self):
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    def __getstate__(self):
+        # A copy starts without a batch: tensors in the middle of a graph cannot be copied.
+        return self.__dict__ | dict(_weights=(None, None), _rows=(None, None), _forward=None)
