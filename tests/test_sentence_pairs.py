@@ -159,8 +159,8 @@ def test_the_order_of_the_tasks_changes_the_ids_and_nothing_else(splits):
 def test_overwritten_is_tokenised_anew(tmp_path, tokenizer, monkeypatch):
     data = write(tmp_path, rte=RTE)
     sentence_pairs.load(data, "rte", "train", tokenizer, 32)
-    read, calls = glue.read, []
-    monkeypatch.setattr(glue, "read", lambda *a: calls.append(a) or read(*a))
+    read, calls = glue.iter_examples, []
+    monkeypatch.setattr(glue, "iter_examples", lambda *a: calls.append(a) or read(*a))
     assert len(sentence_pairs.load(data, "rte", "train", tokenizer, 32, overwrite=True)) == 2 and len(calls) == 1
 
 

@@ -104,7 +104,7 @@ def load(data_dir, name, split, tokenizer, max_length, *, limit=None, cache_dir=
     folder = entry_directory(key if limit is None else f"{key}_{limit}", cache_dir)
 
     def build(beside):
-        examples = glue.read(data_dir, name, split)
+        examples = glue.iter_examples(data_dir, name, split)
         return dict(key=key) | _build(beside, examples, limit, task, split, tokenizer, max_length)
 
     return open_entry(folder, PairSplit, build, cache_dir, overwrite)
@@ -112,25 +112,25 @@ def load(data_dir, name, split, tokenizer, max_length, *, limit=None, cache_dir=
 
 def _build(folder, examples, limit, task, split, tokenizer, max_length):
     """Write a split's files; returns what its meta.json holds beside the key."""
-    if split != "test" and any(e.label is None for e in examples):
-        raise UserError("has no labels", place=examples[0].place, expected=f"a column {task.label_column!r}",
-                        remedy="name a file with labels")  # fmt: skip
-    kept, examples = len(examples), examples[:limit]
     id_type = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32)
     number = {label: i for i, label in enumerate(task.labels or ())}
-    lengths, firsts, cut = array("i"), array("i"), 0
-    labels = np.array([_label(e.label, number) for e in examples], np.float32)
+    columns = dict(lengths=array("i"), firsts=array("i"), labels=array("f"), indices=array("q"))
+    cut, taken = 0, islice(examples, limit)
     with open(folder / "ids.bin", "wb") as ids:
-        remaining = iter(examples)
-        while chunk := list(islice(remaining, CHUNK)):
-            for row, first, shortened in encode(tokenizer, chunk, max_length):
+        while chunk := list(islice(taken, CHUNK)):
+            for example, (row, first, shortened) in zip(chunk, encode(tokenizer, chunk, max_length)):
+                if example.label is None and split != "test":
+                    raise UserError("has no labels", place=example.place, expected=f"a column {task.label_column!r}",
+                                    remedy="name a file with labels")  # fmt: skip
                 ids.write(np.array(row, id_type).tobytes())
-                lengths.append(len(row))
-                firsts.append(first)
+                values = (len(row), first, _label(example.label, number), example.index)
+                for column, value in zip(columns.values(), values):
+                    column.append(value)
                 cut += shortened
-    for name, values in dict(lengths=lengths, firsts=firsts, labels=labels,
-                             indices=np.array([e.index for e in examples], np.int64)).items():  # fmt: skip
-        (folder / f"{name}.bin").write_bytes(values.tobytes())
+    for name, column in columns.items():
+        (folder / f"{name}.bin").write_bytes(column.tobytes())
+    # Rows that are not taken are read, too: a mistake in the file is no less one for standing further down.
+    kept = len(columns["lengths"]) + sum(1 for _ in examples)
     return dict(task=task.name, split=split, ids=id_type.name, report=dict(kept=kept, cut=cut))
 
 
