@@ -137,6 +137,7 @@ def test_a_sequence_has_no_adapters_of_tasks_that_share_a_hypernetwork(tmp_path,
         (["--method", "loar"], "--method: invalid choice: 'loar'"),
         (["--method", "lora", "--emb_only"], "--emb_only: trains no adapter, but --method lora asks for one"),
         (["--method", "lora", "--outputlayer_only"], "--outputlayer_only: trains nothing but"),
+        (["--method", "conditional"], "--method conditional: its block-diagonal attention is that of an encoder"),
         (["--method", "prefix", "--self_copy"], "--self_copy: reads attention weights"),
     ],
 )

@@ -9,8 +9,30 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from versatile.adapters.methods.base import Method
+from versatile.utils.errors import UserError
 
+METHODS = {"conditional": "Conditional"}
 PADDING = -10000.0
+
+
+class Conditional(Method):
+    """CA-MTL's conditional modules as a way of adapting: those of a BERT whose tasks have a classifier each.
+
+    adapters/bert.py builds such a model with `condition_bert`, under the published names.
+    """
+
+    shared = "its conditional modules belong to all tasks that were trained together"
+
+    @classmethod
+    def check(cls, name, backbone, settings, place):
+        if backbone.head == "classifier":
+            raise UserError("an encoder's tasks have classifiers, not texts", place=place,
+                            remedy="python train_camtl.py")  # fmt: skip
+        raise UserError(f"its block-diagonal attention is that of an encoder, which reads a whole sentence at once; "
+                        f"{backbone.name} generates text token by token", place=place,
+                        expected="a BERT: train_camtl.py",
+                        remedy="choose another method; hyperformer++ also shares what tasks have in common")  # fmt: skip
 
 
 class TaskConditions:
