@@ -32,7 +32,7 @@ class Conditional(Method):
         raise UserError(f"its block-diagonal attention is that of an encoder, which reads a whole sentence at once; "
                         f"{backbone.name} generates text token by token", place=place,
                         expected="a BERT: train_camtl.py",
-                        remedy="choose another method; hyperformer++ also shares what tasks have in common")  # fmt: skip
+                        remedy="choose another method; hyperformer++ too shares what tasks have in common")  # fmt: skip
 
 
 class TaskConditions:
