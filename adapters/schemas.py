@@ -77,6 +77,7 @@ def t5(methods, activations):
     )
     settings = dict(
         method=Choice(tuple(methods)),
+        method_settings=MapOf(Number(0, _MOST_WIDTH)),
         non_linearity=Choice(tuple(activations)),
         reduction_factor=size,
         adapters=names,

@@ -36,6 +36,7 @@ from versatile.adapters.t5_checkpoint import (  # noqa: F401
 from versatile.adapters.t5_model import (  # noqa: F401
     METHODS,
     MODEL_TYPES,
+    PORT_METHODS,
     T5Settings,
     TaskT5,
     attach,

@@ -30,7 +30,8 @@ from versatile.adapters.checkpoint import (
 )  # fmt: skip
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
 from versatile.adapters.methods.hypernetworks import original_name
-from versatile.adapters.t5_model import METHODS, T5Settings, attach, check_kind, is_added
+from versatile.adapters.methods.registry import method_of
+from versatile.adapters.t5_model import METHODS, PORT_METHODS, T5Settings, attach, check_kind, is_added
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import atomic_write, write_json
 from versatile.utils.schema import read_json_object, validate
@@ -225,7 +226,10 @@ def _said(config, place):
     """(tasks, `T5Settings`) out of a file's json."""
     schema = schemas.t5_adapters if Path(place).name == CONFIG else schemas.t5
     validate(config, schema(METHODS, ACTIVATIONS), place, "copy it again; or it is of another version of this toolkit")
-    return config["tasks"], T5Settings(**config["settings"])
+    settings = T5Settings(**config["settings"])
+    if settings.method in PORT_METHODS:
+        method_of(dict(method=settings.method, **settings.method_settings), place)
+    return config["tasks"], settings
 
 
 def load(directory, task=None):
@@ -338,6 +342,10 @@ def refuse_idle(model, place):
     probe = torch.randn(1, 2, model.config.d_model, generator=generator).to(model.shared.weight)
     for task in model.tasks:
         ids = torch.tensor([model.task_id(task)])
-        if not any(hooks.adapters.step(ids, 1, probe.device).adds(probe) for hooks in model.stack_hooks):
+        if model.added:
+            idle = all(method.is_idle(task) for method in model.added.values())
+        else:
+            idle = not any(hooks.adapters.step(ids, 1, probe.device).adds(probe) for hooks in model.stack_hooks)
+        if idle:
             raise UserError(f"the adapters of {task!r} change nothing: what they add is zero in every layer",
                             place=place, remedy="train them, or load the right file")  # fmt: skip

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from torch import nn
 from versatile.adapters.methods import hypernetworks as hypernet
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
+from versatile.adapters.methods.registry import get_method, method_of
 from versatile.utils.errors import UserError
 
-METHODS = ("finetune", "adapters", "hyperformer", "hyperformer++", "meta")
+# Those that act through the ports of any backbone (adapters/methods/), a module per task and block.
+PORT_METHODS = ("bottleneck", "lora", "ia3", "prefix")
+METHODS = ("finetune", "adapters", "hyperformer", "hyperformer++", "meta", *PORT_METHODS)
 MODEL_TYPES = ("t5", "mt5")
 _STEP = "adapter_step"
 
@@ -21,6 +24,8 @@ class T5Settings:
         method: one of `METHODS`. "finetune" trains the T5 itself. "adapters": an adapter for each task. "hyperformer":
             for each stack one hypernetwork with a generator for feed-forward and one for self-attention.
             "hyperformer++": one with a single generator. "meta": a hypernetwork for each layer and place.
+            The others are those of adapters/methods/, as on any backbone.
+        method_settings: of these, {setting: value}.
         reduction_factor: the adapters' width is d_model // reduction_factor.
         non_linearity: of the adapters; one of `ACTIVATIONS`.
         add_layer_norm_before_adapter, add_layer_norm_after_adapter: the adapters' norms.
@@ -37,6 +42,7 @@ class T5Settings:
     """
 
     method: str = "finetune"
+    method_settings: dict = dataclasses.field(default_factory=dict)
     reduction_factor: int = 16
     non_linearity: str = "swish"
     add_layer_norm_before_adapter: bool = False
@@ -113,6 +119,11 @@ class TaskT5:
                 return (loss, *output[1:])
             output.loss = loss
         return output
+
+    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
+        """As transformers'; where a method needs an implementation, it is that one."""
+        needed = [method.attention for method in self.added.values() if method.attention]
+        super().set_attn_implementation(*(needed or [attn_implementation]), *args, **kwargs)
 
     def task_id(self, task):
         """The id of a task by name; an unknown name is a `UserError` that lists those held."""
@@ -213,8 +224,11 @@ def attach(model, tasks, settings, embeddings=None):
     held = settings.adapters if settings.method == "adapters" else settings.task_embeddings
     names = list(held or tasks)
     model.routes = hypernet.Routes(tasks, names)
+    model.added = nn.ModuleDict()
+    if settings.method in PORT_METHODS:
+        _add_through_ports(model)
     vectors = None
-    if settings.method not in ("finetune", "adapters"):
+    if settings.method in ("hyperformer", "hyperformer++", "meta"):
         if embeddings is not None and settings.task_embedding_dir is None:
             model.settings.task_embedding_dir = "given"
         vectors = model.task_embedding_controller = _task_embeddings(names, settings, embeddings)
@@ -228,6 +242,20 @@ def attach(model, tasks, settings, embeddings=None):
     model.to(model.shared.weight.device)
     trainable(model, settings)
     return model
+
+
+def _add_through_ports(model):
+    """Put a method of any backbone into the model, for all its tasks."""
+    settings = method_of(dict(method=model.settings.method, **model.settings.method_settings), "method_settings")
+    model.router, name = model.routes.router, settings["method"]
+    model.settings.method_settings = {setting: value for setting, value in settings.items() if setting != "method"}
+    method = get_method(name).load_class()(model, name)
+    method.check(name, method.backbone, settings, "method")
+    method.build(model, dict.fromkeys(model.tasks, settings))
+    model.added[name] = method
+    method.hook(model)
+    if method.attention:
+        model.set_attn_implementation(method.attention)
 
 
 def _task_embeddings(names, settings, given):
@@ -245,7 +273,7 @@ def _stack_adapters(stack, model, vectors, decoder=None):
     width = model.config.d_model
     sizes = dict(width=width, bottleneck=width // s.reduction_factor)
     norms = dict(pre=s.add_layer_norm_before_adapter, post=s.add_layer_norm_after_adapter)
-    if s.method == "finetune":
+    if s.method == "finetune" or s.method in PORT_METHODS:
         return None
     if s.method in ("hyperformer", "hyperformer++"):
         stack.adapter_layers_hyper_net = hypernet.LayersHyperNet(
@@ -402,6 +430,8 @@ def is_added(name):
 
 def _kind(name):
     parts = name.split(".")
+    if parts[0] == "added":
+        return "adapters"
     if parts[0] == "task_embedding_controller":
         return "task_embeddings"
     if any(p == "adapter_layers_hyper_net" or p.startswith("meta_") or p.endswith("_hypernet") for p in parts):

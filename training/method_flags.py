@@ -18,6 +18,11 @@ def setting_names():
     return sorted({name for method in all_methods().values() for name in method.settings} - {WIDTH})
 
 
+def settings_of(names):
+    """{setting: (method, type in utils.flags, default, help)} of these methods."""
+    return {setting: (name, *about) for name in names for setting, about in get_method(name).settings.items()}
+
+
 def add_setting_flags(group):
     """A flag for each setting of each method, but the bottleneck's width."""
     for name in setting_names():

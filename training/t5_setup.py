@@ -9,12 +9,14 @@ import ignite.distributed as idist
 import torch
 from versatile.adapters import t5
 from versatile.adapters import t5_loading as t5_models
+from versatile.adapters.methods.registry import method_of
 from versatile.data import text_to_text
 from versatile.data.task_sampler import MultiTaskBatchSampler
 from versatile.training import t5_evaluation
 from versatile.training.experiment import say
 from versatile.training.hf_training import resume_command, summary
 from versatile.training.runs import Run, record, stored
+from versatile.training.t5_arguments import PORT_SETTINGS
 from versatile.training.t5_training import Collator, ScoredTrainer, data_keys
 from versatile.utils import plots
 from versatile.utils.devices import precision, settle
@@ -83,6 +85,11 @@ def settings(arguments):
     names = set(t5.T5Settings.__dataclass_fields__)
     values = {k: v for part in (adapter, model) for k, v in vars(part).items() if k in names}
     values |= dict(method=method(arguments), adapters=data.adapters, task_embeddings=data.task_embeddings)
+    given = {name: getattr(adapter, name) for name in PORT_SETTINGS if getattr(adapter, name) is not None}
+    if values["method"] in t5.PORT_METHODS:
+        # Its range, before anything is loaded; what is complete is kept with the model.
+        method_of(dict(method=values["method"], **given), arguments.place("method"))
+        values["method_settings"] = given
     if training.train_adapters and values["method"] == "finetune":
         # Published for tuning the layer norms alone.
         values["freeze_model"] = True
@@ -104,6 +111,8 @@ def given_size(directory):
 def method(arguments):
     """One of `adapters.t5.METHODS`."""
     adapter = arguments.adapter
+    if adapter.method:
+        return "finetune" if adapter.method == "full" else adapter.method
     if not (arguments.training.train_adapters and adapter.train_adapters_blocks):
         return "finetune"
     if adapter.adapter_config_name == "adapter":

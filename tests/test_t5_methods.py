@@ -1,0 +1,108 @@
+"""The ways of adapting of any backbone on train_t5.py's model.
+
+    python -m pytest tests/test_t5_methods.py
+"""
+
+import pytest
+import torch
+from test_train_t5 import config, read
+from versatile.adapters import t5
+from versatile.adapters.methods.registry import get_method
+from versatile.utils.errors import UserError
+
+import train_t5
+
+SETTINGS = {
+    "bottleneck": dict(adapter_bottleneck=6),
+    "lora": dict(lora_rank=3),
+    "ia3": {},
+    "prefix": dict(prefix_length=4),
+}
+TASKS = ["cola", "mrpc", "rte"]
+
+
+def adapted(method, noise=0.3):
+    model, tokenizer = t5.load_backbone("tiny-t5")
+    torch.manual_seed(0)
+    t5.attach(model, TASKS, t5.T5Settings(method=method, method_settings=SETTINGS[method]))
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data.add_(noise * torch.randn_like(p))
+    return model.eval(), tokenizer
+
+
+def batch(rows=6):
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 400, (rows, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1::2, -3:] = 0
+    labels = torch.randint(3, 400, (rows, 4), generator=generator)
+    return dict(input_ids=ids, attention_mask=mask, labels=labels, task_ids=torch.arange(rows) % len(TASKS))
+
+
+def test_every_method_of_a_task_alone_is_among_them():
+    assert set(SETTINGS) == set(t5.PORT_METHODS)
+    assert all(get_method(name).load_class().shared is None for name in SETTINGS)
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_a_mixed_batch_equals_its_rows_and_beams_each_row_alone(method):
+    model, _ = adapted(method)
+    given = batch()
+    with torch.no_grad():
+        together = model(**given).logits
+        alone = [model(**{k: v[i : i + 1] for k, v in given.items()}).logits for i in range(len(together))]
+        torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=1e-4)
+        assert (model(**given | dict(task_ids=given["task_ids"].flip(0))).logits - together).abs().max() > 1e-3
+        del given["labels"]
+        how = dict(max_new_tokens=5, num_beams=3, do_sample=False, eos_token_id=None)
+        outputs = model.generate(**given, **how)
+        for i, output in enumerate(outputs):
+            assert torch.equal(model.generate(**{k: v[i : i + 1] for k, v in given.items()}, **how)[0], output)
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_only_what_is_added_is_trained_and_the_file_gives_it_back(method, tmp_path):
+    model, tokenizer = adapted(method)
+    assert all(name.startswith("added.") == p.requires_grad for name, p in model.named_parameters())
+    model(**batch()).loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    t5.save(model, tokenizer, tmp_path)
+    again, _ = t5.load(tmp_path)
+    assert again.settings == model.settings and again.tasks == TASKS
+    with torch.no_grad():
+        assert torch.equal(again(**batch()).logits, model(**batch()).logits)
+    assert t5.describe(model).startswith("trained: adapters ")
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    model, tokenizer = adapted("lora", noise=0)
+    t5.save(model, tokenizer, tmp_path)
+    with pytest.raises(UserError, match="the adapters of 'cola' change nothing"):
+        t5.load(tmp_path)
+    model, _ = t5.load_backbone("tiny-t5")
+    with pytest.raises(UserError, match="'lora_rank' is no setting of the method ia3"):
+        t5.attach(model, TASKS, t5.T5Settings(method="ia3", method_settings=dict(lora_rank=3)))
+
+
+def test_train_t5_trains_and_scores_by_method(tmp_path):
+    # The config asks for adapters of its own: what is typed counts.
+    train_t5.main([str(config(tmp_path)), "--method", "lora", "--lora_rank", "2", "--max_steps", "4"])
+    tasks, settings = t5.read_settings(tmp_path / "run")
+    assert tasks == ["rte", "mrpc"] and settings.method == "lora" and settings.method_settings["lora_rank"] == 2
+    found = read(tmp_path / "run" / "metrics.json")
+    assert found["method"] == "lora" and found["ledger"]["adapters"] > 0
+
+
+@pytest.mark.parametrize(
+    "typed, words",
+    [
+        (["--method", "loar"], "--method"),
+        (["--method", "ia3", "--lora_rank", "2"], "--lora_rank: has no effect without that method"),
+        (["--method", "lora", "--lora_rank", "0"], "lora_rank is '0'"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused_before_anything_is_loaded(typed, words, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train_t5.main([str(config(tmp_path)), *typed])
+    assert stopped.value.code == 2 and words in capsys.readouterr().err and not (tmp_path / "run").exists()
