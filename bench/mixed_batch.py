@@ -48,7 +48,7 @@ def parse(argv=None):
     g.add_argument("--prompts", type=flags.positive, default=30, help="prompts to decode a turn and side, in one batch")
     g.add_argument("--prompt_length", type=flags.positive, default=28, help="tokens of a prompt on average")
     g.add_argument("--max_length", type=flags.positive, default=40, help="tokens of every output")
-    devices.add_precision_flags(p)
+    devices.add_precision_flags(p, device=False)
     p.set_defaults(width=768, layers=12, repeats=3)
     args = p.parse_args(argv)
     if args.train_batch_size % len(TASKS):

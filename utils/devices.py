@@ -122,14 +122,15 @@ def take_device_flag(argv):
         raise UserError(error.message, place="--device", expected="auto or cpu") from None
 
 
-def add_precision_flags(parser):
-    """--bf16 | --fp16 | --fp32; none of them: bf16 where the hardware has it."""
+def add_precision_flags(parser, device=True):
+    """--bf16 | --fp16 | --fp32; none of them: bf16 where the hardware has it. With `device` also --device."""
     group = parser.add_argument_group("precision (default: --bf16 where the hardware has it, else --fp32)")
     one = group.add_mutually_exclusive_group()
     one.add_argument("--bf16", action="store_true", help="matrix products in bfloat16 (autocast)")
     one.add_argument("--fp16", action="store_true", help="matrix products in float16 with loss scaling (GPU only)")
     one.add_argument("--fp32", action="store_true", help="everything in float32")
-    add_device_flag(group)
+    if device:
+        add_device_flag(group)
 
 
 def precision(args, device):
