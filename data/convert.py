@@ -20,7 +20,8 @@
         --output data/CNNDAILY/data.json
     python -m data.convert cnn_dailymail --stories cnn/stories dailymail/stories --train_list all_train.txt \\
         --valid_list all_val.txt --test_list all_test.txt --output data/CNNDAILY/data.json
-    python -m data.convert webnlg --train en/train --valid en/dev --test en/test --output data/WebNLG/data.json
+    python -m data.convert webnlg --train en/train --valid en/dev \\\\
+        --test en/test/rdf-to-text-generation-test-data-with-refs-en.xml --output data/WebNLG/data.json
     python -m data.convert e2e --help
 
 For lifelong learning, --output is the data directory, and every split a file of LAMOL's SQuAD-style json in it:
@@ -79,7 +80,7 @@ for module in pkgutil.iter_modules(converters.__path__):
 
 def build_parser():
     """The argparse parser with one sub-command a format."""
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="python -m data.convert",
         description=__doc__,
         allow_abbrev=False,

@@ -68,7 +68,13 @@ def load_task(task, data_dir, split):
         data_dir: the directory of the tasks' files.
         split: as `load` takes it.
     """
-    return task.samples(split) if task.own else load(find(data_dir, task, split), split)
+    qas = list(task.samples(split)) if task.own else load(find(data_dir, task, split), split)
+    # Some blank answers are right ones (SQuAD 2.0 has questions without an answer); all of them are withheld ones.
+    if qas and not any(text.strip() for qa in qas for text in qa.answers):
+        raise UserError(f"the answers of all {len(qas)} questions are blank: there is nothing to train on or to score",
+                        place=qas[0].place, expected="answers",
+                        remedy="name the file with the true answers; they may be withheld in this one")  # fmt: skip
+    return qas
 
 
 def load(path, split):

@@ -33,13 +33,17 @@ def gold_form(sql, header):
     return same[sql["sel"]], sql["agg"], conditions
 
 
-def is_right(text, sql, header):
-    """Whether a model's text is the query `sql`: it reads the same, or has the same logical form."""
+def is_right(text, sql, header, strict=False):
+    """Whether a model's text is the query `sql`: it reads the same, or has the same logical form.
+
+    Args:
+        strict: see `parse`.
+    """
     # Some queries cannot be told from another by their text: a column may be called "max goals" or "born where".
-    return _key(text) == _key(query_text(sql, header)) or parse(text, header) == gold_form(sql, header)
+    return _key(text) == _key(query_text(sql, header)) or parse(text, header, strict) == gold_form(sql, header)
 
 
-def parse(text, header):
+def parse(text, header, strict=False):
     """The logical form of a query a model wrote, or None where it is none.
 
     As in the original: letter case and white space count nowhere; a selected column that the table does not have is
@@ -47,6 +51,9 @@ def parse(text, header):
     condition's. Other than there, ``WHERE`` is found in upper case, too, ``FROM table`` may be missing, columns of
     equal name are equal, an "and" divides conditions only as a word of its own, and text that does not begin with
     ``SELECT`` is no query.
+
+    Args:
+        strict: every column must be named as in the table; the most similar one is not taken.
     """
     words = text.lower().split()
     if len(words) < 2 or words[0] != "select":
@@ -56,8 +63,8 @@ def parse(text, header):
         body, _, where = body.partition(" where ")
         body = body.rstrip().removesuffix(" from table")
     columns = _columns(header)
-    selected, aggregation = _selected(body.strip(), columns)
-    conditions = _conditions(where.strip(), columns) if where.strip() else ()
+    selected, aggregation = _selected(body.strip(), columns, strict)
+    conditions = _conditions(where.strip(), columns, strict) if where.strip() else ()
     return None if selected is None or conditions is None else (selected, aggregation, conditions)
 
 
@@ -81,7 +88,7 @@ def _columns(header):
     return columns
 
 
-def _selected(body, columns):
+def _selected(body, columns, strict):
     """(column, aggregation) of what stands between SELECT and FROM; column None where there is none."""
     if _key(body) in columns:
         return columns[_key(body)], 0
@@ -89,7 +96,7 @@ def _selected(body, columns):
     operations = {name.lower(): number for number, name in enumerate(AGGREGATIONS) if name}
     aggregation = operations.get(first, 0)
     name = _key(rest if aggregation else body)
-    if not name or not columns:
+    if not name or not columns or (strict and name not in columns):
         return None, aggregation
     return columns[_most_similar(name, columns)], aggregation
 
@@ -112,10 +119,12 @@ def _similarity(a, b):
     return row[-1] / max(len(a), len(b)) + longest / 1e4 - min(len(a), len(b)) / 1e8
 
 
-def _conditions(where, columns):
+def _conditions(where, columns, strict):
     """The conditions of a WHERE clause, in its order, or None where they are none."""
     exact = _exact_conditions(where, columns)
-    if exact and not any(re.search(r"\sand\s.*\s[=><]\s", value) for _, _, value in exact):
+    if strict and not exact:
+        return None
+    if exact and (strict or not any(re.search(r"\sand\s.*\s[=><]\s", value) for _, _, value in exact)):
         return tuple((column, operator, _key(value)) for column, operator, value in exact)
     return _similar_conditions(where, columns)
 

@@ -11,6 +11,7 @@ Deliberate differences to the published code:
 * rows without a gold label (−1 or "-" in SNLI) are left out, where they were learned as the answer "-1".
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from string import Formatter
@@ -52,6 +53,7 @@ class TextTask:
         no_label: spellings of a label that is missing; such rows are left out.
         numbers: what answers are to the metrics: None (as they stand), int or float.
         prefix: what stands before the source without adapters.
+        ambiguous_one: the original files number the two classes from 1, the hub from 0: "1" says nothing alone.
         num_beams, max_length: of decoding; None: the script's beams, the longest answer (`max_target_length`).
     """
 
@@ -68,6 +70,7 @@ class TextTask:
     no_label: tuple = ()
     numbers: type | None = None
     prefix: str | None = None
+    ambiguous_one: bool = False
     num_beams: int | None = None
     max_length: int | None = None
 
@@ -252,7 +255,7 @@ _ALL = (
     _glue("wnli", _PAIR, ("not_entailment", "entailment"), "wnli", "halved"),
     _classes("imdb", "{text}", ("neg", "pos"), ("stanfordnlp/imdb", None), rule="halved", splits=_NO_VALIDATION),
     _classes("yelp_polarity", "sentence: {text}", ("neg", "pos"), ("fancyzhx/yelp_polarity", None), rule="held out",
-             splits=_NO_VALIDATION),
+             splits=_NO_VALIDATION, ambiguous_one=True),
     _classes("trec", "sentence: {text}", ("abbr", "enty", "desc", "hum", "loc", "num"), ("CogComp/trec", None),
              label=("coarse_label", "label-coarse"), rule="halved", splits=_NO_VALIDATION),
     _classes("paws", _PAIR, _NO_YES, ("google-research-datasets/paws", "labeled_final")),
@@ -357,6 +360,8 @@ class SplitRows:
     def __iter__(self):
         task = self.task
         records, place = rows_of.find(task, self.names, self.data_dir, self.files)
+        if task.ambiguous_one and not hasattr(records, "select"):
+            _check_numbering(task, records, place)
         order = _labelled(task, records, place)
         order = order[_chosen(task, self.split, self.held_out, len(order), self.seed, self.n_obs)]
         if not len(order):
@@ -364,9 +369,25 @@ class SplitRows:
                             remedy="give it more rows, or leave out --split_validation_test")  # fmt: skip
         head = f"{task.prefix or task.name} " if self.prefix else ""
         chosen = records.select(order) if hasattr(records, "select") else map(records.__getitem__, order)
+        blank = 0
         for index, record in zip(order.tolist(), chosen):
             here = place(index)
-            yield head + _source(task, record, here), task.target(rows_of.value(record, task.label, here), here)
+            target = task.target(rows_of.value(record, task.label, here), here)
+            if target.strip():
+                yield head + _source(task, record, here), target
+            else:
+                blank += 1
+        self._report_blank(blank, len(order), place(int(order[0])))
+
+    def _report_blank(self, blank, size, where):
+        # A blank target is a withheld one: nothing can be trained on it or scored against it.
+        if blank == size:
+            raise UserError(f"{self.task.name}: the targets of all {size} rows for {self.split} are blank", place=where,
+                            expected="target texts", remedy="name the file with the true targets; they may be "
+                            "withheld in this one")  # fmt: skip
+        if blank:
+            logging.getLogger(__name__).warning("%s: %d of %d rows for %s have a blank target and are left out",
+                                                self.task.name, blank, size, self.split)  # fmt: skip
 
 
 def test_is_validation(task, data_dir=None, split_validation_test=False):
@@ -415,6 +436,25 @@ def _labelled(task, records, place):
     labels = records[column] if hasattr(records, "select") else (
         rows_of.value(record, task.label, place(i)) for i, record in enumerate(records))  # fmt: skip
     return np.flatnonzero(np.fromiter((spelling(label) not in task.no_label for label in labels), bool))
+
+
+def _check_numbering(task, records, place):
+    """A `UserError` where the user's own rows number the classes from 1, or where nobody can tell.
+
+    All rows are looked at: a few drawn ones could all be of the class that has "1" in both numberings.
+    """
+    labels = set()
+    for i, record in enumerate(records):
+        label = rows_of.value(record, task.label, place(i))
+        if spelling(label) == "2":
+            raise UserError("the label is 2: the classes are numbered from 1, as in the original files", place=place(i),
+                            expected="0 for neg and 1 for pos, as on the hub, or the names",
+                            remedy="write neg for 1 and pos for 2")  # fmt: skip
+        # A number comes from a json file, which is no original.
+        labels.add(label.strip() if isinstance(label, str) else None)
+    if labels == {"1"}:
+        raise UserError("every label is 1, which is neg in the original files and pos on the hub", place=place(0),
+                        expected="labels that say what they mean", remedy="write neg or pos")  # fmt: skip
 
 
 def _source(task, record, place):

@@ -46,7 +46,7 @@ def score(task, answers, samples, gold=None):
     elif task.kind == "dialogue":
         scores |= dialogue(answers, gold)
     elif task.kind == "sql":
-        scores["lfem"] = lfem(answers, gold)
+        scores |= {"lfem": lfem(answers, gold), "lfem_strict": lfem(answers, gold, strict=True)}
     return scores
 
 
@@ -209,13 +209,15 @@ def _changes(answer):
 # --- wikisql: logical forms ------------------------------------------------------------------------------
 
 
-def lfem(answers, queries):
+def lfem(answers, queries, strict=False):
     """Logical form accuracy of SQL queries (Zhong et al. 2017), as `data.sql` reads them.
 
     Args:
         answers: a list of N texts.
         queries: a list of N ``{"sql": …, "table": {"header": […]}}``; they stay as they are.
+        strict: a column must be named as in the table; the originals take the most similar one.
     """
     check_counts(answers, [[""]] * len(queries))
-    right = sum(is_right(text, query["sql"], query["table"]["header"]) for text, query in zip(answers, queries))
-    return Score(100 * right / len(queries), "conditions:ordered|case:lc|whitespace:no|column:closest|scale:0-100")
+    right = sum(is_right(text, query["sql"], query["table"]["header"], strict) for text, query in zip(answers, queries))
+    column = "exact" if strict else "closest"
+    return Score(100 * right / len(queries), f"conditions:ordered|case:lc|whitespace:no|column:{column}|scale:0-100")

@@ -137,6 +137,8 @@ def read(names, data_dir, split, limit=None, first=False):
             raise UserError(f"{task.name} is scored by {task.gold}, which is of its test split",
                             place="--test_training_set", remedy="leave the flag out, or the task")  # fmt: skip
         qas = samples.load_task(task, data_dir, split)
+        if blank := sum(not any(map(str.strip, qa.answers)) for qa in qas):
+            print(f"{task.name}: {blank} of {len(qas)} questions have a blank true answer; no answer is right there")
         gold = GOLD[task.kind](tasks.find_gold(data_dir, task)) if task.gold else None
         if gold and limit and len(gold) == len(qas):
             # They come in the order of the ids.

@@ -54,6 +54,25 @@ def test_e2e_train_keeps_a_record_a_row_and_valid_groups_by_mr(tmp_path):
         assert line in report.split("\n")
 
 
+def test_e2e_cleaned_joins_the_values_of_a_slot_and_reads_the_corrected_mr(tmp_path):
+    mr = "name[A], food[Thai], food[English], food[Thai]"
+    rows = [("mr", "ref", "fixed", "orig_mr"), (mr, "One.", "1", "name[B]")]
+    content = io.StringIO()
+    csv.writer(content).writerows(rows)
+    got, _ = run(tmp_path, "e2e", "--train", write(tmp_path / "train-fixed.csv", content.getvalue()))
+    assert got["train"] == [{"src": {"name": "A", "food": "Thai, English"}, "tgt": "One."}]
+
+
+def test_iwslt_pairs_of_the_multilingual_task_have_one_test_set(tmp_path):
+    assert "tst2011" in error(tmp_path, "iwslt", "--folder", iwslt_folder(tmp_path / "de"))
+    for language in ("en", "nl"):
+        write(tmp_path / "d" / f"train.tags.en-nl.{language}", TAGS.format(7, "a\nb"))
+        for name in ("dev2010", "tst2010"):
+            write(tmp_path / "d" / f"IWSLT17.TED.{name}.en-nl.{language}.xml", XML.format('<seg id="1">x</seg>'))
+    got, _ = run(tmp_path, "iwslt", "--folder", tmp_path / "d", "--pair", "en-nl")
+    assert got["test"] == [{"src": "x", "tgt": "x"}]
+
+
 def test_e2e_says_that_a_devset_given_twice_is_not_held_out(tmp_path):
     path = e2e_file(tmp_path / "dev.csv", [(MR, "One.")])
     got, report = run(tmp_path, "e2e", "--valid", path, "--test", path)

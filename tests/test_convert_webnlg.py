@@ -129,6 +129,25 @@ def test_the_real_webnlg_files(tmp_path, shared_data):
         assert sorted((r["src"], ref) for r in got[split] for ref in r.get("refs", [r["tgt"]])) == sorted(pairs)
 
 
+def test_files_that_hold_the_same_entry_are_refused_as_one_split(tmp_path):
+    whole = write(tmp_path / "test" / "a_all.xml", xml_text(entry(TRIPLES[:1], ["One."]), entry(TRIPLES, ["Two."])))
+    write(tmp_path / "test" / "b_unseen.xml", xml_text(entry(TRIPLES[1:], ["New."]), entry(TRIPLES[::-1], ["Two."])))
+    message = error(tmp_path, "webnlg", "--test", whole.parent)
+    assert "b_unseen.xml:" in message
+    assert f"an entry that {whole} holds, too" in message
+    assert "testdata_with_lex.xml" in message
+    got, _ = run(tmp_path, "webnlg", "--test", whole, "--valid", whole)
+    assert sizes(got) == {"valid": 2, "test": 2}
+
+
+def test_files_of_semantic_parsing_are_not_mixed_in(tmp_path):
+    write(tmp_path / "test" / "rdf-to-text-generation-test-data-with-refs-en.xml", xml_text(entry(TRIPLES, ["One."])))
+    parsing = tmp_path / "test" / "semantic-parsing-test-data-with-refs-en.xml"
+    write(parsing, xml_text(entry(TRIPLES[:1], ["T."])))
+    assert "belongs to semantic parsing" in error(tmp_path, "webnlg", "--test", parsing.parent)
+    assert sizes(run(tmp_path, "webnlg", "--test", parsing)[0]) == {"test": 1}
+
+
 # --- properties ------------------------------------------------------------------------------------------
 
 WORD = (

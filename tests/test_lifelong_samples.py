@@ -1,10 +1,14 @@
 """The small samples of lifelong tasks in data/samples/lifelong: written by their generator, apart in their splits."""
 
+from dataclasses import replace
+
+import lifelong_data
 import pytest
 from scripts import SAMPLES
 from versatile.data import question_samples as samples
 from versatile.data.question_tasks import TASKS
 from versatile.data.samples import make_lifelong
+from versatile.utils.errors import UserError
 
 
 @pytest.mark.parametrize("task", make_lifelong.MAKERS)
@@ -25,3 +29,13 @@ def test_no_context_stands_in_two_splits(task):
     assert len({qa.question for qa in train + test}) == 1
     if task == "ag":
         assert all(qa.answers[0] in make_lifelong.TOPICS for qa in train + test)
+
+
+def test_a_split_whose_answers_are_all_blank_is_refused(tmp_path):
+    qas = lifelong_data.questions("ag", 3)
+    path = tmp_path / TASKS["ag"].filename("test")
+    samples.save(path, [replace(qa, answers=("",)) for qa in qas])
+    with pytest.raises(UserError, match="the answers of all 3 questions are blank"):
+        samples.load_task(TASKS["ag"], tmp_path, "test")
+    samples.save(path, [replace(qas[0], answers=("",)), *qas[1:]])
+    assert len(samples.load_task(TASKS["ag"], tmp_path, "test")) == 3

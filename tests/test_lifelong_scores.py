@@ -348,3 +348,12 @@ def test_the_heat_map_is_a_picture(tmp_path):
 def test_a_conditions_column_is_the_most_similar_one(text, conditions):
     found = sql.parse(text, ["Home team", "Year"])
     assert found == (None if conditions is None else (1, 0, conditions))
+
+
+def test_the_strict_logical_form_takes_no_similar_column():
+    query = {"sql": {"sel": 1, "agg": 0, "conds": [[0, 0, "Ajax"]]}, "table": {"header": ["Home team", "Year"]}}
+    texts = ["SELECT Year FROM table WHERE home team = ajax", "SELECT Year FROM table WHERE home teams = ajax",
+             "SELECT Years FROM table WHERE home team = ajax"]  # fmt: skip
+    assert [scores.lfem([text], [query]).value for text in texts] == [100, 100, 100]
+    assert [scores.lfem([text], [query], strict=True).value for text in texts] == [100, 0, 0]
+    assert scores.lfem(texts, [query] * 3, strict=True).signature.split("|")[3] == "column:exact"

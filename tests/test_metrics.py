@@ -418,3 +418,18 @@ def test_clean_up_is_what_the_originals_tokenizer_did_in_decoding():
     for case in plain:
         assert original.clean_up(" " + case["text"].strip()) == case["decoded"]
     assert original.clean_up("i do not know , it 's here .") == "i don't know, it's here."
+
+
+def test_a_metric_says_what_it_cannot_see(caplog):
+    latin, greek, chinese = ["A b c."], ["Ένα δύο 3."], ["今天天气很好。"]
+    scores = metrics.rouge(latin + greek + chinese, [latin, greek, chinese])
+    assert all(score.signature.endswith("|unseen:2") for score in scores.values())
+    # The 3 is all it sees of the Greek text, and there is nothing that it sees of the Chinese one.
+    assert scores["rouge1"].value == pytest.approx(2 / 3)
+    assert "says little of 2 of 3 examples" in caplog.text
+    caplog.clear()
+    assert metrics.bleu(greek, [greek]).signature.endswith("unseen:1") is False
+    assert not caplog.text
+    assert metrics.bleu(chinese, [chinese]).signature.endswith("|unseen:1")
+    accented = ["Größe und Übermut: é"]
+    assert "unseen" not in metrics.rouge(accented, [accented])["rouge1"].signature

@@ -230,3 +230,10 @@ def test_the_order_of_the_files_does_not_matter(contents, random):
     assert text == table.markdown(table.Cells(random.sample(read, len(read))))
     widths = {line.replace("\\|", "").count("|") for line in text.split("\n## ")[0].splitlines() if line[:1] == "|"}
     assert len(widths) == 1
+
+
+def test_flags_that_are_wrong_are_one_message(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        table.main(["--nothing"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("error: unrecognized arguments: --nothing\n  remedy: ")

@@ -455,3 +455,26 @@ def test_real_glue_has_the_sizes_and_answers_of_its_files(shared_data):
             assert set(dataset["target"]) <= set(t2t.get(name).answers)
     assert sizes == {"rte": [2127, 138, 139], "cola": [8551, 521, 522], "mrpc": [3668, 204, 204],
                      "stsb": [5749, 750, 750], "wnli": [518, 35, 36], "sst2": [4000, 1000, 872]}  # fmt: skip
+
+
+def test_yelp_polarity_as_its_original_files_number_it_is_refused(tmp_path):
+    path = tmp_path / "yelp_polarity" / "train.csv"
+    path.parent.mkdir()
+    for labels, found in (("112", "train.csv:4: the label is 2"), ("11", "every label is 1")):
+        path.write_text("label,text\n" + "".join(f"{label},Some text.\n" for label in labels), encoding="utf-8")
+        with pytest.raises(UserError) as error:
+            t2t.load("yelp_polarity", "train", tmp_path, n_obs=1)
+        assert found in str(error.value) and "write neg" in str(error.value)
+    path.write_text("label,text\npos,Good.\nneg,Bad.\n", encoding="utf-8")
+    assert t2t.load("yelp_polarity", "train", tmp_path)["target"] == ["1", "0"]
+
+
+def test_blank_targets_are_said_and_left_out(tmp_path, caplog):
+    path = tmp_path / "wmt16-ro-en" / "test.json"
+    path.parent.mkdir()
+    write_json(path, [{"translation": {"ro": "Da.", "en": "Yes."}}, {"translation": {"ro": "Nu.", "en": " "}}])
+    assert t2t.load("wmt16-ro-en", "test", tmp_path)["target"] == ["Yes."]
+    assert "1 of 2 rows for test have a blank target" in caplog.text
+    write_json(path, [{"translation": {"ro": "Nu.", "en": ""}}])
+    with pytest.raises(UserError, match="the targets of all 1 rows for test are blank"):
+        t2t.load("wmt16-ro-en", "test", tmp_path)

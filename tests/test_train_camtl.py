@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from scripts import ROOT, metrics, run, start, tensors, until
 from training_runs import different, in_two_processes, killed_and_resumed, on_seeing, refused, trained
 from versatile.data import glue
+from versatile.training import camtl_prediction as prediction
 
 import train_camtl
 
@@ -454,3 +456,14 @@ def test_a_finished_run_that_is_gone_on_with_only_predicts(bert, tmp_path):
 def test_the_sources_of_missing_files_are_printed_and_nothing_is_done(tmp_path):
     result = run(SCRIPT, ["--download", "--data_dir", tmp_path, "--tasks", "cola", "sst-2"], tmp_path / "log")
     assert result.code == 0 and "missing: CoLA/train.tsv" in result.out and "https://" in result.out
+
+
+def test_sts_b_submissions_stay_in_range_and_a_wrong_number_of_rows_is_said(tmp_path, caplog):
+    split = SimpleNamespace(indices=np.arange(3))
+    prediction.write_predictions(tmp_path, "sts-b", split, np.array([-0.25, 2.5, 5.125]), 7)
+    content = (tmp_path / "submission" / "STS-B.tsv").read_text(encoding="utf-8")
+    assert content == "index\tprediction\n0\t0.000\n1\t2.500\n2\t5.000\n"
+    assert "STS-B.tsv has 3 predictions; GLUE's test file has 1379 rows" in caplog.text
+    caplog.clear()
+    prediction.write_predictions(tmp_path, "wnli", SimpleNamespace(indices=np.arange(146)), np.zeros(146), 7)
+    assert not caplog.text

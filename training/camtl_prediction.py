@@ -1,5 +1,6 @@
 """What a model of several GLUE tasks predicts, how it scores, and the files that say so."""
 
+import logging
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -149,6 +150,12 @@ def write_predictions(folder, name, split, predictions, step):
     text = "index\tprediction\n"
     for index, value in zip(split.indices.tolist(), predictions.tolist()):
         text += f"{index}\t{f'{min(max(value, 0), 5):3.3f}' if task.regression else task.labels[int(value)]}\n"
+    wanted = glue.SUBMISSION_ROWS.get(name, len(predictions))
+    if len(predictions) != wanted:
+        logging.getLogger(__name__).warning(
+            "submission/%s has %d predictions; GLUE's test file has %d rows, and its site refuses any other number",
+            task.submission, len(predictions), wanted,
+        )  # fmt: skip
     for path in (f"{name}_test_iter_{step}.tsv", f"submission/{task.submission}"):
         with atomic_write(Path(folder) / path) as file:
             file.write(text)

@@ -6,8 +6,10 @@ Shapes, everywhere: `hypotheses` is a list of N strings; `references` is a list 
 example may have more references than another. A wrong shape is a `UserError`.
 """
 
+import logging
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +31,8 @@ def bleu(hypotheses, references, lowercase=False):
     """Corpus BLEU, 0–100, by sacreBLEU (Post 2018): 13a tokens, mixed or lower case, exp smoothing."""
     from sacrebleu.metrics import BLEU
 
-    return _sacrebleu(BLEU(lowercase=lowercase), hypotheses, references)
+    score = _sacrebleu(BLEU(lowercase=lowercase), hypotheses, references)
+    return _marked(score, references, _is_unspaced, "BLEU's tokens are words between spaces", "chrF")
 
 
 def chrf(hypotheses, references):
@@ -72,7 +75,46 @@ def rouge(hypotheses, references, stem=True):
         )
     )
     means = {name: sum(scores[name].fmeasure for scores in each) / len(each) for name in names}
-    return {name: Score(float(mean), signature) for name, mean in means.items()}
+    scores = {name: Score(float(mean), signature) for name, mean in means.items()}
+    advice = "ROUGE's tokens are made of a-z and 0-9 alone", "chrF"
+    marked = _marked(scores["rouge1"], references, _is_foreign, *advice)
+    suffix = marked.signature.removeprefix(signature)
+    return {name: Score(score.value, score.signature + suffix) for name, score in scores.items()}
+
+
+# --- texts that a metric cannot see ----------------------------------------------------------------------
+
+# Scripts without spaces between words, as the names of their characters begin.
+_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+
+
+def _is_unspaced(letter):
+    return letter > "\u0e00" and unicodedata.name(letter, "").startswith(_UNSPACED)
+
+
+def _is_foreign(letter):
+    return not letter.isascii()
+
+
+def _marked(score, references, unseen, why, instead):
+    """A `Score` whose signature counts the examples the metric is blind to, with a warning; unchanged without any.
+
+    Args:
+        unseen: of a letter or digit: whether the metric fails to tell it. An example of mostly such ones counts.
+        why, instead: for the warning: what the metric goes by, and what to use.
+    """
+    count = 0
+    for group in references:
+        # Most texts are ASCII, which every metric sees.
+        letters = [] if all(map(str.isascii, group)) else [c for text in group for c in text if c.isalnum()]
+        count += 2 * sum(map(unseen, letters)) > len(letters)
+    if not count:
+        return score
+    logging.getLogger(__name__).warning(
+        "%s: it says little of %d of %d examples, which are in another script; see %s",
+        why, count, len(references), instead,
+    )  # fmt: skip
+    return Score(score.value, f"{score.signature}|unseen:{count}")
 
 
 def rouge_summary(hypotheses, references):

@@ -7,7 +7,6 @@ Reads what evaluation writes: `metrics.json` or `<task>_metrics.json` of one tas
 {"tasks": {task: the same}}. Writes the table as markdown and, beside it, a bar chart of the headline scores (PNG).
 """
 
-import argparse
 import datetime
 import json
 import math
@@ -16,6 +15,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from versatile.utils import flags
 from versatile.utils.errors import UserError, brief, exit_on_user_error, first_line
 from versatile.utils.files import atomic_write, writable_directory
 from versatile.utils.metrics import Score
@@ -429,8 +429,8 @@ def bars(axes, values, methods, colours):
 
 @exit_on_user_error
 def main(argv=None):
-    p = argparse.ArgumentParser(prog="python -m utils.table",
-                                description="The results of many evaluations in one table.")  # fmt: skip
+    p = flags.parser("The results of many evaluations in one table.")
+    p.prog, p.usage = "python -m utils.table", "%(prog)s [RESULT_DIR_OR_FILE ...] [flags]"
     p.add_argument("places", nargs="*", default=["results"], metavar="RESULT_DIR_OR_FILE",
                    help="metrics files, or directories that hold some at any depth (default: results)")  # fmt: skip
     p.add_argument("--output", default="results/table.md", metavar="FILE.md",

@@ -7,10 +7,9 @@ config.json, vocab.json, merges.txt, added_tokens.json. Adapters stand under
 `<pad>` and the five tasks' 29 markers. A fully fine-tuned one has the rows and no adapters.
 
   into a directory of the toolkit's own, with the backbone in it, which loads to the same logits:
-    python -m adapters.released RELEASED_DIR OUTPUT [--task nlg]
+    python -m adapters.imports.vlm RELEASED_DIR OUTPUT [--task nlg]
 """
 
-import argparse
 import re
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from versatile.adapters.attach import TaskModelInfo, _condition, add_method, add
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods import pointer as self_copy
+from versatile.utils import flags
 from versatile.utils.errors import UserError, brief, exit_on_user_error
 from versatile.utils.files import atomic_directory
 
@@ -238,8 +238,9 @@ def _prove_equal(model, tokenizer, again, words, place, length=32):
 
 @exit_on_user_error
 def main(argv=None):
-    """`python -m adapters.released`."""
-    p = argparse.ArgumentParser(prog="python -m adapters.released", description="Convert a released checkpoint.")
+    """`python -m adapters.imports.vlm`."""
+    p = flags.parser("Convert a released checkpoint.")
+    p.prog, p.usage = "python -m adapters.imports.vlm", "%(prog)s SOURCE OUTPUT [flags]"
     p.add_argument("source", help="the released directory")
     p.add_argument("output", help="the directory to make")
     p.add_argument("--task", choices=TASK_IDS, help="the task of a single-task adapter, which does not say it itself")

@@ -26,6 +26,9 @@ def _flags(parser):
 def e2e(args, report):
     """E2E NLG challenge: csv files with the columns mr and ref.
 
+    Of the cleaned set (Dušek et al. 2019; columns mr, ref, fixed and orig_mr) the corrected mr is read; where it names
+    a slot several times, the values are joined by commas.
+
     Train holds one record a row. Valid and test hold one record a distinct meaning representation, with all
     its references. Where the challenge's test file is not at hand, --test may name the devset again (the
     report says so); without --test the output has no test split.
@@ -100,7 +103,8 @@ def _rows(path, split, skip_bad, report):
                 raise row
             mr, ref = row["mr"].strip(), row["ref"].strip()
             if mr not in parsed:
-                parsed[mr] = _parse_mr(mr, place)
+                # Only the cleaned set has this column.
+                parsed[mr] = _parse_mr(mr, place, repeats="orig_mr" in row)
         except UserError as error:
             if not skip_bad:
                 raise UserError(
@@ -117,8 +121,12 @@ def _rows(path, split, skip_bad, report):
         yield mr, parsed[mr], ref
 
 
-def _parse_mr(mr, place):
-    """``"name[The Vaults], food[Thai]"`` as a dict in the same order; values may hold balanced brackets."""
+def _parse_mr(mr, place, repeats=False):
+    """``"name[The Vaults], food[Thai]"`` as a dict in the same order; values may hold balanced brackets.
+
+    Args:
+        repeats: a slot may stand several times; its different values are joined by commas.
+    """
     slots, at = {}, 0
     expected = "slot[value], slot[value], …"
     while True:
@@ -129,11 +137,12 @@ def _parse_mr(mr, place):
         slot, value = mr[at:opening].strip(), mr[opening + 1 : closing].strip()
         if slot not in SLOTS:
             raise UserError(f"unknown slot {slot[:60]!r}", place=place, expected=f"one of {', '.join(SLOTS)}")
-        if slot in slots:
+        if slot in slots and not repeats:
             raise UserError(f"malformed MR: two values for {slot!r}", place=place, expected="each slot once")
         if not value:
             raise UserError(f"malformed MR: {slot!r} is empty", place=place, expected=expected)
-        slots[slot] = value
+        if value not in (known := slots.get(slot, "").split(", ")):
+            slots[slot] = ", ".join(filter(None, [*known, value]))
         rest = mr[closing + 1 :].lstrip()
         if not rest:
             return slots

@@ -12,6 +12,8 @@ from versatile.data.files import text_lines
 from versatile.utils.errors import UserError
 
 IWSLT_TESTS = ("tst2010", "tst2011", "tst2012", "tst2013", "tst2014", "tst2015")
+# Languages whose pairs are of the multilingual task.
+_MULTILINGUAL = {"it", "nl", "ro"}
 
 
 def _parallel_flags(parser):
@@ -73,9 +75,9 @@ def _iwslt_flags(parser):
     parser.add_argument(
         "--test",
         nargs="+",
-        default=list(IWSLT_TESTS),
         metavar="SET",
-        help=f"sets for the test split, one after another (default: {' '.join(IWSLT_TESTS)})",
+        help=f"sets for the test split, one after another (default: {' '.join(IWSLT_TESTS)}; tst2010 for the pairs of "
+        "the multilingual task, with it, nl or ro)",
     )
     allow_cut_flag(parser, "segments")
 
@@ -84,7 +86,8 @@ def _iwslt_flags(parser):
 def iwslt(args, report):
     """IWSLT 2017 TED talks: train.tags.* lines and IWSLT17.TED.<set>.* xml files.
 
-    The lines about a talk (its title, speaker, keywords, …) are left out and counted.
+    The pairs of the multilingual task (those with it, nl or ro) have tst2010 alone. The lines about a talk (its title,
+    speaker, keywords, …) are left out and counted.
     """
     languages = args.pair.split("-")
     if len(languages) != 2 or not all(languages) or os.sep in args.pair:
@@ -101,7 +104,8 @@ def iwslt(args, report):
     splits = {
         "train": _parallel_records(_tagged_lines(pair[0], metadata), _tagged_lines(pair[1]), pair, "train", report)
     }
-    for split, sets in (("valid", args.valid), ("test", args.test)):
+    published = IWSLT_TESTS[:1] if _MULTILINGUAL.intersection(languages) else IWSLT_TESTS
+    for split, sets in (("valid", args.valid), ("test", args.test or published)):
         pairs = [
             [find_file(folders, f"IWSLT17.TED.{name}.{args.pair}.{language}.xml") for language in languages]
             for name in sets

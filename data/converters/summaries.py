@@ -46,7 +46,8 @@ def cnn_dailymail(args, report):
 
     The article comes on one line, the highlights one a line; blank lines, and white space next to a line break,
     go. A line of a list names a file of the folders, or is a url whose sha1 in hexadecimal is the file's name. What
-    has no article or no highlight is dropped and counted.
+    has no article or no highlight is dropped and counted. The chunked .bin files of TensorFlow examples and parquet
+    files are not read: save them as csv.
     """
     lists = [f"--{split}_list" for split in SPLITS if getattr(args, f"{split}_list")]
     files = [f"--{split}" for split in SPLITS if getattr(args, split)]

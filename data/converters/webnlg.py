@@ -29,7 +29,9 @@ def webnlg(args, report):
 
     "src" is "subject | predicate | object && …", the modified triples as they are written. Train holds one
     record a text; valid and test hold one an entry, with all its texts under "refs". A text without the attribute
-    lang is English.
+    lang is English. A test folder holds other files beside the right one (unseen categories, inputs without texts,
+    semantic parsing), so --test names a file: testdata_with_lex.xml (2017), or
+    rdf-to-text-generation-test-data-with-refs-en.xml (3.0).
     """
     given = {
         split: [file for path in paths for file in _xml_files(path)] for split, paths in given_splits(args).items()
@@ -38,7 +40,8 @@ def webnlg(args, report):
     splits = {}
     for split, paths in given.items():
         parse = partial(_records, language=args.language.lower(), grouped=split != "train")
-        items = parsed(_entries(paths, cut), parse, args.skip_bad)
+        _check_tasks(paths)
+        items = parsed(_once(_entries(paths, cut), split), parse, args.skip_bad)
         splits |= split_records({split: items}, {}, iter, report)
     return tallied(splits, report, "texts", lambda record: len(record.get("refs", [1])))
 
@@ -55,15 +58,44 @@ def _xml_files(path):
     return found
 
 
+_PARSING = "semantic-parsing"
+_TEST_FILES = (
+    "name the one file that is meant: testdata_with_lex.xml (2017), "
+    "rdf-to-text-generation-test-data-with-refs-en.xml (3.0)"
+)
+
+
+def _check_tasks(paths):
+    """A `UserError` where files of 3.0's other task, texts to triples, stand among those of this one."""
+    parsing = [path for path in paths if _PARSING in os.path.basename(path)]
+    if parsing and len(parsing) < len(paths):
+        raise UserError("belongs to semantic parsing, and others beside it do not", place=parsing[0],
+                        expected="files of one task", remedy=_TEST_FILES)  # fmt: skip
+
+
+def _once(entries, split):
+    """The entries as they come; a `UserError` where two files of a split hold the same one, which would count twice."""
+    files = {}
+    for place, entry in entries:
+        key = (entry["category"], *sorted(entry["triples"]))
+        file = place.rpartition(":")[0]
+        first = files.setdefault(key, file)
+        if first != file:
+            raise UserError(f"an entry that {first} holds, too", place=place, remedy=_TEST_FILES,
+                            expected=f"files of which no two hold the same entry, for --{split}")  # fmt: skip
+        yield place, entry
+
+
 def _entries(paths, cut):
-    """Yield (place, {"sets": number of triple sets, "triples": [..], "texts": [(language, text)]}) an entry."""
+    """Yield (place, {"category", "sets": number of triple sets, "triples": [..], "texts": [(language, text)]})."""
     for path in paths:
         entry, seen, pieces, stack = None, False, [], []
         for event, value, attributes, line in xml_events(path, "entry", cut):
             if event == "start":
                 stack.append(value)
                 if value == "entry":
-                    seen, entry = True, {"place": f"{path}:{line}", "sets": 0, "triples": [], "texts": []}
+                    place, category = f"{path}:{line}", attributes.get("category")
+                    seen, entry = True, dict(place=place, category=category, sets=0, triples=[], texts=[])
                 elif value == "modifiedtripleset" and entry:
                     entry["sets"] += 1
                 elif value in ("mtriple", "lex"):
