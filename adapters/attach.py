@@ -165,7 +165,8 @@ class TaskConditioned:
 
     def gradient_checkpointing(self):
         """Recompute the blocks' activations in the backward pass instead of keeping them."""
-        self.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        how = dict(use_reentrant=False, context_fn=self.router.checkpoint_contexts)
+        self.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
 
 
 def add_tokens(tokenizer, markers):

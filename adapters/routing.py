@@ -4,6 +4,7 @@ All ways of adapting share these: the model's forward groups a batch's rows by t
 groups at its own sites in the backbone.
 """
 
+import contextlib
 import itertools
 
 import torch
@@ -26,15 +27,14 @@ class TaskRouter:
         runs: [(task name or None, how many rows)] of the current batch.
         which: [rows] the number of each row's run; None where there is one run.
         order: (order of the rows, the way back) where the rows of a task do not stand together, or None.
-        batch: counts the forwards, so that what is computed once per forward is known to be of this one.
+        kept: what methods compute once per forward, by keys of their own.
     """
 
     def __init__(self):
         self.tasks = []
         self.runs = []
         self.which = self.order = None
-        self.batch = 0
-        self._masks = {}
+        self.kept, self._masks = {}, {}
 
     def route(self, task_ids, rows):
         """Group a batch's rows by task.
@@ -65,9 +65,8 @@ class TaskRouter:
             raise ValueError(f"task_ids {wrong} name no task of this model; it holds: {known}; -1 is no adapter")
         present = list(dict.fromkeys(ids))
         names = [*self.tasks, None]
-        self.batch += 1
         self.runs = [(names[task], ids.count(task)) for task in present]
-        self.which, self.order, self._masks = None, None, {}
+        self.which, self.order, self.kept, self._masks = None, None, {}, {}
         if len(present) > 1:
             device = task_ids.device
             self.which = torch.tensor([present.index(i) for i in ids], device=device)
@@ -75,6 +74,27 @@ class TaskRouter:
                 order = torch.argsort(self.which, stable=True)
                 self.order = order, torch.argsort(order)
         return ids
+
+    def checkpoint_contexts(self):
+        """`context_fn` of torch.utils.checkpoint: a block that runs again in the backward pass meets the groups of its
+        own forward, whatever was routed since."""
+        names = ("runs", "which", "order", "kept", "_masks")
+        own = {name: getattr(self, name) for name in names}
+
+        @contextlib.contextmanager
+        def restored():
+            latest = {name: getattr(self, name) for name in names}
+            self.__dict__.update(own)
+            try:
+                yield
+            finally:
+                self.__dict__.update(latest)
+
+        return contextlib.nullcontext(), restored()
+
+    def __getstate__(self):
+        # A copy starts without a batch: tensors in the middle of a graph cannot be copied.
+        return self.__dict__ | dict(kept={})
 
     @property
     def present(self):

@@ -125,6 +125,13 @@ class TaskT5:
         needed = [method.attention for method in self.added.values() if method.attention]
         super().set_attn_implementation(*(needed or [attn_implementation]), *args, **kwargs)
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None, **kwargs):
+        """As transformers'; a block that is recomputed meets the tasks of its own forward."""
+        given = dict(gradient_checkpointing_kwargs or {})
+        if self.added and given.get("use_reentrant") is not True:
+            given |= dict(use_reentrant=False, context_fn=self.routes.router.checkpoint_contexts)
+        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=given or None, **kwargs)
+
     def task_id(self, task):
         """The id of a task by name; an unknown name is a `UserError` that lists those held."""
         if task not in self.tasks:
@@ -140,8 +147,8 @@ class StackHooks:
     recomputed in the backward pass (gradient checkpointing) meets the adapters of its own forward again.
     """
 
-    def __init__(self, stack, routes, adapters):
-        self.routes, self.adapters = routes, adapters
+    def __init__(self, stack, routes, adapters, ports=False):
+        self.routes, self.adapters, self.ports = routes, adapters, ports
         stack.register_forward_pre_hook(self.enter, with_kwargs=True)
         if adapters is None:
             return
@@ -154,6 +161,8 @@ class StackHooks:
         given = kwargs.get("input_ids", args[0] if args else None)
         given = given if given is not None else kwargs["inputs_embeds"]
         if self.adapters is None:
+            if self.ports:
+                self._refuse_reentrant(stack)
             self.routes.rows(task_ids, len(given), given.device)
         else:
             self._refuse_reentrant(stack)
@@ -236,8 +245,8 @@ def attach(model, tasks, settings, embeddings=None):
     decoder = _stack_adapters(model.decoder, model, vectors)
     encoder = _stack_adapters(model.encoder, model, vectors, decoder)
     model.stack_hooks = [
-        StackHooks(model.encoder, model.routes, encoder),
-        StackHooks(model.decoder, model.routes, decoder),
+        StackHooks(model.encoder, model.routes, encoder, bool(model.added)),
+        StackHooks(model.decoder, model.routes, decoder, bool(model.added)),
     ]
     model.to(model.shared.weight.device)
     trainable(model, settings)

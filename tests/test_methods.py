@@ -123,6 +123,31 @@ def test_a_mixed_batch_has_the_gradients_of_its_tasks(case):
         torch.testing.assert_close(gradient, total[name], atol=2e-4, rtol=1e-3)
 
 
+def test_blocks_that_run_again_in_the_backward_pass_meet_their_own_tasks(case):
+    """Two forwards of other tasks and other sizes before the backward pass."""
+    model = copy.deepcopy(case[0])
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+
+    def gradients():
+        model.zero_grad()
+        first, second = (
+            cross_entropy(model, given, 1)
+            for given in (batch(model, tasks=[0, 1]), batch(model, rows=3, seed=4, tasks=[2, -1]))
+        )
+        (first + second).backward()
+        return {n: p.grad.clone() for n, p in trainable(model).items() if p.grad is not None}
+
+    plain = gradients()
+    model.train()
+    model.gradient_checkpointing()
+    again = gradients()
+    assert plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, atol=2e-4, rtol=1e-3)
+
+
 @torch.no_grad()
 def test_decoding_a_mixed_batch_equals_its_rows_alone(case):
     """Left padding, greedy and beams, with the cache."""

@@ -43,7 +43,7 @@ class HyperFormer(Method):
         super().__init__(model, name)
         self.activation = ACTIVATIONS["gelu_new"]
         self.embeddings, self.hypernets = None, nn.ModuleList()
-        self._weights, self._rows, self._forward = (None, None), (None, None), None
+        self._latest = None, None
 
     @classmethod
     def check(cls, name, backbone, settings, place):
@@ -97,33 +97,38 @@ class HyperFormer(Method):
 
     def rows(self, names, device):
         """`Rows` of the batch; made once a forward."""
-        key = self.router.batch, device
-        if self._rows[0] != key:
-            rows, router = Rows(names), self.router
+        router, key = self.router, (self.name, "rows", device)
+        if key not in router.kept:
+            rows = Rows(names)
             if router.which is not None:
                 of_runs = [names.index(name) if name in names else 0 for name in router.present]
                 which = router.which.to(device)
                 rows.which = torch.tensor(of_runs, device=device)[which] if len(names) > 1 else None
                 idle = torch.tensor([name not in names for name in router.present], device=device)[which]
                 rows.idle = idle if len(names) < len(router.present) else None
-            self._rows = key, rows
-        return self._rows[1]
+            router.kept[key] = rows
+        return router.kept[key]
 
     def weights(self, names, device):
         """The generated adapters of each stack; made once a forward, without gradients once for the same tasks."""
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        key = self.name, names, device, dtype, torch.is_grad_enabled()
+        if key not in self.router.kept:
+            self.router.kept[key] = self.generate(names, device, dtype)
+        return self.router.kept[key]
+
+    def generate(self, names, device, dtype):
+        """As `weights`; what was generated without gradients is kept until tasks or parameters change."""
         grad = torch.is_grad_enabled()
-        forward = names, device, dtype, grad, self.router.batch
-        if self._forward == forward:
-            return self._weights[1]
-        versions = tuple((p.data_ptr(), p._version) for p in self.parameters())
-        self._forward, key = forward, (names, device, dtype, self.router.batch if grad else None, versions)
-        if self._weights[0] != key:
+        key = names, device, dtype, tuple((p.data_ptr(), p._version) for p in self.parameters())
+        if grad or self._latest[0] != key:
             # What is generated is computed once and in full precision, whatever autocast does to the rest.
             with torch.autocast(device.type, enabled=False):
                 vectors = self.embeddings(names)
-                self._weights = key, [hypernet(vectors, dtype) for hypernet in self.hypernets]
-        return self._weights[1]
+                weights = [hypernet(vectors, dtype) for hypernet in self.hypernets]
+            self._latest = (None, None) if grad else (key, weights)
+            return weights
+        return self._latest[1]
 
     def key(self, name):
         return f"hyperformer.{name}"
@@ -133,16 +138,13 @@ class HyperFormer(Method):
 
     @torch.no_grad()
     def is_idle(self, task):
-        width = self.weights((task,), self.device)[0][0].up.shape[-2]
+        stacks = self.generate((task,), self.device, None)
+        width = stacks[0][0].up.shape[-2]
         probe = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0)).to(self.device)
         return not any(added(probe, weights, self.activation).any()
-                       for stack in self.weights((task,), self.device) for weights in stack)  # fmt: skip
+                       for stack in stacks for weights in stack)  # fmt: skip
 
     @property
     def device(self):
         """Where the parameters are."""
         return next(self.parameters()).device
-
-    def __getstate__(self):
-        # A copy starts without a batch: tensors in the middle of a graph cannot be copied.
-        return self.__dict__ | dict(_weights=(None, None), _rows=(None, None), _forward=None)
