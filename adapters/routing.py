@@ -28,6 +28,7 @@ class TaskRouter:
         which: [rows] the number of each row's run; None where there is one run.
         order: (order of the rows, the way back) where the rows of a task do not stand together, or None.
         kept: what methods compute once per forward, by keys of their own.
+        prepare: what methods do once per forward, before the blocks run: callables without arguments.
     """
 
     def __init__(self):
@@ -35,6 +36,7 @@ class TaskRouter:
         self.runs = []
         self.which = self.order = None
         self.kept, self._masks = {}, {}
+        self.prepare = []
 
     def route(self, task_ids, rows):
         """Group a batch's rows by task.
@@ -73,6 +75,8 @@ class TaskRouter:
             if len(list(itertools.groupby(ids))) > len(present):
                 order = torch.argsort(self.which, stable=True)
                 self.order = order, torch.argsort(order)
+        for prepare in self.prepare:
+            prepare()
         return ids
 
     def checkpoint_contexts(self):

@@ -129,6 +129,9 @@ def test_blocks_that_run_again_in_the_backward_pass_meet_their_own_tasks(case):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+        # A T5's attention keeps its rate as a number.
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
 
     def gradients():
         model.zero_grad()

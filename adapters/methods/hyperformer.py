@@ -82,9 +82,21 @@ class HyperFormer(Method):
                 for site, port in enumerate((self.backbone.attention, self.backbone.feed_forward)):
                     port(block).register_forward_hook(functools.partial(self.after_module, stack, 2 * number + site))
 
+        self.router.prepare.append(self.prepare)
+
+    def prepare(self):
+        """Generate a batch's adapters before the blocks run: those that are recomputed must not do it again."""
+        if names := self.used():
+            self.rows(names, self.device)
+            self.weights(names, self.device)
+
+    def used(self):
+        """Names of the batch's tasks that have generated adapters."""
+        return tuple(name for name in self.router.present if name in self.embeddings.names)
+
     def after_module(self, stack, site, module, args, output):
         """Forward hook of an attention or feed-forward module: its hidden states through their tasks' adapters."""
-        names = tuple(name for name in self.router.present if name in self.embeddings.names)
+        names = self.used()
         if not names:
             return output
         return first_output(output, functools.partial(self.adapt, stack, site, names))
