@@ -19,6 +19,7 @@ Of every example the encoder's last states are averaged over its tokens (padding
 import sys
 from pathlib import Path
 
+from versatile.data.task_names import task_flag
 from versatile.utils import flags
 from versatile.utils.errors import exit_on_user_error
 
@@ -26,7 +27,7 @@ from versatile.utils.errors import exit_on_user_error
 def parser():
     p = flags.parser(__doc__)
     g = p.add_argument_group("what to embed")
-    g.add_argument("--tasks", nargs="+", required=True, help="tasks; see train_t5.py")
+    task_flag(g, "--tasks", "text_to_text", nargs="+", required=True, help="tasks; see train_t5.py")
     g.add_argument("--data_dir", help="GLUE's official folders, or a folder of local files (default: the hub)")
     g.add_argument("--n_train", type=flags.positive, help="training examples of each task, drawn by --seed "
                                                           "(default: all)")  # fmt: skip

@@ -78,10 +78,11 @@ def main(argv=None):
     from versatile.adapters import checkpoint
     from versatile.data import text_to_text
     from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
-    from versatile.data.task import all_tasks, get
+    from versatile.data.task import all_tasks, canonical_name, get
 
     prepare_own_tasks(args, "--task")
     register_own_tasks(checkpoint.definitions(args.model_checkpoint).values() if args.model_checkpoint else ())
+    args.task = canonical_name(args.task, "markers")
     text = args.task not in all_tasks() and not args.own_tasks and args.task in ("all", *text_to_text.TASKS)
     if text and args.model_checkpoint and not args.score_only:
         raise t5_directory.why_not(args.model_checkpoint)

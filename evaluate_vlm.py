@@ -61,6 +61,7 @@ def evaluate(args):
     from versatile.adapters.backbones import bundled as embedded
     from versatile.adapters.backbones import loading as backbones
     from versatile.adapters.imports import vlm as released
+    from versatile.data.task import canonical_name
     from versatile.training import evaluation, runs
     from versatile.utils import devices
     from versatile.utils.files import writable_directory
@@ -74,6 +75,7 @@ def evaluate(args):
     if not checkpoint.is_checkpoint(args.model_checkpoint):
         raise UserError("this holds no trained tasks", place=f"--model_checkpoint {args.model_checkpoint}",
                         expected="what combine_all.py, train_vlm.py or train.py wrote, or a released VLM")  # fmt: skip
+    args.task = canonical_name(args.task, "markers")
     model, tokenizer = checkpoint.load(args.model_checkpoint, None if args.task == "all" else args.task)
     parts = read_parts(args, model.info)
     writable_directory(args.output_dir, "--output_dir")

@@ -31,7 +31,8 @@ from versatile.utils.screen import shell_command
 def parser():
     p = flags.parser(__doc__)
     g = p.add_argument_group("teacher and data")
-    task_flag(g, "--task", help="the task, see --list_tasks; of your own, one that the teacher holds, or NAME=DATA")
+    task_flag(g, "--task", "markers",
+              help="the task, see --list_tasks; of your own, one that the teacher holds, or NAME=DATA")
     g.add_argument("--model_checkpoint", help="the teacher: a run directory, a VLM, or a released checkpoint")
     g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
     g.add_argument("--limit", type=flags.positive,

@@ -36,8 +36,8 @@ PUBLISHED = ("lr", "n_epochs", "train_batch_size", "gradient_accumulation_steps"
 def parser():
     p = flags.parser(__doc__)
     g = p.add_argument_group("task and data")
-    task_flag(g, "--task", help="what to learn: a task of --list_tasks, or NAME=DATA for one of your own; see "
-                                "data/own_tasks.py")  # fmt: skip
+    task_flag(g, "--task", "markers",
+              help="what to learn: a task of --list_tasks, or NAME=DATA for one of your own; see data/own_tasks.py")
     g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
     g.add_argument("--max_history", type=flags.positive, help="exchanges of a conversation kept (default: published)")
     g.add_argument("--limit", type=flags.positive, help="use only the first so many examples of each split")

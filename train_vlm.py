@@ -55,8 +55,9 @@ def method_name(text):
 def parser():
     p = flags.parser(__doc__)
     g = p.add_argument_group("tasks and data")
-    task_flag(g, "--tasks", nargs="+", metavar="TASK", help="what to learn: tasks of --list_tasks, and NAME=DATA for "
-                  "those of your own, see data/own_tasks.py (default: every task with data)")  # fmt: skip
+    task_flag(g, "--tasks", "markers", nargs="+", metavar="TASK",
+              help="what to learn: tasks of --list_tasks, and NAME=DATA for those of your own, see data/own_tasks.py "
+                   "(default: every task with data)")  # fmt: skip
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
                    metavar="TASK=FILE", help="data files (default: the tasks' own places under data/)")  # fmt: skip
     g.add_argument("--sampling", choices=["proportional", "uniform", "temperature"], default="proportional",

@@ -12,55 +12,17 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from versatile.data import task as registry
 from versatile.data.files import text_lines
-from versatile.data.own_tasks import get_own_task
-from versatile.data.task_names import unknown_task
 from versatile.utils import glue_metrics
 from versatile.utils.errors import UserError, brief
 
-SPLITS = ("train", "dev", "test")
-_MNLI = ("contradiction", "entailment", "neutral")
-_ENTAILMENT = ("entailment", "not_entailment")
+# The order of the first nine is CA-MTL's: the task ids of its published models. mnli-mm and ax are not trained on: both
+# are predicted by MNLI's head.
+ORDER = ("cola", "mnli", "rte", "wnli", "qqp", "sts-b", "sst-2", "qnli", "mrpc", "mnli-mm", "ax")
+TASKS = registry.forms("sentence_pair", ORDER)
 _HIGHEST_SCORE = 5.0
 _DOWNLOAD = "python download_glue_data.py --data_dir DIR --tasks all writes them"
-
-
-@dataclass(frozen=True)
-class GlueTask:
-    """One task of GLUE.
-
-    Attributes:
-        name: as on the command line, e.g. ``"sts-b"``.
-        folder: the official script's folder.
-        columns: the header's names of the one or two text columns.
-        label_column: the header's name of the label column; unlabelled files do not have it.
-        labels: label strings in the order of CA-MTL's class ids; None for regression. The Hugging Face hub numbers
-            MNLI's differently, so go by the strings.
-        metrics: names of the functions of `utils.glue_metrics` that GLUE scores it with.
-        files: file of every split, relative to the data directory; several names mean: the first that exists.
-        submission: the name that the GLUE site wants for a file of test predictions.
-        headerless: the columns of a file without a header (CoLA's train and dev).
-        broken_rows: the official file itself has rows cut in two; rows of a wrong number of columns are left out.
-    """
-
-    name: str
-    folder: str
-    columns: tuple
-    label_column: str
-    labels: tuple | None
-    metrics: tuple
-    files: dict
-    submission: str
-    headerless: tuple | None = None
-    broken_rows: bool = False
-
-    # The user's own definition, of a task that the toolkit does not know.
-    own = None
-
-    @property
-    def regression(self):
-        """Whether the label is a number (STS-B)."""
-        return self.labels is None
 
 
 @dataclass(frozen=True)
@@ -78,51 +40,14 @@ class GlueExample:
     place: str
 
 
-def _task(name, folder, columns, label_column="label", labels=("0", "1"), metrics=("accuracy",), **more):
-    files = {split: (f"{folder}/{split}.tsv",) for split in SPLITS}
-    more.setdefault("submission", f"{folder}.tsv")
-    return GlueTask(name, folder, columns, label_column, labels, metrics, more.pop("files", files), **more)
-
-
-def _mnli(name, genre, submission):
-    files = {"train": ("MNLI/train.tsv",), "dev": (f"MNLI/dev_{genre}.tsv",), "test": (f"MNLI/test_{genre}.tsv",)}
-    return _task(name, "MNLI", ("sentence1", "sentence2"), "gold_label", _MNLI, files=files, submission=submission)
-
-
-_PAIR = ("sentence1", "sentence2")
-# The order of the first nine is CA-MTL's: the task ids of its published models.
-_ALL = (
-    _task("cola", "CoLA", ("sentence",), metrics=("matthews",), headerless=("source", "label", "mark", "sentence")),
-    _mnli("mnli", "matched", "MNLI-m.tsv"),
-    _task("rte", "RTE", _PAIR, labels=_ENTAILMENT),
-    _task("wnli", "WNLI", _PAIR),
-    _task("qqp", "QQP", ("question1", "question2"), "is_duplicate", metrics=("accuracy", "f1"), broken_rows=True),
-    _task("sts-b", "STS-B", _PAIR, "score", labels=None, metrics=("pearson", "spearman")),
-    _task("sst-2", "SST-2", ("sentence",)),
-    _task("qnli", "QNLI", ("question", "sentence"), labels=_ENTAILMENT),
-    _task("mrpc", "MRPC", ("#1 String", "#2 String"), "Quality", metrics=("accuracy", "f1")),
-    # Not trained on: MNLI's second dev and test set, and the diagnostic set, both predicted by MNLI's head.
-    _mnli("mnli-mm", "mismatched", "MNLI-mm.tsv"),
-    _task("ax", "diagnostic", _PAIR, labels=_MNLI, metrics=("matthews",), submission="AX.tsv",
-          files={"test": ("diagnostic/diagnostic.tsv", "MNLI/diagnostic.tsv", "AX/AX.tsv", "AX.tsv")}),
-)  # fmt: skip
-TASKS = {task.name: task for task in _ALL}
-
 SUBMISSION_ROWS = {"cola": 1063, "sst-2": 1821, "mrpc": 1725, "sts-b": 1379, "qqp": 390965, "mnli": 9796,
                    "mnli-mm": 9847, "qnli": 5463, "rte": 3000, "wnli": 146, "ax": 1104}  # fmt: skip
 """Rows of each official test file: a submission of another number is refused by the GLUE site."""
 
 
-def get(name):
+def get(name, flag="--tasks"):
     """The `GlueTask` of a name, in small or capital letters; a `UserError` for an unknown one."""
-    if own := get_own_task(name):
-        from versatile.data.own_views import as_glue_task
-
-        return as_glue_task(own)
-    task = TASKS.get(str(name).lower())
-    if task is None:
-        raise unknown_task(name, TASKS, what="GLUE task")
-    return task
+    return registry.form(name, "sentence_pair", flag, "GLUE task")
 
 
 def path_of(data_dir, name, split):

@@ -5,14 +5,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from versatile.data.glue import GlueExample, GlueTask
+from versatile.data.glue import GlueExample
+from versatile.data.glue_task import GlueTask
 from versatile.data.own_tasks import OwnTask
 from versatile.data.question_samples import QA
-from versatile.data.question_tasks import LifelongTask
+from versatile.data.question_task import LifelongTask
 from versatile.data.row_store import RowStore
 from versatile.data.task import Example, Reading, Span, distilled_beside
 from versatile.data.text_pair import TextPair
-from versatile.data.text_to_text import TextTask
+from versatile.data.text_task import TextTask
 from versatile.utils.errors import UserError
 
 # Nothing is published for it: what adapters of its kind were published with.
@@ -175,3 +176,4 @@ def as_glue_task(own):
 
 
 _CLASS_METRICS = ("accuracy", "exact_match", "f1")
+FORMS = {"text_to_text": as_text_task, "question_answer": as_question_task, "sentence_pair": as_glue_task}

@@ -64,7 +64,7 @@ def load_task(task, data_dir, split):
     """The list of `QA` of a task's split.
 
     Args:
-        task: a `data.question_tasks.LifelongTask`.
+        task: a `data.question_task.LifelongTask`.
         data_dir: the directory of the tasks' files.
         split: as `load` takes it.
     """

@@ -2,82 +2,22 @@
 
 import difflib
 import os
-from dataclasses import dataclass
 
-from versatile.data.own_tasks import get_own_task
-from versatile.data.task_names import unknown_task
+from versatile.data import task as registry
 from versatile.utils.errors import UserError
 
-SPLITS = ("train", "dev", "test", "distil")
-
-
-@dataclass(frozen=True)
-class LifelongTask:
-    """One task: the names of its files in the data directory, and its scores.
-
-    Attributes:
-        name: the key, e.g. "woz.en".
-        kind: what is scored beside em, nf1 and nem: "text" (nothing more), "rouge", "dialogue", "sql", "bleu" or
-            "corpus_f1"; see `lifelong.scores`.
-        metric: the score of that kind that stands for the task in a matrix of tasks.
-        has_dev: the released data have a dev file of it.
-        same_test: the dev file is the test file: the true test set is not public.
-        gold: the file of the true answers of the test file, where their texts are not enough, or None.
-    """
-
-    name: str
-    kind: str = "text"
-    metric: str = "em"
-    has_dev: bool = True
-    same_test: bool = False
-    gold: str | None = None
-
-    # The user's own definition, of a task that the toolkit does not know.
-    own = None
-
-    def filename(self, split):
-        """The name of a split's file: "train", "dev", "test", or "distil": the training file a teacher rewrote."""
-        if split not in SPLITS:
-            raise ValueError(f"{split!r} is none of {SPLITS}")
-        split = "dev" if split == "test" and self.same_test else split
-        if self.name in _SQUAD:
-            return f"squad-{split}-{_SQUAD[self.name]}.json"
-        return f"{self.name}_to_squad-{split}-v2.0.json"
-
-
-_SQUAD = {"squad1": "v1.1", "squad2": "v2.0"}
-# decaNLP (McCann et al. 2018) names the score that stands for each of its tasks; its dsEM of a dialogue is the mean of
-# joint goals and turn requests.
-_ALL = (
-    LifelongTask("squad1", metric="nf1", same_test=True),
-    LifelongTask("squad2", metric="nf1", same_test=True),
-    LifelongTask("iwslt.en.de", "bleu", "bleu"),
-    LifelongTask("cnn_dailymail", "rouge", "avg_rouge"),
-    LifelongTask("multinli.in.out", "bleu", same_test=True),
-    LifelongTask("sst"),
-    LifelongTask("srl", metric="nf1"),
-    LifelongTask("zre", "corpus_f1", "corpus_f1"),
-    LifelongTask("woz.en", "dialogue", "avg_dialogue", gold="woz.en_answers.json"),
-    LifelongTask("wikisql", "sql", "lfem", gold="wikisql_answers.json"),
-    LifelongTask("schema"),
-    *(LifelongTask(name, has_dev=False) for name in ("ag", "dbpedia", "yahoo", "amazon", "yelp")),
-    *(
-        LifelongTask(name, "rouge", "avg_rouge", has_dev=False)
-        for name in ("e2enlg", "e2enlg2", "rnnlg.rest", "rnnlg.hotel", "rnnlg.tv", "rnnlg.laptop")
-    ),
-)
-TASKS = {task.name: task for task in _ALL}
+# As LAMOL and L2KD list them.
+ORDER = (
+    "squad1", "squad2", "iwslt.en.de", "cnn_dailymail", "multinli.in.out", "sst", "srl", "zre", "woz.en", "wikisql",
+    "schema", "ag", "dbpedia", "yahoo", "amazon", "yelp", "e2enlg", "e2enlg2", "rnnlg.rest", "rnnlg.hotel", "rnnlg.tv",
+    "rnnlg.laptop",
+)  # fmt: skip
+TASKS = registry.forms("question_answer", ORDER)
 
 
 def get(name, place="--tasks"):
     """The `LifelongTask` called `name`; an unknown name is a `UserError` at `place`."""
-    if own := get_own_task(name):
-        from versatile.data.own_views import as_question_task
-
-        return as_question_task(own)
-    if name not in TASKS:
-        raise unknown_task(name, TASKS, place)
-    return TASKS[name]
+    return registry.form(name, "question_answer", place)
 
 
 def sequence(names, place="--tasks"):

@@ -75,7 +75,11 @@ class Task:
     Attributes:
         name: what `--task` calls it.
         summary: one line for `--list_tasks`.
-        markers: all its special tokens; the order is the order of their embedding rows.
+        aliases: other names of the task, in small letters.
+        text_to_text, question_answer, sentence_pair: its forms for the other encoders (`TextTask`, `LifelongTask`,
+            `GlueTask`), a tuple of them where systems divide it in several, or None.
+        markers: all its special tokens; the order is the order of their embedding rows. None: it has no form for the
+            encoder with markers.
         bos, eos: the markers that open and close every sequence.
         bos_type: the marker whose embedding is the opening marker's type (default: its own).
         dataset_path: where the data lie if `--dataset_path` is not given.
@@ -90,8 +94,10 @@ class Task:
     """
 
     name: str
-    summary: str
-    markers: tuple[str, ...]
+    summary: str = ""
+    aliases: tuple[str, ...] = ()
+    text_to_text = question_answer = sentence_pair = None
+    markers: tuple[str, ...] = ()
     bos: str
     eos: str
     bos_type: str | None = None
@@ -128,6 +134,18 @@ class Task:
 
     # A task of the user's own has one; a checkpoint keeps it.
     definition = None
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+    def forms(self, kind):
+        """Its forms of one kind of `FORMS`: a tuple, empty where it has none."""
+        form = getattr(self, kind)
+        return () if form is None else form if isinstance(form, tuple) else (form,)
+
+    def names(self):
+        """All names that stand for the task."""
+        return {self.name, *self.aliases, *(form.name for kind in FORMS for form in self.forms(kind))}
 
     def typed_name(self):
         """What names the task on a command line that has no checkpoint."""
@@ -221,27 +239,45 @@ def distilled_beside(path):
     return path.with_name(f"{name.removesuffix('_distilled')}_distilled.json")
 
 
+# --- the registry ----------------------------------------------------------------------------------------
+
+FORMS = {
+    "text_to_text": "text to text (train_t5.py)",
+    "question_answer": "a question and its answer (train_lifelong.py)",
+    "sentence_pair": "sentences with a class (train_camtl.py)",
+}
 _TASKS: dict[str, Task] = {}
 
 
 def register(task_class):
     """Class decorator: make a task known under its name."""
-    task = task_class()
+    add_task(task_class())
+    return task_class
+
+
+def add_task(task):
+    """Make a `Task` known under its name, its aliases, and the names that its forms have.
+
+    Raises:
+        ValueError: one of them, or a marker, is another task's.
+    """
     if task.name in _TASKS:
-        here, there = task_class.__module__, type(_TASKS[task.name]).__module__
+        here, there = type(task).__module__, type(_TASKS[task.name]).__module__
         raise ValueError(f"duplicate task {task.name!r}: in both {there} and {here}")
     taken = {m: t.name for t in _TASKS.values() for m in t.markers}
     clash = {m: taken[m] for m in task.markers if m in taken}
     if clash:
         raise ValueError(f"task {task.name!r}: markers already used by another task: {clash}")
-    if task.bos not in task.markers or task.eos not in task.markers:
+    taken = {name: other.name for other in _TASKS.values() for name in other.names()}
+    if clash := {name: taken[name] for name in task.names() if name in taken}:
+        raise ValueError(f"task {task.name!r}: names already used by another task: {clash}")
+    if task.markers and (task.bos not in task.markers or task.eos not in task.markers):
         raise ValueError(f"task {task.name!r}: bos and eos must be among its markers")
     _TASKS[task.name] = task
-    return task_class
 
 
-def all_tasks():
-    """{name: task} of every file in data/tasks/."""
+def load_tasks():
+    """{name: `Task`} of every file in data/tasks/, whatever forms it has."""
     from versatile.data import tasks
 
     for module in pkgutil.iter_modules(tasks.__path__):
@@ -249,29 +285,92 @@ def all_tasks():
     return dict(_TASKS)
 
 
+def all_tasks():
+    """{name: task} of those that have markers, for a decoder or an encoder-decoder."""
+    return {name: task for name, task in load_tasks().items() if task.markers}
+
+
+def forms(kind, first=()):
+    """{name: form} of all tasks that have one of `FORMS`.
+
+    Args:
+        kind: a key of `FORMS`.
+        first: names that come first, in this order; the others follow by name.
+    """
+    found = {form.name: form for task in load_tasks().values() for form in task.forms(kind)}
+    return {name: found[name] for name in [*first, *sorted(set(found) - set(first))]}
+
+
+def resolve(name):
+    """The task that has a name or an alias, in small or capital letters, or None."""
+    wanted = str(name).lower()
+    return next((task for task in load_tasks().values() if wanted in task.names()), None)
+
+
+def form(name, kind, flag="--tasks", what="task"):
+    """A task's form.
+
+    Args:
+        name: any name of the task, or of one of the user's own.
+        kind: a key of `FORMS`.
+        flag: where the name was typed.
+        what: what an unknown name is said not to be.
+
+    Raises:
+        UserError: an unknown name, or a task that has no such form.
+    """
+    if own := get_own_task(name):
+        from versatile.data import own_views
+
+        return own_views.FORMS[kind](own)
+    task = resolve(name)
+    if task is None:
+        raise unknown_task(name, forms(kind), flag, what)
+    found = task.forms(kind)
+    if not found:
+        raise UserError(f"task {name!r} is not known as {FORMS[kind]}", place=flag,
+                        expected="one of " + ", ".join(forms(kind)),
+                        remedy="name its data as a task of your own: NAME=FOLDER_OR_FILE")  # fmt: skip
+    return next((f for f in found if f.name == str(name).lower()), found[0])
+
+
+def canonical_name(name, kind):
+    """What a system calls the task that has a name; a name that it does not know comes back as it is.
+
+    Args:
+        kind: a key of `FORMS`, or "markers".
+    """
+    task = None if get_own_task(name) else resolve(name)
+    if task is None:
+        return name
+    if kind == "markers":
+        return task.name if task.markers else name
+    found = [form.name for form in task.forms(kind)]
+    return name if not found else str(name).lower() if str(name).lower() in found else found[0]
+
+
 def get(name, flag="--task"):
-    """A task by name; an unknown one is a `UserError` that lists those known.
+    """A task with markers by name; an unknown one is a `UserError` that lists those known.
 
     Args:
         flag: where the name was typed.
     """
+    task = find(name)
+    if task is None:
+        raise unknown_task(name, sorted(all_tasks()), flag, more="see --list_tasks")
+    return task
+
+
+def find(name):
+    """The task with markers of a name, one of the user's own among them, or None."""
     if own := get_own_task(name):
         from versatile.data.own_views import MarkerTask
 
         return MarkerTask(own)
-    tasks = all_tasks()
-    if name not in tasks:
-        raise unknown_task(name, sorted(tasks), flag, more="see --list_tasks")
-    return tasks[name]
-
-
-def find(name):
-    """The task of a name, one of the user's own that was registered among them, or None."""
-    return get(name) if get_own_task(name) or name in all_tasks() else None
+    task = resolve(name)
+    return task if task and task.markers else None
 
 
 def known_names():
-    """Names of the toolkit's tasks, in all systems."""
-    from versatile.data import glue, question_tasks, text_to_text
-
-    return {*all_tasks(), *text_to_text.TASKS, *question_tasks.TASKS, *glue.TASKS, "all"}
+    """All names of the toolkit's tasks, in all systems."""
+    return {name for task in load_tasks().values() for name in task.names()} | {"all"}

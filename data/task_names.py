@@ -54,7 +54,11 @@ def separate_sources(words):
 
 
 class TaskNames(argparse.Action):
-    """Takes NAME or NAME=SOURCE, one or several: names stay under the flag, sources go to `own_tasks`."""
+    """Takes NAME or NAME=SOURCE, one or several: names stay under the flag, sources go to `own_tasks`.
+
+    Args:
+        const: a key of `data.task.FORMS` or "markers": the system whose name of a known task is kept; None: the typed.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None):
         several = isinstance(values, list)
@@ -62,13 +66,17 @@ class TaskNames(argparse.Action):
             names, sources = separate_sources(values if several else [values])
         except ValueError as error:
             raise argparse.ArgumentError(self, str(error)) from None
+        if self.const:
+            from versatile.data.task import canonical_name
+
+            names = [name if name in sources else canonical_name(name, self.const) for name in names]
         setattr(namespace, self.dest, names if several else names[0])
         if sources:
             namespace.own_tasks = sources
 
 
-def task_flag(group, flag, **options):
-    """Add --task or --tasks to a parser's group; it takes NAME or NAME=SOURCE."""
-    group.add_argument(flag, action=TaskNames, **options)
+def task_flag(group, flag, kind=None, **options):
+    """Add --task or --tasks to a parser's group; it takes NAME or NAME=SOURCE. `kind`: see `TaskNames`."""
+    group.add_argument(flag, action=TaskNames, const=kind, **options)
     # Written into run.json, so that a resumed run and an evaluation know the user's own tasks.
     group.set_defaults(own_tasks=None, task_definitions=None)

@@ -24,7 +24,7 @@ def find(task, names, data_dir=None, files=None):
     """The rows of a split.
 
     Args:
-        task: a `data.text_to_text.TextTask`.
+        task: a `data.text_task.TextTask`.
         names: names of the split, the best first: a file may be called by any, GLUE and the hub by the last.
         data_dir, files: see `data.text_to_text.load`.
 

@@ -19,7 +19,7 @@ def score(task, answers, samples, gold=None):
     """All scores of a task's test split.
 
     Args:
-        task: a `data.question_tasks.LifelongTask`.
+        task: a `data.question_task.LifelongTask`.
         answers: a list of N texts, what the model answered.
         samples: the N `QA`s, in the same order.
         gold: for woz.en `samples.load_turns`, for wikisql `samples.load_queries` of the file that

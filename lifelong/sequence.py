@@ -52,7 +52,7 @@ def name_flags(parser):
     """The flags that both scripts have: they name a sequence and its data."""
     g = parser.add_argument_group("the sequence")
     g.add_argument("--seq_train_type", choices=MODES, default="lll", help="how the tasks are learnt")
-    task_flag(g, "--tasks", nargs="+", metavar="TASK",
+    task_flag(g, "--tasks", "question_answer", nargs="+", metavar="TASK",
               help="the tasks, in the order they are learnt; NAME=DATA is one of your own, see data/own_tasks.py")
     g.add_argument("--model_name", "--model_checkpoint", dest="model_checkpoint", default="gpt2", metavar="NAME",
                    help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip

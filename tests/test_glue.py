@@ -40,8 +40,8 @@ def test_the_nine_tasks_come_first_in_the_order_of_the_published_task_ids():
     assert {name: task.labels for name, task in glue.TASKS.items()} == LABELS
     assert [name for name, task in glue.TASKS.items() if task.regression] == ["sts-b"]
     assert glue.get("STS-B") is glue.TASKS["sts-b"]
-    with pytest.raises(UserError, match="unknown GLUE task 'stsb'"):
-        glue.get("stsb")
+    with pytest.raises(UserError, match="unknown GLUE task 'stsx'"):
+        glue.get("stsx")
 
 
 def test_the_samples_are_what_their_generator_writes():
@@ -53,7 +53,7 @@ def test_the_samples_are_what_their_generator_writes():
 
 @pytest.mark.parametrize("name", ORDER)
 def test_every_task_of_the_samples_is_read_with_balanced_labels(name):
-    splits = {split: glue.read(GLUE, name, split) for split in glue.SPLITS}
+    splits = {split: glue.read(GLUE, name, split) for split in ("train", "dev", "test")}
     assert {split: len(examples) for split, examples in splits.items()} == {"train": 120, "dev": 30, "test": 10}
     assert all(example.label is None for example in splits["test"])
     assert [example.index for example in splits["test"]] == list(range(10))

@@ -165,8 +165,8 @@ def test_sources_and_names_that_cannot_be_are_refused(tmp_path):
 
 @pytest.mark.parametrize("get", [task.get, text_to_text.get, question_tasks.get, glue.get])
 def test_an_unknown_name_lists_names_like_it_and_says_how_to_bring_ones_own(get):
-    typed, near = {task.get: ("summarisation", "summarization"), text_to_text.get: ("sst-2", "sst2"),
-                   question_tasks.get: ("wikisq", "wikisql"), glue.get: ("stsb", "sts-b")}[get]  # fmt: skip
+    typed, near = {task.get: ("summarisation", "summarization"), text_to_text.get: ("cosmosqa", "cosmos_qa"),
+                   question_tasks.get: ("wikisq", "wikisql"), glue.get: ("sts-c", "sts-b")}[get]  # fmt: skip
     with pytest.raises(UserError) as error:
         get(typed)
     assert f"did you mean {near}" in str(error.value) and f"{typed}=FOLDER_OR_FILE" in str(error.value)

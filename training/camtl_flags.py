@@ -81,7 +81,7 @@ def _model_and_data(p):
                         "11 for large")  # fmt: skip
     g = p.add_argument_group("data")
     g.add_argument("--data_dir", help="folder of CoLA/, MNLI/, …, as the official script makes it")
-    task_flag(g, "--tasks", nargs="+", metavar="TASK",
+    task_flag(g, "--tasks", "sentence_pair", nargs="+", metavar="TASK",
               help=f"tasks, their order gives the ids: {' '.join(TASKS)}, and NAME=DATA for those of your own, see "
                    "data/own_tasks.py (default: all of GLUE in this order, a trained model's own)")  # fmt: skip
     g.add_argument("--limit", type=flags.positive, help="only the first so many rows of each file")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from transformers import Seq2SeqTrainingArguments as HfTrainingArguments
 from versatile.data.own_tasks import prepare_own_tasks
+from versatile.data.task import canonical_name
 from versatile.data.task_names import separate_sources
 from versatile.training import method_flags
 from versatile.utils import config_flags
@@ -291,8 +292,8 @@ def take_sources(given):
         except ValueError as error:
             raise UserError(str(error), place=f"--{flag}",
                             expected="NAME, or NAME=DATA for a task of your own") from error  # fmt: skip
-        if own:
-            given[flag] = names
+        if names:
+            given[flag] = [name if name in own else canonical_name(name, "text_to_text") for name in names]
         sources |= own
     return sources
 

@@ -8,9 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from versatile.data import text_to_text
+from versatile.data import text_task, text_to_text
 from versatile.data.encoders import text_to_text as encoder
 from versatile.data.own_tasks import register_own_tasks
+from versatile.data.task import canonical_name
 from versatile.training.t5_training import Collator, Rows, smoothed_loss
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
@@ -27,14 +28,14 @@ class Part:
     """One task's split.
 
     Attributes:
-        task: `data.text_to_text.TextTask`.
+        task: `data.text_task.TextTask`.
         rows: `training.t5_training.Rows`.
         sources: the input texts, a sequence.
         length: tokens of an output at the most; see `TextTask.max_new_tokens`.
         beams: width of the beam.
     """
 
-    task: text_to_text.TextTask
+    task: text_task.TextTask
     rows: Rows
     sources: list
     length: int
@@ -141,7 +142,7 @@ class Evaluation:
                 found[f"{name}_{prefix}_invalid"] = part.task.invalid(outputs)
             found[f"{name}_{prefix}_loss"] = loss
         if self.decode:
-            found[f"{prefix}_average_metrics"] = text_to_text.average(self.scores)
+            found[f"{prefix}_average_metrics"] = text_task.average(self.scores)
         found[f"{prefix}_loss"] = sum(losses) / len(losses)
         model.train(training)
         return {key: float(value) for key, value in found.items()}
@@ -310,6 +311,7 @@ def evaluate_run(args, given):
     device = idist.device()
     dtype = devices.precision(args, device)
     known = directory.run_flags(args.model_checkpoint)
+    args.task = canonical_name(args.task, "text_to_text")
     register_own_tasks(json.loads(known.get("task_definitions") or "[]"))
     data = Namespace(data_dir=data_of(args, known),
                      eval_beams=args.num_beams if "num_beams" in given else known.get("eval_beams"))  # fmt: skip

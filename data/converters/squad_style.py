@@ -43,7 +43,7 @@ def sample(context, question, answers, id=None, gold=None):
 
     Args:
         id: text or number; without one the article has only the keys of LAMOL's text classification files.
-        gold: what stands for it in the file of true answers (`data.question_tasks.LifelongTask.gold`).
+        gold: what stands for it in the file of true answers (`data.question_task.LifelongTask.gold`).
     """
     if id is None:
         asked = {"question": question, "answers": [{"text": text} for text in answers]}

@@ -43,7 +43,7 @@ def load(task, split, tokenizer, lengths, *, data_dir=None, cache_dir=None, **ch
     """A task's split, from the cache or tokenised now: `TextSplit`.
 
     Args:
-        task: a `data.text_to_text.TextTask`.
+        task: a `data.text_task.TextTask`.
         split: "train", "validation" or "test".
         tokenizer: a T5's fast tokenizer.
         lengths: (source, target): tokens at the most; a text that is too long loses its end, its end token stays.

@@ -10,6 +10,7 @@ from versatile.data.task import register
 @register
 class Dialogue(Conversation):
     name = "dialogue"
+    aliases = ("personachat",)
     summary = "persona and turns so far -> next reply (PersonaChat)"
     markers = ("<bos_dial>", "<eos_dial>", "<speaker1>", "<speaker2>", "<persona>")
     bos, eos, bos_type = "<bos_dial>", "<eos_dial>", "<persona>"

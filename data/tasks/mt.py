@@ -3,6 +3,7 @@
 Record: {"src": text, "tgt": text}.
 """
 
+from versatile.data.question_task import LifelongTask
 from versatile.data.task import register
 from versatile.data.text_pair import TextPair
 
@@ -10,6 +11,8 @@ from versatile.data.text_pair import TextPair
 @register
 class MT(TextPair):
     name = "mt"
+    aliases = ("iwslt", "iwslt-en-de")
+    question_answer = LifelongTask("iwslt.en.de", "bleu", "bleu")
     summary = "sentence -> its translation (IWSLT, Multi30k)"
     markers = ("<bos_mt>", "<eos_mt>", "<source_mt>", "<target_mt>")
     bos, eos = "<bos_mt>", "<eos_mt>"

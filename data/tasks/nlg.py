@@ -6,6 +6,7 @@ Record: {"src": {slot: value, …}, "tgt": text, "refs": [text, …]}; `refs` is
 import re
 
 from versatile.data.files import mapping_field, text_field, texts_field
+from versatile.data.question_task import LifelongTask
 from versatile.data.task import Example, Reading, Span, Task, register
 from versatile.utils.errors import UserError
 
@@ -25,6 +26,11 @@ TYPED = re.compile(r"([^,\[\]]+)\[([^\[\]]*)\]")
 @register
 class NLG(Task):
     name = "nlg"
+    aliases = ("e2e", "e2e_nlg")
+    question_answer = (
+        LifelongTask("e2enlg", "rouge", "avg_rouge", has_dev=False),
+        LifelongTask("e2enlg2", "rouge", "avg_rouge", has_dev=False),
+    )
     summary = "meaning representation -> restaurant description (E2E)"
     markers = ("<bos_nlg>", "<eos_nlg>", *SLOTS.values(), "<response>")
     bos, eos = "<bos_nlg>", "<eos_nlg>"

@@ -13,6 +13,7 @@ from versatile.utils.errors import UserError, brief
 @register
 class QA(Conversation):
     name = "qa"
+    aliases = ("coqa",)
     summary = "document and questions so far -> answer (CoQA, SQuAD)"
     markers = ("<bos_qa>", "<eos_qa>", "<question>", "<answer>", "<document>")
     bos, eos, bos_type = "<bos_qa>", "<eos_qa>", "<document>"

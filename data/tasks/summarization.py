@@ -3,6 +3,7 @@
 Record: {"src": text, "tgt": text}.
 """
 
+from versatile.data.question_task import LifelongTask
 from versatile.data.task import register
 from versatile.data.text_pair import TextPair
 
@@ -10,6 +11,8 @@ from versatile.data.text_pair import TextPair
 @register
 class Summarization(TextPair):
     name = "summarization"
+    aliases = ("cnn-dailymail", "cnndm")
+    question_answer = LifelongTask("cnn_dailymail", "rouge", "avg_rouge")
     summary = "article -> summary (CNN/DailyMail)"
     markers = ("<bos_sm>", "<eos_sm>", "<source_sm>", "<target_sm>")
     bos, eos = "<bos_sm>", "<eos_sm>"

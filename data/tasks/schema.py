@@ -1,0 +1,7 @@
+"""schema: who the pronoun stands for (Winograd schemas; decaNLP (McCann et al. 2018))"""
+
+from versatile.data.question_task import LifelongTask
+from versatile.data.task import Task, add_task
+
+add_task(Task(name="schema", summary="who the pronoun stands for",
+              question_answer=LifelongTask("schema")))  # fmt: skip

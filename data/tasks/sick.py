@@ -1,0 +1,12 @@
+"""sick: entailment (Marelli et al. 2014). Not on the hub in these columns: to be had as files only."""
+
+from versatile.data.task import Task, add_task
+from versatile.data.text_task import NLI, PREMISE, classification
+
+add_task(
+    Task(
+        name="sick",
+        summary="entailment",
+        text_to_text=classification("sick", PREMISE, NLI, None, rule="halved"),
+    )
+)

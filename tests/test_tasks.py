@@ -1,0 +1,73 @@
+"""One data set is one task, whatever the systems that train on it call it.
+
+    python -m pytest -n 0 -q tests/test_tasks.py
+"""
+
+import argparse
+
+import pytest
+from versatile.data import glue, question_tasks, task, text_to_text
+from versatile.data.question_task import LifelongTask
+from versatile.data.task import Task, add_task, resolve
+from versatile.data.task_names import task_flag
+from versatile.data.text_task import PAIR, classification
+from versatile.utils.errors import UserError
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Tasks that a test adds are gone afterwards."""
+    task.load_tasks()
+    monkeypatch.setattr(task, "_TASKS", dict(task._TASKS))
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "pair", "question", "markers"),
+    [
+        (("sst2", "SST-2", "sst"), "sst2", "sst-2", "sst", None),
+        (("stsb", "STS-B"), "stsb", "sts-b", None, None),
+        (("mnli", "multinli.in.out"), "mnli", "mnli", "multinli.in.out", None),
+        (("nlg", "E2E", "e2enlg"), None, None, "e2enlg", "nlg"),
+        (("summarization", "cnn_dailymail"), None, None, "cnn_dailymail", "summarization"),
+        (("mt", "iwslt.en.de", "IWSLT"), None, None, "iwslt.en.de", "mt"),
+    ],
+)
+def test_every_published_name_of_a_data_set_is_the_same_task_in_every_system(names, text, pair, question, markers):
+    assert len({id(resolve(name)) for name in names}) == 1
+    for name in names:
+        for get, expected in ((text_to_text.get, text), (glue.get, pair), (question_tasks.get, question),
+                              (task.get, markers)):  # fmt: skip
+            if expected:
+                assert get(name).name == expected
+            else:
+                with pytest.raises(UserError):
+                    get(name)
+
+
+def test_every_task_has_a_form_and_says_what_it_is():
+    for name, one in task.load_tasks().items():
+        assert one.markers or any(one.forms(kind) for kind in task.FORMS), name
+        assert one.summary, name
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("text_to_text", "sst2"), ("sentence_pair", "sst-2"),
+                                            ("question_answer", "sst")])  # fmt: skip
+def test_a_command_line_takes_any_name_and_keeps_the_systems_own(kind, kept):
+    p = argparse.ArgumentParser()
+    task_flag(p.add_argument_group("x"), "--tasks", kind, nargs="+")
+    args = p.parse_args(["--tasks", "SST2", "mine=data", "nosuchtask"])
+    assert args.tasks == [kept, "mine", "nosuchtask"] and args.own_tasks == {"mine": "data"}
+
+
+def test_a_task_without_the_form_that_is_needed_says_so():
+    with pytest.raises(UserError, match=r"'nlg' is not known as sentences with a class"):
+        glue.get("nlg")
+
+
+def test_a_new_data_set_is_one_call(registry):
+    add_task(Task(name="boat", aliases=("boats",), summary="boats", question_answer=LifelongTask("boat"),
+                  text_to_text=classification("boat", PAIR, ("small", "large"), None)))  # fmt: skip
+    assert text_to_text.get("boats").name == question_tasks.get("BOAT").name == "boat"
+    assert "boat" in task.forms("text_to_text")
+    with pytest.raises(ValueError, match="names already used"):
+        add_task(Task(name="ship", aliases=("boats",)))
