@@ -234,7 +234,7 @@ def record(args, sources, proofs):
     known = runs.stored(args.into).get("sources", {}) if args.into else {}
     described = {}
     for s in sources:
-        here = dict(checkpoint=str(s.directory), bottleneck=s.method.get("adapter_bottleneck", 0),
+        here = dict(checkpoint=str(s.directory), bottleneck=s.method.get("adapter_bottleneck", 0), adapter=s.method,
                     dataset_path=runs.trained_on(s.directory, s.task),
                     method=runs.origin(s.directory).get("method"))  # fmt: skip
         described[s.task] = (s.flag.startswith("--into") and known.get(s.task)) or here
@@ -243,12 +243,16 @@ def record(args, sources, proofs):
 
 def report(args, sources, counts, proofs):
     """Print what was combined: a row for each task, the sum, and what to do next."""
+    from versatile.adapters.methods.registry import BARE
+    from versatile.training.method_flags import name_of
+
     rows = [("task", "from", "bottleneck", "adapters", "rows", "share", "largest logit gap", "greedy outputs")]
     for s in sources:
         own, proof = counts["tasks"][s.task], proofs[s.task]
         share = (own["adapters"] + own["rows"]) / counts["backbone"]
         gap, outputs = proof["max_abs_difference"], f"{proof['outputs_equal']} of {proof['examples']} equal"
-        rows.append((s.task, shown(s.directory), str(own["bottleneck"]), f"{own['adapters']:,}", f"{own['rows']:,}",
+        width = own["bottleneck"] if s.method["method"] in ("bottleneck", BARE) else name_of(s.method)
+        rows.append((s.task, shown(s.directory), str(width), f"{own['adapters']:,}", f"{own['rows']:,}",
                      f"{100 * share:.2f} %", f"{gap:.2g}" if gap else "0, equal bit for bit", outputs))  # fmt: skip
     print()
     print(aligned(rows, right=(2, 3, 4, 5)))

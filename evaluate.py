@@ -19,6 +19,7 @@ has a <task>_persona.txt), <task>_outputs.jsonl, <task>_metrics.json.
 import sys
 
 from versatile.adapters import t5_directory
+from versatile.adapters.methods.registry import BARE
 from versatile.data.listing import list_tasks
 from versatile.data.task_names import task_flag
 from versatile.utils import flags
@@ -166,7 +167,7 @@ def load_model(args, task):
         model, tokenizer = checkpoint.load(args.model_checkpoint, task.name, pointer=args.self_copy)
         method = "finetune" if model.info.mode == "full" else "adapter"
         method = "released" if released.is_released(args.model_checkpoint) else method
-        check_ablations(args, model.info.bottlenecks.get(task.name))
+        check_ablations(args, model.info.methods.get(task.name, {}).get("method"))
     else:
         model, tokenizer = backbones.load(args.model_checkpoint, random_init=args.seed if args.random_init else False)
         torch.manual_seed(args.seed)
@@ -174,21 +175,25 @@ def load_model(args, task):
         print(f"{args.model_checkpoint} is a bare backbone: evaluating it with untrained task embeddings")
         method = "untrained"
     held = model.info.bottlenecks.get(task.name, -1)
+    adapted = model.info.methods.get(task.name, {}).get("method", BARE)
+    if adapted not in (BARE, "bottleneck"):
+        held = adapted
     if args.adapter_bottleneck not in (None, held):
-        kind = {-1: "is fully fine-tuned, without an adapter", 0: "has no adapter"}
+        kind = {-1: "is fully fine-tuned, without an adapter", 0: "has no adapter",
+                adapted: f"was trained with the method {adapted}"}  # fmt: skip
         found = f"{args.model_checkpoint} {kind.get(held, f'has an adapter of bottleneck {held}')}"
         raise UserError(found, place=f"--adapter_bottleneck {args.adapter_bottleneck}", remedy="leave the flag out")
     return model, tokenizer, method
 
 
-def check_ablations(args, bottleneck):
+def check_ablations(args, method):
     """Flags that say the checkpoint was trained in a way in which it was not."""
     from versatile.training import runs
 
     trained = runs.stored(args.model_checkpoint).get("flags")
     if trained is None:
         return
-    trained = {**trained, "emb_only": bottleneck == 0}
+    trained = {**trained, "emb_only": method == BARE}
     for flag in ("emb_only", "outputlayer_only", "random_init"):
         if getattr(args, flag) and not trained.get(flag):
             raise UserError(f"{args.model_checkpoint} was trained without it", place=f"--{flag}",

@@ -14,6 +14,7 @@ from versatile.adapters.methods.registry import all_methods, method_of
 from versatile.training import method_flags
 
 import combine_all
+import evaluate
 import evaluate_vlm
 import train
 import train_lifelong
@@ -159,3 +160,17 @@ def test_directories_are_named_by_what_is_not_default():
     assert method_flags.name_of(method_of("lora")) == "lora"
     assert method_flags.name_of(method_of(dict(method="lora", lora_rank=4))) == "lora_rank4"
     assert method_flags.name_of(None) == "full"
+
+
+def test_evaluation_knows_what_a_checkpoint_was_trained_with(files, tmp_path, capsys):
+    run = run_train("nlg", files, tmp_path / "run", "tiny-gpt2", "--method", "lora", "--lora_rank", "2")
+    common = ["--task", "nlg", "--dataset_path", files["nlg"], "--model_checkpoint", str(run), "--output_dir",
+              str(tmp_path / "out"), "--no_sample", "--max_length", "4", "--fp32"]  # fmt: skip
+    for typed, words in (
+        (["--adapter_bottleneck", "0"], "was trained with the method lora"),
+        (["--emb_only"], "--emb_only: "),
+    ):
+        with pytest.raises(SystemExit):
+            evaluate.main([*common, *typed])
+        assert words in capsys.readouterr().err
+    evaluate.main(common)
