@@ -15,7 +15,7 @@ r"""Train a T5 on several tasks, text to text: the whole model, adapters, or ada
     python train_t5.py configs/finetune.json --from_scratch true --config_name t5-mini --tokenizer_name spiece.model \
       --model_name_or_path "" --data_dir GLUE --output_dir outputs/scratch
 
-The run directory holds the best model by --metric_for_best_model, checkpoint-N, TensorBoard events, run.json,
+The run directory holds the best model by --metric_for_best_model, checkpoints/step_N, TensorBoard events, run.json,
 arguments_results.json, val_results.json, test_results.json, metrics.json and learning_curve.png; evaluate.py reads it.
 """
 
@@ -48,19 +48,12 @@ def train(arguments):
         model, tokenizer = t5_setup.build(arguments)
         parts = t5_setup.read(arguments, tokenizer, model)
     say(t5.describe(model))
-    evaluation = t5_setup.evaluation(arguments, tokenizer, parts.get("validation"))
-    if evaluation:
+    if evaluation := t5_setup.evaluation(arguments, tokenizer, parts.get("validation")):
         t5_evaluation.check_best_metric(args, evaluation)
-    sampler = t5_setup.sampler(arguments, parts)
+    drawn = t5_setup.batches(arguments, model, tokenizer, parts) if args.do_train else None
     run = t5_setup.open_run(arguments, model, tokenizer)
-    trainer = t5_setup.trainer(arguments, run, model, tokenizer, parts, evaluation, sampler)
-    steps = None
-    if args.do_train:
-        say(f"run: {args.output_dir}  ({t5_setup.schedule(trainer)})", flush=True)
-        steps = trainer.fit(fresh=not args.resume)
-        t5_setup.load_best(trainer)
-        t5_setup.report_coverage(trainer, steps, list(parts["train"]))
-    t5_setup.finish(arguments, run, trainer, tokenizer, parts, steps)
+    trained = t5_setup.train(arguments, run, model, tokenizer, parts, drawn, evaluation) if args.do_train else {}
+    t5_setup.finish(arguments, run, model, tokenizer, parts, trained)
 
 
 if __name__ == "__main__":

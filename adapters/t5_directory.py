@@ -33,11 +33,11 @@ def refuse(directory, place=None):
 def why_not(directory):
     """A `UserError` that says why a directory is no model of train_t5.py, for a text-to-text task that needs one."""
     path, place = Path(directory), f"--model_checkpoint {directory}"
-    expected = "a run directory of train_t5.py, or one of its checkpoint-N"
+    expected = "a run directory of train_t5.py, or one of its checkpoints/step_N"
     if not path.is_dir():
         return UserError("no such directory", place=place, expected=expected)
     if (path / "run.json").is_file():
-        saved = sorted(path.glob("checkpoint-*"), key=lambda folder: folder.stat().st_mtime)
+        saved = sorted([*path.glob("checkpoints/step_*"), *path.glob("checkpoint-*")], key=lambda f: f.stat().st_mtime)
         if "adapter_config_name" in _read(path / "run.json").get("flags", {}):
             return UserError("this run has not saved a best model yet", place=place,
                              remedy=f"go on with it: {resume_command('train_t5.py', path)}"
@@ -52,13 +52,14 @@ def why_not(directory):
 
 
 def run_flags(directory):
-    """The flags of the run.json of a run, or of the run that a checkpoint-N lies in.
+    """The flags of the run.json of a run, or of the run that a checkpoint lies in.
 
     Raises:
         UserError: there is none, or it is damaged: what the model was trained with would have to be guessed.
     """
     path = Path(directory).resolve()
-    path = (path.parent if path.name.startswith("checkpoint-") else path) / "run.json"
+    run = path.parents[1] if path.name.startswith("step_") else path.parent if "checkpoint-" in path.name else path
+    path = run / "run.json"
     flags = _read(path).get("flags")
     if not isinstance(flags, dict):
         raise UserError("run.json is damaged" if path.is_file() else "run.json is missing", place=path,

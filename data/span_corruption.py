@@ -151,7 +151,7 @@ class Corrupted(torch.utils.data.Dataset):
         return dict(input_ids=source, labels=target)
 
 
-class EpochBatches(torch.utils.data.Sampler):
+class EpochBatches:
     """Every row once an epoch, in batches that are all full; what is left of an epoch comes first in no other.
 
     Rows are given as `Corrupted` takes them, epoch · size + row. Two processes with batches of n see, step by step,
@@ -161,12 +161,11 @@ class EpochBatches(torch.utils.data.Sampler):
         size: rows.
         batch_size: rows a batch and process.
         seed: of the order.
-        replicas, rank: processes, and this one.
+        replicas: number of processes.
     """
 
-    def __init__(self, size, batch_size, seed=42, replicas=1, rank=0):
-        self.size, self.batch_size, self.seed, self.replicas, self.rank = size, batch_size, seed, replicas, rank
-        self.epoch, self.drop_last = 0, True
+    def __init__(self, size, batch_size, seed=42, replicas=1):
+        self.size, self.batch_size, self.seed, self.replicas = size, batch_size, seed, replicas
         if not len(self):
             found = f"{size} sequences make less than one batch of {batch_size} for each of {replicas} processes"
             raise UserError(found, remedy="make the batches smaller, or give more text")
@@ -174,12 +173,10 @@ class EpochBatches(torch.utils.data.Sampler):
     def __len__(self):
         return self.size // (self.batch_size * self.replicas)
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(self.size, generator=generator) + self.epoch * self.size
+    def draws(self, epoch):
+        """For every batch of an epoch the numbers of its rows, one list per process."""
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        order = torch.randperm(self.size, generator=generator) + epoch * self.size
         each = self.batch_size * self.replicas
         for first in range(0, len(self) * each, each):
-            yield order[first + self.rank : first + each : self.replicas].tolist()
+            yield [order[first + rank : first + each : self.replicas].tolist() for rank in range(self.replicas)]

@@ -88,9 +88,14 @@ class MultiTaskBatchSampler(Sampler):
 
     def __iter__(self):
         start, self._start = self._start, 0
-        for number, (task, rows) in enumerate(self._draws(self.epoch)):
+        for number, shares in enumerate(self.draws(self.epoch)):
             if number >= start:
-                yield (rows[:, self.rank] + self.offsets[task]).tolist()
+                yield shares[self.rank]
+
+    def draws(self, epoch):
+        """For every batch of an epoch the numbers of its rows, one list per process."""
+        for task, rows in self._draws(epoch):
+            yield (rows.T + self.offsets[task]).tolist()
 
     def _draws(self, epoch):
         """Yield (task, its rows [batch, processes]) for every batch of the epoch."""

@@ -6,7 +6,15 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from versatile.training.t5_training import IGNORE, smoothed_loss
+from versatile.adapters.labels import IGNORE, LabelScores
+from versatile.training.objectives import SmoothedCrossEntropy, cross_entropy
+
+
+def smoothed_loss(logits, labels, smoothing, ignore=IGNORE):
+    """(smoothed loss, negative log-likelihood), both sums."""
+    labels = labels.masked_fill(labels == ignore, IGNORE)
+    output = LabelScores(logits.flatten(0, -2), labels.flatten())
+    return SmoothedCrossEntropy(smoothing).total(output), cross_entropy.total(output)
 
 
 def test_the_sums_are_those_of_the_original():

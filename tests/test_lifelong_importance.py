@@ -8,7 +8,7 @@ from versatile.lifelong.importance import Importance, task_batches
 from versatile.lifelong.losses import Objective
 from versatile.training.decoding import left_padded
 from versatile.training.objectives import cross_entropy
-from versatile.training.optimizer import AdamW
+from versatile.training.optimizers import AdamW
 from versatile.utils.errors import UserError
 
 FILL = -1

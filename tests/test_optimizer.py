@@ -9,7 +9,7 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from versatile.training.optimizer import AdamW
+from versatile.training.optimizers import AdamW
 
 
 def formula(p, grads, lr, eps, decay, betas=(0.9, 0.999)):

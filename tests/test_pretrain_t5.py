@@ -91,15 +91,13 @@ def test_corruption_depends_on_seed_epoch_and_row_alone():
 def test_an_epoch_has_no_row_twice_and_two_processes_share_what_one_sees(size, batch, replicas, epoch):
     if size < batch * replicas:
         return
-    shares = [EpochBatches(size, batch, 3, replicas, rank) for rank in range(replicas)]
-    whole = EpochBatches(size, batch * replicas, 3)
-    for sampler in (*shares, whole):
-        sampler.set_epoch(epoch)
-    parts = [[i for own in together for i in own] for together in zip(*map(list, shares))]
-    assert [sorted(p) for p in parts] == [sorted(w) for w in whole]
+    shares = list(EpochBatches(size, batch, 3, replicas).draws(epoch))
+    whole = EpochBatches(size, batch * replicas, 3).draws(epoch)
+    parts = [[i for own in together for i in own] for together in shares]
+    assert [sorted(p) for p in parts] == [sorted(*w) for w in whole]
     seen = [i for p in parts for i in p]
     assert len(set(seen)) == len(seen) and {i // size for i in seen} <= {epoch}
-    assert all(len(b) == batch for s in shares for b in s)
+    assert all(len(b) == batch and len(s) == replicas for s in shares for b in s)
 
 
 def test_texts_are_packed_without_a_gap_and_without_padding():
@@ -148,7 +146,7 @@ def test_pretraining_learns_is_killed_goes_on_and_is_taken_by_train_t5(tmp_path)
 
     out = tmp_path / "run"
     job = start("pretrain_t5", [config(tmp_path)], tmp_path)
-    until(lambda: (out / "checkpoint-3").exists(), job)
+    until(lambda: (out / "checkpoints" / "step_00000003").exists(), job)
     job.kill(signal.SIGKILL)
     job.wait()
     resumed = run("pretrain_t5", ["--resume", out], tmp_path)

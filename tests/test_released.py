@@ -15,7 +15,7 @@ from versatile.adapters import checkpoint
 from versatile.adapters.imports import vlm as released
 from versatile.training.decoding import Decoding, Prompt, decode
 from versatile.training.objectives import cross_entropy
-from versatile.training.optimizer import AdamW
+from versatile.training.optimizers import AdamW
 from versatile.utils.errors import UserError
 
 VGLM = GOLDEN / "vglm"

@@ -164,11 +164,11 @@ def test_a_run_that_holds_its_backbone_can_be_moved(tmp_path):
     bare.save_pretrained(run / "shape")
     tokenizer.save_pretrained(run / "shape")
     model, tokenizer = attached(str(run / "shape"), method="adapters")
-    for folder in (run, run / "checkpoint-2"):
+    for folder in (run, run / "checkpoints" / "step_00000002"):
         t5.save(model, tokenizer, folder)
     wanted = answers(model)
     run.rename(tmp_path / "moved")
-    for folder in ("moved", "moved/checkpoint-2"):
+    for folder in ("moved", "moved/checkpoints/step_00000002"):
         assert torch.equal(answers(t5.load(tmp_path / folder)[0]), wanted)
     shutil.rmtree(tmp_path / "moved" / "shape")
     with pytest.raises(UserError, match="shape"):

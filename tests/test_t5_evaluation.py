@@ -9,10 +9,10 @@ from conftest import ROOT
 from versatile.adapters import t5
 from versatile.data import text_to_text
 from versatile.data.encoders import text_to_text as encoder
+from versatile.data.text_to_text_batches import Rows
 from versatile.training import t5_evaluation, t5_setup
 from versatile.training.t5_arguments import parse
 from versatile.training.t5_evaluation import Evaluation, Part
-from versatile.training.t5_training import Rows
 
 GLUE = str(ROOT / "data" / "samples" / "glue")
 

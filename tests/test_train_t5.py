@@ -47,7 +47,7 @@ def tensors(folder):
 
 
 def last_checkpoint(folder):
-    return max(folder.glob("checkpoint-*"), key=lambda f: int(f.name.split("-")[1]))
+    return sorted((folder / "checkpoints").iterdir())[-1]
 
 
 def same_run(one, other):
@@ -59,7 +59,7 @@ def same_run(one, other):
     ends = last_checkpoint(one), last_checkpoint(other)
     assert ends[0].name == ends[1].name
     assert different(tensors(ends[0]), tensors(ends[1])) == []
-    states = [torch.load(f / "optimizer.pt", weights_only=True)["state"] for f in ends]
+    states = [torch.load(f / "training_state.pt", weights_only=True)["optimizer"]["state"] for f in ends]
     assert states[0].keys() == states[1].keys()
     for key in states[0]:
         assert all(torch.equal(states[0][key][k], states[1][key][k]) for k in states[0][key])
@@ -76,7 +76,7 @@ def test_a_run_holds_what_it_promises(finished):
     names = {p.name for p in folder.iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "run.json", "metrics.json", "arguments_results.json",
             "val_results.json", "test_results.json", "learning_curve.png", "tokenizer.json"} <= names  # fmt: skip
-    assert {n for n in names if n.startswith("checkpoint-")} == {"checkpoint-4", "checkpoint-8"}
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"step_00000004", "step_00000008"}
     assert any(n.startswith("events") for n in names) and not [n for n in names if n.startswith(".")]
     assert "trained: adapters" in said and "tasks are drawn: rte 50.0 %, mrpc 50.0 %" in said
     assert re.search(r"seen of rte: \d+ of 30 examples", said)
@@ -98,7 +98,7 @@ def test_the_final_model_is_the_best_one(finished):
     best = min(metrics["history"]["valid"], key=lambda row: row["eval_loss"])
     assert metrics["best_step"] == best["step"]
     assert scores["eval_loss"] == pytest.approx(best["eval_loss"], rel=1e-5)
-    assert different(tensors(folder), tensors(folder / f"checkpoint-{best['step']}")) == []
+    assert different(tensors(folder), tensors(folder / "checkpoints" / f"step_{best['step']:08d}")) == []
 
 
 def test_run_json_knows_everything_the_run_was_started_with(finished):
@@ -135,8 +135,9 @@ def test_evaluate_finds_the_scores_of_training_with_nothing_typed(finished, tmp_
 
 def test_evaluate_takes_one_task_a_limit_and_a_checkpoint(finished, tmp_path):
     folder, _ = finished
-    argv = ["--task", "rte", "--model_checkpoint", folder / "checkpoint-4", "--limit", 3, "--split", "valid",
-            "--num_beams", 2, "--output_dir", tmp_path, "--no_sample"]  # fmt: skip
+    saved = folder / "checkpoints" / "step_00000004"
+    argv = ["--task", "rte", "--model_checkpoint", saved, "--limit", 3, "--split", "valid", "--num_beams", 2,
+            "--output_dir", tmp_path, "--no_sample"]  # fmt: skip
     assert run("evaluate", argv, tmp_path).code == 0
     summary = read(tmp_path / "rte_metrics.json")
     assert summary["instances"] == 3 and "beams:2" in summary["scores"]["acc"]["signature"]
@@ -206,7 +207,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, tmp_path):
     """Killed in its first steps, when a checkpoint appears, and, if it is seen in time, while files are written."""
     out = tmp_path / "run"
     out.mkdir()
-    kills = [on_seeing("events*"), on_seeing("checkpoint-*"), on_seeing(".best*"), on_seeing(".checkpoint-*")]
+    kills = [on_seeing(name) for name in ("events*", "checkpoints/step_*", ".best*", "checkpoints/.step_*")]
     argv, struck = [config(tmp_path)], 0
     for kill in [*kills, lambda job, out: None]:
         job = start("train_t5", ["--resume", out] if (out / "run.json").exists() else argv, tmp_path)
@@ -225,7 +226,7 @@ def test_a_signal_ends_the_run_saved_and_resumable(tmp_path, finished, number):
     job = start("train_t5", [config(tmp_path)], tmp_path)
     # The sampler's first line says that training begins; then some steps are taken.
     assert until(lambda: list(out.glob("events*")), job)
-    after_steps = until(lambda: (out / "checkpoint-4").exists(), job)
+    after_steps = until(lambda: (out / "checkpoints" / "step_00000004").exists(), job)
     job.kill(number)
     result = job.wait()
     if result.code:
@@ -233,7 +234,7 @@ def test_a_signal_ends_the_run_saved_and_resumable(tmp_path, finished, number):
         assert after_steps and f"python train_t5.py --resume {out}" in result.out
         assert not (out / "metrics.json").exists()
         assert run("train_t5", ["--resume", out], tmp_path).code == 0
-    kept = sorted(int(f.name.split("-")[1]) for f in out.glob("checkpoint-*"))
+    kept = sorted(int(f.name.split("_")[1]) for f in out.glob("checkpoints/step_*"))
     assert len(kept) == 2 and kept[-1] == 8
     first, second = read(finished[0] / "metrics.json"), read(out / "metrics.json")
     assert first["history"] == second["history"] and first["scores"] == second["scores"]
@@ -243,11 +244,12 @@ def test_a_signal_ends_the_run_saved_and_resumable(tmp_path, finished, number):
 def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path):
     out = tmp_path / "run"
     assert run("train_t5", [config(tmp_path)], tmp_path).code == 0
-    whole = (out / "checkpoint-8" / "optimizer.pt").read_bytes()
-    (out / "checkpoint-8" / "optimizer.pt").write_bytes(whole[: len(whole) // 2])
+    state = out / "checkpoints" / "step_00000008" / "training_state.pt"
+    whole = state.read_bytes()
+    state.write_bytes(whole[: len(whole) // 2])
     result = run("train_t5", ["--resume", out], tmp_path)
     assert result.code == 0, result.err
-    assert "checkpoint-8 cannot be read" in result.out and "resuming after step 4" in result.out
+    assert "step_00000008 cannot be read" in result.out and "resuming after step 4" in result.out
     same_run(finished[0], out)
 
 
@@ -255,7 +257,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
     out, _ = trained(tmp_path)
     before = tensors(out)
     result = run("train_t5", ["--resume", out], tmp_path)
-    assert result.code == 0 and "already trained to its end" in result.out
+    assert result.code == 0 and "this run is already finished" in result.out
     assert different(before, tensors(out)) == []
     same_run(finished[0], out)
 
@@ -292,45 +294,50 @@ def test_two_processes_are_one_with_the_same_rows(tmp_path):
     refused(run("train_t5", ["--resume", one], tmp_path / "a"), "the data have changed")
 
 
-def bare_trainer(tmp_path, model, **values):
+def arguments(tmp_path, **values):
     from versatile.training.t5_arguments import MultiTaskTrainingArguments
-    from versatile.training.t5_training import T5Trainer
 
-    args = MultiTaskTrainingArguments(output_dir=str(tmp_path), use_cpu=True, fp32=True, **values)
-    return T5Trainer(model=model, args=args, run=None, save_to=None, load_from=None)
+    return MultiTaskTrainingArguments(output_dir=str(tmp_path), use_cpu=True, fp32=True, **values)
 
 
-def test_gradients_of_several_small_batches_are_those_of_a_mean_over_all_labels(tmp_path):
+def test_gradients_of_several_small_batches_are_those_of_a_mean_over_all_labels():
     """--gradient_accumulation_steps with --loss_reduction mean: batches with more labels weigh more."""
+    from types import SimpleNamespace
+
     from transformers import T5Config, T5ForConditionalGeneration
     from versatile.adapters import t5
+    from versatile.data.text_to_text_batches import Collator, Rows, SampledBatches
+    from versatile.training.objectives import SmoothedCrossEntropy
 
     torch.manual_seed(0)
     small = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
     model = t5.attach(T5ForConditionalGeneration(small), ["a"], t5.T5Settings(reduction_factor=4)).eval()
-    trainer = bare_trainer(tmp_path, model, loss_reduction="mean", label_smoothing=0.1)
-    rows = torch.randint(2, 20, (4, 5))
-    labels = torch.randint(2, 20, (4, 4))
-    labels[:2, 1:] = -100
-    batches = [dict(input_ids=rows[i], attention_mask=torch.ones_like(rows[i]), labels=labels[i],
-                    decoder_input_ids=labels[i].clamp(0), task_ids=torch.zeros(2, dtype=torch.long))
-               for i in (slice(0, 2), slice(2, 4))]  # fmt: skip
-    count = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
-    assert int(count) == 10
-    parts = sum(trainer.compute_loss(model, b, num_items_in_batch=count) for b in batches)
-    whole = {k: torch.cat([b[k] for b in batches]) for k in batches[0]}
-    torch.testing.assert_close(parts, trainer.compute_loss(model, whole))
-    assert trainer.loss_is_scaled_for_ga
+    targets = [[3], [4], [5, 6, 7, 8], [9, 10, 11, 12]]
+    rows = Rows(0, torch.randint(2, 20, (4, 5)).tolist(), targets, [""] * 4)
+
+    def batches(draws, accumulation):
+        sampler = type("Sampler", (), dict(draws=lambda self, epoch: draws, __len__=lambda self: len(draws)))()
+        return SampledBatches(rows, sampler, Collator(0, 0), rows.targets.lengths(), accumulation)
+
+    objective, parts = SmoothedCrossEntropy(0.1), batches([[[0, 1]], [[2, 3]]], 2)
+    assert [parts.batch(0, i)[1] for i in range(2)] == [5, 5]
+    found = sum(objective(model, *parts.batch(0, i)) / 2 for i in range(2))
+    torch.testing.assert_close(found, objective(model, *batches([[[0, 1, 2, 3]]], 1).batch(0, 0)))
+    again = batches([[[0, 1]], [[2, 3]], [[1, 2]]], 2)
+    assert again.batch(0, 2)[1] == 5 and again.batch(0, 0)[1] == 5 and again.batch(1, 1)[1] == 5
+    # Two processes: the labels of both count.
+    shared = batches([[[0], [2]]], 1)
+    assert shared.batch(0, 0)[1] == 5 and SimpleNamespace(**shared.batch(0, 0)[0]).labels.tolist() == [[3]]
 
 
 def test_norms_and_biases_do_not_decay(tmp_path):
     """T5's own norms among them, which the published list of names missed."""
     from versatile.adapters import t5
+    from versatile.training.optimizers import build_optimizer
 
     model, _ = t5.load_backbone("tiny-t5")
     model = t5.attach(model, ["a"], t5.T5Settings(method="adapters", unfreeze_model=True))
-    trainer = bare_trainer(tmp_path, model, weight_decay=0.1)
-    groups = trainer.create_optimizer().param_groups
+    groups = build_optimizer(model, arguments(tmp_path, weight_decay=0.1)).param_groups
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
     assert decayed
     for name, p in model.named_parameters():
@@ -343,21 +350,28 @@ def test_norms_and_biases_do_not_decay(tmp_path):
 def test_schedules_and_optimizers_are_those_asked_for(tmp_path, name):
     from transformers.optimization import Adafactor
     from versatile.adapters import t5
-    from versatile.training.optimizer import AdamW
+    from versatile.training.optimizers import AdamW, build_optimizer
+    from versatile.training.schedules import build_schedule
 
     model, _ = t5.load_backbone("tiny-t5")
-    trainer = bare_trainer(tmp_path, t5.attach(model, ["a"], t5.T5Settings()), lr_scheduler=name, warmup_steps=2,
-                           learning_rate=1.0, adafactor=name == "linear")  # fmt: skip
-    trainer.create_optimizer_and_scheduler(10)
-    assert type(trainer.optimizer) is (Adafactor if name == "linear" else AdamW)
-    rates = []
-    for _ in range(10):
-        rates.append(trainer.lr_scheduler.get_last_lr()[0])
-        trainer.lr_scheduler.step()
+    args = arguments(tmp_path, lr_scheduler=name, warmup_steps=2, learning_rate=1.0, adafactor=name == "linear")
+    optimizer = build_optimizer(t5.attach(model, ["a"], t5.T5Settings()), args)
+    assert type(optimizer) is (Adafactor if name == "linear" else AdamW)
+    assert {group["lr"] for group in optimizer.param_groups} == {1.0}
+    schedule = build_schedule(args.lr_scheduler_type, args.learning_rate, args.get_warmup_steps(10), 10)
+    rates = [schedule(step) for step in range(10)]
     assert rates[0] == (1 if name == "constant" else 0)
     assert max(rates) == 1
     end = {"linear": 1 / 8, "polynomial": 1 / 8, "constant": 1, "constant_w_warmup": 1}
     assert rates[9] == pytest.approx(end.get(name, 0.038), rel=0.02)
+
+
+def test_a_schedule_that_depends_on_scores_is_refused():
+    from versatile.training.schedules import build_schedule
+    from versatile.utils.errors import UserError
+
+    with pytest.raises(UserError, match="reduce_lr_on_plateau"):
+        build_schedule("reduce_lr_on_plateau", 1.0, 0, 10)
 
 
 BROKEN = {

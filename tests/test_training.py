@@ -9,7 +9,7 @@ import torch
 from versatile.adapters.labels import LabelScores
 from versatile.training.objectives import cross_entropy, negative_log_likelihood
 from versatile.training.runs import Run
-from versatile.training.trainer import Settings, Trainer, seed_step
+from versatile.training.trainer import TOGETHER, Report, Settings, Trainer, seed_step
 from versatile.utils.errors import UserError
 
 
@@ -149,7 +149,7 @@ def test_likelihood_weighs_every_label_alike():
 def test_the_best_model_is_kept_and_early_stopping_counts_epochs_without_a_better_one(tmp_path):
     held = trainer(tmp_path, valid=Rows(4), n_epochs=9, early_stopping=2)
     scores = iter([3.0, 2.0, 2.5, 2.0, 1.0])
-    held.validate = lambda: {"t": dict(nll=next(scores), ppl=0.0)}
+    held.evaluate = lambda: Report({TOGETHER: (score := next(scores))}, dict(nll=score), "", {})
     result = held.fit()
     # 2.0 again is not better.
     assert (result["steps"], result["best_step"], result["valid_nll"]) == (20, 10, 2.0)
@@ -162,7 +162,7 @@ def test_the_best_model_is_kept_and_early_stopping_counts_epochs_without_a_bette
 def test_patience_that_runs_out_at_the_very_end_is_not_stopping_early(tmp_path):
     held = trainer(tmp_path, valid=Rows(4), n_epochs=3, early_stopping=2)
     scores = iter([1.0, 2.0, 3.0])
-    held.validate = lambda: {"t": dict(nll=next(scores), ppl=0.0)}
+    held.evaluate = lambda: Report({TOGETHER: (score := next(scores))}, dict(nll=score), "", {})
     assert not held.fit()["stopped_early"]
 
 
@@ -182,6 +182,14 @@ def test_a_training_loss_that_is_no_number_leaves_no_checkpoint_behind(tmp_path)
     assert "--lr" in caught.value.remedy
     # Of the steps before, nothing of the one that failed.
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000001", "step_00000002"]
+
+
+def test_a_weight_that_is_no_number_is_noticed_without_a_loss(tmp_path):
+    held = trainer(tmp_path, save_steps=1)
+    held.optimizer.register_step_post_hook(lambda *_: held.model.bias.data.fill_(math.inf))
+    with pytest.raises(UserError, match="a trained weight is inf or nan at step 1"):
+        held.fit()
+    assert not list((tmp_path / "checkpoints").glob("step_*"))
 
 
 # --- checkpoints -------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 
 import dataclasses
 import json
+import os
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,6 +162,8 @@ class Seq2SeqTrainingArguments(HfTrainingArguments):
         from transformers.utils import is_torch_xla_available
         from versatile.utils.devices import has_bf16
 
+        if self.use_cpu:
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if sum([self.fp16, self.bf16, self.fp32]) > 1:
             raise ValueError("only one of --fp16, --bf16 and --fp32 can be had")
         kind = "xla" if is_torch_xla_available() else "cuda" if torch.cuda.is_available() else "cpu"

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+import ignite.distributed as idist
 import torch
 from versatile.data import text_task, text_to_text
 from versatile.data.encoders import text_to_text as encoder
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.task import canonical_name
-from versatile.training.t5_training import Collator, Rows, smoothed_loss
+from versatile.data.text_to_text_batches import Collator, Rows
+from versatile.training.objectives import cross_entropy
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, write_json
@@ -29,7 +31,7 @@ class Part:
 
     Attributes:
         task: `data.text_task.TextTask`.
-        rows: `training.t5_training.Rows`.
+        rows: `data.text_to_text_batches.Rows`.
         sources: the input texts, a sequence.
         length: tokens of an output at the most; see `TextTask.max_new_tokens`.
         beams: width of the beam.
@@ -106,7 +108,6 @@ class Evaluation:
         dtype: precision of the matrix products.
         decode: whether outputs are decoded and scored; otherwise only losses are computed.
         share: (this process, processes): each takes its share of every task's rows.
-        gather: stacks a tensor of all processes along its first dimension.
         fixed_lengths, tasks: see `Collator`.
         outputs: {task: output texts} of the last call.
         scores: {task: {metric: value}} of the last call.
@@ -119,7 +120,6 @@ class Evaluation:
     dtype: torch.dtype = torch.float32
     decode: bool = True
     share: tuple = (0, 1)
-    gather: object = staticmethod(lambda tensor: tensor)
     fixed_lengths: tuple | None = None
     tasks: bool = True
     outputs: dict = field(default_factory=dict)
@@ -178,12 +178,10 @@ class Evaluation:
         device = next(model.parameters()).device
         total = torch.zeros(1, 2, dtype=torch.float64)
         for _, batch in self.batches(part, device):
-            labels = batch.pop("labels")
             with autocast(device, self.dtype):
-                logits = model(**batch, use_cache=False).logits
-            _, nll = smoothed_loss(logits, labels, 0)
-            total += torch.tensor([float(nll), float((labels != -100).sum())], dtype=torch.float64)
-        nll, count = self.gather(total.float().to(device)).double().sum(0).tolist()
+                nll = cross_entropy(model, batch, 1)
+            total += torch.tensor([float(nll), float((batch["labels"] != -100).sum())], dtype=torch.float64)
+        nll, count = idist.all_gather(total.float().to(device)).double().sum(0).tolist()
         return nll / count, round(count)
 
     def texts(self, model, part):
@@ -205,7 +203,7 @@ class Evaluation:
             found[done : done + len(numbers), 0] = torch.tensor(numbers, device=device)
             found[done : done + len(numbers), 1 : 1 + ids.shape[1]] = ids
             done += len(numbers)
-        rows = sorted(row for row in self.gather(found).tolist() if row[0] >= 0)
+        rows = sorted(row for row in idist.all_gather(found).tolist() if row[0] >= 0)
         texts = self.tokenizer.batch_decode([row[1:] for row in rows], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
@@ -296,7 +294,6 @@ def evaluate_run(args, given):
     """
     from argparse import Namespace
 
-    import ignite.distributed as idist
     from versatile.adapters import t5
     from versatile.adapters import t5_directory as directory
     from versatile.training import runs
@@ -381,6 +378,8 @@ def naming_the_flag():
 def run_of(directory):
     """The run directory of a run or of one of its checkpoints."""
     path = Path(directory).resolve()
+    if path.name.startswith("step_"):
+        return path.parents[1]
     return path.parent if path.name.startswith("checkpoint-") else path
 
 

@@ -7,20 +7,19 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+import ignite.distributed as idist
 import numpy as np
-import torch
 from versatile.adapters import t5_loading as t5_models
 from versatile.data import span_corruption
 from versatile.data.files import text_lines
 from versatile.data.flat_lists import FlatLists
+from versatile.data.text_to_text_batches import Collator, Rows, SampledBatches
 from versatile.training import t5_arguments, t5_evaluation, t5_setup
-from versatile.training.experiment import say
-from versatile.training.hf_training import resume_command, summary
+from versatile.training.experiment import resume_command, say
 from versatile.training.runs import Run, record
-from versatile.training.t5_training import Collator, Rows, ScoredTrainer
 from versatile.utils import config_flags, plots
 from versatile.utils.config_flags import arg
-from versatile.utils.devices import precision, settle
+from versatile.utils.devices import precision
 from versatile.utils.errors import UserError
 from versatile.utils.screen import shell_command
 
@@ -176,23 +175,39 @@ def data(arguments, tokenizer):
     return made[0], Rows(0, *columns, [""] * len(items))
 
 
-@dataclass
 class Scorer:
-    """Negative log-likelihood and perplexity per target token on fixed rows; see `ScoredTrainer`."""
+    """Negative log-likelihood and perplexity per target token on fixed rows; see `t5_setup.build_trainer`.
 
-    evaluation: t5_evaluation.Evaluation
-    rows: Rows
+    Args:
+        tokenizer: the model's.
+        args: training arguments.
+        rows: `Rows`.
+    """
 
-    @property
-    def parts(self):
-        return dict(text=self.rows)
+    def __init__(self, tokenizer, args, rows):
+        self.part = Namespace(rows=rows)
+        self.evaluation = t5_evaluation.Evaluation(
+            {}, tokenizer, args.per_device_eval_batch_size, dtype=precision(args, args.device),
+            share=(args.process_index, args.world_size), tasks=False,
+        )  # fmt: skip
 
     def __call__(self, model, prefix="eval"):
         training = model.training
         model.eval()
-        loss, _ = self.evaluation.loss(model, Namespace(rows=self.rows))
+        loss, _ = self.evaluation.loss(model, self.part)
         model.train(training)
         return {f"{prefix}_loss": loss, f"{prefix}_perplexity": float(np.exp(min(loss, 50)))}
+
+
+def batches(args, model, tokenizer, train):
+    """The training batches of `Corrupted` rows."""
+    sampler = span_corruption.EpochBatches(len(train), args.per_device_train_batch_size, args.data_seed,
+                                           args.world_size)  # fmt: skip
+    collate = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id, tasks=False)
+    # All targets are of one length.
+    lengths = np.full(len(train), len(train[0]["labels"]))
+    return SampledBatches(train, sampler, collate, lengths, args.gradient_accumulation_steps, args.process_index,
+                          splits=range(2) if args.ddp_find_unused_parameters else ())  # fmt: skip
 
 
 # ---- the run
@@ -215,41 +230,6 @@ def load_weights(model, folder):
                         expected="the weights of this model")  # fmt: skip
 
 
-def trainer(arguments, run, model, tokenizer, train, valid, sampler):
-    """The `ScoredTrainer`."""
-    args = arguments.training
-    settle(model, args.device, precision(args, args.device))
-    args.ddp_find_unused_parameters = bool(args.ddp_find_unused_parameters)
-    evaluation = t5_evaluation.Evaluation({}, tokenizer, args.per_device_eval_batch_size,
-                                          dtype=precision(args, args.device),
-                                          share=(args.process_index, args.world_size), tasks=False)  # fmt: skip
-    digest = hashlib.sha256(train.rows.tobytes()).hexdigest()[:16]
-    made = ScoredTrainer(
-        model=model, args=args, scorer=Scorer(evaluation, valid), train_dataset=_AnyEpoch(train), run=run,
-        data_key=f"{digest}:{valid.fingerprint()}",
-        data_collator=Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id, tasks=False),
-        save_to=lambda folder: save(model, tokenizer, folder), load_from=lambda folder: load_weights(model, folder),
-        resume_command=resume_command("pretrain_t5.py", run.directory, args.world_size),
-    )  # fmt: skip
-    evaluation.gather = made.accelerator.gather
-    made.sampler = sampler
-    made.plan()
-    return made
-
-
-class _AnyEpoch(torch.utils.data.Dataset):
-    """`Corrupted`, for loaders that want to know a length: items go on behind it, epoch after epoch."""
-
-    def __init__(self, rows):
-        self.rows = rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, n):
-        return self.rows[n]
-
-
 def pretrain(arguments):
     """Everything that pretrain_t5.py does."""
     from transformers import set_seed
@@ -263,23 +243,28 @@ def pretrain(arguments):
         set_seed(args.seed)
         train, valid = data(arguments, tokenizer)
     say(f"trained: all {sum(p.numel() for p in model.parameters()):,} parameters")
-    sampler = span_corruption.EpochBatches(len(train), args.per_device_train_batch_size, args.data_seed,
-                                           args.world_size, args.process_index)  # fmt: skip
-    run = Run(args.output_dir)
+    drawn = batches(args, model, tokenizer, train)
+    run = Run(args.output_dir, args.save_total_limit or 0)
     if not args.resume and args.process_index == 0:
         t5_setup.make_room(arguments)
-        run = Run.create(args.output_dir, record(Namespace(**arguments.flags()), method="pretraining"))
-    made = trainer(arguments, run, model, tokenizer, train, valid, sampler)
-    say(f"run: {args.output_dir}  ({t5_setup.schedule(made)})", flush=True)
-    steps = made.fit(fresh=not args.resume)
-    t5_setup.load_best(made)
-    scores = made.scorer(model, "eval")
-    if made.rank0:
-        run.write_metrics(dict(method="pretraining", **summary(made, steps), **scores))
-        history = dict(train=made.history["train"],
-                       valid=[dict(step=r["step"], nll=r["eval_loss"]) for r in made.history["valid"]])  # fmt: skip
+        run = Run.create(args.output_dir, record(Namespace(**arguments.flags()), method="pretraining"),
+                         args.save_total_limit or 0)  # fmt: skip
+    scorer = Scorer(tokenizer, args, valid)
+    digest = hashlib.sha256(train.rows.tobytes()).hexdigest()[:16]
+    trainer = t5_setup.build_trainer(
+        args, run, model, drawn, scorer, data_key=f"{digest}:{valid.fingerprint()}",
+        save_model=lambda folder: save(model, tokenizer, folder), load_model=lambda folder: load_weights(model, folder),
+        resume_command=resume_command("pretrain_t5.py", run.directory),
+    )  # fmt: skip
+    result = t5_setup.summary(args, trainer, t5_setup.fit(trainer))
+    scores = scorer(model, "eval")
+    if trainer.rank0:
+        run.write_metrics(dict(method="pretraining", **result, **scores))
+        history = result["history"]
+        history |= dict(valid=[dict(step=r["step"], nll=r["eval_loss"]) for r in history["valid"]])
         plots.learning_curve(run.directory / "learning_curve.png", history, f"span corruption: {run.directory.name}")
-    made.barrier()
+    if trainer.world > 1:
+        idist.barrier()
     say(f"validation: {scores['eval_loss']:.4f} nats per target token, perplexity {scores['eval_perplexity']:.2f}")
     following = shell_command("train_t5.py", "configs/finetune.json", "--model_name_or_path", run.directory)
     say(f"done; next: {following}")

@@ -1,23 +1,29 @@
 """From the arguments of train_t5.py to a trained run."""
 
 import contextlib
+import math
 import shutil
+import time
 from argparse import Namespace
 from pathlib import Path
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 from versatile.adapters import t5
 from versatile.adapters import t5_loading as t5_models
 from versatile.adapters.methods.registry import method_of
 from versatile.data import text_to_text
 from versatile.data.task_sampler import MultiTaskBatchSampler
+from versatile.data.text_to_text_batches import Collator, SampledBatches, data_keys
 from versatile.training import t5_evaluation
-from versatile.training.experiment import say
-from versatile.training.hf_training import resume_command, summary
-from versatile.training.runs import Run, record, stored
+from versatile.training.experiment import resume_command, say
+from versatile.training.objectives import SmoothedCrossEntropy
+from versatile.training.optimizers import build_optimizer
+from versatile.training.runs import Run, lock_directory, record, stored
+from versatile.training.schedules import build_schedule
 from versatile.training.t5_arguments import PORT_SETTINGS
-from versatile.training.t5_training import Collator, ScoredTrainer, data_keys
+from versatile.training.trainer import TOGETHER, Report, Settings, Trainer
 from versatile.utils import plots
 from versatile.utils.devices import precision, settle
 from versatile.utils.errors import UserError
@@ -73,8 +79,9 @@ def make_room(arguments):
     if not arguments.training.overwrite_output_dir or not (folder / "run.json").exists():
         return
     (folder / "run.json").unlink()
-    for pattern in ("checkpoint-*", "events*", "*.safetensors", "*_results.json", "metrics.json", "learning_curve.png",
-                    "*config.json", "tokenizer*", "backbone", "eval_outputs", "test_outputs", SHAPE):  # fmt: skip
+    for pattern in ("checkpoints", "checkpoint-*", "events*", "*.safetensors", "*_results.json", "metrics.json",
+                    "learning_curve.png", "*config.json",
+                    "tokenizer*", "backbone", "eval_outputs", "test_outputs", SHAPE):  # fmt: skip
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -204,11 +211,14 @@ def open_run(arguments, model, tokenizer):
     # Where the backbone is trained too it is part of what is saved.
     drawn = arguments.model.from_scratch and model.settings.method != "finetune" and not model.settings.unfreeze_model
     if args.resume or args.process_index:
-        run = Run(args.output_dir)
+        run = Run(args.output_dir, args.save_total_limit or 0)
+        if args.process_index == 0:
+            lock_directory(run.directory, "--resume")
     else:
         flags = Namespace(**arguments.flags())
         make_room(arguments)
-        run = Run.create(args.output_dir, record(flags, method=model.settings.method))
+        run = Run.create(args.output_dir, record(flags, method=model.settings.method),
+                         args.save_total_limit or 0)  # fmt: skip
         if drawn:
             keep_shape(model, tokenizer, run.directory / SHAPE)
     if drawn:
@@ -223,116 +233,195 @@ def keep_shape(model, tokenizer, folder):
     model.config.save_pretrained(folder)
 
 
-def sampler(arguments, parts):
-    """The sampler of the training tasks, with what it draws on the screen; None without training."""
-    if "train" not in parts:
-        return None
-    args, sizes = arguments.training, {name: len(part.rows) for name, part in parts["train"].items()}
-    made = MultiTaskBatchSampler(
-        list(sizes.values()), args.per_device_train_batch_size, args.temperature,
-        replicas=args.world_size, rank=args.process_index, seed=args.data_seed,
-    )  # fmt: skip
-    shares = zip(sizes, made.probabilities().tolist())
-    say("tasks are drawn: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in shares))
-    return made
-
-
-def trainer(arguments, run, model, tokenizer, parts, scorer, batches):
-    """The `ScoredTrainer`; `batches` is the `sampler`."""
+def batches(arguments, model, tokenizer, parts):
+    """The training batches, with what they draw on the screen."""
     from transformers.utils import is_torch_xla_available
 
     args, data = arguments.training, arguments.data
-    settle(model, args.device, precision(args, args.device))
-    if args.ddp_find_unused_parameters is None:
-        # A batch of one task leaves the other tasks' parameters without a gradient.
-        args.ddp_find_unused_parameters = len(model.tasks) > 1 and model.settings.method != "finetune"
-    rows = {name: part.rows for name, part in parts.get("train", {}).items()}
+    rows = {name: part.rows for name, part in parts["train"].items()}
+    sizes = {name: len(own) for name, own in rows.items()}
+    sampler = MultiTaskBatchSampler(
+        list(sizes.values()), args.per_device_train_batch_size, args.temperature,
+        replicas=args.world_size, rank=args.process_index, seed=args.data_seed,
+    )  # fmt: skip
+    shares = zip(sizes, sampler.probabilities().tolist())
+    say("tasks are drawn: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in shares))
     fixed = (data.max_source_length, data.max_target_length) if is_torch_xla_available() else None
     collate = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id,
                        ignore_pad=data.ignore_pad_token_for_loss, lengths=fixed)  # fmt: skip
-    made = ScoredTrainer(
-        model=model, args=args, scorer=scorer, data_collator=collate,
-        train_dataset=torch.utils.data.ConcatDataset(rows.values()) if rows else None,
-        run=run, data_key=data_keys(parts),
-        save_to=lambda folder: t5.save(model, tokenizer, folder),
-        load_from=lambda folder: t5.load_weights(model, folder),
-        resume_command=resume_command("train_t5.py", run.directory, args.world_size),
+    lengths = np.concatenate([own.targets.lengths() for own in rows.values()])
+    unused = args.ddp_find_unused_parameters
+    if unused is None:
+        # A batch of one task leaves the other tasks' parameters without a gradient.
+        unused = model.settings.method != "finetune"
+    return SampledBatches(torch.utils.data.ConcatDataset(rows.values()), sampler, collate, lengths,
+                          args.gradient_accumulation_steps, args.process_index,
+                          splits=model.tasks if unused else ())  # fmt: skip
+
+
+def settings_of(args, epoch_batches):
+    """`Settings` of transformers' training arguments."""
+    epoch_steps = math.ceil(epoch_batches / args.gradient_accumulation_steps)
+    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch_steps)
+
+    def steps(value):
+        # Below 1 it is a share of all steps.
+        return math.ceil(value * total) if value and value < 1 else int(value or 0) or None
+
+    evaluated, saved = str(args.eval_strategy.value), str(args.save_strategy.value)
+    logged = {"no": None, "epoch": epoch_steps}.get(args.logging_strategy.value, steps(args.logging_steps))
+    return Settings(
+        lr=args.learning_rate, n_epochs=math.ceil(total / epoch_steps), max_steps=total, seed=args.seed,
+        gradient_accumulation_steps=args.gradient_accumulation_steps, max_norm=args.max_grad_norm or math.inf,
+        warmup_steps=args.get_warmup_steps(total), weight_decay=args.weight_decay, adam_eps=args.adam_epsilon,
+        save_steps=steps(args.save_steps) if saved == "steps" else None,
+        select="best" if args.load_best_model_at_end else "last", eval_before_start=args.eval_on_start,
+        log_every=logged or total, log_first=args.logging_first_step, mean_loss=True,
+        eval_epochs=evaluated == "epoch", eval_steps=steps(args.eval_steps) if evaluated == "steps" else None,
+        dtype=precision(args, args.device), rate_flag="--learning_rate", batch_flag="--per_device_train_batch_size",
     )  # fmt: skip
-    if scorer:
-        scorer.gather = made.accelerator.gather
-    made.sampler = batches
-    if batches:
-        made.plan()
-    return made
 
 
-def schedule(made):
-    """Steps and precision, for the screen."""
-    return f"{made.total_steps} steps, {made.args.mixed_precision.replace('no', 'fp32')}, {made.args.device}"
+def build_trainer(args, run, model, train, evaluate, **options):
+    """The `Trainer` of transformers' training arguments.
+
+    Args:
+        args: `t5_arguments.Seq2SeqTrainingArguments`.
+        run: `Run`.
+        model: moved to the device here.
+        train: `SampledBatches`.
+        evaluate: called with (model, "eval"), returns {name: value}; None: the last model is kept.
+        options: of `Trainer`.
+    """
+    settle(model, args.device, precision(args, args.device))
+    if getattr(args, "gradient_checkpointing", False) or getattr(args, "activation_checkpointing", False):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    settings = settings_of(args, len(train.plan()))
+    return Trainer(
+        model, train, None, settings, run, optimizer=build_optimizer(model, args),
+        schedule=build_schedule(args.lr_scheduler_type, args.learning_rate, settings.warmup_steps, settings.max_steps,
+                                args.lr_scheduler_kwargs),
+        objective=SmoothedCrossEntropy(args.label_smoothing, args.loss_reduction, args.world_size),
+        evaluate=evaluate and BestMetric(args, model, evaluate), **options,
+    )  # fmt: skip
 
 
-def load_best(made):
-    """The best model for what follows; without --load_best_model_at_end the last one, which is then the run's model."""
-    if made.args.load_best_model_at_end and made.best_saved:
-        made.barrier()
-        made.load_from(made.args.output_dir)
-    else:
-        made.save_model()
+class BestMetric:
+    """Evaluates for `Trainer`, judged by --metric_for_best_model.
+
+    Args:
+        args: transformers' training arguments.
+        model, evaluate: see `build_trainer`.
+    """
+
+    def __init__(self, args, model, evaluate):
+        self.model, self.evaluate = model, evaluate
+        self.name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+        greater = args.greater_is_better
+        self.sign = -1 if (greater if greater is not None else not self.name.endswith("loss")) else 1
+
+    def __call__(self):
+        """`Report`"""
+        started, scores = time.time(), self.evaluate(self.model, "eval")
+        value = scores[f"eval_{self.name}" if f"eval_{self.name}" in scores else self.name]
+        line = f"{self.name} {value:.4g}%s, {time.time() - started:.0f} s"
+        return Report({TOGETHER: self.sign * value}, scores, line, {"valid": scores}, scores["eval_loss"])
+
+    def best(self, trainer):
+        """The best value so far, or None."""
+        return self.sign * trainer.best[TOGETHER] if trainer.best else None
 
 
-def report_coverage(made, steps, names):
-    """How much of every task was seen."""
-    per_epoch = len(made.sampler)
-    each = -(-per_epoch // made.args.gradient_accumulation_steps)
+def fit(trainer):
+    """Train to the end; the model ends as the best one, or, without --load_best_model_at_end, as the last."""
+    where = f"{trainer.total_steps} steps, {trainer.settings.dtype}, {trainer.device}"
+    say(f"run: {trainer.run.directory}  ({where})", flush=True)
+    result = trainer.fit()
+    # The run directory holds it; a run that was resumed at its end has another in memory.
+    trainer.load_model(trainer.run.directory)
+    return result
+
+
+def coverage(args, sampler, steps, names):
+    """How much of every task was seen, also on the screen."""
+    per_epoch = len(sampler)
+    each = -(-per_epoch // args.gradient_accumulation_steps)
     epochs, rest = divmod(steps, each)
-    batches = epochs * per_epoch + min(rest * made.args.gradient_accumulation_steps, per_epoch)
-    made.coverage = made.sampler.coverage(batches, names)
-    for row in made.coverage:
+    drawn = epochs * per_epoch + min(rest * args.gradient_accumulation_steps, per_epoch)
+    found = sampler.coverage(drawn, names)
+    for row in found:
         say(f"seen of {row['task']}: {row['distinct']:,} of {row['size']:,} examples, {row['drawn']:,} drawn, "
             f"in {100 * row['batch_share']:.0f} % of the batches")  # fmt: skip
+    return found
 
 
-def finish(arguments, run, made, tokenizer, parts, steps):
-    """Evaluate the best model and write everything that a finished run holds."""
+def summary(args, trainer, result):
+    """What metrics.json says of a training."""
+    name = args.metric_for_best_model
+    best = trainer.evaluate.best(trainer) if trainer.evaluate else None
+    kept = ("steps", "total_steps", "best_step", "seconds", "tokens", "tokens_per_second", "peak_memory_mb",
+            "trained_parameters", "processes", "device", "precision", "history")  # fmt: skip
+    return dict({k: result[k] for k in kept}, best_metric=best, metric_for_best_model=name,
+                steps_per_second=round(result["steps"] / max(result["seconds"], 1e-9), 3))  # fmt: skip
+
+
+def train(arguments, run, model, tokenizer, parts, drawn, scorer):
+    """Train; the model ends as the one that is kept.
+
+    Args:
+        drawn: of `batches`.
+        scorer: of `evaluation`.
+
+    Returns:
+        what metrics.json says of it.
+    """
     args = arguments.training
-    folder = Path(args.eval_output_dir or args.output_dir)
+    trainer = build_trainer(
+        args, run, model, drawn, scorer, data_key=data_keys(parts),
+        save_model=lambda folder: t5.save(model, tokenizer, folder),
+        load_model=lambda folder: t5.load_weights(model, folder),
+        resume_command=resume_command("train_t5.py", run.directory),
+    )  # fmt: skip
+    result = fit(trainer)
+    return summary(args, trainer, result) | dict(
+        coverage=coverage(args, drawn.sampler, result["steps"], list(parts["train"])))  # fmt: skip
+
+
+def finish(arguments, run, model, tokenizer, parts, trained):
+    """Evaluate the best model and write everything that a finished run holds.
+
+    Args:
+        trained: what `train` returned; {} where nothing was trained.
+    """
+    args, first = arguments.training, idist.get_rank() == 0
+    folder, step = Path(args.eval_output_dir or args.output_dir), trained.get("best_step")
     results, tasks = {}, {}
+    settle(model, args.device, precision(args, args.device))
     for split, prefix, file in (("validation", "eval", "val_results.json"), ("test", "test", "test_results.json")):
         scorer = evaluation(arguments, tokenizer, parts.get(split))
         if scorer is None:
             continue
-        scorer.gather = made.accelerator.gather
-        made.model.to(args.device)
-        results[prefix] = scorer(made.model, prefix)
-        if made.rank0:
+        results[prefix] = scorer(model, prefix)
+        if first:
             print(f"\n---- {split} ----")
-            t5_evaluation.write_results(folder / file, results[prefix], step=made.state.best_global_step or steps)
+            t5_evaluation.write_results(folder / file, results[prefix], step=step or trained.get("steps"))
             t5_evaluation.show(scorer, results[prefix], prefix, samples=1 if split == "test" else 0)
             t5_evaluation.write_outputs(folder / f"{prefix}_outputs", scorer)
             tasks[split] = {name: dict(scorer.scores.get(name, {})) for name in scorer.parts}
-    if made.rank0:
-        run.write_metrics(describe(made, results, tasks, steps))
+    if first:
+        run.write_metrics(dict(method=model.settings.method, tasks_of_model=model.tasks, ledger=t5.ledger(model),
+                               coverage=None) | trained | dict(scores=tasks) | results)  # fmt: skip
         write_json(folder / "arguments_results.json", arguments.flags())
-        if made.history["train"] or made.history["valid"]:
+        if trained:
             tasks = arguments.data.tasks
             named = ", ".join(tasks) if len(tasks) < 4 else f"{len(tasks)} tasks"
-            plots.score_curve(run.directory / "learning_curve.png", made.history,
-                              f"{run.directory.name}: {made.model.settings.method} on {named}")  # fmt: skip
-    made.barrier()
-    if steps:
-        took = summary(made, steps)
-        say(f"trained {steps:,} steps in {took['seconds']:,} s, {took['steps_per_second']:g} steps/s")
+            plots.score_curve(run.directory / "learning_curve.png", trained["history"],
+                              f"{run.directory.name}: {model.settings.method} on {named}")  # fmt: skip
+    if args.world_size > 1:
+        idist.barrier()
+    if trained:
+        say(f"trained {trained['steps']:,} steps in {trained['seconds']:,} s, {trained['steps_per_second']:g} steps/s")
     say(f"done; model and results in {run.directory}")
-    if steps is not None:
+    if trained:
         following = shell_command("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory)
         say(f"next: {following}")
-
-
-def describe(made, results, tasks, steps):
-    """What metrics.json holds."""
-    counts = t5.ledger(made.model)
-    return dict(
-        method=made.model.settings.method, tasks_of_model=made.model.tasks, ledger=counts,
-        **(summary(made, steps) if steps is not None else {}),
-        coverage=getattr(made, "coverage", None), scores=tasks, **results,
-    )  # fmt: skip

@@ -19,7 +19,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from versatile.training.board import Board
 from versatile.training.objectives import CrossEntropy, negative_log_likelihood
-from versatile.training.optimizer import AdamW
+from versatile.training.optimizers import AdamW, parameter_groups
 from versatile.utils.devices import autocast, peak_memory_mb
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.interrupts import Signals, say_above_bar
@@ -43,7 +43,36 @@ class Settings:
     select: str = "best"
     eval_before_start: bool = False
     log_every: int = 10
+    # A point of the curve is the mean loss of the steps since the one before, not the step's own.
+    mean_loss: bool = False
+    log_first: bool = False
+    # The model is evaluated after each epoch and at the end, and after so many steps.
+    eval_epochs: bool = True
+    eval_steps: int | None = None
     dtype: torch.dtype = torch.float32
+    # What the flags are called, for messages.
+    rate_flag: str = "--lr"
+    batch_flag: str = "--train_batch_size"
+
+
+@dataclass
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+        scores: {task: a number, the lower the better}; of what is judged together under `TOGETHER`.
+        row: what the history holds of it.
+        line: what is printed; "%s" is where it says that this is the best so far.
+        scalars: {group: {name: number}} for TensorBoard.
+        loss: must be a finite number.
+        loss: the loss, which must be a finite number.
+    """
+
+    scores: dict
+    row: dict
+    line: str
+    scalars: dict
+    loss: float = 0.0
 
 
 TOGETHER = "all"
@@ -80,7 +109,7 @@ class Trainer:
         model: its parameters with `requires_grad` are trained.
         train: batches: `plan(epoch)` of some length, `batch(epoch, step)` -> (tensors, labels in all processes). What
             it has to remember, if anything, is in its `state_dict()`.
-        valid: {task: the same for validation}, or None.
+        valid: {task: the same for validation}, whose negative log-likelihood decides which model is the best; or None.
         settings: `Settings`.
         run: `training.runs.Run`.
         save_model: called with a directory, writes the model files there.
@@ -91,7 +120,9 @@ class Trainer:
         objective: see `training.objectives`; default: cross-entropy.
         owners: {task: parameters that only its rows use}: they rest in a step without such rows.
         resume_command: printed when the run is stopped early.
+        optimizer: what is stepped (default: `AdamW` of the settings).
         schedule: called with an optimizer step's number, from 0, returns its rate (default: see `learning_rate`).
+        evaluate: called without arguments, returns a `Report`, in place of `valid`.
         project: called with an optimizer step's number when its gradients are clipped; may change them.
         smaller: called with the error of a step that failed; True: its batches are now lists of smaller parts, whose
             losses add up to theirs, and the step is taken again.
@@ -99,7 +130,7 @@ class Trainer:
 
     def __init__(self, model, train, valid, settings, run, save_model, load_model, data_key="", separate=False,
                  save_best=None, objective=None, owners=None, resume_command="", schedule=None, project=None,
-                 smaller=None):  # fmt: skip
+                 smaller=None, optimizer=None, evaluate=None):  # fmt: skip
         self.model, self.train, self.valid, self.settings, self.run = model, train, valid, settings, run
         self.save_model, self.load_model, self.data_key = save_model, load_model, data_key
         self.separate, self.objective, self.resume_command = separate, objective or CrossEntropy(), resume_command
@@ -116,12 +147,11 @@ class Trainer:
         self.epochs = math.ceil(self.total_steps / self.epoch_steps)
         model.to(self.device)
         self.params = [p for p in model.parameters() if p.requires_grad]
-        decay = [p for p in self.params if p.ndim > 1]
-        plain = [p for p in self.params if p.ndim <= 1]
-        groups = [dict(params=decay, weight_decay=settings.weight_decay), dict(params=plain, weight_decay=0.0)]
-        self.optimizer = AdamW(
-            [g for g in groups if g["params"]], lr=settings.lr, eps=settings.adam_eps, fused=self.device.type != "xla"
-        )
+        self.optimizer = optimizer or AdamW(
+            parameter_groups(model, settings.weight_decay), lr=settings.lr, eps=settings.adam_eps,
+            fused=self.device.type != "xla",
+        )  # fmt: skip
+        self.evaluate = evaluate or (self.validate if valid is not None else None)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
         self.parallel = model
         if self.world > 1:
@@ -129,10 +159,11 @@ class Trainer:
             # A batch without rows of a task leaves that task's parameters without a gradient.
             several = len(train.splits) > 1
             self.parallel = idist.auto_model(model, find_unused_parameters=several, forward_sync_buffers=False)
+        # Losses since the last point of the curve are in the history, which a checkpoint carries.
         # What a checkpoint carries beside weights and optimizer.
         # The first three are by task, or by TOGETHER where tasks are judged by their mean.
         self.best, self.best_step, self.waited, self.seconds, self.tokens = {}, {}, {}, 0.0, 0
-        self.history = {"train": [], "valid": []}
+        self.history = {"train": [], "valid": []} | ({"since": []} if settings.mean_loss else {})
         self.stop = None
         self.signals = Signals()
         # Where TensorBoard's events go; None: into the run's directory.
@@ -207,6 +238,8 @@ class Trainer:
             raise Diverged(f"the loss is {loss} at step {step + 1} (epoch {step // self.epoch_steps + 1})")
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise Diverged(f"the gradient norm is {float(norm)} at step {step + 1}")
+        if self.settings.mean_loss:
+            self.history["since"].append(loss)
         self.tokens += self.gather(tokens, int)
         return dict(loss=loss, ppl=math.exp(min(loss, 50)), lr=self.learning_rate(step), grad_norm=float(norm))
 
@@ -225,6 +258,13 @@ class Trainer:
             total += loss.detach() / len(window)
         return total, tokens
 
+    @torch.no_grad()
+    def refuse_diverged(self, step):
+        """`Diverged` where a trained weight is not a finite number; they are the same in all processes."""
+        sums = [p.float().sum() for p in self.params]
+        if sums and not bool(torch.stack(sums).isfinite().all()):
+            raise Diverged(f"a trained weight is inf or nan at step {step}")
+
     def gather(self, value, kind=float):
         """The sum of a number over all processes."""
         return kind(idist.all_reduce(value)) if self.world > 1 else kind(value)
@@ -232,48 +272,52 @@ class Trainer:
     # ---- validation
 
     def validate(self):
-        """{task: {nll, ppl}}: negative log-likelihood per token over its whole validation set, and its exponential."""
-        scores = {}
+        """The `Report` of the negative log-likelihoods per token of all tasks' validation sets."""
+        started, scores = time.time(), {}
         for task, batches in self.valid.items():
             total, count = negative_log_likelihood(self.model, batches, self.settings.dtype)
-            scores[task] = _scores(self.gather(total) / count)
-        return scores
+            scores[task] = self.gather(total) / count
+        mean = _scores(sum(scores.values()) / len(scores))
+        tasks = {task: _scores(nll) for task, nll in scores.items()} if len(scores) > 1 else {}
+        parts = ", ".join(f"{task} {s['nll']:.4f}" for task, s in tasks.items())
+        line = (f"valid NLL {mean['nll']:.4f}{' = mean of ' if parts else ''}{parts}, PPL {mean['ppl']:.3f}%s, "
+                f"{time.time() - started:.0f} s")  # fmt: skip
+        scalars = {"valid": mean, **{f"valid/{task}": own for task, own in tasks.items()}}
+        return Report(scores if self.separate else {TOGETHER: mean["nll"]},
+                      mean | (dict(tasks=tasks) if tasks else {}), line, scalars, mean["nll"])  # fmt: skip
 
     def check(self, step):
-        """Validate, keep the best model, decide on early stopping. Without validation data: keep the last."""
-        if self.valid is None:
-            self.best_step = {TOGETHER: step}
-            return self.on_rank0(lambda: self.run.save_best(self.save_model))
-        started = time.time()
-        scores = self.validate()
-        mean = _scores(sum(s["nll"] for s in scores.values()) / len(scores))
-        if not math.isfinite(mean["nll"]):
-            raise Diverged(f"the validation loss is {mean['nll']} after step {step}")
-        several = dict(tasks=scores) if len(scores) > 1 else {}
-        self.history["valid"].append(dict(step=step, **mean, **several))
-        better = self.judge(step, scores if self.separate else {TOGETHER: mean})
+        """Evaluate, keep the best model, decide on early stopping. Without an evaluation: keep the last."""
+        if self.evaluate is None:
+            return self.keep_last(step)
+        report = self.evaluate()
+        if not math.isfinite(report.loss):
+            raise Diverged(f"the validation loss is {report.loss} after step {step}")
+        self.history["valid"].append(dict(step=step, **report.row))
+        better = self.update_best(step, report.scores)
         if self.settings.select == "last":
             self.on_rank0(lambda: self.run.save_best(self.save_model))
         elif better:
             self.on_rank0(lambda: self.run.save_best(lambda folder: self.save_best(folder, better)))
-        of = f": {', '.join(better)}" if self.separate and len(better) < len(scores) else ""
-        best = f" (best so far{of})" if better else ""
-        parts = [f"{task} {s['nll']:.4f}" for task, s in several.get("tasks", {}).items()]
-        self.say(f"step {step}: valid NLL {mean['nll']:.4f}{' = mean of ' if parts else ''}{', '.join(parts)}, "
-                 f"PPL {mean['ppl']:.3f}{best}, {time.time() - started:.0f} s")  # fmt: skip
+        of = f": {', '.join(better)}" if self.separate and len(better) < len(report.scores) else ""
+        self.say(f"step {step}: " + report.line.replace("%s", f" (best so far{of})" if better else ""))
         if self.board:
-            self.board.add(step, "valid", mean)
-            for task, own in several.get("tasks", {}).items():
-                self.board.add(step, f"valid/{task}", own)
+            for group, scalars in report.scalars.items():
+                self.board.add(step, group, scalars)
         self.stop_tasks(step)
 
-    def judge(self, step, scores):
-        """Note each task's (or all tasks' mean) best loss; returns the names that have a new one."""
-        better = [name for name, s in scores.items() if s["nll"] < self.best.get(name, math.inf)]
-        for name, s in scores.items():
+    def keep_last(self, step):
+        """Keep the model as it stands."""
+        self.best_step = self.best_step or {TOGETHER: step}
+        self.on_rank0(lambda: self.run.save_best(self.save_model))
+
+    def update_best(self, step, scores):
+        """Note each task's (or all tasks' mean) best score; returns the names that have a new one."""
+        better = [name for name, score in scores.items() if score < self.best.get(name, math.inf)]
+        for name, score in scores.items():
             self.waited[name] = self.waited.get(name, 0) + 1
             if name in better:
-                self.best[name], self.best_step[name], self.waited[name] = s["nll"], step, 0
+                self.best[name], self.best_step[name], self.waited[name] = score, step, 0
         return better
 
     def stop_tasks(self, step=None):
@@ -369,19 +413,20 @@ class Trainer:
 
     def _run(self, engine, first):
         try:
-            if first == 0 and self.settings.eval_before_start and self.valid is not None:
+            if first == 0 and self.settings.eval_before_start and self.evaluate:
                 self.check(0)
             engine.run(self.windows(first), max_epochs=self.epochs, epoch_length=self.epoch_steps)
         except Diverged as error:
             raise UserError(
                 str(error), place=self.run.directory,
-                remedy=f"lower --lr (it was {self.settings.lr:g}) or --max_norm, or train in --fp32; "
-                       "the checkpoints written before are still there",
+                remedy=f"lower {self.settings.rate_flag} (it was {self.settings.lr:g}) or --max_norm, or train in "
+                       "--fp32; the checkpoints written before are still there",
             ) from error  # fmt: skip
         except torch.OutOfMemoryError as error:
             raise UserError(
                 f"out of memory: {first_line(error)}", place=str(self.device),
-                remedy="lower --train_batch_size and raise --gradient_accumulation_steps, or --gradient_checkpointing",
+                remedy=f"lower {self.settings.batch_flag} and raise --gradient_accumulation_steps, or "
+                       "--gradient_checkpointing",
             ) from error  # fmt: skip
 
     def _attach(self, engine):
@@ -395,15 +440,19 @@ class Trainer:
 
     def log_due(self, step):
         """Whether a point of the curve belongs behind optimizer step `step` (from 1)."""
-        return step % self.settings.log_every == 0 or step == self.total_steps
+        first = self.settings.log_first and step == 1
+        return first or step % self.settings.log_every == 0 or step == self.total_steps
 
     def check_due(self, step):
-        """Whether the model is validated after optimizer step `step` (from 1)."""
-        return step % self.epoch_steps == 0 or step >= self.total_steps
+        """Whether the model is evaluated after optimizer step `step` (from 1)."""
+        every = self.settings.eval_steps if self.evaluate else None
+        if every and (step % every == 0 or (self.settings.log_first and step == 1)):
+            return True
+        return self.settings.eval_epochs and (step % self.epoch_steps == 0 or step >= self.total_steps)
 
     def words(self, row):
         """A logged row, as it is printed."""
-        return f"loss {row['loss']:.4f}, PPL {row['ppl']:.2f}"
+        return f"loss {row['loss']:.4f}" + (f", PPL {row['ppl']:.2f}" if "ppl" in row else "")
 
     def _log(self, engine):
         """Scalars to TensorBoard and the history; without a terminal, and so without a bar, a line now and then."""
@@ -412,6 +461,11 @@ class Trainer:
         speed = (self.tokens - tokens) / max(self.seconds - seconds, 1e-9)
         self._logged = (self.seconds, self.tokens)
         row = {k: engine.state.output[k] for k in ("loss", "ppl", "lr", "grad_norm")}
+        if self.settings.mean_loss:
+            # The exponential of sums, or of cross-entropies and squared errors together, means nothing.
+            row |= dict(loss=sum(self.history["since"]) / max(len(self.history["since"]), 1))
+            row.pop("ppl")
+            self.history["since"] = []
         self.history["train"].append(dict(step=step, **row))
         if self.board:
             self.board.add(step, "train", row | dict(tokens_per_second=speed))
@@ -426,11 +480,16 @@ class Trainer:
         step = engine.state.iteration
         done = step >= self.total_steps
         epoch_end = step % self.epoch_steps == 0
-        if self.check_due(step):
+        caught, check_due, every = self._caught(), self.check_due(step), self.settings.save_steps
+        save_due = bool(epoch_end or done or caught or (every and step % every == 0))
+        if check_due or save_due:
+            self.refuse_diverged(step)
+        if check_due:
             self.check(step)
-        caught = self._caught()
-        every = self.settings.save_steps
-        if epoch_end or done or caught or (every and step % every == 0):
+        elif done and (self.settings.select == "last" or not self.best):
+            self.keep_last(step)
+        caught = caught or self._caught()
+        if save_due or caught:
             self.save(step)
         if caught:
             self.stop = caught
@@ -447,8 +506,8 @@ class Trainer:
 
     def summary(self, step):
         """What metrics.json says of the training."""
-        best = {name: _scores(nll) for name, nll in self.best.items()}
-        mean = sum(self.best.values()) / len(self.best) if self.best else None
+        best = {name: _scores(nll) for name, nll in self.best.items()} if self.valid is not None else {}
+        mean = sum(self.best.values()) / len(self.best) if best else None
         by_task = {name: dict(valid_nll=s["nll"], valid_ppl=s["ppl"], best_step=self.best_step[name])
                    for name, s in best.items()}  # fmt: skip
         return dict(
@@ -458,7 +517,8 @@ class Trainer:
             trained_parameters=sum(p.numel() for p in self.params), tokens=self.tokens, seconds=round(self.seconds, 1),
             tokens_per_second=round(self.tokens / max(self.seconds, 1e-9), 1),
             peak_memory_mb=round(peak_memory_mb(self.device)), processes=self.world, device=str(self.device),
-            precision=str(self.settings.dtype).removeprefix("torch."), history=self.history,
+            precision=str(self.settings.dtype).removeprefix("torch."),
+            history={name: rows for name, rows in self.history.items() if name != "since"},
             **(dict(tasks=by_task) if len(by_task) > 1 else {}),
         )  # fmt: skip
 

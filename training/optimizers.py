@@ -9,6 +9,7 @@ an epsilon of 1e-4, as LAMOL's, this decides how far the first steps go.
 """
 
 import math
+import re
 
 import torch
 
@@ -66,3 +67,33 @@ def _as_original(optimizer, args, kwargs):
 
 def _as_given(optimizer, args, kwargs):
     optimizer.param_groups = optimizer.given_groups
+
+
+def parameter_groups(model, weight_decay, spared=None):
+    """What is trained of a model, for an optimizer: matrices decay; biases, norms and other vectors do not.
+
+    Args:
+        model: its parameters with `requires_grad` are taken.
+        weight_decay: that of the matrices.
+        spared: regular expression of names whose matrices do not decay either.
+    """
+    decay, plain = [], []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            decays = p.ndim > 1 and not (spared and re.search(spared, name))
+            (decay if decays else plain).append(p)
+    groups = [dict(params=decay, weight_decay=weight_decay), dict(params=plain, weight_decay=0.0)]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(model, args):
+    """The optimizer that transformers' training arguments name, over `parameter_groups`.
+
+    For torch's AdamW it is the one with the originals' update. Adafactor takes the rate given, without scaling by the
+    parameters, as in the original HyperFormer.
+    """
+    from transformers import Trainer
+
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    kind = AdamW if kind is torch.optim.AdamW else kind
+    return kind(parameter_groups(model, args.weight_decay, "bias|norm"), **options)

@@ -1,0 +1,34 @@
+"""Learning rates: functions of an optimizer step's number, from 0, as `training.trainer.Trainer` takes them."""
+
+import torch
+from versatile.utils.errors import UserError
+
+
+def build_schedule(name, lr, warmup_steps, total_steps, options=None):
+    """A schedule of transformers by its name (`--lr_scheduler_type`).
+
+    Args:
+        name: "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "inverse_sqrt", ….
+        lr: the highest rate.
+        warmup_steps: steps over which it rises to that; the first one's is 0.
+        total_steps: optimizer steps in all.
+        options: a schedule's own, as `--lr_scheduler_kwargs`.
+
+    Returns:
+        step -> rate.
+
+    Raises:
+        UserError: a schedule that is no function of the step.
+    """
+    from transformers import get_scheduler
+
+    # transformers binds a schedule to an optimizer; only its rates are wanted.
+    unused = torch.optim.SGD([torch.zeros(1)], lr=lr)
+    try:
+        scheduler = get_scheduler(name, unused, warmup_steps, total_steps, scheduler_specific_kwargs=options or {})
+        (factor,) = scheduler.lr_lambdas
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{getattr(name, 'value', name)!r} cannot be used: {error}", place="--lr_scheduler_type",
+                        expected="a schedule that is known before the run, with the --lr_scheduler_kwargs it takes",
+                        remedy="choose linear, cosine, polynomial, constant, …") from error  # fmt: skip
+    return lambda step: lr * factor(step)
