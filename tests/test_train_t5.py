@@ -306,6 +306,7 @@ def test_gradients_of_several_small_batches_are_those_of_a_mean_over_all_labels(
 
     from transformers import T5Config, T5ForConditionalGeneration
     from versatile.adapters import t5
+    from versatile.data.flat_lists import FlatLists
     from versatile.data.text_to_text_batches import Collator, Rows, SampledBatches
     from versatile.training.objectives import SmoothedCrossEntropy
 
@@ -313,7 +314,8 @@ def test_gradients_of_several_small_batches_are_those_of_a_mean_over_all_labels(
     small = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, decoder_start_token_id=0)
     model = t5.attach(T5ForConditionalGeneration(small), ["a"], t5.T5Settings(reduction_factor=4)).eval()
     targets = [[3], [4], [5, 6, 7, 8], [9, 10, 11, 12]]
-    rows = Rows(0, torch.randint(2, 20, (4, 5)).tolist(), targets, [""] * 4)
+    columns = (FlatLists.from_lists(lists) for lists in (torch.randint(2, 20, (4, 5)).tolist(), targets))
+    rows = Rows(0, *columns, [""] * 4)
 
     def batches(draws, accumulation):
         sampler = type("Sampler", (), dict(draws=lambda self, epoch: draws, __len__=lambda self: len(draws)))()

@@ -108,6 +108,7 @@ class Evaluation:
         dtype: precision of the matrix products.
         decode: whether outputs are decoded and scored; otherwise only losses are computed.
         share: (this process, processes): each takes its share of every task's rows.
+        gather: stacks a tensor of all processes along its first dimension.
         fixed_lengths, tasks: see `Collator`.
         outputs: {task: output texts} of the last call.
         scores: {task: {metric: value}} of the last call.
@@ -120,6 +121,7 @@ class Evaluation:
     dtype: torch.dtype = torch.float32
     decode: bool = True
     share: tuple = (0, 1)
+    gather: object = staticmethod(idist.all_gather)
     fixed_lengths: tuple | None = None
     tasks: bool = True
     outputs: dict = field(default_factory=dict)
@@ -181,7 +183,7 @@ class Evaluation:
             with autocast(device, self.dtype):
                 nll = cross_entropy(model, batch, 1)
             total += torch.tensor([float(nll), float((batch["labels"] != -100).sum())], dtype=torch.float64)
-        nll, count = idist.all_gather(total.float().to(device)).double().sum(0).tolist()
+        nll, count = self.gather(total.float().to(device)).double().sum(0).tolist()
         return nll / count, round(count)
 
     def texts(self, model, part):
@@ -203,7 +205,7 @@ class Evaluation:
             found[done : done + len(numbers), 0] = torch.tensor(numbers, device=device)
             found[done : done + len(numbers), 1 : 1 + ids.shape[1]] = ids
             done += len(numbers)
-        rows = sorted(row for row in idist.all_gather(found).tolist() if row[0] >= 0)
+        rows = sorted(row for row in self.gather(found).tolist() if row[0] >= 0)
         texts = self.tokenizer.batch_decode([row[1:] for row in rows], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
