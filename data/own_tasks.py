@@ -196,11 +196,11 @@ class OwnTask:
                             expected="two labels or more")  # fmt: skip
         numbers = all(text.isascii() and text.isdigit() for text in found)
         labels = tuple(sorted(found, key=int if numbers else str))
-        metrics = _metrics(labels) if self.metrics == _metrics(None) else self.metrics
+        metrics = default_metrics(labels) if self.metrics == default_metrics(None) else self.metrics
         return replace(self, labels=labels, metrics=metrics)
 
 
-def _metrics(labels):
+def default_metrics(labels):
     """The metrics of a task that does not name any."""
     return ("accuracy",) if labels else ("exact_match", "f1")
 
@@ -345,7 +345,7 @@ def from_json(content, place):
     validate(content, DEFINITION, place)
     known = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()
              if key in OwnTask.__dataclass_fields__}  # fmt: skip
-    known.setdefault("metrics", _metrics(known.get("labels")))
+    known.setdefault("metrics", default_metrics(known.get("labels")))
     if {"name", "source"} - set(known):
         raise UserError("is not the definition of a task", place=place, expected="a name and a source")
     return OwnTask(**known)

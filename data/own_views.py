@@ -2,16 +2,16 @@
 answer, as a sentence or pair of sentences with a class."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from versatile.data.glue import GlueExample
 from versatile.data.glue_task import GlueTask
-from versatile.data.own_tasks import OwnTask
+from versatile.data.own_tasks import OwnTask, default_metrics
 from versatile.data.question_samples import QA
 from versatile.data.question_task import LifelongTask
 from versatile.data.row_store import RowStore
-from versatile.data.task import Example, Reading, Span, distilled_beside
+from versatile.data.task import Example, Reading, Span, add_task, distilled_beside
 from versatile.data.text_pair import TextPair
 from versatile.data.text_task import TextTask
 from versatile.utils.errors import UserError
@@ -177,3 +177,34 @@ def as_glue_task(own):
 
 _CLASS_METRICS = ("accuracy", "exact_match", "f1")
 FORMS = {"text_to_text": as_text_task, "question_answer": as_question_task, "sentence_pair": as_glue_task}
+
+
+class PairsTask(MarkerTask):
+    """A data set of prompts and answers that the toolkit knows, in all forms; see `add_pairs`."""
+
+    definition = None
+
+    def __init__(self, own, summary, aliases):
+        super().__init__(own)
+        self.summary, self.aliases = summary, tuple(aliases)
+        self.text_to_text, self.question_answer = as_text_task(own), as_question_task(own)
+        # Without labels there is nothing to classify.
+        self.sentence_pair = as_glue_task(own) if own.labels else None
+
+    def typed_name(self):
+        return self.name
+
+    def has_data(self):
+        return Path(self.dataset_path).exists()
+
+
+def add_pairs(own, summary, aliases=()):
+    """Make a data set of prompts and answers a task of all systems: all that a file in data/tasks/ needs to hold.
+
+    Args:
+        own: an `OwnTask`; its source is a folder, a file or a name on the hub.
+        summary: one line for `--list_tasks`.
+        aliases: other names, in small letters.
+    """
+    own = replace(own, metrics=own.metrics or default_metrics(own.labels))
+    add_task(PairsTask(own, summary, aliases))

@@ -204,6 +204,18 @@ def test_the_task_shown_in_readme_is_a_task(registry):
     assert poem.typed(poem.sample, {})[0].context[0].text == poem.sample
 
 
+def test_the_data_set_shown_in_readme_is_a_task_of_all_systems(registry):
+    from versatile.data import glue, question_tasks, text_to_text
+
+    code = next(b for b in blocks("python") if "add_pairs" in b)
+    exec(compile(code, "boolq.py", "exec"), {"__name__": "boolq"})
+    record = {"question": "is it", "passage": "It is.", "answer": True}
+    (example,) = registry.get("boolq").examples(record, "here")
+    assert (example.source, example.target.text) == ("question: is it passage: It is.", "true")
+    assert text_to_text.get("boolq").answers == glue.get("boolq").labels == ("false", "true")
+    assert question_tasks.get("boolq").metric == "accuracy"
+
+
 def test_the_family_shown_in_readme_is_the_one_in_its_file():
     from versatile.adapters.backbones import gpt_neox
 

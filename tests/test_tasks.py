@@ -7,6 +7,9 @@ import argparse
 
 import pytest
 from versatile.data import glue, question_tasks, task, text_to_text
+from versatile.data.own_tasks import OwnTask
+from versatile.data.own_views import add_pairs
+from versatile.data.question_samples import load_task
 from versatile.data.question_task import LifelongTask
 from versatile.data.task import Task, add_task, resolve
 from versatile.data.task_names import task_flag
@@ -71,3 +74,21 @@ def test_a_new_data_set_is_one_call(registry):
     assert "boat" in task.forms("text_to_text")
     with pytest.raises(ValueError, match="names already used"):
         add_task(Task(name="ship", aliases=("boats",)))
+
+
+def test_a_data_set_of_prompts_and_answers_is_one_call_for_all_systems(registry, tmp_path):
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.tsv").write_text("text\tsize\na dinghy\tsmall\na ferry\tlarge\n")
+    add_pairs(OwnTask("boat", str(tmp_path), ("text",), "size", ("small", "large")), "boats", ("boats",))
+    expected = [("a dinghy", "small"), ("a ferry", "large")]
+    with_markers = task.get("boats")
+    records = with_markers.records(with_markers.data_path(None), "valid")
+    examples = [e for place, record in records for e in with_markers.examples(record, place)]
+    assert [(e.source, e.target.text) for e in examples] == expected
+    rows = text_to_text.load("boat", "validation")
+    assert list(zip(rows["source"], rows["target"])) == expected
+    qas = load_task(question_tasks.get("boat"), None, "test")
+    assert [(qa.context, qa.answers) for qa in qas] == [(text, (answer,)) for text, answer in expected]
+    assert [(e.text_a, e.label) for e in glue.read(None, "boats", "dev")] == expected
+    # A checkpoint need not keep what the toolkit knows.
+    assert with_markers.definition is None and with_markers.score(["small"], [["small"]])[0]["accuracy"].value == 100
