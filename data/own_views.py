@@ -121,12 +121,10 @@ class OwnQuestionTask(LifelongTask):
         return f"{self.name}:{split}"
 
     def samples(self, split):
-        """The list of `QA` of a split."""
-        return [
-            QA(self.own.prompt_text(prompts), self.own.question, tuple(answers if split == "test" else answers[:1]),
-               place=place)
-            for place, prompts, answers in self.own.rows(split)
-        ]  # fmt: skip
+        """Yield the `QA`s of a split."""
+        for place, prompts, answers in self.own.rows(split):
+            answers = tuple(answers if split == "test" else answers[:1])
+            yield QA(self.own.prompt_text(prompts), self.own.question, answers, place=place)
 
 
 def as_question_task(own):

@@ -12,6 +12,7 @@ from versatile.data.converters.base import json_records
 from versatile.data.converters.squad_style import sample as as_article
 from versatile.data.files import list_items, records_field, text_field
 from versatile.data.question_tasks import find
+from versatile.data.row_store import RowStore
 from versatile.utils.errors import UserError, brief
 from versatile.utils.files import atomic_write
 
@@ -68,18 +69,41 @@ def load_task(task, data_dir, split):
         data_dir: the directory of the tasks' files.
         split: as `load` takes it.
     """
-    qas = list(task.samples(split)) if task.own else load(find(data_dir, task, split), split)
+    return list(_task_samples(task, data_dir, split))
+
+
+def store_task(task, data_dir, split, path=None):
+    """The `QA`s of a task's split, to be had by number: a `RowStore`, which keeps none in memory.
+
+    Args:
+        task, data_dir, split: as in `load_task`.
+        path: a file to read in place of the task's own.
+    """
+    rows = _file_samples(path, split) if path else _task_samples(task, data_dir, split)
+    return RowStore((qa.place, qa) for qa in rows)
+
+
+def _task_samples(task, data_dir, split):
+    """Yield the `QA`s of a task's split; a `UserError` behind the last one if none has an answer."""
+    count, first, answered = 0, None, False
+    for qa in task.samples(split) if task.own else _file_samples(find(data_dir, task, split), split):
+        count, first = count + 1, first or qa
+        answered = answered or any(text.strip() for text in qa.answers)
+        yield qa
     # Some blank answers are right ones (SQuAD 2.0 has questions without an answer); all of them are withheld ones.
-    if qas and not any(text.strip() for qa in qas for text in qa.answers):
-        raise UserError(f"the answers of all {len(qas)} questions are blank: there is nothing to train on or to score",
-                        place=qas[0].place, expected="answers",
+    if count and not answered:
+        raise UserError(f"the answers of all {count} questions are blank: there is nothing to train on or to score",
+                        place=first.place, expected="answers",
                         remedy="name the file with the true answers; they may be withheld in this one")  # fmt: skip
-    return qas
+
+
+def _file_samples(path, split):
+    return read(path, several=split not in ("train", "distil"))
 
 
 def load(path, split):
     """The list of `QA` of a file; in the splits "train" and "distil" each question has one answer."""
-    return list(read(path, several=split not in ("train", "distil")))
+    return list(_file_samples(path, split))
 
 
 def _sample(context, record, place, several):

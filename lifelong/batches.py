@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from versatile.data.batching import Plan, rounded
 from versatile.data.encoders.question_answer import FILL
+from versatile.data.row_store import RowChain
 from versatile.lifelong.losses import Targets
 from versatile.utils.errors import UserError, first_line
 
@@ -100,7 +101,7 @@ class LifelongBatches:
     """Batches of rows, as `Trainer` takes them.
 
     Args:
-        rows: a list of `encoding.Row`, of one task or several.
+        rows: a sequence of `question_answer.Row`, of one task or several.
         objective: `losses.Objective`.
         pad_id: id that fills rows up.
         positions: the model's longest sequence.
@@ -120,7 +121,7 @@ class LifelongBatches:
         self.rows, self.objective, self.pad_id, self.positions = rows, objective, pad_id, positions
         self.budget, self.cap, self.task_ids, self.weighted = budget, cap, task_ids, weighted
         self.rank, self.world, self.planning = rank, world, dict(seed=seed, shuffle=shuffle)
-        self.lengths = np.array([len(row) for row in rows], np.int64)
+        self.lengths = RowChain([rows]).lengths()
         # With task ids a task has parameters of its own, also one without a row here.
         self.splits = list(dict.fromkeys(row.task for row in rows) if task_ids is None else task_ids)
         self.skip, self.pieces = set(), 1

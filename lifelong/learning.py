@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ignite.distributed as idist
+import numpy as np
 import torch
 from versatile.adapters import attach as adapting
 from versatile.adapters import checkpoint, inference
@@ -26,6 +27,7 @@ from versatile.adapters.backbones.family import backbone_of
 from versatile.data import question_samples as samples
 from versatile.data import question_tasks as tasks
 from versatile.data.encoders.question_answer import gen_token, special_tokens
+from versatile.data.row_store import RowChain, RowView
 from versatile.lifelong import answers, routing, sequence
 from versatile.lifelong import batches as batching
 from versatile.lifelong import importance as weighing
@@ -94,14 +96,13 @@ def read_tasks(args, made=None):
     found = {}
     for task in tasks.sequence(args.tasks):
         path = (made or {}).get(task.name)
-        qas = samples.load(path, split) if path else samples.load_task(task, args.data_dir, split)
-        found[task.name] = qas[: args.limit]
+        found[task.name] = samples.store_task(task, args.data_dir, split, path)[: args.limit]
     return parts(found, args) if args.unbound else found
 
 
 def parts(data, args):
     """{part: its `QA`s} of --unbound: the tasks' samples, one task behind another, in as many parts of one size."""
-    every, names = [qa for qas in data.values() for qa in qas], sequence.learnt(args)
+    every, names = RowChain(data.values()), sequence.learnt(args)
     if len(every) < len(names):
         raise UserError(f"there are {len(every)} samples", place=f"--unbound {args.unbound}",
                         expected="at least one a part", remedy="take fewer parts")  # fmt: skip
@@ -208,9 +209,9 @@ class Sequence:
         say(f"\n{stage}: task {number + 1} of {len(sequence.stages(self.args))}, "
             f"{counted(sum(self.sizes[name] for name in names), 'sample')}", flush=True)  # fmt: skip
         run = self.open(folder)
-        rows = [row for name in names for row in self.upsampled(self.own(name), name, names)]
+        rows = RowChain(self.upsampled(self.own(name), name, names) for name in names)
         if number and self.mode == "lll":
-            rows += self.replayed(number, names[0], folder)
+            rows = RowChain([rows, self.replayed(number, names[0], folder)])
         teacher = self.teacher(names[0]) if self.args.distil else None
         trainer = self.trainer(run, rows, names, teacher)
         penalty = self.importance.attach(trainer.optimizer) if self.importance else None
@@ -279,8 +280,10 @@ class Sequence:
 
     def encode(self, name, chosen=None, replayed=False):
         """Rows of a task's samples, all or those at the positions `chosen`."""
-        qas = self.data[name] if chosen is None else [self.data[name][i] for i in chosen]
-        return self.learner.encoder.encode(qas, gen_token(name, self.args.add_task_tokens), name, replayed)
+        encoder, gen = self.learner.encoder, gen_token(name, self.args.add_task_tokens)
+        if chosen is None:
+            return encoder.load(self.data[name], gen, name)
+        return encoder.encode([self.data[name][i] for i in chosen], gen, name, replayed)
 
     def own(self, name):
         """Rows of a task's samples; says how many had to be cut."""
@@ -296,7 +299,7 @@ class Sequence:
         if not (often := self.args.upsample_data):
             return rows
         count = max(self.sizes[name] for name in names) if often is True else len(rows) * often[names.index(name)]
-        return [rows[i % len(rows)] for i in range(count)]
+        return RowView(rows, np.arange(count) % len(rows))
 
     def replayed(self, number, task, folder):
         """Rows of the earlier tasks."""

@@ -9,16 +9,23 @@ The originals let an answer that is too long run over the limit, with labels bes
 context in cq than in cqa. Here everything fits, labels stand on their tokens, and cq is the beginning of cqa.
 """
 
+import hashlib
+import json
+from array import array
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from versatile.data.encoders.markers import leading_space, tokenize
+from versatile.data.flat_lists import FlatLists, FlatWriter, map_file
+from versatile.data.row_store import Rows
+from versatile.data.token_store import entry_directory, open_entry
 from versatile.utils.errors import UserError
 
 ANS, PAD, UNK, SEP, GEN = "__ans__", "__pad__", "__unk__", "__sep__", "__gen__"
 FILL = -100
-CHUNK = 2000
+FORMAT, CHUNK = 1, 2000
 
 
 def gen_token(task, add_task_tokens):
@@ -84,6 +91,30 @@ class Row:
         return [*self.ids.tolist(), self.last]
 
 
+class StoredRows(Rows):
+    """The `Row`s of a task's samples, mapped from the token cache; without the questions' ids.
+
+    Attributes:
+        cut: {what was cut: how often}; see `Encoder.counts`.
+    """
+
+    COLUMNS = ("prompt_length", "last")
+
+    def __init__(self, folder, meta, gen, task):
+        self._ids, self._gen, self._task, self.cut = FlatLists.open(folder, "ids"), gen, task, meta["cut"]
+        self._columns = [map_file(folder / f"{name}.bin", np.int32) for name in self.COLUMNS]
+
+    def __len__(self):
+        return len(self._ids)
+
+    def row(self, number):
+        prompt_length, last = (int(column[number]) for column in self._columns)
+        return Row(self._ids[number], prompt_length, last, self._gen, self._task)
+
+    def lengths(self):
+        return self._ids.lengths()
+
+
 class Encoder:
     """Turns `QA`s and generated ids into rows.
 
@@ -137,6 +168,42 @@ class Encoder:
                 answer = self._joined([next(pieces) for _ in qa.answers])
                 rows.append(self._row(context, question, answer, start, task, replayed, qa.id))
         return rows
+
+    def load(self, samples, gen, task="", cache_dir=None):
+        """`encode` of many samples, from the cache or tokenised now: `StoredRows`.
+
+        Args:
+            samples: sequence of `QA` with a `content_key`, see `data.row_store`.
+            gen, task: as `encode` takes them.
+            cache_dir: where caches lie (default: `cache_root()/tokens`).
+        """
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        fingerprint = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+        settings = [FORMAT, self.max_len, self.ans, self.pad, self.sep, self.eos, self.lead]
+        key = hashlib.sha256("\n".join([samples.content_key, fingerprint, json.dumps(settings)]).encode()).hexdigest()
+
+        def build(beside):
+            before = Counter(self.counts)
+            self._write(beside, samples, gen)
+            cut, self.counts = self.counts - before, before
+            return dict(cut=dict(cut))
+
+        rows = open_entry(entry_directory(key[:32], cache_dir), partial(StoredRows, gen=self._id(gen), task=task),
+                          build, cache_dir)  # fmt: skip
+        self.counts += Counter(rows.cut)
+        return rows
+
+    def _write(self, folder, samples, gen):
+        columns = {name: array("i") for name in StoredRows.COLUMNS}
+        with FlatWriter(folder, "ids") as ids:
+            for first in range(0, len(samples), CHUNK):
+                for row in self.encode([*samples[first : first + CHUNK]], gen):
+                    ids.write(row.ids)
+                    for name, column in columns.items():
+                        column.append(getattr(row, name))
+        for name, column in columns.items():
+            (folder / f"{name}.bin").write_bytes(column.tobytes())
 
     def prompts(self, samples, reserve):
         """cq of each of `samples` with room for `reserve` more tokens: where an answer is decoded from.
