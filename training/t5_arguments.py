@@ -139,7 +139,7 @@ class Seq2SeqTrainingArguments(HfTrainingArguments):
     predict_with_generate: bool = arg(True, "decode in evaluation; without it only the loss is computed")
     # A loss that is not a number ends a run here; transformers would log the mean of those before it.
     logging_nan_inf_filter: bool = arg(False, "transformers' own: log over losses that are not a number")
-    report_to: str | None = arg("none", "transformers' integrations; TensorBoard events are written anyway")
+    report_to: str | None = arg("none", "tensorboard or none: TensorBoard events are written anyway")
     # Batches hold what the model takes, and nothing else.
     remove_unused_columns: bool = arg(False, "transformers' own")
 
@@ -151,6 +151,9 @@ class Seq2SeqTrainingArguments(HfTrainingArguments):
             self.optim = "adafactor"
         if self.loss_reduction is None:
             self.loss_reduction = "sum" if self.label_smoothing else "mean"
+        reports = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
+        if others := set(reports) - {"none", "tensorboard"}:
+            raise ValueError(f"--report_to {' '.join(sorted(others))}: TensorBoard events are written, nothing else")
         self.choose_precision()
         super().__post_init__()
         # One process drives one device; torchrun starts one for each GPU.
@@ -196,6 +199,15 @@ class MultiTaskTrainingArguments(Seq2SeqTrainingArguments):
 
 
 _DRAWN = "batches are drawn by the multi-task sampler"
+_NOT_HERE = "the toolkit's own loop trains, which has no such thing"
+# Arguments of transformers' Trainer that would have no effect.
+_OF_ITS_TRAINER = (
+    "accelerator_config", "average_tokens_across_devices", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval",
+    "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_static_graph", "enable_jit_checkpoint", "eval_delay",
+    "include_for_metrics", "label_names", "liger_kernel_config", "neftune_noise_alpha", "parallelism_config",
+    "restore_callback_states_from_checkpoint", "torch_compile", "torch_compile_backend", "torch_compile_mode",
+    "torch_empty_cache_steps", "use_liger_kernel",
+)  # fmt: skip
 _NOT_AGAIN = "a run is resumed whole; to start from a trained model, name it as --model_name_or_path"
 NAMES = config_flags.Names(
     classes=(ModelArguments, DataTrainingArguments, AdapterArguments, MultiTaskTrainingArguments),
@@ -204,7 +216,7 @@ NAMES = config_flags.Names(
         "label_smoothing_factor": "label_smoothing", "generation_num_beams": "eval_beams", "do_predict": "do_test",
         "seed_data": "data_seed",
     },
-    refused=config_flags.REFUSED | {
+    refused=config_flags.REFUSED | dict.fromkeys(_OF_ITS_TRAINER, _NOT_HERE) | {
         "sortish_sampler": _DRAWN,
         "group_by_length": _DRAWN,
         "length_column_name": _DRAWN,
