@@ -97,7 +97,7 @@ def train(args, given):
     from versatile.data.task import get
     from versatile.training import experiment
 
-    args, run = experiment.open_run(args, given)
+    args, run = experiment.open_run(parser(), args, given)
     check(args, given)
     prepare_own_tasks(args, "--task")
     task = get(args.task)

@@ -96,9 +96,11 @@ def open_run(args, given):
 
     free = {flag: value for flag, value in given.items() if flag in camtl_flags.FREE}
     kept = {flag: value for flag, value in given.items() if flag not in camtl_flags.FREE}
-    args, run = experiment.open_run(args, kept, "train_camtl.py")
+    args, run = experiment.open_run(parser(), args, kept, "train_camtl.py")
     if run is not None:
         vars(args).update({flag: value for flag, value in free.items() if flag != "overwrite_output_dir"})
+        # run.json was written by a run that had passed these.
+        camtl_flags.check(parser(), args)
     return args, run
 
 

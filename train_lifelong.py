@@ -56,10 +56,7 @@ ANSWERING_SWITCHES = ("--test_all", "--ref1", "--test_training_set")
 def parser():
     p = flags.parser(__doc__)
     sequence.name_flags(p)
-    g = p.add_argument_group("samples")
-    g.add_argument("--add_task_tokens", action="store_true", help="each task's samples start from a token of its own")
-    g.add_argument("--use_sep", action="store_true", help="__sep__ between context and question")
-    g.add_argument("--max_len", type=flags.positive, default=1024, help="tokens a sample; what is longer is cut")
+    g = sequence.sample_flags(p)
     g.add_argument("--limit", type=flags.positive, help="only the first so many samples of each file")
     g.add_argument("--upsample_data", nargs="?", const=True, default=False, type=rates, metavar="R1_R2_…",
                    help="multitask, multilm: repeat each task's samples so often, in the order of --tasks; without a "
@@ -132,6 +129,10 @@ def rates(text):
     return found
 
 
+# For `stored_flags`: the words of a value, and what it is.
+rates.written, rates.expected = (lambda numbers: "_".join(map(str, numbers))), "true, false, or a number for each task"
+
+
 def refuse(p):
     """The originals' flags that are not taken: given, they are an error that says why, or belong to the evaluation."""
 
@@ -200,6 +201,10 @@ def train(args, given):
 
     args, run = open_sequence(args, given)
     prepare_own_tasks(args)
+    if run is not None:
+        # run.json was written by a run that had passed these; how many processes there are is checked below.
+        sequence.check_names(parser(), args)
+        check(parser(), argparse.Namespace(**{**vars(args), "n_gpus": None}))
     tasks.sequence(args.tasks)
     dtype = experiment.begin(args, run)
     # Everything that can be wrong is looked at before anything is learnt.
@@ -249,7 +254,7 @@ def open_sequence(args, given):
         sequence.refuse_stage(folder, "--resume", f"resume its sequence: {shell_words('--resume', folder.parent)}")
     given = {flag: value for flag, value in given.items() if flag not in sequence.FREE}
     try:
-        return experiment.open_run(args, given, "train_lifelong.py")
+        return experiment.open_run(parser(), args, given, "train_lifelong.py")
     except UserError as error:
         if typed:
             raise

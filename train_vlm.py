@@ -42,6 +42,11 @@ def count(number):
         # A list, as it comes back out of run.json.
         return [task, number(value)]
 
+    def written(pair):
+        task, value = pair
+        return f"{task}={value}" if task else str(value)
+
+    parse.written, parse.expected = written, 'a task (or "" for all) and a number'
     return parse
 
 
@@ -113,7 +118,7 @@ def train(args, given):
     from versatile.data.task import get
     from versatile.training import experiment
 
-    args, run = experiment.open_run(args, given, "train_vlm.py")
+    args, run = experiment.open_run(parser(), args, given, "train_vlm.py")
     if twice := [name for name in args.tasks or [] if args.tasks.count(name) > 1]:
         raise UserError(f"task {twice[0]!r} is named twice", place="--tasks", remedy="name it once")
     prepare_own_tasks(args)

@@ -38,7 +38,8 @@ def why_not(directory):
         return UserError("no such directory", place=place, expected=expected)
     if (path / "run.json").is_file():
         saved = sorted([*path.glob("checkpoints/step_*"), *path.glob("checkpoint-*")], key=lambda f: f.stat().st_mtime)
-        if "adapter_config_name" in _read(path / "run.json").get("flags", {}):
+        flags = _read(path / "run.json").get("flags")
+        if isinstance(flags, dict) and "adapter_config_name" in flags:
             return UserError("this run has not saved a best model yet", place=place,
                              remedy=f"go on with it: {resume_command('train_t5.py', path)}"
                              + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""))  # fmt: skip
@@ -52,7 +53,7 @@ def why_not(directory):
 
 
 def run_flags(directory):
-    """The flags of the run.json of a run, or of the run that a checkpoint lies in.
+    """(flags of the run.json of a run, or of the run that a checkpoint lies in, the file).
 
     Raises:
         UserError: there is none, or it is damaged: what the model was trained with would have to be guessed.
@@ -65,7 +66,7 @@ def run_flags(directory):
         raise UserError("run.json is damaged" if path.is_file() else "run.json is missing", place=path,
                         expected="what train_t5.py wrote: it says which split, lengths and prompts belong to the model",
                         remedy="copy it again from where the model was trained")  # fmt: skip
-    return flags
+    return flags, path
 
 
 def _read(path):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from versatile.lifelong.importance import summed
 from versatile.training.objectives import cross_entropy
+from versatile.utils import schema
 from versatile.utils.devices import autocast
 
 EPSILON = 1e-3
@@ -92,6 +93,21 @@ class Memory:
     def load_state_dict(self, state):
         """From one."""
         self.kept = {task: np.array(indices) for task, indices in state["kept"].items()}
+
+
+def read_memory(path, sizes):
+    """The state of a `Memory` in a file, which has to fit the tasks' data.
+
+    Args:
+        sizes: {task: how many samples it has}.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it names other samples.
+    """
+    remedy = f"copy it again from where the sequence was learnt, or remove {path.parent.parent} and learn it anew"
+    kept = {task: schema.ListOf(schema.Whole(0, size - 1)) for task, size in sizes.items()}
+    record = schema.Record(fields={"kept": schema.Record(fields=kept, closed=True, required=True)})
+    return schema.validate(schema.read_json_object(path, remedy), record, path, remedy)
 
 
 def memory_losses(model, batches, dtype=torch.float32, whole=True):

@@ -16,7 +16,7 @@ from versatile.lifelong.losses import IGNORE
 from versatile.training.decoding import left_padded
 from versatile.training.objectives import cross_entropy, move
 from versatile.utils.devices import autocast
-from versatile.utils.errors import UserError
+from versatile.utils.errors import UserError, first_line
 
 EWC, MAS = "ewc", "mas"
 
@@ -126,6 +126,29 @@ class Importance:
         self.omega, self.anchor = (
             {k: v.to(self.model.device) for k, v in state[part].items()} for part in ("omega", "anchor")
         )
+
+
+def read(path, importance):
+    """The state of an `Importance` in a file, which has to fit this one.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it is of another model.
+    """
+    trained = {name: p.shape for name, p in importance.trained().items()}
+    remedy = f"copy it again from where the sequence was learnt, or remove {path.parent.parent} and learn it anew"
+    expected = "what the tasks learnt so far need to be held, written when the task before was finished"
+    try:
+        state = torch.load(path, "cpu", weights_only=True)
+        fits = isinstance(state, dict) and state.get("mode") in (EWC, MAS) and all(
+            isinstance(state.get(part), dict) and {name: t.shape for name, t in state[part].items()} == trained
+            for part in ("omega", "anchor"))  # fmt: skip
+    except Exception as error:
+        # Whatever is wrong with the file: torch has many words for it.
+        found = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({first_line(error)})"
+        raise UserError(found, place=path, expected=expected, remedy=remedy) from error
+    if not fits:
+        raise UserError("does not belong to this model", place=path, expected=expected, remedy=remedy)
+    return state
 
 
 def task_batches(mode, batches, rank=0, world=1):

@@ -11,7 +11,6 @@ Everything random depends on the seed and on where in the sequence it happens: n
 
 import gc
 import hashlib
-import json
 from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from versatile.data.row_store import RowChain, RowView
 from versatile.lifelong import answers, routing, sequence
 from versatile.lifelong import batches as batching
 from versatile.lifelong import importance as weighing
-from versatile.lifelong.gem import Memory, Projection, draw, memory_losses
+from versatile.lifelong.gem import Memory, Projection, draw, memory_losses, read_memory
 from versatile.lifelong.losses import Objective, WeightedLoss
 from versatile.lifelong.replay import Sampling, quotas, replay
 from versatile.lifelong.schedule import Annealing
@@ -199,9 +198,9 @@ class Sequence:
         folder = sequence.stage_directory(self.folder, finished[-1])
         checkpoint.load_weights(self.learner.model, folder)
         if self.importance and len(finished) < len(order):
-            self.importance.load_state_dict(torch.load(folder / "importance.pt", "cpu", weights_only=True))
+            self.importance.load_state_dict(weighing.read(folder / "importance.pt", self.importance))
         if self.memory:
-            self.memory.load_state_dict(json.loads((folder / "memory.json").read_text(encoding="utf-8")))
+            self.memory.load_state_dict(read_memory(folder / "memory.json", self.sizes))
 
     def stage(self, number, stage, names):
         """Learn one stage."""

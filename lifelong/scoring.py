@@ -17,7 +17,7 @@ from versatile.lifelong.batches import BackOff
 from versatile.lifelong.matrix import Matrix, heat_map, markdown, summary
 from versatile.training import evaluation
 from versatile.utils import metrics
-from versatile.utils.errors import UserError, first_line
+from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, write_json
 from versatile.utils.screen import resume_command
 
@@ -102,16 +102,9 @@ def opened(folder):
     if not path.is_file():
         raise UserError("no run.json here", place=place, expected=expected, remedy="check the path and the flags")
     sequence.refuse_stage(folder, "--model_dirs", f"name its sequence: --model_dirs {Path(folder).parent}")
-    try:
-        flags = json.loads(path.read_text(encoding="utf-8"))["flags"]
-        # Runs from before the flag was there have the one adapter that all tasks share.
-        found = Namespace(**{"own_adapters": None, **flags})
-        stages = sequence.stages(found)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = first_line(error) if isinstance(error, (OSError, ValueError)) else "the flags of a sequence are not in it"
-        raise UserError(f"run.json is not one of train_lifelong.py: {why}", place=place, expected=expected,
-                        remedy="name another directory") from error  # fmt: skip
+    found = sequence.stored_flags(path)
     register_own_tasks(vars(found).get("task_definitions") or ())
+    stages = sequence.stages(found)
     finished = sequence.Progress(folder, None).finished
     sequence.check_models(folder, found, finished)
     for stage in stages:

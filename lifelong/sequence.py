@@ -15,7 +15,6 @@
 <seed> by _own where each task has its own (_own_previous: it starts from the one before).
 """
 
-import json
 import os
 import re
 import shutil
@@ -27,11 +26,12 @@ from tqdm import tqdm
 from versatile.adapters.methods.registry import BARE, FULL, get_method, method_of
 from versatile.data.task_names import task_flag
 from versatile.training import method_flags
-from versatile.training.runs import Run, stored
-from versatile.utils import flags
-from versatile.utils.errors import UserError, first_line
+from versatile.training.runs import Run, read_record, stored
+from versatile.utils import flags, schema
+from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_directory, write_json
 from versatile.utils.screen import resume_command
+from versatile.utils.stored_flags import REMEDY, restore_flags
 
 MODES = ("lll", "finetune", "multitask", "multilm", "mas", "ewc", "gem")
 TOGETHER = ("multitask", "multilm")
@@ -79,6 +79,32 @@ def name_flags(parser):
     g.add_argument("--data_dir", default=os.environ.get("DATA_DIR"), help="the tasks' json files (default: $DATA_DIR)")
     g.add_argument("--model_dir_root", default=os.environ.get("MODEL_ROOT_DIR"),
                    help="where models go (default: $MODEL_ROOT_DIR)")  # fmt: skip
+
+
+def sample_flags(parser):
+    """The flags that decide a sample's form; returns their group."""
+    g = parser.add_argument_group("samples")
+    g.add_argument("--add_task_tokens", action="store_true", help="each task's samples start from a token of its own")
+    g.add_argument("--use_sep", action="store_true", help="__sep__ between context and question")
+    g.add_argument("--max_len", type=flags.positive, default=1024, help="tokens a sample; what is longer is cut")
+    return g
+
+
+def stored_flags(path):
+    """`Namespace` of the flags in a run.json of train_lifelong.py, those that name it or shape its samples checked.
+
+    Raises:
+        UserError: it is none, or a flag has a value that train_lifelong.py would not take.
+    """
+    p = flags.parser(None)
+    name_flags(p)
+    sample_flags(p)
+    stored = read_record(path, "train_lifelong.py")["flags"]
+    if missing := [name for name in ("seq_train_type", "tasks", "model_checkpoint") if not stored.get(name)]:
+        raise UserError(f"no flags.{missing[0]} in it", place=path, expected="a run.json of train_lifelong.py",
+                        remedy=REMEDY)  # fmt: skip
+    # Runs from before a flag was there have its default: one adapter that all tasks share.
+    return Namespace(**{**vars(p.parse_args([])), **stored, **restore_flags(p, stored, path)})
 
 
 def check_names(parser, args, data=True):
@@ -152,6 +178,12 @@ def stage_directory(folder, stage):
     return Path(folder) if stage == "all" else Path(folder) / stage
 
 
+# What sequence.json holds.
+PROGRESS = schema.Record(fields={
+    "finished": schema.ListOf(schema.Text(), unique=str, required=True), "processes": schema.Whole(1, required=True),
+})  # fmt: skip
+
+
 class Progress:
     """Which stages of a sequence are done.
 
@@ -167,13 +199,9 @@ class Progress:
         self.path, self.processes, self.finished = Path(folder) / STATE, processes, []
         if not self.path.is_file():
             return
-        try:
-            state = json.loads(self.path.read_text(encoding="utf-8"))
-            self.finished, began = list(state["finished"]), state["processes"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            why = first_line(error) if isinstance(error, (OSError, ValueError)) else "parts of it are missing"
-            raise UserError(f"cannot be read: {why}", place=self.path, expected="what train_lifelong.py wrote",
-                            remedy="remove it to learn the sequence from its first task") from error  # fmt: skip
+        remedy = "remove it to learn the sequence from its first task"
+        state = schema.validate(schema.read_json_object(self.path, remedy), PROGRESS, self.path, remedy)
+        self.finished, began = list(state["finished"]), state["processes"]
         if processes and began != processes:
             raise UserError(f"the sequence was begun by {began} processes, now there are {processes}", place=self.path,
                             remedy=f"go on with torchrun --nproc_per_node {began}")  # fmt: skip
@@ -294,9 +322,11 @@ def weights(folder):
 def refuse_stage(folder, flag, remedy):
     """A `UserError` where a directory is that of one task of a sequence."""
     above = Path(folder).resolve().parent
+    if not stored(above):
+        return
     try:
-        names = list(stages(Namespace(**stored(above).get("flags", {}))))
-    except (AttributeError, TypeError):
+        names = list(stages(stored_flags(above / "run.json")))
+    except UserError:
         return
     if Path(folder).resolve().name in names:
         raise UserError(f"this is one task of {Path(folder).parent}", place=f"{flag} {folder}",

@@ -18,6 +18,7 @@ from versatile.training.trainer import Settings, Trainer
 from versatile.utils import devices, plots, screen
 from versatile.utils.errors import UserError
 from versatile.utils.files import could_be_made
+from versatile.utils.stored_flags import restore_flags
 
 TRAINING_SCRIPTS = ("train.py", "train_vlm.py", "train_lifelong.py", "train_t5.py", "pretrain_t5.py", "train_camtl.py")
 # These change where files lie or how they are kept, never what comes out: what the read ones hold is checked.
@@ -31,10 +32,11 @@ def say(*words, **options):
         print(*words, **options)
 
 
-def open_run(args, given, script="train.py"):
+def open_run(parser, args, given, script="train.py"):
     """(flags, None), or with --resume (the flags the run was started with, the run).
 
     Args:
+        parser: the script's: what run.json holds has to be what it takes.
         args, given: all flags, and {flag: value} of those that were typed.
         script: the one that goes on: another's run is refused.
     """
@@ -42,7 +44,8 @@ def open_run(args, given, script="train.py"):
         return args, None
     run, stored = Run.open(args.resume, args.keep_checkpoints, script)
     refuse_foreign(stored, script, args.resume)
-    known = {k: v for k, v in stored.get("flags", {}).items() if k in vars(args)}
+    known = {k: v for k, v in stored["flags"].items() if k in vars(args)}
+    known = restore_flags(parser, known, run.directory / "run.json")
     check_flags(given, known, FREE_WHEN_RESUMING, f"--resume {args.resume}")
     free = {k: absolute_paths(v) if k in READ_PATHS else v for k, v in given.items() if k in FREE_WHEN_RESUMING}
     need_stored_paths({k: v for k, v in known.items() if k not in free}, run.directory / "run.json")

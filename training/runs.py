@@ -10,7 +10,6 @@
 
 import contextlib
 import errno
-import json
 import os
 import platform
 import re
@@ -22,6 +21,7 @@ import time
 from pathlib import Path
 
 from versatile.adapters.backbones import bundled
+from versatile.utils import schema
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import (
     atomic_directory,
@@ -32,6 +32,7 @@ from versatile.utils.files import (
     write_json,
 )
 from versatile.utils.screen import shell_words
+from versatile.utils.stored_flags import TEXT
 
 STATE = "training_state.pt"
 
@@ -92,12 +93,7 @@ class Run:
         if not os.path.isfile(path):
             raise UserError("no run.json here", place=f"--resume {directory}",
                             expected=f"a run directory of {script}")  # fmt: skip
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(record, dict) or not isinstance(record.get("flags"), dict):
-                raise ValueError("no flags in it")
-        except (ValueError, OSError) as error:
-            raise UserError(f"not a run.json of {script}: {error}", place=path, remedy="start a new run") from error
+        record = read_record(path, script)
         run = cls(directory, keep)
         writable_directory(run.directory, "--resume")
         if int(os.environ.get("RANK", "0")) == 0:
@@ -257,6 +253,27 @@ def record(args, **more):
     )
 
 
+# What a run.json holds; its flags are checked by the parser of the script that reads them (`utils.stored_flags`).
+RECORD = schema.Record(fields={
+    "command": schema.Text(empty=True, longest=1_000_000), "flags": schema.MapOf(required=True),
+    "method": schema.Text(null=True), "sources": schema.MapOf(schema.MapOf()), "versions": schema.MapOf(),
+})  # fmt: skip
+
+
+def read_record(path, script):
+    """What a run.json holds, a `UserError` where it is none.
+
+    Args:
+        script: which one's run it has to be, for messages.
+    """
+    remedy = "copy it again, or start a new run"
+    try:
+        return schema.validate(schema.read_json_object(path), RECORD, path)
+    except UserError as error:
+        raise UserError(f"not a run.json of {script}: {error.found}", place=path, expected=error.expected,
+                        remedy=remedy) from None  # fmt: skip
+
+
 def stored(directory):
     """run.json of a trained model, or {}: nothing there, or nothing that can be read.
 
@@ -267,24 +284,25 @@ def stored(directory):
     if path.name.startswith("step_"):
         path = path.resolve().parents[1]
     try:
-        found = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_record(path / "run.json", "the toolkit")
+    except UserError:
         return {}
-    return found if isinstance(found, dict) and isinstance(found.get("flags"), dict) else {}
 
 
 def origin(directory):
     """What is known of a trained model: dict(method, backbone), without what is not known; see `stored`."""
     known = stored(directory)
     found = dict(method=known.get("method"), backbone=known.get("flags", {}).get("model_checkpoint"))
-    return {k: v for k, v in found.items() if v}
+    return {k: v for k, v in found.items() if v and TEXT.fits(v)}
 
 
 def trained_on(directory, task):
     """The data file that the run.json of a trained model names for a task, or None; see `stored`."""
     known = stored(directory)
     source, used = known.get("sources", {}).get(task, {}), known.get("flags", {})
-    return source.get("dataset_path") or (used.get("data") or {}).get(task) or used.get("dataset_path")
+    data = used.get("data")
+    named = (source.get("dataset_path"), data.get(task) if isinstance(data, dict) else None, used.get("dataset_path"))
+    return next((path for path in named if path and TEXT.fits(path)), None)
 
 
 def versions():

@@ -16,7 +16,7 @@ from versatile.data.own_tasks import prepare_own_tasks
 from versatile.data.task import canonical_name
 from versatile.data.task_names import separate_sources
 from versatile.training import method_flags
-from versatile.utils import config_flags
+from versatile.utils import config_flags, schema, stored_flags
 from versatile.utils.config_flags import arg
 from versatile.utils.errors import UserError
 from versatile.utils.screen import shell_words
@@ -378,12 +378,26 @@ def stored(directory, given, names, script):
 
     _, record = Run.open(directory, script=script)
     refuse_foreign(record, script, directory)
+    kept = restored(record["flags"], Path(directory) / "run.json", names)
     given = {**given, **{k: v for k, v in written(given).items() if k in PATHS}}
-    check_flags(given, written(record["flags"]), FREE_WHEN_RESUMING, f"--resume {directory}")
-    kept = {k: v for k, v in record["flags"].items() if k in names.fields() or k == "config"}
+    check_flags(given, written(kept), FREE_WHEN_RESUMING, f"--resume {directory}")
     free = {k: v for k, v in given.items() if k in FREE_WHEN_RESUMING}
     here = dict(output_dir=str(directory), resume=str(directory), overwrite_output_dir=False)
     return {**kept, **free, **here, "resume_from_checkpoint": None}
+
+
+def restored(flags, place, names=NAMES):
+    """{name: value} of the flags of a run.json, each checked as on the command line; `config`, too.
+
+    Args:
+        place: the file.
+    """
+    # As `TrainingArguments` leaves "none".
+    known = {k: v for k, v in flags.items() if k in names.fields() and not (k == "report_to" and v == [])}
+    found = config_flags.restored(names, known, place)
+    if config := flags.get("config"):
+        found["config"] = schema.validate(config, stored_flags.TEXT, f"{place}: flags.config", stored_flags.REMEDY)
+    return found
 
 
 def check(arguments):

@@ -298,7 +298,7 @@ def evaluate_run(args, given):
 
     from versatile.adapters import t5
     from versatile.adapters import t5_directory as directory
-    from versatile.training import runs
+    from versatile.training import runs, t5_arguments
     from versatile.utils import devices
     from versatile.utils.files import writable_directory
 
@@ -309,7 +309,7 @@ def evaluate_run(args, given):
     devices.quiet_libraries()
     device = idist.device()
     dtype = devices.precision(args, device)
-    known = directory.run_flags(args.model_checkpoint)
+    known = t5_arguments.restored(*directory.run_flags(args.model_checkpoint))
     args.task = canonical_name(args.task, "text_to_text")
     register_own_tasks(json.loads(known.get("task_definitions") or "[]"))
     data = Namespace(data_dir=data_of(args, known),

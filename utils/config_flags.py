@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import HfArgumentParser
+from versatile.utils import stored_flags
 from versatile.utils.devices import add_device_flag, take_device_flag
 from versatile.utils.errors import UserError, brief, first_line
 from versatile.utils.flags import LARGEST, LARGEST_SEED, HelpFormatter, shown
@@ -119,6 +120,14 @@ def given(names, argv=None):
     config = argv[0] if argv and not argv[0].startswith("-") else None
     typed = _flags(names, p, argv[1:] if config else argv)
     return {**(read_config(names, config, p) if config else {}), **typed}, config, frozenset(typed)
+
+
+def restored(names, stored, place):
+    """{name: value} of what a run.json holds; see `stored_flags.restore_flags`."""
+    found = stored_flags.restore_flags(names.parser(), stored, place)
+    for name, value in found.items():
+        _check_range(name, value, f"{place}: flags.{name}")
+    return found
 
 
 def build(names, values, config=None):

@@ -36,7 +36,11 @@ class UserError(Exception):
 
 def brief(value, limit=60):
     """`value` as an error message shows it: its Python form cut to `limit` characters, and its type."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        # Nested beyond what Python shows, or a number of thousands of digits.
+        text = "…"
     if len(text) > limit:
         text = text[: limit - 1] + "…"
     return f"{text} ({type(value).__name__})"

@@ -132,6 +132,8 @@ def of_tasks(kind, expected):
         return task, kind(value)
 
     parse.__name__ = f"TASK={expected}"
+    # For `stored_flags`: the words of a value, and what it is.
+    parse.written, parse.expected = "=".join if kind is str else "{0[0]}={0[1]}".format, f'{{"TASK": {expected}}}'
     return parse
 
 

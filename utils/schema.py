@@ -217,11 +217,20 @@ def read_json_object(path, remedy="copy it again", place=None):
     """The object a json file holds; a file that cannot be read, parsed or is something else is a `UserError`."""
     place = place or path
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
     except RecursionError:
         raise UserError("nested too deeply", place=place, expected="a json object", remedy=remedy) from None
     except (ValueError, OSError) as error:
         raise UserError(f"not valid json: {error}", place=place, remedy=remedy) from error
     if not isinstance(value, dict):
-        raise UserError(f"{brief(value)}", place=place, expected="a json object")
+        raise UserError(f"{brief(value)}", place=place, expected="a json object", remedy=remedy)
     return value
+
+
+def _without_doubles(pairs):
+    """A json object; of a key that stands twice it could not be said which value counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {brief(next(key for key in keys if keys.count(key) > 1))} stands twice")
+    return found

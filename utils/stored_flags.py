@@ -1,0 +1,110 @@
+"""Flags read back from a run.json: each value is turned into the words that would have given it and parsed again.
+
+So the same types, ranges and choices hold for a file as for a command line.
+"""
+
+import argparse
+
+from versatile.utils import schema
+from versatile.utils.errors import UserError, brief
+
+REMEDY = "put the value back that the run was started with, copy the file again, or start a new run"
+# What a text or a path in a run.json may be.
+TEXT = schema.Text(says="a text that UTF-8 can hold", empty=True, longest=1_000_000)
+# What no flag holds but comes of one, `parser.set_defaults`: the tasks of the user's own.
+DERIVED = {
+    "own_tasks": schema.MapOf(TEXT, null=True),
+    "task_definitions": schema.ListOf(schema.Record(fields={"name": schema.Text(required=True)}), null=True),
+}
+
+
+def restore_flags(parser, stored, place):
+    """The values of a parser's flags, of what a file holds.
+
+    Args:
+        parser: an `argparse.ArgumentParser`.
+        stored: {flag: value} of a run.json; keys that are no flags of this parser are left out.
+        place: the file, for errors.
+
+    Returns:
+        {flag: value}
+
+    Raises:
+        UserError: a value that no command line could have given; the key and what was expected are in it.
+    """
+    # Of several options for one flag the first is the one with a value: `HfArgumentParser` adds --no_<name>.
+    actions = {action.dest: action for action in reversed(parser._actions) if action.option_strings}
+    found = {name: restore_flag(actions[name], value, f"{place}: flags.{name}")
+             for name, value in stored.items() if name in actions}  # fmt: skip
+    for name in stored.keys() & DERIVED.keys() - actions.keys():
+        found[name] = schema.validate(stored[name], DERIVED[name], f"{place}: flags.{name}", REMEDY)
+    for group in parser._mutually_exclusive_groups:
+        # Of flags that exclude each other one may be on.
+        on = [action.dest for action in group._group_actions if found.get(action.dest)]
+        if len(on) > 1:
+            raise UserError(f"flags.{on[0]} and flags.{on[1]} are both given", place=place, expected="one of them",
+                            remedy=REMEDY)  # fmt: skip
+    return found
+
+
+def restore_flag(action, value, place):
+    """The value of one flag; see `restore_flags`."""
+    if _is_same(value, action.default) or (value is None and action.default is argparse.SUPPRESS):
+        return value
+    if action.nargs == 0:
+        if isinstance(value, bool):
+            return value
+        raise _unfit(value, "true or false", place)
+    if action.nargs == "?" and (_is_same(value, action.const) or type(value) is type(action.const) is bool):
+        return value
+    if isinstance(action.default, dict):
+        if not isinstance(value, dict):
+            raise _unfit(value, _kind(action), place)
+        return dict(_parsed(action, item, place) for item in value.items())
+    if action.nargs in ("+", "*"):
+        if not isinstance(value, list) or not value:
+            raise _unfit(value, "a list of one or more", place)
+        return [_parsed(action, item, f"{place}[{i}]") for i, item in enumerate(value)]
+    return _parsed(action, value, place)
+
+
+def _parsed(action, value, place):
+    """One value through the flag's own type and choices."""
+    write = getattr(action.type, "written", str)
+    expected = "one of " + ", ".join(map(str, action.choices)) if action.choices else None
+    try:
+        if write is str and (value is None or isinstance(value, (bool, dict, list))):
+            raise ValueError
+        schema.validate(text := write(value), TEXT, place)
+        found = action.type(text) if action.type else text
+    except argparse.ArgumentTypeError as error:
+        raise _unfit(value, str(error).rpartition("expected ")[2], place) from None
+    except (UserError, ValueError, TypeError, OverflowError, RecursionError):
+        raise _unfit(value, expected or _kind(action), place) from None
+    if found != value or (action.choices is not None and found not in action.choices):
+        raise _unfit(value, expected or _kind(action), place)
+    return found
+
+
+def _is_same(value, known):
+    """Whether a value is the known one, true not being 1."""
+    return type(value) is type(known) and value == known
+
+
+def _kind(action):
+    """What a flag's value is, in words."""
+    if isinstance(action.const, bool) and action.nargs == "?" and not hasattr(action.type, "expected"):
+        return "true or false"
+    known = {int: "a whole number", float: "a number", None: TEXT.says}
+    if action.type in known or hasattr(action.type, "expected"):
+        return known.get(action.type) or action.type.expected
+    try:
+        # No value of any type but a text: what is not taken is said.
+        action.type("?")
+    except (argparse.ArgumentTypeError, ValueError) as error:
+        return str(error).rpartition("expected ")[2]
+    return TEXT.says
+
+
+def _unfit(value, expected, place):
+    return UserError(f"it is {brief(value)}", place=place, expected=expected, remedy=REMEDY)
