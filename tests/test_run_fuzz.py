@@ -118,12 +118,12 @@ def test_a_file_that_is_no_record_is_one_message(script, tmp_path, capsys):
             text = json.dumps({**record, key: value})
             assert not resumed(script, tmp_path, text, capsys), (key, value)
     flags = json.dumps(record["flags"])
-    for text in ("", "[]", "null", "{", NESTED, '{"flags": %s}' % NESTED, '{"flags": {}, "flags": %s}' % flags,
-                 '{"flags": {"seed": %s}}' % HUGE):  # fmt: skip
+    for text in ("", "[]", "null", "{", NESTED, f'{{"flags": {NESTED}}}', f'{{"flags": {{}}, "flags": {flags}}}',
+                 f'{{"flags": {{"seed": {HUGE}}}}}'):  # fmt: skip
         assert not resumed(script, tmp_path, text, capsys), text[:60]
 
 
-REFUSED = [("lr", "0.1", "a number above 0"), ("lr", 0, "a number above 0"), ("n_epochs", 2.5, "a whole number above 0"),
+REFUSED = [("lr", "0.1", "a number above 0"), ("lr", 0, "a number above 0"), ("n_epochs", 2.5, "a whole number"),
            ("seed", True, "a whole number"), ("select", "worst", "best, last"), ("fp32", 1, "true or false"),
            ("cache_dir", "\ud800", "UTF-8"), ("task", ["nlg"], "a text"), ("seed", None, "a whole number")]  # fmt: skip
 
@@ -143,7 +143,7 @@ def test_what_a_script_wrote_is_read_as_it_was_given():
         args = vars(train_lifelong.parser().parse_args(["--tasks", "ag", "sst", *more]))
         found = restore_flags(train_lifelong.parser(), json.loads(json.dumps(args)), "")
         assert found == args and found["upsample_data"] == value
-    with pytest.raises(UserError, match="flags.bf16 and flags.fp32"):
+    with pytest.raises(UserError, match=r"flags\.bf16 and flags\.fp32"):
         restore_flags(train.parser(), dict(bf16=True, fp32=True), "run.json")
 
 
