@@ -18,7 +18,7 @@ from versatile.data.task_names import separate_sources
 from versatile.training import method_flags
 from versatile.utils import config_flags, schema, stored_flags
 from versatile.utils.config_flags import arg
-from versatile.utils.errors import UserError
+from versatile.utils.errors import UserError, first_line
 from versatile.utils.screen import shell_words
 
 # The original's names of the schedulers -> transformers'.
@@ -316,7 +316,7 @@ def take_sources(given):
 def define_own_tasks(arguments, sources):
     """Register tasks of the user's own, and write down what they are."""
     data = arguments.data
-    kept = json.loads(data.task_definitions) if data.task_definitions else None
+    kept = definitions(data.task_definitions, arguments.place("task_definitions")) or None
     own = Namespace(own_tasks=sources, task_definitions=kept)
     prepare_own_tasks(own, "--tasks")
     data.task_definitions = json.dumps(own.task_definitions) if own.task_definitions else None
@@ -384,6 +384,16 @@ def stored(directory, given, names, script):
     free = {k: v for k, v in given.items() if k in FREE_WHEN_RESUMING}
     here = dict(output_dir=str(directory), resume=str(directory), overwrite_output_dir=False)
     return {**kept, **free, **here, "resume_from_checkpoint": None}
+
+
+def definitions(text, place):
+    """The definitions of the user's own tasks in --task_definitions, [] where there are none."""
+    try:
+        found = json.loads(text or "[]")
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"no json: {first_line(error)}", place=place, expected="what train_t5.py wrote",
+                        remedy=stored_flags.REMEDY) from error  # fmt: skip
+    return schema.validate(found, stored_flags.DERIVED["task_definitions"], place, stored_flags.REMEDY) or []
 
 
 def restored(flags, place, names=NAMES):

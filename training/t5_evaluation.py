@@ -310,8 +310,8 @@ def evaluate_run(args, given):
     device = idist.device()
     dtype = devices.precision(args, device)
     known = t5_arguments.restored(*directory.run_flags(args.model_checkpoint))
+    register_own_tasks(t5_arguments.definitions(known.get("task_definitions"), f"{args.model_checkpoint}: run.json"))
     args.task = canonical_name(args.task, "text_to_text")
-    register_own_tasks(json.loads(known.get("task_definitions") or "[]"))
     data = Namespace(data_dir=data_of(args, known),
                      eval_beams=args.num_beams if "num_beams" in given else known.get("eval_beams"))  # fmt: skip
     split = SPLITS[args.split or "test"]
