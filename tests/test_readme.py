@@ -18,10 +18,11 @@ from conftest import ROOT
 # Scripts whose flags are the fields of dataclasses.
 ARGUMENTS = {"train_t5.py": "versatile.training.t5_arguments", "pretrain_t5.py": "versatile.training.t5_pretraining"}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+    return re.findall(rf"```{language}\n(.*?)```", README + EXTENDING, re.S)
 
 
 def run_sh(*args):
