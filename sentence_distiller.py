@@ -166,14 +166,14 @@ def decode(args, teacher, inputs, decoding, partial, dtype):
 
     if partial.done:
         print(f"going on: {partial.outputs():,} outputs are in {partial.path}", flush=True)
-    started = time.time()
+    started = time.monotonic()
     with Progress(len(inputs.prompts), "decoding", partial.outputs()) as done:
         try:
             tokens = sentences.decode_rest(*teacher, inputs, decoding, partial, dtype, done)
         except torch.OutOfMemoryError as error:
             raise UserError(f"out of memory: {first_line(error)}", place=f"--batch_size {args.batch_size}",
                             remedy="lower it, with --restart where outputs are kept") from error  # fmt: skip
-    seconds = max(time.time() - started, 1e-9)
+    seconds = max(time.monotonic() - started, 1e-9)
     print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:.0f} tokens/s)")
 
 

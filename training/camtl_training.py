@@ -305,7 +305,7 @@ class TaskTrainer(Trainer):
         """Score all tasks; keep the model of the best average."""
         if self.evaluate is None:
             return super().check(step)
-        started = time.time()
+        started = time.monotonic()
         report = self.evaluate()
         loss = sum(result["loss"] for result in report.values()) / len(report)
         if not math.isfinite(loss):
@@ -318,7 +318,7 @@ class TaskTrainer(Trainer):
             self.on_rank0(lambda: self.run.save_best(self.save_model))
         each = ", ".join(f"{name} {100 * prediction.one_number(r['scores']):.1f}" for name, r in report.items())
         self.say(f"step {step}: average {100 * mean:.1f} of {each}; loss {loss:.4f}"
-                 f"{' (best so far)' if better else ''}, {time.time() - started:.0f} s")  # fmt: skip
+                 f"{' (best so far)' if better else ''}, {time.monotonic() - started:.0f} s")  # fmt: skip
         if self.board:
             self.board.add(step, "dev", {"loss": loss, AVERAGE: mean})
             for name, result in report.items():

@@ -54,10 +54,10 @@ def texts(model, tokenizer, parts, decoding, positions, dtype):
             print(f"{p.task.name}: {count} inputs cut ({why})")
         prompts += own
         counts.append(len(own))
-    started = time.time()
+    started = time.monotonic()
     with Progress(len(prompts), "decoding") as done:
         ids = decode(model, tokenizer, prompts, decoding, dtype=dtype, progress=done)
-    seconds = time.time() - started
+    seconds = time.monotonic() - started
     outputs = iter([tokenizer.decode(i, clean_up_tokenization_spaces=False).strip() for i in ids])
     named = {p.task.name: [next(outputs) for _ in range(count)] for p, count in zip(parts, counts)}
     return named, sum(map(len, ids)), seconds
@@ -180,14 +180,14 @@ class Progress:
 
         self.bar = tqdm(total=total, desc=what, initial=initial, disable=None)
         self.total, self.what, self.initial = total, what, initial
-        self.started = self.told = time.time()
+        self.started = self.told = time.monotonic()
 
     def __enter__(self):
         return self.update
 
     def update(self, done):
         """So many are done."""
-        now = time.time()
+        now = time.monotonic()
         if not self.bar.disable:
             self.bar.update(done - self.bar.n)
         elif now - self.told > QUIET_SECONDS:

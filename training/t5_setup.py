@@ -322,9 +322,9 @@ class BestMetric:
 
     def __call__(self):
         """`Report`"""
-        started, scores = time.time(), self.evaluate(self.model, "eval")
+        started, scores = time.monotonic(), self.evaluate(self.model, "eval")
         value = scores[f"eval_{self.name}" if f"eval_{self.name}" in scores else self.name]
-        line = f"{self.name} {value:.4g}%s, {time.time() - started:.0f} s"
+        line = f"{self.name} {value:.4g}%s, {time.monotonic() - started:.0f} s"
         return Report({TOGETHER: self.sign * value}, scores, line, {"valid": scores}, scores["eval_loss"])
 
     def best(self, trainer):

@@ -168,7 +168,7 @@ class Trainer:
         self.signals = Signals()
         # Where TensorBoard's events go; None: into the run's directory.
         self.board_folder = None
-        self._mark, self._logged, self._told = None, (0.0, 0), time.time()
+        self._mark, self._logged, self._told = None, (0.0, 0), time.monotonic()
 
     # ---- one optimizer step
 
@@ -273,7 +273,7 @@ class Trainer:
 
     def validate(self):
         """The `Report` of the negative log-likelihoods per token of all tasks' validation sets."""
-        started, scores = time.time(), {}
+        started, scores = time.monotonic(), {}
         for task, batches in self.valid.items():
             total, count = negative_log_likelihood(self.model, batches, self.settings.dtype)
             scores[task] = self.gather(total) / count
@@ -281,7 +281,7 @@ class Trainer:
         tasks = {task: _scores(nll) for task, nll in scores.items()} if len(scores) > 1 else {}
         parts = ", ".join(f"{task} {s['nll']:.4f}" for task, s in tasks.items())
         line = (f"valid NLL {mean['nll']:.4f}{' = mean of ' if parts else ''}{parts}, PPL {mean['ppl']:.3f}%s, "
-                f"{time.time() - started:.0f} s")  # fmt: skip
+                f"{time.monotonic() - started:.0f} s")  # fmt: skip
         scalars = {"valid": mean, **{f"valid/{task}": own for task, own in tasks.items()}}
         return Report(scores if self.separate else {TOGETHER: mean["nll"]},
                       mean | (dict(tasks=tasks) if tasks else {}), line, scalars, mean["nll"])  # fmt: skip
@@ -376,7 +376,7 @@ class Trainer:
 
     def clock(self):
         """Add the time since the last call to the run's training seconds."""
-        now = time.time()
+        now = time.monotonic()
         self.seconds += now - (self._mark or now)
         self._mark = now
 
@@ -398,7 +398,7 @@ class Trainer:
         engine.logger.disabled = True
         self.board = Board(self.board_folder or self.run.directory, first) if self.rank0 else None
         self._attach(engine)
-        self._mark = time.time()
+        self._mark = time.monotonic()
         if first:
             over = first >= self.total_steps or self.stop == "early"
             self.say("this run is already finished" if over else f"resuming after step {first} of {self.total_steps}")
@@ -469,8 +469,8 @@ class Trainer:
         self.history["train"].append(dict(step=step, **row))
         if self.board:
             self.board.add(step, "train", row | dict(tokens_per_second=speed))
-        if not sys.stderr.isatty() and time.time() - self._told > QUIET_SECONDS:
-            self._told = time.time()
+        if not sys.stderr.isatty() and time.monotonic() - self._told > QUIET_SECONDS:
+            self._told = time.monotonic()
             left = (self.total_steps - step) * self.seconds / step
             self.say(f"step {step}/{self.total_steps}: {self.words(row)}, {speed:.0f} tokens/s, "
                      f"about {left / 60:.1f} min left")  # fmt: skip
@@ -498,7 +498,7 @@ class Trainer:
         if caught or done or self.stop == "early":
             engine.terminate()
         # Validation and saving are not training time.
-        self._mark = time.time()
+        self._mark = time.monotonic()
 
     def _caught(self):
         """The signal that any process has caught, or 0."""
