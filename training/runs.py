@@ -132,11 +132,12 @@ class Run:
             self.checkpoint(old).rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
 
-    def load_checkpoint(self, load_model):
+    def load_checkpoint(self, load_model, check_state=None):
         """Load the newest checkpoint that can be read.
 
         Args:
             load_model: called with a directory, loads the model files in it.
+            check_state: called with (state, step, file), raises where the state cannot be used.
 
         Returns:
             (step, state), or (0, None) where there is no checkpoint yet.
@@ -153,6 +154,8 @@ class Run:
             folder = self.checkpoint(step)
             try:
                 state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+                if check_state:
+                    check_state(state, step, folder / STATE)
                 load_model(folder)
                 return step, state
             except Exception as error:

@@ -20,6 +20,7 @@ from ignite.handlers import ProgressBar
 from versatile.training.board import Board
 from versatile.training.objectives import CrossEntropy, negative_log_likelihood
 from versatile.training.optimizers import AdamW, parameter_groups
+from versatile.training.trainer_state import check_state, load_optimizer
 from versatile.utils.devices import autocast, peak_memory_mb
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.interrupts import Signals, say_above_bar
@@ -350,7 +351,7 @@ class Trainer:
 
     def restore(self):
         """Load the newest checkpoint of the run; returns the optimizer steps already taken."""
-        step, state = self.run.load_checkpoint(self.load_model)
+        step, state = self.run.load_checkpoint(self.load_model, check_state)
         if state is None:
             return 0
         place = self.run.checkpoint(step)
@@ -358,8 +359,10 @@ class Trainer:
         if state["world"] != self.world:
             raise UserError(f"the run had {state['world']} processes, now there are {self.world}", place=place,
                             remedy=f"resume with torchrun --nproc_per_node {state['world']}")  # fmt: skip
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if step > self.total_steps:
+            raise UserError(f"it is of step {step}, the run has {self.total_steps}", place=place,
+                            remedy="remove it: the run resumes from the checkpoint before")  # fmt: skip
+        load_optimizer(state, self.optimizer, self.scaler, place)
         for name in ("best", "best_step", "waited", "tokens", "seconds", "history"):
             setattr(self, name, state[name])
         if state.get("batches") is not None:

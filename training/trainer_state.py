@@ -1,0 +1,54 @@
+"""What training_state.pt holds, checked before a run resumes with it."""
+
+from versatile.training.runs import STATE
+from versatile.utils.errors import UserError, first_line
+from versatile.utils.schema import ListOf, MapOf, Number, Record, Whole, validate
+
+_REMEDY = "remove this checkpoint: the run resumes from the one before"
+_LOGGED = ListOf(Record(fields=dict(step=Whole(required=True))), longest=2**53, required=True)
+_STATE = Record(
+    fields=dict(
+        step=Whole(0, 2**53, required=True),
+        optimizer=Record(fields=dict(state=Record(required=True), param_groups=ListOf(required=True)), required=True),
+        scaler=Record(required=True),
+        world=Whole(1, 2**31 - 1, required=True),
+        best=MapOf(Number(), required=True),
+        best_step=MapOf(Whole(), required=True),
+        waited=MapOf(Whole(), required=True),
+        tokens=Whole(required=True),
+        seconds=Number(0, required=True),
+        history=Record(fields=dict(train=_LOGGED, valid=_LOGGED), required=True),
+    )
+)
+
+
+def check_state(state, step, place):
+    """A `UserError` where the content of training_state.pt is not what `Trainer.state` gives of optimizer step `step`.
+
+    Args:
+        place: the file, for messages.
+    """
+    validate(state, Record(), place, _REMEDY)
+    if "data_key" not in state:
+        raise UserError("no 'data_key'", place=place, remedy=_REMEDY)
+    validate(state, _STATE, place, _REMEDY)
+    if state["step"] != step:
+        raise UserError(f"step is {state['step']}", place=place, expected=str(step), remedy=_REMEDY)
+
+
+def load_optimizer(state, optimizer, scaler, checkpoint):
+    """Give an optimizer and a gradient scaler their states.
+
+    Args:
+        state: of training_state.pt.
+        checkpoint: its directory, for messages.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        raise UserError(f"the optimizer's state does not fit this run: {first_line(error)}", place=checkpoint / STATE,
+                        remedy=_REMEDY) from error  # fmt: skip
