@@ -32,15 +32,15 @@ def draw_rooms():
     ax.set(xlim=(0, 13), ylim=(0, 6.6))
     ax.axis("off")
     rooms = [
-        (0.3, 5.5, 12.4, 0.8, "scripts: train.py  train_vlm.py  train_lifelong.py  train_t5.py  train_camtl.py  evaluate.py  …\n"
-         "flags of a published system -> the common settings", "white"),
-        (0.3, 4.2, 12.4, 0.8, "lifelong/\nstrategies (one file each), replay, teachers, scores, matrix", "#dfe7f2"),
-        (0.3, 2.9, 12.4, 0.8, "training/\none loop, objectives, optimizers, distillation, decoding, evaluation, runs", "#dfe7f2"),
-        (0.3, 1.6, 6.0, 0.8, "data/\ntasks  encoders  converters  cache  batching", NLG),
-        (6.7, 1.6, 6.0, 0.8, "adapters/\nbackbones  methods  imports  checkpoint  combine", MT),
-        (0.3, 0.3, 12.4, 0.8, "utils/\nerrors, files, devices, metrics, plots", FROZEN),
+        (0.3, 5.5, 12.4, 0.8, "white", "scripts: train.py  train_vlm.py  train_lifelong.py  train_t5.py  train_camtl.py  …\n"
+         "flags of a published system -> the common settings"),
+        (0.3, 4.2, 12.4, 0.8, "#dfe7f2", "lifelong/\nstrategies (one file each), replay, teachers, scores, matrix"),
+        (0.3, 2.9, 12.4, 0.8, "#dfe7f2", "training/\none loop, objectives, optimizers, distillation, decoding, runs"),
+        (0.3, 1.6, 6.0, 0.8, NLG, "data/\ntasks  encoders  converters  cache  batching"),
+        (6.7, 1.6, 6.0, 0.8, MT, "adapters/\nbackbones  methods  imports  checkpoint  combine"),
+        (0.3, 0.3, 12.4, 0.8, FROZEN, "utils/\nerrors, files, devices, metrics, plots"),
     ]  # fmt: skip
-    for x, y, w, h, text, color in rooms:
+    for x, y, w, h, color, text in rooms:
         box(ax, x, y, w, h, text, color, 9, "white" if color == MT else INK)
     for x, top in ((6.5, 5.5), (6.5, 4.2), (3.3, 2.9), (9.7, 2.9), (3.3, 1.6), (9.7, 1.6)):
         arrow(ax, (x, top - 0.03), (x, top - 0.47))
