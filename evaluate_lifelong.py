@@ -24,7 +24,7 @@ import os
 import sys
 from pathlib import Path
 
-from versatile.lifelong import sequence
+from versatile.lifelong import sequence, strategies
 from versatile.utils import flags
 from versatile.utils.devices import add_precision_flags
 from versatile.utils.errors import UserError, exit_on_user_error
@@ -33,15 +33,15 @@ from versatile.utils.errors import UserError, exit_on_user_error
 SWITCHES = ("--add_task_tokens", "--use_sep", "--dynamic_epochs", "--train_teachers", "--only_final", "--compile",
             "--gradient_checkpointing")  # fmt: skip
 TRAINING = (*SWITCHES, "--lm_lambda", "--max_n_epochs", "--min_batch_size", "--min_n_steps", "--n_train_epochs",
-            "--n_gpus", "--n_gpu", "--reg_lambda", "--top_k_lm", "--top_p_lm", "--temperature_lm", "--train_batch_size",
+            "--n_gpus", "--n_gpu", "--train_batch_size",
             "--learning_rate", "--lr", "--n_warmup_ratio", "--decay_style", "--logging_steps", "--tokens_weight",
-            "--qp_margin", "--gradient_accumulation_steps", "--adam_epsilon", "--weight_decay", "--max_grad_norm",
+            "--gradient_accumulation_steps", "--adam_epsilon", "--weight_decay", "--max_grad_norm",
             "--teacher_dir", "--save_steps", "--keep_checkpoints", "--temperature_kd")  # fmt: skip
 # With any number of values.
-LISTS = ("--upsample_data", "--skip_tasks")
+LISTS = ("--skip_tasks", *strategies.collect_flags("flags"))
 # Flags that name a sequence. Beside --model_dirs they must tell what was learnt there; seeds may be several.
-NAMING = ("tasks", "seq_train_type", "adapter_bottleneck", "own_adapters", "distil", "seq_distil", "real_sample",
-          "unbound", *sequence.METHOD_FLAGS)  # fmt: skip
+NAMING = ("tasks", "seq_train_type", "adapter_bottleneck", "own_adapters", "distil", "seq_distil",
+          *strategies.naming_names(), "unbound", *sequence.METHOD_FLAGS)  # fmt: skip
 
 
 def parser():

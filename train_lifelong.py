@@ -11,9 +11,7 @@
   several processes or GPUs:
     torchrun --nproc_per_node 2 train_lifelong.py --tasks …
 
---seq_train_type: lll generates samples of earlier tasks before each task and learns both (with --real_sample it keeps
-real ones); finetune does nothing against forgetting; multitask learns all tasks at once, multilm their samples, too;
-ewc and mas hold parameters that mattered, gem projects gradients. What comes out lies in
+--seq_train_type names the strategy against forgetting; each is described below, with its flags. What comes out lies in
 MODEL_ROOT_DIR/<model>/<type>/<t1_t2_…>_<pct>_<seed>/<task>/ (_seed_<seed> unless lll; no <task> where all are learnt at
 once). With --distil, --seq_distil, --real_sample or --own_adapters their names follow, so that each has a directory of
 its own.
@@ -32,7 +30,7 @@ import os
 import sys
 from pathlib import Path
 
-from versatile.lifelong import sequence
+from versatile.lifelong import sequence, strategies
 from versatile.utils import flags
 from versatile.utils.devices import add_precision_flags
 from versatile.utils.errors import UserError, exit_on_user_error
@@ -58,25 +56,16 @@ def parser():
     sequence.name_flags(p)
     g = sequence.sample_flags(p)
     g.add_argument("--limit", type=flags.positive, help="only the first so many samples of each file")
-    g.add_argument("--upsample_data", nargs="?", const=True, default=False, type=rates, metavar="R1_R2_…",
-                   help="multitask, multilm: repeat each task's samples so often, in the order of --tasks; without a "
-                        "value smaller tasks' up to the largest's number")  # fmt: skip
-    g = p.add_argument_group("generated samples (lll)")
-    g.add_argument("--top_k_lm", type=flags.not_negative, default=20, help="draw from the k likeliest tokens; 0: all")
-    g.add_argument("--top_p_lm", type=flags.fraction, default=0.0,
-                   help="draw from the likeliest of this joint probability; 0: all")  # fmt: skip
-    g.add_argument("--temperature_lm", type=flags.rate, default=1.0, help="of sampling")
     g = p.add_argument_group("losses")
     g.add_argument("--lm_lambda", type=flags.not_negative_rate, default=0.25, help="weight of generating the sample")
     g.add_argument("--tokens_weight", type=flags.rate, default=5.0, help="of __ans__ and __sep__ as labels")
-    g.add_argument("--reg_lambda", type=flags.not_negative_rate, default=1.0, help="ewc, mas: strength of the penalty")
-    g.add_argument("--qp_margin", type=flags.not_negative_rate, default=0.5, help="gem: lower bound of the duals")
     g.add_argument("--teacher_dir", help="--distil: teachers, a directory a task (default: the single-task lll models "
                                          "below MODEL_ROOT_DIR/<model>/lll)")  # fmt: skip
     g.add_argument("--train_teachers", action="store_true",
                    help="--distil: train each task's teacher first, once for the same data and flags; "
                         "--seq_distil: it writes the texts where there are none")  # fmt: skip
     g.add_argument("--temperature_kd", type=flags.rate, default=2.0, help="--distil: of both distributions")
+    strategies.add_flags(p)
     training_flags(p)
     g = p.add_argument_group("output and resuming")
     g.add_argument("--output_dir", help="the sequence's directory (default: see above)")
@@ -118,21 +107,6 @@ def training_flags(p):
     add_precision_flags(p)
 
 
-def rates(text):
-    """The value of --upsample_data: how often each task's samples are taken."""
-    try:
-        found = [int(part) for part in text.split("_")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1 or max(found) > flags.LARGEST:
-        raise argparse.ArgumentTypeError(f"{flags.shown(text)}: expected a number above 0 for each task, such as 1_3_2")
-    return found
-
-
-# For `stored_flags`: the words of a value, and what it is.
-rates.written, rates.expected = (lambda numbers: "_".join(map(str, numbers))), "true, false, or a number for each task"
-
-
 def refuse(p):
     """The originals' flags that are not taken: given, they are an error that says why, or belong to the evaluation."""
 
@@ -168,22 +142,12 @@ def main(argv=None):
 
 def check(p, args):
     """Flags that do not go together."""
-    together = args.seq_train_type in sequence.TOGETHER
-    if args.distil and together:
-        p.error(f"--distil: {args.seq_train_type} learns all tasks at once, a teacher knows one; use --seq_distil")
-    if args.unbound and (args.distil or together):
-        p.error("--unbound: its parts are no tasks, there is no teacher of one; and not with multitask or multilm")
-    if args.real_sample and args.seq_train_type != "lll":
-        p.error("--real_sample goes with --seq_train_type lll: no other replays samples")
-    if args.upsample_data and not together:
-        p.error("--upsample_data goes with --seq_train_type multitask or multilm")
-    if isinstance(args.upsample_data, list) and len(args.upsample_data) != len(args.tasks):
-        p.error(f"--upsample_data: {len(args.upsample_data)} numbers for {len(args.tasks)} tasks; give one for each")
+    if args.unbound and args.distil:
+        p.error("--unbound: there is no teacher of its parts; leave --distil out")
+    strategies.get_strategy(args).check(args)
     if args.n_gpus and args.n_gpus != (started := int(os.environ.get("WORLD_SIZE", 1))):
         p.error(f"--n_gpus {args.n_gpus}: {started} process{'es' * (started > 1)} started; start as many: "
                 f"torchrun --nproc_per_node {args.n_gpus} train_lifelong.py …")  # fmt: skip
-    if args.dynamic_epochs and together:
-        p.error("--dynamic_epochs gives each task epochs of its own: not with " + args.seq_train_type)
     if (args.teacher_dir or args.train_teachers) and not (args.distil or args.seq_distil):
         p.error("a teacher goes with --distil or --seq_distil")
     if args.teacher_dir and args.train_teachers:

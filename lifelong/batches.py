@@ -16,8 +16,6 @@ from versatile.lifelong.losses import Targets
 from versatile.utils.errors import UserError, first_line
 
 LENGTH_POWER = 1.163
-# Of the memory in MiB, by --seq_train_type.
-BUDGET = dict(finetune=0.58, multitask=0.58, lll=0.35, multilm=0.35, ewc=0.30, mas=0.18, gem=0.50)
 HALF_PRECISION, WITH_TEACHER = 1.4, 0.7
 
 
@@ -34,16 +32,16 @@ def memory_mib(device):
     return memory / 2**20
 
 
-def budget(mode, mib, half=False, teacher=False):
+def budget(share, mib, half=False, teacher=False):
     """What n·longest^1.163 may be.
 
     Args:
-        mode: --seq_train_type.
+        share: of the memory, the strategy's (`strategies.base.Strategy.memory_share`).
         mib: `memory_mib` of the device.
         half: matrix products run in half precision.
         teacher: a second model stands beside the one that learns.
     """
-    return mib * BUDGET[mode] * (HALF_PRECISION if half else 1) * (WITH_TEACHER if teacher else 1)
+    return mib * share * (HALF_PRECISION if half else 1) * (WITH_TEACHER if teacher else 1)
 
 
 def most_samples(size, min_n_steps=1500, min_batch_size=4):

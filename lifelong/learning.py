@@ -1,10 +1,6 @@
 """Learning a sequence of tasks: what happens before, in and after each stage of it.
 
-    lll                 earlier tasks' samples are generated (or kept: --real_sample) and learnt again
-    finetune            nothing is done against forgetting
-    multitask, multilm  one stage for all tasks; multilm learns to generate the samples, too
-    ewc, mas            parameters that mattered are held in place
-    gem                 gradients are projected so that they harm no sample kept
+What is done against forgetting is a strategy's: `lifelong.strategies`.
 
 Everything random depends on the seed and on where in the sequence it happens: nothing of it needs saving.
 """
@@ -13,11 +9,11 @@ import gc
 import hashlib
 from argparse import Namespace
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ignite.distributed as idist
-import numpy as np
 import torch
 from versatile.adapters import attach as adapting
 from versatile.adapters import checkpoint, inference
@@ -26,22 +22,19 @@ from versatile.adapters.backbones.family import backbone_of
 from versatile.data import question_samples as samples
 from versatile.data import question_tasks as tasks
 from versatile.data.encoders.question_answer import gen_token, special_tokens
-from versatile.data.row_store import RowChain, RowView
+from versatile.data.row_store import RowChain
 from versatile.lifelong import answers, routing, sequence
 from versatile.lifelong import batches as batching
-from versatile.lifelong import importance as weighing
-from versatile.lifelong.gem import Memory, Projection, draw, memory_losses, read_memory
 from versatile.lifelong.losses import Objective, WeightedLoss
-from versatile.lifelong.replay import Sampling, quotas, replay
 from versatile.lifelong.schedule import Annealing
+from versatile.lifelong.strategies import get_strategy
 from versatile.lifelong.teachers import content_key, contents, load_teacher
-from versatile.training import evaluation
 from versatile.training.experiment import resume_command, say, settle
 from versatile.training.runs import record
 from versatile.training.trainer import Settings, Trainer
 from versatile.utils import plots
 from versatile.utils.errors import UserError
-from versatile.utils.files import atomic_write, write_json
+from versatile.utils.files import write_json
 
 # (highest rate, eps of Adam): LAMOL's, which are for whole models, and what an adapter needs.
 RATES = {"full": (6.25e-5, 1e-4), "adapter": (1e-3, 1e-6)}
@@ -166,13 +159,8 @@ class Sequence:
         self.rank, self.world = idist.get_rank(), idist.get_world_size()
         self.sizes = {task: len(qas) for task, qas in data.items()}
         self.epochs = epochs_of(args, self.sizes)
-        self.sampling = Sampling(args.top_k_lm, args.top_p_lm, args.temperature_lm, seed=args.seed)
         self.progress = sequence.Progress(folder, self.world)
-        self.importance = self.memory = None
-        if self.mode in (weighing.EWC, weighing.MAS):
-            self.importance = weighing.Importance(learner.model, self.mode, args.reg_lambda)
-        if self.mode == "gem":
-            self.memory = Memory(args.gen_lm_sample_percentage, args.seed)
+        self.strategy = get_strategy(args)(self)
 
     # ---- the sequence
 
@@ -197,10 +185,8 @@ class Sequence:
         sequence.check_models(self.folder, self.args, finished)
         folder = sequence.stage_directory(self.folder, finished[-1])
         checkpoint.load_weights(self.learner.model, folder)
-        if self.importance and len(finished) < len(order):
-            self.importance.load_state_dict(weighing.read(folder / "importance.pt", self.importance))
-        if self.memory:
-            self.memory.load_state_dict(read_memory(folder / "memory.json", self.sizes))
+        if self.strategy.state_file and (len(finished) < len(order) or not self.strategy.transient_state):
+            self.strategy.load_state(folder, sequence.repair_remedy(self.folder, self.args, finished))
 
     def stage(self, number, stage, names):
         """Learn one stage."""
@@ -208,19 +194,19 @@ class Sequence:
         say(f"\n{stage}: task {number + 1} of {len(sequence.stages(self.args))}, "
             f"{counted(sum(self.sizes[name] for name in names), 'sample')}", flush=True)  # fmt: skip
         run = self.open(folder)
-        rows = RowChain(self.upsampled(self.own(name), name, names) for name in names)
-        if number and self.mode == "lll":
-            rows = RowChain([rows, self.replayed(number, names[0], folder)])
+        rows = self.strategy.training_rows({name: self.own(name) for name in names})
+        if replayed := self.strategy.before_task(list(self.data)[:number], list(names)):
+            rows = RowChain([rows, replayed])
         teacher = self.teacher(names[0]) if self.args.distil else None
-        trainer = self.trainer(run, rows, names, teacher)
-        penalty = self.importance.attach(trainer.optimizer) if self.importance else None
+        trainer, callbacks = self.trainer(run, rows, names, teacher), self.strategy.callbacks()
+        trainer.project = partial(act_on_gradients, callbacks)
+        for callback in callbacks:
+            callback.before_training(trainer)
         say(f"run: {run.directory}  ({counted(trainer.total_steps, 'step')}, {counted(len(rows), 'sample')}, "
             f"{counted(trainer.epochs, 'epoch')}, {self.dtype}, {trainer.device})", flush=True)  # fmt: skip
         result = trainer.fit()
-        if penalty:
-            penalty.remove()
-        if self.memory and number:
-            say(f"gradients projected: in {trainer.project.projected:,} of {counted(result['steps'], 'step')}")
+        for callback in callbacks:
+            callback.after_training(trainer)
         self.finish(run, stage, names, rows, trainer, result)
         # In several processes each stage's wrapper holds hooks of the model until it is collected.
         del trainer
@@ -240,15 +226,11 @@ class Sequence:
         last = stage == list(sequence.stages(self.args))[-1]
         self.hand_on(names)
         trainer.on_rank0(lambda: run.finish(trainer.save_model))
-        if self.importance and not last:
-            self.weigh(rows)
-            trainer.on_rank0(lambda: _save(run.directory / "importance.pt", self.importance.state_dict()))
-        if self.memory:
-            if not last:
-                order, size = list(self.sizes), self.sizes[names[0]]
-                kept = self.memory.add(names[0], size, self.sizes[order[order.index(names[0]) + 1]])
-                say(f"{names[0]}: {len(kept):,} of {counted(size, 'sample')} kept to hold gradients against")
-            trainer.on_rank0(lambda: write_json(run.directory / "memory.json", self.memory.state_dict()))
+        strategy = self.strategy
+        if not last:
+            strategy.after_task(names[0], lambda: self.batches(rows, Objective(None), weighted=False, share=False))
+        if strategy.state_file and not (last and strategy.transient_state):
+            trainer.on_rank0(lambda: strategy.save_state(run.directory))
         more = dict(task=stage, tasks=names, mode=self.mode, samples=sum(self.sizes[name] for name in names),
                     replayed=dict(Counter(row.task for row in rows if row.replayed)), epochs=trainer.epochs,
                     cut=self.learner.encoder.counts, **adapting.ledger(self.learner.model))  # fmt: skip
@@ -256,9 +238,13 @@ class Sequence:
         self.progress.finished.append(stage)
         trainer.on_rank0(self.progress.write)
         trainer.on_rank0(run.drop_checkpoints)
-        if self.importance and len(self.progress.finished) > 1:
-            before = sequence.stage_directory(self.folder, self.progress.finished[-2])
-            trainer.on_rank0(lambda: (before / "importance.pt").unlink(missing_ok=True))
+        if strategy.transient_state and len(self.progress.finished) > 1:
+            before = self.stage_folder(self.progress.finished[-2])
+            trainer.on_rank0(lambda: (before / strategy.state_file).unlink(missing_ok=True))
+
+    def stage_folder(self, stage):
+        """Where the model of a stage lies."""
+        return sequence.stage_directory(self.folder, stage)
 
     def save(self, folder, names):
         """Write the model of a stage of these tasks, at any of its steps."""
@@ -293,61 +279,11 @@ class Sequence:
             say(f"{name}: cut to fit {self.learner.positions} tokens (--max_len): {parts} of {len(rows):,} samples")
         return rows
 
-    def upsampled(self, rows, name, names):
-        """With --upsample_data a task's rows again and again: as often as it says, or until all tasks have as many."""
-        if not (often := self.args.upsample_data):
-            return rows
-        count = max(self.sizes[name] for name in names) if often is True else len(rows) * often[names.index(name)]
-        return RowView(rows, np.arange(count) % len(rows))
-
-    def replayed(self, number, task, folder):
-        """Rows of the earlier tasks."""
-        earlier = list(self.data)[:number]
-        counts, rows = quotas(self.sizes[task], self.args.gen_lm_sample_percentage, earlier), []
-        if not any(counts.values()):
-            say(f"warning: nothing is replayed: {self.args.gen_lm_sample_percentage:g} of "
-                f"{counted(self.sizes[task], 'sample')} is less than one for each of {len(earlier)} earlier tasks; "
-                "raise --gen_lm_sample_percentage", flush=True)  # fmt: skip
-            return rows
-        for place, name in enumerate(earlier):
-            if self.args.real_sample:
-                count = min(counts[name], self.sizes[name])
-                own = self.encode(name, draw(self.sizes[name], count, self.args.seed, number), True)
-                say(f"{name}: {counted(len(own), 'real sample')} replayed")
-            else:
-                own = self.generated(number * len(self.data) + place, name, counts[name], folder)
-            rows += own
-        return rows
-
-    def generated(self, number, name, count, folder):
-        """Rows of a task's generated samples."""
-        learner, path = self.learner, folder / f"generated_{name}.jsonl"
-        learner.model.to(idist.device()).eval()
-        gen = gen_token(name, self.args.add_task_tokens)
-
-        def work(size):
-            with evaluation.Progress(count, f"generating {name}") as done:
-                return replay(path, name, gen, count, learner.model, learner.tokenizer, learner.encoder,
-                              replace(self.sampling, batch_size=size), number=number, dtype=self.dtype,
-                              task_id=routing.task_id(learner.model, name),
-                              progress=done if self.rank == 0 else None)  # fmt: skip
-
-        # The first process generates, the others read.
-        with idist.one_rank_first():
-            rows, report = batching.BackOff(self.sampling.batch_size, "samples generated at once", say=say).run(work)
-        reasons = "".join(f", {n:,} rejected ({why})" for why, n in report["rejected"].items())
-        say(f"{name}: {report['kept']:,} of {counted(count, 'generated sample')} kept{reasons}, "
-            f"{report['unfinished']:,} cut at the longest length; in {path}", flush=True)  # fmt: skip
-        if not rows:
-            say(f"warning: nothing of {name} is replayed: no generated sample can be used; train for longer, or raise "
-                "--gen_lm_sample_percentage", flush=True)  # fmt: skip
-        return rows
-
     def objective(self):
         """What a sample's loss is."""
         made = self.learner.encoder
         weights = {token: self.args.tokens_weight for token in (made.ans, made.sep) if token is not None}
-        lm = self.args.lm_lambda if self.mode in ("lll", "multilm") else None
+        lm = self.args.lm_lambda if self.strategy.generates_samples else None
         return Objective(lm, weights, self.args.distil)
 
     def batches(self, rows, objective, weighted=True, share=True):
@@ -358,7 +294,7 @@ class Sequence:
             budget, cap = float("inf"), args.train_batch_size * self.world
         else:
             mib, half = batching.memory_mib(idist.device()), self.dtype != torch.float32
-            budget = batching.budget(self.mode, mib, half, self.args.distil)
+            budget = batching.budget(self.strategy.memory_share, mib, half, self.args.distil)
             cap = batching.most_samples(len(rows), args.min_n_steps, args.min_batch_size)
         return batching.LifelongBatches(rows, objective, self.learner.tokenizer.pad_token_id, self.learner.positions,
                                         budget, cap, weighted=weighted, rank=self.rank if share else 0, world=world,
@@ -369,7 +305,8 @@ class Sequence:
         """The stage's `Trainer`."""
         args, learner = self.args, self.learner
         batches = self.batches(rows, self.objective())
-        epochs = args.n_train_epochs if len(names) > 1 else self.epochs[names[0]]
+        # Of a joint strategy all tasks have as many.
+        epochs = self.epochs[names[0]]
         lr, eps = rates(args)
         settings = Settings(lr=lr, n_epochs=epochs, max_norm=args.max_grad_norm, weight_decay=args.weight_decay,
                             adam_eps=eps, seed=args.seed, save_steps=args.save_steps, log_every=args.logging_steps,
@@ -378,49 +315,14 @@ class Sequence:
             learner.model, batches, None, settings, run,
             save_model=lambda folder: self.save(folder, names),
             load_model=lambda folder: checkpoint.load_weights(learner.model, folder), data_key=_key(rows),
-            objective=WeightedLoss(teacher), smaller=batches.smaller, owners=routing.owners(learner.model, self.data),
+            objective=self.strategy.wrap_objective(WeightedLoss(teacher)), smaller=batches.smaller,
+            owners=routing.owners(learner.model, self.data),
             resume_command=resume_command("train_lifelong.py", self.folder),
         )  # fmt: skip
         run.epoch_steps, run.epochs, run.keep_epochs = trainer.epoch_steps, epochs, not args.only_final
         annealing = Annealing.of(lr, len(batches), epochs, args.n_warmup_ratio, args.decay_style)
         trainer.schedule = lambda step: annealing(batches.seen(trainer.places(step)))
-        if self.memory:
-            trainer.project = Projection(self.projected(trainer.params, names), self.memories(), args.qp_margin,
-                                         args.max_grad_norm)  # fmt: skip
         return trainer
-
-    # ---- against forgetting
-
-    def memories(self):
-        """GEM: {earlier task: what `Projection` takes of its kept samples}."""
-        found = {}
-        for name, kept in self.memory.kept.items():
-            batches = self.batches(self.encode(name, kept, True), Objective(None), weighted=False)
-            found[name] = memory_losses(self.learner.model, batches, self.dtype)
-        return found
-
-    def projected(self, parameters, names):
-        """GEM: the parameters whose gradients are projected, all but the adapters of tasks not learnt yet.
-
-        A gradient of zeros would not let those rest: it still brings weight decay. An earlier task's own adapter is
-        moved with its memory, where that has a part in the projection.
-        """
-        owners = routing.owners(self.learner.model, self.data)
-        resting = {id(p) for task, own in owners.items() if task not in (*names, *self.memory.kept) for p in own}
-        return [p for p in parameters if id(p) not in resting]
-
-    def weigh(self, rows):
-        """EWC, MAS: add the importance of the task that has been learnt."""
-
-        def work(cap):
-            batches = self.batches(rows, Objective(None), weighted=False, share=False)
-            batches.cap = cap
-            with evaluation.Progress(len(batches.plan()), f"importance ({self.mode})") as done:
-                each = weighing.task_batches(self.mode, batches, self.rank, self.world)
-                self.importance.finish_task(_counted(each, done), len(rows), self.dtype)
-
-        cap = self.batches(rows, Objective(None), weighted=False, share=False).cap
-        batching.BackOff(cap, "samples a batch of the importance", say=say).run(work)
 
     # ---- teachers
 
@@ -474,10 +376,10 @@ def train_teacher(args, task, dtype):
     return folder / task
 
 
-def _counted(batches, done):
-    for number, batch in enumerate(batches, 1):
-        yield batch
-        done(number)
+def act_on_gradients(callbacks, step):
+    """What `Trainer` calls when a step's gradients are clipped."""
+    for callback in callbacks:
+        callback.on_gradients(step)
 
 
 def counted(number, noun):
@@ -491,11 +393,6 @@ def _key(rows):
     for row in rows:
         digest.update(row.ids.tobytes() + f"{row.prompt_length},{row.last},{row.gen},{row.replayed};".encode())
     return digest.hexdigest()[:16]
-
-
-def _save(path, state):
-    with atomic_write(path, "wb") as file:
-        torch.save(state, file)
 
 
 def _report(run, metrics):

@@ -15,6 +15,7 @@ from versatile.lifelong import learning, scores, sequence
 from versatile.lifelong.answers import Answerer, answer, check_fit, log_probabilities
 from versatile.lifelong.batches import BackOff
 from versatile.lifelong.matrix import Matrix, heat_map, markdown, summary
+from versatile.lifelong.strategies import get_strategy
 from versatile.training import evaluation
 from versatile.utils import metrics
 from versatile.utils.errors import UserError
@@ -46,8 +47,9 @@ class Learnt:
         if name := sequence.method_name(self.flags):
             size = name.removeprefix("adapter_")
             parts += [own[known("own_adapters")] + (f" of {size}" if size.isdigit() else f": {name}")]
-        named = {"distil": "Word-KD", "seq_distil": "Seq-KD", "real_sample": "real samples"}
+        named = {"distil": "Word-KD", "seq_distil": "Seq-KD"}
         parts += [words for flag, words in named.items() if known(flag)]
+        parts += get_strategy(self.flags).describe_variant(self.flags)
         parts += [f"unbound, {known('unbound')} parts"] if known("unbound") else []
         return ", ".join(parts)
 
@@ -56,7 +58,7 @@ class Learnt:
         """Why there is only the last row of its matrix, or None."""
         if vars(self.flags).get("unbound"):
             return f"its {self.flags.unbound} parts (--unbound) are no tasks"
-        together = self.flags.seq_train_type in sequence.TOGETHER
+        together = get_strategy(self.flags).joint
         return f"{self.flags.seq_train_type} learns all tasks at once" if together else None
 
 

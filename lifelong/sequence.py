@@ -25,6 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 from versatile.adapters.methods.registry import BARE, FULL, get_method, method_of
 from versatile.data.task_names import task_flag
+from versatile.lifelong import strategies
 from versatile.training import method_flags
 from versatile.training.runs import Run, read_record, stored
 from versatile.utils import flags, schema
@@ -33,13 +34,11 @@ from versatile.utils.files import atomic_directory, write_json
 from versatile.utils.screen import resume_command
 from versatile.utils.stored_flags import REMEDY, restore_flags
 
-MODES = ("lll", "finetune", "multitask", "multilm", "mas", "ewc", "gem")
-TOGETHER = ("multitask", "multilm")
 # What a new task's own adapter starts from: chance, or what the task before has made of its own.
 FRESH, PREVIOUS = "fresh", "previous"
 STATE, FINAL = "sequence.json", "final"
 # What makes another run of the same tasks gets a name of its own behind the published one.
-VARIANTS = ("distil", "seq_distil", "real_sample")
+VARIANTS = ("distil", "seq_distil", *strategies.naming_names())
 # Beside those of utils.experiment: flags that may differ when a sequence is gone on with.
 FREE = {"resume", "n_gpus", "output_dir", "model_dir_root", "skip_tasks", "keep_checkpoints", "save_steps",
         "only_final", "top_k_qa", "top_p_qa", "temperature_qa", "test_batch_size"}  # fmt: skip
@@ -51,7 +50,8 @@ PRECISION = {"bf16", "fp16", "fp32"}
 def name_flags(parser):
     """The flags that both scripts have: they name a sequence and its data."""
     g = parser.add_argument_group("the sequence")
-    g.add_argument("--seq_train_type", choices=MODES, default="lll", help="how the tasks are learnt")
+    g.add_argument("--seq_train_type", choices=list(strategies.STRATEGIES), default=strategies.DEFAULT,
+                   help="the strategy against forgetting; each is described below")  # fmt: skip
     task_flag(g, "--tasks", "question_answer", nargs="+", metavar="TASK",
               help="the tasks, in the order they are learnt; NAME=DATA is one of your own, see data/own_tasks.py")
     g.add_argument("--model_name", "--model_checkpoint", dest="model_checkpoint", default="gpt2", metavar="NAME",
@@ -70,7 +70,8 @@ def name_flags(parser):
                         "(default: all share one)")  # fmt: skip
     g.add_argument("--distil", action="store_true", help="Word-KD: learn a teacher's distributions")
     g.add_argument("--seq_distil", action="store_true", help="Seq-KD: learn a teacher's texts, from <task>_…-distil-…")
-    g.add_argument("--real_sample", action="store_true", help="lll: replay real samples instead of generated ones")
+    for flag, options in strategies.collect_flags("naming_flags").items():
+        g.add_argument(flag, **options)
     g.add_argument("--unbound", type=flags.positive, metavar="N",
                    help="cut the tasks' data, one behind another, into N parts of one size and learn each like a task: "
                         "where a task ends is not told")  # fmt: skip
@@ -126,7 +127,7 @@ def check_names(parser, args, data=True):
         parser.error(f"--own_adapters: not with {chosen['method']}: {reason}; choose another --method")
     if args.unbound:
         parser.error("--own_adapters: the parts of --unbound are no tasks, a question could not be told whose it is")
-    if args.own_adapters == PREVIOUS and args.seq_train_type in TOGETHER:
+    if args.own_adapters == PREVIOUS and strategies.get_strategy(args).joint:
         parser.error(f"--own_adapters {PREVIOUS}: {args.seq_train_type} learns all tasks at once, none comes first")
 
 
@@ -154,8 +155,7 @@ def model_directory(args):
 
 def directory(args):
     """Where a sequence lies."""
-    lll = args.seq_train_type == "lll"
-    ending = f"{args.gen_lm_sample_percentage:g}_{args.seed}" if lll else f"seed_{args.seed}"
+    ending = strategies.get_strategy(args).directory_ending(args)
     variants = "".join(f"_{flag}" for flag in VARIANTS if getattr(args, flag))
     variants += f"_unbound_{args.unbound}" if args.unbound else ""
     if args.own_adapters:
@@ -165,7 +165,8 @@ def directory(args):
 
 def stages(args):
     """{name of a stage: the tasks learnt in it}, in order."""
-    return {"all": list(args.tasks)} if args.seq_train_type in TOGETHER else {name: [name] for name in learnt(args)}
+    joint = strategies.get_strategy(args).joint
+    return {"all": list(args.tasks)} if joint else {name: [name] for name in learnt(args)}
 
 
 def learnt(args):
@@ -345,16 +346,28 @@ def check_models(folder, known, finished):
         path = weights(stage_directory(folder, stage))
         if path and whole(path):
             continue
-        again = resume_command("train_lifelong.py", folder)
-        later = " and ".join(finished[number:])
-        # What ewc and mas knew of the tasks before is gone when the next one is finished.
-        if number and known.seq_train_type not in ("ewc", "mas"):
-            remedy = f"copy it again; or remove {later} from {Path(folder) / STATE} and the director"
-            remedy += f"{'ies' if number + 1 < len(finished) else 'y'} of that name, and learn anew: {again}"
-        else:
-            remedy = f"copy it again; or remove {folder} and learn the sequence anew"
         found = f"the weights of {stage}, which is finished, are {'not whole' if path else 'missing'}"
-        raise UserError(found, place=path or stage_directory(folder, stage), remedy=remedy)
+        raise UserError(found, place=path or stage_directory(folder, stage),
+                        remedy=repair_remedy(folder, known, finished[: number + 1], finished[number:]))  # fmt: skip
+
+
+def repair_remedy(folder, known, finished, damaged=None):
+    """What to do about a damaged stage.
+
+    Args:
+        folder: the sequence's directory.
+        known: its flags.
+        finished: names of the stages up to the damaged one.
+        damaged: names of those to be trained again (default: the last of these).
+    """
+    damaged = damaged or finished[-1:]
+    # A transient state of the stage before is gone by then.
+    if len(finished) < 2 or strategies.get_strategy(known).transient_state:
+        return f"copy it again; or remove {folder} and train the sequence anew"
+    again, later = resume_command("train_lifelong.py", folder), " and ".join(damaged)
+    directories = "directory" if len(damaged) == 1 else "directories"
+    return (f"copy it again; or remove {later} from {Path(folder) / STATE} and the {directories} of that name, and "
+            f"train again: {again}")  # fmt: skip
 
 
 def whole(path):

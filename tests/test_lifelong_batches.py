@@ -19,6 +19,7 @@ from versatile.lifelong.batches import (
     plan,
 )
 from versatile.lifelong.losses import Objective
+from versatile.lifelong.strategies import STRATEGIES
 from versatile.utils.errors import UserError
 
 
@@ -124,8 +125,9 @@ def test_a_sample_beyond_the_positions_is_refused():
 
 def test_budget_of_a_device():
     assert memory_mib(torch.device("cpu")) > 100
-    assert budget("lll", 11264) == pytest.approx(3942.4)
-    assert budget("mas", 1000, half=True, teacher=True) == pytest.approx(1000 * 0.18 * 1.4 * 0.7)
+    lll, mas = (STRATEGIES[name].memory_share for name in ("lll", "mas"))
+    assert budget(lll, 11264) == pytest.approx(3942.4)
+    assert budget(mas, 1000, half=True, teacher=True) == pytest.approx(1000 * 0.18 * 1.4 * 0.7)
     assert most_samples(6604) == 4 and most_samples(115000) == 76
 
 

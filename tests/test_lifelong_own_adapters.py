@@ -15,7 +15,7 @@ from versatile.data import question_samples as samples
 from versatile.data.encoders.question_answer import gen_token
 from versatile.data.question_samples import QA
 from versatile.data.question_tasks import TASKS
-from versatile.lifelong import learning, routing, scoring, sequence
+from versatile.lifelong import learning, replay, routing, scoring, sequence
 from versatile.lifelong.answers import Answerer, answer, log_probabilities
 from versatile.lifelong.losses import Objective, WeightedLoss
 from versatile.training.objectives import cross_entropy, move
@@ -282,10 +282,10 @@ def test_samples_are_generated_and_taught_through_the_right_adapters(data, tmp_p
     for task in ("ag", "sst"):
         argv = command(data, folder, "lll", *(OWN if task == "sst" else OWN[:2]), *common, tasks=(task,))
         train_lifelong.main([*argv, "--output_dir", str(folder / task)])
-    asked, drawn, generate = [], [], learning.replay.__globals__["generate"]
+    asked, drawn, generate = [], [], replay.generate
     teach = learning.load_teacher
     monkeypatch.setattr(learning, "load_teacher", lambda *given: asked.append(teach(*given)) or asked[-1])
-    monkeypatch.setitem(learning.replay.__globals__, "generate",
+    monkeypatch.setattr(replay, "generate",
                         lambda *a, **how: drawn.append((a[3], how["task_id"])) or generate(*a, **how))  # fmt: skip
     more = ("--distil", "--seq_distil", "--teacher_dir", folder)
     train_lifelong.main(command(data, tmp_path / "run", "lll", *OWN, *common, *more, **tasks))

@@ -210,7 +210,7 @@ def test_a_teacher_that_cannot_teach_is_one_message(data, tmp_path):
 @pytest.mark.parametrize(
     "more, fragment",
     [
-        (("--unbound", "4", "--distil"), "its parts are no tasks"),
+        (("--unbound", "4", "--distil"), "there is no teacher of its parts"),
         (("--unbound", "400"), "there are 20 samples"),
         (("--n_gpus", "2"), "torchrun --nproc_per_node 2"),
         (("--seq_train_type", "multitask", "--upsample_data", "1_2_3"), "3 numbers for 2 tasks"),

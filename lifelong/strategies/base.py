@@ -1,0 +1,207 @@
+"""What a strategy against forgetting is: what happens before, in and after each task of a sequence."""
+
+import json
+import textwrap
+
+from versatile.utils.errors import UserError, first_line
+
+
+class Strategy:
+    """A strategy; the methods do nothing against forgetting.
+
+    Args:
+        sequence: `learning.Sequence`, with what a strategy may use: `args` (the flags), `learner` (model, tokenizer,
+            encoder), `data` ({task: its samples}), `sizes`, `folder`, `dtype`, `rank`, `world`, `encode(task, indices,
+            replayed)`, `batches(rows, objective, ...)` and `teacher(task)`.
+
+    Attributes of a class:
+        name: of --seq_train_type; "": an abstract class.
+        order: its place in `--help`.
+        summary, published: what it does, with its formula and paper; the published settings.
+        flags: {flag: options of `add_argument`} of train_lifelong.py. Strategies may share one.
+        naming_flags: the same for flags that make another run, with a directory of its own; both scripts have them.
+        titles: {such a flag's name: words for the title of a picture}.
+        joint: all tasks are trained at once, as one stage.
+        generates_samples: the model is trained to generate samples, too: the loss has its λ·lm.
+        memory_share: share of the device's memory in MiB that a batch's budget is (LAMOL).
+        state_file: name of the file in a stage's directory that keeps `state_dict()`: .json or .pt; None: no state.
+        transient_state: only the newest stage's state is kept, and none after the last.
+    """
+
+    name, order, summary, published = "", 100, "", ""
+    flags, naming_flags, titles = {}, {}, {}
+    joint = generates_samples = transient_state = False
+    memory_share = 0.58
+    state_file = None
+
+    def __init__(self, sequence):
+        self.sequence, self.settings = sequence, sequence.args
+
+    # ---- what the flags mean
+
+    @classmethod
+    def help_text(cls):
+        """The description in `--help`."""
+        text = cls.summary + (f" Published: {cls.published}." if cls.published else "")
+        return textwrap.fill(text, 100)
+
+    @classmethod
+    def check(cls, settings):
+        """Refuse flags that do not go with this strategy.
+
+        Raises:
+            UserError: with the flag and the reason.
+        """
+        from versatile.lifelong.strategies import STRATEGIES
+
+        own, others = cls.switches(), {}
+        for other in STRATEGIES.values():
+            for flag in other.switches() - own:
+                others.setdefault(flag, []).append(other.name)
+        for flag, names in others.items():
+            if getattr(settings, flag, None):
+                raise UserError(f"{cls.name} does not use it", place=f"--{flag}",
+                                expected=f"--{flag} goes with --seq_train_type {' or '.join(names)}",
+                                remedy="leave it out")  # fmt: skip
+        if cls.joint:
+            cls.check_joint(settings)
+
+    @classmethod
+    def switches(cls):
+        """Names of its flags that are off by default."""
+        flags = cls.flags | cls.naming_flags
+        return {flag.lstrip("-") for flag, options in flags.items() if not options.get("default")
+                and (options.get("action") == "store_true" or options.get("nargs") == "?")}  # fmt: skip
+
+    @classmethod
+    def check_joint(cls, settings):
+        """Refuse what needs one task after another."""
+        at_once = f"{cls.name} trains all tasks at once"
+        reasons = {
+            "distil": (settings.distil, "a teacher knows one task", "use --seq_distil"),
+            "unbound": (settings.unbound, "there is no first part", "leave it out"),
+            "dynamic_epochs": (settings.dynamic_epochs, "no task has epochs of its own", "leave it out"),
+        }
+        for flag, (is_given, reason, remedy) in reasons.items():
+            if is_given:
+                raise UserError(f"{at_once}, {reason}", place=f"--{flag}", remedy=remedy)
+
+    @classmethod
+    def directory_ending(cls, settings):
+        """What follows the tasks in the name of a sequence's directory."""
+        return f"seed_{settings.seed}"
+
+    @classmethod
+    def describe_variant(cls, settings):
+        """Words for the title of a picture, beside the strategy's name."""
+        return [words for flag, words in cls.titles.items() if getattr(settings, flag, None)]
+
+    # ---- training
+
+    def training_rows(self, rows):
+        """What a stage's own samples add to its training.
+
+        Args:
+            rows: {task: encoded rows of its samples} of the stage's tasks.
+
+        Returns:
+            a sequence of rows.
+        """
+        from versatile.data.row_store import RowChain
+
+        return RowChain(rows.values())
+
+    def before_task(self, seen, new):
+        """Rows that are trained on beside the new task's own: what is replayed.
+
+        Args:
+            seen: names of the tasks trained so far, in order.
+            new: names of the tasks of the coming stage: one, or all where the strategy is `joint`.
+
+        Returns:
+            a list of rows, `replayed` set.
+        """
+        return []
+
+    def wrap_objective(self, objective):
+        """The coming stage's objective (see `training.objectives`), made of the usual one: losses of a teacher or an
+        earlier model, penalties on parameters."""
+        return objective
+
+    def callbacks(self):
+        """What acts on the coming stage's gradients and steps: a list of `Callback`."""
+        return []
+
+    def after_task(self, task, batches):
+        """Take note of a task that has been trained; not called after the last.
+
+        Args:
+            task: its name.
+            batches: called without arguments: `LifelongBatches` of all rows that the stage was trained on, with the
+                answers alone as labels, whole in every process.
+        """
+
+    # ---- state
+
+    def state_dict(self):
+        """What the next task has to know: of tensors (.pt) or of what json can tell (.json)."""
+        return {}
+
+    def load_state_dict(self, state):
+        """From one."""
+
+    def save_state(self, folder):
+        """Write `state_dict()` into a stage's directory."""
+        from versatile.utils.files import atomic_write, write_json
+
+        path = folder / self.state_file
+        if path.suffix == ".json":
+            return write_json(path, self.state_dict())
+        import torch
+
+        with atomic_write(path, "wb") as file:
+            torch.save(self.state_dict(), file)
+
+    def read_state(self, path):
+        """What a state file holds; `load_state` makes an error of whatever is raised."""
+        if path.suffix == ".json":
+            return json.loads(path.read_text(encoding="utf-8"))
+        import torch
+
+        return torch.load(path, "cpu", weights_only=True)
+
+    def load_state(self, folder, remedy):
+        """Read what `save_state` wrote.
+
+        Args:
+            folder: the directory of the stage that was finished last.
+            remedy: for the error.
+
+        Raises:
+            UserError: the file is missing, damaged, or of another model.
+        """
+        path = folder / self.state_file
+        try:
+            self.load_state_dict(self.read_state(path))
+        except UserError:
+            raise
+        except FileNotFoundError:
+            raise UserError(f"missing: {self.name} keeps there what it knows of the tasks trained", place=path,
+                            remedy=remedy) from None  # fmt: skip
+        except Exception as error:
+            # Whatever is wrong with the file: torch's readers raise of many kinds.
+            raise UserError(f"damaged, or of another model: {first_line(error)}", place=path, remedy=remedy,
+                            expected=f"what train_lifelong.py wrote for {self.name}") from error  # fmt: skip
+
+
+class Callback:
+    """Acts on a stage's training. The methods do nothing."""
+
+    def before_training(self, trainer):
+        """The optimizer is made, no step is taken yet."""
+
+    def on_gradients(self, step):
+        """The gradients of optimizer step `step` (from 0) are clipped; they may be changed in place."""
+
+    def after_training(self, trainer):
+        """The last step is taken."""

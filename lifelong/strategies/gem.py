@@ -1,0 +1,109 @@
+"""Gradient episodic memory (Lopez-Paz & Ranzato 2017)."""
+
+from versatile.lifelong.strategies.base import Callback, Strategy
+from versatile.utils import flags
+
+
+class GradientEpisodicMemory(Strategy):
+    """No step may raise the loss on samples kept of earlier tasks: see `lifelong.gem`."""
+
+    name, order = "gem", 70
+    summary = ("GEM, Lopez-Paz & Ranzato 2017: samples of each task are kept, as many as a share of the next task; a "
+               "gradient with a negative product with that of an earlier task's samples is projected to the nearest "
+               "one without: g + Mᵀv, v the minimum of ½ vᵀ(MMᵀ + ε)v + gᵀMᵀv, v ≥ margin.")  # fmt: skip
+    published = "--gen_lm_sample_percentage 0.05, --qp_margin 0.5"
+    memory_share = 0.50
+    flags = {
+        "--qp_margin": dict(type=flags.not_negative_rate, default=0.5, help="gem: lower bound of the duals"),
+    }
+    state_file = "memory.json"
+
+    def __init__(self, sequence):
+        super().__init__(sequence)
+        from versatile.lifelong.gem import Memory
+
+        self.memory = Memory(self.settings.gen_lm_sample_percentage, self.settings.seed)
+        self.new = ()
+
+    def before_task(self, seen, new):
+        """Nothing is replayed."""
+        self.new = new
+        return []
+
+    def callbacks(self):
+        """The projection, from the second task on."""
+        return [GradientProjection(self)] if self.memory.kept else []
+
+    def memory_losses(self):
+        """{earlier task: what `Projection` takes of its kept samples}."""
+        from versatile.lifelong.gem import memory_losses
+        from versatile.lifelong.losses import Objective
+
+        losses, sequence = {}, self.sequence
+        for task, indices in self.memory.kept.items():
+            batches = sequence.batches(sequence.encode(task, indices, True), Objective(None), weighted=False)
+            losses[task] = memory_losses(sequence.learner.model, batches, sequence.dtype)
+        return losses
+
+    def projected_parameters(self, parameters):
+        """The parameters whose gradients are projected: all but the adapters of tasks not trained yet.
+
+        A gradient of zeros would not let those rest: it still brings weight decay. An earlier task's own adapter is
+        moved with its memory, where that has a part in the projection.
+        """
+        from versatile.lifelong import routing
+
+        owners, active = routing.owners(self.sequence.learner.model, self.sequence.data), (*self.new, *self.memory.kept)
+        resting = {id(p) for task, own in owners.items() if task not in active for p in own}
+        return [p for p in parameters if id(p) not in resting]
+
+    def after_task(self, task, batches):
+        """Choose what is kept of it."""
+        from versatile.lifelong.learning import counted
+        from versatile.training.experiment import say
+
+        sizes = self.sequence.sizes
+        order, size = list(sizes), sizes[task]
+        kept = self.memory.add(task, size, sizes[order[order.index(task) + 1]])
+        say(f"{task}: {len(kept):,} of {counted(size, 'sample')} kept to hold gradients against")
+
+    def state_dict(self):
+        """Which samples are kept."""
+        return self.memory.state_dict()
+
+    def load_state_dict(self, state):
+        """From one."""
+        self.memory.load_state_dict(state)
+
+    def read_state(self, path):
+        """See `Strategy`."""
+        from versatile.lifelong.gem import read_memory
+
+        return read_memory(path, self.sequence.sizes)
+
+
+class GradientProjection(Callback):
+    """`lifelong.gem.Projection` on a stage's gradients."""
+
+    def __init__(self, strategy):
+        self.strategy = strategy
+
+    def before_training(self, trainer):
+        """See `Callback`."""
+        from versatile.lifelong.gem import Projection
+
+        settings, strategy = self.strategy.settings, self.strategy
+        self.projection = Projection(strategy.projected_parameters(trainer.params), strategy.memory_losses(),
+                                     settings.qp_margin, settings.max_grad_norm)  # fmt: skip
+
+    def on_gradients(self, step):
+        """See `Callback`."""
+        self.projection(step)
+
+    def after_training(self, trainer):
+        """Say how often gradients were projected."""
+        from versatile.lifelong.learning import counted
+        from versatile.training.experiment import say
+
+        steps = counted(trainer.total_steps, "step")
+        say(f"gradients projected: in {self.projection.projected:,} of {steps}")

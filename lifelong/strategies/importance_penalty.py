@@ -1,0 +1,76 @@
+"""What EWC and MAS share: parameters that mattered to earlier tasks are drawn back to where they were."""
+
+from versatile.lifelong.strategies.base import Callback, Strategy
+from versatile.utils import flags
+
+
+class ImportancePenalty(Strategy):
+    """After every step a parameter moves by -lr · 2 · reg_lambda · ω · (p - p*); see `lifelong.importance`."""
+
+    flags = {"--reg_lambda": dict(type=flags.not_negative_rate, default=1.0, help="ewc, mas: strength of the penalty")}
+    published = "--reg_lambda 1"
+    state_file, transient_state = "importance.pt", True
+
+    def __init__(self, sequence):
+        super().__init__(sequence)
+        from versatile.lifelong.importance import Importance
+
+        self.importance = Importance(sequence.learner.model, self.name, self.settings.reg_lambda)
+
+    def callbacks(self):
+        """The penalty; it does nothing in the first task."""
+        return [Penalty(self.importance)]
+
+    def after_task(self, task, batches):
+        """Add the task's importance ω to the earlier tasks', and take the parameters as they are for p*."""
+        from versatile.lifelong.batches import BackOff
+        from versatile.lifelong.importance import task_batches
+        from versatile.training.evaluation import Progress
+        from versatile.training.experiment import say
+
+        rank, world = self.sequence.rank, self.sequence.world
+
+        def accumulate(cap):
+            answers = batches()
+            answers.cap = cap
+            with Progress(len(answers.plan()), f"importance ({self.name})") as done:
+                batch_list = count_batches(task_batches(self.name, answers, rank, world), done)
+                self.importance.finish_task(batch_list, len(answers), self.sequence.dtype)
+
+        BackOff(batches().cap, "samples a batch of the importance", say=say).run(accumulate)
+
+    def state_dict(self):
+        """ω and p*."""
+        return self.importance.state_dict()
+
+    def read_state(self, path):
+        """See `Strategy`."""
+        from versatile.lifelong.importance import read
+
+        return read(path, self.importance)
+
+    def load_state_dict(self, state):
+        """From one."""
+        self.importance.load_state_dict(state)
+
+
+class Penalty(Callback):
+    """Behind every step of the optimizer that is really taken."""
+
+    def __init__(self, importance):
+        self.importance = importance
+
+    def before_training(self, trainer):
+        """See `Callback`."""
+        self.hook = self.importance.attach(trainer.optimizer)
+
+    def after_training(self, trainer):
+        """See `Callback`."""
+        self.hook.remove()
+
+
+def count_batches(batches, done):
+    """The batches; `done` is called with the number of those that were worked through."""
+    for number, batch in enumerate(batches, 1):
+        yield batch
+        done(number)
