@@ -1,0 +1,183 @@
+"""lifelong/strategies: what every strategy declares, what is refused, and what a stage's state file is met with."""
+
+import json
+import sys
+
+import pytest
+import torch
+from lifelong_data import command, write
+from versatile.lifelong import sequence, strategies
+from versatile.lifelong.strategies import STRATEGIES
+from versatile.lifelong.strategies.base import Strategy
+from versatile.lifelong.strategies.multitask import Multitask
+from versatile.utils.errors import UserError
+
+import train_lifelong
+
+PUBLISHED = {"lll", "finetune", "multitask", "multilm", "ewc", "mas", "gem"}
+
+
+def flags_of(*more):
+    argv = ["--data_dir", "d", "--model_dir_root", "m", "--tasks", "ag", "sst", *more]
+    return train_lifelong.parser().parse_args(list(map(str, argv)))
+
+
+def test_every_published_strategy_stands_in_help_with_its_formula_or_paper(capsys):
+    assert set(STRATEGIES) >= PUBLISHED and strategies.DEFAULT == "lll"
+    with pytest.raises(SystemExit):
+        train_lifelong.main(["--help"])
+    text = capsys.readouterr().out
+    for name, strategy in STRATEGIES.items():
+        assert f"--seq_train_type {name}:" in text and strategy.summary.split()[0] in text
+        assert all(flag in text for flag in strategy.flags)
+    assert "Published: --reg_lambda 1." in text
+
+
+def test_a_new_strategy_is_one_file(tmp_path, monkeypatch):
+    """It is found where it lies; its flags and its directory follow."""
+    (tmp_path / "keep_all.py").write_text(
+        "from versatile.lifelong.strategies.base import Strategy\n"
+        "class KeepAll(Strategy):\n"
+        "    name, summary = 'keep_all', 'Keeps all.'\n"
+        "    flags = {'--keep_share': dict(type=float, default=0.5, help='how much')}\n"
+        "    naming_flags = {'--sorted_memory': dict(action='store_true', help='in order')}\n"
+    )
+    monkeypatch.setattr(strategies, "__path__", [*strategies.__path__, str(tmp_path)])
+    found = strategies.find_strategies()
+    try:
+        assert list(found) == [*STRATEGIES, "keep_all"]
+        monkeypatch.setattr(strategies, "STRATEGIES", found)
+        args = flags_of("--seq_train_type", "keep_all", "--keep_share", "0.25", "--sorted_memory")
+        assert args.keep_share == 0.25 and args.sorted_memory
+        assert str(sequence.directory(args)).startswith("m/gpt2/keep_all/ag_sst_seed_42")
+        found["keep_all"].check(args)
+        args.seq_train_type = "finetune"
+        with pytest.raises(UserError, match="--sorted_memory goes with --seq_train_type keep_all"):
+            STRATEGIES["finetune"].check(args)
+    finally:
+        sys.modules.pop("versatile.lifelong.strategies.keep_all", None)
+
+
+def test_a_strategys_modules_are_read_without_torch():
+    """`--help` is quick because of it."""
+    import subprocess
+
+    code = "import sys; from versatile.lifelong import strategies; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=sequence.__file__.rsplit("/", 2)[0]).returncode == 0
+
+
+@pytest.mark.parametrize("more, found", [
+    (("--seq_train_type", "gem", "--real_sample"), "--real_sample goes with --seq_train_type lll"),
+    (("--upsample_data",), "--upsample_data goes with --seq_train_type multitask or multilm"),
+    (("--seq_train_type", "multilm", "--unbound", 2), "--unbound: multilm trains all tasks at once"),
+    (("--seq_train_type", "multitask", "--dynamic_epochs"), "--dynamic_epochs: multitask trains all tasks at once"),
+    (("--seq_train_type", "multitask", "--upsample_data", "1_2_3"), "3 numbers for 2 tasks"),
+])  # fmt: skip
+def test_flags_that_a_strategy_does_not_use_are_refused(more, found):
+    args = flags_of(*more)
+    with pytest.raises(UserError, match=found):
+        strategies.get_strategy(args).check(args)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_a_strategys_own_flags_pass_its_check(name):
+    args = flags_of("--seq_train_type", name, *(["--real_sample"] if name == "lll" else []))
+    STRATEGIES[name].check(args)
+
+
+def test_only_what_needs_no_order_of_tasks_is_one_stage():
+    assert {name for name, strategy in STRATEGIES.items() if strategy.joint} == {"multitask", "multilm"}
+    assert {name for name, s in STRATEGIES.items() if s.generates_samples} == {"lll", "multilm"}
+    assert sequence.stages(flags_of("--seq_train_type", "multilm")) == {"all": ["ag", "sst"]}
+    assert sequence.stages(flags_of("--seq_train_type", "ewc")) == {"ag": ["ag"], "sst": ["sst"]}
+
+
+@pytest.mark.parametrize("repeat, counts", [(False, (2, 3)), (True, (3, 3)), ([2, 1], (4, 3))])
+def test_joint_training_repeats_rows_as_said(repeat, counts):
+    class Context:
+        args = flags_of("--seq_train_type", "multitask")
+
+    Context.args.upsample_data = repeat
+    rows = Multitask(Context).training_rows({"ag": ["a0", "a1"], "sst": ["s0", "s1", "s2"]})
+    assert tuple(sum(row.startswith(task) for row in rows) for task in "as") == counts
+    assert rows[:2] == ["a0", "a1"] and (counts[0] < 4 or rows[2:4] == ["a0", "a1"])
+
+
+def test_the_base_adds_and_changes_nothing():
+    class Context:
+        args = flags_of("--seq_train_type", "finetune")
+
+    strategy, objective = Strategy(Context), object()
+    assert strategy.before_task(["ag"], ["sst"]) == strategy.callbacks() == []
+    assert strategy.wrap_objective(objective) is objective and strategy.state_dict() == {}
+
+
+# --- state files ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("data"))
+
+
+def half_trained(data, out, name, monkeypatch):
+    """The flags of a sequence that stopped when its first task had been trained."""
+    from versatile.lifelong import learning
+
+    argv = command(data, out, name, "--n_train_epochs", 1, "--only_final", "--adapter_bottleneck", 2)
+    stage = learning.Sequence.stage
+
+    def stop(self, number, *rest):
+        if number:
+            raise KeyboardInterrupt
+        stage(self, number, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(learning.Sequence, "stage", stop)
+        with pytest.raises((SystemExit, KeyboardInterrupt)):
+            train_lifelong.main(argv)
+    assert json.loads((out / "sequence.json").read_text())["finished"] == ["ag"]
+    return argv
+
+
+def damage(path, how):
+    """Make a state file unusable in one of several ways."""
+    if how == "missing":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif path.suffix == ".json":
+        path.write_text({"other keys": "[1]", "other tasks": '{"kept": {"woz.en": [0]}}',
+                         "beyond": '{"kept": {"ag": [99]}}', "texts": '{"kept": {"ag": ["x"]}}'}[how])  # fmt: skip
+    else:
+        state = torch.load(path, weights_only=True)
+        name = next(iter(state["omega"]))
+        if how == "other keys":
+            del state["anchor"]
+        elif how == "other tasks":
+            state["omega"]["nothing"] = state["omega"].pop(name)
+        else:
+            state["omega"][name] = torch.zeros(3, 7, 2)
+        torch.save(state, path)
+
+
+@pytest.mark.parametrize("name", ["ewc", "gem"])
+def test_a_state_file_that_is_missing_or_damaged_is_one_message(name, data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    argv = half_trained(data, out, name, monkeypatch)
+    path = out / "ag" / STRATEGIES[name].state_file
+    whole, files = path.read_bytes(), sorted(p for p in out.rglob("*") if p != path)
+    for how in ("missing", "cut", "empty", "other keys", "other tasks", "beyond", "texts"):
+        path.write_bytes(whole)
+        damage(path, how)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            train_lifelong.main(argv)
+        text = capsys.readouterr().err
+        assert stopped.value.code == 2 and text.count("error: ") == 1 and str(path) in text and "remedy" in text, how
+        assert sorted(p for p in out.rglob("*") if p != path) == files
+    path.write_bytes(whole)
+    train_lifelong.main(argv)
+    assert json.loads((out / "sequence.json").read_text())["finished"] == ["ag", "sst"]
