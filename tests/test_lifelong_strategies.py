@@ -98,7 +98,8 @@ def test_joint_training_repeats_rows_as_said(repeat, counts):
         args = flags_of("--seq_train_type", "multitask")
 
     Context.args.upsample_data = repeat
-    rows = Multitask(Context).training_rows({"ag": ["a0", "a1"], "sst": ["s0", "s1", "s2"]})
+    given = {"ag": ["a0", "a1"], "sst": ["s0", "s1", "s2"]}
+    rows = list(Multitask(Context).training_rows(given))
     assert tuple(sum(row.startswith(task) for row in rows) for task in "as") == counts
     assert rows[:2] == ["a0", "a1"] and (counts[0] < 4 or rows[2:4] == ["a0", "a1"])
 
