@@ -8,10 +8,10 @@
     python evaluate_lifelong.py --model_dirs …/ag_e2enlg_0.2_1 …/ag_e2enlg_0.2_2 --output_dir results/ag_e2enlg
 
 The final model of every task answers the test questions of all tasks; with --test_all those of every epoch do, too.
-Where each task has its own adapter (--own_adapters) a question goes through that of its task: of one not learnt yet
-the adapter it would start from, untrained, or with --own_adapters previous as the last learnt task has made its own;
+Where each task has its own adapter (--own_adapters) a question goes through that of its task: of one not trained yet
+the adapter it would start from, untrained, or with --own_adapters previous as the last trained task has made its own;
 forward transfer is then what the shared rows, or rows and adapter, bring along.
-What was learnt at once (multitask, multilm), or in parts that are no tasks (--unbound), has only the matrix's last row.
+What was trained at once (multitask, multilm), or in parts that are not tasks (--unbound), has only the last row.
 Answers are greedy; --top_k_qa, --top_p_qa or --temperature_qa let them be drawn, from --qa_seed. Written beside each
 model: metrics.json (epoch: task: scores) and qa_<task>_<epoch>.csv (y: true answer, pred: answer, logs: the log of the
 answer's probability); the last epoch is called final. Written into the sequence's directory: matrix.json, matrix.md and
@@ -39,7 +39,7 @@ TRAINING = (*SWITCHES, "--lm_lambda", "--max_n_epochs", "--min_batch_size", "--m
             "--teacher_dir", "--save_steps", "--keep_checkpoints", "--temperature_kd")  # fmt: skip
 # With any number of values.
 LISTS = ("--skip_tasks", *strategies.collect_flags("flags"))
-# Flags that name a sequence. Beside --model_dirs they must tell what was learnt there; seeds may be several.
+# Flags that name a sequence. Beside --model_dirs they must tell what was trained there; seeds may be several.
 NAMING = ("tasks", "seq_train_type", "adapter_bottleneck", "own_adapters", "distil", "seq_distil",
           *strategies.naming_names(), "unbound", *sequence.METHOD_FLAGS)  # fmt: skip
 
@@ -52,8 +52,8 @@ def parser():
                    help="sequences' directories, e.g. one a seed (default: the one that the flags name)")  # fmt: skip
     g.add_argument("--test_all", action="store_true", help="also the models after each epoch")
     g.add_argument("--before", action="store_true",
-                   help="also the model before it learnt anything, which forward transfer is told from")  # fmt: skip
-    g.add_argument("--test_training_set", action="store_true", help="the questions learnt from, not the test's")
+                   help="also the model before any training, which forward transfer is told from")  # fmt: skip
+    g.add_argument("--test_training_set", action="store_true", help="the questions trained on, not the test's")
     g.add_argument("--ref1", action="store_true", help="of several true answers only the first counts")
     g.add_argument("--limit", type=flags.positive, help="only the first so many questions of each task")
     g = p.add_argument_group("answers (default: greedy)")
@@ -99,7 +99,7 @@ def evaluate(args, given):
 
     devices.quiet_libraries()
     dtype = devices.precision(args, idist.device())
-    runs = [scoring.opened(folder) for folder in args.model_dirs]
+    runs = [scoring.open_sequence_run(folder) for folder in args.model_dirs]
     same_runs(runs, {flag: value for flag, value in given.items() if flag in NAMING})
     data_dir = args.data_dir or runs[0].flags.data_dir
     parts = scoring.read(runs[0].flags.tasks, data_dir, "train" if args.test_training_set else "test", args.limit,
@@ -107,7 +107,7 @@ def evaluate(args, given):
     flag = "--output_dir" if args.output_dir else "--model_dirs"
     output = writable_directory(args.output_dir or runs[0].folder, flag)
     places = output_places(runs, output)
-    how = scoring.How(sampling(args), args.test_batch_size, args.max_len, dtype, idist.device(), args.samples)
+    how = scoring.EvalConfig(sampling(args), args.test_batch_size, args.max_len, dtype, idist.device(), args.samples)
     asked = dict(split="train" if args.test_training_set else "test", limit=args.limit, ref1=args.ref1,
                  decoding=how.sampling or "greedy")  # fmt: skip
     matrices = []
@@ -146,21 +146,21 @@ def same_runs(runs, given):
     """Only runs that differ in their seeds alone have one matrix.
 
     Args:
-        runs: a list of `scoring.Learnt`.
+        runs: a list of `scoring.SequenceRun`.
         given: {flag that names a sequence: its value}, those typed beside --model_dirs.
     """
     for number, run in enumerate(runs):
         place = f"--model_dirs {run.folder}"
         for flag, value in given.items():
             if (theirs := getattr(run.flags, flag, None)) != value:
-                raise UserError(f"it was learnt with {typed(flag, theirs)}, not {typed(flag, value)}", place=place,
+                raise UserError(f"it was trained with {typed(flag, theirs)}, not {typed(flag, value)}", place=place,
                                 remedy=f"leave --{flag} out, or name another directory")  # fmt: skip
         if run.folder.resolve() in [other.folder.resolve() for other in runs[:number]]:
             raise UserError("is named twice", place=place, expected="each sequence once", remedy="name it once")
         one, other = (decisive(each.flags) for each in (runs[0], run))
         if differ := sorted(flag for flag in one.keys() | other.keys() if one.get(flag) != other.get(flag)):
             flag = "tasks" if "tasks" in differ else differ[0]
-            raise UserError(f"it was learnt with {typed(flag, other.get(flag))}", place=place,
+            raise UserError(f"it was trained with {typed(flag, other.get(flag))}", place=place,
                             expected=f"{typed(flag, one.get(flag))}, as {runs[0].folder}: runs of one sequence that "
                                      "differ in --seed alone",
                             remedy="evaluate each by itself, and put them side by side: python -m lifelong.compare "

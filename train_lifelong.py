@@ -12,12 +12,11 @@
     torchrun --nproc_per_node 2 train_lifelong.py --tasks …
 
 --seq_train_type names the strategy against forgetting; each is described below, with its flags. What comes out lies in
-MODEL_ROOT_DIR/<model>/<type>/<t1_t2_…>_<pct>_<seed>/<task>/ (_seed_<seed> unless lll; no <task> where all are learnt at
-once). With --distil, --seq_distil, --real_sample or --own_adapters their names follow, so that each has a directory of
-its own.
+MODEL_ROOT_DIR/<model>/<type>/<t1_t2_…>_<pct>_<seed>/<task>/ (_seed_<seed> unless lll; no <task> where all are trained
+at once). With --distil, --seq_distil, --real_sample or --own_adapters their names follow: each has its own directory.
 
-Killed at any moment, the same command (or --resume DIR) goes on to the same weights: what is done is not done again.
-Whole models are learnt; with --adapter_bottleneck N one adapter, shared by all tasks, and the special tokens' rows;
+Killed at any moment, the same command (or --resume DIR) resumes and ends at the same weights: no work is done twice.
+Whole models are trained; with --adapter_bottleneck N one adapter, shared by all tasks, and the special tokens' rows;
 with --own_adapters an adapter for each task, and the rows, which are still shared. Another task's samples then never
 move a task's adapter. They move the rows, so there is still something to forget: replayed samples and gem's memory go
 through their own tasks' adapters, ewc and mas hold the rows. (Tasks that share no rows either forget nothing, and have
@@ -69,9 +68,9 @@ def parser():
     training_flags(p)
     g = p.add_argument_group("output and resuming")
     g.add_argument("--output_dir", help="the sequence's directory (default: see above)")
-    g.add_argument("--resume", metavar="DIR", help="go on with this sequence, exactly; no other flag is needed")
+    g.add_argument("--resume", metavar="DIR", help="resume this sequence, exactly; no other flag is needed")
     g.add_argument("--skip_tasks", nargs="+", metavar="TASK",
-                   help="tasks that must have been learnt already; those that were are always skipped")  # fmt: skip
+                   help="tasks that must have been trained already; those that were are always skipped")  # fmt: skip
     g.add_argument("--save_steps", type=flags.positive, help="a checkpoint every so many steps, not only each epoch")
     g.add_argument("--keep_checkpoints", type=flags.positive, default=2, help="how many of the newest are kept")
     g.add_argument("--only_final", action="store_true", help="do not keep the model of each epoch")
@@ -171,7 +170,7 @@ def train(args, given):
         check(parser(), argparse.Namespace(**{**vars(args), "n_gpus": None}))
     tasks.sequence(args.tasks)
     dtype = experiment.begin(args, run)
-    # Everything that can be wrong is looked at before anything is learnt.
+    # Everything that can be wrong is looked at before anything is trained.
     teachers = find_teachers(args)
     named = bool(teachers)
     if not (args.seq_distil and (named or args.train_teachers)):
@@ -222,7 +221,7 @@ def open_sequence(args, given):
     except UserError as error:
         if typed:
             raise
-        found = error.found.replace(" was given, the run was started with", " now, and it was learnt with")
+        found = error.found.replace(" was given, the run was started with", " now, and it was trained with")
         raise UserError(f"this directory holds another run: {found}", place=f"--output_dir {folder}",
                         expected="an empty place, or the same sequence, which is then gone on with",
                         remedy="choose another directory with --output_dir") from error  # fmt: skip
@@ -264,7 +263,7 @@ def check_skipped(args, run):
     """--skip_tasks names tasks that are done."""
     finished = sequence.Progress(run.directory, processes()).finished
     if missing := [task for task in args.skip_tasks or [] if task not in finished]:
-        raise UserError(f"{missing[0]} has not been learnt yet", place="--skip_tasks",
+        raise UserError(f"{missing[0]} has not been trained yet", place="--skip_tasks",
                         expected="tasks of this sequence that are done: " + (", ".join(finished) or "none is"),
                         remedy="leave the flag out: what is done is skipped by itself")  # fmt: skip
 

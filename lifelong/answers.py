@@ -15,7 +15,7 @@ EOS = "<|endoftext|>"
 
 
 @dataclass
-class Answerer:
+class Predictor:
     """A model that answers.
 
     Attributes:
@@ -107,11 +107,11 @@ def check_fit(made, qas):
     raise error
 
 
-def answer(answerer, qas, sampling=None, batch_size=32, progress=None, task=None):
+def answer(predictor, qas, sampling=None, batch_size=32, progress=None, task=None):
     """Answer questions, greedily or by chance. An answer is as long as the longest true one at the most.
 
     Args:
-        answerer: `Answerer`.
+        predictor: `Predictor`.
         qas: a list of `QA`.
         sampling: None: greedy; or dict(top_k, top_p, temperature, seed).
         batch_size: questions at once.
@@ -121,41 +121,41 @@ def answer(answerer, qas, sampling=None, batch_size=32, progress=None, task=None
     Returns:
         (texts, prompts and answers as lists of ids)
     """
-    made, tokenizer = answerer.encoder, answerer.tokenizer
+    made, tokenizer = predictor.encoder, predictor.tokenizer
     limit = max(1, check_fit(made, qas))
     prompts = made.prompts(qas, limit)
     # The end of an answer has a place, too.
-    limit = min(limit, answerer.positions - 1 - max(map(len, prompts)))
+    limit = min(limit, predictor.positions - 1 - max(map(len, prompts)))
     sampling = dict(no_sample=False, **sampling) if sampling else dict(no_sample=True)
     how = Decoding(max_length=limit, min_length=0, batch_size=batch_size, **sampling)
-    at = 0 if task is None else routing.task_id(answerer.model, task) or 0
+    at = 0 if task is None else routing.task_id(predictor.model, task) or 0
     starts = [Prompt(ids, None, at, made.eos) for ids in prompts]
-    found = decode(answerer.model, tokenizer, starts, how, dtype=answerer.dtype, progress=progress)
+    found = decode(predictor.model, tokenizer, starts, how, dtype=predictor.dtype, progress=progress)
     texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() for ids in found]
     return texts, list(zip(prompts, found))
 
 
 @torch.no_grad()
-def log_probabilities(answerer, pairs, batch_size=32, task=None):
+def log_probabilities(predictor, pairs, batch_size=32, task=None):
     """What the model gives its answers: the sum over an answer's tokens and its end of their log-probabilities.
 
     Args:
-        answerer: `Answerer`.
+        predictor: `Predictor`.
         pairs: a list of (ids of the prompt, ids of the answer).
         batch_size, task: as in `answer`.
 
     Returns:
         a list of floats, in natural logarithms.
     """
-    device = next(answerer.model.parameters()).device
+    device = next(predictor.model.parameters()).device
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     found = [0.0] * len(pairs)
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        batch = _labelled([pairs[i] for i in chosen], answerer.encoder.eos, answerer.tokenizer.pad_token_id)
-        batch |= routing.rows_of(answerer.model, task, len(chosen))
-        with autocast(device, answerer.dtype):
-            output = answerer.model(use_cache=False, **move(batch, device))
+        batch = _labelled([pairs[i] for i in chosen], predictor.encoder.eos, predictor.tokenizer.pad_token_id)
+        batch |= routing.rows_of(predictor.model, task, len(chosen))
+        with autocast(device, predictor.dtype):
+            output = predictor.model(use_cache=False, **move(batch, device))
         rows, targets = output.rows.cpu(), output.targets.cpu()
         real = targets != FILL
         logs = output.scores.float().log_softmax(-1).cpu()[real].gather(1, targets[real, None]).squeeze(1)

@@ -1,4 +1,4 @@
-"""Several ways to learn one sequence of tasks, side by side: a table and a picture of their matrices.
+"""Several methods on one sequence of tasks, side by side: a table and a picture of their matrices.
 
     python -m lifelong.compare results/finetune results/lamol results/ewc --output results/lifelong.md
     python -m lifelong.compare --runs "fine-tuning=results/finetune" "LAMOL=results/lamol" --output results/lifelong.md
@@ -55,7 +55,7 @@ def same_tasks(found):
     (first, wanted), *others = found.items()
     for name, one in others:
         if one["tasks"] != wanted["tasks"] or one["metrics"] != wanted["metrics"]:
-            raise UserError(f"{name} learnt {', '.join(one['tasks'])}", place=name,
+            raise UserError(f"{name} was trained on {', '.join(one['tasks'])}", place=name,
                             expected=f"{', '.join(wanted['tasks'])}, as {first}",
                             remedy="compare runs of one sequence")  # fmt: skip
 
@@ -78,7 +78,7 @@ def _words(value):
 
 
 def markdown(found, digits=1):
-    """A row for each way: the tasks' scores at the end and the four numbers, ± the deviation over seeds.
+    """A row for each method: the tasks' scores at the end and the four numbers, ± the deviation over seeds.
 
     Args:
         found: {name: what `read` returns}.
@@ -95,7 +95,7 @@ def markdown(found, digits=1):
 
 
 def picture(path, found, across=4):
-    """The matrices as one PNG: a heat map for each way, `across` in a row."""
+    """The matrices as one PNG: a heat map for each method, `across` in a row."""
     across = min(across, len(found))
     down, tasks = math.ceil(len(found) / across), len(next(iter(found.values()))["tasks"])
     size = (across * max(2.4, 0.75 * tasks + 0.8), down * max(1.9, 0.5 * tasks + 1.1))

@@ -73,11 +73,11 @@ class Memory:
         self.percentage, self.seed, self.kept = percentage, seed, {}
 
     def add(self, task, size, next_size):
-        """Choose what is kept of a task that has been learnt.
+        """Choose what is kept of a task that has been trained.
 
         Args:
             task, size: its name and its number of samples.
-            next_size: that of the task to be learnt next, which decides how many are kept, as in the original.
+            next_size: that of the task to be trained next, which decides how many are kept, as in the original.
 
         Returns:
             the indices.
@@ -104,7 +104,7 @@ def read_memory(path, sizes):
     Raises:
         UserError: there is none, it cannot be read, or it names other samples.
     """
-    remedy = f"copy it again from where the sequence was learnt, or remove {path.parent.parent} and learn it anew"
+    remedy = f"copy it again from where the sequence was trained, or remove {path.parent.parent} and learn it anew"
     kept = {task: schema.ListOf(schema.Whole(0, size - 1)) for task, size in sizes.items()}
     record = schema.Record(fields={"kept": schema.Record(fields=kept, closed=True, required=True)})
     return schema.validate(schema.read_json_object(path, remedy), record, path, remedy)

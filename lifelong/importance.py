@@ -3,11 +3,11 @@
     EWC (Kirkpatrick et al. 2017)   ω += 1/N · Σ_batches (∂ mean cross-entropy / B)²
     MAS (Aljundi et al. 2018)       ω += 1/N · Σ_batches |∂ mean(softmax(scores behind the question)²) / B|
 
-over the batches, of B samples each, of a task of N samples, when it has been learnt. From then on every step moves each
-parameter p by -lr · 2 · reg_lambda · ω · (p - p*), beside what the optimizer does and outside its moments.
+over the batches, of B samples each, of a task of N samples, when it has been trained. From then on every step moves
+each parameter p by -lr · 2 · reg_lambda · ω · (p - p*), beside what the optimizer does and outside its moments.
 
 p* is where the parameter stood at the end of the task before. In LAMOL it stays where the first task began: a fault,
-which pulls everything learnt back to the start. Another one: EWC's last gradient there is still in place when the next
+which pulls everything trained back to the start. Another one: EWC's last gradient there is still in place when the next
 task begins, and is added to that of its first step.
 """
 
@@ -46,7 +46,7 @@ class Importance:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def finish_task(self, batches, samples, dtype=torch.float32):
-        """Add the importance of a task that has been learnt, and take the present place of the parameters for p*.
+        """Add the importance of a task that has been trained, and take the present place of the parameters for p*.
 
         Args:
             batches: its batches, each once, of this process: for EWC dicts of tensors with `labels` on the answers;
@@ -122,7 +122,7 @@ class Importance:
         """
         if state["mode"] != self.mode:
             raise UserError(f"the checkpoint was made with {state['mode']}", place=f"--seq_train_type {self.mode}",
-                            remedy=f"go on with --seq_train_type {state['mode']}, or start anew")  # fmt: skip
+                            remedy=f"resume with --seq_train_type {state['mode']}, or start anew")  # fmt: skip
         self.omega, self.anchor = (
             {k: v.to(self.model.device) for k, v in state[part].items()} for part in ("omega", "anchor")
         )
@@ -135,8 +135,8 @@ def read(path, importance):
         UserError: there is none, it cannot be read, or it is of another model.
     """
     trained = {name: p.shape for name, p in importance.trained().items()}
-    remedy = f"copy it again from where the sequence was learnt, or remove {path.parent.parent} and learn it anew"
-    expected = "what the tasks learnt so far need to be held, written when the task before was finished"
+    remedy = f"copy it again from where the sequence was trained, or remove {path.parent.parent} and learn it anew"
+    expected = "what the tasks trained so far need to be held, written when the task before was finished"
     try:
         state = torch.load(path, "cpu", weights_only=True)
         fits = isinstance(state, dict) and state.get("mode") in (EWC, MAS) and all(

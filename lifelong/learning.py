@@ -41,7 +41,7 @@ RATES = {"full": (6.25e-5, 1e-4), "adapter": (1e-3, 1e-6)}
 
 
 @dataclass
-class Learner:
+class LifelongModel:
     """A model that learns a sequence.
 
     Attributes:
@@ -59,15 +59,15 @@ class Learner:
 
 
 def load(args):
-    """The backbone with the tokens of all tasks of the sequence: `Learner`, not yet on its device."""
+    """The backbone with the tokens of all tasks of the sequence: `LifelongModel`, not yet on its device."""
     model, tokenizer = backbones.load(args.model_checkpoint)
     if backbone_of(model.config).encoder_decoder:
         raise UserError("is an encoder-decoder: it does not write samples of its tasks, contexts and all, itself",
                         place=f"--model_checkpoint {args.model_checkpoint}", expected="a causal language model",
                         remedy="choose another, such as gpt2 or smollm2")  # fmt: skip
-    names = special_tokens(sequence.learnt(args), args.add_task_tokens, args.use_sep)
+    names = special_tokens(sequence.trained_names(args), args.add_task_tokens, args.use_sep)
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
-    markers, widths, own_columns = routing.layout(names, sequence.learnt(args), sequence.choose_method(args),
+    markers, widths, own_columns = routing.layout(names, sequence.trained_names(args), sequence.choose_method(args),
                                                   args.own_adapters)  # fmt: skip
     most = backbone_of(model.config).max_length(model.config)
     positions = min(args.max_len, most)
@@ -75,11 +75,11 @@ def load(args):
     adapting.attach(model, tokenizer, markers, widths, own_columns)
     routing.hold_empty_rows(model)
     made = answers.encoder(tokenizer, positions, args.use_sep, most)
-    return Learner(model, tokenizer, made, positions, model.backbone_fingerprint)
+    return LifelongModel(model, tokenizer, made, positions, model.backbone_fingerprint)
 
 
 def read_tasks(args, made=None):
-    """{task name: its `QA`s to learn from}: all files are read before anything is learnt.
+    """{task name: its `QA`s to learn from}: all files are read before anything is trained.
 
     Args:
         made: {task name: a file of a teacher's texts}, in place of those of the data directory.
@@ -94,7 +94,7 @@ def read_tasks(args, made=None):
 
 def parts(data, args):
     """{part: its `QA`s} of --unbound: the tasks' samples, one task behind another, in as many parts of one size."""
-    every, names = RowChain(data.values()), sequence.learnt(args)
+    every, names = RowChain(data.values()), sequence.trained_names(args)
     if len(every) < len(names):
         raise UserError(f"there are {len(every)} samples", place=f"--unbound {args.unbound}",
                         expected="at least one a part", remedy="take fewer parts")  # fmt: skip
@@ -103,7 +103,7 @@ def parts(data, args):
 
 
 def check_answers(made, data):
-    """Refuse answers that do not fit even without a context: they could only be learnt in part.
+    """Refuse answers that do not fit even without a context: they could only be trained in part.
 
     Args:
         made: `Encoder`.
@@ -114,7 +114,7 @@ def check_answers(made, data):
 
 
 def check_test(made, args):
-    """Say, before anything is learnt, which test files evaluate_lifelong.py could not use as it stands.
+    """Say, before anything is trained, which test files evaluate_lifelong.py could not use as it stands.
 
     Args:
         made: `Encoder`.
@@ -146,7 +146,7 @@ class Sequence:
 
     Args:
         args: flags of train_lifelong.py.
-        learner: `Learner`.
+        learner: `LifelongModel`.
         data: of `read_tasks`.
         folder: the sequence's directory.
         dtype: precision of the matrix products.
@@ -167,14 +167,14 @@ class Sequence:
     def learn(self):
         """Learn every stage that is not done yet; the model ends as the last one left it."""
         stages = sequence.stages(self.args)
-        self.go_on(list(stages))
+        self.resume(list(stages))
         for number, (stage, names) in enumerate(stages.items()):
             if stage in self.progress.finished:
-                say(f"{stage}: learnt already")
+                say(f"{stage}: trained already")
                 continue
             self.stage(number, stage, names)
 
-    def go_on(self, order):
+    def resume(self, order):
         """Take up what the last finished stage left."""
         finished = self.progress.finished
         if finished != order[: len(finished)]:
@@ -224,7 +224,7 @@ class Sequence:
         say(f"done: {counted(result['steps'], 'step')}, {result['tokens_per_second']:.0f} tokens/s, "
             f"{result['seconds']:.0f} s, peak memory {result['peak_memory_mb']} MB")  # fmt: skip
         last = stage == list(sequence.stages(self.args))[-1]
-        self.hand_on(names)
+        self.copy_adapter_forward(names)
         trainer.on_rank0(lambda: run.finish(trainer.save_model))
         strategy = self.strategy
         if not last:
@@ -248,20 +248,20 @@ class Sequence:
 
     def save(self, folder, names):
         """Write the model of a stage of these tasks, at any of its steps."""
-        self.hand_on(names)
+        self.copy_adapter_forward(names)
         checkpoint.save(self.learner.model, self.learner.tokenizer, folder)
 
-    def hand_on(self, names):
-        """--own_adapters previous: what is not learnt yet starts from what this stage makes of its adapter.
+    def copy_adapter_forward(self, names):
+        """--own_adapters previous: what is not trained yet starts from what this stage makes of its adapter.
 
         No row of this stage goes through the later tasks' adapters, so it may be done at any time; done at every
         saving, each model scores a later task with what that would start from.
         """
         if self.args.own_adapters == sequence.PREVIOUS:
             order = list(self.data)
-            routing.hand_on(self.learner.model, names[0], order[order.index(names[0]) + 1 :])
+            routing.copy_adapter_forward(self.learner.model, names[0], order[order.index(names[0]) + 1 :])
 
-    # ---- what is learnt
+    # ---- what is trained
 
     def encode(self, name, chosen=None, replayed=False):
         """Rows of a task's samples, all or those at the positions `chosen`."""
@@ -329,7 +329,7 @@ class Sequence:
     def teacher(self, name):
         """`Teacher` of a task."""
         folder = self.teacher_of(name)
-        say(f"{name}: learnt from the teacher {folder}")
+        say(f"{name}: distilled from the teacher {folder}")
         found = load_teacher(self.learner, folder, name, self.args, self.dtype)
         inference.ready(found.model, idist.device(), self.dtype)
         return found

@@ -31,12 +31,12 @@ TEMPERATURE = 2.0
 
 @dataclass
 class Objective:
-    """What is learnt from a sample.
+    """What the model is trained on of a sample.
 
     Attributes:
-        lm_lambda: weight of generating the sample; None: only its answer is learnt (modes other than lll).
+        lm_lambda: weight of generating the sample; None: only its answer is trained (modes other than lll).
         token_weights: {token id: weight of its cross-entropy as a label}; others have 1.
-        distil: samples that are not replayed are learnt from a teacher.
+        distil: samples that are not replayed are distilled from a teacher.
     """
 
     lm_lambda: float | None = 0.25
@@ -79,7 +79,7 @@ class Targets:
 
     Attributes:
         hard: [n] weight of each label's cross-entropy, or None where all are 0; n as in `label_places`.
-        at: [m] which of the n labels are learnt from a teacher, rounded up to a multiple of 64, or None.
+        at: [m] which of the n labels are distilled from a teacher, rounded up to a multiple of 64, or None.
         soft: [m] weight of their divergences; 0 where a place is only there to round up.
     """
 
@@ -147,7 +147,7 @@ class WeightedLoss:
 
 
 class Teacher:
-    """A single-task model whose distribution over the next token is learnt.
+    """A single-task model whose distribution over the next token is the target.
 
     Its tokens are found by name: a special token may have another id there. The original clamps ids to hit the
     teacher's only start token.

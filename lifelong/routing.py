@@ -65,8 +65,8 @@ def owners(model, tasks):
     return {task: found[adapter_name(task)] for task in tasks}
 
 
-def hand_on(model, task, later):
-    """Let the adapters of tasks that are not learnt yet be that of `task`."""
+def copy_adapter_forward(model, task, later):
+    """Let the adapters of tasks that are not trained yet be that of `task`."""
     copy_adapter(model, adapter_name(task), [adapter_name(name) for name in later])
 
 

@@ -12,7 +12,7 @@ from versatile.data import question_samples as samples
 from versatile.data import question_tasks as tasks
 from versatile.data.own_tasks import register_own_tasks
 from versatile.lifelong import learning, scores, sequence
-from versatile.lifelong.answers import Answerer, answer, check_fit, log_probabilities
+from versatile.lifelong.answers import Predictor, answer, check_fit, log_probabilities
 from versatile.lifelong.batches import BackOff
 from versatile.lifelong.matrix import Matrix, heat_map, markdown, summary
 from versatile.lifelong.strategies import get_strategy
@@ -27,12 +27,12 @@ GOLD = {"dialogue": samples.load_turns, "sql": samples.load_queries}
 
 
 @dataclass
-class Learnt:
+class SequenceRun:
     """A sequence's directory.
 
     Attributes:
         folder: its path.
-        flags: that it was learnt with.
+        flags: that it was trained with.
     """
 
     folder: Path
@@ -40,7 +40,7 @@ class Learnt:
 
     @property
     def title(self):
-        """For a picture: how it was learnt."""
+        """For a picture: how it was trained."""
         known = vars(self.flags).get
         own = {None: "adapter", sequence.FRESH: "own adapters", sequence.PREVIOUS: "own adapters (copied on)"}
         parts = [self.flags.seq_train_type, Path(self.flags.model_checkpoint).name]
@@ -57,13 +57,13 @@ class Learnt:
     def only_end(self):
         """Why there is only the last row of its matrix, or None."""
         if vars(self.flags).get("unbound"):
-            return f"its {self.flags.unbound} parts (--unbound) are no tasks"
+            return f"its {self.flags.unbound} parts (--unbound) are not tasks"
         together = get_strategy(self.flags).joint
-        return f"{self.flags.seq_train_type} learns all tasks at once" if together else None
+        return f"{self.flags.seq_train_type} trains all tasks at once" if together else None
 
 
 @dataclass
-class How:
+class EvalConfig:
     """How to answer.
 
     Attributes:
@@ -97,10 +97,10 @@ class Questions:
     gold: list | None
 
 
-def opened(folder):
-    """`Learnt` of a directory, all of whose stages must be done."""
+def open_sequence_run(folder):
+    """`SequenceRun` of a directory, all of whose stages must be done."""
     path, place = Path(folder) / "run.json", f"--model_dirs {folder}"
-    expected = "the directory of a sequence that train_lifelong.py learnt"
+    expected = "the directory of a sequence that train_lifelong.py trained"
     if not path.is_file():
         raise UserError("no run.json here", place=place, expected=expected, remedy="check the path and the flags")
     sequence.refuse_stage(folder, "--model_dirs", f"name its sequence: --model_dirs {Path(folder).parent}")
@@ -111,9 +111,9 @@ def opened(folder):
     sequence.check_models(folder, found, finished)
     for stage in stages:
         if stage not in finished and not sequence.is_model(sequence.stage_directory(folder, stage)):
-            raise UserError(f"{stage} has not been learnt yet", place=place,
-                            remedy=f"go on: {resume_command('train_lifelong.py', folder)}")  # fmt: skip
-    return Learnt(Path(folder), found)
+            raise UserError(f"{stage} has not been trained yet", place=place,
+                            remedy=f"resume: {resume_command('train_lifelong.py', folder)}")  # fmt: skip
+    return SequenceRun(Path(folder), found)
 
 
 def read(names, data_dir, split, limit=None, first=False):
@@ -150,8 +150,8 @@ def matrix_of(run, parts, how, output, every_epoch=False, before=False):
     if before:
         flags = Namespace(**vars(run.flags))
         model = learning.load(flags)
-        answerer = Answerer.of(model.model, model.tokenizer, how.device, how.dtype, length(run, how))
-        found = stage_scores(Path(output) / BEFORE, {sequence.FINAL: lambda: answerer}, parts, replace(how, shown=0))
+        predictor = Predictor.of(model.model, model.tokenizer, how.device, how.dtype, length(run, how))
+        found = stage_scores(Path(output) / BEFORE, {sequence.FINAL: lambda: predictor}, parts, replace(how, shown=0))
         first = [found[name][part.task.metric].value for name, part in parts.items()]
     rows, stages = [], list(sequence.stages(run.flags))
     for stage in stages:
@@ -164,7 +164,7 @@ def matrix_of(run, parts, how, output, every_epoch=False, before=False):
         asked = how if stage == stages[-1] else replace(how, shown=0)
         found = stage_scores(sequence.stage_directory(output, stage), load, parts, asked)
         rows.append([found[name][part.task.metric].value for name, part in parts.items()])
-    # What was learnt at once, or in other parts than tasks, has only its end.
+    # What was trained at once, or in other parts than tasks, has only its end.
     rows = rows if stages == names else rows[-1:]
     rows = [[None] * len(names)] * (len(names) - len(rows)) + rows
     return Matrix(names, rows, first, metric)
@@ -177,7 +177,7 @@ def length(run, how):
 
 def loader(path, run, how):
     """Loads a model when it is its turn."""
-    return lambda: Answerer.load(path, how.device, how.dtype, length(run, how))
+    return lambda: Predictor.load(path, how.device, how.dtype, length(run, how))
 
 
 def stage_scores(folder, models, parts, how):
@@ -185,18 +185,18 @@ def stage_scores(folder, models, parts, how):
 
     Args:
         folder: where metrics.json and the csv files go.
-        models: {epoch: called without arguments, returns its `Answerer`}.
+        models: {epoch: called without arguments, returns its `Predictor`}.
         parts: {task: `Questions`}.
-        how: `How`.
+        how: `EvalConfig`.
     """
     written = {}
     for epoch, load in models.items():
-        answerer = load()
+        predictor = load()
         for part in parts.values():
-            check_fit(answerer.encoder, part.qas)
+            check_fit(predictor.encoder, part.qas)
         found = {}
         for name, part in parts.items():
-            found[name] = answered(answerer, part, how, folder / f"qa_{name}_{epoch}.csv")
+            found[name] = answered(predictor, part, how, folder / f"qa_{name}_{epoch}.csv")
             numbers = ", ".join(f"{which} {score.value:.2f}" for which, score in found[name].items())
             print(f"{folder.name}, {epoch}: {name}: {numbers}", flush=True)
         written[epoch] = {name: metrics.to_json(own) for name, own in found.items()}
@@ -204,13 +204,13 @@ def stage_scores(folder, models, parts, how):
     return found
 
 
-def answered(answerer, part, how, path):
+def answered(predictor, part, how, path):
     """The scores of one model on one task; its answers go to a csv file."""
 
     def work(size):
         with evaluation.Progress(len(part.qas), f"answering {part.task.name}") as done:
-            texts, pairs = answer(answerer, part.qas, how.sampling, size, done, part.task.name)
-        return texts, log_probabilities(answerer, pairs, size, part.task.name)
+            texts, pairs = answer(predictor, part.qas, how.sampling, size, done, part.task.name)
+        return texts, log_probabilities(predictor, pairs, size, part.task.name)
 
     texts, logs = BackOff(how.batch_size, "--test_batch_size").run(work)
     table = io.StringIO()
@@ -241,7 +241,7 @@ def write(folder, matrices, seeds, title, asked):
 
 
 FORMULAS = """
-R[i][j] is the score of task j after learning tasks 1 … i, b[j] that before anything was learnt, T the number of tasks.
+R[i][j] is the score of task j after learning tasks 1 … i, b[j] that before anything was trained, T the number of tasks.
 
 - average accuracy: 1/T · Σ_j R[T][j]
 - backward transfer: 1/(T−1) · Σ_{j<T} (R[T][j] − R[j][j])

@@ -1,12 +1,12 @@
 """A sequence of tasks as files: the flags that name it, where its parts lie, and what of it is done.
 
     <model_dir_root>/<model>/<type>/<t1_t2_…>_<pct>_<seed>/      lll; otherwise <t1_t2_…>_seed_<seed>/
-        run.json, sequence.json             the flags; which tasks have been learnt
-        <task>/                             the model when this task had been learnt (multitask, multilm: none, the
+        run.json, sequence.json             the flags; which tasks have been trained
+        <task>/                             the model when this task had been trained (multitask, multilm: none, the
                                             model lies in the directory itself)
             epoch_<n>/                      the model after each epoch
             generated_<earlier task>.jsonl  samples replayed; beside it what was rejected, and why
-            checkpoints/                    only while the task is learnt
+            checkpoints/                    only while the task is trained
             training_metrics.json           how training went
             metrics.json, qa_<task>_<n>.csv what evaluate_lifelong.py found
     <model_dir_root>/<model>/teachers/<task>_<key>/<task>/      teachers of --train_teachers
@@ -53,7 +53,7 @@ def name_flags(parser):
     g.add_argument("--seq_train_type", choices=list(strategies.STRATEGIES), default=strategies.DEFAULT,
                    help="the strategy against forgetting; each is described below")  # fmt: skip
     task_flag(g, "--tasks", "question_answer", nargs="+", metavar="TASK",
-              help="the tasks, in the order they are learnt; NAME=DATA is one of your own, see data/own_tasks.py")
+              help="the tasks, in the order they are trained; NAME=DATA is one of your own, see data/own_tasks.py")
     g.add_argument("--model_name", "--model_checkpoint", dest="model_checkpoint", default="gpt2", metavar="NAME",
                    help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
     g.add_argument("--gen_lm_sample_percentage", type=flags.share, default=0.05,
@@ -126,9 +126,9 @@ def check_names(parser, args, data=True):
     if reason := get_method(chosen["method"]).load_class().shared:
         parser.error(f"--own_adapters: not with {chosen['method']}: {reason}; choose another --method")
     if args.unbound:
-        parser.error("--own_adapters: the parts of --unbound are no tasks, a question could not be told whose it is")
+        parser.error("--own_adapters: the parts of --unbound are not tasks: no adapter belongs to a question")
     if args.own_adapters == PREVIOUS and strategies.get_strategy(args).joint:
-        parser.error(f"--own_adapters {PREVIOUS}: {args.seq_train_type} learns all tasks at once, none comes first")
+        parser.error(f"--own_adapters {PREVIOUS}: {args.seq_train_type} trains all tasks at once, none comes first")
 
 
 def choose_method(args):
@@ -138,7 +138,7 @@ def choose_method(args):
 
 
 def method_name(args):
-    """The same in one word, "" where the whole model is learnt; a width is written as it always was."""
+    """The same in one word, "" where the whole model is trained; a width is written as it always was."""
     chosen = choose_method(args)
     if chosen is None:
         return ""
@@ -164,13 +164,13 @@ def directory(args):
 
 
 def stages(args):
-    """{name of a stage: the tasks learnt in it}, in order."""
+    """{name of a stage: the tasks trained in it}, in order."""
     joint = strategies.get_strategy(args).joint
-    return {"all": list(args.tasks)} if joint else {name: [name] for name in learnt(args)}
+    return {"all": list(args.tasks)} if joint else {name: [name] for name in trained_names(args)}
 
 
-def learnt(args):
-    """Names of what is learnt: the tasks, or the parts of --unbound."""
+def trained_names(args):
+    """Names of what is trained: the tasks, or the parts of --unbound."""
     return [f"task_{number}" for number in range(args.unbound)] if args.unbound else list(args.tasks)
 
 
@@ -205,7 +205,7 @@ class Progress:
         self.finished, began = list(state["finished"]), state["processes"]
         if processes and began != processes:
             raise UserError(f"the sequence was begun by {began} processes, now there are {processes}", place=self.path,
-                            remedy=f"go on with torchrun --nproc_per_node {began}")  # fmt: skip
+                            remedy=f"resume with torchrun --nproc_per_node {began}")  # fmt: skip
 
     def add(self, stage):
         """This stage is done, too."""

@@ -1,4 +1,4 @@
-"""Teachers (L2KD): single-task models whose distributions, or texts, a task is learnt from."""
+"""Teachers (L2KD): single-task models whose distributions, or texts, a task is trained on."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ def load_teacher(learner, folder, task, args, dtype=torch.float32):
     """The `Teacher` of a task, on the CPU.
 
     Raises:
-        UserError: it is no teacher for this learner.
+        UserError: it cannot teach this model.
     """
     model, tokenizer = checkpoint.load(folder)
     check_holds(model, folder, task)
@@ -64,7 +64,7 @@ def check_holds(model, folder, task):
 
 
 def check_teachers(learner, teachers, args):
-    """Every task's teacher is one; said before anything is learnt."""
+    """Every task's teacher is one; said before anything is trained."""
     for task, folder in teachers.items():
         load_teacher(learner, folder, task, args)
 
@@ -86,7 +86,7 @@ def distilled(args, task, folder, dtype):
     with idist.one_rank_first():
         there = path.exists()
         if not there:
-            teacher = answers.Answerer.load(folder, idist.device(), dtype, args.max_len)
+            teacher = answers.Predictor.load(folder, idist.device(), dtype, args.max_len)
             check_holds(teacher.model, folder, task.name)
 
             def work(size):

@@ -11,7 +11,7 @@ from versatile.data import question_samples as samples
 from versatile.data.question_samples import QA
 from versatile.data.question_tasks import TASKS
 from versatile.lifelong import scoring
-from versatile.lifelong.answers import Answerer, answer, log_probabilities
+from versatile.lifelong.answers import Predictor, answer, log_probabilities
 
 import evaluate_lifelong
 import train_lifelong
@@ -70,7 +70,7 @@ def test_both_scripts_take_the_same_flags_as_the_originals_do(data, tmp_path):
     at = argv.index("--output_dir")
     argv = [*argv[:at], *argv[at + 2 :]]
     for _ in range(2):
-        # The second time all is learnt already.
+        # The second time all is trained already.
         train_lifelong.main(argv)
     evaluate_lifelong.main(argv)
     assert list(tmp_path.glob("*/finetune/*/matrix.json"))
@@ -90,7 +90,7 @@ def test_finetuning_forgets_and_replay_does_not(tmp_path):
 
 @pytest.mark.parametrize("name", ["one", "openai"])
 def test_answers_in_batches_are_those_of_plain_greedy_search(name, runs):
-    answerer = Answerer.load(runs / name / "sst", CPU, torch.float32, 48)
+    answerer = Predictor.load(runs / name / "sst", CPU, torch.float32, 48)
     qas = [*questions("ag", 5), QA("", "what of the river?", ("World of Sports",)), *questions("sst", 3)]
     texts, pairs = answer(answerer, qas, batch_size=4)
     assert len({len(prompt) for prompt, _ in pairs}) > 2
@@ -170,7 +170,7 @@ def test_what_cannot_be_evaluated_is_one_message(runs, data, tmp_path, capsys):
     assert "--tasks is needed" in refused(capsys, "--data_dir", data)
     assert "--output_dir is needed" in refused(capsys, "--model_dirs", runs / "one", runs / "two")
     (tmp_path / "run.json").write_bytes((runs / "one" / "run.json").read_bytes())
-    assert "ag has not been learnt yet" in refused(capsys, "--model_dirs", tmp_path, "--data_dir", data)
+    assert "ag has not been trained yet" in refused(capsys, "--model_dirs", tmp_path, "--data_dir", data)
     assert "train_lifelong.py" in refused(capsys, "--model_dirs", runs / "one" / "ag" / "epoch_1")
     assert f"one task of {runs / 'one'}" in refused(capsys, "--model_dirs", runs / "one" / "ag")
     (tmp_path / "run.json").write_text("[]")
@@ -218,7 +218,7 @@ def test_only_seeds_may_differ_in_one_matrix(runs, data, tmp_path, capsys):
     text = refused(capsys, "--model_dirs", runs / "one", runs / "together", *more)
     assert "--seq_train_type multitask" in text and "lifelong.compare" in text
     text = refused(capsys, "--model_dirs", runs / "one", "--tasks", "sst", "ag")
-    assert "learnt with --tasks ag sst, not --tasks sst ag" in text
+    assert "trained with --tasks ag sst, not --tasks sst ag" in text
     evaluated("--model_dirs", runs / "one", "--tasks", "ag", "sst", "--limit", 1, *more)
 
 
@@ -253,7 +253,7 @@ def test_a_title_says_how_it_was_learnt():
 
     known = dict(seq_train_type="lll", model_checkpoint="some/gpt2", adapter_bottleneck=8, own_adapters="fresh",
                  distil=True, seq_distil=False, real_sample=True, unbound=None)  # fmt: skip
-    run = scoring.Learnt(None, Namespace(**known))
+    run = scoring.SequenceRun(None, Namespace(**known))
     assert run.title == "lll, gpt2, own adapters of 8, Word-KD, real samples" and run.only_end is None
-    run = scoring.Learnt(None, Namespace(**known | dict(adapter_bottleneck=None, distil=False, unbound=3)))
+    run = scoring.SequenceRun(None, Namespace(**known | dict(adapter_bottleneck=None, distil=False, unbound=3)))
     assert run.title == "lll, gpt2, real samples, unbound, 3 parts" and "3 parts" in run.only_end

@@ -16,7 +16,7 @@ from versatile.data.encoders.question_answer import gen_token
 from versatile.data.question_samples import QA
 from versatile.data.question_tasks import TASKS
 from versatile.lifelong import learning, replay, routing, scoring, sequence
-from versatile.lifelong.answers import Answerer, answer, log_probabilities
+from versatile.lifelong.answers import Predictor, answer, log_probabilities
 from versatile.lifelong.losses import Objective, WeightedLoss
 from versatile.training.objectives import cross_entropy, move
 
@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def learnt(data, tmp_path_factory):
+def trained_names(data, tmp_path_factory):
     """Called with a mode, and more flags: the directory of that run, which is run once, in this process."""
     made, folder = {}, tmp_path_factory.mktemp("runs")
 
@@ -76,7 +76,7 @@ def moved(one, other):
 
 
 def start(data, out, mode, *more):
-    """A model of these flags before it has learnt anything: (flags, `Learner`)."""
+    """A model of these flags before it has learnt anything: (flags, `LifelongModel`)."""
     args = train_lifelong.parser().parse_args(arguments(data, out, mode, *more))
     return args, learning.load(args)
 
@@ -217,11 +217,11 @@ def test_directories_of_their_own_and_old_ones_as_they_were(learnt):
     assert named("--own_adapters", "previous") == named() + "_own_previous"
     out = learnt("finetune")
     record = json.loads((out / "run.json").read_text())
-    assert record["flags"]["own_adapters"] == "fresh" == scoring.opened(out).flags.own_adapters
+    assert record["flags"]["own_adapters"] == "fresh" == scoring.open_sequence_run(out).flags.own_adapters
     del record["flags"]["own_adapters"]
     (out / "run.json").write_text(json.dumps(record))
     try:
-        assert scoring.opened(out).flags.own_adapters is None
+        assert scoring.open_sequence_run(out).flags.own_adapters is None
     finally:
         record["flags"]["own_adapters"] = "fresh"
         (out / "run.json").write_text(json.dumps(record))
@@ -321,7 +321,7 @@ def test_teachers_that_are_trained_are_those_of_a_shared_adapter(data, tmp_path)
 
 
 def test_every_question_goes_through_its_tasks_adapter(learnt, data):
-    answerer = Answerer.load(learnt("finetune") / "ag", torch.device("cpu"), torch.float32, 48)
+    answerer = Predictor.load(learnt("finetune") / "ag", torch.device("cpu"), torch.float32, 48)
     model, eos = answerer.model, answerer.encoder.eos
     # So that no two adapters answer alike.
     torch.manual_seed(0)
@@ -379,7 +379,7 @@ def test_a_task_is_kept_whose_adapter_is_its_own(tmp_path):
     [
         (("--own_adapters",), "goes with --adapter_bottleneck N"),
         (("--own_adapters", "--adapter_bottleneck", "0"), "goes with --adapter_bottleneck N"),
-        ((*OWN, "--unbound", "2"), "a question could not be told whose it is"),
+        ((*OWN, "--unbound", "2"), "no adapter belongs to a question"),
         ((*OWN, "previous", "--seq_train_type", "multitask"), "none comes first"),
         ((*OWN, "all"), "invalid choice: 'all'"),
     ],

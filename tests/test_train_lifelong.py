@@ -25,7 +25,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def learnt(data, tmp_path_factory):
+def trained_names(data, tmp_path_factory):
     """Called with a mode: the directory of its uninterrupted run, which is run once."""
     made, folder = {}, tmp_path_factory.mktemp("runs")
 
@@ -112,7 +112,7 @@ def test_the_same_command_goes_on_and_learns_nothing_twice(learnt, data, tmp_pat
     before = tensors(out / "sst")
     result = run(SCRIPT, command(data, out, "lll", *MODES["lll"], "--skip_tasks", "ag"), tmp_path)
     assert result.code == 0, result.err
-    assert "ag: learnt already" in result.out and "sst: learnt already" in result.out
+    assert "ag: trained already" in result.out and "sst: trained already" in result.out
     assert different(before, tensors(out / "sst")) == []
     refused(run(SCRIPT, command(data, out, "lll", "--add_task_tokens", "--reg_lambda", 3), tmp_path), "reg_lambda")
 
@@ -137,7 +137,7 @@ def test_adapters_are_learnt_beside_a_frozen_backbone_from_teachers_that_are_tra
     names = set(load_file(tmp_path / "run" / "sst" / "adapter_model.safetensors"))
     assert names == {"rows.lifelong", *(f"blocks.{block}.lifelong.{part}.{kind}" for block in range(2)
                                         for part in ("norm", "down", "up") for kind in ("weight", "bias"))}  # fmt: skip
-    assert "ag: learnt from the teacher" in first.out and "10 texts of the teacher" in first.out
+    assert "ag: distilled from the teacher" in first.out and "10 texts of the teacher" in first.out
     assert len(list((tmp_path / "run" / "tiny-gpt2_adapter_4" / "teachers").iterdir())) == 2
     argv[argv.index("--output_dir") + 1] = str(tmp_path / "again")
     again = run(SCRIPT, argv, tmp_path / "log")
@@ -154,7 +154,7 @@ def test_unbound_parts_are_learnt_like_tasks(data, tmp_path):
     assert [report(out / f"task_{i}")["replayed"] for i in (1, 2)] == [{"task_0": 3}, {"task_0": 1, "task_1": 1}]
     from versatile.lifelong import scoring
 
-    assert scoring.opened(out).flags.unbound == 3
+    assert scoring.open_sequence_run(out).flags.unbound == 3
 
 
 def test_upsampled_tasks_are_learnt_as_often_as_said(data, tmp_path):
@@ -318,7 +318,7 @@ def test_teachers_are_found_where_train_teachers_put_them(data, tmp_path, capsys
     (text,) = teachers.glob("ag_*/ag/distil_*.json")
     more = ("--seq_distil", "--distil", "--teacher_dir", teachers)
     said = learn(capsys, *command(data, tmp_path / "two", "finetune", *QUICK, *more))
-    assert "learnt from the teacher" in said and said.count("there already: ") == 2
+    assert "distilled from the teacher" in said and said.count("there already: ") == 2
     # Texts of another length, or of other weights, are other texts.
     learn(capsys, *command(data, tmp_path / "three", "finetune", *QUICK, "--max_len", 40, *more))
     assert len(list(teachers.glob("ag_*/ag/distil_*.json"))) == 2
