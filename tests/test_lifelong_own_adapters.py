@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained_names(data, tmp_path_factory):
+def learnt(data, tmp_path_factory):
     """Called with a mode, and more flags: the directory of that run, which is run once, in this process."""
     made, folder = {}, tmp_path_factory.mktemp("runs")
 

@@ -25,7 +25,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def trained_names(data, tmp_path_factory):
+def learnt(data, tmp_path_factory):
     """Called with a mode: the directory of its uninterrupted run, which is run once."""
     made, folder = {}, tmp_path_factory.mktemp("runs")
 
