@@ -3,7 +3,7 @@
 
   one CPU (a few minutes a script, some hundred MB of disk for a while):
     OMP_WAIT_POLICY=PASSIVE python bench/memory.py
-    OMP_WAIT_POLICY=PASSIVE python bench/memory.py --scripts train_t5 train_camtl
+    OMP_WAIT_POLICY=PASSIVE python bench/memory.py --scripts train_t5 train_camtl train_lifelong
   one GPU: the same; what is measured is the process's memory on the CPU's side.
 
 Writes a data file, record by record, into a temporary directory and trains a tiny model on it for a few steps,
@@ -11,6 +11,7 @@ tokenising included. Reported is the largest resident set of that process (VmHWM
 """
 
 import dataclasses
+import json
 import os
 import random
 import subprocess
@@ -23,6 +24,7 @@ from pathlib import Path
 import common
 
 TARGET_MB = 300
+SOME_STEPS = 5
 NAMES = ["Alimentum", "Aromi", "Bibimbap House", "Blue Spice", "Clowns", "Cocum", "Cotto", "The Eagle", "Fitzbillies"]
 FOODS = ["Chinese", "English", "Fast food", "French", "Indian", "Italian", "Japanese"]
 AREAS = ["city centre", "riverside"]
@@ -108,6 +110,20 @@ def write_entailment(path, count):
             file.write(f"{i}\t{name} number {i} serves {food} food.\t{name} is in the {area}.\t{label}\n")
 
 
+def write_questions(path, count):
+    """SQuAD-style json."""
+    rng = random.Random(0)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write('{"data": [')
+        for i in range(count):
+            name, food, area = rng.choice(NAMES), rng.choice(FOODS), rng.choice(AREAS)
+            answer = f"{name} number {i} serves {food} food in the {area}."
+            question = dict(question="What is it like?", answers=[dict(text=answer)], id=i)
+            article = dict(paragraphs=[dict(context=f"name[{name}], food[{food}], area[{area}]", qas=[question])])
+            file.write((",\n" if i else "\n") + json.dumps(article))
+        file.write("\n]}\n")
+
+
 # ---- scripts
 
 
@@ -119,11 +135,13 @@ class Script:
         file: the data file's path below the run's folder.
         write: called with (path, number of examples).
         flags: of the script; {data}, {folder} and {steps} are filled in.
+        last_line: for a script that knows no --max_steps: how the line begins after which it is soon stopped.
     """
 
     file: str
     write: object
     flags: str
+    last_line: str | None = None
 
     def data_file(self, folder):
         return folder / "data" / self.file
@@ -140,6 +158,9 @@ RUNS = {
     "train_camtl": Script("RTE/train.tsv", write_entailment,
                           "--model_name_or_path tiny-bert --tasks rte --data_dir {data} --do_train "
                           "--max_steps {steps} --output_dir {folder}/run"),
+    "train_lifelong": Script("ag_to_squad-train-v2.0.json", write_questions,
+                             "--model_name tiny-gpt2 --tasks ag --data_dir {data} --adapter_bottleneck 8 "
+                             "--seq_train_type finetune --train_batch_size 8 --model_dir_root {folder}/run", "run: "),
 }  # fmt: skip
 
 
@@ -158,14 +179,27 @@ def run(script, path, folder, cache, args):
         peak = {}
         watcher = threading.Thread(target=watch, args=(process.pid, cache / "tokens", peak))
         watcher.start()
+        stopped = RUNS[script].last_line and stop_after(RUNS[script].last_line, process, output)
         code = process.wait()
         watcher.join()
-        if code:
+        if code and not stopped:
             output.seek(0)
             sys.exit(f"{script}.py ended with {code}:\n{output.read()}")
     tokenise = peak.get("cached", 0.0) - peak.get("caching", peak.get("cached", 0.0))
     return dict(peak_mb=peak["VmHWM"] / 1024, anonymous_mb=peak["RssAnon"] / 1024, tokenise_s=tokenise,
                 total_s=time.perf_counter() - began)  # fmt: skip
+
+
+def stop_after(beginning, process, output):
+    """Stop a process some steps after it has written a line that begins so; returns whether it was stopped."""
+    while process.poll() is None:
+        written = os.pread(output.fileno(), 1 << 20, 0).decode("utf-8", "replace")
+        if any(line.startswith(beginning) for line in written.splitlines()):
+            time.sleep(SOME_STEPS)
+            process.terminate()
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def watch(pid, cache, peak):
