@@ -6,8 +6,6 @@ killed half-way leaves nothing that would be taken for whole (data/token_store.p
 grow with the data: records are streamed in and arrays are mapped, not loaded.
 """
 
-import hashlib
-import json
 from array import array
 from collections import Counter
 from itertools import islice
@@ -16,7 +14,7 @@ import numpy as np
 from versatile.data.encoders.markers import Encoder, tokenizer_fingerprint
 from versatile.data.flat_lists import map_file
 from versatile.data.task import Reading
-from versatile.data.token_store import entry_directory, open_entry
+from versatile.data.token_store import entry_directory, entry_key, open_entry
 from versatile.utils.errors import UserError
 
 FORMAT = 4
@@ -72,8 +70,7 @@ def load(path, split, task, tokenizer, positions, *, training, how=Reading(), ca
     encoder = Encoder(tokenizer, task, positions)
     settings = [FORMAT, split, task.name, task.markers, task.bos, task.eos, task.bos_type, task.limits,
                 task.min_tokens, positions, training, vars(how), encoder.lead, type(task).__module__]  # fmt: skip
-    parts = [task.content_key(path, split), tokenizer_fingerprint(tokenizer), json.dumps(settings)]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    key = entry_key(task.content_key(path, split), tokenizer_fingerprint(tokenizer), settings)
 
     def build(beside):
         return dict(key=key) | _build(beside, path, split, task, encoder, training, how, progress, len(tokenizer))

@@ -21,6 +21,17 @@ class Damaged(Exception):
     """An entry that is not what was written."""
 
 
+def entry_key(content, tokenizer_fingerprint, settings):
+    """The content key of an entry: everything that decides what lies in it.
+
+    Args:
+        content: a text that changes with the data.
+        tokenizer_fingerprint: one that changes with the tokenizer.
+        settings: whatever else does, as json can tell it.
+    """
+    return hashlib.sha256("\n".join([content, tokenizer_fingerprint, json.dumps(settings)]).encode()).hexdigest()[:32]
+
+
 def entry_directory(key, cache_dir=None):
     """Where the entry of a content key lies: below `cache_dir`, or below `cache_root()/tokens`."""
     return Path(cache_dir or cache_root() / "tokens") / key

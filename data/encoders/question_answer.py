@@ -10,7 +10,6 @@ context in cq than in cqa. Here everything fits, labels stand on their tokens, a
 """
 
 import hashlib
-import json
 from array import array
 from collections import Counter
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from versatile.data.encoders.markers import leading_space, tokenize
 from versatile.data.flat_lists import FlatLists, FlatWriter, map_file
 from versatile.data.row_store import Rows
-from versatile.data.token_store import entry_directory, open_entry
+from versatile.data.token_store import entry_directory, entry_key, open_entry
 from versatile.utils.errors import UserError
 
 ANS, PAD, UNK, SEP, GEN = "__ans__", "__pad__", "__unk__", "__sep__", "__gen__"
@@ -181,7 +180,7 @@ class Encoder:
         self.tokenizer.no_padding()
         fingerprint = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
         settings = [FORMAT, self.max_len, self.ans, self.pad, self.sep, self.eos, self.lead]
-        key = hashlib.sha256("\n".join([samples.content_key, fingerprint, json.dumps(settings)]).encode()).hexdigest()
+        folder = entry_directory(entry_key(samples.content_key, fingerprint, settings), cache_dir)
 
         def build(beside):
             before = Counter(self.counts)
@@ -189,8 +188,7 @@ class Encoder:
             cut, self.counts = self.counts - before, before
             return dict(cut=dict(cut))
 
-        rows = open_entry(entry_directory(key[:32], cache_dir), partial(StoredRows, gen=self._id(gen), task=task),
-                          build, cache_dir)  # fmt: skip
+        rows = open_entry(folder, partial(StoredRows, gen=self._id(gen), task=task), build, cache_dir)
         self.counts += Counter(rows.cut)
         return rows
 

@@ -6,8 +6,6 @@ it, and task ids are not kept: they are the model's own, and come in where batch
 finds the file by its length alone, and so trains the wrong heads when the order changes.)
 """
 
-import hashlib
-import json
 from array import array
 from itertools import islice
 from pathlib import Path
@@ -17,7 +15,7 @@ from versatile.data import glue
 from versatile.data.cache import CHUNK
 from versatile.data.encoders.markers import tokenize, tokenizer_fingerprint
 from versatile.data.files import fingerprint
-from versatile.data.token_store import entry_directory, open_entry
+from versatile.data.token_store import entry_directory, entry_key, open_entry
 from versatile.utils.errors import UserError
 
 FORMAT = 2
@@ -99,8 +97,7 @@ def load(data_dir, name, split, tokenizer, max_length, *, limit=None, cache_dir=
     backend.no_padding()
     settings = [FORMAT, task.name, split, task.columns, task.label_column, task.labels, max_length]
     content = task.content_key(split) if task.own else fingerprint(path)
-    parts = [content, tokenizer_fingerprint(tokenizer), json.dumps(settings)]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    key = entry_key(content, tokenizer_fingerprint(tokenizer), settings)
     folder = entry_directory(key if limit is None else f"{key}_{limit}", cache_dir)
 
     def build(beside):

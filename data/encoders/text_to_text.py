@@ -5,8 +5,6 @@ rows come from, the tokenizer, the task and what chooses the rows. The texts lie
 against them.
 """
 
-import hashlib
-import json
 from itertools import islice
 
 from versatile.data import text_to_text
@@ -15,7 +13,7 @@ from versatile.data.cache import CHUNK
 from versatile.data.encoders.markers import tokenizer_fingerprint
 from versatile.data.flat_lists import FlatLists, FlatTexts, FlatWriter
 from versatile.data.plain_text import ended_ids
-from versatile.data.token_store import entry_directory, open_entry
+from versatile.data.token_store import entry_directory, entry_key, open_entry
 
 FORMAT = 1
 
@@ -60,8 +58,7 @@ def load(task, split, tokenizer, lengths, *, data_dir=None, cache_dir=None, **ch
     backend.no_truncation()
     backend.no_padding()
     settings = [FORMAT, repr(task), split, lengths, sorted(choice.items()), tokenizer.eos_token_id]
-    parts = [rows_of.content_key(task, rows.names, data_dir), tokenizer_fingerprint(tokenizer), json.dumps(settings)]
-    key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    key = entry_key(rows_of.content_key(task, rows.names, data_dir), tokenizer_fingerprint(tokenizer), settings)
 
     def build(beside):
         return dict(key=key, cut=_build(beside, rows, tokenizer, dict(zip(("source", "target"), lengths))))
