@@ -5,7 +5,7 @@ import random
 from argparse import Namespace
 
 import pytest
-from scripts import Result
+from scripts import ROOT, Result
 from training_runs import refused
 from versatile.adapters.backbones import loading
 from versatile.lifelong import learning, sequence
@@ -149,6 +149,8 @@ def test_what_a_script_wrote_is_read_as_it_was_given():
 
 def test_flags_of_a_t5_run_are_checked_for_its_evaluation_too():
     assert restored(dict(tasks=["rte"], report_to=[], config="a.json"), "") == dict(tasks=["rte"], config="a.json")
+    switches = dict(greater_is_better=False, do_test=True, unique_hyper_net_layer_norm=False)
+    assert restored(switches, "") == switches
     for name, value in dict(max_source_length="x", data_seed=-2.5, split_validation_test="yes", tasks=[[]]).items():
         with pytest.raises(UserError, match=name):
             restored({name: value}, "run.json", NAMES)
@@ -163,3 +165,10 @@ def test_a_damaged_sequence_is_one_message(content, tmp_path):
     with pytest.raises(UserError, match=r"sequence\.json") as error:
         sequence.Progress(tmp_path)
     assert "remove it" in error.value.remedy
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.name)
+def test_the_flags_of_every_published_t5_config_come_back_as_they_were_written(config):
+    flags = json.loads(json.dumps(train_t5_arguments([str(config), "--output_dir", "nowhere"]).flags()))
+    found = restored(flags, "run.json")
+    assert found == {name: value for name, value in flags.items() if name in found} and "tasks" in found

@@ -73,15 +73,16 @@ def _parsed(action, value, place):
     write = getattr(action.type, "written", str)
     expected = "one of " + ", ".join(map(str, action.choices)) if action.choices else None
     try:
-        if write is str and (value is None or isinstance(value, (bool, dict, list))):
+        if write is str and (value is None or isinstance(value, (dict, list))):
             raise ValueError
-        schema.validate(text := write(value), TEXT, place)
+        text = str(value).lower() if isinstance(value, bool) else write(value)
+        schema.validate(text, TEXT, place)
         found = action.type(text) if action.type else text
     except argparse.ArgumentTypeError as error:
         raise _unfit(value, str(error).rpartition("expected ")[2], place) from None
     except (UserError, ValueError, TypeError, OverflowError, RecursionError):
         raise _unfit(value, expected or _kind(action), place) from None
-    if found != value or (action.choices is not None and found not in action.choices):
+    if found != value or isinstance(found, bool) != isinstance(value, bool) or (action.choices is not None and found not in action.choices):
         raise _unfit(value, expected or _kind(action), place)
     return found
 
