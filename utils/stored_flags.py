@@ -82,7 +82,8 @@ def _parsed(action, value, place):
         raise _unfit(value, str(error).rpartition("expected ")[2], place) from None
     except (UserError, ValueError, TypeError, OverflowError, RecursionError):
         raise _unfit(value, expected or _kind(action), place) from None
-    if found != value or isinstance(found, bool) != isinstance(value, bool) or (action.choices is not None and found not in action.choices):
+    same = found == value and isinstance(found, bool) == isinstance(value, bool)
+    if not same or (action.choices is not None and found not in action.choices):
         raise _unfit(value, expected or _kind(action), place)
     return found
 
