@@ -81,7 +81,8 @@ def work(args, given):
         step = camtl.trained_steps(args.model_checkpoint)
         return camtl.finish(args, args.output_dir, model, tokenizer, splits, dtype, step)
     if run is None:
-        run = start(args, parameters)
+        run = start(args)
+    keep_parameters(run, parameters)
     step, report = camtl.fit(args, run, model, tokenizer, splits, dtype)
     camtl.finish(args, run.directory, model, tokenizer, splits, dtype, step, report)
     data = ["--data_dir", args.data_dir] if args.data_dir else []
@@ -104,19 +105,26 @@ def open_run(args, given):
     return args, run
 
 
-def start(args, parameters):
-    """A new run, with what is frozen and what is trained in parameters.json."""
+def start(args):
+    """A new run."""
     import ignite.distributed as idist
     from versatile.training import camtl_training as camtl
     from versatile.training import experiment
-    from versatile.utils.files import write_json
 
     if args.overwrite_output_dir and args.output_dir and idist.get_rank() == 0:
         camtl.clear(args.output_dir)
-    run = experiment.new_run(args, ("glue", args.form), camtl.method(args))
-    if idist.get_rank() == 0:
-        write_json(run.directory / "parameters.json", parameters)
-    return run
+    return experiment.new_run(args, ("glue", args.form), camtl.method(args))
+
+
+def keep_parameters(run, parameters):
+    """What is frozen and what is trained, in parameters.json."""
+    import ignite.distributed as idist
+    from versatile.utils.files import write_json
+
+    path = run.directory / "parameters.json"
+    # A run that was killed as it began may lack it when it is resumed.
+    if idist.get_rank() == 0 and not path.exists():
+        write_json(path, parameters)
 
 
 if __name__ == "__main__":

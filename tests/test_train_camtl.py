@@ -259,6 +259,7 @@ def test_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(whole, tmp_pa
     assert (out / "eval_results.json").read_text().replace(str(out), "") == (
         whole[0] / "eval_results.json").read_text().replace(str(whole[0]), "")  # fmt: skip
     assert {p.name for p in out.glob("*.tsv")} == {p.name for p in whole[0].glob("*.tsv")}
+    assert read_json(out / "parameters.json") == read_json(whole[0] / "parameters.json")
 
 
 def test_a_signal_saves_and_leaves_with_its_number(bert, tmp_path):
@@ -447,9 +448,15 @@ def test_a_directory_that_is_no_run_is_refused_by_this_scripts_name(tmp_path, ca
 def test_a_finished_run_that_is_gone_on_with_only_predicts(bert, tmp_path):
     out = tmp_path / "run"
     trained(command(bert, out, tasks=("cola",), epochs=1), tmp_path / "1", SCRIPT)
-    before = tensors(out)
+    before, parameters = tensors(out), read_json(out / "parameters.json")
+    scores = (out / "eval_results.json").read_text()
+    # As after a kill between run.json and parameters.json, and before the scores.
+    for name in ("parameters.json", "eval_results.json"):
+        (out / name).unlink()
     result = run(SCRIPT, ["--resume", out, "--do_predict"], tmp_path / "2")
     assert result.code == 0 and "already finished" in result.out, result.err
+    assert read_json(out / "parameters.json") == parameters
+    assert (out / "eval_results.json").read_text() == scores
     assert different(before, tensors(out)) == [] and list(out.glob("cola_test_iter_2.tsv"))
 
 
