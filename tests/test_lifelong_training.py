@@ -30,14 +30,13 @@ def trainer(folder, mode="lll", epochs=EPOCHS, dropout=0.1, most=None, whole=Tru
         teacher = Teacher((model(tensors("model_teacher304")).eval(), tokenizer()), (learner, tokenizer()))
     objective = Objective(0.25 if mode in ("lll", "distil") else None, {ANS: 5}, mode == "distil")
     batches = LifelongBatches(random_rows(ROWS, extra=(2, 3)), objective, PAD, 64, 200.0, 5, seed=7)
-    loss = WeightedLoss(learner, teacher)
     run = Run(folder)
     folder.mkdir(exist_ok=True)
     held = Trainer(
         learner, batches, None, Settings(lr=5e-3, n_epochs=epochs, seed=3, adam_eps=1e-4, **settings), run,
         save_model=lambda at: torch.save(learner.state_dict(), at / "weights"),
         load_model=lambda at: learner.load_state_dict(torch.load(at / "weights", weights_only=True)),
-        prepare=loss.prepare, smaller=batches.smaller,
+        objective=WeightedLoss(teacher), smaller=batches.smaller,
     )  # fmt: skip
     annealing = Annealing.of(5e-3, ROWS, EPOCHS, 0.2)
     held.schedule = lambda step: annealing(batches.seen(held.places(step)))
