@@ -34,7 +34,7 @@ def draw_rooms():
     rooms = [
         (0.3, 5.5, 12.4, 0.8, "white", "scripts: train.py  train_vlm.py  train_lifelong.py  train_t5.py  train_camtl.py  …\n"
          "flags of a published system -> the common settings"),
-        (0.3, 4.2, 12.4, 0.8, "#dfe7f2", "lifelong/\nstrategies (one file each), replay, teachers, scores, matrix"),
+        (0.3, 4.2, 12.4, 0.8, "#dfe7f2", "lifelong/\nstrategies (one file each), replay, teachers, scores"),
         (0.3, 2.9, 12.4, 0.8, "#dfe7f2", "training/\none loop, objectives, optimizers, distillation, decoding, runs"),
         (0.3, 1.6, 6.0, 0.8, NLG, "data/\ntasks  encoders  converters  cache  batching"),
         (6.7, 1.6, 6.0, 0.8, MT, "adapters/\nbackbones  methods  imports  checkpoint  combine"),
