@@ -32,7 +32,7 @@ def draw_rooms():
     ax.set(xlim=(0, 13), ylim=(0, 6.6))
     ax.axis("off")
     rooms = [
-        (0.3, 5.5, 12.4, 0.8, "white", "scripts: train.py  train_vlm.py  train_lifelong.py  train_t5.py  train_camtl.py  …\n"
+        (0.3, 5.5, 12.4, 0.8, "white", "scripts: train.py  train_vlm.py  train_lifelong.py  train_t5.py  …\n"
          "flags of a published system -> the common settings"),
         (0.3, 4.2, 12.4, 0.8, "#dfe7f2", "lifelong/\nstrategies (one file each), replay, teachers, scores"),
         (0.3, 2.9, 12.4, 0.8, "#dfe7f2", "training/\none loop, objectives, optimizers, distillation, decoding, runs"),
