@@ -218,8 +218,9 @@ def test_answers_join_the_history_and_a_long_one_is_cut_once_said(vlm, tmp_path)
     assert [part.count("<question>") for part in shown] == [1, 2, 2]
     assert "<document> The river is long." in shown[0] and "<bos_qa>   [type <document>]" in shown[0]
     # The kept exchange is the last one, with the answer that was given.
-    assert "<question> how long?" in shown[1] and f"<answer> {out[1]}" in shown[1]
-    assert "how long?" not in shown[2] and "<question> and then?" in shown[2] and f"<answer> {out[2]}" in shown[2]
+    assert "<question> how long?" in shown[1] and f"<answer> {escape_controls(out[1])}" in shown[1]
+    assert "how long?" not in shown[2] and "<question> and then?" in shown[2]
+    assert f"<answer> {escape_controls(out[2])}" in shown[2]
     assert err.count("of the conversation the last 3 turns are given, as in training (/show") == 1
 
 
