@@ -19,6 +19,7 @@ import os
 import zlib
 
 import ijson
+from versatile.data.compressed import open_gzip
 from versatile.data.json_text import LONGEST, WholeCharacters
 from versatile.utils.errors import UserError, brief
 
@@ -158,9 +159,10 @@ def open_bytes(path):
     """Open a plain or ``.gz`` file for reading bytes, past a byte order mark if there is one.
 
     Raises:
-        UserError: it is missing, a directory, not readable, or a damaged gzip file.
+        UserError: it is missing, a directory, not readable, a damaged gzip file, or (while it is read) one that grows
+            beyond all measure in decompression.
     """
-    opener = gzip.open if os.fspath(path).endswith(".gz") else open
+    opener = open_gzip if os.fspath(path).endswith(".gz") else open
     with _readable(path), opener(path, "rb") as file:
         if file.peek(len(_BOM)).startswith(_BOM):
             file.read(len(_BOM))

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from versatile.data import files
+from versatile.data import compressed, files
 from versatile.utils.errors import UserError
 
 GOOD = {"train": [{"src": "ä", "n": 1, "x": 0.5, "deep": {"l": [1, [], {}, None, True]}}, {}],
@@ -309,3 +309,23 @@ def test_lines_fields_and_strings_without_end_are_refused_in_one_message(tmp_pat
     monkeypatch.undo()
     path = write(tmp_path / "b.csv", b'1,"' + b"x" * 200_000 + b'"\n')
     assert [len(row[1]) for _, row in files.bare_csv_rows(path)] == [200_000]
+
+
+@pytest.mark.parametrize("read", [lambda path: list(files.iter_records(path, "train")),
+                                  lambda path: list(files.text_lines(path)),
+                                  lambda path: list(files.csv_rows(path, ["a"], ""))])  # fmt: skip
+def test_a_gzip_file_that_decompresses_beyond_all_measure_is_refused_as_it_is_read(tmp_path, monkeypatch, read):
+    content = b'{"train": [{}' + b", {}" * 500_000 + b"]}"
+    path = write(tmp_path / "bomb.json.gz", gzip.compress(content))
+    monkeypatch.setattr(compressed, "MOST_RATIO", 100)
+    monkeypatch.setattr(compressed, "MOST_BYTES", 1 << 20)
+    with pytest.raises(UserError, match=r"bomb\.json\.gz.*decompresses to more than 1,048,576 bytes"):
+        read(path)
+
+
+@pytest.mark.parametrize(("ratio", "size"), [(100_000, 1), (1, 1 << 30)])
+def test_a_large_gzip_file_and_one_that_shrinks_much_are_both_read(tmp_path, monkeypatch, ratio, size):
+    path = write(tmp_path / "a.json.gz", gzip.compress(b'{"train": [{}' + b", {}" * 5000 + b"]}"))
+    monkeypatch.setattr(compressed, "MOST_RATIO", ratio)
+    monkeypatch.setattr(compressed, "MOST_BYTES", size)
+    assert len(list(files.iter_records(path, "train"))) == 5001
