@@ -102,6 +102,35 @@ def test_two_processes_do_not_write_the_same_file(tmp_path):
         assert (two.texts, two.done) == (["a", None], 1)
 
 
+@pytest.mark.parametrize("line", [
+    b'{"t\xed\xa0\x80eacher": "x"}', rb'{"t\ud800eacher": "x"}', b"[]", b'"x"', b"[" * 100_000, b"9" * 5000, b"\xff",
+])  # fmt: skip
+def test_a_damaged_first_line_of_a_partial_file_is_refused_in_words_that_can_be_printed(tmp_path, line):
+    path = tmp_path / "x.partial"
+    batch = b'{"batch": 0, "inputs": [0, 1], "texts": ["a", "b"], "tokens": 3, "cut": 0}\n'
+    path.write_bytes(line + b"\n" + batch)
+    with pytest.raises(UserError, match="--restart") as caught, sentences.Partial(path, {"a": 1}, [[0, 1]]).opened():
+        pass
+    assert str(path) in str(caught.value) and str(caught.value).encode()
+    assert path.read_bytes() == line + b"\n" + batch
+
+
+@pytest.mark.parametrize("change", [
+    {"texts": "ab"}, {"texts": [1, 2]}, {"texts": ["a"]}, {"texts": ["a", "\ud800"]}, {"texts": None}, {"tokens": "3"},
+    {"tokens": True}, {"tokens": 1e308}, {"cut": -1}, {"cut": None}, {"inputs": [1, 0]}, {"batch": "0"},
+])  # fmt: skip
+def test_a_damaged_batch_of_a_partial_file_is_refused(tmp_path, change):
+    path, batch = tmp_path / "x.partial", {"batch": 0, "inputs": [0, 1], "texts": ["a", "b"], "tokens": 3, "cut": 0}
+    path.write_text('{"a": 1}\n' + json.dumps(batch | change) + "\n")
+    with pytest.raises(UserError, match=r"x\.partial:2: is damaged") as caught:  # noqa: SIM117
+        with sentences.Partial(path, {"a": 1}, [[0, 1]]).opened():
+            pass
+    assert str(caught.value).encode()
+    path.write_text('{"a": 1}\n' + json.dumps(batch) + "\n")
+    with sentences.Partial(path, {"a": 1}, [[0, 1]]).opened() as partial:
+        assert partial.texts == ["a", "b"]
+
+
 def test_without_a_terminal_a_line_tells_the_progress_now_and_then(capsys, monkeypatch):
     monkeypatch.setattr(evaluation, "QUIET_SECONDS", -1)
     with evaluation.Progress(10, "decoding", 4) as done:

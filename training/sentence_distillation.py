@@ -214,9 +214,9 @@ class Partial:
                         self._compare(identity)
                         if (value["batch"], value["inputs"]) != (self.done, self.batches[self.done]):
                             raise ValueError("not the batch that comes next")
-                        self._note(value["inputs"], value["texts"], value["tokens"], value["cut"])
+                        self._note(value["inputs"], *_outputs(value))
                     end += len(line)
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
                 raise UserError(f"is damaged: {error}", place=place, remedy="begin anew: --restart") from error
         return end if self.done else 0
 
@@ -227,6 +227,18 @@ class Partial:
             raise UserError(f"was begun with other settings: {found}", place=self.path,
                             expected="the same command, which goes on where it was",
                             remedy="begin anew, without what is in this file: --restart")  # fmt: skip
+
+
+def _outputs(value):
+    """(texts, tokens, cut) of a batch in a partial file; ValueError where they are not what `Partial.add` writes."""
+    texts, counts = value["texts"], (value["tokens"], value["cut"])
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("its texts are not a list of strings")
+    # A lone surrogate could not be written to the output, at the end of all the work.
+    "".join(texts).encode()
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("its tokens or cut is not a count")
+    return texts, *counts
 
 
 def decode_rest(model, tokenizer, inputs, decoding, partial, dtype, progress):
