@@ -13,7 +13,7 @@
 #
 # Environment: PYTHON (python3) makes the virtual environment; VENV (.venv) is where it lies;
 # MODEL (gpt2) is the backbone of the published recipes; E2E_DIR, MULTI30K_DIR, PERSONACHAT_DIR, SQUAD_DIR, SST_DIR,
-# WOZ_DIR and L2KD_DIR hold original files; GLUE_DIR (data/glue) holds GLUE's official folders, T5_TOKENIZER
+# WOZ_DIR, L2KD_DIR, CNN_DAILYMAIL_DIR and WIKISQL_DIR hold original files; GLUE_DIR (data/glue) holds GLUE's official folders, T5_TOKENIZER
 # (spiece.model) T5's vocabulary; DATA_DIR (data/lifelong) and MODEL_ROOT_DIR (runs/lifelong) are where lifelong recipes read and write.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -60,7 +60,9 @@ list() {
     echo
     echo "Lifelong recipes are lifelong-<order>-<method>, with the methods of lifelong-wcs and the orders"
     for name in $LIFELONG_ORDERS; do printf '    %-14s %s\n' "$name" "$(lifelong_tasks "$name")"; done
-    echo "They read the tasks' json files from DATA_DIR (python -m data.convert makes them of the original ones); models and"
+    echo "They read the tasks' json files from DATA_DIR; those of cnn_dailymail, wikisql and e2enlg are converted, in the sizes of"
+    echo "L2KD's released data, where CNN_DAILYMAIL_DIR (train.csv, test.csv), WIKISQL_DIR (train.jsonl, test.jsonl, their tables)"
+    echo "and E2E_DIR are set and they are not there yet (python -m data.convert makes the other tasks' files). Models and"
     echo "matrices go below MODEL_ROOT_DIR, the newest matrix also into results/<recipe>. Another --seed has its own directory."
     echo
     echo "What a recipe trains or combines is evaluated at once, into results/<recipe>; ./run.sh table then collects it"

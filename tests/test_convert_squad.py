@@ -96,6 +96,8 @@ def test_e2e_keeps_texts_as_they_are_and_groups_references_for_the_test(tmp_path
     assert asked(files["e2enlg_to_squad-train-v2.0.json"]) == [curry, ("name[B]", FORM, ["b"]), (mr, FORM, ["Curry!"])]
     assert asked(files["e2enlg_to_squad-test-v2.0.json"]) == [
         (mr, FORM, ["A  curry.", "Curry!"]), ("name[B]", FORM, ["b"])]  # fmt: skip
+    apart, _ = run(tmp_path / "apart", "squad-e2e", "--test", path, "--single_reference", "--test_sample", 2)
+    assert [len(answers) for _, _, answers in asked(apart["e2enlg_to_squad-test-v2.0.json"])] == [1, 1]
     path = write(tmp_path / "b.csv", "mr,ref\nname[A],a\nname[B],\n")
     assert "b.csv:3: 'ref' is blank" in error(tmp_path / "b", "squad-e2e", "--train", path)
     files, report = run(tmp_path / "b", "squad-e2e", "--train", path, "--skip_bad")

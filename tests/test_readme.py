@@ -131,7 +131,7 @@ def test_an_unknown_lifelong_recipe_is_refused_by_list_too(name):
 def called(tmp_path):
     """Runs a copy of run.sh in an empty directory; returns the commands that it gave to a python that does nothing."""
 
-    def run(*args):
+    def run(*args, **more):
         python, log = tmp_path / "venv/bin/python", tmp_path / "log"
         python.parent.mkdir(parents=True)
         # Only what is asked for a name is answered.
@@ -143,7 +143,7 @@ def called(tmp_path):
         for name in ("run.sh", "recipes.sh", "requirements.txt"):
             (tmp_path / name).write_bytes((ROOT / name).read_bytes())
         script = "cksum requirements.txt run.sh | cksum >venv/.installed; exec bash run.sh " + shlex.join(args)
-        env = {"PATH": os.environ["PATH"], "VENV": "venv", "MODEL_ROOT_DIR": "models"}
+        env = {"PATH": os.environ["PATH"], "VENV": "venv", "MODEL_ROOT_DIR": "models", **more}
         subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, check=True, capture_output=True, timeout=60)
         return [shlex.split(line) for line in log.read_text().splitlines()]
 
@@ -167,6 +167,26 @@ def test_a_lifelong_recipe_evaluates_the_directory_it_trained(called):
     assert train[0] == "train_lifelong.py" and train[-2:] == ["--seed", "7"]
     folder = "models/gpt2/lll/cnn_dailymail_wikisql_woz.en_0.2_7_distil"
     assert evaluate == f"evaluate_lifelong.py --model_dirs {folder} --fp32 --output_dir results/lifelong-csw-kd".split()
+
+
+@pytest.mark.parametrize(("order", "sizes"), [
+    ("wcs", {"squad-cnn_dailymail": (6604, None), "squad-wikisql": (6525, None)}),
+    ("nlg_reversed", {"squad-e2e": (6000, 2000)}),
+    ("tc", {}),
+])  # fmt: skip
+def test_lifelong_recipes_convert_as_many_questions_as_l2kd_released(called, tmp_path, order, sizes):
+    from versatile.data import convert
+
+    there = tmp_path / "data/lifelong/woz.en_to_squad-train-v2.0.json"
+    there.parent.mkdir(parents=True)
+    there.touch()
+    *converted, train, _ = called(f"lifelong-{order}-kd", CNN_DAILYMAIL_DIR="c", WIKISQL_DIR="w", E2E_DIR="e")
+    assert train[0] == "train_lifelong.py"
+    found = [convert.build_parser().parse_args(words[2:]) for words in converted]
+    assert {args.format: (args.train_sample, args.test_sample) for args in found} == sizes
+    for args in found:
+        assert args.train and args.test and args.output == "data/lifelong"
+        assert args.format != "squad-e2e" or args.single_reference
 
 
 def test_files_and_pictures_that_readme_names_exist():

@@ -33,6 +33,9 @@ def _identified(context, answers):
 
 def _e2e_flags(parser):
     split_flags(parser, 1, "csv file with the columns mr and ref")
+    parser.add_argument("--single_reference", action="store_true",
+                        help="a question a row in valid and test, too, as in L2KD's data (default: all references of a "
+                        "meaning representation are answers of one question)")  # fmt: skip
     skip_bad_flag(parser, "rows")
 
 
@@ -41,7 +44,8 @@ def e2e(args, report):
     """E2E NLG challenge, task e2enlg: csv files with the columns mr and ref.
 
     Texts stay as they are. Train has a question a row, valid and test one a distinct meaning representation, with
-    all its references as answers.
+    all its references as answers. L2KD's data hold 6000 training and 2000 test questions, of one text each:
+    --train_sample 6000 --test_sample 2000 --single_reference.
     """
 
     def read(path):
@@ -49,7 +53,7 @@ def e2e(args, report):
         return parsed(csv_rows(path, ("mr", "ref"), remedy), _pair, args.skip_bad)
 
     splits = split_records(given_splits(args), {}, read, report)
-    return {split: _grouped(pairs, split != "train") for split, pairs in splits.items()}
+    return {split: _grouped(pairs, split != "train" and not args.single_reference) for split, pairs in splits.items()}
 
 
 def _pair(row, place, drops):
