@@ -12,7 +12,6 @@ from versatile.data.converters.base import json_records
 from versatile.data.converters.squad_style import sample as as_article
 from versatile.data.files import list_items, records_field, text_field
 from versatile.data.question_tasks import find
-from versatile.data.row_store import RowStore
 from versatile.utils.errors import UserError, brief
 from versatile.utils.files import atomic_write
 
@@ -80,6 +79,9 @@ def store_task(task, data_dir, split, path=None):
         path: a file to read in place of the task's own.
     """
     rows = _file_samples(path, split) if path else _task_samples(task, data_dir, split)
+    # Here, as converters import this module, and need no numpy.
+    from versatile.data.row_store import RowStore
+
     return RowStore((qa.place, qa) for qa in rows)
 
 

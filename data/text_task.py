@@ -7,7 +7,6 @@ import math
 from dataclasses import dataclass
 from string import Formatter
 
-import numpy as np
 from versatile.utils import glue_metrics, metrics
 from versatile.utils.errors import UserError, brief
 
@@ -164,6 +163,9 @@ def round_score(score):
 
     In single precision, so that 0.85 is the same answer from a tsv file and from the hub, whose scores are float32.
     """
+    # Here, as converters import this module, and need no arrays.
+    import numpy as np
+
     return float(str(np.round(np.float32(score), 1)))
 
 
@@ -219,4 +221,4 @@ NO_YES, FOLLOWS = ("no", "yes"), ("entailment", "not_entailment")
 NLI = ("entailment", "neutral", "contradiction")
 PAIR = "sentence1: {sentence1} sentence2: {sentence2}"
 PREMISE = "premise: {premise} hypothesis: {hypothesis}"
-TENTHS = tuple(str(np.round(i / 10, 1)) for i in range(51))
+TENTHS = tuple(str(i / 10) for i in range(51))

@@ -104,7 +104,11 @@ def open_sequence_run(folder):
     if not path.is_file():
         raise UserError("no run.json here", place=place, expected=expected, remedy="check the path and the flags")
     sequence.refuse_stage(folder, "--model_dirs", f"name its sequence: --model_dirs {Path(folder).parent}")
-    found = sequence.stored_flags(path)
+    try:
+        found = sequence.stored_flags(path)
+    except UserError as error:
+        raise UserError(error.found, place=f"--model_dirs {error.place}", expected=error.expected,
+                        remedy=error.remedy) from error  # fmt: skip
     register_own_tasks(vars(found).get("task_definitions") or ())
     stages = sequence.stages(found)
     finished = sequence.Progress(folder, None).finished

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from versatile.data.files import top_level
+from versatile.data.task import Task
 from versatile.training import evaluation
 from versatile.training import sentence_distillation as sentences
 from versatile.training.decoding import Prompt
@@ -23,7 +24,7 @@ JSON = st.recursive(
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 
 
-class Plain:
+class Plain(Task):
     """A task whose records hold any number of examples."""
 
     name = "plain"

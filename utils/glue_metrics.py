@@ -5,7 +5,6 @@ The forms with `_with_invalid` take what a text-to-text model wrote, where a pre
 
 import math
 
-import numpy as np
 from versatile.utils.errors import UserError
 
 INVALID = -1
@@ -23,7 +22,7 @@ def f1(predictions, targets):
     from sklearn.metrics import f1_score
 
     check_counts(predictions, targets)
-    return float(f1_score(np.asarray(targets), np.asarray(predictions), zero_division=0))
+    return float(f1_score(_array(targets), _array(predictions), zero_division=0))
 
 
 def macro_f1(predictions, targets):
@@ -31,7 +30,7 @@ def macro_f1(predictions, targets):
     from sklearn.metrics import f1_score
 
     check_counts(predictions, targets)
-    return float(f1_score(np.asarray(targets), np.asarray(predictions), average="macro", zero_division=0))
+    return float(f1_score(_array(targets), _array(predictions), average="macro", zero_division=0))
 
 
 def f1_with_invalid(predictions, targets):
@@ -50,7 +49,7 @@ def matthews(predictions, targets):
     check_counts(predictions, targets)
     if len(set(predictions)) == 1 or len(set(targets)) == 1:
         return 0.0
-    return float(matthews_corrcoef(np.asarray(targets), np.asarray(predictions)))
+    return float(matthews_corrcoef(_array(targets), _array(predictions)))
 
 
 def pearson(predictions, targets):
@@ -77,10 +76,17 @@ def spearman_with_invalid(predictions, targets):
     return spearman(_finite(predictions), targets)
 
 
+def _array(values, dtype=None):
+    # Here, as everything that scores or converts imports this module, and most of it needs no arrays.
+    import numpy
+
+    return numpy.asarray(values, dtype)
+
+
 def _correlation(function, predictions, targets):
     check_counts(predictions, targets)
-    predictions, targets = np.asarray(predictions, dtype=float), np.asarray(targets, dtype=float)
-    constant = np.ptp(predictions) == 0 or np.ptp(targets) == 0
+    predictions, targets = _array(predictions, float), _array(targets, float)
+    constant = min(predictions) == max(predictions) or min(targets) == max(targets)
     if constant:  # Also the case of a single row.
         return 0.0
     value = float(function(predictions, targets).statistic)
