@@ -197,13 +197,13 @@ def test_a_point_of_the_curve_is_the_mean_since_the_last_one_and_has_no_perplexi
 
     counts = {"cola": 1}
     train = Namespace(plan=lambda epoch: [0], splits=[0], seen=Namespace(counts=counts, shares=lambda: {"cola": 0.5}))
-    made = [TaskTrainer(torch.nn.Linear(1, 1), train, None, Settings(lr=1.0, n_epochs=9), None, None, None)
-            for _ in range(2)]  # fmt: skip
+    options = Settings(lr=1.0, n_epochs=9, mean_loss=True)
+    made = [TaskTrainer(torch.nn.Linear(1, 1), train, None, options, None, None, None) for _ in range(2)]
     losses = iter([1.0, 2.0, 6.0, 5.0, 7.0])
     monkeypatch.setattr(Trainer, "step", lambda *a: dict(loss=next(losses), ppl=2.0, lr=0.1, grad_norm=1.0))
     trainer = made[0]
     for step in range(1, 6):
-        engine = Namespace(state=Namespace(iteration=step, output=trainer.step(None, None)))
+        engine = Namespace(state=Namespace(iteration=step, output=trainer.take_step(None, None)))
         if step in (3, 5):
             trainer._mark, trainer.board = 0.0, None
             trainer._log(engine)

@@ -21,7 +21,7 @@ from versatile.training.camtl_prediction import AVERAGE
 from versatile.training.experiment import resume_command, say
 from versatile.training.objectives import WeightedRows
 from versatile.training.runs import Run, stored
-from versatile.training.trainer import TOGETHER, Diverged, Settings, Trainer
+from versatile.training.trainer import TOGETHER, Report, Settings, Trainer
 from versatile.utils import devices, uncertainty
 from versatile.utils.errors import UserError
 from versatile.utils.files import could_be_made, remove_leftovers, writable_directory, write_json
@@ -245,95 +245,57 @@ def settings_of(args, batches, dtype):
     total = args.max_steps if args.max_steps > 0 else max(1, int(epoch_steps * args.num_train_epochs))
     warmup = int(total * args.warmup_proportion) if args.warmup_steps is None else args.warmup_steps
     log_every = args.logging_steps or 10
+    every = (args.logging_steps or 500) if args.evaluate_during_training else None
     return Settings(lr=args.lr, n_epochs=math.ceil(total / epoch_steps), max_steps=total, warmup_steps=warmup,
                     gradient_accumulation_steps=args.gradient_accumulation_steps, max_norm=args.max_grad_norm,
                     weight_decay=args.weight_decay, adam_eps=args.adam_epsilon, seed=args.seed, dtype=dtype,
-                    save_steps=args.save_steps, select=args.select, log_every=log_every)  # fmt: skip
+                    save_steps=args.save_steps, select=args.select, log_every=log_every,
+                    mean_loss=True, log_first=args.logging_first_step, eval_steps=every)  # fmt: skip
 
 
 # --- the loop --------------------------------------------------------------------------------------------
 
 
 class TaskTrainer(Trainer):
-    """The toolkit's loop, judged by the tasks' metrics.
+    """The toolkit's loop, which also notes what has been drawn so far: `seen`, one entry per point of the curve."""
 
-    Args:
-        *args, **options: of `Trainer`.
-        evaluate: () -> the report of `prediction.evaluate`, or None: nothing is scored, the last model is kept.
-        evaluate_every: also after so many steps, or None.
-        first_step: log the first step, and score after it where `evaluate_every` is given.
-
-    What it knows beside the loop's own is in its history, which a checkpoint carries: `valid`, one entry a scoring,
-    and `seen`, one entry a point of the curve, of what has been drawn so far. A point's loss is the mean over the
-    steps since the point before it: one batch's tells which tasks were in it. `since` holds those of the next point.
-    """
-
-    def __init__(self, *args, evaluate=None, evaluate_every=None, first_step=False, **options):
+    def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        self.evaluate, self.evaluate_every, self.first_step = evaluate, evaluate_every, first_step
-        self.history |= dict(seen=[], since=[])
-
-    def log_due(self, step):
-        return super().log_due(step) or (self.first_step and step == 1)
-
-    def check_due(self, step):
-        every = self.evaluate_every
-        between = self.evaluate and every and (step % every == 0 or (self.first_step and step == 1))
-        return bool(between) or super().check_due(step)
-
-    def words(self, row):
-        return f"loss {row['loss']:.4f}"
-
-    def step(self, engine, window):
-        output = super().step(engine, window)
-        self.history.setdefault("since", []).append(output["loss"])
-        return output
+        self.history |= dict(seen=[])
 
     def _log(self, engine):
-        losses = self.history["since"]
-        engine.state.output = engine.state.output | dict(loss=sum(losses) / len(losses))
-        self.history["since"] = []
         super()._log(engine)
-        # The exponential of cross-entropies and squared errors together means nothing.
-        self.history["train"][-1].pop("ppl")
         step, seen = engine.state.iteration, self.train.seen
         self.history["seen"].append(dict(step=step, rows=dict(seen.counts), share=seen.shares()))
         if self.board:
             self.board.add(step, "seen", seen.shares())
 
-    def check(self, step):
-        """Score all tasks; keep the model of the best average."""
-        if self.evaluate is None:
-            return super().check(step)
-        started = time.monotonic()
-        report = self.evaluate()
-        loss = sum(result["loss"] for result in report.values()) / len(report)
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss on the dev files is {loss} after step {step}")
-        mean = prediction.average(report)
-        better = mean > max((entry[AVERAGE] for entry in self.history["valid"]), default=-math.inf)
-        self.history["valid"].append({"step": step, "nll": loss, AVERAGE: mean, "tasks": report})
-        if better or self.settings.select == "last":
-            self.best, self.best_step = {TOGETHER: loss}, {TOGETHER: step}
-            self.on_rank0(lambda: self.run.save_best(self.save_model))
-        each = ", ".join(f"{name} {100 * prediction.one_number(r['scores']):.1f}" for name, r in report.items())
-        self.say(f"step {step}: average {100 * mean:.1f} of {each}; loss {loss:.4f}"
-                 f"{' (best so far)' if better else ''}, {time.monotonic() - started:.0f} s")  # fmt: skip
-        if self.board:
-            self.board.add(step, "dev", {"loss": loss, AVERAGE: mean})
-            for name, result in report.items():
-                self.board.add(step, f"dev/{name}", {"loss": result["loss"]} | result["scores"])
-
     def summary(self, step):
-        found = super().summary(step)
-        history = {name: rows for name, rows in self.history.items() if name != "since"}
-        return {name: value for name, value in found.items() if name != "valid_ppl"} | dict(history=history)
+        """What metrics.json says of the training; of the kept model the loss alone, which mixes kinds."""
+        kept = self.kept()[0]
+        loss = next((row["nll"] for row in self.history["valid"] if row["step"] == kept), None)
+        found = super().summary(step) | dict(best_step=kept, valid_nll=loss)
+        return {name: value for name, value in found.items() if name != "valid_ppl"}
 
     def kept(self):
         """(step of the kept model, its report or None)."""
-        step = self.best_step.get(TOGETHER, 0)
-        entries = [entry for entry in self.history["valid"] if entry["step"] == step]
+        valid = self.history["valid"]
+        last = valid and self.settings.select == "last"
+        step = valid[-1]["step"] if last else self.best_step.get(TOGETHER, 0)
+        entries = [entry for entry in valid if entry["step"] == step]
         return step, entries[-1]["tasks"] if entries else None
+
+
+def evaluation(model, splits, batch_size, pad_id, dtype):
+    """The `Report` of all tasks' scores; the best model is that of the best average."""
+    started = time.monotonic()
+    report = prediction.evaluate(model, splits, batch_size, pad_id, dtype)
+    loss, mean = sum(result["loss"] for result in report.values()) / len(report), prediction.average(report)
+    each = ", ".join(f"{name} {100 * prediction.one_number(r['scores']):.1f}" for name, r in report.items())
+    line = f"average {100 * mean:.1f} of {each}; loss {loss:.4f}%s, {time.monotonic() - started:.0f} s"
+    scalars = {"dev": {"loss": loss, AVERAGE: mean},
+               **{f"dev/{name}": {"loss": r["loss"]} | r["scores"] for name, r in report.items()}}  # fmt: skip
+    return Report({TOGETHER: -mean}, {"nll": loss, AVERAGE: mean, "tasks": report}, line, scalars, loss)
 
 
 def load_weights(model, folder):
@@ -355,7 +317,6 @@ def fit(args, run, model, tokenizer, splits, dtype):
         (step of the kept model, its report or None); the model is left with its weights.
     """
     batches = make_batches(args, model, tokenizer, splits["train"], dtype)
-    every = (args.logging_steps or 500) if args.evaluate_during_training else None
     dev = splits.get("dev")
     trainer = TaskTrainer(
         model, batches, None, settings_of(args, batches, dtype), run,
@@ -365,8 +326,7 @@ def fit(args, run, model, tokenizer, splits, dtype):
                   for split in ("train", "dev") if splits.get(split)},
         objective=WeightedRows(),
         resume_command=resume_command("train_camtl.py", run.directory),
-        evaluate=dev and (lambda: prediction.evaluate(model, dev, args.valid_batch_size, batches.pad_id, dtype)),
-        evaluate_every=every, first_step=args.logging_first_step,
+        evaluate=dev and (lambda: evaluation(model, dev, args.valid_batch_size, batches.pad_id, dtype)),
     )  # fmt: skip
     trainer.board_folder = args.logging_dir
     say(f"run: {run.directory}  ({trainer.total_steps} steps, {dtype}, {trainer.device})", flush=True)

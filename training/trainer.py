@@ -205,6 +205,13 @@ class Trainer:
                     for p in parameters:
                         p.grad = None
 
+    def take_step(self, engine, window):
+        """`step`, whose loss is noted for the next point of the curve."""
+        output = self.step(engine, window)
+        if self.settings.mean_loss:
+            self.history["since"].append(output["loss"])
+        return output
+
     def step(self, engine, window):
         """One optimizer step over a window of micro-batches."""
         step = engine.state.iteration - 1
@@ -239,8 +246,6 @@ class Trainer:
             raise Diverged(f"the loss is {loss} at step {step + 1} (epoch {step // self.epoch_steps + 1})")
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise Diverged(f"the gradient norm is {float(norm)} at step {step + 1}")
-        if self.settings.mean_loss:
-            self.history["since"].append(loss)
         self.tokens += self.gather(tokens, int)
         return dict(loss=loss, ppl=math.exp(min(loss, 50)), lr=self.learning_rate(step), grad_norm=float(norm))
 
@@ -397,7 +402,7 @@ class Trainer:
         """
         first = self.restore()
         self._logged = (self.seconds, self.tokens)
-        engine = Engine(self.step)
+        engine = Engine(self.take_step)
         engine.logger.disabled = True
         self.board = Board(self.board_folder or self.run.directory, first) if self.rank0 else None
         self._attach(engine)
