@@ -34,7 +34,7 @@ from versatile.training.runs import record
 from versatile.training.trainer import Settings, Trainer
 from versatile.utils import plots
 from versatile.utils.errors import UserError
-from versatile.utils.files import write_json
+from versatile.utils.files import remove_nested_leftovers, write_json
 
 # (highest rate, eps of Adam): LAMOL's, which are for whole models, and what an adapter needs.
 RATES = {"full": (6.25e-5, 1e-4), "adapter": (1e-3, 1e-6)}
@@ -177,6 +177,10 @@ class Sequence:
     def resume(self, order):
         """Take up what the last finished stage left."""
         finished = self.progress.finished
+        if self.rank == 0:
+            for folder in (self.folder, *map(self.stage_folder, finished)):
+                remove_nested_leftovers(folder)
+            self.drop_finished()
         if finished != order[: len(finished)]:
             raise UserError(f"stages {finished} are finished", place=self.progress.path,
                             expected=f"the first ones of {order}", remedy="remove the file to start anew")  # fmt: skip
@@ -237,10 +241,16 @@ class Sequence:
         trainer.on_rank0(lambda: _report(run, more | result))
         self.progress.finished.append(stage)
         trainer.on_rank0(self.progress.write)
-        trainer.on_rank0(run.drop_checkpoints)
-        if strategy.transient_state and len(self.progress.finished) > 1:
-            before = self.stage_folder(self.progress.finished[-2])
-            trainer.on_rank0(lambda: (before / strategy.state_file).unlink(missing_ok=True))
+        trainer.on_rank0(self.drop_finished)
+
+    def drop_finished(self):
+        """Remove what finished stages do not need any more; a kill may have left it since the progress was written."""
+        finished, strategy = self.progress.finished, self.strategy
+        for stage in finished:
+            sequence.StageRun(self.stage_folder(stage), self.args.keep_checkpoints).drop_checkpoints()
+        if strategy.transient_state:
+            for stage in finished[:-1]:
+                (self.stage_folder(stage) / strategy.state_file).unlink(missing_ok=True)
 
     def stage_folder(self, stage):
         """Where the model of a stage lies."""

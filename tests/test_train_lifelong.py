@@ -1,6 +1,7 @@
 """train_lifelong.py itself: every mode, killed and resumed, in two processes, and what it refuses."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -105,6 +106,20 @@ def test_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(mode, learnt,
     for name in ("generated_ag.jsonl", "memory.json"):
         if (whole / "sst" / name).exists():
             assert (whole / "sst" / name).read_bytes() == (out / "sst" / name).read_bytes()
+
+
+def test_what_a_kill_left_in_finished_stages_is_removed_by_the_next_start(learnt, data, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(learnt("ewc"), out)
+    before = sorted(out.rglob("*"))
+    # Of a kill between the writing of the progress and the removal of what that makes superfluous.
+    for name in ("ag/checkpoints/step_00000001/training_state.pt", "sst/checkpoints/step_00000004/model.safetensors",
+                 "ag/importance.pt", "ag/epoch_1/.config.json.x.part", ".sequence.json.y.part"):  # fmt: skip
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("x")
+    result = run(SCRIPT, command(data, out, "ewc", *MODES["ewc"]), tmp_path / "log")
+    assert result.code == 0, result.err
+    assert sorted(out.rglob("*")) == before
 
 
 def test_the_same_command_goes_on_and_learns_nothing_twice(learnt, data, tmp_path):

@@ -21,6 +21,7 @@ from versatile.utils.files import (
     disk_errors,
     move_into_place,
     remove_leftovers,
+    remove_nested_leftovers,
     writable_cache,
     writable_directory,
     write_json,
@@ -129,6 +130,19 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path):
     remove_leftovers(tmp_path)
     assert names(tmp_path) == [".hidden", "d.part", "e.old"]
     remove_leftovers(tmp_path / "nothing here")
+
+
+def test_leftovers_in_nested_folders_are_removed_except_those_of_other_runs(tmp_path):
+    for name in (".a.part", "results/.b.part", "results/deep/.c.part/inside", ".best/.d.part", "e.part", "kept/f"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    for name in ("run.json", "other/run.json", "other/.g.part", "other/checkpoints/.h.part"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    remove_nested_leftovers(tmp_path)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"e.part", "kept/f", "run.json", "other/run.json", "other/.g.part", "other/checkpoints/.h.part"}
+    remove_nested_leftovers(tmp_path / "nothing here")
 
 
 @pytest.mark.parametrize("number, words", [

@@ -28,6 +28,7 @@ from versatile.utils.files import (
     disk_errors,
     move_into_place,
     remove_leftovers,
+    remove_nested_leftovers,
     writable_directory,
     write_json,
 )
@@ -147,8 +148,7 @@ class Run:
         """
         import torch
 
-        for folder in (self.directory, self.checkpoints):
-            remove_leftovers(folder)
+        remove_nested_leftovers(self.directory)
         steps = self.saved_steps()
         for step in reversed(steps):
             folder = self.checkpoint(step)

@@ -220,6 +220,17 @@ def remove_leftovers(directory):
             shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
 
+def remove_nested_leftovers(directory):
+    """`remove_leftovers` of a run directory and of those in it, except other runs, which may be running."""
+    for folder, names, files in os.walk(directory):
+        if Path(folder) != Path(directory) and "run.json" in files:
+            names.clear()
+            continue
+        remove_leftovers(folder)
+        # Links are not followed; hidden ones were removed or put back just now, or are not ours.
+        names[:] = [name for name in names if not name.startswith(".") or name == ".best"]
+
+
 def writable_directory(path, flag):
     """Make the directory `path` and prove that a file can be written there, before any long work starts."""
     path = Path(path)
