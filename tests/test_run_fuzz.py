@@ -125,7 +125,8 @@ def test_a_file_that_is_no_record_is_one_message(script, tmp_path, capsys):
 
 REFUSED = [("lr", "0.1", "a number above 0"), ("lr", 0, "a number above 0"), ("n_epochs", 2.5, "a whole number"),
            ("seed", True, "a whole number"), ("select", "worst", "best, last"), ("fp32", 1, "true or false"),
-           ("cache_dir", "\ud800", "UTF-8"), ("task", ["nlg"], "a text"), ("seed", None, "a whole number")]  # fmt: skip
+           ("cache_dir", "\ud800", "UTF-8"), ("cache_dir", "/\ud800", "UTF-8"), ("task", ["nlg"], "a text"),
+           ("seed", None, "a whole number")]  # fmt: skip
 
 
 @pytest.mark.parametrize("flag, value, expected", REFUSED)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import scripts
@@ -25,6 +26,8 @@ from training_runs import (
 )  # fmt: skip
 from versatile.training import experiment
 from versatile.utils.errors import UserError
+
+import train
 
 NLG = {"src": {"name": "Aromi", "food": "Thai"}, "tgt": "Aromi is a Thai place."}
 
@@ -821,3 +824,38 @@ def test_every_registered_task_trains_and_evaluates(tmp_path):
         assert result.code == 0, result.err
         assert len((tmp_path / "results" / name / f"{name}_outputs.jsonl").read_text().splitlines()) == 3
         assert all_tasks()[name].headline in metrics(tmp_path / "results" / name)["scores"]
+
+
+NAMES = ["new\nline", "q'uo\"te", "-dash", "--task", os.fsdecode(b"\xff\xe9"), "\x1b[31m", "a%s{b}$HOME`x`", "\u2028"]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_data_files_of_any_name_are_converted_trained_on_and_taken_up_again(name, tmp_path, monkeypatch, capsys):
+    from versatile.data.convert import convert
+
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    Path(f"{name}.csv").write_text("mr,ref\n" + "".join(f'"name[A{i}]",It is A{i}.\n' for i in range(8)))
+    convert(["e2e", f"--train={name}.csv", "--valid_from_train=2", f"--output={name}.json"])
+    argv = [f"--dataset_path={name}.json", "--task=nlg", "--model_checkpoint=tiny-gpt2", "--adapter_bottleneck=4"]
+    train.main([*argv, "--max_steps=1", f"--output_dir={tmp_path / 'out'}"])
+    stored = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+    assert stored["flags"]["dataset_path"] == str(folder / f"{name}.json")
+    train.main(["--resume", str(tmp_path / "out")])
+    said = capsys.readouterr()
+    assert "already finished" in said.out and "\x1b" not in said.out + said.err
+    with pytest.raises(SystemExit, match="2"):
+        train.main([f"--dataset_path={name}.no", *argv[1:], f"--output_dir={tmp_path / 'other'}"])
+    said = capsys.readouterr().err
+    assert "no such file" in said and "Traceback" not in said and "\x1b" not in said and said.encode()
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_directory_that_is_not_utf8_is_refused_at_the_door(data, tmp_path, capsys):
+    out = tmp_path / os.fsdecode(b"\xff\xe9")
+    with pytest.raises(SystemExit, match="2"):
+        train.main(list(map(str, command(data, out))))
+    said = capsys.readouterr().err
+    assert "the name is not UTF-8 text" in said and "--output_dir" in said and said.encode()
+    assert not out.exists()

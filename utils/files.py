@@ -85,6 +85,8 @@ def atomic_write(path, mode="w"):
 def write_json(path, value, indent=2):
     """Write `value` as JSON, atomically, ending in a newline."""
     with atomic_write(path) as file:
+        # A path that is not UTF-8 has lone surrogates; as \udcff they come back alike.
+        file.reconfigure(errors="backslashreplace")
         json.dump(value, file, indent=indent, ensure_ascii=False)
         file.write("\n")
 
@@ -234,6 +236,12 @@ def remove_nested_leftovers(directory):
 def writable_directory(path, flag):
     """Make the directory `path` and prove that a file can be written there, before any long work starts."""
     path = Path(path)
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        # Neither safetensors nor tokenizers can write below it.
+        raise UserError("the name is not UTF-8 text", place=f"{flag} {path}",
+                        remedy="choose another directory") from error
     try:
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ So the same types, ranges and choices hold for a file as for a command line.
 """
 
 import argparse
+import os
 
 from versatile.utils import schema
 from versatile.utils.errors import UserError, brief
@@ -76,7 +77,9 @@ def _parsed(action, value, place):
         if write is str and (value is None or isinstance(value, (dict, list))):
             raise ValueError
         text = str(value).lower() if isinstance(value, bool) else write(value)
-        schema.validate(text, TEXT, place)
+        # The bytes of a path that are not UTF-8 stand in it as half surrogates.
+        shown = os.fsencode(text).decode(errors="replace") if os.path.isabs(text) else text
+        schema.validate(shown, TEXT, place)
         found = action.type(text) if action.type else text
     except argparse.ArgumentTypeError as error:
         raise _unfit(value, str(error).rpartition("expected ")[2], place) from None
