@@ -313,7 +313,7 @@ def test_epochs_may_be_fractions_and_max_steps_overrides_them():
     flags = dict(gradient_accumulation_steps=3, max_steps=-1, num_train_epochs=2.5, warmup_steps=None,
                  warmup_proportion=0.2, logging_steps=None, lr=1.0, max_grad_norm=1.0, weight_decay=0.0,
                  adam_epsilon=1e-8, seed=1, save_steps=500, select="best",
-                 evaluate_during_training=False)  # fmt: skip
+                 evaluate_during_training=False, logging_first_step=False)  # fmt: skip
 
     def planned(**more):
         found = settings_of(Namespace(**flags | more), batches, torch.float32)
