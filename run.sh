@@ -5,7 +5,7 @@
 #   ./run.sh demo             the whole story on bundled data: an adapter a task, distillation, one combined model
 #   ./run.sh lifelong-demo    two tasks one after another on bundled data: plain fine-tuning forgets, replay does not
 #   ./run.sh camtl-demo       one BERT for five GLUE tasks on bundled data: plain, conditional, with chosen batches
-#   ./run.sh test [args]      the tests (args go to pytest, e.g. -m slow)
+#   ./run.sh test [args]      the tests (args go to pytest; -m slow: those that take long)
 #   ./run.sh bench [args]     the benchmarks (args go to each, e.g. --quick)
 #   ./run.sh table [places]   what all results say, as a table and a chart (default: results/)
 #   ./run.sh list [names]     all recipes, or these
