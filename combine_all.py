@@ -101,13 +101,17 @@ def refuse_taken(args, beside=None):
         new = {"run.json", *(p.name for p in beside.iterdir())} if beside else None
         old = [p.name for p in output.iterdir() if p.suffix not in (".part", ".old")] if new else []
         if lost := sorted(set(old) - (new or set())):
-            raise UserError(f"it also holds {', '.join(lost[:4])}, which would be lost", place=f"--into {args.into}",
+            raise UserError(f"it also holds {', '.join(lost[:4])}, which would be lost", location=f"--into {args.into}",
                             expected="a directory that combine_all.py wrote",
                             remedy="name another directory for the result: --output VLM")  # fmt: skip
     elif output.is_file() or (output.is_dir() and any(output.iterdir())):
         add = (output / "adapter_config.json").is_file() and not args.into
-        raise UserError("something stands there already", place=f"--output {output}", remedy="name another directory, "
-                        + (f"remove it, or add to it: --into {output}" if add else "or remove it"))  # fmt: skip
+        raise UserError(
+            "something stands there already",
+            location=f"--output {output}",
+            remedy="name another directory, "
+            + (f"remove it, or add to it: --into {output}" if add else "or remove it"),
+        )
 
 
 def read_sources(args):
@@ -132,10 +136,12 @@ def read_sources(args):
         known = find(s.task)
         if known is None or list(known.markers) != s.markers:
             found = "has other markers here" if known else "is not known here"
-            raise UserError(f"task {s.task!r} {found}", place=s.flag, expected="a task of --list_tasks, as it was "
+            raise UserError(f"task {s.task!r} {found}", location=s.flag, expected="a task of --list_tasks, as it was "
                             "when the checkpoint was trained", remedy="put its file back into data/tasks/")  # fmt: skip
     if foreign := sorted(set(args.data) - set(names)):
-        raise UserError(f"task {foreign[0]!r} is not combined", place="--data", expected="one of " + ", ".join(names))
+        raise UserError(
+            f"task {foreign[0]!r} is not combined", location="--data", expected="one of " + ", ".join(names)
+        )
     return sources
 
 
@@ -146,9 +152,9 @@ def read_inputs(args, source):
 
     task, given = get(source.task), args.data.get(source.task)
     trained_on = runs.trained_on(source.directory, task.name)
-    places = [given] if given else [trained_on, task.dataset_path, SAMPLES / f"{task.name}.json"]
+    paths = [given] if given else [trained_on, task.dataset_path, SAMPLES / f"{task.name}.json"]
     errors = []
-    for path in places:
+    for path in paths:
         if path and (given or Path(path).is_file() or (path == task.dataset_path and task.has_data())):
             try:
                 return evaluation.part(task, str(path), task.scored_split, source.history, args.proof_examples)
@@ -156,9 +162,12 @@ def read_inputs(args, source):
                 errors.append(error)
     if given:
         raise errors[0]
-    raise UserError(errors[0].found if errors else f"no data of {task.name} to prove the result on",
-                    place=errors[0].place if errors else "--data", expected=f"a file with a {task.scored_split} split",
-                    remedy=f"name one: --data {task.name}=FILE")  # fmt: skip
+    raise UserError(
+        errors[0].found if errors else f"no data of {task.name} to prove the result on",
+        location=errors[0].location if errors else "--data",
+        expected=f"a file with a {task.scored_split} split",
+        remedy=f"name one: --data {task.name}=FILE",
+    )
 
 
 def backbone_name(source, model):
@@ -220,7 +229,7 @@ def prove_task(ours, theirs, source, part, tokens):
     if equal < len(part.examples) or not share <= LARGEST_SHARE:
         raise UserError(
             f"the combined model answers otherwise: {equal} of {len(part.examples)} outputs are equal, "
-            f"scores differ by up to {gap:.3g}", place=source.flag,
+            f"scores differ by up to {gap:.3g}", location=source.flag,
             expected=f"the outputs and scores of {source.directory}", remedy="nothing was written; report this",
         )  # fmt: skip
     return dict(examples=len(part.examples), max_abs_difference=gap, outputs_equal=equal)

@@ -182,7 +182,7 @@ def load_model(args, task):
         kind = {-1: "is fully fine-tuned, without an adapter", 0: "has no adapter",
                 adapted: f"was trained with the method {adapted}"}  # fmt: skip
         found = f"{args.model_checkpoint} {kind.get(held, f'has an adapter of bottleneck {held}')}"
-        raise UserError(found, place=f"--adapter_bottleneck {args.adapter_bottleneck}", remedy="leave the flag out")
+        raise UserError(found, location=f"--adapter_bottleneck {args.adapter_bottleneck}", remedy="leave the flag out")
     return model, tokenizer, method
 
 
@@ -196,7 +196,7 @@ def check_ablations(args, method):
     trained = {**trained, "emb_only": method == BARE}
     for flag in ("emb_only", "outputlayer_only", "random_init"):
         if getattr(args, flag) and not trained.get(flag):
-            raise UserError(f"{args.model_checkpoint} was trained without it", place=f"--{flag}",
+            raise UserError(f"{args.model_checkpoint} was trained without it", location=f"--{flag}",
                             remedy="leave the flag out")  # fmt: skip
 
 

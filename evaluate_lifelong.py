@@ -106,18 +106,18 @@ def evaluate(args, given):
                          args.ref1)  # fmt: skip
     flag = "--output_dir" if args.output_dir else "--model_dirs"
     output = writable_directory(args.output_dir or runs[0].folder, flag)
-    places = output_places(runs, output)
+    locations = output_places(runs, output)
     how = scoring.EvalConfig(sampling(args), args.test_batch_size, args.max_len, dtype, idist.device(), args.samples)
     asked = dict(split="train" if args.test_training_set else "test", limit=args.limit, ref1=args.ref1,
                  decoding=how.sampling or "greedy")  # fmt: skip
     matrices = []
-    for run, place in zip(runs, places):
+    for run, location in zip(runs, locations):
         print(f"\n{run.folder}: {', '.join(run.flags.tasks)}", flush=True)
         if run.only_end:
             print(f"only the end is scored: {run.only_end}", flush=True)
-        matrices.append(scoring.matrix_of(run, parts, how, place, args.test_all, args.before))
+        matrices.append(scoring.matrix_of(run, parts, how, location, args.test_all, args.before))
         if len(runs) > 1:
-            scoring.write(place, matrices[-1:], [run.flags.seed], run.title, asked)
+            scoring.write(location, matrices[-1:], [run.flags.seed], run.title, asked)
     scoring.write(output, matrices, [run.flags.seed for run in runs], runs[0].title, asked)
     print(f"\n{matrix.markdown(matrices)}\nmatrix.json, matrix.md and matrix.png in {output}")
 
@@ -128,7 +128,7 @@ def output_places(runs, output):
     if len(runs) == 1 and output.resolve() == folders[0]:
         return [output]
     if output.resolve() in folders:
-        raise UserError("this is one of the sequences themselves", place=f"--output_dir {output}",
+        raise UserError("this is one of the sequences themselves", location=f"--output_dir {output}",
                         expected="a directory for what is found of all", remedy="choose another")  # fmt: skip
     above = os.path.commonpath([folder.parent for folder in folders])
     return [output / folder.relative_to(above) for folder in folders]
@@ -150,17 +150,20 @@ def same_runs(runs, given):
         given: {flag that names a sequence: its value}, those typed beside --model_dirs.
     """
     for number, run in enumerate(runs):
-        place = f"--model_dirs {run.folder}"
+        location = f"--model_dirs {run.folder}"
         for flag, value in given.items():
             if (theirs := getattr(run.flags, flag, None)) != value:
-                raise UserError(f"it was trained with {typed(flag, theirs)}, not {typed(flag, value)}", place=place,
-                                remedy=f"leave --{flag} out, or name another directory")  # fmt: skip
+                raise UserError(
+                    f"it was trained with {typed(flag, theirs)}, not {typed(flag, value)}",
+                    location=location,
+                    remedy=f"leave --{flag} out, or name another directory",
+                )
         if run.folder.resolve() in [other.folder.resolve() for other in runs[:number]]:
-            raise UserError("is named twice", place=place, expected="each sequence once", remedy="name it once")
+            raise UserError("is named twice", location=location, expected="each sequence once", remedy="name it once")
         one, other = (decisive(each.flags) for each in (runs[0], run))
         if differ := sorted(flag for flag in one.keys() | other.keys() if one.get(flag) != other.get(flag)):
             flag = "tasks" if "tasks" in differ else differ[0]
-            raise UserError(f"it was trained with {typed(flag, other.get(flag))}", place=place,
+            raise UserError(f"it was trained with {typed(flag, other.get(flag))}", location=location,
                             expected=f"{typed(flag, one.get(flag))}, as {runs[0].folder}: runs of one sequence that "
                                      "differ in --seed alone",
                             remedy="evaluate each by itself, and put them side by side: python -m lifelong.compare "

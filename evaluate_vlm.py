@@ -73,7 +73,7 @@ def evaluate(args):
         backbones.need_directory(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
     t5_directory.refuse(args.model_checkpoint)
     if not checkpoint.is_checkpoint(args.model_checkpoint):
-        raise UserError("this holds no trained tasks", place=f"--model_checkpoint {args.model_checkpoint}",
+        raise UserError("this holds no trained tasks", location=f"--model_checkpoint {args.model_checkpoint}",
                         expected="what combine_all.py, train_vlm.py or train.py wrote, or a released VLM")  # fmt: skip
     args.task = canonical_name(args.task, "markers")
     model, tokenizer = checkpoint.load(args.model_checkpoint, None if args.task == "all" else args.task)
@@ -102,10 +102,12 @@ def read_parts(args, info):
     register_own_tasks(info.definitions.values())
     names = info.tasks if args.task == "all" else [args.task]
     if foreign := sorted(set(args.data) - set(names)):
-        raise UserError(f"task {foreign[0]!r} is not evaluated", place="--data", expected="one of " + ", ".join(names))
+        raise UserError(
+            f"task {foreign[0]!r} is not evaluated", location="--data", expected="one of " + ", ".join(names)
+        )
     found = [read_part(args, get(name), args.max_history or info.histories.get(name)) for name in names]
     if not any(found):
-        raise UserError("none of the tasks has data", place="--data", expected="TASK=FILE for at least one of "
+        raise UserError("none of the tasks has data", location="--data", expected="TASK=FILE for at least one of "
                         + ", ".join(names), remedy="name some, or make them: python -m data.convert --help; "
                         f"to try it: --data {names[0]}=data/samples/{names[0]}.json")  # fmt: skip
     return [part for part in found if part]
@@ -128,7 +130,7 @@ def read_part(args, task, max_history):
             # Nobody named it, and it may have no such split: that is no reason to leave the others out.
             if args.task != "all":
                 raise
-            why = f"{error.place}: {error.found}"
+            why = f"{error.location}: {error.found}"
     if args.task != "all":
         # The task's own error.
         task.data_path(given)

@@ -134,7 +134,7 @@ class Talk:
             backbones.need_directory(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
         t5_directory.refuse(args.model_checkpoint)
         if not checkpoint.is_checkpoint(args.model_checkpoint):
-            raise UserError("this holds no trained tasks", place=f"--model_checkpoint {args.model_checkpoint}",
+            raise UserError("this holds no trained tasks", location=f"--model_checkpoint {args.model_checkpoint}",
                             expected="a directory that combine_all.py, train_vlm.py or train.py wrote, "
                                      "or a released VLM")  # fmt: skip
         self.model, self.tokenizer = checkpoint.load(args.model_checkpoint, args.task)

@@ -31,8 +31,9 @@ from versatile.utils.screen import shell_command
 def parser():
     p = flags.parser(__doc__)
     g = p.add_argument_group("teacher and data")
-    task_flag(g, "--task", "markers",
-              help="the task, see --list_tasks; of your own, one that the teacher holds, or NAME=DATA")
+    task_flag(
+        g, "--task", "markers", help="the task, see --list_tasks; of your own, one that the teacher holds, or NAME=DATA"
+    )
     g.add_argument("--model_checkpoint", help="the teacher: a run directory, a VLM, or a released checkpoint")
     g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
     g.add_argument("--limit", type=flags.positive,
@@ -82,9 +83,11 @@ def check_output(args):
     args.output = str(output)
     partial = Path(f"{output}.partial")
     if output.is_dir():
-        raise UserError("is a directory", place=f"--output {output}", expected="the name of a file")
+        raise UserError("is a directory", location=f"--output {output}", expected="the name of a file")
     if output.resolve() == Path(args.dataset_path).resolve():
-        raise UserError("is the data file itself", place=f"--output {output}", remedy="name another file with --output")
+        raise UserError(
+            "is the data file itself", location=f"--output {output}", remedy="name another file with --output"
+        )
     # Where both exist, the last run may have been killed between writing the one and removing the other.
     if output.exists() and not args.overwrite and (args.restart or not partial.exists()):
         refuse_taken(args)
@@ -94,7 +97,7 @@ def check_output(args):
 
 def refuse_taken(args):
     """The `UserError` of an output file that is in the way."""
-    raise UserError("is there already", place=f"--output {args.output}",
+    raise UserError("is there already", location=f"--output {args.output}",
                     remedy="replace it (--overwrite), or name another file")  # fmt: skip
 
 
@@ -140,7 +143,7 @@ def distil(args, task, path):
         else:
             decode(args, (model, tokenizer), inputs, decoding, partial, dtype)
         if task.content_key(args.dataset_path, "train") != content:
-            raise UserError("has changed while the teacher was decoding", place=args.dataset_path,
+            raise UserError("has changed while the teacher was decoding", location=args.dataset_path,
                             remedy="begin anew: --restart")  # fmt: skip
         report = sentences.Report()
         sentences.write(args.output, pieces(report))
@@ -171,7 +174,7 @@ def decode(args, teacher, inputs, decoding, partial, dtype):
         try:
             tokens = sentences.decode_rest(*teacher, inputs, decoding, partial, dtype, done)
         except torch.OutOfMemoryError as error:
-            raise UserError(f"out of memory: {first_line(error)}", place=f"--batch_size {args.batch_size}",
+            raise UserError(f"out of memory: {first_line(error)}", location=f"--batch_size {args.batch_size}",
                             remedy="lower it, with --restart where outputs are kept") from error  # fmt: skip
     seconds = max(time.monotonic() - started, 1e-9)
     print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:.0f} tokens/s)")

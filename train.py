@@ -127,13 +127,13 @@ def train(args, given):
 def check(args, given):
     """Flags that contradict each other; `given` are those that were typed."""
     if args.method not in (None, BARE) and args.emb_only:
-        raise UserError(f"trains no adapter, but --method {args.method} asks for one", place="--emb_only",
+        raise UserError(f"trains no adapter, but --method {args.method} asks for one", location="--emb_only",
                         remedy="leave one of the two out")  # fmt: skip
     if args.emb_only and args.adapter_bottleneck > 0:
         raise UserError(f"trains no adapter, but --adapter_bottleneck {args.adapter_bottleneck} asks for one",
-                        place="--emb_only", remedy="leave one of the two out")  # fmt: skip
+                        location="--emb_only", remedy="leave one of the two out")  # fmt: skip
     if args.outputlayer_only and (args.emb_only or args.adapter_bottleneck >= 0 or args.method not in (None, FULL)):
-        raise UserError("trains nothing but the vocabulary table of the model itself", place="--outputlayer_only",
+        raise UserError("trains nothing but the vocabulary table of the model itself", location="--outputlayer_only",
                         remedy="leave --adapter_bottleneck, --method and --emb_only out")  # fmt: skip
     if args.emb_only:
         args.adapter_bottleneck = 0
@@ -142,16 +142,16 @@ def check(args, given):
     if args.teacher and not args.kd:
         args.kd = "word"
     if args.kd in ("word", "both") and not args.teacher:
-        raise UserError("no teacher was given", place=f"--kd {args.kd}", remedy="name one: --teacher runs/<run>")
+        raise UserError("no teacher was given", location=f"--kd {args.kd}", remedy="name one: --teacher runs/<run>")
     if args.kd == "sentence" and args.teacher:
-        raise UserError("the teacher's texts are read from the data, not made here", place="--kd sentence",
+        raise UserError("the teacher's texts are read from the data, not made here", location="--kd sentence",
                         remedy="make them with sentence_distiller.py, leave --teacher out; or --kd both")  # fmt: skip
     if args.self_copy and args.teacher:
         raise UserError("cannot be learnt from a teacher's distributions: its output is no softmax",
-                        place="--self_copy", remedy="learn from its texts: --distillation")  # fmt: skip
+                        location="--self_copy", remedy="learn from its texts: --distillation")  # fmt: skip
     for flag in ("temperature", "kd_alpha"):
         if flag in given and not args.teacher:
-            raise UserError("has no effect without a teacher", place=f"--{flag}", remedy="name one with --teacher")
+            raise UserError("has no effect without a teacher", location=f"--{flag}", remedy="name one with --teacher")
     args.distillation = args.distillation or args.kd in ("sentence", "both")
 
 
@@ -207,14 +207,14 @@ def load_teacher(args, task, student, dtype, longest):
 
     found = checkpoint_fingerprint(args.teacher)
     if args.teacher_fingerprint not in (None, found):
-        raise UserError("the teacher has changed since this run was started", place=f"--teacher {args.teacher}",
+        raise UserError("the teacher has changed since this run was started", location=f"--teacher {args.teacher}",
                         expected="the same files", remedy="put them back, or start a new run")  # fmt: skip
     args.teacher_fingerprint = found
     try:
         teacher, tokenizer = checkpoint.load(args.teacher, task.name, flag=f"--teacher {args.teacher}")
     except UserError as error:
-        place = str(error.place).replace("--model_checkpoint", "--teacher")
-        raise UserError(error.found, place=place, expected=error.expected, remedy=error.remedy) from error
+        location = str(error.location).replace("--model_checkpoint", "--teacher")
+        raise UserError(error.found, location=location, expected=error.expected, remedy=error.remedy) from error
     inference.ready(teacher, idist.device(), dtype)
     teacher = WordTeacher((teacher, tokenizer), student, task, dtype, longest)
     return Distilled(teacher, temperature=args.temperature, alpha=args.kd_alpha)

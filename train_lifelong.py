@@ -222,7 +222,7 @@ def open_sequence(args, given):
         if typed:
             raise
         found = error.found.replace(" was given, the run was started with", " now, and it was trained with")
-        raise UserError(f"this directory holds another run: {found}", place=f"--output_dir {folder}",
+        raise UserError(f"this directory holds another run: {found}", location=f"--output_dir {folder}",
                         expected="an empty place, or the same sequence, which is then gone on with",
                         remedy="choose another directory with --output_dir") from error  # fmt: skip
 
@@ -263,7 +263,7 @@ def check_skipped(args, run):
     """--skip_tasks names tasks that are done."""
     finished = sequence.Progress(run.directory, processes()).finished
     if missing := [task for task in args.skip_tasks or [] if task not in finished]:
-        raise UserError(f"{missing[0]} has not been trained yet", place="--skip_tasks",
+        raise UserError(f"{missing[0]} has not been trained yet", location="--skip_tasks",
                         expected="tasks of this sequence that are done: " + (", ".join(finished) or "none is"),
                         remedy="leave the flag out: what is done is skipped by itself")  # fmt: skip
 

@@ -120,7 +120,7 @@ def train(args, given):
 
     args, run = experiment.open_run(parser(), args, given, "train_vlm.py")
     if twice := [name for name in args.tasks or [] if args.tasks.count(name) > 1]:
-        raise UserError(f"task {twice[0]!r} is named twice", place="--tasks", remedy="name it once")
+        raise UserError(f"task {twice[0]!r} is named twice", location="--tasks", remedy="name it once")
     prepare_own_tasks(args)
     args.tasks = args.tasks or with_data(args)
     tasks = {name: get(name, "--tasks") for name in args.tasks}
@@ -172,7 +172,7 @@ def with_data(args):
         except UserError:
             experiment.say(f"{name}: left out, there is no {task.dataset_path} (name its data: --data {name}=FILE)")
     if not found:
-        raise UserError("no task has data", place="--data", expected="TASK=FILE …",
+        raise UserError("no task has data", location="--data", expected="TASK=FILE …",
                         remedy="try --data nlg=data/samples/nlg.json mt=data/samples/mt.json")  # fmt: skip
     return found
 
@@ -187,17 +187,17 @@ def choose_methods(args, tasks):
         if method is None and width is None:
             width = published
             if width is None:
-                raise UserError(f"no published width for task {name}", place="--adapter_bottleneck",
+                raise UserError(f"no published width for task {name}", location="--adapter_bottleneck",
                                 remedy=f"give one: --adapter_bottleneck {name}=N")  # fmt: skip
         chosen[name] = method_flags.choose_method(args, method, width, published)
     method_flags.check_settings(args, [m["method"] if m else FULL for m in chosen.values()])
     whole = [name for name, method in chosen.items() if method is None]
     if whole and len(whole) < len(chosen):
-        raise UserError("full trains the backbone that the other tasks' methods leave frozen", place="--method",
+        raise UserError("full trains the backbone that the other tasks' methods leave frozen", location="--method",
                         expected="it for all tasks, or for none",
                         remedy="--unfreeze_backbone trains it beside them")  # fmt: skip
     if whole and args.unfreeze_backbone:
-        raise UserError("trains nothing beside the backbone", place="--method full",
+        raise UserError("trains nothing beside the backbone", location="--method full",
                         remedy="leave --unfreeze_backbone out")  # fmt: skip
     return None if whole else chosen
 
@@ -206,7 +206,7 @@ def of_tasks(flag, pairs, tasks):
     """{task: N} of what `count` made of a flag's values."""
     given = dict(pairs or [])
     if unknown := sorted(set(given) - set(tasks) - {""}):
-        raise UserError(f"task {unknown[0]!r} is not trained", place=flag, expected="one of " + ", ".join(tasks))
+        raise UserError(f"task {unknown[0]!r} is not trained", location=flag, expected="one of " + ", ".join(tasks))
     return {name: given.get(name, given.get("")) for name in tasks if name in given or "" in given}
 
 
@@ -214,13 +214,13 @@ def data_files(args, tasks):
     """{task: its data file}."""
     for flag, names in (("--data", args.data), ("--distillation", args.distillation)):
         if unknown := sorted(set(names) - set(tasks)):
-            raise UserError(f"task {unknown[0]!r} is not trained", place=flag, expected="one of " + ", ".join(tasks))
+            raise UserError(f"task {unknown[0]!r} is not trained", location=flag, expected="one of " + ", ".join(tasks))
     paths = {}
     for name, task in tasks.items():
         try:
             paths[name] = task.data_path(args.data.get(name), name in args.distillation)
         except UserError as error:
-            raise UserError(f"no data for task {name}: there is no {task.dataset_path}", place="--data",
+            raise UserError(f"no data for task {name}: there is no {task.dataset_path}", location="--data",
                             remedy=f"name its file: --data {name}=FILE; make it: python -m data.convert --help; "
                                    "or leave the task out: --tasks …") from error  # fmt: skip
     return paths
@@ -229,11 +229,11 @@ def data_files(args, tasks):
 def check_sampling(args, given):
     """The temperature of `Batches`; `given` are the flags that were typed."""
     if "sampling_temperature" in given and args.sampling != "temperature":
-        raise UserError(f"has no effect with --sampling {args.sampling}", place="--sampling_temperature",
+        raise UserError(f"has no effect with --sampling {args.sampling}", location="--sampling_temperature",
                         expected="--sampling temperature beside it", remedy="add that, or leave it out")  # fmt: skip
     if args.sampling != "proportional" and args.max_tokens:
         raise UserError("goes with --sampling proportional: otherwise epochs would differ in their number of batches",
-                        place="--max_tokens", remedy="size batches by examples: --train_batch_size")  # fmt: skip
+                        location="--max_tokens", remedy="size batches by examples: --train_batch_size")  # fmt: skip
     return TEMPERATURES.get(args.sampling, args.sampling_temperature)
 
 

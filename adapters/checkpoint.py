@@ -89,10 +89,10 @@ def _methods(info):
     return dict(bottlenecks=bottlenecks, **(dict(methods=others) if others else {}))
 
 
-def _methods_of(config, names, place):
+def _methods_of(config, names, location):
     """{task: method, complete} of the tasks in an adapter_config.json."""
     others = config.get("methods", {})
-    return {name: method_of(others.get(name) or config["bottlenecks"].get(name, 0), place) for name in names}
+    return {name: method_of(others.get(name) or config["bottlenecks"].get(name, 0), location) for name in names}
 
 
 def _full_state(model):
@@ -207,26 +207,26 @@ def load_weights(model, directory):
     set_adapter_state(model, adapters, directory / WEIGHTS)
 
 
-def set_adapter_state(model, state, place):
+def set_adapter_state(model, state, location):
     """Copy {file key: tensor} into an attached model; keys and shapes must be exactly the model's."""
-    _copy(state, _adapter_parameters(model), place)
+    _copy(state, _adapter_parameters(model), location)
 
 
-def _copy(state, wanted, place):
+def _copy(state, wanted, location):
     """Copy a file's tensors into those wanted; names and shapes must be the same."""
-    _check_fit(state, wanted, place)
+    _check_fit(state, wanted, location)
     with torch.no_grad():
         for key, tensor in state.items():
             wanted[key].copy_(tensor)
 
 
-def _check_fit(state, wanted, place):
+def _check_fit(state, wanted, location):
     """Whether a file's tensors have the names and shapes of those wanted."""
-    _same_keys(set(wanted) - set(state), set(state) - set(wanted), place)
+    _same_keys(set(wanted) - set(state), set(state) - set(wanted), location)
     for key, tensor in state.items():
         if tensor.shape != wanted[key].shape:
             raise UserError(
-                f"{key} has shape {list(tensor.shape)}", place=place, expected=str(list(wanted[key].shape)),
+                f"{key} has shape {list(tensor.shape)}", location=location, expected=str(list(wanted[key].shape)),
                 remedy="load it onto the backbone it was trained on",
             )  # fmt: skip
 
@@ -262,12 +262,12 @@ def load(directory, task=None, pointer=False, flag=None):
         known = f"--task {held[0]}" if len(held) == 1 else f"--task with one of {', '.join(held)}"
         raise UserError(
             f"the checkpoint holds the task(s) {', '.join(held)}, not {task!r}",
-            place=flag or f"--model_checkpoint {directory}",
+            location=flag or f"--model_checkpoint {directory}",
             expected=f"a checkpoint that was trained for {task!r}" if flag else known,
             remedy="name another" if flag else "name a task the checkpoint was trained for, or another checkpoint",
         )
     if pointer and not model.info.self_copy:
-        raise UserError(f"{directory} was trained without it", place="--self_copy", remedy="leave the flag out")
+        raise UserError(f"{directory} was trained without it", location="--self_copy", remedy="leave the flag out")
     return model.eval(), tokenizer
 
 
@@ -339,37 +339,37 @@ def load_onto(model, tokenizer, directory):
     return list(counts)
 
 
-def _refuse_shared(methods, place):
+def _refuse_shared(methods, location):
     """A `UserError` where what a task was trained with is shared with other tasks."""
     for task, method in methods.items():
         if reason := get_method(method["method"]).load_class().shared:
-            raise UserError(f"the task {task!r} was trained with {method['method']}: {reason}", place=place,
+            raise UserError(f"the task {task!r} was trained with {method['method']}: {reason}", location=location,
                             expected="a method whose parameters belong to one task each",
                             remedy="load the checkpoint by itself")  # fmt: skip
 
 
-def _check_joins(model, tokenizer, config, place):
+def _check_joins(model, tokenizer, config, location):
     """Whether a directory's tasks can join a model, from its config alone."""
     info, vocabulary = model.info, tokenizer.get_vocab()
     if info.mode == "full":
-        raise UserError("the model is fully fine-tuned: it takes no adapters", place="load_onto")
+        raise UserError("the model is fully fine-tuned: it takes no adapters", location="load_onto")
     if info.self_copy or config.get("self_copy") or not (info.own_columns and config.get("own_columns", True)):
         raise UserError("the model or the adapter has self-copy, or scores all tasks' columns as released checkpoints "
-                        "do: its tasks cannot join others", place=place, remedy="load it by itself")  # fmt: skip
+                        "do: its tasks cannot join others", location=location, remedy="load it by itself")  # fmt: skip
     expected = config.get("base_model_fingerprint")
     if expected and model.backbone_fingerprint != expected:
-        raise UserError(f"the model in memory has the fingerprint {model.backbone_fingerprint}", place=place,
+        raise UserError(f"the model in memory has the fingerprint {model.backbone_fingerprint}", location=location,
                         expected=f"{expected}, the weights the adapter was trained on",
                         remedy=f"load the backbone {config['base_model_name_or_path']}")  # fmt: skip
     if info.first != config["first"]:
-        raise UserError(f"the model's tokenizer has {info.first} tokens", place=place,
+        raise UserError(f"the model's tokenizer has {info.first} tokens", location=location,
                         expected=f"{config['first']}, as when the adapter was trained")  # fmt: skip
     for task in config["tasks"]:
         if task["name"] in info.markers:
-            raise UserError(f"the model holds a task {task['name']!r} already", place=place,
+            raise UserError(f"the model holds a task {task['name']!r} already", location=location,
                             expected="tasks that are new to it: it has " + ", ".join(info.tasks))  # fmt: skip
         if taken := [m for m in task["markers"] if m in vocabulary]:
-            raise UserError(f"the marker {taken[0]!r} of {task['name']!r} is a token already", place=place,
+            raise UserError(f"the marker {taken[0]!r} of {task['name']!r} is a token already", location=location,
                             expected="markers of the task's own")  # fmt: skip
 
 
@@ -389,7 +389,7 @@ def _load_adapter(path):
     model, tokenizer = _backbone_of(path, config)
     vocabulary = tokenizer.get_vocab()
     if taken := [m for task in order for m in task["markers"] if m in vocabulary]:
-        raise UserError(f"the marker {taken[0]!r} is a token of the backbone already", place=path / CONFIG,
+        raise UserError(f"the marker {taken[0]!r} is a token of the backbone already", location=path / CONFIG,
                         expected="markers of the tasks' own")  # fmt: skip
     carry, freeze = config["base_model_name_or_path"] == BACKBONE, config.get("freeze", True)
     attach(model, tokenizer, _markers(order), methods, config.get("own_columns", True), freeze=freeze, carry=carry)
@@ -400,7 +400,7 @@ def _load_adapter(path):
         self_copy.add(model)
     if model.info.first != config["first"]:
         raise UserError(
-            f"the backbone's tokenizer has {model.info.first} tokens", place=path / CONFIG,
+            f"the backbone's tokenizer has {model.info.first} tokens", location=path / CONFIG,
             expected=f"{config['first']}, as when the adapter was trained",
         )  # fmt: skip
     model.info.histories, model.info.definitions = _histories(config), _definitions(config)
@@ -413,8 +413,8 @@ def _load_adapter(path):
 def _backbone_of(path, config):
     """The backbone that adapter_config.json names, proved by its fingerprint to be the one the adapter knows."""
     seed = config.get("random_init_seed")
-    name, place = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
-    model, tokenizer = backbones.load(str(path / BACKBONE) if name == BACKBONE else name, seed, place)
+    name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
+    model, tokenizer = backbones.load(str(path / BACKBONE) if name == BACKBONE else name, seed, location)
     found, expected = model.backbone_fingerprint, config.get("base_model_fingerprint")
     if not expected or found == expected:
         return model, tokenizer
@@ -425,18 +425,18 @@ def _backbone_of(path, config):
     elif seed is not None:
         what = f"the random backbone {name} built from seed {seed} with torch {torch.__version__}"
         remedy = "another torch version or kind of processor may draw other numbers: use those of run.json"
-    raise UserError(f"{what} has the fingerprint {found}", place=path / CONFIG,
+    raise UserError(f"{what} has the fingerprint {found}", location=path / CONFIG,
                     expected=f"{expected}, the weights the adapter was trained on", remedy=remedy)  # fmt: skip
 
 
 def _load_full(directory):
-    place = f"--model_checkpoint {directory}"
+    location = f"--model_checkpoint {directory}"
     # A backbone that comes with the toolkit lies in no directory of its name.
     known = str(directory) in embedded.NAMES
-    tasks = None if known else getattr(backbones.read_config(directory, place), "versatile", None)
+    tasks = None if known else getattr(backbones.read_config(directory, location), "versatile", None)
     if not tasks:
         raise UserError(
-            "this is a bare backbone: it was not trained for any task", place=place,
+            "this is a bare backbone: it was not trained for any task", location=location,
             expected="a run directory of train.py, or a released VLM checkpoint",
         )  # fmt: skip
     model, tokenizer = backbones.load(directory)
@@ -444,7 +444,7 @@ def _load_full(directory):
     markers = [m for task in tasks["tasks"] for m in task["markers"]]
     if unknown := next((m for m in markers if not vocabulary.get(m, -1) >= tasks["first"]), None):
         raise UserError(f"the marker {unknown!r} of config.json is no token that was added to the tokenizer",
-                        place=place, expected="the tokenizer that was saved with the model",
+                        location=location, expected="the tokenizer that was saved with the model",
                         remedy="copy the whole directory again")  # fmt: skip
     _condition(model, TaskModelInfo("full", _markers(tasks["tasks"]), {}, tasks["first"], tasks["own_columns"]))
     if tasks.get("self_copy"):
@@ -492,11 +492,11 @@ def _read_tasks(directory):
     return dict(tasks=[])
 
 
-def _refuse_idle(method, task, place):
+def _refuse_idle(method, task, location):
     """A `UserError` where what a method adds for a task would change no output."""
     if method.is_idle(task):
         raise UserError(f"the adapter for {task!r} changes nothing: its output layers are all zero",
-                        place=place, remedy="train it, or load the right file")  # fmt: skip
+                        location=location, remedy="train it, or load the right file")  # fmt: skip
 
 
 def read_safetensors(path):
@@ -506,28 +506,28 @@ def read_safetensors(path):
 
     path = Path(path)
     if not path.is_file():
-        raise UserError("no such file", place=path, expected="the weights beside their config",
+        raise UserError("no such file", location=path, expected="the weights beside their config",
                         remedy="the run may not have saved a model yet: see its checkpoints/")  # fmt: skip
     try:
         state = load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
         raise UserError(
             f"not a readable safetensors file: {brief(str(error), 120)}",
-            place=path,
+            location=path,
             expected="a whole file",
             remedy="copy it again, or use an older checkpoint of the run",
         ) from error
     if bad := backbones.not_finite(state):
-        raise UserError(f"holds values that are not numbers (first in {bad})", place=path, expected="finite numbers",
+        raise UserError(f"holds values that are not numbers (first in {bad})", location=path, expected="finite numbers",
                         remedy="copy it again, or use an older checkpoint of the run")  # fmt: skip
     return state
 
 
-def _same_keys(missing, unexpected, place):
+def _same_keys(missing, unexpected, location):
     if missing or unexpected:
         parts = [f"{len(missing)} missing (first {min(missing)})"] if missing else []
         parts += [f"{len(unexpected)} not expected (first {min(unexpected)})"] if unexpected else []
-        raise UserError("its keys do not fit the model: " + ", ".join(parts), place=place,
+        raise UserError("its keys do not fit the model: " + ", ".join(parts), location=location,
                         expected="exactly the model's trained tensors")  # fmt: skip
 
 

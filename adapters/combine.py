@@ -84,23 +84,26 @@ def open_source(directory, tasks=None):
     try:
         model, tokenizer = checkpoint.load(path, tasks and tasks[0], flag=flag)
     except UserError as error:
-        if not str(error.place).startswith("--") or error.place == flag:
+        if not str(error.location).startswith("--") or error.location == flag:
             raise
         # Loading knows other flags.
-        what, _, name = str(error.place).partition(" ")
-        raise UserError(f"{name or what}: {error.found}", place=flag, expected=error.expected,
+        what, _, name = str(error.location).partition(" ")
+        raise UserError(f"{name or what}: {error.found}", location=flag, expected=error.expected,
                         remedy=error.remedy) from error  # fmt: skip
     if model.info.mode == "full":
         raise _not_adapters(flag, "fully fine-tuned model")
     for task in tasks or model.info.tasks:
         name = model.info.methods.get(task, {}).get("method")
         if name and (reason := get_method(name).load_class().shared):
-            raise UserError(f"task {task!r} was trained with {name}: {reason}", place=_flag(directory, tasks and task),
-                            expected="a method whose parameters belong to one task each",
-                            remedy="train the tasks together, or each with --method bottleneck")  # fmt: skip
+            raise UserError(
+                f"task {task!r} was trained with {name}: {reason}",
+                location=_flag(directory, tasks and task),
+                expected="a method whose parameters belong to one task each",
+                remedy="train the tasks together, or each with --method bottleneck",
+            )
     if missing := [task for task in tasks or [] if task not in model.info.markers]:
         raise UserError(f"holds the task(s) {', '.join(model.info.tasks)}, not {missing[0]!r}",
-                        place=_flag(directory, missing[0]), remedy="name another",
+                        location=_flag(directory, missing[0]), remedy="name another",
                         expected=f"a checkpoint that was trained for {missing[0]!r}")  # fmt: skip
     return model, tokenizer
 
@@ -111,7 +114,7 @@ def _flag(directory, task=None):
 
 
 def _not_adapters(flag, what):
-    return UserError(f"this is a {what}: a task cannot be taken out of it", place=flag,
+    return UserError(f"this is a {what}: a task cannot be taken out of it", location=flag,
                      expected="a model with adapters or task rows beside a backbone",
                      remedy="train one: train.py --adapter_bottleneck N")  # fmt: skip
 
@@ -164,20 +167,24 @@ def check(sources):
     Raises:
         UserError: naming two sources and what they do not agree on.
     """
-    first, places = sources[0], {}
+    first, flags_of_tasks = sources[0], {}
     for source in sources:
-        if source.task in places:
-            raise UserError(f"task {source.task!r} is there twice", place=source.flag,
-                            expected=f"it once: {places[source.task]} has it", remedy="leave one out")  # fmt: skip
-        places[source.task] = source.flag
+        if source.task in flags_of_tasks:
+            raise UserError(
+                f"task {source.task!r} is there twice",
+                location=source.flag,
+                expected=f"it once: {flags_of_tasks[source.task]} has it",
+                remedy="leave one out",
+            )
+        flags_of_tasks[source.task] = source.flag
         for what, value in first.backbone.items():
             if source.backbone[what] != value:
-                raise UserError(f"{what} is {source.backbone[what]}", place=source.flag,
+                raise UserError(f"{what} is {source.backbone[what]}", location=source.flag,
                                 expected=f"{value}, as in {first.flag}",
                                 remedy="combine tasks that were trained beside the same frozen backbone")  # fmt: skip
         if source.own_columns != first.own_columns:
             kinds = {True: "the task's own markers only", False: "all markers, as released checkpoints do"}
-            raise UserError(f"the model scores {kinds[source.own_columns]}", place=source.flag,
+            raise UserError(f"the model scores {kinds[source.own_columns]}", location=source.flag,
                             expected=f"as {first.flag}, which scores {kinds[first.own_columns]}")  # fmt: skip
     _check_self_copy(sources)
 
@@ -188,11 +195,11 @@ def _check_self_copy(sources):
         return
     one, remedy = pointers[0], "combine tasks trained without --self_copy"
     if other := next((s for s in sources if s.directory != one.directory), None):
-        raise UserError("trained with --self_copy: its gate is for its own tasks alone", place=one.flag,
+        raise UserError("trained with --self_copy: its gate is for its own tasks alone", location=one.flag,
                         expected=f"no other source, but there is {other.flag}", remedy=remedy)  # fmt: skip
     if left_out := [task for task in one.held if task not in [s.task for s in sources]]:
         # What is copied is weighed against the scores of all markers it was trained with.
-        raise UserError(f"trained with --self_copy for {left_out[0]!r} too", place=one.flag,
+        raise UserError(f"trained with --self_copy for {left_out[0]!r} too", location=one.flag,
                         expected="all tasks of such a checkpoint, or none", remedy=f"add {left_out[0]}=…")  # fmt: skip
 
 
@@ -249,7 +256,7 @@ def same_backbone(model, source, flag):
     ours, theirs = checkpoint.backbone_state(model), checkpoint.backbone_state(source)
     for name, tensor in theirs.items():
         if name not in ours or not torch.equal(ours[name], tensor):
-            raise UserError(f"{name} of its backbone differs, though the fingerprints are equal", place=flag,
+            raise UserError(f"{name} of its backbone differs, though the fingerprints are equal", location=flag,
                             expected="the backbone of the other sources")  # fmt: skip
 
 

@@ -40,9 +40,9 @@ def label_places(labels):
         to a multiple of 64, the surplus has label -100.
     """
     shifted = labels[:, 1:].reshape(-1)
-    places = (shifted != IGNORE).nonzero().squeeze(-1)
-    surplus = -len(places) % LABEL_ROUND
-    targets = F.pad(shifted[places], (0, surplus), value=IGNORE)
-    places = F.pad(places, (0, surplus))
+    positions = (shifted != IGNORE).nonzero().squeeze(-1)
+    surplus = -len(positions) % LABEL_ROUND
+    targets = F.pad(shifted[positions], (0, surplus), value=IGNORE)
+    positions = F.pad(positions, (0, surplus))
     length = labels.shape[1] - 1
-    return places // length, places % length, targets
+    return positions // length, positions % length, targets

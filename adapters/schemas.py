@@ -154,17 +154,19 @@ CONDITIONAL_BERT = Record(
 )  # fmt: skip
 
 
-def check_tasks(config, place):
+def check_tasks(config, location):
     """Whether the tasks of an adapter_config.json agree with each other."""
     markers = [m for task in config["tasks"] for m in task["markers"]]
     if repeated := next((m for m in markers if markers.count(m) > 1), None):
-        raise UserError(f"the marker {repeated!r} stands twice", place=place, expected="each once")
+        raise UserError(f"the marker {repeated!r} stands twice", location=location, expected="each once")
     rows = {task["name"]: task["markers"] for task in config.get("rows", config["tasks"])}
     if bad := next((task["name"] for task in config["tasks"] if rows.get(task["name"]) != task["markers"]), None):
-        raise UserError(f"'rows' holds other markers of {bad!r} than 'tasks'", place=place, expected="the same ones")
+        raise UserError(
+            f"'rows' holds other markers of {bad!r} than 'tasks'", location=location, expected="the same ones"
+        )
 
 
-def check_sizes(methods, state, place):
+def check_sizes(methods, state, location):
     """Whether the sizes that a config says are those of the file's tensors: a made-up size is not allocated.
 
     Args:
@@ -182,5 +184,5 @@ def check_sizes(methods, state, place):
                     sizes = [min(size, default=0) for size in (said, found)]
                     what = setting.removeprefix("adapter_")
                     raise UserError(f"the {what} of {task!r} is {sizes[0]}, that of its tensors {sizes[1]}",
-                                    place=place, expected="a config and weights of one saving",
+                                    location=location, expected="a config and weights of one saving",
                                     remedy="copy both again")  # fmt: skip

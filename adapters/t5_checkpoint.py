@@ -48,12 +48,12 @@ TABLES = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens
 # ---- the backbone
 
 
-def load_backbone(name, random_init=None, place=None):
+def load_backbone(name, random_init=None, location=None):
     """A T5 and its tokenizer: `backbones.load`, and a `UserError` where the model is no T5."""
-    place = place or f"--model_checkpoint {name}"
+    location = location or f"--model_checkpoint {name}"
     folder = embedded.folder(name) if name in embedded.NAMES else name
-    check_kind(backbones.read_config(folder, place), place)
-    return backbones.load(name, random_init, place)
+    check_kind(backbones.read_config(folder, location), location)
+    return backbones.load(name, random_init, location)
 
 
 def backbone_state(model):
@@ -79,14 +79,14 @@ def original_state(model):
     return {original_name(name): p.detach() for name, p in model.named_parameters()}
 
 
-def load_original(model, state, place="the state dict"):
+def load_original(model, state, location="the state dict"):
     """Copy a state dict of the published code into an attached model.
 
     Args:
         model: attached with the tasks and settings the state dict was trained with.
         state: {published name: tensor}; the T5 itself is in it. Fixed task embeddings, which the published code
             does not save, may be missing.
-        place: what errors call it.
+        location: what errors call it.
 
     Raises:
         UserError: names or shapes that are not the model's, tied tables that differ, an obsolete relative bias of
@@ -96,7 +96,7 @@ def load_original(model, state, place="the state dict"):
     if OBSOLETE in state and state.pop(OBSOLETE).any():
         raise UserError(
             f"{OBSOLETE} is not zero",
-            place=place,
+            location=location,
             expected="zeros, as nothing reads it any more",
             remedy="set it to zero; outputs are then not those of the code that trained it",
         )
@@ -105,7 +105,7 @@ def load_original(model, state, place="the state dict"):
         if not torch.equal(state.pop(name), shared):
             raise UserError(
                 f"{name} is not shared.weight",
-                place=place,
+                location=location,
                 expected="one table, as in this model",
                 remedy="load it into a T5 with an untied head",
             )
@@ -113,7 +113,7 @@ def load_original(model, state, place="the state dict"):
     if vectors is not None and vectors.fixed:
         kept = {n for n in names if n.startswith("task_embedding_controller.task_to_embeddings.") and n not in state}
         names = {n: p for n, p in names.items() if n not in kept}
-    _copy(state, names, place)
+    _copy(state, names, location)
 
 
 # ---- saving
@@ -204,31 +204,33 @@ def read_settings(directory):
     path = Path(directory)
     backbones.need_directory(path, f"--model_name_or_path {directory}", "a checkpoint of train_t5.py")
     if (path / CONFIG).is_file():
-        place, config = path / CONFIG, read_json_object(path / CONFIG)
+        location, config = path / CONFIG, read_json_object(path / CONFIG)
         if config.get("peft_type") != KIND:
             raise UserError(
                 f"peft_type {config.get('peft_type')!r}",
-                place=place,
+                location=location,
                 expected=f"{KIND!r}",
                 remedy="this is another kind of adapter: load it with the script that trained it",
             )
     else:
-        place = path / "config.json"
-        config = (read_json_object(place) if place.is_file() else {}).get(TASKS)
+        location = path / "config.json"
+        config = (read_json_object(location) if location.is_file() else {}).get(TASKS)
         if config is None:
-            raise UserError("this is no T5 that was trained for tasks", place=path,
+            raise UserError("this is no T5 that was trained for tasks", location=path,
                             expected=f"{CONFIG}, or a config.json that names tasks",
                             remedy="name the output directory of train_t5.py")  # fmt: skip
-    return _said(config, place)
+    return _said(config, location)
 
 
-def _said(config, place):
+def _said(config, location):
     """(tasks, `T5Settings`) out of a file's json."""
-    schema = schemas.t5_adapters if Path(place).name == CONFIG else schemas.t5
-    validate(config, schema(METHODS, ACTIVATIONS), place, "copy it again; or it is of another version of this toolkit")
+    schema = schemas.t5_adapters if Path(location).name == CONFIG else schemas.t5
+    validate(
+        config, schema(METHODS, ACTIVATIONS), location, "copy it again; or it is of another version of this toolkit"
+    )
     settings = T5Settings(**config["settings"])
     if settings.method in PORT_METHODS:
-        method_of(dict(method=settings.method, **settings.method_settings), place)
+        method_of(dict(method=settings.method, **settings.method_settings), location)
     return config["tasks"], settings
 
 
@@ -249,7 +251,7 @@ def load(directory, task=None):
     path = Path(directory)
     tasks, settings = read_settings(path)
     if task is not None and task not in tasks:
-        raise UserError(f"the checkpoint holds the task(s) {', '.join(tasks)}, not {task!r}", place=directory,
+        raise UserError(f"the checkpoint holds the task(s) {', '.join(tasks)}, not {task!r}", location=directory,
                         expected="a task it was trained for")  # fmt: skip
     if settings.method == "finetune":
         model, tokenizer = load_backbone(directory)
@@ -281,13 +283,13 @@ def load_weights(model, directory):
         _copy(read_safetensors(path / "model.safetensors"), backbone_state(model), path / "model.safetensors")
         return
     if _carried(model):
-        place = path / BACKBONE / "model.safetensors"
-        _copy(read_safetensors(place), backbone_state(model), place)
+        location = path / BACKBONE / "model.safetensors"
+        _copy(read_safetensors(location), backbone_state(model), location)
     _copy_state(model, read_safetensors(path / WEIGHTS), path / WEIGHTS)
 
 
-def _copy_state(model, state, place):
-    _copy(state, _wanted(model), place)
+def _copy_state(model, state, location):
+    _copy(state, _wanted(model), location)
 
 
 def _wanted(model):
@@ -299,18 +301,18 @@ def _wanted(model):
 
 def _backbone_of(path, config):
     """The backbone that adapter_config.json names, proved by its fingerprint to be the one the adapters know."""
-    name, place = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
+    name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
     inside = name == BACKBONE
-    model, tokenizer = load_backbone(str(path / BACKBONE) if inside else name, config.get("random_init_seed"), place)
+    model, tokenizer = load_backbone(str(path / BACKBONE) if inside else name, config.get("random_init_seed"), location)
     found = [model.config.d_model, len(model.encoder.block), len(model.decoder.block)]
     expected = [config["d_model"], *config["layers"]]
     if found != expected:
         raise UserError(f"the backbone {name} has width {found[0]} and {found[1]} + {found[2]} layers",
-                        place=path / CONFIG, remedy="put the original backbone back, or train again",
+                        location=path / CONFIG, remedy="put the original backbone back, or train again",
                         expected="width {} and {} + {} layers, as in training".format(*expected))  # fmt: skip
     found, expected = model.backbone_fingerprint, config.get("base_model_fingerprint")
     if expected and found != expected:
-        raise UserError(f"the backbone {name} has the fingerprint {found}", place=path / CONFIG,
+        raise UserError(f"the backbone {name} has the fingerprint {found}", location=path / CONFIG,
                         expected=f"{expected}, the weights the adapters were trained on",
                         remedy="its files are of different savings: copy the directory again" if inside
                         else "put the original backbone back, or train again")  # fmt: skip
@@ -326,17 +328,21 @@ def _tokenizer_of(path, model):
         tokenizer = backbones.read_tokenizer(path)
     except Exception as error:
         # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
-        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", place=path,
+        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", location=path,
                         expected="tokenizer.json", remedy="copy it again") from error  # fmt: skip
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
-        raise UserError(f"its tokenizer knows {len(tokenizer)} tokens, the model's table has {rows} rows", place=path,
-                        expected="a row for every token", remedy="copy the tokenizer again")  # fmt: skip
+        raise UserError(
+            f"its tokenizer knows {len(tokenizer)} tokens, the model's table has {rows} rows",
+            location=path,
+            expected="a row for every token",
+            remedy="copy the tokenizer again",
+        )
     return tokenizer
 
 
 @torch.no_grad()
-def refuse_idle(model, place):
+def refuse_idle(model, location):
     """A `UserError` where a task's adapters add nothing anywhere: loaded, they would change no output."""
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(1, 2, model.config.d_model, generator=generator).to(model.shared.weight)
@@ -348,4 +354,4 @@ def refuse_idle(model, place):
             idle = not any(hooks.adapters.step(ids, 1, probe.device).adds(probe) for hooks in model.stack_hooks)
         if idle:
             raise UserError(f"the adapters of {task!r} change nothing: what they add is zero in every layer",
-                            place=place, remedy="train them, or load the right file")  # fmt: skip
+                            location=location, remedy="train them, or load the right file")  # fmt: skip

@@ -16,15 +16,15 @@ def recognised(directory):
     return "versatile_t5" in _read(path / "config.json")
 
 
-def refuse(directory, place=None):
+def refuse(directory, location=None):
     """A `UserError` for a script that does not read a model of train_t5.py.
 
     Args:
         directory: what was named.
-        place: how (default: --model_checkpoint).
+        location: how (default: --model_checkpoint).
     """
     if recognised(directory):
-        raise UserError("this is a model of train_t5.py", place=place or f"--model_checkpoint {directory}",
+        raise UserError("this is a model of train_t5.py", location=location or f"--model_checkpoint {directory}",
                         expected="a model of train.py, train_vlm.py or combine_all.py, or a released one",
                         remedy=shell_command("evaluate.py", "--task", "all", "--model_checkpoint", directory)
                         )  # fmt: skip
@@ -32,23 +32,23 @@ def refuse(directory, place=None):
 
 def why_not(directory):
     """A `UserError` that says why a directory is no model of train_t5.py, for a text-to-text task that needs one."""
-    path, place = Path(directory), f"--model_checkpoint {directory}"
+    path, location = Path(directory), f"--model_checkpoint {directory}"
     expected = "a run directory of train_t5.py, or one of its checkpoints/step_N"
     if not path.is_dir():
-        return UserError("no such directory", place=place, expected=expected)
+        return UserError("no such directory", location=location, expected=expected)
     if (path / "run.json").is_file():
         saved = sorted([*path.glob("checkpoints/step_*"), *path.glob("checkpoint-*")], key=lambda f: f.stat().st_mtime)
         flags = _read(path / "run.json").get("flags")
         if isinstance(flags, dict) and "adapter_config_name" in flags:
-            return UserError("this run has not saved a best model yet", place=place,
+            return UserError("this run has not saved a best model yet", location=location,
                              remedy=f"go on with it: {resume_command('train_t5.py', path)}"
                              + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""))  # fmt: skip
     kind = _read(path / "config.json").get("model_type")
     if kind in ("t5", "mt5") and "versatile" not in _read(path / "config.json"):
         train = shell_command("train_t5.py", "configs/adapters.json", "--model_name_or_path", path)
-        return UserError("this is a bare T5: it was not trained for tasks", place=place, expected=expected,
+        return UserError("this is a bare T5: it was not trained for tasks", location=location, expected=expected,
                          remedy=f"train it: {train}")  # fmt: skip
-    return UserError("this is no model of train_t5.py, which alone knows text-to-text tasks", place=place,
+    return UserError("this is no model of train_t5.py, which alone knows text-to-text tasks", location=location,
                      expected=expected)  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def run_flags(directory):
     path = run / "run.json"
     flags = _read(path).get("flags")
     if not isinstance(flags, dict):
-        raise UserError("run.json is damaged" if path.is_file() else "run.json is missing", place=path,
+        raise UserError("run.json is damaged" if path.is_file() else "run.json is missing", location=path,
                         expected="what train_t5.py wrote: it says which split, lengths and prompts belong to the model",
                         remedy="copy it again from where the model was trained")  # fmt: skip
     return flags, path

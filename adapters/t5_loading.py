@@ -38,7 +38,7 @@ def load(args, seed):
     else:
         for name in ("config_name", "config_overrides"):
             if getattr(args, name) not in (None, args.model_name_or_path):
-                raise UserError("the weights of a trained model fit their own shape alone", place=f"--{name}",
+                raise UserError("the weights of a trained model fit their own shape alone", location=f"--{name}",
                                 remedy="leave it out, or train from scratch with --from_scratch")  # fmt: skip
         model, tokenizer = pretrained(args)
     if args.dropout is not None:
@@ -55,15 +55,15 @@ def pretrained(args):
     if args.cache_dir:
         constants.HF_HUB_CACHE = str(args.cache_dir)
     if (Path(name) / "adapter_config.json").is_file() and t5.is_checkpoint(name):
-        raise UserError("these are adapters that train_t5.py trained, not a bare T5", place=FLAG.format(name),
+        raise UserError("these are adapters that train_t5.py trained, not a bare T5", location=FLAG.format(name),
                         remedy="name the T5 that they were trained on: adapter_config.json holds its name")  # fmt: skip
-    model, tokenizer = t5.load_backbone(name, place=FLAG.format(name))
+    model, tokenizer = t5.load_backbone(name, location=FLAG.format(name))
     if args.tokenizer_name not in (None, name):
         tokenizer = load_tokenizer(args.tokenizer_name)
         rows = model.get_input_embeddings().weight.shape[0]
         if len(tokenizer) > rows:
             raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model's table has {rows} rows",
-                            place=f"--tokenizer_name {args.tokenizer_name}", expected="a row for every token",
+                            location=f"--tokenizer_name {args.tokenizer_name}", expected="a row for every token",
                             remedy="use the tokenizer that belongs to the model")  # fmt: skip
     return model, tokenizer
 
@@ -75,14 +75,14 @@ def from_scratch(args, seed):
 
     shape, source = args.config_name or args.model_name_or_path, args.tokenizer_name or args.model_name_or_path
     if not shape:
-        raise UserError("no shape", place="--from_scratch", expected=f"--config_name, such as {', '.join(SIZES)}")
+        raise UserError("no shape", location="--from_scratch", expected=f"--config_name, such as {', '.join(SIZES)}")
     if not source:
-        raise UserError("no tokenizer", place="--from_scratch", expected="--tokenizer_name, such as a spiece.model")
+        raise UserError("no tokenizer", location="--from_scratch", expected="--tokenizer_name, such as a spiece.model")
     tokenizer = load_tokenizer(source)
     config = load_config(shape, tokenizer, args.config_overrides)
     if config.vocab_size < len(tokenizer):
         raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the shape has {config.vocab_size}",
-                        place=f"--config_name {shape}", expected="a row for every token",
+                        location=f"--config_name {shape}", expected="a row for every token",
                         remedy=f"--config_overrides vocab_size={rows_for(tokenizer)}")  # fmt: skip
     # Nothing but the seed may count.
     with torch.random.fork_rng(devices=[]):
@@ -101,7 +101,7 @@ def load_config(name, tokenizer, overrides=None):
     """A T5 config of a named size, a directory, a json file or a hub name, with "key=value,key=value" changed."""
     from transformers import T5Config
 
-    place = f"--config_name {name}"
+    location = f"--config_name {name}"
     special = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
                    decoder_start_token_id=tokenizer.pad_token_id)  # fmt: skip
     if name in SIZES:
@@ -114,16 +114,18 @@ def load_config(name, tokenizer, overrides=None):
         folder = embedded.folder(name) if name in embedded.NAMES else name
         try:
             is_file = Path(folder).is_file()
-            config = backbones.config_of_file(Path(folder), place) if is_file else backbones.read_config(folder, place)
+            config = (
+                backbones.config_of_file(Path(folder), location) if is_file else backbones.read_config(folder, location)
+            )
         except (OSError, ValueError, KeyError) as error:
             expected = f"a config.json, its directory, or one of {', '.join(SIZES)}"
-            raise UserError(f"cannot be read: {first_line(error)}", place=place, expected=expected) from error
+            raise UserError(f"cannot be read: {first_line(error)}", location=location, expected=expected) from error
     if config.model_type not in ("t5", "mt5", "umt5"):
-        raise UserError(f"model_type {config.model_type!r}", place=place, expected="t5, mt5 or umt5")
+        raise UserError(f"model_type {config.model_type!r}", location=location, expected="t5, mt5 or umt5")
     for pair in filter(None, (overrides or "").split(",")):
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or not hasattr(config, key):
-            raise UserError(f"{pair!r}", place="--config_overrides", expected="keys of a T5's config: d_model=256")
+            raise UserError(f"{pair!r}", location="--config_overrides", expected="keys of a T5's config: d_model=256")
         try:
             setattr(config, key, json.loads(value))
         except ValueError:
@@ -137,16 +139,16 @@ def load_tokenizer(source):
     from versatile.adapters.backbones import bundled as embedded
     from versatile.adapters.backbones import loading as backbones
 
-    place, path = f"--tokenizer_name {source}", Path(source)
+    location, path = f"--tokenizer_name {source}", Path(source)
     expected = "a directory, a hub name, a spiece.model or a tokenizer.json"
     if not path.exists() and source not in embedded.NAMES:
         # A hub name has one slash at the most, and is no file's: nobody has to be asked about a mistyped path.
         if path.suffix in (".model", ".json") or len(path.parts) > 2 or path.is_absolute() or source[0] in ".~":
-            raise UserError("no such file or directory", place=place, expected=expected)
+            raise UserError("no such file or directory", location=location, expected=expected)
         try:
             backbones.reach_hub(source, "tokenizer_config.json")
         except OSError as error:
-            raise UserError("no such directory, and the hub cannot be reached", place=place, expected=expected,
+            raise UserError("no such directory, and the hub cannot be reached", location=location, expected=expected,
                             remedy="without a network: a file or a directory") from error  # fmt: skip
     try:
         if source in embedded.NAMES:
@@ -163,13 +165,13 @@ def load_tokenizer(source):
         raise
     except Exception as error:
         # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
-        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", place=place,
+        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", location=location,
                         expected=expected) from error  # fmt: skip
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
-        raise UserError("it has no end token or no padding token", place=place, expected="a T5's tokenizer")
+        raise UserError("it has no end token or no padding token", location=location, expected="a T5's tokenizer")
     probe = tokenizer("a").input_ids
     if not probe or probe[-1] != tokenizer.eos_token_id:
-        raise UserError(f"it does not end a text with {tokenizer.eos_token}", place=place,
+        raise UserError(f"it does not end a text with {tokenizer.eos_token}", location=location,
                         expected="a T5's tokenizer")  # fmt: skip
     return tokenizer
 
@@ -181,7 +183,7 @@ def _sentencepiece(path, kind):
 
     with open(path, "rb") as file:
         if file.read(1) != b"\n":
-            raise UserError("this is no SentencePiece model", place=path, expected="a spiece.model")
+            raise UserError("this is no SentencePiece model", location=path, expected="a spiece.model")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(path, Path(folder) / "spiece.model")
         return kind.from_pretrained(folder)

@@ -23,7 +23,7 @@ class T5Settings:
     Attributes:
         method: one of `METHODS`. "finetune" trains the T5 itself. "adapters": an adapter for each task. "hyperformer":
             for each stack one hypernetwork with a generator for feed-forward and one for self-attention.
-            "hyperformer++": one with a single generator. "meta": a hypernetwork for each layer and place.
+            "hyperformer++": one with a single generator. "meta": a hypernetwork for each layer and site.
             The others are those of adapters/methods/, as on any backbone.
         method_settings: of these, {setting: value}.
         reduction_factor: the adapters' width is d_model // reduction_factor.
@@ -135,7 +135,7 @@ class TaskT5:
     def task_id(self, task):
         """The id of a task by name; an unknown name is a `UserError` that lists those held."""
         if task not in self.tasks:
-            raise UserError(f"the model holds the task(s) {', '.join(self.tasks)}, not {task!r}", place="task",
+            raise UserError(f"the model holds the task(s) {', '.join(self.tasks)}, not {task!r}", location="task",
                             expected="a task it was made for")  # fmt: skip
         return self.tasks.index(task)
 
@@ -303,11 +303,11 @@ def _stack_adapters(stack, model, vectors, decoder=None):
     return hypernet.StackAdapters(model.routes, controllers, None, vectors, s.non_linearity, decoder)
 
 
-def check_kind(config, place):
+def check_kind(config, location):
     """A `UserError` where a transformers config is no T5's."""
     kind = getattr(config, "model_type", None)
     if kind not in MODEL_TYPES:
-        raise UserError(f"model_type {kind!r} is not supported", place=place,
+        raise UserError(f"model_type {kind!r} is not supported", location=location,
                         expected="one of " + ", ".join(MODEL_TYPES), remedy="choose a T5")  # fmt: skip
 
 
@@ -315,28 +315,28 @@ def check(config, tasks, settings):
     """Whether settings fit a T5's config and the tasks; a `UserError` says what does not."""
     check_kind(config, "the backbone")
     if not tasks or len(set(tasks)) < len(tasks):
-        raise UserError(f"the tasks {list(tasks)}", place="tasks", expected="one name or more, each once")
+        raise UserError(f"the tasks {list(tasks)}", location="tasks", expected="one name or more, each once")
     for field, held, known in (
         ("method", settings.method, METHODS),
         ("non_linearity", settings.non_linearity, ACTIVATIONS),
     ):
         if held not in known:
-            raise UserError(f"{held!r}", place=field, expected="one of " + ", ".join(known))
+            raise UserError(f"{held!r}", location=field, expected="one of " + ", ".join(known))
     for field in ("adapters", "task_embeddings"):
         names = getattr(settings, field)
         if names is not None and len(names) != len(tasks):
-            raise UserError(f"{len(names)} names ({', '.join(names)})", place=field,
+            raise UserError(f"{len(names)} names ({', '.join(names)})", location=field,
                             expected=f"one for each of the {len(tasks)} tasks {', '.join(tasks)}")  # fmt: skip
     for name in [*tasks, *(settings.adapters or []), *(settings.task_embeddings or [])]:
         if not name or "." in name:
-            raise UserError(f"{name!r}", place="the name of a task, adapter or task embedding",
+            raise UserError(f"{name!r}", location="the name of a task, adapter or task embedding",
                             expected="a name without dots: it becomes part of a parameter's name")  # fmt: skip
     if not 1 <= settings.reduction_factor <= config.d_model:
-        raise UserError(f"{settings.reduction_factor}", place="reduction_factor",
+        raise UserError(f"{settings.reduction_factor}", location="reduction_factor",
                         expected=f"1 to the model's width {config.d_model}")  # fmt: skip
     for field in ("task_embedding_dim", "projected_task_embedding_dim", "task_hidden_dim"):
         if getattr(settings, field) < 1:
-            raise UserError(f"{getattr(settings, field)}", place=field, expected="1 or more")
+            raise UserError(f"{getattr(settings, field)}", location=field, expected="1 or more")
 
 
 def read_task_embeddings(directory, names, size):
@@ -353,20 +353,20 @@ def read_task_embeddings(directory, names, size):
             held = ", ".join(sorted(p.stem for p in Path(directory).glob("*.npy"))) or "none"
             raise UserError(
                 f"no such file (embeddings there: {held})",
-                place=path,
+                location=path,
                 expected="an embedding for each task",
                 remedy="compute_task_embeddings.py writes them",
             )
         try:
             value = np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
-            raise UserError(f"not a readable .npy file: {error}", place=path, remedy="compute it again") from error
+            raise UserError(f"not a readable .npy file: {error}", location=path, remedy="compute it again") from error
         if value.dtype.kind not in "fiu" or not np.isfinite(value).all():
-            raise UserError("holds values that are not finite numbers", place=path, remedy="compute it again")
+            raise UserError("holds values that are not finite numbers", location=path, remedy="compute it again")
         if value.size != size:
             raise UserError(
                 f"{value.size} values (shape {list(value.shape)})",
-                place=path,
+                location=path,
                 expected=f"task_embedding_dim, {size}",
                 remedy=f"--task_embedding_dim {value.size}",
             )

@@ -85,8 +85,8 @@ class TaskOutput:
     @cached_property
     def entropies(self):
         """[rows] entropy over ln of the number of labels, in 0..1; 0 for a regression."""
-        places = torch.arange(self.scores.shape[1], device=self.scores.device)
-        return normalized_entropy(self.scores.float(), places < self._count[self.task_ids].unsqueeze(1))
+        positions = torch.arange(self.scores.shape[1], device=self.scores.device)
+        return normalized_entropy(self.scores.float(), positions < self._count[self.task_ids].unsqueeze(1))
 
     @cached_property
     def _count(self):
@@ -213,8 +213,8 @@ class TaskBert(nn.Module):
         Masked keys get no weight and masked queries are read by nobody, so leaving them out changes no real position.
         """
         width = attention_mask.shape[1]
-        places = torch.arange(1, width + 1, device=attention_mask.device)
-        lengths = (attention_mask.bool() * places).amax(1).clamp(min=1)
+        positions = torch.arange(1, width + 1, device=attention_mask.device)
+        lengths = (attention_mask.bool() * positions).amax(1).clamp(min=1)
         lengths = (lengths + -lengths % LENGTH_ROUND).clamp(max=width)
         # Layers that run again in the backward pass meet the conditions of the last rows.
         again = self.training and getattr(self.bert.encoder.layer[0], "gradient_checkpointing", False)

@@ -94,13 +94,13 @@ class EveryCall:
         self.stack, self.dtype, self.device = stack, dtype, device
         self.names = [stack.routes.names[i] for i in groups]
 
-    def __getitem__(self, place):
+    def __getitem__(self, site):
         import torch
         from versatile.adapters.methods.hypernetworks import FEED_FORWARD, SELF_ATTENTION
 
         with torch.autocast(self.device.type, enabled=False):
-            block = FEED_FORWARD if place % 2 else SELF_ATTENTION
-            return self.stack.hypernet.at(self.stack.embeddings(self.names), place // 2, block, self.dtype)
+            block = FEED_FORWARD if site % 2 else SELF_ATTENTION
+            return self.stack.hypernet.at(self.stack.embeddings(self.names), site // 2, block, self.dtype)
 
 
 class Work:

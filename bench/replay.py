@@ -170,8 +170,8 @@ class Generation:
         start, found = self.tokenizer.convert_tokens_to_ids(self.gen), []
         config = GenerationConfig(do_sample=True, top_k=20, max_new_tokens=self.args.max_len, eos_token_id=EOS,
                                   pad_token_id=EOS, suppress_tokens=self.never)  # fmt: skip
-        for place, first in enumerate(range(0, self.args.samples, self.args.batch_size)):
-            seed_step(self.args.seed, place, 0)
+        for location, first in enumerate(range(0, self.args.samples, self.args.batch_size)):
+            seed_step(self.args.seed, location, 0)
             rows = min(self.args.batch_size, self.args.samples - first)
             ids = torch.full((rows, 1), start, device=self.device)
             with torch.no_grad(), autocast(self.device, self.dtype):
@@ -192,8 +192,8 @@ class Generation:
                 with torch.no_grad():
                     last = self.untouched(input_ids=ids, use_cache=False).logits[0, -1]
                 last[never] = -torch.inf
-                best, places = last.topk(20)
-                token = places[torch.multinomial(best.softmax(-1), 1)]
+                best, tokens_at = last.topk(20)
+                token = tokens_at[torch.multinomial(best.softmax(-1), 1)]
                 ids = torch.cat([ids, token[None]], dim=1)
             found.append(ids[0, 1:].tolist())
         return self.counted(found, self.args.single_samples)

@@ -78,7 +78,7 @@ def load(path, split, task, tokenizer, positions, *, training, how=Reading(), ca
     encoded = open_entry(entry_directory(key, cache_dir), EncodedSplit, build, cache_dir)
     if not len(encoded):
         dropped = ", ".join(f"{n:,} dropped ({why})" for why, n in encoded.report["dropped"].items())
-        raise UserError(f"no example of split {split!r} is left: {dropped or 'there were none'}", place=path,
+        raise UserError(f"no example of split {split!r} is left: {dropped or 'there were none'}", location=path,
                         expected="at least one with an input and a target",
                         remedy="look at the records, or name another file")  # fmt: skip
     return encoded
@@ -90,7 +90,7 @@ def _build(folder, path, split, task, encoder, training, how, progress, vocabula
     marker_ids = [encoder.marker_ids[m] for m in task.markers]
     place_of = {token: i for i, token in enumerate(marker_ids)}
     lengths, prompt_lengths, dropped = array("i"), array("i"), Counter()
-    examples = (e for place, record in task.records(path, split) for e in task.examples(record, place, how))
+    examples = (e for location, record in task.records(path, split) for e in task.examples(record, location, how))
     with open(folder / "ids.bin", "wb") as ids, open(folder / "types.bin", "wb") as types:
         read = 0
         while chunk := list(islice(examples, CHUNK)):

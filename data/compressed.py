@@ -33,7 +33,7 @@ class _Bounded(io.RawIOBase):
         self.count += size
         if self.count > self.bound:
             raise UserError(f"decompresses to more than {self.bound:,} bytes, {MOST_RATIO} times its size and more",
-                            place=self.path, expected="compressed text",
+                            location=self.path, expected="compressed text",
                             remedy="check where the file comes from; if it is right, decompress it with gunzip")
         return size
 

@@ -24,18 +24,20 @@ class Conversation(Task):
     field: str
     speakers: tuple[str, str]
 
-    def examples(self, record, place, how=Reading()):
-        texts = texts_field(record, self.field, place)
-        utterances = records_field(record, "utterances", place)
+    def examples(self, record, location, how=Reading()):
+        texts = texts_field(record, self.field, location)
+        utterances = records_field(record, "utterances", location)
         if not utterances:
-            raise UserError("'utterances' is empty", place=place, expected="at least one, with history and candidates")
+            raise UserError(
+                "'utterances' is empty", location=location, expected="at least one, with history and candidates"
+            )
         for number, utterance in enumerate(utterances):
-            here = f"{place}.utterances[{number}]"
+            here = f"{location}.utterances[{number}]"
             history = texts_field(utterance, "history", here)
             gold = last(utterance, "candidates", here)
             target = last(utterance, "distillated_candidates", here) if how.distilled else gold
             if not history:
-                raise UserError("'history' is empty", place=here, expected="the turns before the reply")
+                raise UserError("'history' is empty", location=here, expected="the turns before the reply")
             references, details = self.about(record, utterance, gold, here)
             history = history[-(2 * how.max_history + 1) :]
             yield self.assemble(texts, history, target, references, here, details)
@@ -43,11 +45,11 @@ class Conversation(Task):
                 # In training the sentences take turns in front; released checkpoints were trained so.
                 texts = texts[-1:] + texts[:-1]
 
-    def about(self, record, utterance, gold, place):
+    def about(self, record, utterance, gold, location):
         """([references], details) of an utterance."""
         return [gold], {}
 
-    def assemble(self, texts, history, target="", references=(), place="", details=None):
+    def assemble(self, texts, history, target="", references=(), location="", details=None):
         """An `Example` of the texts in front, the turns so far and the reply."""
         front = " ".join(t for text in texts if (t := text.strip()))
         turns = []
@@ -58,7 +60,7 @@ class Conversation(Task):
             turns.append(Span(marker, text, self.speakers[number % 2], turn=True))
         source = " | ".join([front, *(turn.strip() for turn in history)])
         return Example(
-            [Span(self.first, front), *turns[:-1]], turns[-1], source, list(references), place, details or {}
+            [Span(self.first, front), *turns[:-1]], turns[-1], source, list(references), location, details or {}
         )
 
     def distil(self, record, outputs):
@@ -74,7 +76,7 @@ class Conversation(Task):
             raise UserError(f"no {name} yet", expected=f"{name}: …", remedy=f"type a line that begins with '{name}:'")
         session = {**session, "history": [*session.get("history", []), text]}
         history = session["history"][-(2 * session.get("max_history", self.max_history) + 1) :]
-        return self.assemble(session["texts"], history, place="input"), session
+        return self.assemble(session["texts"], history, location="input"), session
 
     def opened(self, text, session):
         """The session after a line that sets what stands in front: a new conversation."""
@@ -84,9 +86,9 @@ class Conversation(Task):
         return {**session, "history": [*session["history"], text]}
 
 
-def last(utterance, name, place):
+def last(utterance, name, location):
     """The last text of a list: among candidates the right one stands last."""
-    texts = texts_field(utterance, name, place)
+    texts = texts_field(utterance, name, location)
     if not texts:
-        raise UserError(f"{name!r} is empty", place=place, expected="at least one text, the reply to learn last")
+        raise UserError(f"{name!r} is empty", location=location, expected="at least one text, the reply to learn last")
     return texts[-1]

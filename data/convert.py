@@ -117,7 +117,7 @@ def convert(argv=None):
     except OSError as error:
         raise UserError(
             f"cannot be written: {error.strerror or error}",
-            place=f"--output {args.output}",
+            location=f"--output {args.output}",
             remedy="choose a directory you may write to",
         ) from error
     return report
@@ -131,7 +131,7 @@ def write_task_json(args, splits, report):
         found = "is a directory" if os.path.isdir(output) else "is not a .json name"
         raise UserError(
             found,
-            place=f"--output {output}",
+            location=f"--output {output}",
             expected="the task json to write, e.g. data/NLG/data.json",
             remedy="name a .json file",
         )

@@ -38,7 +38,7 @@ _TASK_FILE = 'a task file: {"train": [...], "valid": [...], "test": [...]}'
 
 
 def iter_records(path, split):
-    """Yield ``(place, record)`` for every record of a split, e.g. ``("data.json:train[17]", {...})``.
+    """Yield ``(location, record)`` for every record of a split, e.g. ``("data.json:train[17]", {...})``.
 
     The whole file is read even when the split ends early, so a file cut off behind it does not pass.
 
@@ -62,33 +62,34 @@ def iter_records(path, split):
         if len(twice) > 1:
             raise UserError(
                 f"holds the {split} split more than once (keys {' and '.join(map(repr, twice))})",
-                place=path, expected="each split once", remedy="keep one of them",
+                location=path,
+                expected="each split once",
+                remedy="keep one of them",
             )
         yield from _records(f"{os.fspath(path)}:{key}", events)
     if not any(name in seen for name in names):
         raise UserError(
             f"has no {' or '.join(map(repr, names))} split; its keys are: {_listed(seen)}",
-            place=path,
+            location=path,
             expected=_TASK_FILE,
-            remedy="choose one of its splits, rename the key, or make the file with: "
-                   "python -m data.convert --help",
+            remedy="choose one of its splits, rename the key, or make the file with: python -m data.convert --help",
         )
 
 
 def top_level(path):
     """Yield ``(key, value)`` for everything in a task file, in its order.
 
-    In place of a list comes an iterator of ``(place, item)``, to be read to its end before the next key.
+    In place of a list comes an iterator of ``(location, item)``, to be read to its end before the next key.
     """
     events = _events(path)
     for key in _keys(path, events):
-        place = f"{os.fspath(path)}:{key}"
+        location = f"{os.fspath(path)}:{key}"
         event, value = next(events)
-        yield key, _items(place, events) if event == "start_array" else _build(event, value, events, place)
+        yield key, _items(location, events) if event == "start_array" else _build(event, value, events, location)
 
 
 def list_items(path):
-    """Yield ``(place, item)`` for everything in a file whose top level is a list, e.g. ``("turns.json[17]", …)``.
+    """Yield ``(location, item)`` for everything in a file whose top level is a list, e.g. ``("turns.json[17]", …)``.
 
     Raises:
         UserError: while iterating. The file cannot be read, is no JSON, or no list.
@@ -98,15 +99,21 @@ def list_items(path):
         event, value = next(events)
         if event != "start_array":
             found = "is an object" if event == "start_map" else f"is {brief(value)}"
-            raise UserError(f"{found} at the top level", place=path, expected="a list",
-                            remedy="check that this is the right file")
+            raise UserError(
+                f"{found} at the top level",
+                location=path,
+                expected="a list",
+                remedy="check that this is the right file",
+            )
         yield from _items(os.fspath(path), events)
         for _ in events:  # Only here does the parser see what stands behind the closing bracket.
             pass
     except UserError as error:
         if error.expected != _TASK_FILE:
             raise
-        raise UserError(error.found, place=error.place, expected="a list, in JSON", remedy=error.remedy) from error
+        raise UserError(
+            error.found, location=error.location, expected="a list, in JSON", remedy=error.remedy
+        ) from error
 
 
 def split_names(path):
@@ -124,33 +131,33 @@ def fingerprint(path):
     return digest.hexdigest()
 
 
-def text_field(record, name, place):
+def text_field(record, name, location):
     """The string ``record[name]`` (possibly blank: what to do then is the caller's to say)."""
-    value = _field(record, name, place, "a string")
+    value = _field(record, name, location, "a string")
     if not isinstance(value, str):
-        raise _wrong_type(name, value, place, "a string")
+        raise _wrong_type(name, value, location, "a string")
     return value
 
 
-def texts_field(record, name, place):
+def texts_field(record, name, location):
     """The list of strings ``record[name]`` (possibly empty)."""
-    return _list_field(record, name, place, str, "a list of strings")
+    return _list_field(record, name, location, str, "a list of strings")
 
 
-def records_field(record, name, place):
+def records_field(record, name, location):
     """The list of objects ``record[name]`` (possibly empty)."""
-    return _list_field(record, name, place, dict, "a list of objects")
+    return _list_field(record, name, location, dict, "a list of objects")
 
 
-def mapping_field(record, name, place):
+def mapping_field(record, name, location):
     """The object ``record[name]`` with a string under every key (possibly empty)."""
     expected = "an object whose values are strings"
-    value = _field(record, name, place, expected)
+    value = _field(record, name, location, expected)
     if not isinstance(value, dict):
-        raise _wrong_type(name, value, place, expected)
+        raise _wrong_type(name, value, location, expected)
     for key, item in value.items():
         if not isinstance(item, str):
-            raise _wrong_type(f"{name}.{key}", item, place, expected)
+            raise _wrong_type(f"{name}.{key}", item, location, expected)
     return value
 
 
@@ -175,14 +182,21 @@ def text_lines(path):
     with open_bytes(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
             if len(line) > LONGEST:
-                raise UserError(f"a line of more than {LONGEST >> 20} MiB", place=f"{path}:{number}",
-                                expected="lines of text", remedy="check that this is the right file, and its line ends")
+                raise UserError(
+                    f"a line of more than {LONGEST >> 20} MiB",
+                    location=f"{path}:{number}",
+                    expected="lines of text",
+                    remedy="check that this is the right file, and its line ends",
+                )
             try:
                 yield number, line.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise UserError(f"byte {line[error.start]:#x} is not UTF-8 text", place=f"{path}:{number}",
-                                expected="a text file in UTF-8",
-                                remedy="save it as UTF-8, e.g. iconv -f latin1 -t utf-8 old > new") from error
+                raise UserError(
+                    f"byte {line[error.start]:#x} is not UTF-8 text",
+                    location=f"{path}:{number}",
+                    expected="a text file in UTF-8",
+                    remedy="save it as UTF-8, e.g. iconv -f latin1 -t utf-8 old > new",
+                ) from error
 
 
 def csv_rows(path, columns, remedy):
@@ -195,19 +209,27 @@ def csv_rows(path, columns, remedy):
         UserError: no header with these columns, or quotes that do not pair up.
     """
     wanted, header = f"a header with {' and '.join(columns)}", None
-    for place, row in bare_csv_rows(path):
+    for location, row in bare_csv_rows(path):
         if header is None:
             header = [name.strip().lower() for name in row]
             if not set(columns) <= set(header):
-                raise UserError(f"its columns are {', '.join(header)[:200]!r}", place=place, expected=wanted,
-                                remedy=remedy)
+                raise UserError(
+                    f"its columns are {', '.join(header)[:200]!r}", location=location, expected=wanted, remedy=remedy
+                )
         elif len(row) != len(header):
-            yield place, UserError(f"{len(row)} columns", place=place, remedy="correct the row",
-                                   expected=f"{len(header)}, as the header has")
+            yield (
+                location,
+                UserError(
+                    f"{len(row)} columns",
+                    location=location,
+                    remedy="correct the row",
+                    expected=f"{len(header)}, as the header has",
+                ),
+            )
         else:
-            yield place, dict(zip(header, row))
+            yield location, dict(zip(header, row))
     if header is None:
-        raise UserError("is empty", place=path, expected=wanted, remedy=remedy)
+        raise UserError("is empty", location=path, expected=wanted, remedy=remedy)
 
 
 def bare_csv_rows(path):
@@ -220,20 +242,28 @@ def bare_csv_rows(path):
     csv.field_size_limit(LONGEST)
     rows, line = csv.reader((text for _, text in text_lines(path)), strict=True), 1
     while True:
-        place = f"{path}:{line}"
+        location = f"{path}:{line}"
         try:
             row = next(rows, None)
         except csv.Error as error:
             if "field limit" in str(error):
-                raise UserError(f"a field of more than {LONGEST >> 20} MiB", place=place, expected="fields of text",
-                                remedy="look for a quotation mark that nothing closes") from error
-            raise UserError(f"is not valid csv: {error}", place=place, remedy="correct the row",
-                            expected='quotes in pairs, inner ones as ""') from error
+                raise UserError(
+                    f"a field of more than {LONGEST >> 20} MiB",
+                    location=location,
+                    expected="fields of text",
+                    remedy="look for a quotation mark that nothing closes",
+                ) from error
+            raise UserError(
+                f"is not valid csv: {error}",
+                location=location,
+                remedy="correct the row",
+                expected='quotes in pairs, inner ones as ""',
+            ) from error
         if row is None:
             return
         line = rows.line_num + 1
         if row:
-            yield place, row
+            yield location, row
 
 
 @contextlib.contextmanager
@@ -242,23 +272,31 @@ def _readable(path):
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError("no such file", place=path, remedy="check the path for a typing error") from error
+        raise UserError("no such file", location=path, remedy="check the path for a typing error") from error
     except IsADirectoryError as error:
-        raise UserError("is a directory", place=path, expected="a file",
-                        remedy="name the file inside it") from error
+        raise UserError("is a directory", location=path, expected="a file", remedy="name the file inside it") from error
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"is not a whole gzip file ({error})", place=path, expected="gzip data, as .gz says",
-                        remedy="copy it again, or rename it if it is not compressed") from error
+        raise UserError(
+            f"is not a whole gzip file ({error})",
+            location=path,
+            expected="gzip data, as .gz says",
+            remedy="copy it again, or rename it if it is not compressed",
+        ) from error
     except EOFError as error:
-        raise UserError("ends in the middle of its gzip data", place=path, expected="a whole file",
-                        remedy="it was cut off: copy or make it again") from error
+        raise UserError(
+            "ends in the middle of its gzip data",
+            location=path,
+            expected="a whole file",
+            remedy="it was cut off: copy or make it again",
+        ) from error
     except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}", place=path,
-                        remedy="check the path and its permissions") from error
+        raise UserError(
+            f"cannot be read: {error.strerror or error}", location=path, remedy="check the path and its permissions"
+        ) from error
     except ValueError as error:
         if "null" not in str(error) and "surrogates" not in str(error):
             raise
-        raise UserError("cannot be a file name", place=repr(path), remedy="check the path") from error
+        raise UserError("cannot be a file name", location=repr(path), remedy="check the path") from error
 
 
 def _events(path):
@@ -276,9 +314,12 @@ def _keys(path, events):
     event, value = next(events)
     if event != "start_map":
         found = "is a list" if event == "start_array" else f"is {brief(value)}"
-        raise UserError(f"{found} at the top level", place=path, expected=_TASK_FILE,
-                        remedy='put the records under a split\'s name, or make the file with: '
-                               'python -m data.convert --help')
+        raise UserError(
+            f"{found} at the top level",
+            location=path,
+            expected=_TASK_FILE,
+            remedy="put the records under a split's name, or make the file with: python -m data.convert --help",
+        )
     for event, key in events:
         if event == "end_map":
             break
@@ -302,45 +343,54 @@ def _skip(events):
     return first
 
 
-def _records(place, events):
-    """Yield (place, record) for the list that comes next in `events`."""
+def _records(location, events):
+    """Yield (location, record) for the list that comes next in `events`."""
     event, value = next(events)
     if event != "start_array":
         found = "is an object" if event == "start_map" else f"is {brief(value)}"
-        raise UserError(found, place=place, expected="a list of records",
-                        remedy="put the split's records into a list")
+        raise UserError(
+            found, location=location, expected="a list of records", remedy="put the split's records into a list"
+        )
     count = 0
     for event, value in events:
         if event == "end_array":
             break
-        here = f"{place}[{count}]"
+        here = f"{location}[{count}]"
         record = _build(event, value, events, here)
         if not isinstance(record, dict):
-            raise UserError(f"is {brief(record)}", place=here, expected="an object, one per record",
-                            remedy="write each record as {...}, or take it out")
+            raise UserError(
+                f"is {brief(record)}",
+                location=here,
+                expected="an object, one per record",
+                remedy="write each record as {...}, or take it out",
+            )
         yield here, record
         count += 1
     if not count:
-        raise UserError("is empty", place=place, expected="at least one record",
-                        remedy="fill the split, or take its key out of the file")
+        raise UserError(
+            "is empty",
+            location=location,
+            expected="at least one record",
+            remedy="fill the split, or take its key out of the file",
+        )
 
 
-def _items(place, events):
-    """Yield (place, item) for the list whose opening was taken out of `events`."""
+def _items(location, events):
+    """Yield (location, item) for the list whose opening was taken out of `events`."""
     for count, (event, value) in enumerate(events):
         if event == "end_array":
             break
-        yield f"{place}[{count}]", _build(event, value, events, f"{place}[{count}]")
+        yield f"{location}[{count}]", _build(event, value, events, f"{location}[{count}]")
 
 
-def _build(event, value, events, place):
+def _build(event, value, events, location):
     """The value that begins with (event, value).
 
     ijson's own `items` would build it too, but it keeps the path to every value as text, which takes memory
     with the square of the nesting, and it cannot tell the list ``train`` from an object ``{"item": …}``.
     """
     if event not in _OPENS:
-        return _number(value, place) if event == "number" else value
+        return _number(value, location) if event == "number" else value
     size = count = 0
     root = {} if event == "start_map" else []
     stack, top, key = [], root, None
@@ -356,14 +406,18 @@ def _build(event, value, events, place):
         if event in _OPENS:
             value = {} if event == "start_map" else []
         elif event == "number":
-            value = _number(value, place)
+            value = _number(value, location)
         elif event == "string":
             size += len(value)
         count += 1
         if size > LONGEST or count > _MOST_VALUES:
             what = f"{LONGEST >> 20} MiB" if size > LONGEST else f"{_MOST_VALUES:,} values"
-            raise UserError(f"is a record of more than {what}",
-                            place=place, expected="a record of text fields", remedy="check how the file was made")
+            raise UserError(
+                f"is a record of more than {what}",
+                location=location,
+                expected="a record of text fields",
+                remedy="check how the file was made",
+            )
         if type(top) is dict:
             top[key] = value
         else:
@@ -372,19 +426,27 @@ def _build(event, value, events, place):
             stack.append(top)
             top = value
             if len(stack) > _DEEPEST:
-                raise UserError(f"is nested more than {_DEEPEST} deep", place=place,
-                                expected="a record of text fields", remedy="check how the file was made")
+                raise UserError(
+                    f"is nested more than {_DEEPEST} deep",
+                    location=location,
+                    expected="a record of text fields",
+                    remedy="check how the file was made",
+                )
     return root
 
 
-def _number(value, place):
+def _number(value, location):
     """A number of the parser, which gives a Decimal for what is no whole number, as int or float."""
     if isinstance(value, int):
         return value
     number = float(value)
     if math.isinf(number):
-        raise UserError(f"the number {str(value)[:40]} overflows", place=place,
-                        expected="numbers up to 1.8e308", remedy="correct the record")
+        raise UserError(
+            f"the number {str(value)[:40]} overflows",
+            location=location,
+            expected="numbers up to 1.8e308",
+            remedy="correct the record",
+        )
     return number
 
 
@@ -397,26 +459,45 @@ def _not_json(path, error):
     reason = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
     reason = reason.split("\n")[0].strip(" .")
     if isinstance(error, SystemError | decimal.DecimalException) or "digits" in reason:
-        return UserError(f"a number of too many digits, near {where}", place=path,
-                         expected="numbers of at most 4300 digits", remedy="write it as a string, or leave it out")
+        return UserError(
+            f"a number of too many digits, near {where}",
+            location=path,
+            expected="numbers of at most 4300 digits",
+            remedy="write it as a string, or leave it out",
+        )
     if not rest:
         with open_bytes(path) as file:
             blank = not any(block.strip() for block in iter(lambda: file.read(_BLOCK), b""))
         if blank:
-            return UserError("is empty", place=path, expected=_TASK_FILE, remedy="check how it was made")
-        return UserError(f"ends in the middle of the JSON, at {where}", place=path, expected="a whole file",
-                         remedy="it was cut off: copy or make it again")
+            return UserError("is empty", location=path, expected=_TASK_FILE, remedy="check how it was made")
+        return UserError(
+            f"ends in the middle of the JSON, at {where}",
+            location=path,
+            expected="a whole file",
+            remedy="it was cut off: copy or make it again",
+        )
     for word in (b"NaN", b"Infinity"):
         if rest.startswith(word):
-            return UserError(f"{word.decode()} at {where} is not JSON", place=path,
-                             expected="a number, a string or null",
-                             remedy="write null instead (json.dump(..., allow_nan=False) finds the cause)")
+            return UserError(
+                f"{word.decode()} at {where} is not JSON",
+                location=path,
+                expected="a number, a string or null",
+                remedy="write null instead (json.dump(..., allow_nan=False) finds the cause)",
+            )
     if rest[0] >= 0x80 or isinstance(error, UnicodeDecodeError) or "UTF8" in reason:
-        return UserError(f"is not UTF-8 text, at {where}", place=path, expected="JSON in UTF-8",
-                         remedy="save it as UTF-8, e.g. iconv -f latin1 -t utf-8 old.json > new.json")
+        return UserError(
+            f"is not UTF-8 text, at {where}",
+            location=path,
+            expected="JSON in UTF-8",
+            remedy="save it as UTF-8, e.g. iconv -f latin1 -t utf-8 old.json > new.json",
+        )
     near = rest[:20].decode("utf-8", "replace")
-    return UserError(f"is not valid JSON at {where}, near {near!r}: {reason}", place=path,
-                     expected=_TASK_FILE, remedy="correct it there, or make the file again")
+    return UserError(
+        f"is not valid JSON at {where}, near {near!r}: {reason}",
+        location=path,
+        expected=_TASK_FILE,
+        remedy="correct it there, or make the file again",
+    )
 
 
 def _refused_at(path, start, step):
@@ -448,7 +529,7 @@ def _position(path, offset):
             offset -= len(block)
             line += block.count(b"\n")
             if b"\n" in block:
-                column, block = 1, block[block.rindex(b"\n") + 1:]
+                column, block = 1, block[block.rindex(b"\n") + 1 :]
             # Bytes 80-BF continue a character that an earlier byte began.
             column += len(block.translate(None, bytes(range(0x80, 0xC0))))
         return line, column, file.read(80)
@@ -459,27 +540,31 @@ def _listed(names):
     return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "") if names else "none"
 
 
-def _field(record, name, place, expected):
+def _field(record, name, location, expected):
     if not isinstance(record, dict):
-        raise UserError(brief(record), place=place, expected=f"an object with {name!r}: {expected}")
+        raise UserError(brief(record), location=location, expected=f"an object with {name!r}: {expected}")
     if name not in record:
         remedy = "add it, or rename the key"
         if name.startswith("distillated_"):
             remedy = "let a teacher write it: python sentence_distiller.py --help; or learn the gold texts"
-        raise UserError(f"has no {name!r}; its keys are: {_listed(list(record))}", place=place,
-                        expected=f"{name!r}: {expected}", remedy=remedy)
+        raise UserError(
+            f"has no {name!r}; its keys are: {_listed(list(record))}",
+            location=location,
+            expected=f"{name!r}: {expected}",
+            remedy=remedy,
+        )
     return record[name]
 
 
-def _list_field(record, name, place, kind, expected):
-    value = _field(record, name, place, expected)
+def _list_field(record, name, location, kind, expected):
+    value = _field(record, name, location, expected)
     if not isinstance(value, list):
-        raise _wrong_type(name, value, place, expected)
+        raise _wrong_type(name, value, location, expected)
     for index, item in enumerate(value):
         if not isinstance(item, kind):
-            raise _wrong_type(f"{name}[{index}]", item, place, expected)
+            raise _wrong_type(f"{name}[{index}]", item, location, expected)
     return value
 
 
-def _wrong_type(name, value, place, expected):
-    return UserError(f"{name!r} is {brief(value)}", place=place, expected=expected, remedy="correct the record")
+def _wrong_type(name, value, location, expected):
+    return UserError(f"{name!r} is {brief(value)}", location=location, expected=expected, remedy="correct the record")

@@ -30,14 +30,14 @@ class GlueExample:
     """One row: `label` is a label string, a float for STS-B, and None where the file has no label column.
 
     `index` is the file's own number for the row (what a submission names), or else its 0-based position.
-    `place` is where it stands, e.g. ``".../RTE/train.tsv:17"``.
+    `location` is where it stands, e.g. ``".../RTE/train.tsv:17"``.
     """
 
     index: int
     text_a: str
     text_b: str | None
     label: str | float | None
-    place: str
+    location: str
 
 
 SUBMISSION_ROWS = {"cola": 1063, "sst-2": 1821, "mrpc": 1725, "sts-b": 1379, "qqp": 390965, "mnli": 9796,
@@ -91,38 +91,44 @@ def iter_examples(data_dir, task_name, split, limit=None):
         raise UserError(f"limit is {limit}", expected="1 or more", remedy="leave it out to read all rows")
     task, path = get(task_name), path_of(data_dir, task_name, split)
     if not task.own and not path.is_file():
-        raise UserError("no such file", place=path, expected=f"GLUE's {task.folder} folder with its tsv files",
+        raise UserError("no such file", location=path, expected=f"GLUE's {task.folder} folder with its tsv files",
                         remedy=f"check --data_dir; {_DOWNLOAD}")  # fmt: skip
-    examples = task.read(split) if task.own else (
-        _example(task, place, number, row, split) for number, (place, row) in enumerate(_rows(task, path, split)))
+    examples = (
+        task.read(split)
+        if task.own
+        else (
+            _example(task, location, number, row, split)
+            for number, (location, row) in enumerate(_rows(task, path, split))
+        )
+    )
     empty = True
     for example in islice(examples, limit):
         empty = False
         yield example
     if empty:
         remedy = "fill the split" if task.own else _DOWNLOAD
-        raise UserError("holds no examples", place=path, expected="at least one row", remedy=remedy)
+        raise UserError("holds no examples", location=path, expected="at least one row", remedy=remedy)
 
 
 def _rows(task, path, split):
-    """Yield (place, {column: text}) for every row of the file."""
+    """Yield (location, {column: text}) for every row of the file."""
     header, left_out = None, []
     if task.headerless and split != "test":
         header = task.headerless
     for line, text in text_lines(path):
         fields = text.removesuffix("\n").removesuffix("\r").split("\t")
-        place = f"{path}:{line}"
+        location = f"{path}:{line}"
         if fields == [""]:
             continue
         if header is None:
             header = [name.strip() for name in fields]
-            _check_header(task, header, place, split)
+            _check_header(task, header, location, split)
         elif len(fields) == len(header):
-            yield place, dict(zip(header, fields))
+            yield location, dict(zip(header, fields))
         elif task.broken_rows:
             left_out.append(line)
         else:
-            raise UserError(f"{len(fields)} columns", place=place, expected=f"{len(header)}: {', '.join(header)}",
+            raise UserError(f"{len(fields)} columns", location=location, expected=f"{len(header)}: {', '.join(header)}",
                             remedy="correct the row; columns are parted by tabs, and nothing is quoted")  # fmt: skip
     if left_out:
         logging.getLogger(__name__).warning(
@@ -131,51 +137,57 @@ def _rows(task, path, split):
         )  # fmt: skip
 
 
-def _check_header(task, header, place, split):
+def _check_header(task, header, location, split):
     wanted = [*task.columns] if split == "test" else [*task.columns, task.label_column]
     missing = [name for name in wanted if name not in header]
     if missing:
         found = f"the header has no {', '.join(map(repr, missing))}; it is {', '.join(header)[:200]!r}"
-        raise UserError(found, place=place, expected=f"a header with {', '.join(wanted)}, parted by tabs",
+        raise UserError(found, location=location, expected=f"a header with {', '.join(wanted)}, parted by tabs",
                         remedy=f"check that this is GLUE's own {task.folder} file; {_DOWNLOAD}")  # fmt: skip
     twice = [name for name in wanted if header.count(name) > 1]
     if twice:
-        raise UserError(f"the header has {twice[0]!r} more than once", place=place, remedy="rename one of the columns")
+        raise UserError(
+            f"the header has {twice[0]!r} more than once", location=location, remedy="rename one of the columns"
+        )
 
 
-def _example(task, place, number, row, split):
+def _example(task, location, number, row, split):
     texts = [row[name] for name in task.columns]
     index = next((row[name] for name in ("index", "id") if name in row), None)
     label = row.get(task.label_column)
     return GlueExample(
-        index=number if index is None else _index(index, place),
+        index=number if index is None else _index(index, location),
         text_a=texts[0],
         text_b=texts[1] if len(texts) > 1 else None,
-        label=None if label is None else _label(task, label, place),
-        place=place,
+        label=None if label is None else _label(task, label, location),
+        location=location,
     )
 
 
-def _index(text, place):
+def _index(text, location):
     if not (text.isascii() and text.isdigit()):
-        raise UserError(f"the index is {brief(text)}", place=place, expected="a whole number",
+        raise UserError(f"the index is {brief(text)}", location=location, expected="a whole number",
                         remedy="correct the first column")  # fmt: skip
     return int(text)
 
 
-def _label(task, text, place):
+def _label(task, text, location):
     text = text.strip()
     if not task.regression:
         if text not in task.labels:
-            raise UserError(f"the label is {brief(text)}", place=place, expected=f"one of {', '.join(task.labels)}",
-                            remedy=f"correct the column {task.label_column!r}, or take the row out")  # fmt: skip
+            raise UserError(
+                f"the label is {brief(text)}",
+                location=location,
+                expected=f"one of {', '.join(task.labels)}",
+                remedy=f"correct the column {task.label_column!r}, or take the row out",
+            )
         return text
     try:
         score = float(text)
     except ValueError:
         score = math.nan
     if not 0 <= score <= _HIGHEST_SCORE:
-        raise UserError(f"the score is {brief(text)}", place=place, expected="a number from 0 to 5",
+        raise UserError(f"the score is {brief(text)}", location=location, expected="a number from 0 to 5",
                         remedy=f"correct the column {task.label_column!r}, or take the row out")  # fmt: skip
     return score
 
@@ -208,7 +220,7 @@ def _class_ids(task, labels):
     for i, label in enumerate(labels):
         label = number.get(label, label) if isinstance(label, str) else int(label)
         if isinstance(label, str) or not 0 <= label < len(number):
-            raise UserError(f"{brief(label)} is no label of {task.name}", place=f"row {i}",
+            raise UserError(f"{brief(label)} is no label of {task.name}", location=f"row {i}",
                             expected=f"one of {', '.join(task.labels)}, or their ids from 0")  # fmt: skip
         ids.append(label)
     return ids

@@ -20,10 +20,10 @@ def read(path, split, task, how, limit=None):
         limit: only the first so many instances (the references of each are complete).
     """
     merged = {}
-    for place, record in task.records(path, split):
-        for example in task.examples(record, place, how):
+    for location, record in task.records(path, split):
+        for example in task.examples(record, location, how):
             if not example.references:
-                raise UserError("no reference to score against", place=place, expected="a target or references")
+                raise UserError("no reference to score against", location=location, expected="a target or references")
             key = example.source if task.merge_references else len(merged)
             if key in merged:
                 known = merged[key].references
@@ -35,7 +35,7 @@ def read(path, split, task, how, limit=None):
     return list(merged.values())
 
 
-def scored(examples, place):
+def scored(examples, location):
     """Numbers of the examples that have something to be scored against, and a note about the others.
 
     A blank reference is no reference: such targets are withheld or were lost.
@@ -51,7 +51,7 @@ def scored(examples, place):
     blank = len(examples) - len(numbers)
     if not numbers:
         raise UserError(f"the references of all {blank} examples are blank: there is nothing to score against",
-                        place=place, expected="a target or references",
+                        location=location, expected="a target or references",
                         remedy="name the file with the true targets; they may be withheld in this one")  # fmt: skip
     note = f"{blank} of {len(examples)} examples have blank references and are not scored"
     return numbers, [references[i] for i in numbers], [note] if blank else []

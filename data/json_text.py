@@ -19,7 +19,7 @@ _ESCAPES, _BYTES = re.compile(_PATTERN), re.compile(_PATTERN.encode())
 _HALF, _HALF_BYTES = 6, re.compile(_HIGH.encode())
 
 
-def loads(text, place):
+def loads(text, location):
     """The value of a JSON text; a half of a surrogate pair, which is no character, becomes ``?``.
 
     Raises:
@@ -30,13 +30,13 @@ def loads(text, place):
     try:
         return json.loads(text)
     except RecursionError as error:
-        raise UserError("is nested too deep", place=place, expected="an object of text fields",
+        raise UserError("is nested too deep", location=location, expected="an object of text fields",
                         remedy="check how it was written") from error  # fmt: skip
     except json.JSONDecodeError as error:
-        raise UserError(f"is not JSON: {error.msg}", place=place,
+        raise UserError(f"is not JSON: {error.msg}", location=location,
                         expected="JSON", remedy="correct it there") from error  # fmt: skip
     except ValueError as error:
-        raise UserError(f"holds a number of too many digits ({str(error).split(';')[0]})", place=place,
+        raise UserError(f"holds a number of too many digits ({str(error).split(';')[0]})", location=location,
                         expected="numbers of at most 4300 digits",
                         remedy="write it as a string, or leave it out") from error  # fmt: skip
 
@@ -84,12 +84,12 @@ class WholeCharacters:
         behind = len(block) - len(block.rstrip(_DIGITS))
         self.digits = before if behind == len(block) else behind
         if before > MOST_DIGITS or _MANY_DIGITS.search(block):
-            raise UserError("a number of too many digits", place=self.path, expected=f"at most {MOST_DIGITS}",
+            raise UserError("a number of too many digits", location=self.path, expected=f"at most {MOST_DIGITS}",
                             remedy="correct it, or leave it out")  # fmt: skip
         last = block.rfind(b'"')
         self.quiet = self.quiet + len(block) if last < 0 else len(block) - last
         if self.quiet > LONGEST:
-            raise UserError(f"{LONGEST >> 20} MiB without a quotation mark", place=self.path,
+            raise UserError(f"{LONGEST >> 20} MiB without a quotation mark", location=self.path,
                             expected="records of text, in JSON",
                             remedy="check that this is the right file, and whole")  # fmt: skip
 

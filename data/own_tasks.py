@@ -87,7 +87,7 @@ class OwnTask:
     # ---- rows
 
     def rows(self, split, source=None):
-        """Yield (place, prompts, answers) of every row of a split.
+        """Yield (location, prompts, answers) of every row of a split.
 
         Args:
             split: "train", "valid" or "test", or the name that another system has for it ("validation", "dev").
@@ -101,15 +101,15 @@ class OwnTask:
             UserError: while iterating; with file and line: no such split, no such column, a row that cannot be used.
         """
         empty = True
-        for place, record in self.records(split, source):
+        for location, record in self.records(split, source):
             empty = False
-            yield place, self.prompts(record, place), self.answers(record, place)
+            yield location, self.prompts(record, location), self.answers(record, location)
         if empty:
-            raise UserError("holds no rows", place=f"{source or self.source}:{split}", expected="at least one",
+            raise UserError("holds no rows", location=f"{source or self.source}:{split}", expected="at least one",
                             remedy="fill the split, or leave it out")  # fmt: skip
 
     def records(self, split, source=None):
-        """Yield (place, record) of a split as the file has it."""
+        """Yield (location, record) of a split as the file has it."""
         source, split = source or self.source, _SAME.get(split, split)
         path = Path(source)
         if path.is_dir():
@@ -144,10 +144,10 @@ class OwnTask:
         settings = [content, self.prompt, self.answer, self.labels, self.question]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
-    def prompts(self, record, place):
+    def prompts(self, record, location):
         """The prompt's texts, one for each column."""
-        return [text_of(record, (column,), place) for column in self.prompt] or [
-            text_of(record, _COLUMNS["prompt"], place)]  # fmt: skip
+        return [text_of(record, (column,), location) for column in self.prompt] or [
+            text_of(record, _COLUMNS["prompt"], location)]  # fmt: skip
 
     def prompt_text(self, prompts):
         """The prompt as one text; several columns are named, as in T5's own tasks."""
@@ -155,24 +155,24 @@ class OwnTask:
             return prompts[0]
         return " ".join(f"{column}: {text.strip()}" for column, text in zip(self.prompt, prompts))
 
-    def answers(self, record, place):
+    def answers(self, record, location):
         """The texts that are right answers."""
         columns = (self.answer,) if self.answer else _COLUMNS["answer"]
-        value, column = column_value(record, columns, place)
+        value, column = column_value(record, columns, location)
         values = value if isinstance(value, list) else [value]
         if not values:
-            raise UserError(f"{column!r} is an empty list", place=place, expected="an answer")
-        return [self.label(v, column, place) if self.labels else answer_text(v, column, place) for v in values]
+            raise UserError(f"{column!r} is an empty list", location=location, expected="an answer")
+        return [self.label(v, column, location) if self.labels else answer_text(v, column, location) for v in values]
 
-    def label(self, value, column, place):
+    def label(self, value, column, location):
         """An answer as a label's name; a number that is no label itself counts from 0 among them."""
-        text = answer_text(value, column, place).strip()
+        text = answer_text(value, column, location).strip()
         if text in self.labels:
             return text
         if text.isascii() and text.isdigit() and int(text) < len(self.labels):
             return self.labels[int(text)]
         shown = ", ".join(self.labels[:20]) + (", …" if len(self.labels) > 20 else "")
-        raise UserError(f"{column!r} is {brief(value)}", place=place, expected=f"one of {shown}",
+        raise UserError(f"{column!r} is {brief(value)}", location=location, expected=f"one of {shown}",
                         remedy="correct the row, or the labels of task.json")  # fmt: skip
 
     # ---- scores
@@ -186,13 +186,13 @@ class OwnTask:
         if self.labels:
             return self
         found = set()
-        for place, _, answers in self.rows("train"):
+        for location, _, answers in self.rows("train"):
             found.add(answers[0].strip())
             if len(found) > MOST_LABELS:
-                raise UserError(f"has more than {MOST_LABELS} different answers", place=place,
+                raise UserError(f"has more than {MOST_LABELS} different answers", location=location,
                                 expected="a classification task, or its labels in task.json")  # fmt: skip
         if len(found) < 2:
-            raise UserError(f"has one answer only: {brief(*found)}", place=self.source,
+            raise UserError(f"has one answer only: {brief(*found)}", location=self.source,
                             expected="two labels or more")  # fmt: skip
         numbers = all(text.isascii() and text.isdigit() for text in found)
         labels = tuple(sorted(found, key=int if numbers else str))
@@ -208,26 +208,26 @@ def default_metrics(labels):
 # --- columns ---------------------------------------------------------------------------------------------
 
 
-def column_value(record, columns, place):
+def column_value(record, columns, location):
     """(value, column) of the first of `columns` that a record has."""
     for column in columns:
         if column in record:
             return record[column], column
     listed = ", ".join(map(repr, islice(record, 20)))
-    raise UserError(f"has no column {' or '.join(map(repr, columns))}; it has {listed or 'none'}", place=place,
+    raise UserError(f"has no column {' or '.join(map(repr, columns))}; it has {listed or 'none'}", location=location,
                     expected='the columns "prompt" and "answer"',
                     remedy='rename them, or name yours in task.json: {"prompt": "text", "answer": "label"}')
 
 
-def text_of(record, columns, place):
+def text_of(record, columns, location):
     """The text under the first of `columns` that a record has."""
-    value, column = column_value(record, columns, place)
+    value, column = column_value(record, columns, location)
     if not isinstance(value, str):
-        raise UserError(f"{column!r} is {brief(value)}", place=place, expected="a text", remedy="correct the row")
+        raise UserError(f"{column!r} is {brief(value)}", location=location, expected="a text", remedy="correct the row")
     return value.encode("utf-8", "replace").decode("utf-8")
 
 
-def answer_text(value, column, place):
+def answer_text(value, column, location):
     """An answer as text: a whole number may stand for a label."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -235,7 +235,7 @@ def answer_text(value, column, place):
         value = int(value)
     if isinstance(value, str | int | float):
         return str(value).encode("utf-8", "replace").decode("utf-8")
-    raise UserError(f"{column!r} is {brief(value)}", place=place, expected="a text, a number, or a list of these",
+    raise UserError(f"{column!r} is {brief(value)}", location=location, expected="a text, a number, or a list of these",
                     remedy="correct the row, or take it out")  # fmt: skip
 
 
@@ -250,7 +250,7 @@ def _hub(source, split):
     held = hub_splits(source)
     own = next((own for own in SPLITS[split] if own in held), None)
     if own is None:
-        raise UserError(f"has no {split} split, but {', '.join(held)}", place=source,
+        raise UserError(f"has no {split} split, but {', '.join(held)}", location=source,
                         expected=" or ".join(SPLITS[split]))  # fmt: skip
     return load_from_hub(name, config or None, own)
 
@@ -266,7 +266,7 @@ def hub_splits(source):
 
 
 def hub_records(source, split):
-    """Yield (place, record); a class is given by its name."""
+    """Yield (location, record); a class is given by its name."""
     data = _hub(source, split)
     names = {column: f.names for column, f in data.features.items() if getattr(f, "names", None)}
     for number, record in enumerate(data):
@@ -290,16 +290,16 @@ def define(name, source, flag="--tasks"):
     Raises:
         UserError: a name that cannot be a task's, nothing at the source, a task.json that is not one.
     """
-    place = f"{flag} {name}={source}"
+    location = f"{flag} {name}={source}"
     if not _NAME.fullmatch(name) or len(name) > 60:
-        raise UserError(f"{brief(name)} cannot be a task's name", place=place,
+        raise UserError(f"{brief(name)} cannot be a task's name", location=location,
                         expected="letters, digits, - and _, at most 60")  # fmt: skip
     path, settings = Path(source), {}
     beside = None
     if path.is_file() and not split_names_of_json(path):
         beside, settings = path, _settings(path)
         if "data" not in settings:
-            raise UserError("holds no train, valid or test", place=path,
+            raise UserError("holds no train, valid or test", location=path,
                             expected='{"train": [...], "valid": [...], "test": [...]}, or a task.json with "data"',
                             remedy="name a folder for files of one split each")  # fmt: skip
         source = settings.pop("data")
@@ -309,16 +309,16 @@ def define(name, source, flag="--tasks"):
         settings = _settings(beside) if beside else {}
         settings.pop("data", None)
     if not path.exists() and not _HUB.fullmatch(source):
-        raise UserError("no such file or folder", place=place, remedy="check the path for a typing error",
+        raise UserError("no such file or folder", location=location, remedy="check the path for a typing error",
                         expected="a folder with train, valid and test, a json file, or owner/name on the hub")
     settings["source"] = str(path.resolve()) if path.exists() else source
-    return from_json(dict(settings, name=name), beside or place)
+    return from_json(dict(settings, name=name), beside or location)
 
 
 def split_names_of_json(path):
     """Names of a json file's splits; other files are refused: a single file must hold all splits."""
     if Path(path.name.removesuffix(".gz")).suffix.lower() != ".json":
-        raise UserError("one file holds one split only", place=path, remedy="name the folder instead",
+        raise UserError("one file holds one split only", location=path, remedy="name the folder instead",
                         expected="a folder with train, valid and test, or one json file with all of them")  # fmt: skip
     return [name for name in split_names(path) if any(name in names for names in SPLITS.values())]
 
@@ -336,18 +336,18 @@ def _settings(path):
     return validate(found, SCHEMA, path, "correct the file")
 
 
-def from_json(content, place):
+def from_json(content, location):
     """The `OwnTask` that a checkpoint kept, or a task.json describes.
 
     Raises:
-        UserError: at `place`: something is missing or of the wrong kind.
+        UserError: at `location`: something is missing or of the wrong kind.
     """
-    validate(content, DEFINITION, place)
+    validate(content, DEFINITION, location)
     known = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()
              if key in OwnTask.__dataclass_fields__}  # fmt: skip
     known.setdefault("metrics", default_metrics(known.get("labels")))
     if {"name", "source"} - set(known):
-        raise UserError("is not the definition of a task", place=place, expected="a name and a source")
+        raise UserError("is not the definition of a task", location=location, expected="a name and a source")
     return OwnTask(**known)
 
 
@@ -375,7 +375,7 @@ def register_own_tasks(tasks):
     for task in tasks:
         task = task if isinstance(task, OwnTask) else from_json(task, "a task's definition in the checkpoint")
         if task.name in known_names():
-            raise UserError(f"{task.name!r} is a task of the toolkit", place=f"{task.name}={task.source}",
+            raise UserError(f"{task.name!r} is a task of the toolkit", location=f"{task.name}={task.source}",
                             expected="a name of your own", remedy="choose another name")  # fmt: skip
         _KNOWN[task.name] = task
 

@@ -48,7 +48,7 @@ class MarkerTask(TextPair):
         if distilled and beside.is_file():
             return str(beside)
         if given and not Path(given).exists():
-            raise UserError("no such file or folder", place=given, remedy="check the path for a typing error")
+            raise UserError("no such file or folder", location=given, remedy="check the path for a typing error")
         return path
 
     def typed_name(self):
@@ -68,17 +68,19 @@ class MarkerTask(TextPair):
     def content_key(self, path, split):
         return self.own.content_key(split, path)
 
-    def examples(self, record, place, how=Reading()):
-        answers = self.own.answers(record, place)
+    def examples(self, record, location, how=Reading()):
+        answers = self.own.answers(record, location)
         target = record.get("distillated_tgt") if how.distilled else answers[0]
         if not isinstance(target, str):
-            raise UserError("has no 'distillated_tgt'", place=place, expected="'distillated_tgt': a string",
+            raise UserError("has no 'distillated_tgt'", location=location, expected="'distillated_tgt': a string",
                             remedy="let a teacher write it: python sentence_distiller.py --help")  # fmt: skip
-        prompt = self.own.prompt_text(self.own.prompts(record, place))
-        yield self.assemble(prompt, target, answers, place)
+        prompt = self.own.prompt_text(self.own.prompts(record, location))
+        yield self.assemble(prompt, target, answers, location)
 
-    def assemble(self, source, target="", references=(), place=""):
-        return Example([Span(self.markers[2], source)], Span(self.markers[3], target), source, list(references), place)
+    def assemble(self, source, target="", references=(), location=""):
+        return Example(
+            [Span(self.markers[2], source)], Span(self.markers[3], target), source, list(references), location
+        )
 
     def score(self, hypotheses, references, details=None):
         return self.own.score(hypotheses, references), []
@@ -94,19 +96,19 @@ class OwnTextTask(TextTask):
         return {name: score.value for name, score in self.own.score(predictions, [[t] for t in targets]).items()}
 
     def records(self, split):
-        """(records with the columns prompt and answer, row number -> its place)."""
+        """(records with the columns prompt and answer, row number -> its location)."""
         rows = RowStore(
-            (place, {"prompt": self.own.prompt_text(prompts), "answer": answers[0]})
-            for place, prompts, answers in self.own.rows(split)
+            (location, {"prompt": self.own.prompt_text(prompts), "answer": answers[0]})
+            for location, prompts, answers in self.own.rows(split)
         )
-        return rows, rows.place
+        return rows, rows.location
 
 
 def as_text_task(own):
     """`OwnTextTask` of an `OwnTask`."""
     spellings = tuple((label.strip().lower(),) for label in own.labels) if own.labels else None
     if spellings and len(set(spellings)) < len(spellings):
-        raise UserError("labels differ in capital letters alone", place=own.source, remedy="rename one of them")
+        raise UserError("labels differ in capital letters alone", location=own.source, remedy="rename one of them")
     return OwnTextTask(own.name, "{prompt}", ("answer",), spellings, own.labels, own.metrics, own=own,
                        max_length=None if own.labels else own.max_length)  # fmt: skip
 
@@ -122,9 +124,9 @@ class OwnQuestionTask(LifelongTask):
 
     def samples(self, split):
         """Yield the `QA`s of a split."""
-        for place, prompts, answers in self.own.rows(split):
+        for location, prompts, answers in self.own.rows(split):
             answers = tuple(answers if split == "test" else answers[:1])
-            yield QA(self.own.prompt_text(prompts), self.own.question, answers, place=place)
+            yield QA(self.own.prompt_text(prompts), self.own.question, answers, location=location)
 
 
 def as_question_task(own):
@@ -151,21 +153,25 @@ class OwnGlueTask(GlueTask):
 
     def read(self, split):
         """Yield `GlueExample`; of a test split without answers the label is None."""
-        for number, (place, record) in enumerate(self.own.records(split)):
-            texts = self.own.prompts(record, place)
+        for number, (location, record) in enumerate(self.own.records(split)):
+            texts = self.own.prompts(record, location)
             answered = split != "test" or (self.own.answer or "answer") in record or "tgt" in record
-            label = self.own.answers(record, place)[0].strip() if answered else None
-            yield GlueExample(number, texts[0], texts[1] if len(texts) > 1 else None, label, place)
+            label = self.own.answers(record, location)[0].strip() if answered else None
+            yield GlueExample(number, texts[0], texts[1] if len(texts) > 1 else None, label, location)
 
 
 def as_glue_task(own):
     """`OwnGlueTask` of an `OwnTask` with labels."""
     if len(own.prompt) > 2:
-        raise UserError(f"the prompt has {len(own.prompt)} columns", place=own.source, expected="one or two sentences",
-                        remedy="name two columns in task.json")  # fmt: skip
+        raise UserError(
+            f"the prompt has {len(own.prompt)} columns",
+            location=own.source,
+            expected="one or two sentences",
+            remedy="name two columns in task.json",
+        )
     metrics = [{"f1": "macro_f1"}.get(name, "accuracy") for name in own.metrics if name in _CLASS_METRICS]
     if not metrics:
-        raise UserError(f"is scored by {', '.join(own.metrics)}", place=own.source,
+        raise UserError(f"is scored by {', '.join(own.metrics)}", location=own.source,
                         expected="accuracy, exact_match or f1",
                         remedy='name one in task.json: "metrics": ["accuracy"]')  # fmt: skip
     return OwnGlueTask(own.name, own.name, own.prompt or ("prompt",), own.answer or "answer", own.labels,

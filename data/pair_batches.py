@@ -119,8 +119,8 @@ class PairBatches:
         chosen = self.chosen(epoch, step)
         self.note(chosen)
         owners = self.owners(chosen)
-        _, place, count = np.unique(owners, return_inverse=True, return_counts=True)
-        weights = (self.rank < len(chosen)) / (len(count) * count[place])
+        _, location, count = np.unique(owners, return_inverse=True, return_counts=True)
+        weights = (self.rank < len(chosen)) / (len(count) * count[location])
         mine = slice(self.rank, None, self.world) if self.rank < len(chosen) else slice(0, 1)
         rows, weights, size = chosen[mine], weights[mine], self.rows_at_once
         if not size or len(rows) <= size:
@@ -136,9 +136,9 @@ class PairBatches:
     def inputs(self, rows):
         """Rows by number -> arrays, without labels."""
         owners = self.owners(rows)
-        places = rows - self.starts[owners]
-        ids = [self.splits[o][i] for o, i in zip(owners, places)]
-        firsts = [self.splits[o].firsts[i] for o, i in zip(owners, places)]
+        positions = rows - self.starts[owners]
+        ids = [self.splits[o][i] for o, i in zip(owners, positions)]
+        firsts = [self.splits[o].firsts[i] for o, i in zip(owners, positions)]
         return pad(ids, firsts, self.pad_id, self.longest) | dict(task_ids=self.task_ids[owners])
 
     def owners(self, rows):
@@ -183,9 +183,9 @@ class CandidateBatches(PairBatches):
         """Rows of one batch of every task, task by task."""
         found = []
         for number, size in enumerate(self.counts.tolist()):
-            turn, place = divmod(step, -(-size // self.size))
+            turn, location = divmod(step, -(-size // self.size))
             order = self._order(number, epoch, turn)
-            found.append(self.starts[number] + order[place * self.size :][: self.size])
+            found.append(self.starts[number] + order[location * self.size :][: self.size])
         return np.concatenate(found)
 
     def _order(self, number, epoch, turn):

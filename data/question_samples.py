@@ -27,14 +27,14 @@ class QA:
         context, question: texts as in the file; either may be blank, not both.
         answers: the true answers, at least one; ("",) where there is none to find.
         id: text or whole number as in the file, or None. Not unique: a sample that is there twice has one id.
-        place: where it stands, e.g. "ag_to_squad-test-v2.0.json:data[3].paragraphs[0].qas[0]".
+        location: where it stands, e.g. "ag_to_squad-test-v2.0.json:data[3].paragraphs[0].qas[0]".
     """
 
     context: str
     question: str
     answers: tuple
     id: object = None
-    place: str = ""
+    location: str = ""
 
 
 def read(path, several=True):
@@ -49,15 +49,15 @@ def read(path, several=True):
             what it must have (the message names it).
     """
     empty = True
-    for place, article in json_records(path, "data", SHAPE):
-        for number, paragraph in enumerate(records_field(article, "paragraphs", place)):
-            here = f"{place}.paragraphs[{number}]"
+    for location, article in json_records(path, "data", SHAPE):
+        for number, paragraph in enumerate(records_field(article, "paragraphs", location)):
+            here = f"{location}.paragraphs[{number}]"
             context = text_field(paragraph, "context", here)
             for index, question in enumerate(records_field(paragraph, "qas", here)):
                 empty = False
                 yield _sample(context, question, f"{here}.qas[{index}]", several)
     if empty:
-        raise UserError("holds no question", place=path, expected=SHAPE, remedy="check how the file was made")
+        raise UserError("holds no question", location=path, expected=SHAPE, remedy="check how the file was made")
 
 
 def load_task(task, data_dir, split):
@@ -82,7 +82,7 @@ def store_task(task, data_dir, split, path=None):
     # Here, as converters import this module, and need no numpy.
     from versatile.data.row_store import RowStore
 
-    return RowStore((qa.place, qa) for qa in rows)
+    return RowStore((qa.location, qa) for qa in rows)
 
 
 def _task_samples(task, data_dir, split):
@@ -95,7 +95,7 @@ def _task_samples(task, data_dir, split):
     # Some blank answers are right ones (SQuAD 2.0 has questions without an answer); all of them are withheld ones.
     if count and not answered:
         raise UserError(f"the answers of all {count} questions are blank: there is nothing to train on or to score",
-                        place=first.place, expected="answers",
+                        location=first.location, expected="answers",
                         remedy="name the file with the true answers; they may be withheld in this one")  # fmt: skip
 
 
@@ -108,27 +108,27 @@ def load(path, split):
     return list(_file_samples(path, split))
 
 
-def _sample(context, record, place, several):
-    question = text_field(record, "question", place)
+def _sample(context, record, location, several):
+    question = text_field(record, "question", location)
     if not context.strip() and not question.strip():
-        raise UserError("context and question are blank", place=place, expected="a text in one of them",
+        raise UserError("context and question are blank", location=location, expected="a text in one of them",
                         remedy="correct the record, or take it out")  # fmt: skip
     answers = []
-    for index, answer in enumerate(records_field(record, "answers", place)):
-        answers.append(text_field(answer, "text", f"{place}.answers[{index}]"))
+    for index, answer in enumerate(records_field(record, "answers", location)):
+        answers.append(text_field(answer, "text", f"{location}.answers[{index}]"))
     if len(answers) > 1 and not several:
-        raise UserError(f"{len(answers)} answers: {brief(answers)}", place=place,
+        raise UserError(f"{len(answers)} answers: {brief(answers)}", location=location,
                         expected="one answer, in a file to learn from (at test all of several are right)",
                         remedy="keep one, or write a question for each")  # fmt: skip
     name = record.get("id")
     if name is not None and type(name) not in (str, int):
-        raise UserError(f"'id' is {brief(name)}", place=place, expected="a text, a whole number or null",
+        raise UserError(f"'id' is {brief(name)}", location=location, expected="a text, a whole number or null",
                         remedy="correct the record")  # fmt: skip
-    return QA(context, question, tuple(answers) or ("",), name, place)
+    return QA(context, question, tuple(answers) or ("",), name, location)
 
 
 def save(path, samples):
-    """Write `QA`s to a json file, an article each, atomically; `read` gives them back, but for `place`."""
+    """Write `QA`s to a json file, an article each, atomically; `read` gives them back, but for `location`."""
     with atomic_write(path) as file:
         file.write('{"data": [')
         for number, qa in enumerate(samples):
@@ -150,8 +150,8 @@ def order_by_id(samples):
     """
     for sample in samples:
         if type(sample.id) is not type(samples[0].id):
-            raise UserError(f"'id' is {brief(sample.id)}, and that of {samples[0].place} is {brief(samples[0].id)}",
-                            place=sample.place, expected="ids of one kind, in a file that is sorted by them",
+            raise UserError(f"'id' is {brief(sample.id)}, and that of {samples[0].location} is {brief(samples[0].id)}",
+                            location=sample.location, expected="ids of one kind, in a file that is sorted by them",
                             remedy="give every question an id, or none")  # fmt: skip
     positions = range(len(samples))
     return [*positions] if not samples or samples[0].id is None else sorted(positions, key=lambda at: samples[at].id)
@@ -160,14 +160,22 @@ def order_by_id(samples):
 def load_turns(path):
     """The list of (turn id, answer) of a woz.en_answers.json: ``[["en_0_0", "food: thai ;"], …]``."""
     turns = []
-    for place, item in list_items(path):
+    for location, item in list_items(path):
         if not isinstance(item, list) or len(item) != 2 or not all(isinstance(part, str) for part in item):
-            raise UserError(brief(item), place=place, expected='a turn and its answer: ["en_0_0", "food: thai ;"]',
-                            remedy="correct the file, or make it again")  # fmt: skip
+            raise UserError(
+                brief(item),
+                location=location,
+                expected='a turn and its answer: ["en_0_0", "food: thai ;"]',
+                remedy="correct the file, or make it again",
+            )
         dialogue, _, turn = item[0].rpartition("_")
         if not dialogue or not turn.isascii() or not turn.isdigit():
-            raise UserError(f"the turn is called {item[0]!r}", place=place, remedy="correct it, or make the file again",
-                            expected="a dialogue and the number of its turn, as in en_0_3")  # fmt: skip
+            raise UserError(
+                f"the turn is called {item[0]!r}",
+                location=location,
+                remedy="correct it, or make the file again",
+                expected="a dialogue and the number of its turn, as in en_0_3",
+            )
         turns.append(tuple(item))
     return turns
 
@@ -175,31 +183,35 @@ def load_turns(path):
 def load_queries(path):
     """The list of ``{"sql": {"sel", "agg", "conds"}, "table": {"header"}, "answer"}`` of a wikisql_answers.json."""
     queries = []
-    for place, item in list_items(path):
-        sql, header = (_part(item, *keys, place=place) for keys in (("sql",), ("table", "header")))
+    for location, item in list_items(path):
+        sql, header = (_part(item, *keys, location=location) for keys in (("sql",), ("table", "header")))
         if not isinstance(header, list) or not all(name is None or isinstance(name, str) for name in header):
-            raise UserError(f"'table.header' is {brief(header)}", place=place, expected="a list of column names",
+            raise UserError(f"'table.header' is {brief(header)}", location=location, expected="a list of column names",
                             remedy="correct the file, or make it again")  # fmt: skip
-        check_sql(sql, len(header), place)
+        check_sql(sql, len(header), location)
         queries.append({"sql": sql, "table": {"header": header}, "answer": item.get("answer")})
     return queries
 
 
-def _part(item, *keys, place):
+def _part(item, *keys, location):
     for key in keys:
         if not isinstance(item, dict) or key not in item:
-            raise UserError(f"has no {'.'.join(keys)!r}", place=place, remedy="correct the file, or make it again",
-                            expected='{"sql": {"sel", "agg", "conds"}, "table": {"header"}, "answer"}')  # fmt: skip
+            raise UserError(
+                f"has no {'.'.join(keys)!r}",
+                location=location,
+                remedy="correct the file, or make it again",
+                expected='{"sql": {"sel", "agg", "conds"}, "table": {"header"}, "answer"}',
+            )
         item = item[key]
     return item
 
 
-def check_sql(sql, columns, place):
+def check_sql(sql, columns, location):
     """Raise a `UserError` unless `sql` is WikiSQL's ``{"sel", "agg", "conds": [[column, operator, value]]}``.
 
     Args:
         columns: how many the table has.
-        place: named in the message.
+        location: named in the message.
     """
 
     def below(value, limit):
@@ -217,4 +229,4 @@ def check_sql(sql, columns, place):
         )
     ):  # fmt: skip
         expected = f'{{"sel": column, "agg": 0–5, "conds": [[column, 0–3, value]]}} of a table of {columns} columns'
-        raise UserError(f"the query is {brief(sql, 200)}", place=place, expected=expected, remedy="correct it")
+        raise UserError(f"the query is {brief(sql, 200)}", location=location, expected=expected, remedy="correct it")

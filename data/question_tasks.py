@@ -15,17 +15,17 @@ ORDER = (
 TASKS = registry.forms("question_answer", ORDER)
 
 
-def get(name, place="--tasks"):
-    """The `LifelongTask` called `name`; an unknown name is a `UserError` at `place`."""
-    return registry.form(name, "question_answer", place)
+def get(name, location="--tasks"):
+    """The `LifelongTask` called `name`; an unknown name is a `UserError` at `location`."""
+    return registry.form(name, "question_answer", location)
 
 
-def sequence(names, place="--tasks"):
+def sequence(names, location="--tasks"):
     """The list of `LifelongTask` of a sequence of names: at least one, none twice."""
-    tasks = [get(name, place) for name in names]
+    tasks = [get(name, location) for name in names]
     twice = sorted({task.name for task in tasks if tasks.count(task) > 1})
     if twice or not tasks:
-        raise UserError(f"{' and '.join(twice)} more than once" if twice else "no tasks", place=place,
+        raise UserError(f"{' and '.join(twice)} more than once" if twice else "no tasks", location=location,
                         expected="the names of the tasks, each once, in the order they are learned",
                         remedy="correct the list")  # fmt: skip
     return tasks
@@ -65,7 +65,7 @@ def _find_own(task, split):
     if split == "dev":
         return None
     remedy = "let a teacher write it: --train_teachers, or --teacher_dir DIR" if split == "distil" else "add the split"
-    raise UserError(f"has no {split} split", place=f"{task.name}={task.own.source}", expected=f"rows of {split}",
+    raise UserError(f"has no {split} split", location=f"{task.name}={task.own.source}", expected=f"rows of {split}",
                     remedy=remedy)  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def find_gold(data_dir, task):
 def _existing(data_dir, name):
     if not os.path.isdir(data_dir):
         found = "is a file, not a directory" if os.path.exists(data_dir) else "no such directory"
-        raise UserError(found, place=f"--data_dir {data_dir}", expected="the directory of the tasks' json files",
+        raise UserError(found, location=f"--data_dir {data_dir}", expected="the directory of the tasks' json files",
                         remedy="check the path for a typing error")  # fmt: skip
     paths = (os.path.join(data_dir, candidate) for candidate in (name, f"{name}.gz"))
     return next((path for path in paths if os.path.isfile(path)), None)
@@ -96,5 +96,5 @@ def _missing(data_dir, name, what, remedy):
     close = difflib.get_close_matches(name, there, n=5, cutoff=0.7)
     there = close + [entry for entry in there if entry not in close]
     shown = ", ".join(there[:12]) + (f" and {len(there) - 12} more" if len(there) > 12 else "")
-    return UserError(f"no {name}; its json files are: {shown or 'none'}", place=f"--data_dir {data_dir}",
+    return UserError(f"no {name}; its json files are: {shown or 'none'}", location=f"--data_dir {data_dir}",
                      expected=f"{name} or {name}.gz: {what}", remedy=remedy)  # fmt: skip

@@ -29,15 +29,15 @@ def split_file(folder, names, owner):
         UserError: no such folder, no file of any of the names, or two of the same name.
     """
     if not Path(folder).is_dir():
-        raise UserError("no such folder", place=folder, expected=f"a folder with the files of {owner}",
+        raise UserError("no such folder", location=folder, expected=f"a folder with the files of {owner}",
                         remedy="check the path for a typing error")  # fmt: skip
     paths = split_files(folder, names)
     same = [path for path in paths if stem(path) == stem(paths[0])]
     if len(same) > 1:
-        raise UserError(f"has both {same[0].name} and {same[1].name}", place=folder, expected="one file a split",
+        raise UserError(f"has both {same[0].name} and {same[1].name}", location=folder, expected="one file a split",
                         remedy="take one of them out")  # fmt: skip
     if not paths:
-        raise UserError(f"has no file of {owner} for {names[0]}", place=folder, remedy="add the file",
+        raise UserError(f"has no file of {owner} for {names[0]}", location=folder, remedy="add the file",
                         expected=" or ".join(f"{name}.{FILE_NAMES}" for name in dict.fromkeys(names)))  # fmt: skip
     return paths[0]
 
@@ -48,43 +48,47 @@ def stem(path):
 
 
 def read_rows(path):
-    """Yield (place, record) for every row of a json, jsonl, csv or tsv file."""
+    """Yield (location, record) for every row of a json, jsonl, csv or tsv file."""
     path = Path(path)
     ending = Path(path.name.removesuffix(".gz")).suffix.lower().lstrip(".")
     if ending not in EXTENSIONS:
-        raise UserError(f"is a {path.suffix!r} file", place=path, expected=f"one of {', '.join(EXTENSIONS)}",
+        raise UserError(f"is a {path.suffix!r} file", location=path, expected=f"one of {', '.join(EXTENSIONS)}",
                         remedy="save it as one of them")  # fmt: skip
     if ending == "csv":
         yield from _table(path, bare_csv_rows(path))
     elif ending == "tsv":
         # As in GLUE: nothing is quoted, and only \n ends a row.
         lines = ((f"{path}:{line}", text.removesuffix("\n").removesuffix("\r")) for line, text in text_lines(path))
-        yield from _table(path, ((place, text.split("\t")) for place, text in lines if text))
+        yield from _table(path, ((location, text.split("\t")) for location, text in lines if text))
     else:
-        for place, record in _objects(path):
+        for location, record in _objects(path):
             if not isinstance(record, dict):
-                raise UserError(f"is {brief(record)}", place=place, expected="an object, one a row",
+                raise UserError(f"is {brief(record)}", location=location, expected="an object, one a row",
                                 remedy="write each row as {...}")  # fmt: skip
-            yield place, record
+            yield location, record
 
 
 def _table(path, rows):
     header = None
-    for place, row in rows:
+    for location, row in rows:
         if header is None:
             header = [name.strip() for name in row]
             if len(set(header)) < len(header):
-                raise UserError("two columns have the same name", place=place, expected="a header of different names",
-                                remedy="correct the first line")  # fmt: skip
+                raise UserError(
+                    "two columns have the same name",
+                    location=location,
+                    expected="a header of different names",
+                    remedy="correct the first line",
+                )
         elif len(row) != len(header):
-            raise UserError(f"{len(row)} columns", place=place, expected=f"{len(header)}, as the header has",
+            raise UserError(f"{len(row)} columns", location=location, expected=f"{len(header)}, as the header has",
                             remedy="correct the row")  # fmt: skip
         else:
-            yield place, dict(zip(header, row))
+            yield location, dict(zip(header, row))
 
 
 def _objects(path):
-    """Yield (place, item) of a JSON list, or of a file with one JSON value a line."""
+    """Yield (location, item) of a JSON list, or of a file with one JSON value a line."""
     with open_bytes(path) as file:
         first = file.read(1 << 12).lstrip()[:1]
     if first == b"[":
@@ -93,10 +97,10 @@ def _objects(path):
     for line, text in text_lines(path):
         if not text.strip():
             continue
-        place = f"{path}:{line}"
+        location = f"{path}:{line}"
         try:
-            value = loads(text, place)
+            value = loads(text, location)
         except UserError as error:
-            raise UserError(error.found, place=place, remedy=error.remedy,
+            raise UserError(error.found, location=location, remedy=error.remedy,
                             expected="a list of objects, or one object a line") from error  # fmt: skip
-        yield place, value
+        yield location, value

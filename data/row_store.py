@@ -84,12 +84,12 @@ def _joined(keys):
 
 
 class RowStore(Rows):
-    """What an iterable of (place, record) yields, to be had by number as often as needed.
+    """What an iterable of (location, record) yields, to be had by number as often as needed.
 
     Rows lie in an unnamed temporary file, or in memory as long as they are few; memory holds 8 bytes for each.
 
     Args:
-        rows: yields (place, record); read to its end at once.
+        rows: yields (location, record); read to its end at once.
 
     Attributes:
         content_key: changes with the rows.
@@ -115,7 +115,7 @@ class RowStore(Rows):
         """A row's record."""
         return self._read(number)[1]
 
-    def place(self, number):
+    def location(self, number):
         """Where a row stands."""
         return self._read(number)[0]
 

@@ -98,7 +98,9 @@ def sentinels_of(tokenizer):
     while f"<extra_id_{len(found)}>" in vocabulary:
         found.append(vocabulary[f"<extra_id_{len(found)}>"])
     if not found:
-        raise UserError("it has no sentinels (<extra_id_0> …)", place="--tokenizer_name", expected="a T5's tokenizer")
+        raise UserError(
+            "it has no sentinels (<extra_id_0> …)", location="--tokenizer_name", expected="a T5's tokenizer"
+        )
     return found
 
 
@@ -117,7 +119,7 @@ def chunks(texts, tokenizer, length):
     flat = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
     rows = len(flat) // length
     if not rows:
-        raise UserError(f"{len(flat)} tokens of text are less than one sequence of {length}", place="the texts",
+        raise UserError(f"{len(flat)} tokens of text are less than one sequence of {length}", location="the texts",
                         remedy="give more text, or lower --max_source_length")  # fmt: skip
     return flat[: rows * length].reshape(rows, length)
 
@@ -138,7 +140,7 @@ class Corrupted(torch.utils.data.Dataset):
         spans = counts(rows.shape[1], density, mean_span)[1]
         if spans > len(sentinels):
             found = f"{spans} spans a sequence for {len(sentinels)} sentinels"
-            raise UserError(found, place="--mean_noise_span_length", remedy="longer spans, or shorter sequences")
+            raise UserError(found, location="--mean_noise_span_length", remedy="longer spans, or shorter sequences")
 
     def __len__(self):
         return len(self.rows)

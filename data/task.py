@@ -42,7 +42,7 @@ class Example:
         target: the span to be produced; loss falls on its text and the end token.
         source: the input as a person would read it, for output files.
         references: all texts that count as right when scoring.
-        place: file, split and index of the record, for errors.
+        location: file, split and index of the record, for errors.
         details: what scoring or the output files need beside (a persona, an id), as plain json.
     """
 
@@ -50,7 +50,7 @@ class Example:
     target: Span
     source: str
     references: list[str] = field(default_factory=list)
-    place: str = ""
+    location: str = ""
     details: dict = field(default_factory=dict)
 
 
@@ -128,7 +128,7 @@ class Task:
             return path
         raise UserError(
             f"not given, and there is no {path} under the current directory",
-            place="--dataset_path",
+            location="--dataset_path",
             remedy=f"name the file (try data/samples/{self.name}.json), or make it: python -m data.convert --help",
         )
 
@@ -156,7 +156,7 @@ class Task:
         return Path(self.dataset_path).is_file()
 
     def records(self, path, split):
-        """Yield (place, record) of a split of a data file."""
+        """Yield (location, record) of a split of a data file."""
         return iter_records(path, split)
 
     def contents(self, path):
@@ -171,12 +171,12 @@ class Task:
         """`Reading` for this task: `max_history` is the published one unless given, and nothing to other tasks."""
         return Reading(max_history=(max_history or self.max_history) if self.max_history else 0, **how)
 
-    def examples(self, record, place, how=Reading()):
+    def examples(self, record, location, how=Reading()):
         """The examples of a raw json record, in order: one, or one for each turn of a conversation.
 
         Args:
             record: what stood in the file; anything, it is checked here.
-            place: where it stood, for errors.
+            location: where it stood, for errors.
             how: `Reading`.
 
         Raises:
@@ -204,7 +204,7 @@ class Task:
         Raises:
             UserError: the line cannot be an input of this task.
         """
-        raise UserError(f"task {self.name} takes no typed input", place="--task", remedy="give it a `typed` method")
+        raise UserError(f"task {self.name} takes no typed input", location="--task", remedy="give it a `typed` method")
 
     def answered(self, text, session):
         """The session after the model has answered `text`."""
@@ -328,7 +328,7 @@ def form(name, kind, flag="--tasks", what="task"):
         raise unknown_task(name, forms(kind), flag, what)
     found = task.forms(kind)
     if not found:
-        raise UserError(f"task {name!r} is not known as {FORMS[kind]}", place=flag,
+        raise UserError(f"task {name!r} is not known as {FORMS[kind]}", location=flag,
                         expected="one of " + ", ".join(forms(kind)),
                         remedy="name its data as a task of your own: NAME=FOLDER_OR_FILE")  # fmt: skip
     return next((f for f in found if f.name == str(name).lower()), found[0])

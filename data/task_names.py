@@ -6,13 +6,13 @@ import difflib
 from versatile.utils.errors import UserError
 
 
-def unknown_task(name, known, place="--tasks", what="task", more=None):
+def unknown_task(name, known, location="--tasks", what="task", more=None):
     """The `UserError` of a name that is no task's: names like it, and how to bring one's own.
 
     Args:
         name: what was typed.
         known: names of the tasks.
-        place: the flag.
+        location: the flag.
         what: "task", "GLUE task".
         more: more advice, or None.
     """
@@ -21,10 +21,10 @@ def unknown_task(name, known, place="--tasks", what="task", more=None):
     remedy = [f"did you mean {' or '.join(close)}?"] if close else []
     if "," in str(name):
         apart = " ".join(str(name).replace(",", " ").split())
-        remedy = [f"separate the names with spaces: {place} {apart}"]
+        remedy = [f"separate the names with spaces: {location} {apart}"]
     remedy += [more] if more else []
-    remedy += [f"for a task of your own name its data: {place} {example_name(name)}=FOLDER_OR_FILE"]
-    return UserError(f"unknown {what} {name!r}", place=place, expected="one of " + ", ".join(known),
+    remedy += [f"for a task of your own name its data: {location} {example_name(name)}=FOLDER_OR_FILE"]
+    return UserError(f"unknown {what} {name!r}", location=location, expected="one of " + ", ".join(known),
                      remedy="; ".join(remedy))  # fmt: skip
 
 

@@ -49,7 +49,7 @@ class MultiTaskBatchSampler(Sampler):
         if not 0 <= self.rank < self.replicas:
             raise UserError(f"process {self.rank} of {self.replicas}", expected="a rank from 0 to processes - 1")
         if not self.temperature >= 0:
-            raise UserError(f"is {self.temperature}", place="--temperature", expected="0 or more",
+            raise UserError(f"is {self.temperature}", location="--temperature", expected="0 or more",
                             remedy="1 draws tasks by their size, 10 (published) nearly evenly")  # fmt: skip
         for task, size in enumerate(self.sizes):
             if size < self.replicas:

@@ -12,15 +12,15 @@ class TextPair(Task):
 
     min_tokens = 2
 
-    def examples(self, record, place, how=Reading()):
-        source, gold = text_field(record, "src", place), text_field(record, "tgt", place)
-        target = text_field(record, "distillated_tgt", place) if how.distilled else gold
-        yield self.assemble(source, target, [gold], place)
+    def examples(self, record, location, how=Reading()):
+        source, gold = text_field(record, "src", location), text_field(record, "tgt", location)
+        target = text_field(record, "distillated_tgt", location) if how.distilled else gold
+        yield self.assemble(source, target, [gold], location)
 
-    def assemble(self, source, target="", references=(), place=""):
+    def assemble(self, source, target="", references=(), location=""):
         """An `Example` of two texts."""
         context = [Span(self.markers[2], source)]
-        return Example(context, Span(self.markers[3], target), source, list(references), place)
+        return Example(context, Span(self.markers[3], target), source, list(references), location)
 
     def typed(self, text, session):
-        return self.assemble(text, place="input"), session
+        return self.assemble(text, location="input"), session

@@ -65,20 +65,20 @@ class TextTask:
         """The columns and items of columns that the source is made of, in their order."""
         return [field for _, field, _, _ in Formatter().parse(self.template) if field]
 
-    def target(self, label, place):
+    def target(self, label, location):
         """The target string of a label as the data has it; a `UserError` for an unknown one."""
         if self.numbers is float:
-            return str(round_score(_score(label, place)))
+            return str(round_score(_score(label, location)))
         if self.answers is None:
             if not isinstance(label, str):
-                raise UserError(f"the target is {brief(label)}", place=place, expected="a text")
+                raise UserError(f"the target is {brief(label)}", location=location, expected="a text")
             return label
         text = spelling(label)
         for answer, spellings in zip(self.answers, self.spellings):
             if text in spellings:
                 return answer
         expected = ", ".join("/".join(spellings) for spellings in self.spellings)
-        raise UserError(f"the label is {brief(label)}", place=place, expected=f"one of {expected}",
+        raise UserError(f"the label is {brief(label)}", location=location, expected=f"one of {expected}",
                         remedy="correct the row, or take it out")  # fmt: skip
 
     def valid(self, text):
@@ -176,13 +176,15 @@ def spelling(label):
     return str(label).strip().lower()
 
 
-def _score(label, place):
+def _score(label, location):
     try:
         value = math.nan if isinstance(label, bool) else float(label)
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise UserError(f"the score is {brief(label)}", place=place, expected="a number", remedy="correct the row")
+        raise UserError(
+            f"the score is {brief(label)}", location=location, expected="a number", remedy="correct the row"
+        )
     return value
 
 

@@ -88,10 +88,10 @@ class SplitRows:
 
     def __iter__(self):
         task = self.task
-        records, place = rows_of.find(task, self.names, self.data_dir, self.files)
+        records, location = rows_of.find(task, self.names, self.data_dir, self.files)
         if task.ambiguous_one and not hasattr(records, "select"):
-            _check_numbering(task, records, place)
-        order = _labelled(task, records, place)
+            _check_numbering(task, records, location)
+        order = _labelled(task, records, location)
         order = order[_chosen(task, self.split, self.held_out, len(order), self.seed, self.n_obs)]
         if not len(order):
             raise UserError(f"{task.name}: no rows are left for {self.split}", expected="at least one",
@@ -100,20 +100,23 @@ class SplitRows:
         chosen = records.select(order) if hasattr(records, "select") else map(records.__getitem__, order)
         blank = 0
         for index, record in zip(order.tolist(), chosen):
-            here = place(index)
+            here = location(index)
             target = task.target(rows_of.value(record, task.label, here), here)
             if target.strip():
                 yield head + _source(task, record, here), target
             else:
                 blank += 1
-        self._report_blank(blank, len(order), place(int(order[0])))
+        self._report_blank(blank, len(order), location(int(order[0])))
 
     def _report_blank(self, blank, size, where):
         # A blank target is a withheld one: nothing can be trained on it or scored against it.
         if blank == size:
-            raise UserError(f"{self.task.name}: the targets of all {size} rows for {self.split} are blank", place=where,
-                            expected="target texts", remedy="name the file with the true targets; they may be "
-                            "withheld in this one")  # fmt: skip
+            raise UserError(
+                f"{self.task.name}: the targets of all {size} rows for {self.split} are blank",
+                location=where,
+                expected="target texts",
+                remedy="name the file with the true targets; they may be withheld in this one",
+            )
         if blank:
             logging.getLogger(__name__).warning("%s: %d of %d rows for %s have a blank target and are left out",
                                                 self.task.name, blank, size, self.split)  # fmt: skip
@@ -157,41 +160,46 @@ def _permutation(size, seed):
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).numpy()
 
 
-def _labelled(task, records, place):
+def _labelled(task, records, location):
     """[rows] numbers of the rows that have a label."""
     if not task.no_label:
         return np.arange(len(records))
     column = task.label[0]
     labels = records[column] if hasattr(records, "select") else (
-        rows_of.value(record, task.label, place(i)) for i, record in enumerate(records))  # fmt: skip
+        rows_of.value(record, task.label, location(i)) for i, record in enumerate(records))  # fmt: skip
     return np.flatnonzero(np.fromiter((spelling(label) not in task.no_label for label in labels), bool))
 
 
-def _check_numbering(task, records, place):
+def _check_numbering(task, records, location):
     """A `UserError` where the user's own rows number the classes from 1, or where nobody can tell.
 
     All rows are looked at: a few drawn ones could all be of the class that has "1" in both numberings.
     """
     labels = set()
     for i, record in enumerate(records):
-        label = rows_of.value(record, task.label, place(i))
+        label = rows_of.value(record, task.label, location(i))
         if spelling(label) == "2":
-            raise UserError("the label is 2: the classes are numbered from 1, as in the original files", place=place(i),
-                            expected="0 for neg and 1 for pos, as on the hub, or the names",
-                            remedy="write neg for 1 and pos for 2")  # fmt: skip
+            raise UserError(
+                "the label is 2: the classes are numbered from 1, as in the original files",
+                location=location(i),
+                expected="0 for neg and 1 for pos, as on the hub, or the names",
+                remedy="write neg for 1 and pos for 2",
+            )
         # A number comes from a json file, which is no original.
         labels.add(label.strip() if isinstance(label, str) else None)
     if labels == {"1"}:
-        raise UserError("every label is 1, which is neg in the original files and pos on the hub", place=place(0),
+        raise UserError("every label is 1, which is neg in the original files and pos on the hub", location=location(0),
                         expected="labels that say what they mean", remedy="write neg or pos")  # fmt: skip
 
 
-def _source(task, record, place):
+def _source(task, record, location):
     texts = {}
     for field in task.fields():
-        text = rows_of.value(record, (field,), place)
+        text = rows_of.value(record, (field,), location)
         if not isinstance(text, str):
-            raise UserError(f"{field!r} is {brief(text)}", place=place, expected="a text", remedy="correct the row")
+            raise UserError(
+                f"{field!r} is {brief(text)}", location=location, expected="a text", remedy="correct the row"
+            )
         texts[field] = text
     pieces = Formatter().parse(task.template)
     return "".join(before + (texts[field] if field else "") for before, field, _, _ in pieces)

@@ -29,7 +29,7 @@ def find(task, names, data_dir=None, files=None):
         data_dir, files: see `data.text_to_text.load`.
 
     Returns:
-        (records, place): records by number, with a length; ``place(i)`` says where record i stands.
+        (records, location): records by number, with a length; ``location(i)`` says where record i stands.
     """
     if task.own:
         return task.records(names[-1])
@@ -38,7 +38,7 @@ def find(task, names, data_dir=None, files=None):
     if data_dir is not None:
         folder = Path(data_dir)
         if not folder.is_dir():
-            raise UserError("no such folder", place=folder, expected="the data's folder",
+            raise UserError("no such folder", location=folder, expected="the data's folder",
                             remedy="check --data_dir, or leave it out to load from the hub")  # fmt: skip
         own = folder / task.name
         if any(split_files(own, names)):
@@ -73,7 +73,7 @@ def content_key(task, names, data_dir=None):
     return f"{source} {records._fingerprint}"
 
 
-def value(record, fields, place):
+def value(record, fields, location):
     """What a record has under the first of `fields` that it has; ``"endings[0]"`` goes into a column.
 
     A flat file may name the last part alone: the column ``ro`` stands for ``translation[ro]``.
@@ -81,20 +81,20 @@ def value(record, fields, place):
     for field in fields:
         first, *keys = re.findall(r"[^\[\]]+", field)
         if first in record:
-            return _writable(_inside(record[first], keys, field, place))
+            return _writable(_inside(record[first], keys, field, location))
         if keys and not keys[-1].isdigit() and keys[-1] in record:
             return _writable(record[keys[-1]])
     raise UserError(f"has no {' or '.join(map(repr, fields))}; it has {', '.join(map(repr, record))[:200]}",
-                    place=place, expected="the columns of the hub's data set", remedy="rename the columns")  # fmt: skip
+                    location=location, expected="the columns of the hub's data set", remedy="rename the columns")
 
 
-def _inside(item, keys, field, place):
+def _inside(item, keys, field, location):
     for key in keys:
         try:
             item = item[int(key) if key.isdigit() else key]
         except (KeyError, IndexError, TypeError):
             found = f"has no {field!r}, but {brief(item)}"
-            raise UserError(found, place=place, remedy="correct the record") from None
+            raise UserError(found, location=location, remedy="correct the record") from None
     return item
 
 
@@ -116,8 +116,8 @@ def _local(files, names, task):
                             remedy="give the file")  # fmt: skip
     rows = RowStore(read_rows(path))
     if not len(rows):
-        raise UserError("holds no rows", place=path, expected="at least one", remedy="check how it was made")
-    return rows, rows.place
+        raise UserError("holds no rows", location=path, expected="at least one", remedy="check how it was made")
+    return rows, rows.location
 
 
 # --- GLUE's own folders ----------------------------------------------------------------------------------
@@ -137,12 +137,12 @@ def _official(task, names, folder):
     name, split = _official_split(task, names)
     fields = task.fields()
     rows = RowStore(
-        (example.place, dict(zip((*fields, task.label[0]), (example.text_a, example.text_b, example.label))))
+        (example.location, dict(zip((*fields, task.label[0]), (example.text_a, example.text_b, example.label))))
         if len(fields) == 2
-        else (example.place, {fields[0]: example.text_a, task.label[0]: example.label})
+        else (example.location, {fields[0]: example.text_a, task.label[0]: example.label})
         for example in glue.iter_examples(folder, name, split)
     )
-    return rows, rows.place
+    return rows, rows.location
 
 
 # --- the hub ---------------------------------------------------------------------------------------------
@@ -156,19 +156,19 @@ def _hub(task, split, data_dir):
         raise UserError(f"{task.name} is not on the hub in the columns that are needed{looked}",
                         expected="files of its own", remedy=remedy)  # fmt: skip
     name, config = task.hub
-    place = f"{name}/{config or 'default'}"
-    with asking_the_hub(name, task.name, place, looked, remedy):
+    location = f"{name}/{config or 'default'}"
+    with asking_the_hub(name, task.name, location, looked, remedy):
         data = _load(name, config, split)
-    return data, lambda i: f"{place}:{split}[{i}]"
+    return data, lambda i: f"{location}:{split}[{i}]"
 
 
 @contextlib.contextmanager
-def asking_the_hub(name, task="it", place=None, looked="", remedy="check the name, or name a folder or a file"):
+def asking_the_hub(name, task="it", location=None, looked="", remedy="check the name, or name a folder or a file"):
     """Whatever goes wrong with a data set of the hub is a `UserError`.
 
     Args:
         name: of the data set.
-        task, place, looked, remedy: parts of the message.
+        task, location, looked, remedy: parts of the message.
     """
     try:
         _reach(name)
@@ -177,7 +177,7 @@ def asking_the_hub(name, task="it", place=None, looked="", remedy="check the nam
         raise
     except Exception as error:
         # Whatever the library, its parsers and the network raise: there is no data, and this is why.
-        raise UserError(f"{task} cannot be loaded from the hub: {first_line(error)}{looked}", place=place or name,
+        raise UserError(f"{task} cannot be loaded from the hub: {first_line(error)}{looked}", location=location or name,
                         expected="a reachable hub, or a copy fetched before", remedy=remedy) from error  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def open_entry(folder, read, build, cache_dir=None, overwrite=False):
         return read(folder, checked_meta(folder))
     except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"a cache entry cannot be read right after it was written: {first_line(error)}", place=folder,
+            f"a cache entry cannot be read right after it was written: {first_line(error)}", location=folder,
             remedy="check the disk, or name another directory: --cache_dir DIR, or in the variable VERSATILE_CACHE",
         ) from error  # fmt: skip
 

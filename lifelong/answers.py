@@ -62,7 +62,7 @@ def encoder(tokenizer, positions, use_sep, most):
     if positions < LEAST:
         short = most < LEAST
         raise UserError(f"{positions} tokens are too few for a question and its answer",
-                        place="--model_checkpoint" if short else f"--max_len {positions}",
+                        location="--model_checkpoint" if short else f"--max_len {positions}",
                         expected=f"at least {LEAST}",
                         remedy="use a backbone with more positions" if short else "raise --max_len")  # fmt: skip
     return Encoder(tokenizer, positions - 1, use_sep, EOS if tokenizer.eos_token_id is None else None, most)
@@ -92,7 +92,7 @@ def check_fit(made, qas):
         chunk = [(qa, text) for qa in qas[first : first + 2000] for text in qa.answers]
         for (qa, _), ids in zip(chunk, made.tokenize([text for _, text in chunk])):
             if len(ids) > longest:
-                longest, where = len(ids), qa.place
+                longest, where = len(ids), qa.location
     if longest <= room:
         return longest
     needed = longest + BESIDE
@@ -102,7 +102,7 @@ def check_fit(made, qas):
     else:
         expected = f"at most {made.most - BESIDE}: the model has {made.most} positions"
         remedy = "shorten it, or take the sample out"
-    error = TooLong(f"an answer has {longest} tokens", place=where, expected=expected, remedy=remedy)
+    error = TooLong(f"an answer has {longest} tokens", location=where, expected=expected, remedy=remedy)
     error.needed = needed
     raise error
 

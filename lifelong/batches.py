@@ -125,7 +125,7 @@ class LifelongBatches:
         self.skip, self.pieces = set(), 1
         self._planned = None
         if len(rows) and (longest := self.lengths.max() + 2) > positions:
-            raise UserError(f"a sample has {longest} tokens", place="--model_checkpoint",
+            raise UserError(f"a sample has {longest} tokens", location="--model_checkpoint",
                             expected=f"at most {positions}, the model's positions",
                             remedy="encode it with a smaller max_len")  # fmt: skip
 
@@ -173,9 +173,9 @@ class LifelongBatches:
         print(f"out of memory: every batch is taken in {self.pieces} parts from now on", flush=True)
         return True
 
-    def seen(self, places):
+    def seen(self, micro_batches):
         """How many samples have been seen, in all epochs, before the micro-batches [(epoch, number)] of a step."""
-        epoch, step = places[0]
+        epoch, step = micro_batches[0]
         return epoch * len(self) + int(self.plan(epoch).bounds[step])
 
     def present(self, epoch, step):
@@ -256,7 +256,7 @@ class BackOff:
         """Take half the size, or give up."""
         half = type(self.size)(self.size / 2)
         if half < self.least:
-            raise UserError(f"out of memory with {self.name} {self.size:g}: {why}", place=self.name,
+            raise UserError(f"out of memory with {self.name} {self.size:g}: {why}", location=self.name,
                             remedy="use a smaller model, shorter samples, or a device with more memory")  # fmt: skip
         self.say(f"out of memory with {self.name} {self.size:g}: going on with {half:g}")
         self.size = half

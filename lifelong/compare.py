@@ -25,7 +25,9 @@ ASKED = ("split", "limit", "ref1", "decoding")
 def parser():
     p = flags.parser(__doc__)
     p.prog = "python -m lifelong.compare"
-    p.add_argument("places", nargs="*", metavar="DIR", help="directories with a matrix.json, called as they are named")
+    p.add_argument(
+        "directories", nargs="*", metavar="DIR", help="directories with a matrix.json, called as they are named"
+    )
     p.add_argument("--runs", nargs="+", metavar="NAME=DIR", default=[], help="the same with names of your own")
     p.add_argument("--output", default="results/lifelong.md", help="the table; the picture lies beside it")
     return p
@@ -35,7 +37,7 @@ def read(folder):
     """What a matrix.json holds, as `lifelong.matrix.summary` made it."""
     path = Path(folder) / "matrix.json"
     if not path.is_file():
-        raise UserError("no matrix.json here", place=folder, expected="a directory that evaluate_lifelong.py wrote",
+        raise UserError("no matrix.json here", location=folder, expected="a directory that evaluate_lifelong.py wrote",
                         remedy="run evaluate_lifelong.py --output_dir first")  # fmt: skip
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -45,7 +47,7 @@ def read(folder):
             raise ValueError("it lacks some of its parts")
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = first_line(error) if isinstance(error, (OSError, ValueError)) else "it lacks some of its parts"
-        raise UserError(f"it cannot be read: {why}", place=path,
+        raise UserError(f"it cannot be read: {why}", location=path,
                         expected="what evaluate_lifelong.py wrote", remedy="evaluate again") from error  # fmt: skip
     return found
 
@@ -55,7 +57,7 @@ def same_tasks(found):
     (first, wanted), *others = found.items()
     for name, one in others:
         if one["tasks"] != wanted["tasks"] or one["metrics"] != wanted["metrics"]:
-            raise UserError(f"{name} was trained on {', '.join(one['tasks'])}", place=name,
+            raise UserError(f"{name} was trained on {', '.join(one['tasks'])}", location=name,
                             expected=f"{', '.join(wanted['tasks'])}, as {first}",
                             remedy="compare runs of one sequence")  # fmt: skip
 
@@ -67,7 +69,7 @@ def same_questions(found):
         first, wanted = next(iter(told.items()))
         if differ := [key for key in ASKED if one[key] != wanted[key]]:
             ours, theirs = (", ".join(f"{key} {_words(each[key])}" for key in differ) for each in (one, wanted))
-            raise UserError(f"{name} was evaluated with {ours}", place=name, expected=f"{theirs}, as {first}",
+            raise UserError(f"{name} was evaluated with {ours}", location=name, expected=f"{theirs}, as {first}",
                             remedy="evaluate both with the same flags of evaluate_lifelong.py")  # fmt: skip
 
 
@@ -128,16 +130,18 @@ def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
     named = [text.partition("=") for text in args.runs]
-    if bad := [name for name, equals, place in named if not (name and equals and place)]:
+    if bad := [name for name, equals, location in named if not (name and equals and location)]:
         p.error(f"--runs {bad[0]}: expected NAME=DIR")
-    places = [(Path(place).name, place) for place in args.places] + [(name, place) for name, _, place in named]
-    if not places:
+    directories = [(Path(location).name, location) for location in args.directories] + [
+        (name, location) for name, _, location in named
+    ]
+    if not directories:
         p.error("name directories that evaluate_lifelong.py wrote, or --runs NAME=DIR")
-    for number, (name, place) in enumerate(places):
-        if twice := [other for known, other in places[:number] if known == name]:
-            p.error(f"{twice[0]} and {place} are both called {name}: give them names of your own, --runs NAME=DIR")
+    for number, (name, location) in enumerate(directories):
+        if twice := [other for known, other in directories[:number] if known == name]:
+            p.error(f"{twice[0]} and {location} are both called {name}: give them names of your own, --runs NAME=DIR")
     check_output(p, args.output)
-    found = {name: read(place) for name, place in places}
+    found = {name: read(location) for name, location in directories}
     same_tasks(found)
     same_questions(found)
     table = markdown(found)

@@ -121,7 +121,7 @@ class Importance:
             UserError: it is of another mode.
         """
         if state["mode"] != self.mode:
-            raise UserError(f"the checkpoint was made with {state['mode']}", place=f"--seq_train_type {self.mode}",
+            raise UserError(f"the checkpoint was made with {state['mode']}", location=f"--seq_train_type {self.mode}",
                             remedy=f"resume with --seq_train_type {state['mode']}, or start anew")  # fmt: skip
         self.omega, self.anchor = (
             {k: v.to(self.model.device) for k, v in state[part].items()} for part in ("omega", "anchor")
@@ -145,9 +145,9 @@ def read(path, importance):
     except Exception as error:
         # Whatever is wrong with the file: torch has many words for it.
         found = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({first_line(error)})"
-        raise UserError(found, place=path, expected=expected, remedy=remedy) from error
+        raise UserError(found, location=path, expected=expected, remedy=remedy) from error
     if not fits:
-        raise UserError("does not belong to this model", place=path, expected=expected, remedy=remedy)
+        raise UserError("does not belong to this model", location=path, expected=expected, remedy=remedy)
     return state
 
 

@@ -63,7 +63,7 @@ def load(args):
     model, tokenizer = backbones.load(args.model_checkpoint)
     if backbone_of(model.config).encoder_decoder:
         raise UserError("is an encoder-decoder: it does not write samples of its tasks, contexts and all, itself",
-                        place=f"--model_checkpoint {args.model_checkpoint}", expected="a causal language model",
+                        location=f"--model_checkpoint {args.model_checkpoint}", expected="a causal language model",
                         remedy="choose another, such as gpt2 or smollm2")  # fmt: skip
     names = special_tokens(sequence.trained_names(args), args.add_task_tokens, args.use_sep)
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
@@ -96,7 +96,7 @@ def parts(data, args):
     """{part: its `QA`s} of --unbound: the tasks' samples, one task behind another, in as many parts of one size."""
     every, names = RowChain(data.values()), sequence.trained_names(args)
     if len(every) < len(names):
-        raise UserError(f"there are {len(every)} samples", place=f"--unbound {args.unbound}",
+        raise UserError(f"there are {len(every)} samples", location=f"--unbound {args.unbound}",
                         expected="at least one a part", remedy="take fewer parts")  # fmt: skip
     bounds = [len(every) * i // len(names) for i in range(len(names) + 1)]
     return {name: every[first:last] for name, first, last in zip(names, bounds, bounds[1:])}
@@ -129,7 +129,7 @@ def check_test(made, args):
             answers.check_fit(made, samples.load_task(task, args.data_dir, "test"))
         except answers.TooLong as error:
             longer = f"train with a higher --max_len, or evaluate_lifelong.py --max_len {error.needed} evaluates it"
-            say(f"warning: {error.place}, to be evaluated: {error.found}, {error.expected};\n"
+            say(f"warning: {error.location}, to be evaluated: {error.found}, {error.expected};\n"
                 f"  {longer if error.needed <= made.most else error.remedy}")  # fmt: skip
 
 
@@ -182,7 +182,7 @@ class Sequence:
                 remove_nested_leftovers(folder)
             self.drop_finished()
         if finished != order[: len(finished)]:
-            raise UserError(f"stages {finished} are finished", place=self.progress.path,
+            raise UserError(f"stages {finished} are finished", location=self.progress.path,
                             expected=f"the first ones of {order}", remedy="remove the file to start anew")  # fmt: skip
         if not finished:
             return
@@ -331,7 +331,7 @@ class Sequence:
         )  # fmt: skip
         run.epoch_steps, run.epochs, run.keep_epochs = trainer.epoch_steps, epochs, not args.only_final
         annealing = Annealing.of(lr, len(batches), epochs, args.n_warmup_ratio, args.decay_style)
-        trainer.schedule = lambda step: annealing(batches.seen(trainer.places(step)))
+        trainer.schedule = lambda step: annealing(batches.seen(trainer.micro_batches(step)))
         return trainer
 
     # ---- teachers

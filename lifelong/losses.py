@@ -93,11 +93,11 @@ class Targets:
         real = targets != IGNORE
         # A label at i is predicted at i - 1, where label_places points to.
         hard, soft = (torch.from_numpy(w)[rows, at + 1] * real for w in (hard, soft))
-        places = soft.nonzero().squeeze(-1)
-        if not len(places):
+        positions = soft.nonzero().squeeze(-1)
+        if not len(positions):
             return cls(hard)
-        surplus = -len(places) % LABEL_ROUND
-        return cls(hard if hard.any() else None, F.pad(places, (0, surplus)), F.pad(soft[places], (0, surplus)))
+        surplus = -len(positions) % LABEL_ROUND
+        return cls(hard if hard.any() else None, F.pad(positions, (0, surplus)), F.pad(soft[positions], (0, surplus)))
 
     def to(self, device, **how):
         """The same on a device."""
@@ -174,7 +174,7 @@ class Teacher:
         theirs, ours = tokenizer.get_vocab(), students.get_vocab()
         plain = {token: i for token, i in ours.items() if i < first}
         if self.model.info.first != first or any(theirs.get(token) != i for token, i in plain.items()):
-            raise UserError("the teacher's vocabulary is not the student's", place="--teacher_dir",
+            raise UserError("the teacher's vocabulary is not the student's", location="--teacher_dir",
                             expected="a teacher whose backbone has the student's tokenizer",
                             remedy="choose another teacher, or learn from its texts (--seq_distil)")  # fmt: skip
         names = {token: (aliases or {}).get(token, token) for token in ours}
@@ -203,12 +203,12 @@ class Teacher:
         ids = self.translation[batch["input_ids"][rows].masked_fill(~used, int(self.columns[0]))]
         if (missing := ids < 0).any():
             name = self.names[int(batch["input_ids"][rows][missing][0])]
-            raise UserError(f"the teacher has no token {name!r}", place="--teacher_dir",
+            raise UserError(f"the teacher has no token {name!r}", location="--teacher_dir",
                             expected="a teacher of this task", remedy="train one: --train_teachers")  # fmt: skip
         length = int(used.sum(1).max())
         if length > self.positions:
             raise UserError(f"an example has {length} tokens, the teacher takes {self.positions}",
-                            place="--teacher_dir", remedy="choose a teacher with as many positions")  # fmt: skip
+                            location="--teacher_dir", remedy="choose a teacher with as many positions")  # fmt: skip
         inputs = dict(input_ids=ids, attention_mask=used.long(), position_ids=batch["position_ids"][rows])
         inputs = {k: v[:, :length].to(device) for k, v in inputs.items()}
         task = None if self.task is None else torch.full((len(rows),), self.task)

@@ -62,8 +62,8 @@ def generate(model, tokenizer, encoder, gen, count, sampling, *, number=0, task_
     device, start = next(model.parameters()).device, tokenizer.convert_tokens_to_ids(gen)
     config = _config(tokenizer, encoder, sampling)
     samples = []
-    for place, first in enumerate(range(0, count, sampling.batch_size)):
-        seed_step(sampling.seed, place, number)
+    for location, first in enumerate(range(0, count, sampling.batch_size)):
+        seed_step(sampling.seed, location, number)
         ids = torch.full((min(sampling.batch_size, count - first), 1), start, device=device)
         more = {} if task_id is None else dict(task_ids=torch.full((len(ids),), task_id))
         with autocast(device, dtype):
@@ -153,16 +153,16 @@ def read(path, encoder, gen, task):
     return rows
 
 
-def _row(line, place, encoder, gen, task):
+def _row(line, location, encoder, gen, task):
     remedy = "remove the file: it is made anew"
     try:
         ids = json.loads(line)["ids"]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"not a generated sample: {brief(line.strip())}", place=place,
+        raise UserError(f"not a generated sample: {brief(line.strip())}", location=location,
                         expected="a line that this program wrote", remedy=remedy) from None  # fmt: skip
     size = max(encoder.vocabulary.values()) + 1
     known = isinstance(ids, list) and all(type(i) is int and 0 <= i < size for i in ids)
     row = encoder.generated(ids, gen, task) if known else None
     if row is None:
-        raise UserError(f"its ids are not a sample of this model: {brief(ids)}", place=place, remedy=remedy)
+        raise UserError(f"its ids are not a sample of this model: {brief(ids)}", location=location, remedy=remedy)
     return row

@@ -26,7 +26,7 @@ class Annealing:
 
     def __post_init__(self):
         if self.style not in STYLES:
-            raise UserError(f"{self.style!r} is not a decay style", place="--decay_style",
+            raise UserError(f"{self.style!r} is not a decay style", location="--decay_style",
                             expected=", ".join(STYLES), remedy="choose one of them")  # fmt: skip
 
     @classmethod

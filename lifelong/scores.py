@@ -54,7 +54,7 @@ def _aligned(task, gold, samples):
     """The true answers in the order of the samples; they come in that of the samples sorted by id."""
     if gold is None or len(gold) != len(samples):
         found = "there is none" if gold is None else f"it has {len(gold)} items, and there are {len(samples)} questions"
-        raise UserError(found, place=task.gold, expected="one true answer per question of the test split",
+        raise UserError(found, location=task.gold, expected="one true answer per question of the test split",
                         remedy="take the two files that were made together")  # fmt: skip
     aligned = [true for _, true in sorted(zip(order_by_id(samples), gold), key=lambda pair: pair[0])]
     # Files of two different orders would give a score, too: of nothing.
@@ -63,7 +63,7 @@ def _aligned(task, gold, samples):
     same = sum(any(qa_metrics.exact(text, answer) for answer in sample.answers) for text, sample in pairs)
     if 2 * same < len(pairs):
         found = f"{len(pairs) - same} of its {len(pairs)} answers are not those of the questions, sorted by id"
-        raise UserError(found, place=task.gold, expected="the answers of the test split, in that order",
+        raise UserError(found, location=task.gold, expected="the answers of the test split, in that order",
                         remedy="take the two files that were made together")  # fmt: skip
     return aligned
 

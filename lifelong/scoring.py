@@ -99,15 +99,15 @@ class Questions:
 
 def open_sequence_run(folder):
     """`SequenceRun` of a directory, all of whose stages must be done."""
-    path, place = Path(folder) / "run.json", f"--model_dirs {folder}"
+    path, location = Path(folder) / "run.json", f"--model_dirs {folder}"
     expected = "the directory of a sequence that train_lifelong.py trained"
     if not path.is_file():
-        raise UserError("no run.json here", place=place, expected=expected, remedy="check the path and the flags")
+        raise UserError("no run.json here", location=location, expected=expected, remedy="check the path and the flags")
     sequence.refuse_stage(folder, "--model_dirs", f"name its sequence: --model_dirs {Path(folder).parent}")
     try:
         found = sequence.stored_flags(path)
     except UserError as error:
-        raise UserError(error.found, place=f"--model_dirs {error.place}", expected=error.expected,
+        raise UserError(error.found, location=f"--model_dirs {error.location}", expected=error.expected,
                         remedy=error.remedy) from error  # fmt: skip
     register_own_tasks(vars(found).get("task_definitions") or ())
     stages = sequence.stages(found)
@@ -115,7 +115,7 @@ def open_sequence_run(folder):
     sequence.check_models(folder, found, finished)
     for stage in stages:
         if stage not in finished and not sequence.is_model(sequence.stage_directory(folder, stage)):
-            raise UserError(f"{stage} has not been trained yet", place=place,
+            raise UserError(f"{stage} has not been trained yet", location=location,
                             remedy=f"resume: {resume_command('train_lifelong.py', folder)}")  # fmt: skip
     return SequenceRun(Path(folder), found)
 
@@ -134,14 +134,14 @@ def read(names, data_dir, split, limit=None, first=False):
     for task in tasks.sequence(names):
         if task.gold and split == "train":
             raise UserError(f"{task.name} is scored by {task.gold}, which is of its test split",
-                            place="--test_training_set", remedy="leave the flag out, or the task")  # fmt: skip
+                            location="--test_training_set", remedy="leave the flag out, or the task")  # fmt: skip
         qas = samples.load_task(task, data_dir, split)
         if blank := sum(not any(map(str.strip, qa.answers)) for qa in qas):
             print(f"{task.name}: {blank} of {len(qas)} questions have a blank true answer; no answer is right there")
         gold = GOLD[task.kind](tasks.find_gold(data_dir, task)) if task.gold else None
         if gold and limit and len(gold) == len(qas):
             # They come in the order of the ids.
-            gold = [true for place, true in zip(samples.order_by_id(qas), gold) if place < limit]
+            gold = [true for location, true in zip(samples.order_by_id(qas), gold) if location < limit]
         qas = qas[:limit]
         found[task.name] = Questions(task, [replace(qa, answers=qa.answers[:1]) for qa in qas] if first else qas, gold)
     return found

@@ -52,8 +52,14 @@ def name_flags(parser):
     g = parser.add_argument_group("the sequence")
     g.add_argument("--seq_train_type", choices=list(strategies.STRATEGIES), default=strategies.DEFAULT,
                    help="the strategy against forgetting; each is described below")  # fmt: skip
-    task_flag(g, "--tasks", "question_answer", nargs="+", metavar="TASK",
-              help="the tasks, in the order they are trained; NAME=DATA is one of your own, see data/own_tasks.py")
+    task_flag(
+        g,
+        "--tasks",
+        "question_answer",
+        nargs="+",
+        metavar="TASK",
+        help="the tasks, in the order they are trained; NAME=DATA is one of your own, see data/own_tasks.py",
+    )
     g.add_argument("--model_name", "--model_checkpoint", dest="model_checkpoint", default="gpt2", metavar="NAME",
                    help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
     g.add_argument("--gen_lm_sample_percentage", type=flags.share, default=0.05,
@@ -102,7 +108,7 @@ def stored_flags(path):
     sample_flags(p)
     stored = read_record(path, "train_lifelong.py")["flags"]
     if missing := [name for name in ("seq_train_type", "tasks", "model_checkpoint") if not stored.get(name)]:
-        raise UserError(f"no flags.{missing[0]} in it", place=path, expected="a run.json of train_lifelong.py",
+        raise UserError(f"no flags.{missing[0]} in it", location=path, expected="a run.json of train_lifelong.py",
                         remedy=REMEDY)  # fmt: skip
     # Runs from before a flag was there have its default: one adapter that all tasks share.
     return Namespace(**{**vars(p.parse_args([])), **stored, **restore_flags(p, stored, path)})
@@ -204,8 +210,11 @@ class Progress:
         state = schema.validate(schema.read_json_object(self.path, remedy), PROGRESS, self.path, remedy)
         self.finished, began = list(state["finished"]), state["processes"]
         if processes and began != processes:
-            raise UserError(f"the sequence was begun by {began} processes, now there are {processes}", place=self.path,
-                            remedy=f"resume with torchrun --nproc_per_node {began}")  # fmt: skip
+            raise UserError(
+                f"the sequence was begun by {began} processes, now there are {processes}",
+                location=self.path,
+                remedy=f"resume with torchrun --nproc_per_node {began}",
+            )
 
     def add(self, stage):
         """This stage is done, too."""
@@ -288,10 +297,10 @@ def find_teacher(folder, task, only):
     Raises:
         UserError: there is none, or several.
     """
-    folder, place = Path(folder), f"--teacher_dir {folder}"
+    folder, location = Path(folder), f"--teacher_dir {folder}"
     remedy = "train them: --train_teachers, or name the directory that holds them: --teacher_dir DIR"
     if not folder.is_dir():
-        raise UserError("no such directory", place=place, expected="teachers, a directory a task", remedy=remedy)
+        raise UserError("no such directory", location=location, expected="teachers, a directory a task", remedy=remedy)
     single = re.compile(rf"{re.escape(task)}_([\d.]+(_\d+)?|[0-9a-f]{{12}})")
     below = sorted(path / task for path in folder.iterdir() if single.fullmatch(path.name))
     candidates = [*([folder] if only else []), folder / task, folder / task / task, *below]
@@ -300,7 +309,7 @@ def find_teacher(folder, task, only):
         several = f"several teachers of {task}: {', '.join(map(str, found))}"
         if found:
             remedy = f"put links to those that are to teach into a directory, each named as its task: {task}/"
-        raise UserError(several if found else f"no teacher of {task}", place=place,
+        raise UserError(several if found else f"no teacher of {task}", location=location,
                         expected=f"one model: {task}/, {task}_<pct>_<seed>/{task}/ or {task}_<key>/{task}/",
                         remedy=remedy)  # fmt: skip
     return found[0]
@@ -330,7 +339,7 @@ def refuse_stage(folder, flag, remedy):
     except UserError:
         return
     if Path(folder).resolve().name in names:
-        raise UserError(f"this is one task of {Path(folder).parent}", place=f"{flag} {folder}",
+        raise UserError(f"this is one task of {Path(folder).parent}", location=f"{flag} {folder}",
                         expected="the sequence's directory", remedy=remedy)  # fmt: skip
 
 
@@ -347,7 +356,7 @@ def check_models(folder, known, finished):
         if path and whole(path):
             continue
         found = f"the weights of {stage}, which is finished, are {'not whole' if path else 'missing'}"
-        raise UserError(found, place=path or stage_directory(folder, stage),
+        raise UserError(found, location=path or stage_directory(folder, stage),
                         remedy=repair_remedy(folder, known, finished[: number + 1], finished[number:]))  # fmt: skip
 
 

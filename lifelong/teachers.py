@@ -29,7 +29,7 @@ def load_teacher(learner, folder, task, args, dtype=torch.float32):
     check_holds(model, folder, task)
     positions = backbone_of(model.config).max_length(model.config)
     if positions < learner.positions:
-        raise UserError(f"it has {positions} positions", place=f"the teacher {folder}",
+        raise UserError(f"it has {positions} positions", location=f"the teacher {folder}",
                         expected=f"at least {learner.positions}, as long as samples may be here",
                         remedy=f"--max_len {positions}, or another teacher")  # fmt: skip
     known, ours = tokenizer.get_vocab(), gen_token(task, args.add_task_tokens)
@@ -40,7 +40,7 @@ def load_teacher(learner, folder, task, args, dtype=torch.float32):
         found = Teacher((model.eval(), tokenizer), (learner.model, learner.tokenizer), aliases,
                         task=routing.task_id(model, task), temperature=args.temperature_kd, dtype=dtype)  # fmt: skip
     except UserError as error:
-        raise UserError(error.found, place=f"the teacher {folder}",
+        raise UserError(error.found, location=f"the teacher {folder}",
                         expected="a teacher whose backbone has the student's tokenizer",
                         remedy="choose another teacher, or learn from its texts (--seq_distil)") from error  # fmt: skip
     # Those that every sample of the task holds.
@@ -48,7 +48,7 @@ def load_teacher(learner, folder, task, args, dtype=torch.float32):
     for token in (ours, made.ans, made.sep, made.eos):
         name = learner.tokenizer.convert_ids_to_tokens(token) if isinstance(token, int) else token
         if name is not None and found.translation[learner.tokenizer.convert_tokens_to_ids(name)] < 0:
-            raise UserError(f"the teacher has no token {name!r}", place=f"the teacher {folder}",
+            raise UserError(f"the teacher has no token {name!r}", location=f"the teacher {folder}",
                             expected=f"a teacher of {task}, trained with the same --use_sep",
                             remedy="train one: --train_teachers")  # fmt: skip
     return found
@@ -59,7 +59,7 @@ def check_holds(model, folder, task):
     try:
         routing.task_id(model, task)
     except KeyError:
-        raise UserError(f"it holds the tasks {', '.join(model.info.tasks)}", place=f"the teacher {folder}",
+        raise UserError(f"it holds the tasks {', '.join(model.info.tasks)}", location=f"the teacher {folder}",
                         expected=f"a teacher of {task}", remedy="train one: --train_teachers") from None  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def distilled(args, task, folder, dtype):
 
 def contents(qas):
     """Samples as json tells them, wherever they stand."""
-    return [asdict(qa) | {"place": ""} for qa in qas]
+    return [asdict(qa) | {"location": ""} for qa in qas]
 
 
 def content_key(value):

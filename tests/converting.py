@@ -42,7 +42,7 @@ def sizes(splits):
 def error(tmp_path, *argv):
     with pytest.raises(UserError) as caught:
         run(tmp_path, *argv)
-    assert caught.value.place
+    assert caught.value.location
     assert caught.value.remedy
     assert not (tmp_path / "out" / "data.json").exists()
     return str(caught.value)
@@ -57,7 +57,7 @@ def attempt(argv, files):
         try:
             convert.convert([part.format(folder) for part in argv] + ["--output", str(output)])
         except UserError as raised:
-            assert raised.place
+            assert raised.location
             assert not output.exists()
             return None
         return json.loads(output.read_text(encoding="utf-8"))

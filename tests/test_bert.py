@@ -337,7 +337,7 @@ def test_transformers_does_not_take_a_saved_model_for_a_plain_bert(tmp_path):
 def test_a_saved_model_is_not_taken_for_another(tmp_path):
     model, tokenizer = bert.build("tiny-bert", TASKS, "base", 64)
     bert.save(model, tokenizer, tmp_path)
-    place = str(tmp_path)
+    location = str(tmp_path)
     for given, said in [
         ((dict(reversed(TASKS.items())), "base", 64), "mrpc (2), sts-b (1), mnli (3), cola (2)"),
         ((TASKS | {"rte": 2}, "base", 64), "rte (2)"),
@@ -345,7 +345,7 @@ def test_a_saved_model_is_not_taken_for_another(tmp_path):
         ((TASKS, "base", 32), "--max_seq_length 32"),
     ]:
         with pytest.raises(UserError) as error:
-            bert.build(place, *given)
+            bert.build(location, *given)
         assert said in str(error.value)
 
 

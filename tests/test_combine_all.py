@@ -290,9 +290,9 @@ def test_a_result_that_answers_otherwise_is_refused_and_nothing_is_written(gpt2,
 
     monkeypatch.setattr(combine, "build", wrong)
     argv = ["--checkpoints", f"nlg={gpt2['nlg']}", *QUICK]
-    for place in (["--into", str(vlm)], ["--output", str(tmp_path / "new")]):
+    for location in (["--into", str(vlm)], ["--output", str(tmp_path / "new")]):
         with pytest.raises(SystemExit) as stopped:
-            combine_all.main([*argv, *place])
+            combine_all.main([*argv, *location])
         assert stopped.value.code == 2
         assert "the combined model answers otherwise" in capsys.readouterr().err
     assert files(vlm) == before and [p.name for p in tmp_path.iterdir()] == ["vlm"]

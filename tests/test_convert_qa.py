@@ -224,7 +224,7 @@ def squad_with(**changes):
     return {"title": "T", "paragraphs": [{"context": "C.", "qas": [{**question, **changes}]}]}
 
 
-@pytest.mark.parametrize(("article", "place", "found"), [
+@pytest.mark.parametrize(("article", "location", "found"), [
     ({"title": "T"}, "data[1]", "has no 'paragraphs'"),
     ({"paragraphs": [{"qas": []}]}, "data[1].paragraphs[0]", "has no 'context'"),
     ({"paragraphs": [{"context": " ", "qas": []}]}, "data[1].paragraphs[0]", "'context' is blank"),
@@ -235,10 +235,10 @@ def squad_with(**changes):
     (squad_with(answers=[{"text": "a\0"}]), "data[1].paragraphs[0].qas[0]", "null byte"),
     (squad_with(is_impossible="false"), "data[1].paragraphs[0].qas[0]", "'is_impossible' is 'false'"),
 ])  # fmt: skip
-def test_squad_names_the_question_of_what_is_wrong_and_skip_bad_counts_it(tmp_path, article, place, found):
+def test_squad_names_the_question_of_what_is_wrong_and_skip_bad_counts_it(tmp_path, article, location, found):
     path = write(tmp_path / "a.json", json.dumps({"data": [squad_with(), article]}))
     message = error(tmp_path, "squad", "--train", path)
-    assert message.startswith(f"{path}:{place}: ")
+    assert message.startswith(f"{path}:{location}: ")
     assert found in message
     assert "--skip_bad" in message
     got, report = run(tmp_path, "squad", "--train", path, "--skip_bad")

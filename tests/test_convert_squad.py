@@ -30,7 +30,7 @@ def run(folder, *argv):
 def error(folder, *argv):
     with pytest.raises(UserError) as caught:
         run(folder, *argv)
-    assert caught.value.place
+    assert caught.value.location
     assert caught.value.remedy
     assert not (folder / "out").exists() or not [*(folder / "out").iterdir()]
     return str(caught.value)
@@ -507,7 +507,7 @@ def test_damaged_files_give_whole_json_or_an_error(tmp_path_factory, rows, data)
     try:
         files, _ = run(folder, "squad-ag", "--train", path, *(["--skip_bad"] if data.draw(st.booleans()) else []))
     except UserError as caught:
-        assert caught.place
+        assert caught.location
         assert not [*folder.glob("out/*")]
     else:
         assert all(answers[0] in AG for _, _, answers in asked(files["ag_to_squad-train-v2.0.json"]))
@@ -529,7 +529,7 @@ def test_noise_is_an_error_everywhere(tmp_path_factory, name, data):
     try:
         run(folder, name, "--train", path)
     except UserError as caught:
-        assert caught.place
+        assert caught.location
         assert not [*folder.glob("out/*")]
     else:
         assert all(samples.load(file, "train") for file in folder.glob("out/*"))

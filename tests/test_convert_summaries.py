@@ -122,7 +122,7 @@ def test_stories_are_found_by_name_and_by_the_sha1_of_their_url(tmp_path):
 def test_a_story_that_is_missing_or_broken_is_named_and_skip_bad_counts_it(tmp_path):
     argv = story_folders(tmp_path)
     bad = write(tmp_path / "dm" / "bad.story", b"caf\xe9\n")
-    for name, place, found in (
+    for name, location, found in (
         ("gone", "train.txt:2", "no file gone.story in"),
         ("bad", f"{bad}:1", "not UTF-8"),
         (URL + "x", "train.txt:2", "no file "),
@@ -130,7 +130,7 @@ def test_a_story_that_is_missing_or_broken_is_named_and_skip_bad_counts_it(tmp_p
     ):
         path = write(tmp_path / "train.txt", f"abc\n{name}\n")
         message = error(tmp_path, *argv, "--train_list", path)
-        assert place in message.split("\n")[0]
+        assert location in message.split("\n")[0]
         assert found in message
         got, report = run(tmp_path, *argv, "--train_list", path, "--skip_bad")
         assert len(got["train"]) == 1

@@ -107,7 +107,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path, content, found):
     path = write(tmp_path / "data.json", content)
     raised = error(path)
-    assert str(raised.place).startswith(str(path))
+    assert str(raised.location).startswith(str(path))
     assert found in str(raised)
     assert raised.expected
     assert raised.remedy
@@ -115,7 +115,7 @@ def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path, content, found):
 
 def test_the_place_of_a_record_that_is_no_object(tmp_path):
     path = write(tmp_path / "d.json", '{"train": [{}, [1]]}')
-    assert error(path).place == f"{path}:train[1]"
+    assert error(path).location == f"{path}:train[1]"
 
 
 def test_line_and_column_are_right_far_into_a_large_file(tmp_path):
@@ -162,7 +162,7 @@ def test_files_that_cannot_be_opened(tmp_path):
 def test_a_field_of_the_wrong_type_is_named(function, value, found):
     with pytest.raises(UserError) as caught:
         function({"f": value}, "f", "data.json:train[3]")
-    assert caught.value.place == "data.json:train[3]"
+    assert caught.value.location == "data.json:train[3]"
     assert found in caught.value.found
     with pytest.raises(UserError, match="has no 'f'; its keys are: 'g'"):
         function({"g": 1}, "f", "p")
@@ -217,7 +217,7 @@ def outcome(content, split, name="d.json"):
         try:
             return [record for _, record in files.iter_records(path, split)]
         except UserError as raised:
-            assert raised.place
+            assert raised.location
             return None
 
 

@@ -38,8 +38,8 @@ def examples(task, split, distilled=False):
     return [e for i, r in enumerate(raw) for e in get(task).examples(r, f"{task}:{split}[{i}]", how)]
 
 
-def one(task, record, place="here"):
-    (example,) = get(task).examples(record, place)
+def one(task, record, location="here"):
+    (example,) = get(task).examples(record, location)
     return example
 
 

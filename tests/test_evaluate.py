@@ -54,7 +54,9 @@ def loaded(trained, data):
             task = get("nlg")
             held, tokenizer = checkpoint.load(trained(model, bottleneck), "nlg")
             encoder = Encoder(tokenizer, task, 256, reserve=40)
-            examples = [e for place, record in iter_records(data, "test") for e in task.examples(record, place)][:8]
+            examples = [e for location, record in iter_records(data, "test") for e in task.examples(record, location)][
+                :8
+            ]
             prompts = [e.prompt for e in encoder.encode(examples)]
             made[model, bottleneck] = held, tokenizer, prompts, encoder.marker_ids[task.eos]
         return made[model, bottleneck]
@@ -199,8 +201,8 @@ def test_perplexity_equals_the_one_computed_one_example_at_a_time(model, bottlen
     held, tokenizer, _, _ = loaded(model, bottleneck)
     task, total, count = get("nlg"), 0.0, 0
     encoder = Encoder(tokenizer, task, 256)
-    for place, record in iter_records(data, "test"):
-        (encoded,) = encoder.encode(list(task.examples(record, place)))
+    for location, record in iter_records(data, "test"):
+        (encoded,) = encoder.encode(list(task.examples(record, location)))
         with torch.no_grad():
             scores = held(input_ids=torch.tensor([encoded.ids]), token_type_ids=torch.tensor([encoded.types])).logits[0]
         likely = scores.double().log_softmax(-1)

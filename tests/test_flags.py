@@ -119,7 +119,7 @@ def test_numbers_of_the_t5_scripts_are_finite_and_in_range(text, tmp_path):
         for argv in ([f"--{name}", text], [config(tmp_path, name, text)]):
             with pytest.raises(UserError) as refused:
                 config_flags.given(module.NAMES, argv)
-            assert name in str(refused.value.place) and len(str(refused.value)) < 500
+            assert name in str(refused.value.location) and len(str(refused.value)) < 500
     assert seen > 40
 
 

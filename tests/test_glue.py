@@ -90,7 +90,7 @@ def test_mismatched_mnli_has_its_own_dev_and_test_files_and_the_training_set_of_
     for split in ("dev", "test"):
         one, other = glue.read(GLUE, "mnli", split), glue.read(GLUE, "mnli-mm", split)
         assert not {example.text_a for example in one} & {example.text_a for example in other}
-        assert "mismatched" in other[0].place
+        assert "mismatched" in other[0].location
 
 
 def test_the_diagnostic_set_lies_where_either_version_of_the_official_script_puts_it(tmp_path):
@@ -103,9 +103,9 @@ def test_the_diagnostic_set_lies_where_either_version_of_the_official_script_put
 
 def test_an_example_says_its_file_and_line_and_a_limit_takes_the_first_rows():
     examples = glue.read(GLUE, "rte", "train", limit=3)
-    assert [example.place for example in examples] == [f"{GLUE / 'RTE/train.tsv'}:{line}" for line in (2, 3, 4)]
+    assert [example.location for example in examples] == [f"{GLUE / 'RTE/train.tsv'}:{line}" for line in (2, 3, 4)]
     assert examples == glue.read(GLUE, "rte", "train")[:3]
-    assert glue.read(GLUE, "cola", "dev", limit=1)[0].place == f"{GLUE / 'CoLA/dev.tsv'}:1"
+    assert glue.read(GLUE, "cola", "dev", limit=1)[0].location == f"{GLUE / 'CoLA/dev.tsv'}:1"
     assert "limit is 0" in refusal(GLUE, "rte", "train", limit=0).found
 
 
@@ -159,17 +159,17 @@ def test_a_broken_file_is_refused_with_its_line(tmp_path, file, name, text, line
     path = write(tmp_path, file, text)
     error = refusal(tmp_path, name, "train")
     assert says in error.found and error.remedy
-    assert str(error.place) == (f"{path}:{line}" if line else str(path))
+    assert str(error.location) == (f"{path}:{line}" if line else str(path))
 
 
 def test_files_that_are_not_there_or_not_text_are_refused(tmp_path):
     error = refusal(tmp_path, "qnli", "dev")
     assert error.found == "no such file" and "download_glue_data.py" in error.remedy
-    assert error.place == tmp_path / "QNLI" / "dev.tsv"
+    assert error.location == tmp_path / "QNLI" / "dev.tsv"
     path = tmp_path / "WNLI" / "dev.tsv"
     path.parent.mkdir()
     path.write_bytes(b"index\tsentence1\tsentence2\tlabel\n0\tcaf\xe9\tb\t1\n")
-    assert refusal(tmp_path, "wnli", "dev").place == f"{path}:2"
+    assert refusal(tmp_path, "wnli", "dev").location == f"{path}:2"
     assert "no 'valid' split" in refusal(GLUE, "rte", "valid").found
 
 

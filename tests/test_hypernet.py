@@ -105,13 +105,13 @@ def test_a_stack_s_hypernetwork_gives_the_published_weights_and_outputs(case):
     module = layers_net(case)
     tensors = golden(case, module)
     e = module.embeddings(tensors["task_embedding"][None])[0]
-    places = module(tensors["task_embedding"][None])
-    assert len(places) == 2 * module.layers
+    sites = module(tensors["task_embedding"][None])
+    assert len(sites) == 2 * module.layers
     for layer in range(module.layers):
         # Block type 0, feed-forward, is the one on file.
         close(e[layer, 0] if module.one else e[layer], tensors[f"layer{layer}/embedding"])
-        for at, place, short in ((2 * layer, "self_attention", "sa"), (2 * layer + 1, "feed_forward", "ff")):
-            weights, prefix = places[at], f"layer{layer}/{place}."
+        for at, site, short in ((2 * layer, "self_attention", "sa"), (2 * layer + 1, "feed_forward", "ff")):
+            weights, prefix = sites[at], f"layer{layer}/{site}."
             found = {"down.weight": weights.down, "down.bias": weights.down_bias, "up.weight": weights.up,
                      "up.bias": weights.up_bias}  # fmt: skip
             for name, norm in (("pre", weights.pre), ("post", weights.post)):
@@ -154,9 +154,9 @@ def test_generated_norms_start_near_zero_not_one():
 # ---- batches that mix adapters
 
 
-def controllers(places, names, **more):
+def controllers(sites, names, **more):
     torch.manual_seed(1)
-    made = [hypernet.AdapterController(names, 12, 5, **more) for _ in range(places)]
+    made = [hypernet.AdapterController(names, 12, 5, **more) for _ in range(sites)]
     with torch.no_grad():
         for p in (p for c in made for p in c.parameters()):
             p.normal_()
@@ -178,14 +178,14 @@ def test_each_row_goes_through_its_own_task_s_adapter(tasks, length, norms, grad
     hidden = torch.randn(len(tasks), length, 12)
     with torch.set_grad_enabled(grad):
         step = stack.step(torch.tensor(tasks), len(tasks), hidden.device)
-        for place in range(2):
-            found = step(place, hidden)
+        for site in range(2):
+            found = step(site, hidden)
             for row, task in enumerate(tasks):
                 x = hidden[row : row + 1]
                 if task == -1:
                     assert torch.equal(found[row : row + 1], x)
                 else:
-                    extra = hypernet.added(x, held[place].weights([names[task]]), SWISH)
+                    extra = hypernet.added(x, held[site].weights([names[task]]), SWISH)
                     torch.testing.assert_close(found[row : row + 1], x + extra, atol=1e-4, rtol=1e-4)
 
 
@@ -216,10 +216,10 @@ def test_generated_adapters_of_a_mixed_batch_are_those_of_single_tasks(kind, len
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
             step = stack.step(ids, 5, hidden.device)
-            for place in range(4):
-                found = step(place, hidden)
+            for site in range(4):
+                found = step(site, hidden)
                 for row, task in enumerate(ids.tolist()):
-                    alone = stack.step(torch.tensor([task]), 1, hidden.device)(place, hidden[row : row + 1])
+                    alone = stack.step(torch.tensor([task]), 1, hidden.device)(site, hidden[row : row + 1])
                     torch.testing.assert_close(found[row : row + 1], alone, atol=1e-5, rtol=1e-4)
 
 
@@ -229,11 +229,11 @@ def test_a_mixed_batch_s_gradient_is_the_sum_of_single_tasks(kind):
     ids = torch.tensor([2, 0, 2, 1])
     parameters = list(stack.parameters())
     step = stack.step(ids, 4, hidden.device)
-    mixed = torch.autograd.grad(sum(step(place, hidden).pow(2).sum() for place in range(4)), parameters)
+    mixed = torch.autograd.grad(sum(step(site, hidden).pow(2).sum() for site in range(4)), parameters)
     total = 0
     for row, task in enumerate(ids):
         step = stack.step(task[None], 1, hidden.device)
-        total = total + sum(step(place, hidden[row : row + 1]).pow(2).sum() for place in range(4))
+        total = total + sum(step(site, hidden[row : row + 1]).pow(2).sum() for site in range(4))
     alone = torch.autograd.grad(total, parameters)
     for a, b in zip(mixed, alone):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-4)
@@ -247,16 +247,16 @@ def test_all_layers_are_generated_by_one_product_each_and_as_one_by_one(one):
         if isinstance(module, hypernet.SamplerHyperNet | hypernet.NormHyperNet):
             module.register_forward_hook(lambda module, args, out: calls.append(module))
     vectors = torch.randn(2, 6)
-    places = net(vectors)
+    sites = net(vectors)
     # Down, up, norm before, norm after; two of each where feed-forward and self-attention have their own.
     assert len(calls) == len(set(calls)) == (4 if one else 8)
     for layer in range(3):
         for at, block in ((2 * layer, hypernet.SELF_ATTENTION), (2 * layer + 1, hypernet.FEED_FORWARD)):
             single = net.at(vectors, layer, block)
             for name in ("down", "down_bias", "up", "up_bias"):
-                torch.testing.assert_close(getattr(places[at], name), getattr(single, name))
+                torch.testing.assert_close(getattr(sites[at], name), getattr(single, name))
             for name in ("pre", "post"):
-                for a, b in zip(getattr(places[at], name), getattr(single, name)):
+                for a, b in zip(getattr(sites[at], name), getattr(single, name)):
                     torch.testing.assert_close(a, b)
 
 

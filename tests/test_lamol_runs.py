@@ -72,7 +72,7 @@ def trainer(folder, held, rows, log, epochs, lr, lm=None):
     nothing = lambda at: None  # noqa: E731
     run = Trainer(held, made, None, settings, Run(folder), nothing, nothing, objective=WeightedLoss())
     annealing = Annealing.of(lr, len(rows), epochs, 0.005)
-    run.schedule = lambda step: annealing(made.seen(run.places(step)))
+    run.schedule = lambda step: annealing(made.seen(run.micro_batches(step)))
     # The original decays all but biases, here norms are left out, too.
     decay, plain = run.optimizer.param_groups
     norms = [p for name, p in held.named_parameters() if ".ln_" in name and name.endswith("weight")]

@@ -12,15 +12,15 @@ def written(folder, *rows, tasks=("ag", "sst"), **asked):
 
 
 @pytest.fixture
-def places(tmp_path):
+def directories(tmp_path):
     finetune = written(tmp_path / "finetune", [[90.0, 10.0], [20.0, 80.0]])
     lamol = written(tmp_path / "lamol", [[90.0, 0.0], [80.0, 80.0]], [[80.0, 0.0], [90.0, 80.0]])
     together = written(tmp_path / "together", [[None, None], [95.0, 85.0]])
     return finetune, lamol, together
 
 
-def test_the_table_has_the_end_of_each_way_and_its_numbers(places, tmp_path, capsys):
-    finetune, lamol, together = places
+def test_the_table_has_the_end_of_each_way_and_its_numbers(directories, tmp_path, capsys):
+    finetune, lamol, together = directories
     output = tmp_path / "all" / "lifelong.md"
     argv = [finetune, "--runs", f"replay={lamol}", f"at once={together}", "--output", output]
     assert compare.main(list(map(str, argv))) in (None, 0)
@@ -35,8 +35,8 @@ def test_the_table_has_the_end_of_each_way_and_its_numbers(places, tmp_path, cap
 
 
 @pytest.mark.parametrize("case", ["none", "other tasks", "damaged", "same name", "no name", "nothing"])
-def test_what_cannot_be_compared_is_one_message(case, places, tmp_path, capsys):
-    finetune, lamol, _ = places
+def test_what_cannot_be_compared_is_one_message(case, directories, tmp_path, capsys):
+    finetune, lamol, _ = directories
     argv, said = [finetune, lamol], ""
     if case == "none":
         argv, said = [tmp_path / "empty"], "no matrix.json here"
@@ -57,11 +57,11 @@ def test_what_cannot_be_compared_is_one_message(case, places, tmp_path, capsys):
     assert stopped.value.code == 2 and said in capsys.readouterr().err and not (tmp_path / "out.md").exists()
 
 
-def test_only_what_was_asked_alike_is_compared(places, tmp_path, capsys):
+def test_only_what_was_asked_alike_is_compared(directories, tmp_path, capsys):
     asked, rows = dict(split="test", limit=None, ref1=False, decoding="greedy"), [[1.0, 2.0], [3.0, 4.0]]
     one, other = (written(tmp_path / name, rows, **asked) for name in ("one", "other"))
     # A file from before this was written down is taken as it is.
-    argv = [str(one), str(other), str(places[0]), "--output", str(tmp_path / "out.md")]
+    argv = [str(one), str(other), str(directories[0]), "--output", str(tmp_path / "out.md")]
     assert compare.main(argv) in (None, 0)
     (tmp_path / "out.md").unlink()
     for key, value, said in (("limit", 8, "other was evaluated with limit 8"), ("split", "train", "split train"),
@@ -72,13 +72,13 @@ def test_only_what_was_asked_alike_is_compared(places, tmp_path, capsys):
         assert stopped.value.code == 2 and said in capsys.readouterr().err and not (tmp_path / "out.md").exists()
 
 
-def test_a_table_that_cannot_be_written_is_one_message(places, tmp_path, capsys):
+def test_a_table_that_cannot_be_written_is_one_message(directories, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "taken.png").mkdir()
     for output, said in ((tmp_path, "a directory"), (tmp_path / "a.png", "a.md"), (tmp_path / "file" / "a.md", "file"),
                          (tmp_path / "taken.md", "taken.png"), ("/proc/none/a.md", "--output")):  # fmt: skip
         with pytest.raises(SystemExit) as stopped:
-            compare.main([str(places[0]), "--output", str(output)])
+            compare.main([str(directories[0]), "--output", str(output)])
         text = capsys.readouterr().err
         assert stopped.value.code == 2 and said in text and text.count("error:") == 1
     assert not (tmp_path / "taken.md").exists() and not (tmp_path / "a.png").exists()

@@ -106,9 +106,9 @@ def test_every_row_fits_and_its_labels_are_its_next_tokens(tokenizer, context, q
     assert len(row.gen_X) == len(row.gen_Y) <= max_len and len(row.Y) == len(row.cqa)
     assert row.cqa[: len(row.cq)] == row.cq and row.cq[-1] == 300 and row.cqa.count(300) == 1
     assert row.gen_X[1:] == row.gen_Y[:-1] == row.cqa
-    places = [i for i, y in enumerate(row.Y) if y != FILL]
-    assert places == list(range(len(row.cq) - 1, len(row.cqa)))
-    assert [row.Y[i] for i in places] == row.gen_Y[len(row.cq) :]
+    locations = [i for i, y in enumerate(row.Y) if y != FILL]
+    assert locations == list(range(len(row.cq) - 1, len(row.cqa)))
+    assert [row.Y[i] for i in locations] == row.gen_Y[len(row.cq) :]
     assert row.cqa.count(305) == use_sep
     assert (row.last != 299) == bool(encoder.counts["answer cut"])
     (prompt,) = encoder.prompts([QA(context, question, ())], 4)

@@ -140,7 +140,7 @@ def test_a_task_rests_in_a_step_without_a_row_of_it(data, tmp_path):
         before = {task: [p.clone() for p in own] for task, own in owners.items()}
         Engine.state.iteration = step + 1
         trainer.step(Engine, window)
-        present = trainer.train.present(*trainer.places(step)[0])
+        present = trainer.train.present(*trainer.micro_batches(step)[0])
         for task, own in owners.items():
             still = [torch.equal(p, old) for p, old in zip(own, before[task])]
             assert all(still) if task not in present else not any(still)

@@ -38,7 +38,7 @@ def error(call, *args, **named):
     with pytest.raises(UserError) as caught:
         result = call(*args, **named)
         list(result)
-    assert caught.value.place
+    assert caught.value.location
     assert caught.value.expected
     assert caught.value.remedy
     return str(caught.value)

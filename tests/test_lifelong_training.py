@@ -39,7 +39,7 @@ def trainer(folder, mode="lll", epochs=EPOCHS, dropout=0.1, most=None, whole=Tru
         objective=WeightedLoss(teacher), smaller=batches.smaller,
     )  # fmt: skip
     annealing = Annealing.of(5e-3, ROWS, EPOCHS, 0.2)
-    held.schedule = lambda step: annealing(batches.seen(held.places(step)))
+    held.schedule = lambda step: annealing(batches.seen(held.micro_batches(step)))
     if mode == "gem":
         held.project = Projection(held.params, {"old": memory_losses(learner, kept(), whole=whole)})
     if mode == "ewc":

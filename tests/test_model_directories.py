@@ -155,9 +155,9 @@ def test_the_message_names_the_key_and_what_is_wrong(kind, path, new, says, save
 
 def test_a_backbone_beside_its_moved_adapters_is_found(saved, tmp_path):
     model, tokenizer = backbones.load("tiny-gpt2")
-    for place in (tmp_path / "there" / "base", tmp_path / "here" / "base"):
-        model.save_pretrained(place)
-        tokenizer.save_pretrained(place)
+    for location in (tmp_path / "there" / "base", tmp_path / "here" / "base"):
+        model.save_pretrained(location)
+        tokenizer.save_pretrained(location)
     model, tokenizer = backbones.load(str(tmp_path / "there" / "base"))
     attach.attach(model, tokenizer, TASKS, {"nlg": 8, "mt": 4})
     checkpoint.save(changed(model), tokenizer, tmp_path / "here" / "adapters")
@@ -236,7 +236,7 @@ def test_what_is_no_known_old_backbone_is_said(tmp_path):
 
 
 def test_messages_never_reach_a_terminal_raw():
-    error = UserError("a\x1b[2Jb\ud800\u2028c\u202ed", place="caf\u00e9 \u65e5\u672c")
+    error = UserError("a\x1b[2Jb\ud800\u2028c\u202ed", location="caf\u00e9 \u65e5\u672c")
     assert str(error) == "caf\u00e9 \u65e5\u672c: a\\x1b[2Jb\\ud800\\u2028c\\u202ed"
 
 

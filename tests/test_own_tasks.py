@@ -180,9 +180,9 @@ def test_one_task_is_the_same_examples_in_all_four_forms(tmp_path):
     register_own_tasks([define("mine", str(tmp_path / "data"))])
     mine = task.get("mine")
     records = mine.records(mine.dataset_path, "test")
-    examples = [e for place, record in records for e in mine.examples(record, place)]
+    examples = [e for location, record in records for e in mine.examples(record, location)]
     assert [(e.source, e.target.text) for e in examples] == ROWS["test"]
-    assert examples[0].place == f"{tmp_path / 'data' / 'test.jsonl'}:1"
+    assert examples[0].location == f"{tmp_path / 'data' / 'test.jsonl'}:1"
     rows = text_to_text.load("mine", "test")
     assert list(zip(rows["source"], rows["target"])) == ROWS["test"]
     assert text_to_text.load("mine", "test", prefix=True)["source"][0] == "mine good book"

@@ -70,7 +70,7 @@ def test_without_a_screen_and_with_a_closed_one_work_goes_on(monkeypatch):
             print("lost", flush=True)
             assert not sys.stdout.isatty()
             sys.stdout.flush()
-            raise UserError("no", place="here")
+            raise UserError("no", location="here")
 
         with pytest.raises(SystemExit) as left:
             main()
@@ -102,7 +102,7 @@ def test_lines_that_a_program_reads_are_written_as_they_are_but_not_to_a_termina
 def test_an_error_message_shows_a_hostile_name_written_out(capsys):
     @exit_on_user_error
     def main():
-        raise UserError("cannot be read", place="a\x1b]0;title\x07.json")
+        raise UserError("cannot be read", location="a\x1b]0;title\x07.json")
 
     with pytest.raises(SystemExit):
         main()

@@ -36,8 +36,8 @@ def rows(text, heading="# Results"):
     return {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines}
 
 
-def made(*places):
-    return table.markdown(table.Cells(table.collect(places)[0]))
+def made(*locations):
+    return table.markdown(table.Cells(table.collect(locations)[0]))
 
 
 @pytest.fixture

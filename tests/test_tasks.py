@@ -83,7 +83,7 @@ def test_a_data_set_of_prompts_and_answers_is_one_call_for_all_systems(registry,
     expected = [("a dinghy", "small"), ("a ferry", "large")]
     with_markers = task.get("boats")
     records = with_markers.records(with_markers.data_path(None), "valid")
-    examples = [e for place, record in records for e in with_markers.examples(record, place)]
+    examples = [e for location, record in records for e in with_markers.examples(record, location)]
     assert [(e.source, e.target.text) for e in examples] == expected
     rows = text_to_text.load("boat", "validation")
     assert list(zip(rows["source"], rows["target"])) == expected

@@ -142,4 +142,4 @@ def test_a_row_store_gives_every_row_back_by_its_number(monkeypatch):
     rows = [(f"f:{i}", {"a": "\ud800x" * i, "b": float("inf"), "c": [i, None]}) for i in range(50)]
     store = RowStore(iter(rows))
     assert [*store] == [record for _, record in rows] and len(store) == 50
-    assert [store.place(i) for i in (49, 0, 7)] == ["f:49", "f:0", "f:7"]
+    assert [store.location(i) for i in (49, 0, 7)] == ["f:49", "f:0", "f:7"]

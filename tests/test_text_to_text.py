@@ -397,7 +397,7 @@ def test_without_the_hub_the_user_is_told_which_files_would_do(tmp_path, monkeyp
         with pytest.raises(UserError) as error:
             t2t.load("paws", "train", **options)
         assert "the hub cannot be reached" in error.value.found
-        assert error.value.place == "google-research-datasets/paws/labeled_final"
+        assert error.value.location == "google-research-datasets/paws/labeled_final"
         assert "{train,validation,test}.{json,jsonl,csv,tsv}" in error.value.remedy
     assert f"{tmp_path} holds nothing of paws" in error.value.found
     with pytest.raises(UserError, match="sick is not on the hub"):
@@ -405,7 +405,7 @@ def test_without_the_hub_the_user_is_told_which_files_would_do(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "file, text, place, says",
+    "file, text, location, says",
     [
         ("train.json", '[{"sentence": "a", "label": 2}]', "[0]", "the label is 2"),
         ("train.json", '[{"sentence": "a", "label": 1}, {"sentence": "a", "label": -1}]', "[1]", "the label is -1"),
@@ -422,11 +422,11 @@ def test_without_the_hub_the_user_is_told_which_files_would_do(tmp_path, monkeyp
         ("train.tsv", "", "", "holds no rows"),
     ],
 )
-def test_a_broken_file_is_refused_with_its_place(tmp_path, file, text, place, says):
+def test_a_broken_file_is_refused_with_its_place(tmp_path, file, text, location, says):
     (tmp_path / file).write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=says) as error:
         t2t.load("cola", "train", files=tmp_path)
-    assert str(error.value.place).startswith(str(tmp_path / file) + place)
+    assert str(error.value.location).startswith(str(tmp_path / file) + location)
 
 
 def test_folders_and_names_that_cannot_be_meant_are_refused(tmp_path):

@@ -455,15 +455,15 @@ def test_an_ablation_is_trained_evaluated_and_told_from_others(flag, bottleneck,
         assert {"p_gen_linear.weight", "p_gen_linear.bias"} <= set(held)
 
 
-@pytest.mark.parametrize("more, place", [
+@pytest.mark.parametrize("more, location", [
     (["--emb_only"], "--emb_only"), (["--outputlayer_only"], "--outputlayer_only"),
     (["--kd", "word"], "--kd word"), (["--kd", "sentence", "--teacher", "x"], "--kd sentence"),
     (["--teacher", "x", "--self_copy"], "--self_copy"), (["--perturbation_layers", "2"], "--perturbation_layers"),
     (["--personality_permutations"], "--personality_permutations"),
 ])  # fmt: skip
-def test_flags_that_contradict_each_other_are_refused(more, place, data, tmp_path):
+def test_flags_that_contradict_each_other_are_refused(more, location, data, tmp_path):
     result = run("train", command(data, tmp_path / "run", *more), tmp_path / "log")
-    refused(result, place)
+    refused(result, location)
     assert not (tmp_path / "run").exists()
 
 
@@ -748,46 +748,48 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(data, tmp_path):
 @pytest.fixture
 def mounted(tmp_path):
     """Mount a small file system; skipped where that is not allowed."""
-    places = []
+    locations = []
 
     def mount(*options):
-        place = tmp_path / f"disk{len(places)}"
-        place.mkdir()
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", place], capture_output=True)
+        location = tmp_path / f"disk{len(locations)}"
+        location.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", location], capture_output=True)
         if done.returncode:
             pytest.skip("a file system of its own needs the right to mount one")
-        places.append(place)
-        return place
+        locations.append(location)
+        return location
 
     yield mount
-    for place in places:
-        subprocess.run(["umount", place], check=False)
+    for location in locations:
+        subprocess.run(["umount", location], check=False)
 
 
 def test_a_read_only_place_is_one_clear_error(data, mounted, tmp_path):
-    place = mounted("ro", "size=200k")
-    refused(run("train", command(data, place / "run"), tmp_path / "log"), f"--output_dir {place}/run", "read-only")
+    location = mounted("ro", "size=200k")
+    refused(
+        run("train", command(data, location / "run"), tmp_path / "log"), f"--output_dir {location}/run", "read-only"
+    )
 
 
 @pytest.mark.parametrize(
     "bottleneck, kilobytes", [(4, 4), (4, 40), (4, 100), (4, 200), (-1, 40), (-1, 800), (-1, 2000)]
 )
 def test_a_full_disk_is_one_clear_error_and_leaves_no_part_of_a_file(bottleneck, kilobytes, data, mounted, tmp_path):
-    place = mounted(f"size={kilobytes}k")
-    result = run("train", command(data, place / "run", "--save_steps", "1", bottleneck=bottleneck), tmp_path / "log")
-    refused(result, place, "the disk is full", "free some space")
-    assert not list(place.rglob("*.part"))
-    for state in place.rglob("training_state.pt"):
+    location = mounted(f"size={kilobytes}k")
+    result = run("train", command(data, location / "run", "--save_steps", "1", bottleneck=bottleneck), tmp_path / "log")
+    refused(result, location, "the disk is full", "free some space")
+    assert not list(location.rglob("*.part"))
+    for state in location.rglob("training_state.pt"):
         import torch
 
         torch.load(state, weights_only=True)
 
 
 def test_a_full_disk_under_the_cache_is_one_clear_error(data, mounted, tmp_path):
-    place = mounted("size=4k")
-    argv = command(data, tmp_path / "run", "--cache_dir", place)
-    refused(run("train", argv, tmp_path / "log"), place, "the disk is full")
-    assert not (tmp_path / "run").exists() and not list(place.iterdir())
+    location = mounted("size=4k")
+    argv = command(data, tmp_path / "run", "--cache_dir", location)
+    refused(run("train", argv, tmp_path / "log"), location, "the disk is full")
+    assert not (tmp_path / "run").exists() and not list(location.iterdir())
 
 
 def test_a_disk_that_fills_up_while_saving_says_so(data, tmp_path, monkeypatch, capsys):

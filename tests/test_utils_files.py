@@ -152,7 +152,7 @@ def test_leftovers_in_nested_folders_are_removed_except_those_of_other_runs(tmp_
 def test_the_disks_refusals_are_errors_that_name_the_place(number, words, tmp_path):
     with pytest.raises(UserError, match=words) as caught, atomic_write(tmp_path / "file"):
         raise OSError(number, os.strerror(number))
-    assert caught.value.place == str(tmp_path / "file") and caught.value.remedy
+    assert caught.value.location == str(tmp_path / "file") and caught.value.remedy
 
 
 def test_a_full_disk_is_recognised_behind_a_librarys_own_exception(tmp_path):
@@ -181,7 +181,7 @@ def test_an_error_names_the_file_not_its_half_written_form(tmp_path):
     folder = atomic_directory(tmp_path / "step_1")
     with pytest.raises(UserError) as caught, folder as beside, atomic_write(beside / "weights"):
         raise OSError(errno.ENOSPC, "full")
-    assert caught.value.place == str(tmp_path / "step_1" / "weights")
+    assert caught.value.location == str(tmp_path / "step_1" / "weights")
 
 
 def test_a_directory_is_proved_writable_before_it_is_needed(tmp_path):
@@ -200,7 +200,7 @@ def test_a_place_where_nothing_can_be_made_is_found_without_making_anything(tmp_
     for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nothing/below"):
         with pytest.raises(UserError, match="cannot write") as caught:
             could_be_made(path, "--output_dir")
-        assert caught.value.place == f"--output_dir {path}"
+        assert caught.value.location == f"--output_dir {path}"
 
 
 def test_a_cache_that_cannot_be_written_says_how_to_name_another():
@@ -221,14 +221,14 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path):
 
 
 def test_an_error_says_place_found_expected_remedy():
-    error = UserError("'tgt' is 12", place="data.json:train[3]", expected="a string", remedy="correct the record")
+    error = UserError("'tgt' is 12", location="data.json:train[3]", expected="a string", remedy="correct the record")
     assert str(error) == ("data.json:train[3]: 'tgt' is 12\n  expected: a string\n  remedy:   correct the record")
     assert str(UserError("nothing to score")) == "nothing to score"
     assert brief("x" * 200) == "'" + "x" * 58 + "… (str)"
     assert first_line(ValueError("one\ntwo")) == "one" and first_line(ValueError()) == "ValueError"
 
 
-@pytest.mark.parametrize("error, code, printed", [(UserError("a", place="b"), 2, "error: b: a\n"),
+@pytest.mark.parametrize("error, code, printed", [(UserError("a", location="b"), 2, "error: b: a\n"),
                                                   (KeyboardInterrupt(), 130, "interrupted\n")])  # fmt: skip
 def test_a_script_ends_with_a_message_and_a_code_not_a_traceback(error, code, printed, capsys, monkeypatch):
     @exit_on_user_error

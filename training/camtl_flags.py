@@ -181,11 +181,11 @@ def from_json(p, argv):
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", place=path, expected="a json file of flags") from error
+        raise UserError(f"cannot be read: {error.strerror}", location=path, expected="a json file of flags") from error
     except ValueError as error:
-        raise UserError(f"no json: {error}", place=path, expected=_JSON) from error
+        raise UserError(f"no json: {error}", location=path, expected=_JSON) from error
     if not isinstance(content, dict):
-        raise UserError(f"holds {_shown(content)}", place=path, expected=_JSON)
+        raise UserError(f"holds {_shown(content)}", location=path, expected=_JSON)
     if _PRECISIONS & set(typed):
         # They exclude each other.
         content = {key: value for key, value in content.items() if f"--{key}" not in _PRECISIONS}
@@ -206,29 +206,29 @@ def _shown(value):
 
 def _words(p, key, value, known, path):
     """A key and its value, as they would be typed."""
-    place, action = f"{path}: {key}", known.get(key)
+    location, action = f"{path}: {key}", known.get(key)
     if action is None:
-        raise UserError("no such flag", place=place, expected="a flag's name without its dashes",
+        raise UserError("no such flag", location=location, expected="a flag's name without its dashes",
                         remedy="see --help")  # fmt: skip
     switch = action.nargs == 0
     if value is None or (value is False and (switch or action.default is argparse.SUPPRESS)):
         return []
     if f"--{key}" in REFUSED:
-        raise UserError(REFUSED[f"--{key}"], place=place, remedy="leave it out")
+        raise UserError(REFUSED[f"--{key}"], location=location, remedy="leave it out")
     if switch and value is not True:
-        raise UserError(f"its value is {_shown(value)}", place=place, expected="true or false")
+        raise UserError(f"its value is {_shown(value)}", location=location, expected="true or false")
     if switch:
         return [f"--{key}"]
     if isinstance(value, list) and action.nargs == "+":
         return [f"--{key}", *map(str, value)]
     if isinstance(value, bool | list | dict):
-        raise UserError(f"its value is {_shown(value)}", place=place, expected="a number or a text")
+        raise UserError(f"its value is {_shown(value)}", location=location, expected="a number or a text")
     if action.nargs == "+":
         return [f"--{key}", *str(value).split()]
     try:
         p._check_value(action, p._get_value(action, str(value)))
     except argparse.ArgumentError as error:
-        raise UserError(error.message, place=place, remedy="see --help") from error
+        raise UserError(error.message, location=location, remedy="see --help") from error
     return [f"--{key}={value}"]
 
 

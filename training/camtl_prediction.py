@@ -48,10 +48,10 @@ def predict(model, split, batch_size, pad_id, dtype):
         more = dict(task_ids=np.full(len(rows), task)) | (dict(labels=labels) if labelled else {})
         with autocast(device, dtype):
             output = model(**move(tensors(arrays | more), device))
-        places = torch.from_numpy(rows // world)
-        found[0, places] = output.predictions.double().cpu()
+        locations = torch.from_numpy(rows // world)
+        found[0, locations] = output.predictions.double().cpu()
         if labelled:
-            found[1, places] = output.row_losses.double().cpu()
+            found[1, locations] = output.row_losses.double().cpu()
     model.train(training)
     return tuple(together(each)[: len(split)].numpy() for each in found)
 
@@ -161,15 +161,15 @@ def write_predictions(folder, name, split, predictions, step):
             file.write(text)
 
 
-def check_heads(model, names, place):
+def check_heads(model, names, location):
     """A `UserError` where a model lacks a task, or its head does not fit the task's labels."""
     for name in names:
         wanted = len(glue.get(name).labels or "1")
         found = model.tasks.get(model.aliases.get(name, name))
         if found is None:
-            raise UserError(f"the model does not know {name}", place=place,
+            raise UserError(f"the model does not know {name}", location=location,
                             expected=f"tasks of {', '.join(model.tasks)}, which it was trained on",
                             remedy="name those with --tasks, or start from a BERT")  # fmt: skip
         if found != wanted:
-            raise UserError(f"the model has {found} labels for {name}", place=place, expected=str(wanted),
+            raise UserError(f"the model has {found} labels for {name}", location=location, expected=str(wanted),
                             remedy="this model was trained on other data")  # fmt: skip

@@ -48,15 +48,15 @@ def build(args):
     Raises:
         UserError: no such model, a trained one without the tasks, or of another form or length.
     """
-    name, place = args.model_checkpoint, f"--model_name_or_path {args.model_checkpoint}"
+    name, location = args.model_checkpoint, f"--model_name_or_path {args.model_checkpoint}"
     trained = bert.is_saved(name)
     if trained:
         model, tokenizer = bert.load(name)
         args.tasks = args.tasks or list(model.tasks)
     else:
-        _need_model(name, place)
+        _need_model(name, location)
         if not args.do_train and not _has_heads(name):
-            raise UserError("its heads are not trained", place=place, expected="a run of train_camtl.py",
+            raise UserError("its heads are not trained", location=location, expected="a run of train_camtl.py",
                             remedy="train it first: --do_train")  # fmt: skip
         args.tasks = args.tasks or list(flags.TASKS)
         heads = {task: len(glue.get(task).labels or "1") for task in args.tasks}
@@ -64,21 +64,21 @@ def build(args):
         model, tokenizer = bert.build(name, heads, form, args.max_seq_length or 128, args.seed)
     for flag, own in (("form", model.form), ("max_seq_length", model.max_seq_length)):
         if getattr(args, flag) not in (None, own):
-            raise UserError(f"the model's is {own}", place=f"--{flag} {getattr(args, flag)}",
+            raise UserError(f"the model's is {own}", location=f"--{flag} {getattr(args, flag)}",
                             remedy=f"leave --{flag} out, or start from a BERT")  # fmt: skip
         setattr(args, flag, own)
-    prediction.check_heads(model, args.tasks, place)
+    prediction.check_heads(model, args.tasks, location)
     model.aliases = {guest: host for guest, host in flags.GUESTS.items() if host in model.tasks}
     return model, tokenizer
 
 
-def _need_model(name, place):
+def _need_model(name, location):
     """A `UserError` where a directory holds no model, with the newest checkpoint below it."""
     folder = Path(name)
     if not folder.is_dir() or (folder / "config.json").is_file():
         return
     steps = sorted([*folder.glob("step_*"), *folder.glob("checkpoints/step_*")])
-    raise UserError(f"no model here: no {bert.CONFIG}, no config.json", place=place,
+    raise UserError(f"no model here: no {bert.CONFIG}, no config.json", location=location,
                     expected="a run of train_camtl.py, one of its checkpoints/step_…, or a BERT",
                     remedy=f"name one step_…, the newest is {steps[-1]}" if steps else None)  # fmt: skip
 
@@ -115,15 +115,15 @@ def begin(args, run):
 
 def overwrite(args):
     """Refuse an --output_dir that holds a run; with --overwrite_output_dir one of another script, or the start."""
-    folder, place = Path(args.output_dir), f"--output_dir {args.output_dir}"
+    folder, location = Path(args.output_dir), f"--output_dir {args.output_dir}"
     could_be_made(folder, "--output_dir")
     if not args.overwrite_output_dir:
         return Run.refuse_taken(folder)
     if (folder / "run.json").exists() and not str(stored(folder).get("command", "")).startswith("train_camtl.py"):
-        raise UserError("this is no run of train_camtl.py", place=place, remedy="name another directory")
+        raise UserError("this is no run of train_camtl.py", location=location, remedy="name another directory")
     start = Path(args.model_checkpoint)
     if start.is_dir() and start.resolve().is_relative_to(folder.resolve()):
-        raise UserError("the model to start from lies in it", place=place, remedy="name another directory")
+        raise UserError("the model to start from lies in it", location=location, remedy="name another directory")
 
 
 def clear(folder):

@@ -29,7 +29,7 @@ class WordTeacher:
     def __init__(self, teacher, student, task, dtype=torch.float32, longest=0):
         (self.teacher, tokenizer), (student, students), self.dtype = teacher, student, dtype
         if self.teacher.info.self_copy:
-            raise UserError("was trained with --self_copy: its output is no softmax", place="--teacher",
+            raise UserError("was trained with --self_copy: its output is no softmax", location="--teacher",
                             expected="a teacher without it",
                             remedy="learn from its texts: sentence_distiller.py, --kd sentence")  # fmt: skip
         same_vocabulary(self.teacher, tokenizer, student, students)
@@ -43,9 +43,12 @@ class WordTeacher:
         self.task_id = self.teacher.task_id(task.name)
         self.positions = backbone_of(self.teacher.config).max_length(self.teacher.config)
         if longest > self.positions:
-            raise UserError(f"an example has {longest} tokens, the teacher takes {self.positions}", place="--teacher",
-                            expected="as many positions as the student uses",
-                            remedy="choose another, or learn from its texts: sentence_distiller.py")  # fmt: skip
+            raise UserError(
+                f"an example has {longest} tokens, the teacher takes {self.positions}",
+                location="--teacher",
+                expected="as many positions as the student uses",
+                remedy="choose another, or learn from its texts: sentence_distiller.py",
+            )
 
     @torch.no_grad()
     def scores(self, batch):
@@ -73,7 +76,7 @@ def same_vocabulary(teacher, tokenizer, student, students):
     if sizes[0] == sizes[1] and plain(tokenizer, sizes[0]) == plain(students, sizes[1]):
         return
     raise UserError(
-        f"the teacher's vocabulary ({sizes[0]} tokens) is not the student's ({sizes[1]} tokens)", place="--teacher",
+        f"the teacher's vocabulary ({sizes[0]} tokens) is not the student's ({sizes[1]} tokens)", location="--teacher",
         expected="a teacher whose backbone has the student's tokenizer",
         remedy="choose another teacher or backbone, or learn from its texts: sentence_distiller.py, --kd sentence",
     )  # fmt: skip

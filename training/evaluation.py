@@ -124,9 +124,9 @@ def evaluate(model, tokenizer, parts, decoding, *, positions, dtype, output_dir,
     return summaries
 
 
-def score(task, hypotheses, examples, place):
+def score(task, hypotheses, examples, location):
     """A task's scores of those outputs whose examples have references, and notes: see `data.instances.scored`."""
-    numbers, references, blank = instances.scored(examples, place)
+    numbers, references, blank = instances.scored(examples, location)
     details = [examples[i].details for i in numbers]
     scores, notes = task.score([hypotheses[i] for i in numbers], references, details)
     return scores, [*notes, *blank]

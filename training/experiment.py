@@ -58,20 +58,20 @@ def need_stored_paths(flags, file):
         value = flags.get(flag)
         for path in value.values() if isinstance(value, dict) else [value]:
             if isinstance(path, str) and os.path.isabs(path) and not os.path.exists(path):
-                raise UserError(f"it was started with --{flag} {path}, where nothing lies now", place=file,
+                raise UserError(f"it was started with --{flag} {path}, where nothing lies now", location=file,
                                 remedy=f"put it back, or name where it lies now: --{flag} PATH")  # fmt: skip
 
 
 def refuse_foreign(stored, script, directory):
     """A `UserError` where run.json says that another script of the toolkit made the directory."""
     words = str(stored.get("command", "")).split()
-    maker, place = words[0] if words else "", f"--resume {directory}"
+    maker, location = words[0] if words else "", f"--resume {directory}"
     if maker == "combine_all.py":
-        raise UserError("nothing to resume: it was combined", place=place, expected=f"a run of {script}",
+        raise UserError("nothing to resume: it was combined", location=location, expected=f"a run of {script}",
                         remedy="evaluate it: evaluate_vlm.py; or add to it: combine_all.py --into")  # fmt: skip
     # Whatever else stands there was no script of the toolkit's: a test or a notebook that called `main`.
     if maker in TRAINING_SCRIPTS and maker != script:
-        raise UserError(f"this is a run of {maker}", place=place, expected=f"a run of {script}",
+        raise UserError(f"this is a run of {maker}", location=location, expected=f"a run of {script}",
                         remedy=screen.resume_command(maker, directory))  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def begin(args, run):
         devices.need_compiler(idist.device())
     if checkpoint.is_checkpoint(args.model_checkpoint):
         raise UserError(
-            "this is a trained model, not a bare backbone", place=f"--model_checkpoint {args.model_checkpoint}",
+            "this is a trained model, not a bare backbone", location=f"--model_checkpoint {args.model_checkpoint}",
             remedy=f"to go on with it: {screen.shell_words('--resume', args.model_checkpoint)}; to start anew: name "
                    "its backbone",
         )  # fmt: skip
@@ -140,7 +140,7 @@ def missing_texts(path, how):
         beside = distilled_beside(path)
         if not how.distilled or "distillated_" not in error.found or beside == Path(path):
             raise
-        raise UserError(error.found, place=error.place, remedy=error.remedy,
+        raise UserError(error.found, location=error.location, remedy=error.remedy,
                         expected=f"{error.expected}; or {beside}, which is not there") from error  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def check_settings(args, names):
     for setting in setting_names():
         users = [method.name for method in all_methods().values() if setting in method.settings]
         if getattr(args, setting, None) is not None and not set(users) & set(names):
-            raise UserError(f"has no effect with the method {' '.join(dict.fromkeys(names))}", place=f"--{setting}",
+            raise UserError(f"has no effect with the method {' '.join(dict.fromkeys(names))}", location=f"--{setting}",
                             expected=f"--method {' or '.join(users)}",
                             remedy="leave it out, or choose that")  # fmt: skip
 
@@ -59,7 +59,7 @@ def choose_method(args, name, width=None, default_width=None):
     if name is None:
         name = FULL if width is None else "bottleneck" if width else BARE
     elif width is not None and (name, width > 0) not in (("bottleneck", True), (BARE, False)):
-        raise UserError(f"--method {name} was given", place=f"--{WIDTH} {width}",
+        raise UserError(f"--method {name} was given", location=f"--{WIDTH} {width}",
                         expected="--method bottleneck with a width from 1, or --method task_embeddings with 0",
                         remedy="leave one of the two out")  # fmt: skip
     if name == FULL:

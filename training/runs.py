@@ -79,7 +79,7 @@ class Run:
         if (Path(directory) / "run.json").exists():
             raise UserError(
                 "this directory already holds a run",
-                place=f"--output_dir {directory}",
+                location=f"--output_dir {directory}",
                 remedy=f"go on with it ({shell_words('--resume', directory)}), name another directory, or remove it",
             )
 
@@ -92,7 +92,7 @@ class Run:
         """
         path = Path(directory) / "run.json"
         if not os.path.isfile(path):
-            raise UserError("no run.json here", place=f"--resume {directory}",
+            raise UserError("no run.json here", location=f"--resume {directory}",
                             expected=f"a run directory of {script}")  # fmt: skip
         record = read_record(path, script)
         run = cls(directory, keep)
@@ -163,7 +163,7 @@ class Run:
                 why = first_line(error)
                 print(f"{folder} cannot be read: going back to the checkpoint before\n  ({why})", flush=True)
         if steps:
-            raise UserError("none of the checkpoints can be read", place=self.checkpoints,
+            raise UserError("none of the checkpoints can be read", location=self.checkpoints,
                             remedy="remove them to start this run from its beginning")  # fmt: skip
         return 0, None
 
@@ -212,7 +212,7 @@ def lock_directory(directory, flag):
         os.close(handle)
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             return
-        raise UserError(f"another process{holder} is working in this run", place=f"{flag} {directory}",
+        raise UserError(f"another process{holder} is working in this run", location=f"{flag} {directory}",
                         expected="one process in a run's directory at a time",
                         remedy="wait until it has ended, or stop it (SIGTERM: it saves)") from error  # fmt: skip
     _LOCKED[real] = handle
@@ -273,7 +273,7 @@ def read_record(path, script):
     try:
         return schema.validate(schema.read_json_object(path), RECORD, path)
     except UserError as error:
-        raise UserError(f"not a run.json of {script}: {error.found}", place=path, expected=error.expected,
+        raise UserError(f"not a run.json of {script}: {error.found}", location=path, expected=error.expected,
                         remedy=remedy) from None  # fmt: skip
 
 
@@ -321,14 +321,14 @@ def versions():
     return found
 
 
-def check_flags(given, stored, free, place):
+def check_flags(given, stored, free, location):
     """Refuse to resume with other flags than the run was started with.
 
     Args:
         given: {flag: value} the user typed now.
         stored: {flag: value} of run.json.
         free: flags that change nothing in the result and may differ.
-        place: for the error.
+        location: for the error.
     """
     for flag, value in given.items():
         if flag in free or flag not in stored:
@@ -336,7 +336,7 @@ def check_flags(given, stored, free, place):
         if value != stored[flag]:
             raise UserError(
                 f"--{flag} {value} was given, the run was started with --{flag} {stored[flag]}",
-                place=place,
+                location=location,
                 expected="the same flags, or none: a resumed run continues the run it was",
                 remedy=f"leave --{flag} out, or start a new run with another --output_dir",
             )

@@ -28,7 +28,7 @@ def build_schedule(name, lr, warmup_steps, total_steps, options=None):
         scheduler = get_scheduler(name, unused, warmup_steps, total_steps, scheduler_specific_kwargs=options or {})
         (factor,) = scheduler.lr_lambdas
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{getattr(name, 'value', name)!r} cannot be used: {error}", place="--lr_scheduler_type",
+        raise UserError(f"{getattr(name, 'value', name)!r} cannot be used: {error}", location="--lr_scheduler_type",
                         expected="a schedule that is known before the run, with the --lr_scheduler_kwargs it takes",
                         remedy="choose linear, cosine, polynomial, constant, …") from error  # fmt: skip
     return lambda step: lr * factor(step)

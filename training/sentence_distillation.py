@@ -35,8 +35,8 @@ def checkpoint_fingerprint(checkpoint):
     if not folder.is_dir():
         return str(checkpoint)
     digest = hashlib.sha256()
-    for place in (folder, folder / "backbone"):
-        for path in sorted({p for pattern in (*_WEIGHTS, *_CONFIGS) for p in place.glob(pattern) if p.is_file()}):
+    for location in (folder, folder / "backbone"):
+        for path in sorted({p for pattern in (*_WEIGHTS, *_CONFIGS) for p in location.glob(pattern) if p.is_file()}):
             digest.update(f"{path.relative_to(folder)} {fingerprint(path)}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -73,14 +73,14 @@ def read_inputs(path, task, how, encode, limit=None, merge=True):
         UserError: a record cannot be used, or not one fits under `limit`.
     """
     inputs, seen, waiting, full = Inputs(), {}, [], False
-    for place, record in task.records(path, "train"):
+    for location, record in task.records(path, "train"):
         if full:
             continue
-        examples = list(task.examples(record, place, how))
+        examples = list(task.examples(record, location, how))
         if limit and len(inputs.which) + len(waiting) + len(examples) > limit:
             full = True
             if not inputs.records:
-                raise UserError(f"the first record alone has {len(examples)} examples", place=f"--limit {limit}",
+                raise UserError(f"the first record alone has {len(examples)} examples", location=f"--limit {limit}",
                                 expected="room for a whole record")  # fmt: skip
             continue
         inputs.records += 1
@@ -195,18 +195,18 @@ class Partial:
         except OSError as error:
             # Some network file systems cannot lock; that is no reason not to write.
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError("another process is writing it", place=self.path,
+                raise UserError("another process is writing it", location=self.path,
                                 remedy="wait for that one, or name another --output") from error  # fmt: skip
 
     def _take_up(self):
         """Read what is there; returns where its last whole line ends, 0 where there is no output in it."""
-        end, place = 0, self.path
+        end, location = 0, self.path
         with open(self.path, "rb") as file:
             try:
                 for number, line in enumerate(file):
                     if not line.endswith(b"\n"):
                         break
-                    place, value = f"{self.path}:{number + 1}", json.loads(line.decode("utf-8"))
+                    location, value = f"{self.path}:{number + 1}", json.loads(line.decode("utf-8"))
                     if number == 0:
                         identity = dict(value)
                     else:
@@ -217,14 +217,14 @@ class Partial:
                         self._note(value["inputs"], *_outputs(value))
                     end += len(line)
             except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-                raise UserError(f"is damaged: {error}", place=place, remedy="begin anew: --restart") from error
+                raise UserError(f"is damaged: {error}", location=location, remedy="begin anew: --restart") from error
         return end if self.done else 0
 
     def _compare(self, other):
         names = [n for n in {**self.identity, **other} if self.identity.get(n) != other.get(n)]
         if names:
             found = ", ".join(f"{n} was {other.get(n)!r}, now it is {self.identity.get(n)!r}" for n in names)
-            raise UserError(f"was begun with other settings: {found}", place=self.path,
+            raise UserError(f"was begun with other settings: {found}", location=self.path,
                             expected="the same command, which goes on where it was",
                             remedy="begin anew, without what is in this file: --restart")  # fmt: skip
 
@@ -301,12 +301,12 @@ def pieces(path, task, how, inputs, texts, report, samples=0):
             continue
         yield "["
         written = 0
-        for place, record in value:
+        for location, record in value:
             if key == "train":
                 if taught == inputs.records:
                     continue
                 taught += 1
-                examples = list(task.examples(record, place, how))
+                examples = list(task.examples(record, location, how))
                 outputs = [texts[next(numbers)] for _ in examples]
                 for example, text in zip(examples, outputs):
                     report.add(example, text, samples)

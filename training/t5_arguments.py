@@ -272,7 +272,7 @@ class Arguments:
         fixed = {name: getattr(self.training, name) for name in kept}
         return written({**self.given, **own, **fixed, "config": self.config})
 
-    def place(self, name):
+    def location(self, name):
         """Where an argument was given, for errors."""
         in_config = self.config and name in self.given and name not in self.typed
         return f"{self.config}: {name}" if in_config else f"--{name}"
@@ -305,7 +305,7 @@ def take_sources(given):
         try:
             names, own = separate_sources(given.get(flag) or [])
         except ValueError as error:
-            raise UserError(str(error), place=f"--{flag}",
+            raise UserError(str(error), location=f"--{flag}",
                             expected="NAME, or NAME=DATA for a task of your own") from error  # fmt: skip
         if names:
             given[flag] = [name if name in own else canonical_name(name, "text_to_text") for name in names]
@@ -316,7 +316,7 @@ def take_sources(given):
 def define_own_tasks(arguments, sources):
     """Register tasks of the user's own, and write down what they are."""
     data = arguments.data
-    kept = definitions(data.task_definitions, arguments.place("task_definitions")) or None
+    kept = definitions(data.task_definitions, arguments.location("task_definitions")) or None
     own = Namespace(own_tasks=sources, task_definitions=kept)
     prepare_own_tasks(own, "--tasks")
     data.task_definitions = json.dumps(own.task_definitions) if own.task_definitions else None
@@ -362,7 +362,7 @@ def resumed(given):
         return given.get("output_dir")
     path = Path(asked)
     if path.name.startswith("checkpoint-"):
-        raise UserError("a run goes on after its newest whole checkpoint", place=f"--resume_from_checkpoint {asked}",
+        raise UserError("a run goes on after its newest whole checkpoint", location=f"--resume_from_checkpoint {asked}",
                         remedy=shell_words("--resume", path.parent))  # fmt: skip
     return asked
 
@@ -386,27 +386,27 @@ def stored(directory, given, names, script):
     return {**kept, **free, **here, "resume_from_checkpoint": None}
 
 
-def definitions(text, place):
+def definitions(text, location):
     """The definitions of the user's own tasks in --task_definitions, [] where there are none."""
     try:
         found = json.loads(text or "[]")
     except (ValueError, RecursionError) as error:
-        raise UserError(f"no json: {first_line(error)}", place=place, expected="what train_t5.py wrote",
+        raise UserError(f"no json: {first_line(error)}", location=location, expected="what train_t5.py wrote",
                         remedy=stored_flags.REMEDY) from error  # fmt: skip
-    return schema.validate(found, stored_flags.DERIVED["task_definitions"], place, stored_flags.REMEDY) or []
+    return schema.validate(found, stored_flags.DERIVED["task_definitions"], location, stored_flags.REMEDY) or []
 
 
-def restored(flags, place, names=NAMES):
+def restored(flags, location, names=NAMES):
     """{name: value} of the flags of a run.json, each checked as on the command line; `config`, too.
 
     Args:
-        place: the file.
+        location: the file.
     """
     # As `TrainingArguments` leaves "none".
     known = {k: v for k, v in flags.items() if k in names.fields() and not (k == "report_to" and v == [])}
-    found = config_flags.restored(names, known, place)
+    found = config_flags.restored(names, known, location)
     if config := flags.get("config"):
-        found["config"] = schema.validate(config, stored_flags.TEXT, f"{place}: flags.config", stored_flags.REMEDY)
+        found["config"] = schema.validate(config, stored_flags.TEXT, f"{location}: flags.config", stored_flags.REMEDY)
     return found
 
 
@@ -415,40 +415,43 @@ def check(arguments):
     model, data, adapter, training = arguments.model, arguments.data, arguments.adapter, arguments.training
     where = arguments.config or "flags"
     for name in ("tasks", "eval_tasks"):
-        check_tasks(getattr(data, name), arguments.place(name))
+        check_tasks(getattr(data, name), arguments.location(name))
     if not (training.do_train or training.do_eval or training.do_test):
-        raise UserError("nothing to do", place=where, expected="--do_train, --do_eval or --do_test")
+        raise UserError("nothing to do", location=where, expected="--do_train, --do_eval or --do_test")
     if not training.output_dir:
-        raise UserError("no run directory", place=where, expected="--output_dir")
+        raise UserError("no run directory", location=where, expected="--output_dir")
     model.from_scratch = model.from_scratch or model.not_load_t5_checkpoint
     if not model.model_name_or_path and not (model.from_scratch and model.config_name):
-        raise UserError("no model", place=where, expected="--model_name_or_path, or --from_scratch with --config_name "
-                        "and --tokenizer_name")  # fmt: skip
+        raise UserError(
+            "no model",
+            location=where,
+            expected="--model_name_or_path, or --from_scratch with --config_name and --tokenizer_name",
+        )
     check_numbers(arguments, (data, adapter, training, model))
     if adapter.method:
         training.train_adapters = adapter.method != "full"
     for name, (method, *_) in PORT_SETTINGS.items():
         if getattr(adapter, name) is not None and method != adapter.method:
-            raise UserError("has no effect without that method", place=arguments.place(name),
+            raise UserError("has no effect without that method", location=arguments.location(name),
                             expected=f"--method {method}", remedy="leave it out, or choose that")  # fmt: skip
     if adapter.unique_hyper_net and adapter.efficient_unique_hyper_net:
-        raise UserError("excludes efficient_unique_hyper_net", place=arguments.place("unique_hyper_net"),
+        raise UserError("excludes efficient_unique_hyper_net", location=arguments.location("unique_hyper_net"),
                         remedy="the one is HyperFormer, the other HyperFormer++")  # fmt: skip
     for name in ("adapters", "task_embeddings"):
         listed = getattr(data, name)
         if listed is not None and len(listed) != len(data.tasks):
-            raise UserError(f"{len(listed)} names for {len(data.tasks)} tasks", place=arguments.place(name),
+            raise UserError(f"{len(listed)} names for {len(data.tasks)} tasks", location=arguments.location(name),
                             expected="one for each of tasks")  # fmt: skip
     for name in ("tasks", "eval_tasks"):
         if len(set(getattr(data, name) or [])) < len(getattr(data, name) or []):
-            raise UserError("a task is named twice", place=arguments.place(name))
+            raise UserError("a task is named twice", location=arguments.location(name))
     missing = [t for t in data.eval_tasks or [] if t not in data.tasks]
     if missing and training.train_adapters:
         raise UserError(f"{', '.join(missing)} is not trained, so it has no adapter", expected=", ".join(data.tasks),
-                        place=arguments.place("eval_tasks"))  # fmt: skip
+                        location=arguments.location("eval_tasks"))  # fmt: skip
 
 
-def check_tasks(tasks, place):
+def check_tasks(tasks, location):
     """A `UserError` for names that are no text-to-text task's."""
     from versatile.data import text_to_text
 
@@ -456,7 +459,7 @@ def check_tasks(tasks, place):
         try:
             text_to_text.get(name)
         except UserError as error:
-            raise UserError(error.found, place=place, expected=error.expected, remedy=error.remedy) from None
+            raise UserError(error.found, location=location, expected=error.expected, remedy=error.remedy) from None
 
 
 POSITIVE = ("reduction_factor", "max_source_length", "max_target_length", "val_max_target_length",
@@ -472,7 +475,7 @@ def check_numbers(arguments, parts):
         for part in parts:
             value = getattr(part, name, None)
             if value is not None and not fits(value):
-                raise UserError(f"is {value}", place=arguments.place(name), expected=expected)
+                raise UserError(f"is {value}", location=arguments.location(name), expected=expected)
 
     for name in POSITIVE:
         demand(name, lambda v: v > 0, "above 0")

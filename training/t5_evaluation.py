@@ -304,7 +304,7 @@ def evaluate_run(args, given):
 
     for flag in given:
         if flag in WITHOUT_MEANING:
-            raise UserError(f"has no effect on a model of train_t5.py: {WITHOUT_MEANING[flag]}", place=f"--{flag}",
+            raise UserError(f"has no effect on a model of train_t5.py: {WITHOUT_MEANING[flag]}", location=f"--{flag}",
                             remedy="leave it out")  # fmt: skip
     devices.quiet_libraries()
     device = idist.device()
@@ -360,9 +360,15 @@ def data_of(args, known):
     """
     folder = args.dataset_path or known.get("data_dir")
     if folder and not Path(folder).is_dir():
-        place = f"--dataset_path {folder}" if args.dataset_path else f"the data that the model was trained on, {folder}"
-        raise UserError("no such folder", place=place, expected="GLUE's official folders, or a folder of local files",
-                        remedy="say where they lie: --dataset_path DIR")  # fmt: skip
+        location = (
+            f"--dataset_path {folder}" if args.dataset_path else f"the data that the model was trained on, {folder}"
+        )
+        raise UserError(
+            "no such folder",
+            location=location,
+            expected="GLUE's official folders, or a folder of local files",
+            remedy="say where they lie: --dataset_path DIR",
+        )
     return folder
 
 
@@ -372,9 +378,9 @@ def naming_the_flag():
     try:
         yield
     except UserError as error:
-        words = (error.found, error.place, error.expected, error.remedy)
-        found, place, expected, remedy = (w and str(w).replace("--data_dir", "--dataset_path") for w in words)
-        raise UserError(found, place=place, expected=expected, remedy=remedy) from error
+        words = (error.found, error.location, error.expected, error.remedy)
+        found, location, expected, remedy = (w and str(w).replace("--data_dir", "--dataset_path") for w in words)
+        raise UserError(found, location=location, expected=expected, remedy=remedy) from error
 
 
 def run_of(directory):
@@ -392,5 +398,5 @@ def check_best_metric(args, evaluation):
         return
     known = evaluation.keys()
     if name not in known and f"eval_{name}" not in known:
-        raise UserError("evaluation computes nothing of that name", place=f"--metric_for_best_model {name}",
+        raise UserError("evaluation computes nothing of that name", location=f"--metric_for_best_model {name}",
                         expected=", ".join(k.removeprefix("eval_") for k in known))  # fmt: skip

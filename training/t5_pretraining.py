@@ -71,7 +71,7 @@ class Arguments:
     config: str | None = None
     typed: frozenset = frozenset()
 
-    place = t5_arguments.Arguments.place
+    location = t5_arguments.Arguments.location
 
     def flags(self):
         """{name: value} for run.json."""
@@ -101,22 +101,26 @@ def check(arguments):
     model, text, training = arguments.model, arguments.text, arguments.training
     where = arguments.config or "flags"
     model.from_scratch = model.from_scratch or model.not_load_t5_checkpoint
-    t5_arguments.check_tasks(text.tasks, arguments.place("tasks"))
+    t5_arguments.check_tasks(text.tasks, arguments.location("tasks"))
     if not training.output_dir:
-        raise UserError("no run directory", place=where, expected="--output_dir")
+        raise UserError("no run directory", location=where, expected="--output_dir")
     if not model.model_name_or_path and not (model.from_scratch and model.config_name):
-        raise UserError("no model", place=where, expected="--from_scratch with --config_name and --tokenizer_name, or "
-                        "--model_name_or_path to go on with a trained one")  # fmt: skip
+        raise UserError(
+            "no model",
+            location=where,
+            expected="--from_scratch with --config_name and --tokenizer_name, or "
+            "--model_name_or_path to go on with a trained one",
+        )
     if not (text.train_files or text.tasks):
-        raise UserError("no text", place=where, expected="--train_files, or --tasks with --data_dir")
+        raise UserError("no text", location=where, expected="--train_files, or --tasks with --data_dir")
     t5_arguments.check_numbers(arguments, (text, training, model))
     for name, low, high in (("noise_density", 0, 1), ("validation_share", 0, 0.5)):
         if not low < getattr(text, name) < high:
             raise UserError(
-                f"is {getattr(text, name)}", place=arguments.place(name), expected=f"between {low} and {high}"
+                f"is {getattr(text, name)}", location=arguments.location(name), expected=f"between {low} and {high}"
             )
     if text.mean_noise_span_length < 1:
-        raise UserError(f"is {text.mean_noise_span_length}", place=arguments.place("mean_noise_span_length"),
+        raise UserError(f"is {text.mean_noise_span_length}", location=arguments.location("mean_noise_span_length"),
                         expected="1 or more")  # fmt: skip
 
 
@@ -143,10 +147,10 @@ def texts(arguments):
 def read_lines(path):
     """The lines of a text file that are not empty."""
     if not Path(path).is_file():
-        raise UserError("no such file", place=f"--train_files {path}", expected="a text file, one text a line")
+        raise UserError("no such file", location=f"--train_files {path}", expected="a text file, one text a line")
     lines = [text.strip() for _, text in text_lines(path)]
     if not any(lines):
-        raise UserError("holds no text", place=path, expected="one text a line")
+        raise UserError("holds no text", location=path, expected="one text a line")
     return [line for line in lines if line]
 
 
@@ -165,7 +169,7 @@ def data(arguments, tokenizer):
             if name == "train" or text.validation_files:
                 raise
             # Not the text is too short, but the share of it that is held out.
-            raise UserError(error.found, place=f"{arguments.place('validation_share')} {text.validation_share:g}",
+            raise UserError(error.found, location=f"{arguments.location('validation_share')} {text.validation_share:g}",
                             expected=f"{length} tokens at least to validate on, here of {len(lines):,} texts",
                             remedy="raise --validation_share, or name --validation_files") from None  # fmt: skip
         made.append(span_corruption.Corrupted(rows, sentinels, tokenizer.eos_token_id, **how))
@@ -226,7 +230,7 @@ def load_weights(model, folder):
     missing, unexpected = load_model(model, str(Path(folder) / "model.safetensors"), strict=False)
     tied = {"lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
     if set(missing) - tied or unexpected:
-        raise UserError(f"{sorted(set(missing) - tied)} are missing, {sorted(unexpected)} unknown", place=folder,
+        raise UserError(f"{sorted(set(missing) - tied)} are missing, {sorted(unexpected)} unknown", location=folder,
                         expected="the weights of this model")  # fmt: skip
 
 

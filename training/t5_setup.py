@@ -46,10 +46,10 @@ def check_directory(arguments, script="train_t5.py"):
         return
     if args.process_index:
         return
-    place, folder = f"--output_dir {args.output_dir}", Path(args.output_dir)
+    location, folder = f"--output_dir {args.output_dir}", Path(args.output_dir)
     if (folder / "run.json").exists():
         if not args.overwrite_output_dir:
-            raise UserError("this directory already holds a run", place=place,
+            raise UserError("this directory already holds a run", location=location,
                             remedy=f"go on with it ({shell_words('--resume', folder)}), name another directory, or "
                                    "start anew in its place with --overwrite_output_dir")  # fmt: skip
         check_removable(arguments, folder, script)
@@ -62,15 +62,18 @@ OWN_FLAG = {"train_t5.py": "adapter_config_name", "pretrain_t5.py": "noise_densi
 
 def check_removable(arguments, folder, script):
     """A `UserError` where --overwrite_output_dir would remove what is no run of this script, or what this run needs."""
-    place, flags = f"--output_dir {folder}", stored(folder).get("flags", {})
+    location, flags = f"--output_dir {folder}", stored(folder).get("flags", {})
     if OWN_FLAG[script] not in flags:
-        raise UserError(f"this directory holds something else than a run of {script}, which --overwrite_output_dir "
-                        "would remove", place=place, remedy="name another directory, or remove it by hand")  # fmt: skip
+        raise UserError(
+            f"this directory holds something else than a run of {script}, which --overwrite_output_dir would remove",
+            location=location,
+            remedy="name another directory, or remove it by hand",
+        )
     for name in ("model_name_or_path", "tokenizer_name", "config_name"):
         used = getattr(arguments.model, name)
         if used and Path(used).exists() and Path(used).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{used} lies in the run that --overwrite_output_dir would remove",
-                            place=arguments.place(name), remedy="name another --output_dir")  # fmt: skip
+                            location=arguments.location(name), remedy="name another --output_dir")  # fmt: skip
 
 
 def make_room(arguments):
@@ -95,7 +98,7 @@ def settings(arguments):
     given = {name: getattr(adapter, name) for name in PORT_SETTINGS if getattr(adapter, name) is not None}
     if values["method"] in t5.PORT_METHODS:
         # Its range, before anything is loaded; what is complete is kept with the model.
-        method_of(dict(method=values["method"], **given), arguments.place("method"))
+        method_of(dict(method=values["method"], **given), arguments.location("method"))
         values["method_settings"] = given
     if training.train_adapters and values["method"] == "finetune":
         # Published for tuning the layer norms alone.
@@ -141,11 +144,11 @@ def build(arguments):
         model, tokenizer = t5.load(name)
         missing = [task for task in data.tasks if task not in model.tasks]
         if missing:
-            raise UserError(f"the model was not trained for {', '.join(missing)}", place=arguments.place("tasks"),
+            raise UserError(f"the model was not trained for {', '.join(missing)}", location=arguments.location("tasks"),
                             expected=f"some of {', '.join(model.tasks)}")  # fmt: skip
         return model, tokenizer
     if name and args.do_train and t5.is_checkpoint(name) and not (Path(name) / "config.json").is_file():
-        raise UserError("this is a trained model, not a bare T5", place=f"--model_name_or_path {name}",
+        raise UserError("this is a trained model, not a bare T5", location=f"--model_name_or_path {name}",
                         remedy=f"to go on with it: {shell_words('--resume', name)}; to start anew: "
                                "name its backbone")  # fmt: skip
     model, tokenizer = t5_models.load(model_args, args.seed)
@@ -154,7 +157,7 @@ def build(arguments):
     if args.do_train and not any(p.requires_grad for p in model.parameters()):
         flags = [name for name in vars(model_args) if name.startswith("freeze") and getattr(model_args, name)]
         flags += ["train_adapters_blocks"] * (not arguments.adapter.train_adapters_blocks)
-        raise UserError("nothing is left to train", place=", ".join(map(arguments.place, flags)) or None,
+        raise UserError("nothing is left to train", location=", ".join(map(arguments.location, flags)) or None,
                         remedy="leave it out, or unfreeze something: --unfreeze_layer_norms")  # fmt: skip
     return model, tokenizer
 
@@ -186,9 +189,12 @@ def check_test_rows(arguments, tasks):
         remedies = ["leave out the test (--do_test false)", "keep the last model (--load_best_model_at_end false)"]
         if not args.split_validation_test and all(text_to_text.get(name).rule for name in same):
             remedies.insert(0, "divide them (--split_validation_test true)")
-        raise UserError(f"the test rows of {', '.join(same)} are the validation rows, which choose the best checkpoint",
-                        place=arguments.place("do_test"), expected="test rows that have no part in choosing the model",
-                        remedy=", or ".join(remedies))  # fmt: skip
+        raise UserError(
+            f"the test rows of {', '.join(same)} are the validation rows, which choose the best checkpoint",
+            location=arguments.location("do_test"),
+            expected="test rows that have no part in choosing the model",
+            remedy=", or ".join(remedies),
+        )
 
 
 def evaluation(arguments, tokenizer, parts):

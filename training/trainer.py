@@ -81,12 +81,12 @@ TOGETHER = "all"
 QUIET_SECONDS = 20
 
 
-def refuse_other_data(stored, found, place):
+def refuse_other_data(stored, found, location):
     """A `UserError` where the data of a run are not those that a checkpoint was trained with.
 
     Args:
         stored, found: keys of their content: strings, or {split: string}.
-        place: the checkpoint.
+        location: the checkpoint.
     """
     if stored == found:
         return
@@ -94,7 +94,7 @@ def refuse_other_data(stored, found, place):
     if isinstance(stored, dict) and isinstance(found, dict):
         changed = [split for split in {**stored, **found} if stored.get(split) != found.get(split)]
         which = f" ({' and '.join({'train': 'training', 'valid': 'validation'}.get(s, s) for s in changed)})"
-    raise UserError(f"the data have changed since this run was started{which}", place=place,
+    raise UserError(f"the data have changed since this run was started{which}", location=location,
                     expected="the same data files, tokenizer and limits",
                     remedy="put them back, or start a new run")  # fmt: skip
 
@@ -185,9 +185,9 @@ class Trainer:
     def windows(self, first):
         """Micro-batches of each optimizer step from `first` on; a window never crosses an epoch's end."""
         for step in range(first, self.total_steps):
-            yield [self.train.batch(epoch, i) for epoch, i in self.places(step)]
+            yield [self.train.batch(epoch, i) for epoch, i in self.micro_batches(step)]
 
-    def places(self, step):
+    def micro_batches(self, step):
         """[(epoch, number in the epoch)] of an optimizer step's micro-batches."""
         size = self.settings.gradient_accumulation_steps
         epoch, start = divmod(step, self.epoch_steps)
@@ -199,7 +199,7 @@ class Trainer:
         They are zeros where a table is looked up as a whole; momentum and weight decay would move what stands still.
         """
         if self.owners:
-            present = set().union(*(self.train.present(epoch, i) for epoch, i in self.places(step)))
+            present = set().union(*(self.train.present(epoch, i) for epoch, i in self.micro_batches(step)))
             for task, parameters in self.owners.items():
                 if task not in present:
                     for p in parameters:
@@ -232,7 +232,7 @@ class Trainer:
                 if self.world > 1 or not (self.smaller and self.smaller(error)):
                     raise
             self.optimizer.zero_grad(set_to_none=True)
-            window = [self.train.batch(*place) for place in self.places(step)]
+            window = [self.train.batch(*location) for location in self.micro_batches(step)]
         self.rest(step)
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.params, self.settings.max_norm)
@@ -359,15 +359,15 @@ class Trainer:
         step, state = self.run.load_checkpoint(self.load_model, check_state)
         if state is None:
             return 0
-        place = self.run.checkpoint(step)
-        refuse_other_data(state["data_key"], self.data_key, place)
+        location = self.run.checkpoint(step)
+        refuse_other_data(state["data_key"], self.data_key, location)
         if state["world"] != self.world:
-            raise UserError(f"the run had {state['world']} processes, now there are {self.world}", place=place,
+            raise UserError(f"the run had {state['world']} processes, now there are {self.world}", location=location,
                             remedy=f"resume with torchrun --nproc_per_node {state['world']}")  # fmt: skip
         if step > self.total_steps:
-            raise UserError(f"it is of step {step}, the run has {self.total_steps}", place=place,
+            raise UserError(f"it is of step {step}, the run has {self.total_steps}", location=location,
                             remedy="remove it: the run resumes from the checkpoint before")  # fmt: skip
-        load_optimizer(state, self.optimizer, self.scaler, place)
+        load_optimizer(state, self.optimizer, self.scaler, location)
         for name in ("best", "best_step", "waited", "tokens", "seconds", "history"):
             setattr(self, name, state[name])
         if state.get("batches") is not None:
@@ -426,13 +426,13 @@ class Trainer:
             engine.run(self.windows(first), max_epochs=self.epochs, epoch_length=self.epoch_steps)
         except Diverged as error:
             raise UserError(
-                str(error), place=self.run.directory,
+                str(error), location=self.run.directory,
                 remedy=f"lower {self.settings.rate_flag} (it was {self.settings.lr:g}) or --max_norm, or train in "
                        "--fp32; the checkpoints written before are still there",
             ) from error  # fmt: skip
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"out of memory: {first_line(error)}", place=str(self.device),
+                f"out of memory: {first_line(error)}", location=str(self.device),
                 remedy=f"lower {self.settings.batch_flag} and raise --gradient_accumulation_steps, or "
                        "--gradient_checkpointing",
             ) from error  # fmt: skip

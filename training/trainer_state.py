@@ -22,18 +22,18 @@ _STATE = Record(
 )
 
 
-def check_state(state, step, place):
+def check_state(state, step, location):
     """A `UserError` where the content of training_state.pt is not what `Trainer.state` gives of optimizer step `step`.
 
     Args:
-        place: the file, for messages.
+        location: the file, for messages.
     """
-    validate(state, Record(), place, _REMEDY)
+    validate(state, Record(), location, _REMEDY)
     if "data_key" not in state:
-        raise UserError("no 'data_key'", place=place, remedy=_REMEDY)
-    validate(state, _STATE, place, _REMEDY)
+        raise UserError("no 'data_key'", location=location, remedy=_REMEDY)
+    validate(state, _STATE, location, _REMEDY)
     if state["step"] != step:
-        raise UserError(f"step is {state['step']}", place=place, expected=str(step), remedy=_REMEDY)
+        raise UserError(f"step is {state['step']}", location=location, expected=str(step), remedy=_REMEDY)
 
 
 def load_optimizer(state, optimizer, scaler, checkpoint):
@@ -50,5 +50,8 @@ def load_optimizer(state, optimizer, scaler, checkpoint):
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-        raise UserError(f"the optimizer's state does not fit this run: {first_line(error)}", place=checkpoint / STATE,
-                        remedy=_REMEDY) from error  # fmt: skip
+        raise UserError(
+            f"the optimizer's state does not fit this run: {first_line(error)}",
+            location=checkpoint / STATE,
+            remedy=_REMEDY,
+        ) from error

@@ -122,11 +122,11 @@ def given(names, argv=None):
     return {**(read_config(names, config, p) if config else {}), **typed}, config, frozenset(typed)
 
 
-def restored(names, stored, place):
+def restored(names, stored, location):
     """{name: value} of what a run.json holds; see `stored_flags.restore_flags`."""
-    found = stored_flags.restore_flags(names.parser(), stored, place)
+    found = stored_flags.restore_flags(names.parser(), stored, location)
     for name, value in found.items():
-        _check_range(name, value, f"{place}: flags.{name}")
+        _check_range(name, value, f"{location}: flags.{name}")
     return found
 
 
@@ -139,7 +139,7 @@ def build(names, values, config=None):
     try:
         return HfArgumentParser(names.classes).parse_dict(dict(values))
     except (ValueError, TypeError, ImportError, KeyError) as error:
-        raise UserError(first_line(error), place=config or "flags", remedy=f"see {names.script} --help") from error
+        raise UserError(first_line(error), location=config or "flags", remedy=f"see {names.script} --help") from error
 
 
 def _flags(names, p, tokens):
@@ -150,7 +150,7 @@ def _flags(names, p, tokens):
             flag, equals, value = token.partition("=")
             groups.append([flag, value] if equals else [flag])
         elif not groups:
-            raise UserError(f"{token!r} is neither a config nor a flag", place="flags",
+            raise UserError(f"{token!r} is neither a config nor a flag", location="flags",
                             expected=f"{names.script} [config.json] [--flag value …]")  # fmt: skip
         else:
             groups[-1].append(token)
@@ -169,19 +169,19 @@ def read_config(names, path, p=None):
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", place=path, expected="a json config",
+        raise UserError(f"cannot be read: {error.strerror}", location=path, expected="a json config",
                         remedy="those of the methods lie in configs/") from error  # fmt: skip
     except ValueError as error:
-        raise UserError(f"not json: {error}", place=path, remedy="correct the file") from error
+        raise UserError(f"not json: {error}", location=path, remedy="correct the file") from error
     if not isinstance(content, dict):
-        raise UserError(f"{brief(content)} is no json object", place=path, expected='{"tasks": ["rte"], …}')
+        raise UserError(f"{brief(content)} is no json object", location=path, expected='{"tasks": ["rte"], …}')
     found = {}
     for key, value in content.items():
         found.update(_one(names, p, key, _words(value, f"{path}: {key}"), f"{path}: {key}"))
     return found
 
 
-def _words(value, place):
+def _words(value, location):
     """A json value as a command line would have it; None where it is null."""
     if value is None:
         return None
@@ -193,10 +193,10 @@ def _words(value, place):
         return [str(v) for v in value]
     if isinstance(value, (int, float, str)):
         return [str(value)]
-    raise UserError(f"{brief(value)} fits no argument", place=place, remedy="correct the file")
+    raise UserError(f"{brief(value)} fits no argument", location=location, remedy="correct the file")
 
 
-def _one(names, p, name, words, place):
+def _one(names, p, name, words, location):
     """{today's name: value} of one flag or key; {} where it says nothing."""
     off = words is None or [w.lower() for w in words] in (["false"], ["0"], ["no"], [])
     if name == "evaluate_during_training":
@@ -205,13 +205,13 @@ def _one(names, p, name, words, place):
         # Switched off, it asks for what is done anyway.
         if off and words != []:
             return {}
-        raise UserError(f"not taken: {names.refused[name]}", place=place, remedy="leave it out")
+        raise UserError(f"not taken: {names.refused[name]}", location=location, remedy="leave it out")
     name = names.renamed.get(name, name)
     action = next((a for a in p._actions if f"--{name}" in a.option_strings), None)
     if action is None or action.dest == "help":
         known = sorted({s.removeprefix("--") for a in p._actions for s in a.option_strings if a.dest != "help"})
         near = difflib.get_close_matches(name, known, n=2, cutoff=0.7)
-        raise UserError("there is no such argument", place=place,
+        raise UserError("there is no such argument", location=location,
                         remedy=f"did you mean {' or '.join(near)}?" if near else "see --help")  # fmt: skip
     if words is None:
         return {}
@@ -220,22 +220,22 @@ def _one(names, p, name, words, place):
     except (ValueError, argparse.ArgumentTypeError, argparse.ArgumentError) as error:
         text = " ".join(words)
         text = text if len(text) <= 60 else shown(text)
-        raise UserError(f"{text or 'nothing'}: {_complaint(action, error)}", place=place,
+        raise UserError(f"{text or 'nothing'}: {_complaint(action, error)}", location=location,
                         remedy=f"see {names.script} --help") from error  # fmt: skip
-    _check_range(action.dest, found[action.dest], place)
+    _check_range(action.dest, found[action.dest], location)
     return found
 
 
-def _check_range(name, value, place):
+def _check_range(name, value, location):
     """A `UserError` for numbers that no argument can have: not finite, or beyond what libraries count with."""
     for one in value if isinstance(value, list) else [value]:
         if isinstance(one, float) and not math.isfinite(one):
-            raise UserError(f"{one} is no finite number", place=place)
+            raise UserError(f"{one} is no finite number", location=location)
         if isinstance(one, bool) or not isinstance(one, int | float):
             continue
         largest = LARGEST_SEED if name in ("seed", "data_seed") else LARGEST
         if isinstance(one, int) and not (-LARGEST <= one <= largest):
-            raise UserError(f"{brief(one)} is out of range", place=place, expected=f"at most {largest}")
+            raise UserError(f"{brief(one)} is out of range", location=location, expected=f"at most {largest}")
 
 
 def _value(action, words):

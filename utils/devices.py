@@ -102,8 +102,13 @@ class _UseDevice(argparse.Action):
 
 def add_device_flag(parser):
     """--device auto | cpu."""
-    parser.add_argument("--device", action=_UseDevice, choices=("auto", "cpu"), default=argparse.SUPPRESS,
-                        help="cpu: use no GPU even where there is one (default: the GPU where there is one)")
+    parser.add_argument(
+        "--device",
+        action=_UseDevice,
+        choices=("auto", "cpu"),
+        default=argparse.SUPPRESS,
+        help="cpu: use no GPU even where there is one (default: the GPU where there is one)",
+    )
 
 
 def take_device_flag(argv):
@@ -119,7 +124,7 @@ def take_device_flag(argv):
     try:
         return parser.parse_known_args(argv)[1]
     except argparse.ArgumentError as error:
-        raise UserError(error.message, place="--device", expected="auto or cpu") from None
+        raise UserError(error.message, location="--device", expected="auto or cpu") from None
 
 
 def add_precision_flags(parser, device=True):
@@ -143,7 +148,7 @@ def precision(args, device):
     from versatile.utils.errors import UserError
 
     if args.fp16 and device.type != "cuda":
-        raise UserError("float16 needs a GPU", place="--fp16", remedy="use --bf16 or --fp32")
+        raise UserError("float16 needs a GPU", location="--fp16", remedy="use --bf16 or --fp32")
     if args.fp16:
         return torch.float16
     if args.bf16 or (not args.fp32 and has_bf16(device)):
@@ -178,7 +183,7 @@ def need_compiler(device):
 
     name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if device.type == "cpu" and not shutil.which(name):
-        raise UserError(f"there is no {name} on PATH", place="--compile", expected="a C++ compiler",
+        raise UserError(f"there is no {name} on PATH", location="--compile", expected="a C++ compiler",
                         remedy="install one, name one in the variable CXX, or leave --compile out")  # fmt: skip
 
 
@@ -191,8 +196,12 @@ def quiet_libraries():
     from versatile.utils.errors import UserError
 
     if sys.flags.optimize > 1:
-        raise UserError("transformers cannot load a model without docstrings", place="python -OO or PYTHONOPTIMIZE=2",
-                        expected="python, or python -O", remedy="unset PYTHONOPTIMIZE, leave -OO out")  # fmt: skip
+        raise UserError(
+            "transformers cannot load a model without docstrings",
+            location="python -OO or PYTHONOPTIMIZE=2",
+            expected="python, or python -O",
+            remedy="unset PYTHONOPTIMIZE, leave -OO out",
+        )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from transformers.utils import logging

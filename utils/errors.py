@@ -19,14 +19,14 @@ class UserError(Exception):
 
     Args:
         found: what was found, e.g. ``"'tgt' is a number (12)"``.
-        place: where, e.g. ``"data.json:train[17]"``, a path, or a flag such as ``"--lr"``.
+        location: where, e.g. ``"data.json:train[17]"``, a path, or a flag such as ``"--lr"``.
         expected: what would have been right.
         remedy: what to do about it.
     """
 
-    def __init__(self, found, *, place=None, expected=None, remedy=None):
-        self.found, self.place, self.expected, self.remedy = found, place, expected, remedy
-        lines = [f"{place}: {found}" if place else str(found)]
+    def __init__(self, found, *, location=None, expected=None, remedy=None):
+        self.found, self.location, self.expected, self.remedy = found, location, expected, remedy
+        lines = [f"{location}: {found}" if location else str(found)]
         if expected:
             lines.append(f"  expected: {expected}")
         if remedy:
@@ -78,11 +78,11 @@ def _impossible_name(error):
     # The flag, or the word, that the name came in by.
     part = max(name.split("/"), key=len)
     at = next((i for i, word in enumerate(words) if part and part in word), None)
-    place = name if at is None else words[at]
-    place = place if len(place) <= 60 else f"{place[:59]}…"
+    location = name if at is None else words[at]
+    location = location if len(location) <= 60 else f"{location[:59]}…"
     if at and words[at - 1].startswith("--"):
-        place = f"{words[at - 1]} {place}"
-    return UserError(found, place=place or None, expected="a path the file system can hold",
+        location = f"{words[at - 1]} {location}"
+    return UserError(found, location=location or None, expected="a path the file system can hold",
                      remedy="give the path that was meant")  # fmt: skip
 
 

@@ -41,8 +41,8 @@ def disk_errors(path):
             raise
         found, remedy = _DISK_ERRORS[number]
         # The name the file would have had; that of its half-written form is of no use to anyone.
-        place = re.sub(r"(^|/)\.([^/]+)\.[^./]+\.part(?=/|$)", r"\1\2", os.fspath(path))
-        raise UserError(f"cannot write: {found}", place=place, remedy=remedy) from error
+        location = re.sub(r"(^|/)\.([^/]+)\.[^./]+\.part(?=/|$)", r"\1\2", os.fspath(path))
+        raise UserError(f"cannot write: {found}", location=location, remedy=remedy) from error
 
 
 def _errno(error):
@@ -240,7 +240,7 @@ def writable_directory(path, flag):
         os.fspath(path).encode()
     except UnicodeEncodeError as error:
         # Neither safetensors nor tokenizers can write below it.
-        raise UserError("the name is not UTF-8 text", place=f"{flag} {path}",
+        raise UserError("the name is not UTF-8 text", location=f"{flag} {path}",
                         remedy="choose another directory") from error
     try:
         with disk_errors(path):
@@ -249,10 +249,10 @@ def writable_directory(path, flag):
                 probe.write(b"\0" * 4096)
                 probe.flush()
     except UserError as error:
-        raise UserError(error.found, place=f"{flag} {path}", remedy=error.remedy) from error
+        raise UserError(error.found, location=f"{flag} {path}", remedy=error.remedy) from error
     except OSError as error:
         found, remedy = f"cannot write: {error.strerror}", "choose another directory"
-        raise UserError(found, place=f"{flag} {path}", remedy=remedy) from error
+        raise UserError(found, location=f"{flag} {path}", remedy=remedy) from error
     return path
 
 
@@ -264,7 +264,7 @@ def could_be_made(path, flag):
         # Below a file nothing can be made: trying says why.
         writable_directory(above if above.is_dir() else path, flag)
     except UserError as error:
-        raise UserError(error.found, place=f"{flag} {path}", remedy=error.remedy) from error
+        raise UserError(error.found, location=f"{flag} {path}", remedy=error.remedy) from error
 
 
 def writable_cache(path, flag=None):
@@ -277,7 +277,7 @@ def writable_cache(path, flag=None):
         return writable_directory(path, flag or "the cache")
     except UserError as error:
         how = f"{flag} DIR" if flag else "in the variable VERSATILE_CACHE"
-        raise UserError(error.found, place=error.place, remedy=f"name another directory, {how}") from error
+        raise UserError(error.found, location=error.location, remedy=f"name another directory, {how}") from error
 
 
 def _umask():

@@ -230,5 +230,5 @@ def one_process():
     from versatile.utils.errors import UserError
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("several processes would write the same files", place="torchrun",
+        raise UserError("several processes would write the same files", location="torchrun",
                         remedy="run it in one process: python …")  # fmt: skip

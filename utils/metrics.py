@@ -183,7 +183,7 @@ def distinct(hypotheses, n):
     from versatile.utils import dialogue_metrics
 
     if n < 1:
-        raise UserError(f"n-grams of length {n}", place="distinct", expected="n of 1 or more")
+        raise UserError(f"n-grams of length {n}", location="distinct", expected="n of 1 or more")
     _check_hypotheses(hypotheses)
     value = dialogue_metrics.distinct(hypotheses, n)
     return Score(value, f"n:{n}|level:corpus|per:n-grams|case:lc|tok:words+punct|texts:{len(hypotheses)}|scale:0-1")
@@ -213,7 +213,7 @@ def persona_coverage(hypotheses, personas):
         raise UserError(found, expected="one persona, a list of sentences, per hypothesis")
     for i, persona in enumerate(personas):
         if isinstance(persona, str) or not all(isinstance(text, str) for text in persona):
-            raise UserError(f"the persona is {brief(persona)}", place=f"example {i}", expected="a list of strings")
+            raise UserError(f"the persona is {brief(persona)}", location=f"example {i}", expected="a list of strings")
     value, counted = dialogue_metrics.persona_coverage(hypotheses, personas)
     return Score(value, f"best:sentence|recall:idf|idf:persona-sentences|case:lc|stop:yes|counted:{counted}|scale:0-1")
 
@@ -345,7 +345,7 @@ def check_counts(hypotheses, references):
     for i, group in enumerate(references):
         if isinstance(group, str) or not group or not all(isinstance(text, str) for text in group):
             found = f"the references are {brief(group)}"
-            raise UserError(found, place=f"example {i}", expected="a list of one or more strings")
+            raise UserError(found, location=f"example {i}", expected="a list of one or more strings")
 
 
 def _check_hypotheses(hypotheses):
@@ -353,7 +353,7 @@ def _check_hypotheses(hypotheses):
         raise UserError("there is nothing to score: 0 hypotheses", remedy="check the output file or --split")
     for i, hypothesis in enumerate(hypotheses):
         if not isinstance(hypothesis, str):
-            raise UserError(f"the hypothesis is {brief(hypothesis)}", place=f"example {i}", expected="a string")
+            raise UserError(f"the hypothesis is {brief(hypothesis)}", location=f"example {i}", expected="a string")
 
 
 def read_lines(path):
@@ -365,16 +365,16 @@ def read_lines(path):
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read it: {error.strerror}", place=path, remedy="check the path") from error
+        raise UserError(f"cannot read it: {error.strerror}", location=path, remedy="check the path") from error
     lines = []
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), 1):
         try:
             lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r"))
         except UnicodeDecodeError as error:
             found = f"byte {error.start + 1} of the line is not UTF-8"
-            raise UserError(found, place=f"{path}:{number}", remedy="save the file as UTF-8") from error
+            raise UserError(found, location=f"{path}:{number}", remedy="save the file as UTF-8") from error
     if not content:
-        raise UserError("the file is empty", place=path, expected="one text a line")
+        raise UserError("the file is empty", location=path, expected="one text a line")
     return lines
 
 
@@ -389,7 +389,7 @@ def read_references(path):
     """
     lines = [line.strip() for line in read_lines(path)]
     if not any(lines):
-        raise UserError("the file is empty", place=path, expected="one reference a line")
+        raise UserError("the file is empty", location=path, expected="one reference a line")
     while not lines[-1]:
         lines.pop()
     if "" not in lines:
@@ -403,7 +403,7 @@ def read_references(path):
         else:
             raise UserError(
                 "an example without references",
-                place=f"{path}:{number}",
+                location=f"{path}:{number}",
                 expected="one or more references a line, then one empty line",
                 remedy="remove the empty line, or put the missing reference above it",
             )

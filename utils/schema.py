@@ -199,7 +199,7 @@ def _is_encodable(text):
     return True
 
 
-def validate(value, schema, place, remedy="copy the file again from where it was written"):
+def validate(value, schema, location, remedy="copy the file again from where it was written"):
     """A `UserError` where a value does not fit a schema, with the key and what was expected.
 
     Returns:
@@ -209,21 +209,23 @@ def validate(value, schema, place, remedy="copy the file again from where it was
         schema.check(value, "")
     except _Mismatch as mismatch:
         key, found, expected = mismatch.args
-        raise UserError(f"{key} is {found}" if key else found, place=place, expected=expected, remedy=remedy) from None
+        raise UserError(
+            f"{key} is {found}" if key else found, location=location, expected=expected, remedy=remedy
+        ) from None
     return value
 
 
-def read_json_object(path, remedy="copy it again", place=None):
+def read_json_object(path, remedy="copy it again", location=None):
     """The object a json file holds; a file that cannot be read, parsed or is something else is a `UserError`."""
-    place = place or path
+    location = location or path
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
     except RecursionError:
-        raise UserError("nested too deeply", place=place, expected="a json object", remedy=remedy) from None
+        raise UserError("nested too deeply", location=location, expected="a json object", remedy=remedy) from None
     except (ValueError, OSError) as error:
-        raise UserError(f"not valid json: {error}", place=place, remedy=remedy) from error
+        raise UserError(f"not valid json: {error}", location=location, remedy=remedy) from error
     if not isinstance(value, dict):
-        raise UserError(f"{brief(value)}", place=place, expected="a json object", remedy=remedy)
+        raise UserError(f"{brief(value)}", location=location, expected="a json object", remedy=remedy)
     return value
 
 

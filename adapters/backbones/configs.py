@@ -22,12 +22,12 @@ _BY_WEIGHTS = (("roberta", "roberta."), ("openai-gpt", "tokens_embed.weight"), (
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
 
 
-def config_of_file(path, place):
+def config_of_file(path, location):
     """The transformers config in a file.
 
     Args:
         path: config.json, or another json file of that form.
-        place: what named it, for errors.
+        location: what named it, for errors.
 
     Raises:
         UserError: not json, a value of a wrong type or out of range, a family that transformers does not know by
@@ -35,21 +35,21 @@ def config_of_file(path, place):
     """
     from transformers import CONFIG_MAPPING
 
-    place = f"{place}: {Path(path).name}"
-    values = validate(read_json_object(path, place=place), schemas.TRANSFORMERS, place)
+    location = f"{location}: {Path(path).name}"
+    values = validate(read_json_object(path, location=location), schemas.TRANSFORMERS, location)
     for key in ("dtype", "torch_dtype"):
         if str(values.get(key) or "float32").removeprefix("torch.") not in _DTYPES:
-            raise UserError(f"{key} is {values[key]!r}", place=place, expected="one of " + ", ".join(_DTYPES))
+            raise UserError(f"{key} is {values[key]!r}", location=location, expected="one of " + ", ".join(_DTYPES))
     if values.get("versatile") is not None:
-        validate({"versatile": values["versatile"]}, schemas.Record({"versatile": schemas.FULL}), place)
+        validate({"versatile": values["versatile"]}, schemas.Record({"versatile": schemas.FULL}), location)
     model_type = values.get("model_type") or _family_of_old(values, Path(path).parent)
     if model_type is None:
-        raise UserError("no 'model_type', and its keys are those of no model known here", place=place,
+        raise UserError("no 'model_type', and its keys are those of no model known here", location=location,
                         expected="a config.json of transformers, or of pytorch_transformers' gpt2, openai-gpt or bert",
                         remedy='add "model_type" by hand')  # fmt: skip
     if model_type not in CONFIG_MAPPING:
         beside = " (code that comes with a model is never run)" if "auto_map" in values else ""
-        raise UserError(f"model_type {model_type!r} is unknown to transformers{beside}", place=place,
+        raise UserError(f"model_type {model_type!r} is unknown to transformers{beside}", location=location,
                         expected="a model that needs no code of its own",
                         remedy="choose another backbone")  # fmt: skip
     values.pop("auto_map", None)
@@ -57,7 +57,7 @@ def config_of_file(path, place):
         config = CONFIG_MAPPING[model_type].from_dict(values)
     except Exception as error:
         # transformers' own checks raise errors of many kinds; a config that it refuses is bad input all the same.
-        raise UserError(f"cannot be used: {first_line(error)}", place=place, expected="a transformers config",
+        raise UserError(f"cannot be used: {first_line(error)}", location=location, expected="a transformers config",
                         remedy="copy it again from where it was written") from error  # fmt: skip
     config._name_or_path = str(Path(path).parent)
     return config
@@ -89,7 +89,7 @@ def _weight_names(folder):
         return []
 
 
-def check_size(config, folder, build, place):
+def check_size(config, folder, build, location):
     """A `UserError` where a config describes another model than the weights beside it, or one beyond all memory.
 
     The model is built of shapes alone: nothing is allocated for numbers that a damaged config made up.
@@ -109,14 +109,17 @@ def check_size(config, folder, build, place):
             shapes = {name: list(tensor.shape) for name, tensor in build(config).state_dict().items()}
     except Exception as error:
         # Whatever a model's constructor meets in a config that does not fit together.
-        raise UserError(f"the config cannot be built: {first_line(error)}", place=place,
+        raise UserError(f"the config cannot be built: {first_line(error)}", location=location,
                         expected="sizes that fit together", remedy="copy config.json again") from error  # fmt: skip
     elements = sum(torch.Size(shape).numel() for shape in shapes.values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if 4 * elements > memory:
-        raise UserError(f"config.json describes {elements:,} parameters, {4 * elements / 2**30:,.0f} GiB", place=place,
-                        expected=f"what fits this machine's {memory / 2**30:,.0f} GiB of memory",
-                        remedy="copy config.json again, or choose a smaller model")  # fmt: skip
+        raise UserError(
+            f"config.json describes {elements:,} parameters, {4 * elements / 2**30:,.0f} GiB",
+            location=location,
+            expected=f"what fits this machine's {memory / 2**30:,.0f} GiB of memory",
+            remedy="copy config.json again, or choose a smaller model",
+        )
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         return
@@ -128,5 +131,5 @@ def check_size(config, folder, build, place):
     for name in shapes.keys() & held.keys():
         if shapes[name] != held[name]:
             raise UserError(f"{name} has the shape {held[name]} in model.safetensors, {shapes[name]} by config.json",
-                            place=place, expected="a config.json and weights of one model",
+                            location=location, expected="a config.json and weights of one model",
                             remedy="copy both again from one directory")  # fmt: skip

@@ -90,12 +90,12 @@ def all_backbones():
     return _BACKBONES
 
 
-def backbone_of(config, place="--model_checkpoint", head="lm"):
+def backbone_of(config, location="--model_checkpoint", head="lm"):
     """The `Backbone` of a transformers config.
 
     Args:
         config: its `model_type` counts.
-        place: what named the model, for errors.
+        location: what named the model, for errors.
         head: the kind of head that is wanted.
 
     Raises:
@@ -106,7 +106,7 @@ def backbone_of(config, place="--model_checkpoint", head="lm"):
     if model_type not in known:
         raise UserError(
             f"model_type {model_type!r} is not supported",
-            place=place,
+            location=location,
             expected="one of " + ", ".join(sorted(known)),
             remedy="choose another backbone, or add its family: one file like adapters/backbones/llama.py",
         )

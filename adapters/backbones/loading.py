@@ -12,14 +12,16 @@ from versatile.utils.screen import shell_words
 
 # Flags that name a T5, and nothing else.
 T5_FLAGS = ("--model_name_or_path", "--config_name")
-def load(name, random_init=False, place=None):
+
+
+def load(name, random_init=False, location=None):
     """A backbone and its fast tokenizer.
 
     Args:
         name: an embedded name (`smollm2`, `tiny-gpt2`, `tiny-llama`, `tiny-t5`), a local directory, or a hub name.
         random_init: a seed: the same shape with fresh weights drawn from it instead of the pretrained ones, the
             same ones each time. True: a seed drawn from torch's own generator. False or None: the pretrained ones.
-        place: what named it, for errors (default: --model_checkpoint).
+        location: what named it, for errors (default: --model_checkpoint).
 
     Returns:
         (model in fp32 and eval mode, tokenizer); `model.random_init_seed` is the seed, or None, and
@@ -31,17 +33,17 @@ def load(name, random_init=False, place=None):
     """
     from versatile.adapters.backbones import bundled as embedded
 
-    place = place or f"--model_checkpoint {name}"
+    location = location or f"--model_checkpoint {name}"
     folder = embedded.folder(name) if name in embedded.NAMES else name
-    config = read_config(folder, place)
-    backbone_of(config, place)
+    config = read_config(folder, location)
+    backbone_of(config, location)
     seed = _seed_of(random_init)
-    model, tokenizer = _load_transformers(folder, config, place, seed)
+    model, tokenizer = _load_transformers(folder, config, location, seed)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise UserError(
             f"the tokenizer knows {len(tokenizer)} tokens, the model's table has "
             f"{model.get_input_embeddings().weight.shape[0]} rows",
-            place=place,
+            location=location,
             expected="a row for every token",
             remedy="use the tokenizer that belongs to the model",
         )
@@ -64,48 +66,48 @@ def _seed_of(random_init):
     return random_init
 
 
-def need_directory(path, place, expected=None):
+def need_directory(path, location, expected=None):
     """A `UserError` where there is no directory, with what lies beside it."""
     path = Path(path)
     if path.is_dir():
         return
     if path.exists():
-        raise UserError("this is a file", place=place, expected=expected or "a directory")
+        raise UserError("this is a file", location=location, expected=expected or "a directory")
     near = ""
     if path.parent.is_dir():
         names = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
         near = f" ({path.parent} holds: {', '.join(names[:8]) or 'nothing'})"
-    raise UserError(f"no such directory{near}", place=place, expected=expected)
+    raise UserError(f"no such directory{near}", location=location, expected=expected)
 
 
-def read_config(folder, place):
+def read_config(folder, location):
     """The transformers config of a directory or hub name; every failure is a `UserError`."""
     from transformers import AutoConfig
 
-    path, for_t5 = Path(folder), place.startswith(T5_FLAGS)
-    _check_name(folder, place)
+    path, for_t5 = Path(folder), location.startswith(T5_FLAGS)
+    _check_name(folder, location)
     if path.exists() or (len(path.parts) > 1 and path.parent.is_dir()):
         # runs/mistyped: the hub would have to be asked for it.
-        need_directory(path, place, "a model's directory or hub name")
+        need_directory(path, location, "a model's directory or hub name")
     if path.is_dir() and not (path / "config.json").is_file():
         if (path / "run.json").is_file():
             saved = sorted([*(path / "checkpoints").glob("step_*"), *path.glob("checkpoint-*")])
             script = "the script that made it" if for_t5 else "python train.py"
             raise UserError(
-                "this run has not saved a best model yet", place=place,
+                "this run has not saved a best model yet", location=location,
                 remedy=f"go on with it: {script} {shell_words('--resume', path)}"
                        + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""),
             )  # fmt: skip
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
         raise UserError(
             f"the directory has no config.json (it holds: {found})",
-            place=place,
+            location=location,
             expected="a T5's directory"
             if for_t5
             else "a transformers model, or a run directory of train.py that has saved a model",
         )
     if path.is_dir():
-        return config_of_file(path / "config.json", place)
+        return config_of_file(path / "config.json", location)
     try:
         reach_hub(str(folder))
         # Code that comes with a model is never run.
@@ -113,12 +115,12 @@ def read_config(folder, place):
     except Exception as error:
         # The hub's libraries raise errors of many kinds.
         if "trust_remote_code" in str(error):
-            raise UserError("this model needs code of its own, which is never run", place=place,
+            raise UserError("this model needs code of its own, which is never run", location=location,
                             expected="a model that transformers knows by itself",
                             remedy="choose another backbone") from error  # fmt: skip
         raise UserError(
             "no such directory, and the hub has no such model or cannot be reached",
-            place=place,
+            location=location,
             expected="a T5: a local directory, a hub name, or tiny-t5"
             if for_t5
             else "a local directory, a hub name, or one of smollm2, tiny-gpt2, tiny-llama, tiny-t5",
@@ -142,27 +144,29 @@ def locate(name, file):
     Raises:
         UserError: a directory that is no longer there.
     """
-    path, place = Path(name), f"{file}: base_model_name_or_path {name}"
-    _check_name(name, place)
+    path, location = Path(name), f"{file}: base_model_name_or_path {name}"
+    _check_name(name, location)
     if path.is_absolute() and not path.exists():
         beside = (folder / path.name for folder in list(file.absolute().parents)[:3])
         moved = next((folder for folder in beside if (folder / "config.json").is_file()), None)
         if moved is None:
-            raise UserError("no such directory: the backbone that the adapters were trained on has moved", place=place,
-                            expected="its directory, or its hub name",
-                            remedy="put the directory back, or beside the adapters, or write where it lies now into "
-                                   f"{file}")  # fmt: skip
+            raise UserError(
+                "no such directory: the backbone that the adapters were trained on has moved",
+                location=location,
+                expected="its directory, or its hub name",
+                remedy=f"put the directory back, or beside the adapters, or write where it lies now into {file}",
+            )
         name = str(moved)
-    return name, place
+    return name, location
 
 
-def _check_name(name, place):
+def _check_name(name, location):
     """A `UserError` where a name can be neither a directory's nor the hub's: too long, or not to be written."""
     try:
         Path(name).exists()
         str(name).encode()
     except (OSError, ValueError) as error:
-        raise UserError(f"this can be no name: {first_line(error)}", place=place,
+        raise UserError(f"this can be no name: {first_line(error)}", location=location,
                         expected="a model's directory or hub name") from error  # fmt: skip
 
 
@@ -197,23 +201,23 @@ def reach_hub(name, file="config.json", tries=2):
             time.sleep(1)
 
 
-def _load_transformers(folder, config, place, seed):
+def _load_transformers(folder, config, location, seed):
     import torch
     import transformers
 
-    auto = getattr(transformers, backbone_of(config, place).auto_class)
+    auto = getattr(transformers, backbone_of(config, location).auto_class)
     try:
         tokenizer = read_tokenizer(folder, config=config)
     except Exception as error:
         # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
         raise UserError(
             f"the tokenizer cannot be read: {first_line(error)}",
-            place=place,
+            location=location,
             expected="tokenizer.json, or vocab.json and merges.txt, beside config.json",
         ) from error
     if not tokenizer.is_fast:
-        raise UserError("its tokenizer has no fast version", place=place, expected="a tokenizer.json")
-    check_size(config, folder, lambda config: auto.from_config(config, trust_remote_code=False), place)
+        raise UserError("its tokenizer has no fast version", location=location, expected="a tokenizer.json")
+    check_size(config, folder, lambda config: auto.from_config(config, trust_remote_code=False), location)
     # A checkpoint in half precision still trains in fp32: autocast chooses what is computed in half.
     config.dtype = torch.float32
     if seed is not None:
@@ -229,12 +233,12 @@ def _load_transformers(folder, config, place, seed):
     except Exception as error:
         raise UserError(
             f"the weights cannot be read: {first_line(error)}",
-            place=place,
+            location=location,
             expected="a whole model.safetensors or pytorch_model.bin",
             remedy="fetch the file again",
         ) from error
     if bad := not_finite(model.state_dict()):
-        raise UserError(f"the weights hold values that are not numbers (first in {bad})", place=place,
+        raise UserError(f"the weights hold values that are not numbers (first in {bad})", location=location,
                         expected="finite numbers", remedy="fetch or copy the file again")  # fmt: skip
     if backbone_of(config).encoder_decoder:
         # transformers takes every T5 for tied and unties what has a head of its own in the file (v1.1, Flan, mT5).
@@ -245,7 +249,7 @@ def _load_transformers(folder, config, place, seed):
     if missing:
         raise UserError(
             f"{len(missing)} weights are missing, first {missing[0]}",
-            place=place,
+            location=location,
             expected="every weight of the model in the file",
             remedy="fetch the file again, or point to the right directory",
         )

@@ -56,12 +56,12 @@ def load(path, task=None, pointer=False):
     """
     state = _read_weights(Path(path) / "pytorch_model.bin")
     tokenizer = _tokenizer(path, state["transformer.wte.weight"].shape[0])
-    model, tokenizer = build(state, tokenizer, _config(path, state), task, pointer, place=path)
+    model, tokenizer = build(state, tokenizer, _config(path, state), task, pointer, location=path)
     model.config._name_or_path = str(Path(path).resolve())
     return model, tokenizer
 
 
-def build(state, tokenizer, config, task=None, pointer=False, place="released checkpoint"):
+def build(state, tokenizer, config, task=None, pointer=False, location="released checkpoint"):
     """A model from the original code's state dict.
 
     Args:
@@ -70,39 +70,41 @@ def build(state, tokenizer, config, task=None, pointer=False, place="released ch
         config: a GPT2Config of the *base* vocabulary's size.
         task: names the adapter of a single-task checkpoint.
         pointer: it was trained with `--self_copy`.
-        place: for errors.
+        location: for errors.
 
     Returns:
         (model in eval mode, tokenizer with the 30 tokens)
     """
-    model = _build(state, tokenizer, config, task, place)
+    model = _build(state, tokenizer, config, task, location)
     if pointer:
         if "p_gen_linear.weight" not in state:
-            raise UserError("no p_gen_linear in it", place=place, expected="a checkpoint trained with --self_copy")
+            raise UserError(
+                "no p_gen_linear in it", location=location, expected="a checkpoint trained with --self_copy"
+            )
         self_copy.add(model)
         for kind, p in model.added["pointer"].p_gen_linear.named_parameters():
             p.data.copy_(state[f"p_gen_linear.{kind}"])
     return model.eval(), tokenizer
 
 
-def _build(state, tokenizer, config, task, place):
+def _build(state, tokenizer, config, task, location):
     from transformers import GPT2LMHeadModel
 
     base = config.vocab_size
     adapters = {key: _KEY.fullmatch(key) for key in state if "adapter_block" in key}
     if bad := [key for key, match in adapters.items() if not match]:
-        raise UserError(f"unknown adapter key {bad[0]}", place=place, expected="keys of the original VLM code")
+        raise UserError(f"unknown adapter key {bad[0]}", location=location, expected="keys of the original VLM code")
     own = {k: v for k, v in state.items() if k not in adapters and not _IGNORED.fullmatch(k)}
     table = own["transformer.wte.weight"]
     if not adapters:
         config.vocab_size = len(table)
         model = GPT2LMHeadModel(config)
-        _load_backbone(model, own, place)
+        _load_backbone(model, own, location)
         markers = {t: ROWS[t] for t in TASK_IDS}
         _condition(model, TaskModelInfo("full", markers, {}, add_tokens(tokenizer, ROWS), own_columns=False))
         return model
     model = GPT2LMHeadModel(config)
-    _load_backbone(model, own | {"transformer.wte.weight": table[:base]}, place)
+    _load_backbone(model, own | {"transformer.wte.weight": table[:base]}, location)
     # Rows keep the file's order, so token ids are the file's; task ids are the combiner's order.
     attach(model, tokenizer, ROWS, dict.fromkeys(ROWS, 0), own_columns=False, carry=True)
     _set_rows(model, table[base:])
@@ -140,17 +142,20 @@ def _task_of(slot, task):
     if slot is None:
         if task not in ROWS:
             raise UserError("a released single-task checkpoint does not say which task it is for",
-                            place="--task", expected="one of " + ", ".join(TASK_IDS))  # fmt: skip
+                            location="--task", expected="one of " + ", ".join(TASK_IDS))  # fmt: skip
         return task
     return TASK_IDS[int(slot)] if slot.isdigit() else slot
 
 
-def _load_backbone(model, state, place):
+def _load_backbone(model, state, location):
     missing, unexpected = model.load_state_dict(state, strict=False)
     missing = [k for k in missing if not _IGNORED.fullmatch(k)]
     if missing or unexpected:
-        raise UserError(f"keys do not fit a GPT-2: missing {missing[:2]}, not expected {unexpected[:2]}", place=place,
-                        expected="a checkpoint of the original VLM code")  # fmt: skip
+        raise UserError(
+            f"keys do not fit a GPT-2: missing {missing[:2]}, not expected {unexpected[:2]}",
+            location=location,
+            expected="a checkpoint of the original VLM code",
+        )
     model.tie_weights()
 
 
@@ -160,13 +165,13 @@ def _read_weights(path):
     except Exception as error:
         # A damaged file, or one that wants to run code: neither is loaded.
         raise UserError(
-            f"cannot be read as plain weights: {brief(str(error), 120)}", place=path,
+            f"cannot be read as plain weights: {brief(str(error), 120)}", location=path,
             expected="a whole pytorch_model.bin with tensors only", remedy="fetch it again",
         ) from error  # fmt: skip
     if not isinstance(state, dict) or "transformer.wte.weight" not in state:
-        raise UserError("no transformer.wte.weight in it", place=path, expected="a GPT-2 state dict")
+        raise UserError("no transformer.wte.weight in it", location=path, expected="a GPT-2 state dict")
     if bad := backbones.not_finite({k: t for k, t in state.items() if not _IGNORED.fullmatch(k)}):
-        raise UserError(f"holds values that are not numbers (first in {bad})", place=path, expected="finite numbers",
+        raise UserError(f"holds values that are not numbers (first in {bad})", location=path, expected="finite numbers",
                         remedy="fetch it again")  # fmt: skip
     return state
 
@@ -184,10 +189,10 @@ def _tokenizer(path, rows):
     path = Path(path)
     for name in ("vocab.json", "merges.txt"):
         if not (path / name).is_file():
-            raise UserError(f"no {name}", place=path, expected="the tokenizer's files beside the weights")
+            raise UserError(f"no {name}", location=path, expected="the tokenizer's files beside the weights")
     tokenizer = GPT2TokenizerFast(str(path / "vocab.json"), str(path / "merges.txt"))
     if len(tokenizer) + ADDED != rows:
-        raise UserError(f"vocab.json has {len(tokenizer)} tokens, the table {rows} rows", place=path,
+        raise UserError(f"vocab.json has {len(tokenizer)} tokens, the table {rows} rows", location=path,
                         expected=f"{ADDED} rows more than tokens")  # fmt: skip
     return tokenizer
 
@@ -212,28 +217,30 @@ def convert(source, output, task=None, pointer=False):
     source, output = Path(source), Path(output)
     backbones.need_directory(source, source, "a checkpoint of the original VLM code")
     if not is_released(source):
-        raise UserError("not a checkpoint of the original VLM code", place=source,
+        raise UserError("not a checkpoint of the original VLM code", location=source,
                         expected="pytorch_model.bin and added_tokens.json with <bos_dial>")  # fmt: skip
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise UserError("something stands there already", place=output, remedy="name another directory, or remove it")
+        raise UserError(
+            "something stands there already", location=output, remedy="name another directory, or remove it"
+        )
     model, tokenizer = load(source, task, pointer)
     with atomic_directory(output) as beside:
         checkpoint.save(model, tokenizer, beside)
-        _prove_equal(model, tokenizer, *checkpoint.load(beside), place=output)
+        _prove_equal(model, tokenizer, *checkpoint.load(beside), location=output)
     return model
 
 
-def _prove_equal(model, tokenizer, again, words, place, length=32):
+def _prove_equal(model, tokenizer, again, words, location, length=32):
     """Logits on random tokens of the whole vocabulary, with types, for every task: the same to the last bit."""
     if words.get_vocab() != tokenizer.get_vocab() or again.info.tasks != model.info.tasks:
-        raise UserError("the written directory has other tokens or tasks", place=place, expected="the source's")
+        raise UserError("the written directory has other tokens or tasks", location=location, expected="the source's")
     generator = torch.Generator().manual_seed(0)
     for task in [-1, *range(len(model.info.tasks))]:
         ids, types = torch.randint(len(tokenizer), (2, 1, length), generator=generator)
         given = dict(input_ids=ids, token_type_ids=types, task_ids=torch.tensor([task]))
         with torch.no_grad():
             if not torch.equal(model(**given).logits, again(**given).logits):
-                raise UserError("the written directory gives other logits", place=place, expected="the source's")
+                raise UserError("the written directory gives other logits", location=location, expected="the source's")
 
 
 @exit_on_user_error

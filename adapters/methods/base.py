@@ -40,13 +40,13 @@ class Method(nn.Module):
         self.backbone = backbone_of(model.config)
 
     @classmethod
-    def check(cls, name, backbone, settings, place):
+    def check(cls, name, backbone, settings, location):
         """A `UserError` where the method and a backbone, or its settings, do not fit.
 
         Args:
             backbone: `Backbone`.
             settings: {setting: value}.
-            place: what asked for it, for the error.
+            location: what asked for it, for the error.
         """
 
     def build(self, model, tasks):
@@ -113,11 +113,11 @@ class TaskModules(Method):
         return modules if any(m is not None for m in modules) else []
 
 
-def refuse_without_port(backbone, port, name, place):
+def refuse_without_port(backbone, port, name, location):
     """A `UserError` where a backbone does not offer a port that a method needs."""
     if not getattr(backbone, port):
         raise UserError(f"the method {name} needs the {port.replace('_', ' ')} of a block, which the family "
-                        f"{backbone.name} does not offer", place=place,
+                        f"{backbone.name} does not offer", location=location,
                         remedy="choose another method or backbone, or add the port to the family's file")  # fmt: skip
 
 

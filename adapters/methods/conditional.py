@@ -25,12 +25,12 @@ class Conditional(Method):
     shared = "its conditional modules belong to all tasks that were trained together"
 
     @classmethod
-    def check(cls, name, backbone, settings, place):
+    def check(cls, name, backbone, settings, location):
         if backbone.head == "classifier":
-            raise UserError("an encoder's tasks have classifiers, not texts", place=place,
+            raise UserError("an encoder's tasks have classifiers, not texts", location=location,
                             remedy="python train_camtl.py")  # fmt: skip
         raise UserError(f"its block-diagonal attention is that of an encoder, which reads a whole sentence at once; "
-                        f"{backbone.name} generates text token by token", place=place,
+                        f"{backbone.name} generates text token by token", location=location,
                         expected="a BERT: train_camtl.py",
                         remedy="choose another method; hyperformer++ too shares what tasks have in common")  # fmt: skip
 

@@ -46,20 +46,23 @@ class HyperFormer(Method):
         self._latest = None, None
 
     @classmethod
-    def check(cls, name, backbone, settings, place):
+    def check(cls, name, backbone, settings, location):
         for port in ("attention", "feed_forward"):
-            refuse_without_port(backbone, port, name, place)
+            refuse_without_port(backbone, port, name, location)
 
     def build(self, model, tasks):
         settings = next(iter(tasks.values()))
         width = self.backbone.hidden_size(model.config)
         if self.embeddings is not None or any(other != settings for other in tasks.values()):
             raise UserError(f"the tasks {', '.join(tasks)} were given at another time or with other settings",
-                            place=self.name,
+                            location=self.name,
                             expected="all of a model's tasks at once: they share hypernetworks")  # fmt: skip
         if width < settings["reduction_factor"]:
-            raise UserError(f"the backbone is {width} wide", place=f"--reduction_factor {settings['reduction_factor']}",
-                            expected=f"1 to {width}")  # fmt: skip
+            raise UserError(
+                f"the backbone is {width} wide",
+                location=f"--reduction_factor {settings['reduction_factor']}",
+                expected=f"1 to {width}",
+            )
         self.embeddings = TaskEmbeddings(list(tasks), settings["task_embedding_dim"])
         for blocks in self.stacks(model):
             self.hypernets.append(LayersHyperNet(

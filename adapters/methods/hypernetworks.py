@@ -5,7 +5,7 @@ An adapter stands behind a sublayer of the backbone, before the sublayer's resid
     A(x) = LN_post(Up(act(Down(LN_pre(x))))) + x
 
 with either norm present or absent. Its tensors are a task's own parameters (`AdapterController`), or generated from
-the task's embedding z by linear maps, each weight by one: for each layer and place apart (`MetaController`), or for
+the task's embedding z by linear maps, each weight by one: for each layer and site apart (`MetaController`), or for
 all layers of a stack at once from
 
     e = LN(W₂ ReLU(W₁ [z ; layer ; block type]))            (`LayersHyperNet`, equations 5 to 8 of the paper)
@@ -39,7 +39,7 @@ def original_name(name):
 
 @dataclass
 class Weights:
-    """The adapters of one place.
+    """The adapters of one site.
 
     Attributes:
         down, down_bias: [*, bottleneck, width], [*, bottleneck].
@@ -138,7 +138,7 @@ def _normed(hidden, norm, which=None):
 
 
 class AdapterController(nn.Module):
-    """The adapters of one place, by name, and the layer norms that they share.
+    """The adapters of one site, by name, and the layer norms that they share.
 
     Args:
         names: the adapters' names.
@@ -244,7 +244,7 @@ class NormHyperNet(nn.Module):
 
 
 class MetaController(nn.Module):
-    """A hypernetwork of one place of one layer, whose input is the task embedding alone.
+    """A hypernetwork of one site of one layer, whose input is the task embedding alone.
 
     Args:
         size: of a task embedding.
@@ -258,11 +258,11 @@ class MetaController(nn.Module):
         self.meta_up_sampler = SamplerHyperNet(size, bottleneck, width)
         self.meta_down_sampler = SamplerHyperNet(size, width, bottleneck)
         self.conditional = conditional
-        for place, wanted in (("pre", pre), ("post", post)):
+        for site, wanted in (("pre", pre), ("post", post)):
             generated = NormHyperNet(size, width) if wanted and conditional else None
             shared = nn.LayerNorm(width, eps=NORM_EPS) if wanted and not conditional else None
-            self.register_module(f"{place}_layernorm_hypernet", generated)
-            self.register_module(f"{place}_layer_norm", shared)
+            self.register_module(f"{site}_layernorm_hypernet", generated)
+            self.register_module(f"{site}_layer_norm", shared)
 
     def forward(self, vectors, dtype=None):
         """`Weights` for task embeddings [tasks, size]; `dtype` as in `LayersHyperNet.forward`."""
@@ -301,9 +301,9 @@ class LayersHyperNet(nn.Module):
         for prefix in self.prefixes:
             setattr(self, f"{prefix}up_sampler_hyper_net", SamplerHyperNet(projected, bottleneck, width))
             setattr(self, f"{prefix}down_sampler_hyper_net", SamplerHyperNet(projected, width, bottleneck))
-            for place, wanted in (("pre", pre), ("post", post)):
+            for site, wanted in (("pre", pre), ("post", post)):
                 made = NormHyperNet(projected, width) if wanted else None
-                self.register_module(f"{prefix}{place}_layernorm_hypernet", made)
+                self.register_module(f"{prefix}{site}_layernorm_hypernet", made)
 
     def embeddings(self, vectors, layers=slice(None), blocks=slice(None)):
         """The e that adapters are generated from.
@@ -335,8 +335,8 @@ class LayersHyperNet(nn.Module):
         """
         e = self.embeddings(vectors)
         if self.one:
-            places = self._generated("", e.flatten(1, 2), dtype)
-            return [places[2 * i + block] for i in range(self.layers) for block in (SELF_ATTENTION, FEED_FORWARD)]
+            sites = self._generated("", e.flatten(1, 2), dtype)
+            return [sites[2 * i + block] for i in range(self.layers) for block in (SELF_ATTENTION, FEED_FORWARD)]
         blocks = {prefix: self._generated(prefix, e, dtype) for prefix in self.prefixes}
         return [w for both in zip(blocks["self_attention_"], blocks["feed_forward_"]) for w in both]
 
@@ -347,15 +347,15 @@ class LayersHyperNet(nn.Module):
         return self._generated(prefix, e.flatten(1, 2) if self.one else e, dtype)[0]
 
     def _generated(self, prefix, e, dtype):
-        """`Weights` of each place, from e [tasks, places, projected]."""
+        """`Weights` of each site, from e [tasks, sites, projected]."""
         e = e[0] if len(e) == 1 else e
-        places, parts = e.dim() - 2, []
+        sites, parts = e.dim() - 2, []
         for kind in ("down", "up"):
             made = getattr(self, f"{prefix}{kind}_sampler_hyper_net")(e)
-            parts += [part.to(dtype).unbind(places) for part in made]
-        for place in ("pre", "post"):
-            net = getattr(self, f"{prefix}{place}_layernorm_hypernet")
-            parts.append(list(zip(*(p.unbind(places) for p in net(e)))) if net else [None] * e.shape[places])
+            parts += [part.to(dtype).unbind(sites) for part in made]
+        for site in ("pre", "post"):
+            net = getattr(self, f"{prefix}{site}_layernorm_hypernet")
+            parts.append(list(zip(*(p.unbind(sites) for p in net(e)))) if net else [None] * e.shape[sites])
         return [Weights(*each) for each in zip(*parts)]
 
 
@@ -367,24 +367,24 @@ class Step:
 
     Args:
         rows: `Rows`.
-        weights: list of `Weights`, one a place; [] where no row has an adapter.
+        weights: list of `Weights`, one per site; [] where no row has an adapter.
         activation: a function.
     """
 
     def __init__(self, rows, weights, activation):
         self.rows, self.weights, self.activation = rows, weights, activation
 
-    def __call__(self, place, hidden):
-        """hidden [rows, length, width] through the adapters of a place -> the same shape."""
+    def __call__(self, site, hidden):
+        """hidden [rows, length, width] through the adapters of a site -> the same shape."""
         if not self.rows.groups:
             return hidden
-        extra = added(hidden, self.weights[place], self.activation, self.rows)
+        extra = added(hidden, self.weights[site], self.activation, self.rows)
         if self.rows.idle is not None:
             extra = extra.masked_fill(self.rows.idle[:, None, None], 0)
         return hidden + extra
 
     def adds(self, hidden):
-        """Whether the adapters of any place change hidden states [rows, length, width]."""
+        """Whether the adapters of any site change hidden states [rows, length, width]."""
         return any(bool(added(hidden, weights, self.activation, self.rows).any()) for weights in self.weights)
 
 
@@ -433,7 +433,7 @@ class StackAdapters:
 
     Args:
         routes: `Routes`.
-        controllers: `AdapterController` or `MetaController` of each place, or None.
+        controllers: `AdapterController` or `MetaController` of each site, or None.
         hypernet: `LayersHyperNet`, or None.
         embeddings: `TaskEmbeddings` that hypernetworks start from, or None.
         activation: name of one of `ACTIVATIONS`.
@@ -469,7 +469,7 @@ class StackAdapters:
         return self._kept[1]
 
     def make(self, groups, dtype, device):
-        """`Weights` of each place, of the adapters with these numbers; `dtype`: what products run in, or None."""
+        """`Weights` of each site, of the adapters with these numbers; `dtype`: what products run in, or None."""
         names = [self.routes.names[i] for i in groups]
         if self.embeddings is None:
             return [controller.weights(names) for controller in self.controllers]

@@ -23,8 +23,8 @@ class IA3(TaskModules):
     """The vectors of a model's tasks."""
 
     @classmethod
-    def check(cls, name, backbone, settings, place):
-        refuse_without_port(backbone, "projections", name, place)
+    def check(cls, name, backbone, settings, location):
+        refuse_without_port(backbone, "projections", name, location)
 
     def maps(self, block, roles):
         """{role: linear map} of a block."""

@@ -55,8 +55,8 @@ class LoRA(TaskModules):
     sizes = {"lora_rank": (".A", 0)}
 
     @classmethod
-    def check(cls, name, backbone, settings, place):
-        refuse_without_port(backbone, "projections", name, place)
+    def check(cls, name, backbone, settings, location):
+        refuse_without_port(backbone, "projections", name, location)
 
     def maps(self, block):
         """{role: linear map} of those that are updated in a block."""

@@ -29,9 +29,9 @@ class Prefix(TaskModules):
     attention, sizes = IMPLEMENTATION, {"prefix_length": (".key", 1)}
 
     @classmethod
-    def check(cls, name, backbone, settings, place):
-        refuse_without_port(backbone, "attention", name, place)
-        refuse_without_port(backbone, "attention_interface", name, place)
+    def check(cls, name, backbone, settings, location):
+        refuse_without_port(backbone, "attention", name, location)
+        refuse_without_port(backbone, "attention_interface", name, location)
 
     def new(self, config, block, settings):
         heads, width = heads_and_width(config)

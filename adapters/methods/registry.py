@@ -59,21 +59,21 @@ def all_methods():
     return found
 
 
-def get_method(name, place="--method"):
+def get_method(name, location="--method"):
     """A `Description` by name; an unknown one is a `UserError` that lists those known."""
     methods = all_methods()
     if name not in methods:
-        raise UserError(f"unknown method {name!r}", place=place, expected="one of " + ", ".join(sorted(methods)))
+        raise UserError(f"unknown method {name!r}", location=location, expected="one of " + ", ".join(sorted(methods)))
     return methods[name]
 
 
-def method_of(value, place=None):
+def method_of(value, location=None):
     """A task's method as {"method": name, setting: value, ...}, complete.
 
     Args:
         value: such a dict, with or without settings; a method's name; or a number: a bottleneck adapter of this width,
             0: task embeddings alone.
-        place: where it stands, for errors.
+        location: where it stands, for errors.
 
     Raises:
         UserError: an unknown method or setting, a value that is none.
@@ -82,10 +82,13 @@ def method_of(value, place=None):
         value = dict(method="bottleneck", adapter_bottleneck=value) if value else dict(method=BARE)
     if isinstance(value, str):
         value = dict(method=value)
-    description = get_method(value["method"], place or "--method")
+    description = get_method(value["method"], location or "--method")
     if unknown := sorted(set(value) - {"method", *description.settings}):
-        raise UserError(f"{unknown[0]!r} is no setting of the method {description.name}", place=place or unknown[0],
-                        expected=", ".join(description.settings) or "none")  # fmt: skip
+        raise UserError(
+            f"{unknown[0]!r} is no setting of the method {description.name}",
+            location=location or unknown[0],
+            expected=", ".join(description.settings) or "none",
+        )
     for name, (kind, _, _) in description.settings.items():
         found = value.get(name, 1)
         try:
@@ -93,5 +96,5 @@ def method_of(value, place=None):
                 raise ArgumentTypeError(f"{found!r}: expected a number")
         except ArgumentTypeError as error:
             found, _, expected = str(error).partition(": expected ")
-            raise UserError(f"{name} is {found}", place=place or name, expected=expected) from None
+            raise UserError(f"{name} is {found}", location=location or name, expected=expected) from None
     return dict(method=description.name, **description.complete(value))

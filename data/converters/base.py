@@ -108,7 +108,7 @@ def given_splits(args, suffix=""):
     if not given:
         raise UserError(
             "no files were given",
-            place="/".join(f"--{split}{suffix}" for split in SPLITS),
+            location="/".join(f"--{split}{suffix}" for split in SPLITS),
             expected="at least one of them",
             remedy=f"name the files, e.g. --train{suffix} FILE --valid{suffix} FILE",
         )
@@ -122,7 +122,7 @@ def held_out_sizes(args, given, suffix=""):
         if split in given or "train" not in given:
             raise UserError(
                 f"goes with --train{suffix} and without --{split}{suffix}",
-                place=f"--{split}_from_train",
+                location=f"--{split}_from_train",
                 expected="one source for the split",
                 remedy="give one or the other",
             )
@@ -141,7 +141,7 @@ def find_file(folders, name):
     shown = ", ".join(there[:30]) + (", …" if len(there) > 30 else "")
     raise UserError(
         f"no {name} or {name}.gz; it holds: {shown or 'nothing'}",
-        place=f"--folder {folders[0]}",
+        location=f"--folder {folders[0]}",
         expected="the data set's files under their published names",
         remedy="check the folder and the set or language named in the flags",
     )
@@ -154,21 +154,21 @@ def parsed(raws, parse, skip_bad):
     """Yield (record or None, {reason: number dropped}) for each raw record.
 
     Args:
-        raws: yields (place, raw); a `UserError` in place of a raw record is treated like one of `parse`.
-        parse: takes (raw, place, drops) and returns a record, a list of records, or None; counts what it leaves
+        raws: yields (location, raw); a `UserError` in place of a raw record is treated like one of `parse`.
+        parse: takes (raw, location, drops) and returns a record, a list of records, or None; counts what it leaves
             out in `drops`.
         skip_bad: count a raw record that raises `UserError` as malformed instead of stopping.
     """
-    for place, raw in raws:
+    for location, raw in raws:
         drops = collections.Counter()
         try:
             if isinstance(raw, UserError):
                 raise raw
-            records = parse(raw, place, drops)
+            records = parse(raw, location, drops)
         except UserError as error:
             if not skip_bad:
                 remedy = "correct it, or leave such records out with --skip_bad"
-                raise UserError(error.found, place=error.place, expected=error.expected, remedy=remedy) from error
+                raise UserError(error.found, location=error.location, expected=error.expected, remedy=remedy) from error
             records, drops = None, {"malformed": 1}
         for record in records if isinstance(records, list) else [records]:
             yield record, drops
@@ -209,7 +209,7 @@ def split_records(given, sizes, read, report, key=None):
     if number >= total:
         raise UserError(
             f"{number} records are to be held out, and the training files have {total}",
-            place=" ".join(f"--{split}_from_train {size}" for split, size in sizes.items()),
+            location=" ".join(f"--{split}_from_train {size}" for split, size in sizes.items()),
             expected=f"fewer than {total} in all",
             remedy="hold fewer out",
         )
@@ -241,7 +241,7 @@ def limited(split, records, args, report):
         dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped[split].items())
         raise UserError(
             f"nothing is left of it (dropped: {dropped or 'nothing'})",
-            place=f"{split} split",
+            location=f"{split} split",
             expected="at least one record",
             remedy="check that these are the right files",
         )
@@ -262,7 +262,7 @@ def tallied(splits, report, fact, number):
 # --- texts -----------------------------------------------------------------------------------------------
 
 
-def usable(text, what, place):
+def usable(text, what, location):
     """`text` without the white space at its ends; not a string, blank, or holding a null byte: a `UserError`."""
     if not isinstance(text, str):
         found = f"is {brief(text)}"
@@ -272,7 +272,7 @@ def usable(text, what, place):
         found = "is blank"
     else:
         return text.strip()
-    raise UserError(f"{what} {found}", place=place, expected="a text that is not blank", remedy="correct it")
+    raise UserError(f"{what} {found}", location=location, expected="a text that is not blank", remedy="correct it")
 
 
 def json_records(path, key, expected):
@@ -283,4 +283,4 @@ def json_records(path, key, expected):
         if not (error.expected or "").startswith("a task file"):
             raise
         remedy = "check that this is the right file"
-        raise UserError(error.found, place=error.place, expected=expected, remedy=remedy) from error
+        raise UserError(error.found, location=error.location, expected=expected, remedy=remedy) from error

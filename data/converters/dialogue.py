@@ -52,14 +52,14 @@ def personachat(args, report):
     if not args.json:
         given, dialogues, parse = given_splits(args), _text_dialogues, _from_text
     elif any(getattr(args, split) for split in SPLITS):
-        raise UserError("goes without --train, --valid and --test", place="--json", remedy="give one or the other")
+        raise UserError("goes without --train, --valid and --test", location="--json", remedy="give one or the other")
     else:
         names = split_names(args.json)
         given = {split: split for split in SPLITS if split in names or (split == "valid" and "val" in names)}
         dialogues, parse = partial(json_records, args.json, expected=_JSON), _from_json
         if not given:
             raise UserError(
-                "has no train, valid or test list", place=args.json, expected=_JSON, remedy="check the file"
+                "has no train, valid or test list", location=args.json, expected=_JSON, remedy="check the file"
             )
 
     def read(value):
@@ -79,7 +79,7 @@ def _record(personality, utterances, drops):
 
 
 def _text_dialogues(path):
-    """Yield (place, [(place, line)]) for each dialogue; the line numbered 1 begins one."""
+    """Yield (location, [(location, line)]) for each dialogue; the line numbered 1 begins one."""
     lines = []
     for number, text in text_lines(path):
         if not text.strip():
@@ -92,14 +92,14 @@ def _text_dialogues(path):
         yield lines[0][0], lines
 
 
-def _from_text(lines, place, drops, keep):
+def _from_text(lines, location, drops, keep):
     personality, history, utterances, began = [], [], [], False
     for number, (here, line) in enumerate(lines, start=1):
         found = _NUMBERED.match(line)
         if not found or int(found[1]) != number:
             raise UserError(
                 f"begins with {line[:20].strip()!r}",
-                place=here,
+                location=here,
                 expected=f"line {number} of the dialogue, beginning with '{number} ', or '1 ' for the next one",
             )
         persona = _PERSONA.match(found[2]) if "\t" not in found[2] else None
@@ -107,7 +107,7 @@ def _from_text(lines, place, drops, keep):
             drops["lines with the partner's persona"] += 1
         elif persona:
             if began:
-                raise UserError("is a persona line after the first turn", place=here, expected=_LAYOUT)
+                raise UserError("is a persona line after the first turn", location=here, expected=_LAYOUT)
             personality.append(usable(persona[2], "the persona sentence", here))
         else:
             began = True
@@ -121,17 +121,17 @@ def _from_text(lines, place, drops, keep):
     return _record(personality, utterances, drops)
 
 
-def _turn(text, place):
+def _turn(text, location):
     """(partner, reply, wrong candidates) of a line behind its number."""
     fields = text.split("\t")
     if not 2 <= len(fields) <= 4:
-        raise UserError(f"{len(fields) - 1} tabs", place=place, expected=_LAYOUT)
-    partner, reply = usable(fields[0], "the partner's turn", place), usable(fields[1], "the reply", place)
+        raise UserError(f"{len(fields) - 1} tabs", location=location, expected=_LAYOUT)
+    partner, reply = usable(fields[0], "the partner's turn", location), usable(fields[1], "the reply", location)
     if len(fields) < 4 or not fields[3].strip():
         return partner, reply, []
     candidates = [candidate.strip() for candidate in fields[3].split("|")]
     if reply not in candidates:
-        raise UserError("the reply is not among the candidates", place=place, expected=_LAYOUT)
+        raise UserError("the reply is not among the candidates", location=location, expected=_LAYOUT)
     return partner, reply, _wrong(candidates, reply)
 
 
@@ -142,17 +142,19 @@ def _wrong(candidates, gold):
 # --- json ------------------------------------------------------------------------------------------------
 
 
-def _from_json(dialogue, place, drops, keep):
-    personality = [usable(text, "a persona sentence", place) for text in texts_field(dialogue, "personality", place)]
+def _from_json(dialogue, location, drops, keep):
+    personality = [
+        usable(text, "a persona sentence", location) for text in texts_field(dialogue, "personality", location)
+    ]
     utterances = []
-    for index, utterance in enumerate(records_field(dialogue, "utterances", place)):
-        here = f"{place}.utterances[{index}]"
+    for index, utterance in enumerate(records_field(dialogue, "utterances", location)):
+        here = f"{location}.utterances[{index}]"
         history = [usable(text, "a turn of the history", here) for text in texts_field(utterance, "history", here)]
         candidates = texts_field(utterance, "candidates", here)
         if not history or not candidates:
             raise UserError(
                 f"{'history' if not history else 'candidates'!r} is empty",
-                place=here,
+                location=here,
                 expected="the turns so far, and at least the gold reply, which comes last",
             )
         gold = usable(candidates[-1], "the gold reply", here)

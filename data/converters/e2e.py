@@ -61,7 +61,7 @@ def _held_out(path, number, skip_bad):
     if number >= len(mrs):
         raise UserError(
             f"the training file has {len(mrs)} distinct MRs",
-            place=f"--valid_from_train {number}",
+            location=f"--valid_from_train {number}",
             expected=f"fewer than {len(mrs)}",
         )
     return set(mrs[-number:])
@@ -92,7 +92,7 @@ def _facts(distinct, references):
 def _rows(path, split, skip_bad, report):
     """Yield (mr, {slot: value}, reference) for the usable rows of a file."""
     parsed = {}
-    for place, row in csv_rows(
+    for location, row in csv_rows(
         path,
         ("mr", "ref"),
         "the challenge's files trainset.csv, devset.csv and "
@@ -104,12 +104,12 @@ def _rows(path, split, skip_bad, report):
             mr, ref = row["mr"].strip(), row["ref"].strip()
             if mr not in parsed:
                 # Only the cleaned set has this column.
-                parsed[mr] = _parse_mr(mr, place, repeats="orig_mr" in row)
+                parsed[mr] = _parse_mr(mr, location, repeats="orig_mr" in row)
         except UserError as error:
             if not skip_bad:
                 raise UserError(
                     error.found,
-                    place=place,
+                    location=location,
                     expected=error.expected,
                     remedy="correct the row, or drop such rows with --skip_bad",
                 ) from error
@@ -121,7 +121,7 @@ def _rows(path, split, skip_bad, report):
         yield mr, parsed[mr], ref
 
 
-def _parse_mr(mr, place, repeats=False):
+def _parse_mr(mr, location, repeats=False):
     """``"name[The Vaults], food[Thai]"`` as a dict in the same order; values may hold balanced brackets.
 
     Args:
@@ -133,21 +133,21 @@ def _parse_mr(mr, place, repeats=False):
         opening = mr.find("[", at)
         closing = _closing_bracket(mr, opening) if opening >= 0 else -1
         if closing < 0:
-            raise UserError(f"malformed MR: no [value] in {mr[at : at + 60]!r}", place=place, expected=expected)
+            raise UserError(f"malformed MR: no [value] in {mr[at : at + 60]!r}", location=location, expected=expected)
         slot, value = mr[at:opening].strip(), mr[opening + 1 : closing].strip()
         if slot not in SLOTS:
-            raise UserError(f"unknown slot {slot[:60]!r}", place=place, expected=f"one of {', '.join(SLOTS)}")
+            raise UserError(f"unknown slot {slot[:60]!r}", location=location, expected=f"one of {', '.join(SLOTS)}")
         if slot in slots and not repeats:
-            raise UserError(f"malformed MR: two values for {slot!r}", place=place, expected="each slot once")
+            raise UserError(f"malformed MR: two values for {slot!r}", location=location, expected="each slot once")
         if not value:
-            raise UserError(f"malformed MR: {slot!r} is empty", place=place, expected=expected)
+            raise UserError(f"malformed MR: {slot!r} is empty", location=location, expected=expected)
         if value not in (known := slots.get(slot, "").split(", ")):
             slots[slot] = ", ".join(filter(None, [*known, value]))
         rest = mr[closing + 1 :].lstrip()
         if not rest:
             return slots
         if not rest.startswith(","):
-            raise UserError(f"malformed MR: no comma before {rest[:60]!r}", place=place, expected=expected)
+            raise UserError(f"malformed MR: no comma before {rest[:60]!r}", location=location, expected=expected)
         at = len(mr) - len(rest) + 1
 
 

@@ -34,7 +34,7 @@ def parallel(args, report):
         if endings == (f".{args.target_lang}", f".{args.source_lang}"):
             raise UserError(
                 f"{source} {target} seem to be in the wrong order",
-                place=f"--{split}",
+                location=f"--{split}",
                 expected=f"the {args.source_lang} file, then the {args.target_lang} file",
                 remedy="swap the files, or --source_lang and --target_lang",
             )
@@ -93,7 +93,7 @@ def iwslt(args, report):
     if len(languages) != 2 or not all(languages) or os.sep in args.pair:
         raise UserError(
             f"{args.pair!r} is not a language pair",
-            place="--pair",
+            location="--pair",
             expected="e.g. en-de",
             remedy="write it as in the file names",
         )
@@ -124,14 +124,14 @@ def _parallel_records(sources, targets, paths, split, report):
             numbers = (count, count + more) if source is None else (count + more, count)
             raise UserError(
                 f"{numbers[0]} sentences, but {paths[1]} has {numbers[1]}",
-                place=paths[0],
+                location=paths[0],
                 expected="as many in both files",
                 remedy="check that the two belong together",
             )
         if source[0] != target[0]:
             raise UserError(
                 f"is {source[0]}, but {paths[1]}:{target[1]} is {target[0]}",
-                place=f"{paths[0]}:{source[1]}",
+                location=f"{paths[0]}:{source[1]}",
                 expected="the same talk and segment in both files",
                 remedy="check that the two belong together and are whole",
             )

@@ -48,20 +48,22 @@ def coqa(args, report):
     return tallied(split_records(given_splits(args), {}, read, report), report, "questions", _questions)
 
 
-def _story(story, place, drops):
-    name = text_field(story, "id", place)
-    place = f"{place} (story {name})"
-    document = usable(text_field(story, "story", place), "'story'", place)
-    questions, answers = _turns(story, "questions", place), _turns(story, "answers", place)
+def _story(story, location, drops):
+    name = text_field(story, "id", location)
+    location = f"{location} (story {name})"
+    document = usable(text_field(story, "story", location), "'story'", location)
+    questions, answers = _turns(story, "questions", location), _turns(story, "answers", location)
     more = story.get("additional_answers") or {}
     if not isinstance(more, dict):
-        raise UserError(f"'additional_answers' is {brief(more)}", place=place, expected='an object {"0": [..], …}')
-    more = [_turns(more, key, f"{place}.additional_answers") for key in more]
+        raise UserError(
+            f"'additional_answers' is {brief(more)}", location=location, expected='an object {"0": [..], …}'
+        )
+    more = [_turns(more, key, f"{location}.additional_answers") for key in more]
     for turn in sorted({*questions, *answers, *(turn for answered in more for turn in answered)}):
         if turn not in questions or turn not in answers:
             missing = "question" if turn not in questions else "answer"
             raise UserError(
-                f"turn {turn} has no {missing}", place=place, expected="a question and an answer for each turn_id"
+                f"turn {turn} has no {missing}", location=location, expected="a question and an answer for each turn_id"
             )
     history, utterances = [], []
     for turn in sorted(questions):
@@ -77,15 +79,15 @@ def _story(story, place, drops):
     return {"id": name, "document": [document], "utterances": utterances}
 
 
-def _turns(story, name, place):
+def _turns(story, name, location):
     """{turn_id: text} of a list of questions or answers."""
     turns = {}
-    for index, item in enumerate(records_field(story, name, place)):
-        turn, here = item.get("turn_id"), f"{place}.{name}[{index}]"
+    for index, item in enumerate(records_field(story, name, location)):
+        turn, here = item.get("turn_id"), f"{location}.{name}[{index}]"
         if type(turn) is not int:
-            raise UserError(f"'turn_id' is {brief(turn)}", place=here, expected="a whole number")
+            raise UserError(f"'turn_id' is {brief(turn)}", location=here, expected="a whole number")
         if turn in turns:
-            raise UserError(f"a second text for turn {turn}", place=here, expected="each turn_id once")
+            raise UserError(f"a second text for turn {turn}", location=here, expected="each turn_id once")
         turns[turn] = usable(text_field(item, "input_text", here), f"'input_text' of turn {turn}", here)
     return turns
 
@@ -125,30 +127,30 @@ def squad(args, report):
 
 
 def _paragraphs(paths):
-    """Yield (place, (id, paragraph)) for every paragraph; no two have the same id."""
+    """Yield (location, (id, paragraph)) for every paragraph; no two have the same id."""
     numbers, used = collections.Counter(), set()
     for path in paths:
-        for place, article in json_records(path, "data", _SQUAD):
+        for location, article in json_records(path, "data", _SQUAD):
             title = name = str(article.get("title") or "untitled").strip()
             while name in used:
                 numbers[title] += 1
                 name = f"{title}({numbers[title] + 1})"
             used.add(name)
             try:
-                paragraphs = records_field(article, "paragraphs", place)
+                paragraphs = records_field(article, "paragraphs", location)
             except UserError as error:
-                yield place, error
+                yield location, error
                 continue
             for index, paragraph in enumerate(paragraphs):
-                yield f"{place}.paragraphs[{index}]", (f"{name}#{index}", paragraph)
+                yield f"{location}.paragraphs[{index}]", (f"{name}#{index}", paragraph)
 
 
-def _paragraph(raw, place, drops, unanswerable):
+def _paragraph(raw, location, drops, unanswerable):
     name, paragraph = raw
-    document = usable(text_field(paragraph, "context", place), "'context'", place)
+    document = usable(text_field(paragraph, "context", location), "'context'", location)
     utterances = []
-    for index, question in enumerate(records_field(paragraph, "qas", place)):
-        here = f"{place}.qas[{index}]"
+    for index, question in enumerate(records_field(paragraph, "qas", location)):
+        here = f"{location}.qas[{index}]"
         asked = usable(text_field(question, "question", here), "'question'", here)
         if _impossible(question, here):
             if not unanswerable:
@@ -159,7 +161,7 @@ def _paragraph(raw, place, drops, unanswerable):
             given = records_field(question, "answers", here)
             answers = list(dict.fromkeys(usable(text_field(one, "text", here), "'text'", here) for one in given))
             if not answers:
-                raise UserError("'answers' is empty", place=here, expected="an answer, or 'is_impossible': true")
+                raise UserError("'answers' is empty", location=here, expected="an answer, or 'is_impossible': true")
         turn = len(utterances) + 1
         utterances.append({"turn_id": turn, "history": [asked], "candidates": answers[:1], "answers": answers})
     if not utterances:
@@ -168,8 +170,8 @@ def _paragraph(raw, place, drops, unanswerable):
     return {"id": name, "document": [document], "utterances": utterances}
 
 
-def _impossible(question, place):
+def _impossible(question, location):
     value = question.get("is_impossible", False)
     if not isinstance(value, bool):
-        raise UserError(f"'is_impossible' is {brief(value)}", place=place, expected="true or false")
+        raise UserError(f"'is_impossible' is {brief(value)}", location=location, expected="true or false")
     return value

@@ -46,7 +46,7 @@ def _register(name, what):
         five = name in ("yelp", "amazon") and not args.polarity and not args.classes and len(classes) == 5
 
         def rows(path):
-            classify = lambda row, place, drops: _classified(row, place, name, classes)  # noqa: E731
+            classify = lambda row, location, drops: _classified(row, location, name, classes)  # noqa: E731
             items = parsed(bare_csv_rows(path), classify, args.skip_bad)
             return _not_two(items, path, classes) if five else items
 
@@ -82,23 +82,25 @@ def _class_names(name, args, path):
         return default
     classes = [text.strip() for _, text in text_lines(file) if text.strip()]
     if len(classes) < 2 or len(set(classes)) < len(classes):
-        raise UserError(f"names {len(classes)} classes: {brief(classes)}", place=file,
+        raise UserError(f"names {len(classes)} classes: {brief(classes)}", location=file,
                         expected="the name of each class on a line of its own, at least two",
                         remedy="correct it, or name another with --classes FILE")  # fmt: skip
     return tuple(classes)
 
 
-def _classified(row, place, name, classes):
+def _classified(row, location, name, classes):
     if len(row) != _COLUMNS[name]:
-        raise UserError(f"{len(row)} columns", place=place, expected=f"{_COLUMNS[name]}: the class, then the text")
+        raise UserError(
+            f"{len(row)} columns", location=location, expected=f"{_COLUMNS[name]}: the class, then the text"
+        )
     number = row[0].strip()
     if not (number.isascii() and number.isdigit() and 1 <= int(number) <= len(classes)):
-        raise UserError(f"the class is {brief(row[0])}", place=place,
+        raise UserError(f"the class is {brief(row[0])}", location=location,
                         expected=f"a number from 1 to {len(classes)} ({', '.join(classes)[:200]})")  # fmt: skip
     text = " ".join(row[1:])
     if name != "ag":
         text = text.replace("\\n", "\n").replace('\\"', '"')
-    usable(text, "the text", place)
+    usable(text, "the text", location)
     text = text.replace("  ", " ").replace("  ", " ")
     return sample(text, choice_question(classes), [classes[int(number) - 1]])
 
@@ -112,7 +114,7 @@ def _not_two(items, path, classes):
         yield record, drops
     if seen and seen <= set(classes[:2]):
         remedy = "add --polarity if it is the polarity set, else name the five with --classes FILE"
-        raise UserError("holds no classes but 1 and 2", place=path, expected="five stars", remedy=remedy)
+        raise UserError("holds no classes but 1 and 2", location=path, expected="five stars", remedy=remedy)
 
 
 # --- sst, multinli ---------------------------------------------------------------------------------------
@@ -127,10 +129,10 @@ def _sst_flags(parser):
 def sst(args, report):
     """Stanford Sentiment Treebank, two classes, task sst: csv files with the columns label and sentence."""
 
-    def parse(row, place, drops):
-        label, text = row["label"].strip(), usable(row["sentence"], "the sentence", place)
+    def parse(row, location, drops):
+        label, text = row["label"].strip(), usable(row["sentence"], "the sentence", location)
         if label not in ("0", "1"):
-            raise UserError(f"the label is {brief(label)}", place=place, expected="0 (negative) or 1 (positive)")
+            raise UserError(f"the label is {brief(label)}", location=location, expected="0 (negative) or 1 (positive)")
         return sample(text, "Is this review negative or positive?", [_POLES[int(label)]])
 
     def read(path):
@@ -156,14 +158,14 @@ def multinli(args, report):
     The test split is the valid one. Pairs that annotators did not agree on are dropped.
     """
 
-    def parse(row, place, drops):
+    def parse(row, location, drops):
         if row["gold_label"] == "-":
             drops["without an agreed label"] += 1
             return None
         if row["gold_label"] not in _RELATIONS:
-            raise UserError(f"gold_label is {brief(row['gold_label'])}", place=place,
+            raise UserError(f"gold_label is {brief(row['gold_label'])}", location=location,
                             expected=f"one of {', '.join(_RELATIONS)}, -")  # fmt: skip
-        premise, hypothesis = (usable(row[name], name, place) for name in ("sentence1", "sentence2"))
+        premise, hypothesis = (usable(row[name], name, location) for name in ("sentence1", "sentence2"))
         question = f'Hypothesis: "{hypothesis}" -- entailment, neutral, or contradiction?'
         return sample(f'Premise: "{premise}"', question, [row["gold_label"]])
 
@@ -177,17 +179,20 @@ def _tabbed(path):
     """Yield ("file:line", {column: text}) of a tab-separated file with a header; quotes are just characters."""
     header, wanted = None, {"sentence1", "sentence2", "gold_label"}
     for line, text in text_lines(path):
-        columns, place = text.rstrip("\r\n").split("\t"), f"{path}:{line}"
+        columns, location = text.rstrip("\r\n").split("\t"), f"{path}:{line}"
         if header is None:
             header = [name.strip() for name in columns]
             if not wanted <= set(header):
-                raise UserError(f"its columns are {', '.join(header)[:200]!r}", place=place,
+                raise UserError(f"its columns are {', '.join(header)[:200]!r}", location=location,
                                 expected="a header with sentence1, sentence2 and gold_label",
                                 remedy="take the train and dev files; the test files have no labels")  # fmt: skip
         elif len(columns) != len(header):
-            yield place, UserError(f"{len(columns)} columns", place=place, expected=f"{len(header)}, as the header has")
+            yield (
+                location,
+                UserError(f"{len(columns)} columns", location=location, expected=f"{len(header)}, as the header has"),
+            )
         else:
-            yield place, dict(zip(header, columns))
+            yield location, dict(zip(header, columns))
     if header is None:
-        raise UserError("is empty", place=path, expected="a header with sentence1, sentence2 and gold_label",
+        raise UserError("is empty", location=path, expected="a header with sentence1, sentence2 and gold_label",
                         remedy="check that this is the right file")  # fmt: skip

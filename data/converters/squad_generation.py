@@ -56,9 +56,9 @@ def e2e(args, report):
     return {split: _grouped(pairs, split != "train" and not args.single_reference) for split, pairs in splits.items()}
 
 
-def _pair(row, place, drops):
+def _pair(row, location, drops):
     for name in ("mr", "ref"):
-        usable(row[name], repr(name), place)
+        usable(row[name], repr(name), location)
     return row["mr"], row["ref"]
 
 
@@ -89,8 +89,8 @@ def rnnlg(args, report):
     """
 
     def read(split):
-        def parse(item, place, drops):
-            return _act(item, place, split == "train")
+        def parse(item, location, drops):
+            return _act(item, location, split == "train")
 
         return parsed(_acts(getattr(args, split)), parse, args.skip_bad)
 
@@ -98,7 +98,7 @@ def rnnlg(args, report):
 
 
 def _acts(path):
-    """Yield (place, item) of a json list behind lines that begin with "#"."""
+    """Yield (location, item) of a json list behind lines that begin with "#"."""
     lines = [(number, text) for number, text in text_lines(path)]
     start = next((at for at, (_, text) in enumerate(lines) if not text.startswith("#")), len(lines))
     expected = 'lines that begin with #, then a list: [["inform(name=…)", "sentence", "sentence"], …]'
@@ -107,19 +107,21 @@ def _acts(path):
     except UserError as error:
         line = start + getattr(error.__cause__, "lineno", 1)
         found = error.found.replace("is not JSON", "is not valid JSON")
-        raise UserError(found, place=f"{path}:{line}", expected=expected,
+        raise UserError(found, location=f"{path}:{line}", expected=expected,
                         remedy="copy the file again, or correct it there") from error  # fmt: skip
     if not isinstance(items, list):
-        raise UserError(f"is {brief(items)}", place=path, expected=expected, remedy="check that this is the right file")
+        raise UserError(
+            f"is {brief(items)}", location=path, expected=expected, remedy="check that this is the right file"
+        )
     for number, item in enumerate(items):
         yield f"{path}[{number}]", item
 
 
-def _act(item, place, apart):
+def _act(item, location, apart):
     if not isinstance(item, list) or len(item) != 3:
-        raise UserError(brief(item), place=place, expected="a list of three: dialogue act, sentence, sentence")
+        raise UserError(brief(item), location=location, expected="a list of three: dialogue act, sentence, sentence")
     for text, what in zip(item, ("the dialogue act", "the first sentence", "the second sentence")):
-        usable(text, what, place)
+        usable(text, what, location)
     act, *sentences = item
     return [_identified(act, group) for group in ([[text] for text in sentences] if apart else [sentences])]
 

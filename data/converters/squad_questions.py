@@ -48,15 +48,15 @@ def woz(args, report):
 
 
 def _dialogues(path):
-    for number, (place, dialogue) in enumerate(list_items(path)):
-        yield place, (number, dialogue)
+    for number, (location, dialogue) in enumerate(list_items(path)):
+        yield location, (number, dialogue)
 
 
-def _turns(raw, place, drops):
+def _turns(raw, location, drops):
     number, dialogue = raw
     known, found = [], []
-    for index, turn in enumerate(records_field(dialogue, "dialogue", place)):
-        here = f"{place}.dialogue[{index}]"
+    for index, turn in enumerate(records_field(dialogue, "dialogue", location)):
+        here = f"{location}.dialogue[{index}]"
         said = usable(text_field(turn, "transcript", here), "'transcript'", here)
         acts = ", ".join(_act(act, here) for act in _list(turn, "system_acts", here))
         wanted, requests = _state(turn, here)
@@ -70,29 +70,29 @@ def _turns(raw, place, drops):
     return found
 
 
-def _list(record, name, place):
+def _list(record, name, location):
     value = record.get(name)
     if not isinstance(value, list):
-        raise UserError(f"{name!r} is {brief(value)}", place=place, expected="a list")
+        raise UserError(f"{name!r} is {brief(value)}", location=location, expected="a list")
     return value
 
 
-def _act(act, place):
+def _act(act, location):
     """A request for a slot, or "slot: value"."""
     parts = act if isinstance(act, list) else [act]
     if not parts or not all(isinstance(part, str) for part in parts):
-        raise UserError(f"an act is {brief(act)}", place=place, expected='a slot, or ["slot", "value"]')
+        raise UserError(f"an act is {brief(act)}", location=location, expected='a slot, or ["slot", "value"]')
     return ": ".join(parts)
 
 
-def _state(turn, place):
+def _state(turn, location):
     """([(slot, value)] that are wanted, [requested slot]) of a turn's belief state."""
     wanted, requests = [], []
-    for item in records_field(turn, "belief_state", place):
-        act = text_field(item, "act", place)
-        for slot in _list(item, "slots", place):
+    for item in records_field(turn, "belief_state", location):
+        act = text_field(item, "act", location)
+        for slot in _list(item, "slots", location):
             if not isinstance(slot, list) or len(slot) != 2 or not all(isinstance(part, str) for part in slot):
-                raise UserError(f"a slot is {brief(slot)}", place=place, expected='["slot", "value"]')
+                raise UserError(f"a slot is {brief(slot)}", location=location, expected='["slot", "value"]')
             if act == "inform":
                 wanted.append(tuple(slot))
             else:
@@ -135,53 +135,53 @@ def _tables_beside(path):
     for candidate in (tables, f"{tables}.gz"):
         if os.path.isfile(candidate):
             return candidate
-    raise UserError("no such file", place=tables, expected=f"the tables of {path}",
+    raise UserError("no such file", location=tables, expected=f"the tables of {path}",
                     remedy="put it there, or name it with --tables FILE")  # fmt: skip
 
 
 def _json_lines(path):
     """Yield ("file:line", object) for every line that is not blank; a faulty one is a `UserError` in its place."""
     for line, text in text_lines(path):
-        place = f"{path}:{line}"
+        location = f"{path}:{line}"
         if not text.strip():
             continue
         try:
-            value = loads(text, place)
+            value = loads(text, location)
         except UserError as error:
-            value = UserError(error.found, place=place, expected="an object a line")
+            value = UserError(error.found, location=location, expected="an object a line")
         if not isinstance(value, (dict, UserError)):
-            value = UserError(f"is {brief(value)}", place=place, expected="an object a line")
-        yield place, value
+            value = UserError(f"is {brief(value)}", location=location, expected="an object a line")
+        yield location, value
 
 
 def _headers(paths):
     """{id of a table: the names of its columns}"""
     headers = {}
     for path in paths:
-        for place, table in _json_lines(path):
+        for location, table in _json_lines(path):
             if isinstance(table, UserError):
-                raise UserError(table.found, place=place, expected=table.expected, remedy="copy the file again")
+                raise UserError(table.found, location=location, expected=table.expected, remedy="copy the file again")
             header = table.get("header")
             if not isinstance(header, list) or not all(name is None or isinstance(name, str) for name in header):
-                raise UserError(f"'header' is {brief(header)}", place=place, expected="a list of column names",
+                raise UserError(f"'header' is {brief(header)}", location=location, expected="a list of column names",
                                 remedy="check that this is the file of tables")  # fmt: skip
-            headers[text_field(table, "id", place)] = header
+            headers[text_field(table, "id", location)] = header
     return headers
 
 
 def _query(headers):
     words = ", ".join([*AGGREGATIONS[1:], *OPERATORS, *KEY_WORDS])
 
-    def parse(record, place, drops):
-        asked = usable(text_field(record, "question", place), "'question'", place)
-        table = text_field(record, "table_id", place)
+    def parse(record, location, drops):
+        asked = usable(text_field(record, "question", location), "'question'", location)
+        table = text_field(record, "table_id", location)
         if table not in headers:
-            raise UserError(f"no table {table!r}", place=place, expected="a table of the files of tables",
+            raise UserError(f"no table {table!r}", location=location, expected="a table of the files of tables",
                             remedy="name the right ones with --tables FILE")  # fmt: skip
         header, sql = headers[table], record.get("sql")
-        check_sql(sql, len(header), place)
+        check_sql(sql, len(header), location)
         if any(header[column] is None for column in (sql["sel"], *(cond[0] for cond in sql["conds"]))):
-            raise UserError("the query is about a column without a name", place=place, expected="named columns")
+            raise UserError("the query is about a column without a name", location=location, expected="named columns")
         columns = ", ".join(name for name in header if name is not None)
         answer = query_text(sql, header)
         gold = {"sql": {key: sql[key] for key in ("sel", "conds", "agg")}, "table": {"header": header, "id": table},
@@ -220,16 +220,16 @@ def qasrl(args, report):
                 raise row
             known[row["qasrl_id"]] = row["sentence"]
 
-        def parse(row, place, drops):
+        def parse(row, location, drops):
             if row.get("is_redundant", "").lower() == "true":
                 drops["redundant"] += 1
                 return None
             if row["qasrl_id"] not in known:
-                raise UserError(f"no sentence {row['qasrl_id']!r}", place=place, expected=f"one of {sentences}")
-            context = usable(known[row["qasrl_id"]], "the sentence", place)
-            answers = list(dict.fromkeys(usable(text, "an answer", place) for text in row["answer"].split("~!~")))
+                raise UserError(f"no sentence {row['qasrl_id']!r}", location=location, expected=f"one of {sentences}")
+            context = usable(known[row["qasrl_id"]], "the sentence", location)
+            answers = list(dict.fromkeys(usable(text, "an answer", location) for text in row["answer"].split("~!~")))
             answers = answers[:1] if split == "train" else answers
-            return sample(context, usable(row["question"], "the question", place), answers)
+            return sample(context, usable(row["question"], "the question", location), answers)
 
         rows = csv_rows(questions, ("qasrl_id", "question", "answer"), remedy)
         return parsed(rows, parse, args.skip_bad)
@@ -248,8 +248,8 @@ def _squad_flags(parser):
 def _register(name, version):
     def read(args, report):
         def articles(split):
-            def parse(article, place, drops):
-                _check(article, place, version, split == "train")
+            def parse(article, location, drops):
+                _check(article, location, version, split == "train")
                 return {"article": article, "gold": None}
 
             return parsed(json_records(getattr(args, split), "data", SHAPE), parse, args.skip_bad)
@@ -274,10 +274,10 @@ def _questions(record):
     return sum(len(paragraph["qas"]) for paragraph in record["article"]["paragraphs"])
 
 
-def _check(article, place, version, train):
+def _check(article, location, version, train):
     """Raise a `UserError` unless every question of an article can be learned from."""
-    for number, paragraph in enumerate(records_field(article, "paragraphs", place)):
-        here = f"{place}.paragraphs[{number}]"
+    for number, paragraph in enumerate(records_field(article, "paragraphs", location)):
+        here = f"{location}.paragraphs[{number}]"
         context = text_field(paragraph, "context", here)
         usable(context, "'context'", here)
         for index, question in enumerate(records_field(paragraph, "qas", here)):
@@ -285,11 +285,11 @@ def _check(article, place, version, train):
             usable(text_field(question, "question", there), "'question'", there)
             answers = records_field(question, "answers", there)
             if (not answers and version == "1.1") or (len(answers) > 1 and train):
-                raise UserError(f"{len(answers)} answers", place=there,
+                raise UserError(f"{len(answers)} answers", location=there,
                                 expected="one, to learn from" if train else "at least one in SQuAD 1.1")  # fmt: skip
             for answer in answers:
                 text, start = text_field(answer, "text", there), answer.get("answer_start")
                 usable(text, "an answer", there)
                 if start is not None and (type(start) is not int or start < 0 or not context.startswith(text, start)):
                     raise UserError(f"the answer {brief(text)} does not stand at {brief(start)} of the context",
-                                    place=there, expected="the place it begins at, in characters")  # fmt: skip
+                                    location=there, expected="the place it begins at, in characters")  # fmt: skip

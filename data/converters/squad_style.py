@@ -60,7 +60,7 @@ def _write(task, args, splits, report):
     if (os.path.exists(args.output) and not os.path.isdir(args.output)) or args.output.endswith(".json"):
         raise UserError(
             "is a file" if os.path.isfile(args.output) else "is the name of a file",
-            place=f"--output {args.output}",
+            location=f"--output {args.output}",
             expected="the directory of the tasks' json files, e.g. data/lifelong",
             remedy="name a directory; the files in it are named by task and split",
         )
@@ -97,8 +97,8 @@ def _drawn(split, samples, args, report):
     for total, item in enumerate(samples, start=1):
         if total <= size:
             kept.append((total, item))
-        elif (place := chance.randrange(total)) < size:
-            kept[place] = (total, item)
+        elif (location := chance.randrange(total)) < size:
+            kept[location] = (total, item)
     report.facts[split]["drawn by chance"] = f"{len(kept)} of {total}"
     yield from (item for _, item in sorted(kept, key=lambda pair: pair[0]))
 

@@ -54,14 +54,14 @@ def cnn_dailymail(args, report):
     if files and (args.stories or lists):
         raise UserError(
             f"goes without --stories and lists, and there is {' '.join(lists) or '--stories'}",
-            place=" ".join(files),
+            location=" ".join(files),
             expected="csv files, or --stories and lists",
             remedy="give one or the other",
         )
     if lists and not args.stories:
         raise UserError(
             "needs --stories",
-            place=" ".join(lists),
+            location=" ".join(lists),
             expected="the folders of the stories",
             remedy="add --stories FOLDER",
         )
@@ -69,7 +69,7 @@ def cnn_dailymail(args, report):
     given = given_splits(args, suffix)
     for folder in args.stories or ():
         if not os.path.isdir(folder):
-            raise UserError("is no folder", place=f"--stories {folder}", remedy="check the path for a typing error")
+            raise UserError("is no folder", location=f"--stories {folder}", remedy="check the path for a typing error")
 
     def read(path):
         raws = _listed_stories(path, args.stories) if args.stories else _rows(path)
@@ -79,13 +79,13 @@ def cnn_dailymail(args, report):
     return split_records(given, sizes, read, report, key=lambda record: record["src"])
 
 
-def _record(raw, place, drops):
+def _record(raw, location, drops):
     article, highlights = raw
     if not article or not highlights:
         drops["without highlights" if article else "without an article"] += 1
         return None
     if any("\0" in line for line in (*article, *highlights)):
-        raise UserError("holds a null byte", place=place, expected="text")
+        raise UserError("holds a null byte", location=location, expected="text")
     return {"src": " ".join(article), "tgt": "\n".join(highlights)}
 
 
@@ -94,14 +94,14 @@ def _lines(text):
 
 
 def _rows(path):
-    """Yield (place, (lines of the article, highlights)) for every row of a csv file, or a `UserError` as the pair."""
+    """Yield (location, (lines of the article, highlights)) of each row of a csv file; a faulty one is a `UserError`."""
     columns = ("article", "highlights")
-    for place, row in csv_rows(path, columns, "the usual files have id, article and highlights"):
-        yield place, row if isinstance(row, UserError) else tuple(_lines(row[name]) for name in columns)
+    for location, row in csv_rows(path, columns, "the usual files have id, article and highlights"):
+        yield location, row if isinstance(row, UserError) else tuple(_lines(row[name]) for name in columns)
 
 
 def _listed_stories(path, folders):
-    """Yield (place, (lines of the article, highlights)) for every line of a list, or a `UserError` as the pair."""
+    """Yield (location, (lines of the article, highlights)) for every line of a list, or a `UserError` as the pair."""
     for number, line in text_lines(path):
         line = line.strip()
         if not line:
@@ -109,19 +109,19 @@ def _listed_stories(path, folders):
         name = line.removesuffix(_STORY)
         if "://" in line:
             name = hashlib.sha1(line.encode()).hexdigest()
-        place = f"{path}:{number}"
+        location = f"{path}:{number}"
         if os.path.basename(name) != name:
             expected = "a story file's name, or a url whose sha1 is one"
-            yield place, UserError(f"{line[:200]!r} is a path", place=place, expected=expected)
+            yield location, UserError(f"{line[:200]!r} is a path", location=location, expected=expected)
             continue
         files = (os.path.join(folder, name + _STORY) for folder in folders)
         story = next((file for file in files if os.path.isfile(file)), None)
         if not story:
             yield (
-                place,
+                location,
                 UserError(
                     f"no file {name}{_STORY} in {', '.join(folders)}, for {line[:200]!r}",
-                    place=place,
+                    location=location,
                     expected="a story file's name, or a url whose sha1 is one",
                 ),
             )

@@ -53,7 +53,7 @@ def _xml_files(path):
     found = sorted(file for file in found if file.endswith((".xml", ".xml.gz")))
     if not found:
         raise UserError(
-            "holds no .xml file", place=path, expected="a folder of the data set", remedy="check the path"
+            "holds no .xml file", location=path, expected="a folder of the data set", remedy="check the path"
         )  # fmt: skip
     return found
 
@@ -69,33 +69,33 @@ def _check_tasks(paths):
     """A `UserError` where files of 3.0's other task, texts to triples, stand among those of this one."""
     parsing = [path for path in paths if _PARSING in os.path.basename(path)]
     if parsing and len(parsing) < len(paths):
-        raise UserError("belongs to semantic parsing, and others beside it do not", place=parsing[0],
+        raise UserError("belongs to semantic parsing, and others beside it do not", location=parsing[0],
                         expected="files of one task", remedy=_TEST_FILES)  # fmt: skip
 
 
 def _once(entries, split):
     """The entries as they come; a `UserError` where two files of a split hold the same one, which would count twice."""
     files = {}
-    for place, entry in entries:
+    for location, entry in entries:
         key = (entry["category"], *sorted(entry["triples"]))
-        file = place.rpartition(":")[0]
+        file = location.rpartition(":")[0]
         first = files.setdefault(key, file)
         if first != file:
-            raise UserError(f"an entry that {first} holds, too", place=place, remedy=_TEST_FILES,
+            raise UserError(f"an entry that {first} holds, too", location=location, remedy=_TEST_FILES,
                             expected=f"files of which no two hold the same entry, for --{split}")  # fmt: skip
-        yield place, entry
+        yield location, entry
 
 
 def _entries(paths, cut):
-    """Yield (place, {"category", "sets": number of triple sets, "triples": [..], "texts": [(language, text)]})."""
+    """Yield (location, {"category", "sets": number of triple sets, "triples": [..], "texts": [(language, text)]})."""
     for path in paths:
         entry, seen, pieces, stack = None, False, [], []
         for event, value, attributes, line in xml_events(path, "entry", cut):
             if event == "start":
                 stack.append(value)
                 if value == "entry":
-                    place, category = f"{path}:{line}", attributes.get("category")
-                    seen, entry = True, dict(place=place, category=category, sets=0, triples=[], texts=[])
+                    location, category = f"{path}:{line}", attributes.get("category")
+                    seen, entry = True, dict(location=location, category=category, sets=0, triples=[], texts=[])
                 elif value == "modifiedtripleset" and entry:
                     entry["sets"] += 1
                 elif value in ("mtriple", "lex"):
@@ -111,22 +111,22 @@ def _entries(paths, cut):
                 elif value == "lex" and entry:
                     entry["texts"].append((language, "".join(pieces).strip()))
                 elif value == "entry" and entry:
-                    yield entry["place"], entry
+                    yield entry["location"], entry
                     entry = None
         if not seen:
             raise UserError(
-                "holds no <entry>", place=path, expected="a WebNLG file", remedy="check that this is the right file"
+                "holds no <entry>", location=path, expected="a WebNLG file", remedy="check that this is the right file"
             )
 
 
-def _records(entry, place, drops, language, grouped):
+def _records(entry, location, drops, language, grouped):
     if entry["sets"] != 1 or not entry["triples"]:
         raise UserError(
             f"an entry with {entry['sets']} modifiedtripleset and {len(entry['triples'])} mtriple",
-            place=place,
+            location=location,
             expected="one set of at least one triple",
         )
-    src = " && ".join(_triple(text, place) for text in entry["triples"])
+    src = " && ".join(_triple(text, location) for text in entry["triples"])
     refs = []
     for spoken, text in entry["texts"]:
         if spoken != language:
@@ -143,8 +143,8 @@ def _records(entry, place, drops, language, grouped):
     return [{"src": src, "tgt": ref} for ref in refs]
 
 
-def _triple(text, place):
+def _triple(text, location):
     parts = [part.strip() for part in text.split("|")]
     if len(parts) != 3 or not all(parts):
-        raise UserError(f"the triple {text[:100]!r}", place=place, expected="subject | predicate | object")
+        raise UserError(f"the triple {text[:100]!r}", location=location, expected="subject | predicate | object")
     return " | ".join(parts)

@@ -43,7 +43,7 @@ def xml_events(path, unit, cut=None):
         # Entities defined in a document can make it expand without end; these files define none.
         raise UserError(
             "declares a document type",
-            place=f"{path}:{parser.CurrentLineNumber}",
+            location=f"{path}:{parser.CurrentLineNumber}",
             expected="the xml as published, without <!DOCTYPE …>",
             remedy="take that line out",
         )
@@ -67,14 +67,14 @@ def xml_events(path, unit, cut=None):
 
 
 def _not_xml(path, error, cut):
-    place = f"{path}:{error.lineno}"
+    location = f"{path}:{error.lineno}"
     if cut:
         remedy = "copy it again, or use what there is with --allow_cut"
-        return UserError("ends before its closing tags", place=place, expected="a whole xml file", remedy=remedy)
+        return UserError("ends before its closing tags", location=location, expected="a whole xml file", remedy=remedy)
     reason = f"{expat.ErrorString(error.code)} (column {error.offset + 1})"
     return UserError(
         f"is not valid xml: {reason}",
-        place=place,
+        location=location,
         expected="a whole, well-formed xml file",
         remedy="copy the file again, or correct it there",
     )

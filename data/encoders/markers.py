@@ -60,7 +60,7 @@ class Encoder:
         if missing:
             raise UserError(
                 f"the tokenizer has no token {missing[0]!r}",
-                place=f"--task {task.name}",
+                location=f"--task {task.name}",
                 expected="a checkpoint trained for this task",
                 remedy="name the checkpoint's own task, or another checkpoint",
             )
@@ -94,7 +94,7 @@ class Encoder:
         if fixed + len(target) > self.positions:
             raise UserError(
                 f"the target has {len(target)} tokens, with markers {fixed + len(target)}",
-                place=example.place,
+                location=example.location,
                 expected=f"at most {self.positions}, the model's positions",
                 remedy="shorten the target, drop the example, or use a backbone with more positions",
             )

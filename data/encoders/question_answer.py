@@ -140,12 +140,12 @@ class Encoder:
         self.eos = tokenizer.eos_token_id if eos is None else self._id(eos)
         self.lead = leading_space(tokenizer)
         if max_len < 8:
-            raise UserError(f"{max_len} tokens are too few for a question and its answer", place="--max_len",
+            raise UserError(f"{max_len} tokens are too few for a question and its answer", location="--max_len",
                             expected="at least 8", remedy="use a backbone with more positions")  # fmt: skip
 
     def _id(self, token):
         if token not in self.vocabulary:
-            raise UserError(f"the tokenizer has no token {token!r}", place="--model_checkpoint",
+            raise UserError(f"the tokenizer has no token {token!r}", location="--model_checkpoint",
                             expected="a model trained for these tasks", remedy="name its own tasks")  # fmt: skip
         return self.vocabulary[token]
 

@@ -117,8 +117,12 @@ def _build(folder, examples, limit, task, split, tokenizer, max_length):
         while chunk := list(islice(taken, CHUNK)):
             for example, (row, first, shortened) in zip(chunk, encode(tokenizer, chunk, max_length)):
                 if example.label is None and split != "test":
-                    raise UserError("has no labels", place=example.place, expected=f"a column {task.label_column!r}",
-                                    remedy="name a file with labels")  # fmt: skip
+                    raise UserError(
+                        "has no labels",
+                        location=example.location,
+                        expected=f"a column {task.label_column!r}",
+                        remedy="name a file with labels",
+                    )
                 ids.write(np.array(row, id_type).tobytes())
                 values = (len(row), first, _label(example.label, number), example.index)
                 for column, value in zip(columns.values(), values):
@@ -181,11 +185,15 @@ def need(data_dir, names, splits, otherwise=""):
         return
     whole = [name for name in names if not missing(data_dir, [name], splits)]
     if not Path(data_dir).is_dir():
-        raise UserError("no such directory", place=f"--data_dir {data_dir}", expected="the folder of CoLA/, MNLI/, …",
-                        remedy="train_camtl.py --download says where GLUE's files are to be had")  # fmt: skip
+        raise UserError(
+            "no such directory",
+            location=f"--data_dir {data_dir}",
+            expected="the folder of CoLA/, MNLI/, …",
+            remedy="train_camtl.py --download says where GLUE's files are to be had",
+        )
     listed = ", ".join(str(path.relative_to(data_dir)) for path in gone[:6]) + (", …" if len(gone) > 6 else "")
     leave = f"--tasks {' '.join(whole)} leaves them out; " if whole else ""
-    raise UserError(f"no {listed}", place=f"--data_dir {data_dir}", expected="GLUE in the official script's folders",
+    raise UserError(f"no {listed}", location=f"--data_dir {data_dir}", expected="GLUE in the official script's folders",
                     remedy=f"{otherwise}{leave}--download says where to get them")  # fmt: skip
 
 

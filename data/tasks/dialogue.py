@@ -25,7 +25,7 @@ class Dialogue(Conversation):
         "adapter": dict(lr=1e-3, n_epochs=3, train_batch_size=8, gradient_accumulation_steps=2, adapter_bottleneck=100),
     }
 
-    def about(self, record, utterance, gold, place):
+    def about(self, record, utterance, gold, location):
         return [gold], {"persona": record["personality"]}
 
     def opened(self, text, session):

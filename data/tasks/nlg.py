@@ -44,32 +44,32 @@ class NLG(Task):
         "adapter": dict(lr=5e-3, n_epochs=10, train_batch_size=8, gradient_accumulation_steps=4, adapter_bottleneck=10),
     }
 
-    def examples(self, record, place, how=Reading()):
-        slots = mapping_field(record, "src", place)
-        gold = text_field(record, "tgt", place)
-        target = text_field(record, "distillated_tgt", place) if how.distilled else gold
-        references = texts_field(record, "refs", place) if "refs" in record else [gold]
-        yield self.assemble(slots, target, references, place)
+    def examples(self, record, location, how=Reading()):
+        slots = mapping_field(record, "src", location)
+        gold = text_field(record, "tgt", location)
+        target = text_field(record, "distillated_tgt", location) if how.distilled else gold
+        references = texts_field(record, "refs", location) if "refs" in record else [gold]
+        yield self.assemble(slots, target, references, location)
 
-    def assemble(self, slots, target="", references=(), place=""):
+    def assemble(self, slots, target="", references=(), location=""):
         """An `Example` of {slot: value}."""
         unknown = [slot for slot in slots if slot not in SLOTS]
         if unknown:
             raise UserError(
                 f"unknown slot {unknown[0]!r}",
-                place=place,
+                location=location,
                 expected="one of " + ", ".join(map(repr, SLOTS)),
                 remedy="rename the slot, or give it a marker in data/tasks/nlg.py",
             )
         context = [Span(SLOTS[slot], value) for slot, value in slots.items()]
         source = ", ".join(f"{slot}[{value}]" for slot, value in slots.items())
-        return Example(context, Span("<response>", target), source, list(references), place)
+        return Example(context, Span("<response>", target), source, list(references), location)
 
     def typed(self, text, session):
         slots = {slot.strip(): value.strip() for slot, value in TYPED.findall(text)}
         if not slots:
             raise UserError(f"no slot in {text!r}", expected=self.sample)
-        return self.assemble(slots, place="input"), session
+        return self.assemble(slots, location="input"), session
 
     def score(self, hypotheses, references, details=None):
         from versatile.utils import metrics

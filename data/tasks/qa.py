@@ -30,12 +30,12 @@ class QA(Conversation):
         "adapter": dict(lr=5e-4, n_epochs=5, train_batch_size=2, gradient_accumulation_steps=8, adapter_bottleneck=300),
     }
 
-    def about(self, record, utterance, gold, place):
+    def about(self, record, utterance, gold, location):
         story, turn = record.get("id", ""), utterance.get("turn_id", 0)
         for name, value, kind in (("id", story, (str, int)), ("turn_id", turn, int)):
             if not isinstance(value, kind):
-                raise UserError(f"{name!r} is {brief(value)}", place=place, expected="the id in the data set")
-        answers = texts_field(utterance, "answers", place) if "answers" in utterance else [gold]
+                raise UserError(f"{name!r} is {brief(value)}", location=location, expected="the id in the data set")
+        answers = texts_field(utterance, "answers", location) if "answers" in utterance else [gold]
         return answers or [gold], {"id": story, "turn_id": turn}
 
     def score(self, hypotheses, references, details=None):

@@ -28,9 +28,9 @@ class WebNLG(TextPair):
         "adapter": dict(lr=1e-3, n_epochs=10, train_batch_size=8, gradient_accumulation_steps=4, adapter_bottleneck=64),
     }
 
-    def examples(self, record, place, how=Reading()):
-        for example in super().examples(record, place, how):
-            yield replace(example, references=texts_field(record, "refs", place)) if "refs" in record else example
+    def examples(self, record, location, how=Reading()):
+        for example in super().examples(record, location, how):
+            yield replace(example, references=texts_field(record, "refs", location)) if "refs" in record else example
 
     def score(self, hypotheses, references, details=None):
         from versatile.utils import metrics

@@ -60,7 +60,7 @@ class Strategy:
                 others.setdefault(flag, []).append(other.name)
         for flag, names in others.items():
             if getattr(settings, flag, None):
-                raise UserError(f"{cls.name} does not use it", place=f"--{flag}",
+                raise UserError(f"{cls.name} does not use it", location=f"--{flag}",
                                 expected=f"--{flag} goes with --seq_train_type {' or '.join(names)}",
                                 remedy="leave it out")  # fmt: skip
         if cls.joint:
@@ -84,7 +84,7 @@ class Strategy:
         }
         for flag, (is_given, reason, remedy) in reasons.items():
             if is_given:
-                raise UserError(f"{at_once}, {reason}", place=f"--{flag}", remedy=remedy)
+                raise UserError(f"{at_once}, {reason}", location=f"--{flag}", remedy=remedy)
 
     @classmethod
     def directory_ending(cls, settings):
@@ -186,11 +186,11 @@ class Strategy:
         except UserError:
             raise
         except FileNotFoundError:
-            raise UserError(f"missing: {self.name} keeps there what it knows of the tasks trained", place=path,
+            raise UserError(f"missing: {self.name} keeps there what it knows of the tasks trained", location=path,
                             remedy=remedy) from None  # fmt: skip
         except Exception as error:
             # Whatever is wrong with the file: torch's readers raise of many kinds.
-            raise UserError(f"damaged, or of another model: {first_line(error)}", place=path, remedy=remedy,
+            raise UserError(f"damaged, or of another model: {first_line(error)}", location=path, remedy=remedy,
                             expected=f"what train_lifelong.py wrote for {self.name}") from error  # fmt: skip
 
 

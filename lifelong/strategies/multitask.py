@@ -42,7 +42,7 @@ class Multitask(Strategy):
         super().check(settings)
         counts = settings.upsample_data
         if isinstance(counts, list) and len(counts) != len(settings.tasks):
-            raise UserError(f"{len(counts)} numbers for {len(settings.tasks)} tasks", place="--upsample_data",
+            raise UserError(f"{len(counts)} numbers for {len(settings.tasks)} tasks", location="--upsample_data",
                             remedy="give one for each")  # fmt: skip
 
     def training_rows(self, rows):
