@@ -17,12 +17,13 @@ from conftest import ROOT
 
 # Scripts whose flags are the fields of dataclasses.
 ARGUMENTS = {"train_t5.py": "versatile.training.t5_arguments", "pretrain_t5.py": "versatile.training.t5_pretraining"}
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXTENDING = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+# README and the pages that it leads to: {file: text}.
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+README = "\n".join(PAGES.values())
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README + EXTENDING, re.S)
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
 def run_sh(*args):
@@ -189,17 +190,29 @@ def test_lifelong_recipes_convert_as_many_questions_as_l2kd_released(called, tmp
         assert args.format != "squad-e2e" or args.single_reference
 
 
-def test_files_and_pictures_that_readme_names_exist():
-    for path in re.findall(r"\]\((?!http|#)([^)#]+)\)", README) + re.findall(
-        r"`((?:data|bench|docs)/[\w./]+\.\w+)`", README
-    ):
+def headings(text):
+    """The anchors of a page's headings, as they are linked."""
+    titles = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_pictures_and_headings_that_a_page_names_exist(page):
+    text = PAGES[page]
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        path, _, heading = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.is_file(), target
+        assert not heading or heading in headings(PAGES[linked]), target
+    for path in re.findall(r"`((?:data|bench|docs)/[\w./]+\.\w+)`", text):
         if not path.startswith(("data/NLG", "data/NMT", "data/persona", "data/CoQA", "data/SQuAD", "data/poem")):
             assert (ROOT / path).is_file(), path
-    for heading in re.findall(r"\]\(#([\w-]+)\)", README):
-        titles = [
-            re.sub(r"[^\w -]", "", t).strip().lower().replace(" ", "-") for t in re.findall(r"^#+ (.*)", README, re.M)
-        ]
-        assert heading in titles
+
+
+def test_readme_is_short_and_leads_to_every_page():
+    readme = PAGES[ROOT / "README.md"]
+    assert readme.count("\n") <= 220
+    assert all(f"docs/{page.name}" in readme for page in PAGES if page.parent.name == "docs")
 
 
 @pytest.fixture
