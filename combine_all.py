@@ -73,7 +73,7 @@ def combine(args):
     sources = read_sources(args)
     inputs = {s.task: read_inputs(args, s) for s in sources}
     model, tokenizer = combining.build(sources)
-    counts, args.model_checkpoint = combining.ledger(model), backbone_name(sources[0], model)
+    counts, args.model_checkpoint = combining.count_task_parameters(model), backbone_name(sources[0], model)
     with atomic_directory(args.output) as beside:
         checkpoint.save(model, tokenizer, beside)
         # What is proved is what the files hold; and this way a source's backbone finds room beside it.
@@ -193,11 +193,11 @@ def prove(args, directory, sources, inputs):
 
     proofs, device = {}, idist.device()
     ours = checkpoint.load(directory)
-    inference.ready(ours[0], device, torch.float32)
+    inference.prepare_for_inference(ours[0], device, torch.float32)
     for folder in dict.fromkeys(s.directory for s in sources):
         own = [s for s in sources if s.directory == folder]
         theirs = combining.open_source(folder, [s.task for s in own])
-        inference.ready(theirs[0], device, torch.float32)
+        inference.prepare_for_inference(theirs[0], device, torch.float32)
         combining.same_backbone(ours[0], theirs[0], own[0].flag)
         for s in own:
             part = inputs[s.task]

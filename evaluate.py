@@ -42,7 +42,7 @@ def parser():
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
     list_tasks(g, text_to_text=True)
     g = p.add_argument_group("ablations (a checkpoint knows its own; given, they are checked)")
-    g.add_argument("--emb_only", action="store_true", help="trained were the task's rows alone")
+    g.add_argument("--emb_only", action="store_true", help="trained were the task's embeddings alone")
     g.add_argument("--outputlayer_only", action="store_true", help="trained was the vocabulary table alone")
     g.add_argument("--random_init", action="store_true", help="of a bare backbone: its shape with fresh weights")
     g.add_argument("--self_copy", action="store_true", help="with a pointer; a released checkpoint does not say so")
@@ -144,7 +144,7 @@ def evaluate(args, task):
     mode = "GPT2_result" if model.info.mode == "full" else "adapter_result"
     args.output_dir = args.output_dir or f"results/{mode}"
     writable_directory(args.output_dir, "--output_dir")
-    parameters, positions = inference.ready(model, device, dtype)
+    parameters, positions = inference.prepare_for_inference(model, device, dtype)
     more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters, method=method,
                 backbone=model.config._name_or_path) | runs.origin(args.model_checkpoint)  # fmt: skip
     from versatile.training.decoding import Decoding
@@ -156,7 +156,7 @@ def evaluate(args, task):
 
 
 def load_model(args, task):
-    """(model, tokenizer, how it was trained): the checkpoint's, or a bare backbone with untrained task rows."""
+    """(model, tokenizer, how it was trained): the checkpoint's, or a bare backbone with untrained task embeddings."""
     import torch
     from versatile.adapters import checkpoint
     from versatile.adapters.attach import attach

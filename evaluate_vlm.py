@@ -79,7 +79,7 @@ def evaluate(args):
     model, tokenizer = checkpoint.load(args.model_checkpoint, None if args.task == "all" else args.task)
     parts = read_parts(args, model.info)
     writable_directory(args.output_dir, "--output_dir")
-    parameters, positions = inference.ready(model, device, dtype)
+    parameters, positions = inference.prepare_for_inference(model, device, dtype)
     method = "released" if released.is_released(args.model_checkpoint) else "combined"
     more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters, method=method,
                 backbone=model.config._name_or_path) | runs.origin(args.model_checkpoint)  # fmt: skip

@@ -120,7 +120,7 @@ class Talk:
     def __init__(self, args):
         import ignite.distributed as idist
         from versatile.adapters import checkpoint, inference
-        from versatile.adapters.attach import describe
+        from versatile.adapters.attach import parameter_summary
         from versatile.adapters.backbones import bundled as embedded
         from versatile.adapters.backbones import loading as backbones
         from versatile.data.own_tasks import register_own_tasks
@@ -138,8 +138,8 @@ class Talk:
                             expected="a directory that combine_all.py, train_vlm.py or train.py wrote, "
                                      "or a released VLM")  # fmt: skip
         self.model, self.tokenizer = checkpoint.load(args.model_checkpoint, args.task)
-        self.trained = describe(self.model)
-        _, self.positions = inference.ready(self.model, device, self.dtype)
+        self.trained = parameter_summary(self.model)
+        _, self.positions = inference.prepare_for_inference(self.model, device, self.dtype)
         # A task without a file of its own can be held, but not be typed to.
         register_own_tasks(self.model.info.definitions.values())
         self.tasks = {name: task for name in self.model.info.tasks if (task := find(name))}

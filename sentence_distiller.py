@@ -115,7 +115,7 @@ def distil(args, task, path):
     content = task.content_key(args.dataset_path, "train")
     how = task.reading(args.max_history or checkpoint.history(args.model_checkpoint, task.name), decoding=True)
     model, tokenizer = checkpoint.load(args.model_checkpoint, task.name)
-    _, positions = inference.ready(model, device, dtype)
+    _, positions = inference.prepare_for_inference(model, device, dtype)
     from versatile.training.decoding import Decoding
 
     decoding = Decoding.from_flags(args, positions)
@@ -215,7 +215,7 @@ def next_command(args, task, how, teacher):
     from versatile.training.runs import origin
 
     beside = Path(args.output) == distilled_beside(args.dataset_path)
-    named = teacher.info.mode == "adapter" and not teacher.info.carry
+    named = teacher.info.mode == "adapter" and not teacher.info.save_backbone
     backbone = origin(args.model_checkpoint).get("backbone", teacher.config._name_or_path if named else "gpt2")
     width = task.published.get("adapter", {}).get("adapter_bottleneck", 64)
     data = args.dataset_path if beside else args.output

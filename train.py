@@ -46,15 +46,15 @@ def parser():
     g.add_argument("--model_checkpoint", default="gpt2",
                    help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
     g.add_argument("--adapter_bottleneck", type=flags.bottleneck, default=-1, metavar="N",
-                   help="train an adapter of this width and the task's rows beside the frozen backbone; "
-                        "0: the rows alone; -1: train the whole model (default -1)")  # fmt: skip
+                   help="train an adapter of this width and the task's embeddings beside the frozen backbone; "
+                        "0: the embeddings alone; -1: train the whole model (default -1)")  # fmt: skip
     g.add_argument("--method", choices=method_flags.method_names(),
                    help="how the backbone is adapted: the method with its published or default settings "
                         "(default: as --adapter_bottleneck says)")  # fmt: skip
     method_flags.add_setting_flags(g)
     g.add_argument("--row_init", choices=["normal", "words"], default="normal",
-                   help="task rows start from N(0, 0.02) as published, or from their markers' words")  # fmt: skip
-    g.add_argument("--emb_only", action="store_true", help="train the task's rows alone, without an adapter")
+                   help="task embeddings start from N(0, 0.02) as published, or from their markers' words")  # fmt: skip
+    g.add_argument("--emb_only", action="store_true", help="train the task's embeddings alone, without an adapter")
     g.add_argument("--outputlayer_only", action="store_true", help="train the whole vocabulary table alone")
     g.add_argument("--random_init", action="store_true", help="the backbone's shape with fresh weights")
     g.add_argument("--self_copy", action="store_true", help="mix the output with a pointer to the input")
@@ -113,8 +113,8 @@ def train(args, given):
         splits = experiment.load_splits(args, {task.name: task}, {task.name: path}, tokenizer, positions, limits)
         longest = int(splits["train"][task.name].lengths[: args.limit].max())
         objective = load_teacher(args, task, (model, tokenizer), dtype, longest)
-    experiment.say(adapting.describe(model))
-    experiment.settle(model, args, dtype)
+    experiment.say(adapting.parameter_summary(model))
+    experiment.prepare_for_training(model, args, dtype)
     if run is None:
         run = experiment.new_run(args, (task.name, mode(args)), method(args))
     experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, objective=objective)
@@ -215,7 +215,7 @@ def load_teacher(args, task, student, dtype, longest):
     except UserError as error:
         location = str(error.location).replace("--model_checkpoint", "--teacher")
         raise UserError(error.found, location=location, expected=error.expected, remedy=error.remedy) from error
-    inference.ready(teacher, idist.device(), dtype)
+    inference.prepare_for_inference(teacher, idist.device(), dtype)
     teacher = WordTeacher((teacher, tokenizer), student, task, dtype, longest)
     return Distilled(teacher, temperature=args.temperature, alpha=args.kd_alpha)
 

@@ -76,7 +76,7 @@ def work(args, given):
     if args.do_train:
         parameters = freeze(args, model)
     model.to(idist.device())
-    devices.settle(model, idist.device(), dtype)
+    devices.prepare_for_device(model, idist.device(), dtype)
     if not args.do_train:
         step = camtl.trained_steps(args.model_checkpoint)
         return camtl.finish(args, args.output_dir, model, tokenizer, splits, dtype, step)

@@ -189,8 +189,8 @@ def train(args, given):
     if args.distil and not named:
         teachers |= {name: learning.train_teacher(args, name, dtype) for name in args.tasks if name not in teachers}
         teaching.check_teachers(learner, teachers, args)
-    experiment.say(adapting.describe(learner.model))
-    experiment.settle(learner.model, args, dtype)
+    experiment.say(adapting.parameter_summary(learner.model))
+    experiment.prepare_for_training(learner.model, args, dtype)
     if run is None:
         args.output_dir = str(args.output_dir or sequence.directory(args))
         run = experiment.new_run(args, (), args.seq_train_type)

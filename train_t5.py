@@ -47,7 +47,7 @@ def train(arguments):
     with args.main_process_first():
         model, tokenizer = t5_setup.build(arguments)
         parts = t5_setup.read(arguments, tokenizer, model)
-    say(t5.describe(model))
+    say(t5.parameter_summary(model))
     if evaluation := t5_setup.evaluation(arguments, tokenizer, parts.get("validation")):
         t5_evaluation.check_best_metric(args, evaluation)
     drawn = t5_setup.batches(arguments, model, tokenizer, parts) if args.do_train else None

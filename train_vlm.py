@@ -80,13 +80,13 @@ def parser():
     g.add_argument("--model_checkpoint", default="gpt2",
                    help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
     g.add_argument("--adapter_bottleneck", nargs="+", type=count(flags.not_negative), default=[], metavar="[TASK=]N",
-                   help="widths: one for all or one a task; 0: the rows alone (default: published)")  # fmt: skip
+                   help="widths: one for all or one a task; 0: the embeddings alone (default: published)")  # fmt: skip
     g.add_argument("--method", nargs="+", type=count(method_name), default=[], metavar="[TASK=]NAME",
                    help="how the backbone is adapted: one method for all tasks or one for each, of "
                         f"{', '.join(method_flags.method_names())} (default: bottleneck)")  # fmt: skip
     method_flags.add_setting_flags(g)
     g.add_argument("--row_init", choices=["normal", "words"], default="normal",
-                   help="task rows start from N(0, 0.02) as published, or from their markers' words")  # fmt: skip
+                   help="task embeddings start from N(0, 0.02) as published, or from their markers' words")  # fmt: skip
     g.add_argument("--random_init", action="store_true", help="the backbone's shape with fresh weights")
     g.add_argument("--unfreeze_backbone", action="store_true", help="train the backbone too, as the original does")
     flags.training_flags(p, published="")
@@ -144,8 +144,8 @@ def train(args, given):
                 adapting.start_rows_from_words(model, tokenizer, name)
         positions = backbone_of(model.config).max_length(model.config)
         splits = experiment.load_splits(args, tasks, paths, tokenizer, positions, limits)
-    experiment.say(adapting.describe(model))
-    experiment.settle(model, args, dtype)
+    experiment.say(adapting.parameter_summary(model))
+    experiment.prepare_for_training(model, args, dtype)
     if run is None:
         run = experiment.new_run(args, ("vlm", *args.tasks), "multi-task")
     result = experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, temperature=temperature,

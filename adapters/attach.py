@@ -17,10 +17,10 @@ from versatile.adapters.methods.base import parameters_of_tasks as owners  # noq
 from versatile.adapters.methods.registry import BARE, get_method, method_of
 from versatile.adapters.routing import TaskRouter
 from versatile.adapters.trained import (  # noqa: F401  (part of this interface)
-    describe,
+    count_parameters,
     halve_frozen,
-    ledger,
     only_tables,
+    parameter_summary,
     trainable,
 )  # fmt: skip
 
@@ -36,10 +36,10 @@ class TaskModelInfo:
         markers: {task: its special tokens in order}; the order of tasks gives their ids.
         methods: {task: {"method": its name, setting: value, ...}} (adapters/methods/registry.py); {} in "full".
         first: id of the first added token; below it lies the backbone's own vocabulary.
-        own_columns: a task's rows are scored against the base vocabulary and the task's own tokens only.
+        mask_other_tasks: a task's embeddings are scored against the base vocabulary and the task's own tokens only.
             False for released checkpoints, whose other tasks' columns took part in the softmax.
         freeze: beside an adapter the backbone is frozen; False: it is trained too.
-        carry: a checkpoint holds the backbone itself instead of its name.
+        save_backbone: a checkpoint holds the backbone itself instead of its name.
         self_copy: the output is a mixture with a pointer (adapters/methods/pointer.py).
         histories: {task: exchanges of a conversation it was trained with}, where that is known.
         definitions: {task: what defines it}, of tasks of the user's own; see `data.own_tasks`.
@@ -49,9 +49,9 @@ class TaskModelInfo:
     markers: dict
     methods: dict
     first: int
-    own_columns: bool = True
+    mask_other_tasks: bool = True
     freeze: bool = True
-    carry: bool = False
+    save_backbone: bool = False
     self_copy: bool = False
     histories: dict = field(default_factory=dict)
     definitions: dict = field(default_factory=dict)
@@ -141,7 +141,7 @@ class TaskConditioned:
         rows, at, targets = label_places(labels)
         picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows * labels.shape[1] + at)
         head = self.get_output_embeddings()
-        if self.info.own_columns and len(self.info.markers) > 1 and self.info.mode == "adapter":
+        if self.info.mask_other_tasks and len(self.info.markers) > 1 and self.info.mode == "adapter":
             return LabelScores(head(picked, self._foreign_columns(ids, picked.device)[rows]), targets, rows)
         return LabelScores(head(picked), targets, rows)
 
@@ -193,7 +193,7 @@ def add_tokens(tokenizer, markers):
 
 
 def start_rows_from_words(model, tokenizer, task, std=None):
-    """Start a task's rows from what their markers are called, instead of at random.
+    """Start a task's embeddings from what their markers are called, instead of at random.
 
     `<customerRating>` starts as the mean of the base embeddings of " customer", " rating", scaled to the standard
     deviation a random row would have. A marker then points where its words point from the first step on, while
@@ -216,7 +216,9 @@ def start_rows_from_words(model, tokenizer, task, std=None):
                 rows[at] = mean * (std / mean.std())
 
 
-def attach(model, tokenizer, markers, methods=None, own_columns=True, std=None, *, freeze=True, carry=None):
+def attach(
+    model, tokenizer, markers, methods=None, mask_other_tasks=True, std=None, *, freeze=True, save_backbone=None
+):
     """Make a loaded backbone a model of tasks.
 
     Args:
@@ -224,12 +226,13 @@ def attach(model, tokenizer, markers, methods=None, own_columns=True, std=None, 
         tokenizer: its fast tokenizer; gets `<pad>` and the markers.
         markers: {task: its special tokens in order}.
         methods: {task: how it is adapted}, as `methods.registry.method_of` takes it, to freeze the backbone and train
-            what is added and the tasks' rows (a number: a bottleneck adapter of this width, 0: rows only); None to
-            train everything.
-        own_columns: see `TaskModelInfo`.
+            what is added and the tasks' embeddings (a number: a bottleneck adapter of this width, 0: embeddings only);
+            None to train everything.
+        mask_other_tasks: see `TaskModelInfo`.
         std: standard deviation new rows start from (default: the family's).
         freeze: with `methods`, False trains the backbone too.
-        carry: checkpoints hold the backbone itself (default: when it is not frozen), so that it can be found again.
+        save_backbone: checkpoints hold the backbone itself (default: when it is not frozen), so that it can be found
+            again.
 
     Returns:
         the same model object, its class now also `TaskConditioned`.
@@ -241,7 +244,7 @@ def attach(model, tokenizer, markers, methods=None, own_columns=True, std=None, 
     backbone = backbone_of(model.config)
     check_methods(backbone, methods or {})
     # What a carried backbone is saved with: its own tokenizer, without what is added now.
-    bare = copy.deepcopy(tokenizer) if methods is not None and (carry or not freeze) else None
+    bare = copy.deepcopy(tokenizer) if methods is not None and (save_backbone or not freeze) else None
     model.row_std = std = backbone.row_std(model) if std is None else std
     first = add_tokens(tokenizer, markers)
     info = TaskModelInfo(
@@ -249,9 +252,9 @@ def attach(model, tokenizer, markers, methods=None, own_columns=True, std=None, 
         markers={task: list(names) for task, names in markers.items()},
         methods=methods or {},
         first=first,
-        own_columns=own_columns,
+        mask_other_tasks=mask_other_tasks,
         freeze=freeze or methods is None,
-        carry=bare is not None,
+        save_backbone=bare is not None,
     )
     _condition(model, info)
     model.bare_tokenizer = bare
@@ -318,7 +321,7 @@ def keep_tasks(model, order):
     """Let an attached model answer for the tasks in `order`, in that order: it gives their ids.
 
     Token ids and rows stay as they are: a released checkpoint orders both differently, and one of a single task
-    has the other tasks' rows too.
+    has the other tasks' embeddings too.
     """
     info = model.info
     info.markers = {task: info.markers[task] for task in order}

@@ -57,14 +57,14 @@ def save(model, tokenizer, directory, state=None):
             task["max_history"] = info.histories[task["name"]]
         if task["name"] in info.definitions:
             task["definition"] = info.definitions[task["name"]]
-    tasks = dict(tasks=tasks, first=info.first, own_columns=info.own_columns, self_copy=info.self_copy)
+    tasks = dict(tasks=tasks, first=info.first, own_columns=info.mask_other_tasks, self_copy=info.self_copy)
     if info.mode == "full":
         model.config.versatile = tasks
         # One file whatever its size: a resumed run reads it back by name.
         model.save_pretrained(directory, state_dict=_full_state(model), max_shard_size="10TB")
     else:
         # The config goes last: its fingerprint names one backbone, so that a mixture of two savings is noticed.
-        backbone = _save_backbone(model, directory / BACKBONE) if info.carry else _backbone_name(model)
+        backbone = _save_backbone(model, directory / BACKBONE) if info.save_backbone else _backbone_name(model)
         _write_tensors(directory / WEIGHTS, state or adapter_state(model))
         config = dict(
             peft_type="VERSATILE_BOTTLENECK",
@@ -200,7 +200,7 @@ def load_weights(model, directory):
         _copy({key: state[key] for key in added}, added, directory)
         return
     adapters = read_safetensors(directory / WEIGHTS)
-    if model.info.carry:
+    if model.info.save_backbone:
         path = directory / BACKBONE / "model.safetensors"
         _copy(read_safetensors(path), _without_tied(model, backbone_state(model)), path)
         model.backbone_fingerprint = backbones.fingerprint(backbone_state(model))
@@ -353,7 +353,7 @@ def _check_joins(model, tokenizer, config, location):
     info, vocabulary = model.info, tokenizer.get_vocab()
     if info.mode == "full":
         raise UserError("the model is fully fine-tuned: it takes no adapters", location="load_onto")
-    if info.self_copy or config.get("self_copy") or not (info.own_columns and config.get("own_columns", True)):
+    if info.self_copy or config.get("self_copy") or not (info.mask_other_tasks and config.get("own_columns", True)):
         raise UserError("the model or the adapter has self-copy, or scores all tasks' columns as released checkpoints "
                         "do: its tasks cannot join others", location=location, remedy="load it by itself")  # fmt: skip
     expected = config.get("base_model_fingerprint")
@@ -391,8 +391,9 @@ def _load_adapter(path):
     if taken := [m for task in order for m in task["markers"] if m in vocabulary]:
         raise UserError(f"the marker {taken[0]!r} is a token of the backbone already", location=path / CONFIG,
                         expected="markers of the tasks' own")  # fmt: skip
-    carry, freeze = config["base_model_name_or_path"] == BACKBONE, config.get("freeze", True)
-    attach(model, tokenizer, _markers(order), methods, config.get("own_columns", True), freeze=freeze, carry=carry)
+    save_backbone, freeze = config["base_model_name_or_path"] == BACKBONE, config.get("freeze", True)
+    attach(model, tokenizer, _markers(order), methods, config.get("own_columns", True), freeze=freeze,
+           save_backbone=save_backbone)  # fmt: skip
     keep_tasks(model, [task["name"] for task in config["tasks"]])
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
         module.rows.spare_scores = config.get("spare_scores", False)

@@ -2,8 +2,8 @@
 
 What belongs to a task is its adapters and its own rows (output rows too beside an untied head); each is taken as it
 is, so the result answers a task as the task's own model did, to the last bit. Models of a released checkpoint score
-foreign markers too: there a combination is what the original's was, every task's rows from its own checkpoint, and
-its perplexity, which counts foreign markers, is not that of the task's own model; its outputs are.
+foreign markers too: there a combination is what the original's was, every task's embeddings from its own checkpoint,
+and its perplexity, which counts foreign markers, is not that of the task's own model; its outputs are.
 Two things are not taken as the original takes them. It gives `<pad>` a fresh random row: here the sources' row is kept
 where they all have the same, else `<pad>` is never scored. And it drops the `p_gen_linear` that every task trained
 for itself: here self-copy is for tasks of one source only.
@@ -40,7 +40,7 @@ class Source:
         held: all tasks of the checkpoint.
         state: {key of `checkpoint.adapter_state`: tensor} of the task.
         common: the same of what belongs to no task: `<pad>`'s row, a pointer's gate.
-        own_columns, self_copy, freeze, carry: as in `TaskModelInfo`.
+        mask_other_tasks, self_copy, freeze, save_backbone: as in `TaskModelInfo`.
         backbone: {what is compared: value}, in the order it is compared in.
         definition: what defines a task of the user's own, or None.
     """
@@ -54,10 +54,10 @@ class Source:
     held: list
     state: dict
     common: dict
-    own_columns: bool
+    mask_other_tasks: bool
     self_copy: bool
     freeze: bool
-    carry: bool
+    save_backbone: bool
     backbone: dict
     definition: dict | None = None
 
@@ -115,7 +115,7 @@ def _flag(directory, task=None):
 
 def _not_adapters(flag, what):
     return UserError(f"this is a {what}: a task cannot be taken out of it", location=flag,
-                     expected="a model with adapters or task rows beside a backbone",
+                     expected="a model with adapters or task embeddings beside a backbone",
                      remedy="train one: train.py --adapter_bottleneck N")  # fmt: skip
 
 
@@ -130,8 +130,8 @@ def read(directory, tasks=None):
             method=info.methods[task], history=info.histories.get(task), held=info.tasks,
             definition=info.definitions.get(task),
             state={k: p for k, p in state.items() if owners[k] == task}, common=common,
-            own_columns=info.own_columns, self_copy=info.self_copy, freeze=info.freeze, carry=info.carry,
-            backbone=backbone,
+            mask_other_tasks=info.mask_other_tasks, self_copy=info.self_copy, freeze=info.freeze,
+            save_backbone=info.save_backbone, backbone=backbone,
         )
         for task in tasks or info.tasks
     ]  # fmt: skip
@@ -182,10 +182,10 @@ def check(sources):
                 raise UserError(f"{what} is {source.backbone[what]}", location=source.flag,
                                 expected=f"{value}, as in {first.flag}",
                                 remedy="combine tasks that were trained beside the same frozen backbone")  # fmt: skip
-        if source.own_columns != first.own_columns:
+        if source.mask_other_tasks != first.mask_other_tasks:
             kinds = {True: "the task's own markers only", False: "all markers, as released checkpoints do"}
-            raise UserError(f"the model scores {kinds[source.own_columns]}", location=source.flag,
-                            expected=f"as {first.flag}, which scores {kinds[first.own_columns]}")  # fmt: skip
+            raise UserError(f"the model scores {kinds[source.mask_other_tasks]}", location=source.flag,
+                            expected=f"as {first.flag}, which scores {kinds[first.mask_other_tasks]}")  # fmt: skip
     _check_self_copy(sources)
 
 
@@ -216,7 +216,8 @@ def build(sources):
     model, tokenizer = _bare(first)
     markers = {s.task: s.markers for s in sources}
     methods = {s.task: s.method for s in sources}
-    attach(model, tokenizer, markers, methods, first.own_columns, freeze=frozen, carry=first.carry or not frozen)
+    attach(model, tokenizer, markers, methods, first.mask_other_tasks, freeze=frozen,
+           save_backbone=first.save_backbone or not frozen)  # fmt: skip
     state = {key: tensor for s in sources for key, tensor in s.state.items()}
     state |= {key: tensor for key, tensor in first.common.items() if all(_has(s, key, tensor) for s in sources)}
     for module in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -236,7 +237,7 @@ def _has(source, key, tensor):
 def _bare(source):
     """(backbone, tokenizer) of a source, as they were before anything was attached."""
     model, _ = open_source(source.directory, [source.task])
-    if not model.info.carry:
+    if not model.info.save_backbone:
         name, seed = model.config._name_or_path, model.random_init_seed
         del model
         return backbones.load(name, random_init=seed)
@@ -292,7 +293,7 @@ def _scores(model, tokenizer, task, sequence):
     return torch.cat([scores[:, : model.info.first], scores[:, own]], dim=-1)
 
 
-def ledger(model):
+def count_task_parameters(model):
     """What the tasks of an attached model add to its backbone, against one full model a task.
 
     Returns:

@@ -1,12 +1,12 @@
 """A trained model made ready to answer."""
 
 import torch
-from versatile.adapters.attach import halve_frozen, ledger
+from versatile.adapters.attach import count_parameters, halve_frozen
 from versatile.adapters.backbones.family import backbone_of
 from versatile.utils import devices
 
 
-def ready(model, device, dtype):
+def prepare_for_inference(model, device, dtype):
     """Freeze everything, move to the device, choose what is fastest there.
 
     Args:
@@ -15,11 +15,11 @@ def ready(model, device, dtype):
         dtype: precision of the matrix products.
 
     Returns:
-        (the model's `ledger` as it was trained, its longest sequence)
+        (the model's `count_parameters` as it was trained, its longest sequence)
     """
-    parameters = ledger(model)
+    parameters = count_parameters(model)
     model.requires_grad_(False).to(device).eval()
     if dtype != torch.float32:
         halve_frozen(model, dtype)
-    devices.settle(model, device, dtype)
+    devices.prepare_for_device(model, device, dtype)
     return parameters, backbone_of(model.config).max_length(model.config)

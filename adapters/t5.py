@@ -41,8 +41,8 @@ from versatile.adapters.t5_model import (  # noqa: F401
     TaskT5,
     attach,
     check,
-    describe,
-    ledger,
+    count_parameters,
+    parameter_summary,
     read_task_embeddings,
     trainable,
 )  # fmt: skip

@@ -450,7 +450,7 @@ def _kind(name):
     return "layer_norms" if parts[-2].endswith("layer_norm") else "backbone"
 
 
-def ledger(model):
+def count_parameters(model):
     """The trained share of a model.
 
     Returns:
@@ -466,9 +466,9 @@ def ledger(model):
     return counts
 
 
-def describe(model):
+def parameter_summary(model):
     """One line for the log: what is trained, and its share of the T5, in all and for each task."""
-    counts = ledger(model)
+    counts = count_parameters(model)
     total = counts.pop("total")
     trained = sum(counts.values())
     parts = " + ".join(f"{kind.replace('_', ' ')} {n:,}" for kind, n in counts.items() if n) or "nothing"

@@ -40,7 +40,7 @@ def halve_frozen(model, dtype):
     """
     from transformers.pytorch_utils import Conv1D
 
-    if trainable(model) and (model.info.mode == "full" or model.info.carry):
+    if trainable(model) and (model.info.mode == "full" or model.info.save_backbone):
         return
     head = model.get_output_embeddings()
     for module in model.modules():
@@ -54,7 +54,7 @@ def halve_frozen(model, dtype):
                 module.bias = torch.nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)
 
 
-def ledger(model):
+def count_parameters(model):
     """The trained share of a model.
 
     Returns:
@@ -72,21 +72,21 @@ def ledger(model):
 
 
 def _kind(name):
-    """Which of the ledger's kinds a parameter counts as."""
+    """Which of the kinds of `count_parameters` a parameter counts as."""
     where, _, rest = name.partition(".")
     if where != "added":
         return "backbone"
     return {"task_embeddings": "task_rows", "pointer": "self_copy"}.get(rest.split(".")[0], "adapters")
 
 
-def describe(model):
+def parameter_summary(model):
     """One line for the log: what is trained and what share of the backbone that is."""
-    c = ledger(model)
+    c = count_parameters(model)
     gate = f" + self-copy gate {c['self_copy']:,}" if "self_copy" in c else ""
     trained = sum(c.values()) - c["total"]
     total = f"{c['total'] / 1e6:.1f}M" if c["total"] >= 1e6 else f"{c['total']:,}"
     share = f" = {100 * trained / c['total']:.2f} % of {total}"
-    added = f"adapters {c['adapters']:,} + task rows {c['task_rows']:,}"
+    added = f"adapters {c['adapters']:,} + task embeddings {c['task_rows']:,}"
     if not c["backbone"]:
         return f"trained: {added}{gate}{share} (frozen)"
     if c["backbone"] < c["total"]:

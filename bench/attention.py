@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Fused attention (SDPA) against plain products ("eager"): which one utils.devices.settle should choose.
+"""Fused attention (SDPA) against plain products ("eager"): which one utils.devices.prepare_for_device should choose.
 
   one CPU:
     OMP_WAIT_POLICY=PASSIVE python bench/attention.py --device cpu
@@ -68,17 +68,17 @@ def main(argv=None):
 
 
 def agree(numbers, device):
-    """One ratio: how much faster settle's choice is than the other, over all shapes; and where it is slower."""
+    """One ratio: how much faster its choice is than the other, over all shapes; and where it is slower."""
     won = []
     for n in numbers:
         eager = device.type == "cpu" and n["dtype"] == "bfloat16"
         won.append(1 / n["ratio"] if eager else n["ratio"])
         if won[-1] < 0.95:
             other = "SDPA" if eager else "eager"
-            print(f"note: {other} is {1 / won[-1]:.2f}x as fast as settle's choice in {n['what']}, {n['dtype']}, "
+            print(f"note: {other} is {1 / won[-1]:.2f}x as fast as its choice in {n['what']}, {n['dtype']}, "
                   f"length {n['length']}")  # fmt: skip
     mean = math.exp(statistics.fmean(map(math.log, won)))
-    print(f"ratio: settle's choice over the other one {mean:.2f}x as fast (geometric mean of {len(won)} shapes; "
+    print(f"ratio: its choice over the other one {mean:.2f}x as fast (geometric mean of {len(won)} shapes; "
           f"{min(won):.2f} to {max(won):.2f}; it is the faster one in {sum(w >= 1 for w in won)})")  # fmt: skip
 
 

@@ -137,7 +137,7 @@ def save(args, **numbers):
 
 
 def default_allocator():
-    """Undo what `devices.settle` tells glibc, so that a plain loop runs as in a process of its own.
+    """Undo what `devices.prepare_for_device` tells glibc, so that a plain loop runs as in a process of its own.
 
     Left alone, glibc raises its threshold for separate mappings to the largest block freed so far, at most
     32 MB, and trims at twice that. Setting anything ends this, so what it arrives at is set.
@@ -178,7 +178,7 @@ def model_flags(p, bottleneck=True):
 
 
 def attached(args, **more):
-    """(model with adapters and 29 task rows, its tokenizer): the same weights for the same seed."""
+    """(model with adapters and 29 task embeddings, its tokenizer): the same weights for the same seed."""
     import torch
     from versatile.adapters import attach as adapting
 

@@ -89,7 +89,7 @@ class Work:
                             num_attention_heads=args.heads, intermediate_size=4 * args.width,
                             max_position_embeddings=max(512, args.max_seq_length))  # fmt: skip
         self.model = TaskBert(BertModel(config), TASKS, args.form, args.max_seq_length).to(device).train()
-        devices.settle(self.model, device, dtype)
+        devices.prepare_for_device(self.model, device, dtype)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
         self.batch = self.made_up(args.train_batch_size, args.seed)
         self.candidates = self.made_up(args.train_batch_size * len(TASKS), args.seed + 1)

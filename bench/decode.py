@@ -87,7 +87,7 @@ def settled(args, device, dtype):
     model.requires_grad_(False).to(device).eval()
     if dtype != torch.float32:
         adapting.halve_frozen(model, dtype)
-    devices.settle(model, device, dtype)
+    devices.prepare_for_device(model, device, dtype)
     return model, tokenizer
 
 
@@ -110,7 +110,7 @@ def ours(args, model_and_tokenizer, prompts, dtype, outputs):
     from versatile.utils import devices
 
     model, tokenizer = model_and_tokenizer
-    devices.settle(model, next(model.parameters()).device, dtype)
+    devices.prepare_for_device(model, next(model.parameters()).device, dtype)
     decoding = Decoding(max_length=args.max_length, batch_size=args.batch_size)
     found = decode(model, tokenizer, [Prompt(*p, 0, EOS) for p in prompts], decoding, dtype=dtype)
     outputs.update(enumerate(found))

@@ -143,7 +143,7 @@ class Training:
         settings = Settings(lr=1e-4, n_epochs=1000, dtype=dtype,
                             gradient_accumulation_steps=args.gradient_accumulation_steps)  # fmt: skip
         self.trainer = Trainer(model, self.batches, None, settings, run=None, save_model=None, load_model=None)
-        devices.settle(model, self.trainer.device, dtype)
+        devices.prepare_for_device(model, self.trainer.device, dtype)
 
     def side(self, task):
         """A turn's work: some optimizer steps on the same examples, of one task or of all in equal shares."""
@@ -177,7 +177,7 @@ class Decoding:
 
         self.args, self.dtype = args, dtype
         self.model, self.tokenizer = attached(args, TASKS)
-        inference.ready(self.model, device, dtype)
+        inference.prepare_for_inference(self.model, device, dtype)
         longest = min(2 * args.prompt_length, args.positions - args.max_length)
         self.splits = splits(args, args.prompts, args.prompt_length, longest)
 

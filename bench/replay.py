@@ -140,7 +140,7 @@ class Generation:
         self.model, self.tokenizer = attached(args)
         if dtype != torch.float32:
             adapting.halve_frozen(self.model, dtype)
-        devices.settle(self.model.to(device).eval(), device, dtype)
+        devices.prepare_for_device(self.model.to(device).eval(), device, dtype)
         # Same weights; attention and matrices as `attach` leaves them.
         self.untouched = attached(args)[0].to(device).eval()
         self.encoder, self.gen = Encoder(self.tokenizer, args.max_len), GEN
@@ -153,7 +153,7 @@ class Generation:
         from versatile.lifelong.replay import generate
         from versatile.utils import devices
 
-        devices.settle(self.model, self.device, self.dtype)
+        devices.prepare_for_device(self.model, self.device, self.dtype)
         found = generate(self.model, self.tokenizer, self.encoder, self.gen, self.args.samples, self.sampling,
                          dtype=self.dtype)  # fmt: skip
         drawn[f"ours, {kind}"] = found
@@ -225,7 +225,7 @@ class Training:
         settings = Settings(lr=1e-4, n_epochs=10**6, weight_decay=0.01, adam_eps=1e-4, dtype=dtype)
         self.trainer = Trainer(self.model, batches, None, settings, run=None, save_model=None, load_model=None,
                                objective=WeightedLoss())  # fmt: skip
-        self.settle = lambda: devices.settle(self.model, self.trainer.device, dtype)
+        self.prepare = lambda: devices.prepare_for_device(self.model, self.trainer.device, dtype)
         self.tokens = sum(2 * len(row) + 3 for row in self.rows)
         size = args.train_batch_size
         chosen = [self.rows[i : i + size] for i in range(0, len(self.rows), size)]
@@ -264,7 +264,7 @@ class Training:
         return self.steps("two")
 
     def steps(self, side):
-        self.settle()
+        self.prepare()
         for window in self.windows[side]:
             self.number += 1
             self.trainer.step(SimpleNamespace(state=SimpleNamespace(iteration=self.number)), window)

@@ -126,13 +126,13 @@ class Ours:
         settings = Settings(lr=args.lr, n_epochs=1000, dtype=dtype,
                             gradient_accumulation_steps=args.gradient_accumulation_steps)  # fmt: skip
         self.trainer = Trainer(self.model, batches, None, settings, run=None, save_model=None, load_model=None)
-        self.settle = lambda: devices.settle(self.model, self.trainer.device, dtype)
+        self.prepare = lambda: devices.prepare_for_device(self.model, self.trainer.device, dtype)
         self.windows, self.step = self.trainer.windows(0), 0
         self.flops_per_token = needed_flops(args, batches)
 
     def turn(self, turn):
         """Some optimizer steps; returns the number of real tokens in them."""
-        self.settle()
+        self.prepare()
         before = self.trainer.tokens
         for _ in range(self.args.turn_steps):
             self.step += 1

@@ -38,7 +38,7 @@ class Predictor:
         Args:
             max_len: tokens of the longest sequence, the model's positions at the most.
         """
-        most = inference.ready(model, device, dtype)[1]
+        most = inference.prepare_for_inference(model, device, dtype)[1]
         positions = min(most, max_len)
         made = encoder(tokenizer, positions, SEP in tokenizer.get_vocab(), most)
         return cls(model, tokenizer, made, positions, dtype)

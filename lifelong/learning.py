@@ -29,7 +29,7 @@ from versatile.lifelong.losses import Objective, WeightedLoss
 from versatile.lifelong.schedule import Annealing
 from versatile.lifelong.strategies import get_strategy
 from versatile.lifelong.teachers import content_key, contents, load_teacher
-from versatile.training.experiment import resume_command, say, settle
+from versatile.training.experiment import prepare_for_training, resume_command, say
 from versatile.training.runs import record
 from versatile.training.trainer import Settings, Trainer
 from versatile.utils import plots
@@ -67,12 +67,12 @@ def load(args):
                         remedy="choose another, such as gpt2 or smollm2")  # fmt: skip
     names = special_tokens(sequence.trained_names(args), args.add_task_tokens, args.use_sep)
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
-    markers, widths, own_columns = routing.layout(names, sequence.trained_names(args), sequence.choose_method(args),
-                                                  args.own_adapters)  # fmt: skip
+    layout = names, sequence.trained_names(args), sequence.choose_method(args), args.own_adapters
+    markers, widths, mask_other_tasks = routing.layout(*layout)
     most = backbone_of(model.config).max_length(model.config)
     positions = min(args.max_len, most)
     torch.manual_seed(args.seed)
-    adapting.attach(model, tokenizer, markers, widths, own_columns)
+    adapting.attach(model, tokenizer, markers, widths, mask_other_tasks)
     routing.hold_empty_rows(model)
     made = answers.encoder(tokenizer, positions, args.use_sep, most)
     return LifelongModel(model, tokenizer, made, positions, model.backbone_fingerprint)
@@ -237,7 +237,7 @@ class Sequence:
             trainer.on_rank0(lambda: strategy.save_state(run.directory))
         more = dict(task=stage, tasks=names, mode=self.mode, samples=sum(self.sizes[name] for name in names),
                     replayed=dict(Counter(row.task for row in rows if row.replayed)), epochs=trainer.epochs,
-                    cut=self.learner.encoder.counts, **adapting.ledger(self.learner.model))  # fmt: skip
+                    cut=self.learner.encoder.counts, **adapting.count_parameters(self.learner.model))  # fmt: skip
         trainer.on_rank0(lambda: _report(run, more | result))
         self.progress.finished.append(stage)
         trainer.on_rank0(self.progress.write)
@@ -341,7 +341,7 @@ class Sequence:
         folder = self.teacher_of(name)
         say(f"{name}: distilled from the teacher {folder}")
         found = load_teacher(self.learner, folder, name, self.args, self.dtype)
-        inference.ready(found.model, idist.device(), self.dtype)
+        inference.prepare_for_inference(found.model, idist.device(), self.dtype)
         return found
 
 
@@ -381,7 +381,7 @@ def train_teacher(args, task, dtype):
         return folder / task
     say(f"\nteacher of {task}: {folder}")
     check_answers(learner.encoder, data)
-    settle(learner.model, args, dtype)
+    prepare_for_training(learner.model, args, dtype)
     Sequence(own, learner, data, folder, dtype).learn()
     return folder / task
 

@@ -17,7 +17,7 @@ SHARED = "lifelong"
 
 
 def layout(tokens, tasks, method, own):
-    """What to attach: (markers, methods, own_columns) as `adapters.attach.attach` takes them.
+    """What to attach: (markers, methods, mask_other_tasks) as `adapters.attach.attach` takes them.
 
     Args:
         tokens: the special tokens of the sequence.

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from versatile.adapters import attach as adapting
 from versatile.adapters import checkpoint, labels, routing
-from versatile.adapters.attach import attach, describe, halve_frozen, ledger, trainable
+from versatile.adapters.attach import attach, count_parameters, halve_frozen, parameter_summary, trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.data.task import get
@@ -77,7 +77,7 @@ class Words:
 def test_adapter_sizes_are_the_published_ones(bottleneck, adapters):
     with torch.device("meta"):
         model = attach(gpt2_on_meta(), Words(), {"nlg": get("nlg").markers}, {"nlg": bottleneck})
-    counts = ledger(model)
+    counts = count_parameters(model)
     assert counts == dict(adapters=adapters, task_rows=8448, backbone=0, total=124_439_808)
 
 
@@ -87,14 +87,14 @@ def test_five_published_tasks_have_the_published_total():
     published = {"mt": 300, "summarization": 100, "dialogue": 100, "qa": 300, "nlg": 10}
     with torch.device("meta"):
         model = attach(gpt2_on_meta(), Words(), {t: ROWS[t] for t in published}, published)
-    assert ledger(model)["adapters"] == 15_077_880
-    assert ledger(model)["task_rows"] == 29 * 768
+    assert count_parameters(model)["adapters"] == 15_077_880
+    assert count_parameters(model)["task_rows"] == 29 * 768
 
 
 def test_the_trained_share_is_printed():
     with torch.device("meta"):
         model = attach(gpt2_on_meta(), Words(), {"nlg": get("nlg").markers}, {"nlg": 10})
-    assert "adapters 212,088 + task rows 8,448 = 0.18 % of 124.4M" in describe(model)
+    assert "adapters 212,088 + task embeddings 8,448 = 0.18 % of 124.4M" in parameter_summary(model)
 
 
 # ---- the arithmetic
@@ -126,7 +126,7 @@ def test_rows_can_start_from_the_words_in_their_markers(name, bottlenecks):
     row = model.get_input_embeddings()(torch.tensor(tokenizer.convert_tokens_to_ids("<customerRating>")))
     assert F.cosine_similarity(row, words, dim=0) > 0.999
     assert row.std().item() == pytest.approx(0.02, rel=1e-3)
-    # The other task's rows and the base table stay what they were.
+    # The other task's embeddings and the base table stay what they were.
     assert torch.equal(before[-4:], after[-4:]) and not torch.equal(before[1:-4], after[1:-4])
     assert all(torch.equal(frozen[n], p) for n, p in model.named_parameters() if n in frozen)
 
@@ -202,7 +202,7 @@ def test_scores_only_where_labels_stand_give_the_loss_of_all_scores(both):
 
 
 def test_a_foreign_tasks_rows_change_nothing(both):
-    """What makes a combined model equal its parts: other tasks' rows are not in a task's softmax."""
+    """What makes a combined model equal its parts: other tasks' embeddings are not in a task's softmax."""
     model, tokenizer = both
     model.eval()
     given = batch(tokenizer, tasks=(1,))
@@ -308,15 +308,15 @@ def test_a_tied_table_stays_whole_when_a_frozen_head_is_halved():
 
 
 def test_settling_a_model_changes_results_by_rounding_only(both):
-    from versatile.utils.devices import settle
+    from versatile.utils.devices import prepare_for_device
 
     model, tokenizer = attached("tiny-gpt2" if both[0].config.model_type == "gpt2" else "tiny-llama")
     given = batch(tokenizer)
     with torch.no_grad():
         before = cross_entropy(model.eval(), given)
-        settle(model, torch.device("cpu"), torch.float32)
+        prepare_for_device(model, torch.device("cpu"), torch.float32)
         torch.testing.assert_close(cross_entropy(model, given), before, atol=1e-5, rtol=1e-5)
-        settle(model, torch.device("cpu"), torch.bfloat16)
+        prepare_for_device(model, torch.device("cpu"), torch.bfloat16)
         torch.testing.assert_close(cross_entropy(model, given), before, atol=1e-5, rtol=1e-5)
 
 

@@ -118,7 +118,7 @@ def test_each_task_keeps_its_tensors_history_and_answers(singles, tmp_path, caps
     vlm = combined(tmp_path / "vlm", singles)
     model, _ = checkpoint.load(vlm)
     assert model.info.tasks == list(TASKS) and model.info.bottlenecks == TASKS
-    assert model.info.histories == {"dialogue": 3} and model.info.own_columns and model.info.freeze
+    assert model.info.histories == {"dialogue": 3} and model.info.mask_other_tasks and model.info.freeze
     whole, owners = checkpoint.adapter_state(model), checkpoint.owners_of_keys(model)
     for task, folder in singles.items():
         own = checkpoint.adapter_state(checkpoint.load(folder)[0])
@@ -206,7 +206,7 @@ def test_every_row_and_every_adapter_comes_from_where_the_original_takes_it(tmp_
     vlm = combined(tmp_path / "vlm", sources)
     model, tokenizer = checkpoint.load(vlm)
     assert model.info.tasks == CONFIG["task_order"] and model.info.bottlenecks == CONFIG["bottleneck_map"]
-    assert not model.info.own_columns and model.info.carry and not model.info.self_copy
+    assert not model.info.mask_other_tasks and model.info.save_backbone and not model.info.self_copy
     embed, base = model.get_input_embeddings(), checkpoint.backbone_state(model)
     tokens = {number: token for token, number in CONFIG["special_token_ids"].items()}
     for start, end, source in golden["embedding_rows"]:
@@ -251,13 +251,13 @@ def test_a_released_vlm_combined_alone_scores_as_it_did(tmp_path):
             assert torch.equal(theirs(**given, task_ids=ids).logits, ours(**moved, task_ids=ids).logits[..., order])
 
 
-# ---- the ledger
+# ---- the parameters of each task
 
 
 def test_the_ledger_has_the_published_numbers():
     model, bottlenecks = gpt2_on_meta(), dict(mt=300, summarization=100, dialogue=100, qa=300, nlg=10)
     attach(model, Words(), {task: get(task).markers for task in bottlenecks}, bottlenecks)
-    counts = combine.ledger(model)
+    counts = combine.count_task_parameters(model)
     adapters = {task: own["adapters"] for task, own in counts["tasks"].items()}
     assert adapters == dict(mt=5_560_848, summarization=1_872_048, dialogue=1_872_048, qa=5_560_848, nlg=212_088)
     assert sum(adapters.values()) == 15_077_880 and counts["backbone"] == 124_439_808
@@ -273,7 +273,7 @@ def test_the_ledger_has_the_published_numbers():
 def test_the_ledger_counts_every_parameter_once(singles):
     sources = [combine.read(folder, [task])[0] for task, folder in singles.items()]
     model, _ = combine.build(sources)
-    assert combine.ledger(model)["together"] == sum(p.numel() for p in model.parameters())
+    assert combine.count_task_parameters(model)["together"] == sum(p.numel() for p in model.parameters())
 
 
 # ---- the proof
@@ -346,9 +346,9 @@ def test_a_task_joins_a_vlm_whose_backbone_was_trained(tmp_path):
     # In the other order the backbone is carried all the same.
     turned = combined(tmp_path / "turned", {"dialogue": later, "mt": vlm})
     shutil.move(vlm, tmp_path / "moved")
-    assert checkpoint.load(turned)[0].info.carry and same(before["mt"], answers(turned, "mt"))
+    assert checkpoint.load(turned)[0].info.save_backbone and same(before["mt"], answers(turned, "mt"))
     model, _ = checkpoint.load(tmp_path / "moved")
-    assert model.info.tasks == ["mt", "nlg", "dialogue"] and not model.info.freeze and model.info.carry
+    assert model.info.tasks == ["mt", "nlg", "dialogue"] and not model.info.freeze and model.info.save_backbone
 
 
 def test_self_copy_stays_with_its_own_tasks(gpt2, tmp_path, capsys):
@@ -431,7 +431,7 @@ WRONG = {
     "another tokenizer": (lambda f: trained(f, ["nlg"], other_tokenizer(f.with_name("other"))), "tokenizer (hash) is"),
     "a trained backbone": (lambda f: trained(f, ["nlg"], freeze=False), "backbone (fingerprint of its weights) is"),
     "foreign columns": (
-        lambda f: trained(f, ["nlg"], own_columns=False),
+        lambda f: trained(f, ["nlg"], mask_other_tasks=False),
         "all markers, as released",
         "own markers only",
     ),

@@ -47,7 +47,7 @@ def attached(tasks=("nlg",), bottlenecks=4, name="tiny-gpt2", seed=0):
 
 
 def ready(pair):
-    inference.ready(pair[0], torch.device("cpu"), torch.float32)
+    inference.prepare_for_inference(pair[0], torch.device("cpu"), torch.float32)
     return pair
 
 

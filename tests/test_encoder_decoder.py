@@ -21,14 +21,14 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 from versatile.adapters import attach as adapting
-from versatile.adapters.attach import attach, halve_frozen, ledger, trainable
+from versatile.adapters.attach import attach, count_parameters, halve_frozen, trainable
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.data.task import get
 from versatile.training.decoding import Decoding, Prompt, decode, left_padded
 from versatile.training.objectives import cross_entropy
-from versatile.utils.devices import settle
+from versatile.utils.devices import prepare_for_device
 
 BOTTLENECKS = {"nlg": 8, "mt": 12}
 MARKERS = {t: get(t).markers for t in BOTTLENECKS}
@@ -295,7 +295,7 @@ def test_only_adapters_and_rows_are_trained_and_rows_start_at_a_share_of_the_tab
         model, tokenizer = attached(backbone(kind), noise=0.0)
         assert all(n.startswith("added.") for n in trainable(model))
         assert sum("rows.tasks." in n for n in trainable(model)) == (2 if kind == "tiny-t5" else 4)
-        counts, width = ledger(model), 64
+        counts, width = count_parameters(model), 64
         each = {t: 4 * (2 * width * n + 3 * width + n) for t, n in BOTTLENECKS.items()}
         assert counts["adapters"] == sum(each.values()) and not counts["backbone"]
         scale = model.shared.base.weight.std().item() / 7
@@ -330,7 +330,7 @@ def test_settling_and_gradient_checkpointing_change_results_by_rounding_only():
                 if hasattr(module, "dropout") and isinstance(module.dropout, float):
                     module.dropout = 0.0
             if changed:
-                settle(model, torch.device("cpu"), torch.bfloat16)
+                prepare_for_device(model, torch.device("cpu"), torch.bfloat16)
                 assert model.decoder.block[1].layer[1].EncDecAttention.config._attn_implementation == "eager"
                 model.gradient_checkpointing()
             model.train()

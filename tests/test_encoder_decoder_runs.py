@@ -161,7 +161,7 @@ def test_word_distillation_equals_a_plain_computation_from_full_scores(kind):
     student = attached(backbone(kind), {"mt": 4}, {"mt": MARKERS["mt"]})
     # The teacher holds more tasks: it numbers the markers differently.
     teacher = attached(backbone(kind), {"nlg": 3, "mt": 6}, seed=2)
-    inference.ready(teacher[0], torch.device("cpu"), torch.float32)
+    inference.prepare_for_inference(teacher[0], torch.device("cpu"), torch.float32)
     objective = Distilled(WordTeacher(teacher, student, get("mt")), None, temperature, alpha)
     batch = rows(student[1], tasks=(0,))
     loss = objective(student[0], batch, 1)
@@ -204,7 +204,7 @@ def test_a_student_learns_a_teachers_texts_and_distributions(data, tmp_path):
     assert len(set(texts)) > 3
     # What stands in the file is what the teacher says to each input alone.
     model, tokenizer = checkpoint.load(teacher, "nlg")
-    inference.ready(model, torch.device("cpu"), torch.float32)
+    inference.prepare_for_inference(model, torch.device("cpu"), torch.float32)
     from versatile.data import instances
 
     examples = list(get("nlg").examples(records[5], "x", get("nlg").reading(decoding=True)))

@@ -38,7 +38,7 @@ def vlm(tmp_path_factory):
     model, tokenizer = backbones.load("tiny-gpt2")
     torch.manual_seed(3)
     # With GPT-2's own start of 0.02 every input gets the same answer.
-    attach(model, tokenizer, {t: get(t).markers for t in TASKS}, TASKS, carry=True)
+    attach(model, tokenizer, {t: get(t).markers for t in TASKS}, TASKS, save_backbone=True)
     for p in model.parameters():
         if p.ndim > 1:
             p.data.add_(0.2 * torch.randn_like(p))

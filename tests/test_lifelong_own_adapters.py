@@ -401,6 +401,6 @@ def test_names_of_adapters_are_names_of_modules_and_no_two_are_the_same():
 def test_shared_adapters_are_routed_as_before(data, tmp_path):
     args = train_lifelong.parser().parse_args(command(data, tmp_path, "finetune", "--adapter_bottleneck", 4))
     learner = learning.load(args)
-    assert learner.model.info.tasks == ["lifelong"] and learner.model.info.own_columns
+    assert learner.model.info.tasks == ["lifelong"] and learner.model.info.mask_other_tasks
     assert routing.task_id(learner.model, "ag") is None and routing.owners(learner.model, ["ag"]) == {}
     assert move(routing.rows_of(learner.model, "ag", 3), torch.device("cpu")) == {}

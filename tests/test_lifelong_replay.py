@@ -144,7 +144,7 @@ def test_shares_of_the_paper():
 def test_an_adapter_model_generates_too():
     backbone, tokenizer = backbones.load("tiny-gpt2", random_init=1)
     learner = attach(backbone, tokenizer, {"all": special_tokens(["a"]), "b": ["__b__"]}, {"all": 4, "b": 0},
-                     own_columns=False).eval()  # fmt: skip
+                     mask_other_tasks=False).eval()  # fmt: skip
     encoder = Encoder(tokenizer, 16)
     samples = generate(learner, tokenizer, encoder, "__b__", 5, Sampling(top_k=0), task_id=1)
     assert len(samples) == 5 and all(len(ids) <= 16 for ids in samples)

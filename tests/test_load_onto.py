@@ -103,7 +103,7 @@ def test_a_model_ready_for_inference_stays_frozen_and_one_in_training_trains_all
     assert len(trainable(model)) == 2 * alone
     for dtype in (torch.float32, torch.bfloat16):
         model, tokenizer = made(nlg=8)
-        inference.ready(model, torch.device("cpu"), dtype)
+        inference.prepare_for_inference(model, torch.device("cpu"), dtype)
         checkpoint.load_onto(model, tokenizer, tmp_path / "mt")
         assert not trainable(model) and not any(m.training for n, m in model.named_modules() if ".mt" in n)
 

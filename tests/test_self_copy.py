@@ -12,7 +12,7 @@ from conftest import GOLDEN
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2TokenizerFast, MistralConfig, MistralForCausalLM
 from versatile.adapters import checkpoint
-from versatile.adapters.attach import attach, describe, halve_frozen, ledger, only_tables, trainable
+from versatile.adapters.attach import attach, count_parameters, halve_frozen, only_tables, parameter_summary, trainable
 from versatile.adapters.backbones import family
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.imports import vlm as released
@@ -138,7 +138,7 @@ def test_the_loss_is_the_negative_log_likelihood_of_the_mixture(case, monkeypatc
     given = batch(tokenizer)
     labels = given["labels"][:, 1:]
     # Logits know no foreign columns, which the loss leaves out; the next test has them.
-    monkeypatch.setattr(model.info, "own_columns", False)
+    monkeypatch.setattr(model.info, "mask_other_tasks", False)
     with torch.no_grad():
         loss, logits = cross_entropy(model, given), by_the_formula(model, given)
     nll = -logits[:, :-1].gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)[labels != -100].mean()
@@ -296,7 +296,7 @@ def test_a_cache_without_its_tokens_is_an_error(case):
 def test_attention_stays_eager_whatever_is_asked_for(case):
     model, _ = case
     for dtype in (torch.float32, torch.bfloat16):
-        devices.settle(model, torch.device("cpu"), dtype)
+        devices.prepare_for_device(model, torch.device("cpu"), dtype)
         assert model.config._attn_implementation == "eager"
     assert "task_ids" in inspect.signature(model.forward).parameters
 
@@ -346,11 +346,11 @@ def test_a_checkpoint_without_a_pointer_does_not_pretend(tmp_path):
 
 def test_the_gate_is_counted_and_named():
     model, _ = pointed()
-    assert ledger(model)["self_copy"] == 65
-    assert "self-copy gate 65" in describe(model)
+    assert count_parameters(model)["self_copy"] == 65
+    assert "self-copy gate 65" in parameter_summary(model)
     full, _ = pointed(mode="full")
     only_tables(full)
-    assert full.added["pointer"].p_gen_linear.weight.requires_grad and "self-copy gate 65" in describe(full)
+    assert full.added["pointer"].p_gen_linear.weight.requires_grad and "self-copy gate 65" in parameter_summary(full)
 
 
 def test_it_decodes_in_half_precision(case):
@@ -358,7 +358,7 @@ def test_it_decodes_in_half_precision(case):
     given = prompts(tokenizer, model)
     model.requires_grad_(False)
     halve_frozen(model, torch.bfloat16)
-    devices.settle(model, torch.device("cpu"), torch.bfloat16)
+    devices.prepare_for_device(model, torch.device("cpu"), torch.bfloat16)
     outputs = decode(model, tokenizer, given, Decoding(max_length=6), dtype=torch.bfloat16)
     assert all(1 <= len(out) <= 6 for out in outputs)
 

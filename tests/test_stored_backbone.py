@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from versatile.adapters import checkpoint
-from versatile.adapters.attach import attach, describe, halve_frozen, ledger, only_tables, trainable
+from versatile.adapters.attach import attach, count_parameters, halve_frozen, only_tables, parameter_summary, trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.data.task import get
 from versatile.training.objectives import cross_entropy
@@ -72,9 +72,9 @@ def test_everything_is_trained_and_said_to_be(trained):
     name, model, _, _ = trained
     frozen, _ = attached(name)
     assert set(trainable(model)) == {n for n, _ in model.named_parameters()}
-    counts = ledger(model)
-    assert counts == ledger(frozen) | dict(backbone=counts["total"])
-    assert f"+ all {counts['total']:,} parameters of the backbone" in describe(model)
+    counts = count_parameters(model)
+    assert counts == count_parameters(frozen) | dict(backbone=counts["total"])
+    assert f"+ all {counts['total']:,} parameters of the backbone" in parameter_summary(model)
     bare = backbones.load(name)[0].state_dict()
     moved = [n for n, p in checkpoint.backbone_state(model).items() if not torch.equal(p, bare[n])]
     assert set(checkpoint.backbone_state(model)) == set(bare) and len(moved) == len(bare)
@@ -246,9 +246,10 @@ def test_only_the_tables_move(name, tables, tmp_path):
     model, tokenizer = attached(name, None)
     only_tables(model)
     size = len(tokenizer) * 64 * tables
-    assert ledger(model) == dict(adapters=0, task_rows=0, backbone=size, total=ledger(model)["total"])
+    counts = count_parameters(model)
+    assert counts == dict(adapters=0, task_rows=0, backbone=size, total=counts["total"])
     said = "the embedding table" if tables == 1 else "the input and output tables"
-    assert describe(model).startswith(f"trained: {said}, {size:,} parameters = ")
+    assert parameter_summary(model).startswith(f"trained: {said}, {size:,} parameters = ")
     before = {n: p.clone() for n, p in model.state_dict().items()}
     # Training in bf16 must not make the saved file coarser.
     halve_frozen(model, torch.bfloat16)
@@ -265,4 +266,4 @@ def test_only_the_tables_move(name, tables, tmp_path):
 def test_only_tables_is_no_way_to_train_beside_adapters():
     with pytest.raises(ValueError, match="without adapters"):
         only_tables(attached()[0])
-    assert describe(attached(bottlenecks=None)[0]).startswith("trained: all ")
+    assert parameter_summary(attached(bottlenecks=None)[0]).startswith("trained: all ")

@@ -459,7 +459,7 @@ def test_trained_parameters_of_each_method(size, method, tasks):
     with torch.device("meta"):
         model = t5.attach(T5ForConditionalGeneration(T5Config(**SHAPES[size])), GLUE[:tasks], how)
     kinds = ("adapters", "hypernetworks", "task_embeddings", "layer_norms", "backbone", "total")
-    assert t5.ledger(model) == dict(zip(kinds, (*COUNTS[size, method, tasks], 0, TOTALS[size])))
+    assert t5.count_parameters(model) == dict(zip(kinds, (*COUNTS[size, method, tasks], 0, TOTALS[size])))
 
 
 def test_the_count_of_hyperformer_pp_at_t5_base_is_that_of_its_formula_and_the_published_share():
@@ -476,7 +476,7 @@ def test_the_log_line_names_what_is_trained_and_its_share():
     how = t5.T5Settings(**PUBLISHED, method="hyperformer++")
     with torch.device("meta"):
         model = t5.attach(T5ForConditionalGeneration(T5Config(**SHAPES["t5-base"])), GLUE, how)
-    assert t5.describe(model) == (
+    assert t5.parameter_summary(model) == (
         "trained: hypernetworks 5,162,928 + task embeddings 17,088 + layer norms 47,616 = 2.35 % of 222.9M "
         "(0.29 % a task)"
     )

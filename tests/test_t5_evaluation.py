@@ -146,7 +146,7 @@ def test_every_config_makes_the_model_it_is_named_after(path):
     arguments = parse([path, *flags])
     model, _ = t5_setup.build(arguments)
     assert model.settings.method == METHODS.get(path.stem, path.stem)
-    counts = t5.ledger(model)
+    counts = t5.count_parameters(model)
     if model.settings.method == "finetune":
         assert counts["backbone"] + counts["layer_norms"] == counts["total"]
     else:
@@ -158,7 +158,7 @@ def test_every_config_makes_the_model_it_is_named_after(path):
 def test_with_train_adapters_blocks_off_only_the_layer_norms_are_trained():
     flags = ["--model_name_or_path", "tiny-t5", "--tokenizer_name", "tiny-t5", "--train_adapters_blocks", "false"]
     model, _ = t5_setup.build(parse([ROOT / "configs" / "adapters.json", *flags]))
-    counts = t5.ledger(model)
+    counts = t5.count_parameters(model)
     assert counts["layer_norms"] > 0 and counts["adapters"] == counts["backbone"] == 0
 
 

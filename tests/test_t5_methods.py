@@ -72,7 +72,7 @@ def test_only_what_is_added_is_trained_and_the_file_gives_it_back(method, tmp_pa
     assert again.settings == model.settings and again.tasks == TASKS
     with torch.no_grad():
         assert torch.equal(again(**batch()).logits, model(**batch()).logits)
-    assert t5.describe(model).startswith("trained: adapters ")
+    assert t5.parameter_summary(model).startswith("trained: adapters ")
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

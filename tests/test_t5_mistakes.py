@@ -111,7 +111,7 @@ def test_without_adapter_blocks_no_method_has_any(tmp_path, own):
     values = dict(adapter_config_name="meta-adapter", train_adapters_blocks=False, unfreeze_layer_norms=True)
     arguments = parsed(tmp_path, **values, **({own: True} if own else {}))
     model, _ = t5_setup.build(arguments)
-    counts = t5.ledger(model)
+    counts = t5.count_parameters(model)
     assert model.settings.method == "finetune"
     assert counts["layer_norms"] > 0 and counts["hypernetworks"] == counts["backbone"] == 0
 
@@ -119,8 +119,8 @@ def test_without_adapter_blocks_no_method_has_any(tmp_path, own):
 def test_the_share_of_a_small_t5_is_none(tmp_path):
     wide = dict(adapter_config_name="meta-adapter", task_embedding_dim=8, reduction_factor=1)
     model, _ = t5_setup.build(parsed(tmp_path, **wide))
-    counts = t5.ledger(model)
-    said = t5.describe(model)
+    counts = t5.count_parameters(model)
+    said = t5.parameter_summary(model)
     assert sum(counts.values()) - counts["total"] > counts["total"]
     assert "%" not in said and f"the T5 itself has {counts['total']:,}" in said
 

@@ -46,7 +46,7 @@ def _ranges(numbers):
     return text if len(numbers) == 1 else f"{{{text}}}"
 
 
-def ledger(model):
+def count_parameters(model):
     """Trained parameters by kind, for metrics.json: of the BERT itself, and of what stands beside it."""
     kinds = dict(backbone=0, adapters=0, task_rows=0)
     for name, p in model.named_parameters():

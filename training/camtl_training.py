@@ -16,7 +16,7 @@ from versatile.data.pair_batches import CandidateBatches, PairBatches, tensors
 from versatile.training import camtl_flags as flags
 from versatile.training import camtl_plots as plots
 from versatile.training import camtl_prediction as prediction
-from versatile.training.camtl_parameters import ledger
+from versatile.training.camtl_parameters import count_parameters
 from versatile.training.camtl_prediction import AVERAGE
 from versatile.training.experiment import resume_command, say
 from versatile.training.objectives import WeightedRows
@@ -344,7 +344,7 @@ def fit(args, run, model, tokenizer, splits, dtype):
 def _report(args, run, model, result, report):
     tasks = dict(tasks=prediction.as_tasks(report, method=method(args))) if report else {}
     more = dict(task="+".join(args.tasks), form=args.form, backbone=str(model.config._name_or_path),
-                checkpoint=str(run.directory), **ledger(model))  # fmt: skip
+                checkpoint=str(run.directory), **count_parameters(model))  # fmt: skip
     run.write_metrics(result | more | tasks)
     seen = result["history"]["seen"]
     write_json(run.directory / "data_seen.json", seen)

@@ -164,11 +164,11 @@ def make_batches(args, splits, model, tokenizer, limits, temperature=1.0):
     return train, valid
 
 
-def settle(model, args, dtype):
+def prepare_for_training(model, args, dtype):
     """Move the model to its device, in the form that is fastest there."""
     if dtype != torch.float32:
         adapting.halve_frozen(model, dtype)
-    devices.settle(model, idist.device(), dtype)
+    devices.prepare_for_device(model, idist.device(), dtype)
     if args.gradient_checkpointing:
         model.gradient_checkpointing()
     if args.compile:
@@ -222,7 +222,7 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
     result = trainer.fit()
     tasks = list(splits["train"])
     if idist.get_rank() == 0:
-        result = dict(task="+".join(tasks), **adapting.ledger(model), **result)
+        result = dict(task="+".join(tasks), **adapting.count_parameters(model), **result)
         run.write_metrics(result)
         title = f"{', '.join(tasks)}: {run.directory.name}"
         plots.learning_curve(run.directory / "learning_curve.png", result["history"], title)

@@ -330,12 +330,12 @@ def evaluate_run(args, given):
             print(f"warning: {name}: the test rows are the validation rows, which chose this model in training")
     args.output_dir = args.output_dir or f"results/{run_of(args.model_checkpoint).name}"
     writable_directory(args.output_dir, "--output_dir")
-    devices.settle(model.to(device), device, dtype)
+    devices.prepare_for_device(model.to(device), device, dtype)
     evaluation = Evaluation(parts, tokenizer, args.batch_size, dtype)
     prefix = PREFIXES[split]
     scores = evaluation(model, prefix)
     write_outputs(args.output_dir, evaluation)
-    counts = t5.ledger(model)
+    counts = t5.count_parameters(model)
     backbone = counts["backbone"] + counts["layer_norms"]
     added = counts["adapters"] + counts["hypernetworks"]
     more = dict(split=split, checkpoint=str(args.model_checkpoint), method=model.settings.method,

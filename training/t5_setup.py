@@ -25,7 +25,7 @@ from versatile.training.schedules import build_schedule
 from versatile.training.t5_arguments import PORT_SETTINGS
 from versatile.training.trainer import TOGETHER, Report, Settings, Trainer
 from versatile.utils import plots
-from versatile.utils.devices import precision, settle
+from versatile.utils.devices import precision, prepare_for_device
 from versatile.utils.errors import UserError
 from versatile.utils.files import could_be_made, write_json
 from versatile.utils.screen import shell_command, shell_words
@@ -299,7 +299,7 @@ def build_trainer(args, run, model, train, evaluate, **options):
         evaluate: called with (model, "eval"), returns {name: value}; None: the last model is kept.
         options: of `Trainer`.
     """
-    settle(model, args.device, precision(args, args.device))
+    prepare_for_device(model, args.device, precision(args, args.device))
     if getattr(args, "gradient_checkpointing", False) or getattr(args, "activation_checkpointing", False):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     settings = settings_of(args, len(train.plan()))
@@ -402,7 +402,7 @@ def finish(arguments, run, model, tokenizer, parts, trained):
     args, first = arguments.training, idist.get_rank() == 0
     folder, step = Path(args.eval_output_dir or args.output_dir), trained.get("best_step")
     results, tasks = {}, {}
-    settle(model, args.device, precision(args, args.device))
+    prepare_for_device(model, args.device, precision(args, args.device))
     for split, prefix, file in (("validation", "eval", "val_results.json"), ("test", "test", "test_results.json")):
         scorer = evaluation(arguments, tokenizer, parts.get(split))
         if scorer is None:
@@ -415,8 +415,9 @@ def finish(arguments, run, model, tokenizer, parts, trained):
             t5_evaluation.write_outputs(folder / f"{prefix}_outputs", scorer)
             tasks[split] = {name: dict(scorer.scores.get(name, {})) for name in scorer.parts}
     if first:
-        run.write_metrics(dict(method=model.settings.method, tasks_of_model=model.tasks, ledger=t5.ledger(model),
-                               coverage=None) | trained | dict(scores=tasks) | results)  # fmt: skip
+        run.write_metrics(dict(method=model.settings.method, tasks_of_model=model.tasks,
+                               ledger=t5.count_parameters(model), coverage=None)
+                          | trained | dict(scores=tasks) | results)  # fmt: skip
         write_json(folder / "arguments_results.json", arguments.flags())
         if trained:
             tasks = arguments.data.tasks

@@ -213,7 +213,7 @@ def quiet_libraries():
     hub_logging.set_verbosity_error()
 
 
-def settle(model, device, dtype):
+def prepare_for_device(model, device, dtype):
     """Choose what is fastest for this device and precision; results stay the same up to rounding.
 
     On a CPU in bf16 PyTorch's fused attention takes 1.5 to 4.5 times as long as the plain products at up to 1024

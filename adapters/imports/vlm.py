@@ -101,12 +101,12 @@ def _build(state, tokenizer, config, task, location):
         model = GPT2LMHeadModel(config)
         _load_backbone(model, own, location)
         markers = {t: ROWS[t] for t in TASK_IDS}
-        _condition(model, TaskModelInfo("full", markers, {}, add_tokens(tokenizer, ROWS), own_columns=False))
+        _condition(model, TaskModelInfo("full", markers, {}, add_tokens(tokenizer, ROWS), mask_other_tasks=False))
         return model
     model = GPT2LMHeadModel(config)
     _load_backbone(model, own | {"transformer.wte.weight": table[:base]}, location)
     # Rows keep the file's order, so token ids are the file's; task ids are the combiner's order.
-    attach(model, tokenizer, ROWS, dict.fromkeys(ROWS, 0), own_columns=False, carry=True)
+    attach(model, tokenizer, ROWS, dict.fromkeys(ROWS, 0), mask_other_tasks=False, save_backbone=True)
     _set_rows(model, table[base:])
     _set_adapters(model, state, adapters, task)
     return model

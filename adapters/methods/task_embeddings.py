@@ -14,7 +14,7 @@ from versatile.adapters.methods.base import Method
 METHODS = {"task_embeddings": "TaskEmbeddings"}
 
 
-class TaskRows(nn.Module):
+class TaskEmbeddingTable(nn.Module):
     """The new tokens' rows, in the order of their ids: padding first, then each task's markers.
 
     Args:
@@ -47,7 +47,7 @@ class TaskRows(nn.Module):
 
 
 class TaskEmbedding(nn.Module):
-    """Input embeddings: ids below `first` from the frozen base table, the others from the task rows."""
+    """Input embeddings: ids below `first` from the frozen base table, the others from the task embeddings."""
 
     def __init__(self, base, rows, first):
         super().__init__()
@@ -55,7 +55,7 @@ class TaskEmbedding(nn.Module):
 
     @property
     def rows(self):
-        """The `TaskRows`; a module of the method's, not of the backbone's."""
+        """The `TaskEmbeddingTable`; a module of the method's, not of the backbone's."""
         return self._rows[0]
 
     @property
@@ -72,7 +72,7 @@ class TaskEmbedding(nn.Module):
 
 
 class TaskHead(nn.Module):
-    """Output scores over the base vocabulary and the task rows.
+    """Output scores over the base vocabulary and the task embeddings.
 
     `half` holds the frozen base matrix once in the precision that matrix products run in: autocast would
     cast it anew on every call, for every decoded token, with the same result.
@@ -85,7 +85,7 @@ class TaskHead(nn.Module):
 
     @property
     def rows(self):
-        """The `TaskRows`; a module of the method's, not of the backbone's."""
+        """The `TaskEmbeddingTable`; a module of the method's, not of the backbone's."""
         return self._rows[0]
 
     @property
@@ -120,10 +120,10 @@ class TaskHead(nn.Module):
 
 
 class TaskEmbeddings(Method):
-    """The task rows of a model; every model with a frozen backbone has them, whatever else its tasks have.
+    """The task embeddings of a model; every model with a frozen backbone has them, whatever else its tasks have.
 
     Attributes:
-        rows: `TaskRows` of the input table.
+        rows: `TaskEmbeddingTable` of the input table.
         output_rows: those of the head, where it is not tied; else None.
     """
 
@@ -135,9 +135,9 @@ class TaskEmbeddings(Method):
         """Create rows for `model.info.markers`, and `model.spare_rows` (one, for padding the tokenizer had not)."""
         embedding, head, info = model.get_input_embeddings(), model.get_output_embeddings(), model.info
         width = embedding.weight.shape[1]
-        self.rows = TaskRows(info.markers, width, model.row_std, model.spare_rows).to(embedding.weight.device)
+        self.rows = TaskEmbeddingTable(info.markers, width, model.row_std, model.spare_rows).to(embedding.weight.device)
         if head.weight is not embedding.weight:
-            rows = TaskRows(info.markers, width, model.row_std, model.spare_rows)
+            rows = TaskEmbeddingTable(info.markers, width, model.row_std, model.spare_rows)
             self.output_rows = rows.to(head.weight.device)
 
     def hook(self, model):
