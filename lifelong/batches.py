@@ -109,16 +109,18 @@ class LifelongBatches:
         weighted: with `Targets` for `WeightedLoss`; False: the labels of the answers alone, for a validation loss.
         rank, world: this process and how many there are.
         seed, shuffle: as in `plan`.
+        companions: (epoch, step, samples of the batch) -> a list of rows that are trained on in the same batch.
 
     Attributes:
         pieces: how many parts a batch is taken in. A resumed run begins with one again.
     """
 
     def __init__(self, rows, objective, pad_id, positions, budget, cap, *, task_ids=None, weighted=True, rank=0,
-                 world=1, seed=0, shuffle=True):  # fmt: skip
+                 world=1, seed=0, shuffle=True, companions=None):  # fmt: skip
         self.rows, self.objective, self.pad_id, self.positions = rows, objective, pad_id, positions
         self.budget, self.cap, self.task_ids, self.weighted = budget, cap, task_ids, weighted
         self.rank, self.world, self.planning = rank, world, dict(seed=seed, shuffle=shuffle)
+        self.companions = companions or (lambda epoch, step, count: [])
         self.lengths = RowChain([rows]).lengths()
         # With task ids a task has parameters of its own, also one without a row here.
         self.splits = list(dict.fromkeys(row.task for row in rows) if task_ids is None else task_ids)
@@ -150,12 +152,16 @@ class LifelongBatches:
         """
         if self.pieces > 1:
             return self.parts(epoch, step, self.pieces)
+        return self.collate(self.batch_rows(epoch, step), slice(self.rank, None, self.world))
+
+    def batch_rows(self, epoch, step):
+        """The rows of a global batch, companions last."""
         chosen = self.plan(epoch)[step]
-        return self.collate([self.rows[i] for i in chosen], slice(self.rank, None, self.world))
+        return [self.rows[i] for i in chosen] + self.companions(epoch, step, len(chosen))
 
     def parts(self, epoch, step, count):
         """`batch` in `count` parts (or as many as it has samples) whose losses, and gradients, add up to its own."""
-        rows = [self.rows[i] for i in self.plan(epoch)[step]]
+        rows = self.batch_rows(epoch, step)
         count = max(1, min(count, len(rows[self.rank :: self.world])))
         starts = range(self.rank, self.rank + count * self.world, self.world)
         parts = [self.collate(rows, slice(start, None, count * self.world)) for start in starts]
@@ -180,7 +186,7 @@ class LifelongBatches:
 
     def present(self, epoch, step):
         """Names of the tasks in a global batch."""
-        return {self.rows[i].task for i in self.plan(epoch)[step]}
+        return {row.task for row in self.batch_rows(epoch, step)}
 
     def collate(self, rows, share=slice(None)):
         """Rows of samples -> (dict of tensors, divisor), padded on the right.

@@ -1,16 +1,19 @@
-"""Gradient episodic memory (Lopez-Paz & Ranzato 2017): no step may raise the loss on samples kept of the tasks before.
+"""Gradients that may not raise the loss on samples kept of the tasks before: GEM and A-GEM.
 
-Where the gradient g of a step has a negative product with the gradient m_k of some earlier task's memory, it becomes
-the nearest one that has none:
+GEM (Lopez-Paz & Ranzato 2017): where the gradient g of a step has a negative product with the gradient m_k of some
+earlier task's memory, it becomes the nearest one that has none (equation 11):
 
     min_v ½ vᵀ(MMᵀ + ε)v + gᵀMᵀv   with v ≥ margin,   then g + Mᵀv,   M the rows m_k
+
+A-GEM (Chaudhry et al. 2019): the same against one gradient m, of samples of all earlier tasks' memories (equation 11):
+
+    g − (gᵀm / mᵀm) · m
 """
 
 import numpy as np
 import torch
 from versatile.lifelong.importance import summed
 from versatile.training.objectives import cross_entropy
-from versatile.utils import schema
 from versatile.utils.devices import autocast
 
 EPSILON = 1e-3
@@ -43,71 +46,10 @@ def project(gradient, memories, margin=0.5, epsilon=EPSILON):
     return gradient + memories.T @ torch.from_numpy(duals).to(memories)
 
 
-def draw(size, count, seed, number):
-    """Which samples of a task are kept, none twice (the original draws some twice).
-
-    Args:
-        size: samples of the task.
-        count: how many of them.
-        seed, number: what the choice depends on; the number is the task's place in the sequence.
-
-    Returns:
-        sorted indices.
-    """
-    return np.sort(np.random.default_rng([seed, number]).choice(size, count, replace=False))
-
-
-class Memory:
-    """The samples kept of the tasks before.
-
-    Args:
-        percentage: of each task as many samples are kept as this share of the next task, rounded down; at least one.
-        seed: what the choice depends on.
-
-    Attributes:
-        kept: {task: indices of its kept samples}, in the order of tasks. They are a function of the seed and the
-            tasks' sizes: a resumed run takes them from its checkpoint or draws the same.
-    """
-
-    def __init__(self, percentage, seed):
-        self.percentage, self.seed, self.kept = percentage, seed, {}
-
-    def add(self, task, size, next_size):
-        """Choose what is kept of a task that has been trained.
-
-        Args:
-            task, size: its name and its number of samples.
-            next_size: that of the task to be trained next, which decides how many are kept, as in the original.
-
-        Returns:
-            the indices.
-        """
-        count = min(max(int(next_size * self.percentage), 1), size)
-        self.kept[task] = draw(size, count, self.seed, len(self.kept))
-        return self.kept[task]
-
-    def state_dict(self):
-        """For a checkpoint."""
-        return dict(kept={task: [int(i) for i in indices] for task, indices in self.kept.items()})
-
-    def load_state_dict(self, state):
-        """From one."""
-        self.kept = {task: np.array(indices) for task, indices in state["kept"].items()}
-
-
-def read_memory(path, sizes):
-    """The state of a `Memory` in a file, which has to fit the tasks' data.
-
-    Args:
-        sizes: {task: how many samples it has}.
-
-    Raises:
-        UserError: there is none, it cannot be read, or it names other samples.
-    """
-    remedy = f"copy it again from where the sequence was trained, or remove {path.parent.parent} and learn it anew"
-    kept = {task: schema.ListOf(schema.Whole(0, size - 1)) for task, size in sizes.items()}
-    record = schema.Record(fields={"kept": schema.Record(fields=kept, closed=True, required=True)})
-    return schema.validate(schema.read_json_object(path, remedy), record, path, remedy)
+def project_on_average(gradient, memories):
+    """A-GEM's projection: `gradient` [n] without its part along the one gradient of `memories` [1, n]."""
+    (memory,) = memories
+    return gradient - (gradient @ memory) / (memory @ memory) * memory
 
 
 def memory_losses(model, batches, dtype=torch.float32, whole=True):
@@ -144,15 +86,15 @@ class Projection:
         parameters: what is trained.
         memories: {task: called with the step's number, returns losses that are backpropagated one after another;
             in several processes each returns its share}. torch's generator is put back to where it stood.
-        margin: `--qp_margin`.
         max_norm: largest norm of a memory's gradient.
+        project: (gradient [n], memories [t, n]) -> the projected gradient.
 
     Attributes:
         projected: how many steps were.
     """
 
-    def __init__(self, parameters, memories, margin=0.5, max_norm=1.0):
-        self.parameters, self.memories, self.margin, self.max_norm = list(parameters), memories, margin, max_norm
+    def __init__(self, parameters, memories, max_norm=1.0, project=project):
+        self.parameters, self.memories, self.max_norm, self.project = list(parameters), memories, max_norm, project
         self.projected = 0
 
     def __call__(self, step):
@@ -164,7 +106,7 @@ class Projection:
             memories = torch.stack([self._gradient(losses(step)) for losses in self.memories.values()])
         gradient = self._flat([p.grad for p in self.parameters])
         if bool((memories @ gradient < 0).any()):
-            self._put(project(gradient, memories, self.margin))
+            self._put(self.project(gradient, memories))
             self.projected += 1
 
     def _gradient(self, losses):

@@ -238,7 +238,7 @@ class Sequence:
         more = dict(task=stage, tasks=names, mode=self.mode, samples=sum(self.sizes[name] for name in names),
                     replayed=dict(Counter(row.task for row in rows if row.replayed)), epochs=trainer.epochs,
                     cut=self.learner.encoder.counts, **adapting.count_parameters(self.learner.model))  # fmt: skip
-        trainer.on_rank0(lambda: _report(run, more | result))
+        trainer.on_rank0(lambda: _report(run, more | strategy.metrics() | result))
         self.progress.finished.append(stage)
         trainer.on_rank0(self.progress.write)
         trainer.on_rank0(self.drop_finished)
@@ -294,9 +294,9 @@ class Sequence:
         made = self.learner.encoder
         weights = {token: self.args.tokens_weight for token in (made.ans, made.sep) if token is not None}
         lm = self.args.lm_lambda if self.strategy.generates_samples else None
-        return Objective(lm, weights, self.args.distil)
+        return Objective(lm, weights, self.args.distil, self.strategy.replay_weight)
 
-    def batches(self, rows, objective, weighted=True, share=True):
+    def batches(self, rows, objective, weighted=True, share=True, companions=None):
         """`LifelongBatches` sized as the flags or the device say."""
         args, world = self.args, self.world if share else 1
         if args.train_batch_size:
@@ -309,12 +309,12 @@ class Sequence:
         return batching.LifelongBatches(rows, objective, self.learner.tokenizer.pad_token_id, self.learner.positions,
                                         budget, cap, weighted=weighted, rank=self.rank if share else 0, world=world,
                                         task_ids=routing.task_ids(self.learner.model, self.data),
-                                        seed=args.seed)  # fmt: skip
+                                        seed=args.seed, companions=companions)  # fmt: skip
 
     def trainer(self, run, rows, names, teacher):
         """The stage's `Trainer`."""
         args, learner = self.args, self.learner
-        batches = self.batches(rows, self.objective())
+        batches = self.batches(rows, self.objective(), companions=self.strategy.companions)
         # Of a joint strategy all tasks have as many.
         epochs = self.epochs[names[0]]
         lr, eps = rates(args)
@@ -325,7 +325,7 @@ class Sequence:
             learner.model, batches, None, settings, run,
             save_model=lambda folder: self.save(folder, names),
             load_model=lambda folder: checkpoint.load_weights(learner.model, folder), data_key=_key(rows),
-            objective=self.strategy.wrap_objective(WeightedLoss(teacher)), smaller=batches.smaller,
+            objective=WeightedLoss(teacher, self.strategy.loss_terms()), smaller=batches.smaller,
             owners=routing.owners(learner.model, self.data),
             resume_command=resume_command("train_lifelong.py", self.folder),
         )  # fmt: skip

@@ -37,24 +37,28 @@ class Objective:
         lm_lambda: weight of generating the sample; None: only its answer is trained (modes other than lll).
         token_weights: {token id: weight of its cross-entropy as a label}; others have 1.
         distil: samples that are not replayed are distilled from a teacher.
+        replay_weight: of the mean cross-entropy of the replayed samples' labels, as a term of its own; None: there is
+            one mean over the labels of all samples (without a teacher).
     """
 
     lm_lambda: float | None = 0.25
     token_weights: dict = field(default_factory=dict)
     distil: bool = False
+    replay_weight: float | None = None
 
     def sequences(self, row):
         """[(objective, ids with the last label behind them, place of the first label)] of an `encoding.Row`."""
         qa = QA, [*row.cqa, row.last], row.prompt_length
         return [qa] if self.lm_lambda is None else [qa, (LM, [row.gen, *row.cqa, row.last], 1)]
 
-    def weights(self, labels, parts, replayed):
+    def weights(self, labels, parts, replayed, stored=False):
         """The weights of a whole batch's labels.
 
         Args:
             labels: int array [rows, length], unshifted, -100 where there is none.
             parts: [rows] `QA` or `LM`.
             replayed: [rows] whether the row's sample is of an earlier task.
+            stored: [rows] whether the row is trained on with the scores stored of it instead of its labels.
 
         Returns:
             (hard, soft): float arrays [rows, length], the weights of each label's cross-entropy and divergence.
@@ -64,13 +68,17 @@ class Objective:
         weighted = counted.copy()
         for token, weight in self.token_weights.items():
             weighted[labels == token] = weight
-        taught = ~replayed if self.distil else np.zeros(len(parts), bool)
+        soft_rows = np.broadcast_to(stored, len(parts)) | (~replayed if self.distil else False)
         hard, soft = np.zeros(labels.shape), np.zeros(labels.shape)
+        terms = [(~soft_rows, weighted, hard, 1.0), (soft_rows, counted, soft, 1.0)]
+        if self.replay_weight is not None:
+            terms[:1] = [(~soft_rows & ~replayed, weighted, hard, 1.0),
+                         (~soft_rows & replayed, weighted, hard, self.replay_weight)]  # fmt: skip
         for part, scale in ((QA, 1.0), (LM, self.lm_lambda)):
-            for chosen, values, out in ((~taught, weighted, hard), (taught, counted, soft)):
+            for chosen, values, out, weight in terms:
                 rows = chosen & (parts == part)
                 if values[rows].any():
-                    out[rows] = scale * values[rows] / values[rows].sum()
+                    out[rows] = scale * weight * values[rows] / values[rows].sum()
         return hard.astype(np.float32), soft.astype(np.float32)
 
 
@@ -110,16 +118,21 @@ class WeightedLoss:
 
     Args:
         teacher: `Teacher`, or None.
+        terms: what a strategy adds to it: each is called with (`LabelScores`, `Targets`, the batch) and returns a
+            loss. Over the parts of a batch, and over processes, they add up as the weights do.
     """
 
-    def __init__(self, teacher=None):
-        self.teacher = teacher
+    def __init__(self, teacher=None, terms=()):
+        self.teacher, self.terms = teacher, terms
 
     def __call__(self, model, batch, normalizer=1):
         """A batch's loss; see `training.objectives`."""
         soft_targets = self.teacher.scores(batch) if self.teacher else None
-        output = label_scores(model, {k: v for k, v in batch.items() if k != "targets"})
-        return self.total(output, batch["targets"].to(output.scores.device), soft_targets) / normalizer
+        inputs = {k: v for k, v in batch.items() if k != "targets"}
+        output = label_scores(model, inputs)
+        targets = batch["targets"].to(output.scores.device)
+        total = self.total(output, targets, soft_targets)
+        return sum((term(output, targets, inputs) for term in self.terms), total) / normalizer
 
     def total(self, output, weights, soft_targets=None):
         """Σ hard·CE + Σ soft·T²·KL(teacher / T || student / T).

@@ -68,6 +68,7 @@ def test_a_strategys_modules_are_read_without_torch():
 
 @pytest.mark.parametrize("more, found", [
     (("--seq_train_type", "gem", "--real_sample"), "--real_sample goes with --seq_train_type lll"),
+    (("--memory_size", 5), "--memory_size goes with --seq_train_type agem or er"),
     (("--upsample_data",), "--upsample_data goes with --seq_train_type multitask or multilm"),
     (("--seq_train_type", "multilm", "--unbound", 2), "--unbound: multilm trains all tasks at once"),
     (("--seq_train_type", "multitask", "--dynamic_epochs"), "--dynamic_epochs: multitask trains all tasks at once"),
@@ -108,9 +109,9 @@ def test_the_base_adds_and_changes_nothing():
     class Context:
         args = flags_of("--seq_train_type", "finetune")
 
-    strategy, objective = Strategy(Context), object()
-    assert strategy.before_task(["ag"], ["sst"]) == strategy.callbacks() == []
-    assert strategy.wrap_objective(objective) is objective and strategy.state_dict() == {}
+    strategy = Strategy(Context)
+    assert strategy.before_task(["ag"], ["sst"]) == strategy.callbacks() == strategy.loss_terms() == []
+    assert strategy.companions(0, 0, 4) == [] and strategy.state_dict() == strategy.metrics() == {}
 
 
 # --- state files ------------------------------------------------------------------------------------------
@@ -151,7 +152,8 @@ def damage(path, how):
         path.write_bytes(b"")
     elif path.suffix == ".json":
         path.write_text({"other keys": "[1]", "other tasks": '{"kept": {"woz.en": [0]}}',
-                         "beyond": '{"kept": {"ag": [99]}}', "texts": '{"kept": {"ag": ["x"]}}'}[how])  # fmt: skip
+                         "beyond": '{"kept": {"ag": [99]}}', "texts": '{"kept": {"ag": ["x"]}}',
+                         "no count": '{"kept": {"ag": [0]}, "passed": null}'}[how])  # fmt: skip
     else:
         state = torch.load(path, weights_only=True)
         name = next(iter(state["omega"]))
@@ -164,7 +166,7 @@ def damage(path, how):
         torch.save(state, path)
 
 
-@pytest.mark.parametrize("name", ["ewc", "gem"])
+@pytest.mark.parametrize("name", ["ewc", "gem", "er"])
 def test_a_state_file_that_is_missing_or_damaged_is_one_message(name, data, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
     argv = half_trained(data, out, name, monkeypatch)

@@ -23,6 +23,8 @@ class Strategy:
         titles: {such a flag's name: words for the title of a picture}.
         joint: all tasks are trained at once, as one stage.
         generates_samples: the model is trained to generate samples, too: the loss has its λ·lm.
+        no_teacher, no_own_adapters: why --distil, --own_adapters do not go with it, or None: they do.
+        replay_weight: see `losses.Objective`.
         memory_share: share of the device's memory in MiB that a batch's budget is (LAMOL).
         state_file: name of the file in a stage's directory that keeps `state_dict()`: .json or .pt; None: no state.
         transient_state: only the newest stage's state is kept, and none after the last.
@@ -32,7 +34,7 @@ class Strategy:
     flags, naming_flags, titles = {}, {}, {}
     joint = generates_samples = transient_state = False
     memory_share = 0.58
-    state_file = None
+    state_file = no_teacher = no_own_adapters = replay_weight = None
 
     def __init__(self, sequence):
         self.sequence, self.settings = sequence, sequence.args
@@ -65,13 +67,39 @@ class Strategy:
                                 remedy="leave it out")  # fmt: skip
         if cls.joint:
             cls.check_joint(settings)
+        cls.check_training(settings)
 
     @classmethod
     def switches(cls):
-        """Names of its flags that are off by default."""
+        """Names of its flags that are off, or not given, by default."""
         flags = cls.flags | cls.naming_flags
-        return {flag.lstrip("-") for flag, options in flags.items() if not options.get("default")
-                and (options.get("action") == "store_true" or options.get("nargs") == "?")}  # fmt: skip
+        return {flag.lstrip("-") for flag, options in flags.items() if options.get("default") in (None, False)}
+
+    @classmethod
+    def check_training(cls, settings):
+        """Refuse ways of training that it does not go with: of adapting, of teaching."""
+        from versatile.adapters.methods.registry import FULL
+        from versatile.lifelong.sequence import choose_method
+
+        chosen = choose_method(settings)
+        method = chosen["method"] if chosen else FULL
+        reasons = {
+            "distil": (settings.distil, cls.no_teacher, "use --seq_distil, or leave it out"),
+            "own_adapters": (settings.own_adapters, cls.no_own_adapters, "leave it out"),
+            f"method {method}": (True, *(cls.method_refusal(method) or (None, None))),
+        }
+        for flag, (is_given, reason, remedy) in reasons.items():
+            if is_given and reason:
+                raise UserError(f"does not go with --seq_train_type {cls.name}: {reason}", location=f"--{flag}",
+                                remedy=remedy)  # fmt: skip
+
+    @classmethod
+    def method_refusal(cls, method):
+        """(why it does not go with a way of adapting, what to do), or None: it does.
+
+        Args:
+            method: its name; "full": the whole model is trained.
+        """
 
     @classmethod
     def check_joint(cls, settings):
@@ -123,10 +151,20 @@ class Strategy:
         """
         return []
 
-    def wrap_objective(self, objective):
-        """The coming stage's objective (see `training.objectives`), made of the usual one: losses of a teacher or an
-        earlier model, penalties on parameters."""
-        return objective
+    def companions(self, epoch, step, count):
+        """Rows that are trained on in the same batch as `count` of the stage's own.
+
+        Args:
+            epoch, step: of the batch; with the seed and the stage they decide what is random.
+
+        Returns:
+            a list of rows, `replayed` set; the same in every process.
+        """
+        return []
+
+    def loss_terms(self):
+        """What is added to the coming stage's loss: see `losses.WeightedLoss`."""
+        return []
 
     def callbacks(self):
         """What acts on the coming stage's gradients and steps: a list of `Callback`."""
@@ -140,6 +178,10 @@ class Strategy:
             batches: called without arguments: `LifelongBatches` of all rows that the stage was trained on, with the
                 answers alone as labels, whole in every process.
         """
+
+    def metrics(self):
+        """What a stage's training_metrics.json says of it."""
+        return {}
 
     # ---- state
 

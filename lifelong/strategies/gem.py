@@ -20,9 +20,9 @@ class GradientEpisodicMemory(Strategy):
 
     def __init__(self, sequence):
         super().__init__(sequence)
-        from versatile.lifelong.gem import Memory
+        from versatile.lifelong.memory import NextTaskMemory
 
-        self.memory = Memory(self.settings.gen_lm_sample_percentage, self.settings.seed)
+        self.memory = NextTaskMemory(self.settings.gen_lm_sample_percentage, self.settings.seed)
         self.new = ()
 
     def before_task(self, seen, new):
@@ -45,17 +45,16 @@ class GradientEpisodicMemory(Strategy):
             losses[task] = memory_losses(sequence.learner.model, batches, sequence.dtype)
         return losses
 
-    def projected_parameters(self, parameters):
-        """The parameters whose gradients are projected: all but the adapters of tasks not trained yet.
+    def projection(self, trainer):
+        """`lifelong.gem.Projection` of a stage."""
+        from functools import partial
 
-        A gradient of zeros would not let those rest: it still brings weight decay. An earlier task's own adapter is
-        moved with its memory, where that has a part in the projection.
-        """
-        from versatile.lifelong import routing
+        from versatile.lifelong.gem import Projection, project
 
-        owners, active = routing.owners(self.sequence.learner.model, self.sequence.data), (*self.new, *self.memory.kept)
-        resting = {id(p) for task, own in owners.items() if task not in active for p in own}
-        return [p for p in parameters if id(p) not in resting]
+        settings = self.settings
+        active = active_parameters(self.sequence, trainer.params, (*self.new, *self.memory.kept))
+        return Projection(active, self.memory_losses(), settings.max_grad_norm,
+                          partial(project, margin=settings.qp_margin))  # fmt: skip
 
     def after_task(self, task, batches):
         """Choose what is kept of it."""
@@ -64,8 +63,8 @@ class GradientEpisodicMemory(Strategy):
 
         sizes = self.sequence.sizes
         order, size = list(sizes), sizes[task]
-        kept = self.memory.add(task, size, sizes[order[order.index(task) + 1]])
-        say(f"{task}: {len(kept):,} of {counted(size, 'sample')} kept to hold gradients against")
+        self.memory.add(task, size, sizes[order[order.index(task) + 1]])
+        say(f"{task}: {len(self.memory.kept[task]):,} of {counted(size, 'sample')} kept to hold gradients against")
 
     def state_dict(self):
         """Which samples are kept."""
@@ -77,24 +76,38 @@ class GradientEpisodicMemory(Strategy):
 
     def read_state(self, path):
         """See `Strategy`."""
-        from versatile.lifelong.gem import read_memory
+        from versatile.lifelong.memory import read_memory
 
         return read_memory(path, self.sequence.sizes)
 
 
+def active_parameters(sequence, parameters, tasks):
+    """The parameters whose gradients are projected: all but the adapters of tasks not trained yet.
+
+    A gradient of zeros would not let those rest: it still brings weight decay. An earlier task's own adapter is moved
+    with its memory, where that has a part in the projection.
+
+    Args:
+        sequence: `learning.Sequence`.
+        parameters: all that are trained.
+        tasks: those trained now or before.
+    """
+    from versatile.lifelong import routing
+
+    owners = routing.owners(sequence.learner.model, sequence.data)
+    resting = {id(p) for task, own in owners.items() if task not in tasks for p in own}
+    return [p for p in parameters if id(p) not in resting]
+
+
 class GradientProjection(Callback):
-    """`lifelong.gem.Projection` on a stage's gradients."""
+    """A strategy's `projection` of a stage's gradients."""
 
     def __init__(self, strategy):
         self.strategy = strategy
 
     def before_training(self, trainer):
         """See `Callback`."""
-        from versatile.lifelong.gem import Projection
-
-        settings, strategy = self.strategy.settings, self.strategy
-        self.projection = Projection(strategy.projected_parameters(trainer.params), strategy.memory_losses(),
-                                     settings.qp_margin, settings.max_grad_norm)  # fmt: skip
+        self.projection = self.strategy.projection(trainer)
 
     def on_gradients(self, step):
         """See `Callback`."""

@@ -55,8 +55,8 @@ class GenerativeReplay(Strategy):
 
     def draw_real(self, task, count, number, position, new):
         """Rows of some of a task's real samples."""
-        from versatile.lifelong.gem import draw
         from versatile.lifelong.learning import counted
+        from versatile.lifelong.memory import draw
         from versatile.training.experiment import say
 
         size = self.sequence.sizes[task]
