@@ -27,7 +27,6 @@ from versatile.utils.devices import add_device_flag
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command
 
-SAMPLES = Path(__file__).resolve().parent / "data" / "samples"
 # On a CPU the difference is 0. Other kernels may round otherwise.
 LARGEST_SHARE = 1e-4
 
@@ -147,6 +146,7 @@ def read_sources(args):
 
 def read_inputs(args, source):
     """A task's first inputs for the proof, and where they are from: `training.evaluation.Part`."""
+    from versatile.data.files import SAMPLES
     from versatile.data.task import get
     from versatile.training import evaluation, runs
 

@@ -19,7 +19,6 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
-from versatile.adapters import t5_directory
 from versatile.data.listing import list_tasks
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
@@ -119,47 +118,30 @@ class Talk:
 
     def __init__(self, args):
         import ignite.distributed as idist
-        from versatile.adapters import checkpoint, inference
-        from versatile.adapters.attach import parameter_summary
-        from versatile.adapters.backbones import bundled as embedded
-        from versatile.adapters.backbones import loading as backbones
-        from versatile.data.own_tasks import register_own_tasks
-        from versatile.data.task import find, get
+        from versatile.data.task import get
+        from versatile.training.decoding import Decoding
+        from versatile.training.text_model import TextModel
         from versatile.utils import devices
 
         devices.quiet_libraries()
-        device = idist.device()
-        self.dtype = devices.precision(args, device)
-        if args.model_checkpoint not in embedded.NAMES:
-            backbones.need_directory(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
-        t5_directory.refuse(args.model_checkpoint)
-        if not checkpoint.is_checkpoint(args.model_checkpoint):
-            raise UserError("this holds no trained tasks", location=f"--model_checkpoint {args.model_checkpoint}",
-                            expected="a directory that combine_all.py, train_vlm.py or train.py wrote, "
-                                     "or a released VLM")  # fmt: skip
-        self.model, self.tokenizer = checkpoint.load(args.model_checkpoint, args.task)
-        self.trained = parameter_summary(self.model)
-        _, self.positions = inference.prepare_for_inference(self.model, device, self.dtype)
-        # A task without a file of its own can be held, but not be typed to.
-        register_own_tasks(self.model.info.definitions.values())
-        self.tasks = {name: task for name in self.model.info.tasks if (task := find(name))}
-        self.task = self.tasks.get(args.task) or next(iter(self.tasks.values()), None) or get(self.model.info.tasks[0])
-        self.checkpoint, self.max_history = args.model_checkpoint, args.max_history
-        from versatile.training.decoding import Decoding
-
-        self.decoding = Decoding.from_flags(args, self.positions)
+        dtype = devices.precision(args, idist.device())
+        self.text_model = TextModel.load(args.model_checkpoint, args.task, dtype)
+        self.tasks, self.max_history = self.text_model.tasks, args.max_history
+        held = self.text_model.model.info.tasks
+        self.task = self.tasks.get(args.task) or next(iter(self.tasks.values()), None) or get(held[0])
+        self.decoding = Decoding.from_flags(args, self.text_model.positions)
         self.sessions = {name: self.session(name) for name in self.tasks}
         # The prompt given last and what was cut of it; cuts told already; answers so far.
         self.shown, self.told, self.count, self.over = None, set(), 0, False
 
     def session(self, name):
         """A task's session at the start."""
-        kept = self.max_history or self.model.info.histories.get(name)
-        return dict(max_history=kept) if self.tasks[name].max_history and kept else {}
+        return self.text_model.session(name, self.max_history)
 
     def greet(self):
-        backbone = self.model.config._name_or_path
-        print(f"{self.checkpoint}: backbone {backbone}; {self.trained}\ntasks: {', '.join(self.tasks)}")
+        loaded = self.text_model
+        backbone = loaded.model.config._name_or_path
+        print(f"{loaded.directory}: backbone {backbone}; {loaded.summary}\ntasks: {', '.join(self.tasks)}")
         self.introduce()
         print("/help lists the commands, Ctrl-D ends", flush=True)
 
@@ -198,11 +180,8 @@ class Talk:
 
     def prompt(self, example, session):
         """What the model is given; says, once for each reason, when it is not all that was typed."""
-        from versatile.data import instances
-
         name = self.task.name
-        found, cut = instances.prompts(self.task, self.model.task_id(name), self.tokenizer, [example], self.positions,
-                                       self.decoding.max_length)  # fmt: skip
+        found, cut = self.text_model.prompts(name, [example], self.decoding.max_length)
         notices = [f"the input is cut, as in training: {why}" for why in cut]
         turns = sum(span.turn for span in example.context)
         if len(session.get("history", [])) > turns:
@@ -215,13 +194,10 @@ class Talk:
         return found[0]
 
     def decode(self, prompt):
-        from versatile.training.decoding import decode
-
         # Seeded from the start on, not anew for every answer: the same input may get another one.
         decoding = replace(self.decoding, seed=self.decoding.seed + self.count)
         self.count += 1
-        ids = decode(self.model, self.tokenizer, [prompt], decoding, dtype=self.dtype)[0]
-        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip()
+        return self.text_model.decode([prompt], decoding)[0]
 
     # ---- commands
 
@@ -255,7 +231,7 @@ class Talk:
             raise UserError("the model was given nothing yet", remedy="type an input first")
         prompt, notices = self.shown
         print(f"{len(prompt.ids)} tokens, then at most {self.decoding.max_length} of the answer:")
-        print(readable(prompt, self.tokenizer, self.model.info.first))
+        print(readable(prompt, self.text_model.tokenizer, self.text_model.model.info.first))
         for notice in notices:
             print(f"note: {notice}")
 
@@ -264,7 +240,7 @@ class Talk:
             settings = vars(self.decoding).items()
             return print(", ".join(f"{k} {v}" for k, v in settings if k != "batch_size"))
         name = name.lstrip("-").replace("-", "_")
-        self.decoding = changed(self.decoding, name, value, self.positions)
+        self.decoding = changed(self.decoding, name, value, self.text_model.positions)
         if name == "seed":
             self.count = 0
         unused = self.decoding.no_sample and name in SAMPLING

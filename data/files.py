@@ -17,11 +17,15 @@ import hashlib
 import math
 import os
 import zlib
+from pathlib import Path
 
 import ijson
 from versatile.data.compressed import open_gzip
 from versatile.data.json_text import LONGEST, WholeCharacters
 from versatile.utils.errors import UserError, brief
+
+SAMPLES = Path(__file__).resolve().parent / "samples"
+"""Small files of every task and system that come with the toolkit."""
 
 _BLOCK = 1 << 16
 _BOM = b"\xef\xbb\xbf"

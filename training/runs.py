@@ -345,6 +345,9 @@ def check_flags(given, stored, free, location):
 def _commit():
     """The toolkit's git commit, with "+" where files differ from it; None outside a checkout."""
     home = Path(__file__).resolve().parent.parent
+    if not (home / ".git").exists():
+        # Installed, it may lie in somebody else's repository.
+        return None
     options = dict(cwd=home, capture_output=True, text=True, timeout=10)
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], **options)

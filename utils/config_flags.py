@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 from versatile.utils import stored_flags
 from versatile.utils.devices import add_device_flag, take_device_flag
 from versatile.utils.errors import UserError, brief, first_line
+from versatile.utils.files import find_shipped
 from versatile.utils.flags import LARGEST, LARGEST_SEED, HelpFormatter, shown
 
 # Names of transformers' training arguments that it has changed -> today's.
@@ -165,7 +166,7 @@ def read_config(names, path, p=None):
     Raises:
         UserError: as `given`.
     """
-    p = p or names.parser()
+    p, path = p or names.parser(), find_shipped(path)
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -177,6 +178,8 @@ def read_config(names, path, p=None):
         raise UserError(f"{brief(content)} is no json object", location=path, expected='{"tasks": ["rte"], …}')
     found = {}
     for key, value in content.items():
+        # configs/test.json reads the samples.
+        value = find_shipped(value) if key == "data_dir" and isinstance(value, str) else value
         found.update(_one(names, p, key, _words(value, f"{path}: {key}"), f"{path}: {key}"))
     return found
 

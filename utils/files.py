@@ -28,6 +28,16 @@ _DISK_ERRORS = {
 }
 
 
+def find_shipped(path):
+    """A path of the checkout (configs/…, data/samples/…) wherever the toolkit lies; other paths come back as they are.
+
+    A file or folder of that name under the current directory goes before.
+    """
+    shipped = Path(__file__).resolve().parent.parent / path
+    known = Path(path).parts[:1] == ("configs",) or Path(path).parts[:2] == ("data", "samples")
+    return str(shipped) if known and not Path(path).exists() and shipped.exists() else path
+
+
 @contextlib.contextmanager
 def disk_errors(path):
     """Turn the disk's own errors (full, read-only, no permission) into a `UserError` that names `path`."""

@@ -1,9 +1,12 @@
 """Flags that several scripts share, and argparse types that say what they wanted."""
 
 import argparse
+import contextlib
+import contextvars
 import math
 
 from versatile.utils.devices import add_precision_flags
+from versatile.utils.errors import UserError
 from versatile.utils.screen import escape_controls
 
 # The largest count that every library below takes, and the largest seed: numpy's global generator has 32 bits.
@@ -87,6 +90,19 @@ def shown(text, limit=40):
     return repr(text) if len(text) <= limit else f"{text[:limit]!r}… ({len(text)} characters)"
 
 
+_RAISING = contextvars.ContextVar("raising", default=False)
+
+
+@contextlib.contextmanager
+def raising_errors():
+    """Within it a wrong flag is a `UserError`, for a caller from Python, instead of the end of the process."""
+    token = _RAISING.set(True)
+    try:
+        yield
+    finally:
+        _RAISING.reset(token)
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """The description as written, and every flag's default behind its help."""
 
@@ -103,6 +119,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         message = message.removeprefix("argument ")
+        if _RAISING.get():
+            raise UserError(message, remedy=f"see {self.prog} --help")
         self.exit(2, f"error: {escape_controls(message)}\n  remedy:   see {self.prog} --help\n")
 
 
@@ -226,8 +244,6 @@ def check_lengths(p, args):
 def one_process():
     """A `UserError` under torchrun, for scripts whose processes would all write the same files."""
     import os
-
-    from versatile.utils.errors import UserError
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("several processes would write the same files", location="torchrun",

@@ -29,14 +29,22 @@ def shell_words(*words):
 
 
 def shell_command(script, *words):
-    """A command that can be pasted into a shell: "python <script> <words>"."""
-    return shell_words("python", script, *words)
+    """A command that can be pasted into a shell: "python <script> <words>"; without a checkout "versatile <name>"."""
+    start = ["python", script] if _in_checkout(script) else ["versatile", Path(script).stem]
+    return shell_words(*start, *words)
 
 
 def resume_command(script, directory, processes=1):
     """What to type to resume a run, with as many processes on each machine as it has."""
-    start = ["torchrun", "--nproc_per_node", processes] if processes > 1 else ["python"]
-    return shell_words(*start, script, "--resume", directory)
+    if processes == 1:
+        return shell_command(script, "--resume", directory)
+    start = [script] if _in_checkout(script) else ["-m", "versatile", Path(script).stem]
+    return shell_words("torchrun", "--nproc_per_node", processes, *start, "--resume", directory)
+
+
+def _in_checkout(script):
+    """Whether the script stands beside the rooms; installed, it is a module."""
+    return (Path(__file__).resolve().parent.parent / script).is_file()
 
 
 class SafeStream:

@@ -1,0 +1,180 @@
+"""The toolkit as a package: what a wheel holds, and what `import versatile` offers.
+
+    python -m pytest tests/test_package.py
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from scripts import SAMPLES, without_java
+from versatile.utils.errors import UserError
+
+import versatile
+from versatile import api
+
+# Names that a checkout has at its root, and that belong to others where things are installed.
+OTHERS = ("adapters", "data", "utils", "evaluate", "tests", "training", "train")
+
+
+TINY_FLAGS = dict(
+    model_checkpoint="tiny-gpt2", adapter_bottleneck=4, limit=8, n_epochs=1, train_batch_size=4, lr=1e-3,
+    gradient_accumulation_steps=1, fp32=True, no_validation=True,
+)  # fmt: skip
+
+
+def pip(*words, **options):
+    done = subprocess.run([sys.executable, "-m", "pip", *map(str, words)], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel built from a copy of the checkout: setuptools writes beside what it builds."""
+    folder = tmp_path_factory.mktemp("wheel")
+    leave = shutil.ignore_patterns(".*", "runs", "results", "outputs", "__pycache__", "build", "*.egg-info")
+    shutil.copytree(ROOT, folder / "source", ignore=leave)
+    pip("wheel", "--no-index", "--no-build-isolation", "--no-deps", "--wheel-dir", folder, folder / "source")
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel):
+    """Where the wheel is installed, by itself."""
+    target = wheel.parent / "site"
+    pip("install", "--no-index", "--no-deps", "--target", target, wheel)
+    return target
+
+
+def python(code, cwd, *path):
+    """Run a few lines with nothing of the checkout to import; returns what they print, as json."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": os.pathsep.join(map(str, path))}
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_wheel_holds_all_of_the_toolkit_under_one_name(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {"versatile", f"{wheel.name.split('-py3')[0]}.dist-info"}
+    rooms = ("adapters", "data", "training", "lifelong", "utils", "configs")
+    modules = [path for room in rooms for path in (ROOT / room).rglob("*.py") if "samples" not in path.parts]
+    wanted = {f"versatile/{path.relative_to(ROOT)}" for path in modules}
+    wanted |= {f"versatile/scripts/{path.name}" for path in ROOT.glob("*.py")}
+    wanted |= {f"versatile/{path.name}" for path in (ROOT / "versatile").glob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == wanted and len(wanted) > 100
+    files = [*(ROOT / "configs").glob("*.json"), *(ROOT / "data/samples").rglob("*.json")]
+    files += (ROOT / "data/samples").rglob("*.tsv")
+    assert {f"versatile/{path.relative_to(ROOT)}" for path in files} < set(names) and len(files) > 30
+
+
+def test_an_installed_wheel_trains_and_answers_from_python(installed, tmp_path):
+    code = f"""
+import sys, json, versatile
+cheap = "torch" not in sys.modules
+run = versatile.train(dict(task="nlg", dataset_path=versatile.SAMPLES / "nlg.json", output_dir="run", max_steps=2,
+                           {", ".join(f"{k}={v!r}" for k, v in TINY_FLAGS.items())}))
+texts = versatile.load(run).generate_text("nlg", ["name[The Punter]", "name[Aromi], food[Thai]"], max_length=5)
+print(json.dumps([cheap, texts, versatile.__file__, str(run), json.load(open("run/run.json"))["commit"]]))
+"""
+    cheap, texts, file, run, commit = python(code, tmp_path, installed)
+    assert cheap and Path(file).is_relative_to(installed) and run == "run" and commit is None
+    assert len(texts) == 2 and all(isinstance(text, str) for text in texts)
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["steps"] == 2
+
+
+def test_others_packages_stay_importable_beside_an_installed_wheel(installed, tmp_path):
+    for name in OTHERS:
+        (tmp_path / f"{name}.py").write_text("")
+    code = f"""
+import json, versatile.training.runs, versatile.data.task, versatile.adapters, versatile.scripts.evaluate
+import {", ".join(OTHERS)}
+print(json.dumps([module.__file__ for module in ({", ".join(OTHERS)})]))
+"""
+    assert python(code, "/", installed, tmp_path) == [str(tmp_path / f"{name}.py") for name in OTHERS]
+
+
+def test_an_installed_script_is_called_by_its_name(installed, tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(installed)}
+    options = dict(cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    start = [sys.executable, "-m", "versatile"]
+    flags = dict(TINY_FLAGS, task="nlg", dataset_path=SAMPLES / "nlg.json", max_steps=1, output_dir="run")
+    done = subprocess.run([*start, "train", *api.command_line("train", flags)], **options)
+    assert done.returncode == 0, done.stderr
+    # What comes next is said as it has to be typed here.
+    assert "next: versatile evaluate --task nlg" in done.stdout
+    command = json.loads((tmp_path / "run/run.json").read_text())["command"]
+    assert command.startswith("train.py --model_checkpoint=tiny-gpt2")
+    done = subprocess.run([*start, "trane"], **options)
+    assert done.returncode == 2 and "no script 'trane'" in done.stderr and "train_vlm" in done.stderr
+
+
+def train(tmp_path, task="nlg", **more):
+    return versatile.train({"task": task, "dataset_path": versatile.SAMPLES / f"{task}.json", "max_steps": 1,
+                            "output_dir": tmp_path / task, **TINY_FLAGS, **more})  # fmt: skip
+
+
+def test_python_combines_evaluates_and_answers_what_it_trained(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", without_java()["PATH"])
+    runs = {task: train(tmp_path, task) for task in ("nlg", "qa")}
+    data = {task: versatile.SAMPLES / f"{task}.json" for task in runs}
+    vlm = versatile.combine(runs, tmp_path / "VLM", data=data, proof_examples=1, proof_tokens=4)
+    model = versatile.load(vlm, precision="fp32")
+    text = "name[The Punter], food[Italian]"
+    alone = versatile.load(runs["nlg"], precision="fp32").generate_text("nlg", text, max_length=6)
+    assert model.generate_text("nlg", text, max_length=6) == alone != ""
+    turns = ["document: The Severn rises in Wales.", "Where does it rise?"]
+    (answer,) = model.generate_text("qa", [turns], max_length=6)
+    assert isinstance(answer, str)
+    flags = dict(task="nlg", dataset_path=data["nlg"], model_checkpoint=vlm, no_sample=True, limit=2, max_length=4)
+    scores = versatile.evaluate(flags)
+    assert list(scores) == ["nlg"] and scores["nlg"]["instances"] == 2
+
+
+@pytest.mark.parametrize(("flags", "words"), [
+    (dict(task="nlg", n_epochs="many"), "--n_epochs: 'many'"),
+    (dict(task="nlg", epochs=3), "unrecognized arguments: --epochs=3"),
+    (dict(task="poems"), "poems"),
+    (dict(task="nlg", dataset_path="nowhere.json"), "nowhere.json"),
+])  # fmt: skip
+def test_what_a_script_would_refuse_is_an_exception(tmp_path, flags, words):
+    before = list(sys.argv)
+    with pytest.raises(UserError) as error:
+        versatile.train(dict(TINY_FLAGS, output_dir=tmp_path / "run", **flags))
+    assert words in str(error.value) and not (tmp_path / "run").exists() and sys.argv == before
+
+
+def test_what_is_no_input_of_the_model_is_refused(tmp_path):
+    model = versatile.load(train(tmp_path))
+    for task, text in (("mt", "A man."), ("nlg", "no slots"), ("nlg", [["name[A]", 3]]), ("nlg", [[]])):
+        with pytest.raises(UserError):
+            model.generate_text(task, text)
+    assert model.generate_text("nlg", []) == []
+    for directory, precision in ((tmp_path, None), (tmp_path / "nowhere", None), (tmp_path / "nlg", "fp12")):
+        with pytest.raises(UserError):
+            versatile.load(directory, precision=precision)
+    with pytest.raises(UserError, match="no script 'test_package'"):
+        versatile.train({}, script="test_package")
+
+
+def test_flags_are_written_as_on_the_command_line():
+    flags = dict(config="c.json", task="nlg", fp32=True, bf16=False, limit=None, lr=-1, tasks=["a", "b"], data={"a": 1})
+    words = ["c.json", "--task=nlg", "--fp32", "--lr=-1", "--tasks", "a", "b", "--data", "a=1"]
+    assert api.command_line("train", flags) == words
+    assert api.command_line("train_t5", dict(do_eval=False)) == ["--do_eval=false"]
+
+
+def test_every_name_of_the_interface_is_there():
+    assert set(versatile.__all__) <= set(dir(versatile))
+    for name in versatile.__all__:
+        assert getattr(versatile, name)
+    with pytest.raises(AttributeError, match="no attribute 'tain'"):
+        versatile.tain  # noqa: B018

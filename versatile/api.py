@@ -1,0 +1,139 @@
+"""What `import versatile` offers: scripts as functions of a dict of flags, and trained models that answer texts."""
+
+import contextlib
+import importlib
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+from versatile.utils import flags as flag_types
+from versatile.utils.errors import UserError
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+# Their switches are read as words: --do_train false.
+_SWITCHES_IN_WORDS = ("train_t5", "pretrain_t5")
+
+
+def load(directory, task=None, precision=None):
+    """A trained model, ready to answer: `training.text_model.TextModel`.
+
+    Args:
+        directory: what train.py, train_vlm.py or combine_all.py wrote, or a released VLM checkpoint.
+        task: of a released checkpoint of one task, its name.
+        precision: of the matrix products: fp32, bf16 or fp16 (default: bf16 where the hardware has it).
+
+    Raises:
+        UserError: nothing that can be loaded there.
+    """
+    import ignite.distributed as idist
+
+    from versatile.training.text_model import TextModel
+    from versatile.utils import devices
+
+    if precision not in (None, *PRECISIONS):
+        raise UserError(f"no precision {precision!r}", location="precision", expected="one of " + ", ".join(PRECISIONS))
+    devices.quiet_libraries()
+    chosen = SimpleNamespace(**{name: name == precision for name in PRECISIONS})
+    return TextModel.load(directory, task, devices.precision(chosen, idist.device()))
+
+
+def train(flags, script="train"):
+    """Train as a script does; returns the run's directory, which `load` takes.
+
+    Args:
+        flags: {name: value}, as on the command line, without the hyphens: a switch is True, a flag that takes several
+            words has a list, one that takes TASK=VALUE has a dict; None leaves a flag out. `output_dir` may be left
+            out; `config` is the json file of train_t5 and train_camtl; dict(resume=run) resumes a run.
+        script: train, train_vlm, train_lifelong, train_t5, pretrain_t5 or train_camtl.
+
+    Raises:
+        UserError: what the script would leave with.
+        KeyboardInterrupt: after Ctrl-C; the run was saved and can be resumed.
+    """
+    from versatile.training.runs import default_directory
+
+    name, flags = _name_of(script), dict(flags)
+    if not flags.get("resume"):
+        flags["output_dir"] = flags.get("output_dir") or default_directory(name)
+    run_script(name, flags)
+    return Path(flags.get("resume") or flags["output_dir"])
+
+
+def combine(checkpoints, output=None, **flags):
+    """Combine trained tasks into one model as combine_all.py does; returns its directory.
+
+    Args:
+        checkpoints: {task: run directory}.
+        output: the directory to make; may be left out with `into`, the directory to add the tasks to.
+        flags: others of combine_all.py.
+    """
+    run_script("combine_all", dict(flags, checkpoints=checkpoints, output=output))
+    return Path(output or flags["into"])
+
+
+def evaluate(flags, script="evaluate"):
+    """Decode and score as a script does.
+
+    Args:
+        flags: as of `train`; without `output_dir` only the scores are kept.
+        script: evaluate or evaluate_vlm.
+
+    Returns:
+        {task: what its <task>_metrics.json holds}
+    """
+    with contextlib.ExitStack() as stack:
+        folder = flags.get("output_dir") or stack.enter_context(tempfile.TemporaryDirectory())
+        run_script(_name_of(script), dict(flags, output_dir=folder))
+        files = sorted(Path(folder).glob("*_metrics.json"))
+        return {p.name.removesuffix("_metrics.json"): json.loads(p.read_text(encoding="utf-8")) for p in files}
+
+
+def run_script(name, flags):
+    """Run a script in this process: what it would print as an error is raised as a `UserError`."""
+    module = importlib.import_module(f"versatile.scripts.{name}")
+    words = command_line(name, flags)
+    # Written into run.json, and the name that the script goes by.
+    before, sys.argv = sys.argv, [f"{name}.py", *words]
+    try:
+        with flag_types.raising_errors():
+            module.main.__wrapped__(words)
+    except SystemExit as stop:
+        if stop.code == 128 + signal.SIGINT:
+            raise KeyboardInterrupt from stop
+        raise
+    finally:
+        sys.argv = before
+
+
+def command_line(script, flags):
+    """The words that a script is called with for {name: value}; see `train`."""
+    flags = dict(flags)
+    config = flags.pop("config", None)
+    words = [str(config)] if config else []
+    for name, value in flags.items():
+        if value is False and script in _SWITCHES_IN_WORDS:
+            words.append(f"--{name}=false")
+        elif value is None or value is False:
+            continue
+        elif value is True:
+            words.append(f"--{name}")
+        elif isinstance(value, Mapping):
+            words += [f"--{name}", *(f"{task}={own}" for task, own in value.items())]
+        elif isinstance(value, (list, tuple)):
+            words += [f"--{name}", *map(str, value)]
+        else:
+            words.append(f"--{name}={value}")
+    return words
+
+
+def _name_of(script):
+    from versatile.__main__ import script_names
+
+    name = str(script).removesuffix(".py")
+    if name not in script_names():
+        raise UserError(f"there is no script {name!r}", location="script", expected=", ".join(script_names()))
+    return name
