@@ -43,6 +43,8 @@ class TaskModelInfo:
         self_copy: the output is a mixture with a pointer (adapters/methods/pointer.py).
         histories: {task: exchanges of a conversation it was trained with}, where that is known.
         definitions: {task: what defines it}, of tasks of the user's own; see `data.own_tasks`.
+        encoder: how the tasks' examples become ids: "markers", whose rows are added as token types, too, or
+            "question_answer".
     """
 
     mode: str
@@ -55,6 +57,7 @@ class TaskModelInfo:
     self_copy: bool = False
     histories: dict = field(default_factory=dict)
     definitions: dict = field(default_factory=dict)
+    encoder: str = "markers"
 
     @property
     def tasks(self):

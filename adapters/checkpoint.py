@@ -76,6 +76,7 @@ def save(model, tokenizer, directory, state=None):
             **_rows(model, tokenizer),
             format=FORMAT,
             **tasks,
+            encoder=info.encoder,
         )
         write_json(directory / CONFIG, config)
     tokenizer.save_pretrained(directory)
@@ -405,6 +406,7 @@ def _load_adapter(path):
             expected=f"{config['first']}, as when the adapter was trained",
         )  # fmt: skip
     model.info.histories, model.info.definitions = _histories(config), _definitions(config)
+    model.info.encoder = config.get("encoder", "markers")
     set_adapter_state(model, state, path / WEIGHTS)
     for task, method in methods.items():
         _refuse_idle(model.added[method["method"]], task, path / WEIGHTS)
@@ -478,6 +480,11 @@ def history(directory, task):
 def definitions(directory):
     """{task: what defines it} of the user's own tasks that a checkpoint holds; nothing is loaded."""
     return _definitions(_read_tasks(directory))
+
+
+def tasks_of(directory):
+    """{task: what a checkpoint's json says of it: markers, max_history, definition}; nothing is loaded."""
+    return {task["name"]: task for task in _read_tasks(directory)["tasks"]}
 
 
 def _read_tasks(directory):

@@ -57,6 +57,7 @@ BOTTLENECK = Record(
         first=Whole(0, _MOST_TOKENS, required=True),
         own_columns=Flag(),
         self_copy=Flag(),
+        encoder=Choice(("markers", "question_answer")),
         tasks=TASKS,
     )
 )
@@ -77,7 +78,7 @@ def t5(methods, activations):
     )
     settings = dict(
         method=Choice(tuple(methods)),
-        method_settings=MapOf(Number(0, _MOST_WIDTH)),
+        method_settings=MapOf(),
         non_linearity=Choice(tuple(activations)),
         reduction_factor=size,
         adapters=names,

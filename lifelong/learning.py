@@ -73,6 +73,7 @@ def load(args):
     positions = min(args.max_len, most)
     torch.manual_seed(args.seed)
     adapting.attach(model, tokenizer, markers, widths, mask_other_tasks)
+    model.info.encoder = "question_answer"
     routing.hold_empty_rows(model)
     made = answers.encoder(tokenizer, positions, args.use_sep, most)
     return LifelongModel(model, tokenizer, made, positions, model.backbone_fingerprint)

@@ -359,7 +359,7 @@ def test_tasks_can_start_from_anothers_adapter(case):
 def test_settings_are_known_by_name():
     assert method_of(8) == dict(method="bottleneck", adapter_bottleneck=8)
     assert method_of(0) == dict(method="task_embeddings")
-    assert method_of("lora") == dict(method="lora", lora_rank=8, lora_alpha=16.0)
+    assert method_of("lora") == dict(method="lora", lora_rank=8, lora_alpha=16.0, lora_targets="q,v")
     with pytest.raises(UserError, match="unknown method 'loar'"):
         method_of("loar")
     with pytest.raises(UserError, match="'lora_rank' is no setting of the method ia3"):

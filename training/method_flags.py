@@ -30,7 +30,12 @@ def add_setting_flags(group):
         kind, default, text = users[0].settings[name]
         methods = " or ".join(method.name for method in users)
         group.add_argument(f"--{name}", type=getattr(flags, kind),
-                           help=f"--method {methods}: {text} (default {default:g})")  # fmt: skip
+                           help=f"--method {methods}: {text} (default {setting_text(default)})")  # fmt: skip
+
+
+def setting_text(value):
+    """A setting's value as a help text or a directory's name has it: 16.0 is "16"."""
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def check_settings(args, names):
@@ -77,5 +82,5 @@ def name_of(method):
     name, parts = method["method"], [method["method"]]
     for setting, (_, default, _) in get_method(name).settings.items():
         if method.get(setting, default) != default:
-            parts.append(f"{setting.removeprefix(name + '_')}{method[setting]:g}")
+            parts.append(f"{setting.removeprefix(name + '_')}{setting_text(method[setting])}".replace(",", "-"))
     return "_".join(parts)

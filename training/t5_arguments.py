@@ -83,10 +83,10 @@ MethodArguments = dataclasses.make_dataclass(
     [
         (
             name,
-            (int if kind == "positive" else float) | None,
-            arg(None, f"--method {method}: {text} (default {default:g})"),
+            type(default) | None,
+            arg(None, f"--method {method}: {text} (default {method_flags.setting_text(default)})"),
         )
-        for name, (method, kind, default, text) in PORT_SETTINGS.items()
+        for name, (method, _, default, text) in PORT_SETTINGS.items()
     ],
 )
 

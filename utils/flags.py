@@ -68,6 +68,17 @@ def fraction(text):
     return _number(text, float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
 
 
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def projections(text):
+    """argparse type: names of a block's linear maps, with commas; in their own order, each once."""
+    names = text.split(",")
+    if set(names) - set(PROJECTIONS):
+        raise argparse.ArgumentTypeError(f"{shown(text)}: expected some of {','.join(PROJECTIONS)}")
+    return ",".join(name for name in PROJECTIONS if name in names)
+
+
 def _count(text, least, expected):
     return _number(text, int, lambda v: least <= v <= LARGEST, f"{expected}, at most {LARGEST}", expected)
 

@@ -39,6 +39,7 @@ class Backbone:
         attention_interface: whether attention is computed by the function that transformers' `AttentionInterface`
             holds under the model's implementation.
         head: "lm", or "classifier" where each task has a head of its own.
+        token_types: whether the model itself adds the rows of `token_type_ids`, those of its table of tokens.
         encoder_decoder: whether an encoder reads the input (adapters/encoder_decoder.py).
         row_std: model, before anything is attached -> standard deviation that new token embeddings start from.
         head_scale: config -> what an encoder-decoder's last hidden states are multiplied with before the head.
@@ -57,6 +58,7 @@ class Backbone:
     auto_class: str = "AutoModelForCausalLM"
     attention_interface: bool = True
     head: str = "lm"
+    token_types: bool = False
     encoder_decoder: bool = False
     row_std: Callable = lambda model: PUBLISHED_STD
     head_scale: Callable = lambda config: 1.0

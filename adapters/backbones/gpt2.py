@@ -19,4 +19,5 @@ BACKBONE = Backbone(
     norms=lambda block: [(block, "ln_1"), (block, "ln_2")],
     norm_eps=lambda config: config.layer_norm_epsilon,
     max_length=lambda config: config.n_positions,
+    token_types=True,
 )

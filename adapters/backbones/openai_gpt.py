@@ -20,4 +20,5 @@ BACKBONE = Backbone(
     norm_eps=lambda config: config.layer_norm_epsilon,
     max_length=lambda config: config.n_positions,
     attention_interface=False,
+    token_types=True,
 )

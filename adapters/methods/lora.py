@@ -4,8 +4,8 @@ Models").
     h = W x + (alpha / r) · B A x                                                            (equation 3)
 
 A [r, in] starts at random and B [out, r] at zero, so that training starts from the backbone itself. As in peft, the
-maps are those of queries and values (a fused matrix of queries, keys and values as a whole), in cross-attention too,
-and A starts from peft's Kaiming-uniform distribution.
+maps are those of queries and values unless others are named, in cross-attention too, a fused matrix of queries, keys
+and values is updated as a whole, and A starts from peft's Kaiming-uniform distribution.
 """
 
 import functools
@@ -21,8 +21,8 @@ METHODS = {"lora": "LoRA"}
 SETTINGS = {
     "lora_rank": ("positive", 8, "rank r of LoRA's update"),
     "lora_alpha": ("rate", 16.0, "LoRA's scale: what is added is multiplied with alpha / r"),
+    "lora_targets": ("projections", "q,v", "the linear maps that LoRA updates, of q, k, v, o, gate, up and down"),
 }
-ROLES = ("q", "v", "qkv")
 
 
 class LowRankUpdate(nn.Module):
@@ -54,30 +54,44 @@ class LoRA(TaskModules):
 
     sizes = {"lora_rank": (".A", 0)}
 
+    def __init__(self, model, name):
+        super().__init__(model, name)
+        # By block, the roles of the maps that have a hook.
+        self.hooked = [set() for _ in self.blocks]
+
     @classmethod
     def check(cls, name, backbone, settings, location):
         refuse_without_port(backbone, "projections", name, location)
 
-    def maps(self, block):
-        """{role: linear map} of those that are updated in a block."""
+    def maps(self, block, targets):
+        """{role: linear map} of those that are updated in a block, of a task's `lora_targets`."""
+        names = set(targets.split(","))
+        # Where queries, keys and values are one matrix, any of the three stands for it.
+        names |= {"qkv"} if names & set("qkv") else set()
         every = self.backbone.projections(block)
-        return {role: linear for role, linear in every.items() if role.removeprefix("cross_") in ROLES}
+        return {role: linear for role, linear in every.items() if role.removeprefix("cross_") in names}
 
     def new(self, config, block, settings):
-        rank, alpha = settings["lora_rank"], settings["lora_alpha"]
-        return nn.ModuleDict({role: LowRankUpdate(*sizes(m), rank, alpha) for role, m in self.maps(block).items()})
+        rank, alpha, maps = settings["lora_rank"], settings["lora_alpha"], self.maps(block, settings["lora_targets"])
+        return nn.ModuleDict({role: LowRankUpdate(*sizes(m), rank, alpha) for role, m in maps.items()})
+
+    def insert(self, model, task, modules):
+        super().insert(model, task, modules)
+        for number, (block, updates) in enumerate(zip(self.backbone.blocks(model), modules)):
+            every = self.backbone.projections(block)
+            for role in updates.keys() - self.hooked[number]:
+                every[role].register_forward_hook(functools.partial(self.after_map, number, role, GroupedProduct()))
+            self.hooked[number] |= updates.keys()
 
     def hook(self, model):
-        for number, block in enumerate(self.backbone.blocks(model)):
-            for role, linear in self.maps(block).items():
-                linear.register_forward_hook(functools.partial(self.after_map, number, role, GroupedProduct()))
+        """Nothing: a map is hooked when the first task that updates it comes."""
 
     def after_map(self, number, role, product, linear, args, output):
         """Forward hook of a linear map: each row's own update is added."""
-        tasks = self.of_runs(number)
-        if not tasks:
+        updates = [task[role] if task is not None and role in task else None for task in self.of_runs(number)]
+        if all(update is None for update in updates):
             return output
-        return output + product(args[0], [task and task[role] for task in tasks], self.router)
+        return output + product(args[0], updates, self.router)
 
     def is_idle(self, task):
         return all_zero(update.B for held in self.blocks for update in held[task].values())

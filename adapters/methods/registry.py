@@ -89,11 +89,11 @@ def method_of(value, location=None):
             location=location or unknown[0],
             expected=", ".join(description.settings) or "none",
         )
-    for name, (kind, _, _) in description.settings.items():
-        found = value.get(name, 1)
+    for name, (kind, default, _) in description.settings.items():
+        found = value.get(name, default)
         try:
             if isinstance(found, bool) or getattr(flags, kind)(str(found)) != found:
-                raise ArgumentTypeError(f"{found!r}: expected a number")
+                raise ArgumentTypeError(f"{found!r}: expected {'a text' if isinstance(default, str) else 'a number'}")
         except ArgumentTypeError as error:
             found, _, expected = str(error).partition(": expected ")
             raise UserError(f"{name} is {found}", location=location or name, expected=expected) from None

@@ -1,0 +1,254 @@
+"""Interchange with peft: what peft loads of ours and we of peft's has equal logits; clear errors.
+
+    python -m pytest tests/test_peft.py
+"""
+
+import json
+import os
+from pathlib import Path
+
+import lifelong_data
+import pytest
+import torch
+from scripts import small
+from versatile.adapters import checkpoint
+from versatile.adapters.attach import attach, trainable
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.imports import peft as exchange
+from versatile.data.task import get
+
+import combine_all
+import evaluate_vlm
+import train_lifelong
+
+peft = pytest.importorskip("peft", reason="the package peft is not installed: interchange with it is not tested")
+METHODS = {"lora": dict(method="lora", lora_rank=3, lora_targets="q,v,down"), "ia3": dict(method="ia3")}
+
+
+def lively(name):
+    """A tiny backbone whose weights are large enough for outputs to differ."""
+    folder = Path(os.environ["VERSATILE_CACHE"]) / f"lively-peft-{name}"
+    if not folder.exists():
+        model, tokenizer = backbones.load(name)
+        noise = torch.Generator().manual_seed(1)
+        for p in model.parameters():
+            p.data += 0.3 * torch.randn(p.shape, generator=noise) * (p.ndim > 1)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def ours(folder, name, methods, token_types=True, markers=True):
+    """A directory as training leaves it."""
+    model, tokenizer = backbones.load(lively(name))
+    torch.manual_seed(0)
+    attach(model, tokenizer, {task: list(get(task).markers) if markers else [] for task in methods}, methods)
+    model.info.encoder = "markers" if token_types else "question_answer"
+    for p in trainable(model).values():
+        p.data.add_(0.2 * torch.randn_like(p))
+    checkpoint.save(model, tokenizer, folder)
+    return folder
+
+
+def theirs(folder, name, seed=0, **config):
+    """A directory as peft saves it, its matrices away from their start."""
+    base, _ = backbones.load(lively(name))
+    kind = peft.LoraConfig if "r" in config else peft.IA3Config
+    task_type = "SEQ_2_SEQ_LM" if "t5" in name else "CAUSAL_LM"
+    model = peft.get_peft_model(base, kind(task_type=task_type, **config))
+    torch.manual_seed(seed)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data.add_(0.2 * torch.randn_like(p))
+    model.save_pretrained(folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(config | dict(base_model_name_or_path=lively(name))))
+    return folder
+
+
+def refused(capsys, argv, *fragments, out=None):
+    with pytest.raises(SystemExit) as stopped:
+        exchange.main([str(word) for word in argv])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("error: ") == 1, said
+    for fragment in fragments:
+        assert fragment in said, (fragment, said)
+    assert out is None or not out.exists()
+
+
+@torch.no_grad()
+def by_readme(directory, inputs):
+    """Logits of the model that README.md of an exported directory loads, by its own lines."""
+    lines = (directory / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    names = dict(directory=str(directory))
+    exec(lines, names)
+    return names["model"].eval()(**inputs(names["tokenizer"])).logits, names["tokenizer"]
+
+
+# ---- export
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name, types", [("tiny-gpt2", True), ("tiny-gpt2", False), ("tiny-llama", False)])
+@pytest.mark.parametrize("method", METHODS)
+def test_peft_gives_the_logits_of_an_exported_task(name, types, method, tmp_path):
+    run = ours(tmp_path / "run", name, {"mt": 4, "nlg": METHODS[method]}, types)
+    exchange.main(["export", str(run), str(tmp_path / "out"), "--task", "nlg"])
+    model, words = checkpoint.load(run)
+    markers = model.info.markers["nlg"]
+    spoken = words("the golden palace is a cheap restaurant", add_special_tokens=False).input_ids
+
+    def inputs(tokenizer):
+        own = tokenizer.convert_tokens_to_ids(markers)
+        ids = torch.tensor([[own[0], *spoken, own[-1]], [own[2], *spoken, own[1]]])
+        kinds = torch.tensor([[own[0]] * len(ids[0]), [own[3]] * len(ids[0])])
+        return dict(input_ids=ids) | (dict(token_type_ids=kinds) if types else {})
+
+    found, tokenizer = by_readme(tmp_path / "out", inputs)
+    expected = model(**inputs(words), task_ids=torch.tensor([1, 1])).logits
+    first = model.info.first
+    torch.testing.assert_close(found[..., :first], expected[..., :first], atol=1e-4, rtol=1e-4)
+    columns = [tokens.convert_tokens_to_ids(markers) for tokens in (tokenizer, words)]
+    torch.testing.assert_close(found[..., columns[0]], expected[..., columns[1]], atol=1e-4, rtol=1e-4)
+    # Another task, or none, would not pass.
+    other = model(**inputs(words), task_ids=torch.tensor([-1, -1])).logits
+    assert (other[..., :first] - expected[..., :first]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_task_without_embeddings_is_exported_without_a_table(method, tmp_path, capsys):
+    run = ours(tmp_path / "run", "tiny-llama", {"nlg": METHODS[method]}, markers=False)
+    exchange.main(["export", str(run), str(tmp_path / "out")])
+    assert "no task embeddings: the task has none" in capsys.readouterr().out
+    found = checkpoint.read_safetensors(tmp_path / "out" / exchange.WEIGHTS)
+    assert found and not [key for key in found if "embed" in key or "head" in key]
+
+
+def test_a_lifelong_run_on_llama_has_no_token_types_and_is_exported(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    lifelong_data.write(data)
+    lora = ["--real_sample", "--method", "lora"]
+    train_lifelong.main(lifelong_data.command(data, out, "lll", *lora, model="tiny-llama"))
+    adapter, share = exchange.export_task(out / "sst", tmp_path / "out")
+    assert share <= exchange.LARGEST_SHARE and "__ans__" in adapter.tokens
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_of_train_t5_is_exported(method, tmp_path):
+    from versatile.adapters import t5
+
+    model, tokenizer = t5.load_backbone("tiny-t5")
+    t5.attach(model, ["rte", "mrpc"], t5.T5Settings(method=method))
+    torch.manual_seed(0)
+    for p in model.added.parameters():
+        p.data.add_(0.2 * torch.randn_like(p))
+    t5.save(model, tokenizer, tmp_path / "run")
+    adapter, share = exchange.export_task(tmp_path / "run", tmp_path / "out", "mrpc")
+    assert share <= exchange.LARGEST_SHARE and adapter.tokens == []
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
+
+
+def test_what_peft_could_not_give_the_same_logits_for_is_refused(tmp_path, capsys):
+    out = tmp_path / "out"
+    typed = ours(tmp_path / "typed", "tiny-llama", {"nlg": "lora"})
+    refused(capsys, ["export", typed, out], "token-type embeddings", "Llama", out=out)
+    bottleneck = ours(tmp_path / "bottleneck", "tiny-gpt2", {"nlg": 4, "mt": "lora"})
+    refused(capsys, ["export", bottleneck, out, "--task", "nlg"], "trained with the method bottleneck", out=out)
+    refused(capsys, ["export", bottleneck, out], "holds the tasks nlg, mt", "--task TASK", out=out)
+    refused(capsys, ["export", bottleneck, out, "--task", "qa"], "holds the task(s) nlg, mt", out=out)
+    refused(capsys, ["export", tmp_path / "none", out], "no such directory", out=out)
+    out.mkdir()
+    (out / "mine").touch()
+    refused(capsys, ["export", bottleneck, out, "--task", "mt"], "something stands there already")
+    assert [p.name for p in out.iterdir()] == ["mine"]
+
+
+# ---- import
+
+THEIRS = {
+    "tiny-gpt2": dict(target_modules=["c_attn"], fan_in_fan_out=True),
+    "tiny-llama": dict(target_modules=["q_proj", "o_proj", "up_proj"]),
+    "tiny-t5": dict(target_modules=["q", "v", "wo"]),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("more", [{}, dict(use_rslora=True, rank_pattern={"0.*": 2}, alpha_pattern={"0.*": 3})])
+def test_a_lora_of_pefts_is_a_task_of_ours(name, more, tmp_path):
+    source = theirs(tmp_path / "lora", name, r=4, lora_alpha=6, **THEIRS[name], **more)
+    exchange.import_adapter(source, tmp_path / "out", "mine", ["<a>", "<b>"])
+    model, _ = checkpoint.load(tmp_path / "out")
+    base, _ = backbones.load(lively(name))
+    their = peft.PeftModel.from_pretrained(base, source).eval()
+    ids = torch.arange(5, 25).view(2, 10)
+    given = dict(input_ids=ids) | (dict(decoder_input_ids=ids.flip(1)) if "t5" in name else {})
+    expected, found = their(**given).logits, model(**given, task_ids=torch.tensor([0, 0])).logits
+    first = model.info.first
+    torch.testing.assert_close(found[..., :first], expected[..., :first], atol=1e-4, rtol=1e-4)
+    assert model.info.markers == {"mine": ["<a>", "<b>"]} and model.info.methods["mine"]["lora_rank"] == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-t5"])
+def test_an_ia3_of_pefts_is_a_task_of_ours(name, tmp_path):
+    # peft's own choice of modules for the architecture.
+    source = theirs(tmp_path / "ia3", name)
+    exchange.import_adapter(source, tmp_path / "out", "mine", ["<a>"])
+    assert checkpoint.load(tmp_path / "out")[0].info.methods["mine"] == dict(method="ia3")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_was_exported_comes_back(method, tmp_path):
+    run = ours(tmp_path / "run", "tiny-gpt2", {"nlg": METHODS[method]})
+    exchange.main(["export", str(run), str(tmp_path / "out")])
+    exchange.main(["import", str(tmp_path / "out"), str(tmp_path / "back"), "--task", "nlg"])
+    before, after = (checkpoint.read_safetensors(folder / checkpoint.WEIGHTS) for folder in (run, tmp_path / "back"))
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    assert checkpoint.tasks_of(run) == checkpoint.tasks_of(tmp_path / "back")
+
+
+def test_loras_of_pefts_combine_evaluate_and_train_in_mixed_batches(tmp_path, capsys):
+    files = {task: str(small(tmp_path / f"{task}.json", task, train=8, valid=2, test=2)) for task in ("nlg", "mt")}
+    data, runs = [f"{task}={path}" for task, path in files.items()], []
+    for seed, task in enumerate(files):
+        source = theirs(tmp_path / f"lora{seed}", "tiny-llama", seed, r=4, target_modules=["q_proj", "v_proj"])
+        like = ours(tmp_path / f"like-{task}", "tiny-gpt2", {task: 4})
+        exchange.main(["import", str(source), str(tmp_path / task), "--task", task, "--like", str(like)])
+        runs.append(f"{task}={tmp_path / task}")
+    combine_all.main(["--checkpoints", *runs, "--output", str(tmp_path / "vlm"), "--data", *data,
+                      "--proof_examples", "2", "--proof_tokens", "4"])  # fmt: skip
+    assert capsys.readouterr().out.count("2 of 2 equal") == 2
+    evaluate_vlm.main(["--task", "all", "--model_checkpoint", str(tmp_path / "vlm"), "--data", *data, "--no_sample",
+                       "--max_length", "5", "--fp32", "--output_dir", str(tmp_path / "results")])  # fmt: skip
+    assert list((tmp_path / "results").rglob("*nlg*"))
+
+
+def test_a_directory_that_cannot_be_a_task_of_ours_is_refused(tmp_path, capsys):
+    out, source = tmp_path / "out", theirs(tmp_path / "lora", "tiny-llama", r=4, target_modules=["q_proj"])
+    common, tokens = ["import", source, out, "--task", "mine"], ["--markers", "<a>"]
+    refused(capsys, common, "does not say which special tokens", "--like RUN", out=out)
+    refused(capsys, [*common, *tokens, "--model_checkpoint", "tiny-gpt2"], "is no linear map of a block", out=out)
+    wide = tmp_path / "wide"
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    LlamaForCausalLM(LlamaConfig(vocab_size=500, hidden_size=32, intermediate_size=16, num_hidden_layers=2,
+                                 num_attention_heads=2)).save_pretrained(wide)  # fmt: skip
+    backbones.load("tiny-llama")[1].save_pretrained(wide)
+    refused(capsys, [*common, *tokens, "--model_checkpoint", wide], "(64, 64)", "expected: (32, 32)", out=out)
+    config = json.loads((source / "adapter_config.json").read_text())
+    for change, words in (
+        (dict(r=8), "have the ranks 4 and 4"),
+        (dict(use_dora=True), "use_dora is true"),
+        (dict(bias="all"), 'bias is "all"'),
+        (dict(init_lora_weights="pissa"), "changed the backbone's own weights"),
+        (dict(peft_type="VERA"), "peft_type is 'VERA'"),
+        (dict(base_model_name_or_path=str(tmp_path / "gone")), "no such directory"),
+    ):
+        (source / "adapter_config.json").write_text(json.dumps(config | change))
+        refused(capsys, [*common, *tokens], words, out=out)
+    (source / "adapter_config.json").write_text(json.dumps(config))
+    whole = theirs(tmp_path / "whole", "tiny-llama", r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    refused(capsys, ["import", whole, out, "--task", "mine", *tokens], "lm_head was trained as a whole", out=out)
+    refused(capsys, ["import", tmp_path, out, "--task", "mine"], "no adapter_config.json", out=out)
