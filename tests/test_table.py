@@ -6,7 +6,7 @@ import os
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from versatile.utils import table
+from versatile.utils import result_charts, table
 from versatile.utils.errors import UserError
 
 ADAPTER = {"adapters": 2_000, "task_rows": 500, "backbone": 0, "total": 100_000}
@@ -208,7 +208,19 @@ def test_names_cannot_break_the_table(tmp_path):
     cells = table.Cells(table.collect([tmp_path])[0])
     line = next(line for line in table.markdown(cells).splitlines() if line.startswith("| a\\|b c $x_1$ ' (test"))
     assert line.replace("\\|", "").count("|") == 4
-    table.chart(tmp_path / "chart.png", cells)
+    result_charts.bar_chart(tmp_path / "chart.png", cells)
+
+
+def test_scores_stand_against_stored_parameters_where_methods_differ_in_size(results, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(result_charts, "_points", lambda axes, points, colours: drawn.update(points))
+    cells = table.Cells(table.collect([results])[0])
+    assert result_charts.tradeoff_chart(tmp_path / "all.png", cells) and (tmp_path / "all.png").is_file()
+    # summarization has one method, and both of qa's are of one size.
+    assert drawn == {"adapter": (2_500, 67.123), "finetune": (100_500, 70.5), "combined": (2_500, 66.0),
+                     "multi-task": (2_500, 65.0)}  # fmt: skip
+    alone = table.Cells(table.collect([results / "a"])[0])
+    assert not result_charts.tradeoff_chart(tmp_path / "none.png", alone) and not (tmp_path / "none.png").exists()
 
 
 value = st.one_of(st.none(), st.floats(-1e9, 1e9), st.integers(-5, 10**12))

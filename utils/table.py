@@ -4,7 +4,8 @@
     python -m utils.table results/VLM_result other/metrics.json --output results/table.md
 
 Reads what evaluation writes: `metrics.json` or `<task>_metrics.json` of one task, or a `metrics.json` that holds
-{"tasks": {task: the same}}. Writes the table as markdown and, beside it, a bar chart of the headline scores (PNG).
+{"tasks": {task: the same}}. Writes the table as markdown and, beside it, two charts of the headline scores (PNG): as
+bars, and against the parameters that each method stores.
 """
 
 import datetime
@@ -19,7 +20,6 @@ from versatile.utils import flags
 from versatile.utils.errors import UserError, brief, exit_on_user_error, first_line
 from versatile.utils.files import atomic_write, writable_directory
 from versatile.utils.metrics import Score
-from versatile.utils.plots import save_figure, start_figure
 
 # The columns of the VLM paper's table; a method that is not among them gets a column behind them.
 METHODS = {"finetune": "fine-tune", "adapter": "adapter", "adapter+distillation": "adapter + distillation",
@@ -259,19 +259,18 @@ def in_words(values):
 # --- markdown --------------------------------------------------------------------------------------------
 
 
-def markdown(cells, picture=None):
+def markdown(cells, pictures=None):
     """The results as a markdown text.
 
     Args:
         cells: `Cells`.
-        picture: the name of the chart beside it, or None.
+        pictures: {description: file name} of the charts beside it, or None.
     """
     backbone = most_common([r.backbone for r in cells.of.values() if r.backbone])
     parts = ["# Results", f"Backbone: {plain(backbone)}." if backbone else "", headline_table(cells)]
     if cells.notes:
         parts.append("\n".join(f"[{number}] {plain(note)}  " for number, note in enumerate(cells.notes, 1)))
-    if picture:
-        parts.append(f"![headline scores of each task and method]({picture})")
+    parts += [f"![{description}]({name})" for description, name in (pictures or {}).items()]
     parts += ["## Trained parameters", parameter_table(cells)]
     parts += ["Share: of the backbone's parameters. One model for several tasks is counted once.",
               "## All scores", all_scores(cells), "## How the scores were computed", legend(cells)]  # fmt: skip
@@ -376,54 +375,6 @@ def plain(text):
     return " ".join(str(text).split()).replace("`", "'")
 
 
-# --- picture ---------------------------------------------------------------------------------------------
-
-COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd")
-
-
-def chart(path, cells):
-    """Bars of every task's headline score, a panel a task and a bar a method, as a PNG."""
-    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(cells.methods)}
-    shown = [m for m in cells.methods if any(method == m for _, method in cells.of)]
-    columns = min(3, len(cells.tasks))
-    rows = math.ceil(len(cells.tasks) / columns)
-    size = (max(4.6 * columns, 6), (1.1 + 0.34 * len(shown)) * rows + 0.2)
-    figure, grid = start_figure(rows, columns, figsize=size, dpi=140, layout="constrained", squeeze=False)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-    for axes in grid.flat[len(cells.tasks) :]:
-        axes.set_visible(False)
-    for i, (axes, task) in enumerate(zip(grid.flat, cells.tasks)):
-        name = cells.headline(task)
-        bars(axes, cells.values(task, name), shown, colours)
-        better = " (lower is better)" if name in LOWER_IS_BETTER else ""
-        axes.set_title(f"{task}: {name}{better}", fontsize=11, fontweight="bold", loc="left")
-        names = [label(m) for m in shown] if i % columns == 0 else [""] * len(shown)
-        axes.set_yticks(range(len(shown)), names, fontsize=10)
-    save_figure(path, figure)
-
-
-def bars(axes, values, methods, colours):
-    """One panel: a horizontal bar and its number for each method, a dash for one without a result."""
-    finite = {method: value for method, value in values.items() if math.isfinite(value)}
-    texts, longest = in_words(values), max(map(abs, finite.values()), default=0) or 1
-    for y, method in enumerate(methods):
-        value = finite.get(method, 0)
-        axes.barh(y, value, height=0.72, color=colours[method])
-        grey = {} if method in values else {"color": "0.6"}
-        axes.annotate(texts.get(method, "no result"), (max(value, 0), y), xytext=(4, 0), textcoords="offset points",
-                      va="center", fontsize=10, **grey)  # fmt: skip
-    axes.set_xlim(min(0, *finite.values(), 0), 1.22 * longest)
-    axes.set_ylim(len(methods) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.tick_params(axis="x", labelsize=8, colors="0.4")
-    axes.locator_params(axis="x", nbins=5)
-    axes.grid(axis="x", color="0.9", lw=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "bottom"):
-        axes.spines[side].set_visible(False)
-    axes.spines["left"].set_color("0.6")
-
-
 # --- script ----------------------------------------------------------------------------------------------
 
 
@@ -434,7 +385,7 @@ def main(argv=None):
     p.add_argument("locations", nargs="*", default=["results"], metavar="RESULT_DIR_OR_FILE",
                    help="metrics files, or directories that hold some at any depth (default: results)")  # fmt: skip
     p.add_argument("--output", default="results/table.md", metavar="FILE.md",
-                   help="the table; the chart is FILE.png beside it (default: results/table.md)")  # fmt: skip
+                   help="the table; beside it FILE.png and FILE_parameters.png (default: results/table.md)")  # fmt: skip
     args = p.parse_args(argv)
     output = Path(args.output)
     if output.suffix != ".md":
@@ -444,15 +395,22 @@ def main(argv=None):
     writable_directory(output.parent, "--output")
     for note in notes:
         print(note, file=sys.stderr)
+    from versatile.utils import result_charts
+
     cells, picture = Cells(results), output.with_suffix(".png")
-    text = markdown(cells, picture.name)
-    chart(picture, cells)
+    tradeoff = output.with_name(f"{output.stem}_parameters.png")
+    result_charts.bar_chart(picture, cells)
+    pictures = {"headline scores of each task and method": picture.name}
+    if result_charts.tradeoff_chart(tradeoff, cells):
+        pictures["headline scores against stored parameters"] = tradeoff.name
+    drawn = [output.with_name(name) for name in pictures.values()]
+    text = markdown(cells, pictures)
     with atomic_write(output) as file:
         file.write(text)
     # The rest is long; a reader finds it in the file.
     print(text.split("## All scores")[0])
     count = f"{len(cells.of)} result{'s' * (len(cells.of) != 1)}"
-    print(f"{count}, all scores and how they were computed: {output}; as a picture: {picture}")
+    print(f"{count}, all scores and how they were computed: {output}; as pictures: {', '.join(map(str, drawn))}")
 
 
 if __name__ == "__main__":

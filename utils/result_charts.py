@@ -1,0 +1,111 @@
+"""Charts of the results of many evaluations: what each method scores, and what it has to store for it."""
+
+import math
+
+from versatile.utils.plots import save_figure, start_figure
+from versatile.utils.table import LOWER_IS_BETTER, in_words, label
+
+COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd")
+
+
+def bar_chart(path, cells):
+    """Bars of every task's headline score, a panel a task and a bar a method, as a PNG."""
+    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(cells.methods)}
+    shown = [m for m in cells.methods if any(method == m for _, method in cells.of)]
+    columns = min(3, len(cells.tasks))
+    rows = math.ceil(len(cells.tasks) / columns)
+    size = (max(4.6 * columns, 6), (1.1 + 0.34 * len(shown)) * rows + 0.2)
+    figure, grid = start_figure(rows, columns, figsize=size, dpi=140, layout="constrained", squeeze=False)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    for axes in grid.flat[len(cells.tasks) :]:
+        axes.set_visible(False)
+    for i, (axes, task) in enumerate(zip(grid.flat, cells.tasks)):
+        name = cells.headline(task)
+        _bars(axes, cells.values(task, name), shown, colours)
+        better = " (lower is better)" if name in LOWER_IS_BETTER else ""
+        axes.set_title(f"{task}: {name}{better}", fontsize=11, fontweight="bold", loc="left")
+        names = [label(m) for m in shown] if i % columns == 0 else [""] * len(shown)
+        axes.set_yticks(range(len(shown)), names, fontsize=10)
+    save_figure(path, figure)
+
+
+def _bars(axes, values, methods, colours):
+    """One panel: a horizontal bar and its number for each method, a dash for one without a result."""
+    finite = {method: value for method, value in values.items() if math.isfinite(value)}
+    texts, longest = in_words(values), max(map(abs, finite.values()), default=0) or 1
+    for y, method in enumerate(methods):
+        value = finite.get(method, 0)
+        axes.barh(y, value, height=0.72, color=colours[method])
+        grey = {} if method in values else {"color": "0.6"}
+        axes.annotate(texts.get(method, "no result"), (max(value, 0), y), xytext=(4, 0), textcoords="offset points",
+                      va="center", fontsize=10, **grey)  # fmt: skip
+    axes.set_xlim(min(0, *finite.values(), 0), 1.22 * longest)
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8, colors="0.4")
+    axes.locator_params(axis="x", nbins=5)
+    axes.grid(axis="x", color="0.9", lw=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "bottom"):
+        axes.spines[side].set_visible(False)
+    axes.spines["left"].set_color("0.6")
+
+
+def tradeoff_chart(path, cells):
+    """Every task's headline score against the parameters that a method stores for the task, as a PNG.
+
+    A task needs two methods of different sizes to be shown.
+
+    Returns:
+        whether there was a task to show; without one nothing is written.
+    """
+    points = {task: _stored_and_scored(cells, task) for task in cells.tasks}
+    points = {task: found for task, found in points.items() if len({stored for stored, _ in found.values()}) > 1}
+    if not points:
+        return False
+    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(cells.methods)}
+    columns = min(3, len(points))
+    rows = math.ceil(len(points) / columns)
+    size = (max(5.4 * columns, 6.5), 3.4 * rows)
+    figure, grid = start_figure(rows, columns, figsize=size, dpi=140, layout="constrained", squeeze=False)
+    for axes in grid.flat[len(points) :]:
+        axes.set_visible(False)
+    for axes, (task, found) in zip(grid.flat, points.items()):
+        _points(axes, found, colours)
+        name = cells.headline(task)
+        better = " (lower is better)" if name in LOWER_IS_BETTER else ""
+        axes.set_title(f"{task}: {name}{better} against stored parameters", fontsize=11, fontweight="bold", loc="left")
+    save_figure(path, figure)
+    return True
+
+
+def _stored_and_scored(cells, task):
+    """{method: (parameters that it trains and stores for a task, headline score)}."""
+    scores = cells.values(task, cells.headline(task))
+    stored = {method: cells.of[task, method].trained for method in scores}
+    return {m: (stored[m], score) for m, score in scores.items() if stored[m] and math.isfinite(score)}
+
+
+def _points(axes, points, colours):
+    """One panel: a point and its name for each method, methods of one size and score by one name."""
+    named = {}
+    for method, point in points.items():
+        axes.plot(*point, "o", ms=9, color=colours[method], alpha=0.9)
+        named.setdefault(point, []).append(label(method))
+    largest = max(stored for stored, _ in points.values())
+    for (stored, score), names in named.items():
+        left = stored == largest
+        axes.annotate(" = ".join(names), (stored, score), xytext=(-9 if left else 9, 0), textcoords="offset points",
+                      ha="right" if left else "left", va="center", fontsize=10)  # fmt: skip
+    axes.set_xscale("log")
+    smallest = min(stored for stored, _ in points.values())
+    axes.set_xlim(smallest / 2.5, largest * 2.5)
+    scores = [score for _, score in points.values()]
+    room = 0.18 * (max(scores) - min(scores) or 1)
+    axes.set_ylim(min(scores) - room, max(scores) + room)
+    axes.set_xlabel("parameters stored for the task", fontsize=9)
+    axes.grid(color="0.92", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, colors="0.4")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
