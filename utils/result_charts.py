@@ -88,6 +88,8 @@ def _stored_and_scored(cells, task):
 
 def _points(axes, points, colours):
     """One panel: a point and its name for each method, methods of one size and score by one name."""
+    from matplotlib.ticker import EngFormatter
+
     named = {}
     for method, point in points.items():
         axes.plot(*point, "o", ms=9, color=colours[method], alpha=0.9)
@@ -98,6 +100,7 @@ def _points(axes, points, colours):
         axes.annotate(" = ".join(names), (stored, score), xytext=(-9 if left else 9, 0), textcoords="offset points",
                       ha="right" if left else "left", va="center", fontsize=10)  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     smallest = min(stored for stored, _ in points.values())
     axes.set_xlim(smallest / 2.5, largest * 2.5)
     scores = [score for _, score in points.values()]
