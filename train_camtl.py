@@ -75,7 +75,6 @@ def work(args, given):
         splits = camtl.load_splits(args, tokenizer)
     if args.do_train:
         parameters = freeze(args, model)
-    model.to(idist.device())
     devices.prepare_for_device(model, idist.device(), dtype)
     if not args.do_train:
         step = camtl.trained_steps(args.model_checkpoint)

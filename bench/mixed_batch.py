@@ -129,7 +129,10 @@ class Training:
         import torch
         from versatile.adapters import attach as adapting
         from versatile.data.batching import Batches
-        from versatile.training.trainer import Settings, Trainer
+        from versatile.training.objectives import CrossEntropy
+        from versatile.training.optimizers import build_adamw
+        from versatile.training.settings import Settings
+        from versatile.training.trainer import Trainer
         from versatile.utils import devices
 
         self.args, self.step = args, 0
@@ -140,9 +143,9 @@ class Training:
                                shuffle=True, seed=args.seed, batch_size=args.train_batch_size)  # fmt: skip
         if dtype != torch.float32:
             adapting.halve_frozen(model, dtype)
-        settings = Settings(lr=1e-4, n_epochs=1000, dtype=dtype,
-                            gradient_accumulation_steps=args.gradient_accumulation_steps)  # fmt: skip
-        self.trainer = Trainer(model, self.batches, None, settings, run=None, save_model=None, load_model=None)
+        settings = Settings(n_epochs=1000, dtype=dtype, gradient_accumulation_steps=args.gradient_accumulation_steps)
+        self.trainer = Trainer(model, self.batches, CrossEntropy(), build_adamw(model, 1e-4), lambda step: 1e-4,
+                               run=None, settings=settings)  # fmt: skip
         devices.prepare_for_device(model, self.trainer.device, dtype)
 
     def side(self, task):

@@ -210,7 +210,9 @@ class Training:
         import torch
         from versatile.adapters import attach as adapting
         from versatile.lifelong.losses import LM, QA, Objective, WeightedLoss
-        from versatile.training.trainer import Settings, Trainer
+        from versatile.training.optimizers import build_adamw
+        from versatile.training.settings import Settings
+        from versatile.training.trainer import Trainer
         from versatile.utils import devices
 
         self.args, self.dtype, self.number = args, dtype, 0
@@ -222,9 +224,9 @@ class Training:
         self.objective = Objective(0.25, {self.ans: 5.0})
         self.rows, self.pad_id = self.made_up(), tokenizer.pad_token_id
         batches = self.batches(self.objective)
-        settings = Settings(lr=1e-4, n_epochs=10**6, weight_decay=0.01, adam_eps=1e-4, dtype=dtype)
-        self.trainer = Trainer(self.model, batches, None, settings, run=None, save_model=None, load_model=None,
-                               objective=WeightedLoss())  # fmt: skip
+        optimizer = build_adamw(self.model, 1e-4, eps=1e-4, weight_decay=0.01)
+        self.trainer = Trainer(self.model, batches, WeightedLoss(), optimizer, lambda step: 1e-4, run=None,
+                               settings=Settings(n_epochs=10**6, dtype=dtype))  # fmt: skip
         self.prepare = lambda: devices.prepare_for_device(self.model, self.trainer.device, dtype)
         self.tokens = sum(2 * len(row) + 3 for row in self.rows)
         size = args.train_batch_size

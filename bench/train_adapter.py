@@ -113,7 +113,11 @@ class Ours:
         import torch
         from versatile.adapters import attach as adapting
         from versatile.data.batching import Batches
-        from versatile.training.trainer import Settings, Trainer
+        from versatile.training.objectives import CrossEntropy
+        from versatile.training.optimizers import build_adamw
+        from versatile.training.schedules import linear_decay
+        from versatile.training.settings import Settings, StepPlan
+        from versatile.training.trainer import Trainer
         from versatile.utils import devices
 
         self.args = args
@@ -123,9 +127,10 @@ class Ours:
                           shuffle=True, seed=args.seed, batch_size=args.train_batch_size)  # fmt: skip
         if dtype != torch.float32:
             adapting.halve_frozen(self.model, dtype)
-        settings = Settings(lr=args.lr, n_epochs=1000, dtype=dtype,
-                            gradient_accumulation_steps=args.gradient_accumulation_steps)  # fmt: skip
-        self.trainer = Trainer(self.model, batches, None, settings, run=None, save_model=None, load_model=None)
+        settings = Settings(n_epochs=1000, dtype=dtype, gradient_accumulation_steps=args.gradient_accumulation_steps)
+        total_steps = StepPlan(batches, settings).total_steps
+        self.trainer = Trainer(self.model, batches, CrossEntropy(), build_adamw(self.model, args.lr),
+                               linear_decay(args.lr, total_steps), run=None, settings=settings)  # fmt: skip
         self.prepare = lambda: devices.prepare_for_device(self.model, self.trainer.device, dtype)
         self.windows, self.step = self.trainer.windows(0), 0
         self.flops_per_token = needed_flops(args, batches)

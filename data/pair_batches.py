@@ -48,7 +48,7 @@ class PairBatches:
             one piece. On a CPU a part costs less than the padding of short rows to the longest of a mixed batch.
 
     Attributes:
-        seen: `Seen`, what has been drawn so far; a checkpoint carries it.
+        tracker: `CoverageTracker`, what has been drawn so far.
     """
 
     def __init__(self, splits, task_ids, pad_id, longest, batch_size, *, uniform=None, seed=0, rank=0, world=1,
@@ -61,7 +61,7 @@ class PairBatches:
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
         self.labels = np.concatenate([split.labels for split in self.splits])
         self.lengths = np.concatenate([split.lengths for split in self.splits])
-        self.seen, self.skip = Seen(dict(zip(self.tasks, self.counts.tolist()))), set()
+        self.tracker, self.skip = CoverageTracker(dict(zip(self.tasks, self.counts.tolist()))), set()
         self._planned = None
 
     def __len__(self):
@@ -148,15 +148,7 @@ class PairBatches:
     def note(self, rows):
         owners = self.owners(rows)
         for number in np.unique(owners):
-            self.seen.add(self.tasks[number], rows[owners == number] - self.starts[number])
-
-    def state_dict(self):
-        """For a checkpoint: what has been seen. The order needs nothing."""
-        return self.seen.state_dict()
-
-    def load_state_dict(self, state):
-        """From one."""
-        self.seen.load_state_dict(state)
+            self.tracker.add(self.tasks[number], rows[owners == number] - self.starts[number])
 
 
 class CandidateBatches(PairBatches):
@@ -201,7 +193,7 @@ class CandidateBatches(PairBatches):
         return candidates[keep]
 
 
-class Seen:
+class CoverageTracker:
     """Which rows of each task have been in a batch, and how many there were.
 
     Args:

@@ -13,6 +13,7 @@ from versatile.data.batching import Plan, rounded
 from versatile.data.encoders.question_answer import FILL
 from versatile.data.row_store import RowChain
 from versatile.lifelong.losses import Targets
+from versatile.training.callbacks import Callback
 from versatile.utils.errors import UserError, first_line
 
 LENGTH_POWER = 1.163
@@ -167,18 +168,6 @@ class LifelongBatches:
         parts = [self.collate(rows, slice(start, None, count * self.world)) for start in starts]
         return [batch for batch, _ in parts], parts[0][1]
 
-    def smaller(self, error):
-        """Where an error says that memory ran out: take batches in twice as many parts. What `Trainer` asks.
-
-        Returns:
-            whether that was it, and there is something left to divide.
-        """
-        if not out_of_memory(error) or self.pieces >= np.diff(self.plan().bounds).max():
-            return False
-        self.pieces *= 2
-        print(f"out of memory: every batch is taken in {self.pieces} parts from now on", flush=True)
-        return True
-
     def seen(self, micro_batches):
         """How many samples have been seen, in all epochs, before the micro-batches [(epoch, number)] of a step."""
         epoch, step = micro_batches[0]
@@ -222,6 +211,26 @@ class LifelongBatches:
 
     def _sequences(self, row):
         return self.objective.sequences(row)[: None if self.weighted else 1]
+
+
+class SplitBatches(Callback):
+    """Where memory runs out batches are taken in twice as many parts from then on.
+
+    Args:
+        batches: `LifelongBatches`.
+    """
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def on_out_of_memory(self, error):
+        """See `Callback`: whether that was it, and there is something left to divide."""
+        batches = self.batches
+        if not out_of_memory(error) or batches.pieces >= np.diff(batches.plan().bounds).max():
+            return False
+        batches.pieces *= 2
+        print(f"out of memory: every batch is taken in {batches.pieces} parts from now on", flush=True)
+        return True
 
 
 class BackOff:

@@ -13,6 +13,8 @@ A-GEM (Chaudhry et al. 2019): the same against one gradient m, of samples of all
 import numpy as np
 import torch
 from versatile.lifelong.importance import summed
+from versatile.training.callbacks import Callback
+from versatile.training.experiment import say
 from versatile.training.objectives import cross_entropy
 from versatile.utils.devices import autocast
 
@@ -77,7 +79,7 @@ def memory_losses(model, batches, dtype=torch.float32, whole=True):
     return losses
 
 
-class Projection:
+class Projection(Callback):
     """Projects the gradients of a step when they have been clipped.
 
     As in the original, each memory's gradient is clipped to the same norm, and what comes out is not clipped again.
@@ -97,8 +99,8 @@ class Projection:
         self.parameters, self.memories, self.max_norm, self.project = list(parameters), memories, max_norm, project
         self.projected = 0
 
-    def __call__(self, step):
-        """Change the parameters' gradients of optimizer step `step`, where they would harm an earlier task."""
+    def on_gradients(self, step):
+        """See `Callback`: change the parameters' gradients where they would harm an earlier task."""
         if not self.memories:
             return
         devices = {p.device.index for p in self.parameters if p.device.type == "cuda"}
@@ -108,6 +110,11 @@ class Projection:
         if bool((memories @ gradient < 0).any()):
             self._put(self.project(gradient, memories))
             self.projected += 1
+
+    def after_training(self, trainer):
+        """See `Callback`: say how often gradients were projected."""
+        if self.memories:
+            say(f"gradients projected: in {self.projected:,} of {trainer.total_steps:,} steps")
 
     def _gradient(self, losses):
         # Not `backward`: where several processes learn it would tell DDP that a parameter was used which the next

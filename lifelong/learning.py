@@ -10,7 +10,6 @@ import hashlib
 from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -25,13 +24,17 @@ from versatile.data.encoders.question_answer import gen_token, special_tokens
 from versatile.data.row_store import RowChain
 from versatile.lifelong import answers, routing, sequence
 from versatile.lifelong import batches as batching
+from versatile.lifelong.batches import SplitBatches
 from versatile.lifelong.losses import Objective, WeightedLoss
 from versatile.lifelong.schedule import Annealing
 from versatile.lifelong.strategies import get_strategy
 from versatile.lifelong.teachers import content_key, contents, load_teacher
+from versatile.training.callbacks import MaskAbsentTasks
 from versatile.training.experiment import prepare_for_training, resume_command, say
-from versatile.training.runs import record
-from versatile.training.trainer import Settings, Trainer
+from versatile.training.optimizers import build_adamw
+from versatile.training.runs import ModelFiles, record
+from versatile.training.settings import Settings, StepPlan
+from versatile.training.trainer import Trainer
 from versatile.utils import plots
 from versatile.utils.errors import UserError
 from versatile.utils.files import remove_nested_leftovers, write_json
@@ -203,15 +206,10 @@ class Sequence:
         if replayed := self.strategy.before_task(list(self.data)[:number], list(names)):
             rows = RowChain([rows, replayed])
         teacher = self.teacher(names[0]) if self.args.distil else None
-        trainer, callbacks = self.trainer(run, rows, names, teacher), self.strategy.callbacks()
-        trainer.project = partial(act_on_gradients, callbacks)
-        for callback in callbacks:
-            callback.before_training(trainer)
+        trainer = self.trainer(run, rows, names, teacher)
         say(f"run: {run.directory}  ({counted(trainer.total_steps, 'step')}, {counted(len(rows), 'sample')}, "
-            f"{counted(trainer.epochs, 'epoch')}, {self.dtype}, {trainer.device})", flush=True)  # fmt: skip
+            f"{counted(trainer.plan.epochs, 'epoch')}, {self.dtype}, {trainer.device})", flush=True)  # fmt: skip
         result = trainer.fit()
-        for callback in callbacks:
-            callback.after_training(trainer)
         self.finish(run, stage, names, rows, trainer, result)
         # In several processes each stage's wrapper holds hooks of the model until it is collected.
         del trainer
@@ -230,14 +228,14 @@ class Sequence:
             f"{result['seconds']:.0f} s, peak memory {result['peak_memory_mb']} MB")  # fmt: skip
         last = stage == list(sequence.stages(self.args))[-1]
         self.copy_adapter_forward(names)
-        trainer.on_rank0(lambda: run.finish(trainer.save_model))
+        trainer.on_rank0(lambda: run.finish(run.files.save))
         strategy = self.strategy
         if not last:
             strategy.after_task(names[0], lambda: self.batches(rows, Objective(None), weighted=False, share=False))
         if strategy.state_file and not (last and strategy.transient_state):
             trainer.on_rank0(lambda: strategy.save_state(run.directory))
         more = dict(task=stage, tasks=names, mode=self.mode, samples=sum(self.sizes[name] for name in names),
-                    replayed=dict(Counter(row.task for row in rows if row.replayed)), epochs=trainer.epochs,
+                    replayed=dict(Counter(row.task for row in rows if row.replayed)), epochs=trainer.plan.epochs,
                     cut=self.learner.encoder.counts, **adapting.count_parameters(self.learner.model))  # fmt: skip
         trainer.on_rank0(lambda: _report(run, more | strategy.metrics() | result))
         self.progress.finished.append(stage)
@@ -319,21 +317,21 @@ class Sequence:
         # Of a joint strategy all tasks have as many.
         epochs = self.epochs[names[0]]
         lr, eps = rates(args)
-        settings = Settings(lr=lr, n_epochs=epochs, max_norm=args.max_grad_norm, weight_decay=args.weight_decay,
-                            adam_eps=eps, seed=args.seed, save_steps=args.save_steps, log_every=args.logging_steps,
-                            gradient_accumulation_steps=args.gradient_accumulation_steps, dtype=self.dtype)  # fmt: skip
-        trainer = Trainer(
-            learner.model, batches, None, settings, run,
-            save_model=lambda folder: self.save(folder, names),
-            load_model=lambda folder: checkpoint.load_weights(learner.model, folder), data_key=_key(rows),
-            objective=WeightedLoss(teacher, self.strategy.loss_terms()), smaller=batches.smaller,
-            owners=routing.owners(learner.model, self.data),
-            resume_command=resume_command("train_lifelong.py", self.folder),
-        )  # fmt: skip
-        run.epoch_steps, run.epochs, run.keep_epochs = trainer.epoch_steps, epochs, not args.only_final
+        settings = Settings(n_epochs=epochs, max_norm=args.max_grad_norm, seed=args.seed, save_steps=args.save_steps,
+                            log_every=args.logging_steps, dtype=self.dtype,
+                            gradient_accumulation_steps=args.gradient_accumulation_steps)  # fmt: skip
+        plan = StepPlan(batches, settings)
         annealing = Annealing.of(lr, len(batches), epochs, args.n_warmup_ratio, args.decay_style)
-        trainer.schedule = lambda step: annealing(batches.seen(trainer.micro_batches(step)))
-        return trainer
+        files = ModelFiles(lambda at: self.save(at, names), lambda at: checkpoint.load_weights(learner.model, at))
+        run.bind(files, _key(rows), resume_command("train_lifelong.py", self.folder))
+        run.epoch_steps, run.epochs, run.keep_epochs = plan.epoch_steps, epochs, not args.only_final
+        return Trainer(
+            learner.model, batches, WeightedLoss(teacher, self.strategy.loss_terms()),
+            build_adamw(learner.model, lr, eps, args.weight_decay),
+            lambda step: annealing(batches.seen(plan.micro_batches(step))), run,
+            callbacks=[SplitBatches(batches), MaskAbsentTasks(routing.owners(learner.model, self.data)),
+                       *self.strategy.callbacks()], settings=settings,
+        )  # fmt: skip
 
     # ---- teachers
 
@@ -385,12 +383,6 @@ def train_teacher(args, task, dtype):
     prepare_for_training(learner.model, args, dtype)
     Sequence(own, learner, data, folder, dtype).learn()
     return folder / task
-
-
-def act_on_gradients(callbacks, step):
-    """What `Trainer` calls when a step's gradients are clipped."""
-    for callback in callbacks:
-        callback.on_gradients(step)
 
 
 def counted(number, noun):

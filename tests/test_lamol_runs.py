@@ -12,6 +12,7 @@ import torch
 from conftest import GOLDEN
 from lifelong_models import model
 from safetensors.torch import load_file
+from trainers import build_trainer
 from versatile.data.batching import Plan
 from versatile.data.encoders.question_answer import Row
 from versatile.lifelong.batches import LifelongBatches
@@ -19,8 +20,6 @@ from versatile.lifelong.gem import Projection, memory_losses
 from versatile.lifelong.importance import Importance, task_batches
 from versatile.lifelong.losses import Objective, WeightedLoss
 from versatile.lifelong.schedule import Annealing
-from versatile.training.runs import Run
-from versatile.training.trainer import Settings, Trainer
 
 RUNS = GOLDEN / "lamol_runs"
 ANS, PAD, GEN, EOS = 50257, 50258, 50260, 50256
@@ -67,12 +66,11 @@ def batches(rows, sizes, lm=None, **how):
 def trainer(folder, held, rows, log, epochs, lr, lm=None):
     """The toolkit's trainer with what the original's `log` was made with."""
     made = batches(rows, [entry["n"] for entry in log[: len(log) // epochs]], lm)
-    settings = Settings(lr=lr, n_epochs=epochs, weight_decay=0.01, adam_eps=1e-4, log_every=1)
-    folder.mkdir(exist_ok=True)
-    nothing = lambda at: None  # noqa: E731
-    run = Trainer(held, made, None, settings, Run(folder), nothing, nothing, objective=WeightedLoss())
     annealing = Annealing.of(lr, len(rows), epochs, 0.005)
-    run.schedule = lambda step: annealing(made.seen(run.micro_batches(step)))
+    run = build_trainer(
+        held, made, folder, lr=lr, eps=1e-4, weight_decay=0.01, objective=WeightedLoss(), n_epochs=epochs, log_every=1,
+        schedule=lambda plan: lambda step: annealing(made.seen(plan.micro_batches(step))),
+    )  # fmt: skip
     # The original decays all but biases, here norms are left out, too.
     decay, plain = run.optimizer.param_groups
     norms = [p for name, p in held.named_parameters() if ".ln_" in name and name.endswith("weight")]
@@ -124,11 +122,11 @@ def test_gem(tmp_path):
     def hold(run, held, number):
         if number:
             memory = batches(rows_of("data_gem", "sst")[:KEPT], [KEPT], weighted=False)
-            run.project = Projection(run.params, {"sst": memory_losses(held, memory)})
+            run.callbacks.append(Projection(run.params, {"sst": memory_losses(held, memory)}))
 
     # Rounding grows over 96 steps at a high rate.
     run = learn(tmp_path, "gem", "data_gem", 8, 1e-2, before=hold, bound=5e-4).run
-    assert run.project.projected > 0
+    assert run.callbacks[0].projected > 0
 
 
 def test_mas_but_for_what_is_held(tmp_path):

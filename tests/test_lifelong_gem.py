@@ -48,10 +48,10 @@ def test_a_step_is_left_alone_unless_it_harms():
     keep = torch.tensor([1.0, 0.0, 0.0])
     projection = Projection([p, q], {"old": quadratic(p, keep)})
     p.grad, q.grad = torch.tensor([-1.0, 1.0, 0.0]), torch.ones(2)
-    projection(0)
+    projection.on_gradients(0)
     assert torch.equal(p.grad, torch.tensor([-1.0, 1.0, 0.0])) and projection.projected == 0
     p.grad = torch.tensor([1.0, 1.0, 0.0])
-    projection(1)
+    projection.on_gradients(1)
     assert projection.projected == 1 and p.grad[0] <= 0.01 and p.grad[1] == 1
     assert torch.equal(q.grad, torch.ones(2))
 
@@ -61,16 +61,16 @@ def test_gradients_of_the_memory_are_sums_of_its_parts_and_do_not_stay():
     parts = lambda step: [(p * torch.tensor([1.0, 0.0])).sum(), (p * torch.tensor([0.0, 1.0])).sum()]  # noqa: E731
     projection = Projection([p], {"old": parts})
     p.grad = torch.tensor([-3.0, 1.0])
-    projection(0)
+    projection.on_gradients(0)
     clipped = torch.full((1, 2), 2**-0.5)
     same(p.grad, project(torch.tensor([-3.0, 1.0]), clipped))
     wider = Projection([p], {"old": parts}, max_norm=9.0)
     p.grad = torch.tensor([-3.0, 1.0])
-    wider(0)
+    wider.on_gradients(0)
     same(p.grad, project(torch.tensor([-3.0, 1.0]), torch.ones(1, 2)))
     state = torch.get_rng_state()
     projection.memories["old"] = lambda step: [(p * torch.rand(2)).sum()]
-    projection(1)
+    projection.on_gradients(1)
     assert torch.equal(state, torch.get_rng_state())
 
 

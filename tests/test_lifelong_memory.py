@@ -144,7 +144,7 @@ def test_agem_leaves_alone_a_gradient_that_harms_nothing(sign, projected):
     projection = Projection([p], {"memory": lambda step: [(p * torch.tensor([3.0, 4.0])).sum()]},
                             project=project_on_average)  # fmt: skip
     p.grad = sign * torch.tensor([1.0, 0.0])
-    projection(0)
+    projection.on_gradients(0)
     assert projection.projected == projected
     # g − (gᵀm / mᵀm) m with g = (−1, 0), m = (3, 4) / 5
     expected = torch.tensor([-0.64, 0.48]) if projected else torch.tensor([1.0, 0.0])

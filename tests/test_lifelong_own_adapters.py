@@ -136,11 +136,13 @@ def test_a_task_rests_in_a_step_without_a_row_of_it(data, tmp_path):
     class Engine:
         state = Namespace(iteration=0, output=None)
 
+    for callback in trainer.callbacks:
+        callback.before_training(trainer)
     for step, window in enumerate(trainer.windows(0)):
         before = {task: [p.clone() for p in own] for task, own in owners.items()}
         Engine.state.iteration = step + 1
         trainer.step(Engine, window)
-        present = trainer.train.present(*trainer.micro_batches(step)[0])
+        present = trainer.batches.present(*trainer.plan.micro_batches(step)[0])
         for task, own in owners.items():
             still = [torch.equal(p, old) for p, old in zip(own, before[task])]
             assert all(still) if task not in present else not any(still)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from lifelong_models import ANS, PAD, model, random_rows, tensors, tokenizer
-from versatile.lifelong.batches import LifelongBatches
+from trainers import build_trainer
+from versatile.lifelong.batches import LifelongBatches, SplitBatches
 from versatile.lifelong.gem import Projection, memory_losses
 from versatile.lifelong.importance import Importance, task_batches
 from versatile.lifelong.losses import Objective, Teacher, WeightedLoss
 from versatile.lifelong.schedule import Annealing
-from versatile.training.runs import Run
-from versatile.training.trainer import Settings, Trainer
+from versatile.lifelong.strategies.importance_penalty import Penalty
 from versatile.utils.errors import UserError
 
 ROWS, EPOCHS = 14, 2
@@ -30,22 +30,21 @@ def trainer(folder, mode="lll", epochs=EPOCHS, dropout=0.1, most=None, whole=Tru
         teacher = Teacher((model(tensors("model_teacher304")).eval(), tokenizer()), (learner, tokenizer()))
     objective = Objective(0.25 if mode in ("lll", "distil") else None, {ANS: 5}, mode == "distil")
     batches = LifelongBatches(random_rows(ROWS, extra=(2, 3)), objective, PAD, 64, 200.0, 5, seed=7)
-    run = Run(folder)
-    folder.mkdir(exist_ok=True)
-    held = Trainer(
-        learner, batches, None, Settings(lr=5e-3, n_epochs=epochs, seed=3, adam_eps=1e-4, **settings), run,
-        save_model=lambda at: torch.save(learner.state_dict(), at / "weights"),
-        load_model=lambda at: learner.load_state_dict(torch.load(at / "weights", weights_only=True)),
-        objective=WeightedLoss(teacher), smaller=batches.smaller,
-    )  # fmt: skip
-    annealing = Annealing.of(5e-3, ROWS, EPOCHS, 0.2)
-    held.schedule = lambda step: annealing(batches.seen(held.micro_batches(step)))
+    callbacks = [SplitBatches(batches)]
     if mode == "gem":
-        held.project = Projection(held.params, {"old": memory_losses(learner, kept(), whole=whole)})
+        callbacks.append(Projection(learner.parameters(), {"old": memory_losses(learner, kept(), whole=whole)}))
     if mode == "ewc":
         importance = Importance(learner, "ewc", 50.0)
         importance.finish_task(task_batches("ewc", kept()), 4)
-        importance.attach(held.optimizer)
+        callbacks.append(Penalty(importance))
+    annealing = Annealing.of(5e-3, ROWS, EPOCHS, 0.2)
+    held = build_trainer(
+        learner, batches, folder, lr=5e-3, eps=1e-4, objective=WeightedLoss(teacher), callbacks=callbacks,
+        schedule=lambda plan: lambda step: annealing(batches.seen(plan.micro_batches(step))),
+        save=lambda at: torch.save(learner.state_dict(), at / "weights"),
+        load=lambda at: learner.load_state_dict(torch.load(at / "weights", weights_only=True)),
+        n_epochs=epochs, seed=3, **settings,
+    )  # fmt: skip
     if most:
         forward = type(learner).forward
         held.asked = []
@@ -75,11 +74,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(mode, tmp_path):
 
 def test_the_rate_follows_the_samples(tmp_path):
     held = trainer(tmp_path / "run")
-    rates = [held.learning_rate(step) for step in range(held.total_steps)]
+    rates = [held.schedule(step) for step in range(held.total_steps)]
     top = rates.index(max(rates))
     # The first step has seen nothing; two of 14 samples are the warm-up.
     assert rates[0] == 0 and top == 1 and rates[top:] == sorted(rates[top:], reverse=True)
-    last = held.train.plan(EPOCHS - 1).bounds
+    last = held.batches.plan(EPOCHS - 1).bounds
     left = (last[-1] - last[-2] + 2) / (ROWS * EPOCHS)
     assert rates[-1] == pytest.approx(5e-3 * left)
 
@@ -91,7 +90,7 @@ def test_when_memory_runs_out_batches_are_taken_in_parts_and_nothing_changes(mod
     parts = trainer(tmp_path / "parts", mode, dropout=0, most=4)
     parts.fit()
     assert "every batch is taken in 2 parts from now on" in capsys.readouterr().out
-    assert parts.train.pieces > 1 and max(parts.asked) > 4
+    assert parts.batches.pieces > 1 and max(parts.asked) > 4
     for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters()):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")
 

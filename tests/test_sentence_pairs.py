@@ -12,7 +12,7 @@ from versatile.adapters.backbones import bundled as embedded
 from versatile.data import glue
 from versatile.data.encoders import sentence_pair as sentence_pairs
 from versatile.data.encoders.sentence_pair import longest_first
-from versatile.data.pair_batches import CandidateBatches, PairBatches, Seen
+from versatile.data.pair_batches import CandidateBatches, CoverageTracker, PairBatches
 from versatile.utils.errors import UserError
 
 SAMPLES = "data/samples/glue"
@@ -283,14 +283,14 @@ def test_processes_share_one_global_batch(world):
             each = zip(batch["task_ids"].tolist(), batch["input_ids"][:, 1].tolist(), batch["weights"].tolist())
             found.append([row for row in each if row[2]])
         assert sorted(found[0]) == sorted(row for part in found[1:] for row in part)
-    assert all(part.seen.counts == alone.seen.counts == SIZES for part in parts)
+    assert all(part.tracker.counts == alone.tracker.counts == SIZES for part in parts)
 
 
 def test_a_batch_in_parts_of_like_lengths_is_the_batch(tokenizer):
     splits = {t: sentence_pairs.load(SAMPLES, t, "train", tokenizer, 64) for t in ("cola", "mnli")}
     whole, parts = (PairBatches(splits, {"cola": 0, "mnli": 1}, 0, 64, 20, rows_at_once=n) for n in (None, 8))
     batch, several = whole.batch(0, 3)[0], parts.batch(0, 3)[0]
-    assert [len(part["labels"]) for part in several] == [8, 8, 4] and whole.seen.counts == parts.seen.counts
+    assert [len(part["labels"]) for part in several] == [8, 8, 4] and whole.tracker.counts == parts.tracker.counts
 
     def rows(part):
         ids = [row[mask.bool()].tolist() for row, mask in zip(part["input_ids"], part["attention_mask"])]
@@ -343,15 +343,15 @@ def test_the_selection_decides_what_is_learnt_and_the_rest_is_not_seen():
     batches = batches_of(SIZES, 4, CandidateBatches, select=select)
     batch, _ = batches.batch(0, 0)
     assert asked == [(12, 4)] and set(batch["task_ids"].tolist()) == {2} and batch["weights"].tolist() == [0.25] * 4
-    assert batches.seen.counts == dict(a=0, b=0, c=4)
+    assert batches.tracker.counts == dict(a=0, b=0, c=4)
 
 
 def test_what_has_been_seen_is_counted_and_survives_a_checkpoint(tmp_path):
-    seen = Seen(dict(a=10, b=3))
+    seen = CoverageTracker(dict(a=10, b=3))
     seen.add("a", np.array([1, 1, 7]))
     assert seen.counts == dict(a=3, b=0) and seen.shares() == dict(a=0.2, b=0.0)
     torch.save(seen.state_dict(), tmp_path / "state")
-    other = Seen(dict(a=10, b=3))
+    other = CoverageTracker(dict(a=10, b=3))
     other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     assert other.counts == seen.counts and all((other.rows[t] == seen.rows[t]).all() for t in "ab")
     other.add("a", np.array([2]))

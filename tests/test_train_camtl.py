@@ -176,44 +176,15 @@ def test_frozen_layers_stay_and_the_log_lists_what_is_frozen_and_what_is_not(who
 def test_weight_decay_spares_every_bias_and_norm(bert):
     """`condlayernorm.weight`, which the original decays, among them."""
     from versatile.adapters import bert as berts
-    from versatile.training.camtl_training import TaskTrainer
-    from versatile.training.trainer import Settings
+    from versatile.training.optimizers import parameter_groups
 
     model, _ = berts.build(str(bert), {"cola": 2, "sts-b": 1}, "base", 32)
-    train = Namespace(plan=lambda epoch: [0], splits=[0])
-    settings = Settings(lr=1.0, n_epochs=1, weight_decay=0.1)
-    trainer = TaskTrainer(model, train, None, settings, None, None, None)
-    spared = {id(p) for g in trainer.optimizer.param_groups if not g["weight_decay"] for p in g["params"]}
+    spared = {id(p) for g in parameter_groups(model, 0.1) if not g["weight_decay"] for p in g["params"]}
     named = dict(model.named_parameters())
     kept = {name for name, p in named.items() if id(p) in spared}
     assert kept >= {name for name in named if name.endswith("bias") or re.search(r"(?i)(layer_?norm)\.weight$", name)}
     assert "bert.encoder.layer.1.adapter.condlayernorm.weight" in kept
     assert all(named[name].ndim > 1 for name in named.keys() - kept) and len(kept) < len(named)
-
-
-def test_a_point_of_the_curve_is_the_mean_since_the_last_one_and_has_no_perplexity(monkeypatch):
-    from versatile.training.camtl_training import TaskTrainer
-    from versatile.training.trainer import Settings, Trainer
-
-    counts = {"cola": 1}
-    train = Namespace(plan=lambda epoch: [0], splits=[0], seen=Namespace(counts=counts, shares=lambda: {"cola": 0.5}))
-    options = Settings(lr=1.0, n_epochs=9, mean_loss=True)
-    made = [TaskTrainer(torch.nn.Linear(1, 1), train, None, options, None, None, None) for _ in range(2)]
-    losses = iter([1.0, 2.0, 6.0, 5.0, 7.0])
-    monkeypatch.setattr(Trainer, "step", lambda *a: dict(loss=next(losses), ppl=2.0, lr=0.1, grad_norm=1.0))
-    trainer = made[0]
-    for step in range(1, 6):
-        engine = Namespace(state=Namespace(iteration=step, output=trainer.take_step(None, None)))
-        if step in (3, 5):
-            trainer._mark, trainer.board = 0.0, None
-            trainer._log(engine)
-        if step == 4:
-            # As a checkpoint carries it to another process.
-            made[1].history, trainer = json.loads(json.dumps(trainer.history)), made[1]
-    assert [(row["step"], row["loss"]) for row in trainer.history["train"]] == [(3, 3.0), (5, 6.0)]
-    assert all("ppl" not in row for row in trainer.history["train"])
-    found = trainer.summary(5)
-    assert "valid_ppl" not in found and set(found["history"]) == {"train", "valid", "seen"}
 
 
 def test_the_selector_keeps_what_the_model_is_least_certain_about(bert):
@@ -311,13 +282,13 @@ def test_epochs_may_be_fractions_and_max_steps_overrides_them():
 
     batches = Namespace(plan=lambda epoch: range(10))
     flags = dict(gradient_accumulation_steps=3, max_steps=-1, num_train_epochs=2.5, warmup_steps=None,
-                 warmup_proportion=0.2, logging_steps=None, lr=1.0, max_grad_norm=1.0, weight_decay=0.0,
-                 adam_epsilon=1e-8, seed=1, save_steps=500, select="best",
+                 warmup_proportion=0.2, logging_steps=None, max_grad_norm=1.0, seed=1,
+                  save_steps=500, select="best",
                  evaluate_during_training=False, logging_first_step=False)  # fmt: skip
 
     def planned(**more):
-        found = settings_of(Namespace(**flags | more), batches, torch.float32)
-        return found.n_epochs, found.max_steps, found.warmup_steps
+        settings, warmup = settings_of(Namespace(**flags | more), batches, torch.float32)
+        return settings.n_epochs, settings.max_steps, warmup
 
     assert planned() == (3, 10, 2) and planned(num_train_epochs=0.01) == (1, 1, 0)
     assert planned(max_steps=41) == (11, 41, 8) and planned(warmup_steps=0) == (3, 10, 0)

@@ -10,6 +10,7 @@ import pytest
 import scripts
 import torch
 from scripts import metrics, run, run_as_user, small, tensors, write_task
+from trainers import build_trainer
 from training_runs import close_runs, different, in_two_processes, killed_and_resumed, on_seeing, refused, same_run
 from training_runs import trained as trained_by
 from versatile.training.objectives import cross_entropy
@@ -130,14 +131,13 @@ def test_the_order_of_rows_in_a_mixed_batch_changes_nothing(files):
 
 def test_a_task_without_rows_in_a_step_does_not_move(files, tmp_path):
     from versatile.adapters.attach import owners
-    from versatile.training.runs import Run
-    from versatile.training.trainer import Settings, Trainer
+    from versatile.training.callbacks import MaskAbsentTasks
 
     model, mixed = model_and_batches(files, "tiny-gpt2", TASKS)
     mixed.skip = {"mt"}
     before = {k: p.detach().clone() for k, p in model.named_parameters()}
-    Trainer(model, mixed, None, Settings(lr=1e-2, n_epochs=1, weight_decay=0.5), Run(tmp_path),
-            save_model=lambda folder: None, load_model=None, owners=owners(model)).fit()  # fmt: skip
+    callbacks = [MaskAbsentTasks(owners(model))]
+    build_trainer(model, mixed, tmp_path / "run", n_epochs=1, weight_decay=0.5, callbacks=callbacks).fit()
     for key, p in model.named_parameters():
         moved = not torch.equal(p, before[key])
         assert moved == (p.requires_grad and "mt" not in key.split(".")), key

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from trainers import build_trainer
 from versatile.adapters.labels import LabelScores
+from versatile.training.callbacks import Callback
 from versatile.training.objectives import cross_entropy, negative_log_likelihood
-from versatile.training.runs import Run
-from versatile.training.trainer import TOGETHER, Report, Settings, Trainer, seed_step
+from versatile.training.trainer import seed_step
+from versatile.training.validation import TOGETHER, Report, Validation
 from versatile.utils.errors import UserError
 
 
@@ -45,16 +47,27 @@ class Rows:
         return dict(input_ids=x, labels=self.y[part], attention_mask=torch.ones(len(x), 3)), len(x)
 
 
-def trainer(folder, model=None, train=None, valid=None, **settings):
+def trainer(folder, model=None, batches=None, valid=None, evaluate=None, **options):
     """A trainer of `Line`; files are its state dict."""
     model = model or Line()
-    run = Run(Path(folder), keep=100)
-    run.directory.mkdir(exist_ok=True)
-    return Trainer(
-        model, train or Rows(10), valid and {"t": valid}, Settings(**{"lr": 0.1, "n_epochs": 2, **settings}), run,
-        save_model=lambda at: torch.save(model.state_dict(), at / "weights"),
-        load_model=lambda at: model.load_state_dict(torch.load(at / "weights", weights_only=True)),
+    return build_trainer(
+        model, batches or Rows(10), Path(folder),
+        evaluate=evaluate or (Validation(model, {"t": valid}, torch.float32) if valid else None),
+        save=lambda at: torch.save(model.state_dict(), at / "weights"),
+        load=lambda at: model.load_state_dict(torch.load(at / "weights", weights_only=True)),
+        **{"lr": 0.1, "n_epochs": 2, **options},
     )  # fmt: skip
+
+
+class Scripted(Validation):
+    """Reports the losses that a test wants, one after another."""
+
+    def __init__(self, *losses):
+        self.losses = iter(losses)
+
+    def __call__(self):
+        loss = next(self.losses)
+        return Report({TOGETHER: loss}, dict(nll=loss), "", {})
 
 
 # --- the arithmetic ----------------------------------------------------------------------------------------
@@ -68,7 +81,7 @@ def test_steps_are_those_of_plain_pytorch(accumulation, max_norm, tmp_path):
     AdamW is the originals': epsilon stands beside √v before its bias correction, and decay comes after the step.
     """
     held = trainer(tmp_path, gradient_accumulation_steps=accumulation, max_norm=max_norm, weight_decay=0.3)
-    plain, rows = copy.deepcopy(held.model), held.train
+    plain, rows = copy.deepcopy(held.model), held.batches
     moments = {p: (torch.zeros_like(p), torch.zeros_like(p)) for p in (plain.weight, plain.bias)}
     steps = math.ceil(5 / accumulation)
     for step in range(2 * steps):
@@ -92,17 +105,17 @@ def test_steps_are_those_of_plain_pytorch(accumulation, max_norm, tmp_path):
 
 def test_the_rate_rises_in_warm_up_and_falls_linearly_to_nothing(tmp_path):
     held = trainer(tmp_path, warmup_steps=4, lr=1.0)
-    rates = [held.learning_rate(step) for step in range(held.total_steps + 1)]
+    rates = [held.schedule(step) for step in range(held.total_steps + 1)]
     assert held.total_steps == 10
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0])
-    assert trainer(tmp_path, max_steps=3).learning_rate(0) == pytest.approx(0.1)
-    assert trainer(tmp_path, max_steps=3).learning_rate(2) == pytest.approx(0.1 / 3)
+    assert trainer(tmp_path, max_steps=3).schedule(0) == pytest.approx(0.1)
+    assert trainer(tmp_path, max_steps=3).schedule(2) == pytest.approx(0.1 / 3)
 
 
 def test_a_window_of_accumulated_batches_never_crosses_an_epochs_end(tmp_path):
     held = trainer(tmp_path, gradient_accumulation_steps=3)
     asked = []
-    held.train.batch = lambda epoch, i: asked.append((epoch, i))
+    held.batches.batch = lambda epoch, i: asked.append((epoch, i))
     assert [len(window) for window in held.windows(0)] == [3, 2, 3, 2]
     assert asked == [(e, i) for e in range(2) for i in range(5)]
     asked.clear()
@@ -147,10 +160,7 @@ def test_likelihood_weighs_every_label_alike():
 
 
 def test_the_best_model_is_kept_and_early_stopping_counts_epochs_without_a_better_one(tmp_path):
-    held = trainer(tmp_path, valid=Rows(4), n_epochs=9, early_stopping=2)
-    scores = iter([3.0, 2.0, 2.5, 2.0, 1.0])
-    held.evaluate = lambda: Report({TOGETHER: (score := next(scores))}, dict(nll=score), "", {})
-    result = held.fit()
+    result = trainer(tmp_path, evaluate=Scripted(3.0, 2.0, 2.5, 2.0, 1.0), n_epochs=9, early_stopping=2).fit()
     # 2.0 again is not better.
     assert (result["steps"], result["best_step"], result["valid_nll"]) == (20, 10, 2.0)
     assert result["stopped_early"]
@@ -160,9 +170,7 @@ def test_the_best_model_is_kept_and_early_stopping_counts_epochs_without_a_bette
 
 
 def test_patience_that_runs_out_at_the_very_end_is_not_stopping_early(tmp_path):
-    held = trainer(tmp_path, valid=Rows(4), n_epochs=3, early_stopping=2)
-    scores = iter([1.0, 2.0, 3.0])
-    held.evaluate = lambda: Report({TOGETHER: (score := next(scores))}, dict(nll=score), "", {})
+    held = trainer(tmp_path, evaluate=Scripted(1.0, 2.0, 3.0), n_epochs=3, early_stopping=2)
     assert not held.fit()["stopped_early"]
 
 
@@ -178,7 +186,7 @@ def test_a_training_loss_that_is_no_number_leaves_no_checkpoint_behind(tmp_path)
     rows = Rows(10)
     rows.y[5] = math.nan
     with pytest.raises(UserError, match=r"the loss is nan at step 3 \(epoch 1\)") as caught:
-        trainer(tmp_path, train=rows, save_steps=1).fit()
+        trainer(tmp_path, batches=rows, save_steps=1).fit()
     assert "--lr" in caught.value.remedy
     # Of the steps before, nothing of the one that failed.
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000001", "step_00000002"]
@@ -212,7 +220,7 @@ def test_resuming_after_any_step_repeats_the_run(stopped, tmp_path):
 def test_a_checkpoint_of_other_data_is_refused(tmp_path):
     trainer(tmp_path).fit()
     other = trainer(tmp_path)
-    other.data_key = "other"
+    other.run.data_key = "other"
     with pytest.raises(UserError, match="the data have changed"):
         other.fit()
 
@@ -227,6 +235,88 @@ def test_out_of_memory_says_what_to_lower(tmp_path):
     with pytest.raises(UserError, match="out of memory") as caught:
         held.fit()
     assert "--train_batch_size" in caught.value.remedy
+
+
+# --- the curve and callbacks ------------------------------------------------------------------------------
+
+
+def test_a_point_of_the_curve_is_the_mean_since_the_last_one_even_over_an_interruption(tmp_path):
+    """It has no perplexity: losses of several kinds may be in it."""
+    options = dict(mean_loss=True, log_every=3, save_steps=1)
+    single = trainer(tmp_path / "single", log_every=1).fit()["history"]["train"]
+    trainer(tmp_path / "whole", **options).fit()
+    for late in sorted((tmp_path / "whole" / "checkpoints").iterdir())[4:]:
+        late.rename(tmp_path / late.name)
+    result = trainer(tmp_path / "whole", **options).fit()
+    assert [row["step"] for row in result["history"]["train"]] == [3, 6, 9, 10]
+    for row in result["history"]["train"]:
+        since = [one["loss"] for one in single if (row["step"] - 1) // 3 == (one["step"] - 1) // 3]
+        assert row["loss"] == pytest.approx(sum(since) / len(since), rel=1e-6) and "ppl" not in row
+    assert set(result["history"]) == {"train", "valid"}
+
+
+class Counter(Callback):
+    """Notes what it is told."""
+
+    def __init__(self):
+        self.calls, self.known = [], 0
+
+    def before_training(self, held):
+        self.calls.append(("before", len(list(held.run.checkpoints.glob("step_*")))))
+
+    def after_backward(self, step):
+        self.calls.append(("backward", step))
+
+    def on_gradients(self, step):
+        self.calls.append(("clipped", step))
+        self.known += 1
+
+    def on_log(self, step):
+        self.calls.append(("log", step))
+
+    def after_training(self, held):
+        self.calls.append(("after", held.total_steps))
+
+    def state_dict(self):
+        return dict(known=self.known)
+
+    def load_state_dict(self, state):
+        self.known = state["known"]
+
+
+def test_callbacks_are_called_in_order_and_carried_by_checkpoints(tmp_path):
+    counter = Counter()
+    trainer(tmp_path, max_steps=2, log_every=2, callbacks=[counter]).fit()
+    assert counter.calls == [("before", 0), ("backward", 0), ("clipped", 0), ("backward", 1), ("clipped", 1),
+                             ("log", 2), ("after", 2)]  # fmt: skip
+    again = Counter()
+    trainer(tmp_path, max_steps=3, callbacks=[again]).fit()
+    assert again.calls[1] == ("backward", 2) and again.known == 3
+
+
+def test_the_state_of_other_callbacks_is_one_message(tmp_path):
+    trainer(tmp_path, max_steps=2, callbacks=[Counter()]).fit()
+    with pytest.raises(UserError, match=r"training_state\.pt"):
+        trainer(tmp_path, max_steps=3).fit()
+
+
+def test_a_callback_changes_the_gradients_that_are_clipped_and_the_clipped_ones(tmp_path):
+    class Change(Callback):
+        def before_training(self, held):
+            self.params = held.params
+
+        def after_backward(self, step):
+            self.params[0].grad.fill_(3.0)
+            self.params[1].grad.fill_(4.0)
+
+        def on_gradients(self, step):
+            norm = sum(p.grad.square().sum() for p in self.params).sqrt()
+            assert float(norm) == pytest.approx(1.0, rel=1e-4)
+            self.params[1].grad = None
+
+    held = trainer(tmp_path, max_steps=1, callbacks=[Change()])
+    held.fit()
+    assert held.model.bias.item() == 0 and not torch.equal(held.model.weight, Line().weight)
 
 
 # --- what is frozen ----------------------------------------------------------------------------------------
@@ -249,10 +339,9 @@ def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, t
     split = cache.load(SAMPLES / "nlg.json", "train", task, tokenizer, 256, training=True)
     batches = Batches({"nlg": split}, {"nlg": 0}, tokenizer.pad_token_id, 256, limits={"nlg": 12}, batch_size=4)
     before = {k: v.detach().clone() for k, v in [*model.named_parameters(), *model.named_buffers()]}
-    held = Trainer(
-        model, batches, {"nlg": batches}, Settings(lr=1e-2, n_epochs=2, weight_decay=0.1), Run(tmp_path),
-        save_model=lambda folder: checkpoint.save(model, tokenizer, folder), load_model=None,
-    )  # fmt: skip
+    held = build_trainer(model, batches, tmp_path, n_epochs=2, weight_decay=0.1,
+                         evaluate=Validation(model, {"nlg": batches}, torch.float32),
+                         save=lambda folder: checkpoint.save(model, tokenizer, folder))  # fmt: skip
     held.fit()
     trained = adapting.trainable(model)
     assert {k.split(".")[-1] if "rows" in k else "adapter" for k in trained} == {"nlg", "adapter"}
@@ -283,6 +372,5 @@ def test_in_full_fine_tuning_everything_is_trained(name, tmp_path):
     split = cache.load(SAMPLES / "nlg.json", "train", task, tokenizer, 256, training=True)
     batches = Batches({"nlg": split}, {"nlg": 0}, tokenizer.pad_token_id, 256, limits={"nlg": 8}, batch_size=8)
     before = {k: v.detach().clone() for k, v in model.named_parameters()}
-    Trainer(model, batches, None, Settings(lr=1e-2, n_epochs=1), Run(tmp_path), save_model=lambda folder: None,
-            load_model=None).fit()  # fmt: skip
+    build_trainer(model, batches, tmp_path, n_epochs=1).fit()
     assert [k for k, p in model.named_parameters() if torch.equal(p, before[k])] == []

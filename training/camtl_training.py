@@ -16,12 +16,17 @@ from versatile.data.pair_batches import CandidateBatches, PairBatches, tensors
 from versatile.training import camtl_flags as flags
 from versatile.training import camtl_plots as plots
 from versatile.training import camtl_prediction as prediction
+from versatile.training.callbacks import Coverage
 from versatile.training.camtl_parameters import count_parameters
 from versatile.training.camtl_prediction import AVERAGE
 from versatile.training.experiment import resume_command, say
 from versatile.training.objectives import WeightedRows
-from versatile.training.runs import Run, stored
-from versatile.training.trainer import TOGETHER, Report, Settings, Trainer
+from versatile.training.optimizers import build_adamw
+from versatile.training.runs import ModelFiles, Run, stored
+from versatile.training.schedules import linear_decay
+from versatile.training.settings import Settings
+from versatile.training.trainer import Trainer
+from versatile.training.validation import TOGETHER, Evaluator, Report
 from versatile.utils import devices, uncertainty
 from versatile.utils.errors import UserError
 from versatile.utils.files import could_be_made, remove_leftovers, writable_directory, write_json
@@ -240,62 +245,55 @@ def make_batches(args, model, tokenizer, splits, dtype):
 
 
 def settings_of(args, batches, dtype):
-    """`Settings`; a fraction of an epoch, and --max_steps beyond the epochs, included."""
+    """(`Settings`, steps of the warm-up); a fraction of an epoch, and --max_steps beyond the epochs, included."""
     epoch_steps = math.ceil(len(batches.plan(0)) / args.gradient_accumulation_steps)
     total = args.max_steps if args.max_steps > 0 else max(1, int(epoch_steps * args.num_train_epochs))
     warmup = int(total * args.warmup_proportion) if args.warmup_steps is None else args.warmup_steps
     log_every = args.logging_steps or 10
     every = (args.logging_steps or 500) if args.evaluate_during_training else None
-    return Settings(lr=args.lr, n_epochs=math.ceil(total / epoch_steps), max_steps=total, warmup_steps=warmup,
+    return Settings(n_epochs=math.ceil(total / epoch_steps), max_steps=total, seed=args.seed, dtype=dtype,
                     gradient_accumulation_steps=args.gradient_accumulation_steps, max_norm=args.max_grad_norm,
-                    weight_decay=args.weight_decay, adam_eps=args.adam_epsilon, seed=args.seed, dtype=dtype,
                     save_steps=args.save_steps, select=args.select, log_every=log_every,
-                    mean_loss=True, log_first=args.logging_first_step, eval_steps=every)  # fmt: skip
+                    mean_loss=True, log_first=args.logging_first_step, eval_steps=every), warmup  # fmt: skip
 
 
 # --- the loop --------------------------------------------------------------------------------------------
 
 
-class TaskTrainer(Trainer):
-    """The toolkit's loop, which also notes what has been drawn so far: `seen`, one entry per point of the curve."""
+class DevScores(Evaluator):
+    """All tasks' scores on their dev files; the best model is that of the best average.
 
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.history |= dict(seen=[])
+    Args:
+        model: `TaskBert`.
+        splits: {task: `PairSplit`}.
+        options: batch size, padding id and precision of `prediction.evaluate`.
+        select: "best" or "last": which model is kept.
+    """
 
-    def _log(self, engine):
-        super()._log(engine)
-        step, seen = engine.state.iteration, self.train.seen
-        self.history["seen"].append(dict(step=step, rows=dict(seen.counts), share=seen.shares()))
-        if self.board:
-            self.board.add(step, "seen", seen.shares())
+    def __init__(self, model, splits, options, select):
+        self.model, self.splits, self.options, self.select = model, splits, options, select
 
-    def summary(self, step):
-        """What metrics.json says of the training; of the kept model the loss alone, which mixes kinds."""
-        kept = self.kept()[0]
-        loss = next((row["nll"] for row in self.history["valid"] if row["step"] == kept), None)
-        found = super().summary(step) | dict(best_step=kept, valid_nll=loss)
-        return {name: value for name, value in found.items() if name != "valid_ppl"}
+    def __call__(self):
+        started = time.monotonic()
+        report = prediction.evaluate(self.model, self.splits, *self.options)
+        loss, mean = sum(result["loss"] for result in report.values()) / len(report), prediction.average(report)
+        tasks = ", ".join(f"{name} {100 * prediction.one_number(r['scores']):.1f}" for name, r in report.items())
+        line = f"average {100 * mean:.1f} of {tasks}; loss {loss:.4f}%s, {time.monotonic() - started:.0f} s"
+        scalars = {"dev": {"loss": loss, AVERAGE: mean},
+                   **{f"dev/{name}": {"loss": r["loss"]} | r["scores"] for name, r in report.items()}}  # fmt: skip
+        return Report({TOGETHER: -mean}, {"nll": loss, AVERAGE: mean, "tasks": report}, line, scalars, loss)
 
-    def kept(self):
-        """(step of the kept model, its report or None)."""
-        valid = self.history["valid"]
-        last = valid and self.settings.select == "last"
-        step = valid[-1]["step"] if last else self.best_step.get(TOGETHER, 0)
-        entries = [entry for entry in valid if entry["step"] == step]
-        return step, entries[-1]["tasks"] if entries else None
+    def summary(self, trainer):
+        """See `Evaluator`; of the kept model the loss alone, which mixes kinds."""
+        kept = self.kept(trainer)
+        return dict(best_step=kept.get("step", 0), valid_nll=kept.get("nll"))
 
-
-def evaluation(model, splits, batch_size, pad_id, dtype):
-    """The `Report` of all tasks' scores; the best model is that of the best average."""
-    started = time.monotonic()
-    report = prediction.evaluate(model, splits, batch_size, pad_id, dtype)
-    loss, mean = sum(result["loss"] for result in report.values()) / len(report), prediction.average(report)
-    each = ", ".join(f"{name} {100 * prediction.one_number(r['scores']):.1f}" for name, r in report.items())
-    line = f"average {100 * mean:.1f} of {each}; loss {loss:.4f}%s, {time.monotonic() - started:.0f} s"
-    scalars = {"dev": {"loss": loss, AVERAGE: mean},
-               **{f"dev/{name}": {"loss": r["loss"]} | r["scores"] for name, r in report.items()}}  # fmt: skip
-    return Report({TOGETHER: -mean}, {"nll": loss, AVERAGE: mean, "tasks": report}, line, scalars, loss)
+    def kept(self, trainer):
+        """The history's row of the model that is kept; {} where none was evaluated."""
+        valid = trainer.history["valid"]
+        last = valid and self.select == "last"
+        step = valid[-1]["step"] if last else trainer.best_step.get(TOGETHER, 0)
+        return next((row for row in reversed(valid) if row["step"] == step), {})
 
 
 def load_weights(model, folder):
@@ -317,21 +315,22 @@ def fit(args, run, model, tokenizer, splits, dtype):
         (step of the kept model, its report or None); the model is left with its weights.
     """
     batches = make_batches(args, model, tokenizer, splits["train"], dtype)
+    settings, warmup = settings_of(args, batches, dtype)
     dev = splits.get("dev")
-    trainer = TaskTrainer(
-        model, batches, None, settings_of(args, batches, dtype), run,
-        save_model=lambda folder: bert.save(model, tokenizer, folder),
-        load_model=lambda folder: load_weights(model, folder),
-        data_key={"train" if split == "train" else "valid": "-".join(part.key for part in splits[split].values())
-                  for split in ("train", "dev") if splits.get(split)},
-        objective=WeightedRows(),
-        resume_command=resume_command("train_camtl.py", run.directory),
-        evaluate=dev and (lambda: evaluation(model, dev, args.valid_batch_size, batches.pad_id, dtype)),
+    evaluate = dev and DevScores(model, dev, (args.valid_batch_size, batches.pad_id, dtype), args.select)
+    keys = {"train" if split == "train" else "valid": "-".join(part.key for part in splits[split].values())
+            for split in ("train", "dev") if splits.get(split)}  # fmt: skip
+    files = ModelFiles(lambda folder: bert.save(model, tokenizer, folder), lambda folder: load_weights(model, folder))
+    run.bind(files, keys, resume_command("train_camtl.py", run.directory), args.logging_dir)
+    trainer = Trainer(
+        model, batches, WeightedRows(), build_adamw(model, args.lr, args.adam_epsilon, args.weight_decay),
+        linear_decay(args.lr, settings.max_steps, warmup), run, evaluate=evaluate,
+        callbacks=[Coverage(batches.tracker)], settings=settings,
     )  # fmt: skip
-    trainer.board_folder = args.logging_dir
     say(f"run: {run.directory}  ({trainer.total_steps} steps, {dtype}, {trainer.device})", flush=True)
     result = trainer.fit()
-    step, report = trainer.kept()
+    report = evaluate.kept(trainer).get("tasks") if evaluate else None
+    step = result["best_step"]
     if trainer.rank0:
         _report(args, run, model, result, report)
     load_weights(model, run.directory)

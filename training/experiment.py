@@ -13,8 +13,22 @@ from versatile.adapters.backbones.family import backbone_of
 from versatile.data import cache
 from versatile.data.batching import Batches
 from versatile.data.task import distilled_beside
-from versatile.training.runs import READ_PATHS, Run, absolute_paths, check_flags, default_directory, record
-from versatile.training.trainer import Settings, Trainer
+from versatile.training.callbacks import MaskAbsentTasks
+from versatile.training.objectives import CrossEntropy
+from versatile.training.optimizers import build_adamw
+from versatile.training.runs import (
+    READ_PATHS,
+    ModelFiles,
+    Run,
+    absolute_paths,
+    check_flags,
+    default_directory,
+    record,
+)
+from versatile.training.schedules import linear_decay
+from versatile.training.settings import Settings, StepPlan
+from versatile.training.trainer import Trainer
+from versatile.training.validation import Validation
 from versatile.utils import devices, plots, screen
 from versatile.utils.errors import UserError
 from versatile.utils.files import could_be_made
@@ -208,21 +222,22 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
         what metrics.json holds.
     """
     train, valid = make_batches(args, splits, model, tokenizer, limits, temperature)
-    settings = Settings(dtype=dtype, **{f: getattr(args, f) for f in Settings.__dataclass_fields__ if hasattr(args, f)})
+    settings = Settings.of(args, dtype=dtype)
+    total_steps = StepPlan(train, settings).total_steps
+    run.bind(BestPerTask(model, tokenizer, run) if separate else adapter_files(model, tokenizer),
+             data_key(splits), resume_command(script, run.directory))  # fmt: skip
     trainer = Trainer(
-        model, train, valid, settings, run,
-        save_model=lambda folder: checkpoint.save(model, tokenizer, folder),
-        load_model=lambda folder: checkpoint.load_weights(model, folder),
-        save_best=BestOfEach(model, tokenizer, run) if separate else None,
-        data_key=data_key(splits), separate=separate, objective=objective,
-        owners=adapting.owners(model),
-        resume_command=resume_command(script, run.directory),
+        model, train, objective or CrossEntropy(),
+        build_adamw(model, args.lr, weight_decay=args.weight_decay),
+        linear_decay(args.lr, total_steps, args.warmup_steps), run,
+        evaluate=valid and Validation(model, valid, dtype, separate),
+        callbacks=[MaskAbsentTasks(adapting.owners(model))], settings=settings,
     )  # fmt: skip
     say(f"run: {run.directory}  ({trainer.total_steps} steps, {settings.dtype}, {trainer.device})", flush=True)
     result = trainer.fit()
     tasks = list(splits["train"])
     if idist.get_rank() == 0:
-        result = dict(task="+".join(tasks), **adapting.count_parameters(model), **result)
+        result = dict(task="+".join(tasks), **adapting.count_parameters(model), valid_nll=None, valid_ppl=None) | result
         run.write_metrics(result)
         title = f"{', '.join(tasks)}: {run.directory.name}"
         plots.learning_curve(run.directory / "learning_curve.png", result["history"], title)
@@ -237,21 +252,34 @@ def resume_command(script, directory):
     return screen.resume_command(script, directory, each if idist.get_world_size() > 1 else 1)
 
 
-class BestOfEach:
-    """Writes a model in which every task has the weights of its own best epoch.
+def adapter_files(model, tokenizer):
+    """`ModelFiles` of an attached model: `adapters.checkpoint`."""
+    return ModelFiles(lambda folder: checkpoint.save(model, tokenizer, folder),
+                      lambda folder: checkpoint.load_weights(model, folder))  # fmt: skip
+
+
+class BestPerTask(ModelFiles):
+    """Writes as the best model one in which every task has the weights of its own best epoch.
 
     Tasks beside a frozen backbone share no parameter, so each may stop where it is best.
+
+    Args:
+        model, tokenizer: attached.
+        run: `Run`; a resumed one holds the best weights so far.
     """
 
     def __init__(self, model, tokenizer, run):
+        files = adapter_files(model, tokenizer)
+        super().__init__(files.save, files.load)
         self.model, self.tokenizer, self.state = model, tokenizer, {}
         written = run.directory / checkpoint.WEIGHTS
         if written.is_file():
             self.state = checkpoint.read_safetensors(written)
 
-    def __call__(self, folder, tasks):
+    def save_best(self, folder, names):
+        """See `ModelFiles`."""
         now, owners = checkpoint.adapter_state(self.model), checkpoint.owners_of_keys(self.model)
         # Copies: on a CPU these are the tensors that training goes on with.
-        fresh = {k: t.clone() for k, t in now.items() if owners[k] in tasks or k not in self.state}
+        fresh = {k: t.clone() for k, t in now.items() if owners[k] in names or k not in self.state}
         self.state |= fresh
         checkpoint.save(self.model, self.tokenizer, folder, state=self.state)

@@ -86,6 +86,12 @@ def parameter_groups(model, weight_decay, spared=None):
     return [group for group in groups if group["params"]]
 
 
+def build_adamw(model, lr, eps=1e-6, weight_decay=0.0):
+    """`AdamW` over `parameter_groups`. The model is on its device: there the update is fused, but on XLA."""
+    fused = next(model.parameters()).device.type != "xla"
+    return AdamW(parameter_groups(model, weight_decay), lr=lr, eps=eps, fused=fused)
+
+
 def build_optimizer(model, args):
     """The optimizer that transformers' training arguments name, over `parameter_groups`.
 

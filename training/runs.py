@@ -44,17 +44,54 @@ def default_directory(*parts):
     return Path("runs") / "_".join(w.strip("/").replace("/", "-") for w in words)
 
 
+class ModelFiles:
+    """How a model is written into a directory and read from one.
+
+    Args:
+        save: called with a directory, writes the model files there.
+        load: called with a directory, loads what `save` wrote.
+    """
+
+    def __init__(self, save, load):
+        self.save, self.load = save, load
+
+    def save_best(self, folder, names):
+        """Write the best model so far.
+
+        Args:
+            names: the tasks that have a new best score.
+        """
+        self.save(folder)
+
+
 class Run:
     """One run's directory.
 
     Args:
         directory: its path.
         keep: how many of the newest checkpoints are kept.
+
+    Attributes:
+        files, data_key, resume_command, board_folder: see `bind`.
     """
 
     def __init__(self, directory, keep=3):
         self.directory, self.keep = Path(directory), keep
         self.checkpoints = self.directory / "checkpoints"
+        self.files, self.data_key, self.resume_command, self.board_folder = None, "", "", self.directory
+
+    def bind(self, files, data_key="", resume_command="", board_folder=None):
+        """Say what is trained in it; returns the run.
+
+        Args:
+            files: `ModelFiles`.
+            data_key: names the content of the data, a string or {split: string}; a checkpoint of other data is refused.
+            resume_command: printed when the run is stopped early.
+            board_folder: where TensorBoard's events go (default: the run's directory).
+        """
+        self.files, self.data_key, self.resume_command = files, data_key, resume_command
+        self.board_folder = Path(board_folder or self.directory)
+        return self
 
     @classmethod
     def create(cls, directory, record, keep=3):

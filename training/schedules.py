@@ -4,6 +4,26 @@ import torch
 from versatile.utils.errors import UserError
 
 
+def linear_decay(lr, total_steps, warmup_steps=0):
+    """A linear warm-up, whose first step has a share of the rate, then a linear decay to 0 at the end.
+
+    Args:
+        lr: the highest rate.
+        total_steps: optimizer steps in all.
+        warmup_steps: how many of them the rate rises in.
+
+    Returns:
+        step -> rate.
+    """
+
+    def rate(step):
+        if step < warmup_steps:
+            return lr * (step + 1) / warmup_steps
+        return lr * (total_steps - step) / max(1, total_steps - warmup_steps)
+
+    return rate
+
+
 def build_schedule(name, lr, warmup_steps, total_steps, options=None):
     """A schedule of transformers by its name (`--lr_scheduler_type`).
 

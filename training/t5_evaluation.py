@@ -330,7 +330,7 @@ def evaluate_run(args, given):
             print(f"warning: {name}: the test rows are the validation rows, which chose this model in training")
     args.output_dir = args.output_dir or f"results/{run_of(args.model_checkpoint).name}"
     writable_directory(args.output_dir, "--output_dir")
-    devices.prepare_for_device(model.to(device), device, dtype)
+    devices.prepare_for_device(model, device, dtype)
     evaluation = Evaluation(parts, tokenizer, args.batch_size, dtype)
     prefix = PREFIXES[split]
     scores = evaluation(model, prefix)

@@ -16,7 +16,7 @@ from versatile.data.flat_lists import FlatLists
 from versatile.data.text_to_text_batches import Collator, Rows, SampledBatches
 from versatile.training import t5_arguments, t5_evaluation, t5_setup
 from versatile.training.experiment import resume_command, say
-from versatile.training.runs import Run, record
+from versatile.training.runs import ModelFiles, Run, record
 from versatile.utils import config_flags, plots
 from versatile.utils.config_flags import arg
 from versatile.utils.devices import precision
@@ -255,11 +255,9 @@ def pretrain(arguments):
                          args.save_total_limit or 0)  # fmt: skip
     scorer = Scorer(tokenizer, args, valid)
     digest = hashlib.sha256(train.rows.tobytes()).hexdigest()[:16]
-    trainer = t5_setup.build_trainer(
-        args, run, model, drawn, scorer, data_key=f"{digest}:{valid.fingerprint()}",
-        save_model=lambda folder: save(model, tokenizer, folder), load_model=lambda folder: load_weights(model, folder),
-        resume_command=resume_command("pretrain_t5.py", run.directory),
-    )  # fmt: skip
+    files = ModelFiles(lambda at: save(model, tokenizer, at), lambda at: load_weights(model, at))
+    run.bind(files, f"{digest}:{valid.fingerprint()}", resume_command("pretrain_t5.py", run.directory))
+    trainer = t5_setup.build_trainer(args, run, model, drawn, scorer)
     result = t5_setup.summary(args, trainer, t5_setup.fit(trainer))
     scores = scorer(model, "eval")
     if trainer.rank0:

@@ -20,10 +20,12 @@ from versatile.training import t5_evaluation
 from versatile.training.experiment import resume_command, say
 from versatile.training.objectives import SmoothedCrossEntropy
 from versatile.training.optimizers import build_optimizer
-from versatile.training.runs import Run, lock_directory, record, stored
+from versatile.training.runs import ModelFiles, Run, lock_directory, record, stored
 from versatile.training.schedules import build_schedule
+from versatile.training.settings import Settings
 from versatile.training.t5_arguments import PORT_SETTINGS
-from versatile.training.trainer import TOGETHER, Report, Settings, Trainer
+from versatile.training.trainer import Trainer
+from versatile.training.validation import TOGETHER, Evaluator, Report
 from versatile.utils import plots
 from versatile.utils.devices import precision, prepare_for_device
 from versatile.utils.errors import UserError
@@ -277,9 +279,8 @@ def settings_of(args, epoch_batches):
     evaluated, saved = str(args.eval_strategy.value), str(args.save_strategy.value)
     logged = {"no": None, "epoch": epoch_steps}.get(args.logging_strategy.value, steps(args.logging_steps))
     return Settings(
-        lr=args.learning_rate, n_epochs=math.ceil(total / epoch_steps), max_steps=total, seed=args.seed,
+        n_epochs=math.ceil(total / epoch_steps), max_steps=total, seed=args.seed,
         gradient_accumulation_steps=args.gradient_accumulation_steps, max_norm=args.max_grad_norm or math.inf,
-        warmup_steps=args.get_warmup_steps(total), weight_decay=args.weight_decay, adam_eps=args.adam_epsilon,
         save_steps=steps(args.save_steps) if saved == "steps" else None,
         select="best" if args.load_best_model_at_end else "last", eval_before_start=args.eval_on_start,
         log_every=logged or total, log_first=args.logging_first_step, mean_loss=True,
@@ -288,31 +289,28 @@ def settings_of(args, epoch_batches):
     )  # fmt: skip
 
 
-def build_trainer(args, run, model, train, evaluate, **options):
+def build_trainer(args, run, model, train, evaluate):
     """The `Trainer` of transformers' training arguments.
 
     Args:
         args: `t5_arguments.Seq2SeqTrainingArguments`.
-        run: `Run`.
+        run: `Run`, bound.
         model: moved to the device here.
         train: `SampledBatches`.
         evaluate: called with (model, "eval"), returns {name: value}; None: the last model is kept.
-        options: of `Trainer`.
     """
     prepare_for_device(model, args.device, precision(args, args.device))
     if getattr(args, "gradient_checkpointing", False) or getattr(args, "activation_checkpointing", False):
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     settings = settings_of(args, len(train.plan()))
-    return Trainer(
-        model, train, None, settings, run, optimizer=build_optimizer(model, args),
-        schedule=build_schedule(args.lr_scheduler_type, args.learning_rate, settings.warmup_steps, settings.max_steps,
-                                args.lr_scheduler_kwargs),
-        objective=SmoothedCrossEntropy(args.label_smoothing, args.loss_reduction, args.world_size),
-        evaluate=evaluate and BestMetric(args, model, evaluate), **options,
-    )  # fmt: skip
+    schedule = build_schedule(args.lr_scheduler_type, args.learning_rate, args.get_warmup_steps(settings.max_steps),
+                              settings.max_steps, args.lr_scheduler_kwargs)  # fmt: skip
+    objective = SmoothedCrossEntropy(args.label_smoothing, args.loss_reduction, args.world_size)
+    return Trainer(model, train, objective, build_optimizer(model, args), schedule, run,
+                   evaluate and BestMetric(args, model, evaluate), settings=settings)  # fmt: skip
 
 
-class BestMetric:
+class BestMetric(Evaluator):
     """Evaluates for `Trainer`, judged by --metric_for_best_model.
 
     Args:
@@ -344,7 +342,7 @@ def fit(trainer):
     say(f"run: {trainer.run.directory}  ({where})", flush=True)
     result = trainer.fit()
     # The run directory holds it; a run that was resumed at its end has another in memory.
-    trainer.load_model(trainer.run.directory)
+    trainer.run.files.load(trainer.run.directory)
     return result
 
 
@@ -382,12 +380,9 @@ def train(arguments, run, model, tokenizer, parts, drawn, scorer):
         what metrics.json says of it.
     """
     args = arguments.training
-    trainer = build_trainer(
-        args, run, model, drawn, scorer, data_key=data_keys(parts),
-        save_model=lambda folder: t5.save(model, tokenizer, folder),
-        load_model=lambda folder: t5.load_weights(model, folder),
-        resume_command=resume_command("train_t5.py", run.directory),
-    )  # fmt: skip
+    files = ModelFiles(lambda at: t5.save(model, tokenizer, at), lambda at: t5.load_weights(model, at))
+    run.bind(files, data_keys(parts), resume_command("train_t5.py", run.directory))
+    trainer = build_trainer(args, run, model, drawn, scorer)
     result = fit(trainer)
     return summary(args, trainer, result) | dict(
         coverage=coverage(args, drawn.sampler, result["steps"], list(parts["train"])))  # fmt: skip

@@ -17,9 +17,28 @@ _STATE = Record(
         waited=MapOf(Whole(), required=True),
         tokens=Whole(required=True),
         seconds=Number(0, required=True),
+        callbacks=ListOf(Record(), required=True),
         history=Record(fields=dict(train=_LOGGED, valid=_LOGGED), required=True),
     )
 )
+
+
+def refuse_other_data(stored, key, location):
+    """A `UserError` where the data of a run are not those that a checkpoint was trained with.
+
+    Args:
+        stored, key: of the checkpoint and of the run, what names the content of the data: a string, or {split: string}.
+        location: the checkpoint.
+    """
+    if stored == key:
+        return
+    which = ""
+    if isinstance(stored, dict) and isinstance(key, dict):
+        changed = [split for split in {**stored, **key} if stored.get(split) != key.get(split)]
+        which = f" ({' and '.join({'train': 'training', 'valid': 'validation'}.get(s, s) for s in changed)})"
+    raise UserError(f"the data have changed since this run was started{which}", location=location,
+                    expected="the same data files, tokenizer and limits",
+                    remedy="put them back, or start a new run")  # fmt: skip
 
 
 def check_state(state, step, location):
@@ -55,3 +74,13 @@ def load_optimizer(state, optimizer, scaler, checkpoint):
             location=checkpoint / STATE,
             remedy=_REMEDY,
         ) from error
+
+
+def load_callbacks(state, callbacks, checkpoint):
+    """Give callbacks their states; see `load_optimizer`."""
+    try:
+        for callback, own in zip(callbacks, state["callbacks"], strict=True):
+            callback.load_state_dict(own)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        raise UserError(f"what it holds beside the model does not fit this run: {first_line(error)}",
+                        location=checkpoint / STATE, remedy=_REMEDY) from error  # fmt: skip

@@ -39,7 +39,7 @@ class AverageGradientEpisodicMemory(ReplayMemory):
         batches = sequence.batches(self.rows, Objective(None), weighted=False)
 
         def losses(step):
-            count = sum(len(trainer.train.plan(epoch)[i]) for epoch, i in trainer.micro_batches(step))
+            count = sum(len(trainer.batches.plan(epoch)[i]) for epoch, i in trainer.plan.micro_batches(step))
             batch, labels = batches.collate(self.draw(count, step), slice(rank, None, world))
             with autocast(model.device, sequence.dtype):
                 yield cross_entropy(model, batch, labels)

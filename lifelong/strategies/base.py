@@ -167,7 +167,8 @@ class Strategy:
         return []
 
     def callbacks(self):
-        """What acts on the coming stage's gradients and steps: a list of `Callback`."""
+        """What acts on the coming stage's gradients and steps: a list of
+        `training.callbacks.Callback`."""
         return []
 
     def after_task(self, task, batches):
@@ -234,16 +235,3 @@ class Strategy:
             # Whatever is wrong with the file: torch's readers raise of many kinds.
             raise UserError(f"damaged, or of another model: {first_line(error)}", location=path, remedy=remedy,
                             expected=f"what train_lifelong.py wrote for {self.name}") from error  # fmt: skip
-
-
-class Callback:
-    """Acts on a stage's training. The methods do nothing."""
-
-    def before_training(self, trainer):
-        """The optimizer is made, no step is taken yet."""
-
-    def on_gradients(self, step):
-        """The gradients of optimizer step `step` (from 0) are clipped; they may be changed in place."""
-
-    def after_training(self, trainer):
-        """The last step is taken."""

@@ -1,6 +1,7 @@
 """Gradient episodic memory (Lopez-Paz & Ranzato 2017)."""
 
-from versatile.lifelong.strategies.base import Callback, Strategy
+from versatile.lifelong.strategies.base import Strategy
+from versatile.training.callbacks import Callback
 from versatile.utils import flags
 
 
@@ -111,12 +112,8 @@ class GradientProjection(Callback):
 
     def on_gradients(self, step):
         """See `Callback`."""
-        self.projection(step)
+        self.projection.on_gradients(step)
 
     def after_training(self, trainer):
-        """Say how often gradients were projected."""
-        from versatile.lifelong.learning import counted
-        from versatile.training.experiment import say
-
-        steps = counted(trainer.total_steps, "step")
-        say(f"gradients projected: in {self.projection.projected:,} of {steps}")
+        """See `Callback`."""
+        self.projection.after_training(trainer)

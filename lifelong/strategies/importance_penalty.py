@@ -1,6 +1,7 @@
 """What EWC and MAS share: parameters that mattered to earlier tasks are drawn back to where they were."""
 
-from versatile.lifelong.strategies.base import Callback, Strategy
+from versatile.lifelong.strategies.base import Strategy
+from versatile.training.callbacks import Callback
 from versatile.utils import flags
 
 
