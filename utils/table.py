@@ -385,7 +385,7 @@ def main(argv=None):
     p.add_argument("locations", nargs="*", default=["results"], metavar="RESULT_DIR_OR_FILE",
                    help="metrics files, or directories that hold some at any depth (default: results)")  # fmt: skip
     p.add_argument("--output", default="results/table.md", metavar="FILE.md",
-                   help="the table; beside it FILE.png and FILE_parameters.png (default: results/table.md)")  # fmt: skip
+                   help="the table; FILE.png and FILE_parameters.png go beside it (default: %(default)s)")  # fmt: skip
     args = p.parse_args(argv)
     output = Path(args.output)
     if output.suffix != ".md":
