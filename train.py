@@ -108,6 +108,7 @@ def train(args, given):
         model, tokenizer = backbones.load(args.model_checkpoint, random_init=args.seed if args.random_init else False)
         torch.manual_seed(args.seed)
         build(args, task, model, tokenizer)
+        experiment.warm_start(args, run, model, tokenizer)
         positions = backbone_of(model.config).max_length(model.config)
         limits = {task.name: args.limit}
         splits = experiment.load_splits(args, {task.name: task}, {task.name: path}, tokenizer, positions, limits)

@@ -101,6 +101,7 @@ def training_flags(p):
     g.add_argument("--logging_steps", type=flags.positive, default=10, help="steps between two points of the curve")
     g.add_argument("--n_gpus", "--n_gpu", dest="n_gpus", type=flags.positive, metavar="N",
                    help="as many processes as torchrun --nproc_per_node has to start (default: any)")  # fmt: skip
+    flags.warm_start_flags(g)
     g.add_argument("--compile", action="store_true", help="torch.compile every block (needs a C++ compiler on a CPU)")
     g.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
     add_precision_flags(p)
@@ -178,6 +179,7 @@ def train(args, given):
             tasks.find(args.data_dir, task, "distil" if args.seq_distil else "train")
     with idist.one_rank_first(local=True):
         learner = learning.load(args)
+        experiment.warm_start(args, run, learner.model, learner.tokenizer)
     learning.check_test(learner.encoder, args)
     if args.distil and named:
         teaching.check_teachers(learner, teachers, args)
@@ -212,6 +214,7 @@ def open_sequence(args, given):
         # The same command: what is not given now was not given then.
         # A precision that was not given was written down as what the device has.
         given = {flag: value for flag, value in vars(args).items() if flag not in sequence.PRECISION} | given
+        given = {flag: value for flag, value in given.items() if flag != "init_from" or value}
         args.resume = str(folder)
     else:
         sequence.refuse_stage(folder, "--resume", f"resume its sequence: {shell_words('--resume', folder.parent)}")

@@ -142,6 +142,7 @@ def train(args, given):
                 model.info.definitions[name] = task.definition
             if args.row_init == "words":
                 adapting.start_rows_from_words(model, tokenizer, name)
+        experiment.warm_start(args, run, model, tokenizer)
         positions = backbone_of(model.config).max_length(model.config)
         splits = experiment.load_splits(args, tasks, paths, tokenizer, positions, limits)
     experiment.say(adapting.parameter_summary(model))

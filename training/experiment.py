@@ -9,6 +9,7 @@ import ignite.distributed as idist
 import torch
 from versatile.adapters import attach as adapting
 from versatile.adapters import checkpoint
+from versatile.adapters import warm_start as warm_starting
 from versatile.adapters.backbones.family import backbone_of
 from versatile.data import cache
 from versatile.data.batching import Batches
@@ -24,8 +25,10 @@ from versatile.training.runs import (
     check_flags,
     default_directory,
     record,
+    refuse_unfinished,
 )
 from versatile.training.schedules import linear_decay
+from versatile.training.sentence_distillation import checkpoint_fingerprint
 from versatile.training.settings import Settings, StepPlan
 from versatile.training.trainer import Trainer
 from versatile.training.validation import Validation
@@ -104,10 +107,37 @@ def begin(args, run):
     if checkpoint.is_checkpoint(args.model_checkpoint):
         raise UserError(
             "this is a trained model, not a bare backbone", location=f"--model_checkpoint {args.model_checkpoint}",
-            remedy=f"to go on with it: {screen.shell_words('--resume', args.model_checkpoint)}; to start anew: name "
-                   "its backbone",
+            remedy=f"to go on with it: {screen.shell_words('--resume', args.model_checkpoint)}; with other data: name "
+                   f"its backbone, and beside it {screen.shell_words('--init_from', args.model_checkpoint)}",
         )  # fmt: skip
     return dtype
+
+
+def warm_start(args, run, model, tokenizer):
+    """--init_from: let an attached model start from a trained one.
+
+    Args:
+        run: the one that is resumed, or None.
+
+    Raises:
+        UserError: the trained model cannot be used, or is not the one that the run was started from.
+    """
+    if not args.init_from:
+        return
+    flag = f"--init_from {args.init_from}"
+    if run is None:
+        refuse_unfinished(args.init_from, flag)
+    fingerprint = checkpoint_fingerprint(args.init_from)
+    if run is not None and args.init_fingerprint != fingerprint:
+        found = "it has changed since this run was started" if args.init_fingerprint else "this run was started fresh"
+        raise UserError(found, location=flag, expected="the same flags and files",
+                        remedy="leave the flag out, put the files back, or start a new run")  # fmt: skip
+    origins = warm_starting.warm_start(model, tokenizer, args.init_from, flag)
+    args.init_fingerprint = fingerprint
+    fresh = [task for task, origin in origins.items() if origin is None]
+    others = [f"{task} from {origin}" for task, origin in origins.items() if origin not in (None, task)]
+    details = "".join([f"; {', '.join(others)}" if others else "", f"; {', '.join(fresh)} fresh" if fresh else ""])
+    say(f"starting from {args.init_from}{details}")
 
 
 def load_splits(args, tasks, paths, tokenizer, positions, limits):

@@ -255,6 +255,45 @@ def lock_directory(directory, flag):
     _LOCKED[real] = handle
 
 
+def refuse_unfinished(directory, flag):
+    """A `UserError` where a run is still training, or ended before it was done.
+
+    Args:
+        directory: a run, a stage of a sequence, or one of their checkpoints, which may be used before the end.
+        flag: the one that named it, for the error.
+    """
+    path = Path(directory).resolve()
+    is_checkpoint = path.parent.name == "checkpoints"
+    run = path.parents[1] if is_checkpoint else path
+    for folder in (run, run.parent):
+        if (folder / "run.json").is_file():
+            _refuse_locked(folder, flag)
+    finished = any((run / name).is_file() for name in ("metrics.json", "training_metrics.json"))
+    if not is_checkpoint and not finished and (steps := Run(run).saved_steps()):
+        raise UserError("this run has not finished", location=flag, expected="a finished run, or a checkpoint of it",
+                        remedy=f"resume it to its end, or name {Run(run).checkpoint(steps[-1])}")  # fmt: skip
+
+
+def _refuse_locked(directory, flag):
+    """A `UserError` where another process works in a run's directory."""
+    import fcntl
+
+    if os.path.realpath(directory) in _LOCKED:
+        return
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise UserError(f"this run is still training: another process{_lock_holder(handle)} works in it",
+                            location=flag, expected="a finished run", remedy="wait until it has ended") from error
+    finally:
+        os.close(handle)
+
+
 def _lock_holder(handle):
     """The words " (pid N)" of the process that holds a lock, where the system tells; else nothing."""
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -268,7 +307,7 @@ def _lock_holder(handle):
 
 # Flags whose values are files or directories that a run reads: written down so that it resumes from anywhere, and free
 # to be named anew, as what they hold is checked, not where it lies.
-READ_PATHS = ("dataset_path", "data", "data_dir", "teacher", "model_checkpoint", "model_name_or_path")
+READ_PATHS = ("dataset_path", "data", "data_dir", "teacher", "init_from", "model_checkpoint", "model_name_or_path")
 
 
 def absolute_paths(value):

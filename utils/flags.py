@@ -177,6 +177,14 @@ class OfTasks(argparse.Action):
         setattr(namespace, self.dest, dict(values))
 
 
+def warm_start_flags(group):
+    """--init_from, and what is kept of it."""
+    group.add_argument("--init_from", metavar="RUN",
+                       help="start from the adapters and embeddings of a trained model, or all its weights")
+    # Not for typing: kept in run.json, so that a resumed run notices another start.
+    group.add_argument("--init_fingerprint", help=argparse.SUPPRESS)
+
+
 def training_flags(p, published="(default: published)"):
     """The groups that all training scripts share: model, training, speed and memory, output and resuming.
 
@@ -200,6 +208,7 @@ def training_flags(p, published="(default: published)"):
     g.add_argument("--no_validation", action="store_true", help="train without a validation split; keep the last model")
     g.add_argument("--eval_before_start", action="store_true", help="validate before the first step")
     g.add_argument("--seed", type=seed, default=42, help="of weights, order and dropout")
+    warm_start_flags(g)
     g = p.add_argument_group("speed and memory")
     g.add_argument("--compile", action="store_true", help="torch.compile every block (needs a C++ compiler on a CPU)")
     g.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")

@@ -1,0 +1,179 @@
+"""A new model starts from what was trained before, on other data: its adapters and its tokens' embeddings.
+
+What both have is taken: of every task its adapter, of every special token its row, by name. A model of one task may
+start from a model of another single task. What is new to the model keeps its fresh start.
+"""
+
+from pathlib import Path
+
+import torch
+from versatile.adapters import checkpoint, t5_directory
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.checkpoint import (
+    _adapter_parameters,
+    _copy,
+    _full_state,
+    _methods_of,
+    _read_config,
+    _without_tied,
+)
+from versatile.adapters.imports import vlm as released
+from versatile.adapters.methods.registry import BARE, get_method
+from versatile.utils.errors import UserError
+from versatile.utils.schema import read_json_object
+
+
+def warm_start(model, tokenizer, directory, flag):
+    """Give an attached model that was not trained yet what a trained one holds.
+
+    Args:
+        model, tokenizer: attached; the model is changed in place.
+        directory: a trained model, or one of its checkpoints.
+        flag: what named it, for errors.
+
+    Returns:
+        {task of the model: the task it starts from, or None: it starts fresh}; of a whole model {}.
+
+    Raises:
+        UserError: nothing trained there, another backbone, method or shape. Nothing has been changed then.
+    """
+    path = Path(directory)
+    backbones.need_directory(path, flag, "a trained model")
+    t5_directory.refuse(path, flag)
+    if released.is_released(path):
+        raise UserError("this is a checkpoint of the original code", location=flag, expected="a model of ours",
+                        remedy=f"convert it: python -m adapters.imports.vlm {path} OUTPUT")  # fmt: skip
+    if not checkpoint.is_checkpoint(path):
+        backbones.read_config(path, flag)
+        raise UserError("this is a bare backbone: nothing was trained for a task", location=flag,
+                        expected="a trained model", remedy="name it with --model_checkpoint instead")  # fmt: skip
+    whole = not (path / checkpoint.CONFIG).is_file()
+    if whole != (model.info.mode == "full"):
+        kinds = {True: "a whole model", False: "adapters beside a frozen backbone"}
+        raise UserError(f"it holds {kinds[whole]}", location=flag, expected=f"{kinds[not whole]}, as this run trains",
+                        remedy="choose the method it was trained with")  # fmt: skip
+    return _start_whole(model, tokenizer, path, flag) if whole else _start_adapters(model, path, flag)
+
+
+def _start_whole(model, tokenizer, path, flag):
+    """All weights of a fully fine-tuned model; rows of added tokens by the tokens' names."""
+    known = read_json_object(path / "config.json")["versatile"]
+    _same("self-copy", bool(known.get("self_copy")), model.info.self_copy, flag)
+    _same("the size of the backbone's vocabulary", known["first"], model.info.first, flag)
+    state, wanted = checkpoint.read_safetensors(path / "model.safetensors"), _full_state(model)
+    both = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    tables = {name for name, tensor in wanted.items() if any(tensor.data_ptr() == t.data_ptr() for t in both)}
+    for name, tensor in wanted.items():
+        start = 1 if name in tables else 0
+        if name not in state or state[name].shape[start:] != tensor.shape[start:]:
+            raise _other_shape(name, state.get(name), tensor, flag)
+    words, first = backbones.read_tokenizer(path).get_vocab(), model.info.first
+    ids = [(own, words[token]) for token, own in tokenizer.get_vocab().items() if own >= first and token in words]
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            if name not in tables:
+                tensor.copy_(state[name])
+                continue
+            tensor[:first] = state[name][:first]
+            for own, theirs in ids:
+                tensor[own] = state[name][theirs]
+    return {}
+
+
+def _start_adapters(model, path, flag):
+    """Adapters by task, rows by token."""
+    config = _read_config(path)
+    state = checkpoint.read_safetensors(path / checkpoint.WEIGHTS)
+    methods = _methods_of(config, [task["name"] for task in config["tasks"]], path / checkpoint.CONFIG)
+    _check_backbone(model, config, flag)
+    _same("self-copy", bool(config.get("self_copy")), model.info.self_copy, flag)
+    origins = _match_tasks(model, methods, flag)
+    parameters = _adapter_parameters(model)
+    starts = {key: origin for key in parameters if (origin := _origin_of(key, model, origins))}
+    for key, origin in starts.items():
+        if origin not in state or state[origin].shape != parameters[key].shape:
+            raise _other_shape(origin, state.get(origin), parameters[key], flag)
+    if config["base_model_name_or_path"] == checkpoint.BACKBONE:
+        backbone = path / checkpoint.BACKBONE / "model.safetensors"
+        _copy(checkpoint.read_safetensors(backbone), _without_tied(model, checkpoint.backbone_state(model)), backbone)
+    with torch.no_grad():
+        for key, origin in starts.items():
+            parameters[key].copy_(state[origin])
+        _copy_rows(model, config, state)
+    return origins
+
+
+def _origin_of(key, model, origins):
+    """The key of a directory's tensor that a parameter starts from, or None: it keeps its fresh start."""
+    parts, owner = key.split("."), checkpoint.owners_of_keys(model)[key]
+    if parts[0] in ("rows", "output_rows"):
+        return None
+    if owner is None:
+        # What tasks share, of methods whose tasks are all the same ones; a pointer's gate; the row of <pad>.
+        return key
+    return origins[owner] and ".".join([*parts[:2], origins[owner], *parts[3:]])
+
+
+def _match_tasks(model, methods, flag):
+    """{task of the model: the task of the directory that it starts from, or None}."""
+    info = model.info
+    single = next(iter(methods)) if len(methods) == len(info.tasks) == 1 else None
+    origins = {task: task if task in methods else single for task in info.tasks}
+    if not any(origins.values()):
+        raise UserError(f"it holds the task(s) {', '.join(methods)}", location=flag,
+                        expected="one of this run's: " + ", ".join(info.tasks))  # fmt: skip
+    for task, origin in origins.items():
+        if origin is None:
+            continue
+        found, expected = methods[origin], info.methods[task]
+        if found != expected:
+            raise UserError(f"{origin!r} was trained with {_words(found)}", location=flag,
+                            expected=f"{_words(expected)}, as this run trains {task!r}",
+                            remedy="start the run with the method and settings of that one")  # fmt: skip
+        shared = found["method"] != BARE and get_method(found["method"]).load_class().shared
+        if shared and list(methods) != info.tasks:
+            raise UserError(f"{origin!r} was trained with {found['method']}: {shared}", location=flag,
+                            expected=f"the same tasks in the same order: {', '.join(methods)}")  # fmt: skip
+    return origins
+
+
+def _words(method):
+    settings = ", ".join(f"{name} {value}" for name, value in method.items() if name != "method")
+    return method["method"] + (f" ({settings})" if settings else "")
+
+
+def _check_backbone(model, config, flag):
+    """Whether a directory's adapters were trained beside the model's backbone."""
+    if config["base_model_name_or_path"] == checkpoint.BACKBONE:
+        if model.info.freeze:
+            raise UserError("its backbone was trained too", location=flag, expected="adapters beside a frozen backbone",
+                            remedy="train the backbone here, too: --unfreeze_backbone")  # fmt: skip
+        return
+    expected = config.get("base_model_fingerprint")
+    if config["first"] != model.info.first or (expected and expected != model.backbone_fingerprint):
+        raise UserError(f"it was trained beside {config['base_model_name_or_path']} (fingerprint {expected})",
+                        location=flag, expected=f"{model.config._name_or_path} (fingerprint "
+                        f"{model.backbone_fingerprint}), the backbone of this run",
+                        remedy="start the run with the backbone of that one: --model_checkpoint")  # fmt: skip
+
+
+def _copy_rows(model, config, state):
+    """Rows of the tokens that both have, by their names."""
+    for kind, module in (("rows", model.get_input_embeddings()), ("output_rows", model.get_output_embeddings())):
+        theirs = {marker: state[f"{kind}.{task['name']}"][i] for task in config.get("rows", config["tasks"])
+                  for i, marker in enumerate(task["markers"]) if f"{kind}.{task['name']}" in state}  # fmt: skip
+        for task, markers in model.info.markers.items():
+            for i, marker in enumerate(markers):
+                if marker in theirs:
+                    module.rows.tasks[task][i] = theirs[marker]
+
+
+def _same(what, found, expected, flag):
+    if found != expected:
+        raise UserError(f"{what} is {found} there", location=flag, expected=f"{expected}, as in this run")
+
+
+def _other_shape(name, found, wanted, flag):
+    found = "is missing" if found is None else f"has the shape {list(found.shape)}"
+    return UserError(f"{name} {found}", location=flag, expected=f"the shape {list(wanted.shape)}",
+                     remedy="start from a run of the same backbone and method")  # fmt: skip
