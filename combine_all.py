@@ -5,7 +5,9 @@ r"""Combine trained tasks into one VLM: their adapters and rows beside one backb
     python combine_all.py --checkpoints mt=runs/mt summarization=runs/sm nlg=runs/nlg --output runs/VLM
   one more task, later; the others' answers stay as they are, to the last bit:
     python combine_all.py --into runs/VLM --checkpoints qa=runs/qa
-  the same into a new directory, with the inputs of the proof named:
+  several adapters as one: of one task from several runs, or of several tasks; the result is one task for evaluate.py:
+    python combine_all.py --merge ties --checkpoints nlg=runs/a nlg=runs/b --output runs/merged
+  adding into a new directory, with the inputs of the proof named:
     python combine_all.py --into runs/VLM --checkpoints qa=runs/qa --output runs/VLM5 --data qa=data/samples/qa.json
 
 A checkpoint is a run of train.py with an adapter (or rows alone), one of its checkpoints/step_N, a VLM of
@@ -29,16 +31,29 @@ from versatile.utils.screen import shell_command
 
 # On a CPU the difference is 0. Other kernels may round otherwise.
 LARGEST_SHARE = 1e-4
+# The last three leave out entries.
+MERGES = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
 
 
 def parser():
     p = flags.parser(__doc__)
     add_device_flag(p)
     g = p.add_argument_group("what to combine")
-    g.add_argument("--checkpoints", nargs="+", type=flags.of_tasks(str, "RUN"), action=flags.OfTasks, default={},
-                   metavar="TASK=RUN", help="the task's trained model")  # fmt: skip
+    g.add_argument("--checkpoints", nargs="+", type=flags.of_tasks(str, "RUN"), default=[], metavar="TASK=RUN",
+                   help="the task's trained model")  # fmt: skip
     g.add_argument("--into", metavar="VLM", help="a VLM that the tasks are added to; without --output it is replaced")
     g.add_argument("--output", metavar="VLM", help="the directory to make")
+    g = p.add_argument_group("merging")
+    g.add_argument("--merge", choices=MERGES,
+                   help="make one adapter of all, a weighted sum of tensors; ties: of entries whose sign most share; "
+                        "dare: of a random part of the entries")  # fmt: skip
+    g.add_argument("--task", help="--merge: the task that the result is (needed where --checkpoints names several)")
+    g.add_argument("--weights", nargs="+", type=flags.number, metavar="W",
+                   help="--merge: one for each checkpoint (default: those with which equal ones stay as they are)")
+    g.add_argument("--density", type=flags.share, help="--merge ties, dare: share of the entries kept (default 0.5)")
+    g.add_argument("--majority_sign_method", choices=["total", "frequency"],
+                   help="--merge ties, dare_ties: the sign of the sum, or of most entries (default total)")
+    g.add_argument("--seed", type=flags.seed, default=42, help="--merge dare: of the entries that are dropped")
     g = p.add_argument_group("proof")
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
                    metavar="TASK=FILE", help="task files whose scored split gives the inputs")  # fmt: skip
@@ -56,6 +71,17 @@ def main(argv=None):
     if not args.output and not args.into:
         p.error("--output is needed (or --into VLM, to add to it in place)")
     flags.one_process()
+    if args.merge:
+        check_merge(p, args)
+        merge(args)
+        return
+    for name in ("task", "weights", "density", "majority_sign_method"):
+        if getattr(args, name) is not None:
+            p.error(f"--{name} goes with --merge")
+    for task in (names := [task for task, _ in args.checkpoints]):
+        if names.count(task) > 1:
+            p.error(f"--checkpoints: task {task!r} is named twice (to make one adapter of several: --merge)")
+    args.checkpoints = dict(args.checkpoints)
     combine(args)
 
 
@@ -82,6 +108,58 @@ def combine(args):
         write_json(beside / "run.json", record(args, sources, proofs))
         refuse_taken(args, beside)
     report(args, sources, counts, proofs)
+
+
+def check_merge(p, args):
+    """Flags that do not go with --merge, or with its method; the task's name."""
+    tasks = list(dict.fromkeys(task for task, _ in args.checkpoints))
+    if args.into or not args.output:
+        p.error("--merge makes a new directory: --output DIR, without --into")
+    if len(args.checkpoints) < 2:
+        p.error("--merge takes two checkpoints or more")
+    if args.task is None and len(tasks) > 1:
+        p.error(f"--merge of {', '.join(tasks)}: name the one that the result is: --task TASK")
+    args.task = args.task or tasks[0]
+    if args.task not in tasks:
+        p.error(f"--task {args.task}: expected one of {', '.join(tasks)}")
+    for name, methods in (("density", MERGES[2:]), ("majority_sign_method", ("ties", "dare_ties"))):
+        if getattr(args, name) is not None and args.merge not in methods:
+            p.error(f"--{name} has no effect with --merge {args.merge}; it goes with {', '.join(methods)}")
+    args.density, args.majority_sign_method = args.density or 0.5, args.majority_sign_method or "total"
+
+
+def merge(args):
+    """Make one task of several trained adapters."""
+    from versatile.adapters import checkpoint
+    from versatile.adapters import combine as combining
+    from versatile.adapters.merging import merge_sources
+    from versatile.training import runs
+    from versatile.utils import devices
+    from versatile.utils.files import atomic_directory, writable_directory, write_json
+
+    devices.quiet_libraries()
+    args.output = own_name(args.output)
+    refuse_taken(args)
+    writable_directory(Path(args.output).absolute().parent, "--output")
+    sources = [combining.read(directory, [task])[0] for task, directory in args.checkpoints]
+    combining.check_backbones(sources)
+    refuse_unknown(sources)
+    merged = merge_sources(sources, args.task, args.merge, args.weights, args.density, args.majority_sign_method,
+                           args.seed)  # fmt: skip
+    model, tokenizer = combining.build([merged])
+    args.model_checkpoint = backbone_name(merged, model)
+    data = runs.trained_on(merged.directory, args.task)
+    described = {args.task: dict(checkpoint=str(merged.directory), adapter=merged.method, dataset_path=data)}
+    with atomic_directory(args.output) as beside:
+        checkpoint.save(model, tokenizer, beside)
+        # Whatever would not load, or changes nothing, is met here.
+        checkpoint.load(beside)
+        write_json(beside / "run.json", runs.record(args, method=f"merged ({args.merge})", sources=described))
+    print(f"written: {args.output}, {args.task} of {', '.join(s.flag.split()[-1] for s in sources)}")
+    following = shell_command("evaluate.py", "--task", args.task, "--no_sample", "--model_checkpoint", args.output,
+                              *(["--dataset_path", shown(data)] if data else []),
+                              "--output_dir", f"results/{Path(args.output).name}")  # fmt: skip
+    print(f"next: {following}")
 
 
 def own_name(path):
@@ -120,8 +198,6 @@ def read_sources(args):
         UserError: a source that is no good, two that do not go together, a task that this version does not know.
     """
     from versatile.adapters import combine as combining
-    from versatile.data.own_tasks import register_own_tasks
-    from versatile.data.task import find
 
     sources, groups = combining.read(args.into) if args.into else [], {}
     for task, directory in args.checkpoints.items():
@@ -130,6 +206,19 @@ def read_sources(args):
     sources += [given[task] for task in args.checkpoints]
     combining.check(sources)
     names = [s.task for s in sources]
+    refuse_unknown(sources)
+    if foreign := sorted(set(args.data) - set(names)):
+        raise UserError(
+            f"task {foreign[0]!r} is not combined", location="--data", expected="one of " + ", ".join(names)
+        )
+    return sources
+
+
+def refuse_unknown(sources):
+    """A `UserError` where this version does not know a source's task, or knows it otherwise."""
+    from versatile.data.own_tasks import register_own_tasks
+    from versatile.data.task import find
+
     register_own_tasks(s.definition for s in sources if s.definition)
     for s in sources:
         known = find(s.task)
@@ -137,11 +226,6 @@ def read_sources(args):
             found = "has other markers here" if known else "is not known here"
             raise UserError(f"task {s.task!r} {found}", location=s.flag, expected="a task of --list_tasks, as it was "
                             "when the checkpoint was trained", remedy="put its file back into data/tasks/")  # fmt: skip
-    if foreign := sorted(set(args.data) - set(names)):
-        raise UserError(
-            f"task {foreign[0]!r} is not combined", location="--data", expected="one of " + ", ".join(names)
-        )
-    return sources
 
 
 def read_inputs(args, source):

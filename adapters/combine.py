@@ -168,6 +168,7 @@ def check(sources):
         UserError: naming two sources and what they do not agree on.
     """
     first, flags_of_tasks = sources[0], {}
+    check_backbones(sources)
     for source in sources:
         if source.task in flags_of_tasks:
             raise UserError(
@@ -177,16 +178,22 @@ def check(sources):
                 remedy="leave one out",
             )
         flags_of_tasks[source.task] = source.flag
-        for what, value in first.backbone.items():
-            if source.backbone[what] != value:
-                raise UserError(f"{what} is {source.backbone[what]}", location=source.flag,
-                                expected=f"{value}, as in {first.flag}",
-                                remedy="combine tasks that were trained beside the same frozen backbone")  # fmt: skip
         if source.mask_other_tasks != first.mask_other_tasks:
             kinds = {True: "the task's own markers only", False: "all markers, as released checkpoints do"}
             raise UserError(f"the model scores {kinds[source.mask_other_tasks]}", location=source.flag,
                             expected=f"as {first.flag}, which scores {kinds[first.mask_other_tasks]}")  # fmt: skip
     _check_self_copy(sources)
+
+
+def check_backbones(sources):
+    """A `UserError` where two sources were trained beside other backbones."""
+    first = sources[0]
+    for source in sources:
+        for what, value in first.backbone.items():
+            if source.backbone[what] != value:
+                raise UserError(f"{what} is {source.backbone[what]}", location=source.flag,
+                                expected=f"{value}, as in {first.flag}",
+                                remedy="combine tasks that were trained beside the same frozen backbone")  # fmt: skip
 
 
 def _check_self_copy(sources):

@@ -15,6 +15,7 @@ from versatile.adapters.checkpoint import (
     _full_state,
     _methods_of,
     _read_config,
+    _tied,
     _without_tied,
 )
 from versatile.adapters.imports import vlm as released
@@ -61,6 +62,7 @@ def _start_whole(model, tokenizer, path, flag):
     _same("self-copy", bool(known.get("self_copy")), model.info.self_copy, flag)
     _same("the size of the backbone's vocabulary", known["first"], model.info.first, flag)
     state, wanted = checkpoint.read_safetensors(path / "model.safetensors"), _full_state(model)
+    wanted = {name: tensor for name, tensor in wanted.items() if name not in _tied(model)}
     both = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     tables = {name for name, tensor in wanted.items() if any(tensor.data_ptr() == t.data_ptr() for t in both)}
     for name, tensor in wanted.items():

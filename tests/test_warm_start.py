@@ -14,7 +14,7 @@ from pathlib import Path
 import lifelong_data
 import pytest
 import torch
-from scripts import metrics, small, tensors
+from scripts import metrics, small
 from versatile.adapters import checkpoint
 from versatile.training import runs
 
@@ -48,6 +48,10 @@ def trained(request, files, tmp_path_factory):
 @pytest.fixture(scope="module")
 def lora(files, tmp_path_factory):
     return run_train(files, tmp_path_factory.mktemp("lora") / "run", "--method", "lora", "--lr", "1e-2")
+
+
+def tensors(folder):
+    return checkpoint.read_safetensors(folder / "adapter_model.safetensors")
 
 
 def content(folder):

@@ -1,0 +1,158 @@
+"""combine_all.py --merge: several adapters as one, by peft's functions of tensors; clear errors.
+
+    python -m pytest tests/test_merging.py
+"""
+
+import itertools
+import json
+import warnings
+
+import pytest
+import torch
+from scripts import small
+from versatile.adapters import checkpoint, combine
+from versatile.adapters.attach import attach, trainable
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.merging import merge_sources, merge_tensors
+from versatile.data.task import get
+
+import combine_all
+import evaluate
+
+METHODS = {"bottleneck": 4, "lora": dict(method="lora", lora_rank=3), "ia3": "ia3"}
+
+
+def trained(folder, tasks, seed, backbone="tiny-gpt2"):
+    """A directory as training leaves it: what is trained of the tasks is random."""
+    model, tokenizer = backbones.load(backbone)
+    attach(model, tokenizer, {task: get(task).markers for task in tasks}, tasks)
+    noise = torch.Generator().manual_seed(seed)
+    for p in trainable(model).values():
+        p.data += 0.1 * torch.randn(p.shape, generator=noise)
+    checkpoint.save(model, tokenizer, folder)
+    return folder
+
+
+def merged(out, *argv):
+    combine_all.main(["--output", str(out), *map(str, argv)])
+    return checkpoint.read_safetensors(out / checkpoint.WEIGHTS)
+
+
+@pytest.mark.parametrize("method", combine_all.MERGES)
+@pytest.mark.parametrize("majority", ["total", "frequency"])
+@pytest.mark.parametrize("density", [0.3, 1.0])
+def test_tensors_merge_as_pefts(method, majority, density):
+    peft = pytest.importorskip("peft.utils.merge_utils", reason="the package peft is not installed")
+    tensors, weights = [torch.randn(6, 5) for _ in range(3)], [0.5, 1.5, -0.7]
+    theirs = getattr(peft, "task_arithmetic" if method == "linear" else method)
+    given = [tensors, torch.tensor(weights)]
+    given += [density] if method in combine_all.MERGES[2:] else []
+    given += [majority] if method.endswith("ties") else []
+    torch.manual_seed(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = theirs(*given)
+    torch.manual_seed(3)
+    torch.testing.assert_close(merge_tensors(tensors, weights, method, density, majority), expected)
+
+
+@pytest.mark.parametrize("method", ["linear", "ties"])
+def test_a_merged_lora_is_pefts_weighted_adapter(method, tmp_path):
+    peft = pytest.importorskip("peft", reason="the package peft is not installed")
+    from versatile.adapters.imports import peft as exchange
+
+    weights, runs = [0.7, -0.4], []
+    for seed, alpha in enumerate((6.0, 12.0)):
+        model, tokenizer = backbones.load("tiny-llama")
+        attach(model, tokenizer, {"nlg": []}, {"nlg": dict(method="lora", lora_rank=3, lora_alpha=alpha)})
+        torch.manual_seed(seed)
+        for p in trainable(model).values():
+            p.data += 0.1 * torch.randn_like(p)
+        checkpoint.save(model, tokenizer, tmp_path / str(seed))
+        exchange.export_task(tmp_path / str(seed), tmp_path / f"peft{seed}")
+        runs.append(combine.read(tmp_path / str(seed), ["nlg"])[0])
+    ours = merge_sources(runs, "nlg", method, weights, density=0.5)
+    theirs = peft.PeftModel.from_pretrained(backbones.load("tiny-llama")[0], tmp_path / "peft0", adapter_name="a")
+    theirs.load_adapter(tmp_path / "peft1", adapter_name="b")
+    more = dict(density=0.5) if method == "ties" else {}
+    theirs.add_weighted_adapter(["a", "b"], weights, "merged", combination_type=method, **more)
+    layer = theirs.base_model.model.model.layers[1].self_attn.v_proj
+    scale = ours.method["lora_alpha"] / ours.method["lora_rank"]
+    product = scale * ours.state["blocks.1.nlg.v.B"] @ ours.state["blocks.1.nlg.v.A"]
+    torch.testing.assert_close(product, layer.get_delta_weight("merged"), atol=1e-6, rtol=1e-5)
+    assert product.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_the_mean_of_an_adapter_with_itself_is_that_adapter(kind, tmp_path):
+    run = trained(tmp_path / "run", {"nlg": METHODS[kind]}, 0)
+    model, _ = checkpoint.load(run)
+    merged(tmp_path / "out", "--merge", "linear", "--checkpoints", f"nlg={run}", f"nlg={run}")
+    again, _ = checkpoint.load(tmp_path / "out")
+    ids = torch.arange(5, 25).view(2, 10)
+    given = dict(input_ids=ids, task_ids=torch.tensor([0, 0]))
+    torch.testing.assert_close(again(**given).logits, model(**given).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("merge", combine_all.MERGES)
+@pytest.mark.parametrize("kind", METHODS)
+def test_adapters_of_one_task_become_one_that_is_scored(kind, merge, tmp_path, capsys):
+    runs = [trained(tmp_path / str(seed), {"nlg": METHODS[kind]}, seed) for seed in range(3)]
+    given = [f"nlg={run}" for run in runs]
+    first = merged(tmp_path / "out", "--merge", merge, "--checkpoints", *given, "--weights", 0.5, 0.3, 0.2)
+    again = merged(tmp_path / "again", "--merge", merge, "--checkpoints", *given, "--weights", 0.5, 0.3, 0.2)
+    assert all(torch.equal(first[key], again[key]) for key in first), "what is dropped depends on the seed alone"
+    states = [checkpoint.read_safetensors(run / checkpoint.WEIGHTS) for run in runs]
+    rows = sum(w * state["rows.nlg"] for w, state in zip((0.5, 0.3, 0.2), states))
+    torch.testing.assert_close(first["rows.nlg"], rows)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["method"] == f"merged ({merge})" and record["flags"]["weights"] == [0.5, 0.3, 0.2]
+    if (kind, merge) == ("lora", "ties"):
+        data = small(tmp_path / "nlg.json", "nlg", train=2, valid=1, test=2)
+        evaluate.main(["--task", "nlg", "--dataset_path", str(data), "--model_checkpoint", str(tmp_path / "out"),
+                       "--no_sample", "--max_length", "4", "--fp32",
+                       "--output_dir", str(tmp_path / "scores")])  # fmt: skip
+        assert list((tmp_path / "scores").iterdir())
+
+
+def test_adapters_of_several_tasks_become_one_task(tmp_path):
+    run = trained(tmp_path / "run", {"nlg": "lora", "mt": "lora"}, 0)
+    other = trained(tmp_path / "other", {"mt": "lora"}, 1)
+    state = merged(tmp_path / "out", "--merge", "task_arithmetic", "--task", "mt", "--checkpoints", f"nlg={run}",
+                   f"mt={run}", f"mt={other}")  # fmt: skip
+    assert list(checkpoint.load(tmp_path / "out")[0].info.tasks) == ["mt"]
+    both = [checkpoint.read_safetensors(folder / checkpoint.WEIGHTS)["rows.mt"] for folder in (run, other)]
+    torch.testing.assert_close(state["rows.mt"], sum(both) / 2)
+
+
+def test_what_does_not_merge_is_one_message(tmp_path, capsys):
+    ranks = itertools.count()
+
+    def run(method, backbone="tiny-gpt2"):
+        return trained(tmp_path / f"run{next(ranks)}", {"nlg": method}, 0, backbone)
+
+    lora, wide = run("lora"), run(dict(method="lora", lora_rank=2))
+    llama, narrow = run("lora", "tiny-llama"), run(4)
+    rows = run(0)
+    out = tmp_path / "out"
+    two, merge = [f"nlg={lora}", f"nlg={lora}"], ["--merge", "ties"]
+    for argv, *words in (
+        ([*merge, "--checkpoints", f"nlg={lora}", f"nlg={wide}"], "lora_rank 2", "lora_rank 8"),
+        ([*merge, "--checkpoints", f"nlg={lora}", f"nlg={narrow}"], "bottleneck", "merge adapters of one method"),
+        ([*merge, "--checkpoints", f"nlg={lora}", f"nlg={llama}"], "model_type is llama", "gpt2"),
+        ([*merge, "--checkpoints", f"nlg={rows}", f"nlg={rows}"], "there is no adapter to merge"),
+        ([*merge, "--checkpoints", f"nlg={lora}"], "--merge takes two checkpoints or more"),
+        ([*merge, "--checkpoints", f"nlg={lora}", f"mt={lora}"], "--task TASK"),
+        ([*merge, "--checkpoints", *two, "--weights", "1"], "1 weights for 2 adapters"),
+        ([*merge, "--checkpoints", *two, "--density", "0"], "--density: '0': expected a number above 0"),
+        (["--merge", "linear", "--checkpoints", *two, "--density", "0.5"], "--density has no effect with"),
+        (["--merge", "linear", "--checkpoints", *two, "--weights", "1", "-1"], "add up to 0"),
+        (["--checkpoints", *two], "task 'nlg' is named twice"),
+        (["--checkpoints", f"nlg={lora}", "--weights", "1"], "--weights goes with --merge"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            combine_all.main(["--output", str(out), *map(str, argv)])
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and said.count("error: ") == 1, said
+        assert all(word in said for word in words), (words, said)
+        assert not out.exists()
