@@ -205,8 +205,12 @@ class LifelongBatches:
             batch["labels"].fill_(FILL)
         if not self.weighted:
             return batch, int((labels != FILL).sum())
-        weights = self.objective.weights(labels, [part for _, part, *_ in sequences], [rows[i].replayed for i in owner])
-        batch["targets"] = Targets.of(batch["labels"], *(w[mine] for w in weights))
+        # A row of `stored_scores.ScoredRow` may be there for its scores.
+        scored = [getattr(rows[i], "scored", False) for i in owner]
+        weights = self.objective.weights(labels, [part for _, part, *_ in sequences],
+                                         [rows[i].replayed for i in owner], scored)  # fmt: skip
+        stored = [] if alone else [(rows[i].top_ids, rows[i].top_scores) for i in owner[mine & np.array(scored)]]
+        batch["targets"] = Targets.of(batch["labels"], *(w[mine] for w in weights), stored)
         return batch, 1
 
     def _sequences(self, row):

@@ -89,14 +89,19 @@ class Targets:
         hard: [n] weight of each label's cross-entropy, or None where all are 0; n as in `label_places`.
         at: [m] which of the n labels are distilled from a teacher, rounded up to a multiple of 64, or None.
         soft: [m] weight of their divergences; 0 where a place is only there to round up.
+        stored: (ids, scores) [m, k] of a model before at these labels, instead of a teacher; or None.
     """
 
-    def __init__(self, hard, at=None, soft=None):
-        self.hard, self.at, self.soft = hard, at, soft
+    def __init__(self, hard, at=None, soft=None, stored=None):
+        self.hard, self.at, self.soft, self.stored = hard, at, soft, stored
 
     @classmethod
-    def of(cls, labels, hard, soft):
-        """From `labels` [rows, length] (a tensor) and the arrays that `Objective.weights` made of them."""
+    def of(cls, labels, hard, soft, stored=()):
+        """From `labels` [rows, length] (a tensor) and the arrays that `Objective.weights` made of them.
+
+        Args:
+            stored: [(ids, scores)] of the rows that are trained on with stored scores, in their order.
+        """
         rows, at, targets = label_places(labels)
         real = targets != IGNORE
         # A label at i is predicted at i - 1, where label_places points to.
@@ -105,12 +110,17 @@ class Targets:
         if not len(positions):
             return cls(hard)
         surplus = -len(positions) % LABEL_ROUND
-        return cls(hard if hard.any() else None, F.pad(positions, (0, surplus)), F.pad(soft[positions], (0, surplus)))
+        if stored:
+            stored = [F.pad(torch.from_numpy(np.concatenate(part)), (0, 0, 0, surplus)) for part in zip(*stored)]
+            stored = stored[0].long(), stored[1]
+        return cls(hard if hard.any() else None, F.pad(positions, (0, surplus)), F.pad(soft[positions], (0, surplus)),
+                   stored or None)  # fmt: skip
 
-    def to(self, device, **how):
+    def to(self, device, **options):
         """The same on a device."""
         parts = (self.hard, self.at, self.soft)
-        return Targets(*(None if part is None else part.to(device, **how) for part in parts))
+        stored = self.stored and tuple(part.to(device, **options) for part in self.stored)
+        return Targets(*(None if part is None else part.to(device, **options) for part in parts), stored)
 
 
 class WeightedLoss:

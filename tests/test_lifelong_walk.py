@@ -21,7 +21,7 @@ METHODS = {"full": (), "bottleneck": ("--adapter_bottleneck", 2), "lora": ("--me
 REFUSED = {}
 # Flags that let a strategy act in a run of a few steps.
 FLAGS = {"ewc": ("--reg_lambda", 1000), "mas": ("--reg_lambda", 1e8), "lll": ("--real_sample",),
-         "er": ("--memory_size", 4), "agem": ("--memory_size", 4)}  # fmt: skip
+         "er": ("--memory_size", 4), "agem": ("--memory_size", 4), "derpp": ("--memory_size", 4)}  # fmt: skip
 # The method that a strategy is stopped and resumed with.
 RESUMED = {}
 

@@ -1,0 +1,90 @@
+"""Dark experience replay++ (Buzzega et al. 2020)."""
+
+from dataclasses import replace
+
+from versatile.lifelong.strategies.replay_memory import ReplayMemory
+from versatile.utils import flags
+
+
+class DarkExperienceReplay(ReplayMemory):
+    """Samples kept of earlier tasks are trained on with their labels, and with the scores that the model once had:
+
+        L = L_t + α · E_(x', z')~M [ ‖z' - h(x')‖² ] + β · E_(x'', y'')~M [ ℓ(y'', f(x'')) ]               (equation 6)
+
+    with h the scores before the softmax. x' and x'' are two batches of the memory. Of the scores of a label only the k
+    highest are kept, as the vocabulary has tens of thousands of tokens: a memory takes size · labels · k · 8 bytes.
+    The square is their mean over the k tokens (in the published code over all classes) and over the labels. A sample's
+    scores are those at the end of its task; in the original they are those of the step in which it was seen.
+    """
+
+    name, order = "derpp", 85
+    summary = ("DER++, Buzzega et al. 2020: as er, with two batches of the memory in every step: L + α · mean squared "
+               "difference from the scores that the model had of the first, of the k likeliest tokens, + β · mean "
+               "cross-entropy of the second.")  # fmt: skip
+    published = "--memory_policy reservoir, α --derpp_alpha 0.1 to 0.5, β --derpp_beta 0.5 to 1"
+    memory_share = 0.19
+    flags = ReplayMemory.flags | {
+        "--derpp_alpha": dict(type=flags.not_negative_rate, default=0.1, help="derpp: weight of the stored scores"),
+        "--derpp_beta": dict(type=flags.not_negative_rate, default=0.5, help="derpp: weight of the stored labels"),
+        "--derpp_top_k": dict(type=flags.positive, default=20, help="derpp: scores stored of each label"),
+    }
+    no_teacher = "what is kept of a sample is its label and the model's own scores"
+    state_file = "memory.pt"
+
+    def __init__(self, sequence):
+        super().__init__(sequence)
+        # {task: {index: (ids [labels, k], scores [labels, k])}}
+        self.scores = {}
+
+    @property
+    def replay_weight(self):
+        """β: the stored labels are a term of their own."""
+        return self.settings.derpp_beta
+
+    def companions(self, epoch, step, count):
+        """Two batches of the memory: of the first the stored scores count, of the second the labels."""
+        scored = self.draw(count, epoch, step, 0)
+        return [replace(row, scored=True) for row in scored] + self.draw(count, epoch, step, 1)
+
+    def encode_kept(self, task, indices):
+        """Rows that know their stored scores."""
+        from versatile.lifelong.stored_scores import ScoredRow
+
+        rows = super().encode_kept(task, indices)
+        return [ScoredRow.of(row, *self.scores[task][int(i)]) for row, i in zip(rows, indices)]
+
+    def loss_terms(self):
+        """α · the mean squared difference from the stored scores."""
+        from versatile.lifelong.stored_scores import StoredScoresLoss
+
+        return [StoredScoresLoss(self.settings.derpp_alpha)]
+
+    def after_task(self, task, batches):
+        """Choose what is kept, and store the model's scores of what is new."""
+        from versatile.lifelong.stored_scores import top_scores
+
+        super().after_task(task, batches)
+        new = self.memory.kept[task]
+        self.scores[task] = dict(zip(map(int, new), top_scores(self.sequence, task, new, self.settings.derpp_top_k)))
+        # Of what has left the memory nothing is kept.
+        self.scores = {name: {int(i): self.scores[name][int(i)] for i in indices}
+                       for name, indices in self.memory.kept.items()}  # fmt: skip
+
+    def state_dict(self):
+        """Which samples are kept, and their scores."""
+        from versatile.lifelong.stored_scores import pack_scores
+
+        return super().state_dict() | dict(scores=pack_scores(self.scores))
+
+    def load_state_dict(self, state):
+        """From one."""
+        from versatile.lifelong.stored_scores import unpack_scores
+
+        super().load_state_dict(state)
+        self.scores = unpack_scores(state["scores"])
+
+    def read_state(self, path):
+        """See `Strategy`."""
+        from versatile.lifelong.stored_scores import read_scored_memory
+
+        return read_scored_memory(path, self.sequence.sizes)

@@ -1,0 +1,48 @@
+"""Learning without forgetting (Li & Hoiem 2016)."""
+
+from versatile.lifelong.strategies.base import Strategy
+from versatile.utils import flags
+
+
+class LearningWithoutForgetting(Strategy):
+    """The model of the tasks before answers the new task's questions too, and what it would have said is kept:
+
+        L = L_new + λ_o · L_old,   L_old = -Σ_i y'_i log ŷ'_i,   y'_i = y_i^(1/T) / Σ_j y_j^(1/T)    (equations 1 to 4)
+
+    over the tokens i of the vocabulary, mean over the labels of the answers, with y the distribution of the model as
+    the task before left it and ŷ that of the model in training. No sample of an earlier task is needed.
+    """
+
+    name, order = "lwf", 65
+    summary = ("LwF, Li & Hoiem 2016: the model as the task before left it is the teacher of the new task's rows: "
+               "cross-entropy + λ_o · cross-entropy between its distributions and the model's, both at temperature T, "
+               "mean over the labels.")  # fmt: skip
+    published = "λ_o --lwf_lambda 1, T --lwf_temperature 2"
+    memory_share = 0.41
+    flags = {
+        "--lwf_lambda": dict(type=flags.not_negative_rate, default=1.0,
+                             help="lwf: weight of what the previous model said"),
+        "--lwf_temperature": dict(type=flags.rate, default=2.0, help="lwf: of both distributions"),
+    }  # fmt: skip
+    no_teacher = "the model before is the teacher already"
+    no_own_adapters = "what an earlier task's adapter said is not asked through the new task's"
+
+    def __init__(self, sequence):
+        super().__init__(sequence)
+        self.previous = None
+
+    def before_task(self, seen, new):
+        """Keep the model as it stands; nothing is replayed."""
+        from versatile.lifelong.previous import copy_model
+
+        self.previous = copy_model(self.sequence.learner.model) if seen else None
+        return []
+
+    def loss_terms(self):
+        """λ_o · L_old, from the second task on."""
+        from versatile.lifelong.previous import PreviousModelLoss
+
+        if self.previous is None:
+            return []
+        settings = self.settings
+        return [PreviousModelLoss(self.previous, settings.lwf_lambda, settings.lwf_temperature)]
