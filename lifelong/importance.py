@@ -79,7 +79,10 @@ class Importance:
             if self.mode == EWC:
                 labels = int((batch["labels"][:, 1:] != IGNORE).sum())
                 return cross_entropy(self.model, batch, max(labels, 1)) / count
-            scores = self.model(**move(batch, device), logits_to_keep=1, use_cache=False).logits[:, -1]
+            inputs, _ = self.model.decoding_inputs(move(batch, device))
+            # An encoder-decoder's decoder has read the start token and __ans__ only.
+            last = {} if self.model.config.is_encoder_decoder else dict(logits_to_keep=1)
+            scores = self.model(**inputs, **last, use_cache=False).logits[:, -1]
         return scores.float().softmax(-1).square().mean() / count
 
     def penalize(self, optimizer):

@@ -64,10 +64,6 @@ class LifelongModel:
 def load(args):
     """The backbone with the tokens of all tasks of the sequence: `LifelongModel`, not yet on its device."""
     model, tokenizer = backbones.load(args.model_checkpoint)
-    if backbone_of(model.config).encoder_decoder:
-        raise UserError("is an encoder-decoder: it does not write samples of its tasks, contexts and all, itself",
-                        location=f"--model_checkpoint {args.model_checkpoint}", expected="a causal language model",
-                        remedy="choose another, such as gpt2 or smollm2")  # fmt: skip
     names = special_tokens(sequence.trained_names(args), args.add_task_tokens, args.use_sep)
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
     layout = names, sequence.trained_names(args), sequence.choose_method(args), args.own_adapters

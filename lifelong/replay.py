@@ -66,9 +66,11 @@ def generate(model, tokenizer, encoder, gen, count, sampling, *, number=0, task_
         seed_step(sampling.seed, location, number)
         ids = torch.full((min(sampling.batch_size, count - first), 1), start, device=device)
         more = {} if task_id is None else dict(task_ids=torch.full((len(ids),), task_id))
+        # An encoder-decoder's decoder writes the whole sample behind the start token (LFPT5; Qin & Joty 2022).
+        inputs, length = model.decoding_inputs(dict(input_ids=ids, attention_mask=torch.ones_like(ids)))
         with autocast(device, dtype):
-            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config, **more)
-        for row in out[:, 1:].tolist():
+            out = model.generate(**inputs, generation_config=config, **more)
+        for row in out[:, length:].tolist():
             samples.append(row[: row.index(encoder.eos) + 1] if encoder.eos in row else row)
         if progress:
             progress(len(samples))

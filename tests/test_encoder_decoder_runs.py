@@ -143,15 +143,6 @@ def test_self_copy_is_refused_in_one_sentence():
     assert not model.info.self_copy and "\n  remedy:   leave the flag out" in str(caught.value)
 
 
-def test_lifelong_learning_refuses_an_encoder_decoder(tmp_path):
-    from lifelong_data import command as sequence
-    from lifelong_data import write
-
-    result = here("train_lifelong", sequence(write(tmp_path / "data"), tmp_path / "run", "finetune", model="tiny-t5"))
-    assert result.code == 2 and "--model_checkpoint tiny-t5: is an encoder-decoder" in result.err
-    assert "expected: a causal language model" in result.err and not (tmp_path / "run").exists()
-
-
 # ---- learning from a teacher
 
 

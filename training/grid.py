@@ -63,14 +63,12 @@ def methods_by_regimes():
         return FITS if why is None else f"({reasons.setdefault(why, len(reasons) + 1)})"
 
     whole = "all weights are the task's: there is nothing beside a backbone to combine"
-    generated = "on decoders: an encoder-decoder does not write samples of its tasks, contexts and all, itself"
     decoder = next(backbone for backbone in families() if backbone.head == "lm" and not backbone.encoder_decoder)
     for method in [FULL, *sorted(all_methods(), key=lambda name: (name != BARE, name))]:
         if refusal(method, decoder) is not None:
             continue
         shared = whole if method == FULL else all_methods()[method].load_class().shared
-        reasons.setdefault(generated, len(reasons) + 1)
-        rows.append([f"`{method}`", FITS, FITS, f"{FITS} {cell(generated)}", FITS, cell(shared)])
+        rows.append([f"`{method}`", FITS, FITS, FITS, FITS, cell(shared)])
     header = ["method", "one task", "many at once", "one after another", "from a teacher", "combined from single tasks"]
     return header, rows, reasons
 
