@@ -12,16 +12,18 @@ Where each task has its own adapter (--own_adapters) a question goes through tha
 the adapter it would start from, untrained, or with --own_adapters previous as the last trained task has made its own;
 forward transfer is then what the shared rows, or rows and adapter, bring along.
 What was trained at once (multitask, multilm), or in parts that are not tasks (--unbound), has only the last row.
-Answers are greedy; --top_k_qa, --top_p_qa or --temperature_qa let them be drawn, from --qa_seed. Written beside each
-model: metrics.json (epoch: task: scores) and qa_<task>_<epoch>.csv (y: true answer, pred: answer, logs: the log of the
-answer's probability); the last epoch is called final. Written into the sequence's directory: matrix.json, matrix.md and
-matrix.png. With --output_dir everything lies there instead, metrics.json and csv files below a directory for each
-sequence, and nothing is written into the sequences' own.
+With --infer_task they are scored again with the task of every question inferred instead of known, which matters where
+tasks have adapters or prompts of their own. Answers are greedy; --top_k_qa, --top_p_qa or --temperature_qa let them be
+drawn, from --qa_seed. Written beside each model: metrics.json (epoch: task: scores) and qa_<task>_<epoch>.csv (y: true
+answer, pred: answer, logs: the log of the answer's probability); the last epoch is called final. Written into the
+sequence's directory: matrix.json, matrix.md and matrix.png. With --output_dir everything lies there instead,
+metrics.json and csv files below a directory for each sequence, and nothing is written into the sequences' own.
 """
 
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from versatile.lifelong import sequence, strategies
@@ -53,6 +55,10 @@ def parser():
     g.add_argument("--test_all", action="store_true", help="also the models after each epoch")
     g.add_argument("--before", action="store_true",
                    help="also the model before any training, which forward transfer is told from")  # fmt: skip
+    g.add_argument("--infer_task", choices=("perplexity", "embedding"),
+                   help="also with the task of every question inferred, among those trained so far: the one by whose "
+                        "parameters the question is likeliest, or whose training questions are nearest to it; both "
+                        "scores stand side by side")  # fmt: skip
     g.add_argument("--test_training_set", action="store_true", help="the questions trained on, not the test's")
     g.add_argument("--ref1", action="store_true", help="of several true answers only the first counts")
     g.add_argument("--limit", type=flags.positive, help="only the first so many questions of each task")
@@ -107,7 +113,8 @@ def evaluate(args, given):
     flag = "--output_dir" if args.output_dir else "--model_dirs"
     output = writable_directory(args.output_dir or runs[0].folder, flag)
     locations = output_places(runs, output)
-    how = scoring.EvalConfig(sampling(args), args.test_batch_size, args.max_len, dtype, idist.device(), args.samples)
+    how = scoring.EvalConfig(sampling(args), args.test_batch_size, args.max_len, dtype, idist.device(), args.samples,
+                             inference_name=args.infer_task)  # fmt: skip
     asked = dict(split="train" if args.test_training_set else "test", limit=args.limit, ref1=args.ref1,
                  decoding=how.sampling or "greedy")  # fmt: skip
     matrices = []
@@ -115,11 +122,13 @@ def evaluate(args, given):
         print(f"\n{run.folder}: {', '.join(run.flags.tasks)}", flush=True)
         if run.only_end:
             print(f"only the end is scored: {run.only_end}", flush=True)
-        matrices.append(scoring.matrix_of(run, parts, how, location, args.test_all, args.before))
+        asked_here = replace(how, inference=scoring.make_inference(args.infer_task, run, data_dir))
+        matrices.append(scoring.matrix_of(run, parts, asked_here, location, args.test_all, args.before))
         if len(runs) > 1:
             scoring.write(location, matrices[-1:], [run.flags.seed], run.title, asked)
     scoring.write(output, matrices, [run.flags.seed for run in runs], runs[0].title, asked)
-    print(f"\n{matrix.markdown(matrices)}\nmatrix.json, matrix.md and matrix.png in {output}")
+    tables = "\n".join(filter(None, [matrix.markdown(matrices), matrix.side_by_side(matrices)]))
+    print(f"\n{tables}\nmatrix.json, matrix.md and matrix.png in {output}")
 
 
 def output_places(runs, output):

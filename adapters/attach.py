@@ -45,6 +45,7 @@ class TaskModelInfo:
         definitions: {task: what defines it}, of tasks of the user's own; see `data.own_tasks`.
         encoder: how the tasks' examples become ids: "markers", whose rows are added as token types, too, or
             "question_answer".
+        chained: see `chain_tasks`.
     """
 
     mode: str
@@ -58,6 +59,7 @@ class TaskModelInfo:
     histories: dict = field(default_factory=dict)
     definitions: dict = field(default_factory=dict)
     encoder: str = "markers"
+    chained: bool = False
 
     @property
     def tasks(self):
@@ -117,6 +119,12 @@ class TaskConditioned:
         if labels is None:
             return self.all_scores(given, logits_to_keep)
         return self.label_scores(self.base_model(**given)[0], labels, ids)
+
+    def input_states(self, input_ids, attention_mask, task_ids=None):
+        """Last hidden states [rows, length, width] of what is read; padded on the right."""
+        self.router.route(task_ids, len(input_ids))
+        embeds = self.get_input_embeddings()(input_ids)
+        return self.base_model(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False)[0]
 
     def scores_along(self, input_ids, token_type_ids, prompt_length, task_ids=None):
         """Scores [rows, positions, vocabulary] all along rows of one length, whose targets begin at `prompt_length`."""
@@ -271,6 +279,11 @@ def attach(
         if name != BARE:
             _add(model, name, {task: settings for task, settings in methods.items() if settings["method"] == name})
     return model
+
+
+def chain_tasks(model):
+    """Let each task's rows see the prompts of the tasks before it behind their own (ProgressivePrompts)."""
+    model.info.chained = model.router.chained = True
 
 
 def check_methods(backbone, methods):

@@ -23,7 +23,16 @@ from pathlib import Path
 
 import torch
 from versatile.adapters import schemas, t5_directory
-from versatile.adapters.attach import TaskModelInfo, _condition, attach, check_methods, join, keep_tasks, trainable
+from versatile.adapters.attach import (
+    TaskModelInfo,
+    _condition,
+    attach,
+    chain_tasks,
+    check_methods,
+    join,
+    keep_tasks,
+    trainable,
+)
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
@@ -58,6 +67,7 @@ def save(model, tokenizer, directory, state=None):
         if task["name"] in info.definitions:
             task["definition"] = info.definitions[task["name"]]
     tasks = dict(tasks=tasks, first=info.first, own_columns=info.mask_other_tasks, self_copy=info.self_copy)
+    tasks |= dict(chained=True) if info.chained else {}
     if info.mode == "full":
         model.config.versatile = tasks
         # One file whatever its size: a resumed run reads it back by name.
@@ -232,7 +242,7 @@ def _check_fit(state, wanted, location):
             )  # fmt: skip
 
 
-def load(directory, task=None, pointer=False, flag=None):
+def load(directory, task=None, pointer=False, flag=None, allow_idle=False):
     """A trained model and its tokenizer, ready to evaluate.
 
     Args:
@@ -240,6 +250,7 @@ def load(directory, task=None, pointer=False, flag=None):
         task: the task asked for. A released single-task checkpoint does not say which task it is for.
         pointer: the model is one with self-copy. Only a released checkpoint has to be told, others know it.
         flag: what was typed to name the checkpoint, where that was not --model_checkpoint with a --task beside it.
+        allow_idle: tasks may not have been trained yet: their adapters change nothing.
 
     Returns:
         (model in eval mode, tokenizer)
@@ -253,7 +264,7 @@ def load(directory, task=None, pointer=False, flag=None):
     path = Path(directory)
     t5_directory.refuse(directory, flag)
     if (path / CONFIG).is_file():
-        model, tokenizer = _load_adapter(path)
+        model, tokenizer = _load_adapter(path, allow_idle)
     elif path.is_dir() and released.is_released(path):
         model, tokenizer = released.load(path, task, pointer)
     else:
@@ -381,7 +392,7 @@ def _read_config(path):
     return config
 
 
-def _load_adapter(path):
+def _load_adapter(path, allow_idle=False):
     config = _read_config(path)
     state = read_safetensors(path / WEIGHTS)
     order = config.get("rows", config["tasks"])
@@ -400,6 +411,8 @@ def _load_adapter(path):
         module.rows.spare_scores = config.get("spare_scores", False)
     if config.get("self_copy"):
         self_copy.add(model)
+    if config.get("chained"):
+        chain_tasks(model)
     if model.info.first != config["first"]:
         raise UserError(
             f"the backbone's tokenizer has {model.info.first} tokens", location=path / CONFIG,
@@ -408,7 +421,7 @@ def _load_adapter(path):
     model.info.histories, model.info.definitions = _histories(config), _definitions(config)
     model.info.encoder = config.get("encoder", "markers")
     set_adapter_state(model, state, path / WEIGHTS)
-    for task, method in methods.items():
+    for task, method in {} if allow_idle else methods.items():
         _refuse_idle(model.added[method["method"]], task, path / WEIGHTS)
     return model, tokenizer
 

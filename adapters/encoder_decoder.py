@@ -86,6 +86,10 @@ class EncoderDecoderConditioned(TaskConditioned):
         embeds = self.embedded(input_ids, token_type_ids)
         return self.get_encoder()(inputs_embeds=embeds, attention_mask=attention_mask, return_dict=True)
 
+    def input_states(self, input_ids, attention_mask, task_ids=None):
+        """See `TaskConditioned.input_states`: the encoder's."""
+        return self.encode(input_ids, None, attention_mask, task_ids).last_hidden_state
+
     def target_states(self, input_ids, token_type_ids, attention_mask, labels, task_ids):
         """Whole rows -> (the decoder's last hidden states, the labels beside them, the rows' task ids)."""
         given, target, labels = self.divide(input_ids, token_type_ids, attention_mask, labels)

@@ -29,6 +29,7 @@ class TaskRouter:
         order: (order of the rows, the way back) where the rows of a task do not stand together, or None.
         kept: what methods compute once per forward, by keys of their own.
         prepare: what methods do once per forward, before the blocks run: callables without arguments.
+        chained: a task's rows see the prompts of the tasks before it, too.
     """
 
     def __init__(self):
@@ -37,6 +38,7 @@ class TaskRouter:
         self.which = self.order = None
         self.kept, self._masks = {}, {}
         self.prepare = []
+        self.chained = False
 
     def route(self, task_ids, rows):
         """Group a batch's rows by task.
@@ -104,6 +106,12 @@ class TaskRouter:
     def present(self):
         """Names of the tasks in the batch, None for rows without one, in the order of their first row."""
         return tuple(name for name, _ in self.runs)
+
+    def chain(self, task):
+        """The tasks whose prompts a task's rows see, its own first; none of rows without a task."""
+        if task is None or not self.chained:
+            return [] if task is None else [task]
+        return self.tasks[self.tasks.index(task) :: -1]
 
     def of_rows(self, vectors):
         """Each row's own of one vector per run: a list of [width] or [runs, width] -> [rows or 1, 1, width]."""

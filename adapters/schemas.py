@@ -58,6 +58,7 @@ BOTTLENECK = Record(
         own_columns=Flag(),
         self_copy=Flag(),
         encoder=Choice(("markers", "question_answer")),
+        chained=Flag(),
         tasks=TASKS,
     )
 )

@@ -46,7 +46,7 @@ class Predictor:
     @classmethod
     def load(cls, folder, device, dtype, max_len):
         """Of a directory that train_lifelong.py wrote."""
-        return cls.of(*checkpoint.load(folder), device, dtype, max_len)
+        return cls.of(*checkpoint.load(folder, allow_idle=True), device, dtype, max_len)
 
 
 # Of --max_len: what a question and its answer need at the least, and what stands beside the longest answer.
@@ -116,7 +116,7 @@ def answer(predictor, qas, sampling=None, batch_size=32, progress=None, task=Non
         sampling: None: greedy; or dict(top_k, top_p, temperature, seed).
         batch_size: questions at once.
         progress: called with the number of answers so far.
-        task: its name, which a model whose tasks have adapters of their own is to be told.
+        task: its name, or a list of each question's, which a model whose tasks have adapters of their own has to know.
 
     Returns:
         (texts, prompts and answers as lists of ids)
@@ -128,21 +128,22 @@ def answer(predictor, qas, sampling=None, batch_size=32, progress=None, task=Non
     limit = min(limit, predictor.positions - 1 - max(map(len, prompts)))
     sampling = dict(no_sample=False, **sampling) if sampling else dict(no_sample=True)
     how = Decoding(max_length=limit, min_length=0, batch_size=batch_size, **sampling)
-    at = 0 if task is None else routing.task_id(predictor.model, task) or 0
-    starts = [Prompt(ids, None, at, made.eos) for ids in prompts]
+    task_ids = routing.row_task_ids(predictor.model, task if isinstance(task, list) else [task] * len(qas))
+    starts = [Prompt(ids, None, task_id, made.eos) for ids, task_id in zip(prompts, task_ids)]
     found = decode(predictor.model, tokenizer, starts, how, dtype=predictor.dtype, progress=progress)
     texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() for ids in found]
     return texts, list(zip(prompts, found))
 
 
 @torch.no_grad()
-def log_probabilities(predictor, pairs, batch_size=32, task=None):
+def log_probabilities(predictor, pairs, batch_size=32, task=None, has_end=True):
     """What the model gives its answers: the sum over an answer's tokens and its end of their log-probabilities.
 
     Args:
         predictor: `Predictor`.
         pairs: a list of (ids of the prompt, ids of the answer).
         batch_size, task: as in `answer`.
+        has_end: the end counts.
 
     Returns:
         a list of floats, in natural logarithms.
@@ -150,10 +151,12 @@ def log_probabilities(predictor, pairs, batch_size=32, task=None):
     device = next(predictor.model.parameters()).device
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
     found = [0.0] * len(pairs)
+    task_ids = routing.row_task_ids(predictor.model, task if isinstance(task, list) else [task] * len(pairs))
+    end = [predictor.encoder.eos] if has_end else []
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
-        batch = _labelled([pairs[i] for i in chosen], predictor.encoder.eos, predictor.tokenizer.pad_token_id)
-        batch |= routing.rows_of(predictor.model, task, len(chosen))
+        batch = _labelled([pairs[i] for i in chosen], end, predictor.tokenizer.pad_token_id)
+        batch["task_ids"] = torch.tensor([task_ids[i] for i in chosen])
         with autocast(device, predictor.dtype):
             output = predictor.model(use_cache=False, **move(batch, device))
         rows, targets = output.rows.cpu(), output.targets.cpu()
@@ -165,13 +168,13 @@ def log_probabilities(predictor, pairs, batch_size=32, task=None):
     return found
 
 
-def _labelled(pairs, eos, pad_id):
-    """Prompts with their answers, padded on the right; the answers and their ends are labels."""
+def _labelled(pairs, end, pad_id):
+    """Prompts with their answers and `end`, padded on the right; the answers and their ends are labels."""
     length = max(len(prompt) + len(ids) for prompt, ids in pairs) + 1
     ids = torch.full((len(pairs), length), pad_id)
     labels, mask = torch.full_like(ids, FILL), torch.zeros_like(ids)
     for row, (prompt, own) in enumerate(pairs):
-        tokens = torch.tensor([*prompt, *own, eos])
+        tokens = torch.tensor([*prompt, *own, *end])
         ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
         labels[row, len(prompt) : len(tokens)] = tokens[len(prompt) :]
     positions = torch.arange(length).expand(len(pairs), -1)

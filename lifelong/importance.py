@@ -6,6 +6,11 @@
 over the batches, of B samples each, of a task of N samples, when it has been trained. From then on every step moves
 each parameter p by -lr · 2 · reg_lambda · ω · (p - p*), beside what the optimizer does and outside its moments.
 
+Published importances are tiny and differ by orders of magnitude from model to model. Normalised, a task's ω is divided
+by its mean over all trained parameters, and reg_lambda by 2 · Σ lr, the sum over the steps of the coming task: over the
+whole of its training a parameter of mean importance is then drawn back to e^-reg_lambda of the way it has gone, one a
+hundred times as important to e^-(100 reg_lambda), whatever the model, the rate and the number of steps.
+
 p* is where the parameter stood at the end of the task before. In LAMOL it stays where the first task began: a fault,
 which pulls everything trained back to the start. Another one: EWC's last gradient there is still in place when the next
 task begins, and is added to that of its first step.
@@ -30,15 +35,17 @@ class Importance:
         model: an attached model.
         mode: "ewc" or "mas".
         reg_lambda: strength of the penalty.
+        is_normalized: see above.
 
     Attributes:
         omega, anchor: {parameter name: tensor}, empty before the first task's end.
     """
 
-    def __init__(self, model, mode, reg_lambda=1.0):
+    def __init__(self, model, mode, reg_lambda=1.0, is_normalized=False):
         if mode not in (EWC, MAS):
             raise ValueError(f"mode {mode!r}: ewc or mas")
-        self.model, self.mode, self.reg_lambda = model, mode, reg_lambda
+        self.model, self.mode, self.reg_lambda, self.is_normalized = model, mode, reg_lambda, is_normalized
+        self.strength = reg_lambda
         self.omega, self.anchor = {}, {}
 
     def trained(self):
@@ -66,8 +73,11 @@ class Importance:
                     added[name] += p.grad.float().square() if self.mode == EWC else p.grad.float().abs()
         self.model.zero_grad(set_to_none=True)
         self.model.train(was_training)
+        added = {name: summed(value) / samples for name, value in added.items()}
+        if self.is_normalized:
+            mean = sum(v.double().sum() for v in added.values()) / sum(v.numel() for v in added.values())
+            added = {name: (value / mean.clamp(min=1e-300)).float() for name, value in added.items()}
         for name, value in added.items():
-            value = summed(value) / samples
             self.omega[name] = value + grown(self.omega[name], value) if name in self.omega else value
         self.anchor = {name: p.detach().clone() for name, p in self.trained().items()}
 
@@ -85,10 +95,15 @@ class Importance:
             scores = self.model(**inputs, **last, use_cache=False).logits[:, -1]
         return scores.float().softmax(-1).square().mean() / count
 
+    def begin_task(self, rates):
+        """Know the learning rates of all steps of the coming task."""
+        if self.is_normalized:
+            self.strength = self.reg_lambda / (2 * sum(rates))
+
     def penalize(self, optimizer):
         """Move every parameter back towards p*, each at its group's learning rate; call it after a step.
 
-        Where lr·2·reg_lambda·ω is over 1 the parameter would be thrown beyond p*, further away each time: it is
+        Where lr·2·λ·ω is over 1 the parameter would be thrown beyond p*, further away each time: it is
         taken back to p* and no further.
         """
         if not self.omega:
@@ -99,7 +114,7 @@ class Importance:
                 if name not in self.omega or id(p) not in rates:
                     continue
                 omega, anchor = self.on(p, name)
-                share = (omega * (rates[id(p)] * 2 * self.reg_lambda)).clamp_(max=1.0)
+                share = (omega * (rates[id(p)] * 2 * self.strength)).clamp_(max=1.0)
                 p.lerp_(anchor, share.to(p.dtype))
 
     def on(self, p, name):

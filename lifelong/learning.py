@@ -66,12 +66,15 @@ def load(args):
     model, tokenizer = backbones.load(args.model_checkpoint)
     names = special_tokens(sequence.trained_names(args), args.add_task_tokens, args.use_sep)
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
-    layout = names, sequence.trained_names(args), sequence.choose_method(args), args.own_adapters
-    markers, widths, mask_other_tasks = routing.layout(*layout)
+    tasks, method, strategy = sequence.trained_names(args), sequence.choose_method(args), get_strategy(args)
+    method = method and strategy.attached_method(method, len(tasks))
+    markers, methods, mask_other_tasks = routing.layout(names, tasks, method, args.own_adapters)
     most = backbone_of(model.config).max_length(model.config)
     positions = min(args.max_len, most)
     torch.manual_seed(args.seed)
-    adapting.attach(model, tokenizer, markers, widths, mask_other_tasks)
+    adapting.attach(model, tokenizer, markers, methods, mask_other_tasks)
+    if strategy.chained:
+        adapting.chain_tasks(model)
     model.info.encoder = "question_answer"
     routing.hold_empty_rows(model)
     made = answers.encoder(tokenizer, positions, args.use_sep, most)

@@ -116,6 +116,10 @@ class Targets:
         return cls(hard if hard.any() else None, F.pad(positions, (0, surplus)), F.pad(soft[positions], (0, surplus)),
                    stored or None)  # fmt: skip
 
+    def share(self):
+        """How much of a batch this part of it is: over all parts 1, where no samples are generated."""
+        return sum(weights.sum() for weights in (self.hard, self.soft) if weights is not None)
+
     def to(self, device, **options):
         """The same on a device."""
         parts = (self.hard, self.at, self.soft)

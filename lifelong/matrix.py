@@ -21,12 +21,14 @@ class Matrix:
         rows: T lists of T scores; None where a task was not scored. NaN is read as None.
         before: T scores before anything was learned, None where not scored; or None.
         metrics: the T names of the scores, or None.
+        inferred: `InferredTasks`, or None.
     """
 
     tasks: list
     rows: list
     before: list | None = None
     metrics: list | None = None
+    inferred: object = None
 
     def __post_init__(self):
         number = len(self.tasks)
@@ -38,6 +40,21 @@ class Matrix:
                             expected=f"{number} rows of {number} scores")  # fmt: skip
         self.rows = [_scores(row) for row in self.rows]
         self.before = None if self.before is None else _scores(self.before)
+
+
+@dataclass
+class InferredTasks:
+    """The same run where nobody says which task a question is of.
+
+    Attributes:
+        by: how the task is inferred (--infer_task).
+        scores: the `Matrix` of the scores.
+        accuracy: the `Matrix` of the shares of each task's questions, 0–100, whose task was inferred rightly.
+    """
+
+    by: str
+    scores: Matrix
+    accuracy: Matrix
 
 
 def _scores(values):
@@ -135,6 +152,9 @@ def summary(matrices, seeds=None):
     cells = [[over_seeds([m.rows[i][j] for m in matrices]) for j in size] for i in size]
     numbers = {name: over_seeds([run[name] for run in runs]) for name in NUMBERS}
     result = {"tasks": matrices[0].tasks, "metrics": matrices[0].metrics, "seeds": seeds, "runs": runs}
+    if inferred := [m.inferred for m in matrices if m.inferred]:
+        result["inferred"] = dict(by=inferred[0].by, accuracy=summary([i.accuracy for i in inferred]),
+                                  **summary([i.scores for i in inferred]))  # fmt: skip
     for at, name in enumerate(("mean", "sd")):
         rows = [[cell[at] for cell in row] for row in cells]
         result[name] = {"rows": rows} | {key: value[at] for key, value in numbers.items()}
@@ -163,6 +183,20 @@ def markdown(matrices, digits=1):
     lines += ["", "| " + " | ".join(name.replace("_", " ") for name in NUMBERS) + " |", "|" + "---:|" * len(NUMBERS)]
     numbers = (_number(found["mean"][name], found["sd"][name], digits) for name in NUMBERS)
     return "\n".join([*lines, f"| {' | '.join(numbers)} |", ""])
+
+
+def side_by_side(matrices, digits=1):
+    """A markdown table of the scores at the end with the task of a question known and inferred, or ""."""
+    found = summary(matrices)
+    if not (inferred := found.get("inferred")):
+        return ""
+    ways = {"known": found, "inferred": inferred, "inferred rightly, %": inferred["accuracy"]}
+    heads = [*found["tasks"], "average"]
+    lines = [f"| task | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    for name, part in ways.items():
+        ends = [(part[kind]["rows"][-1] + [part[kind]["average_accuracy"]]) for kind in ("mean", "sd")]
+        lines.append(f"| {name} | {' | '.join(_number(*cell, digits) for cell in zip(*ends))} |")
+    return "\n".join([*lines, ""])
 
 
 def _number(mean, sd, digits):

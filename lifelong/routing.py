@@ -9,9 +9,9 @@ so banks, routing and checkpoints are those of every attached model. All tasks' 
 tokens either way, and a task whose own adapter no row of a step goes through rests in it.
 """
 
-import torch
 from versatile.adapters.attach import owners as owned
-from versatile.adapters.methods.base import copy_adapter
+from versatile.adapters.methods.base import added_parameters, copy_adapter
+from versatile.adapters.methods.registry import BARE
 
 SHARED = "lifelong"
 
@@ -57,6 +57,21 @@ def task_ids(model, tasks):
     return {task: task_id(model, task) for task in tasks} if len(model.info.tasks) > 1 else None
 
 
+def train_rows(model, are_trained):
+    """Train the special tokens' rows, or let them stand still."""
+    for name, p in model.named_parameters():
+        if "rows.tasks." in name and p.numel():
+            p.requires_grad_(are_trained)
+
+
+def train_adapters(model, tasks):
+    """Of tasks' own adapters train those of these tasks alone."""
+    trained = {adapter_name(task) for task in tasks}
+    for method, name, p in added_parameters(model):
+        if method.name != BARE:
+            p.requires_grad_(method.owner(name) in trained)
+
+
 def owners(model, tasks):
     """{task: the parameters that only its rows go through}; {} where the tasks share all there is."""
     if len(model.info.tasks) == 1:
@@ -70,7 +85,7 @@ def copy_adapter_forward(model, task, later):
     copy_adapter(model, adapter_name(task), [adapter_name(name) for name in later])
 
 
-def rows_of(model, task, count):
-    """What a forward of `count` rows of one task takes beside its inputs."""
-    found = task_id(model, task) if task is not None else None
-    return {} if found is None else dict(task_ids=torch.full((count,), found))
+def row_task_ids(model, tasks):
+    """The ids of rows' tasks, by name or None, as a list; 0 where the tasks share all there is, or one is None."""
+    ids = {task: 0 if task is None else task_id(model, task) or 0 for task in set(tasks)}
+    return [ids[task] for task in tasks]

@@ -14,8 +14,9 @@ from versatile.data.own_tasks import register_own_tasks
 from versatile.lifelong import learning, scores, sequence
 from versatile.lifelong.answers import Predictor, answer, check_fit, log_probabilities
 from versatile.lifelong.batches import BackOff
-from versatile.lifelong.matrix import Matrix, heat_map, markdown, summary
+from versatile.lifelong.matrix import InferredTasks, Matrix, heat_map, markdown, side_by_side, summary
 from versatile.lifelong.strategies import get_strategy
+from versatile.lifelong.task_inference import EXAMPLES, WORDS, EmbeddingInference, PerplexityInference
 from versatile.training import evaluation
 from versatile.utils import metrics
 from versatile.utils.errors import UserError
@@ -72,6 +73,8 @@ class EvalConfig:
         max_len: tokens of the longest sequence, or None: as in training.
         dtype, device: of the matrix products.
         shown: how many answers of each task are printed.
+        inference: infers the task of each question beside that (`task_inference`), or None.
+        inference_name: of --infer_task.
     """
 
     sampling: dict | None
@@ -80,6 +83,8 @@ class EvalConfig:
     dtype: torch.dtype
     device: torch.device
     shown: int = 0
+    inference: object = None
+    inference_name: str | None = None
 
 
 @dataclass
@@ -147,6 +152,21 @@ def read(names, data_dir, split, limit=None, first=False):
     return found
 
 
+def make_inference(name, run, data_dir):
+    """What `EvalConfig.inference` is for a name of --infer_task.
+
+    Args:
+        run: `SequenceRun`.
+        data_dir: directory of the tasks' files, of which an embedding is made.
+    """
+    if name is None:
+        return None
+    if name == "perplexity":
+        return PerplexityInference(get_strategy(run.flags).generates_samples, run.flags.add_task_tokens)
+    train = {task.name: samples.load_task(task, data_dir, "train") for task in tasks.sequence(run.flags.tasks)}
+    return EmbeddingInference({name: qas[:EXAMPLES] for name, qas in train.items()})
+
+
 def matrix_of(run, parts, how, output, every_epoch=False, before=False):
     """Answer and score everything: `Matrix`. Each stage's files are written into `output` when it is done."""
     names, metric = list(parts), [part.task.metric for part in parts.values()]
@@ -155,9 +175,10 @@ def matrix_of(run, parts, how, output, every_epoch=False, before=False):
         flags = Namespace(**vars(run.flags))
         model = learning.load(flags)
         predictor = Predictor.of(model.model, model.tokenizer, how.device, how.dtype, length(run, how))
-        found = stage_scores(Path(output) / BEFORE, {sequence.FINAL: lambda: predictor}, parts, replace(how, shown=0))
+        load = {sequence.FINAL: lambda: predictor}
+        found, _ = stage_scores(Path(output) / BEFORE, load, parts, replace(how, shown=0))
         first = [found[name][part.task.metric].value for name, part in parts.items()]
-    rows, stages = [], list(sequence.stages(run.flags))
+    rows, stages, inferred = [], list(sequence.stages(run.flags)), []
     for stage in stages:
         folder = sequence.stage_directory(run.folder, stage)
         models = {sequence.FINAL: folder}
@@ -166,12 +187,19 @@ def matrix_of(run, parts, how, output, every_epoch=False, before=False):
             models = dict([*((str(number), path) for number, path in sequence.epochs(folder).items())][:-1]) | models
         load = {epoch: loader(path, run, how) for epoch, path in models.items()}
         asked = how if stage == stages[-1] else replace(how, shown=0)
-        found = stage_scores(sequence.stage_directory(output, stage), load, parts, asked)
+        trained = names[: stages.index(stage) + 1] if stages == names else names
+        found, guesses = stage_scores(sequence.stage_directory(output, stage), load, parts, asked, trained)
         rows.append([found[name][part.task.metric].value for name, part in parts.items()])
+        inferred.append([guesses.get(name) for name in names])
     # What was trained at once, or in other parts than tasks, has only its end.
-    rows = rows if stages == names else rows[-1:]
-    rows = [[None] * len(names)] * (len(names) - len(rows)) + rows
-    return Matrix(names, rows, first, metric)
+    rows, inferred = (some if stages == names else some[-1:] for some in (rows, inferred))
+    empty = [[None] * len(names)] * (len(names) - len(rows))
+    matrix = Matrix(names, empty + rows, first, metric)
+    if how.inference:
+        scores, accuracy = ([[cell[i] for cell in row] for row in inferred] for i in (0, 1))
+        matrix.inferred = InferredTasks(how.inference_name, Matrix(names, empty + scores, None, metric),
+                                        Matrix(names, empty + accuracy))  # fmt: skip
+    return matrix
 
 
 def length(run, how):
@@ -184,16 +212,20 @@ def loader(path, run, how):
     return lambda: Predictor.load(path, how.device, how.dtype, length(run, how))
 
 
-def stage_scores(folder, models, parts, how):
-    """Scores of one stage's models; returns {task: scores} of the last.
+def stage_scores(folder, models, parts, how, trained=()):
+    """Scores of one stage's models.
 
     Args:
         folder: where metrics.json and the csv files go.
         models: {epoch: called without arguments, returns its `Predictor`}.
         parts: {task: `Questions`}.
         how: `EvalConfig`.
+        trained: names of the tasks that have been trained: those a question may be inferred to be of.
+
+    Returns:
+        ({task: scores} of the last model, what `score_inferred` returns of it)
     """
-    written = {}
+    written, inferred = {}, {}
     for epoch, load in models.items():
         predictor = load()
         for part in parts.values():
@@ -204,25 +236,54 @@ def stage_scores(folder, models, parts, how):
             numbers = ", ".join(f"{which} {score.value:.2f}" for which, score in found[name].items())
             print(f"{folder.name}, {epoch}: {name}: {numbers}", flush=True)
         written[epoch] = {name: metrics.to_json(own) for name, own in found.items()}
+        if how.inference and trained and epoch == sequence.FINAL:
+            inferred, written["task inferred"] = score_inferred(folder, predictor, parts, how, list(trained))
         write_json(folder / "metrics.json", written)
-    return found
+    return found, inferred
 
 
-def answered(predictor, part, how, path):
-    """The scores of one model on one task; its answers go to a csv file."""
+def score_inferred(folder, predictor, parts, how, trained):
+    """Score a model with the tasks of its questions inferred.
+
+    Args:
+        folder, parts, how, trained: as in `stage_scores`.
+
+    Returns:
+        ({task: (its main score, percentage of its questions whose task is inferred rightly)}, {task: what metrics.json
+        says of it})
+    """
+    inferred, written = {}, {}
+    for name, part in parts.items():
+        tasks = how.inference.infer(predictor, part.qas, trained, how.batch_size)
+        own = answered(predictor, part, how, folder / f"qa_{name}_inferred.csv", tasks)
+        right = 100 * sum(task == name for task in tasks) / len(tasks)
+        inferred[name] = own[part.task.metric].value, right
+        written[name] = dict(by=how.inference_name, inferred_rightly=right, **metrics.to_json(own))
+        print(f"{folder.name}, task inferred: {name}: {part.task.metric} {own[part.task.metric].value:.2f}, "
+              f"{right:.1f} % of the tasks right", flush=True)  # fmt: skip
+    return inferred, written
+
+
+def answered(predictor, part, how, path, tasks=None):
+    """The scores of one model on one task; its answers go to a csv file.
+
+    Args:
+        tasks: the inferred task of each question, a column of the file; None: the task is known.
+    """
 
     def work(size):
         with evaluation.Progress(len(part.qas), f"answering {part.task.name}") as done:
-            texts, pairs = answer(predictor, part.qas, how.sampling, size, done, part.task.name)
-        return texts, log_probabilities(predictor, pairs, size, part.task.name)
+            texts, pairs = answer(predictor, part.qas, how.sampling, size, done, tasks or part.task.name)
+        return texts, log_probabilities(predictor, pairs, size, tasks or part.task.name)
 
     texts, logs = BackOff(how.batch_size, "--test_batch_size").run(work)
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
-    rows.writerow(("y", "pred", "logs"))
+    columns = [tasks] if tasks else []
+    rows.writerow(("y", "pred", "logs", *(["task"] if tasks else [])))
     # Several true answers stand in one cell, as a list.
     true = [qa.answers[0] if len(qa.answers) == 1 else json.dumps(qa.answers, ensure_ascii=False) for qa in part.qas]
-    rows.writerows((right, text, f"{log:.4f}") for right, text, log in zip(true, texts, logs))
+    rows.writerows(zip(true, texts, [f"{log:.4f}" for log in logs], *columns))
     with atomic_write(path) as file:
         file.write(table.getvalue())
     shown = how.shown if path.stem.endswith(sequence.FINAL) else 0
@@ -240,8 +301,18 @@ def write(folder, matrices, seeds, title, asked):
     folder = Path(folder)
     write_json(folder / "matrix.json", summary(matrices, seeds) | asked)
     with atomic_write(folder / "matrix.md") as file:
-        file.write(markdown(matrices) + FORMULAS)
+        file.write(markdown(matrices) + described_inference(matrices) + FORMULAS)
     heat_map(folder / "matrix.png", matrices, title)
+
+
+def described_inference(matrices):
+    """The part of matrix.md on inferred tasks, or ""."""
+    inferred = [matrix.inferred for matrix in matrices if matrix.inferred]
+    if not inferred:
+        return ""
+    return (f"\nScores at the end with the task of a question known, and inferred ({WORDS[inferred[0].by]}, among the "
+            f"tasks trained so far):\n\n{side_by_side(matrices)}\nAfter every task, inferred:\n\n"
+            f"{markdown([each.scores for each in inferred])}")  # fmt: skip
 
 
 FORMULAS = """

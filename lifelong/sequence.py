@@ -118,6 +118,7 @@ def check_names(parser, args, data=True):
     """What must be given, the data only where no run knows them, and what does not go together."""
     if not args.tasks:
         parser.error("--tasks is needed")
+    strategies.get_strategy(args).complete(args)
     for flag, variable in (("data_dir", "DATA_DIR"), ("model_dir_root", "MODEL_ROOT_DIR")):
         if flag == "data_dir" and (not data or set(args.tasks) <= set(args.own_tasks or ())):
             continue
@@ -138,9 +139,10 @@ def check_names(parser, args, data=True):
 
 
 def choose_method(args):
-    """How the backbone is adapted, as `method_flags.choose_method`; of older runs' flags, too."""
+    """How the backbone is adapted, complete, or None: the whole model is trained; of older runs' flags, too."""
     known = vars(args).get
-    return method_flags.choose_method(args, known("method"), known("adapter_bottleneck"))
+    chosen = method_flags.choose_method(args, known("method"), known("adapter_bottleneck"))
+    return chosen and method_of(chosen)
 
 
 def method_name(args):
@@ -149,7 +151,7 @@ def method_name(args):
     if chosen is None:
         return ""
     if chosen["method"] in ("bottleneck", BARE):
-        return f"adapter_{method_of(chosen).get('adapter_bottleneck', 0)}"
+        return f"adapter_{chosen.get('adapter_bottleneck', 0)}"
     return method_flags.name_of(chosen)
 
 

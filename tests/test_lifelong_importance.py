@@ -1,5 +1,7 @@
 """lifelong/importance.py: importance and penalty as in the original, but for the place that is held."""
 
+import math
+
 import pytest
 import torch
 from lifelong_models import PAD, model, random_rows, same, tensors, values
@@ -168,3 +170,38 @@ def test_processes_find_together_what_one_finds(mode):
         found.append(held.omega)
     for name, whole in found[0].items():
         same(found[1][name] + found[2][name], whole, atol=1e-9)
+
+
+# --- normalised -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["ewc", "mas"])
+def test_a_normalised_importance_has_the_mean_1_whatever_the_scale_of_the_published_one(mode):
+    learner = model(tensors("model_student304"))
+    batches = LifelongBatches(random_rows(4), Objective(None), PAD, 64, 1e9, 2, weighted=False)
+    published, normalised = Importance(learner, mode), Importance(learner, mode, 1.0, True)
+    for importance in (published, normalised):
+        importance.finish_task(task_batches(mode, batches), 4)
+    total = sum(p.numel() for p in learner.parameters())
+    mean = sum(float(omega.double().sum()) for omega in published.omega.values()) / total
+    assert 0 < mean < 1e-2
+    for name, omega in normalised.omega.items():
+        same(omega, published.omega[name] / mean, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("steps, rate", [(50, 1e-3), (400, 6e-5)])
+@pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
+def test_over_a_task_a_parameter_of_mean_importance_is_drawn_back_to_e_to_the_minus_lambda(steps, rate, strength):
+    learner = torch.nn.Linear(2, 1, bias=False)
+    importance = Importance(learner, "ewc", strength, True)
+    importance.omega, importance.anchor = {"weight": torch.tensor([[1.0, 0.0]])}, {"weight": torch.zeros(1, 2)}
+    with torch.no_grad():
+        learner.weight.copy_(torch.tensor([[3.0, 3.0]]))
+    rates = [rate * (steps - step) / steps for step in range(steps)]
+    importance.begin_task(rates)
+    optimizer = torch.optim.SGD(learner.parameters(), lr=rate)
+    for lr in rates:
+        optimizer.param_groups[0]["lr"] = lr
+        importance.penalize(optimizer)
+    assert float(learner.weight[0, 0]) == pytest.approx(3 * math.exp(-strength), rel=0.06)
+    assert float(learner.weight[0, 1]) == 3

@@ -44,10 +44,16 @@ class Prefix(TaskModules):
             # In a tuple: the parameters stay this method's.
             attention.prefix = (self, number)
 
+    def joined(self, number, task):
+        """{role: [heads, length, width]} that a task's rows see in a block, or None."""
+        held = self.blocks[number]
+        parts = [held[name] for name in self.router.chain(task) if name in held]
+        return {role: torch.cat([part[role] for part in parts], dim=1) for role in ("key", "value")} if parts else None
+
     def of_rows(self, number):
         """(keys, values [rows or 1, heads, longest, width], [rows or 1, longest] true where a key is), or None."""
-        tasks = self.of_runs(number)
-        if not tasks:
+        tasks = [self.joined(number, name) for name in self.router.present]
+        if all(task is None for task in tasks):
             return None
         longest = max(task["key"].shape[1] for task in tasks if task is not None)
         like = next(task["key"] for task in tasks if task is not None)

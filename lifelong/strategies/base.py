@@ -25,6 +25,7 @@ class Strategy:
         generates_samples: the model is trained to generate samples, too: the loss has its λ·lm.
         no_teacher, no_own_adapters: why --distil, --own_adapters do not go with it, or None: they do.
         replay_weight: see `losses.Objective`.
+        chained: a task's rows go through the adapters of the tasks before, too (`adapters.attach.chain_tasks`).
         memory_share: share of the device's memory in MiB that a batch's budget is (LAMOL).
         state_file: name of the file in a stage's directory that keeps `state_dict()`: .json or .pt; None: no state.
         transient_state: only the newest stage's state is kept, and none after the last.
@@ -32,7 +33,7 @@ class Strategy:
 
     name, order, summary, published = "", 100, "", ""
     flags, naming_flags, titles = {}, {}, {}
-    joint = generates_samples = transient_state = False
+    joint = generates_samples = transient_state = chained = False
     memory_share = 0.58
     state_file = no_teacher = no_own_adapters = replay_weight = None
 
@@ -46,6 +47,15 @@ class Strategy:
         """The description in `--help`."""
         text = cls.summary + (f" Published: {cls.published}." if cls.published else "")
         return textwrap.fill(text, 100)
+
+    @classmethod
+    def complete(cls, settings):
+        """Set the flags that it implies, before they are checked."""
+
+    @classmethod
+    def attached_method(cls, method, tasks):
+        """How the backbone is adapted for a sequence of so many tasks, where --method (a complete dict) was given."""
+        return method
 
     @classmethod
     def check(cls, settings):
@@ -78,20 +88,28 @@ class Strategy:
     @classmethod
     def check_training(cls, settings):
         """Refuse ways of training that it does not go with: of adapting, of teaching."""
-        from versatile.adapters.methods.registry import FULL
-        from versatile.lifelong.sequence import choose_method
-
-        chosen = choose_method(settings)
-        method = chosen["method"] if chosen else FULL
         reasons = {
             "distil": (settings.distil, cls.no_teacher, "use --seq_distil, or leave it out"),
             "own_adapters": (settings.own_adapters, cls.no_own_adapters, "leave it out"),
-            f"method {method}": (True, *(cls.method_refusal(method) or (None, None))),
         }
         for flag, (is_given, reason, remedy) in reasons.items():
             if is_given and reason:
                 raise UserError(f"does not go with --seq_train_type {cls.name}: {reason}", location=f"--{flag}",
                                 remedy=remedy)  # fmt: skip
+        cls.check_method(settings)
+
+    @classmethod
+    def check_method(cls, settings):
+        """Refuse a way of adapting that it does not go with."""
+        from versatile.adapters.methods.registry import FULL
+        from versatile.lifelong.sequence import choose_method
+
+        chosen = choose_method(settings)
+        method = chosen["method"] if chosen else FULL
+        if refusal := cls.method_refusal(method):
+            how = "training the whole model" if method == FULL else f"the method {method}"
+            raise UserError(f"does not go with {how}: {refusal[0]}", location=f"--seq_train_type {cls.name}",
+                            remedy=refusal[1])  # fmt: skip
 
     @classmethod
     def method_refusal(cls, method):

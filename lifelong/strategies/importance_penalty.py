@@ -9,14 +9,22 @@ class ImportancePenalty(Strategy):
     """After every step a parameter moves by -lr · 2 · reg_lambda · ω · (p - p*); see `lifelong.importance`."""
 
     flags = {"--reg_lambda": dict(type=flags.not_negative_rate, default=1.0, help="ewc, mas: strength of the penalty")}
-    published = "--reg_lambda 1"
+    naming_flags = {
+        "--normalize_importance": dict(
+            action="store_true",
+            help="ewc, mas: divide each task's ω by its mean, and λ by 2 · Σ lr: over a task a parameter of mean "
+                 "importance is drawn back to e^-λ of its way, on any model; without it ω and λ are the published"),
+    }  # fmt: skip
+    titles = {"normalize_importance": "normalised importance"}
+    published = "--reg_lambda 1, without --normalize_importance"
     state_file, transient_state = "importance.pt", True
 
     def __init__(self, sequence):
         super().__init__(sequence)
         from versatile.lifelong.importance import Importance
 
-        self.importance = Importance(sequence.learner.model, self.name, self.settings.reg_lambda)
+        self.importance = Importance(sequence.learner.model, self.name, self.settings.reg_lambda,
+                                     self.settings.normalize_importance)  # fmt: skip
 
     def callbacks(self):
         """The penalty; it does nothing in the first task."""
@@ -63,6 +71,7 @@ class Penalty(Callback):
 
     def before_training(self, trainer):
         """See `Callback`."""
+        self.importance.begin_task([trainer.learning_rate(step) for step in range(trainer.total_steps)])
         self.hook = self.importance.attach(trainer.optimizer)
 
     def after_training(self, trainer):

@@ -1,0 +1,38 @@
+"""Isolated adapters: what can be had where a question's task is known and nothing is shared."""
+
+from versatile.lifelong.strategies.base import Strategy
+
+
+class IsolatedAdapters(Strategy):
+    """Each task trains an adapter of its own (--own_adapters), and the rows of the special tokens with the first task
+    alone: nothing of earlier tasks ever moves, so nothing is forgotten."""
+
+    name, order = "isolated", 94
+    summary = ("An adapter of its own per task (as --own_adapters), the special tokens' rows trained with the first "
+               "task alone: with the task of every question known nothing is forgotten, and nothing shared (the upper "
+               "bound of isolation).")  # fmt: skip
+
+    @classmethod
+    def method_refusal(cls, method):
+        """See `Strategy`."""
+        from versatile.adapters.methods.registry import BARE, FULL
+
+        return ("there is nothing of a task's own", "use --adapter_bottleneck N or --method") if method in (
+            FULL, BARE) else None  # fmt: skip
+
+    @classmethod
+    def complete(cls, settings):
+        """Each task has its own adapter."""
+        from versatile.lifelong.sequence import FRESH
+
+        cls.check_method(settings)
+        settings.own_adapters = settings.own_adapters or FRESH
+
+    def before_task(self, seen, new):
+        """Nothing but the task's own adapter is trained, and at first the shared rows."""
+        from versatile.lifelong import routing
+
+        model = self.sequence.learner.model
+        routing.train_rows(model, not seen)
+        routing.train_adapters(model, new)
+        return []

@@ -1,0 +1,25 @@
+"""Progressive prompts (Razdaibiedina et al. 2023)."""
+
+from versatile.lifelong.strategies.isolated import IsolatedAdapters
+
+PROMPTS = ("prefix", "prompt")
+
+
+class ProgressivePrompts(IsolatedAdapters):
+    """The rows of task k see [P_k, P_(k-1), …, P_1, x] (equation 3): its own prompt and, frozen, those of the tasks
+    before. Only P_k is trained. The published prompts are soft tokens before the input (--method prompt); --method
+    prefix has keys and values in every block."""
+
+    name, order = "progprompt", 92
+    summary = ("ProgressivePrompts, Razdaibiedina et al. 2023: task k trains a prompt P_k; its rows read "
+               "[P_k, …, P_1, x], the earlier prompts frozen.")  # fmt: skip
+    published = "10 tokens per task, --learning_rate 0.3 (T5-large)"
+    chained = True
+
+    @classmethod
+    def method_refusal(cls, method):
+        """See `Strategy`."""
+        from versatile.adapters.methods.registry import all_methods
+
+        known = " or ".join(f"--method {name}" for name in PROMPTS if name in all_methods())
+        return None if method in PROMPTS else ("a prompt per task is what it is made of", f"use {known}")

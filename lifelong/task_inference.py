@@ -1,0 +1,92 @@
+"""Which task a question is of, where nobody says so (--infer_task).
+
+    perplexity   the trained task by whose own parameters the question is likeliest: the lowest exp(-1/n Σ log p) of its
+                 n tokens, behind the task's start token where the model generates samples
+    embedding    the trained task whose embedding is nearest (the largest cosine): the mean over its training questions
+                 of the backbone's last hidden states, each question's their mean over its tokens, without any adapter
+"""
+
+import torch
+from versatile.adapters.pooling import mean_pool
+from versatile.adapters.routing import NO_TASK
+from versatile.data.encoders.question_answer import gen_token
+from versatile.lifelong.answers import log_probabilities
+from versatile.utils.devices import autocast
+
+WORDS = {"perplexity": "lowest perplexity of the question", "embedding": "nearest task embedding"}
+# Training questions that an embedding is the mean of.
+EXAMPLES = 200
+
+
+class PerplexityInference:
+    """See above.
+
+    Args:
+        is_generator: the model is trained to generate samples.
+        add_task_tokens: each task has a start token of its own.
+    """
+
+    def __init__(self, is_generator, add_task_tokens):
+        self.is_generator, self.add_task_tokens = is_generator, add_task_tokens
+
+    def infer(self, predictor, qas, candidates, batch_size):
+        """The task of each question.
+
+        Args:
+            predictor: `Predictor`.
+            qas: a list of `QA`.
+            candidates: names of the tasks it may be of, at least one.
+            batch_size: questions at once.
+
+        Returns:
+            a list of names.
+        """
+        values = torch.stack([self.perplexities(predictor, qas, task, batch_size) for task in candidates])
+        return [candidates[i] for i in values.argmin(0).tolist()]
+
+    def perplexities(self, predictor, qas, task, batch_size):
+        """[n] of the questions by a task's own parameters, as logarithms."""
+        encoder = predictor.encoder
+        # Without __ans__, which is no part of the question.
+        questions = [ids[:-1] for ids in encoder.prompts(qas, 1)]
+        # An encoder-decoder's decoder reads nothing before its first token.
+        if self.is_generator or predictor.model.config.is_encoder_decoder:
+            start = encoder.vocabulary[gen_token(task, self.add_task_tokens)]
+            pairs = [([start], ids) for ids in questions]
+        else:
+            pairs = [(ids[:1], ids[1:]) for ids in questions]
+        logs = log_probabilities(predictor, pairs, batch_size, task, has_end=False)
+        return -torch.tensor(logs) / torch.tensor([max(len(ids), 1) for _, ids in pairs])
+
+
+class EmbeddingInference:
+    """See above.
+
+    Args:
+        examples: {task: a list of `QA`} to learn the embeddings of.
+    """
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def infer(self, predictor, qas, candidates, batch_size):
+        """See `PerplexityInference.infer`."""
+        centres = torch.stack([self.embed(predictor, self.examples[task], batch_size).mean(0) for task in candidates])
+        embeddings = torch.nn.functional.normalize(self.embed(predictor, qas, batch_size), dim=-1)
+        nearest = (embeddings @ torch.nn.functional.normalize(centres, dim=-1).T).argmax(-1)
+        return [candidates[i] for i in nearest.tolist()]
+
+    @torch.no_grad()
+    def embed(self, predictor, qas, batch_size):
+        """[n, width] of questions."""
+        model, rows = predictor.model, predictor.encoder.prompts(qas, 1)
+        device, parts = next(model.parameters()).device, []
+        for first in range(0, len(rows), batch_size):
+            chunk = [torch.tensor(ids) for ids in rows[first : first + batch_size]]
+            ids = torch.nn.utils.rnn.pad_sequence(chunk, True, predictor.tokenizer.pad_token_id)
+            mask = torch.arange(ids.shape[1]) < torch.tensor([len(c) for c in chunk])[:, None]
+            ids, mask = ids.to(device), mask.long().to(device)
+            with autocast(device, predictor.dtype):
+                states = model.input_states(ids, mask, torch.full((len(ids),), NO_TASK))
+            parts.append(mean_pool(states.float(), mask).cpu())
+        return torch.cat(parts)
