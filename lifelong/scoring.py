@@ -5,6 +5,7 @@ import io
 import json
 from argparse import Namespace
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -254,7 +255,8 @@ def score_inferred(folder, predictor, parts, how, trained):
     """
     inferred, written = {}, {}
     for name, part in parts.items():
-        tasks = how.inference.infer(predictor, part.qas, trained, how.batch_size)
+        infer = partial(how.inference.infer, predictor, part.qas, trained)
+        tasks = BackOff(how.batch_size, "--test_batch_size").run(infer)
         own = answered(predictor, part, how, folder / f"qa_{name}_inferred.csv", tasks)
         right = 100 * sum(task == name for task in tasks) / len(tasks)
         inferred[name] = own[part.task.metric].value, right

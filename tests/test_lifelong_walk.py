@@ -7,9 +7,11 @@
 import json
 
 import pytest
+import torch
 from lifelong_data import command, report, write
+from safetensors.torch import load_file
 from scripts import tensors
-from training_runs import different
+from training_runs import different, in_two_processes, trained
 from versatile.adapters import checkpoint
 from versatile.lifelong import sequence
 from versatile.lifelong.strategies import STRATEGIES
@@ -110,3 +112,17 @@ def test_stopped_in_every_task_and_resumed_is_the_uninterrupted_run(name, run, d
         state = STRATEGIES[name].state_file
         if state and (one / state).exists():
             assert (one / state).read_bytes() == (other / state).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["er", "agem", "derpp", "lwf", "olora", "isolated", "progprompt"])
+def test_two_processes_train_what_one_does(name, data, tmp_path):
+    method = METHODS[RESUMED.get(name, "bottleneck")]
+    more = (*method, *FLAGS.get(name, ()), "--only_final", "--n_train_epochs", 1)
+    trained(command(data, tmp_path / "one", name, *more, model="tiny-llama"), tmp_path / "log", "train_lifelong")
+    argv = command(data, tmp_path / "two", name, *more, model="tiny-llama", batch=2)
+    in_two_processes(argv, tmp_path / "logs", "train_lifelong")
+    for task in ("ag", "sst"):
+        one, two = (load_file(tmp_path / run / task / "adapter_model.safetensors") for run in ("one", "two"))
+        for key in one:
+            torch.testing.assert_close(one[key], two[key], atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
