@@ -16,7 +16,7 @@ class ImportancePenalty(Strategy):
                  "importance is drawn back to e^-λ of its way, on any model; without it ω and λ are the published"),
     }  # fmt: skip
     titles = {"normalize_importance": "normalised importance"}
-    published = "--reg_lambda 1, without --normalize_importance"
+    published = "--reg_lambda 1"
     state_file, transient_state = "importance.pt", True
 
     def __init__(self, sequence):
