@@ -71,7 +71,7 @@ class Penalty(Callback):
 
     def before_training(self, trainer):
         """See `Callback`."""
-        self.importance.begin_task([trainer.learning_rate(step) for step in range(trainer.total_steps)])
+        self.importance.begin_task([trainer.schedule(step) for step in range(trainer.total_steps)])
         self.hook = self.importance.attach(trainer.optimizer)
 
     def after_training(self, trainer):

@@ -1,7 +1,8 @@
 """Orthogonal low-rank adaptation (Wang et al. 2023, "Orthogonal subspace learning for language model continual
 learning")."""
 
-from versatile.lifelong.strategies.base import Callback, Strategy
+from versatile.lifelong.strategies.base import Strategy
+from versatile.training.callbacks import Callback
 from versatile.utils import flags
 
 
