@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,29 @@ def test_python_combines_evaluates_and_answers_what_it_trained(tmp_path, monkeyp
     flags = dict(task="nlg", dataset_path=data["nlg"], model_checkpoint=vlm, no_sample=True, limit=2, max_length=4)
     scores = versatile.evaluate(flags)
     assert list(scores) == ["nlg"] and scores["nlg"]["instances"] == 2
+
+
+def run_here(code, tmp_path, monkeypatch):
+    """Execute code in an empty directory; returns its names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", without_java()["PATH"])
+    names = {"__name__": "notebook"}
+    exec(compile(code, "notebook.py", "exec"), names)
+    return names
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    names = run_here((ROOT / "docs/notebook.py").read_text(encoding="utf-8"), tmp_path, monkeypatch)
+    assert list(names["model"].tasks) == ["nlg", "qa"] and (tmp_path / "runs/notebook/both/run.json").is_file()
+
+
+def test_the_lines_of_python_in_readme_run(tmp_path, monkeypatch, capsys):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(import versatile\n.*?)```", text, re.S)
+    assert len(code.splitlines()) <= 10 and '"smollm2"' in code
+    code = code.replace("dict(flags,", 'dict(flags, model_checkpoint="tiny-gpt2", limit=4, max_steps=1,')
+    names = run_here(code, tmp_path, monkeypatch)
+    assert list(names["model"].tasks) == ["nlg", "mt"] and capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(("flags", "words"), [

@@ -58,7 +58,9 @@ def train(flags, script="train"):
 
     name, flags = _name_of(script), dict(flags)
     if not flags.get("resume"):
-        flags["output_dir"] = flags.get("output_dir") or default_directory(name)
+        tasks = flags.get("task") or flags.get("tasks") or ()
+        names = [tasks] if isinstance(tasks, str) else tasks
+        flags["output_dir"] = flags.get("output_dir") or default_directory(name, *names)
     run_script(name, flags)
     return Path(flags.get("resume") or flags["output_dir"])
 

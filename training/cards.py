@@ -1,0 +1,157 @@
+"""The README.md of a run directory: what was trained, how it scores, and the lines that load it (a model card)."""
+
+import re
+from pathlib import Path
+
+from versatile.adapters.backbones import bundled
+from versatile.utils.files import atomic_write
+from versatile.utils.screen import shell_command
+
+CARD = "README.md"
+LIBRARY = "versatile"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def write_model_card(directory, record, metrics=None, location=None, hub_name=None):
+    """Write a run directory's README.md. One that somebody else wrote stays as it is.
+
+    Args:
+        directory: of the run.
+        record: what its run.json holds.
+        metrics: what its metrics.json holds, once there is one.
+        location: where the directory will lie, if not where it lies now.
+        hub_name: its name on the hub, if it is pushed there.
+    """
+    from huggingface_hub import ModelCardData
+
+    path = Path(directory) / CARD
+    if path.is_file() and not is_model_card(path):
+        return
+    flags, location = record.get("flags", {}), str(location or directory)
+    backbone, tasks = backbone_of_run(flags), tasks_of_run(record)
+    # What the method's name is made of: "adapter+distillation", "lll".
+    tags = dict.fromkeys([LIBRARY, *re.split(r"\+", record.get("method") or ""), *tasks])
+    header = ModelCardData(library_name=LIBRARY, base_model=hub_id(backbone), tags=[t for t in tags if t])
+    parts = [
+        f"---\n{header.to_yaml()}\n---",
+        f"# {Path(location).name}",
+        _summary(record, backbone, tasks),
+        _scores(metrics or {}),
+        "## How to load it\n\n" + _loading(flags, tasks, location, hub_name),
+        _origin(record),
+    ]
+    with atomic_write(path) as file:
+        # A path that is not UTF-8 has lone surrogates.
+        file.reconfigure(errors="backslashreplace")
+        file.write("\n\n".join(part for part in parts if part) + "\n")
+
+
+def is_model_card(path):
+    """Whether a README.md was written by `write_model_card`."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        lines = [line for line, _ in zip(file, range(100))]
+    return lines[:1] == ["---\n"] and f"library_name: {LIBRARY}\n" in lines
+
+
+def backbone_of_run(flags):
+    """What a run's flags call its backbone, or None."""
+    named = (flags.get(flag) for flag in ("model_checkpoint", "model_name_or_path", "config_name"))
+    return next((name for name in named if isinstance(name, str) and name), None)
+
+
+def hub_id(backbone):
+    """A backbone's name on the hub, or None: it is a directory, or was made here."""
+    if backbone in bundled.NAMES:
+        return bundled.HUB_IDS.get(backbone)
+    on_the_hub = backbone and _HUB_NAME.fullmatch(backbone) and not Path(backbone).exists()
+    return backbone if on_the_hub else None
+
+
+def tasks_of_run(record):
+    """Names of the tasks that a run.json says were trained."""
+    flags = record.get("flags", {})
+    if isinstance(record.get("sources"), dict):
+        return list(record["sources"])
+    named = flags.get("task") or flags.get("tasks") or []
+    return [str(name) for name in ([named] if isinstance(named, str) else named)]
+
+
+def _summary(record, backbone, tasks):
+    known = hub_id(backbone)
+    beside = f"`{backbone}`" + (f" ({known})" if known and known != backbone else "")
+    script = (str(record.get("command") or "").split() or ["?"])[0]
+    rows = [("task" + "s" * (len(tasks) != 1), ", ".join(tasks) or "?"), ("backbone", beside),
+            ("method", record.get("method") or "?"), ("made by", f"`{script}`")]  # fmt: skip
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _scores(metrics):
+    """The scores that metrics.json holds, as a table; "" where it holds none."""
+    rows = []
+    if metrics.get("trained_parameters"):
+        rows.append(("trained parameters", f"{metrics['trained_parameters']:,}"))
+    rows += [(f"{split} {task}: {name}", f"{value:.4g}")
+             for split, tasks in _dict(metrics.get("scores")).items() for task, own in tasks.items()
+             for name, value in own.items()]  # fmt: skip
+    for task, own in _dict(metrics.get("tasks")).items():
+        scores = {name: score["score"] for name, score in _dict(own.get("scores")).items()}
+        scores |= {"NLL": own["valid_nll"], "PPL": own["valid_ppl"]} if "valid_nll" in own else {}
+        rows += [(f"{own.get('split', 'valid')} {task}: {name}", f"{value:.4g}") for name, value in scores.items()]
+    if metrics.get("valid_nll") is not None and "tasks" not in metrics:
+        rows += [("valid NLL", f"{metrics['valid_nll']:.4g}"), ("valid PPL", f"{metrics['valid_ppl']:.4g}")]
+    table = "\n".join(["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)])
+    return f"## What came out\n\n{table}" if rows else ""
+
+
+def _dict(value):
+    return value if isinstance(value, dict) else {}
+
+
+def _loading(flags, tasks, location, hub_name):
+    """The lines of Python and of the shell that load it."""
+    first = tasks[0] if tasks else "TASK"
+    directory = f"directory = {location!r}"
+    if hub_name:
+        directory = f"from huggingface_hub import snapshot_download\n\ndirectory = snapshot_download({hub_name!r})"
+    if "seq_train_type" in flags:
+        code = ("from versatile.adapters import checkpoint\n\n"
+                f"model, tokenizer = checkpoint.load({_last_stage(flags, location)})")
+        command = shell_command("evaluate_lifelong.py", "--model_dirs", location)
+    elif "adapter_config_name" in flags:
+        code = "from versatile.adapters import t5\n\nmodel, tokenizer = t5.load(directory)"
+        command = shell_command("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", location)
+    elif "freeze_encoder_layers" in flags:
+        code = "from versatile.adapters import bert\n\nmodel, tokenizer = bert.load(directory)"
+        command = shell_command("train_camtl.py", "--model_name_or_path", location, "--data_dir", "GLUE",
+                                "--output_dir", "results", "--do_eval")  # fmt: skip
+    else:
+        code = ("import versatile\n\nmodel = versatile.load(directory)\n"
+                f"print(model.generate_text({first!r}, {_sample(first)!r}))")
+        script = "evaluate.py" if "task" in flags else "evaluate_vlm.py"
+        command = shell_command(script, "--task", first if "task" in flags else "all", "--no_sample",
+                                "--model_checkpoint", location)  # fmt: skip
+    return f"```python\n{directory}\n\n{code}\n```\n\n```console\n{command}\n```"
+
+
+def _last_stage(flags, location):
+    """Where the model of a lifelong run lies, as an expression in Python."""
+    tasks, joint = flags["tasks"], flags["seq_train_type"] in ("multitask", "multilm")
+    stage = Path(location).name in tasks and (Path(location).parent / "run.json").is_file()
+    return "directory" if joint or stage else f'f"{{directory}}/{tasks[-1]}"'
+
+
+def _sample(task):
+    """Inputs of a task, as `TextModel.generate_text` takes them."""
+    from versatile.data.task import find
+
+    known = find(task)
+    sample = known.sample if known and known.sample else "an input"
+    return [[sample, "a turn of the conversation"]] if known and known.max_history else sample
+
+
+def _origin(record):
+    """How it came about."""
+    versions = ", ".join(f"{name} {version}" for name, version in _dict(record.get("versions")).items() if version)
+    lines = ["## Where it comes from", f"```console\n{record.get('command')}\n```",
+             "All flags, the seed and the commit are in `run.json`, what was measured in `metrics.json`."]  # fmt: skip
+    return "\n\n".join([*lines, versions] if versions else lines)
