@@ -88,6 +88,7 @@ def main(argv=None):
 def combine(args):
     from versatile.adapters import checkpoint
     from versatile.adapters import combine as combining
+    from versatile.training.cards import write_model_card
     from versatile.utils import devices
     from versatile.utils.files import atomic_directory, writable_directory, write_json
 
@@ -105,7 +106,9 @@ def combine(args):
         del model
         refuse_taken(args, beside)
         proofs = prove(args, beside, sources, inputs)
-        write_json(beside / "run.json", record(args, sources, proofs))
+        written = record(args, sources, proofs)
+        write_json(beside / "run.json", written)
+        write_model_card(beside, written, location=args.output)
         refuse_taken(args, beside)
     report(args, sources, counts, proofs)
 
@@ -173,11 +176,13 @@ def refuse_taken(args, beside=None):
     Args:
         beside: what is to take the output's name, where there is something already.
     """
+    from versatile.training.cards import CARD, is_model_card
+
     output = Path(args.output)
     if args.into and output.resolve() == Path(args.into).resolve():
-        new = {"run.json", *(p.name for p in beside.iterdir())} if beside else None
-        old = [p.name for p in output.iterdir() if p.suffix not in (".part", ".old")] if new else []
-        if lost := sorted(set(old) - (new or set())):
+        new = {"run.json", *(p.name for p in beside.iterdir())} - {CARD} if beside else None
+        old = [p for p in output.iterdir() if p.suffix not in (".part", ".old")] if new else []
+        if lost := sorted({p.name for p in old if p.name != CARD or not is_model_card(p)} - (new or set())):
             raise UserError(f"it also holds {', '.join(lost[:4])}, which would be lost", location=f"--into {args.into}",
                             expected="a directory that combine_all.py wrote",
                             remedy="name another directory for the result: --output VLM")  # fmt: skip

@@ -220,10 +220,12 @@ def save(model, tokenizer, directory):
     _write_tensors(directory / WEIGHTS, model.state_dict())
     tokenizer.save_pretrained(directory)
     backbone = model.config.to_dict()
+    name = backbone.pop("_name_or_path", None) or model.config._name_or_path
     config = dict(
         peft_type=PEFT_TYPE,
         task_type="SEQ_CLS",
-        base_model_name_or_path=backbone.pop("_name_or_path", None) or model.config._name_or_path,
+        base_model_name_or_path=name,
+        **embedded.hub_entry(name),
         form=model.form,
         max_seq_length=model.max_seq_length,
         # A list: the order gives the tasks their ids.

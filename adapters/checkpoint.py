@@ -116,7 +116,8 @@ def _backbone_name(model):
     """What adapter_config.json says of a backbone that is found by its name, or built from its seed."""
     seed = {} if model.random_init_seed is None else dict(random_init_seed=model.random_init_seed)
     fingerprint = model.backbone_fingerprint
-    return dict(base_model_name_or_path=model.config._name_or_path, base_model_fingerprint=fingerprint, **seed)
+    name = model.config._name_or_path
+    return dict(base_model_name_or_path=name, **embedded.hub_entry(name), base_model_fingerprint=fingerprint, **seed)
 
 
 def _save_backbone(model, directory):

@@ -1,6 +1,7 @@
 """Run directories: what was run, with what, and every checkpoint that allows going on exactly.
 
     runs/<name>/
+        README.md               the model card: what was trained, how to load it
         run.json                flags, seed, library versions, git commit, content keys of the data
         metrics.json            what came out
         (model files)           the best model so far; evaluate.py reads them here
@@ -21,6 +22,7 @@ import time
 from pathlib import Path
 
 from versatile.adapters.backbones import bundled
+from versatile.training.cards import write_model_card
 from versatile.utils import schema
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import (
@@ -108,6 +110,7 @@ class Run:
         cls.refuse_taken(directory)
         remove_leftovers(run.directory)
         write_json(run.directory / "run.json", record)
+        write_model_card(run.directory, record)
         return run
 
     @staticmethod
@@ -214,8 +217,9 @@ class Run:
             (self.directory / ".best").rmdir()
 
     def write_metrics(self, metrics):
-        """Write metrics.json."""
+        """Write metrics.json, and the scores into README.md."""
         write_json(self.directory / "metrics.json", metrics)
+        write_model_card(self.directory, stored(self.directory), metrics)
 
 
 _LOCKED = {}

@@ -19,6 +19,8 @@ from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_directory, cache_root, writable_cache
 
 NAMES = ("smollm2", "tiny-gpt2", "tiny-llama", "tiny-t5", "minilm", "tiny-bert")
+# What the packaged ones are called on the hub, where their weights are in full precision.
+HUB_IDS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "minilm": "sentence-transformers/all-MiniLM-L6-v2"}
 # Those that are BERTs; the others generate text.
 ENCODERS = ("minilm", "tiny-bert")
 
@@ -53,6 +55,11 @@ _COMMON_WORDS = """
     city country house street school book film song dog cat horse eat ate sleep slept run ran walk walked bought sold
     where why because before after between under over here there today yesterday tomorrow yes
 """
+
+
+def hub_entry(name):
+    """What a checkpoint's config says of a packaged backbone beside its short name; {} of others."""
+    return {"base_model_hub_id": HUB_IDS[name]} if name in HUB_IDS else {}
 
 
 def folder(name):
