@@ -326,7 +326,7 @@ def test_the_inputs_come_from_the_flag_then_the_run_then_the_samples(gpt2, tmp_p
         proof = json.loads((vlm / "run.json").read_text())["proof"]["nlg"]
         assert proof["data"] == str(read) and proof["max_abs_difference"] == 0
         shutil.rmtree(vlm)
-    monkeypatch.setattr(combine_all, "SAMPLES", tmp_path / "none")
+    monkeypatch.setattr("versatile.data.files.SAMPLES", tmp_path / "none")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         combined(tmp_path / "vlm", {"nlg": gpt2["nlg"]})
