@@ -51,7 +51,7 @@ def parser():
     sequence.name_flags(p)
     g = p.add_argument_group("what to evaluate")
     g.add_argument("--model_dirs", nargs="+", metavar="DIR",
-                   help="sequences' directories, e.g. one a seed (default: the one that the flags name)")  # fmt: skip
+                   help="sequences' directories, e.g. one per seed (default: the one that the flags name)")  # fmt: skip
     g.add_argument("--test_all", action="store_true", help="also the models after each epoch")
     g.add_argument("--before", action="store_true",
                    help="also the model before any training, which forward transfer is told from")  # fmt: skip
@@ -108,30 +108,30 @@ def evaluate(args, given):
     runs = [scoring.open_sequence_run(folder) for folder in args.model_dirs]
     same_runs(runs, {flag: value for flag, value in given.items() if flag in NAMING})
     data_dir = args.data_dir or runs[0].flags.data_dir
-    parts = scoring.read(runs[0].flags.tasks, data_dir, "train" if args.test_training_set else "test", args.limit,
-                         args.ref1)  # fmt: skip
+    splits = scoring.read_splits(runs[0].flags.tasks, data_dir, "train" if args.test_training_set else "test",
+                                 args.limit, args.ref1)  # fmt: skip
     flag = "--output_dir" if args.output_dir else "--model_dirs"
     output = writable_directory(args.output_dir or runs[0].folder, flag)
-    locations = output_places(runs, output)
-    how = scoring.EvalConfig(sampling(args), args.test_batch_size, args.max_len, dtype, idist.device(), args.samples,
+    locations = output_directories(runs, output)
+    config = scoring.EvalConfig(sampling(args), args.test_batch_size, args.max_len, dtype, idist.device(), args.samples,
                              inference_name=args.infer_task)  # fmt: skip
     asked = dict(split="train" if args.test_training_set else "test", limit=args.limit, ref1=args.ref1,
-                 decoding=how.sampling or "greedy")  # fmt: skip
+                 decoding=config.sampling or "greedy")  # fmt: skip
     matrices = []
     for run, location in zip(runs, locations):
         print(f"\n{run.folder}: {', '.join(run.flags.tasks)}", flush=True)
         if run.only_end:
             print(f"only the end is scored: {run.only_end}", flush=True)
-        asked_here = replace(how, inference=scoring.make_inference(args.infer_task, run, data_dir))
-        matrices.append(scoring.matrix_of(run, parts, asked_here, location, args.test_all, args.before))
+        asked_here = replace(config, inference=scoring.make_inference(args.infer_task, run, data_dir))
+        matrices.append(scoring.compute_matrix(run, splits, asked_here, location, args.test_all, args.before))
         if len(runs) > 1:
-            scoring.write(location, matrices[-1:], [run.flags.seed], run.title, asked)
-    scoring.write(output, matrices, [run.flags.seed for run in runs], runs[0].title, asked)
+            scoring.write_matrix(location, matrices[-1:], [run.flags.seed], run.title, asked)
+    scoring.write_matrix(output, matrices, [run.flags.seed for run in runs], runs[0].title, asked)
     tables = "\n".join(filter(None, [matrix.markdown(matrices), matrix.side_by_side(matrices)]))
     print(f"\n{tables}\nmatrix.json, matrix.md and matrix.png in {output}")
 
 
-def output_places(runs, output):
+def output_directories(runs, output):
     """Where each run's answers and scores go: into the run itself, or below --output_dir, named as the runs differ."""
     folders, output = [run.folder.resolve() for run in runs], Path(output)
     if len(runs) == 1 and output.resolve() == folders[0]:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Learn a sequence of tasks, one after another, without forgetting: LAMOL, L2KD, EWC, MAS, GEM and what they beat.
+"""Train on a sequence of tasks, one after another, without forgetting: LAMOL, L2KD, EWC, MAS, GEM and what they beat.
 
   one CPU or one GPU (a GPU is used where there is one):
     export DATA_DIR=… MODEL_ROOT_DIR=…
@@ -58,8 +58,8 @@ def parser():
     g = p.add_argument_group("losses")
     g.add_argument("--lm_lambda", type=flags.not_negative_rate, default=0.25, help="weight of generating the sample")
     g.add_argument("--tokens_weight", type=flags.rate, default=5.0, help="of __ans__ and __sep__ as labels")
-    g.add_argument("--teacher_dir", help="--distil: teachers, a directory a task (default: the single-task lll models "
-                                         "below MODEL_ROOT_DIR/<model>/lll)")  # fmt: skip
+    g.add_argument("--teacher_dir", help="--distil: teachers, one directory per task (default: the single-task lll "
+                                         "models below MODEL_ROOT_DIR/<model>/lll)")  # fmt: skip
     g.add_argument("--train_teachers", action="store_true",
                    help="--distil: train each task's teacher first, once for the same data and flags; "
                         "--seq_distil: it writes the texts where there are none")  # fmt: skip
@@ -178,26 +178,26 @@ def train(args, given):
         for task in tasks.sequence(args.tasks):
             tasks.find(args.data_dir, task, "distil" if args.seq_distil else "train")
     with idist.one_rank_first(local=True):
-        learner = learning.load(args)
-        experiment.warm_start(args, run, learner.model, learner.tokenizer)
-    learning.check_test(learner.encoder, args)
+        lifelong_model = learning.load_model(args)
+        experiment.warm_start(args, run, lifelong_model.model, lifelong_model.tokenizer)
+    learning.warn_of_long_tests(lifelong_model.encoder, args)
     if args.distil and named:
-        teaching.check_teachers(learner, teachers, args)
+        teaching.check_teachers(lifelong_model, teachers, args)
     made = distilled_texts(args, teachers, dtype)
     data = learning.read_tasks(args, made)
     # What a teacher wrote is cut where it is too long.
     theirs = data if args.unbound and made else made
-    learning.check_answers(learner.encoder, {name: qas for name, qas in data.items() if name not in theirs})
+    learning.check_answers(lifelong_model.encoder, {name: qas for name, qas in data.items() if name not in theirs})
     if args.distil and not named:
         teachers |= {name: learning.train_teacher(args, name, dtype) for name in args.tasks if name not in teachers}
-        teaching.check_teachers(learner, teachers, args)
-    experiment.say(adapting.parameter_summary(learner.model))
-    experiment.prepare_for_training(learner.model, args, dtype)
+        teaching.check_teachers(lifelong_model, teachers, args)
+    experiment.say(adapting.parameter_summary(lifelong_model.model))
+    experiment.prepare_for_training(lifelong_model.model, args, dtype)
     if run is None:
         args.output_dir = str(args.output_dir or sequence.directory(args))
         run = experiment.new_run(args, (), args.seq_train_type)
     check_skipped(args, run)
-    learning.Sequence(args, learner, data, run.directory, dtype, teachers.get).learn()
+    learning.Sequence(args, lifelong_model, data, run.directory, dtype, teachers.get).train()
     data = ["--data_dir", args.data_dir] if args.data_dir else []
     following = shell_command("evaluate_lifelong.py", *data, "--model_dirs", run.directory)
     experiment.say(f"\nnext: {following}")
@@ -224,9 +224,9 @@ def open_sequence(args, given):
     except UserError as error:
         if typed:
             raise
-        found = error.found.replace(" was given, the run was started with", " now, and it was trained with")
-        raise UserError(f"this directory holds another run: {found}", location=f"--output_dir {folder}",
-                        expected="an empty place, or the same sequence, which is then gone on with",
+        message = error.found.replace(" was given, the run was started with", " now, and it was trained with")
+        raise UserError(f"this directory holds another run: {message}", location=f"--output_dir {folder}",
+                        expected="an empty directory, or the same sequence, which is then resumed",
                         remedy="choose another directory with --output_dir") from error  # fmt: skip
 
 

@@ -40,8 +40,8 @@ class Predictor:
         """
         most = inference.prepare_for_inference(model, device, dtype)[1]
         positions = min(most, max_len)
-        made = encoder(tokenizer, positions, SEP in tokenizer.get_vocab(), most)
-        return cls(model, tokenizer, made, positions, dtype)
+        encoder = make_encoder(tokenizer, positions, SEP in tokenizer.get_vocab(), most)
+        return cls(model, tokenizer, encoder, positions, dtype)
 
     @classmethod
     def load(cls, folder, device, dtype, max_len):
@@ -53,7 +53,7 @@ class Predictor:
 LEAST, BESIDE = 9, 3
 
 
-def encoder(tokenizer, positions, use_sep, most):
+def make_encoder(tokenizer, positions, use_sep, most):
     """The `Encoder` of sequences of so many positions; the last label needs one of them.
 
     Args:
@@ -74,11 +74,11 @@ class TooLong(UserError):
     needed = 0
 
 
-def check_fit(made, qas):
+def check_fit(encoder, qas):
     """Refuse answers that do not fit even without a context.
 
     Args:
-        made: `Encoder`, of `encoder`.
+        encoder: `Encoder`, of `make_encoder`.
         qas: a list of `QA`.
 
     Returns:
@@ -87,20 +87,20 @@ def check_fit(made, qas):
     Raises:
         TooLong: of the longest one.
     """
-    longest, where, room = 0, None, made.max_len + 1 - BESIDE
+    longest, where, room = 0, None, encoder.max_len + 1 - BESIDE
     for first in range(0, len(qas), 2000):
         chunk = [(qa, text) for qa in qas[first : first + 2000] for text in qa.answers]
-        for (qa, _), ids in zip(chunk, made.tokenize([text for _, text in chunk])):
+        for (qa, _), ids in zip(chunk, encoder.tokenize([text for _, text in chunk])):
             if len(ids) > longest:
                 longest, where = len(ids), qa.location
     if longest <= room:
         return longest
     needed = longest + BESIDE
-    if needed <= made.most:
-        expected = f"at most {room} with --max_len {made.max_len + 1}"
+    if needed <= encoder.most:
+        expected = f"at most {room} with --max_len {encoder.max_len + 1}"
         remedy = f"--max_len {needed}, or more for its context; or take the sample out"
     else:
-        expected = f"at most {made.most - BESIDE}: the model has {made.most} positions"
+        expected = f"at most {encoder.most - BESIDE}: the model has {encoder.most} positions"
         remedy = "shorten it, or take the sample out"
     error = TooLong(f"an answer has {longest} tokens", location=where, expected=expected, remedy=remedy)
     error.needed = needed
@@ -121,18 +121,18 @@ def answer(predictor, qas, sampling=None, batch_size=32, progress=None, task=Non
     Returns:
         (texts, prompts and answers as lists of ids)
     """
-    made, tokenizer = predictor.encoder, predictor.tokenizer
-    limit = max(1, check_fit(made, qas))
-    prompts = made.prompts(qas, limit)
-    # The end of an answer has a place, too.
+    encoder, tokenizer = predictor.encoder, predictor.tokenizer
+    limit = max(1, check_fit(encoder, qas))
+    prompts = encoder.prompts(qas, limit)
+    # The end of an answer takes a position, too.
     limit = min(limit, predictor.positions - 1 - max(map(len, prompts)))
     sampling = dict(no_sample=False, **sampling) if sampling else dict(no_sample=True)
-    how = Decoding(max_length=limit, min_length=0, batch_size=batch_size, **sampling)
+    decoding = Decoding(max_length=limit, min_length=0, batch_size=batch_size, **sampling)
     task_ids = routing.row_task_ids(predictor.model, task if isinstance(task, list) else [task] * len(qas))
-    starts = [Prompt(ids, None, task_id, made.eos) for ids, task_id in zip(prompts, task_ids)]
-    found = decode(predictor.model, tokenizer, starts, how, dtype=predictor.dtype, progress=progress)
-    texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() for ids in found]
-    return texts, list(zip(prompts, found))
+    starts = [Prompt(ids, None, task_id, encoder.eos) for ids, task_id in zip(prompts, task_ids)]
+    outputs = decode(predictor.model, tokenizer, starts, decoding, dtype=predictor.dtype, progress=progress)
+    texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() for ids in outputs]
+    return texts, list(zip(prompts, outputs))
 
 
 @torch.no_grad()
@@ -150,7 +150,7 @@ def log_probabilities(predictor, pairs, batch_size=32, task=None, has_end=True):
     """
     device = next(predictor.model.parameters()).device
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
-    found = [0.0] * len(pairs)
+    totals = [0.0] * len(pairs)
     task_ids = routing.row_task_ids(predictor.model, task if isinstance(task, list) else [task] * len(pairs))
     end = [predictor.encoder.eos] if has_end else []
     for first in range(0, len(order), batch_size):
@@ -164,8 +164,8 @@ def log_probabilities(predictor, pairs, batch_size=32, task=None, has_end=True):
         logs = output.scores.float().log_softmax(-1).cpu()[real].gather(1, targets[real, None]).squeeze(1)
         sums = torch.zeros(len(chosen)).index_add(0, rows[real], logs)
         for i, value in zip(chosen, sums.tolist()):
-            found[i] = value
-    return found
+            totals[i] = value
+    return totals
 
 
 def _labelled(pairs, end, pad_id):

@@ -3,8 +3,8 @@
     python -m lifelong.compare results/finetune results/lamol results/ewc --output results/lifelong.md
     python -m lifelong.compare --runs "fine-tuning=results/finetune" "LAMOL=results/lamol" --output results/lifelong.md
 
-Each place is a directory with the matrix.json that evaluate_lifelong.py wrote, of one seed or several. The picture lies
-beside the table, as .png.
+Each argument is a directory with the matrix.json that evaluate_lifelong.py wrote, of one seed or several. The picture
+lies beside the table, as .png.
 """
 
 import json

@@ -69,9 +69,9 @@ def memory_losses(model, batches, dtype=torch.float32, whole=True):
 
     def losses(step):
         plan = batches.plan()
-        made = [batches.batch(0, i) for i in (range(len(plan)) if whole else [step % len(plan)])]
-        labels = sum(count for _, count in made)
-        for batch, _ in made:
+        chosen = [batches.batch(0, i) for i in (range(len(plan)) if whole else [step % len(plan)])]
+        labels = sum(count for _, count in chosen)
+        for batch, _ in chosen:
             with autocast(model.device, dtype):
                 loss = cross_entropy(model, batch, labels)
             yield loss
@@ -119,8 +119,8 @@ class Projection(Callback):
     def _gradient(self, losses):
         # Not `backward`: where several processes learn it would tell DDP that a parameter was used which the next
         # step does not use, as an earlier task's own adapter.
-        found = (torch.autograd.grad(loss, self.parameters, allow_unused=True) for loss in losses)
-        gradient = summed(sum(map(self._flat, found)))
+        gradients = (torch.autograd.grad(loss, self.parameters, allow_unused=True) for loss in losses)
+        gradient = summed(sum(map(self._flat, gradients)))
         return gradient * (self.max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
 
     def _flat(self, gradients):

@@ -12,7 +12,7 @@ whole of its training a parameter of mean importance is then drawn back to e^-re
 hundred times as important to e^-(100 reg_lambda), whatever the model, the rate and the number of steps.
 
 p* is where the parameter stood at the end of the task before. In LAMOL it stays where the first task began: a fault,
-which pulls everything trained back to the start. Another one: EWC's last gradient there is still in place when the next
+which pulls everything trained back to the start. Another one: EWC's last gradient there is still there when the next
 task begins, and is added to that of its first step.
 """
 
@@ -27,7 +27,7 @@ EWC, MAS = "ewc", "mas"
 
 
 class Importance:
-    """The importance of a model's trained parameters, and the penalty for leaving their place.
+    """The importance of a model's trained parameters, and the penalty for leaving their anchor.
 
     A parameter that is new at a later task has no importance yet; a table that has grown has none in its new rows.
 
@@ -53,7 +53,7 @@ class Importance:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def finish_task(self, batches, samples, dtype=torch.float32):
-        """Add the importance of a task that has been trained, and take the present place of the parameters for p*.
+        """Add the importance of a task that has been trained, and take the parameters as they are for p*.
 
         Args:
             batches: its batches, each once, of this process: for EWC dicts of tensors with `labels` on the answers;
@@ -153,7 +153,7 @@ def read(path, importance):
         UserError: there is none, it cannot be read, or it is of another model.
     """
     trained = {name: p.shape for name, p in importance.trained().items()}
-    remedy = f"copy it again from where the sequence was trained, or remove {path.parent.parent} and learn it anew"
+    remedy = f"copy it again from where the sequence was trained, or remove {path.parent.parent} and train it anew"
     expected = "what the tasks trained so far need to be held, written when the task before was finished"
     try:
         state = torch.load(path, "cpu", weights_only=True)

@@ -61,7 +61,7 @@ class LifelongModel:
     fingerprint: str
 
 
-def load(args):
+def load_model(args):
     """The backbone with the tokens of all tasks of the sequence: `LifelongModel`, not yet on its device."""
     model, tokenizer = backbones.load(args.model_checkpoint)
     names = special_tokens(sequence.trained_names(args), args.add_task_tokens, args.use_sep)
@@ -77,25 +77,25 @@ def load(args):
         adapting.chain_tasks(model)
     model.info.encoder = "question_answer"
     routing.hold_empty_rows(model)
-    made = answers.encoder(tokenizer, positions, args.use_sep, most)
-    return LifelongModel(model, tokenizer, made, positions, model.backbone_fingerprint)
+    encoder = answers.make_encoder(tokenizer, positions, args.use_sep, most)
+    return LifelongModel(model, tokenizer, encoder, positions, model.backbone_fingerprint)
 
 
-def read_tasks(args, made=None):
-    """{task name: its `QA`s to learn from}: all files are read before anything is trained.
+def read_tasks(args, texts=None):
+    """{task name: its `QA`s to train on}: all files are read before anything is trained.
 
     Args:
-        made: {task name: a file of a teacher's texts}, in place of those of the data directory.
+        texts: {task name: a file of a teacher's texts}, in place of those of the data directory.
     """
     split = "distil" if args.seq_distil else "train"
-    found = {}
+    data = {}
     for task in tasks.sequence(args.tasks):
-        path = (made or {}).get(task.name)
-        found[task.name] = samples.store_task(task, args.data_dir, split, path)[: args.limit]
-    return parts(found, args) if args.unbound else found
+        path = (texts or {}).get(task.name)
+        data[task.name] = samples.store_task(task, args.data_dir, split, path)[: args.limit]
+    return cut_into_parts(data, args) if args.unbound else data
 
 
-def parts(data, args):
+def cut_into_parts(data, args):
     """{part: its `QA`s} of --unbound: the tasks' samples, one task behind another, in as many parts of one size."""
     every, names = RowChain(data.values()), sequence.trained_names(args)
     if len(every) < len(names):
@@ -105,38 +105,38 @@ def parts(data, args):
     return {name: every[first:last] for name, first, last in zip(names, bounds, bounds[1:])}
 
 
-def check_answers(made, data):
+def check_answers(encoder, data):
     """Refuse answers that do not fit even without a context: they could only be trained in part.
 
     Args:
-        made: `Encoder`.
+        encoder: `Encoder`.
         data: {task: a list of `QA`}.
     """
     for qas in data.values():
-        answers.check_fit(made, qas)
+        answers.check_fit(encoder, qas)
 
 
-def check_test(made, args):
+def warn_of_long_tests(encoder, args):
     """Say, before anything is trained, which test files evaluate_lifelong.py could not use as it stands.
 
     Args:
-        made: `Encoder`.
+        encoder: `Encoder`.
     """
     for task in tasks.sequence(args.tasks):
         try:
             tasks.find(args.data_dir, task, "test")
         except UserError:
-            # It is not needed to learn.
+            # Training does not need it.
             continue
         try:
-            answers.check_fit(made, samples.load_task(task, args.data_dir, "test"))
+            answers.check_fit(encoder, samples.load_task(task, args.data_dir, "test"))
         except answers.TooLong as error:
             longer = f"train with a higher --max_len, or evaluate_lifelong.py --max_len {error.needed} evaluates it"
             say(f"warning: {error.location}, to be evaluated: {error.found}, {error.expected};\n"
-                f"  {longer if error.needed <= made.most else error.remedy}")  # fmt: skip
+                f"  {longer if error.needed <= encoder.most else error.remedy}")  # fmt: skip
 
 
-def epochs_of(args, sizes):
+def count_epochs(args, sizes):
     """{task: epochs}: with --dynamic_epochs smaller tasks get more, up to --max_n_epochs."""
     if not args.dynamic_epochs:
         return dict.fromkeys(sizes, args.n_train_epochs)
@@ -149,25 +149,28 @@ class Sequence:
 
     Args:
         args: flags of train_lifelong.py.
-        learner: `LifelongModel`.
+        lifelong_model: `LifelongModel`.
         data: of `read_tasks`.
         folder: the sequence's directory.
         dtype: precision of the matrix products.
         teacher_of: task -> directory of its teacher, or None.
     """
 
-    def __init__(self, args, learner, data, folder, dtype, teacher_of=None):
-        self.args, self.learner, self.data, self.folder, self.dtype = args, learner, data, Path(folder), dtype
+    def __init__(self, args, lifelong_model, data, folder, dtype, teacher_of=None):
+        self.args, self.data, self.folder, self.dtype = args, data, Path(folder), dtype
+        self.lifelong_model = lifelong_model
+        self.model, self.tokenizer = lifelong_model.model, lifelong_model.tokenizer
+        self.encoder, self.positions = lifelong_model.encoder, lifelong_model.positions
         self.mode, self.teacher_of = args.seq_train_type, teacher_of
         self.rank, self.world = idist.get_rank(), idist.get_world_size()
         self.sizes = {task: len(qas) for task, qas in data.items()}
-        self.epochs = epochs_of(args, self.sizes)
+        self.epochs = count_epochs(args, self.sizes)
         self.progress = sequence.Progress(folder, self.world)
         self.strategy = get_strategy(args)(self)
 
     # ---- the sequence
 
-    def learn(self):
+    def train(self):
         """Learn every stage that is not done yet; the model ends as the last one left it."""
         stages = sequence.stages(self.args)
         self.resume(list(stages))
@@ -175,7 +178,7 @@ class Sequence:
             if stage in self.progress.finished:
                 say(f"{stage}: trained already")
                 continue
-            self.stage(number, stage, names)
+            self.train_stage(number, stage, names)
 
     def resume(self, order):
         """Take up what the last finished stage left."""
@@ -191,37 +194,37 @@ class Sequence:
             return
         sequence.check_models(self.folder, self.args, finished)
         folder = sequence.stage_directory(self.folder, finished[-1])
-        checkpoint.load_weights(self.learner.model, folder)
+        checkpoint.load_weights(self.model, folder)
         if self.strategy.state_file and (len(finished) < len(order) or not self.strategy.transient_state):
             self.strategy.load_state(folder, sequence.repair_remedy(self.folder, self.args, finished))
 
-    def stage(self, number, stage, names):
+    def train_stage(self, number, stage, names):
         """Learn one stage."""
         folder = sequence.stage_directory(self.folder, stage)
         say(f"\n{stage}: task {number + 1} of {len(sequence.stages(self.args))}, "
             f"{counted(sum(self.sizes[name] for name in names), 'sample')}", flush=True)  # fmt: skip
-        run = self.open(folder)
-        rows = self.strategy.training_rows({name: self.own(name) for name in names})
+        run = self.open_run(folder)
+        rows = self.strategy.training_rows({name: self.encode_task(name) for name in names})
         if replayed := self.strategy.before_task(list(self.data)[:number], list(names)):
             rows = RowChain([rows, replayed])
-        teacher = self.teacher(names[0]) if self.args.distil else None
-        trainer = self.trainer(run, rows, names, teacher)
+        teacher = self.load_stage_teacher(names[0]) if self.args.distil else None
+        trainer = self.make_trainer(run, rows, names, teacher)
         say(f"run: {run.directory}  ({counted(trainer.total_steps, 'step')}, {counted(len(rows), 'sample')}, "
             f"{counted(trainer.plan.epochs, 'epoch')}, {self.dtype}, {trainer.device})", flush=True)  # fmt: skip
         result = trainer.fit()
-        self.finish(run, stage, names, rows, trainer, result)
+        self.finish_stage(run, stage, names, rows, trainer, result)
         # In several processes each stage's wrapper holds hooks of the model until it is collected.
         del trainer
         gc.collect()
 
-    def open(self, folder):
-        """The stage's `StageRun`, begun or made."""
+    def open_run(self, folder):
+        """The stage's `StageRun`, begun or created."""
         keep, path = self.args.keep_checkpoints, folder / "run.json"
         if not path.exists() and self.rank == 0:
             sequence.StageRun.create(folder, record(self.args, method=self.mode), keep)
         return sequence.StageRun(folder, keep)
 
-    def finish(self, run, stage, names, rows, trainer, result):
+    def finish_stage(self, run, stage, names, rows, trainer, result):
         """Keep the model, and what the next stages need to know of this one."""
         say(f"done: {counted(result['steps'], 'step')}, {result['tokens_per_second']:.0f} tokens/s, "
             f"{result['seconds']:.0f} s, peak memory {result['peak_memory_mb']} MB")  # fmt: skip
@@ -230,13 +233,13 @@ class Sequence:
         trainer.on_rank0(lambda: run.finish(run.files.save))
         strategy = self.strategy
         if not last:
-            strategy.after_task(names[0], lambda: self.batches(rows, Objective(None), weighted=False, share=False))
+            strategy.after_task(names[0], lambda: self.make_batches(rows, Objective(None), weighted=False, share=False))
         if strategy.state_file and not (last and strategy.transient_state):
             trainer.on_rank0(lambda: strategy.save_state(run.directory))
         more = dict(task=stage, tasks=names, mode=self.mode, samples=sum(self.sizes[name] for name in names),
                     replayed=dict(Counter(row.task for row in rows if row.replayed)), epochs=trainer.plan.epochs,
-                    cut=self.learner.encoder.counts, **adapting.count_parameters(self.learner.model))  # fmt: skip
-        trainer.on_rank0(lambda: _report(run, more | strategy.metrics() | result))
+                    cut=self.encoder.counts, **adapting.count_parameters(self.model))  # fmt: skip
+        trainer.on_rank0(lambda: write_report(run, more | strategy.metrics() | result))
         self.progress.finished.append(stage)
         trainer.on_rank0(self.progress.write)
         trainer.on_rank0(self.drop_finished)
@@ -257,7 +260,7 @@ class Sequence:
     def save(self, folder, names):
         """Write the model of a stage of these tasks, at any of its steps."""
         self.copy_adapter_forward(names)
-        checkpoint.save(self.learner.model, self.learner.tokenizer, folder)
+        checkpoint.save(self.model, self.tokenizer, folder)
 
     def copy_adapter_forward(self, names):
         """--own_adapters previous: what is not trained yet starts from what this stage makes of its adapter.
@@ -267,34 +270,34 @@ class Sequence:
         """
         if self.args.own_adapters == sequence.PREVIOUS:
             order = list(self.data)
-            routing.copy_adapter_forward(self.learner.model, names[0], order[order.index(names[0]) + 1 :])
+            routing.copy_adapter_forward(self.model, names[0], order[order.index(names[0]) + 1 :])
 
     # ---- what is trained
 
     def encode(self, name, chosen=None, replayed=False):
         """Rows of a task's samples, all or those at the positions `chosen`."""
-        encoder, gen = self.learner.encoder, gen_token(name, self.args.add_task_tokens)
+        encoder, gen = self.encoder, gen_token(name, self.args.add_task_tokens)
         if chosen is None:
             return encoder.load(self.data[name], gen, name)
         return encoder.encode([self.data[name][i] for i in chosen], gen, name, replayed)
 
-    def own(self, name):
+    def encode_task(self, name):
         """Rows of a task's samples; says how many had to be cut."""
-        before = Counter(self.learner.encoder.counts)
+        before = Counter(self.encoder.counts)
         rows = self.encode(name)
-        if cut := self.learner.encoder.counts - before:
+        if cut := self.encoder.counts - before:
             parts = ", ".join(f"the {what.split()[0]} of {count:,}" for what, count in cut.items())
-            say(f"{name}: cut to fit {self.learner.positions} tokens (--max_len): {parts} of {len(rows):,} samples")
+            say(f"{name}: cut to fit {self.positions} tokens (--max_len): {parts} of {len(rows):,} samples")
         return rows
 
-    def objective(self):
+    def make_objective(self):
         """What a sample's loss is."""
-        made = self.learner.encoder
-        weights = {token: self.args.tokens_weight for token in (made.ans, made.sep) if token is not None}
+        marks = self.encoder.ans, self.encoder.sep
+        weights = {token: self.args.tokens_weight for token in marks if token is not None}
         lm = self.args.lm_lambda if self.strategy.generates_samples else None
         return Objective(lm, weights, self.args.distil, self.strategy.replay_weight)
 
-    def batches(self, rows, objective, weighted=True, share=True, companions=None):
+    def make_batches(self, rows, objective, weighted=True, share=True, companions=None):
         """`LifelongBatches` sized as the flags or the device say."""
         args, world = self.args, self.world if share else 1
         if args.train_batch_size:
@@ -304,46 +307,46 @@ class Sequence:
             mib, half = batching.memory_mib(idist.device()), self.dtype != torch.float32
             budget = batching.budget(self.strategy.memory_share, mib, half, self.args.distil)
             cap = batching.most_samples(len(rows), args.min_n_steps, args.min_batch_size)
-        return batching.LifelongBatches(rows, objective, self.learner.tokenizer.pad_token_id, self.learner.positions,
+        return batching.LifelongBatches(rows, objective, self.tokenizer.pad_token_id, self.positions,
                                         budget, cap, weighted=weighted, rank=self.rank if share else 0, world=world,
-                                        task_ids=routing.task_ids(self.learner.model, self.data),
+                                        task_ids=routing.task_ids(self.model, self.data),
                                         seed=args.seed, companions=companions)  # fmt: skip
 
-    def trainer(self, run, rows, names, teacher):
+    def make_trainer(self, run, rows, names, teacher):
         """The stage's `Trainer`."""
-        args, learner = self.args, self.learner
-        batches = self.batches(rows, self.objective(), companions=self.strategy.companions)
+        args, model = self.args, self.model
+        batches = self.make_batches(rows, self.make_objective(), companions=self.strategy.companions)
         # Of a joint strategy all tasks have as many.
         epochs = self.epochs[names[0]]
-        lr, eps = rates(args)
+        lr, eps = choose_rates(args)
         settings = Settings(n_epochs=epochs, max_norm=args.max_grad_norm, seed=args.seed, save_steps=args.save_steps,
                             log_every=args.logging_steps, dtype=self.dtype,
                             gradient_accumulation_steps=args.gradient_accumulation_steps)  # fmt: skip
         plan = StepPlan(batches, settings)
         annealing = Annealing.of(lr, len(batches), epochs, args.n_warmup_ratio, args.decay_style)
-        files = ModelFiles(lambda at: self.save(at, names), lambda at: checkpoint.load_weights(learner.model, at))
-        run.bind(files, _key(rows), resume_command("train_lifelong.py", self.folder))
+        files = ModelFiles(lambda at: self.save(at, names), lambda at: checkpoint.load_weights(model, at))
+        run.bind(files, rows_key(rows), resume_command("train_lifelong.py", self.folder))
         run.epoch_steps, run.epochs, run.keep_epochs = plan.epoch_steps, epochs, not args.only_final
         return Trainer(
-            learner.model, batches, WeightedLoss(teacher, self.strategy.loss_terms()),
-            build_adamw(learner.model, lr, eps, args.weight_decay),
+            model, batches, WeightedLoss(teacher, self.strategy.loss_terms()),
+            build_adamw(model, lr, eps, args.weight_decay),
             lambda step: annealing(batches.seen(plan.micro_batches(step))), run,
-            callbacks=[SplitBatches(batches), MaskAbsentTasks(routing.owners(learner.model, self.data)),
+            callbacks=[SplitBatches(batches), MaskAbsentTasks(routing.owners(model, self.data)),
                        *self.strategy.callbacks()], settings=settings,
         )  # fmt: skip
 
     # ---- teachers
 
-    def teacher(self, name):
+    def load_stage_teacher(self, name):
         """`Teacher` of a task."""
         folder = self.teacher_of(name)
         say(f"{name}: distilled from the teacher {folder}")
-        found = load_teacher(self.learner, folder, name, self.args, self.dtype)
-        inference.prepare_for_inference(found.model, idist.device(), self.dtype)
-        return found
+        teacher = load_teacher(self.lifelong_model, folder, name, self.args, self.dtype)
+        inference.prepare_for_inference(teacher.model, idist.device(), self.dtype)
+        return teacher
 
 
-def rates(args):
+def choose_rates(args):
     """(highest learning rate, eps of Adam)."""
     lr, eps = RATES["adapter" if sequence.choose_method(args) else "full"]
     return args.learning_rate or lr, args.adam_epsilon or eps
@@ -367,20 +370,20 @@ def train_teacher(args, task, dtype):
                            "own_adapters"), False)  # fmt: skip
     own = Namespace(**{**vars(args), **plain, "tasks": [task], "seq_train_type": "lll"})
     # Other tasks may want other teachers first; a new model for each keeps them apart.
-    learner, data = load(own), read_tasks(own)
-    how = {flag: getattr(own, flag) for flag in _TEACHING}
+    lifelong_model, data = load_model(own), read_tasks(own)
+    settings = {flag: getattr(own, flag) for flag in _TEACHING}
     # Named only where it is given: teachers that are there already keep their names.
-    how |= {flag: getattr(own, flag) for flag in sequence.METHOD_FLAGS if getattr(own, flag, None) is not None}
-    key = content_key([how, learner.fingerprint, idist.get_world_size(), contents(data[task])])
+    settings |= {flag: getattr(own, flag) for flag in sequence.METHOD_FLAGS if getattr(own, flag, None) is not None}
+    key = content_key([settings, lifelong_model.fingerprint, idist.get_world_size(), contents(data[task])])
     folder = sequence.model_directory(args) / "teachers" / f"{task}_{key}"
     if finished := sequence.Progress(folder, idist.get_world_size()).finished:
         sequence.check_models(folder, own, finished)
         say(f"{task}: the teacher is there already: {folder / task}")
         return folder / task
     say(f"\nteacher of {task}: {folder}")
-    check_answers(learner.encoder, data)
-    prepare_for_training(learner.model, args, dtype)
-    Sequence(own, learner, data, folder, dtype).learn()
+    check_answers(lifelong_model.encoder, data)
+    prepare_for_training(lifelong_model.model, args, dtype)
+    Sequence(own, lifelong_model, data, folder, dtype).train()
     return folder / task
 
 
@@ -389,7 +392,7 @@ def counted(number, noun):
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
-def _key(rows):
+def rows_key(rows):
     """Names the rows that a checkpoint was trained on."""
     digest = hashlib.sha256()
     for row in rows:
@@ -397,7 +400,7 @@ def _key(rows):
     return digest.hexdigest()[:16]
 
 
-def _report(run, metrics):
+def write_report(run, metrics):
     write_json(run.directory / "training_metrics.json", metrics)
     title = f"{metrics['task']}: {run.directory}"
     plots.learning_curve(run.directory / "learning_curve.png", metrics["history"], title)

@@ -47,7 +47,7 @@ class Objective:
     replay_weight: float | None = None
 
     def sequences(self, row):
-        """[(objective, ids with the last label behind them, place of the first label)] of an `encoding.Row`."""
+        """[(objective, ids with the last label behind them, position of the first label)] of an `encoding.Row`."""
         qa = QA, [*row.cqa, row.last], row.prompt_length
         return [qa] if self.lm_lambda is None else [qa, (LM, [row.gen, *row.cqa, row.last], 1)]
 
@@ -88,7 +88,7 @@ class Targets:
     Attributes:
         hard: [n] weight of each label's cross-entropy, or None where all are 0; n as in `label_places`.
         at: [m] which of the n labels are distilled from a teacher, rounded up to a multiple of 64, or None.
-        soft: [m] weight of their divergences; 0 where a place is only there to round up.
+        soft: [m] weight of their divergences; 0 where an entry is only there to round up.
         stored: (ids, scores) [m, k] of a model before at these labels, instead of a teacher; or None.
     """
 
@@ -203,7 +203,7 @@ class Teacher:
         if self.model.info.first != first or any(theirs.get(token) != i for token, i in plain.items()):
             raise UserError("the teacher's vocabulary is not the student's", location="--teacher_dir",
                             expected="a teacher whose backbone has the student's tokenizer",
-                            remedy="choose another teacher, or learn from its texts (--seq_distil)")  # fmt: skip
+                            remedy="choose another teacher, or train on its texts (--seq_distil)")  # fmt: skip
         names = {token: (aliases or {}).get(token, token) for token in ours}
         known = {i: theirs[names[token]] for token, i in ours.items() if names[token] in theirs and token != PAD}
         # Student's id -> teacher's id; -1 where it has none.
@@ -219,7 +219,7 @@ class Teacher:
 
     @torch.no_grad()
     def scores(self, batch):
-        """[m, columns] scores where a batch is learned from the teacher, or None; only rows with such labels run."""
+        """[m, columns] scores where the teacher is the target, or None; only rows with such labels run."""
         targets = batch["targets"]
         if targets.at is None:
             return None

@@ -41,7 +41,7 @@ def generate(model, tokenizer, encoder, gen, count, sampling, *, number=0, task_
              progress=None):  # fmt: skip
     """Draw samples of one task.
 
-    A batch depends on the seed, the task's number and its own place alone, not on what was drawn before.
+    A batch depends on the seed, the task's number and its own number alone, not on what was drawn before.
 
     Args:
         model: an attached model in eval mode.
@@ -50,7 +50,7 @@ def generate(model, tokenizer, encoder, gen, count, sampling, *, number=0, task_
         gen: the task's start token, by name.
         count: how many.
         sampling: `Sampling`.
-        number: the task's place in the sequence.
+        number: the task's position in the sequence.
         task_id: its id in the model, or None where that holds one task or none.
         dtype: precision of the matrix products.
         progress: called with the number of samples so far.
@@ -88,23 +88,23 @@ def _config(tokenizer, encoder, sampling):
     )  # fmt: skip
 
 
-def replay(path, task, gen, count, model, tokenizer, encoder, sampling, **how):
+def replay(path, task, gen, count, model, tokenizer, encoder, sampling, **options):
     """The usable samples of a task as rows: drawn and written, or read where a run before wrote them.
 
     Args:
         path: a .jsonl file for the samples; what came of it is beside it, in <name>.report.json.
         task: the task's name.
-        gen, count, model, tokenizer, encoder, sampling, how: as in `generate`.
+        gen, count, model, tokenizer, encoder, sampling, options: as in `generate`.
 
     Returns:
         (rows, report): a list of `encoding.Row`; dict(asked, kept, unfinished, rejected: {reason: count}).
     """
     beside = Path(path).with_suffix(".report.json")
     settings = dict(task=task, gen=gen, asked=count, max_len=encoder.max_len, **asdict(sampling))
-    settings["number"] = how.get("number", 0)
+    settings["number"] = options.get("number", 0)
     if (report := _report(beside)) and report["settings"] == settings and Path(path).is_file():
         return read(path, encoder, gen, task), report
-    samples = generate(model, tokenizer, encoder, gen, count, sampling, **how)
+    samples = generate(model, tokenizer, encoder, gen, count, sampling, **options)
     rejected, kept = Counter(), []
     for ids in samples:
         reason = encoder.unusable(ids[:-1] if ids[-1:] == [encoder.eos] else ids)
@@ -128,7 +128,7 @@ def _report(path):
 
 
 def write(path, samples, tokenizer, encoder, task):
-    """Write samples one a line: their texts to be read, their ids to be trained on."""
+    """Write samples, one per line: their texts to be read, their ids to be trained on."""
     with atomic_write(path) as file:
         for ids in samples:
             text = ids[: ids.index(encoder.eos)] if encoder.eos in ids else ids
@@ -156,7 +156,7 @@ def read(path, encoder, gen, task):
 
 
 def _row(line, location, encoder, gen, task):
-    remedy = "remove the file: it is made anew"
+    remedy = "remove the file: it is drawn anew"
     try:
         ids = json.loads(line)["ids"]
     except (ValueError, KeyError, TypeError):

@@ -76,8 +76,8 @@ def owners(model, tasks):
     """{task: the parameters that only its rows go through}; {} where the tasks share all there is."""
     if len(model.info.tasks) == 1:
         return {}
-    found = owned(model)
-    return {task: found[adapter_name(task)] for task in tasks}
+    parameters = owned(model)
+    return {task: parameters[adapter_name(task)] for task in tasks}
 
 
 def copy_adapter_forward(model, task, later):

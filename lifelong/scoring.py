@@ -45,15 +45,15 @@ class SequenceRun:
         """For a picture: how it was trained."""
         known = vars(self.flags).get
         own = {None: "adapter", sequence.FRESH: "own adapters", sequence.PREVIOUS: "own adapters (copied on)"}
-        parts = [self.flags.seq_train_type, Path(self.flags.model_checkpoint).name]
+        labels = [self.flags.seq_train_type, Path(self.flags.model_checkpoint).name]
         if name := sequence.method_name(self.flags):
             size = name.removeprefix("adapter_")
-            parts += [own[known("own_adapters")] + (f" of {size}" if size.isdigit() else f": {name}")]
+            labels += [own[known("own_adapters")] + (f" of {size}" if size.isdigit() else f": {name}")]
         named = {"distil": "Word-KD", "seq_distil": "Seq-KD"}
-        parts += [words for flag, words in named.items() if known(flag)]
-        parts += get_strategy(self.flags).describe_variant(self.flags)
-        parts += [f"unbound, {known('unbound')} parts"] if known("unbound") else []
-        return ", ".join(parts)
+        labels += [words for flag, words in named.items() if known(flag)]
+        labels += get_strategy(self.flags).describe_variant(self.flags)
+        labels += [f"unbound, {known('unbound')} parts"] if known("unbound") else []
+        return ", ".join(labels)
 
     @property
     def only_end(self):
@@ -89,7 +89,7 @@ class EvalConfig:
 
 
 @dataclass
-class Questions:
+class EvalSplit:
     """A task's questions.
 
     Attributes:
@@ -126,8 +126,8 @@ def open_sequence_run(folder):
     return SequenceRun(Path(folder), found)
 
 
-def read(names, data_dir, split, limit=None, first=False):
-    """{task name: `Questions`}.
+def read_splits(names, data_dir, split, limit=None, first=False):
+    """{task name: `EvalSplit`}.
 
     Args:
         names: of the tasks.
@@ -149,7 +149,7 @@ def read(names, data_dir, split, limit=None, first=False):
             # They come in the order of the ids.
             gold = [true for location, true in zip(samples.order_by_id(qas), gold) if location < limit]
         qas = qas[:limit]
-        found[task.name] = Questions(task, [replace(qa, answers=qa.answers[:1]) for qa in qas] if first else qas, gold)
+        found[task.name] = EvalSplit(task, [replace(qa, answers=qa.answers[:1]) for qa in qas] if first else qas, gold)
     return found
 
 
@@ -168,17 +168,17 @@ def make_inference(name, run, data_dir):
     return EmbeddingInference({name: qas[:EXAMPLES] for name, qas in train.items()})
 
 
-def matrix_of(run, parts, how, output, every_epoch=False, before=False):
+def compute_matrix(run, splits, config, output, every_epoch=False, before=False):
     """Answer and score everything: `Matrix`. Each stage's files are written into `output` when it is done."""
-    names, metric = list(parts), [part.task.metric for part in parts.values()]
+    names, metric = list(splits), [split.task.metric for split in splits.values()]
     first = None
     if before:
         flags = Namespace(**vars(run.flags))
-        model = learning.load(flags)
-        predictor = Predictor.of(model.model, model.tokenizer, how.device, how.dtype, length(run, how))
+        model = learning.load_model(flags)
+        predictor = Predictor.of(model.model, model.tokenizer, config.device, config.dtype, choose_length(run, config))
         load = {sequence.FINAL: lambda: predictor}
-        found, _ = stage_scores(Path(output) / BEFORE, load, parts, replace(how, shown=0))
-        first = [found[name][part.task.metric].value for name, part in parts.items()]
+        found, _ = stage_scores(Path(output) / BEFORE, load, splits, replace(config, shown=0))
+        first = [found[name][split.task.metric].value for name, split in splits.items()]
     rows, stages, inferred = [], list(sequence.stages(run.flags)), []
     for stage in stages:
         folder = sequence.stage_directory(run.folder, stage)
@@ -186,41 +186,41 @@ def matrix_of(run, parts, how, output, every_epoch=False, before=False):
         if every_epoch:
             # The last one is the final model.
             models = dict([*((str(number), path) for number, path in sequence.epochs(folder).items())][:-1]) | models
-        load = {epoch: loader(path, run, how) for epoch, path in models.items()}
-        asked = how if stage == stages[-1] else replace(how, shown=0)
+        load = {epoch: make_loader(path, run, config) for epoch, path in models.items()}
+        asked = config if stage == stages[-1] else replace(config, shown=0)
         trained = names[: stages.index(stage) + 1] if stages == names else names
-        found, guesses = stage_scores(sequence.stage_directory(output, stage), load, parts, asked, trained)
-        rows.append([found[name][part.task.metric].value for name, part in parts.items()])
+        found, guesses = stage_scores(sequence.stage_directory(output, stage), load, splits, asked, trained)
+        rows.append([found[name][split.task.metric].value for name, split in splits.items()])
         inferred.append([guesses.get(name) for name in names])
     # What was trained at once, or in other parts than tasks, has only its end.
     rows, inferred = (some if stages == names else some[-1:] for some in (rows, inferred))
     empty = [[None] * len(names)] * (len(names) - len(rows))
     matrix = Matrix(names, empty + rows, first, metric)
-    if how.inference:
+    if config.inference:
         scores, accuracy = ([[cell[i] for cell in row] for row in inferred] for i in (0, 1))
-        matrix.inferred = InferredTasks(how.inference_name, Matrix(names, empty + scores, None, metric),
+        matrix.inferred = InferredTasks(config.inference_name, Matrix(names, empty + scores, None, metric),
                                         Matrix(names, empty + accuracy))  # fmt: skip
     return matrix
 
 
-def length(run, how):
+def choose_length(run, config):
     """Tokens of the longest sequence."""
-    return how.max_len or run.flags.max_len
+    return config.max_len or run.flags.max_len
 
 
-def loader(path, run, how):
+def make_loader(path, run, config):
     """Loads a model when it is its turn."""
-    return lambda: Predictor.load(path, how.device, how.dtype, length(run, how))
+    return lambda: Predictor.load(path, config.device, config.dtype, choose_length(run, config))
 
 
-def stage_scores(folder, models, parts, how, trained=()):
+def stage_scores(folder, models, splits, config, trained=()):
     """Scores of one stage's models.
 
     Args:
         folder: where metrics.json and the csv files go.
         models: {epoch: called without arguments, returns its `Predictor`}.
-        parts: {task: `Questions`}.
-        how: `EvalConfig`.
+        splits: {task: `EvalSplit`}.
+        config: `EvalConfig`.
         trained: names of the tasks that have been trained: those a question may be inferred to be of.
 
     Returns:
@@ -229,44 +229,44 @@ def stage_scores(folder, models, parts, how, trained=()):
     written, inferred = {}, {}
     for epoch, load in models.items():
         predictor = load()
-        for part in parts.values():
-            check_fit(predictor.encoder, part.qas)
+        for split in splits.values():
+            check_fit(predictor.encoder, split.qas)
         found = {}
-        for name, part in parts.items():
-            found[name] = answered(predictor, part, how, folder / f"qa_{name}_{epoch}.csv")
+        for name, split in splits.items():
+            found[name] = answer_and_score(predictor, split, config, folder / f"qa_{name}_{epoch}.csv")
             numbers = ", ".join(f"{which} {score.value:.2f}" for which, score in found[name].items())
             print(f"{folder.name}, {epoch}: {name}: {numbers}", flush=True)
         written[epoch] = {name: metrics.to_json(own) for name, own in found.items()}
-        if how.inference and trained and epoch == sequence.FINAL:
-            inferred, written["task inferred"] = score_inferred(folder, predictor, parts, how, list(trained))
+        if config.inference and trained and epoch == sequence.FINAL:
+            inferred, written["task inferred"] = score_inferred(folder, predictor, splits, config, list(trained))
         write_json(folder / "metrics.json", written)
     return found, inferred
 
 
-def score_inferred(folder, predictor, parts, how, trained):
+def score_inferred(folder, predictor, splits, config, trained):
     """Score a model with the tasks of its questions inferred.
 
     Args:
-        folder, parts, how, trained: as in `stage_scores`.
+        folder, splits, config, trained: as in `stage_scores`.
 
     Returns:
         ({task: (its main score, percentage of its questions whose task is inferred rightly)}, {task: what metrics.json
         says of it})
     """
     inferred, written = {}, {}
-    for name, part in parts.items():
-        infer = partial(how.inference.infer, predictor, part.qas, trained)
-        tasks = BackOff(how.batch_size, "--test_batch_size").run(infer)
-        own = answered(predictor, part, how, folder / f"qa_{name}_inferred.csv", tasks)
+    for name, split in splits.items():
+        infer = partial(config.inference.infer, predictor, split.qas, trained)
+        tasks = BackOff(config.batch_size, "--test_batch_size").run(infer)
+        own = answer_and_score(predictor, split, config, folder / f"qa_{name}_inferred.csv", tasks)
         right = 100 * sum(task == name for task in tasks) / len(tasks)
-        inferred[name] = own[part.task.metric].value, right
-        written[name] = dict(by=how.inference_name, inferred_rightly=right, **metrics.to_json(own))
-        print(f"{folder.name}, task inferred: {name}: {part.task.metric} {own[part.task.metric].value:.2f}, "
+        inferred[name] = own[split.task.metric].value, right
+        written[name] = dict(by=config.inference_name, inferred_rightly=right, **metrics.to_json(own))
+        print(f"{folder.name}, task inferred: {name}: {split.task.metric} {own[split.task.metric].value:.2f}, "
               f"{right:.1f} % of the tasks right", flush=True)  # fmt: skip
     return inferred, written
 
 
-def answered(predictor, part, how, path, tasks=None):
+def answer_and_score(predictor, split, config, path, tasks=None):
     """The scores of one model on one task; its answers go to a csv file.
 
     Args:
@@ -274,27 +274,27 @@ def answered(predictor, part, how, path, tasks=None):
     """
 
     def work(size):
-        with evaluation.Progress(len(part.qas), f"answering {part.task.name}") as done:
-            texts, pairs = answer(predictor, part.qas, how.sampling, size, done, tasks or part.task.name)
-        return texts, log_probabilities(predictor, pairs, size, tasks or part.task.name)
+        with evaluation.Progress(len(split.qas), f"answering {split.task.name}") as done:
+            texts, pairs = answer(predictor, split.qas, config.sampling, size, done, tasks or split.task.name)
+        return texts, log_probabilities(predictor, pairs, size, tasks or split.task.name)
 
-    texts, logs = BackOff(how.batch_size, "--test_batch_size").run(work)
+    texts, logs = BackOff(config.batch_size, "--test_batch_size").run(work)
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     columns = [tasks] if tasks else []
     rows.writerow(("y", "pred", "logs", *(["task"] if tasks else [])))
     # Several true answers stand in one cell, as a list.
-    true = [qa.answers[0] if len(qa.answers) == 1 else json.dumps(qa.answers, ensure_ascii=False) for qa in part.qas]
+    true = [qa.answers[0] if len(qa.answers) == 1 else json.dumps(qa.answers, ensure_ascii=False) for qa in split.qas]
     rows.writerows(zip(true, texts, [f"{log:.4f}" for log in logs], *columns))
     with atomic_write(path) as file:
         file.write(table.getvalue())
-    shown = how.shown if path.stem.endswith(sequence.FINAL) else 0
-    for qa, text in list(zip(part.qas, texts))[:shown]:
+    shown = config.shown if path.stem.endswith(sequence.FINAL) else 0
+    for qa, text in list(zip(split.qas, texts))[:shown]:
         print(f"question  {qa.context} {qa.question}\nanswer    {text}\ntrue      {qa.answers[0]}\n")
-    return scores.score(part.task, texts, part.qas, part.gold)
+    return scores.score(split.task, texts, split.qas, split.gold)
 
 
-def write(folder, matrices, seeds, title, asked):
+def write_matrix(folder, matrices, seeds, title, asked):
     """matrix.json, matrix.md and matrix.png of one or several runs.
 
     Args:
@@ -303,11 +303,11 @@ def write(folder, matrices, seeds, title, asked):
     folder = Path(folder)
     write_json(folder / "matrix.json", summary(matrices, seeds) | asked)
     with atomic_write(folder / "matrix.md") as file:
-        file.write(markdown(matrices) + described_inference(matrices) + FORMULAS)
+        file.write(markdown(matrices) + describe_inference(matrices) + FORMULAS)
     heat_map(folder / "matrix.png", matrices, title)
 
 
-def described_inference(matrices):
+def describe_inference(matrices):
     """The part of matrix.md on inferred tasks, or ""."""
     inferred = [matrix.inferred for matrix in matrices if matrix.inferred]
     if not inferred:

@@ -7,7 +7,7 @@
             epoch_<n>/                      the model after each epoch
             generated_<earlier task>.jsonl  samples replayed; beside it what was rejected, and why
             checkpoints/                    only while the task is trained
-            training_metrics.json           how training went
+            training_metrics.json           the course of training
             metrics.json, qa_<task>_<n>.csv what evaluate_lifelong.py found
     <model_dir_root>/<model>/teachers/<task>_<key>/<task>/      teachers of --train_teachers
 
@@ -39,7 +39,7 @@ FRESH, PREVIOUS = "fresh", "previous"
 STATE, FINAL = "sequence.json", "final"
 # What makes another run of the same tasks gets a name of its own behind the published one.
 VARIANTS = ("distil", "seq_distil", *strategies.naming_names())
-# Beside those of utils.experiment: flags that may differ when a sequence is gone on with.
+# Beside those of utils.experiment: flags that may differ when a sequence is resumed.
 FREE = {"resume", "n_gpus", "output_dir", "model_dir_root", "skip_tasks", "keep_checkpoints", "save_steps",
         "only_final", "init_fingerprint", "top_k_qa", "top_p_qa", "temperature_qa", "test_batch_size"}  # fmt: skip
 METHOD_FLAGS = ("method", *method_flags.setting_names())
@@ -74,12 +74,13 @@ def name_flags(parser):
                    help="with --method or --adapter_bottleneck N each task has an adapter of its own, the special "
                         f"tokens' rows are still shared; it starts fresh, or as a copy of the {PREVIOUS} task's "
                         "(default: all share one)")  # fmt: skip
-    g.add_argument("--distil", action="store_true", help="Word-KD: learn a teacher's distributions")
-    g.add_argument("--seq_distil", action="store_true", help="Seq-KD: learn a teacher's texts, from <task>_…-distil-…")
+    g.add_argument("--distil", action="store_true", help="Word-KD: train on a teacher's distributions")
+    g.add_argument("--seq_distil", action="store_true",
+                   help="Seq-KD: train on a teacher's texts, from <task>_…-distil-…")  # fmt: skip
     for flag, options in strategies.collect_flags("naming_flags").items():
         g.add_argument(flag, **options)
     g.add_argument("--unbound", type=flags.positive, metavar="N",
-                   help="cut the tasks' data, one behind another, into N parts of one size and learn each like a task: "
+                   help="cut the tasks' data, one behind another, into N parts of one size and train each like a task: "
                         "where a task ends is not told")  # fmt: skip
     g.add_argument("--seed", type=flags.seed, default=42, help="of everything random")
     g = parser.add_argument_group("files")
@@ -198,7 +199,7 @@ class Progress:
 
     Args:
         folder: the sequence's directory.
-        processes: how many learn; what a sum of their gradients is depends on it. None: it is only looked at.
+        processes: how many train; what a sum of their gradients is depends on it. None: it is only looked at.
 
     Attributes:
         finished: names of the stages, in order.
@@ -208,7 +209,7 @@ class Progress:
         self.path, self.processes, self.finished = Path(folder) / STATE, processes, []
         if not self.path.is_file():
             return
-        remedy = "remove it to learn the sequence from its first task"
+        remedy = "remove it to train the sequence from its first task"
         state = schema.validate(schema.read_json_object(self.path, remedy), PROGRESS, self.path, remedy)
         self.finished, began = list(state["finished"]), state["processes"]
         if processes and began != processes:
@@ -264,7 +265,7 @@ class StageRun(Run):
         super().save_best(save_model)
 
     def drop_checkpoints(self):
-        """A finished stage is not gone on with."""
+        """A finished stage is not resumed."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
@@ -279,8 +280,8 @@ def _link(folder, beside):
 
 def epochs(folder):
     """{number: directory} of the models after each epoch."""
-    found = {int(path.name.split("_")[1]): path for path in Path(folder).glob("epoch_*") if path.is_dir()}
-    return dict(sorted(found.items()))
+    numbered = {int(path.name.split("_")[1]): path for path in Path(folder).glob("epoch_*") if path.is_dir()}
+    return dict(sorted(numbered.items()))
 
 
 # --- teachers --------------------------------------------------------------------------------------------
@@ -302,19 +303,20 @@ def find_teacher(folder, task, only):
     folder, location = Path(folder), f"--teacher_dir {folder}"
     remedy = "train them: --train_teachers, or name the directory that holds them: --teacher_dir DIR"
     if not folder.is_dir():
-        raise UserError("no such directory", location=location, expected="teachers, a directory a task", remedy=remedy)
+        raise UserError("no such directory", location=location, expected="teachers, one directory per task",
+                        remedy=remedy)  # fmt: skip
     single = re.compile(rf"{re.escape(task)}_([\d.]+(_\d+)?|[0-9a-f]{{12}})")
     below = sorted(path / task for path in folder.iterdir() if single.fullmatch(path.name))
     candidates = [*([folder] if only else []), folder / task, folder / task / task, *below]
-    found = [path for path in candidates if is_model(path)]
-    if len(found) != 1:
-        several = f"several teachers of {task}: {', '.join(map(str, found))}"
-        if found:
+    models = [path for path in candidates if is_model(path)]
+    if len(models) != 1:
+        several = f"several teachers of {task}: {', '.join(map(str, models))}"
+        if models:
             remedy = f"put links to those that are to teach into a directory, each named as its task: {task}/"
-        raise UserError(several if found else f"no teacher of {task}", location=location,
+        raise UserError(several if models else f"no teacher of {task}", location=location,
                         expected=f"one model: {task}/, {task}_<pct>_<seed>/{task}/ or {task}_<key>/{task}/",
                         remedy=remedy)  # fmt: skip
-    return found[0]
+    return models[0]
 
 
 def is_model(folder):
@@ -357,8 +359,8 @@ def check_models(folder, known, finished):
         path = weights(stage_directory(folder, stage))
         if path and whole(path):
             continue
-        found = f"the weights of {stage}, which is finished, are {'not whole' if path else 'missing'}"
-        raise UserError(found, location=path or stage_directory(folder, stage),
+        message = f"the weights of {stage}, which is finished, are {'not whole' if path else 'missing'}"
+        raise UserError(message, location=path or stage_directory(folder, stage),
                         remedy=repair_remedy(folder, known, finished[: number + 1], finished[number:]))  # fmt: skip
 
 

@@ -61,8 +61,8 @@ def top_scores(sequence, task, indices, k):
     """
     if not len(indices):
         return []
-    model, rows = sequence.learner.model, sequence.encode(task, indices)
-    batches, result = sequence.batches(rows, Objective(None), weighted=False, share=False), [None] * len(rows)
+    model, rows = sequence.model, sequence.encode(task, indices)
+    batches, result = sequence.make_batches(rows, Objective(None), weighted=False, share=False), [None] * len(rows)
     was_training = model.training
     model.eval()
     for step, chosen in enumerate(batches.plan()):

@@ -63,7 +63,7 @@ class EmbeddingInference:
     """See above.
 
     Args:
-        examples: {task: a list of `QA`} to learn the embeddings of.
+        examples: {task: a list of `QA`} that the embeddings are made of.
     """
 
     def __init__(self, examples):

@@ -19,7 +19,7 @@ from versatile.training.experiment import say
 from versatile.utils.errors import UserError
 
 
-def load_teacher(learner, folder, task, args, dtype=torch.float32):
+def load_teacher(student, folder, task, args, dtype=torch.float32):
     """The `Teacher` of a task, on the CPU.
 
     Raises:
@@ -28,30 +28,30 @@ def load_teacher(learner, folder, task, args, dtype=torch.float32):
     model, tokenizer = checkpoint.load(folder)
     check_holds(model, folder, task)
     positions = backbone_of(model.config).max_length(model.config)
-    if positions < learner.positions:
+    if positions < student.positions:
         raise UserError(f"it has {positions} positions", location=f"the teacher {folder}",
-                        expected=f"at least {learner.positions}, as long as samples may be here",
+                        expected=f"at least {student.positions}, as long as samples may be here",
                         remedy=f"--max_len {positions}, or another teacher")  # fmt: skip
     known, ours = tokenizer.get_vocab(), gen_token(task, args.add_task_tokens)
     names = (ours, gen_token(task, True), gen_token(task, False))
     theirs = next((token for token in names if token in known), ours)
     aliases = {} if theirs == ours else {ours: theirs}
     try:
-        found = Teacher((model.eval(), tokenizer), (learner.model, learner.tokenizer), aliases,
+        teacher = Teacher((model.eval(), tokenizer), (student.model, student.tokenizer), aliases,
                         task=routing.task_id(model, task), temperature=args.temperature_kd, dtype=dtype)  # fmt: skip
     except UserError as error:
         raise UserError(error.found, location=f"the teacher {folder}",
                         expected="a teacher whose backbone has the student's tokenizer",
-                        remedy="choose another teacher, or learn from its texts (--seq_distil)") from error  # fmt: skip
+                        remedy="choose another teacher, or train on its texts (--seq_distil)") from error  # fmt: skip
     # Those that every sample of the task holds.
-    made = learner.encoder
-    for token in (ours, made.ans, made.sep, made.eos):
-        name = learner.tokenizer.convert_ids_to_tokens(token) if isinstance(token, int) else token
-        if name is not None and found.translation[learner.tokenizer.convert_tokens_to_ids(name)] < 0:
+    encoder = student.encoder
+    for token in (ours, encoder.ans, encoder.sep, encoder.eos):
+        name = student.tokenizer.convert_ids_to_tokens(token) if isinstance(token, int) else token
+        if name is not None and teacher.translation[student.tokenizer.convert_tokens_to_ids(name)] < 0:
             raise UserError(f"the teacher has no token {name!r}", location=f"the teacher {folder}",
                             expected=f"a teacher of {task}, trained with the same --use_sep",
                             remedy="train one: --train_teachers")  # fmt: skip
-    return found
+    return teacher
 
 
 def check_holds(model, folder, task):
@@ -63,10 +63,10 @@ def check_holds(model, folder, task):
                         expected=f"a teacher of {task}", remedy="train one: --train_teachers") from None  # fmt: skip
 
 
-def check_teachers(learner, teachers, args):
+def check_teachers(student, teachers, args):
     """Every task's teacher is one; said before anything is trained."""
     for task, folder in teachers.items():
-        load_teacher(learner, folder, task, args)
+        load_teacher(student, folder, task, args)
 
 
 def distilled(args, task, folder, dtype):

@@ -150,7 +150,7 @@ def test_true_answers_beside_the_text_are_those_of_the_questions_kept(tmp_path):
     samples.save(tmp_path / TASKS["woz.en"].filename("test"),
                  [QA("hello", "What is the change?", (turns[i][1],), i) for i in order])  # fmt: skip
     (tmp_path / "woz.en_answers.json").write_text(json.dumps(turns))
-    part = scoring.read(["woz.en"], tmp_path, "test", limit=2)["woz.en"]
+    part = scoring.read_splits(["woz.en"], tmp_path, "test", limit=2)["woz.en"]
     assert [qa.id for qa in part.qas] == [2, 0] and [turn for turn, _ in part.gold] == ["d_0", "d_2"]
     from versatile.lifelong.scores import score
 

@@ -18,7 +18,7 @@ from versatile.data.question_tasks import TASKS
 from versatile.lifelong import learning, replay, routing, scoring, sequence
 from versatile.lifelong.answers import Predictor, answer, log_probabilities
 from versatile.lifelong.losses import Objective, WeightedLoss
-from versatile.training.objectives import cross_entropy, move
+from versatile.training.objectives import cross_entropy
 
 import evaluate_lifelong
 import train_lifelong
@@ -78,7 +78,7 @@ def moved(one, other):
 def start(data, out, mode, *more):
     """A model of these flags before it has learnt anything: (flags, `LifelongModel`)."""
     args = train_lifelong.parser().parse_args(arguments(data, out, mode, *more))
-    return args, learning.load(args)
+    return args, learning.load_model(args)
 
 
 # --- what is trained, what rests --------------------------------------------------------------------------
@@ -128,8 +128,8 @@ def test_a_task_rests_in_a_step_without_a_row_of_it(data, tmp_path):
     args, learner = start(data, tmp_path / "run", "multitask", "--train_batch_size", 2, "--weight_decay", 0.5)
     work = learning.Sequence(args, learner, learning.read_tasks(args), tmp_path / "run", torch.float32)
     rows = [row for name in TASKS_LEARNT for row in work.encode(name)]
-    run = work.open(tmp_path / "run")
-    trainer = work.trainer(run, rows, list(TASKS_LEARNT), None)
+    run = work.open_run(tmp_path / "run")
+    trainer = work.make_trainer(run, rows, list(TASKS_LEARNT), None)
     owners, seen = routing.owners(learner.model, TASKS_LEARNT), set()
     assert {task: len(own) for task, own in owners.items()} == dict.fromkeys(TASKS_LEARNT, 12)
 
@@ -158,7 +158,7 @@ def test_a_batch_that_mixes_tasks_is_its_tasks_one_by_one(weighted, data, tmp_pa
     rows = [rows[i] for i in (0, 3, 6, 1, 4, 7, 2, 5, 8)]
     model = learner.model.eval()
     WeightedLoss(model)
-    made = work.batches(rows, Objective(0.25), weighted=weighted)
+    made = work.make_batches(rows, Objective(0.25), weighted=weighted)
 
     def gradients(share):
         """Of a share of the rows, with the weights that they have among all of them; and the ids of their tasks."""
@@ -402,7 +402,7 @@ def test_names_of_adapters_are_names_of_modules_and_no_two_are_the_same():
 
 def test_shared_adapters_are_routed_as_before(data, tmp_path):
     args = train_lifelong.parser().parse_args(command(data, tmp_path, "finetune", "--adapter_bottleneck", 4))
-    learner = learning.load(args)
+    learner = learning.load_model(args)
     assert learner.model.info.tasks == ["lifelong"] and learner.model.info.mask_other_tasks
     assert routing.task_id(learner.model, "ag") is None and routing.owners(learner.model, ["ag"]) == {}
-    assert move(routing.rows_of(learner.model, "ag", 3), torch.device("cpu")) == {}
+    assert routing.row_task_ids(learner.model, ["ag"] * 3) == [0] * 3

@@ -127,7 +127,7 @@ def half_trained(data, out, name, monkeypatch):
     from versatile.lifelong import learning
 
     argv = command(data, out, name, "--n_train_epochs", 1, "--only_final", "--adapter_bottleneck", 2)
-    stage = learning.Sequence.stage
+    stage = learning.Sequence.train_stage
 
     def stop(self, number, *rest):
         if number:
@@ -135,7 +135,7 @@ def half_trained(data, out, name, monkeypatch):
         stage(self, number, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(learning.Sequence, "stage", stop)
+        patched.setattr(learning.Sequence, "train_stage", stop)
         with pytest.raises((SystemExit, KeyboardInterrupt)):
             train_lifelong.main(argv)
     assert json.loads((out / "sequence.json").read_text())["finished"] == ["ag"]

@@ -50,7 +50,7 @@ def state(folder):
 
 
 def fresh(data, out, name, *more):
-    return learning.load(train_lifelong.parser().parse_args(flags(data, out, name, *more))).model
+    return learning.load_model(train_lifelong.parser().parse_args(flags(data, out, name, *more))).model
 
 
 # --- O-LoRA -----------------------------------------------------------------------------------------------

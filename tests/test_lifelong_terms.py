@@ -29,8 +29,8 @@ def moved(of, scale=0.1):
     return other
 
 
-def batches_of(rows, objective, cap=99, companions=None):
-    return LifelongBatches(rows, objective, PAD, 64, 1e9, cap, shuffle=False, companions=companions)
+def batches_of(rows, objective, cap=99, **options):
+    return LifelongBatches(rows, objective, PAD, 64, 1e9, cap, shuffle=False, **options)
 
 
 def label_scores(of, row):
@@ -136,9 +136,9 @@ def test_derpp_is_the_sum_of_its_three_means(alpha, beta, k, student):
 def test_scores_are_stored_of_the_samples_chosen_and_read_back(student, tmp_path):
     rows = random_rows(9)
     sequence = Namespace(
-        lifelong_model=Namespace(model=student.train()), dtype=torch.float32, learner=Namespace(model=student),
+        model=student.train(), dtype=torch.float32,
         encode=lambda task, indices: [rows[i] for i in indices],
-        batches=lambda rows, objective, **options: LifelongBatches(rows, objective, PAD, 64, 1e9, 2, weighted=False),
+        make_batches=lambda rows, objective, **options: batches_of(rows, objective, 2, weighted=False),
     )  # fmt: skip
     chosen = [1, 4, 5, 8]
     found = stored_scores.top_scores(sequence, "t", chosen, 4)

@@ -1,8 +1,8 @@
 """Strategies against forgetting, one file each: `STRATEGIES` by the name that --seq_train_type takes.
 
-A new strategy is one file in this folder with a subclass of `base.Strategy` that has a `name`: its flags, its place in
-`--help`, its checks, its files and its part in training follow from the class. Modules here are imported for `--help`,
-so they import torch where they use it.
+A new strategy is one file in this folder with a subclass of `base.Strategy` that has a `name`: its flags, its position
+in `--help`, its checks, its files and its part in training follow from the class. Modules here are imported for
+`--help`, so they import torch where they use it.
 """
 
 import pkgutil
@@ -13,10 +13,10 @@ from versatile.lifelong.strategies.base import Strategy
 
 def find_strategies():
     """{name: subclass of `Strategy`} of all modules of this folder."""
-    modules = [import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__)]
+    modules = [import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
     classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
-    found = {c.name: c for c in classes if issubclass(c, Strategy) and c.name}
-    return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
+    by_name = {c.name: c for c in classes if issubclass(c, Strategy) and c.name}
+    return dict(sorted(by_name.items(), key=lambda item: (item[1].order, item[0])))
 
 
 STRATEGIES = find_strategies()

@@ -35,8 +35,8 @@ class AverageGradientEpisodicMemory(ReplayMemory):
         from versatile.utils.devices import autocast
 
         sequence = self.sequence
-        model, rank, world = sequence.learner.model, sequence.rank, sequence.world
-        batches = sequence.batches(self.rows, Objective(None), weighted=False)
+        model, rank, world = sequence.model, sequence.rank, sequence.world
+        batches = sequence.make_batches(self.rows, Objective(None), weighted=False)
 
         def losses(step):
             count = sum(len(trainer.batches.plan(epoch)[i]) for epoch, i in trainer.plan.micro_batches(step))

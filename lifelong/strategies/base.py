@@ -10,13 +10,13 @@ class Strategy:
     """A strategy; the methods do nothing against forgetting.
 
     Args:
-        sequence: `learning.Sequence`, with what a strategy may use: `args` (the flags), `learner` (model, tokenizer,
-            encoder), `data` ({task: its samples}), `sizes`, `folder`, `dtype`, `rank`, `world`, `encode(task, indices,
-            replayed)`, `batches(rows, objective, ...)` and `teacher(task)`.
+        sequence: `learning.Sequence`, with what a strategy may use: `args` (the flags), `model`, `tokenizer`,
+            `encoder`, `data` ({task: its samples}), `sizes`, `folder`, `dtype`, `rank`, `world`,
+            `encode(task, indices, replayed)` and `make_batches(rows, objective, ...)`.
 
     Attributes of a class:
         name: of --seq_train_type; "": an abstract class.
-        order: its place in `--help`.
+        order: its position in `--help`.
         summary, published: what it does, with its formula and paper; the published settings.
         flags: {flag: options of `add_argument`} of train_lifelong.py. Strategies may share one.
         naming_flags: the same for flags that make another run, with a directory of its own; both scripts have them.

@@ -42,8 +42,8 @@ class GradientEpisodicMemory(Strategy):
 
         losses, sequence = {}, self.sequence
         for task, indices in self.memory.kept.items():
-            batches = sequence.batches(sequence.encode(task, indices, True), Objective(None), weighted=False)
-            losses[task] = memory_losses(sequence.learner.model, batches, sequence.dtype)
+            batches = sequence.make_batches(sequence.encode(task, indices, True), Objective(None), weighted=False)
+            losses[task] = memory_losses(sequence.model, batches, sequence.dtype)
         return losses
 
     def projection(self, trainer):
@@ -95,7 +95,7 @@ def active_parameters(sequence, parameters, tasks):
     """
     from versatile.lifelong import routing
 
-    owners = routing.owners(sequence.learner.model, sequence.data)
+    owners = routing.owners(sequence.model, sequence.data)
     resting = {id(p) for task, own in owners.items() if task not in tasks for p in own}
     return [p for p in parameters if id(p) not in resting]
 

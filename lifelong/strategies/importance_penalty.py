@@ -23,7 +23,7 @@ class ImportancePenalty(Strategy):
         super().__init__(sequence)
         from versatile.lifelong.importance import Importance
 
-        self.importance = Importance(sequence.learner.model, self.name, self.settings.reg_lambda,
+        self.importance = Importance(sequence.model, self.name, self.settings.reg_lambda,
                                      self.settings.normalize_importance)  # fmt: skip
 
     def callbacks(self):

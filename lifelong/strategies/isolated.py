@@ -32,7 +32,7 @@ class IsolatedAdapters(Strategy):
         """Nothing but the task's own adapter is trained, and at first the shared rows."""
         from versatile.lifelong import routing
 
-        model = self.sequence.learner.model
+        model = self.sequence.model
         routing.train_rows(model, not seen)
         routing.train_adapters(model, new)
         return []

@@ -79,7 +79,7 @@ class GenerativeReplay(Strategy):
             return self.generate(path, task, count, number * len(self.sequence.data) + position,
                                  replace(sampling, batch_size=size))  # fmt: skip
 
-        self.sequence.learner.model.to(idist.device()).eval()
+        self.sequence.model.to(idist.device()).eval()
         # The first process generates, the others read.
         with idist.one_rank_first():
             rows, report = BackOff(sampling.batch_size, "samples generated at once", say=say).run(generate)
@@ -97,12 +97,11 @@ class GenerativeReplay(Strategy):
         from versatile.lifelong import replay, routing
         from versatile.training.evaluation import Progress
 
-        learner, gen = self.sequence.learner, gen_token(task, self.settings.add_task_tokens)
+        sequence, gen = self.sequence, gen_token(task, self.settings.add_task_tokens)
         with Progress(count, f"generating {task}") as done:
-            return replay.replay(path, task, gen, count, learner.model, learner.tokenizer, learner.encoder, sampling,
-                                 number=number, dtype=self.sequence.dtype,
-                                 task_id=routing.task_id(learner.model, task),
-                                 progress=done if self.sequence.rank == 0 else None)  # fmt: skip
+            return replay.replay(path, task, gen, count, sequence.model, sequence.tokenizer, sequence.encoder, sampling,
+                                 number=number, dtype=sequence.dtype, task_id=routing.task_id(sequence.model, task),
+                                 progress=done if sequence.rank == 0 else None)  # fmt: skip
 
     def sampling(self):
         """How samples are drawn, as the flags say."""

@@ -35,7 +35,7 @@ class LearningWithoutForgetting(Strategy):
         """Keep the model as it stands; nothing is replayed."""
         from versatile.lifelong.previous import copy_model
 
-        self.previous = copy_model(self.sequence.learner.model) if seen else None
+        self.previous = copy_model(self.sequence.model) if seen else None
         return []
 
     def loss_terms(self):

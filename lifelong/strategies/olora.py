@@ -37,7 +37,7 @@ class OrthogonalLoRA(Strategy):
         from versatile.lifelong.sequence import choose_method
         from versatile.lifelong.subspaces import Subspaces
 
-        model = self.sequence.learner.model
+        model = self.sequence.model
         routing.train_rows(model, not seen)
         self.subspaces = Subspaces(model, choose_method(self.settings)["lora_rank"], len(seen))
         self.is_first = not seen
