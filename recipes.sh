@@ -26,7 +26,7 @@ small() {
 # in both directions.
 LIFELONG_ORDERS="wcs wsc cws csw swc scw nlg nlg_reversed tc tc_reversed"
 LIFELONG_METHODS="lamol kd seqkd seqsoftkd finetune multitask ewc mas gem"
-SMALL_LIFELONG="finetune lamol kd seqkd ewc mas gem multitask"
+SMALL_LIFELONG="finetune lamol kd seqkd ewc mas gem multitask er agem derpp lwf olora progprompt isolated"
 lifelong_tasks() {
     case "$1" in
     wcs) echo "woz.en cnn_dailymail wikisql" ;;
@@ -117,7 +117,10 @@ recipe() {
         ewc) echo "$train --seq_train_type ewc --reg_lambda 1e10" ;;
         mas) echo "$train --seq_train_type mas --reg_lambda 1e11" ;;
         gem) echo "$train --seq_train_type gem --gen_lm_sample_percentage 0.02" ;;
-        finetune | multitask) echo "$train --seq_train_type $kind" ;;
+        er | agem | derpp) echo "$train --seq_train_type $kind --memory_size 0.02" ;;
+        olora) echo "${train/--adapter_bottleneck 64/--method lora} --seq_train_type olora" ;;
+        progprompt) echo "${train/--adapter_bottleneck 64/--method prefix} --seq_train_type progprompt" ;;
+        finetune | multitask | lwf | isolated) echo "$train --seq_train_type $kind" ;;
         *) return 1 ;;
         esac ;;
     small-*-*)

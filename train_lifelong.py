@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train on a sequence of tasks, one after another, without forgetting: LAMOL, L2KD, EWC, MAS, GEM and what they beat.
+"""Train on a sequence of tasks, one after another, without forgetting: LAMOL, L2KD and what stands beside them.
 
   one CPU or one GPU (a GPU is used where there is one):
     export DATA_DIR=… MODEL_ROOT_DIR=…

@@ -14,7 +14,9 @@ from versatile.utils.errors import UserError
 
 import train_lifelong
 
-PUBLISHED = {"lll", "finetune", "multitask", "multilm", "ewc", "mas", "gem"}
+PUBLISHED = {"lll", "finetune", "multitask", "multilm", "ewc", "mas", "gem", "er", "agem", "derpp", "lwf", "olora",
+             "progprompt", "isolated"}  # fmt: skip
+METHOD = {"olora": ("--method", "lora"), "progprompt": ("--method", "prefix"), "isolated": ("--adapter_bottleneck", 8)}
 
 
 def flags_of(*more):
@@ -69,6 +71,12 @@ def test_a_strategys_modules_are_read_without_torch():
 @pytest.mark.parametrize("more, found", [
     (("--seq_train_type", "gem", "--real_sample"), "--real_sample goes with --seq_train_type lll"),
     (("--memory_size", 5), "--memory_size goes with --seq_train_type agem or er"),
+    (("--lwf_lambda", 2), "--lwf_lambda goes with --seq_train_type lwf"),
+    (("--normalize_importance",), "--normalize_importance goes with --seq_train_type ewc or mas"),
+    (("--seq_train_type", "lwf", "--distil"), "--distil: does not go with --seq_train_type lwf: the model before is"),
+    (("--seq_train_type", "derpp", "--distil"), "--distil: does not go with --seq_train_type derpp"),
+    (("--seq_train_type", "lwf", "--method", "lora", "--own_adapters"), "--own_adapters: does not go with"),
+    (("--seq_train_type", "olora", "--adapter_bottleneck", 4), "olora: does not go with the method bottleneck"),
     (("--upsample_data",), "--upsample_data goes with --seq_train_type multitask or multilm"),
     (("--seq_train_type", "multilm", "--unbound", 2), "--unbound: multilm trains all tasks at once"),
     (("--seq_train_type", "multitask", "--dynamic_epochs"), "--dynamic_epochs: multitask trains all tasks at once"),
@@ -81,8 +89,14 @@ def test_flags_that_a_strategy_does_not_use_are_refused(more, found):
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_settings_of_the_originals_scripts_are_passed_to_every_strategy():
+    """Beside those that have no effect there."""
+    args = flags_of("--seq_train_type", "er", "--qp_margin", 0.3, "--reg_lambda", 5, "--top_p_lm", 0.5)
+    strategies.get_strategy(args).check(args)
+
+
 def test_a_strategys_own_flags_pass_its_check(name):
-    args = flags_of("--seq_train_type", name, *(["--real_sample"] if name == "lll" else []))
+    args = flags_of("--seq_train_type", name, *(["--real_sample"] if name == "lll" else METHOD.get(name, ())))
     STRATEGIES[name].check(args)
 
 

@@ -21,6 +21,7 @@ class Strategy:
         flags: {flag: options of `add_argument`} of train_lifelong.py. Strategies may share one.
         naming_flags: the same for flags that make another run, with a directory of its own; both scripts have them.
         titles: {such a flag's name: words for the title of a picture}.
+        is_published: it is one of LAMOL's, whose scripts give every strategy's settings to all.
         joint: all tasks are trained at once, as one stage.
         generates_samples: the model is trained to generate samples, too: the loss has its λ·lm.
         no_teacher, no_own_adapters: why --distil, --own_adapters do not go with it, or None: they do.
@@ -33,7 +34,7 @@ class Strategy:
 
     name, order, summary, published = "", 100, "", ""
     flags, naming_flags, titles = {}, {}, {}
-    joint = generates_samples = transient_state = chained = False
+    joint = generates_samples = transient_state = chained = is_published = False
     memory_share = 0.58
     state_file = no_teacher = no_own_adapters = replay_weight = None
 
@@ -66,24 +67,30 @@ class Strategy:
         """
         from versatile.lifelong.strategies import STRATEGIES
 
-        own, others = cls.switches(), {}
+        own, others = {flag.lstrip("-") for flag in cls.flags | cls.naming_flags}, {}
         for other in STRATEGIES.values():
-            for flag in other.switches() - own:
+            for flag in other.chosen_flags(settings) - own:
                 others.setdefault(flag, []).append(other.name)
         for flag, names in others.items():
-            if getattr(settings, flag, None):
-                raise UserError(f"{cls.name} does not use it", location=f"--{flag}",
-                                expected=f"--{flag} goes with --seq_train_type {' or '.join(names)}",
-                                remedy="leave it out")  # fmt: skip
+            raise UserError(f"{cls.name} does not use it", location=f"--{flag}",
+                            expected=f"--{flag} goes with --seq_train_type {' or '.join(names)}",
+                            remedy="leave it out")  # fmt: skip
         if cls.joint:
             cls.check_joint(settings)
         cls.check_training(settings)
 
     @classmethod
-    def switches(cls):
-        """Names of its flags that are off, or not given, by default."""
-        flags = cls.flags | cls.naming_flags
-        return {flag.lstrip("-") for flag, options in flags.items() if options.get("default") in (None, False)}
+    def chosen_flags(cls, settings):
+        """Names of its flags that have another value than by default; of settings that the originals' scripts pass to
+        every strategy (`is_published`) only those that were off."""
+        chosen = set()
+        for flag, options in (cls.flags | cls.naming_flags).items():
+            name, default = flag.lstrip("-"), options.get("default")
+            was_off = default is None or default is False
+            value = getattr(settings, name, default)
+            if value not in (None, False) if was_off else value != default and not cls.is_published:
+                chosen.add(name)
+        return chosen
 
     @classmethod
     def check_training(cls, settings):

@@ -13,6 +13,7 @@ class GradientEpisodicMemory(Strategy):
                "gradient with a negative product with that of an earlier task's samples is projected to the nearest "
                "one without: g + Mᵀv, v the minimum of ½ vᵀ(MMᵀ + ε)v + gᵀMᵀv, v ≥ margin.")  # fmt: skip
     published = "--gen_lm_sample_percentage 0.05, --qp_margin 0.5"
+    is_published = True
     memory_share = 0.50
     flags = {
         "--qp_margin": dict(type=flags.not_negative_rate, default=0.5, help="gem: lower bound of the duals"),

@@ -17,6 +17,7 @@ class ImportancePenalty(Strategy):
     }  # fmt: skip
     titles = {"normalize_importance": "normalised importance"}
     published = "--reg_lambda 1"
+    is_published = True
     state_file, transient_state = "importance.pt", True
 
     def __init__(self, sequence):

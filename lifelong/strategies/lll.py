@@ -16,6 +16,7 @@ class GenerativeReplay(Strategy):
                "trained on beside it. Loss: qa + λ·lm.")  # fmt: skip
     published = ("γ --gen_lm_sample_percentage 0.05 or 0.2, λ --lm_lambda 0.25, --top_k_lm 20, --tokens_weight 5, "
                  "--n_train_epochs 9, --lr 6.25e-5")  # fmt: skip
+    is_published = True
     generates_samples = True
     memory_share = 0.35
     flags = {
