@@ -88,13 +88,13 @@ def test_flags_that_a_strategy_does_not_use_are_refused(more, found):
         strategies.get_strategy(args).check(args)
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_settings_of_the_originals_scripts_are_passed_to_every_strategy():
     """Beside those that have no effect there."""
     args = flags_of("--seq_train_type", "er", "--qp_margin", 0.3, "--reg_lambda", 5, "--top_p_lm", 0.5)
     strategies.get_strategy(args).check(args)
 
 
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_a_strategys_own_flags_pass_its_check(name):
     args = flags_of("--seq_train_type", name, *(["--real_sample"] if name == "lll" else METHOD.get(name, ())))
     STRATEGIES[name].check(args)
