@@ -43,18 +43,23 @@ def hold_empty_rows(model):
             p.requires_grad_(False)
 
 
+def is_shared(model):
+    """Whether the tasks share all there is: a row's task is of no consequence."""
+    return len(model.info.tasks) == 1
+
+
 def task_id(model, task):
     """The id of a task's rows in a model, or None where its tasks share all there is.
 
     Raises:
         KeyError: the tasks have adapters of their own, and this is none of them.
     """
-    return model.task_id(adapter_name(task)) if len(model.info.tasks) > 1 else None
+    return None if is_shared(model) else model.task_id(adapter_name(task))
 
 
 def task_ids(model, tasks):
     """{task: `task_id`} for `LifelongBatches`, or None where the tasks share all there is."""
-    return {task: task_id(model, task) for task in tasks} if len(model.info.tasks) > 1 else None
+    return None if is_shared(model) else {task: task_id(model, task) for task in tasks}
 
 
 def train_rows(model, are_trained):
@@ -74,7 +79,7 @@ def train_adapters(model, tasks):
 
 def owners(model, tasks):
     """{task: the parameters that only its rows go through}; {} where the tasks share all there is."""
-    if len(model.info.tasks) == 1:
+    if is_shared(model):
         return {}
     parameters = owned(model)
     return {task: parameters[adapter_name(task)] for task in tasks}

@@ -12,7 +12,7 @@ import torch
 from versatile.data import question_samples as samples
 from versatile.data import question_tasks as tasks
 from versatile.data.own_tasks import register_own_tasks
-from versatile.lifelong import learning, scores, sequence
+from versatile.lifelong import learning, routing, scores, sequence
 from versatile.lifelong.answers import Predictor, answer, check_fit, log_probabilities
 from versatile.lifelong.batches import BackOff
 from versatile.lifelong.matrix import InferredTasks, Matrix, heat_map, markdown, side_by_side, summary
@@ -238,31 +238,36 @@ def stage_scores(folder, models, splits, config, trained=()):
             print(f"{folder.name}, {epoch}: {name}: {numbers}", flush=True)
         written[epoch] = {name: metrics.to_json(own) for name, own in found.items()}
         if config.inference and trained and epoch == sequence.FINAL:
-            inferred, written["task inferred"] = score_inferred(folder, predictor, splits, config, list(trained))
+            inferred, written["task inferred"] = score_inferred(folder, predictor, splits, config, list(trained), found)
         write_json(folder / "metrics.json", written)
     return found, inferred
 
 
-def score_inferred(folder, predictor, splits, config, trained):
+def score_inferred(folder, predictor, splits, config, trained, known):
     """Score a model with the tasks of its questions inferred.
 
     Args:
         folder, splits, config, trained: as in `stage_scores`.
+        known: {task: scores} with the tasks known, which they are where all tasks share the model.
 
     Returns:
-        ({task: (its main score, percentage of its questions whose task is inferred rightly)}, {task: what metrics.json
-        says of it})
+        ({task: (its main score, percentage of its questions whose task is inferred rightly, None where nothing tells)},
+        {task: what metrics.json says of it})
     """
     inferred, written = {}, {}
     for name, split in splits.items():
-        infer = partial(config.inference.infer, predictor, split.qas, trained)
-        tasks = BackOff(config.batch_size, "--test_batch_size").run(infer)
-        own = answer_and_score(predictor, split, config, folder / f"qa_{name}_inferred.csv", tasks)
-        right = 100 * sum(task == name for task in tasks) / len(tasks)
+        own, right = known[name], None
+        if config.inference.can_tell(predictor.model):
+            infer = partial(config.inference.infer, predictor, split.qas, trained)
+            tasks = BackOff(config.batch_size, "--test_batch_size").run(infer)
+            right = 100 * sum(task == name for task in tasks) / len(tasks)
+            if not routing.is_shared(predictor.model):
+                own = answer_and_score(predictor, split, config, folder / f"qa_{name}_inferred.csv", tasks)
         inferred[name] = own[split.task.metric].value, right
         written[name] = dict(by=config.inference_name, inferred_rightly=right, **metrics.to_json(own))
-        print(f"{folder.name}, task inferred: {name}: {split.task.metric} {own[split.task.metric].value:.2f}, "
-              f"{right:.1f} % of the tasks right", flush=True)  # fmt: skip
+        told = "nothing tells the task" if right is None else f"{right:.1f} % of the tasks right"
+        print(f"{folder.name}, task inferred: {name}: {split.task.metric} {own[split.task.metric].value:.2f}, {told}",
+              flush=True)  # fmt: skip
     return inferred, written
 
 

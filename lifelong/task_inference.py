@@ -10,6 +10,7 @@ import torch
 from versatile.adapters.pooling import mean_pool
 from versatile.adapters.routing import NO_TASK
 from versatile.data.encoders.question_answer import gen_token
+from versatile.lifelong import routing
 from versatile.lifelong.answers import log_probabilities
 from versatile.utils.devices import autocast
 
@@ -28,6 +29,11 @@ class PerplexityInference:
 
     def __init__(self, is_generator, add_task_tokens):
         self.is_generator, self.add_task_tokens = is_generator, add_task_tokens
+
+    def can_tell(self, model):
+        """Whether anything of a model differs from task to task: parameters, or start tokens that are read."""
+        reads_start = self.is_generator or model.config.is_encoder_decoder
+        return not routing.is_shared(model) or (self.add_task_tokens and reads_start)
 
     def infer(self, predictor, qas, candidates, batch_size):
         """The task of each question.
@@ -68,6 +74,10 @@ class EmbeddingInference:
 
     def __init__(self, examples):
         self.examples = examples
+
+    def can_tell(self, model):
+        """See `PerplexityInference`."""
+        return True
 
     def infer(self, predictor, qas, candidates, batch_size):
         """See `PerplexityInference.infer`."""

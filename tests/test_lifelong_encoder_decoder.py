@@ -93,3 +93,20 @@ def test_every_strategy_trains_it_and_it_is_evaluated(name, data, tmp_path):
 def test_a_teachers_words_and_distributions_reach_it(data, tmp_path):
     out = trained(data, tmp_path / "run", "lll", "--distil", "--seq_distil", "--train_teachers", "--n_train_epochs", 1)
     assert report(out / "sst")["steps"] and len(list((out / "tiny-t5_adapter_2" / "teachers").iterdir())) == 2
+
+
+def test_mas_looks_at_the_scores_behind_the_question(lamol):
+    """mean(softmax(scores of the decoder's token behind __ans__)²) / B, from the plain model."""
+    from versatile.lifelong.importance import MAS, Importance
+    from versatile.training.decoding import left_padded
+
+    predictor = Predictor.load(lamol / "sst", torch.device("cpu"), torch.float32, 48)
+    model, prompts = predictor.model, predictor.encoder.prompts(questions("sst", 3), 2)
+    batch = left_padded([(ids, None) for ids in prompts], predictor.tokenizer.pad_token_id)
+    values = []
+    for ids in prompts:
+        scores = model(input_ids=torch.tensor([[*ids[:-1], model.config.eos_token_id]]),
+                       decoder_input_ids=torch.tensor([[model.config.pad_token_id, ids[-1]]])).logits[0, -1]  # fmt: skip
+        values.append(scores.softmax(-1).square().mean())
+    found = Importance(model, MAS).objective(batch, torch.float32)
+    torch.testing.assert_close(found, torch.stack(values).mean() / 3, atol=1e-7, rtol=1e-3)

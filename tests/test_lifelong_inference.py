@@ -127,3 +127,15 @@ def test_several_seeds_have_a_mean_of_both():
     assert found["inferred"]["mean"]["average_accuracy"] == 65 and found["mean"]["average_accuracy"] == 85
     assert "| inferred | 65.0 ± 7.1 |" in side_by_side(both)
     assert side_by_side([Matrix(["a"], [[1]])]) == ""
+
+
+@pytest.mark.parametrize("name", ["perplexity", "embedding"])
+def test_where_all_tasks_share_the_model_the_scores_are_the_same(name, data, tmp_path):
+    train_lifelong.main(command(data, tmp_path / "run", "finetune", "--adapter_bottleneck", 2, "--only_final"))
+    evaluate_lifelong.main(["--model_dirs", str(tmp_path / "run"), "--fp32", "--infer_task", name])
+    found = json.loads((tmp_path / "run" / "matrix.json").read_text())
+    assert found["inferred"]["mean"]["rows"] == found["mean"]["rows"]
+    # Questions without a word in common are told apart by what they say, but not by a model that treats them alike.
+    right = found["inferred"]["accuracy"]["mean"]["rows"][1]
+    assert right == ([100, 100] if name == "embedding" else [None, None])
+    assert not [*(tmp_path / "run").rglob("qa_*_inferred.csv")]

@@ -149,3 +149,22 @@ def test_agem_leaves_alone_a_gradient_that_harms_nothing(sign, projected):
     # g − (gᵀm / mᵀm) m with g = (−1, 0), m = (3, 4) / 5
     expected = torch.tensor([-0.64, 0.48]) if projected else torch.tensor([1.0, 0.0])
     torch.testing.assert_close(p.grad, expected)
+
+
+@pytest.mark.parametrize("replay, replayed", [("step", {}), ("epoch", {"ag": 3})])
+def test_er_says_what_it_looked_back_at(replay, replayed, tmp_path):
+    import json
+
+    from lifelong_data import command, report, write
+
+    import train_lifelong
+
+    argv = command(write(tmp_path / "data", train=6), tmp_path / "run", "er", "--memory_size", 3, "--replay", replay,
+                   "--only_final", "--adapter_bottleneck", 2, "--n_train_epochs", 1)  # fmt: skip
+    train_lifelong.main(argv)
+    done = report(tmp_path / "run" / "sst")
+    assert done["memory"] == {"ag": 3} and done["replayed"] == replayed
+    # 6 own samples in batches of 4; mixed, 9.
+    assert done["steps"] == (3 if replayed else 2)
+    kept = json.loads((tmp_path / "run" / "ag" / "memory.json").read_text())["kept"]
+    assert len(kept["ag"]) == 3
