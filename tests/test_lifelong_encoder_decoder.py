@@ -105,8 +105,9 @@ def test_mas_looks_at_the_scores_behind_the_question(lamol):
     batch = left_padded([(ids, None) for ids in prompts], predictor.tokenizer.pad_token_id)
     values = []
     for ids in prompts:
-        scores = model(input_ids=torch.tensor([[*ids[:-1], model.config.eos_token_id]]),
-                       decoder_input_ids=torch.tensor([[model.config.pad_token_id, ids[-1]]])).logits[0, -1]  # fmt: skip
+        given = torch.tensor([[*ids[:-1], model.config.eos_token_id]])
+        start = torch.tensor([[model.config.pad_token_id, ids[-1]]])
+        scores = model(input_ids=given, decoder_input_ids=start).logits[0, -1]
         values.append(scores.softmax(-1).square().mean())
     found = Importance(model, MAS).objective(batch, torch.float32)
     torch.testing.assert_close(found, torch.stack(values).mean() / 3, atol=1e-7, rtol=1e-3)
