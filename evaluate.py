@@ -19,6 +19,7 @@ has a <task>_persona.txt), <task>_outputs.jsonl, <task>_metrics.json.
 import sys
 
 from versatile.adapters import t5_directory
+from versatile.adapters.manifest import peek
 from versatile.adapters.methods.registry import BARE
 from versatile.data.listing import list_tasks
 from versatile.data.task_names import task_flag
@@ -72,17 +73,17 @@ def main(argv=None):
         p.error("--references goes with --score_only")
     flags.check_lengths(p, args)
     flags.one_process()
-    if args.model_checkpoint and not args.score_only and t5_directory.recognised(args.model_checkpoint):
+    manifest = peek(args.model_checkpoint) if args.model_checkpoint else None
+    if manifest and manifest.encoder == "text_to_text" and not args.score_only:
         from versatile.training import t5_evaluation
 
         return t5_evaluation.evaluate_run(args, flags.given(parser, argv))
-    from versatile.adapters import checkpoint
     from versatile.data import text_to_text
     from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
     from versatile.data.task import all_tasks, canonical_name, get
 
     prepare_own_tasks(args, "--task")
-    register_own_tasks(checkpoint.definitions(args.model_checkpoint).values() if args.model_checkpoint else ())
+    register_own_tasks(manifest.definitions.values() if manifest else ())
     args.task = canonical_name(args.task, "markers")
     text = args.task not in all_tasks() and not args.own_tasks and args.task in ("all", *text_to_text.TASKS)
     if text and args.model_checkpoint and not args.score_only:
@@ -94,7 +95,7 @@ def main(argv=None):
     if args.score_only:
         score_files(args, task)
     else:
-        evaluate(args, task)
+        evaluate(args, task, manifest)
 
 
 def score_files(args, task):
@@ -127,9 +128,9 @@ def score_files(args, task):
     evaluation.show(task, args.score_only, scores, notes, hypotheses, references)
 
 
-def evaluate(args, task):
+def evaluate(args, task, manifest):
     import ignite.distributed as idist
-    from versatile.adapters import checkpoint, inference
+    from versatile.adapters import inference
     from versatile.training import evaluation, runs
     from versatile.utils import devices
     from versatile.utils.files import writable_directory
@@ -138,9 +139,9 @@ def evaluate(args, task):
     device = idist.device()
     dtype = devices.precision(args, device)
     # Before the model, which takes longer.
-    history = args.max_history or checkpoint.history(args.model_checkpoint, task.name)
+    history = args.max_history or (manifest.histories.get(task.name) if manifest else None)
     part = evaluation.part(task, args.dataset_path, args.split, history, args.limit)
-    model, tokenizer, method = load_model(args, task)
+    model, tokenizer, method = load_model(args, task, manifest)
     mode = "GPT2_result" if model.info.mode == "full" else "adapter_result"
     args.output_dir = args.output_dir or f"results/{mode}"
     writable_directory(args.output_dir, "--output_dir")
@@ -155,18 +156,17 @@ def evaluate(args, task):
                         cache_dir=args.cache_dir, **more)  # fmt: skip
 
 
-def load_model(args, task):
+def load_model(args, task, manifest):
     """(model, tokenizer, how it was trained): the checkpoint's, or a bare backbone with untrained task embeddings."""
     import torch
     from versatile.adapters import checkpoint
     from versatile.adapters.attach import attach
     from versatile.adapters.backbones import loading as backbones
-    from versatile.adapters.imports import vlm as released
 
-    if checkpoint.is_checkpoint(args.model_checkpoint):
+    if manifest:
         model, tokenizer = checkpoint.load(args.model_checkpoint, task.name, pointer=args.self_copy)
         method = "finetune" if model.info.mode == "full" else "adapter"
-        method = "released" if released.is_released(args.model_checkpoint) else method
+        method = "released" if manifest.released else method
         check_ablations(args, model.info.methods.get(task.name, {}).get("method"))
     else:
         model, tokenizer = backbones.load(args.model_checkpoint, random_init=args.seed if args.random_init else False)

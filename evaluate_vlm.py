@@ -15,7 +15,7 @@ run.json says that it was trained on them; what has none there either --task all
 import sys
 from pathlib import Path
 
-from versatile.adapters import t5_directory
+from versatile.adapters.manifest import need_language_model
 from versatile.data.listing import list_tasks
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
@@ -60,7 +60,6 @@ def evaluate(args):
     from versatile.adapters import checkpoint, inference
     from versatile.adapters.backbones import bundled as embedded
     from versatile.adapters.backbones import loading as backbones
-    from versatile.adapters.imports import vlm as released
     from versatile.data.task import canonical_name
     from versatile.training import evaluation, runs
     from versatile.utils import devices
@@ -71,8 +70,8 @@ def evaluate(args):
     dtype = devices.precision(args, device)
     if args.model_checkpoint not in embedded.NAMES:
         backbones.need_directory(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
-    t5_directory.refuse(args.model_checkpoint)
-    if not checkpoint.is_checkpoint(args.model_checkpoint):
+    manifest = need_language_model(args.model_checkpoint)
+    if manifest is None:
         raise UserError("this holds no trained tasks", location=f"--model_checkpoint {args.model_checkpoint}",
                         expected="what combine_all.py, train_vlm.py or train.py wrote, or a released VLM")  # fmt: skip
     args.task = canonical_name(args.task, "markers")
@@ -80,7 +79,7 @@ def evaluate(args):
     parts = read_parts(args, model.info)
     writable_directory(args.output_dir, "--output_dir")
     parameters, positions = inference.prepare_for_inference(model, device, dtype)
-    method = "released" if released.is_released(args.model_checkpoint) else "combined"
+    method = "released" if manifest.released else "combined"
     more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters, method=method,
                 backbone=model.config._name_or_path) | runs.origin(args.model_checkpoint)  # fmt: skip
     from versatile.training.decoding import Decoding

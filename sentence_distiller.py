@@ -66,7 +66,8 @@ def main(argv=None):
     from versatile.data.task import get
 
     prepare_own_tasks(args, "--task")
-    register_own_tasks(checkpoint.definitions(args.model_checkpoint).values())
+    manifest = checkpoint.peek(args.model_checkpoint)
+    register_own_tasks(manifest.definitions.values() if manifest else ())
     task = get(args.task)
     args.dataset_path = task.data_path(args.dataset_path)
     partial = check_output(args)
@@ -113,7 +114,9 @@ def distil(args, task, path):
     device = idist.device()
     dtype = devices.precision(args, device)
     content = task.content_key(args.dataset_path, "train")
-    how = task.reading(args.max_history or checkpoint.history(args.model_checkpoint, task.name), decoding=True)
+    manifest = checkpoint.peek(args.model_checkpoint)
+    history = args.max_history or (manifest and manifest.histories.get(task.name))
+    how = task.reading(history, decoding=True)
     model, tokenizer = checkpoint.load(args.model_checkpoint, task.name)
     _, positions = inference.prepare_for_inference(model, device, dtype)
     from versatile.training.decoding import Decoding

@@ -6,7 +6,8 @@ and `load` keep what came of it. A batch may mix tasks: `task_ids` gives one tas
 
 A saved directory holds
 
-    adapter_config.json   form, tasks and their numbers of labels, max_seq_length, the backbone's config
+    adapter_config.json   the manifest (adapters/manifest.py): form, tasks and their numbers of labels, max_seq_length,
+                          the backbone's config
     model.safetensors     the whole model, under the published names: bert.*, decoders.<task>.model.*
     tokenizer files
 
@@ -19,18 +20,17 @@ import re
 from pathlib import Path
 
 import torch
-from versatile.adapters import schemas
+from versatile.adapters import manifest as manifests
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.checkpoint import _check_fit, _copy, _write_tensors, read_safetensors
+from versatile.adapters.manifest import CONFIG
+from versatile.adapters.methods.registry import FULL
+from versatile.adapters.schemas import FORMS
 from versatile.adapters.task_bert import TaskBert
+from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors, write_tensors
 from versatile.utils.errors import UserError, first_line
-from versatile.utils.files import write_json
-from versatile.utils.schema import read_json_object, validate
 
-CONFIG, WEIGHTS, PEFT_TYPE = "adapter_config.json", "model.safetensors", "VERSATILE_CONDITIONAL_BERT"
-FORMAT = 1
-FORMS = ("base", "large", "plain")
+WEIGHTS = "model.safetensors"
 # The published names: which backbone, in which form.
 PUBLISHED = {"CA-MTL-base": ("bert-base-cased", "base"), "CA-MTL-large": ("bert-large-cased", "large")}
 
@@ -59,7 +59,7 @@ def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42):
     name, published = PUBLISHED.get(name_or_dir, (name_or_dir, None))
     if published:
         location += f" ({name})"
-    if is_saved(name):
+    if (saved := manifests.peek(name)) and saved.encoder == "sentence_pair":
         model, tokenizer = load(name)
         _check_same(model, tasks, form, max_seq_length, location)
         return model, tokenizer
@@ -70,9 +70,11 @@ def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42):
         return model, tokenizer
     form = form or published or "base"
     check_shape(bert.config, form, max_seq_length, location)
+    fingerprint = backbones.fingerprint(bert.state_dict())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TaskBert(bert, tasks, form, max_seq_length)
+    model.backbone_fingerprint = fingerprint
     return model.eval(), tokenizer
 
 
@@ -187,7 +189,7 @@ def load_original(state, config, tasks, location="the original's state dict"):
     check_shape(config, form, length, location)
     bert = AutoModel.from_config(config, dtype=torch.float32)
     model = TaskBert(bert, dict(zip(tasks, heads)), form, length)
-    _copy(state, model.state_dict(), location)
+    copy_tensors(state, model.state_dict(), location)
     return model.eval()
 
 
@@ -208,33 +210,22 @@ def _listed(tasks):
     return ", ".join(f"{name} ({labels})" for name, labels in tasks.items())
 
 
-def is_saved(directory):
-    """Whether a directory was written by `save`."""
-    path = Path(directory) / CONFIG
-    return path.is_file() and read_json_object(path).get("peft_type") == PEFT_TYPE
-
-
 def save(model, tokenizer, directory):
     """Write a model to a directory; each file is whole or absent, the config comes last."""
     directory = Path(directory)
-    _write_tensors(directory / WEIGHTS, model.state_dict())
+    checksum = write_tensors(directory / WEIGHTS, model.state_dict())
     tokenizer.save_pretrained(directory)
     backbone = model.config.to_dict()
+    # A list: the order gives the tasks their ids.
+    tasks = [dict(name=name, labels=labels) for name, labels in model.tasks.items()]
+    method = dict(method=FULL if model.form == "plain" else "conditional")
     name = backbone.pop("_name_or_path", None) or model.config._name_or_path
-    config = dict(
-        peft_type=PEFT_TYPE,
-        task_type="SEQ_CLS",
-        base_model_name_or_path=name,
-        **embedded.hub_entry(name),
-        form=model.form,
-        max_seq_length=model.max_seq_length,
-        # A list: the order gives the tasks their ids.
-        tasks=[dict(name=name, labels=labels) for name, labels in model.tasks.items()],
-        aliases=model.aliases,
-        backbone=backbone,
-        format=FORMAT,
-    )
-    write_json(directory / CONFIG, config)
+    manifests.write(directory, manifests.new(
+        "sentence_pair", "full", tasks, dict.fromkeys(model.tasks, method), model_type=model.config.model_type,
+        base_model_name_or_path=name, **embedded.hub_entry(name),
+        base_model_fingerprint=getattr(model, "backbone_fingerprint", None), checksum=checksum,
+        form=model.form, max_seq_length=model.max_seq_length, aliases=model.aliases, backbone=backbone,
+    ))  # fmt: skip
 
 
 def load(directory):
@@ -247,10 +238,11 @@ def load(directory):
 
     path = Path(directory)
     backbones.need_directory(path, str(directory), "a directory that train_camtl.py wrote")
-    if not is_saved(path):
+    manifest = manifests.peek(path)
+    if manifest is None or manifest.encoder != "sentence_pair":
         raise UserError(f"there is no {CONFIG} of a CA-MTL model", location=directory,
                         expected="a directory that train_camtl.py wrote")  # fmt: skip
-    config = validate(read_json_object(path / CONFIG), schemas.CONDITIONAL_BERT, path / CONFIG)
+    config = manifest.config
     tasks = {task["name"]: task["labels"] for task in config["tasks"]}
     form, length, aliases = config["form"], config["max_seq_length"], config.get("aliases", {})
     if unknown := [name for name in aliases.values() if name not in tasks]:
@@ -269,12 +261,14 @@ def load(directory):
         # transformers raises whatever its config and constructors meet; what they refuse is bad input all the same.
         raise UserError(f"it cannot be used: {first_line(error, 120)}", location=path / CONFIG,
                         expected="a file that train_camtl.py wrote", remedy="copy it again") from error  # fmt: skip
-    _check_fit(state, shapes, path / WEIGHTS)
+    check_fit(state, shapes, path / WEIGHTS)
     bert = BertModel(backbone)
     bert.config._name_or_path = config.get("base_model_name_or_path") or str(path)
     model = TaskBert(bert, tasks, form, length)
     model.aliases = dict(aliases)
-    _copy(state, model.state_dict(), path / WEIGHTS)
+    copy_tensors(state, model.state_dict(), path / WEIGHTS)
+    check_checksum(path / WEIGHTS, config.get("checksum"))
+    model.backbone_fingerprint = manifest.fingerprint
     try:
         tokenizer = backbones.read_tokenizer(path)
     except Exception as error:

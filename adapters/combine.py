@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from versatile.adapters import checkpoint, t5_directory
+from versatile.adapters import checkpoint, manifest
 from versatile.adapters.attach import TaskConditioned, attach
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
-from versatile.adapters.imports import vlm as released
 from versatile.adapters.methods import pointer as self_copy
 from versatile.adapters.methods.base import added_parameters
 from versatile.adapters.methods.registry import BARE, get_method
@@ -76,11 +75,11 @@ def open_source(directory, tasks=None):
     gc.collect()
     path, flag = Path(directory), _flag(directory, tasks and tasks[0])
     backbones.need_directory(path, flag, "a run directory, a VLM or a released checkpoint")
-    t5_directory.refuse(path, flag)
-    if not (path / checkpoint.CONFIG).is_file() and not released.is_released(path):
+    held = manifest.need_language_model(path, flag)
+    if held is None or held.mode == "full":
         # Its own errors first: a run that has not saved yet, a damaged config.
         backbones.read_config(path, flag)
-        raise _not_adapters(flag, "fully fine-tuned model" if checkpoint.is_checkpoint(path) else "bare backbone")
+        raise _not_adapters(flag, "fully fine-tuned model" if held else "bare backbone")
     try:
         model, tokenizer = checkpoint.load(path, tasks and tasks[0], flag=flag)
     except UserError as error:

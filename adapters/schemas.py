@@ -1,6 +1,5 @@
 """What the json files of model directories hold: key -> type and range, for every kind of directory."""
 
-from torch import nn
 from versatile.adapters.methods.registry import all_methods
 from versatile.utils.errors import UserError
 from versatile.utils.schema import Choice, Flag, ListOf, MapOf, Number, Record, Text, Whole
@@ -8,68 +7,56 @@ from versatile.utils.schema import Choice, Flag, ListOf, MapOf, Number, Record, 
 # Far beyond every published model, and small enough that nothing is built for hours before its weights are compared.
 _MOST_LAYERS, _MOST_WIDTH, _MOST_TOKENS = 1000, 1_000_000, 100_000_000
 
+# How an example becomes ids: data/encoders/ has a file for each.
+ENCODERS = ("markers", "question_answer", "text_to_text", "sentence_pair")
+FORMS = ("base", "large", "plain")
+# The published ways of adapting a T5, and those of adapters/methods/ that train_t5.py offers.
+PUBLISHED_T5 = ("finetune", "adapters", "hyperformer", "hyperformer++", "meta")
+PORT_METHODS = ("bottleneck", "lora", "ia3", "prefix")
+ACTIVATIONS = ("relu", "swish", "gelu", "gelu_new")
 
-def _can_be_module_name(name):
-    """A task's name becomes a part of its parameters' names, and a key beside torch's own attributes."""
-    return "." not in name and not any(hasattr(kind(), name) for kind in (nn.ModuleDict, nn.ParameterDict))
-
-
-TASK_NAME = Text(_can_be_module_name, "a name without dots that is no attribute of a torch module", longest=200)
 NAME = Text(says="a name", longest=200)
+TASK_NAME = Text(lambda name: "." not in name, "a name without dots", longest=200)
 _MARKER = Text(lambda text: text != "<pad>", "a text that is not <pad>", longest=200)
+_BACKBONE = Text(says="the name or directory of the backbone", null=True)
+_METHODS = MapOf(Record(dict(method=Text(says="a method's name", longest=200, required=True))))
 
-TASKS = ListOf(
-    Record(
-        dict(
-            name=Text(_can_be_module_name, TASK_NAME.says, longest=200, required=True),
-            # None where the task's prompts are plain text, as in lifelong learning.
-            markers=ListOf(_MARKER, 0, 10_000, unique=str, required=True),
-            max_history=Whole(0, 1_000_000, null=True),
-            definition=MapOf(),
-        )
-    ),
-    1,
-    10_000,
-    unique=lambda task: task["name"],
-    required=True,
-)
 
-# Every adapter_config.json.
-_COMMON = dict(
-    peft_type=NAME,
-    task_type=NAME,
+def _tasks(**fields):
+    """A list of tasks, in the order of their ids."""
+    name = Text(TASK_NAME.allows, TASK_NAME.says, longest=200, required=True)
+    return ListOf(Record(dict(name=name, **fields)), 1, 10_000, unique=lambda task: task["name"], required=True)
+
+
+# Markers are [] where a task's prompts are plain text, as in lifelong learning.
+_MARKED = _tasks(markers=ListOf(_MARKER, 0, 10_000, unique=str, required=True),
+                 max_history=Whole(0, 1_000_000, null=True), definition=MapOf())  # fmt: skip
+
+_MANIFEST = dict(
+    library_name=Choice(("versatile",), required=True),
+    format=Choice((2,), required=True),
+    encoder=Choice(ENCODERS, required=True),
+    mode=Choice(("adapter", "full"), required=True),
     model_type=NAME,
-    format=Choice((1,)),
+    base_model_name_or_path=_BACKBONE,
     base_model_fingerprint=Text(says="a fingerprint", null=True),
     random_init_seed=Whole(-(2**63), 2**64 - 1, null=True),
+    checksum=Text(says="a checksum", null=True),
+    methods=MapOf(_METHODS.item, required=True),
 )
-_BACKBONE = Text(says="the name or directory of the backbone", required=True)
-
-BOTTLENECK = Record(
-    dict(
-        **_COMMON,
-        base_model_name_or_path=_BACKBONE,
-        bottlenecks=MapOf(Whole(0, _MOST_WIDTH), required=True),
-        methods=MapOf(Record(dict(method=Text(says="a method's name", longest=200, required=True)))),
-        freeze=Flag(),
-        rows=ListOf(TASKS.item, 1, 10_000, unique=lambda task: task["name"]),
-        spare_scores=Flag(),
-        first=Whole(0, _MOST_TOKENS, required=True),
-        own_columns=Flag(),
-        self_copy=Flag(),
-        encoder=Choice(("markers", "question_answer")),
-        chained=Flag(),
-        tasks=TASKS,
-    )
+_MARKERS = dict(
+    tasks=_MARKED,
+    freeze=Flag(),
+    task_embeddings=ListOf(_MARKED.item, 1, 10_000, unique=lambda task: task["name"]),
+    spare_scores=Flag(),
+    first=Whole(0, _MOST_TOKENS, required=True),
+    mask_other_tasks=Flag(),
+    self_copy=Flag(),
+    chained=Flag(),
 )
 
-# "versatile" in the config.json of a fully fine-tuned model.
-FULL = Record(dict(first=Whole(0, _MOST_TOKENS, required=True), own_columns=Flag(required=True), self_copy=Flag(),
-                   tasks=TASKS))  # fmt: skip
 
-
-def t5(methods, activations):
-    """The tasks and settings of a T5 with tasks."""
+def _t5_settings():
     size, names = Whole(1, _MOST_WIDTH), ListOf(TASK_NAME, 1, 10_000, null=True)
     switches = (
         "add_layer_norm_before_adapter add_layer_norm_after_adapter conditional_layer_norm "
@@ -78,9 +65,9 @@ def t5(methods, activations):
         "unfreeze_layer_norms unfreeze_model"
     )
     settings = dict(
-        method=Choice(tuple(methods)),
+        method=Choice((*PUBLISHED_T5, *PORT_METHODS)),
         method_settings=MapOf(),
-        non_linearity=Choice(tuple(activations)),
+        non_linearity=Choice(ACTIVATIONS),
         reduction_factor=size,
         adapters=names,
         task_embeddings=names,
@@ -90,22 +77,11 @@ def t5(methods, activations):
         task_hidden_dim=size,
         **{name: Flag() for name in switches.split()},
     )
-    tasks = ListOf(TASK_NAME, 1, 10_000, unique=str, required=True)
-    return Record(dict(tasks=tasks, settings=Record(settings, closed=True, required=True)))
+    return Record(settings, closed=True, required=True)
 
 
-def t5_adapters(methods, activations):
-    """adapter_config.json of a T5 with adapters."""
-    return Record(
-        dict(
-            **_COMMON,
-            **t5(methods, activations).fields,
-            base_model_name_or_path=_BACKBONE,
-            d_model=Whole(1, _MOST_WIDTH, required=True),
-            layers=ListOf(Whole(1, _MOST_LAYERS), 2, 2, required=True),
-            trained_backbone=ListOf(Text(says="a parameter's name")),
-        )
-    )
+_T5_SHAPE = dict(d_model=Whole(1, _MOST_WIDTH), layers=ListOf(Whole(1, _MOST_LAYERS), 2, 2),
+                 trained_backbone=ListOf(Text(says="a parameter's name")))  # fmt: skip
 
 
 def _each(kind, names):
@@ -141,31 +117,78 @@ TRANSFORMERS = Record(
     )
 )  # fmt: skip
 
-CONDITIONAL_BERT = Record(
-    dict(
-        **_COMMON,
-        base_model_name_or_path=Text(says="the name or directory of the backbone", null=True),
-        form=Choice(("base", "large", "plain"), required=True),
-        max_seq_length=Whole(3, _MOST_WIDTH, required=True),
-        tasks=ListOf(Record(dict(name=Text(says="a name", longest=200, required=True),
-                                 labels=Whole(1, 100_000, required=True))),
-                     1, 10_000, unique=lambda task: task["name"], required=True),
-        aliases=MapOf(NAME),
-        backbone=Record(TRANSFORMERS.fields, required=True),
-    )
-)  # fmt: skip
+_CONDITIONAL_BERT = dict(
+    form=Choice(FORMS, required=True),
+    max_seq_length=Whole(3, _MOST_WIDTH, required=True),
+    aliases=MapOf(NAME),
+    backbone=Record(TRANSFORMERS.fields, required=True),
+)
+_HEADS = ListOf(Record(dict(name=Text(says="a name", longest=200, required=True),
+                            labels=Whole(1, 100_000, required=True))),
+                1, 10_000, unique=lambda task: task["name"], required=True)  # fmt: skip
+
+# Format 2, by the encoder that a manifest names.
+MANIFESTS = {
+    "markers": Record(_MANIFEST | _MARKERS),
+    "question_answer": Record(_MANIFEST | _MARKERS),
+    "text_to_text": Record(_MANIFEST | _T5_SHAPE | dict(tasks=_tasks(definition=MapOf()), settings=_t5_settings())),
+    "sentence_pair": Record(_MANIFEST | _CONDITIONAL_BERT | dict(tasks=_HEADS)),
+}
+
+# Format 1, by `peft_type`; of fully fine-tuned models by the key in config.json.
+_COMMON = dict(
+    task_type=NAME,
+    model_type=NAME,
+    format=Choice((1,)),
+    base_model_name_or_path=_BACKBONE,
+    base_model_fingerprint=Text(says="a fingerprint", null=True),
+    random_init_seed=Whole(-(2**63), 2**64 - 1, null=True),
+)
+_FULL = dict(first=Whole(0, _MOST_TOKENS, required=True), own_columns=Flag(required=True), self_copy=Flag(),
+             tasks=_MARKED)  # fmt: skip
+_T5 = dict(tasks=ListOf(TASK_NAME, 1, 10_000, unique=str, required=True), settings=_t5_settings())
+FORMAT_1 = {
+    "VERSATILE_BOTTLENECK": Record(
+        _COMMON
+        | _FULL
+        | dict(
+            bottlenecks=MapOf(Whole(0, _MOST_WIDTH), required=True),
+            methods=_METHODS,
+            freeze=Flag(),
+            rows=ListOf(_MARKED.item, 1, 10_000, unique=lambda task: task["name"]),
+            spare_scores=Flag(),
+            own_columns=Flag(),
+            encoder=Choice(("markers", "question_answer")),
+            chained=Flag(),
+        )
+    ),
+    "VERSATILE_T5": Record(_COMMON | _T5_SHAPE | _T5),
+    "VERSATILE_CONDITIONAL_BERT": Record(_COMMON | _CONDITIONAL_BERT | dict(tasks=_HEADS)),
+    "versatile": Record(_FULL),
+    "versatile_t5": Record(_T5),
+}
 
 
 def check_tasks(config, location):
-    """Whether the tasks of an adapter_config.json agree with each other."""
+    """Whether the tasks of a manifest with markers agree with each other."""
+    check_module_names([task["name"] for task in config.get("task_embeddings", config["tasks"])], location)
     markers = [m for task in config["tasks"] for m in task["markers"]]
     if repeated := next((m for m in markers if markers.count(m) > 1), None):
         raise UserError(f"the marker {repeated!r} stands twice", location=location, expected="each once")
-    rows = {task["name"]: task["markers"] for task in config.get("rows", config["tasks"])}
+    rows = {task["name"]: task["markers"] for task in config.get("task_embeddings", config["tasks"])}
     if bad := next((task["name"] for task in config["tasks"] if rows.get(task["name"]) != task["markers"]), None):
-        raise UserError(
-            f"'rows' holds other markers of {bad!r} than 'tasks'", location=location, expected="the same ones"
-        )
+        raise UserError(f"other markers of {bad!r} have embeddings than 'tasks' names", location=location,
+                        expected="the same ones")  # fmt: skip
+
+
+def check_module_names(names, location):
+    """Whether names can become parts of parameters' names: torch refuses those of its modules' own attributes."""
+    from torch import nn
+
+    for name in names:
+        if any(hasattr(kind(), name) for kind in (nn.ModuleDict, nn.ParameterDict)):
+            raise UserError(f"the name {name!r}", location=location,
+                            expected="a name that is no attribute of a torch module")  # fmt: skip
 
 
 def check_sizes(methods, state, location):

@@ -23,13 +23,13 @@ and `up_sampler` are `down` and `up` here.
 
 from versatile.adapters.t5_checkpoint import (  # noqa: F401
     adapter_state,
-    is_checkpoint,
     load,
     load_backbone,
     load_original,
     load_weights,
     original_names,
     original_state,
+    read_manifest,
     read_settings,
     save,
 )  # fmt: skip

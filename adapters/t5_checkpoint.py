@@ -2,44 +2,32 @@
 
 A directory holds
 
-    adapter_config.json         backbone by name with its fingerprint, tasks, all settings
+    adapter_config.json         the manifest (adapters/manifest.py), with all settings
     adapter_model.safetensors   adapters, hypernetworks, task embeddings, and what else was trained (layer norms, …),
                                 under the published code's names
     tokenizer files
     backbone/                   where no name leads to the backbone, as all of it was trained too, or it was made from
                                 scratch: an ordinary transformers directory
 
-A fully fine-tuned T5 is an ordinary transformers directory whose config.json also names tasks and settings.
-Nothing is ever unpickled.
+A fully fine-tuned T5 is an ordinary transformers directory whose config.json holds the manifest.
 """
 
 import dataclasses
 from pathlib import Path
 
 import torch
+from versatile.adapters import manifest as manifests
 from versatile.adapters import schemas
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.checkpoint import (
-    CONFIG,
-    WEIGHTS,
-    _check_fit,
-    _copy,
-    _write_tensors,
-    read_safetensors,
-)  # fmt: skip
-from versatile.adapters.methods.bottleneck import ACTIVATIONS
+from versatile.adapters.checkpoint import WEIGHTS, WHOLE, backbone_name, save_whole
+from versatile.adapters.manifest import BACKBONE, CONFIG
 from versatile.adapters.methods.hypernetworks import original_name
 from versatile.adapters.methods.registry import method_of
-from versatile.adapters.t5_model import METHODS, PORT_METHODS, T5Settings, attach, check_kind, is_added
+from versatile.adapters.t5_model import PORT_METHODS, T5Settings, attach, check_kind, is_added
+from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors, write_tensors
 from versatile.utils.errors import UserError, first_line
-from versatile.utils.files import atomic_write, write_json
-from versatile.utils.schema import read_json_object, validate
 
-KIND = "VERSATILE_T5"
-# Where config.json of a fully fine-tuned T5 names its tasks.
-TASKS = "versatile_t5"
-BACKBONE, FORMAT = "backbone", 1
 # Once part of transformers' T5, always zero in use: "position biases" of cross-attention.
 OBSOLETE = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 TABLES = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -113,7 +101,7 @@ def load_original(model, state, location="the state dict"):
     if vectors is not None and vectors.fixed:
         kept = {n for n in names if n.startswith("task_embedding_controller.task_to_embeddings.") and n not in state}
         names = {n: p for n, p in names.items() if n not in kept}
-    _copy(state, names, location)
+    copy_tensors(state, names, location)
 
 
 # ---- saving
@@ -144,94 +132,60 @@ def save(model, tokenizer, directory, state=None):
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    about = dict(tasks=model.tasks, settings=dataclasses.asdict(model.settings))
-    if model.settings.method == "finetune":
-        setattr(model.config, TASKS, about)
-        _save_backbone(model, directory)
+    method = model.settings.method
+    full = method == "finetune"
+    method = dict(method=method, **model.settings.method_settings)
+    common = dict(encoder="text_to_text", mode="full" if full else "adapter", tasks=[dict(name=n) for n in model.tasks],
+                  methods=None if full else dict.fromkeys(model.tasks, method), model_type=model.config.model_type,
+                  settings=dataclasses.asdict(model.settings))  # fmt: skip
+    if full:
+        save_whole(model, directory, backbone_state(model), model.config, common)
     else:
-        if carried := _carried(model):
-            _save_backbone(model, directory / BACKBONE)
+        backbone = backbone_name(model)
+        if _carried(model):
+            save_whole(model, directory / BACKBONE, backbone_state(model), model.config)
             tokenizer.save_pretrained(directory / BACKBONE)
+            backbone = dict(base_model_name_or_path=BACKBONE, base_model_fingerprint=_fingerprint(model))
         state = adapter_state(model) if state is None else state
-        _write_tensors(directory / WEIGHTS, state)
-        # The config goes last: its fingerprint names one backbone, so that a mixture of two savings is noticed.
-        write_json(directory / CONFIG, dict(
-            peft_type=KIND,
-            task_type="SEQ_2_SEQ_LM",
-            **_backbone_name(model, carried),
-            model_type=model.config.model_type,
+        # The manifest goes last: it speaks for one backbone and one file of weights, so that a mixture of two savings
+        # is noticed.
+        manifests.write(directory, manifests.new(
+            checksum=write_tensors(directory / WEIGHTS, state),
             d_model=model.config.d_model,
             layers=[len(model.encoder.block), len(model.decoder.block)],
             trained_backbone=sorted(name for name in state if not is_added(name)),
-            format=FORMAT,
-            **about,
+            **backbone, **common,
         ))  # fmt: skip
     tokenizer.save_pretrained(directory)
-
-
-def _save_backbone(model, directory):
-    """The T5 alone, as an ordinary transformers directory."""
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_tensors(directory / "model.safetensors", backbone_state(model))
-    model.config.architectures = [type(model).__name__]
-    for name, config in (("config.json", model.config), ("generation_config.json", model.generation_config)):
-        with atomic_write(directory / name) as file:
-            file.write(config.to_json_string())
-
-
-def _backbone_name(model, carried):
-    """What adapter_config.json says of the backbone."""
-    if carried:
-        return dict(base_model_name_or_path=BACKBONE, base_model_fingerprint=_fingerprint(model))
-    seed = {} if model.random_init_seed is None else dict(random_init_seed=model.random_init_seed)
-    return dict(base_model_name_or_path=model.config._name_or_path,
-                base_model_fingerprint=model.backbone_fingerprint, **seed)  # fmt: skip
 
 
 # ---- loading
 
 
-def is_checkpoint(directory):
-    """Whether a directory holds a T5 with tasks, rather than a bare one or something else."""
-    path = Path(directory)
-    if (path / CONFIG).is_file():
-        return read_json_object(path / CONFIG).get("peft_type") == KIND
-    return (path / "config.json").is_file() and TASKS in read_json_object(path / "config.json")
+def read_manifest(directory):
+    """The `Manifest` of a T5 with tasks; no weights are read."""
+    backbones.need_directory(directory, f"--model_name_or_path {directory}", "a checkpoint of train_t5.py")
+    manifest = manifests.peek(directory)
+    if manifest is None:
+        raise UserError("this is no T5 that was trained for tasks", location=directory,
+                        expected=f"{CONFIG}, or a config.json that names tasks",
+                        remedy="name the output directory of train_t5.py")  # fmt: skip
+    if manifest.encoder != "text_to_text":
+        raise UserError(f"its tasks have the encoder {manifest.encoder!r}", location=manifest.path,
+                        expected="'text_to_text'",
+                        remedy="this is another kind of model: load it with the script that trained it")  # fmt: skip
+    return manifest
 
 
 def read_settings(directory):
     """(tasks, `T5Settings`) of a checkpoint; no weights are read."""
-    path = Path(directory)
-    backbones.need_directory(path, f"--model_name_or_path {directory}", "a checkpoint of train_t5.py")
-    if (path / CONFIG).is_file():
-        location, config = path / CONFIG, read_json_object(path / CONFIG)
-        if config.get("peft_type") != KIND:
-            raise UserError(
-                f"peft_type {config.get('peft_type')!r}",
-                location=location,
-                expected=f"{KIND!r}",
-                remedy="this is another kind of adapter: load it with the script that trained it",
-            )
-    else:
-        location = path / "config.json"
-        config = (read_json_object(location) if location.is_file() else {}).get(TASKS)
-        if config is None:
-            raise UserError("this is no T5 that was trained for tasks", location=path,
-                            expected=f"{CONFIG}, or a config.json that names tasks",
-                            remedy="name the output directory of train_t5.py")  # fmt: skip
-    return _said(config, location)
-
-
-def _said(config, location):
-    """(tasks, `T5Settings`) out of a file's json."""
-    schema = schemas.t5_adapters if Path(location).name == CONFIG else schemas.t5
-    validate(
-        config, schema(METHODS, ACTIVATIONS), location, "copy it again; or it is of another version of this toolkit"
-    )
-    settings = T5Settings(**config["settings"])
+    manifest = read_manifest(directory)
+    settings = T5Settings(**manifest.config["settings"])
+    names = [*manifest.tasks, *(settings.adapters or []), *(settings.task_embeddings or [])]
+    schemas.check_module_names(names, manifest.path)
     if settings.method in PORT_METHODS:
-        method_of(dict(method=settings.method, **settings.method_settings), location)
-    return config["tasks"], settings
+        method_of(dict(method=settings.method, **settings.method_settings), manifest.path)
+    return list(manifest.tasks), settings
 
 
 def load(directory, task=None):
@@ -249,14 +203,15 @@ def load(directory, task=None):
             shapes that do not fit, a task the checkpoint does not hold, an adapter that changes nothing.
     """
     path = Path(directory)
-    tasks, settings = read_settings(path)
+    manifest, (tasks, settings) = read_manifest(path), read_settings(path)
     if task is not None and task not in tasks:
         raise UserError(f"the checkpoint holds the task(s) {', '.join(tasks)}, not {task!r}", location=directory,
                         expected="a task it was trained for")  # fmt: skip
     if settings.method == "finetune":
         model, tokenizer = load_backbone(directory)
+        check_checksum(path / WHOLE, manifest.config.get("checksum"))
         return attach(model, tasks, settings).eval(), tokenizer
-    config = read_json_object(path / CONFIG)
+    config = manifest.config
     state = read_safetensors(path / WEIGHTS)
     model, tokenizer = _backbone_of(path, config)
     # Given embeddings lie in the file; the directory they came from may be gone. Their values are copied below.
@@ -269,10 +224,11 @@ def load(directory, task=None):
     with torch.device("meta"):
         shapes = attach(type(model)(model.config), tasks, settings, embeddings=given())
     shapes.backbone_carried, shapes.backbone_fingerprint = model.backbone_carried, model.backbone_fingerprint
-    _check_fit(state, _wanted(shapes), path / WEIGHTS)
+    check_fit(state, _wanted(shapes), path / WEIGHTS)
     attach(model, tasks, settings, embeddings=given())
     _copy_state(model, state, path / WEIGHTS)
     refuse_idle(model, path / WEIGHTS)
+    check_checksum(path / WEIGHTS, config.get("checksum"))
     return model.eval(), tokenizer
 
 
@@ -280,16 +236,16 @@ def load_weights(model, directory):
     """Load into an attached model what `save` wrote for the same model."""
     path = Path(directory)
     if model.settings.method == "finetune":
-        _copy(read_safetensors(path / "model.safetensors"), backbone_state(model), path / "model.safetensors")
+        copy_tensors(read_safetensors(path / WHOLE), backbone_state(model), path / WHOLE)
         return
     if _carried(model):
-        location = path / BACKBONE / "model.safetensors"
-        _copy(read_safetensors(location), backbone_state(model), location)
+        location = path / BACKBONE / WHOLE
+        copy_tensors(read_safetensors(location), backbone_state(model), location)
     _copy_state(model, read_safetensors(path / WEIGHTS), path / WEIGHTS)
 
 
 def _copy_state(model, state, location):
-    _copy(state, _wanted(model), location)
+    copy_tensors(state, _wanted(model), location)
 
 
 def _wanted(model):
@@ -305,8 +261,8 @@ def _backbone_of(path, config):
     inside = name == BACKBONE
     model, tokenizer = load_backbone(str(path / BACKBONE) if inside else name, config.get("random_init_seed"), location)
     found = [model.config.d_model, len(model.encoder.block), len(model.decoder.block)]
-    expected = [config["d_model"], *config["layers"]]
-    if found != expected:
+    expected = [config.get("d_model"), *config.get("layers", [])]
+    if expected[0] is not None and len(expected) == 3 and found != expected:
         raise UserError(f"the backbone {name} has width {found[0]} and {found[1]} + {found[2]} layers",
                         location=path / CONFIG, remedy="put the original backbone back, or train again",
                         expected="width {} and {} + {} layers, as in training".format(*expected))  # fmt: skip

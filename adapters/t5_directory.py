@@ -1,33 +1,10 @@
-"""Telling a model of train_t5.py from others by its files, without loading a library."""
+"""What is to be said of a directory that is no model of train_t5.py, and the flags of one that is."""
 
 import json
 from pathlib import Path
 
 from versatile.utils.errors import UserError
 from versatile.utils.screen import resume_command, shell_command
-
-
-def recognised(directory):
-    """Whether a directory holds a T5 that was trained for tasks: adapters, or a whole one whose config names them."""
-    path = Path(directory)
-    said = _read(path / "adapter_config.json")
-    if said:
-        return said.get("peft_type") == "VERSATILE_T5"
-    return "versatile_t5" in _read(path / "config.json")
-
-
-def refuse(directory, location=None):
-    """A `UserError` for a script that does not read a model of train_t5.py.
-
-    Args:
-        directory: what was named.
-        location: how (default: --model_checkpoint).
-    """
-    if recognised(directory):
-        raise UserError("this is a model of train_t5.py", location=location or f"--model_checkpoint {directory}",
-                        expected="a model of train.py, train_vlm.py or combine_all.py, or a released one",
-                        remedy=shell_command("evaluate.py", "--task", "all", "--model_checkpoint", directory)
-                        )  # fmt: skip
 
 
 def why_not(directory):

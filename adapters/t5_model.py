@@ -7,11 +7,10 @@ from torch import nn
 from versatile.adapters.methods import hypernetworks as hypernet
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
 from versatile.adapters.methods.registry import get_method, method_of
+from versatile.adapters.schemas import PORT_METHODS, PUBLISHED_T5
 from versatile.utils.errors import UserError
 
-# Those that act through the ports of any backbone (adapters/methods/), a module per task and block.
-PORT_METHODS = ("bottleneck", "lora", "ia3", "prefix")
-METHODS = ("finetune", "adapters", "hyperformer", "hyperformer++", "meta", *PORT_METHODS)
+METHODS = (*PUBLISHED_T5, *PORT_METHODS)
 MODEL_TYPES = ("t5", "mt5")
 _STEP = "adapter_step"
 

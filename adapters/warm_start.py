@@ -7,21 +7,12 @@ start from a model of another single task. What is new to the model keeps its fr
 from pathlib import Path
 
 import torch
-from versatile.adapters import checkpoint, t5_directory
+from versatile.adapters import checkpoint, manifest
 from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.checkpoint import (
-    _adapter_parameters,
-    _copy,
-    _full_state,
-    _methods_of,
-    _read_config,
-    _tied,
-    _without_tied,
-)
-from versatile.adapters.imports import vlm as released
+from versatile.adapters.checkpoint import _adapter_parameters, _full_state, _methods_of, _read_config, _without_tied
 from versatile.adapters.methods.registry import BARE, get_method
+from versatile.adapters.tensors import copy_tensors, read_safetensors
 from versatile.utils.errors import UserError
-from versatile.utils.schema import read_json_object
 
 
 def warm_start(model, tokenizer, directory, flag):
@@ -40,29 +31,27 @@ def warm_start(model, tokenizer, directory, flag):
     """
     path = Path(directory)
     backbones.need_directory(path, flag, "a trained model")
-    t5_directory.refuse(path, flag)
-    if released.is_released(path):
+    found = manifest.need_language_model(path, flag)
+    if found and found.released:
         raise UserError("this is a checkpoint of the original code", location=flag, expected="a model of ours",
                         remedy=f"convert it: python -m adapters.imports.vlm {path} OUTPUT")  # fmt: skip
-    if not checkpoint.is_checkpoint(path):
+    if found is None:
         backbones.read_config(path, flag)
         raise UserError("this is a bare backbone: nothing was trained for a task", location=flag,
                         expected="a trained model", remedy="name it with --model_checkpoint instead")  # fmt: skip
-    whole = not (path / checkpoint.CONFIG).is_file()
+    whole = found.mode == "full"
     if whole != (model.info.mode == "full"):
         kinds = {True: "a whole model", False: "adapters beside a frozen backbone"}
         raise UserError(f"it holds {kinds[whole]}", location=flag, expected=f"{kinds[not whole]}, as this run trains",
                         remedy="choose the method it was trained with")  # fmt: skip
-    return _start_whole(model, tokenizer, path, flag) if whole else _start_adapters(model, path, flag)
+    return _start_whole(model, tokenizer, found, path, flag) if whole else _start_adapters(model, path, flag)
 
 
-def _start_whole(model, tokenizer, path, flag):
+def _start_whole(model, tokenizer, found, path, flag):
     """All weights of a fully fine-tuned model; rows of added tokens by the tokens' names."""
-    known = read_json_object(path / "config.json")["versatile"]
-    _same("self-copy", bool(known.get("self_copy")), model.info.self_copy, flag)
-    _same("the size of the backbone's vocabulary", known["first"], model.info.first, flag)
-    state, wanted = checkpoint.read_safetensors(path / "model.safetensors"), _full_state(model)
-    wanted = {name: tensor for name, tensor in wanted.items() if name not in _tied(model)}
+    _same("self-copy", bool(found.config.get("self_copy")), model.info.self_copy, flag)
+    _same("the size of the backbone's vocabulary", found.config["first"], model.info.first, flag)
+    state, wanted = read_safetensors(path / checkpoint.WHOLE), _full_state(model)
     both = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     tables = {name for name, tensor in wanted.items() if any(tensor.data_ptr() == t.data_ptr() for t in both)}
     for name, tensor in wanted.items():
@@ -85,8 +74,8 @@ def _start_whole(model, tokenizer, path, flag):
 def _start_adapters(model, path, flag):
     """Adapters by task, rows by token."""
     config = _read_config(path)
-    state = checkpoint.read_safetensors(path / checkpoint.WEIGHTS)
-    methods = _methods_of(config, [task["name"] for task in config["tasks"]], path / checkpoint.CONFIG)
+    state = read_safetensors(path / checkpoint.WEIGHTS)
+    methods = _methods_of(config, path / checkpoint.CONFIG)
     _check_backbone(model, config, flag)
     _same("self-copy", bool(config.get("self_copy")), model.info.self_copy, flag)
     origins = _match_tasks(model, methods, flag)
@@ -96,8 +85,8 @@ def _start_adapters(model, path, flag):
         if origin not in state or state[origin].shape != parameters[key].shape:
             raise _other_shape(origin, state.get(origin), parameters[key], flag)
     if config["base_model_name_or_path"] == checkpoint.BACKBONE:
-        backbone = path / checkpoint.BACKBONE / "model.safetensors"
-        _copy(checkpoint.read_safetensors(backbone), _without_tied(model, checkpoint.backbone_state(model)), backbone)
+        backbone = path / checkpoint.BACKBONE / checkpoint.WHOLE
+        copy_tensors(read_safetensors(backbone), _without_tied(model, checkpoint.backbone_state(model)), backbone)
     with torch.no_grad():
         for key, origin in starts.items():
             parameters[key].copy_(state[origin])
@@ -162,7 +151,7 @@ def _check_backbone(model, config, flag):
 def _copy_rows(model, config, state):
     """Rows of the tokens that both have, by their names."""
     for kind, module in (("rows", model.get_input_embeddings()), ("output_rows", model.get_output_embeddings())):
-        theirs = {marker: state[f"{kind}.{task['name']}"][i] for task in config.get("rows", config["tasks"])
+        theirs = {marker: state[f"{kind}.{task['name']}"][i] for task in config.get("task_embeddings", config["tasks"])
                   for i, marker in enumerate(task["markers"]) if f"{kind}.{task['name']}" in state}  # fmt: skip
         for task, markers in model.info.markers.items():
             for i, marker in enumerate(markers):

@@ -313,8 +313,9 @@ def test_teachers_that_are_trained_are_those_of_a_shared_adapter(data, tmp_path)
     teachers = sorted((tmp_path / "run" / "tiny-gpt2_adapter_4" / "teachers").iterdir())
     assert [folder.name.rsplit("_", 1)[0] for folder in teachers] == list(TASKS_LEARNT[:2])
     for folder, task in zip(teachers, TASKS_LEARNT):
-        config = json.loads((folder / task / "adapter_config.json").read_text())
-        assert config["bottlenecks"] == {"lifelong": 4}
+        manifest = checkpoint.peek(folder / task)
+        assert manifest.methods == {"lifelong": dict(method="bottleneck", adapter_bottleneck=4)}
+        assert manifest.encoder == "question_answer"
     # The shared rows, two tables of no rows, and the parts of two adapters in each of two blocks.
     assert len(state(tmp_path / "run" / "rnnlg.tv")) == 1 + 2 + 2 * 2 * 6
 

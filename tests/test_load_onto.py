@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
         return folder
 
     refused(model, tokenizer, with_config(first=390), "tokenizer has 400 tokens")
-    refused(model, tokenizer, with_config(own_columns=False), "cannot join")
+    refused(model, tokenizer, with_config(mask_other_tasks=False), "cannot join")
     refused(model, tokenizer, with_config(self_copy=True), "cannot join")
     clash = [dict(name="mt", markers=["<bos_mt>", "<eos_mt>", "<name>", "<target_mt>"])]
     refused(model, tokenizer, with_config(tasks=clash), "'<name>' of 'mt' is a token already")

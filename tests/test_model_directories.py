@@ -131,8 +131,8 @@ def test_a_file_that_is_no_json_object_is_one_message(kind, text, saved, tmp_pat
 
 
 @pytest.mark.parametrize("kind, path, new, says", [
-    ("adapter", ("bottlenecks", "nlg"), 9, "the bottleneck of 'nlg' is 9, that of its tensors 8"),
-    ("adapter", ("bottlenecks",), None, "bottlenecks is None"),
+    ("adapter", ("methods", "nlg", "adapter_bottleneck"), 9, "the bottleneck of 'nlg' is 9, that of its tensors 8"),
+    ("adapter", ("methods",), None, "methods is None"),
     ("adapter", ("tasks", 1, "markers", 0), "<bos_nlg>", "'<bos_nlg>' stands twice"),
     ("adapter", ("tasks", 1, "markers", 0), "a", "'a' is a token of the backbone already"),
     ("adapter", ("base_model_name_or_path",), "/gone/gpt2", "has moved"),
@@ -144,6 +144,8 @@ def test_a_file_that_is_no_json_object_is_one_message(kind, text, saved, tmp_pat
     ("t5", ("settings", "task_hidden_dim"), 900_000, "has shape"),
     ("t5", ("settings", "task_embedding_dim"), 2**31, "settings.task_embedding_dim is 2147483648"),
     ("t5", ("layers",), [2], "layers is [2]"),
+    ("adapter", ("encoder",), "prefix", "encoder is 'prefix'"),
+    ("bert", ("format",), 3, "format is 3"),
 ])  # fmt: skip
 def test_the_message_names_the_key_and_what_is_wrong(kind, path, new, says, saved, tmp_path):
     _, load, name = KINDS[kind]

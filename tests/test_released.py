@@ -181,7 +181,7 @@ def released_directory(path, name):
 def test_a_released_directory_loads_as_it_is(tmp_path, golden):
     single = released_directory(tmp_path / "single", "gpt2_adapter_model")
     combined = released_directory(tmp_path / "vlm", "vlm_model")
-    assert checkpoint.is_checkpoint(single) and checkpoint.is_checkpoint(combined)
+    assert checkpoint.peek(single).released and checkpoint.peek(combined).released
     model, _ = checkpoint.load(single, "mt")
     assert model.info.tasks == ["mt"] and model.info.bottlenecks == {"mt": 8}
     model, _ = checkpoint.load(combined, "nlg")
@@ -271,7 +271,7 @@ def test_a_converted_directory_stands_alone(tmp_path, golden):
     released.convert(source, tmp_path / "ours")
     shutil.rmtree(source)
     moved = (tmp_path / "ours").rename(tmp_path / "moved")
-    assert checkpoint.is_checkpoint(moved) and not released.is_released(moved)
+    assert checkpoint.peek(moved) and not checkpoint.peek(moved).released
     model, tokenizer = checkpoint.load(moved, "mt")
     names = {str(p.relative_to(moved)) for p in moved.rglob("*") if p.is_file()}
     assert {"adapter_config.json", "adapter_model.safetensors", "backbone/model.safetensors"} <= names

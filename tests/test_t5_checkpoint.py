@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from versatile.adapters import t5
 from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.manifest import peek
 from versatile.utils.errors import UserError
 
 TASKS = ["rte", "stsb", "cola"]
@@ -79,7 +80,7 @@ def test_a_reloaded_directory_generates_with_nothing_typed(method, tmp_path):
     # And once more, from what was loaded.
     t5.save(again, tokens, tmp_path / "again")
     assert same(t5.load(tmp_path / "again")[0], model)
-    assert t5.is_checkpoint(tmp_path) and t5.read_settings(tmp_path) == (model.tasks, model.settings)
+    assert peek(tmp_path).encoder == "text_to_text" and t5.read_settings(tmp_path) == (model.tasks, model.settings)
 
 
 def test_a_directory_holds_only_what_was_trained_under_the_published_names(saved):
@@ -90,7 +91,7 @@ def test_a_directory_holds_only_what_was_trained_under_the_published_names(saved
     assert not any("SelfAttention" in name or name == "shared.weight" for name in state)
     assert not (saved / "backbone").exists() and not (saved / "model.safetensors").exists()
     said = json.loads((saved / "adapter_config.json").read_text())
-    assert said["base_model_name_or_path"] == "tiny-t5" and said["tasks"] == TASKS
+    assert said["base_model_name_or_path"] == "tiny-t5" and [t["name"] for t in said["tasks"]] == TASKS
     assert said["base_model_fingerprint"] == backbones.load("tiny-t5")[0].backbone_fingerprint
     assert said["trained_backbone"] == []
     size, bytes_ = (saved / "adapter_model.safetensors").stat().st_size, sum(4 * t.numel() for t in state.values())
@@ -297,7 +298,7 @@ def test_one_idle_task_among_others_is_noticed(tmp_path):
 
 
 def test_directories_of_another_kind_are_refused(saved, tmp_path):
-    assert not t5.is_checkpoint(tmp_path)
+    assert peek(tmp_path) is None
     with pytest.raises(UserError, match="no T5 that was trained for tasks"):
         t5.load(tmp_path)
     with pytest.raises(UserError, match="no such directory"):
@@ -307,9 +308,9 @@ def test_directories_of_another_kind_are_refused(saved, tmp_path):
     change(config, settings=said["settings"] | dict(prompt_length=3))
     with pytest.raises(UserError, match="unknown settings prompt_length"):
         t5.load(saved)
-    change(config, peft_type="VERSATILE_BOTTLENECK")
-    assert not t5.is_checkpoint(saved)
-    with pytest.raises(UserError, match="another kind of adapter"):
+    change(config, settings=said["settings"], encoder="markers", first=0)
+    change(config, tasks=[dict(name=task, markers=[]) for task in TASKS])
+    with pytest.raises(UserError, match="another kind of model"):
         t5.load(saved)
     config.write_text("{")
     with pytest.raises(UserError, match="not valid json"):

@@ -13,6 +13,7 @@ from scripts import metrics, run, run_as_user, small, tensors, write_task
 from trainers import build_trainer
 from training_runs import close_runs, different, in_two_processes, killed_and_resumed, on_seeing, refused, same_run
 from training_runs import trained as trained_by
+from versatile.adapters.manifest import peek
 from versatile.training.objectives import cross_entropy
 
 TASKS = ("nlg", "mt", "qa")
@@ -71,7 +72,7 @@ def test_every_task_is_trained_validated_and_held_by_the_checkpoint(finished):
     assert {k.split(".")[2] for k in keys if k.startswith("blocks")} == {"nlg", "mt"}
     assert {k for k in keys if k.startswith("rows")} == {"rows.nlg", "rows.mt", "rows.qa"}
     config = json.loads((finished / "adapter_config.json").read_text())
-    assert config["bottlenecks"] == WIDTHS
+    assert {task: m.get("adapter_bottleneck", 0) for task, m in config["methods"].items()} == WIDTHS
     assert [task["name"] for task in config["tasks"]] == list(TASKS)
     assert {t["name"]: t.get("max_history") for t in config["tasks"]} == {"nlg": None, "mt": None, "qa": 1}
     assert json.loads((finished / "run.json").read_text())["method"] == "multi-task"
@@ -232,7 +233,7 @@ def test_the_seeds_command_runs_as_printed(tmp_path):
     result = run("train_vlm", argv, tmp_path / "log", cwd=tmp_path)
     assert result.code == 0, result.err
     (made,) = (tmp_path / "runs").iterdir()
-    assert json.loads((made / "adapter_config.json").read_text())["bottlenecks"] == {
+    assert {task: m["adapter_bottleneck"] for task, m in peek(made).methods.items()} == {
         "dialogue": 100, "mt": 300, "nlg": 10, "qa": 300, "summarization": 100,
     }  # fmt: skip
     argv = ["--task", "mt", "--no_sample", "--model_checkpoint", made]

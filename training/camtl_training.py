@@ -9,7 +9,8 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 from versatile.adapters import bert
-from versatile.adapters.checkpoint import read_safetensors
+from versatile.adapters.manifest import peek
+from versatile.adapters.tensors import read_safetensors
 from versatile.data import glue
 from versatile.data.encoders import sentence_pair as sentence_pairs
 from versatile.data.pair_batches import CandidateBatches, PairBatches, tensors
@@ -54,7 +55,7 @@ def build(args):
         UserError: no such model, a trained one without the tasks, or of another form or length.
     """
     name, location = args.model_checkpoint, f"--model_name_or_path {args.model_checkpoint}"
-    trained = bert.is_saved(name)
+    trained = is_trained(name)
     if trained:
         model, tokenizer = bert.load(name)
         args.tasks = args.tasks or list(model.tasks)
@@ -75,6 +76,12 @@ def build(args):
     prediction.check_heads(model, args.tasks, location)
     model.aliases = {guest: host for guest, host in flags.GUESTS.items() if host in model.tasks}
     return model, tokenizer
+
+
+def is_trained(name):
+    """Whether a name is the directory of a model of train_camtl.py."""
+    manifest = peek(name)
+    return manifest is not None and manifest.encoder == "sentence_pair"
 
 
 def _need_model(name, location):
@@ -148,7 +155,7 @@ def clear(folder):
 
 def need_files(args):
     """A `UserError` that names all the tsv files that are not there. A trained model's tasks are known when it is."""
-    tasks = args.tasks or ([] if bert.is_saved(args.model_checkpoint) else flags.TASKS)
+    tasks = args.tasks or ([] if is_trained(args.model_checkpoint) else flags.TASKS)
     sentence_pairs.need(args.data_dir, tasks, ["train"] * args.do_train + ["dev"] * evaluates(args))
     if args.do_predict and tasks and not any(testable(args, task) for task in tasks):
         later = "leave --do_predict out, and predict later with the trained model; " if args.do_train else ""

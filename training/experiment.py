@@ -104,7 +104,7 @@ def begin(args, run):
     args.bf16, args.fp16, args.fp32 = (dtype == d for d in (torch.bfloat16, torch.float16, torch.float32))
     if args.compile:
         devices.need_compiler(idist.device())
-    if checkpoint.is_checkpoint(args.model_checkpoint):
+    if checkpoint.peek(args.model_checkpoint):
         raise UserError(
             "this is a trained model, not a bare backbone", location=f"--model_checkpoint {args.model_checkpoint}",
             remedy=f"to go on with it: {screen.shell_words('--resume', args.model_checkpoint)}; with other data: name "

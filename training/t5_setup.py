@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from versatile.adapters import t5
 from versatile.adapters import t5_loading as t5_models
+from versatile.adapters.manifest import peek
 from versatile.adapters.methods.registry import method_of
 from versatile.data import text_to_text
 from versatile.data.task_sampler import MultiTaskBatchSampler
@@ -142,14 +143,15 @@ def build(arguments):
 
     model_args, data, args = arguments.model, arguments.data, arguments.training
     name = model_args.model_name_or_path
-    if not args.do_train and name and t5.is_checkpoint(name):
+    trained = name and peek(name)
+    if not args.do_train and trained and trained.encoder == "text_to_text":
         model, tokenizer = t5.load(name)
         missing = [task for task in data.tasks if task not in model.tasks]
         if missing:
             raise UserError(f"the model was not trained for {', '.join(missing)}", location=arguments.location("tasks"),
                             expected=f"some of {', '.join(model.tasks)}")  # fmt: skip
         return model, tokenizer
-    if name and args.do_train and t5.is_checkpoint(name) and not (Path(name) / "config.json").is_file():
+    if args.do_train and trained and trained.mode == "adapter":
         raise UserError("this is a trained model, not a bare T5", location=f"--model_name_or_path {name}",
                         remedy=f"to go on with it: {shell_words('--resume', name)}; to start anew: "
                                "name its backbone")  # fmt: skip

@@ -1,9 +1,10 @@
 """A trained model that answers texts."""
 
 import ignite.distributed as idist
-from versatile.adapters import checkpoint, inference, t5_directory
+from versatile.adapters import checkpoint, inference
 from versatile.adapters.attach import parameter_summary
 from versatile.adapters.backbones import bundled, loading
+from versatile.adapters.manifest import need_language_model
 from versatile.data import instances
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.task import find
@@ -45,8 +46,7 @@ class TextModel:
         """
         if str(directory) not in bundled.NAMES:
             loading.need_directory(directory, f"--model_checkpoint {directory}")
-        t5_directory.refuse(directory)
-        if not checkpoint.is_checkpoint(directory):
+        if need_language_model(directory) is None:
             raise UserError("this holds no trained tasks", location=f"--model_checkpoint {directory}",
                             expected="a directory that combine_all.py, train_vlm.py or train.py wrote, "
                                      "or a released VLM")  # fmt: skip

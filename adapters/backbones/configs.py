@@ -5,7 +5,7 @@ Releases of pytorch_transformers (1.x) wrote no `model_type`; the family is told
 
 from pathlib import Path
 
-from versatile.adapters import schemas
+from versatile.adapters import manifest, schemas
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.schema import read_json_object, validate
 
@@ -41,7 +41,7 @@ def config_of_file(path, location):
         if str(values.get(key) or "float32").removeprefix("torch.") not in _DTYPES:
             raise UserError(f"{key} is {values[key]!r}", location=location, expected="one of " + ", ".join(_DTYPES))
     if values.get("versatile") is not None:
-        validate({"versatile": values["versatile"]}, schemas.Record({"versatile": schemas.FULL}), location)
+        manifest.upgrade(values["versatile"], "versatile", location)
     model_type = values.get("model_type") or _family_of_old(values, Path(path).parent)
     if model_type is None:
         raise UserError("no 'model_type', and its keys are those of no model known here", location=location,

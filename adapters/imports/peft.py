@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from versatile.adapters import checkpoint, t5, t5_directory
+from versatile.adapters import checkpoint, t5
 from versatile.adapters.attach import attach
 from versatile.adapters.backbones import bundled
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods.ia3 import INPUTS
+from versatile.adapters.tensors import read_safetensors
 from versatile.utils import devices, flags
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.files import atomic_directory, atomic_write
@@ -115,7 +116,8 @@ def export_task(run, output, task=None):
 def read_task(run, task=None):
     """The `TaskAdapter` of a run's task; arguments and errors as of `export_task`."""
     backbones.need_directory(run, run, "a run directory")
-    if t5_directory.recognised(run):
+    manifest = checkpoint.peek(run)
+    if manifest and manifest.encoder == "text_to_text":
         model, tokenizer = t5.load(run, task)
         tasks, method, trained = model.tasks, model.settings.method, _trained_backbone(model)
         methods = {name: dict(method=method, **model.settings.method_settings) for name in tasks}
@@ -374,7 +376,7 @@ def import_adapter(directory, output, task, markers=None, backbone=None, definit
     path = Path(directory)
     _refuse_taken(output)
     config = read_config(path)
-    state = checkpoint.read_safetensors(path / WEIGHTS)
+    state = read_safetensors(path / WEIGHTS)
     model, tokenizer, flag = _load_base(path, config, backbone)
     parts, tables = _sort_keys(state, path)
     rows = _trained_rows(path, config, model, tokenizer, tables)
@@ -635,11 +637,12 @@ def _task_of(args):
         return name, [f"<{part}_{name}>" for part in ("bos", "eos", "prompt", "answer")], definition, None
     if not args.like:
         return name, args.markers, None, None
-    known = checkpoint.tasks_of(args.like)
+    manifest = checkpoint.peek(args.like)
+    known = {task["name"]: task for task in manifest.config.get("tasks", [])} if manifest else {}
     if name not in known:
         raise UserError(f"it holds {', '.join(known) or 'no tasks'}", location=f"--like {args.like}",
                         expected=f"a model that holds {name!r}")  # fmt: skip
-    return name, known[name]["markers"], known[name].get("definition"), known[name].get("max_history")
+    return name, known[name].get("markers"), known[name].get("definition"), known[name].get("max_history")
 
 
 if __name__ == "__main__":

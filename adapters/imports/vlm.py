@@ -17,6 +17,7 @@ import torch
 from versatile.adapters.attach import TaskModelInfo, _condition, add_method, add_tokens, attach, keep_tasks
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.imports import foreign_format
 from versatile.adapters.methods import pointer as self_copy
 from versatile.utils import flags
 from versatile.utils.errors import UserError, brief, exit_on_user_error
@@ -37,13 +38,6 @@ ADDED = 1 + sum(map(len, ROWS.values()))
 _PART = {"ln": "norm", "project_down": "down", "project_up": "up"}
 _KEY = re.compile(r"transformer\.h\.(\d+)\.adapter_block\.(?:mixadapter\.(\w+)\.)?(ln|project_down|project_up)\.(\w+)")
 _IGNORED = re.compile(r".*\.attn\.(masked_)?bias$|.*p_gen_linear.*|lm_head\.weight")
-
-
-def is_released(path):
-    """Whether a directory looks like a checkpoint of the original code."""
-    path = Path(path)
-    added = path / "added_tokens.json"
-    return (path / "pytorch_model.bin").is_file() and added.is_file() and b"<bos_dial>" in added.read_bytes()
 
 
 def load(path, task=None, pointer=False):
@@ -216,7 +210,7 @@ def convert(source, output, task=None, pointer=False):
 
     source, output = Path(source), Path(output)
     backbones.need_directory(source, source, "a checkpoint of the original VLM code")
-    if not is_released(source):
+    if foreign_format(source) != "vlm":
         raise UserError("not a checkpoint of the original VLM code", location=source,
                         expected="pytorch_model.bin and added_tokens.json with <bos_dial>")  # fmt: skip
     if output.is_file() or (output.is_dir() and any(output.iterdir())):

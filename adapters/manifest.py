@@ -1,0 +1,176 @@
+"""What a directory holds: its manifest, read as json without loading torch or transformers.
+
+Every checkpoint carries one manifest, in format 2 whatever trained it:
+
+    library_name, format        "versatile", 2
+    encoder                     how its tasks' examples become ids: one of `schemas.ENCODERS`
+    mode                        "adapter", or "full": the whole model was trained
+    base_model_name_or_path, base_model_fingerprint, random_init_seed, model_type
+                                the backbone; "backbone" where it lies inside, because no name leads to it
+    checksum                    sha256 of the file of weights
+    tasks                       [{name, …}], in the order of their ids
+    methods                     {task: {"method": its name, setting: value, …}}
+    (more, by the encoder: see schemas.py)
+
+It is adapter_config.json. A fully fine-tuned model is an ordinary transformers directory and has its manifest in
+config.json, under "versatile": beside a whole model transformers takes any adapter_config.json for peft's, and no
+longer loads the directory.
+
+Older and foreign formats are read as the same: adapters/imports/ has one file for each.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from versatile.adapters import schemas
+from versatile.adapters.imports import first_format, foreign_format
+from versatile.adapters.methods.registry import FULL
+from versatile.utils.errors import UserError, brief
+from versatile.utils.files import write_json
+from versatile.utils.schema import read_json_object, validate
+from versatile.utils.screen import shell_command
+
+CONFIG, BACKBONE = "adapter_config.json", "backbone"
+LIBRARY, FORMAT = "versatile", 2
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        path: the file it was read from; of a foreign format the directory.
+        format: 2, 1, or the name of a foreign format ("vlm", "peft"), of which nothing but that is known.
+        encoder: how its tasks' examples become ids (`schemas.ENCODERS`), or None.
+        mode: "adapter" or "full", or None.
+        tasks: names, in the order of their ids.
+        methods: {task: {"method": its name, setting: value, …}}.
+        backbone, fingerprint: the backbone's name, "backbone" where it lies inside, and what tells its weights.
+        definitions: {task: what defines it}, of tasks of the user's own.
+        histories: {task: exchanges of a conversation that it was trained with}, where that is known.
+        config: all of it, in format 2.
+    """
+
+    path: Path
+    format: int | str
+    encoder: str | None = None
+    mode: str | None = None
+    tasks: tuple = ()
+    methods: dict = field(default_factory=dict)
+    backbone: str | None = None
+    fingerprint: str | None = None
+    definitions: dict = field(default_factory=dict)
+    histories: dict = field(default_factory=dict)
+    config: dict = field(default_factory=dict)
+
+    @property
+    def released(self):
+        """Whether the original code of one of the systems wrote it."""
+        return isinstance(self.format, str) and self.format != "peft"
+
+
+def peek(directory):
+    """The `Manifest` of a directory, or None: it holds no trained model.
+
+    Raises:
+        UserError: a file that is damaged.
+    """
+    path = os.path.join(directory, CONFIG)
+    if os.path.isfile(path):
+        config = read_json_object(path)
+        kind = config.get("peft_type")
+        if isinstance(kind, str) and not kind.startswith("VERSATILE_") and "library_name" not in config:
+            return Manifest(Path(directory), "peft")
+        return _manifest(config, kind, Path(path))
+    if foreign := foreign_format(directory):
+        return Manifest(Path(directory), foreign, encoder="markers")
+    path = os.path.join(directory, "config.json")
+    if os.path.isfile(path):
+        config = read_json_object(path)
+        for key in ("versatile", "versatile_t5"):
+            if config.get(key) is not None:
+                return _manifest(config[key], key, Path(path))
+    return None
+
+
+def _manifest(config, kind, path):
+    """The `Manifest` of a json object; `kind` tells those of format 1 apart."""
+    config, number = upgrade(config, kind, path)
+    tasks, methods = config["tasks"], config["methods"]
+    return Manifest(
+        path, number, config["encoder"], config["mode"], tuple(task["name"] for task in tasks),
+        {task["name"]: methods[task["name"]] for task in tasks},
+        config.get("base_model_name_or_path"), config.get("base_model_fingerprint"),
+        {task["name"]: task["definition"] for task in tasks if "definition" in task},
+        {task["name"]: task["max_history"] for task in tasks if task.get("max_history") is not None}, config,
+    )  # fmt: skip
+
+
+def upgrade(config, kind, location):
+    """(a manifest's json, checked, as format 2 has it; the format it had).
+
+    Args:
+        config: what stands in the file.
+        kind: of format 1: `peft_type`, or the key in config.json.
+        location: the file, for errors.
+    """
+    remedy = "copy it again; or it is of another version of this toolkit"
+    if isinstance(config, dict) and "library_name" in config:
+        encoder = config.get("encoder")
+        encoder = encoder if encoder in schemas.ENCODERS else "markers"
+        config, number = validate(config, schemas.MANIFESTS[encoder], location, remedy), FORMAT
+    else:
+        if not isinstance(kind, str) or kind not in schemas.FORMAT_1:
+            raise UserError(f"no 'library_name', and peft_type {brief(kind)}", location=location,
+                            expected=repr(LIBRARY), remedy=remedy)  # fmt: skip
+        config = first_format.upgrade(kind, validate(config, schemas.FORMAT_1[kind], location, remedy))
+        number = 1
+    if config["mode"] == "adapter" and not config.get("base_model_name_or_path"):
+        raise UserError("no 'base_model_name_or_path'", location=location, expected="the backbone's name or directory")
+    if missing := [task["name"] for task in config["tasks"] if task["name"] not in config["methods"]]:
+        raise UserError(f"'methods' has none for the task {missing[0]!r}", location=location, expected="one for each")
+    return config, number
+
+
+def new(encoder, mode, tasks, methods, **more):
+    """A manifest in format 2.
+
+    Args:
+        tasks: [{name, …}], in the order of their ids.
+        methods: {task: method}, or None: the whole model was trained.
+        more: the other keys; those that are None are left out.
+    """
+    methods = {task["name"]: dict(method=FULL) for task in tasks} if methods is None else methods
+    head = dict(library_name=LIBRARY, format=FORMAT, encoder=encoder, mode=mode)
+    more = {key: value for key, value in more.items() if value is not None}
+    return head | more | dict(tasks=tasks, methods=methods)
+
+
+def write(directory, manifest):
+    """Write a manifest as adapter_config.json; the last file of a checkpoint, so that it speaks for all of them."""
+    write_json(Path(directory) / CONFIG, manifest)
+
+
+def need_language_model(directory, location=None):
+    """A `UserError` where a directory holds a model of text-to-text tasks or of sentence pairs, for a script that does
+    not read these.
+
+    Args:
+        directory: what was named.
+        location: how (default: --model_checkpoint).
+
+    Returns:
+        the `Manifest`, or None.
+    """
+    manifest = peek(directory)
+    commands = {
+        "text_to_text": ("train_t5.py", ("evaluate.py", "--task", "all", "--model_checkpoint", directory)),
+        "sentence_pair": ("train_camtl.py", ("train_camtl.py", "--do_eval", "--model_name_or_path", directory)),
+    }
+    if manifest and manifest.encoder in commands:
+        script, command = commands[manifest.encoder]
+        raise UserError(f"this is a model of {script}", location=location or f"--model_checkpoint {directory}",
+                        expected="a model of train.py, train_vlm.py or combine_all.py, or a released one",
+                        remedy=shell_command(*command))  # fmt: skip
+    return manifest
