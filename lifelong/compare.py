@@ -40,21 +40,21 @@ def read(folder):
         raise UserError("no matrix.json here", location=folder, expected="a directory that evaluate_lifelong.py wrote",
                         remedy="run evaluate_lifelong.py --output_dir first")  # fmt: skip
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        number = len(found["tasks"])
-        whole = all(len(row) == number for part in ("mean", "sd") for row in found[part]["rows"])
-        if not whole or not found["runs"] or any(name not in found["mean"] for name in NUMBERS):
+        matrix = json.loads(path.read_text(encoding="utf-8"))
+        number = len(matrix["tasks"])
+        whole = all(len(row) == number for part in ("mean", "sd") for row in matrix[part]["rows"])
+        if not whole or not matrix["runs"] or any(name not in matrix["mean"] for name in NUMBERS):
             raise ValueError("it lacks some of its parts")
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = first_line(error) if isinstance(error, (OSError, ValueError)) else "it lacks some of its parts"
         raise UserError(f"it cannot be read: {why}", location=path,
                         expected="what evaluate_lifelong.py wrote", remedy="evaluate again") from error  # fmt: skip
-    return found
+    return matrix
 
 
-def same_tasks(found):
+def same_tasks(results):
     """Only the same tasks in the same order can be compared."""
-    (first, wanted), *others = found.items()
+    (first, wanted), *others = results.items()
     for name, one in others:
         if one["tasks"] != wanted["tasks"] or one["metrics"] != wanted["metrics"]:
             raise UserError(f"{name} was trained on {', '.join(one['tasks'])}", location=name,
@@ -62,9 +62,9 @@ def same_tasks(found):
                             remedy="compare runs of one sequence")  # fmt: skip
 
 
-def same_questions(found):
+def same_questions(results):
     """Only answers to the same questions, found alike, can be compared; a file that does not tell is taken as it is."""
-    told = {name: {key: one[key] for key in ASKED} for name, one in found.items() if all(key in one for key in ASKED)}
+    told = {name: {key: one[key] for key in ASKED} for name, one in results.items() if all(key in one for key in ASKED)}
     for name, one in told.items():
         first, wanted = next(iter(told.items()))
         if differ := [key for key in ASKED if one[key] != wanted[key]]:
@@ -79,34 +79,34 @@ def _words(value):
     return {None: "none", True: "on", False: "off"}.get(value, str(value))
 
 
-def markdown(found, digits=1):
+def markdown(results, digits=1):
     """A row for each method: the tasks' scores at the end and the four numbers, ± the deviation over seeds.
 
     Args:
-        found: {name: what `read` returns}.
+        results: {name: what `read` returns}.
     """
-    one = next(iter(found.values()))
+    one = next(iter(results.values()))
     heads = [f"{task} ({metric})" for task, metric in zip(one["tasks"], one["metrics"] or one["tasks"])]
     names = [name.replace("_", " ") for name in NUMBERS]
     lines = ["| | " + " | ".join([*heads, *names]) + " |", "|---|" + "---:|" * (len(heads) + len(names))]
-    for name, own in found.items():
+    for name, own in results.items():
         cells = [_number(mean, sd, digits) for mean, sd in zip(own["mean"]["rows"][-1], own["sd"]["rows"][-1])]
         cells += [_number(own["mean"][number], own["sd"][number], digits) for number in NUMBERS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
-def picture(path, found, across=4):
+def picture(path, results, across=4):
     """The matrices as one PNG: a heat map for each method, `across` in a row."""
-    across = min(across, len(found))
-    down, tasks = math.ceil(len(found) / across), len(next(iter(found.values()))["tasks"])
+    across = min(across, len(results))
+    down, tasks = math.ceil(len(results) / across), len(next(iter(results.values()))["tasks"])
     size = (across * max(2.4, 0.75 * tasks + 0.8), down * max(1.9, 0.5 * tasks + 1.1))
     figure, grid = start_figure(down, across, figsize=size, dpi=150, layout="constrained", squeeze=False)
     for i, axes in enumerate(grid.flat):
-        if i >= len(found):
+        if i >= len(results):
             axes.axis("off")
             continue
-        name, own = list(found.items())[i]
+        name, own = list(results.items())[i]
         draw(axes, own, named=i % across == 0)
         average = _number(own["mean"]["average_accuracy"], own["sd"]["average_accuracy"], 1)
         axes.set_title(f"{name}\naverage {average}", fontsize=9, pad=6)
@@ -141,15 +141,15 @@ def main(argv=None):
         if twice := [other for known, other in directories[:number] if known == name]:
             p.error(f"{twice[0]} and {location} are both called {name}: give them names of your own, --runs NAME=DIR")
     check_output(p, args.output)
-    found = {name: read(location) for name, location in directories}
-    same_tasks(found)
-    same_questions(found)
-    table = markdown(found)
+    results = {name: read(location) for name, location in directories}
+    same_tasks(results)
+    same_questions(results)
+    table = markdown(results)
     writable_directory(Path(args.output).parent, "--output")
     with atomic_write(args.output) as file:
         file.write(table)
     chart = Path(args.output).with_suffix(".png")
-    picture(chart, found)
+    picture(chart, results)
     print(f"{table}\n{args.output} and {chart}")
 
 

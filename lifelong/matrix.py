@@ -173,25 +173,25 @@ def _same(matrices):
 
 def markdown(matrices, digits=1):
     """The mean matrix as a markdown table, ± the deviation over seeds, and a table of the four numbers below it."""
-    found = summary(matrices)
-    tasks, names = found["tasks"], found["metrics"]
+    statistics = summary(matrices)
+    tasks, names = statistics["tasks"], statistics["metrics"]
     heads = [f"{task} ({name})" if names else task for task, name in zip(tasks, names or tasks)]
     lines = [f"| after | {' | '.join(heads)} |", f"|---|{'---:|' * len(tasks)}"]
-    for task, means, deviations in zip(tasks, found["mean"]["rows"], found["sd"]["rows"]):
+    for task, means, deviations in zip(tasks, statistics["mean"]["rows"], statistics["sd"]["rows"]):
         cells = (_number(mean, sd, digits) for mean, sd in zip(means, deviations))
         lines.append(f"| {task} | {' | '.join(cells)} |")
     lines += ["", "| " + " | ".join(name.replace("_", " ") for name in NUMBERS) + " |", "|" + "---:|" * len(NUMBERS)]
-    numbers = (_number(found["mean"][name], found["sd"][name], digits) for name in NUMBERS)
+    numbers = (_number(statistics["mean"][name], statistics["sd"][name], digits) for name in NUMBERS)
     return "\n".join([*lines, f"| {' | '.join(numbers)} |", ""])
 
 
 def side_by_side(matrices, digits=1):
     """A markdown table of the scores at the end with the task of a question known and inferred, or ""."""
-    found = summary(matrices)
-    if not (inferred := found.get("inferred")):
+    statistics = summary(matrices)
+    if not (inferred := statistics.get("inferred")):
         return ""
-    ways = {"known": found, "inferred": inferred, "inferred rightly, %": inferred["accuracy"]}
-    heads = [*found["tasks"], "average"]
+    ways = {"known": statistics, "inferred": inferred, "inferred rightly, %": inferred["accuracy"]}
+    heads = [*statistics["tasks"], "average"]
     lines = [f"| task | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
     for name, part in ways.items():
         ends = [(part[kind]["rows"][-1] + [part[kind]["average_accuracy"]]) for kind in ("mean", "sd")]
@@ -217,33 +217,33 @@ def heat_map(path, matrices, title):
         matrices: one or more runs of the same sequence; with several each cell has its deviation below.
         title: printed above.
     """
-    found = summary(matrices)
-    number = len(found["tasks"])
+    statistics = summary(matrices)
+    number = len(statistics["tasks"])
     width = max(4.8, 1.05 * number + 2.2)
     figure, axes = start_figure(figsize=(width, 0.62 * number + 2.3), dpi=150, layout="constrained")
-    image = draw(axes, found)
+    image = draw(axes, statistics)
     axes.set_ylabel("after learning", fontsize=9)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=0)
     # Letters that fit: of the title above the matrix, of the caption below it.
     axes.set_title(textwrap.fill(title, int(7.5 * width)), fontsize=11, pad=10)
-    axes.set_xlabel(_caption(found, int(13 * width)), fontsize=8, color="0.3", labelpad=8)
+    axes.set_xlabel(_caption(statistics, int(13 * width)), fontsize=8, color="0.3", labelpad=8)
     save_figure(path, figure)
 
 
-def draw(axes, found, named=True):
-    """The mean matrix of what `summary` found as a heat map on matplotlib's `axes`; returns the image.
+def draw(axes, statistics, named=True):
+    """The mean matrix of what `summary` statistics as a heat map on matplotlib's `axes`; returns the image.
 
     Args:
         named: the rows have names, too.
     """
-    tasks, names, number = found["tasks"], found["metrics"], len(found["tasks"])
-    values = [[math.nan if mean is None else mean for mean in row] for row in found["mean"]["rows"]]
+    tasks, names, number = statistics["tasks"], statistics["metrics"], len(statistics["tasks"])
+    values = [[math.nan if mean is None else mean for mean in row] for row in statistics["mean"]["rows"]]
     image = axes.imshow(values, cmap="GnBu", vmin=0, vmax=100, aspect="auto")
     for i in range(number):
         for j in range(number):
-            _cell(axes, i, j, found["mean"]["rows"][i][j], found["sd"]["rows"][i][j])
+            _cell(axes, i, j, statistics["mean"]["rows"][i][j], statistics["sd"]["rows"][i][j])
     columns = [f"{task}\n{name}" for task, name in zip(tasks, names)] if names else tasks
     slanted = {"rotation": 30, "ha": "left", "rotation_mode": "anchor"} if number > 4 else {}
     axes.set_xticks(range(number), columns, fontsize=8, **slanted)
@@ -270,13 +270,13 @@ def _cell(axes, i, j, mean, sd):
         axes.text(j, i + 0.08, f"± {sd:.1f}", ha="center", va="top", color=color, fontsize=6.5)
 
 
-def _caption(found, most):
+def _caption(statistics, most):
     """The four numbers, in lines of `most` letters."""
     short = {"average_accuracy": "average", "backward_transfer": "backward transfer",
              "forward_transfer": "forward transfer", "forgetting": "forgetting"}  # fmt: skip
-    parts = [f"{short[name]} {_number(found['mean'][name], found['sd'][name], 1)}" for name in NUMBERS
-             if found["mean"][name] is not None]  # fmt: skip
-    runs = f"{len(found['runs'])} seeds" if len(found["runs"]) > 1 else ""
+    parts = [f"{short[name]} {_number(statistics['mean'][name], statistics['sd'][name], 1)}" for name in NUMBERS
+             if statistics["mean"][name] is not None]  # fmt: skip
+    runs = f"{len(statistics['runs'])} seeds" if len(statistics["runs"]) > 1 else ""
     lines, between = [""], "   ·   "
     for part in [*parts, *([runs] if runs else [])]:
         longer = between.join([*filter(None, lines[-1:]), part])

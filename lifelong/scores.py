@@ -53,8 +53,8 @@ def score(task, answers, samples, gold=None):
 def _aligned(task, gold, samples):
     """The true answers in the order of the samples; they come in that of the samples sorted by id."""
     if gold is None or len(gold) != len(samples):
-        found = "there is none" if gold is None else f"it has {len(gold)} items, and there are {len(samples)} questions"
-        raise UserError(found, location=task.gold, expected="one true answer per question of the test split",
+        message = "there is none" if gold is None else f"it has {len(gold)} items, and there are {len(samples)} questions"
+        raise UserError(message, location=task.gold, expected="one true answer per question of the test split",
                         remedy="take the two files that were made together")  # fmt: skip
     aligned = [true for _, true in sorted(zip(order_by_id(samples), gold), key=lambda pair: pair[0])]
     # Files of two different orders would give a score, too: of nothing.
@@ -62,8 +62,8 @@ def _aligned(task, gold, samples):
     pairs = [(text, sample) for text, sample in zip(shown, samples) if isinstance(text, str)]
     same = sum(any(qa_metrics.exact(text, answer) for answer in sample.answers) for text, sample in pairs)
     if 2 * same < len(pairs):
-        found = f"{len(pairs) - same} of its {len(pairs)} answers are not those of the questions, sorted by id"
-        raise UserError(found, location=task.gold, expected="the answers of the test split, in that order",
+        message = f"{len(pairs) - same} of its {len(pairs)} answers are not those of the questions, sorted by id"
+        raise UserError(message, location=task.gold, expected="the answers of the test split, in that order",
                         remedy="take the two files that were made together")  # fmt: skip
     return aligned
 
@@ -105,7 +105,7 @@ def rouge(answers, references):
     scores = metrics.rouge([_sentences(text) for text in answers], lined)
     signature = scores["rougeLsum"].signature.replace("scale:0-1|", "scale:0-100|")
     chosen = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeLsum"}
-    values = {name: 100 * scores[found].value for name, found in chosen.items()}
+    values = {name: 100 * scores[kind].value for name, kind in chosen.items()}
     result = {name: Score(value, signature) for name, value in values.items()}
     result["rougeL"] = Score(values["rougeL"], f"{signature}|level:summary|sentences:full-stop")
     mean = sum(values.values()) / len(values)

@@ -111,19 +111,19 @@ def open_sequence_run(folder):
         raise UserError("no run.json here", location=location, expected=expected, remedy="check the path and the flags")
     sequence.refuse_stage(folder, "--model_dirs", f"name its sequence: --model_dirs {Path(folder).parent}")
     try:
-        found = sequence.stored_flags(path)
+        flags = sequence.stored_flags(path)
     except UserError as error:
         raise UserError(error.found, location=f"--model_dirs {error.location}", expected=error.expected,
                         remedy=error.remedy) from error  # fmt: skip
-    register_own_tasks(vars(found).get("task_definitions") or ())
-    stages = sequence.stages(found)
+    register_own_tasks(vars(flags).get("task_definitions") or ())
+    stages = sequence.stages(flags)
     finished = sequence.Progress(folder, None).finished
-    sequence.check_models(folder, found, finished)
+    sequence.check_models(folder, flags, finished)
     for stage in stages:
         if stage not in finished and not sequence.is_model(sequence.stage_directory(folder, stage)):
             raise UserError(f"{stage} has not been trained yet", location=location,
                             remedy=f"resume: {resume_command('train_lifelong.py', folder)}")  # fmt: skip
-    return SequenceRun(Path(folder), found)
+    return SequenceRun(Path(folder), flags)
 
 
 def read_splits(names, data_dir, split, limit=None, first=False):
@@ -136,7 +136,7 @@ def read_splits(names, data_dir, split, limit=None, first=False):
         limit: only the first so many questions.
         first: only the first of several true answers counts.
     """
-    found = {}
+    splits = {}
     for task in tasks.sequence(names):
         if task.gold and split == "train":
             raise UserError(f"{task.name} is scored by {task.gold}, which is of its test split",
@@ -149,8 +149,8 @@ def read_splits(names, data_dir, split, limit=None, first=False):
             # They come in the order of the ids.
             gold = [true for location, true in zip(samples.order_by_id(qas), gold) if location < limit]
         qas = qas[:limit]
-        found[task.name] = EvalSplit(task, [replace(qa, answers=qa.answers[:1]) for qa in qas] if first else qas, gold)
-    return found
+        splits[task.name] = EvalSplit(task, [replace(qa, answers=qa.answers[:1]) for qa in qas] if first else qas, gold)
+    return splits
 
 
 def make_inference(name, run, data_dir):
@@ -177,8 +177,8 @@ def compute_matrix(run, splits, config, output, every_epoch=False, before=False)
         model = learning.load_model(flags)
         predictor = Predictor.of(model.model, model.tokenizer, config.device, config.dtype, choose_length(run, config))
         load = {sequence.FINAL: lambda: predictor}
-        found, _ = stage_scores(Path(output) / BEFORE, load, splits, replace(config, shown=0))
-        first = [found[name][split.task.metric].value for name, split in splits.items()]
+        task_scores, _ = stage_scores(Path(output) / BEFORE, load, splits, replace(config, shown=0))
+        first = [task_scores[name][split.task.metric].value for name, split in splits.items()]
     rows, stages, inferred = [], list(sequence.stages(run.flags)), []
     for stage in stages:
         folder = sequence.stage_directory(run.folder, stage)
@@ -189,8 +189,8 @@ def compute_matrix(run, splits, config, output, every_epoch=False, before=False)
         load = {epoch: make_loader(path, run, config) for epoch, path in models.items()}
         asked = config if stage == stages[-1] else replace(config, shown=0)
         trained = names[: stages.index(stage) + 1] if stages == names else names
-        found, guesses = stage_scores(sequence.stage_directory(output, stage), load, splits, asked, trained)
-        rows.append([found[name][split.task.metric].value for name, split in splits.items()])
+        task_scores, guesses = stage_scores(sequence.stage_directory(output, stage), load, splits, asked, trained)
+        rows.append([task_scores[name][split.task.metric].value for name, split in splits.items()])
         inferred.append([guesses.get(name) for name in names])
     # What was trained at once, or in other parts than tasks, has only its end.
     rows, inferred = (some if stages == names else some[-1:] for some in (rows, inferred))
@@ -231,16 +231,17 @@ def stage_scores(folder, models, splits, config, trained=()):
         predictor = load()
         for split in splits.values():
             check_fit(predictor.encoder, split.qas)
-        found = {}
+        task_scores = {}
         for name, split in splits.items():
-            found[name] = answer_and_score(predictor, split, config, folder / f"qa_{name}_{epoch}.csv")
-            numbers = ", ".join(f"{which} {score.value:.2f}" for which, score in found[name].items())
+            task_scores[name] = answer_and_score(predictor, split, config, folder / f"qa_{name}_{epoch}.csv")
+            numbers = ", ".join(f"{which} {score.value:.2f}" for which, score in task_scores[name].items())
             print(f"{folder.name}, {epoch}: {name}: {numbers}", flush=True)
-        written[epoch] = {name: metrics.to_json(own) for name, own in found.items()}
+        written[epoch] = {name: metrics.to_json(own) for name, own in task_scores.items()}
         if config.inference and trained and epoch == sequence.FINAL:
-            inferred, written["task inferred"] = score_inferred(folder, predictor, splits, config, list(trained), found)
+            inferred, written["task inferred"] = score_inferred(folder, predictor, splits, config, list(trained),
+                                                                task_scores)  # fmt: skip
         write_json(folder / "metrics.json", written)
-    return found, inferred
+    return task_scores, inferred
 
 
 def score_inferred(folder, predictor, splits, config, trained, known):
