@@ -53,7 +53,8 @@ def score(task, answers, samples, gold=None):
 def _aligned(task, gold, samples):
     """The true answers in the order of the samples; they come in that of the samples sorted by id."""
     if gold is None or len(gold) != len(samples):
-        message = "there is none" if gold is None else f"it has {len(gold)} items, and there are {len(samples)} questions"
+        counted = gold is not None and f"it has {len(gold)} items, and there are {len(samples)} questions"
+        message = counted or "there is none"
         raise UserError(message, location=task.gold, expected="one true answer per question of the test split",
                         remedy="take the two files that were made together")  # fmt: skip
     aligned = [true for _, true in sorted(zip(order_by_id(samples), gold), key=lambda pair: pair[0])]

@@ -28,10 +28,12 @@ class Method(nn.Module):
     Attributes:
         shared: why a task cannot be taken out of a model of this method, or None: it can.
         sizes: {setting: (ending of the keys, axis)} of tensors whose size is the setting's.
+        chains: tasks' modules can stand one behind the other (`adapters.attach.chain_tasks`).
         attention: the implementation of attention that the method needs, or None: any.
     """
 
     shared = attention = None
+    chains = False
     sizes = {}
 
     def __init__(self, model, name):

@@ -26,7 +26,7 @@ INIT_STD = 0.02
 class Prefix(TaskModules):
     """The prefixes of a model's tasks. Tasks may have different lengths."""
 
-    attention, sizes = IMPLEMENTATION, {"prefix_length": (".key", 1)}
+    attention, chains, sizes = IMPLEMENTATION, True, {"prefix_length": (".key", 1)}
 
     @classmethod
     def check(cls, name, backbone, settings, location):

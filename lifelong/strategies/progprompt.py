@@ -2,13 +2,11 @@
 
 from versatile.lifelong.strategies.isolated import IsolatedAdapters
 
-PROMPTS = ("prefix", "prompt")
-
 
 class ProgressivePrompts(IsolatedAdapters):
     """The rows of task k see [P_k, P_(k-1), …, P_1, x] (equation 3): its own prompt and, frozen, those of the tasks
-    before. Only P_k is trained. The published prompts are soft tokens before the input (--method prompt); --method
-    prefix has keys and values in every block."""
+    before. Only P_k is trained. The published prompts are soft tokens before the input; those of --method prefix are
+    keys and values in every block."""
 
     name, order = "progprompt", 92
     summary = ("ProgressivePrompts, Razdaibiedina et al. 2023: task k trains a prompt P_k; its rows read "
@@ -21,5 +19,7 @@ class ProgressivePrompts(IsolatedAdapters):
         """See `Strategy`."""
         from versatile.adapters.methods.registry import all_methods
 
-        known = " or ".join(f"--method {name}" for name in PROMPTS if name in all_methods())
-        return None if method in PROMPTS else ("a prompt per task is what it is made of", f"use {known}")
+        prompts = [name for name, description in all_methods().items() if description.load_class().chains]
+        if method in prompts:
+            return None
+        return "a prompt per task is what it is made of", f"use {' or '.join(f'--method {name}' for name in prompts)}"
