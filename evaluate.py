@@ -17,6 +17,7 @@ has a <task>_persona.txt), <task>_outputs.jsonl, <task>_metrics.json.
 """
 
 import sys
+from pathlib import Path
 
 from versatile.adapters import t5_directory
 from versatile.adapters.manifest import peek
@@ -41,7 +42,7 @@ def parser():
                    help="only checked: the checkpoint knows its own")  # fmt: skip
     g.add_argument("--max_history", type=flags.positive,
                    help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
-    list_tasks(g, text_to_text=True)
+    list_tasks(g)
     g = p.add_argument_group("ablations (a checkpoint knows its own; given, they are checked)")
     g.add_argument("--emb_only", action="store_true", help="trained were the task's embeddings alone")
     g.add_argument("--outputlayer_only", action="store_true", help="trained was the vocabulary table alone")
@@ -78,15 +79,13 @@ def main(argv=None):
         from versatile.training import t5_evaluation
 
         return t5_evaluation.evaluate_run(args, flags.given(parser, argv))
-    from versatile.data import text_to_text
     from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
-    from versatile.data.task import all_tasks, canonical_name, get
+    from versatile.data.task import canonical_name, get
 
     prepare_own_tasks(args, "--task")
     register_own_tasks(manifest.definitions.values() if manifest else ())
     args.task = canonical_name(args.task, "markers")
-    text = args.task not in all_tasks() and not args.own_tasks and args.task in ("all", *text_to_text.TASKS)
-    if text and args.model_checkpoint and not args.score_only:
+    if args.model_checkpoint and not args.score_only and (args.task == "all" or not_trained(args, manifest)):
         raise t5_directory.why_not(args.model_checkpoint)
     task = get(args.task)
     if not (args.score_only and args.references):
@@ -96,6 +95,14 @@ def main(argv=None):
         score_files(args, task)
     else:
         evaluate(args, task, manifest)
+
+
+def not_trained(args, manifest):
+    """Whether a text-to-text task is asked of a directory without a trained model, which may be a T5's."""
+    from versatile.data import text_to_text
+
+    path = Path(args.model_checkpoint)
+    return manifest is None and args.task in text_to_text.TASKS and (path.is_dir() or path.is_absolute())
 
 
 def score_files(args, task):

@@ -121,7 +121,7 @@ def read_part(args, task, max_history):
     if given or task.has_data():
         return evaluation.part(task, given or str(own), split, max_history, args.limit)
     why = f"there is no {own}"
-    if Path(trained_on or "").is_file():
+    if trained_on and task.can_read(trained_on):
         print(f"{task.name}: {why}; taken is what it was trained on, {trained_on}")
         try:
             return evaluation.part(task, trained_on, split, max_history, args.limit)

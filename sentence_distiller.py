@@ -70,17 +70,16 @@ def main(argv=None):
     register_own_tasks(manifest.definitions.values() if manifest else ())
     task = get(args.task)
     args.dataset_path = task.data_path(args.dataset_path)
-    partial = check_output(args)
+    partial = check_output(args, task)
     with stoppable(partial, again(sys.argv[0], sys.argv[1:] if argv is None else argv)):
         distil(args, task, partial)
 
 
-def check_output(args):
+def check_output(args, task):
     """Choose the output file, refuse one that is in the way; returns where outputs lie until it is written."""
-    from versatile.data.task import distilled_beside
     from versatile.utils.files import writable_directory
 
-    output = Path(args.output or distilled_beside(args.dataset_path))
+    output = Path(args.output or task.distilled_path(args.dataset_path))
     args.output = str(output)
     partial = Path(f"{output}.partial")
     if output.is_dir():
@@ -214,10 +213,9 @@ def show(args, report, partial, decoding):
 
 def next_command(args, task, how, teacher):
     """The command that trains a student on the output, beside the teacher's own backbone where that has a name."""
-    from versatile.data.task import distilled_beside
     from versatile.training.runs import origin
 
-    beside = Path(args.output) == distilled_beside(args.dataset_path)
+    beside = Path(args.output) == task.distilled_path(args.dataset_path)
     named = teacher.info.mode == "adapter" and not teacher.info.save_backbone
     backbone = origin(args.model_checkpoint).get("backbone", teacher.config._name_or_path if named else "gpt2")
     width = task.published.get("adapter", {}).get("adapter_bottleneck", 64)

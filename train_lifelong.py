@@ -254,7 +254,7 @@ def distilled_texts(args, teachers, dtype):
         try:
             tasks.find(args.data_dir, task, "distil")
         except UserError:
-            if not task.own and not Path(args.data_dir).is_dir():
+            if not task.pairs and not Path(args.data_dir).is_dir():
                 raise
             if task.name not in teachers:
                 teachers[task.name] = learning.train_teacher(args, task.name, dtype)

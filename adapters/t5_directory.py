@@ -25,7 +25,7 @@ def why_not(directory):
         train = shell_command("train_t5.py", "configs/adapters.json", "--model_name_or_path", path)
         return UserError("this is a bare T5: it was not trained for tasks", location=location, expected=expected,
                          remedy=f"train it: {train}")  # fmt: skip
-    return UserError("this is no model of train_t5.py, which alone knows text-to-text tasks", location=location,
+    return UserError("this is no model of train_t5.py, nor of train.py", location=location,
                      expected=expected)  # fmt: skip
 
 

@@ -135,6 +135,13 @@ def fingerprint(path):
     return digest.hexdigest()
 
 
+def distilled_beside(path):
+    """Where the teacher's targets of a data file lie: data/NMT/data.json -> data/NMT/data_distilled.json."""
+    path = Path(path)
+    name = path.name.removesuffix(".gz").removesuffix(".json")
+    return path.with_name(f"{name.removesuffix('_distilled')}_distilled.json")
+
+
 def text_field(record, name, location):
     """The string ``record[name]`` (possibly blank: what to do then is the caller's to say)."""
     value = _field(record, name, location, "a string")

@@ -47,7 +47,7 @@ SUBMISSION_ROWS = {"cola": 1063, "sst-2": 1821, "mrpc": 1725, "sts-b": 1379, "qq
 
 def get(name, flag="--tasks"):
     """The `GlueTask` of a name, in small or capital letters; a `UserError` for an unknown one."""
-    return registry.form(name, "sentence_pair", flag, "GLUE task")
+    return registry.form(name, "sentence_pair", flag)
 
 
 def path_of(data_dir, name, split):
@@ -60,8 +60,8 @@ def path_of(data_dir, name, split):
     if split not in task.files:
         raise UserError(f"{task.name} has no {split!r} split", expected=f"one of {' '.join(task.files)}",
                         remedy="leave it out there")  # fmt: skip
-    if task.own:
-        return task.path(split)
+    if task.pairs:
+        return task.path(split, data_dir)
     paths = [Path(data_dir) / file for file in task.files[split]]
     return next((path for path in paths if path.is_file()), paths[0])
 
@@ -90,12 +90,12 @@ def iter_examples(data_dir, task_name, split, limit=None):
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}", expected="1 or more", remedy="leave it out to read all rows")
     task, path = get(task_name), path_of(data_dir, task_name, split)
-    if not task.own and not path.is_file():
+    if not task.pairs and not path.is_file():
         raise UserError("no such file", location=path, expected=f"GLUE's {task.folder} folder with its tsv files",
                         remedy=f"check --data_dir; {_DOWNLOAD}")  # fmt: skip
     examples = (
-        task.read(split)
-        if task.own
+        task.read(split, data_dir)
+        if task.pairs
         else (
             _example(task, location, number, row, split)
             for number, (location, row) in enumerate(_rows(task, path, split))
@@ -106,7 +106,7 @@ def iter_examples(data_dir, task_name, split, limit=None):
         empty = False
         yield example
     if empty:
-        remedy = "fill the split" if task.own else _DOWNLOAD
+        remedy = "fill the split" if task.pairs else _DOWNLOAD
         raise UserError("holds no examples", location=path, expected="at least one row", remedy=remedy)
 
 

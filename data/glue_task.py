@@ -37,8 +37,8 @@ class GlueTask:
     headerless: tuple | None = None
     broken_rows: bool = False
 
-    # The user's own definition, of a task that the toolkit does not know.
-    own = None
+    # Of a form that is made of prompts and answers (`data.views`): they.
+    pairs = None
 
     @property
     def regression(self):

@@ -1,27 +1,26 @@
-"""`--list_tasks`: every registered task with its summary."""
+"""`--list_tasks`: every known task with its summary."""
 
 import argparse
+import textwrap
 
 
 class _ListTasks(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
-        from versatile.data.task import all_tasks
+        from versatile.data.task import FORMS, find_form, load_tasks
 
-        if self.const:
-            print("of models of train.py and its kin:")
-        for name, task in sorted(all_tasks().items()):
-            print(f"{name:15} {task.summary}")
-            print(f"{'':15} default data: {task.dataset_path}; scored split: {task.scored_split}")
-        if self.const:
-            from versatile.data import text_to_text
-
-            print("of models of train_t5.py (all: those that the model was trained for):")
-            for name, task in text_to_text.TASKS.items():
-                print(f"{name:15} scored by {', '.join(task.metrics)}")
+        for name, task in sorted(load_tasks().items()):
+            forms = {kind: form for kind in FORMS if (form := find_form(name, kind))}
+            print(f"{name:20} {task.summary}")
+            if markers := forms.get("markers"):
+                print(f"{'':20} default data: {markers.dataset_path}; scored split: {markers.scored_split}; "
+                      f"score: {markers.headline}")  # fmt: skip
+            print(f"{'':20} as {', '.join(kind.replace('_', ' ') for kind in forms)}")
+        print("\n" + textwrap.fill("as: " + "; ".join(f"{kind.replace('_', ' ')}, {where}" for kind, where
+                                                     in FORMS.items()), 100))  # fmt: skip
         parser.exit()
 
 
-def list_tasks(group, text_to_text=False):
-    """--list_tasks: print every registered task with its summary and stop; the text-to-text tasks, too."""
+def list_tasks(group):
+    """--list_tasks: print every known task with its summary and stop."""
     group.add_argument("--list_tasks", action=_ListTasks, nargs=0, dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
-                       const=text_to_text, help="print the known tasks and stop")  # fmt: skip
+                       help="print the known tasks and stop")  # fmt: skip

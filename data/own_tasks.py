@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 
 from versatile.data import row_files
-from versatile.data.files import fingerprint, iter_records, split_names
+from versatile.data.files import distilled_beside, fingerprint, iter_records, split_names
 from versatile.utils import answer_metrics
 from versatile.utils.errors import UserError, brief
 from versatile.utils.schema import Choice, ListOf, Record, Text, Whole, read_json_object, validate
@@ -78,6 +78,30 @@ class OwnTask:
     metrics: tuple = ()
     question: str = ""
     max_length: int = LONGEST_ANSWER
+
+    # What `data.known_pairs.KnownPairs` has beside: here all that there is to know is above.
+    own, tested, rule = True, "test", None
+    sample = "a prompt, as in your data"
+
+    @property
+    def summary(self):
+        return f"your own: {self.source}"
+
+    @property
+    def definition(self):
+        return self.to_json()
+
+    @property
+    def label_names(self):
+        return self.labels
+
+    def located(self, data_dir):
+        """The same task: its data lie where its source says."""
+        return self
+
+    def distilled_path(self, path):
+        """Where a teacher's texts for a source lie."""
+        return distilled_beside(path)
 
     def to_json(self):
         """What a checkpoint keeps; `from_json` reads it."""
@@ -155,14 +179,21 @@ class OwnTask:
             return prompts[0]
         return " ".join(f"{column}: {text.strip()}" for column, text in zip(self.prompt, prompts))
 
+    def example(self, record, location):
+        """(prompt, the answers that are right) of a record."""
+        return self.prompt_text(self.prompts(record, location)), self.answers(record, location)
+
+    def sentences(self, split):
+        """Yield (location, the prompt's texts, label); of a test split without answers the label is None."""
+        for location, record in self.records(split):
+            answered = split != "test" or (self.answer or "answer") in record or "tgt" in record
+            yield (location, self.prompts(record, location),
+                   self.answers(record, location)[0].strip() if answered else None)  # fmt: skip
+
     def answers(self, record, location):
         """The texts that are right answers."""
         columns = (self.answer,) if self.answer else _COLUMNS["answer"]
-        value, column = column_value(record, columns, location)
-        values = value if isinstance(value, list) else [value]
-        if not values:
-            raise UserError(f"{column!r} is an empty list", location=location, expected="an answer")
-        return [self.label(v, column, location) if self.labels else answer_text(v, column, location) for v in values]
+        return answers_of(record, columns, location, self.label if self.labels else answer_text)
 
     def label(self, value, column, location):
         """An answer as a label's name; a number that is no label itself counts from 0 among them."""
@@ -225,6 +256,15 @@ def text_of(record, columns, location):
     if not isinstance(value, str):
         raise UserError(f"{column!r} is {brief(value)}", location=location, expected="a text", remedy="correct the row")
     return value.encode("utf-8", "replace").decode("utf-8")
+
+
+def answers_of(record, columns, location, read):
+    """The texts under the first of `columns` that a record has: one, or a list; `read` makes each a text."""
+    value, column = column_value(record, columns, location)
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise UserError(f"{column!r} is an empty list", location=location, expected="an answer")
+    return [read(value, column, location) for value in values]
 
 
 def answer_text(value, column, location):

@@ -68,7 +68,7 @@ def load_task(task, data_dir, split):
         data_dir: the directory of the tasks' files.
         split: as `load` takes it.
     """
-    return list(_task_samples(task, data_dir, split))
+    return list(read_samples(task, data_dir, split))
 
 
 def store_task(task, data_dir, split, path=None):
@@ -78,17 +78,17 @@ def store_task(task, data_dir, split, path=None):
         task, data_dir, split: as in `load_task`.
         path: a file to read in place of the task's own.
     """
-    rows = _file_samples(path, split) if path else _task_samples(task, data_dir, split)
+    rows = _file_samples(path, split) if path else read_samples(task, data_dir, split)
     # Here, as converters import this module, and need no numpy.
     from versatile.data.row_store import RowStore
 
     return RowStore((qa.location, qa) for qa in rows)
 
 
-def _task_samples(task, data_dir, split):
+def read_samples(task, data_dir, split):
     """Yield the `QA`s of a task's split; a `UserError` behind the last one if none has an answer."""
     count, first, answered = 0, None, False
-    for qa in task.samples(split) if task.own else _file_samples(find(data_dir, task, split), split):
+    for qa in task.samples(split, data_dir) if task.pairs else _file_samples(find(data_dir, task, split), split):
         count, first = count + 1, first or qa
         answered = answered or any(text.strip() for text in qa.answers)
         yield qa

@@ -12,7 +12,7 @@ class LifelongTask:
     Attributes:
         name: the key, e.g. "woz.en".
         kind: what is scored beside em, nf1 and nem: "text" (nothing more), "rouge", "dialogue", "sql", "bleu" or
-            "corpus_f1"; see `lifelong.scores`.
+            "corpus_f1"; see `data.question_scores`.
         metric: the score of that kind that stands for the task in a matrix of tasks.
         has_dev: the released data have a dev file of it.
         same_test: the dev file is the test file: the true test set is not public.
@@ -26,8 +26,8 @@ class LifelongTask:
     same_test: bool = False
     gold: str | None = None
 
-    # The user's own definition, of a task that the toolkit does not know.
-    own = None
+    # Of a form that is made of prompts and answers (`data.views`): they.
+    pairs = None
 
     def filename(self, split):
         """The name of a split's file: "train", "dev", "test", or "distil": the training file a teacher rewrote."""

@@ -45,9 +45,9 @@ def find(data_dir, task, split):
     Raises:
         UserError: no such directory or file; it says which file was looked for and what is there.
     """
-    if task.own:
-        return _find_own(task, split)
-    path = _existing(data_dir, task.filename(split))
+    if task.pairs:
+        return _find_pairs(task.pairs.located(data_dir), split)
+    path = existing_file(data_dir, task.filename(split))
     if path or (split == "dev" and not task.has_dev):
         return path
     if split == "distil":
@@ -58,14 +58,14 @@ def find(data_dir, task, split):
     raise _missing(data_dir, task.filename(split), f"the {split} split of {task.name}", remedy)
 
 
-def _find_own(task, split):
-    """The source of a split of a task of the user's own, or None."""
-    if task.own.has(split):
-        return task.own.split_path(split)
+def _find_pairs(pairs, split):
+    """What a split of prompts and answers is read from, or None."""
+    if pairs.has(split):
+        return pairs.split_path(split)
     if split == "dev":
         return None
     remedy = "let a teacher write it: --train_teachers, or --teacher_dir DIR" if split == "distil" else "add the split"
-    raise UserError(f"has no {split} split", location=f"{task.name}={task.own.source}", expected=f"rows of {split}",
+    raise UserError(f"has no {split} split", location=f"{pairs.name}={pairs.source}", expected=f"rows of {split}",
                     remedy=remedy)  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def find_gold(data_dir, task):
     """The path of the file of true answers that `LifelongTask.gold` names, or None where the task has none."""
     if task.gold is None:
         return None
-    path = _existing(data_dir, task.gold)
+    path = existing_file(data_dir, task.gold)
     if not path:
         dataset = task.name.split(".")[0]
         remedy = f"it comes with the test file; python -m data.convert squad-{dataset} writes both"
@@ -81,7 +81,7 @@ def find_gold(data_dir, task):
     return path
 
 
-def _existing(data_dir, name):
+def existing_file(data_dir, name):
     if not os.path.isdir(data_dir):
         found = "is a file, not a directory" if os.path.exists(data_dir) else "no such directory"
         raise UserError(found, location=f"--data_dir {data_dir}", expected="the directory of the tasks' json files",

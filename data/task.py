@@ -10,7 +10,7 @@ import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from versatile.data.files import fingerprint, iter_records, top_level
+from versatile.data.files import distilled_beside, fingerprint, iter_records, top_level
 from versatile.data.own_tasks import get_own_task
 from versatile.data.task_names import unknown_task
 from versatile.utils.errors import UserError
@@ -122,8 +122,8 @@ class Task:
             UserError: nothing was given and there is nothing in the task's own place.
         """
         path = given or self.dataset_path
-        if distilled and (beside := distilled_beside(path)).is_file():
-            return str(beside)
+        if distilled and (rewritten := self.distilled_path(path)).is_file():
+            return str(rewritten)
         if given or Path(path).is_file():
             return path
         raise UserError(
@@ -132,6 +132,14 @@ class Task:
             remedy=f"name the file (try data/samples/{self.name}.json), or make it: python -m data.convert --help",
         )
 
+    def distilled_path(self, path):
+        """Where a teacher's texts for a data file lie."""
+        return distilled_beside(path)
+
+    def can_read(self, path):
+        """Whether there are data at a path that a run was trained on."""
+        return Path(path).is_file()
+
     # A task of the user's own has one; a checkpoint keeps it.
     definition = None
 
@@ -139,7 +147,9 @@ class Task:
         vars(self).update(attributes)
 
     def forms(self, kind):
-        """Its forms of one kind of `FORMS`: a tuple, empty where it has none."""
+        """Those of its forms of one kind of `FORMS` that it brings itself: a tuple, empty where it has none."""
+        if kind == "markers":
+            return (self,) if self.markers else ()
         form = getattr(self, kind)
         return () if form is None else form if isinstance(form, tuple) else (form,)
 
@@ -232,16 +242,10 @@ class Task:
         return {}
 
 
-def distilled_beside(path):
-    """Where the teacher's targets of a data file lie: data/NMT/data.json -> data/NMT/data_distilled.json."""
-    path = Path(path)
-    name = path.name.removesuffix(".gz").removesuffix(".json")
-    return path.with_name(f"{name.removesuffix('_distilled')}_distilled.json")
-
-
 # --- the registry ----------------------------------------------------------------------------------------
 
 FORMS = {
+    "markers": "texts with markers (train.py, train_vlm.py)",
     "text_to_text": "text to text (train_t5.py)",
     "question_answer": "a question and its answer (train_lifelong.py)",
     "sentence_pair": "sentences with a class (train_camtl.py)",
@@ -307,68 +311,80 @@ def resolve(name):
     return next((task for task in load_tasks().values() if wanted in task.names()), None)
 
 
-def form(name, kind, flag="--tasks", what="task"):
-    """A task's form.
+def form(name, kind, flag="--tasks"):
+    """A task's form: its own, or one made of its prompts and answers.
 
     Args:
         name: any name of the task, or of one of the user's own.
         kind: a key of `FORMS`.
         flag: where the name was typed.
-        what: what an unknown name is said not to be.
 
     Raises:
-        UserError: an unknown name, or a task that has no such form.
+        UserError: an unknown name, or a task that cannot have such a form.
     """
-    if own := get_own_task(name):
-        from versatile.data import own_views
-
-        return own_views.FORMS[kind](own)
     task = resolve(name)
-    if task is None:
-        raise unknown_task(name, forms(kind), flag, what)
-    found = task.forms(kind)
-    if not found:
-        raise UserError(f"task {name!r} is not known as {FORMS[kind]}", location=flag,
+    if task is None and not get_own_task(name):
+        raise unknown_task(name, forms(kind), flag)
+    if task and (own_forms := task.forms(kind)):
+        return next((form for form in own_forms if form.name == str(name).lower()), own_forms[0])
+    return make_form(name, kind, flag)
+
+
+def make_form(name, kind, flag):
+    """A form that a task does not bring, of its prompts and answers; see `data.views`."""
+    from versatile.data import views
+    from versatile.data.known_pairs import pairs_of
+
+    own = get_own_task(name)
+    pairs = own or pairs_of(resolve(name))
+    try:
+        if pairs is None:
+            raise UserError("has no training rows of its own")
+        return views.FORMS[kind](pairs)
+    except UserError as error:
+        if own:
+            raise
+        raise UserError(f"task {name!r} does not go as {FORMS[kind]}: it {error.found}", location=flag,
                         expected="one of " + ", ".join(forms(kind)),
-                        remedy="name its data as a task of your own: NAME=FOLDER_OR_FILE")  # fmt: skip
-    return next((f for f in found if f.name == str(name).lower()), found[0])
+                        remedy="name its data as a task of your own: NAME=FOLDER_OR_FILE") from error  # fmt: skip
 
 
 def canonical_name(name, kind):
-    """What a system calls the task that has a name; a name that it does not know comes back as it is.
+    """What a system calls the task that has a name; a name that nobody knows comes back as it is.
 
     Args:
-        kind: a key of `FORMS`, or "markers".
+        kind: a key of `FORMS`.
     """
     task = None if get_own_task(name) else resolve(name)
     if task is None:
         return name
-    if kind == "markers":
-        return task.name if task.markers else name
-    found = [form.name for form in task.forms(kind)]
-    return name if not found else str(name).lower() if str(name).lower() in found else found[0]
+    names = [form.name for form in task.forms(kind)] if kind != "markers" else []
+    return str(name).lower() if str(name).lower() in names else names[0] if names else task.name
 
 
 def get(name, flag="--task"):
-    """A task with markers by name; an unknown one is a `UserError` that lists those known.
+    """A task for the encoder with markers; an unknown name is a `UserError` that lists those known.
 
     Args:
         flag: where the name was typed.
     """
-    task = find(name)
-    if task is None:
-        raise unknown_task(name, sorted(all_tasks()), flag, more="see --list_tasks")
-    return task
+    task = resolve(name)
+    if task is None and not get_own_task(name):
+        raise unknown_task(name, sorted(load_tasks()), flag, more="see --list_tasks")
+    return task if task and task.markers else make_form(name, "markers", flag)
+
+
+def find_form(name, kind):
+    """As `form` and `get`, but None where there is no such task or form."""
+    try:
+        return get(name) if kind == "markers" else form(name, kind)
+    except UserError:
+        return None
 
 
 def find(name):
-    """The task with markers of a name, one of the user's own among them, or None."""
-    if own := get_own_task(name):
-        from versatile.data.own_views import MarkerTask
-
-        return MarkerTask(own)
-    task = resolve(name)
-    return task if task and task.markers else None
+    """The task of a name for the encoder with markers, one of the user's own among them, or None."""
+    return find_form(name, "markers")
 
 
 def known_names():

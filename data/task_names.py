@@ -6,26 +6,24 @@ import difflib
 from versatile.utils.errors import UserError
 
 
-def unknown_task(name, known, location="--tasks", what="task", more=None):
+def unknown_task(name, known, location="--tasks", more=None):
     """The `UserError` of a name that is no task's: names like it, and how to bring one's own.
 
     Args:
         name: what was typed.
         known: names of the tasks.
         location: the flag.
-        what: "task", "GLUE task".
         more: more advice, or None.
     """
     known = list(known)
     close = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
-    remedy = [f"did you mean {' or '.join(close)}?"] if close else []
+    question = f"did you mean {' or '.join(close)}? " if close else ""
     if "," in str(name):
-        apart = " ".join(str(name).replace(",", " ").split())
-        remedy = [f"separate the names with spaces: {location} {apart}"]
-    remedy += [more] if more else []
-    remedy += [f"for a task of your own name its data: {location} {example_name(name)}=FOLDER_OR_FILE"]
-    return UserError(f"unknown {what} {name!r}", location=location, expected="one of " + ", ".join(known),
-                     remedy="; ".join(remedy))  # fmt: skip
+        question, apart = "", " ".join(str(name).replace(",", " ").split())
+        more = f"separate the names with spaces: {location} {apart}" + (f"; {more}" if more else "")
+    own = f"for a task of your own name its data: {location} {example_name(name)}=FOLDER_OR_FILE"
+    return UserError(f"unknown task {name!r}", location=location, expected="one of " + ", ".join(known),
+                     remedy=question + "; ".join([*([more] if more else []), own]))  # fmt: skip
 
 
 def example_name(name):

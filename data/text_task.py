@@ -58,12 +58,17 @@ class TextTask:
     num_beams: int | None = None
     max_length: int | None = None
 
-    # The user's own definition, of a task that the toolkit does not know.
-    own = None
+    # Of a form that is made of prompts and answers (`data.views`): they.
+    pairs = None
 
     def fields(self):
         """The columns and items of columns that the source is made of, in their order."""
         return [field for _, field, _, _ in Formatter().parse(self.template) if field]
+
+    def fill(self, texts):
+        """The source: the template with a text for each of `fields`."""
+        texts, pieces = iter(texts), Formatter().parse(self.template)
+        return "".join(before + (next(texts) if field else "") for before, field, _, _ in pieces)
 
     def target(self, label, location):
         """The target string of a label as the data has it; a `UserError` for an unknown one."""

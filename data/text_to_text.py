@@ -12,7 +12,6 @@ Deliberate differences to the published code:
 """
 
 import logging
-from string import Formatter
 
 import numpy as np
 from versatile.data import task as registry
@@ -67,13 +66,16 @@ def load(task, split, data_dir=None, files=None, seed=42, split_validation_test=
 
     task = task if isinstance(task, TextTask) else get(task)
     pairs = list(SplitRows(task, split, data_dir, files, seed, split_validation_test, n_obs, prefix))
-    sources, targets = zip(*pairs)
+    sources, targets, _ = zip(*pairs)
     columns = {"source": sources, "target": targets, "task": [task.name] * len(pairs)}
     return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))
 
 
 class SplitRows:
-    """Iterates over (source, target) of a split, with the arguments of `load`; no row stays in memory."""
+    """Iterates over (source, target, further targets that are right) of a split, with the arguments of `load`.
+
+    No row stays in memory.
+    """
 
     def __init__(self, task, split, data_dir=None, files=None, seed=42, split_validation_test=False, n_obs=None,
                  prefix=False):  # fmt: skip
@@ -88,6 +90,13 @@ class SplitRows:
 
     def __iter__(self):
         task = self.task
+        head = f"{task.prefix or task.name} " if self.prefix else ""
+        for _, texts, target, record in self.rows():
+            yield head + task.fill(texts), target, record["answers"][1:] if task.pairs else ()
+
+    def rows(self):
+        """Yield (location, the texts of the template's fields, target, record)."""
+        task = self.task
         records, location = rows_of.find(task, self.names, self.data_dir, self.files)
         if task.ambiguous_one and not hasattr(records, "select"):
             _check_numbering(task, records, location)
@@ -96,14 +105,13 @@ class SplitRows:
         if not len(order):
             raise UserError(f"{task.name}: no rows are left for {self.split}", expected="at least one",
                             remedy="give it more rows, or leave out --split_validation_test")  # fmt: skip
-        head = f"{task.prefix or task.name} " if self.prefix else ""
         chosen = records.select(order) if hasattr(records, "select") else map(records.__getitem__, order)
         blank = 0
         for index, record in zip(order.tolist(), chosen):
             here = location(index)
             target = task.target(rows_of.value(record, task.label, here), here)
             if target.strip():
-                yield head + _source(task, record, here), target
+                yield here, [_text(record, field, here) for field in task.fields()], target, record
             else:
                 blank += 1
         self._report_blank(blank, len(order), location(int(order[0])))
@@ -192,14 +200,8 @@ def _check_numbering(task, records, location):
                         expected="labels that say what they mean", remedy="write neg or pos")  # fmt: skip
 
 
-def _source(task, record, location):
-    texts = {}
-    for field in task.fields():
-        text = rows_of.value(record, (field,), location)
-        if not isinstance(text, str):
-            raise UserError(
-                f"{field!r} is {brief(text)}", location=location, expected="a text", remedy="correct the row"
-            )
-        texts[field] = text
-    pieces = Formatter().parse(task.template)
-    return "".join(before + (texts[field] if field else "") for before, field, _, _ in pieces)
+def _text(record, field, location):
+    text = rows_of.value(record, (field,), location)
+    if not isinstance(text, str):
+        raise UserError(f"{field!r} is {brief(text)}", location=location, expected="a text", remedy="correct the row")
+    return text

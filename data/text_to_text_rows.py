@@ -31,8 +31,8 @@ def find(task, names, data_dir=None, files=None):
     Returns:
         (records, location): records by number, with a length; ``location(i)`` says where record i stands.
     """
-    if task.own:
-        return task.records(names[-1])
+    if task.pairs:
+        return task.records(names[-1], data_dir)
     if files is not None:
         return _local(files, names, task)
     if data_dir is not None:
@@ -50,8 +50,9 @@ def find(task, names, data_dir=None, files=None):
 
 def origin(task, names, data_dir=None):
     """What `find` reads the rows of a split from: a file, or the name of a split of GLUE's or of the hub's."""
-    if task.own:
-        return task.own.split_path(names[-1]), "" if Path(task.own.source).is_dir() else names[-1]
+    if task.pairs:
+        pairs = task.pairs.located(data_dir)
+        return pairs.split_path(names[-1]), "" if Path(pairs.source).is_dir() else pairs.split_of(names[-1])
     if data_dir is not None:
         if files := split_files(Path(data_dir) / task.name, names):
             return files[0].resolve()
@@ -60,10 +61,20 @@ def origin(task, names, data_dir=None):
     return task.hub, names[-1]
 
 
+def holds(task, names, data_dir=None):
+    """Whether `find` finds the rows of a split."""
+    source = origin(task, names, data_dir)
+    if isinstance(source, Path):
+        return True
+    if source[0] != task.hub:
+        return glue.path_of(data_dir, *source).is_file()
+    return data_dir is None and task.hub is not None
+
+
 def content_key(task, names, data_dir=None):
     """Changes with the rows that `find` finds; a file is not parsed for it."""
-    if task.own:
-        return task.own.content_key(names[-1])
+    if task.pairs:
+        return task.pairs.located(data_dir).content_key(names[-1])
     source = origin(task, names, data_dir)
     if isinstance(source, Path):
         return fingerprint(split_file(Path(data_dir) / task.name, names, task.name))
@@ -150,7 +161,7 @@ def _official(task, names, folder):
 
 def _hub(task, split, data_dir):
     looked = f"; {data_dir} holds nothing of {task.name}" if data_dir is not None else ""
-    remedy = "give its files: --data_dir with GLUE's folders, or with a folder " + task.name
+    remedy = "name the folder of its files: GLUE's folders, or a folder " + task.name
     remedy += f" of {{train,validation,test}}.{{{','.join(EXTENSIONS)}}}"
     if task.hub is None:
         raise UserError(f"{task.name} is not on the hub in the columns that are needed{looked}",

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 from versatile.data import question_samples as samples
+from versatile.data import question_scores
 from versatile.data import question_tasks as tasks
 from versatile.data.own_tasks import register_own_tasks
-from versatile.lifelong import learning, routing, scores, sequence
+from versatile.lifelong import learning, routing, sequence
 from versatile.lifelong.answers import Predictor, answer, check_fit, log_probabilities
 from versatile.lifelong.batches import BackOff
 from versatile.lifelong.matrix import InferredTasks, Matrix, heat_map, markdown, side_by_side, summary
@@ -297,7 +298,7 @@ def answer_and_score(predictor, split, config, path, tasks=None):
     shown = config.shown if path.stem.endswith(sequence.FINAL) else 0
     for qa, text in list(zip(split.qas, texts))[:shown]:
         print(f"question  {qa.context} {qa.question}\nanswer    {text}\ntrue      {qa.answers[0]}\n")
-    return scores.score(split.task, texts, split.qas, split.gold)
+    return question_scores.score(split.task, texts, split.qas, split.gold)
 
 
 def write_matrix(folder, matrices, seeds, title, asked):

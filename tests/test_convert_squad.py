@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from versatile.data import convert
 from versatile.data import question_samples as samples
 from versatile.data import question_tasks as tasks
-from versatile.lifelong.scores import score
+from versatile.data.question_scores import score
 from versatile.utils.errors import UserError
 
 MORE = settings(SETTINGS, max_examples=40)

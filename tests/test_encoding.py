@@ -13,7 +13,7 @@ from transformers import GPT2TokenizerFast
 from versatile.adapters.attach import add_tokens
 from versatile.adapters.imports.vlm import ROWS
 from versatile.data.encoders.markers import Encoder
-from versatile.data.task import Example, Span, all_tasks, get, register
+from versatile.data.task import Example, Span, all_tasks, get, load_tasks, register
 from versatile.utils.errors import UserError
 
 VGLM = GOLDEN / "vglm"
@@ -301,5 +301,5 @@ def test_two_tasks_of_one_name_or_with_a_shared_marker_are_refused():
 
 
 def test_an_unknown_task_names_the_known_ones():
-    with pytest.raises(UserError, match="one of " + ", ".join(sorted(all_tasks()))):
+    with pytest.raises(UserError, match="one of " + ", ".join(sorted(load_tasks()))):
         get("poetry")

@@ -152,7 +152,7 @@ def test_true_answers_beside_the_text_are_those_of_the_questions_kept(tmp_path):
     (tmp_path / "woz.en_answers.json").write_text(json.dumps(turns))
     part = scoring.read_splits(["woz.en"], tmp_path, "test", limit=2)["woz.en"]
     assert [qa.id for qa in part.qas] == [2, 0] and [turn for turn, _ in part.gold] == ["d_0", "d_2"]
-    from versatile.lifelong.scores import score
+    from versatile.data.question_scores import score
 
     assert score(part.task, [qa.answers[0] for qa in part.qas], part.qas, part.gold)["joint_goal_em"].value == 100
 

@@ -40,7 +40,7 @@ def test_the_nine_tasks_come_first_in_the_order_of_the_published_task_ids():
     assert {name: task.labels for name, task in glue.TASKS.items()} == LABELS
     assert [name for name, task in glue.TASKS.items() if task.regression] == ["sts-b"]
     assert glue.get("STS-B") is glue.TASKS["sts-b"]
-    with pytest.raises(UserError, match="unknown GLUE task 'stsx'"):
+    with pytest.raises(UserError, match="unknown task 'stsx'"):
         glue.get("stsx")
 
 

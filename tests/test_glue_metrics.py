@@ -95,7 +95,7 @@ def test_every_task_has_glues_own_metrics_from_0_to_1(task, predictions, labels,
         (lambda: glue.score("rte", [2], ["entailment"]), "2 .*is no label of rte"),
         (lambda: glue.score("rte", [], []), "nothing to score"),
         (lambda: glue.score("sts-b", [1.0], [1.0, 2.0]), "1 predictions, but 2 targets"),
-        (lambda: glue.score("sst9", ["1"], ["1"]), "unknown GLUE task 'sst9'"),
+        (lambda: glue.score("sst9", ["1"], ["1"]), "unknown task 'sst9'"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(call, says):

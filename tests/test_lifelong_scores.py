@@ -1,4 +1,4 @@
-"""lifelong.scores, lifelong.sql and lifelong.matrix: every score, and what a sequence of tasks leaves behind.
+"""data.question_scores, lifelong.sql and lifelong.matrix: every score, and what a sequence of tasks leaves behind.
 
 python -m pytest tests/test_lifelong_scores.py
 """
@@ -14,10 +14,11 @@ import pytest
 from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from versatile.data import question_scores as scores
 from versatile.data import question_tasks as tasks
 from versatile.data import sql
 from versatile.data.question_samples import QA
-from versatile.lifelong import matrix, scores
+from versatile.lifelong import matrix
 from versatile.lifelong.matrix import Matrix
 from versatile.utils.errors import UserError
 from versatile.utils.metrics import Score

@@ -8,6 +8,8 @@ import json
 import math
 from pathlib import Path
 
+from versatile.data.glue import get as get_task
+from versatile.data.task import resolve
 from versatile.data.task_names import task_flag, unknown_task
 from versatile.utils import flags
 from versatile.utils.devices import add_precision_flags
@@ -296,7 +298,10 @@ def _check_tasks(p, args):
         if name in GUESTS:
             p.error(f"--tasks {name}: nothing is trained on it; it is evaluated with {GUESTS[name]}")
         if name not in TASKS and name not in own:
-            raise unknown_task(name, TASKS)
+            if resolve(name) is None:
+                raise unknown_task(name, TASKS)
+            # Another data set whose rows are sentences with a class; what is none is refused with the reason.
+            get_task(name)
     if twice := next((name for name in args.tasks if args.tasks.count(name) > 1), None):
         p.error(f"--tasks: {twice} is named twice")
 

@@ -114,7 +114,7 @@ def as_tasks(report, **more):
     """A report as `utils.table` reads it: {task: dict(task, scores, headline, …)}, the average among them."""
     tasks = {}
     for name, result in report.items():
-        data = name if glue.get(name).own else f"GLUE {name}"
+        data = f"GLUE {name}" if name in glue.TASKS else name
         scores = {metric: dict(score=value, signature=f"{data} dev, {metric}, 0–1")
                   for metric, value in result["scores"].items()}  # fmt: skip
         tasks[name] = dict(task=name, split="dev", scores=scores, headline=next(iter(scores)),

@@ -35,6 +35,7 @@ class Part:
         sources: the input texts, a sequence.
         length: tokens of an output at the most; see `TextTask.max_new_tokens`.
         beams: width of the beam.
+        references: what outputs are scored against, see `data.encoders.text_to_text.TextSplit`; None: the target texts.
     """
 
     task: text_task.TextTask
@@ -42,6 +43,11 @@ class Part:
     sources: list
     length: int
     beams: int
+    references: object = None
+
+    def __post_init__(self):
+        if self.references is None:
+            self.references = self.rows.texts
 
 
 def read(names, split, args, tokenizer, ids, *, lengths, limit, seed, held_out, prefix, say=print):
@@ -71,7 +77,7 @@ def read(names, split, args, tokenizer, ids, *, lengths, limit, seed, held_out, 
                             prefix=prefix)  # fmt: skip
         rows = Rows(ids[name], data.sources, data.targets, data.target_texts)
         beams = args.eval_beams or task.num_beams or 1
-        parts[name] = Part(task, rows, data.source_texts, task.max_new_tokens(tokenizer), beams)
+        parts[name] = Part(task, rows, data.source_texts, task.max_new_tokens(tokenizer), beams, data.references)
         cuts = [f", {_count(n, what)} cut to {length} tokens" for (what, n), length in zip(data.cut.items(), lengths)
                 if n]  # fmt: skip
         say(f"{split} {name}: {_count(len(rows), 'example')}{''.join(cuts)}")
@@ -139,7 +145,7 @@ class Evaluation:
             losses.append(loss)
             if self.decode:
                 outputs = self.outputs[name] = self.texts(model, part)
-                self.scores[name] = part.task.score(outputs, part.rows.texts)
+                self.scores[name] = part.task.score(outputs, part.references)
                 found |= {f"{name}_{prefix}_{metric}": value for metric, value in self.scores[name].items()}
                 found[f"{name}_{prefix}_invalid"] = part.task.invalid(outputs)
             found[f"{name}_{prefix}_loss"] = loss
@@ -262,9 +268,9 @@ def write_outputs(folder, evaluation):
 
     for name, outputs in evaluation.outputs.items():
         part = evaluation.parts[name]
-        rows = zip(part.sources, part.rows.texts, outputs)
-        text = "".join(json.dumps(dict(source=s, references=[t], hypothesis=o), ensure_ascii=False) + "\n"
-                       for s, t, o in rows)  # fmt: skip
+        rows = zip(part.sources, part.references, outputs)
+        text = "".join(json.dumps(dict(source=s, references=[t] if isinstance(t, str) else t, hypothesis=o),
+                                  ensure_ascii=False) + "\n" for s, t, o in rows)  # fmt: skip
         for ending, content in (("outputs.jsonl", text), ("output.txt", lines(outputs)),
                                 ("ref.txt", lines(part.rows.texts))):  # fmt: skip
             with atomic_write(Path(folder) / f"{name}_{ending}") as file:

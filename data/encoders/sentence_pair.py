@@ -89,14 +89,14 @@ def load(data_dir, name, split, tokenizer, max_length, *, limit=None, cache_dir=
         UserError: the file cannot be used, see `data.glue.read`; rows of "train" or "dev" have no labels.
     """
     task, path = glue.get(name), glue.path_of(data_dir, name, split)
-    if not path.is_file() and not task.own:
+    if not path.is_file() and not task.pairs:
         glue.read(data_dir, name, split)
     backend = tokenizer.backend_tokenizer
     # Some tokenizers come with a length of their own.
     backend.no_truncation()
     backend.no_padding()
     settings = [FORMAT, task.name, split, task.columns, task.label_column, task.labels, max_length]
-    content = task.content_key(split) if task.own else fingerprint(path)
+    content = task.content_key(split, data_dir) if task.pairs else fingerprint(path)
     key = entry_key(content, tokenizer_fingerprint(tokenizer), settings)
     folder = entry_directory(key if limit is None else f"{key}_{limit}", cache_dir)
 
@@ -170,7 +170,8 @@ def missing(data_dir, names, splits):
     return [
         path
         for task, split in wanted
-        if not (task.own and task.own.has(split)) and not (path := glue.path_of(data_dir, task.name, split)).is_file()
+        if not (task.pairs and task.has(split, data_dir))
+        and not (path := glue.path_of(data_dir, task.name, split)).is_file()
     ]
 
 

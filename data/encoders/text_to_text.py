@@ -5,6 +5,7 @@ rows come from, the tokenizer, the task and what chooses the rows. The texts lie
 against them.
 """
 
+import json
 from itertools import islice
 
 from versatile.data import text_to_text
@@ -15,7 +16,7 @@ from versatile.data.flat_lists import FlatLists, FlatTexts, FlatWriter
 from versatile.data.plain_text import ended_ids
 from versatile.data.token_store import entry_directory, entry_key, open_entry
 
-FORMAT = 1
+FORMAT = 2
 
 
 class TextSplit:
@@ -24,6 +25,7 @@ class TextSplit:
     Attributes:
         sources, targets: `FlatLists` of int32 ids.
         source_texts, target_texts: the texts.
+        references: what outputs are scored against: the target texts, or of each row a list of all that are right.
         cut: {"source": sources cut to fit, "target": targets cut}.
         key: the content key.
     """
@@ -32,9 +34,24 @@ class TextSplit:
         self.cut, self.key = meta["cut"], meta["key"]
         self.sources, self.targets = FlatLists.open(folder, "source"), FlatLists.open(folder, "target")
         self.source_texts, self.target_texts = FlatTexts(folder, "source_text"), FlatTexts(folder, "target_text")
+        further = FlatTexts(folder, "further_texts")
+        self.references = References(self.target_texts, further) if len(further) else self.target_texts
 
     def __len__(self):
         return len(self.sources)
+
+
+class References:
+    """Of each row the list of texts that are right: its target and the further ones."""
+
+    def __init__(self, targets, further):
+        self.targets, self.further = targets, further
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, number):
+        return [self.targets[number], *json.loads(self.further[number])]
 
 
 def load(task, split, tokenizer, lengths, *, data_dir=None, cache_dir=None, **choice):
@@ -72,8 +89,11 @@ def _build(folder, rows, tokenizer, lengths):
     with (
         FlatWriter(folder, "source") as source, FlatWriter(folder, "target") as target,
         FlatWriter(folder, "source_text", "u1") as source_text, FlatWriter(folder, "target_text", "u1") as target_text,
+        FlatWriter(folder, "further_texts", "u1") as further,
     ):  # fmt: skip
         while chunk := list(islice(pairs, CHUNK)):
+            for *_, texts in chunk if rows.task.pairs else ():
+                further.write_text(json.dumps(texts))
             for column, ids, text, texts in zip(cut, (source, target), (source_text, target_text), zip(*chunk)):
                 for row, shortened in encode(tokenizer, texts, lengths[column]):
                     ids.write(row)

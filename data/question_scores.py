@@ -34,19 +34,31 @@ def score(task, answers, samples, gold=None):
         gold = _aligned(task, gold, samples)
     if task.kind == "dialogue":
         references = [[answer] for _, answer in gold]
+    scores = score_texts(task, answers, references)
+    if task.kind == "dialogue":
+        scores |= dialogue(answers, gold)
+    elif task.kind == "sql":
+        scores |= {"lfem": lfem(answers, gold), "lfem_strict": lfem(answers, gold, strict=True)}
+    return scores
+
+
+def score_texts(task, answers, references):
+    """The scores of a task that need nothing but texts.
+
+    Args:
+        task: a `data.question_task.LifelongTask`.
+        answers: a list of N texts.
+        references: a list of N lists of texts that are right.
+    """
     scores = texts(answers, references)
-    if task.own:
-        scores |= task.own.score(answers, references)
+    if task.pairs:
+        scores |= task.pairs.score(answers, references)
     elif task.kind == "rouge":
         scores |= rouge(answers, references)
     elif task.kind == "bleu":
         scores["bleu"] = bleu(answers, references)
     elif task.kind == "corpus_f1":
         scores |= corpus_f1(answers, references)
-    elif task.kind == "dialogue":
-        scores |= dialogue(answers, gold)
-    elif task.kind == "sql":
-        scores |= {"lfem": lfem(answers, gold), "lfem_strict": lfem(answers, gold, strict=True)}
     return scores
 
 

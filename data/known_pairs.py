@@ -1,0 +1,284 @@
+"""The prompts and answers of a task that the toolkit knows: what the forms are made of that the task does not bring.
+
+Every class here reads like a `data.own_tasks.OwnTask`, so that `data.views` makes any of the four forms of it.
+"""
+
+import functools
+import hashlib
+import json
+from copy import copy
+from pathlib import Path
+
+from versatile.data import question_samples, question_scores, question_tasks
+from versatile.data import text_to_text_rows as rows_of
+from versatile.data.files import distilled_beside, fingerprint, iter_records, split_names
+from versatile.data.own_tasks import LONGEST_ANSWER, answer_text, answers_of, text_of
+from versatile.data.text_to_text import SplitRows
+from versatile.utils.errors import UserError
+from versatile.utils.metrics import Score
+
+VALID = ("valid", "validation", "dev")
+
+
+class KnownPairs:
+    """Base.
+
+    Attributes:
+        name, labels, metrics, question, max_length: as `OwnTask` has them; `metrics` are the task's own.
+        source: a folder, a file, or the name of a data set on the hub.
+        tested: the split that is scored in location of a test set whose answers are withheld: "valid", or "test".
+        own: it is not the user's.
+    """
+
+    own, definition = False, None
+    labels, label_names, question, max_length, prompt, answer, rule = None, None, "", LONGEST_ANSWER, (), "", None
+
+    def __init__(self, task, source):
+        self.task, self.name, self.source, self.summary = task, task.name, source, task.summary
+
+    def located(self, data_dir):
+        """The same task, read from a directory of several tasks' data; None: from where they are by default."""
+        located = copy(self)
+        located.source = self.find_source(data_dir)
+        return located
+
+    def split_of(self, split):
+        """"train", "valid" or "test": the split that stands behind a system's name for it."""
+        split = "valid" if split in VALID else split
+        return self.tested if split == "test" else split
+
+    def records(self, split, source=None):
+        """Yield (location, {"prompt", "answer"}); what a teacher rewrote is a file of such records."""
+        source = source or self.source
+        if self.is_rewritten(source):
+            yield from iter_records(source, self.split_of(split))
+            return
+        for location, prompts, answers in self.rows(split, source):
+            yield location, {"prompt": self.prompt_text(prompts), "answer": answers if len(answers) > 1 else answers[0]}
+
+    def is_rewritten(self, source):
+        """Whether a source is a file of `records`."""
+        return Path(source).is_file()
+
+    def example(self, record, location):
+        """(prompt, the answers that are right) of one of `records`."""
+        return text_of(record, ("prompt",), location), answers_of(record, ("answer",), location, answer_text)
+
+    def prompt_text(self, prompts):
+        """The prompt as one text."""
+        return prompts[0]
+
+    def distilled_path(self, path):
+        """Where a teacher's texts lie."""
+        if Path(path).is_file():
+            return distilled_beside(path)
+        # The folder holds other tasks' data, too.
+        return (Path(path) if Path(path).is_dir() else Path()) / f"{self.name}_distilled.json"
+
+    def split_path(self, split):
+        """What a split is read from, for messages."""
+        return Path(self.source)
+
+
+class TextPairs(KnownPairs):
+    """Of a task that is known as text to text: the template's columns and the target."""
+
+    def __init__(self, task):
+        self.form = task.forms("text_to_text")[0]
+        super().__init__(task, None)
+        self.source = self.find_source(None)
+        self.metrics, self.labels = self.form.metrics, self.form.answers
+        self.tested = "valid" if self.form.splits and self.form.splits["test"] == "validation" else "test"
+        if self.labels:
+            self.question = task.summary
+        else:
+            self.max_length = self.form.max_length or LONGEST_ANSWER
+
+    @property
+    def prompt(self):
+        """The columns that the prompt is made of."""
+        return tuple(self.form.fields())
+
+    @property
+    def label_names(self):
+        """The classes in words, in the order of `labels`; None for texts and numbers."""
+        return tuple(spellings[-1] for spellings in self.form.spellings) if self.form.spellings else None
+
+    def find_source(self, data_dir):
+        if data_dir is not None:
+            return str(data_dir)
+        name, config = self.form.hub or (self.name, None)
+        return f"{name}:{config}" if config else name
+
+    def folder(self, source):
+        """The data directory that a source is; None: the hub."""
+        if source == self.find_source(None):
+            return None
+        if not Path(source).is_dir():
+            raise UserError("no such folder", location=source, remedy="check the path for a typing error",
+                            expected=f"GLUE's official folders, or a folder that holds a folder {self.form.name}",
+                            )  # fmt: skip
+        return source
+
+    def rows(self, split, source=None):
+        """Yield (location, the template's texts, [target])."""
+        for location, texts, target, _ in self.split_rows(split, source or self.source).rows():
+            yield location, texts, [target]
+
+    def split_rows(self, split, source):
+        split = self.split_of(split)
+        return SplitRows(self.form, "validation" if split == "valid" else split, self.folder(source))
+
+    def sentences(self, split):
+        """Yield (location, the template's texts, the class in words)."""
+        names = dict(zip(self.labels, self.label_names))
+        for location, texts, target, _ in self.split_rows(split, self.source).rows():
+            yield location, texts, names[target]
+
+    def prompt_text(self, prompts):
+        return self.form.fill(prompts)
+
+    @property
+    def sample(self):
+        return self.form.fill(["…"] * len(self.prompt))
+
+    def has(self, split, source=None):
+        source = source or self.source
+        if self.is_rewritten(source):
+            return self.split_of(split) in split_names(Path(source))
+        if split not in ("train", *VALID, "test") or (split == "test" and self.tested != "test"):
+            return False
+        return rows_of.holds(self.form, self.split_rows(split, source).names, self.folder(source))
+
+    def content_key(self, split, source=None):
+        source = source or self.source
+        if self.is_rewritten(source):
+            return fingerprint(source)
+        rows = self.split_rows(split, source)
+        return _hash(rows_of.content_key(self.form, rows.names, self.folder(source)), repr(self.form), rows.split)
+
+    def score(self, hypotheses, references):
+        """{published name: `Score`}, ×100."""
+        values = self.form.score(hypotheses, [group[0] for group in references])
+        invalid = self.form.invalid(hypotheses)
+        return {name: Score(value, f"n:{len(hypotheses)}|invalid:{invalid}|scale:0-100")
+                for name, value in values.items()}  # fmt: skip
+
+
+class MarkerPairs(KnownPairs):
+    """Of a task that is known with markers: its source as a person reads it, and its target."""
+
+    def __init__(self, task):
+        super().__init__(task, task.dataset_path)
+        self.tested, self.metrics = task.scored_split, (task.headline,)
+        # A hidden test set: the published ones that can be divided are divided so.
+        self.rule = "halved" if self.tested == "valid" else None
+
+    def find_source(self, data_dir):
+        """`<name>.json` of the directory, or the file in it that lies as the default one lies in data/."""
+        if data_dir is None:
+            return self.task.dataset_path
+        below = Path(self.task.dataset_path).relative_to("data")
+        paths = [Path(data_dir) / name for name in (f"{self.name}.json", f"{self.name}.json.gz", below)]
+        return str(next((path for path in paths if path.is_file()), paths[0]))
+
+    def is_rewritten(self, source):
+        return False
+
+    def rows(self, split, source=None):
+        """Yield (location, [source], [target, and further texts that are right]); equal inputs to be scored are one."""
+        from versatile.data import instances
+
+        source, split = source or self.source, self.split_of(split)
+        if not Path(source).is_file():
+            raise UserError(f"no data of {self.name} here", location=source, expected="the task's json file",
+                            remedy=f"name the folder that holds {self.name}.json (data/samples has one), or make the "
+                                   "file: python -m data.convert --help")  # fmt: skip
+        how = self.task.reading(decoding=split != "train")
+        if split != "train":
+            for example in instances.read(source, split, self.task, how):
+                yield example.location, [example.source], [text for text in example.references if text.strip()] or [""]
+            return
+        for location, record in self.task.records(source, split):
+            for example in self.task.examples(record, location, how):
+                yield example.location, [example.source], [example.target.text]
+
+    def has(self, split, source=None):
+        source = Path(source or self.source)
+        return source.is_file() and self.split_of(split) in split_names(source)
+
+    def content_key(self, split, source=None):
+        return _hash(self.task.content_key(source or self.source, split), self.name, self.split_of(split))
+
+    def score(self, hypotheses, references):
+        """The task's own scores."""
+        return self.task.score(hypotheses, references)[0]
+
+
+class QuestionPairs(KnownPairs):
+    """Of a task that is known as questions and answers: context and question, and the answers.
+
+    What is scored against more than texts (woz.en, wikisql) is scored by texts alone.
+    """
+
+    tested, question = "test", ""
+
+    def __init__(self, task):
+        self.form = task.forms("question_answer")[0]
+        super().__init__(task, self.find_source(None))
+        self.metrics = (self.form.metric if self.form.gold is None else "em",)
+        self.sample = "context, then a question"
+
+    def find_source(self, data_dir):
+        return str(data_dir) if data_dir is not None else "data/lifelong"
+
+    def rows(self, split, source=None):
+        """Yield (location, [context, question], answers)."""
+        source, split = source or self.source, self.split_of(split)
+        if not self.has(split, source) and split == "valid" and Path(source).is_dir():
+            raise UserError(f"{self.name} has no validation file", location=source,
+                            expected=self.form.filename("dev"),
+                            remedy="train without (--no_validation), or make one of some training samples")  # fmt: skip
+        for qa in question_samples.read_samples(self.form, source, "dev" if split == "valid" else split):
+            yield qa.location, [qa.context, qa.question], list(qa.answers)
+
+    def prompt_text(self, prompts):
+        return " ".join(text for prompt in prompts if (text := prompt.strip()))
+
+    def path(self, split, source=None):
+        """The file of a split, or None."""
+        split = "dev" if self.split_of(split) == "valid" else split
+        return question_tasks.existing_file(source or self.source, self.form.filename(split))
+
+    def split_path(self, split):
+        return Path(self.path(split) or self.source)
+
+    def has(self, split, source=None):
+        source = source or self.source
+        if self.is_rewritten(source):
+            return self.split_of(split) in split_names(Path(source))
+        return split in ("train", *VALID, "test") and Path(source).is_dir() and bool(self.path(split, source))
+
+    def content_key(self, split, source=None):
+        source = source or self.source
+        if self.is_rewritten(source):
+            return fingerprint(source)
+        if not (path := self.path(split, source)):
+            next(iter(self.rows(split, source)))
+        return _hash(fingerprint(path), self.name)
+
+    def score(self, hypotheses, references):
+        return question_scores.score_texts(self.form, hypotheses, references)
+
+
+def _hash(*parts):
+    return hashlib.sha256(json.dumps(list(map(str, parts))).encode()).hexdigest()
+
+
+@functools.cache
+def pairs_of(task):
+    """`KnownPairs` of a `data.task.Task`, or None: it has no training rows of its own."""
+    for kind, pairs in (("text_to_text", TextPairs), ("markers", MarkerPairs), ("question_answer", QuestionPairs)):
+        if task.forms(kind):
+            return pairs(task)
+    return None
