@@ -105,7 +105,8 @@ def train(args, given):
     dtype = experiment.begin(args, run)
     # One process a machine makes the caches, the others find them.
     with idist.one_rank_first(local=True):
-        model, tokenizer = backbones.load(args.model_checkpoint, random_init=args.seed if args.random_init else False)
+        model, tokenizer = backbones.load(args.model_checkpoint, args.seed if args.random_init else False,
+                                          quantization=flags.quantization(args))  # fmt: skip
         torch.manual_seed(args.seed)
         build(args, task, model, tokenizer)
         experiment.warm_start(args, run, model, tokenizer)

@@ -104,6 +104,7 @@ def training_flags(p):
     flags.warm_start_flags(g)
     g.add_argument("--compile", action="store_true", help="torch.compile every block (needs a C++ compiler on a CPU)")
     g.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
+    flags.quantization_flags(g)
     add_precision_flags(p)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.backbones.quantized import refuse_training
 from versatile.adapters.labels import LabelScores, label_places
 from versatile.adapters.methods.base import are_separate  # noqa: F401  (part of this interface)
 from versatile.adapters.methods.base import parameters_of_tasks as owners  # noqa: F401
@@ -254,6 +255,8 @@ def attach(
     methods = None if methods is None else {task: method_of(value) for task, value in methods.items()}
     backbone = backbone_of(model.config)
     check_methods(backbone, methods or {})
+    if methods is None or not freeze:
+        refuse_training(model, "this run")
     # What a carried backbone is saved with: its own tokenizer, without what is added now.
     bare = copy.deepcopy(tokenizer) if methods is not None and (save_backbone or not freeze) else None
     model.row_std = std = backbone.row_std(model) if std is None else std

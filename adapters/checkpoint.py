@@ -34,6 +34,7 @@ from versatile.adapters.attach import (
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.backbones.quantized import plain_state
 from versatile.adapters.manifest import BACKBONE, CONFIG, peek
 from versatile.adapters.methods import pointer as self_copy
 from versatile.adapters.methods.base import added_parameters
@@ -113,7 +114,8 @@ def backbone_name(model):
     name = model.config._name_or_path or None
     return dict(base_model_name_or_path=name, **embedded.hub_entry(name),
                 base_model_fingerprint=getattr(model, "backbone_fingerprint", None),
-                random_init_seed=getattr(model, "random_init_seed", None))  # fmt: skip
+                random_init_seed=getattr(model, "random_init_seed", None),
+                quantization=getattr(model, "quantization", None))  # fmt: skip
 
 
 def _save_backbone(model, directory):
@@ -130,9 +132,11 @@ def _save_backbone(model, directory):
 
 
 def backbone_state(model):
-    """{name: tensor} of an adapter model's backbone, named as it was before anything was attached."""
-    names = _backbone_names(model, model.state_dict())
-    return {names[name]: tensor.detach() for name, tensor in model.state_dict().items() if name in names}
+    """{name: tensor} of an adapter model's backbone, named as it was before anything was attached; of a quantised one
+    those tensors that are not."""
+    state = plain_state(model)
+    names = _backbone_names(model, state)
+    return {names[name]: tensor.detach() for name, tensor in state.items() if name in names}
 
 
 def _backbone_names(model, names):
@@ -412,7 +416,8 @@ def _backbone_of(path, config):
     """The backbone that adapter_config.json names, proved by its fingerprint to be the one the adapter knows."""
     seed = config.get("random_init_seed")
     name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
-    model, tokenizer = backbones.load(str(path / BACKBONE) if name == BACKBONE else name, seed, location)
+    model, tokenizer = backbones.load(str(path / BACKBONE) if name == BACKBONE else name, seed, location,
+                                      config.get("quantization"))  # fmt: skip
     found, expected = model.backbone_fingerprint, config.get("base_model_fingerprint")
     if not expected or found == expected:
         return model, tokenizer

@@ -145,6 +145,7 @@ def _backbone(model, tokenizer):
         "number of positions": backbone_of(config).max_length(config),
         "vocabulary size": model.info.first,
         "tokenizer (hash)": _tokenisation(tokenizer, model.info.first),
+        "quantisation": getattr(model, "quantization", None) or "none",
         "backbone (fingerprint of its weights)": backbones.fingerprint(checkpoint.backbone_state(model)),
     }
 
@@ -244,9 +245,9 @@ def _bare(source):
     """(backbone, tokenizer) of a source, as they were before anything was attached."""
     model, _ = open_source(source.directory, [source.task])
     if not model.info.save_backbone:
-        name, seed = model.config._name_or_path, model.random_init_seed
+        name, seed, bits = model.config._name_or_path, model.random_init_seed, getattr(model, "quantization", None)
         del model
-        return backbones.load(name, random_init=seed)
+        return backbones.load(name, seed, quantization=bits)
     config = copy.deepcopy(model.config)
     config.vocab_size = len(model.get_input_embeddings().weight)
     kind = next(c for c in type(model).__mro__ if hasattr(c, "from_pretrained") and not issubclass(c, TaskConditioned))

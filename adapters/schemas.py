@@ -41,6 +41,7 @@ _MANIFEST = dict(
     base_model_name_or_path=_BACKBONE,
     base_model_fingerprint=Text(says="a fingerprint", null=True),
     random_init_seed=Whole(-(2**63), 2**64 - 1, null=True),
+    quantization=Choice(("4bit", "8bit")),
     checksum=Text(says="a checksum", null=True),
     methods=MapOf(_METHODS.item, required=True),
 )

@@ -1,6 +1,7 @@
 """What of a model is trained: choosing it, counting it, and keeping the rest in half precision."""
 
 import torch
+from versatile.adapters.backbones.quantized import is_quantized, number_of_values, set_compute_dtype
 from versatile.adapters.methods.task_embeddings import TaskHead
 
 
@@ -43,11 +44,12 @@ def halve_frozen(model, dtype):
     if trainable(model) and (model.info.mode == "full" or model.info.save_backbone):
         return
     head = model.get_output_embeddings()
+    set_compute_dtype(model, dtype)
     for module in model.modules():
         if isinstance(module, TaskHead):
             module.half = module.base.weight.detach().to(dtype)
         frozen = isinstance(module, (torch.nn.Linear, Conv1D)) and not module.weight.requires_grad
-        if frozen and module is not getattr(head, "base", None):
+        if frozen and not is_quantized(module) and module is not getattr(head, "base", None):
             # New parameters, not new data in the old ones: a head may share its matrix with a look-up table.
             module.weight = torch.nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
             if module.bias is not None and not module.bias.requires_grad:
@@ -67,7 +69,7 @@ def count_parameters(model):
         if p.requires_grad:
             counts[kind] = counts.get(kind, 0) + p.numel()
         if kind == "backbone":
-            counts["total"] += p.numel()
+            counts["total"] += number_of_values(p)
     return counts
 
 

@@ -35,7 +35,7 @@ from versatile.training.optimizers import build_adamw
 from versatile.training.runs import ModelFiles, record
 from versatile.training.settings import Settings, StepPlan
 from versatile.training.trainer import Trainer
-from versatile.utils import plots
+from versatile.utils import flags, plots
 from versatile.utils.errors import UserError
 from versatile.utils.files import remove_nested_leftovers, write_json
 
@@ -63,7 +63,7 @@ class LifelongModel:
 
 def load_model(args):
     """The backbone with the tokens of all tasks of the sequence: `LifelongModel`, not yet on its device."""
-    model, tokenizer = backbones.load(args.model_checkpoint)
+    model, tokenizer = backbones.load(args.model_checkpoint, quantization=flags.quantization(args))
     names = special_tokens(sequence.trained_names(args), args.add_task_tokens, args.use_sep)
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
     tasks, method, strategy = sequence.trained_names(args), sequence.choose_method(args), get_strategy(args)

@@ -10,7 +10,7 @@ from pathlib import Path
 import lifelong_data
 import pytest
 import torch
-from scripts import small
+from scripts import metrics, small
 from versatile.adapters import checkpoint
 from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
@@ -20,6 +20,7 @@ from versatile.data.task import get
 import combine_all
 import evaluate_vlm
 import train_lifelong
+import train_vlm
 
 peft = pytest.importorskip("peft", reason="the package peft is not installed: interchange with it is not tested")
 METHODS = {"lora": dict(method="lora", lora_rank=3, lora_targets="q,v,down"), "ia3": dict(method="ia3")}
@@ -224,6 +225,14 @@ def test_loras_of_pefts_combine_evaluate_and_train_in_mixed_batches(tmp_path, ca
     evaluate_vlm.main(["--task", "all", "--model_checkpoint", str(tmp_path / "vlm"), "--data", *data, "--no_sample",
                        "--max_length", "5", "--fp32", "--output_dir", str(tmp_path / "results")])  # fmt: skip
     assert list((tmp_path / "results").rglob("*nlg*"))
+    train_vlm.main(["--tasks", *files, "--data", *data, "--model_checkpoint", lively("tiny-llama"), "--method", "lora",
+                    "--lora_rank", "4", "--lora_alpha", "8", "--init_from", str(tmp_path / "vlm"), "--lr", "1e-2",
+                    "--eval_before_start", "--n_epochs", "3", "--train_batch_size", "8", "--fp32",
+                    "--gradient_accumulation_steps", "1", "--output_dir", str(tmp_path / "run")])  # fmt: skip
+    losses = [row["tasks"] for row in metrics(tmp_path / "run")["history"]["valid"]]
+    assert all(losses[-1][task]["nll"] < losses[0][task]["nll"] for task in files)
+    before, after = (checkpoint.read_safetensors(tmp_path / name / checkpoint.WEIGHTS) for name in ("vlm", "run"))
+    assert all((before[key] - after[key]).abs().max() > 0 for key in before if key.startswith("blocks."))
 
 
 def test_a_directory_that_cannot_be_a_task_of_ours_is_refused(tmp_path, capsys):

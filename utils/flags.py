@@ -177,6 +177,19 @@ class OfTasks(argparse.Action):
         setattr(namespace, self.dest, dict(values))
 
 
+def quantization_flags(group):
+    """--load_in_4bit | --load_in_8bit."""
+    one = group.add_mutually_exclusive_group()
+    for bits in (4, 8):
+        one.add_argument(f"--load_in_{bits}bit", action="store_true",
+                         help=f"keep the linear maps of a frozen backbone in {bits} bits")  # fmt: skip
+
+
+def quantization(args):
+    """What `backbones.loading.load` takes, of these flags."""
+    return next((bits for bits in ("4bit", "8bit") if getattr(args, f"load_in_{bits}", False)), None)
+
+
 def warm_start_flags(group):
     """--init_from, and what is kept of it."""
     group.add_argument("--init_from", metavar="RUN",
@@ -212,6 +225,7 @@ def training_flags(p, published="(default: published)"):
     g = p.add_argument_group("speed and memory")
     g.add_argument("--compile", action="store_true", help="torch.compile every block (needs a C++ compiler on a CPU)")
     g.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
+    quantization_flags(g)
     add_precision_flags(p)
     g = p.add_argument_group("output and resuming")
     g.add_argument("--output_dir", help="run directory (default: runs/<date>_<host>_<model>_<what>)")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from versatile.adapters.backbones.configs import check_size, config_of_file
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.backbones.quantized import keep_gradients, plain_state, quantization_config
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.screen import shell_words
 
@@ -14,7 +15,7 @@ from versatile.utils.screen import shell_words
 T5_FLAGS = ("--model_name_or_path", "--config_name")
 
 
-def load(name, random_init=False, location=None):
+def load(name, random_init=False, location=None, quantization=None):
     """A backbone and its fast tokenizer.
 
     Args:
@@ -22,10 +23,12 @@ def load(name, random_init=False, location=None):
         random_init: a seed: the same shape with fresh weights drawn from it instead of the pretrained ones, the
             same ones each time. True: a seed drawn from torch's own generator. False or None: the pretrained ones.
         location: what named it, for errors (default: --model_checkpoint).
+        quantization: "4bit" or "8bit", see `backbones.quantized`; None: all weights as they are.
 
     Returns:
-        (model in fp32 and eval mode, tokenizer); `model.random_init_seed` is the seed, or None, and
-        `model.backbone_fingerprint` tells its weights from others.
+        (model in fp32 and eval mode, tokenizer); `model.random_init_seed` is the seed, or None,
+        `model.quantization` as above, and `model.backbone_fingerprint` tells its weights from others: of a quantised
+        one those that are not.
 
     Raises:
         UserError: nothing by that name, an unsupported family, files that cannot be read, a tokenizer that
@@ -38,7 +41,7 @@ def load(name, random_init=False, location=None):
     config = read_config(folder, location)
     backbone_of(config, location)
     seed = _seed_of(random_init)
-    model, tokenizer = _load_transformers(folder, config, location, seed)
+    model, tokenizer = _load_transformers(folder, config, location, seed, quantization)
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise UserError(
             f"the tokenizer knows {len(tokenizer)} tokens, the model's table has "
@@ -50,8 +53,9 @@ def load(name, random_init=False, location=None):
     # A run is evaluated from other directories too.
     local = name not in embedded.NAMES and Path(name).is_dir()
     model.config._name_or_path = str(Path(name).resolve()) if local else str(name)
-    model.backbone_fingerprint = fingerprint(model.state_dict())
-    model.random_init_seed = seed
+    model.backbone_fingerprint = fingerprint(plain_state(model))
+    model.random_init_seed, model.quantization = seed, quantization
+    keep_gradients(model)
     return model.eval(), tokenizer
 
 
@@ -201,7 +205,7 @@ def reach_hub(name, file="config.json", tries=2):
             time.sleep(1)
 
 
-def _load_transformers(folder, config, location, seed):
+def _load_transformers(folder, config, location, seed, quantization):
     import torch
     import transformers
 
@@ -220,7 +224,13 @@ def _load_transformers(folder, config, location, seed):
     check_size(config, folder, lambda config: auto.from_config(config, trust_remote_code=False), location)
     # A checkpoint in half precision still trains in fp32: autocast chooses what is computed in half.
     config.dtype = torch.float32
+    quantized = {}
+    if quantization:
+        quantized = dict(quantization_config=quantization_config(quantization, config.model_type, location))
     if seed is not None:
+        if quantized:
+            raise UserError("random weights are trained, not rounded", location=f"--load_in_{quantization}",
+                            expected="a pretrained backbone", remedy="leave it or --random_init out")  # fmt: skip
         # Nothing but the seed may count, and whoever draws next is not disturbed.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -228,7 +238,7 @@ def _load_transformers(folder, config, location, seed):
     try:
         model, info = auto.from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True, weights_only=True,
-            trust_remote_code=False,
+            trust_remote_code=False, **quantized,
         )  # fmt: skip
     except Exception as error:
         raise UserError(
@@ -237,7 +247,7 @@ def _load_transformers(folder, config, location, seed):
             expected="a whole model.safetensors or pytorch_model.bin",
             remedy="fetch the file again",
         ) from error
-    if bad := not_finite(model.state_dict()):
+    if bad := not_finite(plain_state(model)):
         raise UserError(f"the weights hold values that are not numbers (first in {bad})", location=location,
                         expected="finite numbers", remedy="fetch or copy the file again")  # fmt: skip
     if backbone_of(config).encoder_decoder:

@@ -169,11 +169,11 @@ def _tokens(model, tokenizer, task):
     return tokenizer.convert_ids_to_tokens(range(first, info.first + len(rows)))
 
 
-def bare_backbone(name, tokens):
+def bare_backbone(name, tokens, quantization=None):
     """(a bare backbone, its tokenizer with `tokens`), as README.md of an exported directory has them made."""
     from tokenizers import AddedToken
 
-    model, tokenizer = backbones.load(name)
+    model, tokenizer = backbones.load(name, quantization=quantization)
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in tokens], special_tokens=True)
     model.resize_token_embeddings(max(len(tokenizer), len(model.get_input_embeddings().weight)), mean_resizing=False)
     return model, tokenizer
@@ -183,7 +183,7 @@ def _write(adapter, directory):
     """Let peft write a task."""
     import peft
 
-    base, tokenizer = bare_backbone(adapter.backbone_name, adapter.tokens)
+    base, tokenizer = bare_backbone(adapter.backbone_name, adapter.tokens, adapter.model.quantization)
     places = projection_names(base)
     names = {places[number, role]: part for number, block in enumerate(adapter.blocks) for role, part in block.items()}
     with warnings.catch_warnings():
@@ -307,7 +307,7 @@ def largest_difference(adapter, directory, length=16):
     """
     import peft
 
-    model, tokenizer = bare_backbone(adapter.backbone_name, adapter.tokens)
+    model, tokenizer = bare_backbone(adapter.backbone_name, adapter.tokens, adapter.model.quantization)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = peft.PeftModel.from_pretrained(model, directory).eval()
@@ -348,12 +348,6 @@ def _refuse_taken(output):
 
 
 # ---- peft -> ours
-
-
-def is_peft(directory):
-    """Whether a directory holds an adapter of peft's."""
-    path = Path(directory) / CONFIG
-    return path.is_file() and read_json_object(path).get("peft_type") in KINDS.values()
 
 
 def import_adapter(directory, output, task, markers=None, backbone=None, definition=None, history=None):

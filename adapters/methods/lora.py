@@ -99,5 +99,5 @@ class LoRA(TaskModules):
 
 def sizes(linear):
     """(in, out) of a torch Linear or transformers' Conv1D, which keeps its matrix the other way round."""
-    shape = linear.weight.shape
-    return (shape[1], shape[0]) if isinstance(linear, nn.Linear) else (shape[0], shape[1])
+    # The shape of a quantised matrix is that of its bytes.
+    return (linear.in_features, linear.out_features) if isinstance(linear, nn.Linear) else tuple(linear.weight.shape)
