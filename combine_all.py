@@ -43,6 +43,7 @@ def parser():
                    help="the task's trained model")  # fmt: skip
     g.add_argument("--into", metavar="VLM", help="a VLM that the tasks are added to; without --output it is replaced")
     g.add_argument("--output", metavar="VLM", help="the directory to make")
+    flags.add_push_flag(g)
     g = p.add_argument_group("merging")
     g.add_argument("--merge", choices=MERGES,
                    help="make one adapter of all, a weighted sum of tensors; ties: of entries whose sign most share; "
@@ -73,7 +74,7 @@ def main(argv=None):
     flags.one_process()
     if args.merge:
         check_merge(p, args)
-        merge(args)
+        published(merge, args)
         return
     for name in ("task", "weights", "density", "majority_sign_method"):
         if getattr(args, name) is not None:
@@ -82,7 +83,16 @@ def main(argv=None):
         if names.count(task) > 1:
             p.error(f"--checkpoints: task {task!r} is named twice (to make one adapter of several: --merge)")
     args.checkpoints = dict(args.checkpoints)
-    combine(args)
+    published(combine, args)
+
+
+def published(make, args):
+    """Make a directory, and upload it where --push_to_hub asks for that."""
+    from versatile.training import hub
+
+    hub.check_repository(args.push_to_hub)
+    make(args)
+    hub.push(args.output, args.push_to_hub)
 
 
 def combine(args):
@@ -137,6 +147,7 @@ def merge(args):
     from versatile.adapters import combine as combining
     from versatile.adapters.merging import merge_sources
     from versatile.training import runs
+    from versatile.training.cards import write_model_card
     from versatile.utils import devices
     from versatile.utils.files import atomic_directory, writable_directory, write_json
 
@@ -157,7 +168,9 @@ def merge(args):
         checkpoint.save(model, tokenizer, beside)
         # Whatever would not load, or changes nothing, is met here.
         checkpoint.load(beside)
-        write_json(beside / "run.json", runs.record(args, method=f"merged ({args.merge})", sources=described))
+        written = runs.record(args, method=f"merged ({args.merge})", sources=described)
+        write_json(beside / "run.json", written)
+        write_model_card(beside, written, location=args.output)
     print(f"written: {args.output}, {args.task} of {', '.join(s.flag.split()[-1] for s in sources)}")
     following = shell_command("evaluate.py", "--task", args.task, "--no_sample", "--model_checkpoint", args.output,
                               *(["--dataset_path", shown(data)] if data else []),

@@ -124,6 +124,7 @@ def train(args, given):
                               "--dataset_path", args.dataset_path,
                               "--output_dir", f"results/{run.directory.name}")  # fmt: skip
     experiment.say(f"next: {following}")
+    experiment.push(args, run)
 
 
 def check(args, given):

@@ -67,6 +67,7 @@ def work(args, given):
     args, run = open_run(args, given)
     prepare_own_tasks(args, labelled=True)
     dtype = camtl.begin(args, run)
+    experiment.prepare_push(args)
     # One process a machine makes the caches, the others find them.
     with idist.one_rank_first(local=True):
         camtl.need_files(args)
@@ -88,6 +89,7 @@ def work(args, given):
     following = shell_command("train_camtl.py", "--model_name_or_path", run.directory, *data,
                               "--output_dir", f"results/{run.directory.name}", "--do_eval", "--do_predict")  # fmt: skip
     experiment.say(f"next: {following}")
+    experiment.push(args, run)
 
 
 def open_run(args, given):

@@ -74,6 +74,7 @@ def parser():
     g.add_argument("--save_steps", type=flags.positive, help="a checkpoint every so many steps, not only each epoch")
     g.add_argument("--keep_checkpoints", type=flags.positive, default=2, help="how many of the newest are kept")
     g.add_argument("--only_final", action="store_true", help="do not keep the model of each epoch")
+    flags.add_push_flag(g)
     refuse(p)
     return p
 
@@ -165,6 +166,7 @@ def train(args, given):
     from versatile.training import experiment
 
     args, run = open_sequence(args, given)
+    args.push_to_hub = given.get("push_to_hub", args.push_to_hub)
     prepare_own_tasks(args)
     if run is not None:
         # run.json was written by a run that had passed these; how many processes there are is checked below.
@@ -202,6 +204,7 @@ def train(args, given):
     data = ["--data_dir", args.data_dir] if args.data_dir else []
     following = shell_command("evaluate_lifelong.py", *data, "--model_dirs", run.directory)
     experiment.say(f"\nnext: {following}")
+    experiment.push(args, run)
 
 
 def open_sequence(args, given):

@@ -39,10 +39,11 @@ def main(argv=None):
 def train(arguments):
     from versatile.adapters import t5
     from versatile.training import t5_evaluation, t5_setup
-    from versatile.training.experiment import say
+    from versatile.training.experiment import prepare_push, say
 
     args = arguments.training
     t5_setup.check_directory(arguments)
+    prepare_push(args)
     # One process a machine makes the caches, the others find them.
     with args.main_process_first():
         model, tokenizer = t5_setup.build(arguments)

@@ -159,6 +159,7 @@ def train(args, given):
     following = shell_command("evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory,
                               "--data", *data, "--output_dir", f"results/{run.directory.name}")  # fmt: skip
     experiment.say(f"next: {following}")
+    experiment.push(args, run)
 
 
 def with_data(args):

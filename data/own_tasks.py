@@ -297,12 +297,10 @@ def _hub(source, split):
 
 def hub_splits(source):
     """Names of the splits of a data set of the hub."""
-    from datasets import get_dataset_split_names
-    from versatile.data.text_to_text_rows import asking_the_hub
+    from versatile.data.text_to_text_rows import split_names_on_hub
 
     name, _, config = source.partition(":")
-    with asking_the_hub(name):
-        return get_dataset_split_names(name, config or None)
+    return split_names_on_hub(name, config or None)
 
 
 def hub_records(source, split):

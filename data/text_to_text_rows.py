@@ -198,17 +198,37 @@ def load_from_hub(name, config, split):
         return _load(name, config, split)
 
 
+def split_names_on_hub(name, config):
+    """Names of the splits of a data set of the hub."""
+    from datasets import get_dataset_split_names
+
+    with asking_the_hub(name):
+        return _without_script(name, lambda: get_dataset_split_names(name, config),
+                               lambda: get_dataset_split_names(name, **_conversion(config)))  # fmt: skip
+
+
 def _load(name, config, split):
     from datasets import load_dataset
 
+    return _without_script(name, lambda: load_dataset(name, config, split=split),
+                           lambda: _converted(name, config, split))  # fmt: skip
+
+
+def _without_script(name, ask, ask_conversion):
+    """What `ask` returns, or `ask_conversion` where the data set needs a script, which `datasets` no longer runs."""
     if name in _SCRIPTS:
-        return _converted(name, config, split)
+        return ask_conversion()
     try:
-        return load_dataset(name, config, split=split)
+        return ask()
     except RuntimeError as error:
         if "scripts are no longer supported" not in str(error):
             raise
-        return _converted(name, config, split)
+        return ask_conversion()
+
+
+def _conversion(config):
+    """Where the hub's own conversion of a configuration lies: a folder of a branch."""
+    return dict(revision="refs/convert/parquet", data_dir=config or "default")
 
 
 def _converted(name, config, split):
@@ -219,7 +239,7 @@ def _converted(name, config, split):
     from datasets import load_dataset
 
     try:
-        return load_dataset(name, split=split, revision="refs/convert/parquet", data_dir=config or "default")
+        return load_dataset(name, split=split, **_conversion(config))
     except Exception:
         if name not in _COPIES:
             raise

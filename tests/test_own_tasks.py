@@ -106,6 +106,31 @@ def test_a_data_set_of_the_hub_is_read_by_name_with_its_classes_as_words(monkeyp
         read("owner/name:small", "test")
 
 
+def test_a_data_set_of_the_hub_that_has_a_script_is_read_from_the_hubs_own_conversion(monkeypatch):
+    import datasets
+    from versatile.data import text_to_text_rows
+
+    data = datasets.Dataset.from_dict({"prompt": ["a"], "answer": ["b"]})
+    asked = []
+
+    def answer(kind, value):
+        def ask(name, config=None, **more):
+            asked.append((kind, name, config, more))
+            if "revision" not in more:
+                raise RuntimeError("Dataset scripts are no longer supported, but found old.py")
+            return value
+
+        return ask
+
+    monkeypatch.setattr(datasets, "load_dataset", answer("rows", data))
+    monkeypatch.setattr(datasets, "get_dataset_split_names", answer("splits", ["train"]))
+    monkeypatch.setattr(text_to_text_rows, "_reach", lambda name: None)
+    assert read("owner/old:small", "train") == [("a", ["b"])]
+    where = dict(revision="refs/convert/parquet", data_dir="small")
+    assert ("splits", "owner/old", None, where) in asked
+    assert ("rows", "owner/old", None, dict(where, split="train")) in asked
+
+
 DAMAGES = {
     "no answer": ('{"prompt": "a", "answer": "b"}\n{"prompt": "a"}\n', "train.jsonl:2: has no column 'answer'"),
     "not json": ('{"prompt": "a", "answer": "b"}\n{"prompt": \n', "train.jsonl:2"),

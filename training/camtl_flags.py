@@ -36,7 +36,7 @@ FP16_LEVELS = {
     "O3": "Apex is not used, and its O3 trains in pure float16; give O1, which is what --fp16 is",
 }
 # Beside those of utils.experiment: they may differ when a run is gone on with.
-FREE = {"resume", "do_predict", "data_dir", "overwrite_cache", "logging_dir", "local_rank", "no_cuda",
+FREE = {"resume", "push_to_hub", "do_predict", "data_dir", "overwrite_cache", "logging_dir", "local_rank", "no_cuda",
         "overwrite_output_dir"}  # fmt: skip
 
 
@@ -53,6 +53,7 @@ def parser(doc):
     g.add_argument("--overwrite_output_dir", action="store_true",
                    help="start anew where a run of train_camtl.py is: its files go")  # fmt: skip
     g.add_argument("--resume", metavar="RUN", help="go on with this run, exactly; no other flag is needed")
+    flags.add_push_flag(g)
     g.add_argument("--logging_dir", help="where TensorBoard's events go (default: the run directory)")
     g.add_argument("--logging_steps", type=flags.positive,
                    help="steps between two points of the curve (default: 10); with --evaluate_during_training also "
@@ -250,6 +251,8 @@ def check(p, args):
         _only_training(p, args)
         if not args.output_dir:
             p.error("--output_dir is needed: it says where the results go")
+        if args.push_to_hub:
+            p.error("--push_to_hub uploads what is trained: it goes with --do_train")
     for name in ("train_batch_size", "valid_batch_size"):
         old = getattr(args, f"per_gpu_{name}")
         if old is not None and getattr(args, name) not in (old, p.get_default(name)):

@@ -14,6 +14,7 @@ from versatile.adapters.backbones.family import backbone_of
 from versatile.data import cache
 from versatile.data.batching import Batches
 from versatile.data.task import distilled_beside
+from versatile.training import hub
 from versatile.training.callbacks import MaskAbsentTasks
 from versatile.training.objectives import CrossEntropy
 from versatile.training.optimizers import build_adamw
@@ -40,7 +41,7 @@ from versatile.utils.stored_flags import restore_flags
 TRAINING_SCRIPTS = ("train.py", "train_vlm.py", "train_lifelong.py", "train_t5.py", "pretrain_t5.py", "train_camtl.py")
 # These change where files lie or how they are kept, never what comes out: what the read ones hold is checked.
 FREE_WHEN_RESUMING = {"resume", "output_dir", "cache_dir", "keep_checkpoints", "save_steps", "valid_batch_size",
-                      *READ_PATHS}  # fmt: skip
+                      "push_to_hub", *READ_PATHS}  # fmt: skip
 
 
 def say(*words, **options):
@@ -110,7 +111,20 @@ def begin(args, run):
             remedy=f"to go on with it: {screen.shell_words('--resume', args.model_checkpoint)}; with other data: name "
                    f"its backbone, and beside it {screen.shell_words('--init_from', args.model_checkpoint)}",
         )  # fmt: skip
+    prepare_push(args)
     return dtype
+
+
+def prepare_push(args):
+    """--push_to_hub: what stands against it is said before anything is trained."""
+    if idist.get_rank() == 0:
+        hub.check_repository(args.push_to_hub)
+
+
+def push(args, run):
+    """--push_to_hub, of a finished run."""
+    if idist.get_rank() == 0:
+        hub.push(run.directory, args.push_to_hub)
 
 
 def warm_start(args, run, model, tokenizer):

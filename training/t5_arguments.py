@@ -196,6 +196,7 @@ class MultiTaskTrainingArguments(Seq2SeqTrainingArguments):
     print_num_parameters: bool = arg(False, "always done")
     compute_memory: bool = arg(False, "always done")
     compute_time: bool = arg(False, "always done")
+    push_to_hub: str | None = arg(None, "upload the finished run, its README.md included, as this model of the hub")
 
 
 _DRAWN = "batches are drawn by the multi-task sampler"
@@ -208,6 +209,7 @@ _OF_ITS_TRAINER = (
     "restore_callback_states_from_checkpoint", "torch_compile", "torch_compile_backend", "torch_compile_mode",
     "torch_empty_cache_steps", "use_liger_kernel",
 )  # fmt: skip
+_OF_THE_HUB = ("hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision")
 _NOT_AGAIN = "a run is resumed whole; to start from a trained model, name it as --model_name_or_path"
 NAMES = config_flags.Names(
     classes=(ModelArguments, DataTrainingArguments, AdapterArguments, MultiTaskTrainingArguments),
@@ -229,6 +231,7 @@ NAMES = config_flags.Names(
         "optimize_from_scratch": _NOT_AGAIN,
         "optimize_from_scratch_with_loading_model": _NOT_AGAIN,
         "generation_max_length": "an output is as long as its task's longest label; see --val_max_target_length",
+        **dict.fromkeys(_OF_THE_HUB, "the model's name says it all: --push_to_hub owner/name"),
         "generation_config": "decoding is greedy, or a beam search of --eval_beams",
         "prediction_loss_only": "say --predict_with_generate false",
     },
@@ -239,7 +242,7 @@ HF_NAMES = {f.name for f in dataclasses.fields(HfTrainingArguments)}
 FREE_WHEN_RESUMING = {
     "resume", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "save_steps", "save_total_limit",
     "cache_dir", "per_device_eval_batch_size", "eval_output_dir", "do_test", "disable_tqdm", "dataloader_num_workers",
-    "report_to", "config", "task_definitions",
+    "report_to", "config", "task_definitions", "push_to_hub",
     # Where the data lie; that they are the same is known by their content.
     "data_dir", "train_files", "validation_files",
 }  # fmt: skip

@@ -54,6 +54,7 @@ NAMES = config_flags.Names(
     script="pretrain_t5.py",
     renamed=config_flags.RENAMED | {"label_smoothing_factor": "label_smoothing"},
     refused={k: v for k, v in t5_arguments.NAMES.refused.items() if k != "prediction_loss_only"}
+    | {"push_to_hub": "the run directory is a plain folder: upload it with the hub's own tool"}
     | dict.fromkeys(
         ["freeze_model", "freeze_model_but_lm_head", "freeze_embeds", "freeze_encoder", "unfreeze_model",
          "freeze_model_but_task_embeddings", "unfreeze_lm_head", "unfreeze_layer_norms"], _TASKS),

@@ -17,7 +17,7 @@ from versatile.adapters.methods.registry import method_of
 from versatile.data import text_to_text
 from versatile.data.task_sampler import MultiTaskBatchSampler
 from versatile.data.text_to_text_batches import Collator, SampledBatches, data_keys
-from versatile.training import t5_evaluation
+from versatile.training import hub, t5_evaluation
 from versatile.training.experiment import resume_command, say
 from versatile.training.objectives import SmoothedCrossEntropy
 from versatile.training.optimizers import build_optimizer
@@ -429,3 +429,5 @@ def finish(arguments, run, model, tokenizer, parts, trained):
     if trained:
         following = shell_command("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory)
         say(f"next: {following}")
+    if first:
+        hub.push(run.directory, args.push_to_hub)

@@ -53,7 +53,6 @@ REFUSED = {
     "ignore_data_skip": "a resumed run is the run that was never stopped",
     "save_only_model": "the run could not be resumed",
     "save_safetensors": "models are always saved so",
-    "push_to_hub": "the run directory is a plain folder: upload it with the hub's own tool",
     "jit_mode_eval": "transformers has dropped it",
     "use_ipex": "transformers has dropped it",
 }

@@ -198,6 +198,12 @@ def warm_start_flags(group):
     group.add_argument("--init_fingerprint", help=argparse.SUPPRESS)
 
 
+def add_push_flag(group):
+    """--push_to_hub NAME; see `training.hub`."""
+    group.add_argument("--push_to_hub", metavar="NAME", help="upload the finished directory, its README.md included, as "
+                       "this model of the Hugging Face hub (owner/name)")  # fmt: skip
+
+
 def training_flags(p, published="(default: published)"):
     """The groups that all training scripts share: model, training, speed and memory, output and resuming.
 
@@ -233,6 +239,7 @@ def training_flags(p, published="(default: published)"):
     g.add_argument("--save_steps", type=positive, help="a checkpoint every so many steps, not only each epoch")
     g.add_argument("--keep_checkpoints", type=positive, default=3, help="how many of the newest are kept")
     g.add_argument("--cache_dir", help="where tokenised data lie (default: $VERSATILE_CACHE or ~/.cache/versatile)")
+    add_push_flag(g)
 
 
 WITHOUT_EFFECT = {

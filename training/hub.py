@@ -1,0 +1,78 @@
+"""Run directories on the Hugging Face hub (`--push_to_hub NAME`)."""
+
+import json
+from pathlib import Path
+
+from versatile.training.cards import write_model_card
+from versatile.training.runs import stored
+from versatile.utils.errors import UserError, first_line
+from versatile.utils.screen import shell_words
+
+# What resuming needs, and what is only of use here: it stays.
+IGNORED = ["*checkpoints/*", "*checkpoint-*/*", "events.*", "*/events.*", ".*", "*/.*", "*.part"]
+
+
+def check_repository(name):
+    """Make the repository, unless it is there; whatever stands against that is said before anything is trained.
+
+    Args:
+        name: of --push_to_hub; None: nothing is pushed.
+
+    Raises:
+        UserError: a name that the hub does not take, no token, no network, no permission.
+    """
+    if not name:
+        return
+    from huggingface_hub import get_token, is_offline_mode
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    location = f"--push_to_hub {name}"
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(first_line(error), location=location, expected="owner/name, as on the hub") from error
+    if is_offline_mode():
+        raise UserError("the hub is switched off by HF_HUB_OFFLINE", location=location,
+                        remedy="unset HF_HUB_OFFLINE, or leave --push_to_hub out and upload the run directory later: "
+                        + _by_hand(name, "RUN"))  # fmt: skip
+    if get_token() is None:
+        raise UserError("there is no token for the hub", location=location,
+                        remedy="log in once (hf auth login), or set HF_TOKEN")  # fmt: skip
+    _ask(location, "give a name that you may write to", lambda api: api.create_repo(name, exist_ok=True))
+
+
+def push(directory, name):
+    """Upload a finished run directory, its README.md with the lines that fetch it from there.
+
+    Args:
+        name: of --push_to_hub; None: nothing is done.
+
+    Raises:
+        UserError: it could not be uploaded; the directory itself is whole.
+    """
+    if not name:
+        return
+    path = Path(directory) / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    write_model_card(directory, stored(directory), metrics, hub_name=name)
+    remedy = f"the run is whole in {directory}; upload it later: {_by_hand(name, directory)}"
+    _ask(f"--push_to_hub {name}", remedy,
+         lambda api: api.upload_folder(repo_id=name, folder_path=str(directory), ignore_patterns=IGNORED,
+                                       commit_message=f"Upload {Path(directory).name}"))  # fmt: skip
+    print(f"uploaded: {directory} as {name}", flush=True)
+
+
+def _ask(location, remedy, request):
+    """Do something with the hub's `HfApi`; whatever goes wrong is a `UserError`."""
+    from huggingface_hub import HfApi
+
+    try:
+        request(HfApi())
+    except Exception as error:
+        # Whatever the library and the network raise, the user can only read it.
+        raise UserError(f"the hub does not take it: {first_line(error)}", location=location, remedy=remedy) from error
+
+
+def _by_hand(name, directory):
+    return shell_words("hf", "upload", name, directory)
