@@ -41,7 +41,8 @@ STATE, FINAL = "sequence.json", "final"
 VARIANTS = ("distil", "seq_distil", *strategies.naming_names())
 # Beside those of utils.experiment: flags that may differ when a sequence is resumed.
 FREE = {"resume", "n_gpus", "output_dir", "model_dir_root", "skip_tasks", "keep_checkpoints", "save_steps",
-        "only_final", "push_to_hub", "init_fingerprint", "top_k_qa", "top_p_qa", "temperature_qa", "test_batch_size"}  # fmt: skip
+        "only_final", "push_to_hub", "init_fingerprint", "top_k_qa", "top_p_qa", "temperature_qa",
+        "test_batch_size"}  # fmt: skip
 METHOD_FLAGS = ("method", *method_flags.setting_names())
 # What was not given is written down as what the device has.
 PRECISION = {"bf16", "fp16", "fp32"}

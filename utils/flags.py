@@ -200,8 +200,9 @@ def warm_start_flags(group):
 
 def add_push_flag(group):
     """--push_to_hub NAME; see `training.hub`."""
-    group.add_argument("--push_to_hub", metavar="NAME", help="upload the finished directory, its README.md included, as "
-                       "this model of the Hugging Face hub (owner/name)")  # fmt: skip
+    group.add_argument("--push_to_hub", metavar="NAME",
+                       help="upload the finished directory, its README.md included, as this model of the Hugging Face "
+                            "hub (owner/name)")  # fmt: skip
 
 
 def training_flags(p, published="(default: published)"):
