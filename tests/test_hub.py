@@ -55,8 +55,7 @@ def test_a_finished_run_is_uploaded_with_lines_that_fetch_it(api, script, tmp_pa
     run = versatile.train(dict(TRAINED[script], output_dir=tmp_path / "run", push_to_hub="me/model"), script)
     assert api.asked == [("create", "me/model", True), ("upload", "me/model")]
     files = api.models["me/model"]
-    weights = "ag/adapter_model.safetensors" if script == "train_lifelong" else "adapter_model.safetensors"
-    assert {weights, "run.json", "README.md"} <= set(files)
+    assert {"run.json", "README.md"} <= set(files) and [f for f in files if f.endswith("model.safetensors")]
     # What only resuming needs stays.
     assert (run / "run.json").is_file() and not [f for f in files if re.search(r"checkpoints|events\.|\.part", f)]
     assert "snapshot_download('me/model')" in files["README.md"].decode()
