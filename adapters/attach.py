@@ -175,6 +175,11 @@ class TaskConditioned:
         needed = [method.attention for method in self.added.values() if method.attention]
         super().set_attn_implementation(*(needed or [attn_implementation]), *args, **kwargs)
 
+    def tie_weights(self, *args, **kwargs):
+        """As transformers'; beside a frozen backbone, whose tables are wrapped and share what they share, nothing."""
+        if self.info.mode == "full":
+            super().tie_weights(*args, **kwargs)
+
     def gradient_checkpointing(self):
         """Recompute the blocks' activations in the backward pass instead of keeping them."""
         how = dict(use_reentrant=False, context_fn=self.router.checkpoint_contexts)

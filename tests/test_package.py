@@ -73,7 +73,7 @@ def test_a_wheel_holds_all_of_the_toolkit_under_one_name(wheel):
     wanted |= {f"versatile/{path.name}" for path in (ROOT / "versatile").glob("*.py")}
     assert {name for name in names if name.endswith(".py")} == wanted and len(wanted) > 100
     files = [*(ROOT / "configs").glob("*.json"), *(ROOT / "data/samples").rglob("*.json")]
-    files += (ROOT / "data/samples").rglob("*.tsv")
+    files += [path for kind in ("tsv", "yaml", "jsonl") for path in (ROOT / "data/samples").rglob(f"*.{kind}")]
     assert {f"versatile/{path.relative_to(ROOT)}" for path in files} < set(names) and len(files) > 30
 
 

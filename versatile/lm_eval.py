@@ -1,0 +1,251 @@
+"""What a run has lost or gained in general ability: lm-evaluation-harness on its bare backbone and on the run.
+
+  any task of the harness, by name (its data come from the hub):
+    python -m versatile.lm_eval --model_checkpoint runs/<run> --tasks hellaswag lambada_openai --limit 200
+  a task of one's own, or the bundled one, without a network:
+    python -m versatile.lm_eval --model_checkpoint runs/<run> --tasks data/samples/lm_eval/everyday.yaml
+
+The prompts are the harness's own, without a task's markers; the run answers them with the adapter of --task. Needs the
+package lm_eval: pip install "versatile-lm[lm-eval]". With --output_dir the table is also written as lm_eval.json.
+"""
+
+import contextlib
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+from versatile.utils import flags
+from versatile.utils.errors import UserError, exit_on_user_error, first_line
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+# Differences of fewer standard errors than this may be chance.
+NOISE = 1.96
+
+
+def parser():
+    p = flags.parser(__doc__)
+    g = p.add_argument_group("models")
+    g.add_argument("--model_checkpoint", required=True, help="the directory of a trained model")
+    g.add_argument("--task", help="the task whose adapter answers (needed where the model holds several)")
+    g.add_argument("--backbone", help="what the run is compared with (default: the backbone it was trained on)")
+    g = p.add_argument_group("evaluation")
+    g.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="the harness's tasks, or their yaml files")
+    g.add_argument("--num_fewshot", type=flags.not_negative, metavar="N", help="examples in a prompt (default: none)")
+    g.add_argument("--limit", type=flags.positive, help="only the first so many documents of each task")
+    g.add_argument("--batch_size", type=flags.positive, default=16, help="requests at once")
+    g.add_argument("--output_dir", help="where lm_eval.json goes")
+    from versatile.utils.devices import add_device_flag
+
+    add_device_flag(g)
+    return p
+
+
+@exit_on_user_error
+def main(argv=None):
+    args = parser().parse_args(argv)
+    flags.one_process()
+    if importlib.util.find_spec("lm_eval") is None:
+        raise UserError("the package lm_eval is not installed", location="python -m versatile.lm_eval",
+                        remedy='pip install "versatile-lm[lm-eval]", or: pip install lm_eval')  # fmt: skip
+    compare(args)
+
+
+def compare(args):
+    """Evaluate both models; print and write the table."""
+    import ignite.distributed as idist
+    import torch
+
+    from versatile.adapters import inference
+    from versatile.utils import devices
+    from versatile.utils.files import find_shipped, writable_directory, write_json
+
+    devices.quiet_libraries()
+    if args.output_dir:
+        writable_directory(args.output_dir, "--output_dir")
+    with without_checkout():
+        tasks = [read_task(find_shipped(name)) for name in args.tasks]
+        model, tokenizer, task_id = load_run(args)
+        # In half precision rounding would be a difference of its own.
+        inference.prepare_for_inference(model, idist.device(), torch.float32)
+        found = dict(run=evaluate(args, tasks, model, tokenizer, task_id))
+        name, seed = backbone_name(args, model), model.random_init_seed if args.backbone is None else None
+        del model
+        model, tokenizer = load_backbone(name, seed)
+        found["backbone"] = evaluate(args, tasks, model.to(idist.device()), tokenizer)
+    rows = differences(found)
+    print(table(rows, name, args.model_checkpoint))
+    if args.output_dir:
+        path = Path(args.output_dir) / "lm_eval.json"
+        write_json(path, dict(backbone=name, checkpoint=str(args.model_checkpoint), limit=args.limit,
+                              num_fewshot=args.num_fewshot, results=rows))  # fmt: skip
+        print(f"written: {path}")
+
+
+@contextlib.contextmanager
+def without_checkout():
+    """The library `evaluate`, which the harness uses, is not to be mistaken for the script of that name."""
+    path, script = list(sys.path), sys.modules.get("evaluate")
+    ours = script is not None and Path(getattr(script, "__file__", None) or "/").parent == CHECKOUT
+    sys.path[:] = [entry for entry in path if Path(entry or ".").resolve() != CHECKOUT]
+    if ours:
+        del sys.modules["evaluate"]
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        if ours:
+            sys.modules["evaluate"] = script
+
+
+def read_task(name):
+    """A task's name as it is, or what its yaml file holds, data files named from where it lies."""
+    if not str(name).endswith((".yaml", ".yml")):
+        return name
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    path, location = Path(name), f"--tasks {name}"
+    if not path.is_file():
+        raise UserError("no such file", location=location, expected="a task of the harness, or its yaml file")
+    try:
+        task = load_yaml(path)
+    except Exception as error:
+        raise UserError(f"not a task of the harness: {first_line(error)}", location=location,
+                        remedy="correct the file") from error  # fmt: skip
+    if not isinstance(task.get("task"), str):
+        raise UserError("names no task", location=location, expected="task: NAME", remedy="correct the file")
+    files = task.get("dataset_kwargs", {}).get("data_files")
+    if isinstance(files, dict):
+        beside = {split: str(path.parent.resolve() / file) for split, file in files.items()}
+        task["dataset_kwargs"] = dict(task["dataset_kwargs"], data_files=beside)
+    return task
+
+
+def load_run(args):
+    """(model, tokenizer, id of the task that answers)."""
+    from versatile.adapters import checkpoint, t5_directory
+    from versatile.adapters.backbones import loading
+    from versatile.adapters.backbones.family import backbone_of
+
+    location = f"--model_checkpoint {args.model_checkpoint}"
+    loading.need_directory(args.model_checkpoint, location)
+    t5_directory.refuse(args.model_checkpoint)
+    if not checkpoint.is_checkpoint(args.model_checkpoint):
+        raise UserError("this holds no trained tasks", location=location,
+                        expected="a run directory, to be compared with its backbone")  # fmt: skip
+    model, tokenizer = checkpoint.load(args.model_checkpoint, args.task)
+    if backbone_of(model.config).encoder_decoder:
+        raise UserError("is an encoder-decoder, whose loss is not that of a continuation", location=location,
+                        expected="a decoder, such as GPT-2 or Llama")  # fmt: skip
+    if args.task is None and len(model.info.tasks) > 1:
+        names = ", ".join(model.info.tasks)
+        raise UserError("not given, and the model holds several tasks", location="--task", expected=f"one of {names}",
+                        remedy="say whose adapter answers")  # fmt: skip
+    return model, tokenizer, model.task_id(args.task or model.info.tasks[0])
+
+
+def backbone_name(args, model):
+    """What the run is compared with."""
+    from versatile.training import runs
+
+    if args.backbone:
+        return args.backbone
+    location, name = f"--model_checkpoint {args.model_checkpoint}", runs.origin(args.model_checkpoint).get("backbone")
+    if name is None and model.info.mode != "full" and not model.info.carry:
+        name = model.config._name_or_path
+    if name is None:
+        raise UserError("it does not say what it was trained on", location=location,
+                        remedy="name it: --backbone MODEL")  # fmt: skip
+    return name
+
+
+def load_backbone(name, seed):
+    """(model, tokenizer) of a bare backbone."""
+    from versatile.adapters import checkpoint
+    from versatile.adapters.backbones import loading
+
+    location = f"--backbone {name}"
+    if checkpoint.is_checkpoint(name):
+        raise UserError("this is a trained model, not a bare backbone", location=location)
+    return loading.load(name, random_init=seed, location=location)
+
+
+def evaluate(args, tasks, model, tokenizer, task_id=None):
+    """The harness's results of a model: {task: {metric: (value, standard error or None)}}."""
+    from lm_eval import simple_evaluate
+
+    harness = harness_model(model, tokenizer, task_id, args.batch_size)
+    try:
+        results = simple_evaluate(harness, tasks=tasks, num_fewshot=args.num_fewshot, limit=args.limit,
+                                  bootstrap_iters=1000, log_samples=False)  # fmt: skip
+    except (KeyError, ValueError, OSError) as error:
+        raise UserError(f"the harness cannot evaluate it: {first_line(error)}", location="--tasks",
+                        expected="tasks of lm-evaluation-harness whose data can be had",
+                        remedy="see lm_eval ls tasks; without a network only yaml files of local data can be evaluated"
+                        ) from error  # fmt: skip
+    return {task: metrics_of(values) for task, values in results["results"].items()}
+
+
+def metrics_of(values):
+    """{metric: (value, standard error or None)} of a task's results, in which a filter stands behind a metric."""
+    found = {}
+    for key, value in values.items():
+        metric, _, answer = key.partition(",")
+        if not answer or metric.endswith("_stderr") or not isinstance(value, int | float):
+            continue
+        error = values.get(f"{metric}_stderr,{answer}")
+        name = metric if answer == "none" else f"{metric} ({answer})"
+        found[name] = (value, error if isinstance(error, int | float) else None)
+    return found
+
+
+def harness_model(model, tokenizer, task_id, batch_size):
+    """The harness's model of one of ours; `task_id` None: of a bare backbone."""
+    import torch
+    from lm_eval.models.huggingface import HFLM
+
+    from versatile.adapters.backbones.family import backbone_of
+
+    class TaskLM(HFLM):
+        """Every row of a batch is answered by one task's adapter."""
+
+        def _ids(self, inputs):
+            return {} if task_id is None else dict(task_ids=torch.full((len(inputs),), task_id))
+
+        def _model_call(self, inps, attn_mask=None, labels=None):
+            with torch.no_grad():
+                return self.model(inps, **self._ids(inps)).logits
+
+        def _model_generate(self, context, max_length, stop, **settings):
+            return super()._model_generate(context, max_length, stop, **self._ids(context), **settings)
+
+    return TaskLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size,
+                  max_length=backbone_of(model.config).max_length(model.config))  # fmt: skip
+
+
+def differences(found):
+    """A list of dict(task, metric, backbone, run, difference, error: of the difference, or None)."""
+    rows = []
+    for task, metrics in found["backbone"].items():
+        for metric, (before, error) in metrics.items():
+            after, own = found["run"][task][metric]
+            known = error is not None and own is not None
+            rows.append(dict(task=task, metric=metric, backbone=before, run=after, difference=after - before,
+                             error=math.hypot(error, own) if known else None))  # fmt: skip
+    return rows
+
+
+def table(rows, backbone, run):
+    """What was lost or gained, as lines."""
+    lines = [f"{'task':20} {'metric':24} {'backbone':>10} {'run':>10} {'difference':>10}"]
+    for row in rows:
+        error, difference = row["error"], row["difference"]
+        line = f"{row['task']:20} {row['metric']:24} {row['backbone']:10.4f} {row['run']:10.4f} {difference:+10.4f}"
+        if error is not None:
+            line += f" ± {error:.4f}" + (" (may be chance)" if 0 < abs(difference) < NOISE * error else "")
+        lines.append(line)
+    return "\n".join([f"backbone {backbone}, run {run}", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
