@@ -45,6 +45,7 @@ def test_a_run_and_its_backbone_are_compared_without_a_network(run, tmp_path):
         assert row["error"] > 0
 
 
+@torch.no_grad()
 def likelihoods(model, tokenizer, task_id, pairs):
     """The sums that the harness computes, computed by hand."""
     sums = []
@@ -56,7 +57,6 @@ def likelihoods(model, tokenizer, task_id, pairs):
     return sums
 
 
-@torch.no_grad()
 def test_a_batch_is_answered_by_the_adapter_of_the_task_and_the_backbone_by_none(run, tmp_path):
     from lm_eval.api.instance import Instance
 

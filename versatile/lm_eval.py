@@ -173,11 +173,14 @@ def load_backbone(name, seed):
 def evaluate(args, tasks, model, tokenizer, task_id=None):
     """The harness's results of a model: {task: {metric: (value, standard error or None)}}."""
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
+    # Its own tasks are thousands of files, which are looked through only if one of them is asked for.
+    manager = TaskManager(include_defaults=any(isinstance(task, str) for task in tasks))
     harness = harness_model(model, tokenizer, task_id, args.batch_size)
     try:
         results = simple_evaluate(harness, tasks=tasks, num_fewshot=args.num_fewshot, limit=args.limit,
-                                  bootstrap_iters=1000, log_samples=False)  # fmt: skip
+                                  bootstrap_iters=1000, log_samples=False, task_manager=manager)  # fmt: skip
     except (KeyError, ValueError, OSError) as error:
         raise UserError(f"the harness cannot evaluate it: {first_line(error)}", location="--tasks",
                         expected="tasks of lm-evaluation-harness whose data can be had",
