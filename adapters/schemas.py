@@ -12,7 +12,7 @@ ENCODERS = ("markers", "question_answer", "text_to_text", "sentence_pair")
 FORMS = ("base", "large", "plain")
 # The published ways of adapting a T5, and those of adapters/methods/ that train_t5.py offers.
 PUBLISHED_T5 = ("finetune", "adapters", "hyperformer", "hyperformer++", "meta")
-PORT_METHODS = ("bottleneck", "lora", "ia3", "prefix")
+PORT_METHODS = ("bottleneck", "lora", "ia3", "prefix", "prompt")
 ACTIVATIONS = ("relu", "swish", "gelu", "gelu_new")
 
 NAME = Text(says="a name", longest=200)

@@ -148,7 +148,8 @@ class StackHooks:
 
     def __init__(self, stack, routes, adapters, ports=False):
         self.routes, self.adapters, self.ports = routes, adapters, ports
-        stack.register_forward_pre_hook(self.enter, with_kwargs=True)
+        # Before the methods' own hooks, which ask the router.
+        stack.register_forward_pre_hook(self.enter, with_kwargs=True, prepend=True)
         if adapters is None:
             return
         for i, block in enumerate(stack.block):

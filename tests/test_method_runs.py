@@ -25,6 +25,7 @@ TYPED = {
     "lora": (["--lora_rank", "3"], dict(method="lora", lora_rank=3)),
     "ia3": ([], "ia3"),
     "prefix": (["--prefix_length", "4"], dict(method="prefix", prefix_length=4)),
+    "prompt": (["--prompt_length", "4"], dict(method="prompt", prompt_length=4)),
 }
 CASES = [(name, method) for name in ("tiny-gpt2", "tiny-llama", "tiny-t5") for method in TYPED]
 SHORT = ["--fp32", "--train_batch_size", "4", "--gradient_accumulation_steps", "1", "--n_epochs", "1", "--lr", "1e-2"]

@@ -17,6 +17,7 @@ SETTINGS = {
     "lora": dict(lora_rank=3),
     "ia3": {},
     "prefix": dict(prefix_length=4),
+    "prompt": dict(prompt_length=4),
 }
 TASKS = ["cola", "mrpc", "rte"]
 

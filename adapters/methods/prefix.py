@@ -40,9 +40,10 @@ class Prefix(TaskModules):
 
     def hook(self, model):
         for number, block in enumerate(self.backbone.blocks(model)):
-            attention = self.backbone.attention(block)
-            # In a tuple: the parameters stay this method's.
-            attention.prefix = (self, number)
+            join_attention(self.backbone.attention(block), self, number)
+
+    def see(self, key, value):
+        """What attention of a block computes on; nothing is made of it here."""
 
     def joined(self, number, task):
         """{role: [heads, length, width]} that a task's rows see in a block, or None."""
@@ -75,6 +76,12 @@ def heads_and_width(config):
     return getattr(config, "num_key_value_heads", None) or heads, width
 
 
+def join_attention(module, method, number):
+    """Let the attention of a block see what a method has before its keys and values: `method.of_rows(number)`."""
+    # In a tuple: the parameters stay the method's.
+    module.prefixes = (*getattr(module, "prefixes", ()), (method, number))
+
+
 def attend(module, query, key, value, attention_mask, **kwargs):
     """transformers' attention function: each row's own prefix before its keys and values.
 
@@ -83,12 +90,17 @@ def attend(module, query, key, value, attention_mask, **kwargs):
         attention_mask: [rows, 1, queries, keys] of booleans or of what is added to the scores, or None: nothing is
             masked but what comes later in a causal module.
     """
-    method, number = getattr(module, "prefix", (None, None))
-    prefix = method.of_rows(number) if method is not None else None
-    if prefix is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    prefixes = [method.of_rows(number) for method, number in getattr(module, "prefixes", ())]
+    for method, _ in getattr(module, "prefixes", ()):
+        method.see(key, value)
+    for prefix in filter(None, prefixes):
+        key, value, attention_mask, kwargs = _prepend(module, query, key, value, attention_mask, kwargs, *prefix)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def _prepend(module, query, key, value, attention_mask, kwargs, front, values, seen):
+    """Keys, values, mask and the other arguments of attention with a prefix before them."""
     rows, (queries, keys) = len(key), (query.shape[2], key.shape[2])
-    front, values, seen = prefix
     length = seen.shape[1]
     if attention_mask is None:
         attention_mask = query.new_ones(1, 1, queries, keys, dtype=torch.bool)
@@ -103,7 +115,7 @@ def attend(module, query, key, value, attention_mask, **kwargs):
     if (bias := kwargs.get("position_bias")) is not None:
         kwargs["position_bias"] = F.pad(bias, (length, 0))
     kwargs["is_causal"] = False
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return key, value, attention_mask, kwargs
 
 
 AttentionInterface.register(IMPLEMENTATION, attend)
