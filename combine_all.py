@@ -24,8 +24,7 @@ import os
 import sys
 from pathlib import Path
 
-from versatile.utils import flags
-from versatile.utils.devices import add_device_flag
+from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command
 
@@ -36,14 +35,15 @@ MERGES = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
 
 
 def parser():
-    p = flags.parser(__doc__)
-    add_device_flag(p)
+    p = flags.build_parser(__doc__)
+    settings.add_device(p, "machine")
+    settings.add(p, "cache_dir", group="machine")
     g = p.add_argument_group("what to combine")
     g.add_argument("--checkpoints", nargs="+", type=flags.of_tasks(str, "RUN"), default=[], metavar="TASK=RUN",
                    help="the task's trained model")  # fmt: skip
     g.add_argument("--into", metavar="VLM", help="a VLM that the tasks are added to; without --output it is replaced")
     g.add_argument("--output", metavar="VLM", help="the directory to make")
-    flags.add_push_flag(g)
+    settings.add(p, "push_to_hub", group=g.title)
     g = p.add_argument_group("merging")
     g.add_argument("--merge", choices=MERGES,
                    help="make one adapter of all, a weighted sum of tensors; ties: of entries whose sign most share; "
@@ -58,8 +58,9 @@ def parser():
     g = p.add_argument_group("proof")
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
                    metavar="TASK=FILE", help="task files whose scored split gives the inputs")  # fmt: skip
-    g.add_argument("--proof_examples", type=flags.positive, default=8, metavar="N", help="inputs a task")
-    g.add_argument("--proof_tokens", type=flags.positive, default=60, metavar="N", help="tokens an output at the most")
+    g.add_argument("--proof_examples", type=flags.positive, default=8, metavar="N", help="inputs of each task")
+    g.add_argument("--proof_tokens", type=flags.positive, default=60, metavar="N",
+                   help="tokens of an output at the most")  # fmt: skip
     return p
 
 
@@ -71,7 +72,7 @@ def main(argv=None):
         p.error("--checkpoints is needed: TASK=RUN …")
     if not args.output and not args.into:
         p.error("--output is needed (or --into VLM, to add to it in place)")
-    flags.one_process()
+    flags.require_one_process()
     if args.merge:
         check_merge(p, args)
         published(merge, args)
@@ -102,7 +103,7 @@ def combine(args):
     from versatile.utils import devices
     from versatile.utils.files import atomic_directory, writable_directory, write_json
 
-    devices.quiet_libraries()
+    devices.quiet_libraries(args.cache_dir)
     args.output = own_name(args.output or args.into)
     refuse_taken(args)
     writable_directory(Path(args.output).absolute().parent, "--output")

@@ -20,41 +20,40 @@ import sys
 from pathlib import Path
 
 from versatile.data.task_names import task_flag
-from versatile.utils import flags
+from versatile.utils import flags, settings
 from versatile.utils.errors import exit_on_user_error
 
 
 def parser():
-    p = flags.parser(__doc__)
-    g = p.add_argument_group("what to embed")
+    p = flags.build_parser(__doc__)
+    g = p.group("task and data")
     task_flag(g, "--tasks", "text_to_text", nargs="+", required=True, help="tasks; see train_t5.py")
-    g.add_argument("--data_dir", help="GLUE's official folders, or a folder of local files (default: the hub)")
+    settings.add(p, "data_dir", help="GLUE's official folders, or a folder of local files (default: the hub)")
     g.add_argument("--n_train", type=flags.positive, help="training examples of each task, drawn by --seed "
                                                           "(default: all)")  # fmt: skip
-    g.add_argument("--max_source_length", type=flags.positive, default=128, help="tokens of an input at the most")
-    g.add_argument("--seed", type=flags.seed, default=42, help="of the drawn examples")
+    settings.add(p, "max_source_length", default=128)
+    settings.add(p, "seed", group="task and data", help="of the drawn examples")
     g.add_argument("--split_validation_test", action="store_true",
                    help="leave out the examples that this flag of train_t5.py makes a validation split of")  # fmt: skip
-    g = p.add_argument_group("model")
-    g.add_argument("--model_name_or_path", default="t5-base", help="a T5: hub name, directory, or tiny-t5")
-    g.add_argument("--tokenizer_name", help="its tokenizer, if it is not the model's own")
-    g.add_argument("--cache_dir", help="where models from a hub are kept")
+    settings.add(p, "model_checkpoint", dest="model_name_or_path", default="t5-base",
+                 help="a T5: hub name, directory, or tiny-t5")  # fmt: skip
+    settings.add(p, "tokenizer_name", "cache_dir")
+    g = p.group("model")
     g.add_argument("--pooling", choices=["mean", "max"], default="mean", help="over an example's tokens")
-    g.add_argument("--batch_size", type=flags.positive, default=32, help="examples encoded together")
-    flags.add_precision_flags(p)
-    g = p.add_argument_group("output")
-    g.add_argument("--output_dir", required=True, help="where <task>.npy go")
+    settings.add(p, "batch_size", group="model", help="examples encoded together")
+    settings.add_precision(p)
+    settings.add(p, "output_dir", required=True, help="where <task>.npy go")
     return p
 
 
 @exit_on_user_error
 def main(argv=None):
     args = parser().parse_args(argv)
-    flags.one_process()
+    flags.require_one_process()
     from versatile.utils import devices
     from versatile.utils.files import could_be_made
 
-    devices.quiet_libraries()
+    devices.quiet_libraries(args.cache_dir)
     could_be_made(args.output_dir, "--output_dir")
     compute(args)
 

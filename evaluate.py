@@ -24,37 +24,34 @@ from versatile.adapters.manifest import peek
 from versatile.adapters.methods.registry import BARE
 from versatile.data.listing import list_tasks
 from versatile.data.task_names import task_flag
-from versatile.utils import flags
+from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 
 
 def parser():
-    p = flags.parser(__doc__)
-    g = p.add_argument_group("what to evaluate")
+    p = flags.build_parser(__doc__)
+    g = p.group("task and data")
     task_flag(g, "--task", help="the task, see --list_tasks; of your own, one that the checkpoint holds, or NAME=DATA")
-    g.add_argument("--model_checkpoint", help="a run directory, a released checkpoint, or a bare backbone")
-    g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/); of a "
-                                          "model of train_t5.py: the data's folder (default: the run's)")  # fmt: skip
-    g.add_argument("--split", choices=["train", "valid", "test"], help="which split (default: the task's scored split)")
-    g.add_argument("--limit", type=flags.positive, help="only the first so many instances; of a model of "
-                   "train_t5.py: so many of each task, drawn by the run's --data_seed")  # fmt: skip
-    g.add_argument("--adapter_bottleneck", type=flags.bottleneck, metavar="N",
-                   help="only checked: the checkpoint knows its own")  # fmt: skip
-    g.add_argument("--max_history", type=flags.positive,
-                   help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
+    settings.add(p, "model_checkpoint", help="a run directory, a released checkpoint, or a bare backbone")
+    settings.add(p, "dataset_path", spellings=("data_dir",),
+                 help="the task's json file (default: the task's own location under data/); of a model of "
+                      "train_t5.py: the data's folder (default: the run's)")  # fmt: skip
+    settings.add(p, "split")
+    settings.add(p, "limit", help="only the first so many instances; of a model of train_t5.py: so many of each task, "
+                                  "drawn by the run's --data_seed")  # fmt: skip
+    settings.add(p, "adapter_bottleneck", help="only checked: the checkpoint knows its own")
+    settings.add(p, "max_history", help=settings.HISTORY)
     list_tasks(g)
-    g = p.add_argument_group("ablations (a checkpoint knows its own; given, they are checked)")
+    g = p.group("ablations (a checkpoint knows its own; given, they are checked)")
     g.add_argument("--emb_only", action="store_true", help="trained were the task's embeddings alone")
     g.add_argument("--outputlayer_only", action="store_true", help="trained was the vocabulary table alone")
-    g.add_argument("--random_init", action="store_true", help="of a bare backbone: its shape with fresh weights")
+    settings.add(p, "random_init", help="of a bare backbone: its shape with fresh weights")
     g.add_argument("--self_copy", action="store_true", help="with a pointer; a released checkpoint does not say so")
-    flags.decoding_flags(p)
-    g = p.add_argument_group("output")
-    g.add_argument("--output_dir", help="where results go (default: results/adapter_result or results/GPT2_result; "
-                                        "of a model of train_t5.py: results/<run>)")  # fmt: skip
-    g.add_argument("--samples", type=flags.not_negative, default=3, help="how many outputs to print")
-    g.add_argument("--cache_dir", help="where tokenised data lie (default: $VERSATILE_CACHE or ~/.cache/versatile)")
-    g = p.add_argument_group("scoring alone")
+    settings.add_decoding(p, notices=settings.TOKENS_MOVED)
+    settings.add(p, "output_dir", help="where results go (default: results/adapter_result or results/GPT2_result; "
+                                       "of a model of train_t5.py: results/<run>)")  # fmt: skip
+    settings.add(p, "samples", "token_cache_dir")
+    g = p.group("scoring alone")
     g.add_argument("--score_only", metavar="FILE", help="score this file, one output a line, instead of decoding")
     g.add_argument("--references", metavar="FILE",
                    help="its references: those of one output one a line, outputs separated by empty lines; "
@@ -73,12 +70,12 @@ def main(argv=None):
     if args.references and not args.score_only:
         p.error("--references goes with --score_only")
     flags.check_lengths(p, args)
-    flags.one_process()
+    flags.require_one_process()
     manifest = peek(args.model_checkpoint) if args.model_checkpoint else None
     if manifest and manifest.encoder == "text_to_text" and not args.score_only:
         from versatile.training import t5_evaluation
 
-        return t5_evaluation.evaluate_run(args, flags.given(parser, argv))
+        return t5_evaluation.evaluate_run(args, flags.typed_flags(parser, argv))
     from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
     from versatile.data.task import canonical_name, get
 
@@ -142,7 +139,7 @@ def evaluate(args, task, manifest):
     from versatile.utils import devices
     from versatile.utils.files import writable_directory
 
-    devices.quiet_libraries()
+    devices.quiet_libraries(args.cache_dir)
     device = idist.device()
     dtype = devices.precision(args, device)
     # Before the model, which takes longer.
@@ -160,7 +157,7 @@ def evaluate(args, task, manifest):
     decoding = Decoding.from_flags(args, positions)
     evaluation.evaluate(model, tokenizer, [part], decoding, positions=positions, dtype=dtype,
                         output_dir=args.output_dir, samples=args.samples, limit=args.limit,
-                        cache_dir=args.cache_dir, **more)  # fmt: skip
+                        cache_dir=args.token_cache_dir, **more)  # fmt: skip
 
 
 def load_model(args, task, manifest):

@@ -13,8 +13,8 @@ the adapter it would start from, untrained, or with --own_adapters previous as t
 forward transfer is then what the shared rows, or rows and adapter, bring along.
 What was trained at once (multitask, multilm), or in parts that are not tasks (--unbound), has only the last row.
 With --infer_task they are scored again with the task of every question inferred instead of known, which matters where
-tasks have adapters or prompts of their own. Answers are greedy; --top_k_qa, --top_p_qa or --temperature_qa let them be
-drawn, from --qa_seed. Written beside each model: metrics.json (epoch: task: scores) and qa_<task>_<epoch>.csv (y: true
+tasks have adapters or prompts of their own. Answers are greedy; --top_k, --top_p or --temperature let them be drawn,
+from --qa_seed. Written beside each model: metrics.json (epoch: task: scores) and qa_<task>_<epoch>.csv (y: true
 answer, pred: answer, logs: the log of the answer's probability); the last epoch is called final. Written into the
 sequence's directory: matrix.json, matrix.md and matrix.png. With --output_dir everything lies there instead,
 metrics.json and csv files below a directory for each sequence, and nothing is written into the sequences' own.
@@ -27,18 +27,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from versatile.lifelong import sequence, strategies
-from versatile.utils import flags
-from versatile.utils.devices import add_precision_flags
+from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 
 # Flags of train_lifelong.py, which a run knows itself: both scripts may be called with the same, as the originals'.
-SWITCHES = ("--add_task_tokens", "--use_sep", "--dynamic_epochs", "--train_teachers", "--only_final", "--compile",
-            "--gradient_checkpointing")  # fmt: skip
-TRAINING = (*SWITCHES, "--lm_lambda", "--max_n_epochs", "--min_batch_size", "--min_n_steps", "--n_train_epochs",
-            "--n_gpus", "--n_gpu", "--train_batch_size",
-            "--learning_rate", "--lr", "--n_warmup_ratio", "--decay_style", "--logging_steps", "--tokens_weight",
-            "--gradient_accumulation_steps", "--adam_epsilon", "--weight_decay", "--max_grad_norm",
-            "--teacher_dir", "--save_steps", "--keep_checkpoints", "--temperature_kd")  # fmt: skip
+SWITCHES = ("--add_task_tokens", "--use_sep", "--dynamic_epochs", "--train_teachers", "--only_final")
+TRAINING = ("--lm_lambda", "--max_n_epochs", "--min_batch_size", "--min_n_steps", "--n_gpus", "--n_gpu",
+            "--n_warmup_ratio", "--decay_style", "--tokens_weight", "--teacher_dir")  # fmt: skip
+TRAINING_SETTINGS = ("n_epochs", "train_batch_size", "lr", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
+                     "logging_steps", "report_to", "gradient_accumulation_steps", "adam_eps", "weight_decay",
+                     "max_norm", "save_steps", "keep_checkpoints", "kd_temperature", "compile",
+                     "gradient_checkpointing")  # fmt: skip
 # With any number of values.
 LISTS = ("--skip_tasks", *strategies.collect_flags("flags"))
 # Flags that name a sequence. Beside --model_dirs they must tell what was trained there; seeds may be several.
@@ -47,9 +46,9 @@ NAMING = ("tasks", "seq_train_type", "adapter_bottleneck", "own_adapters", "dist
 
 
 def parser():
-    p = flags.parser(__doc__)
+    p = flags.build_parser(__doc__)
     sequence.name_flags(p)
-    g = p.add_argument_group("what to evaluate")
+    g = p.group("what to evaluate")
     g.add_argument("--model_dirs", nargs="+", metavar="DIR",
                    help="sequences' directories, e.g. one per seed (default: the one that the flags name)")  # fmt: skip
     g.add_argument("--test_all", action="store_true", help="also the models after each epoch")
@@ -61,20 +60,21 @@ def parser():
                         "scores stand side by side")  # fmt: skip
     g.add_argument("--test_training_set", action="store_true", help="the questions trained on, not the test's")
     g.add_argument("--ref1", action="store_true", help="of several true answers only the first counts")
-    g.add_argument("--limit", type=flags.positive, help="only the first so many questions of each task")
-    g = p.add_argument_group("answers (default: greedy)")
-    g.add_argument("--top_k_qa", type=flags.positive, help="draw from the k likeliest tokens")
-    g.add_argument("--top_p_qa", type=flags.share, help="draw from the likeliest of this joint probability")
-    g.add_argument("--temperature_qa", type=flags.rate, help="of sampling")
-    g.add_argument("--qa_seed", type=flags.not_negative, default=42, help="of sampling")
-    g.add_argument("--test_batch_size", type=flags.positive, default=32, help="questions at once")
-    g.add_argument("--max_len", type=flags.positive, help="tokens of question and answer (default: as in training)")
-    add_precision_flags(p)
-    g = p.add_argument_group("output")
-    g.add_argument("--output_dir", help="where everything goes (default: into the sequence's directory)")
-    g.add_argument("--samples", type=flags.not_negative, default=1,
-                   help="how many answers to each task the last model's are printed of")  # fmt: skip
-    for flag in TRAINING:
+    settings.add(p, "limit", group=g.title, help="only the first so many questions of each task")
+    title = "answers (default: greedy)"
+    settings.add(p, "top_k", group=title, type=flags.positive, default=None, help="draw from the k likeliest tokens")
+    settings.add(p, "top_p", group=title, default=None, help="draw from the likeliest of this joint probability")
+    settings.add(p, "temperature", group=title, default=None)
+    p.group(title).add_argument("--qa_seed", type=flags.not_negative, default=42, help="of sampling")
+    settings.add(p, "batch_size", group=title, help="questions answered together")
+    settings.add(p, "max_len", group=title, help="tokens of question and answer (default: as in training)")
+    settings.add_precision(p)
+    settings.add(p, "cache_dir", group="files")
+    settings.add(p, "output_dir", group="output", help="where everything goes (default: into the sequence's directory)")
+    settings.add(p, "samples", group="output", default=1,
+                 help="how many answers to each task the last model's are printed of")  # fmt: skip
+    settings.accept(p, TRAINING_SETTINGS)
+    for flag in (*TRAINING, *SWITCHES):
         switch = dict(action="store_true") if flag in SWITCHES else {}
         p.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **switch)
     for flag in LISTS:
@@ -93,8 +93,8 @@ def main(argv=None):
         args.model_dirs = [sequence.directory(args)]
     if len(args.model_dirs) > 1 and not args.output_dir:
         p.error("--output_dir is needed for the matrix of several directories")
-    flags.one_process()
-    evaluate(args, flags.given(parser, argv))
+    flags.require_one_process()
+    evaluate(args, flags.typed_flags(parser, argv))
 
 
 def evaluate(args, given):
@@ -103,7 +103,7 @@ def evaluate(args, given):
     from versatile.utils import devices
     from versatile.utils.files import writable_directory
 
-    devices.quiet_libraries()
+    devices.quiet_libraries(args.cache_dir)
     dtype = devices.precision(args, idist.device())
     runs = [scoring.open_sequence_run(folder) for folder in args.model_dirs]
     same_runs(runs, {flag: value for flag, value in given.items() if flag in NAMING})
@@ -113,7 +113,7 @@ def evaluate(args, given):
     flag = "--output_dir" if args.output_dir else "--model_dirs"
     output = writable_directory(args.output_dir or runs[0].folder, flag)
     locations = output_directories(runs, output)
-    config = scoring.EvalConfig(sampling(args), args.test_batch_size, args.max_len, dtype, idist.device(), args.samples,
+    config = scoring.EvalConfig(sampling(args), args.batch_size, args.max_len, dtype, idist.device(), args.samples,
                              inference_name=args.infer_task)  # fmt: skip
     asked = dict(split="train" if args.test_training_set else "test", limit=args.limit, ref1=args.ref1,
                  decoding=config.sampling or "greedy")  # fmt: skip
@@ -145,9 +145,9 @@ def output_directories(runs, output):
 
 def sampling(args):
     """None: greedy; otherwise how answers are drawn."""
-    if not (args.top_k_qa or args.top_p_qa or args.temperature_qa):
+    if not (args.top_k or args.top_p or args.temperature):
         return None
-    return dict(top_k=args.top_k_qa or 0, top_p=args.top_p_qa or 1.0, temperature=args.temperature_qa or 1.0,
+    return dict(top_k=args.top_k or 0, top_p=args.top_p or 1.0, temperature=args.temperature or 1.0,
                 seed=args.qa_seed)  # fmt: skip
 
 

@@ -17,28 +17,26 @@ from pathlib import Path
 
 from versatile.adapters.manifest import need_language_model
 from versatile.data.listing import list_tasks
-from versatile.utils import flags
+from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 
 
 def parser():
-    p = flags.parser(__doc__)
-    g = p.add_argument_group("what to evaluate")
+    p = flags.build_parser(__doc__)
+    g = p.group("task and data")
     g.add_argument("--task", default="all", help="a task, or all that the checkpoint holds")
-    g.add_argument("--model_checkpoint", help="the VLM's directory")
-    g.add_argument("--dataset_path", help="the data file of the one --task")
+    settings.add(p, "model_checkpoint", help="the VLM's directory")
+    settings.add(p, "dataset_path", help="the data file of the one --task")
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
-                   metavar="TASK=FILE", help="data files (default: the tasks' own places under data/)")  # fmt: skip
-    g.add_argument("--split", choices=["train", "valid", "test"], help="which split (default: the task's scored split)")
-    g.add_argument("--limit", type=flags.positive, help="only the first so many instances of each task")
-    g.add_argument("--max_history", type=flags.positive,
-                   help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
+                   metavar="TASK=FILE", help="data files (default: the tasks' own locations under data/)")  # fmt: skip
+    settings.add(p, "split")
+    settings.add(p, "limit", help="only the first so many instances of each task")
+    settings.add(p, "max_history", help=settings.HISTORY)
     list_tasks(g)
-    flags.decoding_flags(p)
-    g = p.add_argument_group("output")
-    g.add_argument("--output_dir", default="results/VLM_result", help="where results go")
-    g.add_argument("--samples", type=flags.not_negative, default=1, help="how many outputs of each task to print")
-    g.add_argument("--cache_dir", help="where tokenised data lie (default: $VERSATILE_CACHE or ~/.cache/versatile)")
+    settings.add_decoding(p, notices=settings.TOKENS_MOVED)
+    settings.add(p, "output_dir", default="results/VLM_result", help="where results go")
+    settings.add(p, "samples", default=1, help="how many outputs of each task to print")
+    settings.add(p, "token_cache_dir")
     return p
 
 
@@ -51,7 +49,7 @@ def main(argv=None):
     if args.dataset_path and args.task == "all":
         p.error("--dataset_path goes with one --task; for several: --data TASK=FILE …")
     flags.check_lengths(p, args)
-    flags.one_process()
+    flags.require_one_process()
     evaluate(args)
 
 
@@ -65,7 +63,7 @@ def evaluate(args):
     from versatile.utils import devices
     from versatile.utils.files import writable_directory
 
-    devices.quiet_libraries()
+    devices.quiet_libraries(args.cache_dir)
     device = idist.device()
     dtype = devices.precision(args, device)
     if args.model_checkpoint not in embedded.NAMES:
@@ -87,7 +85,7 @@ def evaluate(args):
     decoding = Decoding.from_flags(args, positions)
     summaries = evaluation.evaluate(model, tokenizer, parts, decoding, positions=positions, dtype=dtype,
                                     output_dir=args.output_dir, samples=args.samples, limit=args.limit,
-                                    cache_dir=args.cache_dir, **more)  # fmt: skip
+                                    cache_dir=args.token_cache_dir, **more)  # fmt: skip
     for name, summary in summaries.items():
         scores = {which: summary["scores"][which]["score"] for which in (summary["headline"], "PPL")}
         print(f"{name:15}", ", ".join(f"{which} {'inf' if v is None else f'{v:.4g}'}" for which, v in scores.items()))

@@ -20,21 +20,20 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 from versatile.data.listing import list_tasks
-from versatile.utils import flags
+from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 
 SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
 
 def parser():
-    p = flags.parser(__doc__)
-    g = p.add_argument_group("what to talk to")
-    g.add_argument("--model_checkpoint", help="the directory of a trained model")
-    g.add_argument("--task", help="the task to begin with (default: the first one held)")
-    g.add_argument("--max_history", type=flags.positive,
-                   help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
+    p = flags.build_parser(__doc__)
+    g = p.group("what to talk to")
+    settings.add(p, "model_checkpoint", group="what to talk to", help="the directory of a trained model")
+    g.add_argument("--task", help="the task to begin with (default: the model's first)")
+    settings.add(p, "max_history", group="what to talk to", help=settings.HISTORY)
     list_tasks(g)
-    flags.decoding_flags(p)
+    settings.add_decoding(p)
     return p
 
 
@@ -45,7 +44,7 @@ def main(argv=None):
     if not args.model_checkpoint:
         p.error("--model_checkpoint is needed")
     flags.check_lengths(p, args)
-    flags.one_process()
+    flags.require_one_process()
     out, typed = sys.stdout, sys.stdin.isatty()
     # Where answers are read by a program they stand alone: what else is printed goes to stderr.
     with contextlib.redirect_stdout(out if typed and out.isatty() else sys.stderr):
@@ -123,7 +122,7 @@ class Talk:
         from versatile.training.text_model import TextModel
         from versatile.utils import devices
 
-        devices.quiet_libraries()
+        devices.quiet_libraries(args.cache_dir)
         dtype = devices.precision(args, idist.device())
         self.text_model = TextModel.load(args.model_checkpoint, args.task, dtype)
         self.tasks, self.max_history = self.text_model.tasks, args.max_history
@@ -282,9 +281,9 @@ def changed(decoding, name, value, positions):
         return replace(decoding, no_sample=switch[(value or "on").lower()])
     if value is None:
         raise UserError(f"{name} needs a value", expected=f"/set {name} {getattr(decoding, name)}, say")
-    p = flags.parser("")
+    p = flags.build_parser("")
     p.error = refuse
-    flags.decoding_flags(p)
+    settings.add_decoding(p)
     wanted = vars(decoding) | {name: getattr(p.parse_args([f"--{name}={value}"]), name)}
     flags.check_lengths(p, SimpleNamespace(**wanted))
     from versatile.training.decoding import Decoding

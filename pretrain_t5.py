@@ -20,18 +20,24 @@ from (seed, epoch, sequence). The run directory is an ordinary transformers dire
 
 import sys
 
+from versatile.training import t5_flags
 from versatile.utils.errors import exit_on_user_error
+
+
+def parser():
+    return t5_flags.build_pretraining_parser(__doc__)
 
 
 @exit_on_user_error
 def main(argv=None):
+    from versatile.training import t5_arguments
+
+    arguments = t5_arguments.parse(parser, argv, "pretrain_t5.py")
     from versatile.training import t5_pretraining
     from versatile.utils import devices
 
-    # The training arguments begin the processes' group.
-    with devices.parallel(start=False):
-        arguments = t5_pretraining.parse(argv, __doc__)
-        devices.quiet_libraries()
+    with devices.parallel():
+        t5_arguments.begin(arguments)
         t5_pretraining.pretrain(arguments)
 
 

@@ -22,32 +22,29 @@ from pathlib import Path
 
 from versatile.data.listing import list_tasks
 from versatile.data.task_names import task_flag
-from versatile.utils import flags
+from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error, first_line
 from versatile.utils.interrupts import stopping_signals
 from versatile.utils.screen import shell_command
 
 
 def parser():
-    p = flags.parser(__doc__)
-    g = p.add_argument_group("teacher and data")
-    task_flag(
-        g, "--task", "markers", help="the task, see --list_tasks; of your own, one that the teacher holds, or NAME=DATA"
-    )
-    g.add_argument("--model_checkpoint", help="the teacher: a run directory, a VLM, or a released checkpoint")
-    g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
-    g.add_argument("--limit", type=flags.positive,
-                   help="only the first so many training examples; a record whose examples are not all "
-                        "among them is left out")  # fmt: skip
-    g.add_argument("--max_history", type=flags.positive,
-                   help="exchanges of a conversation kept (default: the checkpoint's, else published)")  # fmt: skip
+    p = flags.build_parser(__doc__)
+    g = p.group("task and data")
+    task_flag(g, "--task", "markers",
+              help="the task, see --list_tasks; of your own, one that the teacher holds, or NAME=DATA")
+    settings.add(p, "model_checkpoint", help="the teacher: a run directory, a VLM, or a released checkpoint")
+    settings.add(p, "dataset_path")
+    settings.add(p, "limit", help="only the first so many training examples; a record whose examples are not all "
+                                  "among them is left out")  # fmt: skip
+    settings.add(p, "max_history", help=settings.HISTORY)
     list_tasks(g)
-    flags.decoding_flags(p)
-    g = p.add_argument_group("output")
+    settings.add_decoding(p)
+    g = p.group("output")
     g.add_argument("--output", help="the file to write (default: beside the data, <data>_distilled.json)")
     g.add_argument("--overwrite", action="store_true", help="replace the output file if there is one")
     g.add_argument("--restart", action="store_true", help="begin anew, without what an interrupted run left")
-    g.add_argument("--samples", type=flags.not_negative, default=3, help="how many outputs to print")
+    settings.add(p, "samples", group="output")
     return p
 
 
@@ -60,7 +57,7 @@ def main(argv=None):
     if not args.model_checkpoint:
         p.error("--model_checkpoint is needed")
     flags.check_lengths(p, args)
-    flags.one_process()
+    flags.require_one_process()
     from versatile.adapters import checkpoint
     from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
     from versatile.data.task import get
@@ -109,7 +106,7 @@ def distil(args, task, path):
     from versatile.training import sentence_distillation as sentences
     from versatile.utils import devices
 
-    devices.quiet_libraries()
+    devices.quiet_libraries(args.cache_dir)
     device = idist.device()
     dtype = devices.precision(args, device)
     content = task.content_key(args.dataset_path, "train")

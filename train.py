@@ -26,7 +26,7 @@ from versatile.adapters.methods.registry import BARE, FULL
 from versatile.data.listing import list_tasks
 from versatile.data.task_names import task_flag
 from versatile.training import method_flags
-from versatile.utils import flags
+from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command
 
@@ -34,44 +34,43 @@ PUBLISHED = ("lr", "n_epochs", "train_batch_size", "gradient_accumulation_steps"
 
 
 def parser():
-    p = flags.parser(__doc__)
-    g = p.add_argument_group("task and data")
+    p = flags.build_parser(__doc__)
+    g = p.group("task and data")
     task_flag(g, "--task", "markers",
-              help="what to learn: a task of --list_tasks, or NAME=DATA for one of your own; see data/own_tasks.py")
-    g.add_argument("--dataset_path", help="the task's json file (default: the task's own place under data/)")
-    g.add_argument("--max_history", type=flags.positive, help="exchanges of a conversation kept (default: published)")
-    g.add_argument("--limit", type=flags.positive, help="use only the first so many examples of each split")
+              help="the task to train: one of --list_tasks, or NAME=DATA for one of your own; see data/own_tasks.py")
+    settings.add(p, "dataset_path", "max_history", "limit")
     list_tasks(g)
-    g = p.add_argument_group("model")
-    g.add_argument("--model_checkpoint", default="gpt2",
-                   help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
-    g.add_argument("--adapter_bottleneck", type=flags.bottleneck, default=-1, metavar="N",
-                   help="train an adapter of this width and the task's embeddings beside the frozen backbone; "
-                        "0: the embeddings alone; -1: train the whole model (default -1)")  # fmt: skip
+    settings.add(p, "model_checkpoint", default="gpt2",
+                 help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
+    settings.add(p, "adapter_bottleneck", default=-1,
+                 help="train an adapter of this width and the task's embeddings beside the frozen backbone; "
+                      "0: the embeddings alone; -1: train the whole model (default -1)")  # fmt: skip
+    g = p.group("model")
     g.add_argument("--method", choices=method_flags.method_names(),
                    help="how the backbone is adapted: the method with its published or default settings "
                         "(default: as --adapter_bottleneck says)")  # fmt: skip
     method_flags.add_setting_flags(g)
-    g.add_argument("--row_init", choices=["normal", "words"], default="normal",
-                   help="task embeddings start from N(0, 0.02) as published, or from their markers' words")  # fmt: skip
+    settings.add(p, "row_init")
     g.add_argument("--emb_only", action="store_true", help="train the task's embeddings alone, without an adapter")
     g.add_argument("--outputlayer_only", action="store_true", help="train the whole vocabulary table alone")
-    g.add_argument("--random_init", action="store_true", help="the backbone's shape with fresh weights")
+    settings.add(p, "random_init")
     g.add_argument("--self_copy", action="store_true", help="mix the output with a pointer to the input")
-    g = p.add_argument_group("distillation")
+    g = p.group("distillation")
     g.add_argument("--distillation", action="store_true",
-                   help="learn a teacher's texts: distillated_tgt or distillated_candidates of the data, "
+                   help="train on a teacher's texts: distillated_tgt or distillated_candidates of the data, "
                         "or of <data>_distilled.json beside them, as sentence_distiller.py writes them")  # fmt: skip
     g.add_argument("--teacher", metavar="RUN", help="a trained model of the task, for --kd word and --kd both")
     g.add_argument("--kd", choices=["word", "sentence", "both"],
-                   help="learn the teacher's distributions, its texts (as --distillation), or its distributions on "
+                   help="train on the teacher's distributions, its texts (as --distillation), or its distributions on "
                         "its texts (default with --teacher: word)")  # fmt: skip
-    g.add_argument("--temperature", type=flags.rate, default=2.0, help="softens teacher and student in --kd word")
-    g.add_argument("--kd_alpha", type=flags.fraction, default=0.5, help="weight of the teacher against the labels")
+    settings.add(p, "kd_temperature", spellings=("temperature",), notices={
+        "temperature": "--temperature is decoding's; the temperature of --kd word is now called --kd_temperature"},
+        help="softens teacher and student in --kd word")  # fmt: skip
+    settings.add(p, "kd_alpha")
     # Not for typing: kept in run.json, so that a resumed run notices another teacher.
     g.add_argument("--teacher_fingerprint", help=argparse.SUPPRESS)
-    flags.training_flags(p)
-    flags.refuse_without_effect(p)
+    settings.add_training(p)
+    settings.refuse(p, settings.WITHOUT_EFFECT)
     return p
 
 
@@ -84,7 +83,7 @@ def main(argv=None):
     from versatile.utils.devices import parallel
 
     with parallel():
-        train(args, flags.given(parser, argv))
+        train(args, flags.typed_flags(parser, argv))
 
 
 def train(args, given):
@@ -152,7 +151,7 @@ def check(args, given):
     if args.self_copy and args.teacher:
         raise UserError("cannot be learnt from a teacher's distributions: its output is no softmax",
                         location="--self_copy", remedy="learn from its texts: --distillation")  # fmt: skip
-    for flag in ("temperature", "kd_alpha"):
+    for flag in ("kd_temperature", "kd_alpha"):
         if flag in given and not args.teacher:
             raise UserError("has no effect without a teacher", location=f"--{flag}", remedy="name one with --teacher")
     args.distillation = args.distillation or args.kd in ("sentence", "both")
@@ -220,7 +219,7 @@ def load_teacher(args, task, student, dtype, longest):
         raise UserError(error.found, location=location, expected=error.expected, remedy=error.remedy) from error
     inference.prepare_for_inference(teacher, idist.device(), dtype)
     teacher = WordTeacher((teacher, tokenizer), student, task, dtype, longest)
-    return Distilled(teacher, temperature=args.temperature, alpha=args.kd_alpha)
+    return Distilled(teacher, temperature=args.kd_temperature, alpha=args.kd_alpha)
 
 
 def mode(args):

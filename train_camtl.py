@@ -8,7 +8,7 @@
       --tasks cola rte sts-b mrpc --do_train --do_eval
   several processes or GPUs:
     torchrun --nproc_per_node 2 train_camtl.py --model_name_or_path CA-MTL-base …
-  flags from a json file; those behind it override it:
+  flags from a json or yaml file; those behind it override it:
     python train_camtl.py camtl.json --seed 1
   go on after an interruption; score and predict with a trained model:
     python train_camtl.py --resume runs/camtl
@@ -21,7 +21,6 @@ data_seen.json (what the batches were made of) and parameters.json (what was fro
 --do_predict writes <task>_test_iter_<step>.tsv and submission/, the files that the GLUE site takes.
 """
 
-import os
 import sys
 
 from versatile.training import camtl_flags
@@ -37,7 +36,6 @@ def parser():
 @exit_on_user_error
 def main(argv=None):
     p = parser()
-    argv = camtl_flags.from_json(p, sys.argv[1:] if argv is None else list(map(str, argv)))
     args = p.parse_args(argv)
     if args.download:
         from versatile.data.encoders.sentence_pair import where_to_get
@@ -45,15 +43,10 @@ def main(argv=None):
         return print(where_to_get(args.data_dir, args.tasks))
     if not args.resume:
         camtl_flags.check(p, args)
-    from versatile.training import runs
-
-    if args.no_cuda or (args.resume and runs.stored(args.resume).get("flags", {}).get("no_cuda")):
-        # Read when torch first looks for one.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     from versatile.utils.devices import parallel
 
     with parallel():
-        work(args, flags.given(parser, argv))
+        work(args, flags.typed_flags(parser, argv))
 
 
 def work(args, given):

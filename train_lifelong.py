@@ -30,20 +30,19 @@ import sys
 from pathlib import Path
 
 from versatile.lifelong import sequence, strategies
-from versatile.utils import flags
-from versatile.utils.devices import add_precision_flags
+from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command, shell_words
 
 # Flags of the originals that are not taken, and why.
 REFUSED = {
-    "--debug": "for a quick try there is --limit N",
-    "--n_workers": "batches are made of rows in memory, there are no workers to count",
-    "--round_robin": "batches mix the tasks by chance; for tasks of unequal size there is --upsample_data",
-    "--multitask_specific": "a start token for each task is --add_task_tokens",
-    "--extra_e2e": "it added a private file to e2enlg; put its samples into e2enlg_to_squad-train-v2.0.json",
-    "--lr_schedule": "the rate rises and falls as --n_warmup_ratio and --decay_style say",
-    "--loss_scale": "float16 scales its loss by itself; there is --fp16",
+    "debug": "for a quick try there is --limit N",
+    "n_workers": "batches are made of rows in memory, there are no workers to count",
+    "round_robin": "batches mix the tasks by chance; for tasks of unequal size there is --upsample_data",
+    "multitask_specific": "a start token for each task is --add_task_tokens",
+    "extra_e2e": "it added a private file to e2enlg; put its samples into e2enlg_to_squad-train-v2.0.json",
+    "lr_schedule": "the rate rises and falls as --n_warmup_ratio and --decay_style say",
+    "loss_scale": "float16 scales its loss by itself; there is --fp16",
 }
 # Flags of evaluate_lifelong.py: as with the originals' scripts, both may be called with the same flags.
 ANSWERING = ("--top_k_qa", "--top_p_qa", "--temperature_qa", "--test_batch_size")
@@ -51,11 +50,11 @@ ANSWERING_SWITCHES = ("--test_all", "--ref1", "--test_training_set")
 
 
 def parser():
-    p = flags.parser(__doc__)
+    p = flags.build_parser(__doc__)
     sequence.name_flags(p)
     g = sequence.sample_flags(p)
-    g.add_argument("--limit", type=flags.positive, help="only the first so many samples of each file")
-    g = p.add_argument_group("losses")
+    settings.add(p, "limit", group=g.title, help="only the first so many samples of each file")
+    g = p.group("losses")
     g.add_argument("--lm_lambda", type=flags.not_negative_rate, default=0.25, help="weight of generating the sample")
     g.add_argument("--tokens_weight", type=flags.rate, default=5.0, help="of __ans__ and __sep__ as labels")
     g.add_argument("--teacher_dir", help="--distil: teachers, one directory per task (default: the single-task lll "
@@ -63,65 +62,64 @@ def parser():
     g.add_argument("--train_teachers", action="store_true",
                    help="--distil: train each task's teacher first, once for the same data and flags; "
                         "--seq_distil: it writes the texts where there are none")  # fmt: skip
-    g.add_argument("--temperature_kd", type=flags.rate, default=2.0, help="--distil: of both distributions")
+    settings.add(p, "kd_temperature", group=g.title, spellings=("temperature",), notices={
+        "temperature": "--temperature is decoding's; the temperature of --distil is called --kd_temperature"},
+        help="--distil: of both distributions")  # fmt: skip
     strategies.add_flags(p)
     training_flags(p)
-    g = p.add_argument_group("output and resuming")
-    g.add_argument("--output_dir", help="the sequence's directory (default: see above)")
-    g.add_argument("--resume", metavar="DIR", help="resume this sequence, exactly; no other flag is needed")
+    settings.add(p, "logging_steps", "report_to")
+    settings.add(p, "output_dir", help="the sequence's directory (default: see above)")
+    settings.add(p, "resume", metavar="DIR", help="resume this sequence, exactly; no other flag is needed")
+    g = p.group("output and resuming")
     g.add_argument("--skip_tasks", nargs="+", metavar="TASK",
                    help="tasks that must have been trained already; those that were are always skipped")  # fmt: skip
-    g.add_argument("--save_steps", type=flags.positive, help="a checkpoint every so many steps, not only each epoch")
-    g.add_argument("--keep_checkpoints", type=flags.positive, default=2, help="how many of the newest are kept")
+    settings.add(p, "save_steps")
+    settings.add(p, "keep_checkpoints", default=2)
     g.add_argument("--only_final", action="store_true", help="do not keep the model of each epoch")
-    flags.add_push_flag(g)
+    settings.add(p, "push_to_hub")
     refuse(p)
     return p
 
 
 def training_flags(p):
     """Epochs, batches, optimizer, precision."""
-    g = p.add_argument_group("training")
-    g.add_argument("--n_train_epochs", type=flags.positive, default=9, help="epochs of each task")
+    g = p.group("training")
+    settings.add(p, "n_epochs", default=9, help="epochs of each task")
     g.add_argument("--dynamic_epochs", action="store_true",
                    help="smaller tasks get more: as many samples as the largest, up to --max_n_epochs")  # fmt: skip
     g.add_argument("--max_n_epochs", type=flags.positive, default=9, help="most epochs with --dynamic_epochs")
-    g.add_argument("--train_batch_size", type=flags.not_negative, default=0,
-                   help="samples a batch and process; 0: as the device's memory allows")  # fmt: skip
+    settings.add(p, "train_batch_size", type=flags.not_negative, default=0,
+                 help="samples of a batch in each process; 0: as the device's memory allows")  # fmt: skip
     g.add_argument("--min_batch_size", type=flags.positive, default=4, help="samples that a batch may always have")
     g.add_argument("--min_n_steps", type=flags.positive, default=1500, help="steps that an epoch is to have")
-    g.add_argument("--gradient_accumulation_steps", type=flags.positive, default=1, help="batches an optimizer step")
-    g.add_argument("--learning_rate", "--lr", dest="learning_rate", type=flags.rate,
-                   help="highest rate (default: 6.25e-5, with an adapter 1e-3)")  # fmt: skip
-    g.add_argument("--adam_epsilon", type=flags.rate, help="Adam's eps (default: 1e-4, with an adapter 1e-6)")
-    g.add_argument("--weight_decay", type=flags.not_negative_rate, default=0.01, help="AdamW's, not of norms, biases")
-    g.add_argument("--max_grad_norm", type=flags.rate, default=1.0, help="gradients are clipped to this norm")
+    settings.add(p, "gradient_accumulation_steps")
+    settings.add(p, "lr", help="highest rate (default: 6.25e-5, with an adapter 1e-3)")
+    settings.add(p, "adam_eps", help="Adam's epsilon (default: 1e-4, with an adapter 1e-6)")
+    settings.add(p, "weight_decay", default=0.01)
+    settings.add(p, "max_norm")
     g.add_argument("--n_warmup_ratio", type=flags.not_negative_rate, default=0.005,
                    help="share of an epoch in which the rate rises")  # fmt: skip
-    g.add_argument("--decay_style", choices=["linear", "cos", "None"], default="linear", help="how the rate falls")
-    g.add_argument("--logging_steps", type=flags.positive, default=10, help="steps between two points of the curve")
+    g.add_argument("--decay_style", choices=["linear", "cos", "None"], default="linear",
+                   help="how the rate falls, counted in samples")  # fmt: skip
+    settings.add(p, "lr_scheduler_type", default=None, help="a schedule of transformers, counted in steps, instead of "
+                 "--n_warmup_ratio and --decay_style: " + ", ".join(settings.SCHEDULE_NAMES))  # fmt: skip
+    settings.add(p, "lr_scheduler_kwargs")
+    settings.add(p, "warmup_steps", default=None, help="with --lr_scheduler_type: steps in which the rate rises")
     g.add_argument("--n_gpus", "--n_gpu", dest="n_gpus", type=flags.positive, metavar="N",
                    help="as many processes as torchrun --nproc_per_node has to start (default: any)")  # fmt: skip
-    flags.warm_start_flags(g)
-    g.add_argument("--compile", action="store_true", help="torch.compile every block (needs a C++ compiler on a CPU)")
-    g.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations to save memory")
-    flags.quantization_flags(g)
-    add_precision_flags(p)
+    settings.add(p, "init_from", "init_fingerprint", "compile", "gradient_checkpointing")
+    settings.add_quantization(p)
+    settings.add_precision(p)
+    settings.add(p, "cache_dir", group="files")
 
 
 def refuse(p):
     """The originals' flags that are not taken: given, they are an error that says why, or belong to the evaluation."""
-
-    class Refuse(argparse.Action):
-        def __call__(self, parser, namespace, values, option_string=None):
-            parser.error(f"{option_string}: {REFUSED[option_string]}; leave it out")
-
     for flag in ANSWERING:
         p.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     for flag in ANSWERING_SWITCHES:
         p.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
-    for flag in REFUSED:
-        p.add_argument(flag, nargs="?", action=Refuse, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    settings.refuse(p, REFUSED)
 
 
 @exit_on_user_error
@@ -139,7 +137,7 @@ def main(argv=None):
     from versatile.utils.devices import parallel
 
     with parallel():
-        train(args, flags.given(parser, argv))
+        train(args, flags.typed_flags(parser, argv))
 
 
 def check(p, args):
@@ -147,6 +145,9 @@ def check(p, args):
     if args.unbound and args.distil:
         p.error("--unbound: there is no teacher of its parts; leave --distil out")
     strategies.get_strategy(args).check(args)
+    for flag in ("warmup_steps", "lr_scheduler_kwargs"):
+        if getattr(args, flag) is not None and not args.lr_scheduler_type:
+            p.error(f"--{flag} goes with --lr_scheduler_type NAME")
     if args.n_gpus and args.n_gpus != (started := int(os.environ.get("WORLD_SIZE", 1))):
         p.error(f"--n_gpus {args.n_gpus}: {started} process{'es' * (started > 1)} started; start as many: "
                 f"torchrun --nproc_per_node {args.n_gpus} train_lifelong.py …")  # fmt: skip

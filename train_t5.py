@@ -21,7 +21,12 @@ arguments_results.json, val_results.json, test_results.json, metrics.json and le
 
 import sys
 
+from versatile.training import t5_flags
 from versatile.utils.errors import exit_on_user_error
+
+
+def parser():
+    return t5_flags.build_parser(__doc__)
 
 
 @exit_on_user_error
@@ -29,31 +34,30 @@ def main(argv=None):
     from versatile.training import t5_arguments
     from versatile.utils import devices
 
-    # The training arguments begin the processes' group.
-    with devices.parallel(start=False):
-        arguments = t5_arguments.parse(argv, __doc__)
-        devices.quiet_libraries()
+    arguments = t5_arguments.parse(parser, argv)
+    with devices.parallel():
+        t5_arguments.begin(arguments)
         train(arguments)
 
 
 def train(arguments):
+    import ignite.distributed as idist
     from versatile.adapters import t5
     from versatile.training import t5_evaluation, t5_setup
     from versatile.training.experiment import prepare_push, say
 
-    args = arguments.training
     t5_setup.check_directory(arguments)
-    prepare_push(args)
+    prepare_push(arguments)
     # One process a machine makes the caches, the others find them.
-    with args.main_process_first():
+    with idist.one_rank_first(local=True):
         model, tokenizer = t5_setup.build(arguments)
         parts = t5_setup.read(arguments, tokenizer, model)
     say(t5.parameter_summary(model))
     if evaluation := t5_setup.evaluation(arguments, tokenizer, parts.get("validation")):
-        t5_evaluation.check_best_metric(args, evaluation)
-    drawn = t5_setup.batches(arguments, model, tokenizer, parts) if args.do_train else None
+        t5_evaluation.check_best_metric(arguments, evaluation)
+    drawn = t5_setup.batches(arguments, model, tokenizer, parts) if arguments.do_train else None
     run = t5_setup.open_run(arguments, model, tokenizer)
-    trained = t5_setup.train(arguments, run, model, tokenizer, parts, drawn, evaluation) if args.do_train else {}
+    trained = t5_setup.train(arguments, run, model, tokenizer, parts, drawn, evaluation) if arguments.do_train else {}
     t5_setup.finish(arguments, run, model, tokenizer, parts, trained)
 
 

@@ -23,7 +23,7 @@ from versatile.adapters.methods.registry import FULL
 from versatile.data.listing import list_tasks
 from versatile.data.task_names import task_flag
 from versatile.training import method_flags
-from versatile.utils import flags
+from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command
 
@@ -58,43 +58,36 @@ def method_name(text):
 
 
 def parser():
-    p = flags.parser(__doc__)
-    g = p.add_argument_group("tasks and data")
+    p = flags.build_parser(__doc__)
+    g = p.group("task and data")
     task_flag(g, "--tasks", "markers", nargs="+", metavar="TASK",
-              help="what to learn: tasks of --list_tasks, and NAME=DATA for those of your own, see data/own_tasks.py "
+              help="the tasks to train: those of --list_tasks, and NAME=DATA for your own, see data/own_tasks.py "
                    "(default: every task with data)")  # fmt: skip
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
-                   metavar="TASK=FILE", help="data files (default: the tasks' own places under data/)")  # fmt: skip
+                   metavar="TASK=FILE", help="data files (default: the tasks' own locations under data/)")  # fmt: skip
     g.add_argument("--sampling", choices=["proportional", "uniform", "temperature"], default="proportional",
                    help="how often a task is drawn: as its size, all alike, or as size^(1/T)")  # fmt: skip
-    g.add_argument(
-        "--sampling_temperature", type=flags.rate, default=2.0, metavar="T", help="T of --sampling temperature"
-    )
+    settings.add(p, "sampling_temperature", default=2.0, help="T of --sampling temperature")
     g.add_argument("--distillation", nargs="+", default=[], metavar="TASK",
-                   help="tasks that learn a teacher's texts, from <data>_distilled.json")  # fmt: skip
-    g.add_argument("--max_history", type=flags.positive, help="exchanges of a conversation kept (default: published)")
-    g.add_argument("--limit", nargs="+", type=count(flags.positive), metavar="[TASK=]N",
-                   help="use only the first so many examples of each split")  # fmt: skip
+                   help="tasks that are trained on a teacher's texts, from <data>_distilled.json")  # fmt: skip
+    settings.add(p, "max_history")
+    settings.add(p, "limit", nargs="+", type=count(flags.positive), metavar="[TASK=]N")
     list_tasks(g)
-    g = p.add_argument_group("model")
-    g.add_argument("--model_checkpoint", default="gpt2",
-                   help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
-    g.add_argument("--adapter_bottleneck", nargs="+", type=count(flags.not_negative), default=[], metavar="[TASK=]N",
-                   help="widths: one for all or one a task; 0: the embeddings alone (default: published)")  # fmt: skip
+    settings.add(p, "model_checkpoint", default="gpt2",
+                 help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
+    settings.add(p, "adapter_bottleneck", nargs="+", type=count(flags.not_negative), default=[], metavar="[TASK=]N",
+                 help="widths: one for all or one for each task; 0: task embeddings alone (default: published)")
+    g = p.group("model")
     g.add_argument("--method", nargs="+", type=count(method_name), default=[], metavar="[TASK=]NAME",
                    help="how the backbone is adapted: one method for all tasks or one for each, of "
                         f"{', '.join(method_flags.method_names())} (default: bottleneck)")  # fmt: skip
     method_flags.add_setting_flags(g)
-    g.add_argument("--row_init", choices=["normal", "words"], default="normal",
-                   help="task embeddings start from N(0, 0.02) as published, or from their markers' words")  # fmt: skip
-    g.add_argument("--random_init", action="store_true", help="the backbone's shape with fresh weights")
+    settings.add(p, "row_init", "random_init")
     g.add_argument("--unfreeze_backbone", action="store_true", help="train the backbone too, as the original does")
-    flags.training_flags(p, published="")
-    p.set_defaults(lr=None)
+    settings.add_training(p, published="")
     next(a for a in p._actions if a.dest == "lr").help += f" (default: {RATES[False]:g}, unfrozen {RATES[True]:g})"
-    for name, value in DEFAULTS.items():
-        p.set_defaults(**{name: value})
-    flags.refuse_without_effect(p)
+    p.set_defaults(**DEFAULTS)
+    settings.refuse(p, settings.WITHOUT_EFFECT)
     return p
 
 
@@ -105,7 +98,7 @@ def main(argv=None):
     from versatile.utils.devices import parallel
 
     with parallel():
-        train(args, flags.given(parser, argv))
+        train(args, flags.typed_flags(parser, argv))
 
 
 def train(args, given):

@@ -22,7 +22,7 @@ def parser(doc, repeats=5, json_only=False):
     """A parser with the flags that all benchmarks have."""
     from versatile.utils import flags
 
-    p = flags.parser(doc)
+    p = flags.build_parser(doc)
     g = p.add_argument_group("how to measure")
     g.add_argument("--quick", action="store_true", help="a smoke test of a few seconds; its numbers mean nothing")
     g.add_argument("--json", metavar="FILE", help="also save the numbers here")

@@ -26,7 +26,7 @@ PARTS = {"norm": "conditional layer norm", "attention": "conditional attention",
 
 
 def parse(argv=None):
-    from versatile.utils import devices, flags
+    from versatile.utils import flags, settings
 
     p = common.parser(__doc__)
     g = p.add_argument_group("the model (random weights) and its data")
@@ -38,7 +38,7 @@ def parse(argv=None):
     g.add_argument("--mean_length", type=flags.positive, default=40, help="tokens of a sequence on average")
     g.add_argument("--train_batch_size", type=flags.positive, default=32, help="rows of a step")
     g.add_argument("--turn_steps", type=flags.positive, default=1, help="calls a turn and side")
-    devices.add_precision_flags(p, device=False)
+    settings.add_precision(p, device=False)
     args = p.parse_args(argv)
     if args.quick:
         args.width, args.layers, args.heads, args.max_seq_length, args.mean_length = 64, 2, 2, 16, 8

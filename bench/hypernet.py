@@ -25,7 +25,7 @@ SLOWER = 1.25
 
 
 def parse(argv=None):
-    from versatile.utils import devices, flags
+    from versatile.utils import flags, settings
 
     p = common.parser(__doc__)
     g = p.add_argument_group("the model (random weights) and its data")
@@ -39,7 +39,7 @@ def parse(argv=None):
     g.add_argument("--max_length", type=flags.positive, default=16, help="tokens of every decoded output")
     g.add_argument("--num_beams", type=flags.positive, default=4, help="beams")
     g.add_argument("--turn_steps", type=flags.positive, default=1, help="optimizer steps a turn and side")
-    devices.add_precision_flags(p, device=False)
+    settings.add_precision(p, device=False)
     args = p.parse_args(argv)
     if args.quick:
         args.width, args.layers, args.vocabulary, args.train_batch_size, args.repeats = 64, 2, 128, 8, 2

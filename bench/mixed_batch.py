@@ -36,7 +36,7 @@ ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
 def parse(argv=None):
-    from versatile.utils import devices, flags
+    from versatile.utils import flags, settings
 
     p = common.parser(__doc__)
     common.model_flags(p, bottleneck=False)
@@ -48,7 +48,7 @@ def parse(argv=None):
     g.add_argument("--prompts", type=flags.positive, default=30, help="prompts to decode a turn and side, in one batch")
     g.add_argument("--prompt_length", type=flags.positive, default=28, help="tokens of a prompt on average")
     g.add_argument("--max_length", type=flags.positive, default=40, help="tokens of every output")
-    devices.add_precision_flags(p, device=False)
+    settings.add_precision(p, device=False)
     p.set_defaults(width=768, layers=12, repeats=3)
     args = p.parse_args(argv)
     if args.train_batch_size % len(TASKS):

@@ -70,7 +70,7 @@ class TaskNames(argparse.Action):
             names = [name if name in sources else canonical_name(name, self.const) for name in names]
         setattr(namespace, self.dest, names if several else names[0])
         if sources:
-            namespace.own_tasks = sources
+            namespace.own_tasks = (getattr(namespace, "own_tasks", None) or {}) | sources
 
 
 def task_flag(group, flag, kind=None, **options):

@@ -44,7 +44,7 @@ def open_entry(folder, read, build, cache_dir=None, overwrite=False):
         folder: of `entry_directory`.
         read: called with (folder, meta), returns what is kept of the entry.
         build: called with an empty directory, writes the entry's files there, returns what meta.json shall hold.
-        cache_dir: what --cache_dir named, for errors.
+        cache_dir: what --token_cache_dir named, for errors.
         overwrite: build it in any case.
     """
     damaged = None
@@ -54,7 +54,7 @@ def open_entry(folder, read, build, cache_dir=None, overwrite=False):
         except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
             damaged = error
             print(f"{folder}: this cache entry is damaged ({first_line(error)}): tokenising anew", flush=True)
-    writable_cache(folder.parent, "--cache_dir" if cache_dir else None)
+    writable_cache(folder.parent, "--token_cache_dir" if cache_dir else None)
     if damaged:
         _remove(folder)
     # What another process has built meanwhile is as good.
@@ -67,7 +67,7 @@ def open_entry(folder, read, build, cache_dir=None, overwrite=False):
     except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"a cache entry cannot be read right after it was written: {first_line(error)}", location=folder,
-            remedy="check the disk, or name another directory: --cache_dir DIR, or in the variable VERSATILE_CACHE",
+            remedy="check the disk, or name another directory: --token_cache_dir DIR, or the variable VERSATILE_CACHE",
         ) from error  # fmt: skip
 
 

@@ -23,7 +23,7 @@ ASKED = ("split", "limit", "ref1", "decoding")
 
 
 def parser():
-    p = flags.parser(__doc__)
+    p = flags.build_parser(__doc__)
     p.prog = "python -m lifelong.compare"
     p.add_argument(
         "directories", nargs="*", metavar="DIR", help="directories with a matrix.json, called as they are named"

@@ -33,11 +33,13 @@ from versatile.training.callbacks import MaskAbsentTasks
 from versatile.training.experiment import prepare_for_training, resume_command, say
 from versatile.training.optimizers import build_adamw
 from versatile.training.runs import ModelFiles, record
+from versatile.training.schedules import choose_schedule
 from versatile.training.settings import Settings, StepPlan
 from versatile.training.trainer import Trainer
 from versatile.utils import flags, plots
 from versatile.utils.errors import UserError
 from versatile.utils.files import remove_nested_leftovers, write_json
+from versatile.utils.settings import ALL_SPELLINGS
 
 # (highest rate, eps of Adam): LAMOL's, which are for whole models, and what an adapter needs.
 RATES = {"full": (6.25e-5, 1e-4), "adapter": (1e-3, 1e-6)}
@@ -139,8 +141,8 @@ def warn_of_long_tests(encoder, args):
 def count_epochs(args, sizes):
     """{task: epochs}: with --dynamic_epochs smaller tasks get more, up to --max_n_epochs."""
     if not args.dynamic_epochs:
-        return dict.fromkeys(sizes, args.n_train_epochs)
-    most = max(sizes.values()) * args.n_train_epochs
+        return dict.fromkeys(sizes, args.n_epochs)
+    most = max(sizes.values()) * args.n_epochs
     return {task: max(1, min(args.max_n_epochs, most // size)) for task, size in sizes.items()}
 
 
@@ -319,18 +321,26 @@ class Sequence:
         # Of a joint strategy all tasks have as many.
         epochs = self.epochs[names[0]]
         lr, eps = choose_rates(args)
-        settings = Settings(n_epochs=epochs, max_norm=args.max_grad_norm, seed=args.seed, save_steps=args.save_steps,
+        settings = Settings(n_epochs=epochs, max_norm=args.max_norm, seed=args.seed, save_steps=args.save_steps,
                             log_every=args.logging_steps, dtype=self.dtype,
-                            gradient_accumulation_steps=args.gradient_accumulation_steps)  # fmt: skip
+                            gradient_accumulation_steps=args.gradient_accumulation_steps,
+                            report_to=args.report_to)  # fmt: skip
         plan = StepPlan(batches, settings)
-        annealing = Annealing.of(lr, len(batches), epochs, args.n_warmup_ratio, args.decay_style)
+        if args.lr_scheduler_type:
+            schedule = choose_schedule(args, lr, plan.total_steps, args.warmup_steps or 0)
+        else:
+            annealing = Annealing.of(lr, len(batches), epochs, args.n_warmup_ratio, args.decay_style)
+
+            def schedule(step):
+                return annealing(batches.seen(plan.micro_batches(step)))
+
         files = ModelFiles(lambda at: self.save(at, names), lambda at: checkpoint.load_weights(model, at))
         run.bind(files, rows_key(rows), resume_command("train_lifelong.py", self.folder))
         run.epoch_steps, run.epochs, run.keep_epochs = plan.epoch_steps, epochs, not args.only_final
         return Trainer(
             model, batches, WeightedLoss(teacher, self.strategy.loss_terms()),
             build_adamw(model, lr, eps, args.weight_decay),
-            lambda step: annealing(batches.seen(plan.micro_batches(step))), run,
+            schedule, run,
             callbacks=[SplitBatches(batches), MaskAbsentTasks(routing.owners(model, self.data)),
                        *self.strategy.callbacks()], settings=settings,
         )  # fmt: skip
@@ -349,7 +359,7 @@ class Sequence:
 def choose_rates(args):
     """(highest learning rate, eps of Adam)."""
     lr, eps = RATES["adapter" if sequence.choose_method(args) else "full"]
-    return args.learning_rate or lr, args.adam_epsilon or eps
+    return args.lr or lr, args.adam_eps or eps
 
 
 # What decides how a teacher comes out, beside its data and its backbone.
@@ -371,9 +381,10 @@ def train_teacher(args, task, dtype):
     own = Namespace(**{**vars(args), **plain, "tasks": [task], "seq_train_type": "lll"})
     # Other tasks may want other teachers first; a new model for each keeps them apart.
     lifelong_model, data = load_model(own), read_tasks(own)
-    settings = {flag: getattr(own, flag) for flag in _TEACHING}
+    settings = {flag: getattr(own, ALL_SPELLINGS.get(flag, flag)) for flag in _TEACHING}
     # Named only where it is given: teachers that are there already keep their names.
-    settings |= {flag: getattr(own, flag) for flag in sequence.METHOD_FLAGS if getattr(own, flag, None) is not None}
+    later = (*sequence.METHOD_FLAGS, "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
+    settings |= {flag: getattr(own, flag) for flag in later if getattr(own, flag, None) is not None}
     key = content_key([settings, lifelong_model.fingerprint, idist.get_world_size(), contents(data[task])])
     folder = sequence.model_directory(args) / "teachers" / f"{task}_{key}"
     if finished := sequence.Progress(folder, idist.get_world_size()).finished:

@@ -28,11 +28,11 @@ from versatile.data.task_names import task_flag
 from versatile.lifelong import strategies
 from versatile.training import method_flags
 from versatile.training.runs import Run, read_record, stored
-from versatile.utils import flags, schema
+from versatile.utils import flags, schema, settings
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_directory, write_json
 from versatile.utils.screen import resume_command
-from versatile.utils.stored_flags import REMEDY, restore_flags
+from versatile.utils.stored_flags import REMEDY, rename_settings, restore_flags
 
 # What a new task's own adapter starts from: chance, or what the task before has made of its own.
 FRESH, PREVIOUS = "fresh", "previous"
@@ -41,8 +41,7 @@ STATE, FINAL = "sequence.json", "final"
 VARIANTS = ("distil", "seq_distil", *strategies.naming_names())
 # Beside those of utils.experiment: flags that may differ when a sequence is resumed.
 FREE = {"resume", "n_gpus", "output_dir", "model_dir_root", "skip_tasks", "keep_checkpoints", "save_steps",
-        "only_final", "push_to_hub", "init_fingerprint", "top_k_qa", "top_p_qa", "temperature_qa",
-        "test_batch_size"}  # fmt: skip
+        "only_final", "push_to_hub", "init_fingerprint", "cache_dir", "report_to"}  # fmt: skip
 METHOD_FLAGS = ("method", *method_flags.setting_names())
 # What was not given is written down as what the device has.
 PRECISION = {"bf16", "fp16", "fp32"}
@@ -50,52 +49,46 @@ PRECISION = {"bf16", "fp16", "fp32"}
 
 def name_flags(parser):
     """The flags that both scripts have: they name a sequence and its data."""
-    g = parser.add_argument_group("the sequence")
+    g = parser.group("the sequence")
     g.add_argument("--seq_train_type", choices=list(strategies.STRATEGIES), default=strategies.DEFAULT,
                    help="the strategy against forgetting; each is described below")  # fmt: skip
-    task_flag(
-        g,
-        "--tasks",
-        "question_answer",
-        nargs="+",
-        metavar="TASK",
-        help="the tasks, in the order they are trained; NAME=DATA is one of your own, see data/own_tasks.py",
-    )
-    g.add_argument("--model_name", "--model_checkpoint", dest="model_checkpoint", default="gpt2", metavar="NAME",
-                   help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
+    task_flag(g, "--tasks", "question_answer", nargs="+", metavar="TASK",
+              help="the tasks, in the order they are trained; NAME=DATA is one of your own, see data/own_tasks.py")
+    settings.add(parser, "model_checkpoint", group=g.title, default="gpt2",
+                 help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
     g.add_argument("--gen_lm_sample_percentage", type=flags.share, default=0.05,
                    help="lll: samples replayed; gem: samples kept; a share of a task's data")  # fmt: skip
-    g.add_argument("--adapter_bottleneck", type=flags.not_negative, metavar="N",
-                   help="train one adapter of this width, shared by all tasks, and the special tokens' rows beside a "
-                        "frozen backbone; 0: the rows alone (default: the whole model is trained)")  # fmt: skip
+    settings.add(parser, "adapter_bottleneck", group=g.title, type=flags.not_negative,
+                 help="train one adapter of this width, shared by all tasks, and the special tokens' embeddings beside "
+                      "a frozen backbone; 0: the embeddings alone (default: the whole model is trained)")  # fmt: skip
     g.add_argument("--method", choices=method_flags.method_names(),
                    help="how the backbone is adapted (default: as --adapter_bottleneck says)")  # fmt: skip
     method_flags.add_setting_flags(g)
     g.add_argument("--own_adapters", nargs="?", const=FRESH, choices=(FRESH, PREVIOUS),
                    help="with --method or --adapter_bottleneck N each task has an adapter of its own, the special "
-                        f"tokens' rows are still shared; it starts fresh, or as a copy of the {PREVIOUS} task's "
-                        "(default: all share one)")  # fmt: skip
+                        "tokens' embeddings are still shared; it starts fresh, or as a copy of the "
+                        f"{PREVIOUS} task's (default: all share one)")  # fmt: skip
     g.add_argument("--distil", action="store_true", help="Word-KD: train on a teacher's distributions")
     g.add_argument("--seq_distil", action="store_true",
                    help="Seq-KD: train on a teacher's texts, from <task>_…-distil-…")  # fmt: skip
     for flag, options in strategies.collect_flags("naming_flags").items():
         g.add_argument(flag, **options)
     g.add_argument("--unbound", type=flags.positive, metavar="N",
-                   help="cut the tasks' data, one behind another, into N parts of one size and train each like a task: "
-                        "where a task ends is not told")  # fmt: skip
-    g.add_argument("--seed", type=flags.seed, default=42, help="of everything random")
-    g = parser.add_argument_group("files")
-    g.add_argument("--data_dir", default=os.environ.get("DATA_DIR"), help="the tasks' json files (default: $DATA_DIR)")
-    g.add_argument("--model_dir_root", default=os.environ.get("MODEL_ROOT_DIR"),
-                   help="where models go (default: $MODEL_ROOT_DIR)")  # fmt: skip
+                   help="cut the tasks' data, one behind another, into N parts of one size and train on each as on a "
+                        "task: where a task ends is not told")  # fmt: skip
+    settings.add(parser, "seed", group=g.title, help="of everything random")
+    settings.add(parser, "data_dir", group="files", default=os.environ.get("DATA_DIR"),
+                 help="the tasks' json files (default: $DATA_DIR)")  # fmt: skip
+    parser.group("files").add_argument("--model_dir_root", default=os.environ.get("MODEL_ROOT_DIR"),
+                                       help="where models go (default: $MODEL_ROOT_DIR)")  # fmt: skip
 
 
 def sample_flags(parser):
     """The flags that decide a sample's form; returns their group."""
-    g = parser.add_argument_group("samples")
+    g = parser.group("samples")
     g.add_argument("--add_task_tokens", action="store_true", help="each task's samples start from a token of its own")
     g.add_argument("--use_sep", action="store_true", help="__sep__ between context and question")
-    g.add_argument("--max_len", type=flags.positive, default=1024, help="tokens a sample; what is longer is cut")
+    settings.add(parser, "max_len", group=g.title, default=1024, help="tokens of a sample; what is longer is cut")
     return g
 
 
@@ -105,10 +98,10 @@ def stored_flags(path):
     Raises:
         UserError: it is none, or a flag has a value that train_lifelong.py would not take.
     """
-    p = flags.parser(None)
+    p = flags.build_parser(None)
     name_flags(p)
     sample_flags(p)
-    stored = read_record(path, "train_lifelong.py")["flags"]
+    stored = rename_settings(read_record(path, "train_lifelong.py")["flags"], p)
     if missing := [name for name in ("seq_train_type", "tasks", "model_checkpoint") if not stored.get(name)]:
         raise UserError(f"no flags.{missing[0]} in it", location=path, expected="a run.json of train_lifelong.py",
                         remedy=REMEDY)  # fmt: skip

@@ -38,7 +38,7 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
     aliases = {} if theirs == ours else {ours: theirs}
     try:
         teacher = Teacher((model.eval(), tokenizer), (student.model, student.tokenizer), aliases,
-                        task=routing.task_id(model, task), temperature=args.temperature_kd, dtype=dtype)  # fmt: skip
+                        task=routing.task_id(model, task), temperature=args.kd_temperature, dtype=dtype)  # fmt: skip
     except UserError as error:
         raise UserError(error.found, location=f"the teacher {folder}",
                         expected="a teacher whose backbone has the student's tokenizer",

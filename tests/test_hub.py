@@ -94,7 +94,7 @@ def test_what_stands_against_it_is_one_message_before_anything_is_trained(
             monkeypatch.setattr(huggingface_hub, attribute, value)
     flags = dict(TRAINED["train"], output_dir=tmp_path / "run", push_to_hub=name)
     with pytest.raises(SystemExit) as leave:
-        train.main(command_line("train", flags))
+        train.main(command_line(flags))
     err = capsys.readouterr().err
     assert leave.value.code == 2 and err.startswith(f"error: --push_to_hub {name}: ") and words in err
     assert not (tmp_path / "run").exists()

@@ -80,7 +80,7 @@ def test_what_is_no_size_is_refused():
 
 def strategy(name, **settings):
     """One whose memory holds 8 random rows."""
-    known = dict(memory_policy=None, memory_size=8, memory_batch_size=None, seed=3, replay=None, max_grad_norm=1.0,
+    known = dict(memory_policy=None, memory_size=8, memory_batch_size=None, seed=3, replay=None, max_norm=1.0,
                  derpp_top_k=4, derpp_alpha=0.5, derpp_beta=0.5)  # fmt: skip
     rows = random_rows(8, 1, extra=range(8))
     sequence = Namespace(args=Namespace(**known | settings), sizes={"t": 8, "new": 9}, data={"t": 0, "new": 0},

@@ -15,7 +15,6 @@ import pytest
 import torch
 from versatile.adapters import attach, bert, checkpoint, t5
 from versatile.adapters.backbones import loading as backbones
-from versatile.utils import devices
 from versatile.utils.errors import UserError
 from versatile.utils.screen import escape_controls
 
@@ -257,11 +256,19 @@ def test_every_script_takes_device_and_keeps_it_out_of_its_settings(script, monk
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_device_of_the_scripts_with_configs(monkeypatch):
+@pytest.mark.parametrize("words", [["--no_cuda"], ["--use-cpu", "true"], ["--device=cpu"]])
+def test_each_spelling_of_no_gpu_hides_it_and_is_no_setting(words, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     monkeypatch.setenv("PJRT_DEVICE", "")
-    line = ["configs/test.json", "--device", "cpu", "--seed", "1"]
-    assert devices.take_device_flag(line) == ["configs/test.json", "--seed", "1"]
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
-    with pytest.raises(UserError, match="--device"):
-        devices.take_device_flag(["--device", "tpu"])
+    args = importlib.import_module("train").parser().parse_args([*words, "--seed", "1"])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and not {"device", "no_cuda"} & vars(args).keys()
+
+
+def test_a_gpu_stays_where_it_is_not_turned_down(monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    p = importlib.import_module("train").parser()
+    p.parse_args(["--no_cuda", "false"])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    with pytest.raises(SystemExit):
+        p.parse_args(["--device", "tpu"])
+    assert capsys.readouterr().err.startswith("error: --device: ")

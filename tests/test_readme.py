@@ -15,8 +15,6 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# Scripts whose flags are the fields of dataclasses.
-ARGUMENTS = {"train_t5.py": "versatile.training.t5_arguments", "pretrain_t5.py": "versatile.training.t5_pretraining"}
 # README and the pages that it leads to: {file: text}.
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 README = "\n".join(PAGES.values())
@@ -48,10 +46,7 @@ def test_every_recipe_and_command_parses_with_its_scripts_flags():
     for script, *flags in commands:
         if not (ROOT / script).is_file():
             continue
-        if script in ARGUMENTS:
-            importlib.import_module(ARGUMENTS[script]).parse(flags, script)
-        else:
-            importlib.import_module(script.removesuffix(".py")).parser().parse_args(flags)
+        importlib.import_module(script.removesuffix(".py")).parser().parse_args(flags)
 
 
 def test_list_prints_every_recipe_that_readme_names():

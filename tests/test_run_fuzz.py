@@ -6,11 +6,11 @@ from argparse import Namespace
 
 import pytest
 from scripts import ROOT, Result
-from training_runs import refused
+from training_runs import parse_t5, refused
 from versatile.adapters.backbones import loading
 from versatile.lifelong import learning, sequence
-from versatile.training import camtl_training, runs, t5_pretraining, t5_setup
-from versatile.training.t5_arguments import NAMES, restored
+from versatile.training import camtl_training, runs, t5_arguments, t5_pretraining, t5_setup
+from versatile.training.t5_arguments import restored
 from versatile.utils.errors import UserError
 from versatile.utils.stored_flags import restore_flags
 
@@ -39,7 +39,7 @@ def stop(*args, **options):
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(monkeypatch):
     """A script ends where the model would be loaded."""
-    for owner, name in ((loading, "load"), (learning, "load"), (camtl_training, "build"), (t5_setup, "build"),
+    for owner, name in ((loading, "load"), (learning, "load_model"), (camtl_training, "build"), (t5_setup, "build"),
                         (t5_pretraining, "pretrain")):  # fmt: skip
         monkeypatch.setattr(owner, name, stop)
 
@@ -65,18 +65,11 @@ def begun(script, out):
     """The run.json of a run of a script, without its training: a dict."""
     argv = [word.format(out=out) for word in SCRIPTS[script]]
     if script in (train_t5, pretrain_t5):
-        parse = t5_pretraining.parse if script is pretrain_t5 else train_t5_arguments
-        args = Namespace(**parse(argv).flags())
+        args = Namespace(**t5_arguments.parse(script.parser, argv, f"{script.__name__}.py").flags())
     else:
         args = script.parser().parse_args(argv)
     record = runs.record(args, method="a method")
     return json.loads(json.dumps({**record, "command": f"{script.__name__}.py"}))
-
-
-def train_t5_arguments(argv):
-    from versatile.training import t5_arguments
-
-    return t5_arguments.parse(argv)
 
 
 def resumed(script, out, text, capsys):
@@ -149,12 +142,13 @@ def test_what_a_script_wrote_is_read_as_it_was_given():
 
 
 def test_flags_of_a_t5_run_are_checked_for_its_evaluation_too():
-    assert restored(dict(tasks=["rte"], report_to=[], config="a.json"), "") == dict(tasks=["rte"], config="a.json")
+    assert restored(dict(tasks=["rte"], report_to=[], config="a.json"), "") == dict(
+        tasks=["rte"], report_to=["tensorboard"])  # fmt: skip
     switches = dict(greater_is_better=False, do_test=True, unique_hyper_net_layer_norm=False)
     assert restored(switches, "") == switches
     for name, value in dict(max_source_length="x", data_seed=-2.5, split_validation_test="yes", tasks=[[]]).items():
         with pytest.raises(UserError, match=name):
-            restored({name: value}, "run.json", NAMES)
+            restored({name: value}, "run.json")
 
 
 @pytest.mark.parametrize("content", ["[]", '{"finished": [3], "processes": 1}', '{"finished": "ag", "processes": 1}',
@@ -170,6 +164,6 @@ def test_a_damaged_sequence_is_one_message(content, tmp_path):
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.name)
 def test_the_flags_of_every_published_t5_config_come_back_as_they_were_written(config):
-    flags = json.loads(json.dumps(train_t5_arguments([str(config), "--output_dir", "nowhere"]).flags()))
+    flags = json.loads(json.dumps(parse_t5([str(config), "--output_dir", "nowhere"]).flags()))
     found = restored(flags, "run.json")
     assert found == {name: value for name, value in flags.items() if name in found} and "tasks" in found

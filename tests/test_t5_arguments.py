@@ -1,13 +1,15 @@
 """Arguments of train_t5.py: configs, flags over configs, today's names for the original's, errors with their place."""
 
-import dataclasses
 import json
 
 import pytest
 from conftest import ROOT
-from versatile.training import t5_arguments
-from versatile.utils import config_flags
+from training_runs import parse_t5
+from versatile.training import t5_arguments, t5_flags
 from versatile.utils.errors import UserError
+from versatile.utils.parser import raising_errors
+
+import train_t5
 
 BASE = {"model_name_or_path": "t5-base", "output_dir": "out", "do_train": True, "use_cpu": True, "fp32": True}
 CONFIGS = sorted((ROOT / "configs").glob("*.json"))
@@ -20,25 +22,26 @@ def config(tmp_path, **values):
 
 
 def parse(tmp_path, *flags, **values):
-    return t5_arguments.parse([config(tmp_path, **values), *flags])
+    return parse_t5([config(tmp_path, **values), *flags])
 
 
 def refused(tmp_path, *flags, **values):
-    with pytest.raises(UserError) as error:
+    """The message of a command line and a config that are refused."""
+    with raising_errors(), pytest.raises(UserError) as error:
         parse(tmp_path, *flags, **values)
     return str(error.value)
 
 
 def test_flags_go_before_the_config(tmp_path):
     found = parse(tmp_path, "--learning_rate", "1e-3", "--tasks", "rte", "cola", learning_rate=3e-4, tasks=["mrpc"])
-    assert (found.training.learning_rate, found.data.tasks) == (1e-3, ["rte", "cola"])
-    assert parse(tmp_path, learning_rate=3e-4).training.learning_rate == 3e-4
+    assert (found.lr, found.tasks) == (1e-3, ["rte", "cola"])
+    assert parse(tmp_path, learning_rate=3e-4).lr == 3e-4
 
 
 def test_booleans_are_switched_either_way(tmp_path):
-    adapter = parse(tmp_path, "--unique_hyper_net", "--no_add_layer_norm_after_adapter").adapter
+    adapter = parse(tmp_path, "--unique_hyper_net", "--no_add_layer_norm_after_adapter")
     assert adapter.unique_hyper_net and not adapter.add_layer_norm_after_adapter
-    adapter = parse(tmp_path, "--unique_hyper_net=false", unique_hyper_net=True).adapter
+    adapter = parse(tmp_path, "--unique_hyper_net=false", unique_hyper_net=True)
     assert not adapter.unique_hyper_net
 
 
@@ -46,9 +49,8 @@ def test_booleans_are_switched_either_way(tmp_path):
 def test_every_config_is_read_and_says_nothing_twice(path):
     pairs = json.loads(path.read_text(), object_pairs_hook=lambda pairs: pairs)
     assert len(dict(pairs)) == len(pairs)
-    found = t5_arguments.parse([str(path), "--use_cpu", "true"])
-    assert found.data.eval_tasks == found.data.tasks
-    assert set(dict(pairs)) <= t5_arguments.NAMES.fields()
+    found = parse_t5([str(path), "--use_cpu", "true"])
+    assert found.eval_tasks == found.tasks
 
 
 def test_the_published_settings():
@@ -80,9 +82,8 @@ def test_the_originals_configs_are_read_as_they_are(tmp_path):
     found = parse(tmp_path, evaluation_strategy="steps", eval_steps=5, save_steps=5, sortish_sampler=False,
                   overwrite_output_dir=True, do_test=True, adafactor=True, lr_scheduler="cosine_w_restarts",
                   adapter_config_name="meta-adapter", ignore_pad_token_for_loss=True, seed_data=7)  # fmt: skip
-    training = found.training
-    assert training.eval_strategy == "steps" and training.lr_scheduler_type == "cosine_with_restarts"
-    assert training.optim == "adafactor" and training.data_seed == 7 and training.do_test
+    assert found.eval_strategy == "steps" and found.lr_scheduler_type == "cosine_with_restarts"
+    assert found.optim == "adafactor" and found.data_seed == 7 and found.do_test
 
 
 ORIGINAL = """adam_beta1 adam_beta2 adam_epsilon adapter_config_name adapters adafactor add_layer_norm_after_adapter
@@ -105,26 +106,24 @@ val_max_target_length warmup_steps weight_decay"""
 
 
 def test_every_flag_of_the_original_is_taken_translated_or_refused_in_a_sentence():
-    names = t5_arguments.NAMES
-    known = names.fields() | set(names.renamed) | set(names.refused) | {"evaluate_during_training"}
+    known = {option.removeprefix("--") for option in train_t5.parser()._option_string_actions}
     assert set(ORIGINAL.split()) - known == set()
-    assert set(names.renamed.values()) <= names.fields()
-    assert all(len(why) > 10 for why in names.refused.values())
+    assert all(len(why) > 10 for why in t5_flags.REFUSED.values())
 
 
-@pytest.mark.parametrize("name", sorted(t5_arguments.NAMES.refused))
+@pytest.mark.parametrize("name", sorted(t5_flags.REFUSED))
 def test_what_is_refused_is_so_when_asked_for_and_not_when_switched_off(tmp_path, name):
-    assert t5_arguments.NAMES.refused[name] in refused(tmp_path, f"--{name}", "1")
+    assert t5_flags.REFUSED[name] in refused(tmp_path, f"--{name}", "1")
     assert "config.json: " + name in refused(tmp_path, **{name: "something"})
-    assert parse(tmp_path, **{name: False}).given.get(name) is None
-    assert parse(tmp_path, **{name: None}).given.get(name) is None
+    assert not hasattr(parse(tmp_path, **{name: False}), name)
+    assert not hasattr(parse(tmp_path, **{name: None}), name)
 
 
 def test_an_unknown_key_or_flag_names_its_place_and_the_nearest(tmp_path):
     said = refused(tmp_path, lerning_rate=1)
     assert "config.json: lerning_rate" in said and "learning_rate" in said
     said = refused(tmp_path, "--tempreature", "10")
-    assert "--tempreature" in said and "did you mean temperature?" in said
+    assert "--tempreature" in said and "did you mean --temperature?" in said
 
 
 @pytest.mark.parametrize(
@@ -132,13 +131,13 @@ def test_an_unknown_key_or_flag_names_its_place_and_the_nearest(tmp_path):
     [
         (["--learning_rate", "fast"], {}, ["--learning_rate", "fast", "expected a number"]),
         (["--seed", "1.5"], {}, ["--seed", "expected a whole number"]),
-        ([], {"seed": "x"}, ["config.json: seed", "expected a whole number"]),
-        ([], {"tasks": {"a": [1, 2]}, "learning_rate": [1, 2]}, ["learning_rate", "expected one value"]),
-        ([], {"tasks": [["rte"]]}, ["config.json: tasks", "fits no argument"]),
-        (["--tasks"], {}, ["--tasks", "expected at least one value"]),
-        (["--lr_scheduler", "wavy"], {}, ["--lr_scheduler", "constant_w_warmup"]),
+        ([], {"seed": "x"}, ["config.json: seed", "expected: a whole number"]),
+        ([], {"tasks": {"a": [1, 2]}, "learning_rate": [1, 2]}, ["learning_rate", "expected: one value"]),
+        ([], {"tasks": [["rte"]]}, ["config.json: tasks", "expected: one value or a list of them"]),
+        (["--tasks"], {}, ["--tasks", "expected at least one argument"]),
+        (["--lr_scheduler", "wavy"], {}, ["--lr_scheduler", "constant_with_warmup"]),
         (["--eval_strategy", "sometimes"], {}, ["--eval_strategy", "steps"]),
-        (["--learning_rate", "nan"], {}, ["--learning_rate", "finite"]),
+        (["--learning_rate", "nan"], {}, ["--learning_rate", "expected a number above 0"]),
         (["--n_train", "0"], {}, ["--n_train", "-1 for all"]),
         ([], {"n_train": -2}, ["config.json: n_train", "-1 for all"]),
         (["--label_smoothing", "1"], {}, ["--label_smoothing", "below 1"]),
@@ -149,9 +148,8 @@ def test_an_unknown_key_or_flag_names_its_place_and_the_nearest(tmp_path):
         (["--adapters", "a"], {"tasks": ["rte", "cola"]}, ["--adapters", "1 names for 2 tasks"]),
         (["--eval_tasks", "cola"], {"tasks": ["rte"], "train_adapters": True}, ["cola is not trained"]),
         (["--do_train", "false"], {}, ["nothing to do"]),
-        (["--fp16", "true"], {"fp32": False}, ["--fp16 needs a GPU"]),
         (["--load_best_model_at_end"], {"eval_strategy": "steps", "eval_steps": 7, "save_steps": 10}, ["multiple"]),
-        (["stray"], {}, ["stray", "neither a config nor a flag"]),
+        (["stray"], {}, ["stray", "neither a config file nor a flag"]),
     ],
     ids=lambda v: " ".join(map(str, v))[:40] if isinstance(v, list) else None,
 )
@@ -166,24 +164,31 @@ def test_a_file_that_is_no_json_object_is_said_so(tmp_path, content):
     path = tmp_path / "broken.json"
     path.write_text(content)
     with pytest.raises(UserError, match=r"broken\.json"):
-        t5_arguments.parse([str(path)])
+        parse_t5([str(path)])
     with pytest.raises(UserError, match="cannot be read"):
-        t5_arguments.parse([str(tmp_path / "absent.json")])
+        parse_t5([str(tmp_path / "absent.json")])
 
 
 def test_the_loss_is_reduced_as_in_the_original(tmp_path):
-    assert parse(tmp_path).training.loss_reduction == "mean"
-    assert parse(tmp_path, label_smoothing=0.1).training.loss_reduction == "sum"
-    assert parse(tmp_path, label_smoothing=0.1, loss_reduction="mean").training.loss_reduction == "mean"
+    assert parse(tmp_path).loss_reduction == "mean"
+    assert parse(tmp_path, label_smoothing=0.1).loss_reduction == "sum"
+    assert parse(tmp_path, label_smoothing=0.1, loss_reduction="mean").loss_reduction == "mean"
 
 
 def test_flags_of_run_json_give_the_same_arguments_again(tmp_path):
     found = parse(tmp_path, "--tasks", "rte", "mrpc", temperature=10, label_smoothing=0.1, evaluation_strategy="steps",
                   eval_steps=5, save_steps=5, adapters=["a", "a"], lr_scheduler="polynomial")  # fmt: skip
     stored = json.loads(json.dumps(found.flags()))
-    known = {k: v for k, v in stored.items() if k in t5_arguments.NAMES.fields()}
-    again = config_flags.build(t5_arguments.NAMES, known)
-    for one, other in zip((found.model, found.data, found.adapter, found.training), again):
-        for field in dataclasses.fields(one):
-            if field.init:
-                assert getattr(one, field.name) == getattr(other, field.name), field.name
+    assert t5_arguments.restored(stored, "run.json") == stored
+
+
+def test_float16_on_a_cpu_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match="--fp16: float16 needs a GPU"):
+        t5_arguments.begin(parse(tmp_path, "--fp16"))
+
+
+@pytest.mark.parametrize("name", ["nonsense", "galore_adamw"])
+def test_an_optimizer_that_cannot_be_built_is_refused_before_anything_is_loaded(tmp_path, name):
+    with pytest.raises(UserError, match=f"--optim {name}: it cannot be used"):
+        t5_arguments.begin(parse(tmp_path, optim=name))

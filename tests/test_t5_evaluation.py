@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 from conftest import ROOT
+from training_runs import parse_t5 as parse
 from versatile.adapters import t5
 from versatile.data import text_to_text
 from versatile.data.encoders import text_to_text as encoder
 from versatile.data.text_to_text_batches import Rows
 from versatile.training import t5_evaluation, t5_setup
-from versatile.training.t5_arguments import parse
 from versatile.training.t5_evaluation import Evaluation, Part
 
 GLUE = str(ROOT / "data" / "samples" / "glue")
@@ -152,7 +152,7 @@ def test_every_config_makes_the_model_it_is_named_after(path):
     else:
         assert counts["backbone"] == 0 and counts["layer_norms"] > 0
         assert counts["adapters" if model.settings.method == "adapters" else "hypernetworks"] > 0
-    assert model.tasks == arguments.data.tasks
+    assert model.tasks == arguments.tasks
 
 
 def test_with_train_adapters_blocks_off_only_the_layer_norms_are_trained():

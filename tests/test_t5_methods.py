@@ -100,7 +100,7 @@ def test_train_t5_trains_and_scores_by_method(tmp_path):
     [
         (["--method", "loar"], "--method"),
         (["--method", "ia3", "--lora_rank", "2"], "--lora_rank: has no effect without that method"),
-        (["--method", "lora", "--lora_rank", "0"], "lora_rank is '0'"),
+        (["--method", "lora", "--lora_rank", "0"], "lora_rank: '0': expected a whole number above 0"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused_before_anything_is_loaded(typed, words, tmp_path, capsys):

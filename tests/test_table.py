@@ -248,4 +248,4 @@ def test_flags_that_are_wrong_are_one_message(capsys):
     with pytest.raises(SystemExit) as stopped:
         table.main(["--nothing"])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("error: unrecognized arguments: --nothing\n  remedy: ")
+    assert capsys.readouterr().err.startswith("error: --nothing: there is no such flag\n  remedy: ")

@@ -651,14 +651,14 @@ def test_a_bad_data_file_is_one_clear_error(name, tmp_path):
     if content is not None:
         file.write_text(content if isinstance(content, str) else json.dumps(content))
     tokens = tmp_path / "tokens"
-    result = run("train", command(file, tmp_path / "run", "--cache_dir", tokens), tmp_path / "log")
+    result = run("train", command(file, tmp_path / "run", "--token_cache_dir", tokens), tmp_path / "log")
     refused(result, file, *fragments, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert not tokens.exists() or not [p for p in tokens.iterdir() if p.name.startswith(".")]
 
 
 BAD_FLAGS = {
-    "unknown flag": (["--learning_rate", "1"], ["--learning_rate"]),
+    "unknown flag": (["--lerning_rate", "1"], ["--lerning_rate", "did you mean --learning_rate?"]),
     "unknown task": (["--task", "nlgg"], ["--task", "'nlgg'", "nlg"]),
     "negative lr": (["--lr", "-1"], ["--lr", "'-1'", "above 0"]),
     "lr a word": (["--lr", "fast"], ["--lr", "'fast'"]),
@@ -737,8 +737,8 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(data, tmp_path):
         argv = command(data, out, model=tmp_path / "nothing")
         refused(run("train", argv, tmp_path / "log"), f"--output_dir {out}", "cannot write")
     for cache in (file, "/proc/x"):
-        argv = command(data, tmp_path / "run", "--cache_dir", cache)
-        refused(run("train", argv, tmp_path / "log"), f"--cache_dir {cache}", "cannot write", "another directory")
+        argv = command(data, tmp_path / "run", "--token_cache_dir", cache)
+        refused(run("train", argv, tmp_path / "log"), f"--token_cache_dir {cache}", "cannot write", "another directory")
     result = run("train", command(data, tmp_path / "run"), tmp_path / "log", env={"VERSATILE_CACHE": "/proc/x"})
     refused(result, "/proc/x/models: cannot write", "VERSATILE_CACHE")
     assert not (tmp_path / "run").exists()
@@ -787,7 +787,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_no_part_of_a_file(bottleneck,
 
 def test_a_full_disk_under_the_cache_is_one_clear_error(data, mounted, tmp_path):
     location = mounted("size=4k")
-    argv = command(data, tmp_path / "run", "--cache_dir", location)
+    argv = command(data, tmp_path / "run", "--token_cache_dir", location)
     refused(run("train", argv, tmp_path / "log"), location, "the disk is full")
     assert not (tmp_path / "run").exists() and not list(location.iterdir())
 

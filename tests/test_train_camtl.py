@@ -281,16 +281,16 @@ def test_epochs_may_be_fractions_and_max_steps_overrides_them():
     from versatile.training.camtl_training import settings_of
 
     batches = Namespace(plan=lambda epoch: range(10))
-    flags = dict(gradient_accumulation_steps=3, max_steps=-1, num_train_epochs=2.5, warmup_steps=None,
-                 warmup_proportion=0.2, logging_steps=None, max_grad_norm=1.0, seed=1,
-                  save_steps=500, select="best",
+    flags = dict(gradient_accumulation_steps=3, max_steps=-1, n_epochs=2.5, warmup_steps=None,
+                 warmup_ratio=0.2, logging_steps=None, max_norm=1.0, seed=1,
+                 save_steps=500, select="best", report_to=["none"],
                  evaluate_during_training=False, logging_first_step=False)  # fmt: skip
 
     def planned(**more):
         settings, warmup = settings_of(Namespace(**flags | more), batches, torch.float32)
         return settings.n_epochs, settings.max_steps, warmup
 
-    assert planned() == (3, 10, 2) and planned(num_train_epochs=0.01) == (1, 1, 0)
+    assert planned() == (3, 10, 2) and planned(n_epochs=0.01) == (1, 1, 0)
     assert planned(max_steps=41) == (11, 41, 8) and planned(warmup_steps=0) == (3, 10, 0)
 
 

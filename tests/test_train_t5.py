@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scripts import ROOT, run, run_as_user, start, until
-from training_runs import different, in_two_processes, on_seeing, refused
+from training_runs import different, in_two_processes, on_seeing, parse_t5, refused
 
 GLUE = str(ROOT / "data" / "samples" / "glue")
 CONFIG = dict(
@@ -104,7 +104,7 @@ def test_the_final_model_is_the_best_one(finished):
 def test_run_json_knows_everything_the_run_was_started_with(finished):
     folder, _ = finished
     record = read(folder / "run.json")
-    assert record["flags"]["temperature"] == 10 and record["flags"]["loss_reduction"] == "sum"
+    assert record["flags"]["sampling_temperature"] == 10 and record["flags"]["loss_reduction"] == "sum"
     assert record["method"] == "adapters" and record["versions"]["transformers"]
 
 
@@ -264,7 +264,7 @@ def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):
 
 def test_resuming_with_other_flags_or_data_is_refused(finished, tmp_path):
     folder, _ = finished
-    refused(run("train_t5", ["--resume", folder, "--learning_rate", "1"], tmp_path), "--learning_rate", "0.01")
+    refused(run("train_t5", ["--resume", folder, "--learning_rate", "1"], tmp_path), "--lr 1.0", "0.01")
     refused(run("train_t5", ["--resume", tmp_path], tmp_path), "no run.json")
     refused(run("train_t5", [config(tmp_path, output_dir=str(folder))], tmp_path), "already holds a run", "--resume")
 
@@ -294,10 +294,8 @@ def test_two_processes_are_one_with_the_same_rows(tmp_path):
     refused(run("train_t5", ["--resume", one], tmp_path / "a"), "the data have changed")
 
 
-def arguments(tmp_path, **values):
-    from versatile.training.t5_arguments import MultiTaskTrainingArguments
-
-    return MultiTaskTrainingArguments(output_dir=str(tmp_path), use_cpu=True, fp32=True, **values)
+def arguments(tmp_path, *flags):
+    return parse_t5(["--output_dir", tmp_path, "--model_name_or_path", "tiny-t5", "--do_train", "--fp32", *flags])
 
 
 def test_gradients_of_several_small_batches_are_those_of_a_mean_over_all_labels():
@@ -339,7 +337,7 @@ def test_norms_and_biases_do_not_decay(tmp_path):
 
     model, _ = t5.load_backbone("tiny-t5")
     model = t5.attach(model, ["a"], t5.T5Settings(method="adapters", unfreeze_model=True))
-    groups = build_optimizer(model, arguments(tmp_path, weight_decay=0.1)).param_groups
+    groups = build_optimizer(model, arguments(tmp_path, "--weight_decay", 0.1)).param_groups
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
     assert decayed
     for name, p in model.named_parameters():
@@ -354,13 +352,15 @@ def test_schedules_and_optimizers_are_those_asked_for(tmp_path, name):
     from versatile.adapters import t5
     from versatile.training.optimizers import AdamW, build_optimizer
     from versatile.training.schedules import build_schedule
+    from versatile.training.t5_arguments import warmup_steps
 
     model, _ = t5.load_backbone("tiny-t5")
-    args = arguments(tmp_path, lr_scheduler=name, warmup_steps=2, learning_rate=1.0, adafactor=name == "linear")
+    adafactor = ["--adafactor"] * (name == "linear")
+    args = arguments(tmp_path, "--lr_scheduler", name, "--warmup_steps", 2, "--learning_rate", 1.0, *adafactor)
     optimizer = build_optimizer(t5.attach(model, ["a"], t5.T5Settings()), args)
     assert type(optimizer) is (Adafactor if name == "linear" else AdamW)
     assert {group["lr"] for group in optimizer.param_groups} == {1.0}
-    schedule = build_schedule(args.lr_scheduler_type, args.learning_rate, args.get_warmup_steps(10), 10)
+    schedule = build_schedule(args.lr_scheduler_type, args.lr, warmup_steps(args, 10), 10)
     rates = [schedule(step) for step in range(10)]
     assert rates[0] == (1 if name == "constant" else 0)
     assert max(rates) == 1
@@ -415,7 +415,7 @@ def test_a_label_that_is_not_the_tasks_is_met_with_its_line(tmp_path):
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
     values = dict(learning_rate=1e30, train_adapters=False, max_grad_norm=0, logging_steps=1)
     result = run("train_t5", [config(tmp_path, **values)], tmp_path)
-    refused(result, "nan at step", "--learning_rate")
+    refused(result, "nan at step", "lower --lr")
 
 
 def test_from_scratch_with_a_named_size_and_a_tokenizer(tmp_path):

@@ -279,7 +279,7 @@ def test_only_what_was_typed_counts_as_given():
     import train
 
     argv = ["--resume", "x", "--lr", "0.1", "--no_validation"]
-    assert flags.given(train.parser, argv) == dict(resume="x", lr=0.1, no_validation=True)
+    assert flags.typed_flags(train.parser, argv) == dict(resume="x", lr=0.1, no_validation=True)
 
 
 def test_a_prefix_of_a_flag_is_not_taken_for_the_flag(capsys):
@@ -288,7 +288,7 @@ def test_a_prefix_of_a_flag_is_not_taken_for_the_flag(capsys):
     with pytest.raises(SystemExit) as stop:
         train.parser().parse_args(["--task", "nlg", "--learn", "1"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: unrecognized arguments: --learn")
+    assert capsys.readouterr().err.startswith("error: --learn: there is no such flag; did you mean --learning_rate?")
 
 
 # ---- replacing a directory: one of the two stands at every moment

@@ -118,3 +118,12 @@ def close_runs(one, other):
         assert len(rows_one) == len(rows_other)
         for a, b in zip(rows_one, rows_other):
             assert numbers(a) == pytest.approx(numbers(b), rel=1e-5, abs=1e-5)
+
+
+def parse_t5(argv):
+    """The `Arguments` of a command line of train_t5.py."""
+    from versatile.training import t5_arguments
+
+    import train_t5
+
+    return t5_arguments.parse(train_t5.parser, argv)

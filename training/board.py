@@ -1,22 +1,70 @@
-"""TensorBoard scalars, written where they arise.
+"""Where the curves of a run go, scalar by scalar: TensorBoard's event file, Weights & Biases, trackio (--report_to).
 
 tensorboardX's SummaryWriter leaves the writing to a thread. On a full disk the thread dies with a traceback and
-training hangs behind its queue; of a killed run it loses what was queued.
+training hangs behind its queue; of a killed run it loses what was queued. Here events are written where they arise.
 """
 
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
 import time
 from pathlib import Path
 
+from versatile.training.runs import stored
+from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import disk_errors
+
+PROJECT = "versatile"
+
+
+def check_reporters(names):
+    """A `UserError` where --report_to names a library that is not installed, or something beside "none"."""
+    if "none" in names and len(set(names)) > 1:
+        raise UserError(f"none was named beside {' '.join(name for name in names if name != 'none')}",
+                        location="--report_to", remedy="leave one of them out")  # fmt: skip
+    for name in names:
+        if name in ("wandb", "trackio") and name not in sys.modules and importlib.util.find_spec(name) is None:
+            raise UserError(f"the library {name} is not installed", location=f"--report_to {name}",
+                            remedy=f"pip install {name}, or choose tensorboard or none")  # fmt: skip
 
 
 class Board:
-    """An event file in a run directory.
+    """All reporters of a run.
 
     Args:
         folder: the run directory.
-        first: the optimizer step that training goes on after. Whatever a killed run logged behind it is logged
-            again; TensorBoard forgets the first copy.
+        first: the optimizer step that training resumes after.
+        report_to: names of --report_to.
+        events: where TensorBoard's event file goes (default: the run directory).
+    """
+
+    def __init__(self, folder, first=0, report_to=("tensorboard",), events=None):
+        self.reporters = []
+        for name in dict.fromkeys(report_to):
+            if name == "tensorboard":
+                self.reporters.append(EventFile(events or folder, first))
+            elif name != "none":
+                self.reporters.append(Tracker(name, folder))
+
+    def add(self, step, group, scalars):
+        """Log {name: value} as `group/name` at an optimizer step."""
+        for reporter in self.reporters:
+            reporter.add(step, group, scalars)
+
+    def close(self):
+        """Say that nothing follows."""
+        for reporter in self.reporters:
+            reporter.close()
+
+
+class EventFile:
+    """TensorBoard's event file.
+
+    Args:
+        folder: where it goes.
+        first: see `Board`. Whatever a killed run logged behind it is logged again; TensorBoard forgets the first copy.
     """
 
     def __init__(self, folder, first=0):
@@ -29,7 +77,7 @@ class Board:
             self.events.write_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, step, group, scalars):
-        """Log {name: value} as `group/name` at an optimizer step."""
+        """As `Board.add`."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
@@ -38,3 +86,39 @@ class Board:
                 summary = scalar(f"{group}/{name}", value)
                 self.events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             self.events.flush()
+
+    def close(self):
+        """Nothing: each event is flushed."""
+
+
+class Tracker:
+    """wandb or trackio, whose interfaces agree in what is used here.
+
+    A resumed run is found again: by its path in wandb, by its name in trackio. The project is named in WANDB_PROJECT or
+    TRACKIO_PROJECT (default: versatile).
+
+    Args:
+        name: of the library.
+        folder: the run directory.
+    """
+
+    def __init__(self, name, folder):
+        path = Path(folder).resolve()
+        options = dict(project=os.environ.get(f"{name.upper()}_PROJECT", PROJECT), name=path.name, resume="allow",
+                       config=stored(folder).get("flags", {}))  # fmt: skip
+        if name == "wandb":
+            options |= dict(id=hashlib.sha256(str(path).encode()).hexdigest()[:16], dir=str(path))
+        self.library = importlib.import_module(name)
+        try:
+            self.library.init(**options)
+        except Exception as error:
+            raise UserError(f"it could not be started: {first_line(error)}", location=f"--report_to {name}",
+                            remedy="set the library up first, or choose tensorboard or none") from error  # fmt: skip
+
+    def add(self, step, group, scalars):
+        """As `Board.add`."""
+        self.library.log({f"{group}/{name}": value for name, value in scalars.items()}, step=step)
+
+    def close(self):
+        """Upload what is left."""
+        self.library.finish()

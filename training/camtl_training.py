@@ -17,6 +17,7 @@ from versatile.data.pair_batches import CandidateBatches, PairBatches, tensors
 from versatile.training import camtl_flags as flags
 from versatile.training import camtl_plots as plots
 from versatile.training import camtl_prediction as prediction
+from versatile.training.board import check_reporters
 from versatile.training.callbacks import Coverage
 from versatile.training.camtl_parameters import count_parameters
 from versatile.training.camtl_prediction import AVERAGE
@@ -24,7 +25,7 @@ from versatile.training.experiment import resume_command, say
 from versatile.training.objectives import WeightedRows
 from versatile.training.optimizers import build_adamw
 from versatile.training.runs import ModelFiles, Run, stored
-from versatile.training.schedules import linear_decay
+from versatile.training.schedules import check_schedule, choose_schedule
 from versatile.training.settings import Settings
 from versatile.training.trainer import Trainer
 from versatile.training.validation import TOGETHER, Evaluator, Report
@@ -114,7 +115,9 @@ def _has_heads(name):
 
 def begin(args, run):
     """What is wrong with flags and machine is said before anything is loaded. Returns the precision's dtype."""
-    devices.quiet_libraries()
+    devices.quiet_libraries(args.cache_dir)
+    check_reporters(args.report_to)
+    check_schedule(args)
     if args.output_dir and run is None and args.do_train:
         overwrite(args)
     if args.logging_dir and idist.get_rank() == 0:
@@ -188,7 +191,7 @@ def load_splits(args, tokenizer):
         found[split] = {}
         for name in names:
             loaded = sentence_pairs.load(args.data_dir, name, split, tokenizer, args.max_seq_length, limit=args.limit,
-                                         cache_dir=args.cache_dir, overwrite=args.overwrite_cache)  # fmt: skip
+                                         cache_dir=args.token_cache_dir, overwrite=args.overwrite_cache)  # fmt: skip
             found[split][name] = loaded
             cut = loaded.report["cut"]
             kept = loaded.report["kept"]
@@ -254,14 +257,15 @@ def make_batches(args, model, tokenizer, splits, dtype):
 def settings_of(args, batches, dtype):
     """(`Settings`, steps of the warm-up); a fraction of an epoch, and --max_steps beyond the epochs, included."""
     epoch_steps = math.ceil(len(batches.plan(0)) / args.gradient_accumulation_steps)
-    total = args.max_steps if args.max_steps > 0 else max(1, int(epoch_steps * args.num_train_epochs))
-    warmup = int(total * args.warmup_proportion) if args.warmup_steps is None else args.warmup_steps
+    total = args.max_steps if args.max_steps > 0 else max(1, int(epoch_steps * args.n_epochs))
+    warmup = int(total * args.warmup_ratio) if args.warmup_steps is None else args.warmup_steps
     log_every = args.logging_steps or 10
     every = (args.logging_steps or 500) if args.evaluate_during_training else None
     return Settings(n_epochs=math.ceil(total / epoch_steps), max_steps=total, seed=args.seed, dtype=dtype,
-                    gradient_accumulation_steps=args.gradient_accumulation_steps, max_norm=args.max_grad_norm,
+                    gradient_accumulation_steps=args.gradient_accumulation_steps, max_norm=args.max_norm,
                     save_steps=args.save_steps, select=args.select, log_every=log_every,
-                    mean_loss=True, log_first=args.logging_first_step, eval_steps=every), warmup  # fmt: skip
+                    mean_loss=True, log_first=args.logging_first_step, eval_steps=every,
+                    report_to=args.report_to), warmup  # fmt: skip
 
 
 # --- the loop --------------------------------------------------------------------------------------------
@@ -330,8 +334,8 @@ def fit(args, run, model, tokenizer, splits, dtype):
     files = ModelFiles(lambda folder: bert.save(model, tokenizer, folder), lambda folder: load_weights(model, folder))
     run.bind(files, keys, resume_command("train_camtl.py", run.directory), args.logging_dir)
     trainer = Trainer(
-        model, batches, WeightedRows(), build_adamw(model, args.lr, args.adam_epsilon, args.weight_decay),
-        linear_decay(args.lr, settings.max_steps, warmup), run, evaluate=evaluate,
+        model, batches, WeightedRows(), build_adamw(model, args.lr, args.adam_eps, args.weight_decay),
+        choose_schedule(args, args.lr, settings.max_steps, warmup), run, evaluate=evaluate,
         callbacks=[Coverage(batches.tracker)], settings=settings,
     )  # fmt: skip
     say(f"run: {run.directory}  ({trainer.total_steps} steps, {dtype}, {trainer.device})", flush=True)

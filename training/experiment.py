@@ -15,6 +15,7 @@ from versatile.data import cache
 from versatile.data.batching import Batches
 from versatile.data.task import distilled_beside
 from versatile.training import hub
+from versatile.training.board import check_reporters
 from versatile.training.callbacks import MaskAbsentTasks
 from versatile.training.objectives import CrossEntropy
 from versatile.training.optimizers import build_adamw
@@ -28,7 +29,7 @@ from versatile.training.runs import (
     record,
     refuse_unfinished,
 )
-from versatile.training.schedules import linear_decay
+from versatile.training.schedules import check_schedule, choose_schedule
 from versatile.training.sentence_distillation import checkpoint_fingerprint
 from versatile.training.settings import Settings, StepPlan
 from versatile.training.trainer import Trainer
@@ -36,12 +37,12 @@ from versatile.training.validation import Validation
 from versatile.utils import devices, plots, screen
 from versatile.utils.errors import UserError
 from versatile.utils.files import could_be_made
-from versatile.utils.stored_flags import restore_flags
+from versatile.utils.stored_flags import rename_settings, restore_flags
 
 TRAINING_SCRIPTS = ("train.py", "train_vlm.py", "train_lifelong.py", "train_t5.py", "pretrain_t5.py", "train_camtl.py")
 # These change where files lie or how they are kept, never what comes out: what the read ones hold is checked.
-FREE_WHEN_RESUMING = {"resume", "output_dir", "cache_dir", "keep_checkpoints", "save_steps", "valid_batch_size",
-                      "push_to_hub", *READ_PATHS}  # fmt: skip
+FREE_WHEN_RESUMING = {"resume", "output_dir", "cache_dir", "token_cache_dir", "report_to", "keep_checkpoints",
+                      "save_steps", "valid_batch_size", "push_to_hub", *READ_PATHS}  # fmt: skip
 
 
 def say(*words, **options):
@@ -62,7 +63,7 @@ def open_run(parser, args, given, script="train.py"):
         return args, None
     run, stored = Run.open(args.resume, args.keep_checkpoints, script)
     refuse_foreign(stored, script, args.resume)
-    known = {k: v for k, v in stored["flags"].items() if k in vars(args)}
+    known = {k: v for k, v in rename_settings(stored["flags"], parser).items() if k in vars(args)}
     known = restore_flags(parser, known, run.directory / "run.json")
     check_flags(given, known, FREE_WHEN_RESUMING, f"--resume {args.resume}")
     free = {k: absolute_paths(v) if k in READ_PATHS else v for k, v in given.items() if k in FREE_WHEN_RESUMING}
@@ -95,7 +96,9 @@ def refuse_foreign(stored, script, directory):
 
 def begin(args, run):
     """What is wrong with flags and machine is said before anything is loaded. Returns the precision's dtype."""
-    devices.quiet_libraries()
+    devices.quiet_libraries(args.cache_dir)
+    check_reporters(args.report_to)
+    check_schedule(args)
     if args.output_dir and run is None:
         # It is made only when everything else is known to be right.
         Run.refuse_taken(args.output_dir)
@@ -176,7 +179,7 @@ def load_splits(args, tasks, paths, tokenizer, positions, limits):
             how = task.reading(args.max_history, distilled=bool(distilled) and split == "train")
             with missing_texts(paths[name], how):
                 loaded = cache.load(paths[name], split, task, tokenizer, positions, training=split == "train", how=how,
-                                    cache_dir=args.cache_dir)  # fmt: skip
+                                    cache_dir=args.token_cache_dir)  # fmt: skip
             splits[split][name] = loaded
             report = loaded.report
             parts = [f"{report['kept']:,} examples"]
@@ -266,14 +269,14 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
         what metrics.json holds.
     """
     train, valid = make_batches(args, splits, model, tokenizer, limits, temperature)
-    settings = Settings.of(args, dtype=dtype)
+    settings = Settings.of(args, dtype=dtype, log_every=args.logging_steps)
     total_steps = StepPlan(train, settings).total_steps
     run.bind(BestPerTask(model, tokenizer, run) if separate else adapter_files(model, tokenizer),
              data_key(splits), resume_command(script, run.directory))  # fmt: skip
     trainer = Trainer(
         model, train, objective or CrossEntropy(),
-        build_adamw(model, args.lr, weight_decay=args.weight_decay),
-        linear_decay(args.lr, total_steps, args.warmup_steps), run,
+        build_adamw(model, args.lr, args.adam_eps, args.weight_decay),
+        choose_schedule(args, args.lr, total_steps, args.warmup_steps), run,
         evaluate=valid and Validation(model, valid, dtype, separate),
         callbacks=[MaskAbsentTasks(adapting.owners(model))], settings=settings,
     )  # fmt: skip

@@ -10,8 +10,10 @@ an epsilon of 1e-4, as LAMOL's, this decides how far the first steps go.
 
 import math
 import re
+from types import SimpleNamespace
 
 import torch
+from versatile.utils.errors import UserError, first_line
 
 
 class AdamW(torch.optim.AdamW):
@@ -93,13 +95,31 @@ def build_adamw(model, lr, eps=1e-6, weight_decay=0.0):
 
 
 def build_optimizer(model, args):
-    """The optimizer that transformers' training arguments name, over `parameter_groups`.
+    """The optimizer that --optim names, over `parameter_groups`.
 
     For torch's AdamW it is the one with the originals' update. Adafactor takes the rate given, without scaling by the
     parameters, as in the original HyperFormer.
     """
     from transformers import Trainer
+    from transformers.training_args import OptimizerNames
 
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+    named = SimpleNamespace(
+        optim=OptimizerNames(args.optim), optim_args=args.optim_args, learning_rate=args.lr, adam_epsilon=args.adam_eps,
+        adam_beta1=args.adam_beta1, adam_beta2=args.adam_beta2, weight_decay=args.weight_decay,
+    )  # fmt: skip
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(named, model)
     kind = AdamW if kind is torch.optim.AdamW else kind
     return kind(parameter_groups(model, args.weight_decay, "bias|norm"), **options)
+
+
+def check_optimizer(args):
+    """A `UserError` where --optim names no optimizer of transformers that can be built."""
+    from transformers.training_args import OptimizerNames
+
+    try:
+        OptimizerNames(args.optim)
+        build_optimizer(torch.nn.Linear(1, 1), args)
+    except (ValueError, TypeError, ImportError, AttributeError, KeyError) as error:
+        raise UserError(f"it cannot be used: {first_line(error)}", location=f"--optim {args.optim}",
+                        expected="an optimizer of transformers, with the --optim_args it takes",
+                        remedy="choose adamw_torch, adafactor, sgd, …") from error  # fmt: skip

@@ -24,6 +24,24 @@ def linear_decay(lr, total_steps, warmup_steps=0):
     return rate
 
 
+def check_schedule(args):
+    """A `UserError` where --lr_scheduler_type cannot be used with its --lr_scheduler_kwargs."""
+    if args.lr_scheduler_type:
+        choose_schedule(args, 1.0, 10, 1)
+
+
+def choose_schedule(args, lr, total_steps, warmup_steps=0):
+    """The schedule that --lr_scheduler_type names; linear without options: `linear_decay`.
+
+    Args:
+        args: the flags.
+        lr, total_steps, warmup_steps: see `linear_decay`.
+    """
+    if args.lr_scheduler_type == "linear" and not args.lr_scheduler_kwargs:
+        return linear_decay(lr, total_steps, warmup_steps)
+    return build_schedule(args.lr_scheduler_type, lr, warmup_steps, total_steps, args.lr_scheduler_kwargs)
+
+
 def build_schedule(name, lr, warmup_steps, total_steps, options=None):
     """A schedule of transformers by its name (`--lr_scheduler_type`).
 

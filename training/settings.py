@@ -27,6 +27,7 @@ class Settings:
     eval_epochs: bool = True
     eval_steps: int | None = None
     dtype: torch.dtype = torch.float32
+    report_to: tuple = ("tensorboard",)
     # What the flags are called, for messages.
     rate_flag: str = "--lr"
     batch_flag: str = "--train_batch_size"

@@ -1,376 +1,113 @@
-"""Arguments of train_t5.py: the original's (Karimi Mahabadi et al. 2021, on transformers 3.5.1) and transformers' own.
+"""Arguments of train_t5.py and pretrain_t5.py: what was asked for, complete and checked.
 
-`parse` reads a json config and the flags that override it, or the run.json of a run that is resumed.
+`parse` reads the command line and its config file, or the run.json of a run that is resumed.
 """
-# ruff: noqa: RUF009 - `arg` makes a dataclass field.
 
-import dataclasses
 import json
+import math
 import os
 from argparse import Namespace
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import Seq2SeqTrainingArguments as HfTrainingArguments
-from versatile.adapters.schemas import PORT_METHODS, PUBLISHED_T5
 from versatile.data.own_tasks import prepare_own_tasks
-from versatile.data.task import canonical_name
-from versatile.data.task_names import separate_sources
-from versatile.training import method_flags
-from versatile.utils import config_flags, schema, stored_flags
-from versatile.utils.config_flags import arg
+from versatile.training.t5_flags import PORT_SETTINGS, build_parser
+from versatile.utils import flags, schema, settings, stored_flags
 from versatile.utils.errors import UserError, first_line
+from versatile.utils.files import find_shipped
 from versatile.utils.screen import shell_words
-
-# The original's names of the schedulers -> transformers'.
-SCHEDULERS = {
-    "linear": "linear", "cosine": "cosine", "cosine_w_restarts": "cosine_with_restarts", "polynomial": "polynomial",
-    "constant": "constant", "constant_w_warmup": "constant_with_warmup",
-}  # fmt: skip
-
-
-@dataclass
-class ModelArguments:
-    """Which model, and what of it is trained."""
-
-    _argument_group_name = "model"
-
-    model_name_or_path: str | None = arg(None, "T5, v1.1, Flan-T5 or mT5: a hub name, a directory, or tiny-t5")
-    from_scratch: bool = arg(False, "random weights in the shape of --config_name, or of --model_name_or_path")
-    not_load_t5_checkpoint: bool = arg(False, "the original's name of --from_scratch")
-    config_name: str | None = arg(None, "shape: a size (t5-mini, t5-small, …), a directory, a config.json, a hub name")
-    config_overrides: str | None = arg(None, "changes of the shape, with --from_scratch: d_model=256,num_layers=4")
-    tokenizer_name: str | None = arg(None, "tokenizer: a directory, a spiece.model, a tokenizer.json, a hub name")
-    cache_dir: str | None = arg(None, "where models from a hub are kept")
-    dropout: float | None = arg(None, "dropout rate (default: the model's)")
-    freeze_model: bool = arg(False, "freeze the whole model")
-    freeze_model_but_lm_head: bool = arg(False, "freeze the whole model but its output layer")
-    freeze_embeds: bool = arg(False, "freeze the token embeddings")
-    freeze_encoder: bool = arg(False, "freeze the encoder")
-    freeze_model_but_task_embeddings: bool = arg(False, "freeze the whole model but the task embeddings")
-    unfreeze_lm_head: bool = arg(False, "train the output layer after all")
-    unfreeze_layer_norms: bool = arg(False, "train every layer norm after all")
-    unfreeze_model: bool = arg(False, "train the whole model after all")
-
-
-@dataclass
-class DataTrainingArguments:
-    """Which tasks, and how much of them."""
-
-    _argument_group_name = "tasks and data"
-
-    tasks: list[str] = field(default_factory=lambda: ["mrpc"], metadata=dict(
-        help="tasks to train on; NAME=DATA is one of your own, see data/own_tasks.py"))  # fmt: skip
-    eval_tasks: list[str] | None = arg(None, "tasks to evaluate (default: --tasks)")
-    task_definitions: str | None = arg(None, "kept in run.json: what defines the tasks of your own (--tasks NAME=DATA)")
-    data_dir: str | None = arg(None, "GLUE's official folders, or a folder of local files (default: the hub)")
-    adapters: list[str] | None = arg(None, "an adapter's name for each of --tasks; equal names share one")
-    task_embeddings: list[str] | None = arg(None, "an embedding's name for each of --tasks; equal names share one")
-    max_source_length: int = arg(128, "tokens of an input at the most")
-    max_target_length: int = arg(128, "tokens of a training target at the most")
-    val_max_target_length: int = arg(128, "tokens of a validation target at the most, for its loss; outputs are as "
-                                          "long as the task's longest answer")  # fmt: skip
-    test_max_target_length: int = arg(128, "the same of test targets")
-    n_train: int = arg(-1, "training examples of each task; -1: all")
-    n_val: int = arg(-1, "validation examples of each task; -1: all")
-    n_test: int = arg(-1, "test examples of each task; -1: all")
-    eval_beams: int | None = arg(None, "width of the beam in evaluation (default: the task's own)")
-    ignore_pad_token_for_loss: bool = arg(True, "padding of the targets does not count in the loss")
-
-
-PORT_SETTINGS = method_flags.settings_of(PORT_METHODS)
-MethodArguments = dataclasses.make_dataclass(
-    "MethodArguments",
-    [
-        (
-            name,
-            type(default) | None,
-            arg(None, f"--method {method}: {text} (default {method_flags.setting_text(default)})"),
-        )
-        for name, (method, _, default, text) in PORT_SETTINGS.items()
-    ],
-)
-
-
-@dataclass
-class AdapterArguments(MethodArguments):
-    """What is added to the model; see `adapters.t5.T5Settings`."""
-
-    _argument_group_name = "adapters"
-
-    method: str | None = arg(None, "how the T5 is adapted (default: as the flags below say)",
-                             choices=["full", *PUBLISHED_T5[1:], *PORT_METHODS])  # fmt: skip
-    adapter_config_name: str = arg("meta-adapter", "adapter: one a task; meta-adapter: generated by a hypernetwork",
-                                   choices=["adapter", "meta-adapter"])  # fmt: skip
-    reduction_factor: int = arg(16, "an adapter is d_model // reduction_factor wide")
-    non_linearity: str = arg("swish", "activation of the adapters", choices=["swish", "gelu_new", "relu"])
-    add_layer_norm_before_adapter: bool = arg(False, "layer norm before the adapter")
-    add_layer_norm_after_adapter: bool = arg(True, "layer norm after the adapter")
-    conditional_layer_norm: bool = arg(False, "the adapters' layer norms are generated, too; with HyperFormer and "
-                                            "HyperFormer++ they always are, true or false")  # fmt: skip
-    unique_hyper_net: bool = arg(False, "HyperFormer: a hypernetwork a stack, a generator for each place")
-    efficient_unique_hyper_net: bool = arg(False, "HyperFormer++: one hypernetwork and one generator a stack")
-    unique_hyper_net_layer_norm: bool = arg(True, "layer norm on the hypernetwork's embedding")
-    task_embedding_dim: int | None = arg(None, "size of a task embedding (default: that of given ones, else 64)")
-    task_embedding_dir: str | None = arg(None, "given task embeddings, <task>.npy; see compute_task_embeddings.py")
-    parametric_task_embedding: bool = arg(False, "given task embeddings are trained, too")
-    train_task_embeddings: bool = arg(False, "the task embeddings are projected first")
-    projected_task_embedding_dim: int = arg(64, "size of a projected embedding")
-    task_hidden_dim: int = arg(128, "hidden size of the projections")
-    train_adapters_blocks: bool = arg(True, "with false no adapters: only what is unfrozen is trained")
-
-
-@dataclass
-class Seq2SeqTrainingArguments(HfTrainingArguments):
-    """transformers' training arguments, and the original's own."""
-
-    _argument_group_name = "training (transformers' own arguments and a few more)"
-
-    output_dir: str | None = arg(None, "run directory")
-    resume: str | None = arg(None, "go on with this run, exactly; no other flag is needed")
-    overwrite_output_dir: bool = arg(False, "start anew where a run stands already: it is removed")
-    fp32: bool = arg(False, "everything in float32 (default: bfloat16 where the hardware has it)")
-    loss_reduction: str | None = arg(None, "sum: over a batch's target tokens, as published; mean (default: sum with "
-                                           "--label_smoothing, mean without, as the original)",
-                                     choices=["sum", "mean"])  # fmt: skip
-    label_smoothing: float = arg(0.0, "probability that smoothed targets give to all tokens alike")
-    adafactor: bool = arg(False, "Adafactor instead of AdamW")
-    lr_scheduler: str | None = arg(None, "learning rate schedule (default: linear)", choices=list(SCHEDULERS))
-    predict_with_generate: bool = arg(True, "decode in evaluation; without it only the loss is computed")
-    # A loss that is not a number ends a run here; transformers would log the mean of those before it.
-    logging_nan_inf_filter: bool = arg(False, "transformers' own: log over losses that are not a number")
-    report_to: str | None = arg("none", "tensorboard or none: TensorBoard events are written anyway")
-    # Batches hold what the model takes, and nothing else.
-    remove_unused_columns: bool = arg(False, "transformers' own")
-
-    def __post_init__(self):
-        if self.lr_scheduler:
-            self.lr_scheduler_type = SCHEDULERS[self.lr_scheduler]
-        if self.adafactor:
-            # transformers builds it as the original did: the rate given, without scaling by the parameters.
-            self.optim = "adafactor"
-        if self.loss_reduction is None:
-            self.loss_reduction = "sum" if self.label_smoothing else "mean"
-        reports = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
-        if others := set(reports) - {"none", "tensorboard"}:
-            raise ValueError(f"--report_to {' '.join(sorted(others))}: TensorBoard events are written, nothing else")
-        self.choose_precision()
-        super().__post_init__()
-        # One process drives one device; torchrun starts one for each GPU.
-        self._n_gpu = min(self._n_gpu, 1)
-
-    def choose_precision(self):
-        """bf16 where the hardware has it, as in the other scripts, unless something else was asked for."""
-        import torch
-        from transformers.utils import is_torch_xla_available
-        from versatile.utils.devices import has_bf16
-
-        if self.use_cpu:
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        if sum([self.fp16, self.bf16, self.fp32]) > 1:
-            raise ValueError("only one of --fp16, --bf16 and --fp32 can be had")
-        kind = "xla" if is_torch_xla_available() else "cuda" if torch.cuda.is_available() else "cpu"
-        # transformers takes the CPU for a mistake unless it is told.
-        self.use_cpu = self.use_cpu or kind == "cpu"
-        device = torch.device("cpu" if self.use_cpu else kind)
-        if self.fp16 and device.type != "cuda":
-            raise ValueError("--fp16 needs a GPU; use --bf16 or --fp32")
-        if not (self.fp16 or self.fp32):
-            self.bf16 = self.bf16 or has_bf16(device)
-        # Written down, so that a run resumed on other hardware goes on as it was.
-        self.fp32 = not (self.fp16 or self.bf16)
-
-
-@dataclass
-class MultiTaskTrainingArguments(Seq2SeqTrainingArguments):
-    """What only the training of several tasks has."""
-
-    _argument_group_name = Seq2SeqTrainingArguments._argument_group_name
-
-    train_adapters: bool = arg(False, "train adapters beside the model, not the model")
-    temperature: float = arg(1.0, "a task is drawn in proportion to size^(1/temperature)")
-    data_seed: int = arg(42, "seed of the splits and of the drawn batches")
-    do_test: bool = arg(False, "evaluate the best model on the test splits")
-    eval_output_dir: str | None = arg(None, "where val_results.json and test_results.json go (default: --output_dir)")
-    split_validation_test: bool = arg(False, "make a validation split of its own where the test split is hidden")
-    print_num_parameters: bool = arg(False, "always done")
-    compute_memory: bool = arg(False, "always done")
-    compute_time: bool = arg(False, "always done")
-    push_to_hub: str | None = arg(None, "upload the finished run, its README.md included, as this model of the hub")
-
-
-_DRAWN = "batches are drawn by the multi-task sampler"
-_NOT_HERE = "the toolkit's own loop trains, which has no such thing"
-# Arguments of transformers' Trainer that would have no effect.
-_OF_ITS_TRAINER = (
-    "accelerator_config", "average_tokens_across_devices", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval",
-    "ddp_broadcast_buffers", "ddp_bucket_cap_mb", "ddp_static_graph", "enable_jit_checkpoint", "eval_delay",
-    "include_for_metrics", "label_names", "liger_kernel_config", "neftune_noise_alpha", "parallelism_config",
-    "restore_callback_states_from_checkpoint", "torch_compile", "torch_compile_backend", "torch_compile_mode",
-    "torch_empty_cache_steps", "use_liger_kernel",
-)  # fmt: skip
-_OF_THE_HUB = ("hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision")
-_NOT_AGAIN = "a run is resumed whole; to start from a trained model, name it as --model_name_or_path"
-NAMES = config_flags.Names(
-    classes=(ModelArguments, DataTrainingArguments, AdapterArguments, MultiTaskTrainingArguments),
-    script="train_t5.py",
-    renamed=config_flags.RENAMED | {
-        "label_smoothing_factor": "label_smoothing", "generation_num_beams": "eval_beams", "do_predict": "do_test",
-        "seed_data": "data_seed",
-    },
-    refused=config_flags.REFUSED | dict.fromkeys(_OF_ITS_TRAINER, _NOT_HERE) | {
-        "sortish_sampler": _DRAWN,
-        "group_by_length": _DRAWN,
-        "length_column_name": _DRAWN,
-        "train_sampling_strategy": _DRAWN,
-        "encoder_layerdrop": "T5 drops no layers",
-        "decoder_layerdrop": "T5 drops no layers",
-        "attention_dropout": "T5 has one dropout rate: --dropout",
-        "generate_classifier_weights": "the original never read it",
-        "hidden_dim": "the original never read it; see --task_hidden_dim",
-        "optimize_from_scratch": _NOT_AGAIN,
-        "optimize_from_scratch_with_loading_model": _NOT_AGAIN,
-        "generation_max_length": "an output is as long as its task's longest label; see --val_max_target_length",
-        **dict.fromkeys(_OF_THE_HUB, "the model's name says it all: --push_to_hub owner/name"),
-        "generation_config": "decoding is greedy, or a beam search of --eval_beams",
-        "prediction_loss_only": "say --predict_with_generate false",
-    },
-)  # fmt: skip
-HF_NAMES = {f.name for f in dataclasses.fields(HfTrainingArguments)}
 
 # These change where a run's files lie or how they are kept, never what comes out.
 FREE_WHEN_RESUMING = {
-    "resume", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "save_steps", "save_total_limit",
-    "cache_dir", "per_device_eval_batch_size", "eval_output_dir", "do_test", "disable_tqdm", "dataloader_num_workers",
-    "report_to", "config", "task_definitions", "push_to_hub",
+    "resume", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "save_steps", "keep_checkpoints",
+    "cache_dir", "valid_batch_size", "eval_output_dir", "do_test", "report_to", "task_definitions", "local_rank",
+    "push_to_hub",
     # Where the data lie; that they are the same is known by their content.
     "data_dir", "train_files", "validation_files",
 }  # fmt: skip
 
 
-@dataclass
-class Arguments:
-    """Everything that was asked for.
+# ---- what was asked for
+
+
+class Arguments(Namespace):
+    """All flags, and where they were given.
 
     Attributes:
-        model, data, adapter, training: the four dataclasses.
-        given: {name: value} of config and flags together, under today's names.
-        config: the json file, or None.
-        typed: names that were given as flags.
+        locations: {setting: the flag, or the file and the key}.
     """
-
-    model: ModelArguments
-    data: DataTrainingArguments
-    adapter: AdapterArguments
-    training: MultiTaskTrainingArguments
-    given: dict
-    config: str | None = None
-    typed: frozenset = frozenset()
 
     def flags(self):
-        """{name: value} for run.json: all arguments that are not transformers', and what was given of those."""
-        parts = (self.model, self.data, self.adapter, self.training)
-        own = {f.name: getattr(p, f.name) for p in parts for f in dataclasses.fields(p) if f.name not in HF_NAMES}
-        kept = ("output_dir", "data_seed", "seed", "bf16", "fp16", "report_to", "predict_with_generate")
-        fixed = {name: getattr(self.training, name) for name in kept}
-        return written({**self.given, **own, **fixed, "config": self.config})
+        """{name: value} for run.json: paths of data hold from any directory."""
+        values = {name: value for name, value in vars(self).items() if name != "locations"}
+        values |= {"resume": None, "resume_from_checkpoint": None, "overwrite_output_dir": False}
+        return {**values, **absolute_data_paths(values)}
 
     def location(self, name):
-        """Where an argument was given, for errors."""
-        in_config = self.config and name in self.given and name not in self.typed
-        return f"{self.config}: {name}" if in_config else f"--{name}"
-
-
-def parse(argv=None, doc=None):
-    """`Arguments` of config and flags; the run.json of a run that is resumed takes the config's place.
-
-    Raises:
-        UserError: an unknown, refused or unfit name or value.
-    """
-    names = dataclasses.replace(NAMES, doc=doc)
-    given, config, typed = config_flags.given(names, argv)
-    sources = take_sources(given)
-    if directory := resumed(given):
-        given = stored(directory, given, names, "train_t5.py")
-        config = given.pop("config", None) or config
-    else:
-        follow(given, typed)
-    arguments = Arguments(*config_flags.build(names, given, config), given, config, typed)
-    define_own_tasks(arguments, sources)
-    check(arguments)
-    return arguments
-
-
-def take_sources(given):
-    """{name: source} of NAME=SOURCE among the tasks in `given`, whose names stay there."""
-    sources = {}
-    for flag in ("tasks", "eval_tasks"):
-        try:
-            names, own = separate_sources(given.get(flag) or [])
-        except ValueError as error:
-            raise UserError(str(error), location=f"--{flag}",
-                            expected="NAME, or NAME=DATA for a task of your own") from error  # fmt: skip
-        if names:
-            given[flag] = [name if name in own else canonical_name(name, "text_to_text") for name in names]
-        sources |= own
-    return sources
-
-
-def define_own_tasks(arguments, sources):
-    """Register tasks of the user's own, and write down what they are."""
-    data = arguments.data
-    kept = definitions(data.task_definitions, arguments.location("task_definitions")) or None
-    own = Namespace(own_tasks=sources, task_definitions=kept)
-    prepare_own_tasks(own, "--tasks")
-    data.task_definitions = json.dumps(own.task_definitions) if own.task_definitions else None
-
-
-# What goes with another argument, and is not taken from a config where that one is typed.
-FOLLOWS = {"tokenizer_name": "model_name_or_path", "eval_tasks": "tasks"}
-
-
-def follow(given, typed):
-    """A model that is typed brings its own tokenizer, tasks that are typed are those that are evaluated."""
-    for name, leader in FOLLOWS.items():
-        if leader in typed and name not in typed and given[leader]:
-            given.pop(name, None)
+        """Where a setting was given, for errors."""
+        return self.locations.get(name, f"--{name}")
 
 
 PATHS = ("data_dir", "task_embedding_dir", "train_files", "validation_files")
 
 
-def written(flags):
-    """Flags as run.json holds them: paths of data hold from any directory, whole numbers are written so."""
-    found = {**flags, "resume": None, "resume_from_checkpoint": None}
-    for name in PATHS:
-        if value := found.get(name):
-            found[name] = [_absolute(v) for v in value] if isinstance(value, list) else _absolute(value)
-    for name, value in found.items():
-        if isinstance(value, float) and value.is_integer() and name.endswith("_steps"):
-            # transformers takes shares, too, and reads every number as one that may be.
-            found[name] = int(value)
-    return found
+def absolute_data_paths(values):
+    """{name: value} of the paths of data among the flags, each absolute."""
+    paths = {name: values[name] for name in PATHS if values.get(name)}
+    return {name: [os.path.abspath(p) for p in path] if isinstance(path, list) else os.path.abspath(path)
+            for name, path in paths.items()}  # fmt: skip
 
 
-def _absolute(path):
-    return str(Path(path).resolve())
+def parse(make_parser, argv=None, script="train_t5.py"):
+    """`Arguments` of a command line and its config file, or of the run that is resumed.
+
+    Args:
+        make_parser: called without arguments, makes the script's parser.
+
+    Raises:
+        UserError: a config file that cannot be used, no run to resume, values that do not fit each other.
+    """
+    p = make_parser()
+    arguments = Arguments(**vars(p.parse_args(argv)), locations=p.locations)
+    if arguments.data_dir:
+        arguments.data_dir = str(find_shipped(arguments.data_dir))
+    if directory := resumed(arguments):
+        typed = flags.typed_flags(make_parser, argv)
+        vars(arguments).update(stored(directory, typed, p, script))
+    else:
+        follow(arguments)
+    settings.apply_fp16_level(p, arguments)
+    complete(arguments)
+    return arguments
 
 
-def resumed(given):
-    """The run directory to go on with: --resume, or transformers' --resume_from_checkpoint; None for a new run."""
-    asked = str(given.get("resume_from_checkpoint") or "")
-    if given.get("resume") or asked.lower() in ("", "false"):
-        return given.get("resume")
+# What goes with another setting, and is not taken from a config where that one is typed.
+FOLLOWS = {"tokenizer_name": "model_name_or_path", "eval_tasks": "tasks"}
+
+
+def follow(arguments):
+    """A model that is typed brings its own tokenizer, tasks that are typed are those that are evaluated."""
+    for name, leader in FOLLOWS.items():
+        typed = {n: arguments.locations.get(n, "").startswith("--") for n in (name, leader)}
+        if typed[leader] and not typed[name] and getattr(arguments, leader) and hasattr(arguments, name):
+            setattr(arguments, name, None)
+
+
+def resumed(arguments):
+    """The run directory to resume: --resume, or transformers' --resume_from_checkpoint; None for a new run."""
+    asked = str(arguments.resume_from_checkpoint or "")
+    if arguments.resume or asked.lower() in ("", "false"):
+        return arguments.resume
     if asked.lower() == "true":
-        return given.get("output_dir")
+        return arguments.output_dir
     path = Path(asked)
     if path.name.startswith("checkpoint-"):
-        raise UserError("a run goes on after its newest whole checkpoint", location=f"--resume_from_checkpoint {asked}",
+        raise UserError("a run is resumed from its newest whole checkpoint",
+                        location=f"--resume_from_checkpoint {asked}",
                         remedy=shell_words("--resume", path.parent))  # fmt: skip
     return asked
 
 
-def stored(directory, given, names, script):
+def stored(directory, typed, parser, script):
     """What a run was started with, and of what was typed now what may change.
 
     Raises:
@@ -381,114 +118,176 @@ def stored(directory, given, names, script):
 
     _, record = Run.open(directory, script=script)
     refuse_foreign(record, script, directory)
-    kept = restored(record["flags"], Path(directory) / "run.json", names)
-    given = {**given, **{k: v for k, v in written(given).items() if k in PATHS}}
-    check_flags(given, written(kept), FREE_WHEN_RESUMING, f"--resume {directory}")
-    free = {k: v for k, v in given.items() if k in FREE_WHEN_RESUMING}
+    known = restored(record["flags"], Path(directory) / "run.json", parser)
+    typed = {**typed, **absolute_data_paths(typed)}
+    check_flags(typed, known, FREE_WHEN_RESUMING, f"--resume {directory}")
+    free = {k: v for k, v in typed.items() if k in FREE_WHEN_RESUMING}
     here = dict(output_dir=str(directory), resume=str(directory), overwrite_output_dir=False)
-    return {**kept, **free, **here, "resume_from_checkpoint": None}
+    return {**known, **free, **here, "resume_from_checkpoint": None}
 
 
-def definitions(text, location):
-    """The definitions of the user's own tasks in --task_definitions, [] where there are none."""
-    try:
-        found = json.loads(text or "[]")
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"no json: {first_line(error)}", location=location, expected="what train_t5.py wrote",
-                        remedy=stored_flags.REMEDY) from error  # fmt: skip
-    return schema.validate(found, stored_flags.DERIVED["task_definitions"], location, stored_flags.REMEDY) or []
-
-
-def restored(flags, location, names=NAMES):
-    """{name: value} of the flags of a run.json, each checked as on the command line; `config`, too.
+def restored(stored, location, parser=None):
+    """{name: value} of the flags of a run.json, each checked as on the command line.
 
     Args:
+        stored: {name: value}, by the names of any version.
         location: the file.
+        parser: the script's (default: train_t5.py's).
     """
-    # As `TrainingArguments` leaves "none".
-    known = {k: v for k, v in flags.items() if k in names.fields() and not (k == "report_to" and v == [])}
-    found = config_flags.restored(names, known, location)
-    if config := flags.get("config"):
-        found["config"] = schema.validate(config, stored_flags.TEXT, f"{location}: flags.config", stored_flags.REMEDY)
-    return found
+    parser = parser or build_parser(None)
+    known = stored_flags.rename_settings(stored, parser)
+    # What versions on transformers' training arguments wrote: their "none", and definitions as text.
+    if known.get("report_to") in ("none", []):
+        known["report_to"] = ["tensorboard"]
+    if isinstance(known.get("report_to"), str):
+        known["report_to"] = [known["report_to"]]
+    if "task_definitions" in known:
+        known["task_definitions"] = definitions(known["task_definitions"], f"{location}: flags.task_definitions")
+    return stored_flags.restore_flags(parser, known, location)
 
 
-def check(arguments):
-    """A `UserError` for values that do not fit each other, or that nothing can be done with."""
-    model, data, adapter, training = arguments.model, arguments.data, arguments.adapter, arguments.training
-    where = arguments.config or "flags"
-    for name in ("tasks", "eval_tasks"):
-        check_tasks(getattr(data, name), arguments.location(name))
-    if not (training.do_train or training.do_eval or training.do_test):
-        raise UserError("nothing to do", location=where, expected="--do_train, --do_eval or --do_test")
-    if not training.output_dir:
-        raise UserError("no run directory", location=where, expected="--output_dir")
-    model.from_scratch = model.from_scratch or model.not_load_t5_checkpoint
-    if not model.model_name_or_path and not (model.from_scratch and model.config_name):
-        raise UserError(
-            "no model",
-            location=where,
-            expected="--model_name_or_path, or --from_scratch with --config_name and --tokenizer_name",
-        )
-    check_numbers(arguments, (data, adapter, training, model))
-    if adapter.method:
-        training.train_adapters = adapter.method != "full"
-    for name, (method, *_) in PORT_SETTINGS.items():
-        if getattr(adapter, name) is not None and method != adapter.method:
-            raise UserError("has no effect without that method", location=arguments.location(name),
-                            expected=f"--method {method}", remedy="leave it out, or choose that")  # fmt: skip
-    if adapter.unique_hyper_net and adapter.efficient_unique_hyper_net:
-        raise UserError("excludes efficient_unique_hyper_net", location=arguments.location("unique_hyper_net"),
-                        remedy="the one is HyperFormer, the other HyperFormer++")  # fmt: skip
-    for name in ("adapters", "task_embeddings"):
-        listed = getattr(data, name)
-        if listed is not None and len(listed) != len(data.tasks):
-            raise UserError(f"{len(listed)} names for {len(data.tasks)} tasks", location=arguments.location(name),
-                            expected="one for each of tasks")  # fmt: skip
-    for name in ("tasks", "eval_tasks"):
-        if len(set(getattr(data, name) or [])) < len(getattr(data, name) or []):
+def definitions(value, location):
+    """The definitions of the user's own tasks in a run.json, None where there are none."""
+    try:
+        found = json.loads(value or "null") if isinstance(value, str | None) else value
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not json: {first_line(error)}", location=location, expected="what train_t5.py wrote",
+                        remedy=stored_flags.REMEDY) from error  # fmt: skip
+    schema.validate(found, stored_flags.DERIVED["task_definitions"], location, stored_flags.REMEDY)
+    return found or None
+
+
+# ---- what goes together
+
+
+def complete(arguments):
+    """Check what goes together, and fill in what follows from other settings."""
+    if hasattr(arguments, "eval_tasks"):
+        check_tasks(arguments, ("tasks", "eval_tasks"))
+        prepare_own_tasks(arguments, "--tasks")
+        check_task_names(arguments)
+        if arguments.eval_strategy != "no" or arguments.evaluate_during_training:
+            arguments.do_eval = True
+        if not (arguments.do_train or arguments.do_eval or arguments.do_test):
+            raise UserError("nothing to do", location="flags", expected="--do_train, --do_eval or --do_test")
+        check_method(arguments)
+    elif not (arguments.train_files or arguments.tasks):
+        raise UserError("no text", location="flags", expected="--train_files, or --tasks with --data_dir")
+    else:
+        check_task_names(arguments, ("tasks",))
+    check_common(arguments)
+
+
+def begin(arguments):
+    """What is wrong with the machine and its libraries is said before anything is loaded.
+
+    Raises:
+        UserError: float16 without a GPU, an optimizer, schedule or library for --report_to that is not there.
+    """
+    import ignite.distributed as idist
+    import torch
+    from versatile.training.board import check_reporters
+    from versatile.training.optimizers import check_optimizer
+    from versatile.training.schedules import check_schedule
+    from versatile.utils import devices
+
+    devices.quiet_libraries(arguments.cache_dir)
+    check_reporters(arguments.report_to)
+    check_schedule(arguments)
+    check_optimizer(arguments)
+    dtype = devices.precision(arguments, idist.device())
+    # Written down, so that a run that is resumed on other hardware stays as it was.
+    for name, own in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+        setattr(arguments, name, dtype == own)
+
+
+def check_common(arguments):
+    """What both scripts demand; the schedule, the loss and the strategies complete."""
+    if not arguments.output_dir:
+        raise UserError("no run directory", location="flags", expected="--output_dir")
+    if not arguments.model_name_or_path and not (arguments.from_scratch and arguments.config_name):
+        raise UserError("no model", location="flags", expected="--model_name_or_path, or --from_scratch with "
+                        "--config_name and --tokenizer_name")  # fmt: skip
+    if arguments.adafactor:
+        # transformers builds it as the original did: the rate given, without scaling by the parameters.
+        arguments.optim = "adafactor"
+    if arguments.loss_reduction is None:
+        arguments.loss_reduction = "sum" if arguments.label_smoothing else "mean"
+    if arguments.evaluate_during_training is not None:
+        arguments.eval_strategy = "steps" if arguments.evaluate_during_training else "no"
+    if arguments.eval_strategy == "steps":
+        arguments.eval_steps = arguments.eval_steps or arguments.logging_steps
+    for name in ("eval", "save", "logging"):
+        if getattr(arguments, f"{name}_strategy") == "steps" and not getattr(arguments, f"{name}_steps"):
+            raise UserError("is 0", location=arguments.location(f"{name}_steps"), expected="a number above 0")
+    if arguments.load_best_model_at_end:
+        arguments.metric_for_best_model = arguments.metric_for_best_model or "loss"
+        check_best(arguments)
+    if arguments.greater_is_better is None and arguments.metric_for_best_model:
+        arguments.greater_is_better = not arguments.metric_for_best_model.endswith("loss")
+
+
+def check_best(arguments):
+    """The best model can only be kept where it is evaluated when it is saved."""
+    evaluated, saved = arguments.eval_strategy, arguments.save_strategy
+    location = arguments.location("load_best_model_at_end")
+    if evaluated != saved:
+        raise UserError(f"the model is evaluated by {evaluated}, and saved by {saved}", location=location,
+                        expected="--eval_strategy and --save_strategy alike")  # fmt: skip
+    if evaluated == "steps":
+        every, of = arguments.save_steps, arguments.eval_steps
+        ratio = every / of
+        if (every < 1) != (of < 1) or not math.isclose(ratio, round(ratio), rel_tol=1e-9) or ratio < 1:
+            raise UserError(f"--save_steps is {every}, --eval_steps {of}", location=location,
+                            expected="--save_steps a multiple of --eval_steps")  # fmt: skip
+
+
+def check_tasks(arguments, names):
+    """A `UserError` for a task that is named twice."""
+    for name in names:
+        listed = getattr(arguments, name) or []
+        if len(set(listed)) < len(listed):
             raise UserError("a task is named twice", location=arguments.location(name))
-    missing = [t for t in data.eval_tasks or [] if t not in data.tasks]
-    if missing and training.train_adapters:
-        raise UserError(f"{', '.join(missing)} is not trained, so it has no adapter", expected=", ".join(data.tasks),
-                        location=arguments.location("eval_tasks"))  # fmt: skip
 
 
-def check_tasks(tasks, location):
+def check_task_names(arguments, names=("tasks", "eval_tasks")):
     """A `UserError` for names that are no text-to-text task's."""
     from versatile.data import text_to_text
 
-    for name in tasks or []:
-        try:
-            text_to_text.get(name)
-        except UserError as error:
-            raise UserError(error.found, location=location, expected=error.expected, remedy=error.remedy) from None
+    for flag in names:
+        for name in getattr(arguments, flag) or []:
+            try:
+                text_to_text.get(name)
+            except UserError as error:
+                raise UserError(error.found, location=arguments.location(flag), expected=error.expected,
+                                remedy=error.remedy) from None  # fmt: skip
 
 
-POSITIVE = ("reduction_factor", "max_source_length", "max_target_length", "val_max_target_length",
-            "test_max_target_length", "task_hidden_dim", "projected_task_embedding_dim", "task_embedding_dim",
-            "eval_beams", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-            "learning_rate", "num_train_epochs", "save_total_limit", "adam_epsilon")  # fmt: skip
+def check_method(arguments):
+    """What does not go with the method, or with the tasks."""
+    if arguments.method:
+        arguments.train_adapters = arguments.method != "full"
+    for name, (method, *_) in PORT_SETTINGS.items():
+        if getattr(arguments, name) is not None and method != arguments.method:
+            raise UserError("has no effect without that method", location=arguments.location(name),
+                            expected=f"--method {method}", remedy="leave it out, or choose that")  # fmt: skip
+    if arguments.unique_hyper_net and arguments.efficient_unique_hyper_net:
+        raise UserError("excludes efficient_unique_hyper_net", location=arguments.location("unique_hyper_net"),
+                        remedy="the one is HyperFormer, the other HyperFormer++")  # fmt: skip
+    for name in ("adapters", "task_embeddings"):
+        listed = getattr(arguments, name)
+        if listed is not None and len(listed) != len(arguments.tasks):
+            raise UserError(f"{len(listed)} names for {len(arguments.tasks)} tasks", location=arguments.location(name),
+                            expected="one for each of tasks")  # fmt: skip
+    missing = [task for task in arguments.eval_tasks or [] if task not in arguments.tasks]
+    if missing and arguments.train_adapters:
+        raise UserError(f"{', '.join(missing)} is not trained, so it has no adapter",
+                        expected=", ".join(arguments.tasks), location=arguments.location("eval_tasks"))  # fmt: skip
 
 
-def check_numbers(arguments, parts):
-    """A `UserError` for numbers out of their range."""
-
-    def demand(name, fits, expected):
-        for part in parts:
-            value = getattr(part, name, None)
-            if value is not None and not fits(value):
-                raise UserError(f"is {value}", location=arguments.location(name), expected=expected)
-
-    for name in POSITIVE:
-        demand(name, lambda v: v > 0, "above 0")
-    for name in ("n_train", "n_val", "n_test"):
-        demand(name, lambda v: v > 0 or v == -1, "above 0, or -1 for all")
-    for name in ("label_smoothing", "dropout"):
-        demand(name, lambda v: 0 <= v < 1, "from 0 to below 1")
-    for name in ("temperature", "warmup_steps", "weight_decay", "max_grad_norm", "dataloader_num_workers", "eval_steps",
-                 "save_steps", "logging_steps", "eval_delay", "seed", "data_seed"):  # fmt: skip
-        demand(name, lambda v: v >= 0, "0 or more")
-    for name in ("adam_beta1", "adam_beta2"):
-        demand(name, lambda v: 0 <= v < 1, "from 0 to below 1")
-    demand("max_steps", lambda v: v > 0 or v == -1, "above 0, or -1 for all epochs")
+def warmup_steps(arguments, total_steps):
+    """Optimizer steps in which the rate rises: --warmup_steps, where below 1 a share, or --warmup_ratio."""
+    if arguments.warmup_ratio is not None and not arguments.warmup_steps:
+        return math.ceil(total_steps * arguments.warmup_ratio)
+    steps = arguments.warmup_steps
+    return int(steps) if steps >= 1 else math.ceil(total_steps * steps)

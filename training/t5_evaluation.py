@@ -312,11 +312,11 @@ def evaluate_run(args, given):
         if flag in WITHOUT_MEANING:
             raise UserError(f"has no effect on a model of train_t5.py: {WITHOUT_MEANING[flag]}", location=f"--{flag}",
                             remedy="leave it out")  # fmt: skip
-    devices.quiet_libraries()
+    devices.quiet_libraries(args.cache_dir)
     device = idist.device()
     dtype = devices.precision(args, device)
     known = t5_arguments.restored(*directory.run_flags(args.model_checkpoint))
-    register_own_tasks(t5_arguments.definitions(known.get("task_definitions"), f"{args.model_checkpoint}: run.json"))
+    register_own_tasks(known.get("task_definitions") or [])
     args.task = canonical_name(args.task, "text_to_text")
     data = Namespace(data_dir=data_of(args, known),
                      eval_beams=args.num_beams if "num_beams" in given else known.get("eval_beams"))  # fmt: skip

@@ -24,7 +24,8 @@ from versatile.training.optimizers import build_optimizer
 from versatile.training.runs import ModelFiles, Run, lock_directory, record, stored
 from versatile.training.schedules import build_schedule
 from versatile.training.settings import Settings
-from versatile.training.t5_arguments import PORT_SETTINGS
+from versatile.training.t5_arguments import warmup_steps
+from versatile.training.t5_flags import PORT_SETTINGS
 from versatile.training.trainer import Trainer
 from versatile.training.validation import TOGETHER, Evaluator, Report
 from versatile.utils import plots
@@ -42,21 +43,20 @@ def check_directory(arguments, script="train_t5.py"):
     Args:
         script: whose runs --overwrite_output_dir may remove; see `make_room`.
     """
-    args = arguments.training
     # `say` asks ignite, which finds out about processes when it is first asked: all of them must be there.
     idist.get_rank()
-    if args.resume:
+    if arguments.resume:
         return
-    if args.process_index:
+    if idist.get_rank():
         return
-    location, folder = f"--output_dir {args.output_dir}", Path(args.output_dir)
+    location, folder = f"--output_dir {arguments.output_dir}", Path(arguments.output_dir)
     if (folder / "run.json").exists():
-        if not args.overwrite_output_dir:
+        if not arguments.overwrite_output_dir:
             raise UserError("this directory already holds a run", location=location,
                             remedy=f"go on with it ({shell_words('--resume', folder)}), name another directory, or "
                                    "start anew in its place with --overwrite_output_dir")  # fmt: skip
         check_removable(arguments, folder, script)
-    could_be_made(args.output_dir, "--output_dir")
+    could_be_made(arguments.output_dir, "--output_dir")
 
 
 # A flag that only the runs of one script have.
@@ -73,7 +73,7 @@ def check_removable(arguments, folder, script):
             remedy="name another directory, or remove it by hand",
         )
     for name in ("model_name_or_path", "tokenizer_name", "config_name"):
-        used = getattr(arguments.model, name)
+        used = getattr(arguments, name)
         if used and Path(used).exists() and Path(used).resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{used} lies in the run that --overwrite_output_dir would remove",
                             location=arguments.location(name), remedy="name another --output_dir")  # fmt: skip
@@ -81,8 +81,8 @@ def check_removable(arguments, folder, script):
 
 def make_room(arguments):
     """Remove an old run, if asked for: what train_t5.py writes, and nothing else that may lie beside it."""
-    folder = Path(arguments.training.output_dir)
-    if not arguments.training.overwrite_output_dir or not (folder / "run.json").exists():
+    folder = Path(arguments.output_dir)
+    if not arguments.overwrite_output_dir or not (folder / "run.json").exists():
         return
     (folder / "run.json").unlink()
     for pattern in ("checkpoints", "checkpoint-*", "events*", "*.safetensors", "*_results.json", "metrics.json",
@@ -94,20 +94,19 @@ def make_room(arguments):
 
 def settings(arguments):
     """`adapters.t5.T5Settings` of the arguments."""
-    model, data, adapter, training = arguments.model, arguments.data, arguments.adapter, arguments.training
     names = set(t5.T5Settings.__dataclass_fields__)
-    values = {k: v for part in (adapter, model) for k, v in vars(part).items() if k in names}
-    values |= dict(method=method(arguments), adapters=data.adapters, task_embeddings=data.task_embeddings)
-    given = {name: getattr(adapter, name) for name in PORT_SETTINGS if getattr(adapter, name) is not None}
+    values = {name: value for name, value in vars(arguments).items() if name in names}
+    values |= dict(method=method(arguments), adapters=arguments.adapters, task_embeddings=arguments.task_embeddings)
+    given = {name: getattr(arguments, name) for name in PORT_SETTINGS if getattr(arguments, name) is not None}
     if values["method"] in t5.PORT_METHODS:
         # Its range, before anything is loaded; what is complete is kept with the model.
         method_of(dict(method=values["method"], **given), arguments.location("method"))
         values["method_settings"] = given
-    if training.train_adapters and values["method"] == "finetune":
+    if arguments.train_adapters and values["method"] == "finetune":
         # Published for tuning the layer norms alone.
         values["freeze_model"] = True
     if values["task_embedding_dim"] is None:
-        values["task_embedding_dim"] = given_size(adapter.task_embedding_dir) or t5.T5Settings.task_embedding_dim
+        values["task_embedding_dim"] = given_size(arguments.task_embedding_dir) or t5.T5Settings.task_embedding_dim
     return t5.T5Settings(**values)
 
 
@@ -123,16 +122,15 @@ def given_size(directory):
 
 def method(arguments):
     """One of `adapters.t5.METHODS`."""
-    adapter = arguments.adapter
-    if adapter.method:
-        return "finetune" if adapter.method == "full" else adapter.method
-    if not (arguments.training.train_adapters and adapter.train_adapters_blocks):
+    if arguments.method:
+        return "finetune" if arguments.method == "full" else arguments.method
+    if not (arguments.train_adapters and arguments.train_adapters_blocks):
         return "finetune"
-    if adapter.adapter_config_name == "adapter":
+    if arguments.adapter_config_name == "adapter":
         return "adapters"
-    if adapter.efficient_unique_hyper_net:
+    if arguments.efficient_unique_hyper_net:
         return "hyperformer++"
-    if adapter.unique_hyper_net:
+    if arguments.unique_hyper_net:
         return "hyperformer"
     return "meta"
 
@@ -141,26 +139,25 @@ def build(arguments):
     """(the model with what is added to it, its tokenizer)."""
     from transformers import set_seed
 
-    model_args, data, args = arguments.model, arguments.data, arguments.training
-    name = model_args.model_name_or_path
+    name = arguments.model_name_or_path
     trained = name and peek(name)
-    if not args.do_train and trained and trained.encoder == "text_to_text":
+    if not arguments.do_train and trained and trained.encoder == "text_to_text":
         model, tokenizer = t5.load(name)
-        missing = [task for task in data.tasks if task not in model.tasks]
+        missing = [task for task in arguments.tasks if task not in model.tasks]
         if missing:
             raise UserError(f"the model was not trained for {', '.join(missing)}", location=arguments.location("tasks"),
                             expected=f"some of {', '.join(model.tasks)}")  # fmt: skip
         return model, tokenizer
-    if args.do_train and trained and trained.mode == "adapter":
+    if arguments.do_train and trained and trained.mode == "adapter":
         raise UserError("this is a trained model, not a bare T5", location=f"--model_name_or_path {name}",
                         remedy=f"to go on with it: {shell_words('--resume', name)}; to start anew: "
                                "name its backbone")  # fmt: skip
-    model, tokenizer = t5_models.load(model_args, args.seed)
-    set_seed(args.seed)
-    t5.attach(model, data.tasks, settings(arguments))
-    if args.do_train and not any(p.requires_grad for p in model.parameters()):
-        flags = [name for name in vars(model_args) if name.startswith("freeze") and getattr(model_args, name)]
-        flags += ["train_adapters_blocks"] * (not arguments.adapter.train_adapters_blocks)
+    model, tokenizer = t5_models.load(arguments, arguments.seed)
+    set_seed(arguments.seed)
+    t5.attach(model, arguments.tasks, settings(arguments))
+    if arguments.do_train and not any(p.requires_grad for p in model.parameters()):
+        flags = [name for name in vars(arguments) if name.startswith("freeze") and getattr(arguments, name)]
+        flags += ["train_adapters_blocks"] * (not arguments.train_adapters_blocks)
         raise UserError("nothing is left to train", location=", ".join(map(arguments.location, flags)) or None,
                         remedy="leave it out, or unfreeze something: --unfreeze_layer_norms")  # fmt: skip
     return model, tokenizer
@@ -168,30 +165,29 @@ def build(arguments):
 
 def read(arguments, tokenizer, model):
     """{"train" | "validation" | "test": {task: `t5_evaluation.Part`}}, of those that are asked for."""
-    data, args = arguments.data, arguments.training
-    common = dict(seed=args.data_seed, held_out=args.split_validation_test, prefix=not args.train_adapters, say=say)
-    ids = {name: model.task_id(name) if name in model.tasks else 0 for name in [*data.tasks, *(data.eval_tasks or [])]}
-    parts, tested = {}, data.eval_tasks or data.tasks
+    common = dict(seed=arguments.data_seed, held_out=arguments.split_validation_test,
+                  prefix=not arguments.train_adapters, say=say)  # fmt: skip
+    parts, tested = {}, arguments.eval_tasks or arguments.tasks
+    ids = {name: model.task_id(name) if name in model.tasks else 0 for name in [*arguments.tasks, *tested]}
     check_test_rows(arguments, tested)
     for split, wanted, names, target, limit in (
-        ("train", args.do_train, data.tasks, data.max_target_length, data.n_train),
-        ("validation", args.do_eval, tested, data.val_max_target_length, data.n_val),
-        ("test", args.do_test, tested, data.test_max_target_length, data.n_test),
+        ("train", arguments.do_train, arguments.tasks, arguments.max_target_length, arguments.n_train),
+        ("validation", arguments.do_eval, tested, arguments.val_max_target_length, arguments.n_val),
+        ("test", arguments.do_test, tested, arguments.test_max_target_length, arguments.n_test),
     ):
         if wanted:
-            common["lengths"] = (data.max_source_length, target)
-            parts[split] = t5_evaluation.read(names, split, data, tokenizer, ids, limit=limit, **common)
+            common["lengths"] = (arguments.max_source_length, target)
+            parts[split] = t5_evaluation.read(names, split, arguments, tokenizer, ids, limit=limit, **common)
     return parts
 
 
 def check_test_rows(arguments, tasks):
     """A `UserError` where the rows that choose the best checkpoint would be reported as the test rows of `tasks`."""
-    args = arguments.training
-    if not (args.do_train and args.do_eval and args.do_test and args.load_best_model_at_end):
+    if not (arguments.do_train and arguments.do_eval and arguments.do_test and arguments.load_best_model_at_end):
         return
-    if same := t5_evaluation.tested_on_validation(tasks, arguments.data.data_dir, args.split_validation_test):
+    if same := t5_evaluation.tested_on_validation(tasks, arguments.data_dir, arguments.split_validation_test):
         remedies = ["leave out the test (--do_test false)", "keep the last model (--load_best_model_at_end false)"]
-        if not args.split_validation_test and all(text_to_text.get(name).rule for name in same):
+        if not arguments.split_validation_test and all(text_to_text.get(name).rule for name in same):
             remedies.insert(0, "divide them (--split_validation_test true)")
         raise UserError(
             f"the test rows of {', '.join(same)} are the validation rows, which choose the best checkpoint",
@@ -207,28 +203,26 @@ def evaluation(arguments, tokenizer, parts):
         return None
     from transformers.utils import is_torch_xla_available
 
-    args, data = arguments.training, arguments.data
-    lengths = (data.max_source_length, data.val_max_target_length) if is_torch_xla_available() else None
+    lengths = (arguments.max_source_length, arguments.val_max_target_length) if is_torch_xla_available() else None
     return t5_evaluation.Evaluation(
-        parts, tokenizer, args.per_device_eval_batch_size, dtype=precision(args, args.device),
-        decode=args.predict_with_generate, share=(args.process_index, args.world_size), fixed_lengths=lengths,
+        parts, tokenizer, arguments.valid_batch_size, dtype=precision(arguments, idist.device()),
+        decode=arguments.predict_with_generate, share=(idist.get_rank(), idist.get_world_size()), fixed_lengths=lengths,
     )  # fmt: skip
 
 
 def open_run(arguments, model, tokenizer):
     """The run directory, made when everything else is known to be right."""
-    args = arguments.training
     # Where the backbone is trained too it is part of what is saved.
-    drawn = arguments.model.from_scratch and model.settings.method != "finetune" and not model.settings.unfreeze_model
-    if args.resume or args.process_index:
-        run = Run(args.output_dir, args.save_total_limit or 0)
-        if args.process_index == 0:
+    drawn = arguments.from_scratch and model.settings.method != "finetune" and not model.settings.unfreeze_model
+    if arguments.resume or idist.get_rank():
+        run = Run(arguments.output_dir, arguments.keep_checkpoints or 0)
+        if idist.get_rank() == 0:
             lock_directory(run.directory, "--resume")
     else:
         flags = Namespace(**arguments.flags())
         make_room(arguments)
-        run = Run.create(args.output_dir, record(flags, method=model.settings.method),
-                         args.save_total_limit or 0)  # fmt: skip
+        run = Run.create(arguments.output_dir, record(flags, method=model.settings.method),
+                         arguments.keep_checkpoints or 0)  # fmt: skip
         if drawn:
             keep_shape(model, tokenizer, run.directory / SHAPE)
     if drawn:
@@ -247,47 +241,46 @@ def batches(arguments, model, tokenizer, parts):
     """The training batches, with what they draw on the screen."""
     from transformers.utils import is_torch_xla_available
 
-    args, data = arguments.training, arguments.data
     rows = {name: part.rows for name, part in parts["train"].items()}
     sizes = {name: len(own) for name, own in rows.items()}
     sampler = MultiTaskBatchSampler(
-        list(sizes.values()), args.per_device_train_batch_size, args.temperature,
-        replicas=args.world_size, rank=args.process_index, seed=args.data_seed,
+        list(sizes.values()), arguments.train_batch_size, arguments.sampling_temperature,
+        replicas=idist.get_world_size(), rank=idist.get_rank(), seed=arguments.data_seed,
     )  # fmt: skip
     shares = zip(sizes, sampler.probabilities().tolist())
     say("tasks are drawn: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in shares))
-    fixed = (data.max_source_length, data.max_target_length) if is_torch_xla_available() else None
+    fixed = (arguments.max_source_length, arguments.max_target_length) if is_torch_xla_available() else None
     collate = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id,
-                       ignore_pad=data.ignore_pad_token_for_loss, lengths=fixed)  # fmt: skip
+                       ignore_pad=arguments.ignore_pad_token_for_loss, lengths=fixed)  # fmt: skip
     lengths = np.concatenate([own.targets.lengths() for own in rows.values()])
-    unused = args.ddp_find_unused_parameters
+    unused = arguments.ddp_find_unused_parameters
     if unused is None:
         # A batch of one task leaves the other tasks' parameters without a gradient.
         unused = model.settings.method != "finetune"
     return SampledBatches(torch.utils.data.ConcatDataset(rows.values()), sampler, collate, lengths,
-                          args.gradient_accumulation_steps, args.process_index,
+                          arguments.gradient_accumulation_steps, idist.get_rank(),
                           splits=model.tasks if unused else ())  # fmt: skip
 
 
 def settings_of(args, epoch_batches):
     """`Settings` of transformers' training arguments."""
     epoch_steps = math.ceil(epoch_batches / args.gradient_accumulation_steps)
-    total = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * epoch_steps)
+    total = args.max_steps if args.max_steps > 0 else math.ceil(args.n_epochs * epoch_steps)
 
     def steps(value):
         # Below 1 it is a share of all steps.
         return math.ceil(value * total) if value and value < 1 else int(value or 0) or None
 
-    evaluated, saved = str(args.eval_strategy.value), str(args.save_strategy.value)
-    logged = {"no": None, "epoch": epoch_steps}.get(args.logging_strategy.value, steps(args.logging_steps))
+    evaluated, saved = args.eval_strategy, args.save_strategy
+    logged = {"no": None, "epoch": epoch_steps}.get(args.logging_strategy, steps(args.logging_steps))
     return Settings(
         n_epochs=math.ceil(total / epoch_steps), max_steps=total, seed=args.seed,
-        gradient_accumulation_steps=args.gradient_accumulation_steps, max_norm=args.max_grad_norm or math.inf,
+        gradient_accumulation_steps=args.gradient_accumulation_steps, max_norm=args.max_norm or math.inf,
         save_steps=steps(args.save_steps) if saved == "steps" else None,
-        select="best" if args.load_best_model_at_end else "last", eval_before_start=args.eval_on_start,
+        select="best" if args.load_best_model_at_end else "last", eval_before_start=args.eval_before_start,
         log_every=logged or total, log_first=args.logging_first_step, mean_loss=True,
         eval_epochs=evaluated == "epoch", eval_steps=steps(args.eval_steps) if evaluated == "steps" else None,
-        dtype=precision(args, args.device), rate_flag="--learning_rate", batch_flag="--per_device_train_batch_size",
+        dtype=precision(args, idist.device()), report_to=args.report_to,
     )  # fmt: skip
 
 
@@ -301,13 +294,13 @@ def build_trainer(args, run, model, train, evaluate):
         train: `SampledBatches`.
         evaluate: called with (model, "eval"), returns {name: value}; None: the last model is kept.
     """
-    prepare_for_device(model, args.device, precision(args, args.device))
-    if getattr(args, "gradient_checkpointing", False) or getattr(args, "activation_checkpointing", False):
+    prepare_for_device(model, idist.device(), precision(args, idist.device()))
+    if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     settings = settings_of(args, len(train.plan()))
-    schedule = build_schedule(args.lr_scheduler_type, args.learning_rate, args.get_warmup_steps(settings.max_steps),
+    schedule = build_schedule(args.lr_scheduler_type, args.lr, warmup_steps(args, settings.max_steps),
                               settings.max_steps, args.lr_scheduler_kwargs)  # fmt: skip
-    objective = SmoothedCrossEntropy(args.label_smoothing, args.loss_reduction, args.world_size)
+    objective = SmoothedCrossEntropy(args.label_smoothing, args.loss_reduction, idist.get_world_size())
     return Trainer(model, train, objective, build_optimizer(model, args), schedule, run,
                    evaluate and BestMetric(args, model, evaluate), settings=settings)  # fmt: skip
 
@@ -381,13 +374,12 @@ def train(arguments, run, model, tokenizer, parts, drawn, scorer):
     Returns:
         what metrics.json says of it.
     """
-    args = arguments.training
     files = ModelFiles(lambda at: t5.save(model, tokenizer, at), lambda at: t5.load_weights(model, at))
     run.bind(files, data_keys(parts), resume_command("train_t5.py", run.directory))
-    trainer = build_trainer(args, run, model, drawn, scorer)
+    trainer = build_trainer(arguments, run, model, drawn, scorer)
     result = fit(trainer)
-    return summary(args, trainer, result) | dict(
-        coverage=coverage(args, drawn.sampler, result["steps"], list(parts["train"])))  # fmt: skip
+    return summary(arguments, trainer, result) | dict(
+        coverage=coverage(arguments, drawn.sampler, result["steps"], list(parts["train"])))  # fmt: skip
 
 
 def finish(arguments, run, model, tokenizer, parts, trained):
@@ -396,10 +388,10 @@ def finish(arguments, run, model, tokenizer, parts, trained):
     Args:
         trained: what `train` returned; {} where nothing was trained.
     """
-    args, first = arguments.training, idist.get_rank() == 0
-    folder, step = Path(args.eval_output_dir or args.output_dir), trained.get("best_step")
+    first = idist.get_rank() == 0
+    folder, step = Path(arguments.eval_output_dir or arguments.output_dir), trained.get("best_step")
     results, tasks = {}, {}
-    prepare_for_device(model, args.device, precision(args, args.device))
+    prepare_for_device(model, idist.device(), precision(arguments, idist.device()))
     for split, prefix, file in (("validation", "eval", "val_results.json"), ("test", "test", "test_results.json")):
         scorer = evaluation(arguments, tokenizer, parts.get(split))
         if scorer is None:
@@ -417,11 +409,11 @@ def finish(arguments, run, model, tokenizer, parts, trained):
                           | trained | dict(scores=tasks) | results)  # fmt: skip
         write_json(folder / "arguments_results.json", arguments.flags())
         if trained:
-            tasks = arguments.data.tasks
+            tasks = arguments.tasks
             named = ", ".join(tasks) if len(tasks) < 4 else f"{len(tasks)} tasks"
             plots.score_curve(run.directory / "learning_curve.png", trained["history"],
                               f"{run.directory.name}: {model.settings.method} on {named}")  # fmt: skip
-    if args.world_size > 1:
+    if idist.get_world_size() > 1:
         idist.barrier()
     if trained:
         say(f"trained {trained['steps']:,} steps in {trained['seconds']:,} s, {trained['steps_per_second']:g} steps/s")
@@ -430,4 +422,4 @@ def finish(arguments, run, model, tokenizer, parts, trained):
         following = shell_command("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory)
         say(f"next: {following}")
     if first:
-        hub.push(run.directory, args.push_to_hub)
+        hub.push(run.directory, arguments.push_to_hub)

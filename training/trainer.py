@@ -267,7 +267,8 @@ class Trainer:
         self._logged = (self.seconds, self.tokens)
         engine = Engine(self.take_step)
         engine.logger.disabled = True
-        self.board = Board(self.run.board_folder, first) if self.rank0 else None
+        if self.rank0:
+            self.board = Board(self.run.directory, first, self.settings.report_to, self.run.board_folder)
         self._attach(engine)
         self._mark = time.monotonic()
         if first:
@@ -278,6 +279,8 @@ class Trainer:
         if first < self.total_steps and self.stop != "early":
             with self.signals:
                 self._run(engine, first)
+        if self.board:
+            self.board.close()
         if isinstance(self.stop, int):
             raise SystemExit(128 + self.stop)
         for callback in self.callbacks:

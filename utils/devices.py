@@ -1,6 +1,5 @@
 """Devices, precision, processes."""
 
-import argparse
 import contextlib
 import os
 import resource
@@ -91,53 +90,6 @@ def has_bf16(device):
     return device.type == "xla"
 
 
-class _UseDevice(argparse.Action):
-    """--device cpu. It acts when it is parsed, before a library looks for a GPU, and is no setting of a run: a run may
-    be resumed on another device."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        if values == "cpu":
-            os.environ.update(CUDA_VISIBLE_DEVICES="", PJRT_DEVICE="CPU")
-
-
-def add_device_flag(parser):
-    """--device auto | cpu."""
-    parser.add_argument(
-        "--device",
-        action=_UseDevice,
-        choices=("auto", "cpu"),
-        default=argparse.SUPPRESS,
-        help="cpu: use no GPU even where there is one (default: the GPU where there is one)",
-    )
-
-
-def take_device_flag(argv):
-    """Obey --device in a command line that argparse does not read as a whole; returns the line without it.
-
-    Raises:
-        UserError: another device than auto or cpu.
-    """
-    from versatile.utils.errors import UserError
-
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    add_device_flag(parser)
-    try:
-        return parser.parse_known_args(argv)[1]
-    except argparse.ArgumentError as error:
-        raise UserError(error.message, location="--device", expected="auto or cpu") from None
-
-
-def add_precision_flags(parser, device=True):
-    """--bf16 | --fp16 | --fp32; none of them: bf16 where the hardware has it. With `device` also --device."""
-    group = parser.add_argument_group("precision (default: --bf16 where the hardware has it, else --fp32)")
-    one = group.add_mutually_exclusive_group()
-    one.add_argument("--bf16", action="store_true", help="matrix products in bfloat16 (autocast)")
-    one.add_argument("--fp16", action="store_true", help="matrix products in float16 with loss scaling (GPU only)")
-    one.add_argument("--fp32", action="store_true", help="everything in float32")
-    if device:
-        add_device_flag(group)
-
-
 def precision(args, device):
     """The dtype matrix products run in, from the flags and the device.
 
@@ -187,8 +139,11 @@ def need_compiler(device):
                         remedy="install one, name one in the variable CXX, or leave --compile out")  # fmt: skip
 
 
-def quiet_libraries():
+def quiet_libraries(cache_dir=None):
     """Keep transformers' progress bars and advice, and the hub's retries, off the screen; errors still come through.
+
+    Args:
+        cache_dir: --cache_dir, where models from the hub are kept.
 
     Raises:
         UserError: Python was told to drop docstrings, which transformers builds its models' documentation from.
@@ -208,9 +163,12 @@ def quiet_libraries():
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    from huggingface_hub import constants
     from huggingface_hub.utils import logging as hub_logging
 
     hub_logging.set_verbosity_error()
+    if cache_dir:
+        constants.HF_HUB_CACHE = str(cache_dir)
 
 
 def prepare_for_device(model, device, dtype):

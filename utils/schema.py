@@ -219,7 +219,7 @@ def read_json_object(path, remedy="copy it again", location=None):
     """The object a json file holds; a file that cannot be read, parsed or is something else is a `UserError`."""
     location = location or path
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
     except RecursionError:
         raise UserError("nested too deeply", location=location, expected="a json object", remedy=remedy) from None
     except (ValueError, OSError) as error:
@@ -229,7 +229,7 @@ def read_json_object(path, remedy="copy it again", location=None):
     return value
 
 
-def _without_doubles(pairs):
+def unique_keys(pairs):
     """A json object; of a key that stands twice it could not be said which value counts."""
     found = dict(pairs)
     if len(found) < len(pairs):

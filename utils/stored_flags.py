@@ -8,6 +8,7 @@ import os
 
 from versatile.utils import schema
 from versatile.utils.errors import UserError, brief
+from versatile.utils.settings import ALL_SPELLINGS
 
 REMEDY = "put the value back that the run was started with, copy the file again, or start a new run"
 # What a text or a path in a run.json may be.
@@ -17,6 +18,25 @@ DERIVED = {
     "own_tasks": schema.MapOf(TEXT, null=True),
     "task_definitions": schema.ListOf(schema.Record(fields={"name": schema.Text(required=True)}), null=True),
 }
+
+
+def rename_settings(stored, parser):
+    """The flags of a run.json under today's names, whatever the version that wrote it called them.
+
+    Args:
+        stored: {name: value}.
+        parser: the script's.
+    """
+    options, renamed = parser._option_string_actions, {}
+    for name, value in stored.items():
+        action = options.get(f"--{name}")
+        today = action.dest if action else ALL_SPELLINGS.get(name, name)
+        if name == "cache_dir" and "--token_cache_dir" in options and "token_cache_dir" not in stored:
+            # It was where tokenised data lie.
+            today = "token_cache_dir"
+        if today != argparse.SUPPRESS and (today == name or today not in stored):
+            renamed[today] = value
+    return renamed
 
 
 def restore_flags(parser, stored, location):

@@ -380,7 +380,7 @@ def plain(text):
 
 @exit_on_user_error
 def main(argv=None):
-    p = flags.parser("The results of many evaluations in one table.")
+    p = flags.build_parser("The results of many evaluations in one table.")
     p.prog, p.usage = "python -m utils.table", "%(prog)s [RESULT_DIR_OR_FILE ...] [flags]"
     p.add_argument("locations", nargs="*", default=["results"], metavar="RESULT_DIR_OR_FILE",
                    help="metrics files, or directories that hold some at any depth (default: results)")  # fmt: skip

@@ -14,8 +14,6 @@ from versatile.utils import flags as flag_types
 from versatile.utils.errors import UserError
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-# Their switches are read as words: --do_train false.
-_SWITCHES_IN_WORDS = ("train_t5", "pretrain_t5")
 
 
 def load(directory, task=None, precision=None):
@@ -97,7 +95,7 @@ def evaluate(flags, script="evaluate"):
 def run_script(name, flags):
     """Run a script in this process: what it would print as an error is raised as a `UserError`."""
     module = importlib.import_module(f"versatile.scripts.{name}")
-    words = command_line(name, flags)
+    words = command_line(flags)
     # Written into run.json, and the name that the script goes by.
     before, sys.argv = sys.argv, [f"{name}.py", *words]
     try:
@@ -111,15 +109,15 @@ def run_script(name, flags):
         sys.argv = before
 
 
-def command_line(script, flags):
+def command_line(flags):
     """The words that a script is called with for {name: value}; see `train`."""
     flags = dict(flags)
     config = flags.pop("config", None)
     words = [str(config)] if config else []
     for name, value in flags.items():
-        if value is False and script in _SWITCHES_IN_WORDS:
+        if value is False:
             words.append(f"--{name}=false")
-        elif value is None or value is False:
+        elif value is None:
             continue
         elif value is True:
             words.append(f"--{name}")

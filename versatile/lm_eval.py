@@ -15,7 +15,7 @@ import math
 import sys
 from pathlib import Path
 
-from versatile.utils import flags
+from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error, first_line
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -24,27 +24,25 @@ NOISE = 1.96
 
 
 def parser():
-    p = flags.parser(__doc__)
+    p = flags.build_parser(__doc__)
     g = p.add_argument_group("models")
-    g.add_argument("--model_checkpoint", required=True, help="the directory of a trained model")
+    settings.add(p, "model_checkpoint", group=g.title, required=True, help="the directory of a trained model")
     g.add_argument("--task", help="the task whose adapter answers (needed where the model holds several)")
     g.add_argument("--backbone", help="what the run is compared with (default: the backbone it was trained on)")
     g = p.add_argument_group("evaluation")
     g.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="the harness's tasks, or their yaml files")
     g.add_argument("--num_fewshot", type=flags.not_negative, metavar="N", help="examples in a prompt (default: none)")
-    g.add_argument("--limit", type=flags.positive, help="only the first so many documents of each task")
-    g.add_argument("--batch_size", type=flags.positive, default=16, help="requests at once")
-    g.add_argument("--output_dir", help="where lm_eval.json goes")
-    from versatile.utils.devices import add_device_flag
-
-    add_device_flag(g)
+    settings.add(p, "limit", group=g.title, help="only the first so many documents of each task")
+    settings.add(p, "batch_size", group=g.title, default=16, help="requests at once")
+    settings.add(p, "output_dir", group=g.title, help="where lm_eval.json goes")
+    settings.add_device(p, "machine")
     return p
 
 
 @exit_on_user_error
 def main(argv=None):
     args = parser().parse_args(argv)
-    flags.one_process()
+    flags.require_one_process()
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("the package lm_eval is not installed", location="python -m versatile.lm_eval",
                         remedy='pip install "versatile-lm[lm-eval]", or: pip install lm_eval')  # fmt: skip

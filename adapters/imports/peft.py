@@ -596,7 +596,7 @@ def _prove_import(model, tokenizer, task, path, tokens):
 @exit_on_user_error
 def main(argv=None):
     """`python -m adapters.imports.peft`."""
-    p = flags.parser(__doc__)
+    p = flags.build_parser(__doc__)
     p.prog, p.usage = "python -m adapters.imports.peft", "%(prog)s export | import [flags]"
     commands = p.add_subparsers(dest="command", required=True, metavar="export | import")
     export = commands.add_parser("export", help="a task of ours for peft", prog=f"{p.prog} export")

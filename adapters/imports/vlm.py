@@ -240,7 +240,7 @@ def _prove_equal(model, tokenizer, again, words, location, length=32):
 @exit_on_user_error
 def main(argv=None):
     """`python -m adapters.imports.vlm`."""
-    p = flags.parser("Convert a released checkpoint.")
+    p = flags.build_parser("Convert a released checkpoint.")
     p.prog, p.usage = "python -m adapters.imports.vlm", "%(prog)s SOURCE OUTPUT [flags]"
     p.add_argument("source", help="the released directory")
     p.add_argument("output", help="the directory to make")

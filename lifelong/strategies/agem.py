@@ -26,7 +26,7 @@ class AverageGradientEpisodicMemory(ReplayMemory):
         from versatile.lifelong.gem import Projection, project_on_average
 
         active = active_parameters(self.sequence, trainer.params, (*self.new, *self.memory.kept))
-        return Projection(active, {"memory": self.losses(trainer)}, self.settings.max_grad_norm, project_on_average)
+        return Projection(active, {"memory": self.losses(trainer)}, self.settings.max_norm, project_on_average)
 
     def losses(self, trainer):
         """Called with a step's number: the mean loss of a batch of the memory, this process's share of it."""

@@ -55,7 +55,7 @@ class GradientEpisodicMemory(Strategy):
 
         settings = self.settings
         active = active_parameters(self.sequence, trainer.params, (*self.new, *self.memory.kept))
-        return Projection(active, self.memory_losses(), settings.max_grad_norm,
+        return Projection(active, self.memory_losses(), settings.max_norm,
                           partial(project, margin=settings.qp_margin))  # fmt: skip
 
     def after_task(self, task, batches):
