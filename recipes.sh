@@ -22,9 +22,10 @@ small() {
     case "$1" in data) echo "$2" ;; examples) echo "$3" ;; width) echo "$4" ;; rate) echo "$5" ;; scored) echo "$6" ;; esac
 }
 
-# Sequences of tasks of the published lifelong recipes: WOZ, CNN/DailyMail and WikiSQL in every order, two of five tasks
-# in both directions.
-LIFELONG_ORDERS="wcs wsc cws csw swc scw nlg nlg_reversed tc tc_reversed"
+# Sequences of tasks of the published lifelong recipes. L2KD's: WOZ, CNN/DailyMail and WikiSQL in every order, two of five
+# tasks in both directions. LAMOL's: SST (t), QA-SRL (r) and WOZ (w) in every order, five tasks of decaNLP from the largest
+# to the smallest, five of text classification in the four orders of de Masson d'Autume et al. (2019).
+LIFELONG_ORDERS="wcs wsc cws csw swc scw nlg nlg_reversed tc tc_reversed trw twr rtw rwt wtr wrt deca tc1 tc2 tc3 tc4"
 LIFELONG_METHODS="lamol kd seqkd seqsoftkd finetune multitask ewc mas gem"
 SMALL_LIFELONG="finetune lamol kd seqkd ewc mas gem multitask er agem derpp lwf olora progprompt isolated"
 lifelong_tasks() {
@@ -39,6 +40,17 @@ lifelong_tasks() {
     nlg_reversed) echo "rnnlg.laptop rnnlg.tv rnnlg.hotel rnnlg.rest e2enlg" ;;
     tc) echo "amazon yelp yahoo ag dbpedia" ;;
     tc_reversed) echo "dbpedia ag yahoo yelp amazon" ;;
+    trw) echo "sst srl woz.en" ;;
+    twr) echo "sst woz.en srl" ;;
+    rtw) echo "srl sst woz.en" ;;
+    rwt) echo "srl woz.en sst" ;;
+    wtr) echo "woz.en sst srl" ;;
+    wrt) echo "woz.en srl sst" ;;
+    deca) echo "squad2 wikisql sst srl woz.en" ;;
+    tc1) echo "yelp ag dbpedia amazon yahoo" ;;
+    tc2) echo "dbpedia yahoo ag amazon yelp" ;;
+    tc3) echo "yelp yahoo amazon dbpedia ag" ;;
+    tc4) echo "ag yelp amazon yahoo dbpedia" ;;
     *) return 1 ;;
     esac
 }

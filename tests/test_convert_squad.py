@@ -266,6 +266,51 @@ def test_qasrl_joins_questions_with_their_sentences(tmp_path):
     assert "no sentence 'w:1:4'" in error(tmp_path / "b", "squad-qasrl", "--test", questions, sentences)
 
 
+# --- zre, schema: as decaNLP reads them ------------------------------------------------------------------
+
+
+def test_zre_puts_the_subject_into_the_question_and_says_what_cannot_be_answered(tmp_path):
+    lines = "born in\tWhere was XXX born?\tAda\tAda was born in London , UK .\tLondon\tUK\n"
+    lines += "wife\tWho is XXX's wife?\tBob\tBob lives here .\n\nwife\tWho is it?\tBob\tBob lives here .\t\n"
+    path = write(tmp_path / "train.0", lines)
+    files, report = run(tmp_path, "squad-zre", "--train", path)
+    assert list(files) == ["zre_to_squad-train-v2.0.json"] and "kept 3, dropped 0" in report
+    assert asked(files["zre_to_squad-train-v2.0.json"]) == [
+        ("Ada was born in London , UK .", "Where was Ada born?", ["London, UK"]),
+        ("Bob lives here .", "Who is Bob's wife?", ["unanswerable"]),
+        ("Bob lives here .", "Who is it?", ["unanswerable"])]  # fmt: skip
+    path = write(tmp_path / "dev.0", lines + "wife\tWho?\n")
+    assert "dev.0:5: 2 columns" in error(tmp_path / "b", "squad-zre", "--valid", path)
+    _, report = run(tmp_path, "squad-zre", "--valid", path, "--skip_bad")
+    assert "kept 3, dropped 1 (1 malformed)" in report
+
+
+SCHEMA = "Tom {0} beat Ray because he was so [fast/slow] and [fit/ill]. \nWho was [fast/slow]? \nTom/ Ray\n\n"
+
+
+def test_schema_reads_each_schema_in_both_ways_and_divides_as_decanlp(tmp_path):
+    text = "".join(SCHEMA.format(number) for number in range(95))
+    files, report = run(tmp_path, "squad-schema", "--schemas", write(tmp_path / "schema.txt", text.rstrip()))
+    sizes = {name.split("-")[1]: len(asked(file)) for name, file in files.items()}
+    assert sizes == {"train": 80, "dev": 10, "test": 100}
+    assert "train: kept 80" in report and "test: kept 100" in report
+    question = "Who was {}? Tom or Ray?"
+    first, second = asked(files["schema_to_squad-train-v2.0.json"])[:2]
+    assert first == ("Tom 0 beat Ray because he was so fast and fit.", question.format("fast"), ["Tom"])
+    assert second == ("Tom 0 beat Ray because he was so slow and ill.", question.format("slow"), ["Ray"])
+    assert asked(files["schema_to_squad-test-v2.0.json"])[-1][0].startswith("Tom 94 beat Ray")
+
+
+@pytest.mark.parametrize(("text", "found"), [
+    (SCHEMA, "1 schemas"),
+    (SCHEMA.replace("Tom/ Ray\n", ""), "a schema of 2 lines"),
+    (SCHEMA.replace("[fast/slow] and [fit/ill]", "fast"), "no choice in"),
+    (SCHEMA.replace("Tom/ Ray", "Tom"), "the answers are 'Tom'"),
+])  # fmt: skip
+def test_a_file_that_holds_no_schemas_is_one_message(tmp_path, text, found):
+    assert found in error(tmp_path, "squad-schema", "--schemas", write(tmp_path / "schema.txt", text))
+
+
 # --- woz, wikisql: with files of true answers ------------------------------------------------------------
 
 
@@ -514,7 +559,8 @@ def test_damaged_files_give_whole_json_or_an_error(tmp_path_factory, rows, data)
 
 
 @MORE
-@given(name=st.sampled_from(["squad-woz", "squad-squad2", "squad-sst", "squad-e2e", "squad-multinli"]), data=st.data())
+@given(name=st.sampled_from(["squad-woz", "squad-squad2", "squad-sst", "squad-e2e", "squad-multinli", "squad-zre"]),
+       data=st.data())  # fmt: skip
 def test_noise_is_an_error_everywhere(tmp_path_factory, name, data):
     folder = tmp_path_factory.mktemp("n")
     whole = {
@@ -522,6 +568,7 @@ def test_noise_is_an_error_everywhere(tmp_path_factory, name, data):
         "squad-squad2": json.dumps({"data": []}),
         "squad-sst": "label,sentence\n1,x\n",
         "squad-e2e": "mr,ref\na,b\n",
+        "squad-zre": "a\tb XXX\tc\td\te\n",
         "squad-multinli": "gold_label\tsentence1\tsentence2\nneutral\ta\tb\n",
     }
     content = data.draw(NOISE) if data.draw(st.booleans()) else damaged(whole[name].encode(), data)

@@ -86,7 +86,7 @@ def lifelong_recipes():
     text = (ROOT / "recipes.sh").read_text(encoding="utf-8")
     orders, methods = (re.search(rf'^LIFELONG_{what}="(.*)"$', text, re.M)[1].split() for what in ("ORDERS", "METHODS"))
     lines = recipes(*(f"lifelong-{order}-{method}" for order in orders for method in methods))
-    assert len(lines) == len(orders) * len(methods) == 90
+    assert len(lines) == len(orders) * len(methods) == 189
     found, p = {}, train_lifelong.parser()
     for name, line in lines.items():
         python, script, *flags = shlex.split(line)
@@ -106,9 +106,16 @@ def test_lifelong_recipes_are_the_published_ones_in_all_orders():
         assert args.add_task_tokens and args.gen_lm_sample_percentage == 0.2
     assert len({sequence.directory(args) for args in found.values()}) == len(found)
     learnt = {name.split("-")[1]: args.tasks for name, args in found.items()}
-    initials = {"".join({"woz.en": "w", "cnn_dailymail": "c", "wikisql": "s"}.get(t, "?") for t in order): name
+    initial = {"woz.en": "w", "cnn_dailymail": "c", "wikisql": "s", "sst": "t", "srl": "r"}
+    initials = {"".join(initial.get(t, "?") for t in order): name
                 for name, order in learnt.items() if len(order) == 3}  # fmt: skip
-    assert initials == {name: name for name in map("".join, itertools.permutations("wcs"))}
+    letters = [*itertools.permutations("wcs"), *itertools.permutations("trw")]
+    assert initials == {name: name for name in map("".join, letters)}
+    # LAMOL's own: decaNLP's from the largest on, five of text classification.
+    assert learnt["deca"] == ["squad2", "wikisql", "sst", "srl", "woz.en"]
+    four = [learnt[f"tc{number}"] for number in (1, 2, 3, 4)]
+    assert {tuple(sorted(order)) for order in four} == {tuple(sorted(learnt["tc"]))}
+    assert len(set(map(tuple, [*four, learnt["tc"], learnt["tc_reversed"]]))) == 6
     for name in ("nlg", "tc"):
         assert len(learnt[name]) == 5 and learnt[f"{name}_reversed"] == learnt[name][::-1]
     assert {args.seed for name, args in found.items() if "-nlg" in name} == {531}
