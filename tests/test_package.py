@@ -9,17 +9,21 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from scripts import SAMPLES, without_java
-from versatile.utils.errors import UserError
+from versatile.utils.errors import EXTRAS, UserError
 
 import versatile
 from versatile import api
 
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Names that a checkout has at its root, and that belong to others where things are installed.
 OTHERS = ("adapters", "data", "utils", "evaluate", "tests", "training", "train")
 
@@ -193,6 +197,69 @@ def test_flags_are_written_as_on_the_command_line():
     flags = dict(config="c.json", task="nlg", fp32=True, bf16=False, limit=None, lr=-1, tasks=["a", "b"], data={"a": 1})
     words = ["c.json", "--task=nlg", "--fp32", "--bf16=false", "--lr=-1", "--tasks", "a", "b", "--data", "a=1"]
     assert api.command_line(flags) == words
+
+
+def pins(name):
+    """{package: version} of a requirements file."""
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    return {canonicalize_name(name): version for name, version in (x.split("==") for x in lines if "==" in x)}
+
+
+def bounds(*groups):
+    """{package: `Requirement`} of lists of pyproject.toml."""
+    return {canonicalize_name(r.name): r for group in groups for r in map(Requirement, group)}
+
+
+def test_what_was_tested_is_within_the_bounds_and_each_package_is_named_in_both():
+    extras = dict(PYPROJECT["optional-dependencies"])
+    assert set(extras) == {"t5", "metrics", "peft", "quantization", "lm-eval", "dev"}
+    development, harness = bounds(extras.pop("dev")), bounds(extras.pop("lm-eval"))
+    running = bounds(PYPROJECT["dependencies"], *extras.values())
+    for file, wanted in (("requirements.txt", running), ("requirements-dev.txt", development)):
+        assert set(pins(file)) == set(wanted), file
+        for name, version in pins(file).items():
+            assert wanted[name].specifier.contains(version), (name, version)
+    # lm_eval's dependencies would hold others back.
+    assert "lm-eval" in harness and "lm-eval" not in running | development
+    assert set(EXTRAS.values()) == set(extras)
+
+
+def test_without_the_extras_packages_a_model_trains_and_a_script_that_needs_one_says_so(tmp_path):
+    code = f"""
+import json
+from importlib.machinery import PathFinder
+find, missing = PathFinder.find_spec, {set(EXTRAS)!r}
+PathFinder.find_spec = staticmethod(lambda name, *more: None if name.split(".")[0] in missing else find(name, *more))
+import versatile
+from versatile.api import command_line
+from versatile.scripts import evaluate, train
+flags = dict(task="nlg", dataset_path=versatile.SAMPLES / "nlg.json", output_dir="run", max_steps=1, **{TINY_FLAGS!r})
+train.main(command_line("train", flags))
+text = versatile.load("run").generate_text("nlg", "name[A]", max_length=3)
+try:
+    evaluate.main(["--task", "nlg", "--dataset_path", str(flags["dataset_path"]), "--model_checkpoint", "run"])
+except SystemExit as leave:
+    print(json.dumps([text, leave.code]))
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])[1] == 2
+    assert re.search(r"error: .*the package \w+ is not installed\n  remedy: .*versatile-lm\[metrics\]", done.stderr)
+
+
+def test_every_paper_is_cited_with_what_the_format_asks_for():
+    import yaml
+
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "license", "version"} <= set(cited)
+    assert cited["version"] == PYPROJECT["version"] and cited["license"] == PYPROJECT["license"]
+    titles = [paper["title"] for paper in cited["references"]]
+    text = (ROOT / "README.md").read_text(encoding="utf-8").translate({ord(c): None for c in "{}\\"})
+    readme = " ".join(text.split())
+    assert len(titles) == 5 and all(title in readme for title in titles)
+    for paper in cited["references"]:
+        assert {"type", "title", "authors", "year"} <= set(paper) and all("family-names" in a for a in paper["authors"])
 
 
 def test_every_name_of_the_interface_is_there():

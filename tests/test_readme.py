@@ -143,7 +143,7 @@ def called(tmp_path):
             f'echo "$*" >>"{log}"\n'
         )
         python.chmod(0o755)
-        for name in ("run.sh", "recipes.sh", "requirements.txt"):
+        for name in ("run.sh", "recipes.sh", "requirements.txt", "requirements-dev.txt"):
             (tmp_path / name).write_bytes((ROOT / name).read_bytes())
         script = "cksum requirements.txt run.sh | cksum >venv/.installed; exec bash run.sh " + shlex.join(args)
         env = {"PATH": os.environ["PATH"], "VENV": "venv", "MODEL_ROOT_DIR": "models", **more}

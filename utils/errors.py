@@ -86,10 +86,28 @@ def _impossible_name(error):
                      remedy="give the path that was meant")  # fmt: skip
 
 
+# Packages that are installed with an extra of the toolkit only: {module: extra}.
+EXTRAS = {
+    "accelerate": "t5", "datasets": "t5", "sentencepiece": "t5", "sacrebleu": "metrics", "rouge_score": "metrics",
+    "nltk": "metrics", "scipy": "metrics", "sklearn": "metrics", "peft": "peft", "bitsandbytes": "quantization",
+}  # fmt: skip
+
+
+def _missing_package(error):
+    """A `UserError` where a package is missing that an extra brings, else None."""
+    name = (error.name or "").split(".")[0]
+    if name not in EXTRAS:
+        return None
+    return UserError(f"the package {name} is not installed", location=" ".join(sys.argv[:1]) or None,
+                     remedy=f'pip install "versatile-lm[{EXTRAS[name]}]", or in a checkout ./run.sh setup')  # fmt: skip
+
+
 def _run(main, args, kwargs):
     try:
         try:
             return main(*args, **kwargs)
+        except ModuleNotFoundError as error:
+            raise _missing_package(error) or error
         except (OSError, ValueError) as error:
             raise _impossible_name(error) or error
     except UserError as error:
