@@ -84,6 +84,8 @@ def test_a_runs_card_says_what_it_is_and_its_lines_load_it(runs, script, capsys)
 
 def test_a_stage_of_a_sequence_has_a_card_of_its_own(runs):
     stage = runs("train_lifelong") / "ag"
+    with pytest.raises(versatile.UserError, match=r"a model of train_lifelong\.py"):
+        versatile.load(stage)
     names = {}
     exec(lines_of_python(ModelCard.load(stage / "README.md")), names)
     assert set(names["model"].info.markers) and names["directory"] == str(stage)

@@ -46,8 +46,10 @@ class TextModel:
         """
         if str(directory) not in bundled.NAMES:
             loading.need_directory(directory, f"--model_checkpoint {directory}")
-        if need_language_model(directory) is None:
-            raise UserError("this holds no trained tasks", location=f"--model_checkpoint {directory}",
+        manifest = need_language_model(directory)
+        if manifest is None or manifest.encoder == "question_answer":
+            found = "this holds no trained tasks" if manifest is None else "this is a model of train_lifelong.py"
+            raise UserError(found, location=f"--model_checkpoint {directory}",
                             expected="a directory that combine_all.py, train_vlm.py or train.py wrote, "
                                      "or a released VLM")  # fmt: skip
         return cls(directory, *checkpoint.load(directory, task), dtype)

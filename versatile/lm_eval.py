@@ -121,14 +121,14 @@ def read_task(name):
 
 def load_run(args):
     """(model, tokenizer, id of the task that answers)."""
-    from versatile.adapters import checkpoint, t5_directory
+    from versatile.adapters import checkpoint
     from versatile.adapters.backbones import loading
     from versatile.adapters.backbones.family import backbone_of
+    from versatile.adapters.manifest import need_language_model
 
     location = f"--model_checkpoint {args.model_checkpoint}"
     loading.need_directory(args.model_checkpoint, location)
-    t5_directory.refuse(args.model_checkpoint)
-    if not checkpoint.is_checkpoint(args.model_checkpoint):
+    if need_language_model(args.model_checkpoint) is None:
         raise UserError("this holds no trained tasks", location=location,
                         expected="a run directory, to be compared with its backbone")  # fmt: skip
     model, tokenizer = checkpoint.load(args.model_checkpoint, args.task)
@@ -159,11 +159,11 @@ def backbone_name(args, model):
 
 def load_backbone(name, seed):
     """(model, tokenizer) of a bare backbone."""
-    from versatile.adapters import checkpoint
     from versatile.adapters.backbones import loading
+    from versatile.adapters.manifest import peek
 
     location = f"--backbone {name}"
-    if checkpoint.is_checkpoint(name):
+    if peek(name):
         raise UserError("this is a trained model, not a bare backbone", location=location)
     return loading.load(name, random_init=seed, location=location)
 
