@@ -23,10 +23,11 @@ import torch
 from versatile.adapters import manifest as manifests
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.imports import camtl
 from versatile.adapters.manifest import CONFIG
 from versatile.adapters.methods.registry import FULL
-from versatile.adapters.schemas import FORMS
-from versatile.adapters.task_bert import TaskBert
+from versatile.adapters.schemas import FORMS  # noqa: F401
+from versatile.adapters.task_bert import TaskBert, check_shape
 from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors, write_tensors
 from versatile.utils.errors import UserError, first_line
 
@@ -65,7 +66,7 @@ def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42):
         return model, tokenizer
     bert, tokenizer, original = _pretrained(name, location, seed)
     if original is not None:
-        model = load_original(original, bert.config, list(tasks), location)
+        model = camtl.load_original(original, bert.config, list(tasks), location)
         _check_same(model, tasks, form, max_seq_length, location)
         return model, tokenizer
     form = form or published or "base"
@@ -76,31 +77,6 @@ def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42):
         model = TaskBert(bert, tasks, form, max_seq_length)
     model.backbone_fingerprint = fingerprint
     return model.eval(), tokenizer
-
-
-def check_shape(config, form, max_seq_length, location):
-    """A `UserError` where a BERT's config, the form and the length do not fit together."""
-    if form not in FORMS:
-        raise UserError(f"{form!r}", location="form", expected="one of " + ", ".join(FORMS))
-    width, positions = config.hidden_size, config.max_position_embeddings
-    if not 2 < max_seq_length <= positions:
-        raise UserError(f"{max_seq_length} tokens", location=f"--max_seq_length {max_seq_length}",
-                        expected=f"3 to {positions}, the positions of the backbone")  # fmt: skip
-    if form == "plain":
-        return
-    if width % max_seq_length:
-        fit = [n for n in range(3, min(width, positions) + 1) if width % n == 0]
-        near = [*[n for n in fit if n < max_seq_length][-2:], *[n for n in fit if n > max_seq_length][:2]]
-        raise UserError(
-            f"the hidden size {width} is not divisible by {max_seq_length}",
-            location=f"--max_seq_length {max_seq_length}",
-            expected="a divisor of the hidden size: the attention matrix of a task is cut into equal blocks",
-            remedy=f"use {' or '.join(map(str, near))}, the nearest that fit",
-        )
-    layers = config.num_hidden_layers
-    if form == "base" and layers % 2:
-        raise UserError(f"the backbone has {layers} layers", location=location,
-                        expected="an even number of layers in the base form", remedy="use the large form")  # fmt: skip
 
 
 _MINILM = "--model_name_or_path minilm --form base"
@@ -132,8 +108,8 @@ def _pretrained(name, location, seed):
         # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
         raise UserError(f"it cannot be read: {first_line(error)}", location=location, remedy="fetch the files again",
                         expected="a whole BERT with its tokenizer") from error  # fmt: skip
-    if any("task_type_embeddings." in key or "decoders." in key for key in info["unexpected_keys"]):
-        return bert, tokenizer, _original_state(Path(folder), location)
+    if camtl.is_published(info["unexpected_keys"]):
+        return bert, tokenizer, camtl.read_state(Path(folder), location)
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise UserError(f"{len(missing)} weights are missing, first {missing[0]}", location=location,
@@ -147,50 +123,6 @@ def _pretrained(name, location, seed):
     local = name not in embedded.NAMES and Path(name).is_dir()
     bert.config._name_or_path = str(Path(name).resolve()) if local else str(name)
     return bert, tokenizer, None
-
-
-def _original_state(folder, location):
-    """The state dict in a directory of the original code; nothing in it is run."""
-    if (folder / WEIGHTS).is_file():
-        return read_safetensors(folder / WEIGHTS)
-    try:
-        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"its weights cannot be read: {first_line(error)}", location=location,
-                        expected="model.safetensors or pytorch_model.bin") from error  # fmt: skip
-
-
-def load_original(state, config, tasks, location="the original's state dict"):
-    """A model from a state dict of the original code.
-
-    Form, length and numbers of labels are told from its keys (`bert.*`, `decoders.<i>.model.*`) and shapes.
-
-    Args:
-        state: {key: tensor}.
-        config: BertConfig.
-        tasks: the tasks' names in the order of their ids.
-        location: names it in errors.
-
-    Returns:
-        `TaskBert` in eval mode.
-    """
-    from transformers import AutoModel
-
-    # Wrapped for several devices, and with a buffer that other releases of transformers stored.
-    state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    state = {key: tensor for key, tensor in state.items() if not key.endswith("embeddings.position_ids")}
-    heads = [state[key].shape[0] for i in range(len(state)) if (key := f"decoders.{i}.model.weight") in state]
-    if len(heads) != len(tasks):
-        raise UserError(f"{len(heads)} heads", location=location, expected=f"{len(tasks)}: " + ", ".join(tasks),
-                        remedy="name the tasks it was trained on, in their order")  # fmt: skip
-    lengths = [tensor.shape[0] for key, tensor in state.items() if key.endswith(".random_weight_matrix")]
-    form = "large" if any(".adapter_layer." in key for key in state) else "base" if lengths else "plain"
-    length = lengths[0] if lengths else min(128, config.max_position_embeddings)
-    check_shape(config, form, length, location)
-    bert = AutoModel.from_config(config, dtype=torch.float32)
-    model = TaskBert(bert, dict(zip(tasks, heads)), form, length)
-    copy_tensors(state, model.state_dict(), location)
-    return model.eval()
 
 
 def _check_same(model, tasks, form, max_seq_length, location):

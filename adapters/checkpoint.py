@@ -39,7 +39,7 @@ from versatile.adapters.manifest import BACKBONE, CONFIG, peek
 from versatile.adapters.methods import pointer as self_copy
 from versatile.adapters.methods.base import added_parameters
 from versatile.adapters.methods.registry import BARE, get_method, method_of
-from versatile.adapters.methods.task_embeddings import TaskEmbedding, TaskHead
+from versatile.adapters.methods.task_embeddings import ExtendedTable
 from versatile.adapters.tensors import (
     check_checksum,
     check_fit,
@@ -141,7 +141,7 @@ def backbone_state(model):
 
 def _backbone_names(model, names):
     """{name in an attached model: name in its backbone} of those that are the backbone's."""
-    wrapped = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, (TaskEmbedding, TaskHead))]
+    wrapped = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, ExtendedTable)]
     found = {}
     for name in names:
         owner = next((w for w in wrapped if name.startswith(f"{w}.")), None)

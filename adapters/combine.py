@@ -23,7 +23,7 @@ from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods import pointer as self_copy
 from versatile.adapters.methods.base import added_parameters
-from versatile.adapters.methods.registry import BARE, get_method
+from versatile.adapters.methods.registry import BARE, all_methods
 from versatile.utils.errors import UserError
 
 
@@ -75,7 +75,9 @@ def open_source(directory, tasks=None):
     gc.collect()
     path, flag = Path(directory), _flag(directory, tasks and tasks[0])
     backbones.need_directory(path, flag, "a run directory, a VLM or a released checkpoint")
-    held = manifest.need_language_model(path, flag)
+    held = manifest.peek(path)
+    _refuse_shared(held, tasks, directory)
+    manifest.need_language_model(path, flag)
     if held is None or held.mode == "full":
         # Its own errors first: a run that has not saved yet, a damaged config.
         backbones.read_config(path, flag)
@@ -91,20 +93,32 @@ def open_source(directory, tasks=None):
                         remedy=error.remedy) from error  # fmt: skip
     if model.info.mode == "full":
         raise _not_adapters(flag, "fully fine-tuned model")
-    for task in tasks or model.info.tasks:
-        name = model.info.methods.get(task, {}).get("method")
-        if name and (reason := get_method(name).load_class().shared):
+    if missing := [task for task in tasks or [] if task not in model.info.markers]:
+        raise UserError(f"holds the task(s) {', '.join(model.info.tasks)}, not {missing[0]!r}",
+                        location=_flag(directory, missing[0]), remedy="name another",
+                        expected=f"a checkpoint that was trained for {missing[0]!r}")  # fmt: skip
+    return model, tokenizer
+
+
+# Published ways of adapting a T5 that have no file in methods/: why a task cannot be taken out.
+SHARED = {
+    "meta": "its hypernetworks generate the adapters of all tasks that were trained together",
+    "adapters": "the layer norms of its adapters, or of the T5, belong to all tasks that were trained together",
+}
+
+
+def _refuse_shared(held, tasks, directory):
+    """A `UserError` where a task asked for was trained with what tasks share; `held` is a `Manifest` or None."""
+    for task in (tasks or held.tasks) if held else ():
+        name = held.methods.get(task, {}).get("method")
+        known = all_methods()
+        if reason := known[name].load_class().shared if name in known else SHARED.get(name):
             raise UserError(
                 f"task {task!r} was trained with {name}: {reason}",
                 location=_flag(directory, tasks and task),
                 expected="a method whose parameters belong to one task each",
                 remedy="train the tasks together, or each with --method bottleneck",
             )
-    if missing := [task for task in tasks or [] if task not in model.info.markers]:
-        raise UserError(f"holds the task(s) {', '.join(model.info.tasks)}, not {missing[0]!r}",
-                        location=_flag(directory, missing[0]), remedy="name another",
-                        expected=f"a checkpoint that was trained for {missing[0]!r}")  # fmt: skip
-    return model, tokenizer
 
 
 def _flag(directory, task=None):

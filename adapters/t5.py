@@ -11,7 +11,7 @@ et al. 2021, "Parameter-efficient Multi-task Fine-tuning for Transformers via Sh
 
 Checkpoints are written and read by `save` and `load`. State dicts of the published code load by
 
-    load_original(model, state)
+    load_original(model, state)          # adapters/imports/hyperformer.py
 
 into a model attached with the same tasks and settings (`efficient_unique_hyper_net` is "hyperformer++",
 `unique_hyper_net` "hyperformer", a meta-adapter with neither "meta"). The names are the published ones:
@@ -21,14 +21,12 @@ into a model attached with the same tasks and settings (`efficient_unique_hyper_
 and `up_sampler` are `down` and `up` here.
 """
 
+from versatile.adapters.imports.hyperformer import load_original, original_names, original_state  # noqa: F401
 from versatile.adapters.t5_checkpoint import (  # noqa: F401
     adapter_state,
     load,
     load_backbone,
-    load_original,
     load_weights,
-    original_names,
-    original_state,
     read_manifest,
     read_settings,
     save,

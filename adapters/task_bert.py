@@ -16,6 +16,8 @@ from versatile.adapters.methods.conditional import (
     run_encoder,
     task_parameters,
 )
+from versatile.adapters.schemas import FORMS
+from versatile.utils.errors import UserError
 from versatile.utils.uncertainty import normalized_entropy
 
 # Sequences are cut to the longest one of a batch, rounded up to this many: few shapes, few kernels.
@@ -98,6 +100,34 @@ def in_order(found, parts):
     if len(found) == 1:
         return found[0]
     return torch.cat(found)[torch.cat([rows for rows, _ in parts]).argsort()]
+
+
+def check_shape(config, form, max_seq_length, location):
+    """A `UserError` where a BERT's config, the form and the length do not fit together."""
+    if form not in FORMS:
+        raise UserError(f"{form!r}", location="form", expected="one of " + ", ".join(FORMS))
+    width, positions = config.hidden_size, config.max_position_embeddings
+    if not 2 < max_seq_length <= positions:
+        raise UserError(f"{max_seq_length} tokens", location=f"--max_seq_length {max_seq_length}",
+                        expected=f"3 to {positions}, the positions of the backbone")  # fmt: skip
+    if form == "plain":
+        return
+    if width % max_seq_length:
+        fit = [n for n in range(3, min(width, positions) + 1) if width % n == 0]
+        near = [*[n for n in fit if n < max_seq_length][-2:], *[n for n in fit if n > max_seq_length][:2]]
+        raise UserError(
+            f"the hidden size {width} is not divisible by {max_seq_length}",
+            location=f"--max_seq_length {max_seq_length}",
+            expected="a divisor of the hidden size: the attention matrix of a task is cut into equal blocks",
+            remedy=f"use {' or '.join(map(str, near))}, the nearest that fit",
+        )
+    layers = config.num_hidden_layers
+    if form == "base" and layers % 2:
+        raise UserError(f"the backbone has {layers} layers", location=location,
+                        expected="an even number of layers in the base form", remedy="use the large form")  # fmt: skip
+
+
+_MINILM = "--model_name_or_path minilm --form base"
 
 
 class TaskBert(nn.Module):

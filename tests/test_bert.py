@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel
 from versatile.adapters import bert, task_bert
 from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.imports import camtl
 from versatile.adapters.methods.conditional import ConditionalLayerNorm
 from versatile.adapters.task_bert import TaskBert
 from versatile.utils import uncertainty
@@ -38,7 +39,7 @@ def golden(name):
     held = load_file(CAMTL / f"{name}.safetensors")
     state = {key.removeprefix("param/"): held.pop(key) for key in list(held) if key.startswith("param/")}
     sizes = SIZES[name]
-    return bert.load_original(state, config(sizes["num_hidden_layers"]), sizes["tasks"]), held
+    return camtl.load_original(state, config(sizes["num_hidden_layers"]), sizes["tasks"]), held
 
 
 def new(form="base", layers=4, tasks=TASKS, **more):

@@ -29,6 +29,7 @@ from versatile.training.decoding import Decoding, decode
 import combine_all
 import evaluate
 import evaluate_vlm
+from tests.conftest import ROOT
 
 NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 TASKS = {"mt": 12, "nlg": 4, "dialogue": 8, "summarization": 0}
@@ -458,6 +459,22 @@ def test_what_cannot_be_combined_is_one_clear_error(kind, gpt2, tmp_path, capsys
     assert stopped.value.code == 2 and error.startswith("error: ") and error.count("error: ") == 1
     assert all(part in error for part in [*said, str(source)]), error
     assert {p.name for p in tmp_path.iterdir()} == there
+
+
+@pytest.mark.parametrize("name, task, reason", [
+    ("t5_hyperformer", "rte", "hyperformer: its hypernetworks generate the adapters of all tasks"),
+    ("t5_adapters", "rte", "adapters: the layer norms of its adapters, or of the T5, belong to all tasks"),
+    ("t5_full", "rte", "this is a model of train_t5.py"),
+    ("camtl_base", "cola", "conditional: its conditional modules belong to all tasks"),
+    ("camtl_plain", "cola", "this is a model of train_camtl.py"),
+])  # fmt: skip
+def test_what_tasks_share_is_the_reason_why_published_systems_are_not_combined(name, task, reason, tmp_path, capsys):
+    source = ROOT / "tests" / "saved" / name
+    with pytest.raises(SystemExit) as stopped:
+        combined(tmp_path / "out", {task: source})
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and f"--checkpoints {task}={source}: " in error and reason in error
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_task_there_twice_and_a_place_that_is_taken_are_refused(gpt2, tmp_path, capsys):

@@ -370,7 +370,7 @@ def test_task_embeddings_that_cannot_be_used_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("change, said", [
-    (dict(method="prompt"), "method: 'prompt'"),
+    (dict(method="soft"), "method: 'soft'"),
     (dict(non_linearity="softplus"), "non_linearity: 'softplus'"),
     (dict(reduction_factor=25), "reduction_factor: 25"),
     (dict(reduction_factor=0), "reduction_factor: 0"),

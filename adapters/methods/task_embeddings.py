@@ -46,22 +46,33 @@ class TaskEmbeddingTable(nn.Module):
         return len(self.spare) + sum(len(rows) for rows in self.tasks.values())
 
 
-class TaskEmbedding(nn.Module):
-    """Input embeddings: ids below `first` from the frozen base table, the others from the task embeddings."""
+class ExtendedTable(nn.Module):
+    """A frozen table of the backbone's, and the task embeddings behind it.
+
+    Args:
+        base: the table: the input embedding or the head.
+        rows: the `TaskEmbeddingTable`.
+        first: id of the first row behind the base table.
+    """
 
     def __init__(self, base, rows, first):
         super().__init__()
+        # In a tuple: a module of the method's, not of the backbone's.
         self.base, self.first, self._rows = base, first, (rows,)
 
     @property
     def rows(self):
-        """The `TaskEmbeddingTable`; a module of the method's, not of the backbone's."""
+        """The `TaskEmbeddingTable`."""
         return self._rows[0]
 
     @property
     def weight(self):
         """The base table; transformers asks for it where it looks for a model's dtype or device."""
         return self.base.weight
+
+
+class TaskEmbedding(ExtendedTable):
+    """Input embeddings: ids below `first` from the frozen base table, the others from the task embeddings."""
 
     def forward(self, ids):
         """ids: integers of any shape [*] -> [*, width]."""
@@ -71,7 +82,7 @@ class TaskEmbedding(nn.Module):
         return torch.where(new.unsqueeze(-1), rows.to(hidden.dtype), hidden)
 
 
-class TaskHead(nn.Module):
+class TaskHead(ExtendedTable):
     """Output scores over the base vocabulary and the task embeddings.
 
     `half` holds the frozen base matrix once in the precision that matrix products run in: autocast would
@@ -79,19 +90,8 @@ class TaskHead(nn.Module):
     """
 
     def __init__(self, base, rows, first):
-        super().__init__()
-        self.base, self.first, self._rows = base, first, (rows,)
+        super().__init__(base, rows, first)
         self.half = None
-
-    @property
-    def rows(self):
-        """The `TaskEmbeddingTable`; a module of the method's, not of the backbone's."""
-        return self._rows[0]
-
-    @property
-    def weight(self):
-        """The base matrix."""
-        return self.base.weight
 
     def forward(self, hidden, foreign=None):
         """Scores of hidden states.

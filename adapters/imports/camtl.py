@@ -1,0 +1,57 @@
+"""What the published CA-MTL code wrote: a BERT's directory whose weights also hold conditional modules and heads."""
+
+import torch
+from versatile.adapters.task_bert import TaskBert, check_shape
+from versatile.adapters.tensors import copy_tensors, read_safetensors
+from versatile.utils.errors import UserError, first_line
+
+WHOLE = "model.safetensors"
+
+
+def is_published(keys):
+    """Whether weights of these names, unknown to a plain BERT, are the published code's."""
+    return any("task_type_embeddings." in key or "decoders." in key for key in keys)
+
+
+def read_state(folder, location):
+    """The state dict in a directory of the original code; nothing in it is run."""
+    if (folder / WHOLE).is_file():
+        return read_safetensors(folder / WHOLE)
+    try:
+        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"its weights cannot be read: {first_line(error)}", location=location,
+                        expected="model.safetensors or pytorch_model.bin") from error  # fmt: skip
+
+
+def load_original(state, config, tasks, location="the original's state dict"):
+    """A model from a state dict of the original code.
+
+    Form, length and numbers of labels are told from its keys (`bert.*`, `decoders.<i>.model.*`) and shapes.
+
+    Args:
+        state: {key: tensor}.
+        config: BertConfig.
+        tasks: the tasks' names in the order of their ids.
+        location: names it in errors.
+
+    Returns:
+        `TaskBert` in eval mode.
+    """
+    from transformers import AutoModel
+
+    # Wrapped for several devices, and with a buffer that other releases of transformers stored.
+    state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    state = {key: tensor for key, tensor in state.items() if not key.endswith("embeddings.position_ids")}
+    heads = [state[key].shape[0] for i in range(len(state)) if (key := f"decoders.{i}.model.weight") in state]
+    if len(heads) != len(tasks):
+        raise UserError(f"{len(heads)} heads", location=location, expected=f"{len(tasks)}: " + ", ".join(tasks),
+                        remedy="name the tasks it was trained on, in their order")  # fmt: skip
+    lengths = [tensor.shape[0] for key, tensor in state.items() if key.endswith(".random_weight_matrix")]
+    form = "large" if any(".adapter_layer." in key for key in state) else "base" if lengths else "plain"
+    length = lengths[0] if lengths else min(128, config.max_position_embeddings)
+    check_shape(config, form, length, location)
+    bert = AutoModel.from_config(config, dtype=torch.float32)
+    model = TaskBert(bert, dict(zip(tasks, heads)), form, length)
+    copy_tensors(state, model.state_dict(), location)
+    return model.eval()
