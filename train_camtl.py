@@ -21,12 +21,18 @@ data_seen.json (what the batches were made of) and parameters.json (what was fro
 --do_predict writes <task>_test_iter_<step>.tsv and submission/, the files that the GLUE site takes.
 """
 
+import math
 import sys
+from pathlib import Path
 
 from versatile.training import camtl_flags
 from versatile.utils import flags
-from versatile.utils.errors import exit_on_user_error
+from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command
+
+METHODS = {"base": "CA-MTL-base", "large": "CA-MTL-large", "plain": "multi-task BERT"}
+# Rows that a CPU learns at once; see `PairBatches`.
+CPU_ROWS = 8
 
 
 def parser():
@@ -52,32 +58,34 @@ def main(argv=None):
 def work(args, given):
     import ignite.distributed as idist
     from versatile.data.own_tasks import prepare_own_tasks
-    from versatile.training import camtl_training as camtl
-    from versatile.training import experiment
-    from versatile.training.camtl_parameters import freeze
+    from versatile.training import experiment, runs
+    from versatile.training.freezing import freeze
     from versatile.utils import devices
+    from versatile.utils.files import write_json
 
     args, run = open_run(args, given)
     prepare_own_tasks(args, labelled=True)
-    dtype = camtl.begin(args, run)
+    dtype = begin(args, run)
     experiment.prepare_push(args)
     # One process a machine makes the caches, the others find them.
     with idist.one_rank_first(local=True):
-        camtl.need_files(args)
-        model, tokenizer = camtl.build(args)
-        camtl.need_files(args)
-        splits = camtl.load_splits(args, tokenizer)
+        need_files(args)
+        model, tokenizer = build(args)
+        need_files(args)
+        splits = load_splits(args, tokenizer)
     if args.do_train:
         parameters = freeze(args, model)
     devices.prepare_for_device(model, idist.device(), dtype)
     if not args.do_train:
-        step = camtl.trained_steps(args.model_checkpoint)
-        return camtl.finish(args, args.output_dir, model, tokenizer, splits, dtype, step)
+        step = runs.trained_steps(args.model_checkpoint)
+        return finish(args, args.output_dir, model, tokenizer, splits, dtype, step)
     if run is None:
-        run = start(args)
-    keep_parameters(run, parameters)
-    step, report = camtl.fit(args, run, model, tokenizer, splits, dtype)
-    camtl.finish(args, run.directory, model, tokenizer, splits, dtype, step, report)
+        run = experiment.new_run(args, ("glue", args.form), method(args))
+    # A run that was killed as it began may lack it when it is resumed.
+    if idist.get_rank() == 0 and not (run.directory / "parameters.json").exists():
+        write_json(run.directory / "parameters.json", parameters)
+    step, report = train(args, run, model, tokenizer, splits, dtype)
+    finish(args, run.directory, model, tokenizer, splits, dtype, step, report)
     data = ["--data_dir", args.data_dir] if args.data_dir else []
     following = shell_command("train_camtl.py", "--model_name_or_path", run.directory, *data,
                               "--output_dir", f"results/{run.directory.name}", "--do_eval", "--do_predict")  # fmt: skip
@@ -99,26 +107,296 @@ def open_run(args, given):
     return args, run
 
 
-def start(args):
-    """A new run."""
+def begin(args, run):
+    """What is wrong with flags and machine is said before anything is loaded. Returns the precision's dtype."""
     import ignite.distributed as idist
-    from versatile.training import camtl_training as camtl
     from versatile.training import experiment
+    from versatile.training.output_directory import check_output_directory
+    from versatile.utils.files import writable_directory
 
-    if args.overwrite_output_dir and args.output_dir and idist.get_rank() == 0:
-        camtl.clear(args.output_dir)
-    return experiment.new_run(args, ("glue", args.form), camtl.method(args))
+    if args.output_dir and run is None and args.do_train:
+        start = (f"--model_name_or_path {args.model_checkpoint}", args.model_checkpoint)
+        check_output_directory(args.output_dir, "train_camtl.py", args.overwrite_output_dir, [start])
+    if args.logging_dir and idist.get_rank() == 0:
+        writable_directory(args.logging_dir, "--logging_dir")
+    return experiment.check_machine(args)
 
 
-def keep_parameters(run, parameters):
-    """What is frozen and what is trained, in parameters.json."""
+def build(args):
+    """The model that the flags ask for and its tokenizer.
+
+    Fills what was not given: `args.tasks`, `args.form`, `args.max_seq_length`.
+
+    Raises:
+        UserError: no such model, a trained one without the tasks, or of another form or length.
+    """
+    from versatile.adapters import bert
+    from versatile.data import glue
+    from versatile.training.classification import check_heads
+
+    name, location = args.model_checkpoint, f"--model_name_or_path {args.model_checkpoint}"
+    trained = is_trained(name)
+    if trained:
+        model, tokenizer = bert.load(name)
+        args.tasks = args.tasks or list(model.tasks)
+    else:
+        _need_model(name, location)
+        if not args.do_train and not _has_heads(name):
+            raise UserError("its heads are not trained", location=location, expected="a run of train_camtl.py",
+                            remedy="train it first: --do_train")  # fmt: skip
+        args.tasks = args.tasks or list(camtl_flags.TASKS)
+        heads = {task: len(glue.get(task).labels or "1") for task in args.tasks}
+        form = args.form or bert.PUBLISHED.get(name, (name, "plain"))[1]
+        model, tokenizer = bert.build(name, heads, form, args.max_seq_length or 128, args.seed)
+    for flag, own in (("form", model.form), ("max_seq_length", model.max_seq_length)):
+        if getattr(args, flag) not in (None, own):
+            raise UserError(f"the model's is {own}", location=f"--{flag} {getattr(args, flag)}",
+                            remedy=f"leave --{flag} out, or start from a BERT")  # fmt: skip
+        setattr(args, flag, own)
+    check_heads(model, args.tasks, location)
+    model.aliases = {name: host for name, host in glue.SHARED_HEADS.items() if host in model.tasks}
+    return model, tokenizer
+
+
+def is_trained(name):
+    """Whether a name is the directory of a model of train_camtl.py."""
+    from versatile.adapters.manifest import peek
+
+    manifest = peek(name)
+    return manifest is not None and manifest.encoder == "sentence_pair"
+
+
+def _need_model(name, location):
+    """A `UserError` where a directory holds no model, with the newest checkpoint below it."""
+    from versatile.adapters import bert
+
+    folder = Path(name)
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return
+    steps = sorted([*folder.glob("step_*"), *folder.glob("checkpoints/step_*")])
+    raise UserError(f"no model here: no {bert.CONFIG}, no config.json", location=location,
+                    expected="a run of train_camtl.py, one of its checkpoints/step_…, or a BERT",
+                    remedy=f"name one step_…, the newest is {steps[-1]}" if steps else None)  # fmt: skip
+
+
+def _has_heads(name):
+    """Whether a directory holds a model of the original code, which names no tasks."""
+    import torch
+    from versatile.adapters import bert
+
+    folder = Path(name)
+    try:
+        if (folder / bert.WEIGHTS).is_file():
+            from safetensors import safe_open
+
+            with safe_open(folder / bert.WEIGHTS, "pt") as file:
+                keys = list(file.keys())
+        else:
+            keys = list(torch.load(folder / "pytorch_model.bin", "meta", weights_only=True))
+    except Exception:
+        # Whatever is wrong with it is told where it is loaded.
+        return False
+    return any("decoders." in key for key in keys)
+
+
+def need_files(args):
+    """A `UserError` that names all the tsv files that are not there. A trained model's tasks are known when it is."""
+    from versatile.data.encoders import sentence_pair as sentence_pairs
+
+    tasks = args.tasks or ([] if is_trained(args.model_checkpoint) else camtl_flags.TASKS)
+    sentence_pairs.need(args.data_dir, tasks, ["train"] * args.do_train + ["dev"] * evaluates(args))
+    if args.do_predict and tasks and not any(testable(args, task) for task in tasks):
+        later = "leave --do_predict out, and predict later with the trained model; " if args.do_train else ""
+        sentence_pairs.need(args.data_dir, tasks, ["test"], later)
+
+
+def testable(args, task):
+    """Whether a task's test file is there; the others are trained and scored all the same."""
+    from versatile.data.encoders import sentence_pair as sentence_pairs
+
+    return not sentence_pairs.missing(args.data_dir, [task], ["test"])
+
+
+def evaluates(args):
+    """Whether the dev files are scored."""
+    return args.do_eval or args.evaluate_during_training
+
+
+def load_splits(args, tokenizer):
+    """{split: {task: PairSplit}} of what the flags ask for, with rows and cuts on the screen."""
+    from versatile.data import glue
+    from versatile.data.encoders import sentence_pair as sentence_pairs
+    from versatile.training.experiment import say
+
+    wanted = dict(train=args.do_train, dev=evaluates(args), test=args.do_predict)
+    splits = {}
+    for split in [split for split, asked in wanted.items() if asked]:
+        names = list(args.tasks)
+        if split != "train":
+            names += [name for name, host in glue.SHARED_HEADS.items() if host in args.tasks
+                      and split in glue.TASKS[name].files and not sentence_pairs.missing(args.data_dir, [name], [split])
+                      ]  # fmt: skip
+        if split == "test" and (without := [name for name in names if not testable(args, name)]):
+            names = [name for name in names if name not in without]
+            say(f"no test.tsv of {', '.join(without)}: not predicted")
+        splits[split] = {}
+        for name in names:
+            loaded = sentence_pairs.load(args.data_dir, name, split, tokenizer, args.max_seq_length, limit=args.limit,
+                                         cache_dir=args.token_cache_dir, overwrite=args.overwrite_cache)  # fmt: skip
+            splits[split][name] = loaded
+            cut = loaded.report["cut"]
+            kept = loaded.report["kept"]
+            say(f"{split} {name}: {len(loaded):,} row{'s' * (len(loaded) > 1)}"
+                + (f" of {kept:,}" if kept > len(loaded) else "")
+                + (f", {cut:,} cut to {args.max_seq_length} tokens" if cut else ""))  # fmt: skip
+    return splits
+
+
+def method(args):
+    """How the model is trained, for tables of results: "CA-MTL-base+uncertainty"."""
+    name = METHODS[args.form] if len(args.tasks) > 1 or args.form != "plain" else "single-task BERT"
+    if args.use_mt_uncertainty:
+        return f"{name}+uncertainty"
+    return f"{name}+uniform" if args.uniform_mt_sampling else name
+
+
+def make_batches(args, model, tokenizer, splits, dtype):
+    """Training batches by the sampler that the flags name."""
     import ignite.distributed as idist
+    from versatile.data.pair_batches import CandidateBatches, PairBatches
+    from versatile.training.experiment import say
+    from versatile.training.uncertainty_sampling import UncertaintySampler
+
+    ids = {task: model.task_id(task) for task in splits}
+    options = (splits, ids, tokenizer.pad_token_id, args.max_seq_length, args.train_batch_size)
+    processes = dict(seed=args.seed, rank=idist.get_rank(), world=idist.get_world_size(),
+               rows_at_once=CPU_ROWS if idist.device().type == "cpu" else None)  # fmt: skip
+    percent = min(max(args.percent_of_max_data_size, 0.0), 1.0)
+    if args.use_mt_uncertainty:
+        if args.uniform_mt_sampling:
+            say("--uniform_mt_sampling: no effect beside --use_mt_uncertainty, whose candidates hold each task alike")
+        return CandidateBatches(*options, select=UncertaintySampler(model, dtype), percent=percent, **processes)
+    if percent != 1 and not args.uniform_mt_sampling:
+        say("--percent_of_max_data_size: no effect without --use_mt_uncertainty or --uniform_mt_sampling")
+    return PairBatches(*options, uniform=percent if args.uniform_mt_sampling else None, **processes)
+
+
+def settings_of(args, batches, dtype):
+    """(`Settings`, steps of the warm-up); a fraction of an epoch, and --max_steps beyond the epochs, included."""
+    from versatile.training.settings import Settings
+
+    epoch_steps = math.ceil(len(batches.plan(0)) / args.gradient_accumulation_steps)
+    total = args.max_steps if args.max_steps > 0 else max(1, int(epoch_steps * args.n_epochs))
+    warmup = int(total * args.warmup_ratio) if args.warmup_steps is None else args.warmup_steps
+    log_every = args.logging_steps or 10
+    every = (args.logging_steps or 500) if args.evaluate_during_training else None
+    return Settings(n_epochs=math.ceil(total / epoch_steps), max_steps=total, seed=args.seed, dtype=dtype,
+                    gradient_accumulation_steps=args.gradient_accumulation_steps, max_norm=args.max_norm,
+                    save_steps=args.save_steps, select=args.select, log_every=log_every,
+                    mean_loss=True, log_first=args.logging_first_step, eval_steps=every,
+                    report_to=args.report_to), warmup  # fmt: skip
+
+
+def train(args, run, model, tokenizer, splits, dtype):
+    """Train; write metrics.json, learning_curve.png, data_seen.json and data_seen.png.
+
+    Returns:
+        (step of the kept model, its report or None); the model is left with its weights.
+    """
+    import ignite.distributed as idist
+    from versatile.adapters import bert
+    from versatile.adapters.tensors import read_safetensors
+    from versatile.training import classification, experiment
+    from versatile.training.callbacks import Coverage
+    from versatile.training.freezing import count_parameters
+    from versatile.training.objectives import WeightedRows
+    from versatile.training.optimizers import build_adamw
+    from versatile.training.runs import ModelFiles
+    from versatile.training.schedules import choose_schedule
+    from versatile.training.trainer import Trainer
+    from versatile.utils import plots
     from versatile.utils.files import write_json
 
-    path = run.directory / "parameters.json"
-    # A run that was killed as it began may lack it when it is resumed.
-    if idist.get_rank() == 0 and not path.exists():
-        write_json(path, parameters)
+    batches = make_batches(args, model, tokenizer, splits["train"], dtype)
+    settings, warmup = settings_of(args, batches, dtype)
+    dev = splits.get("dev")
+    evaluate = dev and classification.DevScores(model, dev, (args.valid_batch_size, batches.pad_id, dtype), args.select)
+    files = ModelFiles(lambda at: bert.save(model, tokenizer, at),
+                       lambda at: model.load_state_dict(read_safetensors(at / bert.WEIGHTS)))  # fmt: skip
+    run.bind(files, experiment.data_key(train=splits["train"], valid=dev),
+             experiment.resume_command("train_camtl.py", run.directory), args.logging_dir)  # fmt: skip
+    optimizer = build_adamw(model, args.lr, args.adam_eps, args.weight_decay)
+    schedule = choose_schedule(args, args.lr, settings.max_steps, warmup)
+    trainer = Trainer(model, batches, WeightedRows(), optimizer, schedule, run, evaluate, [Coverage(batches.tracker)],
+                      settings=settings)  # fmt: skip
+    result = dict(task="+".join(args.tasks), form=args.form, backbone=str(model.config._name_or_path),
+                  checkpoint=str(run.directory), **count_parameters(model))  # fmt: skip
+    result |= experiment.run_training(trainer)
+    report = evaluate.kept(trainer).get("tasks") if evaluate else None
+    if report:
+        result["tasks"] = classification.as_tasks(report, method=method(args))
+    experiment.write_results(run, result, method(args), plots.task_scores_curve)
+    if idist.get_rank() == 0:
+        write_json(run.directory / "data_seen.json", result["history"]["seen"])
+        title = f"{method(args)}: {run.directory.name}"
+        plots.data_seen(run.directory / "data_seen.png", result["history"]["seen"], title)
+    files.load(run.directory)
+    return result["best_step"], report
+
+
+def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
+    """Score the dev files and predict the test files with one model, and write what came out.
+
+    Args:
+        args: flags of train_camtl.py.
+        folder: where to.
+        model, tokenizer, splits, dtype: as in `train`.
+        step: optimizer steps that the model was trained for.
+        report: its scores, where training knows them already.
+    """
+    import ignite.distributed as idist
+    from versatile.data import glue
+    from versatile.training import classification
+    from versatile.training.experiment import say
+    from versatile.utils.files import writable_directory
+
+    first, options = idist.get_rank() == 0, (args.valid_batch_size, tokenizer.pad_token_id, dtype)
+    if first:
+        writable_directory(folder, "--output_dir")
+    if "dev" in splits:
+        report = report or classification.evaluate(model, splits["dev"], *options)
+        if first:
+            _write_results(args, Path(folder), model, report, step)
+    for name, split in splits.get("test", {}).items():
+        predictions, _ = classification.predict(model, split, *options)
+        if first:
+            classification.write_predictions(folder, name, split, predictions, step)
+    if "test" in splits:
+        say(f"predictions of {', '.join(splits['test'])} in {folder}; for the GLUE site: {folder}/submission/")
+        if args.limit:
+            say(f"--limit: they are cut to the first {args.limit:,} rows, and the GLUE site would refuse them")
+        absent = [glue.TASKS[n].submission for n in (*camtl_flags.TASKS, *glue.SHARED_HEADS) if n not in splits["test"]]
+        if absent and set(camtl_flags.TASKS) & set(splits["test"]):
+            say(f"the GLUE site wants all of its files; not among them: {', '.join(absent)}")
+
+
+def _write_results(args, folder, model, report, step):
+    from versatile.training import classification, runs
+    from versatile.utils.files import write_json
+
+    print(f"\n{classification.table(report, step)}\n", flush=True)
+    source = str(folder if args.do_train else args.model_checkpoint)
+    classification.write_results(folder, report, step, checkpoint=source)
+    print(f"scores in {folder}: eval_results.txt, eval_results.json", flush=True)
+    if not (folder / "run.json").exists():
+        # Beside a run its own metrics.json stays.
+        total = dict(total=sum(p.numel() for p in model.parameters()))
+        tasks = classification.as_tasks(
+            report, checkpoint=source, backbone=str(model.config._name_or_path),
+            method=runs.stored(source).get("method") or METHODS[model.form],
+            parameters=runs.stored_metrics(source).get("parameters") or total,
+        )  # fmt: skip
+        write_json(folder / "metrics.json", dict(tasks=tasks, step=step, average=classification.average(report)))
 
 
 if __name__ == "__main__":

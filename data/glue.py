@@ -40,6 +40,10 @@ class GlueExample:
     location: str
 
 
+# Evaluated and predicted with another task's head.
+SHARED_HEADS = {"mnli-mm": "mnli", "ax": "mnli"}
+# A regression has no entropy; the task whose entropy stands in for it (see utils/uncertainty.py).
+ENTROPY_PROXY = {"sts-b": "mrpc"}
 SUBMISSION_ROWS = {"cola": 1063, "sst-2": 1821, "mrpc": 1725, "sts-b": 1379, "qqp": 390965, "mnli": 9796,
                    "mnli-mm": 9847, "qnli": 5463, "rte": 3000, "wnli": 146, "ax": 1104}  # fmt: skip
 """Rows of each official test file: a submission of another number is refused by the GLUE site."""

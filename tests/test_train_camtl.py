@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from scripts import ROOT, metrics, run, start, tensors, until
 from training_runs import different, in_two_processes, killed_and_resumed, on_seeing, refused, trained
 from versatile.data import glue
-from versatile.training import camtl_prediction as prediction
+from versatile.training import classification as prediction
 
 import train_camtl
 
@@ -191,12 +191,12 @@ def test_the_selector_keeps_what_the_model_is_least_certain_about(bert):
     from versatile.adapters import bert as berts
     from versatile.data.encoders import sentence_pair as sentence_pairs
     from versatile.data.pair_batches import CandidateBatches, tensors
-    from versatile.training.camtl_training import Selector
+    from versatile.training.uncertainty_sampling import UncertaintySampler
     from versatile.utils import uncertainty
 
     model, tokenizer = berts.build(str(bert), {"mrpc": 2, "sts-b": 1, "mnli": 3}, "base", 32)
     splits = {t: sentence_pairs.load(ROOT / SAMPLES, t, "train", tokenizer, 32, limit=6) for t in model.tasks}
-    selector = Selector(model, torch.float32)
+    selector = UncertaintySampler(model, torch.float32)
     batches = CandidateBatches(splits, {t: model.task_id(t) for t in splits}, 0, 32, 4, select=selector)
     candidates, chosen = batches.candidates(0, 0), batches.chosen(0, 0)
     with torch.no_grad():
@@ -278,7 +278,7 @@ def test_two_processes_are_one_with_twice_the_batch(size, more, tmp_path):
 
 
 def test_epochs_may_be_fractions_and_max_steps_overrides_them():
-    from versatile.training.camtl_training import settings_of
+    from train_camtl import settings_of
 
     batches = Namespace(plan=lambda epoch: range(10))
     flags = dict(gradient_accumulation_steps=3, max_steps=-1, n_epochs=2.5, warmup_steps=None,
@@ -342,7 +342,7 @@ def test_a_trained_model_is_trained_on_and_its_directory_written_anew(whole, tmp
     assert (out / "notes.txt").read_text() == "mine" and len(list((out / "checkpoints").iterdir())) == 1
     own = [*argv, "--overwrite_output_dir"]
     own[1] = out
-    refused(run(SCRIPT, own, tmp_path), "the model to start from lies in it")
+    refused(run(SCRIPT, own, tmp_path), "lies in the run that --overwrite_output_dir would remove")
 
 
 # --- what is refused

@@ -4,14 +4,13 @@
 import math
 from pathlib import Path
 
+from versatile.data.glue import SHARED_HEADS
 from versatile.data.glue import get as get_task
 from versatile.data.task import resolve
 from versatile.data.task_names import task_flag, unknown_task
 from versatile.utils import flags, settings
 
 TASKS = ("cola", "mnli", "rte", "wnli", "qqp", "sts-b", "sst-2", "qnli", "mrpc")
-# Evaluated and predicted with another task's head.
-GUESTS = {"mnli-mm": "mnli", "ax": "mnli"}
 FORMS = ("base", "large", "plain")
 
 # Flags of the original that are not taken, and why.
@@ -173,11 +172,11 @@ def _check_tasks(p, args):
     own = own_names(args)
     names = [name for word in args.tasks for name in ([word] if word in own else word.lower().split(",")) if name]
     # "stsb" and "sts_b", too.
-    plain = {name.replace("-", ""): name for name in (*TASKS, *GUESTS)}
+    plain = {name.replace("-", ""): name for name in (*TASKS, *SHARED_HEADS)}
     args.tasks = [name if name in own else plain.get(name.replace("-", "").replace("_", ""), name) for name in names]
     for name in args.tasks:
-        if name in GUESTS:
-            p.error(f"--tasks {name}: nothing is trained on it; it is evaluated with {GUESTS[name]}")
+        if name in SHARED_HEADS:
+            p.error(f"--tasks {name}: nothing is trained on it; it is evaluated with {SHARED_HEADS[name]}")
         if name not in TASKS and name not in own:
             if resolve(name) is None:
                 raise unknown_task(name, TASKS)

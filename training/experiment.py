@@ -19,6 +19,7 @@ from versatile.training.board import check_reporters
 from versatile.training.callbacks import MaskAbsentTasks
 from versatile.training.objectives import CrossEntropy
 from versatile.training.optimizers import build_adamw
+from versatile.training.output_directory import check_output_directory, clear_run
 from versatile.training.runs import (
     READ_PATHS,
     ModelFiles,
@@ -36,7 +37,6 @@ from versatile.training.trainer import Trainer
 from versatile.training.validation import Validation
 from versatile.utils import devices, plots, screen
 from versatile.utils.errors import UserError
-from versatile.utils.files import could_be_made
 from versatile.utils.stored_flags import rename_settings, restore_flags
 
 TRAINING_SCRIPTS = ("train.py", "train_vlm.py", "train_lifelong.py", "train_t5.py", "pretrain_t5.py", "train_camtl.py")
@@ -94,18 +94,26 @@ def refuse_foreign(stored, script, directory):
                         remedy=screen.resume_command(maker, directory))  # fmt: skip
 
 
-def begin(args, run):
-    """What is wrong with flags and machine is said before anything is loaded. Returns the precision's dtype."""
+def check_machine(args):
+    """What is wrong with reporters, schedule and precision is said before anything is loaded.
+
+    Returns:
+        the precision's dtype, which the flags then name: a run resumed on other hardware continues as it was.
+    """
     devices.quiet_libraries(args.cache_dir)
     check_reporters(args.report_to)
     check_schedule(args)
+    dtype = devices.precision(args, idist.device())
+    args.bf16, args.fp16, args.fp32 = (dtype == d for d in (torch.bfloat16, torch.float16, torch.float32))
+    return dtype
+
+
+def begin(args, run):
+    """What is wrong with flags and machine is said before anything is loaded. Returns the precision's dtype."""
     if args.output_dir and run is None:
         # It is made only when everything else is known to be right.
-        Run.refuse_taken(args.output_dir)
-        could_be_made(args.output_dir, "--output_dir")
-    dtype = devices.precision(args, idist.device())
-    # Written down, so that a run resumed on other hardware goes on as it was.
-    args.bf16, args.fp16, args.fp32 = (dtype == d for d in (torch.bfloat16, torch.float16, torch.float32))
+        check_output_directory(args.output_dir, "train.py")
+    dtype = check_machine(args)
     if args.compile:
         devices.need_compiler(idist.device())
     if checkpoint.peek(args.model_checkpoint):
@@ -205,9 +213,13 @@ def missing_texts(path, how):
                         expected=f"{error.expected}; or {beside}, which is not there") from error  # fmt: skip
 
 
-def data_key(splits):
-    """The content of a run's data: {"train": key, "valid": key}."""
-    return {split: "-".join(part.key for part in parts.values()) for split, parts in splits.items()}
+def data_key(**splits):
+    """The content of a run's data: {"train": key, "valid": key}.
+
+    Args:
+        splits: train={task: split with a `key`}, valid=the same, or None.
+    """
+    return {name: "-".join(part.key for part in parts.values()) for name, parts in splits.items() if parts}
 
 
 def make_batches(args, splits, model, tokenizer, limits, temperature=1.0):
@@ -247,6 +259,8 @@ def new_run(args, what, method):
         name = str(default_directory(Path(args.model_checkpoint).name, *what))
         args.output_dir = idist.broadcast(name, safe_mode=True) if idist.get_world_size() > 1 else name
     if idist.get_rank() == 0:
+        if getattr(args, "overwrite_output_dir", False):
+            clear_run(args.output_dir)
         return Run.create(args.output_dir, record(args, method=method), args.keep_checkpoints)
     return Run(args.output_dir, args.keep_checkpoints)
 
@@ -272,7 +286,7 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
     settings = Settings.of(args, dtype=dtype, log_every=args.logging_steps)
     total_steps = StepPlan(train, settings).total_steps
     run.bind(BestPerTask(model, tokenizer, run) if separate else adapter_files(model, tokenizer),
-             data_key(splits), resume_command(script, run.directory))  # fmt: skip
+             data_key(**splits), resume_command(script, run.directory))  # fmt: skip
     trainer = Trainer(
         model, train, objective or CrossEntropy(),
         build_adamw(model, args.lr, args.adam_eps, args.weight_decay),
@@ -280,17 +294,34 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
         evaluate=valid and Validation(model, valid, dtype, separate),
         callbacks=[MaskAbsentTasks(adapting.owners(model))], settings=settings,
     )  # fmt: skip
-    say(f"run: {run.directory}  ({trainer.total_steps} steps, {settings.dtype}, {trainer.device})", flush=True)
-    result = trainer.fit()
     tasks = list(splits["train"])
-    if idist.get_rank() == 0:
-        result = dict(task="+".join(tasks), **adapting.count_parameters(model), valid_nll=None, valid_ppl=None) | result
-        run.write_metrics(result)
-        title = f"{', '.join(tasks)}: {run.directory.name}"
-        plots.learning_curve(run.directory / "learning_curve.png", result["history"], title)
-    say(f"done: {result['steps']} steps, {result['tokens_per_second']:.0f} tokens/s, {result['seconds']:.0f} s, "
-        f"peak memory {result['peak_memory_mb']} MB; model and learning_curve.png in {run.directory}")  # fmt: skip
+    result = dict(task="+".join(tasks), **adapting.count_parameters(model), valid_nll=None, valid_ppl=None)
+    result |= run_training(trainer)
+    write_results(run, result, ", ".join(tasks))
     return result
+
+
+def run_training(trainer):
+    """Train, with a line before it that says where and how long, and one behind; returns what metrics.json says."""
+    directory = trainer.run.directory
+    say(f"run: {directory}  ({trainer.total_steps} steps, {trainer.settings.dtype}, {trainer.device})", flush=True)
+    result = trainer.fit()
+    say(f"done: {result['steps']:,} steps, {result['tokens_per_second']:.0f} tokens/s, {result['seconds']:.0f} s, "
+        f"peak memory {result['peak_memory_mb']} MB; model and learning_curve.png in {directory}")  # fmt: skip
+    return result
+
+
+def write_results(run, metrics, subject, draw=plots.learning_curve):
+    """Write metrics.json and learning_curve.png, in the first process.
+
+    Args:
+        metrics: with the `history`.
+        subject: what was trained, for the title.
+        draw: a function of `utils.plots`.
+    """
+    if idist.get_rank() == 0:
+        run.write_metrics(metrics)
+        draw(run.directory / "learning_curve.png", metrics["history"], f"{subject}: {run.directory.name}")
 
 
 def resume_command(script, directory):

@@ -114,13 +114,18 @@ class Run:
         return run
 
     @staticmethod
-    def refuse_taken(directory):
-        """A `UserError` where the directory already holds a run."""
+    def refuse_taken(directory, can_overwrite=False):
+        """A `UserError` where the directory already holds a run.
+
+        Args:
+            can_overwrite: the script has --overwrite_output_dir.
+        """
         if (Path(directory) / "run.json").exists():
             raise UserError(
                 "this directory already holds a run",
                 location=f"--output_dir {directory}",
-                remedy=f"go on with it ({shell_words('--resume', directory)}), name another directory, or remove it",
+                remedy=f"resume it ({shell_words('--resume', directory)}), name another directory, or "
+                + ("start anew in its place with --overwrite_output_dir" if can_overwrite else "remove it"),
             )
 
     @classmethod
@@ -370,6 +375,22 @@ def stored(directory):
         return read_record(path / "run.json", "the toolkit")
     except UserError:
         return {}
+
+
+def stored_metrics(directory):
+    """metrics.json of a trained model, or {}; see `stored`."""
+    path = Path(directory)
+    path = path.resolve().parents[1] if path.name.startswith("step_") else path
+    try:
+        return schema.read_json_object(path / "metrics.json")
+    except UserError:
+        return {}
+
+
+def trained_steps(directory):
+    """How many optimizer steps a saved model has been trained for, 0 where nothing says so."""
+    step = re.fullmatch(r"step_(\d+)", Path(directory).name)
+    return int(step[1]) if step else int(stored_metrics(directory).get("best_step") or 0)
 
 
 def origin(directory):

@@ -38,6 +38,26 @@ def save_figure(path, figure):
         file.write(image.getvalue())
 
 
+def line_marker(rows):
+    """A marker where there are few points: a line through one is invisible."""
+    return "." if len(rows) < 6 else None
+
+
+def draw_losses(axes, train, **options):
+    """The training loss over optimizer steps: [{step, loss}]."""
+    steps, losses = [r["step"] for r in train], [r["loss"] for r in train]
+    axes.plot(steps, losses, lw=1, marker=line_marker(train), **options)
+
+
+def draw_rates(axes, train):
+    """The learning rate over optimizer steps, on an axis of its own: [{step, lr}]."""
+    rates = axes.twinx()
+    rates.plot([r["step"] for r in train], [r["lr"] for r in train], color="0.75", lw=1, ls="--")
+    rates.set_ylabel("learning rate (dashed)", color="0.5")
+    rates.set_ylim(bottom=0)
+    rates.spines["top"].set_visible(False)
+
+
 def learning_curve(path, history, title):
     """Training and validation loss over optimizer steps, as a PNG.
 
@@ -52,14 +72,8 @@ def learning_curve(path, history, title):
     several = bool(valid) and "tasks" in valid[0]
     if train:
         color = "0.4" if several else "tab:blue"
-        # A line through one point is invisible.
-        mark = "." if len(train) < 6 else None
-        left.plot([r["step"] for r in train], [r["loss"] for r in train], color=color, lw=1, marker=mark, label="train")
-        right = left.twinx()
-        right.plot([r["step"] for r in train], [r["lr"] for r in train], color="0.75", lw=1, ls="--")
-        right.set_ylabel("learning rate (dashed)", color="0.5")
-        right.set_ylim(bottom=0)
-        right.spines["top"].set_visible(False)
+        draw_losses(left, train, color=color, label="train")
+        draw_rates(left, train)
     if several:
         for task in valid[0]["tasks"]:
             steps, values = [r["step"] for r in valid], [r["tasks"][task]["nll"] for r in valid]
@@ -112,12 +126,80 @@ def score_curve(path, history, title):
     left.set(xlabel="optimizer step", ylabel="score (×100)", title=title)
     if train:
         right = left.twinx() if names else left
-        mark = "." if len(train) < 6 else None
-        right.plot([r["step"] for r in train], [r["loss"] for r in train], color="0.6", lw=1, ls="--", marker=mark)
+        draw_losses(right, train, color="0.6", ls="--")
         right.set_ylabel("training loss (dashed)", color="0.4")
         right.spines["top"].set_visible(False)
     left.spines["top"].set_visible(False)
     left.xaxis.get_major_locator().set_params(integer=True)
     if names:
         figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    save_figure(path, figure)
+
+
+def task_scores_curve(path, history, title):
+    """Loss in training and on the dev files; beside it each task's score and the average. A PNG.
+
+    Args:
+        path: where the PNG goes.
+        history: {"train": [{step, loss, lr}], "valid": [{step, nll, average, tasks: {task: {scores: {metric}}}}]}.
+        title: printed above.
+    """
+    figure, (left, right) = start_figure(1, 2, figsize=(11, 4), dpi=130, layout="constrained")
+    train, valid = history["train"], history["valid"]
+    draw_losses(left, train, color="0.4", label="train, mean since the last point")
+    draw_rates(left, train)
+    steps = [r["step"] for r in valid]
+    if valid:
+        left.plot(steps, [r["nll"] for r in valid], "o-", ms=4, color="tab:orange", label="dev")
+        for i, task in enumerate(valid[0]["tasks"]):
+            scores = [list(r["tasks"][task]["scores"].values()) for r in valid]
+            right.plot(steps, [100 * sum(s) / len(s) for s in scores], marker="o", ms=3, lw=1, color=f"C{i % 10}",
+                       ls=("-", "--")[i // 10 % 2], label=task)  # fmt: skip
+        means = [100 * r["average"] for r in valid]
+        right.plot(steps, means, "o-", ms=4, lw=2, color="black", label="average")
+        best = max(range(len(means)), key=means.__getitem__)
+        right.annotate(f"{means[best]:.1f}", (steps[best], means[best]), textcoords="offset points", xytext=(0, 7),
+                       ha="center", fontweight="bold")  # fmt: skip
+        right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    else:
+        right.text(0.5, 0.5, "no dev files were scored", ha="center", color="0.5", transform=right.transAxes)
+    left.set(xlabel="optimizer step", ylabel="loss, mean over tasks")
+    right.set(xlabel="optimizer step", ylabel="score on dev, in percent")
+    left.legend(frameon=False)
+    for axes in (left, right):
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines["top"].set_visible(False)
+    figure.suptitle(title, fontsize=11)
+    save_figure(path, figure)
+
+
+def data_seen(path, seen, title):
+    """What the batches were fresh_shares of, and how much of each task's data has been in one. A PNG.
+
+    Args:
+        path: where the PNG goes.
+        seen: [{step, rows: {task: rows of batches so far}, share: {task: share of its rows that were in one}}].
+        title: printed above.
+    """
+    figure, (left, right) = start_figure(1, 2, figsize=(11, 4), dpi=130, layout="constrained")
+    tasks, steps = list(seen[0]["rows"]) if seen else [], [0, *(r["step"] for r in seen)]
+    fresh_shares = []
+    for before, now in zip([None, *seen], seen):
+        fresh = {t: now["rows"][t] - (before["rows"][t] if before else 0) for t in tasks}
+        fresh_shares.append({t: 100 * n / max(1, sum(fresh.values())) for t, n in fresh.items()})
+    if fresh_shares:
+        # Each share holds from the point before it.
+        shares = [[row[t] for row in (fresh_shares[0], *fresh_shares)] for t in tasks]
+        left.stackplot(steps, shares, labels=tasks, step="pre", colors=[f"C{i % 10}" for i in range(len(tasks))])
+    for i, task in enumerate(tasks):
+        right.plot(steps, [0, *(100 * r["share"][task] for r in seen)], lw=1.5, color=f"C{i % 10}", label=task,
+                   marker=line_marker(seen))  # fmt: skip
+    left.set(xlabel="optimizer step", ylabel="share of the batches' rows, in percent", ylim=(0, 100))
+    right.set(xlabel="optimizer step", ylabel="share of the task's rows seen, in percent", ylim=(0, 103))
+    if tasks:
+        right.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    for axes in (left, right):
+        axes.set_xlim(0, max(steps))
+        axes.spines["top"].set_visible(False)
+    figure.suptitle(title, fontsize=11)
     save_figure(path, figure)

@@ -1,6 +1,7 @@
-"""What a model of several GLUE tasks predicts, how it scores, and the files that say so."""
+"""Classification and regression with a head for each task: predictions, scores, and the files that hold them."""
 
 import logging
+import time
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -9,6 +10,7 @@ import torch
 from versatile.data import glue
 from versatile.data.pair_batches import pad, tensors
 from versatile.training.objectives import move
+from versatile.training.validation import TOGETHER, Evaluator, Report
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, write_json
@@ -53,10 +55,10 @@ def predict(model, split, batch_size, pad_id, dtype):
         if labelled:
             found[1, locations] = output.row_losses.double().cpu()
     model.train(training)
-    return tuple(together(each)[: len(split)].numpy() for each in found)
+    return tuple(gather_rows(each)[: len(split)].numpy() for each in found)
 
 
-def together(mine):
+def gather_rows(mine):
     """Values of all processes, of which each has every world-th: [n / world] -> [n], on the CPU."""
     world = idist.get_world_size()
     if world == 1:
@@ -92,6 +94,42 @@ def average(report):
     for name, result in report.items():
         tasks.setdefault(_SAME_TASK.get(name, name), []).append(one_number(result["scores"]))
     return sum(sum(each) / len(each) for each in tasks.values()) / len(tasks)
+
+
+class DevScores(Evaluator):
+    """All tasks' scores on their dev files; the best model is that of the best average.
+
+    Args:
+        model: `TaskBert`.
+        splits: {task: `PairSplit`}.
+        options: batch size, padding id and precision of `evaluate`.
+        select: "best" or "last": which model is kept.
+    """
+
+    def __init__(self, model, splits, options, select):
+        self.model, self.splits, self.options, self.select = model, splits, options, select
+
+    def __call__(self):
+        started = time.monotonic()
+        report = evaluate(self.model, self.splits, *self.options)
+        loss, mean = sum(result["loss"] for result in report.values()) / len(report), average(report)
+        tasks = ", ".join(f"{name} {100 * one_number(r['scores']):.1f}" for name, r in report.items())
+        line = f"average {100 * mean:.1f} of {tasks}; loss {loss:.4f}%s, {time.monotonic() - started:.0f} s"
+        scalars = {"dev": {"loss": loss, AVERAGE: mean},
+                   **{f"dev/{name}": {"loss": r["loss"]} | r["scores"] for name, r in report.items()}}  # fmt: skip
+        return Report({TOGETHER: -mean}, {"nll": loss, AVERAGE: mean, "tasks": report}, line, scalars, loss)
+
+    def summary(self, trainer):
+        """See `Evaluator`; of the kept model the loss alone, which mixes kinds."""
+        kept = self.kept(trainer)
+        return dict(best_step=kept.get("step", 0), valid_nll=kept.get("nll"))
+
+    def kept(self, trainer):
+        """The history's row of the model that is kept; {} where none was evaluated."""
+        valid = trainer.history["valid"]
+        last = valid and self.select == "last"
+        step = valid[-1]["step"] if last else trainer.best_step.get(TOGETHER, 0)
+        return next((row for row in reversed(valid) if row["step"] == step), {})
 
 
 # --- files -----------------------------------------------------------------------------------------------

@@ -30,8 +30,8 @@ def folded(names):
     layers = {}
     for stem, endings in groups.items():
         whole = f"{stem}.{endings[0]}" if len(endings) == 1 else f"{stem}.{{{','.join(endings)}}}"
-        found = re.fullmatch(r"(.*?\.)(\d+)(\..*)", whole)
-        layers.setdefault((found[1], found[3]) if found else whole, []).append(int(found[2]) if found else None)
+        match = re.fullmatch(r"(.*?\.)(\d+)(\..*)", whole)
+        layers.setdefault((match[1], match[3]) if match else whole, []).append(int(match[2]) if match else None)
     return [key if isinstance(key, str) else f"{key[0]}{_ranges(sorted(n))}{key[1]}" for key, n in layers.items()]
 
 
