@@ -6,11 +6,11 @@ r"""Pretrain a T5 by span corruption (Raffel et al. 2020) on plain text, or on t
       --max_source_length 128 --max_steps 10000 --per_device_train_batch_size 32 --learning_rate 1e-3 \
       --warmup_steps 500 --lr_scheduler constant_w_warmup --eval_strategy steps --eval_steps 500 --save_steps 500 \
       --save_total_limit 1 --load_best_model_at_end --metric_for_best_model loss --output_dir outputs/pretrained
-  the inputs of tasks as text, beside files or instead of them; arguments may stand in a json file:
+  the inputs of tasks as text, beside files or instead of them; flags may stand in a json or yaml file:
     python pretrain_t5.py pretrain.json --tasks rte mrpc cola --data_dir GLUE
   several GPUs, or several processes on a CPU:
     torchrun --nproc_per_node 2 pretrain_t5.py pretrain.json
-  go on after an interruption:
+  resume after an interruption:
     python pretrain_t5.py --resume outputs/pretrained
 
 Texts are packed into sequences without padding; 15 % of their tokens are noise in spans of 3, drawn anew every epoch

@@ -9,10 +9,10 @@ r"""Train one task: a residual adapter and task embeddings beside a frozen backb
   several GPUs, or several processes on a CPU:
     torchrun --nproc_per_node 2 train.py --task nlg --dataset_path data/samples/nlg.json --model_checkpoint smollm2 \
       --adapter_bottleneck 64 --lr 1e-3
-  learning from a teacher (a run of train.py, a VLM, a released checkpoint), its distributions, its texts, or both:
+  training with a teacher (a run of train.py, a VLM, a released checkpoint), its distributions, its texts, or both:
     python train.py --task mt --model_checkpoint smollm2 --adapter_bottleneck 300 --teacher runs/<run> --kd word
     python train.py --task mt --model_checkpoint smollm2 --adapter_bottleneck 300 --distillation
-  go on after an interruption:
+  resume after an interruption:
     python train.py --resume runs/<run>
 
 Flags that are not given take the task's published settings. The run directory holds the best model, the last
@@ -149,8 +149,8 @@ def check(args, given):
         raise UserError("the teacher's texts are read from the data, not made here", location="--kd sentence",
                         remedy="make them with sentence_distiller.py, leave --teacher out; or --kd both")  # fmt: skip
     if args.self_copy and args.teacher:
-        raise UserError("cannot be learnt from a teacher's distributions: its output is no softmax",
-                        location="--self_copy", remedy="learn from its texts: --distillation")  # fmt: skip
+        raise UserError("cannot be trained on a teacher's distributions: its output is no softmax",
+                        location="--self_copy", remedy="train on its texts: --distillation")  # fmt: skip
     for flag in ("kd_temperature", "kd_alpha"):
         if flag in given and not args.teacher:
             raise UserError("has no effect without a teacher", location=f"--{flag}", remedy="name one with --teacher")

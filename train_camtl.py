@@ -10,7 +10,7 @@
     torchrun --nproc_per_node 2 train_camtl.py --model_name_or_path CA-MTL-base …
   flags from a json or yaml file; those behind it override it:
     python train_camtl.py camtl.json --seed 1
-  go on after an interruption; score and predict with a trained model:
+  resume after an interruption; score and predict with a trained model:
     python train_camtl.py --resume runs/camtl
     python train_camtl.py --model_name_or_path runs/camtl --data_dir $DATA_DIR --output_dir results/camtl \\
       --do_eval --do_predict

@@ -9,7 +9,7 @@ r"""Train a T5 on several tasks, text to text: the whole model, adapters, or ada
     python train_t5.py configs/adapters.json --data_dir GLUE --tasks rte --eval_tasks rte --model_name_or_path t5-small
   several GPUs (published: 4), or several processes on a CPU:
     torchrun --nproc_per_node 4 train_t5.py configs/hyperformer++.json --data_dir GLUE
-  go on after an interruption:
+  resume after an interruption:
     python train_t5.py --resume outputs/hyperformer++
   from scratch, without pretrained weights:
     python train_t5.py configs/finetune.json --from_scratch true --config_name t5-mini --tokenizer_name spiece.model \

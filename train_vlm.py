@@ -8,7 +8,7 @@ r"""Train a VLM: all tasks at once in mixed batches, each with an adapter and ta
       --model_checkpoint smollm2 --adapter_bottleneck nlg=64 mt=128 --sampling uniform --train_batch_size 16
   several GPUs, or several processes on a CPU:
     torchrun --nproc_per_node 2 train_vlm.py --tasks nlg mt --model_checkpoint smollm2
-  go on after an interruption:
+  resume after an interruption:
     python train_vlm.py --resume runs/<run>
 
 The backbone is frozen, so the tasks share no trained parameter: each keeps the weights of its own best epoch, and
