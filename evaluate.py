@@ -19,11 +19,11 @@ has a <task>_persona.txt), <task>_outputs.jsonl, <task>_metrics.json.
 import sys
 from pathlib import Path
 
-from versatile.adapters import t5_directory
 from versatile.adapters.manifest import peek
 from versatile.adapters.methods.registry import BARE
 from versatile.data.listing import list_tasks
 from versatile.data.task_names import task_flag
+from versatile.training import t5_directory
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 

@@ -303,8 +303,8 @@ def evaluate_run(args, given):
     from argparse import Namespace
 
     from versatile.adapters import t5
-    from versatile.adapters import t5_directory as directory
     from versatile.training import runs, t5_arguments
+    from versatile.training import t5_directory as directory
     from versatile.utils import devices
     from versatile.utils.files import writable_directory
 
