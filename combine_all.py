@@ -248,7 +248,7 @@ def refuse_unknown(sources):
 
 
 def read_inputs(args, source):
-    """A task's first inputs for the proof, and where they are from: `training.evaluation.Part`."""
+    """A task's first inputs for the proof, and where they are from: `training.evaluation.EvalSplit`."""
     from versatile.data.files import SAMPLES
     from versatile.data.task import get
     from versatile.training import evaluation, runs

@@ -131,10 +131,3 @@ class SampledBatches:
             drawn = next(draws)
         self._draws = epoch, number + 1, draws
         return drawn
-
-
-def data_keys(parts):
-    """The content of a run's data: {split: {task: part with rows}} -> {"train": "rte:1f…-mrpc:…", "valid": "…"}."""
-    wanted = {"train": "train", "valid": "validation"}
-    return {name: "-".join(f"{task}:{part.rows.fingerprint()}" for task, part in parts[split].items())
-            for name, split in wanted.items() if parts.get(split)}  # fmt: skip

@@ -11,8 +11,10 @@ from versatile.adapters import t5
 from versatile.data import text_to_text
 from versatile.data.encoders import text_to_text as encoder
 from versatile.data.text_to_text_batches import Rows
-from versatile.training import t5_evaluation, t5_setup
-from versatile.training.t5_evaluation import Evaluation, Part
+from versatile.training import t5_evaluation
+from versatile.training.t5_evaluation import EvalSplit, Evaluation
+
+import train_t5
 
 GLUE = str(ROOT / "data" / "samples" / "glue")
 
@@ -36,7 +38,7 @@ def parts(model, names, rows=7, beams=1, **changes):
         task = text_to_text.get(name)
         data = encoder.load(task, "validation", model[1], (24, 8), data_dir=GLUE, n_obs=rows)
         encoded = Rows(model[0].task_id(name), data.sources, data.targets, data.target_texts)
-        made[name] = Part(task, encoded, data.source_texts, task.max_new_tokens(model[1]), beams)
+        made[name] = EvalSplit(task, encoded, data.source_texts, task.max_new_tokens(model[1]), beams)
         for field, value in changes.get(name, {}).items():
             made[name] = dataclasses.replace(made[name], **{field: value})
     return made
@@ -144,7 +146,7 @@ METHODS = dict(finetune_single_task="finetune", finetune="finetune", adapters="a
 def test_every_config_makes_the_model_it_is_named_after(path):
     flags = ["--model_name_or_path", "tiny-t5", "--tokenizer_name", "tiny-t5", "--data_dir", GLUE, "--fp32"]
     arguments = parse([path, *flags])
-    model, _ = t5_setup.build(arguments)
+    model, _ = train_t5.build(arguments)
     assert model.settings.method == METHODS.get(path.stem, path.stem)
     counts = t5.count_parameters(model)
     if model.settings.method == "finetune":
@@ -157,7 +159,7 @@ def test_every_config_makes_the_model_it_is_named_after(path):
 
 def test_with_train_adapters_blocks_off_only_the_layer_norms_are_trained():
     flags = ["--model_name_or_path", "tiny-t5", "--tokenizer_name", "tiny-t5", "--train_adapters_blocks", "false"]
-    model, _ = t5_setup.build(parse([ROOT / "configs" / "adapters.json", *flags]))
+    model, _ = train_t5.build(parse([ROOT / "configs" / "adapters.json", *flags]))
     counts = t5.count_parameters(model)
     assert counts["layer_norms"] > 0 and counts["adapters"] == counts["backbone"] == 0
 

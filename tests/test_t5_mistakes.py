@@ -10,9 +10,11 @@ from training_runs import parse_t5 as parse
 from training_runs import refused
 from versatile.adapters import t5
 from versatile.adapters import t5_loading as t5_models
-from versatile.training import t5_setup
 from versatile.training.t5_evaluation import data_of
+from versatile.training.text_to_text_training import check_directory
 from versatile.utils.errors import UserError
+
+import train_t5
 
 GLUE = str(SAMPLES / "glue")
 CONFIG = dict(
@@ -82,7 +84,7 @@ def test_only_a_run_of_train_t5_is_removed(tmp_path, content):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(content)
     with pytest.raises(UserError, match="something else than a run of train_t5"):
-        t5_setup.check_directory(parsed(tmp_path, "--overwrite_output_dir"))
+        check_directory(parsed(tmp_path, "--overwrite_output_dir"), "train_t5.py")
     assert (tmp_path / "run" / "run.json").read_text() == content
 
 
@@ -111,7 +113,7 @@ def test_a_loss_that_is_no_number_is_noticed_between_two_logged_steps(tmp_path):
 def test_without_adapter_blocks_no_method_has_any(tmp_path, own):
     values = dict(adapter_config_name="meta-adapter", train_adapters_blocks=False, unfreeze_layer_norms=True)
     arguments = parsed(tmp_path, **values, **({own: True} if own else {}))
-    model, _ = t5_setup.build(arguments)
+    model, _ = train_t5.build(arguments)
     counts = t5.count_parameters(model)
     assert model.settings.method == "finetune"
     assert counts["layer_norms"] > 0 and counts["hypernetworks"] == counts["backbone"] == 0
@@ -119,7 +121,7 @@ def test_without_adapter_blocks_no_method_has_any(tmp_path, own):
 
 def test_the_share_of_a_small_t5_is_none(tmp_path):
     wide = dict(adapter_config_name="meta-adapter", task_embedding_dim=8, reduction_factor=1)
-    model, _ = t5_setup.build(parsed(tmp_path, **wide))
+    model, _ = train_t5.build(parsed(tmp_path, **wide))
     counts = t5.count_parameters(model)
     said = t5.parameter_summary(model)
     assert sum(counts.values()) - counts["total"] > counts["total"]
@@ -163,7 +165,7 @@ def test_nobody_is_asked_about_a_tokenizer_that_is_a_mistyped_path(monkeypatch, 
 def test_a_model_that_is_not_there_is_named_by_its_flag(tmp_path):
     for name in (tmp_path / "absent", tmp_path):
         with pytest.raises(UserError) as error:
-            t5_setup.build(parsed(tmp_path, "--model_name_or_path", name))
+            train_t5.build(parsed(tmp_path, "--model_name_or_path", name))
         assert f"--model_name_or_path {name}" in str(error.value) and "smollm2" not in str(error.value)
 
 
@@ -244,7 +246,7 @@ def test_every_other_script_sends_a_model_of_train_t5_to_evaluate(finished, tmp_
 def test_the_end_of_a_run_tells_validation_from_test(finished):
     folder, said = finished
     assert said.index("---- validation ----") < said.index("---- test ----")
-    assert said.count("---- test ----") == 1 and "trained 2 steps in" in said
+    assert said.count("---- test ----") == 1 and "done: 2 steps" in said
     assert (folder / "learning_curve.png").stat().st_size > 1000
 
 
@@ -261,7 +263,7 @@ def own_files(folder, splits):
 
 def built(tmp_path, *flags, **values):
     arguments = parsed(tmp_path, *flags, **values)
-    return arguments, *t5_setup.build(arguments)
+    return arguments, *train_t5.build(arguments)
 
 
 @pytest.mark.parametrize("where", ["glue", "file", "link"])
@@ -273,12 +275,12 @@ def test_validation_rows_are_no_test_rows_where_they_choose_the_checkpoint(tmp_p
         (tmp_path / "data" / "rte" / "test.json").symlink_to("validation.json")
     arguments, model, tokenizer = built(tmp_path, **values)
     with pytest.raises(UserError, match="test rows of rte are the validation rows") as error:
-        t5_setup.read(arguments, tokenizer, model)
+        train_t5.read(arguments, tokenizer, model)
     assert "--split_validation_test true" in error.value.remedy and "--do_test false" in error.value.remedy
     for flags in (["--split_validation_test"], ["--do_test", "false"], ["--load_best_model_at_end", "false"]):
         if where != "link" or flags != ["--split_validation_test"]:
             arguments, *others = built(tmp_path, *flags, **values)
-            t5_setup.read(arguments, *reversed(others))
+            train_t5.read(arguments, *reversed(others))
 
 
 def test_what_is_refused_ends_with_2_and_leaves_nothing(tmp_path):
@@ -291,7 +293,7 @@ def test_test_rows_of_their_own_are_taken(tmp_path):
     data = own_files(tmp_path / "data", ["train", "validation", "test"])
     for values in (dict(data_dir=data), dict(tasks=["mnli"], data_dir=GLUE)):
         arguments, model, tokenizer = built(tmp_path, split_validation_test=False, **values)
-        assert set(t5_setup.read(arguments, tokenizer, model)) == {"train", "validation", "test"}
+        assert set(train_t5.read(arguments, tokenizer, model)) == {"train", "validation", "test"}
 
 
 def test_a_task_that_cannot_be_divided_is_not_told_to_be(tmp_path):
@@ -300,5 +302,5 @@ def test_a_task_that_cannot_be_divided_is_not_told_to_be(tmp_path):
 
     assert text_to_text.get("superglue-rte").rule is None
     with pytest.raises(UserError, match="superglue-rte") as error:
-        t5_setup.check_test_rows(arguments, ["superglue-rte"])
+        train_t5.check_test_rows(arguments, ["superglue-rte"])
     assert "--split_validation_test" not in error.value.remedy

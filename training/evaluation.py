@@ -16,7 +16,7 @@ from versatile.utils.lines import one_line
 
 
 @dataclass
-class Part:
+class EvalSplit:
     """One task to evaluate.
 
     Attributes:
@@ -34,10 +34,10 @@ class Part:
 
 
 def part(task, path, split, max_history, limit):
-    """Read a task's instances: `Part`."""
+    """Read a task's instances: `EvalSplit`."""
     decoding = task.reading(max_history, decoding=True)
     examples = instances.read(path, split, task, decoding, limit)
-    return Part(task, path, split, task.reading(max_history), examples)
+    return EvalSplit(task, path, split, task.reading(max_history), examples)
 
 
 def texts(model, tokenizer, parts, decoding, positions, dtype):
@@ -80,7 +80,7 @@ def evaluate(model, tokenizer, parts, decoding, *, positions, dtype, output_dir,
     Args:
         model: an attached model, ready for inference.
         tokenizer: its tokenizer.
-        parts: a list of `Part`; their inputs are decoded in batches that mix the tasks.
+        parts: a list of `EvalSplit`; their inputs are decoded in batches that mix the tasks.
         decoding: `training.decoding.Decoding`.
         positions: the model's longest sequence.
         dtype: precision of the matrix products.

@@ -26,7 +26,7 @@ SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "
 
 
 @dataclass
-class Part:
+class EvalSplit:
     """One task's split.
 
     Attributes:
@@ -43,6 +43,11 @@ class Part:
     sources: list
     length: int
     beams: int
+
+    @property
+    def key(self):
+        """Names the content."""
+        return f"{self.task.name}:{self.rows.fingerprint()}"
     references: object = None
 
     def __post_init__(self):
@@ -64,7 +69,7 @@ def read(names, split, args, tokenizer, ids, *, lengths, limit, seed, held_out, 
         seed, held_out, prefix: see `data.text_to_text.load` (`held_out` is its split_validation_test).
 
     Returns:
-        {task: `Part`}
+        {task: `EvalSplit`}
 
     Raises:
         UserError: a task without data, a label that is not the task's.
@@ -77,7 +82,7 @@ def read(names, split, args, tokenizer, ids, *, lengths, limit, seed, held_out, 
                             prefix=prefix)  # fmt: skip
         rows = Rows(ids[name], data.sources, data.targets, data.target_texts)
         beams = args.eval_beams or task.num_beams or 1
-        parts[name] = Part(task, rows, data.source_texts, task.max_new_tokens(tokenizer), beams, data.references)
+        parts[name] = EvalSplit(task, rows, data.source_texts, task.max_new_tokens(tokenizer), beams, data.references)
         cuts = [f", {_count(n, what)} cut to {length} tokens" for (what, n), length in zip(data.cut.items(), lengths)
                 if n]  # fmt: skip
         say(f"{split} {name}: {_count(len(rows), 'example')}{''.join(cuts)}")
@@ -108,7 +113,7 @@ class Evaluation:
     `<prefix>_loss`, the mean over tasks.
 
     Attributes:
-        parts: {task: `Part`}.
+        parts: {task: `EvalSplit`}.
         tokenizer: the model's.
         batch_size: rows decoded together.
         dtype: precision of the matrix products.

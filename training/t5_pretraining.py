@@ -11,10 +11,9 @@ from versatile.data import span_corruption
 from versatile.data.files import text_lines
 from versatile.data.flat_lists import FlatLists
 from versatile.data.text_to_text_batches import Collator, Rows, SampledBatches
-from versatile.training import t5_evaluation, t5_setup
-from versatile.training.experiment import resume_command, say
-from versatile.training.runs import ModelFiles, Run, record
-from versatile.utils import plots
+from versatile.training import experiment, t5_evaluation
+from versatile.training.runs import ModelFiles
+from versatile.training.text_to_text_training import build_trainer, check_directory, open_run
 from versatile.utils.devices import precision
 from versatile.utils.errors import UserError
 from versatile.utils.screen import shell_command
@@ -70,14 +69,14 @@ def data(arguments, tokenizer):
                             expected=f"{length} tokens at least to validate on, here of {len(lines):,} texts",
                             remedy="raise --validation_share, or name --validation_files") from None  # fmt: skip
         made.append(span_corruption.Corrupted(rows, sentinels, tokenizer.eos_token_id, **how))
-        say(f"{name}: {len(lines):,} texts, {rows.size:,} tokens in {len(rows):,} sequences of {length}")
+        experiment.say(f"{name}: {len(lines):,} texts, {rows.size:,} tokens in {len(rows):,} sequences of {length}")
     items = [made[1][i] for i in range(len(made[1]))]
     columns = (FlatLists.from_lists([item[name] for item in items]) for name in ("input_ids", "labels"))
     return made[0], Rows(0, *columns, [""] * len(items))
 
 
 class Scorer:
-    """Negative log-likelihood and perplexity per target token on fixed rows; see `t5_setup.build_trainer`.
+    """Negative log-likelihood and perplexity per target token on fixed rows; see `text_to_text_training.build_trainer`.
 
     Args:
         tokenizer: the model's.
@@ -136,33 +135,29 @@ def pretrain(arguments):
     from transformers import set_seed
 
     arguments.do_train = arguments.do_eval = True
-    t5_setup.check_directory(arguments, "pretrain_t5.py")
+    check_directory(arguments, "pretrain_t5.py")
     # One process a machine makes the caches, the others find them.
     with idist.one_rank_first(local=True):
         model, tokenizer = t5_models.load(arguments, arguments.seed)
         set_seed(arguments.seed)
         train, valid = data(arguments, tokenizer)
-    say(f"trained: all {sum(p.numel() for p in model.parameters()):,} parameters")
+    experiment.say(f"trained: all {sum(p.numel() for p in model.parameters()):,} parameters")
     drawn = batches(arguments, model, tokenizer, train)
-    run = Run(arguments.output_dir, arguments.keep_checkpoints or 0)
-    if not arguments.resume and idist.get_rank() == 0:
-        t5_setup.make_room(arguments)
-        run = Run.create(arguments.output_dir, record(Namespace(**arguments.flags()), method="pretraining"),
-                         arguments.keep_checkpoints or 0)  # fmt: skip
+    run = open_run(arguments, "pretraining")
     scorer = Scorer(tokenizer, arguments, valid)
     digest = hashlib.sha256(train.rows.tobytes()).hexdigest()[:16]
     files = ModelFiles(lambda at: save(model, tokenizer, at), lambda at: load_weights(model, at))
-    run.bind(files, f"{digest}:{valid.fingerprint()}", resume_command("pretrain_t5.py", run.directory))
-    trainer = t5_setup.build_trainer(arguments, run, model, drawn, scorer)
-    result = t5_setup.summary(arguments, trainer, t5_setup.fit(trainer))
+    command = experiment.resume_command("pretrain_t5.py", run.directory)
+    run.bind(files, dict(train=digest, valid=valid.fingerprint()), command)
+    result = experiment.run_training(build_trainer(arguments, run, model, drawn, scorer))
+    files.load(run.directory)
     scores = scorer(model, "eval")
-    if trainer.rank0:
-        run.write_metrics(dict(method="pretraining", **result, **scores))
-        history = result["history"]
-        history |= dict(valid=[dict(step=r["step"], nll=r["eval_loss"]) for r in history["valid"]])
-        plots.learning_curve(run.directory / "learning_curve.png", history, f"span corruption: {run.directory.name}")
-    if trainer.world > 1:
+    history = result["history"]
+    history["valid"] = [dict(step=r["step"], nll=r["eval_loss"]) for r in history["valid"]]
+    experiment.write_results(run, dict(method="pretraining", **result, **scores), "span corruption")
+    if idist.get_world_size() > 1:
         idist.barrier()
-    say(f"validation: {scores['eval_loss']:.4f} nats per target token, perplexity {scores['eval_perplexity']:.2f}")
+    experiment.say(f"validation: {scores['eval_loss']:.4f} nats per target token, perplexity "
+                   f"{scores['eval_perplexity']:.2f}")  # fmt: skip
     following = shell_command("train_t5.py", "configs/finetune.json", "--model_name_or_path", run.directory)
-    say(f"done; next: {following}")
+    experiment.say(f"next: {following}")

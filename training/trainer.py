@@ -390,6 +390,7 @@ class Trainer:
             best_step=max(self.best_step.values(), default=0),
             trained_parameters=sum(p.numel() for p in self.params), tokens=self.tokens, seconds=round(self.seconds, 1),
             tokens_per_second=round(self.tokens / max(self.seconds, 1e-9), 1),
+            steps_per_second=round(step / max(self.seconds, 1e-9), 3),
             peak_memory_mb=round(peak_memory_mb(self.device)), processes=self.world, device=str(self.device),
             precision=str(self.settings.dtype).removeprefix("torch."),
             history={name: rows for name, rows in self.history.items() if name != "since"},

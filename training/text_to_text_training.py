@@ -1,0 +1,111 @@
+"""The loop as train_t5.py and pretrain_t5.py set it up: steps as shares, a summed loss, the best by a named metric."""
+
+import math
+import time
+from argparse import Namespace
+
+import ignite.distributed as idist
+from versatile.training.objectives import SmoothedCrossEntropy
+from versatile.training.optimizers import build_optimizer
+from versatile.training.output_directory import check_output_directory, clear_run
+from versatile.training.runs import Run, lock_directory, record
+from versatile.training.schedules import build_schedule
+from versatile.training.settings import Settings
+from versatile.training.t5_arguments import warmup_steps
+from versatile.training.trainer import Trainer
+from versatile.training.validation import TOGETHER, Evaluator, Report
+from versatile.utils.devices import precision, prepare_for_device
+
+
+def check_directory(arguments, script):
+    """What is wrong with --output_dir is said before anything is loaded."""
+    # All processes are there when ignite is first asked.
+    if idist.get_rank() or arguments.resume:
+        return
+    used = ("model_name_or_path", "tokenizer_name", "config_name")
+    check_output_directory(arguments.output_dir, script, arguments.overwrite_output_dir,
+                           [(arguments.location(name), getattr(arguments, name)) for name in used])  # fmt: skip
+
+
+def open_run(arguments, method):
+    """The run directory, made when everything else is known to be right: `Run`."""
+    first = idist.get_rank() == 0
+    if first and not arguments.resume:
+        if arguments.overwrite_output_dir:
+            clear_run(arguments.output_dir)
+        flags = Namespace(**arguments.flags())
+        return Run.create(arguments.output_dir, record(flags, method=method), arguments.keep_checkpoints or 0)
+    run = Run(arguments.output_dir, arguments.keep_checkpoints or 0)
+    if first:
+        lock_directory(run.directory, "--resume")
+    return run
+
+
+def settings_of(args, epoch_batches):
+    """`Settings` of the flags."""
+    epoch_steps = math.ceil(epoch_batches / args.gradient_accumulation_steps)
+    total = args.max_steps if args.max_steps > 0 else math.ceil(args.n_epochs * epoch_steps)
+
+    def steps(value):
+        # Below 1 it is a share of all steps.
+        return math.ceil(value * total) if value and value < 1 else int(value or 0) or None
+
+    evaluated, saved = args.eval_strategy, args.save_strategy
+    logged = {"no": None, "epoch": epoch_steps}.get(args.logging_strategy, steps(args.logging_steps))
+    return Settings(
+        n_epochs=math.ceil(total / epoch_steps), max_steps=total, seed=args.seed,
+        gradient_accumulation_steps=args.gradient_accumulation_steps, max_norm=args.max_norm or math.inf,
+        save_steps=steps(args.save_steps) if saved == "steps" else None,
+        select="best" if args.load_best_model_at_end else "last", eval_before_start=args.eval_before_start,
+        log_every=logged or total, log_first=args.logging_first_step, mean_loss=True,
+        eval_epochs=evaluated == "epoch", eval_steps=steps(args.eval_steps) if evaluated == "steps" else None,
+        dtype=precision(args, idist.device()), report_to=args.report_to,
+    )  # fmt: skip
+
+
+def build_trainer(args, run, model, train, evaluate):
+    """The `Trainer` of the flags.
+
+    Args:
+        args: the flags.
+        run: `Run`, bound.
+        model: moved to the device here.
+        train: `SampledBatches`.
+        evaluate: called with (model, "eval"), returns {name: value}; None: the last model is kept.
+    """
+    prepare_for_device(model, idist.device(), precision(args, idist.device()))
+    if args.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    settings = settings_of(args, len(train.plan()))
+    schedule = build_schedule(args.lr_scheduler_type, args.lr, warmup_steps(args, settings.max_steps),
+                              settings.max_steps, args.lr_scheduler_kwargs)  # fmt: skip
+    objective = SmoothedCrossEntropy(args.label_smoothing, args.loss_reduction, idist.get_world_size())
+    return Trainer(model, train, objective, build_optimizer(model, args), schedule, run,
+                   evaluate and BestMetric(args, model, evaluate), settings=settings)  # fmt: skip
+
+
+class BestMetric(Evaluator):
+    """Evaluates for `Trainer`, judged by --metric_for_best_model.
+
+    Args:
+        args: the flags.
+        model, evaluate: see `build_trainer`.
+    """
+
+    def __init__(self, args, model, evaluate):
+        self.model, self.evaluate, self.metric = model, evaluate, args.metric_for_best_model
+        self.name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+        greater = args.greater_is_better
+        self.sign = -1 if (greater if greater is not None else not self.name.endswith("loss")) else 1
+
+    def __call__(self):
+        """`Report`"""
+        started, scores = time.monotonic(), self.evaluate(self.model, "eval")
+        value = scores[f"eval_{self.name}" if f"eval_{self.name}" in scores else self.name]
+        line = f"{self.name} {value:.4g}%s, {time.monotonic() - started:.0f} s"
+        return Report({TOGETHER: self.sign * value}, scores, line, {"valid": scores}, scores["eval_loss"])
+
+    def summary(self, trainer):
+        """See `Evaluator`."""
+        best = self.sign * trainer.best[TOGETHER] if trainer.best else None
+        return dict(best_metric=best, metric_for_best_model=self.metric)
