@@ -32,9 +32,10 @@ def warm_start(model, tokenizer, directory, flag):
     path = Path(directory)
     backbones.need_directory(path, flag, "a trained model")
     found = manifest.need_language_model(path, flag)
-    if found and found.released:
-        raise UserError("this is a checkpoint of the original code", location=flag, expected="a model of ours",
-                        remedy=f"convert it: python -m adapters.imports.vlm {path} OUTPUT")  # fmt: skip
+    if found and isinstance(found.format, str):
+        maker, command = ("peft", "peft import") if found.format == "peft" else ("the original code", found.format)
+        raise UserError(f"this is a directory of {maker}", location=flag, expected="a model of ours",
+                        remedy=f"convert it: python -m adapters.imports.{command} {path} OUTPUT …")  # fmt: skip
     if found is None:
         backbones.read_config(path, flag)
         raise UserError("this is a bare backbone: nothing was trained for a task", location=flag,

@@ -19,6 +19,7 @@ from versatile.data.task import get
 
 import combine_all
 import evaluate_vlm
+import train
 import train_lifelong
 import train_vlm
 
@@ -262,3 +263,8 @@ def test_a_directory_that_cannot_be_a_task_of_ours_is_refused(tmp_path, capsys):
     whole = theirs(tmp_path / "whole", "tiny-llama", r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
     refused(capsys, ["import", whole, out, "--task", "mine", *tokens], "lm_head was trained as a whole", out=out)
     refused(capsys, ["import", tmp_path, out, "--task", "mine"], "no adapter_config.json", out=out)
+    data = str(small(tmp_path / "nlg.json", "nlg", train=2, valid=1, test=1))
+    with pytest.raises(SystemExit):
+        train.main(["--task", "nlg", "--dataset_path", data, "--model_checkpoint", lively("tiny-llama"), "--method",
+                    "lora", "--init_from", str(source), "--output_dir", str(out)])  # fmt: skip
+    assert "python -m adapters.imports.peft import" in capsys.readouterr().err and not out.exists()

@@ -19,28 +19,33 @@ trained further (--init_from), or, several of them combined, in batches that mix
 import importlib.util
 import json
 import re
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from versatile.adapters import checkpoint, t5
+from versatile.adapters import checkpoint
 from versatile.adapters.attach import attach
-from versatile.adapters.backbones import bundled
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.imports.peft_export import (
+    KINDS,
+    LARGEST_SHARE,
+    TaskAdapter,
+    export_task,
+    largest_difference,
+    projection_names,
+    refuse_taken,
+    table_names,
+)
 from versatile.adapters.methods.ia3 import INPUTS
+from versatile.adapters.methods.lora import sizes
 from versatile.adapters.tensors import read_safetensors
 from versatile.utils import devices, flags
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.files import atomic_directory, atomic_write
+from versatile.utils.files import atomic_directory
 from versatile.utils.schema import Choice, Flag, MapOf, Number, Record, Text, Whole, read_json_object, validate
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-KINDS = {"lora": "LORA", "ia3": "IA3"}
 PREFIX = "base_model.model."
-# Two libraries multiply the same matrices; in fp32 the last digits may differ.
-LARGEST_SHARE = 1e-5
 
 PEFT_CONFIG = Record(
     dict(
@@ -58,296 +63,6 @@ REFUSED = dict(use_dora=None, bias="none", lora_bias=None, layer_replication=Non
                alora_invocation_tokens=None, use_qalora=None, use_bdlora=None, velora_config=None)  # fmt: skip
 # Initialisations after which the backbone is another one than that of its name.
 CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-
-
-@dataclass
-class TaskAdapter:
-    """What is exported: one task of a trained model.
-
-    Attributes:
-        model, tokenizer: ours.
-        task, method, settings: its name, that of its method, and the method's settings.
-        blocks: its modules, one for each block of the backbone.
-        tokens: its special tokens.
-    """
-
-    model: object
-    tokenizer: object
-    task: str
-    method: str
-    settings: dict
-    blocks: list
-    tokens: list
-
-    @property
-    def backbone_name(self):
-        return self.model.config._name_or_path
-
-
-# ---- ours -> peft
-
-
-def export_task(run, output, task=None):
-    """Write a task of a trained model as a directory of peft, proved to give the same logits.
-
-    Args:
-        run: a run, a combined model, or a run of train_t5.py.
-        output: the directory to make; it must not exist, or be empty.
-        task: which one; None: the only one.
-
-    Returns:
-        (`TaskAdapter`, the largest difference of logits as a share of the largest)
-
-    Raises:
-        UserError: peft is missing, the task cannot be expressed in peft, something in the way of the output.
-    """
-    _need_peft()
-    _refuse_taken(output)
-    adapter = read_task(run, task)
-    with atomic_directory(output) as beside:
-        _write(adapter, beside)
-        share = largest_difference(adapter, beside)
-        if not share <= LARGEST_SHARE:
-            raise UserError(f"peft gives other logits, by up to {share:.2g} of the largest", location=run,
-                            expected="equal ones", remedy="nothing was written; report this")  # fmt: skip
-    return adapter, share
-
-
-def read_task(run, task=None):
-    """The `TaskAdapter` of a run's task; arguments and errors as of `export_task`."""
-    backbones.need_directory(run, run, "a run directory")
-    manifest = checkpoint.peek(run)
-    if manifest and manifest.encoder == "text_to_text":
-        model, tokenizer = t5.load(run, task)
-        tasks, method, trained = model.tasks, model.settings.method, _trained_backbone(model)
-        methods = {name: dict(method=method, **model.settings.method_settings) for name in tasks}
-    else:
-        model, tokenizer = checkpoint.load(run, task, flag=f"--task {task}" if task else run)
-        tasks, methods, info = model.info.tasks, model.info.methods, model.info
-        trained = info.mode == "full" or not info.freeze or info.self_copy
-    if task is None and len(tasks) > 1:
-        raise UserError(f"holds the tasks {', '.join(tasks)}", location=run, expected="one of them, named",
-                        remedy="name it: --task TASK")  # fmt: skip
-    task = task or tasks[0]
-    method = methods.get(task, {}).get("method")
-    if trained or method not in KINDS:
-        found = "the backbone was trained too" if trained else f"task {task!r} was trained with the method {method}"
-        raise UserError(found, location=run, expected="a task of the method lora or ia3 beside a frozen backbone",
-                        remedy="train one: --method lora")  # fmt: skip
-    if model.random_init_seed is not None:
-        raise UserError("the backbone was drawn from a seed: peft could not load it", location=run,
-                        expected="a task beside a pretrained backbone")  # fmt: skip
-    _refuse_token_types(model, task, run)
-    blocks = [held[task] for held in model.added[method].blocks]
-    return TaskAdapter(model, tokenizer, task, method, methods[task], blocks, _tokens(model, tokenizer, task))
-
-
-def _trained_backbone(model):
-    """Whether anything of a T5 itself was trained."""
-    return model.backbone_carried or any(p.requires_grad for n, p in model.named_parameters() if "added." not in n)
-
-
-def _refuse_token_types(model, task, run):
-    """A `UserError` where a task's rows are added as token types and the backbone alone would not add them."""
-    backbone, info = backbone_of(model.config), getattr(model, "info", None)
-    if info is None or info.encoder != "markers" or not any(info.markers.values()) or backbone.token_types:
-        return
-    raise UserError(f"the task {task!r} adds token-type embeddings to its inputs, which {backbone.name} does not know "
-                    "by itself: loaded by peft it would give other logits", location=run,
-                    expected="a task on GPT-2, or one without token types, as those of train_lifelong.py")  # fmt: skip
-
-
-def _tokens(model, tokenizer, task):
-    """The special tokens that a task's scores go over."""
-    info = getattr(model, "info", None)
-    if info is None:
-        return []
-    if info.mask_other_tasks:
-        return list(info.markers[task])
-    rows = model.get_input_embeddings().rows
-    first = info.first + len(rows.spare)
-    return tokenizer.convert_ids_to_tokens(range(first, info.first + len(rows)))
-
-
-def bare_backbone(name, tokens, quantization=None):
-    """(a bare backbone, its tokenizer with `tokens`), as README.md of an exported directory has them made."""
-    from tokenizers import AddedToken
-
-    model, tokenizer = backbones.load(name, quantization=quantization)
-    tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in tokens], special_tokens=True)
-    model.resize_token_embeddings(max(len(tokenizer), len(model.get_input_embeddings().weight)), mean_resizing=False)
-    return model, tokenizer
-
-
-def _write(adapter, directory):
-    """Let peft write a task."""
-    import peft
-
-    base, tokenizer = bare_backbone(adapter.backbone_name, adapter.tokens, adapter.model.quantization)
-    places = projection_names(base)
-    names = {places[number, role]: part for number, block in enumerate(adapter.blocks) for role, part in block.items()}
-    with warnings.catch_warnings():
-        # That a copied table is not tied: head and input have the same rows in it.
-        warnings.simplefilter("ignore")
-        model = peft.get_peft_model(base, _config(adapter, base, tokenizer, places, set(names)))
-    with torch.no_grad():
-        for name, part in names.items():
-            module = model.base_model.model.get_submodule(name)
-            if adapter.method == "lora":
-                module.lora_A["default"].weight.copy_(part.A)
-                module.lora_B["default"].weight.copy_(part.B)
-            else:
-                module.ia3_l["default"].copy_(part.view_as(module.ia3_l["default"]))
-        _set_rows(adapter, base, tokenizer)
-    folder = bundled.folder(adapter.backbone_name) if adapter.backbone_name in bundled.NAMES else None
-    model.peft_config["default"].base_model_name_or_path = str(folder or adapter.backbone_name)
-    model.save_pretrained(directory, save_embedding_layers=False)
-    tokenizer.save_pretrained(directory)
-    with atomic_write(Path(directory) / "README.md") as file:
-        file.write(_readme(adapter, folder or adapter.backbone_name))
-
-
-def _config(adapter, base, tokenizer, places, names):
-    """peft's configuration of a task."""
-    import peft
-    from transformers.pytorch_utils import Conv1D
-
-    every = [name for name, _ in base.named_modules()]
-    tables = list(dict.fromkeys(_table_names(base)))
-    seq2seq = backbone_of(base.config).encoder_decoder
-    common = dict(target_modules=shortest_endings(names, every), task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM",
-                  fan_in_fan_out=any(isinstance(base.get_submodule(name), Conv1D) for name in names),
-                  inference_mode=True)  # fmt: skip
-    if adapter.method == "ia3":
-        inputs = {places[n, role] for n, block in enumerate(adapter.blocks) for role in block if role in INPUTS}
-        return peft.IA3Config(**common, feedforward_modules=shortest_endings(inputs, every),
-                              modules_to_save=tables if adapter.tokens else None)  # fmt: skip
-    ids = tokenizer.convert_tokens_to_ids(adapter.tokens)
-    tokens = dict.fromkeys(_untied(base, tables), ids) if ids else None
-    alpha = adapter.settings["lora_alpha"]
-    return peft.LoraConfig(**common, r=adapter.settings["lora_rank"], lora_dropout=0.0,
-                           lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
-                           trainable_token_indices=tokens)  # fmt: skip
-
-
-def _table_names(model):
-    """Names of the input table and the head."""
-    tables = model.get_input_embeddings(), model.get_output_embeddings()
-    return [next(name for name, module in model.named_modules() if module is table) for table in tables]
-
-
-def _untied(model, tables):
-    """The tables that hold rows of their own: peft ties a tied head's by itself."""
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    return tables[:1] if tied else tables
-
-
-def _set_rows(adapter, base, tokenizer):
-    """Give a model of peft a task's rows; `base` is what peft was put into."""
-    if not adapter.tokens:
-        return
-    ours = adapter.tokenizer.convert_tokens_to_ids(adapter.tokens)
-    theirs = tokenizer.convert_tokens_to_ids(adapter.tokens)
-    tied = base.get_input_embeddings().weight is base.get_output_embeddings().weight
-    heads = (adapter.model.get_input_embeddings(), adapter.model.get_output_embeddings())
-    for head, table in zip(heads, (base.get_input_embeddings(), base.get_output_embeddings())):
-        rows = head.rows.table()[torch.tensor(ours) - adapter.model.info.first]
-        if adapter.method == "ia3":
-            table.modules_to_save["default"].weight[theirs] = rows
-        elif table is base.get_input_embeddings() or not tied:
-            table.token_adapter.trainable_tokens_delta["default"].copy_(rows)
-
-
-def shortest_endings(names, every):
-    """The fewest components of modules' names, from their end, that no other module's name ends with.
-
-    Args:
-        names: a set of names.
-        every: the names of all modules.
-    """
-    endings = set()
-    for name in names:
-        parts = name.split(".")
-        candidates = (".".join(parts[-n:]) for n in range(1, len(parts) + 1))
-        endings.add(next(e for e in candidates if all(n in names for n in every if f".{n}".endswith(f".{e}"))))
-    return sorted(endings)
-
-
-def projection_names(model):
-    """{(block, role): name of the linear map} of a bare backbone."""
-    names = {module: name for name, module in model.named_modules()}
-    backbone = backbone_of(model.config)
-    return {(number, role): names[linear] for number, block in enumerate(backbone.blocks(model))
-            for role, linear in backbone.projections(block).items()}  # fmt: skip
-
-
-def _readme(adapter, base):
-    """The model card: how the directory is loaded."""
-    auto = backbone_of(adapter.model.config).auto_class
-    kind = {"lora": "LoRA", "ia3": "(IA)3"}[adapter.method]
-    tokens, types = "", ""
-    if adapter.tokens:
-        tokens = "base.resize_token_embeddings(max(len(tokenizer), base.get_input_embeddings().num_embeddings))\n"
-        if adapter.model.info.encoder == "markers":
-            types = ("\nEvery token's `token_type_ids` is the id of the special token that opened its span; the prompt "
-                     "ends with the\ntarget's.\n")  # fmt: skip
-    return (f"---\nlibrary_name: peft\nbase_model: {base}\ntags: [{adapter.method}]\n---\n"
-            f"{kind} of the task {adapter.task!r}.\n\n```python\n"
-            f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer\n\n"
-            f"tokenizer = AutoTokenizer.from_pretrained(directory)\n"
-            f"base = {auto}.from_pretrained({str(base)!r})\n{tokens}"
-            f"model = PeftModel.from_pretrained(base, directory)\n```\n{types}")  # fmt: skip
-
-
-@torch.no_grad()
-def largest_difference(adapter, directory, length=16):
-    """How far a task's logits and those of peft's directory are apart, as a share of the largest.
-
-    On random tokens of the base vocabulary and the task's own, with token types where the backbone knows them.
-    """
-    import peft
-
-    model, tokenizer = bare_backbone(adapter.backbone_name, adapter.tokens, adapter.model.quantization)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = peft.PeftModel.from_pretrained(model, directory).eval()
-    columns = _columns(adapter, tokenizer)
-    generator = torch.Generator().manual_seed(0)
-    picked = torch.randint(len(columns[0]), (2, 2, length), generator=generator)
-    logits = []
-    for module, ids in zip((adapter.model, theirs), columns):
-        inputs = dict(input_ids=ids[picked[0]])
-        if backbone_of(adapter.model.config).encoder_decoder:
-            inputs["decoder_input_ids"] = ids[picked[1]]
-        elif backbone_of(adapter.model.config).token_types:
-            inputs["token_type_ids"] = ids[picked[1]]
-        if module is adapter.model:
-            inputs["task_ids"] = torch.full((2,), module.task_id(adapter.task))
-        logits.append(module(**inputs).logits[..., ids].float())
-    return ((logits[0] - logits[1]).abs().max() / logits[1].abs().max()).item()
-
-
-def _columns(adapter, tokenizer):
-    """(our ids, peft's ids) of the base vocabulary and the task's tokens, in one order."""
-    first = len(tokenizer) - len(adapter.tokens)
-    return [torch.tensor([*range(first), *words.convert_tokens_to_ids(adapter.tokens)])
-            for words in (adapter.tokenizer, tokenizer)]  # fmt: skip
-
-
-def _need_peft():
-    if importlib.util.find_spec("peft") is None:
-        raise UserError("the package peft is not installed", location="export", expected="peft, which writes it",
-                        remedy="pip install --no-deps peft")  # fmt: skip
-
-
-def _refuse_taken(output):
-    path = Path(output)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UserError("something stands there already", location=output,
-                        remedy="name another directory, or remove it")  # fmt: skip
-
-
-# ---- peft -> ours
 
 
 def import_adapter(directory, output, task, markers=None, backbone=None, definition=None, history=None):
@@ -368,7 +83,7 @@ def import_adapter(directory, output, task, markers=None, backbone=None, definit
         UserError: no adapter of peft's there, one that cannot be expressed here, another backbone.
     """
     path = Path(directory)
-    _refuse_taken(output)
+    refuse_taken(output)
     config = read_config(path)
     state = read_safetensors(path / WEIGHTS)
     model, tokenizer, flag = _load_base(path, config, backbone)
@@ -458,7 +173,7 @@ def _trained_rows(path, config, model, tokenizer, tables):
     """{token: [its row, its output row]} of the tokens that a directory of peft's trained; one row where tied."""
     if not tables:
         return {}
-    names, first, rows = _table_names(model), len(tokenizer), {}
+    names, first, rows = table_names(model), len(tokenizer), {}
     words = backbones.read_tokenizer(path) if (path / "tokenizer_config.json").is_file() else tokenizer
     for name in dict.fromkeys(names):
         table = model.get_submodule(name).weight
@@ -533,7 +248,7 @@ def _read_lora(model, parts, config, file, flag):
             raise UserError(f"the matrices of {names[at]} have the ranks {a.shape[0]} and {b.shape[1]}", location=file,
                             expected=f"{own}, as {CONFIG} says", remedy="copy both files again")  # fmt: skip
         linear = backbone.projections(blocks[at[0]])[at[1]]
-        _check_shape((a.shape[1], b.shape[0]), _sizes(linear), names[at], file, flag)
+        _check_shape((a.shape[1], b.shape[0]), sizes(linear), names[at], file, flag)
         alpha = _of_pattern(config.get("alpha_pattern"), names[at], config.get("lora_alpha", 8))
         scales[at] = alpha / (own**0.5 if config.get("use_rslora") else own)
         pad = rank - own
@@ -557,16 +272,10 @@ def _read_ia3(model, parts, config, file, flag):
                             location=file,
                             expected="outputs of keys and values, the input of the feed-forward module's second map"
                             )  # fmt: skip
-        n_in, n_out = _sizes(backbone.projections(blocks[at[0]])[at[1]])
+        n_in, n_out = sizes(backbone.projections(blocks[at[0]])[at[1]])
         _check_shape(vector.numel(), n_in if inputs else n_out, names[at], file, flag)
         vectors[at] = {"": vector.flatten()}
     return {}, vectors
-
-
-def _sizes(linear):
-    from versatile.adapters.methods.lora import sizes
-
-    return sizes(linear)
 
 
 def _check_shape(found, expected, name, file, flag):
