@@ -14,7 +14,7 @@ from versatile.adapters.backbones.family import backbone_of
 from versatile.data import cache
 from versatile.data.batching import Batches
 from versatile.data.task import distilled_beside
-from versatile.training import hub
+from versatile.training import hub, sharding
 from versatile.training.board import check_reporters
 from versatile.training.callbacks import MaskAbsentTasks
 from versatile.training.objectives import CrossEntropy
@@ -113,6 +113,8 @@ def begin(args, run):
     if args.output_dir and run is None:
         # It is made only when everything else is known to be right.
         check_output_directory(args.output_dir, "train.py")
+    if getattr(args, "fsdp", False):
+        check_sharding(args)
     dtype = check_machine(args)
     if args.compile:
         devices.need_compiler(idist.device())
@@ -163,6 +165,16 @@ def warm_start(args, run, model, tokenizer):
     others = [f"{task} from {origin}" for task, origin in origins.items() if origin not in (None, task)]
     details = "".join([f"; {', '.join(others)}" if others else "", f"; {', '.join(fresh)} fresh" if fresh else ""])
     say(f"starting from {args.init_from}{details}")
+
+
+def check_sharding(args):
+    """Whether --fsdp can be had."""
+    for flag in ("compile", "self_copy", "load_in_4bit", "load_in_8bit", "fp16"):
+        if getattr(args, flag, False):
+            raise UserError(f"does not go with --{flag}", location="--fsdp", remedy="leave one of the two out")
+    if idist.get_world_size() == 1:
+        raise UserError("there is one process", location="--fsdp", expected="several, to share the model out over",
+                        remedy="torchrun --nproc_per_node N …")  # fmt: skip
 
 
 def load_splits(args, tasks, paths, tokenizer, positions, limits):
@@ -244,8 +256,19 @@ def prepare_for_training(model, args, dtype):
     devices.prepare_for_device(model, idist.device(), dtype)
     if args.gradient_checkpointing:
         model.gradient_checkpointing()
+    if getattr(args, "fsdp", False):
+        shard(model)
     if args.compile:
         adapting.compile_blocks(model)
+
+
+def shard(model):
+    """--fsdp: share the model out over the processes."""
+    sharding.shard_model(model)
+    held, every = sharding.count_held(model)
+    parts = idist.all_gather(torch.tensor([held])).tolist()
+    say(f"sharded over {idist.get_world_size()} processes: they hold {', '.join(f'{n:,}' for n in parts)} of the "
+        f"backbone's {every:,} parameters")  # fmt: skip
 
 
 def new_run(args, what, method):

@@ -13,6 +13,7 @@ import re
 from types import SimpleNamespace
 
 import torch
+from versatile.training.sharding import part_like, whole
 from versatile.utils.errors import UserError, first_line
 
 
@@ -33,9 +34,17 @@ class AdamW(torch.optim.AdamW):
         self.register_step_pre_hook(_as_original)
         self.register_step_post_hook(_as_given)
 
+    def state_dict(self):
+        """As torch's; of sharded parameters whole tensors, put together by all processes."""
+        state = super().state_dict()
+        parts = {key: {name: whole(value) for name, value in own.items()} for key, own in state["state"].items()}
+        return state | dict(state=parts)
+
     def load_state_dict(self, state_dict):
-        """As torch's."""
+        """As torch's; see `state_dict`."""
         super().load_state_dict(state_dict)
+        for p, own in self.state.items():
+            own.update({name: part_like(value, p) for name, value in own.items()})
         self._taken = {}
 
     def steps_of(self, parameter):

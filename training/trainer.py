@@ -10,6 +10,7 @@ import math
 import signal
 import sys
 import time
+from functools import partial
 
 import ignite.distributed as idist
 import numpy as np
@@ -18,6 +19,7 @@ from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from versatile.training.board import Board
 from versatile.training.settings import StepPlan
+from versatile.training.sharding import gathered, is_sharded, load_sharded, local, whole
 from versatile.training.trainer_state import check_state, load_callbacks, load_optimizer, refuse_other_data
 from versatile.training.validation import TOGETHER, sum_over_processes
 from versatile.utils.devices import autocast, peak_memory_mb
@@ -58,7 +60,7 @@ class Trainer:
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
         self.parallel = model
-        if self.world > 1:
+        if self.world > 1 and not is_sharded(model):
             # Buffers never change in training: there is nothing in them to pass on.
             # A batch without rows of a task leaves that task's parameters without a gradient.
             several = len(batches.splits) > 1
@@ -104,7 +106,7 @@ class Trainer:
         for callback in self.callbacks:
             callback.after_backward(step)
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.params, self.settings.max_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.params, self.settings.max_norm))
         for callback in self.callbacks:
             callback.on_gradients(step)
         self.scaler.step(self.optimizer)
@@ -136,7 +138,7 @@ class Trainer:
         parts = [(part, labels) for batch, labels in window for part in (batch if isinstance(batch, list) else [batch])]
         for i, (batch, labels) in enumerate(parts):
             tokens += int(batch["attention_mask"].sum())
-            wait = self.world > 1 and i + 1 < len(parts)
+            wait = self.parallel is not self.model and i + 1 < len(parts)
             with self.parallel.no_sync() if wait else contextlib.nullcontext():
                 with autocast(self.device, self.settings.dtype):
                     loss = self.objective(self.parallel, batch, labels)
@@ -147,9 +149,9 @@ class Trainer:
 
     @torch.no_grad()
     def refuse_diverged(self, step):
-        """`Diverged` where a trained weight is not a finite number; they are the same in all processes."""
-        sums = [p.float().sum() for p in self.params]
-        if sums and not bool(torch.stack(sums).isfinite().all()):
+        """`Diverged` where a trained weight is not a finite number, in any process."""
+        sums = [local(p).float().sum() for p in self.params]
+        if sums and sum_over_processes(int(not torch.stack(sums).isfinite().all()), int):
             raise Diverged(f"a trained weight is inf or nan at step {step}")
 
     # ---- evaluation
@@ -214,11 +216,16 @@ class Trainer:
 
     def save(self, step):
         """Write a checkpoint of this moment."""
-        self.on_rank0(lambda: self.run.save_checkpoint(step, self.state(step), self.run.files.save))
+        # Of a sharded model all processes put its state together.
+        state = self.state(step) if self.rank0 or is_sharded(self.model) else None
+        self.on_rank0(lambda: self.run.save_checkpoint(step, state, self.run.files.save))
 
     def restore(self):
         """Load the newest checkpoint of the run; returns the optimizer steps already taken."""
-        step, state = self.run.load_checkpoint(self.run.files.load, check_state)
+        load = self.run.files.load
+        if is_sharded(self.model):
+            load = partial(load_sharded, self.model, load)
+        step, state = self.run.load_checkpoint(load, check_state)
         if state is None:
             return 0
         location = self.run.checkpoint(step)
@@ -238,8 +245,9 @@ class Trainer:
 
     def on_rank0(self, work):
         """Do something in the first process while the others wait."""
-        if self.rank0:
-            work()
+        with gathered(self.model):
+            if self.rank0:
+                work()
         if self.world > 1:
             idist.barrier()
 

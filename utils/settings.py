@@ -142,6 +142,8 @@ TABLE = (
     Setting("compile", SPEED, "torch.compile every block (needs a C++ compiler on a CPU)", options=_SWITCH),
     Setting("gradient_checkpointing", SPEED, "recompute activations to save memory",
             spellings=("activation_checkpointing",), options=_SWITCH),
+    Setting("fsdp", SPEED, "share every tensor out over the processes (FSDP2): for backbones that no device holds",
+            options=_SWITCH),
     Setting("load_in_4bit", SPEED, "keep the linear maps of a frozen backbone in 4 bits", options=_SWITCH),
     Setting("load_in_8bit", SPEED, "keep the linear maps of a frozen backbone in 8 bits", options=_SWITCH),
     Setting("bf16", PRECISION, "matrix products in bfloat16 (autocast)", options=_SWITCH),
@@ -279,7 +281,7 @@ def add_training(parser, published="(default: published)"):
         "warmup_steps", "weight_decay")  # fmt: skip
     add(parser, "adam_eps", default=1e-6)
     add(parser, "early_stopping", "select", "no_validation", "eval_before_start", "seed", "init_from",
-        "init_fingerprint", "compile", "gradient_checkpointing")  # fmt: skip
+        "init_fingerprint", "compile", "gradient_checkpointing", "fsdp")  # fmt: skip
     add_quantization(parser)
     add_precision(parser)
     add(parser, "logging_steps", "report_to", "output_dir", "resume", "save_steps", "keep_checkpoints",

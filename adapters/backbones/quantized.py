@@ -70,8 +70,7 @@ def keep_gradients(model):
 
 def is_quantized(module):
     """Whether a module's weight is kept in few bits."""
-    weight = module._parameters.get("weight")
-    return weight is not None and type(weight) is not torch.nn.Parameter and hasattr(module, "in_features")
+    return type(module._parameters.get("weight")).__module__.startswith(("bitsandbytes", "torchao"))
 
 
 def plain_state(model):
