@@ -152,7 +152,7 @@ class LifelongBatches:
             is a list of dicts.
         """
         if self.pieces > 1:
-            return self.parts(epoch, step, self.pieces)
+            return self.split_batch(epoch, step, self.pieces)
         return self.collate(self.batch_rows(epoch, step), slice(self.rank, None, self.world))
 
     def batch_rows(self, epoch, step):
@@ -160,7 +160,7 @@ class LifelongBatches:
         chosen = self.plan(epoch)[step]
         return [self.rows[i] for i in chosen] + self.companions(epoch, step, len(chosen))
 
-    def parts(self, epoch, step, count):
+    def split_batch(self, epoch, step, count):
         """`batch` in `count` parts (or as many as it has samples) whose losses, and gradients, add up to its own."""
         rows = self.batch_rows(epoch, step)
         count = max(1, min(count, len(rows[self.rank :: self.world])))

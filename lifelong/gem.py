@@ -12,10 +12,10 @@ A-GEM (Chaudhry et al. 2019): the same against one gradient m, of samples of all
 
 import numpy as np
 import torch
-from versatile.lifelong.importance import summed
 from versatile.training.callbacks import Callback
 from versatile.training.experiment import say
 from versatile.training.objectives import cross_entropy
+from versatile.training.validation import sum_over_processes
 from versatile.utils.devices import autocast
 
 EPSILON = 1e-3
@@ -120,7 +120,7 @@ class Projection(Callback):
         # Not `backward`: where several processes learn it would tell DDP that a parameter was used which the next
         # step does not use, as an earlier task's own adapter.
         gradients = (torch.autograd.grad(loss, self.parameters, allow_unused=True) for loss in losses)
-        gradient = summed(sum(map(self._flat, gradients)))
+        gradient = sum_over_processes(sum(map(self._flat, gradients)), torch.as_tensor)
         return gradient * (self.max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
 
     def _flat(self, gradients):

@@ -20,6 +20,7 @@ import torch
 from versatile.lifelong.losses import IGNORE
 from versatile.training.decoding import left_padded
 from versatile.training.objectives import cross_entropy, move
+from versatile.training.validation import sum_over_processes
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError, first_line
 
@@ -73,12 +74,12 @@ class Importance:
                     added[name] += p.grad.float().square() if self.mode == EWC else p.grad.float().abs()
         self.model.zero_grad(set_to_none=True)
         self.model.train(was_training)
-        added = {name: summed(value) / samples for name, value in added.items()}
+        added = {name: sum_over_processes(value, torch.as_tensor) / samples for name, value in added.items()}
         if self.is_normalized:
             mean = sum(v.double().sum() for v in added.values()) / sum(v.numel() for v in added.values())
             added = {name: (value / mean.clamp(min=1e-300)).float() for name, value in added.items()}
         for name, value in added.items():
-            self.omega[name] = value + grown(self.omega[name], value) if name in self.omega else value
+            self.omega[name] = value + extend_rows(self.omega[name], value) if name in self.omega else value
         self.anchor = {name: p.detach().clone() for name, p in self.trained().items()}
 
     def objective(self, batch, dtype):
@@ -121,7 +122,7 @@ class Importance:
         """(ω, p*) of a parameter, on its device and in its present shape."""
         for held in (self.omega, self.anchor):
             if held[name].shape != p.shape or held[name].device != p.device:
-                held[name] = grown(held[name].to(p.device), p.detach() if held is self.anchor else torch.zeros_like(p))
+                held[name] = extend_rows(held[name].to(p.device), p.detach() if held is self.anchor else torch.zeros_like(p))
         return self.omega[name], self.anchor[name]
 
     def attach(self, optimizer):
@@ -146,7 +147,7 @@ class Importance:
         )
 
 
-def read(path, importance):
+def read_importance(path, importance):
     """The state of an `Importance` in a file, which has to fit this one.
 
     Raises:
@@ -190,17 +191,10 @@ def task_batches(mode, batches, rank=0, world=1):
         yield batch
 
 
-def grown(held, like):
+def extend_rows(held, like):
     """`held` with the rows that `like` has beyond it: a vocabulary that has grown."""
     if held.shape == like.shape:
         return held
     if held.shape[1:] != like.shape[1:] or len(held) > len(like):
         raise ValueError(f"a parameter of shape {list(held.shape)} has become {list(like.shape)}")
     return torch.cat([held, like[len(held) :].to(held)])
-
-
-def summed(value):
-    """The sum over all processes."""
-    import ignite.distributed as idist
-
-    return idist.all_reduce(value) if idist.get_world_size() > 1 else value

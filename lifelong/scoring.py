@@ -186,7 +186,8 @@ def compute_matrix(run, splits, config, output, every_epoch=False, before=False)
         models = {sequence.FINAL: folder}
         if every_epoch:
             # The last one is the final model.
-            models = dict([*((str(number), path) for number, path in sequence.epochs(folder).items())][:-1]) | models
+            epochs = [(str(number), path) for number, path in sequence.find_epochs(folder).items()]
+            models = dict(epochs[:-1]) | models
         load = {epoch: make_loader(path, run, config) for epoch, path in models.items()}
         asked = config if stage == stages[-1] else replace(config, shown=0)
         trained = names[: stages.index(stage) + 1] if stages == names else names

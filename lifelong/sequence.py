@@ -272,7 +272,7 @@ def _link(folder, beside):
             (shutil.copytree if file.is_dir() else shutil.copy2)(file, beside / file.name)
 
 
-def epochs(folder):
+def find_epochs(folder):
     """{number: directory} of the models after each epoch."""
     numbered = {int(path.name.split("_")[1]): path for path in Path(folder).glob("epoch_*") if path.is_dir()}
     return dict(sorted(numbered.items()))
@@ -315,10 +315,10 @@ def find_teacher(folder, task, only):
 
 def is_model(folder):
     """Whether a trained model lies there."""
-    return weights(folder) is not None
+    return find_weights(folder) is not None
 
 
-def weights(folder):
+def find_weights(folder):
     """The file of a trained model's weights, or None."""
     paths = (Path(folder) / name for name in ("adapter_model.safetensors", "model.safetensors"))
     return next((path for path in paths if path.is_file()), None)
@@ -350,8 +350,8 @@ def check_models(folder, known, finished):
         finished: names of its finished stages.
     """
     for number, stage in enumerate(finished):
-        path = weights(stage_directory(folder, stage))
-        if path and whole(path):
+        path = find_weights(stage_directory(folder, stage))
+        if path and is_whole(path):
             continue
         message = f"the weights of {stage}, which is finished, are {'not whole' if path else 'missing'}"
         raise UserError(message, location=path or stage_directory(folder, stage),
@@ -377,7 +377,7 @@ def repair_remedy(folder, known, finished, damaged=None):
             f"train again: {again}")  # fmt: skip
 
 
-def whole(path):
+def is_whole(path):
     """Whether a safetensors file is as long as its header says."""
     from safetensors import SafetensorError, safe_open
 

@@ -78,7 +78,7 @@ def distilled(args, task, folder, dtype):
             longest length and the precision.
     """
     qas = samples.load_task(task, args.data_dir, "train")[: args.limit]
-    with open(sequence.weights(folder), "rb") as file:
+    with open(sequence.find_weights(folder), "rb") as file:
         weights = hashlib.file_digest(file, "sha256").hexdigest()
     # What shapes its answers.
     key = content_key([contents(qas), weights, args.max_len, str(dtype), "greedy"])

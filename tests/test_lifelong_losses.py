@@ -106,7 +106,7 @@ def test_parts_of_a_batch_add_up_to_it(distil, count):
     total, whole = learn(student, batches.batch(0, 0)[0], loss).item(), gradients(student)
     student.zero_grad()
     apart = 0.0
-    parts, divisor = batches.parts(0, 0, count)
+    parts, divisor = batches.split_batch(0, 0, count)
     assert len(parts) == count
     for batch in parts:
         part = loss(student, batch, divisor)

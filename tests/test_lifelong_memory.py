@@ -119,7 +119,7 @@ def test_companions_share_the_mean_of_their_batch_in_one_part_or_several_process
     assert len(batches().batch_rows(0, 1)) == 6 and batches().present(0, 1) == {"t"}
     assert torch.allclose(whole[whole > 0], torch.full((labels,), 1 / labels))
     halves = [batches(rank, 2).batch(0, 1)[0]["targets"].hard for rank in range(2)]
-    pieces = [part["targets"].hard for part in batches().parts(0, 1, 3)[0]]
+    pieces = [part["targets"].hard for part in batches().split_batch(0, 1, 3)[0]]
     for parts in (halves, pieces):
         assert sum(float(part.sum()) for part in parts) == pytest.approx(1)
         assert sum(int((part > 0).sum()) for part in parts) == labels

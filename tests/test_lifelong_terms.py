@@ -78,7 +78,7 @@ def test_lwf_in_parts_adds_up_and_has_no_slope_where_the_model_has_not_moved(stu
     loss = WeightedLoss(None, [PreviousModelLoss(copy_model(student), 1.0, 2.0)])
     plain, made = WeightedLoss(), batches_of(rows, Objective(None))
     whole = loss(student, made.batch(0, 0)[0]).item()
-    assert sum(loss(student, part).item() for part in made.parts(0, 0, 3)[0]) == pytest.approx(whole, rel=1e-5)
+    assert sum(loss(student, part).item() for part in made.split_batch(0, 0, 3)[0]) == pytest.approx(whole, rel=1e-5)
     slopes = []
     for objective in (loss, plain):
         student.zero_grad()
@@ -129,7 +129,7 @@ def test_derpp_is_the_sum_of_its_three_means(alpha, beta, k, student):
     expected = cross_entropies(student, own).mean() + beta * cross_entropies(student, second).mean()
     expected += alpha * np.mean(squares)
     assert loss(student, made.batch(0, 0)[0]).item() == pytest.approx(expected, rel=1e-4)
-    parts = made.parts(0, 0, 4)[0]
+    parts = made.split_batch(0, 0, 4)[0]
     assert len(parts) == 4 and sum(loss(student, p).item() for p in parts) == pytest.approx(expected, rel=1e-4)
 
 

@@ -55,9 +55,9 @@ class ImportancePenalty(Strategy):
 
     def read_state(self, path):
         """See `Strategy`."""
-        from versatile.lifelong.importance import read
+        from versatile.lifelong.importance import read_importance
 
-        return read(path, self.importance)
+        return read_importance(path, self.importance)
 
     def load_state_dict(self, state):
         """From one."""
