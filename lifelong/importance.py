@@ -122,7 +122,8 @@ class Importance:
         """(ω, p*) of a parameter, on its device and in its present shape."""
         for held in (self.omega, self.anchor):
             if held[name].shape != p.shape or held[name].device != p.device:
-                held[name] = extend_rows(held[name].to(p.device), p.detach() if held is self.anchor else torch.zeros_like(p))
+                new_rows = p.detach() if held is self.anchor else torch.zeros_like(p)
+                held[name] = extend_rows(held[name].to(p.device), new_rows)
         return self.omega[name], self.anchor[name]
 
     def attach(self, optimizer):

@@ -158,6 +158,8 @@ def model_directory(args):
 
 def directory(args):
     """Where a sequence lies."""
+    args = Namespace(**vars(args))
+    strategies.get_strategy(args).complete(args)
     ending = strategies.get_strategy(args).directory_ending(args)
     variants = "".join(f"_{flag}" for flag in VARIANTS if getattr(args, flag))
     variants += f"_unbound_{args.unbound}" if args.unbound else ""

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from scripts import tensors
 from training_runs import different
 from versatile.adapters import checkpoint
-from versatile.lifelong import learning
+from versatile.lifelong import learning, sequence
 from versatile.lifelong.answers import Predictor, answer, log_probabilities
 from versatile.lifelong.subspaces import OrthogonalityLoss, Subspaces
 
@@ -147,6 +147,9 @@ def test_isolated_implies_adapters_of_their_own_and_is_evaluated_before_the_last
 
     out = run("isolated")
     assert json.loads((out / "run.json").read_text())["flags"]["own_adapters"] == "fresh"
+    # Where it would lie without --output_dir is told from the flags as typed.
+    typed = train_lifelong.parser().parse_args(list(map(str, flags("d", "m", "isolated"))))
+    assert sequence.directory(typed).name.endswith("_seed_42_own") and not typed.own_adapters
     evaluate_lifelong.main(["--model_dirs", str(out), "--fp32"])
     assert json.loads((out / "matrix.json").read_text())["mean"]["forgetting"] == 0
 
