@@ -203,5 +203,5 @@ def test_over_a_task_a_parameter_of_mean_importance_is_drawn_back_to_e_to_the_mi
     for lr in rates:
         optimizer.param_groups[0]["lr"] = lr
         importance.penalize(optimizer)
-    assert float(learner.weight[0, 0]) == pytest.approx(3 * math.exp(-strength), rel=0.06)
-    assert float(learner.weight[0, 1]) == 3
+    assert learner.weight[0, 0].item() == pytest.approx(3 * math.exp(-strength), rel=0.06)
+    assert learner.weight[0, 1].item() == 3

@@ -96,7 +96,7 @@ def test_olora_trains_a_tasks_own_subspace_alone_and_the_shared_rows_at_first(ru
 def test_olora_becomes_more_orthogonal_than_training_without_its_term(data, run, tmp_path):
     def overlap(folder):
         model, _ = checkpoint.load(folder)
-        return float(Subspaces(model, RANK, 2).overlap())
+        return Subspaces(model, RANK, 2).overlap().item()
 
     out = tmp_path / "free"
     for strength, folder in ((0, out), (100, tmp_path / "strong")):

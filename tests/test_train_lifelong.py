@@ -338,7 +338,8 @@ def test_teachers_are_found_where_train_teachers_put_them(data, tmp_path, capsys
     learn(capsys, *command(data, tmp_path / "three", "finetune", *QUICK, "--max_len", 40, *more))
     assert len(list(teachers.glob("ag_*/ag/distil_*.json"))) == 2
     weights = next(teachers.glob("ag_*/ag/model.safetensors"))
-    weights.write_bytes(next(teachers.glob("sst_*/sst/model.safetensors")).read_bytes())
+    for name in ("model.safetensors", "config.json"):
+        (weights.parent / name).write_bytes(next(teachers.glob(f"sst_*/sst/{name}")).read_bytes())
     learn(capsys, *command(data, tmp_path / "four", "finetune", *QUICK, *more))
     assert len(list(teachers.glob("ag_*/ag/distil_*.json"))) == 3
     import shutil
