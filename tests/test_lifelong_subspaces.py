@@ -19,6 +19,7 @@ TASKS, RANK = ("ag", "sst", "schema"), 2
 FLAGS = {
     "olora": ("--method", "lora", "--lora_rank", RANK), "isolated": ("--method", "lora", "--lora_rank", RANK),
     "progprompt": ("--method", "prefix", "--prefix_length", 3),
+    "progprompt of tokens": ("--method", "prompt", "--prompt_length", 3),
 }  # fmt: skip
 
 
@@ -28,7 +29,7 @@ def data(tmp_path_factory):
 
 
 def flags(data, out, name, *more):
-    return command(data, out, name, *FLAGS[name], "--only_final", "--weight_decay", 0.5, *more, tasks=TASKS)
+    return command(data, out, name.split()[0], *FLAGS[name], "--only_final", "--weight_decay", 0.5, *more, tasks=TASKS)
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def scores(folder, task):
     return texts, log_probabilities(predictor, pairs, task=task)
 
 
-@pytest.mark.parametrize("name", ["isolated", "progprompt"])
+@pytest.mark.parametrize("name", ["isolated", "progprompt", "progprompt of tokens"])
 def test_nothing_of_an_earlier_task_is_forgotten(name, run):
     out = run(name)
     for earlier, later in (("ag", "sst"), ("ag", "schema"), ("sst", "schema")):
@@ -133,7 +134,7 @@ def test_nothing_of_an_earlier_task_is_forgotten(name, run):
     assert scores(out / "ag", "sst")[1] != scores(out / "sst", "sst")[1]
 
 
-@pytest.mark.parametrize("name", ["isolated", "progprompt"])
+@pytest.mark.parametrize("name", ["isolated", "progprompt", "progprompt of tokens"])
 def test_a_task_moves_its_own_adapter_alone(name, run):
     out = run(name)
     for number in (1, 2):

@@ -19,18 +19,19 @@ from versatile.lifelong.strategies import STRATEGIES
 import train_lifelong
 
 METHODS = {"full": (), "bottleneck": ("--adapter_bottleneck", 2), "lora": ("--method", "lora", "--lora_rank", 2),
-           "prefix": ("--method", "prefix", "--prefix_length", 2)}  # fmt: skip
+           "prefix": ("--method", "prefix", "--prefix_length", 2),
+           "prompt": ("--method", "prompt", "--prompt_length", 2)}  # fmt: skip
 # Why a strategy does not go with a method, in its own words.
 REFUSED = {
     ("isolated", "full"): "does not go with training the whole model: there is nothing of a task's own",
-    **dict.fromkeys([("olora", method) for method in ("full", "bottleneck", "prefix")], "those of LoRA's matrices"),
+    **dict.fromkeys([("olora", method) for method in METHODS if method != "lora"], "those of LoRA's matrices"),
     **dict.fromkeys([("progprompt", method) for method in ("full", "bottleneck", "lora")], "a prompt per task"),
 }
 # Flags that let a strategy act in a run of a few steps.
 FLAGS = {"ewc": ("--reg_lambda", 1000), "mas": ("--reg_lambda", 1e8), "lll": ("--real_sample",),
          "er": ("--memory_size", 4), "agem": ("--memory_size", 4), "derpp": ("--memory_size", 4)}  # fmt: skip
 # The method that a strategy is stopped and resumed with.
-RESUMED = {"olora": "lora", "progprompt": "prefix"}
+RESUMED = {"olora": "lora", "progprompt": "prompt"}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def run(data, tmp_path_factory):
 def cells():
     for i, name in enumerate(STRATEGIES):
         for j, method in enumerate(METHODS):
-            quick = (name, method) in REFUSED or RESUMED.get(name, "bottleneck") == method or (i + j) % 4 == 0
+            quick = (name, method) in REFUSED or RESUMED.get(name, "bottleneck") == method or (i + j) % 5 == 0
             yield pytest.param(name, method, marks=[] if quick else [pytest.mark.slow], id=f"{name}-{method}")
 
 

@@ -27,7 +27,7 @@ SETTINGS = {"prompt_length": ("positive", 20, "learned tokens before the input")
 class Prompt(TaskModules):
     """The prompts of a model's tasks, in the first block's modules. Tasks may have different lengths."""
 
-    sizes = {"prompt_length": (".tokens", 0)}
+    chains, sizes = True, {"prompt_length": (".tokens", 0)}
 
     def __init__(self, model, name):
         super().__init__(model, name)
