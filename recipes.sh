@@ -131,7 +131,7 @@ recipe() {
         gem) echo "$train --seq_train_type gem --gen_lm_sample_percentage 0.02" ;;
         er | agem | derpp) echo "$train --seq_train_type $kind --memory_size 0.02" ;;
         olora) echo "${train/--adapter_bottleneck 64/--method lora} --seq_train_type olora" ;;
-        progprompt) echo "${train/--adapter_bottleneck 64/--method prefix} --seq_train_type progprompt" ;;
+        progprompt) echo "${train/--adapter_bottleneck 64 --learning_rate 3e-3/--method prefix --learning_rate 3e-2} --seq_train_type progprompt" ;;
         finetune | multitask | lwf | isolated) echo "$train --seq_train_type $kind" ;;
         *) return 1 ;;
         esac ;;
