@@ -69,9 +69,11 @@ class Strategy:
 
         own, others = {flag.lstrip("-") for flag in cls.flags | cls.naming_flags}, {}
         for other in STRATEGIES.values():
-            for flag in other.chosen_flags(settings) - own:
+            for flag in other.chosen_flags(settings):
                 others.setdefault(flag, []).append(other.name)
         for flag, names in others.items():
+            if flag in own:
+                continue
             raise UserError(f"{cls.name} does not use it", location=f"--{flag}",
                             expected=f"--{flag} goes with --seq_train_type {' or '.join(names)}",
                             remedy="leave it out")  # fmt: skip
@@ -83,13 +85,13 @@ class Strategy:
     def chosen_flags(cls, settings):
         """Names of its flags that have another value than by default; of settings that the originals' scripts pass to
         every strategy (`is_published`) only those that were off."""
-        chosen = set()
-        for flag, options in (cls.flags | cls.naming_flags).items():
+        chosen = []
+        for flag, options in (cls.naming_flags | cls.flags).items():
             name, default = flag.lstrip("-"), options.get("default")
             was_off = default is None or default is False
             value = getattr(settings, name, default)
             if value not in (None, False) if was_off else value != default and not cls.is_published:
-                chosen.add(name)
+                chosen.append(name)
         return chosen
 
     @classmethod
