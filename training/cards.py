@@ -118,7 +118,8 @@ def _loading(flags, tasks, location, hub_name):
                 f"model, tokenizer = checkpoint.load({_last_stage(flags, location)})")
         command = shell_command("evaluate_lifelong.py", "--model_dirs", location)
     elif "adapter_config_name" in flags:
-        code = "from versatile.adapters import t5\n\nmodel, tokenizer = t5.load(directory)"
+        code = ("import versatile\n\nmodel = versatile.load(directory)\n"
+                f"print(model.generate_text({first!r}, {_columns(first)!r}))")
         command = shell_command("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", location)
     elif "freeze_encoder_layers" in flags:
         code = "from versatile.adapters import bert\n\nmodel, tokenizer = bert.load(directory)"
@@ -147,6 +148,17 @@ def _sample(task):
     known = find(task)
     sample = known.sample if known and known.sample else "an input"
     return [[sample, "a turn of the conversation"]] if known and known.max_history else sample
+
+
+def _columns(task):
+    """An input of a text-to-text task, as `TextToTextModel.generate_text` takes it."""
+    from versatile.data import text_to_text
+    from versatile.utils.errors import UserError
+
+    try:
+        return {field: "a text" for field in text_to_text.get(task).fields() if field.isidentifier()}
+    except UserError:
+        return "a text"
 
 
 def _origin(record):

@@ -295,6 +295,11 @@ WITHOUT_MEANING = {
 }  # fmt: skip
 
 
+def prefixed(model, flags):
+    """Whether a task's prefix stands before its sources, as the run's flags say (published: without adapters)."""
+    return not flags.get("train_adapters", model.settings.method != "finetune")
+
+
 def evaluate_run(args, given):
     """evaluate.py's work for a model of train_t5.py: everything but the task is known from the run.
 
@@ -334,7 +339,7 @@ def evaluate_run(args, given):
             names, split, data, tokenizer, {n: model.task_id(n) for n in names},
             lengths=(known.get("max_source_length", 128), known.get(target, 128)), limit=args.limit or -1,
             seed=known.get("data_seed", 42), held_out=known.get("split_validation_test", False),
-            prefix=not known.get("train_adapters", model.settings.method != "finetune"),
+            prefix=prefixed(model, known),
         )  # fmt: skip
     if split == "test" and known.get("load_best_model_at_end"):
         for name in tested_on_validation(names, data.data_dir, known.get("split_validation_test", False)):
