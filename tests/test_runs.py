@@ -36,7 +36,7 @@ def test_a_run_is_made_once_and_opened_again(a_run):
 def test_what_a_run_killed_in_its_first_moment_left_does_not_stop_a_new_one(tmp_path):
     (tmp_path / ".run.json.abc.part").write_text("{")
     Run.create(tmp_path, {"flags": {}})
-    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "run.json"]
 
 
 def test_the_newest_checkpoints_are_kept_whole_and_older_ones_go(a_run):
@@ -113,14 +113,14 @@ def test_a_failing_save_leaves_the_checkpoints_as_they_were(a_run):
         with pytest.raises(RuntimeError):
             save()
     assert [p.name for p in a_run.checkpoints.iterdir()] == ["step_00000001"]
-    assert sorted(p.name for p in a_run.directory.iterdir()) == ["checkpoints", "run.json"]
+    assert sorted(p.name for p in a_run.directory.iterdir()) == ["README.md", "checkpoints", "run.json"]
 
 
 def test_the_best_model_replaces_the_one_before_and_nothing_else(a_run):
     for text in ("one", "two"):
         a_run.save_best(save_text(text))
     assert (a_run.directory / "weights").read_text() == "two"
-    assert sorted(p.name for p in a_run.directory.iterdir()) == ["run.json", "weights"]
+    assert sorted(p.name for p in a_run.directory.iterdir()) == ["README.md", "run.json", "weights"]
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"flags": []}'])
