@@ -1,12 +1,12 @@
 """A model of train_t5.py that answers texts."""
 
 import ignite.distributed as idist
-from versatile.adapters import t5, t5_directory
+from versatile.adapters import t5
 from versatile.data import text_to_text
 from versatile.data.flat_lists import FlatLists
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.text_to_text_batches import Rows
-from versatile.training import t5_arguments
+from versatile.training import t5_arguments, t5_directory
 from versatile.training.t5_evaluation import Evaluation, Part, prefixed
 from versatile.utils import devices
 from versatile.utils.errors import UserError, brief
@@ -39,7 +39,7 @@ class TextToTextModel:
             UserError: no such model there, or no run.json, which says how it was trained.
         """
         flags = t5_arguments.restored(*t5_directory.run_flags(directory))
-        register_own_tasks(t5_arguments.definitions(flags.get("task_definitions"), f"{directory}: run.json"))
+        register_own_tasks(flags.get("task_definitions") or [])
         model, tokenizer = t5.load(directory, task)
         devices.prepare_for_device(model, idist.device(), dtype)
         return cls(directory, model.eval(), tokenizer, flags, dtype)
