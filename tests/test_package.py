@@ -234,7 +234,7 @@ import versatile
 from versatile.api import command_line
 from versatile.scripts import evaluate, train
 flags = dict(task="nlg", dataset_path=versatile.SAMPLES / "nlg.json", output_dir="run", max_steps=1, **{TINY_FLAGS!r})
-train.main(command_line("train", flags))
+train.main(command_line(flags))
 text = versatile.load("run").generate_text("nlg", "name[A]", max_length=3)
 try:
     evaluate.main(["--task", "nlg", "--dataset_path", str(flags["dataset_path"]), "--model_checkpoint", "run"])

@@ -7,7 +7,7 @@ from versatile.data.flat_lists import FlatLists
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.text_to_text_batches import Rows
 from versatile.training import t5_arguments, t5_directory
-from versatile.training.t5_evaluation import Evaluation, Part, prefixed
+from versatile.training.t5_evaluation import EvalSplit, Evaluation, prefixed
 from versatile.utils import devices
 from versatile.utils.errors import UserError, brief
 
@@ -71,7 +71,7 @@ class TextToTextModel:
         targets = FlatLists.from_lists([[self.tokenizer.eos_token_id]] * len(ids))
         rows = Rows(self.model.task_id(task), FlatLists.from_lists(ids), targets, [""] * len(ids))
         beams = num_beams or self.beams or form.num_beams or 1
-        part = Part(form, rows, sources, form.max_new_tokens(self.tokenizer), beams)
+        part = EvalSplit(form, rows, sources, form.max_new_tokens(self.tokenizer), beams)
         texts = Evaluation({}, self.tokenizer, batch_size, self.dtype).texts(self.model, part)
         return texts[0] if single else texts
 
