@@ -73,7 +73,21 @@ class TaskModelInfo:
         return {task: method.get("adapter_bottleneck", 0) for task, method in self.methods.items()}
 
 
-class TaskConditioned:
+class WithMethods:
+    """Mixed into a transformers model's class: what stands beside the backbone is in `added`, a method each."""
+
+    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
+        """As transformers'; where a method needs an implementation, it is that one."""
+        needed = [method.attention for method in self.added.values() if method.attention]
+        super().set_attn_implementation(*(needed or [attn_implementation]), *args, **kwargs)
+
+    def tie_weights(self, *args, **kwargs):
+        """As transformers'; beside a frozen backbone, whose tables are wrapped and share what they share, nothing."""
+        if self.info.mode == "full":
+            super().tie_weights(*args, **kwargs)
+
+
+class TaskConditioned(WithMethods):
     """Mixed into a transformers causal LM's class: `forward` takes one task id a row.
 
     Attributes:
@@ -169,16 +183,6 @@ class TaskConditioned:
         if task not in self.info.markers:
             raise KeyError(f"task {task!r} is not in this model; it holds {self.info.tasks}")
         return self.info.tasks.index(task)
-
-    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
-        """As transformers'; where a method needs an implementation, it is that one."""
-        needed = [method.attention for method in self.added.values() if method.attention]
-        super().set_attn_implementation(*(needed or [attn_implementation]), *args, **kwargs)
-
-    def tie_weights(self, *args, **kwargs):
-        """As transformers'; beside a frozen backbone, whose tables are wrapped and share what they share, nothing."""
-        if self.info.mode == "full":
-            super().tie_weights(*args, **kwargs)
 
     def gradient_checkpointing(self):
         """Recompute the blocks' activations in the backward pass instead of keeping them."""
@@ -282,10 +286,11 @@ def attach(
         return model
     model.requires_grad_(not freeze)
     model.spare_rows = len(tokenizer) - first - sum(map(len, markers.values()))
-    _add(model, BARE, {task: {} for task in markers})
+    put_method(model, BARE, {task: {} for task in markers})
     for name in dict.fromkeys(method["method"] for method in methods.values()):
         if name != BARE:
-            _add(model, name, {task: settings for task, settings in methods.items() if settings["method"] == name})
+            own = {task: settings for task, settings in methods.items() if settings["method"] == name}
+            put_method(model, name, own)
     return model
 
 
@@ -306,7 +311,7 @@ def check_methods(backbone, methods):
         get_method(name).load_class().check(name, backbone, settings, f"--method {name}")
 
 
-def _add(model, name, tasks):
+def put_method(model, name, tasks):
     """Put a method with the tasks that use it, {task: settings}, into a model; one that is there gets the tasks."""
     if name in model.added:
         model.added[name].build(model, tasks)
@@ -323,7 +328,7 @@ def add_method(model, task, value):
     """Give a task of a model that has rows alone a method; arguments as of `attach`."""
     settings = method_of(value)
     check_methods(backbone_of(model.config), {task: settings})
-    _add(model, settings["method"], {task: settings})
+    put_method(model, settings["method"], {task: settings})
     model.info.methods[task] = settings
 
 
@@ -377,7 +382,7 @@ def join(model, tokenizer, markers, methods, modules):
     for task, blocks in modules.items():
         name = methods[task]["method"]
         if name not in model.added:
-            _add(model, name, {})
+            put_method(model, name, {})
         model.added[name].insert(model, task, blocks)
     model.info.markers |= {task: list(names) for task, names in markers.items()}
     model.info.methods |= methods

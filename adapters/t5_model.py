@@ -4,9 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 
 from torch import nn
+from versatile.adapters.attach import WithMethods, check_methods, put_method
+from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods import hypernetworks as hypernet
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
-from versatile.adapters.methods.registry import get_method, method_of
+from versatile.adapters.methods.registry import method_of
 from versatile.adapters.schemas import PORT_METHODS, PUBLISHED_T5
 from versatile.utils.errors import UserError
 
@@ -66,7 +68,7 @@ class T5Settings:
     unfreeze_model: bool = False
 
 
-class TaskT5:
+class TaskT5(WithMethods):
     """Mixed into a transformers T5's class: `forward` takes one task id a row.
 
     Attributes:
@@ -118,11 +120,6 @@ class TaskT5:
                 return (loss, *output[1:])
             output.loss = loss
         return output
-
-    def set_attn_implementation(self, attn_implementation, *args, **kwargs):
-        """As transformers'; where a method needs an implementation, it is that one."""
-        needed = [method.attention for method in self.added.values() if method.attention]
-        super().set_attn_implementation(*(needed or [attn_implementation]), *args, **kwargs)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None, **kwargs):
         """As transformers'; a block that is recomputed meets the tasks of its own forward."""
@@ -256,15 +253,10 @@ def attach(model, tasks, settings, embeddings=None):
 def _add_through_ports(model):
     """Put a method of any backbone into the model, for all its tasks."""
     settings = method_of(dict(method=model.settings.method, **model.settings.method_settings), "method_settings")
-    model.router, name = model.routes.router, settings["method"]
+    model.router = model.routes.router
     model.settings.method_settings = {setting: value for setting, value in settings.items() if setting != "method"}
-    method = get_method(name).load_class()(model, name)
-    method.check(name, method.backbone, settings, "method")
-    method.build(model, dict.fromkeys(model.tasks, settings))
-    model.added[name] = method
-    method.hook(model)
-    if method.attention:
-        model.set_attn_implementation(method.attention)
+    check_methods(backbone_of(model.config), dict.fromkeys(model.tasks, settings))
+    put_method(model, settings["method"], dict.fromkeys(model.tasks, settings))
 
 
 def _task_embeddings(names, settings, given):
