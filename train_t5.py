@@ -74,11 +74,11 @@ def settings_of(arguments):
     names = set(t5.T5Settings.__dataclass_fields__)
     values = {name: value for name, value in vars(arguments).items() if name in names}
     values |= dict(method=method(arguments), adapters=arguments.adapters, task_embeddings=arguments.task_embeddings)
-    given = {name: getattr(arguments, name) for name in PORT_SETTINGS if getattr(arguments, name) is not None}
+    own_settings = {name: getattr(arguments, name) for name in PORT_SETTINGS if getattr(arguments, name) is not None}
     if values["method"] in t5.PORT_METHODS:
         # Its range, before anything is loaded; what is complete is kept with the model.
-        method_of(dict(method=values["method"], **given), arguments.location("method"))
-        values["method_settings"] = given
+        method_of(dict(method=values["method"], **own_settings), arguments.location("method"))
+        values["method_settings"] = own_settings
     if arguments.train_adapters and values["method"] == "finetune":
         # Published for tuning the layer norms alone.
         values["freeze_model"] = True

@@ -160,17 +160,17 @@ def with_data(args):
     from versatile.data.task import all_tasks
     from versatile.training import experiment
 
-    found = []
+    names = []
     for name, task in sorted(all_tasks().items()):
         try:
             task.data_path(args.data.get(name), name in args.distillation)
-            found.append(name)
+            names.append(name)
         except UserError:
             experiment.say(f"{name}: left out, there is no {task.dataset_path} (name its data: --data {name}=FILE)")
-    if not found:
+    if not names:
         raise UserError("no task has data", location="--data", expected="TASK=FILE …",
                         remedy="try --data nlg=data/samples/nlg.json mt=data/samples/mt.json")  # fmt: skip
-    return found
+    return names
 
 
 def choose_methods(args, tasks):
@@ -200,10 +200,10 @@ def choose_methods(args, tasks):
 
 def of_tasks(flag, pairs, tasks):
     """{task: N} of what `count` made of a flag's values."""
-    given = dict(pairs or [])
-    if unknown := sorted(set(given) - set(tasks) - {""}):
+    values = dict(pairs or [])
+    if unknown := sorted(set(values) - set(tasks) - {""}):
         raise UserError(f"task {unknown[0]!r} is not trained", location=flag, expected="one of " + ", ".join(tasks))
-    return {name: given.get(name, given.get("")) for name in tasks if name in given or "" in given}
+    return {name: values.get(name, values.get("")) for name in tasks if name in values or "" in values}
 
 
 def data_files(args, tasks):

@@ -39,7 +39,7 @@ def predict(model, split, batch_size, pad_id, dtype):
     rank, world = idist.get_rank(), idist.get_world_size()
     mine = np.arange(len(split))[rank::world]
     mine = mine[np.argsort(split.lengths[mine], kind="stable")]
-    found = torch.full((2, -(-len(split) // world)), torch.nan, dtype=torch.float64)
+    results = torch.full((2, -(-len(split) // world)), torch.nan, dtype=torch.float64)
     training = model.training
     model.eval()
     for start in range(0, len(mine), batch_size):
@@ -51,11 +51,11 @@ def predict(model, split, batch_size, pad_id, dtype):
         with autocast(device, dtype):
             output = model(**move(tensors(arrays | more), device))
         locations = torch.from_numpy(rows // world)
-        found[0, locations] = output.predictions.double().cpu()
+        results[0, locations] = output.predictions.double().cpu()
         if labelled:
-            found[1, locations] = output.row_losses.double().cpu()
+            results[1, locations] = output.row_losses.double().cpu()
     model.train(training)
-    return tuple(gather_rows(each)[: len(split)].numpy() for each in found)
+    return tuple(gather_rows(column)[: len(split)].numpy() for column in results)
 
 
 def gather_rows(mine):
@@ -202,12 +202,12 @@ def write_predictions(folder, name, split, predictions, step):
 def check_heads(model, names, location):
     """A `UserError` where a model lacks a task, or its head does not fit the task's labels."""
     for name in names:
-        wanted = len(glue.get(name).labels or "1")
-        found = model.tasks.get(model.aliases.get(name, name))
-        if found is None:
+        expected = len(glue.get(name).labels or "1")
+        labels = model.tasks.get(model.aliases.get(name, name))
+        if labels is None:
             raise UserError(f"the model does not know {name}", location=location,
                             expected=f"tasks of {', '.join(model.tasks)}, which it was trained on",
                             remedy="name those with --tasks, or start from a BERT")  # fmt: skip
-        if found != wanted:
-            raise UserError(f"the model has {found} labels for {name}", location=location, expected=str(wanted),
+        if labels != expected:
+            raise UserError(f"the model has {labels} labels for {name}", location=location, expected=str(expected),
                             remedy="this model was trained on other data")  # fmt: skip

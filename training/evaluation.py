@@ -149,19 +149,31 @@ def show_samples(hypotheses, examples, count):
 
 
 def write(folder, task, hypotheses, references, examples=None):
-    """Output and reference files, one line an example; with examples the task's own files and a jsonl as well."""
-    folder, name = Path(folder), task.name
-    files = {"output.txt": lines(hypotheses), "ref.txt": lines(r[0] for r in references)}
-    if examples:
-        rows = (dict(source=e.source, references=e.references, hypothesis=t) for e, t in zip(examples, hypotheses))
-        files["outputs.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        files |= task.files(hypotheses, [e.details for e in examples])
-    for ending, content in files.items():
+    """`write_texts`; with examples their inputs and the task's own files as well."""
+    examples = examples or []
+    write_texts(folder, task.name, hypotheses, references, [e.source for e in examples])
+    for ending, content in (task.files(hypotheses, [e.details for e in examples]) if examples else {}).items():
+        path = Path(folder) / f"{task.name}_{ending}"
         if isinstance(content, str):
-            with atomic_write(folder / f"{name}_{ending}") as file:
+            with atomic_write(path) as file:
                 file.write(content)
         else:
-            write_json(folder / f"{name}_{ending}", content)
+            write_json(path, content)
+
+
+def write_texts(folder, name, hypotheses, references, sources=()):
+    """<task>_output.txt and <task>_ref.txt, one line for each example; with sources <task>_outputs.jsonl as well.
+
+    Args:
+        references: a list for each hypothesis; the first is written as text.
+    """
+    files = {"output.txt": lines(hypotheses), "ref.txt": lines(r[0] for r in references)}
+    if sources:
+        rows = (dict(source=s, references=r, hypothesis=t) for s, r, t in zip(sources, references, hypotheses))
+        files["outputs.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for ending, content in files.items():
+        with atomic_write(Path(folder) / f"{name}_{ending}") as file:
+            file.write(content)
 
 
 def lines(texts):

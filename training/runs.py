@@ -396,8 +396,8 @@ def trained_steps(directory):
 def origin(directory):
     """What is known of a trained model: dict(method, backbone), without what is not known; see `stored`."""
     known = stored(directory)
-    found = dict(method=known.get("method"), backbone=known.get("flags", {}).get("model_checkpoint"))
-    return {k: v for k, v in found.items() if v and TEXT.fits(v)}
+    origin = dict(method=known.get("method"), backbone=known.get("flags", {}).get("model_checkpoint"))
+    return {k: v for k, v in origin.items() if v and TEXT.fits(v)}
 
 
 def trained_on(directory, task):
@@ -413,13 +413,13 @@ def versions():
     """{library: version} of what decides the numbers."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in ("torch", "transformers", "tokenizers", "pytorch-ignite", "numpy", "sacrebleu", "safetensors"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def check_flags(given, stored, free, location):

@@ -1,7 +1,6 @@
 """Decode and score text-to-text tasks with a T5: during training, at its end, and for evaluate.py."""
 
 import contextlib
-import json
 import math
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,7 +16,7 @@ from versatile.data.text_to_text_batches import Collator, Rows
 from versatile.training.objectives import cross_entropy
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
-from versatile.utils.files import atomic_write, write_json
+from versatile.utils.files import write_json
 from versatile.utils.metrics import Score, perplexity, table, to_json
 
 # The names in which splits are asked for -> theirs in `data.text_to_text`.
@@ -143,7 +142,7 @@ class Evaluation:
     def __call__(self, model, prefix="eval"):
         training = model.training
         model.eval()
-        found, losses = {}, []
+        values, losses = {}, []
         self.outputs, self.scores = {}, {}
         for name, part in self.parts.items():
             loss, self.labels[name] = self.loss(model, part)
@@ -151,14 +150,14 @@ class Evaluation:
             if self.decode:
                 outputs = self.outputs[name] = self.texts(model, part)
                 self.scores[name] = part.task.score(outputs, part.references)
-                found |= {f"{name}_{prefix}_{metric}": value for metric, value in self.scores[name].items()}
-                found[f"{name}_{prefix}_invalid"] = part.task.invalid(outputs)
-            found[f"{name}_{prefix}_loss"] = loss
+                values |= {f"{name}_{prefix}_{metric}": value for metric, value in self.scores[name].items()}
+                values[f"{name}_{prefix}_invalid"] = part.task.invalid(outputs)
+            values[f"{name}_{prefix}_loss"] = loss
         if self.decode:
-            found[f"{prefix}_average_metrics"] = text_task.average(self.scores)
-        found[f"{prefix}_loss"] = sum(losses) / len(losses)
+            values[f"{prefix}_average_metrics"] = text_task.average(self.scores)
+        values[f"{prefix}_loss"] = sum(losses) / len(losses)
         model.train(training)
-        return {key: float(value) for key, value in found.items()}
+        return {key: float(value) for key, value in values.items()}
 
     def keys(self, prefix="eval"):
         """The names that a call will find."""
@@ -200,11 +199,11 @@ class Evaluation:
     def texts(self, model, part):
         """The outputs of a task's rows, in their order."""
         device, world = next(model.parameters()).device, self.share[1]
-        each = -(-len(part.rows) // world)
+        share = -(-len(part.rows) // world)
         pad = self.tokenizer.pad_token_id
         # One shape in all processes: [rows, row number and tokens].
-        found = torch.full((each, 1 + part.length), pad, device=device)
-        found[:, 0] = -1
+        tokens = torch.full((share, 1 + part.length), pad, device=device)
+        tokens[:, 0] = -1
         done = 0
         for numbers, batch in self.batches(part, device):
             # Given at each call: what one task decodes with leaves the next as it is.
@@ -213,10 +212,10 @@ class Evaluation:
                 ids = model.generate(**wanted, max_new_tokens=part.length, num_beams=part.beams, do_sample=False,
                                      early_stopping=False, use_cache=True)  # fmt: skip
             ids = ids[:, 1 : 1 + part.length]
-            found[done : done + len(numbers), 0] = torch.tensor(numbers, device=device)
-            found[done : done + len(numbers), 1 : 1 + ids.shape[1]] = ids
+            tokens[done : done + len(numbers), 0] = torch.tensor(numbers, device=device)
+            tokens[done : done + len(numbers), 1 : 1 + ids.shape[1]] = ids
             done += len(numbers)
-        rows = sorted(row for row in self.gather(found).tolist() if row[0] >= 0)
+        rows = sorted(row for row in self.gather(tokens).tolist() if row[0] >= 0)
         texts = self.tokenizer.batch_decode([row[1:] for row in rows], skip_special_tokens=True)
         return [text.strip() for text in texts]
 
@@ -237,14 +236,14 @@ def summaries(evaluation, scores, prefix, **more):
         evaluation: after a call, which returned `scores` under `prefix`.
         more: what every summary shall hold beside.
     """
-    found = {}
+    by_task = {}
     for name, part in evaluation.parts.items():
         signature = f"n:{len(part.rows)}|beams:{part.beams}|tokens:{part.length}"
         own = {metric: Score(float(value), signature) for metric, value in evaluation.scores.get(name, {}).items()}
         own["PPL"] = _perplexity(evaluation, scores, name, prefix)
-        found[name] = dict(task=name, scores=to_json(own), headline=next(iter(own)), instances=len(part.rows),
+        by_task[name] = dict(task=name, scores=to_json(own), headline=next(iter(own)), instances=len(part.rows),
                            invalid=int(scores.get(f"{name}_{prefix}_invalid", 0)), **more)  # fmt: skip
-    return found
+    return by_task
 
 
 def show(evaluation, scores, prefix, samples=3):
@@ -268,18 +267,12 @@ def _perplexity(evaluation, scores, name, prefix):
 
 
 def write_outputs(folder, evaluation):
-    """<task>_outputs.jsonl (source, target, output), <task>_output.txt and <task>_ref.txt."""
-    from versatile.training.evaluation import lines
+    """The texts of every task, as `evaluation.write_texts` writes them."""
+    from versatile.training.evaluation import write_texts
 
     for name, outputs in evaluation.outputs.items():
         part = evaluation.parts[name]
-        rows = zip(part.sources, part.references, outputs)
-        text = "".join(json.dumps(dict(source=s, references=[t] if isinstance(t, str) else t, hypothesis=o),
-                                  ensure_ascii=False) + "\n" for s, t, o in rows)  # fmt: skip
-        for ending, content in (("outputs.jsonl", text), ("output.txt", lines(outputs)),
-                                ("ref.txt", lines(part.rows.texts))):  # fmt: skip
-            with atomic_write(Path(folder) / f"{name}_{ending}") as file:
-                file.write(content)
+        write_texts(folder, name, outputs, [[text] for text in part.rows.texts], list(part.sources))
 
 
 # ---- for evaluate.py

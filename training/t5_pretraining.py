@@ -24,18 +24,18 @@ from versatile.utils.screen import shell_command
 def texts(arguments):
     """(training texts, validation texts), in an order that the seed draws."""
     seed = arguments.data_seed
-    found = [line for path in arguments.train_files or [] for line in read_lines(path)]
+    lines = [line for path in arguments.train_files or [] for line in read_lines(path)]
     for name in arguments.tasks or []:
         from versatile.data import text_to_text
 
         rows = text_to_text.load(name, "train", data_dir=arguments.data_dir, seed=seed,
                                  n_obs=None if arguments.n_train < 0 else arguments.n_train)  # fmt: skip
-        found += list(rows["source"])
-    found = [found[i] for i in np.random.default_rng(seed).permutation(len(found))]
+        lines += list(rows["source"])
+    lines = [lines[i] for i in np.random.default_rng(seed).permutation(len(lines))]
     if arguments.validation_files:
-        return found, [line for path in arguments.validation_files for line in read_lines(path)]
-    held = max(round(len(found) * arguments.validation_share), 1)
-    return found[held:], found[:held]
+        return lines, [line for path in arguments.validation_files for line in read_lines(path)]
+    count = max(round(len(lines) * arguments.validation_share), 1)
+    return lines[count:], lines[:count]
 
 
 def read_lines(path):
@@ -56,7 +56,7 @@ def data(arguments, tokenizer):
     length, _ = span_corruption.lengths(arguments.max_source_length, density, mean_span)
     how = dict(density=density, mean_span=mean_span, seed=seed)
     train, valid = texts(arguments)
-    made = []
+    splits = []
     for name, lines in (("train", train), ("validation", valid)):
         try:
             rows = span_corruption.chunks(lines, tokenizer, length)
@@ -68,11 +68,11 @@ def data(arguments, tokenizer):
             raise UserError(error.found, location=f"{location} {arguments.validation_share:g}",
                             expected=f"{length} tokens at least to validate on, here of {len(lines):,} texts",
                             remedy="raise --validation_share, or name --validation_files") from None  # fmt: skip
-        made.append(span_corruption.Corrupted(rows, sentinels, tokenizer.eos_token_id, **how))
+        splits.append(span_corruption.Corrupted(rows, sentinels, tokenizer.eos_token_id, **how))
         experiment.say(f"{name}: {len(lines):,} texts, {rows.size:,} tokens in {len(rows):,} sequences of {length}")
-    items = [made[1][i] for i in range(len(made[1]))]
+    items = [splits[1][i] for i in range(len(splits[1]))]
     columns = (FlatLists.from_lists([item[name] for item in items]) for name in ("input_ids", "labels"))
-    return made[0], Rows(0, *columns, [""] * len(items))
+    return splits[0], Rows(0, *columns, [""] * len(items))
 
 
 class Scorer:
