@@ -48,13 +48,10 @@ def load(args, seed):
 
 def pretrained(args):
     """A model and its tokenizer by name."""
-    from huggingface_hub import constants
     from versatile.adapters import t5
     from versatile.adapters.manifest import peek
 
     name = args.model_name_or_path
-    if args.cache_dir:
-        constants.HF_HUB_CACHE = str(args.cache_dir)
     manifest = peek(name)
     if manifest and manifest.mode == "adapter" and manifest.encoder == "text_to_text":
         raise UserError("these are adapters that train_t5.py trained, not a bare T5", location=FLAG.format(name),
