@@ -81,11 +81,6 @@ class WithMethods:
         needed = [method.attention for method in self.added.values() if method.attention]
         super().set_attn_implementation(*(needed or [attn_implementation]), *args, **kwargs)
 
-    def tie_weights(self, *args, **kwargs):
-        """As transformers'; beside a frozen backbone, whose tables are wrapped and share what they share, nothing."""
-        if self.info.mode == "full":
-            super().tie_weights(*args, **kwargs)
-
 
 class TaskConditioned(WithMethods):
     """Mixed into a transformers causal LM's class: `forward` takes one task id a row.
@@ -183,6 +178,11 @@ class TaskConditioned(WithMethods):
         if task not in self.info.markers:
             raise KeyError(f"task {task!r} is not in this model; it holds {self.info.tasks}")
         return self.info.tasks.index(task)
+
+    def tie_weights(self, *args, **kwargs):
+        """As transformers'; beside a frozen backbone, whose tables are wrapped and share what they share, nothing."""
+        if self.info.mode == "full":
+            super().tie_weights(*args, **kwargs)
 
     def gradient_checkpointing(self):
         """Recompute the blocks' activations in the backward pass instead of keeping them."""

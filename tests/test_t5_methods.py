@@ -76,6 +76,12 @@ def test_only_what_is_added_is_trained_and_the_file_gives_it_back(method, tmp_pa
     assert t5.parameter_summary(model).startswith("trained: adapters ")
 
 
+def test_its_tables_are_tied_as_those_of_any_t5():
+    model, _ = adapted("lora")
+    model.tie_weights()
+    assert model.get_output_embeddings().weight is model.shared.weight
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     model, tokenizer = adapted("lora", noise=0)
     t5.save(model, tokenizer, tmp_path)
