@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass, field
 
 import torch
+from versatile.adapters import masks  # noqa: F401  (masks are not read on a GPU)
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.quantized import refuse_training
-from versatile.adapters.labels import LabelScores, label_places
+from versatile.adapters.labels import LabelScores, label_positions
 from versatile.adapters.methods.base import are_separate  # noqa: F401  (part of this interface)
 from versatile.adapters.methods.base import parameters_of_tasks as owners  # noqa: F401
 from versatile.adapters.methods.registry import BARE, get_method, method_of
@@ -111,17 +112,17 @@ class TaskConditioned(WithMethods):
             task_ids: [rows] one task id a row; -1 is no adapter; None where there is one task.
             labels: [rows, length], unshifted, -100 where there is no loss. With labels the output is `LabelScores`:
                 scores are computed only where a label stands.
+
+        With labels a batch is best passed as it lies on the CPU, where reading it makes nobody wait for a GPU; what
+        the device needs is copied there.
         """
         if inputs_embeds is None:
-            embed = self.get_input_embeddings()
-            inputs_embeds = embed(input_ids)
-            if token_type_ids is not None:
-                inputs_embeds = inputs_embeds + embed(token_type_ids)
+            inputs_embeds = self.embedded(input_ids, token_type_ids)
         ids = self.router.route(task_ids, inputs_embeds.shape[0])
         given = dict(
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
+            attention_mask=on_device(attention_mask, inputs_embeds.device),
+            position_ids=on_device(position_ids, inputs_embeds.device),
             past_key_values=past_key_values,
             use_cache=use_cache,
             **kwargs,
@@ -133,8 +134,15 @@ class TaskConditioned(WithMethods):
     def input_states(self, input_ids, attention_mask, task_ids=None):
         """Last hidden states [rows, length, width] of what is read; padded on the right."""
         self.router.route(task_ids, len(input_ids))
-        embeds = self.get_input_embeddings()(input_ids)
+        embeds = self.embedded(input_ids)
+        attention_mask = on_device(attention_mask, embeds.device)
         return self.base_model(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False)[0]
+
+    def embedded(self, ids, types=None):
+        """Embeddings [rows, length, width] of tokens and their types."""
+        embed = self.get_input_embeddings()
+        ids, types = (on_device(each, embed.weight.device) for each in (ids, types))
+        return embed(ids) if types is None else embed(ids) + embed(types)
 
     def scores_along(self, input_ids, token_type_ids, prompt_length, task_ids=None):
         """Scores [rows, positions, vocabulary] all along rows of one length, whose targets begin at `prompt_length`."""
@@ -159,7 +167,7 @@ class TaskConditioned(WithMethods):
         Returns:
             `LabelScores`
         """
-        rows, at, targets = label_places(labels)
+        rows, at, targets = (on_device(each, hidden.device) for each in label_positions(labels))
         picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows * labels.shape[1] + at)
         head = self.get_output_embeddings()
         if self.info.mask_other_tasks and len(self.info.markers) > 1 and self.info.mode == "adapter":
@@ -188,6 +196,11 @@ class TaskConditioned(WithMethods):
         """Recompute the blocks' activations in the backward pass instead of keeping them."""
         how = dict(use_reentrant=False, context_fn=self.router.checkpoint_contexts)
         self.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+
+
+def on_device(tensor, device):
+    """A tensor, or None, on a device; the host does not wait for the copy."""
+    return None if tensor is None else tensor.to(device, non_blocking=True)
 
 
 def add_tokens(tokenizer, markers):

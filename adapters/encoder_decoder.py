@@ -14,7 +14,7 @@ The adapters of a task stand behind every block of the encoder and of the decode
 """
 
 import torch
-from versatile.adapters.attach import TaskConditioned
+from versatile.adapters.attach import TaskConditioned, on_device
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.labels import IGNORE
 
@@ -75,16 +75,12 @@ class EncoderDecoderConditioned(TaskConditioned):
             )
         )
 
-    def embedded(self, ids, types=None):
-        """Embeddings [rows, length, width] of tokens and their types."""
-        embed = self.get_input_embeddings()
-        return embed(ids) if types is None else embed(ids) + embed(types)
-
     def encode(self, input_ids, token_type_ids=None, attention_mask=None, task_ids=None):
         """The encoder's output for [rows, length] token ids, each row through its task's adapters."""
         self.router.route(task_ids, len(input_ids))
         embeds = self.embedded(input_ids, token_type_ids)
-        return self.get_encoder()(inputs_embeds=embeds, attention_mask=attention_mask, return_dict=True)
+        mask = on_device(attention_mask, embeds.device)
+        return self.get_encoder()(inputs_embeds=embeds, attention_mask=mask, return_dict=True)
 
     def input_states(self, input_ids, attention_mask, task_ids=None):
         """See `TaskConditioned.input_states`: the encoder's."""
@@ -97,7 +93,7 @@ class EncoderDecoderConditioned(TaskConditioned):
         hidden = self.get_decoder()(
             inputs_embeds=self.embedded(*target),
             encoder_hidden_states=encoded.last_hidden_state,
-            encoder_attention_mask=given[2],
+            encoder_attention_mask=on_device(given[2], encoded.last_hidden_state.device),
             use_cache=False,
         )[0]
         return hidden, labels, self.router.route(task_ids, len(input_ids))
@@ -116,7 +112,6 @@ class EncoderDecoderConditioned(TaskConditioned):
         lengths = attention_mask.sum(1)
         known = labels[:, 1:] != IGNORE
         prompts = torch.where(known.any(1), known.int().argmax(1) + 1, lengths)
-        # One transfer for both: a GPU is waited for once.
         longest, target = torch.stack([prompts.max(), (lengths - prompts).max()]).tolist()
         columns = torch.arange(rounded(longest), device=input_ids.device)[None]
         ends = prompts[:, None] - 1

@@ -29,7 +29,7 @@ class LabelScores:
     nll: torch.Tensor | None = None
 
 
-def label_places(labels):
+def label_positions(labels):
     """Where the labels stand, and what is to be predicted there.
 
     Args:

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import nn
+from versatile.adapters import masks  # noqa: F401  (masks are not read on a GPU)
 from versatile.adapters.methods.conditional import (
     TaskConditions,
     condition_bert,
@@ -191,11 +192,17 @@ class TaskBert(nn.Module):
 
         Raises:
             ValueError: a sequence longer than L, no `task_ids`, an id without a task.
+
+        A batch is best passed as it lies on the CPU, where its lengths are read without waiting for a GPU.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         task_ids = self._checked(task_ids, input_ids)
         parts = self._parts(attention_mask)
+        input_ids, attention_mask, token_type_ids, labels = (
+            x if x is None else x.to(self.columns.device, non_blocking=True)
+            for x in (input_ids, attention_mask, token_type_ids, labels)
+        )
         parameters = None if self.form == "plain" else task_parameters(self.bert, parts[0][1])
         found = []
         for rows, longest in parts:
@@ -228,7 +235,7 @@ class TaskBert(nn.Module):
             raise ValueError(f"task_ids {task_ids.tolist()}: expected {known}")
         if task_ids.shape != (rows,):
             raise ValueError(f"task_ids has the shape {list(task_ids.shape)}, the batch {rows} rows")
-        return task_ids.to(input_ids.device, torch.long)
+        return task_ids.to(self.columns.device, torch.long, non_blocking=True)
 
     def _encode(self, parameters, task_ids, *given):
         """[rows, length] ids, mask and types -> [rows, length, width] hidden states."""
@@ -248,7 +255,7 @@ class TaskBert(nn.Module):
         lengths = (lengths + -lengths % LENGTH_ROUND).clamp(max=width)
         # Layers that run again in the backward pass meet the conditions of the last rows.
         again = self.training and getattr(self.bert.encoder.layer[0], "gradient_checkpointing", False)
-        if attention_mask.device.type == "cpu" and not again:
+        if self.columns.device.type == "cpu" and not again:
             lengths, order = lengths.sort(descending=True, stable=True)
             lengths, parts, start = lengths.tolist(), [], 0
             while start < len(lengths):

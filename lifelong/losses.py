@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from versatile.adapters.attach import PAD
 from versatile.adapters.backbones.family import backbone_of
-from versatile.adapters.labels import IGNORE, LABEL_ROUND, label_places
+from versatile.adapters.labels import IGNORE, LABEL_ROUND, label_positions
 from versatile.training.objectives import label_scores
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
@@ -86,7 +86,7 @@ class Targets:
     """What a batch carries beside its labels, as `targets`.
 
     Attributes:
-        hard: [n] weight of each label's cross-entropy, or None where all are 0; n as in `label_places`.
+        hard: [n] weight of each label's cross-entropy, or None where all are 0; n as in `label_positions`.
         at: [m] which of the n labels are distilled from a teacher, rounded up to a multiple of 64, or None.
         soft: [m] weight of their divergences; 0 where an entry is only there to round up.
         stored: (ids, scores) [m, k] of a model before at these labels, instead of a teacher; or None.
@@ -102,9 +102,9 @@ class Targets:
         Args:
             stored: [(ids, scores)] of the rows that are trained on with stored scores, in their order.
         """
-        rows, at, targets = label_places(labels)
+        rows, at, targets = label_positions(labels)
         real = targets != IGNORE
-        # A label at i is predicted at i - 1, where label_places points to.
+        # A label at i is predicted at i - 1, where label_positions points to.
         hard, soft = (torch.from_numpy(w)[rows, at + 1] * real for w in (hard, soft))
         positions = soft.nonzero().squeeze(-1)
         if not len(positions):
@@ -224,7 +224,7 @@ class Teacher:
         if targets.at is None:
             return None
         labels = batch["labels"]
-        rows = label_places(labels)[0][targets.at[targets.soft > 0]].unique()
+        rows = label_positions(labels)[0][targets.at[targets.soft > 0]].unique()
         device = next(self.model.parameters()).device
         used = batch["attention_mask"][rows].bool()
         ids = self.translation[batch["input_ids"][rows].masked_fill(~used, int(self.columns[0]))]
@@ -237,9 +237,8 @@ class Teacher:
             raise UserError(f"an example has {length} tokens, the teacher takes {self.positions}",
                             location="--teacher_dir", remedy="choose a teacher with as many positions")  # fmt: skip
         inputs = dict(input_ids=ids, attention_mask=used.long(), position_ids=batch["position_ids"][rows])
-        inputs = {k: v[:, :length].to(device) for k, v in inputs.items()}
+        inputs = {k: v[:, :length] for k, v in (inputs | dict(labels=labels[rows])).items()}
         task = None if self.task is None else torch.full((len(rows),), self.task)
         with autocast(device, self.dtype):
-            labels = labels[rows, :length].to(device)
-            scores = self.model(labels=labels, task_ids=task, use_cache=False, **inputs).scores
+            scores = self.model(task_ids=task, use_cache=False, **inputs).scores
         return scores[:, self.teachers_columns.to(device)]

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from versatile.data import glue
 from versatile.data.pair_batches import pad, tensors
-from versatile.training.objectives import move
 from versatile.training.validation import TOGETHER, Evaluator, Report
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
@@ -49,7 +48,7 @@ def predict(model, split, batch_size, pad_id, dtype):
         labelled = not np.isnan(labels).any()
         more = dict(task_ids=np.full(len(rows), task)) | (dict(labels=labels) if labelled else {})
         with autocast(device, dtype):
-            output = model(**move(tensors(arrays | more), device))
+            output = model(**tensors(arrays | more))
         locations = torch.from_numpy(rows // world)
         results[0, locations] = output.predictions.double().cpu()
         if labelled:

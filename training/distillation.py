@@ -54,15 +54,13 @@ class WordTeacher:
     def scores(self, batch):
         """The teacher's scores [labels rounded up, columns] where a training batch has labels."""
         device = next(self.teacher.parameters()).device
-        translation = self.translation.to(device)
-        inputs = {k: translation[batch[k].to(device)] for k in ("input_ids", "token_type_ids")}
+        inputs = {k: self.translation[batch[k]] for k in ("input_ids", "token_type_ids")}
         # Where a batch is only filled up, a position may lie beyond the teacher's last.
-        positions = batch["position_ids"].to(device).clamp(max=self.positions - 1)
-        inputs |= dict(attention_mask=batch["attention_mask"].to(device), position_ids=positions, use_cache=False)
-        labels = batch["labels"].to(device)
-        ids = torch.full((len(labels),), self.task_id)
+        positions = batch["position_ids"].clamp(max=self.positions - 1)
+        inputs |= dict(attention_mask=batch["attention_mask"], position_ids=positions, labels=batch["labels"])
+        ids = torch.full((len(positions),), self.task_id)
         with autocast(device, self.dtype):
-            scores = self.teacher(labels=labels, task_ids=ids, **inputs).scores
+            scores = self.teacher(task_ids=ids, use_cache=False, **inputs).scores
         return scores[:, self.teachers_columns.to(device)]
 
 

@@ -25,15 +25,16 @@ def label_scores(model, batch):
     """The scores that predict a batch's labels.
 
     Args:
-        model: an attached model, whose forward returns them; or a transformers encoder-decoder.
+        model: an attached model, whose forward returns them and copies what its device needs; or a transformers
+            encoder-decoder.
         batch: for the latter with `decoder_input_ids`, whose outputs stand beside the `labels` [rows, length].
 
     Returns:
         `LabelScores`
     """
-    batch = move(batch, next(model.parameters()).device)
     if "decoder_input_ids" not in batch:
         return model(**batch)
+    batch = move(batch, next(model.parameters()).device)
     labels = batch.pop("labels")
     logits = model(**batch, use_cache=False).logits
     return LabelScores(logits.flatten(0, 1), labels.flatten())
@@ -138,9 +139,8 @@ class WeightedRows:
 
     def __call__(self, model, batch, normalizer):
         """See above."""
-        batch = move(batch, next(model.parameters()).device)
-        weights = batch.pop("weights")
-        return (model(**batch).row_losses * weights).sum() / normalizer
+        row_losses = model(**{name: value for name, value in batch.items() if name != "weights"}).row_losses
+        return (row_losses * batch["weights"].to(row_losses.device, non_blocking=True)).sum() / normalizer
 
 
 @torch.no_grad()

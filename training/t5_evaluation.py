@@ -13,7 +13,7 @@ from versatile.data.encoders import text_to_text as encoder
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.task import canonical_name
 from versatile.data.text_to_text_batches import Collator, Rows
-from versatile.training.objectives import cross_entropy
+from versatile.training.objectives import cross_entropy, move
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 from versatile.utils.files import write_json
@@ -177,7 +177,7 @@ class Evaluation:
         for first in range(0, len(mine), self.batch_size):
             numbers = mine[first : first + self.batch_size]
             batch = collate([part.rows[i] for i in numbers])
-            yield numbers, {k: v.to(device) for k, v in batch.items()}
+            yield numbers, move(batch, device)
 
     @property
     def start(self):

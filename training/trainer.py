@@ -72,6 +72,8 @@ class Trainer:
         self.history = {"train": [], "valid": []} | ({"since": []} if settings.mean_loss else {})
         self.stop, self.board, self.signals = None, None, Signals()
         self._mark, self._logged, self._told = None, (0.0, 0), time.monotonic()
+        # What the last step read gave, and the steps not read yet: (number, loss and gradient norm, tokens, rate).
+        self.output, self._unread = dict(loss=0.0, ppl=1.0, lr=0.0, grad_norm=0.0), []
 
     # ---- one optimizer step
 
@@ -84,15 +86,12 @@ class Trainer:
         """[(batch, labels)] of an optimizer step."""
         return [self.batches.batch(epoch, i) for epoch, i in self.plan.micro_batches(step)]
 
-    def take_step(self, engine, window):
-        """`step`, whose loss is noted for the next point of the curve."""
-        output = self.step(engine, window)
-        if self.settings.mean_loss:
-            self.history["since"].append(output["loss"])
-        return output
-
     def step(self, engine, window):
-        """One optimizer step over a window of micro-batches."""
+        """One optimizer step over a window of micro-batches; returns the `output` of the last step that was read.
+
+        A GPU is not waited for: what a step gave is read where a point of the curve, an evaluation or a checkpoint is
+        due, see `read_steps`.
+        """
         step = engine.state.iteration - 1
         lr = self.schedule(step)
         self.model.train()
@@ -101,7 +100,7 @@ class Trainer:
             group["lr"] = lr
         if not any(labels for _, labels in window):
             # Only rows of tasks that have stopped.
-            return engine.state.output or dict(loss=0.0, ppl=1.0, lr=lr, grad_norm=0.0)
+            return self.output
         total, tokens = self.backward_within_memory(step, window)
         for callback in self.callbacks:
             callback.after_backward(step)
@@ -112,13 +111,31 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        loss = sum_over_processes(total)
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss is {loss} at step {step + 1} (epoch {step // self.epoch_steps + 1})")
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise Diverged(f"the gradient norm is {float(norm)} at step {step + 1}")
-        self.tokens += sum_over_processes(tokens, int)
-        return dict(loss=loss, ppl=math.exp(min(loss, 50)), lr=lr, grad_norm=float(norm))
+        self._unread.append((step, torch.stack([total, norm]), tokens, lr))
+        if self.device.type == "cpu":
+            self.read_steps()
+        return self.output
+
+    def read_steps(self):
+        """Read the losses and gradient norms of the steps since the last time, all at once, in all processes.
+
+        Raises:
+            Diverged: one of them is not a finite number.
+        """
+        if not self._unread:
+            return
+        steps, values, tokens, rates = zip(*self._unread)
+        self._unread, values = [], torch.stack(values)
+        losses = (idist.all_reduce(values[:, 0].contiguous()) if self.world > 1 else values[:, 0]).unsqueeze(1)
+        for step, (loss, norm), lr in zip(steps, torch.cat([losses, values[:, 1:]], 1).tolist(), rates):
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss is {loss} at step {step + 1} (epoch {step // self.epoch_steps + 1})")
+            if not math.isfinite(norm) and not self.scaler.is_enabled():
+                raise Diverged(f"the gradient norm is {norm} at step {step + 1}")
+            self.output = dict(loss=loss, ppl=math.exp(min(loss, 50)), lr=lr, grad_norm=norm)
+            if self.settings.mean_loss:
+                self.history["since"].append(loss)
+        self.tokens += sum_over_processes(sum(tokens), int)
 
     def backward_within_memory(self, step, window):
         """`backward`, taken again where memory runs out and a callback makes the batches smaller."""
@@ -273,7 +290,7 @@ class Trainer:
             callback.before_training(self)
         first = self.restore()
         self._logged = (self.seconds, self.tokens)
-        engine = Engine(self.take_step)
+        engine = Engine(self.step)
         engine.logger.disabled = True
         if self.rank0:
             self.board = Board(self.run.directory, first, self.settings.report_to, self.run.board_folder)
@@ -341,11 +358,12 @@ class Trainer:
 
     def _log(self, engine):
         """Scalars to TensorBoard and the history; without a terminal, and so without a bar, a line now and then."""
+        self.read_steps()
         self.clock()
         step, (seconds, tokens) = engine.state.iteration, self._logged
         speed = (self.tokens - tokens) / max(self.seconds - seconds, 1e-9)
         self._logged = (self.seconds, self.tokens)
-        row = {k: engine.state.output[k] for k in ("loss", "ppl", "lr", "grad_norm")}
+        row = dict(self.output)
         if self.settings.mean_loss:
             # The exponential of sums, or of cross-entropies and squared errors together, means nothing.
             row |= dict(loss=sum(self.history["since"]) / max(len(self.history["since"]), 1))
@@ -370,6 +388,7 @@ class Trainer:
         caught, evaluation_due, every = self._caught(), self.evaluation_due(step), self.settings.save_steps
         save_due = bool(epoch_end or done or caught or (every and step % every == 0))
         if evaluation_due or save_due:
+            self.read_steps()
             self.refuse_diverged(step)
         if evaluation_due:
             self.run_evaluation(step)

@@ -37,7 +37,7 @@ def candidate_entropies(model, batch, dtype=None):
     Without gradients and without dropout (the original leaves dropout on). The model's mode is as before afterwards.
 
     Args:
-        model: called with the batch, its output has `entropies`.
+        model: called with the batch, which it copies to its device; its output has `entropies`.
         batch: {name: tensor}; labels are left out.
         dtype: the matrix products'; None: bf16 where the hardware has it, else fp32.
 
@@ -45,7 +45,7 @@ def candidate_entropies(model, batch, dtype=None):
         [rows] fp32, on the model's device.
     """
     p = next(model.parameters())
-    inputs = {name: value.to(p.device, non_blocking=True) for name, value in batch.items() if name != "labels"}
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
     if dtype is None:
         dtype = torch.bfloat16 if devices.has_bf16(p.device) else torch.float32
     training = model.training

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from versatile.adapters.attach import TaskConditioned
+from versatile.adapters.attach import TaskConditioned, on_device
 from versatile.adapters.backbones.family import backbone_of
-from versatile.adapters.labels import IGNORE, LabelScores, label_places
+from versatile.adapters.labels import IGNORE, LabelScores, label_positions
 from versatile.adapters.methods.base import Method
 from versatile.utils.errors import UserError
 
@@ -103,7 +103,7 @@ class Pointer:
         seen = self.weights.shape[-1]
         if seen > self.ids.shape[1]:
             raise ValueError(f"attention is paid to {seen} positions, but prefix_ids has {self.ids.shape[1]} tokens")
-        return self.weights, self.ids[:, self.ids.shape[1] - seen :]
+        return self.weights, on_device(self.ids[:, self.ids.shape[1] - seen :], self.weights.device)
 
 
 class SelfCopying:
@@ -151,7 +151,7 @@ class SelfCopying:
     def label_scores(self, hidden, labels, ids):
         """As `TaskConditioned.label_scores`. Of the mixture only the labels' entries are computed: `nll`."""
         output = super().label_scores(hidden, labels, ids)
-        rows, at, targets = label_places(labels)
+        rows, at, targets = (on_device(each, hidden.device) for each in label_positions(labels))
         attention, prefix = self.pointer.take()
         gate = self.gate(hidden[rows, at]).squeeze(-1)
         known = targets.clamp(min=0)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from versatile.adapters.masks import device_mask
 from versatile.adapters.methods.base import TaskModules, refuse_without_port
 
 METHODS = {"prefix": "Prefix"}
@@ -119,4 +119,4 @@ def _prepend(module, query, key, value, attention_mask, kwargs, front, values, s
 
 
 AttentionInterface.register(IMPLEMENTATION, attend)
-AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+AttentionMaskInterface.register(IMPLEMENTATION, device_mask)
