@@ -143,6 +143,7 @@ class Ours:
             self.step += 1
             engine = SimpleNamespace(state=SimpleNamespace(iteration=self.step))
             self.trainer.step(engine, next(self.windows))
+        self.trainer.read_steps()
         return self.trainer.tokens - before
 
 
