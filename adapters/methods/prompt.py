@@ -126,7 +126,9 @@ class Prompt(TaskModules):
         if hasattr(decoder, "rotary_emb"):
             positions = positions - real.sum(1, keepdim=True)
         with self.without_tasks(len(tokens)) as recorded:
-            decoder(inputs_embeds=tokens, position_ids=positions, use_cache=False)
+            # Without a mask transformers would read the positions, and wait for a GPU.
+            every = tokens.new_ones(tokens.shape[:2], dtype=torch.long)
+            decoder(inputs_embeds=tokens, attention_mask=every, position_ids=positions, use_cache=False)
         return real, recorded
 
     @contextlib.contextmanager
