@@ -54,6 +54,9 @@ def parser():
     g.add_argument("--test_all", action="store_true", help="also the models after each epoch")
     g.add_argument("--before", action="store_true",
                    help="also the model before any training, which forward transfer is told from")  # fmt: skip
+    g.add_argument("--single_task", nargs="+", metavar="DIR", default=[],
+                   help="results of models that learned one of the tasks alone (directories with a matrix.json), which "
+                        "SAPT's forward transfer is told from")  # fmt: skip
     g.add_argument("--infer_task", choices=("perplexity", "embedding"),
                    help="also with the task of every question inferred, among those trained so far: the one by whose "
                         "parameters the question is likeliest, or whose training questions are nearest to it; both "
@@ -117,13 +120,15 @@ def evaluate(args, given):
                              inference_name=args.infer_task)  # fmt: skip
     asked = dict(split="train" if args.test_training_set else "test", limit=args.limit, ref1=args.ref1,
                  decoding=config.sampling or "greedy")  # fmt: skip
+    alone = matrix.read_single_tasks(args.single_task, list(splits), [split.task.metric for split in splits.values()])
     matrices = []
     for run, location in zip(runs, locations):
         print(f"\n{run.folder}: {', '.join(run.flags.tasks)}", flush=True)
         if run.only_end:
             print(f"only the end is scored: {run.only_end}", flush=True)
         asked_here = replace(config, inference=scoring.make_inference(args.infer_task, run, data_dir))
-        matrices.append(scoring.compute_matrix(run, splits, asked_here, location, args.test_all, args.before))
+        scores = scoring.compute_matrix(run, splits, asked_here, location, args.test_all, args.before)
+        matrices.append(replace(scores, alone=alone))
         if len(runs) > 1:
             scoring.write_matrix(location, matrices[-1:], [run.flags.seed], run.title, asked)
     scoring.write_matrix(output, matrices, [run.flags.seed for run in runs], runs[0].title, asked)

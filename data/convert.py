@@ -52,6 +52,9 @@ For lifelong learning, --output is the data directory, and every split a file of
     python -m data.convert squad-iwslt --folder iwslt2017 --output data/lifelong
     python -m data.convert squad-multinli --train train.tsv --valid dev_matched.tsv dev_mismatched.tsv \\
         --output data/lifelong
+    python -m data.convert squad-superni --folder CL_Benchmark/SuperNI --output data/lifelong
+    python -m data.convert squad-classification --folder CL_Benchmark --output data/lifelong
+    python -m data.convert squad-trace --folder TRACE-Benchmark --output data/lifelong
 
 Text files are UTF-8, plain or ``.gz``. White space at the ends of a text is taken off; nothing else in it
 changes unless the format's help says so. The output holds one record a line and appears only when it is whole;

@@ -4,6 +4,7 @@ Everything gets em, nf1 and nem; a task's kind (`data.question_tasks`) adds its 
 except where an original is wrong; there the docstring says so.
 """
 
+import difflib
 import string
 
 from versatile.data.question_samples import order_by_id
@@ -55,6 +56,10 @@ def score_texts(task, answers, references):
         scores |= task.pairs.score(answers, references)
     elif task.kind == "rouge":
         scores |= rouge(answers, references)
+    elif task.kind == "rouge_l":
+        scores["rougeL"] = rouge_l(answers, references)
+    elif task.kind == "edit":
+        scores["edit_similarity"] = edit_similarity(answers, references)
     elif task.kind == "bleu":
         scores["bleu"] = bleu(answers, references)
     elif task.kind == "corpus_f1":
@@ -124,6 +129,25 @@ def rouge(answers, references):
     mean = sum(values.values()) / len(values)
     result["avg_rouge"] = Score(mean, f"{signature}|mean:1,2,L|level:summary|sentences:full-stop")
     return result
+
+
+def rouge_l(answers, references):
+    """ROUGE-L as Super-NaturalInstructions and SAPT have it: F scores with stemming, the best true answer's, of the
+    longest common subsequence of the whole texts (of `rouge` it is that of their sentences)."""
+    score = metrics.rouge(answers, references)["rougeL"]
+    return Score(100 * score.value, score.signature.replace("scale:0-1|", "scale:0-100|") + "|level:text")
+
+
+def edit_similarity(answers, references):
+    """TRACE's score of code: 100 · 2M / T, M the characters of the matching blocks of two texts (Ratcliff/Obershelp)
+    and T those of both; the best true answer's. TRACE rounds each answer's to a whole number."""
+    check_counts(answers, references)
+
+    def best(answer, group):
+        return max(difflib.SequenceMatcher(None, answer, right, autojunk=False).ratio() for right in group)
+
+    mean = sum(map(best, answers, references)) / len(answers)
+    return Score(100 * mean, f"{metrics.nrefs(references)}|multi:best|case:mixed|by:difflib|scale:0-100")
 
 
 def _sentences(text):

@@ -11,8 +11,8 @@ class LifelongTask:
 
     Attributes:
         name: the key, e.g. "woz.en".
-        kind: what is scored beside em, nf1 and nem: "text" (nothing more), "rouge", "dialogue", "sql", "bleu" or
-            "corpus_f1"; see `data.question_scores`.
+        kind: what is scored beside em, nf1 and nem: "text" (nothing more), "rouge", "rouge_l", "edit", "dialogue",
+            "sql", "bleu" or "corpus_f1"; see `data.question_scores`.
         metric: the score of that kind that stands for the task in a matrix of tasks.
         has_dev: the released data have a dev file of it.
         same_test: the dev file is the test file: the true test set is not public.

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 
+from versatile.data.task_orders import expand_orders
 from versatile.utils.errors import UserError
 
 
@@ -56,6 +57,7 @@ class TaskNames(argparse.Action):
 
     Args:
         const: a key of `data.task.FORMS` or "markers": the system whose name of a known task is kept; None: the typed.
+            Among several questions with answers the name of an order (`data.task_orders`) stands for its tasks.
     """
 
     def __call__(self, parser, namespace, values, option_string=None):
@@ -67,6 +69,8 @@ class TaskNames(argparse.Action):
         if self.const:
             from versatile.data.task import canonical_name
 
+            if self.const == "question_answer" and several:
+                names = expand_orders(names)
             names = [name if name in sources else canonical_name(name, self.const) for name in names]
         setattr(namespace, self.dest, names if several else names[0])
         if sources:

@@ -7,14 +7,13 @@ Each argument is a directory with the matrix.json that evaluate_lifelong.py wrot
 lies beside the table, as .png.
 """
 
-import json
 import math
 import sys
 from pathlib import Path
 
-from versatile.lifelong.matrix import NUMBERS, _number, draw
+from versatile.lifelong.matrix import NUMBERS, _number, draw, read_summary
 from versatile.utils import flags
-from versatile.utils.errors import UserError, exit_on_user_error, first_line
+from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.files import atomic_write, writable_directory
 from versatile.utils.plots import save_figure, start_figure
 
@@ -31,25 +30,6 @@ def parser():
     p.add_argument("--runs", nargs="+", metavar="NAME=DIR", default=[], help="the same with names of your own")
     p.add_argument("--output", default="results/lifelong.md", help="the table; the picture lies beside it")
     return p
-
-
-def read(folder):
-    """What a matrix.json holds, as `lifelong.matrix.summary` made it."""
-    path = Path(folder) / "matrix.json"
-    if not path.is_file():
-        raise UserError("no matrix.json here", location=folder, expected="a directory that evaluate_lifelong.py wrote",
-                        remedy="run evaluate_lifelong.py --output_dir first")  # fmt: skip
-    try:
-        matrix = json.loads(path.read_text(encoding="utf-8"))
-        number = len(matrix["tasks"])
-        whole = all(len(row) == number for part in ("mean", "sd") for row in matrix[part]["rows"])
-        if not whole or not matrix["runs"] or any(name not in matrix["mean"] for name in NUMBERS):
-            raise ValueError("it lacks some of its parts")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = first_line(error) if isinstance(error, (OSError, ValueError)) else "it lacks some of its parts"
-        raise UserError(f"it cannot be read: {why}", location=path,
-                        expected="what evaluate_lifelong.py wrote", remedy="evaluate again") from error  # fmt: skip
-    return matrix
 
 
 def same_tasks(results):
@@ -83,7 +63,7 @@ def markdown(results, digits=1):
     """A row for each method: the tasks' scores at the end and the four numbers, ± the deviation over seeds.
 
     Args:
-        results: {name: what `read` returns}.
+        results: {name: what `read_summary` returns}.
     """
     one = next(iter(results.values()))
     heads = [f"{task} ({metric})" for task, metric in zip(one["tasks"], one["metrics"] or one["tasks"])]
@@ -141,7 +121,7 @@ def main(argv=None):
         if twice := [other for known, other in directories[:number] if known == name]:
             p.error(f"{twice[0]} and {location} are both called {name}: give them names of your own, --runs NAME=DIR")
     check_output(p, args.output)
-    results = {name: read(location) for name, location in directories}
+    results = {name: read_summary(location) for name, location in directories}
     same_tasks(results)
     same_questions(results)
     table = markdown(results)

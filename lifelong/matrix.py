@@ -4,11 +4,13 @@ With T tasks, R[i][j] is the score of task j after learning tasks 1 … i (Lopez
 al. 2018, Riemannian Walk). Scores are of the tasks' own kinds, 0–100.
 """
 
+import json
 import math
 import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
-from versatile.utils.errors import UserError, brief
+from versatile.utils.errors import UserError, brief, first_line
 from versatile.utils.plots import save_figure, start_figure
 
 
@@ -22,6 +24,7 @@ class Matrix:
         before: T scores before anything was learned, None where not scored; or None.
         metrics: the T names of the scores, or None.
         inferred: `InferredTasks`, or None.
+        alone: T scores of models that learned a task alone, None where not known; or None.
     """
 
     tasks: list
@@ -29,17 +32,18 @@ class Matrix:
     before: list | None = None
     metrics: list | None = None
     inferred: object = None
+    alone: list | None = None
 
     def __post_init__(self):
         number = len(self.tasks)
         if not number or len(set(self.tasks)) < number:
             raise UserError(f"the tasks are {brief(self.tasks)}", expected="at least one task, each once")
-        lists = [self.rows, *self.rows, *(x for x in (self.before, self.metrics) if x is not None)]
+        lists = [self.rows, *self.rows, *(x for x in (self.before, self.metrics, self.alone) if x is not None)]
         if any(len(each) != number for each in lists):
             raise UserError(f"the matrix of {number} tasks has lists of {sorted({len(x) for x in lists})} items",
                             expected=f"{number} rows of {number} scores")  # fmt: skip
         self.rows = [_scores(row) for row in self.rows]
-        self.before = None if self.before is None else _scores(self.before)
+        self.before, self.alone = (None if some is None else _scores(some) for some in (self.before, self.alone))
 
 
 @dataclass
@@ -114,6 +118,31 @@ NUMBERS = {
 }
 
 
+def transfer_to_new_tasks(matrix):
+    """SAPT's FWT = 1/T · Σ_j (R[j][j] − s[j]): what the tasks before did for one when it is learned.
+
+    s, `Matrix.alone`, holds the scores of models that learned a task alone. GEM's, `forward_transfer`, looks at tasks
+    before they are learned instead. None where a score of it is missing.
+    """
+    alone = matrix.alone or [None] * len(matrix.tasks)
+    return _mean(_difference(matrix.rows[j][j], alone[j]) for j in range(len(matrix.tasks)))
+
+
+def backward_transfer_of_all(matrix):
+    """SAPT's BWT = 1/T · Σ_j (R[T][j] − R[j][j]): `backward_transfer` times (T−1)/T, as the last task's is 0."""
+    return _mean(_difference(matrix.rows[-1][j], matrix.rows[j][j]) for j in range(len(matrix.tasks)))
+
+
+# Names that papers print: SAPT's AP and F.Ra (O-LoRA's and TRACE's average accuracy is AP), and its FWT and BWT, which
+# differ from those above.
+PUBLISHED = {
+    "AP": average_accuracy,
+    "F.Ra": forgetting,
+    "FWT (SAPT)": transfer_to_new_tasks,
+    "BWT (SAPT)": backward_transfer_of_all,
+}
+
+
 def _difference(a, b):
     return None if a is None or b is None else a - b
 
@@ -142,15 +171,16 @@ def summary(matrices, seeds=None):
     """Everything about one or more runs of the same sequence, for `utils.files.write_json`.
 
     Returns:
-        ``{"tasks", "metrics", "seeds", "runs": [{"rows", "before", "average_accuracy", …}], "mean": {"rows",
-        "average_accuracy", …}, "sd": the same}``; what is not known is None.
+        ``{"tasks", "metrics", "seeds", "runs": [{"rows", "before", "alone", "average_accuracy", …, "AP", …}], "mean":
+        {"rows", "average_accuracy", …, "AP", …}, "sd": the same}``; what is not known is None.
     """
     _same(matrices)
-    runs = [{"rows": m.rows, "before": m.before} | {name: number(m) for name, number in NUMBERS.items()}
+    every = NUMBERS | PUBLISHED
+    runs = [{"rows": m.rows, "before": m.before, "alone": m.alone} | {name: f(m) for name, f in every.items()}
             for m in matrices]  # fmt: skip
     size = range(len(matrices[0].tasks))
     cells = [[over_seeds([m.rows[i][j] for m in matrices]) for j in size] for i in size]
-    numbers = {name: over_seeds([run[name] for run in runs]) for name in NUMBERS}
+    numbers = {name: over_seeds([run[name] for run in runs]) for name in every}
     result = {"tasks": matrices[0].tasks, "metrics": matrices[0].metrics, "seeds": seeds, "runs": runs}
     if inferred := [m.inferred for m in matrices if m.inferred]:
         result["inferred"] = dict(by=inferred[0].by, accuracy=summary([i.accuracy for i in inferred]),
@@ -159,6 +189,47 @@ def summary(matrices, seeds=None):
         rows = [[cell[at] for cell in row] for row in cells]
         result[name] = {"rows": rows} | {key: value[at] for key, value in numbers.items()}
     return result
+
+
+def read_summary(folder):
+    """What the matrix.json of a directory holds, as `summary` made it."""
+    path = Path(folder) / "matrix.json"
+    if not path.is_file():
+        raise UserError("no matrix.json here", location=folder, expected="a directory that evaluate_lifelong.py wrote",
+                        remedy="run evaluate_lifelong.py --output_dir first")  # fmt: skip
+    try:
+        matrix = json.loads(path.read_text(encoding="utf-8"))
+        number = len(matrix["tasks"])
+        whole = all(len(row) == number for part in ("mean", "sd") for row in matrix[part]["rows"])
+        if not whole or not matrix["runs"] or any(name not in matrix["mean"] for name in NUMBERS):
+            raise ValueError("it lacks some of its parts")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = first_line(error) if isinstance(error, (OSError, ValueError)) else "it lacks some of its parts"
+        raise UserError(f"it cannot be read: {why}", location=path,
+                        expected="what evaluate_lifelong.py wrote", remedy="evaluate again") from error  # fmt: skip
+    return matrix
+
+
+def read_single_tasks(folders, names, metric):
+    """Scores of models that learned one task each: a list in the order of the tasks, None where there is none.
+
+    Args:
+        folders: directories with the matrix.json that evaluate_lifelong.py wrote of sequences of one task.
+        names, metric: the tasks of the sequence and the names of their scores.
+
+    Raises:
+        UserError: a sequence of several tasks, of a task that is not among these, or another score.
+    """
+    scores = dict.fromkeys(names)
+    for folder in folders:
+        results, location = read_summary(folder), f"--single_task {folder}"
+        (task, *others), kinds = results["tasks"], results["metrics"] or [None]
+        if others or task not in scores or kinds[0] != metric[names.index(task)]:
+            raise UserError(f"it is of {', '.join(results['tasks'])} by {kinds[0]}", location=location,
+                            expected=f"a sequence of one task alone, of {', '.join(names)}, by the same score",
+                            remedy="train the task by itself, and evaluate it: --tasks TASK")  # fmt: skip
+        scores[task] = results["mean"]["rows"][0][0]
+    return list(scores.values()) if folders else None
 
 
 def _same(matrices):
@@ -172,7 +243,8 @@ def _same(matrices):
 
 
 def markdown(matrices, digits=1):
-    """The mean matrix as a markdown table, ± the deviation over seeds, and a table of the four numbers below it."""
+    """The mean matrix as a markdown table, ± the deviation over seeds, and below it the four numbers, and those
+    that papers name."""
     statistics = summary(matrices)
     tasks, names = statistics["tasks"], statistics["metrics"]
     heads = [f"{task} ({name})" if names else task for task, name in zip(tasks, names or tasks)]
@@ -180,9 +252,10 @@ def markdown(matrices, digits=1):
     for task, means, deviations in zip(tasks, statistics["mean"]["rows"], statistics["sd"]["rows"]):
         cells = (_number(mean, sd, digits) for mean, sd in zip(means, deviations))
         lines.append(f"| {task} | {' | '.join(cells)} |")
-    lines += ["", "| " + " | ".join(name.replace("_", " ") for name in NUMBERS) + " |", "|" + "---:|" * len(NUMBERS)]
-    numbers = (_number(statistics["mean"][name], statistics["sd"][name], digits) for name in NUMBERS)
-    return "\n".join([*lines, f"| {' | '.join(numbers)} |", ""])
+    for names in (NUMBERS, PUBLISHED):
+        lines += ["", f"| {' | '.join(name.replace('_', ' ') for name in names)} |", "|" + "---:|" * len(names)]
+        lines.append(f"| {' | '.join(_number(statistics['mean'][n], statistics['sd'][n], digits) for n in names)} |")
+    return "\n".join([*lines, ""])
 
 
 def side_by_side(matrices, digits=1):

@@ -332,4 +332,11 @@ R[i][j] is the score of task j after learning tasks 1 … i, b[j] that before an
 - backward transfer: 1/(T−1) · Σ_{j<T} (R[T][j] − R[j][j])
 - forward transfer: 1/(T−1) · Σ_{j>1} (R[j−1][j] − b[j])
 - forgetting: 1/(T−1) · Σ_{j<T} (max_{i<T} R[i][j] − R[T][j])
+
+Under the names that papers print, s[j] being the score of a model that learned task j alone (--single_task):
+
+- AP (SAPT; average accuracy of O-LoRA and TRACE): the average accuracy above
+- F.Ra (SAPT): the forgetting above
+- FWT (SAPT): 1/T · Σ_j (R[j][j] − s[j]); GEM's FWT is the forward transfer above
+- BWT (SAPT): 1/T · Σ_j (R[T][j] − R[j][j]); GEM's BWT is the backward transfer above, T/(T−1) times this one
 """

@@ -25,6 +25,7 @@ from pathlib import Path
 from tqdm import tqdm
 from versatile.adapters.methods.registry import BARE, FULL, get_method, method_of
 from versatile.data.task_names import task_flag
+from versatile.data.task_orders import ORDERS, order_name
 from versatile.lifelong import strategies
 from versatile.training import method_flags
 from versatile.training.runs import Run, read_record, stored
@@ -53,7 +54,8 @@ def name_flags(parser):
     g.add_argument("--seq_train_type", choices=list(strategies.STRATEGIES), default=strategies.DEFAULT,
                    help="the strategy against forgetting; each is described below")  # fmt: skip
     task_flag(g, "--tasks", "question_answer", nargs="+", metavar="TASK",
-              help="the tasks, in the order they are trained; NAME=DATA is one of your own, see data/own_tasks.py")
+              help="the tasks, in the order they are trained; NAME=DATA is one of your own, see data/own_tasks.py; "
+                   f"orders of benchmarks have names: {', '.join(ORDERS)}")  # fmt: skip
     settings.add(parser, "model_checkpoint", group=g.title, default="gpt2",
                  help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
     g.add_argument("--gen_lm_sample_percentage", type=flags.share, default=0.05,
@@ -165,7 +167,8 @@ def directory(args):
     variants += f"_unbound_{args.unbound}" if args.unbound else ""
     if args.own_adapters:
         variants += "_own" if args.own_adapters == FRESH else f"_own_{args.own_adapters}"
-    return model_directory(args) / args.seq_train_type / f"{'_'.join(args.tasks)}_{ending}{variants}"
+    tasks = order_name(args.tasks) or "_".join(args.tasks)
+    return model_directory(args) / args.seq_train_type / f"{tasks}_{ending}{variants}"
 
 
 def stages(args):

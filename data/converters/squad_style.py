@@ -20,12 +20,13 @@ from versatile.utils.flags import positive, seed
 _NAMES = {"train": "train", "valid": "dev", "test": "test"}
 
 
-def squad_format(name, flags, task):
+def squad_format(name, flags, task=None):
     """Register the decorated function, which yields `sample`s or whole articles, as ``convert squad-<name>``.
 
     Args:
         flags: as `data_format` takes them.
-        task: key of the task in `data.question_tasks`; may hold flags in braces: "rnnlg.{domain}".
+        task: key of the task in `data.question_tasks`; may hold flags in braces: "rnnlg.{domain}". None: the function
+            returns {task: {split: samples}}, of several.
     """
 
     def all_flags(parser):
@@ -56,7 +57,8 @@ def sample(context, question, answers, id=None, gold=None):
 
 
 def _write(task, args, splits, report):
-    """Write {split: articles}, every file or none. Without splits it only checks --output."""
+    """Write {split: articles} of a task, or {task: the same}, every file or none. Without splits it only checks
+    --output."""
     if (os.path.exists(args.output) and not os.path.isdir(args.output)) or args.output.endswith(".json"):
         raise UserError(
             "is a file" if os.path.isfile(args.output) else "is the name of a file",
@@ -66,24 +68,30 @@ def _write(task, args, splits, report):
         )
     if splits is None:
         return
-    task, paths = TASKS[task.format(**vars(args))], []
+    by_task, paths = {task.format(**vars(args)): splits} if task else splits, []
     with contextlib.ExitStack() as files:
 
         def opened(name):
             paths.append(os.path.join(args.output, name))
             return files.enter_context(atomic_write(paths[-1]))
 
-        for split, samples in splits.items():
-            with_gold = split == "test" and task.gold
-            file = _Listed(opened(task.filename(_NAMES[split])), '{"data": [', "]}")
-            gold = _Listed(opened(task.gold), "[", "]") if with_gold else None
-            for item in limited(split, _drawn(split, samples, args, report), args, report):
-                file.add(item["article"])
-                if gold:
-                    gold.add(item["gold"])
-            for listed in (file, gold) if gold else (file,):
-                listed.end()
+        for name, own_splits in by_task.items():
+            _write_splits(TASKS[name], own_splits, opened, args, report)
     report.notes += [f"wrote {path}" for path in paths]
+
+
+def _write_splits(task, splits, opened, args, report):
+    """Write a task's {split: articles}; `opened` opens a file by its name."""
+    for split, samples in splits.items():
+        with_gold = split == "test" and task.gold
+        file = _Listed(opened(task.filename(_NAMES[split])), '{"data": [', "]}")
+        gold = _Listed(opened(task.gold), "[", "]") if with_gold else None
+        for item in limited(split, _drawn(split, samples, args, report), args, report):
+            file.add(item["article"])
+            if gold:
+                gold.add(item["gold"])
+        for listed in (file, gold) if gold else (file,):
+            listed.end()
 
 
 def _drawn(split, samples, args, report):
