@@ -187,7 +187,7 @@ demo) setup; demo ;;
 lifelong-demo) setup; shift; lifelong_demo "$@" ;;
 camtl-demo) setup; shift; camtl_demo "$@" ;;
 test) setup_tests; shift; py -m pytest "$@" ;;
-bench) setup; shift; for script in bench/[a-z]*.py; do [ "$script" = bench/common.py ] || py "$script" "$@"; done ;;
+bench) setup; shift; py bench/run.py "$@" ;;
 table) setup; shift; py -m utils.table "$@" ;;
 list) shift; list "$@" ;;
 help | -h | --help) sed -n '2,15p' "$0" | sed 's/^# \{0,1\}//' ;;

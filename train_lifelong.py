@@ -107,7 +107,7 @@ def training_flags(p):
     settings.add(p, "warmup_steps", default=None, help="with --lr_scheduler_type: steps in which the rate rises")
     g.add_argument("--n_gpus", "--n_gpu", dest="n_gpus", type=flags.positive, metavar="N",
                    help="as many processes as torchrun --nproc_per_node has to start (default: any)")  # fmt: skip
-    settings.add(p, "init_from", "init_fingerprint", "compile", "gradient_checkpointing")
+    settings.add(p, "init_from", "init_fingerprint", "compile", "gradient_checkpointing", "profile")
     settings.add_quantization(p)
     settings.add_precision(p)
     settings.add(p, "cache_dir", group="files")

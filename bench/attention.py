@@ -78,6 +78,7 @@ def agree(numbers, device):
             print(f"note: {other} is {1 / won[-1]:.2f}x as fast as its choice in {n['what']}, {n['dtype']}, "
                   f"length {n['length']}")  # fmt: skip
     mean = math.exp(statistics.fmean(map(math.log, won)))
+    common.record("its choice over the other one", mean, min(won), max(won))
     print(f"ratio: its choice over the other one {mean:.2f}x as fast (geometric mean of {len(won)} shapes; "
           f"{min(won):.2f} to {max(won):.2f}; it is the faster one in {sum(w >= 1 for w in won)})")  # fmt: skip
 

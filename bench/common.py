@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 VOCABULARY, MARKERS = 8192, 29
 TASK = "bench"
+# {what: its ratio} of this run's verdicts, for --json; see `record`.
+RATIOS = {}
 
 
 def parser(doc, repeats=5, json_only=False):
@@ -110,8 +112,14 @@ def ratio(rates, ours, theirs):
 def verdict(what, rates, ours, theirs, target):
     """The line that says it all: the ratio, its spread and whether the target is reached."""
     middle, low, high = ratio(rates, ours, theirs)
+    record(what, middle, low, high)
     reached = "reached" if middle >= target else "NOT reached"
     return f"ratio: {what} {middle:.2f}x ({low:.2f} to {high:.2f} over the turns; target {target:g}x {reached})"
+
+
+def record(what, median, low, high, lower=False):
+    """Keep a ratio for --json and bench/run.py; `lower`: the lower the better."""
+    RATIOS[what] = dict(median=median, low=low, high=high, lower=lower)
 
 
 def table(head, rows):
@@ -132,7 +140,7 @@ def save(args, **numbers):
     """Write --json, if given."""
     if args.json:
         flags = {k: v for k, v in vars(args).items() if k != "json"}
-        text = json.dumps(dict(flags=flags, **numbers), indent=2) + "\n"
+        text = json.dumps(dict(flags=flags, ratios=RATIOS, **numbers), indent=2, default=str) + "\n"
         Path(args.json).write_text(text, encoding="utf-8")
 
 

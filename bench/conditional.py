@@ -69,6 +69,7 @@ def main(argv=None):
     for part in PARTS:
         print(common.verdict(f"{PARTS[part]}, a mixed batch in one pass against a loop:", rates[part], MIXED, LOOP, 1))
     shares = [1 / c / (1 / c + 1 / s) for c, s in zip(rates["choosing"][MIXED], rates["step"][MIXED])]
+    common.record("choosing rows' share of a step", statistics.median(shares), min(shares), max(shares), lower=True)
     print(f"ratio: choosing rows takes {statistics.median(shares):.0%} of a step's whole time "
           f"({min(shares):.0%} to {max(shares):.0%}); it judges {len(TASKS)} times the rows it keeps")  # fmt: skip
     common.save(args, per_second=rates, choosing_share=shares)

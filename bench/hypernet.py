@@ -76,6 +76,7 @@ def main(argv=None):
 def slower(what, rates, base, side, target=None):
     """The line that says how much longer `side` takes than `base`, and whether a target is reached."""
     middle, low, high = common.ratio(rates, base, side)
+    common.record(what, middle, low, high, lower=True)
     aim = f"; target at most {target:g}x {'reached' if middle <= target else 'NOT reached'}" if target else ""
     print(f"ratio: {what} {middle:.3f}x ({low:.3f} to {high:.3f} over the turns{aim})")
 

@@ -77,8 +77,10 @@ def compare(script, folder, args):
     above = many["peak_mb"] - few["peak_mb"]
     if many["tokenise_s"]:
         print(f"tokenised {many['examples'] / many['tokenise_s']:,.0f} examples/s, reading the file included")
+    ratio = many["peak_mb"] / few["peak_mb"]
+    common.record(f"{script}: peak memory", ratio, ratio, ratio, lower=True)
     reached = "reached" if above < TARGET_MB else "NOT reached"
-    print(f"ratio: peak memory {many['peak_mb'] / few['peak_mb']:.2f}x, {above:.0f} MB above the small run's, "
+    print(f"ratio: peak memory {ratio:.2f}x, {above:.0f} MB above the small run's, "
           f"for {args.examples / args.few:,.0f}x the examples (target below {TARGET_MB} MB {reached})",
           flush=True)  # fmt: skip
     return dict(above_mb=above, **measured)

@@ -97,6 +97,7 @@ def slowdown(rates):
 
 
 def verdict(what, middle, each, target, unit, over="turns"):
+    common.record(what, middle, min(each), max(each), lower=True)
     reached = "reached" if middle <= target else "NOT reached"
     print(f"ratio: {what} {middle:.3f}{unit} ({min(each):.3f} to {max(each):.3f} over the {over}; "
           f"target at most {target:g}{unit} {reached})")  # fmt: skip

@@ -11,7 +11,12 @@ import sys
 import pytest
 from conftest import ROOT
 
-SCRIPTS = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if p.stem != "common")
+sys.path.insert(0, str(ROOT / "bench"))
+import run as bench
+
+SCRIPTS = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if p.stem not in ("common", "run"))
+# The libraries that it compares with are downloaded.
+ALONE = {"peers": ["--sides", "ours"]}
 
 
 def run(script, *flags):
@@ -23,16 +28,46 @@ def run(script, *flags):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_quick_run_prints_hardware_table_and_ratio(script, tmp_path):
     saved = tmp_path / "numbers.json"
-    done = run(script, "--quick", "--json", str(saved))
+    done = run(script, "--quick", "--json", str(saved), *ALONE.get(script, []))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("hardware: ")
     assert any(set(line) == {"-"} for line in lines)
     assert any(line.startswith("ratio: ") for line in lines), done.stdout
-    assert json.loads(saved.read_text())["flags"]["quick"] is True
+    numbers = json.loads(saved.read_text())
+    assert numbers["flags"]["quick"] is True
+    assert numbers["ratios"] and all(r["low"] <= r["median"] <= r["high"] for r in numbers["ratios"].values())
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_docstring_gives_the_command_for_both_machines(script):
     doc = ast.get_docstring(ast.parse((ROOT / "bench" / f"{script}.py").read_text()))
     assert "one CPU" in doc and "one GPU" in doc and f"python bench/{script}.py" in doc
+
+
+def ratio(median, low, high, lower=False):
+    return dict(median=median, low=low, high=high, lower=lower)
+
+
+def test_an_earlier_file_names_what_became_slower(tmp_path):
+    old = {"decode": {"a": ratio(2.0, 1.9, 2.1), "b": ratio(2.0, 1.5, 2.5), "c": ratio(1.0, 0.9, 1.1, lower=True)}}
+    new = {"decode": {"a": ratio(1.8, 1.7, 1.9), "b": ratio(1.8, 1.7, 1.9), "c": ratio(1.05, 1.0, 1.2, lower=True)}}
+    (line,) = bench.regressions(old, new)
+    assert "decode: a 1.80x, was 2.00x" in line
+    # Within the tolerance, or the spread of the earlier turns, nothing is said; better is no regression.
+    assert bench.regressions(new, old) == [] and bench.regressions({}, new) == []
+    new["decode"]["c"] = ratio(1.2, 1.1, 1.3, lower=True)
+    assert len(bench.regressions(old, new)) == 2
+
+
+def test_all_ratios_are_saved_and_compared(tmp_path):
+    command = [sys.executable, "bench/run.py", "--device", "cpu", "--quick", "--only", "attention", "--json"]
+    done = subprocess.run([*command, tmp_path / "old.json"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    old = json.loads((tmp_path / "old.json").read_text())
+    for name in old["ratios"]["attention"]:
+        old["ratios"]["attention"][name] = ratio(1e6, 1e6, 1e6)
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    done = subprocess.run([*command, tmp_path / "new.json", "--compare", tmp_path / "old.json"], cwd=ROOT,
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+    assert done.returncode == 1 and "regression: attention: its choice over the other one" in done.stdout

@@ -113,7 +113,8 @@ def test_trace_keeps_its_own_validation_rows(tmp_path):
 @pytest.mark.parametrize(("change", "words"), [
     (dict(Definition=None), "'Definition' is None"), (dict(Instances={}), "Instances"),
     (dict(Instances=[dict(input="a", output={})]), "Instances[0]: 'output' is {}"),
-    (dict(Instances=[dict(output=["a"])]), "Instances[0]: 'input' is None"), (dict(Instances=[]), "Instances: is empty"),
+    (dict(Instances=[dict(output=["a"])]), "Instances[0]: 'input' is None"),
+    (dict(Instances=[]), "Instances: is empty"),
 ])  # fmt: skip
 def test_a_broken_superni_file_is_one_message(change, words, tmp_path):
     folder = superni(tmp_path / "in", SAMSUM, [(f"{i}", ["a"]) for i in range(9)], [("t", ["a"])])

@@ -303,7 +303,7 @@ def test_a_summary_of_any_runs_is_json_and_a_table(found):
             assert mean == pytest.approx(statistics.mean(cell))
             assert sd is None if len(cell) == 1 else sd == pytest.approx(statistics.stdev(cell), abs=1e-6)
     lines = matrix.markdown(found).split("\n")
-    assert len(lines) == size + 7
+    assert len(lines) == size + 11
     assert all(line.count("|") == size + 2 for line in lines[: size + 2])
 
 
@@ -319,7 +319,9 @@ def test_the_markdown_is_a_table_of_scores_and_a_table_of_numbers():
         "| after | a (em) | b (em) | c (lfem) |", "|---|---:|---:|---:|", "| a | 80.0 | 20.0 | 10.0 |",
         "| b | 70.0 | 90.0 | 30.0 |", "| c | 60.0 | 85.0 | 95.0 |", "",
         "| average accuracy | backward transfer | forward transfer | forgetting |", "|---:|---:|---:|---:|",
-        "| 80.0 | −12.5 | 12.5 | 12.5 |", ""]  # fmt: skip
+        "| 80.0 | −12.5 | 12.5 | 12.5 |", "",
+        "| AP | F.Ra | FWT (SAPT) | BWT (SAPT) |", "|---:|---:|---:|---:|",
+        "| 80.0 | 12.5 | – | −8.3 |", ""]  # fmt: skip
     assert "| c | 61.0 ± 1.4 | 86.0 ± 1.4 | 96.0 ± 1.4 |" in matrix.markdown([FULL, other])
 
 

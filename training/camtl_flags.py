@@ -34,6 +34,7 @@ def parser(doc):
     _actions(p)
     _training(p)
     _sampling(p)
+    settings.add(p, "profile")
     settings.add_precision(p)
     settings.add(p, "local_rank", "fp16_opt_level")
     g = p.group("logging")

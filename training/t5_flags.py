@@ -246,7 +246,7 @@ def add_training(p):
     settings.add(p, "seed")
     g.add_argument("--ddp_find_unused_parameters", action="store_true", default=None,
                    help="torch's, of several processes (default: if tasks have parameters of their own)")  # fmt: skip
-    settings.add(p, "gradient_checkpointing")
+    settings.add(p, "gradient_checkpointing", "profile")
     settings.add_precision(p)
     settings.add(p, "local_rank", "fp16_opt_level")
     _add_evaluation(p)

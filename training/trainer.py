@@ -7,6 +7,7 @@ alone, so a run resumed from a checkpoint repeats the run that was never stopped
 
 import contextlib
 import math
+import os
 import signal
 import sys
 import time
@@ -18,11 +19,12 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from versatile.training.board import Board
+from versatile.training.profiling import profile_steps
 from versatile.training.settings import StepPlan
 from versatile.training.sharding import gathered, is_sharded, load_sharded, local, whole
 from versatile.training.trainer_state import check_state, load_callbacks, load_optimizer, refuse_other_data
 from versatile.training.validation import TOGETHER, sum_over_processes
-from versatile.utils.devices import autocast, peak_memory_mb
+from versatile.utils.devices import PROFILE, autocast, peak_memory_mb
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.interrupts import Signals, say_above_bar
 
@@ -316,7 +318,10 @@ class Trainer:
         try:
             if first == 0 and self.settings.eval_before_start and self.evaluate:
                 self.run_evaluation(0)
-            engine.run(self.windows(first), max_epochs=self.plan.epochs, epoch_length=self.epoch_steps)
+            folder = os.environ.get(PROFILE) if self.rank0 else None
+            with profile_steps(folder, self.run.directory.name, first, self.total_steps, self.device, self.say) as done:
+                engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: done())
+                engine.run(self.windows(first), max_epochs=self.plan.epochs, epoch_length=self.epoch_steps)
         except Diverged as error:
             lr = self.optimizer.defaults["lr"]
             raise UserError(

@@ -90,6 +90,10 @@ def has_bf16(device):
     return device.type == "xla"
 
 
+# Holds the directory of --profile.
+PROFILE = "VERSATILE_PROFILE"
+
+
 def precision(args, device):
     """The dtype matrix products run in, from the flags and the device.
 

@@ -10,6 +10,7 @@ from argparse import SUPPRESS, Action, ArgumentTypeError
 from dataclasses import dataclass, field
 
 from versatile.utils import flags
+from versatile.utils.devices import PROFILE
 from versatile.utils.parser import Refuse, Switch
 
 # What the originals and older versions of transformers call a schedule -> its name in transformers.
@@ -33,6 +34,13 @@ class _UseCPU(Switch):
 
     def __call__(self, parser, namespace, values, option_string=None):
         hide_accelerators()
+
+
+class _Profile(Action):
+    """--profile DIR, for the training loop; no setting of a run either."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        os.environ[PROFILE] = os.path.abspath(values)
 
 
 def hide_accelerators():
@@ -144,6 +152,8 @@ TABLE = (
             spellings=("activation_checkpointing",), options=_SWITCH),
     Setting("fsdp", SPEED, "share every tensor out over the processes (FSDP2): for backbones that no device holds",
             options=_SWITCH),
+    Setting("profile", SPEED, "write a trace of a few optimizer steps into this directory, to be opened in a browser: "
+            "https://ui.perfetto.dev (default: none)", default=SUPPRESS, options=dict(action=_Profile, metavar="DIR")),
     Setting("load_in_4bit", SPEED, "keep the linear maps of a frozen backbone in 4 bits", options=_SWITCH),
     Setting("load_in_8bit", SPEED, "keep the linear maps of a frozen backbone in 8 bits", options=_SWITCH),
     Setting("bf16", PRECISION, "matrix products in bfloat16 (autocast)", options=_SWITCH),
@@ -281,7 +291,7 @@ def add_training(parser, published="(default: published)"):
         "warmup_steps", "weight_decay")  # fmt: skip
     add(parser, "adam_eps", default=1e-6)
     add(parser, "early_stopping", "select", "no_validation", "eval_before_start", "seed", "init_from",
-        "init_fingerprint", "compile", "gradient_checkpointing", "fsdp")  # fmt: skip
+        "init_fingerprint", "compile", "gradient_checkpointing", "fsdp", "profile")  # fmt: skip
     add_quantization(parser)
     add_precision(parser)
     add(parser, "logging_steps", "report_to", "output_dir", "resume", "save_steps", "keep_checkpoints",

@@ -51,8 +51,10 @@ def candidate_entropies(model, batch, dtype=None):
     training = model.training
     model.eval()
     try:
-        # Without the cache: inside another autocast the copies made here would carry no gradient there.
-        with torch.no_grad(), torch.autocast(p.device.type, dtype, dtype != torch.float32, cache_enabled=False):
+        # Weights are cast once for all parts of the batch. Inside another autocast the copies would stay, and carry no
+        # gradient there.
+        cached = not torch.is_autocast_enabled(p.device.type)
+        with torch.no_grad(), torch.autocast(p.device.type, dtype, dtype != torch.float32, cache_enabled=cached):
             return model(**inputs).entropies.float()
     finally:
         model.train(training)

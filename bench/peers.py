@@ -1,0 +1,249 @@
+#!/usr/bin/env python
+"""Training speed against the libraries `adapters` and `peft`: the same GPT-2 shape, data and number of parameters.
+
+  one CPU:
+    OMP_WAIT_POLICY=PASSIVE python bench/peers.py --device cpu
+    OMP_WAIT_POLICY=PASSIVE python bench/peers.py --device cpu --width 768 --layers 12 --turn_steps 2
+  one GPU:
+    python bench/peers.py --device cuda --turn_steps 20
+
+Each side is a process of its own, which waits while another has its turn. The libraries need another transformers than
+the toolkit: the first run makes an environment for them in --environment (a few downloads, about 15 seconds), on top of
+the running one's packages. Ours is the path of train.py. Theirs is the loop that both document: a model of
+transformers, batches padded to their longest row, AdamW (fused), clipping, autocast in bf16, a loss at the target's
+tokens. `adapters` trains a bottleneck adapter of the same width behind every block, `peft` LoRA at the fused projection
+of queries, keys and values with as many parameters. Dropout is GPT-2's 0.1 on all sides. Tokens are real ones, no
+padding.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import common
+
+VERSIONS = ("adapters==1.3.0", "peft==0.21.0")
+SIDES = ("ours", "adapters", "peft")
+KINDS = ("fp32", "bf16")
+
+
+def parse(argv=None):
+    from versatile.utils import flags
+
+    p = common.parser(__doc__)
+    common.model_flags(p)
+    p.set_defaults(positions=256)
+    g = p.add_argument_group("data and steps")
+    g.add_argument("--examples", type=flags.positive, default=4000, help="examples in the made-up data set")
+    g.add_argument("--mean_length", type=flags.positive, default=54, help="tokens an example on average")
+    g.add_argument("--train_batch_size", type=flags.positive, default=8, help="examples a micro-batch")
+    g.add_argument("--gradient_accumulation_steps", type=flags.positive, default=4, help="micro-batches a step")
+    g.add_argument("--turn_steps", type=flags.positive, default=6, help="optimizer steps of a turn")
+    g.add_argument("--lr", type=flags.rate, default=1e-3, help="learning rate of all sides")
+    g.add_argument("--environment", type=Path, default=None, metavar="DIR",
+                   help="of the libraries; made where there is none (default: in the toolkit's cache)")  # fmt: skip
+    g.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="which to measure; ours always is")
+    args = p.parse_args(argv)
+    if args.quick:
+        args.width, args.layers, args.positions, args.examples = 64, 1, 64, 64
+        args.mean_length, args.repeats, args.turn_steps, args.gradient_accumulation_steps = 16, 2, 2, 2
+    return args
+
+
+def main(argv=None):
+    args = parse(argv)
+    device = common.start(args)
+    args.sides = ["ours", *(side for side in args.sides if side != "ours")]
+    pythons = dict.fromkeys(args.sides, sys.executable)
+    if len(args.sides) > 1:
+        pythons |= dict.fromkeys(args.sides[1:], make_environment(args.environment))
+    workers = {f"{side}, {kind}": Worker(pythons[side], args, side, kind) for side in args.sides for kind in KINDS}
+    try:
+        rates = common.interleaved({name: worker.turn for name, worker in workers.items()}, args.repeats, device)
+        about = {name: worker.close() for name, worker in workers.items()}
+    finally:
+        for worker in workers.values():
+            worker.process.kill()
+    rows = []
+    for name, values in rates.items():
+        side, kind = name.split(", ")
+        middle, low, high = common.ratio(rates, f"ours, {kind}", name)
+        rows.append([name, statistics.median(values), about[name]["parameters"], about[name]["memory_mb"],
+                     f"{middle:.2f}x", f"{low:.2f}-{high:.2f}"])  # fmt: skip
+    print(common.table(["", "tokens/s", "trained", "peak MB", "ours is", "spread"], rows))
+    small = args.width < 512
+    targets = {"fp32": 2.0 if small else 1.5, "bf16": 2.5 if small else 1.9}
+    for side in args.sides[1:] or ["ours"]:
+        for kind in KINDS:
+            print(common.verdict(f"our training over {side}, {kind}", rates, f"ours, {kind}", f"{side}, {kind}",
+                                 targets[kind] if side != "ours" else 1))  # fmt: skip
+    common.save(args, rates=rates, about=about)
+
+
+def make_environment(folder):
+    """The python of an environment with the libraries, made where it is not there, on top of this one's packages."""
+    from versatile.utils.files import cache_root
+
+    folder = folder or cache_root() / "bench_peers"
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not (folder / "complete").is_file():
+        print(f"making an environment for {', '.join(VERSIONS)} in {folder}", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        paths = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        own = subprocess.run([python, "-c", paths], check=True, capture_output=True, text=True).stdout.strip()
+        # Behind its own packages, which come first.
+        above = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+        (Path(own) / "zz_above.pth").write_text("\n".join(above) + "\n")
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *VERSIONS]
+        done = subprocess.run(install, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"error: pip could not install {', '.join(VERSIONS)}: {done.stderr.strip().splitlines()[-1]}\n"
+                     "  remedy:   connect to a package index, or leave them out: --sides ours")  # fmt: skip
+        (folder / "complete").touch()
+    return str(python)
+
+
+class Worker:
+    """A side in a process of its own: a line in, a turn's tokens out."""
+
+    def __init__(self, python, args, side, kind):
+        flags = {k: v for k, v in vars(args).items() if k not in ("environment", "sides", "json")}
+        command = [python, __file__, "--worker", side, kind, json.dumps(flags)]
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.name = f"{side}, {kind}"
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                        env=environment)  # fmt: skip
+        self.answer()
+
+    def turn(self, turn):
+        """Some optimizer steps; returns the number of real tokens in them."""
+        self.process.stdin.write("turn\n")
+        self.process.stdin.flush()
+        return self.answer()["tokens"]
+
+    def close(self):
+        """What it says of itself."""
+        self.process.stdin.close()
+        return self.answer()
+
+    def answer(self):
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        sys.exit(f"error: the process of {self.name} ended; what it said stands above")
+
+
+# --- in the sides' processes -----------------------------------------------------------------------------
+
+
+def work(name, kind, flags):
+    """Answer each line of the input with a turn."""
+    args = argparse.Namespace(**json.loads(flags))
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    dtype = torch.float32 if kind == "fp32" else torch.bfloat16
+    lengths = common.lengths(args.examples, args.mean_length, args.positions, args.seed)
+    if name == "ours":
+        from train_adapter import Ours
+
+        side = Ours(args, lengths, dtype)
+        params = side.trainer.params
+    else:
+        side = Theirs(args, name, lengths, dtype)
+        params = side.parameters
+    cuda = torch.cuda.is_available()
+    print("{}", flush=True)
+    for turn, _ in enumerate(sys.stdin):
+        tokens = side.turn(turn)
+        if cuda:
+            torch.cuda.synchronize()
+        print(json.dumps(dict(tokens=tokens)), flush=True)
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale)  # fmt: skip
+    print(json.dumps(dict(parameters=sum(p.numel() for p in params), memory_mb=round(memory))), flush=True)
+
+
+class Theirs:
+    """A library's model in the loop that its documentation shows."""
+
+    def __init__(self, args, library, lengths, dtype):
+        import numpy as np
+        import torch
+
+        self.args, self.dtype, self.lengths, self.count = args, dtype, lengths, 0
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(args.seed)
+        model = common.gpt2(args)
+        model.resize_token_embeddings(common.VOCABULARY + 1 + common.MARKERS, mean_resizing=False)
+        self.model = {"adapters": with_bottleneck, "peft": with_lora}[library](model, args).to(self.device).train()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=args.lr, weight_decay=0.0, fused=True)
+        self.split = common.MadeUpSplit(lengths, common.VOCABULARY, args.seed)
+        self.order = np.random.default_rng(args.seed).permutation(len(lengths))
+
+    def turn(self, turn):
+        """Some optimizer steps; returns the number of real tokens in them."""
+        return sum(self.step() for _ in range(self.args.turn_steps))
+
+    def step(self):
+        import torch
+
+        tokens, accumulation = 0, self.args.gradient_accumulation_steps
+        for _ in range(accumulation):
+            batch = {name: value.to(self.device) for name, value in self.batch().items()}
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                loss = self.model(**batch).loss / accumulation
+            loss.backward()
+            tokens += int(batch["attention_mask"].sum())
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return tokens
+
+    def batch(self):
+        """The next rows of the shuffled data set, padded to the longest of them."""
+        import torch
+
+        size = self.args.train_batch_size
+        chosen = [self.order[(self.count + i) % len(self.order)] for i in range(size)]
+        self.count += size
+        rows = [self.split[i] for i in chosen]
+        longest = max(len(ids) for ids, _, _ in rows)
+        ids, mask = torch.full((size, longest), common.VOCABULARY), torch.zeros(size, longest, dtype=torch.long)
+        labels = torch.full_like(ids, -100)
+        for row, (own, _, prompt) in enumerate(rows):
+            ids[row, : len(own)], mask[row, : len(own)] = torch.from_numpy(own), 1
+            labels[row, prompt : len(own)] = torch.from_numpy(own[prompt:])
+        return dict(input_ids=ids, attention_mask=mask, labels=labels)
+
+
+def with_bottleneck(model, args):
+    """A bottleneck adapter behind every block's feed-forward, its width as ours."""
+    import adapters
+
+    adapters.init(model)
+    config = adapters.SeqBnConfig(reduction_factor=args.width / args.adapter_bottleneck, non_linearity="relu")
+    model.add_adapter(common.TASK, config=config)
+    model.train_adapter(common.TASK)
+    return model
+
+
+def with_lora(model, args):
+    """LoRA with as many parameters: r · (width + 3 · width) of a block are 2 · width · bottleneck."""
+    import peft
+
+    rank = max(1, args.adapter_bottleneck // 2)
+    return peft.get_peft_model(model, peft.LoraConfig(r=rank, target_modules=["c_attn"], fan_in_fan_out=True,
+                                                      task_type="CAUSAL_LM"))  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(work(*sys.argv[2:]) if sys.argv[1:2] == ["--worker"] else main())
