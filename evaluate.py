@@ -5,7 +5,7 @@
     python evaluate.py --task nlg --no_sample --model_checkpoint runs/<run> --dataset_path data/samples/nlg.json
   beams, a few examples only:
     python evaluate.py --task mt --no_sample --num_beams 4 --limit 100 --model_checkpoint runs/<run>
-  a model of train_t5.py, one of its tasks or all (decoded greedily, or by beams):
+  a model of train_t5.py (decoded greedily, or by beams) or of train_camtl.py, one of its tasks or all:
     python evaluate.py --task rte --model_checkpoint outputs/hyperformer++
   score outputs of any system, without a model:
     python evaluate.py --task nlg --score_only hyps.txt --references refs.txt
@@ -72,10 +72,11 @@ def main(argv=None):
     flags.check_lengths(p, args)
     flags.require_one_process()
     manifest = peek(args.model_checkpoint) if args.model_checkpoint else None
-    if manifest and manifest.encoder == "text_to_text" and not args.score_only:
-        from versatile.training import t5_evaluation
+    if not args.score_only:
+        from versatile.training.evaluation import own_evaluation
 
-        return t5_evaluation.evaluate_run(args, flags.typed_flags(parser, argv))
+        if evaluate_run := own_evaluation(manifest):
+            return evaluate_run(args, flags.typed_flags(parser, argv))
     from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
     from versatile.data.task import canonical_name, get
 

@@ -5,17 +5,17 @@
     python evaluate_vlm.py --task mt --no_sample --model_checkpoint runs/VLM
     python evaluate_vlm.py --task all --no_sample --model_checkpoint runs/VLM --data nlg=data/samples/nlg.json
 
---model_checkpoint takes what combine_all.py or train_vlm.py wrote, a run of train.py, or a VLM released with the
-original code. Data that are not named lie in their tasks' own places (see --list_tasks), else where the model's
-run.json says that it was trained on them; what has none there either --task all leaves out, saying so. Written to
---output_dir, for each task: <task>_output.txt, <task>_ref.txt (one line an example), dialogue's <task>_persona.txt,
-<task>_outputs.jsonl and <task>_metrics.json.
+--model_checkpoint takes what combine_all.py or any training script wrote, or a VLM released with the original code.
+Data that are not named lie in their tasks' own places (see --list_tasks), else where the model's run.json says that it
+was trained on them; what has none there either --task all leaves out, saying so. Written to --output_dir, for each
+task: <task>_output.txt, <task>_ref.txt (one line an example), dialogue's <task>_persona.txt, <task>_outputs.jsonl and
+<task>_metrics.json.
 """
 
 import sys
 from pathlib import Path
 
-from versatile.adapters.manifest import need_language_model
+from versatile.adapters.manifest import peek
 from versatile.data.listing import list_tasks
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
@@ -34,7 +34,8 @@ def parser():
     settings.add(p, "max_history", help=settings.HISTORY)
     list_tasks(g)
     settings.add_decoding(p, notices=settings.TOKENS_MOVED)
-    settings.add(p, "output_dir", default="results/VLM_result", help="where results go")
+    settings.add(p, "output_dir", help="where results go (default: results/VLM_result; of a model of train_t5.py or "
+                                       "train_camtl.py: results/<run>)")  # fmt: skip
     settings.add(p, "samples", default=1, help="how many outputs of each task to print")
     settings.add(p, "token_cache_dir")
     return p
@@ -46,14 +47,21 @@ def main(argv=None):
     args = p.parse_args(argv)
     if not args.model_checkpoint:
         p.error("--model_checkpoint is needed")
+    from versatile.training.evaluation import own_evaluation
+
+    manifest = peek(args.model_checkpoint)
+    if evaluate_run := own_evaluation(manifest):
+        flags.require_one_process()
+        return evaluate_run(args, flags.typed_flags(parser, argv))
+    args.output_dir = args.output_dir or "results/VLM_result"
     if args.dataset_path and args.task == "all":
         p.error("--dataset_path goes with one --task; for several: --data TASK=FILE …")
     flags.check_lengths(p, args)
     flags.require_one_process()
-    evaluate(args)
+    evaluate(args, manifest)
 
 
-def evaluate(args):
+def evaluate(args, manifest):
     import ignite.distributed as idist
     from versatile.adapters import checkpoint, inference
     from versatile.adapters.backbones import bundled as embedded
@@ -68,7 +76,6 @@ def evaluate(args):
     dtype = devices.precision(args, device)
     if args.model_checkpoint not in embedded.NAMES:
         backbones.need_directory(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
-    manifest = need_language_model(args.model_checkpoint)
     if manifest is None:
         raise UserError("this holds no trained tasks", location=f"--model_checkpoint {args.model_checkpoint}",
                         expected="what combine_all.py, train_vlm.py or train.py wrote, or a released VLM")  # fmt: skip

@@ -7,10 +7,12 @@
   in a pipe: answers alone on stdout, everything else on stderr
     echo "A man is reading." | python interact.py --model_checkpoint runs/VLM --task mt --no_sample
 
---model_checkpoint takes what combine_all.py, train_vlm.py or train.py wrote, or a checkpoint released with the
-original VLM code. /help lists the commands. In a conversation answers join its history; each task keeps its own. In
-a pipe every input has one line of output: line breaks are written as \\n, and what cannot be answered leaves an empty
-line; commands, and lines that set a persona or a document, have none.
+--model_checkpoint takes what any training script or combine_all.py wrote, or a checkpoint released with the original
+VLM code. To a T5 of train_t5.py an input is worded as in training ("sentence1: … sentence2: …"); a BERT of
+train_camtl.py takes a sentence, or two with ||| between them, and answers with the class and its probability.
+/help lists the commands. In a conversation answers join its history; each task keeps its own. In a pipe every input
+has one line of output: line breaks are written as \\n, and what cannot be answered leaves an empty line; commands, and
+lines that set a persona or a document, have none.
 """
 
 import contextlib
@@ -126,8 +128,7 @@ class Talk:
         dtype = devices.precision(args, idist.device())
         self.text_model = TextModel.load(args.model_checkpoint, args.task, dtype)
         self.tasks, self.max_history = self.text_model.tasks, args.max_history
-        held = self.text_model.model.info.tasks
-        self.task = self.tasks.get(args.task) or next(iter(self.tasks.values()), None) or get(held[0])
+        self.task = self.tasks.get(args.task) or next(iter(self.tasks.values()), None) or get(self.text_model.names[0])
         self.decoding = Decoding.from_flags(args, self.text_model.positions)
         self.sessions = {name: self.session(name) for name in self.tasks}
         # The prompt given last and what was cut of it; cuts told already; answers so far.
@@ -139,8 +140,7 @@ class Talk:
 
     def greet(self):
         loaded = self.text_model
-        backbone = loaded.model.config._name_or_path
-        print(f"{loaded.directory}: backbone {backbone}; {loaded.summary}\ntasks: {', '.join(self.tasks)}")
+        print(f"{loaded.directory}: backbone {loaded.backbone}; {loaded.summary}\ntasks: {', '.join(self.tasks)}")
         self.introduce()
         print("/help lists the commands, Ctrl-D ends", flush=True)
 
@@ -230,15 +230,18 @@ class Talk:
             raise UserError("the model was given nothing yet", remedy="type an input first")
         prompt, notices = self.shown
         print(f"{len(prompt.ids)} tokens, then at most {self.decoding.max_length} of the answer:")
-        print(readable(prompt, self.text_model.tokenizer, self.text_model.model.info.first))
+        print(self.text_model.prompt_text(prompt))
         for notice in notices:
             print(f"note: {notice}")
 
     def set(self, name=None, value=None):
         if name is None:
-            settings = vars(self.decoding).items()
-            return print(", ".join(f"{k} {v}" for k, v in settings if k != "batch_size"))
+            hidden = {"batch_size", *self.text_model.without_effect}
+            settings = [f"{name} {value}" for name, value in vars(self.decoding).items() if name not in hidden]
+            return print(", ".join(settings) or "there is nothing to set")
         name = name.lstrip("-").replace("-", "_")
+        if why := self.text_model.without_effect.get(name):
+            raise UserError(f"{name} has no effect on this model: {why}")
         self.decoding = changed(self.decoding, name, value, self.text_model.positions)
         if name == "seed":
             self.count = 0
@@ -294,19 +297,6 @@ def changed(decoding, name, value, positions):
 def refuse(message):
     """What a parser does with wrong values here: say so and go on."""
     raise UserError(message.removeprefix("argument "))
-
-
-def readable(prompt, tokenizer, first):
-    """A prompt as text, a line for each marker; a type that is not the marker's own stands behind it."""
-    lines, start = [], 0
-    for end in range(1, len(prompt.ids) + 1):
-        if end == len(prompt.ids) or prompt.ids[end] >= first:
-            marker = tokenizer.convert_ids_to_tokens(prompt.ids[start])
-            text = tokenizer.decode(prompt.ids[start + 1 : end], clean_up_tokenization_spaces=False)
-            kind = tokenizer.convert_ids_to_tokens(prompt.types[start])
-            lines.append(f"  {marker}{text}" + (f"   [type {kind}]" if kind != marker else ""))
-            start = end
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

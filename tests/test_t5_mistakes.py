@@ -233,8 +233,6 @@ def test_every_other_script_sends_a_model_of_train_t5_to_evaluate(finished, tmp_
     folder = finished[0]
     for script, argv in (
         ("combine_all", ["--checkpoints", f"nlg={folder}", "--output", tmp_path / "vlm"]),
-        ("interact", ["--model_checkpoint", folder]),
-        ("evaluate_vlm", ["--task", "all", "--model_checkpoint", folder]),
         ("sentence_distiller", ["--task", "nlg", "--model_checkpoint", folder, "--no_sample",
                                 "--dataset_path", SAMPLES / "nlg.json", "--output", tmp_path / "x.json"]),
     ):  # fmt: skip

@@ -71,15 +71,17 @@ def evaluate(model, splits, batch_size, pad_id, dtype):
 
     The loss is the mean over the rows: cross-entropy, of a regression the squared error.
     """
-    report = {}
-    for name, split in splits.items():
-        predictions, losses = predict(model, split, batch_size, pad_id, dtype)
-        labels = split.labels.tolist()
-        if not glue.get(name).regression:
-            predictions, labels = predictions.astype(int), [int(label) for label in labels]
-        scores = glue.score(name, predictions.tolist(), labels)
-        report[name] = dict(loss=float(losses.mean()), rows=len(split), scores=scores)
-    return report
+    return {name: score(name, split, *predict(model, split, batch_size, pad_id, dtype))
+            for name, split in splits.items()}  # fmt: skip
+
+
+def score(name, split, predictions, losses):
+    """A task's dict(loss, rows, scores) of what `predict` returned."""
+    labels = split.labels.tolist()
+    if not glue.get(name).regression:
+        predictions, labels = predictions.astype(int), [int(label) for label in labels]
+    scores = glue.score(name, predictions.tolist(), labels)
+    return dict(loss=float(losses.mean()), rows=len(split), scores=scores)
 
 
 def one_number(scores):

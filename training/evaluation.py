@@ -33,6 +33,22 @@ class EvalSplit:
     examples: list
 
 
+def own_evaluation(manifest):
+    """What evaluates a model of train_t5.py or of train_camtl.py, called with (flags, those typed); None: another.
+
+    Args:
+        manifest: of `adapters.manifest.peek`.
+    """
+    encoder = manifest and manifest.encoder
+    if encoder == "text_to_text":
+        from versatile.training.t5_evaluation import evaluate_run
+    elif encoder == "sentence_pair":
+        from versatile.training.classification_evaluation import evaluate_run
+    else:
+        return None
+    return evaluate_run
+
+
 def part(task, path, split, max_history, limit):
     """Read a task's instances: `EvalSplit`."""
     decoding = task.reading(max_history, decoding=True)

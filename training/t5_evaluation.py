@@ -284,7 +284,8 @@ WITHOUT_MEANING = {
     "emb_only": "no such ablation", "outputlayer_only": "no such ablation", "random_init": "no such ablation",
     "self_copy": "no such ablation", "temperature": "nothing is sampled", "top_k": "nothing is sampled",
     "top_p": "nothing is sampled", "min_length": "outputs are as long as the task's labels",
-    "max_length": "outputs are as long as the task's longest label", "length_penalty": "labels have no length to weigh",
+    "max_length": "outputs are as long as the task's longest label",
+    "data": "all tasks lie in one folder: --dataset_path DIR", "length_penalty": "labels have no length to weigh",
 }  # fmt: skip
 
 
