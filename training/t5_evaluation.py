@@ -345,20 +345,33 @@ def evaluate_run(args, given):
     prefix = PREFIXES[split]
     scores = evaluation(model, prefix)
     write_outputs(args.output_dir, evaluation)
-    counts = t5.count_parameters(model)
-    backbone = counts["backbone"] + counts["layer_norms"]
-    added = counts["adapters"] + counts["hypernetworks"]
-    more = dict(split=split, checkpoint=str(args.model_checkpoint), method=model.settings.method,
-                backbone=known.get("model_name_or_path") or known.get("config_name"), dataset_path=data.data_dir,
-                precision=str(dtype).removeprefix("torch."), versions=runs.versions(), ledger=counts,
-                parameters=dict(adapters=added, task_rows=counts["task_embeddings"], backbone=backbone,
-                                total=counts["total"]))  # fmt: skip
+    more = describe_model(model, known) | dict(
+        split=split, checkpoint=str(args.model_checkpoint), dataset_path=data.data_dir,
+        precision=str(dtype).removeprefix("torch."), versions=runs.versions(),
+    )  # fmt: skip
     for name, summary in summaries(evaluation, scores, prefix, **more).items():
         write_json(Path(args.output_dir) / f"{name}_metrics.json", summary)
     name = "val" if split == "validation" else split
     write_results(Path(args.output_dir) / f"{name}_results.json", scores)
     show(evaluation, scores, prefix, args.samples)
     print(f"results in {args.output_dir}")
+
+
+def describe_model(model, known):
+    """What every summary says of the model: its method, backbone and parameters.
+
+    Args:
+        known: the run's flags.
+    """
+    from versatile.adapters import t5
+
+    counts = t5.count_parameters(model)
+    backbone = counts["backbone"] + counts["layer_norms"]
+    added = counts["adapters"] + counts["hypernetworks"]
+    return dict(method=model.settings.method, ledger=counts,
+                backbone=known.get("model_name_or_path") or known.get("config_name"),
+                parameters=dict(adapters=added, task_rows=counts["task_embeddings"], backbone=backbone,
+                                total=counts["total"]))  # fmt: skip
 
 
 def data_of(args, known):
