@@ -227,6 +227,8 @@ class Theirs:
 
 def with_bottleneck(model, args):
     """A bottleneck adapter behind every block's feed-forward, its width as ours."""
+    # The library, not the toolkit's folder of that name.
+    sys.path = [path for path in sys.path if Path(path or ".").resolve() != common.ROOT]
     import adapters
 
     adapters.init(model)
