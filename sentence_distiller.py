@@ -10,7 +10,7 @@ checkpoint released with the original code. What comes out is the data file agai
 the teacher's texts beside the gold ones in the training records: distillated_tgt, in conversations
 distillated_candidates. It lies beside the data as <data>_distilled.json, where train.py --distillation finds it.
 
-Stopped or killed at any moment, the same command goes on where it was, sampling too, and the file that comes out is
+Stopped or killed at any moment, the same command continues where it was, sampling too, and the file that comes out is
 the one it would have been; until then the outputs lie in <output>.partial. Equal inputs are decoded once (not in
 sampling: each draws its own text).
 """
@@ -225,7 +225,7 @@ def next_command(args, task, how, teacher):
 
 
 def again(script, argv):
-    """The command that goes on where this one stopped."""
+    """The command that continues where this one stopped."""
     return shell_command(script, *(a for a in argv if a != "--restart"))
 
 

@@ -149,7 +149,7 @@ def check(args, given):
         raise UserError("the teacher's texts are read from the data, not made here", location="--kd sentence",
                         remedy="make them with sentence_distiller.py, leave --teacher out; or --kd both")  # fmt: skip
     if args.self_copy and args.teacher:
-        raise UserError("cannot be trained on a teacher's distributions: its output is no softmax",
+        raise UserError("cannot be trained on a teacher's distributions: its output is not a softmax",
                         location="--self_copy", remedy="train on its texts: --distillation")  # fmt: skip
     for flag in ("kd_temperature", "kd_alpha"):
         if flag in given and not args.teacher:

@@ -130,7 +130,7 @@ def build(arguments):
         return model, tokenizer
     if arguments.do_train and trained and trained.mode == "adapter":
         raise UserError("this is a trained model, not a bare T5", location=f"--model_name_or_path {name}",
-                        remedy=f"to go on with it: {shell_words('--resume', name)}; to start anew: "
+                        remedy=f"to resume it: {shell_words('--resume', name)}; to start anew: "
                                "name its backbone")  # fmt: skip
     model, tokenizer = t5_models.load(arguments, arguments.seed)
     set_seed(arguments.seed)

@@ -178,7 +178,7 @@ def load(directory):
     tasks = {task["name"]: task["labels"] for task in config["tasks"]}
     form, length, aliases = config["form"], config["max_seq_length"], config.get("aliases", {})
     if unknown := [name for name in aliases.values() if name not in tasks]:
-        raise UserError(f"an alias of {unknown[0]!r}, which is no task of it", location=path / CONFIG,
+        raise UserError(f"an alias of {unknown[0]!r}, which is not a task of it", location=path / CONFIG,
                         expected="one of " + ", ".join(tasks))  # fmt: skip
     state = read_safetensors(path / WEIGHTS)
     try:

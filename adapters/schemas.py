@@ -189,7 +189,7 @@ def check_module_names(names, location):
     for name in names:
         if any(hasattr(kind(), name) for kind in (nn.ModuleDict, nn.ParameterDict)):
             raise UserError(f"the name {name!r}", location=location,
-                            expected="a name that is no attribute of a torch module")  # fmt: skip
+                            expected="a name that is not an attribute of a torch module")  # fmt: skip
 
 
 def check_sizes(methods, state, location):

@@ -32,7 +32,7 @@ from versatile.utils.errors import UserError, first_line
 
 
 def load_backbone(name, random_init=None, location=None):
-    """A T5 and its tokenizer: `backbones.load`, and a `UserError` where the model is no T5."""
+    """A T5 and its tokenizer: `backbones.load`, and a `UserError` where the model is not a T5."""
     location = location or f"--model_checkpoint {name}"
     folder = embedded.folder(name) if name in embedded.NAMES else name
     check_kind(backbones.read_config(folder, location), location)
@@ -112,7 +112,7 @@ def read_manifest(directory):
     backbones.need_directory(directory, f"--model_name_or_path {directory}", "a checkpoint of train_t5.py")
     manifest = manifests.peek(directory)
     if manifest is None:
-        raise UserError("this is no T5 that was trained for tasks", location=directory,
+        raise UserError("this is not a T5 that was trained for tasks", location=directory,
                         expected=f"{CONFIG}, or a config.json that names tasks",
                         remedy="name the output directory of train_t5.py")  # fmt: skip
     if manifest.encoder != "text_to_text":

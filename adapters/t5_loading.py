@@ -141,7 +141,7 @@ def load_tokenizer(source):
     location, path = f"--tokenizer_name {source}", Path(source)
     expected = "a directory, a hub name, a spiece.model or a tokenizer.json"
     if not path.exists() and source not in embedded.NAMES:
-        # A hub name has one slash at the most, and is no file's: nobody has to be asked about a mistyped path.
+        # A hub name has one slash at the most, and is not a file's: nobody has to be asked about a mistyped path.
         if path.suffix in (".model", ".json") or len(path.parts) > 2 or path.is_absolute() or source[0] in ".~":
             raise UserError("no such file or directory", location=location, expected=expected)
         try:
@@ -182,7 +182,7 @@ def _sentencepiece(path, kind):
 
     with open(path, "rb") as file:
         if file.read(1) != b"\n":
-            raise UserError("this is no SentencePiece model", location=path, expected="a spiece.model")
+            raise UserError("this is not a SentencePiece model", location=path, expected="a spiece.model")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(path, Path(folder) / "spiece.model")
         return kind.from_pretrained(folder)

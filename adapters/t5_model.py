@@ -296,7 +296,7 @@ def _stack_adapters(stack, model, vectors, decoder=None):
 
 
 def check_kind(config, location):
-    """A `UserError` where a transformers config is no T5's."""
+    """A `UserError` where a transformers config is not a T5's."""
     kind = getattr(config, "model_type", None)
     if kind not in MODEL_TYPES:
         raise UserError(f"model_type {kind!r} is not supported", location=location,
@@ -467,6 +467,6 @@ def parameter_summary(model):
     share = 100 * trained / total
     size = f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total:,}"
     if trained > total:
-        # Of a small T5: its adapters are no share of it.
+        # Of a small T5: its adapters are not a share of it.
         return f"trained: {parts} = {trained:,} parameters; the T5 itself has {total:,}"
     return f"trained: {parts} = {share:.2f} % of {size} ({share / len(model.tasks):.2f} % a task)"

@@ -62,7 +62,7 @@ def main(argv=None):
 def compare(script, folder, args):
     """Run a script on few and on many examples: {above_mb, few, many}."""
     measured = {}
-    # What the very first run has to prepare (the tiny model's files) is no part of either measurement.
+    # What the very first run has to prepare (the tiny model's files) is not part of either measurement.
     for name, count in (*([] if args.quick else [("warm", 16)]), ("few", args.few), ("many", args.examples)):
         path = RUNS[script].data_file(folder / name)
         path.parent.mkdir(parents=True)

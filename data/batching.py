@@ -1,6 +1,6 @@
 """Which examples make up which batch, and the batch itself.
 
-The order is a pure function of (seed, epoch): a run resumed at step s goes on with the s-th batch of the same
+The order is a pure function of (seed, epoch): a run resumed at step s continues with the s-th batch of the same
 plan. Batches hold examples of like length, padded to a multiple of 8, and are as many in every epoch. Every
 process of a distributed run plans the same global batches and takes its own rows of each, so the number of
 processes changes nothing.

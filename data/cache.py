@@ -59,7 +59,7 @@ def load(path, split, task, tokenizer, positions, *, training, how=Reading(), ca
         task: a `data.task.Task`.
         tokenizer: fast tokenizer with the task's markers.
         positions: the model's longest sequence.
-        training: drop what cannot be learnt from (see `Task.min_tokens`); evaluation drops nothing.
+        training: drop what cannot be learned from (see `Task.min_tokens`); evaluation drops nothing.
         how: `data.task.Reading`.
         cache_dir: where caches lie (default: `cache_root()/tokens`).
         progress: called with the number of examples read so far.

@@ -17,7 +17,7 @@ class Conversation(Task):
     Attributes:
         first: the marker of what stands before the turns.
         field: the record's list of texts that stand there.
-        speakers: the markers of the other side and of the side that is learnt.
+        speakers: the markers of the other side and of the side that is learned.
     """
 
     first: str

@@ -52,7 +52,7 @@ def iter_records(path, split):
 
     Raises:
         UserError: while iterating. The file is missing, empty, cut off, not UTF-8, not JSON or no object;
-            the split is missing, given twice, no list or empty; a record is no object.
+            the split is missing, given twice, no list or empty; a record is not an object.
     """
     names = _ALIASES.get(split, (split,))
     events = _events(path)
@@ -96,7 +96,7 @@ def list_items(path):
     """Yield ``(location, item)`` for everything in a file whose top level is a list, e.g. ``("turns.json[17]", …)``.
 
     Raises:
-        UserError: while iterating. The file cannot be read, is no JSON, or no list.
+        UserError: while iterating. The file cannot be read, is not JSON, or no list.
     """
     events = _events(path)
     try:
@@ -447,7 +447,7 @@ def _build(event, value, events, location):
 
 
 def _number(value, location):
-    """A number of the parser, which gives a Decimal for what is no whole number, as int or float."""
+    """A number of the parser, which gives a Decimal for what is not a whole number, as int or float."""
     if isinstance(value, int):
         return value
     number = float(value)

@@ -84,7 +84,7 @@ def read(data_dir, task_name, split, limit=None):
 
     Raises:
         UserError: with file and line: no such file, a column missing, a row of a wrong length, an unknown label,
-            a score that is no number from 0 to 5, no rows at all.
+            a score that is not a number from 0 to 5, no rows at all.
     """
     return list(iter_examples(data_dir, task_name, split, limit))
 
@@ -207,7 +207,7 @@ def score(glue_task_name, predictions, labels):
         {metric name: value, 0–1}: matthews; accuracy; accuracy and f1; or pearson and spearman.
 
     Raises:
-        UserError: nothing to score, different numbers of them, something that is no label of the task.
+        UserError: nothing to score, different numbers of them, something that is not a label of the task.
     """
     task = get(glue_task_name)
     glue_metrics.check_counts(predictions, labels)
@@ -224,7 +224,7 @@ def _class_ids(task, labels):
     for i, label in enumerate(labels):
         label = number.get(label, label) if isinstance(label, str) else int(label)
         if isinstance(label, str) or not 0 <= label < len(number):
-            raise UserError(f"{brief(label)} is no label of {task.name}", location=f"row {i}",
+            raise UserError(f"{brief(label)} is not a label of {task.name}", location=f"row {i}",
                             expected=f"one of {', '.join(task.labels)}, or their ids from 0")  # fmt: skip
         ids.append(label)
     return ids

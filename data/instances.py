@@ -38,7 +38,7 @@ def read(path, split, task, how, limit=None):
 def scored(examples, location):
     """Numbers of the examples that have something to be scored against, and a note about the others.
 
-    A blank reference is no reference: such targets are withheld or were lost.
+    A blank reference is not a reference: such targets are withheld or were lost.
 
     Returns:
         (numbers, their references without blank ones, [note] or [])

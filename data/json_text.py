@@ -20,10 +20,10 @@ _HALF, _HALF_BYTES = 6, re.compile(_HIGH.encode())
 
 
 def loads(text, location):
-    """The value of a JSON text; a half of a surrogate pair, which is no character, becomes ``?``.
+    """The value of a JSON text; a half of a surrogate pair, which is not a character, becomes ``?``.
 
     Raises:
-        UserError: it is no JSON, or beyond what Python reads of it (nesting, digits).
+        UserError: it is not JSON, or beyond what Python reads of it (nesting, digits).
     """
     if "\\u" in text:
         text = _ESCAPES.sub(_whole, text)

@@ -196,7 +196,7 @@ class OwnTask:
         return answers_of(record, columns, location, self.label if self.labels else answer_text)
 
     def label(self, value, column, location):
-        """An answer as a label's name; a number that is no label itself counts from 0 among them."""
+        """An answer as a label's name; a number that is not a label itself counts from 0 among them."""
         text = answer_text(value, column, location).strip()
         if text in self.labels:
             return text

@@ -1,6 +1,6 @@
 """Which rows of GLUE's tasks make up which batch. A batch may mix tasks.
 
-All orders are pure functions of (seed, epoch, step): a run resumed at step s goes on with the s-th batch. Every process
+All orders are pure functions of (seed, epoch, step): a run resumed at step s continues with batch s. Every process
 of a distributed run plans the same global batches and takes its own rows of each. A row's weight in the loss is its
 weight in the *global* batch, whose loss is the mean over its tasks of the mean over a task's rows.
 """

@@ -46,7 +46,7 @@ def _plain(backend):
         held["added_tokens"] = [token for token in held["added_tokens"] if not token["special"]]
         model = held["model"]
         if model["type"] == "Unigram":
-            # U+FFFF is no character, and no text holds it.
+            # U+FFFF is not a character, and no text holds it.
             model["vocab"] = [[f"\uffff{i}" if piece in special else piece, score]
                               for i, (piece, score) in enumerate(model["vocab"])]  # fmt: skip
         elif model["type"] == "BPE":

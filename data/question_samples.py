@@ -45,7 +45,7 @@ def read(path, several=True):
         several: whether a question may have more than one answer. One learns from samples that have one.
 
     Raises:
-        UserError: while iterating. The file cannot be read, is no such json or holds no question; a sample has not
+        UserError: while iterating. The file cannot be read, is not such json or holds no question; a sample has not
             what it must have (the message names it).
     """
     empty = True

@@ -50,7 +50,7 @@ def parse(text, header, strict=False):
     taken as the most similar one (longest common subsequence over the length of the longer name), and so is a
     condition's. Other than there, ``WHERE`` is found in upper case, too, ``FROM table`` may be missing, columns of
     equal name are equal, an "and" divides conditions only as a word of its own, and text that does not begin with
-    ``SELECT`` is no query.
+    ``SELECT`` is not a query.
 
     Args:
         strict: every column must be named as in the table; the most similar one is not taken.

@@ -8,7 +8,7 @@ from versatile.utils.errors import UserError
 
 
 def unknown_task(name, known, location="--tasks", more=None):
-    """The `UserError` of a name that is no task's: names like it, and how to bring one's own.
+    """The `UserError` of a name that is not a task's: names like it, and how to bring one's own.
 
     Args:
         name: what was typed.

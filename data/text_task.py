@@ -102,14 +102,14 @@ class TextTask:
             number = self.numbers(text)
         except ValueError:
             number = self.numbers(glue_metrics.INVALID)
-        # A long row of digits is no class, and no array holds it.
+        # A long row of digits is not a class, and no array holds it.
         return number if self.numbers is float or abs(number) < 2**31 else glue_metrics.INVALID
 
     def score(self, predictions, targets):
         """Scores of N generated texts, ×100.
 
         Returns:
-            {published metric name: value}; correlations go from −100. Texts that are no answer count as wrong.
+            {published metric name: value}; correlations go from −100. Texts that are not an answer count as wrong.
         """
         predictions, targets = [self.postprocess(x) for x in predictions], [self.postprocess(x) for x in targets]
         scores = {}
@@ -118,7 +118,7 @@ class TextTask:
         return scores
 
     def invalid(self, predictions):
-        """How many of the generated texts are no answer of the task."""
+        """How many of the generated texts are not answers of the task."""
         return sum(not self.valid(text) for text in predictions)
 
     def max_target_length(self, tokenizer):

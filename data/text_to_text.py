@@ -193,7 +193,7 @@ def _check_numbering(task, records, location):
                 expected="0 for neg and 1 for pos, as on the hub, or the names",
                 remedy="write neg for 1 and pos for 2",
             )
-        # A number comes from a json file, which is no original.
+        # A number comes from a json file, which is not an original.
         labels.add(label.strip() if isinstance(label, str) else None)
     if labels == {"1"}:
         raise UserError("every label is 1, which is neg in the original files and pos on the hub", location=location(0),

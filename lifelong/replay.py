@@ -78,7 +78,7 @@ def generate(model, tokenizer, encoder, gen, count, sampling, *, number=0, task_
 
 
 def _config(tokenizer, encoder, sampling):
-    # Another task's start token or padding is no part of a sample.
+    # Another task's start token or padding is not part of a sample.
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     never = sorted(special - {encoder.ans, encoder.sep, encoder.eos})
     return GenerationConfig(

@@ -53,7 +53,7 @@ class PerplexityInference:
     def perplexities(self, predictor, qas, task, batch_size):
         """[n] of the questions by a task's own parameters, as logarithms."""
         encoder = predictor.encoder
-        # Without __ans__, which is no part of the question.
+        # Without __ans__, which is not part of the question.
         questions = [ids[:-1] for ids in encoder.prompts(qas, 1)]
         # An encoder-decoder's decoder reads nothing before its first token.
         if self.is_generator or predictor.model.config.is_encoder_decoder:

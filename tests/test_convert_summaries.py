@@ -144,7 +144,7 @@ def test_it_says_which_flags_do_not_go_together(tmp_path):
     assert "--train_list/--valid_list/--test_list: no files" in error(tmp_path, *argv)
     assert "goes without --stories" in error(tmp_path, *argv, "--train", path, "--train_list", path)
     assert "--train_list: needs --stories" in error(tmp_path, "cnn_dailymail", "--train_list", path)
-    assert "is no folder" in error(tmp_path, "cnn_dailymail", "--stories", path, "--train_list", path)
+    assert "is not a folder" in error(tmp_path, "cnn_dailymail", "--stories", path, "--train_list", path)
     flags = ("--train_list", path, "--valid_list", path, "--valid_from_train", 1)
     assert "goes with --train_list and without --valid_list" in error(tmp_path, *argv, *flags)
 

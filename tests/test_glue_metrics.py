@@ -91,8 +91,8 @@ def test_every_task_has_glues_own_metrics_from_0_to_1(task, predictions, labels,
 @pytest.mark.parametrize(
     "call, says",
     [
-        (lambda: glue.score("rte", ["maybe"], ["entailment"]), "'maybe'.* is no label of rte"),
-        (lambda: glue.score("rte", [2], ["entailment"]), "2 .*is no label of rte"),
+        (lambda: glue.score("rte", ["maybe"], ["entailment"]), "'maybe'.* is not a label of rte"),
+        (lambda: glue.score("rte", [2], ["entailment"]), "2 .*is not a label of rte"),
         (lambda: glue.score("rte", [], []), "nothing to score"),
         (lambda: glue.score("sts-b", [1.0], [1.0, 2.0]), "1 predictions, but 2 targets"),
         (lambda: glue.score("sst9", ["1"], ["1"]), "unknown task 'sst9'"),

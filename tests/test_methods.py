@@ -405,7 +405,7 @@ def test_settings_are_known_by_name():
     assert method_of("lora") == dict(method="lora", lora_rank=8, lora_alpha=16.0, lora_targets="q,v")
     with pytest.raises(UserError, match="unknown method 'loar'"):
         method_of("loar")
-    with pytest.raises(UserError, match="'lora_rank' is no setting of the method ia3"):
+    with pytest.raises(UserError, match="'lora_rank' is not a setting of the method ia3"):
         method_of(dict(method="ia3", lora_rank=3))
 
 

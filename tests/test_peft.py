@@ -240,7 +240,7 @@ def test_a_directory_that_cannot_be_a_task_of_ours_is_refused(tmp_path, capsys):
     out, source = tmp_path / "out", theirs(tmp_path / "lora", "tiny-llama", r=4, target_modules=["q_proj"])
     common, tokens = ["import", source, out, "--task", "mine"], ["--markers", "<a>"]
     refused(capsys, common, "does not say which special tokens", "--like RUN", out=out)
-    refused(capsys, [*common, *tokens, "--model_checkpoint", "tiny-gpt2"], "is no linear map of a block", out=out)
+    refused(capsys, [*common, *tokens, "--model_checkpoint", "tiny-gpt2"], "is not a linear map of a block", out=out)
     wide = tmp_path / "wide"
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -105,19 +105,19 @@ def test_lifelong_recipes_are_the_published_ones_in_all_orders():
         tasks.sequence(args.tasks)
         assert args.add_task_tokens and args.gen_lm_sample_percentage == 0.2
     assert len({sequence.directory(args) for args in found.values()}) == len(found)
-    learnt = {name.split("-")[1]: args.tasks for name, args in found.items()}
+    learned = {name.split("-")[1]: args.tasks for name, args in found.items()}
     initial = {"woz.en": "w", "cnn_dailymail": "c", "wikisql": "s", "sst": "t", "srl": "r"}
     initials = {"".join(initial.get(t, "?") for t in order): name
-                for name, order in learnt.items() if len(order) == 3}  # fmt: skip
+                for name, order in learned.items() if len(order) == 3}  # fmt: skip
     letters = [*itertools.permutations("wcs"), *itertools.permutations("trw")]
     assert initials == {name: name for name in map("".join, letters)}
     # LAMOL's own: decaNLP's from the largest on, five of text classification.
-    assert learnt["deca"] == ["squad2", "wikisql", "sst", "srl", "woz.en"]
-    four = [learnt[f"tc{number}"] for number in (1, 2, 3, 4)]
-    assert {tuple(sorted(order)) for order in four} == {tuple(sorted(learnt["tc"]))}
-    assert len(set(map(tuple, [*four, learnt["tc"], learnt["tc_reversed"]]))) == 6
+    assert learned["deca"] == ["squad2", "wikisql", "sst", "srl", "woz.en"]
+    four = [learned[f"tc{number}"] for number in (1, 2, 3, 4)]
+    assert {tuple(sorted(order)) for order in four} == {tuple(sorted(learned["tc"]))}
+    assert len(set(map(tuple, [*four, learned["tc"], learned["tc_reversed"]]))) == 6
     for name in ("nlg", "tc"):
-        assert len(learnt[name]) == 5 and learnt[f"{name}_reversed"] == learnt[name][::-1]
+        assert len(learned[name]) == 5 and learned[f"{name}_reversed"] == learned[name][::-1]
     assert {args.seed for name, args in found.items() if "-nlg" in name} == {531}
     soft = found["lifelong-tc-seqsoftkd"]
     assert soft.seq_train_type == "lll" and soft.distil and soft.seq_distil and soft.train_teachers

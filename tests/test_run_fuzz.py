@@ -21,7 +21,7 @@ import train_lifelong
 import train_t5
 import train_vlm
 
-# What stands in a value's place. The last is no json that Python writes, so it goes in as text.
+# What stands in a value's place. The last is not json that Python writes, so it goes in as text.
 HUGE = "9" * 5000
 WRONG = [None, True, False, -1, 0, 2**63, 1e300, float("nan"), float("inf"), "", " ", "x", "\ud800", "\u2028", "a\0b",
          "../../etc/passwd", "x" * 5000, [], {}, ["x"], [["x"]], [None], {"x": None}, {"name": "x"}, HUGE]  # fmt: skip

@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(UserError, match="the adapters of 'cola' change nothing"):
         t5.load(tmp_path)
     model, _ = t5.load_backbone("tiny-t5")
-    with pytest.raises(UserError, match="'lora_rank' is no setting of the method ia3"):
+    with pytest.raises(UserError, match="'lora_rank' is not a setting of the method ia3"):
         t5.attach(model, TASKS, t5.T5Settings(method="ia3", method_settings=dict(lora_rank=3)))
 
 

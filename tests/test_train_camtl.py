@@ -98,7 +98,7 @@ def test_what_was_seen_adds_up(whole):
     for row in seen:
         assert sum(row["rows"].values()) == 8 * row["step"] and set(row["rows"]) == {"mnli", *TASKS}
         assert all(0 <= share <= min(1, row["rows"][task] / 16) for task, share in row["share"].items())
-    # The model, not the size of the data, decides what is learnt.
+    # The model, not the size of the data, decides what is learned.
     assert len(set(seen[-1]["rows"].values())) > 1
 
 

@@ -29,7 +29,7 @@ class WordTeacher:
     def __init__(self, teacher, student, task, dtype=torch.float32, longest=0):
         (self.teacher, tokenizer), (student, students), self.dtype = teacher, student, dtype
         if self.teacher.info.self_copy:
-            raise UserError("was trained with --self_copy: its output is no softmax", location="--teacher",
+            raise UserError("was trained with --self_copy: its output is not a softmax", location="--teacher",
                             expected="a teacher without it",
                             remedy="learn from its texts: sentence_distiller.py, --kd sentence")  # fmt: skip
         same_vocabulary(self.teacher, tokenizer, student, students)

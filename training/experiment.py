@@ -57,7 +57,7 @@ def open_run(parser, args, given, script="train.py"):
     Args:
         parser: the script's: what run.json holds has to be what it takes.
         args, given: all flags, and {flag: value} of those that were typed.
-        script: the one that goes on: another's run is refused.
+        script: the one that resumes: another's run is refused.
     """
     if not args.resume:
         return args, None
@@ -121,7 +121,7 @@ def begin(args, run):
     if checkpoint.peek(args.model_checkpoint):
         raise UserError(
             "this is a trained model, not a bare backbone", location=f"--model_checkpoint {args.model_checkpoint}",
-            remedy=f"to go on with it: {screen.shell_words('--resume', args.model_checkpoint)}; with other data: name "
+            remedy=f"to resume it: {screen.shell_words('--resume', args.model_checkpoint)}; with other data: name "
                    f"its backbone, and beside it {screen.shell_words('--init_from', args.model_checkpoint)}",
         )  # fmt: skip
     prepare_push(args)
@@ -348,7 +348,7 @@ def write_results(run, metrics, subject, draw=plots.learning_curve):
 
 
 def resume_command(script, directory):
-    """What to type to go on with a run, with as many processes as it has."""
+    """What to type to resume a run, with as many processes as it has."""
     each = int(os.environ.get("LOCAL_WORLD_SIZE") or idist.get_world_size())
     return screen.resume_command(script, directory, each if idist.get_world_size() > 1 else 1)
 

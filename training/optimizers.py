@@ -56,7 +56,7 @@ class AdamW(torch.optim.AdamW):
     def parts(self, group):
         """A parameter group as groups whose parameters have all taken as many steps, with the values of the next."""
         if getattr(self, "found_inf", None) is not None:
-            # Gradients that overflowed are no step, but only the device knows.
+            # Gradients that overflowed are not a step, but only the device knows.
             self._taken = {}
         by_step = {}
         for p in group["params"]:

@@ -46,7 +46,7 @@ def clear_run(directory):
     if not (folder / "run.json").exists():
         return
     remove_leftovers(folder)
-    # First: what a kill leaves is no run any more.
+    # First: what a kill leaves is not a run any more.
     (folder / "run.json").unlink()
     for pattern in WRITTEN:
         for path in folder.glob(pattern):

@@ -56,7 +56,7 @@ def build_schedule(name, lr, warmup_steps, total_steps, options=None):
         step -> rate.
 
     Raises:
-        UserError: a schedule that is no function of the step.
+        UserError: a schedule that is not a function of the step.
     """
     from transformers import get_scheduler
 

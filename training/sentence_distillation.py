@@ -30,7 +30,7 @@ _CONFIGS = ("config.json", "adapter_config.json", "added_tokens.json", "vocab.js
 
 
 def checkpoint_fingerprint(checkpoint):
-    """A hash of a checkpoint's weights, configs and tokenizer; the name itself of what is no directory."""
+    """A hash of a checkpoint's weights, configs and tokenizer; the name itself of what is not a directory."""
     folder = Path(checkpoint)
     if not folder.is_dir():
         return str(checkpoint)
@@ -225,7 +225,7 @@ class Partial:
         if names:
             found = ", ".join(f"{n} was {other.get(n)!r}, now it is {self.identity.get(n)!r}" for n in names)
             raise UserError(f"was begun with other settings: {found}", location=self.path,
-                            expected="the same command, which goes on where it was",
+                            expected="the same command, which continues where it was",
                             remedy="begin anew, without what is in this file: --restart")  # fmt: skip
 
 

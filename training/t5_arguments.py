@@ -251,7 +251,7 @@ def check_tasks(arguments, names):
 
 
 def check_task_names(arguments, names=("tasks", "eval_tasks")):
-    """A `UserError` for names that are no text-to-text task's."""
+    """A `UserError` for names that are not a text-to-text task's."""
     from versatile.data import text_to_text
 
     for flag in names:

@@ -1,4 +1,4 @@
-"""What is to be said of a directory that is no model of train_t5.py, and the flags of one that is."""
+"""What is to be said of a directory that is not a model of train_t5.py, and the flags of one that is."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from versatile.utils.screen import resume_command, shell_command
 
 
 def why_not(directory):
-    """A `UserError` that says why a directory is no model of train_t5.py, for a text-to-text task that needs one."""
+    """A `UserError` that says why a directory is not a model of train_t5.py, for a text-to-text task that needs one."""
     path, location = Path(directory), f"--model_checkpoint {directory}"
     expected = "a run directory of train_t5.py, or one of its checkpoints/step_N"
     if not path.is_dir():
@@ -18,14 +18,14 @@ def why_not(directory):
         flags = _read(path / "run.json").get("flags")
         if isinstance(flags, dict) and "adapter_config_name" in flags:
             return UserError("this run has not saved a best model yet", location=location,
-                             remedy=f"go on with it: {resume_command('train_t5.py', path)}"
+                             remedy=f"resume it: {resume_command('train_t5.py', path)}"
                              + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""))  # fmt: skip
     kind = _read(path / "config.json").get("model_type")
     if kind in ("t5", "mt5") and "versatile" not in _read(path / "config.json"):
         train = shell_command("train_t5.py", "configs/adapters.json", "--model_name_or_path", path)
         return UserError("this is a bare T5: it was not trained for tasks", location=location, expected=expected,
                          remedy=f"train it: {train}")  # fmt: skip
-    return UserError("this is no model of train_t5.py, nor of train.py", location=location,
+    return UserError("this is not a model of train_t5.py, nor of train.py", location=location,
                      expected=expected)  # fmt: skip
 
 

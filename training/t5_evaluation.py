@@ -107,7 +107,7 @@ class Evaluation:
     """Scores a model on its tasks; called with (model, prefix) it returns {name: value}.
 
     Names are `<task>_<prefix>_<metric>` with the published metric names, ×100; `<task>_<prefix>_loss`, the negative
-    log-likelihood per target token; `<task>_<prefix>_invalid`, how many outputs are no answer of the task; and
+    log-likelihood per target token; `<task>_<prefix>_invalid`, how many outputs are not answers of the task; and
     `<prefix>_average_metrics`, the mean over metric values alone (the original averaged output lengths in, too), and
     `<prefix>_loss`, the mean over tasks.
 
@@ -253,7 +253,7 @@ def show(evaluation, scores, prefix, samples=3):
         own["PPL"] = _perplexity(evaluation, scores, name, prefix)
         print(f"\n{name}: {len(part.rows)} instances\n{table(own)}\n")
         if invalid := int(scores.get(f"{name}_{prefix}_invalid", 0)):
-            print(f"{invalid} of {len(part.rows)} outputs are no answer of the task\n")
+            print(f"{invalid} of {len(part.rows)} outputs are not answers of the task\n")
         outputs = evaluation.outputs.get(name, [])
         for source, target, output in islice(zip(part.sources, part.rows.texts, outputs), samples):
             print(f"input      {source}\noutput     {output}\nreference  {target}\n")

@@ -1,4 +1,4 @@
-"""Which rows of a batch's candidates are learnt: those that the model is least certain about."""
+"""Which rows of a batch's candidates are learned: those that the model is least certain about."""
 
 import torch
 from versatile.data.glue import ENTROPY_PROXY

@@ -48,7 +48,7 @@ def word_f1(hypotheses, references):
 
 
 def macro_f1(hypotheses, references, labels):
-    """Mean over the labels that occur of each one's F1; an answer that is no label is wrong for its row's label."""
+    """Mean over the labels that occur of each one's F1; an answer that is not a label is wrong for its row's label."""
     from sklearn.metrics import f1_score
 
     texts = [text.strip() for text in hypotheses]

@@ -15,7 +15,7 @@ def read_config(path):
     """[(key, value, location)] of a config file.
 
     Raises:
-        UserError: the file cannot be read or parsed, is no object, or names a key twice.
+        UserError: the file cannot be read or parsed, is not an object, or names a key twice.
     """
     try:
         text = Path(find_shipped(path)).read_text(encoding="utf-8-sig")

@@ -30,7 +30,7 @@ def tokens(text):
 
 
 def content_words(text):
-    """The set of lower-cased words that are no stop words."""
+    """The set of lower-cased words that are not stop words."""
     return {word.replace("’", "'") for word in _WORD.findall(text.lower())} - STOP_WORDS
 
 

@@ -8,7 +8,7 @@ import math
 from versatile.utils.errors import UserError
 
 INVALID = -1
-"""What stands for an answer that is no number."""
+"""What stands for an answer that is not a number."""
 
 
 def accuracy(predictions, targets):
@@ -67,12 +67,12 @@ def spearman(predictions, targets):
 
 
 def pearson_with_invalid(predictions, targets):
-    """`pearson`, where a prediction that is no finite number counts as `INVALID`."""
+    """`pearson`, where a prediction that is not a finite number counts as `INVALID`."""
     return pearson(_finite(predictions), targets)
 
 
 def spearman_with_invalid(predictions, targets):
-    """`spearman`, where a prediction that is no finite number counts as `INVALID`."""
+    """`spearman`, where a prediction that is not a finite number counts as `INVALID`."""
     return spearman(_finite(predictions), targets)
 
 

@@ -151,7 +151,7 @@ class Parser(argparse.ArgumentParser):
         return [*words, *typed]
 
     def off_switches(self):
-        """Make --x=false a word that argparse knows. It is no member of the switch's group: off excludes nothing."""
+        """Make --x=false a word that argparse knows. It is not a member of the switch's group: off excludes nothing."""
         for action in [a for a in self._actions if isinstance(a, Switch)]:
             for option in action.option_strings:
                 off = Switch([], action.dest, value=action.is_negative(option))

@@ -21,8 +21,8 @@ REPORTERS = ("tensorboard", "wandb", "trackio", "none")
 
 
 class _UseDevice(Action):
-    """--device cpu. It acts when it is parsed, before a library looks for a GPU, and is no setting of a run: a run may
-    be resumed on another device."""
+    """--device cpu. It acts when it is parsed, before a library looks for a GPU, and is not a setting of a run, which
+    may be resumed on another device."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         if values == "cpu":

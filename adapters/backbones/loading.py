@@ -99,7 +99,7 @@ def read_config(folder, location):
             script = "the script that made it" if for_t5 else "python train.py"
             raise UserError(
                 "this run has not saved a best model yet", location=location,
-                remedy=f"go on with it: {script} {shell_words('--resume', path)}"
+                remedy=f"resume it: {script} {shell_words('--resume', path)}"
                        + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""),
             )  # fmt: skip
         found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"

@@ -11,7 +11,7 @@ seconds of one core for a step of 256 tokens and for one token:
     4 bits, bitsandbytes        165 MiB   0.33 nats   1.93   0.086
     4 bits, torchao             225 MiB   0.47 nats   2.09   0.126
 
-GPT-2's maps are no torch Linear, and torchao would leave them alone: these are bitsandbytes' in 8 bits, too.
+GPT-2's maps are not a torch Linear, and torchao would leave them alone: these are bitsandbytes' in 8 bits, too.
 """
 
 import importlib.util

@@ -222,7 +222,7 @@ def _sites(model, parts, file, flag):
     places, found = {name: at for at, name in projection_names(model).items()}, {}
     for (module, part), tensor in parts.items():
         if module not in places:
-            raise UserError(f"it adapts {module}, which is no linear map of a block of this backbone", location=file,
+            raise UserError(f"it adapts {module}, which is not a linear map of a block of this backbone", location=file,
                             expected=f"one of those of {flag}, such as {min(places)}",
                             remedy="name the backbone it was trained on: --model_checkpoint NAME")  # fmt: skip
         found.setdefault(places[module], {})[part] = tensor

@@ -85,7 +85,7 @@ def method_of(value, location=None):
     description = get_method(value["method"], location or "--method")
     if unknown := sorted(set(value) - {"method", *description.settings}):
         raise UserError(
-            f"{unknown[0]!r} is no setting of the method {description.name}",
+            f"{unknown[0]!r} is not a setting of the method {description.name}",
             location=location or unknown[0],
             expected=", ".join(description.settings) or "none",
         )

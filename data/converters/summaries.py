@@ -69,7 +69,7 @@ def cnn_dailymail(args, report):
     given = given_splits(args, suffix)
     for folder in args.stories or ():
         if not os.path.isdir(folder):
-            raise UserError("is no folder", location=f"--stories {folder}", remedy="check the path for a typing error")
+            raise UserError("is not a folder", location=f"--stories {folder}", remedy="check the path for a typo")
 
     def read(path):
         raws = _listed_stories(path, args.stories) if args.stories else _rows(path)

@@ -231,7 +231,7 @@ class Encoder:
         return Row(np.array(ids, np.int32), ids.index(self.ans) + 1, last, self._id(gen), task, True, id)
 
     def unusable(self, ids):
-        """Why generated ids are no sample, or None: they need exactly one `__ans__`, and one `__sep__` where used."""
+        """Why generated ids are not a sample, or None: they need one `__ans__`, and one `__sep__` where used."""
         for name, token in ((ANS, self.ans), (SEP, self.sep)):
             if token is not None and (count := ids.count(token)) != 1:
                 return f"several {name}" if count else f"no {name}"

@@ -1,7 +1,7 @@
 """GLUE's sentences and sentence pairs, tokenised once for a BERT: [CLS] a [SEP], or [CLS] a [SEP] b [SEP].
 
 As in data/cache.py a split becomes a few flat files that are mapped, found again by the content of the tsv file, the
-tokenizer and the length. What is kept of a label is its number within its task. The order of the tasks is no part of
+tokenizer and the length. What is kept of a label is its number within its task. The order of the tasks is not part of
 it, and task ids are not kept: they are the model's own, and come in where batches are made. (The original keeps them,
 finds the file by its length alone, and so trains the wrong heads when the order changes.)
 """
