@@ -52,6 +52,9 @@ For lifelong learning, --output is the data directory, and every split a file of
     python -m data.convert squad-iwslt --folder iwslt2017 --output data/lifelong
     python -m data.convert squad-multinli --train train.tsv --valid dev_matched.tsv dev_mismatched.tsv \\
         --output data/lifelong
+    python -m data.convert squad-zre --train relation_splits/train.0 --valid relation_splits/dev.0 \\
+        --test relation_splits/test.0 --output data/lifelong
+    python -m data.convert squad-schema --schemas schema.txt --output data/lifelong
     python -m data.convert squad-superni --folder CL_Benchmark/SuperNI --output data/lifelong
     python -m data.convert squad-classification --folder CL_Benchmark --output data/lifelong
     python -m data.convert squad-trace --folder TRACE-Benchmark --output data/lifelong

@@ -378,7 +378,7 @@ def test_teachers_that_cannot_teach_this_are_one_clear_error(teacher, data, tmp_
 
 @pytest.mark.parametrize("more, words", [
     (["--kd", "word"], "no teacher"), (["--kd", "both"], "no teacher"), (["--kd_alpha", 0.3], "--kd_alpha"),
-    (["--temperature", 1], "--temperature"), (["--kd", "sentence", "--teacher", "x"], "--kd sentence"),
+    (["--kd_temperature", 1], "--kd_temperature"), (["--kd", "sentence", "--teacher", "x"], "--kd sentence"),
     (["--teacher", "x", "--self_copy"], "--self_copy"), (["--teacher", "x", "--kd_alpha", 1.5], "--kd_alpha"),
 ])  # fmt: skip
 def test_flags_that_contradict_each_other_are_refused(more, words, data, tmp_path):

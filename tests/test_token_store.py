@@ -72,10 +72,11 @@ def test_an_entry_with_any_damaged_file_is_said_and_made_anew(kind, damage, toke
     rows = load_rows(kind, tokenizers, tmp_path)
     (entry,) = tmp_path.iterdir()
     for name in sorted(path.name for path in entry.iterdir()):
-        if damage is zero and not any((entry / name).read_bytes()):
-            # Numbers that are all 0 anyway, as the end token's ids are with some tokenizers.
-            continue
+        before = (entry / name).read_bytes()
         damage(entry / name)
+        if (entry / name).is_file() and (entry / name).read_bytes() == before:
+            # Numbers that are all 0 anyway, as the end token's ids are with some tokenizers; an array without an item.
+            continue
         capsys.readouterr()
         assert load_rows(kind, tokenizers, tmp_path) == rows
         assert "damaged" in capsys.readouterr().out
