@@ -111,14 +111,14 @@ demo() {
     echo "--- one adapter a task, beside the same frozen model"
     # Rates and batches were chosen on the samples' validation rows: an adapter takes smaller batches, and larger steps, than
     # all of the weights.
-    demo_train nlg --task nlg --dataset_path data/samples/nlg.json --limit 160 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 4
-    demo_train mt --task mt --dataset_path data/samples/mt.json --limit 240 --adapter_bottleneck 64 --lr 5e-3 --train_batch_size 2
-    demo_train dialogue --task dialogue --dataset_path data/samples/dialogue.json --limit 96 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 4
+    demo_train nlg --task nlg --dataset_path data/samples/nlg.json --limit 160 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
+    demo_train mt --task mt --dataset_path data/samples/mt.json --limit 240 --adapter_bottleneck 64 --lr 1e-2 --train_batch_size 4
+    demo_train dialogue --task dialogue --dataset_path data/samples/dialogue.json --limit 96 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
     echo "--- translation again, from the sentences of a fully fine-tuned teacher"
-    demo_train mt-teacher --task mt --dataset_path data/samples/mt.json --limit 240 --lr 3e-4 --train_batch_size 4
+    demo_train mt-teacher --task mt --dataset_path data/samples/mt.json --limit 240 --lr 3e-4 --train_batch_size 8
     [ -f "$at/mt_distilled.json" ] || py sentence_distiller.py --task mt --dataset_path data/samples/mt.json --limit 240 --no_sample \
         --batch_size 64 --max_length 40 --model_checkpoint "$at/mt-teacher" --output "$at/mt_distilled.json"
-    demo_train mt-distilled --task mt --dataset_path "$at/mt_distilled.json" --distillation --limit 240 --adapter_bottleneck 64 --lr 5e-3 --train_batch_size 2
+    demo_train mt-distilled --task mt --dataset_path "$at/mt_distilled.json" --distillation --limit 240 --adapter_bottleneck 64 --lr 1e-2 --train_batch_size 4
     echo "--- three tasks in one model, proven equal to the single ones"
     [ -f "$at/VLM/run.json" ] || py combine_all.py --checkpoints nlg=$at/nlg mt=$at/mt dialogue=$at/dialogue --output "$at/VLM"
     echo "--- scores: single models, then the combined one, its batches mixing the tasks"
