@@ -299,7 +299,7 @@ def test_one_idle_task_among_others_is_noticed(tmp_path):
 
 def test_directories_of_another_kind_are_refused(saved, tmp_path):
     assert peek(tmp_path) is None
-    with pytest.raises(UserError, match="no T5 that was trained for tasks"):
+    with pytest.raises(UserError, match="not a T5 that was trained for tasks"):
         t5.load(tmp_path)
     with pytest.raises(UserError, match="no such directory"):
         t5.load(tmp_path / "gone")

@@ -222,7 +222,7 @@ def test_what_is_wrong_with_a_checkpoint_is_said_before_the_task(finished, tmp_p
         (tmp_path / "absent", ["no such directory"]),
         (unsaved, ["not saved a best model", "--resume"]),
         (embedded.folder("tiny-t5"), ["bare T5", "train_t5.py"]),
-        (tmp_path, ["no model of train_t5"]),
+        (tmp_path, ["not a model of train_t5"]),
     ):
         refused(run("evaluate", ["--task", "rte", "--model_checkpoint", name], tmp_path), str(name), *words)
     shown = run("evaluate", ["--list_tasks"], tmp_path)
