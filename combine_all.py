@@ -26,7 +26,7 @@ from pathlib import Path
 
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.screen import shell_command
+from versatile.utils.screen import counted, shell_command
 
 # On a CPU the difference is 0. Other kernels may round otherwise.
 LARGEST_SHARE = 1e-4
@@ -369,8 +369,8 @@ def report(args, sources, counts, proofs):
     print()
     print(aligned(rows, right=(2, 3, 4, 5)))
     added, backbone, together, separate = (short(counts[k]) for k in ("added", "backbone", "together", "separate"))
-    tasks = f"{len(sources)} task{'s' * (len(sources) > 1)}"
-    print(f"\n{tasks}: {added} beside {backbone}, {together} together, instead of {separate} in full models: "
+    print(f"\n{counted(len(sources), 'task')}: {added} beside {backbone}, "
+          f"{together} together, instead of {separate} in full models: "
           f"{100 * counts['together'] / counts['separate']:.1f} %")  # fmt: skip
     print(f"written: {args.output}")
     data = [f"{task}={shown(proof['data'])}" for task, proof in proofs.items()]

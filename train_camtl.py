@@ -28,7 +28,7 @@ from pathlib import Path
 from versatile.training import camtl_flags
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.screen import shell_command
+from versatile.utils.screen import counted, shell_command
 
 METHODS = {"base": "CA-MTL-base", "large": "CA-MTL-large", "plain": "multi-task BERT"}
 # Rows that a CPU learns at once; see `PairBatches`.
@@ -246,7 +246,7 @@ def load_splits(args, tokenizer):
             splits[split][name] = loaded
             cut = loaded.report["cut"]
             kept = loaded.report["kept"]
-            say(f"{split} {name}: {len(loaded):,} row{'s' * (len(loaded) > 1)}"
+            say(f"{split} {name}: {counted(len(loaded), 'row')}"
                 + (f" of {kept:,}" if kept > len(loaded) else "")
                 + (f", {cut:,} cut to {args.max_seq_length} tokens" if cut else ""))  # fmt: skip
     return splits

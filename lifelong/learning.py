@@ -39,6 +39,7 @@ from versatile.training.trainer import Trainer
 from versatile.utils import flags, plots
 from versatile.utils.errors import UserError
 from versatile.utils.files import remove_nested_leftovers, write_json
+from versatile.utils.screen import counted
 from versatile.utils.settings import ALL_SPELLINGS
 
 # (highest rate, eps of Adam): LAMOL's, which are for whole models, and what an adapter needs.
@@ -396,11 +397,6 @@ def train_teacher(args, task, dtype):
     prepare_for_training(lifelong_model.model, args, dtype)
     Sequence(own, lifelong_model, data, folder, dtype).train()
     return folder / task
-
-
-def counted(number, noun):
-    """1 sample, 2,000 samples."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def rows_key(rows):

@@ -17,6 +17,7 @@ from versatile.lifelong.losses import Teacher
 from versatile.training import evaluation
 from versatile.training.experiment import say
 from versatile.utils.errors import UserError
+from versatile.utils.screen import counted
 
 
 def load_teacher(student, folder, task, args, dtype=torch.float32):
@@ -95,7 +96,7 @@ def distilled(args, task, folder, dtype):
 
             texts = BackOff(32, "questions at once", say=say).run(work)
             samples.save(path, [replace(qa, answers=(text,)) for qa, text in zip(qas, texts)])
-    texts = f"{len(qas):,} text{'s' * (len(qas) != 1)} of the teacher"
+    texts = f"{counted(len(qas), 'text')} of the teacher"
     say(f"{task.name}: {texts} {'there already: ' if there else 'in '}{path}")
     return path
 

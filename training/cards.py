@@ -113,21 +113,20 @@ def _loading(flags, tasks, location, hub_name):
     directory = f"directory = {location!r}"
     if hub_name:
         directory = f"from huggingface_hub import snapshot_download\n\ndirectory = snapshot_download({hub_name!r})"
+    code = "import versatile\n\nmodel = versatile.load(directory)\nprint(model.generate_text({!r}, {!r}))"
     if "seq_train_type" in flags:
         code = ("from versatile.adapters import checkpoint\n\n"
                 f"model, tokenizer = checkpoint.load({_last_stage(flags, location)})")
         command = shell_command("evaluate_lifelong.py", "--model_dirs", location)
     elif "adapter_config_name" in flags:
-        code = ("import versatile\n\nmodel = versatile.load(directory)\n"
-                f"print(model.generate_text({first!r}, {_columns(first)!r}))")
+        code = code.format(first, _columns(first))
         command = shell_command("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", location)
     elif "freeze_encoder_layers" in flags:
-        code = "from versatile.adapters import bert\n\nmodel, tokenizer = bert.load(directory)"
+        code = code.format(first, _sentences(first))
         command = shell_command("train_camtl.py", "--model_name_or_path", location, "--data_dir", "GLUE",
                                 "--output_dir", "results", "--do_eval")  # fmt: skip
     else:
-        code = ("import versatile\n\nmodel = versatile.load(directory)\n"
-                f"print(model.generate_text({first!r}, {_sample(first)!r}))")
+        code = code.format(first, _sample(first))
         script = "evaluate.py" if "task" in flags else "evaluate_vlm.py"
         command = shell_command(script, "--task", first if "task" in flags else "all", "--no_sample",
                                 "--model_checkpoint", location)  # fmt: skip
@@ -159,6 +158,18 @@ def _columns(task):
         return {field: "a text" for field in text_to_text.get(task).fields() if field.isidentifier()}
     except UserError:
         return "a text"
+
+
+def _sentences(task):
+    """An input of a classification, as its model's `generate_text` takes it."""
+    from versatile.data import glue
+    from versatile.training.classification_text_model import SentenceTask
+    from versatile.utils.errors import UserError
+
+    try:
+        return SentenceTask(glue.get(task)).sample
+    except UserError:
+        return "a sentence"
 
 
 def _origin(record):

@@ -17,6 +17,7 @@ from versatile.training.text_model import TextModel
 from versatile.utils import devices
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
+from versatile.utils.screen import counted
 
 SEPARATOR = "|||"
 
@@ -33,7 +34,7 @@ class SentenceTask(Task):
     def typed(self, text, session):
         texts = [part.strip() for part in text.split(SEPARATOR)]
         if len(texts) != len(self.form.columns) or not all(texts):
-            raise UserError(f"{len([part for part in texts if part])} sentences", expected=self.sample)
+            raise UserError(counted(len([part for part in texts if part]), "sentence"), expected=self.sample)
         return Example([Span("", part) for part in texts], Span("", ""), text), session
 
 

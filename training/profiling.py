@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, schedule
 from versatile.utils.files import writable_directory
+from versatile.utils.screen import counted
 
 # The first steps prepare kernels and fill caches.
 WARM_UP, RECORDED = 2, 5
@@ -31,7 +32,7 @@ def profile_steps(folder, name, first, total, device, say=print):
 
     def write(trace):
         trace.export_chrome_trace(str(path))
-        say(f"trace of {recorded} step{'s' * (recorded > 1)}: {path}; open it at https://ui.perfetto.dev")
+        say(f"trace of {counted(recorded, 'step')}: {path}; open it at https://ui.perfetto.dev")
 
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     plan = schedule(wait=max(skipped - 1, 0), warmup=min(skipped, 1), active=recorded, repeat=1)

@@ -18,6 +18,7 @@ from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 from versatile.utils.files import write_json
 from versatile.utils.metrics import Score, perplexity, table, to_json
+from versatile.utils.screen import counted
 
 # The names in which splits are asked for -> theirs in `data.text_to_text`.
 PREFIXES = {"train": "train", "validation": "eval", "test": "test"}
@@ -82,9 +83,9 @@ def read(names, split, args, tokenizer, ids, *, lengths, limit, seed, held_out, 
         rows = Rows(ids[name], data.sources, data.targets, data.target_texts)
         beams = args.eval_beams or task.num_beams or 1
         parts[name] = EvalSplit(task, rows, data.source_texts, task.max_new_tokens(tokenizer), beams, data.references)
-        cuts = [f", {_count(n, what)} cut to {length} tokens" for (what, n), length in zip(data.cut.items(), lengths)
+        cuts = [f", {counted(n, what)} cut to {length} tokens" for (what, n), length in zip(data.cut.items(), lengths)
                 if n]  # fmt: skip
-        say(f"{split} {name}: {_count(len(rows), 'example')}{''.join(cuts)}")
+        say(f"{split} {name}: {counted(len(rows), 'example')}{''.join(cuts)}")
     return parts
 
 
@@ -96,10 +97,6 @@ def tested_on_validation(names, data_dir, held_out):
         data_dir, held_out: as in `read`.
     """
     return [name for name in names if text_to_text.test_is_validation(text_to_text.get(name), data_dir, held_out)]
-
-
-def _count(n, what):
-    return f"{n:,} {what}" + "s" * (n != 1)
 
 
 @dataclass

@@ -23,6 +23,11 @@ def escape_controls(text):
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def counted(number, noun):
+    """"1 sample", "2,000 samples"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def shell_words(*words):
     """Words that can be pasted into a shell, each quoted where it must be."""
     return shlex.join(map(str, words))

@@ -20,6 +20,7 @@ from versatile.utils import flags
 from versatile.utils.errors import UserError, brief, exit_on_user_error, first_line
 from versatile.utils.files import atomic_write, writable_directory
 from versatile.utils.metrics import Score
+from versatile.utils.screen import counted
 
 # The columns of the VLM paper's table; a method that is not among them gets a column behind them.
 METHODS = {"finetune": "fine-tune", "adapter": "adapter", "adapter+distillation": "adapter + distillation",
@@ -409,8 +410,8 @@ def main(argv=None):
         file.write(text)
     # The rest is long; a reader finds it in the file.
     print(text.split("## All scores")[0])
-    count = f"{len(cells.of)} result{'s' * (len(cells.of) != 1)}"
-    print(f"{count}, all scores and how they were computed: {output}; as pictures: {', '.join(map(str, drawn))}")
+    print(f"{counted(len(cells.of), 'result')}, all scores and how they were computed: {output}; "
+          f"as pictures: {', '.join(map(str, drawn))}")
 
 
 if __name__ == "__main__":

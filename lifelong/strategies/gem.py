@@ -3,6 +3,7 @@
 from versatile.lifelong.strategies.base import Strategy
 from versatile.training.callbacks import Callback
 from versatile.utils import flags
+from versatile.utils.screen import counted
 
 
 class GradientEpisodicMemory(Strategy):
@@ -60,7 +61,6 @@ class GradientEpisodicMemory(Strategy):
 
     def after_task(self, task, batches):
         """Choose what is kept of it."""
-        from versatile.lifelong.learning import counted
         from versatile.training.experiment import say
 
         sizes = self.sequence.sizes

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from versatile.lifelong.strategies.base import Strategy
 from versatile.utils import flags
+from versatile.utils.screen import counted
 
 
 class GenerativeReplay(Strategy):
@@ -39,7 +40,6 @@ class GenerativeReplay(Strategy):
         """Rows of the earlier tasks' samples."""
         if not seen:
             return []
-        from versatile.lifelong.learning import counted
         from versatile.lifelong.replay import quotas
         from versatile.training.experiment import say
 
@@ -56,7 +56,6 @@ class GenerativeReplay(Strategy):
 
     def draw_real(self, task, count, number, position, new):
         """Rows of some of a task's real samples."""
-        from versatile.lifelong.learning import counted
         from versatile.lifelong.memory import draw
         from versatile.training.experiment import say
 
@@ -70,7 +69,6 @@ class GenerativeReplay(Strategy):
         """Rows of a task's generated samples; they are written into the new task's directory."""
         import ignite.distributed as idist
         from versatile.lifelong.batches import BackOff
-        from versatile.lifelong.learning import counted
         from versatile.training.experiment import say
 
         path = self.sequence.stage_folder(new) / f"generated_{task}.jsonl"

@@ -4,6 +4,7 @@ import argparse
 
 from versatile.lifelong.strategies.base import Strategy
 from versatile.utils import flags
+from versatile.utils.screen import counted
 
 DEFAULT_SIZE = 0.05
 
@@ -81,7 +82,6 @@ class ReplayMemory(Strategy):
 
     def after_task(self, task, batches):
         """Choose what is kept of it, and of the tasks before."""
-        from versatile.lifelong.learning import counted
         from versatile.training.experiment import say
 
         size = self.sequence.sizes[task]
