@@ -108,3 +108,9 @@ def test_several_tasks_have_to_be_told_apart(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command.main(["--model_checkpoint", str(vlm), "--tasks", str(TASK)])
     assert "one of qa, mt" in capsys.readouterr().err
+
+
+def test_an_error_of_its_flags_names_the_command_that_was_typed(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--model_checkpoint", "run"])
+    assert stopped.value.code == 2 and "see python -m versatile.lm_eval --help" in capsys.readouterr().err

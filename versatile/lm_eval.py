@@ -25,6 +25,7 @@ NOISE = 1.96
 
 def parser():
     p = flags.build_parser(__doc__)
+    p.prog = "python -m versatile.lm_eval"
     g = p.add_argument_group("models")
     settings.add(p, "model_checkpoint", group=g.title, required=True, help="the directory of a trained model")
     g.add_argument("--task", help="the task whose adapter answers (needed where the model holds several)")
