@@ -1,12 +1,12 @@
 """Gradient episodic memory (Lopez-Paz & Ranzato 2017)."""
 
-from versatile.lifelong.strategies.base import Strategy
+from versatile.lifelong.strategies.kept_samples import KeptSamples
 from versatile.training.callbacks import Callback
 from versatile.utils import flags
 from versatile.utils.screen import counted
 
 
-class GradientEpisodicMemory(Strategy):
+class GradientEpisodicMemory(KeptSamples):
     """No step may raise the loss on samples kept of earlier tasks: see `lifelong.gem`."""
 
     name, order = "gem", 70
@@ -19,19 +19,12 @@ class GradientEpisodicMemory(Strategy):
     flags = {
         "--qp_margin": dict(type=flags.not_negative_rate, default=0.5, help="gem: lower bound of the duals"),
     }
-    state_file = "memory.json"
 
-    def __init__(self, sequence):
-        super().__init__(sequence)
+    def make_memory(self):
+        """See `KeptSamples`."""
         from versatile.lifelong.memory import NextTaskMemory
 
-        self.memory = NextTaskMemory(self.settings.gen_lm_sample_percentage, self.settings.seed)
-        self.new = ()
-
-    def before_task(self, seen, new):
-        """Nothing is replayed."""
-        self.new = new
-        return []
+        return NextTaskMemory(self.settings.gen_lm_sample_percentage, self.settings.seed)
 
     def callbacks(self):
         """The projection, from the second task on."""
@@ -67,20 +60,6 @@ class GradientEpisodicMemory(Strategy):
         order, size = list(sizes), sizes[task]
         self.memory.add(task, size, sizes[order[order.index(task) + 1]])
         say(f"{task}: {len(self.memory.kept[task]):,} of {counted(size, 'sample')} kept to hold gradients against")
-
-    def state_dict(self):
-        """Which samples are kept."""
-        return self.memory.state_dict()
-
-    def load_state_dict(self, state):
-        """From one."""
-        self.memory.load_state_dict(state)
-
-    def read_state(self, path):
-        """See `Strategy`."""
-        from versatile.lifelong.memory import read_memory
-
-        return read_memory(path, self.sequence.sizes)
 
 
 def active_parameters(sequence, parameters, tasks):

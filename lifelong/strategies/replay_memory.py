@@ -2,7 +2,7 @@
 
 import argparse
 
-from versatile.lifelong.strategies.base import Strategy
+from versatile.lifelong.strategies.kept_samples import KeptSamples
 from versatile.utils import flags
 from versatile.utils.screen import counted
 
@@ -19,7 +19,7 @@ def memory_size(text):
         ) from None
 
 
-class ReplayMemory(Strategy):
+class ReplayMemory(KeptSamples):
     """Keeps a memory of the samples trained on; see `lifelong.memory`.
 
     Attributes of a class:
@@ -40,22 +40,23 @@ class ReplayMemory(Strategy):
             help="er, agem, derpp: samples of the memory that a step looks at (default: as many as the batch has)"),
     }  # fmt: skip
     policy = "reservoir"
-    state_file = "memory.json"
 
     def __init__(self, sequence):
         super().__init__(sequence)
+        self.rows, self.number = [], 0
+
+    def make_memory(self):
+        """See `KeptSamples`."""
         from versatile.lifelong.memory import make_memory
 
-        settings, sizes = self.settings, sequence.sizes
-        self.memory = make_memory(settings.memory_policy or self.policy, settings.memory_size or DEFAULT_SIZE, sizes,
-                                  settings.seed)  # fmt: skip
-        self.rows, self.number, self.new = [], 0, ()
+        settings = self.settings
+        return make_memory(settings.memory_policy or self.policy, settings.memory_size or DEFAULT_SIZE,
+                           self.sequence.sizes, settings.seed)  # fmt: skip
 
     def before_task(self, seen, new):
         """Encode the memory; nothing of it is mixed into the task's samples."""
-        self.number, self.new = len(seen), new
-        self.rows = self.memory_rows()
-        return []
+        self.number, self.rows = len(seen), self.memory_rows()
+        return super().before_task(seen, new)
 
     def memory_rows(self):
         """The rows of all samples kept."""
@@ -95,17 +96,3 @@ class ReplayMemory(Strategy):
         for row in self.rows:
             counts[row.task] = counts.get(row.task, 0) + 1
         return dict(memory=counts)
-
-    def state_dict(self):
-        """Which samples are kept."""
-        return self.memory.state_dict()
-
-    def load_state_dict(self, state):
-        """From one."""
-        self.memory.load_state_dict(state)
-
-    def read_state(self, path):
-        """See `Strategy`."""
-        from versatile.lifelong.memory import read_memory
-
-        return read_memory(path, self.sequence.sizes)
