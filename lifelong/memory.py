@@ -4,6 +4,8 @@ A memory holds positions in the tasks' data, not the samples: it is a function o
 their sizes, and is written as a few numbers.
 """
 
+import math
+
 import numpy as np
 from versatile.utils import schema
 
@@ -126,10 +128,15 @@ class Reservoir(Memory):
         self.passed = state["passed"]
 
 
+def share_of(share, samples):
+    """How many of so many samples a share of them is, rounded up."""
+    # 0.07 · 100 is a little more than 7 in floating point.
+    return math.ceil(round(share * samples, 6))
+
+
 def count_of(size, samples):
     """How many of so many samples a size is: a number, or a share below 1, rounded up."""
-    # 0.07 · 100 is a little more than 7 in floating point.
-    return int(np.ceil(round(size * samples, 6))) if size < 1 else int(size)
+    return share_of(size, samples) if size < 1 else int(size)
 
 
 def make_memory(policy, size, sizes, seed):

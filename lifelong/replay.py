@@ -5,13 +5,13 @@ originals' `--top_p_lm`, `--top_k_lm` and `--temperature_lm` have no effect; her
 """
 
 import json
-import math
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig
+from versatile.lifelong.memory import share_of
 from versatile.training.trainer import seed_step
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError, brief
@@ -31,8 +31,7 @@ class Sampling:
 
 def quotas(size, percentage, earlier):
     """{task: samples to generate} before a task of `size` samples: equal shares of all, rounded down."""
-    # 0.07 · 100 is a little more than 7 in floating point.
-    total = math.ceil(round(size * percentage, 6))
+    total = share_of(percentage, size)
     return {task: total // len(earlier) for task in earlier}
 
 
