@@ -64,6 +64,18 @@ class KnownPairs:
         """(prompt, the answers that are right) of one of `records`."""
         return text_of(record, ("prompt",), location), answers_of(record, ("answer",), location, answer_text)
 
+    def has(self, split, source=None):
+        """Whether there are rows of a split."""
+        source = source or self.source
+        if self.is_rewritten(source):
+            return self.split_of(split) in split_names(source)
+        return self.holds(split, source)
+
+    def content_key(self, split, source=None):
+        """Changes with the rows of a split."""
+        source = source or self.source
+        return fingerprint(source) if self.is_rewritten(source) else self.rows_key(split, source)
+
     def prompt_text(self, prompts):
         """The prompt as one text."""
         return prompts[0]
@@ -142,18 +154,12 @@ class TextPairs(KnownPairs):
     def sample(self):
         return self.form.fill(["…"] * len(self.prompt))
 
-    def has(self, split, source=None):
-        source = source or self.source
-        if self.is_rewritten(source):
-            return self.split_of(split) in split_names(Path(source))
+    def holds(self, split, source):
         if split not in ("train", *VALID, "test") or (split == "test" and self.tested != "test"):
             return False
         return rows_of.holds(self.form, self.split_rows(split, source).names, self.folder(source))
 
-    def content_key(self, split, source=None):
-        source = source or self.source
-        if self.is_rewritten(source):
-            return fingerprint(source)
+    def rows_key(self, split, source):
         rows = self.split_rows(split, source)
         return _hash(rows_of.content_key(self.form, rows.names, self.folder(source)), repr(self.form), rows.split)
 
@@ -203,12 +209,11 @@ class MarkerPairs(KnownPairs):
             for example in self.task.examples(record, location, how):
                 yield example.location, [example.source], [example.target.text]
 
-    def has(self, split, source=None):
-        source = Path(source or self.source)
-        return source.is_file() and self.split_of(split) in split_names(source)
+    def holds(self, split, source):
+        return Path(source).is_file() and self.split_of(split) in split_names(source)
 
-    def content_key(self, split, source=None):
-        return _hash(self.task.content_key(source or self.source, split), self.name, self.split_of(split))
+    def rows_key(self, split, source):
+        return _hash(self.task.content_key(source, split), self.name, self.split_of(split))
 
     def score(self, hypotheses, references):
         """The task's own scores."""
@@ -253,16 +258,10 @@ class QuestionPairs(KnownPairs):
     def split_path(self, split):
         return Path(self.path(split) or self.source)
 
-    def has(self, split, source=None):
-        source = source or self.source
-        if self.is_rewritten(source):
-            return self.split_of(split) in split_names(Path(source))
+    def holds(self, split, source):
         return split in ("train", *VALID, "test") and Path(source).is_dir() and bool(self.path(split, source))
 
-    def content_key(self, split, source=None):
-        source = source or self.source
-        if self.is_rewritten(source):
-            return fingerprint(source)
+    def rows_key(self, split, source):
         if not (path := self.path(split, source)):
             next(iter(self.rows(split, source)))
         return _hash(fingerprint(path), self.name)
