@@ -101,7 +101,7 @@ def iter_examples(data_dir, task_name, split, limit=None):
         task.read(split, data_dir)
         if task.pairs
         else (
-            _example(task, location, number, row, split)
+            _example(task, location, number, row)
             for number, (location, row) in enumerate(_rows(task, path, split))
         )
     )
@@ -155,7 +155,7 @@ def _check_header(task, header, location, split):
         )
 
 
-def _example(task, location, number, row, split):
+def _example(task, location, number, row):
     texts = [row[name] for name in task.columns]
     index = next((row[name] for name in ("index", "id") if name in row), None)
     label = row.get(task.label_column)

@@ -55,11 +55,11 @@ def read_rows(path):
         raise UserError(f"is a {path.suffix!r} file", location=path, expected=f"one of {', '.join(EXTENSIONS)}",
                         remedy="save it as one of them")  # fmt: skip
     if ending == "csv":
-        yield from _table(path, bare_csv_rows(path))
+        yield from _table(bare_csv_rows(path))
     elif ending == "tsv":
         # As in GLUE: nothing is quoted, and only \n ends a row.
         lines = ((f"{path}:{line}", text.removesuffix("\n").removesuffix("\r")) for line, text in text_lines(path))
-        yield from _table(path, ((location, text.split("\t")) for location, text in lines if text))
+        yield from _table(((location, text.split("\t")) for location, text in lines if text))
     else:
         for location, record in _objects(path):
             if not isinstance(record, dict):
@@ -68,7 +68,7 @@ def read_rows(path):
             yield location, record
 
 
-def _table(path, rows):
+def _table(rows):
     header = None
     for location, row in rows:
         if header is None:

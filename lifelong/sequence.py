@@ -218,11 +218,6 @@ class Progress:
                 remedy=f"resume with torchrun --nproc_per_node {began}",
             )
 
-    def add(self, stage):
-        """This stage is done, too."""
-        self.finished.append(stage)
-        self.write()
-
     def write(self):
         """Write the file."""
         write_json(self.path, dict(processes=self.processes, finished=self.finished))
