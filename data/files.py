@@ -128,11 +128,8 @@ def split_names(path):
 
 def fingerprint(path):
     """The sha256 of a file's bytes, as hexadecimal text."""
-    digest = hashlib.sha256()
     with _readable(path), open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def distilled_beside(path):

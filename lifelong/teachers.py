@@ -11,6 +11,7 @@ from versatile.adapters import checkpoint
 from versatile.adapters.backbones.family import backbone_of
 from versatile.data import question_samples as samples
 from versatile.data.encoders.question_answer import gen_token
+from versatile.data.files import fingerprint
 from versatile.lifelong import answers, routing, sequence
 from versatile.lifelong.batches import BackOff
 from versatile.lifelong.losses import Teacher
@@ -79,10 +80,8 @@ def distilled(args, task, folder, dtype):
             longest length and the precision.
     """
     qas = samples.load_task(task, args.data_dir, "train")[: args.limit]
-    with open(sequence.find_weights(folder), "rb") as file:
-        weights = hashlib.file_digest(file, "sha256").hexdigest()
     # What shapes its answers.
-    key = content_key([contents(qas), weights, args.max_len, str(dtype), "greedy"])
+    key = content_key([contents(qas), fingerprint(sequence.find_weights(folder)), args.max_len, str(dtype), "greedy"])
     path = Path(folder) / f"distil_{key}.json"
     with idist.one_rank_first():
         there = path.exists()
