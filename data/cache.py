@@ -70,7 +70,7 @@ def load(path, split, task, tokenizer, positions, *, training, how=Reading(), ca
     encoder = Encoder(tokenizer, task, positions)
     settings = [FORMAT, split, task.name, task.markers, task.bos, task.eos, task.bos_type, task.limits,
                 task.min_tokens, positions, training, vars(how), encoder.lead, type(task).__module__]  # fmt: skip
-    key = entry_key(task.content_key(path, split), tokenizer_fingerprint(tokenizer), settings)
+    key = entry_key(task.content_key(path, split), tokenizer_fingerprint(tokenizer.backend_tokenizer), settings)
 
     def build(beside):
         return dict(key=key) | _build(beside, path, split, task, encoder, training, how, progress, len(tokenizer))

@@ -159,6 +159,12 @@ def leading_space(tokenizer):
     return "" if tokenizer.convert_ids_to_tokens(ids)[0].startswith("▁") else " "
 
 
-def tokenizer_fingerprint(tokenizer):
-    """A hash of everything that decides which ids a text gets."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+def tokenizer_fingerprint(backend):
+    """A hash of everything that decides which ids a text gets.
+
+    Args:
+        backend: a fast tokenizer's `backend_tokenizer`. A length of its own, with which some come, is taken off.
+    """
+    backend.no_truncation()
+    backend.no_padding()
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()

@@ -9,14 +9,13 @@ The originals let an answer that is too long run over the limit, with labels bes
 context in cq than in cqa. Here everything fits, labels stand on their tokens, and cq is the beginning of cqa.
 """
 
-import hashlib
 from array import array
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from versatile.data.encoders.markers import leading_space, tokenize
+from versatile.data.encoders.markers import leading_space, tokenize, tokenizer_fingerprint
 from versatile.data.flat_lists import FlatLists, FlatWriter, map_file
 from versatile.data.row_store import Rows
 from versatile.data.token_store import entry_directory, entry_key, open_entry
@@ -176,11 +175,9 @@ class Encoder:
             gen, task: as `encode` takes them.
             cache_dir: where caches lie (default: `cache_root()/tokens`).
         """
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        fingerprint = hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
         settings = [FORMAT, self.max_len, self.ans, self.pad, self.sep, self.eos, self.lead]
-        folder = entry_directory(entry_key(samples.content_key, fingerprint, settings), cache_dir)
+        key = entry_key(samples.content_key, tokenizer_fingerprint(self.tokenizer), settings)
+        folder = entry_directory(key, cache_dir)
 
         def build(beside):
             before = Counter(self.counts)

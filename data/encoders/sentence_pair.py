@@ -91,13 +91,9 @@ def load(data_dir, name, split, tokenizer, max_length, *, limit=None, cache_dir=
     task, path = glue.get(name), glue.path_of(data_dir, name, split)
     if not path.is_file() and not task.pairs:
         glue.read(data_dir, name, split)
-    backend = tokenizer.backend_tokenizer
-    # Some tokenizers come with a length of their own.
-    backend.no_truncation()
-    backend.no_padding()
     settings = [FORMAT, task.name, split, task.columns, task.label_column, task.labels, max_length]
     content = task.content_key(split, data_dir) if task.pairs else fingerprint(path)
-    key = entry_key(content, tokenizer_fingerprint(tokenizer), settings)
+    key = entry_key(content, tokenizer_fingerprint(tokenizer.backend_tokenizer), settings)
     folder = entry_directory(key if limit is None else f"{key}_{limit}", cache_dir)
 
     def build(beside):

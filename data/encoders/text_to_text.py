@@ -70,12 +70,9 @@ def load(task, split, tokenizer, lengths, *, data_dir=None, cache_dir=None, **ch
         UserError: as `data.text_to_text.load`.
     """
     rows = text_to_text.SplitRows(task, split, data_dir=data_dir, **choice)
-    backend = tokenizer.backend_tokenizer
-    # Some tokenizers come with a length of their own.
-    backend.no_truncation()
-    backend.no_padding()
     settings = [FORMAT, repr(task), split, lengths, sorted(choice.items()), tokenizer.eos_token_id]
-    key = entry_key(rows_of.content_key(task, rows.names, data_dir), tokenizer_fingerprint(tokenizer), settings)
+    content = rows_of.content_key(task, rows.names, data_dir)
+    key = entry_key(content, tokenizer_fingerprint(tokenizer.backend_tokenizer), settings)
 
     def build(beside):
         return dict(key=key, cut=_build(beside, rows, tokenizer, dict(zip(("source", "target"), lengths))))
