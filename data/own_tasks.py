@@ -25,7 +25,8 @@ from itertools import islice
 from pathlib import Path
 
 from versatile.data import row_files
-from versatile.data.files import distilled_beside, fingerprint, iter_records, split_names
+from versatile.data.files import distilled_beside, fingerprint
+from versatile.data.json_files import iter_records, split_names
 from versatile.utils import answer_metrics
 from versatile.utils.errors import UserError, brief
 from versatile.utils.schema import Choice, ListOf, Record, Text, Whole, read_json_object, validate

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from versatile.data.converters.base import json_records
 from versatile.data.converters.squad_style import sample as as_article
-from versatile.data.files import list_items, records_field, text_field
+from versatile.data.files import records_field, text_field
+from versatile.data.json_files import list_items
 from versatile.data.question_tasks import find
 from versatile.utils.errors import UserError, brief
 from versatile.utils.files import atomic_write

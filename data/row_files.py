@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from versatile.data.files import bare_csv_rows, list_items, open_bytes, text_lines
+from versatile.data.files import bare_csv_rows, open_bytes, text_lines
+from versatile.data.json_files import list_items
 from versatile.data.json_text import loads
 from versatile.utils.errors import UserError, brief
 

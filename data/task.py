@@ -10,7 +10,8 @@ import pkgutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from versatile.data.files import distilled_beside, fingerprint, iter_records, top_level
+from versatile.data.files import distilled_beside, fingerprint
+from versatile.data.json_files import iter_records, top_level
 from versatile.data.own_tasks import get_own_task
 from versatile.data.task_names import unknown_task
 from versatile.utils.errors import UserError
@@ -170,7 +171,7 @@ class Task:
         return iter_records(path, split)
 
     def contents(self, path):
-        """Yield (key, value) of all of a data file; see `data.files.top_level`."""
+        """Yield (key, value) of all of a data file; see `data.json_files.top_level`."""
         return top_level(path)
 
     def content_key(self, path, split):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from versatile.data import compressed, files
+from versatile.data import compressed, files, json_files
 from versatile.utils.errors import UserError
 
 GOOD = {"train": [{"src": "ä", "n": 1, "x": 0.5, "deep": {"l": [1, [], {}, None, True]}}, {}],
@@ -30,7 +30,7 @@ def write(path, content):
 
 
 def records(path, split="train"):
-    return list(files.iter_records(path, split))
+    return list(json_files.iter_records(path, split))
 
 
 def error(path, split="train"):
@@ -44,7 +44,7 @@ def test_records_come_with_their_place(tmp_path):
     for split in GOOD:
         expected = [(f"{path}:{split}[{i}]", record) for i, record in enumerate(GOOD[split])]
         assert records(path, split) == expected
-    assert files.split_names(path) == ["train", "valid", "test"]
+    assert json_files.split_names(path) == ["train", "valid", "test"]
 
 
 def test_place_names_the_file_as_the_user_did(tmp_path, monkeypatch):
@@ -75,7 +75,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         line = json.dumps({"src": "w " * 50, "tgt": "v " * 50})
         file.write('{"train": [' + ",\n".join([line] * 40_000) + '], "test": [{}]}')
     tracemalloc.start()
-    count = sum(1 for _ in files.iter_records(path, "train"))
+    count = sum(1 for _ in json_files.iter_records(path, "train"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 40_000
@@ -145,7 +145,7 @@ def test_files_that_cannot_be_opened(tmp_path):
     assert "gzip" in str(error(write(tmp_path / "b.json.gz", packed[:-12])))
     assert "gzip" in str(error(write(tmp_path / "c.json.gz", packed[:20] + b"\xff\xff\xff" + packed[23:])))
     assert "file name" in str(error("a\0b"))
-    for function in (files.split_names, files.fingerprint):
+    for function in (json_files.split_names, files.fingerprint):
         with pytest.raises(UserError, match="no such file"):
             function(tmp_path / "none.json")
 
@@ -211,11 +211,11 @@ def outcome(content, split, name="d.json"):
     """The records, or None for a `UserError`; anything else is a failure."""
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder) / name, content)
-        for function in (files.split_names, files.fingerprint):
+        for function in (json_files.split_names, files.fingerprint):
             with contextlib.suppress(UserError):
                 function(path)
         try:
-            return [record for _, record in files.iter_records(path, split)]
+            return [record for _, record in json_files.iter_records(path, split)]
         except UserError as raised:
             assert raised.location
             return None
@@ -279,7 +279,7 @@ def test_halves_of_characters_and_long_numbers_are_read():
 
 def test_half_a_character_in_a_task_file(tmp_path):
     path = write(tmp_path / "data.json", rb'{"train": [{"a": "\ude00 x", "hash": 13835058055282163712, "f": 1.5}]}')
-    ((_, record),) = files.iter_records(path, "train")
+    ((_, record),) = json_files.iter_records(path, "train")
     assert record == {"a": "? x", "hash": 13835058055282163712, "f": 1.5} and type(record["f"]) is float
 
 
@@ -293,9 +293,9 @@ def test_a_number_of_thousands_of_digits_is_the_files_fault(tmp_path):
 
 
 def test_lines_fields_and_strings_without_end_are_refused_in_one_message(tmp_path, monkeypatch):
-    from versatile.data import files, json_text
+    from versatile.data import files, json_files, json_text
 
-    for module in (files, json_text):
+    for module in (files, json_files, json_text):
         monkeypatch.setattr(module, "LONGEST", 1 << 20)
     with gzip.open(tmp_path / "a.json.gz", "wb") as file:
         file.write(b'{"train": [{"a": "' + b"x" * (3 << 20))
@@ -311,7 +311,7 @@ def test_lines_fields_and_strings_without_end_are_refused_in_one_message(tmp_pat
     assert [len(row[1]) for _, row in files.bare_csv_rows(path)] == [200_000]
 
 
-@pytest.mark.parametrize("read", [lambda path: list(files.iter_records(path, "train")),
+@pytest.mark.parametrize("read", [lambda path: list(json_files.iter_records(path, "train")),
                                   lambda path: list(files.text_lines(path)),
                                   lambda path: list(files.csv_rows(path, ["a"], ""))])  # fmt: skip
 def test_a_gzip_file_that_decompresses_beyond_all_measure_is_refused_as_it_is_read(tmp_path, monkeypatch, read):
@@ -328,4 +328,4 @@ def test_a_large_gzip_file_and_one_that_shrinks_much_are_both_read(tmp_path, mon
     path = write(tmp_path / "a.json.gz", gzip.compress(b'{"train": [{}' + b", {}" * 5000 + b"]}"))
     monkeypatch.setattr(compressed, "MOST_RATIO", ratio)
     monkeypatch.setattr(compressed, "MOST_BYTES", size)
-    assert len(list(files.iter_records(path, "train"))) == 5001
+    assert len(list(json_files.iter_records(path, "train"))) == 5001

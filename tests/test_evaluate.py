@@ -44,7 +44,7 @@ def loaded(trained, data):
     """(backbone, bottleneck) -> (model, tokenizer, prompts, end token's id)."""
     from versatile.adapters import checkpoint
     from versatile.data.encoders.markers import Encoder
-    from versatile.data.files import iter_records
+    from versatile.data.json_files import iter_records
     from versatile.data.task import get
 
     made = {}
@@ -194,7 +194,7 @@ def test_left_padding_counts_positions_from_each_rows_start():
 @pytest.mark.parametrize("model, bottleneck", MODELS)
 def test_perplexity_equals_the_one_computed_one_example_at_a_time(model, bottleneck, loaded, trained, data, tmp_path):
     from versatile.data.encoders.markers import Encoder
-    from versatile.data.files import iter_records
+    from versatile.data.json_files import iter_records
     from versatile.data.task import get
 
     evaluate(evaluated(trained(model, bottleneck), data, tmp_path / "out"), tmp_path / "log")

@@ -8,7 +8,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from versatile.data.files import top_level
+from versatile.data.json_files import top_level
 from versatile.data.task import Task
 from versatile.training import evaluation
 from versatile.training import sentence_distillation as sentences

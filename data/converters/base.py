@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 
-from versatile.data.files import iter_records
+from versatile.data.json_files import iter_records
 from versatile.utils import flags
 from versatile.utils.errors import UserError, brief
 

@@ -15,7 +15,8 @@ from versatile.data.converters.base import (
     tallied,
     usable,
 )
-from versatile.data.files import records_field, split_names, text_lines, texts_field
+from versatile.data.files import records_field, text_lines, texts_field
+from versatile.data.json_files import split_names
 from versatile.utils import flags
 from versatile.utils.errors import UserError
 

@@ -9,7 +9,8 @@ import random
 
 from versatile.data.converters.base import SPLITS, find_file, json_records, usable
 from versatile.data.converters.squad_style import sample, squad_format
-from versatile.data.files import list_items, text_field
+from versatile.data.files import text_field
+from versatile.data.json_files import list_items
 from versatile.data.task_orders import CLASSIFICATION, SUPERNI, TRACE
 from versatile.utils.errors import UserError, brief
 from versatile.utils.flags import not_negative

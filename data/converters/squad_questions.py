@@ -14,7 +14,8 @@ from versatile.data.converters.base import (
     usable,
 )
 from versatile.data.converters.squad_style import sample, squad_format
-from versatile.data.files import csv_rows, list_items, records_field, text_field, text_lines
+from versatile.data.files import csv_rows, records_field, text_field, text_lines
+from versatile.data.json_files import list_items
 from versatile.data.json_text import loads
 from versatile.data.question_samples import SHAPE, check_sql
 from versatile.data.sql import AGGREGATIONS, KEY_WORDS, OPERATORS, query_text
