@@ -91,7 +91,7 @@ def test_a_classifier_is_scored_by_the_evaluations_as_by_its_own_script(script, 
     flags = ["--model_checkpoint", str(classifier), "--fp32", "--output_dir", str(tmp_path / "all")]
     script.main(["--task", "all", *flags])
     train_camtl.main(["--model_name_or_path", str(classifier), "--data_dir", str(GLUE), "--do_eval", "--fp32",
-                      "--output_dir", str(tmp_path / "own")])  # fmt: skip
+                      "--valid_batch_size", "32", "--output_dir", str(tmp_path / "own")])  # fmt: skip
     own = json.loads((tmp_path / "own" / "eval_results.json").read_text())["tasks"]
     for name in ("rte", "cola", "sts-b"):
         summary = json.loads((tmp_path / "all" / f"{name}_metrics.json").read_text())

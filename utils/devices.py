@@ -1,6 +1,7 @@
 """Devices, precision, processes."""
 
 import contextlib
+import logging
 import os
 import resource
 import shutil
@@ -41,7 +42,6 @@ def _group():
         backend = "nccl" if torch.cuda.is_available() else "gloo"
     elif idist.has_xla_support:
         backend = "xla-tpu"
-    import logging
 
     for name in ("launcher.Parallel", "auto.auto_model"):
         logging.getLogger(f"ignite.distributed.{name}").setLevel(logging.WARNING)
@@ -144,7 +144,8 @@ def need_compiler(device):
 
 
 def quiet_libraries(cache_dir=None):
-    """Keep transformers' progress bars and advice, and the hub's retries, off the screen; errors still come through.
+    """Keep transformers' progress bars, the libraries' advice and the hub's retries off the screen; errors still come
+    through.
 
     Args:
         cache_dir: --cache_dir, where models from the hub are kept.
@@ -163,14 +164,17 @@ def quiet_libraries(cache_dir=None):
         )
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     from huggingface_hub import constants
     from huggingface_hub.utils import logging as hub_logging
 
     hub_logging.set_verbosity_error()
+    # transformers' trainer and peft import these, which say at every start which of their optional parts are missing
+    for name in ("bitsandbytes", "torchao"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if cache_dir:
         constants.HF_HUB_CACHE = str(cache_dir)
 

@@ -15,7 +15,6 @@ GPT-2's maps are not a torch Linear, and torchao would leave them alone: these a
 """
 
 import importlib.util
-import logging
 
 import torch
 from versatile.utils.errors import UserError
@@ -47,9 +46,6 @@ def quantization_config(bits, model_type, location):
         raise UserError(f"the package {library} is not installed", location=f"--load_in_{bits}",
                         expected=f"it, to load {location.split()[-1]} in {bits.removesuffix('bit')} bits",
                         remedy=f"pip install --no-deps {library}")  # fmt: skip
-    # Both say on every start which of their optional parts are not there.
-    for name in ("torchao", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     if library == "torchao":
         from torchao.quantization import Int8WeightOnlyConfig
 
