@@ -250,10 +250,10 @@ def refuse_unknown(sources):
 def read_inputs(args, source):
     """A task's first inputs for the proof, and where they are from: `training.evaluation.EvalSplit`."""
     from versatile.data.files import SAMPLES
-    from versatile.data.task import get
+    from versatile.data.task import get_task
     from versatile.training import evaluation, runs
 
-    task, given = get(source.task), args.data.get(source.task)
+    task, given = get_task(source.task), args.data.get(source.task)
     trained_on = runs.trained_on(source.directory, task.name)
     paths = [given] if given else [trained_on, task.dataset_path, SAMPLES / f"{task.name}.json"]
     errors = []

@@ -78,14 +78,14 @@ def main(argv=None):
         if evaluate_run := own_evaluation(manifest):
             return evaluate_run(args, flags.typed_flags(parser, argv))
     from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
-    from versatile.data.task import canonical_name, get
+    from versatile.data.task import canonical_name, get_task
 
     prepare_own_tasks(args, "--task")
     register_own_tasks(manifest.definitions.values() if manifest else ())
     args.task = canonical_name(args.task, "markers")
     if args.model_checkpoint and not args.score_only and (args.task == "all" or not_trained(args, manifest)):
         raise t5_directory.why_not(args.model_checkpoint)
-    task = get(args.task)
+    task = get_task(args.task)
     if not (args.score_only and args.references):
         args.dataset_path = task.data_path(args.dataset_path)
     args.split = args.split or task.scored_split
@@ -117,8 +117,8 @@ def score_files(args, task):
     if args.references:
         references = [list(map(from_one_line, group)) for group in metrics.read_references(args.references)]
     else:
-        reading = task.reading(args.max_history, decoding=True)
-        examples = instances.read(args.dataset_path, args.split, task, reading, args.limit)
+        options = task.read_options(args.max_history, decoding=True)
+        examples = instances.read(args.dataset_path, args.split, task, options, args.limit)
         references = [e.references for e in examples]
     metrics.check_counts(hypotheses, references)
     if examples is None:

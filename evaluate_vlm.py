@@ -101,7 +101,7 @@ def evaluate(args, manifest):
 def read_parts(args, info):
     """What to evaluate: the asked-for tasks that the model holds, with their data."""
     from versatile.data.own_tasks import register_own_tasks
-    from versatile.data.task import get
+    from versatile.data.task import get_task
 
     register_own_tasks(info.definitions.values())
     names = info.tasks if args.task == "all" else [args.task]
@@ -109,7 +109,7 @@ def read_parts(args, info):
         raise UserError(
             f"task {foreign[0]!r} is not evaluated", location="--data", expected="one of " + ", ".join(names)
         )
-    found = [read_part(args, get(name), args.max_history or info.histories.get(name)) for name in names]
+    found = [read_part(args, get_task(name), args.max_history or info.histories.get(name)) for name in names]
     if not any(found):
         raise UserError("none of the tasks has data", location="--data", expected="TASK=FILE for at least one of "
                         + ", ".join(names), remedy="name some, or make them: python -m data.convert --help; "

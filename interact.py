@@ -119,7 +119,7 @@ class Talk:
 
     def __init__(self, args):
         import ignite.distributed as idist
-        from versatile.data.task import get
+        from versatile.data.task import get_task
         from versatile.training.decoding import Decoding
         from versatile.training.text_model import TextModel
         from versatile.utils import devices
@@ -128,7 +128,8 @@ class Talk:
         dtype = devices.precision(args, idist.device())
         self.text_model = TextModel.load(args.model_checkpoint, args.task, dtype)
         self.tasks, self.max_history = self.text_model.tasks, args.max_history
-        self.task = self.tasks.get(args.task) or next(iter(self.tasks.values()), None) or get(self.text_model.names[0])
+        first = next(iter(self.tasks.values()), None)
+        self.task = self.tasks.get(args.task) or first or get_task(self.text_model.names[0])
         self.decoding = Decoding.from_flags(args, self.text_model.positions)
         self.sessions = {name: self.session(name) for name in self.tasks}
         # The prompt given last and what was cut of it; cuts told already; answers so far.

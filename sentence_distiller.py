@@ -60,12 +60,12 @@ def main(argv=None):
     flags.require_one_process()
     from versatile.adapters import checkpoint
     from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
-    from versatile.data.task import get
+    from versatile.data.task import get_task
 
     prepare_own_tasks(args, "--task")
     manifest = checkpoint.peek(args.model_checkpoint)
     register_own_tasks(manifest.definitions.values() if manifest else ())
-    task = get(args.task)
+    task = get_task(args.task)
     args.dataset_path = task.data_path(args.dataset_path)
     partial = check_output(args, task)
     with stoppable(partial, again(sys.argv[0], sys.argv[1:] if argv is None else argv)):
@@ -112,7 +112,7 @@ def distil(args, task, path):
     content = task.content_key(args.dataset_path, "train")
     manifest = checkpoint.peek(args.model_checkpoint)
     history = args.max_history or (manifest and manifest.histories.get(task.name))
-    how = task.reading(history, decoding=True)
+    options = task.read_options(history, decoding=True)
     model, tokenizer = checkpoint.load(args.model_checkpoint, task.name)
     _, positions = inference.prepare_for_inference(model, device, dtype)
     from versatile.training.decoding import Decoding
@@ -123,13 +123,13 @@ def distil(args, task, path):
         return instances.prompts(task, model.task_id(task.name), tokenizer, examples, positions, decoding.max_length)
 
     def pieces(report):
-        return sentences.pieces(args.dataset_path, task, how, inputs, partial.texts, report, args.samples)
+        return sentences.pieces(args.dataset_path, task, options, inputs, partial.texts, report, args.samples)
 
-    inputs = sentences.read_inputs(args.dataset_path, task, how, encode, args.limit, merge=decoding.no_sample)
+    inputs = sentences.read_inputs(args.dataset_path, task, options, encode, args.limit, merge=decoding.no_sample)
     report_inputs(args, inputs)
     identity = dict(
         teacher=sentences.checkpoint_fingerprint(args.model_checkpoint), data=content, task=task.name, limit=args.limit,
-        max_history=how.max_history, **relevant(decoding), precision=str(dtype).removeprefix("torch."),
+        max_history=options.max_history, **relevant(decoding), precision=str(dtype).removeprefix("torch."),
         device=device.type,
     )  # fmt: skip
     partial = sentences.Partial(path, identity, sentences.plan(inputs.prompts, decoding.batch_size))
@@ -155,7 +155,7 @@ def distil(args, task, path):
               f"{shell_command('interact.py', '--model_checkpoint', args.model_checkpoint)}"
               f" --task {task.name}; begin anew with --overwrite")  # fmt: skip
     else:
-        print(f"next: {next_command(args, task, how, model)}")
+        print(f"next: {next_command(args, task, options, model)}")
 
 
 def decode(args, teacher, inputs, decoding, partial, dtype):
@@ -208,7 +208,7 @@ def show(args, report, partial, decoding):
         print(f"\ninput    {source}\ngold     {gold}\nteacher  {text}")
 
 
-def next_command(args, task, how, teacher):
+def next_command(args, task, options, teacher):
     """The command that trains a student on the output, beside the teacher's own backbone where that has a name."""
     from versatile.training.runs import origin
 
@@ -220,7 +220,7 @@ def next_command(args, task, how, teacher):
     words = ["--task", task.typed_name(), "--dataset_path", data, "--distillation", "--model_checkpoint",
              backbone, "--adapter_bottleneck", str(width)]  # fmt: skip
     # Only train.py's own default may go unsaid.
-    words += ["--max_history", str(how.max_history)] if how.max_history not in (0, task.max_history) else []
+    words += ["--max_history", str(options.max_history)] if options.max_history not in (0, task.max_history) else []
     return shell_command("train.py", *words)
 
 

@@ -93,13 +93,13 @@ def train(args, given):
     from versatile.adapters.backbones import loading as backbones
     from versatile.adapters.backbones.family import backbone_of
     from versatile.data.own_tasks import prepare_own_tasks
-    from versatile.data.task import get
+    from versatile.data.task import get_task
     from versatile.training import experiment
 
     args, run = experiment.open_run(parser(), args, given)
     check(args, given)
     prepare_own_tasks(args, "--task")
-    task = get(args.task)
+    task = get_task(args.task)
     path = published(args, task)
     dtype = experiment.begin(args, run)
     # One process a machine makes the caches, the others find them.

@@ -145,7 +145,7 @@ def build(args):
             raise UserError("its heads are not trained", location=location, expected="a run of train_camtl.py",
                             remedy="train it first: --do_train")  # fmt: skip
         args.tasks = args.tasks or list(camtl_flags.TASKS)
-        heads = {task: len(glue.get(task).labels or "1") for task in args.tasks}
+        heads = {task: len(glue.get_task(task).labels or "1") for task in args.tasks}
         form = args.form or bert.PUBLISHED.get(name, (name, "plain"))[1]
         model, tokenizer = bert.build(name, heads, form, args.max_seq_length or 128, args.seed)
     for flag, own in (("form", model.form), ("max_seq_length", model.max_seq_length)):

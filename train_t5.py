@@ -173,7 +173,7 @@ def check_test_rows(arguments, tasks):
         return
     if same := t5_evaluation.tested_on_validation(tasks, arguments.data_dir, arguments.split_validation_test):
         remedies = ["leave out the test (--do_test false)", "keep the last model (--load_best_model_at_end false)"]
-        if not arguments.split_validation_test and all(text_to_text.get(name).rule for name in same):
+        if not arguments.split_validation_test and all(text_to_text.get_task(name).rule for name in same):
             remedies.insert(0, "divide them (--split_validation_test true)")
         raise UserError(
             f"the test rows of {', '.join(same)} are the validation rows, which choose the best checkpoint",

@@ -108,7 +108,7 @@ def train(args, given):
     from versatile.adapters.backbones import loading as backbones
     from versatile.adapters.backbones.family import backbone_of
     from versatile.data.own_tasks import prepare_own_tasks
-    from versatile.data.task import get
+    from versatile.data.task import get_task
     from versatile.training import experiment
 
     args, run = experiment.open_run(parser(), args, given, "train_vlm.py")
@@ -116,7 +116,7 @@ def train(args, given):
         raise UserError(f"task {twice[0]!r} is named twice", location="--tasks", remedy="name it once")
     prepare_own_tasks(args)
     args.tasks = args.tasks or with_data(args)
-    tasks = {name: get(name, "--tasks") for name in args.tasks}
+    tasks = {name: get_task(name, "--tasks") for name in args.tasks}
     methods, limits = choose_methods(args, tasks), of_tasks("--limit", args.limit, tasks)
     args.lr = args.lr or RATES[args.unfreeze_backbone or methods is None]
     paths = data_files(args, tasks)

@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 from versatile.data.encoders.markers import Encoder, tokenizer_fingerprint
 from versatile.data.flat_lists import map_file
-from versatile.data.task import Reading
+from versatile.data.task import ReadOptions
 from versatile.data.token_store import entry_directory, entry_key, open_entry
 from versatile.utils.errors import UserError
 
@@ -50,7 +50,7 @@ class EncodedSplit:
         return self._ids[span].astype(np.int64), self._marker_ids[self._types[span]], int(self.prompt_lengths[index])
 
 
-def load(path, split, task, tokenizer, positions, *, training, how=Reading(), cache_dir=None, progress=None):
+def load(path, split, task, tokenizer, positions, *, training, options=ReadOptions(), cache_dir=None, progress=None):
     """The encoded split of a task's json file, from the cache or built now.
 
     Args:
@@ -60,7 +60,7 @@ def load(path, split, task, tokenizer, positions, *, training, how=Reading(), ca
         tokenizer: fast tokenizer with the task's markers.
         positions: the model's longest sequence.
         training: drop what cannot be learned from (see `Task.min_tokens`); evaluation drops nothing.
-        how: `data.task.Reading`.
+        options: `data.task.ReadOptions`.
         cache_dir: where caches lie (default: `cache_root()/tokens`).
         progress: called with the number of examples read so far.
 
@@ -69,11 +69,11 @@ def load(path, split, task, tokenizer, positions, *, training, how=Reading(), ca
     """
     encoder = Encoder(tokenizer, task, positions)
     settings = [FORMAT, split, task.name, task.markers, task.bos, task.eos, task.bos_type, task.limits,
-                task.min_tokens, positions, training, vars(how), encoder.lead, type(task).__module__]  # fmt: skip
+                task.min_tokens, positions, training, vars(options), encoder.lead, type(task).__module__]  # fmt: skip
     key = entry_key(task.content_key(path, split), tokenizer_fingerprint(tokenizer.backend_tokenizer), settings)
 
     def build(beside):
-        return dict(key=key) | _build(beside, path, split, task, encoder, training, how, progress, len(tokenizer))
+        return dict(key=key) | _build(beside, path, split, task, encoder, training, options, progress, len(tokenizer))
 
     encoded = open_entry(entry_directory(key, cache_dir), EncodedSplit, build, cache_dir)
     if not len(encoded):
@@ -84,13 +84,13 @@ def load(path, split, task, tokenizer, positions, *, training, how=Reading(), ca
     return encoded
 
 
-def _build(folder, path, split, task, encoder, training, how, progress, vocabulary):
+def _build(folder, path, split, task, encoder, training, options, progress, vocabulary):
     """Write a split's files; returns what its meta.json holds beside the key."""
     id_type = np.uint16 if vocabulary <= 1 << 16 else np.uint32
     marker_ids = [encoder.marker_ids[m] for m in task.markers]
     place_of = {token: i for i, token in enumerate(marker_ids)}
     lengths, prompt_lengths, dropped = array("i"), array("i"), Counter()
-    examples = (e for location, record in task.records(path, split) for e in task.examples(record, location, how))
+    examples = (e for location, record in task.records(path, split) for e in task.examples(record, location, options))
     with open(folder / "ids.bin", "wb") as ids, open(folder / "types.bin", "wb") as types:
         read = 0
         while chunk := list(islice(examples, CHUNK)):

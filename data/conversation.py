@@ -7,7 +7,7 @@ utterance is one example.
 """
 
 from versatile.data.files import records_field, texts_field
-from versatile.data.task import Example, Reading, Span, Task
+from versatile.data.task import Example, ReadOptions, Span, Task
 from versatile.utils.errors import UserError
 
 
@@ -24,7 +24,7 @@ class Conversation(Task):
     field: str
     speakers: tuple[str, str]
 
-    def examples(self, record, location, how=Reading()):
+    def examples(self, record, location, options=ReadOptions()):
         texts = texts_field(record, self.field, location)
         utterances = records_field(record, "utterances", location)
         if not utterances:
@@ -35,13 +35,13 @@ class Conversation(Task):
             here = f"{location}.utterances[{number}]"
             history = texts_field(utterance, "history", here)
             gold = last(utterance, "candidates", here)
-            target = last(utterance, "distillated_candidates", here) if how.distilled else gold
+            target = last(utterance, "distillated_candidates", here) if options.distilled else gold
             if not history:
                 raise UserError("'history' is empty", location=here, expected="the turns before the reply")
             references, details = self.about(record, utterance, gold, here)
-            history = history[-(2 * how.max_history + 1) :]
+            history = history[-(2 * options.max_history + 1) :]
             yield self.assemble(texts, history, target, references, here, details)
-            if not how.decoding:
+            if not options.decoding:
                 # In training the sentences take turns in front; released checkpoints were trained so.
                 texts = texts[-1:] + texts[:-1]
 

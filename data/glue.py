@@ -49,7 +49,7 @@ SUBMISSION_ROWS = {"cola": 1063, "sst-2": 1821, "mrpc": 1725, "sts-b": 1379, "qq
 """Rows of each official test file: a submission of another number is refused by the GLUE site."""
 
 
-def get(name, flag="--tasks"):
+def get_task(name, flag="--tasks"):
     """The `GlueTask` of a name, in small or capital letters; a `UserError` for an unknown one."""
     return registry.form(name, "sentence_pair", flag)
 
@@ -60,7 +60,7 @@ def path_of(data_dir, name, split):
     Raises:
         UserError: the task has no such split.
     """
-    task = get(name)
+    task = get_task(name)
     if split not in task.files:
         raise UserError(f"{task.name} has no {split!r} split", expected=f"one of {' '.join(task.files)}",
                         remedy="leave it out there")  # fmt: skip
@@ -93,7 +93,7 @@ def iter_examples(data_dir, task_name, split, limit=None):
     """Yield what `read` returns; memory holds one row."""
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}", expected="1 or more", remedy="leave it out to read all rows")
-    task, path = get(task_name), path_of(data_dir, task_name, split)
+    task, path = get_task(task_name), path_of(data_dir, task_name, split)
     if not task.pairs and not path.is_file():
         raise UserError("no such file", location=path, expected=f"GLUE's {task.folder} folder with its tsv files",
                         remedy=f"check --data_dir; {_DOWNLOAD}")  # fmt: skip
@@ -209,7 +209,7 @@ def score(glue_task_name, predictions, labels):
     Raises:
         UserError: nothing to score, different numbers of them, something that is not a label of the task.
     """
-    task = get(glue_task_name)
+    task = get_task(glue_task_name)
     glue_metrics.check_counts(predictions, labels)
     if task.regression:
         predictions, labels = [float(x) for x in predictions], [float(x) for x in labels]

@@ -7,7 +7,7 @@ from versatile.data.prompt import Prompt
 from versatile.utils.errors import UserError
 
 
-def read(path, split, task, how, limit=None):
+def read(path, split, task, options, limit=None):
     """A split's examples in file order.
 
     In a task that merges references, equal inputs are one instance: several people described it.
@@ -16,12 +16,12 @@ def read(path, split, task, how, limit=None):
         path: the task's json file.
         split: "train", "valid" or "test".
         task: a `data.task.Task`.
-        how: `data.task.Reading`.
+        options: `data.task.ReadOptions`.
         limit: only the first so many instances (the references of each are complete).
     """
     merged = {}
     for location, record in task.records(path, split):
-        for example in task.examples(record, location, how):
+        for example in task.examples(record, location, options):
             if not example.references:
                 raise UserError("no reference to score against", location=location, expected="a target or references")
             key = example.source if task.merge_references else len(merged)

@@ -201,13 +201,13 @@ class MarkerPairs(KnownPairs):
             raise UserError(f"no data of {self.name} here", location=source, expected="the task's json file",
                             remedy=f"name the folder that holds {self.name}.json (data/samples has one), or make the "
                                    "file: python -m data.convert --help")  # fmt: skip
-        how = self.task.reading(decoding=split != "train")
+        options = self.task.read_options(decoding=split != "train")
         if split != "train":
-            for example in instances.read(source, split, self.task, how):
+            for example in instances.read(source, split, self.task, options):
                 yield example.location, [example.source], [text for text in example.references if text.strip()] or [""]
             return
         for location, record in self.task.records(source, split):
-            for example in self.task.examples(record, location, how):
+            for example in self.task.examples(record, location, options):
                 yield example.location, [example.source], [example.target.text]
 
     def holds(self, split, source):

@@ -15,14 +15,14 @@ ORDER = (
 TASKS = registry.forms("question_answer", ORDER)
 
 
-def get(name, location="--tasks"):
+def get_task(name, location="--tasks"):
     """The `LifelongTask` called `name`; an unknown name is a `UserError` at `location`."""
     return registry.form(name, "question_answer", location)
 
 
 def sequence(names, location="--tasks"):
     """The list of `LifelongTask` of a sequence of names: at least one, none twice."""
-    tasks = [get(name, location) for name in names]
+    tasks = [get_task(name, location) for name in names]
     twice = sorted({task.name for task in tasks if tasks.count(task) > 1})
     if twice or not tasks:
         raise UserError(f"{' and '.join(twice)} more than once" if twice else "no tasks", location=location,

@@ -56,7 +56,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How records are read.
 
     Attributes:
@@ -178,17 +178,17 @@ class Task:
         """A hash of everything that decides what `records` yields."""
         return fingerprint(path)
 
-    def reading(self, max_history=None, **how):
-        """`Reading` for this task: `max_history` is the published one unless given, and nothing to other tasks."""
-        return Reading(max_history=(max_history or self.max_history) if self.max_history else 0, **how)
+    def read_options(self, max_history=None, **options):
+        """`ReadOptions` for this task: `max_history` is the published one unless given, and nothing to other tasks."""
+        return ReadOptions(max_history=(max_history or self.max_history) if self.max_history else 0, **options)
 
-    def examples(self, record, location, how=Reading()):
+    def examples(self, record, location, options=ReadOptions()):
         """The examples of a raw json record, in order: one, or one for each turn of a conversation.
 
         Args:
             record: what stood in the file; anything, it is checked here.
             location: where it stood, for errors.
-            how: `Reading`.
+            options: `ReadOptions`.
 
         Raises:
             UserError: a field is missing or of the wrong type.
@@ -363,7 +363,7 @@ def canonical_name(name, kind):
     return str(name).lower() if str(name).lower() in names else names[0] if names else task.name
 
 
-def get(name, flag="--task"):
+def get_task(name, flag="--task"):
     """A task for the encoder with markers; an unknown name is a `UserError` that lists those known.
 
     Args:
@@ -378,7 +378,7 @@ def get(name, flag="--task"):
 def find_form(name, kind):
     """As `form` and `get`, but None where there is no such task or form."""
     try:
-        return get(name) if kind == "markers" else form(name, kind)
+        return get_task(name) if kind == "markers" else form(name, kind)
     except UserError:
         return None
 

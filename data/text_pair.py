@@ -4,7 +4,7 @@ Record: {"src": text, "tgt": text}.
 """
 
 from versatile.data.files import text_field
-from versatile.data.task import Example, Reading, Span, Task
+from versatile.data.task import Example, ReadOptions, Span, Task
 
 
 class TextPair(Task):
@@ -12,9 +12,9 @@ class TextPair(Task):
 
     min_tokens = 2
 
-    def examples(self, record, location, how=Reading()):
+    def examples(self, record, location, options=ReadOptions()):
         source, gold = text_field(record, "src", location), text_field(record, "tgt", location)
-        target = text_field(record, "distillated_tgt", location) if how.distilled else gold
+        target = text_field(record, "distillated_tgt", location) if options.distilled else gold
         yield self.assemble(source, target, [gold], location)
 
     def assemble(self, source, target="", references=(), location=""):

@@ -25,7 +25,7 @@ HELD_OUT_ROWS = 1000
 TASKS = registry.forms("text_to_text")
 
 
-def get(name, flag="--tasks"):
+def get_task(name, flag="--tasks"):
     """The `TextTask` of a name; a `UserError` for an unknown one."""
     return registry.form(name, "text_to_text", flag)
 
@@ -64,7 +64,7 @@ def load(task, split, data_dir=None, files=None, seed=42, split_validation_test=
     """
     from datasets import Dataset, Features, Value
 
-    task = task if isinstance(task, TextTask) else get(task)
+    task = task if isinstance(task, TextTask) else get_task(task)
     pairs = list(SplitRows(task, split, data_dir, files, seed, split_validation_test, n_obs, prefix))
     sources, targets, _ = zip(*pairs)
     columns = {"source": sources, "target": targets, "task": [task.name] * len(pairs)}

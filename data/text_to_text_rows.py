@@ -135,7 +135,7 @@ def _local(files, names, task):
 
 
 def _has_official(task, folder):
-    return bool(task.glue) and (folder / glue.get(task.glue["train"][0]).folder).is_dir()
+    return bool(task.glue) and (folder / glue.get_task(task.glue["train"][0]).folder).is_dir()
 
 
 def _official_split(task, names):

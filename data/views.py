@@ -15,7 +15,7 @@ from versatile.data.own_tasks import default_metrics
 from versatile.data.question_samples import QA
 from versatile.data.question_task import LifelongTask
 from versatile.data.row_store import RowStore
-from versatile.data.task import Reading, add_task
+from versatile.data.task import ReadOptions, add_task
 from versatile.data.text_pair import TextPair
 from versatile.data.text_task import TextTask
 from versatile.utils.errors import UserError
@@ -74,9 +74,9 @@ class MarkerTask(TextPair):
     def content_key(self, path, split):
         return self.pairs.content_key(split, path)
 
-    def examples(self, record, location, how=Reading()):
+    def examples(self, record, location, options=ReadOptions()):
         prompt, answers = self.pairs.example(record, location)
-        target = record.get("distillated_tgt") if how.distilled else answers[0]
+        target = record.get("distillated_tgt") if options.distilled else answers[0]
         if not isinstance(target, str):
             raise UserError("has no 'distillated_tgt'", location=location, expected="'distillated_tgt': a string",
                             remedy="let a teacher write it: python sentence_distiller.py --help")  # fmt: skip

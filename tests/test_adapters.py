@@ -16,12 +16,12 @@ from versatile.adapters.attach import attach, count_parameters, halve_frozen, pa
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.tensors import write_tensors
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.training.objectives import cross_entropy
 from versatile.utils.errors import UserError
 
 BOTTLENECKS = {"nlg": 8, "mt": 12}
-MARKERS = {t: get(t).markers for t in BOTTLENECKS}
+MARKERS = {t: get_task(t).markers for t in BOTTLENECKS}
 
 
 def attached(name="tiny-gpt2", bottlenecks=BOTTLENECKS, markers=MARKERS, seed=0):
@@ -77,7 +77,7 @@ class Words:
 @pytest.mark.parametrize("bottleneck, adapters", [(300, 5_560_848), (100, 1_872_048), (10, 212_088)])
 def test_adapter_sizes_are_the_published_ones(bottleneck, adapters):
     with torch.device("meta"):
-        model = attach(gpt2_on_meta(), Words(), {"nlg": get("nlg").markers}, {"nlg": bottleneck})
+        model = attach(gpt2_on_meta(), Words(), {"nlg": get_task("nlg").markers}, {"nlg": bottleneck})
     counts = count_parameters(model)
     assert counts == dict(adapters=adapters, task_rows=8448, backbone=0, total=124_439_808)
 
@@ -94,7 +94,7 @@ def test_five_published_tasks_have_the_published_total():
 
 def test_the_trained_share_is_printed():
     with torch.device("meta"):
-        model = attach(gpt2_on_meta(), Words(), {"nlg": get("nlg").markers}, {"nlg": 10})
+        model = attach(gpt2_on_meta(), Words(), {"nlg": get_task("nlg").markers}, {"nlg": 10})
     assert "adapters 212,088 + task embeddings 8,448 = 0.18 % of 124.4M" in parameter_summary(model)
 
 

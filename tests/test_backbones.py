@@ -11,7 +11,7 @@ from versatile.adapters.attach import attach
 from versatile.adapters.backbones import family
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import Backbone, all_backbones, backbone_of
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.training.objectives import cross_entropy
 
 _SMALL = dict(vocab_size=90, num_hidden_layers=2, num_attention_heads=2, hidden_size=32)
@@ -86,7 +86,7 @@ def test_a_new_family_trains_saves_and_loads_with_no_other_file_touched(tmp_path
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     model, tokenizer = backbones.load(folder)
-    attach(model, tokenizer, {t: get(t).markers for t in ("nlg", "mt")}, {"nlg": 4, "mt": 6})
+    attach(model, tokenizer, {t: get_task(t).markers for t in ("nlg", "mt")}, {"nlg": 4, "mt": 6})
     ids, task_ids = torch.randint(0, 80, (4, 9)), torch.tensor([0, 1, 1, 0])
     cross_entropy(model, dict(input_ids=ids, labels=ids, task_ids=task_ids)).backward()
     assert all(p.grad.any() for n, p in model.named_parameters() if p.requires_grad and ".rows." not in n)

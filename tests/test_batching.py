@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from versatile.data import cache
 from versatile.data.batching import Batches, plan
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.utils.errors import UserError
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=120)
@@ -116,7 +116,7 @@ def tokenizer():
     from transformers import GPT2TokenizerFast
 
     tokenizer = GPT2TokenizerFast(str(TINY / "vocab.json"), str(TINY / "merges.txt"))
-    add_tokens(tokenizer, {t: get(t).markers for t in ("nlg", "mt")})
+    add_tokens(tokenizer, {t: get_task(t).markers for t in ("nlg", "mt")})
     return tokenizer
 
 
@@ -130,14 +130,14 @@ PAIRS = [{"src": f"the river inn number {i}", "tgt": f"le restaurant {i} " * (i 
 
 def load(path, tokenizer, tmp_path, task="mt", **kw):
     kw = dict(training=True) | kw
-    return cache.load(path, "train", get(task), tokenizer, 128, cache_dir=tmp_path / "cache", **kw)
+    return cache.load(path, "train", get_task(task), tokenizer, 128, cache_dir=tmp_path / "cache", **kw)
 
 
 def test_the_cache_returns_what_encoding_gives(tokenizer, tmp_path):
     from versatile.data.encoders.markers import Encoder
 
     split = load(write(tmp_path / "d.json", PAIRS), tokenizer, tmp_path)
-    rows = Encoder(tokenizer, get("mt"), 128).encode([e for p in PAIRS for e in get("mt").examples(p, "")])
+    rows = Encoder(tokenizer, get_task("mt"), 128).encode([e for p in PAIRS for e in get_task("mt").examples(p, "")])
     assert len(split) == len(rows)
     for i, row in enumerate(rows):
         ids, types, prompt = split[i]
@@ -183,8 +183,8 @@ def _load_in_child(path, cache_dir, queue):
     from transformers import GPT2TokenizerFast
 
     tokenizer = GPT2TokenizerFast(str(TINY / "vocab.json"), str(TINY / "merges.txt"))
-    add_tokens(tokenizer, {t: get(t).markers for t in ("nlg", "mt")})
-    split = cache.load(path, "train", get("mt"), tokenizer, 128, training=True, cache_dir=cache_dir)
+    add_tokens(tokenizer, {t: get_task(t).markers for t in ("nlg", "mt")})
+    split = cache.load(path, "train", get_task("mt"), tokenizer, 128, training=True, cache_dir=cache_dir)
     queue.put((split.key, int(sum(ids.sum() for ids, _, _ in (split[i] for i in range(len(split)))))))
 
 

@@ -23,7 +23,7 @@ from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.methods import pointer as self_copy
 from versatile.data import instances
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.training.decoding import Decoding, decode
 
 import combine_all
@@ -58,9 +58,9 @@ def lively(name):
 def trained(folder, tasks, backbone="tiny-gpt2", seed=0, history=3, **more):
     """A directory as training leaves it: what is trained of the tasks is random."""
     model, tokenizer = backbones.load(str(lively(backbone) if backbone in NAMES else backbone))
-    markers = {task: get(task).markers for task in tasks}
+    markers = {task: get_task(task).markers for task in tasks}
     attach(model, tokenizer, markers, {task: TASKS.get(task, 6) for task in tasks}, **more)
-    model.info.histories = {task: history for task in tasks if get(task).max_history}
+    model.info.histories = {task: history for task in tasks if get_task(task).max_history}
     noise = torch.Generator().manual_seed(seed)
     for p in trainable(model).values():
         p.data += 0.1 * torch.randn(p.shape, generator=noise)
@@ -97,8 +97,9 @@ def answers(directory, task, count=3):
 
 def answered(model, tokenizer, task, count=3):
     """(scores on base and own columns, greedy outputs) for a task's samples, one task in a batch."""
-    found = instances.read(SAMPLES / f"{task}.json", "valid", get(task), get(task).reading(decoding=True), count)
-    prompts, _ = instances.prompts(get(task), model.task_id(task), tokenizer, found, 256, 12)
+    form = get_task(task)
+    found = instances.read(SAMPLES / f"{task}.json", "valid", form, form.read_options(decoding=True), count)
+    prompts, _ = instances.prompts(form, model.task_id(task), tokenizer, found, 256, 12)
     with torch.no_grad():
         scores = [combine._scores(model, tokenizer, task, (p.ids, p.types)) for p in prompts]
     return scores, decode(model, tokenizer, prompts, Decoding(max_length=12))
@@ -257,13 +258,13 @@ def test_a_released_vlm_combined_alone_scores_as_it_did(tmp_path):
 
 def test_the_ledger_has_the_published_numbers():
     model, bottlenecks = gpt2_on_meta(), dict(mt=300, summarization=100, dialogue=100, qa=300, nlg=10)
-    attach(model, Words(), {task: get(task).markers for task in bottlenecks}, bottlenecks)
+    attach(model, Words(), {task: get_task(task).markers for task in bottlenecks}, bottlenecks)
     counts = combine.count_task_parameters(model)
     adapters = {task: own["adapters"] for task, own in counts["tasks"].items()}
     assert adapters == dict(mt=5_560_848, summarization=1_872_048, dialogue=1_872_048, qa=5_560_848, nlg=212_088)
     assert sum(adapters.values()) == 15_077_880 and counts["backbone"] == 124_439_808
     assert {task: own["rows"] for task, own in counts["tasks"].items()} == {
-        task: 768 * len(get(task).markers) for task in bottlenecks
+        task: 768 * len(get_task(task).markers) for task in bottlenecks
     }
     assert counts["added"] == 15_077_880 + 29 * 768 and counts["together"] == counts["backbone"] + counts["added"]
     assert counts["separate"] == 5 * counts["backbone"]
@@ -354,7 +355,7 @@ def test_a_task_joins_a_vlm_whose_backbone_was_trained(tmp_path):
 
 def test_self_copy_stays_with_its_own_tasks(gpt2, tmp_path, capsys):
     model, tokenizer = backbones.load(str(lively("tiny-gpt2")))
-    attach(model, tokenizer, {t: get(t).markers for t in ("mt", "summarization")}, {"mt": 4, "summarization": 4})
+    attach(model, tokenizer, {t: get_task(t).markers for t in ("mt", "summarization")}, {"mt": 4, "summarization": 4})
     self_copy.add(model)
     checkpoint.save(model, tokenizer, tmp_path / "pointer")
     pointer = tmp_path / "pointer"
@@ -398,7 +399,7 @@ def other_tokenizer(folder):
 
 def finetuned(folder):
     model, tokenizer = backbones.load("tiny-gpt2")
-    attach(model, tokenizer, {"nlg": get("nlg").markers})
+    attach(model, tokenizer, {"nlg": get_task("nlg").markers})
     checkpoint.save(model, tokenizer, folder)
     return folder
 
@@ -524,7 +525,7 @@ def test_a_vlm_behind_a_link_is_replaced_where_it_lies(gpt2, tmp_path):
 
 
 def test_a_task_of_another_version_is_refused(gpt2, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(type(get("mt")), "markers", (*get("mt").markers, "<more>"))
+    monkeypatch.setattr(type(get_task("mt")), "markers", (*get_task("mt").markers, "<more>"))
     with pytest.raises(SystemExit):
         combined(tmp_path / "vlm", {"mt": gpt2["mt"]})
     assert "task 'mt' has other markers here" in capsys.readouterr().err and not (tmp_path / "vlm").exists()

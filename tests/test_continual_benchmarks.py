@@ -169,16 +169,17 @@ def test_the_name_of_an_order_stands_for_its_tasks():
 
 def test_rouge_l_is_that_of_the_whole_text():
     samples = [QA("c", "q", ("the cat sat. it purred",))]
-    found = scores.score(tasks.get(SAMSUM), ["it purred. the cat sat"], samples)
+    found = scores.score(tasks.get_task(SAMSUM), ["it purred. the cat sat"], samples)
     # Three of five words in order; sentence by sentence all five are.
-    assert found["rougeL"].value == pytest.approx(60) and tasks.get(SAMSUM).metric == "rougeL"
+    assert found["rougeL"].value == pytest.approx(60) and tasks.get_task(SAMSUM).metric == "rougeL"
     assert scores.rouge(["it purred. the cat sat"], [["the cat sat. it purred"]])["rougeL"].value == pytest.approx(100)
 
 
 def test_edit_similarity_is_the_share_of_matching_characters():
-    found = scores.score(tasks.get("trace.py150"), ["abcd", "x"], [QA("c", "q", ("bcde",)), QA("c", "q", ("y", "x"))])
+    samples = [QA("c", "q", ("bcde",)), QA("c", "q", ("y", "x"))]
+    found = scores.score(tasks.get_task("trace.py150"), ["abcd", "x"], samples)
     assert found["edit_similarity"].value == pytest.approx((75 + 100) / 2)
-    assert tasks.get("trace.fomc").metric == "em" and tasks.get("trace.meetingbank").metric == "rougeL"
+    assert tasks.get_task("trace.fomc").metric == "em" and tasks.get_task("trace.meetingbank").metric == "rougeL"
 
 
 def test_numbers_under_the_names_of_the_papers():

@@ -198,4 +198,4 @@ def test_the_task_reads_what_was_converted(tmp_path):
     from versatile.data import task
 
     got, _ = run(tmp_path, "personachat", "--train", write(tmp_path / "a.txt", as_text(PERSONA, EXCHANGES)))
-    assert len(list(task.get("dialogue").examples(got["train"][0], "here"))) == 2
+    assert len(list(task.get_task("dialogue").examples(got["train"][0], "here"))) == 2

@@ -335,5 +335,5 @@ def test_the_task_reads_what_was_converted(tmp_path):
 
     path = coqa_file(tmp_path / "a.json", story([(1, "who?", "me"), (2, "why?", "so")], [[(1, "I")]]))
     got, _ = run(tmp_path, "coqa", "--train", path)
-    examples = list(task.get("qa").examples(got["train"][0], "here"))
+    examples = list(task.get_task("qa").examples(got["train"][0], "here"))
     assert [example.references for example in examples] == [["me", "I"], ["so"]]

@@ -11,7 +11,7 @@ from converting import NOISE, SETTINGS, attempt, damaged, error, run, sizes, wri
 from hypothesis import given
 from hypothesis import strategies as st
 from versatile.data.samples.triples import make_webnlg
-from versatile.data.task import get
+from versatile.data.task import get_task
 
 
 def entry(triples, texts):
@@ -194,7 +194,7 @@ def test_damaged_files_are_survived(skip_bad, allow_cut, noise, data):
 def test_the_task_reads_what_was_converted_and_scores_against_all_references(tmp_path):
     path = write(tmp_path / "a.xml", xml_text(entry(TRIPLES, ["One.", "Two words."])))
     got, _ = run(tmp_path, "webnlg", "--train", path, "--test", path)
-    task = get("webnlg")
+    task = get_task("webnlg")
     ((first,), (second,)) = [list(task.examples(record, "here")) for record in got["train"]]
     assert (first.source, first.target.text, second.references) == (SRC, "One.", ["Two words."])
     (example,) = task.examples(got["test"][0], "here")

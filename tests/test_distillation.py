@@ -26,12 +26,12 @@ from versatile.adapters.labels import LabelScores
 from versatile.adapters.methods import pointer as self_copy
 from versatile.data import cache
 from versatile.data.batching import Batches
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.training.distillation import WordTeacher, same_vocabulary
 from versatile.training.objectives import Distilled, cross_entropy
 from versatile.utils.errors import UserError
 
-NLG = get("nlg")
+NLG = get_task("nlg")
 
 
 def attached(tasks=("nlg",), bottlenecks=4, name="tiny-gpt2", seed=0):
@@ -39,7 +39,7 @@ def attached(tasks=("nlg",), bottlenecks=4, name="tiny-gpt2", seed=0):
     model, tokenizer = backbones.load(name)
     torch.manual_seed(seed)
     widths = None if bottlenecks is None else dict.fromkeys(tasks, bottlenecks)
-    attach(model, tokenizer, {t: get(t).markers for t in tasks}, widths)
+    attach(model, tokenizer, {t: get_task(t).markers for t in tasks}, widths)
     with torch.no_grad():
         for p in trainable(model).values():
             p += 0.1 * torch.randn(p.shape)
@@ -54,7 +54,7 @@ def ready(pair):
 def batch_for(pair, data, rows=5):
     """The first training rows as train.py hands them to a model of this tokenizer, and the number of labels."""
     model, tokenizer = pair
-    split = cache.load(data, "train", NLG, tokenizer, 256, training=True, how=NLG.reading())
+    split = cache.load(data, "train", NLG, tokenizer, 256, training=True, options=NLG.read_options())
     batch = Batches({"nlg": split}, {"nlg": model.task_id("nlg")}, tokenizer.pad_token_id, 256).collate(np.arange(rows))
     return batch, int((batch["labels"] != -100).sum())
 

@@ -25,13 +25,13 @@ from versatile.adapters.attach import attach, count_parameters, halve_frozen, tr
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.training.decoding import Decoding, Prompt, decode, left_padded
 from versatile.training.objectives import cross_entropy
 from versatile.utils.devices import prepare_for_device
 
 BOTTLENECKS = {"nlg": 8, "mt": 12}
-MARKERS = {t: get(t).markers for t in BOTTLENECKS}
+MARKERS = {t: get_task(t).markers for t in BOTTLENECKS}
 KINDS = ["tiny-t5", "v1.1", "mt5"]
 
 

@@ -31,7 +31,7 @@ from versatile.adapters import checkpoint, combine, inference
 from versatile.adapters.attach import trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.methods import pointer as self_copy
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.training.decoding import Decoding, decode
 from versatile.training.distillation import WordTeacher
 from versatile.training.objectives import Distilled, cross_entropy
@@ -129,7 +129,7 @@ def test_an_adapter_of_another_kind_of_backbone_is_refused(tmp_path):
         (moved / checkpoint.CONFIG).write_text(json.dumps(config | dict(base_model_name_or_path=other)))
         with pytest.raises(UserError, match=rf"the backbone {other} has the fingerprint(.|\n)*trained on"):
             checkpoint.load(moved)
-    model, tokenizer = causal("tiny-gpt2", {"qa": 3}, {"qa": get("qa").markers})
+    model, tokenizer = causal("tiny-gpt2", {"qa": 3}, {"qa": get_task("qa").markers})
     with pytest.raises(UserError, match="the model in memory has the fingerprint"):
         checkpoint.load_onto(model, tokenizer, tmp_path / "tiny-t5")
     sources = [*combine.read(tmp_path / "tiny-gpt2", ["nlg"]), *combine.read(tmp_path / "tiny-t5", ["mt"])]
@@ -154,7 +154,7 @@ def test_word_distillation_equals_a_plain_computation_from_full_scores(kind):
     # The teacher holds more tasks: it numbers the markers differently.
     teacher = attached(backbone(kind), {"nlg": 3, "mt": 6}, seed=2)
     inference.prepare_for_inference(teacher[0], torch.device("cpu"), torch.float32)
-    objective = Distilled(WordTeacher(teacher, student, get("mt")), None, temperature, alpha)
+    objective = Distilled(WordTeacher(teacher, student, get_task("mt")), None, temperature, alpha)
     batch = rows(student[1], tasks=(0,))
     loss = objective(student[0], batch, 1)
     theirs = batch | dict(task_ids=torch.full((4,), 1), token_type_ids=batch["token_type_ids"].clone())
@@ -179,7 +179,7 @@ def test_a_teacher_of_another_vocabulary_is_refused():
     from test_adapters import attached as causal
 
     with pytest.raises(UserError, match="--teacher: the teacher's vocabulary"):
-        WordTeacher(causal("tiny-gpt2"), attached("tiny-t5"), get("mt"))
+        WordTeacher(causal("tiny-gpt2"), attached("tiny-t5"), get_task("mt"))
 
 
 @pytest.fixture
@@ -199,8 +199,8 @@ def test_a_student_learns_a_teachers_texts_and_distributions(data, tmp_path):
     inference.prepare_for_inference(model, torch.device("cpu"), torch.float32)
     from versatile.data import instances
 
-    examples = list(get("nlg").examples(records[5], "x", get("nlg").reading(decoding=True)))
-    (prompt,), _ = instances.prompts(get("nlg"), model.task_id("nlg"), tokenizer, examples, 256, 6)
+    examples = list(get_task("nlg").examples(records[5], "x", get_task("nlg").read_options(decoding=True)))
+    (prompt,), _ = instances.prompts(get_task("nlg"), model.task_id("nlg"), tokenizer, examples, 256, 6)
     (ids,) = decode(model, tokenizer, [prompt], Decoding(max_length=6, min_length=2))
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() == texts[5]
     runs = {}

@@ -13,7 +13,7 @@ from transformers import GPT2TokenizerFast
 from versatile.adapters.attach import add_tokens
 from versatile.adapters.imports.vlm import ROWS
 from versatile.data.encoders.markers import Encoder
-from versatile.data.task import Example, Span, all_tasks, get, load_tasks, register
+from versatile.data.task import Example, Span, all_tasks, get_task, load_tasks, register
 from versatile.utils.errors import UserError
 
 VGLM = GOLDEN / "vglm"
@@ -33,13 +33,13 @@ def tokenizer():
 
 def examples(task, split, distilled=False):
     raw = golden("loader.json")["raw"][task]
-    how = get(task).reading(max_history=1, distilled=distilled)
+    options = get_task(task).read_options(max_history=1, distilled=distilled)
     raw = raw["val"] if split == "valid" and "val" in raw else raw[split]
-    return [e for i, r in enumerate(raw) for e in get(task).examples(r, f"{task}:{split}[{i}]", how)]
+    return [e for i, r in enumerate(raw) for e in get_task(task).examples(r, f"{task}:{split}[{i}]", options)]
 
 
 def one(task, record, location="here"):
-    (example,) = get(task).examples(record, location)
+    (example,) = get_task(task).examples(record, location)
     return example
 
 
@@ -55,8 +55,8 @@ def test_training_rows_equal_the_original_loader(tokenizer, task, distilled):
         # The original reads mt's test split in place of validation; ours never does, so the test compares that.
         raw_split = "test" if (task, split) == ("mt", "valid") else split
         given_examples = examples(task, raw_split, distilled and split == "train")
-        encoded = Encoder(tokenizer, get(task), 10_000).encode(given_examples)
-        kept = [e for x, e in zip(given_examples, encoded) if not _unusable(get(task), x, e)]
+        encoded = Encoder(tokenizer, get_task(task), 10_000).encode(given_examples)
+        kept = [e for x, e in zip(given_examples, encoded) if not _unusable(get_task(task), x, e)]
         theirs = out[split]
         assert len(kept) == len(theirs["input_ids"])
         for row, ids, types, labels in zip(kept, *(theirs[k] for k in ("input_ids", "token_type_ids", "lm_labels"))):
@@ -73,7 +73,7 @@ def test_assembled_rows_equal_the_original_builders(tokenizer):
     for case in golden("builders.json")["cases"]:
         if not case["with_eos"]:
             continue
-        task = get(case["task"])
+        task = get_task(case["task"])
         encoder = Encoder(tokenizer, task, 10_000)
         row = encoder._assemble(*segments(task, case))
         assert row.ids == case["out"]["input_ids"]
@@ -100,7 +100,7 @@ def segments(task, case):
 
 
 def test_texts_get_the_original_ids_unless_they_spell_a_special_token(tokenizer):
-    encoder = Encoder(tokenizer, get("nlg"), 10_000)
+    encoder = Encoder(tokenizer, get_task("nlg"), 10_000)
     for case in golden("tokenizer.json")["cases"]:
         ids = encoder._tokenize([case["text"]])[0]
         if not case["text"].strip():
@@ -124,7 +124,7 @@ MARKED = st.text(max_size=40) | st.sampled_from(
 def test_any_text_encodes_to_one_eos_at_the_end_and_no_foreign_markers(pairs, target):
     tokenizer = GPT2TokenizerFast(str(TINY / "vocab.json"), str(TINY / "merges.txt"))
     add_tokens(tokenizer, ROWS)
-    task = get("nlg")
+    task = get_task("nlg")
     encoder = Encoder(tokenizer, task, 400)
     row = encoder.encode([one("nlg", {"src": dict(pairs), "tgt": target})])[0]
     eos = tokenizer.convert_tokens_to_ids("<eos_nlg>")
@@ -137,17 +137,17 @@ def test_any_text_encodes_to_one_eos_at_the_end_and_no_foreign_markers(pairs, ta
 
 
 def test_only_the_first_tokens_of_a_long_side_are_kept(tokenizer):
-    encoder = Encoder(tokenizer, get("mt"), 1000)
+    encoder = Encoder(tokenizer, get_task("mt"), 1000)
     row = encoder.encode([one("mt", {"src": "a b " * 200, "tgt": "c d " * 200})])[0]
     assert row.prompt_length == 1 + 1 + 100 + 1 and len(row.ids) == row.prompt_length + 100 + 1
     assert encoder.counts["over its limit"] == 2
 
 
 def test_over_long_inputs_lose_their_end_and_never_the_target(tokenizer):
-    encoder = Encoder(tokenizer, get("nlg"), 64)
+    encoder = Encoder(tokenizer, get_task("nlg"), 64)
     record = {"src": {"name": "x " * 100, "food": "y " * 30}, "tgt": "they serve it all day long"}
     row = encoder.encode([one("nlg", record)])[0]
-    alone = Encoder(tokenizer, get("nlg"), 1000).encode([one("nlg", record)])[0]
+    alone = Encoder(tokenizer, get_task("nlg"), 1000).encode([one("nlg", record)])[0]
     assert len(row.ids) == 64
     assert row.ids[row.prompt_length :] == alone.ids[alone.prompt_length :]
     assert encoder.counts["over the positions"] == 1
@@ -156,13 +156,13 @@ def test_over_long_inputs_lose_their_end_and_never_the_target(tokenizer):
 
 
 def test_a_prompt_leaves_the_room_that_decoding_needs(tokenizer):
-    encoder = Encoder(tokenizer, get("nlg"), 64, reserve=40)
+    encoder = Encoder(tokenizer, get_task("nlg"), 64, reserve=40)
     row = encoder.encode([one("nlg", {"src": {"name": "x " * 100}, "tgt": ""})])[0]
     assert row.prompt_length + 40 <= 64
 
 
 def test_a_target_longer_than_the_positions_is_an_error_with_its_place(tokenizer):
-    encoder = Encoder(tokenizer, get("nlg"), 32)
+    encoder = Encoder(tokenizer, get_task("nlg"), 32)
     with pytest.raises(UserError, match=r"d.json:train\[3\].*\n.*at most 32"):
         encoder.encode([one("nlg", {"src": {"name": "x"}, "tgt": "word " * 60}, "d.json:train[3]")])
 
@@ -170,7 +170,7 @@ def test_a_target_longer_than_the_positions_is_an_error_with_its_place(tokenizer
 def test_a_tokenizer_without_the_tasks_markers_is_refused():
     bare = GPT2TokenizerFast(str(TINY / "vocab.json"), str(TINY / "merges.txt"))
     with pytest.raises(UserError, match="no token '<bos_nlg>'"):
-        Encoder(bare, get("nlg"), 100)
+        Encoder(bare, get_task("nlg"), 100)
 
 
 @pytest.mark.parametrize("record, wrong", [
@@ -189,25 +189,25 @@ TALK = {"personality": ["i bake .", "i ski ."], "utterances": [{"history": HISTO
 
 
 def test_a_conversation_gives_an_example_an_utterance_with_the_last_turns_and_the_last_candidate():
-    task = get("dialogue")
-    rows = list(task.examples(TALK, "d.json:train[0]", task.reading(max_history=1)))
+    task = get_task("dialogue")
+    rows = list(task.examples(TALK, "d.json:train[0]", task.read_options(max_history=1)))
     assert len(rows) == 3
     assert [span.text for span in rows[0].context] == ["i bake . i ski .", "q two", "a two", "q three"]
     assert [span.marker for span in rows[0].context] == ["<persona>", "<speaker1>", "<speaker2>", "<speaker1>"]
     assert rows[0].target.text == "yes ." and rows[0].target.marker == "<speaker2>"
     # Training rotates the persona, decoding does not.
     assert [row.context[0].text for row in rows] == ["i bake . i ski .", "i ski . i bake .", "i bake . i ski ."]
-    fixed = task.examples(TALK, "here", task.reading(max_history=1, decoding=True))
+    fixed = task.examples(TALK, "here", task.read_options(max_history=1, decoding=True))
     assert {row.context[0].text for row in fixed} == {"i bake . i ski ."}
 
 
 def test_a_long_conversation_loses_its_oldest_turns_then_its_documents_end_and_never_question_or_answer(tokenizer):
-    task = get("qa")
+    task = get_task("qa")
 
     def row(positions, document="x y z " * 20):
         record = {"document": [document], "utterances": [{"history": HISTORY, "candidates": ["the answer"]}]}
         encoder = Encoder(tokenizer, task, positions)
-        return encoder.encode(list(task.examples(record, "here", task.reading(max_history=2))))[0], encoder
+        return encoder.encode(list(task.examples(record, "here", task.read_options(max_history=2))))[0], encoder
 
     whole, encoder = row(1000)
     question, answer = whole.ids[: whole.prompt_length].count(encoder.marker_ids["<question>"]), whole.prompt_length
@@ -234,40 +234,40 @@ def test_a_long_conversation_loses_its_oldest_turns_then_its_documents_end_and_n
 ])  # fmt: skip
 def test_a_malformed_conversation_is_an_error_that_names_the_utterance(record, wrong):
     with pytest.raises(UserError, match=rf"d\.json:valid\[4\](.|\n)*{wrong}"):
-        list(get("dialogue").examples(record, "d.json:valid[4]"))
+        list(get_task("dialogue").examples(record, "d.json:valid[4]"))
 
 
 def test_a_file_without_the_teachers_targets_is_refused_where_they_are_wanted():
     for task, record in (("mt", {"src": "a", "tgt": "b"}), ("dialogue", TALK)):
         with pytest.raises(UserError, match=r"here(.|\n)*distillated_"):
-            list(get(task).examples(record, "here", get(task).reading(distilled=True)))
+            list(get_task(task).examples(record, "here", get_task(task).read_options(distilled=True)))
 
 
 def test_a_teachers_outputs_come_back_as_targets():
     for task, record, outputs in (("summarization", {"src": "a", "tgt": "b"}, ["c"]), ("dialogue", TALK, list("xyz"))):
-        task = get(task)
+        task = get_task(task)
         new = task.distil(record, outputs)
-        assert [e.target.text for e in task.examples(new, "here", task.reading(distilled=True))] == outputs
-        gold = [[e.target.text for e in task.examples(r, "here", task.reading())] for r in (record, new)]
+        assert [e.target.text for e in task.examples(new, "here", task.read_options(distilled=True))] == outputs
+        gold = [[e.target.text for e in task.examples(r, "here", task.read_options())] for r in (record, new)]
         assert gold[0] == gold[1]
 
 
 def test_what_a_person_types_becomes_the_example_of_the_same_record():
-    task, session = get("dialogue"), {}
+    task, session = get_task("dialogue"), {}
     for line in ("persona: i bake .", "Persona: i ski ."):
         example, session = task.typed(line, session)
         assert example is None
     for question, answer in (("q one", "a one"), ("q two", "a two"), ("q three", "yes .")):
         example, session = task.typed(question, session)
         session = task.answered(answer, session)
-    (expected, *_) = task.examples(TALK, "input", task.reading(decoding=True))
+    (expected, *_) = task.examples(TALK, "input", task.read_options(decoding=True))
     assert example.context == expected.context
-    nlg = get("nlg").typed("name[The Vaults], customer rating[5 out of 5]", {})[0]
+    nlg = get_task("nlg").typed("name[The Vaults], customer rating[5 out of 5]", {})[0]
     record = {"src": {"name": "The Vaults", "customer rating": "5 out of 5"}, "tgt": ""}
     assert nlg.context == one("nlg", record).context
     for task in ("nlg", "qa"):
         with pytest.raises(UserError, match="expected"):
-            get(task).typed("what is it?", {})
+            get_task(task).typed("what is it?", {})
     for task in all_tasks().values():
         assert task.sample and task.typed(task.sample, {})
 
@@ -285,7 +285,7 @@ JSON = st.recursive(
 def test_any_json_is_examples_or_a_clear_error(record, distilled):
     for task in all_tasks().values():
         try:
-            examples = list(task.examples(record, "here", task.reading(distilled=distilled)))
+            examples = list(task.examples(record, "here", task.read_options(distilled=distilled)))
         except UserError as error:
             assert "here" in str(error)
         else:
@@ -293,7 +293,7 @@ def test_any_json_is_examples_or_a_clear_error(record, distilled):
 
 
 def test_two_tasks_of_one_name_or_with_a_shared_marker_are_refused():
-    mt = type(get("mt"))
+    mt = type(get_task("mt"))
     with pytest.raises(ValueError, match="duplicate task 'mt'"):
         register(mt)
     with pytest.raises(ValueError, match="markers already used"):
@@ -302,4 +302,4 @@ def test_two_tasks_of_one_name_or_with_a_shared_marker_are_refused():
 
 def test_an_unknown_task_names_the_known_ones():
     with pytest.raises(UserError, match="one of " + ", ".join(sorted(load_tasks()))):
-        get("poetry")
+        get_task("poetry")

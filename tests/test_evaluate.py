@@ -45,13 +45,13 @@ def loaded(trained, data):
     from versatile.adapters import checkpoint
     from versatile.data.encoders.markers import Encoder
     from versatile.data.json_files import iter_records
-    from versatile.data.task import get
+    from versatile.data.task import get_task
 
     made = {}
 
     def make(model, bottleneck):
         if (model, bottleneck) not in made:
-            task = get("nlg")
+            task = get_task("nlg")
             held, tokenizer = checkpoint.load(trained(model, bottleneck), "nlg")
             encoder = Encoder(tokenizer, task, 256, reserve=40)
             examples = [e for location, record in iter_records(data, "test") for e in task.examples(record, location)][
@@ -195,11 +195,11 @@ def test_left_padding_counts_positions_from_each_rows_start():
 def test_perplexity_equals_the_one_computed_one_example_at_a_time(model, bottleneck, loaded, trained, data, tmp_path):
     from versatile.data.encoders.markers import Encoder
     from versatile.data.json_files import iter_records
-    from versatile.data.task import get
+    from versatile.data.task import get_task
 
     evaluate(evaluated(trained(model, bottleneck), data, tmp_path / "out"), tmp_path / "log")
     held, tokenizer, _, _ = loaded(model, bottleneck)
-    task, total, count = get("nlg"), 0.0, 0
+    task, total, count = get_task("nlg"), 0.0, 0
     encoder = Encoder(tokenizer, task, 256)
     for location, record in iter_records(data, "test"):
         (encoded,) = encoder.encode(list(task.examples(record, location)))

@@ -39,9 +39,9 @@ def test_the_nine_tasks_come_first_in_the_order_of_the_published_task_ids():
     assert list(glue.TASKS) == [*ORDER, "mnli-mm", "ax"]
     assert {name: task.labels for name, task in glue.TASKS.items()} == LABELS
     assert [name for name, task in glue.TASKS.items() if task.regression] == ["sts-b"]
-    assert glue.get("STS-B") is glue.TASKS["sts-b"]
+    assert glue.get_task("STS-B") is glue.TASKS["sts-b"]
     with pytest.raises(UserError, match="unknown task 'stsx'"):
-        glue.get("stsx")
+        glue.get_task("stsx")
 
 
 def test_the_samples_are_what_their_generator_writes():

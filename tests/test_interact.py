@@ -23,7 +23,7 @@ from scripts import _CONTEXT, SAMPLES, run, without_java
 from versatile.adapters import checkpoint
 from versatile.adapters.attach import attach
 from versatile.adapters.backbones import loading as backbones
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.training.evaluation import one_line
 from versatile.utils.screen import escape_controls
 
@@ -38,7 +38,7 @@ def vlm(tmp_path_factory):
     model, tokenizer = backbones.load("tiny-gpt2")
     torch.manual_seed(3)
     # With GPT-2's own start of 0.02 every input gets the same answer.
-    attach(model, tokenizer, {t: get(t).markers for t in TASKS}, TASKS, save_backbone=True)
+    attach(model, tokenizer, {t: get_task(t).markers for t in TASKS}, TASKS, save_backbone=True)
     for p in model.parameters():
         if p.ndim > 1:
             p.data.add_(0.2 * torch.randn_like(p))

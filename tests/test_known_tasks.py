@@ -22,7 +22,7 @@ def done(result):
 
 def markers(name, path, split):
     """(source, target, references) of a split as the encoder with markers takes it."""
-    one = task.get(name)
+    one = task.get_task(name)
     records = one.records(path, split)
     return [(e.source, e.target.text, e.references) for at, record in records for e in one.examples(record, at)]
 
@@ -33,7 +33,7 @@ def text(name, split, folder):
 
 
 def questions(name, split, folder):
-    return question_samples.load_task(question_tasks.get(name), folder, split)
+    return question_samples.load_task(question_tasks.get_task(name), folder, split)
 
 
 # --- the same rows in every encoder ------------------------------------------------------------------------
@@ -49,17 +49,17 @@ def test_a_text_to_text_task_has_the_same_rows_with_markers_and_as_questions(spl
 
 
 def test_withheld_answers_are_not_scored_but_the_validation_rows_are():
-    assert task.get("rte").scored_split == "valid" and task.get("mnli").scored_split == "test"
+    assert task.get_task("rte").scored_split == "valid" and task.get_task("mnli").scored_split == "test"
     tested = [(qa.context, *qa.answers) for qa in questions("rte", "test", GLUE)]
     assert tested == text("rte", "validation", GLUE)
-    assert text_to_text.test_is_validation(text_to_text.get("qa"), SAMPLES)
-    assert not text_to_text.test_is_validation(text_to_text.get("nlg"), SAMPLES)
+    assert text_to_text.test_is_validation(text_to_text.get_task("qa"), SAMPLES)
+    assert not text_to_text.test_is_validation(text_to_text.get_task("nlg"), SAMPLES)
 
 
 def test_a_generation_task_has_the_same_inputs_as_text_to_text_with_all_its_references():
-    one = task.get("nlg")
-    expected = instances.read(SAMPLES / "nlg.json", "test", one, one.reading(decoding=True))
-    split = text_to_text.SplitRows(text_to_text.get("nlg"), "test", SAMPLES)
+    one = task.get_task("nlg")
+    expected = instances.read(SAMPLES / "nlg.json", "test", one, one.read_options(decoding=True))
+    split = text_to_text.SplitRows(text_to_text.get_task("nlg"), "test", SAMPLES)
     assert [(source, [target, *further]) for source, target, further in split] == [
         (e.source, e.references) for e in expected]  # fmt: skip
     assert max(len(e.references) for e in expected) > 1
@@ -87,12 +87,12 @@ def test_sentences_with_a_class_are_read_from_the_columns_of_the_text_to_text_fo
 
 def test_scores_are_the_tasks_own():
     outputs, right = ["0", "1", "maybe", "1"], [["0"], ["0"], ["1"], ["1"]]
-    scores, _ = task.get("mrpc").score(outputs, right)
-    expected = text_to_text.get("mrpc").score(outputs, [group[0] for group in right])
+    scores, _ = task.get_task("mrpc").score(outputs, right)
+    expected = text_to_text.get_task("mrpc").score(outputs, [group[0] for group in right])
     assert {name: score.value for name, score in scores.items()} == expected and set(expected) == {"f1", "acc"}
     hypotheses, references = ["a cheap pub", "a bar"], [["a cheap pub", "a pub"], ["the bar"]]
-    ours = text_to_text.get("webnlg").score(hypotheses, references)
-    assert ours == {name: s.value for name, s in task.get("webnlg").score(hypotheses, references)[0].items()}
+    ours = text_to_text.get_task("webnlg").score(hypotheses, references)
+    assert ours == {name: s.value for name, s in task.get_task("webnlg").score(hypotheses, references)[0].items()}
 
 
 def test_data_that_are_not_there_are_asked_for():

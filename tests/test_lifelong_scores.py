@@ -52,7 +52,7 @@ def test_texts_score_as_in_the_original():
     assert [" ".join(words(text)) for text, _ in THEIRS["normalize"]] == [text for _, text in THEIRS["normalize"]]
     answers, groups = map(list, zip(*THEIRS["pairs"]))
     for name, metric in (("sst", "compute_metrics_plain"), ("zre", "compute_metrics_corpus_f1")):
-        got = scores.score(tasks.get(name), answers, samples(groups))
+        got = scores.score(tasks.get_task(name), answers, samples(groups))
         assert values(got) == pytest.approx(THEIRS[metric], abs=1e-9)
     for key, name in (("EM", "em"), ("nEM", "nem"), ("nF1", "nf1")):
         assert values(got)[name] == pytest.approx(THEIRS[key], abs=1e-9)
@@ -66,7 +66,7 @@ def test_dialogues_score_as_in_the_original():
             random.Random(seed).shuffle(order)
         # The true answers come in the order of the ids, the samples in any.
         asked = samples([[turns[at][1]] for at in order], order)
-        got = scores.score(tasks.get("woz.en"), [answers[at] for at in order], asked, turns)
+        got = scores.score(tasks.get_task("woz.en"), [answers[at] for at in order], asked, turns)
         assert values(got) == pytest.approx(THEIRS["compute_metrics_dialogue"], abs=1e-9)
 
 
@@ -82,7 +82,7 @@ def test_bleu_is_the_originals():
     got = scores.bleu(answers, groups)
     assert got.value == pytest.approx(THEIRS["bleu"], abs=1e-9)
     assert "case:lc" in got.signature
-    assert values(scores.score(tasks.get("iwslt.en.de"), answers, samples(groups)))["bleu"] == got.value
+    assert values(scores.score(tasks.get_task("iwslt.en.de"), answers, samples(groups)))["bleu"] == got.value
 
 
 # Upper-case WHERE loses its conditions in the original; text without SELECT is a query of its there.
@@ -118,7 +118,7 @@ def test_lfem_is_the_originals_but_for_its_faults_and_leaves_the_true_queries_al
 
 
 def test_no_answer_is_right_where_there_is_none():
-    got = values(scores.score(tasks.get("squad2"), ["", "the", "x"], samples([[""], [""], [""]])))
+    got = values(scores.score(tasks.get_task("squad2"), ["", "the", "x"], samples([[""], [""], [""]])))
     assert got == pytest.approx({"em": 100 / 3, "nf1": 200 / 3, "nem": 200 / 3})
 
 
@@ -131,7 +131,7 @@ def test_empty_true_answers_make_empty_answers_unanswerable():
 
 
 def test_rouge_takes_the_best_answer_and_the_order_of_sentences_does_not_count():
-    task = tasks.get("rnnlg.hotel")
+    task = tasks.get_task("rnnlg.hotel")
     got = scores.score(task, ["The cats sat. A dog ran."], samples([["no", "a dog ran. the cat sat."]]))
     # "cats" and "cat" have one stem; of ten two-word sequences only the one across the full stop is lost.
     assert values(got)["rouge1"] == 100
@@ -172,7 +172,7 @@ def test_dialogues_do_not_mix():
 
 
 def test_true_answers_of_another_file_are_refused():
-    task = tasks.get("woz.en")
+    task = tasks.get_task("woz.en")
     turns = [(f"en_0_{at}", f"food: f{at};") for at in range(4)]
     groups = [[answer] for _, answer in turns]
     answers = [answer for _, answer in turns]

@@ -55,7 +55,7 @@ def test_every_task_of_the_originals_has_the_originals_file_names():
     splits = ("train", "dev", "test", "distil")
     assert list(tasks.TASKS)[: len(names)] == names
     assert set(tasks.TASKS) - set(names) == {task for order in ORDERS.values() for task in order}
-    files = {name: tuple(tasks.get(name).filename(split) for split in splits) for name in names}
+    files = {name: tuple(tasks.get_task(name).filename(split) for split in splits) for name in names}
     assert files["squad1"] == ("squad-train-v1.1.json", "squad-dev-v1.1.json", "squad-dev-v1.1.json",
                                "squad-distil-v1.1.json")  # fmt: skip
     assert files["squad2"][2] == "squad-dev-v2.0.json"
@@ -64,7 +64,7 @@ def test_every_task_of_the_originals_has_the_originals_file_names():
         assert files[name] == tuple(
             f"{name}_to_squad-{split}-v2.0.json" for split in ("train", "dev", "test", "distil")
         )
-    without = {name for name in names if not tasks.get(name).has_dev}
+    without = {name for name in names if not tasks.get_task(name).has_dev}
     assert without == set(names[11:])
 
 
@@ -87,8 +87,8 @@ def test_an_unknown_task_is_refused_with_the_name_it_may_be():
 def test_files_are_found_plain_or_compressed(tmp_path):
     written(tmp_path / "ag_to_squad-train-v2.0.json", squad(("c", [("q", ["a"])])))
     (tmp_path / "squad-dev-v1.1.json.gz").write_bytes(gzip.compress(json.dumps(squad(("c", [("q", ["a"])]))).encode()))
-    assert tasks.find(tmp_path, tasks.get("ag"), "train") == str(tmp_path / "ag_to_squad-train-v2.0.json")
-    path = tasks.find(tmp_path, tasks.get("squad1"), "test")
+    assert tasks.find(tmp_path, tasks.get_task("ag"), "train") == str(tmp_path / "ag_to_squad-train-v2.0.json")
+    path = tasks.find(tmp_path, tasks.get_task("squad1"), "test")
     assert path.endswith("squad-dev-v1.1.json.gz")
     assert samples.load(path, "test") == [QA("c", "q", ("a",), None, f"{path}:data[0].paragraphs[0].qas[0]")]
 
@@ -96,25 +96,25 @@ def test_files_are_found_plain_or_compressed(tmp_path):
 def test_a_missing_file_is_named_with_those_that_are_there(tmp_path):
     for name in ("ag_to_squad-tset-v2.0.json", "zre_to_squad-dev-v2.0.json", "notes.txt"):
         written(tmp_path / name, "{}")
-    message = error(tasks.find, tmp_path, tasks.get("ag"), "test")
+    message = error(tasks.find, tmp_path, tasks.get_task("ag"), "test")
     assert "no ag_to_squad-test-v2.0.json; its json files are: ag_to_squad-tset-v2.0.json, zre" in message
     assert "notes.txt" not in message
     assert "python -m data.convert" in message
-    message = error(tasks.find, tmp_path, tasks.get("ag"), "distil")
+    message = error(tasks.find, tmp_path, tasks.get_task("ag"), "distil")
     assert "ag_to_squad-distil-v2.0.json" in message
     assert "teacher" in message
-    assert "woz.en_answers.json" in error(tasks.find_gold, tmp_path, tasks.get("woz.en"))
-    assert "squad-woz" in error(tasks.find_gold, tmp_path, tasks.get("woz.en"))
-    assert "no such directory" in error(tasks.find, tmp_path / "none", tasks.get("ag"), "test")
-    assert "not a directory" in error(tasks.find, tmp_path / "notes.txt", tasks.get("ag"), "test")
+    assert "woz.en_answers.json" in error(tasks.find_gold, tmp_path, tasks.get_task("woz.en"))
+    assert "squad-woz" in error(tasks.find_gold, tmp_path, tasks.get_task("woz.en"))
+    assert "no such directory" in error(tasks.find, tmp_path / "none", tasks.get_task("ag"), "test")
+    assert "not a directory" in error(tasks.find, tmp_path / "notes.txt", tasks.get_task("ag"), "test")
 
 
 def test_a_task_without_a_dev_file_needs_none_but_takes_one(tmp_path):
-    assert tasks.find(tmp_path, tasks.get("ag"), "dev") is None
-    assert tasks.find_gold(tmp_path, tasks.get("ag")) is None
+    assert tasks.find(tmp_path, tasks.get_task("ag"), "dev") is None
+    assert tasks.find_gold(tmp_path, tasks.get_task("ag")) is None
     path = written(tmp_path / "ag_to_squad-dev-v2.0.json", "{}")
-    assert tasks.find(tmp_path, tasks.get("ag"), "dev") == str(path)
-    error(tasks.find, tmp_path, tasks.get("sst"), "dev")
+    assert tasks.find(tmp_path, tasks.get_task("ag"), "dev") == str(path)
+    error(tasks.find, tmp_path, tasks.get_task("sst"), "dev")
 
 
 # --- samples ---------------------------------------------------------------------------------------------
@@ -201,8 +201,8 @@ def test_the_released_files_are_read_as_they_are(shared_data):
     counts = {}
     for name in ("e2enlg", "rnnlg.rest", "rnnlg.hotel", "rnnlg.laptop", "ag"):
         for split in ("train", "distil", "test"):
-            if (folder / tasks.get(name).filename(split)).exists():
-                counts[name, split] = samples.load(tasks.find(folder, tasks.get(name), split), split)
+            if (folder / tasks.get_task(name).filename(split)).exists():
+                counts[name, split] = samples.load(tasks.find(folder, tasks.get_task(name), split), split)
     assert {key: len(value) for key, value in counts.items() if key[1] != "test"} == {
         (name, split): 2000 for name in ("e2enlg", "rnnlg.rest", "rnnlg.hotel", "rnnlg.laptop")
         for split in ("train", "distil")

@@ -12,7 +12,7 @@ from versatile.adapters import checkpoint, inference
 from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.methods import pointer as self_copy
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.utils.errors import UserError
 
 NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
@@ -22,7 +22,7 @@ def made(name="tiny-gpt2", seed=0, random_init=False, **bottlenecks):
     """An attached model, every trained weight of it away from its start."""
     model, tokenizer = backbones.load(name, random_init=random_init)
     torch.manual_seed(seed)
-    attach(model, tokenizer, {task: get(task).markers for task in bottlenecks}, bottlenecks)
+    attach(model, tokenizer, {task: get_task(task).markers for task in bottlenecks}, bottlenecks)
     for p in trainable(model).values():
         p.data.add_(0.05 * torch.randn_like(p))
     return model.eval(), tokenizer
@@ -37,11 +37,11 @@ def directory(folder, *args, **bottlenecks):
 def scores(model, tokenizer, task, columns=()):
     """Scores of some inputs under a task: the base vocabulary's columns and those of the tasks named."""
     ids = torch.randint(0, 400, (3, 9), generator=torch.Generator().manual_seed(1))
-    marker = tokenizer.convert_tokens_to_ids(get(task).markers[2])
+    marker = tokenizer.convert_tokens_to_ids(get_task(task).markers[2])
     ids[:, 0] = marker
     with torch.no_grad():
         out = model.scores_along(ids, torch.full_like(ids, marker), 5, torch.full((3,), model.task_id(task)))
-    own = tokenizer.convert_tokens_to_ids([m for t in columns for m in get(t).markers])
+    own = tokenizer.convert_tokens_to_ids([m for t in columns for m in get_task(t).markers])
     return out[..., [*range(model.info.first), *own]]
 
 
@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
 def test_models_without_room_for_adapters_are_refused(tmp_path):
     folder = directory(tmp_path / "mt", mt=4)
     model, tokenizer = backbones.load("tiny-gpt2")
-    attach(model, tokenizer, {"nlg": get("nlg").markers})
+    attach(model, tokenizer, {"nlg": get_task("nlg").markers})
     refused(model, tokenizer, folder, "fully fine-tuned")
     model, tokenizer = made(nlg=8)
     self_copy.add(model)

@@ -14,7 +14,7 @@ from versatile.adapters import checkpoint, combine
 from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.merging import merge_sources, merge_tensors
-from versatile.data.task import get
+from versatile.data.task import get_task
 
 import combine_all
 import evaluate
@@ -25,7 +25,7 @@ METHODS = {"bottleneck": 4, "lora": dict(method="lora", lora_rank=3), "ia3": "ia
 def trained(folder, tasks, seed, backbone="tiny-gpt2"):
     """A directory as training leaves it: what is trained of the tasks is random."""
     model, tokenizer = backbones.load(backbone)
-    attach(model, tokenizer, {task: get(task).markers for task in tasks}, tasks)
+    attach(model, tokenizer, {task: get_task(task).markers for task in tasks}, tasks)
     noise = torch.Generator().manual_seed(seed)
     for p in trainable(model).values():
         p.data += 0.1 * torch.randn(p.shape, generator=noise)

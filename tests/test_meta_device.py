@@ -27,7 +27,7 @@ from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.methods import pointer
 from versatile.adapters.methods.registry import FULL, all_methods
 from versatile.data.prompt import Prompt
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.training import objectives
 from versatile.training.decoding import Decoding, decode
 from versatile.training.distillation import WordTeacher
@@ -64,7 +64,7 @@ def adapted(backbone, method, tasks=TASKS):
     """(a model of several tasks on the device, its tokenizer)"""
     model, tokenizer = backbones.load(backbone)
     methods = None if method == FULL else dict.fromkeys(tasks, method)
-    attach(model, tokenizer, {task: get(task).markers for task in tasks}, methods)
+    attach(model, tokenizer, {task: get_task(task).markers for task in tasks}, methods)
     return prepared(model), tokenizer
 
 
@@ -235,7 +235,7 @@ BEFORE_DECODING = 12
 @pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama"])
 def test_self_copy(backbone):
     model, tokenizer = backbones.load(backbone)
-    attach(model, tokenizer, {task: get(task).markers for task in TASKS}, dict.fromkeys(TASKS, "bottleneck"))
+    attach(model, tokenizer, {task: get_task(task).markers for task in TASKS}, dict.fromkeys(TASKS, "bottleneck"))
     model = pointer.add(model).to(DEVICE)
     with DeviceRules() as rules:
         training_step(model, CrossEntropy(), batch(model))
@@ -247,7 +247,7 @@ def test_a_teacher_and_smoothed_labels(backbone):
     student, teacher = adapted(backbone, "lora"), adapted(backbone, FULL)
     given = batch(student[0], rows=4)
     given["task_ids"].zero_()
-    words = WordTeacher(teacher, student, get(TASKS[0]))
+    words = WordTeacher(teacher, student, get_task(TASKS[0]))
     with DeviceRules():
         training_step(student[0], Distilled(words), given)
         training_step(student[0], SmoothedCrossEntropy(0.1), given)

@@ -15,7 +15,7 @@ from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.methods import hypernetworks
 from versatile.adapters.methods.registry import all_methods, method_of
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.training.objectives import cross_entropy
 from versatile.utils.errors import UserError
 
@@ -44,7 +44,7 @@ def adapted(name, methods, seed=0, noise=0.3):
     """(model in eval mode, tokenizer); what is added is away from its start."""
     model, tokenizer = backbones.load(name)
     torch.manual_seed(seed)
-    attach(model, tokenizer, {task: get(task).markers for task in methods}, methods)
+    attach(model, tokenizer, {task: get_task(task).markers for task in methods}, methods)
     for p in trainable(model).values():
         p.data.add_(noise * torch.randn_like(p))
     return model.eval(), tokenizer
@@ -414,7 +414,7 @@ def test_a_backbone_without_the_port_is_refused(tmp_path):
 
     model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=400, n_layer=1, n_head=2, n_embd=16))
     with pytest.raises(UserError, match="prefix needs the attention of a block, which the family OpenAI GPT"):
-        attach(model, backbones.load("tiny-gpt2")[1], {"nlg": get("nlg").markers}, {"nlg": "prefix"})
+        attach(model, backbones.load("tiny-gpt2")[1], {"nlg": get_task("nlg").markers}, {"nlg": "prefix"})
 
 
 def test_each_row_gets_its_own_tasks_vector():

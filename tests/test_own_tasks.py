@@ -188,10 +188,10 @@ def test_sources_and_names_that_cannot_be_are_refused(tmp_path):
         register_own_tasks([define("rte", str(tmp_path / "data"))])
 
 
-@pytest.mark.parametrize("get", [task.get, text_to_text.get, question_tasks.get, glue.get])
+@pytest.mark.parametrize("get", [task.get_task, text_to_text.get_task, question_tasks.get_task, glue.get_task])
 def test_an_unknown_name_lists_names_like_it_and_says_how_to_bring_ones_own(get):
-    typed, near = {task.get: ("summarisation", "summarization"), text_to_text.get: ("cosmosqa", "cosmos_qa"),
-                   question_tasks.get: ("wikisq", "wikisql"), glue.get: ("sts-c", "sts-b")}[get]  # fmt: skip
+    typed, near = {task.get_task: ("summarisation", "summarization"), text_to_text.get_task: ("cosmosqa", "cosmos_qa"),
+                   question_tasks.get_task: ("wikisq", "wikisql"), glue.get_task: ("sts-c", "sts-b")}[get]  # fmt: skip
     with pytest.raises(UserError) as error:
         get(typed)
     assert f"did you mean {near}" in str(error.value) and f"{typed}=FOLDER_OR_FILE" in str(error.value)
@@ -203,7 +203,7 @@ def test_an_unknown_name_lists_names_like_it_and_says_how_to_bring_ones_own(get)
 def test_one_task_is_the_same_examples_in_all_four_forms(tmp_path):
     write(tmp_path / "data", labels=["neg", "pos"], question="What is it?")
     register_own_tasks([define("mine", str(tmp_path / "data"))])
-    mine = task.get("mine")
+    mine = task.get_task("mine")
     records = mine.records(mine.dataset_path, "test")
     examples = [e for location, record in records for e in mine.examples(record, location)]
     assert [(e.source, e.target.text) for e in examples] == ROWS["test"]
@@ -211,11 +211,11 @@ def test_one_task_is_the_same_examples_in_all_four_forms(tmp_path):
     rows = text_to_text.load("mine", "test")
     assert list(zip(rows["source"], rows["target"])) == ROWS["test"]
     assert text_to_text.load("mine", "test", prefix=True)["source"][0] == "mine good book"
-    qas = question_samples.load_task(question_tasks.get("mine"), None, "test")
+    qas = question_samples.load_task(question_tasks.get_task("mine"), None, "test")
     assert [(q.context, q.question, q.answers) for q in qas] == [(p, "What is it?", (a,)) for p, a in ROWS["test"]]
     assert [(e.text_a, e.text_b, e.label) for e in glue.read(None, "mine", "test")] == [
         (p, None, a) for p, a in ROWS["test"]]  # fmt: skip
-    assert glue.get("mine").labels == ("neg", "pos")
+    assert glue.get_task("mine").labels == ("neg", "pos")
 
 
 def test_the_definition_that_a_checkpoint_keeps_is_the_task(tmp_path):

@@ -15,7 +15,7 @@ from versatile.adapters import checkpoint
 from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.imports import peft as exchange
-from versatile.data.task import get
+from versatile.data.task import get_task
 
 import combine_all
 import evaluate_vlm
@@ -44,7 +44,7 @@ def ours(folder, name, methods, token_types=True, markers=True):
     """A directory as training leaves it."""
     model, tokenizer = backbones.load(lively(name))
     torch.manual_seed(0)
-    attach(model, tokenizer, {task: list(get(task).markers) if markers else [] for task in methods}, methods)
+    attach(model, tokenizer, {task: list(get_task(task).markers) if markers else [] for task in methods}, methods)
     model.info.encoder = "markers" if token_types else "question_answer"
     for p in trainable(model).values():
         p.data.add_(0.2 * torch.randn_like(p))

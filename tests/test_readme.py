@@ -248,8 +248,8 @@ def test_the_data_set_shown_in_readme_is_a_task_of_all_systems(registry):
     record = {"question": "is it", "passage": "It is.", "answer": True}
     (example,) = registry.get("boolq").examples(record, "here")
     assert (example.source, example.target.text) == ("question: is it passage: It is.", "true")
-    assert text_to_text.get("boolq").answers == glue.get("boolq").labels == ("false", "true")
-    assert question_tasks.get("boolq").metric == "accuracy"
+    assert text_to_text.get_task("boolq").answers == glue.get_task("boolq").labels == ("false", "true")
+    assert question_tasks.get_task("boolq").metric == "accuracy"
 
 
 def test_the_family_shown_in_readme_is_the_one_in_its_file():

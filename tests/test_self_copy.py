@@ -17,7 +17,7 @@ from versatile.adapters.backbones import family
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.imports import vlm as released
 from versatile.adapters.methods import pointer as self_copy
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.training.decoding import Decoding, Prompt, decode
 from versatile.training.objectives import cross_entropy
 from versatile.utils import devices
@@ -25,7 +25,7 @@ from versatile.utils.errors import UserError
 
 VGLM = GOLDEN / "vglm"
 TASKS = {"nlg": 8, "mt": 12}
-MARKERS = {t: get(t).markers for t in TASKS}
+MARKERS = {t: get_task(t).markers for t in TASKS}
 KINDS = [(name, mode) for name in ("tiny-gpt2", "tiny-llama") for mode in ("adapter", "full")]
 
 
@@ -207,8 +207,8 @@ def prompts(tokenizer, model, count=5):
     for i in range(count):
         task = model.info.tasks[i % len(model.info.tasks)]
         ids = torch.randint(20, 60, (3 + 2 * i,), generator=g).tolist()
-        eos = tokenizer.convert_tokens_to_ids(get(task).eos)
-        types = [tokenizer.convert_tokens_to_ids(get(task).bos)] * len(ids)
+        eos = tokenizer.convert_tokens_to_ids(get_task(task).eos)
+        types = [tokenizer.convert_tokens_to_ids(get_task(task).bos)] * len(ids)
         made.append(Prompt(ids, types, model.task_id(task), eos))
     return made
 

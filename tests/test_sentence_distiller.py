@@ -22,7 +22,7 @@ import torch
 from conftest import GOLDEN
 from scripts import ROOT, SAMPLES, Result, small, start, until, write_task
 from test_train import command, refused
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.training import sentence_distillation as sentences
 from versatile.training.decoding import Decoding
 
@@ -39,7 +39,7 @@ def lively(folder, tasks, bottleneck=None, model="tiny-llama"):
 
     torch.manual_seed(0)
     held, tokenizer = backbones.load(model)
-    attach(held, tokenizer, {t: get(t).markers for t in tasks}, bottleneck and dict.fromkeys(tasks, bottleneck))
+    attach(held, tokenizer, {t: get_task(t).markers for t in tasks}, bottleneck and dict.fromkeys(tasks, bottleneck))
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in held.parameters():
@@ -123,10 +123,10 @@ def by_hand(folder, data, task, length=6):
     from versatile.training.decoding import decode
 
     model, tokenizer = checkpoint.load(folder, task)
-    task, texts = get(task), []
-    how = task.reading(decoding=True)
+    task, texts = get_task(task), []
+    options = task.read_options(decoding=True)
     for record in held(data)["train"]:
-        examples = list(task.examples(record, "here", how))
+        examples = list(task.examples(record, "here", options))
         prompts, _ = instances.prompts(task, model.task_id(task.name), tokenizer, examples, 256, length)
         ids = [decode(model, tokenizer, [p], Decoding(max_length=length, min_length=2))[0] for p in prompts]
         texts.append([tokenizer.decode(i, clean_up_tokenization_spaces=False).strip() for i in ids])
@@ -233,8 +233,8 @@ def silence(folder):
     model.model.norm.register_forward_hook(lambda m, args, out: hidden.append(out))
     from versatile.data import instances
 
-    task = get("nlg")
-    example = next(iter(task.examples(held(SAMPLES / "nlg.json")["train"][0], "", task.reading(decoding=True))))
+    task = get_task("nlg")
+    example = next(iter(task.examples(held(SAMPLES / "nlg.json")["train"][0], "", task.read_options(decoding=True))))
     prompt = instances.prompts(task, 0, tokenizer, [example], 256, 4)[0][0]
     with torch.no_grad():
         model(input_ids=torch.tensor([prompt.ids]), token_type_ids=torch.tensor([prompt.types]))

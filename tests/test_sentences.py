@@ -29,7 +29,7 @@ class Plain(Task):
 
     name = "plain"
 
-    def examples(self, record, location, how):
+    def examples(self, record, location, options):
         return [_Example(t) for t in record["texts"]]
 
     def distil(self, record, outputs):

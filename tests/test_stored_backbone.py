@@ -13,13 +13,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokeni
 from versatile.adapters import checkpoint
 from versatile.adapters.attach import attach, count_parameters, halve_frozen, only_tables, parameter_summary, trainable
 from versatile.adapters.backbones import loading as backbones
-from versatile.data.task import get
+from versatile.data.task import get_task
 from versatile.training.objectives import cross_entropy
 from versatile.training.runs import Run
 from versatile.utils.errors import UserError
 
 TASKS = {"nlg": 8, "mt": 12}
-MARKERS = {t: get(t).markers for t in TASKS}
+MARKERS = {t: get_task(t).markers for t in TASKS}
 NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 
 

@@ -49,7 +49,7 @@ def as_tuples(rows):
 
 
 def test_withheld_answers_are_refused_here_as_where_samples_are_loaded(tmp_path):
-    task = tasks.get("ag")
+    task = tasks.get_task("ag")
     path = write_questions(tmp_path / task.filename("train"), 3)
     path.write_text(path.read_text("utf-8").replace('"text": "number', '"text": " ", "was": "number'), "utf-8")
     for read in (samples.load_task, samples.store_task):
@@ -62,7 +62,7 @@ def test_withheld_answers_are_refused_here_as_where_samples_are_loaded(tmp_path)
 @pytest.mark.parametrize("max_len", [24, 120])
 @pytest.mark.parametrize("name", ["ag", "e2enlg"])
 def test_stored_rows_are_the_rows_in_memory_and_so_is_what_was_cut(name, max_len, use_sep, tokenizer, tmp_path):
-    task = tasks.get(name)
+    task = tasks.get_task(name)
     one, other, again = (Encoder(tokenizer, max_len, use_sep) for _ in range(3))
     expected = one.encode(samples.load_task(task, LIFELONG, "train"), "__gen__", name)
     for encoder in (other, again):

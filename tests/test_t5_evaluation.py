@@ -35,7 +35,7 @@ def model():
 def parts(model, names, rows=7, beams=1, **changes):
     made = {}
     for name in names:
-        task = text_to_text.get(name)
+        task = text_to_text.get_task(name)
         data = encoder.load(task, "validation", model[1], (24, 8), data_dir=GLUE, n_obs=rows)
         encoded = Rows(model[0].task_id(name), data.sources, data.targets, data.target_texts)
         made[name] = EvalSplit(task, encoded, data.source_texts, task.max_new_tokens(model[1]), beams)
@@ -179,5 +179,5 @@ def test_decoding_is_asked_for_as_published(model, monkeypatch, beams):
 
 @pytest.mark.parametrize("length, tokens", [(300, 299), (1, 1)])
 def test_a_length_of_its_own_counts_the_start_token_too(model, length, tokens):
-    task = dataclasses.replace(text_to_text.get("wmt16-en-ro"), max_length=length)
+    task = dataclasses.replace(text_to_text.get_task("wmt16-en-ro"), max_length=length)
     assert task.max_target_length(model[1]) == length and task.max_new_tokens(model[1]) == tokens

@@ -298,7 +298,7 @@ def test_a_task_that_cannot_be_divided_is_not_told_to_be(tmp_path):
     arguments, _, _ = built(tmp_path)
     from versatile.data import text_to_text
 
-    assert text_to_text.get("superglue-rte").rule is None
+    assert text_to_text.get_task("superglue-rte").rule is None
     with pytest.raises(UserError, match="superglue-rte") as error:
         train_t5.check_test_rows(arguments, ["superglue-rte"])
     assert "--split_validation_test" not in error.value.remedy

@@ -39,8 +39,8 @@ def registry(monkeypatch):
 def test_every_published_name_of_a_data_set_is_the_same_task_in_every_system(names, text, pair, question, markers):
     assert len({id(resolve(name)) for name in names}) == 1
     for name in names:
-        for get, expected in ((text_to_text.get, text), (glue.get, pair), (question_tasks.get, question),
-                              (task.get, markers)):  # fmt: skip
+        for get, expected in ((text_to_text.get_task, text), (glue.get_task, pair), (question_tasks.get_task, question),
+                              (task.get_task, markers)):  # fmt: skip
             if expected:
                 assert get(name).name == expected
             else:
@@ -58,9 +58,9 @@ def test_every_task_goes_in_every_encoder_that_can_express_it():
     two_texts = {"scitail", "snli", "sick", "paws", "imdb", "trec", "yelp_polarity", "superglue-boolq",
                  "superglue-cb", "superglue-rte"}  # fmt: skip
     for name in two_texts:
-        assert glue.get(name).labels == tuple(names[-1] for names in text_to_text.get(name).spellings)
+        assert glue.get_task(name).labels == tuple(names[-1] for names in text_to_text.get_task(name).spellings)
     with pytest.raises(UserError, match="it has 3 columns in its prompt"):
-        glue.get("winogrande")
+        glue.get_task("winogrande")
 
 
 def test_every_task_has_a_form_and_says_what_it_is():
@@ -80,13 +80,13 @@ def test_a_command_line_takes_any_name_and_keeps_the_systems_own(kind, kept):
 
 def test_a_task_without_the_form_that_is_needed_says_so():
     with pytest.raises(UserError, match=r"'nlg' does not go as sentences with a class.*: it has no list of classes"):
-        glue.get("nlg")
+        glue.get_task("nlg")
 
 
 def test_a_new_data_set_is_one_call(registry):
     add_task(Task(name="boat", aliases=("boats",), summary="boats", question_answer=LifelongTask("boat"),
                   text_to_text=classification("boat", PAIR, ("small", "large"), None)))  # fmt: skip
-    assert text_to_text.get("boats").name == question_tasks.get("BOAT").name == "boat"
+    assert text_to_text.get_task("boats").name == question_tasks.get_task("BOAT").name == "boat"
     assert "boat" in task.forms("text_to_text")
     with pytest.raises(ValueError, match="names already used"):
         add_task(Task(name="ship", aliases=("boats",)))
@@ -97,13 +97,13 @@ def test_a_data_set_of_prompts_and_answers_is_one_call_for_all_systems(registry,
         (tmp_path / f"{split}.tsv").write_text("text\tsize\na dinghy\tsmall\na ferry\tlarge\n")
     add_pairs(OwnTask("boat", str(tmp_path), ("text",), "size", ("small", "large")), "boats", ("boats",))
     expected = [("a dinghy", "small"), ("a ferry", "large")]
-    with_markers = task.get("boats")
+    with_markers = task.get_task("boats")
     records = with_markers.records(with_markers.data_path(None), "valid")
     examples = [e for location, record in records for e in with_markers.examples(record, location)]
     assert [(e.source, e.target.text) for e in examples] == expected
     rows = text_to_text.load("boat", "validation")
     assert list(zip(rows["source"], rows["target"])) == expected
-    qas = load_task(question_tasks.get("boat"), None, "test")
+    qas = load_task(question_tasks.get_task("boat"), None, "test")
     assert [(qa.context, qa.answers) for qa in qas] == [(text, (answer,)) for text, answer in expected]
     assert [(e.text_a, e.label) for e in glue.read(None, "boats", "dev")] == expected
     # A checkpoint need not keep what the toolkit knows.

@@ -41,7 +41,7 @@ def write_rte(folder, count, first=0):
 ], ids=["all", "drawn", "prefix", "halved"])  # fmt: skip
 @pytest.mark.parametrize("name", ["rte", "stsb", "mnli"])
 def test_a_mapped_split_is_what_the_texts_give_one_by_one(name, choice, tokenizer, tmp_path):
-    task, lengths = text_to_text.get(name), (12, 3)
+    task, lengths = text_to_text.get_task(name), (12, 3)
     rows = text_to_text.load(task, "validation", data_dir=GLUE, **choice)
     split = encoder.load(task, "validation", tokenizer, lengths, data_dir=GLUE, cache_dir=tmp_path, **choice)
     assert [*split.source_texts] == [*rows["source"]] and [*split.target_texts] == [*rows["target"]]
@@ -59,7 +59,7 @@ def test_a_split_is_tokenised_once_and_anew_whenever_anything_of_it_changes(toke
 
     def load(lengths=(16, 4), **choice):
         calls.clear()
-        split = encoder.load(text_to_text.get("rte"), "train", tokenizer, lengths, data_dir=folder,
+        split = encoder.load(text_to_text.get_task("rte"), "train", tokenizer, lengths, data_dir=folder,
                              cache_dir=tmp_path / "tokens", **choice)  # fmt: skip
         return split, bool(calls)
 
@@ -81,7 +81,7 @@ def test_what_is_wrong_with_the_data_is_said_and_leaves_no_entry(tokenizer, tmp_
 
     def attempt(message, data_dir=folder, split="train", **choice):
         with pytest.raises(UserError, match=message):
-            encoder.load(text_to_text.get("rte"), split, tokenizer, (16, 4), data_dir=data_dir, cache_dir=tokens,
+            encoder.load(text_to_text.get_task("rte"), split, tokenizer, (16, 4), data_dir=data_dir, cache_dir=tokens,
                          **choice)  # fmt: skip
         assert not tokens.exists() or not any(tokens.iterdir())
 
@@ -99,7 +99,7 @@ def test_two_files_of_one_split_are_refused_though_the_first_is_cached(tokenizer
     folder = write_rte(tmp_path / "data", 3)
 
     def load():
-        return encoder.load(text_to_text.get("rte"), "train", tokenizer, (16, 4), data_dir=folder,
+        return encoder.load(text_to_text.get_task("rte"), "train", tokenizer, (16, 4), data_dir=folder,
                             cache_dir=tmp_path / "tokens")  # fmt: skip
 
     load()
@@ -112,11 +112,11 @@ def test_memory_does_not_grow_with_the_rows(tokenizer, tmp_path, monkeypatch):
     """Six times the rows: what Python and numpy hold grows by the numbers of each row, not by its texts."""
     peaks, encoder_memory = {}, 1 << 20
     monkeypatch.setattr("versatile.data.row_store.IN_MEMORY", encoder_memory)
-    encoder.load(text_to_text.get("rte"), "train", tokenizer, (16, 4), data_dir=write_rte(tmp_path / "warm", 9))
+    encoder.load(text_to_text.get_task("rte"), "train", tokenizer, (16, 4), data_dir=write_rte(tmp_path / "warm", 9))
     for count in (2_000, 12_000):
         folder = write_rte(tmp_path / str(count), count)
         tracemalloc.start()
-        split = encoder.load(text_to_text.get("rte"), "train", tokenizer, (16, 4), data_dir=folder,
+        split = encoder.load(text_to_text.get_task("rte"), "train", tokenizer, (16, 4), data_dir=folder,
                              cache_dir=tmp_path / "tokens")  # fmt: skip
         peaks[count] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

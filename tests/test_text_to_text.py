@@ -129,7 +129,7 @@ def test_a_row_becomes_the_published_source_and_target(name, tmp_path):
     assert dataset[0] == {"source": source, "target": target, "task": name}
     prefixed = t2t.load(name, "train", files=tmp_path, prefix=True)[0]["source"]
     assert prefixed == f"{PREFIXES.get(name, name)} {source}"
-    task = t2t.get(name)
+    task = t2t.get_task(name)
     assert task.valid(target) and task.score([target, target], [target, target])
 
 
@@ -159,13 +159,13 @@ def test_the_wording_is_the_same_from_the_columns_of_the_hub(monkeypatch):
 @pytest.mark.parametrize("score, _, text, single, from_single", PUBLISHED["round_stsb_target"])
 def test_scores_are_rounded_to_a_tenth_as_published(score, _, text, single, from_single):
     assert str(text_task.round_score(score)) == text
-    assert t2t.get("stsb").target(f"{score:.3f}", "here") == text == from_single
+    assert t2t.get_task("stsb").target(f"{score:.3f}", "here") == text == from_single
     assert text_task.round_score(score) == pytest.approx(single)
 
 
 @pytest.mark.parametrize("name", PUBLISHED["postprocessor_of"])
 def test_generated_texts_are_read_as_published(name):
-    task = t2t.get(name)
+    task = t2t.get_task(name)
     assert {"string_to_float": float, "string_to_int": int, None: None}[
         PUBLISHED["postprocessor_of"][name]
     ] is task.numbers
@@ -176,11 +176,11 @@ def test_generated_texts_are_read_as_published(name):
 
 def test_a_generated_text_is_an_answer_or_counted_as_invalid():
     texts = ["1", " 0 ", "2", "", "01", "1.0", "yes"]
-    assert [t2t.get("rte").valid(text) for text in texts] == [True, True, False, False, False, False, False]
-    assert t2t.get("mnli").valid("2") and not t2t.get("winogrande").valid("0")
+    assert [t2t.get_task("rte").valid(text) for text in texts] == [True, True, False, False, False, False, False]
+    assert t2t.get_task("mnli").valid("2") and not t2t.get_task("winogrande").valid("0")
     scores = ["3.8", "5", "3.85", "0.0", "-1", "5.2", "nan", "inf", "three", ""]
-    assert [t2t.get("stsb").valid(text) for text in scores] == [True] * 4 + [False] * 6
-    assert t2t.get("stsb").invalid(scores) == 6 and t2t.get("wmt16-en-ro").invalid(["", "x"]) == 0
+    assert [t2t.get_task("stsb").valid(text) for text in scores] == [True] * 4 + [False] * 6
+    assert t2t.get_task("stsb").invalid(scores) == 6 and t2t.get_task("wmt16-en-ro").invalid(["", "x"]) == 0
 
 
 def test_the_longest_answer_gives_the_decoding_length():
@@ -199,14 +199,14 @@ def test_the_longest_answer_gives_the_decoding_length():
 def test_scores_of_texts_are_the_published_ones():
     case = PUBLISHED["classification"]
     texts = [list(map(str, case[side])) for side in ("predictions", "targets")]
-    assert t2t.get("mrpc").score(*texts) == pytest.approx(case["f1_with_invalid"] | case["accuracy"])
-    assert t2t.get("cola").score(*texts) == pytest.approx(case["mcc"])
+    assert t2t.get_task("mrpc").score(*texts) == pytest.approx(case["f1_with_invalid"] | case["accuracy"])
+    assert t2t.get_task("cola").score(*texts) == pytest.approx(case["mcc"])
     case = PUBLISHED["regression"]
     texts = [list(map(str, case[side])) for side in ("predictions", "targets")]
-    assert t2t.get("stsb").score(*texts) == pytest.approx(case["pearson"] | case["spearman"])
+    assert t2t.get_task("stsb").score(*texts) == pytest.approx(case["pearson"] | case["spearman"])
     case = PUBLISHED["bleu"]
     texts = case["predictions"], case["targets"]
-    assert t2t.get("wmt16-en-ro").score(*texts) == pytest.approx(case["out"], abs=1e-4)
+    assert t2t.get_task("wmt16-en-ro").score(*texts) == pytest.approx(case["out"], abs=1e-4)
     rouge = PUBLISHED["rouge_newline_sep_false_seed0"]["out"]
     assert text_task.METRICS["rouge"](*texts) == pytest.approx(rouge, abs=1e-4)
 
@@ -214,7 +214,7 @@ def test_scores_of_texts_are_the_published_ones():
 @settings(max_examples=60, deadline=None)
 @given(st.data(), st.sampled_from(["rte", "mnli", "mrpc", "cola", "stsb", "qqp"]))
 def test_whatever_is_generated_has_a_finite_score(data, name):
-    task = t2t.get(name)
+    task = t2t.get_task(name)
     targets = data.draw(st.lists(st.sampled_from(task.answers), min_size=1, max_size=8))
     texts = st.one_of(st.text(max_size=6), st.sampled_from([*task.answers, "9" * 30, "1e999", "nan", "-inf", "1_0"]))
     predictions = data.draw(st.lists(texts, min_size=len(targets), max_size=len(targets)))
@@ -453,7 +453,7 @@ def test_real_glue_has_the_sizes_and_answers_of_its_files(shared_data):
                   for split in t2t.SPLITS}  # fmt: skip
         sizes[name] = [len(dataset) for dataset in splits.values()]
         for dataset in splits.values():
-            assert set(dataset["target"]) <= set(t2t.get(name).answers)
+            assert set(dataset["target"]) <= set(t2t.get_task(name).answers)
     assert sizes == {"rte": [2127, 138, 139], "cola": [8551, 521, 522], "mrpc": [3668, 204, 204],
                      "stsb": [5749, 750, 750], "wnli": [518, 35, 36], "sst2": [4000, 1000, 872]}  # fmt: skip
 

@@ -19,7 +19,7 @@ from tests.scripts import SAMPLES
 @pytest.fixture(scope="module")
 def tokenizers():
     _, gpt2 = backbones.load("tiny-gpt2")
-    cache_task = task.get("mt")
+    cache_task = task.get_task("mt")
     gpt2.add_special_tokens({"additional_special_tokens": list(cache_task.markers)})
     from transformers import AutoTokenizer
     from versatile.adapters.backbones import bundled
@@ -33,16 +33,16 @@ def tokenizers():
 def load_rows(kind, tokenizers, folder):
     """Every row of a split, through the cache in `folder`."""
     if kind == "json":
-        split = cache.load(SAMPLES / "mt.json", "valid", task.get("mt"), tokenizers[0], 256, training=True,
+        split = cache.load(SAMPLES / "mt.json", "valid", task.get_task("mt"), tokenizers[0], 256, training=True,
                            cache_dir=folder)  # fmt: skip
         return [tuple(map(np.ndarray.tolist, row[:2])) for row in (split[i] for i in range(len(split)))]
     if kind == "t5":
-        split = text_to_text_encoder.load(text_to_text.get("rte"), "validation", tokenizers[2], (24, 4),
+        split = text_to_text_encoder.load(text_to_text.get_task("rte"), "validation", tokenizers[2], (24, 4),
                                           data_dir=SAMPLES / "glue", cache_dir=folder)  # fmt: skip
         ids = [[side[i].tolist() for i in range(len(split))] for side in (split.sources, split.targets)]
         return ids, [*split.source_texts], [*split.target_texts]
     if kind == "lifelong":
-        store = question_samples.store_task(question_tasks.get("ag"), SAMPLES / "lifelong", "train")
+        store = question_samples.store_task(question_tasks.get_task("ag"), SAMPLES / "lifelong", "train")
         rows = question_answer.Encoder(tokenizers[3], 80).load(store, "__gen__", "ag", cache_dir=folder)
         return [(row.ids.tolist(), row.prompt_length, row.last) for row in rows]
     split = sentence_pair.load(SAMPLES / "glue", "rte", "dev", tokenizers[1], 64, cache_dir=folder)

@@ -83,14 +83,15 @@ def model_and_batches(files, name, tasks, batch_size=6):
     from versatile.adapters.backbones import loading as backbones
     from versatile.data import cache
     from versatile.data.batching import Batches
-    from versatile.data.task import get
+    from versatile.data.task import get_task
 
     torch.manual_seed(0)
     model, tokenizer = backbones.load(name)
-    adapting.attach(model, tokenizer, {t: get(t).markers for t in TASKS}, WIDTHS)
+    adapting.attach(model, tokenizer, {t: get_task(t).markers for t in TASKS}, WIDTHS)
     model.train(False)
     splits = {
-        t: cache.load(files[t], "train", get(t), tokenizer, 256, training=True, how=get(t).reading()) for t in tasks
+        t: cache.load(files[t], "train", form, tokenizer, 256, training=True, options=form.read_options())
+        for t, form in ((t, get_task(t)) for t in tasks)
     }
     ids = {t: model.task_id(t) for t in tasks}
     return model, Batches(splits, ids, tokenizer.pad_token_id, 256, batch_size=batch_size)
@@ -221,11 +222,11 @@ def test_one_task_alone_is_what_train_py_makes_of_it(files, tmp_path):
 def test_the_seeds_command_runs_as_printed(tmp_path):
     """With data where the tasks look for them, and a backbone where `gpt2` is looked for."""
     from versatile.adapters.backbones import bundled as embedded
-    from versatile.data.task import get
+    from versatile.data.task import get_task
 
     shutil.copytree(embedded.folder("tiny-gpt2"), tmp_path / "gpt2")
     for task in ("mt", "nlg", "dialogue", "qa", "summarization"):
-        path = tmp_path / get(task).dataset_path
+        path = tmp_path / get_task(task).dataset_path
         path.parent.mkdir(parents=True)
         sizes = dict(train=2, valid=1, test=1)
         small(path, task, **sizes)
@@ -293,7 +294,7 @@ def test_the_files_of_a_conversation(tmp_path):
 def test_a_released_vlm_is_evaluated_as_it_is_and_as_a_directory_of_ours(tmp_path):
     from test_released import released_directory
     from versatile.adapters.imports import vlm as released
-    from versatile.data.task import get
+    from versatile.data.task import get_task
 
     tasks = list(released.ROWS)
     files = {task: small(tmp_path / f"{task}.json", task, valid=1, test=2) for task in tasks}
@@ -306,7 +307,7 @@ def test_a_released_vlm_is_evaluated_as_it_is_and_as_a_directory_of_ours(tmp_pat
         one, other = (tmp_path / f"{f.name}_results" / f"{task}_outputs.jsonl" for f in (theirs, ours))
         assert one.read_bytes() == other.read_bytes()
         found = json.loads((tmp_path / "released_results" / f"{task}_metrics.json").read_text())
-        assert found["split"] == get(task).scored_split and found["tasks_of_model"] == released.TASK_IDS
+        assert found["split"] == get_task(task).scored_split and found["tasks_of_model"] == released.TASK_IDS
 
 
 # --- bad input ---------------------------------------------------------------------------------------------

@@ -330,9 +330,9 @@ def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, t
     from versatile.adapters.backbones import loading as backbones
     from versatile.data import cache
     from versatile.data.batching import Batches
-    from versatile.data.task import get
+    from versatile.data.task import get_task
 
-    task = get("nlg")
+    task = get_task("nlg")
     torch.manual_seed(0)
     model, tokenizer = backbones.load(name)
     adapting.attach(model, tokenizer, {"nlg": task.markers}, {"nlg": 4})
@@ -363,9 +363,9 @@ def test_in_full_fine_tuning_everything_is_trained(name, tmp_path):
     from versatile.adapters.backbones import loading as backbones
     from versatile.data import cache
     from versatile.data.batching import Batches
-    from versatile.data.task import get
+    from versatile.data.task import get_task
 
-    task = get("nlg")
+    task = get_task("nlg")
     torch.manual_seed(0)
     model, tokenizer = backbones.load(name)
     adapting.attach(model, tokenizer, {"nlg": task.markers})

@@ -60,7 +60,7 @@ def test_every_folder_with_modules_is_a_room():
 @pytest.mark.parametrize(
     "room, line",
     [
-        ("utils", "from versatile.data.task import get"),
+        ("utils", "from versatile.data.task import get_task"),
         ("data", "def f():\n    from versatile.adapters import attach"),
         ("adapters", "import versatile.training.trainer"),
         ("training", "from versatile import lifelong"),

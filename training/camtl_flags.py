@@ -4,8 +4,7 @@
 import math
 from pathlib import Path
 
-from versatile.data.glue import SHARED_HEADS
-from versatile.data.glue import get as get_task
+from versatile.data.glue import SHARED_HEADS, get_task
 from versatile.data.task import resolve
 from versatile.data.task_names import task_flag, unknown_task
 from versatile.utils import flags, settings

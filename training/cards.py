@@ -155,7 +155,7 @@ def _columns(task):
     from versatile.utils.errors import UserError
 
     try:
-        return {field: "a text" for field in text_to_text.get(task).fields() if field.isidentifier()}
+        return {field: "a text" for field in text_to_text.get_task(task).fields() if field.isidentifier()}
     except UserError:
         return "a text"
 
@@ -167,7 +167,7 @@ def _sentences(task):
     from versatile.utils.errors import UserError
 
     try:
-        return SentenceTask(glue.get(task)).sample
+        return SentenceTask(glue.get_task(task)).sample
     except UserError:
         return "a sentence"
 

@@ -78,7 +78,7 @@ def evaluate(model, splits, batch_size, pad_id, dtype):
 def score(name, split, predictions, losses):
     """A task's dict(loss, rows, scores) of what `predict` returned."""
     labels = split.labels.tolist()
-    if not glue.get(name).regression:
+    if not glue.get_task(name).regression:
         predictions, labels = predictions.astype(int), [int(label) for label in labels]
     scores = glue.score(name, predictions.tolist(), labels)
     return dict(loss=float(losses.mean()), rows=len(split), scores=scores)
@@ -185,7 +185,7 @@ def write_predictions(folder, name, split, predictions, step):
         predictions: [n] class ids or scores; a score is written as at least 0 and at most 5, STS-B's range.
         step: optimizer steps of the model.
     """
-    task = glue.get(name)
+    task = glue.get_task(name)
     text = "index\tprediction\n"
     for index, value in zip(split.indices.tolist(), predictions.tolist()):
         text += f"{index}\t{f'{min(max(value, 0), 5):3.3f}' if task.regression else task.labels[int(value)]}\n"
@@ -203,7 +203,7 @@ def write_predictions(folder, name, split, predictions, step):
 def check_heads(model, names, location):
     """A `UserError` where a model lacks a task, or its head does not fit the task's labels."""
     for name in names:
-        expected = len(glue.get(name).labels or "1")
+        expected = len(glue.get_task(name).labels or "1")
         labels = model.tasks.get(model.aliases.get(name, name))
         if labels is None:
             raise UserError(f"the model does not know {name}", location=location,

@@ -62,7 +62,7 @@ def evaluate_run(args, given):
     )  # fmt: skip
     for name, split in splits.items():
         write_json(Path(args.output_dir) / f"{name}_metrics.json", summaries[name] | dict(split=split.split))
-        evaluation.write(args.output_dir, glue.get(name), *in_words(name, predicted[name][0], split.labels))
+        evaluation.write(args.output_dir, glue.get_task(name), *in_words(name, predicted[name][0], split.labels))
     print(f"results in {args.output_dir}")
 
 
@@ -70,12 +70,12 @@ def read_splits(args, model, tokenizer, data_dir):
     """{task: labelled `PairSplit`} of what is asked for; with "all" a second test of MNLI that is there, too."""
     names = list(model.tasks) if args.task == "all" else [canonical_name(args.task, "sentence_pair")]
     classification.check_heads(model, names, f"--model_checkpoint {args.model_checkpoint}")
-    if data_dir is None and not all(glue.get(name).pairs for name in names):
+    if data_dir is None and not all(glue.get_task(name).pairs for name in names):
         raise UserError("nothing says where the data lie", location="--dataset_path",
                         expected="GLUE in the official script's folders")  # fmt: skip
     split = SPLITS[args.split]
     if args.task == "all":
-        names += [guest for guest in model.aliases if split in glue.get(guest).files
+        names += [guest for guest in model.aliases if split in glue.get_task(guest).files
                   and not sentence_pair.missing(data_dir, [guest], [split])]  # fmt: skip
     loaded = {name: sentence_pair.load(data_dir, name, split, tokenizer, model.max_seq_length, limit=args.limit,
                                        cache_dir=args.token_cache_dir) for name in names}  # fmt: skip
@@ -89,7 +89,7 @@ def read_splits(args, model, tokenizer, data_dir):
 
 def in_words(name, predictions, labels):
     """(predictions, [labels]) as texts: the names of classes, or scores."""
-    task = glue.get(name)
+    task = glue.get_task(name)
 
     def text(value):
         return f"{value:.3f}" if task.regression else task.labels[int(value)]

@@ -63,7 +63,7 @@ class SentenceClassifier(TextModel):
         # Of outputs, of which there are none.
         self.positions = 1 << 20
         devices.prepare_for_device(self.model.eval(), idist.device(), dtype)
-        self.tasks = {name: SentenceTask(glue.get(name)) for name in self.model.tasks}
+        self.tasks = {name: SentenceTask(glue.get_task(name)) for name in self.model.tasks}
         if task is not None and task not in self.tasks:
             raise UserError(f"the model was not trained for {task}", location=f"--task {task}",
                             expected=f"one of {', '.join(self.tasks)}")  # fmt: skip

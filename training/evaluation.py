@@ -22,14 +22,14 @@ class EvalSplit:
     Attributes:
         task: a `data.task.Task`.
         path, split: its data.
-        how: `data.task.Reading` that the model was trained with.
+        options: `data.task.ReadOptions` that the model was trained with.
         examples: the instances, read by `part`.
     """
 
     task: object
     path: str
     split: str
-    how: object
+    options: object
     examples: list
 
 
@@ -51,9 +51,9 @@ def own_evaluation(manifest):
 
 def part(task, path, split, max_history, limit):
     """Read a task's instances: `EvalSplit`."""
-    decoding = task.reading(max_history, decoding=True)
+    decoding = task.read_options(max_history, decoding=True)
     examples = instances.read(path, split, task, decoding, limit)
-    return EvalSplit(task, path, split, task.reading(max_history), examples)
+    return EvalSplit(task, path, split, task.read_options(max_history), examples)
 
 
 def texts(model, tokenizer, parts, decoding, positions, dtype):
@@ -82,7 +82,7 @@ def texts(model, tokenizer, parts, decoding, positions, dtype):
 def negative_log_likelihood(model, tokenizer, part, positions, dtype, limit=None, batch_size=32, cache_dir=None):
     """(sum, number of labels) over every record's own target."""
     name = part.task.name
-    split = cache.load(part.path, part.split, part.task, tokenizer, positions, training=False, how=part.how,
+    split = cache.load(part.path, part.split, part.task, tokenizer, positions, training=False, options=part.options,
                        cache_dir=cache_dir)  # fmt: skip
     batches = Batches({name: split}, {name: model.task_id(name)}, tokenizer.pad_token_id, positions,
                       limits={name: limit}, batch_size=batch_size, shuffle=False)  # fmt: skip

@@ -196,10 +196,10 @@ def load_splits(args, tasks, paths, tokenizer, positions, limits):
         for name, task in tasks.items():
             # Only training learns from the teacher; validation stays gold. --distillation: all tasks, or those named.
             distilled = args.distillation is True or (args.distillation and name in args.distillation)
-            how = task.reading(args.max_history, distilled=bool(distilled) and split == "train")
-            with missing_texts(paths[name], how):
-                loaded = cache.load(paths[name], split, task, tokenizer, positions, training=split == "train", how=how,
-                                    cache_dir=args.token_cache_dir)  # fmt: skip
+            options = task.read_options(args.max_history, distilled=bool(distilled) and split == "train")
+            with missing_texts(paths[name], options):
+                loaded = cache.load(paths[name], split, task, tokenizer, positions, training=split == "train",
+                                    options=options, cache_dir=args.token_cache_dir)  # fmt: skip
             splits[split][name] = loaded
             report = loaded.report
             parts = [f"{report['kept']:,} examples"]
@@ -207,19 +207,19 @@ def load_splits(args, tasks, paths, tokenizer, positions, limits):
             parts += [f"the first {limit:,} used"] if limit and limit < report["kept"] else []
             parts += [f"{n:,} dropped ({why})" for why, n in report["dropped"].items()]
             parts += [f"{n:,} cut ({why})" for why, n in report["cut"].items()]
-            parts += [f"the teacher's texts from {paths[name]}"] if how.distilled else []
+            parts += [f"the teacher's texts from {paths[name]}"] if options.distilled else []
             say(f"{split}{f' {name}' if len(tasks) > 1 else ''}: " + ", ".join(parts))
     return splits
 
 
 @contextlib.contextmanager
-def missing_texts(path, how):
+def missing_texts(path, options):
     """Where a teacher's texts are missing, say where a file with them was looked for."""
     try:
         yield
     except UserError as error:
         beside = distilled_beside(path)
-        if not how.distilled or "distillated_" not in error.found or beside == Path(path):
+        if not options.distilled or "distillated_" not in error.found or beside == Path(path):
             raise
         raise UserError(error.found, location=error.location, remedy=error.remedy,
                         expected=f"{error.expected}; or {beside}, which is not there") from error  # fmt: skip

@@ -58,13 +58,13 @@ class Inputs:
     cut: Counter = field(default_factory=Counter)
 
 
-def read_inputs(path, task, how, encode, limit=None, merge=True):
+def read_inputs(path, task, options, encode, limit=None, merge=True):
     """The training inputs of a data file.
 
     Args:
         path: the task's json file; all of it is read, so that nothing wrong with it comes up hours later.
         task: a `data.task.Task`.
-        how: `data.task.Reading` for decoding.
+        options: `data.task.ReadOptions` for decoding.
         encode: a list of `Example` -> (a list of `Prompt`, {what was cut: how often}).
         limit: only the first so many examples; a record that is not wholly among them is left out.
         merge: decode equal inputs once; not for sampling, where each draws its own text.
@@ -76,7 +76,7 @@ def read_inputs(path, task, how, encode, limit=None, merge=True):
     for location, record in task.records(path, "train"):
         if full:
             continue
-        examples = list(task.examples(record, location, how))
+        examples = list(task.examples(record, location, options))
         if limit and len(inputs.which) + len(waiting) + len(examples) > limit:
             full = True
             if not inputs.records:
@@ -284,11 +284,11 @@ class Report:
             self.samples.append((example.source, gold, text))
 
 
-def pieces(path, task, how, inputs, texts, report, samples=0):
+def pieces(path, task, options, inputs, texts, report, samples=0):
     """The distilled data file as text, piece by piece: the original's, and the teacher's texts in its training records.
 
     Args:
-        path, task, how, inputs: as for `read_inputs`.
+        path, task, options, inputs: as for `read_inputs`.
         texts: the text of each prompt.
         report: a `Report`, filled on the way.
         samples: how many examples the report keeps.
@@ -306,7 +306,7 @@ def pieces(path, task, how, inputs, texts, report, samples=0):
                 if taught == inputs.records:
                     continue
                 taught += 1
-                examples = list(task.examples(record, location, how))
+                examples = list(task.examples(record, location, options))
                 outputs = [texts[next(numbers)] for _ in examples]
                 for example, text in zip(examples, outputs):
                     report.add(example, text, samples)

@@ -257,7 +257,7 @@ def check_task_names(arguments, names=("tasks", "eval_tasks")):
     for flag in names:
         for name in getattr(arguments, flag) or []:
             try:
-                text_to_text.get(name)
+                text_to_text.get_task(name)
             except UserError as error:
                 raise UserError(error.found, location=arguments.location(flag), expected=error.expected,
                                 remedy=error.remedy) from None  # fmt: skip

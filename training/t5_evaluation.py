@@ -76,7 +76,7 @@ def read(names, split, args, tokenizer, ids, *, lengths, limit, seed, held_out, 
     """
     parts = {}
     for name in names:
-        task = text_to_text.get(name)
+        task = text_to_text.get_task(name)
         data = encoder.load(task, split, tokenizer, lengths, data_dir=args.data_dir, seed=seed,
                             split_validation_test=held_out, n_obs=None if limit < 0 else limit,
                             prefix=prefix)  # fmt: skip
@@ -96,7 +96,7 @@ def tested_on_validation(names, data_dir, held_out):
         names: tasks.
         data_dir, held_out: as in `read`.
     """
-    return [name for name in names if text_to_text.test_is_validation(text_to_text.get(name), data_dir, held_out)]
+    return [name for name in names if text_to_text.test_is_validation(text_to_text.get_task(name), data_dir, held_out)]
 
 
 @dataclass

@@ -47,7 +47,7 @@ class T5TextModel(TextModel):
         return dict(max_history=max_history) if self.tasks[name].max_history and max_history else {}
 
     def prompts(self, name, examples, reserve):
-        task = text_to_text.get(name)
+        task = text_to_text.get_task(name)
         head = f"{task.prefix or task.name} " if self.prefixed else ""
         encoded = list(encode(self.tokenizer, [head + example.source for example in examples], self.longest))
         prompts = [Prompt(ids, None, self.model.task_id(name), self.tokenizer.eos_token_id) for ids, _ in encoded]
@@ -59,7 +59,7 @@ class T5TextModel(TextModel):
         device, texts = next(self.model.parameters()).device, []
         names = list(self.model.tasks)
         for prompt in prompts:
-            task = text_to_text.get(names[prompt.task_id])
+            task = text_to_text.get_task(names[prompt.task_id])
             ids = torch.tensor([prompt.ids], device=device)
             length = min(task.max_new_tokens(self.tokenizer), decoding.max_length)
             beams = max(decoding.num_beams, task.num_beams or 1)

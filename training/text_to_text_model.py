@@ -27,7 +27,7 @@ class TextToTextModel:
 
     def __init__(self, directory, model, tokenizer, flags, dtype):
         self.directory, self.model, self.tokenizer, self.dtype = directory, model, tokenizer, dtype
-        self.tasks = {name: text_to_text.get(name) for name in model.tasks}
+        self.tasks = {name: text_to_text.get_task(name) for name in model.tasks}
         self.prefixed = prefixed(model, flags)
         self.max_length, self.beams = flags.get("max_source_length", 128), flags.get("eval_beams")
 

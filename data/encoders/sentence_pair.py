@@ -88,7 +88,7 @@ def load(data_dir, name, split, tokenizer, max_length, *, limit=None, cache_dir=
     Raises:
         UserError: the file cannot be used, see `data.glue.read`; rows of "train" or "dev" have no labels.
     """
-    task, path = glue.get(name), glue.path_of(data_dir, name, split)
+    task, path = glue.get_task(name), glue.path_of(data_dir, name, split)
     if not path.is_file() and not task.pairs:
         glue.read(data_dir, name, split)
     settings = [FORMAT, task.name, split, task.columns, task.label_column, task.labels, max_length]
@@ -162,7 +162,7 @@ def encode(tokenizer, examples, max_length):
 
 def missing(data_dir, names, splits):
     """[path] of the files that are not there, for tasks and splits."""
-    wanted = [(glue.get(name), split) for name in names for split in splits]
+    wanted = [(glue.get_task(name), split) for name in names for split in splits]
     return [
         path
         for task, split in wanted

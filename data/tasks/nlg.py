@@ -7,7 +7,7 @@ import re
 
 from versatile.data.files import mapping_field, text_field, texts_field
 from versatile.data.question_task import LifelongTask
-from versatile.data.task import Example, Reading, Span, Task, register
+from versatile.data.task import Example, ReadOptions, Span, Task, register
 from versatile.utils.errors import UserError
 
 SLOTS = {
@@ -44,10 +44,10 @@ class NLG(Task):
         "adapter": dict(lr=5e-3, n_epochs=10, train_batch_size=8, gradient_accumulation_steps=4, adapter_bottleneck=10),
     }
 
-    def examples(self, record, location, how=Reading()):
+    def examples(self, record, location, options=ReadOptions()):
         slots = mapping_field(record, "src", location)
         gold = text_field(record, "tgt", location)
-        target = text_field(record, "distillated_tgt", location) if how.distilled else gold
+        target = text_field(record, "distillated_tgt", location) if options.distilled else gold
         references = texts_field(record, "refs", location) if "refs" in record else [gold]
         yield self.assemble(slots, target, references, location)
 

@@ -7,7 +7,7 @@ be absent.
 from dataclasses import replace
 
 from versatile.data.files import texts_field
-from versatile.data.task import Reading, register
+from versatile.data.task import ReadOptions, register
 from versatile.data.text_pair import TextPair
 
 
@@ -28,8 +28,8 @@ class WebNLG(TextPair):
         "adapter": dict(lr=1e-3, n_epochs=10, train_batch_size=8, gradient_accumulation_steps=4, adapter_bottleneck=64),
     }
 
-    def examples(self, record, location, how=Reading()):
-        for example in super().examples(record, location, how):
+    def examples(self, record, location, options=ReadOptions()):
+        for example in super().examples(record, location, options):
             yield replace(example, references=texts_field(record, "refs", location)) if "refs" in record else example
 
     def score(self, hypotheses, references, details=None):
