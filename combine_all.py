@@ -221,8 +221,8 @@ def read_sources(args):
     sources, groups = combining.read(args.into) if args.into else [], {}
     for task, directory in args.checkpoints.items():
         groups.setdefault(os.path.normpath(directory), []).append(task)
-    given = {s.task: s for directory, tasks in groups.items() for s in combining.read(directory, tasks)}
-    sources += [given[task] for task in args.checkpoints]
+    chosen_sources = {s.task: s for directory, tasks in groups.items() for s in combining.read(directory, tasks)}
+    sources += [chosen_sources[task] for task in args.checkpoints]
     combining.check(sources)
     names = [s.task for s in sources]
     refuse_unknown(sources)
@@ -242,9 +242,10 @@ def refuse_unknown(sources):
     for s in sources:
         known = find(s.task)
         if known is None or list(known.markers) != s.markers:
-            found = "has other markers here" if known else "is not known here"
-            raise UserError(f"task {s.task!r} {found}", location=s.flag, expected="a task of --list_tasks, as it was "
-                            "when the checkpoint was trained", remedy="put its file back into data/tasks/")  # fmt: skip
+            mismatch = "has other markers here" if known else "is not known here"
+            raise UserError(f"task {s.task!r} {mismatch}", location=s.flag, expected="a task of --list_tasks, as it "
+                            "was when the checkpoint was trained",
+                            remedy="put its file back into data/tasks/")  # fmt: skip
 
 
 def read_inputs(args, source):
@@ -253,17 +254,17 @@ def read_inputs(args, source):
     from versatile.data.task import get_task
     from versatile.training import evaluation, runs
 
-    task, given = get_task(source.task), args.data.get(source.task)
+    task, named_file = get_task(source.task), args.data.get(source.task)
     trained_on = runs.trained_on(source.directory, task.name)
-    paths = [given] if given else [trained_on, task.dataset_path, SAMPLES / f"{task.name}.json"]
+    paths = [named_file] if named_file else [trained_on, task.dataset_path, SAMPLES / f"{task.name}.json"]
     errors = []
     for path in paths:
-        if path and (given or Path(path).is_file() or (path == task.dataset_path and task.has_data())):
+        if path and (named_file or Path(path).is_file() or (path == task.dataset_path and task.has_data())):
             try:
                 return evaluation.part(task, str(path), task.scored_split, source.history, args.proof_examples)
             except UserError as error:
                 errors.append(error)
-    if given:
+    if named_file:
         raise errors[0]
     raise UserError(
         errors[0].found if errors else f"no data of {task.name} to prove the result on",

@@ -80,17 +80,17 @@ def compute(args):
     args.from_scratch, args.config_name, args.config_overrides, args.dropout = False, None, None, None
     model, tokenizer = t5_models.load(args, args.seed)
     model.to(device).eval()
-    found = {}
+    embeddings = {}
     for name, texts in sources.items():
-        found[name] = t5_embeddings.task_embedding(model, tokenizer, texts, args.max_source_length, args.batch_size,
-                                                   args.pooling, dtype)  # fmt: skip
+        embeddings[name] = t5_embeddings.task_embedding(model, tokenizer, texts, args.max_source_length,
+                                                        args.batch_size, args.pooling, dtype)  # fmt: skip
         with atomic_write(Path(args.output_dir) / f"{name}.npy", "wb") as file:
-            np.save(file, found[name])
-        print(f"{name}: {len(texts):,} examples -> {args.output_dir}/{name}.npy  [{len(found[name])}]")
+            np.save(file, embeddings[name])
+        print(f"{name}: {len(texts):,} examples -> {args.output_dir}/{name}.npy  [{len(embeddings[name])}]")
     about = dict(tasks={name: len(texts) for name, texts in sources.items()}, versions=versions(),
                  **{k: v for k, v in sorted(vars(args).items()) if k != "tasks"})  # fmt: skip
     write_json(Path(args.output_dir) / "task_embeddings.json", about)
-    print(t5_embeddings.likeness(found))
+    print(t5_embeddings.likeness(embeddings))
 
 
 if __name__ == "__main__":

@@ -179,15 +179,16 @@ def load_model(args, task, manifest):
         attach(model, tokenizer, {task.name: task.markers}, {task.name: 0})
         print(f"{args.model_checkpoint} is a bare backbone: evaluating it with untrained task embeddings")
         method = "untrained"
-    held = model.info.bottlenecks.get(task.name, -1)
+    stored_adapter = model.info.bottlenecks.get(task.name, -1)
     adapted = model.info.methods.get(task.name, {}).get("method", BARE)
     if adapted not in (BARE, "bottleneck"):
-        held = adapted
-    if args.adapter_bottleneck not in (None, held):
+        stored_adapter = adapted
+    if args.adapter_bottleneck not in (None, stored_adapter):
         kind = {-1: "is fully fine-tuned, without an adapter", 0: "has no adapter",
                 adapted: f"was trained with the method {adapted}"}  # fmt: skip
-        found = f"{args.model_checkpoint} {kind.get(held, f'has an adapter of bottleneck {held}')}"
-        raise UserError(found, location=f"--adapter_bottleneck {args.adapter_bottleneck}", remedy="leave the flag out")
+        state = kind.get(stored_adapter, f"has an adapter of bottleneck {stored_adapter}")
+        raise UserError(f"{args.model_checkpoint} {state}", location=f"--adapter_bottleneck {args.adapter_bottleneck}",
+                        remedy="leave the flag out")  # fmt: skip
     return model, tokenizer, method
 
 

@@ -174,7 +174,7 @@ def same_runs(runs, given):
                 )
         if run.folder.resolve() in [other.folder.resolve() for other in runs[:number]]:
             raise UserError("is named twice", location=location, expected="each sequence once", remedy="name it once")
-        one, other = (decisive(each.flags) for each in (runs[0], run))
+        one, other = (decisive(sequence_run.flags) for sequence_run in (runs[0], run))
         if differ := sorted(flag for flag in one.keys() | other.keys() if one.get(flag) != other.get(flag)):
             flag = "tasks" if "tasks" in differ else differ[0]
             raise UserError(f"it was trained with {typed(flag, other.get(flag))}", location=location,

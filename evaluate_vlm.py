@@ -109,22 +109,22 @@ def read_parts(args, info):
         raise UserError(
             f"task {foreign[0]!r} is not evaluated", location="--data", expected="one of " + ", ".join(names)
         )
-    found = [read_part(args, get_task(name), args.max_history or info.histories.get(name)) for name in names]
-    if not any(found):
+    splits = [read_part(args, get_task(name), args.max_history or info.histories.get(name)) for name in names]
+    if not any(splits):
         raise UserError("none of the tasks has data", location="--data", expected="TASK=FILE for at least one of "
                         + ", ".join(names), remedy="name some, or make them: python -m data.convert --help; "
                         f"to try it: --data {names[0]}=data/samples/{names[0]}.json")  # fmt: skip
-    return [part for part in found if part]
+    return [part for part in splits if part]
 
 
 def read_part(args, task, max_history):
     """A task with its data: those named, else in its own place, else what it was trained on; None: it is left out."""
     from versatile.training import evaluation, runs
 
-    split, given = args.split or task.scored_split, args.data.get(task.name) or args.dataset_path
+    split, named_file = args.split or task.scored_split, args.data.get(task.name) or args.dataset_path
     own, trained_on = Path(task.dataset_path), runs.trained_on(args.model_checkpoint, task.name)
-    if given or task.has_data():
-        return evaluation.part(task, given or str(own), split, max_history, args.limit)
+    if named_file or task.has_data():
+        return evaluation.part(task, named_file or str(own), split, max_history, args.limit)
     why = f"there is no {own}"
     if trained_on and task.can_read(trained_on):
         print(f"{task.name}: {why}; taken is what it was trained on, {trained_on}")
@@ -137,7 +137,7 @@ def read_part(args, task, max_history):
             why = f"{error.location}: {error.found}"
     if args.task != "all":
         # The task's own error.
-        task.data_path(given)
+        task.data_path(named_file)
     print(f"{task.name}: left out, {why} (name its data: --data {task.name}=FILE)")
 
 

@@ -181,7 +181,7 @@ class Talk:
     def prompt(self, example, session):
         """What the model is given; says, once for each reason, when it is not all that was typed."""
         name = self.task.name
-        found, cut = self.text_model.prompts(name, [example], self.decoding.max_length)
+        prompts, cut = self.text_model.prompts(name, [example], self.decoding.max_length)
         notices = [f"the input is cut, as in training: {why}" for why in cut]
         turns = sum(span.turn for span in example.context)
         if len(session.get("history", [])) > turns:
@@ -190,8 +190,8 @@ class Talk:
             if (name, notice) not in self.told:
                 print(f"note: {notice} (/show shows what is left)", flush=True)
                 self.told.add((name, notice))
-        self.shown = found[0], notices
-        return found[0]
+        self.shown = prompts[0], notices
+        return prompts[0]
 
     def decode(self, prompt):
         # Seeded from the start on, not anew for every answer: the same input may get another one.

@@ -207,11 +207,11 @@ def load_teacher(args, task, student, dtype, longest):
     from versatile.training.objectives import Distilled
     from versatile.training.sentence_distillation import checkpoint_fingerprint
 
-    found = checkpoint_fingerprint(args.teacher)
-    if args.teacher_fingerprint not in (None, found):
+    fingerprint = checkpoint_fingerprint(args.teacher)
+    if args.teacher_fingerprint not in (None, fingerprint):
         raise UserError("the teacher has changed since this run was started", location=f"--teacher {args.teacher}",
                         expected="the same files", remedy="put them back, or start a new run")  # fmt: skip
-    args.teacher_fingerprint = found
+    args.teacher_fingerprint = fingerprint
     try:
         teacher, tokenizer = checkpoint.load(args.teacher, task.name, flag=f"--teacher {args.teacher}")
     except UserError as error:

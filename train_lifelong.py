@@ -187,10 +187,10 @@ def train(args, given):
     learning.warn_of_long_tests(lifelong_model.encoder, args)
     if args.distil and named:
         teaching.check_teachers(lifelong_model, teachers, args)
-    made = distilled_texts(args, teachers, dtype)
-    data = learning.read_tasks(args, made)
+    distilled = distilled_texts(args, teachers, dtype)
+    data = learning.read_tasks(args, distilled)
     # What a teacher wrote is cut where it is too long.
-    theirs = data if args.unbound and made else made
+    theirs = data if args.unbound and distilled else distilled
     learning.check_answers(lifelong_model.encoder, {name: qas for name, qas in data.items() if name not in theirs})
     if args.distil and not named:
         teachers |= {name: learning.train_teacher(args, name, dtype) for name in args.tasks if name not in teachers}
@@ -254,7 +254,7 @@ def distilled_texts(args, teachers, dtype):
 
     if not (args.seq_distil and (teachers or args.train_teachers)):
         return {}
-    made = {}
+    files = {}
     for task in tasks.sequence(args.tasks):
         try:
             tasks.find(args.data_dir, task, "distil")
@@ -263,8 +263,8 @@ def distilled_texts(args, teachers, dtype):
                 raise
             if task.name not in teachers:
                 teachers[task.name] = learning.train_teacher(args, task.name, dtype)
-            made[task.name] = distilled(args, task, teachers[task.name], dtype)
-    return made
+            files[task.name] = distilled(args, task, teachers[task.name], dtype)
+    return files
 
 
 def check_skipped(args, run):

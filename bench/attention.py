@@ -143,14 +143,14 @@ def train(args, device, dtype, length, dropout, name):
     rows = max(1, args.tokens // length)
     shape = (rows, args.heads, length, args.head_width)
     query, key, value = (torch.randn(shape, device=device, dtype=dtype, requires_grad=True) for _ in range(3))
-    given = torch.randn(rows, length, args.heads, args.head_width, device=device, dtype=dtype)
+    values = torch.randn(rows, length, args.heads, args.head_width, device=device, dtype=dtype)
     real = torch.arange(length, device=device) < torch.randint(length // 2, length + 1, (rows, 1), device=device)
     allowed = torch.ones(length, length, dtype=torch.bool, device=device).tril() & real[:, None, None, :]
     mask, attend = mask_for(name, allowed, dtype), function(name)
 
     def work():
         out, _ = attend(Layer, query, key, value, mask, dropout=dropout, scaling=args.head_width**-0.5)
-        torch.autograd.grad(out, (query, key, value), given)
+        torch.autograd.grad(out, (query, key, value), values)
 
     return work
 

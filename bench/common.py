@@ -47,10 +47,10 @@ def start(args):
     quiet_libraries()
     if args.threads:
         torch.set_num_threads(args.threads)
-    found = torch.cuda.is_available()
-    if args.device == "cuda" and not found:
+    has_gpu = torch.cuda.is_available()
+    if args.device == "cuda" and not has_gpu:
         sys.exit("error: --device cuda: torch finds no GPU\n  remedy:   use --device cpu")
-    device = torch.device("cuda:0" if found else "cpu")
+    device = torch.device("cuda:0" if has_gpu else "cpu")
     print(hardware(device), flush=True)
     torch.manual_seed(args.seed)
     return device
@@ -105,8 +105,8 @@ def wait(device):
 
 def ratio(rates, ours, theirs):
     """(median, lowest, highest) over the turns of how many times faster `ours` is."""
-    each = [a / b for a, b in zip(rates[ours], rates[theirs])]
-    return statistics.median(each), min(each), max(each)
+    ratios = [a / b for a, b in zip(rates[ours], rates[theirs])]
+    return statistics.median(ratios), min(ratios), max(ratios)
 
 
 def verdict(what, rates, ours, theirs, target):

@@ -179,9 +179,9 @@ class Work:
         import torch
         from versatile.utils import uncertainty
 
-        found = torch.cat([uncertainty.candidate_entropies(self.model, batch) for batch in batches])
+        entropies = torch.cat([uncertainty.candidate_entropies(self.model, batch) for batch in batches])
         owners = torch.cat([batch["task_ids"] for batch in batches])
-        uncertainty.choose(found, owners, self.args.train_batch_size, LENDERS)
+        uncertainty.choose(entropies, owners, self.args.train_batch_size, LENDERS)
 
 
 if __name__ == "__main__":

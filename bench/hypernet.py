@@ -186,10 +186,10 @@ class Work:
         inputs = {name: value for name, value in self.batch.items() if name != "labels"}
         length = self.args.max_length
         with autocast(self.device, self.dtype):
-            found = self.model.generate(**inputs, task_ids=self.task_ids(max(turn, 0)), num_beams=self.args.num_beams,
+            outputs = self.model.generate(**inputs, task_ids=self.task_ids(max(turn, 0)), num_beams=self.args.num_beams,
                                         min_new_tokens=length, max_new_tokens=length)  # fmt: skip
-        assert found.shape == (self.args.train_batch_size, length + 1)
-        return length * len(found)
+        assert outputs.shape == (self.args.train_batch_size, length + 1)
+        return length * len(outputs)
 
 
 if __name__ == "__main__":

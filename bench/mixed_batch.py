@@ -79,15 +79,15 @@ def main(argv=None):
         seconds = loading(args, device, folder)
     rows = [[task, *sizes[task].values(), statistics.median(seconds[task])] for task in TASKS]
     print(common.table(["", "directory, bytes", "trained tensors, bytes", "tokenizer, bytes", "s to load"], rows))
-    found = dict(training=slowdown(steps), decoding=slowdown(outputs))
-    for what, each in found.items():
+    results = dict(training=slowdown(steps), decoding=slowdown(outputs))
+    for what, each in results.items():
         verdict(f"{what}, a mixed batch's time over a single task's:", statistics.median(each), each, SLOWER, "x")
     each = [s["directory"] / s["trained"] for s in sizes.values()]
     total = sum(s["directory"] for s in sizes.values()) / sum(s["trained"] for s in sizes.values())
     verdict("bytes of the five directories over the trained tensors':", total, each, LARGER, "x", over="tasks")
     each = [t for times in seconds.values() for t in times]
     verdict("loading a task onto a backbone in memory:", statistics.median(each), each, SECONDS, " s", over="loads")
-    common.save(args, steps_per_second=steps, tokens_per_second=outputs, bytes=sizes, load_seconds=seconds, **found)
+    common.save(args, steps_per_second=steps, tokens_per_second=outputs, bytes=sizes, load_seconds=seconds, **results)
 
 
 def slowdown(rates):
@@ -139,8 +139,8 @@ class Training:
         self.args, self.step = args, 0
         model, tokenizer = attached(args, TASKS)
         self.rows = args.train_batch_size * args.gradient_accumulation_steps
-        held = splits(args, self.rows * args.turn_steps, args.mean_length, min(args.positions, 2 * args.mean_length))
-        self.batches = Batches(held, {task: i for i, task in enumerate(TASKS)}, tokenizer.pad_token_id, args.positions,
+        data = splits(args, self.rows * args.turn_steps, args.mean_length, min(args.positions, 2 * args.mean_length))
+        self.batches = Batches(data, {task: i for i, task in enumerate(TASKS)}, tokenizer.pad_token_id, args.positions,
                                shuffle=True, seed=args.seed, batch_size=args.train_batch_size)  # fmt: skip
         if dtype != torch.float32:
             adapting.halve_frozen(model, dtype)
@@ -196,12 +196,12 @@ class Decoding:
             end = common.VOCABULARY + EACH * owner + 2
             prompts.append(decoding.Prompt(ids[:-1].tolist(), types[:-1].tolist(), owner, end))
         length = self.args.max_length
-        how = decoding.Decoding(max_length=length, min_length=length, batch_size=self.args.prompts)
+        decoding_options = decoding.Decoding(max_length=length, min_length=length, batch_size=self.args.prompts)
 
         def turn(number):
-            found = decoding.decode(self.model, self.tokenizer, prompts, how, dtype=self.dtype)
-            assert all(len(ids) == length for ids in found)
-            return length * len(found)
+            outputs = decoding.decode(self.model, self.tokenizer, prompts, decoding_options, dtype=self.dtype)
+            assert all(len(ids) == length for ids in outputs)
+            return length * len(outputs)
 
         return turn
 

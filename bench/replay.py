@@ -154,10 +154,10 @@ class Generation:
         from versatile.utils import devices
 
         devices.prepare_for_device(self.model, self.device, self.dtype)
-        found = generate(self.model, self.tokenizer, self.encoder, self.gen, self.args.samples, self.sampling,
+        samples = generate(self.model, self.tokenizer, self.encoder, self.gen, self.args.samples, self.sampling,
                          dtype=self.dtype)  # fmt: skip
-        drawn[f"ours, {kind}"] = found
-        return self.counted(found, self.args.samples)
+        drawn[f"ours, {kind}"] = samples
+        return self.counted(samples, self.args.samples)
 
     def plain(self, drawn, kind):
         """The same with `generate` on the model as attached."""
@@ -167,7 +167,7 @@ class Generation:
         from versatile.utils.devices import autocast
 
         common.default_allocator()
-        start, found = self.tokenizer.convert_tokens_to_ids(self.gen), []
+        start, samples = self.tokenizer.convert_tokens_to_ids(self.gen), []
         config = GenerationConfig(do_sample=True, top_k=20, max_new_tokens=self.args.max_len, eos_token_id=EOS,
                                   pad_token_id=EOS, suppress_tokens=self.never)  # fmt: skip
         for location, first in enumerate(range(0, self.args.samples, self.args.batch_size)):
@@ -176,16 +176,16 @@ class Generation:
             ids = torch.full((rows, 1), start, device=self.device)
             with torch.no_grad(), autocast(self.device, self.dtype):
                 out = self.untouched.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-            found += out[:, 1:].tolist()
-        drawn[f"plain, {kind}"] = found
-        return self.counted(found, self.args.samples)
+            samples += out[:, 1:].tolist()
+        drawn[f"plain, {kind}"] = samples
+        return self.counted(samples, self.args.samples)
 
     def single(self):
         """A few samples one by one, every token from the whole prefix."""
         import torch
 
         common.default_allocator()
-        never, found = torch.tensor(self.never, device=self.device), []
+        never, samples = torch.tensor(self.never, device=self.device), []
         for _ in range(self.args.single_samples):
             ids = torch.tensor([[self.tokenizer.convert_tokens_to_ids(self.gen)]], device=self.device)
             for _ in range(self.args.max_len):
@@ -195,8 +195,8 @@ class Generation:
                 best, tokens_at = last.topk(20)
                 token = tokens_at[torch.multinomial(best.softmax(-1), 1)]
                 ids = torch.cat([ids, token[None]], dim=1)
-            found.append(ids[0, 1:].tolist())
-        return self.counted(found, self.args.single_samples)
+            samples.append(ids[0, 1:].tolist())
+        return self.counted(samples, self.args.single_samples)
 
     def counted(self, found, count):
         assert len(found) == count and all(len(ids) == self.args.max_len for ids in found)
@@ -231,12 +231,12 @@ class Training:
         self.tokens = sum(2 * len(row) + 3 for row in self.rows)
         size = args.train_batch_size
         chosen = [self.rows[i : i + size] for i in range(0, len(self.rows), size)]
-        each = [self.batches(one(self.objective, part)) for part in (QA, LM)]
+        sides = [self.batches(one(self.objective, part)) for part in (QA, LM)]
         self.windows = dict(
             ours=[[batches.collate(rows)] for rows in chosen],
-            two=[[([part.collate(rows)[0] for part in each], 1)] for rows in chosen],
+            two=[[([part.collate(rows)[0] for part in sides], 1)] for rows in chosen],
         )
-        self.separate = [[objective.collate(rows)[0] for objective in each] for rows in chosen]
+        self.separate = [[objective.collate(rows)[0] for objective in sides] for rows in chosen]
 
     def made_up(self):
         """Rows of random tokens, half of each the answer."""
@@ -307,13 +307,13 @@ class Training:
         from versatile.lifelong.losses import WeightedLoss
 
         self.model.eval()
-        found = dict.fromkeys(("ours", "two passes"), 0.0)
+        losses = dict.fromkeys(("ours", "two passes"), 0.0)
         with torch.no_grad():
             for side, batches in (("ours", [self.windows["ours"][0][0][0]]), ("two passes", self.separate[0])):
                 for batch in batches:
-                    found[side] += float(WeightedLoss()(self.model, batch))
-            found["originals"] = float(self.original_loss(0))
-        return found
+                    losses[side] += float(WeightedLoss()(self.model, batch))
+            losses["originals"] = float(self.original_loss(0))
+        return losses
 
 
 def one(objective, part):

@@ -120,10 +120,10 @@ class Importance:
 
     def on(self, p, name):
         """(ω, p*) of a parameter, on its device and in its present shape."""
-        for held in (self.omega, self.anchor):
-            if held[name].shape != p.shape or held[name].device != p.device:
-                new_rows = p.detach() if held is self.anchor else torch.zeros_like(p)
-                held[name] = extend_rows(held[name].to(p.device), new_rows)
+        for tensors in (self.omega, self.anchor):
+            if tensors[name].shape != p.shape or tensors[name].device != p.device:
+                new_rows = p.detach() if tensors is self.anchor else torch.zeros_like(p)
+                tensors[name] = extend_rows(tensors[name].to(p.device), new_rows)
         return self.omega[name], self.anchor[name]
 
     def attach(self, optimizer):

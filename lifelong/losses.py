@@ -158,8 +158,8 @@ class WeightedLoss:
         """
         scores, total = output.scores, output.scores.new_zeros((), dtype=torch.float32)
         if weights.hard is not None:
-            each = F.cross_entropy(scores.float(), output.targets.clamp(min=0), reduction="none")
-            total = (each * weights.hard).sum()
+            label_losses = F.cross_entropy(scores.float(), output.targets.clamp(min=0), reduction="none")
+            total = (label_losses * weights.hard).sum()
         if soft_targets is None:
             return total
         temperature, columns = self.teacher.temperature, self.teacher.columns

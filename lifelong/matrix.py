@@ -39,7 +39,7 @@ class Matrix:
         if not number or len(set(self.tasks)) < number:
             raise UserError(f"the tasks are {brief(self.tasks)}", expected="at least one task, each once")
         lists = [self.rows, *self.rows, *(x for x in (self.before, self.metrics, self.alone) if x is not None)]
-        if any(len(each) != number for each in lists):
+        if any(len(items) != number for items in lists):
             raise UserError(f"the matrix of {number} tasks has lists of {sorted({len(x) for x in lists})} items",
                             expected=f"{number} rows of {number} scores")  # fmt: skip
         self.rows = [_scores(row) for row in self.rows]
@@ -263,10 +263,10 @@ def side_by_side(matrices, digits=1):
     statistics = summary(matrices)
     if not (inferred := statistics.get("inferred")):
         return ""
-    ways = {"known": statistics, "inferred": inferred, "inferred rightly, %": inferred["accuracy"]}
+    evaluations = {"known": statistics, "inferred": inferred, "inferred rightly, %": inferred["accuracy"]}
     heads = [*statistics["tasks"], "average"]
     lines = [f"| task | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    for name, part in ways.items():
+    for name, part in evaluations.items():
         ends = [(part[kind]["rows"][-1] + [part[kind]["average_accuracy"]]) for kind in ("mean", "sd")]
         lines.append(f"| {name} | {' | '.join(_number(*cell, digits) for cell in zip(*ends))} |")
     return "\n".join([*lines, ""])

@@ -20,17 +20,17 @@ def score(names, hypotheses, references, labels=None):
         of an answer's words (Rajpurkar et al. 2016). "rouge" gives rouge1, rouge2, rougeL and rougeLsum.
     """
     metrics.check_counts(hypotheses, references)
-    found = {}
+    scores = {}
     for name in names:
         if name == "f1":
-            found["f1"] = macro_f1(hypotheses, references, labels) if labels else word_f1(hypotheses, references)
+            scores["f1"] = macro_f1(hypotheses, references, labels) if labels else word_f1(hypotheses, references)
         elif name == "rouge":
-            found |= rouge(hypotheses, references)
+            scores |= rouge(hypotheses, references)
         elif name == "bleu":
-            found["bleu"] = metrics.bleu(hypotheses, references)
+            scores["bleu"] = metrics.bleu(hypotheses, references)
         else:
-            found[name] = exact_match(hypotheses, references)
-    return found
+            scores[name] = exact_match(hypotheses, references)
+    return scores
 
 
 def exact_match(hypotheses, references):

@@ -54,14 +54,14 @@ def document_frequencies(sentences):
 
 def persona_coverage(hypotheses, personas):
     """(mean coverage 0–1, how many replies counted); see `utils.metrics.persona_coverage` for the formula."""
-    found, total = document_frequencies(sentence for persona in personas for sentence in persona)
-    idf = {word: math.log((1 + total) / (1 + count)) + 1 for word, count in found.items()}
+    frequencies, total = document_frequencies(sentence for persona in personas for sentence in persona)
+    idf = {word: math.log((1 + total) / (1 + count)) + 1 for word, count in frequencies.items()}
     values = []
     for reply, persona in zip(hypotheses, personas):
-        said = content_words(reply)
+        spoken = content_words(reply)
         facts = [words for sentence in persona if (words := content_words(sentence))]
         if facts:
             # fsum: the order of a set's words differs from run to run, the exact sum does not.
-            weights = ((math.fsum(idf[w] for w in words & said), math.fsum(idf[w] for w in words)) for words in facts)
+            weights = ((math.fsum(idf[w] for w in words & spoken), math.fsum(idf[w] for w in words)) for words in facts)
             values.append(max(shared / whole for shared, whole in weights))
     return (math.fsum(values) / len(values) if values else 0.0), len(values)

@@ -226,8 +226,8 @@ def remove_leftovers(directory):
     """Remove what a killed process left half-written in `directory`, and put back what it had renamed aside."""
     for entry in Path(directory).glob(".*"):
         if entry.suffix == _ASIDE and entry.is_dir():
-            for held in list(entry.iterdir()):
-                _put_back(entry, entry.parent / held.name)
+            for aside in list(entry.iterdir()):
+                _put_back(entry, entry.parent / aside.name)
         if entry.suffix in (".part", ".old", _ASIDE):
             shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
@@ -286,8 +286,8 @@ def writable_cache(path, flag=None):
     try:
         return writable_directory(path, flag or "the cache")
     except UserError as error:
-        how = f"{flag} DIR" if flag else "in the variable VERSATILE_CACHE"
-        raise UserError(error.found, location=error.location, remedy=f"name another directory, {how}") from error
+        choice = f"{flag} DIR" if flag else "in the variable VERSATILE_CACHE"
+        raise UserError(error.found, location=error.location, remedy=f"name another directory, {choice}") from error
 
 
 def _umask():

@@ -66,7 +66,7 @@ def rouge(hypotheses, references, stem=True):
     check_counts(hypotheses, references)
     names = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
     scorer = RougeScorer(names, use_stemmer=stem)
-    each = [scorer.score_multi(group, hypothesis) for hypothesis, group in zip(hypotheses, references)]
+    group_scores = [scorer.score_multi(group, hypothesis) for hypothesis, group in zip(hypotheses, references)]
     signature = "|".join(
         (
             nrefs(references),
@@ -74,7 +74,7 @@ def rouge(hypotheses, references, stem=True):
             f"stem:{'porter' if stem else 'no'}|score:f|scale:0-1|{_version('rouge-score')}",
         )
     )
-    means = {name: sum(scores[name].fmeasure for scores in each) / len(each) for name in names}
+    means = {name: sum(scores[name].fmeasure for scores in group_scores) / len(group_scores) for name in names}
     scores = {name: Score(float(mean), signature) for name, mean in means.items()}
     advice = "ROUGE's tokens are made of a-z and 0-9 alone", "chrF"
     marked = _marked(scores["rouge1"], references, _is_foreign, *advice)
@@ -209,8 +209,8 @@ def persona_coverage(hypotheses, personas):
 
     _check_hypotheses(hypotheses)
     if len(hypotheses) != len(personas):
-        found = f"{len(hypotheses)} hypotheses, but {len(personas)} personas"
-        raise UserError(found, expected="one persona, a list of sentences, per hypothesis")
+        message = f"{len(hypotheses)} hypotheses, but {len(personas)} personas"
+        raise UserError(message, expected="one persona, a list of sentences, per hypothesis")
     for i, persona in enumerate(personas):
         if isinstance(persona, str) or not all(isinstance(text, str) for text in persona):
             raise UserError(f"the persona is {brief(persona)}", location=f"example {i}", expected="a list of strings")
@@ -344,8 +344,8 @@ def check_counts(hypotheses, references):
     _check_hypotheses(hypotheses)
     for i, group in enumerate(references):
         if isinstance(group, str) or not group or not all(isinstance(text, str) for text in group):
-            found = f"the references are {brief(group)}"
-            raise UserError(found, location=f"example {i}", expected="a list of one or more strings")
+            message = f"the references are {brief(group)}"
+            raise UserError(message, location=f"example {i}", expected="a list of one or more strings")
 
 
 def _check_hypotheses(hypotheses):
@@ -371,8 +371,8 @@ def read_lines(path):
         try:
             lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r"))
         except UnicodeDecodeError as error:
-            found = f"byte {error.start + 1} of the line is not UTF-8"
-            raise UserError(found, location=f"{path}:{number}", remedy="save the file as UTF-8") from error
+            message = f"byte {error.start + 1} of the line is not UTF-8"
+            raise UserError(message, location=f"{path}:{number}", remedy="save the file as UTF-8") from error
     if not content:
         raise UserError("the file is empty", location=path, expected="one text a line")
     return lines

@@ -60,7 +60,7 @@ def tradeoff_chart(path, cells):
         whether there was a task to show; without one nothing is written.
     """
     points = {task: _stored_and_scored(cells, task) for task in cells.tasks}
-    points = {task: found for task, found in points.items() if len({stored for stored, _ in found.values()}) > 1}
+    points = {task: methods for task, methods in points.items() if len({stored for stored, _ in methods.values()}) > 1}
     if not points:
         return False
     colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(cells.methods)}
@@ -70,8 +70,8 @@ def tradeoff_chart(path, cells):
     figure, grid = start_figure(rows, columns, figsize=size, dpi=140, layout="constrained", squeeze=False)
     for axes in grid.flat[len(points) :]:
         axes.set_visible(False)
-    for axes, (task, found) in zip(grid.flat, points.items()):
-        _points(axes, found, colours)
+    for axes, (task, methods) in zip(grid.flat, points.items()):
+        _points(axes, methods, colours)
         name = cells.headline(task)
         better = " (lower is better)" if name in LOWER_IS_BETTER else ""
         axes.set_title(f"{task}: {name}{better} against stored parameters", fontsize=11, fontweight="bold", loc="left")

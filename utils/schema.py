@@ -231,8 +231,8 @@ def read_json_object(path, remedy="copy it again", location=None):
 
 def unique_keys(pairs):
     """A json object; of a key that stands twice it could not be said which value counts."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {brief(next(key for key in keys if keys.count(key) > 1))} stands twice")
-    return found
+    return result

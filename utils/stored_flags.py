@@ -55,13 +55,13 @@ def restore_flags(parser, stored, location):
     """
     # Of several options for one flag the first is the one with a value: `HfArgumentParser` adds --no_<name>.
     actions = {action.dest: action for action in reversed(parser._actions) if action.option_strings}
-    found = {name: restore_flag(actions[name], value, f"{location}: flags.{name}")
+    restored = {name: restore_flag(actions[name], value, f"{location}: flags.{name}")
              for name, value in stored.items() if name in actions}  # fmt: skip
     for name in stored.keys() & DERIVED.keys() - actions.keys():
-        found[name] = schema.validate(stored[name], DERIVED[name], f"{location}: flags.{name}", REMEDY)
+        restored[name] = schema.validate(stored[name], DERIVED[name], f"{location}: flags.{name}", REMEDY)
     for group in parser._mutually_exclusive_groups:
         # Of flags that exclude each other one may be on.
-        on = [action.dest for action in group._group_actions if found.get(action.dest)]
+        on = [action.dest for action in group._group_actions if restored.get(action.dest)]
         if len(on) > 1:
             raise UserError(
                 f"flags.{on[0]} and flags.{on[1]} are both given",
@@ -69,7 +69,7 @@ def restore_flags(parser, stored, location):
                 expected="one of them",
                 remedy=REMEDY,
             )
-    return found
+    return restored
 
 
 def restore_flag(action, value, location):
@@ -104,15 +104,15 @@ def _parsed(action, value, location):
         # The bytes of a path that are not UTF-8 stand in it as half surrogates.
         shown = os.fsencode(text).decode(errors="replace") if os.path.isabs(text) else text
         schema.validate(shown, TEXT, location)
-        found = action.type(text) if action.type else text
+        parsed = action.type(text) if action.type else text
     except argparse.ArgumentTypeError as error:
         raise _unfit(value, str(error).rpartition("expected ")[2], location) from None
     except (UserError, ValueError, TypeError, OverflowError, RecursionError):
         raise _unfit(value, expected or _kind(action), location) from None
-    same = found == value and isinstance(found, bool) == isinstance(value, bool)
-    if not same or (action.choices is not None and found not in action.choices):
+    same = parsed == value and isinstance(parsed, bool) == isinstance(value, bool)
+    if not same or (action.choices is not None and parsed not in action.choices):
         raise _unfit(value, expected or _kind(action), location)
-    return found
+    return parsed
 
 
 def _is_same(value, known):

@@ -184,8 +184,8 @@ class Cells:
         for result in results:
             groups.setdefault((result.task, result.method), []).append(result)
         self.tasks = sorted({task for task, _ in groups})
-        found = {method for _, method in groups}
-        self.methods = [*(METHODS if found & set(METHODS) else ()), *sorted(found - set(METHODS))]
+        methods = {method for _, method in groups}
+        self.methods = [*(METHODS if methods & set(METHODS) else ()), *sorted(methods - set(METHODS))]
         ordered = [(task, method) for task in self.tasks for method in self.methods if (task, method) in groups]
         for key in ordered:
             self._newest(key, groups[key])
@@ -316,16 +316,16 @@ def parameter_table(cells):
     """A row a method: what was trained for each task, and for all of its tasks together."""
     rows = []
     for method in cells.methods:
-        found = {task: cells.of[task, method] for task in cells.tasks if (task, method) in cells.of}
-        found = {task: result for task, result in found.items() if result.parameters}
+        results = {task: cells.of[task, method] for task in cells.tasks if (task, method) in cells.of}
+        results = {task: result for task, result in results.items() if result.parameters}
         # Several tasks of one checkpoint are one model; nothing tells unnamed checkpoints apart but the task.
         # A task alone, out of a model for several, has its own number.
-        model = {task: (r.checkpoint or task, r.trained) for task, r in found.items()}
+        model = {task: (r.checkpoint or task, r.trained) for task, r in results.items()}
         users = Counter(model.values())
-        if found:
-            row = ["–" if task not in found else "shared" if users[model[task]] > 1 else share([found[task]])
+        if results:
+            row = ["–" if task not in results else "shared" if users[model[task]] > 1 else share([results[task]])
                    for task in cells.tasks]  # fmt: skip
-            rows.append([label(method), *row, share(list({model[task]: r for task, r in found.items()}.values()))])
+            rows.append([label(method), *row, share(list({model[task]: r for task, r in results.items()}.values()))])
     return as_table(["method", *cells.tasks, "together"], rows, left=1) if rows else "Not recorded."
 
 

@@ -117,8 +117,8 @@ def choose(entropies, task_ids, keep, regression=()):
     Returns:
         [keep] row numbers on the CPU, best first; of equal ones the earlier row.
     """
-    each = scores(entropies.detach().float().cpu(), torch.as_tensor(task_ids).cpu(), dict(regression))
-    return each.sort(descending=True, stable=True).indices[:keep]
+    row_scores = scores(entropies.detach().float().cpu(), torch.as_tensor(task_ids).cpu(), dict(regression))
+    return row_scores.sort(descending=True, stable=True).indices[:keep]
 
 
 def epoch_length(loader_lengths, percent=1.0, uniform_batch_size=None):

@@ -67,12 +67,12 @@ def compare(args):
         model, tokenizer, task_id = load_run(args)
         # In half precision rounding would be a difference of its own.
         inference.prepare_for_inference(model, idist.device(), torch.float32)
-        found = dict(run=evaluate(args, tasks, model, tokenizer, task_id))
+        results = dict(run=evaluate(args, tasks, model, tokenizer, task_id))
         name, seed = backbone_name(args, model), model.random_init_seed if args.backbone is None else None
         del model
         model, tokenizer = load_backbone(name, seed)
-        found["backbone"] = evaluate(args, tasks, model.to(idist.device()), tokenizer)
-    rows = differences(found)
+        results["backbone"] = evaluate(args, tasks, model.to(idist.device()), tokenizer)
+    rows = differences(results)
     print(table(rows, name, args.model_checkpoint))
     if args.output_dir:
         path = Path(args.output_dir) / "lm_eval.json"
@@ -190,15 +190,15 @@ def evaluate(args, tasks, model, tokenizer, task_id=None):
 
 def metrics_of(values):
     """{metric: (value, standard error or None)} of a task's results, in which a filter stands behind a metric."""
-    found = {}
+    metrics = {}
     for key, value in values.items():
         metric, _, answer = key.partition(",")
         if not answer or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
         error = values.get(f"{metric}_stderr,{answer}")
         name = metric if answer == "none" else f"{metric} ({answer})"
-        found[name] = (value, error if isinstance(error, int | float) else None)
-    return found
+        metrics[name] = (value, error if isinstance(error, int | float) else None)
+    return metrics
 
 
 def harness_model(model, tokenizer, task_id, batch_size):

@@ -116,8 +116,8 @@ class Strategy:
         chosen = choose_method(settings)
         method = chosen["method"] if chosen else FULL
         if refusal := cls.method_refusal(method):
-            how = "training the whole model" if method == FULL else f"the method {method}"
-            raise UserError(f"does not go with {how}: {refusal[0]}", location=f"--seq_train_type {cls.name}",
+            adaptation = "training the whole model" if method == FULL else f"the method {method}"
+            raise UserError(f"does not go with {adaptation}: {refusal[0]}", location=f"--seq_train_type {cls.name}",
                             remedy=refusal[1])  # fmt: skip
 
     @classmethod
