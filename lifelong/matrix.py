@@ -200,8 +200,8 @@ def read_summary(folder):
     try:
         matrix = json.loads(path.read_text(encoding="utf-8"))
         number = len(matrix["tasks"])
-        whole = all(len(row) == number for part in ("mean", "sd") for row in matrix[part]["rows"])
-        if not whole or not matrix["runs"] or any(name not in matrix["mean"] for name in NUMBERS):
+        is_complete = all(len(row) == number for part in ("mean", "sd") for row in matrix[part]["rows"])
+        if not is_complete or not matrix["runs"] or any(name not in matrix["mean"] for name in NUMBERS):
             raise ValueError("it lacks some of its parts")
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = first_line(error) if isinstance(error, (OSError, ValueError)) else "it lacks some of its parts"

@@ -104,15 +104,15 @@ def held_out_flag(parser, split, what):
 
 def given_splits(args, suffix=""):
     """{split: what --train, --valid, --test (with `suffix` added to the name) give}, at least one."""
-    given = {split: value for split in SPLITS if (value := getattr(args, f"{split}{suffix}"))}
-    if not given:
+    files = {split: value for split in SPLITS if (value := getattr(args, f"{split}{suffix}"))}
+    if not files:
         raise UserError(
             "no files were given",
             location="/".join(f"--{split}{suffix}" for split in SPLITS),
             expected="at least one of them",
             remedy=f"name the files, e.g. --train{suffix} FILE --valid{suffix} FILE",
         )
-    return given
+    return files
 
 
 def held_out_sizes(args, given, suffix=""):
@@ -213,12 +213,12 @@ def split_records(given, sizes, read, report, key=None):
             expected=f"fewer than {total} in all",
             remedy="hold fewer out",
         )
-    held, tail = set(), list(tail)
+    held_out, tail = set(), list(tail)
     for split in [split for split in reversed(SPLITS) if split in sizes]:
         tail, part = tail[: -sizes[split]], tail[-sizes[split] :]
-        splits[split] = kept(_apart(part, len(part), frozenset(held), key), split, report)
-        held |= {key(record) for record, _ in part}
-    splits["train"] = kept(_apart(read(given["train"]), total - number, held, key), "train", report)
+        splits[split] = kept(_apart(part, len(part), frozenset(held_out), key), split, report)
+        held_out |= {key(record) for record, _ in part}
+    splits["train"] = kept(_apart(read(given["train"]), total - number, held_out, key), "train", report)
     return {split: splits[split] for split in SPLITS if split in splits}
 
 

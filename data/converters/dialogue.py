@@ -51,14 +51,14 @@ def personachat(args, report):
     counted, so that every history goes partner, reply, …, partner.
     """
     if not args.json:
-        given, dialogues, parse = given_splits(args), _text_dialogues, _from_text
+        files, dialogues, parse = given_splits(args), _text_dialogues, _from_text
     elif any(getattr(args, split) for split in SPLITS):
         raise UserError("goes without --train, --valid and --test", location="--json", remedy="give one or the other")
     else:
         names = split_names(args.json)
-        given = {split: split for split in SPLITS if split in names or (split == "valid" and "val" in names)}
+        files = {split: split for split in SPLITS if split in names or (split == "valid" and "val" in names)}
         dialogues, parse = partial(json_records, args.json, expected=_JSON), _from_json
-        if not given:
+        if not files:
             raise UserError(
                 "has no train, valid or test list", location=args.json, expected=_JSON, remedy="check the file"
             )
@@ -66,7 +66,7 @@ def personachat(args, report):
     def read(value):
         return parsed(dialogues(value), partial(parse, keep=args.keep_candidates), args.skip_bad)
 
-    return tallied(split_records(given, {}, read, report), report, "turns", lambda r: len(r["utterances"]))
+    return tallied(split_records(files, {}, read, report), report, "turns", lambda r: len(r["utterances"]))
 
 
 def _record(personality, utterances, drops):
@@ -96,14 +96,14 @@ def _text_dialogues(path):
 def _from_text(lines, location, drops, keep):
     personality, history, utterances, began = [], [], [], False
     for number, (here, line) in enumerate(lines, start=1):
-        found = _NUMBERED.match(line)
-        if not found or int(found[1]) != number:
+        match = _NUMBERED.match(line)
+        if not match or int(match[1]) != number:
             raise UserError(
                 f"begins with {line[:20].strip()!r}",
                 location=here,
                 expected=f"line {number} of the dialogue, beginning with '{number} ', or '1 ' for the next one",
             )
-        persona = _PERSONA.match(found[2]) if "\t" not in found[2] else None
+        persona = _PERSONA.match(match[2]) if "\t" not in match[2] else None
         if persona and persona[1] == "partner's":
             drops["lines with the partner's persona"] += 1
         elif persona:
@@ -112,7 +112,7 @@ def _from_text(lines, location, drops, keep):
             personality.append(usable(persona[2], "the persona sentence", here))
         else:
             began = True
-            partner, reply, wrong = _turn(found[2], here)
+            partner, reply, wrong = _turn(match[2], here)
             if SILENCE in (partner, reply):
                 drops[f"exchanges with {SILENCE}"] += 1
                 continue

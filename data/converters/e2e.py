@@ -33,22 +33,22 @@ def e2e(args, report):
     its references. Where the challenge's test file is not at hand, --test may name the devset again (the
     report says so); without --test the output has no test split.
     """
-    given = given_splits(args)
-    sizes = held_out_sizes(args, given)
+    files = given_splits(args)
+    sizes = held_out_sizes(args, files)
     if args.valid and args.test and os.path.realpath(args.valid) == os.path.realpath(args.test):
         report.notes.append("note: test is the same file as valid, so its scores are not held out")
     if not sizes:
         read = {"train": _train, "valid": _grouped, "test": _grouped}
         return {
             split: read[split](_rows(path, split, args.skip_bad, report), split, report)
-            for split, path in given.items()
+            for split, path in files.items()
         }
-    held = _held_out(args.train, args.valid_from_train, args.skip_bad)
+    held_out = _held_out(args.train, args.valid_from_train, args.skip_bad)
     rows = _rows(args.train, "train", args.skip_bad, report)
     again = _rows(args.train, "valid", True, Report())
     splits = {
-        "train": _train((row for row in rows if row[0] not in held), "train", report),
-        "valid": _grouped((row for row in again if row[0] in held), "valid", report),
+        "train": _train((row for row in rows if row[0] not in held_out), "train", report),
+        "valid": _grouped((row for row in again if row[0] in held_out), "valid", report),
     }
     if args.test:
         splits["test"] = _grouped(_rows(args.test, "test", args.skip_bad, report), "test", report)

@@ -28,8 +28,8 @@ def parallel(args, report):
     A training pair with an empty side is dropped. A valid or test pair is dropped only when both sides are
     empty.
     """
-    given = given_splits(args)
-    for split, (source, target) in given.items():
+    files = given_splits(args)
+    for split, (source, target) in files.items():
         endings = tuple(Path(str(path).removesuffix(".gz")).suffix for path in (source, target))
         if endings == (f".{args.target_lang}", f".{args.source_lang}"):
             raise UserError(
@@ -38,7 +38,7 @@ def parallel(args, report):
                 expected=f"the {args.source_lang} file, then the {args.target_lang} file",
                 remedy="swap the files, or --source_lang and --target_lang",
             )
-    return {split: _parallel_records(*map(_plain_lines, pair), pair, split, report) for split, pair in given.items()}
+    return {split: _parallel_records(*map(_plain_lines, pair), pair, split, report) for split, pair in files.items()}
 
 
 def _language_flags(parser, source, target):

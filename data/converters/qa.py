@@ -115,14 +115,14 @@ def squad(args, report):
     """
     if args.unanswerable is not None:
         usable(args.unanswerable, "the answer", "--unanswerable")
-    given = given_splits(args)
+    files = given_splits(args)
     parse = partial(_paragraph, unanswerable=args.unanswerable and args.unanswerable.strip())
 
     def read(paths):
         return parsed(_paragraphs(paths), parse, args.skip_bad)
 
-    sizes = held_out_sizes(args, given)
-    splits = split_records(given, sizes, read, report, key=lambda record: record["document"][0])
+    sizes = held_out_sizes(args, files)
+    splits = split_records(files, sizes, read, report, key=lambda record: record["document"][0])
     return tallied(splits, report, "questions", _questions)
 
 
@@ -158,8 +158,8 @@ def _paragraph(raw, location, drops, unanswerable):
                 continue
             answers = [unanswerable]
         else:
-            given = records_field(question, "answers", here)
-            answers = list(dict.fromkeys(usable(text_field(one, "text", here), "'text'", here) for one in given))
+            entries = records_field(question, "answers", here)
+            answers = list(dict.fromkeys(usable(text_field(one, "text", here), "'text'", here) for one in entries))
             if not answers:
                 raise UserError("'answers' is empty", location=here, expected="an answer, or 'is_impossible': true")
         turn = len(utterances) + 1

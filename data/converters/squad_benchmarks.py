@@ -42,15 +42,15 @@ def _folders(args, places, report, sources=None):
     """
     folders = {task: os.path.join(args.folder, *place.split("/")) for task, place in places.items()}
     missing = [task for task in args.tasks or folders if not os.path.isdir(folders[task])]
-    wanted = [task for task in args.tasks or folders if task not in missing]
+    tasks = [task for task in args.tasks or folders if task not in missing]
     names = "; ".join(f"{task} ({sources[task]})" if sources else task for task in missing)
-    if missing and (args.tasks or not wanted):
+    if missing and (args.tasks or not tasks):
         raise UserError(f"no folder {places[missing[0]]}", location=f"--folder {args.folder}",
                         expected=f"a folder of each task: {', '.join(places[task] for task in args.tasks or places)}",
                         remedy=f"get what is missing: {names}")  # fmt: skip
     if missing:
         report.notes.append(f"not in the folder, so not written: {names}")
-    return {task: folders[task] for task in wanted}
+    return {task: folders[task] for task in tasks}
 
 
 def _held_out(args, report, task, train):
@@ -64,14 +64,14 @@ def _held_out(args, report, task, train):
     chosen = set(random.Random(f"{args.seed} {task}").sample(range(len(train)), number))
     valid = [train[i] for i in sorted(chosen)]
     texts = {_context(item) for item in valid}
-    kept = [item for i, item in enumerate(train) if i not in chosen and _context(item) not in texts]
-    if dropped := len(train) - number - len(kept):
+    training_items = [item for i, item in enumerate(train) if i not in chosen and _context(item) not in texts]
+    if dropped := len(train) - number - len(training_items):
         report.dropped["train"]["sharing a text with one held out"] += dropped
-    if not kept:
+    if not training_items:
         raise UserError(f"all training rows of {task} share a text with those held out",
                         location=f"--folder {args.folder}", expected="rows of different texts",
                         remedy="hold fewer out: --valid_from_train")  # fmt: skip
-    return kept, valid
+    return training_items, valid
 
 
 def _context(item):

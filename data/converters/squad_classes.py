@@ -41,8 +41,8 @@ def _flags(name):
 
 def _register(name, what):
     def read(args, report):
-        given = given_splits(args)
-        classes = _class_names(name, args, next(iter(given.values())))
+        files = given_splits(args)
+        classes = _class_names(name, args, next(iter(files.values())))
         five = name in ("yelp", "amazon") and not args.polarity and not args.classes and len(classes) == 5
 
         def rows(path):
@@ -50,7 +50,7 @@ def _register(name, what):
             items = parsed(bare_csv_rows(path), classify, args.skip_bad)
             return _not_two(items, path, classes) if five else items
 
-        return split_records(given, {}, rows, report)
+        return split_records(files, {}, rows, report)
 
     read.__doc__ = f"""{what}, task {name}: csv files without a header (Zhang et al. 2015).
 

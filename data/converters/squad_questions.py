@@ -55,20 +55,20 @@ def _dialogues(path):
 
 def _turns(raw, location, drops):
     number, dialogue = raw
-    known, found = [], []
+    known, questions = [], []
     for index, turn in enumerate(records_field(dialogue, "dialogue", location)):
         here = f"{location}.dialogue[{index}]"
-        said = usable(text_field(turn, "transcript", here), "'transcript'", here)
+        utterance = usable(text_field(turn, "transcript", here), "'transcript'", here)
         acts = ", ".join(_act(act, here) for act in _list(turn, "system_acts", here))
-        wanted, requests = _state(turn, here)
-        new = ", ".join(f"{slot}: {value}" for slot, value in wanted if (slot, value) not in known)
+        constraints, requests = _state(turn, here)
+        new = ", ".join(f"{slot}: {value}" for slot, value in constraints if (slot, value) not in known)
         answer = f"{new}; {', '.join(requests)}".strip()
-        known = wanted
-        context = " ".join((f"{acts} -- {said}" if acts else said).split())
-        found.append((f"en_{number}_{index}", context, "None" if answer == ";" else answer))
-    if not found:
+        known = constraints
+        context = " ".join((f"{acts} -- {utterance}" if acts else utterance).split())
+        questions.append((f"en_{number}_{index}", context, "None" if answer == ";" else answer))
+    if not questions:
         drops["dialogues without a turn"] += 1
-    return found
+    return questions
 
 
 def _list(record, name, location):
@@ -88,17 +88,17 @@ def _act(act, location):
 
 def _state(turn, location):
     """([(slot, value)] that are wanted, [requested slot]) of a turn's belief state."""
-    wanted, requests = [], []
+    constraints, requests = [], []
     for item in records_field(turn, "belief_state", location):
         act = text_field(item, "act", location)
         for slot in _list(item, "slots", location):
             if not isinstance(slot, list) or len(slot) != 2 or not all(isinstance(part, str) for part in slot):
                 raise UserError(f"a slot is {brief(slot)}", location=location, expected='["slot", "value"]')
             if act == "inform":
-                wanted.append(tuple(slot))
+                constraints.append(tuple(slot))
             else:
                 requests.append(slot[1])
-    return wanted, requests
+    return constraints, requests
 
 
 # --- wikisql: a question about a table as a query --------------------------------------------------------

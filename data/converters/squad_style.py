@@ -50,8 +50,8 @@ def sample(context, question, answers, id=None, gold=None):
         asked = {"question": question, "answers": [{"text": text} for text in answers]}
         article = {"paragraphs": [{"context": context, "qas": [asked]}]}
     else:
-        found = [{"answer_start": None, "text": text} for text in answers]
-        asked = {"id": id, "answers": found, "question": question, "is_impossible": False}
+        answer_spans = [{"answer_start": None, "text": text} for text in answers]
+        asked = {"id": id, "answers": answer_spans, "question": question, "is_impossible": False}
         article = {"title": "dummy", "paragraphs": [{"context": context, "qas": [asked]}]}
     return {"article": article, "gold": gold}
 

@@ -33,12 +33,12 @@ def webnlg(args, report):
     semantic parsing), so --test names a file: testdata_with_lex.xml (2017), or
     rdf-to-text-generation-test-data-with-refs-en.xml (3.0).
     """
-    given = {
+    files = {
         split: [file for path in paths for file in _xml_files(path)] for split, paths in given_splits(args).items()
     }
     cut = report.notes if args.allow_cut else None
     splits = {}
-    for split, paths in given.items():
+    for split, paths in files.items():
         parse = partial(_records, language=args.language.lower(), grouped=split != "train")
         _check_tasks(paths)
         items = parsed(_once(_entries(paths, cut), split), parse, args.skip_bad)
@@ -49,13 +49,13 @@ def webnlg(args, report):
 def _xml_files(path):
     if not os.path.isdir(path):
         return [path]
-    found = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
-    found = sorted(file for file in found if file.endswith((".xml", ".xml.gz")))
-    if not found:
+    paths = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    paths = sorted(file for file in paths if file.endswith((".xml", ".xml.gz")))
+    if not paths:
         raise UserError(
             "holds no .xml file", location=path, expected="a folder of the data set", remedy="check the path"
         )  # fmt: skip
-    return found
+    return paths
 
 
 _PARSING = "semantic-parsing"

@@ -32,12 +32,12 @@ def xml_events(path, unit, cut=None):
         UserError: while iterating. The file cannot be read, is not well-formed, is cut off, or declares a
             document type.
     """
-    found, begun = [], False
+    events, begun = [], False
 
     def start(tag, attributes):
         nonlocal begun
         begun = begun or tag == unit
-        found.append(("start", tag, attributes, parser.CurrentLineNumber))
+        events.append(("start", tag, attributes, parser.CurrentLineNumber))
 
     def doctype(*_):
         # Entities defined in a document can make it expand without end; these files define none.
@@ -51,8 +51,8 @@ def xml_events(path, unit, cut=None):
     parser = expat.ParserCreate("UTF-8")
     parser.buffer_text = True
     parser.StartElementHandler, parser.StartDoctypeDeclHandler = start, doctype
-    parser.EndElementHandler = lambda tag: found.append(("end", tag, None, parser.CurrentLineNumber))
-    parser.CharacterDataHandler = lambda text: found.append(("text", text, None, parser.CurrentLineNumber))
+    parser.EndElementHandler = lambda tag: events.append(("end", tag, None, parser.CurrentLineNumber))
+    parser.CharacterDataHandler = lambda text: events.append(("text", text, None, parser.CurrentLineNumber))
     with open_bytes(path) as file:
         for block in itertools.chain(iter(lambda: file.read(1 << 16), b""), (b"",)):
             try:
@@ -62,8 +62,8 @@ def xml_events(path, unit, cut=None):
                     cut.append(f"note: {path} ends before its closing tags")
                     return
                 raise _not_xml(path, error, not block and error.code == _CUT and begun) from error
-            yield from found
-            found.clear()
+            yield from events
+            events.clear()
 
 
 def _not_xml(path, error, cut):
