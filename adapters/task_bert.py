@@ -174,7 +174,7 @@ class TaskBert(nn.Module):
         return list(self.tasks).index(name)
 
     def set_attn_implementation(self, name):
-        """transformers' "sdpa" or "eager": both take what is added to the scores."""
+        """transformers' "sdpa" or "eager", or another that takes what is added to the scores."""
         self.bert.set_attn_implementation(name)
 
     def forward(self, input_ids, attention_mask=None, token_type_ids=None, task_ids=None, labels=None):

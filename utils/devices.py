@@ -185,7 +185,8 @@ def prepare_for_device(model, device, dtype):
 
     On a CPU in bf16 PyTorch's fused attention takes 1.5 to 4.5 times as long as the plain products at up to 1024
     tokens; in fp32 the two are within a tenth of each other in whole models (bench/attention.py). GPUs keep the
-    fused one. GPT-2's activation, four operations in transformers, is one kernel in PyTorch.
+    fused one. A CPU's dropout is that of utils/dropout.py. GPT-2's activation, four operations in transformers, is one
+    kernel in PyTorch.
     """
     import torch
     from transformers.activations import NewGELUActivation
@@ -196,8 +197,11 @@ def prepare_for_device(model, device, dtype):
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, torch.nn.GELU(approximate="tanh"))
     if device.type == "cpu":
+        from versatile.utils import attention, dropout
+
+        dropout.use_fast_dropout(model)
         _keep_memory()
-        model.set_attn_implementation("eager" if dtype == torch.bfloat16 else "sdpa")
+        model.set_attn_implementation(attention.PRODUCTS if dtype == torch.bfloat16 else "sdpa")
 
 
 def _keep_memory():
