@@ -38,7 +38,8 @@ class TaskOutput:
         task_ids: [rows].
         labels: number of labels of every task of the model.
         pooled_output: [rows, width].
-        hidden, parts: hidden states of each part of the batch, and which rows it has.
+        hidden, parts: hidden states of each part of the batch (at the first position; at all with `all_positions`), and
+            which rows it has.
         row_losses: [rows] each row's own loss, or None.
     """
 
@@ -53,8 +54,8 @@ class TaskOutput:
 
     @cached_property
     def sequence_output(self):
-        """[rows, length, width] last hidden states; length is the batch's longest, rounded up to 8. Of a row in a
-        shorter part what lies behind is 0."""
+        """[rows, length, width] last hidden states of a forward with `all_positions`; length is the batch's longest,
+        rounded up to 8. Of a row in a shorter part what lies behind is 0."""
         longest = self.parts[0][1]
         padded = [F.pad(hidden, (0, 0, 0, longest - hidden.shape[1])) for hidden in self.hidden]
         return in_order(padded, self.parts)
@@ -177,7 +178,9 @@ class TaskBert(nn.Module):
         """transformers' "sdpa" or "eager", or another that takes what is added to the scores."""
         self.bert.set_attn_implementation(name)
 
-    def forward(self, input_ids, attention_mask=None, token_type_ids=None, task_ids=None, labels=None):
+    def forward(
+        self, input_ids, attention_mask=None, token_type_ids=None, task_ids=None, labels=None, all_positions=False
+    ):
         """Every row through the shared BERT and its own task's head.
 
         Args:
@@ -186,6 +189,8 @@ class TaskBert(nn.Module):
             task_ids: [rows] integers; may be left out where there is one task.
             labels: [rows] class ids (as floats or integers) and regressions' scores; a fraction stays one. (In the
                 original the first row's type made 3.8 a 3.)
+            all_positions: the output has a `sequence_output`. Heads read the first position alone, so that without it
+                the conditional forms' top layer computes only that.
 
         Returns:
             `TaskOutput`
@@ -209,7 +214,7 @@ class TaskBert(nn.Module):
             given = (input_ids, attention_mask, token_type_ids)
             given = [x if x is None else (x if rows is None else x[rows])[:, :longest] for x in given]
             own = task_ids if rows is None else task_ids[rows]
-            found.append(self._encode(parameters, own, *given))
+            found.append(self._encode(parameters, own, *given, not all_positions))
         # The pooler reads the first position alone.
         pooled = self.bert.pooler(in_order([hidden[:, :1] for hidden in found], parts))
         scores = self.head_scores(pooled, task_ids)
@@ -238,7 +243,8 @@ class TaskBert(nn.Module):
         return task_ids.to(self.columns.device, torch.long, non_blocking=True)
 
     def _encode(self, parameters, task_ids, *given):
-        """[rows, length] ids, mask and types -> [rows, length, width] hidden states."""
+        """[rows, length] ids, mask and types, and whether the first position is enough -> [rows, length or 1, width]
+        hidden states."""
         if self.form != "plain":
             return run_encoder(self.bert, self.conditions, parameters, task_ids, *given)
         names = ("input_ids", "attention_mask", "token_type_ids")

@@ -19,6 +19,7 @@ from versatile.adapters.imports import camtl
 from versatile.adapters.methods.conditional import ConditionalLayerNorm
 from versatile.adapters.task_bert import TaskBert
 from versatile.utils import uncertainty
+from versatile.utils.attention import PRODUCTS
 from versatile.utils.errors import UserError
 
 CAMTL = GOLDEN / "camtl"
@@ -91,7 +92,8 @@ def test_whole_model_equals_the_original(name, attention):
     model, held = golden(name)
     model.set_attn_implementation(attention)
     with torch.no_grad():
-        out = model(**{n: held[n] for n in NAMES}, task_ids=held["task_id"], labels=held["labels"])
+        out = model(**{n: held[n] for n in NAMES}, task_ids=held["task_id"], labels=held["labels"],
+                    all_positions=True)  # fmt: skip
     close(out.sequence_output, held["sequence_output"], 1e-4)
     close(out.pooled_output, held["pooled_output"])
     close(out.loss, held["loss"])
@@ -207,11 +209,30 @@ def test_padding_to_the_longest_sequence_changes_nothing(form, length):
     """What the original pads to exactly L may be shorter here."""
     model, given = shaken(new(form)), batch(length=length)
     padded = {n: torch.nn.functional.pad(v, (0, 16 - length)) if v.dim() > 1 else v for n, v in given.items()}
-    short, long = model(**given), model(**padded)
+    short, long = (model(**inputs, all_positions=True) for inputs in (given, padded))
     close(short.scores, long.scores)
     close(short.sequence_output[:, :length], long.sequence_output[:, :length])
     # Padding that all rows share is not computed.
     assert long.sequence_output.shape[1] == length + -length % 8
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager", PRODUCTS])
+@pytest.mark.parametrize("form", ["base", "large"])
+def test_the_top_layer_at_the_first_position_alone_gives_the_same_scores_and_gradients(form, attention):
+    model, ids = shaken(new(form)), (0, 2, 1, 3, 1, 0, 2)
+    given, gold = batch(ids), labels(ids)
+    model.set_attn_implementation(attention)
+    whole = model(**given, labels=gold, all_positions=True)
+    whole.loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    first = model(**given, labels=gold)
+    first.loss.backward()
+    assert first.hidden[0].shape[1] == 1 < whole.hidden[0].shape[1]
+    close(first.scores, whole.scores)
+    close(first.row_losses, whole.row_losses)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, gradients[name], atol=1e-6, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("form", bert.FORMS)
@@ -221,7 +242,7 @@ def test_rows_of_like_lengths_together_are_the_batch(form, monkeypatch):
     model, ids = shaken(new(form)), (0, 2, 1, 3, 1, 0, 2) * 4
     given, gold, calls = batch(ids), labels(ids), []
     model.bert.encoder.layer[0].register_forward_hook(lambda *_: calls.append(1))
-    found = model(**given, labels=gold)
+    found = model(**given, labels=gold, all_positions=True)
     found.loss.backward()
     passes = len(calls)
     assert len(found.parts[0][0]) == 8 and 2 < passes == len(found.parts)
@@ -229,7 +250,7 @@ def test_rows_of_like_lengths_together_are_the_batch(form, monkeypatch):
     gradients = {n: p.grad for n, p in model.named_parameters()}
     model.zero_grad()
     model._parts = lambda mask: [(None, 16)]
-    expected = model(**given, labels=gold)
+    expected = model(**given, labels=gold, all_positions=True)
     expected.loss.backward()
     assert len(calls) == passes + 1
     close(found.scores, expected.scores)

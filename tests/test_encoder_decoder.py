@@ -28,6 +28,7 @@ from versatile.adapters.backbones.family import backbone_of
 from versatile.data.task import get_task
 from versatile.training.decoding import Decoding, Prompt, decode, left_padded
 from versatile.training.objectives import cross_entropy
+from versatile.utils.attention import PRODUCTS
 from versatile.utils.devices import prepare_for_device
 
 BOTTLENECKS = {"nlg": 8, "mt": 12}
@@ -331,7 +332,7 @@ def test_settling_and_gradient_checkpointing_change_results_by_rounding_only():
                     module.dropout = 0.0
             if changed:
                 prepare_for_device(model, torch.device("cpu"), torch.bfloat16)
-                assert model.decoder.block[1].layer[1].EncDecAttention.config._attn_implementation == "eager"
+                assert model.decoder.block[1].layer[1].EncDecAttention.config._attn_implementation == PRODUCTS
                 model.gradient_checkpointing()
             model.train()
             # Two forwards before the backward: blocks run again under the first one's task ids.

@@ -198,7 +198,12 @@ def test_the_selector_keeps_what_the_model_is_least_certain_about(bert):
     splits = {t: sentence_pairs.load(ROOT / SAMPLES, t, "train", tokenizer, 32, limit=6) for t in model.tasks}
     selector = UncertaintySampler(model, torch.float32)
     batches = CandidateBatches(splits, {t: model.task_id(t) for t in splits}, 0, 32, 4, select=selector)
+    judged = []
+    note = lambda _, args, inputs: judged.extend(inputs["task_ids"].tolist())  # noqa: E731
+    model.register_forward_pre_hook(note, with_kwargs=True)
     candidates, chosen = batches.candidates(0, 0), batches.chosen(0, 0)
+    # A regression has no entropy of its own, so its rows are not run.
+    assert sorted(judged) == [0] * 4 + [2] * 4
     with torch.no_grad():
         entropies = model(**tensors(batches.inputs(candidates))).entropies
     ids = torch.tensor([0] * 4 + [1] * 4 + [2] * 4)

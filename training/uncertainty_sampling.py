@@ -1,5 +1,6 @@
 """Which rows of a batch's candidates are learned: those that the model is least certain about."""
 
+import numpy as np
 import torch
 from versatile.data.glue import ENTROPY_PROXY
 from versatile.data.pair_batches import tensors
@@ -24,10 +25,15 @@ class UncertaintySampler:
 
     def __call__(self, batches, candidates, keep):
         """Positions of the rows to keep among the candidates, which are numbers of rows in `batches`."""
-        mine = candidates[batches.rank :: batches.world]
-        batch = tensors(batches.inputs(mine if len(mine) else candidates[:1]))
-        entropies = uncertainty.candidate_entropies(self.model, batch, dtype=self.dtype).cpu()[: len(mine)]
-        even = torch.nn.functional.pad(entropies, (0, -(-len(candidates) // batches.world) - len(mine)))
-        entropies = gather_rows(even)[: len(candidates)]
-        task_ids = torch.from_numpy(batches.task_ids[batches.owners(candidates)])
-        return uncertainty.choose(entropies, task_ids, keep, self.regression).numpy()
+        task_ids = batches.task_ids[batches.owners(candidates)]
+        # A regression has no entropy: its rows need not be run.
+        judged = (~np.isin(task_ids, list(self.regression))).nonzero()[0]
+        mine = judged[batches.rank :: batches.world]
+        even = torch.zeros(-(-len(judged) // batches.world))
+        if len(mine):
+            batch = tensors(batches.inputs(candidates[mine]))
+            even[: len(mine)] = uncertainty.candidate_entropies(self.model, batch, dtype=self.dtype).cpu()
+        entropies = torch.zeros(len(candidates))
+        if len(judged):
+            entropies[judged] = gather_rows(even)[: len(judged)]
+        return uncertainty.choose(entropies, torch.from_numpy(task_ids), keep, self.regression).numpy()

@@ -9,6 +9,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import BertAttention, eager_attention_forward
 from versatile.adapters.methods.base import Method
 from versatile.utils.errors import UserError
 
@@ -216,12 +218,35 @@ class ConditionalTopLayer(nn.Module):
     def attention(self):
         return self.new_attention
 
-    def forward(self, hidden, attention_mask):
-        """hidden: [rows, length, width], attention_mask: added to the scores -> as hidden."""
-        attended = self.new_attention(hidden, attention_mask)[0]
+    def forward(self, hidden, attention_mask, first_only=False):
+        """hidden: [rows, length, width], attention_mask: added to the scores -> as hidden, or its first position."""
+        attend = attend_first if first_only else BertAttention.forward
+        attended = attend(self.new_attention, hidden, attention_mask)[0]
         fed = self.new_output(self.new_intermediate(attended), attended)
         adapted = self.adapter.bottleneck(self.conditions.tasks, fed, self.conditions.rows)
         return self.adapter.condlayernorm(adapted + attended)
+
+
+def attend_first(attention, hidden, attention_mask):
+    """A BertAttention whose output is wanted at the first position alone, which a classifier reads: one query.
+
+    Args:
+        attention: the module.
+        hidden: [rows, length, width].
+        attention_mask: [rows, 1, length, length], added to the scores.
+
+    Returns:
+        ([rows, 1, width],)
+    """
+    layer, first = attention.self, hidden[:, :1]
+    query, key, value = (
+        linear(x).unflatten(-1, (-1, layer.attention_head_size)).transpose(1, 2)
+        for linear, x in ((layer.query, first), (layer.key, hidden), (layer.value, hidden))
+    )
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(layer.config._attn_implementation, eager_attention_forward)
+    rate = layer.dropout.p if layer.training else 0.0
+    context, _ = function(layer, query, key, value, attention_mask[:, :, :1], dropout=rate, scaling=layer.scaling)
+    return (attention.output(context.flatten(2), first),)
 
 
 def condition_bert(bert, tasks, length, form, conditions):
@@ -283,7 +308,7 @@ def task_parameters(bert, length):
     return tasks, attention_biases(bert, tasks, length)
 
 
-def run_encoder(bert, conditions, parameters, rows, input_ids, attention_mask, token_type_ids):
+def run_encoder(bert, conditions, parameters, rows, input_ids, attention_mask, token_type_ids, first_only=False):
     """The hidden states of a conditioned BERT.
 
     Args:
@@ -291,9 +316,11 @@ def run_encoder(bert, conditions, parameters, rows, input_ids, attention_mask, t
         parameters: what `task_parameters` gave, for this length or a greater one.
         rows: [rows] each row's task id.
         input_ids, attention_mask, token_type_ids: [rows, length], length at most L.
+        first_only: only the first position's is wanted: what nothing else depends on is not computed.
 
     Returns:
-        [rows, length, width]: of the large form the last layer's bottleneck, of the base form the top layer's output.
+        [rows, length or 1, width]: of the large form the last layer's bottleneck, of the base form the top layer's
+        output.
     """
     tasks, biases = parameters
     conditions.set(tasks, rows)
@@ -303,12 +330,18 @@ def run_encoder(bert, conditions, parameters, rows, input_ids, attention_mask, t
     length = input_ids.shape[1]
     bottlenecks = getattr(bert.encoder, "adapter_layer", None)
     filmed = 0
+    last = len(bert.encoder.layer) - 1
     for i, layer in enumerate(bert.encoder.layer):
-        bias = biases[i, :, :length, :length].index_select(0, rows).unsqueeze(1)
-        hidden = layer(hidden, bias + padding)
+        mask = biases[i, :, :length, :length].index_select(0, rows).unsqueeze(1) + padding
+        if not first_only or i < last:
+            hidden = layer(hidden, mask)
+        elif bottlenecks is None:
+            hidden = layer(hidden, mask, first_only=True)
+        else:
+            hidden = layer.feed_forward_chunk(attend_first(layer.attention, hidden, mask)[0])
         if bottlenecks is not None:
             # It never feeds back into the layers.
-            filmed = bottlenecks[i](tasks, hidden + filmed, rows)
+            filmed = bottlenecks[i](tasks, (hidden[:, :1] if first_only else hidden) + filmed, rows)
     return hidden if bottlenecks is None else filmed
 
 
