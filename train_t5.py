@@ -46,7 +46,7 @@ def main(argv=None):
 def work(arguments):
     import ignite.distributed as idist
     from versatile.adapters import t5
-    from versatile.training import t5_evaluation
+    from versatile.training import text_to_text_evaluation
     from versatile.training.experiment import prepare_push, say
     from versatile.training.text_to_text_training import check_directory
 
@@ -58,7 +58,7 @@ def work(arguments):
         splits = read(arguments, tokenizer, model)
     say(t5.parameter_summary(model))
     if evaluation := build_evaluation(arguments, tokenizer, splits.get("validation")):
-        t5_evaluation.check_best_metric(arguments, evaluation)
+        text_to_text_evaluation.check_best_metric(arguments, evaluation)
     drawn = make_batches(arguments, model, tokenizer, splits) if arguments.do_train else None
     run = open_run(arguments, model, tokenizer)
     trained = train(arguments, run, model, tokenizer, splits, drawn, evaluation) if arguments.do_train else {}
@@ -144,8 +144,8 @@ def build(arguments):
 
 
 def read(arguments, tokenizer, model):
-    """{"train" | "validation" | "test": {task: `t5_evaluation.EvalSplit`}}, of those that are asked for."""
-    from versatile.training import t5_evaluation
+    """{"train" | "validation" | "test": {task: `text_to_text_evaluation.EvalSplit`}}, of those that are asked for."""
+    from versatile.training import text_to_text_evaluation
     from versatile.training.experiment import say
 
     common = dict(seed=arguments.data_seed, held_out=arguments.split_validation_test,
@@ -160,18 +160,18 @@ def read(arguments, tokenizer, model):
     ):
         if wanted:
             common["lengths"] = (arguments.max_source_length, target)
-            splits[split] = t5_evaluation.read(names, split, arguments, tokenizer, ids, limit=limit, **common)
+            splits[split] = text_to_text_evaluation.read(names, split, arguments, tokenizer, ids, limit=limit, **common)
     return splits
 
 
 def check_test_rows(arguments, tasks):
     """A `UserError` where the rows that choose the best checkpoint would be reported as the test rows of `tasks`."""
     from versatile.data import text_to_text
-    from versatile.training import t5_evaluation
+    from versatile.training import text_to_text_evaluation
 
     if not (arguments.do_train and arguments.do_eval and arguments.do_test and arguments.load_best_model_at_end):
         return
-    if same := t5_evaluation.tested_on_validation(tasks, arguments.data_dir, arguments.split_validation_test):
+    if same := text_to_text_evaluation.tested_on_validation(tasks, arguments.data_dir, arguments.split_validation_test):
         remedies = ["leave out the test (--do_test false)", "keep the last model (--load_best_model_at_end false)"]
         if not arguments.split_validation_test and all(text_to_text.get_task(name).rule for name in same):
             remedies.insert(0, "divide them (--split_validation_test true)")
@@ -184,16 +184,16 @@ def check_test_rows(arguments, tasks):
 
 
 def build_evaluation(arguments, tokenizer, parts):
-    """`t5_evaluation.Evaluation` of a split's parts, shared out among the processes; None without any."""
+    """`text_to_text_evaluation.Evaluation` of a split's parts, shared out among the processes; None without any."""
     import ignite.distributed as idist
     from transformers.utils import is_torch_xla_available
-    from versatile.training import t5_evaluation
+    from versatile.training import text_to_text_evaluation
     from versatile.utils.devices import precision
 
     if not parts:
         return None
     lengths = (arguments.max_source_length, arguments.val_max_target_length) if is_torch_xla_available() else None
-    return t5_evaluation.Evaluation(
+    return text_to_text_evaluation.Evaluation(
         parts, tokenizer, arguments.valid_batch_size, dtype=precision(arguments, idist.device()),
         decode=arguments.predict_with_generate, share=(idist.get_rank(), idist.get_world_size()), fixed_lengths=lengths,
     )  # fmt: skip
@@ -294,7 +294,7 @@ def finish(arguments, run, model, tokenizer, splits, trained):
     """
     import ignite.distributed as idist
     from versatile.adapters import t5
-    from versatile.training import experiment, hub, t5_evaluation
+    from versatile.training import experiment, hub, text_to_text_evaluation
     from versatile.utils import plots
     from versatile.utils.devices import precision, prepare_for_device
     from versatile.utils.files import write_json
@@ -310,9 +310,9 @@ def finish(arguments, run, model, tokenizer, splits, trained):
         results[prefix] = scorer(model, prefix)
         if first:
             print(f"\n---- {split} ----")
-            t5_evaluation.write_results(folder / file, results[prefix], step=step or trained.get("steps"))
-            t5_evaluation.show(scorer, results[prefix], prefix, samples=1 if split == "test" else 0)
-            t5_evaluation.write_outputs(folder / f"{prefix}_outputs", scorer)
+            text_to_text_evaluation.write_results(folder / file, results[prefix], step=step or trained.get("steps"))
+            text_to_text_evaluation.show(scorer, results[prefix], prefix, samples=1 if split == "test" else 0)
+            text_to_text_evaluation.write_outputs(folder / f"{prefix}_outputs", scorer)
             tasks[split] = {name: dict(scorer.scores.get(name, {})) for name in scorer.parts}
     named = ", ".join(arguments.tasks) if len(arguments.tasks) < 4 else f"{len(arguments.tasks)} tasks"
     counts = t5.count_parameters(model)

@@ -9,7 +9,7 @@ from versatile.data.encoders import sentence_pair
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.task import canonical_name
 from versatile.training import classification, evaluation, runs
-from versatile.training.t5_evaluation import run_of
+from versatile.training.text_to_text_evaluation import run_of
 from versatile.utils import devices
 from versatile.utils.errors import UserError
 from versatile.utils.files import writable_directory, write_json

@@ -41,7 +41,7 @@ def own_evaluation(manifest):
     """
     encoder = manifest and manifest.encoder
     if encoder == "text_to_text":
-        from versatile.training.t5_evaluation import evaluate_run
+        from versatile.training.text_to_text_evaluation import evaluate_run
     elif encoder == "sentence_pair":
         from versatile.training.classification_evaluation import evaluate_run
     else:

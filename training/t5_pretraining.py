@@ -11,7 +11,7 @@ from versatile.data import span_corruption
 from versatile.data.files import text_lines
 from versatile.data.flat_lists import FlatLists
 from versatile.data.text_to_text_batches import Collator, Rows, SampledBatches
-from versatile.training import experiment, t5_evaluation
+from versatile.training import experiment, text_to_text_evaluation
 from versatile.training.runs import ModelFiles
 from versatile.training.text_to_text_training import build_trainer, check_directory, open_run
 from versatile.utils.devices import precision
@@ -86,7 +86,7 @@ class Scorer:
 
     def __init__(self, tokenizer, args, rows):
         self.part = Namespace(rows=rows)
-        self.evaluation = t5_evaluation.Evaluation(
+        self.evaluation = text_to_text_evaluation.Evaluation(
             {}, tokenizer, args.valid_batch_size, dtype=precision(args, idist.device()),
             share=(idist.get_rank(), idist.get_world_size()), tasks=False,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from versatile.data.flat_lists import FlatLists
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.text_to_text_batches import Rows
 from versatile.training import t5_arguments, t5_directory
-from versatile.training.t5_evaluation import EvalSplit, Evaluation, prefixed
+from versatile.training.text_to_text_evaluation import EvalSplit, Evaluation, prefixed
 from versatile.utils import devices
 from versatile.utils.errors import UserError, brief
 

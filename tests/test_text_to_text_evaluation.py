@@ -11,8 +11,8 @@ from versatile.adapters import t5
 from versatile.data import text_to_text
 from versatile.data.encoders import text_to_text as encoder
 from versatile.data.text_to_text_batches import Rows
-from versatile.training import t5_evaluation
-from versatile.training.t5_evaluation import EvalSplit, Evaluation
+from versatile.training import text_to_text_evaluation
+from versatile.training.text_to_text_evaluation import EvalSplit, Evaluation
 
 import train_t5
 
@@ -133,7 +133,7 @@ def test_a_perfect_answer_scores_a_hundred_and_its_perplexity_is_that_of_the_los
     evaluation.texts = lambda _, part: part.rows.texts
     scores = evaluation(model[0], "test")
     assert scores["test_average_metrics"] == 100 and scores["mrpc_test_invalid"] == 0
-    summaries = t5_evaluation.summaries(evaluation, scores, "test", method="adapters")
+    summaries = text_to_text_evaluation.summaries(evaluation, scores, "test", method="adapters")
     assert summaries["mrpc"]["headline"] == "f1" and summaries["mrpc"]["scores"]["f1"]["score"] == 100
     assert summaries["rte"]["scores"]["PPL"]["score"] == pytest.approx(math.exp(scores["rte_test_loss"]))
 
