@@ -33,12 +33,12 @@ def main(argv=None):
     from versatile.training import t5_arguments
 
     arguments = t5_arguments.parse(parser, argv, "pretrain_t5.py")
-    from versatile.training import t5_pretraining
+    from versatile.training import span_corruption_pretraining
     from versatile.utils import devices
 
     with devices.parallel():
         t5_arguments.begin(arguments)
-        t5_pretraining.pretrain(arguments)
+        span_corruption_pretraining.pretrain(arguments)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from scripts import ROOT, Result
 from training_runs import parse_t5, refused
 from versatile.adapters.backbones import loading
 from versatile.lifelong import learning, sequence
-from versatile.training import runs, t5_arguments, t5_pretraining
+from versatile.training import runs, span_corruption_pretraining, t5_arguments
 from versatile.training.t5_arguments import restored
 from versatile.utils.errors import UserError
 from versatile.utils.stored_flags import restore_flags
@@ -40,7 +40,7 @@ def stop(*args, **options):
 def nothing_is_loaded(monkeypatch):
     """A script ends where the model would be loaded."""
     for owner, name in ((loading, "load"), (learning, "load_model"), (train_camtl, "build"), (train_t5, "build"),
-                        (t5_pretraining, "pretrain")):  # fmt: skip
+                        (span_corruption_pretraining, "pretrain")):  # fmt: skip
         monkeypatch.setattr(owner, name, stop)
 
 
