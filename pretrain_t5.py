@@ -20,12 +20,12 @@ from (seed, epoch, sequence). The run directory is an ordinary transformers dire
 
 import sys
 
-from versatile.training import t5_flags
+from versatile.training import text_to_text_flags
 from versatile.utils.errors import exit_on_user_error
 
 
 def parser():
-    return t5_flags.build_pretraining_parser(__doc__)
+    return text_to_text_flags.build_pretraining_parser(__doc__)
 
 
 @exit_on_user_error

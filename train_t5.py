@@ -23,13 +23,13 @@ import contextlib
 import sys
 from pathlib import Path
 
-from versatile.training import t5_flags
+from versatile.training import text_to_text_flags
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command, shell_words
 
 
 def parser():
-    return t5_flags.build_parser(__doc__)
+    return text_to_text_flags.build_parser(__doc__)
 
 
 @exit_on_user_error
@@ -69,7 +69,7 @@ def settings_of(arguments):
     """`adapters.t5.T5Settings` of the arguments."""
     from versatile.adapters import t5
     from versatile.adapters.methods.registry import method_of
-    from versatile.training.t5_flags import PORT_SETTINGS
+    from versatile.training.text_to_text_flags import PORT_SETTINGS
 
     names = set(t5.T5Settings.__dataclass_fields__)
     values = {name: value for name, value in vars(arguments).items() if name in names}

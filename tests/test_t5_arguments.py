@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import ROOT
 from training_runs import parse_t5
-from versatile.training import t5_arguments, t5_flags
+from versatile.training import t5_arguments, text_to_text_flags
 from versatile.utils.errors import UserError
 from versatile.utils.parser import raising_errors
 
@@ -108,12 +108,12 @@ val_max_target_length warmup_steps weight_decay"""
 def test_every_flag_of_the_original_is_taken_translated_or_refused_in_a_sentence():
     known = {option.removeprefix("--") for option in train_t5.parser()._option_string_actions}
     assert set(ORIGINAL.split()) - known == set()
-    assert all(len(why) > 10 for why in t5_flags.REFUSED.values())
+    assert all(len(why) > 10 for why in text_to_text_flags.REFUSED.values())
 
 
-@pytest.mark.parametrize("name", sorted(t5_flags.REFUSED))
+@pytest.mark.parametrize("name", sorted(text_to_text_flags.REFUSED))
 def test_what_is_refused_is_so_when_asked_for_and_not_when_switched_off(tmp_path, name):
-    assert t5_flags.REFUSED[name] in refused(tmp_path, f"--{name}", "1")
+    assert text_to_text_flags.REFUSED[name] in refused(tmp_path, f"--{name}", "1")
     assert "config.json: " + name in refused(tmp_path, **{name: "something"})
     assert not hasattr(parse(tmp_path, **{name: False}), name)
     assert not hasattr(parse(tmp_path, **{name: None}), name)

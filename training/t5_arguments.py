@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from versatile.data.own_tasks import prepare_own_tasks
-from versatile.training.t5_flags import PORT_SETTINGS, build_parser
+from versatile.training.text_to_text_flags import PORT_SETTINGS, build_parser
 from versatile.utils import flags, schema, settings, stored_flags
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import find_shipped
