@@ -30,14 +30,14 @@ def parser():
 
 @exit_on_user_error
 def main(argv=None):
-    from versatile.training import t5_arguments
+    from versatile.training import text_to_text_arguments
 
-    arguments = t5_arguments.parse(parser, argv, "pretrain_t5.py")
+    arguments = text_to_text_arguments.parse(parser, argv, "pretrain_t5.py")
     from versatile.training import span_corruption_pretraining
     from versatile.utils import devices
 
     with devices.parallel():
-        t5_arguments.begin(arguments)
+        text_to_text_arguments.begin(arguments)
         span_corruption_pretraining.pretrain(arguments)
 
 

@@ -34,12 +34,12 @@ def parser():
 
 @exit_on_user_error
 def main(argv=None):
-    from versatile.training import t5_arguments
+    from versatile.training import text_to_text_arguments
     from versatile.utils import devices
 
-    arguments = t5_arguments.parse(parser, argv)
+    arguments = text_to_text_arguments.parse(parser, argv)
     with devices.parallel():
-        t5_arguments.begin(arguments)
+        text_to_text_arguments.begin(arguments)
         work(arguments)
 
 

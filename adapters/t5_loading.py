@@ -24,7 +24,7 @@ def load(args, seed):
     """The model and the tokenizer that `ModelArguments` name.
 
     Args:
-        args: `training.t5_arguments.ModelArguments`, or anything with its fields.
+        args: `training.text_to_text_arguments.ModelArguments`, or anything with its fields.
         seed: of random weights.
 
     Returns:

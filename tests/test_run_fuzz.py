@@ -9,8 +9,8 @@ from scripts import ROOT, Result
 from training_runs import parse_t5, refused
 from versatile.adapters.backbones import loading
 from versatile.lifelong import learning, sequence
-from versatile.training import runs, span_corruption_pretraining, t5_arguments
-from versatile.training.t5_arguments import restored
+from versatile.training import runs, span_corruption_pretraining, text_to_text_arguments
+from versatile.training.text_to_text_arguments import restored
 from versatile.utils.errors import UserError
 from versatile.utils.stored_flags import restore_flags
 
@@ -65,7 +65,7 @@ def begun(script, out):
     """The run.json of a run of a script, without its training: a dict."""
     argv = [word.format(out=out) for word in SCRIPTS[script]]
     if script in (train_t5, pretrain_t5):
-        args = Namespace(**t5_arguments.parse(script.parser, argv, f"{script.__name__}.py").flags())
+        args = Namespace(**text_to_text_arguments.parse(script.parser, argv, f"{script.__name__}.py").flags())
     else:
         args = script.parser().parse_args(argv)
     record = runs.record(args, method="a method")

@@ -352,7 +352,7 @@ def test_schedules_and_optimizers_are_those_asked_for(tmp_path, name):
     from versatile.adapters import t5
     from versatile.training.optimizers import AdamW, build_optimizer
     from versatile.training.schedules import build_schedule
-    from versatile.training.t5_arguments import warmup_steps
+    from versatile.training.text_to_text_arguments import warmup_steps
 
     model, _ = t5.load_backbone("tiny-t5")
     adafactor = ["--adafactor"] * (name == "linear")

@@ -122,8 +122,8 @@ def close_runs(one, other):
 
 def parse_t5(argv):
     """The `Arguments` of a command line of train_t5.py."""
-    from versatile.training import t5_arguments
+    from versatile.training import text_to_text_arguments
 
     import train_t5
 
-    return t5_arguments.parse(train_t5.parser, argv)
+    return text_to_text_arguments.parse(train_t5.parser, argv)

@@ -8,7 +8,7 @@ from versatile.data.encoders.text_to_text import encode
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.prompt import Prompt
 from versatile.data.task import find
-from versatile.training import t5_arguments, t5_directory
+from versatile.training import t5_directory, text_to_text_arguments
 from versatile.training.text_model import TextModel
 from versatile.utils import devices
 from versatile.utils.devices import autocast
@@ -28,7 +28,7 @@ class T5TextModel(TextModel):
     }  # fmt: skip
 
     def __init__(self, directory, task, dtype):
-        known = t5_arguments.restored(*t5_directory.run_flags(directory))
+        known = text_to_text_arguments.restored(*t5_directory.run_flags(directory))
         register_own_tasks(known.get("task_definitions") or [])
         self.directory, self.dtype = directory, dtype
         self.model, self.tokenizer = t5.load(directory, task)

@@ -304,7 +304,7 @@ def evaluate_run(args, given):
     from argparse import Namespace
 
     from versatile.adapters import t5
-    from versatile.training import runs, t5_arguments
+    from versatile.training import runs, text_to_text_arguments
     from versatile.training import t5_directory as directory
     from versatile.utils import devices
     from versatile.utils.files import writable_directory
@@ -316,7 +316,7 @@ def evaluate_run(args, given):
     devices.quiet_libraries(args.cache_dir)
     device = idist.device()
     dtype = devices.precision(args, device)
-    known = t5_arguments.restored(*directory.run_flags(args.model_checkpoint))
+    known = text_to_text_arguments.restored(*directory.run_flags(args.model_checkpoint))
     register_own_tasks(known.get("task_definitions") or [])
     args.task = canonical_name(args.task, "text_to_text")
     data = Namespace(data_dir=data_of(args, known),

@@ -6,7 +6,7 @@ from versatile.data import text_to_text
 from versatile.data.flat_lists import FlatLists
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.text_to_text_batches import Rows
-from versatile.training import t5_arguments, t5_directory
+from versatile.training import t5_directory, text_to_text_arguments
 from versatile.training.text_to_text_evaluation import EvalSplit, Evaluation, prefixed
 from versatile.utils import devices
 from versatile.utils.errors import UserError, brief
@@ -38,7 +38,7 @@ class TextToTextModel:
         Raises:
             UserError: no such model there, or no run.json, which says how it was trained.
         """
-        flags = t5_arguments.restored(*t5_directory.run_flags(directory))
+        flags = text_to_text_arguments.restored(*t5_directory.run_flags(directory))
         register_own_tasks(flags.get("task_definitions") or [])
         model, tokenizer = t5.load(directory, task)
         devices.prepare_for_device(model, idist.device(), dtype)

@@ -11,7 +11,7 @@ from versatile.training.output_directory import check_output_directory, clear_ru
 from versatile.training.runs import Run, lock_directory, record
 from versatile.training.schedules import build_schedule
 from versatile.training.settings import Settings
-from versatile.training.t5_arguments import warmup_steps
+from versatile.training.text_to_text_arguments import warmup_steps
 from versatile.training.trainer import Trainer
 from versatile.training.validation import TOGETHER, Evaluator, Report
 from versatile.utils.devices import precision, prepare_for_device

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import ROOT
 from training_runs import parse_t5
-from versatile.training import t5_arguments, text_to_text_flags
+from versatile.training import text_to_text_arguments, text_to_text_flags
 from versatile.utils.errors import UserError
 from versatile.utils.parser import raising_errors
 
@@ -179,16 +179,16 @@ def test_flags_of_run_json_give_the_same_arguments_again(tmp_path):
     found = parse(tmp_path, "--tasks", "rte", "mrpc", temperature=10, label_smoothing=0.1, evaluation_strategy="steps",
                   eval_steps=5, save_steps=5, adapters=["a", "a"], lr_scheduler="polynomial")  # fmt: skip
     stored = json.loads(json.dumps(found.flags()))
-    assert t5_arguments.restored(stored, "run.json") == stored
+    assert text_to_text_arguments.restored(stored, "run.json") == stored
 
 
 def test_float16_on_a_cpu_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="--fp16: float16 needs a GPU"):
-        t5_arguments.begin(parse(tmp_path, "--fp16"))
+        text_to_text_arguments.begin(parse(tmp_path, "--fp16"))
 
 
 @pytest.mark.parametrize("name", ["nonsense", "galore_adamw"])
 def test_an_optimizer_that_cannot_be_built_is_refused_before_anything_is_loaded(tmp_path, name):
     with pytest.raises(UserError, match=f"--optim {name}: it cannot be used"):
-        t5_arguments.begin(parse(tmp_path, optim=name))
+        text_to_text_arguments.begin(parse(tmp_path, optim=name))
