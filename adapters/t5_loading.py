@@ -21,10 +21,10 @@ _V1_1 = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 
 
 def load(args, seed):
-    """The model and the tokenizer that `ModelArguments` name.
+    """The model and the tokenizer that the flags name.
 
     Args:
-        args: `training.text_to_text_arguments.ModelArguments`, or anything with its fields.
+        args: the flags of train_t5.py's group "model".
         seed: of random weights.
 
     Returns:
