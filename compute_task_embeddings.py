@@ -64,7 +64,7 @@ def compute(args):
     from versatile.adapters import t5_loading as t5_models
     from versatile.data import text_to_text
     from versatile.data.own_tasks import prepare_own_tasks
-    from versatile.training import t5_embeddings
+    from versatile.training import task_embeddings
     from versatile.training.runs import versions
     from versatile.utils import devices
     from versatile.utils.files import atomic_write, write_json
@@ -82,7 +82,7 @@ def compute(args):
     model.to(device).eval()
     embeddings = {}
     for name, texts in sources.items():
-        embeddings[name] = t5_embeddings.task_embedding(model, tokenizer, texts, args.max_source_length,
+        embeddings[name] = task_embeddings.task_embedding(model, tokenizer, texts, args.max_source_length,
                                                         args.batch_size, args.pooling, dtype)  # fmt: skip
         with atomic_write(Path(args.output_dir) / f"{name}.npy", "wb") as file:
             np.save(file, embeddings[name])
@@ -90,7 +90,7 @@ def compute(args):
     about = dict(tasks={name: len(texts) for name, texts in sources.items()}, versions=versions(),
                  **{k: v for k, v in sorted(vars(args).items()) if k != "tasks"})  # fmt: skip
     write_json(Path(args.output_dir) / "task_embeddings.json", about)
-    print(t5_embeddings.likeness(embeddings))
+    print(task_embeddings.likeness(embeddings))
 
 
 if __name__ == "__main__":
