@@ -83,7 +83,7 @@ def compute(args):
     embeddings = {}
     for name, texts in sources.items():
         embeddings[name] = task_embeddings.task_embedding(model, tokenizer, texts, args.max_source_length,
-                                                        args.batch_size, args.pooling, dtype)  # fmt: skip
+                                                          args.batch_size, args.pooling, dtype)  # fmt: skip
         with atomic_write(Path(args.output_dir) / f"{name}.npy", "wb") as file:
             np.save(file, embeddings[name])
         print(f"{name}: {len(texts):,} examples -> {args.output_dir}/{name}.npy  [{len(embeddings[name])}]")

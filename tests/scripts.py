@@ -27,7 +27,8 @@ _CONTEXT.set_forkserver_preload(
      "safetensors.torch", "sacrebleu", "ijson", "train_lifelong", "evaluate_lifelong",
      "versatile.lifelong.learning", "versatile.lifelong.scoring", "train_t5", "pretrain_t5",
      "compute_task_embeddings", "versatile.training.text_to_text_training",
-     "versatile.training.span_corruption_pretraining", "versatile.training.task_embeddings", "transformers.models.t5.modeling_t5", "datasets", "train_camtl",
+     "versatile.training.span_corruption_pretraining", "versatile.training.task_embeddings",
+     "transformers.models.t5.modeling_t5", "datasets", "train_camtl",
      "versatile.training.classification", "transformers.models.bert.modeling_bert", "sklearn.metrics",
      "scipy.stats", "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
      "transformers.models.auto.modeling_auto", "transformers.generation.utils", "ignite.distributed"]
