@@ -2,7 +2,7 @@
 # One command a recipe. `./run.sh list` prints them all with what each runs.
 #
 #   ./run.sh setup            make .venv and install what runs (done by the others when needed)
-#   ./run.sh demo             the whole story on bundled data: an adapter a task, distillation, one combined model
+#   ./run.sh demo             the whole story on bundled data: one adapter per task, distillation, one combined model
 #   ./run.sh lifelong-demo    two tasks one after another on bundled data: plain fine-tuning forgets, replay does not
 #   ./run.sh camtl-demo       one BERT for five GLUE tasks on bundled data: plain, conditional, with chosen batches
 #   ./run.sh test [args]      the tests (args go to pytest; -m slow: those that take long)
@@ -159,7 +159,7 @@ lifelong_demo() {
     echo "heat maps: results/lifelong-demo/finetune/matrix.png and results/lifelong-demo/lll/matrix.png"
 }
 
-# Five tasks of the bundled GLUE samples in one MiniLM, three ways. Flags go to train_camtl.py.
+# Five tasks of the bundled GLUE samples in one MiniLM, three methods. Flags go to train_camtl.py.
 camtl_demo() {
     local at=runs/camtl-demo name form
     # A demo that was finished starts anew, one that was interrupted is resumed.
