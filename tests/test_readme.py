@@ -246,7 +246,7 @@ def test_the_data_set_shown_in_readme_is_a_task_of_all_systems(registry):
     code = next(b for b in blocks("python") if "add_pairs" in b)
     exec(compile(code, "boolq.py", "exec"), {"__name__": "boolq"})
     record = {"question": "is it", "passage": "It is.", "answer": True}
-    (example,) = registry.get("boolq").examples(record, "here")
+    (example,) = registry.get_task("boolq").examples(record, "here")
     assert (example.source, example.target.text) == ("question: is it passage: It is.", "true")
     assert text_to_text.get_task("boolq").answers == glue.get_task("boolq").labels == ("false", "true")
     assert question_tasks.get_task("boolq").metric == "accuracy"
