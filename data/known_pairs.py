@@ -232,7 +232,7 @@ class QuestionPairs(KnownPairs):
     def __init__(self, task):
         self.form = task.forms("question_answer")[0]
         super().__init__(task, self.find_source(None))
-        self.metrics = (self.form.metric if self.form.gold is None else "em",)
+        self.metrics = (self.form.metric if self.form.needs_texts_alone else "em",)
         self.sample = "context, then a question"
 
     def find_source(self, data_dir):

@@ -4,16 +4,22 @@ Everything gets em, nf1 and nem; a task's kind (`data.question_tasks`) adds its 
 except where an original is wrong; there the docstring says so.
 """
 
-import difflib
 import string
 
 from versatile.data.question_samples import order_by_id
 from versatile.data.sql import is_right
-from versatile.utils import metrics, qa_metrics
+from versatile.utils import metrics, qa_metrics, trace_metrics
 from versatile.utils.errors import UserError
 from versatile.utils.metrics import Score, check_counts
 
 _NORMAL = "case:lc|punct:no|articles:no"
+# Scores of TRACE that stand beside em, nf1 and nem.
+_TRACE = {
+    "accuracy": lambda answers, references: {"accuracy": trace_metrics.accuracy(answers, references)},
+    "choice": lambda answers, references: {"accuracy": trace_metrics.choice_accuracy(answers, references)},
+    "edit": lambda answers, references: {"edit_similarity": trace_metrics.edit_similarity(answers, references)},
+    "words_l": lambda answers, references: {"rougeL": trace_metrics.rouge_l(answers, references)},
+}
 
 
 def score(task, answers, samples, gold=None):
@@ -38,6 +44,8 @@ def score(task, answers, samples, gold=None):
     scores = score_texts(task, answers, references)
     if task.kind == "dialogue":
         scores |= dialogue(answers, gold)
+    elif task.kind == "sari":
+        scores["sari"] = trace_metrics.sari([sample.context for sample in samples], answers, references)
     elif task.kind == "sql":
         scores |= {"lfem": lfem(answers, gold), "lfem_strict": lfem(answers, gold, strict=True)}
     return scores
@@ -58,8 +66,8 @@ def score_texts(task, answers, references):
         scores |= rouge(answers, references)
     elif task.kind == "rouge_l":
         scores["rougeL"] = rouge_l(answers, references)
-    elif task.kind == "edit":
-        scores["edit_similarity"] = edit_similarity(answers, references)
+    elif task.kind in _TRACE:
+        scores |= _TRACE[task.kind](answers, references)
     elif task.kind == "bleu":
         scores["bleu"] = bleu(answers, references)
     elif task.kind == "corpus_f1":
@@ -136,18 +144,6 @@ def rouge_l(answers, references):
     longest common subsequence of the whole texts (of `rouge` it is that of their sentences)."""
     score = metrics.rouge(answers, references)["rougeL"]
     return Score(100 * score.value, score.signature.replace("scale:0-1|", "scale:0-100|") + "|level:text")
-
-
-def edit_similarity(answers, references):
-    """TRACE's score of code: 100 · 2M / T, M the characters of the matching blocks of two texts (Ratcliff/Obershelp)
-    and T those of both; the best true answer's. TRACE rounds each answer's to a whole number."""
-    check_counts(answers, references)
-
-    def best(answer, group):
-        return max(difflib.SequenceMatcher(None, answer, right, autojunk=False).ratio() for right in group)
-
-    mean = sum(map(best, answers, references)) / len(answers)
-    return Score(100 * mean, f"{metrics.nrefs(references)}|multi:best|case:mixed|by:difflib|scale:0-100")
 
 
 def _sentences(text):

@@ -11,8 +11,9 @@ class LifelongTask:
 
     Attributes:
         name: the key, e.g. "woz.en".
-        kind: what is scored beside em, nf1 and nem: "text" (nothing more), "rouge", "rouge_l", "edit", "dialogue",
-            "sql", "bleu" or "corpus_f1"; see `data.question_scores`.
+        kind: what is scored beside em, nf1 and nem: "text" (nothing more), "rouge", "rouge_l", "dialogue", "sql",
+            "bleu", "corpus_f1", or of TRACE "accuracy", "choice", "edit", "words_l", "sari"; see
+            `data.question_scores`.
         metric: the score of that kind that stands for the task in a matrix of tasks.
         has_dev: the released data have a dev file of it.
         same_test: the dev file is the test file: the true test set is not public.
@@ -28,6 +29,11 @@ class LifelongTask:
 
     # Of a form that is made of prompts and answers (`data.views`): they.
     pairs = None
+
+    @property
+    def needs_texts_alone(self):
+        """Its score is one of answers and true answers: neither of a file of truths nor of what was asked."""
+        return self.gold is None and self.kind != "sari"
 
     def filename(self, split):
         """The name of a split's file: "train", "dev", "test", or "distil": the training file a teacher rewrote."""

@@ -14,6 +14,7 @@ from versatile.data.question_samples import QA
 from versatile.data.task_orders import CLASSIFICATION, ORDERS, SUPERNI, TRACE, expand_orders, order_name
 from versatile.lifelong import matrix, sequence
 from versatile.lifelong.matrix import Matrix, read_single_tasks
+from versatile.utils import trace_metrics
 from versatile.utils.errors import UserError
 
 import evaluate_lifelong
@@ -179,7 +180,60 @@ def test_edit_similarity_is_the_share_of_matching_characters():
     samples = [QA("c", "q", ("bcde",)), QA("c", "q", ("y", "x"))]
     found = scores.score(tasks.get_task("trace.py150"), ["abcd", "x"], samples)
     assert found["edit_similarity"].value == pytest.approx((75 + 100) / 2)
-    assert tasks.get_task("trace.fomc").metric == "em" and tasks.get_task("trace.meetingbank").metric == "rougeL"
+    # Placeholders of literals are filled in before.
+    assert trace_metrics.fill_literals("f(<STR_LIT:a b>, <NUM_LIT>, <STR_LIT>)") == "f(a b, 0, )"
+    assert trace_metrics.edit_similarity(["x = <NUM_LIT:3>"], [["x = 3"]]).value == 100
+
+
+# Text, true answer, ROUGE-L of the package rouge 1.0.1 and the ratio of fuzzywuzzy 0.18.0, called as TRACE does.
+TRACED = [
+    (". . the on dog? red. . on red. mat ran sat dog? cat", "cat a ran on dog?", 0.4285714239795918, 29),
+    ("ran cat on a home a The mat red. dog? a mat", "mat ran The sat dog? red. red.", 0.5333333285333334, 47),
+    ("dog? on the dog? the a home . home The The the ran red.",
+     "mat sat home mat home a sat ran sat sat cat dog? red. a", 0.4999999950000001, 29),
+    ("mat dog?", "a on dog? on home a dog? mat", 0.2857142816326531, 33),
+]  # fmt: skip
+
+
+def test_rouge_l_and_edit_similarity_of_trace_are_those_of_the_packages_it_calls():
+    for text, right, rouge, ratio in TRACED:
+        assert trace_metrics.rouge_l([text], [[right]]).value == pytest.approx(100 * rouge, abs=1e-6)
+        assert abs(trace_metrics.edit_similarity([text], [[right]]).value - ratio) <= 0.5
+    # Another score than that of whole texts with stemming.
+    assert trace_metrics.rouge_l(["cats ran"], [["cat ran"]]).value < scores.rouge_l(["cats ran"], [["cat ran"]]).value
+    assert trace_metrics.rouge_l(["", "."], [["a"], ["a"]]).value == 0
+
+
+SIMPLE = "About 95 species are currently accepted ."
+SIMPLER = ["About 95 species are currently known .", "About 95 species are now accepted .",
+           "95 species are now accepted ."]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    # Of the card of evaluate's script, and of the tests of tensor2tensor, whose sums it has.
+    ("About 95 you now get in .", 26.953601953601954),
+    ("About 95 species are now agreed .", 61.70966), ("About 95 species are currently agreed .", 50.88682),
+])  # fmt: skip
+def test_sari_is_that_of_the_published_examples(text, value):
+    found = trace_metrics.sari([SIMPLE], [text], [SIMPLER])
+    assert found.value == pytest.approx(value, abs=5e-6) and "13a" in found.signature
+    assert trace_metrics.sari(["a b c d e"], ["a b x"], [["a b x"]]).value == pytest.approx(100)
+    assert trace_metrics.sari([SIMPLE] * 2, [text, SIMPLER[0]], [SIMPLER] * 2).value > found.value
+
+
+def test_each_task_of_trace_has_the_score_of_its_paper():
+    metric = {name.removeprefix("trace."): tasks.get_task(name).metric for name in TRACE}
+    assert metric == {"c-stance": "accuracy", "fomc": "accuracy", "meetingbank": "rougeL", "py150": "edit_similarity",
+                      "scienceqa": "accuracy", "numglue-cm": "accuracy", "numglue-ds": "accuracy",
+                      "20minuten": "sari"}  # fmt: skip
+    # The source of a simplification is the prompt.
+    simplified = scores.score(tasks.get_task("trace.20minuten"), [SIMPLER[0]], [QA(SIMPLE, "", (SIMPLER[0],))])
+    assert simplified["sari"].value == pytest.approx(trace_metrics.sari([SIMPLE], SIMPLER[:1], [SIMPLER[:1]]).value)
+    choice = [QA("p", "", ("A\nBecause it is so.",)), QA("p", "", ("B\nBecause.",))]
+    found = scores.score(tasks.get_task("trace.scienceqa"), ["A\nBut.", ""], choice)
+    assert found["accuracy"].value == 50 and found["em"].value == 0
+    exact = [QA("p", "", ("A",)), QA("p", "", ("B",))]
+    assert scores.score(tasks.get_task("trace.fomc"), ["A", "b"], exact)["accuracy"].value == 50
 
 
 def test_numbers_under_the_names_of_the_papers():
