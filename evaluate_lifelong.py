@@ -7,7 +7,8 @@
   several seeds, mean ± standard deviation:
     python evaluate_lifelong.py --model_dirs …/ag_e2enlg_0.2_1 …/ag_e2enlg_0.2_2 --output_dir results/ag_e2enlg
 
-The final model of every task answers the test questions of all tasks; with --test_all those of every epoch do, too.
+The final model of every task answers the test questions of all tasks, with --trained_only those of the tasks trained so
+far; with --test_all those of every epoch do, too.
 Where each task has its own adapter (--own_adapters) a question goes through that of its task: of one not trained yet
 the adapter it would start from, untrained, or with --own_adapters previous as the last trained task has made its own;
 forward transfer is then what the shared rows, or rows and adapter, bring along.
@@ -27,6 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from versatile.lifelong import sequence, strategies
+from versatile.lifelong.run_records import decisive_flags, make_record
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 
@@ -52,6 +54,9 @@ def parser():
     g.add_argument("--model_dirs", nargs="+", metavar="DIR",
                    help="sequences' directories, e.g. one per seed (default: the one that the flags name)")  # fmt: skip
     g.add_argument("--test_all", action="store_true", help="also the models after each epoch")
+    g.add_argument("--trained_only", action="store_true",
+                   help="each model answers only the tasks trained so far: about half the time, and no forward "
+                        "transfer")  # fmt: skip
     g.add_argument("--before", action="store_true",
                    help="also the model before any training, which forward transfer is told from")  # fmt: skip
     g.add_argument("--single_task", nargs="+", metavar="DIR", default=[],
@@ -117,11 +122,11 @@ def evaluate(args, given):
     output = writable_directory(args.output_dir or runs[0].folder, flag)
     locations = output_directories(runs, output)
     config = scoring.EvalConfig(sampling(args), args.batch_size, args.max_len, dtype, idist.device(), args.samples,
-                             inference_name=args.infer_task)  # fmt: skip
+                             inference_name=args.infer_task, trained_only=args.trained_only)  # fmt: skip
     asked = dict(split="train" if args.test_training_set else "test", limit=args.limit, ref1=args.ref1,
                  decoding=config.sampling or "greedy")  # fmt: skip
     alone = matrix.read_single_tasks(args.single_task, list(splits), [split.task.metric for split in splits.values()])
-    matrices = []
+    matrices, records = [], []
     for run, location in zip(runs, locations):
         print(f"\n{run.folder}: {', '.join(run.flags.tasks)}", flush=True)
         if run.only_end:
@@ -129,9 +134,10 @@ def evaluate(args, given):
         asked_here = replace(config, inference=scoring.make_inference(args.infer_task, run, data_dir))
         scores = scoring.compute_matrix(run, splits, asked_here, location, args.test_all, args.before)
         matrices.append(replace(scores, alone=alone))
+        records.append(make_record(run.folder, run.flags))
         if len(runs) > 1:
-            scoring.write_matrix(location, matrices[-1:], [run.flags.seed], run.title, asked)
-    scoring.write_matrix(output, matrices, [run.flags.seed for run in runs], runs[0].title, asked)
+            scoring.write_matrix(location, matrices[-1:], records[-1:], run.title, asked)
+    scoring.write_matrix(output, matrices, records, runs[0].title, asked)
     tables = "\n".join(filter(None, [matrix.markdown(matrices), matrix.side_by_side(matrices)]))
     print(f"\n{tables}\nmatrix.json, matrix.md and matrix.png in {output}")
 
@@ -174,7 +180,7 @@ def same_runs(runs, given):
                 )
         if run.folder.resolve() in [other.folder.resolve() for other in runs[:number]]:
             raise UserError("is named twice", location=location, expected="each sequence once", remedy="name it once")
-        one, other = (decisive(sequence_run.flags) for sequence_run in (runs[0], run))
+        one, other = (decisive_flags(sequence_run.flags) for sequence_run in (runs[0], run))
         if differ := sorted(flag for flag in one.keys() | other.keys() if one.get(flag) != other.get(flag)):
             flag = "tasks" if "tasks" in differ else differ[0]
             raise UserError(f"it was trained with {typed(flag, other.get(flag))}", location=location,
@@ -188,12 +194,6 @@ def typed(flag, value):
     """A flag as it would be typed."""
     words = " ".join(map(str, value)) if isinstance(value, list) else str(value)
     return f"no --{flag}" if value in (None, False) else f"--{flag}" if value is True else f"--{flag} {words}"
-
-
-def decisive(known):
-    """{flag: value} of those that make two runs differ, but for the seed."""
-    without = {*sequence.FREE, *sequence.PRECISION, "seed", "data_dir", "teacher_dir", "train_teachers"}
-    return {flag: value for flag, value in vars(known).items() if flag not in without}
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ small() {
 LIFELONG_ORDERS="wcs wsc cws csw swc scw nlg nlg_reversed tc tc_reversed trw twr rtw rwt wtr wrt deca tc1 tc2 tc3 tc4"
 LIFELONG_METHODS="lamol kd seqkd seqsoftkd finetune multitask ewc mas gem"
 SMALL_LIFELONG="finetune lamol kd seqkd ewc mas gem multitask er agem derpp lwf olora progprompt isolated"
+CONTINUAL="finetune er lamol l2kd ewc mas gem agem derpp lwf olora progprompt isolated multitask"
 lifelong_tasks() {
     case "$1" in
     wcs) echo "woz.en cnn_dailymail wikisql" ;;
@@ -53,6 +54,18 @@ lifelong_tasks() {
     tc4) echo "ag yelp amazon yahoo dbpedia" ;;
     *) return 1 ;;
     esac
+}
+
+# The benchmarks of continual learning on SmolLM2, every method with a LoRA (the prompts of ProgressivePrompts apart): tasks,
+# training rows of each and what answers are scored. Of O-LoRA's fifteen classifications its repository holds ten; who has all
+# adds --tasks long-order4.
+continual() {
+    case "$1" in
+    superni) set -- "$2" superni-order1 200 "" ;;
+    clbench) set -- "$2" "cl.amazon cl.mnli cl.cb cl.copa cl.qqp cl.rte cl.sst2 cl.agnews cl.boolq cl.wic" 400 "--limit 100" ;;
+    *) return 1 ;;
+    esac
+    case "$1" in tasks) echo "$2" ;; examples) echo "$3" ;; scored) echo "$4" ;; esac
 }
 
 # The precision of the published runs: the originals train and score in float32.
@@ -135,6 +148,21 @@ recipe() {
         finetune | multitask | lwf | isolated) echo "$train --seq_train_type $kind" ;;
         *) return 1 ;;
         esac ;;
+    superni-* | clbench-*)
+        local name="${1%%-*}" train kind="${1#*-}"
+        train="train_lifelong.py --data_dir data/small/$name --model_dir_root runs/$name --tasks $(continual "$name" tasks) --model_name smollm2 --method lora --add_task_tokens --max_len 256 --limit $(continual "$name" examples) --n_train_epochs 2 --train_batch_size 8 --only_final"
+        case "$kind" in
+        lamol) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2" ;;
+        l2kd) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2 --distil --seq_distil --train_teachers" ;;
+        ewc | mas) echo "$train --seq_train_type $kind --normalize_importance" ;;
+        # Two samples a task: every step looks at those of all tasks before.
+        gem) echo "$train --seq_train_type gem --gen_lm_sample_percentage $([ "$name" = superni ] && echo 0.01 || echo 0.005)" ;;
+        er | agem) echo "$train --seq_train_type $kind --memory_size 0.02" ;;
+        derpp) echo "$train --seq_train_type derpp --memory_size 0.02 --memory_batch_size 4" ;;
+        progprompt) echo "${train/--method lora/--method prefix --learning_rate 3e-2} --seq_train_type progprompt" ;;
+        finetune | lwf | olora | isolated | multitask) echo "$train --seq_train_type $kind" ;;
+        *) return 1 ;;
+        esac ;;
     small-*-*)
         small "$task" width >/dev/null || return 1
         local train="train.py --task $task --dataset_path $(small "$task" data) --limit $(small "$task" examples) --model_checkpoint smollm2 --row_init words --n_epochs 1 --train_batch_size 8 --gradient_accumulation_steps 1 --no_validation"
@@ -181,6 +209,8 @@ recipes() {
     for task in $SMALL_TASKS; do echo "small-$task-finetune small-$task-adapter small-$task-distil small-$task-distilled"; done
     echo "small-mt-word small-mt-both small-combine small-multitask e2e-adapter e2e-finetune e2e-untrained multi30k-adapter"
     for kind in $SMALL_LIFELONG; do echo "small-lifelong-$kind"; done
+    for kind in $CONTINUAL; do echo "superni-$kind"; done
+    for kind in $CONTINUAL; do echo "clbench-$kind"; done
     for kind in $LIFELONG_METHODS; do echo "lifelong-wcs-$kind"; done
 }
 
@@ -240,6 +270,14 @@ data_for() {
             at="$(folder L2KD_DIR "rnnlg.rest_to_squad-train-v2.0.json and rnnlg.rest_to_squad-test-v2.0.json")"
             cp "$at/rnnlg.rest_to_squad-train-v2.0.json" "$at/rnnlg.rest_to_squad-test-v2.0.json" "$to"
         fi ;;
+    superni-*)
+        [ -f data/small/superni/task591_sciq_answer_generation_to_squad-test-v2.0.json ] || {
+            at="$(folder SUPERNI_DIR "task591_sciq_answer_generation and the other tasks (SuperNI of SAPT's CL_Benchmark)")" &&
+                py -m data.convert squad-superni --folder "$at" --output data/small/superni; } ;;
+    clbench-*)
+        [ -f data/small/clbench/cl.wic_to_squad-test-v2.0.json ] || {
+            at="$(folder CL_BENCHMARK_DIR "SC, NLI, WiC and the others (O-LoRA's CL_Benchmark)")" &&
+                py -m data.convert squad-classification --folder "$at" --output data/small/clbench; } ;;
     lifelong-*) lifelong_data_for "$1" ;;
     small-multitask | small-combine) for task in $SMALL_TASKS; do data_for "small-$task-"; done ;;
     esac
@@ -254,9 +292,19 @@ lifelong_run() {
 print(args.resume or args.output_dir or sequence.directory(args))' "$@"
 }
 
-# What was trained or combined is scored at once: how, for recipe $1 with the command line $2.
+# Where the scores of a lifelong recipe $1 go, called with the flags $2: another seed and other tasks have their own directory.
+lifelong_results() {
+    local seed tasks
+    seed="$(option --seed "$2")" tasks="$(option --tasks "$2")"
+    case "$1" in
+    lifelong-*) echo "results/$1" ;;
+    *) echo "results/$1${tasks:+-$tasks}${seed:+-seed$seed}" ;;
+    esac
+}
+
+# What was trained or combined is scored at once: how, for recipe $1 with the command line $2, of which $3 was typed.
 score() {
-    local run task data
+    local run task data asked=""
     run="$(option --output_dir "$2")"
     run="${run:-$(option --output "$2")}"
     task="$(option --task "$2")"
@@ -265,8 +313,12 @@ score() {
     train_lifelong.py*)
         # shellcheck disable=SC2086
         run="$(lifelong_run ${2#* })"
-        # shellcheck disable=SC2046
-        py evaluate_lifelong.py --model_dirs "$run" $(precision "$1") $([ "${1%%-*}" != small ] || echo "--limit 100") --output_dir "results/$1" ;;
+        case "$1" in
+        small-*) asked="--limit 100" ;;
+        superni-* | clbench-*) asked="--trained_only $(continual "${1%%-*}" scored)" ;;
+        esac
+        # shellcheck disable=SC2046,SC2086
+        py evaluate_lifelong.py --model_dirs "$run" $(precision "$1") $asked --output_dir "$(lifelong_results "$1" "$3")" ;;
     train.py*)
         # shellcheck disable=SC2086
         py evaluate.py --task "$task" --no_sample $(precision "$1") --batch_size 64 $([ "${1%%-*}" != small ] || echo "$(small "$task" scored)") \

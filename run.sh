@@ -13,7 +13,7 @@
 #
 # Environment: PYTHON (python3) makes the virtual environment; VENV (.venv) is where it lies;
 # MODEL (gpt2) is the backbone of the published recipes; E2E_DIR, MULTI30K_DIR, PERSONACHAT_DIR, SQUAD_DIR, SST_DIR,
-# WOZ_DIR, L2KD_DIR, CNN_DAILYMAIL_DIR and WIKISQL_DIR hold original files; GLUE_DIR (data/glue) holds GLUE's official folders, T5_TOKENIZER
+# WOZ_DIR, L2KD_DIR, CNN_DAILYMAIL_DIR, WIKISQL_DIR, SUPERNI_DIR and CL_BENCHMARK_DIR hold original files; GLUE_DIR (data/glue) holds GLUE's official folders, T5_TOKENIZER
 # (spiece.model) T5's vocabulary; DATA_DIR (data/lifelong) and MODEL_ROOT_DIR (runs/lifelong) are where lifelong recipes read and write.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -76,12 +76,14 @@ list() {
     echo "matrices go below MODEL_ROOT_DIR, the newest matrix also into results/<recipe>. Another --seed has its own directory."
     echo
     echo "What a recipe trains or combines is evaluated at once, into results/<recipe>; ./run.sh table then collects it"
-    echo "(python -m lifelong.compare results/… where tasks were learned one after another)."
+    echo "(python -m lifelong.compare results/… where tasks were learned one after another; there another --seed or --tasks of"
+    echo "small-lifelong-*, superni-* and clbench-* has its own results/<recipe>-<tasks>-seed<seed>)."
     echo "Ablations (emb_only, outputlayer_only, random_init, self_copy) go with any task: vlm-<task>-<ablation>."
     echo "The small-*, e2e-* and multi30k-* recipes convert the original files first, from E2E_DIR (trainset.csv, devset.csv),"
     echo "MULTI30K_DIR (train.en.gz, …), PERSONACHAT_DIR ({train,valid}_self_original_no_cands.txt) and SQUAD_DIR"
     echo "(xquad.en.json, dev-v2.0.json), SST_DIR, WOZ_DIR and L2KD_DIR (see ./run.sh small-lifelong-lamol), unless the"
-    echo "data are there already."
+    echo "data are there already; superni-* from SUPERNI_DIR (SuperNI of SAPT's CL_Benchmark) and clbench-* from"
+    echo "CL_BENCHMARK_DIR (O-LoRA's CL_Benchmark; --tasks long-order4 for who has all fifteen tasks)."
 }
 
 no_recipe() {
@@ -200,5 +202,5 @@ help | -h | --help) sed -n '2,15p' "$0" | sed 's/^# \{0,1\}//' ;;
     echo "python $line $*"
     # shellcheck disable=SC2086
     py $line "$@"
-    score "$name" "$line $*" ;;
+    score "$name" "$line $*" "$*" ;;
 esac

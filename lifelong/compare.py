@@ -1,24 +1,78 @@
-"""Several methods on one sequence of tasks, side by side: a table and a picture of their matrices.
+"""Several methods on one sequence of tasks, side by side: a table and pictures.
 
     python -m lifelong.compare results/finetune results/lamol results/ewc --output results/lifelong.md
-    python -m lifelong.compare --runs "fine-tuning=results/finetune" "LAMOL=results/lamol" --output results/lifelong.md
+    python -m lifelong.compare results/small-lifelong-* --output results/lifelong.md
+    python -m lifelong.compare --runs "fine-tuning=results/finetune" "LAMOL=results/lamol" "LAMOL=results/lamol-seed2"
 
-Each argument is a directory with the matrix.json that evaluate_lifelong.py wrote, of one seed or several. The picture
-lies beside the table, as .png.
+Each argument is a directory with the matrix.json that evaluate_lifelong.py wrote, of one seed or several. Directories
+that differ in their seeds alone are one method, mean ± standard deviation; with --runs those of one name are. A
+directory that is not there yet and is called after a recipe of run.sh has an empty row with its command.
+
+Beside the table lie, as .png: the matrices (called like the table); _curves, the mean score of the tasks learned so far
+over time; _forgetting, bars of the average and of forgetting; _scaling, forgetting against the number of tasks; _cost,
+seconds, memory and stored bytes against the average.
 """
 
-import math
+import re
 import sys
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from versatile.lifelong.matrix import NUMBERS, _number, draw, read_summary
+from versatile.lifelong.charts import draw_charts
+from versatile.lifelong.matrix import NUMBERS, Matrix, format_number, over_seeds, read_summary, summary
+from versatile.lifelong.run_records import read_records
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.files import atomic_write, writable_directory
-from versatile.utils.plots import save_figure, start_figure
+from versatile.utils.recipes import read_recipe
 
 # What of an evaluation must be the same, as evaluate_lifelong.py writes it.
 ASKED = ("split", "limit", "ref1", "decoding")
+# How a directory of one seed among several is called.
+SEED = re.compile(r"[-_](?:seed_?)?(\d+)$")
+
+
+@dataclass
+class Method:
+    """One method: its runs with different seeds.
+
+    Attributes:
+        directories: of their results.
+        matrices: their `Matrix`.
+        seeds: None where a file does not tell.
+        records: what `run_records.make_record` says of each, or {}.
+        asked: {name in `ASKED`: value}, or {} where a file does not tell.
+    """
+
+    directories: list
+    matrices: list
+    seeds: list
+    records: list
+    asked: dict
+
+    @cached_property
+    def summary(self):
+        """See `matrix.summary`."""
+        return summary(self.matrices, self.seeds)
+
+    @property
+    def settings(self):
+        """The flags that all runs share but for the seed, or None."""
+        return self.records[0].get("settings")
+
+    def number(self, name):
+        """(mean, standard deviation) of one of `NUMBERS`."""
+        return self.summary["mean"][name], self.summary["sd"][name]
+
+    def cost(self, name):
+        """The same of a cost that its records hold."""
+        return over_seeds([record.get(name) for record in self.records])
+
+    def joined(self, other):
+        """The `Method` of both's runs."""
+        return Method(self.directories + other.directories, self.matrices + other.matrices, self.seeds + other.seeds,
+                      self.records + other.records, self.asked)  # fmt: skip
 
 
 def parser():
@@ -27,28 +81,95 @@ def parser():
     p.add_argument(
         "directories", nargs="*", metavar="DIR", help="directories with a matrix.json, called as they are named"
     )
-    p.add_argument("--runs", nargs="+", metavar="NAME=DIR", default=[], help="the same with names of your own")
-    p.add_argument("--output", default="results/lifelong.md", help="the table; the picture lies beside it")
+    p.add_argument("--runs", nargs="+", metavar="NAME=DIR", default=[],
+                   help="the same with names of your own; directories of one name are seeds of one method")  # fmt: skip
+    p.add_argument("--output", default="results/lifelong.md", help="the table; the pictures lie beside it")
     return p
 
 
-def same_tasks(results):
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def read_method(location):
+    """`Method` of a directory's matrix.json."""
+    written = read_summary(location)
+    matrices = [Matrix(written["tasks"], run["rows"], run.get("before"), written["metrics"], alone=run.get("alone"))
+                for run in written["runs"]]  # fmt: skip
+    asked = {key: written[key] for key in ASKED} if all(key in written for key in ASKED) else {}
+    seeds = written.get("seeds") or [None] * len(matrices)
+    return Method([str(location)], matrices, list(seeds), read_records(location, written), asked)
+
+
+def find_command(location):
+    """The command that makes the results of a directory which is not there: its recipe's, or None."""
+    name, more = Path(location).name, ""
+    if read_recipe(name) is None and (seed := SEED.search(name)):
+        name, more = name[: seed.start()], f" --seed {seed[1]}"
+    return f"./run.sh {name}{more}" if read_recipe(name) else None
+
+
+def read_methods(directories, named):
+    """({name: `Method`}, {name: command of what has not been run}).
+
+    Args:
+        directories: those called as they are named; of one setting they are seeds of one method.
+        named: [(name, directory)]; of one name they are.
+    """
+    methods, missing, names = {}, {}, {}
+    for location in directories:
+        name = Path(location).name
+        if not (Path(location) / "matrix.json").exists() and (command := find_command(location)):
+            missing[name] = command
+            continue
+        method = read_method(location)
+        same = next((known for known, other in methods.items() if method.settings and
+                     other.settings == method.settings), None)  # fmt: skip
+        names.setdefault(same or name, []).append(name)
+        methods[same or name] = join_seeds(methods[same], method) if same else method
+    for name, seeds in names.items():
+        stems = {SEED.sub("", seed) for seed in seeds}
+        if len(seeds) > 1 and len(stems) == 1 and (stem := stems.pop()) not in methods.keys() - {name}:
+            methods = {stem if known == name else known: method for known, method in methods.items()}
+    for name, location in named:
+        method = read_method(location)
+        methods[name] = join_seeds(methods[name], method) if name in methods else method
+    return methods, missing
+
+
+def join_seeds(method, other):
+    """The runs of two directories as one method; they must be of different seeds, and of one setting."""
+    location, first = other.directories[0], method.directories[0]
+    same_tasks({first: method, location: other})
+    if method.settings and other.settings and method.settings != other.settings:
+        differ = next(key for key in method.settings | other.settings
+                      if method.settings.get(key) != other.settings.get(key))  # fmt: skip
+        raise UserError(f"it was trained with another --{differ}", location=location,
+                        expected=f"a run that differs from {first} in its seed alone",
+                        remedy="give it a name of its own: --runs NAME=DIR")  # fmt: skip
+    if twice := {seed for seed in method.seeds if seed is not None} & set(other.seeds):
+        raise UserError(f"seed {min(twice)} is there twice", location=location,
+                        expected=f"another seed than in {', '.join(method.directories)}",
+                        remedy="name each run once, or give it a name of its own: --runs NAME=DIR")  # fmt: skip
+    return method.joined(other)
+
+
+def same_tasks(methods):
     """Only the same tasks in the same order can be compared."""
-    (first, wanted), *others = results.items()
+    (first, wanted), *others = ((name, method.matrices[0]) for name, method in methods.items())
     for name, one in others:
-        if one["tasks"] != wanted["tasks"] or one["metrics"] != wanted["metrics"]:
-            raise UserError(f"{name} was trained on {', '.join(one['tasks'])}", location=name,
-                            expected=f"{', '.join(wanted['tasks'])}, as {first}",
+        if one.tasks != wanted.tasks or one.metrics != wanted.metrics:
+            raise UserError(f"{name} was trained on {', '.join(one.tasks)}", location=name,
+                            expected=f"{', '.join(wanted.tasks)}, as {first}",
                             remedy="compare runs of one sequence")  # fmt: skip
 
 
-def same_questions(results):
+def same_questions(methods):
     """Only answers to the same questions, found alike, can be compared; a file that does not tell is taken as it is."""
-    told = {name: {key: one[key] for key in ASKED} for name, one in results.items() if all(key in one for key in ASKED)}
+    told = {name: method.asked for name, method in methods.items() if method.asked}
     for name, one in told.items():
         first, wanted = next(iter(told.items()))
         if differ := [key for key in ASKED if one[key] != wanted[key]]:
-            ours, theirs = (", ".join(f"{key} {_words(each[key])}" for key in differ) for each in (one, wanted))
+            ours, theirs = (", ".join(f"{key} {_words(asked[key])}" for key in differ) for asked in (one, wanted))
             raise UserError(f"{name} was evaluated with {ours}", location=name, expected=f"{theirs}, as {first}",
                             remedy="evaluate both with the same flags of evaluate_lifelong.py")  # fmt: skip
 
@@ -59,39 +180,40 @@ def _words(value):
     return {None: "none", True: "on", False: "off"}.get(value, str(value))
 
 
-def markdown(results, digits=1):
-    """A row for each method: the tasks' scores at the end and the four numbers, ± the deviation over seeds.
+# --- the table -------------------------------------------------------------------------------------------
+
+# {key of a record: (head, one unit of the column)}.
+COSTS = {"seconds": ("seconds", 1), "peak_memory_mb": ("peak MB", 1), "stored_bytes": ("stored MB", 1e6)}
+
+
+def markdown(methods, missing=(), digits=1):
+    """A row for each method: the tasks' scores at the end, the four numbers and the costs, ± the deviation over seeds.
 
     Args:
-        results: {name: what `read_summary` returns}.
+        methods: {name: `Method`}.
+        missing: {name: command} of those that have not been run.
     """
-    one = next(iter(results.values()))
+    one = next(iter(methods.values())).summary
     heads = [f"{task} ({metric})" for task, metric in zip(one["tasks"], one["metrics"] or one["tasks"])]
-    names = [name.replace("_", " ") for name in NUMBERS]
-    lines = ["| | " + " | ".join([*heads, *names]) + " |", "|---|" + "---:|" * (len(heads) + len(names))]
-    for name, own in results.items():
-        cells = [_number(mean, sd, digits) for mean, sd in zip(own["mean"]["rows"][-1], own["sd"]["rows"][-1])]
-        cells += [_number(own["mean"][number], own["sd"][number], digits) for number in NUMBERS]
+    costs = [cost for cost in COSTS if any(method.cost(cost)[0] is not None for method in methods.values())]
+    several = any(len(method.seeds) > 1 for method in methods.values())
+    heads += [name.replace("_", " ") for name in NUMBERS] + [COSTS[cost][0] for cost in costs]
+    heads += ["seeds"] if several and costs else []
+    lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    for name, method in methods.items():
+        ends = zip(method.summary["mean"]["rows"][-1], method.summary["sd"]["rows"][-1])
+        cells = [format_number(*end, digits) for end in (*ends, *map(method.number, NUMBERS))]
+        cells += [format_number(*_in_units(method.cost(cost), COSTS[cost][1]), digits if COSTS[cost][1] > 1 else 0)
+                  for cost in costs]  # fmt: skip
+        cells += [str(len(method.seeds))] if several and costs else []
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    for name, command in dict(missing).items():
+        lines.append(f"| {name}: `{command}` |" + " |" * len(heads))
     return "\n".join([*lines, ""])
 
 
-def picture(path, results, across=4):
-    """The matrices as one PNG: a heat map for each method, `across` in a row."""
-    across = min(across, len(results))
-    down, tasks = math.ceil(len(results) / across), len(next(iter(results.values()))["tasks"])
-    size = (across * max(2.4, 0.75 * tasks + 0.8), down * max(1.9, 0.5 * tasks + 1.1))
-    figure, grid = start_figure(down, across, figsize=size, dpi=150, layout="constrained", squeeze=False)
-    for i, axes in enumerate(grid.flat):
-        if i >= len(results):
-            axes.axis("off")
-            continue
-        name, own = list(results.items())[i]
-        draw(axes, own, named=i % across == 0)
-        average = _number(own["mean"]["average_accuracy"], own["sd"]["average_accuracy"], 1)
-        axes.set_title(f"{name}\naverage {average}", fontsize=9, pad=6)
-    figure.supylabel("after learning", fontsize=9)
-    save_figure(path, figure)
+def _in_units(pair, unit):
+    return [None if value is None else value / unit for value in pair]
 
 
 def check_output(p, output):
@@ -100,7 +222,7 @@ def check_output(p, output):
         p.error(f"--output {output}: a directory; name the table's file, such as {Path(output) / 'lifelong.md'}")
     if Path(output).suffix.lower() == ".png":
         p.error(f"--output {output}: name the table's file, such as {Path(output).with_suffix('.md')}; "
-                "the picture lies beside it")  # fmt: skip
+                "the pictures lie beside it")  # fmt: skip
     if (picture := Path(output).with_suffix(".png")).is_dir():
         p.error(f"--output {output}: its picture would be {picture}, which is a directory; choose another name")
 
@@ -112,25 +234,28 @@ def main(argv=None):
     named = [text.partition("=") for text in args.runs]
     if bad := [name for name, equals, location in named if not (name and equals and location)]:
         p.error(f"--runs {bad[0]}: expected NAME=DIR")
-    directories = [(Path(location).name, location) for location in args.directories] + [
-        (name, location) for name, _, location in named
-    ]
-    if not directories:
+    if not args.directories and not named:
         p.error("name directories that evaluate_lifelong.py wrote, or --runs NAME=DIR")
-    for number, (name, location) in enumerate(directories):
-        if twice := [other for known, other in directories[:number] if known == name]:
+    locations = [(Path(location).name, location) for location in args.directories]
+    for number, (name, location) in enumerate(locations):
+        if twice := [other for known, other in locations[:number] if known == name]:
             p.error(f"{twice[0]} and {location} are both called {name}: give them names of your own, --runs NAME=DIR")
+    if both := {name for name, _ in locations} & {name for name, _, _ in named}:
+        p.error(f"--runs {min(both)}: a directory is called so, too; choose another name")
     check_output(p, args.output)
-    results = {name: read_summary(location) for name, location in directories}
-    same_tasks(results)
-    same_questions(results)
-    table = markdown(results)
+    methods, missing = read_methods(args.directories, [(name, location) for name, _, location in named])
+    if not methods:
+        raise UserError("none of them has been run", location=", ".join(map(str, args.directories)),
+                        expected="results of one at least",
+                        remedy=f"run them: {'; '.join(missing.values())}")  # fmt: skip
+    same_tasks(methods)
+    same_questions(methods)
+    table = markdown(methods, missing)
     writable_directory(Path(args.output).parent, "--output")
     with atomic_write(args.output) as file:
         file.write(table)
-    chart = Path(args.output).with_suffix(".png")
-    picture(chart, results)
-    print(f"{table}\n{args.output} and {chart}")
+    pictures = draw_charts(Path(args.output).with_suffix(".png"), methods)
+    print(f"{table}\n{', '.join(map(str, (args.output, *pictures)))}")
 
 
 if __name__ == "__main__":

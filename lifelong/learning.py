@@ -26,6 +26,7 @@ from versatile.lifelong import answers, routing, sequence
 from versatile.lifelong import batches as batching
 from versatile.lifelong.batches import SplitBatches
 from versatile.lifelong.losses import Objective, WeightedLoss
+from versatile.lifelong.run_records import measure_stored_bytes
 from versatile.lifelong.schedule import Annealing
 from versatile.lifelong.strategies import get_strategy
 from versatile.lifelong.teachers import content_key, contents, load_teacher
@@ -241,8 +242,10 @@ class Sequence:
             trainer.on_rank0(lambda: strategy.save_state(run.directory))
         more = dict(task=stage, tasks=names, mode=self.mode, samples=sum(self.sizes[name] for name in names),
                     replayed=dict(Counter(row.task for row in rows if row.replayed)), epochs=trainer.plan.epochs,
-                    cut=self.encoder.counts, **adapting.count_parameters(self.model))  # fmt: skip
-        trainer.on_rank0(lambda: write_report(run, more | strategy.metrics() | result))
+                    cut=self.encoder.counts, teachers=self.name_teachers(names),
+                    **adapting.count_parameters(self.model))  # fmt: skip
+        trainer.on_rank0(lambda: write_report(run, more | strategy.metrics() | result | dict(
+            stored_bytes=measure_stored_bytes(run.directory, strategy))))  # fmt: skip
         self.progress.finished.append(stage)
         trainer.on_rank0(self.progress.write)
         trainer.on_rank0(self.drop_finished)
@@ -347,6 +350,10 @@ class Sequence:
         )  # fmt: skip
 
     # ---- teachers
+
+    def name_teachers(self, names):
+        """Directories of the teachers that tasks have, of their distributions or their texts."""
+        return [str(self.teacher_of(name)) for name in names if self.teacher_of and self.teacher_of(name)]
 
     def load_stage_teacher(self, name):
         """`Teacher` of a task."""

@@ -6,6 +6,7 @@ al. 2018, Riemannian Walk). Scores are of the tasks' own kinds, 0–100.
 
 import json
 import math
+import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,21 @@ def forgetting(matrix):
     return _mean(falls)
 
 
+def average_so_far(matrix):
+    """A_t = 1/t · Σ_{j≤t} R[t][j], the mean score of the tasks learned so far, after each of the T tasks."""
+    return [_mean(row[: t + 1]) for t, row in enumerate(matrix.rows)]
+
+
+def forgetting_so_far(matrix):
+    """F of the first t tasks, as if the sequence had ended there, for t = 1 … T; None for the first."""
+    return [forgetting(first_tasks(matrix, t)) for t in range(1, len(matrix.tasks) + 1)]
+
+
+def first_tasks(matrix, number):
+    """The `Matrix` of the first so many tasks of a sequence."""
+    return Matrix(matrix.tasks[:number], [row[:number] for row in matrix.rows[:number]])
+
+
 NUMBERS = {
     "average_accuracy": average_accuracy,
     "backward_transfer": backward_transfer,
@@ -165,6 +181,11 @@ def over_seeds(values):
 
 
 # --- output ----------------------------------------------------------------------------------------------
+
+
+def short_name(task):
+    """A task's name without what all tasks of its benchmark begin with: fifteen have to fit into a picture."""
+    return re.sub(r"^(task\d+_|cl\.|trace\.)", "", task)
 
 
 def summary(matrices, seeds=None):
@@ -250,11 +271,12 @@ def markdown(matrices, digits=1):
     heads = [f"{task} ({name})" if names else task for task, name in zip(tasks, names or tasks)]
     lines = [f"| after | {' | '.join(heads)} |", f"|---|{'---:|' * len(tasks)}"]
     for task, means, deviations in zip(tasks, statistics["mean"]["rows"], statistics["sd"]["rows"]):
-        cells = (_number(mean, sd, digits) for mean, sd in zip(means, deviations))
+        cells = (format_number(mean, sd, digits) for mean, sd in zip(means, deviations))
         lines.append(f"| {task} | {' | '.join(cells)} |")
     for names in (NUMBERS, PUBLISHED):
         lines += ["", f"| {' | '.join(name.replace('_', ' ') for name in names)} |", "|" + "---:|" * len(names)]
-        lines.append(f"| {' | '.join(_number(statistics['mean'][n], statistics['sd'][n], digits) for n in names)} |")
+        cells = (format_number(statistics["mean"][n], statistics["sd"][n], digits) for n in names)
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
@@ -268,11 +290,12 @@ def side_by_side(matrices, digits=1):
     lines = [f"| task | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
     for name, part in evaluations.items():
         ends = [(part[kind]["rows"][-1] + [part[kind]["average_accuracy"]]) for kind in ("mean", "sd")]
-        lines.append(f"| {name} | {' | '.join(_number(*cell, digits) for cell in zip(*ends))} |")
+        lines.append(f"| {name} | {' | '.join(format_number(*cell, digits) for cell in zip(*ends))} |")
     return "\n".join([*lines, ""])
 
 
-def _number(mean, sd, digits):
+def format_number(mean, sd, digits):
+    """A number, with ± its deviation where there is one; a dash where there is none."""
     if mean is None:
         return "–"
     text = f"{mean:.{digits}f}".replace("-", "−")
@@ -292,8 +315,9 @@ def heat_map(path, matrices, title):
     """
     statistics = summary(matrices)
     number = len(statistics["tasks"])
-    width = max(4.8, 1.05 * number + 2.2)
-    figure, axes = start_figure(figsize=(width, 0.62 * number + 2.3), dpi=150, layout="constrained")
+    cell = 0.5 if number > COMPACT else 1.05
+    width = max(4.8, cell * number + (3.4 if number > COMPACT else 2.2))
+    figure, axes = start_figure(figsize=(width, min(cell, 0.62) * number + 2.3), dpi=150, layout="constrained")
     image = draw(axes, statistics)
     axes.set_ylabel("after learning", fontsize=9)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
@@ -305,41 +329,52 @@ def heat_map(path, matrices, title):
     save_figure(path, figure)
 
 
-def draw(axes, statistics, named=True):
-    """The mean matrix of what `summary` statistics as a heat map on matplotlib's `axes`; returns the image.
+# With more tasks than these cells are small: whole numbers, names cut off, deviations in the table alone.
+COMPACT, LONGEST = 8, 24
+
+
+def draw(axes, statistics, named=True, headed=True):
+    """The mean matrix of what `summary` returns as a heat map on matplotlib's `axes`; returns the image.
 
     Args:
-        named: the rows have names, too.
+        named, headed: the rows, the columns have names.
     """
-    tasks, names, number = statistics["tasks"], statistics["metrics"], len(statistics["tasks"])
+    number = len(statistics["tasks"])
+    compact = number > COMPACT
     values = [[math.nan if mean is None else mean for mean in row] for row in statistics["mean"]["rows"]]
     image = axes.imshow(values, cmap="GnBu", vmin=0, vmax=100, aspect="auto")
     for i in range(number):
         for j in range(number):
-            _cell(axes, i, j, statistics["mean"]["rows"][i][j], statistics["sd"]["rows"][i][j])
-    columns = [f"{task}\n{name}" for task, name in zip(tasks, names)] if names else tasks
-    slanted = {"rotation": 30, "ha": "left", "rotation_mode": "anchor"} if number > 4 else {}
-    axes.set_xticks(range(number), columns, fontsize=8, **slanted)
-    axes.set_yticks(range(number), tasks if named else [""] * number, fontsize=8)
+            _cell(axes, i, j, statistics["mean"]["rows"][i][j], statistics["sd"]["rows"][i][j], compact)
+    tasks = [textwrap.shorten(short_name(task).replace("_", " "), LONGEST, placeholder="…") if compact else task
+             for task in statistics["tasks"]]  # fmt: skip
+    scored = statistics["metrics"] and not compact
+    columns = [f"{task}\n{name}" for task, name in zip(tasks, statistics["metrics"])] if scored else tasks
+    slanted = {"rotation": 60 if compact else 30, "ha": "left", "rotation_mode": "anchor"} if number > 4 else {}
+    size = 6.5 if compact else 8
+    axes.set_xticks(range(number), columns if headed else [""] * number, fontsize=size, **slanted)
+    axes.set_yticks(range(number), tasks if named else [""] * number, fontsize=size)
     axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
     axes.set_xticks([at - 0.5 for at in range(1, number)], minor=True)
     axes.set_yticks([at - 0.5 for at in range(1, number)], minor=True)
-    axes.grid(which="minor", color="white", linewidth=2)
+    axes.grid(which="minor", color="white", linewidth=1 if compact else 2)
     axes.tick_params(which="minor", length=0)
     axes.spines[:].set_visible(False)
     return image
 
 
-def _cell(axes, i, j, mean, sd):
+def _cell(axes, i, j, mean, sd, compact):
     """Print a score into its cell; one of a task still to come is greyed."""
+    size = 6.5 if compact else 9
     if mean is None:
-        return axes.text(j, i, "–", ha="center", va="center", color="0.7", fontsize=9)
+        return axes.text(j, i, "–", ha="center", va="center", color="0.7", fontsize=size)
     learned = j <= i
     color = ("white" if mean > 68 else "black") if learned else ("0.85" if mean > 68 else "0.5")
     weight = "bold" if i == j else "normal"
-    axes.text(j, i, f"{mean:.1f}".replace("-", "−"), ha="center", va="center" if sd is None else "bottom",
-              color=color, weight=weight, fontsize=9)  # fmt: skip
-    if sd is not None:
+    shown_sd = sd is not None and not compact
+    axes.text(j, i, f"{mean:.{0 if compact else 1}f}".replace("-", "−"), ha="center",
+              va="bottom" if shown_sd else "center", color=color, weight=weight, fontsize=size)  # fmt: skip
+    if shown_sd:
         axes.text(j, i + 0.08, f"± {sd:.1f}", ha="center", va="top", color=color, fontsize=6.5)
 
 
@@ -347,7 +382,7 @@ def _caption(statistics, most):
     """The four numbers, in lines of `most` letters."""
     short = {"average_accuracy": "average", "backward_transfer": "backward transfer",
              "forward_transfer": "forward transfer", "forgetting": "forgetting"}  # fmt: skip
-    parts = [f"{short[name]} {_number(statistics['mean'][name], statistics['sd'][name], 1)}" for name in NUMBERS
+    parts = [f"{short[name]} {format_number(statistics['mean'][name], statistics['sd'][name], 1)}" for name in NUMBERS
              if statistics["mean"][name] is not None]  # fmt: skip
     runs = f"{len(statistics['runs'])} seeds" if len(statistics["runs"]) > 1 else ""
     lines, between = [""], "   ·   "

@@ -77,6 +77,7 @@ class EvalConfig:
         shown: how many answers of each task are printed.
         inference: infers the task of each question beside that (`task_inference`), or None.
         inference_name: of --infer_task.
+        trained_only: a model answers the tasks trained so far, not those to come.
     """
 
     sampling: dict | None
@@ -87,6 +88,7 @@ class EvalConfig:
     shown: int = 0
     inference: object = None
     inference_name: str | None = None
+    trained_only: bool = False
 
 
 @dataclass
@@ -191,9 +193,11 @@ def compute_matrix(run, splits, config, output, every_epoch=False, before=False)
         load = {epoch: make_loader(path, run, config) for epoch, path in models.items()}
         asked = config if stage == stages[-1] else replace(config, shown=0)
         trained = names[: stages.index(stage) + 1] if stages == names else names
-        task_scores, guesses = stage_scores(sequence.stage_directory(output, stage), load, splits, asked, trained)
-        rows.append([task_scores[name][split.task.metric].value for name, split in splits.items()])
-        inferred.append([guesses.get(name) for name in names])
+        asked_splits = {name: splits[name] for name in trained} if config.trained_only else splits
+        task_scores, guesses = stage_scores(sequence.stage_directory(output, stage), load, asked_splits, asked, trained)
+        rows.append([task_scores[name][split.task.metric].value if name in task_scores else None
+                     for name, split in splits.items()])  # fmt: skip
+        inferred.append([guesses.get(name, (None, None)) for name in names])
     # What was trained at once, or in other parts than tasks, has only its end.
     rows, inferred = (some if stages == names else some[-1:] for some in (rows, inferred))
     empty = [[None] * len(names)] * (len(names) - len(rows))
@@ -302,14 +306,16 @@ def answer_and_score(predictor, split, config, path, tasks=None):
     return question_scores.score(split.task, texts, split.qas, split.gold)
 
 
-def write_matrix(folder, matrices, seeds, title, asked):
+def write_matrix(folder, matrices, records, title, asked):
     """matrix.json, matrix.md and matrix.png of one or several runs.
 
     Args:
+        records: what `run_records.make_record` says of each.
         asked: dict(split, limit, ref1, decoding): what was asked, and how it was answered.
     """
     folder = Path(folder)
-    write_json(folder / "matrix.json", summary(matrices, seeds) | asked)
+    seeds = [record["seed"] for record in records]
+    write_json(folder / "matrix.json", summary(matrices, seeds) | dict(records=records) | asked)
     with atomic_write(folder / "matrix.md") as file:
         file.write(markdown(matrices) + describe_inference(matrices) + FORMULAS)
     heat_map(folder / "matrix.png", matrices, title)

@@ -65,6 +65,30 @@ def test_every_task_is_scored_after_every_task(runs, data):
     assert "| after | ag (em) | sst (em) |" in text and "R[T][j] − R[j][j]" in text
 
 
+def test_models_may_answer_only_what_they_were_trained_on(runs, data, tmp_path):
+    evaluated("--model_dirs", runs / "two", "--trained_only", "--output_dir", tmp_path)
+    (run,) = json.loads((tmp_path / "matrix.json").read_text())["runs"]
+    (first, none), last = run["rows"]
+    assert first is not None and none is None and None not in last and run["forgetting"] is not None
+    assert list(json.loads((tmp_path / "ag" / "metrics.json").read_text())["final"]) == ["ag"]
+    evaluated("--model_dirs", runs / "together", "--trained_only", "--output_dir", tmp_path / "together")
+    assert json.loads((tmp_path / "together" / "matrix.json").read_text())["runs"][0]["rows"][-1] != [None, None]
+
+
+def test_a_matrix_says_what_its_runs_were_trained_with_and_what_they_cost(runs, data, tmp_path):
+    evaluated("--model_dirs", runs / "one", runs / "two", "--output_dir", tmp_path)
+    first, second = json.loads((tmp_path / "matrix.json").read_text())["records"]
+    assert (first["seed"], second["seed"]) == (1, 2) and first["settings"] == second["settings"]
+    assert first["settings"]["seq_train_type"] == "finetune" and "seed" not in first["settings"]
+    reports = [json.loads((runs / "one" / task / "training_metrics.json").read_text()) for task in ("ag", "sst")]
+    assert first["seconds"] == pytest.approx(sum(report["seconds"] for report in reports))
+    assert first["peak_memory_mb"] == max(report["peak_memory_mb"] for report in reports)
+    weights = max(path.stat().st_size for path in (runs / "one" / "sst").glob("*.safetensors"))
+    assert first["stored_bytes"] == weights
+    for report in reports:
+        assert report["teachers"] == []
+
+
 def test_both_scripts_take_the_same_flags_as_the_originals_do(data, tmp_path):
     argv = command(data, tmp_path, "finetune", "--top_k_qa", 1, "--n_gpus", 1, "--add_task_tokens")
     at = argv.index("--output_dir")

@@ -1,14 +1,21 @@
 """lifelong/compare.py: several matrices side by side."""
 
 import pytest
-from versatile.lifelong import compare
+from versatile.lifelong import charts, compare, matrix
 from versatile.lifelong.matrix import Matrix, summary
+from versatile.utils import result_charts
 from versatile.utils.files import write_json
 
 
-def written(folder, *rows, tasks=("ag", "sst"), **asked):
-    write_json(folder / "matrix.json", summary([Matrix(list(tasks), r, metrics=["em", "em"]) for r in rows]) | asked)
+def written(folder, *rows, tasks=("ag", "sst"), seeds=None, **asked):
+    matrices = [Matrix(list(tasks), r, metrics=["em"] * len(tasks)) for r in rows]
+    write_json(folder / "matrix.json", summary(matrices, seeds) | asked)
     return folder
+
+
+def recorded(folder, seed, rows, settings, **costs):
+    record = dict(seed=seed, settings=settings, seconds=None, peak_memory_mb=None, stored_bytes=None) | costs
+    return written(folder, rows, seeds=[seed], records=[record])
 
 
 @pytest.fixture
@@ -82,3 +89,85 @@ def test_a_table_that_cannot_be_written_is_one_message(directories, tmp_path, ca
         text = capsys.readouterr().err
         assert stopped.value.code == 2 and said in text and text.count("error:") == 1
     assert not (tmp_path / "taken.md").exists() and not (tmp_path / "a.png").exists()
+
+
+def test_directories_that_differ_in_their_seed_alone_are_one_method(tmp_path, capsys):
+    flags, output = dict(seq_train_type="er", limit=400), tmp_path / "out.md"
+    first, second = ([90, 0], [80, 80]), ([80, 0], [90, 80])
+    er = [recorded(tmp_path / f"small-er-seed{seed}", seed, list(rows), flags, seconds=seconds, stored_bytes=3e6)
+          for seed, rows, seconds in ((1, first, 100), (2, second, 120))]  # fmt: skip
+    more = recorded(tmp_path / "small-er-1500-seed1", 1, list(first), flags | dict(limit=1500), peak_memory_mb=2000)
+    assert compare.main([*map(str, (*er, more)), "--output", str(output)]) in (None, 0)
+    heads, _, *rows = output.read_text(encoding="utf-8").splitlines()
+    assert heads.endswith("| forgetting | seconds | peak MB | stored MB | seeds |")
+    ends = "| small-er | 85.0 ± 7.1 | 80.0 ± 0.0 | 82.5 ± 3.5 | 0.0 ± 14.1 | – | 0.0 ± 14.1 |"
+    assert rows == [f"{ends} 110 ± 14 | – | 3.0 ± 0.0 | 2 |",
+                    "| small-er-1500-seed1 | 80.0 | 80.0 | 80.0 | −10.0 | – | 10.0 | – | 2000 | – | 1 |"]  # fmt: skip
+    # Of two tasks forgetting is one point: there is no line to draw.
+    assert not (tmp_path / "out_scaling.png").exists()
+    for name in ("", "_curves", "_forgetting", "_cost"):
+        assert (tmp_path / f"out{name}.png").stat().st_size > 5000
+    # The same seed twice is no second one.
+    with pytest.raises(SystemExit) as stopped:
+        compare.main([str(er[0]), str(recorded(tmp_path / "again", 1, list(first), flags)), "--output", str(output)])
+    assert stopped.value.code == 2 and "seed 1 is there twice" in capsys.readouterr().err
+
+
+def test_directories_of_one_name_are_seeds_of_it_if_their_settings_are_one(tmp_path, capsys):
+    rows, output = [[90, 0], [80, 80]], str(tmp_path / "out.md")
+    old = [written(tmp_path / name, rows) for name in ("a", "b")]
+    argv = ["--runs", *(f"replay={folder}" for folder in old), "--output", output]
+    assert compare.main(argv) in (None, 0) and "| replay | 80.0 ± 0.0 |" in capsys.readouterr().out
+    other = [recorded(tmp_path / f"r{n}", n, rows, dict(limit=n)) for n in (1, 2)]
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(["--runs", *(f"replay={folder}" for folder in other), "--output", output])
+    assert stopped.value.code == 2 and "another --limit" in capsys.readouterr().err
+
+
+def test_what_has_not_been_run_is_an_empty_row_with_its_command(directories, tmp_path, capsys):
+    output = tmp_path / "out.md"
+    absent = [tmp_path / "small-lifelong-er", tmp_path / "small-lifelong-lamol-seed3"]
+    assert compare.main(list(map(str, [directories[0], *absent, "--output", output]))) in (None, 0)
+    *_, first, second = output.read_text(encoding="utf-8").splitlines()
+    assert first == "| small-lifelong-er: `./run.sh small-lifelong-er` |" + " |" * 6
+    assert second.startswith("| small-lifelong-lamol-seed3: `./run.sh small-lifelong-lamol --seed 3` |")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(list(map(str, [*absent, "--output", output])))
+    assert stopped.value.code == 2 and "./run.sh small-lifelong-lamol --seed 3" in capsys.readouterr().err
+
+
+def test_scores_and_forgetting_over_time_are_those_of_the_tasks_so_far():
+    rows = [[80, 10, 0], [60, 70, 20], [50, 75, 90]]
+    learned = Matrix(["a", "b", "c"], rows)
+    assert matrix.average_so_far(learned) == [80, 65, pytest.approx(215 / 3)]
+    assert matrix.forgetting_so_far(learned) == [None, 20, ((80 - 50) + (70 - 75)) / 2]
+    assert matrix.forgetting_so_far(learned)[-1] == matrix.forgetting(learned)
+    together = Matrix(["a", "b"], [[None, None], [1, 2]])
+    assert matrix.average_so_far(together) == [None, 1.5] and matrix.forgetting_so_far(together) == [None, None]
+
+
+def test_a_line_has_a_band_over_seeds_and_what_is_trained_at_once_none(tmp_path):
+    seeds = [[[80, 0, 0], [60, 70, 0], [50, 75, 90]], [[90, 0, 0], [60, 70, 0], [50, 75, 90]]]
+    er = compare.read_method(written(tmp_path / "er", *seeds, tasks="abc"))
+    points = charts._over_time(er, matrix.average_so_far)
+    assert [point[:2] for point in points] == [(1, 85), (2, 65), (3, pytest.approx(215 / 3))]
+    assert points[0][2] == pytest.approx(7.0711, abs=1e-3) and points[1][2] == 0
+    together = compare.read_method(written(tmp_path / "together", [[None] * 3, [None] * 3, [1, 2, 3]], tasks="abc"))
+    assert charts._over_time(together, matrix.forgetting_so_far) == []
+    only = {"together": together}
+    assert not charts.draw_scaling(tmp_path / "none.png", only, {}) and not (tmp_path / "none.png").exists()
+
+
+def test_fifteen_tasks_and_methods_are_drawn_with_styles_of_their_own(tmp_path):
+    tasks = [f"task{i}_something_long_winded_to_be_named" for i in range(15)]
+    rows = [[90.0 - 3 * (i - j) if j <= i else None for j in range(15)] for i in range(15)]
+    method = compare.read_method(written(tmp_path / "m", rows, rows, tasks=tasks))
+    names = [f"superni-{i}" for i in range(14)]
+    paths = charts.draw_charts(tmp_path / "all.png", dict.fromkeys(names, method))
+    # Nothing is known of costs.
+    assert [path.name for path in paths] == ["all.png", "all_curves.png", "all_forgetting.png", "all_scaling.png"]
+    styles = [tuple(charts._style(i).values()) for i in range(14)]
+    assert len(set(styles)) == 14 and len(set(result_charts.COLOURS)) == len(result_charts.COLOURS) == 10
+    assert charts._without_common_start(names)[:2] == ["0", "1"]
+    assert charts._without_common_start(["er", "er-2"]) == ["er", "er-2"]

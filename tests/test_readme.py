@@ -172,6 +172,57 @@ def test_a_lifelong_recipe_evaluates_the_directory_it_trained(called):
     assert evaluate == f"evaluate_lifelong.py --model_dirs {folder} --fp32 --output_dir results/lifelong-csw-kd".split()
 
 
+def test_recipes_of_continual_benchmarks_go_with_their_strategies_and_lie_apart():
+    from versatile.lifelong import sequence
+
+    import train_lifelong
+
+    names = [name for name in recipes() if re.match("superni-|clbench-", name)]
+    assert len(names) == 28
+    lines, folders = recipes(*names), set()
+    for name, line in lines.items():
+        args = train_lifelong.parser().parse_args(shlex.split(line)[2:])
+        sequence.check_names(train_lifelong.parser(), args)
+        train_lifelong.check(train_lifelong.parser(), args)
+        folders.add(sequence.directory(args))
+        assert (args.limit, len(args.tasks)) == ((200, 15) if name.startswith("superni") else (400, 10))
+        assert args.method == ("prefix" if name.endswith("progprompt") else "lora")
+    assert len(folders) == len(names)
+    both = train_lifelong.parser().parse_args(shlex.split(lines["superni-l2kd"])[2:])
+    assert both.distil and both.seq_distil and both.train_teachers
+
+
+@pytest.mark.parametrize(("recipe", "variable"), [("superni-er", "SUPERNI_DIR"), ("clbench-er", "CL_BENCHMARK_DIR")])
+def test_a_recipe_whose_data_are_not_named_is_one_message(called, recipe, variable):
+    with pytest.raises(subprocess.CalledProcessError) as stopped:
+        called(recipe)
+    assert stopped.value.returncode == 2 and f"error: {variable}: not set" in stopped.value.stderr.decode()
+
+
+def test_seeds_and_orders_of_a_benchmark_lie_side_by_side(called, tmp_path):
+    there = tmp_path / "data/small/superni/task591_sciq_answer_generation_to_squad-test-v2.0.json"
+    there.parent.mkdir(parents=True)
+    there.touch()
+    *_, evaluate = called("superni-er", "--seed", "7", "--tasks", "superni-order2")
+    folder = "runs/superni/smollm2_lora/er/superni-order2_seed_7"
+    assert evaluate == (f"evaluate_lifelong.py --model_dirs {folder} --trained_only "
+                        "--output_dir results/superni-er-superni-order2-seed7").split()  # fmt: skip
+
+
+def test_seeds_of_the_three_task_recipes_lie_side_by_side(called, tmp_path):
+    there = tmp_path / "data/small/lifelong/rnnlg.rest_to_squad-test-v2.0.json"
+    there.parent.mkdir(parents=True)
+    there.touch()
+    *_, evaluate = called("small-lifelong-lamol", "--seed", "2")
+    assert evaluate[-2:] == ["--output_dir", "results/small-lifelong-lamol-seed2"] and "--limit" in evaluate
+
+
+def test_benchmarks_are_converted_from_the_folders_that_variables_name(called):
+    converted, *_ = called("clbench-er", CL_BENCHMARK_DIR="CL")
+    assert converted[:3] == ["-m", "data.convert", "squad-classification"]
+    assert converted[3:] == ["--folder", "CL", "--output", "data/small/clbench"]
+
+
 @pytest.mark.parametrize(("order", "sizes"), [
     ("wcs", {"squad-cnn_dailymail": (6604, None), "squad-wikisql": (6525, None)}),
     ("nlg_reversed", {"squad-e2e": (6000, 2000)}),

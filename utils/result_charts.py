@@ -5,7 +5,8 @@ import math
 from versatile.utils.plots import save_figure, start_figure
 from versatile.utils.table import LOWER_IS_BETTER, in_words, label
 
-COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd")
+# Told apart by colour-blind readers, too (seaborn's palette "colorblind", its yellow last).
+COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494", "#fbafe4", "#ece133")
 
 
 def bar_chart(path, cells):
@@ -21,7 +22,8 @@ def bar_chart(path, cells):
         axes.set_visible(False)
     for i, (axes, task) in enumerate(zip(grid.flat, cells.tasks)):
         name = cells.headline(task)
-        _bars(axes, cells.values(task, name), shown, colours)
+        values = cells.values(task, name)
+        draw_bars(axes, values, in_words(values), {method: colours[method] for method in shown})
         better = " (lower is better)" if name in LOWER_IS_BETTER else ""
         axes.set_title(f"{task}: {name}{better}", fontsize=11, fontweight="bold", loc="left")
         names = [label(m) for m in shown] if i % columns == 0 else [""] * len(shown)
@@ -29,26 +31,43 @@ def bar_chart(path, cells):
     save_figure(path, figure)
 
 
-def _bars(axes, values, methods, colours):
-    """One panel: a horizontal bar and its number for each method, a dash for one without a result."""
+def draw_bars(axes, values, texts, colours, deviations=None):
+    """One panel: a horizontal bar and its number for each method, words for one without a result.
+
+    Args:
+        values: {method: number}; not finite ones and methods without any have no bar.
+        texts: {method: the number in words}.
+        colours: {method: colour} of all methods, from the top down.
+        deviations: {method: half the length of its error bar}.
+    """
     finite = {method: value for method, value in values.items() if math.isfinite(value)}
-    texts, longest = in_words(values), max(map(abs, finite.values()), default=0) or 1
-    for y, method in enumerate(methods):
-        value = finite.get(method, 0)
-        axes.barh(y, value, height=0.72, color=colours[method])
+    deviations = deviations or {}
+    ends = {method: max(value, 0) + deviations.get(method, 0) for method, value in finite.items()}
+    starts = [min(value, 0) - deviations.get(method, 0) for method, value in finite.items()]
+    longest = max((*ends.values(), *(-start for start in starts)), default=0) or 1
+    for y, method in enumerate(colours):
+        axes.barh(y, finite.get(method, 0), height=0.72, color=colours[method])
+        if method in deviations:
+            axes.errorbar(finite[method], y, xerr=deviations[method], color="0.25", lw=1.2, capsize=3)
         grey = {} if method in values else {"color": "0.6"}
-        axes.annotate(texts.get(method, "no result"), (max(value, 0), y), xytext=(4, 0), textcoords="offset points",
-                      va="center", fontsize=10, **grey)  # fmt: skip
-    axes.set_xlim(min(0, *finite.values(), 0), 1.22 * longest)
-    axes.set_ylim(len(methods) - 0.4, -0.6)
+        axes.annotate(texts.get(method, "no result"), (ends.get(method, 0), y), xytext=(4, 0),
+                      textcoords="offset points", va="center", fontsize=10, **grey)  # fmt: skip
+    axes.set_xlim(min((0, *starts)) * 1.05, 1.22 * longest)
+    axes.set_ylim(len(colours) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
-    axes.tick_params(axis="x", labelsize=8, colors="0.4")
     axes.locator_params(axis="x", nbins=5)
-    axes.grid(axis="x", color="0.9", lw=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "bottom"):
-        axes.spines[side].set_visible(False)
+    quiet_axes(axes, "x")
+    axes.spines["bottom"].set_visible(False)
     axes.spines["left"].set_color("0.6")
+
+
+def quiet_axes(axes, grid="both"):
+    """The look of all charts: a pale grid behind the data, small grey numbers, no frame above and on the right."""
+    axes.grid(axis=grid, color="0.9", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis=grid, labelsize=8, colors="0.4")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def tradeoff_chart(path, cells):
@@ -107,8 +126,4 @@ def _points(axes, points, colours):
     room = 0.18 * (max(scores) - min(scores) or 1)
     axes.set_ylim(min(scores) - room, max(scores) + room)
     axes.set_xlabel("parameters stored for the task", fontsize=9)
-    axes.grid(color="0.92", lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8, colors="0.4")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    quiet_axes(axes)

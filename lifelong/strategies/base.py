@@ -213,6 +213,10 @@ class Strategy:
 
     # ---- state
 
+    def kept_bytes(self):
+        """Bytes of the samples that it keeps for the tasks to come."""
+        return 0
+
     def state_dict(self):
         """What the next task has to know: of tensors (.pt) or of what json can tell (.json)."""
         return {}

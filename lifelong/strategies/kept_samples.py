@@ -26,6 +26,12 @@ class KeptSamples(Strategy):
         self.new = new
         return []
 
+    def kept_bytes(self):
+        """Of their texts in UTF-8."""
+        data = self.sequence.data
+        samples = [data[task][int(i)] for task, indices in self.memory.kept.items() for i in indices]
+        return sum(len("".join((qa.context, qa.question, *qa.answers)).encode()) for qa in samples)
+
     def state_dict(self):
         """Which samples are kept."""
         return self.memory.state_dict()

@@ -1,0 +1,79 @@
+"""What a sequence was trained with, and what that cost: the part of matrix.json from which runs are compared."""
+
+import json
+from pathlib import Path
+
+from versatile.lifelong import sequence
+from versatile.utils.errors import UserError
+
+METRICS = "training_metrics.json"
+# Flags that say where and how a run was trained, but not with what.
+_INCIDENTAL = {*sequence.FREE, *sequence.PRECISION, "seed", "data_dir", "teacher_dir", "train_teachers"}
+
+
+def decisive_flags(known):
+    """{flag: value} of those that make two runs differ, but for the seed.
+
+    Args:
+        known: `Namespace` of a run's flags.
+    """
+    return {flag: value for flag, value in vars(known).items() if flag not in _INCIDENTAL}
+
+
+def make_record(folder, known):
+    """What matrix.json says of a run beside its scores.
+
+    Args:
+        folder: the sequence's directory.
+        known: `Namespace` of its flags.
+
+    Returns:
+        dict(seed, settings, seconds, peak_memory_mb, stored_bytes): the decisive flags; the seconds that all stages
+        were trained, those of their teachers among them; the highest memory of a stage; the most bytes that had to be
+        kept after a stage: what was trained, a strategy's state, samples. None where an older run did not write it.
+    """
+    reports = [read_report(sequence.stage_directory(folder, stage)) for stage in sequence.stages(known)]
+    teachers = [read_report(teacher) for report in reports for teacher in report.get("teachers", ())]
+    seconds = [report.get("seconds") for report in (*reports, *teachers)]
+    memory = [report.get("peak_memory_mb") for report in (*reports, *teachers)]
+    stored = [report.get("stored_bytes") for report in reports]
+    return dict(seed=known.seed, settings=decisive_flags(known),
+                seconds=None if None in seconds else sum(seconds),
+                peak_memory_mb=None if None in memory else max(memory),
+                stored_bytes=None if None in stored else max(stored))  # fmt: skip
+
+
+def read_report(folder):
+    """The training_metrics.json of a stage or a teacher, or {}: not there, or of no use."""
+    try:
+        report = json.loads((Path(folder) / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return report if isinstance(report, dict) else {}
+
+
+def read_records(folder, summary):
+    """The records of the runs in a matrix.json; of one from before they were written, where its run lies beside it.
+
+    Args:
+        folder: the directory of the matrix.json.
+        summary: what it holds.
+
+    Returns:
+        a list, one record per run; {} where nothing is known.
+    """
+    if "records" in summary:
+        return summary["records"]
+    path = Path(folder) / "run.json"
+    if len(summary["runs"]) > 1 or not path.is_file():
+        return [{} for _ in summary["runs"]]
+    try:
+        return [make_record(folder, sequence.stored_flags(path))]
+    except UserError:
+        return [{}]
+
+
+def measure_stored_bytes(folder, strategy):
+    """Bytes that a stage leaves for the next one: its trained weights, the strategy's state, the samples it keeps."""
+    files = [sequence.find_weights(folder), strategy.state_file and Path(folder) / strategy.state_file]
+    return sum(path.stat().st_size for path in files if path and path.is_file()) + strategy.kept_bytes()
