@@ -32,3 +32,20 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     os.environ["VERSATILE_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def nlg_data(tmp_path_factory):
+    """24 training, 6 validation and 4 test rows."""
+    from scripts import small
+
+    return small(tmp_path_factory.mktemp("nlg_data") / "nlg.json", train=24, valid=6, test=4)
+
+
+@pytest.fixture(scope="session")
+def finished_run(nlg_data, tmp_path_factory):
+    """A run of 12 steps of train.py that nothing disturbed; read it, do not write in it."""
+    from training_runs import short_run, trained
+
+    folder = tmp_path_factory.mktemp("finished_run")
+    return trained(short_run(nlg_data, folder / "run"), folder)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from scripts import SAMPLES, metrics, run, run_as_user, small, without_java
 from test_adapters import Words, gpt2_on_meta
 from test_released import CONFIG, VGLM, finetuned_directory, inputs, released_directory
-from test_train import command, refused
+from training_runs import refused, short_run
 from versatile.adapters import checkpoint, combine
 from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
@@ -558,7 +558,7 @@ def test_a_vlm_evaluates_to_the_files_of_its_single_runs(gpt2, tmp_path, monkeyp
 @pytest.mark.slow
 def test_the_scripts_run_as_a_user_runs_them(tmp_path):
     data, backbone = small(tmp_path / "nlg.json", train=8, valid=4, test=4), lively("tiny-gpt2")
-    result = run("train", command(data, tmp_path / "nlg", epochs=1, model=backbone), tmp_path / "train")
+    result = run("train", short_run(data, tmp_path / "nlg", epochs=1, model=backbone), tmp_path / "train")
     assert result.code == 0, result.err
     other = trained(tmp_path / "mt", ["mt"])
     argv = ["--checkpoints", f"mt={other}", f"nlg={tmp_path / 'nlg'}", "--output", "runs/VLM", *QUICK]

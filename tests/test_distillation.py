@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import metrics, small, start, tensors, until
 from test_sentence_distiller import asked, distilled, here, learnt, lively, released
-from test_train import close_runs, command, in_two_processes, refused, same_run
+from training_runs import close_runs, in_two_processes, refused, same_run, short_run
 from versatile.adapters import checkpoint, inference
 from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
@@ -298,11 +298,11 @@ def teacher(tmp_path_factory):
 
 
 def learning(data, out, teacher, *more, **options):
-    return command(data, out, "--teacher", teacher, *more, **options)
+    return short_run(data, out, "--teacher", teacher, *more, **options)
 
 
 def test_alpha_0_trains_the_very_run_that_a_run_without_teacher_is(teacher, data, tmp_path):
-    plain = learnt(command(data, tmp_path / "plain", epochs=1))
+    plain = learnt(short_run(data, tmp_path / "plain", epochs=1))
     nothing = learnt(learning(data, tmp_path / "nothing", teacher, "--kd_alpha", 0, epochs=1))
     same_run(plain, nothing)
     taught = learnt(learning(data, tmp_path / "taught", teacher, "--max_steps", 2))
@@ -367,7 +367,7 @@ def test_a_teacher_that_changed_since_the_run_began_is_noticed(teacher, data, tm
 
 
 def test_teachers_that_cannot_teach_this_are_one_clear_error(teacher, data, tmp_path):
-    pointer = learnt(command(data, tmp_path / "pointer", "--self_copy", "--max_steps", 1))
+    pointer = learnt(short_run(data, tmp_path / "pointer", "--self_copy", "--max_steps", 1))
     for folder, words in ((pointer, "self_copy"), ("tiny-gpt2", "bare backbone"), (tmp_path / "no", ""),
                           (lively(tmp_path / "mt", ["mt"], model="tiny-gpt2"), "not 'nlg'")):  # fmt: skip
         result = here("train", learning(data, tmp_path / "run", folder))
@@ -382,4 +382,4 @@ def test_teachers_that_cannot_teach_this_are_one_clear_error(teacher, data, tmp_
     (["--teacher", "x", "--self_copy"], "--self_copy"), (["--teacher", "x", "--kd_alpha", 1.5], "--kd_alpha"),
 ])  # fmt: skip
 def test_flags_that_contradict_each_other_are_refused(more, words, data, tmp_path):
-    refused(here("train", command(data, tmp_path / "run", *more)), words, out=tmp_path / "run")
+    refused(here("train", short_run(data, tmp_path / "run", *more)), words, out=tmp_path / "run")

@@ -24,8 +24,7 @@ from test_encoder_decoder import (
     scored_by_hand,
 )
 from test_sentence_distiller import asked, distilled, here, learnt, lively
-from test_train import command
-from training_runs import close_runs, in_two_processes, killed_and_resumed, on_seeing, same_run
+from training_runs import close_runs, in_two_processes, killed_and_resumed, on_seeing, same_run, short_run
 from transformers import AutoModelForSeq2SeqLM
 from versatile.adapters import checkpoint, combine, inference
 from versatile.adapters.attach import trainable
@@ -206,7 +205,7 @@ def test_a_student_learns_a_teachers_texts_and_distributions(data, tmp_path):
     runs = {}
     for kd in ("sentence", "word", "both"):
         more = ["--kd", kd] + (["--teacher", teacher] if kd != "sentence" else [])
-        runs[kd] = tensors(learnt(command(data, tmp_path / kd, *more, "--max_steps", 2, model="tiny-t5")))
+        runs[kd] = tensors(learnt(short_run(data, tmp_path / kd, *more, "--max_steps", 2, model="tiny-t5")))
     assert runs["sentence"] != runs["both"] != runs["word"]
 
 
@@ -216,15 +215,15 @@ def test_a_student_learns_a_teachers_texts_and_distributions(data, tmp_path):
 @pytest.mark.parametrize("bottleneck", [4, -1])
 def test_a_run_killed_and_resumed_equals_one_never_stopped(bottleneck, data, tmp_path):
     options = dict(model="tiny-t5", bottleneck=bottleneck, epochs=2)
-    whole = learnt(command(data, tmp_path / "whole", "--save_steps", "1", **options))
+    whole = learnt(short_run(data, tmp_path / "whole", "--save_steps", "1", **options))
     out = tmp_path / "killed"
-    argv = command(data, out, "--save_steps", "1", **options)
+    argv = short_run(data, out, "--save_steps", "1", **options)
     assert killed_and_resumed(argv, out, tmp_path / "log", [on_seeing("checkpoints/step_*03")]) == 1
     same_run(whole, out)
 
 
 def test_a_run_is_evaluated_to_its_own_loss_in_batches_of_any_size(data, tmp_path):
-    run = learnt(command(data, tmp_path / "run", model="tiny-t5", epochs=1))
+    run = learnt(short_run(data, tmp_path / "run", model="tiny-t5", epochs=1))
     argv = ["--task", "nlg", "--dataset_path", data, "--model_checkpoint", run, "--no_sample", "--fp32",
             "--max_length", 8]  # fmt: skip
     for size in (1, 6):
@@ -247,7 +246,7 @@ def test_all_tasks_are_trained_combined_and_evaluated(tmp_path):
             "--n_epochs", 1, "--train_batch_size", 8, "--gradient_accumulation_steps", 1, "--lr", "1e-2"]  # fmt: skip
     result = here("train_vlm", [*argv, "--output_dir", tmp_path / "vlm"])
     assert result.code == 0, result.err
-    one = learnt(command(files["mt"], tmp_path / "mt", "--max_steps", 2, model="tiny-t5", task="mt"))
+    one = learnt(short_run(files["mt"], tmp_path / "mt", "--max_steps", 2, model="tiny-t5", task="mt"))
     rest = [f"{t}={tmp_path / 'vlm'}" for t in tasks if t != "mt"]
     result = here("combine_all", ["--checkpoints", f"mt={one}", *rest, "--output", tmp_path / "all", "--data", *named,
                                   "--proof_examples", 2, "--proof_tokens", 5])  # fmt: skip
@@ -267,7 +266,7 @@ def test_all_tasks_are_trained_combined_and_evaluated(tmp_path):
 
 def test_rows_alone_and_the_tables_alone_can_be_trained(data, tmp_path):
     for flag, kinds in (("--emb_only", {"rows"}), ("--outputlayer_only", None)):
-        run = learnt(command(data, tmp_path / flag, flag, "--max_steps", 1, model="tiny-t5", bottleneck=-1))
+        run = learnt(short_run(data, tmp_path / flag, flag, "--max_steps", 1, model="tiny-t5", bottleneck=-1))
         if kinds:
             assert {n.split(".")[0] for n in tensors(run)} == kinds
         else:
@@ -287,7 +286,7 @@ def test_an_answer_in_a_pipe_comes_from_the_task_asked(tmp_path):
 
 
 def test_a_backbone_that_is_not_there_is_told_the_names_that_are(tmp_path):
-    result = here("train", command(SAMPLES / "nlg.json", tmp_path / "run", model=str(tmp_path / "no")))
+    result = here("train", short_run(SAMPLES / "nlg.json", tmp_path / "run", model=str(tmp_path / "no")))
     assert result.code == 2
     for script in ("train", "train_vlm"):
         assert "tiny-t5" in here(script, ["--help"]).out
@@ -301,6 +300,6 @@ def test_two_processes_train_what_one_trains_with_twice_the_batch(tmp_path):
     tokenizer.save_pretrained(tmp_path / "dry")
     odd = small(tmp_path / "nlg.json", train=17, valid=3, test=2)
     options = dict(model=tmp_path / "dry", epochs=1)
-    one = learnt(command(odd, tmp_path / "one", batch=8, **options))
-    in_two_processes(command(odd, tmp_path / "two", batch=4, **options), tmp_path / "log")
+    one = learnt(short_run(odd, tmp_path / "one", batch=8, **options))
+    in_two_processes(short_run(odd, tmp_path / "two", batch=4, **options), tmp_path / "log")
     close_runs(one, tmp_path / "two")

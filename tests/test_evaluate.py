@@ -10,7 +10,7 @@ import shutil
 import pytest
 import torch
 from scripts import metrics, run, run_as_user, small, without_java, write_task
-from test_train import NLG, command, refused
+from training_runs import NLG, refused, short_run
 from versatile.training.decoding import Decoding, Prompt, decode, left_padded
 
 MODELS = [("tiny-gpt2", -1), ("tiny-gpt2", 16), ("tiny-llama", 16)]
@@ -30,7 +30,7 @@ def trained(data, tmp_path_factory):
         if (model, bottleneck) not in made:
             folder = tmp_path_factory.mktemp(f"{model}{bottleneck}")
             rate = "1e-2" if bottleneck > 0 else "1e-3"
-            argv = command(data, folder / "run", "--lr", rate, model=model, bottleneck=bottleneck, batch=8, epochs=8)
+            argv = short_run(data, folder / "run", "--lr", rate, model=model, bottleneck=bottleneck, batch=8, epochs=8)
             result = run("train", argv, folder)
             assert result.code == 0, result.err
             made[model, bottleneck] = folder / "run"

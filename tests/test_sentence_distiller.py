@@ -21,7 +21,7 @@ import pytest
 import torch
 from conftest import GOLDEN
 from scripts import ROOT, SAMPLES, Result, small, start, until, write_task
-from test_train import command, refused
+from training_runs import refused, short_run
 from versatile.data.task import get_task
 from versatile.training import sentence_distillation as sentences
 from versatile.training.decoding import Decoding
@@ -245,7 +245,7 @@ def silence(folder):
 
 def test_train_learns_what_the_distiller_wrote(teacher, data, tmp_path):
     distilled(asked(teacher, data))
-    result = here("train", command(data, tmp_path / "taught", "--distillation", "--max_steps", 1))
+    result = here("train", short_run(data, tmp_path / "taught", "--distillation", "--max_steps", 1))
     assert f"the teacher's texts from {beside(data)}" in result.out and result.out.count("teacher's texts") == 1
     taught = tmp_path / "taught"
     # The same from a file whose gold texts are the teacher's.
@@ -253,7 +253,7 @@ def test_train_learns_what_the_distiller_wrote(teacher, data, tmp_path):
     for record in records["train"]:
         record["tgt"] = record.pop("distillated_tgt")
     file = write_task(tmp_path / "as_gold.json", **records)
-    gold = learnt(command(file, tmp_path / "gold", "--max_steps", 1))
+    gold = learnt(short_run(file, tmp_path / "gold", "--max_steps", 1))
     assert (taught / "adapter_model.safetensors").read_bytes() == (gold / "adapter_model.safetensors").read_bytes()
 
 
@@ -284,7 +284,7 @@ def test_the_seeds_command_runs_as_printed_where_the_data_lie_in_their_own_place
 @pytest.mark.parametrize("task", ["nlg", "dialogue"])
 def test_training_on_a_file_without_the_teachers_texts_says_where_to_get_them(task, tmp_path):
     data = small(tmp_path / "data.json", task, train=2, valid=1, test=1)
-    result = here("train", command(data, tmp_path / "run", "--distillation", task=task))
+    result = here("train", short_run(data, tmp_path / "run", "--distillation", task=task))
     refused(result, f"{data}:train[0]", "distillated_", "sentence_distiller.py", out=tmp_path / "run")
     assert f"{beside(data)}, which is not there" in result.err
 

@@ -8,8 +8,7 @@ import re
 import pytest
 import torch
 from scripts import run, small
-from test_train import close_runs, command, refused
-from training_runs import in_two_processes, same_run
+from training_runs import close_runs, in_two_processes, refused, same_run, short_run
 
 METHODS = {
     "bottleneck": ("tiny-llama", 4, []),
@@ -34,7 +33,7 @@ def data(tmp_path_factory):
 
 def flags_of(kind, data, out, processes, *more):
     model, bottleneck, method = (METHODS | WITH_DROPOUT)[kind]
-    return [*command(data, out, model=model, bottleneck=bottleneck, batch=8 // processes), *method, *more]
+    return [*short_run(data, out, model=model, bottleneck=bottleneck, batch=8 // processes), *method, *more]
 
 
 def kinds(quick, names):

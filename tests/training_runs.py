@@ -8,6 +8,15 @@ import time
 import pytest
 from scripts import losses, metrics, run, start, tensors, until
 
+NLG = {"src": {"name": "Aromi", "food": "Thai"}, "tgt": "Aromi is a Thai place."}
+
+
+def short_run(data, out, *more, model="tiny-gpt2", bottleneck=4, task="nlg", batch=4, accumulation=1, epochs=2):
+    """Flags of a short run of train.py in fp32; bottleneck -1 trains everything."""
+    return ["--task", task, "--dataset_path", data, "--model_checkpoint", model, "--adapter_bottleneck", bottleneck,
+            "--train_batch_size", batch, "--gradient_accumulation_steps", accumulation, "--n_epochs", epochs,
+            "--lr", "5e-3", "--fp32", "--output_dir", out, *more]  # fmt: skip
+
 
 def trained(argv, folder, script="train"):
     """Run a training script to its end; returns the run directory."""
