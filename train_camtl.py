@@ -25,7 +25,7 @@ import math
 import sys
 from pathlib import Path
 
-from versatile.training import camtl_flags
+from versatile.training import classification_flags
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import counted, shell_command
@@ -36,7 +36,7 @@ CPU_ROWS = 8
 
 
 def parser():
-    return camtl_flags.parser(__doc__)
+    return classification_flags.parser(__doc__)
 
 
 @exit_on_user_error
@@ -48,7 +48,7 @@ def main(argv=None):
 
         return print(where_to_get(args.data_dir, args.tasks))
     if not args.resume:
-        camtl_flags.check(p, args)
+        classification_flags.check(p, args)
     from versatile.utils.devices import parallel
 
     with parallel():
@@ -97,13 +97,13 @@ def open_run(args, given):
     """(flags, None), or with --resume (the flags the run was started with, the run)."""
     from versatile.training import experiment
 
-    free = {flag: value for flag, value in given.items() if flag in camtl_flags.FREE}
-    kept = {flag: value for flag, value in given.items() if flag not in camtl_flags.FREE}
+    free = {flag: value for flag, value in given.items() if flag in classification_flags.FREE}
+    kept = {flag: value for flag, value in given.items() if flag not in classification_flags.FREE}
     args, run = experiment.open_run(parser(), args, kept, "train_camtl.py")
     if run is not None:
         vars(args).update({flag: value for flag, value in free.items() if flag != "overwrite_output_dir"})
         # run.json was written by a run that had passed these.
-        camtl_flags.check(parser(), args)
+        classification_flags.check(parser(), args)
     return args, run
 
 
@@ -144,7 +144,7 @@ def build(args):
         if not args.do_train and not _has_heads(name):
             raise UserError("its heads are not trained", location=location, expected="a run of train_camtl.py",
                             remedy="train it first: --do_train")  # fmt: skip
-        args.tasks = args.tasks or list(camtl_flags.TASKS)
+        args.tasks = args.tasks or list(classification_flags.TASKS)
         heads = {task: len(glue.get_task(task).labels or "1") for task in args.tasks}
         form = args.form or bert.PUBLISHED.get(name, (name, "plain"))[1]
         model, tokenizer = bert.build(name, heads, form, args.max_seq_length or 128, args.seed)
@@ -203,7 +203,7 @@ def need_files(args):
     """A `UserError` that names all the tsv files that are not there. A trained model's tasks are known when it is."""
     from versatile.data.encoders import sentence_pair as sentence_pairs
 
-    tasks = args.tasks or ([] if is_trained(args.model_checkpoint) else camtl_flags.TASKS)
+    tasks = args.tasks or ([] if is_trained(args.model_checkpoint) else classification_flags.TASKS)
     sentence_pairs.need(args.data_dir, tasks, ["train"] * args.do_train + ["dev"] * evaluates(args))
     if args.do_predict and tasks and not any(testable(args, task) for task in tasks):
         later = "leave --do_predict out, and predict later with the trained model; " if args.do_train else ""
@@ -375,8 +375,9 @@ def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
         say(f"predictions of {', '.join(splits['test'])} in {folder}; for the GLUE site: {folder}/submission/")
         if args.limit:
             say(f"--limit: they are cut to the first {args.limit:,} rows, and the GLUE site would refuse them")
-        absent = [glue.TASKS[n].submission for n in (*camtl_flags.TASKS, *glue.SHARED_HEADS) if n not in splits["test"]]
-        if absent and set(camtl_flags.TASKS) & set(splits["test"]):
+        every = (*classification_flags.TASKS, *glue.SHARED_HEADS)
+        absent = [glue.TASKS[name].submission for name in every if name not in splits["test"]]
+        if absent and set(classification_flags.TASKS) & set(splits["test"]):
             say(f"the GLUE site wants all of its files; not among them: {', '.join(absent)}")
 
 

@@ -1,5 +1,4 @@
-"""Flags of train_camtl.py: those of the original (run.py on transformers 2.11), by their old names, and ours.
-"""
+"""Flags of train_camtl.py: those of the original (run.py on transformers 2.11), by their old names, and ours."""
 
 import math
 from pathlib import Path

@@ -4,7 +4,7 @@ import argparse
 import json
 
 import pytest
-from versatile.training import camtl_flags
+from versatile.training import classification_flags
 from versatile.utils import flags
 from versatile.utils.errors import UserError
 
@@ -26,18 +26,18 @@ ORIGINAL = {
 
 def parsed(*words):
     """Flags completed by `check`, on top of those that are always needed."""
-    p = camtl_flags.parser("x")
+    p = classification_flags.parser("x")
     args = p.parse_args([*NEEDED, *words])
-    camtl_flags.check(p, args)
+    classification_flags.check(p, args)
     return args
 
 
 def refusal(capsys, *words, bare=False):
     """The one message of a command line that is refused with exit code 2."""
-    p = camtl_flags.parser("x")
+    p = classification_flags.parser("x")
     with pytest.raises(SystemExit) as stop:
         args = p.parse_args([*(() if bare else NEEDED), *words])
-        camtl_flags.check(p, args)
+        classification_flags.check(p, args)
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") <= 2, said
@@ -48,7 +48,7 @@ def refusal(capsys, *words, bare=False):
 def test_every_flag_of_the_original_is_taken_or_refused_in_one_sentence(flag, capsys):
     value = ORIGINAL[flag]
     words = [f"--{flag}", *([] if value is None else [value])]
-    if flag in camtl_flags.REFUSED:
+    if flag in classification_flags.REFUSED:
         assert f"--{flag}: " in refusal(capsys, *words) and flag.startswith("tpu")
     else:
         parsed(*words)
@@ -138,7 +138,7 @@ def test_a_json_file_says_what_flags_would(tmp_path):
     content = dict(model_name_or_path="minilm", form="base", data_dir="glue data", output_dir="out", do_train=True,
                    do_eval=False, tasks=["cola", "sts-b"], max_steps=-1, learning_rate=2e-5, warmup_steps=None,
                    use_mt_uncertainty=True, per_device_train_batch_size=16, tpu_metrics_debug=False)  # fmt: skip
-    p = camtl_flags.parser("x")
+    p = classification_flags.parser("x")
     one = p.parse_args([written(tmp_path, content)])
     words = ["--model_name_or_path", "minilm", "--form", "base", "--data_dir", "glue data", "--output_dir", "out",
              "--do_train", "--tasks", "cola", "sts-b", "--max_steps", "-1", "--learning_rate", "2e-5",
@@ -147,41 +147,43 @@ def test_a_json_file_says_what_flags_would(tmp_path):
 
 
 def test_flags_behind_a_json_file_override_it(tmp_path):
-    p, path = camtl_flags.parser("x"), written(tmp_path, dict(seed=3, bf16=True, data_dir="a", tasks=["cola", "rte"]))
-    args = p.parse_args([path, "--seed", "4", "--fp32", "--do_train", "--tasks", "mrpc"])
+    path = written(tmp_path, dict(seed=3, bf16=True, data_dir="a", tasks=["cola", "rte"]))
+    args = classification_flags.parser("x").parse_args([path, "--seed", "4", "--fp32", "--do_train", "--tasks", "mrpc"])
     assert (args.seed, args.fp32, args.bf16, args.do_train) == (4, True, False, True)
     assert args.tasks == ["mrpc"] and args.data_dir == "a"
 
 
 def test_the_originals_default_level_in_a_json_file_means_nothing_without_its_fp16(tmp_path):
-    p = camtl_flags.parser("x")
+    p = classification_flags.parser("x")
     args = p.parse_args([written(tmp_path, dict(fp16=False, fp16_opt_level="O1", seed=1)), *NEEDED])
-    camtl_flags.check(p, args)
+    classification_flags.check(p, args)
     assert not args.fp16 and args.seed == 1
 
 
 def test_tasks_of_a_json_file_may_be_one_text(tmp_path):
-    assert camtl_flags.parser("x").parse_args([written(tmp_path, {"tasks": "cola rte"})]).tasks == ["cola", "rte"]
+    path = written(tmp_path, {"tasks": "cola rte"})
+    assert classification_flags.parser("x").parse_args([path]).tasks == ["cola", "rte"]
 
 
 def test_a_refused_flag_in_a_json_file_is_refused_with_its_key(tmp_path):
     path = written(tmp_path, {"tpu_num_cores": 8})
     with pytest.raises(UserError, match="tpu_num_cores: TPU processes are started by"):
-        camtl_flags.parser("x").parse_args([path])
+        classification_flags.parser("x").parse_args([path])
 
 
 def test_every_flag_has_a_help_text_and_none_is_hidden_but_the_refused():
-    for action in camtl_flags.parser("x")._actions:
+    for action in classification_flags.parser("x")._actions:
         hidden = action.help == argparse.SUPPRESS
-        assert hidden == (action.option_strings[0].removeprefix("--") in camtl_flags.REFUSED) and action.help
+        assert hidden == (action.option_strings[0].removeprefix("--") in classification_flags.REFUSED) and action.help
 
 
 def test_given_are_only_the_flags_that_were_typed():
-    assert flags.typed_flags(lambda: camtl_flags.parser("x"), ["--seed", "3", "--lr", "1"]) == dict(seed=3, lr=1.0)
+    typed = flags.typed_flags(lambda: classification_flags.parser("x"), ["--seed", "3", "--lr", "1"])
+    assert typed == dict(seed=3, lr=1.0)
 
 
 def test_an_unknown_task_is_refused_with_those_known():
-    p = camtl_flags.parser("x")
+    p = classification_flags.parser("x")
     args = p.parse_args(["--model_name_or_path", "x", "--data_dir", "x", "--do_train", "--tasks", "cola", "squad"])
     with pytest.raises(UserError, match=r"unknown task 'squad'\n.*one of cola, mnli"):
-        camtl_flags.check(p, args)
+        classification_flags.check(p, args)
