@@ -4,13 +4,16 @@ Both sides of a comparison run in one process, in turn, again and again: whateve
 falls on both. A ratio is the median of the turns' ratios.
 """
 
+import argparse
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -18,6 +21,8 @@ VOCABULARY, MARKERS = 8192, 29
 TASK = "bench"
 # {what: its ratio} of this run's verdicts, for --json; see `record`.
 RATIOS = {}
+# What `interleaved` reads; see --processor_time.
+CLOCK = [time.perf_counter]
 
 
 def parser(doc, repeats=5, json_only=False):
@@ -31,6 +36,8 @@ def parser(doc, repeats=5, json_only=False):
     if not json_only:
         g.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
         g.add_argument("--threads", type=flags.positive, help="torch's threads on a CPU (default: torch's own choice)")
+        g.add_argument("--processor_time", action="store_true",
+                       help="count this process's processor time: for a busy CPU, with --threads 1")  # fmt: skip
         g.add_argument("--repeats", type=flags.positive, default=repeats, help="turns that every side gets")
         g.add_argument("--seed", type=flags.seed, default=0, help="of the made-up weights and data")
     return p
@@ -45,6 +52,7 @@ def start(args):
     from versatile.utils.devices import quiet_libraries
 
     quiet_libraries()
+    CLOCK.append(time.process_time if args.processor_time else time.perf_counter)
     if args.threads:
         torch.set_num_threads(args.threads)
     has_gpu = torch.cuda.is_available()
@@ -87,11 +95,11 @@ def interleaved(sides, repeats, device, warm=1):
     for turn in range(-warm, repeats):
         for name, work in sides.items():
             wait(device)
-            began = time.perf_counter()
+            began = CLOCK[-1]()
             units = work(turn)
             wait(device)
             if turn >= 0:
-                rates[name].append(units / (time.perf_counter() - began))
+                rates[name].append(units / (CLOCK[-1]() - began))
     return rates
 
 
@@ -185,15 +193,44 @@ def model_flags(p, bottleneck=True):
         g.add_argument("--adapter_bottleneck", type=flags.positive, default=64, help="the adapters' width")
 
 
-def attached(args, **more):
-    """(model with adapters and 29 task embeddings, its tokenizer): the same weights for the same seed."""
+def training_flags(p, turn_steps, what="optimizer steps of a turn"):
+    """The flags that `Ours` reads beside those of the model, and the other sides of training."""
+    from versatile.utils import flags
+
+    g = p.add_argument_group("data and steps")
+    g.add_argument("--examples", type=flags.positive, default=4000, help="examples in the made-up data set")
+    g.add_argument("--mean_length", type=flags.positive, default=54, help="tokens an example on average")
+    g.add_argument("--train_batch_size", type=flags.positive, default=8, help="examples a micro-batch")
+    g.add_argument("--gradient_accumulation_steps", type=flags.positive, default=4, help="micro-batches a step")
+    g.add_argument("--turn_steps", type=flags.positive, default=turn_steps, help=what)
+    g.add_argument("--lr", type=flags.rate, default=1e-3, help="learning rate of all sides")
+    return g
+
+
+def parse_training(p, argv):
+    """The flags of a benchmark of training; with --quick those of a smoke test."""
+    args = p.parse_args(argv)
+    if args.quick:
+        args.width, args.layers, args.positions, args.examples = 64, 1, 64, 64
+        args.mean_length, args.repeats, args.turn_steps, args.gradient_accumulation_steps = 16, 2, 2, 2
+    return args
+
+
+def examples(args):
+    """The lengths of the made-up data set of `training_flags`."""
+    return lengths(args.examples, args.mean_length, args.positions, args.seed)
+
+
+def attached(args, full=False, **more):
+    """(model with adapters and 29 task embeddings, or trained as a whole; its tokenizer): the same weights for the same
+    seed."""
     import torch
     from versatile.adapters import attach as adapting
 
     model, tokenizer = gpt2(args, **more), word_tokenizer()
     torch.manual_seed(args.seed + 1)
     markers = {TASK: [f"<marker{i}>" for i in range(MARKERS)]}
-    return adapting.attach(model, tokenizer, markers, {TASK: args.adapter_bottleneck}), tokenizer
+    return adapting.attach(model, tokenizer, markers, None if full else {TASK: args.adapter_bottleneck}), tokenizer
 
 
 def word_tokenizer():
@@ -246,3 +283,144 @@ class MadeUpSplit:
         """(ids, types, prompt length) of one example, as `EncodedSplit` gives them."""
         span = slice(self.starts[index], self.starts[index + 1])
         return self.ids[span], self.types[span], int(self.prompt_lengths[index])
+
+
+class Ours:
+    """The Trainer of train.py without its run directory, set up as train.py does.
+
+    Args:
+        args: of `training_flags` and `model_flags`.
+        lengths: of the made-up data set's examples.
+        dtype: precision of the matrix products.
+        full: train the whole model instead of adapters.
+        sharded: the processes share the model out (--fsdp).
+    """
+
+    def __init__(self, args, lengths, dtype, full=False, sharded=False):
+        import ignite.distributed as idist
+        import torch
+        from versatile.adapters import attach as adapting
+        from versatile.data.batching import Batches
+        from versatile.training.objectives import CrossEntropy
+        from versatile.training.optimizers import build_adamw
+        from versatile.training.schedules import linear_decay
+        from versatile.training.settings import Settings, StepPlan
+        from versatile.training.sharding import shard_model
+        from versatile.training.trainer import Trainer
+        from versatile.utils import devices
+
+        self.args = args
+        self.model, tokenizer = attached(args, full)
+        split = MadeUpSplit(lengths, VOCABULARY, args.seed)
+        batches = Batches({TASK: split}, {TASK: 0}, tokenizer.pad_token_id, args.positions,
+                          rank=idist.get_rank(), world=idist.get_world_size(), shuffle=True, seed=args.seed,
+                          batch_size=args.train_batch_size)  # fmt: skip
+        if dtype != torch.float32:
+            adapting.halve_frozen(self.model, dtype)
+        self.prepare = lambda: devices.prepare_for_device(self.model, idist.device(), dtype)
+        self.prepare()
+        if sharded:
+            shard_model(self.model)
+            self.prepare = lambda: None
+        settings = Settings(n_epochs=1000, dtype=dtype, gradient_accumulation_steps=args.gradient_accumulation_steps)
+        total_steps = StepPlan(batches, settings).total_steps
+        self.trainer = Trainer(self.model, batches, CrossEntropy(), build_adamw(self.model, args.lr),
+                               linear_decay(args.lr, total_steps), run=None, settings=settings)  # fmt: skip
+        self.parameters = self.trainer.params
+        self.windows, self.step = self.trainer.windows(0), 0
+        self.flops_per_token = needed_flops(args, batches)
+
+    def turn(self, turn):
+        """Some optimizer steps; returns the number of real tokens in them."""
+        self.prepare()
+        before = self.trainer.tokens
+        for _ in range(self.args.turn_steps):
+            self.step += 1
+            engine = SimpleNamespace(state=SimpleNamespace(iteration=self.step))
+            self.trainer.step(engine, next(self.windows))
+        self.trainer.read_steps()
+        return self.trainer.tokens - before
+
+
+def needed_flops(args, batches):
+    """Operations of the matrix products that training cannot do without, a real token.
+
+    Frozen matrices need a forward product and one for the activations' gradient, adapters a third for their
+    own; the head is needed at labels only. Attention's own products, 2 to 4 % at these lengths, are left out.
+    """
+    frozen = args.layers * 12 * args.width**2
+    adapters = args.layers * 2 * args.width * args.adapter_bottleneck
+    head = args.width * (VOCABULARY + 1 + MARKERS)
+    labels = batches.labels.sum() / batches.lengths.sum()
+    return float(4 * frozen + 6 * adapters + 4 * head * labels)
+
+
+class Worker:
+    """A side in a process of its own: a line in, a turn's tokens out.
+
+    Args:
+        script: run as `script --worker NAME.. FLAGS`; its `main` then calls `worker_flags` and `answer_turns`.
+        names: which side.
+        args: the flags, handed on.
+        python: which interpreter runs it.
+        environment: more variables.
+    """
+
+    def __init__(self, script, names, args, python=sys.executable, environment=()):
+        command = [python, script, "--worker", *names, json.dumps(vars(args), default=str)]
+        fixed = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.name = ", ".join(names)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                        env=os.environ | fixed | dict(environment))  # fmt: skip
+
+    def ask(self):
+        """Let it take its turn."""
+        self.process.stdin.write("turn\n")
+        self.process.stdin.flush()
+
+    def turn(self, turn):
+        """Some optimizer steps; returns the number of real tokens in them."""
+        self.ask()
+        return self.answer()["tokens"]
+
+    def close(self):
+        """What it says of itself."""
+        self.process.stdin.close()
+        return self.answer()
+
+    def answer(self):
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        sys.exit(f"error: the process of {self.name} ended; what it said stands above")
+
+
+def worker_flags(text):
+    """In a side's process: the flags that `Worker` handed on."""
+    import torch
+
+    args = argparse.Namespace(**json.loads(text))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return args
+
+
+def answer_turns(side, **about):
+    """In a side's process: a turn for each line of the input; at its end memory, and what else is said of the side.
+
+    Args:
+        side: its `turn` gives the number of real tokens in it.
+        about: {name: function that gives what is said}.
+    """
+    import torch
+    from versatile.utils.devices import peak_memory_mb
+
+    cuda = torch.cuda.is_available()
+    print("{}", flush=True)
+    for turn, _ in enumerate(sys.stdin):
+        tokens = side.turn(turn)
+        if cuda:
+            torch.cuda.synchronize()
+        print(json.dumps(dict(tokens=tokens)), flush=True)
+    memory = dict(memory_mb=round(peak_memory_mb(torch.device("cuda" if cuda else "cpu"))))
+    print(json.dumps(memory | {name: value() for name, value in about.items()}), flush=True)

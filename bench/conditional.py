@@ -9,17 +9,23 @@
 The default shape is MiniLM's, with random weights. GLUE's nine tasks have equal shares of a batch, whose sequences
 are padded to its longest. A loop takes each task's rows by themselves, through the same modules: one conditional layer
 norm, one layer's attention with its block-diagonal matrices, and a whole optimizer step, each forward and backward. A
-step's loss is the same on both sides. Uncertainty sampling judges one batch of every task before each step; its share
-is its time over that of choosing and stepping together.
+step's loss is the same on both sides. Uncertainty sampling judges one batch of every task before each step, but not
+STS-B's, which has no entropy of its own; its share is its time over that of choosing and stepping together, both as
+train_camtl.py does them. The floor is the time of the matrix products alone at the measured peak.
 """
 
 import statistics
 import sys
 
 import common
+import numpy as np
+
+# common has put the toolkit on the path.
+from train_camtl import CPU_ROWS
 
 TASKS = {"cola": 2, "mnli": 3, "rte": 2, "wnli": 2, "qqp": 2, "sts-b": 1, "sst-2": 2, "qnli": 2, "mrpc": 2}
-LENDERS = {5: 8}
+# Its table's gradient and update are part of a step.
+BERT_VOCABULARY = 30522
 MIXED, LOOP = "mixed, one pass", "loop over tasks"
 PARTS = {"norm": "conditional layer norm", "attention": "conditional attention", "step": "optimizer step",
          "choosing": "choosing rows"}  # fmt: skip
@@ -68,10 +74,18 @@ def main(argv=None):
     print(common.table(["ms", MIXED, LOOP], [[PARTS[part], *ms[part].values()] for part in PARTS]))
     for part in PARTS:
         print(common.verdict(f"{PARTS[part]}, a mixed batch in one pass against a loop:", rates[part], MIXED, LOOP, 1))
+    operations = work.operations()
     shares = [1 / c / (1 / c + 1 / s) for c, s in zip(rates["choosing"][MIXED], rates["step"][MIXED])]
     common.record("choosing rows' share of a step", statistics.median(shares), min(shares), max(shares), lower=True)
     print(f"ratio: choosing rows takes {statistics.median(shares):.0%} of a step's whole time "
-          f"({min(shares):.0%} to {max(shares):.0%}); it judges {len(TASKS)} times the rows it keeps")  # fmt: skip
+          f"({min(shares):.0%} to {max(shares):.0%}); it judges {work.judged / args.train_batch_size:.2g} times the "
+          "rows it keeps")  # fmt: skip
+    peak = max(common.interleaved({"products": work.product}, args.repeats, device)["products"])
+    floors = {part: 1000 * count / peak for part, count in operations.items()}
+    reached = [[PARTS[part], floors[part], ms[part][MIXED], f"{floors[part] / ms[part][MIXED]:.0%}"]
+               for part in floors]  # fmt: skip
+    print(common.table([f"products at {peak / 1e9:.0f} GFLOP/s", "floor, ms", "takes, ms", "reached"], reached))
+    print(f"the floor of choosing rows' share, both at the peak: {floors['choosing'] / sum(floors.values()):.0%}")
     common.save(args, per_second=rates, choosing_share=shares)
 
 
@@ -83,17 +97,20 @@ class Work:
         from transformers import BertConfig, BertModel
         from versatile.adapters.methods.conditional import ConditionalLayerNorm, TaskConditions
         from versatile.adapters.task_bert import TaskBert
+        from versatile.training.optimizers import build_adamw
         from versatile.utils import devices
 
         self.args, self.device, self.dtype = args, device, dtype
-        config = BertConfig(vocab_size=common.VOCABULARY, hidden_size=args.width, num_hidden_layers=args.layers,
+        config = BertConfig(vocab_size=BERT_VOCABULARY, hidden_size=args.width, num_hidden_layers=args.layers,
                             num_attention_heads=args.heads, intermediate_size=4 * args.width,
                             max_position_embeddings=max(512, args.max_seq_length))  # fmt: skip
         self.model = TaskBert(BertModel(config), TASKS, args.form, args.max_seq_length).to(device).train()
         devices.prepare_for_device(self.model, device, dtype)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
+        self.optimizer = build_adamw(self.model, 1e-5)
         self.batch = self.made_up(args.train_batch_size, args.seed)
-        self.candidates = self.made_up(args.train_batch_size * len(TASKS), args.seed + 1)
+        self.batches = self.candidate_batches()
+        self.candidates = self.batches.candidates(0, 0)
+        self.choosing()
         self.longest = self.batch["input_ids"].shape[1]
         self.layer_norm = ConditionalLayerNorm(args.width, args.width, TaskConditions()).to(device)
         shape = args.train_batch_size, self.longest, args.width
@@ -114,15 +131,28 @@ class Work:
         given = dict(input_ids=ids, attention_mask=mask.long(), task_ids=owners, labels=labels)
         return {name: value.to(self.device) for name, value in given.items()}
 
+    def candidate_batches(self):
+        """One batch of every task, of which `choosing` keeps the rows of a step; as train_camtl.py makes them."""
+        from versatile.data.pair_batches import CandidateBatches
+        from versatile.training.uncertainty_sampling import UncertaintySampler
+
+        splits = {task: MadeUpPairs(self.args, labels, i) for i, (task, labels) in enumerate(TASKS.items())}
+        ids = {task: self.model.task_id(task) for task in TASKS}
+        return CandidateBatches(splits, ids, 0, self.args.max_seq_length, self.args.train_batch_size,
+                                select=UncertaintySampler(self.model, self.dtype),
+                                rows_at_once=CPU_ROWS if self.device.type == "cpu" else None)  # fmt: skip
+
     def turn(self, side):
         """A turn's work for `common.interleaved`: what a side returns, if anything, is a loss."""
         from versatile.utils import devices
 
         def run(number):
             for _ in range(self.args.turn_steps):
-                with devices.autocast(self.device, self.dtype):
-                    loss = side()
-                if loss is not None:
+                if side in (self.step, self.choosing, self.choosing_by_task):
+                    side()
+                else:
+                    with devices.autocast(self.device, self.dtype):
+                        loss = side()
                     loss.backward()
                 if side in (self.step, self.step_by_task):
                     self.optimizer.step()
@@ -163,25 +193,77 @@ class Work:
                    for t, rows in self.by_task(self.batch))  # fmt: skip
 
     def step(self):
-        return self.model(**self.batch).loss
+        """As training takes it: on a CPU in parts of like lengths, whose gradients add up."""
+        from versatile.training.objectives import WeightedRows
+        from versatile.utils import devices
+
+        window, _ = self.batches.batch(0, 0)
+        for part in window if isinstance(window, list) else [window]:
+            with devices.autocast(self.device, self.dtype):
+                loss = WeightedRows()(self.model, part, 1)
+            loss.backward()
 
     def step_by_task(self):
         parts = [{n: v[rows] for n, v in self.batch.items()} for _, rows in self.by_task(self.batch)]
         return sum(self.model(**part).loss for part in parts) / len(parts)
 
+    def product(self, number):
+        """A matrix product of the model's own shape; returns its operations."""
+        import torch
+
+        rows, width = 512, self.args.width
+        left, right = (torch.randn(*shape, device=self.device, dtype=self.dtype)
+                       for shape in ((rows, width), (width, 4 * width)))  # fmt: skip
+        count = 1 if self.args.quick else 200
+        for _ in range(count):
+            left @ right
+        return count * 2 * rows * width * 4 * width
+
+    def operations(self):
+        """{part: operations of the encoder's products that its rows' tokens cannot do without}, padding not counted.
+
+        The top layer's keys and values are needed everywhere, the rest of it at the first position.
+        """
+        token = 2 * self.args.width**2 * (12 * (self.args.layers - 1) + 2)
+        lengths = self.batches.lengths
+        judged = ~np.isin(self.batches.owners(self.candidates), list(self.batches.select.regression))
+        self.judged = int(judged.sum())
+        return dict(choosing=token * int(lengths[self.candidates[judged]].sum()),
+                    step=3 * token * int(lengths[self.batches.chosen(0, 0)].sum()))  # fmt: skip
+
     def choosing(self):
-        self.choose([self.candidates])
+        keep = self.batches.select(self.batches, self.candidates, self.args.train_batch_size)
+        # The next step learns them.
+        self.batches.chosen = lambda epoch, step: self.candidates[keep]
 
     def choosing_by_task(self):
-        self.choose([{n: v[rows] for n, v in self.candidates.items()} for _, rows in self.by_task(self.candidates)])
-
-    def choose(self, batches):
         import torch
+        from versatile.data.pair_batches import tensors
         from versatile.utils import uncertainty
 
-        entropies = torch.cat([uncertainty.candidate_entropies(self.model, batch) for batch in batches])
-        owners = torch.cat([batch["task_ids"] for batch in batches])
-        uncertainty.choose(entropies, owners, self.args.train_batch_size, LENDERS)
+        owners = self.batches.owners(self.candidates)
+        entropies = [uncertainty.candidate_entropies(self.model, tensors(self.batches.inputs(rows)), self.dtype)
+                     for rows in (self.candidates[owners == task] for task in range(len(TASKS)))]  # fmt: skip
+        lenders = self.batches.select.regression
+        uncertainty.choose(torch.cat(entropies), torch.from_numpy(owners), self.args.train_batch_size, lenders)
+
+
+class MadeUpPairs:
+    """A task's random rows, with the interface of `data.encoders.sentence_pair.PairSplit`."""
+
+    def __init__(self, args, labels, seed):
+        import numpy as np
+
+        rng = np.random.default_rng(args.seed + seed)
+        self.lengths = common.lengths(args.train_batch_size, args.mean_length, args.max_seq_length, args.seed + seed)
+        self.firsts, self.labels = self.lengths // 2, np.floor(rng.random(len(self.lengths)) * labels)
+        self.rows = [rng.integers(1, common.VOCABULARY, length) for length in self.lengths]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, row):
+        return self.rows[row]
 
 
 if __name__ == "__main__":

@@ -16,10 +16,7 @@ of queries, keys and values with as many parameters. Dropout is GPT-2's 0.1 on a
 padding.
 """
 
-import argparse
-import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -33,26 +30,13 @@ KINDS = ("fp32", "bf16")
 
 
 def parse(argv=None):
-    from versatile.utils import flags
-
     p = common.parser(__doc__)
     common.model_flags(p)
-    p.set_defaults(positions=256)
-    g = p.add_argument_group("data and steps")
-    g.add_argument("--examples", type=flags.positive, default=4000, help="examples in the made-up data set")
-    g.add_argument("--mean_length", type=flags.positive, default=54, help="tokens an example on average")
-    g.add_argument("--train_batch_size", type=flags.positive, default=8, help="examples a micro-batch")
-    g.add_argument("--gradient_accumulation_steps", type=flags.positive, default=4, help="micro-batches a step")
-    g.add_argument("--turn_steps", type=flags.positive, default=6, help="optimizer steps of a turn")
-    g.add_argument("--lr", type=flags.rate, default=1e-3, help="learning rate of all sides")
+    g = common.training_flags(p, 6)
     g.add_argument("--environment", type=Path, default=None, metavar="DIR",
                    help="of the libraries; made where there is none (default: in the toolkit's cache)")  # fmt: skip
     g.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="which to measure; ours always is")
-    args = p.parse_args(argv)
-    if args.quick:
-        args.width, args.layers, args.positions, args.examples = 64, 1, 64, 64
-        args.mean_length, args.repeats, args.turn_steps, args.gradient_accumulation_steps = 16, 2, 2, 2
-    return args
+    return common.parse_training(p, argv)
 
 
 def main(argv=None):
@@ -62,8 +46,11 @@ def main(argv=None):
     pythons = dict.fromkeys(args.sides, sys.executable)
     if len(args.sides) > 1:
         pythons |= dict.fromkeys(args.sides[1:], make_environment(args.environment))
-    workers = {f"{side}, {kind}": Worker(pythons[side], args, side, kind) for side in args.sides for kind in KINDS}
+    workers = {f"{side}, {kind}": common.Worker(__file__, (side, kind), args, pythons[side])
+               for side in args.sides for kind in KINDS}  # fmt: skip
     try:
+        for worker in workers.values():
+            worker.answer()
         rates = common.interleaved({name: worker.turn for name, worker in workers.items()}, args.repeats, device)
         about = {name: worker.close() for name, worker in workers.items()}
     finally:
@@ -108,67 +95,18 @@ def make_environment(folder):
     return str(python)
 
 
-class Worker:
-    """A side in a process of its own: a line in, a turn's tokens out."""
-
-    def __init__(self, python, args, side, kind):
-        flags = {k: v for k, v in vars(args).items() if k not in ("environment", "sides", "json")}
-        command = [python, __file__, "--worker", side, kind, json.dumps(flags)]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.name = f"{side}, {kind}"
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                        env=environment)  # fmt: skip
-        self.answer()
-
-    def turn(self, turn):
-        """Some optimizer steps; returns the number of real tokens in them."""
-        self.process.stdin.write("turn\n")
-        self.process.stdin.flush()
-        return self.answer()["tokens"]
-
-    def close(self):
-        """What it says of itself."""
-        self.process.stdin.close()
-        return self.answer()
-
-    def answer(self):
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                return json.loads(line)
-        sys.exit(f"error: the process of {self.name} ended; what it said stands above")
-
-
 # --- in the sides' processes -----------------------------------------------------------------------------
 
 
 def work(name, kind, flags):
     """Answer each line of the input with a turn."""
-    args = argparse.Namespace(**json.loads(flags))
+    args = common.worker_flags(flags)
     import torch
 
-    if args.threads:
-        torch.set_num_threads(args.threads)
     dtype = torch.float32 if kind == "fp32" else torch.bfloat16
-    lengths = common.lengths(args.examples, args.mean_length, args.positions, args.seed)
-    if name == "ours":
-        from train_adapter import Ours
-
-        side = Ours(args, lengths, dtype)
-        params = side.trainer.params
-    else:
-        side = Theirs(args, name, lengths, dtype)
-        params = side.parameters
-    cuda = torch.cuda.is_available()
-    print("{}", flush=True)
-    for turn, _ in enumerate(sys.stdin):
-        tokens = side.turn(turn)
-        if cuda:
-            torch.cuda.synchronize()
-        print(json.dumps(dict(tokens=tokens)), flush=True)
-    scale = 2**20 if sys.platform == "darwin" else 2**10
-    memory = torch.cuda.max_memory_allocated() / 2**20 if cuda else (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale)  # fmt: skip
-    print(json.dumps(dict(parameters=sum(p.numel() for p in params), memory_mb=round(memory))), flush=True)
+    lengths = common.examples(args)
+    side = common.Ours(args, lengths, dtype) if name == "ours" else Theirs(args, name, lengths, dtype)
+    common.answer_turns(side, parameters=lambda: sum(p.numel() for p in side.parameters))
 
 
 class Theirs:

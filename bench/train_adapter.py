@@ -18,7 +18,6 @@ which runs every micro-batch), fp32. Dropout is GPT-2's 0.1 on both sides. Token
 """
 
 import sys
-from types import SimpleNamespace
 
 import common
 
@@ -26,23 +25,11 @@ ORIGINAL = "original loop, fp32"
 
 
 def parse(argv=None):
-    from versatile.utils import flags
-
     p = common.parser(__doc__)
     common.model_flags(p)
-    g = p.add_argument_group("data and steps")
-    g.add_argument("--examples", type=flags.positive, default=4000, help="examples in the made-up data set")
-    g.add_argument("--mean_length", type=flags.positive, default=54, help="tokens an example on average")
-    g.add_argument("--train_batch_size", type=flags.positive, default=8, help="examples a micro-batch")
-    g.add_argument("--gradient_accumulation_steps", type=flags.positive, default=4, help="micro-batches a step")
-    g.add_argument("--turn_steps", type=flags.positive, default=8, help="our steps a turn; the plain loop: a fourth")
-    g.add_argument("--lr", type=flags.rate, default=1e-3, help="learning rate of both sides")
+    g = common.training_flags(p, 8, "our steps a turn; the plain loop: a fourth")
     g.add_argument("--profile", action="store_true", help="also print torch.profiler's table of our steps")
-    args = p.parse_args(argv)
-    if args.quick:
-        args.width, args.layers, args.positions, args.examples = 64, 1, 64, 64
-        args.mean_length, args.repeats, args.turn_steps, args.gradient_accumulation_steps = 16, 2, 2, 2
-    return args
+    return common.parse_training(p, argv)
 
 
 def main(argv=None):
@@ -51,8 +38,8 @@ def main(argv=None):
     import torch
 
     bf16, fp32 = torch.bfloat16, torch.float32
-    lengths = common.lengths(args.examples, args.mean_length, args.positions, args.seed)
-    ours = {dtype: Ours(args, lengths, dtype) for dtype in (fp32, bf16)}
+    lengths = common.examples(args)
+    ours = {dtype: common.Ours(args, lengths, dtype) for dtype in (fp32, bf16)}
     plain = Plain(args, lengths, device)
     sides = {
         ORIGINAL: plain.turn,
@@ -104,60 +91,6 @@ def product(args, device, dtype, turn):
     for _ in range(1 if args.quick else 400):
         a @ b
     return 2 * a.shape[0] * a.shape[1] * b.shape[1] * (1 if args.quick else 400)
-
-
-class Ours:
-    """The Trainer of train.py without its run directory, set up as train.py does."""
-
-    def __init__(self, args, lengths, dtype):
-        import torch
-        from versatile.adapters import attach as adapting
-        from versatile.data.batching import Batches
-        from versatile.training.objectives import CrossEntropy
-        from versatile.training.optimizers import build_adamw
-        from versatile.training.schedules import linear_decay
-        from versatile.training.settings import Settings, StepPlan
-        from versatile.training.trainer import Trainer
-        from versatile.utils import devices
-
-        self.args = args
-        self.model, tokenizer = common.attached(args)
-        split = common.MadeUpSplit(lengths, common.VOCABULARY, args.seed)
-        batches = Batches({common.TASK: split}, {common.TASK: 0}, tokenizer.pad_token_id, args.positions,
-                          shuffle=True, seed=args.seed, batch_size=args.train_batch_size)  # fmt: skip
-        if dtype != torch.float32:
-            adapting.halve_frozen(self.model, dtype)
-        settings = Settings(n_epochs=1000, dtype=dtype, gradient_accumulation_steps=args.gradient_accumulation_steps)
-        total_steps = StepPlan(batches, settings).total_steps
-        self.trainer = Trainer(self.model, batches, CrossEntropy(), build_adamw(self.model, args.lr),
-                               linear_decay(args.lr, total_steps), run=None, settings=settings)  # fmt: skip
-        self.prepare = lambda: devices.prepare_for_device(self.model, self.trainer.device, dtype)
-        self.windows, self.step = self.trainer.windows(0), 0
-        self.flops_per_token = needed_flops(args, batches)
-
-    def turn(self, turn):
-        """Some optimizer steps; returns the number of real tokens in them."""
-        self.prepare()
-        before = self.trainer.tokens
-        for _ in range(self.args.turn_steps):
-            self.step += 1
-            engine = SimpleNamespace(state=SimpleNamespace(iteration=self.step))
-            self.trainer.step(engine, next(self.windows))
-        self.trainer.read_steps()
-        return self.trainer.tokens - before
-
-
-def needed_flops(args, batches):
-    """Operations of the matrix products that training cannot do without, a real token.
-
-    Frozen matrices need a forward product and one for the activations' gradient, adapters a third for their
-    own; the head is needed at labels only. Attention's own products, 2 to 4 % at these lengths, are left out.
-    """
-    frozen = args.layers * 12 * args.width**2
-    adapters = args.layers * 2 * args.width * args.adapter_bottleneck
-    head = args.width * (common.VOCABULARY + 1 + common.MARKERS)
-    labels = batches.labels.sum() / batches.lengths.sum()
-    return float(4 * frozen + 6 * adapters + 4 * head * labels)
 
 
 class Plain:

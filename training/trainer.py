@@ -67,6 +67,8 @@ class Trainer:
             # A batch without rows of a task leaves that task's parameters without a gradient.
             several = len(batches.splits) > 1
             self.parallel = idist.auto_model(model, find_unused_parameters=several, forward_sync_buffers=False)
+        # Signals are told from host to host: nccl would make every host wait for its GPU, in each step.
+        self.hosts = torch.distributed.new_group(backend="gloo") if idist.backend() == "nccl" else None
         # What a checkpoint carries beside weights and optimizer.
         # The first three are by task, or by TOGETHER where tasks are judged by their mean.
         self.best, self.best_step, self.waited, self.seconds, self.tokens = {}, {}, {}, 0.0, 0
@@ -91,8 +93,8 @@ class Trainer:
     def step(self, engine, window):
         """One optimizer step over a window of micro-batches; returns the `output` of the last step that was read.
 
-        A GPU is not waited for: what a step gave is read where a point of the curve, an evaluation or a checkpoint is
-        due, see `read_steps`.
+        Neither a GPU nor other processes are waited for: what a step gave is read where a point of the curve, an
+        evaluation or a checkpoint is due, see `read_steps`.
         """
         step = engine.state.iteration - 1
         lr = self.schedule(step)
@@ -114,7 +116,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self._unread.append((step, torch.stack([total, norm]), tokens, lr))
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and self.world == 1:
             self.read_steps()
         return self.output
 
@@ -399,7 +401,8 @@ class Trainer:
             self.run_evaluation(step)
         elif done and (self.settings.select == "last" or not self.best):
             self.keep_last(step)
-        caught = caught or self._caught()
+        if evaluation_due:
+            caught = caught or self._caught()
         if save_due or caught:
             self.save(step)
         if caught:
@@ -413,7 +416,11 @@ class Trainer:
 
     def _caught(self):
         """The signal that any process has caught, or 0."""
-        return int(idist.all_reduce(self.signals.caught, "MAX")) if self.world > 1 else self.signals.caught
+        if self.world == 1 or self.device.type == "xla":
+            return int(idist.all_reduce(self.signals.caught, "MAX")) if self.world > 1 else self.signals.caught
+        caught = torch.tensor(self.signals.caught)
+        torch.distributed.all_reduce(caught, torch.distributed.ReduceOp.MAX, self.hosts)
+        return int(caught)
 
     def summary(self, step):
         """What metrics.json says of the training."""
