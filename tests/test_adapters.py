@@ -1,77 +1,19 @@
-"""Adapters and task embeddings on real transformers models.
-
-    python -m pytest tests/test_adapters.py
-"""
-
-import json
+"""Adapters and task embeddings on real transformers models: their sizes, arithmetic, gradients."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from attached_models import BOTTLENECKS, MARKERS, Words, attached, batch, gpt2_on_meta, without
 from versatile.adapters import attach as adapting
-from versatile.adapters import checkpoint, labels, routing
+from versatile.adapters import labels, routing
 from versatile.adapters.attach import attach, count_parameters, halve_frozen, parameter_summary, trainable
-from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.backbones.family import backbone_of
-from versatile.adapters.tensors import write_tensors
 from versatile.data.task import get_task
 from versatile.training.objectives import cross_entropy
-from versatile.utils.errors import UserError
-
-BOTTLENECKS = {"nlg": 8, "mt": 12}
-MARKERS = {t: get_task(t).markers for t in BOTTLENECKS}
-
-
-def attached(name="tiny-gpt2", bottlenecks=BOTTLENECKS, markers=MARKERS, seed=0):
-    model, tokenizer = backbones.load(name)
-    torch.manual_seed(seed)
-    return attach(model, tokenizer, markers, bottlenecks), tokenizer
 
 
 @pytest.fixture(scope="module", params=["tiny-gpt2", "tiny-llama"])
 def both(request):
     return attached(request.param)
-
-
-def batch(tokenizer, rows=6, length=14, seed=0, tasks=(0, 1, -1)):
-    g = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, 400, (rows, length), generator=g)
-    types = torch.full_like(ids, len(tokenizer) - 1)
-    labels = ids.clone()
-    labels[:, : length // 2] = -100
-    return dict(input_ids=ids, token_type_ids=types, labels=labels,
-                task_ids=torch.tensor([tasks[i % len(tasks)] for i in range(rows)]))  # fmt: skip
-
-
-def without(batch, *names):
-    return {k: v for k, v in batch.items() if k not in names}
-
-
-# ---- published numbers, on the meta device: no weights needed
-
-
-def gpt2_on_meta():
-    with torch.device("meta"):
-        return GPT2LMHeadModel(GPT2Config())
-
-
-class Words:
-    """Stands in for GPT-2's tokenizer: 50257 tokens and whatever is added."""
-
-    def __init__(self):
-        self.added, self.pad_token = [], None
-
-    def __len__(self):
-        return 50257 + len(self.added)
-
-    def get_vocab(self):
-        return {}
-
-    def add_tokens(self, tokens, special_tokens):
-        assert special_tokens
-        self.added += [str(t) for t in tokens]
 
 
 @pytest.mark.parametrize("bottleneck, adapters", [(300, 5_560_848), (100, 1_872_048), (10, 212_088)])
@@ -96,9 +38,6 @@ def test_the_trained_share_is_printed():
     with torch.device("meta"):
         model = attach(gpt2_on_meta(), Words(), {"nlg": get_task("nlg").markers}, {"nlg": 10})
     assert "adapters 212,088 + task embeddings 8,448 = 0.18 % of 124.4M" in parameter_summary(model)
-
-
-# ---- the arithmetic
 
 
 def test_a_new_adapter_starts_as_published_and_not_as_the_identity():
@@ -250,9 +189,6 @@ def test_several_tasks_need_ids_and_unknown_names_are_errors(both):
         model.task_id("qa")
 
 
-# ---- frozen means frozen
-
-
 def test_only_adapters_and_rows_are_trained_and_no_base_table_is_copied(both):
     model, _ = both
     names = trainable(model)
@@ -339,244 +275,6 @@ def test_gradient_checkpointing_changes_no_gradient(both):
         grads.append([p.grad for p in trainable(model).values()])
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
-
-
-# ---- files
-
-
-def test_an_adapter_file_holds_what_was_trained_and_nothing_else(tmp_path):
-    model, tokenizer = attached("tiny-llama")
-    checkpoint.save(model, tokenizer, tmp_path)
-    saved = load_file(tmp_path / "adapter_model.safetensors")
-    expected = {f"{kind}.{task}" for kind in ("rows", "output_rows") for task in BOTTLENECKS}
-    for layer in range(2):
-        for task in BOTTLENECKS:
-            for part in ("norm", "down", "up"):
-                expected |= {f"blocks.{layer}.{task}.{part}.{kind}" for kind in ("weight", "bias")}
-    assert set(saved) == expected
-    assert sum(t.numel() for t in saved.values()) == sum(p.numel() for p in trainable(model).values())
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "tiny-llama"
-    assert {task: m["adapter_bottleneck"] for task, m in config["methods"].items()} == BOTTLENECKS
-
-
-@pytest.mark.parametrize("bottlenecks", [BOTTLENECKS, {"nlg": 0, "mt": 4}, None])
-def test_a_saved_model_comes_back_with_nothing_typed(both, tmp_path, bottlenecks):
-    name = "tiny-gpt2" if both[0].config.model_type == "gpt2" else "tiny-llama"
-    model, tokenizer = attached(name, bottlenecks)
-    for p in trainable(model).values():
-        p.data.add_(0.01 * torch.randn_like(p))
-    checkpoint.save(model, tokenizer, tmp_path)
-    again, words = checkpoint.load(tmp_path, "mt")
-    given = batch(tokenizer, tasks=(0, 1))
-    with torch.no_grad():
-        torch.testing.assert_close(cross_entropy(again, given), cross_entropy(model.eval(), given), atol=0, rtol=0)
-    assert words.get_vocab() == tokenizer.get_vocab()
-    assert again.info == model.info
-    assert checkpoint.peek(tmp_path)
-    with pytest.raises(UserError, match=r"holds the task\(s\) nlg, mt, not 'qa'") as caught:
-        checkpoint.load(tmp_path, "qa")
-    assert caught.value.expected == "--task with one of nlg, mt"
-    with pytest.raises(UserError, match=r"--teacher x: the checkpoint holds") as caught:
-        checkpoint.load(tmp_path, "qa", flag="--teacher x")
-    assert "--task" not in str(caught.value) and "trained for 'qa'" in caught.value.expected
-
-
-def test_a_fully_trained_model_is_an_ordinary_transformers_directory(tmp_path):
-    model, tokenizer = attached(bottlenecks=None)
-    checkpoint.save(model, tokenizer, tmp_path)
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(plain) is GPT2LMHeadModel
-    ids = torch.arange(12)[None]
-    with torch.no_grad():
-        torch.testing.assert_close(plain(ids).logits, model.eval()(ids, task_ids=torch.tensor([-1])).logits)
-
-
-def saved(tmp_path):
-    model, tokenizer = attached()
-    checkpoint.save(model, tokenizer, tmp_path)
-    return tmp_path
-
-
-def edit(path, **changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def test_damaged_or_foreign_adapter_files_are_one_clear_error(tmp_path):
-    path = saved(tmp_path)
-    weights = path / "adapter_model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="not a readable safetensors file"):
-        checkpoint.load(path)
-    weights.unlink()
-    with pytest.raises(UserError, match="no such file"):
-        checkpoint.load(path)
-    weights.write_bytes(whole)
-    edit(path / "adapter_config.json", base_model_fingerprint="0" * 16)
-    with pytest.raises(UserError, match="fingerprint"):
-        checkpoint.load(path)
-    (path / "adapter_config.json").write_text("{")
-    with pytest.raises(UserError, match="not valid json"):
-        checkpoint.load(path)
-
-
-def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path):
-    from safetensors.torch import save_file
-
-    path = saved(tmp_path)
-    weights = path / "adapter_model.safetensors"
-    state = load_file(weights)
-    cases = [
-        (without(state, "blocks.0.mt.up.bias"), "1 missing .first blocks.0.mt.up.bias"),
-        (state | {"lora.x": torch.ones(2)}, "1 not expected .first lora.x"),
-        (state | {"rows.mt": torch.ones(4, 3)}, r"rows.mt has shape \[4, 3\]"),
-    ]
-    for broken, message in cases:
-        save_file(broken, weights)
-        with pytest.raises(UserError, match=message):
-            checkpoint.load(path)
-
-
-def test_an_adapter_that_changes_nothing_is_refused(tmp_path):
-    from safetensors.torch import save_file
-
-    path = saved(tmp_path)
-    state = load_file(path / "adapter_model.safetensors")
-    save_file(
-        {k: torch.zeros_like(v) if ".up." in k else v for k, v in state.items()}, path / "adapter_model.safetensors"
-    )
-    with pytest.raises(UserError, match="changes nothing"):
-        checkpoint.load(path)
-
-
-# ---- backbones
-
-
-def test_the_family_is_told_from_the_config_not_from_the_path(tmp_path):
-    model, tokenizer = backbones.load("tiny-llama")
-    odd = tmp_path / "my-gpt2-model"
-    model.save_pretrained(odd)
-    tokenizer.save_pretrained(odd)
-    loaded, _ = backbones.load(odd)
-    assert backbone_of(loaded.config).name == "Llama"
-
-
-def test_an_unsupported_family_names_the_supported_ones(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match=r"model_type 'bert' is not supported(.|\n)*gpt2, gpt_neox, llama"):
-        backbones.load(tmp_path)
-
-
-def test_a_path_with_nothing_usable_is_one_clear_error(tmp_path):
-    with pytest.raises(UserError, match=r"no config.json"):
-        backbones.load(tmp_path)
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match="this is a file"):
-        backbones.load(tmp_path / "file")
-    with pytest.raises(UserError, match="no such directory"):
-        backbones.load(str(tmp_path / "nowhere"))
-
-
-def test_without_a_network_the_hub_is_asked_twice_and_no_more(monkeypatch):
-    class ConnectError(Exception):
-        pass
-
-    asked = []
-
-    def fail(url):
-        asked.append(url)
-        raise ConnectError("no name service")
-
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fail)
-    monkeypatch.setattr(backbones.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda name: pytest.fail("asked again"))
-    with pytest.raises(UserError, match=r"cannot be reached(.|\n)*use smollm2"):
-        backbones.load("a-name-of-the-hub")
-    assert len(asked) == 2
-
-
-def test_a_hub_that_is_slow_is_left_to_the_library_that_fetches(monkeypatch):
-    class ReadTimeout(Exception):
-        pass
-
-    def slow(url):
-        raise ReadTimeout
-
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", slow)
-    backbones.reach_hub("a-name-of-the-hub")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
-    model, tokenizer = attached()
-    checkpoint.save(model, tokenizer, tmp_path / "adapter")
-    path = tmp_path / "adapter" / checkpoint.WEIGHTS
-    state = checkpoint.read_safetensors(path)
-    state["rows.mt"][0, 0] = value
-    write_tensors(path, state)
-    with pytest.raises(UserError, match=r"values that are not numbers \(first in rows\.mt\)(.|\n)*copy it again"):
-        checkpoint.load(tmp_path / "adapter")
-    model, tokenizer = backbones.load("tiny-gpt2")
-    model.transformer.wpe.weight.data[3, 3] = value
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"not numbers \(first in transformer\.wpe\.weight\)"):
-        backbones.load(tmp_path)
-
-
-def test_a_truncated_backbone_or_a_larger_tokenizer_is_refused(tmp_path):
-    model, tokenizer = backbones.load("tiny-gpt2")
-    model.save_pretrained(tmp_path)
-    tokenizer.add_tokens(["one", "too", "many"])
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="403 tokens, the model's table has 400 rows"):
-        backbones.load(tmp_path)
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="weights cannot be read"):
-        backbones.load(tmp_path)
-
-
-def test_random_init_keeps_the_shape_and_drops_the_weights():
-    trained, _ = backbones.load("tiny-gpt2")
-    fresh, _ = backbones.load("tiny-gpt2", random_init=True)
-    assert fresh.config.n_embd == trained.config.n_embd
-    assert not torch.equal(fresh.transformer.h[0].attn.c_attn.weight, trained.transformer.h[0].attn.c_attn.weight)
-
-
-def test_a_table_larger_than_the_tokenizer_keeps_ids_and_columns_in_step(tmp_path):
-    """Qwen and others pad their table: markers take ids right behind the tokenizer's, not the table's end."""
-    model, tokenizer = backbones.load("tiny-gpt2")
-    model.resize_token_embeddings(448, mean_resizing=False)
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    model, tokenizer = attached(str(tmp_path))
-    given = batch(tokenizer, tasks=(0, 1))
-    with torch.no_grad():
-        assert model(**without(given, "labels")).logits.shape[-1] == len(tokenizer) == 416
-        assert torch.isfinite(cross_entropy(model, given | {"labels": given["token_type_ids"]})) is not None
-
-
-def test_markers_must_be_new_to_the_tokenizer():
-    model, tokenizer = backbones.load("tiny-gpt2")
-    tokenizer.add_tokens(["<bos_mt>"])
-    with pytest.raises(ValueError, match=r"already has the tokens \['<bos_mt>'\]"):
-        attach(model, tokenizer, MARKERS, BOTTLENECKS)
-
-
-def test_packaged_weights_of_another_size_or_content_are_refused(tmp_path, monkeypatch):
-    from versatile.adapters.backbones import bundled as embedded
-
-    file = tmp_path / "x.gguf"
-    with pytest.raises(UserError, match="no such file"):
-        embedded.check_smollm2(file)
-    file.write_bytes(b"short")
-    with pytest.raises(UserError, match="5 bytes"):
-        embedded.check_smollm2(file)
-    monkeypatch.setattr(embedded, "SMOLLM2_BYTES", 5)
-    with pytest.raises(UserError, match="sha256"):
-        embedded.check_smollm2(file)
 
 
 def test_the_module_is_importable_by_its_parts():

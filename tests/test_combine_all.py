@@ -1,71 +1,52 @@
-"""combine_all.py: a combination takes exactly what belongs to a task and answers it to the last bit; clear errors.
-
-python -m pytest tests/test_combine_all.py
-"""
+"""combine_all.py: a combination takes exactly what belongs to a task and answers it to the last bit."""
 
 import itertools
 import json
-import os
 import re
 import shlex
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from attached_models import Words, gpt2_on_meta
+from combining import (
+    NAMES,
+    QUICK,
+    TASKS,
+    answered,
+    answers,
+    combined,
+    files,
+    gpt2_singles,
+    keep_tiny_models,
+    lively,
+    pairs,
+    same,
+    trained,
+)
 from safetensors.torch import load_file
 from scripts import SAMPLES, metrics, run, run_as_user, small, without_java
-from test_adapters import Words, gpt2_on_meta
-from test_released import CONFIG, VGLM, finetuned_directory, inputs, released_directory
+from test_released import CONFIG, VGLM, inputs, released_directory
 from training_runs import refused, short_run
 from versatile.adapters import checkpoint, combine
-from versatile.adapters.attach import attach, trainable
+from versatile.adapters.attach import attach
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.methods import pointer as self_copy
-from versatile.data import instances
 from versatile.data.task import get_task
-from versatile.training.decoding import Decoding, decode
 
 import combine_all
 import evaluate
 import evaluate_vlm
-from tests.conftest import ROOT
-
-NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
-TASKS = {"mt": 12, "nlg": 4, "dialogue": 8, "summarization": 0}
-QUICK = ["--proof_examples", "3", "--proof_tokens", "6"]
 
 
 @pytest.fixture(autouse=True)
 def uncollected(monkeypatch):
-    """Tiny models may stay in memory: looking for them among all objects of a test session takes longer than a test."""
-    monkeypatch.setattr(combine.gc, "collect", lambda: 0)
+    keep_tiny_models(monkeypatch)
 
 
-def lively(name):
-    """A backbone whose outputs differ from input to input, which a tiny one's do not: its weights are too small."""
-    folder = Path(os.environ["VERSATILE_CACHE"]) / f"lively-{name}"
-    if not folder.exists():
-        model, tokenizer = backbones.load(name)
-        noise = torch.Generator().manual_seed(1)
-        for p in model.parameters():
-            p.data += 0.3 * torch.randn(p.shape, generator=noise) * (p.ndim > 1)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return folder
-
-
-def trained(folder, tasks, backbone="tiny-gpt2", seed=0, history=3, **more):
-    """A directory as training leaves it: what is trained of the tasks is random."""
-    model, tokenizer = backbones.load(str(lively(backbone) if backbone in NAMES else backbone))
-    markers = {task: get_task(task).markers for task in tasks}
-    attach(model, tokenizer, markers, {task: TASKS.get(task, 6) for task in tasks}, **more)
-    model.info.histories = {task: history for task in tasks if get_task(task).max_history}
-    noise = torch.Generator().manual_seed(seed)
-    for p in trainable(model).values():
-        p.data += 0.1 * torch.randn(p.shape, generator=noise)
-    checkpoint.save(model, tokenizer, folder)
-    return folder
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory):
+    return gpt2_singles(tmp_path_factory.mktemp("gpt2"))
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -73,47 +54,6 @@ def singles(request, tmp_path_factory):
     """{task: a directory trained for it alone}."""
     folder = tmp_path_factory.mktemp(request.param)
     return {task: trained(folder / task, [task], request.param, seed) for seed, task in enumerate(TASKS)}
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gpt2")
-    return {task: trained(folder / task, [task], seed=seed) for seed, task in enumerate(["mt", "nlg", "dialogue"])}
-
-
-def pairs(sources):
-    return [f"{task}={folder}" for task, folder in sources.items()]
-
-
-def combined(output, sources, *more):
-    combine_all.main(["--checkpoints", *pairs(sources), "--output", str(output), *QUICK, *map(str, more)])
-    return output
-
-
-def answers(directory, task, count=3):
-    """`answered` by the model of a directory."""
-    return answered(*checkpoint.load(directory, task), task, count)
-
-
-def answered(model, tokenizer, task, count=3):
-    """(scores on base and own columns, greedy outputs) for a task's samples, one task in a batch."""
-    form = get_task(task)
-    found = instances.read(SAMPLES / f"{task}.json", "valid", form, form.read_options(decoding=True), count)
-    prompts, _ = instances.prompts(form, model.task_id(task), tokenizer, found, 256, 12)
-    with torch.no_grad():
-        scores = [combine._scores(model, tokenizer, task, (p.ids, p.types)) for p in prompts]
-    return scores, decode(model, tokenizer, prompts, Decoding(max_length=12))
-
-
-def same(one, other):
-    return all(map(torch.equal, one[0], other[0])) and one[1] == other[1]
-
-
-def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
-
-
-# ---- what a combination is
 
 
 def test_each_task_keeps_its_tensors_history_and_answers(singles, tmp_path, capsys):
@@ -183,9 +123,6 @@ def test_a_task_is_taken_from_any_kind_of_checkpoint(gpt2, tmp_path):
     assert same(answers(gpt2["mt"], "mt"), answers(combined(tmp_path / "one", {"mt": both}), "mt"))
 
 
-# ---- against the original's combiner
-
-
 def test_every_row_and_every_adapter_comes_from_where_the_original_takes_it(tmp_path):
     golden, names = (
         json.loads((VGLM / "combine_all.json").read_text()),
@@ -253,9 +190,6 @@ def test_a_released_vlm_combined_alone_scores_as_it_did(tmp_path):
             assert torch.equal(theirs(**given, task_ids=ids).logits, ours(**moved, task_ids=ids).logits[..., order])
 
 
-# ---- the parameters of each task
-
-
 def test_the_ledger_has_the_published_numbers():
     model, bottlenecks = gpt2_on_meta(), dict(mt=300, summarization=100, dialogue=100, qa=300, nlg=10)
     attach(model, Words(), {task: get_task(task).markers for task in bottlenecks}, bottlenecks)
@@ -276,9 +210,6 @@ def test_the_ledger_counts_every_parameter_once(singles):
     sources = [combine.read(folder, [task])[0] for task, folder in singles.items()]
     model, _ = combine.build(sources)
     assert combine.count_task_parameters(model)["together"] == sum(p.numel() for p in model.parameters())
-
-
-# ---- the proof
 
 
 def test_a_result_that_answers_otherwise_is_refused_and_nothing_is_written(gpt2, tmp_path, monkeypatch, capsys):
@@ -335,9 +266,6 @@ def test_the_inputs_come_from_the_flag_then_the_run_then_the_samples(gpt2, tmp_p
     assert "remedy:   name one: --data nlg=FILE" in capsys.readouterr().err
 
 
-# ---- backbones that were trained, self-copy
-
-
 def test_a_task_joins_a_vlm_whose_backbone_was_trained(tmp_path):
     vlm = trained(tmp_path / "vlm", ["mt", "nlg"], seed=1, freeze=False)
     later = trained(tmp_path / "later", ["dialogue"], vlm / "backbone", seed=2)
@@ -371,167 +299,6 @@ def test_self_copy_stays_with_its_own_tasks(gpt2, tmp_path, capsys):
         with pytest.raises(SystemExit):
             combined(tmp_path / "out", sources)
         assert said in capsys.readouterr().err and not (tmp_path / "out").exists()
-
-
-# ---- bad input
-
-
-def other_backbone(folder, **config):
-    """A backbone like tiny-gpt2, but for its config; equal numbers where the shapes are."""
-    model, tokenizer = backbones.load("tiny-gpt2")
-    changed = type(model.config)(**{**model.config.to_dict(), **config})
-    type(model)(changed).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def other_tokenizer(folder):
-    """tiny-gpt2 with two tokens changing places."""
-    model, tokenizer = backbones.load("tiny-gpt2")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    stored = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary = stored["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    (folder / "tokenizer.json").write_text(json.dumps(stored))
-    return folder
-
-
-def finetuned(folder):
-    model, tokenizer = backbones.load("tiny-gpt2")
-    attach(model, tokenizer, {"nlg": get_task("nlg").markers})
-    checkpoint.save(model, tokenizer, folder)
-    return folder
-
-
-def not_whole(folder):
-    trained(folder, ["nlg"])
-    (folder / checkpoint.WEIGHTS).unlink()
-    return folder
-
-
-def unsaved(folder):
-    folder.mkdir()
-    (folder / "run.json").write_text("{}")
-    return folder
-
-
-def made(folder, **config):
-    return trained(folder, ["nlg"], other_backbone(folder.with_name("other"), **config))
-
-
-def a_file(path):
-    path.write_text("x")
-    return path
-
-
-WRONG = {
-    "another backbone": (lambda f: trained(f, ["nlg"], "tiny-llama"), "model_type is llama", "gpt2, as in"),
-    "other weights": (lambda f: made(f), "backbone (fingerprint of its weights) is", "as in --checkpoints mt="),
-    "another width": (lambda f: made(f, n_embd=32), "hidden size is 32", "64, as in --checkpoints mt="),
-    "fewer positions": (lambda f: made(f, n_positions=64), "number of positions is 64", "256, as in"),
-    "another tokenizer": (lambda f: trained(f, ["nlg"], other_tokenizer(f.with_name("other"))), "tokenizer (hash) is"),
-    "a trained backbone": (lambda f: trained(f, ["nlg"], freeze=False), "backbone (fingerprint of its weights) is"),
-    "foreign columns": (
-        lambda f: trained(f, ["nlg"], mask_other_tasks=False),
-        "all markers, as released",
-        "own markers only",
-    ),
-    "a full model": (finetuned, "this is a fully fine-tuned model", "train.py --adapter_bottleneck N"),
-    "a bare backbone": (other_backbone, "this is a bare backbone"),
-    "another task": (lambda f: trained(f, ["qa"]), "the task(s) qa, not 'nlg'", "trained for 'nlg'"),
-    "weights missing": (not_whole, checkpoint.WEIGHTS, "no such file"),
-    "no model yet": (unsaved, "this run has not saved a best model yet"),
-    "nothing": (lambda f: f, "no such directory"),
-    "a file": (a_file, "this is a file", "a run directory"),
-    "a released single task": (lambda f: released_directory(f, "gpt2_adapter_model"), "positions is 128", "256, as in"),
-    "a released full model": (finetuned_directory, "this is a fully fine-tuned model"),
-}
-
-
-@pytest.mark.parametrize("kind", WRONG)
-def test_what_cannot_be_combined_is_one_clear_error(kind, gpt2, tmp_path, capsys):
-    make, *said = WRONG[kind]
-    source = make(tmp_path / "wrong")
-    there = {p.name for p in tmp_path.iterdir()}
-    with pytest.raises(SystemExit) as stopped:
-        combined(tmp_path / "out", {"mt": gpt2["mt"], "nlg": source})
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.startswith("error: ") and error.count("error: ") == 1
-    assert all(part in error for part in [*said, str(source)]), error
-    assert {p.name for p in tmp_path.iterdir()} == there
-
-
-@pytest.mark.parametrize("name, task, reason", [
-    ("t5_hyperformer", "rte", "hyperformer: its hypernetworks generate the adapters of all tasks"),
-    ("t5_adapters", "rte", "adapters: the layer norms of its adapters, or of the T5, belong to all tasks"),
-    ("t5_full", "rte", "this is a model of train_t5.py"),
-    ("camtl_base", "cola", "conditional: its conditional modules belong to all tasks"),
-    ("camtl_plain", "cola", "this is a model of train_camtl.py"),
-])  # fmt: skip
-def test_what_tasks_share_is_the_reason_why_published_systems_are_not_combined(name, task, reason, tmp_path, capsys):
-    source = ROOT / "tests" / "saved" / name
-    with pytest.raises(SystemExit) as stopped:
-        combined(tmp_path / "out", {task: source})
-    error = capsys.readouterr().err
-    assert stopped.value.code == 2 and f"--checkpoints {task}={source}: " in error and reason in error
-    assert not any(tmp_path.iterdir())
-
-
-def test_a_task_there_twice_and_a_place_that_is_taken_are_refused(gpt2, tmp_path, capsys):
-    vlm = combined(tmp_path / "vlm", {"mt": gpt2["mt"]})
-    before = files(tmp_path)
-    (tmp_path / "file").write_text("mine")
-    nlg, mt = f"nlg={gpt2['nlg']}", f"mt={gpt2['mt']}"
-    for argv, *said in (
-        (["--into", vlm, "--checkpoints", mt], f"--checkpoints {mt}: task 'mt' is there twice", f"--into {vlm} has it"),
-        (["--output", vlm, "--checkpoints", nlg], "something stands there already", f"add to it: --into {vlm}"),
-        (["--output", tmp_path / "file", "--checkpoints", nlg], "something stands there already"),
-        (["--into", tmp_path / "none", "--checkpoints", nlg], f"--into {tmp_path / 'none'}: no such directory"),
-        (["--into", vlm], "--checkpoints is needed"),
-        (["--checkpoints", nlg], "--output is needed"),
-        (["--checkpoints", mt, mt, "--output", tmp_path / "x"], "task 'mt' is named twice"),
-        (["--checkpoints", "runs/mt", "--output", tmp_path / "x"], "expected TASK=RUN"),
-        (["--checkpoints", mt, "--output", tmp_path / "x", "--data", "qa=x.json"], "task 'qa' is not combined"),
-        (["--checkpoints", mt, "--output", tmp_path / "x", "--data", "mt=x.json"], "x.json"),
-        (["--checkpoints", mt, "--output", tmp_path / "file" / "x"], f"--output {tmp_path / 'file'}: cannot write"),
-    ):
-        with pytest.raises(SystemExit) as stopped:
-            combine_all.main([str(word) for word in argv])
-        error = capsys.readouterr().err
-        assert stopped.value.code == 2 and error.startswith("error: ")
-        assert all(part in error for part in said), error
-    assert files(tmp_path) == {**before, "file": b"mine"}
-
-
-def test_nothing_else_in_a_directory_is_lost_by_adding_to_it(gpt2, tmp_path, capsys):
-    run = shutil.copytree(gpt2["mt"], tmp_path / "run")
-    (run / "learning_curve.png").write_bytes(b"mine")
-    before, argv = files(run), ["--into", str(run), "--checkpoints", f"nlg={gpt2['nlg']}", *QUICK]
-    with pytest.raises(SystemExit):
-        combine_all.main(argv)
-    error = capsys.readouterr().err
-    assert "it also holds learning_curve.png, which would be lost" in error and "--output VLM" in error
-    assert files(run) == before and [p.name for p in tmp_path.iterdir()] == ["run"]
-    combine_all.main([*argv, "--output", str(tmp_path / "vlm")])
-    assert checkpoint.load(tmp_path / "vlm")[0].info.tasks == ["mt", "nlg"] and files(run) == before
-
-
-def test_a_vlm_behind_a_link_is_replaced_where_it_lies(gpt2, tmp_path):
-    vlm, link = combined(tmp_path / "vlm", {"mt": gpt2["mt"]}), tmp_path / "link"
-    link.symlink_to("vlm")
-    combine_all.main(["--into", str(link), "--checkpoints", f"nlg={gpt2['nlg']}", *QUICK])
-    assert link.is_symlink() and checkpoint.load(vlm)[0].info.tasks == ["mt", "nlg"]
-
-
-def test_a_task_of_another_version_is_refused(gpt2, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(type(get_task("mt")), "markers", (*get_task("mt").markers, "<more>"))
-    with pytest.raises(SystemExit):
-        combined(tmp_path / "vlm", {"mt": gpt2["mt"]})
-    assert "task 'mt' has other markers here" in capsys.readouterr().err and not (tmp_path / "vlm").exists()
-
-
-# ---- the scripts
 
 
 def test_a_vlm_evaluates_to_the_files_of_its_single_runs(gpt2, tmp_path, monkeypatch):

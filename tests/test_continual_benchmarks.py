@@ -7,7 +7,7 @@ import json
 
 import pytest
 from converting import write
-from test_convert_squad import asked, error, run
+from squad_conversion import asked, error, run
 from versatile.data import question_scores as scores
 from versatile.data import question_tasks as tasks
 from versatile.data.question_samples import QA

@@ -117,7 +117,7 @@ def test_heads_of_their_own_are_combined_bit_for_bit(kind, freeze, tmp_path):
 
 
 def test_an_adapter_of_another_kind_of_backbone_is_refused(tmp_path):
-    from test_adapters import attached as causal
+    from attached_models import attached as causal
 
     for name, other in (("tiny-t5", "tiny-gpt2"), ("tiny-gpt2", "tiny-t5")):
         model, tokenizer = attached(name) if name == "tiny-t5" else causal(name)
@@ -175,7 +175,7 @@ def test_word_distillation_equals_a_plain_computation_from_full_scores(kind):
 
 
 def test_a_teacher_of_another_vocabulary_is_refused():
-    from test_adapters import attached as causal
+    from attached_models import attached as causal
 
     with pytest.raises(UserError, match="--teacher: the teacher's vocabulary"):
         WordTeacher(causal("tiny-gpt2"), attached("tiny-t5"), get_task("mt"))
