@@ -249,7 +249,7 @@ def refuse_unknown(sources):
 
 
 def read_inputs(args, source):
-    """A task's first inputs for the proof, and where they are from: `training.evaluation.EvalSplit`."""
+    """A task's first inputs for the proof, and where they are from: `training.evaluation.MarkerSplit`."""
     from versatile.data.files import SAMPLES
     from versatile.data.task import get_task
     from versatile.training import evaluation, runs
@@ -261,7 +261,7 @@ def read_inputs(args, source):
     for path in paths:
         if path and (named_file or Path(path).is_file() or (path == task.dataset_path and task.has_data())):
             try:
-                return evaluation.part(task, str(path), task.scored_split, source.history, args.proof_examples)
+                return evaluation.read_split(task, str(path), task.scored_split, source.history, args.proof_examples)
             except UserError as error:
                 errors.append(error)
     if named_file:

@@ -23,7 +23,6 @@ from versatile.adapters.manifest import peek
 from versatile.adapters.methods.registry import BARE
 from versatile.data.listing import list_tasks
 from versatile.data.task_names import task_flag
-from versatile.training import t5_directory
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 
@@ -73,10 +72,10 @@ def main(argv=None):
     flags.require_one_process()
     manifest = peek(args.model_checkpoint) if args.model_checkpoint else None
     if not args.score_only:
-        from versatile.training.evaluation import own_evaluation
+        from versatile.training.evaluation import OF_RUNS, evaluate_run
 
-        if evaluate_run := own_evaluation(manifest):
-            return evaluate_run(args, flags.typed_flags(parser, argv))
+        if manifest and manifest.encoder in OF_RUNS:
+            return evaluate_run(args, flags.typed_flags(parser, argv), manifest.encoder)
     from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
     from versatile.data.task import canonical_name, get_task
 
@@ -84,7 +83,9 @@ def main(argv=None):
     register_own_tasks(manifest.definitions.values() if manifest else ())
     args.task = canonical_name(args.task, "markers")
     if args.model_checkpoint and not args.score_only and (args.task == "all" or not_trained(args, manifest)):
-        raise t5_directory.why_not(args.model_checkpoint)
+        from versatile.training.text_to_text_evaluation import explain_untrained
+
+        raise explain_untrained(args.model_checkpoint)
     task = get_task(args.task)
     if not (args.score_only and args.references):
         args.dataset_path = task.data_path(args.dataset_path)
@@ -124,41 +125,36 @@ def score_files(args, task):
     if examples is None:
         scores, notes = task.score(hypotheses, references)
     else:
-        scores, notes = evaluation.score(task, hypotheses, examples, f"{args.dataset_path}:{args.split}")
+        scores, notes = evaluation.score_texts(task, hypotheses, examples, f"{args.dataset_path}:{args.split}")
     if args.output_dir:
-        evaluation.write(args.output_dir, task, hypotheses, references)
+        evaluation.write_outputs(args.output_dir, task.name, hypotheses, references)
         summary = dict(task=task.name, scores=metrics.to_json(scores), instances=len(hypotheses),
                        score_only=args.score_only)  # fmt: skip
         write_json(f"{args.output_dir}/{task.name}_metrics.json", summary)
-    evaluation.show(task, args.score_only, scores, notes, hypotheses, references)
+    evaluation.show_scores(f"{task.name}, {args.score_only}", references, scores, notes)
 
 
 def evaluate(args, task, manifest):
     import ignite.distributed as idist
-    from versatile.adapters import inference
     from versatile.training import evaluation, runs
+    from versatile.training.decoding import Decoding
+    from versatile.training.text_model import TextModel
     from versatile.utils import devices
     from versatile.utils.files import writable_directory
 
     devices.quiet_libraries(args.cache_dir)
-    device = idist.device()
-    dtype = devices.precision(args, device)
+    dtype = devices.precision(args, idist.device())
     # Before the model, which takes longer.
     history = args.max_history or (manifest.histories.get(task.name) if manifest else None)
-    part = evaluation.part(task, args.dataset_path, args.split, history, args.limit)
+    split = evaluation.read_split(task, args.dataset_path, args.split, history, args.limit)
     model, tokenizer, method = load_model(args, task, manifest)
     mode = "GPT2_result" if model.info.mode == "full" else "adapter_result"
     args.output_dir = args.output_dir or f"results/{mode}"
     writable_directory(args.output_dir, "--output_dir")
-    parameters, positions = inference.prepare_for_inference(model, device, dtype)
-    more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters, method=method,
-                backbone=model.config._name_or_path) | runs.origin(args.model_checkpoint)  # fmt: skip
-    from versatile.training.decoding import Decoding
-
-    decoding = Decoding.from_flags(args, positions)
-    evaluation.evaluate(model, tokenizer, [part], decoding, positions=positions, dtype=dtype,
-                        output_dir=args.output_dir, samples=args.samples, limit=args.limit,
-                        cache_dir=args.token_cache_dir, **more)  # fmt: skip
+    text_model = TextModel(args.model_checkpoint, model, tokenizer, dtype, args.token_cache_dir)
+    more = text_model.describe() | dict(method=method) | runs.origin(args.model_checkpoint)
+    decoding = Decoding.from_flags(args, text_model.positions)
+    evaluation.evaluate_into(args.output_dir, text_model, [split], decoding, args.samples, **more)
 
 
 def load_model(args, task, manifest):

@@ -47,12 +47,12 @@ def main(argv=None):
     args = p.parse_args(argv)
     if not args.model_checkpoint:
         p.error("--model_checkpoint is needed")
-    from versatile.training.evaluation import own_evaluation
+    from versatile.training.evaluation import OF_RUNS, evaluate_run
 
     manifest = peek(args.model_checkpoint)
-    if evaluate_run := own_evaluation(manifest):
+    if manifest and manifest.encoder in OF_RUNS:
         flags.require_one_process()
-        return evaluate_run(args, flags.typed_flags(parser, argv))
+        return evaluate_run(args, flags.typed_flags(parser, argv), manifest.encoder)
     args.output_dir = args.output_dir or "results/VLM_result"
     if args.dataset_path and args.task == "all":
         p.error("--dataset_path goes with one --task; for several: --data TASK=FILE …")
@@ -63,17 +63,18 @@ def main(argv=None):
 
 def evaluate(args, manifest):
     import ignite.distributed as idist
-    from versatile.adapters import checkpoint, inference
+    from versatile.adapters import checkpoint
     from versatile.adapters.backbones import bundled as embedded
     from versatile.adapters.backbones import loading as backbones
     from versatile.data.task import canonical_name
     from versatile.training import evaluation, runs
+    from versatile.training.decoding import Decoding
+    from versatile.training.text_model import TextModel
     from versatile.utils import devices
     from versatile.utils.files import writable_directory
 
     devices.quiet_libraries(args.cache_dir)
-    device = idist.device()
-    dtype = devices.precision(args, device)
+    dtype = devices.precision(args, idist.device())
     if args.model_checkpoint not in embedded.NAMES:
         backbones.need_directory(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
     if manifest is None:
@@ -81,24 +82,19 @@ def evaluate(args, manifest):
                         expected="what combine_all.py, train_vlm.py or train.py wrote, or a released VLM")  # fmt: skip
     args.task = canonical_name(args.task, "markers")
     model, tokenizer = checkpoint.load(args.model_checkpoint, None if args.task == "all" else args.task)
-    parts = read_parts(args, model.info)
+    splits = read_splits(args, model.info)
     writable_directory(args.output_dir, "--output_dir")
-    parameters, positions = inference.prepare_for_inference(model, device, dtype)
+    text_model = TextModel(args.model_checkpoint, model, tokenizer, dtype, args.token_cache_dir)
     method = "released" if manifest.released else "combined"
-    more = dict(checkpoint=str(args.model_checkpoint), parameters=parameters, method=method,
-                backbone=model.config._name_or_path) | runs.origin(args.model_checkpoint)  # fmt: skip
-    from versatile.training.decoding import Decoding
-
-    decoding = Decoding.from_flags(args, positions)
-    summaries = evaluation.evaluate(model, tokenizer, parts, decoding, positions=positions, dtype=dtype,
-                                    output_dir=args.output_dir, samples=args.samples, limit=args.limit,
-                                    cache_dir=args.token_cache_dir, **more)  # fmt: skip
+    more = text_model.describe() | dict(method=method) | runs.origin(args.model_checkpoint)
+    decoding = Decoding.from_flags(args, text_model.positions)
+    summaries = evaluation.evaluate_into(args.output_dir, text_model, splits, decoding, args.samples, **more)
     for name, summary in summaries.items():
         scores = {which: summary["scores"][which]["score"] for which in (summary["headline"], "PPL")}
         print(f"{name:15}", ", ".join(f"{which} {'inf' if v is None else f'{v:.4g}'}" for which, v in scores.items()))
 
 
-def read_parts(args, info):
+def read_splits(args, info):
     """What to evaluate: the asked-for tasks that the model holds, with their data."""
     from versatile.data.own_tasks import register_own_tasks
     from versatile.data.task import get_task
@@ -109,27 +105,27 @@ def read_parts(args, info):
         raise UserError(
             f"task {foreign[0]!r} is not evaluated", location="--data", expected="one of " + ", ".join(names)
         )
-    splits = [read_part(args, get_task(name), args.max_history or info.histories.get(name)) for name in names]
+    splits = [read_task_split(args, get_task(name), args.max_history or info.histories.get(name)) for name in names]
     if not any(splits):
         raise UserError("none of the tasks has data", location="--data", expected="TASK=FILE for at least one of "
                         + ", ".join(names), remedy="name some, or make them: python -m data.convert --help; "
                         f"to try it: --data {names[0]}=data/samples/{names[0]}.json")  # fmt: skip
-    return [part for part in splits if part]
+    return [split for split in splits if split]
 
 
-def read_part(args, task, max_history):
+def read_task_split(args, task, max_history):
     """A task with its data: those named, else in its own place, else what it was trained on; None: it is left out."""
     from versatile.training import evaluation, runs
 
     split, named_file = args.split or task.scored_split, args.data.get(task.name) or args.dataset_path
     own, trained_on = Path(task.dataset_path), runs.trained_on(args.model_checkpoint, task.name)
     if named_file or task.has_data():
-        return evaluation.part(task, named_file or str(own), split, max_history, args.limit)
+        return evaluation.read_split(task, named_file or str(own), split, max_history, args.limit)
     why = f"there is no {own}"
     if trained_on and task.can_read(trained_on):
         print(f"{task.name}: {why}; taken is what it was trained on, {trained_on}")
         try:
-            return evaluation.part(task, trained_on, split, max_history, args.limit)
+            return evaluation.read_split(task, trained_on, split, max_history, args.limit)
         except UserError as error:
             # Nobody named it, and it may have no such split: that is no reason to leave the others out.
             if args.task != "all":

@@ -121,12 +121,12 @@ class Talk:
         import ignite.distributed as idist
         from versatile.data.task import get_task
         from versatile.training.decoding import Decoding
-        from versatile.training.text_model import TextModel
+        from versatile.training.text_model import load_text_model
         from versatile.utils import devices
 
         devices.quiet_libraries(args.cache_dir)
         dtype = devices.precision(args, idist.device())
-        self.text_model = TextModel.load(args.model_checkpoint, args.task, dtype)
+        self.text_model = load_text_model(args.model_checkpoint, args.task, dtype)
         self.tasks, self.max_history = self.text_model.tasks, args.max_history
         first = next(iter(self.tasks.values()), None)
         self.task = self.tasks.get(args.task) or first or get_task(self.text_model.names[0])

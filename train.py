@@ -28,7 +28,6 @@ from versatile.data.task_names import task_flag
 from versatile.training import method_flags
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.screen import shell_command
 
 PUBLISHED = ("lr", "n_epochs", "train_batch_size", "gradient_accumulation_steps")
 
@@ -119,11 +118,9 @@ def train(args, given):
     if run is None:
         run = experiment.new_run(args, (task.name, mode(args)), method(args))
     experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, objective=objective)
-    following = shell_command("evaluate.py", "--task", task.name, "--no_sample", "--model_checkpoint", run.directory,
-                              "--dataset_path", args.dataset_path,
-                              "--output_dir", f"results/{run.directory.name}")  # fmt: skip
-    experiment.say(f"next: {following}")
-    experiment.push(args, run)
+    experiment.end_run(args, run, "evaluate.py", "--task", task.name, "--no_sample", "--model_checkpoint",
+                       run.directory, "--dataset_path", args.dataset_path,
+                       "--output_dir", f"results/{run.directory.name}")  # fmt: skip
 
 
 def check(args, given):
@@ -182,15 +179,10 @@ def build(args, task, model, tokenizer):
     """Make a loaded backbone the model that the flags ask for."""
     from versatile.adapters import attach as adapting
     from versatile.adapters.methods import pointer as self_copy
+    from versatile.training import experiment
 
     chosen = choose(args, task)
-    adapting.attach(model, tokenizer, {task.name: task.markers}, chosen and {task.name: chosen})
-    if task.max_history:
-        model.info.histories[task.name] = args.max_history
-    if task.definition:
-        model.info.definitions[task.name] = task.definition
-    if args.row_init == "words":
-        adapting.start_rows_from_words(model, tokenizer, task.name)
+    experiment.attach_tasks(args, model, tokenizer, {task.name: task}, chosen and {task.name: chosen})
     if args.self_copy:
         self_copy.add(model)
     if args.outputlayer_only:

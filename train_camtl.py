@@ -28,7 +28,7 @@ from pathlib import Path
 from versatile.training import classification_flags
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.screen import counted, shell_command
+from versatile.utils.screen import counted
 
 METHODS = {"base": "CA-MTL-base", "large": "CA-MTL-large", "plain": "multi-task BERT"}
 # Rows that a CPU learns at once; see `PairBatches`.
@@ -87,10 +87,8 @@ def work(args, given):
     step, report = train(args, run, model, tokenizer, splits, dtype)
     finish(args, run.directory, model, tokenizer, splits, dtype, step, report)
     data = ["--data_dir", args.data_dir] if args.data_dir else []
-    following = shell_command("train_camtl.py", "--model_name_or_path", run.directory, *data,
-                              "--output_dir", f"results/{run.directory.name}", "--do_eval", "--do_predict")  # fmt: skip
-    experiment.say(f"next: {following}")
-    experiment.push(args, run)
+    experiment.end_run(args, run, "train_camtl.py", "--model_name_or_path", run.directory, *data,
+                       "--output_dir", f"results/{run.directory.name}", "--do_eval", "--do_predict")  # fmt: skip
 
 
 def open_run(args, given):

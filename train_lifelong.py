@@ -32,7 +32,7 @@ from pathlib import Path
 from versatile.lifelong import sequence, strategies
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.screen import shell_command, shell_words
+from versatile.utils.screen import shell_words
 
 # Flags of the originals that are not taken, and why.
 REFUSED = {
@@ -203,9 +203,7 @@ def train(args, given):
     check_skipped(args, run)
     learning.Sequence(args, lifelong_model, data, run.directory, dtype, teachers.get).train()
     data = ["--data_dir", args.data_dir] if args.data_dir else []
-    following = shell_command("evaluate_lifelong.py", *data, "--model_dirs", run.directory)
-    experiment.say(f"\nnext: {following}")
-    experiment.push(args, run)
+    experiment.end_run(args, run, "evaluate_lifelong.py", *data, "--model_dirs", run.directory)
 
 
 def open_sequence(args, given):

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from versatile.training import text_to_text_flags
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.screen import shell_command, shell_words
+from versatile.utils.screen import shell_words
 
 
 def parser():
@@ -57,7 +57,7 @@ def work(arguments):
         model, tokenizer = build(arguments)
         splits = read(arguments, tokenizer, model)
     say(t5.parameter_summary(model))
-    if evaluation := build_evaluation(arguments, tokenizer, splits.get("validation")):
+    if evaluation := build_evaluation(arguments, model, tokenizer, splits.get("validation")):
         text_to_text_evaluation.check_best_metric(arguments, evaluation)
     drawn = make_batches(arguments, model, tokenizer, splits) if arguments.do_train else None
     run = open_run(arguments, model, tokenizer)
@@ -144,7 +144,7 @@ def build(arguments):
 
 
 def read(arguments, tokenizer, model):
-    """{"train" | "validation" | "test": {task: `text_to_text_evaluation.EvalSplit`}}, of those that are asked for."""
+    """{"train" | "validation" | "test": {task: `text_to_text_evaluation.TextSplit`}}, of those that are asked for."""
     from versatile.training import text_to_text_evaluation
     from versatile.training.experiment import say
 
@@ -160,7 +160,8 @@ def read(arguments, tokenizer, model):
     ):
         if wanted:
             common["lengths"] = (arguments.max_source_length, target)
-            splits[split] = text_to_text_evaluation.read(names, split, arguments, tokenizer, ids, limit=limit, **common)
+            splits[split] = text_to_text_evaluation.read_splits(names, split, arguments, tokenizer, ids, limit=limit,
+                                                                **common)  # fmt: skip
     return splits
 
 
@@ -183,20 +184,15 @@ def check_test_rows(arguments, tasks):
         )
 
 
-def build_evaluation(arguments, tokenizer, parts):
-    """`text_to_text_evaluation.Evaluation` of a split's parts, shared out among the processes; None without any."""
-    import ignite.distributed as idist
+def build_evaluation(arguments, model, tokenizer, splits):
+    """`text_to_text_evaluation.Evaluation` of a split's tasks, shared out among the processes; None without any."""
     from transformers.utils import is_torch_xla_available
-    from versatile.training import text_to_text_evaluation
-    from versatile.utils.devices import precision
+    from versatile.training.text_to_text_evaluation import Evaluation
+    from versatile.training.text_to_text_training import of_training
 
-    if not parts:
-        return None
     lengths = (arguments.max_source_length, arguments.val_max_target_length) if is_torch_xla_available() else None
-    return text_to_text_evaluation.Evaluation(
-        parts, tokenizer, arguments.valid_batch_size, dtype=precision(arguments, idist.device()),
-        decode=arguments.predict_with_generate, share=(idist.get_rank(), idist.get_world_size()), fixed_lengths=lengths,
-    )  # fmt: skip
+    text_model = of_training(arguments, model, tokenizer, lengths)
+    return Evaluation(text_model, splits, arguments.predict_with_generate) if splits else None
 
 
 def open_run(arguments, model, tokenizer):
@@ -294,7 +290,8 @@ def finish(arguments, run, model, tokenizer, splits, trained):
     """
     import ignite.distributed as idist
     from versatile.adapters import t5
-    from versatile.training import experiment, hub, text_to_text_evaluation
+    from versatile.training import experiment
+    from versatile.training.text_to_text_evaluation import FILES, PREFIXES, metric_values, print_average, write_results
     from versatile.utils import plots
     from versatile.utils.devices import precision, prepare_for_device
     from versatile.utils.files import write_json
@@ -303,17 +300,19 @@ def finish(arguments, run, model, tokenizer, splits, trained):
     folder, step = Path(arguments.eval_output_dir or arguments.output_dir), trained.get("best_step")
     results, tasks = {}, {}
     prepare_for_device(model, idist.device(), precision(arguments, idist.device()))
-    for split, prefix, file in (("validation", "eval", "val_results.json"), ("test", "test", "test_results.json")):
-        scorer = build_evaluation(arguments, tokenizer, splits.get(split))
-        if scorer is None:
+    for split in ("validation", "test"):
+        evaluation, prefix = build_evaluation(arguments, model, tokenizer, splits.get(split)), PREFIXES[split]
+        if evaluation is None:
             continue
-        results[prefix] = scorer(model, prefix)
+        results[prefix] = evaluation(prefix)
         if first:
             print(f"\n---- {split} ----")
-            text_to_text_evaluation.write_results(folder / file, results[prefix], step=step or trained.get("steps"))
-            text_to_text_evaluation.show(scorer, results[prefix], prefix, samples=1 if split == "test" else 0)
-            text_to_text_evaluation.write_outputs(folder / f"{prefix}_outputs", scorer)
-            tasks[split] = {name: dict(scorer.scores.get(name, {})) for name in scorer.parts}
+            write_results(folder / FILES[split], results[prefix], step=step or trained.get("steps"))
+            for result in evaluation.results.values():
+                result.show(samples=1 if split == "test" else 0)
+                result.write(folder / f"{prefix}_outputs")
+            print_average(results[prefix], prefix)
+            tasks[split] = {name: metric_values(result) for name, result in evaluation.results.items()}
     named = ", ".join(arguments.tasks) if len(arguments.tasks) < 4 else f"{len(arguments.tasks)} tasks"
     counts = t5.count_parameters(model)
     metrics = dict(method=model.settings.method, tasks_of_model=model.tasks, ledger=counts, coverage=None)
@@ -327,11 +326,8 @@ def finish(arguments, run, model, tokenizer, splits, trained):
     if idist.get_world_size() > 1:
         idist.barrier()
     experiment.say(f"model and results in {run.directory}")
-    if trained:
-        following = shell_command("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory)
-        experiment.say(f"next: {following}")
-    if first:
-        hub.push(run.directory, arguments.push_to_hub)
+    following = ("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory)
+    experiment.end_run(arguments, run, *(following if trained else ()))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ from versatile.data.task_names import task_flag
 from versatile.training import method_flags
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.screen import shell_command
 
 # The published setting; the rate of the unfrozen backbone is the original's, that of adapters alone the one most
 # adapters were published with.
@@ -127,15 +126,7 @@ def train(args, given):
         model, tokenizer = backbones.load(args.model_checkpoint, args.seed if args.random_init else False,
                                           quantization=flags.quantization(args))  # fmt: skip
         torch.manual_seed(args.seed)
-        markers = {name: task.markers for name, task in tasks.items()}
-        adapting.attach(model, tokenizer, markers, methods, freeze=not args.unfreeze_backbone)
-        for name, task in tasks.items():
-            if task.max_history:
-                model.info.histories[name] = args.max_history or task.max_history
-            if task.definition:
-                model.info.definitions[name] = task.definition
-            if args.row_init == "words":
-                adapting.start_rows_from_words(model, tokenizer, name)
+        experiment.attach_tasks(args, model, tokenizer, tasks, methods, freeze=not args.unfreeze_backbone)
         experiment.warm_start(args, run, model, tokenizer)
         positions = backbone_of(model.config).max_length(model.config)
         splits = experiment.load_splits(args, tasks, paths, tokenizer, positions, limits)
@@ -149,10 +140,8 @@ def train(args, given):
         experiment.say(f"{name:15} best validation NLL {best['valid_nll']:.4f}, PPL {best['valid_ppl']:.3f},"
                        f" after step {best['best_step']}")  # fmt: skip
     data = [f"{name}={path}" for name, path in paths.items()]
-    following = shell_command("evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory,
-                              "--data", *data, "--output_dir", f"results/{run.directory.name}")  # fmt: skip
-    experiment.say(f"next: {following}")
-    experiment.push(args, run)
+    experiment.end_run(args, run, "evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint",
+                       run.directory, "--data", *data, "--output_dir", f"results/{run.directory.name}")  # fmt: skip
 
 
 def with_data(args):

@@ -11,8 +11,8 @@ from versatile.adapters import t5
 from versatile.data import text_to_text
 from versatile.data.encoders import text_to_text as encoder
 from versatile.data.text_to_text_batches import Rows
-from versatile.training import text_to_text_evaluation
-from versatile.training.text_to_text_evaluation import EvalSplit, Evaluation
+from versatile.training.text_to_text_evaluation import Evaluation, TextSplit
+from versatile.training.text_to_text_model import TextToTextModel
 
 import train_t5
 
@@ -32,35 +32,44 @@ def model():
     return attached.eval(), tokenizer
 
 
+def evaluation_of(model, splits, batch_size, decode=True, **settings):
+    return Evaluation(TextToTextModel(*model, batch_size=batch_size, **settings), splits, decode)
+
+
+def outputs(evaluation):
+    return {name: result.predictions.texts for name, result in evaluation.results.items()}
+
+
 def parts(model, names, rows=7, beams=1, **changes):
     made = {}
     for name in names:
         task = text_to_text.get_task(name)
         data = encoder.load(task, "validation", model[1], (24, 8), data_dir=GLUE, n_obs=rows)
         encoded = Rows(model[0].task_id(name), data.sources, data.targets, data.target_texts)
-        made[name] = EvalSplit(task, encoded, data.source_texts, task.max_new_tokens(model[1]), beams)
+        made[name] = TextSplit(task, "validation", encoded, data.source_texts, task.max_new_tokens(model[1]), beams,
+                               data.references)  # fmt: skip
         for field, value in changes.get(name, {}).items():
             made[name] = dataclasses.replace(made[name], **{field: value})
     return made
 
 
 def test_beams_and_lengths_of_one_task_do_not_reach_the_next(model):
-    alone = Evaluation(parts(model, ["mrpc"]), model[1], 3)
-    alone(model[0])
-    both = Evaluation(parts(model, ["stsb", "mrpc"], stsb=dict(beams=4, length=9)), model[1], 3)
-    both(model[0])
-    assert both.outputs["mrpc"] == alone.outputs["mrpc"]
+    alone = evaluation_of(model, parts(model, ["mrpc"]), 3)
+    alone()
+    both = evaluation_of(model, parts(model, ["stsb", "mrpc"], stsb=dict(beams=4, length=9)), 3)
+    both()
+    assert outputs(both)["mrpc"] == outputs(alone)["mrpc"]
     assert model[0].generation_config.num_beams in (None, 1)
 
 
 def test_outputs_are_those_of_one_row_at_a_time_in_the_rows_order(model):
     made = parts(model, ["rte"])
-    together, single = Evaluation(made, model[1], 5), Evaluation(made, model[1], 1)
-    one, other = together(model[0]), single(model[0])
-    assert together.outputs == single.outputs
+    together, single = evaluation_of(model, made, 5), evaluation_of(model, made, 1)
+    one, other = together(), single()
+    assert outputs(together) == outputs(single)
     assert one == {k: pytest.approx(v, rel=1e-5) for k, v in other.items()}
     with torch.no_grad():
-        for source, output in zip(made["rte"].sources, together.outputs["rte"]):
+        for source, output in zip(made["rte"].sources, outputs(together)["rte"]):
             ids = model[1](source).input_ids
             ids = torch.tensor([[*ids[:23], ids[-1]] if len(ids) > 24 else ids])
             out = model[0].generate(ids, task_ids=torch.tensor([0]), max_new_tokens=made["rte"].length, do_sample=False)
@@ -71,19 +80,19 @@ def test_outputs_are_those_of_one_row_at_a_time_in_the_rows_order(model):
 def test_processes_that_share_the_rows_find_what_one_finds(model, processes):
     """Seven rows for two or three: no row is lost, and none counts twice."""
     made = parts(model, ["rte", "stsb"])
-    whole = Evaluation(made, model[1], 2)
-    expected = whole(model[0])
+    whole = evaluation_of(model, made, 2)
+    expected = whole()
     sent = [[] for _ in range(processes)]
     for rank in range(processes):
-        each = Evaluation(made, model[1], 2, share=(rank, processes), gather=lambda t, r=rank: sent[r].append(t) or t)
-        each.gather = lambda t, r=rank: sent[r].append(t) or t
-        for part in made.values():
-            each.loss(model[0], part)
-            each.texts(model[0], part)
+        own = TextToTextModel(*model, batch_size=2, share=(rank, processes),
+                              gather=lambda t, r=rank: sent[r].append(t) or t)  # fmt: skip
+        for split in made.values():
+            own.negative_log_likelihood(split.rows)
+            own.generate(split.rows, split.rows.sources.lengths(), split.length, split.beams)
     gathered = iter([torch.cat(rows) for rows in zip(*sent)])
-    last = Evaluation(made, model[1], 2, share=(0, processes), gather=lambda t: next(gathered))
-    found = last(model[0])
-    assert last.outputs == whole.outputs
+    last = evaluation_of(model, made, 2, share=(0, processes), gather=lambda t: next(gathered))
+    found = last()
+    assert outputs(last) == outputs(whole)
     assert found == {k: pytest.approx(v, rel=1e-5) for k, v in expected.items()}
 
 
@@ -97,8 +106,7 @@ def test_an_output_is_no_longer_than_the_longest_label(model, monkeypatch):
         return ids
 
     monkeypatch.setattr(model[0], "generate", recorded)
-    evaluation = Evaluation(made, model[1], 4)
-    evaluation(model[0])
+    evaluation_of(model, made, 4)()
     for name, part in made.items():
         answers = part.task.answers
         # As published, the longest label's tokens, its end among them, with the start token among those of an output.
@@ -111,7 +119,7 @@ def test_the_loss_is_per_token_and_the_model_is_left_in_training(model):
     made = parts(model, ["rte"])
     model[0].train()
     try:
-        found = Evaluation(made, model[1], 3, decode=False)(model[0])
+        found = evaluation_of(model, made, 3, decode=False)()
         assert model[0].training
     finally:
         model[0].eval()
@@ -129,11 +137,12 @@ def test_the_loss_is_per_token_and_the_model_is_left_in_training(model):
 
 def test_a_perfect_answer_scores_a_hundred_and_its_perplexity_is_that_of_the_loss(model):
     made = parts(model, ["rte", "mrpc"])
-    evaluation = Evaluation(made, model[1], 4)
-    evaluation.texts = lambda _, part: part.rows.texts
-    scores = evaluation(model[0], "test")
+    evaluation = evaluation_of(model, made, 4)
+    answers = iter([split.rows.texts for split in made.values()])
+    evaluation.text_model.generate = lambda *_: list(next(answers))
+    scores = evaluation("test")
     assert scores["test_average_metrics"] == 100 and scores["mrpc_test_invalid"] == 0
-    summaries = text_to_text_evaluation.summaries(evaluation, scores, "test", method="adapters")
+    summaries = {name: result.summary(method="adapters") for name, result in evaluation.results.items()}
     assert summaries["mrpc"]["headline"] == "f1" and summaries["mrpc"]["scores"]["f1"]["score"] == 100
     assert summaries["rte"]["scores"]["PPL"]["score"] == pytest.approx(math.exp(scores["rte_test_loss"]))
 
@@ -170,7 +179,7 @@ def test_decoding_is_asked_for_as_published(model, monkeypatch, beams):
     made, asked = parts(model, ["rte"], beams=beams), []
     generate = model[0].generate
     monkeypatch.setattr(model[0], "generate", lambda **given: asked.append(given) or generate(**given))
-    Evaluation(made, model[1], 4)(model[0])
+    evaluation_of(model, made, 4)()
     longest = max(len(model[1](label).input_ids) for label in made["rte"].task.answers)
     for given in asked:
         assert given["early_stopping"] is False and given["num_beams"] == beams

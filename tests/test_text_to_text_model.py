@@ -29,7 +29,7 @@ def test_answers_are_those_of_evaluate(run, tmp_path):
     for task in model.tasks:
         rows = [json.loads(line) for line in (tmp_path / f"{task}_outputs.jsonl").read_text().splitlines()]
         # What is written down has the prefix, which the model puts there by itself.
-        head = f"{task} " if model.prefixed else ""
+        head = f"{task} " if model.has_prefix else ""
         sources = [row["source"].removeprefix(head) for row in rows]
         assert len(sources) == 6 and all(row["source"].startswith(head) for row in rows)
         assert model.generate_text(task, sources, batch_size=4) == [row["hypothesis"] for row in rows]
@@ -40,8 +40,7 @@ def test_columns_make_the_source_that_the_task_words(run):
     model = versatile.load(run, "rte", precision="fp32")
     columns = dict(sentence1="A man sleeps.", sentence2="He is awake.")
     text = "sentence1: A man sleeps. sentence2: He is awake."
-    form = model.tasks["rte"]
-    assert model._source(form, columns, 1) == model._source(form, text, 1)
+    assert model._example("rte", columns, "input 1").source == text
     assert model.generate_text("rte", [columns]) == [model.generate_text("rte", text)]
     assert model.generate_text("rte", []) == []
 

@@ -71,17 +71,24 @@ def evaluate(model, splits, batch_size, pad_id, dtype):
 
     The loss is the mean over the rows: cross-entropy, of a regression the squared error.
     """
-    return {name: score(name, split, *predict(model, split, batch_size, pad_id, dtype))
-            for name, split in splits.items()}  # fmt: skip
+    report = {}
+    for name, split in splits.items():
+        predictions, losses = predict(model, split, batch_size, pad_id, dtype)
+        report[name] = dict(loss=float(losses.mean()), rows=len(split), scores=score(name, split, predictions))
+    return report
 
 
-def score(name, split, predictions, losses):
-    """A task's dict(loss, rows, scores) of what `predict` returned."""
+def score(name, split, predictions):
+    """{metric: value} of what `predict` returned."""
     labels = split.labels.tolist()
     if not glue.get_task(name).regression:
         predictions, labels = predictions.astype(int), [int(label) for label in labels]
-    scores = glue.score(name, predictions.tolist(), labels)
-    return dict(loss=float(losses.mean()), rows=len(split), scores=scores)
+    return glue.score(name, predictions.tolist(), labels)
+
+
+def signature(name, metric, split):
+    """How a score was computed."""
+    return f"{f'GLUE {name}' if name in glue.TASKS else name} {split}, {metric}, 0–1"
 
 
 def one_number(scores):
@@ -153,8 +160,7 @@ def as_tasks(report, **more):
     """A report as `utils.table` reads it: {task: dict(task, scores, headline, …)}, the average among them."""
     tasks = {}
     for name, result in report.items():
-        data = f"GLUE {name}" if name in glue.TASKS else name
-        scores = {metric: dict(score=value, signature=f"{data} dev, {metric}, 0–1")
+        scores = {metric: dict(score=value, signature=signature(name, metric, "dev"))
                   for metric, value in result["scores"].items()}  # fmt: skip
         tasks[name] = dict(task=name, split="dev", scores=scores, headline=next(iter(scores)),
                            instances=result["rows"], loss=result["loss"], **more)  # fmt: skip

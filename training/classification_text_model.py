@@ -6,20 +6,24 @@ import ignite.distributed as idist
 import torch
 from versatile.adapters import bert
 from versatile.data import glue
+from versatile.data.encoders import sentence_pair
 from versatile.data.encoders.sentence_pair import encode
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.pair_batches import pad, tensors
 from versatile.data.prompt import Prompt
 from versatile.data.task import Example, Span, Task, resolve
-from versatile.training import runs
+from versatile.training import classification, runs
+from versatile.training.evaluation import EvalSplit, Predictions
 from versatile.training.objectives import move
 from versatile.training.text_model import TextModel
 from versatile.utils import devices
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
+from versatile.utils.metrics import Score
 from versatile.utils.screen import counted
 
 SEPARATOR = "|||"
+SPLITS = {"train": "train", "valid": "dev", "test": "test", None: "dev"}
 
 
 class SentenceTask(Task):
@@ -45,28 +49,72 @@ class SentencePrompt(Prompt):
     first: int = 0
 
 
+@dataclass
+class PairSplit(EvalSplit):
+    """Labelled rows of a task of sentences.
+
+    Attributes:
+        task: `data.glue.GlueTask`.
+        rows: `data.encoders.sentence_pair.PairSplit`.
+    """
+
+    task: object
+    rows: object
+    sources = ()
+
+    @property
+    def split(self):
+        return self.rows.split
+
+    @property
+    def references(self):
+        return [[text] for text in in_words(self.task, self.rows.labels)]
+
+    def score(self, predictions):
+        scores = classification.score(self.name, self.rows, predictions.values)
+        return {metric: Score(value, classification.signature(self.name, metric, self.split))
+                for metric, value in scores.items()}, []  # fmt: skip
+
+    def details(self, predictions):
+        return dict(loss=predictions.nll / predictions.labels)
+
+
 class SentenceClassifier(TextModel):
     """See `TextModel`: an answer is the likeliest class and its probability, or a regression's score."""
 
+    script = "train_camtl.py"
     without_effect = dict.fromkeys(
         ("no_sample", "temperature", "top_k", "top_p", "seed", "num_beams", "max_length", "min_length",
          "length_penalty"), "nothing is decoded: the answer is a class",
     )  # fmt: skip
+    # Of evaluate.py's flags, those that mean nothing to it. (--no_sample and --seed ask for what is done.)
+    unused_flags = {
+        **dict.fromkeys(("adapter_bottleneck", "max_history", "emb_only", "outputlayer_only", "random_init",
+                         "self_copy"), "no such ablation"),
+        **{flag: "nothing is decoded" for flag in without_effect if flag not in ("no_sample", "seed")},
+        "data": "all tasks lie in one folder: --dataset_path DIR",
+    }  # fmt: skip
+    # Of outputs, of which there are none.
+    positions = 1 << 20
 
-    def __init__(self, directory, task, dtype):
-        self.directory, self.dtype = directory, dtype
-        self.model, self.tokenizer = bert.load(directory)
+    def __init__(self, directory, model, tokenizer, dtype):
+        self.directory, self.model, self.tokenizer, self.dtype = directory, model, tokenizer, dtype
+        count = sum(parameter.numel() for parameter in model.parameters())
+        self.summary, self.parameters = f"{count:,} parameters, form {model.form}", dict(total=count)
+        self.backbone, self.longest = model.config._name_or_path, model.max_seq_length
+        devices.prepare_for_device(model.eval(), idist.device(), dtype)
+        self.tasks = {name: SentenceTask(glue.get_task(name)) for name in model.tasks}
+
+    @classmethod
+    def load(cls, directory, task, dtype):
+        """The model of a run of train_camtl.py, or of one of its checkpoints; see `load_text_model`."""
+        model, tokenizer = bert.load(directory)
         register_own_tasks(runs.stored(directory).get("flags", {}).get("task_definitions") or ())
-        count = sum(parameter.numel() for parameter in self.model.parameters())
-        self.summary = f"{count:,} parameters, form {self.model.form}"
-        self.backbone, self.longest = self.model.config._name_or_path, self.model.max_seq_length
-        # Of outputs, of which there are none.
-        self.positions = 1 << 20
-        devices.prepare_for_device(self.model.eval(), idist.device(), dtype)
-        self.tasks = {name: SentenceTask(glue.get_task(name)) for name in self.model.tasks}
-        if task is not None and task not in self.tasks:
+        if task is not None and task not in model.tasks:
             raise UserError(f"the model was not trained for {task}", location=f"--task {task}",
-                            expected=f"one of {', '.join(self.tasks)}")  # fmt: skip
+                            expected=f"one of {', '.join(model.tasks)}")  # fmt: skip
+        model.aliases = {guest: host for guest, host in glue.SHARED_HEADS.items() if host in model.tasks}
+        return cls(directory, model, tokenizer, dtype)
 
     @property
     def names(self):
@@ -107,3 +155,51 @@ class SentenceClassifier(TextModel):
 
     def prompt_text(self, prompt):
         return self.tokenizer.decode(prompt.ids, clean_up_tokenization_spaces=False)
+
+    # ---- evaluation
+
+    def read_splits(self, args, typed):
+        """The splits that evaluate.py is asked for, a list of `PairSplit`; with "all" MNLI's second dev set, too."""
+        data_dir = args.dataset_path or runs.stored(self.directory).get("flags", {}).get("data_dir")
+        names = list(self.model.tasks) if args.task == "all" else [args.task]
+        classification.check_heads(self.model, names, f"--model_checkpoint {args.model_checkpoint}")
+        if data_dir is None and not all(glue.get_task(name).pairs for name in names):
+            raise UserError("nothing says where the data lie", location="--dataset_path",
+                            expected="GLUE in the official script's folders")  # fmt: skip
+        split = SPLITS[args.split]
+        if args.task == "all":
+            names += [guest for guest in self.model.aliases if split in glue.get_task(guest).files
+                      and not sentence_pair.missing(data_dir, [guest], [split])]  # fmt: skip
+        splits = [PairSplit(glue.get_task(name), sentence_pair.load(
+            data_dir, name, split, self.tokenizer, self.longest, limit=args.limit, cache_dir=args.token_cache_dir,
+        )) for name in names]  # fmt: skip
+        for name, labels in ((part.name, part.rows.labels) for part in splits):
+            if (labels != labels).any():
+                raise UserError(f"the {args.split} rows of {name} have no labels", location=f"--split {args.split}",
+                                expected="rows whose labels are known",
+                                remedy="predict them: train_camtl.py --do_predict")  # fmt: skip
+        return splits
+
+    def describe(self):
+        """What every summary says of the model."""
+        return super().describe() | dict(method=runs.stored(self.directory).get("method"))
+
+    def predict(self, splits, decoding):
+        """See `TextModel.predict`: texts are names of classes, or scores; the loss is of rows, not of tokens."""
+        predictions = {}
+        for split in splits:
+            values, losses = classification.predict(self.model, split.rows, decoding.batch_size,
+                                                    self.tokenizer.pad_token_id, self.dtype)  # fmt: skip
+            texts = in_words(split.task, values)
+            predictions[split.name] = Predictions(texts, float(losses.sum()), len(losses), values)
+        return predictions, {}
+
+    def finish_evaluation(self, results, output_dir):
+        reports = {name: dict(scores={metric: score.value for metric, score in result.scores.items()})
+                   for name, result in results.items()}  # fmt: skip
+        print(f"average: {100 * classification.average(reports):.1f}")
+
+
+def in_words(task, values):
+    """Predictions or labels as texts: the names of classes, or scores."""
+    return [f"{value:.3f}" if task.regression else task.labels[int(value)] for value in values]

@@ -1,29 +1,82 @@
-"""Decode and score one task or several: what evaluate.py and evaluate_vlm.py share."""
+"""Evaluate a text model on splits of its tasks: outputs, scores, negative log-likelihood, on the screen and in files.
+
+Every model is evaluated here, whatever its examples are encoded by: `evaluate_tasks` takes what `TextModel.predict` of
+its kind makes of a split, and `EvalSplit.score` what its task makes of that.
+"""
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from versatile.data import cache, instances
-from versatile.data.batching import Batches
-from versatile.training import objectives, runs
-from versatile.training.decoding import decode
+from versatile.data import instances
+from versatile.training import runs
 from versatile.training.trainer import QUIET_SECONDS
-from versatile.utils import metrics
-from versatile.utils.files import atomic_write, write_json
+from versatile.utils import devices, metrics
+from versatile.utils.errors import UserError
+from versatile.utils.files import atomic_write, writable_directory, write_json
 from versatile.utils.lines import one_line
 
 
 @dataclass
+class Predictions:
+    """What a model makes of one split.
+
+    Attributes:
+        texts: the outputs, in the rows' order; None where only the loss was asked for.
+        nll, labels: negative log-likelihood of the references, summed over so many labels.
+        values: outputs of a classifier as numbers.
+    """
+
+    texts: list | None
+    nll: float
+    labels: int
+    values: object = None
+
+
 class EvalSplit:
-    """One task to evaluate.
+    """One task's split, as its kind of model reads it.
+
+    Attributes:
+        task: has a `name`.
+        split: what the split is called.
+        headline: the score that stands for the task in a summary; None: the first.
+        sources: the inputs' texts; empty: they are not written down.
+        references: a list of texts for each row, the first of them the one that is written down.
+    """
+
+    headline = None
+
+    @property
+    def name(self):
+        return self.task.name
+
+    def check(self):
+        """A `UserError` where nothing can be scored; called before anything is decoded, which takes long."""
+
+    def score(self, predictions):
+        """({metric: `utils.metrics.Score`}, [notes for the reader]) of `Predictions`."""
+        raise NotImplementedError
+
+    def details(self, predictions):
+        """What the summary holds beside the scores."""
+        return {}
+
+    def files(self, texts):
+        """Output files of the task's own, or in place of the usual: {name ending: text or json}."""
+        return {}
+
+
+@dataclass
+class MarkerSplit(EvalSplit):
+    """Instances of a task with markers.
 
     Attributes:
         task: a `data.task.Task`.
         path, split: its data.
         options: `data.task.ReadOptions` that the model was trained with.
-        examples: the instances, read by `part`.
+        examples: the instances, read by `read_split`.
+        limit: how many examples count for the loss.
     """
 
     task: object
@@ -31,165 +84,203 @@ class EvalSplit:
     split: str
     options: object
     examples: list
+    limit: int | None = None
+
+    @property
+    def headline(self):
+        return self.task.headline
+
+    @property
+    def sources(self):
+        return [example.source for example in self.examples]
+
+    @property
+    def references(self):
+        return [example.references for example in self.examples]
+
+    def check(self):
+        instances.scored(self.examples, f"{self.path}:{self.split}")
+
+    def score(self, predictions):
+        scores, notes = score_texts(self.task, predictions.texts, self.examples, f"{self.path}:{self.split}")
+        if empty := sum(not text for text in predictions.texts):
+            notes.append(f"{empty} of {len(predictions.texts)} outputs are empty")
+        return scores | {"PPL": metrics.perplexity(predictions.nll, predictions.labels)}, notes
+
+    def details(self, predictions):
+        return dict(nll=predictions.nll / predictions.labels, labels=predictions.labels, dataset_path=str(self.path))
+
+    def files(self, texts):
+        return self.task.files(texts, [example.details for example in self.examples])
 
 
-def own_evaluation(manifest):
-    """What evaluates a model of train_t5.py or of train_camtl.py, called with (flags, those typed); None: another.
-
-    Args:
-        manifest: of `adapters.manifest.peek`.
-    """
-    encoder = manifest and manifest.encoder
-    if encoder == "text_to_text":
-        from versatile.training.text_to_text_evaluation import evaluate_run
-    elif encoder == "sentence_pair":
-        from versatile.training.classification_evaluation import evaluate_run
-    else:
-        return None
-    return evaluate_run
-
-
-def part(task, path, split, max_history, limit):
-    """Read a task's instances: `EvalSplit`."""
+def read_split(task, path, split, max_history, limit):
+    """Read a task's instances: `MarkerSplit`."""
     decoding = task.read_options(max_history, decoding=True)
     examples = instances.read(path, split, task, decoding, limit)
-    return EvalSplit(task, path, split, task.read_options(max_history), examples)
+    return MarkerSplit(task, path, split, task.read_options(max_history), examples, limit)
 
 
-def texts(model, tokenizer, parts, decoding, positions, dtype):
-    """Decode all parts together.
+def score_texts(task, texts, examples, location):
+    """A task's scores of those outputs whose examples have references, and notes: see `data.instances.scored`."""
+    numbers, references, blank = instances.scored(examples, location)
+    details = [examples[i].details for i in numbers]
+    scores, notes = task.score([texts[i] for i in numbers], references, details)
+    return scores, [*notes, *blank]
 
-    Returns:
-        ({task: output texts}, tokens decoded, seconds)
+
+@dataclass
+class TaskResult:
+    """A model's result on one task.
+
+    Attributes:
+        split: `EvalSplit`.
+        predictions: `Predictions`.
+        scores: {metric: `utils.metrics.Score`}.
+        notes: for the reader.
     """
-    prompts, counts = [], []
-    for p in parts:
-        own, cut = instances.prompts(p.task, model.task_id(p.task.name), tokenizer, p.examples, positions,
-                                     decoding.max_length)  # fmt: skip
-        for why, count in cut.items():
-            print(f"{p.task.name}: {count} inputs cut ({why})")
-        prompts += own
-        counts.append(len(own))
-    started = time.monotonic()
-    with Progress(len(prompts), "decoding") as done:
-        ids = decode(model, tokenizer, prompts, decoding, dtype=dtype, progress=done)
-    seconds = time.monotonic() - started
-    outputs = iter([tokenizer.decode(i, clean_up_tokenization_spaces=False).strip() for i in ids])
-    named = {p.task.name: [next(outputs) for _ in range(count)] for p, count in zip(parts, counts)}
-    return named, sum(map(len, ids)), seconds
+
+    split: EvalSplit
+    predictions: Predictions
+    scores: dict
+    notes: list = field(default_factory=list)
+
+    @property
+    def loss(self):
+        """The negative log-likelihood per label."""
+        return self.predictions.nll / self.predictions.labels
+
+    def summary(self, **more):
+        """What <task>_metrics.json holds, in the form that `utils.table` reads."""
+        return dict(
+            task=self.split.name, split=self.split.split, scores=metrics.to_json(self.scores),
+            headline=self.split.headline or next(iter(self.scores)), instances=len(self.split.references),
+            **self.split.details(self.predictions), **more,
+        )  # fmt: skip
+
+    def show(self, samples=0):
+        """Print the scores, the notes and the first outputs beside their inputs and references."""
+        show_scores(f"{self.split.name}, {self.split.split}", self.split.references, self.scores, self.notes)
+        for source, text, references in list(zip(self.split.sources, self.predictions.texts or (),
+                                                 self.split.references))[:samples]:  # fmt: skip
+            print(f"input      {source}\noutput     {text}\nreference  {references[0]}\n")
+
+    def write(self, folder):
+        """The outputs and the task's own files."""
+        texts = self.predictions.texts
+        if texts is not None:
+            files = self.split.files(texts)
+            write_outputs(folder, self.split.name, texts, self.split.references, self.split.sources, files)
 
 
-def negative_log_likelihood(model, tokenizer, part, positions, dtype, limit=None, batch_size=32, cache_dir=None):
-    """(sum, number of labels) over every record's own target."""
-    name = part.task.name
-    split = cache.load(part.path, part.split, part.task, tokenizer, positions, training=False, options=part.options,
-                       cache_dir=cache_dir)  # fmt: skip
-    batches = Batches({name: split}, {name: model.task_id(name)}, tokenizer.pad_token_id, positions,
-                      limits={name: limit}, batch_size=batch_size, shuffle=False)  # fmt: skip
-    return objectives.negative_log_likelihood(model, batches, dtype)
-
-
-def evaluate(model, tokenizer, parts, decoding, *, positions, dtype, output_dir, samples=3, limit=None, cache_dir=None,
-             **more):  # fmt: skip
-    """Decode and score every part, print and write what came out.
+def evaluate_tasks(text_model, splits, decoding):
+    """Decode and score splits of a model's tasks.
 
     Args:
-        model: an attached model, ready for inference.
-        tokenizer: its tokenizer.
-        parts: a list of `EvalSplit`; their inputs are decoded in batches that mix the tasks.
-        decoding: `training.decoding.Decoding`.
-        positions: the model's longest sequence.
-        dtype: precision of the matrix products.
-        output_dir: where the files go.
+        text_model: `training.text_model.TextModel`.
+        splits: a list of `EvalSplit`, as this kind of model reads them.
+        decoding: `training.decoding.Decoding`; None: only the losses are computed.
+
+    Returns:
+        ({task: `TaskResult`}, what every summary says of the decoding)
+    """
+    for split in splits:
+        split.check()
+    predictions, speed = text_model.predict(splits, decoding)
+    results = {}
+    for split in splits:
+        scores, notes = split.score(predictions[split.name])
+        results[split.name] = TaskResult(split, predictions[split.name], scores, notes)
+    return results, speed
+
+
+def evaluate_into(output_dir, text_model, splits, decoding, samples=3, **more):
+    """`evaluate_tasks`, printed and written into a directory.
+
+    Args:
         samples: how many outputs of each task are printed.
-        limit: how many examples of each split count.
-        cache_dir: where tokenised data lie.
-        **more: what every summary shall hold beside.
+        **more: what every summary holds beside.
 
     Returns:
         {task: what its <task>_metrics.json holds}
     """
-    for p in parts:
-        instances.scored(p.examples, f"{p.path}:{p.split}")
-    # Before decoding, which takes long: a target that cannot be scored is found at once.
-    losses = [
-        negative_log_likelihood(model, tokenizer, p, positions, dtype, limit, decoding.batch_size, cache_dir)
-        for p in parts
-    ]
-    outputs, tokens, seconds = texts(model, tokenizer, parts, decoding, positions, dtype)
-    speed = tokens / max(seconds, 1e-9)
-    more |= dict(
-        decoding=vars(decoding), precision=str(dtype).removeprefix("torch."), decode_seconds=round(seconds, 1),
-        decode_tokens_per_second=round(speed, 1), versions=runs.versions(), tasks_of_model=model.info.tasks,
-    )  # fmt: skip
+    results, speed = evaluate_tasks(text_model, splits, decoding)
+    more = dict(precision=str(text_model.dtype).removeprefix("torch."), versions=runs.versions(), **speed) | more
     summaries = {}
-    for p, (nll, labels) in zip(parts, losses):
-        name, hypotheses = p.task.name, outputs[p.task.name]
-        references = [e.references for e in p.examples]
-        scores, notes = score(p.task, hypotheses, p.examples, f"{p.path}:{p.split}")
-        scores["PPL"] = metrics.perplexity(nll, labels)
-        write(output_dir, p.task, hypotheses, references, p.examples)
-        summaries[name] = dict(
-            task=name, split=p.split, scores=metrics.to_json(scores), headline=p.task.headline,
-            instances=len(hypotheses), nll=nll / labels, labels=labels, dataset_path=str(p.path), **more,
-        )  # fmt: skip
+    for name, result in results.items():
+        result.write(output_dir)
+        summaries[name] = result.summary(**more)
         write_json(Path(output_dir) / f"{name}_metrics.json", summaries[name])
-        show(p.task, p.split, scores, notes, hypotheses, references)
-        show_samples(hypotheses, p.examples, samples)
-    print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({speed:.0f} tokens/s); results in {output_dir}")
+        result.show(samples)
+    text_model.finish_evaluation(results, output_dir)
+    decoded = "decoded {decode_tokens:,} tokens in {decode_seconds} s ({decode_tokens_per_second:.0f} tokens/s); "
+    print((decoded.format(**speed) if speed else "") + f"results in {output_dir}")
     return summaries
 
 
-def score(task, hypotheses, examples, location):
-    """A task's scores of those outputs whose examples have references, and notes: see `data.instances.scored`."""
-    numbers, references, blank = instances.scored(examples, location)
-    details = [examples[i].details for i in numbers]
-    scores, notes = task.score([hypotheses[i] for i in numbers], references, details)
-    return scores, [*notes, *blank]
+# Encoders of models whose runs know their data and settings.
+OF_RUNS = ("text_to_text", "sentence_pair")
 
 
-def show(task, what, scores, notes, hypotheses, references):
+def evaluate_run(args, typed, encoder):
+    """evaluate.py's work for a model of train_t5.py or train_camtl.py: everything but the task is known from its run.
+
+    Args:
+        args: the flags of evaluate.py or evaluate_vlm.py; `task` may be "all", `dataset_path` is a folder of data.
+        typed: those that were typed.
+        encoder: one of `OF_RUNS`.
+
+    Raises:
+        UserError: a task that the model was not trained for, or without data.
+    """
+    import ignite.distributed as idist
+    from versatile.data.task import canonical_name
+    from versatile.training.decoding import Decoding
+    from versatile.training.text_model import text_model_class
+
+    kind = text_model_class(encoder)
+    for flag in typed:
+        if why := kind.unused_flags.get(flag):
+            raise UserError(f"has no effect on a model of {kind.script}: {why}", location=f"--{flag}",
+                            remedy="leave it out")  # fmt: skip
+    devices.quiet_libraries(args.cache_dir)
+    text_model = kind.load(args.model_checkpoint, None, devices.precision(args, idist.device()))
+    args.task = canonical_name(args.task, encoder)
+    splits = text_model.read_splits(args, typed)
+    args.output_dir = args.output_dir or f"results/{runs.run_of(args.model_checkpoint).name}"
+    writable_directory(args.output_dir, "--output_dir")
+    decoding = Decoding(batch_size=args.batch_size)
+    return evaluate_into(args.output_dir, text_model, splits, decoding, args.samples, **text_model.describe())
+
+
+# ---- the screen and files
+
+
+def show_scores(title, references, scores, notes):
     """Print a task's scores as a table."""
-    print(f"\n{task.name}, {what}: {len(hypotheses)} instances, {sum(map(len, references))} references\n"
-          f"{metrics.table(scores)}\n")  # fmt: skip
+    print(f"\n{title}: {len(references)} instances, {sum(map(len, references))} references\n{metrics.table(scores)}\n")
     for note in notes:
         print(f"{note}\n")
-    if empty := sum(not t for t in hypotheses):
-        print(f"{empty} of {len(hypotheses)} outputs are empty\n")
 
 
-def show_samples(hypotheses, examples, count):
-    """Print the first outputs beside their inputs and references."""
-    for example, text in list(zip(examples, hypotheses))[:count]:
-        print(f"input      {example.source}\noutput     {text}\nreference  {example.references[0]}\n")
+def write_outputs(folder, name, texts, references, sources=(), files=None):
+    """<task>_output.txt and <task>_ref.txt, one line for each example; with sources <task>_outputs.jsonl as well.
 
-
-def write(folder, task, hypotheses, references, examples=None):
-    """`write_texts`; with examples their inputs and the task's own files as well."""
-    examples = examples or []
-    write_texts(folder, task.name, hypotheses, references, [e.source for e in examples])
-    for ending, content in (task.files(hypotheses, [e.details for e in examples]) if examples else {}).items():
-        path = Path(folder) / f"{task.name}_{ending}"
+    Args:
+        references: a list for each output; the first is written as text.
+        files: {name ending: text or json}: files of the task's own, some in place of these.
+    """
+    contents = {"output.txt": lines(texts), "ref.txt": lines(group[0] for group in references)}
+    if len(sources):
+        rows = (dict(source=s, references=r, hypothesis=t) for s, r, t in zip(sources, references, texts))
+        contents["outputs.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for ending, content in (contents | (files or {})).items():
+        path = Path(folder) / f"{name}_{ending}"
         if isinstance(content, str):
             with atomic_write(path) as file:
                 file.write(content)
         else:
             write_json(path, content)
-
-
-def write_texts(folder, name, hypotheses, references, sources=()):
-    """<task>_output.txt and <task>_ref.txt, one line for each example; with sources <task>_outputs.jsonl as well.
-
-    Args:
-        references: a list for each hypothesis; the first is written as text.
-    """
-    files = {"output.txt": lines(hypotheses), "ref.txt": lines(r[0] for r in references)}
-    if sources:
-        rows = (dict(source=s, references=r, hypothesis=t) for s, r, t in zip(sources, references, hypotheses))
-        files["outputs.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    for ending, content in files.items():
-        with atomic_write(Path(folder) / f"{name}_{ending}") as file:
-            file.write(content)
 
 
 def lines(texts):

@@ -134,8 +134,14 @@ def prepare_push(args):
         hub.check_repository(args.push_to_hub)
 
 
-def push(args, run):
-    """--push_to_hub, of a finished run."""
+def end_run(args, run, *following):
+    """Say what to type after a finished run, and --push_to_hub.
+
+    Args:
+        following: words of the command; none: nothing is said.
+    """
+    if following:
+        say(f"next: {screen.shell_command(*following)}")
     if idist.get_rank() == 0:
         hub.push(run.directory, args.push_to_hub)
 
@@ -175,6 +181,24 @@ def check_sharding(args):
     if idist.get_world_size() == 1:
         raise UserError("there is one process", location="--fsdp", expected="several, to share the model out over",
                         remedy="torchrun --nproc_per_node N …")  # fmt: skip
+
+
+def attach_tasks(args, model, tokenizer, tasks, methods, freeze=True):
+    """Put into a loaded backbone what its tasks are to learn.
+
+    Args:
+        tasks: {name: `data.task.Task`}.
+        methods: {name: how it is adapted}, or None: the whole model is trained.
+        freeze: whether the backbone stays as it is.
+    """
+    adapting.attach(model, tokenizer, {name: task.markers for name, task in tasks.items()}, methods, freeze=freeze)
+    for name, task in tasks.items():
+        if task.max_history:
+            model.info.histories[name] = args.max_history or task.max_history
+        if task.definition:
+            model.info.definitions[name] = task.definition
+        if args.row_init == "words":
+            adapting.start_rows_from_words(model, tokenizer, name)
 
 
 def load_splits(args, tasks, paths, tokenizer, positions, limits):
@@ -271,12 +295,13 @@ def shard(model):
         f"backbone's {every:,} parameters")  # fmt: skip
 
 
-def new_run(args, what, method):
+def new_run(args, what, method, flags=None):
     """Make the run directory in the first process; all processes know its name.
 
     Args:
         what: parts of the default name behind the model's: task and way of training.
         method: how the model is trained, for tables of results.
+        flags: what run.json holds of the flags (default: all).
     """
     if not args.output_dir:
         name = str(default_directory(Path(args.model_checkpoint).name, *what))
@@ -284,8 +309,8 @@ def new_run(args, what, method):
     if idist.get_rank() == 0:
         if getattr(args, "overwrite_output_dir", False):
             clear_run(args.output_dir)
-        return Run.create(args.output_dir, record(args, method=method), args.keep_checkpoints)
-    return Run(args.output_dir, args.keep_checkpoints)
+        return Run.create(args.output_dir, record(flags or args, method=method), args.keep_checkpoints or 0)
+    return Run(args.output_dir, args.keep_checkpoints or 0)
 
 
 def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, separate=False, objective=None,

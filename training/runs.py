@@ -362,27 +362,49 @@ def read_record(path, script):
                         remedy=remedy) from None  # fmt: skip
 
 
+def run_of(directory):
+    """The run directory of a run or of one of its checkpoints."""
+    path = Path(directory).resolve()
+    if path.name.startswith("step_"):
+        return path.parents[1]
+    return path.parent if path.name.startswith("checkpoint-") else path
+
+
+def run_flags(directory):
+    """(flags of the run.json of a run, or of the run that a checkpoint lies in, the file).
+
+    Raises:
+        UserError: there is none, or it is damaged: what the model was trained with would have to be guessed.
+    """
+    path = run_of(directory) / "run.json"
+    try:
+        flags = schema.read_json_object(path).get("flags")
+    except UserError:
+        flags = None
+    if not isinstance(flags, dict):
+        raise UserError("run.json is damaged" if path.is_file() else "run.json is missing", location=path,
+                        expected="what the training script wrote: it says which split, lengths and prompts belong to "
+                                 "the model",
+                        remedy="copy it again from where the model was trained")  # fmt: skip
+    return flags, path
+
+
 def stored(directory):
     """run.json of a trained model, or {}: nothing there, or nothing that can be read.
 
     Args:
         directory: a run, one of its checkpoints/step_N, a combined VLM, or anything else.
     """
-    path = Path(directory)
-    if path.name.startswith("step_"):
-        path = path.resolve().parents[1]
     try:
-        return read_record(path / "run.json", "the toolkit")
+        return read_record(run_of(directory) / "run.json", "the toolkit")
     except UserError:
         return {}
 
 
 def stored_metrics(directory):
     """metrics.json of a trained model, or {}; see `stored`."""
-    path = Path(directory)
-    path = path.resolve().parents[1] if path.name.startswith("step_") else path
     try:
-        return schema.read_json_object(path / "metrics.json")
+        return schema.read_json_object(run_of(directory) / "metrics.json")
     except UserError:
         return {}
 

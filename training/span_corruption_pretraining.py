@@ -1,7 +1,6 @@
 """From the arguments of pretrain_t5.py to a pretrained T5."""
 
 import hashlib
-from argparse import Namespace
 from pathlib import Path
 
 import ignite.distributed as idist
@@ -11,10 +10,9 @@ from versatile.data import span_corruption
 from versatile.data.files import text_lines
 from versatile.data.flat_lists import FlatLists
 from versatile.data.text_to_text_batches import Collator, Rows, SampledBatches
-from versatile.training import experiment, text_to_text_evaluation
+from versatile.training import experiment
 from versatile.training.runs import ModelFiles
-from versatile.training.text_to_text_training import build_trainer, check_directory, open_run
-from versatile.utils.devices import precision
+from versatile.training.text_to_text_training import build_trainer, check_directory, of_training, open_run
 from versatile.utils.errors import UserError
 from versatile.utils.screen import shell_command
 
@@ -79,24 +77,17 @@ class Scorer:
     """Negative log-likelihood and perplexity per target token on fixed rows; see `text_to_text_training.build_trainer`.
 
     Args:
-        tokenizer: the model's.
+        model, tokenizer: what is trained.
         args: training arguments.
         rows: `Rows`.
     """
 
-    def __init__(self, tokenizer, args, rows):
-        self.part = Namespace(rows=rows)
-        self.evaluation = text_to_text_evaluation.Evaluation(
-            {}, tokenizer, args.valid_batch_size, dtype=precision(args, idist.device()),
-            share=(idist.get_rank(), idist.get_world_size()), tasks=False,
-        )  # fmt: skip
+    def __init__(self, model, tokenizer, args, rows):
+        self.text_model, self.rows = of_training(args, model, tokenizer, has_tasks=False), rows
 
-    def __call__(self, model, prefix="eval"):
-        training = model.training
-        model.eval()
-        loss, _ = self.evaluation.loss(model, self.part)
-        model.train(training)
-        return {f"{prefix}_loss": loss, f"{prefix}_perplexity": float(np.exp(min(loss, 50)))}
+    def __call__(self, prefix="eval"):
+        nll, count = self.text_model.negative_log_likelihood(self.rows)
+        return {f"{prefix}_loss": nll / count, f"{prefix}_perplexity": float(np.exp(min(nll / count, 50)))}
 
 
 def batches(args, model, tokenizer, train):
@@ -144,14 +135,14 @@ def pretrain(arguments):
     experiment.say(f"trained: all {sum(p.numel() for p in model.parameters()):,} parameters")
     drawn = batches(arguments, model, tokenizer, train)
     run = open_run(arguments, "pretraining")
-    scorer = Scorer(tokenizer, arguments, valid)
+    scorer = Scorer(model, tokenizer, arguments, valid)
     digest = hashlib.sha256(train.rows.tobytes()).hexdigest()[:16]
     files = ModelFiles(lambda at: save(model, tokenizer, at), lambda at: load_weights(model, at))
     command = experiment.resume_command("pretrain_t5.py", run.directory)
     run.bind(files, dict(train=digest, valid=valid.fingerprint()), command)
     result = experiment.run_training(build_trainer(arguments, run, model, drawn, scorer))
     files.load(run.directory)
-    scores = scorer(model, "eval")
+    scores = scorer("eval")
     history = result["history"]
     history["valid"] = [dict(step=r["step"], nll=r["eval_loss"]) for r in history["valid"]]
     experiment.write_results(run, dict(method="pretraining", **result, **scores), "span corruption")

@@ -1,19 +1,60 @@
-"""A trained model that answers texts."""
+"""A trained model that answers texts, and is evaluated on its tasks (`training.evaluation`)."""
+
+import time
 
 import ignite.distributed as idist
 from versatile.adapters import checkpoint, inference
 from versatile.adapters.attach import parameter_summary
 from versatile.adapters.backbones import bundled, loading
 from versatile.adapters.manifest import peek
-from versatile.data import instances
+from versatile.data import cache, instances
+from versatile.data.batching import Batches
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.task import find
+from versatile.training import objectives
 from versatile.training.decoding import Decoding, decode
+from versatile.training.evaluation import Predictions, Progress
 from versatile.utils.errors import UserError, brief
 
 
+def load_text_model(directory, task, dtype):
+    """A model of train.py, train_vlm.py, combine_all.py, train_t5.py or train_camtl.py, or a released VLM: `TextModel`.
+
+    Args:
+        directory: where it lies.
+        task: one that it must hold, or None.
+        dtype: precision of the matrix products.
+
+    Raises:
+        UserError: no such model there.
+    """
+    if str(directory) not in bundled.NAMES:
+        loading.need_directory(directory, f"--model_checkpoint {directory}")
+    manifest = peek(directory)
+    if manifest is None or manifest.encoder == "question_answer":
+        found = "this holds no trained tasks" if manifest is None else "this is a model of train_lifelong.py"
+        raise UserError(found, location=f"--model_checkpoint {directory}",
+                        expected="a directory that another training script or combine_all.py wrote, "
+                                 "or a released VLM")  # fmt: skip
+    return text_model_class(manifest.encoder).load(directory, task, dtype)
+
+
+def text_model_class(encoder):
+    """The `TextModel` of models whose manifest names an encoder."""
+    # Here, as both are made of `TextModel`.
+    if encoder == "text_to_text":
+        from versatile.training.text_to_text_model import TextToTextModel
+
+        return TextToTextModel
+    if encoder == "sentence_pair":
+        from versatile.training.classification_text_model import SentenceClassifier
+
+        return SentenceClassifier
+    return TextModel
+
+
 class TextModel:
-    """What interact.py talks to and `versatile.load` returns.
+    """What interact.py talks to, `versatile.load` returns and `training.evaluation` evaluates.
 
     Attributes:
         directory: what was loaded.
@@ -21,50 +62,26 @@ class TextModel:
         tasks: {name: `data.task.Task`} of the tasks it holds that are known here.
         summary: what was trained, in words.
         backbone: what it was built on.
+        parameters: their counts, as summaries of results hold them.
         positions: the model's longest sequence.
         dtype: precision of the matrix products.
+        cache_dir: where token caches lie (default: the toolkit's own place).
         without_effect: {field of `Decoding` that changes nothing: why}.
     """
 
     without_effect = {}
 
-    def __init__(self, directory, model, tokenizer, dtype):
+    def __init__(self, directory, model, tokenizer, dtype, cache_dir=None):
         self.directory, self.model, self.tokenizer, self.dtype = directory, model, tokenizer, dtype
-        self.summary, self.backbone = parameter_summary(model), model.config._name_or_path
-        _, self.positions = inference.prepare_for_inference(model, idist.device(), dtype)
+        self.summary, self.backbone, self.cache_dir = parameter_summary(model), model.config._name_or_path, cache_dir
+        self.parameters, self.positions = inference.prepare_for_inference(model, idist.device(), dtype)
         register_own_tasks(model.info.definitions.values())
         # A task without a file of its own can be held, but not be given texts.
         self.tasks = {name: task for name in model.info.tasks if (task := find(name))}
 
     @classmethod
     def load(cls, directory, task, dtype):
-        """A model of train.py, train_vlm.py, combine_all.py, train_t5.py or train_camtl.py, or a released VLM.
-
-        Args:
-            directory: where it lies.
-            task: one that it must hold, or None.
-            dtype: precision of the matrix products.
-
-        Raises:
-            UserError: no such model there.
-        """
-        if str(directory) not in bundled.NAMES:
-            loading.need_directory(directory, f"--model_checkpoint {directory}")
-        manifest = peek(directory)
-        # Here, as both are made of this class.
-        if manifest and manifest.encoder == "text_to_text":
-            from versatile.training.t5_text_model import T5TextModel
-
-            return T5TextModel(directory, task, dtype)
-        if manifest and manifest.encoder == "sentence_pair":
-            from versatile.training.classification_text_model import SentenceClassifier
-
-            return SentenceClassifier(directory, task, dtype)
-        if manifest is None or manifest.encoder == "question_answer":
-            found = "this holds no trained tasks" if manifest is None else "this is a model of train_lifelong.py"
-            raise UserError(found, location=f"--model_checkpoint {directory}",
-                            expected="a directory that another training script or combine_all.py wrote, "
-                                     "or a released VLM")  # fmt: skip
+        """A model of one kind; see `load_text_model`."""
         return cls(directory, *checkpoint.load(directory, task), dtype)
 
     @property
@@ -95,8 +112,63 @@ class TextModel:
 
     def decode(self, prompts, decoding):
         """The model's texts behind some prompts."""
-        ids = decode(self.model, self.tokenizer, prompts, decoding, dtype=self.dtype)
-        return [self.tokenizer.decode(i, clean_up_tokenization_spaces=False).strip() for i in ids]
+        return self._texts(decode(self.model, self.tokenizer, prompts, decoding, dtype=self.dtype))
+
+    def _texts(self, outputs):
+        return [self.tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() for ids in outputs]
+
+    # ---- evaluation
+
+    def describe(self):
+        """What every summary says of the model."""
+        return dict(checkpoint=str(self.directory), parameters=self.parameters, backbone=self.backbone)
+
+    def predict(self, splits, decoding):
+        """Answer all rows of splits, in batches that mix the tasks.
+
+        Args:
+            splits: a list of `training.evaluation.EvalSplit`.
+            decoding: `Decoding`; None: only the losses are computed.
+
+        Returns:
+            ({task: `training.evaluation.Predictions`}, what summaries say of the decoding)
+        """
+        # Before decoding, which takes long: a target that cannot be scored is found at once.
+        losses = [self.negative_log_likelihood(split, decoding.batch_size) for split in splits]
+        prompts, counts = [], []
+        for split in splits:
+            own, cut = self.prompts(split.name, split.examples, decoding.max_length)
+            for why, count in cut.items():
+                print(f"{split.name}: {count} inputs cut ({why})")
+            prompts += own
+            counts.append(len(own))
+        started = time.monotonic()
+        with Progress(len(prompts), "decoding") as done:
+            ids = decode(self.model, self.tokenizer, prompts, decoding, dtype=self.dtype, progress=done)
+        seconds, tokens = time.monotonic() - started, sum(map(len, ids))
+        texts = iter(self._texts(ids))
+        predictions = {split.name: Predictions([next(texts) for _ in range(count)], *loss)
+                       for split, count, loss in zip(splits, counts, losses)}  # fmt: skip
+        return predictions, dict(
+            decoding=vars(decoding), decode_seconds=round(seconds, 1), decode_tokens=tokens,
+            decode_tokens_per_second=round(tokens / max(seconds, 1e-9), 1), tasks_of_model=self.names,
+        )  # fmt: skip
+
+    def negative_log_likelihood(self, split, batch_size):
+        """(sum, number of labels) over the targets of a `training.evaluation.MarkerSplit`."""
+        name = split.name
+        encoded = cache.load(split.path, split.split, split.task, self.tokenizer, self.positions, training=False,
+                             options=split.options, cache_dir=self.cache_dir)  # fmt: skip
+        batches = Batches({name: encoded}, {name: self.model.task_id(name)}, self.tokenizer.pad_token_id,
+                          self.positions, limits={name: split.limit}, batch_size=batch_size, shuffle=False)  # fmt: skip
+        return objectives.negative_log_likelihood(self.model, batches, self.dtype)
+
+    def finish_evaluation(self, results, output_dir):
+        """Print, and write, what is known of all tasks together.
+
+        Args:
+            results: {task: `training.evaluation.TaskResult`}.
+        """
 
     def generate_text(self, task, inputs, **settings):
         """The model's answers to inputs of a task.
@@ -117,15 +189,16 @@ class TextModel:
             raise UserError(f"the model holds no task {task!r} that takes texts", location=str(self.directory),
                             expected="one of " + ", ".join(self.tasks or self.names))  # fmt: skip
         decoding = Decoding(**settings).fitted(self.positions)
-        several = [inputs] if isinstance(inputs, str) else list(inputs)
-        examples = [self._example(task, each, f"input {number}") for number, each in enumerate(several, 1)]
+        single = isinstance(inputs, (str, dict))
+        several = [inputs] if single else list(inputs)
+        examples = [self._example(task, lines, f"input {number}") for number, lines in enumerate(several, 1)]
         texts = self.decode(self.prompts(task, examples, decoding.max_length)[0], decoding) if several else []
-        return texts[0] if isinstance(inputs, str) else texts
+        return texts[0] if single else texts
 
     def _example(self, name, lines, location):
         """The `Example` of one input, a text or the lines of a conversation."""
         example, session = None, self.session(name)
-        for line in [lines] if isinstance(lines, str) else lines:
+        for line in lines if isinstance(lines, (list, tuple)) else [lines]:
             if not isinstance(line, str):
                 raise UserError(f"{brief(line)} is not a text", location=location,
                                 expected=f"such as {self.tasks[name].sample}")  # fmt: skip

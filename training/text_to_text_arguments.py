@@ -184,21 +184,11 @@ def begin(arguments):
     Raises:
         UserError: float16 without a GPU, an optimizer, schedule or library for --report_to that is not there.
     """
-    import ignite.distributed as idist
-    import torch
-    from versatile.training.board import check_reporters
+    from versatile.training.experiment import check_machine
     from versatile.training.optimizers import check_optimizer
-    from versatile.training.schedules import check_schedule
-    from versatile.utils import devices
 
-    devices.quiet_libraries(arguments.cache_dir)
-    check_reporters(arguments.report_to)
-    check_schedule(arguments)
+    check_machine(arguments)
     check_optimizer(arguments)
-    dtype = devices.precision(arguments, idist.device())
-    # Written down, so that a run that is resumed on other hardware stays as it was.
-    for name, own in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
-        setattr(arguments, name, dtype == own)
 
 
 def check_common(arguments):

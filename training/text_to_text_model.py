@@ -1,35 +1,64 @@
-"""A model of train_t5.py that answers texts."""
+"""A text model whose inputs and outputs are text to text (train_t5.py), trained or in training."""
 
 import ignite.distributed as idist
+import torch
 from versatile.adapters import t5
 from versatile.data import text_to_text
-from versatile.data.flat_lists import FlatLists
+from versatile.data.encoders.text_to_text import encode
 from versatile.data.own_tasks import register_own_tasks
-from versatile.data.text_to_text_batches import Rows
-from versatile.training import t5_directory, text_to_text_arguments
-from versatile.training.text_to_text_evaluation import EvalSplit, Evaluation, prefixed
+from versatile.data.prompt import Prompt
+from versatile.data.task import Example, Span, Task, find
+from versatile.data.text_to_text_batches import Collator
+from versatile.training import text_to_text_arguments, text_to_text_evaluation
+from versatile.training.evaluation import Predictions
+from versatile.training.objectives import cross_entropy, move
+from versatile.training.runs import run_flags
+from versatile.training.text_model import TextModel
 from versatile.utils import devices
-from versatile.utils.errors import UserError, brief
+from versatile.utils.devices import autocast
+from versatile.utils.errors import UserError
+
+LABELS = "outputs are as long as the task's longest label"
 
 
-class TextToTextModel:
-    """What `versatile.load` returns of a model of train_t5.py.
+class TextToTextModel(TextModel):
+    """See `TextModel`. Inputs are worded as in training: "sentence1: … sentence2: …"; outputs are decoded by beams.
+
+    Args:
+        model: a T5; its `generate` takes `task_ids`, unless it has no tasks.
+        tokenizer: its tokenizer.
+        dtype: precision of the matrix products.
+        batch_size: rows at once.
+        share: (this process, processes): each takes its share of every split's rows.
+        gather: stacks a tensor of all processes along its first dimension.
+        fixed_lengths, has_tasks: see `Collator`, there called `lengths` and `tasks`.
 
     Attributes:
-        directory: what was loaded.
-        model, tokenizer: ready for inference; `model` is a T5 whose `generate` takes `task_ids`.
-        tasks: {name: `data.text_task.TextTask`} of the tasks it was trained for.
-        prefixed: whether a task's prefix stands before its sources.
-        max_length: tokens of a source at the most.
-        beams: width of the beam, or None: each task's own.
-        dtype: precision of the matrix products.
+        flags: of the run that the model is from.
+        longest: tokens of an input at the most.
+        has_prefix: whether a task's prefix stands before every input (published: without adapters).
     """
 
-    def __init__(self, directory, model, tokenizer, flags, dtype):
-        self.directory, self.model, self.tokenizer, self.dtype = directory, model, tokenizer, dtype
-        self.tasks = {name: text_to_text.get_task(name) for name in model.tasks}
-        self.prefixed = prefixed(model, flags)
-        self.max_length, self.beams = flags.get("max_source_length", 128), flags.get("eval_beams")
+    script = "train_t5.py"
+    without_effect = {
+        **dict.fromkeys(("no_sample", "temperature", "top_k", "top_p", "seed"), "nothing is sampled"),
+        **dict.fromkeys(("min_length", "max_length"), LABELS), "length_penalty": "labels have no length to weigh",
+    }  # fmt: skip
+    # Of evaluate.py's flags, those that mean nothing to it. (--no_sample and --seed ask for what is done.)
+    unused_flags = {
+        **dict.fromkeys(("emb_only", "outputlayer_only", "random_init", "self_copy"), "no such ablation"),
+        **{flag: why for flag, why in without_effect.items() if flag not in ("no_sample", "seed")},
+        "adapter_bottleneck": "the checkpoint knows its own", "max_history": "a task has no history",
+        "data": "all tasks lie in one folder: --dataset_path DIR",
+    }  # fmt: skip
+    # Relative positions have no end.
+    positions = 1 << 20
+
+    def __init__(self, model, tokenizer, dtype=torch.float32, batch_size=32, *, share=(0, 1), gather=idist.all_gather,
+                 fixed_lengths=None, has_tasks=True):  # fmt: skip
+        self.model, self.tokenizer, self.dtype, self.batch_size = model, tokenizer, dtype, batch_size
+        self.share, self.gather, self.has_tasks, self.flags = share, gather, has_tasks, {}
+        self.collate = Collator(tokenizer.pad_token_id, self.start, lengths=fixed_lengths, tasks=has_tasks)
 
     @classmethod
     def load(cls, directory, task, dtype):
@@ -38,52 +67,167 @@ class TextToTextModel:
         Raises:
             UserError: no such model there, or no run.json, which says how it was trained.
         """
-        flags = text_to_text_arguments.restored(*t5_directory.run_flags(directory))
+        flags = text_to_text_arguments.restored(*run_flags(directory))
         register_own_tasks(flags.get("task_definitions") or [])
-        model, tokenizer = t5.load(directory, task)
-        devices.prepare_for_device(model, idist.device(), dtype)
-        return cls(directory, model.eval(), tokenizer, flags, dtype)
+        text_model = cls(*t5.load(directory, task), dtype)
+        text_model.bind_run(directory, flags)
+        devices.prepare_for_device(text_model.model.eval(), idist.device(), dtype)
+        return text_model
 
-    def generate_text(self, task, inputs, *, num_beams=None, batch_size=32):
-        """The model's answers to inputs of a task.
+    def bind_run(self, directory, flags):
+        """Say which run the model is from, and the flags of it."""
+        self.directory, self.flags, self.longest = directory, flags, flags.get("max_source_length", 128)
+        self.has_prefix = not flags.get("train_adapters", self.model.settings.method != "finetune")
+        self.summary = t5.parameter_summary(self.model)
+        self.backbone = flags.get("model_name_or_path") or flags.get("config_name")
+        self.tasks = {name: find(name) or RawText(name) for name in self.model.tasks}
+
+    @property
+    def start(self):
+        # T5's decoder starts with the padding token.
+        return self.tokenizer.pad_token_id
+
+    @property
+    def names(self):
+        return list(self.model.tasks)
+
+    # ---- typed inputs
+
+    def session(self, name, max_history=None):
+        return dict(max_history=max_history) if self.tasks[name].max_history and max_history else {}
+
+    def prompts(self, name, examples, reserve):
+        task = text_to_text.get_task(name)
+        head = f"{task.prefix or task.name} " if self.has_prefix else ""
+        encoded = list(encode(self.tokenizer, [head + example.source for example in examples], self.longest))
+        prompts = [Prompt(ids, None, self.model.task_id(name), self.tokenizer.eos_token_id) for ids, _ in encoded]
+        cut = sum(shortened for _, shortened in encoded)
+        return prompts, {f"over {self.longest} tokens": cut} if cut else {}
+
+    def decode(self, prompts, decoding):
+        self.batch_size, texts = decoding.batch_size, [None] * len(prompts)
+        for task_id in {prompt.task_id for prompt in prompts}:
+            numbers = [number for number, prompt in enumerate(prompts) if prompt.task_id == task_id]
+            rows = [dict(input_ids=prompts[i].ids, labels=[prompts[i].eos_id], task_id=task_id) for i in numbers]
+            task = text_to_text.get_task(self.names[task_id])
+            # One beam is not asked for: it is what a decoding has by itself.
+            beams = decoding.num_beams if decoding.num_beams > 1 else self.flags.get("eval_beams") or task.num_beams
+            lengths = [len(row["input_ids"]) for row in rows]
+            outputs = self.generate(rows, lengths, task.max_new_tokens(self.tokenizer), beams or 1)
+            for number, text in zip(numbers, outputs):
+                texts[number] = text
+        return texts
+
+    def prompt_text(self, prompt):
+        return self.tokenizer.decode(prompt.ids, clean_up_tokenization_spaces=False)
+
+    def _example(self, name, lines, location):
+        """The `Example` of a text as the task words it, of a dict of its columns, or of a conversation's lines."""
+        if isinstance(lines, dict):
+            task = text_to_text.get_task(name)
+            try:
+                lines = task.template.format(**lines)
+            except (KeyError, IndexError) as error:
+                raise UserError(f"has no column {error}", location=location,
+                                expected=", ".join(task.fields())) from error  # fmt: skip
+        return text_example(lines) if isinstance(lines, str) else super()._example(name, lines, location)
+
+    # ---- evaluation
+
+    def read_splits(self, args, typed):
+        """What evaluate.py is asked to evaluate: a list of `text_to_text_evaluation.TextSplit`."""
+        return text_to_text_evaluation.read_run_splits(self, args, typed)
+
+    def describe(self):
+        """What every summary says of the model: its method, backbone and parameters."""
+        counts = t5.count_parameters(self.model)
+        parameters = dict(adapters=counts["adapters"] + counts["hypernetworks"], task_rows=counts["task_embeddings"],
+                          backbone=counts["backbone"] + counts["layer_norms"], total=counts["total"])  # fmt: skip
+        return dict(checkpoint=str(self.directory), method=self.model.settings.method, ledger=counts,
+                    backbone=self.backbone, parameters=parameters)  # fmt: skip
+
+    def finish_evaluation(self, results, output_dir):
+        text_to_text_evaluation.finish_run_evaluation(results, output_dir)
+
+    def predict(self, splits, decoding):
+        """See `TextModel.predict`; each split has its own length and beams."""
+        self.batch_size = decoding.batch_size if decoding else self.batch_size
+        predictions = {}
+        for split in splits:
+            loss, lengths = self.negative_log_likelihood(split.rows), split.rows.sources.lengths()
+            texts = self.generate(split.rows, lengths, split.length, split.beams) if decoding else None
+            predictions[split.name] = Predictions(texts, *loss)
+        return predictions, {}
+
+    def batches(self, rows, lengths):
+        """(row numbers, batch) of this process's rows, those of like length together."""
+        order = sorted(range(len(rows)), key=lambda i: (int(lengths[i]), i))
+        rank, world = self.share
+        mine = order[rank::world]
+        for first in range(0, len(mine), self.batch_size):
+            numbers = mine[first : first + self.batch_size]
+            yield numbers, move(self.collate([rows[i] for i in numbers]), self.device)
+
+    @property
+    def device(self):
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def negative_log_likelihood(self, rows):
+        """(sum in nats, number of target tokens) of `data.text_to_text_batches.Rows`; the model is left in its mode."""
+        training = self.model.training
+        self.model.eval()
+        total = torch.zeros(1, 2, dtype=torch.float64)
+        for _, batch in self.batches(rows, rows.sources.lengths()):
+            with autocast(self.device, self.dtype):
+                nll = cross_entropy(self.model, batch, 1)
+            total += torch.tensor([float(nll), float((batch["labels"] != -100).sum())], dtype=torch.float64)
+        self.model.train(training)
+        nll, count = self.gather(total.float().to(self.device)).double().sum(0).tolist()
+        return nll, round(count)
+
+    @torch.no_grad()
+    def generate(self, rows, lengths, length, beams):
+        """The outputs of rows, in their order.
 
         Args:
-            task: its name.
-            inputs: a source as the task words it ("sentence1: … sentence2: …"), or a dict of the columns that it is
-                made of; or a list of these.
-            num_beams: width of the beam (default: as in the run's evaluation).
-            batch_size: inputs at once.
-
-        Returns:
-            the answer, or a list of answers.
-
-        Raises:
-            UserError: a task that the model does not hold, an input without a column that the task needs.
+            rows: what `Collator` takes, a sequence; `lengths`: tokens of their sources.
+            length: tokens of an output at the most.
+            beams: width of the beam.
         """
-        if task not in self.tasks:
-            raise UserError(f"the model holds no task {task!r}", location=str(self.directory),
-                            expected="one of " + ", ".join(self.tasks))  # fmt: skip
-        form, single = self.tasks[task], isinstance(inputs, (str, dict))
-        sources = [self._source(form, each, number) for number, each in enumerate([inputs] if single else inputs, 1)]
-        if not sources:
-            return []
-        ids = self.tokenizer(sources, max_length=self.max_length, truncation=True).input_ids
-        targets = FlatLists.from_lists([[self.tokenizer.eos_token_id]] * len(ids))
-        rows = Rows(self.model.task_id(task), FlatLists.from_lists(ids), targets, [""] * len(ids))
-        beams = num_beams or self.beams or form.num_beams or 1
-        part = EvalSplit(form, rows, sources, form.max_new_tokens(self.tokenizer), beams)
-        texts = Evaluation({}, self.tokenizer, batch_size, self.dtype).texts(self.model, part)
-        return texts[0] if single else texts
+        share, training = -(-len(rows) // self.share[1]), self.model.training
+        self.model.eval()
+        # One shape in all processes: [rows, row number and tokens].
+        tokens = torch.full((share, 1 + length), self.tokenizer.pad_token_id, device=self.device)
+        tokens[:, 0] = -1
+        done = 0
+        for numbers, batch in self.batches(rows, lengths):
+            # Given at each call: what one task decodes with leaves the next as it is.
+            wanted = {k: batch[k] for k in ("input_ids", "attention_mask", "task_ids")}
+            with autocast(self.device, self.dtype):
+                ids = self.model.generate(**wanted, max_new_tokens=length, num_beams=beams, do_sample=False,
+                                          early_stopping=False, use_cache=True)  # fmt: skip
+            ids = ids[:, 1 : 1 + length]
+            tokens[done : done + len(numbers), 0] = torch.tensor(numbers, device=self.device)
+            tokens[done : done + len(numbers), 1 : 1 + ids.shape[1]] = ids
+            done += len(numbers)
+        self.model.train(training)
+        rows = sorted(row for row in self.gather(tokens).tolist() if row[0] >= 0)
+        texts = self.tokenizer.batch_decode([row[1:] for row in rows], skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
-    def _source(self, form, given, number):
-        """The text that the model reads of an input."""
-        if isinstance(given, dict):
-            try:
-                given = form.template.format(**given)
-            except (KeyError, IndexError) as error:
-                raise UserError(f"has no column {error}", location=f"input {number}",
-                                expected=", ".join(form.fields())) from error  # fmt: skip
-        if not isinstance(given, str):
-            raise UserError(f"{brief(given)} is not a text", location=f"input {number}",
-                            expected=f"such as {form.template}")  # fmt: skip
-        return f"{form.prefix or form.name} {given}" if self.prefixed else given
+
+class RawText(Task):
+    """A task whose inputs are typed as they are worded, for one that has no form with markers."""
+
+    def __init__(self, name):
+        task = text_to_text.get_task(name)
+        self.name, self.summary, self.sample = name, f"text to text: {name}", task.template
+
+    def typed(self, text, session):
+        return text_example(text), session
+
+
+def text_example(text):
+    """An `Example` that is one text."""
+    return Example([Span("", text)], Span("", ""), text)

@@ -5,13 +5,15 @@ import time
 from argparse import Namespace
 
 import ignite.distributed as idist
+from versatile.training import experiment
 from versatile.training.objectives import SmoothedCrossEntropy
 from versatile.training.optimizers import build_optimizer
-from versatile.training.output_directory import check_output_directory, clear_run
-from versatile.training.runs import Run, lock_directory, record
+from versatile.training.output_directory import check_output_directory
+from versatile.training.runs import Run
 from versatile.training.schedules import build_schedule
 from versatile.training.settings import Settings
 from versatile.training.text_to_text_arguments import warmup_steps
+from versatile.training.text_to_text_model import TextToTextModel
 from versatile.training.trainer import Trainer
 from versatile.training.validation import TOGETHER, Evaluator, Report
 from versatile.utils.devices import precision, prepare_for_device
@@ -29,16 +31,10 @@ def check_directory(arguments, script):
 
 def open_run(arguments, method):
     """The run directory, made when everything else is known to be right: `Run`."""
-    first = idist.get_rank() == 0
-    if first and not arguments.resume:
-        if arguments.overwrite_output_dir:
-            clear_run(arguments.output_dir)
-        flags = Namespace(**arguments.flags())
-        return Run.create(arguments.output_dir, record(flags, method=method), arguments.keep_checkpoints or 0)
-    run = Run(arguments.output_dir, arguments.keep_checkpoints or 0)
-    if first:
-        lock_directory(run.directory, "--resume")
-    return run
+    if arguments.resume:
+        # Locked when its flags were read.
+        return Run(arguments.output_dir, arguments.keep_checkpoints or 0)
+    return experiment.new_run(arguments, (), method, Namespace(**arguments.flags()))
 
 
 def settings_of(args, epoch_batches):
@@ -71,7 +67,7 @@ def build_trainer(args, run, model, train, evaluate):
         run: `Run`, bound.
         model: moved to the device here.
         train: `SampledBatches`.
-        evaluate: called with (model, "eval"), returns {name: value}; None: the last model is kept.
+        evaluate: called with "eval", returns {name: value}; None: the last model is kept.
     """
     prepare_for_device(model, idist.device(), precision(args, idist.device()))
     if args.gradient_checkpointing:
@@ -81,7 +77,14 @@ def build_trainer(args, run, model, train, evaluate):
                               settings.max_steps, args.lr_scheduler_kwargs)  # fmt: skip
     objective = SmoothedCrossEntropy(args.label_smoothing, args.loss_reduction, idist.get_world_size())
     return Trainer(model, train, objective, build_optimizer(model, args), schedule, run,
-                   evaluate and BestMetric(args, model, evaluate), settings=settings)  # fmt: skip
+                   evaluate and BestMetric(args, evaluate), settings=settings)  # fmt: skip
+
+
+def of_training(args, model, tokenizer, fixed_lengths=None, has_tasks=True):
+    """A model in training as a `TextToTextModel`, which shares rows out among the processes."""
+    return TextToTextModel(model, tokenizer, precision(args, idist.device()), args.valid_batch_size,
+                           share=(idist.get_rank(), idist.get_world_size()), fixed_lengths=fixed_lengths,
+                           has_tasks=has_tasks)  # fmt: skip
 
 
 class BestMetric(Evaluator):
@@ -89,18 +92,18 @@ class BestMetric(Evaluator):
 
     Args:
         args: the flags.
-        model, evaluate: see `build_trainer`.
+        evaluate: see `build_trainer`.
     """
 
-    def __init__(self, args, model, evaluate):
-        self.model, self.evaluate, self.metric = model, evaluate, args.metric_for_best_model
+    def __init__(self, args, evaluate):
+        self.evaluate, self.metric = evaluate, args.metric_for_best_model
         self.name = (args.metric_for_best_model or "loss").removeprefix("eval_")
         greater = args.greater_is_better
         self.sign = -1 if (greater if greater is not None else not self.name.endswith("loss")) else 1
 
     def __call__(self):
         """`Report`"""
-        started, scores = time.monotonic(), self.evaluate(self.model, "eval")
+        started, scores = time.monotonic(), self.evaluate("eval")
         value = scores[f"eval_{self.name}" if f"eval_{self.name}" in scores else self.name]
         line = f"{self.name} {value:.4g}%s, {time.monotonic() - started:.0f} s"
         return Report({TOGETHER: self.sign * value}, scores, line, {"valid": scores}, scores["eval_loss"])

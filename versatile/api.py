@@ -17,10 +17,11 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def load(directory, task=None, precision=None):
-    """A trained model, ready to answer: `training.text_model.TextModel`, of train_t5.py a `TextToTextModel`.
+    """A trained model, ready to answer: `training.text_model.TextModel`.
 
     Args:
-        directory: what train.py, train_vlm.py, combine_all.py or train_t5.py wrote, or a released VLM checkpoint.
+        directory: what train.py, train_vlm.py, combine_all.py, train_t5.py or train_camtl.py wrote, or a released VLM
+            checkpoint.
         task: of a released checkpoint of one task, its name.
         precision: of the matrix products: fp32, bf16 or fp16 (default: bf16 where the hardware has it).
 
@@ -29,7 +30,6 @@ def load(directory, task=None, precision=None):
     """
     import ignite.distributed as idist
 
-    from versatile.adapters.manifest import peek
     from versatile.utils import devices
 
     if precision not in (None, *PRECISIONS):
@@ -37,13 +37,9 @@ def load(directory, task=None, precision=None):
     devices.quiet_libraries()
     chosen = SimpleNamespace(**{name: name == precision for name in PRECISIONS})
     dtype = devices.precision(chosen, idist.device())
-    if (manifest := peek(directory)) and manifest.encoder == "text_to_text":
-        from versatile.training.text_to_text_model import TextToTextModel
+    from versatile.training.text_model import load_text_model
 
-        return TextToTextModel.load(directory, task, dtype)
-    from versatile.training.text_model import TextModel
-
-    return TextModel.load(directory, task, dtype)
+    return load_text_model(directory, task, dtype)
 
 
 def train(flags, script="train"):
