@@ -7,6 +7,7 @@ from versatile.adapters import checkpoint, inference
 from versatile.data.encoders.question_answer import FILL, SEP, Encoder
 from versatile.lifelong import routing
 from versatile.training.decoding import Decoding, Prompt, decode
+from versatile.training.evaluation import Predictions, Progress
 from versatile.training.objectives import move
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
@@ -47,6 +48,22 @@ class Predictor:
     def load(cls, folder, device, dtype, max_len):
         """Of a directory that train_lifelong.py wrote."""
         return cls.of(*checkpoint.load(folder, allow_idle=True), device, dtype, max_len)
+
+    def predict(self, splits, decoding):
+        """See `training.text_model.TextModel.predict`; the likelihoods are those of the model's own answers.
+
+        Args:
+            splits: a list of `lifelong.scoring.QuestionSplit`.
+            decoding: dict(sampling, batch_size, task), as `answer` takes them.
+        """
+        predictions, (size, task) = {}, (decoding["batch_size"], decoding["task"])
+        for split in splits:
+            with Progress(len(split.qas), f"answering {split.name}") as done:
+                texts, pairs = answer(self, split.qas, progress=done, **decoding)
+            logs = log_probabilities(self, pairs, size, task)
+            tokens = sum(len(ids) + 1 for _, ids in pairs)
+            predictions[split.name] = Predictions(texts, -sum(logs), tokens, logs)
+        return predictions, {}
 
 
 # Of --max_len: what a question and its answer need at the least, and what stands beside the longest answer.

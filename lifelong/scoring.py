@@ -14,12 +14,12 @@ from versatile.data import question_scores
 from versatile.data import question_tasks as tasks
 from versatile.data.own_tasks import register_own_tasks
 from versatile.lifelong import learning, routing, sequence
-from versatile.lifelong.answers import Predictor, answer, check_fit, log_probabilities
+from versatile.lifelong.answers import Predictor, check_fit
 from versatile.lifelong.batches import BackOff
 from versatile.lifelong.matrix import InferredTasks, Matrix, heat_map, markdown, side_by_side, summary
 from versatile.lifelong.strategies import get_strategy
 from versatile.lifelong.task_inference import EXAMPLES, WORDS, EmbeddingInference, PerplexityInference
-from versatile.training import evaluation
+from versatile.training.evaluation import EvalSplit, evaluate_tasks
 from versatile.utils import metrics
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, write_json
@@ -92,18 +92,21 @@ class EvalConfig:
 
 
 @dataclass
-class EvalSplit:
+class QuestionSplit(EvalSplit):
     """A task's questions.
 
     Attributes:
         task: a `LifelongTask`.
         qas: a list of `QA`.
-        gold: what `scores.score` takes beside them, or None.
+        gold: what `question_scores.score` takes beside them, or None.
     """
 
     task: object
     qas: list
     gold: list | None
+
+    def score(self, predictions):
+        return question_scores.score(self.task, predictions.texts, self.qas, self.gold), []
 
 
 def open_sequence_run(folder):
@@ -130,7 +133,7 @@ def open_sequence_run(folder):
 
 
 def read_splits(names, data_dir, split, limit=None, first=False):
-    """{task name: `EvalSplit`}.
+    """{task name: `QuestionSplit`}.
 
     Args:
         names: of the tasks.
@@ -152,7 +155,8 @@ def read_splits(names, data_dir, split, limit=None, first=False):
             # They come in the order of the ids.
             gold = [true for location, true in zip(samples.order_by_id(qas), gold) if location < limit]
         qas = qas[:limit]
-        splits[task.name] = EvalSplit(task, [replace(qa, answers=qa.answers[:1]) for qa in qas] if first else qas, gold)
+        qas = [replace(qa, answers=qa.answers[:1]) for qa in qas] if first else qas
+        splits[task.name] = QuestionSplit(task, qas, gold)
     return splits
 
 
@@ -225,7 +229,7 @@ def stage_scores(folder, models, splits, config, trained=()):
     Args:
         folder: where metrics.json and the csv files go.
         models: {epoch: called without arguments, returns its `Predictor`}.
-        splits: {task: `EvalSplit`}.
+        splits: {task: `QuestionSplit`}.
         config: `EvalConfig`.
         trained: names of the tasks that have been trained: those a question may be inferred to be of.
 
@@ -286,11 +290,11 @@ def answer_and_score(predictor, split, config, path, tasks=None):
     """
 
     def work(size):
-        with evaluation.Progress(len(split.qas), f"answering {split.task.name}") as done:
-            texts, pairs = answer(predictor, split.qas, config.sampling, size, done, tasks or split.task.name)
-        return texts, log_probabilities(predictor, pairs, size, tasks or split.task.name)
+        asked = dict(sampling=config.sampling, batch_size=size, task=tasks or split.name)
+        return evaluate_tasks(predictor, [split], asked)[0][split.name]
 
-    texts, logs = BackOff(config.batch_size, "--test_batch_size").run(work)
+    result = BackOff(config.batch_size, "--test_batch_size").run(work)
+    texts, logs = result.predictions.texts, result.predictions.values
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     columns = [tasks] if tasks else []
@@ -303,7 +307,7 @@ def answer_and_score(predictor, split, config, path, tasks=None):
     shown = config.shown if path.stem.endswith(sequence.FINAL) else 0
     for qa, text in list(zip(split.qas, texts))[:shown]:
         print(f"question  {qa.context} {qa.question}\nanswer    {text}\ntrue      {qa.answers[0]}\n")
-    return question_scores.score(split.task, texts, split.qas, split.gold)
+    return result.scores
 
 
 def write_matrix(folder, matrices, records, title, asked):

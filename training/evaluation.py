@@ -25,7 +25,7 @@ class Predictions:
     Attributes:
         texts: the outputs, in the rows' order; None where only the loss was asked for.
         nll, labels: negative log-likelihood of the references, summed over so many labels.
-        values: outputs of a classifier as numbers.
+        values: of each row, outputs of a classifier as numbers, or log-probabilities of answers.
     """
 
     texts: list | None
