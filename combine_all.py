@@ -26,7 +26,7 @@ from pathlib import Path
 
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.screen import counted, shell_command
+from versatile.utils.screen import align_columns, counted, shell_command
 
 # On a CPU the difference is 0. Other kernels may round otherwise.
 LARGEST_SHARE = 1e-4
@@ -368,7 +368,7 @@ def report(args, sources, counts, proofs):
         rows.append((s.task, shown(s.directory), str(width), f"{own['adapters']:,}", f"{own['rows']:,}",
                      f"{100 * share:.2f} %", f"{gap:.2g}" if gap else "0, equal bit for bit", outputs))  # fmt: skip
     print()
-    print(aligned(rows, right=(2, 3, 4, 5)))
+    print(align_columns(rows, right=(2, 3, 4, 5), rule=True))
     added, backbone, together, separate = (short(counts[k]) for k in ("added", "backbone", "together", "separate"))
     print(f"\n{counted(len(sources), 'task')}: {added} beside {backbone}, "
           f"{together} together, instead of {separate} in full models: "
@@ -378,16 +378,6 @@ def report(args, sources, counts, proofs):
     following = shell_command("evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint", args.output,
                               "--data", *data, "--output_dir", f"results/{Path(args.output).name}")  # fmt: skip
     print(f"next: {following}")
-
-
-def aligned(rows, right):
-    """Rows of texts as a table with a rule under the first; the columns `right` are numbers."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-        "  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths)))
-        for row in [*rows[:1], ["-" * w for w in widths], *rows[1:]]
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def short(count):

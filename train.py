@@ -87,9 +87,7 @@ def main(argv=None):
 
 def train(args, given):
     import ignite.distributed as idist
-    import torch
     from versatile.adapters import attach as adapting
-    from versatile.adapters.backbones import loading as backbones
     from versatile.adapters.backbones.family import backbone_of
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import get_task
@@ -103,10 +101,7 @@ def train(args, given):
     dtype = experiment.begin(args, run)
     # One process a machine makes the caches, the others find them.
     with idist.one_rank_first(local=True):
-        model, tokenizer = backbones.load(args.model_checkpoint, args.seed if args.random_init else False,
-                                          quantization=flags.quantization(args))  # fmt: skip
-        torch.manual_seed(args.seed)
-        build(args, task, model, tokenizer)
+        model, tokenizer = build(args, task)
         experiment.warm_start(args, run, model, tokenizer)
         positions = backbone_of(model.config).max_length(model.config)
         limits = {task.name: args.limit}
@@ -175,18 +170,19 @@ def published(args, task):
     return path
 
 
-def build(args, task, model, tokenizer):
-    """Make a loaded backbone the model that the flags ask for."""
+def build(args, task):
+    """(the model that the flags ask for, its tokenizer)"""
     from versatile.adapters import attach as adapting
     from versatile.adapters.methods import pointer as self_copy
     from versatile.training import experiment
 
     chosen = choose(args, task)
-    experiment.attach_tasks(args, model, tokenizer, {task.name: task}, chosen and {task.name: chosen})
+    model, tokenizer = experiment.load_model(args, {task.name: task}, chosen and {task.name: chosen})
     if args.self_copy:
         self_copy.add(model)
     if args.outputlayer_only:
         adapting.only_tables(model)
+    return model, tokenizer
 
 
 def load_teacher(args, task, student, dtype, longest):

@@ -102,9 +102,7 @@ def main(argv=None):
 
 def train(args, given):
     import ignite.distributed as idist
-    import torch
     from versatile.adapters import attach as adapting
-    from versatile.adapters.backbones import loading as backbones
     from versatile.adapters.backbones.family import backbone_of
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import get_task
@@ -123,10 +121,7 @@ def train(args, given):
     dtype = experiment.begin(args, run)
     # One process a machine makes the caches, the others find them.
     with idist.one_rank_first(local=True):
-        model, tokenizer = backbones.load(args.model_checkpoint, args.seed if args.random_init else False,
-                                          quantization=flags.quantization(args))  # fmt: skip
-        torch.manual_seed(args.seed)
-        experiment.attach_tasks(args, model, tokenizer, tasks, methods, freeze=not args.unfreeze_backbone)
+        model, tokenizer = experiment.load_model(args, tasks, methods, freeze=not args.unfreeze_backbone)
         experiment.warm_start(args, run, model, tokenizer)
         positions = backbone_of(model.config).max_length(model.config)
         splits = experiment.load_splits(args, tasks, paths, tokenizer, positions, limits)

@@ -13,6 +13,7 @@ from versatile.training.validation import TOGETHER, Evaluator, Report
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, write_json
+from versatile.utils.screen import align_columns
 
 AVERAGE = "average"
 # GLUE counts both dev sets of MNLI as one task.
@@ -150,10 +151,7 @@ def table(report, step=None):
         shown = ", ".join(f"{metric} {100 * value:.1f}" for metric, value in result["scores"].items())
         rows.append((name, f"{result['rows']:,}", f"{result['loss']:.4f}", shown))
     rows.append((AVERAGE, "", "", f"{100 * average(report):.1f}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = [f"{name:{widths[0]}}  {n:>{widths[1]}}  {loss:>{widths[2]}}  {text}" for name, n, loss, text in rows]
-    head = [] if step is None else [f"after step {step}"]
-    return "\n".join([*head, *lines])
+    return ("" if step is None else f"after step {step}\n") + align_columns(rows, right=(1, 2))
 
 
 def as_tasks(report, **more):

@@ -11,6 +11,7 @@ from versatile.adapters import attach as adapting
 from versatile.adapters import checkpoint
 from versatile.adapters import warm_start as warm_starting
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.backbones.loading import load as load_backbone
 from versatile.data import cache
 from versatile.data.batching import Batches
 from versatile.data.task import distilled_beside
@@ -37,6 +38,7 @@ from versatile.training.trainer import Trainer
 from versatile.training.validation import Validation
 from versatile.utils import devices, plots, screen
 from versatile.utils.errors import UserError
+from versatile.utils.flags import quantization
 from versatile.utils.stored_flags import rename_settings, restore_flags
 
 TRAINING_SCRIPTS = ("train.py", "train_vlm.py", "train_lifelong.py", "train_t5.py", "pretrain_t5.py", "train_camtl.py")
@@ -183,14 +185,17 @@ def check_sharding(args):
                         remedy="torchrun --nproc_per_node N …")  # fmt: skip
 
 
-def attach_tasks(args, model, tokenizer, tasks, methods, freeze=True):
-    """Put into a loaded backbone what its tasks are to learn.
+def load_model(args, tasks, methods, freeze=True):
+    """(the backbone that the flags name, with what its tasks are to learn put into it, its tokenizer).
 
     Args:
         tasks: {name: `data.task.Task`}.
         methods: {name: how it is adapted}, or None: the whole model is trained.
         freeze: whether the backbone stays as it is.
     """
+    model, tokenizer = load_backbone(args.model_checkpoint, args.seed if args.random_init else False,
+                                     quantization=quantization(args))  # fmt: skip
+    torch.manual_seed(args.seed)
     adapting.attach(model, tokenizer, {name: task.markers for name, task in tasks.items()}, methods, freeze=freeze)
     for name, task in tasks.items():
         if task.max_history:
@@ -199,6 +204,7 @@ def attach_tasks(args, model, tokenizer, tasks, methods, freeze=True):
             model.info.definitions[name] = task.definition
         if args.row_init == "words":
             adapting.start_rows_from_words(model, tokenizer, name)
+    return model, tokenizer
 
 
 def load_splits(args, tasks, paths, tokenizer, positions, limits):

@@ -5,6 +5,7 @@ import torch
 from versatile.adapters.pooling import POOLINGS
 from versatile.data.plain_text import ended_ids
 from versatile.utils.devices import autocast
+from versatile.utils.screen import align_columns
 
 
 @torch.no_grad()
@@ -41,8 +42,5 @@ def likeness(vectors):
     """Cosines between tasks' vectors as a table of text."""
     names = list(vectors)
     unit = np.stack([v / max(np.linalg.norm(v), 1e-12) for v in vectors.values()])
-    width = max(map(len, [*names, "cosine"]))
-    lines = [" ".join([f"{'cosine':<{width}}", *(f"{n:>{width}}" for n in names)])]
-    for name, row in zip(names, unit @ unit.T):
-        lines.append(" ".join([f"{name:<{width}}", *(f"{value:>{width}.3f}" for value in row)]))
-    return "\n".join(lines)
+    rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, unit @ unit.T)]
+    return align_columns([["cosine", *names], *rows], right=range(1, len(names) + 1))

@@ -28,6 +28,14 @@ def counted(number, noun):
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def align_columns(rows, right, rule=False):
+    """Rows of texts as a table; the columns `right` are numbers, and a `rule` stands under the first row."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [*rows[:1], *([["-" * width for width in widths]] if rule else []), *rows[1:]]
+    return "\n".join("  ".join(cell.rjust(w) if i in right else cell.ljust(w)
+                               for i, (cell, w) in enumerate(zip(row, widths))).rstrip() for row in lines)  # fmt: skip
+
+
 def shell_words(*words):
     """Words that can be pasted into a shell, each quoted where it must be."""
     return shlex.join(map(str, words))
