@@ -264,15 +264,10 @@ def data_of(args, known):
     """
     folder = args.dataset_path or known.get("data_dir")
     if folder and not Path(folder).is_dir():
-        location = (
-            f"--dataset_path {folder}" if args.dataset_path else f"the data that the model was trained on, {folder}"
-        )
-        raise UserError(
-            "no such folder",
-            location=location,
-            expected="GLUE's official folders, or a folder of local files",
-            remedy="say where they lie: --dataset_path DIR",
-        )
+        what = "--dataset_path" if args.dataset_path else "the data that the model was trained on,"
+        raise UserError("no such folder", location=f"{what} {folder}",
+                        expected="GLUE's official folders, or a folder of local files",
+                        remedy="say where they lie: --dataset_path DIR")  # fmt: skip
     return folder
 
 

@@ -7,7 +7,7 @@ from versatile.data import text_to_text
 from versatile.data.encoders.text_to_text import encode
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.prompt import Prompt
-from versatile.data.task import Example, Span, Task, find
+from versatile.data.task import Example, Span, find
 from versatile.data.text_to_text_batches import Collator
 from versatile.training import text_to_text_arguments, text_to_text_evaluation
 from versatile.training.evaluation import Predictions
@@ -80,7 +80,7 @@ class TextToTextModel(TextModel):
         self.has_prefix = not flags.get("train_adapters", self.model.settings.method != "finetune")
         self.summary = t5.parameter_summary(self.model)
         self.backbone = flags.get("model_name_or_path") or flags.get("config_name")
-        self.tasks = {name: find(name) or RawText(name) for name in self.model.tasks}
+        self.tasks = {name: find(name) for name in self.model.tasks}
 
     @property
     def start(self):
@@ -130,7 +130,9 @@ class TextToTextModel(TextModel):
             except (KeyError, IndexError) as error:
                 raise UserError(f"has no column {error}", location=location,
                                 expected=", ".join(task.fields())) from error  # fmt: skip
-        return text_example(lines) if isinstance(lines, str) else super()._example(name, lines, location)
+        if isinstance(lines, str):
+            return Example([Span("", lines)], Span("", ""), lines)
+        return super()._example(name, lines, location)
 
     # ---- evaluation
 
@@ -215,19 +217,3 @@ class TextToTextModel(TextModel):
         rows = sorted(row for row in self.gather(tokens).tolist() if row[0] >= 0)
         texts = self.tokenizer.batch_decode([row[1:] for row in rows], skip_special_tokens=True)
         return [text.strip() for text in texts]
-
-
-class RawText(Task):
-    """A task whose inputs are typed as they are worded, for one that has no form with markers."""
-
-    def __init__(self, name):
-        task = text_to_text.get_task(name)
-        self.name, self.summary, self.sample = name, f"text to text: {name}", task.template
-
-    def typed(self, text, session):
-        return text_example(text), session
-
-
-def text_example(text):
-    """An `Example` that is one text."""
-    return Example([Span("", text)], Span("", ""), text)
