@@ -1,6 +1,7 @@
 """The parsers of train_t5.py and pretrain_t5.py: flags of the original (Karimi Mahabadi et al. 2021, on transformers
 3.5.1), of transformers' training arguments, and ours."""
 
+import math
 from argparse import ArgumentTypeError
 
 from versatile.adapters.schemas import PORT_METHODS, PUBLISHED_T5
@@ -54,20 +55,15 @@ REFUSED = {
 # ---- types
 
 
-def count_or_all(text):
-    """Type: a whole number above 0, or -1."""
-    value = flags.count_or_none(text)
-    if value < -1 or value == 0:
-        raise ArgumentTypeError(f"{flags.shown(text)}: expected a whole number above 0, or -1 for all")
-    return value
+count_or_all = flags.limited(flags.count_or_none, lambda value: value == -1 or value > 0,
+                             "a whole number above 0, or -1 for all")  # fmt: skip
+below_one = flags.limited(float, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+one_or_more = flags.limited(float, lambda value: 1 <= value < math.inf, "a number, 1 or more")
 
 
-def below_one(text):
-    """Type: a number from 0 to below 1."""
-    value = flags.fraction(text)
-    if value == 1:
-        raise ArgumentTypeError(f"{flags.shown(text)}: expected a number from 0 to below 1")
-    return value
+def between(low, high):
+    """Type: a number between two others."""
+    return flags.limited(float, lambda value: low < value < high, f"a number between {low} and {high}")
 
 
 def steps_or_share(text):
@@ -76,26 +72,6 @@ def steps_or_share(text):
     if value >= 1 and (value != int(value) or value > flags.LARGEST):
         raise ArgumentTypeError(f"{flags.shown(text)}: expected a whole number of steps, or a share below 1")
     return int(value) if value == int(value) else value
-
-
-def one_or_more(text):
-    """Type: a number from 1."""
-    value = flags.rate(text)
-    if value < 1:
-        raise ArgumentTypeError(f"{flags.shown(text)}: expected a number, 1 or more")
-    return value
-
-
-def between(low, high):
-    """Type: a number between two others."""
-
-    def parse_number(text):
-        value = flags.number(text)
-        if not low < value < high:
-            raise ArgumentTypeError(f"{flags.shown(text)}: expected a number between {low} and {high}")
-        return value
-
-    return parse_number
 
 
 # ---- the parser

@@ -11,60 +11,46 @@ from versatile.utils.parser import Parser, build_parser, raising_errors, typed_f
 LARGEST, LARGEST_SEED = 2**31 - 1, 2**32 - 1
 
 
-def positive(text):
-    """argparse type: a whole number above 0."""
-    return _count(text, 1, "a whole number above 0")
+def limited(kind, fits, expected, most=math.inf):
+    """An argparse type: a number of one kind that fits.
+
+    Args:
+        kind: turns a text into a number, or raises: int, float, or another such type.
+        fits: called with the number.
+        expected: what is said to be expected.
+        most: the largest number, which is named to who is beyond it.
+    """
+
+    def parse_number(text):
+        try:
+            value = kind(text)
+        except (ValueError, OverflowError):
+            value = None
+        if value is None or not fits(value):
+            beyond = f", at most {most}" if value is not None and value > most else ""
+            raise argparse.ArgumentTypeError(f"{shown(text)}: expected {expected}{beyond}")
+        return value
+
+    return parse_number
 
 
-def not_negative(text):
-    """argparse type: a whole number from 0."""
-    return _count(text, 0, "a whole number, 0 or more")
+def _count(least, expected):
+    return limited(int, lambda value: least <= value <= LARGEST, expected, LARGEST)
 
 
-def bottleneck(text):
-    """argparse type: a whole number from -1, which stands for no adapter."""
-    return _count(text, -1, "a whole number, 0 or more, or -1 for no adapter")
-
-
-def count_or_none(text):
-    """argparse type: a whole number; those below 0 stand for none."""
-    return _count(text, -LARGEST, "a whole number, or -1 for none")
-
-
-def seed(text):
-    """argparse type: a seed that every generator takes."""
-    return _number(text, int, lambda v: 0 <= v <= LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}")
-
-
-def number(text):
-    """argparse type: a finite number."""
-    return _number(text, float, math.isfinite, "a finite number")
-
-
-def rate(text):
-    """argparse type: a finite number above 0."""
-    return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
-
-
-def not_negative_rate(text):
-    """argparse type: a finite number from 0."""
-    return _number(text, float, lambda v: 0 <= v < float("inf"), "a number, 0 or more")
-
-
-def share(text):
-    """argparse type: a number above 0 and up to 1."""
-    return _number(text, float, lambda v: 0 < v <= 1, "a number above 0 and up to 1")
-
-
-def share_or_more(text):
-    """argparse type: a finite number above 0, of which what is above 1 counts as 1."""
-    return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0 and up to 1")
-
-
-def fraction(text):
-    """argparse type: a number from 0 to 1."""
-    return _number(text, float, lambda v: 0 <= v <= 1, "a number from 0 to 1")
-
+positive = _count(1, "a whole number above 0")
+not_negative = _count(0, "a whole number, 0 or more")
+# -1 stands for no adapter, a count below 0 for none.
+bottleneck = _count(-1, "a whole number, 0 or more, or -1 for no adapter")
+count_or_none = _count(-LARGEST, "a whole number, or -1 for none")
+seed = limited(int, lambda value: 0 <= value <= LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}")
+number = limited(float, math.isfinite, "a finite number")
+rate = limited(float, lambda value: 0 < value < math.inf, "a number above 0")
+not_negative_rate = limited(float, lambda value: 0 <= value < math.inf, "a number, 0 or more")
+share = limited(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
+# What is above 1 counts as 1.
+share_or_more = limited(float, lambda value: 0 < value < math.inf, "a number above 0 and up to 1")
+fraction = limited(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -75,22 +61,6 @@ def projections(text):
     if set(names) - set(PROJECTIONS):
         raise argparse.ArgumentTypeError(f"{shown(text)}: expected some of {','.join(PROJECTIONS)}")
     return ",".join(name for name in PROJECTIONS if name in names)
-
-
-def _count(text, least, expected):
-    return _number(text, int, lambda v: least <= v <= LARGEST, f"{expected}, at most {LARGEST}", expected)
-
-
-def _number(text, kind, fits, expected, briefly=None):
-    try:
-        value = kind(text)
-    except (ValueError, OverflowError):
-        value = None
-    if value is None or not fits(value):
-        # The largest number is named to who is beyond it.
-        expected = expected if briefly is None or (value is not None and value > LARGEST) else briefly
-        raise argparse.ArgumentTypeError(f"{shown(text)}: expected {expected}")
-    return value
 
 
 def shown(text, limit=40):
