@@ -7,6 +7,7 @@ its kind makes of a split, and `EvalSplit.score` what its task makes of that.
 import json
 import time
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from versatile.data import instances
@@ -161,8 +162,8 @@ class TaskResult:
     def show(self, samples=0):
         """Print the scores, the notes and the first outputs beside their inputs and references."""
         show_scores(f"{self.split.name}, {self.split.split}", self.split.references, self.scores, self.notes)
-        for source, text, references in list(zip(self.split.sources, self.predictions.texts or (),
-                                                 self.split.references))[:samples]:  # fmt: skip
+        rows = zip(self.split.sources, self.predictions.texts or (), self.split.references)
+        for source, text, references in islice(rows, samples):
             print(f"input      {source}\noutput     {text}\nreference  {references[0]}\n")
 
     def write(self, folder):
