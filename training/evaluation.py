@@ -251,7 +251,7 @@ def evaluate_run(args, typed, encoder):
     args.output_dir = args.output_dir or f"results/{runs.run_of(args.model_checkpoint).name}"
     writable_directory(args.output_dir, "--output_dir")
     decoding = Decoding(batch_size=args.batch_size)
-    return evaluate_into(args.output_dir, text_model, splits, decoding, args.samples, **text_model.describe())
+    evaluate_into(args.output_dir, text_model, splits, decoding, args.samples, **text_model.describe())
 
 
 # ---- the screen and files
