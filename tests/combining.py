@@ -15,11 +15,7 @@ from versatile.training.decoding import Decoding, decode
 import combine_all
 
 NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
-
-
 TASKS = {"mt": 12, "nlg": 4, "dialogue": 8, "summarization": 0}
-
-
 QUICK = ["--proof_examples", "3", "--proof_tokens", "6"]
 
 
@@ -84,8 +80,3 @@ def files(folder):
 def gpt2_singles(folder):
     """{task: a directory trained for it alone} on tiny-gpt2."""
     return {task: trained(folder / task, [task], seed=seed) for seed, task in enumerate(["mt", "nlg", "dialogue"])}
-
-
-def keep_tiny_models(monkeypatch):
-    """Tiny models may stay in memory: looking for them among all objects of a test session takes longer than a test."""
-    monkeypatch.setattr(combine.gc, "collect", lambda: 0)

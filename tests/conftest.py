@@ -1,5 +1,6 @@
 """Shared fixtures. Tests need no network and no file outside the repository."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -32,6 +33,14 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     os.environ["VERSATILE_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def uncollected():
+    """Tiny models may stay in memory: looking for them among all objects of a test session takes longer than a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gc, "collect", lambda *generation: 0)
+        yield
 
 
 @pytest.fixture(scope="session")

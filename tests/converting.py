@@ -18,7 +18,7 @@ TEXT = (
     .map(str.strip)
     .filter(lambda text: text and text != "__SILENCE__")
 )
-SETTINGS = settings(deadline=None, max_examples=80)
+SETTINGS = settings(deadline=None, max_examples=40)
 
 
 def write(path, text):

@@ -5,6 +5,7 @@ all the same, with its own memory, signals and exit code.
 """
 
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -18,8 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "data" / "samples"
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
     ["train", "evaluate", "train_vlm", "evaluate_vlm", "versatile.training.experiment",
      "versatile.training.evaluation", "versatile.training.trainer", "versatile.training.decoding",
      "versatile.utils.plots", "versatile.adapters.checkpoint", "versatile.adapters.inference",
@@ -66,18 +67,22 @@ class Job:
 
 
 def start(script, argv, folder, env=None, terminal=False, cwd=ROOT):
-    """Start `script` ("train", "evaluate") with `argv`; its output goes into `folder`, into "err" from a terminal."""
+    """Start `script` ("train", "bench.decode") with `argv`; its output goes into `folder`: "out", "err"."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name in ("out", "err"):
         (Path(folder) / name).write_text("")
     environment = {**dict(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
+    return Job(fork(_run, script, list(map(str, argv)), str(folder), environment, terminal, cwd), folder)
+
+
+def fork(function, *arguments):
+    """Start a process that calls `function`; returns it."""
     # The fork server is started by the first of these and imports with the environment it finds.
     old, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), str(ROOT)
-    given = (script, list(map(str, argv)), str(folder), environment, terminal, cwd)
-    process = _CONTEXT.Process(target=_run, args=given, daemon=True)
+    process = CONTEXT.Process(target=function, args=arguments, daemon=True)
     process.start()
     os.environ.pop("PYTHONPATH") if old is None else os.environ.update(PYTHONPATH=old)
-    return Job(process, folder)
+    return process
 
 
 def run(script, argv, folder, env=None, timeout=120, terminal=False, cwd=ROOT):
@@ -96,8 +101,11 @@ def _run(script, argv, folder, environment, terminal, cwd):
     import torch
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    sys.argv = [f"{script}.py", *argv]
-    sys.exit(__import__(script).main(argv))
+    room, _, name = script.rpartition(".")
+    # As of a script that is started: what lies beside it is found.
+    sys.path.insert(0, str(ROOT / room))
+    sys.argv = [f"{room and room + '/'}{name}.py", *argv]
+    sys.exit(importlib.import_module(name).main(argv))
 
 
 def _open_terminal():

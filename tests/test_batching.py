@@ -5,13 +5,13 @@
 
 import itertools
 import json
-import multiprocessing
 
 import numpy as np
 import pytest
 from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripts import CONTEXT, fork
 from versatile.data import cache
 from versatile.data.batching import Batches, plan
 from versatile.data.task import get_task
@@ -190,11 +190,8 @@ def _load_in_child(path, cache_dir, queue):
 
 def test_two_processes_may_build_the_same_cache_at_once(tmp_path):
     path = write(tmp_path / "d.json", PAIRS * 40)
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    children = [context.Process(target=_load_in_child, args=(path, tmp_path / "cache", queue)) for _ in range(2)]
-    for child in children:
-        child.start()
+    queue = CONTEXT.Queue()
+    children = [fork(_load_in_child, path, tmp_path / "cache", queue) for _ in range(2)]
     results = [queue.get(timeout=60) for _ in children]
     for child in children:
         child.join()

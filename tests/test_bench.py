@@ -7,8 +7,10 @@ import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import scripts
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "bench"))
@@ -19,21 +21,17 @@ SCRIPTS = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if p.stem not in 
 ALONE = {"peers": ["--sides", "ours"]}
 
 
-def run(script, *flags):
-    device = [] if script == "memory" else ["--device", "cpu"]
-    command = [sys.executable, f"bench/{script}.py", *device, *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_quick_run_prints_hardware_table_and_ratio(script, tmp_path):
     saved = tmp_path / "numbers.json"
-    done = run(script, "--quick", "--json", str(saved), *ALONE.get(script, []))
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    device = [] if script == "memory" else ["--device", "cpu"]
+    argv = [*device, "--quick", "--json", saved, *ALONE.get(script, [])]
+    result = scripts.run(f"bench.{script}", argv, tmp_path, timeout=300)
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
     assert lines[0].startswith("hardware: ")
     assert any(set(line) == {"-"} for line in lines)
-    assert any(line.startswith("ratio: ") for line in lines), done.stdout
+    assert any(line.startswith("ratio: ") for line in lines), result.out
     numbers = json.loads(saved.read_text())
     assert numbers["flags"]["quick"] is True
     assert numbers["ratios"] and all(r["low"] <= r["median"] <= r["high"] for r in numbers["ratios"].values())
@@ -60,14 +58,17 @@ def test_an_earlier_file_names_what_became_slower(tmp_path):
     assert len(bench.regressions(old, new)) == 2
 
 
-def test_all_ratios_are_saved_and_compared(tmp_path):
-    command = [sys.executable, "bench/run.py", "--device", "cpu", "--quick", "--only", "attention", "--json"]
-    done = subprocess.run([*command, tmp_path / "old.json"], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_all_ratios_are_saved_and_compared(tmp_path, monkeypatch, capsys):
+    def forked(command):
+        result = scripts.run(f"bench.{Path(command[1]).stem}", command[2:], tmp_path)
+        return subprocess.CompletedProcess(command, result.code)
+
+    monkeypatch.setattr(bench.subprocess, "run", forked)
+    command = ["--device", "cpu", "--quick", "--only", "attention", "--json"]
+    assert bench.main([*command, str(tmp_path / "old.json")]) == 0
     old = json.loads((tmp_path / "old.json").read_text())
     for name in old["ratios"]["attention"]:
         old["ratios"]["attention"][name] = ratio(1e6, 1e6, 1e6)
     (tmp_path / "old.json").write_text(json.dumps(old))
-    done = subprocess.run([*command, tmp_path / "new.json", "--compare", tmp_path / "old.json"], cwd=ROOT,
-                          capture_output=True, text=True, timeout=300)  # fmt: skip
-    assert done.returncode == 1 and "regression: attention: its choice over the other one" in done.stdout
+    assert bench.main([*command, str(tmp_path / "new.json"), "--compare", str(tmp_path / "old.json")]) == 1
+    assert "regression: attention: its choice over the other one" in capsys.readouterr().out

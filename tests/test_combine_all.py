@@ -18,7 +18,6 @@ from combining import (
     combined,
     files,
     gpt2_singles,
-    keep_tiny_models,
     lively,
     pairs,
     same,
@@ -37,11 +36,6 @@ from versatile.data.task import get_task
 import combine_all
 import evaluate
 import evaluate_vlm
-
-
-@pytest.fixture(autouse=True)
-def uncollected(monkeypatch):
-    keep_tiny_models(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from combining import QUICK, combined, files, gpt2_singles, keep_tiny_models, trained
+from combining import QUICK, combined, files, gpt2_singles, trained
 from test_released import finetuned_directory, released_directory
 from versatile.adapters import checkpoint
 from versatile.adapters.attach import attach
@@ -13,11 +13,6 @@ from versatile.data.task import get_task
 
 import combine_all
 from tests.conftest import ROOT
-
-
-@pytest.fixture(autouse=True)
-def uncollected(monkeypatch):
-    keep_tiny_models(monkeypatch)
 
 
 @pytest.fixture(scope="module")

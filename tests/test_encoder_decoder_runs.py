@@ -36,13 +36,6 @@ from versatile.training.distillation import WordTeacher
 from versatile.training.objectives import Distilled, cross_entropy
 from versatile.utils.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def uncollected(monkeypatch):
-    """Looking for tiny models among all objects of a test session takes longer than a test."""
-    monkeypatch.setattr(combine.gc, "collect", lambda: 0)
-
-
 # ---- files
 
 

@@ -33,6 +33,13 @@ def trained(folder, tasks, seed, backbone="tiny-gpt2"):
     return folder
 
 
+@pytest.fixture(scope="module", params=METHODS)
+def runs(request, tmp_path_factory):
+    """(kind of adapter, three directories that were trained for one task)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return request.param, [trained(folder / str(seed), {"nlg": METHODS[request.param]}, seed) for seed in range(3)]
+
+
 def merged(out, *argv):
     combine_all.main(["--output", str(out), *map(str, argv)])
     return checkpoint.read_safetensors(out / checkpoint.WEIGHTS)
@@ -95,9 +102,8 @@ def test_the_mean_of_an_adapter_with_itself_is_that_adapter(kind, tmp_path):
 
 
 @pytest.mark.parametrize("merge", combine_all.MERGES)
-@pytest.mark.parametrize("kind", METHODS)
-def test_adapters_of_one_task_become_one_that_is_scored(kind, merge, tmp_path, capsys):
-    runs = [trained(tmp_path / str(seed), {"nlg": METHODS[kind]}, seed) for seed in range(3)]
+def test_adapters_of_one_task_become_one_that_is_scored(runs, merge, tmp_path, capsys):
+    kind, runs = runs
     given = [f"nlg={run}" for run in runs]
     first = merged(tmp_path / "out", "--merge", merge, "--checkpoints", *given, "--weights", 0.5, 0.3, 0.2)
     again = merged(tmp_path / "again", "--merge", merge, "--checkpoints", *given, "--weights", 0.5, 0.3, 0.2)
