@@ -8,6 +8,7 @@
 #   ./run.sh test [args]      the tests (args go to pytest; -m slow: those that take long)
 #   ./run.sh bench [args]     the benchmarks (args go to each, e.g. --quick)
 #   ./run.sh table [places]   what all results say, as a table and a chart (default: results/)
+#   ./run.sh plan ROW         what a published recipe needs: weights, data, memory, hours here and on a GPU
 #   ./run.sh list [names]     all recipes, or these
 #   ./run.sh <recipe> [args]  one recipe (args go to its script, e.g. --limit 1000)
 #
@@ -65,7 +66,7 @@ list() {
         done
         return
     fi
-    echo "setup, demo, lifelong-demo, camtl-demo, test, bench, table, list, and:"
+    echo "setup, demo, lifelong-demo, camtl-demo, test, bench, table, plan, list, and:"
     for name in $(recipes); do printf '%-26s python %s\n' "$name" "$(recipe "$name")"; done
     echo
     echo "Lifelong recipes are lifelong-<order>-<method>, with the methods of lifelong-wcs and the orders"
@@ -191,8 +192,9 @@ camtl-demo) setup; shift; camtl_demo "$@" ;;
 test) setup_tests; shift; py -m pytest "$@" ;;
 bench) setup; shift; py bench/run.py "$@" ;;
 table) setup; shift; py -m utils.table "$@" ;;
+plan) setup; shift; py -m bench.plan "$@" ;;
 list) shift; list "$@" ;;
-help | -h | --help) sed -n '2,15p' "$0" | sed 's/^# \{0,1\}//' ;;
+help | -h | --help) sed -n '2,16p' "$0" | sed 's/^# \{0,1\}//' ;;
 *)
     name="$1"; shift
     line="$(recipe "$name")" || no_recipe "$name"

@@ -97,7 +97,7 @@ def train(args, given):
     check(args, given)
     prepare_own_tasks(args, "--task")
     task = get_task(args.task)
-    path = published(args, task)
+    path = complete(args, task)
     dtype = experiment.begin(args, run)
     # One process a machine makes the caches, the others find them.
     with idist.one_rank_first(local=True):
@@ -155,14 +155,9 @@ def choose(args, task=None):
     return method_flags.choose_method(args, args.method, args.adapter_bottleneck, width)
 
 
-def published(args, task):
-    """Fill flags that were not given with the task's published settings; returns the data file to learn from."""
-    settings = task.published.get("adapter" if choose(args) else "finetune", {})
-    for name in PUBLISHED:
-        if getattr(args, name) is None and name not in settings:
-            raise UserError(f"no published setting of --{name} for task {task.name}", remedy=f"give --{name}")
-        if getattr(args, name) is None:
-            setattr(args, name, settings[name])
+def complete(args, task):
+    """Fill flags that were not given; returns the data file to learn from."""
+    fill_published(args, task)
     args.max_history = args.max_history or task.max_history
     path = task.data_path(args.dataset_path, args.distillation)
     # What is written down is the gold file: with it a run is evaluated, and named again when it goes on.
@@ -170,19 +165,35 @@ def published(args, task):
     return path
 
 
+def fill_published(args, task):
+    """Give flags that were not given the task's published settings."""
+    settings = task.published.get("adapter" if choose(args) else "finetune", {})
+    for name in PUBLISHED:
+        if getattr(args, name) is None and name not in settings:
+            raise UserError(f"no published setting of --{name} for task {task.name}", remedy=f"give --{name}")
+        if getattr(args, name) is None:
+            setattr(args, name, settings[name])
+
+
 def build(args, task):
     """(the model that the flags ask for, its tokenizer)"""
-    from versatile.adapters import attach as adapting
-    from versatile.adapters.methods import pointer as self_copy
     from versatile.training import experiment
 
     chosen = choose(args, task)
     model, tokenizer = experiment.load_model(args, {task.name: task}, chosen and {task.name: chosen})
+    apply_ablations(args, model)
+    return model, tokenizer
+
+
+def apply_ablations(args, model):
+    """Give an attached model what --self_copy adds, and train only what --outputlayer_only trains."""
+    from versatile.adapters import attach as adapting
+    from versatile.adapters.methods import pointer as self_copy
+
     if args.self_copy:
         self_copy.add(model)
     if args.outputlayer_only:
         adapting.only_tables(model)
-    return model, tokenizer
 
 
 def load_teacher(args, task, student, dtype, longest):

@@ -2,11 +2,12 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from lifelong_data import command, write
-from versatile.lifelong import sequence, strategies
+from lifelong_data import command, questions, report, write
+from versatile.lifelong import run_records, sequence, strategies
 from versatile.lifelong.strategies import STRATEGIES
 from versatile.lifelong.strategies.base import Strategy
 from versatile.lifelong.strategies.multitask import Multitask
@@ -198,3 +199,28 @@ def test_a_state_file_that_is_missing_or_damaged_is_one_message(name, data, tmp_
     path.write_bytes(whole)
     train_lifelong.main(argv)
     assert json.loads((out / "sequence.json").read_text())["finished"] == ["ag", "sst"]
+
+
+def test_what_a_stage_leaves_for_the_next_is_counted(data, tmp_path):
+    """Its trained weights, a strategy's state, and of samples their texts; a teacher is named."""
+    adapter = ("--adapter_bottleneck", 4, "--n_train_epochs", 1)
+    reports, sizes = {}, {}
+    for name, more in (("er", ("--memory_size", 3)), ("ewc", ()), ("lll", ("--distil", "--train_teachers"))):
+        out = tmp_path / name
+        train_lifelong.main(list(map(str, command(data, out, name, *adapter, *more))))
+        reports[name] = [report(out / task) for task in ("ag", "sst")]
+        sizes[name] = [(out / task / "adapter_model.safetensors").stat().st_size for task in ("ag", "sst")]
+    kept = json.loads((tmp_path / "er/ag/memory.json").read_text())["kept"]["ag"]
+    samples = questions("ag", 10)
+    texts = sum(len(samples[i].context + samples[i].question + samples[i].answers[0]) for i in kept)
+    state = (tmp_path / "er/ag/memory.json").stat().st_size
+    assert len(kept) == 3 and reports["er"][0]["stored_bytes"] == sizes["er"][0] + state + texts
+    # Importances are gone when the sequence is done, but they were there.
+    first, last = reports["ewc"]
+    assert first["stored_bytes"] > 2 * sizes["ewc"][0] and last["stored_bytes"] == sizes["ewc"][1]
+    (teacher,) = reports["lll"][1]["teachers"]
+    record = run_records.make_record(tmp_path / "lll", sequence.stored_flags(tmp_path / "lll/run.json"))
+    seconds = [one["seconds"] for one in reports["lll"]]
+    seconds += [report(Path(one["teachers"][0]))["seconds"] for one in reports["lll"]]
+    assert Path(teacher).name == "sst" and record["seconds"] == pytest.approx(sum(seconds))
+    assert "train_teachers" not in record["settings"] and record["settings"]["distil"] is True
