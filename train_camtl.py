@@ -303,10 +303,9 @@ def train(args, run, model, tokenizer, splits, dtype):
     """
     import ignite.distributed as idist
     from versatile.adapters import bert
-    from versatile.adapters.tensors import read_safetensors
+    from versatile.adapters.trained import count_parameters
     from versatile.training import classification, experiment
     from versatile.training.callbacks import Coverage
-    from versatile.training.freezing import count_parameters
     from versatile.training.objectives import WeightedRows
     from versatile.training.optimizers import build_adamw
     from versatile.training.runs import ModelFiles
@@ -320,7 +319,7 @@ def train(args, run, model, tokenizer, splits, dtype):
     dev = splits.get("dev")
     evaluate = dev and classification.DevScores(model, dev, (args.valid_batch_size, batches.pad_id, dtype), args.select)
     files = ModelFiles(lambda at: bert.save(model, tokenizer, at),
-                       lambda at: model.load_state_dict(read_safetensors(at / bert.WEIGHTS)))  # fmt: skip
+                       lambda at: bert.load_weights(model, at))  # fmt: skip
     run.bind(files, experiment.data_key(train=splits["train"], valid=dev),
              experiment.resume_command("train_camtl.py", run.directory), args.logging_dir)  # fmt: skip
     optimizer = build_adamw(model, args.lr, args.adam_eps, args.weight_decay)
@@ -328,7 +327,7 @@ def train(args, run, model, tokenizer, splits, dtype):
     trainer = Trainer(model, batches, WeightedRows(), optimizer, schedule, run, evaluate, [Coverage(batches.tracker)],
                       settings=settings)  # fmt: skip
     result = dict(task="+".join(args.tasks), form=args.form, backbone=str(model.config._name_or_path),
-                  checkpoint=str(run.directory), **count_parameters(model))  # fmt: skip
+                  checkpoint=str(run.directory), parameters=count_parameters(model))  # fmt: skip
     result |= experiment.run_training(trainer)
     report = evaluate.kept(trainer).get("tasks") if evaluate else None
     if report:

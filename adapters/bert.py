@@ -23,11 +23,11 @@ import torch
 from versatile.adapters import manifest as manifests
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.classifier import TaskClassifier, check_shape, keyed_parameters
 from versatile.adapters.imports import camtl
 from versatile.adapters.manifest import CONFIG
 from versatile.adapters.methods.registry import FULL
 from versatile.adapters.schemas import FORMS  # noqa: F401
-from versatile.adapters.task_bert import TaskBert, check_shape
 from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors, write_tensors
 from versatile.utils.errors import UserError, first_line
 
@@ -50,7 +50,7 @@ def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42):
         seed: of the new weights, N(0, 0.02).
 
     Returns:
-        (`TaskBert` in fp32 and eval mode, its tokenizer)
+        (`TaskClassifier` in fp32 and eval mode, its tokenizer)
 
     Raises:
         UserError: nothing usable by that name, no BERT, a length or number of layers that does not fit the form,
@@ -74,7 +74,7 @@ def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42):
     fingerprint = backbones.fingerprint(bert.state_dict())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = TaskBert(bert, tasks, form, max_seq_length)
+        model = TaskClassifier(bert, tasks, form, max_seq_length)
     model.backbone_fingerprint = fingerprint
     return model.eval(), tokenizer
 
@@ -145,7 +145,7 @@ def _listed(tasks):
 def save(model, tokenizer, directory):
     """Write a model to a directory; each file is whole or absent, the config comes last."""
     directory = Path(directory)
-    checksum = write_tensors(directory / WEIGHTS, model.state_dict())
+    checksum = write_tensors(directory / WEIGHTS, keyed_parameters(model))
     tokenizer.save_pretrained(directory)
     backbone = model.config.to_dict()
     # A list: the order gives the tasks their ids.
@@ -161,7 +161,7 @@ def save(model, tokenizer, directory):
 
 
 def load(directory):
-    """(`TaskBert` in eval mode, its tokenizer) as `save` wrote them.
+    """(`TaskClassifier` in eval mode, its tokenizer) as `save` wrote them.
 
     Raises:
         UserError: nothing of that kind there, a damaged file.
@@ -186,7 +186,7 @@ def load(directory):
         check_shape(backbone, form, length, str(path / CONFIG))
         # Shapes alone first: sizes that a damaged config made up are not allocated.
         with torch.device("meta"):
-            shapes = TaskBert(BertModel(copy.deepcopy(backbone)), tasks, form, length).state_dict()
+            shapes = keyed_parameters(TaskClassifier(BertModel(copy.deepcopy(backbone)), tasks, form, length))
     except UserError:
         raise
     except Exception as error:
@@ -196,9 +196,9 @@ def load(directory):
     check_fit(state, shapes, path / WEIGHTS)
     bert = BertModel(backbone)
     bert.config._name_or_path = config.get("base_model_name_or_path") or str(path)
-    model = TaskBert(bert, tasks, form, length)
+    model = TaskClassifier(bert, tasks, form, length)
     model.aliases = dict(aliases)
-    copy_tensors(state, model.state_dict(), path / WEIGHTS)
+    copy_tensors(state, keyed_parameters(model), path / WEIGHTS)
     check_checksum(path / WEIGHTS, config.get("checksum"))
     model.backbone_fingerprint = manifest.fingerprint
     try:
@@ -209,15 +209,18 @@ def load(directory):
     return model.eval(), tokenizer
 
 
-# What a frozen layer keeps training. The original's pattern for CBDA's FiLM is misspelt, so it freezes that one.
-_CONDITIONAL = re.compile(r"\.random_weight_matrix$|\.cond_block_diag_attn\.|\.ln_weight_modulation\.")
+def load_weights(model, directory):
+    """Load into a model what `save` wrote for the same model."""
+    path = Path(directory) / WEIGHTS
+    copy_tensors(read_safetensors(path), keyed_parameters(model), path)
 
 
 def freeze(model, layers, location="--freeze_encoder_layers"):
-    """Freeze some encoder layers and the embeddings, but nothing conditional.
+    """Freeze some encoder layers and the embeddings, but nothing conditional. (The original freezes CBDA's FiLM by a
+    misspelt pattern.)
 
     Args:
-        model: `TaskBert`; what is not frozen by this call is trained.
+        model: `TaskClassifier`; what is not frozen by this call is trained.
         layers: "0-5": the first and the last of them.
         location: the flag, for errors.
 
@@ -227,20 +230,19 @@ def freeze(model, layers, location="--freeze_encoder_layers"):
     Raises:
         UserError: no such layers, or the base form's top layer, which is not pretrained.
     """
-    found = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", str(layers))
-    count = len(model.bert.encoder.layer)
+    span = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", str(layers))
+    count = model.config.num_hidden_layers
     most = count - 2 if model.form == "base" else count - 1
-    if not found or not int(found[1]) <= int(found[2]) <= most:
+    if not span or not int(span[1]) <= int(span[2]) <= most:
         top = "; the top layer is new" if model.form == "base" else ""
         one = re.fullmatch(r"\s*(\d+)\s*", str(layers))
         alone = f"give 0-{int(one[1])}" if one and int(one[1]) <= most else None
         raise UserError(f'"{layers}"', location=location, remedy=alone,
                         expected=f"layers as 0-N, N at most {most}: the model has {count}{top}")  # fmt: skip
-    frozen, trained = [], []
-    for name, p in model.named_parameters():
-        layer = re.match(r"bert\.encoder\.layer\.(\d+)\.", name)
-        inside = layer and int(found[1]) <= int(layer[1]) <= int(found[2])
-        stays = name.startswith("bert.embeddings.") or (inside and not _CONDITIONAL.search(name))
-        p.requires_grad_(not stays)
-        (frozen if stays else trained).append(name)
-    return frozen, trained
+    modules = [model.bert.embeddings, *model.bert.encoder.layer[int(span[1]) : int(span[2]) + 1]]
+    frozen = {id(p) for module in modules for p in module.parameters()}
+    names = {True: [], False: []}
+    for name, p in keyed_parameters(model).items():
+        p.requires_grad_(id(p) not in frozen)
+        names[id(p) in frozen].append(name)
+    return names[True], names[False]

@@ -78,7 +78,8 @@ def _kind(name):
     where, _, rest = name.partition(".")
     if where != "added":
         return "backbone"
-    return {"task_embeddings": "task_rows", "pointer": "self_copy"}.get(rest.split(".")[0], "adapters")
+    kinds = {"task_embeddings": "task_rows", "heads": "task_rows", "pointer": "self_copy"}
+    return kinds.get(rest.split(".")[0], "adapters")
 
 
 def parameter_summary(model):

@@ -95,8 +95,8 @@ class Work:
     def __init__(self, args, device, dtype):
         import torch
         from transformers import BertConfig, BertModel
+        from versatile.adapters.classifier import TaskClassifier
         from versatile.adapters.methods.conditional import ConditionalLayerNorm, TaskConditions
-        from versatile.adapters.task_bert import TaskBert
         from versatile.training.optimizers import build_adamw
         from versatile.utils import devices
 
@@ -104,7 +104,7 @@ class Work:
         config = BertConfig(vocab_size=BERT_VOCABULARY, hidden_size=args.width, num_hidden_layers=args.layers,
                             num_attention_heads=args.heads, intermediate_size=4 * args.width,
                             max_position_embeddings=max(512, args.max_seq_length))  # fmt: skip
-        self.model = TaskBert(BertModel(config), TASKS, args.form, args.max_seq_length).to(device).train()
+        self.model = TaskClassifier(BertModel(config), TASKS, args.form, args.max_seq_length).to(device).train()
         devices.prepare_for_device(self.model, device, dtype)
         self.optimizer = build_adamw(self.model, 1e-5)
         self.batch = self.made_up(args.train_batch_size, args.seed)
@@ -179,8 +179,8 @@ class Work:
     def attention_of(self, tasks, owners, hidden, mask):
         from versatile.adapters.methods.conditional import PADDING, block_diagonal
 
-        layer = self.model.bert.encoder.layer[0].attention.self
-        chunks = layer.cond_block_diag_attn.chunks(tasks, layer.random_weight_matrix[: self.longest])
+        layer, conditional = self.model.bert.encoder.layer[0].attention.self, self.model.added["conditional"]
+        chunks = conditional.block_diagonals[0].chunks(tasks, conditional.matrices[0][: self.longest])
         bias = block_diagonal(chunks).index_select(0, owners).unsqueeze(1)
         return layer(hidden, bias + (1 - mask[:, None, None, :].float()) * PADDING)[0].sum()
 

@@ -13,11 +13,11 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
 from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel
-from versatile.adapters import bert, task_bert
+from versatile.adapters import bert, classifier
 from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.classifier import TaskClassifier, keyed_parameters
 from versatile.adapters.imports import camtl
 from versatile.adapters.methods.conditional import ConditionalLayerNorm
-from versatile.adapters.task_bert import TaskBert
 from versatile.utils import uncertainty
 from versatile.utils.attention import PRODUCTS
 from versatile.utils.errors import UserError
@@ -45,7 +45,7 @@ def golden(name):
 
 def new(form="base", layers=4, tasks=TASKS, **more):
     torch.manual_seed(0)
-    return TaskBert(BertModel(config(layers, **more)), tasks, form, 16).eval()
+    return TaskClassifier(BertModel(config(layers, **more)), tasks, form, 16).eval()
 
 
 def shaken(model):
@@ -116,8 +116,9 @@ def test_parameters_have_the_original_names_and_start(name):
     sizes = SIZES[name]
     form = {"CA-MTL-base": "base", "CA-MTL-large": "large"}.get(sizes["model_name"], "plain")
     model = new(form, sizes["num_hidden_layers"])
-    found = dict(model.named_parameters())
-    assert set(found) == set(sizes["param_names"]) == set(model.state_dict())
+    found = keyed_parameters(model)
+    assert set(found) == set(sizes["param_names"]) and len(found) == len(list(model.parameters()))
+    assert len(model.state_dict()) == len(found)
     for key, (mean, deviation) in sizes["initial_stats"].items():
         # The golden ones are one draw of the same distribution: N(0, 0.02), or a constant.
         assert float(found[key].detach().mean()) == pytest.approx(mean, abs=0.006), key
@@ -133,8 +134,8 @@ def test_frozen_set_is_the_originals_without_its_misspelt_pattern(name):
     expected = {f"bert.{key}" for key, grad in sizes["requires_grad_after_freeze_0_1"].items() if not grad}
     misspelt = {key for key in expected if ".cond_block_diag_attn." in key}
     assert misspelt and set(frozen) == expected - misspelt
-    assert set(trained) == set(dict(model.named_parameters())) - set(frozen)
-    assert {key for key, p in model.named_parameters() if p.requires_grad} == set(trained)
+    assert set(trained) == set(keyed_parameters(model)) - set(frozen)
+    assert {key for key, p in keyed_parameters(model).items() if p.requires_grad} == set(trained)
 
 
 def test_freezing_keeps_the_conditional_norms_learning():
@@ -143,7 +144,7 @@ def test_freezing_keeps_the_conditional_norms_learning():
     layer = model.bert.encoder.layer[3]
     assert not layer.output.LayerNorm.weight.requires_grad
     assert layer.output.LayerNorm.ln_weight_modulation.gb_weights.weight.requires_grad
-    assert model.bert.encoder.adapter_layer[0].emb_transf.weight.requires_grad
+    assert model.added["conditional"].bottlenecks[0].emb_transf.weight.requires_grad
     bert.freeze(model, "1-1")
     assert layer.output.LayerNorm.weight.requires_grad and model.bert.encoder.layer[0].output.dense.weight.requires_grad
     assert not model.bert.embeddings.word_embeddings.weight.requires_grad
@@ -196,11 +197,13 @@ def test_every_parameter_is_trained_by_every_batch(form):
     model = shaken(new(form)).train()
     model(**batch((1, 1)), labels=torch.tensor([0.0, 2.0])).loss.backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert model.decoders[0]["model"].weight.grad.eq(0).all()
-    assert model.decoders[1]["model"].weight.grad.ne(0).any()
+    heads = model.added["heads"].decoders
+    assert heads[0].weight.grad.eq(0).all()
+    assert heads[1].weight.grad.ne(0).any()
     if form != "plain":
-        assert model.bert.task_type_embeddings.weight.grad[[0, 2, 3]].eq(0).all()
-        assert all(layer.attention.self.random_weight_matrix.grad.ne(0).any() for layer in model.bert.encoder.layer)
+        conditional = model.added["conditional"]
+        assert conditional.task_type_embeddings.weight.grad[[0, 2, 3]].eq(0).all()
+        assert len(conditional.matrices) == 4 and all(p.grad.ne(0).any() for p in conditional.matrices)
 
 
 @pytest.mark.parametrize("form", bert.FORMS)
@@ -238,7 +241,7 @@ def test_the_top_layer_at_the_first_position_alone_gives_the_same_scores_and_gra
 @pytest.mark.parametrize("form", bert.FORMS)
 def test_rows_of_like_lengths_together_are_the_batch(form, monkeypatch):
     """A CPU computes little padding: the outputs and gradients are those of one pass."""
-    monkeypatch.setattr(task_bert, "CPU_TOKENS", 128)
+    monkeypatch.setattr(classifier, "CPU_TOKENS", 128)
     model, ids = shaken(new(form)), (0, 2, 1, 3, 1, 0, 2) * 4
     given, gold, calls = batch(ids), labels(ids), []
     model.bert.encoder.layer[0].register_forward_hook(lambda *_: calls.append(1))
@@ -400,14 +403,15 @@ def test_the_seed_alone_decides_the_new_weights():
     other, _ = bert.build("tiny-bert", TASKS, "base", 64, seed=2)
     for name, p in first.named_parameters():
         assert torch.equal(p, dict(second.named_parameters())[name]), name
-    name = "bert.task_type_embeddings.weight"
+    name = "added.conditional.task_type_embeddings.weight"
     assert not torch.equal(dict(first.named_parameters())[name], dict(other.named_parameters())[name])
 
 
 def test_pretrained_weights_stay_where_the_form_keeps_them():
     pretrained = AutoModel.from_pretrained(embedded.folder("tiny-bert")).state_dict()
     for form in bert.FORMS:
-        found = {n.removeprefix("bert."): p for n, p in bert.build("tiny-bert", TASKS, form, 64)[0].named_parameters()}
+        model = bert.build("tiny-bert", TASKS, form, 64)[0]
+        found = {n.removeprefix("bert."): p for n, p in keyed_parameters(model).items()}
         gone = {n for n in pretrained if n not in found}
         assert gone == ({n for n in pretrained if n.startswith("encoder.layer.3.")} if form == "base" else set())
         assert all(torch.equal(found[n], pretrained[n]) for n in set(pretrained) - gone)
@@ -473,7 +477,7 @@ def original_directory(name, folder):
     plain = copy.deepcopy(model.config)
     plain.architectures = ["CaMtl"]
     plain.save_pretrained(folder)
-    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    torch.save({key: p.detach() for key, p in keyed_parameters(model).items()}, folder / "pytorch_model.bin")
     return held
 
 

@@ -21,7 +21,7 @@ from torch.optim import optimizer as optimizers
 from trainers import build_trainer
 from transformers.generation import utils as generation
 from versatile.adapters import attach as adapting
-from versatile.adapters import task_bert
+from versatile.adapters import classifier
 from versatile.adapters.attach import attach
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.methods import pointer
@@ -284,7 +284,7 @@ def test_ca_mtl(form):
 
 
 def test_every_form_of_ca_mtl_is_among_them():
-    assert task_bert.TaskBert and {"base", "large", "plain"} == set(test_bert.bert.FORMS)
+    assert classifier.TaskClassifier and {"base", "large", "plain"} == set(test_bert.bert.FORMS)
 
 
 # ---- what depends on the hardware

@@ -176,11 +176,12 @@ def test_frozen_layers_stay_and_the_log_lists_what_is_frozen_and_what_is_not(who
 def test_weight_decay_spares_every_bias_and_norm(bert):
     """`condlayernorm.weight`, which the original decays, among them."""
     from versatile.adapters import bert as berts
+    from versatile.adapters.classifier import keyed_parameters
     from versatile.training.optimizers import parameter_groups
 
     model, _ = berts.build(str(bert), {"cola": 2, "sts-b": 1}, "base", 32)
     spared = {id(p) for g in parameter_groups(model, 0.1) if not g["weight_decay"] for p in g["params"]}
-    named = dict(model.named_parameters())
+    named = keyed_parameters(model)
     kept = {name for name, p in named.items() if id(p) in spared}
     assert kept >= {name for name in named if name.endswith("bias") or re.search(r"(?i)(layer_?norm)\.weight$", name)}
     assert "bert.encoder.layer.1.adapter.condlayernorm.weight" in kept

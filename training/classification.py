@@ -25,7 +25,7 @@ def predict(model, split, batch_size, pad_id, dtype):
     """A model's predictions of a split.
 
     Args:
-        model: `adapters.task_bert.TaskBert`; its mode is as before afterwards.
+        model: `adapters.classifier.TaskClassifier`; its mode is as before afterwards.
         split: `data.encoders.sentence_pair.PairSplit` of one of its tasks, or of an alias of one.
         batch_size: rows a batch and process.
         pad_id: id that fills rows up.
@@ -109,7 +109,7 @@ class DevScores(Evaluator):
     """All tasks' scores on their dev files; the best model is that of the best average.
 
     Args:
-        model: `TaskBert`.
+        model: `TaskClassifier`.
         splits: {task: `PairSplit`}.
         options: batch size, padding id and precision of `evaluate`.
         select: "best" or "last": which model is kept.

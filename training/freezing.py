@@ -1,8 +1,9 @@
-"""Which parameters are frozen and which are trained: chosen by the flags, printed, counted."""
+"""Which parameters are frozen and which are trained: chosen by the flags and printed."""
 
 import re
 
 from versatile.adapters import bert
+from versatile.adapters.classifier import keyed_parameters
 from versatile.training.experiment import say
 
 
@@ -11,8 +12,8 @@ def freeze(args, model):
     if args.freeze_encoder_layers:
         frozen, trained = bert.freeze(model, args.freeze_encoder_layers)
     else:
-        frozen, trained = [], [name for name, _ in model.named_parameters()]
-    sizes = {name: p.numel() for name, p in model.named_parameters()}
+        frozen, trained = [], list(keyed_parameters(model))
+    sizes = {name: p.numel() for name, p in keyed_parameters(model).items()}
     for what, names in [("frozen", frozen)] * bool(frozen) + [("trained", trained)]:
         count = sum(sizes[name] for name in names)
         say(f"{what}: {count:,} parameters in {len(names)} tensors" + (":" if frozen else ""))
@@ -44,17 +45,3 @@ def _ranges(numbers):
             runs.append([n, n])
     text = ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
     return text if len(numbers) == 1 else f"{{{text}}}"
-
-
-def count_parameters(model):
-    """Trained parameters by kind, for metrics.json: of the BERT itself, and of what stands beside it."""
-    kinds = dict(backbone=0, adapters=0, task_rows=0)
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            own = bert._CONDITIONAL.search(name) or re.search(_BESIDE, name)
-            rows = "task_type_embeddings" in name or name.startswith("decoders.")
-            kinds["task_rows" if rows else "adapters" if own else "backbone"] += p.numel()
-    return dict(parameters=dict(**kinds, total=sum(p.numel() for p in model.parameters())))
-
-
-_BESIDE = r"conditional_alignment|task_transformation|adapter_layer|\.adapter\."

@@ -134,7 +134,7 @@ class Distilled:
 class WeightedRows:
     """Rows' own losses, weighted as the batch says: `weights` [rows], of all processes' rows together 1.
 
-    The model's output has `row_losses` [rows], cross-entropy or squared error (`adapters.task_bert.TaskBert`).
+    The model's output has `row_losses` [rows], cross-entropy or squared error (`adapters.classifier.TaskClassifier`).
     """
 
     def __call__(self, model, batch, normalizer):

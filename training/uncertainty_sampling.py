@@ -14,7 +14,7 @@ class UncertaintySampler:
     Every process scores its share of the candidates, all choose the same.
 
     Args:
-        model: `TaskBert`.
+        model: `TaskClassifier`.
         dtype: precision of the matrix products.
     """
 

@@ -1,4 +1,4 @@
-"""BERT: an encoder without a language model's head; each task has a classifier of its own (adapters/task_bert.py)."""
+"""BERT: an encoder without a language model's head; each task has a classifier of its own (adapters/classifier.py)."""
 
 from versatile.adapters.backbones.family import Backbone
 

@@ -1,7 +1,7 @@
 """What the published CA-MTL code wrote: a BERT's directory whose weights also hold conditional modules and heads."""
 
 import torch
-from versatile.adapters.task_bert import TaskBert, check_shape
+from versatile.adapters.classifier import TaskClassifier, check_shape, keyed_parameters
 from versatile.adapters.tensors import copy_tensors, read_safetensors
 from versatile.utils.errors import UserError, first_line
 
@@ -36,7 +36,7 @@ def load_original(state, config, tasks, location="the original's state dict"):
         location: names it in errors.
 
     Returns:
-        `TaskBert` in eval mode.
+        `TaskClassifier` in eval mode.
     """
     from transformers import AutoModel
 
@@ -52,6 +52,6 @@ def load_original(state, config, tasks, location="the original's state dict"):
     length = lengths[0] if lengths else min(128, config.max_position_embeddings)
     check_shape(config, form, length, location)
     bert = AutoModel.from_config(config, dtype=torch.float32)
-    model = TaskBert(bert, dict(zip(tasks, heads)), form, length)
-    copy_tensors(state, model.state_dict(), location)
+    model = TaskClassifier(bert, dict(zip(tasks, heads)), form, length)
+    copy_tensors(state, keyed_parameters(model), location)
     return model.eval()

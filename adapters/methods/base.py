@@ -39,7 +39,7 @@ class Method(nn.Module):
     def __init__(self, model, name):
         super().__init__()
         self.name, self.router = name, model.router
-        self.backbone = backbone_of(model.config)
+        self.backbone = backbone_of(model.config, head=getattr(model, "head", "lm"))
 
     @classmethod
     def check(cls, name, backbone, settings, location):
@@ -137,7 +137,7 @@ def added_parameters(model):
 
 def parameters_of_tasks(model):
     """{task: its trained parameters}; what tasks share is in none."""
-    owned = {task: [] for task in model.info.tasks}
+    owned = {task: [] for task in model.router.tasks}
     for method, name, p in added_parameters(model):
         if p.requires_grad and (task := method.owner(name)) in owned:
             owned[task].append(p)
@@ -155,6 +155,15 @@ def copy_adapter(model, source, targets):
         if isinstance(method, TaskModules):
             for target in targets:
                 method.copy(source, target)
+
+
+def initialise(module, std=0.02):
+    """Draw the Linears and Embeddings in a module from N(0, std), their biases 0."""
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=std)
+            if getattr(part, "bias", None) is not None:
+                nn.init.zeros_(part.bias)
 
 
 @torch.no_grad()

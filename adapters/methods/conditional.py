@@ -1,7 +1,7 @@
 """Modules whose parameters depend on a task's embedding: conditional adapters (Pilault, El hattami, Pal 2021, CA-MTL).
 
 A batch may mix tasks. What depends on a task is computed once for each task of the model and then looked up for
-every row; no loop runs over rows or over tasks. Parameters carry the names of the published checkpoints.
+every row; no loop runs over rows or over tasks. In a checkpoint the parameters have the published names.
 """
 
 import math
@@ -11,30 +11,141 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import BertAttention, eager_attention_forward
-from versatile.adapters.methods.base import Method
+from versatile.adapters.methods.base import Method, initialise
 from versatile.utils.errors import UserError
 
 METHODS = {"conditional": "Conditional"}
 PADDING = -10000.0
 
 
-class Conditional(Method):
-    """CA-MTL's conditional modules as a way of adapting: those of a BERT whose tasks have a classifier each.
+# A parameter of the method -> its published name.
+_KEYS = {
+    "task_type_embeddings": "bert.task_type_embeddings.{rest}",
+    "conditional_alignment": "bert.conditional_alignment.{rest}",
+    "task_transformation": "bert.encoder.task_transformation.{rest}",
+    "block_diagonals": "bert.encoder.layer.{number}.{attention}.self.cond_block_diag_attn.{ending}",
+    "matrices": "bert.encoder.layer.{number}.{attention}.self.random_weight_matrix",
+    "attention_norms": "bert.encoder.layer.{number}.attention.output.LayerNorm.ln_weight_modulation.{ending}",
+    "output_norms": "bert.encoder.layer.{number}.output.LayerNorm.ln_weight_modulation.{ending}",
+    "bottlenecks": "bert.encoder.adapter_layer.{rest}",
+    "top": "bert.encoder.layer.{last}.{rest}",
+}
 
-    adapters/bert.py builds such a model with `condition_bert`, under the published names.
+
+class Conditional(Method):
+    """CA-MTL's conditional modules in a BERT, of all tasks of a model. The model's `form` says which:
+
+    base: the upper half but the top layer has conditional norms; the top layer's place is taken by a fresh one
+        (`ConditionalTopLayer`), and the pretrained one is lost.
+    large: the upper half has conditional norms, and beside every layer stands a bottleneck.
+
+    Both have conditional attention in every layer and align the embeddings.
     """
 
     shared = "its conditional modules belong to all tasks that were trained together"
 
     @classmethod
     def check(cls, name, backbone, settings, location):
-        if backbone.head == "classifier":
-            raise UserError("an encoder's tasks have classifiers, not texts", location=location,
-                            remedy="python train_camtl.py")  # fmt: skip
-        raise UserError(f"its block-diagonal attention is that of an encoder, which reads a whole sentence at once; "
-                        f"{backbone.name} generates text token by token", location=location,
-                        expected="a BERT: train_camtl.py",
-                        remedy="choose another method; hyperformer++ too shares what tasks have in common")  # fmt: skip
+        if backbone.head != "classifier":
+            raise UserError("its block-diagonal attention is that of an encoder, which reads a whole sentence at once; "
+                            f"{backbone.name} generates text token by token", location=location,
+                            expected="a BERT: train_camtl.py",
+                            remedy="choose another method; hyperformer++ too shares what tasks have in "
+                                   "common")  # fmt: skip
+
+    def build(self, model, tasks):
+        bert, length = model.bert, model.max_seq_length
+        width, layers = bert.config.hidden_size, bert.encoder.layer
+        self.last, self.conditions = len(layers) - 1, TaskConditions()
+        self.task_type_embeddings = nn.Embedding(len(tasks), width)
+        self.conditional_alignment = FiLM(width, width)
+        self.task_transformation = nn.Linear(width, width)
+        fresh = [self.task_type_embeddings, self.conditional_alignment, self.task_transformation]
+        self.attention_norms, self.output_norms = nn.ModuleDict(), nn.ModuleDict()
+        # The upper half has conditional norms; of an odd number the lower half is the larger one.
+        for i in range(math.ceil(len(layers) / 2), len(layers) - (model.form == "base")):
+            for norms, output in ((self.attention_norms, layers[i].attention.output),
+                                  (self.output_norms, layers[i].output)):  # fmt: skip
+                output.LayerNorm = ConditionalLayerNorm.like(output.LayerNorm, width, self.conditions)
+                norms[str(i)] = output.LayerNorm.give_modulation()
+                fresh.append(norms[str(i)])
+        self.top = self.bottlenecks = None
+        if model.form == "base":
+            self.top = ConditionalTopLayer(layers[-1], width, self.conditions)
+            del layers[-1]
+        else:
+            self.bottlenecks = nn.ModuleList(ConditionalBottleneck(width, width) for _ in layers)
+            fresh.append(self.bottlenecks)
+        blocks = range(self.last + 1)
+        self.block_diagonals = nn.ModuleList(ConditionalBlockDiagonal(width, length, width // length) for _ in blocks)
+        columns = self.block_diagonals[0].gb_weights.out_features // 2
+        self.matrices = nn.ParameterList(nn.Parameter(torch.zeros(length, columns)) for _ in blocks)
+        if self.top is not None:
+            # In this order a seed gives the weights it always gave.
+            top = self.top
+            fresh += [top.new_attention.self, self.block_diagonals[-1], top.new_attention.output, top.new_intermediate,
+                      top.new_output, top.adapter]  # fmt: skip
+        for module in [*fresh, *self.block_diagonals]:
+            initialise(module, bert.config.initializer_range)
+
+    def hook(self, model):
+        """Nothing: the model's forward calls `encode`."""
+
+    def key(self, name):
+        part, _, rest = name.partition(".")
+        number, _, ending = rest.partition(".")
+        attention = "new_attention" if self.top is not None and number == str(self.last) else "attention"
+        return _KEYS[part].format(rest=rest, number=number, ending=ending, last=self.last, attention=attention)
+
+    def owner(self, name):
+        return None
+
+    def prepare(self, length):
+        """What a batch's forward needs of every task, computed once: its condition z', which is kept, and CBDA.
+
+        Args:
+            length: of the batch's longest sequence, at most L: an entry depends on its own row of R alone, so what lies
+                beyond need not be computed.
+
+        Returns:
+            [layers, tasks, length, length] what is added to the attention scores.
+        """
+        tasks = self.conditions.tasks = self.task_transformation(self.task_type_embeddings.weight)
+        chunks = [cbda.chunks(tasks, matrix[:length]) for cbda, matrix in zip(self.block_diagonals, self.matrices)]
+        return block_diagonal(torch.stack(chunks))
+
+    def encode(self, bert, biases, rows, input_ids, attention_mask, token_type_ids, first_only=False):
+        """The hidden states of the conditioned BERT.
+
+        Args:
+            bert: the model's BERT.
+            biases: what `prepare` gave, for this length or a greater one.
+            rows: [rows] each row's task id.
+            input_ids, attention_mask, token_type_ids: [rows, length], length at most L.
+            first_only: only the first position's is wanted: what nothing else depends on is not computed.
+
+        Returns:
+            [rows, length or 1, width]: of the large form the last layer's bottleneck, of the base form the top layer's
+            output.
+        """
+        tasks = self.conditions.tasks
+        self.conditions.set(tasks, rows)
+        hidden = bert.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+        hidden = self.conditional_alignment(self.task_type_embeddings.weight, hidden, rows)
+        padding = (1 - attention_mask[:, None, None, :].to(hidden.dtype)) * PADDING
+        length, filmed = input_ids.shape[1], 0
+        for i, layer in enumerate([*bert.encoder.layer, *([] if self.top is None else [self.top])]):
+            mask = biases[i, :, :length, :length].index_select(0, rows).unsqueeze(1) + padding
+            if not first_only or i < self.last:
+                hidden = layer(hidden, mask)
+            elif self.top is not None:
+                hidden = layer(hidden, mask, first_only=True)
+            else:
+                hidden = layer.feed_forward_chunk(attend_first(layer.attention, hidden, mask)[0])
+            if self.bottlenecks is not None:
+                # It never feeds back into the layers.
+                filmed = self.bottlenecks[i](tasks, (hidden[:, :1] if first_only else hidden) + filmed, rows)
+        return hidden if self.bottlenecks is None else filmed
 
 
 class TaskConditions:
@@ -44,7 +155,7 @@ class TaskConditions:
     again in the backward pass meet the same ones.
 
     Attributes:
-        tasks: [tasks, width] one condition a task.
+        tasks: [tasks, width] one condition per task.
         rows: [rows] which of them belongs to each row of the batch.
     """
 
@@ -155,11 +266,18 @@ class ConditionalLayerNorm(nn.Module):
     @classmethod
     def like(cls, norm, condition, conditions):
         """One that starts from a pretrained LayerNorm's weight, bias and epsilon."""
-        made = cls(len(norm.weight), condition, conditions, norm.eps)
+        conditional = cls(len(norm.weight), condition, conditions, norm.eps)
         with torch.no_grad():
-            made.weight.copy_(norm.weight)
-            made.bias.copy_(norm.bias)
-        return made
+            conditional.weight.copy_(norm.weight)
+            conditional.bias.copy_(norm.bias)
+        return conditional
+
+    def give_modulation(self):
+        """The modulation, which is still used here, but is no longer among this module's parameters: weight and bias
+        are the backbone's, the modulation is the method's."""
+        modulation = self._modules.pop("ln_weight_modulation")
+        object.__setattr__(self, "ln_weight_modulation", modulation)
+        return modulation
 
     def forward(self, x):
         """x: [rows, length, width] -> the same shape."""
@@ -247,117 +365,3 @@ def attend_first(attention, hidden, attention_mask):
     rate = layer.dropout.p if layer.training else 0.0
     context, _ = function(layer, query, key, value, attention_mask[:, :, :1], dropout=rate, scaling=layer.scaling)
     return (attention.output(context.flatten(2), first),)
-
-
-def condition_bert(bert, tasks, length, form, conditions):
-    """Put the conditional modules into a BERT.
-
-    Args:
-        bert: a transformers BertModel; changed in place. In the base form its top layer's weights are lost.
-        tasks: how many.
-        length: L, a divisor of the hidden size.
-        form: "base" or "large".
-        conditions: `TaskConditions` to be shared.
-    """
-    width, layers = bert.config.hidden_size, bert.encoder.layer
-    bert.task_type_embeddings = nn.Embedding(tasks, width)
-    bert.conditional_alignment = FiLM(width, width)
-    bert.encoder.task_transformation = nn.Linear(width, width)
-    fresh = [bert.task_type_embeddings, bert.conditional_alignment, bert.encoder.task_transformation]
-    # The upper half has conditional norms; of an odd number the lower half is the larger one.
-    for layer in layers[math.ceil(len(layers) / 2) : len(layers) - (form == "base")]:
-        for output in (layer.attention.output, layer.output):
-            output.LayerNorm = ConditionalLayerNorm.like(output.LayerNorm, width, conditions)
-            fresh.append(output.LayerNorm.ln_weight_modulation)
-    if form == "base":
-        layers[-1] = ConditionalTopLayer(layers[-1], width, conditions)
-        fresh.append(layers[-1])
-    else:
-        bert.encoder.adapter_layer = nn.ModuleList(ConditionalBottleneck(width, width) for _ in layers)
-        fresh.append(bert.encoder.adapter_layer)
-    for layer in layers:
-        attention = layer.attention.self
-        attention.cond_block_diag_attn = ConditionalBlockDiagonal(width, length, width // length)
-        columns = attention.cond_block_diag_attn.gb_weights.out_features // 2
-        attention.random_weight_matrix = nn.Parameter(torch.zeros(length, columns))
-        fresh.append(attention.cond_block_diag_attn)
-    for module in fresh:
-        initialise(module, bert.config.initializer_range)
-
-
-def initialise(module, std=0.02):
-    """Draw the Linears and Embeddings in a module from N(0, std), their biases 0."""
-    for part in module.modules():
-        if isinstance(part, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(part.weight, std=std)
-            if getattr(part, "bias", None) is not None:
-                nn.init.zeros_(part.bias)
-
-
-def task_parameters(bert, length):
-    """What a batch's forward needs of every task, computed once.
-
-    Args:
-        bert: as `condition_bert` left it.
-        length: of the batch's longest sequence.
-
-    Returns:
-        (z' [tasks, width], CBDA [layers, tasks, length, length])
-    """
-    tasks = bert.encoder.task_transformation(bert.task_type_embeddings.weight)
-    return tasks, attention_biases(bert, tasks, length)
-
-
-def run_encoder(bert, conditions, parameters, rows, input_ids, attention_mask, token_type_ids, first_only=False):
-    """The hidden states of a conditioned BERT.
-
-    Args:
-        bert, conditions: as `condition_bert` left them.
-        parameters: what `task_parameters` gave, for this length or a greater one.
-        rows: [rows] each row's task id.
-        input_ids, attention_mask, token_type_ids: [rows, length], length at most L.
-        first_only: only the first position's is wanted: what nothing else depends on is not computed.
-
-    Returns:
-        [rows, length or 1, width]: of the large form the last layer's bottleneck, of the base form the top layer's
-        output.
-    """
-    tasks, biases = parameters
-    conditions.set(tasks, rows)
-    hidden = bert.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-    hidden = bert.conditional_alignment(bert.task_type_embeddings.weight, hidden, rows)
-    padding = (1 - attention_mask[:, None, None, :].to(hidden.dtype)) * PADDING
-    length = input_ids.shape[1]
-    bottlenecks = getattr(bert.encoder, "adapter_layer", None)
-    filmed = 0
-    last = len(bert.encoder.layer) - 1
-    for i, layer in enumerate(bert.encoder.layer):
-        mask = biases[i, :, :length, :length].index_select(0, rows).unsqueeze(1) + padding
-        if not first_only or i < last:
-            hidden = layer(hidden, mask)
-        elif bottlenecks is None:
-            hidden = layer(hidden, mask, first_only=True)
-        else:
-            hidden = layer.feed_forward_chunk(attend_first(layer.attention, hidden, mask)[0])
-        if bottlenecks is not None:
-            # It never feeds back into the layers.
-            filmed = bottlenecks[i](tasks, (hidden[:, :1] if first_only else hidden) + filmed, rows)
-    return hidden if bottlenecks is None else filmed
-
-
-def attention_biases(bert, tasks, length):
-    """CBDA of every layer and task at once.
-
-    Args:
-        tasks: [tasks, width] z'.
-        length: of the batch's sequences, at most L: an entry depends on its own row of R alone, so what lies beyond
-            need not be computed.
-
-    Returns:
-        [layers, tasks, length, length]
-    """
-    chunks = []
-    for layer in bert.encoder.layer:
-        attention = layer.attention.self
-        chunks.append(attention.cond_block_diag_attn.chunks(tasks, attention.random_weight_matrix[:length]))
-    return block_diagonal(torch.stack(chunks))

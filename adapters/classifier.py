@@ -1,6 +1,7 @@
-"""One BERT for many tasks, in a batch that may mix them: the model itself, of all three forms.
+"""One encoder for many tasks, in a batch that may mix them: each row through its own task's classifier.
 
-Made by adapters/bert.py.
+What stands beside the encoder is in `added`, put there as into any model (adapters/attach.py): the heads, and the
+method that the tasks are adapted with, if any. Made by adapters/bert.py.
 """
 
 from dataclasses import dataclass
@@ -10,13 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from versatile.adapters import masks  # noqa: F401  (masks are not read on a GPU)
-from versatile.adapters.methods.conditional import (
-    TaskConditions,
-    condition_bert,
-    initialise,
-    run_encoder,
-    task_parameters,
-)
+from versatile.adapters.attach import check_methods, put_method
+from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.methods.base import added_parameters
+from versatile.adapters.methods.heads import Heads
+from versatile.adapters.routing import TaskRouter
 from versatile.adapters.schemas import FORMS
 from versatile.utils.errors import UserError
 from versatile.utils.uncertainty import normalized_entropy
@@ -129,43 +128,56 @@ def check_shape(config, form, max_seq_length, location):
                         expected="an even number of layers in the base form", remedy="use the large form")  # fmt: skip
 
 
-_MINILM = "--model_name_or_path minilm --form base"
-
-
-class TaskBert(nn.Module):
-    """A BERT with one head a task, conditional or plain.
+class TaskClassifier(nn.Module):
+    """A BERT with one head per task, and what its tasks are adapted with.
 
     Args:
         bert: a transformers BertModel with its pooler; changed in place.
         tasks: {task: number of labels, 1 for a regression}; the order gives the ids.
-        form: "base", "large" or "plain".
+        form: "base" or "large": CA-MTL's conditional modules are put in; "plain": they are not.
         max_seq_length: L, the longest sequence.
+        methods: {task: method}, complete, of adapters beside the frozen BERT (form "plain"); None: all is trained.
 
     Attributes:
-        tasks: as given.
+        tasks, methods, form: as given.
+        mode: "adapter" beside a frozen backbone, or "full".
+        added: {name: `Method`} of what stands beside the BERT.
         aliases: {name: task}: further names of a task's head, as mnli-mm of mnli's; saved with the model.
     """
 
-    def __init__(self, bert, tasks, form, max_seq_length):
+    head = "classifier"
+
+    def __init__(self, bert, tasks, form, max_seq_length, methods=None):
         super().__init__()
         self.bert, self.form, self.max_seq_length = bert, form, max_seq_length
-        self.tasks, self.aliases = dict(tasks), {}
-        self.config = bert.config
-        self.conditions = TaskConditions()
-        if form != "plain":
-            condition_bert(bert, len(tasks), max_seq_length, form, self.conditions)
-        self.dropout = nn.Dropout(bert.config.hidden_dropout_prob)
-        width, std = bert.config.hidden_size, bert.config.initializer_range
-        self.decoders = nn.ModuleList(nn.ModuleDict(dict(model=nn.Linear(width, n))) for n in tasks.values())
-        initialise(self.decoders, std)
-        counts = list(self.tasks.values())
-        starts = [sum(counts[:i]) for i in range(len(counts))]
-        # Which columns of all heads' product are a task's; the surplus points to its first one.
-        columns = [[s + (j if j < n else 0) for j in range(max(counts))] for s, n in zip(starts, counts)]
-        self.register_buffer("columns", torch.tensor(columns), persistent=False)
-        surplus = torch.arange(max(counts)) >= torch.tensor(counts).unsqueeze(1)
-        self.register_buffer("surplus", surplus, persistent=False)
-        self.register_buffer("regression", torch.tensor([n == 1 for n in counts]), persistent=False)
+        self.tasks, self.aliases, self.methods = dict(tasks), {}, methods
+        self.mode, self.config = "full" if methods is None else "adapter", bert.config
+        self.router, self.added = TaskRouter(), nn.ModuleDict()
+        self.router.tasks = list(self.tasks)
+        if methods is not None:
+            bert.requires_grad_(False)
+        named = self.methods_of_tasks
+        check_methods(backbone_of(self.config, head=self.head), named)
+        for name in dict.fromkeys(method["method"] for method in named.values()):
+            put_method(self, name, {task: method for task, method in named.items() if method["method"] == name})
+        self.added["heads"] = heads = Heads(self, "heads")
+        heads.build(self, self.tasks)
+
+    @property
+    def methods_of_tasks(self):
+        """{task: method} of what stands beside the BERT and its heads; {} where nothing does."""
+        if self.methods is not None:
+            return self.methods
+        return {} if self.form == "plain" else {task: dict(method="conditional") for task in self.tasks}
+
+    @property
+    def base_model(self):
+        """The BERT, as attached models call theirs."""
+        return self.bert
+
+    def get_input_embeddings(self):
+        """The table of tokens."""
+        return self.bert.get_input_embeddings()
 
     def task_id(self, name):
         """The id of a task by its name or an alias; an unknown one is a KeyError that lists those held."""
@@ -175,13 +187,15 @@ class TaskBert(nn.Module):
         return list(self.tasks).index(name)
 
     def set_attn_implementation(self, name):
-        """transformers' "sdpa" or "eager", or another that takes what is added to the scores."""
-        self.bert.set_attn_implementation(name)
+        """transformers' "sdpa" or "eager", or another that takes what is added to the scores; where a method needs an
+        implementation, it is that one."""
+        needed = [method.attention for method in self.added.values() if method.attention]
+        self.bert.set_attn_implementation(*(needed or [name]))
 
     def forward(
         self, input_ids, attention_mask=None, token_type_ids=None, task_ids=None, labels=None, all_positions=False
     ):
-        """Every row through the shared BERT and its own task's head.
+        """Every row through the shared encoder and its own task's head.
 
         Args:
             input_ids, attention_mask, token_type_ids: [rows, length], length at most L. Shorter ones count as padded
@@ -202,27 +216,36 @@ class TaskBert(nn.Module):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        task_ids = self._checked(task_ids, input_ids)
+        device = self.added["heads"].columns.device
+        routes = self._checked(task_ids, input_ids)
+        task_ids = routes.to(device, torch.long, non_blocking=True)
         parts = self._parts(attention_mask)
         input_ids, attention_mask, token_type_ids, labels = (
-            x if x is None else x.to(self.columns.device, non_blocking=True)
+            x if x is None else x.to(device, non_blocking=True)
             for x in (input_ids, attention_mask, token_type_ids, labels)
         )
-        parameters = None if self.form == "plain" else task_parameters(self.bert, parts[0][1])
-        found = []
+        conditional = self.added["conditional"] if self.form != "plain" else None
+        biases = None if conditional is None else conditional.prepare(parts[0][1])
+        states = []
         for rows, longest in parts:
-            given = (input_ids, attention_mask, token_type_ids)
-            given = [x if x is None else (x if rows is None else x[rows])[:, :longest] for x in given]
-            own = task_ids if rows is None else task_ids[rows]
-            found.append(self._encode(parameters, own, *given, not all_positions))
+            inputs = (input_ids, attention_mask, token_type_ids)
+            inputs = [x if x is None else (x if rows is None else x[rows])[:, :longest] for x in inputs]
+            if conditional is not None:
+                own = task_ids if rows is None else task_ids[rows]
+                states.append(conditional.encode(self.bert, biases, own, *inputs, not all_positions))
+                continue
+            if self.mode == "adapter":
+                self.router.route(routes if rows is None else routes[rows], len(inputs[0]))
+            names = ("input_ids", "attention_mask", "token_type_ids")
+            states.append(self.bert(**dict(zip(names, inputs))).last_hidden_state)
         # The pooler reads the first position alone.
-        pooled = self.bert.pooler(in_order([hidden[:, :1] for hidden in found], parts))
-        scores = self.head_scores(pooled, task_ids)
-        loss = row_losses = None
+        pooled = self.bert.pooler(in_order([hidden[:, :1] for hidden in states], parts))
+        heads, row_losses, loss = self.added["heads"], None, None
+        scores = heads(pooled, task_ids)
         if labels is not None:
-            row_losses = self._row_losses(scores, labels, task_ids)
-            loss = self._mean_of_tasks(row_losses, task_ids)
-        return TaskOutput(loss, scores, task_ids, list(self.tasks.values()), pooled, found, parts, row_losses)
+            row_losses = heads.row_losses(scores, labels, task_ids)
+            loss = heads.mean_of_tasks(row_losses, task_ids)
+        return TaskOutput(loss, scores, task_ids, list(self.tasks.values()), pooled, states, parts, row_losses)
 
     def _checked(self, task_ids, input_ids):
         rows, length = input_ids.shape
@@ -240,15 +263,7 @@ class TaskBert(nn.Module):
             raise ValueError(f"task_ids {task_ids.tolist()}: expected {known}")
         if task_ids.shape != (rows,):
             raise ValueError(f"task_ids has the shape {list(task_ids.shape)}, the batch {rows} rows")
-        return task_ids.to(self.columns.device, torch.long, non_blocking=True)
-
-    def _encode(self, parameters, task_ids, *given):
-        """[rows, length] ids, mask and types, and whether the first position is enough -> [rows, length or 1, width]
-        hidden states."""
-        if self.form != "plain":
-            return run_encoder(self.bert, self.conditions, parameters, task_ids, *given)
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        return self.bert(**dict(zip(names, given))).last_hidden_state
+        return task_ids
 
     def _parts(self, attention_mask):
         """How to go through a batch: [(row numbers, or None: all, tokens of the longest)], the longest part first.
@@ -261,7 +276,7 @@ class TaskBert(nn.Module):
         lengths = (lengths + -lengths % LENGTH_ROUND).clamp(max=width)
         # Layers that run again in the backward pass meet the conditions of the last rows.
         again = self.training and getattr(self.bert.encoder.layer[0], "gradient_checkpointing", False)
-        if self.columns.device.type == "cpu" and not again:
+        if self.added["heads"].columns.device.type == "cpu" and not again:
             lengths, order = lengths.sort(descending=True, stable=True)
             lengths, parts, start = lengths.tolist(), [], 0
             while start < len(lengths):
@@ -273,25 +288,12 @@ class TaskBert(nn.Module):
             return [(None, lengths[0])]
         return [(None, int(lengths.max()))]
 
-    def head_scores(self, pooled, task_ids):
-        """All heads in one product, then each row's own columns: [rows, width] -> [rows, most labels], fp32."""
-        weight = torch.cat([head["model"].weight for head in self.decoders])
-        bias = torch.cat([head["model"].bias for head in self.decoders])
-        with torch.autocast(pooled.device.type, enabled=False):
-            every = F.linear(self.dropout(pooled).to(weight.dtype), weight, bias)
-        own = every.gather(1, self.columns.index_select(0, task_ids))
-        return own.masked_fill(self.surplus.index_select(0, task_ids), -torch.inf)
 
-    def _row_losses(self, scores, labels, task_ids):
-        """[rows] squared error of a regression, else cross-entropy."""
-        regression = self.regression.index_select(0, task_ids)
-        squared = (scores[:, 0] - labels.to(scores.dtype)) ** 2
-        classes = torch.where(regression, 0, labels.long())
-        return torch.where(regression, squared, F.cross_entropy(scores, classes, reduction="none"))
+def keyed_parameters(model):
+    """{key in a checkpoint: parameter} of a classifier's BERT, under the published names, and of what was added."""
+    return {f"bert.{name}": p for name, p in model.bert.named_parameters()} | keyed_added(model)
 
-    def _mean_of_tasks(self, row_losses, task_ids):
-        """The mean over the tasks in the batch of the mean over their rows."""
-        zeros = row_losses.new_zeros(len(self.tasks))
-        totals = zeros.index_add(0, task_ids, row_losses)
-        counts = zeros.index_add(0, task_ids, torch.ones_like(row_losses))
-        return (totals / counts.clamp(min=1)).sum() / (counts > 0).sum()
+
+def keyed_added(model):
+    """{key in a checkpoint: parameter} of what stands beside a classifier's BERT."""
+    return {method.key(name): p for method, name, p in added_parameters(model)}
