@@ -60,6 +60,7 @@ def work(args, given):
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.training import experiment, runs
     from versatile.training.freezing import freeze
+    from versatile.training.method_flags import name_of
     from versatile.utils import devices
     from versatile.utils.files import write_json
 
@@ -80,7 +81,8 @@ def work(args, given):
         step = runs.trained_steps(args.model_checkpoint)
         return finish(args, args.output_dir, model, tokenizer, splits, dtype, step)
     if run is None:
-        run = experiment.new_run(args, ("glue", args.form), method(args))
+        chosen = classification_flags.choose_method(args)
+        run = experiment.new_run(args, ("glue", name_of(chosen) if chosen else args.form), method(args))
     # A run that was killed as it began may lack it when it is resumed.
     if idist.get_rank() == 0 and not (run.directory / "parameters.json").exists():
         write_json(run.directory / "parameters.json", parameters)
@@ -137,6 +139,7 @@ def build(args):
     if trained:
         model, tokenizer = bert.load(name)
         args.tasks = args.tasks or list(model.tasks)
+        bert.check_method(model, classification_flags.choose_method(args) or args.method, location)
     else:
         _need_model(name, location)
         if not args.do_train and not _has_heads(name):
@@ -144,8 +147,9 @@ def build(args):
                             remedy="train it first: --do_train")  # fmt: skip
         args.tasks = args.tasks or list(classification_flags.TASKS)
         heads = {task: len(glue.get_task(task).labels or "1") for task in args.tasks}
-        form = args.form or bert.PUBLISHED.get(name, (name, "plain"))[1]
-        model, tokenizer = bert.build(name, heads, form, args.max_seq_length or 128, args.seed)
+        form = args.form or bert.PUBLISHED.get(name, (name, "base" if args.method == "conditional" else "plain"))[1]
+        model, tokenizer = bert.build(name, heads, form, args.max_seq_length or 128, args.seed,
+                                      classification_flags.choose_method(args))  # fmt: skip
     for flag, own in (("form", model.form), ("max_seq_length", model.max_seq_length)):
         if getattr(args, flag) not in (None, own):
             raise UserError(f"the model's is {own}", location=f"--{flag} {getattr(args, flag)}",
@@ -252,7 +256,11 @@ def load_splits(args, tokenizer):
 
 def method(args):
     """How the model is trained, for tables of results: "CA-MTL-base+uncertainty"."""
+    from versatile.training.method_flags import name_of
+
+    chosen = classification_flags.choose_method(args)
     name = METHODS[args.form] if len(args.tasks) > 1 or args.form != "plain" else "single-task BERT"
+    name = name_of(chosen) if chosen else name
     if args.use_mt_uncertainty:
         return f"{name}+uncertainty"
     return f"{name}+uniform" if args.uniform_mt_sampling else name
@@ -303,9 +311,10 @@ def train(args, run, model, tokenizer, splits, dtype):
     """
     import ignite.distributed as idist
     from versatile.adapters import bert
+    from versatile.adapters.methods.base import parameters_of_tasks
     from versatile.adapters.trained import count_parameters
     from versatile.training import classification, experiment
-    from versatile.training.callbacks import Coverage
+    from versatile.training.callbacks import Coverage, MaskAbsentTasks
     from versatile.training.objectives import WeightedRows
     from versatile.training.optimizers import build_adamw
     from versatile.training.runs import ModelFiles
@@ -324,7 +333,10 @@ def train(args, run, model, tokenizer, splits, dtype):
              experiment.resume_command("train_camtl.py", run.directory), args.logging_dir)  # fmt: skip
     optimizer = build_adamw(model, args.lr, args.adam_eps, args.weight_decay)
     schedule = choose_schedule(args, args.lr, settings.max_steps, warmup)
-    trainer = Trainer(model, batches, WeightedRows(), optimizer, schedule, run, evaluate, [Coverage(batches.tracker)],
+    callbacks = [Coverage(batches.tracker)]
+    if model.mode == "adapter":
+        callbacks.append(MaskAbsentTasks(parameters_of_tasks(model)))
+    trainer = Trainer(model, batches, WeightedRows(), optimizer, schedule, run, evaluate, callbacks,
                       settings=settings)  # fmt: skip
     result = dict(task="+".join(args.tasks), form=args.form, backbone=str(model.config._name_or_path),
                   checkpoint=str(run.directory), parameters=count_parameters(model))  # fmt: skip

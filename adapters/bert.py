@@ -8,7 +8,9 @@ A saved directory holds
 
     adapter_config.json   the manifest (adapters/manifest.py): form, tasks and their numbers of labels, max_seq_length,
                           the backbone's config
-    model.safetensors     the whole model, under the published names: bert.*, decoders.<task>.model.*
+    model.safetensors     the whole model, under the published names: bert.*, decoders.<task>.model.*; or, of adapters
+                          beside a frozen BERT,
+    adapter_model.safetensors   these under their methods' keys, and the heads
     tokenizer files
 
 There is no config.json on purpose: from one, transformers would silently build a plain BERT out of the weights it
@@ -21,22 +23,23 @@ from pathlib import Path
 
 import torch
 from versatile.adapters import manifest as manifests
+from versatile.adapters import schemas
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.classifier import TaskClassifier, check_shape, keyed_parameters
+from versatile.adapters.classifier import TaskClassifier, check_shape, keyed_added, keyed_parameters
 from versatile.adapters.imports import camtl
 from versatile.adapters.manifest import CONFIG
-from versatile.adapters.methods.registry import FULL
+from versatile.adapters.methods.registry import method_of
 from versatile.adapters.schemas import FORMS  # noqa: F401
 from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors, write_tensors
 from versatile.utils.errors import UserError, first_line
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, ADAPTERS = "model.safetensors", "adapter_model.safetensors"
 # The published names: which backbone, in which form.
 PUBLISHED = {"CA-MTL-base": ("bert-base-cased", "base"), "CA-MTL-large": ("bert-large-cased", "large")}
 
 
-def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42):
+def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42, method=None):
     """A BERT made ready for tasks.
 
     Args:
@@ -48,14 +51,17 @@ def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42):
             layer beside it) or "plain" (BERT and heads). None: the saved model's or the published name's, else "base".
         max_seq_length: L; in the conditional forms a divisor of the hidden size.
         seed: of the new weights, N(0, 0.02).
+        method: adapters of every task beside the frozen BERT, as `method_of` takes them; None: all is trained.
 
     Returns:
         (`TaskClassifier` in fp32 and eval mode, its tokenizer)
 
     Raises:
         UserError: nothing usable by that name, no BERT, a length or number of layers that does not fit the form,
-            a saved model of other tasks, another form or length.
+            a saved model of other tasks, another form, length or method; a method that does not go with a BERT.
     """
+    methods = None if method is None else dict.fromkeys(tasks, method_of(method))
+    form = "plain" if methods else form
     location = f"--model_name_or_path {name_or_dir}"
     name, published = PUBLISHED.get(name_or_dir, (name_or_dir, None))
     if published:
@@ -63,9 +69,13 @@ def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42):
     if (saved := manifests.peek(name)) and saved.encoder == "sentence_pair":
         model, tokenizer = load(name)
         _check_same(model, tasks, form, max_seq_length, location)
+        check_method(model, method, location)
         return model, tokenizer
     bert, tokenizer, original = _pretrained(name, location, seed)
     if original is not None:
+        if methods:
+            raise UserError("it holds a trained model of the original code", location=location,
+                            expected="a BERT beside which adapters are trained")  # fmt: skip
         model = camtl.load_original(original, bert.config, list(tasks), location)
         _check_same(model, tasks, form, max_seq_length, location)
         return model, tokenizer
@@ -74,8 +84,8 @@ def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42):
     fingerprint = backbones.fingerprint(bert.state_dict())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = TaskClassifier(bert, tasks, form, max_seq_length)
-    model.backbone_fingerprint = fingerprint
+        model = TaskClassifier(bert, tasks, form, max_seq_length, methods)
+    model.backbone_fingerprint, model.random_init_seed = fingerprint, bert.pooler_seed
     return model.eval(), tokenizer
 
 
@@ -122,6 +132,7 @@ def _pretrained(name, location, seed):
                         "rows", location=location, expected="a row for every token")  # fmt: skip
     local = name not in embedded.NAMES and Path(name).is_dir()
     bert.config._name_or_path = str(Path(name).resolve()) if local else str(name)
+    bert.pooler_seed = seed if info["missing_keys"] else None
     return bert, tokenizer, None
 
 
@@ -138,6 +149,18 @@ def _check_same(model, tasks, form, max_seq_length, location):
                         expected=f"{model.max_seq_length}, as when it was trained")  # fmt: skip
 
 
+def check_method(model, method, location):
+    """A `UserError` where a trained model's tasks were adapted otherwise than asked for; None: as they were."""
+    if method is None:
+        return
+    method = method_of(method)
+    for task in model.tasks:
+        if (trained := (model.methods or {}).get(task, dict(method=model.method_name))) != method:
+            raise UserError(f"{task} was trained with {trained['method']}", location=location,
+                            expected=f"{method['method']} with the same settings",
+                            remedy="leave --method out, or start from a BERT")  # fmt: skip
+
+
 def _listed(tasks):
     return ", ".join(f"{name} ({labels})" for name, labels in tasks.items())
 
@@ -145,19 +168,30 @@ def _listed(tasks):
 def save(model, tokenizer, directory):
     """Write a model to a directory; each file is whole or absent, the config comes last."""
     directory = Path(directory)
-    checksum = write_tensors(directory / WEIGHTS, keyed_parameters(model))
+    checksum = write_tensors(directory / weights_file(model), saved_parameters(model))
     tokenizer.save_pretrained(directory)
     backbone = model.config.to_dict()
     # A list: the order gives the tasks their ids.
     tasks = [dict(name=name, labels=labels) for name, labels in model.tasks.items()]
-    method = dict(method=FULL if model.form == "plain" else "conditional")
+    methods = model.methods or {task: dict(method=model.method_name) for task in model.tasks}
     name = backbone.pop("_name_or_path", None) or model.config._name_or_path
     manifests.write(directory, manifests.new(
-        "sentence_pair", "full", tasks, dict.fromkeys(model.tasks, method), model_type=model.config.model_type,
+        "sentence_pair", model.mode, tasks, methods, model_type=model.config.model_type,
         base_model_name_or_path=name, **embedded.hub_entry(name),
         base_model_fingerprint=getattr(model, "backbone_fingerprint", None), checksum=checksum,
+        random_init_seed=getattr(model, "random_init_seed", None) if model.mode == "adapter" else None,
         form=model.form, max_seq_length=model.max_seq_length, aliases=model.aliases, backbone=backbone,
     ))  # fmt: skip
+
+
+def weights_file(model):
+    """The name of the file of weights in a model's directory."""
+    return ADAPTERS if model.mode == "adapter" else WEIGHTS
+
+
+def saved_parameters(model):
+    """{key: parameter} of what a model's file holds."""
+    return keyed_added(model) if model.mode == "adapter" else keyed_parameters(model)
 
 
 def load(directory):
@@ -180,6 +214,10 @@ def load(directory):
     if unknown := [name for name in aliases.values() if name not in tasks]:
         raise UserError(f"an alias of {unknown[0]!r}, which is not a task of it", location=path / CONFIG,
                         expected="one of " + ", ".join(tasks))  # fmt: skip
+    if manifest.mode == "adapter":
+        model, tokenizer = _load_adapters(path, manifest, tasks)
+        model.aliases = dict(aliases)
+        return model.eval(), tokenizer
     state = read_safetensors(path / WEIGHTS)
     try:
         backbone = BertConfig.from_dict(config["backbone"])
@@ -209,10 +247,35 @@ def load(directory):
     return model.eval(), tokenizer
 
 
+def _load_adapters(path, manifest, tasks):
+    """(`TaskClassifier`, tokenizer) of adapters beside a BERT that the manifest names."""
+    config, length = manifest.config, manifest.config["max_seq_length"]
+    methods = {task: method_of(manifest.methods[task], path / CONFIG) for task in tasks}
+    state = read_safetensors(path / ADAPTERS)
+    schemas.check_sizes(methods, state, path / CONFIG)
+    name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
+    bert, tokenizer, _ = _pretrained(name, location, config.get("random_init_seed") or 0)
+    check_shape(bert.config, "plain", length, str(path / CONFIG))
+    fingerprint = backbones.fingerprint(bert.state_dict())
+    if fingerprint != manifest.fingerprint:
+        raise UserError(f"the backbone {name} has the fingerprint {fingerprint}", location=path / CONFIG,
+                        expected=f"{manifest.fingerprint}, the weights the adapter was trained on",
+                        remedy="put the original backbone back, or train the adapter again")  # fmt: skip
+    model = TaskClassifier(bert, tasks, "plain", length, methods)
+    model.backbone_fingerprint, model.random_init_seed = fingerprint, config.get("random_init_seed")
+    copy_tensors(state, keyed_added(model), path / ADAPTERS)
+    for task, method in methods.items():
+        if model.added[method["method"]].is_idle(task):
+            raise UserError(f"the adapter for {task!r} changes nothing: its output layers are all zero",
+                            location=path / ADAPTERS, remedy="train it, or load the right file")  # fmt: skip
+    check_checksum(path / ADAPTERS, config.get("checksum"))
+    return model, tokenizer
+
+
 def load_weights(model, directory):
     """Load into a model what `save` wrote for the same model."""
-    path = Path(directory) / WEIGHTS
-    copy_tensors(read_safetensors(path), keyed_parameters(model), path)
+    path = Path(directory) / weights_file(model)
+    copy_tensors(read_safetensors(path), saved_parameters(model), path)
 
 
 def freeze(model, layers, location="--freeze_encoder_layers"):

@@ -15,8 +15,9 @@ from versatile.adapters.attach import check_methods, put_method
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods.base import added_parameters
 from versatile.adapters.methods.heads import Heads
+from versatile.adapters.methods.registry import FULL
 from versatile.adapters.routing import TaskRouter
-from versatile.adapters.schemas import FORMS
+from versatile.adapters.schemas import FORMS, check_module_names
 from versatile.utils.errors import UserError
 from versatile.utils.uncertainty import normalized_entropy
 
@@ -155,6 +156,7 @@ class TaskClassifier(nn.Module):
         self.router, self.added = TaskRouter(), nn.ModuleDict()
         self.router.tasks = list(self.tasks)
         if methods is not None:
+            check_module_names(self.tasks, "--tasks")
             bert.requires_grad_(False)
         named = self.methods_of_tasks
         check_methods(backbone_of(self.config, head=self.head), named)
@@ -168,7 +170,12 @@ class TaskClassifier(nn.Module):
         """{task: method} of what stands beside the BERT and its heads; {} where nothing does."""
         if self.methods is not None:
             return self.methods
-        return {} if self.form == "plain" else {task: dict(method="conditional") for task in self.tasks}
+        return {} if self.form == "plain" else {task: dict(method=self.method_name) for task in self.tasks}
+
+    @property
+    def method_name(self):
+        """How all tasks of a model that is trained as a whole are adapted."""
+        return FULL if self.form == "plain" else "conditional"
 
     @property
     def base_model(self):

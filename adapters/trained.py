@@ -89,7 +89,8 @@ def parameter_summary(model):
     trained = sum(c.values()) - c["total"]
     total = f"{c['total'] / 1e6:.1f}M" if c["total"] >= 1e6 else f"{c['total']:,}"
     share = f" = {100 * trained / c['total']:.2f} % of {total}"
-    added = f"adapters {c['adapters']:,} + task embeddings {c['task_rows']:,}"
+    rows = "heads" if getattr(model, "head", "lm") == "classifier" else "task embeddings"
+    added = f"adapters {c['adapters']:,} + {rows} {c['task_rows']:,}"
     if not c["backbone"]:
         return f"trained: {added}{gate}{share} (frozen)"
     if c["backbone"] < c["total"]:

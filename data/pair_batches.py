@@ -8,6 +8,9 @@ weight in the *global* batch, whose loss is the mean over its tasks of the mean 
 import numpy as np
 from versatile.data.batching import Plan, rounded
 
+# Batches of which it is known which tasks they have: more than any optimizer step is made of.
+MOST_KEPT = 1024
+
 
 def pad(rows, firsts, pad_id, longest):
     """Rows of token ids -> arrays [rows, length], padded on the right to a multiple of 8, at most to `longest`."""
@@ -62,7 +65,7 @@ class PairBatches:
         self.labels = np.concatenate([split.labels for split in self.splits])
         self.lengths = np.concatenate([split.lengths for split in self.splits])
         self.tracker, self.skip = CoverageTracker(dict(zip(self.tasks, self.counts.tolist()))), set()
-        self._planned = None
+        self._planned, self._present = None, {}
 
     def __len__(self):
         """Number of rows."""
@@ -108,6 +111,10 @@ class PairBatches:
         """Rows of a global batch, by their number among all tasks' rows."""
         return self.plan(epoch)[step]
 
+    def present(self, epoch, step):
+        """Names of the tasks in a global batch that was drawn lately."""
+        return self._present[epoch, step]
+
     def batch(self, epoch, step):
         """One process's share of a global batch, which is noted as seen.
 
@@ -119,6 +126,9 @@ class PairBatches:
         chosen = self.chosen(epoch, step)
         self.note(chosen)
         owners = self.owners(chosen)
+        self._present[epoch, step] = {self.tasks[number] for number in np.unique(owners)}
+        if len(self._present) > MOST_KEPT:
+            del self._present[next(iter(self._present))]
         _, location, count = np.unique(owners, return_inverse=True, return_counts=True)
         weights = (self.rank < len(chosen)) / (len(count) * count[location])
         mine = slice(self.rank, None, self.world) if self.rank < len(chosen) else slice(0, 1)

@@ -3,9 +3,11 @@
 import math
 from pathlib import Path
 
+from versatile.adapters.methods.registry import FULL
 from versatile.data.glue import SHARED_HEADS, get_task
 from versatile.data.task import resolve
 from versatile.data.task_names import task_flag, unknown_task
+from versatile.training import method_flags
 from versatile.utils import flags, settings
 
 TASKS = ("cola", "mnli", "rte", "wnli", "qqp", "sts-b", "sst-2", "qnli", "mrpc")
@@ -67,6 +69,12 @@ def _data_and_model(p):
                       "directory, minilm, tiny-bert; or a trained model's directory")  # fmt: skip
     settings.add(p, "cache_dir", notices=settings.TOKENS_MOVED)
     g = p.group("model")
+    g.add_argument("--method", choices=method_flags.method_names(),
+                   help="how the BERT is adapted: full and conditional train all of it, the others train adapters and "
+                        "heads beside a frozen one (default: as --form says)")  # fmt: skip
+    settings.add(p, "adapter_bottleneck", group=g.title, default=None,
+                 help="width of an adapter of --method bottleneck")  # fmt: skip
+    method_flags.add_setting_flags(g)
     g.add_argument("--form", choices=FORMS,
                    help="the conditional form of CA-MTL-base or of CA-MTL-large on this BERT, or plain multi-task "
                         "BERT (default: what the name says; plain for any other BERT)")  # fmt: skip
@@ -138,6 +146,7 @@ def check(p, args):
     if not 0 < args.percent_of_max_data_size < math.inf:
         p.error("--percent_of_max_data_size: expected a number above 0 and up to 1")
     _check_tasks(p, args)
+    _check_method(p, args)
     settings.apply_fp16_level(p, args)
     _check_rank(p, args)
 
@@ -183,6 +192,29 @@ def _check_tasks(p, args):
             get_task(name)
     if twice := next((name for name in args.tasks if args.tasks.count(name) > 1), None):
         p.error(f"--tasks: {twice} is named twice")
+
+
+def _check_method(p, args):
+    """--method and --form agree; a method of adapters goes with neither frozen layers nor a conditional form."""
+    chosen = choose_method(args)
+    name = chosen["method"] if chosen else args.method or FULL
+    method_flags.check_settings(args, [name])
+    if chosen is None and args.method is None:
+        return
+    forms = ("base", "large") if name == "conditional" else ("plain",)
+    if args.form is None and name != "conditional":
+        args.form = "plain"
+    if args.form is not None and args.form not in forms:
+        p.error(f"--method {name} goes with --form {' or '.join(forms)}")
+    if chosen and args.freeze_encoder_layers:
+        p.error(f"--freeze_encoder_layers has no effect with --method {name}: the whole BERT is frozen")
+
+
+def choose_method(args):
+    """The adapters that the flags ask for, as `method_flags.choose_method`; None: all of the BERT is trained."""
+    if args.method in (None, FULL, "conditional") and args.adapter_bottleneck is None:
+        return None
+    return method_flags.choose_method(args, args.method, args.adapter_bottleneck)
 
 
 def _check_rank(p, args):

@@ -3,12 +3,18 @@
 import re
 
 from versatile.adapters import bert
-from versatile.adapters.classifier import keyed_parameters
+from versatile.adapters.classifier import keyed_added, keyed_parameters
+from versatile.adapters.trained import parameter_summary
 from versatile.training.experiment import say
 
 
 def freeze(args, model):
-    """--freeze_encoder_layers; returns {"frozen": names, "trained": names} and prints both."""
+    """--freeze_encoder_layers; returns {"frozen": names, "trained": names} and prints both. Beside a frozen BERT the
+    adapters and heads are trained."""
+    if model.mode == "adapter":
+        say(parameter_summary(model))
+        trained = list(keyed_added(model))
+        return dict(frozen=[name for name in keyed_parameters(model) if name not in trained], trained=trained)
     if args.freeze_encoder_layers:
         frozen, trained = bert.freeze(model, args.freeze_encoder_layers)
     else:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from versatile.adapters.methods.base import Method
+from versatile.utils.errors import UserError
 
 METHODS = {"task_embeddings": "TaskEmbeddings"}
 
@@ -126,6 +127,12 @@ class TaskEmbeddings(Method):
         rows: `TaskEmbeddingTable` of the input table.
         output_rows: those of the head, where it is not tied; else None.
     """
+
+    @classmethod
+    def check(cls, name, backbone, settings, location):
+        if backbone.head == "classifier":
+            raise UserError("an encoder's tasks have heads, not markers in their texts", location=location,
+                            remedy="choose another method")  # fmt: skip
 
     def __init__(self, model, name):
         super().__init__(model, name)

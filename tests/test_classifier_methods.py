@@ -1,0 +1,130 @@
+"""Every way of adapting that goes with an encoder, through train_camtl.py: trained, saved, loaded, combined.
+
+python -m pytest tests/test_classifier_methods.py
+"""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from scripts import run
+from training_runs import trained
+from versatile.adapters import bert
+from versatile.adapters.attach import parameter_summary
+from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.classifier import keyed_added
+from versatile.adapters.manifest import peek
+from versatile.adapters.methods.base import are_separate
+from versatile.adapters.methods.registry import all_methods
+from versatile.utils.errors import UserError
+
+SCRIPT, SAMPLES = "train_camtl", "data/samples/glue"
+OWNED, SHARED = ("bottleneck", "lora", "ia3"), ("hyperformer", "hyperformer++")
+WHOLE = ("conditional", "full")
+REFUSED = ("prefix", "prompt", "task_embeddings")
+
+
+def command(out, method, tasks=("cola", "sts-b"), *more):
+    return list(map(str, ["--model_name_or_path", "tiny-bert", "--data_dir", SAMPLES, "--tasks", *tasks, "--method",
+                          method, "--output_dir", out, "--do_train", "--do_eval", "--max_seq_length", 32, "--limit", 16,
+                          "--num_train_epochs", 1, "--learning_rate", 1e-2, "--fp32", *more]))  # fmt: skip
+
+
+def batch(tasks):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 300, (8, 20), generator=generator)
+    return dict(input_ids=ids, attention_mask=torch.ones_like(ids), task_ids=torch.arange(8) % tasks)
+
+
+def evaluated(model, out, folder):
+    argv = ["--model_name_or_path", model, "--data_dir", SAMPLES, "--do_eval", "--do_predict", "--limit", 16, "--fp32",
+            "--output_dir", out]  # fmt: skip
+    result = run(SCRIPT, argv, folder)
+    assert result.code == 0, result.err
+    return json.loads((out / "eval_results.json").read_text())["tasks"]
+
+
+def test_the_methods_here_are_all_there_are():
+    assert {*OWNED, *SHARED, *WHOLE, *REFUSED} == {*all_methods(), "full"}
+
+
+@pytest.mark.parametrize("method", [*OWNED, *SHARED, *WHOLE])
+def test_a_method_is_trained_saved_and_loaded(method, tmp_path):
+    out = tmp_path / "run"
+    trained(command(out, method), tmp_path / "log", SCRIPT)
+    manifest = peek(out)
+    assert [manifest.methods[task]["method"] for task in ("cola", "sts-b")] == [method] * 2
+    assert manifest.mode == ("full" if method in WHOLE else "adapter")
+    model, _ = bert.load(out)
+    assert are_separate(model) == (method in OWNED)
+    if method not in WHOLE:
+        assert set(load_file(out / "adapter_model.safetensors")) == set(keyed_added(model))
+        assert not (out / "model.safetensors").exists()
+        line = parameter_summary(model)
+        assert line in (tmp_path / "log" / "out").read_text() and "(frozen)" in line
+    results = json.loads((out / "eval_results.json").read_text())["tasks"]
+    again = evaluated(out, tmp_path / "results", tmp_path / "again")
+    for task, result in results.items():
+        assert again[task]["loss"] == pytest.approx(result["loss"], abs=1e-6)
+        assert again[task]["scores"] == pytest.approx(result["scores"], abs=1e-6)
+
+
+@pytest.mark.parametrize("method", [*OWNED, *SHARED])
+def test_a_saved_method_gives_the_same_scores_of_mixed_batches(method, tmp_path):
+    model, tokenizer = bert.build("tiny-bert", {"cola": 2, "mnli": 3, "sts-b": 1}, None, 32, 0, method)
+    with torch.no_grad():
+        for p in keyed_added(model).values():
+            p.add_(torch.randn_like(p) * 0.1)
+    assert not any(p.requires_grad for p in model.bert.parameters())
+    bert.save(model, tokenizer, tmp_path)
+    loaded, _ = bert.load(tmp_path)
+    given = batch(3)
+    scores = loaded(**given).scores
+    assert torch.equal(scores, model(**given).scores)
+    for task in range(3):
+        rows = given["task_ids"] == task
+        alone = loaded(**{name: value[rows] for name, value in given.items()}).scores
+        torch.testing.assert_close(alone, scores[rows], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", OWNED)
+def test_a_step_without_rows_of_a_task_leaves_its_parameters(method):
+    model, _ = bert.build("tiny-bert", {"cola": 2, "sts-b": 1}, None, 32, 0, method)
+    given = batch(1)
+    model.train()(**given, labels=torch.zeros(8)).loss.backward()
+    added = model.added[method]
+    assert all((p.grad is None) == (added.owner(name) == "sts-b") for name, p in added.named_parameters())
+
+
+def test_a_backbone_that_has_changed_is_told(tmp_path):
+    model, tokenizer = bert.build("tiny-bert", {"cola": 2}, None, 32, 0, "bottleneck")
+    bert.save(model, tokenizer, tmp_path)
+    path = tmp_path / bert.CONFIG
+    path.write_text(path.read_text().replace(model.backbone_fingerprint, "0" * 16))
+    with pytest.raises(UserError, match="fingerprint"):
+        bert.load(tmp_path)
+
+
+@pytest.mark.parametrize("method", REFUSED)
+def test_a_method_that_does_not_go_with_an_encoder_is_refused_with_the_reason(method, tmp_path):
+    result = run(SCRIPT, command(tmp_path / "run", method), tmp_path / "log")
+    assert result.code == 2 and f"--method {method}" in result.err and not (tmp_path / "run").exists(), result.err
+    family = backbone_of(SimpleNamespace(model_type="bert"), head="classifier")
+    description = all_methods()[method]
+    with pytest.raises(UserError) as error:
+        description.load_class().check(method, family, description.complete({}), "here")
+    assert error.value.found.split(",")[0] in result.err
+
+
+@pytest.mark.parametrize("more, said", [
+    (["--method", "lora", "--form", "base"], "--form"), (["--method", "full", "--form", "large"], "--form"),
+    (["--method", "conditional", "--form", "plain"], "--form"), (["--method", "ia3", "--lora_rank", 4], "--lora_rank"),
+    (["--method", "lora", "--freeze_encoder_layers", "0-1"], "--freeze_encoder_layers"),
+])  # fmt: skip
+def test_flags_that_do_not_go_with_a_method_are_told(more, said, tmp_path):
+    argv = command(tmp_path / "run", "full")
+    at = argv.index("--method")
+    result = run(SCRIPT, argv[:at] + argv[at + 2 :] + more, tmp_path / "log")
+    assert result.code == 2 and said in result.err and not (tmp_path / "run").exists()
