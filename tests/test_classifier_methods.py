@@ -18,6 +18,7 @@ from versatile.adapters.classifier import keyed_added
 from versatile.adapters.manifest import peek
 from versatile.adapters.methods.base import are_separate
 from versatile.adapters.methods.registry import all_methods
+from versatile.training import grid
 from versatile.utils.errors import UserError
 
 SCRIPT, SAMPLES = "train_camtl", "data/samples/glue"
@@ -46,8 +47,11 @@ def evaluated(model, out, folder):
     return json.loads((out / "eval_results.json").read_text())["tasks"]
 
 
-def test_the_methods_here_are_all_there_are():
+def test_the_grid_shows_for_an_encoder_what_goes_here():
     assert {*OWNED, *SHARED, *WHOLE, *REFUSED} == {*all_methods(), "full"}
+    header, rows, _ = grid.methods_by_families()
+    cells = {row[0].strip("`"): row[header.index("BERT")] for row in rows}
+    assert {method for method, cell in cells.items() if cell == grid.FITS} == {*OWNED, *SHARED, *WHOLE}
 
 
 @pytest.mark.parametrize("method", [*OWNED, *SHARED, *WHOLE])

@@ -30,8 +30,6 @@ def refusal(method, backbone):
     """
     if method == FULL:
         return None
-    if backbone.head != "lm":
-        return None if method == "conditional" else "an encoder is trained whole, or with conditional modules in it"
     description = all_methods()[method]
     try:
         description.load_class().check(method, backbone, description.complete({}), None)
