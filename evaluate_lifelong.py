@@ -105,7 +105,7 @@ def main(argv=None):
     evaluate(args, flags.typed_flags(parser, argv))
 
 
-def evaluate(args, given):
+def evaluate(args, typed_flags):
     import ignite.distributed as idist
     from versatile.lifelong import matrix, scoring
     from versatile.utils import devices
@@ -114,7 +114,7 @@ def evaluate(args, given):
     devices.quiet_libraries(args.cache_dir)
     dtype = devices.precision(args, idist.device())
     runs = [scoring.open_sequence_run(folder) for folder in args.model_dirs]
-    same_runs(runs, {flag: value for flag, value in given.items() if flag in NAMING})
+    same_runs(runs, {flag: value for flag, value in typed_flags.items() if flag in NAMING})
     data_dir = args.data_dir or runs[0].flags.data_dir
     splits = scoring.read_splits(runs[0].flags.tasks, data_dir, "train" if args.test_training_set else "test",
                                  args.limit, args.ref1)  # fmt: skip
@@ -162,16 +162,16 @@ def sampling(args):
                 seed=args.qa_seed)  # fmt: skip
 
 
-def same_runs(runs, given):
+def same_runs(runs, typed_flags):
     """Only runs that differ in their seeds alone have one matrix.
 
     Args:
         runs: a list of `scoring.SequenceRun`.
-        given: {flag that names a sequence: its value}, those typed beside --model_dirs.
+        typed_flags: {flag that names a sequence: its value}, those typed beside --model_dirs.
     """
     for number, run in enumerate(runs):
         location = f"--model_dirs {run.folder}"
-        for flag, value in given.items():
+        for flag, value in typed_flags.items():
             if (theirs := getattr(run.flags, flag, None)) != value:
                 raise UserError(
                     f"it was trained with {typed(flag, theirs)}, not {typed(flag, value)}",

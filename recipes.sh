@@ -155,7 +155,7 @@ recipe() {
         lamol) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2" ;;
         l2kd) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2 --distil --seq_distil --train_teachers" ;;
         ewc | mas) echo "$train --seq_train_type $kind --normalize_importance" ;;
-        # Two samples a task: every step looks at those of all tasks before.
+        # Two samples per task: every step looks at those of all tasks before.
         gem) echo "$train --seq_train_type gem --gen_lm_sample_percentage $([ "$name" = superni ] && echo 0.01 || echo 0.005)" ;;
         er | agem) echo "$train --seq_train_type $kind --memory_size 0.02" ;;
         derpp) echo "$train --seq_train_type derpp --memory_size 0.02 --memory_batch_size 4" ;;

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One command a recipe. `./run.sh list` prints them all with what each runs.
+# One command per recipe. `./run.sh list` prints them all with what each runs.
 #
 #   ./run.sh setup            make .venv and install what runs (done by the others when needed)
 #   ./run.sh demo             the whole story on bundled data: one adapter per task, distillation, one combined model
@@ -111,7 +111,7 @@ demo() {
     # A demo that was finished starts anew, one that was interrupted is resumed.
     if [ -f results/demo/table.md ]; then rm -r "$at" results/demo; fi
     mkdir -p "$at"
-    echo "--- one adapter a task, beside the same frozen model"
+    echo "--- one adapter per task, beside the same frozen model"
     # Rates and batches were chosen on the samples' validation rows: an adapter takes smaller batches, and larger steps, than
     # all of the weights.
     demo_train nlg --task nlg --dataset_path data/samples/nlg.json --limit 160 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
@@ -169,7 +169,7 @@ camtl_demo() {
     if [ -f results/camtl-demo/table.md ]; then rm -rf "$at" results/camtl-demo; fi
     for name in plain base uncertainty; do
         case "$name" in
-        plain) echo "--- plain: one BERT, a head a task"; form="--form plain" ;;
+        plain) echo "--- plain: one BERT, one head per task"; form="--form plain" ;;
         base) echo "--- base: attention and layer norms depend on the task"; form="--form base" ;;
         uncertainty) echo "--- uncertainty: of five tasks' candidates the rows it is least sure of"; form="--form base --use_mt_uncertainty" ;;
         esac

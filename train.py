@@ -85,7 +85,7 @@ def main(argv=None):
         train(args, flags.typed_flags(parser, argv))
 
 
-def train(args, given):
+def train(args, typed_flags):
     import ignite.distributed as idist
     from versatile.adapters import attach as adapting
     from versatile.adapters.backbones.family import backbone_of
@@ -93,8 +93,8 @@ def train(args, given):
     from versatile.data.task import get_task
     from versatile.training import experiment
 
-    args, run = experiment.open_run(parser(), args, given)
-    check(args, given)
+    args, run = experiment.open_run(parser(), args, typed_flags)
+    check(args, typed_flags)
     prepare_own_tasks(args, "--task")
     task = get_task(args.task)
     path = complete(args, task)
@@ -118,8 +118,8 @@ def train(args, given):
                        "--output_dir", f"results/{run.directory.name}")  # fmt: skip
 
 
-def check(args, given):
-    """Flags that contradict each other; `given` are those that were typed."""
+def check(args, typed_flags):
+    """Flags that contradict each other; `typed_flags` are those that were typed."""
     if args.method not in (None, BARE) and args.emb_only:
         raise UserError(f"trains no adapter, but --method {args.method} asks for one", location="--emb_only",
                         remedy="leave one of the two out")  # fmt: skip
@@ -144,7 +144,7 @@ def check(args, given):
         raise UserError("cannot be trained on a teacher's distributions: its output is not a softmax",
                         location="--self_copy", remedy="train on its texts: --distillation")  # fmt: skip
     for flag in ("kd_temperature", "kd_alpha"):
-        if flag in given and not args.teacher:
+        if flag in typed_flags and not args.teacher:
             raise UserError("has no effect without a teacher", location=f"--{flag}", remedy="name one with --teacher")
     args.distillation = args.distillation or args.kd in ("sentence", "both")
 

@@ -332,7 +332,7 @@ def describe_inference(matrices):
         return ""
     return (f"\nScores at the end with the task of a question known, and inferred ({WORDS[inferred[0].by]}, among the "
             f"tasks trained so far):\n\n{side_by_side(matrices)}\nAfter every task, inferred:\n\n"
-            f"{markdown([each.scores for each in inferred])}")  # fmt: skip
+            f"{markdown([one.scores for one in inferred])}")  # fmt: skip
 
 
 FORMULAS = """
