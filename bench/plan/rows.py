@@ -220,7 +220,7 @@ def plan_camtl(plan, words):
     """A row of train_camtl.py: all of GLUE."""
     import torch
     from versatile.adapters import bert
-    from versatile.adapters.task_bert import TaskBert
+    from versatile.adapters.classifier import TaskClassifier
     from versatile.data import glue
     from versatile.training import classification_flags
 
@@ -234,7 +234,8 @@ def plan_camtl(plan, words):
     plan.weights = find_weights(backbone)
     heads = {task: len(glue.get_task(task).labels or "1") for task in tasks}
     with torch.device("meta"):
-        model = TaskBert(build_on_meta(plan.weights, "AutoModel"), heads, form, args.max_seq_length or 128)
+        model = TaskClassifier(build_on_meta(plan.weights, "AutoModel"), heads, form,
+                               args.max_seq_length or 128)
     if args.freeze_encoder_layers:
         bert.freeze(model, args.freeze_encoder_layers)
     plan.shape = shape_of(model)
