@@ -32,7 +32,7 @@ from versatile.utils.screen import counted
 
 METHODS = {"base": "CA-MTL-base", "large": "CA-MTL-large", "plain": "multi-task BERT"}
 # Rows that a CPU learns at once; see `PairBatches`.
-CPU_ROWS = 8
+CPU_ROWS = 16
 
 
 def parser():

@@ -286,8 +286,10 @@ class TaskClassifier(nn.Module):
         if self.added["heads"].columns.device.type == "cpu" and not again:
             lengths, order = lengths.sort(descending=True, stable=True)
             lengths, parts, start = lengths.tolist(), [], 0
+            # What a backward pass needs no longer fits the caches as well.
+            tokens = CPU_TOKENS if torch.is_grad_enabled() else 2 * CPU_TOKENS
             while start < len(lengths):
-                end = start + max(1, CPU_TOKENS // lengths[start])
+                end = start + max(1, tokens // lengths[start])
                 parts.append((order[start:end], lengths[start]))
                 start = end
             if sum(len(rows) * longest for rows, longest in parts) < (1 - WORTH) * len(lengths) * lengths[0]:
