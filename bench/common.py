@@ -181,6 +181,20 @@ def gpt2(args, **more):
     return GPT2LMHeadModel(config)
 
 
+def smollm2(args, **more):
+    """A random model of SmolLM2's blocks, with the base vocabulary of 8192; SmolLM2-135M is 576 wide with 30 layers."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(args.seed)
+    heads = args.width // 64 or 1
+    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=args.width, num_hidden_layers=args.layers,
+                         num_attention_heads=heads, num_key_value_heads=max(1, heads // 3), head_dim=64,
+                         intermediate_size=args.width * 8 // 3, max_position_embeddings=args.positions, bos_token_id=0,
+                         eos_token_id=0, tie_word_embeddings=True, **more)  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
 def model_flags(p, bottleneck=True):
     """The flags `gpt2` and, with `bottleneck`, `attached` read."""
     from versatile.utils import flags
@@ -227,7 +241,8 @@ def attached(args, full=False, **more):
     import torch
     from versatile.adapters import attach as adapting
 
-    model, tokenizer = gpt2(args, **more), word_tokenizer()
+    build = smollm2 if getattr(args, "smollm2", False) else gpt2
+    model, tokenizer = build(args, **more), word_tokenizer()
     torch.manual_seed(args.seed + 1)
     markers = {TASK: [f"<marker{i}>" for i in range(MARKERS)]}
     return adapting.attach(model, tokenizer, markers, None if full else {TASK: args.adapter_bottleneck}), tokenizer
@@ -328,7 +343,7 @@ class Ours:
                                linear_decay(args.lr, total_steps), run=None, settings=settings)  # fmt: skip
         self.parameters = self.trainer.params
         self.windows, self.step = self.trainer.windows(0), 0
-        self.flops_per_token = needed_flops(args, batches)
+        self.flops_per_token = needed_flops(args, self.model, batches)
 
     def turn(self, turn):
         """Some optimizer steps; returns the number of real tokens in them."""
@@ -342,17 +357,36 @@ class Ours:
         return self.trainer.tokens - before
 
 
-def needed_flops(args, batches):
+def needed_flops(args, model, batches):
     """Operations of the matrix products that training cannot do without, a real token.
 
     Frozen matrices need a forward product and one for the activations' gradient, adapters a third for their
     own; the head is needed at labels only. Attention's own products, 2 to 4 % at these lengths, are left out.
     """
-    frozen = args.layers * 12 * args.width**2
+    from versatile.adapters.backbones.family import backbone_of
+
+    blocks = backbone_of(model.config).blocks(model)
+    frozen = sum(p.numel() for block in blocks for p in block.parameters() if p.dim() == 2)
     adapters = args.layers * 2 * args.width * args.adapter_bottleneck
     head = args.width * (VOCABULARY + 1 + MARKERS)
     labels = batches.labels.sum() / batches.lengths.sum()
     return float(4 * frozen + 6 * adapters + 4 * head * labels)
+
+
+def product_rows(args):
+    """Rows of the product that peaks are measured with: a micro-batch's tokens."""
+    return args.train_batch_size * args.mean_length
+
+
+def product(args, device, dtype):
+    """A turn of plain matrix products of the model's own shape; returns how many operations it took."""
+    import torch
+
+    a = torch.randn(product_rows(args), args.width, device=device, dtype=dtype)
+    b = torch.randn(args.width, 4 * args.width, device=device, dtype=dtype)
+    for _ in range(1 if args.quick else 400):
+        a @ b
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1] * (1 if args.quick else 400)
 
 
 class Worker:

@@ -166,9 +166,11 @@ class Theirs:
 def with_bottleneck(model, args):
     """A bottleneck adapter behind every block's feed-forward, its width as ours."""
     # The library, not the toolkit's folder of that name.
-    sys.path = [path for path in sys.path if Path(path or ".").resolve() != common.ROOT]
+    paths = list(sys.path)
+    sys.path[:] = [path for path in paths if Path(path or ".").resolve() != common.ROOT]
     import adapters
 
+    sys.path[:] = paths
     adapters.init(model)
     config = adapters.SeqBnConfig(reduction_factor=args.width / args.adapter_bottleneck, non_linearity="relu")
     model.add_adapter(common.TASK, config=config)

@@ -7,8 +7,7 @@
     python bench/train_adapter.py --device cuda --turn_steps 20
   with lengths as E2E's own, where the original has less padding to lose time on:
     OMP_WAIT_POLICY=PASSIVE python bench/train_adapter.py --device cpu --mean_length 46 --positions 112
-  where our time goes:
-    python bench/train_adapter.py --device cpu --profile
+  where our time goes: bench/budget.py
 
 Ours is the path of train.py: the real Trainer over batches of like length, frozen matrices, scores only where
 a label stands, clipping once a step, in fp32 and in bf16. The plain loop does what the original code does:
@@ -27,8 +26,7 @@ ORIGINAL = "original loop, fp32"
 def parse(argv=None):
     p = common.parser(__doc__)
     common.model_flags(p)
-    g = common.training_flags(p, 8, "our steps a turn; the plain loop: a fourth")
-    g.add_argument("--profile", action="store_true", help="also print torch.profiler's table of our steps")
+    common.training_flags(p, 8, "our steps a turn; the plain loop: a fourth")
     return common.parse_training(p, argv)
 
 
@@ -45,8 +43,8 @@ def main(argv=None):
         ORIGINAL: plain.turn,
         "ours, fp32": ours[fp32].turn,
         "ours, bf16": ours[bf16].turn,
-        "products, fp32": lambda turn: product(args, device, fp32, turn),
-        "products, bf16": lambda turn: product(args, device, bf16, turn),
+        "products, fp32": lambda turn: common.product(args, device, fp32),
+        "products, bf16": lambda turn: common.product(args, device, bf16),
     }
     print(f"model: {plain.parameters / 1e6:.1f}M parameters with adapters; lengths: mean {lengths.mean():.1f}, "
           f"longest {lengths.max()}; batch {args.train_batch_size} x {args.gradient_accumulation_steps}",
@@ -61,14 +59,11 @@ def main(argv=None):
     print(common.table(["", "tokens/s", "ratio", "spread", "of the peak"], rows))
     for kind in ("fp32", "bf16"):
         peak = max(rates[f"products, {kind}"]) / 1e9
-        shape = f"[{product_rows(args)}, {args.width}] x [{args.width}, {4 * args.width}]"
+        shape = f"[{common.product_rows(args)}, {args.width}] x [{args.width}, {4 * args.width}]"
         print(f"peak of {kind} products {shape}: {peak:.0f} GFLOP/s")
     print(f"needed products: {ours[fp32].flops_per_token / 1e6:.1f} MFLOP a real token")
     print(common.verdict("our training over the original's loop: bf16", rates, "ours, bf16", ORIGINAL, 9))
     print(common.verdict("our training over the original's loop: fp32", rates, "ours, fp32", ORIGINAL, 6.3))
-    if args.profile:
-        for side in ours.values():
-            profile(side, device)
     common.save(args, rates=rates, flops_per_token=ours[fp32].flops_per_token)
 
 
@@ -76,21 +71,6 @@ def share(rates, name, flops_per_token, kind):
     """The part of the measured peak that the needed products take: median over the turns."""
     each = [r * flops_per_token / p for r, p in zip(rates[name], rates[f"products, {kind}"])]
     return sorted(each)[len(each) // 2]
-
-
-def product_rows(args):
-    return args.train_batch_size * args.mean_length
-
-
-def product(args, device, dtype, turn):
-    """A turn of plain matrix products of the model's own shape; returns how many operations it took."""
-    import torch
-
-    a = torch.randn(product_rows(args), args.width, device=device, dtype=dtype)
-    b = torch.randn(args.width, 4 * args.width, device=device, dtype=dtype)
-    for _ in range(1 if args.quick else 400):
-        a @ b
-    return 2 * a.shape[0] * a.shape[1] * b.shape[1] * (1 if args.quick else 400)
 
 
 class Plain:
@@ -153,18 +133,6 @@ class Plain:
 
 def adapt(block, args, output):
     return (block.adapter(output[0]), *output[1:]) if isinstance(output, tuple) else block.adapter(output)
-
-
-def profile(side, device):
-    """torch.profiler's table of a turn of ours, operations sorted by their own time."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiler
-
-    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
-    with profiler(activities=kinds) as p:
-        side.turn(0)
-    by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    print(p.key_averages().table(sort_by=by, row_limit=30, max_name_column_width=60))
 
 
 if __name__ == "__main__":
