@@ -70,7 +70,7 @@ def test_models_may_answer_only_what_they_were_trained_on(runs, data, tmp_path):
     (run,) = json.loads((tmp_path / "matrix.json").read_text())["runs"]
     (first, none), last = run["rows"]
     assert first is not None and none is None and None not in last and run["forgetting"] is not None
-    assert list(json.loads((tmp_path / "ag" / "metrics.json").read_text())["final"]) == ["ag"]
+    assert list(json.loads((tmp_path / "two" / "ag" / "metrics.json").read_text())["final"]) == ["ag"]
     evaluated("--model_dirs", runs / "together", "--trained_only", "--output_dir", tmp_path / "together")
     assert json.loads((tmp_path / "together" / "matrix.json").read_text())["runs"][0]["rows"][-1] != [None, None]
 
