@@ -164,7 +164,7 @@ def decode(args, teacher, inputs, decoding, partial, dtype):
 
     import torch
     from versatile.training import sentence_distillation as sentences
-    from versatile.training.evaluation import Progress
+    from versatile.utils.progress import Progress
 
     if partial.done:
         print(f"going on: {partial.outputs():,} outputs are in {partial.path}", flush=True)

@@ -44,7 +44,7 @@ def main(argv=None):
     p = parser()
     args = p.parse_args(argv)
     if args.download:
-        from versatile.data.encoders.sentence_pair import where_to_get
+        from versatile.data.glue_files import where_to_get
 
         return print(where_to_get(args.data_dir, args.tasks))
     if not args.resume:
@@ -203,20 +203,20 @@ def _has_heads(name):
 
 def need_files(args):
     """A `UserError` that names all the tsv files that are not there. A trained model's tasks are known when it is."""
-    from versatile.data.encoders import sentence_pair as sentence_pairs
+    from versatile.data import glue_files
 
     tasks = args.tasks or ([] if is_trained(args.model_checkpoint) else classification_flags.TASKS)
-    sentence_pairs.need(args.data_dir, tasks, ["train"] * args.do_train + ["dev"] * evaluates(args))
+    glue_files.need(args.data_dir, tasks, ["train"] * args.do_train + ["dev"] * evaluates(args))
     if args.do_predict and tasks and not any(testable(args, task) for task in tasks):
         later = "leave --do_predict out, and predict later with the trained model; " if args.do_train else ""
-        sentence_pairs.need(args.data_dir, tasks, ["test"], later)
+        glue_files.need(args.data_dir, tasks, ["test"], later)
 
 
 def testable(args, task):
     """Whether a task's test file is there; the others are trained and scored all the same."""
-    from versatile.data.encoders import sentence_pair as sentence_pairs
+    from versatile.data import glue_files
 
-    return not sentence_pairs.missing(args.data_dir, [task], ["test"])
+    return not glue_files.missing(args.data_dir, [task], ["test"])
 
 
 def evaluates(args):
@@ -225,9 +225,9 @@ def evaluates(args):
 
 
 def load_splits(args, tokenizer):
-    """{split: {task: PairSplit}} of what the flags ask for, with rows and cuts on the screen."""
-    from versatile.data import glue
-    from versatile.data.encoders import sentence_pair as sentence_pairs
+    """{split: {task: `EncodedSplit`}} of what the flags ask for, with rows and cuts on the screen."""
+    from versatile.data import glue, glue_files
+    from versatile.data.encoders import sentence_pair
     from versatile.training.experiment import say
 
     wanted = dict(train=args.do_train, dev=evaluates(args), test=args.do_predict)
@@ -236,18 +236,19 @@ def load_splits(args, tokenizer):
         names = list(args.tasks)
         if split != "train":
             names += [name for name, host in glue.SHARED_HEADS.items() if host in args.tasks
-                      and split in glue.TASKS[name].files and not sentence_pairs.missing(args.data_dir, [name], [split])
+                      and split in glue.TASKS[name].files and not glue_files.missing(args.data_dir, [name], [split])
                       ]  # fmt: skip
         if split == "test" and (without := [name for name in names if not testable(args, name)]):
             names = [name for name in names if name not in without]
             say(f"no test.tsv of {', '.join(without)}: not predicted")
         splits[split] = {}
         for name in names:
-            loaded = sentence_pairs.load(args.data_dir, name, split, tokenizer, args.max_seq_length, limit=args.limit,
-                                         cache_dir=args.token_cache_dir, overwrite=args.overwrite_cache)  # fmt: skip
+            loaded = sentence_pair.load_split(
+                args.data_dir, name, split, tokenizer, args.max_seq_length, limit=args.limit,
+                cache_dir=args.token_cache_dir, overwrite=args.overwrite_cache,
+            )  # fmt: skip
             splits[split][name] = loaded
-            cut = loaded.report["cut"]
-            kept = loaded.report["kept"]
+            kept, cut = loaded.report["kept"], sum(loaded.report["cut"].values())
             say(f"{split} {name}: {counted(len(loaded), 'row')}"
                 + (f" of {kept:,}" if kept > len(loaded) else "")
                 + (f", {cut:,} cut to {args.max_seq_length} tokens" if cut else ""))  # fmt: skip

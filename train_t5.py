@@ -226,7 +226,7 @@ def make_batches(arguments, model, tokenizer, splits):
     sizes = {name: len(own) for name, own in rows.items()}
     sampler = MultiTaskBatchSampler(
         list(sizes.values()), arguments.train_batch_size, arguments.sampling_temperature,
-        replicas=idist.get_world_size(), rank=idist.get_rank(), seed=arguments.data_seed,
+        replicas=idist.get_world_size(), seed=arguments.data_seed,
     )  # fmt: skip
     shares = zip(sizes, sampler.probabilities().tolist())
     say("tasks are drawn: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in shares))

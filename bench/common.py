@@ -270,7 +270,7 @@ def lengths(count, mean, longest, seed):
 
 
 class MadeUpSplit:
-    """Random examples with the interface of `data.cache.EncodedSplit`.
+    """Random examples with the interface of `data.token_cache.EncodedSplit`.
 
     Args:
         lengths: [n] tokens of each example, bos and eos counted; half of each is prompt.
@@ -295,9 +295,11 @@ class MadeUpSplit:
         return len(self.lengths)
 
     def __getitem__(self, index):
-        """(ids, types, prompt length) of one example, as `EncodedSplit` gives them."""
+        """One `EncodedExample`."""
+        from versatile.data.encoders.base import EncodedExample
+
         span = slice(self.starts[index], self.starts[index + 1])
-        return self.ids[span], self.types[span], int(self.prompt_lengths[index])
+        return EncodedExample(self.ids[span], self.types[span], int(self.prompt_lengths[index]))
 
 
 class Ours:

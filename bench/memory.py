@@ -1,13 +1,15 @@
 #!/usr/bin/env python
-"""Memory of training on a large data set: a million examples against a thousand, through the real scripts.
+"""Memory of training on data sets of growing size, for each of the four encoders, through the real scripts.
 
-  one CPU (a few minutes a script, some hundred MB of disk for a while):
+  one CPU (minutes for each million examples, some hundred MB of disk for a while):
     OMP_WAIT_POLICY=PASSIVE python bench/memory.py
-    OMP_WAIT_POLICY=PASSIVE python bench/memory.py --scripts train_t5 train_camtl train_lifelong
+    OMP_WAIT_POLICY=PASSIVE python bench/memory.py --encoders text_to_text --sizes 1000 1000000
   one GPU: the same; what is measured is the process's memory on the CPU's side.
 
-Writes a data file, record by record, into a temporary directory and trains a tiny model on it for a few steps,
-tokenising included. Reported is the largest resident set of that process (VmHWM).
+Writes a data file, record by record, into a temporary directory and trains a tiny model on it for a few steps, reading
+and tokenising included, in a process of its own for each size. Counted are that process's largest resident set
+(VmHWM), and of it the largest share that is its own (RssAnon, looked at every 20 ms). The rest are pages of files,
+above all of the mapped token cache, which the kernel keeps while there is room and takes back when there is none.
 """
 
 import dataclasses
@@ -28,8 +30,6 @@ SOME_STEPS = 5
 NAMES = ["Alimentum", "Aromi", "Bibimbap House", "Blue Spice", "Clowns", "Cocum", "Cotto", "The Eagle", "Fitzbillies"]
 FOODS = ["Chinese", "English", "Fast food", "French", "Indian", "Italian", "Japanese"]
 AREAS = ["city centre", "riverside"]
-SOURCE = '"src": {{"name": "{name}", "eatType": "restaurant", "food": "{food}", "area": "{area}"}}'
-TARGET = '"tgt": "{name} is a restaurant number {number} that serves {food} food in the {area}."'
 
 
 def parse(argv=None):
@@ -37,14 +37,15 @@ def parse(argv=None):
 
     p = common.parser(__doc__, json_only=True)
     g = p.add_argument_group("what to run")
-    g.add_argument("--scripts", nargs="+", choices=list(RUNS), default=["train"], help="what trains (default: train)")
-    g.add_argument("--examples", type=flags.positive, default=1_000_000, help="examples of the large data set")
-    g.add_argument("--few", type=flags.positive, default=1000, help="examples of the small data set")
+    g.add_argument("--encoders", nargs="+", choices=list(RUNS), default=list(RUNS),
+                   help="whose data are trained on, each by the script that uses it (default: all)")  # fmt: skip
+    g.add_argument("--sizes", nargs="+", type=flags.positive, default=[10_000, 100_000, 1_000_000],
+                   help="examples of the data sets, smallest first (default: 10000 100000 1000000)")  # fmt: skip
     g.add_argument("--max_steps", type=flags.positive, default=5, help="optimizer steps of each run")
     g.add_argument("--temp_dir", help="where the file and the token cache lie meanwhile (default: the system's)")
     args = p.parse_args(argv)
     if args.quick:
-        args.examples, args.few, args.max_steps = 2000, 200, 1
+        args.encoders, args.sizes, args.max_steps = args.encoders[:1], [200, 2000], 1
     return args
 
 
@@ -53,77 +54,82 @@ def main(argv=None):
     # This process imports no torch: none of its memory can be taken for the training's.
     print(f"hardware: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start", flush=True)
     results = {}
-    for script in args.scripts:
+    for encoder in args.encoders:
         with tempfile.TemporaryDirectory(dir=args.temp_dir) as folder:
-            results[script] = compare(script, Path(folder), args)
-    common.save(args, **(results if len(results) > 1 else results[args.scripts[0]]))
+            results[encoder] = compare(encoder, Path(folder), args)
+    common.save(args, encoders=results)
 
 
-def compare(script, folder, args):
-    """Run a script on few and on many examples: {above_mb, few, many}."""
-    measured = {}
-    # What the very first run has to prepare (the tiny model's files) is not part of either measurement.
-    for name, count in (*([] if args.quick else [("warm", 16)]), ("few", args.few), ("many", args.examples)):
-        path = RUNS[script].data_file(folder / name)
+def compare(encoder, folder, args):
+    """Train on data sets of every size: a list of what `run` measured of each."""
+    script, measurements = RUNS[encoder], []
+    # What the very first run has to prepare (the tiny model's files) is not part of any measurement.
+    for number, count in enumerate([*([] if args.quick else [16]), *args.sizes]):
+        path = script.data_file(folder / str(number))
         path.parent.mkdir(parents=True)
-        RUNS[script].write(path, count)
-        measured[name] = run(script, path, folder / name, folder / "cache", args) | dict(
-            examples=count, file_mb=round(path.stat().st_size / 1e6, 1)
-        )
-    few, many = measured["few"], measured["many"]
-    columns = ["examples", "file_mb", "peak_mb", "anonymous_mb", "tokenise_s", "total_s"]
-    head = [script, "examples", "file, MB", "peak, MB", "of it not files", "tokenise, s", "whole run, s"]
-    print(common.table(head, [[name, *(measured[name][c] for c in columns)] for name in ("few", "many")]))
-    above = many["peak_mb"] - few["peak_mb"]
-    if many["tokenise_s"]:
-        print(f"tokenised {many['examples'] / many['tokenise_s']:,.0f} examples/s, reading the file included")
-    ratio = many["peak_mb"] / few["peak_mb"]
-    common.record(f"{script}: peak memory", ratio, ratio, ratio, lower=True)
-    reached = "reached" if above < TARGET_MB else "NOT reached"
-    print(f"ratio: peak memory {ratio:.2f}x, {above:.0f} MB above the small run's, "
-          f"for {args.examples / args.few:,.0f}x the examples (target below {TARGET_MB} MB {reached})",
+        script.write(path, count)
+        measured = run(script, folder / str(number), folder / "cache", args)
+        measurements.append(dict(examples=count, file_mb=round(path.stat().st_size / 1e6, 1)) | measured)
+        path.unlink()
+    measurements = measurements[-len(args.sizes) :]
+    columns = ["examples", "file_mb", "peak_mb", "own_mb", "tokenise_s", "total_s"]
+    head = [encoder, "examples", "file, MB", "peak, MB", "of it its own", "tokenise, s", "whole run, s"]
+    print(common.table(head, [[script.name, *(m[c] for c in columns)] for m in measurements]))
+    first, last = measurements[0], measurements[-1]
+    ratio, growth = last["own_mb"] / first["own_mb"], last["own_mb"] - first["own_mb"]
+    common.record(f"{encoder}: own memory", ratio, ratio, ratio, lower=True)
+    reached = "reached" if growth < TARGET_MB else "NOT reached"
+    print(f"ratio: own memory {ratio:.2f}x, {growth:+.0f} MB, for {last['examples'] / first['examples']:,.0f}x the "
+          f"examples (target below +{TARGET_MB} MB {reached}); peak {last['peak_mb'] - first['peak_mb']:+.0f} MB",
           flush=True)  # fmt: skip
-    return dict(above_mb=above, **measured)
+    return measurements
 
 
 # ---- data files, streamed to disk: short examples, all different
 
 
-def write_generation(path, count):
-    """A task file of `train.py`."""
+def restaurants(count):
+    """Yield (number, name, food, area)."""
     rng = random.Random(0)
+    for number in range(count):
+        yield number, rng.choice(NAMES), rng.choice(FOODS), rng.choice(AREAS)
+
+
+def write_json_list(path, key, records):
+    """A json file that holds one list."""
     with open(path, "w", encoding="utf-8") as file:
-        file.write('{"train": [')
-        for i in range(count):
-            words = dict(name=rng.choice(NAMES), food=rng.choice(FOODS), area=rng.choice(AREAS), number=i)
-            record = "{" + SOURCE.format(**words) + ", " + TARGET.format(**words) + "}"
-            file.write((",\n" if i else "\n") + record)
+        file.write(f'{{"{key}": [')
+        for number, record in enumerate(records):
+            file.write((",\n" if number else "\n") + json.dumps(record))
         file.write("\n]}\n")
 
 
-def write_entailment(path, count):
-    """RTE's tsv file."""
-    rng = random.Random(0)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write("index\tsentence1\tsentence2\tlabel\n")
-        for i in range(count):
-            name, food, area = rng.choice(NAMES), rng.choice(FOODS), rng.choice(AREAS)
-            label = ("entailment", "not_entailment")[i % 2]
-            file.write(f"{i}\t{name} number {i} serves {food} food.\t{name} is in the {area}.\t{label}\n")
+def write_records(path, count):
+    """A task file of train.py."""
+    write_json_list(path, "train", (
+        dict(src=dict(name=name, eatType="restaurant", food=food, area=area),
+             tgt=f"{name} is a restaurant number {number} that serves {food} food in the {area}.")
+        for number, name, food, area in restaurants(count)
+    ))  # fmt: skip
 
 
 def write_questions(path, count):
     """SQuAD-style json."""
-    rng = random.Random(0)
+    write_json_list(path, "data", (
+        dict(paragraphs=[dict(context=f"name[{name}], food[{food}], area[{area}]", qas=[dict(
+            question="What is it like?", id=number,
+            answers=[dict(text=f"{name} number {number} serves {food} food in the {area}.")])])])
+        for number, name, food, area in restaurants(count)
+    ))  # fmt: skip
+
+
+def write_sentences(path, count):
+    """RTE's tsv file."""
     with open(path, "w", encoding="utf-8") as file:
-        file.write('{"data": [')
-        for i in range(count):
-            name, food, area = rng.choice(NAMES), rng.choice(FOODS), rng.choice(AREAS)
-            answer = f"{name} number {i} serves {food} food in the {area}."
-            question = dict(question="What is it like?", answers=[dict(text=answer)], id=i)
-            article = dict(paragraphs=[dict(context=f"name[{name}], food[{food}], area[{area}]", qas=[question])])
-            file.write((",\n" if i else "\n") + json.dumps(article))
-        file.write("\n]}\n")
+        file.write("index\tsentence1\tsentence2\tlabel\n")
+        for number, name, food, area in restaurants(count):
+            label = ("entailment", "not_entailment")[number % 2]
+            file.write(f"{number}\t{name} number {number} serves {food} food.\t{name} is in the {area}.\t{label}\n")
 
 
 # ---- scripts
@@ -134,12 +140,14 @@ class Script:
     """How a script is run.
 
     Attributes:
+        name: of the script.
         file: the data file's path below the run's folder.
         write: called with (path, number of examples).
         flags: of the script; {data}, {folder} and {steps} are filled in.
         last_line: for a script that knows no --max_steps: how the line begins after which it is soon stopped.
     """
 
+    name: str
     file: str
     write: object
     flags: str
@@ -150,30 +158,30 @@ class Script:
 
 
 RUNS = {
-    "train": Script("nlg.json", write_generation,
-                    "--task nlg --dataset_path {data}/nlg.json --model_checkpoint tiny-gpt2 --adapter_bottleneck 8 "
-                    "--max_steps {steps} --n_epochs 1 --no_validation --output_dir {folder}/run"),
-    "train_t5": Script("RTE/train.tsv", write_entailment,
-                       "--model_name_or_path tiny-t5 --tasks rte --data_dir {data} --do_train true --do_eval false "
-                       "--do_test false --max_steps {steps} --train_adapters true --adapter_config_name adapter "
-                       "--load_best_model_at_end false --output_dir {folder}/run"),
-    "train_camtl": Script("RTE/train.tsv", write_entailment,
-                          "--model_name_or_path tiny-bert --tasks rte --data_dir {data} --do_train "
-                          "--max_steps {steps} --output_dir {folder}/run"),
-    "train_lifelong": Script("ag_to_squad-train-v2.0.json", write_questions,
-                             "--model_name tiny-gpt2 --tasks ag --data_dir {data} --adapter_bottleneck 8 "
-                             "--seq_train_type finetune --train_batch_size 8 --model_dir_root {folder}/run", "run: "),
+    "markers": Script("train.py", "nlg.json", write_records,
+                      "--task nlg --dataset_path {data}/nlg.json --model_checkpoint tiny-gpt2 --adapter_bottleneck 8 "
+                      "--max_steps {steps} --n_epochs 1 --no_validation --output_dir {folder}/run"),
+    "text_to_text": Script("train_t5.py", "RTE/train.tsv", write_sentences,
+                           "--model_name_or_path tiny-t5 --tasks rte --data_dir {data} --do_train true --do_eval false "
+                           "--do_test false --max_steps {steps} --train_adapters true --adapter_config_name adapter "
+                           "--load_best_model_at_end false --output_dir {folder}/run"),
+    "sentence_pair": Script("train_camtl.py", "RTE/train.tsv", write_sentences,
+                            "--model_name_or_path tiny-bert --tasks rte --data_dir {data} --do_train "
+                            "--max_steps {steps} --output_dir {folder}/run"),
+    "question_answer": Script("train_lifelong.py", "ag_to_squad-train-v2.0.json", write_questions,
+                              "--model_name tiny-gpt2 --tasks ag --data_dir {data} --adapter_bottleneck 8 "
+                              "--seq_train_type finetune --train_batch_size 8 --model_dir_root {folder}/run", "run: "),
 }  # fmt: skip
 
 
-def run(script, path, folder, cache, args):
-    """A script on one file; {peak_mb, anonymous_mb, tokenise_s, total_s}.
+def run(script, folder, cache, args):
+    """A script on one file; {peak_mb, own_mb, tokenise_s, total_s}.
 
     Raises:
         SystemExit: it failed; its output is printed.
     """
     values = dict(data=folder / "data", folder=folder, steps=args.max_steps)
-    command = [sys.executable, f"{script}.py", *(word.format(**values) for word in RUNS[script].flags.split())]
+    command = [sys.executable, script.name, *(word.format(**values) for word in script.flags.split())]
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(command, cwd=common.ROOT, stdout=output, stderr=subprocess.STDOUT,
@@ -181,14 +189,14 @@ def run(script, path, folder, cache, args):
         peak = {}
         watcher = threading.Thread(target=watch, args=(process.pid, cache / "tokens", peak))
         watcher.start()
-        stopped = RUNS[script].last_line and stop_after(RUNS[script].last_line, process, output)
+        stopped = script.last_line and stop_after(script.last_line, process, output)
         code = process.wait()
         watcher.join()
         if code and not stopped:
             output.seek(0)
-            sys.exit(f"{script}.py ended with {code}:\n{output.read()}")
+            sys.exit(f"{script.name} ended with {code}:\n{output.read()}")
     tokenise = peak.get("cached", 0.0) - peak.get("caching", peak.get("cached", 0.0))
-    return dict(peak_mb=peak["VmHWM"] / 1024, anonymous_mb=peak["RssAnon"] / 1024, tokenise_s=tokenise,
+    return dict(peak_mb=peak["VmHWM"] / 1024, own_mb=peak["RssAnon"] / 1024, tokenise_s=tokenise,
                 total_s=time.perf_counter() - began)  # fmt: skip
 
 

@@ -132,7 +132,7 @@ class Generation:
     def __init__(self, args, device, dtype):
         import torch
         from versatile.adapters import attach as adapting
-        from versatile.data.encoders.question_answer import GEN, Encoder
+        from versatile.data.encoders.question_answer import GEN, QuestionEncoder
         from versatile.lifelong.replay import Sampling
         from versatile.utils import devices
 
@@ -143,7 +143,7 @@ class Generation:
         devices.prepare_for_device(self.model.to(device).eval(), device, dtype)
         # Same weights; attention and matrices as `attach` leaves them.
         self.untouched = attached(args)[0].to(device).eval()
-        self.encoder, self.gen = Encoder(self.tokenizer, args.max_len), GEN
+        self.encoder, self.gen = QuestionEncoder(self.tokenizer, args.max_len), GEN
         self.sampling = Sampling(batch_size=args.batch_size, seed=args.seed)
         special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
         self.never = sorted(special - {self.encoder.ans, EOS})

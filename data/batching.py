@@ -9,8 +9,7 @@ processes changes nothing.
 from dataclasses import dataclass
 
 import numpy as np
-
-ROUND = 8
+from versatile.data.padding import causal_arrays, pad, padded_width, rounded, tensors
 
 
 @dataclass
@@ -44,24 +43,34 @@ def plan(lengths, batch_size, *, world=1, max_tokens=None, seed=0, epoch=0, shuf
         seed, epoch: what the order depends on.
         shuffle: False: one pass from short to long, for evaluation.
     """
-    sizes = rounded(np.asarray(lengths))
-    n = len(sizes)
+
+    def bounds(sizes):
+        if max_tokens is None:
+            return _by_count(len(sizes), batch_size * world)
+        return _by_tokens(sizes, max_tokens, world)
+
+    return plan_by_size(rounded(np.asarray(lengths)), bounds, seed=seed, epoch=epoch, shuffle=shuffle)
+
+
+def plan_by_size(sizes, bounds_of, *, seed=0, epoch=0, shuffle=True):
+    """A `Plan` whose batches hold examples of like size.
+
+    Args:
+        sizes: [n] of the examples.
+        bounds_of: [n] sizes in ascending order -> [batches + 1] where each batch starts and ends.
+        seed, epoch, shuffle: as in `plan`.
+    """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(n) if shuffle else np.arange(n)
-    # The sort is stable: examples of one rounded length stay in random order, so batches differ from epoch to
-    # epoch while their bounds, and so their number, do not.
+    order = rng.permutation(len(sizes)) if shuffle else np.arange(len(sizes))
+    # The sort is stable: examples of one size stay in random order, so batches differ from epoch to epoch while
+    # their bounds, and so their number, do not.
     order = order[np.argsort(sizes[order], kind="stable")]
-    bounds = _by_count(n, batch_size * world) if max_tokens is None else _by_tokens(sizes[order], max_tokens, world)
-    if shuffle and n:
-        pieces = np.split(order, bounds[1:-1])
-        pieces = [pieces[i] for i in rng.permutation(len(pieces))]
-        order, bounds = np.concatenate(pieces), np.concatenate([[0], np.cumsum([len(p) for p in pieces])])
+    bounds = bounds_of(sizes[order])
+    if shuffle and len(order):
+        batches = np.split(order, bounds[1:-1])
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+        order, bounds = np.concatenate(batches), np.concatenate([[0], np.cumsum([len(b) for b in batches])])
     return Plan(order, bounds)
-
-
-def rounded(length):
-    """Length rounded up to a multiple of 8: fewer shapes, so fewer kernels to prepare."""
-    return -(-length // ROUND) * ROUND
 
 
 def _by_count(n, size):
@@ -89,7 +98,57 @@ def _shares(counts, temperature):
     return shares
 
 
-class Batches:
+def draw_cyclic(size, first, count, seeds):
+    """`count` of `size` numbers from the `first`-th on, in a sequence that holds all of them again and again.
+
+    Args:
+        seeds: a list; with the number of the pass it decides the order of that pass.
+    """
+    passes = range(first // size, (first + count - 1) // size + 1)
+    if not passes:
+        return np.zeros(0, np.int64)
+    orders = [np.random.default_rng([*seeds, number]).permutation(size) for number in passes]
+    return np.concatenate(orders)[first - passes[0] * size :][:count]
+
+
+class JoinedSplits:
+    """The examples of several tasks' splits, one split behind another.
+
+    Args:
+        splits: {task: `data.token_cache.EncodedSplit`}.
+        counts: how many examples of each split there are (default: all).
+
+    Attributes:
+        tasks: their names.
+        starts: [tasks + 1] the number of each task's first example.
+        lengths: [n] tokens of each example.
+    """
+
+    def __init__(self, splits, counts=None):
+        self.tasks, self.splits = list(splits), list(splits.values())
+        self.counts = np.array([len(split) for split in self.splits] if counts is None else counts)
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self.lengths = self.joined("lengths")
+
+    def __len__(self):
+        """Number of examples."""
+        return int(self.starts[-1])
+
+    def joined(self, column):
+        """A column of all splits."""
+        return np.concatenate([getattr(s, column)[:count] for s, count in zip(self.splits, self.counts)])
+
+    def owners(self, indices):
+        """The number of the split that each example belongs to."""
+        return np.searchsorted(self.starts, indices, "right") - 1
+
+    def examples(self, indices):
+        """A list of `EncodedExample`."""
+        owners = self.owners(indices)
+        return [self.splits[owner][i] for owner, i in zip(owners, indices - self.starts[owners])]
+
+
+class Batches(JoinedSplits):
     """Batches of one or several encoded splits.
 
     Args:
@@ -106,24 +165,17 @@ class Batches:
 
     def __init__(self, splits, task_ids, pad_id, positions, *, limits=None, temperature=1.0, rank=0, world=1,
                  **planning):  # fmt: skip
-        self.pad_id, self.positions, self.rank, self.world, self.planning = pad_id, positions, rank, world, planning
-        self.splits = list(splits.values())
         limits = limits or {}
         counts = [min(len(split), limits.get(task) or len(split)) for task, split in splits.items()]
-        self.starts = np.concatenate([[0], np.cumsum(counts)])
-        self.lengths = np.concatenate([s.lengths[:c] for s, c in zip(self.splits, counts)])
-        prompts = np.concatenate([s.prompt_lengths[:c] for s, c in zip(self.splits, counts)])
+        super().__init__(splits, counts)
+        self.pad_id, self.positions, self.rank, self.world, self.planning = pad_id, positions, rank, world, planning
         # Positions of labels: the target's text and eos; the first token of a sequence is never a label.
-        self.labels = self.lengths - np.maximum(prompts, 1)
-        self.tasks, self.task_ids = list(splits), [task_ids[task] for task in splits]
+        self.labels = self.lengths - np.maximum(self.joined("prompt_lengths"), 1)
+        self.task_ids = np.array([task_ids[task] for task in splits])
         # Names of tasks whose rows are left out of the batches.
         self.skip = set()
         self.shares = _shares(counts, temperature) if temperature != 1 else None
         self._epoch, self._plan = None, None
-
-    def __len__(self):
-        """Number of examples."""
-        return len(self.lengths)
 
     def plan(self, epoch=0):
         """This epoch's `Plan`; the same in every process."""
@@ -140,11 +192,8 @@ class Batches:
             return np.arange(len(self.lengths))
         drawn = []
         for number, (start, stop, share) in enumerate(zip(self.starts, self.starts[1:], self.shares)):
-            size, first = stop - start, epoch * share
-            passes = range(first // size, (first + share - 1) // size + 1)
-            seed = self.planning.get("seed", 0)
-            orders = [np.random.default_rng([seed, number, p]).permutation(size) for p in passes]
-            drawn.append(start + np.concatenate(orders)[first - passes[0] * size :][:share])
+            seeds = [self.planning.get("seed", 0), number]
+            drawn.append(start + draw_cyclic(stop - start, epoch * share, share, seeds))
         return np.concatenate(drawn)
 
     def batch(self, epoch, step):
@@ -174,27 +223,13 @@ class Batches:
         """Names of the tasks in a global batch."""
         return {self.tasks[i] for i in np.unique(self.owners(self.chosen(epoch, step)))}
 
-    def owners(self, indices):
-        """The number of the split that each example belongs to."""
-        return np.searchsorted(self.starts, indices, "right") - 1
-
     def collate(self, indices, masked=False):
         """Examples by index -> dict of tensors, padded on the right; rows of a task stand together."""
-        import torch
-
         indices = indices[np.argsort(self.owners(indices), kind="stable")]
-        where = self.owners(indices)
-        rows = [self.splits[w][i - self.starts[w]] for w, i in zip(where, indices)]
-        length = min(rounded(max(len(ids) for ids, _, _ in rows)), self.positions)
-        shape = (len(rows), length)
-        ids, types = np.full(shape, self.pad_id), np.full(shape, self.pad_id)
-        labels, mask = np.full(shape, -100), np.zeros(shape, np.int64)
-        for r, (row_ids, row_types, prompt) in enumerate(rows):
-            n = len(row_ids)
-            ids[r, :n], types[r, :n], mask[r, :n] = row_ids, row_types, 1
-            if not masked:
-                labels[r, prompt:n] = row_ids[prompt:]
-        positions = np.broadcast_to(np.arange(length), shape)
-        arrays = dict(input_ids=ids, token_type_ids=types, attention_mask=mask, position_ids=positions, labels=labels,
-                      task_ids=np.array([self.task_ids[w] for w in where]))  # fmt: skip
-        return {name: torch.from_numpy(np.ascontiguousarray(a).astype(np.int64)) for name, a in arrays.items()}
+        rows = self.examples(indices)
+        ids = [row.ids for row in rows]
+        width = padded_width(ids, self.positions)
+        starts = [width if masked else row.prompt_length for row in rows]
+        arrays = causal_arrays(ids, starts, width, self.pad_id)
+        arrays["token_type_ids"] = pad([row.types for row in rows], width, self.pad_id)
+        return tensors(arrays | dict(task_ids=self.task_ids[self.owners(indices)]))

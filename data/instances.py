@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from versatile.data.encoders.markers import Encoder
+from versatile.data.encoders.markers import MarkerEncoder
 from versatile.data.prompt import Prompt
 from versatile.utils.errors import UserError
 
@@ -70,7 +70,8 @@ def prompts(task, task_id, tokenizer, examples, positions, reserve):
     Returns:
         (a list of `Prompt`, {what was cut: how often}).
     """
-    encoder = Encoder(tokenizer, task, positions, reserve)
-    bare = [replace(e, target=replace(e.target, text="")) for e in examples]
-    eos_id = encoder.marker_ids[task.eos]
-    return [Prompt(*e.prompt, task_id, eos_id) for e in encoder.encode(bare)], dict(encoder.counts)
+    encoder = MarkerEncoder(tokenizer, positions, reserve)
+    bare = (replace(e, target=replace(e.target, text="")) for e in examples)
+    eos_id = encoder.marker_ids(task)[task.eos]
+    encoded = [Prompt(*row.prompt, task_id, eos_id) for _, row in encoder.encode_all(task, bare)]
+    return encoded, dict(encoder.counts)

@@ -6,32 +6,22 @@ weight in the *global* batch, whose loss is the mean over its tasks of the mean 
 """
 
 import numpy as np
-from versatile.data.batching import Plan, rounded
+from versatile.data.batching import JoinedSplits, Plan, draw_cyclic
+from versatile.data.padding import pad, padded_width, tensors, token_mask
 
 # Batches of which it is known which tasks they have: more than any optimizer step is made of.
 MOST_KEPT = 1024
 
 
-def pad(rows, firsts, pad_id, longest):
-    """Rows of token ids -> arrays [rows, length], padded on the right to a multiple of 8, at most to `longest`."""
-    length = min(rounded(max(map(len, rows))), longest)
-    shape = (len(rows), length)
-    ids, types, mask = np.full(shape, pad_id), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for r, (row, first) in enumerate(zip(rows, firsts)):
-        n = len(row)
-        ids[r, :n], types[r, first:n], mask[r, :n] = row, 1, 1
-    return dict(input_ids=ids, token_type_ids=types, attention_mask=mask)
+def pair_inputs(rows, pad_id, longest):
+    """`EncodedExample`s -> arrays [rows, length], padded on the right to a multiple of 8, at most to `longest`."""
+    ids = [row.ids for row in rows]
+    width = padded_width(ids, longest)
+    return dict(input_ids=pad(ids, width, pad_id), token_type_ids=pad([row.types for row in rows], width, 0),
+                attention_mask=token_mask(ids, width))  # fmt: skip
 
 
-def tensors(arrays):
-    """numpy arrays -> tensors: whole numbers as int64, others as float32."""
-    import torch
-
-    kinds = {k: np.float32 if np.issubdtype(a.dtype, np.floating) else np.int64 for k, a in arrays.items()}
-    return {k: torch.from_numpy(np.ascontiguousarray(a).astype(kinds[k])) for k, a in arrays.items()}
-
-
-class PairBatches:
+class PairBatches(JoinedSplits):
     """Batches of several tasks, as `training.trainer.Trainer` takes them.
 
     Without `uniform` an epoch is every row of every task once, in random order: tasks are drawn in proportion to their
@@ -39,7 +29,7 @@ class PairBatches:
     int(most batches of a task · tasks · uniform) batches.
 
     Args:
-        splits: {task: PairSplit}.
+        splits: {task: `data.token_cache.EncodedSplit`}.
         task_ids: {task: the integer the model knows it by}.
         pad_id: id that fills rows up.
         longest: tokens of a row at the most.
@@ -56,20 +46,13 @@ class PairBatches:
 
     def __init__(self, splits, task_ids, pad_id, longest, batch_size, *, uniform=None, seed=0, rank=0, world=1,
                  rows_at_once=None):  # fmt: skip
-        self.tasks, self.splits = list(splits), list(splits.values())
+        super().__init__(splits)
         self.task_ids = np.array([task_ids[task] for task in splits])
         self.pad_id, self.longest, self.size, self.uniform = pad_id, longest, batch_size * world, uniform
         self.seed, self.rank, self.world, self.rows_at_once = seed, rank, world, rows_at_once
-        self.counts = np.array([len(split) for split in self.splits])
-        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self.labels = np.concatenate([split.labels for split in self.splits])
-        self.lengths = np.concatenate([split.lengths for split in self.splits])
+        self.labels = self.joined("labels")
         self.tracker, self.skip = CoverageTracker(dict(zip(self.tasks, self.counts.tolist()))), set()
         self._planned, self._present = None, {}
-
-    def __len__(self):
-        """Number of rows."""
-        return int(self.starts[-1])
 
     def uniform_steps(self, percent):
         """int(most batches of a task · tasks · percent), at least 1."""
@@ -100,12 +83,7 @@ class PairBatches:
 
     def endless(self, number, first, count):
         """`count` rows of a task from the `first`-th on, of a sequence that holds all of its rows again and again."""
-        size = int(self.counts[number])
-        passes = range(first // size, (first + count - 1) // size + 1)
-        orders = [np.random.default_rng([self.seed, 1 + number, p]).permutation(size) for p in passes]
-        if not orders:
-            return np.zeros(0, np.int64)
-        return self.starts[number] + np.concatenate(orders)[first - passes[0] * size :][:count]
+        return self.starts[number] + draw_cyclic(int(self.counts[number]), first, count, [self.seed, 1 + number])
 
     def chosen(self, epoch, step):
         """Rows of a global batch, by their number among all tasks' rows."""
@@ -129,8 +107,8 @@ class PairBatches:
         self._present[epoch, step] = {self.tasks[number] for number in np.unique(owners)}
         if len(self._present) > MOST_KEPT:
             del self._present[next(iter(self._present))]
-        _, location, count = np.unique(owners, return_inverse=True, return_counts=True)
-        weights = (self.rank < len(chosen)) / (len(count) * count[location])
+        _, task, count = np.unique(owners, return_inverse=True, return_counts=True)
+        weights = (self.rank < len(chosen)) / (len(count) * count[task])
         mine = slice(self.rank, None, self.world) if self.rank < len(chosen) else slice(0, 1)
         rows, weights, size = chosen[mine], weights[mine], self.rows_at_once
         if not size or len(rows) <= size:
@@ -145,15 +123,8 @@ class PairBatches:
 
     def inputs(self, rows):
         """Rows by number -> arrays, without labels."""
-        owners = self.owners(rows)
-        positions = rows - self.starts[owners]
-        ids = [self.splits[o][i] for o, i in zip(owners, positions)]
-        firsts = [self.splits[o].firsts[i] for o, i in zip(owners, positions)]
-        return pad(ids, firsts, self.pad_id, self.longest) | dict(task_ids=self.task_ids[owners])
-
-    def owners(self, rows):
-        """The number of the task that each row belongs to."""
-        return np.searchsorted(self.starts, rows, "right") - 1
+        inputs = pair_inputs(self.examples(rows), self.pad_id, self.longest)
+        return inputs | dict(task_ids=self.task_ids[self.owners(rows)])
 
     def note(self, rows):
         owners = self.owners(rows)
@@ -169,7 +140,7 @@ class CandidateBatches(PairBatches):
 
     Args:
         *args, **options: of `PairBatches`.
-        select: (these batches, row numbers of the candidates, how many to keep) -> places of those that are kept.
+        select: (these batches, row numbers of the candidates, how many to keep) -> positions of those that are kept.
         percent: see above, clipped to 0–1.
     """
 
@@ -183,12 +154,12 @@ class CandidateBatches(PairBatches):
 
     def candidates(self, epoch, step):
         """Rows of one batch of every task, task by task."""
-        found = []
+        candidates = []
         for number, size in enumerate(self.counts.tolist()):
-            turn, location = divmod(step, -(-size // self.size))
+            turn, batch = divmod(step, -(-size // self.size))
             order = self._order(number, epoch, turn)
-            found.append(self.starts[number] + order[location * self.size :][: self.size])
-        return np.concatenate(found)
+            candidates.append(self.starts[number] + order[batch * self.size :][: self.size])
+        return np.concatenate(candidates)
 
     def _order(self, number, epoch, turn):
         key = epoch, turn

@@ -19,17 +19,34 @@ def text_ids(backend, texts):
     backend.no_padding()
     backend.encode_special_tokens = True
     try:
-        found = [piece.ids for piece in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        ids = [piece.ids for piece in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
     finally:
         backend.encode_special_tokens = False
     # SentencePiece's vocabularies hold the special tokens as pieces, too: there the flag above does not help.
     special = {number for number, token in backend.get_added_tokens_decoder().items() if token.special}
-    wrong = [i for i, ids in enumerate(found) if not special.isdisjoint(ids)]
+    wrong = [i for i, own in enumerate(ids) if not special.isdisjoint(own)]
     if wrong:
         again = _plain(backend).encode_batch_fast([texts[i] for i in wrong], add_special_tokens=False)
         for i, piece in zip(wrong, again):
-            found[i] = piece.ids
-    return found
+            ids[i] = piece.ids
+    return ids
+
+
+def stripped_ids(backend, texts, lead):
+    """`text_ids` of texts, stripped, each behind `lead`; a blank text has none.
+
+    Args:
+        lead: see `leading_space`.
+    """
+    stripped = [text.strip() for text in texts]
+    ids = text_ids(backend, [lead + text for text in stripped])
+    return [own if text else [] for own, text in zip(ids, stripped)]
+
+
+def leading_space(tokenizer):
+    """One space, unless the tokenizer puts a word boundary before the first word by itself (SentencePiece)."""
+    ids = tokenizer.encode("a", add_special_tokens=False)
+    return "" if tokenizer.convert_ids_to_tokens(ids)[0].startswith("▁") else " "
 
 
 def ended_ids(tokenizer, texts):
@@ -41,17 +58,17 @@ def _plain(backend):
     """The same tokenizer without special tokens: their pieces keep their numbers and match no text."""
     content = backend.to_str()
     if content not in _PLAIN:
-        held = json.loads(content)
-        special = {token["content"] for token in held["added_tokens"] if token["special"]}
-        held["added_tokens"] = [token for token in held["added_tokens"] if not token["special"]]
-        model = held["model"]
+        stored = json.loads(content)
+        special = {token["content"] for token in stored["added_tokens"] if token["special"]}
+        stored["added_tokens"] = [token for token in stored["added_tokens"] if not token["special"]]
+        model = stored["model"]
         if model["type"] == "Unigram":
             # U+FFFF is not a character, and no text holds it.
             model["vocab"] = [[f"\uffff{i}" if piece in special else piece, score]
                               for i, (piece, score) in enumerate(model["vocab"])]  # fmt: skip
         elif model["type"] == "BPE":
             model["merges"] = [pair for pair in model["merges"] if _merged(pair) not in special]
-        _PLAIN[content] = Tokenizer.from_str(json.dumps(held))
+        _PLAIN[content] = Tokenizer.from_str(json.dumps(stored))
     return _PLAIN[content]
 
 

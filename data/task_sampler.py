@@ -5,14 +5,13 @@ Every process draws the same task at every step, so the gradients that are avera
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
 from versatile.utils.errors import UserError
 
 
-class MultiTaskBatchSampler(Sampler):
-    """Lists of row numbers over the concatenation of the tasks' data sets; give it as `batch_sampler`.
+class MultiTaskBatchSampler:
+    """Lists of row numbers over the concatenation of the tasks' data sets.
 
-    A task is drawn with probability p ∝ size^(1/T). A batch's rows are drawn with replacement from this process's
+    A task is drawn with probability p ∝ size^(1/T). A batch's rows are drawn with replacement from each process's
     share of the task. The lists are those of the published sampler for the same seed, epoch and processes: one
     permutation a data set, then the tasks of the whole epoch, then one draw of rows a batch, all from
     ``Generator(seed + epoch)``.
@@ -25,7 +24,6 @@ class MultiTaskBatchSampler(Sampler):
         batch_size: rows a batch, in each process.
         temperature: T; 1 (and 0) proportional to size, higher is more even, ``inf`` quite even.
         replicas: number of processes.
-        rank: this process, from 0.
         seed: of the drawing, the same in every process.
         shuffle: permute each data set before it is shared out among the processes.
 
@@ -34,20 +32,17 @@ class MultiTaskBatchSampler(Sampler):
             of range.
     """
 
-    def __init__(self, sizes, batch_size, temperature, replicas=1, rank=0, seed=42, shuffle=True):
+    def __init__(self, sizes, batch_size, temperature, replicas=1, seed=42, shuffle=True):
         self.sizes, self.batch_size, self.temperature = [int(size) for size in sizes], batch_size, temperature
-        self.replicas, self.rank, self.seed, self.shuffle = replicas, rank, seed, shuffle
+        self.replicas, self.seed, self.shuffle = replicas, seed, shuffle
         self._check()
         self.offsets = [sum(self.sizes[:i]) for i in range(len(self.sizes))]
-        self.epoch, self._start = 0, 0
 
     def _check(self):
         if not self.sizes:
             raise UserError("there are no tasks to draw from", expected="at least one", remedy="give --tasks")
         if self.batch_size < 1:
             raise UserError(f"the batch size is {self.batch_size}", expected="1 or more", remedy="raise it")
-        if not 0 <= self.rank < self.replicas:
-            raise UserError(f"process {self.rank} of {self.replicas}", expected="a rank from 0 to processes - 1")
         if not self.temperature >= 0:
             raise UserError(f"is {self.temperature}", location="--temperature", expected="0 or more",
                             remedy="1 draws tasks by their size, 10 (published) nearly evenly")  # fmt: skip
@@ -70,27 +65,6 @@ class MultiTaskBatchSampler(Sampler):
         """p of every task, double [tasks]."""
         weights = np.array([size / sum(self.sizes) for size in self.sizes]) ** (1.0 / (self.temperature or 1.0))
         return torch.as_tensor(weights / weights.sum(), dtype=torch.double)
-
-    def set_epoch(self, epoch):
-        """The next iteration is that of this epoch, from its first batch."""
-        self.resume(epoch, 0)
-
-    def resume(self, epoch, batch):
-        """The next iteration goes on in `epoch` after `batch` batches; iterations after it are whole again.
-
-        What comes is what would have come: the batches left out are drawn and dropped.
-        """
-        if epoch < 0 or not 0 <= batch <= len(self):
-            raise UserError(f"cannot go on at epoch {epoch}, batch {batch}",
-                            expected=f"an epoch from 0, a batch from 0 to {len(self)}",
-                            remedy="the data or the batch size are not those of the checkpoint")  # fmt: skip
-        self.epoch, self._start = epoch, batch
-
-    def __iter__(self):
-        start, self._start = self._start, 0
-        for number, shares in enumerate(self.draws(self.epoch)):
-            if number >= start:
-                yield shares[self.rank]
 
     def draws(self, epoch):
         """For every batch of an epoch the numbers of its rows, one list per process."""

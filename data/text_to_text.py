@@ -12,6 +12,7 @@ Deliberate differences to the published code:
 """
 
 import logging
+from typing import NamedTuple
 
 import numpy as np
 from versatile.data import task as registry
@@ -65,14 +66,27 @@ def load(task, split, data_dir=None, files=None, seed=42, split_validation_test=
     from datasets import Dataset, Features, Value
 
     task = task if isinstance(task, TextTask) else get_task(task)
-    pairs = list(SplitRows(task, split, data_dir, files, seed, split_validation_test, n_obs, prefix))
-    sources, targets, _ = zip(*pairs)
-    columns = {"source": sources, "target": targets, "task": [task.name] * len(pairs)}
+    examples = SplitRows(task, split, data_dir, files, seed, split_validation_test, n_obs, prefix)
+    sources, targets, _ = zip(*examples)
+    columns = {"source": sources, "target": targets, "task": [task.name] * len(sources)}
     return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))
 
 
+class TextExample(NamedTuple):
+    """One example.
+
+    Attributes:
+        source, target: texts; the target may be None, of a source that is answered.
+        further: a list of further targets that are right, in a task that has them.
+    """
+
+    source: str
+    target: str | None
+    further: list | None = None
+
+
 class SplitRows:
-    """Iterates over (source, target, further targets that are right) of a split, with the arguments of `load`.
+    """Iterates over the `TextExample`s of a split, with the arguments of `load`.
 
     No row stays in memory.
     """
@@ -92,7 +106,8 @@ class SplitRows:
         task = self.task
         head = f"{task.prefix or task.name} " if self.prefix else ""
         for _, texts, target, record in self.rows():
-            yield head + task.fill(texts), target, record["answers"][1:] if task.pairs else ()
+            further = record["answers"][1:] if task.pairs else None
+            yield TextExample(head + task.fill(texts), target, further)
 
     def rows(self):
         """Yield (location, the texts of the template's fields, target, record)."""

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-
-IGNORE = -100
+from versatile.data.padding import IGNORE, pad, tensors, token_mask
 
 
 class Rows(torch.utils.data.Dataset):
@@ -54,29 +53,17 @@ class Collator:
     tasks: bool = True
 
     def __call__(self, rows):
-        sources = self.padded([r["input_ids"] for r in rows], 0, self.pad)
-        labels = self.padded([r["labels"] for r in rows], 1, self.pad)
-        real = torch.arange(labels.shape[1]) < torch.tensor([len(r["labels"]) for r in rows])[:, None]
-        lengths = torch.tensor([len(r["input_ids"]) for r in rows])[:, None]
-        decoder = torch.full_like(labels, self.start)
-        decoder[:, 1:] = labels[:, :-1]
-        batch = dict(
-            input_ids=sources, attention_mask=(torch.arange(sources.shape[1]) < lengths).long(),
-            decoder_input_ids=decoder, labels=labels.masked_fill(~real, IGNORE) if self.ignore_pad else labels,
-        )  # fmt: skip
-        return batch | dict(task_ids=torch.tensor([r["task_id"] for r in rows])) if self.tasks else batch
+        sources, targets = ([row[name] for row in rows] for name in ("input_ids", "labels"))
+        source_width, width = (self.width(i, map(len, lists)) for i, lists in enumerate((sources, targets)))
+        padded = pad(targets, width, self.pad)
+        labels = pad(targets, width, IGNORE) if self.ignore_pad else padded
+        batch = dict(input_ids=pad(sources, source_width, self.pad), attention_mask=token_mask(sources, source_width),
+                     decoder_input_ids=np.insert(padded[:, :-1], 0, self.start, axis=1), labels=labels)  # fmt: skip
+        return tensors(batch | (dict(task_ids=np.array([row["task_id"] for row in rows])) if self.tasks else {}))
 
     def width(self, which, lengths):
         """Tokens that sources (0) or targets (1) of these lengths are padded to."""
         return self.lengths[which] if self.lengths else max(lengths)
-
-    def padded(self, lists, which, fill):
-        """[rows, longest] int64."""
-        width = self.width(which, map(len, lists))
-        out = torch.full((len(lists), width), fill)
-        for row, ids in zip(out, lists):
-            row[: len(ids)] = torch.as_tensor(np.asarray(ids, dtype=np.int64))
-        return out
 
 
 class SampledBatches:
@@ -124,10 +111,10 @@ class SampledBatches:
         return sum(lengths) if self.collate.ignore_pad else len(lengths) * self.collate.width(1, lengths)
 
     def _draw(self, epoch, number):
-        known, at, draws = self._draws
-        if known != epoch or at > number:
-            at, draws = 0, iter(self.sampler.draws(epoch))
-        for _ in range(at, number + 1):
-            drawn = next(draws)
+        known, following, draws = self._draws
+        if known != epoch or following > number:
+            following, draws = 0, iter(self.sampler.draws(epoch))
+        for _ in range(following, number + 1):
+            shares = next(draws)
         self._draws = epoch, number + 1, draws
-        return drawn
+        return shares

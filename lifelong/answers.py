@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 import torch
 from versatile.adapters import checkpoint, inference
-from versatile.data.encoders.question_answer import FILL, SEP, Encoder
+from versatile.data.encoders.question_answer import SEP, QuestionEncoder
+from versatile.data.padding import IGNORE, causal_arrays, tensors
 from versatile.lifelong import routing
 from versatile.training.decoding import Decoding, Prompt, decode
-from versatile.training.evaluation import Predictions, Progress
+from versatile.training.evaluation import Predictions
 from versatile.training.objectives import move
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
+from versatile.utils.progress import Progress
 
 EOS = "<|endoftext|>"
 
@@ -21,7 +23,7 @@ class Predictor:
 
     Attributes:
         model, tokenizer: ready for inference.
-        encoder: `Encoder` as it was trained with.
+        encoder: `QuestionEncoder` as it was trained with.
         positions: tokens of the longest sequence.
         dtype: precision of the matrix products.
     """
@@ -71,7 +73,7 @@ LEAST, BESIDE = 9, 3
 
 
 def make_encoder(tokenizer, positions, use_sep, most):
-    """The `Encoder` of sequences of so many positions; the last label needs one of them.
+    """The `QuestionEncoder` of sequences of so many positions; the last label needs one of them.
 
     Args:
         most: positions that the model has.
@@ -82,7 +84,7 @@ def make_encoder(tokenizer, positions, use_sep, most):
                         location="--model_checkpoint" if short else f"--max_len {positions}",
                         expected=f"at least {LEAST}",
                         remedy="use a backbone with more positions" if short else "raise --max_len")  # fmt: skip
-    return Encoder(tokenizer, positions - 1, use_sep, EOS if tokenizer.eos_token_id is None else None, most)
+    return QuestionEncoder(tokenizer, positions - 1, use_sep, EOS if tokenizer.eos_token_id is None else None, most)
 
 
 class TooLong(UserError):
@@ -95,7 +97,7 @@ def check_fit(encoder, qas):
     """Refuse answers that do not fit even without a context.
 
     Args:
-        encoder: `Encoder`, of `make_encoder`.
+        encoder: `QuestionEncoder`, of `make_encoder`.
         qas: a list of `QA`.
 
     Returns:
@@ -177,7 +179,7 @@ def log_probabilities(predictor, pairs, batch_size=32, task=None, has_end=True):
         with autocast(device, predictor.dtype):
             output = predictor.model(use_cache=False, **move(batch, device))
         rows, targets = output.rows.cpu(), output.targets.cpu()
-        real = targets != FILL
+        real = targets != IGNORE
         logs = output.scores.float().log_softmax(-1).cpu()[real].gather(1, targets[real, None]).squeeze(1)
         sums = torch.zeros(len(chosen)).index_add(0, rows[real], logs)
         for i, value in zip(chosen, sums.tolist()):
@@ -187,12 +189,6 @@ def log_probabilities(predictor, pairs, batch_size=32, task=None, has_end=True):
 
 def _labelled(pairs, end, pad_id):
     """Prompts with their answers and `end`, padded on the right; the answers and their ends are labels."""
-    length = max(len(prompt) + len(ids) for prompt, ids in pairs) + 1
-    ids = torch.full((len(pairs), length), pad_id)
-    labels, mask = torch.full_like(ids, FILL), torch.zeros_like(ids)
-    for row, (prompt, own) in enumerate(pairs):
-        tokens = torch.tensor([*prompt, *own, *end])
-        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        labels[row, len(prompt) : len(tokens)] = tokens[len(prompt) :]
-    positions = torch.arange(length).expand(len(pairs), -1)
-    return dict(input_ids=ids, attention_mask=mask, position_ids=positions, labels=labels)
+    width = max(len(prompt) + len(ids) for prompt, ids in pairs) + 1
+    lists = [[*prompt, *ids, *end] for prompt, ids in pairs]
+    return tensors(causal_arrays(lists, [len(prompt) for prompt, _ in pairs], width, pad_id))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from versatile.data.batching import Plan, rounded
-from versatile.data.encoders.question_answer import FILL
+from versatile.data.batching import plan_by_size
+from versatile.data.padding import IGNORE, causal_arrays, padded_width, tensors
 from versatile.data.row_store import RowChain
 from versatile.lifelong.losses import Targets
 from versatile.training.callbacks import Callback
@@ -84,16 +84,8 @@ def plan(lengths, budget, cap, *, seed=0, epoch=0, shuffle=True):
         seed, epoch: what the order depends on.
         shuffle: False: one pass from short to long, for what is not trained on.
     """
-    lengths = np.asarray(lengths)
-    rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(lengths)) if shuffle else np.arange(len(lengths))
-    order = order[np.argsort(lengths[order], kind="stable")]
-    bounds = fill(lengths[order].tolist(), budget, cap)
-    if not shuffle or not len(order):
-        return Plan(order, bounds)
-    pieces = np.split(order, bounds[1:-1])
-    pieces = [pieces[i] for i in rng.permutation(len(pieces))]
-    return Plan(np.concatenate(pieces), np.concatenate([[0], np.cumsum([len(p) for p in pieces])]))
+    return plan_by_size(np.asarray(lengths), lambda sizes: fill(sizes.tolist(), budget, cap), seed=seed, epoch=epoch,
+                        shuffle=shuffle)  # fmt: skip
 
 
 class LifelongBatches:
@@ -184,31 +176,25 @@ class LifelongBatches:
         their labels are those that they have among all of `rows`.
         """
         sequences = [(i, *parts) for i, row in enumerate(rows) for parts in self._sequences(row)]
-        length = min(rounded(max(len(ids) for _, _, ids, _ in sequences)), self.positions)
-        shape = (len(sequences), length)
-        ids, labels, mask = np.full(shape, self.pad_id), np.full(shape, FILL), np.zeros(shape, np.int64)
-        for r, (_, _, tokens, start) in enumerate(sequences):
-            n = len(tokens)
-            ids[r, :n], labels[r, start:n], mask[r, :n] = tokens, tokens[start:], 1
-        owner = np.array([i for i, *_ in sequences])
+        owners, parts, ids, starts = zip(*sequences)
+        owner = np.array(owners)
+        arrays = causal_arrays(ids, starts, padded_width(ids, self.positions), self.pad_id)
+        labels = arrays["labels"]
         mine = np.isin(owner, np.arange(len(rows))[share])
         alone = not mine.any()
         if alone:
             # A process without a row of its own takes part with one that has no labels.
             mine[0] = True
-        arrays = dict(input_ids=ids, attention_mask=mask, labels=labels)
-        arrays["position_ids"] = np.broadcast_to(np.arange(length), shape)
         if self.task_ids is not None:
             arrays["task_ids"] = np.array([self.task_ids[rows[i].task] for i in owner])
-        batch = {k: torch.from_numpy(np.ascontiguousarray(a[mine]).astype(np.int64)) for k, a in arrays.items()}
+        batch = tensors({name: array[mine] for name, array in arrays.items()})
         if alone:
-            batch["labels"].fill_(FILL)
+            batch["labels"].fill_(IGNORE)
         if not self.weighted:
-            return batch, int((labels != FILL).sum())
+            return batch, int((labels != IGNORE).sum())
         # A row of `stored_scores.ScoredRow` may be there for its scores.
         scored = [getattr(rows[i], "scored", False) for i in owner]
-        weights = self.objective.weights(labels, [part for _, part, *_ in sequences],
-                                         [rows[i].replayed for i in owner], scored)  # fmt: skip
+        weights = self.objective.weights(labels, list(parts), [rows[i].replayed for i in owner], scored)
         stored = [] if alone else [(rows[i].top_ids, rows[i].top_scores) for i in owner[mine & np.array(scored)]]
         batch["targets"] = Targets.of(batch["labels"], *(w[mine] for w in weights), stored)
         return batch, 1

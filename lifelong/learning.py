@@ -53,7 +53,7 @@ class LifelongModel:
 
     Attributes:
         model, tokenizer: attached.
-        encoder: `Encoder` of its samples.
+        encoder: `QuestionEncoder` of its samples.
         positions: tokens of the longest sequence in a batch.
         fingerprint: of the backbone.
     """
@@ -113,7 +113,7 @@ def check_answers(encoder, data):
     """Refuse answers that do not fit even without a context: they could only be trained in part.
 
     Args:
-        encoder: `Encoder`.
+        encoder: `QuestionEncoder`.
         data: {task: a list of `QA`}.
     """
     for qas in data.values():
@@ -124,7 +124,7 @@ def warn_of_long_tests(encoder, args):
     """Say, before anything is trained, which test files evaluate_lifelong.py could not use as it stands.
 
     Args:
-        encoder: `Encoder`.
+        encoder: `QuestionEncoder`.
     """
     for task in tasks.sequence(args.tasks):
         try:
@@ -284,8 +284,8 @@ class Sequence:
         """Rows of a task's samples, all or those at the positions `chosen`."""
         encoder, gen = self.encoder, gen_token(name, self.args.add_task_tokens)
         if chosen is None:
-            return encoder.load(self.data[name], gen, name)
-        return encoder.encode([self.data[name][i] for i in chosen], gen, name, replayed)
+            return encoder.load_rows(self.data[name], gen, name)
+        return encoder.encode_rows((self.data[name][i] for i in chosen), gen, name, replayed)
 
     def encode_task(self, name):
         """Rows of a task's samples; says how many had to be cut."""

@@ -15,9 +15,9 @@ from versatile.data.files import fingerprint
 from versatile.lifelong import answers, routing, sequence
 from versatile.lifelong.batches import BackOff
 from versatile.lifelong.losses import Teacher
-from versatile.training import evaluation
 from versatile.training.experiment import say
 from versatile.utils.errors import UserError
+from versatile.utils.progress import Progress
 from versatile.utils.screen import counted
 
 
@@ -90,7 +90,7 @@ def distilled(args, task, folder, dtype):
             check_holds(teacher.model, folder, task.name)
 
             def work(size):
-                with evaluation.Progress(len(qas), f"texts of the teacher of {task.name}") as done:
+                with Progress(len(qas), f"texts of the teacher of {task.name}") as done:
                     return answers.answer(teacher, qas, batch_size=size, progress=done, task=task.name)[0]
 
             texts = BackOff(32, "questions at once", say=say).run(work)

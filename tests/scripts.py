@@ -24,7 +24,7 @@ CONTEXT.set_forkserver_preload(
     ["train", "evaluate", "train_vlm", "evaluate_vlm", "versatile.training.experiment",
      "versatile.training.evaluation", "versatile.training.trainer", "versatile.training.decoding",
      "versatile.utils.plots", "versatile.adapters.checkpoint", "versatile.adapters.inference",
-     "versatile.data.cache", "versatile.data.batching", "tensorboardX", "matplotlib.pyplot",
+     "versatile.data.encoders.markers", "versatile.data.batching", "tensorboardX", "matplotlib.pyplot",
      "safetensors.torch", "sacrebleu", "ijson", "train_lifelong", "evaluate_lifelong",
      "versatile.lifelong.learning", "versatile.lifelong.scoring", "train_t5", "pretrain_t5",
      "compute_task_embeddings", "versatile.training.text_to_text_training",

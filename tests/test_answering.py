@@ -11,8 +11,8 @@ import pytest
 import torch
 from scripts import SAMPLES
 from versatile.adapters import bert
-from versatile.data.encoders import sentence_pair
-from versatile.data.glue import GlueExample
+from versatile.data.encoders.sentence_pair import PairEncoder
+from versatile.data.glue import GlueExample, get_task
 
 import evaluate
 import evaluate_vlm
@@ -81,9 +81,9 @@ def test_a_classifier_answers_with_the_class_and_its_probability(classifier, mon
 def head_scores(folder, task_id, first, second):
     """The scores of two sentences, from a model that was loaded by itself."""
     model, tokenizer = bert.load(folder)
-    ids, length, _ = next(sentence_pair.encode(tokenizer, [GlueExample(0, first, second, None, "")], 32))
-    types = torch.tensor([[0] * length + [1] * (len(ids) - length)])
-    return model(torch.tensor([ids]), token_type_ids=types, task_ids=torch.tensor([task_id])).scores[0]
+    row = PairEncoder(tokenizer, 32).encode(get_task("rte"), GlueExample(0, first, second, None, ""))
+    ids, types = torch.tensor([row.ids]), torch.tensor([row.types])
+    return model(ids, token_type_ids=types, task_ids=torch.tensor([task_id])).scores[0]
 
 
 @pytest.mark.parametrize("script", [evaluate, evaluate_vlm])

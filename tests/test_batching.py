@@ -12,8 +12,10 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripts import CONTEXT, fork
-from versatile.data import cache
+from versatile.data import token_cache
 from versatile.data.batching import Batches, plan
+from versatile.data.encoders.base import EncodedExample
+from versatile.data.encoders.markers import MarkerEncoder, load_split
 from versatile.data.task import get_task
 from versatile.utils.errors import UserError
 
@@ -31,7 +33,7 @@ class Rows:
         return len(self.lengths)
 
     def __getitem__(self, i):
-        return np.full(self.lengths[i], i), np.full(self.lengths[i], 7), int(self.prompt_lengths[i])
+        return EncodedExample(np.full(self.lengths[i], i), np.full(self.lengths[i], 7), int(self.prompt_lengths[i]))
 
 
 @settings(max_examples=80, deadline=None)
@@ -130,25 +132,25 @@ PAIRS = [{"src": f"the river inn number {i}", "tgt": f"le restaurant {i} " * (i 
 
 def load(path, tokenizer, tmp_path, task="mt", **kw):
     kw = dict(training=True) | kw
-    return cache.load(path, "train", get_task(task), tokenizer, 128, cache_dir=tmp_path / "cache", **kw)
+    return load_split(path, "train", get_task(task), tokenizer, 128, cache_dir=tmp_path / "cache", **kw)
 
 
 def test_the_cache_returns_what_encoding_gives(tokenizer, tmp_path):
-    from versatile.data.encoders.markers import Encoder
-
+    task, encoder = get_task("mt"), MarkerEncoder(tokenizer, 128)
     split = load(write(tmp_path / "d.json", PAIRS), tokenizer, tmp_path)
-    rows = Encoder(tokenizer, get_task("mt"), 128).encode([e for p in PAIRS for e in get_task("mt").examples(p, "")])
+    rows = [encoder.encode(task, e) for p in PAIRS for e in task.examples(p, "")]
     assert len(split) == len(rows)
     for i, row in enumerate(rows):
-        ids, types, prompt = split[i]
-        assert (ids.tolist(), types.tolist(), prompt) == (row.ids, row.types, row.prompt_length)
+        mapped = split[i]
+        assert (mapped.ids.tolist(), mapped.types.tolist()) == (row.ids, row.types)
+        assert (mapped.prompt_length, mapped.label) == (row.prompt_length, row.label)
 
 
 def test_the_cache_is_found_again_and_keyed_on_content(tokenizer, tmp_path, monkeypatch):
     path = write(tmp_path / "d.json", PAIRS)
     first = load(path, tokenizer, tmp_path)
     with monkeypatch.context() as m:
-        m.setattr(cache, "_build", lambda *a: pytest.fail("built twice"))
+        m.setattr(token_cache, "_write_entry", lambda *a: pytest.fail("built twice"))
         # The same bytes under another name are the same data.
         assert load(write(tmp_path / "copy.json", PAIRS), tokenizer, tmp_path).key == first.key
     # The original's key ignored the path and the content: a second data set silently reused the first.
@@ -184,8 +186,8 @@ def _load_in_child(path, cache_dir, queue):
 
     tokenizer = GPT2TokenizerFast(str(TINY / "vocab.json"), str(TINY / "merges.txt"))
     add_tokens(tokenizer, {t: get_task(t).markers for t in ("nlg", "mt")})
-    split = cache.load(path, "train", get_task("mt"), tokenizer, 128, training=True, cache_dir=cache_dir)
-    queue.put((split.key, int(sum(ids.sum() for ids, _, _ in (split[i] for i in range(len(split)))))))
+    split = load_split(path, "train", get_task("mt"), tokenizer, 128, training=True, cache_dir=cache_dir)
+    queue.put((split.key, int(sum(split[i].ids.sum() for i in range(len(split))))))
 
 
 def test_two_processes_may_build_the_same_cache_at_once(tmp_path):

@@ -24,8 +24,8 @@ from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.labels import LabelScores
 from versatile.adapters.methods import pointer as self_copy
-from versatile.data import cache
 from versatile.data.batching import Batches
+from versatile.data.encoders.markers import load_split
 from versatile.data.task import get_task
 from versatile.training.distillation import WordTeacher, same_vocabulary
 from versatile.training.objectives import Distilled, cross_entropy
@@ -54,7 +54,7 @@ def ready(pair):
 def batch_for(pair, data, rows=5):
     """The first training rows as train.py hands them to a model of this tokenizer, and the number of labels."""
     model, tokenizer = pair
-    split = cache.load(data, "train", NLG, tokenizer, 256, training=True, options=NLG.read_options())
+    split = load_split(data, "train", NLG, tokenizer, 256, training=True, options=NLG.read_options())
     batch = Batches({"nlg": split}, {"nlg": model.task_id("nlg")}, tokenizer.pad_token_id, 256).collate(np.arange(rows))
     return batch, int((batch["labels"] != -100).sum())
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import GPT2TokenizerFast
 from versatile.adapters.attach import add_tokens
 from versatile.adapters.imports.vlm import ROWS
-from versatile.data.encoders.markers import Encoder
+from versatile.data.encoders.markers import MarkerEncoder, reason_to_drop
 from versatile.data.task import Example, Span, all_tasks, get_task, load_tasks, register
 from versatile.utils.errors import UserError
 
@@ -47,16 +47,14 @@ def one(task, record, location="here"):
 @pytest.mark.parametrize("task", list(ROWS))
 def test_training_rows_equal_the_original_loader(tokenizer, task, distilled):
     """End to end: raw json -> ids, types and labels, in file order, short pairs dropped."""
-    from versatile.data.cache import _unusable
-
     out = golden("loader.json")["out"][task + ("_distil" if distilled else "")]
     for split in out:
         # Only training learns from the teacher; validation stays gold.
         # The original reads mt's test split in place of validation; ours never does, so the test compares that.
         raw_split = "test" if (task, split) == ("mt", "valid") else split
         given_examples = examples(task, raw_split, distilled and split == "train")
-        encoded = Encoder(tokenizer, get_task(task), 10_000).encode(given_examples)
-        kept = [e for x, e in zip(given_examples, encoded) if not _unusable(get_task(task), x, e)]
+        encoded = MarkerEncoder(tokenizer, 10_000).encode_all(get_task(task), given_examples)
+        kept = [e for x, e in encoded if not reason_to_drop(get_task(task), x, e)]
         theirs = out[split]
         assert len(kept) == len(theirs["input_ids"])
         for row, ids, types, labels in zip(kept, *(theirs[k] for k in ("input_ids", "token_type_ids", "lm_labels"))):
@@ -74,8 +72,7 @@ def test_assembled_rows_equal_the_original_builders(tokenizer):
         if not case["with_eos"]:
             continue
         task = get_task(case["task"])
-        encoder = Encoder(tokenizer, task, 10_000)
-        row = encoder._assemble(*segments(task, case))
+        row = MarkerEncoder(tokenizer, 10_000).assemble(task, *segments(task, case))
         assert row.ids == case["out"]["input_ids"]
         assert row.types == case["out"]["token_type_ids"]
         labels = [-1] * row.prompt_length + row.ids[row.prompt_length :]
@@ -85,24 +82,23 @@ def test_assembled_rows_equal_the_original_builders(tokenizer):
 
 
 def segments(task, case):
-    """A golden case as `_assemble` takes it: texts are placeholders, for the ids are given."""
+    """A golden case as (example, ids of its texts): texts are placeholders, for the ids are given."""
     if case["fn"] == "nlg":
         from versatile.data.tasks.nlg import SLOTS
 
-        context = [(Span(SLOTS[slot], ""), ids) for slot, ids in case["source"]]
-        return Example([], Span("<response>", ""), ""), context, case["target"]
+        context = [Span(SLOTS[slot], "") for slot, _ in case["source"]]
+        return Example(context, Span("<response>", ""), ""), [*(ids for _, ids in case["source"]), case["target"]]
     if case["fn"] == "mtsm":
-        example = task.assemble("")
-        return example, [(example.context[0], case["source"])], case["target"]
+        return task.assemble(""), [case["source"], case["target"]]
     example = task.assemble([""], [""] * len(case["history"]))
     ids = [[i for text in case["persona"] for i in text], *case["history"]]
-    return example, list(zip(example.context, ids)), case["reply"]
+    return example, [*ids, case["reply"]]
 
 
 def test_texts_get_the_original_ids_unless_they_spell_a_special_token(tokenizer):
-    encoder = Encoder(tokenizer, get_task("nlg"), 10_000)
+    encoder = MarkerEncoder(tokenizer, 10_000)
     for case in golden("tokenizer.json")["cases"]:
-        ids = encoder._tokenize([case["text"]])[0]
+        ids = encoder.tokenize([case["text"]])[0]
         if not case["text"].strip():
             # The original turns blank text into <pad>.
             assert ids == []
@@ -125,29 +121,29 @@ def test_any_text_encodes_to_one_eos_at_the_end_and_no_foreign_markers(pairs, ta
     tokenizer = GPT2TokenizerFast(str(TINY / "vocab.json"), str(TINY / "merges.txt"))
     add_tokens(tokenizer, ROWS)
     task = get_task("nlg")
-    encoder = Encoder(tokenizer, task, 400)
-    row = encoder.encode([one("nlg", {"src": dict(pairs), "tgt": target})])[0]
+    encoder = MarkerEncoder(tokenizer, 400)
+    row = encoder.encode(task, one("nlg", {"src": dict(pairs), "tgt": target}))
     eos = tokenizer.convert_tokens_to_ids("<eos_nlg>")
     assert row.ids.count(eos) == 1 and row.ids[-1] == eos
     assert len(row.ids) == len(row.types) <= 400
-    markers = set(encoder.marker_ids.values())
+    markers = set(encoder.marker_ids(task).values())
     assert sum(i in markers for i in row.ids) == 3 + len(dict(pairs))
     assert all(t in markers for t in row.types)
     assert not any(i in markers for i in row.ids[row.prompt_length : -1])
 
 
 def test_only_the_first_tokens_of_a_long_side_are_kept(tokenizer):
-    encoder = Encoder(tokenizer, get_task("mt"), 1000)
-    row = encoder.encode([one("mt", {"src": "a b " * 200, "tgt": "c d " * 200})])[0]
+    encoder = MarkerEncoder(tokenizer, 1000)
+    row = encoder.encode(get_task("mt"), one("mt", {"src": "a b " * 200, "tgt": "c d " * 200}))
     assert row.prompt_length == 1 + 1 + 100 + 1 and len(row.ids) == row.prompt_length + 100 + 1
     assert encoder.counts["over its limit"] == 2
 
 
 def test_over_long_inputs_lose_their_end_and_never_the_target(tokenizer):
-    encoder = Encoder(tokenizer, get_task("nlg"), 64)
+    encoder = MarkerEncoder(tokenizer, 64)
     record = {"src": {"name": "x " * 100, "food": "y " * 30}, "tgt": "they serve it all day long"}
-    row = encoder.encode([one("nlg", record)])[0]
-    alone = Encoder(tokenizer, get_task("nlg"), 1000).encode([one("nlg", record)])[0]
+    row = encoder.encode(get_task("nlg"), one("nlg", record))
+    alone = MarkerEncoder(tokenizer, 1000).encode(get_task("nlg"), one("nlg", record))
     assert len(row.ids) == 64
     assert row.ids[row.prompt_length :] == alone.ids[alone.prompt_length :]
     assert encoder.counts["over the positions"] == 1
@@ -156,21 +152,21 @@ def test_over_long_inputs_lose_their_end_and_never_the_target(tokenizer):
 
 
 def test_a_prompt_leaves_the_room_that_decoding_needs(tokenizer):
-    encoder = Encoder(tokenizer, get_task("nlg"), 64, reserve=40)
-    row = encoder.encode([one("nlg", {"src": {"name": "x " * 100}, "tgt": ""})])[0]
+    encoder = MarkerEncoder(tokenizer, 64, reserve=40)
+    row = encoder.encode(get_task("nlg"), one("nlg", {"src": {"name": "x " * 100}, "tgt": ""}))
     assert row.prompt_length + 40 <= 64
 
 
 def test_a_target_longer_than_the_positions_is_an_error_with_its_place(tokenizer):
-    encoder = Encoder(tokenizer, get_task("nlg"), 32)
+    encoder = MarkerEncoder(tokenizer, 32)
     with pytest.raises(UserError, match=r"d.json:train\[3\].*\n.*at most 32"):
-        encoder.encode([one("nlg", {"src": {"name": "x"}, "tgt": "word " * 60}, "d.json:train[3]")])
+        encoder.encode(get_task("nlg"), one("nlg", {"src": {"name": "x"}, "tgt": "word " * 60}, "d.json:train[3]"))
 
 
 def test_a_tokenizer_without_the_tasks_markers_is_refused():
     bare = GPT2TokenizerFast(str(TINY / "vocab.json"), str(TINY / "merges.txt"))
     with pytest.raises(UserError, match="no token '<bos_nlg>'"):
-        Encoder(bare, get_task("nlg"), 100)
+        MarkerEncoder(bare, 100).encode(get_task("nlg"), one("nlg", {"src": {"name": "x"}, "tgt": "y"}))
 
 
 @pytest.mark.parametrize("record, wrong", [
@@ -206,23 +202,25 @@ def test_a_long_conversation_loses_its_oldest_turns_then_its_documents_end_and_n
 
     def row(positions, document="x y z " * 20):
         record = {"document": [document], "utterances": [{"history": HISTORY, "candidates": ["the answer"]}]}
-        encoder = Encoder(tokenizer, task, positions)
-        return encoder.encode(list(task.examples(record, "here", task.read_options(max_history=2))))[0], encoder
+        encoder = MarkerEncoder(tokenizer, positions)
+        (example,) = task.examples(record, "here", task.read_options(max_history=2))
+        return encoder.encode(task, example), encoder
 
     whole, encoder = row(1000)
-    question, answer = whole.ids[: whole.prompt_length].count(encoder.marker_ids["<question>"]), whole.prompt_length
+    marker_ids = encoder.marker_ids(task)
+    question, answer = whole.ids[: whole.prompt_length].count(marker_ids["<question>"]), whole.prompt_length
     assert question == 3 and not encoder.counts
     for positions in range(len(whole.ids) - 1, 40, -7):
         cut, encoder = row(positions)
         assert len(cut.ids) <= positions and encoder.counts["over the positions"] == 1
         assert cut.ids[cut.prompt_length :] == whole.ids[answer:]
-        last_question = encoder._tokenize(["q three"])[0]
+        last_question = encoder.tokenize(["q three"])[0]
         at = cut.prompt_length - 1 - len(last_question)
         assert cut.ids[at : cut.prompt_length - 1] == last_question and cut.ids[at - 1] == 303 + 5
-        turns = sum(cut.ids[: cut.prompt_length].count(encoder.marker_ids[m]) for m in ("<question>", "<answer>")) - 1
-        document = cut.ids.index(encoder.marker_ids["<question>" if turns % 2 else "<answer>"], 2) - 2
+        turns = sum(cut.ids[: cut.prompt_length].count(marker_ids[m]) for m in ("<question>", "<answer>")) - 1
+        document = cut.ids.index(marker_ids["<question>" if turns % 2 else "<answer>"], 2) - 2
         # The document is whole as long as a turn is left to drop.
-        assert turns == 1 or document == len(encoder._tokenize(["x y z " * 20])[0])
+        assert turns == 1 or document == len(encoder.tokenize(["x y z " * 20])[0])
 
 
 @pytest.mark.parametrize("record, wrong", [

@@ -43,7 +43,7 @@ def trained(data, tmp_path_factory):
 def loaded(trained, data):
     """(backbone, bottleneck) -> (model, tokenizer, prompts, end token's id)."""
     from versatile.adapters import checkpoint
-    from versatile.data.encoders.markers import Encoder
+    from versatile.data.encoders.markers import MarkerEncoder
     from versatile.data.json_files import iter_records
     from versatile.data.task import get_task
 
@@ -53,12 +53,12 @@ def loaded(trained, data):
         if (model, bottleneck) not in made:
             task = get_task("nlg")
             held, tokenizer = checkpoint.load(trained(model, bottleneck), "nlg")
-            encoder = Encoder(tokenizer, task, 256, reserve=40)
+            encoder = MarkerEncoder(tokenizer, 256, reserve=40)
             examples = [e for location, record in iter_records(data, "test") for e in task.examples(record, location)][
                 :8
             ]
-            prompts = [e.prompt for e in encoder.encode(examples)]
-            made[model, bottleneck] = held, tokenizer, prompts, encoder.marker_ids[task.eos]
+            prompts = [encoded.prompt for _, encoded in encoder.encode_all(task, examples)]
+            made[model, bottleneck] = held, tokenizer, prompts, encoder.marker_ids(task)[task.eos]
         return made[model, bottleneck]
 
     return make
@@ -193,16 +193,16 @@ def test_left_padding_counts_positions_from_each_rows_start():
 
 @pytest.mark.parametrize("model, bottleneck", MODELS)
 def test_perplexity_equals_the_one_computed_one_example_at_a_time(model, bottleneck, loaded, trained, data, tmp_path):
-    from versatile.data.encoders.markers import Encoder
+    from versatile.data.encoders.markers import MarkerEncoder
     from versatile.data.json_files import iter_records
     from versatile.data.task import get_task
 
     evaluate(evaluated(trained(model, bottleneck), data, tmp_path / "out"), tmp_path / "log")
     held, tokenizer, _, _ = loaded(model, bottleneck)
     task, total, count = get_task("nlg"), 0.0, 0
-    encoder = Encoder(tokenizer, task, 256)
+    encoder = MarkerEncoder(tokenizer, 256)
     for location, record in iter_records(data, "test"):
-        (encoded,) = encoder.encode(list(task.examples(record, location)))
+        ((_, encoded),) = encoder.encode_all(task, task.examples(record, location))
         with torch.no_grad():
             scores = held(input_ids=torch.tensor([encoded.ids]), token_type_ids=torch.tensor([encoded.types])).logits[0]
         likely = scores.double().log_softmax(-1)

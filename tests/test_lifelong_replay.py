@@ -11,7 +11,7 @@ from lifelong_models import ANS, EOS, GEN, golden_tokenizer, model, tensors, val
 from transformers import TopKLogitsWarper
 from versatile.adapters.attach import attach
 from versatile.adapters.backbones import loading as backbones
-from versatile.data.encoders.question_answer import PAD, Encoder, special_tokens
+from versatile.data.encoders.question_answer import PAD, QuestionEncoder, special_tokens
 from versatile.lifelong import replay
 from versatile.lifelong.replay import Sampling, generate, quotas
 from versatile.training.decoding import Decoding, Prompt, decode
@@ -35,7 +35,7 @@ def student():
 
 @pytest.fixture
 def encoder(tokenizer):
-    return Encoder(tokenizer, 24)
+    return QuestionEncoder(tokenizer, 24)
 
 
 def test_top_k_is_the_originals():
@@ -97,7 +97,8 @@ def test_what_is_kept_and_what_is_refused_add_up_and_is_read_again(student, toke
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert [set(r) for r in records] == [{"task", "context", "question", "answer", "ids"}] * len(rows)
     assert sum(r["ids"][-1] != EOS for r in records) == report["unfinished"]
-    assert [r.gen_Y for r in rows] == [r["ids"] for r in records], "an unfinished one's last label is its next token"
+    labels = [[*r.cqa, r.last] for r in rows]
+    assert labels == [r["ids"] for r in records], "an unfinished one's last label is its next token"
     monkeypatch.setattr(replay, "generate", None)
     again, same = replay.replay(*given)
     assert same == report and [r.cqa for r in again] == [r.cqa for r in rows]
@@ -106,12 +107,12 @@ def test_what_is_kept_and_what_is_refused_add_up_and_is_read_again(student, toke
 
 
 def test_texts_of_a_written_sample_can_be_read(tokenizer, tmp_path):
-    encoder = Encoder(tokenizer, 64, use_sep=True)
+    encoder = QuestionEncoder(tokenizer, 64, use_sep=True)
     the, pub, near = encoder.tokenize(["the river", "what is it ?", "a pub"])
     replay.write(tmp_path / "x.jsonl", [[*the, 305, *pub, ANS, *near, EOS]], tokenizer, encoder, "squad1")
     record = json.loads((tmp_path / "x.jsonl").read_text())
     assert (record["context"], record["question"], record["answer"]) == ("the river", "what is it ?", "a pub")
-    bare = Encoder(tokenizer, 64)
+    bare = QuestionEncoder(tokenizer, 64)
     replay.write(tmp_path / "y.jsonl", [[*pub, ANS, EOS]], tokenizer, bare, "squad1")
     record = json.loads((tmp_path / "y.jsonl").read_text())
     assert (record["context"], record["question"], record["answer"]) == ("", "what is it ?", "")
@@ -145,7 +146,7 @@ def test_an_adapter_model_generates_too():
     backbone, tokenizer = backbones.load("tiny-gpt2", random_init=1)
     learner = attach(backbone, tokenizer, {"all": special_tokens(["a"]), "b": ["__b__"]}, {"all": 4, "b": 0},
                      mask_other_tasks=False).eval()  # fmt: skip
-    encoder = Encoder(tokenizer, 16)
+    encoder = QuestionEncoder(tokenizer, 16)
     samples = generate(learner, tokenizer, encoder, "__b__", 5, Sampling(top_k=0), task_id=1)
     assert len(samples) == 5 and all(len(ids) <= 16 for ids in samples)
     assert samples == generate(learner, tokenizer, encoder, "__b__", 5, Sampling(top_k=0), task_id=1)

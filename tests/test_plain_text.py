@@ -6,8 +6,9 @@ from transformers import AutoTokenizer
 from versatile.adapters.backbones import bundled
 from versatile.adapters.t5_loading import load_tokenizer
 from versatile.data import span_corruption
-from versatile.data.encoders.text_to_text import encode
+from versatile.data.encoders.text_to_text import TextEncoder
 from versatile.data.plain_text import ended_ids, text_ids
+from versatile.data.text_to_text import TextExample
 
 SPELT = ["a tag </s> in a text", "a <pad> b", "<unk>", "an <extra_id_0> here", "x<extra_id_99>", "two </s></s>"]
 
@@ -32,8 +33,12 @@ def test_other_texts_keep_their_ids(t5):
 
 def test_training_evaluation_and_pretraining_of_a_t5_see_text(t5):
     special = set(t5.all_special_ids)
-    for ids, cut in encode(t5, SPELT, 64):
-        assert ids[-1] == t5.eos_token_id and special.isdisjoint(ids[:-1]) and not cut
+    encoder = TextEncoder(t5, (64, 64))
+    for text in SPELT:
+        encoded = encoder.encode(None, TextExample(text, text))
+        for ids in (encoded.ids, encoded.label):
+            assert ids[-1] == t5.eos_token_id and special.isdisjoint(ids[:-1])
+    assert not encoder.counts
     chunk = span_corruption.chunks(SPELT * 5, t5, 16)
     assert not np.isin(chunk, list(special)).any()
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from versatile.adapters.backbones import bundled as embedded
-from versatile.data import glue
-from versatile.data.encoders import sentence_pair as sentence_pairs
-from versatile.data.encoders.sentence_pair import longest_first
+from versatile.data import glue, glue_files
+from versatile.data.encoders.base import EncodedExample
+from versatile.data.encoders.sentence_pair import PairEncoder, load_split, longest_first
 from versatile.data.pair_batches import CandidateBatches, CoverageTracker, PairBatches
 from versatile.utils.errors import UserError
 
@@ -42,7 +42,7 @@ def write(folder, **files):
 @pytest.fixture
 def splits(tmp_path, tokenizer):
     data = write(tmp_path, cola=COLA, stsb=STSB, rte=RTE)
-    return {name: sentence_pairs.load(data, name, "train", tokenizer, 32) for name in ("cola", "sts-b", "rte")}
+    return {name: load_split(data, name, "train", tokenizer, 32) for name in ("cola", "sts-b", "rte")}
 
 
 # --- rows
@@ -64,17 +64,21 @@ def test_rows_are_what_the_tokenizer_makes_of_them(tokenizer, texts, longest):
     # A special token that a text spells out stays text, which the library's own call does not see to.
     texts = [(a.replace("[", "("), b if b is None else b.replace("[", "(")) for a, b in texts]
     examples = [glue.GlueExample(i, a, b, None, "x") for i, (a, b) in enumerate(texts)]
-    for example, (row, first, cut) in zip(examples, sentence_pairs.encode(tokenizer, examples, longest)):
-        whole = tokenizer(example.text_a, example.text_b)
+    encoder, task, cuts = PairEncoder(tokenizer, longest), glue.get_task("rte"), 0
+    for example in examples:
+        encoded, whole = encoder.encode(task, example), tokenizer(example.text_a, example.text_b)
+        row, first, cut = encoded.ids, encoded.types.count(0), encoder.counts.total() > cuts
+        cuts += cut
         assert len(row) == min(longest, len(whole["input_ids"])) and cut == (len(whole["input_ids"]) > longest)
         assert [row[0], row[first - 1], row[-1]] == [tokenizer.cls_token_id] + 2 * [tokenizer.sep_token_id]
         if not cut:
-            assert row == whole["input_ids"] and whole["token_type_ids"] == [0] * first + [1] * (len(row) - first)
+            assert row == whole["input_ids"] and whole["token_type_ids"] == encoded.types
 
 
 def test_a_special_token_spelt_in_a_text_stays_text(tokenizer):
-    example = glue.GlueExample(0, "a [SEP] b [PAD]", "c [CLS]", "1", "x")
-    ((row, first, _),) = sentence_pairs.encode(tokenizer, [example], 64)
+    example = glue.GlueExample(0, "a [SEP] b [PAD]", "c [CLS]", None, "x")
+    encoded = PairEncoder(tokenizer, 64).encode(glue.get_task("rte"), example)
+    row, first = encoded.ids, encoded.types.count(0)
     assert row.count(tokenizer.sep_token_id) == 2 and row.count(tokenizer.cls_token_id) == 1
     assert row[first - 1] == tokenizer.sep_token_id and tokenizer.pad_token_id not in row
 
@@ -84,8 +88,8 @@ def test_a_tokenizer_that_comes_with_a_length_of_its_own_is_not_cut_by_it(tmp_pa
     own.backend_tokenizer.enable_truncation(5)
     own.backend_tokenizer.enable_padding(length=16)
     data = write(tmp_path, rte=RTE)
-    one, other = (sentence_pairs.load(data, "rte", "dev", t, 32) for t in (own, tokenizer))
-    assert one[0].tolist() == other[0].tolist() and one.key == other.key
+    one, other = (load_split(data, "rte", "dev", t, 32) for t in (own, tokenizer))
+    assert one[0].ids.tolist() == other[0].ids.tolist() and one.key == other.key
 
 
 # --- labels
@@ -93,20 +97,21 @@ def test_a_tokenizer_that_comes_with_a_length_of_its_own_is_not_cut_by_it(tmp_pa
 
 def test_labels_are_ids_in_the_tasks_order_and_scores_as_they_are(splits):
     assert splits["cola"].labels.tolist() == [1, 0, 1] and splits["rte"].labels.tolist() == [0, 1]
+    rows = [splits[name].columns["index"].tolist() for name in ("rte", "cola")]
     assert splits["sts-b"].labels.tolist() == pytest.approx([3.8, 0.25, 5.0, 4.2, 1.0])
-    assert splits["rte"].indices.tolist() == [7, 9] and splits["cola"].indices.tolist() == [0, 1, 2]
+    assert rows == [[7, 9], [0, 1, 2]]
 
 
 def test_mnlis_labels_are_those_of_the_published_models(tokenizer):
-    split = sentence_pairs.load(SAMPLES, "mnli", "dev", tokenizer, 64)
+    split = load_split(SAMPLES, "mnli", "dev", tokenizer, 64)
     names = [e.label for e in glue.read(SAMPLES, "mnli", "dev")]
     assert [("contradiction", "entailment", "neutral")[int(i)] for i in split.labels] == names
 
 
 def test_test_files_have_no_labels_and_dev_files_must(tmp_path, tokenizer):
-    assert np.isnan(sentence_pairs.load(SAMPLES, "sts-b", "test", tokenizer, 64).labels).all()
+    assert np.isnan(load_split(SAMPLES, "sts-b", "test", tokenizer, 64).labels).all()
     with pytest.raises(UserError, match="label"):
-        sentence_pairs.load(write(tmp_path, rte=RTE.replace("label", "lable")), "rte", "dev", tokenizer, 64)
+        load_split(write(tmp_path, rte=RTE.replace("label", "lable")), "rte", "dev", tokenizer, 64)
 
 
 def test_a_batch_of_classes_and_scores_keeps_the_scores_fractions(splits):
@@ -123,24 +128,24 @@ def test_a_batch_of_classes_and_scores_keeps_the_scores_fractions(splits):
 
 def test_a_file_is_tokenised_once(tmp_path, tokenizer, monkeypatch):
     data = write(tmp_path, rte=RTE)
-    first = sentence_pairs.load(data, "rte", "train", tokenizer, 32)
+    first = load_split(data, "rte", "train", tokenizer, 32)
     monkeypatch.setattr(glue, "read", lambda *a: pytest.fail("read again"))
-    again = sentence_pairs.load(data, "rte", "train", tokenizer, 32)
-    assert again.key == first.key and [again[i].tolist() for i in (0, 1)] == [first[i].tolist() for i in (0, 1)]
+    again = load_split(data, "rte", "train", tokenizer, 32)
+    assert again.key == first.key and [again[i].ids.tolist() for i in (0, 1)] == [first[i].ids.tolist() for i in (0, 1)]
 
 
 def test_another_content_length_or_tokenizer_is_another_cache(tmp_path, tokenizer):
     from transformers import BertTokenizer
 
     data, keys = write(tmp_path, rte=RTE), []
-    keys.append(sentence_pairs.load(data, "rte", "train", tokenizer, 32).key)
-    keys.append(sentence_pairs.load(data, "rte", "train", tokenizer, 31).key)
-    keys.append(sentence_pairs.load(data, "rte", "train", BertTokenizer(), 32).key)
+    keys.append(load_split(data, "rte", "train", tokenizer, 32).key)
+    keys.append(load_split(data, "rte", "train", tokenizer, 31).key)
+    keys.append(load_split(data, "rte", "train", BertTokenizer(), 32).key)
     write(tmp_path, rte=RTE.replace("A b.", "A c."))
-    keys.append(sentence_pairs.load(data, "rte", "train", tokenizer, 32).key)
+    keys.append(load_split(data, "rte", "train", tokenizer, 32).key)
     assert len(set(keys)) == 4
     copied = shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}_copy")
-    assert sentence_pairs.load(copied, "rte", "train", tokenizer, 32).key == keys[-1]
+    assert load_split(copied, "rte", "train", tokenizer, 32).key == keys[-1]
 
 
 def test_the_order_of_the_tasks_changes_the_ids_and_nothing_else(splits):
@@ -158,24 +163,26 @@ def test_the_order_of_the_tasks_changes_the_ids_and_nothing_else(splits):
 
 def test_overwritten_is_tokenised_anew(tmp_path, tokenizer, monkeypatch):
     data = write(tmp_path, rte=RTE)
-    sentence_pairs.load(data, "rte", "train", tokenizer, 32)
+    load_split(data, "rte", "train", tokenizer, 32)
     read, calls = glue.iter_examples, []
     monkeypatch.setattr(glue, "iter_examples", lambda *a: calls.append(a) or read(*a))
-    assert len(sentence_pairs.load(data, "rte", "train", tokenizer, 32, overwrite=True)) == 2 and len(calls) == 1
+    assert len(load_split(data, "rte", "train", tokenizer, 32, overwrite=True)) == 2 and len(calls) == 1
 
 
 def test_a_limit_takes_the_first_rows_and_is_part_of_the_key(tmp_path, tokenizer):
     data = write(tmp_path, stsb=STSB)
-    whole, few, all_of_it = (sentence_pairs.load(data, "sts-b", "train", tokenizer, 32, limit=n) for n in (None, 2, 99))
-    assert len(few) == 2 and few.labels.tolist() == whole.labels.tolist()[:2] and few[1].tolist() == whole[1].tolist()
+    whole, few, all_of_it = (load_split(data, "sts-b", "train", tokenizer, 32, limit=n) for n in (None, 2, 99))
+    assert len(few) == 2 and few.labels.tolist() == whole.labels.tolist()[:2]
+    assert few[1].ids.tolist() == whole[1].ids.tolist()
     assert few.key != whole.key == all_of_it.key and few.report["kept"] == 5
 
 
 def test_only_the_rows_of_a_limit_are_tokenised_and_counted_as_cut(tmp_path, tokenizer, monkeypatch):
-    data, encode, seen = write(tmp_path, stsb=STSB), sentence_pairs.encode, []
-    monkeypatch.setattr(sentence_pairs, "encode", lambda t, rows, n: seen.append(len(rows)) or encode(t, rows, n))
-    reports = [sentence_pairs.load(data, "sts-b", "dev", tokenizer, 5, limit=n).report for n in (2, None, 2, 3)]
-    assert seen == [2, 5, 3] and [r["cut"] for r in reports] == [2, 5, 2, 3] and {r["kept"] for r in reports} == {5}
+    data, tokenize, seen = write(tmp_path, stsb=STSB), PairEncoder.tokenize, []
+    monkeypatch.setattr(PairEncoder, "tokenize", lambda e, texts: seen.append(len(texts) // 2) or tokenize(e, texts))
+    reports = [load_split(data, "sts-b", "dev", tokenizer, 5, limit=n).report for n in (2, None, 2, 3)]
+    assert seen == [2, 5, 3] and [r["cut"]["over 5 tokens"] for r in reports] == [2, 5, 2, 3]
+    assert {r["kept"] for r in reports} == {5}
 
 
 # --- what is wrong or missing
@@ -192,29 +199,29 @@ def test_only_the_rows_of_a_limit_are_tokenised_and_counted_as_cut(tmp_path, tok
 def test_a_broken_line_is_refused_with_its_place_and_leaves_no_cache(content, said, tmp_path, tokenizer):
     data, kept = write(tmp_path / "data", rte=content), tmp_path / "kept"
     with pytest.raises(UserError) as refused:
-        sentence_pairs.load(data, "rte", "train", tokenizer, 32, cache_dir=kept)
+        load_split(data, "rte", "train", tokenizer, 32, cache_dir=kept)
     assert said in str(refused.value) and not list(kept.glob("*"))
 
 
 def test_missing_files_are_all_named_with_the_tasks_that_are_whole(tmp_path):
     data = write(tmp_path, cola=COLA, rte=RTE)
-    sentence_pairs.need(data, ["cola", "rte"], ["train", "dev"])
+    glue_files.need(data, ["cola", "rte"], ["train", "dev"])
     with pytest.raises(UserError) as refused:
-        sentence_pairs.need(data, ["cola", "rte", "sst-2"], ["train", "dev"])
+        glue_files.need(data, ["cola", "rte", "sst-2"], ["train", "dev"])
     said = str(refused.value)
     assert "no SST-2/train.tsv, SST-2/dev.tsv" in said and "--tasks cola rte leaves them out" in said
     with pytest.raises(UserError, match="no such directory"):
-        sentence_pairs.need(tmp_path / "none", ["cola"], ["train"])
+        glue_files.need(tmp_path / "none", ["cola"], ["train"])
 
 
 def test_where_to_get_says_what_is_there_and_what_is_not(tmp_path):
     write(tmp_path, cola=COLA)
     (tmp_path / "CoLA" / "test.tsv").write_text("index\tsentence\n0\tA.\n")
-    text = sentence_pairs.where_to_get(tmp_path)
+    text = glue_files.where_to_get(tmp_path)
     assert "cola     all there" in text and "missing: MNLI/train.tsv" in text and "download_glue_data.py" in text
     assert "https://" in text.split("MNLI  ")[1] and "  CoLA  " not in text
-    assert "everything" in sentence_pairs.where_to_get(tmp_path, ["cola"])
-    assert "missing: " in sentence_pairs.where_to_get(None)
+    assert "everything" in glue_files.where_to_get(tmp_path, ["cola"])
+    assert "missing: " in glue_files.where_to_get(None)
 
 
 # --- batches
@@ -224,14 +231,14 @@ class Rows:
     """A split of so many rows, each of them its number and nothing else."""
 
     def __init__(self, count, label=1.0):
-        self.lengths, self.firsts = np.full(count, 3), np.full(count, 3)
+        self.lengths = np.full(count, 3)
         self.labels = np.full(count, label, np.float32)
 
     def __len__(self):
         return len(self.lengths)
 
     def __getitem__(self, row):
-        return np.array([1, row, 2])
+        return EncodedExample(np.array([1, row, 2]), np.zeros(3), 3)
 
 
 SIZES = dict(a=5, b=11, c=8)
@@ -287,7 +294,7 @@ def test_processes_share_one_global_batch(world):
 
 
 def test_a_batch_in_parts_of_like_lengths_is_the_batch(tokenizer):
-    splits = {t: sentence_pairs.load(SAMPLES, t, "train", tokenizer, 64) for t in ("cola", "mnli")}
+    splits = {t: load_split(SAMPLES, t, "train", tokenizer, 64) for t in ("cola", "mnli")}
     whole, parts = (PairBatches(splits, {"cola": 0, "mnli": 1}, 0, 64, 20, rows_at_once=n) for n in (None, 8))
     batch, several = whole.batch(0, 3)[0], parts.batch(0, 3)[0]
     assert [len(part["labels"]) for part in several] == [8, 8, 4] and whole.tracker.counts == parts.tracker.counts
@@ -361,6 +368,6 @@ def test_what_has_been_seen_is_counted_and_survives_a_checkpoint(tmp_path):
 @pytest.mark.parametrize(("name", "train", "dev"), [("mrpc", 3668, 408), ("sts-b", 5749, 1500), ("rte", 2127, 277)])
 def test_real_files_are_read_whole(name, train, dev, tokenizer, shared_data):
     """Single quotes, a byte order mark, odd line separators: no row is lost."""
-    found = {s: sentence_pairs.load(shared_data / "glue", name, s, tokenizer, 128) for s in ("train", "dev")}
+    found = {s: load_split(shared_data / "glue", name, s, tokenizer, 128) for s in ("train", "dev")}
     assert (len(found["train"]), len(found["dev"])) == (train, dev) and found["train"].lengths.max() <= 128
     assert not np.isnan(found["train"].labels).any()

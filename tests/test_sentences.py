@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from versatile.data.json_files import top_level
 from versatile.data.task import Task
-from versatile.training import evaluation
 from versatile.training import sentence_distillation as sentences
 from versatile.training.decoding import Prompt
+from versatile.utils import progress
 from versatile.utils.errors import UserError
 
 JSON = st.recursive(
@@ -133,8 +133,8 @@ def test_a_damaged_batch_of_a_partial_file_is_refused(tmp_path, change):
 
 
 def test_without_a_terminal_a_line_tells_the_progress_now_and_then(capsys, monkeypatch):
-    monkeypatch.setattr(evaluation, "QUIET_SECONDS", -1)
-    with evaluation.Progress(10, "decoding", 4) as done:
+    monkeypatch.setattr(progress, "QUIET_SECONDS", -1)
+    with progress.Progress(10, "decoding", 4) as done:
         done(6)
         done(10)
     out = capsys.readouterr().out

@@ -11,8 +11,8 @@ import pytest
 from versatile.adapters.backbones import loading as backbones
 from versatile.data import question_samples as samples
 from versatile.data import question_tasks as tasks
-from versatile.data.encoders import question_answer
-from versatile.data.encoders.question_answer import Encoder, special_tokens
+from versatile.data.encoders import base
+from versatile.data.encoders.question_answer import QuestionEncoder, special_tokens
 from versatile.data.row_store import RowChain, RowStore, RowView
 from versatile.utils.errors import UserError
 
@@ -63,43 +63,43 @@ def test_withheld_answers_are_refused_here_as_where_samples_are_loaded(tmp_path)
 @pytest.mark.parametrize("name", ["ag", "e2enlg"])
 def test_stored_rows_are_the_rows_in_memory_and_so_is_what_was_cut(name, max_len, use_sep, tokenizer, tmp_path):
     task = tasks.get_task(name)
-    one, other, again = (Encoder(tokenizer, max_len, use_sep) for _ in range(3))
-    expected = one.encode(samples.load_task(task, LIFELONG, "train"), "__gen__", name)
+    one, other, again = (QuestionEncoder(tokenizer, max_len, use_sep) for _ in range(3))
+    expected = one.encode_rows(samples.load_task(task, LIFELONG, "train"), "__gen__", name)
     for encoder in (other, again):
-        stored = encoder.load(samples.store_task(task, LIFELONG, "train"), "__gen__", name, cache_dir=tmp_path)
+        stored = encoder.load_rows(samples.store_task(task, LIFELONG, "train"), "__gen__", name, cache_dir=tmp_path)
         assert as_tuples(stored) == as_tuples(expected) and encoder.counts == one.counts
         assert stored.lengths().tolist() == [len(row) for row in expected]
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_rows_are_made_anew_whenever_anything_of_them_changes(tokenizer, tmp_path, monkeypatch):
-    calls, encode = [], Encoder.encode
-    monkeypatch.setattr(Encoder, "encode", lambda self, *given: calls.append(given) or encode(self, *given))
+    calls, tokenize = [], QuestionEncoder.tokenize
+    monkeypatch.setattr(QuestionEncoder, "tokenize", lambda self, texts: calls.append(texts) or tokenize(self, texts))
 
     def encoded(encoder, limit, count=6):
         calls.clear()
         path = write_questions(tmp_path / "a.json", count)
         store = samples.store_task(None, None, "train", path)[:limit]
-        rows = encoder.load(store, "__gen__", "ag", cache_dir=tmp_path / "tokens")
+        rows = encoder.load_rows(store, "__gen__", "ag", cache_dir=tmp_path / "tokens")
         assert len(rows) == min(limit, count)
         return bool(calls)
 
-    for encoder, limit, count in ((Encoder(tokenizer, 60), 9, 6), (Encoder(tokenizer, 59), 9, 6),
-                                  (Encoder(tokenizer, 60, True), 9, 6), (Encoder(tokenizer, 60), 5, 6),
-                                  (Encoder(tokenizer, 60), 9, 7)):  # fmt: skip
+    for encoder, limit, count in ((QuestionEncoder(tokenizer, 60), 9, 6), (QuestionEncoder(tokenizer, 59), 9, 6),
+                                  (QuestionEncoder(tokenizer, 60, True), 9, 6), (QuestionEncoder(tokenizer, 60), 5, 6),
+                                  (QuestionEncoder(tokenizer, 60), 9, 7)):  # fmt: skip
         assert encoded(encoder, limit, count)
         assert not encoded(encoder, limit, count)
 
 
 def test_memory_does_not_grow_with_the_samples(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("versatile.data.row_store.IN_MEMORY", 1 << 20)
-    monkeypatch.setattr(question_answer, "CHUNK", 500)
+    monkeypatch.setattr(base, "CHUNK", 500)
     peaks = {}
     for count in (2_000, 10_000):
         path = write_questions(tmp_path / f"{count}.json", count)
         tracemalloc.start()
         store = samples.store_task(None, None, "train", path)
-        rows = Encoder(tokenizer, 60).load(store, "__gen__", "ag", cache_dir=tmp_path / "tokens")
+        rows = QuestionEncoder(tokenizer, 60).load_rows(store, "__gen__", "ag", cache_dir=tmp_path / "tokens")
         peaks[count] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert len(rows) == count and store[count - 1].id == count - 1

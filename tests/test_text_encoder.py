@@ -10,8 +10,8 @@ import pytest
 from versatile.adapters.backbones import bundled
 from versatile.adapters.t5_loading import load_tokenizer
 from versatile.data import text_to_text
-from versatile.data.encoders import text_to_text as encoder
-from versatile.data.flat_lists import FlatLists, FlatTexts, FlatWriter
+from versatile.data.columns import ColumnWriter, open_column
+from versatile.data.encoders.text_to_text import TextEncoder, load_split
 from versatile.data.plain_text import ended_ids
 from versatile.data.row_store import RowStore
 from versatile.utils.errors import UserError
@@ -43,23 +43,24 @@ def write_rte(folder, count, first=0):
 def test_a_mapped_split_is_what_the_texts_give_one_by_one(name, choice, tokenizer, tmp_path):
     task, lengths = text_to_text.get_task(name), (12, 3)
     rows = text_to_text.load(task, "validation", data_dir=GLUE, **choice)
-    split = encoder.load(task, "validation", tokenizer, lengths, data_dir=GLUE, cache_dir=tmp_path, **choice)
-    assert [*split.source_texts] == [*rows["source"]] and [*split.target_texts] == [*rows["target"]]
-    for column, found, limit in (("source", split.sources, 12), ("target", split.targets, 3)):
+    split = load_split(task, "validation", tokenizer, lengths, data_dir=GLUE, cache_dir=tmp_path, **choice)
+    columns = split.columns
+    assert [*columns["source"]] == [*rows["source"]] and [*columns["target"]] == [*rows["target"]]
+    for column, ids_of, limit in (("source", columns["ids"], 12), ("target", columns["label"], 3)):
         whole = ended_ids(tokenizer, rows[column])
         expected = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in whole]
-        assert [found[i].tolist() for i in range(len(found))] == expected
-        assert split.cut[column] == sum(len(ids) > limit for ids in whole)
+        assert [ids_of[i].tolist() for i in range(len(ids_of))] == expected
+        assert split.report["cut"].get(column, 0) == sum(len(ids) > limit for ids in whole)
 
 
 def test_a_split_is_tokenised_once_and_anew_whenever_anything_of_it_changes(tokenizer, tmp_path, monkeypatch):
     folder, calls = write_rte(tmp_path / "data", 6), []
-    real = encoder.encode
-    monkeypatch.setattr(encoder, "encode", lambda *given: calls.append(given) or real(*given))
+    tokenize = TextEncoder.tokenize
+    monkeypatch.setattr(TextEncoder, "tokenize", lambda self, texts: calls.append(texts) or tokenize(self, texts))
 
     def load(lengths=(16, 4), **choice):
         calls.clear()
-        split = encoder.load(text_to_text.get_task("rte"), "train", tokenizer, lengths, data_dir=folder,
+        split = load_split(text_to_text.get_task("rte"), "train", tokenizer, lengths, data_dir=folder,
                              cache_dir=tmp_path / "tokens", **choice)  # fmt: skip
         return split, bool(calls)
 
@@ -72,7 +73,7 @@ def test_a_split_is_tokenised_once_and_anew_whenever_anything_of_it_changes(toke
         assert not load(**changed)[1], changed
     write_rte(tmp_path / "data", 6, first=1)
     other, encoded = load()
-    assert encoded and other.source_texts[0] == "sentence1: row 1 is the place sentence2: it is row 1"
+    assert encoded and other.columns["source"][0] == "sentence1: row 1 is the place sentence2: it is row 1"
 
 
 def test_what_is_wrong_with_the_data_is_said_and_leaves_no_entry(tokenizer, tmp_path):
@@ -81,7 +82,7 @@ def test_what_is_wrong_with_the_data_is_said_and_leaves_no_entry(tokenizer, tmp_
 
     def attempt(message, data_dir=folder, split="train", **choice):
         with pytest.raises(UserError, match=message):
-            encoder.load(text_to_text.get_task("rte"), split, tokenizer, (16, 4), data_dir=data_dir, cache_dir=tokens,
+            load_split(text_to_text.get_task("rte"), split, tokenizer, (16, 4), data_dir=data_dir, cache_dir=tokens,
                          **choice)  # fmt: skip
         assert not tokens.exists() or not any(tokens.iterdir())
 
@@ -99,7 +100,7 @@ def test_two_files_of_one_split_are_refused_though_the_first_is_cached(tokenizer
     folder = write_rte(tmp_path / "data", 3)
 
     def load():
-        return encoder.load(text_to_text.get_task("rte"), "train", tokenizer, (16, 4), data_dir=folder,
+        return load_split(text_to_text.get_task("rte"), "train", tokenizer, (16, 4), data_dir=folder,
                             cache_dir=tmp_path / "tokens")  # fmt: skip
 
     load()
@@ -112,29 +113,31 @@ def test_memory_does_not_grow_with_the_rows(tokenizer, tmp_path, monkeypatch):
     """Six times the rows: what Python and numpy hold grows by the numbers of each row, not by its texts."""
     peaks, encoder_memory = {}, 1 << 20
     monkeypatch.setattr("versatile.data.row_store.IN_MEMORY", encoder_memory)
-    encoder.load(text_to_text.get_task("rte"), "train", tokenizer, (16, 4), data_dir=write_rte(tmp_path / "warm", 9))
+    load_split(text_to_text.get_task("rte"), "train", tokenizer, (16, 4), data_dir=write_rte(tmp_path / "warm", 9))
     for count in (2_000, 12_000):
         folder = write_rte(tmp_path / str(count), count)
         tracemalloc.start()
-        split = encoder.load(text_to_text.get_task("rte"), "train", tokenizer, (16, 4), data_dir=folder,
+        split = load_split(text_to_text.get_task("rte"), "train", tokenizer, (16, 4), data_dir=folder,
                              cache_dir=tmp_path / "tokens")  # fmt: skip
         peaks[count] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert len(split) == count and split.source_texts[count - 1].endswith(f"it is row {count - 1}")
+        assert len(split) == count and split.columns["source"][count - 1].endswith(f"it is row {count - 1}")
     # The row store holds its first megabyte in memory; a row as Python objects takes more than 500 bytes.
     assert peaks[12_000] - peaks[2_000] < 10_000 * 100 + encoder_memory
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_lists_and_texts_come_back_from_their_files(count, tmp_path):
+def test_lists_texts_and_numbers_come_back_from_their_files(count, tmp_path):
     lists, texts = [[7, 8], [], [9]][:count], ["", "ä\ud800\n☃", "x"][:count]
-    with FlatWriter(tmp_path, "ids") as ids, FlatWriter(tmp_path, "text", "u1") as written:
-        for values, text in zip(lists, texts):
-            ids.write(values)
-            written.write_text(text)
-    found, held = FlatLists.open(tmp_path, "ids"), FlatTexts(tmp_path, "text")
-    assert [found[i].tolist() for i in range(len(found))] == lists and found.lengths().tolist() == [*map(len, lists)]
-    assert [*held] == texts and held[:2] == texts[:2] and len(held) == count
+    numbers, kinds = [3, -1, 2][:count], dict(ids=("list", "i4"), text=("text",), number=("number", "i8"))
+    for rows, (name, kind) in zip((lists, texts, numbers), kinds.items()):
+        with ColumnWriter(tmp_path, name, *kind) as writer:
+            for row in rows:
+                writer.write(row)
+    mapped, mapped_texts, mapped_numbers = (open_column(tmp_path, name, *kind) for name, kind in kinds.items())
+    assert [mapped[i].tolist() for i in range(len(mapped))] == lists
+    assert mapped.lengths().tolist() == [*map(len, lists)] and mapped_numbers.tolist() == numbers
+    assert [*mapped_texts] == texts and mapped_texts[:2] == texts[:2] and len(mapped_texts) == count
 
 
 def test_a_row_store_gives_every_row_back_by_its_number(monkeypatch):

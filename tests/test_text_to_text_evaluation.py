@@ -9,7 +9,7 @@ from conftest import ROOT
 from training_runs import parse_t5 as parse
 from versatile.adapters import t5
 from versatile.data import text_to_text
-from versatile.data.encoders import text_to_text as encoder
+from versatile.data.encoders.text_to_text import load_split, references
 from versatile.data.text_to_text_batches import Rows
 from versatile.training.text_to_text_evaluation import Evaluation, TextSplit
 from versatile.training.text_to_text_model import TextToTextModel
@@ -44,10 +44,11 @@ def parts(model, names, rows=7, beams=1, **changes):
     made = {}
     for name in names:
         task = text_to_text.get_task(name)
-        data = encoder.load(task, "validation", model[1], (24, 8), data_dir=GLUE, n_obs=rows)
-        encoded = Rows(model[0].task_id(name), data.sources, data.targets, data.target_texts)
-        made[name] = TextSplit(task, "validation", encoded, data.source_texts, task.max_new_tokens(model[1]), beams,
-                               data.references)  # fmt: skip
+        split = load_split(task, "validation", model[1], (24, 8), data_dir=GLUE, n_obs=rows)
+        columns = split.columns
+        encoded = Rows(model[0].task_id(name), columns["ids"], columns["label"], columns["target"])
+        made[name] = TextSplit(task, "validation", encoded, columns["source"], task.max_new_tokens(model[1]), beams,
+                               references(split))  # fmt: skip
         for field, value in changes.get(name, {}).items():
             made[name] = dataclasses.replace(made[name], **{field: value})
     return made

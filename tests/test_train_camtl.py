@@ -190,13 +190,14 @@ def test_weight_decay_spares_every_bias_and_norm(bert):
 
 def test_the_selector_keeps_what_the_model_is_least_certain_about(bert):
     from versatile.adapters import bert as berts
-    from versatile.data.encoders import sentence_pair as sentence_pairs
-    from versatile.data.pair_batches import CandidateBatches, tensors
+    from versatile.data.encoders.sentence_pair import load_split
+    from versatile.data.padding import tensors
+    from versatile.data.pair_batches import CandidateBatches
     from versatile.training.uncertainty_sampling import UncertaintySampler
     from versatile.utils import uncertainty
 
     model, tokenizer = berts.build(str(bert), {"mrpc": 2, "sts-b": 1, "mnli": 3}, "base", 32)
-    splits = {t: sentence_pairs.load(ROOT / SAMPLES, t, "train", tokenizer, 32, limit=6) for t in model.tasks}
+    splits = {t: load_split(ROOT / SAMPLES, t, "train", tokenizer, 32, limit=6) for t in model.tasks}
     selector = UncertaintySampler(model, torch.float32)
     batches = CandidateBatches(splits, {t: model.task_id(t) for t in splits}, 0, 32, 4, select=selector)
     judged = []

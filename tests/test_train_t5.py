@@ -304,7 +304,7 @@ def test_gradients_of_several_small_batches_are_those_of_a_mean_over_all_labels(
 
     from transformers import T5Config, T5ForConditionalGeneration
     from versatile.adapters import t5
-    from versatile.data.flat_lists import FlatLists
+    from versatile.data.columns import FlatLists
     from versatile.data.text_to_text_batches import Collator, Rows, SampledBatches
     from versatile.training.objectives import SmoothedCrossEntropy
 

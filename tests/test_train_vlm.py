@@ -81,8 +81,8 @@ def test_every_task_is_trained_validated_and_held_by_the_checkpoint(finished):
 def model_and_batches(files, name, tasks, batch_size=6):
     from versatile.adapters import attach as adapting
     from versatile.adapters.backbones import loading as backbones
-    from versatile.data import cache
     from versatile.data.batching import Batches
+    from versatile.data.encoders.markers import load_split
     from versatile.data.task import get_task
 
     torch.manual_seed(0)
@@ -90,7 +90,7 @@ def model_and_batches(files, name, tasks, batch_size=6):
     adapting.attach(model, tokenizer, {t: get_task(t).markers for t in TASKS}, WIDTHS)
     model.train(False)
     splits = {
-        t: cache.load(files[t], "train", form, tokenizer, 256, training=True, options=form.read_options())
+        t: load_split(files[t], "train", form, tokenizer, 256, training=True, options=form.read_options())
         for t, form in ((t, get_task(t)) for t in tasks)
     }
     ids = {t: model.task_id(t) for t in tasks}

@@ -328,15 +328,15 @@ def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, t
     from versatile.adapters import attach as adapting
     from versatile.adapters import checkpoint
     from versatile.adapters.backbones import loading as backbones
-    from versatile.data import cache
     from versatile.data.batching import Batches
+    from versatile.data.encoders.markers import load_split
     from versatile.data.task import get_task
 
     task = get_task("nlg")
     torch.manual_seed(0)
     model, tokenizer = backbones.load(name)
     adapting.attach(model, tokenizer, {"nlg": task.markers}, {"nlg": 4})
-    split = cache.load(SAMPLES / "nlg.json", "train", task, tokenizer, 256, training=True)
+    split = load_split(SAMPLES / "nlg.json", "train", task, tokenizer, 256, training=True)
     batches = Batches({"nlg": split}, {"nlg": 0}, tokenizer.pad_token_id, 256, limits={"nlg": 12}, batch_size=4)
     before = {k: v.detach().clone() for k, v in [*model.named_parameters(), *model.named_buffers()]}
     held = build_trainer(model, batches, tmp_path, n_epochs=2, weight_decay=0.1,
@@ -361,15 +361,15 @@ def test_in_full_fine_tuning_everything_is_trained(name, tmp_path):
     from scripts import SAMPLES
     from versatile.adapters import attach as adapting
     from versatile.adapters.backbones import loading as backbones
-    from versatile.data import cache
     from versatile.data.batching import Batches
+    from versatile.data.encoders.markers import load_split
     from versatile.data.task import get_task
 
     task = get_task("nlg")
     torch.manual_seed(0)
     model, tokenizer = backbones.load(name)
     adapting.attach(model, tokenizer, {"nlg": task.markers})
-    split = cache.load(SAMPLES / "nlg.json", "train", task, tokenizer, 256, training=True)
+    split = load_split(SAMPLES / "nlg.json", "train", task, tokenizer, 256, training=True)
     batches = Batches({"nlg": split}, {"nlg": 0}, tokenizer.pad_token_id, 256, limits={"nlg": 8}, batch_size=8)
     before = {k: v.detach().clone() for k, v in model.named_parameters()}
     build_trainer(model, batches, tmp_path, n_epochs=1).fit()

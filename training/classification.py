@@ -8,7 +8,8 @@ import ignite.distributed as idist
 import numpy as np
 import torch
 from versatile.data import glue
-from versatile.data.pair_batches import pad, tensors
+from versatile.data.padding import tensors
+from versatile.data.pair_batches import pair_inputs
 from versatile.training.validation import TOGETHER, Evaluator, Report
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
@@ -26,7 +27,7 @@ def predict(model, split, batch_size, pad_id, dtype):
 
     Args:
         model: `adapters.classifier.TaskClassifier`; its mode is as before afterwards.
-        split: `data.encoders.sentence_pair.PairSplit` of one of its tasks, or of an alias of one.
+        split: `data.token_cache.EncodedSplit` of one of its tasks, or of an alias of one.
         batch_size: rows a batch and process.
         pad_id: id that fills rows up.
         dtype: precision of the matrix products.
@@ -44,7 +45,7 @@ def predict(model, split, batch_size, pad_id, dtype):
     model.eval()
     for start in range(0, len(mine), batch_size):
         rows = mine[start : start + batch_size]
-        arrays = pad([split[i] for i in rows], split.firsts[rows], pad_id, model.max_seq_length)
+        arrays = pair_inputs([split[i] for i in rows], pad_id, model.max_seq_length)
         labels = split.labels[rows]
         labelled = not np.isnan(labels).any()
         more = dict(task_ids=np.full(len(rows), task)) | (dict(labels=labels) if labelled else {})
@@ -110,7 +111,7 @@ class DevScores(Evaluator):
 
     Args:
         model: `TaskClassifier`.
-        splits: {task: `PairSplit`}.
+        splits: {task: `EncodedSplit`}.
         options: batch size, padding id and precision of `evaluate`.
         select: "best" or "last": which model is kept.
     """
@@ -185,13 +186,13 @@ def write_predictions(folder, name, split, predictions, step):
     Args:
         folder: where to.
         name: the task.
-        split: `PairSplit`.
+        split: `EncodedSplit`.
         predictions: [n] class ids or scores; a score is written as at least 0 and at most 5, STS-B's range.
         step: optimizer steps of the model.
     """
     task = glue.get_task(name)
     text = "index\tprediction\n"
-    for index, value in zip(split.indices.tolist(), predictions.tolist()):
+    for index, value in zip(split.columns["index"].tolist(), predictions.tolist()):
         text += f"{index}\t{f'{min(max(value, 0), 5):3.3f}' if task.regression else task.labels[int(value)]}\n"
     wanted = glue.SUBMISSION_ROWS.get(name, len(predictions))
     if len(predictions) != wanted:

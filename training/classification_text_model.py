@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import ignite.distributed as idist
 import torch
 from versatile.adapters import bert
-from versatile.data import glue
-from versatile.data.encoders import sentence_pair
-from versatile.data.encoders.sentence_pair import encode
+from versatile.data import glue, glue_files
+from versatile.data.encoders.sentence_pair import PairEncoder, load_split
 from versatile.data.own_tasks import register_own_tasks
-from versatile.data.pair_batches import pad, tensors
+from versatile.data.padding import tensors
+from versatile.data.pair_batches import pair_inputs
 from versatile.data.prompt import Prompt
 from versatile.data.task import Example, Span, Task, resolve
 from versatile.training import classification, runs
@@ -43,19 +43,12 @@ class SentenceTask(Task):
 
 
 @dataclass
-class SentencePrompt(Prompt):
-    """A row for a BERT; `first`: how many of its ids are [CLS] a [SEP]."""
-
-    first: int = 0
-
-
-@dataclass
 class PairSplit(EvalSplit):
     """Labelled rows of a task of sentences.
 
     Attributes:
         task: `data.glue.GlueTask`.
-        rows: `data.encoders.sentence_pair.PairSplit`.
+        rows: `data.token_cache.EncodedSplit`.
     """
 
     task: object
@@ -124,22 +117,18 @@ class SentenceClassifier(TextModel):
         return {}
 
     def prompts(self, name, examples, reserve):
-        rows = []
+        encoder, rows = PairEncoder(self.tokenizer, self.longest), []
         for example in examples:
             first, *second = (span.text for span in example.context)
             rows.append(glue.GlueExample(0, first, second[0] if second else None, None, example.location))
-        encoded = list(encode(self.tokenizer, rows, self.longest))
         task_id, eos = self.model.task_id(name), self.tokenizer.sep_token_id
-        cut = sum(shortened for *_, shortened in encoded)
-        prompts = [SentencePrompt(ids, None, task_id, eos, first) for ids, first, _ in encoded]
-        return prompts, {f"over {self.longest} tokens": cut} if cut else {}
+        encoded = [encoded for _, encoded in encoder.encode_all(self.tasks[name].form, rows)]
+        return [Prompt(row.ids, row.types, task_id, eos) for row in encoded], dict(encoder.counts)
 
     @torch.no_grad()
     def decode(self, prompts, decoding):
         device, names = next(self.model.parameters()).device, list(self.model.tasks)
-        arrays = pad([prompt.ids for prompt in prompts], [prompt.first for prompt in prompts],
-                     self.tokenizer.pad_token_id, self.longest)  # fmt: skip
-        batch = move(tensors(arrays), device)
+        batch = move(tensors(pair_inputs(prompts, self.tokenizer.pad_token_id, self.longest)), device)
         batch["task_ids"] = torch.tensor([prompt.task_id for prompt in prompts], device=device)
         with autocast(device, self.dtype):
             scores = self.model(**batch).scores.float().cpu()
@@ -169,8 +158,8 @@ class SentenceClassifier(TextModel):
         split = SPLITS[args.split]
         if args.task == "all":
             names += [guest for guest in self.model.aliases if split in glue.get_task(guest).files
-                      and not sentence_pair.missing(data_dir, [guest], [split])]  # fmt: skip
-        splits = [PairSplit(glue.get_task(name), sentence_pair.load(
+                      and not glue_files.missing(data_dir, [guest], [split])]  # fmt: skip
+        splits = [PairSplit(glue.get_task(name), load_split(
             data_dir, name, split, self.tokenizer, self.longest, limit=args.limit, cache_dir=args.token_cache_dir,
         )) for name in names]  # fmt: skip
         for name, labels in ((part.name, part.rows.labels) for part in splits):

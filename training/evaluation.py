@@ -5,14 +5,12 @@ its kind makes of a split, and `EvalSplit.score` what its task makes of that.
 """
 
 import json
-import time
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from versatile.data import instances
 from versatile.training import runs
-from versatile.training.trainer import QUIET_SECONDS
 from versatile.utils import devices, metrics
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, writable_directory, write_json
@@ -287,33 +285,3 @@ def write_outputs(folder, name, texts, references, sources=(), files=None):
 def lines(texts):
     """Texts, one a line."""
     return "".join(one_line(t) + "\n" for t in texts)
-
-
-class Progress:
-    """A progress bar, with the time left, as a callback that takes the number done so far.
-
-    Without a terminal there is no bar; a line is printed now and then instead.
-    """
-
-    def __init__(self, total, what, initial=0):
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=total, desc=what, initial=initial, disable=None)
-        self.total, self.what, self.initial = total, what, initial
-        self.started = self.told = time.monotonic()
-
-    def __enter__(self):
-        return self.update
-
-    def update(self, done):
-        """So many are done."""
-        now = time.monotonic()
-        if not self.bar.disable:
-            self.bar.update(done - self.bar.n)
-        elif now - self.told > QUIET_SECONDS:
-            self.told = now
-            left = (self.total - done) * (now - self.started) / max(done - self.initial, 1)
-            print(f"{self.what}: {done:,} of {self.total:,}, about {left / 60:.1f} min left", flush=True)
-
-    def __exit__(self, *error):
-        self.bar.close()

@@ -12,8 +12,8 @@ from versatile.adapters import checkpoint
 from versatile.adapters import warm_start as warm_starting
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.loading import load as load_backbone
-from versatile.data import cache
 from versatile.data.batching import Batches
+from versatile.data.encoders.markers import load_split
 from versatile.data.task import distilled_beside
 from versatile.training import hub, sharding
 from versatile.training.board import check_reporters
@@ -228,7 +228,7 @@ def load_splits(args, tasks, paths, tokenizer, positions, limits):
             distilled = args.distillation is True or (args.distillation and name in args.distillation)
             options = task.read_options(args.max_history, distilled=bool(distilled) and split == "train")
             with missing_texts(paths[name], options):
-                loaded = cache.load(paths[name], split, task, tokenizer, positions, training=split == "train",
+                loaded = load_split(paths[name], split, task, tokenizer, positions, training=split == "train",
                                     options=options, cache_dir=args.token_cache_dir)  # fmt: skip
             splits[split][name] = loaded
             report = loaded.report

@@ -7,8 +7,8 @@ import ignite.distributed as idist
 import numpy as np
 from versatile.adapters import t5_loading as t5_models
 from versatile.data import span_corruption
+from versatile.data.columns import FlatLists
 from versatile.data.files import text_lines
-from versatile.data.flat_lists import FlatLists
 from versatile.data.text_to_text_batches import Collator, Rows, SampledBatches
 from versatile.training import experiment
 from versatile.training.runs import ModelFiles

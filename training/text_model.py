@@ -7,14 +7,16 @@ from versatile.adapters import checkpoint, inference
 from versatile.adapters.attach import parameter_summary
 from versatile.adapters.backbones import bundled, loading
 from versatile.adapters.manifest import peek
-from versatile.data import cache, instances
+from versatile.data import instances
 from versatile.data.batching import Batches
+from versatile.data.encoders.markers import load_split
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.task import find
 from versatile.training import objectives
 from versatile.training.decoding import Decoding, decode
-from versatile.training.evaluation import Predictions, Progress
+from versatile.training.evaluation import Predictions
 from versatile.utils.errors import UserError, brief
+from versatile.utils.progress import Progress
 
 
 def load_text_model(directory, task, dtype):
@@ -157,7 +159,7 @@ class TextModel:
     def negative_log_likelihood(self, split, batch_size):
         """(sum, number of labels) over the targets of a `training.evaluation.MarkerSplit`."""
         name = split.name
-        encoded = cache.load(split.path, split.split, split.task, self.tokenizer, self.positions, training=False,
+        encoded = load_split(split.path, split.split, split.task, self.tokenizer, self.positions, training=False,
                              options=split.options, cache_dir=self.cache_dir)  # fmt: skip
         batches = Batches({name: encoded}, {name: self.model.task_id(name)}, self.tokenizer.pad_token_id,
                           self.positions, limits={name: split.limit}, batch_size=batch_size, shuffle=False)  # fmt: skip

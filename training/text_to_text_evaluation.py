@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from versatile.data import text_task, text_to_text
-from versatile.data.encoders import text_to_text as encoder
+from versatile.data.encoders.text_to_text import load_split, references
 from versatile.data.text_to_text_batches import Rows
 from versatile.training import runs
 from versatile.training.decoding import Decoding
@@ -35,7 +35,7 @@ class TextSplit(EvalSplit):
         sources: the input texts, a sequence.
         length: tokens of an output at the most; see `TextTask.max_new_tokens`.
         beams: width of the beam.
-        targets: what outputs are scored against, see `data.encoders.text_to_text.TextSplit`.
+        targets: what outputs are scored against, see `data.encoders.text_to_text.references`.
         data_dir: where it was read; None: from the hub.
     """
 
@@ -93,15 +93,16 @@ def read_splits(names, split, args, tokenizer, ids, *, lengths, limit, seed, hel
     parts = {}
     for name in names:
         task = text_to_text.get_task(name)
-        data = encoder.load(task, split, tokenizer, lengths, data_dir=args.data_dir, seed=seed,
-                            split_validation_test=held_out, n_obs=None if limit < 0 else limit,
-                            prefix=prefix)  # fmt: skip
-        rows = Rows(ids[name], data.sources, data.targets, data.target_texts)
+        encoded = load_split(task, split, tokenizer, lengths, data_dir=args.data_dir, seed=seed,
+                             split_validation_test=held_out, n_obs=None if limit < 0 else limit,
+                             prefix=prefix)  # fmt: skip
+        columns, cut = encoded.columns, encoded.report["cut"]
+        rows = Rows(ids[name], columns["ids"], columns["label"], columns["target"])
         beams = args.eval_beams or task.num_beams or 1
-        parts[name] = TextSplit(task, split, rows, data.source_texts, task.max_new_tokens(tokenizer), beams,
-                                data.references, args.data_dir)  # fmt: skip
-        cuts = [f", {counted(n, what)} cut to {length} tokens" for (what, n), length in zip(data.cut.items(), lengths)
-                if n]  # fmt: skip
+        parts[name] = TextSplit(task, split, rows, columns["source"], task.max_new_tokens(tokenizer), beams,
+                                references(encoded), args.data_dir)  # fmt: skip
+        cuts = [f", {counted(cut[what], what)} cut to {length} tokens"
+                for what, length in zip(("source", "target"), lengths) if what in cut]  # fmt: skip
         say(f"{split} {name}: {counted(len(rows), 'example')}{''.join(cuts)}")
     return parts
 

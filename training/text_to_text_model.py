@@ -4,7 +4,7 @@ import ignite.distributed as idist
 import torch
 from versatile.adapters import t5
 from versatile.data import text_to_text
-from versatile.data.encoders.text_to_text import encode
+from versatile.data.encoders.text_to_text import TextEncoder
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.prompt import Prompt
 from versatile.data.task import Example, Span, find
@@ -99,10 +99,10 @@ class TextToTextModel(TextModel):
     def prompts(self, name, examples, reserve):
         task = text_to_text.get_task(name)
         head = f"{task.prefix or task.name} " if self.has_prefix else ""
-        encoded = list(encode(self.tokenizer, [head + example.source for example in examples], self.longest))
-        prompts = [Prompt(ids, None, self.model.task_id(name), self.tokenizer.eos_token_id) for ids, _ in encoded]
-        cut = sum(shortened for _, shortened in encoded)
-        return prompts, {f"over {self.longest} tokens": cut} if cut else {}
+        encoder = TextEncoder(self.tokenizer, (self.longest,))
+        rows = encoder.encode_all(task, (text_to_text.TextExample(head + example.source, None) for example in examples))
+        prompts = [Prompt(row.ids, None, self.model.task_id(name), encoder.eos) for _, row in rows]
+        return prompts, {f"over {self.longest} tokens": count for count in encoder.counts.values()}
 
     def decode(self, prompts, decoding):
         self.batch_size, texts = decoding.batch_size, [None] * len(prompts)

@@ -27,9 +27,7 @@ from versatile.training.validation import TOGETHER, sum_over_processes
 from versatile.utils.devices import PROFILE, autocast, peak_memory_mb
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.interrupts import Signals, say_above_bar
-
-# Without a terminal there is no bar; a line is printed this often instead.
-QUIET_SECONDS = 20
+from versatile.utils.progress import QUIET_SECONDS
 
 
 class Diverged(Exception):

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from versatile.data.glue import ENTROPY_PROXY
-from versatile.data.pair_batches import tensors
+from versatile.data.padding import tensors
 from versatile.training.classification import gather_rows
 from versatile.utils import uncertainty
 

@@ -7,87 +7,66 @@ Text is stripped and gets one leading space before tokenising (released checkpoi
 marker's spelling inside user text stays text.
 """
 
-import hashlib
-from collections import Counter
-from dataclasses import dataclass
+from functools import partial
 
-from versatile.data.plain_text import text_ids
+from versatile.data.encoders.base import EncodedExample, ExampleEncoder
+from versatile.data.plain_text import leading_space
+from versatile.data.task import ReadOptions
+from versatile.data.token_cache import load_encoded
 from versatile.utils.errors import UserError
 
-
-@dataclass
-class Encoded:
-    """One example as ids.
-
-    Attributes:
-        ids: token ids, prompt then target then eos.
-        types: token-type ids, as many.
-        prompt_length: how many ids stand before the target's text; they carry no loss.
-    """
-
-    ids: list
-    types: list
-    prompt_length: int
-
-    @property
-    def prompt(self):
-        """(ids, types) up to and with the target's marker: where decoding starts."""
-        return self.ids[: self.prompt_length], self.types[: self.prompt_length]
+EMPTY_TARGET = "empty target"
 
 
-class Encoder:
-    """Turns examples of one task into ids.
+class MarkerEncoder(ExampleEncoder):
+    """Turns a `data.task.Example` of a `data.task.Task` into ids.
 
     What does not fit is cut: first each span to its task's limit; then, for the model's positions, the oldest
     turns of a conversation, then the end of what stands before them, and the last turn's end only when nothing
     else is left. The target is never cut for the positions.
 
     Args:
-        tokenizer: the model's fast tokenizer, with the task's markers added.
-        task: a `data.task.Task`.
+        tokenizer: the model's fast tokenizer, with the tasks' markers added.
         positions: no sequence may be longer than this.
         reserve: leave at least this much room behind the prompt (for decoding).
-
-    Attributes:
-        counts: how often something was cut, by what: "over its limit", "over the positions".
     """
 
-    def __init__(self, tokenizer, task, positions, reserve=0):
-        self.task, self.positions, self.reserve = task, positions, reserve
-        self.tokenizer = tokenizer.backend_tokenizer
-        vocabulary = tokenizer.get_vocab()
-        missing = [m for m in task.markers if m not in vocabulary]
-        if missing:
-            raise UserError(
-                f"the tokenizer has no token {missing[0]!r}",
-                location=f"--task {task.name}",
-                expected="a checkpoint trained for this task",
-                remedy="name the checkpoint's own task, or another checkpoint",
-            )
-        self.marker_ids = {m: vocabulary[m] for m in task.markers}
-        self.lead = leading_space(tokenizer)
-        self.counts = Counter()
+    name = "markers"
+    columns = dict(types=("list", None), prompt_length=("number", "i4"))
 
-    def encode(self, examples):
-        """A list of `Example` -> a list of `Encoded`, tokenised in one call.
+    def __init__(self, tokenizer, positions, reserve=0):
+        super().__init__(tokenizer)
+        self.positions, self.reserve, self.lead = positions, reserve, leading_space(tokenizer)
+        self._marker_ids = {}
+
+    def marker_ids(self, task):
+        """{marker: id} of a task; a `UserError` where the tokenizer lacks one."""
+        if task.name not in self._marker_ids:
+            if missing := [marker for marker in task.markers if marker not in self.vocabulary]:
+                raise UserError(
+                    f"the tokenizer has no token {missing[0]!r}",
+                    location=f"--task {task.name}",
+                    expected="a checkpoint trained for this task",
+                    remedy="name the checkpoint's own task, or another checkpoint",
+                )
+            self._marker_ids[task.name] = {marker: self.vocabulary[marker] for marker in task.markers}
+        return self._marker_ids[task.name]
+
+    def settings(self, task):
+        return [task.name, task.markers, task.bos, task.eos, task.bos_type, task.limits, self.positions, self.lead]
+
+    def texts(self, example):
+        return [span.text for span in (*example.context, example.target)]
+
+    def assemble(self, task, example, pieces):
+        """See `ExampleEncoder`.
 
         Raises:
             UserError: a target that does not fit the model's positions even without any context.
         """
-        texts = [span.text for e in examples for span in (*e.context, e.target)]
-        pieces = iter(self._tokenize(texts))
-        out = []
-        for example in examples:
-            context = [(span, next(pieces)) for span in example.context]
-            out.append(self._assemble(example, context, next(pieces)))
-        return out
-
-    def _tokenize(self, texts):
-        return tokenize(self.tokenizer, texts, self.lead)
-
-    def _assemble(self, example, context, target):
-        context = [(span, self._limit(span, ids)) for span, ids in context]
-        target = self._limit(example.target, target)
+        marker_ids = self.marker_ids(task)
+        context = [(span, self._limit(task, span, ids)) for span, ids in zip(example.context, pieces)]
+        target = self._limit(task, example.target, pieces[-1])
         # bos, a marker for every span that cannot be dropped, eos.
         turns = sum(span.turn for span, _ in context)
         fixed = len(context) - max(turns - 1, 0) + 3
@@ -100,17 +79,17 @@ class Encoder:
             )
         room = min(self.positions - fixed - len(target), self.positions - fixed - self.reserve)
         context = self._trim(context, room)
-        ids, types = [self.marker_ids[self.task.bos]], [self.marker_ids[self.task.bos_type or self.task.bos]]
+        ids, types = [marker_ids[task.bos]], [marker_ids[task.bos_type or task.bos]]
         for span, tokens in [*context, (example.target, target)]:
-            marker = self.marker_ids[span.marker]
+            marker = marker_ids[span.marker]
             ids += [marker, *tokens]
-            types += [self.marker_ids[span.type or span.marker]] * (1 + len(tokens))
-        ids.append(self.marker_ids[self.task.eos])
+            types += [marker_ids[span.type or span.marker]] * (1 + len(tokens))
+        ids.append(marker_ids[task.eos])
         types.append(types[-1])
-        return Encoded(ids, types, len(ids) - 1 - len(target))
+        return EncodedExample(ids, types, len(ids) - 1 - len(target))
 
-    def _limit(self, span, ids):
-        limit = self.task.limits.get(span.marker)
+    def _limit(self, task, span, ids):
+        limit = task.limits.get(span.marker)
         if limit is None or len(ids) <= limit:
             return ids
         self.counts["over its limit"] += 1
@@ -139,32 +118,53 @@ class Encoder:
         return [kept[i] for i in kept if i not in dropped]
 
 
-def tokenize(backend, texts, lead):
-    """Lists of ids of texts, stripped, each behind `lead`; a special token spelt in a text stays text.
+def load_split(path, split, task, tokenizer, positions, *, training, options=ReadOptions(), cache_dir=None):
+    """The encoded split of a task's data file: `data.token_cache.EncodedSplit`.
 
     Args:
-        backend: a fast tokenizer's `backend_tokenizer`.
-        texts: a list of strings.
-        lead: see `leading_space`.
+        path: the task's json file.
+        split: "train", "valid" or "test".
+        task: a `data.task.Task`.
+        tokenizer: fast tokenizer with the task's markers.
+        positions: the model's longest sequence.
+        training: drop what cannot be learned from (see `Task.min_tokens`); evaluation drops nothing.
+        options: `data.task.ReadOptions`.
+        cache_dir: where token caches lie.
+
+    Raises:
+        UserError: the file or a record cannot be used, or nothing is left after dropping.
     """
-    stripped = [text.strip() for text in texts]
-    # Without this a user's "<eos_mt>" would become the end token.
-    ids = text_ids(backend, [lead + t for t in stripped])
-    return [own if text else [] for own, text in zip(ids, stripped)]
+    settings = [split, task.min_tokens, training, vars(options), type(task).__module__]
+    encoded = load_encoded(
+        MarkerEncoder(tokenizer, positions), task, split, _read_examples(path, split, task, options),
+        task.content_key(path, split), settings=settings, drop=partial(reason_to_drop, task, training=training),
+        cache_dir=cache_dir,
+    )  # fmt: skip
+    if not len(encoded):
+        dropped = ", ".join(f"{count:,} dropped ({reason})" for reason, count in encoded.report["dropped"].items())
+        raise UserError(f"no example of split {split!r} is left: {dropped or 'there were none'}", location=path,
+                        expected="at least one with an input and a target",
+                        remedy="look at the records, or name another file")  # fmt: skip
+    return encoded
 
 
-def leading_space(tokenizer):
-    """One space, unless the tokenizer puts a word boundary before the first word by itself (SentencePiece)."""
-    ids = tokenizer.encode("a", add_special_tokens=False)
-    return "" if tokenizer.convert_ids_to_tokens(ids)[0].startswith("▁") else " "
+def _read_examples(path, split, task, options):
+    for location, record in task.records(path, split):
+        yield from task.examples(record, location, options)
 
 
-def tokenizer_fingerprint(backend):
-    """A hash of everything that decides which ids a text gets.
-
-    Args:
-        backend: a fast tokenizer's `backend_tokenizer`. A length of its own, with which some come, is taken off.
-    """
-    backend.no_truncation()
-    backend.no_padding()
-    return hashlib.sha256(backend.to_str().encode()).hexdigest()
+def reason_to_drop(task, example, encoded, training=True):
+    """Why an example cannot be used, or None. A model can be scored on one that it could not be trained on."""
+    target = len(encoded.ids) - 1 - encoded.prompt_length
+    # A blank target is a withheld one: the loss of an end token alone says nothing of a model.
+    if target < 1:
+        return EMPTY_TARGET
+    if not training:
+        return None
+    if not any(span.text.strip() for span in example.context):
+        return "empty source"
+    if task.min_tokens > 1:
+        markers = len(example.context) + 2
+        if target < task.min_tokens or encoded.prompt_length - markers < task.min_tokens:
+            return f"a side under {task.min_tokens} tokens"
+    return None

@@ -9,21 +9,16 @@ The originals let an answer that is too long run over the limit, with labels bes
 context in cq than in cqa. Here everything fits, labels stand on their tokens, and cq is the beginning of cqa.
 """
 
-from array import array
-from collections import Counter
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-from versatile.data.encoders.markers import leading_space, tokenize, tokenizer_fingerprint
-from versatile.data.flat_lists import FlatLists, FlatWriter, map_file
+from versatile.data.encoders.base import EncodedExample, ExampleEncoder
+from versatile.data.plain_text import leading_space
 from versatile.data.row_store import Rows
-from versatile.data.token_store import entry_directory, entry_key, open_entry
+from versatile.data.token_cache import load_encoded
 from versatile.utils.errors import UserError
 
 ANS, PAD, UNK, SEP, GEN = "__ans__", "__pad__", "__unk__", "__sep__", "__gen__"
-FILL = -100
-FORMAT, CHUNK = 1, 2000
 
 
 def gen_token(task, add_task_tokens):
@@ -39,7 +34,7 @@ def special_tokens(tasks, add_task_tokens=False, use_sep=False):
 
 @dataclass(frozen=True)
 class Row:
-    """One sample as ids; the five sequences of the originals are views of it.
+    """One sample as ids.
 
     Attributes:
         ids: [n] int32, cqa.
@@ -59,6 +54,12 @@ class Row:
     replayed: bool = False
     id: object = None
 
+    @classmethod
+    def of(cls, encoded, gen, task, replayed=False, id=None):
+        """Of an `EncodedExample`."""
+        ids = np.asarray(encoded.ids, np.int32)
+        return cls(ids, encoded.prompt_length, int(encoded.label), gen, task, replayed, id)
+
     def __len__(self):
         """Tokens of cqa."""
         return len(self.ids)
@@ -73,47 +74,29 @@ class Row:
         """cq and the answer."""
         return self.ids.tolist()
 
-    @property
-    def Y(self):
-        """The next tokens of cqa where it is the answer they tell, `FILL` elsewhere."""
-        return [FILL] * (self.prompt_length - 1) + self.ids[self.prompt_length :].tolist() + [self.last]
-
-    @property
-    def gen_X(self):
-        """The task's start token and cqa."""
-        return [self.gen, *self.ids.tolist()]
-
-    @property
-    def gen_Y(self):
-        """The next tokens of gen_X."""
-        return [*self.ids.tolist(), self.last]
-
 
 class StoredRows(Rows):
-    """The `Row`s of a task's samples, mapped from the token cache; without the questions' ids.
+    """The `Row`s of an `EncodedSplit`; without the questions' ids.
 
-    Attributes:
-        cut: {what was cut: how often}; see `Encoder.counts`.
+    Args:
+        encoded: `data.token_cache.EncodedSplit`.
+        gen, task: as `Row` has them.
     """
 
-    COLUMNS = ("prompt_length", "last")
-
-    def __init__(self, folder, meta, gen, task):
-        self._ids, self._gen, self._task, self.cut = FlatLists.open(folder, "ids"), gen, task, meta["cut"]
-        self._columns = [map_file(folder / f"{name}.bin", np.int32) for name in self.COLUMNS]
+    def __init__(self, encoded, gen, task):
+        self.encoded, self._gen, self._task = encoded, gen, task
 
     def __len__(self):
-        return len(self._ids)
+        return len(self.encoded)
 
     def row(self, number):
-        prompt_length, last = (int(column[number]) for column in self._columns)
-        return Row(self._ids[number], prompt_length, last, self._gen, self._task)
+        return Row.of(self.encoded[number], self._gen, self._task)
 
     def lengths(self):
-        return self._ids.lengths()
+        return self.encoded.lengths
 
 
-class Encoder:
+class QuestionEncoder(ExampleEncoder):
     """Turns `QA`s and generated ids into rows.
 
     What does not fit is cut: the end of the context first, then the end of the answer, down to half of the room;
@@ -132,12 +115,14 @@ class Encoder:
             cannot be used, by reason.
     """
 
+    name = "question_answer"
+    columns = dict(prompt_length=("number", "i4"), label=("number", "i4"))
+
     def __init__(self, tokenizer, max_len, use_sep=False, eos=None, most=None):
-        self.max_len, self.counts, self.most = max_len, Counter(), most or max_len + 1
-        self.tokenizer, self.vocabulary = tokenizer.backend_tokenizer, tokenizer.get_vocab()
+        super().__init__(tokenizer)
+        self.max_len, self.most, self.lead = max_len, most or max_len + 1, leading_space(tokenizer)
         self.ans, self.pad, self.sep = self._id(ANS), self._id(PAD), self._id(SEP) if use_sep else None
         self.eos = tokenizer.eos_token_id if eos is None else self._id(eos)
-        self.lead = leading_space(tokenizer)
         if max_len < 8:
             raise UserError(f"{max_len} tokens are too few for a question and its answer", location="--max_len",
                             expected="at least 8", remedy="use a backbone with more positions")  # fmt: skip
@@ -148,57 +133,48 @@ class Encoder:
                             expected="a model trained for these tasks", remedy="name its own tasks")  # fmt: skip
         return self.vocabulary[token]
 
-    def encode(self, samples, gen, task="", replayed=False):
-        """Training rows.
+    def settings(self, task):
+        return [self.max_len, self.ans, self.pad, self.sep, self.eos, self.lead]
+
+    def texts(self, example):
+        return [example.context, example.question, *example.answers]
+
+    def assemble(self, task, example, pieces):
+        context, question, *answers = pieces
+        answer = self._joined(answers)
+        # One place is the start token's; the labels stand one further.
+        room = self.max_len - 1
+        fixed = 1 + (self.sep is not None)
+        kept = answer[: max(room // 2, room - fixed - len(question))]
+        # Half an answer does not end there: the last label is the token it goes on with.
+        last = self.eos
+        if len(kept) < len(answer):
+            self.counts["answer cut"] += 1
+            last = answer[len(kept)]
+        prompt = self._prompt(*self._cut(context, question, room - len(kept)))
+        return EncodedExample([*prompt, *kept], None, len(prompt), last)
+
+    def encode_rows(self, samples, gen, task="", replayed=False):
+        """Training rows: a list of `Row`.
 
         Args:
-            samples: a list of `QA`.
+            samples: an iterable of `QA`.
             gen: the start token of their task, by name.
             task, replayed: as `Row` has them.
         """
-        start, rows = self._id(gen), []
-        # In pieces: a tokenizer's own records of a text take many times the room of its ids.
-        for first in range(0, len(samples), CHUNK):
-            chunk = samples[first : first + CHUNK]
-            pieces = iter(self.tokenize([text for qa in chunk for text in (qa.context, qa.question, *qa.answers)]))
-            for qa in chunk:
-                context, question = next(pieces), next(pieces)
-                answer = self._joined([next(pieces) for _ in qa.answers])
-                rows.append(self._row(context, question, answer, start, task, replayed, qa.id))
-        return rows
+        start = self._id(gen)
+        return [Row.of(encoded, start, task, replayed, qa.id) for qa, encoded in self.encode_all(task, samples)]
 
-    def load(self, samples, gen, task="", cache_dir=None):
-        """`encode` of many samples, from the cache or tokenised now: `StoredRows`.
+    def load_rows(self, samples, gen, task="", cache_dir=None):
+        """`encode_rows` of many samples, from the cache or encoded now: `StoredRows`.
 
         Args:
             samples: sequence of `QA` with a `content_key`, see `data.row_store`.
-            gen, task: as `encode` takes them.
-            cache_dir: where caches lie (default: `cache_root()/tokens`).
+            gen, task: as `encode_rows` takes them.
+            cache_dir: where token caches lie.
         """
-        settings = [FORMAT, self.max_len, self.ans, self.pad, self.sep, self.eos, self.lead]
-        key = entry_key(samples.content_key, tokenizer_fingerprint(self.tokenizer), settings)
-        folder = entry_directory(key, cache_dir)
-
-        def build(beside):
-            before = Counter(self.counts)
-            self._write(beside, samples, gen)
-            cut, self.counts = self.counts - before, before
-            return dict(cut=dict(cut))
-
-        rows = open_entry(folder, partial(StoredRows, gen=self._id(gen), task=task), build, cache_dir)
-        self.counts += Counter(rows.cut)
-        return rows
-
-    def _write(self, folder, samples, gen):
-        columns = {name: array("i") for name in StoredRows.COLUMNS}
-        with FlatWriter(folder, "ids") as ids:
-            for first in range(0, len(samples), CHUNK):
-                for row in self.encode([*samples[first : first + CHUNK]], gen):
-                    ids.write(row.ids)
-                    for name, column in columns.items():
-                        column.append(getattr(row, name))
-        for name, column in columns.items():
-            (folder / f"{name}.bin").write_bytes(column.tobytes())
+        encoded = load_encoded(self, task, "train", samples, samples.content_key, cache_dir=cache_dir)
+        return StoredRows(encoded, self._id(gen), task)
 
     def prompts(self, samples, reserve):
         """cq of each of `samples` with room for `reserve` more tokens: where an answer is decoded from.
@@ -236,10 +212,6 @@ class Encoder:
             return f"{ANS} beyond {self.max_len} tokens"
         return None
 
-    def tokenize(self, texts):
-        """Lists of ids; each text begins with the leading space it was given in the originals, too."""
-        return tokenize(self.tokenizer, texts, self.lead)
-
     def _joined(self, answers):
         """Several answers are one target, `__pad__` between them, as in the originals; none is an empty one."""
         joined = answers[0] if answers else []
@@ -259,16 +231,3 @@ class Encoder:
 
     def _prompt(self, context, question):
         return [*context, *([] if self.sep is None else [self.sep]), *question, self.ans]
-
-    def _row(self, context, question, answer, gen, task, replayed, id):
-        # One place is the start token's; the labels stand one further.
-        room = self.max_len - 1
-        fixed = 1 + (self.sep is not None)
-        kept = answer[: max(room // 2, room - fixed - len(question))]
-        # Half an answer does not end there: the last label is the token it goes on with.
-        last = self.eos
-        if len(kept) < len(answer):
-            self.counts["answer cut"] += 1
-            last = answer[len(kept)]
-        prompt = self._prompt(*self._cut(context, question, room - len(kept)))
-        return Row(np.array([*prompt, *kept], np.int32), len(prompt), last, gen, task, replayed, id)

@@ -35,8 +35,8 @@ class ImportancePenalty(Strategy):
         """Add the task's importance ω to the earlier tasks', and take the parameters as they are for p*."""
         from versatile.lifelong.batches import BackOff
         from versatile.lifelong.importance import task_batches
-        from versatile.training.evaluation import Progress
         from versatile.training.experiment import say
+        from versatile.utils.progress import Progress
 
         rank, world = self.sequence.rank, self.sequence.world
 

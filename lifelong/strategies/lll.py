@@ -94,7 +94,7 @@ class GenerativeReplay(Strategy):
         """(rows, report) of `replay`, with a progress bar."""
         from versatile.data.encoders.question_answer import gen_token
         from versatile.lifelong import replay, routing
-        from versatile.training.evaluation import Progress
+        from versatile.utils.progress import Progress
 
         sequence, gen = self.sequence, gen_token(task, self.settings.add_task_tokens)
         with Progress(count, f"generating {task}") as done:

@@ -1,16 +1,15 @@
-"""data/token_store.py: a damaged cache entry is noticed, said and made anew; a whole one is used.
+"""data/token_cache.py: a damaged cache entry is noticed, said and made anew; a whole one is used.
 
-    python -m pytest tests/test_token_store.py
+    python -m pytest tests/test_token_cache.py
 """
 
 import json
 
-import numpy as np
 import pytest
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.t5_loading import load_tokenizer
-from versatile.data import cache, question_samples, question_tasks, task, text_to_text
-from versatile.data.encoders import question_answer, sentence_pair
+from versatile.data import question_samples, question_tasks, task, text_to_text
+from versatile.data.encoders import markers, question_answer, sentence_pair
 from versatile.data.encoders import text_to_text as text_to_text_encoder
 
 from tests.scripts import SAMPLES
@@ -33,20 +32,21 @@ def tokenizers():
 def load_rows(kind, tokenizers, folder):
     """Every row of a split, through the cache in `folder`."""
     if kind == "json":
-        split = cache.load(SAMPLES / "mt.json", "valid", task.get_task("mt"), tokenizers[0], 256, training=True,
-                           cache_dir=folder)  # fmt: skip
-        return [tuple(map(np.ndarray.tolist, row[:2])) for row in (split[i] for i in range(len(split)))]
+        split = markers.load_split(SAMPLES / "mt.json", "valid", task.get_task("mt"), tokenizers[0], 256, training=True,
+                                   cache_dir=folder)  # fmt: skip
+        return [(row.ids.tolist(), row.types.tolist()) for row in (split[i] for i in range(len(split)))]
     if kind == "t5":
-        split = text_to_text_encoder.load(text_to_text.get_task("rte"), "validation", tokenizers[2], (24, 4),
-                                          data_dir=SAMPLES / "glue", cache_dir=folder)  # fmt: skip
-        ids = [[side[i].tolist() for i in range(len(split))] for side in (split.sources, split.targets)]
-        return ids, [*split.source_texts], [*split.target_texts]
+        split = text_to_text_encoder.load_split(text_to_text.get_task("rte"), "validation", tokenizers[2], (24, 4),
+                                                data_dir=SAMPLES / "glue", cache_dir=folder)  # fmt: skip
+        rows = [split[i] for i in range(len(split))]
+        texts = [[*split.columns[name]] for name in ("source", "target")]
+        return [(row.ids.tolist(), row.label.tolist()) for row in rows], texts
     if kind == "lifelong":
         store = question_samples.store_task(question_tasks.get_task("ag"), SAMPLES / "lifelong", "train")
-        rows = question_answer.Encoder(tokenizers[3], 80).load(store, "__gen__", "ag", cache_dir=folder)
+        rows = question_answer.QuestionEncoder(tokenizers[3], 80).load_rows(store, "__gen__", "ag", cache_dir=folder)
         return [(row.ids.tolist(), row.prompt_length, row.last) for row in rows]
-    split = sentence_pair.load(SAMPLES / "glue", "rte", "dev", tokenizers[1], 64, cache_dir=folder)
-    return [split[i].tolist() for i in range(len(split))]
+    split = sentence_pair.load_split(SAMPLES / "glue", "rte", "dev", tokenizers[1], 64, cache_dir=folder)
+    return [split[i].ids.tolist() for i in range(len(split))]
 
 
 def cut(path):

@@ -1,0 +1,76 @@
+"""Which of GLUE's files are there, and where to get the others."""
+
+from pathlib import Path
+
+from versatile.data.glue import TASKS, get_task, path_of
+from versatile.utils.errors import UserError
+
+
+def missing(data_dir, names, splits):
+    """[path] of the files that are not there, for tasks and splits."""
+    wanted = [(get_task(name), split) for name in names for split in splits]
+    return [
+        path
+        for task, split in wanted
+        if not (task.pairs and task.has(split, data_dir))
+        and not (path := path_of(data_dir, task.name, split)).is_file()
+    ]
+
+
+def need(data_dir, names, splits, otherwise=""):
+    """A `UserError` that names all files that are not there, and the tasks whose files are.
+
+    Args:
+        otherwise: more advice, before the rest.
+    """
+    gone = missing(data_dir, names, splits)
+    if not gone:
+        return
+    whole = [name for name in names if not missing(data_dir, [name], splits)]
+    if not Path(data_dir).is_dir():
+        raise UserError(
+            "no such directory",
+            location=f"--data_dir {data_dir}",
+            expected="the folder of CoLA/, MNLI/, …",
+            remedy="train_camtl.py --download says where GLUE's files are to be had",
+        )
+    listed = ", ".join(str(path.relative_to(data_dir)) for path in gone[:6]) + (", …" if len(gone) > 6 else "")
+    leave = f"--tasks {' '.join(whole)} leaves them out; " if whole else ""
+    raise UserError(f"no {listed}", location=f"--data_dir {data_dir}", expected="GLUE in the official script's folders",
+                    remedy=f"{otherwise}{leave}--download says where to get them")  # fmt: skip
+
+
+_SOURCE = "https://dl.fbaipublicfiles.com/glue/data/"
+_SCRIPT = "https://github.com/nyu-mll/jiant/blob/master/scripts/download_glue_data.py"
+_ARCHIVES = {"qqp": "QQP-clean.zip", "qnli": "QNLIv2.zip", "ax": "AX.tsv"}
+
+
+def where_to_get(data_dir, names=None):
+    """A text: which of GLUE's files are in a directory, and where those that are not are to be had.
+
+    Args:
+        data_dir: may be None: nothing is there.
+        names: tasks (default: all).
+    """
+    lines, gone = [], []
+    for name in names or TASKS:
+        task = TASKS[name]
+        paths = {split: path_of(data_dir or "", name, split) for split in task.files}
+        absent = [path for path in paths.values() if not (data_dir and path.is_file())]
+        gone += [name] if absent else []
+        shown = "all there" if not absent else "missing: " + ", ".join(f"{p.parent.name}/{p.name}" for p in absent)
+        lines.append(f"{name:8} {shown}")
+    if not gone:
+        return "\n".join([*lines, f"{data_dir} holds everything"])
+    lines += ["", "The official script fetches all of them into a folder and writes these very files:",
+              f"  {_SCRIPT}", "  python download_glue_data.py --data_dir DIR --tasks all",
+              "or single tasks, to be unpacked in that folder:"]  # fmt: skip
+    folders = {}
+    for name in gone:
+        folders.setdefault(TASKS[name].folder, name)
+    for folder, name in folders.items():
+        if name == "mrpc":
+            lines.append("  MRPC         only by the official script, which makes it of the original files")
+        else:
+            lines.append(f"  {folder:12} {_SOURCE}{_ARCHIVES.get(name, f'{folder}.zip')}")
+    return "\n".join(lines)

@@ -1,0 +1,46 @@
+"""How far a long job is, on a terminal and in a log."""
+
+import time
+
+# Without a terminal there is no bar; a line is printed this often instead.
+QUIET_SECONDS = 20
+
+
+class Progress:
+    """A progress bar, with the time left, as a callback that takes the number done so far.
+
+    Without a terminal there is no bar; a line is printed now and then instead.
+
+    Args:
+        total: how many there are to do; None: nobody knows. Then what takes a moment only shows nothing.
+        what: what is done.
+        initial: how many are done already.
+    """
+
+    def __init__(self, total, what, initial=0):
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, desc=what, initial=initial, disable=None, delay=2 if total is None else 0)
+        self.total, self.what, self.initial = total, what, initial
+        self.started = self.told = time.monotonic()
+
+    def __enter__(self):
+        return self.update
+
+    def update(self, done):
+        """So many are done."""
+        now = time.monotonic()
+        if not self.bar.disable:
+            self.bar.update(done - self.bar.n)
+        elif now - self.told > QUIET_SECONDS:
+            self.told = now
+            print(f"{self.what}: {done:,}{self._remaining(done, now)}", flush=True)
+
+    def _remaining(self, done, now):
+        if self.total is None:
+            return ""
+        left = (self.total - done) * (now - self.started) / max(done - self.initial, 1)
+        return f" of {self.total:,}, about {left / 60:.1f} min left"
+
+    def __exit__(self, *error):
+        self.bar.close()
