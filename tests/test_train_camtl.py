@@ -445,11 +445,12 @@ def test_the_sources_of_missing_files_are_printed_and_nothing_is_done(tmp_path):
 
 
 def test_sts_b_submissions_stay_in_range_and_a_wrong_number_of_rows_is_said(tmp_path, caplog):
-    split = SimpleNamespace(indices=np.arange(3))
+    split = SimpleNamespace(columns=dict(index=np.arange(3)))
     prediction.write_predictions(tmp_path, "sts-b", split, np.array([-0.25, 2.5, 5.125]), 7)
     content = (tmp_path / "submission" / "STS-B.tsv").read_text(encoding="utf-8")
     assert content == "index\tprediction\n0\t0.000\n1\t2.500\n2\t5.000\n"
     assert "STS-B.tsv has 3 predictions; GLUE's test file has 1379 rows" in caplog.text
     caplog.clear()
-    prediction.write_predictions(tmp_path, "wnli", SimpleNamespace(indices=np.arange(146)), np.zeros(146), 7)
+    split = SimpleNamespace(columns=dict(index=np.arange(146)))
+    prediction.write_predictions(tmp_path, "wnli", split, np.zeros(146), 7)
     assert not caplog.text
