@@ -46,7 +46,7 @@ def plan(lengths, batch_size, *, world=1, max_tokens=None, seed=0, epoch=0, shuf
 
     def bounds(sizes):
         if max_tokens is None:
-            return _by_count(len(sizes), batch_size * world)
+            return bounds_by_count(len(sizes), batch_size * world)
         return _by_tokens(sizes, max_tokens, world)
 
     return plan_by_size(rounded(np.asarray(lengths)), bounds, seed=seed, epoch=epoch, shuffle=shuffle)
@@ -73,7 +73,8 @@ def plan_by_size(sizes, bounds_of, *, seed=0, epoch=0, shuffle=True):
     return Plan(order, bounds)
 
 
-def _by_count(n, size):
+def bounds_by_count(n, size):
+    """[batches + 1] where each of the batches of `size` begins, and the last one of `n` examples ends."""
     return np.minimum(np.arange(-(-n // size) + 1) * size, n)
 
 

@@ -120,19 +120,17 @@ def csv_rows(path, columns, remedy):
                     f"its columns are {', '.join(header)[:200]!r}", location=location, expected=wanted, remedy=remedy
                 )
         elif len(row) != len(header):
-            yield (
-                location,
-                UserError(
-                    f"{len(row)} columns",
-                    location=location,
-                    remedy="correct the row",
-                    expected=f"{len(header)}, as the header has",
-                ),
-            )
+            yield location, wrong_length(row, header, location)
         else:
             yield location, dict(zip(header, row))
     if header is None:
         raise UserError("is empty", location=path, expected=wanted, remedy=remedy)
+
+
+def wrong_length(row, header, location, remedy="correct the row"):
+    """The `UserError` of a row that has not as many columns as the header."""
+    return UserError(f"{len(row)} columns", location=location, expected=f"{len(header)}, as the header has",
+                     remedy=remedy)  # fmt: skip
 
 
 def bare_csv_rows(path):

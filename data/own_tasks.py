@@ -149,8 +149,8 @@ class OwnTask:
 
     def key(self, split, path):
         """The key of a split in a json file."""
-        held = split_names(path)
-        return next((name for name in SPLITS[split] if name in held), split)
+        names = split_names(path)
+        return next((name for name in SPLITS[split] if name in names), split)
 
     def has(self, split, source=None):
         """Whether the source has rows of a split."""
@@ -217,17 +217,17 @@ class OwnTask:
         """The same task with labels: those of its training rows, sorted, where it does not say which there are."""
         if self.labels:
             return self
-        found = set()
+        occurring = set()
         for location, _, answers in self.rows("train"):
-            found.add(answers[0].strip())
-            if len(found) > MOST_LABELS:
+            occurring.add(answers[0].strip())
+            if len(occurring) > MOST_LABELS:
                 raise UserError(f"has more than {MOST_LABELS} different answers", location=location,
                                 expected="a classification task, or its labels in task.json")  # fmt: skip
-        if len(found) < 2:
-            raise UserError(f"has one answer only: {brief(*found)}", location=self.source,
+        if len(occurring) < 2:
+            raise UserError(f"has one answer only: {brief(*occurring)}", location=self.source,
                             expected="two labels or more")  # fmt: skip
-        numbers = all(text.isascii() and text.isdigit() for text in found)
-        labels = tuple(sorted(found, key=int if numbers else str))
+        numbers = all(text.isascii() and text.isdigit() for text in occurring)
+        labels = tuple(sorted(occurring, key=int if numbers else str))
         metrics = default_metrics(labels) if self.metrics == default_metrics(None) else self.metrics
         return replace(self, labels=labels, metrics=metrics)
 
@@ -288,10 +288,10 @@ def _hub(source, split):
     from versatile.data.text_to_text_rows import load_from_hub
 
     name, _, config = source.partition(":")
-    held = hub_splits(source)
-    own = next((own for own in SPLITS[split] if own in held), None)
+    names = hub_splits(source)
+    own = next((own for own in SPLITS[split] if own in names), None)
     if own is None:
-        raise UserError(f"has no {split} split, but {', '.join(held)}", location=source,
+        raise UserError(f"has no {split} split, but {', '.join(names)}", location=source,
                         expected=" or ".join(SPLITS[split]))  # fmt: skip
     return load_from_hub(name, config or None, own)
 
@@ -369,10 +369,10 @@ def _beside(path):
 
 
 def _settings(path):
-    found = read_json_object(path, "correct it")
-    if isinstance(found.get("prompt"), str):
-        found["prompt"] = [found["prompt"]]
-    return validate(found, SCHEMA, path, "correct the file")
+    settings = read_json_object(path, "correct it")
+    if isinstance(settings.get("prompt"), str):
+        settings["prompt"] = [settings["prompt"]]
+    return validate(settings, SCHEMA, path, "correct the file")
 
 
 def from_json(content, location):

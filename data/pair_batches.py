@@ -6,7 +6,7 @@ weight in the *global* batch, whose loss is the mean over its tasks of the mean 
 """
 
 import numpy as np
-from versatile.data.batching import JoinedSplits, Plan, draw_cyclic
+from versatile.data.batching import JoinedSplits, Plan, bounds_by_count, draw_cyclic
 from versatile.data.padding import pad, padded_width, tensors, token_mask
 
 # Batches of which it is known which tasks they have: more than any optimizer step is made of.
@@ -63,8 +63,7 @@ class PairBatches(JoinedSplits):
         """This epoch's `Plan`; the same in every process."""
         if self._planned is None or self._planned[0] != epoch:
             order = self.shuffled(epoch)
-            bounds = np.minimum(np.arange(-(-len(order) // self.size) + 1) * self.size, len(order))
-            self._planned = epoch, Plan(order, bounds)
+            self._planned = epoch, Plan(order, bounds_by_count(len(order), self.size))
         return self._planned[1]
 
     def shuffled(self, epoch):

@@ -49,11 +49,6 @@ def leading_space(tokenizer):
     return "" if tokenizer.convert_ids_to_tokens(ids)[0].startswith("▁") else " "
 
 
-def ended_ids(tokenizer, texts):
-    """`text_ids` of a T5's fast tokenizer, each with the end token behind it."""
-    return [[*ids, tokenizer.eos_token_id] for ids in text_ids(tokenizer.backend_tokenizer, texts)]
-
-
 def _plain(backend):
     """The same tokenizer without special tokens: their pieces keep their numbers and match no text."""
     content = backend.to_str()

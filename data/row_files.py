@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from versatile.data.files import bare_csv_rows, open_bytes, text_lines
+from versatile.data.files import bare_csv_rows, open_bytes, text_lines, wrong_length
 from versatile.data.json_files import list_items
 from versatile.data.json_text import loads
 from versatile.utils.errors import UserError, brief
@@ -82,8 +82,7 @@ def _table(rows):
                     remedy="correct the first line",
                 )
         elif len(row) != len(header):
-            raise UserError(f"{len(row)} columns", location=location, expected=f"{len(header)}, as the header has",
-                            remedy="correct the row")  # fmt: skip
+            raise wrong_length(row, header, location)
         else:
             yield location, dict(zip(header, row))
 

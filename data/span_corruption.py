@@ -94,14 +94,14 @@ def lengths(limit, density, mean_span):
 
 def sentinels_of(tokenizer):
     """Ids of <extra_id_0>, <extra_id_1>, …; a `UserError` for a tokenizer without them."""
-    found, vocabulary = [], tokenizer.get_vocab()
-    while f"<extra_id_{len(found)}>" in vocabulary:
-        found.append(vocabulary[f"<extra_id_{len(found)}>"])
-    if not found:
+    sentinels, vocabulary = [], tokenizer.get_vocab()
+    while f"<extra_id_{len(sentinels)}>" in vocabulary:
+        sentinels.append(vocabulary[f"<extra_id_{len(sentinels)}>"])
+    if not sentinels:
         raise UserError(
             "it has no sentinels (<extra_id_0> …)", location="--tokenizer_name", expected="a T5's tokenizer"
         )
-    return found
+    return sentinels
 
 
 def chunks(texts, tokenizer, length):
@@ -179,6 +179,6 @@ class EpochBatches:
         """For every batch of an epoch the numbers of its rows, one list per process."""
         generator = torch.Generator().manual_seed(self.seed + epoch)
         order = torch.randperm(self.size, generator=generator) + epoch * self.size
-        each = self.batch_size * self.replicas
-        for first in range(0, len(self) * each, each):
-            yield [order[first + rank : first + each : self.replicas].tolist() for rank in range(self.replicas)]
+        step = self.batch_size * self.replicas
+        for first in range(0, len(self) * step, step):
+            yield [order[first + rank : first + step : self.replicas].tolist() for rank in range(self.replicas)]

@@ -139,8 +139,8 @@ def _similar_conditions(where, columns):
     for number, (operator, text) in enumerate(zip(operators, texts[1:]), start=1):
         value, following = text, ""
         if number < len(operators):
-            value, found, following = f" {text} ".rpartition(" and ")
-            if not found:
+            value, separator, following = f" {text} ".rpartition(" and ")
+            if not separator:
                 return None
         if not _key(name):
             return None
@@ -159,11 +159,11 @@ def _exact_conditions(where, columns):
         return None
     choice = "|".join(r"\s*".join(map(re.escape, name)) for name in names)
     operators = "|".join(re.escape(operator.lower()) for operator in OPERATORS)
-    found = list(re.finditer(rf"(?:(?<=\s)|^)({choice})\s+({operators})(?=\s|$)", where))
-    if not found or where[: found[0].start()].strip():
+    matches = list(re.finditer(rf"(?:(?<=\s)|^)({choice})\s+({operators})(?=\s|$)", where))
+    if not matches or where[: matches[0].start()].strip():
         return None
     conditions = []
-    for match, following in zip(found, [*found[1:], None]):
+    for match, following in zip(matches, [*matches[1:], None]):
         value = where[match.end() : following.start() if following else None].split()
         if following:
             if not value or value[-1] != "and":

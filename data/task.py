@@ -302,8 +302,8 @@ def forms(kind, first=()):
         kind: a key of `FORMS`.
         first: names that come first, in this order; the others follow by name.
     """
-    found = {form.name: form for task in load_tasks().values() for form in task.forms(kind)}
-    return {name: found[name] for name in [*first, *sorted(set(found) - set(first))]}
+    by_name = {form.name: form for task in load_tasks().values() for form in task.forms(kind)}
+    return {name: by_name[name] for name in [*first, *sorted(set(by_name) - set(first))]}
 
 
 def resolve(name):

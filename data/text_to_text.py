@@ -150,7 +150,7 @@ def test_is_validation(task, data_dir=None, split_validation_test=False):
     if split_validation_test and task.rule:
         return False
     names = [_split_names(task, split, split_validation_test) for split in ("validation", "test")]
-    one, other = (rows_of.origin(task, found, data_dir) for found in names)
+    one, other = (rows_of.origin(task, candidates, data_dir) for candidates in names)
     return one == other
 
 

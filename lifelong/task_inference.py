@@ -10,6 +10,7 @@ import torch
 from versatile.adapters.pooling import mean_pool
 from versatile.adapters.routing import NO_TASK
 from versatile.data.encoders.question_answer import gen_token
+from versatile.data.padding import pad, tensors, token_mask
 from versatile.lifelong import routing
 from versatile.lifelong.answers import log_probabilities
 from versatile.utils.devices import autocast
@@ -92,10 +93,10 @@ class EmbeddingInference:
         model, rows = predictor.model, predictor.encoder.prompts(qas, 1)
         device, parts = next(model.parameters()).device, []
         for first in range(0, len(rows), batch_size):
-            chunk = [torch.tensor(ids) for ids in rows[first : first + batch_size]]
-            ids = torch.nn.utils.rnn.pad_sequence(chunk, True, predictor.tokenizer.pad_token_id)
-            mask = torch.arange(ids.shape[1]) < torch.tensor([len(c) for c in chunk])[:, None]
-            ids, mask = ids.to(device), mask.long().to(device)
+            chunk = rows[first : first + batch_size]
+            width = max(map(len, chunk))
+            arrays = dict(ids=pad(chunk, width, predictor.tokenizer.pad_token_id), mask=token_mask(chunk, width))
+            ids, mask = (tensor.to(device) for tensor in tensors(arrays).values())
             with autocast(device, predictor.dtype):
                 states = model.input_states(ids, mask, torch.full((len(ids),), NO_TASK))
             parts.append(mean_pool(states.float(), mask).cpu())

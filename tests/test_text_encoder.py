@@ -12,7 +12,6 @@ from versatile.adapters.t5_loading import load_tokenizer
 from versatile.data import text_to_text
 from versatile.data.columns import ColumnWriter, open_column
 from versatile.data.encoders.text_to_text import TextEncoder, load_split
-from versatile.data.plain_text import ended_ids
 from versatile.data.row_store import RowStore
 from versatile.utils.errors import UserError
 
@@ -47,7 +46,7 @@ def test_a_mapped_split_is_what_the_texts_give_one_by_one(name, choice, tokenize
     columns = split.columns
     assert [*columns["source"]] == [*rows["source"]] and [*columns["target"]] == [*rows["target"]]
     for column, ids_of, limit in (("source", columns["ids"], 12), ("target", columns["label"], 3)):
-        whole = ended_ids(tokenizer, rows[column])
+        whole = tokenizer([*rows[column]]).input_ids
         expected = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in whole]
         assert [ids_of[i].tolist() for i in range(len(ids_of))] == expected
         assert split.report["cut"].get(column, 0) == sum(len(ids) > limit for ids in whole)

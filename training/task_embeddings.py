@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 from versatile.adapters.pooling import POOLINGS
-from versatile.data.plain_text import ended_ids
+from versatile.data.encoders.text_to_text import TextEncoder
+from versatile.data.text_to_text import TextExample
 from versatile.utils.devices import autocast
 from versatile.utils.screen import align_columns
 
@@ -26,10 +27,10 @@ def task_embedding(model, tokenizer, texts, length, batch_size=32, pooling="mean
     """
     device = next(model.parameters()).device
     total = torch.zeros(model.config.d_model, dtype=torch.float64)
-    order = sorted(texts, key=len)
+    order, encoder = sorted(texts, key=len), TextEncoder(tokenizer, (length,))
     for start in range(0, len(order), batch_size):
-        ids = ended_ids(tokenizer, order[start : start + batch_size])
-        rows = [own if len(own) <= length else [*own[: length - 1], own[-1]] for own in ids]
+        examples = (TextExample(text, None) for text in order[start : start + batch_size])
+        rows = [encoded.ids for _, encoded in encoder.encode_all(None, examples)]
         batch = tokenizer.pad(dict(input_ids=rows), return_tensors="pt").to(device)
         with autocast(device, dtype):
             states = model.get_encoder()(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
