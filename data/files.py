@@ -85,21 +85,16 @@ def text_lines(path):
     with open_bytes(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
             if len(line) > LONGEST:
-                raise UserError(
-                    f"a line of more than {LONGEST >> 20} MiB",
-                    location=f"{path}:{number}",
-                    expected="lines of text",
-                    remedy="check that this is the right file, and its line ends",
-                )
+                raise UserError(f"a line of more than {LONGEST >> 20} MiB", location=f"{path}:{number}",
+                                expected="lines of text",
+                                remedy="check that this is the right file, and its line ends")  # fmt: skip
             try:
                 yield number, line.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise UserError(
-                    f"byte {line[error.start]:#x} is not UTF-8 text",
-                    location=f"{path}:{number}",
-                    expected="a text file in UTF-8",
-                    remedy="save it as UTF-8, e.g. iconv -f latin1 -t utf-8 old > new",
-                ) from error
+                raise UserError(f"byte {line[error.start]:#x} is not UTF-8 text", location=f"{path}:{number}",
+                                expected="a text file in UTF-8",
+                                remedy="save it as UTF-8, e.g. iconv -f latin1 -t utf-8 old > new",
+                                ) from error  # fmt: skip
 
 
 def csv_rows(path, columns, remedy):
@@ -148,18 +143,11 @@ def bare_csv_rows(path):
             row = next(rows, None)
         except csv.Error as error:
             if "field limit" in str(error):
-                raise UserError(
-                    f"a field of more than {LONGEST >> 20} MiB",
-                    location=location,
-                    expected="fields of text",
-                    remedy="look for a quotation mark that nothing closes",
-                ) from error
-            raise UserError(
-                f"is not valid csv: {error}",
-                location=location,
-                remedy="correct the row",
-                expected='quotes in pairs, inner ones as ""',
-            ) from error
+                raise UserError(f"a field of more than {LONGEST >> 20} MiB", location=location,
+                                expected="fields of text", remedy="look for a quotation mark that nothing closes",
+                                ) from error  # fmt: skip
+            raise UserError(f"is not valid csv: {error}", location=location, remedy="correct the row",
+                            expected='quotes in pairs, inner ones as ""') from error  # fmt: skip
         if row is None:
             return
         line = rows.line_num + 1

@@ -75,12 +75,8 @@ def _table(rows):
         if header is None:
             header = [name.strip() for name in row]
             if len(set(header)) < len(header):
-                raise UserError(
-                    "two columns have the same name",
-                    location=location,
-                    expected="a header of different names",
-                    remedy="correct the first line",
-                )
+                raise UserError("two columns have the same name", location=location,
+                                expected="a header of different names", remedy="correct the first line")  # fmt: skip
         elif len(row) != len(header):
             raise wrong_length(row, header, location)
         else:

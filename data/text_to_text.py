@@ -73,12 +73,7 @@ def load(task, split, data_dir=None, files=None, seed=42, split_validation_test=
 
 
 class TextExample(NamedTuple):
-    """One example.
-
-    Attributes:
-        source, target: texts; the target may be None, of a source that is answered.
-        further: a list of further targets that are right, in a task that has them.
-    """
+    """A source, its target (None: it is to be answered), and in some tasks further targets that are right."""
 
     source: str
     target: str | None

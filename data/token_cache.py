@@ -36,6 +36,7 @@ class EncodedSplit:
         task: the task's name.
         split: the split's name.
         columns: {name: column}: the ids, and what the encoder keeps beside them.
+        prompt_lengths, labels: two of these columns, or None.
         report: {kept: examples that are left, dropped: {reason: count}, cut: {what: count}}. With a limit `kept` counts
             the examples beyond it, too.
         key: names the content; a resumed run checks it.
@@ -44,6 +45,7 @@ class EncodedSplit:
     def __init__(self, folder, meta, task, split):
         self.task, self.split, self.report = task, split, meta["report"]
         self.columns = {name: open_column(folder, name, *kind) for name, kind in meta["columns"].items()}
+        self.prompt_lengths, self.labels = self.columns.get("prompt_length"), self.columns.get("label")
         self.key = meta["key"] if len(self) == self.report["kept"] else f"{meta['key']}:{len(self)}"
 
     def __len__(self):
@@ -59,16 +61,6 @@ class EncodedSplit:
     def lengths(self):
         """[n] tokens of each example."""
         return self.columns["ids"].lengths().astype("i4")
-
-    @property
-    def prompt_lengths(self):
-        """[n] tokens before each target."""
-        return self.columns["prompt_length"]
-
-    @property
-    def labels(self):
-        """What `EncodedExample.label` is, of all examples."""
-        return self.columns["label"]
 
 
 def load_encoded(encoder, task, split, examples, content, *, settings=(), drop=None, limit=None, cache_dir=None,

@@ -43,12 +43,9 @@ class MarkerEncoder(ExampleEncoder):
         """{marker: id} of a task; a `UserError` where the tokenizer lacks one."""
         if task.name not in self._marker_ids:
             if missing := [marker for marker in task.markers if marker not in self.vocabulary]:
-                raise UserError(
-                    f"the tokenizer has no token {missing[0]!r}",
-                    location=f"--task {task.name}",
-                    expected="a checkpoint trained for this task",
-                    remedy="name the checkpoint's own task, or another checkpoint",
-                )
+                raise UserError(f"the tokenizer has no token {missing[0]!r}", location=f"--task {task.name}",
+                                expected="a checkpoint trained for this task",
+                                remedy="name the checkpoint's own task, or another checkpoint")  # fmt: skip
             self._marker_ids[task.name] = {marker: self.vocabulary[marker] for marker in task.markers}
         return self._marker_ids[task.name]
 
@@ -71,12 +68,10 @@ class MarkerEncoder(ExampleEncoder):
         turns = sum(span.turn for span, _ in context)
         fixed = len(context) - max(turns - 1, 0) + 3
         if fixed + len(target) > self.positions:
-            raise UserError(
-                f"the target has {len(target)} tokens, with markers {fixed + len(target)}",
-                location=example.location,
-                expected=f"at most {self.positions}, the model's positions",
-                remedy="shorten the target, drop the example, or use a backbone with more positions",
-            )
+            raise UserError(f"the target has {len(target)} tokens, with markers {fixed + len(target)}",
+                            location=example.location, expected=f"at most {self.positions}, the model's positions",
+                            remedy="shorten the target, drop the example, or use a backbone with more positions",
+                            )  # fmt: skip
         room = min(self.positions - fixed - len(target), self.positions - fixed - self.reserve)
         context = self._trim(context, room)
         ids, types = [marker_ids[task.bos]], [marker_ids[task.bos_type or task.bos]]

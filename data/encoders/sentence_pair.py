@@ -100,10 +100,6 @@ def load_split(data_dir, name, split, tokenizer, max_length, *, limit=None, cach
 def _read_examples(data_dir, task, split):
     for example in glue.iter_examples(data_dir, task.name, split):
         if example.label is None and split != "test":
-            raise UserError(
-                "has no labels",
-                location=example.location,
-                expected=f"a column {task.label_column!r}",
-                remedy="name a file with labels",
-            )
+            raise UserError("has no labels", location=example.location, expected=f"a column {task.label_column!r}",
+                            remedy="name a file with labels")  # fmt: skip
         yield example
