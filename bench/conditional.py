@@ -238,7 +238,7 @@ class Work:
 
     def choosing_by_task(self):
         import torch
-        from versatile.data.pair_batches import tensors
+        from versatile.data.padding import tensors
         from versatile.utils import uncertainty
 
         owners = self.batches.owners(self.candidates)
@@ -249,21 +249,25 @@ class Work:
 
 
 class MadeUpPairs:
-    """A task's random rows, with the interface of `data.encoders.sentence_pair.PairSplit`."""
+    """A task's random rows, with the interface of `data.token_cache.EncodedSplit`."""
 
     def __init__(self, args, labels, seed):
         import numpy as np
 
         rng = np.random.default_rng(args.seed + seed)
         self.lengths = common.lengths(args.train_batch_size, args.mean_length, args.max_seq_length, args.seed + seed)
-        self.firsts, self.labels = self.lengths // 2, np.floor(rng.random(len(self.lengths)) * labels)
+        self.labels = np.floor(rng.random(len(self.lengths)) * labels)
         self.rows = [rng.integers(1, common.VOCABULARY, length) for length in self.lengths]
 
     def __len__(self):
         return len(self.rows)
 
     def __getitem__(self, row):
-        return self.rows[row]
+        from versatile.data.encoders.base import EncodedExample
+
+        ids = self.rows[row]
+        first = len(ids) // 2
+        return EncodedExample(ids, [0] * first + [1] * (len(ids) - first), len(ids))
 
 
 if __name__ == "__main__":
