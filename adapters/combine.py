@@ -23,7 +23,7 @@ from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods import pointer as self_copy
 from versatile.adapters.methods.base import added_parameters
-from versatile.adapters.methods.registry import BARE, all_methods
+from versatile.adapters.methods.registry import BARE, FULL, get_method
 from versatile.utils.errors import UserError
 
 
@@ -100,19 +100,16 @@ def open_source(directory, tasks=None):
     return model, tokenizer
 
 
-# Published ways of adapting a T5 that have no file in methods/: why a task cannot be taken out.
-SHARED = {
-    "meta": "its hypernetworks generate the adapters of all tasks that were trained together",
-    "adapters": "the layer norms of its adapters, or of the T5, belong to all tasks that were trained together",
-}
+# Why a task with "adapters" cannot be taken out of a T5 of train_t5.py.
+_SHARED_NORMS = "the layer norms of its adapters, or of the T5, belong to all tasks that were trained together"
 
 
 def _refuse_shared(held, tasks, directory):
     """A `UserError` where a task asked for was trained with what tasks share; `held` is a `Manifest` or None."""
     for task in (tasks or held.tasks) if held else ():
         name = held.methods.get(task, {}).get("method")
-        known = all_methods()
-        if reason := known[name].load_class().shared if name in known else SHARED.get(name):
+        reason = _SHARED_NORMS if (held.encoder, name) == ("text_to_text", "adapters") else None
+        if name not in (None, FULL) and (reason := reason or get_method(name).load_class().shared):
             raise UserError(
                 f"task {task!r} was trained with {name}: {reason}",
                 location=_flag(directory, tasks and task),

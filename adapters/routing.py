@@ -14,6 +14,8 @@ NO_TASK = -1
 # Up to so many tokens a forward, one product over the units of all tasks is faster than one product a task, though
 # most of what it computes is masked out.
 FUSED_TOKENS = 256
+# The same of adapters that are computed for each batch: positions of each row.
+FUSED_LENGTH = 2
 
 
 class TaskRouter:
@@ -30,6 +32,7 @@ class TaskRouter:
         kept: what methods compute once per forward, by keys of their own.
         prepare: what methods do once per forward, before the blocks run: callables without arguments.
         chained: a task's rows see the prompts of the tasks before it, too.
+        inputs: how many inputs an encoder has read; what a method keeps while an output is decoded ends with the next.
     """
 
     def __init__(self):
@@ -38,7 +41,8 @@ class TaskRouter:
         self.which = self.order = None
         self.kept, self._masks = {}, {}
         self.prepare = []
-        self.chained = False
+        self.chained, self.inputs = False, 0
+        self._routed = None
 
     def route(self, task_ids, rows):
         """Group a batch's rows by task.
@@ -55,6 +59,18 @@ class TaskRouter:
             ValueError: an id that names no task, a count that does not fit, no ids though there are several
                 tasks.
         """
+        # All steps of decoding pass the same tensor: it is read once.
+        version = None if task_ids is None or task_ids.is_inference() else task_ids._version
+        key = (rows, version, list(self.tasks))
+        if version is None or self._routed is None or self._routed[0] is not task_ids or self._routed[1] != key:
+            self._routed = task_ids, key, self._group(task_ids, rows)
+        self.kept = {}
+        for prepare in self.prepare:
+            prepare()
+        return self._routed[2]
+
+    def _group(self, task_ids, rows):
+        """The rows' task ids; arguments and errors as of `route`."""
         if task_ids is None:
             if len(self.tasks) > 1:
                 raise ValueError(f"task_ids is needed: this model holds {len(self.tasks)} tasks {self.tasks}")
@@ -70,15 +86,13 @@ class TaskRouter:
         present = list(dict.fromkeys(ids))
         names = [*self.tasks, None]
         self.runs = [(names[task], ids.count(task)) for task in present]
-        self.which, self.order, self.kept, self._masks = None, None, {}, {}
+        self.which, self.order, self._masks = None, None, {}
         if len(present) > 1:
             device = task_ids.device
             self.which = torch.tensor([present.index(i) for i in ids], device=device)
             if len(list(itertools.groupby(ids))) > len(present):
                 order = torch.argsort(self.which, stable=True)
                 self.order = order, torch.argsort(order)
-        for prepare in self.prepare:
-            prepare()
         return ids
 
     def checkpoint_contexts(self):
@@ -100,7 +114,7 @@ class TaskRouter:
 
     def __getstate__(self):
         # A copy starts without a batch: tensors in the middle of a graph cannot be copied.
-        return self.__dict__ | dict(kept={})
+        return self.__dict__ | dict(kept={}, _routed=None)
 
     @property
     def present(self):
@@ -118,7 +132,19 @@ class TaskRouter:
         if self.which is None:
             return vectors[0][None, None]
         stacked = vectors if torch.is_tensor(vectors) else torch.stack(list(vectors))
-        return stacked[self.which.to(stacked.device)].unsqueeze(1)
+        return stacked.index_select(0, self.which_on(stacked.device)).unsqueeze(1)
+
+    def which_on(self, device):
+        """`which` on a device; copied there once for a batch."""
+        if device not in self._masks:
+            self._masks[device] = self.which.to(device)
+        return self._masks[device]
+
+    def layer_norm(self, hidden, gains, biases, eps):
+        """Layer norm of hidden states [rows, length, width], each row with its own task's gain and bias: those of each
+        run, as `of_rows` takes them."""
+        normed = F.layer_norm(hidden, hidden.shape[-1:], eps=eps)
+        return torch.addcmul(self.of_rows(biases), normed, self.of_rows(gains))
 
     def mask(self, units, like):
         """[rows, 1, sum of units] one where a unit belongs to the row's task, else zero.
@@ -172,6 +198,32 @@ class GroupedProduct:
     def is_fused(hidden):
         """Whether hidden states of several tasks go through one product."""
         return not torch.is_grad_enabled() and hidden.shape[0] * hidden.shape[1] <= FUSED_TOKENS
+
+    def stacked(self, hidden, adapters, router):
+        """As `__call__`, of adapters whose matrices are computed, not parameters, and lie in one tensor each.
+
+        In a batch that mixes tasks one batched product takes every row's own matrices.
+
+        Args:
+            adapters: has down [runs, units, in], down_bias [runs, units], up [runs, out, units], up_bias [runs, out],
+                without their first axis where the batch has one run; and `units()`, (down, its bias, up) of all as one.
+        """
+        activation = self.activation or (lambda inner: inner)
+        if router.which is None:
+            inner = activation(F.linear(hidden, adapters.down, adapters.down_bias))
+            return F.linear(inner, adapters.up, adapters.up_bias)
+        if not torch.is_grad_enabled() and hidden.shape[1] <= FUSED_LENGTH:
+            down, bias, up = adapters.units()
+            inner = activation(F.linear(hidden, down, bias))
+            inner = inner * router.mask((adapters.down.shape[1],) * len(adapters.down), inner)
+            return F.linear(inner, up) + router.of_rows(adapters.up_bias)
+
+        def of_rows(inputs, weight, bias):
+            weight = weight.index_select(0, router.which_on(weight.device))
+            return torch.baddbmm(router.of_rows(bias), inputs, weight.transpose(1, 2))
+
+        inner = activation(of_rows(hidden, adapters.down, adapters.down_bias))
+        return of_rows(inner, adapters.up, adapters.up_bias)
 
     def by_task(self, hidden, adapters, router):
         """As `__call__`, a product for each task."""

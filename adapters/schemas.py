@@ -1,6 +1,6 @@
 """What the json files of model directories hold: key -> type and range, for every kind of directory."""
 
-from versatile.adapters.methods.registry import all_methods
+from versatile.adapters.methods.registry import BARE, all_methods
 from versatile.utils.errors import UserError
 from versatile.utils.schema import Choice, Flag, ListOf, MapOf, Number, Record, Text, Whole
 
@@ -206,7 +206,7 @@ def check_sizes(methods, state, location):
             for setting, (ending, axis) in sizes.items():
                 found = {tensor.shape[axis] for key, tensor in held if key.endswith(ending) and tensor.dim() > axis}
                 said = {method[setting]} if name == method["method"] else set()
-                if said != found and (said or name == "bottleneck"):
+                if said != found and (said or method["method"] == BARE):
                     sizes = [min(size, default=0) for size in (said, found)]
                     what = setting.removeprefix("adapter_")
                     raise UserError(f"the {what} of {task!r} is {sizes[0]}, that of its tensors {sizes[1]}",

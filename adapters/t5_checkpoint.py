@@ -21,8 +21,8 @@ from versatile.adapters import schemas
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.checkpoint import WEIGHTS, WHOLE, backbone_name, save_whole
+from versatile.adapters.imports.hyperformer import original_names, original_parameters
 from versatile.adapters.manifest import BACKBONE, CONFIG
-from versatile.adapters.methods.hypernetworks import original_name
 from versatile.adapters.methods.registry import method_of
 from versatile.adapters.t5_model import PORT_METHODS, T5Settings, attach, check_kind, is_added
 from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors, write_tensors
@@ -61,9 +61,9 @@ def _carried(model):
 
 def adapter_state(model):
     """{published name: tensor} of what stands beside the backbone, and of those of its tensors that are trained."""
-    carried = _carried(model)
+    carried, names = _carried(model), original_names(model)
     return {
-        original_name(name): p.detach()
+        names[name]: p.detach()
         for name, p in model.named_parameters()
         if is_added(name) or (p.requires_grad and not carried)
     }
@@ -98,7 +98,7 @@ def save(model, tokenizer, directory, state=None):
             checksum=write_tensors(directory / WEIGHTS, state),
             d_model=model.config.d_model,
             layers=[len(model.encoder.block), len(model.decoder.block)],
-            trained_backbone=sorted(name for name in state if not is_added(name)),
+            trained_backbone=sorted(n for n, _ in model.named_parameters() if n in state and not is_added(n)),
             **backbone, **common,
         ))  # fmt: skip
     tokenizer.save_pretrained(directory)
@@ -196,8 +196,7 @@ def _copy_state(model, state, location):
 def _wanted(model):
     """{published name: parameter} of what a file of adapters must hold."""
     kept = adapter_state(model)
-    wanted = {original_name(n): p for n, p in model.named_parameters()}
-    return {name: p for name, p in wanted.items() if name in kept}
+    return {name: p for name, p in original_parameters(model).items() if name in kept}
 
 
 def _backbone_of(path, config):
@@ -245,14 +244,7 @@ def _tokenizer_of(path, model):
 @torch.no_grad()
 def refuse_idle(model, location):
     """A `UserError` where a task's adapters add nothing anywhere: loaded, they would change no output."""
-    generator = torch.Generator().manual_seed(0)
-    probe = torch.randn(1, 2, model.config.d_model, generator=generator).to(model.shared.weight)
     for task in model.tasks:
-        ids = torch.tensor([model.task_id(task)])
-        if model.added:
-            idle = all(method.is_idle(task) for method in model.added.values())
-        else:
-            idle = not any(hooks.adapters.step(ids, 1, probe.device).adds(probe) for hooks in model.stack_hooks)
-        if idle:
+        if all(method.is_idle(task) for method in model.added.values()):
             raise UserError(f"the adapters of {task!r} change nothing: what they add is zero in every layer",
                             location=location, remedy="train them, or load the right file")  # fmt: skip

@@ -1,4 +1,4 @@
-"""A T5 with adapters in it: settings, attaching, choosing and counting what is trained. See adapters/t5.py."""
+"""A T5 for several tasks: settings, attaching, choosing and counting what is trained. See adapters/t5.py."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from torch import nn
 from versatile.adapters.attach import WithMethods, check_methods, put_method
 from versatile.adapters.backbones.family import backbone_of
-from versatile.adapters.methods import hypernetworks as hypernet
+from versatile.adapters.imports.hyperformer import original_names
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
-from versatile.adapters.methods.registry import method_of
+from versatile.adapters.methods.registry import get_method, method_of
+from versatile.adapters.routing import TaskRouter
 from versatile.adapters.schemas import PORT_METHODS, PUBLISHED_T5
 from versatile.utils.errors import UserError
 
 METHODS = (*PUBLISHED_T5, *PORT_METHODS)
 MODEL_TYPES = ("t5", "mt5")
-_STEP = "adapter_step"
 
 
 @dataclass
@@ -24,8 +24,8 @@ class T5Settings:
     Attributes:
         method: one of `METHODS`. "finetune" trains the T5 itself. "adapters": an adapter for each task. "hyperformer":
             for each stack one hypernetwork with a generator for feed-forward and one for self-attention.
-            "hyperformer++": one with a single generator. "meta": a hypernetwork for each layer and site.
-            The others are those of adapters/methods/, as on any backbone.
+            "hyperformer++": one with a single generator. "meta": a hypernetwork for each layer and site
+            ("hyperformer-per-layer"). All are those of adapters/methods/, as on any backbone.
         method_settings: of these, {setting: value}.
         reduction_factor: the adapters' width is d_model // reduction_factor.
         non_linearity: of the adapters; one of `ACTIVATIONS`.
@@ -72,9 +72,9 @@ class TaskT5(WithMethods):
     """Mixed into a transformers T5's class: `forward` takes one task id a row.
 
     Attributes:
-        tasks: names of the tasks; a task's id is its place.
+        tasks: names of the tasks; a task's id is its index.
         settings: `T5Settings`.
-        routes: `hypernet.Routes`.
+        router: `TaskRouter` shared by the methods.
     """
 
     def forward(
@@ -99,6 +99,10 @@ class TaskT5(WithMethods):
             task_ids: [rows] one task id a row; -1 is no adapter; None where there is one task.
             num_items_in_batch: the loss is the sum over labels divided by this (default: their number).
         """
+        if encoder_outputs is not None:
+            # Else the encoder's input is routed.
+            rows = decoder_inputs_embeds if decoder_input_ids is None else decoder_input_ids
+            self.router.route(task_ids, len(labels if rows is None else rows))
         output = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -125,8 +129,27 @@ class TaskT5(WithMethods):
         """As transformers'; a block that is recomputed meets the tasks of its own forward."""
         given = dict(gradient_checkpointing_kwargs or {})
         if self.added and given.get("use_reentrant") is not True:
-            given |= dict(use_reentrant=False, context_fn=self.routes.router.checkpoint_contexts)
+            given |= dict(use_reentrant=False, context_fn=self.router.checkpoint_contexts)
         super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=given or None, **kwargs)
+
+    def route_stack(self, stack, args, kwargs):
+        """Forward pre-hook of encoder and decoder: the batch's tasks, which the encoder's input begins with."""
+        task_ids, block = kwargs.pop("task_ids", None), stack.block[0]
+        if self.added and block.gradient_checkpointing and stack.training:
+            how = getattr(block, "_gradient_checkpointing_func", None)
+            if getattr(how, "keywords", {}).get("use_reentrant"):
+                raise ValueError("gradient checkpointing with use_reentrant=True loses the gradient of generated "
+                                 "adapters: use gradient_checkpointing_kwargs={'use_reentrant': False}")  # fmt: skip
+        if stack is self.encoder:
+            ids = kwargs.get("input_ids", args[0] if args else None)
+            self.router.inputs += 1
+            self.router.route(task_ids, len(kwargs["inputs_embeds"] if ids is None else ids))
+        return args, kwargs
+
+    @property
+    def task_embedding_controller(self):
+        """`TaskEmbeddings` that the adapters are generated from, or None."""
+        return next((method.embeddings for method in self.added.values() if hasattr(method, "embeddings")), None)
 
     def task_id(self, task):
         """The id of a task by name; an unknown name is a `UserError` that lists those held."""
@@ -134,76 +157,6 @@ class TaskT5(WithMethods):
             raise UserError(f"the model holds the task(s) {', '.join(self.tasks)}, not {task!r}", location="task",
                             expected="a task it was made for")  # fmt: skip
         return self.tasks.index(task)
-
-
-class StackHooks:
-    """Hooks of one stack (encoder or decoder).
-
-    What a batch needs travels to the blocks as an argument of theirs, so that a block whose activations are
-    recomputed in the backward pass (gradient checkpointing) meets the adapters of its own forward again.
-    """
-
-    def __init__(self, stack, routes, adapters, ports=False):
-        self.routes, self.adapters, self.ports = routes, adapters, ports
-        # Before the methods' own hooks, which ask the router.
-        stack.register_forward_pre_hook(self.enter, with_kwargs=True, prepend=True)
-        if adapters is None:
-            return
-        for i, block in enumerate(stack.block):
-            BlockHooks(block, i)
-
-    def enter(self, stack, args, kwargs):
-        """Before a stack runs: its `task_ids` become the batch's adapters."""
-        task_ids = kwargs.pop("task_ids", None)
-        given = kwargs.get("input_ids", args[0] if args else None)
-        given = given if given is not None else kwargs["inputs_embeds"]
-        if self.adapters is None:
-            if self.ports:
-                self._refuse_reentrant(stack)
-            self.routes.rows(task_ids, len(given), given.device)
-        else:
-            self._refuse_reentrant(stack)
-            kwargs[_STEP] = self.adapters.step(task_ids, len(given), given.device)
-        return args, kwargs
-
-    def _refuse_reentrant(self, stack):
-        block = stack.block[0]
-        if block.gradient_checkpointing and stack.training:
-            how = getattr(block, "_gradient_checkpointing_func", None)
-            if getattr(how, "keywords", {}).get("use_reentrant"):
-                raise ValueError("gradient checkpointing with use_reentrant=True loses the gradient of generated "
-                                 "adapters: use gradient_checkpointing_kwargs={'use_reentrant': False}")  # fmt: skip
-
-
-class BlockHooks:
-    """Hooks of one block: an adapter after self-attention and one after feed-forward."""
-
-    def __init__(self, block, number):
-        self.number, self.step = number, None
-        first, *between, last = block.layer
-        first.register_forward_pre_hook(self.enter, with_kwargs=True)
-        for layer in between:
-            layer.register_forward_pre_hook(self.drop, with_kwargs=True)
-        first.SelfAttention.register_forward_hook(self.after_attention)
-        last.DenseReluDense.register_forward_hook(self.after_feed_forward)
-
-    def enter(self, layer, args, kwargs):
-        """Before the block's first sublayer, also where it is run again for the backward pass."""
-        self.step = kwargs.pop(_STEP)
-        return args, kwargs
-
-    def drop(self, layer, args, kwargs):
-        """Before cross-attention, which has no adapter."""
-        kwargs.pop(_STEP)
-        return args, kwargs
-
-    def after_attention(self, module, args, output):
-        """Attention's hidden states, first of its outputs, through their adapters."""
-        return (self.step(2 * self.number, output[0]), *output[1:])
-
-    def after_feed_forward(self, module, args, output):
-        """Feed-forward's hidden states through their adapters."""
-        return self.step(2 * self.number + 1, output)
 
 
 def attach(model, tasks, settings, embeddings=None):
@@ -227,72 +180,36 @@ def attach(model, tasks, settings, embeddings=None):
     base = type(model)
     model.__class__ = type(base.__name__, (TaskT5, base), {"__module__": base.__module__})
     model.tasks, model.settings = tasks, dataclasses.replace(settings)
-    held = settings.adapters if settings.method == "adapters" else settings.task_embeddings
-    names = list(held or tasks)
-    model.routes = hypernet.Routes(tasks, names)
-    model.added = nn.ModuleDict()
-    if settings.method in PORT_METHODS:
-        _add_through_ports(model)
-    vectors = None
-    if settings.method in ("hyperformer", "hyperformer++", "meta"):
-        if embeddings is not None and settings.task_embedding_dir is None:
-            model.settings.task_embedding_dir = "given"
-        vectors = model.task_embedding_controller = _task_embeddings(names, settings, embeddings)
-    # The encoder's lets the decoder's know of a new input.
-    decoder = _stack_adapters(model.decoder, model, vectors)
-    encoder = _stack_adapters(model.encoder, model, vectors, decoder)
-    model.stack_hooks = [
-        StackHooks(model.encoder, model.routes, encoder, bool(model.added)),
-        StackHooks(model.decoder, model.routes, decoder, bool(model.added)),
-    ]
+    model.router, model.added = TaskRouter(), nn.ModuleDict()
+    model.router.tasks = list(tasks)
+    if embeddings is not None and settings.task_embedding_dir is None:
+        model.settings.task_embedding_dir = "given"
+    if settings.method != "finetune":
+        name, own = _method(model, embeddings)
+        check_methods(backbone_of(model.config), {name: dict(method=name)})
+        put_method(model, name, dict.fromkeys(tasks, own))
+    for stack in (model.encoder, model.decoder):
+        # Before the methods' own hooks, which ask the router.
+        stack.register_forward_pre_hook(model.route_stack, with_kwargs=True, prepend=True)
     model.to(model.shared.weight.device)
     trainable(model, settings)
     return model
 
 
-def _add_through_ports(model):
-    """Put a method of any backbone into the model, for all its tasks."""
-    settings = method_of(dict(method=model.settings.method, **model.settings.method_settings), "method_settings")
-    model.router = model.routes.router
-    model.settings.method_settings = {setting: value for setting, value in settings.items() if setting != "method"}
-    check_methods(backbone_of(model.config), dict.fromkeys(model.tasks, settings))
-    put_method(model, settings["method"], dict.fromkeys(model.tasks, settings))
-
-
-def _task_embeddings(names, settings, given):
-    if given is None and settings.task_embedding_dir is not None:
-        given = read_task_embeddings(settings.task_embedding_dir, names, settings.task_embedding_dim)
-    projected = (settings.task_hidden_dim, settings.projected_task_embedding_dim)
-    return hypernet.TaskEmbeddings(names, settings.task_embedding_dim,
-                                   projected if settings.train_task_embeddings else None, given,
-                                   settings.parametric_task_embedding)  # fmt: skip
-
-
-def _stack_adapters(stack, model, vectors, decoder=None):
-    """Put a stack's parameters into it; returns its `StackAdapters`, or None in full fine-tuning."""
-    s = model.settings
-    width = model.config.d_model
-    sizes = dict(width=width, bottleneck=width // s.reduction_factor)
-    norms = dict(pre=s.add_layer_norm_before_adapter, post=s.add_layer_norm_after_adapter)
-    if s.method == "finetune" or s.method in PORT_METHODS:
-        return None
-    if s.method in ("hyperformer", "hyperformer++"):
-        stack.adapter_layers_hyper_net = hypernet.LayersHyperNet(
-            len(stack.block), vectors.size, s.task_hidden_dim, s.projected_task_embedding_dim, **sizes,
-            one=s.method == "hyperformer++", layer_norm=s.unique_hyper_net_layer_norm, **norms,
-        )  # fmt: skip
-        one = stack.adapter_layers_hyper_net
-        return hypernet.StackAdapters(model.routes, None, one, vectors, s.non_linearity, decoder)
-    controllers = []
-    for block in stack.block:
-        for layer in (block.layer[0], block.layer[-1]):
-            if s.method == "adapters":
-                made = hypernet.AdapterController(model.routes.names, **sizes, activation=s.non_linearity, **norms)
-            else:
-                made = hypernet.MetaController(vectors.size, **sizes, conditional=s.conditional_layer_norm, **norms)
-            layer.adapter_controller = made
-            controllers.append(made)
-    return hypernet.StackAdapters(model.routes, controllers, None, vectors, s.non_linearity, decoder)
+def _method(model, embeddings):
+    """(name, settings) of the method that a T5's settings ask for, as adapters/methods/ takes them."""
+    settings, tasks = model.settings, model.tasks
+    if settings.method in PORT_METHODS:
+        own = method_of(dict(method=settings.method, **settings.method_settings), "method_settings")
+        settings.method_settings = {setting: value for setting, value in own.items() if setting != "method"}
+        return settings.method, settings.method_settings
+    own, names = dataclasses.asdict(settings), settings.adapters
+    if settings.method != "adapters":
+        names = settings.task_embeddings or tasks
+        if embeddings is None and settings.task_embedding_dir is not None:
+            embeddings = read_task_embeddings(settings.task_embedding_dir, names, settings.task_embedding_dim)
+    own |= dict(names=dict(zip(tasks, names or tasks)), embeddings=embeddings, shared_norms=True)
+    return get_method(settings.method).name, own
 
 
 def check_kind(config, location):
@@ -387,7 +304,7 @@ def trainable(model, settings):
     for flag in (f.name for f in dataclasses.fields(T5Settings) if "freeze_" in f.name):
         setattr(model.settings, flag, getattr(settings, flag))
     model.requires_grad_(True)
-    vectors = getattr(model, "task_embedding_controller", None)
+    vectors, names = model.task_embedding_controller, original_names(model)
     if settings.method != "finetune":
         model.requires_grad_(False)
         for name, p in model.named_parameters():
@@ -402,6 +319,9 @@ def trainable(model, settings):
             module.requires_grad_(False)
     if settings.freeze_encoder:
         model.encoder.requires_grad_(False)
+        for name, p in model.named_parameters():
+            if names[name].startswith("encoder."):
+                p.requires_grad_(False)
     if settings.freeze_model_but_task_embeddings:
         model.requires_grad_(False)
         if vectors is not None:
@@ -426,18 +346,17 @@ def is_norm(module):
 
 def is_added(name):
     """Whether a parameter of this name stands beside the T5."""
-    return _kind(name) in ("adapters", "hypernetworks", "task_embeddings")
+    return name.startswith("added.")
 
 
-def _kind(name):
-    parts = name.split(".")
-    if parts[0] == "added":
-        return "adapters"
+def _kind(published):
+    """What a parameter counts as, by its name in the published code."""
+    parts = published.split(".")
     if parts[0] == "task_embedding_controller":
         return "task_embeddings"
     if any(p == "adapter_layers_hyper_net" or p.startswith("meta_") or p.endswith("_hypernet") for p in parts):
         return "hypernetworks"
-    if "adapter_controller" in parts:
+    if parts[0] == "added" or "adapter_controller" in parts:
         return "adapters"
     return "layer_norms" if parts[-2].endswith("layer_norm") else "backbone"
 
@@ -450,9 +369,10 @@ def count_parameters(model):
         norms being the T5's and backbone the rest of it; total: parameters of the bare T5).
     """
     counts = dict(adapters=0, hypernetworks=0, task_embeddings=0, layer_norms=0, backbone=0, total=0)
+    names = original_names(model)
     for name, p in model.named_parameters():
         if p.requires_grad:
-            counts[_kind(name)] += p.numel()
+            counts[_kind(names[name])] += p.numel()
         if not is_added(name):
             counts["total"] += p.numel()
     return counts

@@ -91,17 +91,16 @@ def same_loss(work):
 class EveryCall:
     """A stack's adapters, each generated where it is used."""
 
-    def __init__(self, stack, groups, dtype, device):
-        self.stack, self.dtype, self.device = stack, dtype, device
-        self.names = [stack.routes.names[i] for i in groups]
+    def __init__(self, method, hypernet, names, dtype):
+        self.method, self.hypernet, self.names, self.dtype = method, hypernet, names, dtype
 
     def __getitem__(self, site):
         import torch
         from versatile.adapters.methods.hypernetworks import FEED_FORWARD, SELF_ATTENTION
 
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.method.device.type, enabled=False):
             block = FEED_FORWARD if site % 2 else SELF_ATTENTION
-            return self.stack.hypernet.at(self.stack.embeddings(self.names), site // 2, block, self.dtype)
+            return self.hypernet.at(self.method.embeddings(self.names), site // 2, block, self.dtype)
 
 
 class Work:
@@ -124,9 +123,8 @@ class Work:
         torch.manual_seed(args.seed + 1)
         self.model = t5.attach(model, TASKS, settings).to(device)
         if side == NAIVE:
-            for hooks in self.model.stack_hooks:
-                stack = hooks.adapters
-                stack._weights = lambda *batch, stack=stack: EveryCall(stack, *batch)
+            method = self.model.added[METHODS[side]]
+            method.generate = lambda *batch: [EveryCall(method, hypernet, *batch) for hypernet in method.hypernets]
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.trained = sum(p.numel() for p in self.parameters)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4)

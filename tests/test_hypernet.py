@@ -11,8 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import T5Config, T5ForConditionalGeneration
+from versatile.adapters import t5
+from versatile.adapters.imports.hyperformer import original_parameters
 from versatile.adapters.methods import hypernetworks as hypernet
 from versatile.adapters.methods.bottleneck import ACTIVATIONS, BottleneckAdapter
+from versatile.adapters.methods.sublayers import SITES, SublayerAdapter, SublayerAdapters
+from versatile.adapters.routing import GroupedProduct, TaskRouter
 
 GOLDEN = Path(__file__).parent / "golden" / "hyperformer"
 MODULES = json.loads((GOLDEN / "modules.json").read_text())
@@ -22,11 +27,11 @@ METAS = sorted(p.stem for p in GOLDEN.glob("meta_adapter_*"))
 LAYERS = sorted(p.stem for p in GOLDEN.glob("layers_*"))
 
 
-def golden(name, module):
-    """The tensors of a case, whose parameters go into a module; names must be exactly the published ones."""
+def golden(name, parameters):
+    """The tensors of a case, whose parameters go into {name: parameter}; names must be exactly the published ones."""
     tensors = load_file(GOLDEN / f"{name}.safetensors")
     published = {key.removeprefix("param/"): t for key, t in tensors.items() if key.startswith("param/")}
-    own = {hypernet.original_name(n): p for n, p in module.named_parameters()}
+    own = dict(parameters)
     assert set(own) == set(published)
     with torch.no_grad():
         for key, p in own.items():
@@ -39,31 +44,58 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+def model_of(method, tasks, width=12, layers=2, **settings):
+    """A tiny T5 with a method in it."""
+    config = T5Config(vocab_size=20, d_model=width, d_kv=4, d_ff=8, num_layers=layers, num_heads=2, pad_token_id=0,
+                      decoder_start_token_id=0)  # fmt: skip
+    return t5.attach(T5ForConditionalGeneration(config), tasks, t5.T5Settings(method=method, **settings))
+
+
+def adapted(model, site, hidden):
+    """Hidden states through the encoder's adapters at a site, for the batch that was routed last."""
+    method = next(iter(model.added.values()))
+    where = (site // 2, SITES[site % 2]) if isinstance(method, SublayerAdapters) else (0, site)
+    return method.after_module(*where, None, (), hidden)
+
+
+def added(hidden, weights, activation):
+    """What one generated adapter adds."""
+    return hypernet.adapter_output(hidden, weights, GroupedProduct(activation), TaskRouter())
+
+
 # ---- the published code's numbers
+
+
+def controller(case, tasks, **settings):
+    """(a T5 whose first site has the adapters of a case, the case's tensors)."""
+    model = model_of("adapters", tasks, width=24, layers=1, reduction_factor=4, **settings)
+    site = "encoder.block.0.layer.0.adapter_controller."
+    own = {name.removeprefix(site): p for name, p in original_parameters(model).items() if name.startswith(site)}
+    return model, golden(case, own)
 
 
 @pytest.mark.parametrize("case", CONTROLLERS)
 @torch.no_grad()
 def test_a_task_s_own_adapter_gives_the_published_output(case):
     said = MODULES[case]
-    module = hypernet.AdapterController(said["tasks"], 24, 24 // 4, said["non_linearity"], said["pre"], said["post"])
-    tensors, act = golden(case, module), ACTIVATIONS[said["non_linearity"]]
-    for task in said["tasks"]:
-        found = hypernet.added(tensors["x"], module.weights([task]), act)
-        close(tensors["x"] + found, tensors[f"out_{task}"])
+    model, tensors = controller(case, said["tasks"], non_linearity=said["non_linearity"],
+                                add_layer_norm_before_adapter=said["pre"],
+                                add_layer_norm_after_adapter=said["post"])  # fmt: skip
+    for number, task in enumerate(said["tasks"]):
+        model.router.route(torch.full((len(tensors["x"]),), number), len(tensors["x"]))
+        close(adapted(model, 0, tensors["x"]), tensors[f"out_{task}"])
     # The adapter without norms and residual.
-    alone = module.adapters["cola"]
+    alone = model.added["adapters"].blocks[0]["cola"]["attention"]
     close(alone(tensors["x"]) - tensors["x"], tensors["adapter_only_cola"])
 
 
 @torch.no_grad()
 def test_shared_adapters_give_the_published_output():
     owner = MODULES["adapter_controller_shared"]["task_to_adapter"]
-    module = hypernet.AdapterController(dict.fromkeys(owner.values()), 24, 6)
-    tensors = golden("adapter_controller_shared", module)
-    for task, name in owner.items():
-        x = tensors["x"]
-        close(x + hypernet.added(x, module.weights([name]), SWISH), tensors[f"out_{task}"])
+    model, tensors = controller("adapter_controller_shared", list(owner), adapters=list(owner.values()))
+    for number, task in enumerate(owner):
+        model.router.route(torch.full((len(tensors["x"]),), number), len(tensors["x"]))
+        close(adapted(model, 0, tensors["x"]), tensors[f"out_{task}"])
 
 
 @pytest.mark.parametrize("case", METAS)
@@ -72,23 +104,23 @@ def test_a_hypernetwork_of_one_place_gives_the_published_output(case):
     said = MODULES[case]
     size = said["projected_task_embedding_dim" if said["train_task_embeddings"] else "task_embedding_dim"]
     module = hypernet.MetaController(size, 24, 6, said["conditional_layer_norm"], said["pre"], said["post"])
-    tensors = golden(case, module)
+    tensors = golden(case, module.named_parameters())
     weights = module(tensors["task_embedding"][None])
     for name in ("down", "up"):
         close(getattr(weights, name), tensors[f"{name}_weight"])
         close(getattr(weights, f"{name}_bias"), tensors[f"{name}_bias"])
-    close(tensors["x"] + hypernet.added(tensors["x"], weights, SWISH), tensors["out"])
+    close(tensors["x"] + added(tensors["x"], weights, SWISH), tensors["out"])
 
 
 @torch.no_grad()
 def test_task_embeddings_give_the_published_vectors():
     module = hypernet.TaskEmbeddings(["cola", "mrpc", "sst2"], 10, projected=(9, 7))
-    tensors = golden("task_embedding_controller_proj", module)
+    tensors = golden("task_embedding_controller_proj", module.named_parameters())
     for task in ("cola", "mrpc", "sst2"):
         close(module([task])[0], tensors[f"out_{task}"])
     owner = MODULES["task_embedding_controller_shared"]["task_to_embeddings"]
     module = hypernet.TaskEmbeddings(list(owner.values()), 10)
-    tensors = golden("task_embedding_controller_shared", module)
+    tensors = golden("task_embedding_controller_shared", module.named_parameters())
     for task, name in owner.items():
         close(module([name])[0], tensors[f"out_{task}"])
 
@@ -103,7 +135,7 @@ def layers_net(case):
 @torch.no_grad()
 def test_a_stack_s_hypernetwork_gives_the_published_weights_and_outputs(case):
     module = layers_net(case)
-    tensors = golden(case, module)
+    tensors = golden(case, module.named_parameters())
     e = module.embeddings(tensors["task_embedding"][None])[0]
     sites = module(tensors["task_embedding"][None])
     assert len(sites) == 2 * module.layers
@@ -120,7 +152,7 @@ def test_a_stack_s_hypernetwork_gives_the_published_weights_and_outputs(case):
             for name, value in found.items():
                 close(value, tensors[prefix + name])
             x = tensors["x"]
-            close(x + hypernet.added(x, weights, SWISH), tensors[f"layer{layer}/{short}_adapter_out"])
+            close(x + added(x, weights, SWISH), tensors[f"layer{layer}/{short}_adapter_out"])
 
 
 # ---- the published start
@@ -129,7 +161,7 @@ def test_a_stack_s_hypernetwork_gives_the_published_weights_and_outputs(case):
 def test_parameters_start_as_published():
     torch.manual_seed(0)
     said = MODULES["adapter_default_init"]
-    adapter = hypernet.AdapterController(["cola"], 512, 32).adapters["cola"]
+    adapter = SublayerAdapter(512, 32, "swish", False, False)
     for linear, std in ((adapter.down, said["down_std"]), (adapter.up, said["up_std"])):
         assert linear.weight.std().item() == pytest.approx(std, rel=0.03)
         assert linear.bias.abs().max().item() == said["bias_abs_max"]
@@ -154,13 +186,13 @@ def test_generated_norms_start_near_zero_not_one():
 # ---- batches that mix adapters
 
 
-def controllers(sites, names, **more):
-    torch.manual_seed(1)
-    made = [hypernet.AdapterController(names, 12, 5, **more) for _ in range(sites)]
+def shaken(model, std=1.0):
+    """A model whose adapters are large enough to matter."""
+    torch.manual_seed(2)
     with torch.no_grad():
-        for p in (p for c in made for p in c.parameters()):
-            p.normal_()
-    return made
+        for p in model.added.parameters():
+            p.normal_(std=std)
+    return model
 
 
 @settings(max_examples=40, deadline=None)
@@ -172,37 +204,31 @@ def controllers(sites, names, **more):
 )
 def test_each_row_goes_through_its_own_task_s_adapter(tasks, length, norms, grad):
     # Tasks 1 and 3 share an adapter.
-    names = ["a", "b", "c", "b"]
-    held = controllers(2, ["a", "b", "c"], pre=norms[0], post=norms[1])
-    stack = hypernet.StackAdapters(hypernet.Routes("wxyz", names), held, None, None, "swish")
-    hidden = torch.randn(len(tasks), length, 12)
+    model = shaken(model_of("adapters", list("wxyz"), adapters=["a", "b", "c", "b"], layers=1, reduction_factor=2,
+                            add_layer_norm_before_adapter=norms[0], add_layer_norm_after_adapter=norms[1]))  # fmt: skip
+    hidden, method = torch.randn(len(tasks), length, 12), model.added["adapters"]
     with torch.set_grad_enabled(grad):
-        step = stack.step(torch.tensor(tasks), len(tasks), hidden.device)
-        for site in range(2):
-            found = step(site, hidden)
+        model.router.route(torch.tensor(tasks), len(tasks))
+        for site, port in enumerate(SITES):
+            found, shared = adapted(model, site, hidden), method.norms[0][port]
             for row, task in enumerate(tasks):
                 x = hidden[row : row + 1]
                 if task == -1:
                     assert torch.equal(found[row : row + 1], x)
-                else:
-                    extra = hypernet.added(x, held[site].weights([names[task]]), SWISH)
-                    torch.testing.assert_close(found[row : row + 1], x + extra, atol=1e-4, rtol=1e-4)
+                    continue
+                adapter = method.blocks[0]["abcb"[task]][port]
+                extra = adapter.delta(shared["pre_layer_norm"](x) if norms[0] else x)
+                extra = shared["post_layer_norm"](extra) if norms[1] else extra
+                torch.testing.assert_close(found[row : row + 1], x + extra, atol=1e-4, rtol=1e-4)
 
 
-def stack_of(kind, tasks=3):
-    """A stack of two layers whose adapters are generated, with parameters large enough to matter."""
-    torch.manual_seed(2)
-    names = [f"t{i}" for i in range(tasks)]
-    vectors = hypernet.TaskEmbeddings(names, 6, projected=(4, 5))
-    if kind == "meta":
-        net, held = None, [hypernet.MetaController(5, 12, 4, conditional=i % 2 == 0) for i in range(4)]
-    else:
-        net, held = hypernet.LayersHyperNet(2, 5, 7, 5, 12, 4, kind == "hyperformer++", pre=True), None
-    stack = hypernet.StackAdapters(hypernet.Routes(names, names), held, net, vectors, "gelu_new")
-    with torch.no_grad():
-        for p in stack.parameters():
-            p.normal_(std=0.5)
-    return stack
+def model_that_generates(kind, tasks=3):
+    """A T5 whose adapters are generated, with parameters large enough to matter."""
+    more = {} if kind == "meta" else dict(add_layer_norm_before_adapter=True)
+    return shaken(model_of(
+        kind, [f"t{i}" for i in range(tasks)], reduction_factor=3, non_linearity="gelu_new", task_embedding_dim=6,
+        train_task_embeddings=True, task_hidden_dim=4, projected_task_embedding_dim=5, **more,
+    ), 0.5)  # fmt: skip
 
 
 KINDS = ["hyperformer", "hyperformer++", "meta"]
@@ -211,29 +237,31 @@ KINDS = ["hyperformer", "hyperformer++", "meta"]
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [1, 5])
 def test_generated_adapters_of_a_mixed_batch_are_those_of_single_tasks(kind, length):
-    stack, hidden = stack_of(kind), torch.randn(5, length, 12)
+    model, hidden = model_that_generates(kind), torch.randn(5, length, 12)
     ids = torch.tensor([2, 0, -1, 2, 1])
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
-            step = stack.step(ids, 5, hidden.device)
             for site in range(4):
-                found = step(site, hidden)
-                for row, task in enumerate(ids.tolist()):
-                    alone = stack.step(torch.tensor([task]), 1, hidden.device)(site, hidden[row : row + 1])
+                model.router.route(ids, 5)
+                found = adapted(model, site, hidden)
+                for row, task in enumerate(ids):
+                    model.router.route(task[None], 1)
+                    alone = adapted(model, site, hidden[row : row + 1])
                     torch.testing.assert_close(found[row : row + 1], alone, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mixed_batch_s_gradient_is_the_sum_of_single_tasks(kind):
-    stack, hidden = stack_of(kind), torch.randn(4, 5, 12)
+    model, hidden = model_that_generates(kind), torch.randn(4, 5, 12)
     ids = torch.tensor([2, 0, 2, 1])
-    parameters = list(stack.parameters())
-    step = stack.step(ids, 4, hidden.device)
-    mixed = torch.autograd.grad(sum(step(site, hidden).pow(2).sum() for site in range(4)), parameters)
+    method = next(iter(model.added.values()))
+    parameters = [*method.embeddings.parameters(), *method.hypernets[0].parameters()]
+    model.router.route(ids, 4)
+    mixed = torch.autograd.grad(sum(adapted(model, site, hidden).pow(2).sum() for site in range(4)), parameters)
     total = 0
     for row, task in enumerate(ids):
-        step = stack.step(task[None], 1, hidden.device)
-        total = total + sum(step(site, hidden[row : row + 1]).pow(2).sum() for site in range(4))
+        model.router.route(task[None], 1)
+        total = total + sum(adapted(model, site, hidden[row : row + 1]).pow(2).sum() for site in range(4))
     alone = torch.autograd.grad(total, parameters)
     for a, b in zip(mixed, alone):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-4)
@@ -263,63 +291,59 @@ def test_all_layers_are_generated_by_one_product_each_and_as_one_by_one(one):
 # ---- made once, and anew when anything has changed
 
 
-def made(stack, ids, count):
-    """The adapters a stack hands out for a batch."""
-    return stack.step(ids, count, torch.device("cpu")).weights
+def weights(model, ids):
+    """The adapters that lie ready for a batch."""
+    model.router.route(ids, len(ids))
+    return next(iter(model.router.kept.values()))
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "adapters"])
-def test_a_decoder_keeps_its_adapters_until_something_changes(kind):
-    if kind == "adapters":
-        names = ["t0", "t1", "t2"]
-        stack = hypernet.StackAdapters(hypernet.Routes(names, names), controllers(4, names), None, None, "relu")
-    else:
-        stack = stack_of(kind)
-    encoder = hypernet.StackAdapters(stack.routes, stack.controllers, stack.hypernet, stack.embeddings, "relu", stack)
-    ids, other = torch.tensor([0, 1]), torch.tensor([0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_are_kept_while_decoding_until_something_changes(kind):
+    model = model_that_generates(kind)
+    method, ids, other = next(iter(model.added.values())), torch.tensor([0, 1]), torch.tensor([0, 2])
     with torch.no_grad():
-        first = made(stack, ids, 2)
-        assert made(stack, ids, 2) is first and made(stack, ids.clone(), 2) is first
-        assert made(stack, other, 2) is not first
-        first = made(stack, ids, 2)
+        first = weights(model, ids)
+        assert weights(model, ids) is first and weights(model, ids.clone()) is first
+        assert weights(model, other) is not first
+        first = weights(model, ids)
         with torch.autocast("cpu", torch.bfloat16):
-            assert made(stack, ids, 2) is not first
-        first = made(stack, ids, 2)
-        for p in stack.parameters((0, 1)):
+            assert weights(model, ids) is not first
+        first = weights(model, ids)
+        for p in method.parameters():
             p.add_(0.5)
-            changed = made(stack, ids, 2)
+            changed = weights(model, ids)
             assert changed is not first
             first = changed
         # Behind torch's back no version tells; the next input does.
-        next(stack.parameters((0, 1))).data.mul_(2)
-        made(encoder, ids, 2)
-        assert made(stack, ids, 2) is not first
-        first = made(stack, ids, 2)
+        next(method.parameters()).data.mul_(2)
+        model.get_encoder()(torch.tensor([[2], [3]]), task_ids=ids)
+        assert weights(model, ids) is not first
+        first = weights(model, ids)
         ids[1] = 2
-        assert made(stack, ids, 2) is not first
-    assert made(stack, ids, 2) is not made(stack, ids, 2)
-    assert all(w.down.requires_grad for w in made(stack, ids, 2))
+        assert weights(model, ids) is not first
+    assert weights(model, ids) is not weights(model, ids)
+    assert all(site.down.requires_grad for stack in weights(model, ids) for site in stack)
 
 
 def test_under_autocast_products_are_generated_in_full_precision_and_cast_once():
-    stack = stack_of("hyperformer++")
-    ids, hidden = torch.tensor([0]), torch.randn(1, 3, 12)
-    whole = made(stack, ids, 1)[1]
+    model, hidden = model_that_generates("hyperformer++"), torch.randn(1, 3, 12)
+    ids = torch.tensor([0])
+    whole = weights(model, ids)[0][1]
     with torch.autocast("cpu", torch.bfloat16):
-        step = stack.step(ids, 1, hidden.device)
-        assert step.weights[1].down.dtype == torch.bfloat16 and step.weights[1].post[0].dtype == torch.float32
-        assert torch.equal(step.weights[1].down, whole.down.bfloat16())
-        torch.testing.assert_close(
-            step(1, hidden), hidden + hypernet.added(hidden, whole, stack.activation), atol=0.1, rtol=0.1
-        )
+        half = weights(model, ids)[0][1]
+        assert half.down.dtype == torch.bfloat16 and half.post[0].dtype == torch.float32
+        assert torch.equal(half.down, whole.down.bfloat16())
+        expected = hidden + added(hidden, whole, ACTIVATIONS["gelu_new"])
+        torch.testing.assert_close(adapted(model, 1, hidden), expected, atol=0.1, rtol=0.1)
 
 
 def test_unknown_task_ids_are_refused():
-    routes = hypernet.Routes(["a", "b"], ["a", "b"])
-    for ids, count, said in ((torch.tensor([2]), 1, r"\[2\] name no task"), (torch.tensor([0]), 2, "1 entries"),
-                             (None, 1, "task_ids is needed")):  # fmt: skip
-        with pytest.raises(ValueError, match=said):
-            routes.rows(ids, count, torch.device("cpu"))
+    router = TaskRouter()
+    router.tasks = ["a", "b"]
+    for ids, count, words in ((torch.tensor([2]), 1, r"\[2\] name no task"), (torch.tensor([0]), 2, "1 entries"),
+                              (None, 1, "task_ids is needed")):  # fmt: skip
+        with pytest.raises(ValueError, match=words):
+            router.route(ids, count)
 
 
 def test_the_vlm_s_adapter_is_the_same_module_with_its_own_norm():

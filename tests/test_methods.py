@@ -24,12 +24,14 @@ BACKBONES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 METHODS = {
     "bottleneck": (dict(adapter_bottleneck=8), dict(adapter_bottleneck=5)),
     "lora": (dict(lora_rank=4), dict(lora_rank=2, lora_alpha=8.0)),
+    "adapters": (dict(reduction_factor=8), dict(reduction_factor=16)),
     "ia3": ({}, {}),
     "prefix": (dict(prefix_length=5), dict(prefix_length=3)),
     "prompt": (dict(prompt_length=5), dict(prompt_length=3)),
 }
 # Their tasks share parameters.
-SHARED = {name: (dict(reduction_factor=8, task_embedding_dim=6),) * 2 for name in ("hyperformer", "hyperformer++")}
+GENERATED = ("hyperformer", "hyperformer++", "hyperformer-per-layer")
+SHARED = {name: (dict(reduction_factor=8, task_embedding_dim=6),) * 2 for name in GENERATED}
 METHODS |= SHARED
 EVERY = [(name, method) for name in BACKBONES for method in METHODS]
 
@@ -364,7 +366,7 @@ def test_hyperformer_generates_each_adapter_from_task_layer_and_position():
 
     x = torch.randn(2, 3, 64)
     model.router.route(torch.tensor([1, 1]), 2)
-    ours = method.adapt(0, 2 * layer + 1, ("mt",), x)
+    ours = method.after_module(0, 2 * layer + 1, None, (), x)
     inner = F.gelu(F.linear(x, down, down_bias), approximate="tanh")
     by_hand = x + F.layer_norm(F.linear(inner, up, up_bias), (64,), gain, bias, 1e-5)
     torch.testing.assert_close(ours, by_hand, atol=1e-5, rtol=1e-5)

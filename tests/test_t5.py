@@ -302,8 +302,8 @@ def test_gated_and_lopsided_kinds_of_t5_take_adapters(kind, config, more, method
 
 
 def test_cross_attention_has_no_adapter():
-    model = attached("adapters")
-    found = {name.split(".adapter_controller")[0] for name, _ in model.named_parameters() if "adapter_con" in name}
+    names = t5.original_names(attached("adapters")).values()
+    found = {name.split(".adapter_controller")[0] for name in names if "adapter_controller" in name}
     assert found == {f"encoder.block.{i}.layer.{k}" for i in range(2) for k in (0, 1)} | {
         f"decoder.block.{i}.layer.{k}" for i in range(2) for k in (0, 2)
     }
@@ -317,10 +317,10 @@ def test_the_adapter_stands_before_the_residual_connection():
         model.get_encoder()(batch()["input_ids"])
         sublayer = layer.DenseReluDense
         plain = sublayer.wo(torch.relu(sublayer.wi(layer.layer_norm(hidden["into"]))))
-        c = layer.adapter_controller
-        a = c.adapters["a"]
+        method = model.added["adapters"]
+        a, norm = method.blocks[0]["a"]["feed_forward"], method.norms[0]["feed_forward"]["post_layer_norm"]
         inner = torch.nn.functional.gelu(a.down(plain), approximate="tanh")
-        torch.testing.assert_close(hidden["out"], hidden["into"] + c.post_layer_norm(a.up(inner)) + plain)
+        torch.testing.assert_close(hidden["out"], hidden["into"] + norm(a.up(inner)) + plain)
 
 
 @pytest.mark.parametrize("method, field", [("adapters", "adapters"), ("hyperformer++", "task_embeddings")])
@@ -352,7 +352,7 @@ def test_given_task_embeddings_are_fixed_unless_parametric(tmp_path, parametric)
         assert held[name].requires_grad == parametric
     # Not even with everything else.
     changed = t5.trainable(model, t5.T5Settings(**SMALL, method="hyperformer++", unfreeze_model=True))
-    assert any(n.startswith("task_embedding_controller.task_to") for n in changed) == parametric
+    assert any(".embeddings.task_to" in name for name in changed) == parametric
 
 
 def test_task_embeddings_that_cannot_be_used_are_refused(tmp_path):
@@ -391,13 +391,14 @@ def test_settings_that_do_not_fit_are_refused_before_the_model_is_changed(change
 
 
 def trained(model, **flags):
-    settings = t5.T5Settings(**SMALL, method=model.settings.method, **flags)
-    return set(t5.trainable(model, settings))
+    """Published names of what these flags let be trained."""
+    settings, names = t5.T5Settings(**SMALL, method=model.settings.method, **flags), t5.original_names(model)
+    return {names[name] for name in t5.trainable(model, settings)}
 
 
 def test_flags_apply_in_the_published_order():
     model = attached("hyperformer", ["a", "b"], model=bare())
-    every = {name for name, _ in model.named_parameters()}
+    every = set(t5.original_names(model).values())
     own = {name for name in every if "hyper_net" in name or "task_embedding" in name}
     norms = {name for name in every if "layer_norm" in name or "LayerNorm" in name}
     vectors = {f"task_embedding_controller.task_to_embeddings.{task}" for task in "ab"}
@@ -430,8 +431,8 @@ def test_no_forward_changes_what_is_trained():
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     model(**batch(), task_ids=torch.zeros(5, dtype=torch.long)).loss.backward()
     assert {name: p.requires_grad for name, p in model.named_parameters()} == before
-    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None and ".adapters." in name}
-    assert with_gradient and all(".adapters.a." in name for name in with_gradient)
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None and ".blocks." in name}
+    assert with_gradient and all(name.split(".")[4] == "a" for name in with_gradient)
 
 
 GLUE = ["rte", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "cola"]

@@ -4,11 +4,13 @@
     load_original(model, state)
 
 `efficient_unique_hyper_net` is the method "hyperformer++", `unique_hyper_net` "hyperformer", a meta-adapter with
-neither is "meta". The published code writes no manifest: tasks and settings are those that were typed for it.
+neither is "meta" ("hyperformer-per-layer"). The published code writes no manifest: tasks and settings are those that
+were typed for it.
 """
 
+import re
+
 import torch
-from versatile.adapters.methods.hypernetworks import original_name
 from versatile.adapters.tensors import copy_tensors
 from versatile.utils.errors import UserError
 
@@ -17,14 +19,55 @@ OBSOLETE = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weig
 TABLES = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
+# Names of what stands beside a T5: pattern -> the published name; {layer} is a module of a block of a stack.
+_NAMES = (
+    (r"added\.[^.]+\.embeddings\.(.+)", r"task_embedding_controller.\1"),
+    (r"added\.[^.]+\.hypernets\.(?P<stack>\d+)\.controllers\.(?P<site>\d+)\.(.+)", r"{layer}.\3"),
+    (r"added\.[^.]+\.hypernets\.(?P<stack>\d+)\.(.+)", r"{stack}.adapter_layers_hyper_net.\2"),
+    (r"added\.adapters\.blocks\.(?P<block>\d+)\.([^.]+)\.(?P<port>[^.]+)\.(\w+)\.(\w+)",
+     r"{layer}.adapters.\2.\4_sampler.\5"),
+    (r"added\.adapters\.norms\.(?P<block>\d+)\.(?P<port>[^.]+)\.(.+)", r"{layer}.\3"),
+)  # fmt: skip
+
+
+def original_name(name, encoder_blocks):
+    """A parameter's name in the published code; one that it does not have keeps its own.
+
+    Args:
+        name: in a T5 with tasks.
+        encoder_blocks: how many the encoder has.
+    """
+    for pattern, published in _NAMES:
+        if not (match := re.fullmatch(pattern, name)):
+            continue
+        parts = match.groupdict()
+        if "block" in parts:
+            block, is_attention = int(parts["block"]), parts["port"] == "attention"
+            in_encoder = block < encoder_blocks
+            block -= 0 if in_encoder else encoder_blocks
+        else:
+            block, site = divmod(int(parts.get("site", 0)), 2)
+            in_encoder, is_attention = parts.get("stack") == "0", site == 0
+        stack, module = ("encoder", 1) if in_encoder else ("decoder", 2)
+        layer = f"{stack}.block.{block}.layer.{0 if is_attention else module}.adapter_controller"
+        return match.expand(published).format(stack=stack, layer=layer)
+    return name
+
+
 def original_names(model):
     """{parameter's name in the model: its name in the published code}."""
-    return {name: original_name(name) for name, _ in model.named_parameters()}
+    return {name: original_name(name, model.config.num_layers) for name, _ in model.named_parameters()}
+
+
+def original_parameters(model):
+    """{published name: parameter} of all of a model's parameters."""
+    names = original_names(model)
+    return {names[name]: p for name, p in model.named_parameters()}
 
 
 def original_state(model):
     """{published name: tensor} of all of a model's parameters."""
-    return {original_name(name): p.detach() for name, p in model.named_parameters()}
+    return {name: p.detach() for name, p in original_parameters(model).items()}
 
 
 def load_original(model, state, location="the state dict"):
@@ -40,7 +83,7 @@ def load_original(model, state, location="the state dict"):
         UserError: names or shapes that are not the model's, tied tables that differ, an obsolete relative bias of
             cross-attention that is not zero (no T5 of today has it).
     """
-    state, names = dict(state), {original_name(n): p for n, p in model.named_parameters()}
+    state, names = dict(state), original_parameters(model)
     if OBSOLETE in state and state.pop(OBSOLETE).any():
         raise UserError(
             f"{OBSOLETE} is not zero",
@@ -57,7 +100,7 @@ def load_original(model, state, location="the state dict"):
                 expected="one table, as in this model",
                 remedy="load it into a T5 with an untied head",
             )
-    vectors = getattr(model, "task_embedding_controller", None)
+    vectors = model.task_embedding_controller
     if vectors is not None and vectors.fixed:
         kept = {n for n in names if n.startswith("task_embedding_controller.task_to_embeddings.") and n not in state}
         names = {n: p for n, p in names.items() if n not in kept}

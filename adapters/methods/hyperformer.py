@@ -5,9 +5,9 @@
     e = h_I([z_task ; l_layer ; p_position])                              (equations 5 to 8)
 
 An adapter stands behind the self-attention and the feed-forward module of every block, before the residual connection.
-HyperFormer has a generator for each of the two in every stack; HyperFormer++ has one, which is told the position. The
-modules are those of hypernetworks.py, with which train_t5.py builds the published models. Here they act through the
-ports of any backbone.
+HyperFormer has a generator for each of the two in every stack; HyperFormer++ has one, which is told the position. Per
+layer, the published meta-adapter, every module has generators of its own, and e is the task embedding alone, through a
+network that all share. The networks are those of hypernetworks.py.
 """
 
 import functools
@@ -16,17 +16,30 @@ import torch
 from torch import nn
 from versatile.adapters.methods.base import Method, first_output, refuse_without_port
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
-from versatile.adapters.methods.hypernetworks import LayersHyperNet, Rows, TaskEmbeddings, added
+from versatile.adapters.methods.hypernetworks import LayersHyperNet, SitesHyperNet, TaskEmbeddings, adapter_output
+from versatile.adapters.methods.sublayers import adapter_width, probe
+from versatile.adapters.routing import GroupedProduct, TaskRouter
 from versatile.utils.errors import UserError
 
-METHODS = {"hyperformer": "HyperFormer", "hyperformer++": "HyperFormer"}
+METHODS = {
+    "hyperformer": "HyperFormer",
+    "hyperformer++": "HyperFormer",
+    "hyperformer-per-layer": "PerLayerHyperFormer",
+}
 SETTINGS = {
     "reduction_factor": ("positive", 32, "the adapters' width is the backbone's divided by this"),
     "task_embedding_dim": ("positive", 64, "size of the embeddings of tasks, layers and positions"),
     "task_hidden_dim": ("positive", 128, "hidden units of the network that makes the generators' input"),
     "projected_task_embedding_dim": ("positive", 64, "size of the generators' input"),
 }
-_NETWORK = ".task_hypernet.task_embeding_generator"
+# Settings of published T5s, and what they are where nothing is said. names: {task: its embedding}, where tasks share;
+# embeddings: {name: tensor} of given ones; train_task_embeddings: they go through a network of their own first.
+PUBLISHED = dict(
+    non_linearity="gelu_new", add_layer_norm_before_adapter=False, add_layer_norm_after_adapter=True,
+    conditional_layer_norm=True, unique_hyper_net_layer_norm=True, train_task_embeddings=False, names=None,
+    embeddings=None, parametric_task_embedding=False,
+)  # fmt: skip
+_NETWORK = ".task_embeding_generator"
 
 
 class HyperFormer(Method):
@@ -35,15 +48,15 @@ class HyperFormer(Method):
     shared = "its hypernetworks generate the adapters of all tasks that were trained together"
     sizes = {
         "task_embedding_dim": (".layer_id_embeddings.weight", 1),
-        "task_hidden_dim": (f"{_NETWORK}.0.weight", 0),
-        "projected_task_embedding_dim": (f"{_NETWORK}.2.weight", 0),
+        "task_hidden_dim": (f".task_hypernet{_NETWORK}.0.weight", 0),
+        "projected_task_embedding_dim": (f".task_hypernet{_NETWORK}.2.weight", 0),
     }
+    published = PUBLISHED
 
     def __init__(self, model, name):
         super().__init__(model, name)
-        self.activation = ACTIVATIONS["gelu_new"]
         self.embeddings, self.hypernets = None, nn.ModuleList()
-        self._latest = None, None
+        self.names, self.product, self._latest = {}, None, (None, None)
 
     @classmethod
     def check(cls, name, backbone, settings, location):
@@ -57,20 +70,26 @@ class HyperFormer(Method):
             raise UserError(f"the tasks {', '.join(tasks)} were given at another time or with other settings",
                             location=self.name,
                             expected="all of a model's tasks at once: they share hypernetworks")  # fmt: skip
-        if width < settings["reduction_factor"]:
-            raise UserError(
-                f"the backbone is {width} wide",
-                location=f"--reduction_factor {settings['reduction_factor']}",
-                expected=f"1 to {width}",
-            )
-        self.embeddings = TaskEmbeddings(list(tasks), settings["task_embedding_dim"])
+        settings = self.published | settings
+        self.names = settings["names"] or dict(zip(tasks, tasks))
+        self.product = GroupedProduct(ACTIVATIONS[settings["non_linearity"]])
+        projected = settings["task_hidden_dim"], settings["projected_task_embedding_dim"]
+        self.embeddings = TaskEmbeddings(self.names.values(), settings["task_embedding_dim"],
+                                         projected if settings["train_task_embeddings"] else None,
+                                         settings["embeddings"], settings["parametric_task_embedding"])  # fmt: skip
+        sizes = dict(width=width, bottleneck=adapter_width(width, settings),
+                     pre=settings["add_layer_norm_before_adapter"],
+                     post=settings["add_layer_norm_after_adapter"])  # fmt: skip
         for blocks in self.stacks(model):
-            self.hypernets.append(LayersHyperNet(
-                len(blocks), settings["task_embedding_dim"], settings["task_hidden_dim"],
-                settings["projected_task_embedding_dim"], width, width // settings["reduction_factor"],
-                one=self.name == "hyperformer++",
-            ))  # fmt: skip
+            self.hypernets.append(self.hypernet(len(blocks), settings, sizes))
         self.to(model.get_input_embeddings().weight.device)
+
+    def hypernet(self, layers, settings, sizes):
+        """The hypernetwork of a stack; `sizes` are those of its adapters."""
+        return LayersHyperNet(
+            layers, self.embeddings.size, settings["task_hidden_dim"], settings["projected_task_embedding_dim"],
+            one=self.name == "hyperformer++", layer_norm=settings["unique_hyper_net_layer_norm"], **sizes,
+        )  # fmt: skip
 
     def stacks(self, model):
         """The blocks of each stack: of a decoder, or of an encoder and its decoder."""
@@ -84,82 +103,87 @@ class HyperFormer(Method):
             for number, block in enumerate(blocks):
                 for site, port in enumerate((self.backbone.attention, self.backbone.feed_forward)):
                     port(block).register_forward_hook(functools.partial(self.after_module, stack, 2 * number + site))
-
         self.router.prepare.append(self.prepare)
 
     def prepare(self):
-        """Generate a batch's adapters before the blocks run: those that are recomputed must not do it again."""
-        if names := self.used():
-            self.rows(names, self.device)
-            self.weights(names, self.device)
-
-    def used(self):
-        """Names of the batch's tasks that have generated adapters."""
-        return tuple(name for name in self.router.present if name in self.embeddings.names)
+        """Make a batch's adapters before the blocks run: those that are recomputed must not do it again."""
+        names = [self.names.get(task) for task in self.router.present]
+        if any(names):
+            self.router.kept[self.name] = self.weights(names)
 
     def after_module(self, stack, site, module, args, output):
         """Forward hook of an attention or feed-forward module: its hidden states through their tasks' adapters."""
-        names = self.used()
-        if not names:
+        stacks = self.router.kept.get(self.name)
+        if stacks is None:
             return output
-        return first_output(output, functools.partial(self.adapt, stack, site, names))
+        return first_output(output, functools.partial(self.adapt, stacks[stack][site]))
 
-    def adapt(self, stack, site, names, hidden):
-        """hidden [rows, length, width], each row through its task's adapter."""
-        rows = self.rows(names, hidden.device)
-        extra = added(hidden, self.weights(names, hidden.device)[stack][site], self.activation, rows)
-        return hidden + (extra if rows.idle is None else extra.masked_fill(rows.idle[:, None, None], 0))
+    def adapt(self, weights, hidden):
+        """hidden [rows, length, width], each row through its run's adapter among `Weights`."""
+        return hidden + adapter_output(hidden, weights, self.product, self.router)
 
-    def rows(self, names, device):
-        """`Rows` of the batch; made once a forward."""
-        router, key = self.router, (self.name, "rows", device)
-        if key not in router.kept:
-            rows = Rows(names)
-            if router.which is not None:
-                of_runs = [names.index(name) if name in names else 0 for name in router.present]
-                which = router.which.to(device)
-                rows.which = torch.tensor(of_runs, device=device)[which] if len(names) > 1 else None
-                idle = torch.tensor([name not in names for name in router.present], device=device)[which]
-                rows.idle = idle if len(names) < len(router.present) else None
-            router.kept[key] = rows
-        return router.kept[key]
-
-    def weights(self, names, device):
-        """The generated adapters of each stack; made once a forward, without gradients once for the same tasks."""
+    def weights(self, names):
+        """The adapters of each stack's sites, for the name of each run's embedding or None; without gradients those
+        that were made for the same input, as long as no parameter changes."""
+        device = self.device
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        key = self.name, names, device, dtype, torch.is_grad_enabled()
-        if key not in self.router.kept:
-            self.router.kept[key] = self.generate(names, device, dtype)
-        return self.router.kept[key]
-
-    def generate(self, names, device, dtype):
-        """As `weights`; what was generated without gradients is kept until tasks or parameters change."""
-        grad = torch.is_grad_enabled()
-        key = names, device, dtype, tuple((p.data_ptr(), p._version) for p in self.parameters())
-        if grad or self._latest[0] != key:
-            # What is generated is computed once and in full precision, whatever autocast does to the rest.
-            with torch.autocast(device.type, enabled=False):
-                vectors = self.embeddings(names)
-                weights = [hypernet(vectors, dtype) for hypernet in self.hypernets]
-            self._latest = (None, None) if grad else (key, weights)
-            return weights
+        if torch.is_grad_enabled():
+            self._latest = None, None
+            return self.generate(names, dtype)
+        # Versions do not tell of values that were changed behind torch's back (`p.data.copy_`): a new input does.
+        versions = tuple((p.data_ptr(), p._version) for p in self.parameters())
+        key = tuple(names), device, dtype, self.router.inputs, versions
+        if self._latest[0] != key:
+            self._latest = key, self.generate(names, dtype)
         return self._latest[1]
+
+    def generate(self, names, dtype=None):
+        """[[`Weights` of each site] of each stack], of the name of each run's embedding or None.
+
+        Args:
+            dtype: what products run in, or None.
+        """
+        distinct = [name for name in dict.fromkeys(names) if name is not None]
+        # What is generated is computed once and in full precision, whatever autocast does to the rest.
+        with torch.autocast(self.device.type, enabled=False):
+            vectors = self.embeddings(distinct)
+            stacks = [hypernet(vectors, dtype) for hypernet in self.hypernets]
+            if distinct == names:
+                return stacks
+            numbers = [len(distinct) if name is None else distinct.index(name) for name in names]
+            numbers = torch.tensor(numbers, device=vectors.device)
+            return [[weights.select(numbers, len(distinct) > 1) for weights in stack] for stack in stacks]
 
     def key(self, name):
         return f"hyperformer.{name}"
 
     def owner(self, name):
-        return name.split(".")[-1] if ".task_to_embeddings." in f".{name}" else None
+        if ".task_to_embeddings." not in f".{name}":
+            return None
+        tasks = [task for task, own in self.names.items() if own == name.split(".")[-1]]
+        return tasks[0] if len(tasks) == 1 else None
 
     @torch.no_grad()
     def is_idle(self, task):
-        stacks = self.generate((task,), self.device, None)
-        width = stacks[0][0].up.shape[-2]
-        probe = torch.randn(1, 2, width, generator=torch.Generator().manual_seed(0)).to(self.device)
-        return not any(added(probe, weights, self.activation).any()
-                       for stack in stacks for weights in stack)  # fmt: skip
+        router = TaskRouter()
+        return not any(adapter_output(probe(weights.up), weights, self.product, router).any()
+                       for stack in self.generate([self.names[task]]) for weights in stack)  # fmt: skip
 
     @property
     def device(self):
         """Where the parameters are."""
-        return next(self.parameters()).device
+        return next(self.embeddings.parameters()).device
+
+
+class PerLayerHyperFormer(HyperFormer):
+    """As `HyperFormer`, with generators for each module of each block."""
+
+    sizes = {
+        "task_embedding_dim": (f".task_hyper_net{_NETWORK}.0.weight", 1),
+        "task_hidden_dim": (f".task_hyper_net{_NETWORK}.0.weight", 0),
+        "projected_task_embedding_dim": (f".task_hyper_net{_NETWORK}.2.weight", 0),
+    }
+    published = PUBLISHED | dict(train_task_embeddings=True)
+
+    def hypernet(self, layers, settings, sizes):
+        return SitesHyperNet(layers, self.embeddings.size, conditional=settings["conditional_layer_norm"], **sizes)

@@ -1,40 +1,21 @@
-"""Adapters that tasks own, and hypernetworks that generate them (Karimi Mahabadi et al. 2021).
+"""Networks that generate adapters from task embeddings (Karimi Mahabadi et al. 2021): the parts of hyperformer.py.
 
-An adapter stands behind a sublayer of the backbone, before the sublayer's residual connection:
-
-    A(x) = LN_post(Up(act(Down(LN_pre(x))))) + x
-
-with either norm present or absent. Its tensors are a task's own parameters (`AdapterController`), or generated from
-the task's embedding z by linear maps, each weight by one: for each layer and site apart (`MetaController`), or for
-all layers of a stack at once from
+Each of an adapter's tensors is a linear map of an embedding z of the task: for each layer and site apart
+(`MetaController`), or for all layers of a stack at once from
 
     e = LN(W₂ ReLU(W₁ [z ; layer ; block type]))            (`LayersHyperNet`, equations 5 to 8 of the paper)
 
-What makes a stack's adapters is asked once a forward for the tasks of the batch (`StackAdapters`); the blocks only
-use what lies ready. Parameters are named as the published code names them.
+Parameters are named as the published code names them.
 """
 
-import re
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from versatile.adapters.methods.bottleneck import ACTIVATIONS, BottleneckAdapter
-from versatile.adapters.routing import NO_TASK, TaskRouter
+from versatile.adapters.methods.sublayers import INIT_STD, NORM_EPS
 
-# Published start of all linear maps here: N(0, 0.01), biases 0. Generated norms therefore start near 0, not 1.
-INIT_STD = 1e-2
-NORM_EPS = 1e-5
 FEED_FORWARD, SELF_ATTENTION = 0, 1
-# A position or two of each row, as in decoding: one product over the units of all tasks of the batch is then faster
-# than a product for each row.
-FUSED_LENGTH = 2
-
-
-def original_name(name):
-    """A parameter's name in the published code; it differs where the toolkit's one bottleneck module has its own."""
-    return re.sub(r"(^|\.)adapters\.([^.]+)\.(down|up)\.", r"\1adapters.\2.\3_sampler.", name)
 
 
 @dataclass
@@ -63,110 +44,43 @@ class Weights:
             self.fused = self.down.flatten(0, 1), self.down_bias.flatten(), up
         return self.fused
 
+    def select(self, numbers, several):
+        """The adapters of a batch's runs.
 
-@dataclass
-class Rows:
-    """Which rows of a batch go through which adapter.
+        Args:
+            numbers: [runs] the adapter of each run; the number behind the last is one that adds nothing.
+            several: whether these are several adapters, not one alone.
+        """
 
-    Attributes:
-        groups: numbers of the adapters the batch needs, in the order of its rows.
-        which: [rows] place in `groups` of each row's adapter; None where there is no more than one.
-        idle: [rows] true where a row has no adapter; None where every row has one.
-    """
+        def chosen(tensor):
+            tensor = tensor if several else tensor[None]
+            return torch.cat([tensor, torch.zeros_like(tensor[:1])]).index_select(0, numbers)
 
-    groups: tuple
-    which: torch.Tensor | None = None
-    idle: torch.Tensor | None = None
-    _masks: dict = field(default_factory=dict, repr=False)
-
-    def mask(self, units, like):
-        """[rows, 1, adapters · units] one where a unit belongs to the row's adapter, else zero."""
-        key = units, like.device, like.dtype
-        if key not in self._masks:
-            owners = torch.arange(len(self.groups), device=like.device).repeat_interleave(units)
-            self._masks[key] = (self.which[:, None] == owners).to(like.dtype).unsqueeze(1)
-        return self._masks[key]
+        norms = [norm and tuple(map(chosen, norm)) for norm in (self.pre, self.post)]
+        return Weights(*map(chosen, (self.down, self.down_bias, self.up, self.up_bias)), *norms)
 
 
-def added(hidden, weights, activation, rows=None):
-    """What adapters add to hidden states: A(x) - x.
+def adapter_output(hidden, weights, product, router):
+    """What generated adapters add to hidden states: A(x) - x.
 
     Args:
         hidden: [rows, length, width].
-        weights: `Weights` of one adapter, or of those that `rows` chooses from.
-        activation: a function.
-        rows: `Rows` of a batch that needs several adapters, or None.
+        weights: `Weights` of the router's runs.
+        product: `GroupedProduct` with the adapters' activation.
+        router: `TaskRouter` of the batch.
 
     Returns:
         the shape of `hidden`.
     """
-    if rows is None or rows.which is None:
-        inner = activation(F.linear(_normed(hidden, weights.pre), weights.down, weights.down_bias))
-        return _normed(F.linear(inner, weights.up, weights.up_bias), weights.post)
-    hidden = _normed(hidden, weights.pre, rows.which)
-    if not torch.is_grad_enabled() and hidden.shape[1] <= FUSED_LENGTH:
-        down, bias, up = weights.units()
-        inner = activation(F.linear(hidden, down, bias))
-        inner = inner * rows.mask(weights.down.shape[1], inner)
-        return _normed(F.linear(inner, up) + _of_rows(weights.up_bias, rows.which), weights.post, rows.which)
-    inner = activation(_product(hidden, weights.down, weights.down_bias, rows.which))
-    return _normed(_product(inner, weights.up, weights.up_bias, rows.which), weights.post, rows.which)
 
+    def normalise(states, norm):
+        if norm is None:
+            return states
+        if router.which is None:
+            return F.layer_norm(states, states.shape[-1:], *norm, NORM_EPS)
+        return router.layer_norm(states, *norm, NORM_EPS)
 
-def _product(hidden, weight, bias, which):
-    """A linear map for each row: [rows, length, in] -> [rows, length, out]."""
-    return torch.baddbmm(_of_rows(bias, which), hidden, weight.index_select(0, which).transpose(1, 2))
-
-
-def _of_rows(vectors, which):
-    """[adapters, n] -> [rows, 1, n]."""
-    return vectors.index_select(0, which).unsqueeze(1)
-
-
-def _normed(hidden, norm, which=None):
-    """Layer norm with gain and bias of one adapter, or of each row's; `norm` None: the hidden states as they are."""
-    if norm is None:
-        return hidden
-    gain, bias = norm
-    if which is None:
-        return F.layer_norm(hidden, hidden.shape[-1:], gain, bias, NORM_EPS)
-    normed = F.layer_norm(hidden, hidden.shape[-1:], eps=NORM_EPS)
-    return torch.addcmul(_of_rows(bias, which), normed, _of_rows(gain, which))
-
-
-# ---- adapters that are parameters
-
-
-class AdapterController(nn.Module):
-    """The adapters of one site, by name, and the layer norms that they share.
-
-    Args:
-        names: the adapters' names.
-        width, bottleneck, activation: as in `BottleneckAdapter`.
-        pre, post: whether there is a norm before and after; `2·width` parameters each, for all adapters together.
-    """
-
-    def __init__(self, names, width, bottleneck, activation="swish", pre=False, post=True):
-        super().__init__()
-        kind = dict(norm=False, activation=activation, std=INIT_STD)
-        self.adapters = nn.ModuleDict({name: BottleneckAdapter(width, bottleneck, **kind) for name in names})
-        self.pre_layer_norm = nn.LayerNorm(width, eps=NORM_EPS) if pre else None
-        self.post_layer_norm = nn.LayerNorm(width, eps=NORM_EPS) if post else None
-
-    def weights(self, names):
-        """`Weights` of the adapters of these names."""
-        held = [self.adapters[name] for name in names]
-        parts = zip(*((a.down.weight, a.down.bias, a.up.weight, a.up.bias) for a in held))
-        parts = [each[0] if len(held) == 1 else torch.stack(each) for each in parts]
-        return Weights(*parts, *_shared(self.pre_layer_norm, self.post_layer_norm, len(held)))
-
-
-def _shared(pre, post, count):
-    """(gain, bias) of norms that `count` adapters share, before and after."""
-    norms = [norm and (norm.weight, norm.bias) for norm in (pre, post)]
-    if count > 1:
-        norms = [norm and tuple(p.expand(count, -1) for p in norm) for norm in norms]
-    return norms
+    return normalise(product.stacked(normalise(hidden, weights.pre), weights, router), weights.post)
 
 
 # ---- what is generated, and from what
@@ -250,7 +164,7 @@ class MetaController(nn.Module):
         size: of a task embedding.
         width, bottleneck: the adapters' sizes.
         conditional: norms are generated too; otherwise the tasks share them.
-        pre, post: as in `AdapterController`.
+        pre, post: whether there is a norm before and after.
     """
 
     def __init__(self, size, width, bottleneck, conditional=False, pre=False, post=True):
@@ -270,7 +184,10 @@ class MetaController(nn.Module):
         vectors = vectors[0] if count == 1 else vectors
         matrices = [part.to(dtype) for net in (self.meta_down_sampler, self.meta_up_sampler) for part in net(vectors)]
         if not self.conditional:
-            return Weights(*matrices, *_shared(self.pre_layer_norm, self.post_layer_norm, count))
+            norms = [norm and (norm.weight, norm.bias) for norm in (self.pre_layer_norm, self.post_layer_norm)]
+            if count > 1:
+                norms = [norm and tuple(p.expand(count, -1) for p in norm) for norm in norms]
+            return Weights(*matrices, *norms)
         norms = (self.pre_layernorm_hypernet, self.post_layernorm_hypernet)
         return Weights(*matrices, *(norm and norm(vectors) for norm in norms))
 
@@ -359,137 +276,18 @@ class LayersHyperNet(nn.Module):
         return [Weights(*each) for each in zip(*parts)]
 
 
-# ---- one batch
-
-
-class Step:
-    """A batch on its way through a stack: its rows and the adapters that lie ready for them.
+class SitesHyperNet(nn.Module):
+    """The hypernetworks of a stack, one for each layer and site: `MetaController`s.
 
     Args:
-        rows: `Rows`.
-        weights: list of `Weights`, one per site; [] where no row has an adapter.
-        activation: a function.
+        layers: the stack's number of layers.
+        more: as in `MetaController`.
     """
 
-    def __init__(self, rows, weights, activation):
-        self.rows, self.weights, self.activation = rows, weights, activation
+    def __init__(self, layers, *more, **named):
+        super().__init__()
+        self.controllers = nn.ModuleList(MetaController(*more, **named) for _ in range(2 * layers))
 
-    def __call__(self, site, hidden):
-        """hidden [rows, length, width] through the adapters of a site -> the same shape."""
-        if not self.rows.groups:
-            return hidden
-        extra = added(hidden, self.weights[site], self.activation, self.rows)
-        if self.rows.idle is not None:
-            extra = extra.masked_fill(self.rows.idle[:, None, None], 0)
-        return hidden + extra
-
-    def adds(self, hidden):
-        """Whether the adapters of any site change hidden states [rows, length, width]."""
-        return any(bool(added(hidden, weights, self.activation, self.rows).any()) for weights in self.weights)
-
-
-class Routes:
-    """Which tasks a model has, and which adapter each of them uses; shared by its stacks.
-
-    Args:
-        tasks: their names; a task's id is its place.
-        names: the name of each task's adapter or task embedding; tasks of one name share it.
-    """
-
-    def __init__(self, tasks, names):
-        self.router = TaskRouter()
-        self.router.tasks = list(tasks)
-        self.names = list(dict.fromkeys(names))
-        self.group = [self.names.index(name) for name in names]
-        self._last = None, None, None
-
-    def rows(self, task_ids, count, device):
-        """`Rows` of a batch of `count` rows; arguments and errors as of `TaskRouter.route`.
-
-        Both stacks and all steps of decoding pass the same tensor: it is read once.
-        """
-        inference = task_ids is not None and task_ids.is_inference()
-        key = (count, device, None if task_ids is None or inference else task_ids._version)
-        if self._last[0] is task_ids and self._last[1] == key and not inference:
-            return self._last[2]
-        ids = self.router.route(task_ids, count)
-        chosen = [NO_TASK if i == NO_TASK else self.group[i] for i in ids]
-        groups = tuple(dict.fromkeys(i for i in chosen if i != NO_TASK))
-        rows = Rows(groups)
-        if len(groups) > 1:
-            which = [groups.index(i) if i != NO_TASK else 0 for i in chosen]
-            rows.which = torch.tensor(which, device=device)
-        if groups and NO_TASK in chosen:
-            rows.idle = torch.tensor([i == NO_TASK for i in chosen], device=device)
-        self._last = task_ids, key, rows
-        return rows
-
-
-class StackAdapters:
-    """Makes the adapters of one stack, once for each batch.
-
-    Under gradient they are made anew in each forward. Without, as in decoding, what was made for a decoder is kept
-    until the next input is encoded, the tasks change or a parameter does.
-
-    Args:
-        routes: `Routes`.
-        controllers: `AdapterController` or `MetaController` of each site, or None.
-        hypernet: `LayersHyperNet`, or None.
-        embeddings: `TaskEmbeddings` that hypernetworks start from, or None.
-        activation: name of one of `ACTIVATIONS`.
-        decoder: `StackAdapters` of the decoder that this encoder's output goes to; None: this is the decoder.
-    """
-
-    def __init__(self, routes, controllers, hypernet, embeddings, activation, decoder=None):
-        self.routes, self.controllers, self.hypernet, self.embeddings = routes, controllers, hypernet, embeddings
-        self.activation, self.decoder = ACTIVATIONS[activation], decoder
-        self._kept = None, None
-
-    def forget(self):
-        """Drop what was kept."""
-        self._kept = None, None
-
-    def step(self, task_ids, count, device):
-        """`Step` of a batch of `count` rows on a device."""
-        rows = self.routes.rows(task_ids, count, device)
-        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        return Step(rows, self._weights(rows.groups, dtype, device) if rows.groups else [], self.activation)
-
-    def _weights(self, groups, dtype, device):
-        if self.decoder is not None:
-            # A new input. Versions do not tell of values that were changed behind torch's back (`p.data.copy_`).
-            self.decoder.forget()
-            return self.make(groups, dtype, device)
-        if torch.is_grad_enabled():
-            self.forget()
-            return self.make(groups, dtype, device)
-        key = groups, dtype, device, tuple((p.data_ptr(), p._version) for p in self.parameters(groups))
-        if self._kept[0] != key:
-            self._kept = key, self.make(groups, dtype, device)
-        return self._kept[1]
-
-    def make(self, groups, dtype, device):
-        """`Weights` of each site, of the adapters with these numbers; `dtype`: what products run in, or None."""
-        names = [self.routes.names[i] for i in groups]
-        if self.embeddings is None:
-            return [controller.weights(names) for controller in self.controllers]
-        # What is generated is computed once and in full precision, whatever autocast does to the rest.
-        with torch.autocast(device.type, enabled=False):
-            vectors = self.embeddings(names)
-            if self.hypernet is None:
-                return [controller(vectors, dtype) for controller in self.controllers]
-            return self.hypernet(vectors, dtype)
-
-    def parameters(self, groups=None):
-        """The parameters that these adapters are made of; None: those of all adapters."""
-        if self.embeddings is not None:
-            for module in [self.embeddings, self.hypernet, *(self.controllers or [])]:
-                if module is not None:
-                    yield from module.parameters()
-            return
-        names = self.routes.names if groups is None else [self.routes.names[i] for i in groups]
-        for controller in self.controllers:
-            for module in [*(controller.adapters[n] for n in names), controller.pre_layer_norm,
-                           controller.post_layer_norm]:  # fmt: skip
-                if module is not None:
-                    yield from module.parameters()
+    def forward(self, vectors, dtype=None):
+        """As `LayersHyperNet.forward`."""
+        return [controller(vectors, dtype) for controller in self.controllers]

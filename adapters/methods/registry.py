@@ -16,6 +16,8 @@ from versatile.utils.errors import UserError
 # The model itself is trained: nothing stands beside it.
 FULL = "full"
 BARE = "task_embeddings"
+# Published names of methods that are called otherwise here.
+ALIASES = {"meta": "hyperformer-per-layer"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def all_methods():
 
 def get_method(name, location="--method"):
     """A `Description` by name; an unknown one is a `UserError` that lists those known."""
-    methods = all_methods()
+    methods, name = all_methods(), ALIASES.get(name, name)
     if name not in methods:
         raise UserError(f"unknown method {name!r}", location=location, expected="one of " + ", ".join(sorted(methods)))
     return methods[name]
