@@ -71,6 +71,14 @@ def methods_by_regimes():
     return header, rows, reasons
 
 
+def merged(rows):
+    """Rows that differ in their methods alone as one."""
+    methods = {}
+    for method, *cells in rows:
+        methods.setdefault(tuple(cells), []).append(method)
+    return [[", ".join(names), *cells] for cells, names in methods.items()]
+
+
 def markdown():
     """Both tables with their reasons."""
     lines = []
@@ -78,7 +86,7 @@ def markdown():
         ("Methods and backbones", methods_by_families()), ("Methods and regimes", methods_by_regimes())
     ):  # fmt: skip
         lines += [f"**{title}**", "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-        lines += [f"| {' | '.join(row)} |" for row in rows] + [""]
+        lines += [f"| {' | '.join(row)} |" for row in merged(rows)] + [""]
         lines += [f"({number}) {why[0].upper()}{why[1:]}.  " for why, number in reasons.items()] + [""]
     return "\n".join(lines).strip() + "\n"
 
