@@ -14,11 +14,9 @@ Checkpoints are written and read by `save` and `load`. State dicts of the publis
     load_original(model, state)          # adapters/imports/hyperformer.py
 
 into a model attached with the same tasks and settings (`efficient_unique_hyper_net` is "hyperformer++",
-`unique_hyper_net` "hyperformer", a meta-adapter with neither "meta"). The names are the published ones:
-`task_embedding_controller.…`, `encoder.adapter_layers_hyper_net.…`,
-`encoder.block.0.layer.1.adapter_controller.…`; `original_names` maps the model's own to them. Modules by themselves
-(adapters/methods/hypernetworks.py) have the published names too, but for `original_name`: an adapter's `down_sampler`
-and `up_sampler` are `down` and `up` here.
+`unique_hyper_net` "hyperformer", a meta-adapter with neither "meta"). What is added to the T5 is a method of
+adapters/methods/, as on any backbone; in files it has the published names (`task_embedding_controller.…`,
+`encoder.adapter_layers_hyper_net.…`, `encoder.block.0.layer.1.adapter_controller.…`), which `original_names` gives.
 """
 
 from versatile.adapters.imports.hyperformer import load_original, original_names, original_state  # noqa: F401

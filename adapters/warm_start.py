@@ -103,7 +103,8 @@ def _origin_of(key, model, origins):
     if owner is None:
         # What tasks share, of methods whose tasks are all the same ones; a pointer's gate; the row of <pad>.
         return key
-    return origins[owner] and ".".join([*parts[:2], origins[owner], *parts[3:]])
+    at = parts.index(owner, 2)
+    return origins[owner] and ".".join([*parts[:at], origins[owner], *parts[at + 1 :]])
 
 
 def _match_tasks(model, methods, flag):

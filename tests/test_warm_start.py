@@ -24,7 +24,11 @@ import train_vlm
 
 SAVED = Path(__file__).parent / "saved"
 SHORT = ["--fp32", "--train_batch_size", "4", "--gradient_accumulation_steps", "1", "--n_epochs", "1"]
-METHODS = {"bottleneck": ["--adapter_bottleneck", "4"], "lora": ["--method", "lora"], "full": []}
+METHODS = {
+    "bottleneck": ["--adapter_bottleneck", "4"], "lora": ["--method", "lora"], "full": [],
+    "adapters": ["--method", "adapters", "--model_checkpoint", "tiny-t5"],
+    "hyperformer-per-layer": ["--method", "hyperformer-per-layer"],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
