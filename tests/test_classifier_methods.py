@@ -22,7 +22,7 @@ from versatile.training import grid
 from versatile.utils.errors import UserError
 
 SCRIPT, SAMPLES = "train_camtl", "data/samples/glue"
-OWNED, SHARED = ("bottleneck", "lora", "ia3"), ("hyperformer", "hyperformer++")
+OWNED, SHARED = ("adapters", "bottleneck", "lora", "ia3"), ("hyperformer", "hyperformer++", "hyperformer-per-layer")
 WHOLE = ("conditional", "full")
 REFUSED = ("prefix", "prompt", "task_embeddings")
 
