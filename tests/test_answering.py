@@ -58,13 +58,31 @@ def typed(monkeypatch, capsys, folder, lines, *more):
     return capsys.readouterr().out.splitlines()
 
 
+# What the summary of a task says, whatever its examples are encoded by.
+SUMMARY = {"task", "split", "scores", "headline", "instances", "checkpoint", "method", "backbone", "parameters",
+           "precision", "versions"}  # fmt: skip
+
+
 def test_a_t5_answers_a_line_as_it_is_evaluated(t5, tmp_path, monkeypatch, capsys):
     evaluate_vlm.main(["--model_checkpoint", str(t5), "--limit", "3", "--fp32", "--output_dir", str(tmp_path)])
     for name in ("rte", "nlg"):
+        summary = json.loads((tmp_path / f"{name}_metrics.json").read_text())
+        assert set(summary) >= SUMMARY and summary["instances"] == 3 and summary["method"] == "adapters"
         rows = [json.loads(line) for line in (tmp_path / f"{name}_outputs.jsonl").read_text().splitlines()]
         answers = typed(monkeypatch, capsys, t5, [row["source"] for row in rows], "--task", name)
         assert answers == [row["hypothesis"] for row in rows] and len(answers) == 3
     assert versatile.load(t5, precision="fp32").generate_text("nlg", rows[0]["source"]) == rows[0]["hypothesis"]
+
+
+def test_what_has_no_effect_on_a_t5_is_said(t5, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"/set max_length 3\n/set\n")))
+    interact.main(["--model_checkpoint", str(t5), "--fp32"])
+    message = capsys.readouterr().err
+    assert "max_length has no effect on this model: outputs are as long as" in message and "num_beams 1" in message
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["--task", "rte", "--max_length", "3", "--model_checkpoint", str(t5), "--output_dir",
+                       str(tmp_path / "x")])  # fmt: skip
+    assert stopped.value.code == 2 and not (tmp_path / "x").exists()
 
 
 def test_a_classifier_answers_with_the_class_and_its_probability(classifier, monkeypatch, capsys):
@@ -97,6 +115,7 @@ def test_a_classifier_is_scored_by_the_evaluations_as_by_its_own_script(script, 
         summary = json.loads((tmp_path / "all" / f"{name}_metrics.json").read_text())
         assert {metric: value["score"] for metric, value in summary["scores"].items()} == own[name]["scores"]
         assert summary["split"] == "dev" and summary["instances"] == own[name]["rows"]
+        assert set(summary) >= SUMMARY and summary["loss"] == pytest.approx(own[name]["loss"])
     outputs = (tmp_path / "all" / "rte_output.txt").read_text().split()
     assert len(outputs) == own["rte"]["rows"] and set(outputs) <= {"entailment", "not_entailment"}
 
