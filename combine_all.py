@@ -97,6 +97,46 @@ def published(make, args):
 
 
 def combine(args):
+    from versatile.training import classifier_combination
+
+    if classifier_combination.are_classifiers([*args.checkpoints.values(), *filter(None, [args.into])]):
+        return combine_classifiers(args)
+    combine_language_models(args)
+
+
+def combine_classifiers(args):
+    """Combine models of train_camtl.py."""
+    from versatile.adapters import bert
+    from versatile.training import classifier_combination as combining
+    from versatile.training import runs
+    from versatile.utils import devices
+    from versatile.utils.files import atomic_directory, writable_directory, write_json
+
+    devices.quiet_libraries(args.cache_dir)
+    args.output = own_name(args.output or args.into)
+    refuse_taken(args)
+    writable_directory(Path(args.output).absolute().parent, "--output")
+    sources = combining.read_sources(args.into, args.checkpoints)
+    model, tokenizer = combining.build(sources)
+    args.model_checkpoint, args.data_dir = model.config._name_or_path, combining.data_of(sources)
+    definitions = [runs.stored(path).get("flags", {}).get("task_definitions") or [] for path in sources.values()]
+    args.task_definitions = [task for tasks in definitions for task in tasks if task["name"] in sources]
+    described = {task: dict(checkpoint=str(path), adapter=model.methods[task]) for task, path in sources.items()}
+    with atomic_directory(args.output) as beside:
+        bert.save(model, tokenizer, beside)
+        refuse_taken(args, beside)
+        proofs = combining.prove(beside, sources, args.proof_examples)
+        write_json(beside / "run.json", runs.record(args, method="combined", sources=described, proof=proofs))
+        refuse_taken(args, beside)
+    for task, proof in proofs.items():
+        gap = proof["max_abs_difference"]
+        print(f"{task}: {described[task]['adapter']['method']} of {sources[task]}, largest difference of scores on "
+              f"{proof['examples']} rows {f'{gap:.2g}' if gap else '0, equal bit for bit'}")  # fmt: skip
+    print(f"written: {args.output}")
+    print("next: " + shell_command("evaluate.py", "--task", "all", "--model_checkpoint", args.output))
+
+
+def combine_language_models(args):
     from versatile.adapters import checkpoint
     from versatile.adapters import combine as combining
     from versatile.training.cards import write_model_card

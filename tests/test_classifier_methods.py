@@ -132,3 +132,44 @@ def test_flags_that_do_not_go_with_a_method_are_told(more, said, tmp_path):
     at = argv.index("--method")
     result = run(SCRIPT, argv[:at] + argv[at + 2 :] + more, tmp_path / "log")
     assert result.code == 2 and said in result.err and not (tmp_path / "run").exists()
+
+
+def test_single_tasks_are_combined_and_answer_as_their_own_models(tmp_path):
+    """Of different methods, one of two tasks; one more is added later."""
+    runs = dict(cola=tmp_path / "cola", rte=tmp_path / "two", mrpc=tmp_path / "mrpc")
+    trained(command(runs["cola"], "lora", ("cola",)), tmp_path / "1", SCRIPT)
+    trained(command(runs["rte"], "bottleneck", ("sts-b", "rte")), tmp_path / "2", SCRIPT)
+    trained(command(runs["mrpc"], "ia3", ("mrpc",)), tmp_path / "3", SCRIPT)
+    out = tmp_path / "combined"
+    for more in (["--checkpoints", f"rte={runs['rte']}", f"cola={runs['cola']}", "--output", out],
+                 ["--into", out, "--checkpoints", f"mrpc={runs['mrpc']}"]):  # fmt: skip
+        result = run("combine_all", more, tmp_path / "log")
+        assert result.code == 0, result.err
+    assert all(f"{task}: " in result.out for task in runs)
+    model, _ = bert.load(out)
+    assert list(model.tasks) == ["rte", "cola", "mrpc"]
+    given = batch(1)
+    for task, folder in runs.items():
+        single, _ = bert.load(folder)
+        ours, theirs = (m(**given | dict(task_ids=torch.full((8,), m.task_id(task)))).scores for m in (model, single))
+        # All heads are one product, whose rounding depends on how many there are.
+        torch.testing.assert_close(ours[:, :2], theirs[:, :2], atol=1e-6, rtol=1e-5)
+    tasks = evaluated(out, tmp_path / "results", tmp_path / "again")
+    assert {task: tasks[task]["loss"] for task in ("cola", "mrpc")} == pytest.approx({
+        task: json.loads((runs[task] / "eval_results.json").read_text())["tasks"][task]["loss"]
+        for task in ("cola", "mrpc")}, abs=1e-5)  # fmt: skip
+    result = run("evaluate", ["--task", "all", "--model_checkpoint", out, "--output_dir", tmp_path / "scores"],
+                 tmp_path / "log")  # fmt: skip
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("method, said", [("hyperformer++", "hypernetworks"), ("full", "fully fine-tuned"),
+                                          ("conditional", "conditional modules")])  # fmt: skip
+def test_a_model_that_its_tasks_share_is_not_combined(method, said, tmp_path):
+    adapters = None if method in WHOLE else method
+    model, tokenizer = bert.build("tiny-bert", {"cola": 2}, "base" if method == "conditional" else "plain", 32, 0,
+                                  adapters)  # fmt: skip
+    bert.save(model, tokenizer, tmp_path / "one")
+    result = run("combine_all", ["--checkpoints", f"cola={tmp_path / 'one'}", "--output", tmp_path / "out"],
+                 tmp_path / "log")  # fmt: skip
+    assert result.code == 2 and said in result.err and not (tmp_path / "out").exists(), result.err
