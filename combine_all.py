@@ -10,6 +10,9 @@ r"""Combine trained tasks into one VLM: their adapters and rows beside one backb
   adding into a new directory, with the inputs of the proof named:
     python combine_all.py --into runs/VLM --checkpoints qa=runs/qa --output runs/VLM5 --data qa=data/samples/qa.json
 
+  runs of train_camtl.py with adapters (--method bottleneck, lora, ia3) become one classifier, by the same flags:
+    python combine_all.py --checkpoints cola=runs/cola rte=runs/rte --output runs/glue
+
 A checkpoint is a run of train.py with an adapter (or rows alone), one of its checkpoints/step_N, a VLM of
 combine_all.py or train_vlm.py (TASK= picks one of its tasks), or a released one. All must have been trained beside
 the same backbone. The result is a directory that evaluate_vlm.py reads.
