@@ -19,7 +19,7 @@ import time
 import pytest
 import torch
 from conftest import ROOT
-from scripts import _CONTEXT, SAMPLES, run, without_java
+from scripts import SAMPLES, fork, run, without_java
 from versatile.adapters import checkpoint
 from versatile.adapters.attach import attach
 from versatile.adapters.backbones import loading as backbones
@@ -79,8 +79,7 @@ def piped(folder, argv, *lines, binary=None):
     """Lines through interact.py: (lines of stdout, stderr, exit code)."""
     names = [str(folder / name) for name in ("in", "out", "err")]
     (folder / "in").write_bytes(binary or "".join(line + "\n" for line in lines).encode())
-    process = _CONTEXT.Process(target=on_files, args=(list(map(str, argv)), *names))
-    process.start()
+    process = fork(on_files, list(map(str, argv)), *names)
     process.join(100)
     assert process.exitcode is not None
     return lines_of(folder / "out"), (folder / "err").read_text(), process.exitcode
@@ -97,8 +96,7 @@ class Terminal:
     def __init__(self, argv):
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 300, 0, 0))
-        self.process = _CONTEXT.Process(target=on_terminal, args=(list(map(str, argv)), os.ttyname(slave)))
-        self.process.start()
+        self.process = fork(on_terminal, list(map(str, argv)), os.ttyname(slave))
         self.slave, self.screen = slave, ""
 
     def until(self, pattern, timeout=60):
