@@ -6,6 +6,7 @@ all the same, with its own memory, signals and exit code.
 
 import contextlib
 import importlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -66,13 +67,17 @@ class Job:
         return Result(self.process.exitcode, (self.folder / "out").read_text(), (self.folder / "err").read_text())
 
 
-def start(script, argv, folder, env=None, terminal=False, cwd=ROOT):
-    """Start `script` ("train", "bench.decode") with `argv`; its output goes into `folder`: "out", "err"."""
+def start(script, argv, folder, env=None, terminal=False, cwd=ROOT, prepare=None):
+    """Start `script` ("train", "bench.decode") with `argv`; its output goes into `folder`: "out", "err".
+
+    Args:
+        prepare: called in the process before the script.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name in ("out", "err"):
         (Path(folder) / name).write_text("")
     environment = {**dict(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
-    return Job(fork(_run, script, list(map(str, argv)), str(folder), environment, terminal, cwd), folder)
+    return Job(fork(_run, script, list(map(str, argv)), str(folder), environment, terminal, cwd, prepare), folder)
 
 
 def fork(function, *arguments):
@@ -90,7 +95,7 @@ def run(script, argv, folder, env=None, timeout=120, terminal=False, cwd=ROOT):
     return start(script, argv, folder, env, terminal, cwd).wait(timeout)
 
 
-def _run(script, argv, folder, environment, terminal, cwd):
+def _run(script, argv, folder, environment, terminal, cwd, prepare):
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -101,11 +106,27 @@ def _run(script, argv, folder, environment, terminal, cwd):
     import torch
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    if prepare:
+        prepare()
     room, _, name = script.rpartition(".")
     # As of a script that is started: what lies beside it is found.
     sys.path.insert(0, str(ROOT / room))
     sys.argv = [f"{room and room + '/'}{name}.py", *argv]
     sys.exit(importlib.import_module(name).main(argv))
+
+
+def signal_at_save(number, count):
+    """Let this process send itself a signal when a run begins to save its checkpoint number `count`."""
+    from versatile.training.runs import Run
+
+    save, saves = Run.save_checkpoint, itertools.count(1)
+
+    def save_checkpoint(run, *arguments):
+        if next(saves) == count:
+            os.kill(os.getpid(), number)
+        save(run, *arguments)
+
+    Run.save_checkpoint = save_checkpoint
 
 
 def _open_terminal():

@@ -1,7 +1,6 @@
 """Span corruption, and pretrain_t5.py as a user runs it."""
 
 import json
-import signal
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from scripts import run, start, until
+from scripts import run
 from training_runs import in_two_processes, refused
 from versatile.data import span_corruption
 from versatile.data.span_corruption import (
@@ -137,30 +136,20 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_pretraining_learns_is_killed_goes_on_and_is_taken_by_train_t5(tmp_path):
+def test_pretraining_learns_and_is_taken_by_train_t5(tmp_path):
     whole = tmp_path / "whole"
     assert run("pretrain_t5", [config(tmp_path), "--output_dir", whole], tmp_path).code == 0
     history = read(whole / "metrics.json")["history"]
     assert history["train"][-1]["loss"] < history["train"][0]["loss"]
     assert read(whole / "metrics.json")["eval_perplexity"] > 1
 
-    out = tmp_path / "run"
-    job = start("pretrain_t5", [config(tmp_path)], tmp_path)
-    until(lambda: (out / "checkpoints" / "step_00000003").exists(), job)
-    job.kill(signal.SIGKILL)
-    job.wait()
-    resumed = run("pretrain_t5", ["--resume", out], tmp_path)
-    assert resumed.code == 0, resumed.err
-    assert read(out / "metrics.json")["history"] == history
-    one, other = load_file(whole / "model.safetensors"), load_file(out / "model.safetensors")
-    assert one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
     from versatile.adapters import t5
     from versatile.adapters.manifest import peek
 
-    assert peek(out) is None
-    model, tokenizer = t5.load_backbone(str(out))
-    assert torch.equal(model.state_dict()["shared.weight"], one["shared.weight"])
+    assert peek(whole) is None
+    model, tokenizer = t5.load_backbone(str(whole))
+    weights = load_file(whole / "model.safetensors")
+    assert torch.equal(model.state_dict()["shared.weight"], weights["shared.weight"])
     assert tokenizer("a").input_ids[-1] == tokenizer.eos_token_id
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lifelong_data import command, questions, report, write
 from safetensors.torch import load_file
-from scripts import run, start, tensors
+from scripts import run, tensors
 from training_runs import different, in_two_processes, killed_and_resumed, on_seeing, refused, trained
 from versatile.data import question_samples as samples
 from versatile.data.question_tasks import TASKS
@@ -245,19 +245,6 @@ def test_flags_without_a_meaning_are_refused(more, fragment, data, tmp_path, cap
     with pytest.raises(SystemExit) as stopped:
         train_lifelong.main([*command(data, tmp_path, "lll"), *more])
     assert stopped.value.code == 2 and fragment in capsys.readouterr().err
-
-
-def test_a_signal_saves_and_says_how_to_go_on(data, tmp_path):
-    import signal
-
-    from scripts import until
-
-    out = tmp_path / "run"
-    job = start(SCRIPT, command(data, out, "finetune", "--n_train_epochs", 400), tmp_path / "log")
-    assert until(lambda: any(out.glob("ag/checkpoints/*")), job)
-    job.kill(signal.SIGTERM)
-    result = job.wait()
-    assert result.code == 128 + signal.SIGTERM and f"train_lifelong.py --resume {out}" in result.out
 
 
 def learn(capsys, *argv):

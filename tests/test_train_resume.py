@@ -145,16 +145,15 @@ def test_checkpoints_that_are_all_damaged_are_an_error_not_a_silent_restart(fini
     refused(run("train", ["--resume", out], tmp_path / "log"), out / "checkpoints", "remove them")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_saves_prints_how_to_go_on_and_loses_nothing(name, nlg_data, finished_run, tmp_path):
-    out, number = tmp_path / "run", getattr(signal, name)
+def test_ctrl_c_saves_prints_how_to_go_on_and_loses_nothing(nlg_data, finished_run, tmp_path):
+    out = tmp_path / "run"
     job = start("train", short_run(nlg_data, out), tmp_path / "log")
     assert until(lambda: (out / "checkpoints").exists(), job)
-    job.kill(number)
+    job.kill(signal.SIGINT)
     result = job.wait()
-    assert result.code == 128 + number
+    assert result.code == 130
     assert result.err == ""
-    assert f"{name}: saved after step" in result.out
+    assert "SIGINT: saved after step" in result.out
     assert f"python train.py --resume {out}" in result.out
     assert list(out.glob("checkpoints/step_*"))
     result = run("train", ["--resume", out], tmp_path / "log")

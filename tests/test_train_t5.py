@@ -2,13 +2,12 @@
 
 import json
 import re
-import signal
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from scripts import ROOT, run, run_as_user, start, until
-from training_runs import different, in_two_processes, on_seeing, parse_t5, refused
+from scripts import ROOT, run, run_as_user
+from training_runs import different, in_two_processes, parse_t5, refused
 
 GLUE = str(ROOT / "data" / "samples" / "glue")
 CONFIG = dict(
@@ -200,57 +199,6 @@ def test_every_method_trains_and_reloads(tmp_path, method):
 def test_the_same_command_gives_the_same_run_bit_for_bit(finished, tmp_path):
     again, _ = trained(tmp_path)
     same_run(finished[0], again)
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(finished, tmp_path):
-    """Killed in its first steps, when a checkpoint appears, and, if it is seen in time, while files are written."""
-    out = tmp_path / "run"
-    out.mkdir()
-    kills = [on_seeing(name) for name in ("events*", "checkpoints/step_*", ".best*", "checkpoints/.step_*")]
-    argv, struck = [config(tmp_path)], 0
-    for kill in [*kills, lambda job, out: None]:
-        job = start("train_t5", ["--resume", out] if (out / "run.json").exists() else argv, tmp_path)
-        kill(job, out)
-        result = job.wait()
-        assert result.code in (0, -signal.SIGKILL), result.err
-        struck += result.code != 0
-    assert result.code == 0 and struck >= 2
-    same_run(finished[0], out)
-    assert not list(out.glob(".*"))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_run_saved_and_resumable(tmp_path, finished, number):
-    out = tmp_path / "run"
-    job = start("train_t5", [config(tmp_path)], tmp_path)
-    # The sampler's first line says that training begins; then some steps are taken.
-    assert until(lambda: list(out.glob("events*")), job)
-    after_steps = until(lambda: (out / "checkpoints" / "step_00000004").exists(), job)
-    job.kill(number)
-    result = job.wait()
-    if result.code:
-        assert result.code == 128 + number, result.err
-        assert after_steps and f"python train_t5.py --resume {out}" in result.out
-        assert not (out / "metrics.json").exists()
-        assert run("train_t5", ["--resume", out], tmp_path).code == 0
-    kept = sorted(int(f.name.split("_")[1]) for f in out.glob("checkpoints/step_*"))
-    assert len(kept) == 2 and kept[-1] == 8
-    first, second = read(finished[0] / "metrics.json"), read(out / "metrics.json")
-    assert first["history"] == second["history"] and first["scores"] == second["scores"]
-    assert different(tensors(finished[0]), tensors(out)) == []
-
-
-def test_a_damaged_checkpoint_is_passed_over(finished, tmp_path):
-    out = tmp_path / "run"
-    assert run("train_t5", [config(tmp_path)], tmp_path).code == 0
-    state = out / "checkpoints" / "step_00000008" / "training_state.pt"
-    whole = state.read_bytes()
-    state.write_bytes(whole[: len(whole) // 2])
-    result = run("train_t5", ["--resume", out], tmp_path)
-    assert result.code == 0, result.err
-    assert "step_00000008 cannot be read" in result.out and "resuming after step 4" in result.out
-    same_run(finished[0], out)
 
 
 def test_resuming_a_finished_run_changes_nothing(finished, tmp_path):

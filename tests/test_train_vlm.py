@@ -11,7 +11,7 @@ import scripts
 import torch
 from scripts import metrics, run, run_as_user, small, tensors, write_task
 from trainers import build_trainer
-from training_runs import close_runs, different, in_two_processes, killed_and_resumed, on_seeing, refused, same_run
+from training_runs import close_runs, different, in_two_processes, refused
 from training_runs import trained as trained_by
 from versatile.adapters.manifest import peek
 from versatile.training.objectives import cross_entropy
@@ -143,16 +143,6 @@ def test_a_task_without_rows_in_a_step_does_not_move(files, tmp_path):
     for key, p in model.named_parameters():
         moved = not torch.equal(p, before[key])
         assert moved == (p.requires_grad and "mt" not in key.split(".")), key
-
-
-def test_a_run_killed_and_resumed_equals_one_never_stopped(files, tmp_path):
-    more = ["--save_steps", "1", "--keep_checkpoints", "2", "--sampling", "uniform", "--early_stopping", "2"]
-    whole = trained(command(files, tmp_path / "whole", *more, epochs=4), tmp_path / "log")
-    out = tmp_path / "killed"
-    kills = [on_seeing("checkpoints/step_*02"), on_seeing("..best*.part"), on_seeing("checkpoints/step_*07")]
-    struck = killed_and_resumed(command(files, out, *more, epochs=4), out, tmp_path / "log", kills, "train_vlm")
-    assert struck >= 2
-    same_run(whole, out)
 
 
 def test_two_processes_train_what_one_trains_with_twice_the_batch(files, tmp_path):
