@@ -318,7 +318,7 @@ MRS = st.lists(st.sampled_from(["name", "food", "foo", "[", "]", ",", " ", "x", 
 ROWS = st.tuples(MRS, st.text(max_size=5)) | st.tuples(MRS)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(st.lists(ROWS, min_size=1, max_size=4), st.booleans(), st.data())
 def test_e2e_survives_any_rows(rows, skip_bad, data):
     text = io.StringIO()
@@ -331,7 +331,7 @@ def test_e2e_survives_any_rows(rows, skip_bad, data):
         assert record["tgt"].strip()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(NOISE, NOISE)
 def test_parallel_survives_any_bytes(source, target):
     got = attempt(["parallel", "--train", "{}/a", "{}/b"], {"a": source, "b": target})
@@ -341,7 +341,7 @@ def test_parallel_survives_any_bytes(source, target):
             {"train.en": source, "train.de": target, "val.en": b"a\n", "val.de": b"b\n"})
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 @given(st.booleans(), st.data())
 def test_iwslt_survives_any_bytes(allow_cut, data):
     with tempfile.TemporaryDirectory() as folder:

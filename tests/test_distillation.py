@@ -310,7 +310,7 @@ def test_alpha_0_trains_the_very_run_that_a_run_without_teacher_is(teacher, data
     assert json.loads((taught / "run.json").read_text())["method"] == "adapter+word-distillation"
 
 
-@pytest.mark.parametrize("kd", ["word", "both"])
+@pytest.mark.parametrize("kd", [pytest.param("word", marks=pytest.mark.slow), "both"])
 def test_killed_and_resumed_with_a_teacher_is_exact(kd, teacher, tmp_path):
     data = small(tmp_path / "nlg.json", train=24, valid=6, test=4)
     if kd == "both":

@@ -8,7 +8,7 @@ import json
 import pytest
 import test_training
 import torch
-from scripts import run_as_user, small
+from scripts import run, small
 from versatile.training.profiling import profile_steps
 from versatile.utils.devices import PROFILE
 
@@ -54,7 +54,7 @@ def test_a_run_of_train_leaves_a_trace_and_its_flags_know_nothing_of_it(tmp_path
     argv = ["--task", "nlg", "--dataset_path", data, "--model_checkpoint", "tiny-gpt2", "--adapter_bottleneck", 4,
             "--train_batch_size", 4, "--max_steps", 4, "--fp32", "--device", "cpu", "--output_dir", tmp_path / "run",
             "--profile", tmp_path / "traces"]  # fmt: skip
-    done = run_as_user("train", argv)
+    done = run("train", argv, tmp_path / "log")
     assert done.code == 0, done.err
     (path,) = (tmp_path / "traces").iterdir()
     assert str(path) in done.out and steps_of(path)[1]
