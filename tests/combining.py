@@ -29,12 +29,12 @@ def lively(name):
             p.data += 0.3 * torch.randn(p.shape, generator=noise) * (p.ndim > 1)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    return folder
+    return str(folder)
 
 
 def trained(folder, tasks, backbone="tiny-gpt2", seed=0, history=3, **more):
     """A directory as training leaves it: what is trained of the tasks is random."""
-    model, tokenizer = backbones.load(str(lively(backbone) if backbone in NAMES else backbone))
+    model, tokenizer = backbones.load(lively(backbone) if backbone in NAMES else str(backbone))
     markers = {task: get_task(task).markers for task in tasks}
     attach(model, tokenizer, markers, {task: TASKS.get(task, 6) for task in tasks}, **more)
     model.info.histories = {task: history for task in tasks if get_task(task).max_history}

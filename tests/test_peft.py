@@ -4,12 +4,11 @@
 """
 
 import json
-import os
-from pathlib import Path
 
 import lifelong_data
 import pytest
 import torch
+from combining import lively
 from scripts import metrics, small
 from versatile.adapters import checkpoint
 from versatile.adapters.attach import attach, trainable
@@ -25,19 +24,6 @@ import train_vlm
 
 peft = pytest.importorskip("peft", reason="the package peft is not installed: interchange with it is not tested")
 METHODS = {"lora": dict(method="lora", lora_rank=3, lora_targets="q,v,down"), "ia3": dict(method="ia3")}
-
-
-def lively(name):
-    """A tiny backbone whose weights are large enough for outputs to differ."""
-    folder = Path(os.environ["VERSATILE_CACHE"]) / f"lively-peft-{name}"
-    if not folder.exists():
-        model, tokenizer = backbones.load(name)
-        noise = torch.Generator().manual_seed(1)
-        for p in model.parameters():
-            p.data += 0.3 * torch.randn(p.shape, generator=noise) * (p.ndim > 1)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 def ours(folder, name, methods, token_types=True, markers=True):
