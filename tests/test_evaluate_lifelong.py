@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from lifelong_data import command, openai_gpt, questions, write
+from training_runs import error_of
 from versatile.adapters import checkpoint
 from versatile.data import question_samples as samples
 from versatile.data.question_samples import QA
@@ -182,11 +183,7 @@ def test_true_answers_beside_the_text_are_those_of_the_questions_kept(tmp_path):
 
 
 def refused(capsys, *argv):
-    with pytest.raises(SystemExit) as stopped:
-        evaluated(*argv)
-    text = capsys.readouterr().err
-    assert stopped.value.code == 2 and text.startswith("error: ") and text.count("error: ") == 1
-    return text
+    return error_of(capsys, lambda: evaluated(*argv))
 
 
 def test_what_cannot_be_evaluated_is_one_message(runs, data, tmp_path, capsys):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from combining import lively
 from scripts import metrics, small
+from training_runs import refused_here
 from versatile.adapters import checkpoint
 from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
@@ -55,13 +56,7 @@ def theirs(folder, name, seed=0, **config):
 
 
 def refused(capsys, argv, *fragments, out=None):
-    with pytest.raises(SystemExit) as stopped:
-        exchange.main([str(word) for word in argv])
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and said.count("error: ") == 1, said
-    for fragment in fragments:
-        assert fragment in said, (fragment, said)
-    assert out is None or not out.exists()
+    refused_here(capsys, lambda: exchange.main([str(word) for word in argv]), *fragments, out=out)
 
 
 @torch.no_grad()

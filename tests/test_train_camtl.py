@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scripts import ROOT, metrics, run, tensors
-from training_runs import different, in_two_processes, refused, trained
+from training_runs import different, error_of, in_two_processes, refused, trained
 from versatile.data import glue
 from versatile.training import classification as prediction
 
@@ -327,12 +327,7 @@ def test_a_trained_model_is_trained_on_and_its_directory_written_anew(whole, tmp
 
 def failed(capsys, argv):
     """The error of a command line that is refused, in this process."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        train_camtl.main(list(map(str, argv)))
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.startswith("error: ") and said.count("error: ") == 1, said
-    return said
+    return error_of(capsys, lambda: train_camtl.main(list(map(str, argv))))
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(whole, bert, tmp_path, capsys):

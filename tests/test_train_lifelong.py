@@ -8,7 +8,7 @@ import torch
 from lifelong_data import command, questions, report, write
 from safetensors.torch import load_file
 from scripts import run, tensors
-from training_runs import different, in_two_processes, killed_and_resumed, on_seeing, refused, trained
+from training_runs import different, error_of, in_two_processes, killed_and_resumed, on_seeing, refused, trained
 from versatile.data import question_samples as samples
 from versatile.data.question_tasks import TASKS
 
@@ -257,11 +257,7 @@ def learn(capsys, *argv):
 
 
 def cannot(capsys, *argv):
-    with pytest.raises(SystemExit) as stopped:
-        learn(capsys, *argv)
-    text = capsys.readouterr().err
-    assert stopped.value.code == 2 and text.count("error: ") == 1
-    return text
+    return error_of(capsys, lambda: learn(capsys, *argv))
 
 
 QUICK = ("--n_train_epochs", 1, "--only_final")

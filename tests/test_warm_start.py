@@ -4,6 +4,7 @@
 """
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ import lifelong_data
 import pytest
 import torch
 from scripts import metrics, small
+from training_runs import refused_here
 from versatile.adapters import checkpoint
 from versatile.training import runs
 
@@ -64,16 +66,6 @@ def content(folder):
 
 def first_loss(run):
     return metrics(run)["history"]["valid"][0]["nll"]
-
-
-def refused(capsys, start, *fragments, out=None):
-    with pytest.raises(SystemExit) as stopped:
-        start()
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and said.count("error: ") == 1, said
-    for fragment in fragments:
-        assert fragment in said, (fragment, said)
-    assert out is None or not out.exists()
 
 
 def test_a_run_starts_where_the_other_ended_and_leaves_it_untouched(trained, files, tmp_path):
@@ -143,13 +135,14 @@ def test_what_does_not_fit_is_one_message(lora, files, tmp_path, capsys):
         (["--adapter_bottleneck", "4"], {}, "was trained with lora", "bottleneck"),
         ([], {}, "it holds adapters beside a frozen backbone"),
     ):
-        refused(capsys, lambda m=more, o=options: run_train(files, out, *m, "--init_from", lora, **o), *words, out=out)
+        start = functools.partial(run_train, files, out, *more, "--init_from", lora, **options)
+        refused_here(capsys, start, *words, out=out)
     start = [files, out, "--method", "lora", "--init_from"]
-    refused(capsys, lambda: run_train(*start, tmp_path / "none"), "no such directory", out=out)
+    refused_here(capsys, lambda: run_train(*start, tmp_path / "none"), "no such directory", out=out)
     bare = Path(os.environ["VERSATILE_CACHE"]) / "models" / "tiny-gpt2"
-    refused(capsys, lambda: run_train(*start, bare), "this is a bare backbone", out=out)
+    refused_here(capsys, lambda: run_train(*start, bare), "this is a bare backbone", out=out)
     whole = run_train(files, tmp_path / "whole", "--lr", "1e-3", "--max_steps", 1)
-    refused(capsys, lambda: run_train(*start, whole), "it holds a whole model", out=out)
+    refused_here(capsys, lambda: run_train(*start, whole), "it holds a whole model", out=out)
 
 
 def test_a_run_that_is_still_training_is_no_start(lora, files, tmp_path, capsys):
@@ -161,13 +154,14 @@ def test_a_run_that_is_still_training_is_no_start(lora, files, tmp_path, capsys)
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     try:
         holder.stdout.readline()
-        refused(capsys, lambda: run_train(*start, copy), f"still training: another process (pid {holder.pid})", out=out)
+        words = f"still training: another process (pid {holder.pid})"
+        refused_here(capsys, lambda: run_train(*start, copy), words, out=out)
     finally:
         holder.kill()
         holder.wait()
     (copy / "metrics.json").unlink()
     last = sorted((copy / "checkpoints").iterdir())[-1]
-    refused(capsys, lambda: run_train(*start, copy), "this run has not finished", str(last), out=out)
+    refused_here(capsys, lambda: run_train(*start, copy), "this run has not finished", str(last), out=out)
     assert checkpoint.load(run_train(*start, last))
 
 
@@ -187,7 +181,7 @@ def test_a_resumed_run_notices_that_its_start_has_changed(lora, files, tmp_path,
     assert "already finished" in capsys.readouterr().out
     config = json.loads((old / "adapter_config.json").read_text())
     (old / "adapter_config.json").write_text(json.dumps(config | dict(more=1)))
-    refused(capsys, lambda: train.main(["--resume", str(new)]), "it has changed since this run was started")
+    refused_here(capsys, lambda: train.main(["--resume", str(new)]), "it has changed since this run was started")
     fresh = run_train(files, tmp_path / "fresh", "--method", "lora", "--lr", "1e-4")
     again = ["--resume", str(fresh), "--init_from", str(lora)]
-    refused(capsys, lambda: train.main(again), "this run was started fresh")
+    refused_here(capsys, lambda: train.main(again), "this run was started fresh")

@@ -38,6 +38,24 @@ def refused(result, *fragments, out=None):
         assert not [p for p in left if ".part" in p or "model.safetensors" in p or p.endswith(".old")], left
 
 
+def error_of(capsys, start):
+    """The one error that `start`, which calls a script's `main` in this process, ends with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        start()
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and message.startswith("error: ") and message.count("error: ") == 1, message
+    return message
+
+
+def refused_here(capsys, start, *fragments, out=None):
+    """`error_of` names each fragment, and nothing is written."""
+    message = error_of(capsys, start)
+    for fragment in fragments:
+        assert fragment in message, (fragment, message)
+    assert out is None or not out.exists()
+
+
 def different(one, other):
     """Names of tensors that are not equal, or not in both."""
     return sorted(k for k in one.keys() | other.keys() if one.get(k) != other.get(k))
