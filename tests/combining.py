@@ -73,10 +73,6 @@ def same(one, other):
     return all(map(torch.equal, one[0], other[0])) and one[1] == other[1]
 
 
-def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
-
-
 def gpt2_singles(folder):
     """{task: a directory trained for it alone} on tiny-gpt2."""
     return {task: trained(folder / task, [task], seed=seed) for seed, task in enumerate(["mt", "nlg", "dialogue"])}

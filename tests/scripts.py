@@ -37,6 +37,12 @@ CONTEXT.set_forkserver_preload(
 )  # fmt: skip
 
 
+def done(result):
+    """A `Result` without an error."""
+    assert result.code == 0, result.err
+    return result
+
+
 @dataclass
 class Result:
     """How a script ended: exit code (negative: killed by that signal), stdout, stderr."""
@@ -181,6 +187,11 @@ def tensors(folder):
     name = "adapter_model.safetensors" if (folder / "adapter_model.safetensors").exists() else "model.safetensors"
     state = load_file(folder / name)
     return {k: (str(v.dtype), tuple(v.shape), v.numpy().tobytes()) for k, v in state.items()}
+
+
+def contents(folder):
+    """{path below it: bytes} of all files of a directory."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
 
 def metrics(folder):

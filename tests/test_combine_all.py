@@ -16,7 +16,6 @@ from combining import (
     answered,
     answers,
     combined,
-    files,
     gpt2_singles,
     lively,
     pairs,
@@ -24,7 +23,7 @@ from combining import (
     trained,
 )
 from safetensors.torch import load_file
-from scripts import SAMPLES, metrics, run, run_as_user, small, without_java
+from scripts import SAMPLES, contents, metrics, run, run_as_user, small, without_java
 from test_released import CONFIG, VGLM, inputs, released_directory
 from training_runs import refused, short_run
 from versatile.adapters import checkpoint, combine
@@ -208,7 +207,7 @@ def test_the_ledger_counts_every_parameter_once(singles):
 
 def test_a_result_that_answers_otherwise_is_refused_and_nothing_is_written(gpt2, tmp_path, monkeypatch, capsys):
     vlm = combined(tmp_path / "vlm", {"mt": gpt2["mt"]})
-    before, build = files(vlm), combine.build
+    before, build = contents(vlm), combine.build
 
     def wrong(sources):
         model, tokenizer = build(sources)
@@ -222,7 +221,7 @@ def test_a_result_that_answers_otherwise_is_refused_and_nothing_is_written(gpt2,
             combine_all.main([*argv, *location])
         assert stopped.value.code == 2
         assert "the combined model answers otherwise" in capsys.readouterr().err
-    assert files(vlm) == before and [p.name for p in tmp_path.iterdir()] == ["vlm"]
+    assert contents(vlm) == before and [p.name for p in tmp_path.iterdir()] == ["vlm"]
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1.0])
@@ -305,10 +304,10 @@ def test_a_vlm_evaluates_to_the_files_of_its_single_runs(gpt2, tmp_path, monkeyp
                        "--output_dir", str(tmp_path / "single" / task), *common])  # fmt: skip
     evaluate_vlm.main(["--task", "all", "--model_checkpoint", str(vlm), "--data", *pairs(data),
                        "--output_dir", str(tmp_path / "all"), *common])  # fmt: skip
-    together = {name: text for name, text in files(tmp_path / "all").items() if "metrics" not in name}
+    together = {name: text for name, text in contents(tmp_path / "all").items() if "metrics" not in name}
     apart = {}
     for task in gpt2:
-        apart |= {name: text for name, text in files(tmp_path / "single" / task).items() if "metrics" not in name}
+        apart |= {name: text for name, text in contents(tmp_path / "single" / task).items() if "metrics" not in name}
         one = metrics(tmp_path / "single" / task)
         other = json.loads((tmp_path / "all" / f"{task}_metrics.json").read_text())
         assert one["labels"] == other["labels"] and one["headline"] == other["headline"]

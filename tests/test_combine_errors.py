@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from combining import QUICK, combined, files, gpt2_singles, trained
+from combining import QUICK, combined, gpt2_singles, trained
+from scripts import contents
 from test_released import finetuned_directory, released_directory
 from versatile.adapters import checkpoint
 from versatile.adapters.attach import attach
@@ -124,7 +125,7 @@ def test_what_tasks_share_is_the_reason_why_published_systems_are_not_combined(n
 
 def test_a_task_there_twice_and_a_place_that_is_taken_are_refused(gpt2, tmp_path, capsys):
     vlm = combined(tmp_path / "vlm", {"mt": gpt2["mt"]})
-    before = files(tmp_path)
+    before = contents(tmp_path)
     (tmp_path / "file").write_text("mine")
     nlg, mt = f"nlg={gpt2['nlg']}", f"mt={gpt2['mt']}"
     for argv, *said in (
@@ -145,20 +146,20 @@ def test_a_task_there_twice_and_a_place_that_is_taken_are_refused(gpt2, tmp_path
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and error.startswith("error: ")
         assert all(part in error for part in said), error
-    assert files(tmp_path) == {**before, "file": b"mine"}
+    assert contents(tmp_path) == {**before, "file": b"mine"}
 
 
 def test_nothing_else_in_a_directory_is_lost_by_adding_to_it(gpt2, tmp_path, capsys):
     run = shutil.copytree(gpt2["mt"], tmp_path / "run")
     (run / "learning_curve.png").write_bytes(b"mine")
-    before, argv = files(run), ["--into", str(run), "--checkpoints", f"nlg={gpt2['nlg']}", *QUICK]
+    before, argv = contents(run), ["--into", str(run), "--checkpoints", f"nlg={gpt2['nlg']}", *QUICK]
     with pytest.raises(SystemExit):
         combine_all.main(argv)
     error = capsys.readouterr().err
     assert "it also holds learning_curve.png, which would be lost" in error and "--output VLM" in error
-    assert files(run) == before and [p.name for p in tmp_path.iterdir()] == ["run"]
+    assert contents(run) == before and [p.name for p in tmp_path.iterdir()] == ["run"]
     combine_all.main([*argv, "--output", str(tmp_path / "vlm")])
-    assert checkpoint.load(tmp_path / "vlm")[0].info.tasks == ["mt", "nlg"] and files(run) == before
+    assert checkpoint.load(tmp_path / "vlm")[0].info.tasks == ["mt", "nlg"] and contents(run) == before
 
 
 def test_a_vlm_behind_a_link_is_replaced_where_it_lies(gpt2, tmp_path):

@@ -7,17 +7,12 @@ import json
 import shutil
 
 import pytest
-from scripts import SAMPLES, metrics, run, small
+from scripts import SAMPLES, done, metrics, run, small
 from versatile.data import glue, instances, question_samples, question_tasks, task, text_to_text
 from versatile.utils.errors import UserError
 
 GLUE = SAMPLES / "glue"
 TINY = ["--model_checkpoint", "tiny-gpt2", "--fp32", "--n_epochs", "1", "--train_batch_size", "8"]
-
-
-def done(result):
-    assert result.code == 0, result.err
-    return result
 
 
 def markers(name, path, split):

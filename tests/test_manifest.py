@@ -11,15 +11,14 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from saved_models import save_bert, save_marked, save_t5
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-from versatile.adapters import attach, bert, checkpoint, manifest, t5
-from versatile.adapters.backbones import loading as backbones
+from versatile.adapters import bert, checkpoint, manifest, t5
 from versatile.utils.errors import UserError
 
 from tests.conftest import ROOT
 
 SAVED = ROOT / "tests" / "saved"
-TASKS = {"nlg": ["<bos_nlg>", "<eos_nlg>", "<name>"], "mt": ["<bos_mt>", "<eos_mt>"]}
 HEAD = {"library_name", "format", "encoder", "mode", "tasks", "methods", "model_type", "base_model_name_or_path",
         "base_model_fingerprint", "checksum"}  # fmt: skip
 # Of older directories: what the probe has to say (encoder, mode, tasks, methods).
@@ -38,32 +37,6 @@ OLDER = {
     "camtl_base": ("sentence_pair", "full", ("cola", "sts-b", "rte"), {"conditional"}),
     "camtl_plain": ("sentence_pair", "full", ("cola", "sts-b", "rte"), {"full"}),
 }
-
-
-def changed(model):
-    """A model with nothing left as it was built."""
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn_like(p) * 0.1)
-    return model
-
-
-def save_marked(path, methods):
-    model, tokenizer = backbones.load("tiny-gpt2")
-    attach.attach(model, tokenizer, TASKS, methods)
-    checkpoint.save(changed(model), tokenizer, path)
-
-
-def save_t5(path, method):
-    model, tokenizer = t5.load_backbone("tiny-t5")
-    t5.attach(model, ["rte", "mrpc"], t5.T5Settings(method=method, task_embedding_dim=8, task_hidden_dim=8))
-    t5.save(changed(model), tokenizer, path)
-
-
-def save_bert(path, form):
-    model, tokenizer = bert.build("tiny-bert", {"cola": 2, "sts-b": 1}, form, 32)
-    bert.save(changed(model), tokenizer, path)
 
 
 KINDS = {

@@ -13,49 +13,22 @@ import shutil
 
 import pytest
 import torch
+from saved_models import TASKS, changed, save_bert, save_marked, save_t5
 from versatile.adapters import attach, bert, checkpoint, t5
 from versatile.adapters.backbones import loading as backbones
 from versatile.utils.errors import UserError
 from versatile.utils.screen import escape_controls
 
-TASKS = {"nlg": ["<bos_nlg>", "<eos_nlg>", "<name>"], "mt": ["<bos_mt>", "<eos_mt>"]}
 DEEP = json.loads("[" * 300 + "]" * 300)
 WRONG = [None, True, False, 0, -1, 1, 1.5, -0.0, float("nan"), float("inf"), 2**31, 2**63, 10**30, "", "x", "\ud800",
          "\u2028", "../../etc/passwd", "a\0b", "n" * 5000, [], [[]], {}, {"a": 1}, [None], [{"name": "x"}], "keys",
          DEEP]  # fmt: skip
 
 
-def changed(model):
-    """A model with nothing left as it was built."""
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.requires_grad:
-                p.add_(torch.randn_like(p) * 0.1)
-    return model
-
-
-def save_attached(path, bottlenecks):
-    model, tokenizer = backbones.load("tiny-gpt2")
-    attach.attach(model, tokenizer, TASKS, bottlenecks)
-    checkpoint.save(changed(model), tokenizer, path)
-
-
-def save_bert(path):
-    model, tokenizer = bert.build("tiny-bert", {"cola": 2, "sts-b": 1}, "base", 32)
-    model.aliases = {"cola-b": "cola"}
-    bert.save(changed(model), tokenizer, path)
-
-
-def save_t5(path, method):
-    model, tokenizer = t5.load_backbone("tiny-t5")
-    t5.attach(model, ["rte", "mrpc"], t5.T5Settings(method=method, task_embedding_dim=8, task_hidden_dim=8))
-    t5.save(changed(model), tokenizer, path)
-
-
 KINDS = {
-    "adapter": (lambda path: save_attached(path, {"nlg": 8, "mt": 4}), checkpoint.load, "adapter_config.json"),
-    "full": (lambda path: save_attached(path, None), checkpoint.load, "config.json"),
-    "bert": (save_bert, bert.load, "adapter_config.json"),
+    "adapter": (lambda path: save_marked(path, {"nlg": 8, "mt": 4}), checkpoint.load, "adapter_config.json"),
+    "full": (lambda path: save_marked(path, None), checkpoint.load, "config.json"),
+    "bert": (lambda path: save_bert(path, "base", {"cola-b": "cola"}), bert.load, "adapter_config.json"),
     "t5": (lambda path: save_t5(path, "hyperformer++"), t5.load, "adapter_config.json"),
     "t5_full": (lambda path: save_t5(path, "finetune"), t5.load, "config.json"),
 }

@@ -8,7 +8,7 @@ import json
 import shutil
 
 import pytest
-from scripts import SAMPLES, metrics, run, small
+from scripts import SAMPLES, done, metrics, run, small
 from versatile.data import glue, own_tasks, question_samples, question_tasks, task, text_to_text
 from versatile.data.own_tasks import define, register_own_tasks
 from versatile.utils import answer_metrics
@@ -247,11 +247,6 @@ def test_f1_of_labels_is_the_mean_of_the_labels():
 # --- in the scripts --------------------------------------------------------------------------------------
 
 TINY = ["--model_checkpoint", "tiny-gpt2", "--fp32", "--n_epochs", "1"]
-
-
-def done(result):
-    assert result.code == 0, result.err
-    return result
 
 
 def test_own_and_known_tasks_train_together_combine_and_answer(tmp_path):

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from scripts import contents
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 from versatile.adapters import checkpoint
 from versatile.adapters.attach import attach, count_parameters, halve_frozen, only_tables, parameter_summary, trainable
@@ -49,10 +50,6 @@ def logits(model, tokenizer):
     given = batch(tokenizer, 9)
     with torch.no_grad():
         return model.scores_along(given["input_ids"], given["token_type_ids"], 5, given["task_ids"])
-
-
-def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 # ---- adapters beside a backbone that is trained too
@@ -96,7 +93,7 @@ def test_a_trained_backbone_is_saved_and_loads_to_the_same_logits(trained, tmp_p
         assert torch.equal(cross_entropy(again, given), cross_entropy(model, given))
     # And can be saved again: the same files.
     checkpoint.save(again, words, tmp_path / "twice")
-    assert files(tmp_path / "twice") == files(folder)
+    assert contents(tmp_path / "twice") == contents(folder)
 
 
 def test_the_stored_backbone_is_an_ordinary_transformers_directory(trained):
@@ -109,7 +106,7 @@ def test_the_stored_backbone_is_an_ordinary_transformers_directory(trained):
     assert all(torch.equal(p, wanted[n]) for n, p in plain.state_dict().items())
     assert AutoTokenizer.from_pretrained(folder / "backbone").get_vocab() == words.get_vocab()
     assert not any("adapter" in n or "rows" in n for n in load_file(folder / "backbone" / "model.safetensors"))
-    assert not any(b.startswith(b"\x80") for b in files(folder).values())
+    assert not any(b.startswith(b"\x80") for b in contents(folder).values())
 
 
 def test_weights_go_back_into_a_live_model(trained):
@@ -147,7 +144,7 @@ def test_a_backbone_that_is_saved_stays_in_full_precision(tmp_path):
     halve_frozen(model, torch.bfloat16)
     with pytest.raises(ValueError, match="half precision"):
         checkpoint.save(model, tokenizer, tmp_path / "x")
-    assert not files(tmp_path)
+    assert not contents(tmp_path)
 
 
 def test_a_run_replaces_its_best_model_with_its_backbone(tmp_path):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from conftest import ROOT
-from scripts import SAMPLES, run
+from scripts import SAMPLES, contents, run
 from training_runs import parse_t5 as parse
 from training_runs import refused
 from versatile.adapters import t5
@@ -36,10 +36,6 @@ def parsed(tmp_path, *flags, **values):
     return parse([str(config(tmp_path, **values)), *map(str, flags)])
 
 
-def files(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(a run's directory, what it printed)"""
@@ -54,7 +50,7 @@ def finished(tmp_path_factory):
 
 def test_a_finished_run_outlives_a_command_that_cannot_replace_it(finished, tmp_path):
     folder = finished[0]
-    before = files(folder)
+    before = contents(folder)
     common = ["--output_dir", folder, "--overwrite_output_dir"]
     for flags, word in (
         (["--data_dir", "/nowhere"], "nowhere"),
@@ -63,7 +59,7 @@ def test_a_finished_run_outlives_a_command_that_cannot_replace_it(finished, tmp_
         (["--freeze_model"], "nothing is left"),
     ):
         refused(run("train_t5", [config(tmp_path), *common, *flags], tmp_path), word)
-        assert files(folder) == before
+        assert contents(folder) == before
     refused(run("train_t5", [config(tmp_path), "--output_dir", folder], tmp_path), "--overwrite_output_dir", "--resume")
 
 

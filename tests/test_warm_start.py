@@ -15,7 +15,7 @@ from pathlib import Path
 import lifelong_data
 import pytest
 import torch
-from scripts import metrics, small
+from scripts import contents, metrics, small
 from training_runs import refused_here
 from versatile.adapters import checkpoint
 from versatile.training import runs
@@ -60,21 +60,17 @@ def tensors(folder):
     return checkpoint.read_safetensors(folder / "adapter_model.safetensors")
 
 
-def content(folder):
-    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 def first_loss(run):
     return metrics(run)["history"]["valid"][0]["nll"]
 
 
 def test_a_run_starts_where_the_other_ended_and_leaves_it_untouched(trained, files, tmp_path):
     old, method = trained
-    before = content(old)
+    before = contents(old)
     new = run_train(files, tmp_path / "new", *method, "--init_from", old, "--lr", "1e-4", "--seed", "7")
     assert first_loss(new) == pytest.approx(metrics(old)["valid_nll"], abs=1e-5)
     assert first_loss(new) != pytest.approx(first_loss(old), abs=1e-3)
-    assert content(old) == before
+    assert contents(old) == before
     flags = json.loads((new / "run.json").read_text())["flags"]
     assert flags["init_from"] == str(old) and flags["init_fingerprint"]
 
