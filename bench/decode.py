@@ -97,7 +97,7 @@ def make_prompts(args):
     longest = min(args.longest_prompt, args.positions - args.max_length)
     lengths = common.lengths(args.prompts, args.mean_length, longest, args.seed)
     split = common.MadeUpSplit(lengths, common.VOCABULARY, args.seed)
-    return [(ids[:-1].tolist(), types[:-1].tolist()) for ids, types, _ in (split[i] for i in range(len(split)))]
+    return [(row.ids[:-1].tolist(), row.types[:-1].tolist()) for row in (split[i] for i in range(len(split)))]
 
 
 def forbidden(model):

@@ -192,9 +192,9 @@ class Decoding:
         prompts = []
         for i in range(self.args.prompts):
             owner = i % len(TASKS) if task == MIXED else TASKS.index(task)
-            ids, types, _ = self.splits[TASKS[owner]][i]
+            example = self.splits[TASKS[owner]][i]
             end = common.VOCABULARY + EACH * owner + 2
-            prompts.append(decoding.Prompt(ids[:-1].tolist(), types[:-1].tolist(), owner, end))
+            prompts.append(decoding.Prompt(example.ids[:-1].tolist(), example.types[:-1].tolist(), owner, end))
         length = self.args.max_length
         decoding_options = decoding.Decoding(max_length=length, min_length=length, batch_size=self.args.prompts)
 

@@ -154,10 +154,10 @@ class Theirs:
         chosen = [self.order[(self.count + i) % len(self.order)] for i in range(size)]
         self.count += size
         rows = [self.split[i] for i in chosen]
-        longest = max(len(ids) for ids, _, _ in rows)
+        longest = max(len(row.ids) for row in rows)
         ids, mask = torch.full((size, longest), common.VOCABULARY), torch.zeros(size, longest, dtype=torch.long)
         labels = torch.full_like(ids, -100)
-        for row, (own, _, prompt) in enumerate(rows):
+        for row, (own, prompt) in enumerate((example.ids, example.prompt_length) for example in rows):
             ids[row, : len(own)], mask[row, : len(own)] = torch.from_numpy(own), 1
             labels[row, prompt : len(own)] = torch.from_numpy(own[prompt:])
         return dict(input_ids=ids, attention_mask=mask, labels=labels)

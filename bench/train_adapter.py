@@ -97,7 +97,7 @@ class Plain:
         self.data = torch.full((3, rows, int(lengths.max())), common.VOCABULARY)
         self.data[2] = -100
         for i in range(rows):
-            ids, types, prompt = split[i]
+            ids, types, prompt = split[i].ids, split[i].types, split[i].prompt_length
             self.data[0, i, : len(ids)], self.data[1, i, : len(ids)] = torch.from_numpy(ids), torch.from_numpy(types)
             self.data[2, i, prompt : len(ids)] = torch.from_numpy(ids[prompt:])
         # Its time does not depend on which rows a turn meets, so every turn counts the data set's mean.
