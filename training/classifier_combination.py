@@ -11,7 +11,8 @@ from versatile.data import glue
 from versatile.data.encoders import sentence_pair
 from versatile.data.files import SAMPLES
 from versatile.data.own_tasks import register_own_tasks
-from versatile.data.pair_batches import pad, tensors
+from versatile.data.padding import tensors
+from versatile.data.pair_batches import pair_inputs
 from versatile.training import runs
 from versatile.utils.errors import UserError
 
@@ -103,10 +104,8 @@ def prove(directory, sources, count):
     combined, tokenizer = bert.load(directory)
     folder, proofs = data_of(sources) or SAMPLES / "glue", {}
     for task, source in sources.items():
-        split = sentence_pair.load(folder, task, "dev", tokenizer, combined.max_seq_length, limit=count)
-        rows = range(len(split))
-        arrays = pad([split[i] for i in rows], split.firsts[: len(split)], tokenizer.pad_token_id,
-                     combined.max_seq_length)  # fmt: skip
+        split = sentence_pair.load_split(folder, task, "dev", tokenizer, combined.max_seq_length, limit=count)
+        arrays = pair_inputs([split[i] for i in range(len(split))], tokenizer.pad_token_id, combined.max_seq_length)
         labels = glue.get_task(task).labels
         ours, theirs = (model(**tensors(arrays), task_ids=torch.full((len(split),), model.task_id(task)))
                         .scores[:, : len(labels or "1")] for model in (combined, bert.load(source)[0]))  # fmt: skip
