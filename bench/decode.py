@@ -121,7 +121,7 @@ def plain(args, model, prompts, dtype, outputs):
     """`generate` over the prompts as they come."""
     import torch
     from transformers import GenerationConfig
-    from versatile.training.decoding import left_padded
+    from versatile.training.prompt_batches import left_padded
     from versatile.utils.devices import autocast
 
     common.default_allocator()

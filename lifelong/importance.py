@@ -18,8 +18,8 @@ task begins, and is added to that of its first step.
 
 import torch
 from versatile.lifelong.losses import IGNORE
-from versatile.training.decoding import left_padded
 from versatile.training.objectives import cross_entropy, move
+from versatile.training.prompt_batches import left_padded
 from versatile.training.validation import sum_over_processes
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError, first_line

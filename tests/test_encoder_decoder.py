@@ -26,8 +26,9 @@ from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.data.task import get_task
-from versatile.training.decoding import Decoding, Prompt, decode, left_padded
+from versatile.training.decoding import Decoding, Prompt, decode
 from versatile.training.objectives import cross_entropy
+from versatile.training.prompt_batches import left_padded
 from versatile.utils.attention import PRODUCTS
 from versatile.utils.devices import prepare_for_device
 

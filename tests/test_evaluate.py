@@ -11,7 +11,8 @@ import pytest
 import torch
 from scripts import metrics, run, run_as_user, small, without_java, write_task
 from training_runs import NLG, refused, short_run
-from versatile.training.decoding import Decoding, Prompt, decode, left_padded
+from versatile.training.decoding import Decoding, Prompt, decode
+from versatile.training.prompt_batches import left_padded
 
 MODELS = [("tiny-gpt2", -1), ("tiny-gpt2", 16), ("tiny-llama", 16)]
 
@@ -157,7 +158,8 @@ def test_no_special_token_but_the_tasks_own_end_is_ever_produced(model, bottlene
         return out
 
     monkeypatch.setattr(type(model), "generate", watched)
-    decode(model, tokenizer, asked(prompts, eos), Decoding(max_length=40, **more))
+    for row in decode(model, tokenizer, asked(prompts, eos), Decoding(max_length=40, **more)):
+        raw.extend(row)
     # Rows that have ended are filled up with padding.
     allowed = {eos, tokenizer.pad_token_id}
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}

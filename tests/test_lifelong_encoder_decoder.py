@@ -98,7 +98,7 @@ def test_a_teachers_words_and_distributions_reach_it(data, tmp_path):
 def test_mas_looks_at_the_scores_behind_the_question(lamol):
     """mean(softmax(scores of the decoder's token behind __ans__)²) / B, from the plain model."""
     from versatile.lifelong.importance import MAS, Importance
-    from versatile.training.decoding import left_padded
+    from versatile.training.prompt_batches import left_padded
 
     predictor = Predictor.load(lamol / "sst", torch.device("cpu"), torch.float32, 48)
     model, prompts = predictor.model, predictor.encoder.prompts(questions("sst", 3), 2)

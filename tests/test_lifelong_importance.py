@@ -8,9 +8,9 @@ from lifelong_models import PAD, model, random_rows, same, tensors, values
 from versatile.lifelong.batches import LifelongBatches
 from versatile.lifelong.importance import Importance, task_batches
 from versatile.lifelong.losses import Objective
-from versatile.training.decoding import left_padded
 from versatile.training.objectives import cross_entropy
 from versatile.training.optimizers import AdamW
+from versatile.training.prompt_batches import left_padded
 from versatile.utils.errors import UserError
 
 FILL = -1

@@ -1,10 +1,17 @@
-"""Decoding through `transformers.generate`: batched, cached, sorted by prompt length, left-padded, tasks mixed."""
+"""Decoding: batched, cached, sorted by prompt length, left-padded, tasks mixed.
+
+Greedy search lets the next prompt in where a row has ended (training/continuous_batching.py); sampling, where what is
+drawn for a row depends on its batch, beams and encoder-decoders go through `transformers.generate`.
+"""
 
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+from versatile.adapters.backbones.family import backbone_of
 from versatile.data.prompt import Prompt  # noqa: F401  (part of this interface)
+from versatile.training import continuous_batching
+from versatile.training.prompt_batches import OnlyOwnEnd, left_padded
 from versatile.utils.devices import autocast
 
 
@@ -55,11 +62,15 @@ def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress
     """
     device = next(model.parameters()).device
     special = sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
-    ends = sorted({p.eos_id for p in prompts})
-    config = _config(decoding, ends, tokenizer.pad_token_id)
-    outputs = [None] * len(prompts)
     # Longest first: the largest batch, and with it any lack of memory, comes at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
+    if continuous_batching.is_supported(model, decoding):
+        with autocast(device, dtype):
+            return continuous_batching.decode_greedily(
+                model, prompts, order, decoding, special, tokenizer.pad_token_id, progress
+            )
+    config = _config(decoding, sorted({p.eos_id for p in prompts}), tokenizer.pad_token_id)
+    outputs = [None] * len(prompts)
     torch.manual_seed(decoding.seed)
     for start in range(0, len(order), decoding.batch_size):
         # Rows of a task stand together: its adapter then takes them as they lie.
@@ -67,11 +78,12 @@ def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress
         rows = [prompts[i] for i in chosen]
         batch = left_padded([(p.ids, p.types) for p in rows], tokenizer.pad_token_id)
         inputs, length = model.decoding_inputs({k: v.to(device) for k, v in batch.items()})
+        inputs["task_ids"] = torch.tensor([p.task_id for p in rows])
         only = OnlyOwnEnd(special, [p.eos_id for p in rows], decoding.num_beams, device)
         with autocast(device, dtype):
             out = model.generate(
                 **inputs,
-                task_ids=torch.tensor([p.task_id for p in rows]),
+                **_read_once(model, inputs, decoding.num_beams),
                 generation_config=config,
                 logits_processor=LogitsProcessorList([only]),
             )
@@ -82,42 +94,19 @@ def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress
     return outputs
 
 
-def left_padded(prompts, pad_id):
-    """[(ids, types)] -> dict of tensors [rows, longest], padded on the left; positions count from each row's start.
+def _read_once(model, inputs, beams):
+    """The cache of prompts up to their last token, for all beams of a row: `generate` would read each once a beam.
 
-    Where the types are None there is no `token_type_ids` in it.
+    {} where that saves nothing, and where the family keeps no cache.
     """
-    longest = max(len(ids) for ids, _ in prompts)
-    ids = torch.full((len(prompts), longest), pad_id)
-    types, mask = ids.clone(), torch.zeros_like(ids)
-    typed = {} if prompts[0][1] is None else dict(token_type_ids=types)
-    for row, (row_ids, row_types) in enumerate(prompts):
-        n = len(row_ids)
-        ids[row, longest - n :] = torch.tensor(row_ids)
-        if typed:
-            types[row, longest - n :] = torch.tensor(row_types)
-        mask[row, longest - n :] = 1
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return dict(input_ids=ids, attention_mask=mask, position_ids=positions, **typed)
-
-
-class OnlyOwnEnd(LogitsProcessor):
-    """Of all special tokens a row may produce its own task's end alone.
-
-    Args:
-        special: ids of all special and added tokens.
-        ends: each row's end token.
-        beams: generate repeats each row this often.
-    """
-
-    def __init__(self, special, ends, beams, device):
-        self.special = torch.tensor(special, device=device)
-        ends = torch.tensor(ends, device=device).repeat_interleave(beams)
-        self.forbidden = self.special != ends[:, None]
-
-    def __call__(self, input_ids, scores):
-        kept = scores[:, self.special].masked_fill(self.forbidden, float("-inf"))
-        return scores.index_copy(1, self.special, kept)
+    cache = DynamicCache(config=model.config)
+    no_gain = beams == 1 or inputs["input_ids"].shape[1] == 1
+    if no_gain or backbone_of(model.config).encoder_decoder or not continuous_batching.keeps_all(cache):
+        return {}
+    read = {name: value if name == "task_ids" else value[:, :-1] for name, value in inputs.items()}
+    model(**read, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(beams)
+    return {"past_key_values": cache} if cache.get_seq_length() else {}
 
 
 def _config(decoding, ends, pad_id):

@@ -1,7 +1,7 @@
-"""Attention with dropout on a CPU, as plain products.
+"""Attention with dropout, and of decoded tokens, on a CPU: plain products.
 
 PyTorch's fused attention knows no dropout there: it falls back to products whose masks cost more than they do. Here
-they are those of utils/dropout.py. Where nothing is dropped, transformers' own functions run.
+they are those of utils/dropout.py. Elsewhere transformers' own functions run.
 """
 
 import torch
@@ -28,7 +28,11 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
     Returns:
         ([rows, length, heads, width of a head], weights [rows, heads, length, length of the keys])
     """
-    if (groups := query.shape[1] // key.shape[1]) > 1:
+    shape, groups = query.shape, query.shape[1] // key.shape[1]
+    if groups > 1 and shape[2] == 1:
+        # Heads that share keys as positions of one head: a cache need not be copied for every decoded token.
+        query = query.reshape(shape[0], key.shape[1], groups, shape[3])
+    elif groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = torch.matmul(query, key.transpose(-1, -2))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -36,17 +40,20 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
     for bias in (position_bias, attention_mask):
         scores = scores if bias is None else scores + bias
     weights = scores.softmax(-1, torch.float32).to(value.dtype)
-    output = torch.matmul(fast.dropout(weights, dropout, module.training), value)
-    return output.transpose(1, 2).contiguous(), weights
+    output = torch.matmul(fast.dropout(weights, dropout, module.training), value).reshape(shape)
+    return output.transpose(1, 2).contiguous(), weights.reshape(*shape[:3], -1)
 
 
 def fused(module, query, key, value, attention_mask, dropout=0.0, is_causal=None, **kwargs):
-    """transformers' call of PyTorch's fused attention; on a CPU with dropout the plain products, with the same mask."""
-    if not dropout or query.device.type != "cpu" or torch.compiler.is_compiling():
+    """transformers' call of PyTorch's fused attention; on a CPU the plain products, with the same mask, where there is
+    dropout, and for a single query, a decoded token's, for which they take half the time."""
+    is_faster = not dropout and query.shape[2] > 1
+    if is_faster or query.device.type != "cpu" or torch.compiler.is_compiling():
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, is_causal=is_causal,
                                       **kwargs)  # fmt: skip
     lowest = torch.finfo(query.dtype).min
-    if attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is None and is_causal and query.shape[2] > 1:
         attention_mask = query.new_full((query.shape[2], key.shape[2]), lowest).triu(1)
     elif attention_mask is not None and attention_mask.dtype == torch.bool:
         attention_mask = (~attention_mask).to(query.dtype).mul_(lowest)

@@ -1,0 +1,148 @@
+"""training/continuous_batching.py: rows that come and go get the tokens of `generate`, and of one row alone."""
+
+from collections import Counter
+
+import pytest
+import torch
+from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from versatile.adapters.attach import attach, trainable
+from versatile.adapters.backbones import loading
+from versatile.adapters.methods import pointer
+from versatile.data.task import get_task
+from versatile.training import continuous_batching
+from versatile.training.continuous_batching import RowBatch
+from versatile.training.decoding import Decoding, Prompt, decode
+
+LONGEST = 10
+METHODS = ["bottleneck", "lora", "prefix", "prompt", "hyperformer"]
+
+
+def lively(model, tokenizer, methods, noise=0.3):
+    """An attached model that says something else to every prompt, and its tokenizer."""
+    torch.manual_seed(0)
+    attach(model, tokenizer, {task: get_task(task).markers for task in methods}, methods)
+    for p in trainable(model).values():
+        p.data.add_(noise * torch.randn_like(p))
+    return model.eval(), tokenizer
+
+
+def small(kind):
+    """A random model of another family, with the tokenizer of tiny-gpt2."""
+    tokenizer = loading.load("tiny-gpt2")[1]
+    torch.manual_seed(1)
+    sizes = dict(vocab_size=len(tokenizer), initializer_range=0.1)
+    if kind == "openai-gpt":
+        return OpenAIGPTLMHeadModel(OpenAIGPTConfig(n_positions=24, n_embd=32, n_layer=2, n_head=4, **sizes)), tokenizer
+    config = GPTNeoXConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                           max_position_embeddings=64, **sizes)  # fmt: skip
+    return GPTNeoXForCausalLM(config), tokenizer
+
+
+def make_prompts(tokenizer, end, tasks=3, count=17):
+    """Prompts of 2 to 14 tokens, of all tasks in no order."""
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.randint(2, 15, (count,), generator=generator).tolist()
+    rows = [torch.randint(3, 300, (n,), generator=generator).tolist() for n in lengths]
+    return [Prompt(ids, ids[::-1], i % tasks, end) for i, ids in enumerate(rows)]
+
+
+def check(model, tokenizer, monkeypatch, **options):
+    """Compare with `generate`, with rows of which some end early."""
+    decoding = dict(max_length=LONGEST, **options)
+    tasks = len(model.info.tasks)
+    # An end that is never produced, then one that many rows produce somewhere.
+    whole = decode(model, tokenizer, make_prompts(tokenizer, tokenizer.pad_token_id, tasks), Decoding(**decoding))
+    end = Counter(token for row in whole for token in set(row[2:])).most_common(1)[0][0]
+    prompts = make_prompts(tokenizer, end, tasks)
+    with monkeypatch.context() as patch:
+        patch.setattr(continuous_batching, "is_supported", lambda *_: False)
+        expected = decode(model, tokenizer, prompts, Decoding(**decoding, batch_size=5))
+    assert len(set(map(len, expected))) > 2 and len(set(map(tuple, expected))) > 3, "it would prove little"
+    joined, join = [], RowBatch.join
+    monkeypatch.setattr(RowBatch, "join", lambda batch, other: joined.append(len(other.rows)) or join(batch, other))
+    for size in (1, 3, 6, 40):
+        progress = []
+        found = decode(model, tokenizer, prompts, Decoding(**decoding, batch_size=size), progress=progress.append)
+        assert found == expected, size
+        assert progress == sorted(progress) and progress[-1] == len(prompts)
+    assert len(joined) > 3, "no row was refilled"
+
+
+@pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_in_mixed_batches(backbone, method, monkeypatch):
+    tasks = dict.fromkeys(("nlg", "mt", "qa"), method)
+    check(*lively(*loading.load(backbone), tasks, 0.1 if method == "prompt" else 0.3), monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["openai-gpt", "gpt-neox"])
+def test_other_families(kind, monkeypatch):
+    check(*lively(*small(kind), dict.fromkeys(("nlg", "mt"), "lora")), monkeypatch)
+
+
+def test_tasks_of_several_methods(monkeypatch):
+    methods = dict(zip(("nlg", "mt", "qa"), ("bottleneck", "lora", "ia3")))
+    check(*lively(*loading.load("tiny-gpt2"), methods), monkeypatch)
+
+
+@pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama"])
+def test_self_copy(backbone, monkeypatch):
+    model, tokenizer = lively(*loading.load(backbone), dict.fromkeys(("nlg", "mt"), "bottleneck"))
+    check(pointer.add(model).eval(), tokenizer, monkeypatch)
+
+
+def test_a_minimum_length(monkeypatch):
+    check(*lively(*loading.load("tiny-gpt2"), dict.fromkeys(("nlg", "mt"), "lora")), monkeypatch, min_length=4)
+
+
+def test_a_row_that_has_ended_stays_within_the_positions(monkeypatch):
+    model, tokenizer = lively(*small("openai-gpt"), {"nlg": "bottleneck"})
+    prompts = [Prompt([5] * (14 - i % 3), [6] * (14 - i % 3), 0, tokenizer.pad_token_id) for i in range(9)]
+    rows = decode(model, tokenizer, prompts, Decoding(max_length=LONGEST, batch_size=4))
+    assert {len(row) for row in rows} == {LONGEST}
+
+
+def test_what_generate_alone_can_do_goes_through_it():
+    model, _ = loading.load("tiny-gpt2")
+    assert continuous_batching.is_supported(model, Decoding())
+    assert not continuous_batching.is_supported(model, Decoding(num_beams=2))
+    assert not continuous_batching.is_supported(model, Decoding(no_sample=False))
+    model.generation_config.repetition_penalty = 1.3
+    assert not continuous_batching.is_supported(model, Decoding())
+    assert not continuous_batching.is_supported(loading.load("tiny-t5")[0], Decoding())
+
+
+@pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama"])
+@pytest.mark.parametrize("method", ["bottleneck", "prefix"])
+def test_beams_of_prompts_that_are_read_once(backbone, method, monkeypatch):
+    from versatile.training import decoding
+
+    model, tokenizer = lively(*loading.load(backbone), dict.fromkeys(("nlg", "mt"), method))
+    prompts, options = make_prompts(tokenizer, 7, tasks=2), Decoding(max_length=6, num_beams=3, batch_size=6)
+    widths = []
+    handle = model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append(kwargs["inputs_embeds"].shape[:2]), with_kwargs=True
+    )
+    outputs = decode(model, tokenizer, prompts, options)
+    handle.remove()
+    # Of 18 beams only single tokens are read.
+    assert {width for rows, width in widths if rows > 6} == {1} and max(width for _, width in widths) > 1
+    monkeypatch.setattr(decoding, "_read_once", lambda *_: {})
+    assert decode(model, tokenizer, prompts, options) == outputs
+
+
+def test_a_single_query_is_attended_to_by_plain_products():
+    """As PyTorch's fused attention does, also where heads share keys, with and without a mask."""
+    from types import SimpleNamespace
+
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from versatile.utils import attention
+
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 6, 1, 8), torch.randn(3, 2, 5, 8), torch.randn(3, 2, 5, 8)
+    module = SimpleNamespace(is_causal=True, num_key_value_groups=3, training=False)
+    mask = torch.ones(3, 1, 1, 5, dtype=torch.bool)
+    mask[1, ..., :3] = False
+    for given in (None, mask):
+        ours, _ = attention.fused(module, query, key, value, given, scaling=0.3)
+        torch.testing.assert_close(ours, sdpa_attention_forward(module, query, key, value, given, scaling=0.3)[0])

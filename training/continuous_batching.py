@@ -1,0 +1,201 @@
+"""Greedy decoding in which a row that has ended makes way for the next prompt (continuous batching).
+
+Rows are padded on the left to one width and share transformers' cache. Once some of them have ended, the others' part
+of the cache is kept, the next prompts are read as a batch of their own, and their keys and values join those kept.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+from versatile.adapters.backbones.family import backbone_of
+from versatile.training.prompt_batches import OnlyOwnEnd, left_padded
+
+# Changing the rows copies the cache, and reading new prompts takes a forward of its own: one row in so many has to have
+# ended. Where tasks are mixed, what methods keep for a batch's tasks is made anew, too.
+SHARE, SHARE_OF_MIXED = 8, 2
+# Settings of a model's own that greedy search does not read, or that `Decoding` and the prompts stand over.
+IDLE_SETTINGS = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version",
+                 "_from_model_config", "do_sample", "temperature", "top_k", "top_p", "typical_p", "max_length",
+                 "max_new_tokens", "min_length", "use_cache"}  # fmt: skip
+
+
+def is_supported(model, decoding):
+    """Whether prompts can be decoded in this way: greedily, by a decoder alone whose cache is not a sliding window,
+    and without settings of the model's own (a repetition penalty), which `generate` reads."""
+    if not decoding.no_sample or decoding.num_beams > 1 or backbone_of(model.config).encoder_decoder:
+        return False
+    own = {key for key, value in model.generation_config.to_diff_dict().items() if value is not None}
+    return keeps_all(DynamicCache(config=model.config)) and own <= IDLE_SETTINGS
+
+
+def keeps_all(cache):
+    """Whether a cache keeps all keys and values, not those of a window alone."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+@dataclass
+class Row:
+    """A prompt that is being continued. `number`: its position among the prompts."""
+
+    number: int
+    prompt: object
+    tokens: list = field(default_factory=list)
+    has_ended: bool = False
+
+    def __len__(self):
+        return len(self.prompt.ids) + len(self.tokens)
+
+    def add(self, token, max_length):
+        """Append what was decoded; what follows the end of the row is dropped."""
+        if self.has_ended:
+            return
+        if token != self.prompt.eos_id:
+            self.tokens.append(token)
+        self.has_ended = token == self.prompt.eos_id or len(self.tokens) == max_length
+
+
+class RowBatch:
+    """Rows that are decoded together; their last tokens have not been read yet.
+
+    Args:
+        model: an attached causal model in eval mode, on its device.
+        rows: a list of `Row`, none of which has tokens.
+        decoding: `Decoding`.
+        special: ids of all special and added tokens.
+        pad_id: of the padding.
+    """
+
+    def __init__(self, model, rows, decoding, special, pad_id):
+        self.model, self.decoding, self.special = model, decoding, special
+        self.device = next(model.parameters()).device
+        inputs = left_padded([(row.prompt.ids, row.prompt.types) for row in rows], pad_id)
+        # [rows, width] each, as `generate` carries them along.
+        self.inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        self.cache = DynamicCache(config=model.config)
+        self._take_rows(rows)
+
+    def _take_rows(self, rows):
+        self.rows = rows
+        ends = [row.prompt.eos_id for row in rows]
+        # Read on the host in every forward.
+        self.task_ids = torch.tensor([row.prompt.task_id for row in rows])
+        self.only_own_end = OnlyOwnEnd(self.special, ends, 1, self.device)
+        self.ends = torch.tensor(ends, device=self.device)[:, None]
+        # A row that has ended but is still there must not go beyond the model's positions.
+        last = [len(row.prompt.ids) + self.decoding.max_length - 1 for row in rows]
+        self.last_positions = torch.tensor(last, device=self.device)[:, None]
+
+    @property
+    def has_cache(self):
+        """False before the first step, and where the family keeps none: the whole rows are read for every token."""
+        return self.cache.get_seq_length() > 0
+
+    def step(self):
+        """Give every row its next token. The host waits for the device once."""
+        inputs = dict(self.inputs)
+        model_inputs = self.model.prepare_inputs_for_generation(
+            inputs.pop("input_ids"), next_sequence_length=1 if self.has_cache else None, past_key_values=self.cache,
+            use_cache=True, task_ids=self.task_ids, logits_to_keep=1, **inputs,
+        )  # fmt: skip
+        scores = self.model(**model_inputs, return_dict=True).logits[:, -1].float()
+        tokens = self._mask_scores(scores).argmax(-1)
+        self._append(tokens[:, None])
+        for row, token in zip(self.rows, tokens.tolist()):
+            row.add(token, self.decoding.max_length)
+
+    def _mask_scores(self, scores):
+        scores = self.only_own_end(None, scores)
+        too_short = [len(row.tokens) < self.decoding.min_length for row in self.rows]
+        if not any(too_short):
+            return scores
+        too_short = torch.tensor(too_short, device=self.device)[:, None]
+        return scores.scatter(1, self.ends, scores.gather(1, self.ends).masked_fill(too_short, float("-inf")))
+
+    def _append(self, tokens):
+        columns = dict(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        columns["position_ids"] = torch.minimum(self.inputs["position_ids"][:, -1:] + 1, self.last_positions)
+        if "token_type_ids" in self.inputs:
+            columns["token_type_ids"] = self.inputs["token_type_ids"][:, -1:]
+        self.inputs = {name: torch.cat([tensor, columns[name]], dim=1) for name, tensor in self.inputs.items()}
+
+    def is_due(self, share):
+        """Whether one row in `share` has ended."""
+        ended = sum(row.has_ended for row in self.rows)
+        # Without a cache a row that has ended costs as much as any, and nothing is copied.
+        return ended >= max(1, len(self.rows) // share if self.has_cache else 1)
+
+    def drop_ended(self):
+        """Keep the other rows, and the columns that these need; returns the rows that have ended."""
+        ended = [row for row in self.rows if row.has_ended]
+        kept = [number for number, row in enumerate(self.rows) if not row.has_ended]
+        self.rows = [self.rows[number] for number in kept]
+        if kept:
+            unused = self.inputs["input_ids"].shape[1] - max(map(len, self.rows))
+            numbers = torch.tensor(kept, device=self.device)
+            self.inputs = {name: t.index_select(0, numbers)[:, unused:] for name, t in self.inputs.items()}
+            if self.has_cache:
+                self.cache.batch_select_indices(numbers)
+                for layer in self.cache.layers:
+                    layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
+            self._take_rows(self.rows)
+        return ended
+
+    def join(self, other):
+        """Take the rows of another batch."""
+        self.inputs = {name: _join_padded(tensor, other.inputs[name], 1) for name, tensor in self.inputs.items()}
+        if self.has_cache:
+            for mine, theirs in zip(self.cache.layers, other.cache.layers):
+                mine.keys = _join_padded(mine.keys, theirs.keys, 2)
+                mine.values = _join_padded(mine.values, theirs.values, 2)
+        self._take_rows(self.rows + other.rows)
+
+
+def _join_padded(first, second, dim):
+    """Rows behind each other, those that are shorter in a dimension filled up with zeros before."""
+    longest = max(first.shape[dim], second.shape[dim])
+    behind = [0] * 2 * (first.dim() - dim - 1)
+    return torch.cat([F.pad(tensor, (*behind, longest - tensor.shape[dim], 0)) for tensor in (first, second)])
+
+
+def decode_greedily(model, prompts, order, decoding, special, pad_id, progress=None):
+    """The most likely continuations of prompts, of at most `decoding.batch_size` at once.
+
+    Args:
+        model, decoding, special, pad_id: as for `RowBatch`.
+        prompts: a list of `Prompt`.
+        order: their numbers, in the order in which they are taken.
+        progress: called with the number of prompts done so far.
+
+    Returns:
+        a list of token id lists, one for each prompt, without the end token.
+    """
+    share = SHARE if len({prompt.task_id for prompt in prompts}) == 1 else SHARE_OF_MIXED
+    waiting, outputs, done, batch = deque(order), [None] * len(prompts), 0, None
+    while waiting or batch is not None:
+        if batch is not None and not batch.is_due(share):
+            batch.step()
+            continue
+        if batch is not None:
+            ended = batch.drop_ended()
+            for row in ended:
+                outputs[row.number] = row.tokens
+            done += len(ended)
+            if progress:
+                progress(done)
+            batch = batch if batch.rows else None
+        free = decoding.batch_size - (len(batch.rows) if batch is not None else 0)
+        taken = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+        if taken:
+            # Rows of a task stand together: its adapter then takes them as they lie.
+            taken.sort(key=lambda number: prompts[number].task_id)
+            new = RowBatch(model, [Row(n, prompts[n]) for n in taken], decoding, special, pad_id)
+            new.step()
+            if batch is None:
+                batch = new
+            else:
+                batch.join(new)
+    return outputs

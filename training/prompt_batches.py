@@ -1,0 +1,42 @@
+"""Prompts as the batches that `generate` takes, and the tokens that their rows may produce."""
+
+import torch
+from transformers import LogitsProcessor
+
+
+def left_padded(prompts, pad_id):
+    """[(ids, types)] -> dict of tensors [rows, longest], padded on the left; positions count from each row's start.
+
+    Where the types are None there is no `token_type_ids` in it.
+    """
+    longest = max(len(ids) for ids, _ in prompts)
+    ids = torch.full((len(prompts), longest), pad_id)
+    types, mask = ids.clone(), torch.zeros_like(ids)
+    typed = {} if prompts[0][1] is None else dict(token_type_ids=types)
+    for row, (row_ids, row_types) in enumerate(prompts):
+        n = len(row_ids)
+        ids[row, longest - n :] = torch.tensor(row_ids)
+        if typed:
+            types[row, longest - n :] = torch.tensor(row_types)
+        mask[row, longest - n :] = 1
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return dict(input_ids=ids, attention_mask=mask, position_ids=positions, **typed)
+
+
+class OnlyOwnEnd(LogitsProcessor):
+    """Of all special tokens a row may produce its own task's end alone.
+
+    Args:
+        special: ids of all special and added tokens.
+        ends: each row's end token.
+        beams: generate repeats each row this often.
+    """
+
+    def __init__(self, special, ends, beams, device):
+        self.special = torch.tensor(special, device=device)
+        ends = torch.tensor(ends, device=device).repeat_interleave(beams)
+        self.forbidden = self.special != ends[:, None]
+
+    def __call__(self, input_ids, scores):
+        kept = scores[:, self.special].masked_fill(self.forbidden, float("-inf"))
+        return scores.index_copy(1, self.special, kept)
