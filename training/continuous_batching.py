@@ -20,7 +20,7 @@ SHARE, SHARE_OF_MIXED = 8, 2
 # Settings of a model's own that greedy search does not read, or that `Decoding` and the prompts stand over.
 IDLE_SETTINGS = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version",
                  "_from_model_config", "do_sample", "temperature", "top_k", "top_p", "typical_p", "max_length",
-                 "max_new_tokens", "min_length", "use_cache"}  # fmt: skip
+                 "max_new_tokens", "min_length", "use_cache", "output_attentions", "output_hidden_states"}  # fmt: skip
 
 
 def is_supported(model, decoding):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.packed import pack_products
 from versatile.data.prompt import Prompt  # noqa: F401  (part of this interface)
 from versatile.training import continuous_batching
 from versatile.training.prompt_batches import OnlyOwnEnd, left_padded
@@ -64,29 +65,34 @@ def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress
     special = sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
     # Longest first: the largest batch, and with it any lack of memory, comes at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
-    if continuous_batching.is_supported(model, decoding):
-        with autocast(device, dtype):
-            return continuous_batching.decode_greedily(
-                model, prompts, order, decoding, special, tokenizer.pad_token_id, progress
-            )
-    config = _config(decoding, sorted({p.eos_id for p in prompts}), tokenizer.pad_token_id)
+    forwards = -(-len(prompts) // decoding.batch_size) * decoding.max_length
+    rows = min(decoding.batch_size, len(prompts)) * decoding.num_beams
+    is_continuous = continuous_batching.is_supported(model, decoding)
+    decode_rows = continuous_batching.decode_greedily if is_continuous else _generate
+    with autocast(device, dtype), pack_products(model, rows, forwards, dtype):
+        return decode_rows(model, prompts, order, decoding, special, tokenizer.pad_token_id, progress)
+
+
+def _generate(model, prompts, order, decoding, special, pad_id, progress):
+    """Continuations by `generate`, batch by batch; arguments and result are those of `decode_greedily`."""
+    device = next(model.parameters()).device
+    config = _config(decoding, sorted({p.eos_id for p in prompts}), pad_id)
     outputs = [None] * len(prompts)
     torch.manual_seed(decoding.seed)
     for start in range(0, len(order), decoding.batch_size):
         # Rows of a task stand together: its adapter then takes them as they lie.
         chosen = sorted(order[start : start + decoding.batch_size], key=lambda i: prompts[i].task_id)
         rows = [prompts[i] for i in chosen]
-        batch = left_padded([(p.ids, p.types) for p in rows], tokenizer.pad_token_id)
+        batch = left_padded([(p.ids, p.types) for p in rows], pad_id)
         inputs, length = model.decoding_inputs({k: v.to(device) for k, v in batch.items()})
         inputs["task_ids"] = torch.tensor([p.task_id for p in rows])
         only = OnlyOwnEnd(special, [p.eos_id for p in rows], decoding.num_beams, device)
-        with autocast(device, dtype):
-            out = model.generate(
-                **inputs,
-                **_read_once(model, inputs, decoding.num_beams),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([only]),
-            )
+        out = model.generate(
+            **inputs,
+            **_read_once(model, inputs, decoding.num_beams),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([only]),
+        )
         for i, p, ids in zip(chosen, rows, out[:, length:].tolist()):
             outputs[i] = ids[: ids.index(p.eos_id)] if p.eos_id in ids else ids
         if progress:

@@ -104,9 +104,7 @@ class TaskHead(ExtendedTable):
         Returns:
             [*, base vocabulary + added tokens]; a spare token without a row of its own scores -inf.
         """
-        weight = self.base.weight if self.half is None else self.half
-        bias = self.base.bias
-        scores = F.linear(hidden, weight[: self.first], None if bias is None else bias[: self.first])
+        scores = self.product(hidden)
         # A product for each task: a task that joins later leaves the others' scores as they were, to the last bit.
         extra = [F.linear(hidden, rows) for rows in self.rows.tasks.values()]
         spare = self.rows.spare
@@ -118,6 +116,12 @@ class TaskHead(ExtendedTable):
         if foreign is not None:
             extra = extra.masked_fill(foreign, float("-inf"))
         return torch.cat([scores, extra], dim=-1)
+
+    def product(self, hidden):
+        """Scores of the base vocabulary alone."""
+        weight = self.base.weight if self.half is None else self.half
+        bias = self.base.bias
+        return F.linear(hidden, weight[: self.first], None if bias is None else bias[: self.first])
 
 
 class TaskEmbeddings(Method):
