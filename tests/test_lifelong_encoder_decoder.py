@@ -36,8 +36,8 @@ def lamol(data, tmp_path_factory):
     """A whole model, trained until it writes samples that can be used."""
     out = tmp_path_factory.mktemp("lamol")
     argv = command(data, out, "lll", "--add_task_tokens", "--only_final", model="tiny-t5")
-    argv[argv.index("--n_train_epochs") + 1] = "40"
-    train_lifelong.main([*argv, "--lr", "1e-2", "--top_k_lm", "1"])
+    argv[argv.index("--n_train_epochs") + 1] = "80"
+    train_lifelong.main([*argv, "--lr", "5e-3", "--top_k_lm", "1"])
     return out
 
 

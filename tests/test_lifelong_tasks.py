@@ -70,7 +70,8 @@ def test_every_task_of_the_originals_has_the_originals_file_names():
 
 def test_every_task_has_a_known_kind_of_score():
     kinds = {task.kind for task in tasks.TASKS.values()}
-    assert kinds == {"text", "rouge", "rouge_l", "edit", "dialogue", "sql", "bleu", "corpus_f1"}
+    assert kinds == {"text", "rouge", "rouge_l", "edit", "dialogue", "sql", "bleu", "corpus_f1", "accuracy", "choice",
+                     "words_l", "sari"}  # fmt: skip
     assert {name for name, task in tasks.TASKS.items() if task.gold} == {"woz.en", "wikisql"}
 
 

@@ -9,7 +9,7 @@ from scripts import ROOT, Result
 from training_runs import parse_t5, refused
 from versatile.adapters.backbones import loading
 from versatile.lifelong import learning, sequence
-from versatile.training import runs, span_corruption_pretraining, text_to_text_arguments
+from versatile.training import experiment, runs, span_corruption_pretraining, text_to_text_arguments
 from versatile.training.text_to_text_arguments import restored
 from versatile.utils.errors import UserError
 from versatile.utils.stored_flags import restore_flags
@@ -39,8 +39,8 @@ def stop(*args, **options):
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(monkeypatch):
     """A script ends where the model would be loaded."""
-    for owner, name in ((loading, "load"), (learning, "load_model"), (train_camtl, "build"), (train_t5, "build"),
-                        (span_corruption_pretraining, "pretrain")):  # fmt: skip
+    for owner, name in ((loading, "load"), (experiment, "load_model"), (learning, "load_model"), (train_camtl, "build"),
+                        (train_t5, "build"), (span_corruption_pretraining, "pretrain")):  # fmt: skip
         monkeypatch.setattr(owner, name, stop)
 
 

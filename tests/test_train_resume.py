@@ -162,8 +162,9 @@ def test_ctrl_c_saves_prints_how_to_go_on_and_loses_nothing(nlg_data, finished_r
 
 
 def test_ctrl_c_before_training_begins_leaves_no_traceback(nlg_data, tmp_path):
-    job = start("train", short_run(nlg_data, tmp_path / "run"), tmp_path / "log")
-    # The line on the nlg_data is printed before the run directory is made.
+    # So long a run that it has not ended before the signal on a busy machine, either.
+    job = start("train", short_run(nlg_data, tmp_path / "run", epochs=500), tmp_path / "log")
+    # The line on the data is printed before the run directory is made.
     until(lambda: "train:" in (tmp_path / "log" / "out").read_text(), job)
     job.kill(signal.SIGINT)
     result = job.wait()
