@@ -73,10 +73,10 @@ def open_source(directory, tasks=None):
     """
     # What transformers caught while loading keeps frames alive: a model loaded before would stay beside this one.
     gc.collect()
-    path, flag = Path(directory), _flag(directory, tasks and tasks[0])
+    path, flag = Path(directory), source_flag(directory, tasks and tasks[0])
     backbones.need_directory(path, flag, "a run directory, a VLM or a released checkpoint")
     held = manifest.peek(path)
-    _refuse_shared(held, tasks, directory)
+    refuse_shared(held, tasks, directory)
     manifest.need_language_model(path, flag)
     if held is None or held.mode == "full":
         # Its own errors first: a run that has not saved yet, a damaged config.
@@ -94,9 +94,7 @@ def open_source(directory, tasks=None):
     if model.info.mode == "full":
         raise _not_adapters(flag, "fully fine-tuned model")
     if missing := [task for task in tasks or [] if task not in model.info.markers]:
-        raise UserError(f"holds the task(s) {', '.join(model.info.tasks)}, not {missing[0]!r}",
-                        location=_flag(directory, missing[0]), remedy="name another",
-                        expected=f"a checkpoint that was trained for {missing[0]!r}")  # fmt: skip
+        raise missing_task(source_flag(directory, missing[0]), model.info.tasks, missing[0])
     return model, tokenizer
 
 
@@ -104,7 +102,7 @@ def open_source(directory, tasks=None):
 _SHARED_NORMS = "the layer norms of its adapters, or of the T5, belong to all tasks that were trained together"
 
 
-def _refuse_shared(held, tasks, directory):
+def refuse_shared(held, tasks, directory):
     """A `UserError` where a task asked for was trained with what tasks share; `held` is a `Manifest` or None."""
     for task in (tasks or held.tasks) if held else ():
         name = held.methods.get(task, {}).get("method")
@@ -112,15 +110,27 @@ def _refuse_shared(held, tasks, directory):
         if name not in (None, FULL) and (reason := reason or get_method(name).load_class().shared):
             raise UserError(
                 f"task {task!r} was trained with {name}: {reason}",
-                location=_flag(directory, tasks and task),
+                location=source_flag(directory, tasks and task),
                 expected="a method whose parameters belong to one task each",
                 remedy="train the tasks together, or each with --method bottleneck",
             )
 
 
-def _flag(directory, task=None):
+def source_flag(directory, task=None):
     """What the user typed to name a source."""
     return f"--checkpoints {task}={directory}" if task else f"--into {directory}"
+
+
+def missing_task(flag, tasks, task):
+    """The `UserError` for a task that a source, which holds `tasks`, was not trained for."""
+    return UserError(f"holds the task(s) {', '.join(tasks)}, not {task!r}", location=flag, remedy="name another",
+                     expected=f"a checkpoint that was trained for {task!r}")  # fmt: skip
+
+
+def repeated_task(flag, task, earlier):
+    """The `UserError` for a task that an earlier source has, too."""
+    return UserError(f"task {task!r} is there twice", location=flag, expected=f"it once: {earlier} has it",
+                     remedy="leave one out")  # fmt: skip
 
 
 def _not_adapters(flag, what):
@@ -136,7 +146,8 @@ def read(directory, tasks=None):
     backbone, common = _backbone(model, tokenizer), {k: p for k, p in state.items() if owners[k] is None}
     return [
         Source(
-            task=task, flag=_flag(directory, tasks and task), directory=Path(directory), markers=info.markers[task],
+            task=task, flag=source_flag(directory, tasks and task), directory=Path(directory),
+            markers=info.markers[task],
             method=info.methods[task], history=info.histories.get(task), held=info.tasks,
             definition=info.definitions.get(task),
             state={k: p for k, p in state.items() if owners[k] == task}, common=common,
@@ -182,12 +193,7 @@ def check(sources):
     check_backbones(sources)
     for source in sources:
         if source.task in flags_of_tasks:
-            raise UserError(
-                f"task {source.task!r} is there twice",
-                location=source.flag,
-                expected=f"it once: {flags_of_tasks[source.task]} has it",
-                remedy="leave one out",
-            )
+            raise repeated_task(source.flag, source.task, flags_of_tasks[source.task])
         flags_of_tasks[source.task] = source.flag
         if source.mask_other_tasks != first.mask_other_tasks:
             kinds = {True: "the task's own markers only", False: "all markers, as released checkpoints do"}

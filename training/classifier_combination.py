@@ -3,7 +3,7 @@
 import torch
 from versatile.adapters import bert
 from versatile.adapters.classifier import TaskClassifier, keyed_added
-from versatile.adapters.combine import _flag, _refuse_shared
+from versatile.adapters.combine import missing_task, refuse_shared, repeated_task, source_flag
 from versatile.adapters.manifest import peek
 from versatile.adapters.methods.base import added_parameters
 from versatile.adapters.tensors import copy_tensors
@@ -35,21 +35,19 @@ def read_sources(into, checkpoints):
     pairs = [(task, into) for task in peek(into).tasks] if into and peek(into) else []
     sources = {}
     for task, directory in [*pairs, *checkpoints.items()]:
-        manifest, flag = peek(directory), _flag(directory, task)
+        manifest, flag = peek(directory), source_flag(directory, task)
         if manifest is None or manifest.encoder != "sentence_pair":
             raise UserError("this is not a model of train_camtl.py, as another source is", location=flag,
                             expected="models of one kind")  # fmt: skip
         if task not in manifest.tasks:
-            raise UserError(f"holds the task(s) {', '.join(manifest.tasks)}, not {task!r}", location=flag,
-                            expected=f"a checkpoint that was trained for {task!r}")  # fmt: skip
-        _refuse_shared(manifest, [task], directory)
+            raise missing_task(flag, manifest.tasks, task)
+        refuse_shared(manifest, [task], directory)
         if manifest.mode == "full":
             raise UserError("this is a fully fine-tuned model: a task cannot be taken out of it", location=flag,
                             expected="adapters beside a frozen BERT",
                             remedy="train it with --method bottleneck")  # fmt: skip
         if task in sources:
-            raise UserError(f"task {task!r} is there twice", location=flag, expected=f"it once: {sources[task]} has it",
-                            remedy="leave one out")  # fmt: skip
+            raise repeated_task(flag, task, sources[task])
         sources[task] = directory
         register_own_tasks(runs.stored(directory).get("flags", {}).get("task_definitions") or ())
     return sources
@@ -68,7 +66,7 @@ def build(sources):
         first, first_tokenizer = first or model, first_tokenizer or tokenizer
         for what, name in (("backbone's fingerprint", "backbone_fingerprint"), ("longest row", "max_seq_length")):
             if getattr(model, name) != getattr(first, name):
-                raise UserError(f"its {what} is {getattr(model, name)}", location=_flag(directory, task),
+                raise UserError(f"its {what} is {getattr(model, name)}", location=source_flag(directory, task),
                                 expected=f"{getattr(first, name)}, as of the first source",
                                 remedy="combine tasks that were trained beside the same frozen BERT")  # fmt: skip
         tasks[task], methods[task] = model.tasks[task], model.methods[task]
@@ -112,7 +110,7 @@ def prove(directory, sources, count):
         difference = (ours - theirs).abs().max().item()
         if not difference <= LARGEST_DIFFERENCE:
             raise UserError(f"the combined model answers otherwise: scores of {task} differ by up to {difference:.3g}",
-                            location=_flag(source, task), expected=f"the scores of {source}",
+                            location=source_flag(source, task), expected=f"the scores of {source}",
                             remedy="nothing was written; report this")  # fmt: skip
         proofs[task] = dict(examples=len(split), max_abs_difference=difference)
     return proofs
