@@ -21,9 +21,6 @@ cd "$(dirname "$0")"
 
 VENV="${VENV:-.venv}"
 MODEL="${MODEL:-gpt2}"
-# Idle threads sleep instead of spinning: steadier times on few cores.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
-
 py() { "$VENV/bin/python" "$@"; }
 
 setup() {
@@ -92,18 +89,43 @@ no_recipe() {
     exit 2
 }
 
-# One step of the demo: train a model, or resume one that was interrupted, unless it is there already.
+# The demo's commands, a line each. A model that is there already is left out, one that was interrupted is resumed.
 demo_train() {
     local run="runs/demo/$1"
     shift
     if [ -f "$run/metrics.json" ]; then return; fi
-    if [ -f "$run/run.json" ]; then py train.py --resume "$run"; return; fi
-    py train.py "$@" --model_checkpoint smollm2 --row_init words --n_epochs 1 --gradient_accumulation_steps 1 --output_dir "$run"
+    if [ -f "$run/run.json" ]; then echo "train --resume $run"; return; fi
+    echo "train $* --model_checkpoint smollm2 --row_init words --n_epochs 1 --gradient_accumulation_steps 1 --output_dir $run"
 }
 
 demo_evaluate() {
-    py evaluate.py --task "$2" --dataset_path "data/samples/$2.json" --no_sample --fp32 --limit 12 --max_length 40 --samples 1 \
-        --model_checkpoint "runs/demo/$1" --output_dir "results/demo/$1"
+    echo "evaluate --task $2 --dataset_path data/samples/$2.json --no_sample --fp32 --limit 12 --max_length 40 --samples 1" \
+        "--model_checkpoint runs/demo/$1 --output_dir results/demo/$1"
+}
+
+demo_commands() {
+    local at=runs/demo
+    echo "# --- one adapter per task, beside the same frozen model"
+    # Rates and batches were chosen on the samples' validation rows: an adapter takes smaller batches, and larger steps, than
+    # all of the weights.
+    demo_train nlg --task nlg --dataset_path data/samples/nlg.json --limit 160 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
+    demo_train mt --task mt --dataset_path data/samples/mt.json --limit 240 --adapter_bottleneck 64 --lr 1e-2 --train_batch_size 4
+    demo_train dialogue --task dialogue --dataset_path data/samples/dialogue.json --limit 96 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
+    echo "# --- translation again, from the sentences of a fully fine-tuned teacher"
+    demo_train mt-teacher --task mt --dataset_path data/samples/mt.json --limit 240 --lr 3e-4 --train_batch_size 8
+    [ -f "$at/mt_distilled.json" ] || echo "sentence_distiller --task mt --dataset_path data/samples/mt.json --limit 240 --no_sample" \
+        "--batch_size 64 --max_length 40 --model_checkpoint $at/mt-teacher --output $at/mt_distilled.json"
+    demo_train mt-distilled --task mt --dataset_path "$at/mt_distilled.json" --distillation --limit 240 --adapter_bottleneck 64 --lr 1e-2 --train_batch_size 4
+    echo "# --- three tasks in one model, proven equal to the single ones"
+    [ -f "$at/VLM/run.json" ] || echo "combine_all --checkpoints nlg=$at/nlg mt=$at/mt dialogue=$at/dialogue --output $at/VLM --proof_examples 2 --proof_tokens 20"
+    echo "# --- scores: single models, then the combined one, its batches mixing the tasks"
+    demo_evaluate nlg nlg
+    demo_evaluate mt mt
+    demo_evaluate dialogue dialogue
+    demo_evaluate mt-teacher mt
+    demo_evaluate mt-distilled mt
+    echo "evaluate_vlm --task all --no_sample --fp32 --limit 12 --max_length 40 --samples 0 --model_checkpoint $at/VLM --output_dir results/demo/VLM" \
+        "--data nlg=data/samples/nlg.json mt=data/samples/mt.json dialogue=data/samples/dialogue.json"
 }
 
 demo() {
@@ -111,27 +133,8 @@ demo() {
     # A demo that was finished starts anew, one that was interrupted is resumed.
     if [ -f results/demo/table.md ]; then rm -r "$at" results/demo; fi
     mkdir -p "$at"
-    echo "--- one adapter per task, beside the same frozen model"
-    # Rates and batches were chosen on the samples' validation rows: an adapter takes smaller batches, and larger steps, than
-    # all of the weights.
-    demo_train nlg --task nlg --dataset_path data/samples/nlg.json --limit 160 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
-    demo_train mt --task mt --dataset_path data/samples/mt.json --limit 240 --adapter_bottleneck 64 --lr 1e-2 --train_batch_size 4
-    demo_train dialogue --task dialogue --dataset_path data/samples/dialogue.json --limit 96 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
-    echo "--- translation again, from the sentences of a fully fine-tuned teacher"
-    demo_train mt-teacher --task mt --dataset_path data/samples/mt.json --limit 240 --lr 3e-4 --train_batch_size 8
-    [ -f "$at/mt_distilled.json" ] || py sentence_distiller.py --task mt --dataset_path data/samples/mt.json --limit 240 --no_sample \
-        --batch_size 64 --max_length 40 --model_checkpoint "$at/mt-teacher" --output "$at/mt_distilled.json"
-    demo_train mt-distilled --task mt --dataset_path "$at/mt_distilled.json" --distillation --limit 240 --adapter_bottleneck 64 --lr 1e-2 --train_batch_size 4
-    echo "--- three tasks in one model, proven equal to the single ones"
-    [ -f "$at/VLM/run.json" ] || py combine_all.py --checkpoints nlg=$at/nlg mt=$at/mt dialogue=$at/dialogue --output "$at/VLM"
-    echo "--- scores: single models, then the combined one, its batches mixing the tasks"
-    demo_evaluate nlg nlg
-    demo_evaluate mt mt
-    demo_evaluate dialogue dialogue
-    demo_evaluate mt-teacher mt
-    demo_evaluate mt-distilled mt
-    py evaluate_vlm.py --task all --no_sample --fp32 --limit 12 --max_length 40 --samples 0 --model_checkpoint "$at/VLM" --output_dir results/demo/VLM \
-        --data nlg=data/samples/nlg.json mt=data/samples/mt.json dialogue=data/samples/dialogue.json
+    # All in one process: torch is imported once.
+    demo_commands | py -m versatile --commands -
     for task in nlg mt dialogue; do
         cmp "results/demo/$task/${task}_output.txt" "results/demo/VLM/${task}_output.txt"
         echo "$task: the combined model's outputs are the single model's, byte for byte"

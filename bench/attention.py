@@ -2,7 +2,7 @@
 """Fused attention (SDPA) against plain products ("eager"): which one utils.devices.prepare_for_device should choose.
 
   one CPU:
-    OMP_WAIT_POLICY=PASSIVE python bench/attention.py --device cpu
+    python bench/attention.py --device cpu
   one GPU:
     python bench/attention.py --device cuda
 

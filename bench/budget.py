@@ -2,9 +2,9 @@
 """Where a training step's time goes, what it moves, and how near it comes to its matrix products alone.
 
   one CPU:
-    OMP_WAIT_POLICY=PASSIVE python bench/budget.py --device cpu
-    OMP_WAIT_POLICY=PASSIVE python bench/budget.py --device cpu --width 768 --layers 12 --turn_steps 1
-    OMP_WAIT_POLICY=PASSIVE python bench/budget.py --device cpu --smollm2 --turn_steps 1
+    python bench/budget.py --device cpu
+    python bench/budget.py --device cpu --width 768 --layers 12 --turn_steps 1
+    python bench/budget.py --device cpu --smollm2 --turn_steps 1
   one GPU (the operations' names and so the groups are those of a CPU):
     python bench/budget.py --device cuda --turn_steps 20
 

@@ -73,9 +73,11 @@ def hardware(device):
     if Path("/proc/cpuinfo").is_file():
         lines = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
         name = lines[0].split(":", 1)[1].strip() if lines else name
+    names = [name for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT") if name in os.environ]
+    waiting = ", ".join(f"{name}={os.environ[name]}" for name in names)
     gpu = f"{torch.cuda.get_device_name(device)}; " if device.type == "cuda" else ""
     return (f"hardware: {gpu}{name}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, "
-            f"OMP_WAIT_POLICY={os.environ.get('OMP_WAIT_POLICY', 'unset')}, torch {torch.__version__}, "
+            f"{waiting}, torch {torch.__version__}, "
             f"transformers {transformers.__version__}, load {os.getloadavg()[0]:.1f} at the start")  # fmt: skip
 
 

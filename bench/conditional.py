@@ -2,7 +2,7 @@
 """CA-MTL: a batch that mixes tasks in one pass, against a loop over its tasks; and what choosing rows costs.
 
   one CPU:
-    OMP_WAIT_POLICY=PASSIVE python bench/conditional.py --device cpu
+    python bench/conditional.py --device cpu
   one GPU, in BERT-base's own shape:
     python bench/conditional.py --device cuda --width 768 --layers 12 --heads 12
 

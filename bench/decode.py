@@ -2,7 +2,7 @@
 """Decoding speed: ours in batches, against the original's way and against plain `generate`.
 
   one CPU:
-    OMP_WAIT_POLICY=PASSIVE python bench/decode.py --device cpu
+    python bench/decode.py --device cpu
   one GPU:
     python bench/decode.py --device cuda
 

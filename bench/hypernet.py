@@ -2,7 +2,7 @@
 """What generating adapters costs: hyperformer++ against plain adapters, and against generating in every layer's call.
 
   one CPU:
-    OMP_WAIT_POLICY=PASSIVE python bench/hypernet.py --device cpu
+    python bench/hypernet.py --device cpu
   one GPU, in the published batch:
     python bench/hypernet.py --device cuda --train_batch_size 32 --source_length 128 --turn_steps 10
 

@@ -2,8 +2,8 @@
 """Memory of training on data sets of growing size, for each of the four encoders, through the real scripts.
 
   one CPU (minutes for each million examples, some hundred MB of disk for a while):
-    OMP_WAIT_POLICY=PASSIVE python bench/memory.py
-    OMP_WAIT_POLICY=PASSIVE python bench/memory.py --encoders text_to_text --sizes 1000 1000000
+    python bench/memory.py
+    python bench/memory.py --encoders text_to_text --sizes 1000 1000000
   one GPU: the same; what is measured is the process's memory on the CPU's side.
 
 Writes a data file, record by record, into a temporary directory and trains a tiny model on it for a few steps, reading

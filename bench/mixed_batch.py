@@ -2,7 +2,7 @@
 """What several tasks in one model cost: batches that mix five tasks against batches of one, and what a task adds.
 
   one CPU:
-    OMP_WAIT_POLICY=PASSIVE python bench/mixed_batch.py --device cpu
+    python bench/mixed_batch.py --device cpu
   one GPU:
     python bench/mixed_batch.py --device cuda --turn_steps 20
   a small model, where the many small products of five adapters weigh more:

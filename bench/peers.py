@@ -2,8 +2,8 @@
 """Training speed against the libraries `adapters` and `peft`: the same GPT-2 shape, data and number of parameters.
 
   one CPU:
-    OMP_WAIT_POLICY=PASSIVE python bench/peers.py --device cpu
-    OMP_WAIT_POLICY=PASSIVE python bench/peers.py --device cpu --width 768 --layers 12 --turn_steps 2
+    python bench/peers.py --device cpu
+    python bench/peers.py --device cpu --width 768 --layers 12 --turn_steps 2
   one GPU:
     python bench/peers.py --device cuda --turn_steps 20
 

@@ -2,7 +2,7 @@
 """Two processes with one thread each against one process with one thread: speed, what goes over the wire, memory.
 
   one CPU of two cores or more:
-    OMP_WAIT_POLICY=PASSIVE python bench/processes.py --device cpu
+    python bench/processes.py --device cpu
   one GPU: the same; it measures processes on a CPU (gloo), several GPUs are left to torchrun and nccl.
 
 Every process takes micro-batches of the same size, so that two of them take twice the tokens a step. Adapters are

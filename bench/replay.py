@@ -2,7 +2,7 @@
 """Lifelong learning's two costs: generating samples of earlier tasks, and learning two objectives at once.
 
   one CPU:
-    OMP_WAIT_POLICY=PASSIVE python bench/replay.py --device cpu
+    python bench/replay.py --device cpu
   one GPU:
     python bench/replay.py --device cuda --samples 512 --batch_size 256 --turn_steps 10
   with an adapter instead of the whole model:

@@ -2,8 +2,8 @@
 """Every benchmark, its ratios in one file, and what became slower since an earlier file.
 
   one CPU:
-    OMP_WAIT_POLICY=PASSIVE python bench/run.py --device cpu --json new.json
-    OMP_WAIT_POLICY=PASSIVE python bench/run.py --device cpu --json new.json --compare old.json
+    python bench/run.py --device cpu --json new.json
+    python bench/run.py --device cpu --json new.json --compare old.json
   one GPU:
     python bench/run.py --device cuda --json new.json --compare old.json
 

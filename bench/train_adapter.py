@@ -2,11 +2,11 @@
 """Training speed: adapters beside a frozen backbone, against the original's plain loop.
 
   one CPU:
-    OMP_WAIT_POLICY=PASSIVE python bench/train_adapter.py --device cpu
+    python bench/train_adapter.py --device cpu
   one GPU:
     python bench/train_adapter.py --device cuda --turn_steps 20
   with lengths as E2E's own, where the original has less padding to lose time on:
-    OMP_WAIT_POLICY=PASSIVE python bench/train_adapter.py --device cpu --mean_length 46 --positions 112
+    python bench/train_adapter.py --device cpu --mean_length 46 --positions 112
   where our time goes: bench/budget.py
 
 Ours is the path of train.py: the real Trainer over batches of like length, frozen matrices, scores only where

@@ -2,3 +2,12 @@
 
 Nothing here knows a task's name or a method's name.
 """
+
+import os
+
+# How often an idle thread of torch looks for work before it sleeps; read when torch is imported, which the toolkit does
+# after this. Waking a thread takes longer than many an operation: with threads that sleep at once training takes a
+# third more time. With threads that spin for milliseconds, the default, a second program on the machine makes both
+# several times slower (bench/README.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")

@@ -7,10 +7,6 @@ import resource
 import shutil
 import sys
 
-# Read when torch starts its threads: idle ones sleep instead of spinning. On a busy machine with few cores
-# spinning threads take the time of those that work, tenfold for tiny models.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 
 @contextlib.contextmanager
 def parallel(start=True):

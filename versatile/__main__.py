@@ -1,10 +1,18 @@
-"""Any script by its name, from anywhere: `python -m versatile train --task …`, or `versatile train --task …`."""
+"""Any script by its name, from anywhere: `python -m versatile train --task …`, or `versatile train --task …`.
+
+Several in one process, which imports torch once: `versatile --commands FILE` (`-`: standard input) runs a file of such
+lines, without the first word, one after another until one fails. Each is printed first, as are lines that begin with #.
+"""
 
 import importlib
+import shlex
 import sys
 from pathlib import Path
 
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.screen import shell_command
+
+USAGE = "usage: versatile SCRIPT [flags]\n       versatile --commands FILE"
 
 
 def script_names():
@@ -18,16 +26,65 @@ def script_names():
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: versatile SCRIPT [flags]\n\nscripts: {', '.join(script_names())}\n"
-              "flags:   versatile SCRIPT --help")  # fmt: skip
-        return
-    name = argv[0].removesuffix(".py")
-    if name not in script_names():
-        raise UserError(f"there is no script {name!r}", location="versatile", expected="one of "
-                        + ", ".join(script_names()), remedy="see versatile --help")  # fmt: skip
+        print(f"{USAGE}\n\nscripts: {', '.join(script_names())}")
+        print("flags:   versatile SCRIPT --help")
+        print("FILE:    a SCRIPT with its flags a line, run one after another in one process (-: standard input)")
+    elif argv[0] == "--commands":
+        run_commands(argv[1:])
+    else:
+        run_script(argv, "versatile")
+
+
+def run_script(words, location):
+    """Run the script that `words` name first; `location` says where they come from, for errors."""
+    name = named_script(words[0], location)
     # What a run is started with is written down, and what is printed names the script.
-    sys.argv = [f"{name}.py", *argv[1:]]
+    sys.argv = [f"{name}.py", *words[1:]]
     importlib.import_module(f"versatile.scripts.{name}").main()
+
+
+def named_script(word, location):
+    """The script's name without its ending; a `UserError` where there is none of that name."""
+    name, names = word.removesuffix(".py"), script_names()
+    if name not in names:
+        raise UserError(f"there is no script {name!r}", location=location, expected="one of " + ", ".join(names),
+                        remedy="see versatile --help")  # fmt: skip
+    return name
+
+
+def run_commands(paths):
+    """Run the lines of a file; a line that cannot be run is met before the first is."""
+    if len(paths) != 1:
+        raise UserError(f"{len(paths)} files", location="--commands", expected="one file, or - for standard input")
+    for location, words in read_commands(paths[0]):
+        if words[0] == "#":
+            print(words[1], flush=True)
+        else:
+            print("$", shell_command(f"{named_script(words[0], location)}.py", *words[1:]), flush=True)
+            run_script(words, location)
+
+
+def read_commands(path):
+    """[(location, words)] of a file's lines; the words of a comment are "#" and its text."""
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read ({error})", location=f"--commands {path}",
+                        expected="a text file, or - for standard input") from error  # fmt: skip
+    commands = []
+    for number, line in enumerate(text.splitlines(), 1):
+        location = f"{'standard input' if path == '-' else path}:{number}"
+        if line.lstrip().startswith("#"):
+            commands.append((location, ["#", line.lstrip()[1:].strip()]))
+            continue
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            raise UserError(f"{error}: {line.strip()}", location=location, expected="words as in a shell") from error
+        if words:
+            named_script(words[0], location)
+            commands.append((location, words))
+    return commands
 
 
 if __name__ == "__main__":
