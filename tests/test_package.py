@@ -6,6 +6,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -268,3 +269,47 @@ def test_every_name_of_the_interface_is_there():
         assert getattr(versatile, name)
     with pytest.raises(AttributeError, match="no attribute 'tain'"):
         versatile.tain  # noqa: B018
+
+
+def commands(text, cwd, *words):
+    """`versatile --commands -` with a text."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    start = [sys.executable, "-m", "versatile", "--commands", *(words or ["-"])]
+    return subprocess.run(start, input=text, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
+
+
+def test_commands_run_one_after_another_in_one_process_until_one_fails(tmp_path):
+    lines = [shlex.join(["train.py", *api.command_line(dict(TINY_FLAGS, task=task, max_steps=1, output_dir=f"my {task}",
+                         dataset_path=SAMPLES / f"{task}.json"))]) for task in ("nlg", "mt")]  # fmt: skip
+    broken = f"evaluate --task nlg --model_checkpoint nowhere --dataset_path {SAMPLES / 'nlg.json'}"
+    done = commands("\n".join([f"# two {len(lines)}", lines[0], "", *lines[1:], broken, lines[0]]), tmp_path)
+    assert done.returncode == 2 and "nowhere" in done.stderr and done.stderr.count("error:") == 1
+    printed = done.stdout.splitlines()
+    assert printed[0] == "two 2" and sum(line.startswith("done:") for line in printed) == 2
+    assert [line.split()[2] for line in printed if line.startswith("$ ")] == ["train.py", "train.py", "evaluate.py"]
+    assert "'--output_dir=my nlg'" in done.stdout
+    # Each is what it would have been in a process of its own.
+    alone = versatile.train(dict(TINY_FLAGS, task="mt", dataset_path=SAMPLES / "mt.json", max_steps=1,
+                                 output_dir=tmp_path / "alone"))  # fmt: skip
+    name = "adapter_model.safetensors"
+    assert (alone / name).read_bytes() == (tmp_path / "my mt" / name).read_bytes()
+    assert json.loads((tmp_path / "my mt/run.json").read_text())["command"].startswith("train.py --model_checkpoint")
+
+
+def test_commands_that_cannot_be_run_are_met_before_the_first_one_is(tmp_path):
+    line = shlex.join(["train", *api.command_line(dict(TINY_FLAGS, task="nlg", dataset_path=SAMPLES / "nlg.json"))])
+    for second, words in (("trane --task nlg", "no script 'trane'"), ("train --task 'nlg", "No closing quotation")):
+        done = commands(f"{line} --output_dir run\n{second}\n", tmp_path)
+        assert done.returncode == 2 and "standard input:2" in done.stderr and words in done.stderr, done.stderr
+        assert not (tmp_path / "run").exists() and "Traceback" not in done.stderr
+    for words in (("nowhere.txt",), ("a", "b")):
+        done = commands("", tmp_path, *words)
+        assert done.returncode == 2 and "--commands" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_idle_threads_wait_as_the_user_says(tmp_path):
+    code = "import json, os, versatile.utils.errors; print(json.dumps(os.environ.get('GOMP_SPINCOUNT')))"
+    for given, expected in (({}, "2000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        env = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | given
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+        assert json.loads(done.stdout) == expected

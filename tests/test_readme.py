@@ -136,11 +136,11 @@ def called(tmp_path):
 
     def run(*args, **more):
         python, log = tmp_path / "venv/bin/python", tmp_path / "log"
-        python.parent.mkdir(parents=True)
+        python.parent.mkdir(parents=True, exist_ok=True)
         # Only what is asked for a name is answered.
         python.write_text(
             f'#!/bin/sh\nif [ "$1" = -c ]; then PYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"; fi\n'
-            f'echo "$*" >>"{log}"\n'
+            f'if [ "$3" = --commands ]; then cat >>"{log}"; else echo "$*" >>"{log}"; fi\n'
         )
         python.chmod(0o755)
         for name in ("run.sh", "recipes.sh", "requirements.txt", "requirements-dev.txt"):
@@ -151,6 +151,30 @@ def called(tmp_path):
         return [shlex.split(line) for line in log.read_text().splitlines()]
 
     return run
+
+
+def test_the_demo_trains_distils_combines_and_scores_what_it_made(called, tmp_path):
+    # Nothing was really decoded: there are no outputs to compare in the end.
+    with pytest.raises(subprocess.CalledProcessError):
+        called("demo")
+    lines = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith("#")]
+    made, used = set(), set()
+    for script, *flags in map(shlex.split, lines):
+        args = importlib.import_module(script).parser().parse_args(flags)
+        made |= {str(getattr(args, name)) for name in ("output_dir", "output") if getattr(args, name, None)}
+        files = [getattr(args, "dataset_path", None), *dict(getattr(args, "checkpoints", None) or ()).values()]
+        models = [args.model_checkpoint] if hasattr(args, "model_checkpoint") else []
+        used |= {str(name) for name in [*files, *models] if name and str(name).startswith("runs/")}
+    assert used <= made and {"runs/demo/VLM", "runs/demo/mt_distilled.json", "results/demo/VLM"} <= made
+    # What was interrupted is resumed, what is done is left out.
+    (tmp_path / "log").unlink()
+    for name, file in (("nlg", "metrics.json"), ("mt", "run.json")):
+        (tmp_path / "runs/demo" / name).mkdir()
+        (tmp_path / "runs/demo" / name / file).write_text("{}")
+    with pytest.raises(subprocess.CalledProcessError):
+        called("demo")
+    later = (tmp_path / "log").read_text()
+    assert "train --resume runs/demo/mt\n" in later and "--output_dir runs/demo/nlg" not in later
 
 
 def test_lifelong_demo_compares_finetuning_with_replay_on_bundled_data(called):
