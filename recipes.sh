@@ -292,10 +292,18 @@ lifelong_run() {
 print(args.resume or args.output_dir or sequence.directory(args))' "$@"
 }
 
+# The tasks that a command line names, as part of a directory's name: all of them, or a sum of what is too long for one.
+typed_tasks() {
+    local tasks
+    tasks="$(echo "$1" | sed -n 's/.*--tasks[= ]\{1,\}\(\([^ -][^ ]*[ ]*\)*\).*/\1/p' | tr -s ' ' '\n' | paste -sd _)"
+    if [ ${#tasks} -gt 100 ]; then tasks="${tasks%%_*}_and_others_$(echo "$tasks" | cksum | cut -d' ' -f1)"; fi
+    echo "$tasks"
+}
+
 # Where the scores of a lifelong recipe $1 go, called with the flags $2: another seed and other tasks have their own directory.
 lifelong_results() {
     local seed tasks
-    seed="$(option --seed "$2")" tasks="$(option --tasks "$2")"
+    seed="$(option --seed "$2")" tasks="$(typed_tasks "$2")"
     case "$1" in
     lifelong-*) echo "results/$1" ;;
     *) echo "results/$1${tasks:+-$tasks}${seed:+-seed$seed}" ;;

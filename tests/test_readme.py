@@ -239,6 +239,9 @@ def test_seeds_of_the_three_task_recipes_lie_side_by_side(called, tmp_path):
     there.touch()
     *_, evaluate = called("small-lifelong-lamol", "--seed", "2")
     assert evaluate[-2:] == ["--output_dir", "results/small-lifelong-lamol-seed2"] and "--limit" in evaluate
+    # Two sequences that begin with the same task lie apart.
+    *_, evaluate = called("small-lifelong-lamol", "--tasks", "sst", "woz.en", "--seed", "2")
+    assert evaluate[-1] == "results/small-lifelong-lamol-sst_woz.en-seed2"
 
 
 def test_benchmarks_are_converted_from_the_folders_that_variables_name(called):
