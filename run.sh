@@ -99,32 +99,33 @@ demo_train() {
 }
 
 demo_evaluate() {
-    echo "evaluate --task $2 --dataset_path data/samples/$2.json --no_sample --fp32 --limit 12 --max_length 40 --samples 1" \
+    echo "evaluate --task $2 --dataset_path data/samples/$2.json --no_sample --fp32 --limit 20 --max_length 40 --samples 1" \
         "--model_checkpoint runs/demo/$1 --output_dir results/demo/$1"
 }
 
 demo_commands() {
     local at=runs/demo
+    local nlg="--task nlg --dataset_path data/samples/nlg.json --limit 160" adapter="--adapter_bottleneck 64 --lr 5e-3 --train_batch_size 2"
     echo "# --- one adapter per task, beside the same frozen model"
     # Rates and batches were chosen on the samples' validation rows: an adapter takes smaller batches, and larger steps, than
     # all of the weights.
-    demo_train nlg --task nlg --dataset_path data/samples/nlg.json --limit 160 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
-    demo_train mt --task mt --dataset_path data/samples/mt.json --limit 240 --adapter_bottleneck 64 --lr 1e-2 --train_batch_size 4
-    demo_train dialogue --task dialogue --dataset_path data/samples/dialogue.json --limit 96 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
-    echo "# --- translation again, from the sentences of a fully fine-tuned teacher"
-    demo_train mt-teacher --task mt --dataset_path data/samples/mt.json --limit 240 --lr 3e-4 --train_batch_size 8
-    [ -f "$at/mt_distilled.json" ] || echo "sentence_distiller --task mt --dataset_path data/samples/mt.json --limit 240 --no_sample" \
-        "--batch_size 64 --max_length 40 --model_checkpoint $at/mt-teacher --output $at/mt_distilled.json"
-    demo_train mt-distilled --task mt --dataset_path "$at/mt_distilled.json" --distillation --limit 240 --adapter_bottleneck 64 --lr 1e-2 --train_batch_size 4
+    demo_train nlg $nlg $adapter
+    demo_train mt --task mt --dataset_path data/samples/mt.json --limit 200 $adapter
+    demo_train dialogue --task dialogue --dataset_path data/samples/dialogue.json --limit 80 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
+    echo "# --- restaurants again, from the sentences of a fully fine-tuned teacher"
+    demo_train nlg-teacher $nlg --lr 3e-4 --train_batch_size 4
+    [ -f "$at/nlg_distilled.json" ] || echo "sentence_distiller $nlg --no_sample --batch_size 64 --max_length 40" \
+        "--model_checkpoint $at/nlg-teacher --output $at/nlg_distilled.json"
+    demo_train nlg-distilled ${nlg/data\/samples\/nlg.json/$at\/nlg_distilled.json} --distillation $adapter
     echo "# --- three tasks in one model, proven equal to the single ones"
     [ -f "$at/VLM/run.json" ] || echo "combine_all --checkpoints nlg=$at/nlg mt=$at/mt dialogue=$at/dialogue --output $at/VLM --proof_examples 2 --proof_tokens 20"
     echo "# --- scores: single models, then the combined one, its batches mixing the tasks"
     demo_evaluate nlg nlg
     demo_evaluate mt mt
     demo_evaluate dialogue dialogue
-    demo_evaluate mt-teacher mt
-    demo_evaluate mt-distilled mt
-    echo "evaluate_vlm --task all --no_sample --fp32 --limit 12 --max_length 40 --samples 0 --model_checkpoint $at/VLM --output_dir results/demo/VLM" \
+    demo_evaluate nlg-teacher nlg
+    demo_evaluate nlg-distilled nlg
+    echo "evaluate_vlm --task all --no_sample --fp32 --limit 20 --max_length 40 --samples 0 --model_checkpoint $at/VLM --output_dir results/demo/VLM" \
         "--data nlg=data/samples/nlg.json mt=data/samples/mt.json dialogue=data/samples/dialogue.json"
 }
 

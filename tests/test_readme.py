@@ -165,7 +165,7 @@ def test_the_demo_trains_distils_combines_and_scores_what_it_made(called, tmp_pa
         files = [getattr(args, "dataset_path", None), *dict(getattr(args, "checkpoints", None) or ()).values()]
         models = [args.model_checkpoint] if hasattr(args, "model_checkpoint") else []
         used |= {str(name) for name in [*files, *models] if name and str(name).startswith("runs/")}
-    assert used <= made and {"runs/demo/VLM", "runs/demo/mt_distilled.json", "results/demo/VLM"} <= made
+    assert used <= made and {"runs/demo/VLM", "runs/demo/nlg_distilled.json", "results/demo/VLM"} <= made
     # What was interrupted is resumed, what is done is left out.
     (tmp_path / "log").unlink()
     for name, file in (("nlg", "metrics.json"), ("mt", "run.json")):
