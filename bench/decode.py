@@ -6,19 +6,70 @@
   one GPU:
     python bench/decode.py --device cuda
 
-Ours is utils.decoding.decode as evaluate.py calls it: prompts sorted by length, left-padded, cached. The
-original decodes one prompt at a time and computes the whole prefix anew for every token. Plain `generate` has
-the same batches of the same size, in file order, on the model as attached: default attention, frozen matrices
-cast by autocast on every call. All are greedy and may produce the same tokens; outputs are compared token for
-token in fp32. Speed counts produced tokens.
+Ours is training.decoding.decode as evaluate.py calls it: prompts sorted by length, left-padded, cached, a greedy row
+that has ended replaced by the next prompt. The original decodes one prompt at a time and computes the whole prefix anew
+for every token. Plain `generate` has the same batches of the same size, in file order, on the model as attached:
+default attention, frozen matrices cast by autocast on every call.
+
+Outputs are all of one length, or as different in length as E2E's; `EndAtLength` sees to it in the models of all sides.
+All may produce the same tokens; outputs are compared token for token in fp32. Speed counts produced tokens.
 """
 
 import sys
+from dataclasses import dataclass, field
+from functools import partial
 
 import common
 
 EOS = common.VOCABULARY + 2
 ORIGINAL = "original, one by one, fp32"
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+@dataclass
+class Search:
+    """What the sides decode, and what came out.
+
+    Attributes:
+        name: of the search, behind the sides' names.
+        prompts: [(ids, types)].
+        max_length: tokens of an output at the most.
+        batch_size: prompts decoded together.
+        beams: width of the beams; 1 is greedy search.
+        target: how many times faster than plain `generate` ours should be.
+        outputs: {side: {number of a prompt: its tokens}}.
+    """
+
+    name: str
+    prompts: list
+    max_length: int
+    batch_size: int
+    beams: int = 1
+    target: float = 1.6
+    outputs: dict = field(default_factory=dict)
+
+    def record(self, side, rows):
+        """Keep a side's outputs, {number of a prompt: its tokens}; returns how many tokens were produced, end tokens
+        counted."""
+        self.outputs.setdefault(side, {}).update(rows)
+        return sum(min(len(row) + 1, self.max_length) for row in rows.values())
+
+
+class EndAtLength:
+    """Forward hook of a model whose outputs end where the prompt says: at the position that its last type names.
+
+    The same operations on the scores of every forward, whoever decodes. Token types are ids of the vocabulary, and
+    decoding repeats the last one for every new token. A marker's id is beyond all positions: its row never ends.
+    """
+
+    def __init__(self, model):
+        model.register_forward_hook(self, with_kwargs=True)
+
+    def __call__(self, model, args, kwargs, output):
+        import torch
+
+        has_ended = kwargs["position_ids"][:, -1] >= kwargs["token_type_ids"][:, -1]
+        output.logits[:, -1, EOS] = torch.where(has_ended, 1e4, -torch.inf).to(output.logits.dtype)
 
 
 def parse(argv=None):
@@ -29,15 +80,20 @@ def parse(argv=None):
     g = p.add_argument_group("prompts and outputs")
     g.add_argument("--prompts", type=flags.positive, default=128, help="prompts to decode a turn")
     g.add_argument("--single_prompts", type=flags.positive, default=4, help="of these, the original's way gets so many")
-    g.add_argument("--batch_size", type=flags.positive, default=32, help="prompts decoded together")
+    g.add_argument("--batch_size", type=flags.positive, default=32, help="rows decoded together")
     g.add_argument("--mean_length", type=flags.positive, default=28, help="tokens a prompt on average")
     g.add_argument("--longest_prompt", type=flags.positive, default=56,
                    help="tokens of the longest prompt; a single long one makes its whole batch slow")  # fmt: skip
-    g.add_argument("--max_length", type=flags.positive, default=40, help="tokens an output")
+    g.add_argument("--max_length", type=flags.positive, default=40, help="tokens an output where all have one length")
+    g.add_argument("--mean_output", type=flags.positive, default=28, help="tokens an output on average, where not")
+    g.add_argument("--longest_output", type=flags.positive, default=60,
+                   help="tokens of the longest of these")  # fmt: skip
+    g.add_argument("--beams", type=flags.positive, default=4, help="width of the beams that are measured, too; 1: none")
     args = p.parse_args(argv)
     if args.quick:
         args.width, args.layers, args.positions, args.prompts = 64, 1, 64, 8
         args.batch_size, args.mean_length, args.max_length, args.repeats, args.single_prompts = 4, 10, 6, 2, 2
+        args.mean_output, args.longest_output, args.beams = 9, 12, 2
     return args
 
 
@@ -46,55 +102,67 @@ def main(argv=None):
     device = common.start(args)
     import torch
 
-    fp32, bf16 = torch.float32, torch.bfloat16
-    models = {dtype: settled(args, device, dtype) for dtype in (fp32, bf16)}
+    models = {kind: prepared(args, device, getattr(torch, name)) for kind, name in PRECISIONS.items()}
     # Same weights; attention and matrices as `attach` leaves them.
     untouched = common.attached(args, initializer_range=0.1)[0].to(device).eval()
-    prompts = make_prompts(args)
-    outputs = {"ours": {}, "original": {}, "plain": {}}
-    sides = {
-        ORIGINAL: lambda turn: original(args, untouched, prompts, turn, outputs["original"]),
-        "plain generate, fp32": lambda turn: plain(args, untouched, prompts, fp32, outputs["plain"]),
-        "ours, fp32": lambda turn: ours(args, models[fp32], prompts, fp32, outputs["ours"]),
-        "plain generate, bf16": lambda turn: plain(args, untouched, prompts, bf16, {}),
-        "ours, bf16": lambda turn: ours(args, models[bf16], prompts, bf16, {}),
-    }
-    longest = max(len(ids) for ids, _ in prompts)
-    print(f"{args.prompts} prompts of {args.mean_length} tokens on average, the longest {longest}, "
-          f"outputs of {args.max_length}, batch {args.batch_size}", flush=True)  # fmt: skip
+    EndAtLength(untouched)
+    searches = make_searches(args)
+    sides = {ORIGINAL: partial(original, args, untouched, searches[0])}
+    for search in searches:
+        for kind in PRECISIONS:
+            sides[f"plain generate{search.name}, {kind}"] = partial(plain, untouched, search, kind)
+            sides[f"ours{search.name}, {kind}"] = partial(ours, models[kind], search, kind)
+    longest = max(len(ids) for ids, _ in searches[0].prompts)
+    print(f"{args.prompts} prompts of {args.mean_length} tokens on average, the longest {longest}, batch "
+          f"{args.batch_size}; outputs of {args.max_length}, or of {args.mean_output} on average, the longest "
+          f"{args.longest_output}", flush=True)  # fmt: skip
     rates = common.interleaved(sides, args.repeats, device)
     rows = []
     for name in sides:
         middle, low, high = common.ratio(rates, name, ORIGINAL)
         rows.append([name, sorted(rates[name])[len(rates[name]) // 2], f"{middle:.1f}x", f"{low:.1f}-{high:.1f}"])
     print(common.table(["", "tokens/s", "ratio", "spread"], rows))
-    same = compare(args, untouched, prompts, outputs)
-    print(common.verdict("our decoding over plain generate, fp32:", rates, "ours, fp32", "plain generate, fp32", 1))
-    print(common.verdict("our decoding over plain generate, bf16:", rates, "ours, bf16", "plain generate, bf16", 1))
+    same = min([compare(untouched, search) for search in searches])
+    for search in searches:
+        for kind in PRECISIONS:
+            print(common.verdict(f"our decoding over plain generate{search.name}, {kind}:", rates,
+                                 f"ours{search.name}, {kind}", f"plain generate{search.name}, {kind}",
+                                 search.target))  # fmt: skip
     print(common.verdict("our decoding over the original's, fp32:", rates, "ours, fp32", ORIGINAL, 30))
     common.save(args, rates=rates, equal=same)
     return 0 if same else 1
 
 
-def settled(args, device, dtype):
+def prepared(args, device, dtype):
     """(model, tokenizer) made ready as evaluate.py does."""
-    import torch
-    from versatile.adapters import attach as adapting
-    from versatile.utils import devices
+    from versatile.adapters.inference import prepare_for_inference
 
     # With GPT-2's own 0.02 a random model repeats its last token: nothing would depend on the context.
     model, tokenizer = common.attached(args, initializer_range=0.1)
-    model.requires_grad_(False).to(device).eval()
-    if dtype != torch.float32:
-        adapting.halve_frozen(model, dtype)
-    devices.prepare_for_device(model, device, dtype)
+    prepare_for_inference(model, device, dtype)
+    EndAtLength(model)
     return model, tokenizer
+
+
+def make_searches(args):
+    """Greedy search where all outputs have one length, then where they have not, and beams of the latter."""
+    prompts = make_prompts(args)
+    lengths = common.lengths(args.prompts, args.mean_output, args.longest_output, args.seed + 1)
+    ending = [(ids, [*types[:-1], len(ids) + int(length) - 2]) for (ids, types), length in zip(prompts, lengths)]
+    searches = [Search("", prompts, args.max_length, args.batch_size),
+                Search(", lengths differ", ending, args.longest_output, args.batch_size)]  # fmt: skip
+    if args.beams > 1:
+        # As many rows at once, and about as many tokens a turn.
+        batch_size, name = max(1, args.batch_size // args.beams), f", {args.beams} beams"
+        count = max(batch_size, args.prompts // args.beams)
+        searches.append(Search(name, ending[:count], args.longest_output, batch_size, args.beams, target=1.3))
+    return searches
 
 
 def make_prompts(args):
     """[(ids, types)], of like lengths as E2E's inputs, in no order of length."""
     # E2E's longest input is 1.5 times its mean; an outlier among so few prompts would be a quarter of the work.
-    longest = min(args.longest_prompt, args.positions - args.max_length)
+    longest = min(args.longest_prompt, args.positions - max(args.max_length, args.longest_output))
     lengths = common.lengths(args.prompts, args.mean_length, longest, args.seed)
     split = common.MadeUpSplit(lengths, common.VOCABULARY, args.seed)
     return [(row.ids[:-1].tolist(), row.types[:-1].tolist()) for row in (split[i] for i in range(len(split)))]
@@ -105,51 +173,52 @@ def forbidden(model):
     return [0, *(i for i in range(common.VOCABULARY, model.config.vocab_size) if i != EOS)]
 
 
-def ours(args, model_and_tokenizer, prompts, dtype, outputs):
+def ours(model_and_tokenizer, search, kind, turn=0):
+    """`decode` as evaluate.py calls it; returns how many tokens were produced."""
+    import torch
     from versatile.training.decoding import Decoding, Prompt, decode
     from versatile.utils import devices
 
-    model, tokenizer = model_and_tokenizer
+    (model, tokenizer), dtype = model_and_tokenizer, getattr(torch, PRECISIONS[kind])
     devices.prepare_for_device(model, next(model.parameters()).device, dtype)
-    decoding = Decoding(max_length=args.max_length, batch_size=args.batch_size)
-    found = decode(model, tokenizer, [Prompt(*p, 0, EOS) for p in prompts], decoding, dtype=dtype)
-    outputs.update(enumerate(found))
-    return produced(found, args)
+    decoding = Decoding(max_length=search.max_length, batch_size=search.batch_size, num_beams=search.beams)
+    prompts = [Prompt(*prompt, 0, EOS) for prompt in search.prompts]
+    return search.record(f"ours, {kind}", dict(enumerate(decode(model, tokenizer, prompts, decoding, dtype=dtype))))
 
 
-def plain(args, model, prompts, dtype, outputs):
-    """`generate` over the prompts as they come."""
+def plain(model, search, kind, turn=0):
+    """`generate` over the prompts as they come; returns how many tokens were produced."""
     import torch
     from transformers import GenerationConfig
     from versatile.training.prompt_batches import left_padded
     from versatile.utils.devices import autocast
 
     common.default_allocator()
-    device, found = model.device, []
-    config = GenerationConfig(do_sample=False, max_new_tokens=args.max_length, min_new_tokens=1, eos_token_id=EOS,
-                              pad_token_id=common.VOCABULARY, suppress_tokens=forbidden(model))  # fmt: skip
-    for start in range(0, len(prompts), args.batch_size):
-        batch = left_padded(prompts[start : start + args.batch_size], common.VOCABULARY)
+    device, dtype, outputs = model.device, getattr(torch, PRECISIONS[kind]), []
+    config = GenerationConfig(do_sample=False, num_beams=search.beams, max_new_tokens=search.max_length,
+                              min_new_tokens=1, eos_token_id=EOS, pad_token_id=common.VOCABULARY,
+                              suppress_tokens=forbidden(model))  # fmt: skip
+    for start in range(0, len(search.prompts), search.batch_size):
+        batch = left_padded(search.prompts[start : start + search.batch_size], common.VOCABULARY)
         with torch.no_grad(), autocast(device, dtype):
             out = model.generate(**{k: v.to(device) for k, v in batch.items()}, generation_config=config)
         new = out[:, batch["input_ids"].shape[1] :].tolist()
-        found += [row[: row.index(EOS)] if EOS in row else row for row in new]
-    outputs.update(enumerate(found))
-    return produced(found, args)
+        outputs += [row[: row.index(EOS)] if EOS in row else row for row in new]
+    return search.record(f"plain generate, {kind}", dict(enumerate(outputs)))
 
 
-def original(args, model, prompts, turn, outputs):
+def original(args, model, search, turn):
     """A few prompts, other ones each turn: every token from the whole prefix, scores at all positions."""
     import torch
 
     common.default_allocator()
     banned = torch.tensor(forbidden(model), device=model.device)
-    found = {}
+    outputs = {}
     for i in range(turn * args.single_prompts, (turn + 1) * args.single_prompts):
-        ids, types = prompts[i % len(prompts)]
+        ids, types = search.prompts[i % len(search.prompts)]
         new = []
-        while len(new) < args.max_length:
-            last = scores(model, ids, types, new)
+        while len(new) < search.max_length:
+            last = scores(model, ids, types, new)[-1]
             last[banned] = -torch.inf
             if not new:
                 last[EOS] = -torch.inf
@@ -157,53 +226,60 @@ def original(args, model, prompts, turn, outputs):
             if token == EOS:
                 break
             new.append(token)
-        found[i % len(prompts)] = new
-    outputs.update(found)
-    return produced(found.values(), args)
+        outputs[i % len(search.prompts)] = new
+    return search.record(ORIGINAL, outputs)
 
 
-def produced(outputs, args):
-    """Tokens produced, end tokens counted."""
-    return sum(min(len(row) + 1, args.max_length) for row in outputs)
+def compare(model, search):
+    """Whether all sides gave the same tokens in fp32; says so.
 
-
-def compare(args, model, prompts, outputs):
-    """Whether the three ways gave the same tokens; says so.
-
-    A difference at a place where the two tokens score alike to a thousandth is rounding, which differs with a
-    batch's shape; any other is an error.
+    Outputs that score alike to a thousandth in the model as attached differ by rounding, which depends on a batch's
+    shape: greedy ones where they part, those of beams as a whole. Anything else is an error.
     """
-    ours, same = outputs["ours"], True
-    for name in ("plain", "original"):
-        differ = [i for i, row in outputs[name].items() if row != ours[i]]
-        print(f"outputs, fp32: {len(outputs[name]) - len(differ)} of {len(outputs[name])} equal to those of {name}")
+    ours, same = search.outputs["ours, fp32"], True
+    for side in [side for side in search.outputs if side.endswith("fp32") and side != "ours, fp32"]:
+        outputs = search.outputs[side]
+        differ = [i for i, row in outputs.items() if row != ours[i]]
+        print(f"outputs{search.name}, fp32: {len(outputs) - len(differ)} of {len(outputs)} equal to those of {side}")
         for i in differ:
-            at, gap = difference(model, prompts[i], ours[i], outputs[name][i])
-            tie = gap < 1e-3
-            same &= tie
+            at, gap = difference(model, search.prompts[i], ours[i], outputs[i], search.beams > 1)
+            is_tie = gap < 1e-3
+            same &= is_tie
             print(f"  prompt {i} differs from token {at} on, where the two score {gap:.1e} apart: "
-                  f"{'a tie but for rounding' if tie else 'an ERROR'}")  # fmt: skip
-    print(f"different tokens in our outputs: {len({t for row in ours.values() for t in row})}")
+                  f"{'a tie but for rounding' if is_tie else 'an ERROR'}")  # fmt: skip
+    lengths = [min(len(row) + 1, search.max_length) for row in ours.values()]
+    print(f"our outputs{search.name}: {min(lengths)} to {max(lengths)} tokens, {sum(lengths) / len(lengths):.1f} on "
+          f"average, {len({token for row in ours.values() for token in row})} different ones")  # fmt: skip
     return same
 
 
-def difference(model, prompt, a, b):
-    """(place of the first difference, how far apart the two tokens score after the tokens before)."""
-    a, b = [*a, EOS], [*b, EOS]
-    at = next(k for k, (x, y) in enumerate(zip(a, b)) if x != y)
-    last = scores(model, *prompt, a[:at])
-    return at, abs(float(last[a[at]] - last[b[at]]))
+def difference(model, prompt, a, b, whole=False):
+    """(where two outputs part, how far apart the two tokens score there, or with `whole` all from there on)."""
+    at = next(k for k, (x, y) in enumerate(zip([*a, EOS], [*b, EOS])) if x != y)
+    if len(a) != len(b):
+        return at, float("inf")
+    gaps = log_likelihoods(model, prompt, a) - log_likelihoods(model, prompt, b)
+    return at, abs(float(gaps[at:].sum() if whole else gaps[at]))
+
+
+def log_likelihoods(model, prompt, output):
+    """Those of an output's tokens, [tokens]; the end token is none of them."""
+    import torch
+
+    along = scores(model, *prompt, output)[len(prompt[0]) - 1 : -1]
+    along[:, EOS] = -torch.inf
+    return along.log_softmax(-1).gather(1, torch.tensor(output, device=along.device)[:, None])[:, 0]
 
 
 def scores(model, ids, types, new):
-    """The next token's scores, from a whole forward over one row."""
+    """The next token's scores after each token, from a whole forward over one row."""
     import torch
 
+    ids = torch.tensor([ids + new], device=model.device)
+    types = torch.tensor([types + types[-1:] * len(new)], device=model.device)
+    positions = torch.arange(ids.shape[1], device=model.device)[None]
     with torch.no_grad():
-        return model(
-            input_ids=torch.tensor([ids + new], device=model.device),
-            token_type_ids=torch.tensor([types + types[-1:] * len(new)], device=model.device),
-        ).logits[0, -1]
+        return model(input_ids=ids, token_type_ids=types, position_ids=positions).logits[0]
 
 
 if __name__ == "__main__":
