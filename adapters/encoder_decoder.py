@@ -160,14 +160,40 @@ class EncoderDecoderConditioned(TaskConditioned):
         return super().label_scores(hidden * backbone_of(self.config).head_scale(self.config), labels, ids)
 
     def decoding_inputs(self, batch):
-        """See `TaskConditioned.decoding_inputs`: the prompt goes to the encoder, all but the target's marker."""
-        ids, types = batch["input_ids"], batch.get("token_type_ids")
+        """See `TaskConditioned.decoding_inputs`: the prompt goes to the encoder, all but the target's marker.
+
+        What the encoder reads is padded on the right, as in training: soft prompts stand right before the first token.
+        """
+        ids, types, mask = (batch.get(name) for name in ("input_ids", "token_type_ids", "attention_mask"))
         marker = ids[:, -1:]
         start = dict(decoder_input_ids=torch.cat([torch.full_like(marker, self.start_id), marker], dim=1))
         if types is not None:
             start["decoder_token_type_ids"] = types[:, -1:]
-        given = torch.cat([ids[:, :-1], torch.full_like(marker, self.end_id)], dim=1)
-        return batch | start | dict(input_ids=given), 2
+        read = dict(input_ids=torch.cat([ids[:, :-1], torch.full_like(marker, self.end_id)], dim=1))
+        if mask is not None:
+            order = _order(mask, last=False)
+            read |= {} if types is None else dict(token_type_ids=types)
+            read = {name: tensor.gather(1, order) for name, tensor in (read | dict(attention_mask=mask)).items()}
+        return batch | read | start, 2
+
+    def read_prompts(self, batch, task_ids):
+        """Left-padded prompts, a dict of tensors -> what decoding goes on with, padded on the left.
+
+        Returns:
+            (states [rows, width, hidden] of the encoder and their attention_mask; input_ids, attention_mask and
+            token_type_ids, if there are any, that the decoder begins with)
+        """
+        inputs, _ = self.decoding_inputs(batch)
+        states = self.encode(inputs["input_ids"], inputs.get("token_type_ids"), inputs["attention_mask"], task_ids)
+        states, mask = states.last_hidden_state, inputs["attention_mask"]
+        for method in self.added.values():
+            mask = method.extend_source_mask(mask)
+        # Nothing that attends to the states knows of an order.
+        order = _order(mask, last=True)
+        source = dict(states=states.gather(1, order[..., None].expand_as(states)), attention_mask=mask.gather(1, order))
+        ids, types = inputs["decoder_input_ids"], inputs.get("decoder_token_type_ids")
+        start = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
+        return source, start if types is None else start | dict(token_type_ids=types.expand_as(ids))
 
     def generate(self, inputs=None, generation_config=None, *, input_ids=None, token_type_ids=None, position_ids=None,
                  attention_mask=None, task_ids=None, encoder_outputs=None, **kwargs):  # fmt: skip
@@ -191,6 +217,11 @@ class EncoderDecoderConditioned(TaskConditioned):
 def rounded(length):
     """Length rounded up to a multiple of 8: fewer shapes, so fewer kernels to prepare."""
     return -(-length // ROUND) * ROUND
+
+
+def _order(mask, last):
+    """[rows, width] the columns of each row, those that are not masked last, or first, and otherwise as they are."""
+    return mask.bool().int().argsort(dim=1, descending=not last, stable=True)
 
 
 def _taken(rows, columns):

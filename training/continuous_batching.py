@@ -1,7 +1,8 @@
 """Greedy decoding in which a row that has ended makes way for the next prompt (continuous batching).
 
 Rows are padded on the left to one width and share transformers' cache. Once some of them have ended, the others' part
-of the cache is kept, the next prompts are read as a batch of their own, and their keys and values join those kept.
+of the cache is kept, the next prompts are read as a batch of their own, and their keys and values join those kept. The
+same goes for what an encoder made of the prompts, which a decoder attends to.
 """
 
 from collections import deque
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 from versatile.adapters.backbones.family import backbone_of
 from versatile.training.prompt_batches import OnlyOwnEnd, left_padded
@@ -24,9 +25,9 @@ IDLE_SETTINGS = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_
 
 
 def is_supported(model, decoding):
-    """Whether prompts can be decoded in this way: greedily, by a decoder alone whose cache is not a sliding window,
-    and without settings of the model's own (a repetition penalty), which `generate` reads."""
-    if not decoding.no_sample or decoding.num_beams > 1 or backbone_of(model.config).encoder_decoder:
+    """Whether prompts can be decoded in this way: greedily, by a model whose cache is not a sliding window, and without
+    settings of the model's own (a repetition penalty), which `generate` reads."""
+    if not decoding.no_sample or decoding.num_beams > 1:
         return False
     own = {key for key, value in model.generation_config.to_diff_dict().items() if value is not None}
     return keeps_all(DynamicCache(config=model.config)) and own <= IDLE_SETTINGS
@@ -39,15 +40,24 @@ def keeps_all(cache):
 
 @dataclass
 class Row:
-    """A prompt that is being continued. `number`: its position among the prompts."""
+    """A prompt that is being continued.
+
+    Attributes:
+        number: the prompt's position among all.
+        prompt: `Prompt`.
+        start: ids that the decoder has read before the first new one.
+        source: states that it attends to, of an encoder's.
+    """
 
     number: int
     prompt: object
+    start: int = 0
+    source: int = 0
     tokens: list = field(default_factory=list)
     has_ended: bool = False
 
     def __len__(self):
-        return len(self.prompt.ids) + len(self.tokens)
+        return self.start + len(self.tokens)
 
     def add(self, token, max_length):
         """Append what was decoded; what follows the end of the row is dropped."""
@@ -58,11 +68,38 @@ class Row:
         self.has_ended = token == self.prompt.eos_id or len(self.tokens) == max_length
 
 
+class Columns:
+    """Tensors [rows, width, …] of rows padded on the left, and a cache's keys and values for the same columns."""
+
+    def __init__(self, tensors, cache):
+        self.tensors, self.cache = tensors, cache
+
+    @property
+    def layers(self):
+        """The cache's layers, once they are filled."""
+        return self.cache.layers if self.cache.get_seq_length() else []
+
+    def keep(self, numbers, width):
+        """Keep the rows of these numbers, and the last `width` columns."""
+        unused = next(iter(self.tensors.values())).shape[1] - width
+        self.tensors = {name: t.index_select(0, numbers)[:, unused:] for name, t in self.tensors.items()}
+        for layer in self.layers:
+            layer.batch_select_indices(numbers)
+            layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
+
+    def join(self, other):
+        """Take other columns' rows."""
+        self.tensors = {name: _join_padded(tensor, other.tensors[name], 1) for name, tensor in self.tensors.items()}
+        for mine, theirs in zip(self.layers, other.layers):
+            mine.keys = _join_padded(mine.keys, theirs.keys, 2)
+            mine.values = _join_padded(mine.values, theirs.values, 2)
+
+
 class RowBatch:
     """Rows that are decoded together; their last tokens have not been read yet.
 
     Args:
-        model: an attached causal model in eval mode, on its device.
+        model: an attached model in eval mode, on its device.
         rows: a list of `Row`, none of which has tokens.
         decoding: `Decoding`.
         special: ids of all special and added tokens.
@@ -73,10 +110,28 @@ class RowBatch:
         self.model, self.decoding, self.special = model, decoding, special
         self.device = next(model.parameters()).device
         inputs = left_padded([(row.prompt.ids, row.prompt.types) for row in rows], pad_id)
-        # [rows, width] each, as `generate` carries them along.
-        self.inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        self.cache = DynamicCache(config=model.config)
+        for row in rows:
+            row.start = len(row.prompt.ids)
         self._take_rows(rows)
+        self._read({name: tensor.to(self.device) for name, tensor in inputs.items()})
+
+    def _read(self, inputs):
+        """Begin with left-padded prompts, a dict of tensors [rows, width]."""
+        # As `generate` carries them along.
+        self.decoded = Columns(inputs, DynamicCache(config=self.model.config))
+
+    def _model_inputs(self):
+        """What the model is called with for the next token."""
+        inputs = dict(self.decoded.tensors)
+        return self.model.prepare_inputs_for_generation(
+            inputs.pop("input_ids"), next_sequence_length=1 if self.has_cache else None,
+            past_key_values=self.decoded.cache, use_cache=True, task_ids=self.task_ids, logits_to_keep=1, **inputs,
+        )  # fmt: skip
+
+    @property
+    def columns(self):
+        """[(`Columns`, how many of them each row needs)]"""
+        return [(self.decoded, [len(row) for row in self.rows])]
 
     def _take_rows(self, rows):
         self.rows = rows
@@ -92,16 +147,11 @@ class RowBatch:
     @property
     def has_cache(self):
         """False before the first step, and where the family keeps none: the whole rows are read for every token."""
-        return self.cache.get_seq_length() > 0
+        return self.decoded.cache.get_seq_length() > 0
 
     def step(self):
         """Give every row its next token. The host waits for the device once."""
-        inputs = dict(self.inputs)
-        model_inputs = self.model.prepare_inputs_for_generation(
-            inputs.pop("input_ids"), next_sequence_length=1 if self.has_cache else None, past_key_values=self.cache,
-            use_cache=True, task_ids=self.task_ids, logits_to_keep=1, **inputs,
-        )  # fmt: skip
-        scores = self.model(**model_inputs, return_dict=True).logits[:, -1].float()
+        scores = self.model(**self._model_inputs(), return_dict=True).logits[:, -1].float()
         tokens = self._mask_scores(scores).argmax(-1)
         self._append(tokens[:, None])
         for row, token in zip(self.rows, tokens.tolist()):
@@ -116,11 +166,13 @@ class RowBatch:
         return scores.scatter(1, self.ends, scores.gather(1, self.ends).masked_fill(too_short, float("-inf")))
 
     def _append(self, tokens):
+        tensors = self.decoded.tensors
         columns = dict(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-        columns["position_ids"] = torch.minimum(self.inputs["position_ids"][:, -1:] + 1, self.last_positions)
-        if "token_type_ids" in self.inputs:
-            columns["token_type_ids"] = self.inputs["token_type_ids"][:, -1:]
-        self.inputs = {name: torch.cat([tensor, columns[name]], dim=1) for name, tensor in self.inputs.items()}
+        if "position_ids" in tensors:
+            columns["position_ids"] = torch.minimum(tensors["position_ids"][:, -1:] + 1, self.last_positions)
+        if "token_type_ids" in tensors:
+            columns["token_type_ids"] = tensors["token_type_ids"][:, -1:]
+        self.decoded.tensors = {name: torch.cat([tensor, columns[name]], dim=1) for name, tensor in tensors.items()}
 
     def is_due(self, share):
         """Whether one row in `share` has ended."""
@@ -134,24 +186,41 @@ class RowBatch:
         kept = [number for number, row in enumerate(self.rows) if not row.has_ended]
         self.rows = [self.rows[number] for number in kept]
         if kept:
-            unused = self.inputs["input_ids"].shape[1] - max(map(len, self.rows))
             numbers = torch.tensor(kept, device=self.device)
-            self.inputs = {name: t.index_select(0, numbers)[:, unused:] for name, t in self.inputs.items()}
-            if self.has_cache:
-                self.cache.batch_select_indices(numbers)
-                for layer in self.cache.layers:
-                    layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
+            for columns, widths in self.columns:
+                columns.keep(numbers, max(widths))
             self._take_rows(self.rows)
         return ended
 
     def join(self, other):
         """Take the rows of another batch."""
-        self.inputs = {name: _join_padded(tensor, other.inputs[name], 1) for name, tensor in self.inputs.items()}
-        if self.has_cache:
-            for mine, theirs in zip(self.cache.layers, other.cache.layers):
-                mine.keys = _join_padded(mine.keys, theirs.keys, 2)
-                mine.values = _join_padded(mine.values, theirs.values, 2)
+        for (mine, _), (theirs, _) in zip(self.columns, other.columns):
+            mine.join(theirs)
         self._take_rows(self.rows + other.rows)
+
+
+class EncodedRowBatch(RowBatch):
+    """The same by an encoder-decoder: its encoder has read the prompts, and new tokens stand behind a start token."""
+
+    def _read(self, inputs):
+        source, start = self.model.read_prompts(inputs, self.task_ids)
+        # The library's own would count the encoder's layers.
+        self.source, self.decoded = Columns(source, DynamicCache()), Columns(start, DynamicCache())
+        self.cache = EncoderDecoderCache(self.decoded.cache, self.source.cache)
+        for row, states in zip(self.rows, source["attention_mask"].sum(1).tolist()):
+            row.start, row.source = start["input_ids"].shape[1], states
+
+    def _model_inputs(self):
+        unread = slice(-1 if self.has_cache else 0, None)
+        inputs = {f"decoder_{name}": tensor[:, unread] for name, tensor in self.decoded.tensors.items()}
+        inputs["decoder_attention_mask"] = self.decoded.tensors["attention_mask"]
+        return inputs | dict(encoder_outputs=(self.source.tensors["states"],), past_key_values=self.cache,
+                             attention_mask=self.source.tensors["attention_mask"], use_cache=True,
+                             task_ids=self.task_ids)  # fmt: skip
+
+    @property
+    def columns(self):
+        return [*super().columns, (self.source, [row.source for row in self.rows])]
 
 
 def _join_padded(first, second, dim):
@@ -174,6 +243,7 @@ def decode_greedily(model, prompts, order, decoding, special, pad_id, progress=N
         a list of token id lists, one for each prompt, without the end token.
     """
     share = SHARE if len({prompt.task_id for prompt in prompts}) == 1 else SHARE_OF_MIXED
+    batch_class = EncodedRowBatch if backbone_of(model.config).encoder_decoder else RowBatch
     waiting, outputs, done, batch = deque(order), [None] * len(prompts), 0, None
     while waiting or batch is not None:
         if batch is not None and not batch.is_due(share):
@@ -192,7 +262,7 @@ def decode_greedily(model, prompts, order, decoding, special, pad_id, progress=N
         if taken:
             # Rows of a task stand together: its adapter then takes them as they lie.
             taken.sort(key=lambda number: prompts[number].task_id)
-            new = RowBatch(model, [Row(n, prompts[n]) for n in taken], decoding, special, pad_id)
+            new = batch_class(model, [Row(n, prompts[n]) for n in taken], decoding, special, pad_id)
             new.step()
             if batch is None:
                 batch = new

@@ -1,7 +1,7 @@
 """Decoding: batched, cached, sorted by prompt length, left-padded, tasks mixed.
 
 Greedy search lets the next prompt in where a row has ended (training/continuous_batching.py); sampling, where what is
-drawn for a row depends on its batch, beams and encoder-decoders go through `transformers.generate`.
+drawn for a row depends on its batch, and beams go through `transformers.generate`.
 """
 
 from dataclasses import dataclass

@@ -67,6 +67,10 @@ class Method(nn.Module):
         """The task that alone uses a parameter, by its name in this module, or None."""
         raise NotImplementedError
 
+    def extend_source_mask(self, mask):
+        """The mask of an encoder's states, for that of the input [rows, length] that it has just read."""
+        return mask
+
     def is_idle(self, task):
         """Whether what the method adds for a task changes nothing anywhere, whatever the input."""
         return False

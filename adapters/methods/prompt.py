@@ -99,7 +99,14 @@ class Prompt(TaskModules):
             return args, kwargs
         width = states.shape[1] - prompts[0].shape[1]
         mask = states.new_ones(len(states), width, dtype=torch.long) if mask is None else mask
+        if mask.shape[1] == states.shape[1]:
+            # It is that of the states already.
+            return args, kwargs
         return args, kwargs | dict(encoder_attention_mask=self.extended(mask, prompts[1]))
+
+    def extend_source_mask(self, mask):
+        prompts = self.prompts() if self.in_encoder else None
+        return mask if prompts is None else self.extended(mask, prompts[1])
 
     def extended(self, mask, real):
         """An attention mask [rows, length] with the prompts' before it."""
