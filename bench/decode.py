@@ -15,8 +15,9 @@ Outputs are all of one length, or as different in length as E2E's; `EndAtLength`
 All may produce the same tokens; outputs are compared token for token in fp32. Speed counts produced tokens.
 """
 
+import statistics
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import common
@@ -123,6 +124,7 @@ def main(argv=None):
         rows.append([name, sorted(rates[name])[len(rates[name]) // 2], f"{middle:.1f}x", f"{low:.1f}-{high:.1f}"])
     print(common.table(["", "tokens/s", "ratio", "spread"], rows))
     same = min([compare(untouched, search) for search in searches])
+    compare_bf16(untouched, models["bf16"][0], searches[0])
     for search in searches:
         for kind in PRECISIONS:
             print(common.verdict(f"our decoding over plain generate{search.name}, {kind}:", rates,
@@ -251,6 +253,46 @@ def compare(model, search):
     print(f"our outputs{search.name}: {min(lengths)} to {max(lengths)} tokens, {sum(lengths) / len(lengths):.1f} on "
           f"average, {len({token for row in ours.values() for token in row})} different ones")  # fmt: skip
     return same
+
+
+def compare_bf16(model, prepared_model, search):
+    """Say how many greedy outputs differ in bf16, beside how many do where only plain generate's batches differ.
+
+    Both by rounding, if where outputs part the two tokens score as near to each other as bf16 errs.
+    """
+    size = max(1, search.batch_size * 3 // 4)
+    regrouped = replace(search, batch_size=size, outputs={})
+    plain(model, regrouped, "bf16")
+    expected = search.outputs["plain generate, bf16"]
+    sides = {"ours": search.outputs["ours, bf16"],
+             f"plain generate in batches of {size}": regrouped.outputs["plain generate, bf16"]}  # fmt: skip
+    for side, outputs in sides.items():
+        differ = [i for i, row in outputs.items() if row != expected[i]]
+        gaps = [difference(model, search.prompts[i], outputs[i], expected[i])[1] for i in differ]
+        print(f"outputs, bf16: {len(outputs) - len(gaps)} of {len(outputs)} of {side} equal to those of plain generate "
+              f"in batches of {search.batch_size}")  # fmt: skip
+        if gaps:
+            print(f"  where they part, the tokens score {statistics.median(gaps):.2g} apart in fp32, {max(gaps):.2g} "
+                  "at most")  # fmt: skip
+    errors = [score_errors(model, other, search, expected) for other in (model, prepared_model)]
+    plain_error, our_error = (f"{mean:.2g}, {largest:.2g} at most" for mean, largest in errors)
+    print(f"scores in bf16 are off by {plain_error}, in the model as attached; by {our_error}, in ours")
+
+
+def score_errors(model, other, search, outputs, count=16):
+    """(mean, largest) difference of the likeliest tokens' scores by `other` in bf16 from those by `model` in fp32."""
+    import torch
+    from versatile.utils.devices import autocast
+
+    errors = []
+    for (ids, types), output in list(zip(search.prompts, outputs.values()))[:count]:
+        exact = scores(model, ids, types, output)[len(ids) - 1 : -1]
+        with autocast(model.device, torch.bfloat16):
+            rounded = scores(other, ids, types, output)[len(ids) - 1 : -1]
+        chosen = torch.tensor(output, device=exact.device)[:, None]
+        errors.append((rounded.float().gather(1, chosen) - exact.gather(1, chosen)).abs())
+    errors = torch.cat(errors)
+    return float(errors.mean()), float(errors.max())
 
 
 def difference(model, prompt, a, b, whole=False):
