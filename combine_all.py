@@ -10,12 +10,13 @@ r"""Combine trained tasks into one VLM: their adapters and rows beside one backb
   adding into a new directory, with the inputs of the proof named:
     python combine_all.py --into runs/VLM --checkpoints qa=runs/qa --output runs/VLM5 --data qa=data/samples/qa.json
 
-  runs of train_camtl.py with adapters (--method bottleneck, lora, ia3) become one classifier, by the same flags:
+  runs of train_camtl.py with adapters (--method bottleneck, lora, ia3) become one classifier, and runs of train_t5.py
+  (adapters, too, prefix, prompt) one T5, by the same flags:
     python combine_all.py --checkpoints cola=runs/cola rte=runs/rte --output runs/glue
 
 A checkpoint is a run of train.py with an adapter (or rows alone), one of its checkpoints/step_N, a VLM of
 combine_all.py or train_vlm.py (TASK= picks one of its tasks), or a released one. All must have been trained beside
-the same backbone. The result is a directory that evaluate_vlm.py reads.
+the same backbone. The result is a directory that evaluate_vlm.py reads (evaluate.py, of classifiers and T5s).
 
 Before it appears under its name it is proved: on real inputs of each task's scored split the scores on the base
 vocabulary and the task's own markers, and the greedy outputs, must be those of the task's own model, in fp32. The
@@ -23,8 +24,10 @@ inputs come from --data, else from what the task was trained on, else from the t
 from data/samples.
 """
 
+import contextlib
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 from versatile.utils import flags, settings
@@ -60,7 +63,8 @@ def parser():
     g.add_argument("--seed", type=flags.seed, default=42, help="--merge dare: of the entries that are dropped")
     g = p.add_argument_group("proof")
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
-                   metavar="TASK=FILE", help="task files whose scored split gives the inputs")  # fmt: skip
+                   metavar="TASK=FILE", help="task files whose scored split gives the inputs; of a model of "
+                                             "train_camtl.py or train_t5.py the data's folder")  # fmt: skip
     g.add_argument("--proof_examples", type=flags.positive, default=8, metavar="N", help="inputs of each task")
     g.add_argument("--proof_tokens", type=flags.positive, default=60, metavar="N",
                    help="tokens of an output at the most")  # fmt: skip
@@ -100,70 +104,89 @@ def published(make, args):
 
 
 def combine(args):
-    from versatile.training import classifier_combination
+    from versatile.training.run_combination import kind_of
 
-    if classifier_combination.are_classifiers([*args.checkpoints.values(), *filter(None, [args.into])]):
-        return combine_classifiers(args)
-    combine_language_models(args)
+    prepare_output(args)
+    kind = kind_of([*args.checkpoints.values(), *filter(None, [args.into])])
+    if kind:
+        combine_runs(args, kind(args.into, args.checkpoints))
+    else:
+        combine_language_models(args)
 
 
-def combine_classifiers(args):
-    """Combine models of train_camtl.py."""
-    from versatile.adapters import bert
-    from versatile.training import classifier_combination as combining
-    from versatile.training import runs
+def prepare_output(args):
+    """Complete --output, and what is wrong with it is said before anything is read."""
     from versatile.utils import devices
-    from versatile.utils.files import atomic_directory, writable_directory, write_json
+    from versatile.utils.files import writable_directory
 
     devices.quiet_libraries(args.cache_dir)
     args.output = own_name(args.output or args.into)
     refuse_taken(args)
     writable_directory(Path(args.output).absolute().parent, "--output")
-    sources = combining.read_sources(args.into, args.checkpoints)
-    model, tokenizer = combining.build(sources)
-    args.model_checkpoint, args.data_dir = model.config._name_or_path, combining.data_of(sources)
-    definitions = [runs.stored(path).get("flags", {}).get("task_definitions") or [] for path in sources.values()]
-    args.task_definitions = [task for tasks in definitions for task in tasks if task["name"] in sources]
-    described = {task: dict(checkpoint=str(path), adapter=model.methods[task]) for task, path in sources.items()}
+
+
+@contextlib.contextmanager
+def output_directory(args):
+    """A directory beside --output, which takes its name when it is whole."""
+    from versatile.utils.files import atomic_directory
+
     with atomic_directory(args.output) as beside:
-        bert.save(model, tokenizer, beside)
+        yield beside
         refuse_taken(args, beside)
-        proofs = combining.prove(beside, sources, args.proof_examples)
-        write_json(beside / "run.json", runs.record(args, method="combined", sources=described, proof=proofs))
+
+
+def write_record(args, directory, record):
+    """run.json and README.md of a result."""
+    from versatile.training.cards import write_model_card
+    from versatile.utils.files import write_json
+
+    write_json(directory / "run.json", record)
+    write_model_card(directory, record, location=args.output)
+
+
+def combine_runs(args, combination):
+    """Combine models of train_camtl.py or train_t5.py; `combination` is a `training.run_combination.Combination`."""
+    from versatile.training import runs
+
+    refuse_foreign_data(args, combination.sources)
+    model, tokenizer = combination.build()
+    known = runs.stored(args.into).get("sources", {}) if args.into else {}
+    methods, described = model.methods, {}
+    for task, path in combination.sources.items():
+        here = dict(checkpoint=str(path), adapter=methods[task])
+        described[task] = (path == args.into and known.get(task)) or here
+    flags = vars(args) | combination.result_flags() | dict(model_checkpoint=model.config._name_or_path)
+    with output_directory(args) as beside:
+        combination.save(model, tokenizer, beside)
+        del model
         refuse_taken(args, beside)
+        proofs = combination.prove(beside, args)
+        write_record(args, beside, runs.record(Namespace(**flags), method="combined", sources=described, proof=proofs))
     for task, proof in proofs.items():
-        gap = proof["max_abs_difference"]
-        print(f"{task}: {described[task]['adapter']['method']} of {sources[task]}, largest difference of scores on "
-              f"{proof['examples']} rows {f'{gap:.2g}' if gap else '0, equal bit for bit'}")  # fmt: skip
+        gap, rows = proof["max_abs_difference"], proof["examples"]
+        outputs = f"; {proof['outputs_equal']} of {rows} greedy outputs equal" if "outputs_equal" in proof else ""
+        print(f"{task}: {methods[task]['method']} of {combination.sources[task]}, largest difference of scores on "
+              f"{rows} rows {f'{gap:.2g}' if gap else '0, equal bit for bit'}{outputs}")  # fmt: skip
     print(f"written: {args.output}")
     print("next: " + shell_command("evaluate.py", "--task", "all", "--model_checkpoint", args.output))
 
 
 def combine_language_models(args):
+    """Combine models of train.py and train_vlm.py, and released ones."""
     from versatile.adapters import checkpoint
     from versatile.adapters import combine as combining
-    from versatile.training.cards import write_model_card
-    from versatile.utils import devices
-    from versatile.utils.files import atomic_directory, writable_directory, write_json
 
-    devices.quiet_libraries(args.cache_dir)
-    args.output = own_name(args.output or args.into)
-    refuse_taken(args)
-    writable_directory(Path(args.output).absolute().parent, "--output")
     sources = read_sources(args)
     inputs = {s.task: read_inputs(args, s) for s in sources}
     model, tokenizer = combining.build(sources)
     counts, args.model_checkpoint = combining.count_task_parameters(model), backbone_name(sources[0], model)
-    with atomic_directory(args.output) as beside:
+    with output_directory(args) as beside:
         checkpoint.save(model, tokenizer, beside)
         # What is proved is what the files hold; and this way a source's backbone finds room beside it.
         del model
         refuse_taken(args, beside)
         proofs = prove(args, beside, sources, inputs)
-        written = record(args, sources, proofs)
-        write_json(beside / "run.json", written)
-        write_model_card(beside, written, location=args.output)
-        refuse_taken(args, beside)
+        write_record(args, beside, record(args, sources, proofs))
     report(args, sources, counts, proofs)
 
 
@@ -191,14 +214,8 @@ def merge(args):
     from versatile.adapters import combine as combining
     from versatile.adapters.merging import merge_sources
     from versatile.training import runs
-    from versatile.training.cards import write_model_card
-    from versatile.utils import devices
-    from versatile.utils.files import atomic_directory, writable_directory, write_json
 
-    devices.quiet_libraries()
-    args.output = own_name(args.output)
-    refuse_taken(args)
-    writable_directory(Path(args.output).absolute().parent, "--output")
+    prepare_output(args)
     sources = [combining.read(directory, [task])[0] for task, directory in args.checkpoints]
     combining.check_backbones(sources)
     refuse_unknown(sources)
@@ -208,13 +225,12 @@ def merge(args):
     args.model_checkpoint = backbone_name(merged, model)
     data = runs.trained_on(merged.directory, args.task)
     described = {args.task: dict(checkpoint=str(merged.directory), adapter=merged.method, dataset_path=data)}
-    with atomic_directory(args.output) as beside:
+
+    with output_directory(args) as beside:
         checkpoint.save(model, tokenizer, beside)
         # Whatever would not load, or changes nothing, is met here.
         checkpoint.load(beside)
-        written = runs.record(args, method=f"merged ({args.merge})", sources=described)
-        write_json(beside / "run.json", written)
-        write_model_card(beside, written, location=args.output)
+        write_record(args, beside, runs.record(args, method=f"merged ({args.merge})", sources=described))
     print(f"written: {args.output}, {args.task} of {', '.join(s.flag.split()[-1] for s in sources)}")
     following = shell_command("evaluate.py", "--task", args.task, "--no_sample", "--model_checkpoint", args.output,
                               *(["--dataset_path", shown(data)] if data else []),
@@ -269,11 +285,16 @@ def read_sources(args):
     combining.check(sources)
     names = [s.task for s in sources]
     refuse_unknown(sources)
+    refuse_foreign_data(args, names)
+    return sources
+
+
+def refuse_foreign_data(args, names):
+    """A `UserError` where --data names a task that is not among those combined."""
     if foreign := sorted(set(args.data) - set(names)):
         raise UserError(
             f"task {foreign[0]!r} is not combined", location="--data", expected="one of " + ", ".join(names)
         )
-    return sources
 
 
 def refuse_unknown(sources):

@@ -300,10 +300,7 @@ def attach(
     model.requires_grad_(not freeze)
     model.spare_rows = len(tokenizer) - first - sum(map(len, markers.values()))
     put_method(model, BARE, {task: {} for task in markers})
-    for name in dict.fromkeys(method["method"] for method in methods.values()):
-        if name != BARE:
-            own = {task: settings for task, settings in methods.items() if settings["method"] == name}
-            put_method(model, name, own)
+    put_methods(model, {task: method for task, method in methods.items() if method["method"] != BARE})
     return model
 
 
@@ -322,6 +319,12 @@ def check_methods(backbone, methods):
     for settings in methods.values():
         name = settings["method"]
         get_method(name).load_class().check(name, backbone, settings, f"--method {name}")
+
+
+def put_methods(model, methods):
+    """Put the methods of tasks, {task: method}, into a model; those that use one are given to it together."""
+    for name in dict.fromkeys(method["method"] for method in methods.values()):
+        put_method(model, name, {task: method for task, method in methods.items() if method["method"] == name})
 
 
 def put_method(model, name, tasks):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from versatile.adapters import masks  # noqa: F401  (masks are not read on a GPU)
-from versatile.adapters.attach import check_methods, put_method
+from versatile.adapters.attach import check_methods, put_methods
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods.base import added_parameters
 from versatile.adapters.methods.heads import Heads
@@ -160,8 +160,7 @@ class TaskClassifier(nn.Module):
             bert.requires_grad_(False)
         named = self.methods_of_tasks
         check_methods(backbone_of(self.config, head=self.head), named)
-        for name in dict.fromkeys(method["method"] for method in named.values()):
-            put_method(self, name, {task: method for task, method in named.items() if method["method"] == name})
+        put_methods(self, named)
         self.added["heads"] = heads = Heads(self, "heads")
         heads.build(self, self.tasks)
 

@@ -98,21 +98,22 @@ def open_source(directory, tasks=None):
     return model, tokenizer
 
 
-# Why a task with "adapters" cannot be taken out of a T5 of train_t5.py.
-_SHARED_NORMS = "the layer norms of its adapters, or of the T5, belong to all tasks that were trained together"
-
-
 def refuse_shared(held, tasks, directory):
     """A `UserError` where a task asked for was trained with what tasks share; `held` is a `Manifest` or None."""
     for task in (tasks or held.tasks) if held else ():
         name = held.methods.get(task, {}).get("method")
-        reason = _SHARED_NORMS if (held.encoder, name) == ("text_to_text", "adapters") else None
-        if name not in (None, FULL) and (reason := reason or get_method(name).load_class().shared):
+        if name in (None, FULL):
+            continue
+        reason, remedy = get_method(name).load_class().shared, "train the tasks together, or each"
+        if not reason and (trained := held.config.get("trained_backbone")):
+            reason = f"{trained[0]} of its backbone was trained too, which all tasks go through"
+            remedy = "train it beside a frozen T5 (--unfreeze_layer_norms false), or"
+        if reason:
             raise UserError(
                 f"task {task!r} was trained with {name}: {reason}",
                 location=source_flag(directory, tasks and task),
                 expected="a method whose parameters belong to one task each",
-                remedy="train the tasks together, or each with --method bottleneck",
+                remedy=f"{remedy} with --method bottleneck",
             )
 
 
@@ -166,13 +167,13 @@ def _backbone(model, tokenizer):
         "hidden size": config.hidden_size,
         "number of positions": backbone_of(config).max_length(config),
         "vocabulary size": model.info.first,
-        "tokenizer (hash)": _tokenisation(tokenizer, model.info.first),
+        "tokenizer (hash)": tokenizer_hash(tokenizer, model.info.first),
         "quantisation": getattr(model, "quantization", None) or "none",
         "backbone (fingerprint of its weights)": backbones.fingerprint(checkpoint.backbone_state(model)),
     }
 
 
-def _tokenisation(tokenizer, first):
+def tokenizer_hash(tokenizer, first):
     """A hash of what decides the base ids of a text; the markers that were added do not count."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     if backend["model"]["type"] == "Unigram":

@@ -13,6 +13,8 @@ FORMS = ("base", "large", "plain")
 # The published ways of adapting a T5, and those of adapters/methods/ that train_t5.py offers.
 PUBLISHED_T5 = ("finetune", "adapters", "hyperformer", "hyperformer++", "meta")
 PORT_METHODS = ("bottleneck", "lora", "ia3", "prefix", "prompt")
+# What a T5 is adapted with whose tasks were trained apart: a method for each, in the manifest's `methods`.
+COMBINED_T5 = "combined"
 ACTIVATIONS = ("relu", "swish", "gelu", "gelu_new")
 
 NAME = Text(says="a name", longest=200)
@@ -66,7 +68,7 @@ def _t5_settings():
         "unfreeze_layer_norms unfreeze_model"
     )
     settings = dict(
-        method=Choice((*PUBLISHED_T5, *PORT_METHODS)),
+        method=Choice((*PUBLISHED_T5, *PORT_METHODS, COMBINED_T5)),
         method_settings=MapOf(),
         non_linearity=Choice(ACTIVATIONS),
         reduction_factor=size,

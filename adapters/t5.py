@@ -24,6 +24,7 @@ from versatile.adapters.t5_checkpoint import (  # noqa: F401
     adapter_state,
     load,
     load_backbone,
+    load_frozen,
     load_weights,
     read_manifest,
     read_settings,

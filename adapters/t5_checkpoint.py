@@ -23,8 +23,9 @@ from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.checkpoint import WEIGHTS, WHOLE, backbone_name, save_whole
 from versatile.adapters.imports.hyperformer import original_names, original_parameters
 from versatile.adapters.manifest import BACKBONE, CONFIG
-from versatile.adapters.methods.registry import method_of
-from versatile.adapters.t5_model import PORT_METHODS, T5Settings, attach, check_kind, is_added
+from versatile.adapters.methods.registry import get_method, method_of
+from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS
+from versatile.adapters.t5_model import T5Settings, attach, check_kind, is_added
 from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors, write_tensors
 from versatile.utils.errors import UserError, first_line
 
@@ -77,11 +78,9 @@ def save(model, tokenizer, directory, state=None):
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    method = model.settings.method
-    full = method == "finetune"
-    method = dict(method=method, **model.settings.method_settings)
+    full = model.settings.method == "finetune"
     common = dict(encoder="text_to_text", mode="full" if full else "adapter", tasks=[dict(name=n) for n in model.tasks],
-                  methods=None if full else dict.fromkeys(model.tasks, method), model_type=model.config.model_type,
+                  methods=model.methods or None, model_type=model.config.model_type,
                   settings=dataclasses.asdict(model.settings))  # fmt: skip
     if full:
         save_whole(model, directory, backbone_state(model), model.config, common)
@@ -133,6 +132,14 @@ def read_settings(directory):
     return list(manifest.tasks), settings
 
 
+def _methods_of(manifest):
+    """{task: its method, complete} of a T5 whose tasks were trained apart."""
+    known = ("adapters", *PORT_METHODS)
+    if unknown := [m["method"] for m in manifest.methods.values() if m["method"] not in known]:
+        raise UserError(f"the method {unknown[0]!r}", location=manifest.path, expected=f"one of {', '.join(known)}")
+    return {task: method_of(method, manifest.path) for task, method in manifest.methods.items()}
+
+
 def load(directory, task=None):
     """A trained model and its tokenizer.
 
@@ -156,9 +163,9 @@ def load(directory, task=None):
         model, tokenizer = load_backbone(directory)
         check_checksum(path / WHOLE, manifest.config.get("checksum"))
         return attach(model, tasks, settings).eval(), tokenizer
-    config = manifest.config
+    config, methods = manifest.config, _methods_of(manifest) if settings.method == COMBINED_T5 else None
     state = read_safetensors(path / WEIGHTS)
-    model, tokenizer = _backbone_of(path, config)
+    model, tokenizer = load_frozen(path)
     # Given embeddings lie in the file; the directory they came from may be gone. Their values are copied below.
     names = settings.task_embeddings or tasks
 
@@ -167,10 +174,10 @@ def load(directory, task=None):
 
     # Shapes alone first: sizes that a damaged config made up are not allocated.
     with torch.device("meta"):
-        shapes = attach(type(model)(model.config), tasks, settings, embeddings=given())
+        shapes = attach(type(model)(model.config), tasks, settings, given(), methods)
     shapes.backbone_carried, shapes.backbone_fingerprint = model.backbone_carried, model.backbone_fingerprint
     check_fit(state, _wanted(shapes), path / WEIGHTS)
-    attach(model, tasks, settings, embeddings=given())
+    attach(model, tasks, settings, given(), methods)
     _copy_state(model, state, path / WEIGHTS)
     refuse_idle(model, path / WEIGHTS)
     check_checksum(path / WEIGHTS, config.get("checksum"))
@@ -199,8 +206,10 @@ def _wanted(model):
     return {name: p for name, p in original_parameters(model).items() if name in kept}
 
 
-def _backbone_of(path, config):
-    """The backbone that adapter_config.json names, proved by its fingerprint to be the one the adapters know."""
+def load_frozen(directory):
+    """(the bare T5 that a checkpoint of adapters stands beside, the adapters' tokenizer); a `UserError` where its
+    fingerprint is not that of the T5 which the adapters know."""
+    path, config = Path(directory), read_manifest(directory).config
     name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
     inside = name == BACKBONE
     model, tokenizer = load_backbone(str(path / BACKBONE) if inside else name, config.get("random_init_seed"), location)
@@ -244,7 +253,7 @@ def _tokenizer_of(path, model):
 @torch.no_grad()
 def refuse_idle(model, location):
     """A `UserError` where a task's adapters add nothing anywhere: loaded, they would change no output."""
-    for task in model.tasks:
-        if all(method.is_idle(task) for method in model.added.values()):
+    for task, method in model.methods.items():
+        if model.added[get_method(method["method"]).name].is_idle(task):
             raise UserError(f"the adapters of {task!r} change nothing: what they add is zero in every layer",
                             location=location, remedy="train them, or load the right file")  # fmt: skip

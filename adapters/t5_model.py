@@ -4,13 +4,13 @@ import dataclasses
 from dataclasses import dataclass
 
 from torch import nn
-from versatile.adapters.attach import WithMethods, check_methods, put_method
+from versatile.adapters.attach import WithMethods, check_methods, put_methods
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.imports.hyperformer import original_names
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
 from versatile.adapters.methods.registry import get_method, method_of
 from versatile.adapters.routing import TaskRouter
-from versatile.adapters.schemas import PORT_METHODS, PUBLISHED_T5
+from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS, PUBLISHED_T5
 from versatile.utils.errors import UserError
 
 METHODS = (*PUBLISHED_T5, *PORT_METHODS)
@@ -22,10 +22,11 @@ class T5Settings:
     """How a T5 is adapted; saved with it. Names and defaults are the published flags'.
 
     Attributes:
-        method: one of `METHODS`. "finetune" trains the T5 itself. "adapters": an adapter for each task. "hyperformer":
-            for each stack one hypernetwork with a generator for feed-forward and one for self-attention.
+        method: one of `METHODS`, or "combined". "finetune" trains the T5 itself. "adapters": an adapter for each task.
+            "hyperformer": for each stack one hypernetwork with a generator for feed-forward and one for self-attention.
             "hyperformer++": one with a single generator. "meta": a hypernetwork for each layer and site
-            ("hyperformer-per-layer"). All are those of adapters/methods/, as on any backbone.
+            ("hyperformer-per-layer"). All are those of adapters/methods/, as on any backbone. "combined": each task has
+            its own, which was trained apart.
         method_settings: of these, {setting: value}.
         reduction_factor: the adapters' width is d_model // reduction_factor.
         non_linearity: of the adapters; one of `ACTIVATIONS`.
@@ -74,6 +75,7 @@ class TaskT5(WithMethods):
     Attributes:
         tasks: names of the tasks; a task's id is its index.
         settings: `T5Settings`.
+        methods: {task: its method}, as the manifest has it; {} where the whole T5 is trained.
         router: `TaskRouter` shared by the methods.
     """
 
@@ -159,7 +161,7 @@ class TaskT5(WithMethods):
         return self.tasks.index(task)
 
 
-def attach(model, tasks, settings, embeddings=None):
+def attach(model, tasks, settings, embeddings=None, methods=None):
     """Make a loaded T5 a model of tasks.
 
     Args:
@@ -168,6 +170,7 @@ def attach(model, tasks, settings, embeddings=None):
         settings: `T5Settings`.
         embeddings: {name: tensor [task_embedding_dim]} of given task embeddings; None: those of
             `settings.task_embedding_dir`, or random ones.
+        methods: {task: its method}, complete, where that of the settings is "combined".
 
     Returns:
         the same model object, its class now also `TaskT5`, with `trainable` already applied.
@@ -184,10 +187,14 @@ def attach(model, tasks, settings, embeddings=None):
     model.router.tasks = list(tasks)
     if embeddings is not None and settings.task_embedding_dir is None:
         model.settings.task_embedding_dir = "given"
+    model.methods = {}
     if settings.method != "finetune":
-        name, own = _method(model, embeddings)
-        check_methods(backbone_of(model.config), {name: dict(method=name)})
-        put_method(model, name, dict.fromkeys(tasks, own))
+        method = _method(settings)
+        model.settings.method_settings = {name: value for name, value in method.items() if name != "method"}
+        model.methods = methods or dict.fromkeys(tasks, method)
+        complete = _complete_methods(model, embeddings)
+        check_methods(backbone_of(model.config), complete)
+        put_methods(model, complete)
     for stack in (model.encoder, model.decoder):
         # Before the methods' own hooks, which ask the router.
         stack.register_forward_pre_hook(model.route_stack, with_kwargs=True, prepend=True)
@@ -196,20 +203,25 @@ def attach(model, tasks, settings, embeddings=None):
     return model
 
 
-def _method(model, embeddings):
-    """(name, settings) of the method that a T5's settings ask for, as adapters/methods/ takes them."""
+def _method(settings):
+    """The method that a T5's settings ask for, as a manifest has it."""
+    method = dict(method=settings.method, **settings.method_settings)
+    return method_of(method, "method_settings") if settings.method in PORT_METHODS else method
+
+
+def _complete_methods(model, embeddings):
+    """{task: its method}, with all that a T5's settings say of it, as adapters/methods/ takes them."""
     settings, tasks = model.settings, model.tasks
-    if settings.method in PORT_METHODS:
-        own = method_of(dict(method=settings.method, **settings.method_settings), "method_settings")
-        settings.method_settings = {setting: value for setting, value in own.items() if setting != "method"}
-        return settings.method, settings.method_settings
-    own, names = dataclasses.asdict(settings), settings.adapters
-    if settings.method != "adapters":
-        names = settings.task_embeddings or tasks
-        if embeddings is None and settings.task_embedding_dir is not None:
-            embeddings = read_task_embeddings(settings.task_embedding_dir, names, settings.task_embedding_dim)
-    own |= dict(names=dict(zip(tasks, names or tasks)), embeddings=embeddings, shared_norms=True)
-    return get_method(settings.method).name, own
+    published = dataclasses.asdict(settings)
+    if settings.method in PUBLISHED_T5:
+        names = settings.adapters
+        if settings.method != "adapters":
+            names = settings.task_embeddings or tasks
+            if embeddings is None and settings.task_embedding_dir is not None:
+                embeddings = read_task_embeddings(settings.task_embedding_dir, names, settings.task_embedding_dim)
+        published |= dict(names=dict(zip(tasks, names or tasks)), embeddings=embeddings, shared_norms=True)
+    return {task: published | method | dict(method=get_method(method["method"]).name)
+            for task, method in model.methods.items()}  # fmt: skip
 
 
 def check_kind(config, location):
@@ -226,7 +238,7 @@ def check(config, tasks, settings):
     if not tasks or len(set(tasks)) < len(tasks):
         raise UserError(f"the tasks {list(tasks)}", location="tasks", expected="one name or more, each once")
     for field, held, known in (
-        ("method", settings.method, METHODS),
+        ("method", settings.method, (*METHODS, COMBINED_T5)),
         ("non_linearity", settings.non_linearity, ACTIVATIONS),
     ):
         if held not in known:

@@ -228,7 +228,7 @@ def test_what_is_wrong_with_a_checkpoint_is_said_before_the_task(finished, tmp_p
 def test_every_other_script_sends_a_model_of_train_t5_to_evaluate(finished, tmp_path):
     folder = finished[0]
     for script, argv in (
-        ("combine_all", ["--checkpoints", f"nlg={folder}", "--output", tmp_path / "vlm"]),
+        ("combine_all", ["--merge", "linear", "--checkpoints", *[f"nlg={folder}"] * 2, "--output", tmp_path / "vlm"]),
         ("sentence_distiller", ["--task", "nlg", "--model_checkpoint", folder, "--no_sample",
                                 "--dataset_path", SAMPLES / "nlg.json", "--output", tmp_path / "x.json"]),
     ):  # fmt: skip

@@ -24,7 +24,7 @@ _NAMES = (
     (r"added\.[^.]+\.embeddings\.(.+)", r"task_embedding_controller.\1"),
     (r"added\.[^.]+\.hypernets\.(?P<stack>\d+)\.controllers\.(?P<site>\d+)\.(.+)", r"{layer}.\3"),
     (r"added\.[^.]+\.hypernets\.(?P<stack>\d+)\.(.+)", r"{stack}.adapter_layers_hyper_net.\2"),
-    (r"added\.adapters\.blocks\.(?P<block>\d+)\.([^.]+)\.(?P<port>[^.]+)\.(\w+)\.(\w+)",
+    (r"added\.adapters\.blocks\.(?P<block>\d+)\.([^.]+)\.(?P<port>[^.]+)\.(down|up)\.(\w+)",
      r"{layer}.adapters.\2.\4_sampler.\5"),
     (r"added\.adapters\.norms\.(?P<block>\d+)\.(?P<port>[^.]+)\.(.+)", r"{layer}.\3"),
 )  # fmt: skip

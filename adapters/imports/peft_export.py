@@ -75,8 +75,7 @@ def read_task(run, task=None):
     manifest = checkpoint.peek(run)
     if manifest and manifest.encoder == "text_to_text":
         model, tokenizer = t5.load(run, task)
-        tasks, method, trained = model.tasks, model.settings.method, _trained_backbone(model)
-        methods = {name: dict(method=method, **model.settings.method_settings) for name in tasks}
+        tasks, methods, trained = model.tasks, model.methods, _trained_backbone(model)
     else:
         model, tokenizer = checkpoint.load(run, task, flag=f"--task {task}" if task else run)
         tasks, methods, info = model.info.tasks, model.info.methods, model.info

@@ -71,6 +71,11 @@ class Method(nn.Module):
         """The mask of an encoder's states, for that of the input [rows, length] that it has just read."""
         return mask
 
+    def task_state(self, task):
+        """{name: parameter} of all that the method needs to answer for a task, {} where the task does not use it; names
+        do not depend on the task nor on others beside it."""
+        raise NotImplementedError
+
     def is_idle(self, task):
         """Whether what the method adds for a task changes nothing anywhere, whatever the input."""
         return False
@@ -105,6 +110,10 @@ class TaskModules(Method):
 
     def owner(self, name):
         return name.split(".")[2]
+
+    def task_state(self, task):
+        return {f"{number}.{name}": p for number, held in enumerate(self.blocks) if task in held
+                for name, p in held[task].named_parameters()}  # fmt: skip
 
     def copy(self, source, target):
         """Let a task's parameters be those of another."""

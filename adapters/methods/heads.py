@@ -37,6 +37,9 @@ class Heads(Method):
     def owner(self, name):
         return self.tasks[int(name.split(".")[1])]
 
+    def task_state(self, task):
+        return dict(self.decoders[self.tasks.index(task)].named_parameters())
+
     def forward(self, pooled, task_ids):
         """All heads in one product, then each row's own columns.
 

@@ -128,6 +128,10 @@ class SublayerAdapters(TaskModules):
         tasks = [task for task, own in self.names.items() if own == parts[2]]
         return tasks[0] if len(tasks) == 1 else None
 
+    def task_state(self, task):
+        # Norms that tasks share have the names of a task's own.
+        return super().task_state(self.names.get(task)) | dict(self.norms.named_parameters())
+
     @torch.no_grad()
     def is_idle(self, task):
         name, router = self.names.get(task, task), TaskRouter()

@@ -1,0 +1,294 @@
+"""combine_all.py's work for models of train_camtl.py and train_t5.py: adapters of single tasks beside one frozen
+backbone. How inputs are made, and where the data lie, stands in the run.json of each."""
+
+from argparse import Namespace
+
+import ignite.distributed as idist
+import torch
+from versatile.adapters import bert, t5
+from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.classifier import TaskClassifier
+from versatile.adapters.combine import missing_task, refuse_shared, repeated_task, source_flag, tokenizer_hash
+from versatile.adapters.manifest import peek
+from versatile.adapters.methods.registry import method_of
+from versatile.adapters.schemas import COMBINED_T5
+from versatile.adapters.tensors import copy_tensors
+from versatile.data import glue
+from versatile.data.encoders import sentence_pair
+from versatile.data.files import SAMPLES
+from versatile.data.own_tasks import register_own_tasks
+from versatile.data.padding import tensors
+from versatile.data.pair_batches import pair_inputs
+from versatile.training import runs, text_to_text_arguments, text_to_text_evaluation
+from versatile.training.text_to_text_model import TextToTextModel
+from versatile.utils import devices
+from versatile.utils.errors import UserError
+
+# On a CPU the difference is 0. Other kernels may round otherwise.
+LARGEST_DIFFERENCE = 1e-4
+
+
+class Combination:
+    """Tasks of several models of one kind as one model.
+
+    Args:
+        into: a combined model whose tasks come first, or None.
+        checkpoints: {task: its model's directory}, in the order of their ids.
+
+    Attributes:
+        sources: {task: its model's directory}, those of `into` first, each checked by its manifest.
+        typed: {task: how the user named it, for errors}.
+        flags: {directory: the flags of its run}.
+        encoder, script, backbone: of this kind of model: how its examples become ids, what trains it, what it adapts.
+        kept: flags of the runs that the result has where they all agree on them.
+
+    Raises:
+        UserError: a directory of another kind, a task it does not hold, a method whose parameters tasks share, a task
+            that is there twice.
+    """
+
+    encoder = script = backbone = None
+    kept = ()
+
+    def __init__(self, into, checkpoints):
+        self.sources, self.typed, self.flags = {}, {}, {}
+        tasks_of_into = self.read_manifest(into, source_flag(into)).tasks if into else ()
+        sources = [(task, into, source_flag(into)) for task in tasks_of_into]
+        sources += [(task, directory, source_flag(directory, task)) for task, directory in checkpoints.items()]
+        for task, directory, flag in sources:
+            self.check_source(task, directory, flag)
+            if task in self.sources:
+                raise repeated_task(flag, task, self.typed[task])
+            self.sources[task], self.typed[task] = directory, flag
+            if directory not in self.flags:
+                self.flags[directory] = self.read_flags(directory)
+                register_own_tasks(self.flags[directory].get("task_definitions") or ())
+
+    def read_manifest(self, directory, flag):
+        """The `Manifest` of a model of this kind; a `UserError` where it is another."""
+        backbones.need_directory(directory, flag, f"a run directory of {self.script}")
+        manifest = peek(directory)
+        if manifest is None or manifest.encoder != self.encoder:
+            raise UserError(f"this is not a model of {self.script}, as another source is", location=flag,
+                            expected="models of one kind")  # fmt: skip
+        return manifest
+
+    def check_source(self, task, directory, flag):
+        """A `UserError` where a task cannot be taken out of a directory, from its manifest alone."""
+        manifest = self.read_manifest(directory, flag)
+        if task not in manifest.tasks:
+            raise missing_task(flag, manifest.tasks, task)
+        refuse_shared(manifest, [task], directory)
+        if manifest.mode == "full":
+            raise UserError("this is a fully fine-tuned model: a task cannot be taken out of it", location=flag,
+                            expected=f"adapters beside a frozen {self.backbone}",
+                            remedy="train it with --method bottleneck")  # fmt: skip
+
+    def by_directory(self):
+        """[(directory, its tasks)], so that each model is loaded once."""
+        return [(directory, [task for task, own in self.sources.items() if own == directory])
+                for directory in dict.fromkeys(self.sources.values())]  # fmt: skip
+
+    def build(self):
+        """(a model that holds the sources' tasks, their order gives the ids; its tokenizer).
+
+        Raises:
+            UserError: two sources that do not agree on their backbone or on how their inputs are made.
+        """
+        known, states, methods, first = {}, {}, {}, None
+        for directory, tasks in self.by_directory():
+            model, tokenizer = self.load(directory)
+            first = first or (model, tokenizer)
+            for task in tasks:
+                flag = self.typed[task]
+                facts = {"backbone's fingerprint": model.backbone_fingerprint,
+                         "tokenizer (hash)": tokenizer_hash(tokenizer, len(tokenizer)),
+                         **self.facts(model, task, self.flags[directory])}  # fmt: skip
+                for what, value in facts.items():
+                    expected, earlier = known.setdefault(what, (value, flag))
+                    if value != expected:
+                        raise UserError(f"its {what} is {value}", location=flag,
+                                        expected=f"{expected}, as of {earlier}",
+                                        remedy="combine tasks that were trained alike, beside the same frozen "
+                                        + self.backbone)  # fmt: skip
+                methods[task] = self.method(model, task)
+                states[task] = {name: state for name, method in model.added.items()
+                                if (state := method.task_state(task))}  # fmt: skip
+            del model
+        model, tokenizer = self.attach(*first, {task: methods[task] for task in self.sources}, states, known)
+        for task, state in states.items():
+            for name, own in state.items():
+                copy_tensors(own, model.added[name].task_state(task), "the combined model")
+        return model.eval(), tokenizer
+
+    def result_flags(self):
+        """{name: value} of the flags that the result has of its runs."""
+        flags = list(self.flags.values())
+        same = {name: flags[0][name] for name in self.kept
+                if all(name in own and own[name] == flags[0].get(name) for own in flags)}  # fmt: skip
+        definitions = {task["name"]: task for own in flags for task in own.get("task_definitions") or ()}
+        return same | dict(task_definitions=[task for name, task in definitions.items() if name in self.sources],
+                           data_dir=next(filter(None, (own.get("data_dir") for own in flags)), None))  # fmt: skip
+
+    @torch.no_grad()
+    def prove(self, directory, args):
+        """Compare the model in `directory` with every source, which is loaded alone.
+
+        Args:
+            args: the flags of combine_all.py.
+
+        Returns:
+            {task: dict(data, examples, max_abs_difference; where there are outputs outputs_equal)}
+
+        Raises:
+            UserError: a score or an output that is not the source's.
+        """
+        ours, proofs = self.load(directory), {}
+        devices.prepare_for_device(ours[0], idist.device(), torch.float32)
+        for source, tasks in self.by_directory():
+            theirs = self.load(source)
+            devices.prepare_for_device(theirs[0], idist.device(), torch.float32)
+            for task in tasks:
+                folder = args.data.get(task) or self.flags[source].get("data_dir") or str(SAMPLES / "glue")
+                proof = self.compare(ours, theirs, task, folder, args)
+                gap, equal = proof["max_abs_difference"], proof.get("outputs_equal", proof["examples"])
+                if not gap <= LARGEST_DIFFERENCE or equal < proof["examples"]:
+                    raise UserError(f"the combined model answers otherwise: scores of {task} differ by up to {gap:.3g}"
+                                    + (f", {equal} of {proof['examples']} outputs are equal" if len(proof) > 2 else ""),
+                                    location=self.typed[task], expected=f"the scores and outputs of {source}",
+                                    remedy="nothing was written; report this")  # fmt: skip
+                proofs[task] = dict(data=folder, **proof)
+        return {task: proofs[task] for task in self.sources}
+
+    # ---- of each kind
+
+    def load(self, directory):
+        """(a trained model, its tokenizer)."""
+        raise NotImplementedError
+
+    def read_flags(self, directory):
+        """The flags of a model's run."""
+        raise NotImplementedError
+
+    def facts(self, model, task, flags):
+        """{what: value} that all sources must have alike."""
+        raise NotImplementedError
+
+    def method(self, model, task):
+        """A task's method, complete."""
+        return model.methods[task]
+
+    def attach(self, first, tokenizer, methods, states, facts):
+        """(a new model of all tasks beside the backbone of the first source, its tokenizer).
+
+        Args:
+            first, tokenizer: of the first source, loaded.
+            methods: {task: method}.
+            states: {task: {method: `Method.task_state`}}.
+            facts: {what: (value, the source it is of)} of `facts`.
+        """
+        raise NotImplementedError
+
+    def save(self, model, tokenizer, directory):
+        """Write the result."""
+        raise NotImplementedError
+
+    def compare(self, ours, theirs, task, folder, args):
+        """What `prove` says of a task; `ours` and `theirs` are (model, tokenizer)."""
+        raise NotImplementedError
+
+
+class SentencePairs(Combination):
+    """Models of train_camtl.py."""
+
+    encoder, script, backbone = "sentence_pair", "train_camtl.py", "BERT"
+    kept = ("freeze_encoder_layers",)
+    load, save = staticmethod(bert.load), staticmethod(bert.save)
+
+    def read_flags(self, directory):
+        return runs.stored(directory).get("flags", {})
+
+    def facts(self, model, task, flags):
+        return {"longest row": model.max_seq_length}
+
+    def attach(self, first, tokenizer, methods, states, facts):
+        # A row of a head's for each label.
+        labels = {task: len(states[task]["heads"]["bias"]) for task in methods}
+        model = TaskClassifier(first.bert, labels, "plain", first.max_seq_length, methods)
+        for name in ("backbone_fingerprint", "random_init_seed"):
+            setattr(model, name, getattr(first, name))
+        return model, tokenizer
+
+    def compare(self, ours, theirs, task, folder, args):
+        (combined, tokenizer), (single, _) = ours, theirs
+        longest, labels = combined.max_seq_length, len(glue.get_task(task).labels or "1")
+        split = sentence_pair.load_split(folder, task, "dev", tokenizer, longest, limit=args.proof_examples)
+        arrays = pair_inputs([split[i] for i in range(len(split))], tokenizer.pad_token_id, longest)
+        scores = [model(**tensors(arrays), task_ids=torch.full((len(split),), model.task_id(task))).scores[:, :labels]
+                  for model in (combined, single)]  # fmt: skip
+        return dict(examples=len(split), max_abs_difference=(scores[0] - scores[1]).abs().max().item())
+
+
+class TextToText(Combination):
+    """Models of train_t5.py."""
+
+    encoder, script, backbone = "text_to_text", "train_t5.py", "T5"
+    kept = ("adapter_config_name", "max_source_length", "val_max_target_length", "test_max_target_length", "data_seed",
+            "train_adapters", "split_validation_test", "eval_beams", "load_best_model_at_end")  # fmt: skip
+    load, save = staticmethod(t5.load), staticmethod(t5.save)
+
+    def read_flags(self, directory):
+        return text_to_text_arguments.restored(*runs.run_flags(directory))
+
+    def facts(self, model, task, flags):
+        facts = {f"--{name}": flags.get(name) for name in ("max_source_length", "train_adapters",
+                                                           "split_validation_test")}  # fmt: skip
+        if flags.get("split_validation_test"):
+            facts["--data_seed"] = flags.get("data_seed")
+        if model.methods[task]["method"] == "adapters":
+            facts |= {f"--{name}": getattr(model.settings, name) for name in _OF_ALL_ADAPTERS}
+        return facts
+
+    def method(self, model, task):
+        method = model.methods[task]
+        if method["method"] == "adapters":
+            method = dict(reduction_factor=model.settings.reduction_factor) | method
+        return method_of(method)
+
+    def attach(self, first, tokenizer, methods, states, facts):
+        model, tokenizer = t5.load_frozen(next(iter(self.sources.values())))
+        settings = {name: facts[f"--{name}"][0] for name in _OF_ALL_ADAPTERS if f"--{name}" in facts}
+        settings = t5.T5Settings(method=COMBINED_T5, **settings)
+        return t5.attach(model, list(methods), settings, methods=methods), tokenizer
+
+    def compare(self, ours, theirs, task, folder, args):
+        outputs, scores, source = [], [], self.sources[task]
+        for model, tokenizer in (ours, theirs):
+            text_model = TextToTextModel(model, tokenizer)
+            text_model.bind_run(source, self.flags[source])
+            flags, data = text_model.flags, Namespace(data_dir=folder, eval_beams=1)
+            lengths = (text_model.longest, flags.get("val_max_target_length", 128))
+            split = text_to_text_evaluation.read_splits(
+                [task], "validation", data, tokenizer, {task: model.task_id(task)}, lengths=lengths,
+                limit=args.proof_examples, seed=flags.get("data_seed", 42),
+                held_out=flags.get("split_validation_test", False), prefix=text_model.has_prefix,
+                say=lambda line: None,
+            )[task]  # fmt: skip
+            rows, sources = split.rows, split.rows.sources.lengths()
+            outputs.append(text_model.generate(rows, sources, min(split.length, args.proof_tokens), 1))
+            scores.append([model(**batch).logits for _, batch in text_model.batches(rows, sources)])
+        # Not the maximum of Python, for which a nan is no larger than anything.
+        gap = torch.stack([(a - b).abs().max() for a, b in zip(*scores)]).max().item()
+        return dict(examples=len(outputs[0]), max_abs_difference=gap,
+                    outputs_equal=sum(a == b for a, b in zip(*outputs)))  # fmt: skip
+
+
+# Settings that all published adapters of a T5 have together.
+_OF_ALL_ADAPTERS = ("non_linearity", "add_layer_norm_before_adapter", "add_layer_norm_after_adapter")
+KINDS = (SentencePairs, TextToText)
+
+
+def kind_of(directories):
+    """The `Combination` for models in directories, by the first that one is for; None where there is none."""
+    encoders = [manifest.encoder for manifest in map(peek, directories) if manifest]
+    return next((kind for encoder in encoders for kind in KINDS if kind.encoder == encoder), None)
