@@ -69,16 +69,17 @@ def settings_of(arguments):
     """`adapters.t5.T5Settings` of the arguments."""
     from versatile.adapters import t5
     from versatile.adapters.methods.registry import method_of
-    from versatile.training.text_to_text_flags import PORT_SETTINGS
+    from versatile.training.method_flags import choose_method
+    from versatile.training.text_to_text_arguments import t5_method
 
     names = set(t5.T5Settings.__dataclass_fields__)
     values = {name: value for name, value in vars(arguments).items() if name in names}
-    values |= dict(method=method(arguments), adapters=arguments.adapters, task_embeddings=arguments.task_embeddings)
-    own_settings = {name: getattr(arguments, name) for name in PORT_SETTINGS if getattr(arguments, name) is not None}
+    values |= dict(method=t5_method(arguments), adapters=arguments.adapters, task_embeddings=arguments.task_embeddings)
     if values["method"] in t5.PORT_METHODS:
+        chosen = choose_method(arguments, values["method"], arguments.adapter_bottleneck)
         # Its range, before anything is loaded; what is complete is kept with the model.
-        method_of(dict(method=values["method"], **own_settings), arguments.location("method"))
-        values["method_settings"] = own_settings
+        method_of(chosen, arguments.location("method"))
+        values["method_settings"] = {name: value for name, value in chosen.items() if name != "method"}
     if arguments.train_adapters and values["method"] == "finetune":
         # Published for tuning the layer norms alone.
         values["freeze_model"] = True
@@ -95,21 +96,6 @@ def embedding_size(directory):
         with contextlib.suppress(ValueError, OSError):
             return int(np.load(path, allow_pickle=False).size)
     return None
-
-
-def method(arguments):
-    """One of `adapters.t5.METHODS`."""
-    if arguments.method:
-        return "finetune" if arguments.method == "full" else arguments.method
-    if not (arguments.train_adapters and arguments.train_adapters_blocks):
-        return "finetune"
-    if arguments.adapter_config_name == "adapter":
-        return "adapters"
-    if arguments.efficient_unique_hyper_net:
-        return "hyperformer++"
-    if arguments.unique_hyper_net:
-        return "hyperformer"
-    return "meta"
 
 
 def build(arguments):

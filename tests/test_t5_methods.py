@@ -105,7 +105,7 @@ def test_train_t5_trains_and_scores_by_method(tmp_path):
     "typed, words",
     [
         (["--method", "loar"], "--method"),
-        (["--method", "ia3", "--lora_rank", "2"], "--lora_rank: has no effect without that method"),
+        (["--method", "ia3", "--lora_rank", "2"], "--lora_rank: has no effect with the method ia3"),
         (["--method", "lora", "--lora_rank", "0"], "lora_rank: '0': expected a whole number above 0"),
     ],
 )

@@ -14,21 +14,25 @@ def method_names():
 
 
 def setting_names():
-    """Every setting that has a generated flag."""
+    """Every setting that has a generated flag, but the bottleneck's width."""
     return sorted({name for method in all_methods().values() for name in method.settings} - {WIDTH})
 
 
-def settings_of(names):
-    """{setting: (method, type in utils.flags, default, help)} of these methods."""
-    return {setting: (name, *about) for name in names for setting, about in get_method(name).settings.items()}
+def settings_of(methods):
+    """The settings of these methods, by their names."""
+    return [name for method in methods for name in get_method(method).settings]
 
 
-def add_setting_flags(group):
-    """A flag for each setting of each method, but the bottleneck's width."""
-    for name in setting_names():
-        users = [method for method in all_methods().values() if name in method.settings]
-        kind, default, text = users[0].settings[name]
-        methods = " or ".join(method.name for method in users)
+def users_of(setting):
+    """The methods that have a setting."""
+    return [method for method in all_methods().values() if setting in method.settings]
+
+
+def add_setting_flags(group, names=None):
+    """A flag for each setting by name; None: for all of `setting_names`."""
+    for name in names or setting_names():
+        kind, default, text = users_of(name)[0].settings[name]
+        methods = " or ".join(method.name for method in users_of(name))
         group.add_argument(f"--{name}", type=getattr(flags, kind),
                            help=f"--method {methods}: {text} (default {setting_text(default)})")  # fmt: skip
 
@@ -38,12 +42,19 @@ def setting_text(value):
     return value if isinstance(value, str) else f"{value:g}"
 
 
-def check_settings(args, names):
-    """A `UserError` where a setting was given that no method of those in use has."""
-    for setting in setting_names():
-        users = [method.name for method in all_methods().values() if setting in method.settings]
+def check_settings(args, names, settings=None, locate="--{}".format):
+    """A `UserError` where a setting was given that no method of those in use has.
+
+    Args:
+        args: flags.
+        names: of the methods in use.
+        settings: those that are looked at (default: `setting_names`).
+        locate: gives where a setting stands, by its name.
+    """
+    for setting in settings or setting_names():
+        users = [method.name for method in users_of(setting)]
         if getattr(args, setting, None) is not None and not set(users) & set(names):
-            raise UserError(f"has no effect with the method {' '.join(dict.fromkeys(names))}", location=f"--{setting}",
+            raise UserError(f"has no effect with the method {' '.join(dict.fromkeys(names))}", location=locate(setting),
                             expected=f"--method {' or '.join(users)}",
                             remedy="leave it out, or choose that")  # fmt: skip
 

@@ -10,6 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from versatile.data.own_tasks import prepare_own_tasks
+from versatile.training.method_flags import check_settings
 from versatile.training.text_to_text_flags import PORT_SETTINGS, build_parser
 from versatile.utils import flags, schema, settings, stored_flags
 from versatile.utils.errors import UserError, first_line
@@ -257,10 +258,7 @@ def check_method(arguments):
     """What does not go with the method, or with the tasks."""
     if arguments.method:
         arguments.train_adapters = arguments.method != "full"
-    for name, (method, *_) in PORT_SETTINGS.items():
-        if getattr(arguments, name) is not None and method != arguments.method:
-            raise UserError("has no effect without that method", location=arguments.location(name),
-                            expected=f"--method {method}", remedy="leave it out, or choose that")  # fmt: skip
+    check_settings(arguments, [arguments.method or t5_method(arguments)], PORT_SETTINGS, arguments.location)
     if arguments.unique_hyper_net and arguments.efficient_unique_hyper_net:
         raise UserError("excludes efficient_unique_hyper_net", location=arguments.location("unique_hyper_net"),
                         remedy="the one is HyperFormer, the other HyperFormer++")  # fmt: skip
@@ -273,6 +271,21 @@ def check_method(arguments):
     if missing and arguments.train_adapters:
         raise UserError(f"{', '.join(missing)} is not trained, so it has no adapter",
                         expected=", ".join(arguments.tasks), location=arguments.location("eval_tasks"))  # fmt: skip
+
+
+def t5_method(arguments):
+    """One of `adapters.t5.METHODS`."""
+    if arguments.method:
+        return "finetune" if arguments.method == "full" else arguments.method
+    if not (arguments.train_adapters and arguments.train_adapters_blocks):
+        return "finetune"
+    if arguments.adapter_config_name == "adapter":
+        return "adapters"
+    if arguments.efficient_unique_hyper_net:
+        return "hyperformer++"
+    if arguments.unique_hyper_net:
+        return "hyperformer"
+    return "meta"
 
 
 def warmup_steps(arguments, total_steps):
