@@ -1,89 +1,19 @@
-"""CA-MTL's models: equal to the originals, one pass for mixed batches, saved and loaded as what they are.
+"""CA-MTL's models: equal to the originals, one pass for mixed batches.
 
 python -m pytest tests/test_bert.py
 """
 
 import copy
-import importlib.util
-import json
-import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN
-from safetensors.torch import load_file
-from transformers import AutoModel, BertConfig, BertForMaskedLM, BertModel
+from bert_models import MODELS, NAMES, SIZES, batch, close, golden, labels, new, rows_of, shaken
 from versatile.adapters import bert, classifier
-from versatile.adapters.backbones import bundled as embedded
-from versatile.adapters.classifier import TaskClassifier, keyed_parameters
-from versatile.adapters.imports import camtl
+from versatile.adapters.classifier import keyed_parameters
 from versatile.adapters.methods.conditional import ConditionalLayerNorm
 from versatile.utils import uncertainty
 from versatile.utils.attention import PRODUCTS
 from versatile.utils.errors import UserError
-
-CAMTL = GOLDEN / "camtl"
-SIZES = json.loads((CAMTL / "modules.json").read_text())
-MODELS = ["model_base", "model_large", "model_bert"]
-TASKS = {"cola": 2, "mnli": 3, "sts-b": 1, "mrpc": 2}
-NAMES = ("input_ids", "attention_mask", "token_type_ids")
-
-
-def config(layers=4, **more):
-    given = dict(vocab_size=70, hidden_size=48, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=64,
-                 max_position_embeddings=20, layer_norm_eps=1e-12)  # fmt: skip
-    return BertConfig(**(given | more))
-
-
-def golden(name):
-    """(the original's model as ours, the file's tensors)"""
-    held = load_file(CAMTL / f"{name}.safetensors")
-    state = {key.removeprefix("param/"): held.pop(key) for key in list(held) if key.startswith("param/")}
-    sizes = SIZES[name]
-    return camtl.load_original(state, config(sizes["num_hidden_layers"]), sizes["tasks"]), held
-
-
-def new(form="base", layers=4, tasks=TASKS, **more):
-    torch.manual_seed(0)
-    return TaskClassifier(BertModel(config(layers, **more)), tasks, form, 16).eval()
-
-
-def shaken(model):
-    """The same model with no parameter left at a start that hides mistakes (0 or 1)."""
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn_like(p) * 0.1)
-    return model
-
-
-def batch(ids=(0, 2, 1, 3, 1, 0), length=16, seed=0):
-    """A mixed batch with padding; its last row is as long as the batch."""
-    generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(3, length + 1, (len(ids),), generator=generator)
-    lengths[-1] = length
-    mask = (torch.arange(length) < lengths[:, None]).long()
-    return dict(
-        input_ids=torch.randint(1, 70, mask.shape, generator=generator) * mask,
-        attention_mask=mask,
-        token_type_ids=torch.randint(0, 2, mask.shape, generator=generator) * mask,
-        task_ids=torch.tensor(ids),
-    )
-
-
-def labels(ids, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    counts = torch.tensor(list(TASKS.values()))[torch.tensor(ids)]
-    classes = (torch.rand(len(ids), generator=generator) * counts).floor()
-    return torch.where(counts == 1, torch.rand(len(ids), generator=generator) * 5, classes)
-
-
-def rows_of(given, rows):
-    return {name: value[rows] for name, value in given.items()}
-
-
-def close(found, expected, atol=1e-5):
-    torch.testing.assert_close(found, expected, atol=atol, rtol=1e-4)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -332,173 +262,6 @@ def test_recomputed_layers_meet_the_same_conditions(form):
     assert len(calls) == 3, "the layer was not computed a second time"
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, expected[name], msg=name)
-
-
-@pytest.mark.parametrize("form", bert.FORMS)
-def test_a_saved_model_is_the_same_model_again(form, tmp_path):
-    model, tokenizer = bert.build("tiny-bert", TASKS, form, 64, seed=3)
-    shaken(model)
-    model.aliases["mnli-mm"] = "mnli"
-    bert.save(model, tokenizer, tmp_path / "run")
-    assert sorted(p.name for p in (tmp_path / "run").glob("*.json"))[0] == bert.CONFIG
-    loaded, words = bert.load(tmp_path / "run")
-    assert (loaded.form, loaded.tasks, loaded.max_seq_length) == (form, TASKS, 64)
-    assert list(loaded.tasks) == list(TASKS) and loaded.aliases == {"mnli-mm": "mnli"} and not loaded.training
-    assert words("the river")["input_ids"] == tokenizer("the river")["input_ids"]
-    given = batch()
-    assert torch.equal(loaded(**given).scores, model(**given).scores)
-    again, _ = bert.build(str(tmp_path / "run"), TASKS, None, 64)
-    assert again.form == form and torch.equal(again(**given).scores, model(**given).scores)
-    assert loaded.config._name_or_path == "tiny-bert"
-
-
-def test_transformers_does_not_take_a_saved_model_for_a_plain_bert(tmp_path):
-    model, tokenizer = bert.build("tiny-bert", TASKS, "base", 64)
-    bert.save(model, tokenizer, tmp_path)
-    with pytest.raises((OSError, ValueError)):
-        AutoModel.from_pretrained(tmp_path)
-
-
-def test_a_saved_model_is_not_taken_for_another(tmp_path):
-    model, tokenizer = bert.build("tiny-bert", TASKS, "base", 64)
-    bert.save(model, tokenizer, tmp_path)
-    location = str(tmp_path)
-    for given, said in [
-        ((dict(reversed(TASKS.items())), "base", 64), "mrpc (2), sts-b (1), mnli (3), cola (2)"),
-        ((TASKS | {"rte": 2}, "base", 64), "rte (2)"),
-        ((TASKS, "large", 64), "'base'"),
-        ((TASKS, "base", 32), "--max_seq_length 32"),
-    ]:
-        with pytest.raises(UserError) as error:
-            bert.build(location, *given)
-        assert said in str(error.value)
-
-
-@pytest.mark.parametrize("damage", ["weights", "config", "key", "shape", "missing"])
-def test_a_damaged_directory_is_told(damage, tmp_path):
-    model, tokenizer = bert.build("tiny-bert", TASKS, "base", 64)
-    bert.save(model, tokenizer, tmp_path)
-    path, settings = tmp_path / bert.CONFIG, json.loads((tmp_path / bert.CONFIG).read_text())
-    if damage == "weights":
-        (tmp_path / bert.WEIGHTS).write_bytes((tmp_path / bert.WEIGHTS).read_bytes()[:5000])
-    elif damage == "config":
-        path.write_text(path.read_text()[:50])
-    elif damage == "key":
-        path.write_text(json.dumps({k: v for k, v in settings.items() if k != "tasks"}))
-    elif damage == "shape":
-        path.write_text(json.dumps(settings | {"form": "large"}))
-    else:
-        path.unlink()
-    with pytest.raises(UserError) as error:
-        bert.load(tmp_path)
-    assert str(tmp_path) in str(error.value)
-
-
-def test_the_seed_alone_decides_the_new_weights():
-    torch.manual_seed(5)
-    first, _ = bert.build("tiny-bert", TASKS, "base", 64, seed=1)
-    state = torch.get_rng_state()
-    second, _ = bert.build("tiny-bert", TASKS, "base", 64, seed=1)
-    assert torch.equal(state, torch.get_rng_state())
-    other, _ = bert.build("tiny-bert", TASKS, "base", 64, seed=2)
-    for name, p in first.named_parameters():
-        assert torch.equal(p, dict(second.named_parameters())[name]), name
-    name = "added.conditional.task_type_embeddings.weight"
-    assert not torch.equal(dict(first.named_parameters())[name], dict(other.named_parameters())[name])
-
-
-def test_pretrained_weights_stay_where_the_form_keeps_them():
-    pretrained = AutoModel.from_pretrained(embedded.folder("tiny-bert")).state_dict()
-    for form in bert.FORMS:
-        model = bert.build("tiny-bert", TASKS, form, 64)[0]
-        found = {n.removeprefix("bert."): p for n, p in keyed_parameters(model).items()}
-        gone = {n for n in pretrained if n not in found}
-        assert gone == ({n for n in pretrained if n.startswith("encoder.layer.3.")} if form == "base" else set())
-        assert all(torch.equal(found[n], pretrained[n]) for n in set(pretrained) - gone)
-
-
-@pytest.mark.parametrize("length, near", [(100, "32 or 64 or 128"), (48, "16 or 32 or 64 or 128")])
-def test_a_length_that_does_not_fit_names_those_that_do(length, near):
-    with pytest.raises(UserError, match=f"--max_seq_length {length}") as error:
-        bert.build("tiny-bert", TASKS, "base", length)
-    assert near in str(error.value)
-    assert bert.build("tiny-bert", TASKS, "plain", length)[0].max_seq_length == length
-
-
-@pytest.mark.parametrize("form, layers", [("base", 3), ("other", 4)])
-def test_a_form_that_does_not_fit_is_told(form, layers):
-    with pytest.raises(UserError):
-        bert.check_shape(config(layers), form, 16, "here")
-    bert.check_shape(config(3), "large", 16, "here")
-
-
-def test_other_models_are_refused():
-    for name in ("tiny-gpt2", "runs/nothing-here", "no-such-org/no-such-bert"):
-        with pytest.raises(UserError, match="--model_name_or_path"):
-            bert.build(name, TASKS, "base", 64)
-
-
-@pytest.mark.parametrize("name, backbone", [("CA-MTL-base", "bert-base-cased"), ("CA-MTL-large", "bert-large-cased")])
-def test_published_names_stand_for_their_backbones(name, backbone, monkeypatch, tmp_path):
-    """No hub here: what would be fetched is looked at instead."""
-    monkeypatch.setitem(bert.PUBLISHED, name, ("tiny-bert", bert.PUBLISHED[name][1]))
-    assert bert.build(name, TASKS, None, 64)[0].form == name.removeprefix("CA-MTL-")
-    assert bert.build(name, TASKS, "plain", 64)[0].form == "plain"
-    monkeypatch.undo()
-    with pytest.raises(UserError, match=f"{name} .{backbone}.") as error:
-        bert.build(name, TASKS)
-    assert "minilm" in str(error.value)
-
-
-@pytest.mark.skipif(not any(importlib.util.find_spec(p) for p, _ in embedded.MINILM_PLACES), reason="not installed")
-def test_minilm_carries_every_form():
-    pretrained = AutoModel.from_pretrained(embedded.folder("minilm")).eval()
-    for form in bert.FORMS:
-        model, tokenizer = bert.build("minilm", TASKS, form)
-        given = tokenizer(
-            ["A man reads.", "The old house near the river is for sale."], padding=True, return_tensors="pt"
-        )
-        with torch.no_grad():
-            out = model(**given, task_ids=torch.tensor([0, 2]))
-        assert out.scores.shape == (2, 3) and out.scores[:, 0].isfinite().all() and tokenizer.is_fast
-        if form == "plain":
-            real = given["attention_mask"].bool()
-            close(out.sequence_output[:, : real.shape[1]][real], pretrained(**given).last_hidden_state[real])
-
-
-def original_directory(name, folder):
-    """A directory as the original code saves one: config.json of a BERT, a pickle of its own keys."""
-    model, held = golden(name)
-    source = embedded.folder("tiny-bert")
-    for file in source.glob("*token*"):
-        shutil.copy(file, folder / file.name)
-    if (source / "vocab.txt").is_file():
-        shutil.copy(source / "vocab.txt", folder / "vocab.txt")
-    plain = copy.deepcopy(model.config)
-    plain.architectures = ["CaMtl"]
-    plain.save_pretrained(folder)
-    torch.save({key: p.detach() for key, p in keyed_parameters(model).items()}, folder / "pytorch_model.bin")
-    return held
-
-
-@pytest.mark.parametrize("name", ["model_base", "model_large"])
-def test_a_directory_of_the_original_code_is_loaded_as_what_it_is(name, tmp_path):
-    held = original_directory(name, tmp_path)
-    model, _ = bert.build(str(tmp_path), TASKS, None, 16)
-    assert model.form == name.removeprefix("model_")
-    close(model(**{n: held[n] for n in NAMES}, task_ids=held["task_id"], labels=held["labels"]).loss, held["loss"])
-    with pytest.raises(UserError, match="4 heads"):
-        bert.build(str(tmp_path), {"cola": 2}, None, 16)
-
-
-def test_a_masked_language_models_checkpoint_gets_a_pooler(tmp_path):
-    source = embedded.folder("tiny-bert")
-    shutil.copytree(source, tmp_path / "mlm")
-    torch.manual_seed(0)
-    BertForMaskedLM(BertConfig.from_pretrained(source)).save_pretrained(tmp_path / "mlm")
-    built = [bert.build(str(tmp_path / "mlm"), TASKS, "large", 64, seed=4)[0] for _ in range(2)]
-    assert torch.equal(built[0].bert.pooler.dense.weight, built[1].bert.pooler.dense.weight)
-    assert float(built[0].bert.pooler.dense.weight.detach().std()) == pytest.approx(0.02, abs=0.002)
 
 
 @pytest.mark.parametrize("form", bert.FORMS)

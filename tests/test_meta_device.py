@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import bert_models
 import ignite.distributed as idist
 import pytest
-import test_bert
 import test_methods
 import test_t5
 import test_training
@@ -21,7 +21,7 @@ from torch.optim import optimizer as optimizers
 from trainers import build_trainer
 from transformers.generation import utils as generation
 from versatile.adapters import attach as adapting
-from versatile.adapters import classifier
+from versatile.adapters import bert, classifier
 from versatile.adapters.attach import attach
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.methods import pointer
@@ -274,9 +274,9 @@ def test_the_published_methods_of_t5(method):
 
 @pytest.mark.parametrize("form", ["base", "large", "plain"])
 def test_ca_mtl(form):
-    model, given = prepared(test_bert.new(form)), test_bert.batch()
+    model, given = prepared(bert_models.new(form)), bert_models.batch()
     rows = given["task_ids"].tolist()
-    labelled = given | dict(labels=test_bert.labels(rows), weights=torch.full((len(rows),), 1 / len(rows)))
+    labelled = given | dict(labels=bert_models.labels(rows), weights=torch.full((len(rows),), 1 / len(rows)))
     with DeviceRules() as rules:
         training_step(model, WeightedRows(), labelled)
         before = rules.reads
@@ -288,7 +288,7 @@ def test_ca_mtl(form):
 
 
 def test_every_form_of_ca_mtl_is_among_them():
-    assert classifier.TaskClassifier and {"base", "large", "plain"} == set(test_bert.bert.FORMS)
+    assert classifier.TaskClassifier and {"base", "large", "plain"} == set(bert.FORMS)
 
 
 # ---- what depends on the hardware
