@@ -26,15 +26,17 @@ from versatile.adapters import manifest as manifests
 from versatile.adapters import schemas
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
+from versatile.adapters.checkpoint import WEIGHTS as ADAPTERS
+from versatile.adapters.checkpoint import WHOLE as WEIGHTS
+from versatile.adapters.checkpoint import backbone_name, check_fingerprint, write_model
 from versatile.adapters.classifier import TaskClassifier, check_shape, keyed_added, keyed_parameters
 from versatile.adapters.imports import camtl
 from versatile.adapters.manifest import CONFIG
 from versatile.adapters.methods.registry import method_of
 from versatile.adapters.schemas import FORMS  # noqa: F401
-from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors, write_tensors
+from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors
 from versatile.utils.errors import UserError, first_line
 
-WEIGHTS, ADAPTERS = "model.safetensors", "adapter_model.safetensors"
 # The published names: which backbone, in which form.
 PUBLISHED = {"CA-MTL-base": ("bert-base-cased", "base"), "CA-MTL-large": ("bert-large-cased", "large")}
 
@@ -107,8 +109,8 @@ def _pretrained(name, location, seed):
     if config.model_type != "bert" or getattr(config, "is_decoder", False):
         raise UserError(f"model_type {config.model_type!r}", location=location, expected="'bert', an encoder",
                         remedy="name a BERT: bert-base-cased, minilm, …")  # fmt: skip
+    tokenizer = backbones.read_tokenizer(folder, location, config=config)
     try:
-        tokenizer = backbones.read_tokenizer(folder, config=config)
         with torch.random.fork_rng(devices=[]):
             # A checkpoint of a masked language model has no pooler: a fresh one is drawn.
             torch.manual_seed(seed)
@@ -120,18 +122,10 @@ def _pretrained(name, location, seed):
                         expected="a whole BERT with its tokenizer") from error  # fmt: skip
     if camtl.is_published(info["unexpected_keys"]):
         return bert, tokenizer, camtl.read_state(Path(folder), location)
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise UserError(f"{len(missing)} weights are missing, first {missing[0]}", location=location,
-                        expected="every weight of the model in the file", remedy="fetch the file again")  # fmt: skip
-    if bad := backbones.not_finite(bert.state_dict()):
-        raise UserError(f"the weights hold values that are not numbers (first in {bad})", location=location,
-                        expected="finite numbers", remedy="fetch or copy the file again")  # fmt: skip
-    if len(tokenizer) > bert.config.vocab_size:
-        raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model's table has {bert.config.vocab_size} "
-                        "rows", location=location, expected="a row for every token")  # fmt: skip
-    local = name not in embedded.NAMES and Path(name).is_dir()
-    bert.config._name_or_path = str(Path(name).resolve()) if local else str(name)
+    missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
+    backbones.check_weights(bert.state_dict(), missing, location)
+    backbones.check_table(bert, tokenizer, location)
+    backbones.keep_name(bert, name)
     bert.pooler_seed = seed if info["missing_keys"] else None
     return bert, tokenizer, None
 
@@ -167,21 +161,18 @@ def _listed(tasks):
 
 def save(model, tokenizer, directory):
     """Write a model to a directory; each file is whole or absent, the config comes last."""
-    directory = Path(directory)
-    checksum = write_tensors(directory / weights_file(model), saved_parameters(model))
-    tokenizer.save_pretrained(directory)
-    backbone = model.config.to_dict()
     # A list: the order gives the tasks their ids.
     tasks = [dict(name=name, labels=labels) for name, labels in model.tasks.items()]
     methods = model.methods or {task: dict(method=model.method_name) for task in model.tasks}
-    name = backbone.pop("_name_or_path", None) or model.config._name_or_path
-    manifests.write(directory, manifests.new(
-        "sentence_pair", model.mode, tasks, methods, model_type=model.config.model_type,
-        base_model_name_or_path=name, **embedded.hub_entry(name),
-        base_model_fingerprint=getattr(model, "backbone_fingerprint", None), checksum=checksum,
-        random_init_seed=getattr(model, "random_init_seed", None) if model.mode == "adapter" else None,
-        form=model.form, max_seq_length=model.max_seq_length, aliases=model.aliases, backbone=backbone,
-    ))  # fmt: skip
+    backbone = backbone_name(model)
+    if model.mode == "full":
+        del backbone["random_init_seed"]
+    config = {key: value for key, value in model.config.to_dict().items() if key != "_name_or_path"}
+    write_model(
+        directory, tokenizer, weights_file(model), saved_parameters(model), encoder="sentence_pair", mode=model.mode,
+        tasks=tasks, methods=methods, model_type=model.config.model_type, **backbone, form=model.form,
+        max_seq_length=model.max_seq_length, aliases=model.aliases, backbone=config,
+    )  # fmt: skip
 
 
 def weights_file(model):
@@ -239,12 +230,7 @@ def load(directory):
     copy_tensors(state, keyed_parameters(model), path / WEIGHTS)
     check_checksum(path / WEIGHTS, config.get("checksum"))
     model.backbone_fingerprint = manifest.fingerprint
-    try:
-        tokenizer = backbones.read_tokenizer(path)
-    except Exception as error:
-        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", location=path,
-                        expected="the tokenizer's files beside the model") from error  # fmt: skip
-    return model.eval(), tokenizer
+    return model.eval(), backbones.read_tokenizer(path, expected="the tokenizer's files beside the model")
 
 
 def _load_adapters(path, manifest, tasks):
@@ -257,17 +243,12 @@ def _load_adapters(path, manifest, tasks):
     bert, tokenizer, _ = _pretrained(name, location, config.get("random_init_seed") or 0)
     check_shape(bert.config, "plain", length, str(path / CONFIG))
     fingerprint = backbones.fingerprint(bert.state_dict())
-    if fingerprint != manifest.fingerprint:
-        raise UserError(f"the backbone {name} has the fingerprint {fingerprint}", location=path / CONFIG,
-                        expected=f"{manifest.fingerprint}, the weights the adapter was trained on",
-                        remedy="put the original backbone back, or train the adapter again")  # fmt: skip
+    check_fingerprint(fingerprint, config, name, path / CONFIG)
     model = TaskClassifier(bert, tasks, "plain", length, methods)
     model.backbone_fingerprint, model.random_init_seed = fingerprint, config.get("random_init_seed")
     copy_tensors(state, keyed_added(model), path / ADAPTERS)
     for task, method in methods.items():
-        if model.added[method["method"]].is_idle(task):
-            raise UserError(f"the adapter for {task!r} changes nothing: its output layers are all zero",
-                            location=path / ADAPTERS, remedy="train it, or load the right file")  # fmt: skip
+        model.added[method["method"]].refuse_idle(task, path / ADAPTERS)
     check_checksum(path / ADAPTERS, config.get("checksum"))
     return model, tokenizer
 

@@ -62,9 +62,7 @@ def save(model, tokenizer, directory, state=None):
     Args:
         state: of an adapter model, what to write in place of its `adapter_state`.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    info = model.info
+    directory, info = Path(directory), model.info
     # A list, not an object: transformers sorts an object's keys, and the order gives the tasks their ids.
     tasks = [dict(name=name, markers=markers) for name, markers in info.markers.items()]
     for task in tasks:
@@ -75,19 +73,31 @@ def save(model, tokenizer, directory, state=None):
                   mask_other_tasks=info.mask_other_tasks, model_type=model.config.model_type,
                   chained=info.chained or None)  # fmt: skip
     if info.mode == "full":
-        save_whole(model, directory, _full_state(model), model.config, dict(methods=None, **common))
-    else:
-        # The manifest goes last: it speaks for one backbone and one file of weights, so that a mixture of two savings
-        # is noticed.
-        backbone = _save_backbone(model, directory / BACKBONE) if info.save_backbone else backbone_name(model)
-        checksum = write_tensors(directory / WEIGHTS, state or adapter_state(model))
-        manifests.write(directory, manifests.new(methods=info.methods, checksum=checksum, freeze=info.freeze,
-                                                 **backbone, **_embeddings(model, tokenizer), **common))  # fmt: skip
+        save_whole(model, tokenizer, directory, _full_state(model), model.config, dict(methods=None, **common))
+        return
+    backbone = _save_backbone(model, directory) if info.save_backbone else backbone_name(model)
+    write_model(directory, tokenizer, WEIGHTS, state or adapter_state(model), methods=info.methods, freeze=info.freeze,
+                **backbone, **_embeddings(model, tokenizer), **common)  # fmt: skip
+
+
+def write_model(directory, tokenizer, file, state, **manifest):
+    """Write a model whose manifest is adapter_config.json. That goes last: it speaks for one backbone and one file of
+    weights, so that a mixture of two savings is noticed.
+
+    Args:
+        file: the name of the file of weights.
+        state: {key: tensor} of what it holds.
+        manifest: arguments of `manifest.new`, all but the checksum.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    checksum = write_tensors(directory / file, state)
     tokenizer.save_pretrained(directory)
+    manifests.write(directory, manifests.new(checksum=checksum, **manifest))
 
 
-def save_whole(model, directory, state, config, manifest=None):
-    """Write a model as an ordinary transformers directory, all but its tokenizer.
+def save_whole(model, tokenizer, directory, state, config, manifest=None):
+    """Write a model as an ordinary transformers directory.
 
     Args:
         state: {name: tensor}, each tensor once.
@@ -102,6 +112,7 @@ def save_whole(model, directory, state, config, manifest=None):
     for name, part in (("generation_config.json", model.generation_config), ("config.json", config)):
         with atomic_write(directory / name) as file:
             file.write(part.to_json_string())
+    tokenizer.save_pretrained(directory)
 
 
 def _full_state(model):
@@ -119,15 +130,14 @@ def backbone_name(model):
 
 
 def _save_backbone(model, directory):
-    """Write an adapter model's backbone as an ordinary transformers directory; returns what the config says of it."""
+    """Write an adapter model's backbone into its directory; returns what the manifest says of it."""
     state = backbone_state(model)
     if halved := [name for name, p in state.items() if p.dtype in (torch.float16, torch.bfloat16)]:
         raise ValueError(f"the backbone was put in half precision ({halved[0]}): it can no longer be saved as it was")
     model.backbone_fingerprint = backbones.fingerprint(state)
     config = copy.deepcopy(model.config)
     config.vocab_size = len(model.get_input_embeddings().weight)
-    save_whole(model, directory, _without_tied(model, state), config)
-    model.bare_tokenizer.save_pretrained(directory)
+    save_whole(model, model.bare_tokenizer, directory / BACKBONE, _without_tied(model, state), config)
     return dict(base_model_name_or_path=BACKBONE, base_model_fingerprint=model.backbone_fingerprint)
 
 
@@ -312,7 +322,7 @@ def load_onto(model, tokenizer, directory):
             module.load_state_dict(own, assign=True)
             module.requires_grad_(trained).train(model.training)
             holders[task].blocks[i][task] = module
-        _refuse_idle(holders[task], task, path / WEIGHTS)
+        holders[task].refuse_idle(task, path / WEIGHTS)
     for kind, rows in tables.items():
         for task in counts:
             rows.tasks[task] = torch.nn.Parameter(state[f"{kind}.{task}"].to(rows.spare.device), trained)
@@ -401,7 +411,7 @@ def _load_adapter(manifest, directory, allow_idle):
     _remember(model, manifest)
     set_adapter_state(model, state, path / WEIGHTS)
     for task, method in {} if allow_idle else methods.items():
-        _refuse_idle(model.added[method["method"]], task, path / WEIGHTS)
+        model.added[method["method"]].refuse_idle(task, path / WEIGHTS)
     check_checksum(path / WEIGHTS, config.get("checksum"))
     return model, tokenizer
 
@@ -418,17 +428,30 @@ def _backbone_of(path, config):
     name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
     model, tokenizer = backbones.load(str(path / BACKBONE) if name == BACKBONE else name, seed, location,
                                       config.get("quantization"))  # fmt: skip
-    found, expected = model.backbone_fingerprint, config.get("base_model_fingerprint")
+    check_fingerprint(model.backbone_fingerprint, config, name, path / CONFIG)
+    return model, tokenizer
+
+
+def check_fingerprint(found, config, name, location):
+    """A `UserError` where a backbone is not the one that adapters know.
+
+    Args:
+        found: its fingerprint.
+        config: what the adapters' manifest says.
+        name: what the backbone was loaded by.
+        location: the manifest, for the error.
+    """
+    expected, seed = config.get("base_model_fingerprint"), config.get("random_init_seed")
     if not expected or found == expected:
-        return model, tokenizer
+        return
     what, remedy = f"the backbone {name}", "put the original backbone back, or train the adapter again"
     if name == BACKBONE:
         what = f"the backbone in {BACKBONE}/"
         remedy = "its files are of different savings: use the run's last checkpoint, or copy the directory again"
     elif seed is not None:
-        what = f"the random backbone {name} built from seed {seed} with torch {torch.__version__}"
+        what = f"the backbone {name} with what seed {seed} draws in torch {torch.__version__}"
         remedy = "another torch version or kind of processor may draw other numbers: use those of run.json"
-    raise UserError(f"{what} has the fingerprint {found}", location=path / CONFIG,
+    raise UserError(f"{what} has the fingerprint {found}", location=location,
                     expected=f"{expected}, the weights the adapter was trained on", remedy=remedy)  # fmt: skip
 
 
@@ -457,13 +480,6 @@ def _load_full(manifest, directory):
 
 def _markers(tasks):
     return {task["name"]: task["markers"] for task in tasks}
-
-
-def _refuse_idle(method, task, location):
-    """A `UserError` where what a method adds for a task would change no output."""
-    if method.is_idle(task):
-        raise UserError(f"the adapter for {task!r} changes nothing: its output layers are all zero",
-                        location=location, remedy="train it, or load the right file")  # fmt: skip
 
 
 def _adapter_parameters(model):

@@ -20,14 +20,14 @@ from versatile.adapters import manifest as manifests
 from versatile.adapters import schemas
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.checkpoint import WEIGHTS, WHOLE, backbone_name, save_whole
+from versatile.adapters.checkpoint import WEIGHTS, WHOLE, backbone_name, check_fingerprint, save_whole, write_model
 from versatile.adapters.imports.hyperformer import original_names, original_parameters
 from versatile.adapters.manifest import BACKBONE, CONFIG
 from versatile.adapters.methods.registry import get_method, method_of
 from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS
 from versatile.adapters.t5_model import T5Settings, attach, check_kind, is_added
-from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors, write_tensors
-from versatile.utils.errors import UserError, first_line
+from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors
+from versatile.utils.errors import UserError
 
 # ---- the backbone
 
@@ -77,30 +77,22 @@ def save(model, tokenizer, directory, state=None):
         state: of a model with adapters, what to write in place of its `adapter_state`.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     full = model.settings.method == "finetune"
     common = dict(encoder="text_to_text", mode="full" if full else "adapter", tasks=[dict(name=n) for n in model.tasks],
                   methods=model.methods or None, model_type=model.config.model_type,
                   settings=dataclasses.asdict(model.settings))  # fmt: skip
     if full:
-        save_whole(model, directory, backbone_state(model), model.config, common)
-    else:
-        backbone = backbone_name(model)
-        if _carried(model):
-            save_whole(model, directory / BACKBONE, backbone_state(model), model.config)
-            tokenizer.save_pretrained(directory / BACKBONE)
-            backbone = dict(base_model_name_or_path=BACKBONE, base_model_fingerprint=_fingerprint(model))
-        state = adapter_state(model) if state is None else state
-        # The manifest goes last: it speaks for one backbone and one file of weights, so that a mixture of two savings
-        # is noticed.
-        manifests.write(directory, manifests.new(
-            checksum=write_tensors(directory / WEIGHTS, state),
-            d_model=model.config.d_model,
-            layers=[len(model.encoder.block), len(model.decoder.block)],
-            trained_backbone=sorted(n for n, _ in model.named_parameters() if n in state and not is_added(n)),
-            **backbone, **common,
-        ))  # fmt: skip
-    tokenizer.save_pretrained(directory)
+        save_whole(model, tokenizer, directory, backbone_state(model), model.config, common)
+        return
+    backbone = backbone_name(model)
+    if _carried(model):
+        save_whole(model, tokenizer, directory / BACKBONE, backbone_state(model), model.config)
+        backbone = dict(base_model_name_or_path=BACKBONE, base_model_fingerprint=_fingerprint(model))
+    state = adapter_state(model) if state is None else state
+    trained = sorted(n for n, _ in model.named_parameters() if n in state and not is_added(n))
+    write_model(directory, tokenizer, WEIGHTS, state, d_model=model.config.d_model,
+                layers=[len(model.encoder.block), len(model.decoder.block)], trained_backbone=trained, **backbone,
+                **common)  # fmt: skip
 
 
 # ---- loading
@@ -179,7 +171,8 @@ def load(directory, task=None):
     check_fit(state, _wanted(shapes), path / WEIGHTS)
     attach(model, tasks, settings, given(), methods)
     _copy_state(model, state, path / WEIGHTS)
-    refuse_idle(model, path / WEIGHTS)
+    for task, method in model.methods.items():
+        model.added[get_method(method["method"]).name].refuse_idle(task, path / WEIGHTS)
     check_checksum(path / WEIGHTS, config.get("checksum"))
     return model.eval(), tokenizer
 
@@ -219,12 +212,7 @@ def load_frozen(directory):
         raise UserError(f"the backbone {name} has width {found[0]} and {found[1]} + {found[2]} layers",
                         location=path / CONFIG, remedy="put the original backbone back, or train again",
                         expected="width {} and {} + {} layers, as in training".format(*expected))  # fmt: skip
-    found, expected = model.backbone_fingerprint, config.get("base_model_fingerprint")
-    if expected and found != expected:
-        raise UserError(f"the backbone {name} has the fingerprint {found}", location=path / CONFIG,
-                        expected=f"{expected}, the weights the adapters were trained on",
-                        remedy="its files are of different savings: copy the directory again" if inside
-                        else "put the original backbone back, or train again")  # fmt: skip
+    check_fingerprint(model.backbone_fingerprint, config, name, path / CONFIG)
     model.backbone_carried = inside
     return model, _tokenizer_of(path, model) or tokenizer
 
@@ -233,27 +221,6 @@ def _tokenizer_of(path, model):
     """The tokenizer that lies beside the adapters, which need not be the backbone's; None where there is none."""
     if not (path / "tokenizer_config.json").is_file():
         return None
-    try:
-        tokenizer = backbones.read_tokenizer(path)
-    except Exception as error:
-        # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
-        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", location=path,
-                        expected="tokenizer.json", remedy="copy it again") from error  # fmt: skip
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise UserError(
-            f"its tokenizer knows {len(tokenizer)} tokens, the model's table has {rows} rows",
-            location=path,
-            expected="a row for every token",
-            remedy="copy the tokenizer again",
-        )
+    tokenizer = backbones.read_tokenizer(path, expected="tokenizer.json")
+    backbones.check_table(model, tokenizer, path, "copy the tokenizer again")
     return tokenizer
-
-
-@torch.no_grad()
-def refuse_idle(model, location):
-    """A `UserError` where a task's adapters add nothing anywhere: loaded, they would change no output."""
-    for task, method in model.methods.items():
-        if model.added[get_method(method["method"]).name].is_idle(task):
-            raise UserError(f"the adapters of {task!r} change nothing: what they add is zero in every layer",
-                            location=location, remedy="train them, or load the right file")  # fmt: skip

@@ -49,6 +49,7 @@ def load(args, seed):
 def pretrained(args):
     """A model and its tokenizer by name."""
     from versatile.adapters import t5
+    from versatile.adapters.backbones import loading as backbones
     from versatile.adapters.manifest import peek
 
     name = args.model_name_or_path
@@ -59,11 +60,7 @@ def pretrained(args):
     model, tokenizer = t5.load_backbone(name, location=FLAG.format(name))
     if args.tokenizer_name not in (None, name):
         tokenizer = load_tokenizer(args.tokenizer_name)
-        rows = model.get_input_embeddings().weight.shape[0]
-        if len(tokenizer) > rows:
-            raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model's table has {rows} rows",
-                            location=f"--tokenizer_name {args.tokenizer_name}", expected="a row for every token",
-                            remedy="use the tokenizer that belongs to the model")  # fmt: skip
+        backbones.check_table(model, tokenizer, f"--tokenizer_name {args.tokenizer_name}")
     return model, tokenizer
 
 
@@ -151,7 +148,7 @@ def load_tokenizer(source):
                             remedy="without a network: a file or a directory") from error  # fmt: skip
     try:
         if source in embedded.NAMES:
-            tokenizer = backbones.read_tokenizer(embedded.folder(source))
+            tokenizer = backbones.read_tokenizer(embedded.folder(source), location, expected)
         elif path.is_file() and path.suffix == ".json":
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), pad_token="<pad>", eos_token="</s>",
                                                 unk_token="<unk>")  # fmt: skip
@@ -159,7 +156,7 @@ def load_tokenizer(source):
             # From its folder: given the file itself, T5Tokenizer makes an empty vocabulary.
             tokenizer = _sentencepiece(path if path.is_file() else path / "spiece.model", T5Tokenizer)
         else:
-            tokenizer = backbones.read_tokenizer(source)
+            tokenizer = backbones.read_tokenizer(source, location, expected)
     except UserError:
         raise
     except Exception as error:

@@ -85,7 +85,7 @@ def test_its_tables_are_tied_as_those_of_any_t5():
 def test_what_does_not_fit_is_refused(tmp_path):
     model, tokenizer = adapted("lora", noise=0)
     t5.save(model, tokenizer, tmp_path)
-    with pytest.raises(UserError, match="the adapters of 'cola' change nothing"):
+    with pytest.raises(UserError, match="the adapter for 'cola' changes nothing"):
         t5.load(tmp_path)
     model, _ = t5.load_backbone("tiny-t5")
     with pytest.raises(UserError, match="'lora_rank' is not a setting of the method ia3"):

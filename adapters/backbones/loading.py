@@ -42,21 +42,44 @@ def load(name, random_init=False, location=None, quantization=None):
     backbone_of(config, location)
     seed = _seed_of(random_init)
     model, tokenizer = _load_transformers(folder, config, location, seed, quantization)
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        raise UserError(
-            f"the tokenizer knows {len(tokenizer)} tokens, the model's table has "
-            f"{model.get_input_embeddings().weight.shape[0]} rows",
-            location=location,
-            expected="a row for every token",
-            remedy="use the tokenizer that belongs to the model",
-        )
-    # A run is evaluated from other directories too.
-    local = name not in embedded.NAMES and Path(name).is_dir()
-    model.config._name_or_path = str(Path(name).resolve()) if local else str(name)
+    check_table(model, tokenizer, location)
+    keep_name(model, name)
     model.backbone_fingerprint = fingerprint(plain_state(model))
     model.random_init_seed, model.quantization = seed, quantization
     keep_gradients(model)
     return model.eval(), tokenizer
+
+
+def check_table(model, tokenizer, location, remedy="use the tokenizer that belongs to the model"):
+    """A `UserError` where a model's table has no row for some token of a tokenizer."""
+    if len(tokenizer) > (rows := len(model.get_input_embeddings().weight)):
+        raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model's table has {rows} rows",
+                        location=location, expected="a row for every token", remedy=remedy)  # fmt: skip
+
+
+def keep_name(model, name):
+    """Let a model's config say what it was loaded from: of a directory the whole path, as a run is evaluated from other
+    directories too."""
+    from versatile.adapters.backbones import bundled as embedded
+
+    local = name not in embedded.NAMES and Path(name).is_dir()
+    model.config._name_or_path = str(Path(name).resolve()) if local else str(name)
+
+
+def check_weights(state, missing, location):
+    """A `UserError` where weights that were loaded are no numbers, or some were not in the file.
+
+    Args:
+        state: the state dict.
+        missing: names of those that were not.
+    """
+    if bad := not_finite(state):
+        raise UserError(f"the weights hold values that are not numbers (first in {bad})", location=location,
+                        expected="finite numbers", remedy="fetch or copy the file again")  # fmt: skip
+    if missing:
+        raise UserError(f"{len(missing)} weights are missing, first {min(missing)}", location=location,
+                        expected="every weight of the model in the file",
+                        remedy="fetch the file again, or point to the right directory")  # fmt: skip
 
 
 def _seed_of(random_init):
@@ -174,11 +197,21 @@ def _check_name(name, location):
                         expected="a model's directory or hub name") from error  # fmt: skip
 
 
-def read_tokenizer(folder, **more):
-    """The tokenizer of a directory or hub name, as transformers reads it; no code that comes with it is run."""
+def read_tokenizer(folder, location=None, expected="tokenizer.json, or vocab.json and merges.txt, beside config.json",
+                   **more):  # fmt: skip
+    """The tokenizer of a directory or hub name, as transformers reads it; no code that comes with it is run.
+
+    Args:
+        location, expected: for the `UserError` where it cannot be read (default: the folder).
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **more)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **more)
+    except Exception as error:
+        # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
+        raise UserError(f"the tokenizer cannot be read: {first_line(error)}", location=location or folder,
+                        expected=expected, remedy="copy it again") from error  # fmt: skip
 
 
 def reach_hub(name, file="config.json", tries=2):
@@ -210,15 +243,7 @@ def _load_transformers(folder, config, location, seed, quantization):
     import transformers
 
     auto = getattr(transformers, backbone_of(config, location).auto_class)
-    try:
-        tokenizer = read_tokenizer(folder, config=config)
-    except Exception as error:
-        # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
-        raise UserError(
-            f"the tokenizer cannot be read: {first_line(error)}",
-            location=location,
-            expected="tokenizer.json, or vocab.json and merges.txt, beside config.json",
-        ) from error
+    tokenizer = read_tokenizer(folder, location, config=config)
     if not tokenizer.is_fast:
         raise UserError("its tokenizer has no fast version", location=location, expected="a tokenizer.json")
     check_size(config, folder, lambda config: auto.from_config(config, trust_remote_code=False), location)
@@ -247,22 +272,12 @@ def _load_transformers(folder, config, location, seed, quantization):
             expected="a whole model.safetensors or pytorch_model.bin",
             remedy="fetch the file again",
         ) from error
-    if bad := not_finite(plain_state(model)):
-        raise UserError(f"the weights hold values that are not numbers (first in {bad})", location=location,
-                        expected="finite numbers", remedy="fetch or copy the file again")  # fmt: skip
+    check_weights(plain_state(model), info["missing_keys"], location)
     if backbone_of(config).encoder_decoder:
         # transformers takes every T5 for tied and unties what has a head of its own in the file (v1.1, Flan, mT5).
         # Without a word of it in the config, the next resizing would tie it again.
         tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         model.config.tie_word_embeddings = tables[0] is tables[1]
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{len(missing)} weights are missing, first {missing[0]}",
-            location=location,
-            expected="every weight of the model in the file",
-            remedy="fetch the file again, or point to the right directory",
-        )
     return model, tokenizer
 
 

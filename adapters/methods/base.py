@@ -80,6 +80,12 @@ class Method(nn.Module):
         """Whether what the method adds for a task changes nothing anywhere, whatever the input."""
         return False
 
+    def refuse_idle(self, task, location):
+        """A `UserError` where `is_idle`: loaded, it would change no output."""
+        if self.is_idle(task):
+            raise UserError(f"the adapter for {task!r} changes nothing: what it adds is zero in every layer",
+                            location=location, remedy="train it, or load the right file")  # fmt: skip
+
 
 class TaskModules(Method):
     """A method whose parameters belong to one task each: in every block one module per task.
