@@ -152,14 +152,14 @@ def backbone_state(model):
 def _backbone_names(model, names):
     """{name in an attached model: name in its backbone} of those that are the backbone's."""
     wrapped = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, ExtendedTable)]
-    found = {}
+    names_in_backbone = {}
     for name in names:
         owner = next((w for w in wrapped if name.startswith(f"{w}.")), None)
         if owner and name.startswith(f"{owner}.base."):
-            found[name] = name.replace(f"{owner}.base.", f"{owner}.")
+            names_in_backbone[name] = name.replace(f"{owner}.base.", f"{owner}.")
         elif not owner and not name.startswith(_ADDED):
-            found[name] = name
-    return found
+            names_in_backbone[name] = name
+    return names_in_backbone
 
 
 def _tied(model):
@@ -262,10 +262,10 @@ def load(directory, task=None, pointer=False, flag=None, allow_idle=False):
     else:
         model, tokenizer = _load_adapter(manifest, directory, allow_idle)
     if task is not None and task not in model.info.markers:
-        held = list(model.info.markers)
-        known = f"--task {held[0]}" if len(held) == 1 else f"--task with one of {', '.join(held)}"
+        tasks = list(model.info.markers)
+        known = f"--task {tasks[0]}" if len(tasks) == 1 else f"--task with one of {', '.join(tasks)}"
         raise UserError(
-            f"the checkpoint holds the task(s) {', '.join(held)}, not {task!r}",
+            f"the checkpoint holds the task(s) {', '.join(tasks)}, not {task!r}",
             location=flag or f"--model_checkpoint {directory}",
             expected=f"a checkpoint that was trained for {task!r}" if flag else known,
             remedy="name another" if flag else "name a task the checkpoint was trained for, or another checkpoint",
@@ -432,17 +432,17 @@ def _backbone_of(path, config):
     return model, tokenizer
 
 
-def check_fingerprint(found, config, name, location):
+def check_fingerprint(fingerprint, config, name, location):
     """A `UserError` where a backbone is not the one that adapters know.
 
     Args:
-        found: its fingerprint.
+        fingerprint: that of the backbone that was loaded.
         config: what the adapters' manifest says.
         name: what the backbone was loaded by.
         location: the manifest, for the error.
     """
     expected, seed = config.get("base_model_fingerprint"), config.get("random_init_seed")
-    if not expected or found == expected:
+    if not expected or fingerprint == expected:
         return
     what, remedy = f"the backbone {name}", "put the original backbone back, or train the adapter again"
     if name == BACKBONE:
@@ -451,7 +451,7 @@ def check_fingerprint(found, config, name, location):
     elif seed is not None:
         what = f"the backbone {name} with what seed {seed} draws in torch {torch.__version__}"
         remedy = "another torch version or kind of processor may draw other numbers: use those of run.json"
-    raise UserError(f"{what} has the fingerprint {found}", location=location,
+    raise UserError(f"{what} has the fingerprint {fingerprint}", location=location,
                     expected=f"{expected}, the weights the adapter was trained on", remedy=remedy)  # fmt: skip
 
 

@@ -75,13 +75,13 @@ def open_source(directory, tasks=None):
     gc.collect()
     path, flag = Path(directory), source_flag(directory, tasks and tasks[0])
     backbones.need_directory(path, flag, "a run directory, a VLM or a released checkpoint")
-    held = manifest.peek(path)
-    refuse_shared(held, tasks, directory)
+    source = manifest.peek(path)
+    refuse_shared(source, tasks, directory)
     manifest.need_language_model(path, flag)
-    if held is None or held.mode == "full":
+    if source is None or source.mode == "full":
         # Its own errors first: a run that has not saved yet, a damaged config.
         backbones.read_config(path, flag)
-        raise _not_adapters(flag, "fully fine-tuned model" if held else "bare backbone")
+        raise _not_adapters(flag, "fully fine-tuned model" if source else "bare backbone")
     try:
         model, tokenizer = checkpoint.load(path, tasks and tasks[0], flag=flag)
     except UserError as error:
@@ -98,14 +98,14 @@ def open_source(directory, tasks=None):
     return model, tokenizer
 
 
-def refuse_shared(held, tasks, directory):
-    """A `UserError` where a task asked for was trained with what tasks share; `held` is a `Manifest` or None."""
-    for task in (tasks or held.tasks) if held else ():
-        name = held.methods.get(task, {}).get("method")
+def refuse_shared(source, tasks, directory):
+    """A `UserError` where a task asked for was trained with what tasks share; `source` is a `Manifest` or None."""
+    for task in (tasks or source.tasks) if source else ():
+        name = source.methods.get(task, {}).get("method")
         if name in (None, FULL):
             continue
         reason, remedy = get_method(name).load_class().shared, "train the tasks together, or each"
-        if not reason and (trained := held.config.get("trained_backbone")):
+        if not reason and (trained := source.config.get("trained_backbone")):
             reason = f"{trained[0]} of its backbone was trained too, which all tasks go through"
             remedy = "train it beside a frozen T5 (--unfreeze_layer_norms false), or"
         if reason:
@@ -301,7 +301,7 @@ def largest_difference(ours, theirs, task, sequences):
     """
     gap, largest = torch.zeros(()), torch.zeros(())
     for sequence in sequences:
-        a, b = (_scores(*model, task, given) for model, given in zip((ours, theirs), sequence))
+        a, b = (_scores(*model, task, inputs) for model, inputs in zip((ours, theirs), sequence))
         # Not the maximum of Python, for which a nan is no larger than anything.
         gap = torch.maximum(gap, (a - b).abs().max().cpu())
         largest = torch.maximum(largest, b.abs().max().cpu())

@@ -161,15 +161,15 @@ def load(directory, task=None):
     # Given embeddings lie in the file; the directory they came from may be gone. Their values are copied below.
     names = settings.task_embeddings or tasks
 
-    def given():
+    def placeholders():
         return {n: torch.zeros(settings.task_embedding_dim) for n in names} if settings.task_embedding_dir else None
 
     # Shapes alone first: sizes that a damaged config made up are not allocated.
     with torch.device("meta"):
-        shapes = attach(type(model)(model.config), tasks, settings, given(), methods)
+        shapes = attach(type(model)(model.config), tasks, settings, placeholders(), methods)
     shapes.backbone_carried, shapes.backbone_fingerprint = model.backbone_carried, model.backbone_fingerprint
     check_fit(state, _wanted(shapes), path / WEIGHTS)
-    attach(model, tasks, settings, given(), methods)
+    attach(model, tasks, settings, placeholders(), methods)
     _copy_state(model, state, path / WEIGHTS)
     for task, method in model.methods.items():
         model.added[get_method(method["method"]).name].refuse_idle(task, path / WEIGHTS)
@@ -206,10 +206,10 @@ def load_frozen(directory):
     name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
     inside = name == BACKBONE
     model, tokenizer = load_backbone(str(path / BACKBONE) if inside else name, config.get("random_init_seed"), location)
-    found = [model.config.d_model, len(model.encoder.block), len(model.decoder.block)]
+    shape = [model.config.d_model, len(model.encoder.block), len(model.decoder.block)]
     expected = [config.get("d_model"), *config.get("layers", [])]
-    if expected[0] is not None and len(expected) == 3 and found != expected:
-        raise UserError(f"the backbone {name} has width {found[0]} and {found[1]} + {found[2]} layers",
+    if expected[0] is not None and len(expected) == 3 and shape != expected:
+        raise UserError(f"the backbone {name} has width {shape[0]} and {shape[1]} + {shape[2]} layers",
                         location=path / CONFIG, remedy="put the original backbone back, or train again",
                         expected="width {} and {} + {} layers, as in training".format(*expected))  # fmt: skip
     check_fingerprint(model.backbone_fingerprint, config, name, path / CONFIG)

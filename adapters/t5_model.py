@@ -129,17 +129,17 @@ class TaskT5(WithMethods):
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None, **kwargs):
         """As transformers'; a block that is recomputed meets the tasks of its own forward."""
-        given = dict(gradient_checkpointing_kwargs or {})
-        if self.added and given.get("use_reentrant") is not True:
-            given |= dict(use_reentrant=False, context_fn=self.router.checkpoint_contexts)
-        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=given or None, **kwargs)
+        options = dict(gradient_checkpointing_kwargs or {})
+        if self.added and options.get("use_reentrant") is not True:
+            options |= dict(use_reentrant=False, context_fn=self.router.checkpoint_contexts)
+        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or None, **kwargs)
 
     def route_stack(self, stack, args, kwargs):
         """Forward pre-hook of encoder and decoder: the batch's tasks, which the encoder's input begins with."""
         task_ids, block = kwargs.pop("task_ids", None), stack.block[0]
         if self.added and block.gradient_checkpointing and stack.training:
-            how = getattr(block, "_gradient_checkpointing_func", None)
-            if getattr(how, "keywords", {}).get("use_reentrant"):
+            recompute = getattr(block, "_gradient_checkpointing_func", None)
+            if getattr(recompute, "keywords", {}).get("use_reentrant"):
                 raise ValueError("gradient checkpointing with use_reentrant=True loses the gradient of generated "
                                  "adapters: use gradient_checkpointing_kwargs={'use_reentrant': False}")  # fmt: skip
         if stack is self.encoder:
@@ -237,12 +237,12 @@ def check(config, tasks, settings):
     check_kind(config, "the backbone")
     if not tasks or len(set(tasks)) < len(tasks):
         raise UserError(f"the tasks {list(tasks)}", location="tasks", expected="one name or more, each once")
-    for field, held, known in (
+    for field, value, known in (
         ("method", settings.method, (*METHODS, COMBINED_T5)),
         ("non_linearity", settings.non_linearity, ACTIVATIONS),
     ):
-        if held not in known:
-            raise UserError(f"{held!r}", location=field, expected="one of " + ", ".join(known))
+        if value not in known:
+            raise UserError(f"{value!r}", location=field, expected="one of " + ", ".join(known))
     for field in ("adapters", "task_embeddings"):
         names = getattr(settings, field)
         if names is not None and len(names) != len(tasks):
@@ -267,13 +267,13 @@ def read_task_embeddings(directory, names, size):
     import numpy as np
     import torch
 
-    found = {}
+    embeddings = {}
     for name in dict.fromkeys(names):
         path = Path(directory) / f"{name}.npy"
         if not path.is_file():
-            held = ", ".join(sorted(p.stem for p in Path(directory).glob("*.npy"))) or "none"
+            present = ", ".join(sorted(p.stem for p in Path(directory).glob("*.npy"))) or "none"
             raise UserError(
-                f"no such file (embeddings there: {held})",
+                f"no such file (embeddings there: {present})",
                 location=path,
                 expected="an embedding for each task",
                 remedy="compute_task_embeddings.py writes them",
@@ -291,8 +291,8 @@ def read_task_embeddings(directory, names, size):
                 expected=f"task_embedding_dim, {size}",
                 remedy=f"--task_embedding_dim {value.size}",
             )
-        found[name] = torch.from_numpy(value.reshape(-1).astype(np.float32))
-    return found
+        embeddings[name] = torch.from_numpy(value.reshape(-1).astype(np.float32))
+    return embeddings
 
 
 # ---- what is trained

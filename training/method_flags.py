@@ -80,10 +80,10 @@ def choose_method(args, name, width=None, default_width=None):
                         remedy="leave one of the two out")  # fmt: skip
     if name == FULL:
         return None
-    given = {setting: getattr(args, setting, None) for setting in get_method(name).settings}
+    values = {setting: getattr(args, setting, None) for setting in get_method(name).settings}
     if name == "bottleneck":
-        given[WIDTH] = width or default_width
-    return dict(method=name, **{setting: value for setting, value in given.items() if value is not None})
+        values[WIDTH] = width or default_width
+    return dict(method=name, **{setting: value for setting, value in values.items() if value is not None})
 
 
 def name_of(method):

@@ -150,12 +150,12 @@ def restored(stored, location, parser=None):
 def definitions(value, location):
     """The definitions of the user's own tasks in a run.json, None where there are none."""
     try:
-        found = json.loads(value or "null") if isinstance(value, str | None) else value
+        tasks = json.loads(value or "null") if isinstance(value, str | None) else value
     except (ValueError, RecursionError) as error:
         raise UserError(f"not json: {first_line(error)}", location=location, expected="what train_t5.py wrote",
                         remedy=stored_flags.REMEDY) from error  # fmt: skip
-    schema.validate(found, stored_flags.DERIVED["task_definitions"], location, stored_flags.REMEDY)
-    return found or None
+    schema.validate(tasks, stored_flags.DERIVED["task_definitions"], location, stored_flags.REMEDY)
+    return tasks or None
 
 
 # ---- what goes together

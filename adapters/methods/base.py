@@ -111,26 +111,26 @@ class TaskModules(Method):
 
     def insert(self, model, task, modules):
         """Put a task's modules, those of `create`, into the model."""
-        for held, block, module in zip(self.blocks, self.backbone.blocks(model), modules):
-            held[task] = module.to(next(block.parameters()).device)
+        for of_tasks, block, module in zip(self.blocks, self.backbone.blocks(model), modules):
+            of_tasks[task] = module.to(next(block.parameters()).device)
 
     def owner(self, name):
         return name.split(".")[2]
 
     def task_state(self, task):
-        return {f"{number}.{name}": p for number, held in enumerate(self.blocks) if task in held
-                for name, p in held[task].named_parameters()}  # fmt: skip
+        return {f"{number}.{name}": p for number, of_tasks in enumerate(self.blocks) if task in of_tasks
+                for name, p in of_tasks[task].named_parameters()}  # fmt: skip
 
     def copy(self, source, target):
         """Let a task's parameters be those of another."""
-        for held in self.blocks:
-            if source in held and target in held:
-                held[target].load_state_dict(held[source].state_dict())
+        for of_tasks in self.blocks:
+            if source in of_tasks and target in of_tasks:
+                of_tasks[target].load_state_dict(of_tasks[source].state_dict())
 
     def of_runs(self, block):
         """Modules of a block for the router's runs, None where a run's task has none; [] where none has."""
-        held = self.blocks[block]
-        modules = [held[name] if name in held else None for name in self.router.present]  # noqa: SIM401
+        of_tasks = self.blocks[block]
+        modules = [of_tasks[name] if name in of_tasks else None for name in self.router.present]  # noqa: SIM401
         return modules if any(m is not None for m in modules) else []
 
 

@@ -95,9 +95,9 @@ class SublayerAdapters(TaskModules):
 
     def after_module(self, number, site, module, args, output):
         """Hidden states of an attention or feed-forward module, each row through its task's adapter."""
-        held = self.blocks[number]
+        modules = self.blocks[number]
         names = [self.names.get(task) for task in self.router.present]
-        adapters = [held[name][site] if name in held else None for name in names]
+        adapters = [modules[name][site] if name in modules else None for name in names]
         if not any(adapters):
             return output
         return first_output(output, lambda hidden: hidden + self.added(number, site, hidden, adapters, self.router))
@@ -135,8 +135,8 @@ class SublayerAdapters(TaskModules):
     @torch.no_grad()
     def is_idle(self, task):
         name, router = self.names.get(task, task), TaskRouter()
-        for number, held in enumerate(self.blocks):
-            for site, adapter in held[name].items():
+        for number, modules in enumerate(self.blocks):
+            for site, adapter in modules[name].items():
                 hidden = probe(adapter.up.weight)
                 if self.added(number, site, hidden, [adapter], router).any():
                     return False
