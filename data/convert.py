@@ -24,6 +24,10 @@
         --test en/test/rdf-to-text-generation-test-data-with-refs-en.xml --output data/WebNLG/data.json
     python -m data.convert e2e --help
 
+For train_camtl.py and train_t5.py, --output is the folder that holds GLUE's own:
+
+    python -m data.convert glue-pairs --task mnli --train MNLI/train.json --valid MNLI/dev.json --output data/glue
+
 For lifelong learning, --output is the data directory, and every split a file of LAMOL's SQuAD-style json in it:
 
     python -m data.convert squad-e2e --train trainset.csv --test testset_w_refs.csv --output data/lifelong
@@ -99,7 +103,7 @@ def build_parser():
         first_line = description.split("\n")[0]
         sub = formats.add_parser(name, help=first_line, description=description, allow_abbrev=False)
         chosen.flags(sub)
-        output = "the directory of the tasks' json files" if chosen.write else "the task json to write"
+        output = "the directory of the tasks' files" if chosen.write else "the task json to write"
         sub.add_argument("--output", required=True, help=f"{output} (required)")
         for split in SPLITS:
             sub.add_argument(

@@ -163,7 +163,7 @@ def _example(task, location, number, row):
         index=number if index is None else _index(index, location),
         text_a=texts[0],
         text_b=texts[1] if len(texts) > 1 else None,
-        label=None if label is None else _label(task, label, location),
+        label=None if label is None else parse_label(task, label, location),
         location=location,
     )
 
@@ -175,7 +175,8 @@ def _index(text, location):
     return int(text)
 
 
-def _label(task, text, location):
+def parse_label(task, text, location):
+    """The label that a field of a file holds: one of the task's, or a float for STS-B; else a `UserError`."""
     text = text.strip()
     if not task.regression:
         if text not in task.labels:

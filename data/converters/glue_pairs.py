@@ -1,0 +1,100 @@
+"""glue-pairs: labelled pairs of sentences become a folder of GLUE."""
+
+import contextlib
+import os
+import re
+
+from versatile.data import glue
+from versatile.data.converters.base import (
+    data_format,
+    given_splits,
+    held_out_flag,
+    held_out_sizes,
+    limited,
+    parsed,
+    skip_bad_flag,
+    split_flags,
+    split_records,
+    usable,
+)
+from versatile.data.files import text_field
+from versatile.data.json_files import top_level
+from versatile.utils.errors import UserError, brief
+from versatile.utils.files import atomic_write
+
+_NAMES = {"train": "train", "valid": "dev", "test": "test"}
+# Those of two texts that are trained on.
+_TASKS = [name for name, task in glue.TASKS.items()
+          if not task.pairs and len(task.columns) == 2 and "train" in task.files]  # fmt: skip
+_SEPARATORS = re.compile(r"[\t\r\n]+")
+_EXPECTED = '{"0": {"text_a": "…", "text_b": "…", "label": "…"}, "1": …}'
+
+
+def _flags(parser):
+    parser.add_argument("--task", required=True, choices=_TASKS, help="the GLUE task that the pairs are of")
+    split_flags(parser, 1, f"json file of numbered pairs: {_EXPECTED}")
+    held_out_flag(parser, "valid", "the last N training pairs")
+    skip_bad_flag(parser, "pairs")
+
+
+def _write(args, splits, report):
+    """Write the tsv file of every split, or none. Without splits it only checks --output."""
+    if os.path.exists(args.output) and not os.path.isdir(args.output):
+        raise UserError("is a file", location=f"--output {args.output}", expected="GLUE's directory, e.g. data/glue",
+                        remedy="name a directory; the task's folder and its files are made in it")  # fmt: skip
+    if splits is None:
+        return
+    task = glue.get_task(args.task)
+    paths = {split: glue.path_of(args.output, args.task, _NAMES[split]) for split in splits}
+    with contextlib.ExitStack() as files:
+        for split, records in splits.items():
+            file = files.enter_context(atomic_write(paths[split]))
+            file.write("\t".join([*task.columns, task.label_column]) + "\n")
+            for record in limited(split, records, args, report):
+                file.write("\t".join(record) + "\n")
+    report.notes += [f"wrote {path}" for path in paths.values()]
+
+
+@data_format("glue-pairs", _flags, _write)
+def read_pairs(args, report):
+    """Labelled pairs of sentences, as GLUE's own tsv files of one task: --output DIR gets its folder.
+
+    A file holds numbered objects with text_a, text_b and a label that is one of the task's (entailment, neutral,
+    contradiction of mnli; 0 and 1 of qqp and mrpc; a number of sts-b). A tab or a line break in a text becomes a space,
+    as tsv files have none. mnli's --valid becomes dev_matched.tsv. The files read like the official ones:
+    train_camtl.py --data_dir DIR --tasks mnli.
+    """
+    task = glue.get_task(args.task)
+
+    def rows(path):
+        return parsed(_pairs(path), lambda pair, location, drops: _row(task, pair, location), args.skip_bad)
+
+    files = given_splits(args)
+    return split_records(files, held_out_sizes(args, files), rows, report, key=lambda row: row[:2])
+
+
+def _pairs(path):
+    """Yield (location, value) for everything in a file of numbered pairs."""
+    for key, value in top_level(path):
+        location = f"{path}:{key}"
+        if isinstance(value, dict):
+            yield location, value
+            continue
+        is_list = not isinstance(value, (str, int, float, type(None)))
+        for _ in value if is_list else ():
+            pass
+        found = "is a list" if is_list else f"is {brief(value)}"
+        yield location, UserError(found, location=location, expected=_EXPECTED)
+
+
+def _row(task, pair, location):
+    """The texts and the label of a pair, as fields of a tsv row."""
+    texts = [usable(_SEPARATORS.sub(" ", text_field(pair, name, location)), repr(name), location)
+             for name in ("text_a", "text_b")]  # fmt: skip
+    label = pair.get("label")
+    # Numbers are written as they are read: 3.8, 1.
+    label = str(label) if isinstance(label, (int, float)) and not isinstance(label, bool) else label
+    if not isinstance(label, str):
+        raise UserError(f"'label' is {brief(label)}", location=location, expected=f"a label of {task.name}")
+    glue.parse_label(task, label, location)
+    return (*texts, label.strip())
