@@ -174,7 +174,7 @@ def test_the_demo_trains_distils_combines_and_scores_what_it_made(called, tmp_pa
     with pytest.raises(subprocess.CalledProcessError):
         called("demo")
     later = (tmp_path / "log").read_text()
-    assert "train --resume runs/demo/mt\n" in later and "--output_dir runs/demo/nlg" not in later
+    assert "train --resume runs/demo/mt\n" in later and "--output_dir runs/demo/nlg\n" not in later
 
 
 def test_lifelong_demo_compares_finetuning_with_replay_on_bundled_data(called):
