@@ -76,8 +76,9 @@ def test_a_row_of_one_task_has_its_published_steps_and_what_comes_before(monkeyp
     assert made.steps == "196,884 rows / (8 x 4) x 8 epochs = 49,224"
     assert made.notes == ["first: ./run.sh vlm-mt-distil (each has a plan of its own)"]
     text = plan.render(made, tables.Device("this machine", {"fp32": 1e11}, tables.CPU_SHARE))
+    share = f"{100 * tables.CPU_SHARE['fp32']:.0f} %"
     for part in ("548 MB, from the hub; not packaged here", "IWSLT", "49,224", "one A100 in bf16", "one H200 in fp32",
-                 "0.1 TFLOP/s (measured now) x 52 % in training", "A factor of two either way"):  # fmt: skip
+                 f"0.1 TFLOP/s (measured now) x {share} in training", "A factor of two either way"):  # fmt: skip
         assert part in text
     assert "./run.sh vlm-mt-finetune" in rows.make_plan("vlm-mt-distil").notes[0]
     combined = rows.make_plan("vlm-combine")
