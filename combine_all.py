@@ -168,7 +168,13 @@ def combine_runs(args, combination):
         print(f"{task}: {methods[task]['method']} of {combination.sources[task]}, largest difference of scores on "
               f"{rows} rows {f'{gap:.2g}' if gap else '0, equal bit for bit'}{outputs}")  # fmt: skip
     print(f"written: {args.output}")
-    print("next: " + shell_command("evaluate.py", "--task", "all", "--model_checkpoint", args.output))
+    # A result remembers one folder of data.
+    if len({proof["data"] for proof in proofs.values()}) == 1:
+        print("next: " + shell_command("evaluate.py", "--task", "all", "--model_checkpoint", args.output))
+        return
+    for task, proof in proofs.items():
+        print("next: " + shell_command("evaluate.py", "--task", task, "--data_dir", shown(proof["data"]),
+                                       "--model_checkpoint", args.output))  # fmt: skip
 
 
 def combine_language_models(args):

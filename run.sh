@@ -198,7 +198,7 @@ bench) setup; shift; py bench/run.py "$@" ;;
 table) setup; shift; py -m utils.table "$@" ;;
 plan) setup; shift; py -m bench.plan "$@" ;;
 list) shift; list "$@" ;;
-help | -h | --help) sed -n '2,16p' "$0" | sed 's/^# \{0,1\}//' ;;
+help | -h | --help) sed -n '2,/^set /p' "$0" | sed -n 's/^# \{0,1\}//p' ;;
 *)
     name="$1"; shift
     line="$(recipe "$name")" || no_recipe "$name"

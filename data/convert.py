@@ -20,7 +20,7 @@
         --output data/CNNDAILY/data.json
     python -m data.convert cnn_dailymail --stories cnn/stories dailymail/stories --train_list all_train.txt \\
         --valid_list all_val.txt --test_list all_test.txt --output data/CNNDAILY/data.json
-    python -m data.convert webnlg --train en/train --valid en/dev \\\\
+    python -m data.convert webnlg --train en/train --valid en/dev \\
         --test en/test/rdf-to-text-generation-test-data-with-refs-en.xml --output data/WebNLG/data.json
     python -m data.convert e2e --help
 

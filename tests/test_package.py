@@ -302,9 +302,16 @@ def test_commands_that_cannot_be_run_are_met_before_the_first_one_is(tmp_path):
         done = commands(f"{line} --output_dir run\n{second}\n", tmp_path)
         assert done.returncode == 2 and "standard input:2" in done.stderr and words in done.stderr, done.stderr
         assert not (tmp_path / "run").exists() and "Traceback" not in done.stderr
-    for words in (("nowhere.txt",), ("a", "b")):
-        done = commands("", tmp_path, *words)
-        assert done.returncode == 2 and "--commands" in done.stderr and "Traceback" not in done.stderr
+    for text, words in (("", ("nowhere.txt",)), ("", ("a", "b")), ("# none\n", ()), ("train \\", ())):
+        done = commands(text, tmp_path, *words)
+        assert done.returncode == 2 and ("--commands" in done.stderr or "standard input" in done.stderr)
+        assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_commands_may_be_pasted_from_a_docstring(tmp_path):
+    done = commands("\ufeffpython train.py \\\n  --version\n# after\n./evaluate.py --help\n", tmp_path)
+    assert done.returncode == 0 and "usage: evaluate.py" in done.stdout
+    assert done.stdout.index("versatile 0") < done.stdout.index("\nafter\n")
 
 
 def test_idle_threads_wait_as_the_user_says(tmp_path):

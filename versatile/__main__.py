@@ -28,7 +28,8 @@ def main(argv=None):
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{USAGE}\n\nscripts: {', '.join(script_names())}")
         print("flags:   versatile SCRIPT --help")
-        print("FILE:    a SCRIPT with its flags a line, run one after another in one process (-: standard input)")
+        print("FILE:    a SCRIPT with its flags a line, run one after another in one process until one fails;\n"
+              "         lines that begin with # are printed (-: standard input)")  # fmt: skip
     elif argv[0] == "--commands":
         run_commands(argv[1:])
     else:
@@ -45,7 +46,7 @@ def run_script(words, location):
 
 def named_script(word, location):
     """The script's name without its ending; a `UserError` where there is none of that name."""
-    name, names = word.removesuffix(".py"), script_names()
+    name, names = word.removeprefix("./").removesuffix(".py"), script_names()
     if name not in names:
         raise UserError(f"there is no script {name!r}", location=location, expected="one of " + ", ".join(names),
                         remedy="see versatile --help")  # fmt: skip
@@ -53,37 +54,55 @@ def named_script(word, location):
 
 
 def run_commands(paths):
-    """Run the lines of a file; a line that cannot be run is met before the first is."""
+    """Run the commands of a file; one that names no script is met before the first is run."""
     if len(paths) != 1:
         raise UserError(f"{len(paths)} files", location="--commands", expected="one file, or - for standard input")
     for location, words in read_commands(paths[0]):
         if words[0] == "#":
             print(words[1], flush=True)
-        else:
-            print("$", shell_command(f"{named_script(words[0], location)}.py", *words[1:]), flush=True)
+            continue
+        print("$", shell_command(f"{named_script(words[0], location)}.py", *words[1:]), flush=True)
+        try:
             run_script(words, location)
+        except SystemExit as end:
+            # After --help or --version the next one has its turn.
+            if end.code:
+                print(f"stopped at {location}", file=sys.stderr)
+                raise
 
 
 def read_commands(path):
-    """[(location, words)] of a file's lines; the words of a comment are "#" and its text."""
+    """[(location, words)] of a file's lines; the words of a comment are "#" and its text.
+
+    A line that ends in a backslash goes on in the next; "python" before a script may stay.
+    """
+    name = "standard input" if path == "-" else path
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        text = sys.stdin.read().removeprefix("\ufeff") if path == "-" else Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read ({error})", location=f"--commands {path}",
                         expected="a text file, or - for standard input") from error  # fmt: skip
-    commands = []
+    commands, begun = [], ""
     for number, line in enumerate(text.splitlines(), 1):
-        location = f"{'standard input' if path == '-' else path}:{number}"
-        if line.lstrip().startswith("#"):
-            commands.append((location, ["#", line.lstrip()[1:].strip()]))
+        if line.endswith("\\") and not line.lstrip().startswith("#"):
+            begun += line[:-1] + " "
+            continue
+        line, begun, location = (begun + line).strip(), "", f"{name}:{number}"
+        if line.startswith("#"):
+            commands.append((location, ["#", line[1:].strip()]))
             continue
         try:
             words = shlex.split(line)
         except ValueError as error:
-            raise UserError(f"{error}: {line.strip()}", location=location, expected="words as in a shell") from error
+            raise UserError(f"{error}: {line}", location=location, expected="words as in a shell") from error
+        if words[:1] == ["python"]:
+            words = words[1:]
         if words:
             named_script(words[0], location)
             commands.append((location, words))
+    if begun or all(words[0] == "#" for _, words in commands):
+        raise UserError("ends in a backslash" if begun else "holds no command", location=name,
+                        expected="a script with its flags on each line")  # fmt: skip
     return commands
 
 

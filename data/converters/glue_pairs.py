@@ -47,12 +47,20 @@ def _write(args, splits, report):
     task = glue.get_task(args.task)
     paths = {split: glue.path_of(args.output, args.task, _NAMES[split]) for split in splits}
     with contextlib.ExitStack() as files:
+        for folder in (args.output, os.path.join(args.output, task.folder)):
+            if not os.path.isdir(folder):
+                files.callback(_remove_if_empty, folder)
         for split, records in splits.items():
             file = files.enter_context(atomic_write(paths[split]))
             file.write("\t".join([*task.columns, task.label_column]) + "\n")
             for record in limited(split, records, args, report):
                 file.write("\t".join(record) + "\n")
     report.notes += [f"wrote {path}" for path in paths.values()]
+
+
+def _remove_if_empty(folder):
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
 
 
 @data_format("glue-pairs", _flags, _write)
@@ -75,6 +83,17 @@ def read_pairs(args, report):
 
 def _pairs(path):
     """Yield (location, value) for everything in a file of numbered pairs."""
+    try:
+        yield from _values(path)
+    except UserError as error:
+        # What is said of a task file.
+        if not str(error.expected).startswith("a task file"):
+            raise
+        raise UserError(error.found, location=error.location, expected=f"one json object: {_EXPECTED}",
+                        remedy="check that this is the right file") from error  # fmt: skip
+
+
+def _values(path):
     for key, value in top_level(path):
         location = f"{path}:{key}"
         if isinstance(value, dict):
@@ -91,7 +110,9 @@ def _row(task, pair, location):
     """The texts and the label of a pair, as fields of a tsv row."""
     texts = [usable(_SEPARATORS.sub(" ", text_field(pair, name, location)), repr(name), location)
              for name in ("text_a", "text_b")]  # fmt: skip
-    label = pair.get("label")
+    if "label" not in pair:
+        raise UserError("has no 'label'", location=location, expected=f"a label of {task.name}")
+    label = pair["label"]
     # Numbers are written as they are read: 3.8, 1.
     label = str(label) if isinstance(label, (int, float)) and not isinstance(label, bool) else label
     if not isinstance(label, str):
