@@ -4,6 +4,7 @@
 """
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -180,6 +181,18 @@ def test_data_of_the_proof_are_named_or_those_of_the_run(tmp_path, capsys):
             path.unlink()
     refused_here(capsys, lambda: combined(tmp_path / "both", {"rte": run}, "--data", f"mrpc={GLUE}"),
                  "task 'mrpc' is not combined")  # fmt: skip
+
+
+def test_the_commands_that_come_next_name_each_tasks_own_data(tmp_path, capsys):
+    (tmp_path / "glue").symlink_to(GLUE)
+    runs = {"rte": trained(tmp_path / "rte", ["rte"]),
+            "mrpc": trained(tmp_path / "mrpc", ["mrpc"], flags=dict(data_dir=str(tmp_path / "glue")))}  # fmt: skip
+    both = combined(tmp_path / "both", runs)
+    commands = [shlex.split(line)[3:] for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    assert [words[1] for words in commands] == ["rte", "mrpc"]
+    for words in commands:
+        evaluate.main([*words, "--split", "valid", "--limit", "2", "--output_dir", str(tmp_path / "results"), "--fp32"])
+    assert "metrics.json" not in (both / "README.md").read_text()
 
 
 @pytest.mark.parametrize("method, said", [("hyperformer++", "the method 'hyperformer\\+\\+'"), ("loar", "'loar'")])

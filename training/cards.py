@@ -175,6 +175,8 @@ def _sentences(task):
 def _origin(record):
     """How it came about."""
     versions = ", ".join(f"{name} {version}" for name, version in _dict(record.get("versions")).items() if version)
+    # What is combined or merged was not trained: nothing was measured.
+    measured = "" if "sources" in record else ", what was measured in `metrics.json`"
     lines = ["## Where it comes from", f"```console\n{record.get('command')}\n```",
-             "All flags, the seed and the commit are in `run.json`, what was measured in `metrics.json`."]  # fmt: skip
+             f"All flags, the seed and the commit are in `run.json`{measured}."]  # fmt: skip
     return "\n\n".join([*lines, versions] if versions else lines)

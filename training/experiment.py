@@ -89,7 +89,7 @@ def refuse_foreign(stored, script, directory):
     maker, location = words[0] if words else "", f"--resume {directory}"
     if maker == "combine_all.py":
         raise UserError("nothing to resume: it was combined", location=location, expected=f"a run of {script}",
-                        remedy="evaluate it: evaluate_vlm.py; or add to it: combine_all.py --into")  # fmt: skip
+                        remedy="evaluate it: evaluate.py; or add to it: combine_all.py --into")  # fmt: skip
     # Whatever else stands there was no script of the toolkit's: a test or a notebook that called `main`.
     if maker in TRAINING_SCRIPTS and maker != script:
         raise UserError(f"this is a run of {maker}", location=location, expected=f"a run of {script}",
