@@ -268,7 +268,7 @@ def test_resuming_what_is_no_run_is_refused(finished_run, tmp_path):
 @pytest.mark.parametrize("typed, found, remedy", [
     ("train_vlm.py --tasks nlg", "this is a run of train_vlm.py", "python train_vlm.py --resume"),
     ("train_lifelong.py", "this is a run of train_lifelong.py", "python train_lifelong.py --resume"),
-    ("combine_all.py --output x", "nothing to resume: it was combined", "evaluate_vlm.py"),
+    ("combine_all.py --output x", "nothing to resume: it was combined", "evaluate.py"),
 ])  # fmt: skip
 def test_the_run_of_another_script_is_not_resumed_here(typed, found, remedy, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(dict(command=typed, flags=dict(tasks=["nlg"]))))
