@@ -243,6 +243,10 @@ def _load_adapters(path, manifest, tasks):
     bert, tokenizer, _ = _pretrained(name, location, config.get("random_init_seed") or 0)
     check_shape(bert.config, "plain", length, str(path / CONFIG))
     fingerprint = backbones.fingerprint(bert.state_dict())
+    if not manifest.fingerprint:
+        # Every version has written it.
+        raise UserError("names no fingerprint of its backbone", location=path / CONFIG, expected=fingerprint,
+                        remedy="copy it again")  # fmt: skip
     check_fingerprint(fingerprint, config, name, path / CONFIG)
     model = TaskClassifier(bert, tasks, "plain", length, methods)
     model.backbone_fingerprint, model.random_init_seed = fingerprint, config.get("random_init_seed")

@@ -48,9 +48,7 @@ def pack_products(model, rows, forwards, dtype):
 def _packed_product(module, rows, dtype):
     """(attribute, function) of a module whose matrix is frozen and in this precision, or None."""
     if isinstance(module, TaskHead):
-        weight = module.base.weight if module.half is None else module.half
-        weight, bias, name = weight[: module.first], module.base.bias, "product"
-        bias = None if bias is None else bias[: module.first]
+        (weight, bias), name = module.base_matrix(), "product"
     elif type(module) is nn.Linear:
         weight, bias, name = module.weight, module.bias, "forward"
     elif type(module) is Conv1D:

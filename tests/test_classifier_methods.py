@@ -109,6 +109,10 @@ def test_a_backbone_that_has_changed_is_told(tmp_path):
     path.write_text(path.read_text().replace(model.backbone_fingerprint, "0" * 16))
     with pytest.raises(UserError, match="fingerprint"):
         bert.load(tmp_path)
+    config = json.loads(path.read_text()) | dict(base_model_fingerprint=None)
+    path.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="names no fingerprint"):
+        bert.load(tmp_path)
 
 
 @pytest.mark.parametrize("method", REFUSED)

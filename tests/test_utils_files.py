@@ -397,3 +397,19 @@ def test_a_name_that_no_file_can_have_is_one_message_that_names_its_flag(words, 
     assert caught.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith(f"error: {words[0][:12]}") and "too long" in message and len(message) < 300
+
+
+def test_directories_made_for_what_failed_go_again_and_others_stay(tmp_path):
+    (tmp_path / "there").mkdir()
+    for writer in (files.atomic_write, files.atomic_directory):
+        for path in (tmp_path / "a" / "b" / "new", tmp_path / "there" / "c" / "new"):
+            with pytest.raises(KeyError), writer(path):
+                raise KeyError
+        assert names(tmp_path) == ["there"] and names(tmp_path / "there") == []
+        # What another has put there meanwhile is not touched.
+        with pytest.raises(KeyError), writer(tmp_path / "a" / "b" / "new"):
+            (tmp_path / "a" / "other").write_text("")
+            raise KeyError
+        assert names(tmp_path / "a") == ["other"]
+        (tmp_path / "a" / "other").unlink()
+        (tmp_path / "a").rmdir()

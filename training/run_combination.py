@@ -152,10 +152,11 @@ class Combination:
                 folder = args.data.get(task) or self.flags[source].get("data_dir") or str(SAMPLES / "glue")
                 proof = self.compare(ours, theirs, task, folder, args)
                 gap, equal = proof["max_abs_difference"], proof.get("outputs_equal", proof["examples"])
+                outputs = f", {equal} of {proof['examples']} outputs are equal" if "outputs_equal" in proof else ""
                 if not gap <= LARGEST_DIFFERENCE or equal < proof["examples"]:
                     raise UserError(f"the combined model answers otherwise: scores of {task} differ by up to {gap:.3g}"
-                                    + (f", {equal} of {proof['examples']} outputs are equal" if len(proof) > 2 else ""),
-                                    location=self.typed[task], expected=f"the scores and outputs of {source}",
+                                    + outputs, location=self.typed[task],
+                                    expected=f"the scores and outputs of {source}",
                                     remedy="nothing was written; report this")  # fmt: skip
                 proofs[task] = dict(data=folder, **proof)
         return {task: proofs[task] for task in self.sources}

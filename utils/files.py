@@ -67,6 +67,20 @@ def _errno(error):
 
 
 @contextlib.contextmanager
+def _parents_of(path):
+    """Make the directories above a path; if the block fails, those that were made for it and are empty go again."""
+    missing = [folder for folder in path.parents if not folder.is_dir()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def atomic_write(path, mode="w"):
     """Open a file to write; it appears under `path` only when the block ends without an error.
 
@@ -75,8 +89,7 @@ def atomic_write(path, mode="w"):
     """
     path = Path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path), _parents_of(path):
         handle, beside = tempfile.mkstemp(prefix=f".{_stem(path)}.", suffix=".part", dir=path.parent)
         try:
             with open(handle, mode, **text) as file:
@@ -111,8 +124,7 @@ def atomic_directory(path, replace=True):
     process may be reading.
     """
     path = Path(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path), _parents_of(path):
         beside = Path(tempfile.mkdtemp(prefix=f".{_stem(path)}.", suffix=".part", dir=path.parent))
         try:
             yield beside

@@ -1,7 +1,8 @@
 """Any script by its name, from anywhere: `python -m versatile train --task …`, or `versatile train --task …`.
 
 Several in one process, which imports torch once: `versatile --commands FILE` (`-`: standard input) runs a file of such
-lines, without the first word, one after another until one fails. Each is printed first, as are lines that begin with #.
+lines, each without the word versatile, one after another until one fails. They are printed; so are lines that begin
+with #.
 """
 
 import importlib
@@ -38,13 +39,13 @@ def main(argv=None):
 
 def run_script(words, location):
     """Run the script that `words` name first; `location` says where they come from, for errors."""
-    name = named_script(words[0], location)
+    name = find_script(words[0], location)
     # What a run is started with is written down, and what is printed names the script.
     sys.argv = [f"{name}.py", *words[1:]]
     importlib.import_module(f"versatile.scripts.{name}").main()
 
 
-def named_script(word, location):
+def find_script(word, location):
     """The script's name without its ending; a `UserError` where there is none of that name."""
     name, names = word.removeprefix("./").removesuffix(".py"), script_names()
     if name not in names:
@@ -61,7 +62,7 @@ def run_commands(paths):
         if words[0] == "#":
             print(words[1], flush=True)
             continue
-        print("$", shell_command(f"{named_script(words[0], location)}.py", *words[1:]), flush=True)
+        print("$", shell_command(f"{words[0]}.py", *words[1:]), flush=True)
         try:
             run_script(words, location)
         except SystemExit as end:
@@ -72,7 +73,7 @@ def run_commands(paths):
 
 
 def read_commands(path):
-    """[(location, words)] of a file's lines; the words of a comment are "#" and its text.
+    """[(location, words)] of a file's lines: a script's name and its flags, or "#" and the text of a comment.
 
     A line that ends in a backslash goes on in the next; "python" before a script may stay.
     """
@@ -98,8 +99,7 @@ def read_commands(path):
         if words[:1] == ["python"]:
             words = words[1:]
         if words:
-            named_script(words[0], location)
-            commands.append((location, words))
+            commands.append((location, [find_script(words[0], location), *words[1:]]))
     if begun or all(words[0] == "#" for _, words in commands):
         raise UserError("ends in a backslash" if begun else "holds no command", location=name,
                         expected="a script with its flags on each line")  # fmt: skip

@@ -119,9 +119,12 @@ class TaskHead(ExtendedTable):
 
     def product(self, hidden):
         """Scores of the base vocabulary alone."""
-        weight = self.base.weight if self.half is None else self.half
-        bias = self.base.bias
-        return F.linear(hidden, weight[: self.first], None if bias is None else bias[: self.first])
+        return F.linear(hidden, *self.base_matrix())
+
+    def base_matrix(self):
+        """(rows of the base vocabulary, their bias or None)"""
+        weight, bias = self.base.weight if self.half is None else self.half, self.base.bias
+        return weight[: self.first], None if bias is None else bias[: self.first]
 
 
 class TaskEmbeddings(Method):

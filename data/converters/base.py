@@ -277,10 +277,24 @@ def usable(text, what, location):
 
 def json_records(path, key, expected):
     """Like `iter_records`, for a published file that looks like `expected`."""
-    try:
+    with no_task_file(expected):
         yield from iter_records(path, key)
+
+
+@contextlib.contextmanager
+def no_task_file(expected):
+    """What the readers of task files say of one is said of a published file that looks like `expected`."""
+    try:
+        yield
     except UserError as error:
         if not (error.expected or "").startswith("a task file"):
             raise
         remedy = "check that this is the right file"
         raise UserError(error.found, location=error.location, expected=expected, remedy=remedy) from error
+
+
+def check_output_directory(output, expected, remedy):
+    """A `UserError` where --output is a file, or the name of one, and not a directory to write several files into."""
+    if (os.path.exists(output) and not os.path.isdir(output)) or output.endswith(".json"):
+        raise UserError("is a file" if os.path.isfile(output) else "is the name of a file",
+                        location=f"--output {output}", expected=expected, remedy=remedy)  # fmt: skip

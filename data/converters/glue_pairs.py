@@ -1,16 +1,17 @@
 """glue-pairs: labelled pairs of sentences become a folder of GLUE."""
 
 import contextlib
-import os
 import re
 
 from versatile.data import glue
 from versatile.data.converters.base import (
+    check_output_directory,
     data_format,
     given_splits,
     held_out_flag,
     held_out_sizes,
     limited,
+    no_task_file,
     parsed,
     skip_bad_flag,
     split_flags,
@@ -39,28 +40,19 @@ def _flags(parser):
 
 def _write(args, splits, report):
     """Write the tsv file of every split, or none. Without splits it only checks --output."""
-    if os.path.exists(args.output) and not os.path.isdir(args.output):
-        raise UserError("is a file", location=f"--output {args.output}", expected="GLUE's directory, e.g. data/glue",
-                        remedy="name a directory; the task's folder and its files are made in it")  # fmt: skip
+    check_output_directory(args.output, "GLUE's directory, e.g. data/glue",
+                           "name a directory; the task's folder and its files are made in it")  # fmt: skip
     if splits is None:
         return
     task = glue.get_task(args.task)
     paths = {split: glue.path_of(args.output, args.task, _NAMES[split]) for split in splits}
     with contextlib.ExitStack() as files:
-        for folder in (args.output, os.path.join(args.output, task.folder)):
-            if not os.path.isdir(folder):
-                files.callback(_remove_if_empty, folder)
         for split, records in splits.items():
             file = files.enter_context(atomic_write(paths[split]))
             file.write("\t".join([*task.columns, task.label_column]) + "\n")
             for record in limited(split, records, args, report):
                 file.write("\t".join(record) + "\n")
     report.notes += [f"wrote {path}" for path in paths.values()]
-
-
-def _remove_if_empty(folder):
-    with contextlib.suppress(OSError):
-        os.rmdir(folder)
 
 
 @data_format("glue-pairs", _flags, _write)
@@ -83,39 +75,26 @@ def read_pairs(args, report):
 
 def _pairs(path):
     """Yield (location, value) for everything in a file of numbered pairs."""
-    try:
-        yield from _values(path)
-    except UserError as error:
-        # What is said of a task file.
-        if not str(error.expected).startswith("a task file"):
-            raise
-        raise UserError(error.found, location=error.location, expected=f"one json object: {_EXPECTED}",
-                        remedy="check that this is the right file") from error  # fmt: skip
-
-
-def _values(path):
-    for key, value in top_level(path):
-        location = f"{path}:{key}"
-        if isinstance(value, dict):
-            yield location, value
-            continue
-        is_list = not isinstance(value, (str, int, float, type(None)))
-        for _ in value if is_list else ():
-            pass
-        found = "is a list" if is_list else f"is {brief(value)}"
-        yield location, UserError(found, location=location, expected=_EXPECTED)
+    with no_task_file(f"one json object: {_EXPECTED}"):
+        for key, value in top_level(path):
+            location = f"{path}:{key}"
+            if isinstance(value, dict):
+                yield location, value
+                continue
+            is_list = not isinstance(value, (str, int, float, type(None)))
+            for _ in value if is_list else ():
+                pass
+            found = "is a list" if is_list else f"is {brief(value)}"
+            yield location, UserError(found, location=location, expected=_EXPECTED)
 
 
 def _row(task, pair, location):
     """The texts and the label of a pair, as fields of a tsv row."""
     texts = [usable(_SEPARATORS.sub(" ", text_field(pair, name, location)), repr(name), location)
              for name in ("text_a", "text_b")]  # fmt: skip
-    if "label" not in pair:
-        raise UserError("has no 'label'", location=location, expected=f"a label of {task.name}")
-    label = pair["label"]
+    label = pair.get("label")
+    is_number = isinstance(label, (int, float)) and not isinstance(label, bool)
     # Numbers are written as they are read: 3.8, 1.
-    label = str(label) if isinstance(label, (int, float)) and not isinstance(label, bool) else label
-    if not isinstance(label, str):
-        raise UserError(f"'label' is {brief(label)}", location=location, expected=f"a label of {task.name}")
+    label = str(label) if is_number else text_field(pair, "label", location)
     glue.parse_label(task, label, location)
     return (*texts, label.strip())

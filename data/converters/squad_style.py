@@ -11,9 +11,8 @@ import os
 import random
 from functools import partial
 
-from versatile.data.converters.base import SPLITS, data_format, limited
+from versatile.data.converters.base import SPLITS, check_output_directory, data_format, limited
 from versatile.data.question_tasks import TASKS
-from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write
 from versatile.utils.flags import positive, seed
 
@@ -59,13 +58,8 @@ def sample(context, question, answers, id=None, gold=None):
 def _write(task, args, splits, report):
     """Write {split: articles} of a task, or {task: the same}, every file or none. Without splits it only checks
     --output."""
-    if (os.path.exists(args.output) and not os.path.isdir(args.output)) or args.output.endswith(".json"):
-        raise UserError(
-            "is a file" if os.path.isfile(args.output) else "is the name of a file",
-            location=f"--output {args.output}",
-            expected="the directory of the tasks' json files, e.g. data/lifelong",
-            remedy="name a directory; the files in it are named by task and split",
-        )
+    check_output_directory(args.output, "the directory of the tasks' json files, e.g. data/lifelong",
+                           "name a directory; the files in it are named by task and split")  # fmt: skip
     if splits is None:
         return
     by_task, paths = {task.format(**vars(args)): splits} if task else splits, []
