@@ -104,16 +104,17 @@ def refuse_shared(source, tasks, directory):
         name = source.methods.get(task, {}).get("method")
         if name in (None, FULL):
             continue
-        reason, remedy = get_method(name).load_class().shared, "train the tasks together, or each"
+        reason = get_method(name).load_class().shared
+        remedy = "train the tasks together, or each with --method bottleneck"
         if not reason and (trained := source.config.get("trained_backbone")):
             reason = f"{trained[0]} of its backbone was trained too, which all tasks go through"
-            remedy = "train it beside a frozen T5 (--unfreeze_layer_norms false), or"
+            remedy = "train it beside a frozen T5: --unfreeze_layer_norms false"
         if reason:
             raise UserError(
                 f"task {task!r} was trained with {name}: {reason}",
                 location=source_flag(directory, tasks and task),
                 expected="a method whose parameters belong to one task each",
-                remedy=f"{remedy} with --method bottleneck",
+                remedy=remedy,
             )
 
 
