@@ -333,7 +333,8 @@ class Ours:
         split = MadeUpSplit(lengths, VOCABULARY, args.seed)
         batches = Batches({TASK: split}, {TASK: 0}, tokenizer.pad_token_id, args.positions,
                           rank=idist.get_rank(), world=idist.get_world_size(), shuffle=True, seed=args.seed,
-                          batch_size=args.train_batch_size)  # fmt: skip
+                          batch_size=args.train_batch_size,
+                          accumulation=args.gradient_accumulation_steps)  # fmt: skip
         if dtype != torch.float32:
             adapting.halve_frozen(self.model, dtype)
         self.prepare = lambda: devices.prepare_for_device(self.model, idist.device(), dtype)

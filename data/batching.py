@@ -1,9 +1,9 @@
 """Which examples make up which batch, and the batch itself.
 
 The order is a pure function of (seed, epoch): a run resumed at step s continues with the s-th batch of the same
-plan. Batches hold examples of like length, padded to a multiple of 8, and are as many in every epoch. Every
-process of a distributed run plans the same global batches and takes its own rows of each, so the number of
-processes changes nothing.
+plan. Batches hold examples of like length, padded to a multiple of 8, and are as many in every epoch; so do the
+batches of one optimizer step together, which may then be taken in larger parts. Every process of a distributed run
+plans the same global batches and takes its own rows of each, so the number of processes changes nothing.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Plan:
         return self.order[self.bounds[step] : self.bounds[step + 1]]
 
 
-def plan(lengths, batch_size, *, world=1, max_tokens=None, seed=0, epoch=0, shuffle=True):
+def plan(lengths, batch_size, *, world=1, max_tokens=None, seed=0, epoch=0, shuffle=True, accumulation=1):
     """Lay out an epoch.
 
     Args:
@@ -42,6 +42,7 @@ def plan(lengths, batch_size, *, world=1, max_tokens=None, seed=0, epoch=0, shuf
         max_tokens: instead of a count, at most this many tokens (padding counted) a process and batch.
         seed, epoch: what the order depends on.
         shuffle: False: one pass from short to long, for evaluation.
+        accumulation: batches of an optimizer step.
     """
 
     def bounds(sizes):
@@ -49,16 +50,17 @@ def plan(lengths, batch_size, *, world=1, max_tokens=None, seed=0, epoch=0, shuf
             return bounds_by_count(len(sizes), batch_size * world)
         return _by_tokens(sizes, max_tokens, world)
 
-    return plan_by_size(rounded(np.asarray(lengths)), bounds, seed=seed, epoch=epoch, shuffle=shuffle)
+    return plan_by_size(rounded(np.asarray(lengths)), bounds, seed=seed, epoch=epoch, shuffle=shuffle,
+                        accumulation=accumulation)  # fmt: skip
 
 
-def plan_by_size(sizes, bounds_of, *, seed=0, epoch=0, shuffle=True):
-    """A `Plan` whose batches hold examples of like size.
+def plan_by_size(sizes, bounds_of, *, seed=0, epoch=0, shuffle=True, accumulation=1):
+    """A `Plan` whose batches hold examples of like size, and so do every `accumulation` batches from its start.
 
     Args:
         sizes: [n] of the examples.
         bounds_of: [n] sizes in ascending order -> [batches + 1] where each batch starts and ends.
-        seed, epoch, shuffle: as in `plan`.
+        seed, epoch, shuffle, accumulation: as in `plan`.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(sizes)) if shuffle else np.arange(len(sizes))
@@ -68,9 +70,19 @@ def plan_by_size(sizes, bounds_of, *, seed=0, epoch=0, shuffle=True):
     bounds = bounds_of(sizes[order])
     if shuffle and len(order):
         batches = np.split(order, bounds[1:-1])
-        batches = [batches[i] for i in rng.permutation(len(batches))]
+        batches = [batches[i] for i in _shuffled(len(batches), accumulation, rng)]
         order, bounds = np.concatenate(batches), np.concatenate([[0], np.cumsum([len(b) for b in batches])])
     return Plan(order, bounds)
+
+
+def _shuffled(count, accumulation, rng):
+    """Numbers from 0 to `count` in random order, but for those of an optimizer step, which stay together."""
+    whole, rest = divmod(count, accumulation)
+    # The last step of an epoch may be a short one. Any place will do for its batches, not the longest ones' alone.
+    cut = accumulation * int(rng.integers(whole + 1)) if rest else count
+    numbers = np.arange(count)
+    steps = np.concatenate([numbers[:cut], numbers[cut + rest :]]).reshape(whole, accumulation)
+    return np.concatenate([steps[rng.permutation(whole)].ravel(), numbers[cut : cut + rest]])
 
 
 def bounds_by_count(n, size):
@@ -161,7 +173,7 @@ class Batches(JoinedSplits):
         temperature: how often a task is drawn: in proportion to its size to the power of 1/temperature (1: every
             example once an epoch; infinity: all tasks alike). An epoch has as many examples in any case.
         rank, world: this process and how many there are.
-        **planning: `batch_size`, `max_tokens`, `seed`, `shuffle` of `plan`.
+        **planning: `batch_size`, `max_tokens`, `seed`, `shuffle`, `accumulation` of `plan`.
     """
 
     def __init__(self, splits, task_ids, pad_id, positions, *, limits=None, temperature=1.0, rank=0, world=1,
@@ -176,7 +188,7 @@ class Batches(JoinedSplits):
         # Names of tasks whose rows are left out of the batches.
         self.skip = set()
         self.shares = _shares(counts, temperature) if temperature != 1 else None
-        self._epoch, self._plan = None, None
+        self._epoch, self._plan, self._largest = None, None, None
 
     def plan(self, epoch=0):
         """This epoch's `Plan`; the same in every process."""
@@ -184,7 +196,7 @@ class Batches(JoinedSplits):
             chosen = self.draw(epoch)
             self._plan = plan(self.lengths[chosen], world=self.world, epoch=epoch, **self.planning)
             self._plan.order = chosen[self._plan.order]
-            self._epoch = epoch
+            self._epoch, self._largest = epoch, None
         return self._plan
 
     def draw(self, epoch):
@@ -211,6 +223,50 @@ class Batches(JoinedSplits):
         mine = chosen[self.rank :: self.world]
         batch = self.collate(mine if len(mine) else chosen[:1], masked=not len(mine))
         return batch, int(self.labels[chosen].sum())
+
+    def merged(self, batches):
+        """One process's share of several global batches of an epoch, in as few parts as fit into the memory of one.
+
+        A pass over few rows takes nearly as long as one over more. A part holds rows of like length, and no more
+        tokens (padding counted) and labels than the epoch's largest batch.
+
+        Args:
+            batches: [(epoch, step)] as `batch` takes them, the batches of an optimizer step.
+
+        Returns:
+            [(dict of tensors as of `batch`, divisor)]. A part's loss is the sum of its labels' losses over the divisor,
+            a number or one of each row [rows] float32; the mean over the parts is the mean of the batches' mean losses.
+        """
+        chosen = [rows for rows in (self.chosen(*batch) for batch in batches) if self.labels[rows].sum()]
+        mine = [rows[self.rank :: self.world] for rows in chosen]
+        rows = np.concatenate(mine) if mine else np.zeros(0, np.int64)
+        parts = self._parts(rows, len(chosen), *self.largest(batches[0][0]))
+        if not parts:
+            return [made for made in (self.batch(*batch) for batch in batches) if made[1]]
+        labels = [int(self.labels[batch].sum()) for batch in chosen]
+        divisors = np.repeat(labels, list(map(len, mine))) * (len(chosen) / len(parts))
+        return [(self.collate(rows[part]), tensors(dict(rows=divisors[part]))["rows"]) for part in parts]
+
+    def _parts(self, rows, count, tokens, labels):
+        """Positions in `rows` of each of fewer than `count` parts, in `collate`'s order; None where that can't be."""
+        order = np.argsort(self.lengths[rows], kind="stable")
+        for number in range(1, min(count, len(rows) + 1)):
+            parts = np.array_split(order, number)
+            if all(self._padded(rows[p]) <= tokens and self.labels[rows[p]].sum() <= labels for p in parts):
+                return [part[np.argsort(self.owners(rows[part]), kind="stable")] for part in parts]
+        return None
+
+    def largest(self, epoch):
+        """(most tokens, padding counted; most labels) of a process's share of one of an epoch's batches."""
+        epoch_plan = self.plan(epoch)
+        if self._largest is None:
+            batches = [epoch_plan[step][self.rank :: self.world] for step in range(len(epoch_plan))]
+            self._largest = tuple(max(size(rows) for rows in batches if len(rows)) for size in
+                                  (self._padded, lambda rows: self.labels[rows].sum()))  # fmt: skip
+        return self._largest
+
+    def _padded(self, rows):
+        return len(rows) * min(rounded(int(self.lengths[rows].max())), self.positions)
 
     def chosen(self, epoch, step):
         """Example indices of a global batch, without those of skipped tasks."""

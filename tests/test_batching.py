@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,6 +91,63 @@ def test_processes_together_hold_the_rows_of_one_process(lengths, size, world):
         assert labels(whole) == sorted(x for b, _ in shares for x in labels(b))
         # The loss is over labels behind each row's first token: exactly those are counted.
         assert int((whole["labels"][:, 1:] != -100).sum()) == count
+
+
+@settings(max_examples=60, deadline=None)
+@given(LENGTHS, st.integers(1, 5), st.integers(1, 6), st.integers(0, 3))
+def test_the_batches_of_an_optimizer_step_hold_examples_of_like_length(lengths, size, accumulation, epoch):
+    p = plan(lengths, size, seed=1, epoch=epoch, accumulation=accumulation)
+    assert sorted(p.order.tolist()) == list(range(len(lengths)))
+    widths = [[-(-lengths[i] // 8) for i in p[n]] for n in range(len(p))]
+    steps = sorted(sorted(itertools.chain(*widths[at : at + accumulation])) for at in range(0, len(p), accumulation))
+    assert all(one[-1] <= other[0] for one, other in itertools.pairwise(steps))
+    assert accumulation > 1 or p.order.tolist() == plan(lengths, size, seed=1, epoch=epoch).order.tolist()
+
+
+def mean_loss(parts, loss):
+    """The mean over batches or parts of Σ loss(token) / divisor over a part's labels."""
+    means = []
+    for batch, divisor in parts:
+        rows, columns = (batch["labels"][:, 1:] != -100).nonzero(as_tuple=True)
+        divisor = torch.as_tensor(divisor, dtype=torch.float64).expand(len(batch["labels"]))
+        means.append(float((loss[batch["labels"][rows, columns + 1]] / divisor[rows]).sum()))
+    return sum(means) / len(means)
+
+
+@settings(max_examples=80, deadline=None)
+@given(LENGTHS, st.integers(1, 5), st.integers(1, 6), st.integers(1, 3), st.sampled_from([None, 320]))
+def test_merged_batches_have_the_same_rows_and_mean_loss_and_are_no_larger(lengths, size, accumulation, world, tokens):
+    splits = {"a": Rows(lengths), "b": Rows(lengths[::2] + [1, 1, 1])}
+    shares = [Batches(splits, {"a": 0, "b": 1}, 999, 304, seed=1, shuffle=True, accumulation=accumulation, rank=rank,
+                      batch_size=size, world=world, max_tokens=tokens) for rank in range(world)]  # fmt: skip
+    loss, count = torch.rand(1000, dtype=torch.float64), len(shares[0].plan(1))
+    for start in range(0, count, accumulation):
+        window = [(1, n) for n in range(start, min(start + accumulation, count))]
+        plain = [[b.batch(*at) for at in window] for b in shares]
+        plain = [[(batch, labels) for batch, labels in made if labels] for made in plain]
+        merged = [batches.merged(window) for batches in shares]
+        for batches, before, after in zip(shares, plain, merged):
+            kept = lambda made: sorted(r for b, _ in made for r in b["labels"][:, 1:].max(1).values.tolist() if r >= 0)  # noqa: E731
+            assert kept(before) == kept(after)
+            assert len(after) <= len(before)
+            most_tokens, most_labels = batches.largest(1)
+            for batch, _ in after:
+                labels = int((batch["labels"][:, 1:] != -100).sum())
+                # A process without a row of its own takes part with one that has no labels.
+                assert labels <= most_labels and (not labels or batch["input_ids"].numel() <= most_tokens)
+                assert (batch["task_ids"].diff() >= 0).all()
+        if plain[0]:
+            whole = sum(mean_loss(made, loss) for made in plain)
+            assert sum(mean_loss(made, loss) for made in merged) == pytest.approx(whole, rel=1e-6)
+
+
+def test_short_rows_of_a_step_are_merged_and_the_longest_batch_stays():
+    batches = Batches({"a": Rows([8] * 12 + [64] * 4)}, {"a": 0}, 0, 512, batch_size=2, shuffle=True, accumulation=2)
+    found = set()
+    for start in range(0, 8, 2):
+        parts = batches.merged([(0, start), (0, start + 1)])
+        found.add((parts[0][0]["input_ids"].shape[1], len(parts)))
+    assert found == {(8, 1), (64, 2)}
 
 
 def test_a_batch_is_the_contract():

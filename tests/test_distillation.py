@@ -117,8 +117,8 @@ def test_alpha_0_is_plain_training_to_the_last_bit_and_does_not_ask_the_teacher(
     torch.manual_seed(3)
     assert torch.equal(loss, cross_entropy(student[0], batch, labels))
     scores, targets = torch.randn(64, 300), torch.randint(300, (64,))
-    hard = torch.nn.functional.cross_entropy(scores, targets, reduction="sum")
-    assert torch.equal(objective.total(LabelScores(scores, targets), None), hard)
+    hard = torch.nn.functional.cross_entropy(scores, targets, reduction="none")
+    assert torch.equal(objective.losses(LabelScores(scores, targets), None), hard)
 
 
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn_from_it(data):
@@ -156,8 +156,8 @@ def test_the_loss_is_never_below_the_labels_share_and_rows_that_round_up_add_not
     ours, theirs = torch.randn(2, 4 + padded, 9, generator=g).double()
     targets = torch.randint(7, (4 + padded,), generator=g)
     targets[4:] = -100
-    loss = objective.total(LabelScores(ours, targets), theirs[:, :7])
-    labelled = objective.total(LabelScores(ours[:4], targets[:4]), theirs[:4, :7])
+    loss = objective.losses(LabelScores(ours, targets), theirs[:, :7]).sum()
+    labelled = objective.losses(LabelScores(ours[:4], targets[:4]), theirs[:4, :7]).sum()
     assert loss == pytest.approx(float(labelled), rel=1e-5, abs=1e-6)
     hard = torch.nn.functional.cross_entropy(ours[:4], targets[:4], reduction="sum")
     assert float(loss) >= (1 - alpha) * float(hard) - 1e-4

@@ -14,7 +14,7 @@ def smoothed_loss(logits, labels, smoothing, ignore=IGNORE):
     """(smoothed loss, negative log-likelihood), both sums."""
     labels = labels.masked_fill(labels == ignore, IGNORE)
     output = LabelScores(logits.flatten(0, -2), labels.flatten())
-    return SmoothedCrossEntropy(smoothing).total(output), cross_entropy.total(output)
+    return SmoothedCrossEntropy(smoothing).losses(output).sum(), cross_entropy.losses(output).sum()
 
 
 def test_the_sums_are_those_of_the_original():

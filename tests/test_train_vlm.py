@@ -119,6 +119,28 @@ def test_the_gradient_of_a_mixed_batch_is_that_of_its_tasks_one_by_one(files, na
         torch.testing.assert_close(together[key], alone[key], atol=1e-6, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
 
 
+@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-t5"])
+def test_a_step_of_merged_batches_is_that_of_its_batches_one_by_one(files, name, tmp_path):
+    from versatile.training.objectives import SmoothedCrossEntropy
+
+    gradients, parts = [], []
+    for merges in (False, True):
+        model, mixed = model_and_batches(files, name, TASKS, batch_size=2)
+        mixed.planning |= dict(shuffle=True, accumulation=4)
+        held = build_trainer(model, mixed, tmp_path / str(merges), n_epochs=1, gradient_accumulation_steps=4,
+                             objective=SmoothedCrossEntropy(0.1))  # fmt: skip
+        assert held.merges
+        held.merges = merges
+        windows = [held.window(step) for step in range(held.total_steps)]
+        parts.append(sum(map(len, windows)))
+        losses = [held.backward(window)[0] for window in windows]
+        gradients.append({k: p.grad for k, p in model.named_parameters() if p.grad is not None} | {"loss": sum(losses)})
+    assert parts[1] < parts[0]
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 20
+    for key, plain in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], plain, atol=1e-6, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+
+
 def test_the_order_of_rows_in_a_mixed_batch_changes_nothing(files):
     model, mixed = model_and_batches(files, "tiny-gpt2", TASKS)
     batch = mixed.collate(torch.arange(0, len(mixed), 2).numpy())

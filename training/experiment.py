@@ -271,7 +271,8 @@ def make_batches(args, splits, model, tokenizer, limits, temperature=1.0):
     common = dict(task_ids=task_ids, pad_id=tokenizer.pad_token_id, positions=positions, limits=limits,
                   rank=idist.get_rank(), world=idist.get_world_size(), seed=args.seed)  # fmt: skip
     train = Batches(splits["train"], **common, shuffle=True, temperature=temperature,
-                    batch_size=args.train_batch_size, max_tokens=args.max_tokens)  # fmt: skip
+                    batch_size=args.train_batch_size, max_tokens=args.max_tokens,
+                    accumulation=args.gradient_accumulation_steps)  # fmt: skip
     if "valid" not in splits:
         return train, None
     valid = {task: Batches({task: split}, **common, shuffle=False, batch_size=args.valid_batch_size)

@@ -4,7 +4,8 @@ An objective is called as `objective(model, batch, normalizer)` and returns a ba
 
     model       what is called: the model, or the wrapper that several processes train it through
     batch       a dict of tensors as the training batches made it, still on the CPU
-    normalizer  the loss is a sum over the batch's labels divided by this, e.g. their number in all processes
+    normalizer  the loss is a sum over the batch's labels divided by this, e.g. their number in all processes; an
+                objective that is `by_row` also takes a tensor [rows], by which each row's own labels are divided
 
 A model returns the scores that predict its labels and no loss (`adapters.labels.LabelScores`); nothing of an objective
 is kept in the model.
@@ -40,19 +41,29 @@ def label_scores(model, batch):
     return LabelScores(logits.flatten(0, 1), labels.flatten())
 
 
+def normalized(losses, output, normalizer):
+    """Losses of the entries of `LabelScores` [n], 0 where there is no label, summed over the normalizer."""
+    if not isinstance(normalizer, torch.Tensor) or not normalizer.dim():
+        return losses.sum() / normalizer
+    return (losses / normalizer.to(losses.device, non_blocking=True)[output.rows]).sum()
+
+
 class CrossEntropy:
     """-log p(label), summed over the labels; without a normalizer their mean."""
+
+    by_row = True
 
     def __call__(self, model, batch, normalizer=None):
         """See above."""
         output = label_scores(model, batch)
-        return self.total(output) / ((output.targets != IGNORE).sum() if normalizer is None else normalizer)
+        number = (output.targets != IGNORE).sum() if normalizer is None else normalizer
+        return normalized(self.losses(output), output, number)
 
-    def total(self, output):
-        """The loss of `LabelScores`, summed over the labels, in fp32."""
+    def losses(self, output):
+        """The loss of each entry of `LabelScores` [n], 0 where there is no label, in fp32."""
         if output.nll is not None:
-            return output.nll.sum()
-        return F.cross_entropy(output.scores.float(), output.targets, ignore_index=IGNORE, reduction="sum")
+            return output.nll
+        return F.cross_entropy(output.scores.float(), output.targets, ignore_index=IGNORE, reduction="none")
 
 
 cross_entropy = CrossEntropy()
@@ -78,16 +89,16 @@ class SmoothedCrossEntropy(CrossEntropy):
         """See above."""
         return super().__call__(model, batch, normalizer if self.reduction == "mean" else self.processes)
 
-    def total(self, output):
-        """See `CrossEntropy.total`."""
+    def losses(self, output):
+        """See `CrossEntropy.losses`."""
         if not self.smoothing:
-            return super().total(output)
+            return super().losses(output)
         # Masks instead of picking rows: on XLA shapes must not depend on values.
         counted, logits = output.targets != IGNORE, output.scores.float()
         normaliser = logits.logsumexp(-1)
         nll = normaliser - logits.gather(-1, output.targets.masked_fill(~counted, 0).unsqueeze(-1)).squeeze(-1)
         uniform = normaliser - logits.mean(-1)
-        return ((1 - self.smoothing) * nll + self.smoothing * uniform).masked_fill(~counted, 0).sum()
+        return ((1 - self.smoothing) * nll + self.smoothing * uniform).masked_fill(~counted, 0)
 
 
 class Distilled:
@@ -108,26 +119,29 @@ class Distilled:
         self.teacher, self.base = teacher, base or CrossEntropy()
         self.temperature, self.alpha = temperature, alpha
 
+    by_row = True
+
     def __call__(self, model, batch, normalizer):
         """See above."""
         soft_targets = self.teacher.scores(batch) if self.alpha else None
-        return self.total(label_scores(model, batch), soft_targets) / normalizer
+        output = label_scores(model, batch)
+        return normalized(self.losses(output, soft_targets), output, normalizer)
 
-    def total(self, output, soft_targets):
-        """The loss of `LabelScores`, summed.
+    def losses(self, output, soft_targets):
+        """The loss of each entry of `LabelScores` [n], 0 where there is no label.
 
         Args:
             output: the student's.
             soft_targets: [n, columns] the teacher's scores of the tokens that both know.
         """
-        hard = self.base.total(output)
+        hard = self.base.losses(output)
         if not self.alpha:
             return hard
         columns = self.teacher.columns.to(output.scores.device)
         ours = F.log_softmax(output.scores[:, columns].float() / self.temperature, dim=-1)
         theirs = F.log_softmax(soft_targets.float() / self.temperature, dim=-1)
         divergence = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-        soft = divergence.masked_fill(output.targets == IGNORE, 0.0).sum()
+        soft = divergence.masked_fill(output.targets == IGNORE, 0.0)
         return (1 - self.alpha) * hard + self.alpha * self.temperature**2 * soft
 
 

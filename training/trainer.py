@@ -65,6 +65,8 @@ class Trainer:
             # A batch without rows of a task leaves that task's parameters without a gradient.
             several = len(batches.splits) > 1
             self.parallel = idist.auto_model(model, find_unused_parameters=several, forward_sync_buffers=False)
+        # The processes of a sharded model pass through it together, and so as often as each other.
+        self.merges = hasattr(batches, "merged") and getattr(objective, "by_row", False) and not is_sharded(model)
         # Signals are told from host to host: nccl would make every host wait for its GPU, in each step.
         self.hosts = torch.distributed.new_group(backend="gloo") if idist.backend() == "nccl" else None
         # What a checkpoint carries beside weights and optimizer.
@@ -85,8 +87,11 @@ class Trainer:
             yield self.window(step)
 
     def window(self, step):
-        """[(batch, labels)] of an optimizer step."""
-        return [self.batches.batch(epoch, i) for epoch, i in self.plan.micro_batches(step)]
+        """[(batch, labels)] of an optimizer step, without those of which no process has a row."""
+        micro_batches = self.plan.micro_batches(step)
+        if self.merges and len(micro_batches) > 1:
+            return self.batches.merged(micro_batches)
+        return [made for made in (self.batches.batch(*batch) for batch in micro_batches) if made[1]]
 
     def step(self, engine, window):
         """One optimizer step over a window of micro-batches; returns the `output` of the last step that was read.
@@ -100,7 +105,7 @@ class Trainer:
         seed_step(self.settings.seed, step, idist.get_rank())
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        if not any(labels for _, labels in window):
+        if not window:
             # Only rows of tasks that have stopped.
             return self.output
         total, tokens = self.backward_within_memory(step, window)
@@ -143,7 +148,7 @@ class Trainer:
         """`backward`, taken again where memory runs out and a callback makes the batches smaller."""
         while True:
             try:
-                return self.backward([(batch, labels) for batch, labels in window if labels])
+                return self.backward(window)
             except RuntimeError as error:
                 # Other processes would wait for this one's gradients.
                 if self.world > 1 or not any(callback.on_out_of_memory(error) for callback in self.callbacks):
