@@ -191,6 +191,17 @@ recipe() {
         esac ;;
     e2e-adapter) echo "train.py --task nlg --dataset_path data/small/nlg.json --limit 2000 --model_checkpoint smollm2 --adapter_bottleneck 64 --row_init words --lr 3e-3 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-adapter" ;;
     e2e-finetune) echo "train.py --task nlg --dataset_path data/small/nlg.json --limit 2000 --model_checkpoint smollm2 --row_init words --lr 1e-4 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-finetune" ;;
+    e2e10k-*)
+        # All rows of the public training file. Rates were chosen on the rows that are held out of it for validation.
+        local train="train.py --task nlg --dataset_path data/small/nlg.json --model_checkpoint smollm2 --row_init words --train_batch_size 16 --gradient_accumulation_steps 1"
+        case "$kind" in
+        adapter) echo "$train --adapter_bottleneck 64 --lr 3e-3 --n_epochs 3 --output_dir runs/$1" ;;
+        lora) echo "$train --method lora --lora_rank 16 --lr 2e-3 --n_epochs 3 --output_dir runs/$1" ;;
+        finetune) echo "$train --lr 1e-4 --n_epochs 2 --output_dir runs/$1" ;;
+        embeddings) echo "$train --emb_only --lr 1e-2 --n_epochs 3 --output_dir runs/$1" ;;
+        hyperformer++) echo "$train --method hyperformer++ --lr 1e-3 --n_epochs 3 --output_dir runs/$1" ;;
+        *) return 1 ;;
+        esac ;;
     e2e-untrained) echo "evaluate.py --task nlg --dataset_path data/small/nlg.json --no_sample --batch_size 64 --max_length 60 --model_checkpoint smollm2 --output_dir results/e2e-untrained" ;;
     multi30k-adapter) echo "train.py --task mt --dataset_path data/small/mt.json --limit 3000 --model_checkpoint smollm2 --adapter_bottleneck 300 --row_init words --lr 2e-3 --train_batch_size 32 --gradient_accumulation_steps 1 --n_epochs 1 --output_dir runs/multi30k-adapter" ;;
     *) return 1 ;;
@@ -208,6 +219,7 @@ recipes() {
     echo "vlm-mt-emb_only vlm-mt-outputlayer_only vlm-mt-random_init vlm-summarization-self_copy"
     for task in $SMALL_TASKS; do echo "small-$task-finetune small-$task-adapter small-$task-distil small-$task-distilled"; done
     echo "small-mt-word small-mt-both small-combine small-multitask e2e-adapter e2e-finetune e2e-untrained multi30k-adapter"
+    for kind in adapter lora finetune embeddings hyperformer++; do echo "e2e10k-$kind"; done
     for kind in $SMALL_LIFELONG; do echo "small-lifelong-$kind"; done
     for kind in $CONTINUAL; do echo "superni-$kind"; done
     for kind in $CONTINUAL; do echo "clbench-$kind"; done
@@ -246,7 +258,7 @@ lifelong_data_for() {
 data_for() {
     local at
     case "$1" in
-    e2e-* | small-nlg-*)
+    e2e-* | e2e10k-* | small-nlg-*)
         [ -f data/small/nlg.json ] || { at="$(folder E2E_DIR "trainset.csv and devset.csv")" && py -m data.convert e2e \
             --train "$at/trainset.csv" --valid_from_train 300 --test "$at/devset.csv" --output data/small/nlg.json; } ;;
     multi30k-* | small-mt-*)
@@ -330,7 +342,11 @@ score() {
     train.py*)
         # shellcheck disable=SC2086
         py evaluate.py --task "$task" --no_sample $(precision "$1") --batch_size 64 $([ "${1%%-*}" != small ] || echo "$(small "$task" scored)") \
-            ${data:+--dataset_path "$data"} --model_checkpoint "$run" --output_dir "results/$(basename "$run")" ;;
+            ${data:+--dataset_path "$data"} --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
+        if [ "${1%%-*}" = e2e10k ]; then
+            py evaluate.py --task "$task" --no_sample --num_beams 4 --batch_size 32 --dataset_path "$data" --model_checkpoint "$run" \
+                --output_dir "results/$(basename "$run")-beams"
+        fi ;;
     train_vlm.py* | combine_all.py*)
         if [ "${1%%-*}" = small ]; then
             # Task by task, scored as the single-task runs are.

@@ -77,7 +77,7 @@ list() {
     echo "(python -m lifelong.compare results/… where tasks were learned one after another; there another --seed or --tasks of"
     echo "small-lifelong-*, superni-* and clbench-* has its own results/<recipe>-<tasks>-seed<seed>)."
     echo "Ablations (emb_only, outputlayer_only, random_init, self_copy) go with any task: vlm-<task>-<ablation>."
-    echo "The small-*, e2e-* and multi30k-* recipes convert the original files first, from E2E_DIR (trainset.csv, devset.csv),"
+    echo "The small-*, e2e-*, e2e10k-* and multi30k-* recipes convert the original files first, from E2E_DIR (trainset.csv, devset.csv),"
     echo "MULTI30K_DIR (train.en.gz, …), PERSONACHAT_DIR ({train,valid}_self_original_no_cands.txt) and SQUAD_DIR"
     echo "(xquad.en.json, dev-v2.0.json), SST_DIR, WOZ_DIR and L2KD_DIR (see ./run.sh small-lifelong-lamol), unless the"
     echo "data are there already; superni-* from SUPERNI_DIR (SuperNI of SAPT's CL_Benchmark) and clbench-* from"
