@@ -9,6 +9,11 @@ width() { case "$1" in mt | qa) echo 300 ;; summarization | dialogue) echo 100 ;
 GLUE_DIR="${GLUE_DIR:-data/glue}"
 T5_TOKENIZER="${T5_TOKENIZER:-spiece.model}"
 
+# Five GLUE tasks and E2E as text, on SmolLM2.
+GLUE5_TASKS="cola sst2 mrpc stsb rte nlg"
+GLUE9_TASKS="cola mnli rte wnli qqp sts-b sst-2 qnli mrpc"
+glue5_data() { case "$1" in nlg) echo data/small/nlg.json ;; *) echo "$GLUE_DIR" ;; esac; }
+
 # The real runs on SmolLM2 that README reports: data, examples, adapter width, learning rate, how outputs are scored.
 SMALL_TASKS="nlg mt dialogue qa"
 small() {
@@ -133,6 +138,40 @@ recipe() {
         single-*) echo "$train --form plain --tasks ${kind#single-} --output_dir runs/$1" ;;
         *) return 1 ;;
         esac ;;
+    glue9-*)
+        local train="train_camtl.py --model_name_or_path minilm --data_dir data/small/glue9 --max_seq_length 64 --do_train --do_eval --num_train_epochs 2 --learning_rate 1e-4 --per_device_train_batch_size 32 --per_device_eval_batch_size 32"
+        kind="${1#glue9-}"
+        case "$kind" in
+        plain | base) train="$train --form $kind" ;;
+        # MiniLM has six layers: half of them, as the published 0-5 of BERT's twelve.
+        base-0-2) train="$train --form base --freeze_encoder_layers 0-2" ;;
+        # About as many rows as two epochs of all tasks have.
+        uncertainty) train="$train --form base --use_mt_uncertainty --percent_of_max_data_size 0.45" ;;
+        single-*)
+            case " $GLUE9_TASKS " in *" ${kind#single-} "*) ;; *) return 1 ;; esac
+            train="$train --form plain --tasks ${kind#single-}" ;;
+        *) return 1 ;;
+        esac
+        echo "$train --output_dir runs/$1" ;;
+    glue5-*)
+        # One budget for all: 2,000 rows of each task, twice. Of one task alone: its own share of it.
+        local tasks="$GLUE5_TASKS" data="" train
+        kind="${1#glue5-}"
+        case "$kind" in
+        finetune-* | adapter-*)
+            tasks="${kind#*-}" kind="${kind%%-*}"
+            case " $GLUE5_TASKS " in *" $tasks "*) ;; *) return 1 ;; esac ;;
+        esac
+        for task in $tasks; do data="$data $task=$(glue5_data "$task")"; done
+        train="train_vlm.py --tasks $tasks --data$data --limit 2000 --model_checkpoint smollm2 --row_init words --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 2 --no_validation"
+        case "$kind" in
+        finetune) train="$train --unfreeze_backbone --adapter_bottleneck 0 --lr 1e-4" ;;
+        adapter | adapters) train="$train --adapter_bottleneck 64 --lr 2e-3" ;;
+        hyperformer | hyperformer++) train="$train --method $kind --lr 1e-3" ;;
+        lora) train="$train --method lora --lora_rank 16 --lr 2e-3" ;;
+        *) return 1 ;;
+        esac
+        echo "$train --output_dir runs/$1" ;;
     small-lifelong-*)
         local train="train_lifelong.py --data_dir data/small/lifelong --model_dir_root runs/small-lifelong --tasks sst rnnlg.rest woz.en --model_name smollm2 --adapter_bottleneck 64 --learning_rate 3e-3 --add_task_tokens --max_len 256 --limit 400 --n_train_epochs 3 --train_batch_size 8 --only_final"
         case "$kind" in
@@ -220,6 +259,10 @@ recipes() {
     for task in $SMALL_TASKS; do echo "small-$task-finetune small-$task-adapter small-$task-distil small-$task-distilled"; done
     echo "small-mt-word small-mt-both small-combine small-multitask e2e-adapter e2e-finetune e2e-untrained multi30k-adapter"
     for kind in adapter lora finetune embeddings hyperformer++; do echo "e2e10k-$kind"; done
+    for kind in plain base base-0-2 uncertainty; do echo "glue9-$kind"; done
+    for task in $GLUE9_TASKS; do echo "glue9-single-$task"; done
+    for kind in finetune adapters hyperformer hyperformer++ lora; do echo "glue5-$kind"; done
+    for task in $GLUE5_TASKS; do echo "glue5-finetune-$task glue5-adapter-$task"; done
     for kind in $SMALL_LIFELONG; do echo "small-lifelong-$kind"; done
     for kind in $CONTINUAL; do echo "superni-$kind"; done
     for kind in $CONTINUAL; do echo "clbench-$kind"; done
@@ -258,7 +301,21 @@ lifelong_data_for() {
 data_for() {
     local at
     case "$1" in
-    e2e-* | e2e10k-* | small-nlg-*)
+    glue9-*)
+        [ -d data/small/glue9 ] || {
+            at="$(folder GLUE_DIR "CoLA, MRPC and GLUE's other folders")" && mkdir -p data/small && rm -rf data/small/glue9.part &&
+                cp -r "$at" data/small/glue9.part
+            # Where MNLI and QQP are in json: more of them than GLUE_DIR may have.
+            if [ -n "${GLUE_PAIRS_DIR:-}" ]; then
+                for task in MNLI QQP; do
+                    rm -rf "data/small/glue9.part/$task"
+                    py -m data.convert glue-pairs --task "$(echo $task | tr MNLIQP mnliqp)" --train "$GLUE_PAIRS_DIR/$task/train.json" \
+                        --valid "$GLUE_PAIRS_DIR/$task/dev.json" --output data/small/glue9.part
+                done
+            fi
+            mv data/small/glue9.part data/small/glue9
+        } ;;
+    e2e-* | e2e10k-* | glue5-nlg | small-nlg-*)
         [ -f data/small/nlg.json ] || { at="$(folder E2E_DIR "trainset.csv and devset.csv")" && py -m data.convert e2e \
             --train "$at/trainset.csv" --valid_from_train 300 --test "$at/devset.csv" --output data/small/nlg.json; } ;;
     multi30k-* | small-mt-*)
@@ -291,6 +348,9 @@ data_for() {
             at="$(folder CL_BENCHMARK_DIR "SC, NLI, WiC and the others (O-LoRA's CL_Benchmark)")" &&
                 py -m data.convert squad-classification --folder "$at" --output data/small/clbench; } ;;
     lifelong-*) lifelong_data_for "$1" ;;
+    glue5-*)
+        case "$1" in glue5-*-nlg) ;; *) folder GLUE_DIR "CoLA, MRPC and GLUE's other folders" >/dev/null || exit 2 ;; esac
+        case "$1" in glue5-*-nlg | glue5-adapters | glue5-finetune | glue5-lora | glue5-hyperformer*) data_for glue5-nlg ;; esac ;;
     small-multitask | small-combine) for task in $SMALL_TASKS; do data_for "small-$task-"; done ;;
     esac
 }
@@ -348,7 +408,12 @@ score() {
                 --output_dir "results/$(basename "$run")-beams"
         fi ;;
     train_vlm.py* | combine_all.py*)
-        if [ "${1%%-*}" = small ]; then
+        if [ "${1%%-*}" = glue5 ]; then
+            for task in $(echo "$2" | sed 's/.* --tasks \(.*\) --data .*/\1/'); do
+                py evaluate_vlm.py --task "$task" --no_sample --batch_size 64 --dataset_path "$(glue5_data "$task")" \
+                    --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
+            done
+        elif [ "${1%%-*}" = small ]; then
             # Task by task, scored as the single-task runs are.
             for task in $SMALL_TASKS; do
                 # shellcheck disable=SC2086

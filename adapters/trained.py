@@ -45,11 +45,12 @@ def halve_frozen(model, dtype):
         return
     head = model.get_output_embeddings()
     set_compute_dtype(model, dtype)
+    whole = {module for method in model.added.values() if method.full_precision for module in method.modules()}
     for module in model.modules():
         if isinstance(module, TaskHead):
             module.half = module.base.weight.detach().to(dtype)
         frozen = isinstance(module, (torch.nn.Linear, Conv1D)) and not module.weight.requires_grad
-        if frozen and not is_quantized(module) and module is not getattr(head, "base", None):
+        if frozen and module not in whole and not is_quantized(module) and module is not getattr(head, "base", None):
             # New parameters, not new data in the old ones: a head may share its matrix with a look-up table.
             module.weight = torch.nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
             if module.bias is not None and not module.bias.requires_grad:

@@ -98,6 +98,24 @@ def test_a_mixed_batch_equals_rows_one_by_one(case, monkeypatch):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name, method", EVERY, ids=str)
+def test_a_model_made_ready_to_answer_in_half_precision_has_nearly_the_same_scores(name, method):
+    from versatile.adapters.inference import prepare_for_inference
+    from versatile.utils.devices import autocast
+
+    model = adapted(name, mixed_methods(method), noise=0.05)[0]
+    given, device = batch(model), torch.device("cpu")
+    whole = scores(model, given)
+    prepare_for_inference(model, device, torch.bfloat16)
+    with autocast(device, torch.bfloat16):
+        half = scores(model, given)
+    finite = whole.isfinite()
+    assert torch.equal(half.isfinite(), finite)
+    whole, half = whole[finite], half[finite].float()
+    assert (half - whole).abs().mean() < 0.03 * whole.abs().mean()
+
+
+@torch.no_grad()
 def test_every_task_has_scores_of_its_own(case):
     model = case[0]
     given = batch(model, rows=1)

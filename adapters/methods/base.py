@@ -30,10 +30,11 @@ class Method(nn.Module):
         sizes: {setting: (ending of the keys, axis)} of tensors whose size is the setting's.
         chains: tasks' modules can stand one behind the other (`adapters.attach.chain_tasks`).
         attention: the implementation of attention that the method needs, or None: any.
+        full_precision: what the method's own maps compute stays in float32, outside autocast.
     """
 
     shared = attention = None
-    chains = False
+    chains = full_precision = False
     sizes = {}
 
     def __init__(self, model, name):

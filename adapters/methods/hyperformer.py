@@ -46,6 +46,7 @@ class HyperFormer(Method):
     """The task embeddings and hypernetworks of a model; an encoder and its decoder have a hypernetwork each."""
 
     shared = "its hypernetworks generate the adapters of all tasks that were trained together"
+    full_precision = True
     sizes = {
         "task_embedding_dim": (".layer_id_embeddings.weight", 1),
         "task_hidden_dim": (f".task_hypernet{_NETWORK}.0.weight", 0),
