@@ -27,6 +27,23 @@ small() {
     case "$1" in data) echo "$2" ;; examples) echo "$3" ;; width) echo "$4" ;; rate) echo "$5" ;; scored) echo "$6" ;; esac
 }
 
+# The five tasks of the VLM with as many rows as the public files at hand have, up to 10,000: the same columns.
+FIVE_TASKS="nlg mt summarization dialogue qa"
+five() {
+    case "$1" in
+    nlg) set -- "$2" data/small/nlg.json 10000 64 3e-3 "--max_length 80" ;;
+    mt) set -- "$2" data/small/mt.json 10000 300 2e-3 "--max_length 60" ;;
+    summarization) set -- "$2" data/small/summarization.json 10000 100 2e-3 "--max_length 80" ;;
+    dialogue) set -- "$2" data/small/dialogue.json 10000 100 2e-3 "--max_length 40" ;;
+    qa) set -- "$2" data/small/qa.json 10000 300 2e-3 "--max_length 30" ;;
+    *) return 1 ;;
+    esac
+    case "$1" in data) echo "$2" ;; examples) echo "$3" ;; width) echo "$4" ;; rate) echo "$5" ;; scored) echo "$6" ;; esac
+}
+scale_tasks() { case "$1" in small) echo "$SMALL_TASKS" ;; five) echo "$FIVE_TASKS" ;; *) return 1 ;; esac; }
+# Once over few rows, twice over all.
+scale_steps() { case "$1" in small) echo "--n_epochs 1 --train_batch_size 8" ;; five) echo "--n_epochs 2 --train_batch_size 16" ;; esac; }
+
 # Sequences of tasks of the published lifelong recipes. L2KD's: WOZ, CNN/DailyMail and WikiSQL in every order, two of five
 # tasks in both directions. LAMOL's: SST (t), QA-SRL (r) and WOZ (w) in every order, five tasks of decaNLP from the largest
 # to the smallest, five of text classification in the four orders of de Masson d'Autume et al. (2019).
@@ -99,16 +116,16 @@ recipe() {
         emb_only | outputlayer_only | random_init | self_copy) echo "$train --$kind $out" ;;
         *) return 1 ;;
         esac ;;
-    small-multitask)
-        local data="" widths="" limits=""
-        for task in $SMALL_TASKS; do
-            data="$data $task=$(small "$task" data)" widths="$widths $task=$(small "$task" width)" limits="$limits $task=$(small "$task" examples)"
+    small-multitask | five-multitask)
+        local data="" widths="" limits="" scale="${1%%-*}"
+        for task in $(scale_tasks "$scale"); do
+            data="$data $task=$("$scale" "$task" data)" widths="$widths $task=$("$scale" "$task" width)" limits="$limits $task=$("$scale" "$task" examples)"
         done
-        echo "train_vlm.py --tasks $SMALL_TASKS --data$data --adapter_bottleneck$widths --limit$limits --model_checkpoint smollm2 --row_init words --lr 2e-3 --n_epochs 1 --train_batch_size 8 --gradient_accumulation_steps 1 --no_validation --output_dir runs/small-multitask" ;;
-    small-combine)
+        echo "train_vlm.py --tasks $(scale_tasks "$scale") --data$data --adapter_bottleneck$widths --limit$limits --model_checkpoint smollm2 --row_init words --lr 2e-3 $(scale_steps "$scale") --gradient_accumulation_steps 1 --no_validation --output_dir runs/$1" ;;
+    small-combine | five-combine)
         local sources=""
-        for task in $SMALL_TASKS; do sources="$sources $task=runs/small-$task-adapter"; done
-        echo "combine_all.py --checkpoints$sources --output runs/small-combine" ;;
+        for task in $(scale_tasks "${1%%-*}"); do sources="$sources $task=runs/${1%%-*}-$task-adapter"; done
+        echo "combine_all.py --checkpoints$sources --output runs/$1" ;;
     t5-*)
         [ -f "configs/${1#t5-}.json" ] || return 1
         echo "train_t5.py configs/${1#t5-}.json --data_dir $GLUE_DIR --fp32" ;;
@@ -202,14 +219,15 @@ recipe() {
         finetune | lwf | olora | isolated | multitask) echo "$train --seq_train_type $kind" ;;
         *) return 1 ;;
         esac ;;
-    small-*-*)
-        small "$task" width >/dev/null || return 1
-        local train="train.py --task $task --dataset_path $(small "$task" data) --limit $(small "$task" examples) --model_checkpoint smollm2 --row_init words --n_epochs 1 --train_batch_size 8 --gradient_accumulation_steps 1 --no_validation"
-        local adapter="--adapter_bottleneck $(small "$task" width) --lr $(small "$task" rate)" out="--output_dir runs/$1" teacher="--teacher runs/small-$task-finetune"
+    small-*-* | five-*-*)
+        local scale="${1%%-*}"
+        "$scale" "$task" width >/dev/null || return 1
+        local train="train.py --task $task --dataset_path $("$scale" "$task" data) --limit $("$scale" "$task" examples) --model_checkpoint smollm2 --row_init words $(scale_steps "$scale") --gradient_accumulation_steps 1 --no_validation"
+        local adapter="--adapter_bottleneck $("$scale" "$task" width) --lr $("$scale" "$task" rate)" out="--output_dir runs/$1" teacher="--teacher runs/$scale-$task-finetune"
         case "$kind" in
         finetune) echo "$train --lr 1e-4 $out" ;;
         adapter) echo "$train $adapter $out" ;;
-        distil) echo "sentence_distiller.py --task $task --dataset_path $(small "$task" data) --limit $(small "$task" examples) --no_sample --batch_size 64 --max_length $(option --max_length "$(small "$task" scored)") --model_checkpoint runs/small-$task-finetune" ;;
+        distil) echo "sentence_distiller.py --task $task --dataset_path $("$scale" "$task" data) --limit $("$scale" "$task" examples) --no_sample --batch_size 64 --max_length $(option --max_length "$("$scale" "$task" scored)") --model_checkpoint runs/$scale-$task-finetune" ;;
         distilled) echo "$train $adapter --distillation $out" ;;
         word) echo "$train $adapter $teacher --kd word $out" ;;
         both) echo "$train $adapter $teacher --kd both $out" ;;
@@ -256,8 +274,11 @@ recipes() {
     for task in mt summarization dialogue; do echo "vlm-$task-distil vlm-$task-distilled"; done
     echo "vlm-combine vlm-evaluate vlm-multitask vlm-multitask-unfrozen"
     echo "vlm-mt-emb_only vlm-mt-outputlayer_only vlm-mt-random_init vlm-summarization-self_copy"
-    for task in $SMALL_TASKS; do echo "small-$task-finetune small-$task-adapter small-$task-distil small-$task-distilled"; done
-    echo "small-mt-word small-mt-both small-combine small-multitask e2e-adapter e2e-finetune e2e-untrained multi30k-adapter"
+    for scale in small five; do
+        for task in $(scale_tasks $scale); do for kind in finetune adapter distil distilled; do echo "$scale-$task-$kind"; done; done
+        echo "$scale-mt-word $scale-mt-both $scale-combine $scale-multitask"
+    done
+    echo "e2e-adapter e2e-finetune e2e-untrained multi30k-adapter"
     for kind in adapter lora finetune embeddings hyperformer++; do echo "e2e10k-$kind"; done
     for kind in plain base base-0-2 uncertainty; do echo "glue9-$kind"; done
     for task in $GLUE9_TASKS; do echo "glue9-single-$task"; done
@@ -315,19 +336,23 @@ data_for() {
             fi
             mv data/small/glue9.part data/small/glue9
         } ;;
-    e2e-* | e2e10k-* | glue5-nlg | small-nlg-*)
+    e2e-* | e2e10k-* | glue5-nlg | small-nlg-* | five-nlg-*)
         [ -f data/small/nlg.json ] || { at="$(folder E2E_DIR "trainset.csv and devset.csv")" && py -m data.convert e2e \
             --train "$at/trainset.csv" --valid_from_train 300 --test "$at/devset.csv" --output data/small/nlg.json; } ;;
-    multi30k-* | small-mt-*)
+    multi30k-* | small-mt-* | five-mt-*)
         [ -f data/small/mt.json ] || { at="$(folder MULTI30K_DIR "train.en.gz and the others")" && py -m data.convert multi30k \
             --folder "$at" --output data/small/mt.json; } ;;
-    small-dialogue-*)
+    small-dialogue-* | five-dialogue-*)
         [ -f data/small/dialogue.json ] || { at="$(folder PERSONACHAT_DIR "train_self_original_no_cands.txt")" && py -m data.convert personachat \
             --train "$at/train_self_original_no_cands.txt" --valid "$at/valid_self_original_no_cands.txt" --valid_limit 60 \
             --output data/small/dialogue.json; } ;;
-    small-qa-*)
+    small-qa-* | five-qa-*)
         [ -f data/small/qa.json ] || { at="$(folder SQUAD_DIR "xquad.en.json and dev-v2.0.json")" && py -m data.convert squad \
             --train "$at/xquad.en.json" "$at/dev-v2.0.json" --valid_from_train 60 --output data/small/qa.json; } ;;
+    five-summarization-*)
+        [ -f data/small/summarization.json ] || {
+            at="$(folder SUPERNI_DIR "task1290_xsum_summarization (SuperNI of SAPT's CL_Benchmark)")/task1290_xsum_summarization" &&
+                py -m data.convert superni --train "$at/train.json" --valid_from_train 50 --test "$at/test.json" --output data/small/summarization.json; } ;;
     small-lifelong-*)
         if [ ! -f data/small/lifelong/rnnlg.rest_to_squad-test-v2.0.json ]; then
             local to=data/small/lifelong
@@ -351,7 +376,8 @@ data_for() {
     glue5-*)
         case "$1" in glue5-*-nlg) ;; *) folder GLUE_DIR "CoLA, MRPC and GLUE's other folders" >/dev/null || exit 2 ;; esac
         case "$1" in glue5-*-nlg | glue5-adapters | glue5-finetune | glue5-lora | glue5-hyperformer*) data_for glue5-nlg ;; esac ;;
-    small-multitask | small-combine) for task in $SMALL_TASKS; do data_for "small-$task-"; done ;;
+    small-multitask | small-combine | five-multitask | five-combine)
+        for task in $(scale_tasks "${1%%-*}"); do data_for "${1%%-*}-$task-"; done ;;
     esac
 }
 
@@ -401,7 +427,7 @@ score() {
         py evaluate_lifelong.py --model_dirs "$run" $(precision "$1") $asked --output_dir "$(lifelong_results "$1" "$3")" ;;
     train.py*)
         # shellcheck disable=SC2086
-        py evaluate.py --task "$task" --no_sample $(precision "$1") --batch_size 64 $([ "${1%%-*}" != small ] || echo "$(small "$task" scored)") \
+        py evaluate.py --task "$task" --no_sample $(precision "$1") --batch_size 64 $(case "$1" in small-* | five-*) "${1%%-*}" "$task" scored ;; esac) \
             ${data:+--dataset_path "$data"} --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
         if [ "${1%%-*}" = e2e10k ]; then
             py evaluate.py --task "$task" --no_sample --num_beams 4 --batch_size 32 --dataset_path "$data" --model_checkpoint "$run" \
@@ -413,11 +439,11 @@ score() {
                 py evaluate_vlm.py --task "$task" --no_sample --batch_size 64 --dataset_path "$(glue5_data "$task")" \
                     --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
             done
-        elif [ "${1%%-*}" = small ]; then
+        elif scale_tasks "${1%%-*}" >/dev/null; then
             # Task by task, scored as the single-task runs are.
-            for task in $SMALL_TASKS; do
+            for task in $(scale_tasks "${1%%-*}"); do
                 # shellcheck disable=SC2086
-                py evaluate_vlm.py --task "$task" --no_sample --batch_size 64 $(small "$task" scored) --dataset_path "$(small "$task" data)" \
+                py evaluate_vlm.py --task "$task" --no_sample --batch_size 64 $("${1%%-*}" "$task" scored) --dataset_path "$("${1%%-*}" "$task" data)" \
                     --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
             done
         else

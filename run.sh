@@ -80,7 +80,9 @@ list() {
     echo "The small-*, e2e-*, e2e10k-* and multi30k-* recipes convert the original files first, from E2E_DIR (trainset.csv, devset.csv),"
     echo "MULTI30K_DIR (train.en.gz, …), PERSONACHAT_DIR ({train,valid}_self_original_no_cands.txt) and SQUAD_DIR"
     echo "(xquad.en.json, dev-v2.0.json), SST_DIR, WOZ_DIR and L2KD_DIR (see ./run.sh small-lifelong-lamol), unless the"
-    echo "data are there already; superni-* from SUPERNI_DIR (SuperNI of SAPT's CL_Benchmark) and clbench-* from"
+    echo "data are there already; five-* do the same, with XSum from SUPERNI_DIR; glue5-* and glue9-* read GLUE_DIR, and glue9-* MNLI"
+    echo "and QQP from GLUE_PAIRS_DIR ({MNLI,QQP}/{train,dev}.json) where it is set; superni-* from SUPERNI_DIR (SuperNI of"
+    echo "SAPT's CL_Benchmark) and clbench-* from"
     echo "CL_BENCHMARK_DIR (O-LoRA's CL_Benchmark; --tasks long-order4 for who has all fifteen tasks)."
 }
 

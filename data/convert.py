@@ -20,6 +20,8 @@
         --output data/CNNDAILY/data.json
     python -m data.convert cnn_dailymail --stories cnn/stories dailymail/stories --train_list all_train.txt \\
         --valid_list all_val.txt --test_list all_test.txt --output data/CNNDAILY/data.json
+    python -m data.convert superni --train task1290_xsum_summarization/train.json --valid_from_train 50 \\
+        --test task1290_xsum_summarization/test.json --output data/CNNDAILY/data.json
     python -m data.convert webnlg --train en/train --valid en/dev \\
         --test en/test/rdf-to-text-generation-test-data-with-refs-en.xml --output data/WebNLG/data.json
     python -m data.convert e2e --help

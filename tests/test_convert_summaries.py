@@ -1,4 +1,4 @@
-"""`python -m data.convert cnn_dailymail`.
+"""`python -m data.convert cnn_dailymail` and `superni`.
 
 python -m pytest tests/test_convert_summaries.py
 """
@@ -6,6 +6,7 @@ python -m pytest tests/test_convert_summaries.py
 import csv
 import hashlib
 import io
+import json
 
 import pytest
 from converting import NOISE, SETTINGS, TEXT, attempt, damaged, error, run, sizes, write
@@ -216,3 +217,30 @@ def test_a_list_reads_no_story_outside_its_folder(tmp_path):
     (tmp_path / "list.txt").write_text(f"../out.story\n{tmp_path}/out\n")
     found = list(_listed_stories(str(tmp_path / "list.txt"), [str(tmp_path / "in")]))
     assert [isinstance(item, UserError) and "is a path" in str(item) for _, item in found] == [True, True]
+
+
+# --- Super-NaturalInstructions ---------------------------------------------------------------------------
+
+
+def superni_text(*rows):
+    instances = [dict(id=str(i), input=text, output=outputs) for i, (text, outputs) in enumerate(rows)]
+    return json.dumps(dict(Definition=["Summarise it."], Instances=instances))
+
+
+def test_an_instances_input_and_first_output_come_on_one_line_each(tmp_path):
+    train = write(tmp_path / "train.json", superni_text(*((f"Text\n {i}. ", [f" sum {i}", "other"]) for i in range(6))))
+    test = write(tmp_path / "test.json", superni_text(("Asked", "one text")))
+    got, _ = run(tmp_path, "superni", "--train", train, "--valid_from_train", 2, "--test", test)
+    assert {split: len(rows) for split, rows in got.items()} == {"train": 4, "valid": 2, "test": 1}
+    assert got["train"][1] == {"src": "Text 1.", "tgt": "sum 1"}
+    assert got["valid"][0]["src"] == "Text 4." and got["test"] == [{"src": "Asked", "tgt": "one text"}]
+
+
+def test_an_instance_without_an_output_is_named_or_skipped(tmp_path):
+    path = write(tmp_path / "train.json", superni_text(("a", 3)))
+    assert "'output' is 3" in error(tmp_path, "superni", "--train", path)
+    path = write(tmp_path / "train.json", superni_text(("a", ["b"]), ("c", [" "])))
+    message = error(tmp_path, "superni", "--train", path)
+    assert "Instances[1]" in message and "has no output" in message
+    got, report = run(tmp_path, "superni", "--train", path, "--skip_bad")
+    assert [row["src"] for row in got["train"]] == ["a"] and "1 malformed" in report

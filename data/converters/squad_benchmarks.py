@@ -7,14 +7,14 @@ the training rows instead.
 import os
 import random
 
-from versatile.data.converters.base import SPLITS, find_file, json_records, usable
+from versatile.data.converters.base import SPLITS, find_file, usable
 from versatile.data.converters.squad_style import sample, squad_format
+from versatile.data.converters.superni import superni_instances
 from versatile.data.files import text_field
 from versatile.data.json_files import list_items
 from versatile.data.task_orders import CLASSIFICATION, SUPERNI, TRACE
 from versatile.utils.errors import UserError, brief
 from versatile.utils.flags import not_negative
-from versatile.utils.schema import read_json_object
 
 # Validation rows, where nothing else is asked for: a tenth of the training rows, at most so many.
 MOST_HELD_OUT = 100
@@ -109,18 +109,9 @@ def superni(args, report):
     """
 
     def read(task, folder, split):
-        path = find_file([folder], f"{split}.json")
-        definition = read_json_object(path).get("Definition")
-        definition = definition[0] if isinstance(definition, list) and definition else definition
-        question, samples = usable(definition, "'Definition'", path), []
-        for location, record in json_records(path, "Instances", 'a task: {"Definition": …, "Instances": […]}'):
-            context, outputs = usable(record.get("input"), "'input'", location), record.get("output")
-            if isinstance(outputs, str):
-                outputs = [outputs]
-            if not isinstance(outputs, list) or not outputs:
-                raise UserError(f"'output' is {brief(outputs)}", location=location, expected="a list of texts",
-                                remedy="correct the record")  # fmt: skip
-            answers = [text.strip() for text in outputs if isinstance(text, str) and text.strip()]
+        path, samples = find_file([folder], f"{split}.json"), []
+        for location, instance in superni_instances(path):
+            answers = instance.outputs
             if not answers:
                 report.dropped[split]["without an output"] += 1
                 continue
@@ -128,7 +119,7 @@ def superni(args, report):
                 report.facts["train"]["outputs behind the first, left out"] = (
                     report.facts["train"].get("outputs behind the first, left out", 0) + len(answers) - 1)  # fmt: skip
                 answers = answers[:1]
-            samples.append(sample(context, question, answers, record.get("id") or location))
+            samples.append(sample(instance.input, instance.definition, answers, instance.id or location))
         return _not_empty(samples, path)
 
     return _divided(args, report, read, _folders(args, dict(zip(SUPERNI, SUPERNI)), report))

@@ -1,0 +1,70 @@
+"""superni: a task of Super-NaturalInstructions as inputs and their outputs."""
+
+from dataclasses import dataclass
+
+from versatile.data.converters.base import (
+    data_format,
+    given_splits,
+    held_out_flag,
+    held_out_sizes,
+    json_records,
+    parsed,
+    skip_bad_flag,
+    split_flags,
+    split_records,
+    usable,
+)
+from versatile.utils.errors import UserError, brief
+from versatile.utils.schema import read_json_object
+
+
+@dataclass
+class Instance:
+    """A row: the task's definition, an input, its outputs that are not empty, and its id or None."""
+
+    definition: str
+    input: str
+    outputs: list
+    id: str | None
+
+
+def superni_instances(path):
+    """Yield (location, `Instance`) of a task's file; a faulty one is a `UserError`."""
+    definition = read_json_object(path).get("Definition")
+    definition = definition[0] if isinstance(definition, list) and definition else definition
+    definition = usable(definition, "'Definition'", path)
+    for location, record in json_records(path, "Instances", 'a task: {"Definition": …, "Instances": […]}'):
+        text, outputs = usable(record.get("input"), "'input'", location), record.get("output")
+        outputs = [outputs] if isinstance(outputs, str) else outputs
+        if not isinstance(outputs, list) or not outputs:
+            raise UserError(f"'output' is {brief(outputs)}", location=location, expected="a list of texts",
+                            remedy="correct the record")  # fmt: skip
+        outputs = [output.strip() for output in outputs if isinstance(output, str) and output.strip()]
+        yield location, Instance(definition, text, outputs, record.get("id"))
+
+
+def _flags(parser):
+    split_flags(parser, 1, "a task's json file, with its Definition and its Instances")
+    held_out_flag(parser, "valid", "the last N training instances (before those for the test)")
+    held_out_flag(parser, "test", "the last N training instances")
+    skip_bad_flag(parser, "instances without an output")
+
+
+@data_format("superni", _flags)
+def superni(args, report):
+    """A task of Super-NaturalInstructions, e.g. XSum's summaries: an instance's input and its first output.
+
+    White space within the two, line breaks among it, becomes single spaces. The definition is left out: it is the same
+    for all.
+    """
+
+    def parse(instance, location, drops):
+        if not instance.outputs:
+            raise UserError("has no output", location=location, expected="a text")
+        return {"src": " ".join(instance.input.split()), "tgt": " ".join(instance.outputs[0].split())}
+
+    def read(path):
+        return parsed(superni_instances(path), parse, args.skip_bad)
+
+    given = given_splits(args)
+    return split_records(given, held_out_sizes(args, given), read, report, key=lambda record: record["src"])
