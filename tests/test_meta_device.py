@@ -179,8 +179,8 @@ def test_allowed_reads_are_counted():
 
 
 def plant_a_read(monkeypatch):
-    total = CrossEntropy.total
-    monkeypatch.setattr(CrossEntropy, "total", lambda *args: (loss := total(*args)) * (loss.item() >= 0))
+    losses = CrossEntropy.losses
+    monkeypatch.setattr(CrossEntropy, "losses", lambda *args: (found := losses(*args)) * (found.sum().item() >= 0))
 
 
 def plant_labels_that_are_read_on_the_device(monkeypatch):
