@@ -1,0 +1,67 @@
+#!/usr/bin/env python
+"""Accumulated batches put together into larger parts, as the Trainer takes them, against one by one.
+
+  one CPU:
+    python bench/accumulation.py --device cpu
+    python bench/accumulation.py --device cpu --width 768 --layers 12 --turn_steps 1
+  one GPU:
+    python bench/accumulation.py --device cuda --turn_steps 20
+
+Both sides are "ours" of train_adapter.py, with the same rows in each step and the same memory: no part is larger than
+the data set's largest batch. Steps have 32 rows in batches of 8, and 16 rows in batches of 1, as published multi-task
+training has them. Tokens are real ones, no padding.
+"""
+
+import copy
+import statistics
+import sys
+
+import common
+
+# Rows of a batch, batches of a step.
+STEPS = ((8, 4), (1, 16))
+
+
+def parse(argv=None):
+    p = common.parser(__doc__)
+    common.model_flags(p)
+    common.training_flags(p, 4)
+    return common.parse_training(p, argv)
+
+
+def main(argv=None):
+    args = parse(argv)
+    device = common.start(args)
+    import torch
+
+    sides, parts = {}, {}
+    for dtype, kind in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        for rows, batches in STEPS:
+            for merges in (True, False):
+                name = side_name(rows, batches, kind, merges)
+                sides[name], parts[name] = build(args, rows, batches, dtype, merges)
+    rates = common.interleaved(sides, args.repeats, device)
+    lines = [[name, statistics.median(values), parts[name]] for name, values in rates.items()]
+    print(common.table(["rows x batches of a step", "tokens/s", "parts a step"], lines))
+    for kind in ("fp32", "bf16"):
+        for rows, batches in STEPS:
+            ours, plain = (side_name(rows, batches, kind, merges) for merges in (True, False))
+            print(common.verdict(f"{rows} x {batches}, {kind}: merged over one by one", rates, ours, plain, 1))
+    common.save(args, rates=rates, parts=parts)
+
+
+def side_name(rows, batches, kind, merges):
+    return f"{rows} x {batches}, {kind}, {'merged' if merges else 'one by one'}"
+
+
+def build(args, rows, batches, dtype, merges):
+    """(the side's turn, mean parts of a step over a few of its first steps)."""
+    args = copy.copy(args)
+    args.train_batch_size, args.gradient_accumulation_steps = rows, batches
+    side = common.Ours(args, common.examples(args), dtype)
+    side.trainer.merges = merges
+    return side.turn, statistics.mean(len(side.trainer.window(step)) for step in range(4))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
