@@ -171,9 +171,8 @@ class EncoderDecoderConditioned(TaskConditioned):
             start["decoder_token_type_ids"] = types[:, -1:]
         read = dict(input_ids=torch.cat([ids[:, :-1], torch.full_like(marker, self.end_id)], dim=1))
         if mask is not None:
-            order = _order(mask, last=False)
             read |= {} if types is None else dict(token_type_ids=types)
-            read = {name: tensor.gather(1, order) for name, tensor in (read | dict(attention_mask=mask)).items()}
+            read = padded_right(read | dict(attention_mask=mask))
         return batch | read | start, 2
 
     def read_prompts(self, batch, task_ids):
@@ -185,12 +184,7 @@ class EncoderDecoderConditioned(TaskConditioned):
         """
         inputs, _ = self.decoding_inputs(batch)
         states = self.encode(inputs["input_ids"], inputs.get("token_type_ids"), inputs["attention_mask"], task_ids)
-        states, mask = states.last_hidden_state, inputs["attention_mask"]
-        for method in self.added.values():
-            mask = method.extend_source_mask(mask)
-        # Nothing that attends to the states knows of an order.
-        order = _order(mask, last=True)
-        source = dict(states=states.gather(1, order[..., None].expand_as(states)), attention_mask=mask.gather(1, order))
+        source = source_of(self, states.last_hidden_state, inputs["attention_mask"])
         ids, types = inputs["decoder_input_ids"], inputs.get("decoder_token_type_ids")
         start = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
         return source, start if types is None else start | dict(token_type_ids=types.expand_as(ids))
@@ -212,6 +206,22 @@ class EncoderDecoderConditioned(TaskConditioned):
         kwargs.setdefault("decoder_start_token_id", self.start_id)
         return super().generate(generation_config=generation_config, encoder_outputs=encoder_outputs, task_ids=task_ids,
                                 attention_mask=attention_mask, **kwargs)  # fmt: skip
+
+
+def padded_right(batch):
+    """Rows padded on either side, tensors [rows, width] with an attention_mask among them -> padded on the right."""
+    order = _order(batch["attention_mask"], last=False)
+    return {name: tensor.gather(1, order) for name, tensor in batch.items()}
+
+
+def source_of(model, states, mask):
+    """What an encoder made of rows with this attention mask -> what their decoder attends to, padded on the left: see
+    `EncoderDecoderConditioned.read_prompts`."""
+    for method in model.added.values():
+        mask = method.extend_source_mask(mask)
+    # Nothing that attends to the states knows of an order.
+    order = _order(mask, last=True)
+    return dict(states=states.gather(1, order[..., None].expand_as(states)), attention_mask=mask.gather(1, order))
 
 
 def rounded(length):

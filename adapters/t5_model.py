@@ -3,9 +3,11 @@
 import dataclasses
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from versatile.adapters.attach import WithMethods, check_methods, put_methods
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.encoder_decoder import padded_right, source_of
 from versatile.adapters.imports.hyperformer import original_names
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
 from versatile.adapters.methods.registry import get_method, method_of
@@ -148,6 +150,15 @@ class TaskT5(WithMethods):
             self.router.route(task_ids, len(kwargs["inputs_embeds"] if ids is None else ids))
         return args, kwargs
 
+    def read_prompts(self, batch, task_ids):
+        """See `EncoderDecoderConditioned.read_prompts`; the decoder begins with the start token alone."""
+        # As in training: soft prompts stand right before the first token.
+        read = padded_right({name: batch[name] for name in ("input_ids", "attention_mask")})
+        states = self.encoder(**read, task_ids=task_ids, return_dict=True).last_hidden_state
+        start = torch.full_like(read["input_ids"][:, :1], self.generation_config.decoder_start_token_id)
+        source = source_of(self, states, read["attention_mask"])
+        return source, dict(input_ids=start, attention_mask=torch.ones_like(start))
+
     @property
     def task_embedding_controller(self):
         """`TaskEmbeddings` that the adapters are generated from, or None."""
@@ -265,7 +276,6 @@ def read_task_embeddings(directory, names, size):
     from pathlib import Path
 
     import numpy as np
-    import torch
 
     embeddings = {}
     for name in dict.fromkeys(names):

@@ -102,7 +102,7 @@ class RowBatch:
         model: an attached model in eval mode, on its device.
         rows: a list of `Row`, none of which has tokens.
         decoding: `Decoding`.
-        special: ids of all special and added tokens.
+        special: see `OnlyOwnEnd`.
         pad_id: of the padding.
     """
 

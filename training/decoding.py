@@ -47,7 +47,7 @@ class Decoding:
 
 
 @torch.no_grad()
-def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress=None):
+def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, special=None, progress=None):
     """Continue every prompt until its end token. A batch may mix tasks.
 
     Args:
@@ -56,13 +56,15 @@ def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, progress
         prompts: a list of `Prompt`.
         decoding: `Decoding`.
         dtype: precision of the matrix products.
+        special: ids that are produced only where they are a prompt's end; None: all special and added tokens.
         progress: called with the number of prompts done so far.
 
     Returns:
         a list of token id lists, in the order of the prompts, without the end token.
     """
     device = next(model.parameters()).device
-    special = sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
+    if special is None:
+        special = sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
     # Longest first: the largest batch, and with it any lack of memory, comes at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
     forwards = -(-len(prompts) // decoding.batch_size) * decoding.max_length

@@ -27,16 +27,18 @@ class OnlyOwnEnd(LogitsProcessor):
     """Of all special tokens a row may produce its own task's end alone.
 
     Args:
-        special: ids of all special and added tokens.
+        special: ids that are forbidden unless they are the row's end.
         ends: each row's end token.
         beams: generate repeats each row this often.
     """
 
     def __init__(self, special, ends, beams, device):
-        self.special = torch.tensor(special, device=device)
+        self.special = torch.tensor(special, dtype=torch.long, device=device)
         ends = torch.tensor(ends, device=device).repeat_interleave(beams)
         self.forbidden = self.special != ends[:, None]
 
     def __call__(self, input_ids, scores):
+        if not len(self.special):
+            return scores
         kept = scores[:, self.special].masked_fill(self.forbidden, float("-inf"))
         return scores.index_copy(1, self.special, kept)

@@ -9,7 +9,8 @@ from versatile.data.own_tasks import register_own_tasks
 from versatile.data.prompt import Prompt
 from versatile.data.task import Example, Span, find
 from versatile.data.text_to_text_batches import Collator
-from versatile.training import text_to_text_arguments, text_to_text_evaluation
+from versatile.training import continuous_batching, text_to_text_arguments, text_to_text_evaluation
+from versatile.training.decoding import Decoding, decode
 from versatile.training.evaluation import Predictions
 from versatile.training.objectives import cross_entropy, move
 from versatile.training.runs import run_flags
@@ -22,10 +23,10 @@ LABELS = "outputs are as long as the task's longest label"
 
 
 class TextToTextModel(TextModel):
-    """See `TextModel`. Inputs are worded as in training: "sentence1: … sentence2: …"; outputs are decoded by beams.
+    """See `TextModel`. Inputs are worded as in training: "sentence1: … sentence2: …"; each task has its own beams.
 
     Args:
-        model: a T5; its `generate` takes `task_ids`, unless it has no tasks.
+        model: a `TaskT5`, or a T5 without tasks, of which only the loss is asked for.
         tokenizer: its tokenizer.
         dtype: precision of the matrix products.
         batch_size: rows at once.
@@ -161,11 +162,15 @@ class TextToTextModel(TextModel):
             predictions[split.name] = Predictions(texts, *loss)
         return predictions, {}
 
-    def batches(self, rows, lengths):
-        """(row numbers, batch) of this process's rows, those of like length together."""
-        order = sorted(range(len(rows)), key=lambda i: (int(lengths[i]), i))
+    def share_of(self, lengths):
+        """The numbers of this process's rows, those of like length together."""
+        order = sorted(range(len(lengths)), key=lambda i: (int(lengths[i]), i))
         rank, world = self.share
-        mine = order[rank::world]
+        return order[rank::world]
+
+    def batches(self, rows, lengths):
+        """(row numbers, batch) of this process's rows."""
+        mine = self.share_of(lengths)
         for first in range(0, len(mine), self.batch_size):
             numbers = mine[first : first + self.batch_size]
             yield numbers, move(self.collate([rows[i] for i in numbers]), self.device)
@@ -200,20 +205,46 @@ class TextToTextModel(TextModel):
         share, training = -(-len(rows) // self.share[1]), self.model.training
         self.model.eval()
         # One shape in all processes: [rows, row number and tokens].
-        tokens = torch.full((share, 1 + length), self.tokenizer.pad_token_id, device=self.device)
+        tokens = torch.full((share, 1 + length), self.tokenizer.pad_token_id)
         tokens[:, 0] = -1
-        done = 0
+        for at, (number, ids) in enumerate(self.outputs(rows, lengths, length, beams)):
+            tokens[at, 0], tokens[at, 1 : 1 + len(ids)] = number, torch.tensor(ids)
+        self.model.train(training)
+        rows = sorted(row for row in self.gather(tokens.to(self.device)).tolist() if row[0] >= 0)
+        texts = self.tokenizer.batch_decode([row[1:] for row in rows], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+    def outputs(self, rows, lengths, length, beams):
+        """(row number, token ids) of this process's rows, in any order; arguments as of `generate`.
+
+        Greedy search is that of `decode`, beams are those of transformers. The ids are the same as by the latter's
+        greedy search: special tokens are not forbidden, nor is an end at once.
+        """
+        own, numbers = self.model.generation_config, self.share_of(lengths)
+        # A model's own least length counts the start token.
+        least = max(0, (own.min_length or 0) - 1)
+        decoding = Decoding(max_length=length, min_length=least, num_beams=beams, batch_size=self.batch_size)
+        if not self.is_continuous(decoding):
+            return self._outputs_of_generate(rows, lengths, length, beams)
+        prompts = [Prompt(row["input_ids"], None, row["task_id"], own.eos_token_id)
+                   for row in (rows[i] for i in numbers)]  # fmt: skip
+        return zip(numbers, decode(self.model, self.tokenizer, prompts, decoding, dtype=self.dtype, special=()))
+
+    def is_continuous(self, decoding):
+        """Whether `decode` can do as `generate` does with the model's own settings, rows that have ended replaced."""
+        # XLA compiles for every shape that it has not met, and rows that come and go have many.
+        if self.collate.lengths is not None:
+            return False
+        # `generate` knows models of several end tokens, and start tokens by row.
+        own = self.model.generation_config
+        are_single = isinstance(own.eos_token_id, int) and isinstance(own.decoder_start_token_id, int)
+        return are_single and continuous_batching.is_supported(self.model, decoding)
+
+    def _outputs_of_generate(self, rows, lengths, length, beams):
         for numbers, batch in self.batches(rows, lengths):
             # Given at each call: what one task decodes with leaves the next as it is.
             wanted = {k: batch[k] for k in ("input_ids", "attention_mask", "task_ids")}
             with autocast(self.device, self.dtype):
                 ids = self.model.generate(**wanted, max_new_tokens=length, num_beams=beams, do_sample=False,
                                           early_stopping=False, use_cache=True)  # fmt: skip
-            ids = ids[:, 1 : 1 + length]
-            tokens[done : done + len(numbers), 0] = torch.tensor(numbers, device=self.device)
-            tokens[done : done + len(numbers), 1 : 1 + ids.shape[1]] = ids
-            done += len(numbers)
-        self.model.train(training)
-        rows = sorted(row for row in self.gather(tokens).tolist() if row[0] >= 0)
-        texts = self.tokenizer.batch_decode([row[1:] for row in rows], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+            yield from zip(numbers, ids[:, 1 : 1 + length].tolist())
