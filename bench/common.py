@@ -197,6 +197,17 @@ def smollm2(args, **more):
     return LlamaForCausalLM(config)
 
 
+def t5(args, **more):
+    """A random T5 in T5-small's proportions with the base vocabulary of 8192; T5-small is 512 wide with 6 layers."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(args.seed)
+    shape = dict(vocab_size=VOCABULARY, d_model=args.width, d_kv=64, d_ff=4 * args.width, num_layers=args.layers,
+                 num_heads=max(1, args.width // 64), decoder_start_token_id=0)  # fmt: skip
+    return T5ForConditionalGeneration(T5Config(**shape | more))
+
+
 def model_flags(p, bottleneck=True):
     """The flags `gpt2` and, with `bottleneck`, `attached` read."""
     from versatile.utils import flags
@@ -243,7 +254,7 @@ def attached(args, full=False, **more):
     import torch
     from versatile.adapters import attach as adapting
 
-    build = smollm2 if getattr(args, "smollm2", False) else gpt2
+    build = next((build for build in (smollm2, t5) if getattr(args, build.__name__, False)), gpt2)
     model, tokenizer = build(args, **more), word_tokenizer()
     torch.manual_seed(args.seed + 1)
     markers = {TASK: [f"<marker{i}>" for i in range(MARKERS)]}

@@ -108,14 +108,10 @@ class Work:
 
     def __init__(self, args, device, dtype, side):
         import torch
-        from transformers import T5Config, T5ForConditionalGeneration
         from versatile.adapters import t5
 
         self.args, self.device, self.dtype, self.ids, self.step = args, device, dtype, None, 0
-        config = T5Config(vocab_size=args.vocabulary, d_model=args.width, d_kv=64, d_ff=4 * args.width,
-                          num_layers=args.layers, num_heads=args.width // 64, decoder_start_token_id=0)  # fmt: skip
-        torch.manual_seed(args.seed)
-        model = T5ForConditionalGeneration(config)
+        model = common.t5(args, vocab_size=args.vocabulary)
         settings = t5.T5Settings(
             method=METHODS[side], reduction_factor=args.reduction_factor, non_linearity="gelu_new",
             train_task_embeddings=True, task_embedding_dim=64, unfreeze_layer_norms=True,

@@ -20,6 +20,8 @@ import run as bench
 SCRIPTS = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if p.stem not in ("common", "run"))
 # The libraries that it compares with are downloaded.
 ALONE = {"peers": ["--sides", "ours"]}
+# [script and what else it measures]
+RUNS = [*([script] for script in SCRIPTS), ["decode", "--t5"]]
 
 
 class Forked:
@@ -34,9 +36,9 @@ class Forked:
         return self.job.wait().code
 
 
-def quick_run(script, saved, folder, monkeypatch, capsys):
+def quick_run(script, flags, saved, folder, monkeypatch, capsys):
     """What a benchmark prints."""
-    argv = ["--quick", "--json", str(saved), *ALONE.get(script, [])]
+    argv = ["--quick", "--json", str(saved), *ALONE.get(script, []), *flags]
     if script == "memory":
         memory = importlib.import_module(script)
         monkeypatch.setattr(memory.subprocess, "Popen", Forked)
@@ -47,10 +49,10 @@ def quick_run(script, saved, folder, monkeypatch, capsys):
     return result.out
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_quick_run_prints_hardware_table_and_ratio(script, tmp_path, monkeypatch, capsys):
-    saved = tmp_path / "numbers.json"
-    printed = quick_run(script, saved, tmp_path, monkeypatch, capsys)
+@pytest.mark.parametrize("run", RUNS, ids=" ".join)
+def test_quick_run_prints_hardware_table_and_ratio(run, tmp_path, monkeypatch, capsys):
+    saved, (script, *flags) = tmp_path / "numbers.json", run
+    printed = quick_run(script, flags, saved, tmp_path, monkeypatch, capsys)
     lines = printed.splitlines()
     assert lines[0].startswith("hardware: ")
     assert any(set(line) == {"-"} for line in lines)
