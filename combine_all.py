@@ -148,33 +148,38 @@ def combine_runs(args, combination):
     """Combine models of train_camtl.py or train_t5.py; `combination` is a `training.run_combination.Combination`."""
     from versatile.training import runs
 
-    refuse_foreign_data(args, combination.sources)
+    flags.refuse_foreign(args.data, combination.sources, "combined")
+    folders = combination.find_data(args.data)
     model, tokenizer = combination.build()
     known = runs.stored(args.into).get("sources", {}) if args.into else {}
     methods, described = model.methods, {}
     for task, path in combination.sources.items():
         here = dict(checkpoint=str(path), adapter=methods[task])
         described[task] = (path == args.into and known.get(task)) or here
-    flags = vars(args) | combination.result_flags() | dict(model_checkpoint=model.config._name_or_path)
+        if folders[task]:
+            described[task] |= dict(dataset_path=runs.absolute_paths(folders[task]))
+    own_flags = combination.result_flags(folders) | dict(model_checkpoint=model.config._name_or_path)
     with output_directory(args) as beside:
         combination.save(model, tokenizer, beside)
         del model
         refuse_taken(args, beside)
-        proofs = combination.prove(beside, args)
-        write_record(args, beside, runs.record(Namespace(**flags), method="combined", sources=described, proof=proofs))
+        proofs = combination.prove(beside, args, folders)
+        contents = runs.record(Namespace(**vars(args) | own_flags), method="combined", sources=described, proof=proofs)
+        write_record(args, beside, contents)
     for task, proof in proofs.items():
         gap, rows = proof["max_abs_difference"], proof["examples"]
         outputs = f"; {proof['outputs_equal']} of {rows} greedy outputs equal" if "outputs_equal" in proof else ""
         print(f"{task}: {methods[task]['method']} of {combination.sources[task]}, largest difference of scores on "
               f"{rows} rows {f'{gap:.2g}' if gap else '0, equal bit for bit'}{outputs}")  # fmt: skip
     print(f"written: {args.output}")
-    # A result remembers one folder of data.
+    together = shell_command("evaluate.py", "--task", "all", "--model_checkpoint", args.output)
     if len({proof["data"] for proof in proofs.values()}) == 1:
-        print("next: " + shell_command("evaluate.py", "--task", "all", "--model_checkpoint", args.output))
+        print(f"next: {together}")
         return
     for task, proof in proofs.items():
         print("next: " + shell_command("evaluate.py", "--task", task, "--data_dir", shown(proof["data"]),
                                        "--model_checkpoint", args.output))  # fmt: skip
+    print(f"all at once: {together}")
 
 
 def combine_language_models(args):
@@ -291,16 +296,8 @@ def read_sources(args):
     combining.check(sources)
     names = [s.task for s in sources]
     refuse_unknown(sources)
-    refuse_foreign_data(args, names)
+    flags.refuse_foreign(args.data, names, "combined")
     return sources
-
-
-def refuse_foreign_data(args, names):
-    """A `UserError` where --data names a task that is not among those combined."""
-    if foreign := sorted(set(args.data) - set(names)):
-        raise UserError(
-            f"task {foreign[0]!r} is not combined", location="--data", expected="one of " + ", ".join(names)
-        )
 
 
 def refuse_unknown(sources):

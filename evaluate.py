@@ -35,6 +35,9 @@ def parser():
     settings.add(p, "dataset_path", spellings=("data_dir",),
                  help="the task's json file (default: the task's own location under data/); of a model of "
                       "train_t5.py: the data's folder (default: the run's)")  # fmt: skip
+    g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "DIR"), action=flags.OfTasks, default={},
+                   metavar="TASK=DIR", help="of a model of train_t5.py or train_camtl.py: folders of single tasks "
+                                            "(default: --dataset_path, else those it was trained on)")  # fmt: skip
     settings.add(p, "split")
     settings.add(p, "limit", help="only the first so many instances; of a model of train_t5.py: so many of each task, "
                                   "drawn by the run's --data_seed")  # fmt: skip
@@ -75,7 +78,9 @@ def main(argv=None):
         from versatile.training.evaluation import OF_RUNS, evaluate_run
 
         if manifest and manifest.encoder in OF_RUNS:
-            return evaluate_run(args, flags.typed_flags(parser, argv), manifest.encoder)
+            return evaluate_run(args, p.locations, manifest.encoder)
+    if args.data:
+        p.error("--data goes with a model of train_t5.py or train_camtl.py; here: --dataset_path FILE")
     from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
     from versatile.data.task import canonical_name, get_task
 

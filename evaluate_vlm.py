@@ -28,7 +28,8 @@ def parser():
     settings.add(p, "model_checkpoint", help="the VLM's directory")
     settings.add(p, "dataset_path", help="the data file of the one --task")
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
-                   metavar="TASK=FILE", help="data files (default: the tasks' own locations under data/)")  # fmt: skip
+                   metavar="TASK=FILE", help="data files (default: the tasks' own locations under data/); of "
+                                             "a model of train_t5.py or train_camtl.py the data's folders")  # fmt: skip
     settings.add(p, "split")
     settings.add(p, "limit", help="only the first so many instances of each task")
     settings.add(p, "max_history", help=settings.HISTORY)
@@ -52,7 +53,7 @@ def main(argv=None):
     manifest = peek(args.model_checkpoint)
     if manifest and manifest.encoder in OF_RUNS:
         flags.require_one_process()
-        return evaluate_run(args, flags.typed_flags(parser, argv), manifest.encoder)
+        return evaluate_run(args, p.locations, manifest.encoder)
     args.output_dir = args.output_dir or "results/VLM_result"
     if args.dataset_path and args.task == "all":
         p.error("--dataset_path goes with one --task; for several: --data TASK=FILE …")
@@ -101,10 +102,7 @@ def read_splits(args, info):
 
     register_own_tasks(info.definitions.values())
     names = info.tasks if args.task == "all" else [args.task]
-    if foreign := sorted(set(args.data) - set(names)):
-        raise UserError(
-            f"task {foreign[0]!r} is not evaluated", location="--data", expected="one of " + ", ".join(names)
-        )
+    flags.refuse_foreign(args.data, names, "evaluated")
     splits = [read_task_split(args, get_task(name), args.max_history or info.histories.get(name)) for name in names]
     if not any(splits):
         raise UserError("none of the tasks has data", location="--data", expected="TASK=FILE for at least one of "

@@ -185,16 +185,14 @@ def choose_methods(args, tasks):
 def of_tasks(flag, pairs, tasks):
     """{task: N} of what `count` made of a flag's values."""
     values = dict(pairs or [])
-    if unknown := sorted(set(values) - set(tasks) - {""}):
-        raise UserError(f"task {unknown[0]!r} is not trained", location=flag, expected="one of " + ", ".join(tasks))
+    flags.refuse_foreign(set(values) - {""}, tasks, "trained", flag)
     return {name: values.get(name, values.get("")) for name in tasks if name in values or "" in values}
 
 
 def data_files(args, tasks):
     """{task: its data file}."""
     for flag, names in (("--data", args.data), ("--distillation", args.distillation)):
-        if unknown := sorted(set(names) - set(tasks)):
-            raise UserError(f"task {unknown[0]!r} is not trained", location=flag, expected="one of " + ", ".join(tasks))
+        flags.refuse_foreign(names, tasks, "trained", flag)
     paths = {}
     for name, task in tasks.items():
         try:

@@ -4,13 +4,14 @@ python -m pytest tests/test_classifier_methods.py
 """
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from scripts import run
-from training_runs import trained
+from scripts import done, run
+from training_runs import refused, trained
 from versatile.adapters import bert
 from versatile.adapters.attach import parameter_summary
 from versatile.adapters.backbones.family import backbone_of
@@ -165,6 +166,24 @@ def test_single_tasks_are_combined_and_answer_as_their_own_models(tmp_path):
     result = run("evaluate", ["--task", "all", "--model_checkpoint", out, "--output_dir", tmp_path / "scores"],
                  tmp_path / "log")  # fmt: skip
     assert result.code == 0, result.err
+
+
+def test_all_tasks_of_a_combined_classifier_are_evaluated_on_the_data_of_each(tmp_path):
+    runs = {}
+    for task, name in (("cola", "CoLA"), ("rte", "RTE")):
+        glue, runs[task] = tmp_path / f"glue-{task}", tmp_path / task
+        glue.mkdir()
+        (glue / name).symlink_to(Path(SAMPLES, name).resolve())
+        trained(command(runs[task], "lora", (task,), "--data_dir", glue), tmp_path / "log", SCRIPT)
+    both, log = tmp_path / "both", tmp_path / "log"
+    sources = [f"{task}={folder}" for task, folder in runs.items()]
+    done(run("combine_all", ["--checkpoints", *sources, "--output", both], log))
+    argv = ["--task", "all", "--model_checkpoint", both, "--split", "valid", "--limit", 4, "--output_dir"]
+    done(run("evaluate", [*argv, tmp_path / "out"], log))
+    assert all((tmp_path / "out" / f"{task}_metrics.json").is_file() for task in runs)
+    (tmp_path / "glue-cola").rename(moved := tmp_path / "moved")
+    refused(run("evaluate", [*argv, tmp_path / "x"], log), str(tmp_path / "glue-cola"), "--data cola=DIR")
+    done(run("evaluate_vlm", [*argv, tmp_path / "out", "--data", f"cola={moved}"], log))
 
 
 @pytest.mark.parametrize("method, said", [("hyperformer++", "hypernetworks"), ("full", "fully fine-tuned"),

@@ -195,6 +195,41 @@ def test_the_commands_that_come_next_name_each_tasks_own_data(tmp_path, capsys):
     assert "metrics.json" not in (both / "README.md").read_text()
 
 
+def folders_of(tmp_path, **tasks):
+    """{task: a folder that holds GLUE's folder of this task alone}."""
+    folders = {task: tmp_path / f"glue-{task}" for task in tasks}
+    for task, folder in folders.items():
+        folder.mkdir()
+        (folder / tasks[task]).symlink_to(f"{GLUE}/{tasks[task]}")
+    return folders
+
+
+def evaluated_data(model, out, *more):
+    """{task: the folder that evaluate.py reads} of all tasks of a model."""
+    argv = ["--task", "all", "--model_checkpoint", model, "--split", "valid", "--limit", 2, "--fp32", *more]
+    evaluate.main(list(map(str, [*argv, "--output_dir", out])))
+    return {path.name.split("_")[0]: read(path)["dataset_path"] for path in out.glob("*_metrics.json")}
+
+
+def test_all_tasks_are_evaluated_on_the_data_of_each(tmp_path, capsys):
+    folders = folders_of(tmp_path, rte="RTE", mrpc="MRPC", cola="CoLA")
+    runs = {task: trained(tmp_path / task, [task], flags=dict(data_dir=str(folder)))
+            for task, folder in folders.items()}  # fmt: skip
+    both = combined(tmp_path / "both", {task: runs[task] for task in ("rte", "mrpc")})
+    assert f"evaluate.py --task all --model_checkpoint {both}" in capsys.readouterr().out
+    own = {task: str(folder) for task, folder in folders.items()}
+    assert evaluated_data(both, tmp_path / "results") == {task: own[task] for task in ("rte", "mrpc")}
+    # What is added to it keeps what it remembers; data that are named for the proof are remembered, too.
+    (cola := tmp_path / "glue-cola").rename(moved := tmp_path / "moved")
+    argv = ["--into", both, "--checkpoints", f"cola={runs['cola']}", *QUICK]
+    refused_here(capsys, lambda: combine_all.main(list(map(str, argv))), str(cola), "--data cola=DIR")
+    combine_all.main(list(map(str, [*argv, "--data", f"cola={moved}"])))
+    assert evaluated_data(both, tmp_path / "all") == own | dict(cola=str(moved))
+    more = ["--data", f"rte={GLUE}"]
+    assert evaluated_data(both, tmp_path / "named", *more) == own | dict(cola=str(moved), rte=GLUE)
+    assert set(evaluated_data(both, tmp_path / "one", "--data_dir", GLUE, *more).values()) == {GLUE}
+
+
 @pytest.mark.parametrize("method, said", [("hyperformer++", "the method 'hyperformer\\+\\+'"), ("loar", "'loar'")])
 def test_a_method_that_no_task_can_have_for_itself_is_refused(method, said, tmp_path):
     both = combined(tmp_path / "both", {"rte": trained(tmp_path / "rte", ["rte"])})

@@ -10,7 +10,7 @@ from training_runs import parse_t5 as parse
 from training_runs import refused
 from versatile.adapters import t5
 from versatile.adapters import t5_loading as t5_models
-from versatile.training.text_to_text_evaluation import data_of
+from versatile.training.evaluation import data_of
 from versatile.training.text_to_text_training import check_directory
 from versatile.utils.errors import UserError
 

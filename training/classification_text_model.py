@@ -13,7 +13,7 @@ from versatile.data.pair_batches import pair_inputs
 from versatile.data.prompt import Prompt
 from versatile.data.task import Example, Span, Task, resolve
 from versatile.training import classification, runs
-from versatile.training.evaluation import EvalSplit, Predictions
+from versatile.training.evaluation import EvalSplit, Predictions, asked_tasks, task_data
 from versatile.training.objectives import move
 from versatile.training.text_model import TextModel
 from versatile.utils import devices
@@ -85,7 +85,6 @@ class SentenceClassifier(TextModel):
         **dict.fromkeys(("adapter_bottleneck", "max_history", "emb_only", "outputlayer_only", "random_init",
                          "self_copy"), "no such ablation"),
         **{flag: "nothing is decoded" for flag in without_effect if flag not in ("no_sample", "seed")},
-        "data": "all tasks lie in one folder: --dataset_path DIR",
     }  # fmt: skip
     # Of outputs, of which there are none.
     positions = 1 << 20
@@ -149,19 +148,20 @@ class SentenceClassifier(TextModel):
 
     def read_splits(self, args, typed):
         """The splits that evaluate.py is asked for, a list of `PairSplit`; with "all" MNLI's second dev set, too."""
-        data_dir = args.dataset_path or runs.stored(self.directory).get("flags", {}).get("data_dir")
-        names = list(self.model.tasks) if args.task == "all" else [args.task]
+        names = asked_tasks(args, self.model.tasks)
         classification.check_heads(self.model, names, f"--model_checkpoint {args.model_checkpoint}")
-        if data_dir is None and not all(glue.get_task(name).pairs for name in names):
-            raise UserError("nothing says where the data lie", location="--dataset_path",
-                            expected="GLUE in the official script's folders")  # fmt: skip
-        split = SPLITS[args.split]
-        if args.task == "all":
-            names += [guest for guest in self.model.aliases if split in glue.get_task(guest).files
-                      and not glue_files.missing(data_dir, [guest], [split])]  # fmt: skip
-        splits = [PairSplit(glue.get_task(name), load_split(
-            data_dir, name, split, self.tokenizer, self.longest, limit=args.limit, cache_dir=args.token_cache_dir,
-        )) for name in names]  # fmt: skip
+        split, splits = SPLITS[args.split], []
+        for name in names:
+            with task_data(args, typed, self.directory, name) as folder:
+                if folder is None and not glue.get_task(name).pairs:
+                    raise UserError("nothing says where the data lie", location="--dataset_path",
+                                    expected="GLUE in the official script's folders")  # fmt: skip
+                guests = [guest for guest, host in self.model.aliases.items() if args.task == "all" and host == name
+                          and split in glue.get_task(guest).files
+                          and not glue_files.missing(folder, [guest], [split])]  # fmt: skip
+                splits += [PairSplit(glue.get_task(task), load_split(
+                    folder, task, split, self.tokenizer, self.longest, limit=args.limit, cache_dir=args.token_cache_dir,
+                )) for task in (name, *guests)]  # fmt: skip
         for name, labels in ((part.name, part.rows.labels) for part in splits):
             if (labels != labels).any():
                 raise UserError(f"the {args.split} rows of {name} have no labels", location=f"--split {args.split}",

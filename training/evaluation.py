@@ -4,14 +4,16 @@ Every model is evaluated here, whatever its examples are encoded by: `evaluate_t
 its kind makes of a split, and `EvalSplit.score` what its task makes of that.
 """
 
+import contextlib
 import json
+from argparse import Namespace
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 from versatile.data import instances
 from versatile.training import runs
-from versatile.utils import devices, metrics
+from versatile.utils import devices, flags, metrics
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, writable_directory, write_json
 from versatile.utils.lines import one_line
@@ -226,7 +228,7 @@ def evaluate_run(args, typed, encoder):
 
     Args:
         args: the flags of evaluate.py or evaluate_vlm.py; `task` may be "all", `dataset_path` is a folder of data.
-        typed: those that were typed.
+        typed: {setting: how it was typed}.
         encoder: one of `OF_RUNS`.
 
     Raises:
@@ -238,18 +240,79 @@ def evaluate_run(args, typed, encoder):
     from versatile.training.text_model import text_model_class
 
     kind = text_model_class(encoder)
-    for flag in typed:
-        if why := kind.unused_flags.get(flag):
-            raise UserError(f"has no effect on a model of {kind.script}: {why}", location=f"--{flag}",
+    for setting, flag in typed.items():
+        if why := kind.unused_flags.get(setting):
+            raise UserError(f"has no effect on a model of {kind.script}: {why}", location=flag,
                             remedy="leave it out")  # fmt: skip
     devices.quiet_libraries(args.cache_dir)
     text_model = kind.load(args.model_checkpoint, None, devices.precision(args, idist.device()))
     args.task = canonical_name(args.task, encoder)
+    args.data = {canonical_name(task, encoder): folder for task, folder in args.data.items()}
     splits = text_model.read_splits(args, typed)
     args.output_dir = args.output_dir or f"results/{runs.run_of(args.model_checkpoint).name}"
     writable_directory(args.output_dir, "--output_dir")
     decoding = Decoding(batch_size=args.batch_size)
     evaluate_into(args.output_dir, text_model, splits, decoding, args.samples, **text_model.describe())
+
+
+def asked_tasks(args, held):
+    """Names of the tasks that are asked for of those that a model holds; a `UserError` for --data of another."""
+    names = list(held) if args.task == "all" else [args.task]
+    flags.refuse_foreign(args.data, names, "evaluated")
+    return names
+
+
+@contextlib.contextmanager
+def task_data(args, typed, directory, task):
+    """The folder of a task's data, for a block that reads them and whose errors name the flag that says where they lie.
+
+    It is what --data says of the task, --dataset_path of all, what the model remembers of the task, or of all; None:
+    nothing says so.
+
+    Args:
+        args, typed: see `evaluate_run`.
+        directory: of the model.
+
+    Raises:
+        UserError: no such folder.
+    """
+    known, remembered = runs.stored(directory).get("flags", {}), runs.trained_on(directory, task)
+    flag = f"{typed.get('dataset_path', '--dataset_path')} DIR"
+    if task in args.data or (remembered and not args.dataset_path):
+        flag = f"--data {task}=DIR"
+    named = args.data.get(task) or args.dataset_path
+    folder = data_of(Namespace(dataset_path=named), dict(data_dir=remembered or known.get("data_dir")), flag)
+    with naming_the_flag(flag):
+        yield folder
+
+
+def data_of(args, known, flag="--dataset_path DIR"):
+    """The folder of data that is named, or the run's own, which must be there still; None: nothing says so.
+
+    Args:
+        args: has dataset_path.
+        known: the run's flags.
+        flag: names a folder DIR, for the error.
+    """
+    folder = args.dataset_path or known.get("data_dir")
+    if folder and not Path(folder).is_dir():
+        what = flag.removesuffix("DIR") if args.dataset_path else "the data that the model was trained on, "
+        raise UserError("no such folder", location=f"{what}{folder}",
+                        expected="GLUE's official folders, or a folder of local files",
+                        remedy=f"say where they lie: {flag}")  # fmt: skip
+    return folder
+
+
+@contextlib.contextmanager
+def naming_the_flag(flag):
+    """What reads the data knows the flag of the training scripts; `flag` names the folder DIR here."""
+    try:
+        yield
+    except UserError as error:
+        words = (error.found, error.location, error.expected, error.remedy)
+        name = flag.removesuffix(" DIR")
+        found, location, expected, remedy = (word and str(word).replace("--data_dir", name) for word in words)
+        raise UserError(found, location=location, expected=expected, remedy=remedy) from error
 
 
 # ---- the screen and files

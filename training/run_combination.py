@@ -19,7 +19,7 @@ from versatile.data.files import SAMPLES
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.padding import tensors
 from versatile.data.pair_batches import pair_inputs
-from versatile.training import runs, text_to_text_arguments, text_to_text_evaluation
+from versatile.training import evaluation, runs, text_to_text_arguments, text_to_text_evaluation
 from versatile.training.text_to_text_model import TextToTextModel
 from versatile.utils import devices
 from versatile.utils.errors import UserError
@@ -121,21 +121,35 @@ class Combination:
                 copy_tensors(own, model.added[name].task_state(task), "the combined model")
         return model.eval(), tokenizer
 
-    def result_flags(self):
-        """{name: value} of the flags that the result has of its runs."""
+    def find_data(self, named):
+        """{task: the folder of its data, or None: its run does not say}; a `UserError` where it is not there.
+
+        Args:
+            named: {task: folder} of --data.
+        """
+        return {
+            task: evaluation.data_of(Namespace(dataset_path=named.get(task)), dict(
+                data_dir=runs.trained_on(source, task) or self.flags[source].get("data_dir")), f"--data {task}=DIR")
+            for task, source in self.sources.items()
+        }  # fmt: skip
+
+    def result_flags(self, folders):
+        """{name: value} of the flags that the result has of its runs; `folders`: see `find_data`."""
         flags = list(self.flags.values())
         same = {name: flags[0][name] for name in self.kept
                 if all(name in own and own[name] == flags[0].get(name) for own in flags)}  # fmt: skip
+        data_dirs = set(folders.values())
         definitions = {task["name"]: task for own in flags for task in own.get("task_definitions") or ()}
         return same | dict(task_definitions=[task for name, task in definitions.items() if name in self.sources],
-                           data_dir=next(filter(None, (own.get("data_dir") for own in flags)), None))  # fmt: skip
+                           data_dir=data_dirs.pop() if len(data_dirs) == 1 else None)
 
     @torch.no_grad()
-    def prove(self, directory, args):
+    def prove(self, directory, args, folders):
         """Compare the model in `directory` with every source, which is loaded alone.
 
         Args:
             args: the flags of combine_all.py.
+            folders: see `find_data`; where a run does not say, the samples are taken.
 
         Returns:
             {task: dict(data, examples, max_abs_difference; where there are outputs outputs_equal)}
@@ -149,7 +163,7 @@ class Combination:
             theirs = self.load(source)
             devices.prepare_for_device(theirs[0], idist.device(), torch.float32)
             for task in tasks:
-                folder = args.data.get(task) or self.flags[source].get("data_dir") or str(SAMPLES / "glue")
+                folder = folders[task] or str(SAMPLES / "glue")
                 proof = self.compare(ours, theirs, task, folder, args)
                 gap, equal = proof["max_abs_difference"], proof.get("outputs_equal", proof["examples"])
                 outputs = f", {equal} of {proof['examples']} outputs are equal" if "outputs_equal" in proof else ""

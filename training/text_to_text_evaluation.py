@@ -11,7 +11,7 @@ from versatile.data.encoders.text_to_text import load_split, references
 from versatile.data.text_to_text_batches import Rows
 from versatile.training import runs
 from versatile.training.decoding import Decoding
-from versatile.training.evaluation import EvalSplit, evaluate_tasks
+from versatile.training.evaluation import EvalSplit, asked_tasks, evaluate_tasks, task_data
 from versatile.utils import schema
 from versatile.utils.errors import UserError
 from versatile.utils.files import write_json
@@ -227,25 +227,28 @@ def read_run_splits(text_model, args, typed):
         args: the flags of evaluate.py; `task` may be "all", `dataset_path` is a data directory.
         typed: those that were typed.
     """
-    known, model = text_model.flags, text_model.model
+    known, model, splits = text_model.flags, text_model.model, []
     if args.task != "all" and args.task not in model.tasks:
         raise UserError(f"the model was not trained for {args.task}", location=f"--task {args.task}",
                         expected=f"one of {', '.join(model.tasks)}")  # fmt: skip
-    names = model.tasks if args.task == "all" else [args.task]
+    names = asked_tasks(args, model.tasks)
     beams = args.num_beams if "num_beams" in typed else known.get("eval_beams")
-    data = Namespace(data_dir=data_of(args, known), eval_beams=beams)
     split, held_out = SPLITS[args.split or "test"], known.get("split_validation_test", False)
     target = "test_max_target_length" if split == "test" else "val_max_target_length"
-    with naming_the_flag():
-        splits = read_splits(
-            names, split, data, text_model.tokenizer, {name: model.task_id(name) for name in names},
-            lengths=(text_model.longest, known.get(target, 128)), limit=args.limit or -1,
-            seed=known.get("data_seed", 42), held_out=held_out, prefix=text_model.has_prefix,
-        )  # fmt: skip
+    for name in names:
+        with task_data(args, typed, text_model.directory, name) as folder:
+            splits += read_splits(
+                [name], split, Namespace(data_dir=folder, eval_beams=beams), text_model.tokenizer,
+                {name: model.task_id(name)}, lengths=(text_model.longest, known.get(target, 128)),
+                limit=args.limit or -1, seed=known.get("data_seed", 42), held_out=held_out,
+                prefix=text_model.has_prefix,
+            ).values()  # fmt: skip
     if split == "test" and known.get("load_best_model_at_end"):
-        for name in tested_on_validation(names, data.data_dir, held_out):
-            print(f"warning: {name}: the test rows are the validation rows, which chose this model in training")
-    return list(splits.values())
+        for part in splits:
+            if tested_on_validation([part.name], part.data_dir, held_out):
+                print(f"warning: {part.name}: the test rows are the validation rows, which chose this model in "
+                      "training")  # fmt: skip
+    return splits
 
 
 def finish_run_evaluation(results, output_dir):
@@ -254,30 +257,3 @@ def finish_run_evaluation(results, output_dir):
     scores = published_scores(results, PREFIXES[split])
     write_results(Path(output_dir) / FILES[split], scores)
     print_average(scores, PREFIXES[split])
-
-
-def data_of(args, known):
-    """The data directory: the one that is named, or the run's own, which must be there still; None: the hub.
-
-    Args:
-        args: has dataset_path.
-        known: the run's flags.
-    """
-    folder = args.dataset_path or known.get("data_dir")
-    if folder and not Path(folder).is_dir():
-        what = "--dataset_path" if args.dataset_path else "the data that the model was trained on,"
-        raise UserError("no such folder", location=f"{what} {folder}",
-                        expected="GLUE's official folders, or a folder of local files",
-                        remedy="say where they lie: --dataset_path DIR")  # fmt: skip
-    return folder
-
-
-@contextlib.contextmanager
-def naming_the_flag():
-    """What reads the data knows the flag of train_t5.py."""
-    try:
-        yield
-    except UserError as error:
-        words = (error.found, error.location, error.expected, error.remedy)
-        found, location, expected, remedy = (w and str(w).replace("--data_dir", "--dataset_path") for w in words)
-        raise UserError(found, location=location, expected=expected, remedy=remedy) from error

@@ -50,7 +50,6 @@ class TextToTextModel(TextModel):
         **dict.fromkeys(("emb_only", "outputlayer_only", "random_init", "self_copy"), "no such ablation"),
         **{flag: why for flag, why in without_effect.items() if flag not in ("no_sample", "seed")},
         "adapter_bottleneck": "the checkpoint knows its own", "max_history": "a task has no history",
-        "data": "all tasks lie in one folder: --dataset_path DIR",
     }  # fmt: skip
     # Relative positions have no end.
     positions = 1 << 20
