@@ -230,6 +230,23 @@ def test_all_tasks_are_evaluated_on_the_data_of_each(tmp_path, capsys):
     assert set(evaluated_data(both, tmp_path / "one", "--data_dir", GLUE, *more).values()) == {GLUE}
 
 
+def test_data_that_cannot_be_read_are_named_by_the_flag_that_was_typed(tmp_path, capsys):
+    rte = trained(tmp_path / "rte", ["rte"])
+    both, absent, empty = combined(tmp_path / "both", {"rte": rte}), tmp_path / "absent", tmp_path / "empty"
+    (empty / "RTE").mkdir(parents=True)
+    argv = ["--task", "rte", "--model_checkpoint", str(both), "--output_dir", str(tmp_path / "x")]
+    for start in (lambda *data: combined(tmp_path / "out", {"rte": rte}, *data),
+                  lambda *data: evaluate.main([*argv, *map(str, data)])):  # fmt: skip
+        refused_here(capsys, lambda s=start: s("--data", f"rte={absent}"), f"--data rte={absent}: no such folder",
+                     "--data rte=DIR", out=tmp_path / "out")  # fmt: skip
+        refused_here(capsys, lambda s=start: s("--data", f"rte={empty}"), "check --data rte=DIR; ",
+                     "download_glue_data.py --data_dir DIR", out=tmp_path / "out")  # fmt: skip
+    for flag in ("--data_dir", "--dataset_path"):
+        refused_here(capsys, lambda f=flag: evaluate.main([*argv, f, str(absent)]), f"{flag} {absent}: no such folder",
+                     f"{flag} DIR")  # fmt: skip
+        refused_here(capsys, lambda f=flag: evaluate.main([*argv, f, str(empty)]), f"check {flag}; ")
+
+
 @pytest.mark.parametrize("method, said", [("hyperformer++", "the method 'hyperformer\\+\\+'"), ("loar", "'loar'")])
 def test_a_method_that_no_task_can_have_for_itself_is_refused(method, said, tmp_path):
     both = combined(tmp_path / "both", {"rte": trained(tmp_path / "rte", ["rte"])})

@@ -6,6 +6,7 @@ its kind makes of a split, and `EvalSplit.score` what its task makes of that.
 
 import contextlib
 import json
+import re
 from argparse import Namespace
 from dataclasses import dataclass, field
 from itertools import islice
@@ -310,8 +311,10 @@ def naming_the_flag(flag):
         yield
     except UserError as error:
         words = (error.found, error.location, error.expected, error.remedy)
-        name = flag.removesuffix(" DIR")
-        found, location, expected, remedy = (word and str(word).replace("--data_dir", name) for word in words)
+        # The script that downloads GLUE has a flag of that name, too.
+        found, location, expected, remedy = (
+            word and re.sub(r"(?<!\.py )--data_dir", lambda _: flag.removesuffix(" DIR"), str(word)) for word in words
+        )
         raise UserError(found, location=location, expected=expected, remedy=remedy) from error
 
 

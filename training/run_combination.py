@@ -164,7 +164,8 @@ class Combination:
             devices.prepare_for_device(theirs[0], idist.device(), torch.float32)
             for task in tasks:
                 folder = folders[task] or str(SAMPLES / "glue")
-                proof = self.compare(ours, theirs, task, folder, args)
+                with evaluation.naming_the_flag(f"--data {task}=DIR"):
+                    proof = self.compare(ours, theirs, task, folder, args)
                 gap, equal = proof["max_abs_difference"], proof.get("outputs_equal", proof["examples"])
                 outputs = f", {equal} of {proof['examples']} outputs are equal" if "outputs_equal" in proof else ""
                 if not gap <= LARGEST_DIFFERENCE or equal < proof["examples"]:
