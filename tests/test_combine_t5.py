@@ -127,6 +127,14 @@ def other_kind(folder):
     return folder
 
 
+def emptied(folder, *files):
+    """A directory with nothing but empty files of these names."""
+    folder.mkdir()
+    for name in files:
+        (folder / name).write_text("{}")
+    return folder
+
+
 WRONG = {
     "hypernetworks": (lambda f: trained(f, ["mrpc"], "hyperformer++", task_embedding_dim=8, task_hidden_dim=8),
                       "hyperformer++: its hypernetworks generate the adapters of all tasks"),
@@ -143,6 +151,11 @@ WRONG = {
     "a classifier": (other_kind, "this is not a model of train_t5.py, as another source is"),
     "a language model": (lambda f: trained_gpt2(f, ["mt"]), "this is not a model of train_t5.py, as another source is"),
     "nothing": (lambda f: f, "no such directory"),
+    "an empty directory": (emptied, "the directory has no config.json (it holds: nothing)",
+                           "a run directory of train_t5.py that has saved a model"),
+    "no model yet": (lambda f: emptied(f, "run.json"), "this run has not saved a best model yet",
+                     "python train_t5.py --resume"),
+    "a bare T5": (lambda f: lively("tiny-t5"), "this is a bare backbone: a task cannot be taken out of it"),
 }  # fmt: skip
 
 

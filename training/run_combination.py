@@ -2,6 +2,7 @@
 backbone. How inputs are made, and where the data lie, stands in the run.json of each."""
 
 from argparse import Namespace
+from pathlib import Path
 
 import ignite.distributed as idist
 import torch
@@ -68,7 +69,11 @@ class Combination:
         """The `Manifest` of a model of this kind; a `UserError` where it is another."""
         backbones.need_directory(directory, flag, f"a run directory of {self.script}")
         manifest = peek(directory)
-        if manifest is None or manifest.encoder != self.encoder:
+        if manifest is None:
+            backbones.need_config(Path(directory), flag, f"python {self.script}",
+                                  f"a run directory of {self.script} that has saved a model")
+            raise self.not_adapters(flag, "bare backbone")
+        if manifest.encoder != self.encoder:
             raise UserError(f"this is not a model of {self.script}, as another source is", location=flag,
                             expected="models of one kind")  # fmt: skip
         return manifest
@@ -80,9 +85,12 @@ class Combination:
             raise missing_task(flag, manifest.tasks, task)
         refuse_shared(manifest, [task], directory)
         if manifest.mode == "full":
-            raise UserError("this is a fully fine-tuned model: a task cannot be taken out of it", location=flag,
-                            expected=f"adapters beside a frozen {self.backbone}",
-                            remedy="train it with --method bottleneck")  # fmt: skip
+            raise self.not_adapters(flag, "fully fine-tuned model")
+
+    def not_adapters(self, flag, what):
+        return UserError(f"this is a {what}: a task cannot be taken out of it", location=flag,
+                         expected=f"adapters beside a frozen {self.backbone}",
+                         remedy="train it with --method bottleneck")  # fmt: skip
 
     def by_directory(self):
         """[(directory, its tasks)], so that each model is loaded once."""

@@ -116,24 +116,9 @@ def read_config(folder, location):
     if path.exists() or (len(path.parts) > 1 and path.parent.is_dir()):
         # runs/mistyped: the hub would have to be asked for it.
         need_directory(path, location, "a model's directory or hub name")
-    if path.is_dir() and not (path / "config.json").is_file():
-        if (path / "run.json").is_file():
-            saved = sorted([*(path / "checkpoints").glob("step_*"), *path.glob("checkpoint-*")])
-            script = "the script that made it" if for_t5 else "python train.py"
-            raise UserError(
-                "this run has not saved a best model yet", location=location,
-                remedy=f"resume it: {script} {shell_words('--resume', path)}"
-                       + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""),
-            )  # fmt: skip
-        found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-        raise UserError(
-            f"the directory has no config.json (it holds: {found})",
-            location=location,
-            expected="a T5's directory"
-            if for_t5
-            else "a transformers model, or a run directory of train.py that has saved a model",
-        )
     if path.is_dir():
+        need_config(path, location, "the script that made it" if for_t5 else "python train.py", "a T5's directory"
+                    if for_t5 else "a transformers model, or a run directory of train.py that has saved a model")
         return config_of_file(path / "config.json", location)
     try:
         reach_hub(str(folder))
@@ -155,6 +140,26 @@ def read_config(folder, location):
             if for_t5
             else "without a network use smollm2 (installed by ./run.sh setup)",
         ) from error
+
+
+def need_config(path, location, script, expected):
+    """A `UserError` where a directory has no config.json, nor therefore a model: what it is instead.
+
+    Args:
+        script: resumes a run that has not saved one yet.
+        expected: what was expected in place of anything else.
+    """
+    if (path / "config.json").is_file():
+        return
+    if (path / "run.json").is_file():
+        saved = sorted([*(path / "checkpoints").glob("step_*"), *path.glob("checkpoint-*")])
+        raise UserError(
+            "this run has not saved a best model yet", location=location,
+            remedy=f"resume it: {script} {shell_words('--resume', path)}"
+                   + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""),
+        )  # fmt: skip
+    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    raise UserError(f"the directory has no config.json (it holds: {found})", location=location, expected=expected)
 
 
 def locate(name, file):
