@@ -90,8 +90,12 @@ continual() {
     case "$1" in tasks) echo "$2" ;; examples) echo "$3" ;; scored) echo "$4" ;; esac
 }
 
+# Rows of the papers, on their backbones and data, whose sizes bench/plan knows. Those on SmolLM2 (small-*, e2e-*, …) are of
+# this toolkit, on data whose rows are counted once they are converted.
+published() { case "$1" in vlm-* | lifelong-* | t5-* | camtl-*) ;; *) return 1 ;; esac; }
+
 # The precision of the published runs: the originals train and score in float32.
-precision() { case "$1" in vlm-* | lifelong-* | t5-* | camtl-*) echo --fp32 ;; esac; }
+precision() { ! published "$1" || echo --fp32; }
 
 # What a recipe runs, as one line, so that `list` can print it. The settings that are not named are the task's
 # published ones (data/tasks/<task>.py).

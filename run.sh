@@ -8,7 +8,8 @@
 #   ./run.sh test [args]      the tests (args go to pytest; -m slow: those that take long)
 #   ./run.sh bench [args]     the benchmarks (args go to each, e.g. --quick)
 #   ./run.sh table [places]   what all results say, as a table and a chart (default: results/)
-#   ./run.sh plan ROW         what a published recipe needs: weights, data, memory, hours here and on a GPU
+#   ./run.sh plan ROW         what a published row (vlm-*, lifelong-*, t5-*, camtl-*) needs: weights, data, memory, hours
+#                             here and on a GPU
 #   ./run.sh list [names]     all recipes, or these
 #   ./run.sh <recipe> [args]  one recipe (args go to its script, e.g. --limit 1000)
 #
@@ -73,6 +74,7 @@ list() {
     echo "and E2E_DIR are set and they are not there yet (python -m data.convert makes the other tasks' files). Models and"
     echo "matrices go below MODEL_ROOT_DIR, the newest matrix also into results/<recipe>. Another --seed has its own directory."
     echo
+    echo "./run.sh plan ROW says what a row of vlm-*, lifelong-*, t5-* or camtl-* needs before it is started."
     echo "What a recipe trains or combines is evaluated at once, into results/<recipe>; ./run.sh table then collects it"
     echo "(python -m lifelong.compare results/… where tasks were learned one after another; there another --seed or --tasks of"
     echo "small-lifelong-*, superni-* and clbench-* has its own results/<recipe>-<tasks>-seed<seed>)."
@@ -87,8 +89,28 @@ list() {
 }
 
 no_recipe() {
-    echo "error: no recipe '$1'; ./run.sh list prints them all" >&2
+    local start="$1" near=""
+    while [ ${#start} -gt 3 ] && [ -z "$near" ]; do
+        near="$(recipes | tr ' ' '\n' | awk -v start="$start" 'index($0, start) == 1 && n++ < 4' | paste -sd, - | sed 's/,/, /g')"
+        start="${start%?}"
+    done
+    echo "error: no recipe '$1'; ${near:+did you mean $near? }./run.sh list prints them all" >&2
     exit 2
+}
+
+# What ./run.sh plan is asked for is refused before anything is set up, as bench/plan would refuse it.
+check_row() {
+    case "${1:-}" in
+    -*) return ;;
+    "") echo "error: plan: which row? ./run.sh list prints them all" >&2; exit 2 ;;
+    esac
+    recipe "$1" >/dev/null || no_recipe "$1"
+    published "$1" || {
+        echo "error: $1: it is not a published row, and only these are planned" >&2
+        echo "  expected: a row that starts with vlm-, lifelong-, t5-, camtl-, whose data have a known size" >&2
+        echo "  remedy:   run it: ./run.sh $1" >&2
+        exit 2
+    }
 }
 
 # The demo's commands, a line each. A model that is there already is left out, one that was interrupted is resumed.
@@ -198,7 +220,7 @@ camtl-demo) setup; shift; camtl_demo "$@" ;;
 test) setup_tests; shift; py -m pytest "$@" ;;
 bench) setup; shift; py bench/run.py "$@" ;;
 table) setup; shift; py -m utils.table "$@" ;;
-plan) setup; shift; py -m bench.plan "$@" ;;
+plan) shift; check_row "$@"; setup; py -m bench.plan "$@" ;;
 list) shift; list "$@" ;;
 help | -h | --help) sed -n '2,/^set /p' "$0" | sed -n 's/^# \{0,1\}//p' ;;
 *)

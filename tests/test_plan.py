@@ -179,6 +179,25 @@ def test_run_sh_leads_to_it(tmp_path):
     assert not re.search("Traceback", done.stderr)
 
 
+@pytest.mark.parametrize(("words", "said"), [
+    (["vlm-mt-adaptor"], "did you mean vlm-mt-adapter?"), (["x"], "./run.sh list"), ([], "which row?"),
+    (["small-mt-adapter"], "it is not a published row, and only these are planned"),
+])  # fmt: skip
+def test_run_sh_refuses_before_it_sets_anything_up(words, said, tmp_path):
+    env = {"PATH": os.environ["PATH"], "VENV": str(tmp_path / "venv"), "PYTHON": "false"}
+    done = subprocess.run(["bash", "run.sh", "plan", *words], cwd=ROOT, capture_output=True, text=True, timeout=60,
+                          env=env)  # fmt: skip
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("error:") == 1, done.stderr
+    assert not done.stdout and not (tmp_path / "venv").exists()
+
+
+def test_run_sh_and_the_plans_know_the_same_published_rows():
+    words = ". ./recipes.sh; for name in $(recipes); do ! published $name || echo $name; done"
+    names = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert names == [name for name in recipes.read_recipe_names(rows.PUBLISHED) if name in names] and len(names) > 40
+    assert {name.partition("-")[0] + "-" for name in names} == set(rows.PUBLISHED)
+
+
 LEDGER = (ROOT / "REPRODUCIBILITY.md").read_text(encoding="utf-8").splitlines()
 
 

@@ -1,7 +1,10 @@
 """What a published row needs, before anyone starts it: weights, data, memory, and hours here and on a GPU.
 
     ./run.sh plan vlm-mt-adapter
-    ./run.sh plan lifelong-wcs-lamol          any row of ./run.sh list: vlm-*, lifelong-*, t5-*, camtl-*
+    ./run.sh plan lifelong-wcs-lamol          any published row of ./run.sh list: vlm-*, lifelong-*, t5-*, camtl-*
+
+The other rows (small-*, e2e-*, superni-*, …) are not planned: they run on the packaged SmolLM2 or MiniLM, on data whose
+rows are only counted when the original files are converted.
 
 The row's settings are those of its recipe, read from recipes.sh by the parser of its script; what is trained is
 counted on the model itself, built without its weights. Operations are those of matrix products: a forward pass takes
