@@ -67,7 +67,8 @@ For lifelong learning, --output is the data directory, and every split a file of
 
 Text files are UTF-8, plain or ``.gz``. White space at the ends of a text is taken off; nothing else in it
 changes unless the format's help says so. The output holds one record a line and appears only when it is whole;
-the same files and flags give the same bytes. What was kept and dropped, and why, is printed.
+the same files and flags give the same bytes. What was kept and dropped, and why, is printed. A file that is there
+already is replaced, which is printed, too.
 
 A new format is one function in a module of ``data/converters``: it takes (args, report) and returns
 ``{split: iterator of records}``.
@@ -84,7 +85,6 @@ from versatile.data import converters
 from versatile.data.converters.base import FORMATS, SPLITS, Report, limited
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.files import atomic_write
 
 for module in pkgutil.iter_modules(converters.__path__):
     importlib.import_module(f"versatile.data.converters.{module.name}")
@@ -149,14 +149,13 @@ def write_task_json(args, splits, report):
         )
     if splits is None:
         return
-    with atomic_write(output) as file:
+    with report.open_output(output) as file:
         for number, (split, records) in enumerate(splits.items()):
             file.write((",\n" if number else "{\n") + f"{json.dumps(split)}: [")
             for count, record in enumerate(limited(split, records, args, report)):
                 file.write((",\n" if count else "\n") + json.dumps(record, ensure_ascii=False))
             file.write("\n]")
         file.write("\n}\n")
-    report.notes.append(f"wrote {output}")
 
 
 @exit_on_user_error

@@ -276,6 +276,17 @@ def test_a_failed_run_leaves_the_old_output(tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 1
 
 
+@pytest.mark.parametrize("name, more", [("e2e", []), ("squad-e2e", ["--seed", "1"])])
+def test_a_file_that_was_there_is_said_to_be_replaced(name, more, tmp_path):
+    source = e2e_file(tmp_path / "a.csv", [(MR, "One.")])
+    output = tmp_path / ("o.json" if name == "e2e" else "lifelong")
+    argv = list(map(str, [name, "--train", source, "--test", source, "--output", output, *more]))
+    first, second = ([line for line in convert.convert(argv).lines() if line.startswith("wrote ")] for _ in range(2))
+    files = [output] if name == "e2e" else sorted(output.iterdir(), reverse=True)
+    assert first == [f"wrote {file}" for file in files]
+    assert second == [f"{line}, in place of the file that was there" for line in first]
+
+
 def test_the_command_prints_its_report_and_leaves_with_2_on_an_error(tmp_path):
     path = e2e_file(tmp_path / "a.csv", [(MR, "One.")])
     command = [sys.executable, "-m", "data.convert", "e2e", "--output", tmp_path / "o.json", "--train"]

@@ -9,6 +9,7 @@ import os
 from versatile.data.json_files import iter_records
 from versatile.utils import flags
 from versatile.utils.errors import UserError, brief
+from versatile.utils.files import atomic_write
 
 SPLITS = ("train", "valid", "test")
 
@@ -51,7 +52,13 @@ class Report:
         self.kept = collections.Counter()
         self.dropped = collections.defaultdict(collections.Counter)
         self.facts = collections.defaultdict(dict)
-        self.notes = []
+        self.notes, self.written = [], []
+
+    def open_output(self, path):
+        """`atomic_write` of a file of the output; the report will say that it was written, or that it was replaced."""
+        replaced = ", in place of the file that was there" if os.path.exists(path) else ""
+        self.written.append(f"wrote {path}{replaced}")
+        return atomic_write(path)
 
     def lines(self):
         """The report as lines of text."""
@@ -66,6 +73,7 @@ class Report:
             for name, value in self.facts[split].items():
                 yield f"  {name}: {value}"
         yield from self.notes
+        yield from self.written
 
 
 # --- flags -----------------------------------------------------------------------------------------------

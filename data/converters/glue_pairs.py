@@ -21,7 +21,6 @@ from versatile.data.converters.base import (
 from versatile.data.files import text_field
 from versatile.data.json_files import top_level
 from versatile.utils.errors import UserError, brief
-from versatile.utils.files import atomic_write
 
 _NAMES = {"train": "train", "valid": "dev", "test": "test"}
 # Those of two texts that are trained on.
@@ -45,14 +44,13 @@ def _write(args, splits, report):
     if splits is None:
         return
     task = glue.get_task(args.task)
-    paths = {split: glue.path_of(args.output, args.task, _NAMES[split]) for split in splits}
     with contextlib.ExitStack() as files:
         for split, records in splits.items():
-            file = files.enter_context(atomic_write(paths[split]))
+            path = glue.path_of(args.output, args.task, _NAMES[split])
+            file = files.enter_context(report.open_output(path))
             file.write("\t".join([*task.columns, task.label_column]) + "\n")
             for record in limited(split, records, args, report):
                 file.write("\t".join(record) + "\n")
-    report.notes += [f"wrote {path}" for path in paths.values()]
 
 
 @data_format("glue-pairs", _flags, _write)

@@ -13,7 +13,6 @@ from functools import partial
 
 from versatile.data.converters.base import SPLITS, check_output_directory, data_format, limited
 from versatile.data.question_tasks import TASKS
-from versatile.utils.files import atomic_write
 from versatile.utils.flags import positive, seed
 
 _NAMES = {"train": "train", "valid": "dev", "test": "test"}
@@ -62,16 +61,14 @@ def _write(task, args, splits, report):
                            "name a directory; the files in it are named by task and split")  # fmt: skip
     if splits is None:
         return
-    by_task, paths = {task.format(**vars(args)): splits} if task else splits, []
+    by_task = {task.format(**vars(args)): splits} if task else splits
     with contextlib.ExitStack() as files:
 
         def opened(name):
-            paths.append(os.path.join(args.output, name))
-            return files.enter_context(atomic_write(paths[-1]))
+            return files.enter_context(report.open_output(os.path.join(args.output, name)))
 
         for name, own_splits in by_task.items():
             _write_splits(TASKS[name], own_splits, opened, args, report)
-    report.notes += [f"wrote {path}" for path in paths]
 
 
 def _write_splits(task, splits, opened, args, report):
