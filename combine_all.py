@@ -260,6 +260,7 @@ def refuse_taken(args, beside=None):
     Args:
         beside: what is to take the output's name, where there is something already.
     """
+    from versatile.training import runs
     from versatile.training.cards import CARD, is_model_card
 
     output = Path(args.output)
@@ -268,16 +269,15 @@ def refuse_taken(args, beside=None):
         old = [p for p in output.iterdir() if p.suffix not in (".part", ".old")] if new else []
         if lost := sorted({p.name for p in old if p.name != CARD or not is_model_card(p)} - (new or set())):
             raise UserError(f"it also holds {', '.join(lost[:4])}, which would be lost", location=f"--into {args.into}",
-                            expected="a directory that combine_all.py wrote",
-                            remedy="name another directory for the result: --output VLM")  # fmt: skip
+                            expected="a directory that combine_all.py wrote, or another one for the result",
+                            remedy=f"leave it as it is, and name another: --into {args.into} --output VLM")  # fmt: skip
     elif output.is_file() or (output.is_dir() and any(output.iterdir())):
-        add = (output / "adapter_config.json").is_file() and not args.into
-        raise UserError(
-            "something stands there already",
-            location=f"--output {output}",
-            remedy="name another directory, "
-            + (f"remove it, or add to it: --into {output}" if add else "or remove it"),
-        )
+        # A run's own files would be lost where its model were replaced.
+        add = f"--into {output}" + ("" if runs.stored(output).get("sources") else " --output VLM")
+        can_add = (output / "adapter_config.json").is_file() and not args.into
+        raise UserError("something stands there already", location=f"--output {output}",
+                        remedy="name another directory, "
+                        + (f"remove it, or add to it: {add}" if can_add else "or remove it"))  # fmt: skip
 
 
 def read_sources(args):

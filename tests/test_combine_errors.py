@@ -162,6 +162,22 @@ def test_nothing_else_in_a_directory_is_lost_by_adding_to_it(gpt2, tmp_path, cap
     assert checkpoint.load(tmp_path / "vlm")[0].info.tasks == ["mt", "nlg"] and contents(run) == before
 
 
+def test_a_training_run_is_added_to_in_another_directory_as_the_remedy_says(gpt2, tmp_path, capsys):
+    """Whichever flag names the run: its own files stay."""
+    run = shutil.copytree(gpt2["mt"], tmp_path / "run")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "kept").write_text("mine")
+    (run / "run.json").write_text(json.dumps(dict(flags=dict(task="mt"))))
+    before, argv = contents(run), ["--checkpoints", f"nlg={gpt2['nlg']}", *QUICK]
+    for flag, said in (("--output", "something stands there already"), ("--into", "it also holds checkpoints")):
+        with pytest.raises(SystemExit):
+            combine_all.main([flag, str(run), *argv])
+        error, remedy, out = capsys.readouterr().err, f"--into {run} --output VLM", tmp_path / flag
+        assert said in error and remedy in error, error
+        combine_all.main([*argv, *remedy.replace("VLM", str(out)).split()])
+        assert checkpoint.load(out)[0].info.tasks == ["mt", "nlg"] and contents(run) == before
+
+
 def test_a_vlm_behind_a_link_is_replaced_where_it_lies(gpt2, tmp_path):
     vlm, link = combined(tmp_path / "vlm", {"mt": gpt2["mt"]}), tmp_path / "link"
     link.symlink_to("vlm")
