@@ -53,7 +53,8 @@ def parser():
     g = p.add_argument_group("merging")
     g.add_argument("--merge", choices=MERGES,
                    help="make one adapter of all, a weighted sum of tensors; ties: of entries whose sign most share; "
-                        "dare: of a random part of the entries")  # fmt: skip
+                        "dare: of a random part of the entries. For adapters of train.py and train_vlm.py, of a T5, "
+                        "too; models of train_t5.py and train_camtl.py are only combined, each task as it is")
     g.add_argument("--task", help="--merge: the task that the result is (needed where --checkpoints names several)")
     g.add_argument("--weights", nargs="+", type=flags.number, metavar="W",
                    help="--merge: one for each checkpoint (default: those with which equal ones stay as they are)")
@@ -227,6 +228,7 @@ def merge(args):
     from versatile.training import runs
 
     prepare_output(args)
+    refuse_unmerged(args.checkpoints)
     sources = [combining.read(directory, [task])[0] for task, directory in args.checkpoints]
     combining.check_backbones(sources)
     refuse_unknown(sources)
@@ -247,6 +249,21 @@ def merge(args):
                               *(["--dataset_path", shown(data)] if data else []),
                               "--output_dir", f"results/{Path(args.output).name}")  # fmt: skip
     print(f"next: {following}")
+
+
+def refuse_unmerged(checkpoints):
+    """A `UserError` where --merge is asked for models that are only combined; `checkpoints`: [(task, directory)]."""
+    from versatile.adapters.combine import source_flag
+    from versatile.training.run_combination import kind_of
+
+    for task, directory in checkpoints:
+        if kind := kind_of([directory]):
+            evaluation = shell_command("evaluate.py", "--task", "all", "--model_checkpoint", directory)
+            raise UserError(f"this is a model of {kind.script}, whose adapters are not merged",
+                            location=source_flag(directory, task),
+                            expected="adapters of train.py or train_vlm.py, beside any backbone, a T5, too",
+                            remedy="leave --merge out: tasks of different names are combined, each with its own "
+                            f"adapter; or evaluate it as it is: {evaluation}")  # fmt: skip
 
 
 def own_name(path):

@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 import torch
-from scripts import small
+from scripts import ROOT, small
 from training_runs import refused_here
 from versatile.adapters import checkpoint, combine
 from versatile.adapters.attach import attach, trainable
@@ -160,3 +160,13 @@ def test_what_does_not_merge_is_one_message(tmp_path, capsys):
     ):
         start = functools.partial(combine_all.main, ["--output", str(out), *map(str, argv)])
         refused_here(capsys, start, *words, out=out)
+
+
+@pytest.mark.parametrize("name, task, script", [("t5_adapters", "rte", "train_t5.py"),
+                                                ("camtl_plain", "cola", "train_camtl.py")])  # fmt: skip
+def test_models_that_are_only_combined_are_not_merged_and_the_way_is_named(name, task, script, tmp_path, capsys):
+    source = ROOT / "tests" / "saved" / name
+    argv = ["--merge", "linear", "--checkpoints", f"{task}={source}", f"{task}={source}", "--output", tmp_path / "out"]
+    refused_here(capsys, lambda: combine_all.main(list(map(str, argv))), f"{source}: this is a model of {script}",
+                 "adapters of train.py or train_vlm.py", "leave --merge out", out=tmp_path / "out")  # fmt: skip
+    assert script in combine_all.parser().format_help().partition("--merge ")[2]
