@@ -22,6 +22,7 @@ from scripts import SAMPLES, without_java
 from versatile.utils.errors import EXTRAS, UserError
 
 import versatile
+from versatile import __main__ as by_name
 from versatile import api
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -179,6 +180,16 @@ def test_what_a_script_would_refuse_is_an_exception(tmp_path, flags, words):
     with pytest.raises(UserError) as error:
         versatile.train(dict(TINY_FLAGS, output_dir=tmp_path / "run", **flags))
     assert words in str(error.value) and not (tmp_path / "run").exists() and sys.argv == before
+
+
+def test_a_script_called_by_its_name_prints_what_python_raises_and_leaves_the_command_line_alone(capsys):
+    before = list(sys.argv)
+    with pytest.raises(UserError) as error:
+        api.run_script("train", dict(task="nlg", epochs=3))
+    with pytest.raises(SystemExit):
+        by_name.main(["train", "--task", "nlg", "--epochs=3"])
+    printed = capsys.readouterr().err
+    assert printed == f"error: {error.value}\n" and "see train.py --help" in printed and sys.argv == before
 
 
 def test_what_is_no_input_of_the_model_is_refused(tmp_path):

@@ -5,6 +5,7 @@ lines, each without the word versatile, one after another until one fails. They 
 with #.
 """
 
+import contextlib
 import importlib
 import shlex
 import sys
@@ -39,10 +40,24 @@ def main(argv=None):
 
 def run_script(words, location):
     """Run the script that `words` name first; `location` says where they come from, for errors."""
-    name = find_script(words[0], location)
-    # What a run is started with is written down, and what is printed names the script.
-    sys.argv = [f"{name}.py", *words[1:]]
-    importlib.import_module(f"versatile.scripts.{name}").main()
+    with open_script(find_script(words[0], location), words[1:]) as main:
+        main(words[1:])
+
+
+@contextlib.contextmanager
+def open_script(name, words):
+    """The `main` of a script, for a block in which the command line is the script's own: what a run is started with is
+    written down, and what is printed names the script.
+
+    Args:
+        name: one of `script_names`.
+        words: its command line, without the script.
+    """
+    before, sys.argv = sys.argv, [f"{name}.py", *words]
+    try:
+        yield importlib.import_module(f"versatile.scripts.{name}").main
+    finally:
+        sys.argv = before
 
 
 def find_script(word, location):

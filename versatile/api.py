@@ -1,15 +1,14 @@
 """What `import versatile` offers: scripts as functions of a dict of flags, and trained models that answer texts."""
 
 import contextlib
-import importlib
 import json
 import signal
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
+from versatile.__main__ import open_script, script_names
 from versatile.utils import flags as flag_types
 from versatile.utils.errors import UserError
 
@@ -97,19 +96,14 @@ def evaluate(flags, script="evaluate"):
 
 def run_script(name, flags):
     """Run a script in this process: what it would print as an error is raised as a `UserError`."""
-    module = importlib.import_module(f"versatile.scripts.{name}")
     words = command_line(flags)
-    # Written into run.json, and the name that the script goes by.
-    before, sys.argv = sys.argv, [f"{name}.py", *words]
     try:
-        with flag_types.raising_errors():
-            module.main.__wrapped__(words)
+        with open_script(name, words) as main, flag_types.raising_errors():
+            main.__wrapped__(words)
     except SystemExit as stop:
         if stop.code == 128 + signal.SIGINT:
             raise KeyboardInterrupt from stop
         raise
-    finally:
-        sys.argv = before
 
 
 def command_line(flags):
@@ -134,8 +128,6 @@ def command_line(flags):
 
 
 def _name_of(script):
-    from versatile.__main__ import script_names
-
     name = str(script).removesuffix(".py")
     if name not in script_names():
         raise UserError(f"there is no script {name!r}", location="script", expected=", ".join(script_names()))
