@@ -34,8 +34,6 @@ from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import align_columns, counted, shell_command
 
-# On a CPU the difference is 0. Other kernels may round otherwise.
-LARGEST_SHARE = 1e-4
 # The last three leave out entries.
 MERGES = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
 
@@ -414,7 +412,7 @@ def prove_task(ours, theirs, source, part, tokens):
                           for p, out in zip(prompts, outputs[-1])])  # fmt: skip
     gap, share = combining.largest_difference(ours, theirs, part.task.name, list(zip(*sequences)))
     equal = sum(a == b for a, b in zip(*outputs))
-    if equal < len(part.examples) or not share <= LARGEST_SHARE:
+    if equal < len(part.examples) or not share <= combining.LARGEST_SHARE:
         raise UserError(
             f"the combined model answers otherwise: {equal} of {len(part.examples)} outputs are equal, "
             f"scores differ by up to {gap:.3g}", location=source.flag,

@@ -26,6 +26,10 @@ from versatile.adapters.methods.base import added_parameters
 from versatile.adapters.methods.registry import BARE, FULL, get_method
 from versatile.utils.errors import UserError
 
+# What scores of a combined model may differ by, as a share of the largest (`compare_scores`): rounding, which is of the
+# size of the scores. On a CPU the difference is 0; other kernels may round otherwise.
+LARGEST_SHARE = 1e-4
+
 
 @dataclass
 class Source:
@@ -300,9 +304,22 @@ def largest_difference(ours, theirs, task, sequences):
     Returns:
         (largest absolute difference, the same as a share of the largest score); nan if a score is none.
     """
+    models = (ours, theirs)
+    return compare_scores([_scores(*model, task, inputs) for model, inputs in zip(models, sequence)]
+                          for sequence in sequences)  # fmt: skip
+
+
+def compare_scores(pairs):
+    """How far scores of two models are apart.
+
+    Args:
+        pairs: an iterable of (scores of ours, of theirs), tensors of one shape.
+
+    Returns:
+        (largest absolute difference, the same as a share of the largest of their scores); nan if a score is none.
+    """
     gap, largest = torch.zeros(()), torch.zeros(())
-    for sequence in sequences:
-        a, b = (_scores(*model, task, inputs) for model, inputs in zip((ours, theirs), sequence))
+    for a, b in pairs:
         # Not the maximum of Python, for which a nan is no larger than anything.
         gap = torch.maximum(gap, (a - b).abs().max().cpu())
         largest = torch.maximum(largest, b.abs().max().cpu())

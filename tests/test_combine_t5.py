@@ -177,6 +177,18 @@ def test_a_result_that_answers_otherwise_is_refused(tmp_path, capsys, monkeypatc
                  "the combined model answers otherwise: scores of rte", out=tmp_path / "out")  # fmt: skip
 
 
+@pytest.mark.parametrize("share, refused", [(1e-5, False), (1e-3, True), (float("nan"), True)])
+def test_scores_may_differ_by_a_share_of_the_largest_as_those_of_language_models(share, refused, tmp_path, capsys,
+                                                                                 monkeypatch):  # fmt: skip
+    run, compare = {"rte": trained(tmp_path / "rte", ["rte"])}, run_combination.compare_scores
+    monkeypatch.setattr(run_combination, "compare_scores", lambda pairs: compare(
+        (1000 * (b + share * b.abs().max()), 1000 * b) for _, b in pairs))  # fmt: skip
+    if refused:
+        refused_here(capsys, lambda: combined(tmp_path / "out", run), "scores of rte differ", out=tmp_path / "out")
+    else:
+        assert read(combined(tmp_path / "out", run) / "run.json")["proof"]["rte"]["max_abs_difference"] > 1e-3
+
+
 def test_a_task_there_twice_and_a_vlm_that_is_none_are_refused(tmp_path, capsys):
     rte = trained(tmp_path / "rte", ["rte"])
     both, argv = combined(tmp_path / "both", {"rte": rte}), ["--checkpoints", f"rte={rte}", "--into"]

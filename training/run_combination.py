@@ -9,7 +9,15 @@ import torch
 from versatile.adapters import bert, t5
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.classifier import TaskClassifier
-from versatile.adapters.combine import missing_task, refuse_shared, repeated_task, source_flag, tokenizer_hash
+from versatile.adapters.combine import (
+    LARGEST_SHARE,
+    compare_scores,
+    missing_task,
+    refuse_shared,
+    repeated_task,
+    source_flag,
+    tokenizer_hash,
+)
 from versatile.adapters.manifest import peek
 from versatile.adapters.methods.registry import method_of
 from versatile.adapters.schemas import COMBINED_T5
@@ -24,9 +32,6 @@ from versatile.training import evaluation, runs, text_to_text_arguments, text_to
 from versatile.training.text_to_text_model import TextToTextModel
 from versatile.utils import devices
 from versatile.utils.errors import UserError
-
-# On a CPU the difference is 0. Other kernels may round otherwise.
-LARGEST_DIFFERENCE = 1e-4
 
 
 class Combination:
@@ -173,10 +178,10 @@ class Combination:
             for task in tasks:
                 folder = folders[task] or str(SAMPLES / "glue")
                 with evaluation.naming_the_flag(f"--data {task}=DIR"):
-                    proof = self.compare(ours, theirs, task, folder, args)
+                    proof, share = self.compare(ours, theirs, task, folder, args)
                 gap, equal = proof["max_abs_difference"], proof.get("outputs_equal", proof["examples"])
                 outputs = f", {equal} of {proof['examples']} outputs are equal" if "outputs_equal" in proof else ""
-                if not gap <= LARGEST_DIFFERENCE or equal < proof["examples"]:
+                if not share <= LARGEST_SHARE or equal < proof["examples"]:
                     raise UserError(f"the combined model answers otherwise: scores of {task} differ by up to {gap:.3g}"
                                     + outputs, location=self.typed[task],
                                     expected=f"the scores and outputs of {source}",
@@ -218,7 +223,8 @@ class Combination:
         raise NotImplementedError
 
     def compare(self, ours, theirs, task, folder, args):
-        """What `prove` says of a task; `ours` and `theirs` are (model, tokenizer)."""
+        """(what `prove` says of a task, the difference of scores as a share of the largest); `ours` and `theirs` are
+        (model, tokenizer)."""
         raise NotImplementedError
 
 
@@ -248,9 +254,10 @@ class SentencePairs(Combination):
         longest, labels = combined.max_seq_length, len(glue.get_task(task).labels or "1")
         split = sentence_pair.load_split(folder, task, "dev", tokenizer, longest, limit=args.proof_examples)
         arrays = pair_inputs([split[i] for i in range(len(split))], tokenizer.pad_token_id, longest)
-        scores = [model(**tensors(arrays), task_ids=torch.full((len(split),), model.task_id(task))).scores[:, :labels]
+        scores = [[model(**tensors(arrays), task_ids=torch.full((len(split),), model.task_id(task))).scores[:, :labels]]
                   for model in (combined, single)]  # fmt: skip
-        return dict(examples=len(split), max_abs_difference=(scores[0] - scores[1]).abs().max().item())
+        gap, share = compare_scores(zip(*scores))
+        return dict(examples=len(split), max_abs_difference=gap), share
 
 
 class TextToText(Combination):
@@ -301,10 +308,9 @@ class TextToText(Combination):
             rows, sources = split.rows, split.rows.sources.lengths()
             outputs.append(text_model.generate(rows, sources, min(split.length, args.proof_tokens), 1))
             scores.append([model(**batch).logits for _, batch in text_model.batches(rows, sources)])
-        # Not the maximum of Python, for which a nan is no larger than anything.
-        gap = torch.stack([(a - b).abs().max() for a, b in zip(*scores)]).max().item()
+        gap, share = compare_scores(zip(*scores))
         return dict(examples=len(outputs[0]), max_abs_difference=gap,
-                    outputs_equal=sum(a == b for a, b in zip(*outputs)))  # fmt: skip
+                    outputs_equal=sum(a == b for a, b in zip(*outputs))), share  # fmt: skip
 
 
 # Settings that all published adapters of a T5 have together.
