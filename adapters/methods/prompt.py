@@ -100,7 +100,9 @@ class Prompt(TaskModules):
         width = states.shape[1] - prompts[0].shape[1]
         mask = states.new_ones(len(states), width, dtype=torch.long) if mask is None else mask
         if mask.shape[1] == states.shape[1]:
-            # It is that of the states already.
+            # It is that of the states already: `extend_source_mask` made it, for who decodes from states that it has
+            # put together itself (continuous batching). That of an input is narrower by one token at least, wherever
+            # there are prompts; and whose mask it is cannot be said otherwise, as transformers makes this call.
             return args, kwargs
         return args, kwargs | dict(encoder_attention_mask=self.extended(mask, prompts[1]))
 
