@@ -80,6 +80,11 @@ def main(argv=None):
         if manifest and manifest.encoder in OF_RUNS:
             return evaluate_run(args, p.locations, manifest.encoder)
     if args.data:
+        if args.model_checkpoint:
+            # A mistyped one is said first.
+            from versatile.adapters.backbones.loading import read_config
+
+            read_config(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
         p.error("--data goes with a model of train_t5.py or train_camtl.py; here: --dataset_path FILE")
     from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
     from versatile.data.task import canonical_name, get_task

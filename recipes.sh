@@ -322,24 +322,41 @@ lifelong_data_for() {
     done
 }
 
+# Stops where GLUE_DIR does not hold GLUE.
+need_glue() {
+    [ -f "$GLUE_DIR/CoLA/train.tsv" ] || {
+        echo "error: GLUE_DIR: no CoLA/train.tsv in $GLUE_DIR" >&2
+        echo "  expected: the folder of CoLA, MRPC and GLUE's other folders" >&2
+        echo "  remedy:   GLUE_DIR=/path/to/it ./run.sh …" >&2
+        exit 2
+    }
+}
+
+# data/small/glue9: GLUE_DIR's folders, with MNLI and QQP of GLUE_PAIRS_DIR where it is set. Made anew when these are others.
+glue9_data() {
+    local to=data/small/glue9 made="$GLUE_DIR ${GLUE_PAIRS_DIR:-}" task
+    [ "$(cat $to/made_from 2>/dev/null)" != "$made" ] || return 0
+    need_glue
+    rm -rf $to.part
+    mkdir -p data/small
+    cp -r "$GLUE_DIR" $to.part
+    if [ -n "${GLUE_PAIRS_DIR:-}" ]; then
+        for task in MNLI QQP; do
+            rm -rf "${to:?}.part/$task"
+            py -m data.convert glue-pairs --task "$(echo $task | tr MNLIQP mnliqp)" --train "$GLUE_PAIRS_DIR/$task/train.json" \
+                --valid "$GLUE_PAIRS_DIR/$task/dev.json" --output $to.part
+        done
+    fi
+    echo "$made" > $to.part/made_from
+    rm -rf $to
+    mv $to.part $to
+}
+
 # The data of a recipe, converted from the original files where they are not there yet.
 data_for() {
     local at
     case "$1" in
-    glue9-*)
-        [ -d data/small/glue9 ] || {
-            at="$(folder GLUE_DIR "CoLA, MRPC and GLUE's other folders")" && mkdir -p data/small && rm -rf data/small/glue9.part &&
-                cp -r "$at" data/small/glue9.part
-            # Where MNLI and QQP are in json: more of them than GLUE_DIR may have.
-            if [ -n "${GLUE_PAIRS_DIR:-}" ]; then
-                for task in MNLI QQP; do
-                    rm -rf "data/small/glue9.part/$task"
-                    py -m data.convert glue-pairs --task "$(echo $task | tr MNLIQP mnliqp)" --train "$GLUE_PAIRS_DIR/$task/train.json" \
-                        --valid "$GLUE_PAIRS_DIR/$task/dev.json" --output data/small/glue9.part
-                done
-            fi
-            mv data/small/glue9.part data/small/glue9
-        } ;;
+    glue9-*) glue9_data ;;
     e2e-* | e2e10k-* | glue5-nlg | small-nlg-* | five-nlg-*)
         [ -f data/small/nlg.json ] || { at="$(folder E2E_DIR "trainset.csv and devset.csv")" && py -m data.convert e2e \
             --train "$at/trainset.csv" --valid_from_train 300 --test "$at/devset.csv" --output data/small/nlg.json; } ;;
@@ -378,7 +395,7 @@ data_for() {
                 py -m data.convert squad-classification --folder "$at" --output data/small/clbench; } ;;
     lifelong-*) lifelong_data_for "$1" ;;
     glue5-*)
-        case "$1" in glue5-*-nlg) ;; *) folder GLUE_DIR "CoLA, MRPC and GLUE's other folders" >/dev/null || exit 2 ;; esac
+        case "$1" in glue5-*-nlg) ;; *) need_glue ;; esac
         case "$1" in glue5-*-nlg | glue5-adapters | glue5-finetune | glue5-lora | glue5-hyperformer*) data_for glue5-nlg ;; esac ;;
     small-multitask | small-combine | five-multitask | five-combine)
         for task in $(scale_tasks "${1%%-*}"); do data_for "${1%%-*}-$task-"; done ;;

@@ -91,6 +91,16 @@ def test_other_methods_get_their_own_columns_behind_the_papers(tmp_path):
     assert rows(made(tmp_path))["task"][-3:] == ["combined", "untrained", "word distillation"]
 
 
+def test_outputs_of_beams_have_a_column_beside_the_greedy_ones(tmp_path):
+    write(tmp_path / "a" / "metrics.json", summary(decoding={"num_beams": 1}))
+    write(tmp_path / "b" / "metrics.json", summary(value=68.5, decoding={"num_beams": 4}))
+    write(tmp_path / "c" / "metrics.json", summary(method="lora", value=1, decoding=None))
+    found = rows(made(tmp_path))
+    assert found["task"][-3:] == ["combined", "adapter, 4 beams", "lora"] and "[1]" not in made(tmp_path)
+    assert found["nlg (test, 60 instances)"][-2:] == ["**68.50**", "1.00"]
+    assert table.label("hyperformer++") == "hyperformer++" and table.label("lora+distillation") == "lora + distillation"
+
+
 def test_a_file_without_a_method_is_told_by_its_parameters(tmp_path):
     for name, parameters in (("old", WHOLE), ("older", ADAPTER)):
         content = summary(parameters=parameters)

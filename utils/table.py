@@ -11,6 +11,7 @@ bars, and against the parameters that each method stores.
 import datetime
 import json
 import math
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -27,7 +28,9 @@ METHODS = {"finetune": "fine-tune", "adapter": "adapter", "adapter+distillation"
            "multi-task": "multi-task", "combined": "combined"}  # fmt: skip
 # The parts of a method's name, as a reader knows them.
 WORDS = {"finetune": "fine-tune", "word-distillation+distillation": "word and sentence distillation",
-         "word-distillation": "word distillation", "+": " + "}  # fmt: skip
+         "word-distillation": "word distillation"}  # fmt: skip
+# Follows the method's name where outputs were not decoded greedily: a column of its own.
+BEAMS = ", {} beams"
 LOWER_IS_BETTER = {"PPL"}
 PARAMETERS = ("adapters", "task_rows", "backbone")
 
@@ -145,6 +148,10 @@ def _result(content, path, time):
     derived = ("finetune" if parameters.get("backbone") else "adapter") if parameters else None
     method = content.get("method") or derived
     _need(isinstance(method, str), f"{task}: it says neither 'method' nor 'parameters'", path)
+    decoding = content.get("decoding")
+    beams = decoding.get("num_beams") if isinstance(decoding, dict) else None
+    if isinstance(beams, int) and beams > 1:
+        method += BEAMS.format(beams)
     names = ("split", "dataset_path", "checkpoint", "backbone")
     text = {key: None if content.get(key) is None else str(content[key]) for key in names}
     instances = content.get("instances")
@@ -244,11 +251,13 @@ def most_common(values):
 
 
 def label(method):
-    if method in METHODS:
-        return METHODS[method]
+    name, comma, beams = method.partition(BEAMS[:2])
+    if name in METHODS:
+        return METHODS[name] + comma + beams
     for name, words in WORDS.items():
         method = method.replace(name, words)
-    return method
+    # Not the two of hyperformer++.
+    return re.sub(r"(?<!\+)\+(?!\+)", " + ", method)
 
 
 def in_words(values):

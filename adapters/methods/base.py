@@ -85,7 +85,8 @@ class Method(nn.Module):
         """A `UserError` where `is_idle`: loaded, it would change no output."""
         if self.is_idle(task):
             raise UserError(f"the adapter for {task!r} changes nothing: what it adds is zero in every layer",
-                            location=location, remedy="train it, or load the right file")  # fmt: skip
+                            location=location, remedy="train it, or load the right file; a run whose best model is "
+                            "that of its first step, of rate 0, has better ones among its checkpoints")  # fmt: skip
 
 
 class TaskModules(Method):

@@ -1,6 +1,6 @@
 """The arithmetic of a plan: operations, hours, memory, and the text that shows it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bench.plan.tables import GPUS
 
@@ -177,8 +177,11 @@ def _describe_hours(plan, here):
         for precision in precisions:
             hours = compute_hours(plan.phases, plan.shape, device, precision)
             shares = ", ".join(f"{100 * choose_share(device, kind, precision):g} % in {kind}" for kind in kinds)
-            peak = f"{device.peak[precision] / 1e12:.3g} TFLOP/s ({source})"
-            lines.append(_line("time", f"{_hours(hours)} on {device.name} in {precision}: {peak} x {shares}"))
+            sums = f"{device.peak[precision] / 1e12:.3g} TFLOP/s ({source}) x {shares}"
+            if hours > 1.01 * compute_hours(plan.phases, plan.shape, replace(device, launch=0.0), precision):
+                # What the formula below says of small models.
+                sums = f"bound by starting the blocks' kernels, not by {sums}"
+            lines.append(_line("time", f"{_hours(hours)} on {device.name} in {precision}: {sums}"))
     return lines
 
 
