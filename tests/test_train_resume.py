@@ -17,6 +17,7 @@ from training_runs import (
     refused,
     same_run,
     short_run,
+    start_two,
     trained,
 )  # fmt: skip
 from versatile.training import experiment
@@ -220,10 +221,7 @@ def test_two_processes_killed_and_resumed_are_exact(odd, tmp_path):
 
 def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(odd, finished_run, tmp_path):
     out = tmp_path / "run"
-    port = str(random.randint(20000, 60000))
-    shared = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    argv = short_run(odd, out, epochs=200)
-    jobs = [start("train", argv, tmp_path / str(r), dict(shared, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)]
+    jobs = start_two(short_run(odd, out, epochs=200), tmp_path)
     assert until(lambda: (out / "checkpoints").exists(), jobs[0])
     jobs[1].kill(signal.SIGTERM)
     results = [job.wait() for job in jobs]

@@ -1,8 +1,8 @@
 """What tests of training scripts share: running, killing, resuming, comparing runs."""
 
-import random
 import re
 import signal
+import socket
 import time
 
 import pytest
@@ -115,12 +115,22 @@ def killed_and_resumed(argv, out, folder, kills, script="train"):
     return struck
 
 
+def free_port():
+    """A port that nobody listens at, as a text."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def start_two(argv, folder, script="train"):
+    """What torchrun does, without its five seconds: two jobs that find each other by the environment."""
+    shared = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
+    return [start(script, argv, folder / str(r), dict(shared, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)]
+
+
 def in_two_processes(argv, folder, script="train"):
-    """What torchrun does, without its five seconds: two processes that find each other by the environment."""
-    port = str(random.randint(20000, 60000))
-    shared = dict(WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    jobs = [start(script, argv, folder / str(r), dict(shared, RANK=str(r), LOCAL_RANK=str(r))) for r in range(2)]
-    results = [job.wait() for job in jobs]
+    """The results of `start_two`'s jobs, which must end well."""
+    results = [job.wait() for job in start_two(argv, folder, script)]
     assert [r.code for r in results] == [0, 0], results
     return results
 
