@@ -14,35 +14,32 @@ GLUE5_TASKS="cola sst2 mrpc stsb rte nlg"
 GLUE9_TASKS="cola mnli rte wnli qqp sts-b sst-2 qnli mrpc"
 glue5_data() { case "$1" in nlg) echo data/small/nlg.json ;; *) echo "$GLUE_DIR" ;; esac; }
 
-# The real runs on SmolLM2 that README reports: data, examples, adapter width, learning rate, how outputs are scored.
-SMALL_TASKS="nlg mt dialogue qa"
-small() {
-    case "$1" in
-    nlg) set -- "$2" data/small/nlg.json 1000 64 3e-3 "--limit 200 --max_length 80" ;;
-    mt) set -- "$2" data/small/mt.json 1500 300 2e-3 "--limit 300 --max_length 60" ;;
-    dialogue) set -- "$2" data/small/dialogue.json 800 100 2e-3 "--limit 300 --max_length 40" ;;
-    qa) set -- "$2" data/small/qa.json 500 300 2e-3 "--limit 300 --max_length 30" ;;
-    *) return 1 ;;
-    esac
-    case "$1" in data) echo "$2" ;; examples) echo "$3" ;; width) echo "$4" ;; rate) echo "$5" ;; scored) echo "$6" ;; esac
-}
-
-# The five tasks of the VLM with as many rows as the public files at hand have, up to 10,000: the same columns.
-FIVE_TASKS="nlg mt summarization dialogue qa"
-five() {
-    case "$1" in
-    nlg) set -- "$2" data/small/nlg.json 10000 64 3e-3 "--max_length 80" ;;
-    mt) set -- "$2" data/small/mt.json 10000 300 2e-3 "--max_length 60" ;;
-    summarization) set -- "$2" data/small/summarization.json 10000 100 2e-3 "--max_length 80" ;;
-    dialogue) set -- "$2" data/small/dialogue.json 10000 100 2e-3 "--max_length 40" ;;
-    qa) set -- "$2" data/small/qa.json 10000 300 2e-3 "--max_length 30" ;;
-    *) return 1 ;;
-    esac
-    case "$1" in data) echo "$2" ;; examples) echo "$3" ;; width) echo "$4" ;; rate) echo "$5" ;; scored) echo "$6" ;; esac
-}
-scale_tasks() { case "$1" in small) echo "$SMALL_TASKS" ;; five) echo "$FIVE_TASKS" ;; *) return 1 ;; esac; }
-# Once over few rows, twice over all.
+# The real runs on SmolLM2, at two scales. small: few rows, once; five: the five tasks of the VLM with as many rows as the public
+# files at hand have, up to 10,000, twice.
+scale_tasks() { case "$1" in small) echo "nlg mt dialogue qa" ;; five) echo "nlg mt summarization dialogue qa" ;; *) return 1 ;; esac; }
 scale_steps() { case "$1" in small) echo "--n_epochs 1 --train_batch_size 8" ;; five) echo "--n_epochs 2 --train_batch_size 16" ;; esac; }
+
+# At scale $1 of task $2: its data, examples, adapter width, learning rate, or how outputs are scored, as $3 says.
+scaled() {
+    local scale="$1" task="$2" column="$3"
+    case " $(scale_tasks "$scale") " in *" $task "*) ;; *) return 1 ;; esac
+    # Width, rate, longest output, and of the small runs examples and scored instances.
+    case "$task" in
+    nlg) set -- 64 3e-3 80 1000 200 ;;
+    mt) set -- 300 2e-3 60 1500 300 ;;
+    summarization) set -- 100 2e-3 80 ;;
+    dialogue) set -- 100 2e-3 40 800 300 ;;
+    qa) set -- 300 2e-3 30 500 300 ;;
+    esac
+    [ "$scale" = small ] || set -- "$1" "$2" "$3" 10000
+    case "$column" in
+    data) echo "data/small/$task.json" ;;
+    examples) echo "$4" ;;
+    width) echo "$1" ;;
+    rate) echo "$2" ;;
+    scored) echo "${5:+--limit $5 }--max_length $3" ;;
+    esac
+}
 
 # Sequences of tasks of the published lifelong recipes. L2KD's: WOZ, CNN/DailyMail and WikiSQL in every order, two of five
 # tasks in both directions. LAMOL's: SST (t), QA-SRL (r) and WOZ (w) in every order, five tasks of decaNLP from the largest
@@ -123,7 +120,7 @@ recipe() {
     small-multitask | five-multitask)
         local data="" widths="" limits="" scale="${1%%-*}"
         for task in $(scale_tasks "$scale"); do
-            data="$data $task=$("$scale" "$task" data)" widths="$widths $task=$("$scale" "$task" width)" limits="$limits $task=$("$scale" "$task" examples)"
+            data="$data $task=$(scaled "$scale" "$task" data)" widths="$widths $task=$(scaled "$scale" "$task" width)" limits="$limits $task=$(scaled "$scale" "$task" examples)"
         done
         echo "train_vlm.py --tasks $(scale_tasks "$scale") --data$data --adapter_bottleneck$widths --limit$limits --model_checkpoint smollm2 --row_init words --lr 2e-3 $(scale_steps "$scale") --gradient_accumulation_steps 1 --no_validation --output_dir runs/$1" ;;
     small-combine | five-combine)
@@ -151,25 +148,19 @@ recipe() {
         esac
         case "$1" in *-uncertainty) train="$train --use_mt_uncertainty" ;; esac
         echo "$train --output_dir runs/$1" ;;
-    small-camtl-*)
-        local train="train_camtl.py --model_name_or_path minilm --data_dir $GLUE_DIR --limit 1000 --max_seq_length 64 --do_train --do_eval --num_train_epochs 2 --learning_rate 1e-4 --per_device_train_batch_size 32 --per_device_eval_batch_size 32"
-        case "$kind" in
-        plain | base) echo "$train --form $kind --output_dir runs/$1" ;;
-        uncertainty) echo "$train --form base --use_mt_uncertainty --percent_of_max_data_size 0.7 --output_dir runs/$1" ;;
-        single-*) echo "$train --form plain --tasks ${kind#single-} --output_dir runs/$1" ;;
-        *) return 1 ;;
-        esac ;;
-    glue9-*)
-        local train="train_camtl.py --model_name_or_path minilm --data_dir data/small/glue9 --max_seq_length 64 --do_train --do_eval --num_train_epochs 2 --learning_rate 1e-4 --per_device_train_batch_size 32 --per_device_eval_batch_size 32"
-        kind="${1#glue9-}"
+    small-camtl-* | glue9-*)
+        local train data="$GLUE_DIR --limit 1000" share=0.7
+        # All rows; chosen by uncertainty about as many as two epochs of all tasks have.
+        case "$1" in glue9-*) data=data/small/glue9 share=0.45 ;; esac
+        train="train_camtl.py --model_name_or_path minilm --data_dir $data --max_seq_length 64 --do_train --do_eval --num_train_epochs 2 --learning_rate 1e-4 --per_device_train_batch_size 32 --per_device_eval_batch_size 32"
+        kind="${1#small-camtl-}" kind="${kind#glue9-}"
         case "$kind" in
         plain | base) train="$train --form $kind" ;;
         # MiniLM has six layers: half of them, as the published 0-5 of BERT's twelve.
         base-0-2) train="$train --form base --freeze_encoder_layers 0-2" ;;
-        # About as many rows as two epochs of all tasks have.
-        uncertainty) train="$train --form base --use_mt_uncertainty --percent_of_max_data_size 0.45" ;;
+        uncertainty) train="$train --form base --use_mt_uncertainty --percent_of_max_data_size $share" ;;
         single-*)
-            case " $GLUE9_TASKS " in *" ${kind#single-} "*) ;; *) return 1 ;; esac
+            case "$1 $GLUE9_TASKS " in small-* | *" ${kind#single-} "*) ;; *) return 1 ;; esac
             train="$train --form plain --tasks ${kind#single-}" ;;
         *) return 1 ;;
         esac
@@ -225,13 +216,13 @@ recipe() {
         esac ;;
     small-*-* | five-*-*)
         local scale="${1%%-*}"
-        "$scale" "$task" width >/dev/null || return 1
-        local train="train.py --task $task --dataset_path $("$scale" "$task" data) --limit $("$scale" "$task" examples) --model_checkpoint smollm2 --row_init words $(scale_steps "$scale") --gradient_accumulation_steps 1 --no_validation"
-        local adapter="--adapter_bottleneck $("$scale" "$task" width) --lr $("$scale" "$task" rate)" out="--output_dir runs/$1" teacher="--teacher runs/$scale-$task-finetune"
+        scaled "$scale" "$task" width >/dev/null || return 1
+        local train="train.py --task $task --dataset_path $(scaled "$scale" "$task" data) --limit $(scaled "$scale" "$task" examples) --model_checkpoint smollm2 --row_init words $(scale_steps "$scale") --gradient_accumulation_steps 1 --no_validation"
+        local adapter="--adapter_bottleneck $(scaled "$scale" "$task" width) --lr $(scaled "$scale" "$task" rate)" out="--output_dir runs/$1" teacher="--teacher runs/$scale-$task-finetune"
         case "$kind" in
         finetune) echo "$train --lr 1e-4 $out" ;;
         adapter) echo "$train $adapter $out" ;;
-        distil) echo "sentence_distiller.py --task $task --dataset_path $("$scale" "$task" data) --limit $("$scale" "$task" examples) --no_sample --batch_size 64 --max_length $(option --max_length "$("$scale" "$task" scored)") --model_checkpoint runs/$scale-$task-finetune" ;;
+        distil) echo "sentence_distiller.py --task $task --dataset_path $(scaled "$scale" "$task" data) --limit $(scaled "$scale" "$task" examples) --no_sample --batch_size 64 --max_length $(option --max_length "$(scaled "$scale" "$task" scored)") --model_checkpoint runs/$scale-$task-finetune" ;;
         distilled) echo "$train $adapter --distillation $out" ;;
         word) echo "$train $adapter $teacher --kd word $out" ;;
         both) echo "$train $adapter $teacher --kd both $out" ;;
@@ -250,19 +241,19 @@ recipe() {
         finetune | multitask | ewc | mas | gem) echo "$train --seq_train_type $kind" ;;
         *) return 1 ;;
         esac ;;
-    e2e-adapter) echo "train.py --task nlg --dataset_path data/small/nlg.json --limit 2000 --model_checkpoint smollm2 --adapter_bottleneck 64 --row_init words --lr 3e-3 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-adapter" ;;
-    e2e-finetune) echo "train.py --task nlg --dataset_path data/small/nlg.json --limit 2000 --model_checkpoint smollm2 --row_init words --lr 1e-4 --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 3 --output_dir runs/e2e-finetune" ;;
-    e2e10k-*)
-        # All rows of the public training file. Rates were chosen on the rows that are held out of it for validation.
-        local train="train.py --task nlg --dataset_path data/small/nlg.json --model_checkpoint smollm2 --row_init words --train_batch_size 16 --gradient_accumulation_steps 1"
+    e2e-adapter | e2e-finetune | e2e10k-*)
+        # 2,000 or all rows of the public training file. Rates were chosen on the rows that are held out of it for validation.
+        local train="train.py --task nlg --dataset_path data/small/nlg.json --model_checkpoint smollm2 --row_init words --train_batch_size 16 --gradient_accumulation_steps 1" epochs=3
+        case "$1" in e2e-*) train="$train --limit 2000" ;; e2e10k-finetune) epochs=2 ;; esac
         case "$kind" in
-        adapter) echo "$train --adapter_bottleneck 64 --lr 3e-3 --n_epochs 3 --output_dir runs/$1" ;;
-        lora) echo "$train --method lora --lora_rank 16 --lr 2e-3 --n_epochs 3 --output_dir runs/$1" ;;
-        finetune) echo "$train --lr 1e-4 --n_epochs 2 --output_dir runs/$1" ;;
-        embeddings) echo "$train --emb_only --lr 1e-2 --n_epochs 3 --output_dir runs/$1" ;;
-        hyperformer++) echo "$train --method hyperformer++ --lr 1e-3 --n_epochs 3 --output_dir runs/$1" ;;
+        adapter) train="$train --adapter_bottleneck 64 --lr 3e-3" ;;
+        lora) train="$train --method lora --lora_rank 16 --lr 2e-3" ;;
+        finetune) train="$train --lr 1e-4" ;;
+        embeddings) train="$train --emb_only --lr 1e-2" ;;
+        hyperformer++) train="$train --method hyperformer++ --lr 1e-3" ;;
         *) return 1 ;;
-        esac ;;
+        esac
+        echo "$train --n_epochs $epochs --output_dir runs/$1" ;;
     e2e-untrained) echo "evaluate.py --task nlg --dataset_path data/small/nlg.json --no_sample --batch_size 64 --max_length 60 --model_checkpoint smollm2 --output_dir results/e2e-untrained" ;;
     multi30k-adapter) echo "train.py --task mt --dataset_path data/small/mt.json --limit 3000 --model_checkpoint smollm2 --adapter_bottleneck 300 --row_init words --lr 2e-3 --train_batch_size 32 --gradient_accumulation_steps 1 --n_epochs 1 --output_dir runs/multi30k-adapter" ;;
     *) return 1 ;;
@@ -448,23 +439,24 @@ score() {
         py evaluate_lifelong.py --model_dirs "$run" $(precision "$1") $asked --output_dir "$(lifelong_results "$1" "$3")" ;;
     train.py*)
         # shellcheck disable=SC2086
-        py evaluate.py --task "$task" --no_sample $(precision "$1") --batch_size 64 $(case "$1" in small-* | five-*) "${1%%-*}" "$task" scored ;; esac) \
+        py evaluate.py --task "$task" --no_sample $(precision "$1") --batch_size 64 $(scaled "${1%%-*}" "$task" scored || true) \
             ${data:+--dataset_path "$data"} --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
         if [ "${1%%-*}" = e2e10k ]; then
             py evaluate.py --task "$task" --no_sample --num_beams 4 --batch_size 32 --dataset_path "$data" --model_checkpoint "$run" \
                 --output_dir "results/$(basename "$run")-beams"
         fi ;;
     train_vlm.py* | combine_all.py*)
-        if [ "${1%%-*}" = glue5 ]; then
-            for task in $(echo "$2" | sed 's/.* --tasks \(.*\) --data .*/\1/'); do
-                py evaluate_vlm.py --task "$task" --no_sample --batch_size 64 --dataset_path "$(glue5_data "$task")" \
-                    --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
-            done
-        elif scale_tasks "${1%%-*}" >/dev/null; then
+        local tasks="" scale="${1%%-*}" scored=""
+        case "$scale" in glue5) tasks="$(echo "$2" | sed 's/.* --tasks \(.*\) --data .*/\1/')" ;; small | five) tasks="$(scale_tasks "$scale")" ;; esac
+        if [ -n "$tasks" ]; then
             # Task by task, scored as the single-task runs are.
-            for task in $(scale_tasks "${1%%-*}"); do
+            for task in $tasks; do
+                case "$scale" in
+                glue5) data="$(glue5_data "$task")" ;;
+                *) data="$(scaled "$scale" "$task" data)" scored="$(scaled "$scale" "$task" scored)" ;;
+                esac
                 # shellcheck disable=SC2086
-                py evaluate_vlm.py --task "$task" --no_sample --batch_size 64 $("${1%%-*}" "$task" scored) --dataset_path "$("${1%%-*}" "$task" data)" \
+                py evaluate_vlm.py --task "$task" --no_sample --batch_size 64 $scored --dataset_path "$data" \
                     --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
             done
         else
