@@ -192,12 +192,10 @@ def test_a_run_is_evaluated_from_anywhere_with_the_beams_typed(finished, tmp_pat
 
 
 def test_data_that_have_moved_are_asked_for_by_evaluates_own_flag(tmp_path):
-    from argparse import Namespace
-
     with pytest.raises(UserError, match="--dataset_path DIR"):
-        data_of(Namespace(dataset_path=None), dict(data_dir=str(tmp_path / "gone")))
-    assert data_of(Namespace(dataset_path=GLUE), dict(data_dir=str(tmp_path / "gone"))) == GLUE
-    assert data_of(Namespace(dataset_path=None), {}) is None
+        data_of(None, str(tmp_path / "gone"))
+    assert data_of(GLUE, str(tmp_path / "gone")) == GLUE
+    assert data_of(None, None) is None
 
 
 def test_a_run_goes_on_with_its_data_in_another_place(finished, tmp_path):

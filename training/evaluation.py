@@ -7,7 +7,6 @@ its kind makes of a split, and `EvalSplit.score` what its task makes of that.
 import contextlib
 import json
 import re
-from argparse import Namespace
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -281,23 +280,20 @@ def task_data(args, typed, directory, task):
     flag = f"{typed.get('dataset_path', '--dataset_path')} DIR"
     if task in args.data or (remembered and not args.dataset_path):
         flag = f"--data {task}=DIR"
-    named = args.data.get(task) or args.dataset_path
-    folder = data_of(Namespace(dataset_path=named), dict(data_dir=remembered or known.get("data_dir")), flag)
+    folder = data_of(args.data.get(task) or args.dataset_path, remembered or known.get("data_dir"), flag)
     with naming_the_flag(flag):
         yield folder
 
 
-def data_of(args, known, flag="--dataset_path DIR"):
+def data_of(named, own, flag="--dataset_path DIR"):
     """The folder of data that is named, or the run's own, which must be there still; None: nothing says so.
 
     Args:
-        args: has dataset_path.
-        known: the run's flags.
         flag: names a folder DIR, for the error.
     """
-    folder = args.dataset_path or known.get("data_dir")
+    folder = named or own
     if folder and not Path(folder).is_dir():
-        what = flag.removesuffix("DIR") if args.dataset_path else "the data that the model was trained on, "
+        what = flag.removesuffix("DIR") if named else "the data that the model was trained on, "
         raise UserError("no such folder", location=f"{what}{folder}",
                         expected="GLUE's official folders, or a folder of local files",
                         remedy=f"say where they lie: {flag}")  # fmt: skip

@@ -115,11 +115,11 @@ class Distilled:
         alpha: α, the teacher's weight, 0 to 1.
     """
 
+    by_row = True
+
     def __init__(self, teacher, base=None, temperature=2.0, alpha=0.5):
         self.teacher, self.base = teacher, base or CrossEntropy()
         self.temperature, self.alpha = temperature, alpha
-
-    by_row = True
 
     def __call__(self, model, batch, normalizer):
         """See above."""

@@ -141,9 +141,10 @@ class Combination:
             named: {task: folder} of --data.
         """
         return {
-            task: evaluation.data_of(Namespace(dataset_path=named.get(task)), dict(
-                data_dir=runs.trained_on(source, task) or self.flags[source].get("data_dir")), f"--data {task}=DIR")
-            for task, source in self.sources.items()
+            task: evaluation.data_of(
+                named.get(task), runs.trained_on(source, task) or self.flags[source].get("data_dir"),
+                f"--data {task}=DIR",
+            ) for task, source in self.sources.items()
         }  # fmt: skip
 
     def result_flags(self, folders):
