@@ -30,6 +30,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+from versatile.data.task_names import by_task
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import align_columns, counted, shell_command
@@ -79,6 +80,7 @@ def main(argv=None):
     if not args.output and not args.into:
         p.error("--output is needed (or --into VLM, to add to it in place)")
     flags.require_one_process()
+    args.checkpoints = [(held_name(task, directory), directory) for task, directory in args.checkpoints]
     if args.merge:
         check_merge(p, args)
         published(merge, args)
@@ -91,6 +93,22 @@ def main(argv=None):
             p.error(f"--checkpoints: task {task!r} is named twice (to make one adapter of several: --merge)")
     args.checkpoints = dict(args.checkpoints)
     published(combine, args)
+
+
+def held_name(typed, directory):
+    """What the model in a directory calls a task that was typed under any of its names."""
+    from versatile.adapters.manifest import peek
+    from versatile.data.task import canonical_name
+
+    try:
+        manifest = peek(directory)
+    except UserError:
+        # Said when it is read, with the flag.
+        return typed
+    if manifest is None or manifest.encoder is None or typed in manifest.tasks:
+        return typed
+    name = canonical_name(typed, manifest.encoder)
+    return name if name in manifest.tasks else typed
 
 
 def published(make, args):
@@ -147,7 +165,7 @@ def combine_runs(args, combination):
     """Combine models of train_camtl.py or train_t5.py; `combination` is a `training.run_combination.Combination`."""
     from versatile.training import runs
 
-    flags.refuse_foreign(args.data, combination.sources, "combined")
+    args.data = by_task(args.data, combination.sources, "combined", kind=combination.encoder)
     folders = combination.find_data(args.data)
     model, tokenizer = combination.build()
     known = runs.stored(args.into).get("sources", {}) if args.into else {}
@@ -311,7 +329,7 @@ def read_sources(args):
     combining.check(sources)
     names = [s.task for s in sources]
     refuse_unknown(sources)
-    flags.refuse_foreign(args.data, names, "combined")
+    args.data = by_task(args.data, names, "combined")
     return sources
 
 

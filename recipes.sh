@@ -201,16 +201,16 @@ recipe() {
         esac ;;
     superni-* | clbench-*)
         local name="${1%%-*}" train kind="${1#*-}"
-        train="train_lifelong.py --data_dir data/small/$name --model_dir_root runs/$name --tasks $(continual "$name" tasks) --model_name smollm2 --method lora --add_task_tokens --max_len 256 --limit $(continual "$name" examples) --n_train_epochs 2 --train_batch_size 8 --only_final"
+        train="train_lifelong.py --data_dir data/small/$name --model_dir_root runs/$name --tasks $(continual "$name" tasks) --model_name smollm2 --method lora --learning_rate 3e-3 --add_task_tokens --max_len 256 --limit $(continual "$name" examples) --n_train_epochs 1 --train_batch_size 4 --only_final"
         case "$kind" in
         lamol) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2" ;;
         l2kd) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2 --distil --seq_distil --train_teachers" ;;
         ewc | mas) echo "$train --seq_train_type $kind --normalize_importance" ;;
         # Two samples per task: every step looks at those of all tasks before.
         gem) echo "$train --seq_train_type gem --gen_lm_sample_percentage $([ "$name" = superni ] && echo 0.01 || echo 0.005)" ;;
-        er | agem) echo "$train --seq_train_type $kind --memory_size 0.02" ;;
-        derpp) echo "$train --seq_train_type derpp --memory_size 0.02 --memory_batch_size 4" ;;
-        progprompt) echo "${train/--method lora/--method prefix --learning_rate 3e-2} --seq_train_type progprompt" ;;
+        # Of the memory half as many rows as of the task.
+        er | agem | derpp) echo "$train --seq_train_type $kind --memory_size 0.02 --memory_batch_size 2" ;;
+        progprompt) echo "${train/--method lora --learning_rate 3e-3/--method prefix --learning_rate 3e-2} --seq_train_type progprompt" ;;
         finetune | lwf | olora | isolated | multitask) echo "$train --seq_train_type $kind" ;;
         *) return 1 ;;
         esac ;;

@@ -21,7 +21,7 @@ import sys
 
 from versatile.adapters.methods.registry import FULL
 from versatile.data.listing import list_tasks
-from versatile.data.task_names import task_flag
+from versatile.data.task_names import by_task, task_flag
 from versatile.training import method_flags
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
@@ -185,14 +185,15 @@ def choose_methods(args, tasks):
 def of_tasks(flag, pairs, tasks):
     """{task: N} of what `count` made of a flag's values."""
     values = dict(pairs or [])
-    flags.refuse_foreign(set(values) - {""}, tasks, "trained", flag)
+    for_all = {"": values.pop("")} if "" in values else {}
+    values = by_task(values, tasks, "trained", flag) | for_all
     return {name: values.get(name, values.get("")) for name in tasks if name in values or "" in values}
 
 
 def data_files(args, tasks):
     """{task: its data file}."""
-    for flag, names in (("--data", args.data), ("--distillation", args.distillation)):
-        flags.refuse_foreign(names, tasks, "trained", flag)
+    args.data = by_task(args.data, tasks, "trained")
+    args.distillation = list(by_task(dict.fromkeys(args.distillation), tasks, "trained", "--distillation"))
     paths = {}
     for name, task in tasks.items():
         try:

@@ -254,7 +254,12 @@ class QuestionPairs(KnownPairs):
     def path(self, split, source=None):
         """The file of a split, or None."""
         split = "dev" if self.split_of(split) == "valid" else split
-        return question_tasks.existing_file(source or self.source, self.form.filename(split))
+        folder, name = Path(source or self.source), self.form.filename(split)
+        if not folder.is_dir():
+            found = "is a file, not a directory" if folder.exists() else "no such directory"
+            raise UserError(found, location=folder, expected=f"a directory with {name}",
+                            remedy="name it, or make the file: python -m data.convert --help")  # fmt: skip
+        return question_tasks.existing_file(folder, name)
 
     def split_path(self, split):
         return Path(self.path(split) or self.source)

@@ -74,7 +74,8 @@ class Task:
     """Base of all tasks; a task's file overrides what is particular to it.
 
     Attributes:
-        name: what `--task` calls it.
+        name: what `--task` calls it; it becomes part of parameters' names, so there is no dot in it (a form's name may
+            have one: "woz.en").
         summary: one line for `--list_tasks`.
         aliases: other names of the task, in small letters.
         text_to_text, question_answer, sentence_pair: its forms for the other encoders (`TextTask`, `LifelongTask`,
@@ -264,8 +265,10 @@ def add_task(task):
     """Make a `Task` known under its name, its aliases, and the names that its forms have.
 
     Raises:
-        ValueError: one of them, or a marker, is another task's.
+        ValueError: one of them, or a marker, is another task's; a dot in the name.
     """
+    if "." in task.name:
+        raise ValueError(f"task {task.name!r}: a name without dots is needed, as it becomes part of parameters' names")
     if task.name in _TASKS:
         here, there = type(task).__module__, type(_TASKS[task.name]).__module__
         raise ValueError(f"duplicate task {task.name!r}: in both {there} and {here}")

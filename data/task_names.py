@@ -52,6 +52,32 @@ def separate_sources(words):
     return names, sources
 
 
+def by_task(values, tasks, what, flag="--data", kind="markers"):
+    """{task: value} of a flag that takes TASK=VALUE, each task under the one of its names that is in use.
+
+    Args:
+        values: {task as typed: value}.
+        tasks: the names in use.
+        what: what these are: "trained".
+        flag: where the values were typed.
+        kind: the system whose names they are; see `TaskNames`.
+
+    Raises:
+        UserError: a task that is none of them, or twice.
+    """
+    from versatile.data.task import canonical_name
+
+    found = {}
+    for typed, value in sorted(values.items()):
+        name = typed if typed in tasks else canonical_name(typed, kind)
+        if name not in tasks:
+            raise UserError(f"task {typed!r} is not {what}", location=flag, expected="one of " + ", ".join(tasks))
+        if name in found:
+            raise UserError(f"task {name!r} is named twice", location=flag, remedy="name it once")
+        found[name] = value
+    return found
+
+
 class TaskNames(argparse.Action):
     """Takes NAME or NAME=SOURCE, one or several: names stay under the flag, sources go to `own_tasks`.
 

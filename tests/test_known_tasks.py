@@ -99,6 +99,19 @@ def test_data_that_are_not_there_are_asked_for():
         text("nlg", "train", GLUE)
 
 
+def test_names_with_a_dot_are_those_of_questions_alone():
+    """A task's own name becomes part of parameters' names, which torch allows no dot in."""
+    for one in task.load_tasks().values():
+        assert "." not in one.name
+    for name in ("woz.en", "rnnlg.rest", "cl.agnews", "trace.fomc"):
+        assert task.canonical_name(name, "question_answer") == name
+        held = task.canonical_name(name, "markers")
+        assert held == name.replace(".", "_") == task.canonical_name(name, "text_to_text")
+        assert task.canonical_name(held, "question_answer") == name and task.get_task(name).name == held
+    with pytest.raises(ValueError, match="without dots"):
+        task.add_task(task.Task(name="a.b"))
+
+
 # --- in the scripts ------------------------------------------------------------------------------------------
 
 
@@ -127,6 +140,40 @@ def test_glue_trains_with_markers_alone_and_beside_a_generation_task(tmp_path):
     result = done(run("train", ["--task", "rte", "--dataset_path", folder, "--distillation", *TINY, "--limit", "8",
                                 "--adapter_bottleneck", "4", "--output_dir", tmp_path / "student"], log))  # fmt: skip
     assert f"the teacher's texts from {folder / 'rte_distilled.json'}" in result.out
+
+
+def test_a_task_is_trained_evaluated_and_combined_under_any_of_its_names(tmp_path):
+    log, alone, vlm, both, folder = (tmp_path / name for name in ("log", "alone", "vlm", "both", "data"))
+    folder.mkdir()
+    rows = [dict(context=f"a pub {i}", qas=[dict(question="say it", answers=[dict(text=f"It is {i}.")])])
+            for i in range(8)]  # fmt: skip
+    for split in ("train", "test"):
+        (folder / f"rnnlg.rest_to_squad-{split}-v2.0.json").write_text(json.dumps(dict(data=[dict(paragraphs=rows)])))
+    done(run("train", ["--task", "rnnlg.rest", "--dataset_path", folder, *TINY, "--method", "lora", "--no_validation",
+                       "--output_dir", alone], log))  # fmt: skip
+    evaluate = ["--no_sample", "--max_length", "3", "--limit", "4"]
+    done(run("evaluate", ["--task", "rnnlg.rest", *evaluate, "--model_checkpoint", alone, "--dataset_path", folder,
+                          "--output_dir", tmp_path / "one"], log))  # fmt: skip
+    assert metrics(tmp_path / "one")["headline"] == "avg_rouge"
+    nlg = small(tmp_path / "nlg.json", train=8, valid=2, test=4)
+    done(run("train_vlm", ["--tasks", "E2E", "RTE", "--data", f"e2e={nlg}", f"RTE={GLUE}", *TINY, "--limit", "e2e=8",
+                           "RTE=8", "--method", "e2e=lora", "Rte=ia3", "--no_validation", "--output_dir", vlm],
+             log))  # fmt: skip
+    data = ["--data", f"rnnlg.rest={folder}", f"E2E={nlg}"]
+    done(run("combine_all", ["--checkpoints", f"rnnlg.rest={alone}", f"e2e={vlm}", *data, "--output", both,
+                             "--proof_examples", "2"], log))  # fmt: skip
+    result = done(run("evaluate_vlm", ["--task", "all", *evaluate, *data, "--model_checkpoint", both,
+                                       "--output_dir", tmp_path / "out"], log))  # fmt: skip
+    assert "rnnlg_rest      avg_rouge" in result.out and "nlg             sacreBLEU" in result.out
+
+
+@pytest.mark.parametrize(("data", "said"), [
+    (["rte=x.json"], "--data: task 'rte' is not trained"),
+    (["e2e=a.json", "nlg=b.json"], "--data: task 'nlg' is named twice"),
+])  # fmt: skip
+def test_data_of_a_task_under_another_name_are_checked(data, said, tmp_path):
+    result = run("train_vlm", ["--tasks", "nlg", "--data", *data, *TINY], tmp_path / "log")
+    assert result.code == 2 and said in result.err
 
 
 def test_a_t5_trains_on_generation_tasks_beside_glue(tmp_path):

@@ -148,7 +148,7 @@ class SentenceClassifier(TextModel):
 
     def read_splits(self, args, typed):
         """The splits that evaluate.py is asked for, a list of `PairSplit`; with "all" MNLI's second dev set, too."""
-        names = asked_tasks(args, self.model.tasks)
+        names = asked_tasks(args, self.model.tasks, "sentence_pair")
         classification.check_heads(self.model, names, f"--model_checkpoint {args.model_checkpoint}")
         split, splits = SPLITS[args.split], []
         for name in names:

@@ -12,8 +12,9 @@ from itertools import islice
 from pathlib import Path
 
 from versatile.data import instances
+from versatile.data.task_names import by_task
 from versatile.training import runs
-from versatile.utils import devices, flags, metrics
+from versatile.utils import devices, metrics
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, writable_directory, write_json
 from versatile.utils.lines import one_line
@@ -247,7 +248,6 @@ def evaluate_run(args, typed, encoder):
     devices.quiet_libraries(args.cache_dir)
     text_model = kind.load(args.model_checkpoint, None, devices.precision(args, idist.device()))
     args.task = canonical_name(args.task, encoder)
-    args.data = {canonical_name(task, encoder): folder for task, folder in args.data.items()}
     splits = text_model.read_splits(args, typed)
     args.output_dir = args.output_dir or f"results/{runs.run_of(args.model_checkpoint).name}"
     writable_directory(args.output_dir, "--output_dir")
@@ -255,10 +255,13 @@ def evaluate_run(args, typed, encoder):
     evaluate_into(args.output_dir, text_model, splits, decoding, args.samples, **text_model.describe())
 
 
-def asked_tasks(args, held):
-    """Names of the tasks that are asked for of those that a model holds; a `UserError` for --data of another."""
+def asked_tasks(args, held, kind="markers"):
+    """Names of the tasks that are asked for of those that a model holds; a `UserError` for --data of another.
+
+    `args.data` has them under these names then; `kind`: see `data.task_names.by_task`.
+    """
     names = list(held) if args.task == "all" else [args.task]
-    flags.refuse_foreign(args.data, names, "evaluated")
+    args.data = by_task(args.data, names, "evaluated", kind=kind)
     return names
 
 

@@ -231,7 +231,7 @@ def read_run_splits(text_model, args, typed):
     if args.task != "all" and args.task not in model.tasks:
         raise UserError(f"the model was not trained for {args.task}", location=f"--task {args.task}",
                         expected=f"one of {', '.join(model.tasks)}")  # fmt: skip
-    names = asked_tasks(args, model.tasks)
+    names = asked_tasks(args, model.tasks, "text_to_text")
     beams = args.num_beams if "num_beams" in typed else known.get("eval_beams")
     split, held_out = SPLITS[args.split or "test"], known.get("split_validation_test", False)
     target = "test_max_target_length" if split == "test" else "val_max_target_length"

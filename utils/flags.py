@@ -95,12 +95,6 @@ class OfTasks(argparse.Action):
         setattr(namespace, self.dest, dict(values))
 
 
-def refuse_foreign(values, tasks, what, flag="--data"):
-    """A `UserError` where a flag of TASK=VALUE names a task that is not among those that are `what` ("trained")."""
-    if foreign := sorted(set(values) - set(tasks)):
-        raise UserError(f"task {foreign[0]!r} is not {what}", location=flag, expected="one of " + ", ".join(tasks))
-
-
 def quantization(args):
     """What `backbones.loading.load` takes, of --load_in_4bit and --load_in_8bit."""
     return next((bits for bits in ("4bit", "8bit") if getattr(args, f"load_in_{bits}", False)), None)

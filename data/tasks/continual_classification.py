@@ -5,5 +5,5 @@ from versatile.data.task import Task, add_task
 from versatile.data.task_orders import CLASSIFICATION
 
 for _name, (_, _source) in CLASSIFICATION.items():
-    add_task(Task(name=_name, summary=f"{_name.partition('.')[2]} of the classification benchmarks ({_source})",
-                  question_answer=LifelongTask(_name)))  # fmt: skip
+    _what = f"{_name.partition('.')[2]} of the classification benchmarks ({_source})"
+    add_task(Task(name=_name.replace(".", "_"), summary=_what, question_answer=LifelongTask(_name)))

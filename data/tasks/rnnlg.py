@@ -3,11 +3,6 @@
 from versatile.data.question_task import LifelongTask
 from versatile.data.task import Task, add_task
 
-add_task(Task(name="rnnlg.rest", summary="about restaurants",
-              question_answer=LifelongTask("rnnlg.rest", "rouge", "avg_rouge", has_dev=False)))  # fmt: skip
-add_task(Task(name="rnnlg.hotel", summary="about hotels",
-              question_answer=LifelongTask("rnnlg.hotel", "rouge", "avg_rouge", has_dev=False)))  # fmt: skip
-add_task(Task(name="rnnlg.tv", summary="about televisions",
-              question_answer=LifelongTask("rnnlg.tv", "rouge", "avg_rouge", has_dev=False)))  # fmt: skip
-add_task(Task(name="rnnlg.laptop", summary="about laptops",
-              question_answer=LifelongTask("rnnlg.laptop", "rouge", "avg_rouge", has_dev=False)))  # fmt: skip
+for _domain, _what in (("rest", "restaurants"), ("hotel", "hotels"), ("tv", "televisions"), ("laptop", "laptops")):
+    add_task(Task(name=f"rnnlg_{_domain}", summary=f"about {_what}",
+                  question_answer=LifelongTask(f"rnnlg.{_domain}", "rouge", "avg_rouge", has_dev=False)))  # fmt: skip

@@ -13,5 +13,5 @@ _SCORES = {
 }
 
 for _name, _folder in TRACE.items():
-    add_task(Task(name=_name, summary=f"{_folder} of TRACE",
+    add_task(Task(name=_name.replace(".", "_"), summary=f"{_folder} of TRACE",
                   question_answer=LifelongTask(_name, *_SCORES.get(_name, ("accuracy", "accuracy")))))  # fmt: skip
