@@ -11,6 +11,8 @@ T5_TOKENIZER="${T5_TOKENIZER:-spiece.model}"
 
 # Five GLUE tasks and E2E as text, on SmolLM2.
 GLUE5_TASKS="cola sst2 mrpc stsb rte nlg"
+# Topics and sentiment: what a T5 can learn that was pretrained here for minutes.
+TOPICS="cl.agnews cl.amazon sst2"
 GLUE9_TASKS="cola mnli rte wnli qqp sts-b sst-2 qnli mrpc"
 glue5_data() { case "$1" in nlg) echo data/small/nlg.json ;; *) echo "$GLUE_DIR" ;; esac; }
 
@@ -136,6 +138,18 @@ recipe() {
         [ -f "configs/$method.json" ] || return 1
         case "$method" in finetune_single_task | adapters) tasks=mrpc ;; esac
         echo "train_t5.py configs/$method.json --data_dir $GLUE_DIR --tasks $tasks --eval_tasks $tasks --model_name_or_path runs/small-t5-pretrain --tokenizer_name runs/small-t5-pretrain --reduction_factor 8 --learning_rate 1e-3 --warmup_steps 50 --max_steps 500 --eval_steps 250 --save_steps 250 --per_device_eval_batch_size 64 --output_dir runs/$1" ;;
+    topics-pretrain) echo "pretrain_t5.py --from_scratch --config_name t5-tiny --tokenizer_name $T5_TOKENIZER --tasks $TOPICS --data_dir data/small/topics --max_source_length 128 --max_steps 600 --per_device_train_batch_size 32 --learning_rate 2e-3 --warmup_steps 50 --lr_scheduler linear --logging_steps 50 --output_dir runs/$1" ;;
+    topics-*)
+        # One budget: 450 steps of all three tasks, 150 of one alone.
+        local tasks="$TOPICS" method="${1#topics-}" steps=450
+        case "$method" in
+        finetune_single_task-* | adapters-*)
+            tasks="${method#*-}" method="${method%%-*}" steps=150
+            case " $TOPICS " in *" $tasks "*) ;; *) return 1 ;; esac ;;
+        finetune | adapters_dagger | hyperformer | hyperformer++) ;;
+        *) return 1 ;;
+        esac
+        echo "train_t5.py configs/$method.json --data_dir data/small/topics --tasks $tasks --eval_tasks $tasks --model_name_or_path runs/topics-pretrain --tokenizer_name runs/topics-pretrain --reduction_factor 8 --learning_rate 2e-3 --warmup_steps 50 --max_steps $steps --eval_steps $((steps / 3)) --save_steps $((steps / 3)) --per_device_eval_batch_size 64 --output_dir runs/$1" ;;
     camtl-*)
         local train="train_camtl.py --data_dir $GLUE_DIR --fp32 --do_train --do_eval --do_predict --num_train_epochs 5 --learning_rate 2e-5 --seed 12"
         case "${1%-uncertainty}" in
@@ -265,6 +279,8 @@ recipes() {
     echo "camtl-plain camtl-base camtl-base-uncertainty camtl-base-0-4 camtl-base-0-4-uncertainty camtl-large camtl-large-uncertainty"
     echo "small-camtl-plain small-camtl-base small-camtl-uncertainty small-camtl-single-cola small-t5-pretrain"
     for kind in finetune_single_task finetune adapters adapters_dagger hyperformer hyperformer++; do echo "small-t5-$kind"; done
+    echo "topics-pretrain topics-finetune topics-adapters_dagger topics-hyperformer topics-hyperformer++"
+    for task in $TOPICS; do echo "topics-finetune_single_task-$task topics-adapters-$task"; done
     for task in $TASKS; do echo "vlm-$task-finetune vlm-$task-adapter"; done
     for task in mt summarization dialogue; do echo "vlm-$task-distil vlm-$task-distilled"; done
     echo "vlm-combine vlm-evaluate vlm-multitask vlm-multitask-unfrozen"
@@ -384,6 +400,13 @@ data_for() {
         [ -f data/small/clbench/cl.wic_to_squad-test-v2.0.json ] || {
             at="$(folder CL_BENCHMARK_DIR "SC, NLI, WiC and the others (O-LoRA's CL_Benchmark)")" &&
                 py -m data.convert squad-classification --folder "$at" --output data/small/clbench; } ;;
+    topics-*)
+        if [ ! -f data/small/topics/SST-2/train.tsv ]; then
+            need_glue
+            at="$(folder CL_BENCHMARK_DIR "SC, NLI, WiC and the others (O-LoRA's CL_Benchmark)")" &&
+                py -m data.convert squad-classification --folder "$at" --output data/small/topics
+            cp -r "$GLUE_DIR/SST-2" data/small/topics
+        fi ;;
     lifelong-*) lifelong_data_for "$1" ;;
     glue5-*)
         case "$1" in glue5-*-nlg) ;; *) need_glue ;; esac

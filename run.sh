@@ -76,7 +76,7 @@ list() {
     echo
     echo "./run.sh plan ROW says what a row of vlm-*, lifelong-*, t5-* or camtl-* needs before it is started."
     echo "Flags go to what is trained. What a recipe trains or combines is evaluated at once, with flags of the recipe's own, into"
-    echo "results/<recipe>; ./run.sh table then collects it; t5, camtl and glue9 rows leave their scores in runs/<recipe>"
+    echo "results/<recipe>; ./run.sh table then collects it; t5, topics, camtl and glue9 rows leave their scores in runs/<recipe>"
     echo "(python -m lifelong.compare results/… where tasks were learned one after another; there another --seed or --tasks of"
     echo "small-lifelong-*, superni-* and clbench-* has its own results/<recipe>-<tasks>-seed<seed>)."
     echo "Ablations (emb_only, outputlayer_only, random_init, self_copy) go with any task: vlm-<task>-<ablation>."
@@ -86,7 +86,7 @@ list() {
     echo "data are there already; five-* do the same, with XSum from SUPERNI_DIR; glue5-* and glue9-* read GLUE_DIR, and glue9-* MNLI"
     echo "and QQP from GLUE_PAIRS_DIR ({MNLI,QQP}/{train,dev}.json) where it is set; superni-* from SUPERNI_DIR (SuperNI of"
     echo "SAPT's CL_Benchmark) and clbench-* from"
-    echo "CL_BENCHMARK_DIR (O-LoRA's CL_Benchmark; with all fifteen tasks at hand add --tasks long-order4)."
+    echo "CL_BENCHMARK_DIR (O-LoRA's CL_Benchmark; with all fifteen tasks at hand add --tasks long-order4); topics-* from that and GLUE_DIR."
 }
 
 no_recipe() {
