@@ -22,7 +22,7 @@ from pathlib import Path
 from versatile.adapters.manifest import peek
 from versatile.adapters.methods.registry import BARE
 from versatile.data.listing import list_tasks
-from versatile.data.task_names import task_flag
+from versatile.data.task_names import by_task, task_flag
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 
@@ -36,8 +36,8 @@ def parser():
                  help="the task's json file (default: the task's own location under data/); of a model of "
                       "train_t5.py: the data's folder (default: the run's)")  # fmt: skip
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "DIR"), action=flags.OfTasks, default={},
-                   metavar="TASK=DIR", help="of a model of train_t5.py or train_camtl.py: folders of single tasks "
-                                            "(default: --dataset_path, else those it was trained on)")  # fmt: skip
+                   metavar="TASK=DIR", help="the same task by task: of a model of train_t5.py or train_camtl.py "
+                                            "folders (default: --dataset_path, else the run's)")  # fmt: skip
     settings.add(p, "split")
     settings.add(p, "limit", help="only the first so many instances; of a model of train_t5.py: so many of each task, "
                                   "drawn by the run's --data_seed")  # fmt: skip
@@ -79,13 +79,6 @@ def main(argv=None):
 
         if manifest and manifest.encoder in OF_RUNS:
             return evaluate_run(args, p.locations, manifest.encoder)
-    if args.data:
-        if args.model_checkpoint:
-            # A mistyped one is said first.
-            from versatile.adapters.backbones.loading import read_config
-
-            read_config(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
-        p.error("--data goes with a model of train_t5.py or train_camtl.py; here: --dataset_path FILE")
     from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
     from versatile.data.task import canonical_name, get_task
 
@@ -97,6 +90,10 @@ def main(argv=None):
 
         raise explain_untrained(args.model_checkpoint)
     task = get_task(args.task)
+    if args.data:
+        if args.dataset_path:
+            p.error("--data and --dataset_path say the same of one task: leave one of them out")
+        args.dataset_path = by_task(args.data, [args.task], "evaluated")[args.task]
     if not (args.score_only and args.references):
         args.dataset_path = task.data_path(args.dataset_path)
     args.split = args.split or task.scored_split

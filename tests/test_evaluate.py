@@ -258,7 +258,8 @@ def test_a_command_line_evaluates_a_run_and_a_checkpoint_inside_it(trained, data
     result = run_as_user("evaluate", evaluated(folder, data, tmp_path / "run", "--limit", 3), env=without_java())
     assert result.code == 0, result.err
     assert result.err == "", "a pipe gets no progress bar"
-    evaluate(evaluated(newest, data, tmp_path / "step", "--limit", 3), tmp_path / "log")
+    of_tasks = ["--data", f"e2e={data}", "--dataset_path", ""]
+    evaluate(evaluated(newest, data, tmp_path / "step", "--limit", 3, *of_tasks), tmp_path / "log")
     assert metrics(tmp_path / "run")["instances"] == metrics(tmp_path / "step")["instances"] == 3
 
 
@@ -386,6 +387,8 @@ BAD_FLAGS = {
     "top_p": (["--top_p", "1.5"], ["--top_p", "'1.5'"]),
     "temperature": (["--temperature", "0"], ["--temperature", "'0'"]),
     "beams": (["--num_beams", "-1"], ["--num_beams", "'-1'"]),
+    "data of another task": (["--dataset_path", "", "--data", "mt={mt}"], ["--data", "'mt'", "one of nlg"]),
+    "data twice": (["--data", "nlg={data}"], ["--data and --dataset_path"]),
     "split": (["--split", "dev"], ["--split", "'dev'"]),
     "references": (["--references", "x"], ["--references", "--score_only"]),
     "min over max": (["--min_length", "30"], ["--min_length 30", "--max_length 24"]),
