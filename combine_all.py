@@ -1,27 +1,27 @@
 #!/usr/bin/env python
-r"""Combine trained tasks into one VLM: their adapters and rows beside one backbone, proved to answer as before.
+r"""Combine trained tasks into one VLM: their adapters and embeddings in one backbone, proved to answer as before.
 
-  several runs of train.py, in any number and order (their order gives the task ids):
+  several runs of train.py, in any number and order (the order determines the task ids):
     python combine_all.py --checkpoints mt=runs/mt summarization=runs/sm nlg=runs/nlg --output runs/VLM
-  one more task, later; the others' answers stay as they are, to the last bit:
+  one more task, later; the others' answers stay the same, to the last bit:
     python combine_all.py --into runs/VLM --checkpoints qa=runs/qa
-  several adapters as one: of one task from several runs, or of several tasks; the result is one task for evaluate.py:
+  merge several adapters, of one task or of several, into one; the result is a single task for evaluate.py:
     python combine_all.py --merge ties --checkpoints nlg=runs/a nlg=runs/b --output runs/merged
-  adding into a new directory, with the inputs of the proof named:
+  add a task, but write to a new directory, and name the data of the proof:
     python combine_all.py --into runs/VLM --checkpoints qa=runs/qa --output runs/VLM5 --data qa=data/samples/qa.json
 
   runs of train_camtl.py with adapters (--method bottleneck, lora, ia3) become one classifier, and runs of train_t5.py
-  (adapters, too, prefix, prompt) one T5, by the same flags:
+  (adapters as well as prefix and prompt) one T5, with the same flags:
     python combine_all.py --checkpoints cola=runs/cola rte=runs/rte --output runs/glue
 
-A checkpoint is a run of train.py with an adapter (or rows alone), one of its checkpoints/step_N, a VLM of
-combine_all.py or train_vlm.py (TASK= picks one of its tasks), or a released one. All must have been trained beside
-the same backbone. The result is a directory that evaluate_vlm.py reads (evaluate.py, of classifiers and T5s).
+A checkpoint is a run of train.py with an adapter (or only embeddings), one of its checkpoints/step_N, a VLM of
+combine_all.py or train_vlm.py (TASK= selects one of its tasks), or a released one. All must have been trained on the
+same backbone. The result is a directory that evaluate_vlm.py reads (evaluate.py for classifiers and T5s).
 
-Before it appears under its name it is proved: on real inputs of each task's scored split the scores on the base
-vocabulary and the task's own markers, and the greedy outputs, must be those of the task's own model, in fp32. The
-inputs come from --data, else from what the task was trained on, else from the task's own place under data/, else
-from data/samples.
+The result is proved correct before it appears under its name: on real inputs from each task's scored split, the logits
+of the base vocabulary and of the task's own markers, and the greedy outputs, must match those of the task's own model
+in fp32. The inputs come from --data, else from the task's training data, else from the task's own location under data/,
+else from data/samples.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import align_columns, counted, shell_command
 
-# The last three leave out entries.
+# The last three drop entries.
 MERGES = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
 
 
@@ -45,29 +45,29 @@ def parser():
     settings.add(p, "cache_dir", group="machine")
     g = p.add_argument_group("what to combine")
     g.add_argument("--checkpoints", nargs="+", type=flags.of_tasks(str, "RUN"), default=[], metavar="TASK=RUN",
-                   help="the task's trained model")  # fmt: skip
-    g.add_argument("--into", metavar="VLM", help="a VLM that the tasks are added to; without --output it is replaced")
-    g.add_argument("--output", metavar="VLM", help="the directory to make")
+                   help="each task's trained model")  # fmt: skip
+    g.add_argument("--into", metavar="VLM", help="a VLM to add the tasks to; replaced in place without --output")
+    g.add_argument("--output", metavar="VLM", help="the directory to create")
     settings.add(p, "push_to_hub", group=g.title)
     g = p.add_argument_group("merging")
     g.add_argument("--merge", choices=MERGES,
-                   help="make one adapter of all, a weighted sum of tensors; ties: of entries whose sign most share; "
-                        "dare: of a random part of the entries. For adapters of train.py and train_vlm.py, of a T5, "
-                        "too; models of train_t5.py and train_camtl.py are only combined, each task as it is")
-    g.add_argument("--task", help="--merge: the task that the result is (needed where --checkpoints names several)")
+                   help="merge all adapters into one, as a weighted sum of tensors; ties: of the entries that have the "
+                        "majority sign; dare: of a random subset of the entries. For adapters of train.py and "
+                        "train_vlm.py, also in a T5; models of train_t5.py and train_camtl.py can only be combined")
+    g.add_argument("--task", help="--merge: the task of the result (needed if --checkpoints names several)")
     g.add_argument("--weights", nargs="+", type=flags.number, metavar="W",
-                   help="--merge: one for each checkpoint (default: those with which equal ones stay as they are)")
+                   help="--merge: one weight per checkpoint (default: weights that leave equal adapters unchanged)")
     g.add_argument("--density", type=flags.share, help="--merge ties, dare: share of the entries kept (default 0.5)")
     g.add_argument("--majority_sign_method", choices=["total", "frequency"],
-                   help="--merge ties, dare_ties: the sign of the sum, or of most entries (default total)")
-    g.add_argument("--seed", type=flags.seed, default=42, help="--merge dare: of the entries that are dropped")
+                   help="--merge ties, dare_ties: use the sign of the sum, or of most entries (default total)")
+    g.add_argument("--seed", type=flags.seed, default=42, help="--merge dare: random seed for dropping entries")
     g = p.add_argument_group("proof")
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
-                   metavar="TASK=FILE", help="task files whose scored split gives the inputs; of a model of "
-                                             "train_camtl.py or train_t5.py the data's folder")  # fmt: skip
-    g.add_argument("--proof_examples", type=flags.positive, default=8, metavar="N", help="inputs of each task")
+                   metavar="TASK=FILE", help="task files whose scored split provides the inputs; for a model of "
+                                             "train_camtl.py or train_t5.py, the folder of the data")  # fmt: skip
+    g.add_argument("--proof_examples", type=flags.positive, default=8, metavar="N", help="inputs per task")
     g.add_argument("--proof_tokens", type=flags.positive, default=60, metavar="N",
-                   help="tokens of an output at the most")  # fmt: skip
+                   help="maximum tokens of an output")  # fmt: skip
     return p
 
 
@@ -96,14 +96,14 @@ def main(argv=None):
 
 
 def held_name(typed, directory):
-    """What the model in a directory calls a task that was typed under any of its names."""
+    """The name that the model in a directory uses for a task, which may be given under any of its names."""
     from versatile.adapters.manifest import peek
     from versatile.data.task import canonical_name
 
     try:
         manifest = peek(directory)
     except UserError:
-        # Said when it is read, with the flag.
+        # Reported, with its flag, when the model is read.
         return typed
     if manifest is None or manifest.encoder is None or typed in manifest.tasks:
         return typed
@@ -112,7 +112,7 @@ def held_name(typed, directory):
 
 
 def published(make, args):
-    """Make a directory, and upload it where --push_to_hub asks for that."""
+    """Make a directory, and upload it if --push_to_hub is given."""
     from versatile.training import hub
 
     hub.check_repository(args.push_to_hub)
@@ -132,7 +132,7 @@ def combine(args):
 
 
 def prepare_output(args):
-    """Complete --output, and what is wrong with it is said before anything is read."""
+    """Complete --output and check it before anything is read."""
     from versatile.utils import devices
     from versatile.utils.files import writable_directory
 
@@ -144,7 +144,7 @@ def prepare_output(args):
 
 @contextlib.contextmanager
 def output_directory(args):
-    """A directory beside --output, which takes its name when it is whole."""
+    """A temporary directory next to --output that takes its name once it is complete."""
     from versatile.utils.files import atomic_directory
 
     with atomic_directory(args.output) as beside:
@@ -153,7 +153,7 @@ def output_directory(args):
 
 
 def write_record(args, directory, record):
-    """run.json and README.md of a result."""
+    """Write run.json and README.md of a result."""
     from versatile.training.cards import write_model_card
     from versatile.utils.files import write_json
 
@@ -210,7 +210,7 @@ def combine_language_models(args):
     counts, args.model_checkpoint = combining.count_task_parameters(model), backbone_name(sources[0], model)
     with output_directory(args) as beside:
         checkpoint.save(model, tokenizer, beside)
-        # What is proved is what the files hold; and this way a source's backbone finds room beside it.
+        # The proof is of what the files hold; freeing the model also makes room for a source's backbone.
         del model
         refuse_taken(args, beside)
         proofs = prove(args, beside, sources, inputs)
@@ -219,7 +219,7 @@ def combine_language_models(args):
 
 
 def check_merge(p, args):
-    """Flags that do not go with --merge, or with its method; the task's name."""
+    """Reject flags that are incompatible with --merge or its method, and complete the defaults."""
     tasks = list(dict.fromkeys(task for task, _ in args.checkpoints))
     if args.into or not args.output:
         p.error("--merge makes a new directory: --output DIR, without --into")
@@ -237,7 +237,7 @@ def check_merge(p, args):
 
 
 def merge(args):
-    """Make one task of several trained adapters."""
+    """Merge several trained adapters into one task."""
     from versatile.adapters import checkpoint
     from versatile.adapters import combine as combining
     from versatile.adapters.merging import merge_sources
@@ -257,7 +257,7 @@ def merge(args):
 
     with output_directory(args) as beside:
         checkpoint.save(model, tokenizer, beside)
-        # Whatever would not load, or changes nothing, is met here.
+        # Finds a result that would not load, or that changes nothing.
         checkpoint.load(beside)
         write_record(args, beside, runs.record(args, method=f"merged ({args.merge})", sources=described))
     print(f"written: {args.output}, {args.task} of {', '.join(s.flag.split()[-1] for s in sources)}")
@@ -268,7 +268,7 @@ def merge(args):
 
 
 def refuse_unmerged(checkpoints):
-    """A `UserError` where --merge is asked for models that are only combined; `checkpoints`: [(task, directory)]."""
+    """Raise a `UserError` if --merge names models that can only be combined; `checkpoints`: [(task, directory)]."""
     from versatile.adapters.combine import source_flag
     from versatile.training.run_combination import kind_of
 
@@ -283,15 +283,15 @@ def refuse_unmerged(checkpoints):
 
 
 def own_name(path):
-    """A path that another directory can take the place of: no link, no "."."""
+    """A path that another directory can replace: neither a link nor "."."""
     return os.path.realpath(path) if os.path.islink(path) or Path(path).name in ("", "..") else path
 
 
 def refuse_taken(args, beside=None):
-    """A `UserError` where something of the user's would be lost.
+    """Raise a `UserError` if any of the user's files would be lost.
 
     Args:
-        beside: what is to take the output's name, where there is something already.
+        beside: the directory that will take the output's name, if it exists already.
     """
     from versatile.training import runs
     from versatile.training.cards import CARD, is_model_card
@@ -305,7 +305,7 @@ def refuse_taken(args, beside=None):
                             expected="a directory that combine_all.py wrote, or another one for the result",
                             remedy=f"leave it as it is, and name another: --into {args.into} --output VLM")  # fmt: skip
     elif output.is_file() or (output.is_dir() and any(output.iterdir())):
-        # A run's own files would be lost where its model were replaced.
+        # A run's own files would be lost if its model were replaced.
         add = f"--into {output}" + ("" if runs.stored(output).get("sources") else " --output VLM")
         can_add = (output / "adapter_config.json").is_file() and not args.into
         raise UserError("something stands there already", location=f"--output {output}",
@@ -314,10 +314,10 @@ def refuse_taken(args, beside=None):
 
 
 def read_sources(args):
-    """The `adapters.combine.Source` of every task, in the order of their ids: those of --into, then as they are given.
+    """The `adapters.combine.Source` of every task, in the order of their ids: those of --into, then those given.
 
     Raises:
-        UserError: a source that is no good, two that do not go together, a task that this version does not know.
+        UserError: a source is unusable, two are incompatible, or this version does not know a task.
     """
     from versatile.adapters import combine as combining
 
@@ -334,7 +334,7 @@ def read_sources(args):
 
 
 def refuse_unknown(sources):
-    """A `UserError` where this version does not know a source's task, or knows it otherwise."""
+    """Raise a `UserError` if this version does not know a source's task, or defines it differently."""
     from versatile.data.own_tasks import register_own_tasks
     from versatile.data.task import find
 
@@ -349,7 +349,7 @@ def refuse_unknown(sources):
 
 
 def read_inputs(args, source):
-    """A task's first inputs for the proof, and where they are from: `training.evaluation.MarkerSplit`."""
+    """A task's first inputs for the proof, with their origin: a `training.evaluation.MarkerSplit`."""
     from versatile.data.files import SAMPLES
     from versatile.data.task import get_task
     from versatile.training import evaluation, runs
@@ -375,20 +375,20 @@ def read_inputs(args, source):
 
 
 def backbone_name(source, model):
-    """What tables of results call the backbone."""
+    """The name of the backbone in tables of results."""
     from versatile.training import runs
 
     return runs.origin(source.directory).get("backbone", model.config._name_or_path)
 
 
 def prove(args, directory, sources, inputs):
-    """Compare the model in `directory` with every source, which is loaded alone.
+    """Compare the model in `directory` with every source, each loaded by itself.
 
     Returns:
-        {task: dict(data, examples, max_abs_difference, outputs: how many were equal)}
+        {task: dict(data, examples, max_abs_difference, outputs_equal: how many were equal)}
 
     Raises:
-        UserError: a score or an output that is not the source's.
+        UserError: a logit or an output differs from the source's.
     """
     import ignite.distributed as idist
     import torch
@@ -412,7 +412,7 @@ def prove(args, directory, sources, inputs):
 
 
 def prove_task(ours, theirs, source, part, tokens):
-    """The same for one task: greedy outputs first, then the scores all along the inputs and these outputs."""
+    """The same for one task: greedy outputs first, then the logits at all positions of the inputs and these outputs."""
     from versatile.adapters import combine as combining
     from versatile.adapters.backbones.family import backbone_of
     from versatile.data import instances
@@ -440,10 +440,10 @@ def prove_task(ours, theirs, source, part, tokens):
 
 
 def record(args, sources, proofs):
-    """What run.json holds."""
+    """The contents of run.json."""
     from versatile.training import runs
 
-    # Of tasks that were combined before it is known where they came from first.
+    # For tasks that were combined before, the original source is known.
     known = runs.stored(args.into).get("sources", {}) if args.into else {}
     described = {}
     for s in sources:
@@ -455,7 +455,7 @@ def record(args, sources, proofs):
 
 
 def report(args, sources, counts, proofs):
-    """Print what was combined: a row for each task, the sum, and what to do next."""
+    """Print what was combined: a row for each task, the totals and the next command."""
     from versatile.adapters.methods.registry import BARE
     from versatile.training.method_flags import name_of
 
@@ -486,7 +486,7 @@ def short(count):
 
 
 def shown(path):
-    """A path as short as it can be written from here."""
+    """The shortest way to write a path from here."""
     return min(str(path), os.path.relpath(path), key=len)
 
 

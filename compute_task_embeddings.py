@@ -1,19 +1,19 @@
 #!/usr/bin/env python
-r"""Compute a vector for every task: the mean over examples of a T5 encoder's mean state.
+r"""Compute a vector for every task: the mean over its examples of a T5 encoder's mean hidden state.
 
-  one CPU or one GPU (a GPU is used where there is one):
+  one CPU or one GPU (the GPU is used if there is one):
     python compute_task_embeddings.py --tasks rte mrpc cola --data_dir GLUE --model_name_or_path t5-base \
       --n_train 1000 --output_dir outputs/task_embeddings
-  a try that downloads nothing:
+  a quick try without downloads:
     python compute_task_embeddings.py --tasks rte mrpc --data_dir data/samples/glue --model_name_or_path tiny-t5 \
       --output_dir outputs/task_embeddings
-  then train with them; they stay as they are unless --parametric_task_embedding:
+  then train with them; they stay fixed without --parametric_task_embedding:
     python train_t5.py configs/hyperformer++.json --data_dir GLUE --task_embedding_dir outputs/task_embeddings \
       --task_embedding_dim 768
 
-Of every example the encoder's last states are averaged over its tokens (padding left out), of every task these over
---n_train training examples, without the task's name before them and without dropout. Written: <task>.npy, float32
-[d_model], and task_embeddings.json, which says what they were made of.
+The encoder's last hidden states are averaged over the tokens of each example (without padding), and these means over
+--n_train training examples of each task, without the task's name as a prefix and without dropout. The output is
+<task>.npy, float32 [d_model], and task_embeddings.json, which records what they were computed from.
 """
 
 import sys
@@ -29,20 +29,20 @@ def parser():
     g = p.group("task and data")
     task_flag(g, "--tasks", "text_to_text", nargs="+", required=True, help="tasks; see train_t5.py")
     settings.add(p, "data_dir", help="GLUE's official folders, or a folder of local files (default: the hub)")
-    g.add_argument("--n_train", type=flags.positive, help="training examples of each task, drawn by --seed "
+    g.add_argument("--n_train", type=flags.positive, help="training examples per task, drawn with --seed "
                                                           "(default: all)")  # fmt: skip
     settings.add(p, "max_source_length", default=128)
-    settings.add(p, "seed", group="task and data", help="of the drawn examples")
+    settings.add(p, "seed", group="task and data", help="random seed for drawing examples")
     g.add_argument("--split_validation_test", action="store_true",
-                   help="leave out the examples that this flag of train_t5.py makes a validation split of")  # fmt: skip
+                   help="leave out the examples that train_t5.py holds out for validation with this flag")  # fmt: skip
     settings.add(p, "model_checkpoint", dest="model_name_or_path", default="t5-base",
                  help="a T5: hub name, directory, or tiny-t5")  # fmt: skip
     settings.add(p, "tokenizer_name", "cache_dir")
     g = p.group("model")
-    g.add_argument("--pooling", choices=["mean", "max"], default="mean", help="over an example's tokens")
+    g.add_argument("--pooling", choices=["mean", "max"], default="mean", help="pooling over an example's tokens")
     settings.add(p, "batch_size", group="model", help="examples encoded together")
     settings.add_precision(p)
-    settings.add(p, "output_dir", required=True, help="where <task>.npy go")
+    settings.add(p, "output_dir", required=True, help="directory for the <task>.npy files")
     return p
 
 

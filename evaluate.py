@@ -1,19 +1,19 @@
 #!/usr/bin/env python
 """Decode a split with a trained single-task model and score it.
 
-  one CPU or one GPU (a GPU is used where there is one):
+  one CPU or one GPU (the GPU is used if there is one):
     python evaluate.py --task nlg --no_sample --model_checkpoint runs/<run> --dataset_path data/samples/nlg.json
-  beams, a few examples only:
+  beam search, a few examples only:
     python evaluate.py --task mt --no_sample --num_beams 4 --limit 100 --model_checkpoint runs/<run>
-  a model of train_t5.py (decoded greedily, or by beams) or of train_camtl.py, one of its tasks or all:
+  a model of train_t5.py (decoded greedily or with beam search) or of train_camtl.py, one of its tasks or all:
     python evaluate.py --task rte --model_checkpoint outputs/hyperformer++
   score outputs of any system, without a model:
     python evaluate.py --task nlg --score_only hyps.txt --references refs.txt
 
 --model_checkpoint takes a run of train.py, one of its checkpoints/step_N, a checkpoint released with the original
-VLM code, or a bare backbone (smollm2, gpt2, …) to see what it does untrained. Written to --output_dir:
-<task>_output.txt and <task>_ref.txt (one line an example; qa's output is json as CoQA's script takes it, dialogue
-has a <task>_persona.txt), <task>_outputs.jsonl, <task>_metrics.json.
+VLM code, or a bare backbone (smollm2, gpt2, …), to see what it does untrained. Files written to --output_dir:
+<task>_output.txt and <task>_ref.txt (one line per example; for qa the output is json in the format of CoQA's script),
+<task>_persona.txt (only for dialogue), <task>_outputs.jsonl and <task>_metrics.json.
 """
 
 import sys
@@ -30,34 +30,34 @@ from versatile.utils.errors import UserError, exit_on_user_error
 def parser():
     p = flags.build_parser(__doc__)
     g = p.group("task and data")
-    task_flag(g, "--task", help="the task, see --list_tasks; of your own, one that the checkpoint holds, or NAME=DATA")
+    task_flag(g, "--task", help="one of --list_tasks, a task of your own that the checkpoint holds, or NAME=DATA")
     settings.add(p, "model_checkpoint", help="a run directory, a released checkpoint, or a bare backbone")
     settings.add(p, "dataset_path", spellings=("data_dir",),
-                 help="the task's json file (default: the task's own location under data/); of a model of "
-                      "train_t5.py: the data's folder (default: the run's)")  # fmt: skip
+                 help="the task's json file (default: the task's own location under data/); for a model of "
+                      "train_t5.py, the folder of the data (default: the run's)")  # fmt: skip
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "DIR"), action=flags.OfTasks, default={},
-                   metavar="TASK=DIR", help="the same task by task: of a model of train_t5.py or train_camtl.py "
-                                            "folders (default: --dataset_path, else the run's)")  # fmt: skip
+                   metavar="TASK=DIR", help="the same for individual tasks; folders for a model of train_t5.py or "
+                                            "train_camtl.py (default: --dataset_path, else the run's)")  # fmt: skip
     settings.add(p, "split")
-    settings.add(p, "limit", help="only the first so many instances; of a model of train_t5.py: so many of each task, "
-                                  "drawn by the run's --data_seed")  # fmt: skip
-    settings.add(p, "adapter_bottleneck", help="only checked: the checkpoint knows its own")
+    settings.add(p, "limit", help="use only the first N instances; for a model of train_t5.py, N of each task, drawn "
+                                  "with the run's --data_seed")  # fmt: skip
+    settings.add(p, "adapter_bottleneck", help="only checked, as the checkpoint stores its own value")
     settings.add(p, "max_history", help=settings.HISTORY)
     list_tasks(g)
     g = p.group("ablations (a checkpoint knows its own; given, they are checked)")
-    g.add_argument("--emb_only", action="store_true", help="trained were the task's embeddings alone")
-    g.add_argument("--outputlayer_only", action="store_true", help="trained was the vocabulary table alone")
-    settings.add(p, "random_init", help="of a bare backbone: its shape with fresh weights")
-    g.add_argument("--self_copy", action="store_true", help="with a pointer; a released checkpoint does not say so")
+    g.add_argument("--emb_only", action="store_true", help="only the task's embeddings were trained")
+    g.add_argument("--outputlayer_only", action="store_true", help="only the vocabulary table was trained")
+    settings.add(p, "random_init", help="for a bare backbone: use its architecture with random weights")
+    g.add_argument("--self_copy", action="store_true", help="with a pointer, which released checkpoints do not record")
     settings.add_decoding(p, notices=settings.TOKENS_MOVED)
-    settings.add(p, "output_dir", help="where results go (default: results/adapter_result or results/GPT2_result; "
-                                       "of a model of train_t5.py: results/<run>)")  # fmt: skip
+    settings.add(p, "output_dir", help="directory for the results (default: results/adapter_result or "
+                                       "results/GPT2_result; for a model of train_t5.py, results/<run>)")  # fmt: skip
     settings.add(p, "samples", "token_cache_dir")
     g = p.group("scoring alone")
-    g.add_argument("--score_only", metavar="FILE", help="score this file, one output a line, instead of decoding")
+    g.add_argument("--score_only", metavar="FILE", help="score this file, one output per line, instead of decoding")
     g.add_argument("--references", metavar="FILE",
-                   help="its references: those of one output one a line, outputs separated by empty lines; "
-                        "or one a line (default: those of the data set)")  # fmt: skip
+                   help="references for --score_only, one per line: one for each output, or several, with an empty "
+                        "line between outputs (default: those of the data set)")  # fmt: skip
     return p
 
 
@@ -104,7 +104,7 @@ def main(argv=None):
 
 
 def not_trained(args, manifest):
-    """Whether a text-to-text task is asked of a directory without a trained model, which may be a T5's."""
+    """Whether a text-to-text task is requested for a directory without a trained model, which may be a T5's."""
     from versatile.data import text_to_text
 
     path = Path(args.model_checkpoint)
@@ -151,7 +151,7 @@ def evaluate(args, task, manifest):
 
     devices.quiet_libraries(args.cache_dir)
     dtype = devices.precision(args, idist.device())
-    # Before the model, which takes longer.
+    # Read before the model, which takes longer.
     history = args.max_history or (manifest.histories.get(task.name) if manifest else None)
     split = evaluation.read_split(task, args.dataset_path, args.split, history, args.limit)
     model, tokenizer, method = load_model(args, task, manifest)
@@ -165,7 +165,7 @@ def evaluate(args, task, manifest):
 
 
 def load_model(args, task, manifest):
-    """(model, tokenizer, how it was trained): the checkpoint's, or a bare backbone with untrained task embeddings."""
+    """(model, tokenizer, training method) of the checkpoint, or of a bare backbone with untrained task embeddings."""
     import torch
     from versatile.adapters import checkpoint
     from versatile.adapters.attach import attach
@@ -196,7 +196,7 @@ def load_model(args, task, manifest):
 
 
 def check_ablations(args, method):
-    """Flags that say the checkpoint was trained in a way in which it was not."""
+    """Reject flags that contradict how the checkpoint was trained."""
     from versatile.training import runs
 
     trained = runs.stored(args.model_checkpoint).get("flags")

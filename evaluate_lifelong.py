@@ -1,24 +1,27 @@
 #!/usr/bin/env python
-"""Score every task after every task of a sequence: the matrix, its averages, transfer and forgetting.
+"""Score every task after every task of a sequence: the score matrix, averages, transfer and forgetting.
 
-  one CPU or one GPU (a GPU is used where there is one):
+  one CPU or one GPU (the GPU is used if there is one):
     python evaluate_lifelong.py --model_dirs MODEL_ROOT_DIR/gpt2/lll/ag_e2enlg_0.05_42
     python evaluate_lifelong.py --tasks ag e2enlg --gen_lm_sample_percentage 0.05 --seed 42        (the same directory)
   several seeds, mean ± standard deviation:
     python evaluate_lifelong.py --model_dirs …/ag_e2enlg_0.2_1 …/ag_e2enlg_0.2_2 --output_dir results/ag_e2enlg
 
-The final model of every task answers the test questions of all tasks, with --trained_only those of the tasks trained so
-far; with --test_all those of every epoch do, too.
-Where each task has its own adapter (--own_adapters) a question goes through that of its task: of one not trained yet
-the adapter it would start from, untrained, or with --own_adapters previous as the last trained task has made its own;
-forward transfer is then what the shared rows, or rows and adapter, bring along.
-What was trained at once (multitask, multilm), or in parts that are not tasks (--unbound), has only the last row.
-With --infer_task they are scored again with the task of every question inferred instead of known, which matters where
-tasks have adapters or prompts of their own. Answers are greedy; --top_k, --top_p or --temperature let them be drawn,
-from --qa_seed. Written beside each model: metrics.json (epoch: task: scores) and qa_<task>_<epoch>.csv (y: true
-answer, pred: answer, logs: the log of the answer's probability); the last epoch is called final. Written into the
-sequence's directory: matrix.json, matrix.md and matrix.png. With --output_dir everything lies there instead,
-metrics.json and csv files below a directory for each sequence, and nothing is written into the sequences' own.
+The final model of each task answers the test questions of all tasks (--trained_only: of the tasks trained so far); with
+--test_all, so do the models of all epochs. Tasks trained at once (multitask, multilm), or in parts that are not tasks
+(--unbound), have only the last row. Answers are greedy; with --top_k, --top_p or --temperature they are sampled, with
+the seed --qa_seed.
+
+If each task has its own adapter (--own_adapters), a question goes through the adapter of its task. For a task not
+trained yet, this is the adapter it would start from: untrained, or with --own_adapters previous a copy of the last
+trained one. Forward transfer then measures the effect of the shared embeddings, or of embeddings and adapter.
+--infer_task adds scores with the task of every question inferred instead of known, which matters if tasks have their
+own adapters or prompts.
+
+Files written next to each model: metrics.json (epoch: task: scores) and qa_<task>_<epoch>.csv (y: true answer, pred:
+answer, logs: log-probability of the answer); the last epoch is called final. Files written to the sequence's directory:
+matrix.json, matrix.md and matrix.png. With --output_dir everything is written there instead, metrics.json and the csv
+files in a subdirectory for each sequence, and the sequences' own directories stay unchanged.
 """
 
 import argparse
@@ -32,7 +35,7 @@ from versatile.lifelong.run_records import decisive_flags, make_record
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 
-# Flags of train_lifelong.py, which a run knows itself: both scripts may be called with the same, as the originals'.
+# Flags of train_lifelong.py, ignored here: as in the originals, both scripts can be called with the same flags.
 SWITCHES = ("--add_task_tokens", "--use_sep", "--dynamic_epochs", "--train_teachers", "--only_final")
 TRAINING = ("--lm_lambda", "--max_n_epochs", "--min_batch_size", "--min_n_steps", "--n_gpus", "--n_gpu",
             "--n_warmup_ratio", "--decay_style", "--tokens_weight", "--teacher_dir")  # fmt: skip
@@ -40,9 +43,9 @@ TRAINING_SETTINGS = ("n_epochs", "train_batch_size", "lr", "lr_scheduler_type", 
                      "logging_steps", "report_to", "gradient_accumulation_steps", "adam_eps", "weight_decay",
                      "max_norm", "save_steps", "keep_checkpoints", "kd_temperature", "compile",
                      "gradient_checkpointing")  # fmt: skip
-# With any number of values.
+# Those that take any number of values.
 LISTS = ("--skip_tasks", *strategies.collect_flags("flags"))
-# Flags that name a sequence. Beside --model_dirs they must tell what was trained there; seeds may be several.
+# Flags that name a sequence. Given with --model_dirs, they must match what was trained there; seeds may differ.
 NAMING = ("tasks", "seq_train_type", "adapter_bottleneck", "own_adapters", "distil", "seq_distil",
           *strategies.naming_names(), "unbound", *sequence.METHOD_FLAGS)  # fmt: skip
 
@@ -52,35 +55,35 @@ def parser():
     sequence.name_flags(p)
     g = p.group("what to evaluate")
     g.add_argument("--model_dirs", nargs="+", metavar="DIR",
-                   help="sequences' directories, e.g. one per seed (default: the one that the flags name)")  # fmt: skip
-    g.add_argument("--test_all", action="store_true", help="also the models after each epoch")
+                   help="directories of sequences, e.g. one per seed (default: as named by the flags)")  # fmt: skip
+    g.add_argument("--test_all", action="store_true", help="also evaluate the models after each epoch")
     g.add_argument("--trained_only", action="store_true",
-                   help="each model answers only the tasks trained so far: about half the time, and no forward "
-                        "transfer")  # fmt: skip
+                   help="evaluate each model only on the tasks trained so far: takes about half the time, but gives "
+                        "no forward transfer")  # fmt: skip
     g.add_argument("--before", action="store_true",
-                   help="also the model before any training, which forward transfer is told from")  # fmt: skip
+                   help="also evaluate the model before any training, as needed for forward transfer")  # fmt: skip
     g.add_argument("--single_task", nargs="+", metavar="DIR", default=[],
-                   help="results of models that learned one of the tasks alone (directories with a matrix.json), which "
-                        "SAPT's forward transfer is told from")  # fmt: skip
+                   help="results of models that learned only one of the tasks (directories with a matrix.json), as "
+                        "needed for SAPT's forward transfer")  # fmt: skip
     g.add_argument("--infer_task", choices=("perplexity", "embedding"),
-                   help="also with the task of every question inferred, among those trained so far: the one by whose "
-                        "parameters the question is likeliest, or whose training questions are nearest to it; both "
-                        "scores stand side by side")  # fmt: skip
-    g.add_argument("--test_training_set", action="store_true", help="the questions trained on, not the test's")
-    g.add_argument("--ref1", action="store_true", help="of several true answers only the first counts")
-    settings.add(p, "limit", group=g.title, help="only the first so many questions of each task")
+                   help="also evaluate with the task of every question inferred among those trained so far: the one "
+                        "under whose parameters the question is most likely, or whose training questions are nearest; "
+                        "both scores are reported side by side")  # fmt: skip
+    g.add_argument("--test_training_set", action="store_true", help="evaluate on the training questions instead")
+    g.add_argument("--ref1", action="store_true", help="use only the first of several true answers")
+    settings.add(p, "limit", group=g.title, help="use only the first N questions of each task")
     title = "answers (default: greedy)"
-    settings.add(p, "top_k", group=title, type=flags.positive, default=None, help="draw from the k likeliest tokens")
-    settings.add(p, "top_p", group=title, default=None, help="draw from the likeliest of this joint probability")
+    settings.add(p, "top_k", group=title, type=flags.positive, default=None, help="sample from the top k tokens")
+    settings.add(p, "top_p", group=title, default=None, help="sample from the top tokens of this total probability")
     settings.add(p, "temperature", group=title, default=None)
-    p.group(title).add_argument("--qa_seed", type=flags.not_negative, default=42, help="of sampling")
+    p.group(title).add_argument("--qa_seed", type=flags.not_negative, default=42, help="random seed of sampling")
     settings.add(p, "batch_size", group=title, help="questions answered together")
-    settings.add(p, "max_len", group=title, help="tokens of question and answer (default: as in training)")
+    settings.add(p, "max_len", group=title, help="maximum tokens of question and answer (default: as in training)")
     settings.add_precision(p)
     settings.add(p, "cache_dir", group="files")
-    settings.add(p, "output_dir", group="output", help="where everything goes (default: into the sequence's directory)")
+    settings.add(p, "output_dir", group="output", help="directory for all output (default: the sequence's directory)")
     settings.add(p, "samples", group="output", default=1,
-                 help="how many answers to each task the last model's are printed of")  # fmt: skip
+                 help="number of the last model's answers to print for each task")  # fmt: skip
     settings.accept(p, TRAINING_SETTINGS)
     for flag in (*TRAINING, *SWITCHES):
         switch = dict(action="store_true") if flag in SWITCHES else {}
@@ -143,7 +146,7 @@ def evaluate(args, typed_flags):
 
 
 def output_directories(runs, output):
-    """Where each run's answers and scores go: into the run itself, or below --output_dir, named as the runs differ."""
+    """Directories for each run's answers and scores: the run's own, or one below --output_dir for each run."""
     folders, output = [run.folder.resolve() for run in runs], Path(output)
     if len(runs) == 1 and output.resolve() == folders[0]:
         return [output]
@@ -155,7 +158,7 @@ def output_directories(runs, output):
 
 
 def sampling(args):
-    """None: greedy; otherwise how answers are drawn."""
+    """None for greedy decoding; otherwise the sampling settings."""
     if not (args.top_k or args.top_p or args.temperature):
         return None
     return dict(top_k=args.top_k or 0, top_p=args.top_p or 1.0, temperature=args.temperature or 1.0,
@@ -163,11 +166,11 @@ def sampling(args):
 
 
 def same_runs(runs, typed_flags):
-    """Only runs that differ in their seeds alone have one matrix.
+    """Raise a `UserError` unless the runs differ only in their seeds, as a common matrix requires.
 
     Args:
         runs: a list of `scoring.SequenceRun`.
-        typed_flags: {flag that names a sequence: its value}, those typed beside --model_dirs.
+        typed_flags: {flag that names a sequence: its value}, those given in addition to --model_dirs.
     """
     for number, run in enumerate(runs):
         location = f"--model_dirs {run.folder}"

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Decode and score any task of a VLM, or all of them in batches that mix the tasks.
+"""Decode and score any task of a VLM, or all of them in mixed batches.
 
-  one CPU or one GPU (a GPU is used where there is one):
+  one CPU or one GPU (the GPU is used if there is one):
     python evaluate_vlm.py --task mt --no_sample --model_checkpoint runs/VLM
     python evaluate_vlm.py --task all --no_sample --model_checkpoint runs/VLM --data nlg=data/samples/nlg.json
 
---model_checkpoint takes what combine_all.py or any training script wrote, or a VLM released with the original code.
-Data that are not named lie in their tasks' own places (see --list_tasks), else where the model's run.json says that it
-was trained on them; what has none there either --task all leaves out, saying so. Written to --output_dir, for each
-task: <task>_output.txt, <task>_ref.txt (one line an example), dialogue's <task>_persona.txt, <task>_outputs.jsonl and
-<task>_metrics.json.
+--model_checkpoint takes the output of combine_all.py or any training script, or a VLM released with the original code.
+Data not given by flags are read from the tasks' own locations (see --list_tasks), or else from the training data named
+in the model's run.json; --task all leaves out tasks without either, with a message. Files written to --output_dir for
+each task: <task>_output.txt and <task>_ref.txt (one line per example), <task>_persona.txt (only for dialogue),
+<task>_outputs.jsonl and <task>_metrics.json.
 """
 
 import sys
@@ -24,19 +24,19 @@ from versatile.utils.errors import UserError, exit_on_user_error
 def parser():
     p = flags.build_parser(__doc__)
     g = p.group("task and data")
-    g.add_argument("--task", default="all", help="a task, or all that the checkpoint holds")
+    g.add_argument("--task", default="all", help="a task, or all for every task that the checkpoint holds")
     settings.add(p, "model_checkpoint", help="the VLM's directory")
-    settings.add(p, "dataset_path", help="the data file of the one --task")
+    settings.add(p, "dataset_path", help="the data file, for a single --task")
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
-                   metavar="TASK=FILE", help="data files (default: the tasks' own locations under data/); of "
-                                             "a model of train_t5.py or train_camtl.py the data's folders")  # fmt: skip
+                   metavar="TASK=FILE", help="data files (default: the tasks' own locations under data/); for a model "
+                                             "of train_t5.py or train_camtl.py, data folders")  # fmt: skip
     settings.add(p, "split")
-    settings.add(p, "limit", help="only the first so many instances of each task")
+    settings.add(p, "limit", help="use only the first N instances of each task")
     settings.add(p, "max_history", help=settings.HISTORY)
     list_tasks(g)
     settings.add_decoding(p, notices=settings.TOKENS_MOVED)
-    settings.add(p, "output_dir", help="where results go (default: results/VLM_result; of a model of train_t5.py or "
-                                       "train_camtl.py: results/<run>)")  # fmt: skip
+    settings.add(p, "output_dir", help="directory for the results (default: results/VLM_result; for a model of "
+                                       "train_t5.py or train_camtl.py, results/<run>)")  # fmt: skip
     settings.add(p, "samples", default=1, help="how many outputs of each task to print")
     settings.add(p, "token_cache_dir")
     return p
@@ -96,7 +96,7 @@ def evaluate(args, manifest):
 
 
 def read_splits(args, info):
-    """What to evaluate: the asked-for tasks that the model holds, with their data."""
+    """The splits to evaluate: the requested tasks that the model holds, with their data."""
     from versatile.data.own_tasks import register_own_tasks
     from versatile.data.task import get_task
     from versatile.training.evaluation import asked_tasks
@@ -112,7 +112,7 @@ def read_splits(args, info):
 
 
 def read_task_split(args, task, max_history):
-    """A task with its data: those named, else in its own place, else what it was trained on; None: it is left out."""
+    """A task with its data: those given, else those at its own location, else its training data; None: left out."""
     from versatile.training import evaluation, runs
 
     split, named_file = args.split or task.scored_split, args.data.get(task.name) or args.dataset_path
@@ -125,12 +125,12 @@ def read_task_split(args, task, max_history):
         try:
             return evaluation.read_split(task, trained_on, split, max_history, args.limit)
         except UserError as error:
-            # Nobody named it, and it may have no such split: that is no reason to leave the others out.
+            # The user did not name this file, and it may lack the split: the other tasks are still evaluated.
             if args.task != "all":
                 raise
             why = f"{error.location}: {error.found}"
     if args.task != "all":
-        # The task's own error.
+        # This raises the task's own error.
         task.data_path(named_file)
     print(f"{task.name}: left out, {why} (name its data: --data {task.name}=FILE)")
 

@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""Type an input, read the answer: any task of a trained model.
+"""Type inputs and read the answers of a trained model, for any of its tasks.
 
-  in a terminal, one CPU or one GPU (a GPU is used where there is one):
+  in a terminal, one CPU or one GPU (the GPU is used if there is one):
     python interact.py --model_checkpoint runs/VLM
     python interact.py --model_checkpoint runs/VLM --task mt --no_sample
-  in a pipe: answers alone on stdout, everything else on stderr
+  in a pipe: only answers on stdout, everything else on stderr
     echo "A man is reading." | python interact.py --model_checkpoint runs/VLM --task mt --no_sample
 
---model_checkpoint takes what any training script or combine_all.py wrote, or a checkpoint released with the original
-VLM code. To a T5 of train_t5.py an input is worded as in training ("sentence1: … sentence2: …"); a BERT of
-train_camtl.py takes a sentence, or two with ||| between them, and answers with the class and its probability.
-/help lists the commands. In a conversation answers join its history; each task keeps its own. In a pipe every input
-has one line of output: line breaks are written as \\n, and what cannot be answered leaves an empty line; commands, and
-lines that set a persona or a document, have none.
+--model_checkpoint takes the output of any training script or of combine_all.py, or a checkpoint released with the
+original VLM code. For a T5 of train_t5.py, word inputs as in training ("sentence1: … sentence2: …"); a BERT of
+train_camtl.py takes one sentence, or two separated by |||, and answers with the class and its probability. /help lists
+the commands. In a conversation, answers are added to the history, which each task keeps separately. In a pipe, every
+input gives one line of output: line breaks are written as \\n, and an input that cannot be answered gives an empty
+line. Commands, and lines that set a persona or a document, give no output.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def parser():
     p = flags.build_parser(__doc__)
     g = p.group("what to talk to")
     settings.add(p, "model_checkpoint", group="what to talk to", help="the directory of a trained model")
-    g.add_argument("--task", help="the task to begin with (default: the model's first)")
+    g.add_argument("--task", help="the task to start with (default: the model's first)")
     settings.add(p, "max_history", group="what to talk to", help=settings.HISTORY)
     list_tasks(g)
     settings.add_decoding(p)
@@ -48,7 +48,7 @@ def main(argv=None):
     flags.check_lengths(p, args)
     flags.require_one_process()
     out, typed = sys.stdout, sys.stdin.isatty()
-    # Where answers are read by a program they stand alone: what else is printed goes to stderr.
+    # If a program reads the answers, stdout holds nothing else: all other output goes to stderr.
     with contextlib.redirect_stdout(out if typed and out.isatty() else sys.stderr):
         talk = Talk(args)
         talk.greet()
@@ -59,9 +59,9 @@ def main(argv=None):
 
 
 def in_terminal(talk, out):
-    """Prompt, read, answer, until Ctrl-D or /quit. Ctrl-C stops the answer that is being made, or drops the line."""
+    """Prompt, read and answer until Ctrl-D or /quit. Ctrl-C stops the current answer, or discards the line."""
     with contextlib.suppress(ImportError):
-        # Importing it gives `input` a history and the keys to edit a line with.
+        # Importing it gives `input` a history and line editing.
         import readline  # noqa: F401
     while not talk.over and out.has_reader:
         answering = False
@@ -85,7 +85,7 @@ def in_terminal(talk, out):
 
 
 def in_pipe(talk, lines, out):
-    """Answer lines of bytes until they end; one line of output for each that is an input."""
+    """Answer lines of bytes until the end; every input gives one line of output."""
     from versatile.training.evaluation import one_line
 
     for number, raw in enumerate(lines, 1):
@@ -99,7 +99,7 @@ def in_pipe(talk, lines, out):
         if answer is not None:
             out.write_data(one_line(answer))
         if talk.over or not out.has_reader:
-            # /quit, or whoever read the answers has had enough.
+            # /quit, or the reader of the answers has closed the pipe.
             return
 
 
@@ -110,7 +110,7 @@ def friendly(error):
 
 
 class Talk:
-    """A loaded model, the task that is answered now, and what was said so far.
+    """A loaded model, the current task and the conversations so far.
 
     Attributes:
         task: the current `data.task.Task`.
@@ -132,11 +132,11 @@ class Talk:
         self.task = self.tasks.get(args.task) or first or get_task(self.text_model.names[0])
         self.decoding = Decoding.from_flags(args, self.text_model.positions)
         self.sessions = {name: self.session(name) for name in self.tasks}
-        # The prompt given last and what was cut of it; cuts told already; answers so far.
+        # The last prompt and what was cut from it; cuts already reported; number of answers so far.
         self.shown, self.told, self.count, self.over = None, set(), 0, False
 
     def session(self, name):
-        """A task's session at the start."""
+        """A task's initial session."""
         return self.text_model.session(name, self.max_history)
 
     def greet(self):
@@ -151,10 +151,10 @@ class Talk:
     # ---- inputs
 
     def take(self, line):
-        """Do what a line says.
+        """Run a line's command, or answer its input.
 
         Returns:
-            the answer, or None where the line asked for none.
+            the answer, or None if the line asked for none.
 
         Raises:
             UserError: the line cannot be an input of the current task.
@@ -166,20 +166,20 @@ class Talk:
         return self.answer(line.strip())
 
     def answer(self, text):
-        """The model's answer to an input, or None where the input only set something."""
+        """The model's answer to an input, or None if the input only set something."""
         name = self.task.name
         example, session = self.task.typed(text, self.sessions[name])
         if example is None:
             self.sessions[name] = session
             return print("noted: the next line begins the conversation", flush=True)
         prompt = self.prompt(example, session)
-        # Nothing is remembered before the answer is whole: Ctrl-C leaves the conversation as it was.
+        # Nothing is recorded before the answer is complete: Ctrl-C leaves the conversation as it was.
         answer = self.decode(prompt)
         self.sessions[name] = self.task.answered(answer, session)
         return answer
 
     def prompt(self, example, session):
-        """What the model is given; says, once for each reason, when it is not all that was typed."""
+        """The model's prompt; prints a note, once per reason, if it does not contain all that was typed."""
         name = self.task.name
         prompts, cut = self.text_model.prompts(name, [example], self.decoding.max_length)
         notices = [f"the input is cut, as in training: {why}" for why in cut]
@@ -194,7 +194,7 @@ class Talk:
         return prompts[0]
 
     def decode(self, prompt):
-        # Seeded from the start on, not anew for every answer: the same input may get another one.
+        # Each answer has its own seed, so that repeating an input may give another answer.
         decoding = replace(self.decoding, seed=self.decoding.seed + self.count)
         self.count += 1
         return self.text_model.decode([prompt], decoding)[0]
@@ -202,7 +202,7 @@ class Talk:
     # ---- commands
 
     def command(self, words):
-        """Run a command; what is wrong with it is said."""
+        """Run a command, printing its errors."""
         name, *rest = words
         try:
             if name not in COMMANDS:
@@ -270,10 +270,10 @@ COMMANDS = {
 
 
 def changed(decoding, name, value, positions):
-    """Decoding with one setting changed as its flag would change it.
+    """`Decoding` with one setting changed as its flag would change it.
 
     Raises:
-        UserError: no such setting, or a value that its flag would refuse.
+        UserError: there is no such setting, or its flag would not accept the value.
     """
     names = [n for n in vars(decoding) if n != "batch_size"]
     if name not in names:
@@ -296,7 +296,7 @@ def changed(decoding, name, value, positions):
 
 
 def refuse(message):
-    """What a parser does with wrong values here: say so and go on."""
+    """The error handler of a parser whose errors must not end the program."""
     raise UserError(message.removeprefix("argument "))
 
 

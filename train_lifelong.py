@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Train on a sequence of tasks, one after another, without forgetting: LAMOL, L2KD and what stands beside them.
+"""Train on a sequence of tasks, one after another, without forgetting: LAMOL, L2KD and other strategies.
 
-  one CPU or one GPU (a GPU is used where there is one):
+  one CPU or one GPU (the GPU is used if there is one):
     export DATA_DIR=… MODEL_ROOT_DIR=…
     python train_lifelong.py --tasks e2enlg rnnlg.rest rnnlg.hotel --gen_lm_sample_percentage 0.2 --add_task_tokens
     python train_lifelong.py --tasks e2enlg rnnlg.rest rnnlg.hotel --gen_lm_sample_percentage 0.2 --add_task_tokens \\
@@ -11,16 +11,19 @@
   several processes or GPUs:
     torchrun --nproc_per_node 2 train_lifelong.py --tasks …
 
---seq_train_type names the strategy against forgetting; each is described below, with its flags. What comes out lies in
-MODEL_ROOT_DIR/<model>/<type>/<t1_t2_…>_<pct>_<seed>/<task>/ (_seed_<seed> unless lll; no <task> where all are trained
-at once). With --distil, --seq_distil, --real_sample or --own_adapters their names follow: each has its own directory.
+--seq_train_type selects the strategy against forgetting; each is described below, with its flags. Models are written to
+MODEL_ROOT_DIR/<model>/<type>/<t1_t2_…>_<pct>_<seed>/<task>/ (_seed_<seed> except for lll; no <task> if all are trained
+at once). --distil, --seq_distil, --real_sample and --own_adapters are appended to the name of the sequence's directory.
 
-Killed at any moment, the same command (or --resume DIR) resumes and ends at the same weights: no work is done twice.
-Whole models are trained; with --adapter_bottleneck N one adapter, shared by all tasks, and the special tokens' rows;
-with --own_adapters an adapter for each task, and the rows, which are still shared. Another task's samples then never
-move a task's adapter. They move the rows, so there is still something to forget: replayed samples and gem's memory go
-through their own tasks' adapters, ewc and mas hold the rows. (Tasks that share no rows either forget nothing, and have
-nothing to replay: that is train.py and combine_all.py.)
+If training is killed at any moment, the same command (or --resume DIR) resumes it and ends at the same weights;
+finished work is not repeated.
+
+By default the whole model is trained; with --adapter_bottleneck N, one adapter shared by all tasks and the special
+tokens' embeddings; with --own_adapters, one adapter per task and the embeddings, which are still shared. A task's
+samples then never change another task's adapter, but they do change the embeddings, so there is still something to
+forget: replayed samples and gem's memory go through their own tasks' adapters, and ewc and mas protect the embeddings.
+(Tasks that do not share embeddings either forget nothing and need no replay: use train.py and combine_all.py for them.)
+
 evaluate_lifelong.py takes that directory, or the flags that name it, and scores every task after every task.
 """
 
@@ -34,7 +37,7 @@ from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_words
 
-# Flags of the originals that are not taken, and why.
+# Flags of the originals that are not accepted, and why.
 REFUSED = {
     "debug": "for a quick try there is --limit N",
     "n_workers": "batches are made of rows in memory, there are no workers to count",
@@ -44,7 +47,7 @@ REFUSED = {
     "lr_schedule": "the rate rises and falls as --n_warmup_ratio and --decay_style say",
     "loss_scale": "float16 scales its loss by itself; there is --fp16",
 }
-# Flags of evaluate_lifelong.py: as with the originals' scripts, both may be called with the same flags.
+# Flags of evaluate_lifelong.py: as in the originals, both scripts can be called with the same flags.
 ANSWERING = ("--top_k_qa", "--top_p_qa", "--temperature_qa", "--test_batch_size")
 ANSWERING_SWITCHES = ("--test_all", "--ref1", "--test_training_set")
 
@@ -53,26 +56,26 @@ def parser():
     p = flags.build_parser(__doc__)
     sequence.name_flags(p)
     g = sequence.sample_flags(p)
-    settings.add(p, "limit", group=g.title, help="only the first so many samples of each file")
+    settings.add(p, "limit", group=g.title, help="use only the first N samples of each file")
     g = p.group("losses")
     g.add_argument("--lm_lambda", type=flags.not_negative_rate, default=0.25, help="weight of generating the sample")
-    g.add_argument("--tokens_weight", type=flags.rate, default=5.0, help="of __ans__ and __sep__ as labels")
-    g.add_argument("--teacher_dir", help="--distil: teachers, one directory per task (default: the single-task lll "
-                                         "models below MODEL_ROOT_DIR/<model>/lll)")  # fmt: skip
+    g.add_argument("--tokens_weight", type=flags.rate, default=5.0, help="weight of __ans__ and __sep__ as labels")
+    g.add_argument("--teacher_dir", help="--distil: the teachers' directory, with one subdirectory per task (default: "
+                                         "the single-task lll models in MODEL_ROOT_DIR/<model>/lll)")  # fmt: skip
     g.add_argument("--train_teachers", action="store_true",
-                   help="--distil: train each task's teacher first, once for the same data and flags; "
-                        "--seq_distil: it writes the texts where there are none")  # fmt: skip
+                   help="--distil: first train each task's teacher, only once for the same data and flags; "
+                        "--seq_distil: the teacher generates the texts if there are none")  # fmt: skip
     settings.add(p, "kd_temperature", group=g.title, spellings=("temperature",), notices={
         "temperature": "--temperature is decoding's; the temperature of --distil is called --kd_temperature"},
-        help="--distil: of both distributions")  # fmt: skip
+        help="--distil: temperature of both distributions")  # fmt: skip
     strategies.add_flags(p)
     training_flags(p)
     settings.add(p, "logging_steps", "report_to")
     settings.add(p, "output_dir", help="the sequence's directory (default: see above)")
-    settings.add(p, "resume", metavar="DIR", help="resume this sequence, exactly; no other flag is needed")
+    settings.add(p, "resume", metavar="DIR", help="resume this sequence exactly; no other flag is needed")
     g = p.group("output and resuming")
     g.add_argument("--skip_tasks", nargs="+", metavar="TASK",
-                   help="tasks that must have been trained already; those that were are always skipped")  # fmt: skip
+                   help="tasks that must have been trained already; finished tasks are always skipped")  # fmt: skip
     settings.add(p, "save_steps")
     settings.add(p, "keep_checkpoints", default=2)
     g.add_argument("--only_final", action="store_true", help="do not keep the model of each epoch")
@@ -82,31 +85,32 @@ def parser():
 
 
 def training_flags(p):
-    """Epochs, batches, optimizer, precision."""
+    """Add the flags for epochs, batches, optimizer and precision."""
     g = p.group("training")
-    settings.add(p, "n_epochs", default=9, help="epochs of each task")
+    settings.add(p, "n_epochs", default=9, help="epochs per task")
     g.add_argument("--dynamic_epochs", action="store_true",
-                   help="smaller tasks get more: as many samples as the largest, up to --max_n_epochs")  # fmt: skip
-    g.add_argument("--max_n_epochs", type=flags.positive, default=9, help="most epochs with --dynamic_epochs")
+                   help="train smaller tasks for more epochs, on as many samples as the largest task, up to "
+                        "--max_n_epochs")  # fmt: skip
+    g.add_argument("--max_n_epochs", type=flags.positive, default=9, help="maximum epochs with --dynamic_epochs")
     settings.add(p, "train_batch_size", type=flags.not_negative, default=0,
-                 help="samples of a batch in each process; 0: as the device's memory allows")  # fmt: skip
-    g.add_argument("--min_batch_size", type=flags.positive, default=4, help="samples that a batch may always have")
-    g.add_argument("--min_n_steps", type=flags.positive, default=1500, help="steps that an epoch is to have")
+                 help="samples per batch in each process; 0: as the device's memory allows")  # fmt: skip
+    g.add_argument("--min_batch_size", type=flags.positive, default=4, help="batch size allowed whatever --min_n_steps")
+    g.add_argument("--min_n_steps", type=flags.positive, default=1500, help="limit batches so an epoch has N steps")
     settings.add(p, "gradient_accumulation_steps")
-    settings.add(p, "lr", help="highest rate (default: 6.25e-5, with an adapter 1e-3)")
+    settings.add(p, "lr", help="peak learning rate (default: 6.25e-5, with an adapter 1e-3)")
     settings.add(p, "adam_eps", help="Adam's epsilon (default: 1e-4, with an adapter 1e-6)")
     settings.add(p, "weight_decay", default=0.01)
     settings.add(p, "max_norm")
     g.add_argument("--n_warmup_ratio", type=flags.not_negative_rate, default=0.005,
-                   help="share of an epoch in which the rate rises")  # fmt: skip
+                   help="learning rate warm-up, as a share of an epoch")  # fmt: skip
     g.add_argument("--decay_style", choices=["linear", "cos", "None"], default="linear",
-                   help="how the rate falls, counted in samples")  # fmt: skip
+                   help="learning rate decay, counted in samples")  # fmt: skip
     settings.add(p, "lr_scheduler_type", default=None, help="a schedule of transformers, counted in steps, instead of "
                  "--n_warmup_ratio and --decay_style: " + ", ".join(settings.SCHEDULE_NAMES))  # fmt: skip
     settings.add(p, "lr_scheduler_kwargs")
-    settings.add(p, "warmup_steps", default=None, help="with --lr_scheduler_type: steps in which the rate rises")
+    settings.add(p, "warmup_steps", default=None, help="with --lr_scheduler_type: number of warm-up steps")
     g.add_argument("--n_gpus", "--n_gpu", dest="n_gpus", type=flags.positive, metavar="N",
-                   help="as many processes as torchrun --nproc_per_node has to start (default: any)")  # fmt: skip
+                   help="require torchrun --nproc_per_node N (default: any number of processes)")  # fmt: skip
     settings.add(p, "init_from", "init_fingerprint", "compile", "gradient_checkpointing", "profile")
     settings.add_quantization(p)
     settings.add_precision(p)
@@ -114,7 +118,7 @@ def training_flags(p):
 
 
 def refuse(p):
-    """The originals' flags that are not taken: given, they are an error that says why, or belong to the evaluation."""
+    """Add the originals' flags that have no use here: those of the evaluation are ignored, others explain an error."""
     for flag in ANSWERING:
         p.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     for flag in ANSWERING_SWITCHES:
@@ -129,7 +133,7 @@ def main(argv=None):
     for flag in (*ANSWERING, *ANSWERING_SWITCHES):
         vars(args).pop(flag.strip("-"), None)
     if not args.resume:
-        # Teachers that are trained lie beside the sequence.
+        # Trained teachers are written next to the sequence.
         if args.output_dir and not args.model_dir_root:
             args.model_dir_root = str(Path(args.output_dir).parent)
         sequence.check_names(p, args)
@@ -141,7 +145,7 @@ def main(argv=None):
 
 
 def check(p, args):
-    """Flags that do not go together."""
+    """Reject incompatible flags."""
     if args.unbound and args.distil:
         p.error("--unbound: there is no teacher of its parts; leave --distil out")
     strategies.get_strategy(args).check(args)
@@ -170,12 +174,12 @@ def train(args, given):
     args.push_to_hub = given.get("push_to_hub", args.push_to_hub)
     prepare_own_tasks(args)
     if run is not None:
-        # run.json was written by a run that had passed these; how many processes there are is checked below.
+        # run.json was written by a run that had passed these checks; the number of processes is checked below.
         sequence.check_names(parser(), args)
         check(parser(), argparse.Namespace(**{**vars(args), "n_gpus": None}))
     tasks.sequence(args.tasks)
     dtype = experiment.begin(args, run)
-    # Everything that can be wrong is looked at before anything is trained.
+    # Check everything that can be wrong before anything is trained.
     teachers = find_teachers(args)
     named = bool(teachers)
     if not (args.seq_distil and (named or args.train_teachers)):
@@ -189,7 +193,7 @@ def train(args, given):
         teaching.check_teachers(lifelong_model, teachers, args)
     distilled = distilled_texts(args, teachers, dtype)
     data = learning.read_tasks(args, distilled)
-    # What a teacher wrote is cut where it is too long.
+    # A teacher's texts are truncated if they are too long.
     theirs = data if args.unbound and distilled else distilled
     learning.check_answers(lifelong_model.encoder, {name: qas for name, qas in data.items() if name not in theirs})
     if args.distil and not named:
@@ -207,15 +211,15 @@ def train(args, given):
 
 
 def open_sequence(args, given):
-    """(flags, None), or of a sequence that was begun: (the flags it was begun with, its run)."""
+    """(flags, None) for a new sequence, or (its original flags, its run) for one that was begun before."""
     from versatile.training import experiment
 
     folder, typed = Path(args.resume or args.output_dir or sequence.directory(args)), bool(args.resume)
     if not typed:
         if not (folder / "run.json").exists():
             return args, None
-        # The same command: what is not given now was not given then.
-        # A precision that was not given was written down as what the device has.
+        # The same command: a flag not given now was not given then.
+        # If no precision was given, the one that the device supports was recorded.
         given = {flag: value for flag, value in vars(args).items() if flag not in sequence.PRECISION} | given
         given = {flag: value for flag, value in given.items() if flag != "init_from" or value}
         args.resume = str(folder)
@@ -234,7 +238,7 @@ def open_sequence(args, given):
 
 
 def find_teachers(args):
-    """{task: directory of its teacher} of --teacher_dir; {} where they are to be trained, or not needed."""
+    """{task: directory of its teacher} in --teacher_dir; {} if teachers are to be trained, or not needed."""
     if args.train_teachers or not (args.distil or args.teacher_dir):
         return {}
     folder = args.teacher_dir or sequence.model_directory(args) / "lll"
@@ -242,9 +246,9 @@ def find_teachers(args):
 
 
 def distilled_texts(args, teachers, dtype):
-    """{task: file of its teacher's texts} of the tasks that have none in the data directory.
+    """{task: file of its teacher's texts} for the tasks that have none in the data directory.
 
-    A teacher that had to be trained for it stands in `teachers` then.
+    Teachers that had to be trained for this are added to `teachers`.
     """
     from versatile.data import question_tasks as tasks
     from versatile.lifelong import learning
@@ -266,7 +270,7 @@ def distilled_texts(args, teachers, dtype):
 
 
 def check_skipped(args, run):
-    """--skip_tasks names tasks that are done."""
+    """Check that the tasks named by --skip_tasks are finished."""
     finished = sequence.Progress(run.directory, processes()).finished
     if missing := [task for task in args.skip_tasks or [] if task not in finished]:
         raise UserError(f"{missing[0]} has not been trained yet", location="--skip_tasks",

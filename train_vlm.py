@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-r"""Train a VLM: all tasks at once in mixed batches, each with an adapter and task embeddings of its own.
+r"""Train a VLM: all tasks at once in mixed batches, each with its own adapter and task embeddings.
 
-  one CPU or one GPU (a GPU is used where there is one):
+  one CPU or one GPU (the GPU is used if there is one):
     python train_vlm.py --gradient_accumulation_steps=16 --train_batch_size=1 --valid_batch_size=1 --n_epochs 3
-  some tasks, other data, other widths, every task drawn alike:
+  selected tasks, other data, other widths, all tasks drawn equally often:
     python train_vlm.py --tasks nlg mt --data nlg=data/samples/nlg.json mt=data/samples/mt.json \
       --model_checkpoint smollm2 --adapter_bottleneck nlg=64 mt=128 --sampling uniform --train_batch_size 16
   several GPUs, or several processes on a CPU:
@@ -11,9 +11,9 @@ r"""Train a VLM: all tasks at once in mixed batches, each with an adapter and ta
   resume after an interruption:
     python train_vlm.py --resume runs/<run>
 
-The backbone is frozen, so the tasks share no trained parameter: each keeps the weights of its own best epoch, and
-with --early_stopping each stops by itself. With --unfreeze_backbone, as in the original, they share one: the epoch
-with the best mean loss is kept. The run directory is a VLM; evaluate_vlm.py reads it.
+The backbone is frozen, so the tasks share no trained parameters: each keeps the weights of its own best epoch and,
+with --early_stopping, stops independently. With --unfreeze_backbone, as in the original, they share the backbone, and
+the epoch with the best mean loss is kept. The run directory is a VLM; evaluate_vlm.py reads it.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from versatile.training import method_flags
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 
-# The published setting; the rate of the unfrozen backbone is the original's, that of adapters alone the one most
-# adapters were published with.
+# The published settings; the learning rate for an unfrozen backbone is the original's, that for adapters only the one
+# that most adapters were published with.
 DEFAULTS = dict(n_epochs=3, train_batch_size=1, gradient_accumulation_steps=16)
 RATES = {True: 6.25e-5, False: 5e-4}
 TEMPERATURES = {"proportional": 1.0, "uniform": float("inf")}
@@ -38,7 +38,7 @@ def count(number):
 
     def parse(text):
         task, _, value = text.rpartition("=")
-        # A list, as it comes back out of run.json.
+        # A list, as run.json returns it.
         return [task, number(value)]
 
     def written(pair):
@@ -60,29 +60,29 @@ def parser():
     p = flags.build_parser(__doc__)
     g = p.group("task and data")
     task_flag(g, "--tasks", "markers", nargs="+", metavar="TASK",
-              help="the tasks to train: those of --list_tasks, and NAME=DATA for your own, see data/own_tasks.py "
-                   "(default: every task with data)")  # fmt: skip
+              help="the tasks to train: any of --list_tasks, and NAME=DATA for your own, see data/own_tasks.py "
+                   "(default: all tasks with data)")  # fmt: skip
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
                    metavar="TASK=FILE", help="data files (default: the tasks' own locations under data/)")  # fmt: skip
     g.add_argument("--sampling", choices=["proportional", "uniform", "temperature"], default="proportional",
-                   help="how often a task is drawn: as its size, all alike, or as size^(1/T)")  # fmt: skip
+                   help="draw tasks in proportion to size, equally often, or in proportion to size^(1/T)")  # fmt: skip
     settings.add(p, "sampling_temperature", default=2.0, help="T of --sampling temperature")
     g.add_argument("--distillation", nargs="+", default=[], metavar="TASK",
-                   help="tasks that are trained on a teacher's texts, from <data>_distilled.json")  # fmt: skip
+                   help="tasks to train on a teacher's texts, from <data>_distilled.json")  # fmt: skip
     settings.add(p, "max_history")
     settings.add(p, "limit", nargs="+", type=count(flags.positive), metavar="[TASK=]N")
     list_tasks(g)
     settings.add(p, "model_checkpoint", default="gpt2",
                  help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
     settings.add(p, "adapter_bottleneck", nargs="+", type=count(flags.not_negative), default=[], metavar="[TASK=]N",
-                 help="widths: one for all or one for each task; 0: task embeddings alone (default: published)")
+                 help="adapter width, for all tasks or for each; 0: only task embeddings (default: published)")
     g = p.group("model")
     g.add_argument("--method", nargs="+", type=count(method_name), default=[], metavar="[TASK=]NAME",
-                   help="how the backbone is adapted: one method for all tasks or one for each, of "
+                   help="adaptation method, one for all tasks or one for each: "
                         f"{', '.join(method_flags.method_names())} (default: bottleneck)")  # fmt: skip
     method_flags.add_setting_flags(g)
     settings.add(p, "row_init", "random_init")
-    g.add_argument("--unfreeze_backbone", action="store_true", help="train the backbone too, as the original does")
+    g.add_argument("--unfreeze_backbone", action="store_true", help="also train the backbone, as the original does")
     settings.add_training(p, published="")
     next(a for a in p._actions if a.dest == "lr").help += f" (default: {RATES[False]:g}, unfrozen {RATES[True]:g})"
     p.set_defaults(**DEFAULTS)
@@ -119,7 +119,7 @@ def train(args, given):
     paths = data_files(args, tasks)
     temperature = check_sampling(args, given)
     dtype = experiment.begin(args, run)
-    # One process a machine makes the caches, the others find them.
+    # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
         model, tokenizer = experiment.load_model(args, tasks, methods, freeze=not args.unfreeze_backbone)
         experiment.warm_start(args, run, model, tokenizer)
@@ -140,7 +140,7 @@ def train(args, given):
 
 
 def with_data(args):
-    """The tasks that have data, in order; what is left out is said."""
+    """The tasks that have data, in order; prints which ones are left out."""
     from versatile.data.task import all_tasks
     from versatile.training import experiment
 
@@ -158,7 +158,7 @@ def with_data(args):
 
 
 def choose_methods(args, tasks):
-    """{task: how it is adapted}, as `attach` takes it, or None: the whole model is trained."""
+    """{task: its adaptation method}, as `attach` takes it, or None if the whole model is trained."""
     names = of_tasks("--method", args.method, tasks)
     widths, chosen = of_tasks("--adapter_bottleneck", args.adapter_bottleneck, tasks), {}
     for name, task in tasks.items():
@@ -183,7 +183,7 @@ def choose_methods(args, tasks):
 
 
 def of_tasks(flag, pairs, tasks):
-    """{task: N} of what `count` made of a flag's values."""
+    """{task: N} from a flag's values as parsed by `count`."""
     values = dict(pairs or [])
     for_all = {"": values.pop("")} if "" in values else {}
     values = by_task(values, tasks, "trained", flag) | for_all
@@ -206,7 +206,7 @@ def data_files(args, tasks):
 
 
 def check_sampling(args, given):
-    """The temperature of `Batches`; `given` are the flags that were typed."""
+    """The sampling temperature for `Batches`; `given` are the flags given by the user."""
     if "sampling_temperature" in given and args.sampling != "temperature":
         raise UserError(f"has no effect with --sampling {args.sampling}", location="--sampling_temperature",
                         expected="--sampling temperature beside it", remedy="add that, or leave it out")  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is added to a backbone: adapters, task embeddings, and the files that hold them.
+"""Additions to a backbone: adapters, task embeddings, and the files that store them.
 
-Knows tensors and modules; never reads a data set and never parses flags.
+This package handles tensors and modules; it never reads a data set or parses flags.
 """

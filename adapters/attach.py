@@ -1,8 +1,8 @@
-"""Put task embeddings and ways of adapting (adapters/methods/) into a transformers model that is already loaded.
+"""Attach task embeddings and adaptation methods (adapters/methods/) to a loaded transformers model.
 
-The model stays the transformers model it was, with `generate` and all: its blocks get forward hooks, its
-embedding and head a wrapper, and its class a subclass whose `forward` takes `task_ids` beside the usual
-arguments. No block's forward is copied or overridden.
+It remains a transformers model, `generate` included: its blocks get forward hooks, its embedding and head are
+wrapped, and its class becomes a subclass whose `forward` accepts `task_ids` in addition to the usual arguments.
+No block's forward is copied or overridden.
 """
 
 import copy
@@ -31,21 +31,21 @@ PAD = "<pad>"
 
 @dataclass
 class TaskModelInfo:
-    """What an attached model remembers of itself; saved with it.
+    """What an attached model knows about itself; saved with it.
 
     Attributes:
-        mode: "adapter" (backbone frozen) or "full" (everything is trained).
+        mode: "adapter" (the backbone is frozen unless `freeze` is False) or "full" (everything is trained).
         markers: {task: its special tokens in order}; the order of tasks gives their ids.
-        methods: {task: {"method": its name, setting: value, ...}} (adapters/methods/registry.py); {} in "full".
-        first: id of the first added token; below it lies the backbone's own vocabulary.
-        mask_other_tasks: a task's embeddings are scored against the base vocabulary and the task's own tokens only.
-            False for released checkpoints, whose other tasks' columns took part in the softmax.
-        freeze: beside an adapter the backbone is frozen; False: it is trained too.
+        methods: {task: {"method": its name, setting: value, ...}} (adapters/methods/registry.py); {} for "full".
+        first: id of the first added token; smaller ids are the backbone's vocabulary.
+        mask_other_tasks: a task's scores cover only the base vocabulary and the task's own tokens.
+            False for released checkpoints, whose softmax included the other tasks' columns.
+        freeze: the backbone is frozen while adapters are trained; False: it is trained too.
         save_backbone: a checkpoint holds the backbone itself instead of its name.
         self_copy: the output is a mixture with a pointer (adapters/methods/pointer.py).
-        histories: {task: exchanges of a conversation it was trained with}, where that is known.
-        definitions: {task: what defines it}, of tasks of the user's own; see `data.own_tasks`.
-        encoder: how the tasks' examples become ids: "markers", whose rows are added as token types, too, or
+        histories: {task: number of conversation exchanges it was trained with}, where known.
+        definitions: {task: its definition}, for user-defined tasks; see `data.own_tasks`.
+        encoder: how the tasks' examples become ids: "markers", whose rows also serve as token types, or
             "question_answer".
         chained: see `chain_tasks`.
     """
@@ -70,21 +70,21 @@ class TaskModelInfo:
 
     @property
     def bottlenecks(self):
-        """{task: width of its bottleneck adapter}, 0 where it has none."""
+        """{task: width of its bottleneck adapter}, 0 if it has none."""
         return {task: method.get("adapter_bottleneck", 0) for task, method in self.methods.items()}
 
 
 class WithMethods:
-    """Mixed into a transformers model's class: what stands beside the backbone is in `added`, a method each."""
+    """Mixed into a transformers model's class: `added` holds everything added to the backbone, one entry per method."""
 
     def set_attn_implementation(self, attn_implementation, *args, **kwargs):
-        """As transformers'; where a method needs an implementation, it is that one."""
+        """As in transformers, except that an implementation required by a method takes precedence."""
         needed = [method.attention for method in self.added.values() if method.attention]
         super().set_attn_implementation(*(needed or [attn_implementation]), *args, **kwargs)
 
 
 class TaskConditioned(WithMethods):
-    """Mixed into a transformers causal LM's class: `forward` takes one task id a row.
+    """Mixed into a transformers causal LM's class: `forward` takes one task id per row.
 
     Attributes:
         info: `TaskModelInfo`.
@@ -105,16 +105,16 @@ class TaskConditioned(WithMethods):
         task_ids=None,
         **kwargs,
     ):
-        """As the backbone's forward, and:
+        """The backbone's forward, with these changes:
 
         Args:
             token_type_ids: [rows, length] ids whose embeddings are added to the tokens', or None.
-            task_ids: [rows] one task id a row; -1 is no adapter; None where there is one task.
+            task_ids: [rows] one task id per row; -1: no adapter; None if there is only one task.
             labels: [rows, length], unshifted, -100 where there is no loss. With labels the output is `LabelScores`:
-                scores are computed only where a label stands.
+                scores are computed only at labelled positions.
 
-        With labels a batch is best passed as it lies on the CPU, where reading it makes nobody wait for a GPU; what
-        the device needs is copied there.
+        A batch with labels is best left on the CPU, where reading it does not wait for the GPU; what the device needs
+        is copied there.
         """
         if inputs_embeds is None:
             inputs_embeds = self.embedded(input_ids, token_type_ids)
@@ -132,7 +132,7 @@ class TaskConditioned(WithMethods):
         return self.label_scores(self.base_model(**given)[0], labels, ids)
 
     def input_states(self, input_ids, attention_mask, task_ids=None):
-        """Last hidden states [rows, length, width] of what is read; padded on the right."""
+        """Last hidden states [rows, length, width] of the input, which is padded on the right."""
         self.router.route(task_ids, len(input_ids))
         embeds = self.embedded(input_ids)
         attention_mask = on_device(attention_mask, embeds.device)
@@ -145,19 +145,20 @@ class TaskConditioned(WithMethods):
         return embed(ids) if types is None else embed(ids) + embed(types)
 
     def scores_along(self, input_ids, token_type_ids, prompt_length, task_ids=None):
-        """Scores [rows, positions, vocabulary] all along rows of one length, whose targets begin at `prompt_length`."""
+        """Scores [rows, positions, vocabulary] of equally long rows whose targets begin at `prompt_length`."""
         return self(input_ids=input_ids, token_type_ids=token_type_ids, task_ids=task_ids).logits
 
     def decoding_inputs(self, batch):
-        """Left-padded prompts, a dict of tensors -> (what `generate` takes, ids that stand before its output)."""
+        """Left-padded prompts, a dict of tensors -> (arguments for `generate`, number of ids before its output)."""
         return batch, batch["input_ids"].shape[1]
 
     def all_scores(self, given, logits_to_keep=0):
-        """The backbone's own output for its arguments `given`, scores at the last `logits_to_keep` (0: all)."""
+        """The backbone's own output for the arguments `given`, with scores at the last `logits_to_keep` positions
+        (0: all)."""
         return super().forward(logits_to_keep=logits_to_keep, **given)
 
     def label_scores(self, hidden, labels, ids):
-        """Scores only where a label stands.
+        """Scores at labelled positions only.
 
         Args:
             hidden: [rows, length, width] last hidden states.
@@ -175,20 +176,20 @@ class TaskConditioned(WithMethods):
         return LabelScores(head(picked), targets, rows)
 
     def _foreign_columns(self, ids, device):
-        """[rows, added tokens] true where an added token belongs to a task other than the row's."""
+        """[rows, added tokens], true where an added token belongs to a task other than the row's."""
         held = self.get_output_embeddings().rows
         columns = [None] * len(held.spare) + [t for t, rows in held.tasks.items() for _ in rows]
         of_task = {i: [c is not None and (i < 0 or c != self.info.tasks[i]) for c in columns] for i in set(ids)}
         return torch.tensor([of_task[i] for i in ids], device=device)
 
     def task_id(self, task):
-        """The id of a task by name; an unknown name is a KeyError that lists those held."""
+        """The id of a task; an unknown name raises a KeyError listing the known ones."""
         if task not in self.info.markers:
             raise KeyError(f"task {task!r} is not in this model; it holds {self.info.tasks}")
         return self.info.tasks.index(task)
 
     def tie_weights(self, *args, **kwargs):
-        """As transformers'; beside a frozen backbone, whose tables are wrapped and share what they share, nothing."""
+        """As in transformers in "full" mode; otherwise a no-op, as wrapped tables already share what they share."""
         if self.info.mode == "full":
             super().tie_weights(*args, **kwargs)
 
@@ -199,12 +200,12 @@ class TaskConditioned(WithMethods):
 
 
 def on_device(tensor, device):
-    """A tensor, or None, on a device; the host does not wait for the copy."""
+    """Move a tensor, or None, to a device without blocking the host."""
     return None if tensor is None else tensor.to(device, non_blocking=True)
 
 
 def add_tokens(tokenizer, markers):
-    """Add `<pad>` and the tasks' markers as special tokens after the tokenizer's own, in order.
+    """Append `<pad>` and the tasks' markers to the tokenizer as special tokens, in order.
 
     Returns:
         id of the first added token.
@@ -227,10 +228,10 @@ def add_tokens(tokenizer, markers):
 
 
 def start_rows_from_words(model, tokenizer, task, std=None):
-    """Start a task's embeddings from what their markers are called, instead of at random.
+    """Initialise a task's embeddings from the words in their markers' names instead of at random.
 
     `<customerRating>` starts as the mean of the base embeddings of " customer", " rating", scaled to the standard
-    deviation a random row would have. A marker then points where its words point from the first step on, while
+    deviation of a random row. A marker then points in the direction of its words from the first step, while
     a type embedding is still a small addition to a token's own.
     """
     words = {"bos": "beginning", "eos": "end"}
@@ -253,33 +254,33 @@ def start_rows_from_words(model, tokenizer, task, std=None):
 def attach(
     model, tokenizer, markers, methods=None, mask_other_tasks=True, std=None, *, freeze=True, save_backbone=None
 ):
-    """Make a loaded backbone a model of tasks.
+    """Turn a loaded backbone into a multi-task model.
 
     Args:
         model: a transformers language model of a known family.
-        tokenizer: its fast tokenizer; gets `<pad>` and the markers.
+        tokenizer: its fast tokenizer; `<pad>` and the markers are added to it.
         markers: {task: its special tokens in order}.
-        methods: {task: how it is adapted}, as `methods.registry.method_of` takes it, to freeze the backbone and train
-            what is added and the tasks' embeddings (a number: a bottleneck adapter of this width, 0: embeddings only);
+        methods: {task: its method}, in any form `methods.registry.method_of` accepts, to freeze the backbone and train
+            the added parameters and task embeddings (a number: a bottleneck adapter of this width, 0: embeddings only);
             None to train everything.
         mask_other_tasks: see `TaskModelInfo`.
-        std: standard deviation new rows start from (default: the family's).
+        std: standard deviation of new rows at initialisation (default: the family's).
         freeze: with `methods`, False trains the backbone too.
-        save_backbone: checkpoints hold the backbone itself (default: when it is not frozen), so that it can be found
-            again.
+        save_backbone: save the backbone itself in checkpoints (default: when it is not frozen), so that it can be
+            found again.
 
     Returns:
         the same model object, its class now also `TaskConditioned`.
 
     Raises:
-        UserError: a method that does not go with the backbone.
+        UserError: a method that does not fit the backbone.
     """
     methods = None if methods is None else {task: method_of(value) for task, value in methods.items()}
     backbone = backbone_of(model.config)
     check_methods(backbone, methods or {})
     if methods is None or not freeze:
         refuse_training(model, "this run")
-    # What a carried backbone is saved with: its own tokenizer, without what is added now.
+    # A backbone inside a checkpoint is saved with its original tokenizer, without the tokens added below.
     bare = copy.deepcopy(tokenizer) if methods is not None and (save_backbone or not freeze) else None
     model.row_std = std = backbone.row_std(model) if std is None else std
     first = add_tokens(tokenizer, markers)
@@ -305,16 +306,16 @@ def attach(
 
 
 def chain_tasks(model):
-    """Let each task's rows see the prompts of the tasks before it behind their own (ProgressivePrompts)."""
+    """Let each task's rows see its own prompt followed by those of earlier tasks (ProgressivePrompts)."""
     model.info.chained = model.router.chained = True
 
 
 def check_methods(backbone, methods):
-    """A `UserError` where a task's method does not go with a backbone.
+    """Raise a `UserError` if a task's method does not fit a backbone.
 
     Args:
         backbone: `Backbone`.
-        methods: {task: method}, complete.
+        methods: {task: method}, with all settings filled in.
     """
     for settings in methods.values():
         name = settings["method"]
@@ -322,13 +323,13 @@ def check_methods(backbone, methods):
 
 
 def put_methods(model, methods):
-    """Put the methods of tasks, {task: method}, into a model; those that use one are given to it together."""
+    """Add the methods of tasks, {task: method}, to a model, one `put_method` call per method."""
     for name in dict.fromkeys(method["method"] for method in methods.values()):
         put_method(model, name, {task: method for task, method in methods.items() if method["method"] == name})
 
 
 def put_method(model, name, tasks):
-    """Put a method with the tasks that use it, {task: settings}, into a model; one that is there gets the tasks."""
+    """Add a method and the tasks that use it, {task: settings}, to a model; a method already present gets the tasks."""
     if name in model.added:
         model.added[name].build(model, tasks)
         return
@@ -341,7 +342,7 @@ def put_method(model, name, tasks):
 
 
 def add_method(model, task, value):
-    """Give a task of a model that has rows alone a method; arguments as of `attach`."""
+    """Add a method to a task that only has task embeddings; arguments as in `attach`."""
     settings = method_of(value)
     check_methods(backbone_of(model.config), {task: settings})
     put_method(model, settings["method"], {task: settings})
@@ -349,8 +350,8 @@ def add_method(model, task, value):
 
 
 def _condition(model, info):
-    """Swap the model's class for a subclass with `TaskConditioned`; the name stays, so configs stay honest."""
-    # It builds on this module.
+    """Swap the model's class for a subclass with `TaskConditioned`; its name stays, so saved configs stay correct."""
+    # Imported here: it imports this module.
     from versatile.adapters.encoder_decoder import EncoderDecoderConditioned
 
     base, causal = type(model), not backbone_of(model.config).encoder_decoder
@@ -363,10 +364,10 @@ def _condition(model, info):
 
 
 def keep_tasks(model, order):
-    """Let an attached model answer for the tasks in `order`, in that order: it gives their ids.
+    """Restrict an attached model to the tasks in `order`, whose position gives their ids.
 
-    Token ids and rows stay as they are: a released checkpoint orders both differently, and one of a single task
-    has the other tasks' embeddings too.
+    Token ids and rows are unchanged: a released checkpoint orders its rows and its task ids differently, and a
+    single-task one also holds the other tasks' embeddings.
     """
     info = model.info
     info.markers = {task: info.markers[task] for task in order}
@@ -375,7 +376,7 @@ def keep_tasks(model, order):
 
 
 def _grow_tables(model, size, std):
-    """Full fine-tuning: the tables themselves grow. New rows start from N(0, std) as in the original."""
+    """Full fine-tuning: enlarge the tables themselves. New rows start from N(0, std) as in the original."""
     old = model.get_input_embeddings().weight.shape[0]
     if size > old:
         model.resize_token_embeddings(size, mean_resizing=False)
@@ -386,13 +387,13 @@ def _grow_tables(model, size, std):
 
 
 def join(model, tokenizer, markers, methods, modules):
-    """Let an adapter model answer for more tasks, behind those it has; their rows stand in its tables already.
+    """Append tasks to an adapter model; their rows must already be in its tables.
 
     Args:
-        tokenizer: the model's; gets the markers.
+        tokenizer: the model's; the markers are added to it.
         markers: {task: its special tokens in order}, all new to the tokenizer.
-        methods: {task: method}, complete.
-        modules: {task: its modules as `TaskModules.create` made them}, of those that have any.
+        methods: {task: method}, with all settings filled in.
+        modules: {task: its modules as created by `TaskModules.create`}, for tasks that have any.
     """
     add_tokens(tokenizer, markers)
     for task, blocks in modules.items():
@@ -407,6 +408,6 @@ def join(model, tokenizer, markers, methods, modules):
 
 
 def compile_blocks(model):
-    """torch.compile every block by itself: one short compilation serves all blocks of a model."""
+    """torch.compile each block separately: one short compilation serves all blocks of a model."""
     for block in backbone_of(model.config).blocks(model):
         block.compile()

@@ -1,20 +1,20 @@
 """One BERT for many tasks: CA-MTL's conditional forms, and plain multi-task BERT.
 
-`build` takes any BERT that transformers loads and puts the modules of adapters/methods/conditional.py into it; `save`
-and `load` keep what came of it. A batch may mix tasks: `task_ids` gives one task a row, a task's place in
+`build` takes any BERT that transformers can load and inserts the modules of adapters/methods/conditional.py; `save`
+and `load` write and read the result. A batch may mix tasks: `task_ids` gives each row's task as its index in
 `model.tasks`.
 
 A saved directory holds
 
     adapter_config.json   the manifest (adapters/manifest.py): form, tasks and their numbers of labels, max_seq_length,
                           the backbone's config
-    model.safetensors     the whole model, under the published names: bert.*, decoders.<task>.model.*; or, of adapters
-                          beside a frozen BERT,
-    adapter_model.safetensors   these under their methods' keys, and the heads
+    model.safetensors     the whole model, under the published names: bert.*, decoders.<task>.model.*; or, for adapters
+                          on a frozen BERT,
+    adapter_model.safetensors   the adapters, under keys defined by their methods, and the heads
     tokenizer files
 
-There is no config.json on purpose: from one, transformers would silently build a plain BERT out of the weights it
-knows, as the original code did with its own checkpoints.
+There is deliberately no config.json: given one, transformers would silently build a plain BERT from the weights it
+recognises, as the original code did with its own checkpoints.
 """
 
 import copy
@@ -42,25 +42,27 @@ PUBLISHED = {"CA-MTL-base": ("bert-base-cased", "base"), "CA-MTL-large": ("bert-
 
 
 def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42, method=None):
-    """A BERT made ready for tasks.
+    """A multi-task classifier built on a BERT.
 
     Args:
-        name_or_dir: an embedded name (`minilm`, `tiny-bert`), a BERT's directory or hub name, a published name
-            (`CA-MTL-base`, `CA-MTL-large`), or a directory that `save` or the original code wrote, which gives that
-            model again.
+        name_or_dir: a bundled name (`minilm`, `tiny-bert`), a BERT's directory or hub name, a published name
+            (`CA-MTL-base`, `CA-MTL-large`), or a directory written by `save` or the original code, whose model is then
+            loaded.
         tasks: {task: number of labels, 1 for a regression}; the order gives the ids.
-        form: "base" (half the layers conditional, a fresh top layer; an even number of layers), "large" (a bottleneck a
-            layer beside it) or "plain" (BERT and heads). None: the saved model's or the published name's, else "base".
+        form: "base" (half the layers conditional, a fresh top layer; needs an even number of layers), "large" (a
+            bottleneck next to each layer) or "plain" (BERT and heads). None: that of the saved model or published name,
+            else "base".
         max_seq_length: L; in the conditional forms a divisor of the hidden size.
-        seed: of the new weights, N(0, 0.02).
-        method: adapters of every task beside the frozen BERT, as `method_of` takes them; None: all is trained.
+        seed: random seed of the new weights, N(0, 0.02).
+        method: adaptation method of all tasks on the frozen BERT, in any form `method_of` accepts; None to train
+            everything.
 
     Returns:
         (`TaskClassifier` in fp32 and eval mode, its tokenizer)
 
     Raises:
-        UserError: nothing usable by that name, no BERT, a length or number of layers that does not fit the form,
-            a saved model of other tasks, another form, length or method; a method that does not go with a BERT.
+        UserError: no usable model of that name, not a BERT, a length or number of layers that does not fit the form,
+            a saved model with other tasks, form, length or method, or a method that does not fit a BERT.
     """
     methods = None if method is None else dict.fromkeys(tasks, method_of(method))
     form = "plain" if methods else form
@@ -112,12 +114,12 @@ def _pretrained(name, location, seed):
     tokenizer = backbones.read_tokenizer(folder, location, config=config)
     try:
         with torch.random.fork_rng(devices=[]):
-            # A checkpoint of a masked language model has no pooler: a fresh one is drawn.
+            # The checkpoint of a masked language model has no pooler, so a random one is drawn.
             torch.manual_seed(seed)
             bert, info = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, output_loading_info=True,
                                                    weights_only=True, trust_remote_code=False)  # fmt: skip
     except Exception as error:
-        # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
+        # transformers raises whatever its parsers raise; a file that does not load is bad input in any case.
         raise UserError(f"it cannot be read: {first_line(error)}", location=location, remedy="fetch the files again",
                         expected="a whole BERT with its tokenizer") from error  # fmt: skip
     if camtl.is_published(info["unexpected_keys"]):
@@ -131,7 +133,7 @@ def _pretrained(name, location, seed):
 
 
 def _check_same(model, tasks, form, max_seq_length, location):
-    """Whether a saved model is the one asked for."""
+    """Check that a saved model is the requested one."""
     if list(model.tasks.items()) != list(dict(tasks).items()):
         raise UserError(f"its tasks are {_listed(model.tasks)}", location=location, expected=_listed(tasks),
                         remedy="name its tasks in their order, or start from a BERT")  # fmt: skip
@@ -144,7 +146,7 @@ def _check_same(model, tasks, form, max_seq_length, location):
 
 
 def check_method(model, method, location):
-    """A `UserError` where a trained model's tasks were adapted otherwise than asked for; None: as they were."""
+    """Raise a `UserError` if a trained model's tasks use another method than the requested one; None accepts any."""
     if method is None:
         return
     method = method_of(method)
@@ -160,8 +162,8 @@ def _listed(tasks):
 
 
 def save(model, tokenizer, directory):
-    """Write a model to a directory; each file is whole or absent, the config comes last."""
-    # A list: the order gives the tasks their ids.
+    """Write a model to a directory; each file is whole or absent, and the config is written last."""
+    # A list, as the order determines task ids.
     tasks = [dict(name=name, labels=labels) for name, labels in model.tasks.items()]
     methods = model.methods or {task: dict(method=model.method_name) for task in model.tasks}
     backbone = backbone_name(model)
@@ -176,12 +178,12 @@ def save(model, tokenizer, directory):
 
 
 def weights_file(model):
-    """The name of the file of weights in a model's directory."""
+    """Name of the weights file in a model's directory."""
     return ADAPTERS if model.mode == "adapter" else WEIGHTS
 
 
 def saved_parameters(model):
-    """{key: parameter} of what a model's file holds."""
+    """{key: parameter} of everything in a model's weights file."""
     return keyed_added(model) if model.mode == "adapter" else keyed_parameters(model)
 
 
@@ -189,7 +191,7 @@ def load(directory):
     """(`TaskClassifier` in eval mode, its tokenizer) as `save` wrote them.
 
     Raises:
-        UserError: nothing of that kind there, a damaged file.
+        UserError: no such model, or a damaged file.
     """
     from transformers import BertConfig, BertModel
 
@@ -213,13 +215,13 @@ def load(directory):
     try:
         backbone = BertConfig.from_dict(config["backbone"])
         check_shape(backbone, form, length, str(path / CONFIG))
-        # Shapes alone first: sizes that a damaged config made up are not allocated.
+        # Check shapes first, so that wrong sizes in a damaged config allocate nothing.
         with torch.device("meta"):
             shapes = keyed_parameters(TaskClassifier(BertModel(copy.deepcopy(backbone)), tasks, form, length))
     except UserError:
         raise
     except Exception as error:
-        # transformers raises whatever its config and constructors meet; what they refuse is bad input all the same.
+        # transformers' configs and constructors raise many kinds of errors; what they reject is bad input in any case.
         raise UserError(f"it cannot be used: {first_line(error, 120)}", location=path / CONFIG,
                         expected="a file that train_camtl.py wrote", remedy="copy it again") from error  # fmt: skip
     check_fit(state, shapes, path / WEIGHTS)
@@ -234,7 +236,7 @@ def load(directory):
 
 
 def _load_adapters(path, manifest, tasks):
-    """(`TaskClassifier`, tokenizer) of adapters beside a BERT that the manifest names."""
+    """(`TaskClassifier`, tokenizer) of adapters on the BERT named in the manifest."""
     config, length = manifest.config, manifest.config["max_seq_length"]
     methods = {task: method_of(manifest.methods[task], path / CONFIG) for task in tasks}
     state = read_safetensors(path / ADAPTERS)
@@ -244,7 +246,7 @@ def _load_adapters(path, manifest, tasks):
     check_shape(bert.config, "plain", length, str(path / CONFIG))
     fingerprint = backbones.fingerprint(bert.state_dict())
     if not manifest.fingerprint:
-        # Every version has written it.
+        # All versions have written one.
         raise UserError("names no fingerprint of its backbone", location=path / CONFIG, expected=fingerprint,
                         remedy="copy it again")  # fmt: skip
     check_fingerprint(fingerprint, config, name, path / CONFIG)
@@ -258,25 +260,25 @@ def _load_adapters(path, manifest, tasks):
 
 
 def load_weights(model, directory):
-    """Load into a model what `save` wrote for the same model."""
+    """Load weights that `save` wrote for the same model."""
     path = Path(directory) / weights_file(model)
     copy_tensors(read_safetensors(path), saved_parameters(model), path)
 
 
 def freeze(model, layers, location="--freeze_encoder_layers"):
-    """Freeze some encoder layers and the embeddings, but nothing conditional. (The original freezes CBDA's FiLM by a
-    misspelt pattern.)
+    """Freeze some encoder layers and the embeddings, but no conditional module. (The original freezes CBDA's FiLM
+    through a misspelt pattern.)
 
     Args:
-        model: `TaskClassifier`; what is not frozen by this call is trained.
-        layers: "0-5": the first and the last of them.
+        model: `TaskClassifier`; everything not frozen by this call is trained.
+        layers: first and last layer to freeze, such as "0-5".
         location: the flag, for errors.
 
     Returns:
         (names of the frozen parameters, names of the trained ones)
 
     Raises:
-        UserError: no such layers, or the base form's top layer, which is not pretrained.
+        UserError: layers that do not exist, or the base form's top layer, which is not pretrained.
     """
     span = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", str(layers))
     count = model.config.num_hidden_layers

@@ -2,17 +2,17 @@
 
 A checkpoint is a directory with one manifest (adapters/manifest.py) and
 
-    adapter_model.safetensors   what was trained and nothing else, under the methods' own keys:
-                                blocks.<layer>.<task>.<...> of what belongs to a task (an encoder's blocks before its
-                                decoder's), rows.<task>, its embeddings,
-                                and output_rows.<task> where the backbone's head is untied; spare_rows where <pad>
-                                has a row of its own; p_gen_linear.{weight,bias} of a model with self-copy
+    adapter_model.safetensors   only what was trained, under the keys defined by the methods:
+                                blocks.<layer>.<task>.<...>: a task's modules (the encoder's blocks before the
+                                decoder's); rows.<task>: its embeddings;
+                                output_rows.<task> if the backbone's head is untied; spare_rows if <pad> has its
+                                own row; p_gen_linear.{weight,bias} of a model with self-copy
     tokenizer files
-    backbone/                   the backbone itself, an ordinary transformers directory, where no name leads to it:
-                                it was trained too, or it came with a released checkpoint
+    backbone/                   the backbone itself, an ordinary transformers directory, if it cannot be found by
+                                name: it was trained too, or came with a released checkpoint
 
-A fully fine-tuned model is an ordinary transformers directory whose config.json holds the manifest.
-Released checkpoints of the original code load too (adapters/imports/vlm.py). Nothing is ever unpickled.
+A fully fine-tuned model is an ordinary transformers directory whose config.json contains the manifest.
+Released checkpoints of the original code can be loaded too (adapters/imports/vlm.py). Nothing is ever unpickled.
 """
 
 import copy
@@ -52,7 +52,7 @@ from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write
 
 WEIGHTS, WHOLE = "adapter_model.safetensors", "model.safetensors"
-# Where what stands beside the backbone lies in a model.
+# Prefix of the parameters added to the backbone.
 _ADDED = "added."
 
 
@@ -60,10 +60,10 @@ def save(model, tokenizer, directory, state=None):
     """Write an attached model to a directory; each file is whole or absent.
 
     Args:
-        state: of an adapter model, what to write in place of its `adapter_state`.
+        state: for an adapter model, the state to write instead of its `adapter_state`.
     """
     directory, info = Path(directory), model.info
-    # A list, not an object: transformers sorts an object's keys, and the order gives the tasks their ids.
+    # A list, not an object: transformers sorts an object's keys, and the order determines task ids.
     tasks = [dict(name=name, markers=markers) for name, markers in info.markers.items()]
     for task in tasks:
         for key, values in (("max_history", info.histories), ("definition", info.definitions)):
@@ -81,13 +81,13 @@ def save(model, tokenizer, directory, state=None):
 
 
 def write_model(directory, tokenizer, file, state, **manifest):
-    """Write a model whose manifest is adapter_config.json. That goes last: it speaks for one backbone and one file of
-    weights, so that a mixture of two savings is noticed.
+    """Write a model whose manifest is adapter_config.json. The manifest is written last: it identifies one backbone and
+    one weights file, so that a mixture of two saves is detected.
 
     Args:
-        file: the name of the file of weights.
-        state: {key: tensor} of what it holds.
-        manifest: arguments of `manifest.new`, all but the checksum.
+        file: name of the weights file.
+        state: {key: tensor} to write to it.
+        manifest: arguments of `manifest.new`, except the checksum.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -102,7 +102,7 @@ def save_whole(model, tokenizer, directory, state, config, manifest=None):
     Args:
         state: {name: tensor}, each tensor once.
         config: its config.
-        manifest: arguments of `manifest.new`, of a fully fine-tuned model: it becomes part of config.json.
+        manifest: for a fully fine-tuned model, arguments of `manifest.new`; the manifest becomes part of config.json.
     """
     directory.mkdir(parents=True, exist_ok=True)
     checksum = write_tensors(directory / WHOLE, state)
@@ -116,12 +116,12 @@ def save_whole(model, tokenizer, directory, state, config, manifest=None):
 
 
 def _full_state(model):
-    """{file key: tensor} of a fully fine-tuned model; what stands beside it has the keys of its methods."""
+    """{file key: tensor} of a fully fine-tuned model; additions have the keys defined by their methods."""
     return _without_tied(model, backbone_state(model)) | {key: p.detach() for key, p in _added(model).items()}
 
 
 def backbone_name(model):
-    """What a manifest says of a backbone that is found by its name, or built from its seed."""
+    """Manifest entries for a backbone that is found by name or rebuilt from its seed."""
     name = model.config._name_or_path or None
     return dict(base_model_name_or_path=name, **embedded.hub_entry(name),
                 base_model_fingerprint=getattr(model, "backbone_fingerprint", None),
@@ -130,7 +130,7 @@ def backbone_name(model):
 
 
 def _save_backbone(model, directory):
-    """Write an adapter model's backbone into its directory; returns what the manifest says of it."""
+    """Write an adapter model's backbone into its directory; returns its manifest entries."""
     state = backbone_state(model)
     if halved := [name for name, p in state.items() if p.dtype in (torch.float16, torch.bfloat16)]:
         raise ValueError(f"the backbone was put in half precision ({halved[0]}): it can no longer be saved as it was")
@@ -142,15 +142,15 @@ def _save_backbone(model, directory):
 
 
 def backbone_state(model):
-    """{name: tensor} of an adapter model's backbone, named as it was before anything was attached; of a quantised one
-    those tensors that are not."""
+    """{name: tensor} of an adapter model's backbone, under its names before anything was attached; of a quantised
+    backbone, only the tensors that are not quantised."""
     state = plain_state(model)
     names = _backbone_names(model, state)
     return {names[name]: tensor.detach() for name, tensor in state.items() if name in names}
 
 
 def _backbone_names(model, names):
-    """{name in an attached model: name in its backbone} of those that are the backbone's."""
+    """{name in an attached model: name in its backbone} of the backbone's tensors."""
     wrapped = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, ExtendedTable)]
     names_in_backbone = {}
     for name in names:
@@ -163,20 +163,20 @@ def _backbone_names(model, names):
 
 
 def _tied(model):
-    """Other names of parameters that have one already: a tied head's, the table's in an encoder and its decoder."""
+    """Duplicate names of shared parameters: a tied head, or the table in an encoder and its decoder."""
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return every - {name for name, _ in model.named_parameters()}
 
 
 def _without_tied(model, state):
-    """A backbone's state without a tensor's other names: files hold it once."""
+    """A backbone's state without duplicate names, as files hold each tensor once."""
     tied = set(_backbone_names(model, _tied(model)).values())
     return {name: tensor for name, tensor in state.items() if name not in tied}
 
 
 def _embeddings(model, tokenizer):
-    """What a manifest says of task embeddings that are not simply the tasks' in the order of their ids, as those of a
-    released checkpoint: `task_embeddings`, the tasks in the order of their tokens, and whether <pad> has a row."""
+    """Manifest entries for task embeddings that do not simply follow the order of task ids, as in a released
+    checkpoint: `task_embeddings`, the tasks in the order of their tokens, and whether <pad> has a row."""
     table = model.get_input_embeddings().rows
     spare = dict(spare_scores=True) if table.spare_scores else {}
     if list(table.tasks) == model.info.tasks:
@@ -189,18 +189,18 @@ def _embeddings(model, tokenizer):
 
 
 def adapter_state(model):
-    """{file key: tensor} of what an adapter model holds beside its backbone."""
+    """{file key: tensor} of everything an adapter model adds to its backbone."""
     return {key: p.detach().cpu().contiguous() for key, p in _adapter_parameters(model).items()}
 
 
 def owners_of_keys(model):
-    """{key of `adapter_state`: the task it belongs to, or None: to all of them}."""
+    """{key of `adapter_state`: the task it belongs to, or None if it belongs to all}."""
     owners = {method.key(name): method.owner(name) for method, name, _ in added_parameters(model)}
     return {key: owners.get(key) for key in _adapter_parameters(model)}
 
 
 def load_weights(model, directory):
-    """Load into an attached model what `save` wrote for the same model."""
+    """Load weights that `save` wrote for the same model into an attached model."""
     directory = Path(directory)
     if model.info.mode == "full":
         state = read_safetensors(directory / WHOLE)
@@ -228,21 +228,21 @@ def load(directory, task=None, pointer=False, flag=None, allow_idle=False):
 
     Args:
         directory: an adapter directory, a fully fine-tuned one, or a released checkpoint of the original code.
-        task: the task asked for. A released single-task checkpoint does not say which task it is for.
-        pointer: the model is one with self-copy. Only a released checkpoint has to be told, others know it.
-        flag: what was typed to name the checkpoint, where that was not --model_checkpoint with a --task beside it.
-        allow_idle: tasks may not have been trained yet: their adapters change nothing.
+        task: the requested task. A released single-task checkpoint does not record its task.
+        pointer: the model has self-copy. Needed only for a released checkpoint; others record it.
+        flag: the flag that named the checkpoint, if not --model_checkpoint together with --task.
+        allow_idle: accept tasks that were never trained, whose adapters change nothing.
 
     Returns:
         (model in eval mode, tokenizer)
 
     Raises:
-        UserError: nothing usable there, a file that is damaged, another backbone than the one trained on, a
-            task the checkpoint does not hold, an adapter that changes nothing, no self-copy though asked for.
+        UserError: no usable model, a damaged file, a different backbone from the one trained on, a task the checkpoint
+            does not hold, an adapter that changes nothing, or self-copy requested but absent.
     """
     manifest = manifests.need_language_model(directory, flag)
     if manifest is None:
-        # Its own errors first: a run that has not saved yet, a damaged config.
+        # Report more specific errors first: a run that has not saved yet, a damaged config.
         location = f"--model_checkpoint {directory}"
         if str(directory) not in embedded.NAMES:
             backbones.read_config(directory, location)
@@ -278,21 +278,21 @@ def load(directory, task=None, pointer=False, flag=None, allow_idle=False):
 def load_onto(model, tokenizer, directory):
     """Add an adapter directory's tasks to an attached model that is already in memory.
 
-    The backbone's files are not read. What the model answers for its other tasks stays as it was, bit for bit. A
-    model made ready for inference stays frozen; in another the new tasks are trained like the old ones.
+    The backbone's files are not read. The model's outputs for its other tasks are unchanged, bit for bit. A model
+    prepared for inference stays frozen; in other models the new tasks are trainable like the old ones.
 
     Args:
         model: an adapter model on the backbone that the directory was trained on.
-        tokenizer: its tokenizer; gets the new tasks' markers.
-        directory: an adapter directory; its tasks come behind those the model holds, in their order.
+        tokenizer: its tokenizer; the new tasks' markers are added to it.
+        directory: an adapter directory; its tasks are appended to the model's, in their order.
 
     Returns:
         the names of the tasks added.
 
     Raises:
-        UserError: as `load`, and: a task the model holds already, a marker that is a token already, a directory or a
-            model of another kind (fully fine-tuned, with self-copy, straight from a released checkpoint). Nothing has
-            been changed then.
+        UserError: as in `load`, or a task the model already holds, a marker that is already a token, or a directory or
+            model of another kind (fully fine-tuned, with self-copy, loaded from a released checkpoint). The model is
+            then unchanged.
     """
     path = Path(directory)
     config = _read_config(path)
@@ -302,7 +302,7 @@ def load_onto(model, tokenizer, directory):
     methods = _methods_of(config, path / CONFIG)
     _refuse_shared(methods, path / CONFIG)
     check_methods(backbone_of(model.config), methods)
-    # Shapes alone: the file's tensors become the parameters.
+    # Shapes only: the file's tensors become the parameters.
     with torch.device("meta"):
         holders = {task: get_method(m["method"]).load_class()(model, m["method"]) for task, m in methods.items()}
         modules = {task: holders[task].create(model, m) for task, m in methods.items() if m["method"] != BARE}
@@ -333,7 +333,7 @@ def load_onto(model, tokenizer, directory):
 
 
 def _refuse_shared(methods, location):
-    """A `UserError` where what a task was trained with is shared with other tasks."""
+    """Raise a `UserError` if a task's method shares parameters with other tasks."""
     for task, method in methods.items():
         if reason := get_method(method["method"]).load_class().shared:
             raise UserError(f"the task {task!r} was trained with {method['method']}: {reason}", location=location,
@@ -342,7 +342,7 @@ def _refuse_shared(methods, location):
 
 
 def _check_joins(model, tokenizer, config, location):
-    """Whether a directory's tasks can join a model, from its config alone."""
+    """Check from a directory's config alone that its tasks can join a model."""
     info, vocabulary = model.info, tokenizer.get_vocab()
     if info.mode == "full":
         raise UserError("the model is fully fine-tuned: it takes no adapters", location="load_onto")
@@ -368,7 +368,7 @@ def _check_joins(model, tokenizer, config, location):
 
 
 def _read_config(path):
-    """The manifest of an adapter directory, checked."""
+    """The checked manifest of an adapter directory."""
     manifest = peek(path)
     if manifest is None or manifest.mode != "adapter" or manifest.encoder not in ("markers", "question_answer"):
         raise UserError("no adapters of a language model", location=path, expected=f"a directory with {CONFIG}")
@@ -377,7 +377,7 @@ def _read_config(path):
 
 
 def _methods_of(config, location):
-    """{task: method, complete} of a manifest."""
+    """{task: method} of a manifest, with all settings filled in."""
     return {task["name"]: method_of(config["methods"][task["name"]], location) for task in config["tasks"]}
 
 
@@ -417,13 +417,13 @@ def _load_adapter(manifest, directory, allow_idle):
 
 
 def _remember(model, manifest):
-    """What a model knows of its tasks beside their weights."""
+    """Copy a manifest's information about the tasks, other than weights, to a model."""
     model.info.encoder = manifest.encoder
     model.info.histories, model.info.definitions = dict(manifest.histories), dict(manifest.definitions)
 
 
 def _backbone_of(path, config):
-    """The backbone that adapter_config.json names, proved by its fingerprint to be the one the adapter knows."""
+    """The backbone named in adapter_config.json, verified by its fingerprint."""
     seed = config.get("random_init_seed")
     name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
     model, tokenizer = backbones.load(str(path / BACKBONE) if name == BACKBONE else name, seed, location,
@@ -433,13 +433,13 @@ def _backbone_of(path, config):
 
 
 def check_fingerprint(fingerprint, config, name, location):
-    """A `UserError` where a backbone is not the one that adapters know.
+    """Raise a `UserError` if a backbone is not the one that adapters were trained on.
 
     Args:
-        fingerprint: that of the backbone that was loaded.
-        config: what the adapters' manifest says.
-        name: what the backbone was loaded by.
-        location: the manifest, for the error.
+        fingerprint: that of the loaded backbone.
+        config: the adapters' manifest.
+        name: the name the backbone was loaded by.
+        location: the manifest's location, for the error.
     """
     expected, seed = config.get("base_model_fingerprint"), config.get("random_init_seed")
     if not expected or fingerprint == expected:
@@ -469,7 +469,7 @@ def _load_full(manifest, directory):
     _condition(model, TaskModelInfo("full", _markers(config["tasks"]), {}, config["first"],
                                     config.get("mask_other_tasks", True)))  # fmt: skip
     if config.get("self_copy"):
-        # transformers loads only what it knows of.
+        # transformers loads only parameters that it knows.
         gate = {key: tensor for key, tensor in read_safetensors(path).items() if key.startswith("p_gen_linear.")}
         self_copy.add(model)
         copy_tensors(gate, _added(model), path)
@@ -483,11 +483,11 @@ def _markers(tasks):
 
 
 def _adapter_parameters(model):
-    """{file key: parameter} of what an adapter model holds beside its backbone."""
+    """{file key: parameter} of everything an adapter model adds to its backbone."""
     rows = model.get_input_embeddings().rows
     return _added(model) | ({"spare_rows": rows.spare} if rows.spare_scores else {})
 
 
 def _added(model):
-    """{file key: parameter} of what a model's methods added."""
+    """{file key: parameter} of everything a model's methods added."""
     return {method.key(name): p for method, name, p in added_parameters(model)}

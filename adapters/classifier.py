@@ -1,7 +1,7 @@
-"""One encoder for many tasks, in a batch that may mix them: each row through its own task's classifier.
+"""One encoder for many tasks: in a mixed batch, each row goes through its own task's classifier.
 
-What stands beside the encoder is in `added`, put there as into any model (adapters/attach.py): the heads, and the
-method that the tasks are adapted with, if any. Made by adapters/bert.py.
+`added` holds everything added to the encoder, as in any attached model (adapters/attach.py): the heads and the
+tasks' adaptation method, if any. Created by adapters/bert.py.
 """
 
 from dataclasses import dataclass
@@ -21,26 +21,26 @@ from versatile.adapters.schemas import FORMS, check_module_names
 from versatile.utils.errors import UserError
 from versatile.utils.uncertainty import normalized_entropy
 
-# Sequences are cut to the longest one of a batch, rounded up to this many: few shapes, few kernels.
+# Sequences are cut to the longest one of a batch, rounded up to a multiple of this: few shapes, few kernels.
 LENGTH_ROUND = 8
-# A CPU takes rows of like lengths together, about so many tokens at once, where that saves at least this share of the
-# padded tokens. On a GPU a pass more costs more than padding does.
+# On a CPU, rows of similar length are grouped, about this many tokens at a time, if that saves at least this share of
+# the padded tokens. On a GPU an additional pass costs more than padding.
 CPU_TOKENS, WORTH = 512, 0.1
 
 
 @dataclass
 class TaskOutput:
-    """What a batch gave. What is sorted by task is made when it is asked for: a training step needs the loss alone.
+    """The output for a batch. Per-task values are computed on demand, as a training step needs only the loss.
 
     Attributes:
         loss: mean of the per-task means, or None without labels.
-        scores: [rows, most labels], -inf behind the row's own task's labels.
+        scores: [rows, most labels], -inf beyond the labels of the row's task.
         task_ids: [rows].
         labels: number of labels of every task of the model.
         pooled_output: [rows, width].
-        hidden, parts: hidden states of each part of the batch (at the first position; at all with `all_positions`), and
-            which rows it has.
-        row_losses: [rows] each row's own loss, or None.
+        hidden, parts: hidden states of each part of the batch (of all positions with `all_positions`, else possibly
+            only of the first), and the rows of each part.
+        row_losses: [rows] loss of each row, or None.
     """
 
     loss: torch.Tensor | None
@@ -54,22 +54,22 @@ class TaskOutput:
 
     @cached_property
     def sequence_output(self):
-        """[rows, length, width] last hidden states of a forward with `all_positions`; length is the batch's longest,
-        rounded up to 8. Of a row in a shorter part what lies behind is 0."""
+        """[rows, length, width] last hidden states of a forward pass with `all_positions`; length is the batch's
+        longest, rounded up to a multiple of 8. Rows of shorter parts are padded with 0."""
         longest = self.parts[0][1]
         padded = [F.pad(hidden, (0, 0, 0, longest - hidden.shape[1])) for hidden in self.hidden]
         return in_order(padded, self.parts)
 
     @cached_property
     def rows(self):
-        """{task id: [n] the numbers of its rows}, of the tasks in the batch, in the order of their ids."""
+        """{task id: [n] indices of its rows} for the tasks in the batch, in order of their ids."""
         ids = self.task_ids.tolist()
         return {task: torch.tensor([i for i, t in enumerate(ids) if t == task], device=self.task_ids.device)
                 for task in sorted(set(ids))}  # fmt: skip
 
     @cached_property
     def logits(self):
-        """{task id: [n, the task's labels]}, rows as in `rows`. The original returns those of the last task alone."""
+        """{task id: [n, the task's labels]}, rows as in `rows`. The original returns only those of the last task."""
         return {task: self.scores[rows, : self.labels[task]] for task, rows in self.rows.items()}
 
     @cached_property
@@ -81,14 +81,14 @@ class TaskOutput:
 
     @cached_property
     def predictions(self):
-        """[rows] floats: the likeliest label's id, or a regression's score."""
+        """[rows] floats: id of the most likely label, or a regression's score."""
         scores = self.scores.float()
         best = scores.argmax(-1).to(scores.dtype)
         return torch.where(self._count[self.task_ids] == 1, scores[:, 0], best)
 
     @cached_property
     def entropies(self):
-        """[rows] entropy over ln of the number of labels, in 0..1; 0 for a regression."""
+        """[rows] entropy divided by ln of the number of labels, in 0..1; 0 for a regression."""
         positions = torch.arange(self.scores.shape[1], device=self.scores.device)
         return normalized_entropy(self.scores.float(), positions < self._count[self.task_ids].unsqueeze(1))
 
@@ -98,14 +98,14 @@ class TaskOutput:
 
 
 def in_order(found, parts):
-    """What each part of a batch gave, [its rows, ...], as one, rows in the batch's order."""
+    """Concatenate the parts of a batch, each [its rows, ...], with rows in the batch's order."""
     if len(found) == 1:
         return found[0]
     return torch.cat(found)[torch.cat([rows for rows, _ in parts]).argsort()]
 
 
 def check_shape(config, form, max_seq_length, location):
-    """A `UserError` where a BERT's config, the form and the length do not fit together."""
+    """Raise a `UserError` if a BERT's config, the form and the length do not fit together."""
     if form not in FORMS:
         raise UserError(f"{form!r}", location="form", expected="one of " + ", ".join(FORMS))
     width, positions = config.hidden_size, config.max_position_embeddings
@@ -130,20 +130,21 @@ def check_shape(config, form, max_seq_length, location):
 
 
 class TaskClassifier(nn.Module):
-    """A BERT with one head per task, and what its tasks are adapted with.
+    """A BERT with one head per task and the tasks' adaptation method.
 
     Args:
         bert: a transformers BertModel with its pooler; changed in place.
         tasks: {task: number of labels, 1 for a regression}; the order gives the ids.
-        form: "base" or "large": CA-MTL's conditional modules are put in; "plain": they are not.
-        max_seq_length: L, the longest sequence.
-        methods: {task: method}, complete, of adapters beside the frozen BERT (form "plain"); None: all is trained.
+        form: "base" or "large" with CA-MTL's conditional modules, or "plain" without them.
+        max_seq_length: L, the maximum sequence length.
+        methods: {task: method}, with all settings filled in, to train adapters on the frozen BERT (form "plain"); None
+            to train everything.
 
     Attributes:
         tasks, methods, form: as given.
-        mode: "adapter" beside a frozen backbone, or "full".
-        added: {name: `Method`} of what stands beside the BERT.
-        aliases: {name: task}: further names of a task's head, as mnli-mm of mnli's; saved with the model.
+        mode: "adapter" with a frozen backbone, or "full".
+        added: {name: `Method`} of everything added to the BERT.
+        aliases: {name: task}: further names for a task's head, such as mnli-mm for mnli's; saved with the model.
     """
 
     head = "classifier"
@@ -166,59 +167,59 @@ class TaskClassifier(nn.Module):
 
     @property
     def methods_of_tasks(self):
-        """{task: method} of what stands beside the BERT and its heads; {} where nothing does."""
+        """{task: method} of additions other than the heads; {} if there are none."""
         if self.methods is not None:
             return self.methods
         return {} if self.form == "plain" else {task: dict(method=self.method_name) for task in self.tasks}
 
     @property
     def method_name(self):
-        """How all tasks of a model that is trained as a whole are adapted."""
+        """The method of all tasks in a model that is trained as a whole."""
         return FULL if self.form == "plain" else "conditional"
 
     @property
     def base_model(self):
-        """The BERT, as attached models call theirs."""
+        """The BERT, under the name used by attached models."""
         return self.bert
 
     def get_input_embeddings(self):
-        """The table of tokens."""
+        """The token embeddings."""
         return self.bert.get_input_embeddings()
 
     def task_id(self, name):
-        """The id of a task by its name or an alias; an unknown one is a KeyError that lists those held."""
+        """The id of a task, by name or alias; an unknown name raises a KeyError listing the known ones."""
         name = self.aliases.get(name, name)
         if name not in self.tasks:
             raise KeyError(f"task {name!r} is not in this model; it holds {list(self.tasks)}")
         return list(self.tasks).index(name)
 
     def set_attn_implementation(self, name):
-        """transformers' "sdpa" or "eager", or another that takes what is added to the scores; where a method needs an
-        implementation, it is that one."""
+        """Use transformers' "sdpa" or "eager", or another implementation that supports additive masks; one required by
+        a method takes precedence."""
         needed = [method.attention for method in self.added.values() if method.attention]
         self.bert.set_attn_implementation(*(needed or [name]))
 
     def forward(
         self, input_ids, attention_mask=None, token_type_ids=None, task_ids=None, labels=None, all_positions=False
     ):
-        """Every row through the shared encoder and its own task's head.
+        """Run every row through the shared encoder and its own task's head.
 
         Args:
             input_ids, attention_mask, token_type_ids: [rows, length], length at most L. Shorter ones count as padded
-                to L, and padding that all rows share is not computed.
-            task_ids: [rows] integers; may be left out where there is one task.
-            labels: [rows] class ids (as floats or integers) and regressions' scores; a fraction stays one. (In the
-                original the first row's type made 3.8 a 3.)
-            all_positions: the output has a `sequence_output`. Heads read the first position alone, so that without it
-                the conditional forms' top layer computes only that.
+                to L; padding common to all rows is not computed.
+            task_ids: [rows] integers; optional if there is only one task.
+            labels: [rows] class ids (floats or integers) and regression scores; fractions are kept. (In the original,
+                the first row's type could turn 3.8 into 3.)
+            all_positions: provide `sequence_output`. Heads read only the first position, so without this flag the top
+                layer of the conditional forms computes only that.
 
         Returns:
             `TaskOutput`
 
         Raises:
-            ValueError: a sequence longer than L, no `task_ids`, an id without a task.
+            ValueError: a sequence longer than L, missing `task_ids`, or an unknown task id.
 
-        A batch is best passed as it lies on the CPU, where its lengths are read without waiting for a GPU.
+        A batch is best passed from the CPU, where its lengths can be read without waiting for a GPU.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -244,7 +245,7 @@ class TaskClassifier(nn.Module):
                 self.router.route(routes if rows is None else routes[rows], len(inputs[0]))
             names = ("input_ids", "attention_mask", "token_type_ids")
             states.append(self.bert(**dict(zip(names, inputs))).last_hidden_state)
-        # The pooler reads the first position alone.
+        # The pooler reads only the first position.
         pooled = self.bert.pooler(in_order([hidden[:, :1] for hidden in states], parts))
         heads, row_losses, loss = self.added["heads"], None, None
         scores = heads(pooled, task_ids)
@@ -262,7 +263,7 @@ class TaskClassifier(nn.Module):
                 raise ValueError(f"task_ids is needed: this model holds the tasks {list(self.tasks)}")
             task_ids = [0] * rows
         task_ids = torch.as_tensor(task_ids)
-        # On a GPU looking would mean waiting.
+        # On a GPU, reading the values would block.
         look = task_ids.device.type == "cpu" and rows
         if look and not 0 <= int(task_ids.min()) <= int(task_ids.max()) < len(self.tasks):
             known = ", ".join(f"{i} {name}" for i, name in enumerate(self.tasks))
@@ -272,20 +273,20 @@ class TaskClassifier(nn.Module):
         return task_ids
 
     def _parts(self, attention_mask):
-        """How to go through a batch: [(row numbers, or None: all, tokens of the longest)], the longest part first.
+        """Split a batch into parts: [(row indices or None for all, length of the longest)], the longest part first.
 
-        Masked keys get no weight and masked queries are read by nobody, so leaving them out changes no real position.
+        Masked keys get no weight and the output of masked queries is unused, so omitting them changes no real position.
         """
         width = attention_mask.shape[1]
         positions = torch.arange(1, width + 1, device=attention_mask.device)
         lengths = (attention_mask.bool() * positions).amax(1).clamp(min=1)
         lengths = (lengths + -lengths % LENGTH_ROUND).clamp(max=width)
-        # Layers that run again in the backward pass meet the conditions of the last rows.
+        # Layers recomputed in the backward pass would see the conditions of the last part only.
         again = self.training and getattr(self.bert.encoder.layer[0], "gradient_checkpointing", False)
         if self.added["heads"].columns.device.type == "cpu" and not again:
             lengths, order = lengths.sort(descending=True, stable=True)
             lengths, parts, start = lengths.tolist(), [], 0
-            # What a backward pass needs no longer fits the caches as well.
+            # With activations kept for the backward pass, fewer tokens fit the CPU caches.
             tokens = CPU_TOKENS if torch.is_grad_enabled() else 2 * CPU_TOKENS
             while start < len(lengths):
                 end = start + max(1, tokens // lengths[start])
@@ -298,10 +299,10 @@ class TaskClassifier(nn.Module):
 
 
 def keyed_parameters(model):
-    """{key in a checkpoint: parameter} of a classifier's BERT, under the published names, and of what was added."""
+    """{key in a checkpoint: parameter} of a classifier's BERT, under the published names, and of all additions."""
     return {f"bert.{name}": p for name, p in model.bert.named_parameters()} | keyed_added(model)
 
 
 def keyed_added(model):
-    """{key in a checkpoint: parameter} of what stands beside a classifier's BERT."""
+    """{key in a checkpoint: parameter} of everything added to a classifier's BERT."""
     return {method.key(name): p for method, name, p in added_parameters(model)}

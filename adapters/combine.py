@@ -1,12 +1,12 @@
-"""Several trained models of the same backbone become one that holds a task of each.
+"""Combine tasks of several trained models on the same backbone into one model.
 
-What belongs to a task is its adapters and its own rows (output rows too beside an untied head); each is taken as it
-is, so the result answers a task as the task's own model did, to the last bit. Models of a released checkpoint score
-foreign markers too: there a combination is what the original's was, every task's embeddings from its own checkpoint,
-and its perplexity, which counts foreign markers, is not that of the task's own model; its outputs are.
-Two things are not taken as the original takes them. It gives `<pad>` a fresh random row: here the sources' row is kept
-where they all have the same, else `<pad>` is never scored. And it drops the `p_gen_linear` that every task trained
-for itself: here self-copy is for tasks of one source only.
+A task consists of its adapters and its rows (with an untied head, also output rows), which are copied unchanged, so
+the combined model gives exactly the outputs of the task's source model. Released checkpoints also score other tasks'
+markers. Combining them follows the original: each task's embeddings come from its own checkpoint; outputs equal those
+of the task's source model, but perplexity, which counts the other markers, does not.
+Two details differ from the original. It gives `<pad>` a fresh random row; here the sources' row is kept if all have the
+same one, otherwise `<pad>` is never scored. It also drops the `p_gen_linear` that every task trained separately; here
+self-copy is limited to tasks of one source.
 """
 
 import copy
@@ -26,26 +26,26 @@ from versatile.adapters.methods.base import added_parameters
 from versatile.adapters.methods.registry import BARE, FULL, get_method
 from versatile.utils.errors import UserError
 
-# What scores of a combined model may differ by, as a share of the largest (`compare_scores`): rounding, which is of the
-# size of the scores. On a CPU the difference is 0; other kernels may round otherwise.
+# Tolerance for a combined model's scores relative to the largest (`compare_scores`), as rounding errors scale with the
+# scores. On a CPU the difference is 0; other kernels may round differently.
 LARGEST_SHARE = 1e-4
 
 
 @dataclass
 class Source:
-    """A task's share of a trained model, and what is to be known of its model when that is gone.
+    """One task's part of a trained model, with the information about the model needed once it is no longer loaded.
 
     Attributes:
         task: its name.
-        flag: what the user typed to name it, for errors.
+        flag: the flag that named it, for errors.
         directory: the checkpoint.
-        markers, method, history: the task's; history is None where it is not known.
+        markers, method, history: the task's; history is None if unknown.
         held: all tasks of the checkpoint.
         state: {key of `checkpoint.adapter_state`: tensor} of the task.
-        common: the same of what belongs to no task: `<pad>`'s row, a pointer's gate.
+        common: the same for tensors that belong to no task: `<pad>`'s row, a pointer's gate.
         mask_other_tasks, self_copy, freeze, save_backbone: as in `TaskModelInfo`.
-        backbone: {what is compared: value}, in the order it is compared in.
-        definition: what defines a task of the user's own, or None.
+        backbone: {property: value} of the backbone, in the order of comparison.
+        definition: the definition of a user-defined task, or None.
     """
 
     task: str
@@ -70,12 +70,12 @@ def open_source(directory, tasks=None):
 
     Args:
         directory: a run, one of its checkpoints, a VLM, or a released checkpoint.
-        tasks: names of the tasks asked for; None: all it holds.
+        tasks: names of the requested tasks; None: all it holds.
 
     Raises:
-        UserError: nothing usable there, a model without adapters, a task it does not hold.
+        UserError: no usable model, a model without adapters, or a task it does not hold.
     """
-    # What transformers caught while loading keeps frames alive: a model loaded before would stay beside this one.
+    # Exceptions caught by transformers keep frames alive, so a previously loaded model would stay in memory.
     gc.collect()
     path, flag = Path(directory), source_flag(directory, tasks and tasks[0])
     backbones.need_directory(path, flag, "a run directory, a VLM or a released checkpoint")
@@ -83,7 +83,7 @@ def open_source(directory, tasks=None):
     refuse_shared(source, tasks, directory)
     manifest.need_language_model(path, flag)
     if source is None or source.mode == "full":
-        # Its own errors first: a run that has not saved yet, a damaged config.
+        # Report more specific errors first: a run that has not saved yet, a damaged config.
         backbones.read_config(path, flag)
         raise _not_adapters(flag, "fully fine-tuned model" if source else "bare backbone")
     try:
@@ -91,7 +91,7 @@ def open_source(directory, tasks=None):
     except UserError as error:
         if not str(error.location).startswith("--") or error.location == flag:
             raise
-        # Loading knows other flags.
+        # Errors from loading name flags of other scripts.
         what, _, name = str(error.location).partition(" ")
         raise UserError(f"{name or what}: {error.found}", location=flag, expected=error.expected,
                         remedy=error.remedy) from error  # fmt: skip
@@ -103,7 +103,7 @@ def open_source(directory, tasks=None):
 
 
 def refuse_shared(source, tasks, directory):
-    """A `UserError` where a task asked for was trained with what tasks share; `source` is a `Manifest` or None."""
+    """Raise a `UserError` if a requested task's method shares parameters; `source` is a `Manifest` or None."""
     for task in (tasks or source.tasks) if source else ():
         name = source.methods.get(task, {}).get("method")
         if name in (None, FULL):
@@ -123,7 +123,7 @@ def refuse_shared(source, tasks, directory):
 
 
 def source_flag(directory, task=None):
-    """What the user typed to name a source."""
+    """The flag that named a source."""
     return f"--checkpoints {task}={directory}" if task else f"--into {directory}"
 
 
@@ -134,7 +134,7 @@ def missing_task(flag, tasks, task):
 
 
 def repeated_task(flag, task, earlier):
-    """The `UserError` for a task that an earlier source has, too."""
+    """The `UserError` for a task that an earlier source also has."""
     return UserError(f"task {task!r} is there twice", location=flag, expected=f"it once: {earlier} has it",
                      remedy="leave one out")  # fmt: skip
 
@@ -146,7 +146,7 @@ def _not_adapters(flag, what):
 
 
 def read(directory, tasks=None):
-    """The `Source` of each task; arguments and errors as of `open_source`. Nothing of the model stays loaded."""
+    """The `Source` of each task; arguments and errors as in `open_source`. The model itself is not kept in memory."""
     model, tokenizer = open_source(directory, tasks)
     info, state, owners = model.info, checkpoint.adapter_state(model), checkpoint.owners_of_keys(model)
     backbone, common = _backbone(model, tokenizer), {k: p for k, p in state.items() if owners[k] is None}
@@ -165,7 +165,7 @@ def read(directory, tasks=None):
 
 
 def _backbone(model, tokenizer):
-    """What tells a model's backbone from others, coarsest first, as an error names it."""
+    """Properties that identify a model's backbone, coarsest first, under the names used in errors."""
     config = model.config
     return {
         "model_type": config.model_type,
@@ -179,10 +179,10 @@ def _backbone(model, tokenizer):
 
 
 def tokenizer_hash(tokenizer, first):
-    """A hash of what decides the base ids of a text; the markers that were added do not count."""
+    """A hash of everything that determines a text's base ids; added markers are ignored."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     if backend["model"]["type"] == "Unigram":
-        # A score may lose its last digit whenever it is written and read.
+        # A score may lose its last digit when it is written and read back.
         backend["model"]["vocab"] = [(piece, round(score, 6)) for piece, score in backend["model"]["vocab"]]
     added = {t["content"]: t["id"] for t in backend["added_tokens"] if t["id"] < first}
     parts = [backend["model"], backend["normalizer"], backend["pre_tokenizer"], added]
@@ -190,10 +190,10 @@ def tokenizer_hash(tokenizer, first):
 
 
 def check(sources):
-    """Whether these can be combined.
+    """Check that sources can be combined.
 
     Raises:
-        UserError: naming two sources and what they do not agree on.
+        UserError: two sources disagree; the error names both and the difference.
     """
     first, flags_of_tasks = sources[0], {}
     check_backbones(sources)
@@ -209,7 +209,7 @@ def check(sources):
 
 
 def check_backbones(sources):
-    """A `UserError` where two sources were trained beside other backbones."""
+    """Raise a `UserError` if two sources were trained on different backbones."""
     first = sources[0]
     for source in sources:
         for what, value in first.backbone.items():
@@ -228,16 +228,16 @@ def _check_self_copy(sources):
         raise UserError("trained with --self_copy: its gate is for its own tasks alone", location=one.flag,
                         expected=f"no other source, but there is {other.flag}", remedy=remedy)  # fmt: skip
     if left_out := [task for task in one.held if task not in [s.task for s in sources]]:
-        # What is copied is weighed against the scores of all markers it was trained with.
+        # The copy distribution is weighed against the scores of all markers in training.
         raise UserError(f"trained with --self_copy for {left_out[0]!r} too", location=one.flag,
                         expected="all tasks of such a checkpoint, or none", remedy=f"add {left_out[0]}=…")  # fmt: skip
 
 
 def build(sources):
-    """One model that holds the sources' tasks; their order gives the ids.
+    """One model that holds the sources' tasks, whose order gives the task ids.
 
     Args:
-        sources: those of `read`, checked.
+        sources: as returned by `read`, checked.
 
     Returns:
         (model in eval mode, tokenizer)
@@ -275,7 +275,7 @@ def _bare(source):
     config.vocab_size = len(model.get_input_embeddings().weight)
     kind = next(c for c in type(model).__mro__ if hasattr(c, "from_pretrained") and not issubclass(c, TaskConditioned))
     bare = kind(config)
-    # In an encoder-decoder both sides look up one table, whether or not the head is tied to it.
+    # In an encoder-decoder both sides share one input table, whether or not the head is tied to it.
     bare.set_input_embeddings(bare.get_input_embeddings())
     bare.load_state_dict(checkpoint.backbone_state(model))
     bare.random_init_seed, bare.backbone_fingerprint = None, source.backbone["backbone (fingerprint of its weights)"]
@@ -283,7 +283,7 @@ def _bare(source):
 
 
 def same_backbone(model, source, flag):
-    """A `UserError` unless two attached models have the same backbone: every number of it, not its fingerprint."""
+    """Raise a `UserError` unless two attached models' backbones are equal in every value, not just in fingerprint."""
     ours, theirs = checkpoint.backbone_state(model), checkpoint.backbone_state(source)
     for name, tensor in theirs.items():
         if name not in ours or not torch.equal(ours[name], tensor):
@@ -293,16 +293,17 @@ def same_backbone(model, source, flag):
 
 @torch.no_grad()
 def largest_difference(ours, theirs, task, sequences):
-    """How far a task's scores of two models are apart, at every position, on the base and the task's own columns.
+    """Largest difference between two models' scores of a task, over all positions, the base and the task's columns.
 
     Args:
         ours, theirs: (model, tokenizer).
         task: its name.
-        sequences: [(ids, types and the prompt's length for our model, the same for theirs)], the first two lists;
-            without a length all is prompt. They go through one by one: no padding, and batches of the one task only.
+        sequences: [((ids, types, prompt length) for our model, the same for theirs)], ids and types being lists;
+            without a length the whole sequence is the prompt. Sequences run one by one, so there is no padding and
+            every batch has only this task.
 
     Returns:
-        (largest absolute difference, the same as a share of the largest score); nan if a score is none.
+        (largest absolute difference, the same relative to the largest score); nan if a score is nan.
     """
     models = (ours, theirs)
     return compare_scores([_scores(*model, task, inputs) for model, inputs in zip(models, sequence)]
@@ -310,17 +311,17 @@ def largest_difference(ours, theirs, task, sequences):
 
 
 def compare_scores(pairs):
-    """How far scores of two models are apart.
+    """Largest difference between the scores of two models.
 
     Args:
-        pairs: an iterable of (scores of ours, of theirs), tensors of one shape.
+        pairs: an iterable of (our scores, their scores), tensors of the same shape.
 
     Returns:
-        (largest absolute difference, the same as a share of the largest of their scores); nan if a score is none.
+        (largest absolute difference, the same relative to the largest of their scores); nan if a score is nan.
     """
     gap, largest = torch.zeros(()), torch.zeros(())
     for a, b in pairs:
-        # Not the maximum of Python, for which a nan is no larger than anything.
+        # Not Python's max, which would ignore a nan.
         gap = torch.maximum(gap, (a - b).abs().max().cpu())
         largest = torch.maximum(largest, b.abs().max().cpu())
     return gap.item(), (gap / largest.clamp_min(1e-30)).item()
@@ -337,11 +338,11 @@ def _scores(model, tokenizer, task, sequence):
 
 
 def count_task_parameters(model):
-    """What the tasks of an attached model add to its backbone, against one full model a task.
+    """Parameters that the tasks of an attached model add to its backbone, compared with one full model per task.
 
     Returns:
-        dict(tasks: {name: dict(bottleneck, adapters, rows: parameters of each)}, backbone: its parameters,
-        added: by all tasks, together: backbone and added, separate: of one full model a task)
+        dict(tasks: {name: dict(bottleneck: width, adapters, rows: parameters of each)}, backbone: its parameters,
+        added: parameters of all tasks, together: backbone and added, separate: one full model per task)
     """
     tasks = {t: dict(bottleneck=model.info.bottlenecks[t], adapters=0, rows=0) for t in model.info.tasks}
     backbone = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("added."))

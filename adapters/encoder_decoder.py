@@ -1,16 +1,16 @@
 """Tasks on an encoder-decoder: the sibling of `adapters.attach.TaskConditioned`.
 
-A task's example is one row, the same for all backbones, and is divided at its target:
+A task's example is one row, the same for all backbones, and is split at its target:
 
     row       <bos> <marker> source …  <target marker> target … <eos>
     encoder   <bos> <marker> source …  </s>
     decoder                            <start> <target marker> target … <eos>
 
-The input ends with the backbone's own end token and the decoder begins with its own start token (T5: `<pad>`), as in
-its pretraining; `</s>` has the type of the target's marker, in whose place it stands, and so has `<start>`. Decoding
-starts behind `<start> <target marker>`. Labels, and the positions whose outputs predict them, are those of the row.
+The input ends with the backbone's end token and the decoder begins with its start token (T5: `<pad>`), as in
+pretraining. `</s>` replaces the target's marker and has its type, as has `<start>`. Decoding starts after
+`<start> <target marker>`. Labels, and the positions whose outputs predict them, are those of the row.
 
-The adapters of a task stand behind every block of the encoder and of the decoder and meet the same task ids in both.
+A task's adapters act in the blocks of both encoder and decoder and receive the same task ids in both.
 """
 
 import torch
@@ -18,12 +18,12 @@ from versatile.adapters.attach import TaskConditioned, on_device
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.labels import IGNORE
 
-# Widths of encoder and decoder are rounded up to this many, as those of batches are.
+# Sequence lengths of encoder and decoder are rounded up to a multiple of this, as those of batches are.
 ROUND = 8
 
 
 class EncoderDecoderConditioned(TaskConditioned):
-    """Mixed into a transformers encoder-decoder's class: `forward` takes one task id a row."""
+    """Mixed into a transformers encoder-decoder's class: `forward` takes one task id per row."""
 
     def forward(
         self,
@@ -40,17 +40,17 @@ class EncoderDecoderConditioned(TaskConditioned):
         task_ids=None,
         **kwargs,
     ):
-        """As the backbone's forward, and:
+        """The backbone's forward, with these changes:
 
         Args:
-            input_ids: [rows, length]; with labels whole rows, context and target, padded on the right; without them
-                what the encoder reads.
-            labels: [rows, length] of whole rows, unshifted, -100 where there is no loss: a row is divided at its first
-                label. With labels the output is `LabelScores`: scores are computed only where a label stands.
+            input_ids: [rows, length]; with labels, whole rows (context and target), padded on the right; without
+                labels, the encoder's input.
+            labels: [rows, length] for whole rows, unshifted, -100 where there is no loss; a row is split at its first
+                label. With labels the output is `LabelScores`: scores are computed only at labelled positions.
             decoder_input_ids: without labels, [rows, decoded]: the start token, the target's marker, ….
-            token_type_ids, decoder_token_type_ids: as many ids, whose embeddings are added to the tokens', or None;
-                of the decoder's also [rows, 1], for all its tokens.
-            position_ids: of no consequence, positions are relative.
+            token_type_ids, decoder_token_type_ids: ids of the same shape, whose embeddings are added to the tokens',
+                or None; the decoder's may also be [rows, 1], for all its tokens.
+            position_ids: ignored, as positions are relative.
             task_ids: see `TaskConditioned.forward`.
 
         Raises:
@@ -76,18 +76,18 @@ class EncoderDecoderConditioned(TaskConditioned):
         )
 
     def encode(self, input_ids, token_type_ids=None, attention_mask=None, task_ids=None):
-        """The encoder's output for [rows, length] token ids, each row through its task's adapters."""
+        """The encoder's output for [rows, length] token ids, with each row's task adapters applied."""
         self.router.route(task_ids, len(input_ids))
         embeds = self.embedded(input_ids, token_type_ids)
         mask = on_device(attention_mask, embeds.device)
         return self.get_encoder()(inputs_embeds=embeds, attention_mask=mask, return_dict=True)
 
     def input_states(self, input_ids, attention_mask, task_ids=None):
-        """See `TaskConditioned.input_states`: the encoder's."""
+        """As `TaskConditioned.input_states`, from the encoder."""
         return self.encode(input_ids, None, attention_mask, task_ids).last_hidden_state
 
     def target_states(self, input_ids, token_type_ids, attention_mask, labels, task_ids):
-        """Whole rows -> (the decoder's last hidden states, the labels beside them, the rows' task ids)."""
+        """Whole rows -> (the decoder's last hidden states, labels aligned with them, the rows' task ids)."""
         given, target, labels = self.divide(input_ids, token_type_ids, attention_mask, labels)
         encoded = self.encode(*given, task_ids)
         hidden = self.get_decoder()(
@@ -99,13 +99,14 @@ class EncoderDecoderConditioned(TaskConditioned):
         return hidden, labels, self.router.route(task_ids, len(input_ids))
 
     def divide(self, input_ids, token_type_ids, attention_mask, labels):
-        """Whole rows, padded on the right, as what encoder and decoder read.
+        """Split whole rows, padded on the right, into encoder and decoder inputs.
 
-        A row without labels goes to the encoder; both widths are multiples of 8, for few shapes.
+        A row without labels goes entirely to the encoder; both lengths are multiples of 8, to limit the number of
+        shapes.
 
         Returns:
-            ((ids, types, mask) of the encoder, (ids, types) of the decoder, labels beside these); types None where
-            they were.
+            ((ids, types, mask) of the encoder, (ids, types) of the decoder, labels aligned with these); types are None
+            if they were.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -119,7 +120,7 @@ class EncoderDecoderConditioned(TaskConditioned):
         ids = ids.masked_fill(columns == ends, self.end_id)
         types = None if token_type_ids is None else _taken(token_type_ids, columns)
         given = ids, types, (columns <= ends).to(lengths.dtype)
-        # The start token, the target's marker, which is the last token of the prompt, and what is behind it.
+        # The start token, the target's marker (the last token of the prompt), and the target.
         columns = torch.arange(rounded(target + 2), device=input_ids.device)[None]
         at = (ends - 1 + columns).clamp(min=0)
         ids = _taken(input_ids, at).masked_fill(at >= lengths[:, None], self.config.pad_token_id)
@@ -131,18 +132,18 @@ class EncoderDecoderConditioned(TaskConditioned):
 
     @property
     def end_id(self):
-        """The token that ends what the encoder reads, as in pretraining."""
+        """The token that ends the encoder's input, as in pretraining."""
         end = self.config.eos_token_id
         return end[0] if isinstance(end, list) else end
 
     @property
     def start_id(self):
-        """The token that the decoder begins with, as in pretraining."""
+        """The token that starts the decoder's input, as in pretraining."""
         start = self.config.decoder_start_token_id
         return self.config.pad_token_id if start is None else start
 
     def scores_along(self, input_ids, token_type_ids, prompt_length, task_ids=None):
-        """See `TaskConditioned.scores_along`; the positions are the decoder's."""
+        """As `TaskConditioned.scores_along`, at the decoder's positions."""
         labels = torch.full_like(input_ids, IGNORE)
         labels[:, prompt_length:] = input_ids[:, prompt_length:]
         given, (ids, types), _ = self.divide(input_ids, token_type_ids, None, labels)
@@ -152,7 +153,7 @@ class EncoderDecoderConditioned(TaskConditioned):
                     encoder_outputs=encoded, attention_mask=given[2], task_ids=task_ids).logits  # fmt: skip
 
     def all_scores(self, given, logits_to_keep=0):
-        """The backbone's own output for its arguments `given`."""
+        """The backbone's own output for the arguments `given`."""
         return super(TaskConditioned, self).forward(**given)
 
     def label_scores(self, hidden, labels, ids):
@@ -160,9 +161,9 @@ class EncoderDecoderConditioned(TaskConditioned):
         return super().label_scores(hidden * backbone_of(self.config).head_scale(self.config), labels, ids)
 
     def decoding_inputs(self, batch):
-        """See `TaskConditioned.decoding_inputs`: the prompt goes to the encoder, all but the target's marker.
+        """As `TaskConditioned.decoding_inputs`; the encoder gets the prompt except for the target's marker.
 
-        What the encoder reads is padded on the right, as in training: soft prompts stand right before the first token.
+        The encoder's input is padded on the right, as in training, where soft prompts directly precede the first token.
         """
         ids, types, mask = (batch.get(name) for name in ("input_ids", "token_type_ids", "attention_mask"))
         marker = ids[:, -1:]
@@ -176,11 +177,11 @@ class EncoderDecoderConditioned(TaskConditioned):
         return batch | read | start, 2
 
     def read_prompts(self, batch, task_ids):
-        """Left-padded prompts, a dict of tensors -> what decoding goes on with, padded on the left.
+        """Left-padded prompts, a dict of tensors -> inputs for decoding, padded on the left.
 
         Returns:
-            (states [rows, width, hidden] of the encoder and their attention_mask; input_ids, attention_mask and
-            token_type_ids, if there are any, that the decoder begins with)
+            (the encoder's states [rows, width, hidden] and their attention_mask; the decoder's initial input_ids,
+            attention_mask and, if any, token_type_ids)
         """
         inputs, _ = self.decoding_inputs(batch)
         states = self.encode(inputs["input_ids"], inputs.get("token_type_ids"), inputs["attention_mask"], task_ids)
@@ -191,10 +192,10 @@ class EncoderDecoderConditioned(TaskConditioned):
 
     def generate(self, inputs=None, generation_config=None, *, input_ids=None, token_type_ids=None, position_ids=None,
                  attention_mask=None, task_ids=None, encoder_outputs=None, **kwargs):  # fmt: skip
-        """As the backbone's generate; the encoder's pass, which is outside of `forward`, is routed by `task_ids`, too.
+        """As the backbone's generate; the encoder pass, which is outside `forward`, is also routed by `task_ids`.
 
         Args:
-            inputs, input_ids: [rows, length] what the encoder reads, padded on either side.
+            inputs, input_ids: [rows, length] the encoder's input, padded on either side.
             token_type_ids, task_ids, and decoder_input_ids and decoder_token_type_ids [rows, 1]: see `forward`.
         """
         input_ids = inputs if input_ids is None else input_ids
@@ -209,17 +210,17 @@ class EncoderDecoderConditioned(TaskConditioned):
 
 
 def padded_right(batch):
-    """Rows padded on either side, tensors [rows, width] with an attention_mask among them -> padded on the right."""
+    """Tensors [rows, width] padded on either side, one of them attention_mask -> the same, padded on the right."""
     order = _order(batch["attention_mask"], last=False)
     return {name: tensor.gather(1, order) for name, tensor in batch.items()}
 
 
 def source_of(model, states, mask):
-    """What an encoder made of rows with this attention mask -> what their decoder attends to, padded on the left: see
-    `EncoderDecoderConditioned.read_prompts`."""
+    """An encoder's states for rows with this attention mask -> the states and mask for decoding, padded on the left;
+    see `EncoderDecoderConditioned.read_prompts`."""
     for method in model.added.values():
         mask = method.extend_source_mask(mask)
-    # Nothing that attends to the states knows of an order.
+    # Cross-attention does not depend on the order of the states.
     order = _order(mask, last=True)
     return dict(states=states.gather(1, order[..., None].expand_as(states)), attention_mask=mask.gather(1, order))
 
@@ -230,10 +231,10 @@ def rounded(length):
 
 
 def _order(mask, last):
-    """[rows, width] the columns of each row, those that are not masked last, or first, and otherwise as they are."""
+    """[rows, width] column indices of each row, with unmasked columns last (or first), otherwise in order."""
     return mask.bool().int().argsort(dim=1, descending=not last, stable=True)
 
 
 def _taken(rows, columns):
-    """rows [rows, length] at columns [rows or 1, n], those beyond the last as the last."""
+    """rows [rows, length] at columns [rows or 1, n]; columns beyond the last take the last."""
     return rows.gather(1, columns.clamp(max=rows.shape[1] - 1).expand(len(rows), -1))

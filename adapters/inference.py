@@ -1,4 +1,4 @@
-"""A trained model made ready to answer."""
+"""Preparing a trained model for inference."""
 
 import torch
 from versatile.adapters.attach import count_parameters, halve_frozen
@@ -7,15 +7,15 @@ from versatile.utils import devices
 
 
 def prepare_for_inference(model, device, dtype):
-    """Freeze everything, move to the device, choose what is fastest there.
+    """Freeze everything, move to the device and choose what is fastest there.
 
     Args:
         model: an attached model; it is changed in place.
-        device: where it is to run.
+        device: the device to run on.
         dtype: precision of the matrix products.
 
     Returns:
-        (the model's `count_parameters` as it was trained, its longest sequence)
+        (`count_parameters` of the model before freezing, its maximum sequence length)
     """
     parameters = count_parameters(model)
     model.requires_grad_(False).to(device).eval()

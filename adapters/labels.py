@@ -1,4 +1,4 @@
-"""Where a batch's labels stand, and the scores that predict them."""
+"""Positions of a batch's labels, and the scores that predict them."""
 
 from dataclasses import dataclass
 
@@ -6,21 +6,21 @@ import torch
 import torch.nn.functional as F
 
 IGNORE = -100
-# Rows of the head's matrix product are rounded up to this many, so that the labelled positions of a batch,
-# which differ in number every time, do not make a new shape (and a new kernel) every time.
+# Rows of the head's matrix product are rounded up to a multiple of this, so that the varying number of labelled
+# positions does not produce a new shape (and a new kernel) for every batch.
 LABEL_ROUND = 64
 
 
 @dataclass
 class LabelScores:
-    """What a model's forward returns with labels: no loss, that is an objective's (training/objectives.py).
+    """The output of a model's forward with labels. It has no loss: objectives compute it (training/objectives.py).
 
     Attributes:
         scores: [n, vocabulary]; n is the number of labels, rounded up to a multiple of 64.
-        targets: [n] the labels, -100 where an entry is only there to round up.
-        rows: [n] the row of each, or None.
-        nll: [n] the targets' negative log-likelihoods, 0 where there is none, of a model whose distribution is no
-            softmax of `scores`, which are None then.
+        targets: [n] the labels, -100 in entries that only round up.
+        rows: [n] row of each label, or None.
+        nll: [n] the targets' negative log-likelihoods, 0 without a target, for models whose distribution is not a
+            softmax of `scores`; `scores` is then None.
     """
 
     scores: torch.Tensor | None
@@ -30,14 +30,14 @@ class LabelScores:
 
 
 def label_positions(labels):
-    """Where the labels stand, and what is to be predicted there.
+    """Positions of the labels, and the labels to predict there.
 
     Args:
         labels: [rows, length], unshifted, -100 where there is no loss.
 
     Returns:
         (row [n], position whose output predicts the label [n], label [n]); n is the number of labels rounded up
-        to a multiple of 64, the surplus has label -100.
+        to a multiple of 64, and the surplus has label -100.
     """
     shifted = labels[:, 1:].reshape(-1)
     positions = (shifted != IGNORE).nonzero().squeeze(-1)

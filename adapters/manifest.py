@@ -1,22 +1,22 @@
-"""What a directory holds: its manifest, read as json without loading torch or transformers.
+"""The manifest that describes a checkpoint directory, read as json without loading torch or transformers.
 
-Every checkpoint carries one manifest, in format 2 whatever trained it:
+Every checkpoint has one manifest, in format 2 regardless of the script that trained it:
 
     library_name, format        "versatile", 2
     encoder                     how its tasks' examples become ids: one of `schemas.ENCODERS`
     mode                        "adapter", or "full": the whole model was trained
     base_model_name_or_path, base_model_fingerprint, random_init_seed, model_type
-                                the backbone; "backbone" where it lies inside, because no name leads to it
-    checksum                    sha256 of the file of weights
+                                the backbone; "backbone" if stored inside, as it cannot be found by name
+    checksum                    sha256 of the weights file
     tasks                       [{name, …}], in the order of their ids
     methods                     {task: {"method": its name, setting: value, …}}
-    (more, by the encoder: see schemas.py)
+    (more, depending on the encoder: see schemas.py)
 
-It is adapter_config.json. A fully fine-tuned model is an ordinary transformers directory and has its manifest in
-config.json, under "versatile": beside a whole model transformers takes any adapter_config.json for peft's, and no
-longer loads the directory.
+The manifest is adapter_config.json. A fully fine-tuned model is an ordinary transformers directory and has its manifest
+in config.json, under "versatile": next to a whole model, transformers takes any adapter_config.json for one of peft's
+and fails to load the directory.
 
-Older and foreign formats are read as the same: adapters/imports/ has one file for each.
+Older and foreign formats are converted on reading: adapters/imports/ has one file for each.
 """
 
 import os
@@ -37,19 +37,19 @@ LIBRARY, FORMAT = "versatile", 2
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself.
+    """A checkpoint's description of itself.
 
     Attributes:
-        path: the file it was read from; of a foreign format the directory.
-        format: 2, 1, or the name of a foreign format ("vlm", "peft"), of which nothing but that is known.
+        path: the file it was read from; for a foreign format, the directory.
+        format: 2, 1, or the name of a foreign format ("vlm", "peft"), whose other attributes are mostly unknown.
         encoder: how its tasks' examples become ids (`schemas.ENCODERS`), or None.
         mode: "adapter" or "full", or None.
         tasks: names, in the order of their ids.
         methods: {task: {"method": its name, setting: value, …}}.
-        backbone, fingerprint: the backbone's name, "backbone" where it lies inside, and what tells its weights.
-        definitions: {task: what defines it}, of tasks of the user's own.
-        histories: {task: exchanges of a conversation that it was trained with}, where that is known.
-        config: all of it, in format 2.
+        backbone, fingerprint: the backbone's name ("backbone" if stored inside) and the hash of its weights.
+        definitions: {task: its definition}, for user-defined tasks.
+        histories: {task: number of conversation exchanges it was trained with}, where known.
+        config: the whole manifest, in format 2.
     """
 
     path: Path
@@ -66,15 +66,15 @@ class Manifest:
 
     @property
     def released(self):
-        """Whether the original code of one of the systems wrote it."""
+        """Whether it was written by the original code of one of the systems."""
         return isinstance(self.format, str) and self.format != "peft"
 
 
 def peek(directory):
-    """The `Manifest` of a directory, or None: it holds no trained model.
+    """The `Manifest` of a directory, or None if it holds no trained model.
 
     Raises:
-        UserError: a file that is damaged.
+        UserError: a damaged file.
     """
     path = os.path.join(directory, CONFIG)
     if os.path.isfile(path):
@@ -95,7 +95,7 @@ def peek(directory):
 
 
 def _manifest(config, kind, path):
-    """The `Manifest` of a json object; `kind` tells those of format 1 apart."""
+    """The `Manifest` of a json object; `kind` distinguishes those of format 1."""
     config, number = upgrade(config, kind, path)
     tasks, methods = config["tasks"], config["methods"]
     return Manifest(
@@ -108,11 +108,11 @@ def _manifest(config, kind, path):
 
 
 def upgrade(config, kind, location):
-    """(a manifest's json, checked, as format 2 has it; the format it had).
+    """(a manifest's json, checked and converted to format 2; its original format).
 
     Args:
-        config: what stands in the file.
-        kind: of format 1: `peft_type`, or the key in config.json.
+        config: the content of the file.
+        kind: for format 1, `peft_type` or the key in config.json.
         location: the file, for errors.
     """
     remedy = "copy it again; or it is of another version of this toolkit"
@@ -138,8 +138,8 @@ def new(encoder, mode, tasks, methods, **more):
 
     Args:
         tasks: [{name, …}], in the order of their ids.
-        methods: {task: method}, or None: the whole model was trained.
-        more: the other keys; those that are None are left out.
+        methods: {task: method}, or None if the whole model was trained.
+        more: the other keys; None values are omitted.
     """
     methods = {task["name"]: dict(method=FULL) for task in tasks} if methods is None else methods
     head = dict(library_name=LIBRARY, format=FORMAT, encoder=encoder, mode=mode)
@@ -148,17 +148,16 @@ def new(encoder, mode, tasks, methods, **more):
 
 
 def write(directory, manifest):
-    """Write a manifest as adapter_config.json; the last file of a checkpoint, so that it speaks for all of them."""
+    """Write a manifest as adapter_config.json: the last file of a checkpoint, so that it vouches for all of them."""
     write_json(Path(directory) / CONFIG, manifest)
 
 
 def need_language_model(directory, location=None):
-    """A `UserError` where a directory holds a model of text-to-text tasks or of sentence pairs, for a script that does
-    not read these.
+    """Raise a `UserError` if a directory holds a text-to-text or sentence-pair model, for scripts that read neither.
 
     Args:
-        directory: what was named.
-        location: how (default: --model_checkpoint).
+        directory: the named directory.
+        location: the flag that named it (default: --model_checkpoint).
 
     Returns:
         the `Manifest`, or None.

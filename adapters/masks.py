@@ -1,7 +1,7 @@
-"""Attention masks that are made without looking into them.
+"""Attention masks that are built without reading their values.
 
-transformers leaves a mask out where nothing is masked, so that a faster kernel can be used. To see that it reads the
-mask: on a GPU the host then waits for everything that was begun before, in each forward, in each decoded token.
+transformers omits a mask if nothing is masked, so that a faster kernel can be used. To find out, it reads the mask; on
+a GPU the host then waits for all pending work, in each forward pass and for each decoded token.
 """
 
 from transformers import AttentionMaskInterface
@@ -9,7 +9,7 @@ from transformers.masking_utils import sdpa_mask
 
 
 def device_mask(*args, attention_mask=None, **kwargs):
-    """transformers' mask for PyTorch's fused attention; one that lies on a device other than the CPU is not read."""
+    """transformers' mask for PyTorch's fused attention; masks on devices other than the CPU are not read."""
     if attention_mask is not None and attention_mask.device.type != "cpu":
         kwargs |= dict(allow_is_causal_skip=False, allow_is_bidirectional_skip=False)
     return sdpa_mask(*args, attention_mask=attention_mask, **kwargs)

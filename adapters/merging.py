@@ -1,15 +1,15 @@
-"""Several adapters become one: a weighted sum of their tensors, before which each may be made sparse.
+"""Merge several adapters into one: a weighted sum of their tensors, which may be sparsified first.
 
     linear, task_arithmetic     sum_i w_i t_i                      (Ilharco et al. 2023, "Editing Models with Task
                                                                    Arithmetic", equation 1; linear: weights add up to 1)
-    ties                        the largest entries of each, those whose sign is that of the majority, their mean
+    ties                        keep each tensor's largest entries, then average those that agree with the majority sign
                                 (Yadav et al. 2023, "TIES-Merging", algorithm 1)
-    dare_linear, dare_ties      entries dropped at random, the others divided by the share that is kept, before the sum
-                                or TIES (Yu et al. 2024, "Language Models are Super Mario", equation 4)
+    dare_linear, dare_ties      drop entries at random and divide the others by the share kept, before the sum or TIES
+                                (Yu et al. 2024, "Language Models are Super Mario", equation 4)
 
-The functions of tensors are those of peft (`peft.utils.merge_utils`), and a merged LoRA is that of peft's
-`add_weighted_adapter`: A and B each with the square root of the weight and scale. What a method starts from is not
-merged but kept: one in (IA)3's vectors and in layer norms, zero elsewhere.
+The tensor functions follow peft (`peft.utils.merge_utils`), and a merged LoRA equals that of peft's
+`add_weighted_adapter`: A and B are each scaled by the square root of weight times scale. Differences from a method's
+initial value are merged, then added back to it: one for (IA)3's vectors and layer-norm weights, zero elsewhere.
 """
 
 from dataclasses import replace
@@ -19,26 +19,26 @@ from versatile.utils.errors import UserError
 
 
 def prune_by_magnitude(tensor, density):
-    """A tensor with all but its largest entries zero; `density` is the share that is kept."""
+    """A tensor with all but its largest entries set to zero; `density` is the share kept."""
     mask = torch.zeros(tensor.numel())
     mask[tensor.abs().flatten().topk(int(density * tensor.numel())).indices] = 1
     return tensor * mask.view_as(tensor)
 
 
 def prune_at_random(tensor, density):
-    """A tensor with entries dropped at random; those kept, the share `density`, are divided by it."""
+    """A tensor with entries dropped at random; the share `density` is kept and divided by `density`."""
     return tensor * torch.bernoulli(torch.full_like(tensor, density)) / density
 
 
 def merge_tensors(tensors, weights, method, density=1.0, majority="total"):
-    """One tensor of several of the same shape.
+    """Merge several tensors of the same shape into one.
 
     Args:
         tensors: a list.
         weights: a number for each.
-        method: see above; those of dare draw from torch's generator.
-        density: share of entries kept, of ties and dare.
-        majority: what TIES takes as the sign of most: "total", that of the sum, or "frequency", that of most entries.
+        method: see above; the dare methods draw from torch's generator.
+        density: share of entries kept by ties and dare.
+        majority: which sign TIES takes as the majority: "total", that of the sum, or "frequency", that of most entries.
     """
     if method not in ("linear", "task_arithmetic") and density < 1:
         prune = prune_by_magnitude if method == "ties" else prune_at_random
@@ -53,19 +53,19 @@ def merge_tensors(tensors, weights, method, density=1.0, majority="total"):
 
 
 def merge_sources(sources, task, method, weights=None, density=0.5, majority="total", seed=0):
-    """The `combine.Source` of one task, of several tasks' or models' adapters.
+    """Merge the adapters of several tasks or models into the `combine.Source` of one task.
 
-    Its embeddings are the mean, by the weights, of those of the sources that are of the same task.
+    Its embeddings are the weighted mean over the sources of the same task.
 
     Args:
-        sources: of `combine.read`, beside the same backbone.
-        task: the task that the result is; one of theirs.
+        sources: as returned by `combine.read`, on the same backbone.
+        task: the resulting task; one of the sources' tasks.
         method, density, majority: see `merge_tensors`.
         weights: a number for each source; None: see `_mean_weights`.
-        seed: of what dare drops.
+        seed: random seed for the entries that dare drops.
 
     Raises:
-        UserError: other methods or sizes, weights that do not fit.
+        UserError: methods or sizes that differ, or weights that do not fit.
     """
     _check(sources)
     weights = weights or _mean_weights(sources, method)
@@ -75,7 +75,7 @@ def merge_sources(sources, task, method, weights=None, density=0.5, majority="to
     first = next(source for source in sources if source.task == task)
     lora, state, settings = first.method["method"] == "lora", {}, dict(first.method)
     if lora:
-        # The scales go into the matrices.
+        # The scales are folded into the matrices.
         settings["lora_alpha"] = float(settings["lora_rank"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -91,14 +91,14 @@ def merge_sources(sources, task, method, weights=None, density=0.5, majority="to
 
 
 def _mean_weights(sources, method):
-    """Weights with which equal adapters stay what they are."""
+    """Weights that leave equal adapters unchanged."""
     share = 1 / len(sources) if method.endswith("linear") else 1.0
-    # Both matrices of a LoRA have the root of it.
+    # Each LoRA matrix is scaled by the square root of its weight.
     return [share**2 if sources[0].method["method"] == "lora" else share] * len(sources)
 
 
 def _check(sources):
-    """Whether adapters are of one method and size."""
+    """Check that adapters have the same method and size."""
     first = sources[0]
     for source in sources:
         sizes = [{k: v for k, v in s.method.items() if k != "lora_alpha"} for s in (first, source)]
@@ -120,25 +120,25 @@ def _is_embedding(key):
 
 
 def _key_of(key, source):
-    """The key of a block's tensor in another source, whose task may be another."""
+    """The key of a block's tensor in another source, whose task may differ."""
     parts = key.split(".")
     parts[2] = source.task
     return ".".join(parts)
 
 
 def _lora_weight(key, weight, settings):
-    """A LoRA's weight for one of its matrices: A takes the sign."""
+    """A LoRA's weight for one of its matrices; A carries the sign."""
     scaled = weight * settings["lora_alpha"] / settings["lora_rank"]
     return abs(scaled) ** 0.5 * (-1 if scaled < 0 and key.endswith(".A") else 1)
 
 
 def _start_of(key, method):
-    """What a tensor starts from in every training."""
+    """The value that a tensor is merged relative to: 1 for (IA)3 and norm weights, else 0."""
     return 1.0 if method == "ia3" or key.endswith("norm.weight") else 0.0
 
 
 def _merge_embeddings(sources):
-    """The embeddings of one task: the mean of its sources', by weights that then add up to 1."""
+    """The embeddings of one task: the mean over its sources, with weights normalised to add up to 1."""
     total = sum(weight for _, weight in sources)
     if len(sources) > 1 and not total:
         raise UserError("the weights of one task's embeddings add up to 0", location="--weights",

@@ -1,8 +1,8 @@
-"""Frozen matrices in the layout that a CPU multiplies fastest with, while a model decodes.
+"""Frozen matrices in the memory layout that is fastest on a CPU, for use during decoding.
 
-oneDNN, which PyTorch carries, reorders a matrix for every product that has it in the plain layout, or takes a slower
-kernel. A model that decodes multiplies few rows with the same frozen matrices again and again: they are reordered once.
-Meanwhile they are in memory twice.
+oneDNN, which PyTorch includes, reorders a matrix in plain layout for every product, or uses a slower kernel. Decoding
+multiplies few rows by the same frozen matrices again and again, so they are reordered once. While a model decodes, they
+are in memory twice.
 """
 
 import contextlib
@@ -13,19 +13,19 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 from versatile.adapters.methods.task_embeddings import TaskHead
 
-# Forwards from which on the products that became faster take back what reordering took.
+# Number of forward passes from which the faster products make up for the cost of reordering.
 WORTH = 64
 
 
 @contextlib.contextmanager
 def pack_products(model, rows, forwards, dtype):
-    """Frozen linear maps of a model, and its head's, multiply with reordered copies; hooks stay as they are.
+    """Context in which a model's frozen linear maps and head use reordered copies of their matrices; hooks still run.
 
     Args:
-        model: one in eval mode.
-        rows: how many rows are multiplied at once, on the whole.
-        forwards: how many forwards there will be at the least; few of them leave the model as it is.
-        dtype: precision of the products; matrices in another one are left out.
+        model: a model in eval mode.
+        rows: total number of rows multiplied at once.
+        forwards: minimum number of forward passes to expect; if it is small, nothing is reordered.
+        dtype: precision of the products; matrices with another dtype are skipped.
     """
     device = next(model.parameters()).device
     if device.type != "cpu" or forwards < WORTH or not torch.backends.mkldnn.is_available():
@@ -46,7 +46,7 @@ def pack_products(model, rows, forwards, dtype):
 
 
 def _packed_product(module, rows, dtype):
-    """(attribute, function) of a module whose matrix is frozen and in this precision, or None."""
+    """(attribute, replacement function) for a module with a frozen matrix of this dtype, or None."""
     if isinstance(module, TaskHead):
         (weight, bias), name = module.base_matrix(), "product"
     elif type(module) is nn.Linear:

@@ -19,7 +19,7 @@ def mean_pool(states, mask):
 
 
 def max_pool(states, mask):
-    """Highest value of each feature over the tokens of each row; arguments and result as of `mean_pool`."""
+    """Maximum of each feature over the tokens of each row; arguments and result as in `mean_pool`."""
     real = mask.bool().unsqueeze(-1)
     highest = states.masked_fill(~real, torch.finfo(states.dtype).min).amax(1)
     return highest * real.any(1)
@@ -45,9 +45,9 @@ class AttentivePooling(nn.Module):
         return scores.softmax(-1) * mask.to(scores.dtype)
 
     def forward(self, states, mask):
-        """Arguments and result as of `mean_pool`."""
+        """Arguments and result as in `mean_pool`."""
         return (self.weights(states, mask).unsqueeze(-1) * states).sum(1)
 
 
 POOLINGS = {"mean": mean_pool, "max": max_pool}
-"""The poolings that nothing has to be learnt for."""
+"""The poolings without trained parameters."""

@@ -1,7 +1,7 @@
-"""Which rows of a batch belong to which task, and products that differ by task.
+"""Assignment of a batch's rows to tasks, and matrix products that differ by task.
 
-All ways of adapting share these: the model's forward groups a batch's rows by task once, and each method asks the
-groups at its own sites in the backbone.
+All adaptation methods share these: the model's forward groups a batch's rows by task once, and each method reads the
+groups at its sites in the backbone.
 """
 
 import contextlib
@@ -11,28 +11,28 @@ import torch
 import torch.nn.functional as F
 
 NO_TASK = -1
-# Up to so many tokens a forward, one product over the units of all tasks is faster than one product a task, though
-# most of what it computes is masked out.
+# Up to this many tokens per forward pass, one product over the units of all tasks is faster than one product per task,
+# even though most of its result is masked out.
 FUSED_TOKENS = 256
-# The same of adapters that are computed for each batch: positions of each row.
+# The same limit for adapters that are generated for each batch, in positions per row.
 FUSED_LENGTH = 2
 
 
 class TaskRouter:
-    """Which rows of the current batch belong to which task; shared by all methods of a model.
+    """Assigns the rows of the current batch to tasks; shared by all methods of a model.
 
-    The model's forward sets it from `task_ids` before the blocks run. It is kept until the next forward, so
-    blocks that run again in the backward pass meet the same rows.
+    The model's forward sets it from `task_ids` before the blocks run. It is kept until the next forward pass, so
+    blocks that are recomputed in the backward pass see the same rows.
 
     Attributes:
         tasks: names; a task's id is its index.
-        runs: [(task name or None, how many rows)] of the current batch.
-        which: [rows] the number of each row's run; None where there is one run.
-        order: (order of the rows, the way back) where the rows of a task do not stand together, or None.
-        kept: what methods compute once per forward, by keys of their own.
-        prepare: what methods do once per forward, before the blocks run: callables without arguments.
-        chained: a task's rows see the prompts of the tasks before it, too.
-        inputs: how many inputs an encoder has read; what a method keeps while an output is decoded ends with the next.
+        runs: [(task name or None, number of rows)] of the current batch.
+        which: [rows] index of each row's run; None if there is only one run.
+        order: (order that groups the rows by task, its inverse) if a task's rows are not contiguous, else None.
+        kept: values that methods compute once per forward pass, under keys they choose.
+        prepare: callables without arguments that methods run once per forward pass, before the blocks.
+        chained: a task's rows also see the prompts of the tasks before it.
+        inputs: number of inputs an encoder has read; values kept while an output is decoded expire with the next input.
     """
 
     def __init__(self):
@@ -48,18 +48,18 @@ class TaskRouter:
         """Group a batch's rows by task.
 
         Args:
-            task_ids: integer tensor [rows], one task id per row (-1: no adapter), or None: the only task there
-                is, or no adapter where there are none.
-            rows: the batch's number of rows.
+            task_ids: integer tensor [rows], one task id per row (-1: no adapter), or None: the model's only task,
+                or no adapter if it has none.
+            rows: number of rows in the batch.
 
         Returns:
             the rows' task ids, a list.
 
         Raises:
-            ValueError: an id that names no task, a count that does not fit, no ids though there are several
-                tasks.
+            ValueError: an unknown id, a number of ids that differs from the number of rows, or no ids although
+                there are several tasks.
         """
-        # All steps of decoding pass the same tensor: it is read once.
+        # All decoding steps pass the same tensor, so it is read once.
         version = None if task_ids is None or task_ids.is_inference() else task_ids._version
         key = (rows, version, list(self.tasks))
         if version is None or self._routed is None or self._routed[0] is not task_ids or self._routed[1] != key:
@@ -70,7 +70,7 @@ class TaskRouter:
         return self._routed[2]
 
     def _group(self, task_ids, rows):
-        """The rows' task ids; arguments and errors as of `route`."""
+        """The rows' task ids; arguments and errors as in `route`."""
         if task_ids is None:
             if len(self.tasks) > 1:
                 raise ValueError(f"task_ids is needed: this model holds {len(self.tasks)} tasks {self.tasks}")
@@ -96,8 +96,8 @@ class TaskRouter:
         return ids
 
     def checkpoint_contexts(self):
-        """`context_fn` of torch.utils.checkpoint: a block that runs again in the backward pass meets the groups of its
-        own forward, whatever was routed since."""
+        """`context_fn` for torch.utils.checkpoint: a block recomputed in the backward pass sees the groups of its
+        original forward pass, whatever has been routed since."""
         names = ("runs", "which", "order", "kept", "_masks")
         own = {name: getattr(self, name) for name in names}
 
@@ -118,40 +118,40 @@ class TaskRouter:
 
     @property
     def present(self):
-        """Names of the tasks in the batch, None for rows without one, in the order of their first row."""
+        """Names of the tasks in the batch, None for rows without a task, in order of their first row."""
         return tuple(name for name, _ in self.runs)
 
     def chain(self, task):
-        """The tasks whose prompts a task's rows see, its own first; none of rows without a task."""
+        """The tasks whose prompts a task's rows see, the task itself first; [] for rows without a task."""
         if task is None or not self.chained:
             return [] if task is None else [task]
         return self.tasks[self.tasks.index(task) :: -1]
 
     def of_rows(self, vectors):
-        """Each row's own of one vector per run: a list of [width] or [runs, width] -> [rows or 1, 1, width]."""
+        """One vector per run, a list of [width] or [runs, width] -> each row's vector, [rows or 1, 1, width]."""
         if self.which is None:
             return vectors[0][None, None]
         stacked = vectors if torch.is_tensor(vectors) else torch.stack(list(vectors))
         return stacked.index_select(0, self.which_on(stacked.device)).unsqueeze(1)
 
     def which_on(self, device):
-        """`which` on a device; copied there once for a batch."""
+        """`which` on a device; copied there once per batch."""
         if device not in self._masks:
             self._masks[device] = self.which.to(device)
         return self._masks[device]
 
     def layer_norm(self, hidden, gains, biases, eps):
-        """Layer norm of hidden states [rows, length, width], each row with its own task's gain and bias: those of each
-        run, as `of_rows` takes them."""
+        """Layer norm of hidden states [rows, length, width], each row with its task's gain and bias. These are given
+        per run in the form `of_rows` expects."""
         normed = F.layer_norm(hidden, hidden.shape[-1:], eps=eps)
         return torch.addcmul(self.of_rows(biases), normed, self.of_rows(gains))
 
     def mask(self, units, like):
-        """[rows, 1, sum of units] one where a unit belongs to the row's task, else zero.
+        """[rows, 1, sum of units], one where a unit belongs to the row's task, else zero.
 
         Args:
-            units: how many units each run has, in order.
-            like: a tensor of the wanted device and type.
+            units: number of units of each run, in order.
+            like: a tensor with the desired device and dtype.
         """
         key = units, like.device, like.dtype
         if key not in self._masks:
@@ -162,14 +162,14 @@ class TaskRouter:
 
 
 class GroupedProduct:
-    """up(f(down(x))) for every row by its own task's matrices: the product that low-rank methods share.
+    """up(f(down(x))) for every row with its task's matrices: the product that low-rank methods share.
 
-    A batch of one task takes that task's as it is. In a batch that mixes tasks the products run task by task; where
-    there are few tokens and no gradient, as in decoding, they are one product over the units of all tasks, of which
-    each row keeps its own task's. One object per site: it keeps that one product's matrices.
+    A batch of one task uses that task's product directly. In a mixed batch the products run task by task; with few
+    tokens and no gradients, as in decoding, they are fused into one product over the units of all tasks, masked to each
+    row's task. Use one object per site, as it caches the matrices of the fused product.
 
     Args:
-        activation: f, a function; None: the identity.
+        activation: the function f; None: the identity.
     """
 
     def __init__(self, activation=None):
@@ -180,9 +180,9 @@ class GroupedProduct:
         """hidden [rows, length, in] -> [rows, length, out].
 
         Args:
-            adapters: one per run of the router, or None where a run's rows get zeros; not all None. Each has
+            adapters: one per run of the router, or None for a run whose rows get zeros; not all None. Each has
                 `delta(x)`, the product, `matrices()`, (down [units, in], its bias or None, up [out, units], its bias or
-                None), and `parameters()` that these are made of.
+                None), and `parameters()`, which the matrices are computed from.
             router: `TaskRouter`.
         """
         if len(adapters) == 1:
@@ -196,17 +196,17 @@ class GroupedProduct:
 
     @staticmethod
     def is_fused(hidden):
-        """Whether hidden states of several tasks go through one product."""
+        """Whether hidden states of several tasks go through one fused product."""
         return not torch.is_grad_enabled() and hidden.shape[0] * hidden.shape[1] <= FUSED_TOKENS
 
     def stacked(self, hidden, adapters, router):
-        """As `__call__`, of adapters whose matrices are computed, not parameters, and lie in one tensor each.
+        """As `__call__`, for adapters whose matrices are generated rather than parameters, stacked in one tensor each.
 
-        In a batch that mixes tasks one batched product takes every row's own matrices.
+        In a mixed batch, one batched product uses each row's own matrices.
 
         Args:
             adapters: has down [runs, units, in], down_bias [runs, units], up [runs, out, units], up_bias [runs, out],
-                without their first axis where the batch has one run; and `units()`, (down, its bias, up) of all as one.
+                without the first axis if the batch has one run; and `units()`, (down, its bias, up) of all merged.
         """
         activation = self.activation or (lambda inner: inner)
         if router.which is None:
@@ -226,9 +226,9 @@ class GroupedProduct:
         return of_rows(inner, adapters.up, adapters.up_bias)
 
     def by_task(self, hidden, adapters, router):
-        """As `__call__`, a product for each task."""
+        """As `__call__`, with one product per task."""
         if torch.is_autocast_enabled(hidden.device.type):
-            # Once for all tasks, instead of in the product of each.
+            # Cast once for all tasks instead of in each product.
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         order = router.order and [rows.to(hidden.device) for rows in router.order]
         if order:
@@ -241,16 +241,16 @@ class GroupedProduct:
         return deltas.index_select(0, order[1]) if order else deltas
 
     def fuse(self, adapters):
-        """Several adapters as one: (down [units, in], its bias, up [out, units], units of each run).
+        """Several adapters merged into one: (down [units, in], its bias, up [out, units], units of each run).
 
-        The last unit of an adapter with a bias behind is constant: its column of up is that bias. A run without an
-        adapter has no units.
+        If an adapter's up has a bias, a last constant unit is added whose column of up yields that bias. A run without
+        an adapter has no units.
         """
         held = [a for a in adapters if a is not None]
         key = tuple((id(a), *((p.data_ptr(), p._version) for p in a.parameters())) for a in adapters if a is not None)
         key += tuple(a is None for a in adapters)
         if self._fused[0] != key:
-            # What the constant unit comes to behind the activation.
+            # Value of the constant unit after the activation.
             one = 1.0 if self.activation is None else float(self.activation(torch.ones(())))
             downs, biases, ups, units = [], [], [], []
             for adapter in adapters:
@@ -271,5 +271,5 @@ class GroupedProduct:
         return self._fused[1]
 
     def __deepcopy__(self, memo):
-        # What is kept is made anew from the copy's parameters.
+        # The cache is rebuilt from the copy's parameters.
         return GroupedProduct(self.activation)

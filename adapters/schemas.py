@@ -1,19 +1,19 @@
-"""What the json files of model directories hold: key -> type and range, for every kind of directory."""
+"""Schemas of the json files in model directories: key -> type and range, for every kind of directory."""
 
 from versatile.adapters.methods.registry import BARE, all_methods
 from versatile.utils.errors import UserError
 from versatile.utils.schema import Choice, Flag, ListOf, MapOf, Number, Record, Text, Whole
 
-# Far beyond every published model, and small enough that nothing is built for hours before its weights are compared.
+# Far beyond every published model, yet small enough that building a model to compare its weights does not take hours.
 _MOST_LAYERS, _MOST_WIDTH, _MOST_TOKENS = 1000, 1_000_000, 100_000_000
 
-# How an example becomes ids: data/encoders/ has a file for each.
+# How an example becomes ids; data/encoders/ has a file for each.
 ENCODERS = ("markers", "question_answer", "text_to_text", "sentence_pair")
 FORMS = ("base", "large", "plain")
-# The published ways of adapting a T5, and those of adapters/methods/ that train_t5.py offers.
+# The published adaptation methods for T5, and those of adapters/methods/ that train_t5.py offers.
 PUBLISHED_T5 = ("finetune", "adapters", "hyperformer", "hyperformer++", "meta")
 PORT_METHODS = ("bottleneck", "lora", "ia3", "prefix", "prompt")
-# What a T5 is adapted with whose tasks were trained apart: a method for each, in the manifest's `methods`.
+# Method of a T5 whose tasks were trained separately; the manifest's `methods` has one for each task.
 COMBINED_T5 = "combined"
 ACTIVATIONS = ("relu", "swish", "gelu", "gelu_new")
 
@@ -30,7 +30,7 @@ def _tasks(**fields):
     return ListOf(Record(dict(name=name, **fields)), 1, 10_000, unique=lambda task: task["name"], required=True)
 
 
-# Markers are [] where a task's prompts are plain text, as in lifelong learning.
+# Markers are [] if a task's prompts are plain text, as in lifelong learning.
 _MARKED = _tasks(markers=ListOf(_MARKER, 0, 10_000, unique=str, required=True),
                  max_history=Whole(0, 1_000_000, null=True), definition=MapOf())  # fmt: skip
 
@@ -91,7 +91,7 @@ def _each(kind, names):
     return dict.fromkeys(names.split(), kind)
 
 
-# config.json of transformers: what the supported families read. Other keys are transformers' own business.
+# config.json of transformers: the keys that the supported families read. Other keys are left to transformers.
 TRANSFORMERS = Record(
     dict(
         model_type=NAME,
@@ -130,7 +130,7 @@ _HEADS = ListOf(Record(dict(name=Text(says="a name", longest=200, required=True)
                             labels=Whole(1, 100_000, required=True))),
                 1, 10_000, unique=lambda task: task["name"], required=True)  # fmt: skip
 
-# Format 2, by the encoder that a manifest names.
+# Format 2, by the manifest's encoder.
 MANIFESTS = {
     "markers": Record(_MANIFEST | _MARKERS),
     "question_answer": Record(_MANIFEST | _MARKERS),
@@ -138,7 +138,7 @@ MANIFESTS = {
     "sentence_pair": Record(_MANIFEST | _CONDITIONAL_BERT | dict(tasks=_HEADS)),
 }
 
-# Format 1, by `peft_type`; of fully fine-tuned models by the key in config.json.
+# Format 1, by `peft_type` or, for fully fine-tuned models, by the key in config.json.
 _COMMON = dict(
     task_type=NAME,
     model_type=NAME,
@@ -173,7 +173,7 @@ FORMAT_1 = {
 
 
 def check_tasks(config, location):
-    """Whether the tasks of a manifest with markers agree with each other."""
+    """Check that the tasks of a manifest with markers are consistent."""
     check_module_names([task["name"] for task in config.get("task_embeddings", config["tasks"])], location)
     markers = [m for task in config["tasks"] for m in task["markers"]]
     if repeated := next((m for m in markers if markers.count(m) > 1), None):
@@ -185,7 +185,7 @@ def check_tasks(config, location):
 
 
 def check_module_names(names, location):
-    """Whether names can become parts of parameters' names: torch refuses those of its modules' own attributes."""
+    """Check that names can be part of parameter names: torch rejects those of its modules' own attributes."""
     from torch import nn
 
     for name in names:
@@ -195,10 +195,10 @@ def check_module_names(names, location):
 
 
 def check_sizes(methods, state, location):
-    """Whether the sizes that a config says are those of the file's tensors: a made-up size is not allocated.
+    """Check that the sizes in a config match the file's tensors, so that wrong sizes allocate nothing.
 
     Args:
-        methods: {task: its method, complete}.
+        methods: {task: its method}, with all settings filled in.
         state: {file key: tensor}.
     """
     known = {name: method.load_class().sizes for name, method in all_methods().items()}

@@ -4,19 +4,19 @@
     model(input_ids=…, attention_mask=…, labels=…, task_ids=torch.tensor([0, 1, 0]))
     model.generate(input_ids=…, attention_mask=…, num_beams=4, task_ids=torch.tensor([0, 1, 0]))
 
-The model stays the transformers model it was (T5, v1.1, Flan, mT5), its class a subclass whose forward takes
-`task_ids`, one integer a row; a batch may mix tasks. In encoder and decoder an adapter stands after self-attention and
-after feed-forward, `h + dropout(A(sublayer(norm(h))))`, put there by hooks; cross-attention has none (Karimi Mahabadi
-et al. 2021, "Parameter-efficient Multi-task Fine-tuning for Transformers via Shared Hypernetworks").
+It remains a transformers model (T5, v1.1, Flan, mT5), but its class becomes a subclass whose forward takes `task_ids`,
+one integer per row; a batch may mix tasks. In encoder and decoder, hooks insert an adapter after self-attention and
+after feed-forward, `h + dropout(A(sublayer(norm(h))))`; cross-attention has none (Karimi Mahabadi et al. 2021,
+"Parameter-efficient Multi-task Fine-tuning for Transformers via Shared Hypernetworks").
 
-Checkpoints are written and read by `save` and `load`. State dicts of the published code load by
+`save` and `load` write and read checkpoints. State dicts of the published code are loaded with
 
     load_original(model, state)          # adapters/imports/hyperformer.py
 
 into a model attached with the same tasks and settings (`efficient_unique_hyper_net` is "hyperformer++",
-`unique_hyper_net` "hyperformer", a meta-adapter with neither "meta"). What is added to the T5 is a method of
-adapters/methods/, as on any backbone; in files it has the published names (`task_embedding_controller.…`,
-`encoder.adapter_layers_hyper_net.…`, `encoder.block.0.layer.1.adapter_controller.…`), which `original_names` gives.
+`unique_hyper_net` is "hyperformer", a meta-adapter with neither is "meta"). The T5 is adapted by a method from
+adapters/methods/, as any backbone; in files its parameters have the published names (`task_embedding_controller.…`,
+`encoder.adapter_layers_hyper_net.…`, `encoder.block.0.layer.1.adapter_controller.…`), given by `original_names`.
 """
 
 from versatile.adapters.imports.hyperformer import load_original, original_names, original_state  # noqa: F401

@@ -3,13 +3,13 @@
 A directory holds
 
     adapter_config.json         the manifest (adapters/manifest.py), with all settings
-    adapter_model.safetensors   adapters, hypernetworks, task embeddings, and what else was trained (layer norms, …),
+    adapter_model.safetensors   adapters, hypernetworks, task embeddings and anything else trained (layer norms, …),
                                 under the published code's names
     tokenizer files
-    backbone/                   where no name leads to the backbone, as all of it was trained too, or it was made from
-                                scratch: an ordinary transformers directory
+    backbone/                   an ordinary transformers directory, if the backbone cannot be found by name because
+                                all of it was trained too, or it was created from scratch
 
-A fully fine-tuned T5 is an ordinary transformers directory whose config.json holds the manifest.
+A fully fine-tuned T5 is an ordinary transformers directory whose config.json contains the manifest.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from versatile.utils.errors import UserError
 
 
 def load_backbone(name, random_init=None, location=None):
-    """A T5 and its tokenizer: `backbones.load`, and a `UserError` where the model is not a T5."""
+    """A T5 and its tokenizer: `backbones.load`, with a `UserError` if the model is not a T5."""
     location = location or f"--model_checkpoint {name}"
     folder = embedded.folder(name) if name in embedded.NAMES else name
     check_kind(backbones.read_config(folder, location), location)
@@ -41,12 +41,12 @@ def load_backbone(name, random_init=None, location=None):
 
 
 def backbone_state(model):
-    """{name: tensor} of the T5 itself, each tensor once, named as before anything was attached."""
+    """{name: tensor} of the T5 itself, each tensor once, under its names before anything was attached."""
     return {name: p.detach() for name, p in model.named_parameters() if not is_added(name)}
 
 
 def _fingerprint(model):
-    """The fingerprint that the T5 itself would have if it were loaded by itself."""
+    """The fingerprint that the T5 would have if loaded without additions."""
     return backbones.fingerprint({name: t for name, t in model.state_dict().items() if not is_added(name)})
 
 
@@ -54,14 +54,14 @@ def _fingerprint(model):
 
 
 def _carried(model):
-    """Whether no name leads to the backbone: all of it is trained, or it never had one."""
+    """Whether the backbone cannot be found by name: all of it is trained, or it never had a name."""
     if getattr(model, "backbone_carried", False) or getattr(model, "backbone_fingerprint", None) is None:
         return True
     return all(p.requires_grad for n, p in model.named_parameters() if not is_added(n))
 
 
 def adapter_state(model):
-    """{published name: tensor} of what stands beside the backbone, and of those of its tensors that are trained."""
+    """{published name: tensor} of everything added to the backbone, and of the backbone's trained tensors."""
     carried, names = _carried(model), original_names(model)
     return {
         names[name]: p.detach()
@@ -74,7 +74,7 @@ def save(model, tokenizer, directory, state=None):
     """Write an attached model to a directory; each file is whole or absent.
 
     Args:
-        state: of a model with adapters, what to write in place of its `adapter_state`.
+        state: for a model with adapters, the state to write instead of its `adapter_state`.
     """
     directory = Path(directory)
     full = model.settings.method == "finetune"
@@ -125,7 +125,7 @@ def read_settings(directory):
 
 
 def _methods_of(manifest):
-    """{task: its method, complete} of a T5 whose tasks were trained apart."""
+    """{task: its method}, with all settings filled in, of a T5 whose tasks were trained separately."""
     known = ("adapters", *PORT_METHODS)
     if unknown := [m["method"] for m in manifest.methods.values() if m["method"] not in known]:
         raise UserError(f"the method {unknown[0]!r}", location=manifest.path, expected=f"one of {', '.join(known)}")
@@ -136,15 +136,15 @@ def load(directory, task=None):
     """A trained model and its tokenizer.
 
     Args:
-        directory: what `save` wrote.
-        task: a task that is asked for.
+        directory: as written by `save`.
+        task: a task that must be in it, or None.
 
     Returns:
         (model in eval mode, tokenizer); `requires_grad` is set as in training.
 
     Raises:
-        UserError: nothing usable there, a file that is damaged, another backbone than the one trained on, keys or
-            shapes that do not fit, a task the checkpoint does not hold, an adapter that changes nothing.
+        UserError: no usable checkpoint, a damaged file, a different backbone from the one trained on, keys or shapes
+            that do not fit, a task the checkpoint does not hold, or an adapter that changes nothing.
     """
     path = Path(directory)
     manifest, (tasks, settings) = read_manifest(path), read_settings(path)
@@ -158,13 +158,13 @@ def load(directory, task=None):
     config, methods = manifest.config, _methods_of(manifest) if settings.method == COMBINED_T5 else None
     state = read_safetensors(path / WEIGHTS)
     model, tokenizer = load_frozen(path)
-    # Given embeddings lie in the file; the directory they came from may be gone. Their values are copied below.
+    # The file contains given embeddings, as the directory they came from may be gone. Their values are copied below.
     names = settings.task_embeddings or tasks
 
     def placeholders():
         return {n: torch.zeros(settings.task_embedding_dim) for n in names} if settings.task_embedding_dir else None
 
-    # Shapes alone first: sizes that a damaged config made up are not allocated.
+    # Check shapes first, so that wrong sizes in a damaged config allocate nothing.
     with torch.device("meta"):
         shapes = attach(type(model)(model.config), tasks, settings, placeholders(), methods)
     shapes.backbone_carried, shapes.backbone_fingerprint = model.backbone_carried, model.backbone_fingerprint
@@ -178,7 +178,7 @@ def load(directory, task=None):
 
 
 def load_weights(model, directory):
-    """Load into an attached model what `save` wrote for the same model."""
+    """Load weights that `save` wrote for the same model into an attached model."""
     path = Path(directory)
     if model.settings.method == "finetune":
         copy_tensors(read_safetensors(path / WHOLE), backbone_state(model), path / WHOLE)
@@ -194,14 +194,14 @@ def _copy_state(model, state, location):
 
 
 def _wanted(model):
-    """{published name: parameter} of what a file of adapters must hold."""
+    """{published name: parameter} that an adapter file must hold."""
     kept = adapter_state(model)
     return {name: p for name, p in original_parameters(model).items() if name in kept}
 
 
 def load_frozen(directory):
-    """(the bare T5 that a checkpoint of adapters stands beside, the adapters' tokenizer); a `UserError` where its
-    fingerprint is not that of the T5 which the adapters know."""
+    """(the bare T5 of an adapter checkpoint, the adapters' tokenizer); a `UserError` if its fingerprint differs from
+    that of the T5 the adapters were trained on."""
     path, config = Path(directory), read_manifest(directory).config
     name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
     inside = name == BACKBONE
@@ -218,7 +218,7 @@ def load_frozen(directory):
 
 
 def _tokenizer_of(path, model):
-    """The tokenizer that lies beside the adapters, which need not be the backbone's; None where there is none."""
+    """The tokenizer saved with the adapters, which may differ from the backbone's; None if there is none."""
     if not (path / "tokenizer_config.json").is_file():
         return None
     tokenizer = backbones.read_tokenizer(path, expected="tokenizer.json")

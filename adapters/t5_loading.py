@@ -1,4 +1,4 @@
-"""T5s by name, by directory, or from scratch in the shape of a named size."""
+"""Load a T5 by name or directory, or create one from scratch in a named size."""
 
 import json
 from pathlib import Path
@@ -21,17 +21,17 @@ _V1_1 = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 
 
 def load(args, seed):
-    """The model and the tokenizer that the flags name.
+    """The model and the tokenizer named by the flags.
 
     Args:
         args: the flags of train_t5.py's group "model".
-        seed: of random weights.
+        seed: random seed of untrained weights.
 
     Returns:
-        (T5ForConditionalGeneration or its kin in fp32, tokenizer)
+        (T5ForConditionalGeneration or a related class in fp32, tokenizer)
 
     Raises:
-        UserError: nothing by that name, files that cannot be read, a tokenizer that does not fit.
+        UserError: no model of that name, files that cannot be read, or a tokenizer that does not fit.
     """
     if args.from_scratch:
         model, tokenizer = from_scratch(args, seed)
@@ -80,7 +80,7 @@ def from_scratch(args, seed):
         raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the shape has {config.vocab_size}",
                         location=f"--config_name {shape}", expected="a row for every token",
                         remedy=f"--config_overrides vocab_size={rows_for(tokenizer)}")  # fmt: skip
-    # Nothing but the seed may count.
+    # The weights must depend only on the seed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
@@ -89,7 +89,7 @@ def from_scratch(args, seed):
 
 
 def rows_for(tokenizer):
-    """Rows of the table: as the published ones' (32,128 for 32,100 tokens), a multiple of 128."""
+    """Rows of the embedding table: a multiple of 128, as in the published models (32,128 for 32,100 tokens)."""
     return -(-len(tokenizer) // 128) * 128
 
 
@@ -138,7 +138,7 @@ def load_tokenizer(source):
     location, path = f"--tokenizer_name {source}", Path(source)
     expected = "a directory, a hub name, a spiece.model or a tokenizer.json"
     if not path.exists() and source not in embedded.NAMES:
-        # A hub name has one slash at the most, and is not a file's: nobody has to be asked about a mistyped path.
+        # A hub name has at most one slash and does not look like a file, so do not ask the hub about a mistyped path.
         if path.suffix in (".model", ".json") or len(path.parts) > 2 or path.is_absolute() or source[0] in ".~":
             raise UserError("no such file or directory", location=location, expected=expected)
         try:
@@ -153,14 +153,14 @@ def load_tokenizer(source):
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), pad_token="<pad>", eos_token="</s>",
                                                 unk_token="<unk>")  # fmt: skip
         elif path.is_file() or ((path / "spiece.model").is_file() and not (path / "tokenizer.json").is_file()):
-            # From its folder: given the file itself, T5Tokenizer makes an empty vocabulary.
+            # Loaded from its folder: given the file itself, T5Tokenizer creates an empty vocabulary.
             tokenizer = _sentencepiece(path if path.is_file() else path / "spiece.model", T5Tokenizer)
         else:
             tokenizer = backbones.read_tokenizer(source, location, expected)
     except UserError:
         raise
     except Exception as error:
-        # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
+        # transformers raises whatever its parsers raise; a file that does not load is bad input in any case.
         raise UserError(f"the tokenizer cannot be read: {first_line(error)}", location=location,
                         expected=expected) from error  # fmt: skip
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
@@ -173,7 +173,7 @@ def load_tokenizer(source):
 
 
 def _sentencepiece(path, kind):
-    """T5Tokenizer of a .model file, whatever its name, with the hundred sentinels behind its pieces."""
+    """T5Tokenizer of a .model file of any name, with the hundred sentinels after its pieces."""
     import shutil
     import tempfile
 
@@ -193,6 +193,6 @@ def set_dropout(model, rate):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = rate
-        # Attention keeps its rate as a number, and v1.1's feed-forward has a module.
+        # Attention stores its rate as a number; v1.1's feed-forward has a module.
         if isinstance(getattr(module, "dropout", None), float):
             module.dropout = rate

@@ -1,4 +1,4 @@
-"""A T5 for several tasks: settings, attaching, choosing and counting what is trained. See adapters/t5.py."""
+"""A T5 for several tasks: settings, attaching methods, and choosing and counting trained parameters. See t5.py."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -21,27 +21,27 @@ MODEL_TYPES = ("t5", "mt5")
 
 @dataclass
 class T5Settings:
-    """How a T5 is adapted; saved with it. Names and defaults are the published flags'.
+    """How a T5 is adapted; saved with it. Names and defaults are those of the published flags.
 
     Attributes:
-        method: one of `METHODS`, or "combined". "finetune" trains the T5 itself. "adapters": an adapter for each task.
-            "hyperformer": for each stack one hypernetwork with a generator for feed-forward and one for self-attention.
-            "hyperformer++": one with a single generator. "meta": a hypernetwork for each layer and site
-            ("hyperformer-per-layer"). All are those of adapters/methods/, as on any backbone. "combined": each task has
-            its own, which was trained apart.
-        method_settings: of these, {setting: value}.
+        method: one of `METHODS`, or "combined". "finetune" trains the T5 itself. "adapters": one adapter per task.
+            "hyperformer": one hypernetwork per stack, with separate generators for feed-forward and self-attention.
+            "hyperformer++": one per stack with a single generator. "meta": one hypernetwork per layer and site
+            ("hyperformer-per-layer"). All use adapters/methods/, as on any backbone. "combined": each task has its
+            own method and was trained separately.
+        method_settings: {setting: value} of the method.
         reduction_factor: the adapters' width is d_model // reduction_factor.
         non_linearity: of the adapters; one of `ACTIVATIONS`.
         add_layer_norm_before_adapter, add_layer_norm_after_adapter: the adapters' norms.
-        conditional_layer_norm: of "meta": norms are generated too ("hyperformer" and "hyperformer++" always do).
-        unique_hyper_net_layer_norm: the embedding that weights are generated from is normalised.
-        adapters: a name for each task; tasks of one name share an adapter. None: each has its own.
-        task_embeddings: the same of task embeddings.
+        conditional_layer_norm: for "meta", generate norms too ("hyperformer" and "hyperformer++" always do).
+        unique_hyper_net_layer_norm: normalise the embedding that weights are generated from.
+        adapters: a name for each task; tasks with the same name share an adapter. None: each has its own.
+        task_embeddings: the same for task embeddings.
         task_embedding_dim: size of a task embedding.
-        task_embedding_dir: directory with <task embedding>.npy to take them from; None: they start at random.
+        task_embedding_dir: directory with <task embedding>.npy files to load; None: random initialisation.
         parametric_task_embedding: train task embeddings that were given.
-        train_task_embeddings: they go through a network of `task_hidden_dim` units first.
-        projected_task_embedding_dim, task_hidden_dim: sizes of that network, and of the hypernetworks' own.
+        train_task_embeddings: pass task embeddings through a network of `task_hidden_dim` units first.
+        projected_task_embedding_dim, task_hidden_dim: sizes of that network and of the hypernetworks' own.
         freeze_…, unfreeze_…: see `trainable`.
     """
 
@@ -72,12 +72,12 @@ class T5Settings:
 
 
 class TaskT5(WithMethods):
-    """Mixed into a transformers T5's class: `forward` takes one task id a row.
+    """Mixed into a transformers T5's class: `forward` takes one task id per row.
 
     Attributes:
         tasks: names of the tasks; a task's id is its index.
         settings: `T5Settings`.
-        methods: {task: its method}, as the manifest has it; {} where the whole T5 is trained.
+        methods: {task: its method}, as in the manifest; {} if the whole T5 is trained.
         router: `TaskRouter` shared by the methods.
     """
 
@@ -97,14 +97,14 @@ class TaskT5(WithMethods):
         num_items_in_batch=None,
         **kwargs,
     ):
-        """As the T5's forward, and:
+        """The T5's forward, with these additional arguments:
 
         Args:
-            task_ids: [rows] one task id a row; -1 is no adapter; None where there is one task.
-            num_items_in_batch: the loss is the sum over labels divided by this (default: their number).
+            task_ids: [rows] one task id per row; -1: no adapter; None if there is only one task.
+            num_items_in_batch: the loss is the sum over labels divided by this (default: number of labels).
         """
         if encoder_outputs is not None:
-            # Else the encoder's input is routed.
+            # Otherwise the rows are routed with the encoder's input.
             rows = decoder_inputs_embeds if decoder_input_ids is None else decoder_input_ids
             self.router.route(task_ids, len(labels if rows is None else rows))
         output = super().forward(
@@ -122,7 +122,7 @@ class TaskT5(WithMethods):
             **kwargs,
         )
         if labels is not None and num_items_in_batch is not None:
-            # transformers' T5 leaves it out: accumulated gradients would weigh micro-batches, not labels.
+            # transformers' T5 ignores it: gradient accumulation would weight micro-batches equally instead of labels.
             loss = output[0] * ((labels != -100).sum() / num_items_in_batch)
             if isinstance(output, tuple):
                 return (loss, *output[1:])
@@ -130,14 +130,14 @@ class TaskT5(WithMethods):
         return output
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None, **kwargs):
-        """As transformers'; a block that is recomputed meets the tasks of its own forward."""
+        """As in transformers; a recomputed block sees the tasks of its original forward pass."""
         options = dict(gradient_checkpointing_kwargs or {})
         if self.added and options.get("use_reentrant") is not True:
             options |= dict(use_reentrant=False, context_fn=self.router.checkpoint_contexts)
         super().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options or None, **kwargs)
 
     def route_stack(self, stack, args, kwargs):
-        """Forward pre-hook of encoder and decoder: the batch's tasks, which the encoder's input begins with."""
+        """Forward pre-hook of encoder and decoder: route the batch's tasks when the encoder's input arrives."""
         task_ids, block = kwargs.pop("task_ids", None), stack.block[0]
         if self.added and block.gradient_checkpointing and stack.training:
             recompute = getattr(block, "_gradient_checkpointing_func", None)
@@ -151,8 +151,8 @@ class TaskT5(WithMethods):
         return args, kwargs
 
     def read_prompts(self, batch, task_ids):
-        """See `EncoderDecoderConditioned.read_prompts`; the decoder begins with the start token alone."""
-        # As in training: soft prompts stand right before the first token.
+        """As `EncoderDecoderConditioned.read_prompts`; the decoder begins with only the start token."""
+        # Padded on the right as in training, where soft prompts directly precede the first token.
         read = padded_right({name: batch[name] for name in ("input_ids", "attention_mask")})
         states = self.encoder(**read, task_ids=task_ids, return_dict=True).last_hidden_state
         start = torch.full_like(read["input_ids"][:, :1], self.generation_config.decoder_start_token_id)
@@ -161,11 +161,11 @@ class TaskT5(WithMethods):
 
     @property
     def task_embedding_controller(self):
-        """`TaskEmbeddings` that the adapters are generated from, or None."""
+        """The `TaskEmbeddings` that the adapters are generated from, or None."""
         return next((method.embeddings for method in self.added.values() if hasattr(method, "embeddings")), None)
 
     def task_id(self, task):
-        """The id of a task by name; an unknown name is a `UserError` that lists those held."""
+        """The id of a task; an unknown name raises a `UserError` listing the known ones."""
         if task not in self.tasks:
             raise UserError(f"the model holds the task(s) {', '.join(self.tasks)}, not {task!r}", location="task",
                             expected="a task it was made for")  # fmt: skip
@@ -173,21 +173,21 @@ class TaskT5(WithMethods):
 
 
 def attach(model, tasks, settings, embeddings=None, methods=None):
-    """Make a loaded T5 a model of tasks.
+    """Turn a loaded T5 into a multi-task model.
 
     Args:
         model: a transformers T5ForConditionalGeneration (or MT5…).
-        tasks: their names; a task's id is its place.
+        tasks: their names; a task's id is its index.
         settings: `T5Settings`.
         embeddings: {name: tensor [task_embedding_dim]} of given task embeddings; None: those of
             `settings.task_embedding_dir`, or random ones.
-        methods: {task: its method}, complete, where that of the settings is "combined".
+        methods: {task: its method}, with all settings filled in, if `settings.method` is "combined".
 
     Returns:
         the same model object, its class now also `TaskT5`, with `trainable` already applied.
 
     Raises:
-        UserError: a model of another kind, settings that do not fit the model or the tasks.
+        UserError: a model of another kind, or settings that do not fit the model or the tasks.
     """
     tasks = list(tasks)
     check(model.config, tasks, settings)
@@ -207,7 +207,7 @@ def attach(model, tasks, settings, embeddings=None, methods=None):
         check_methods(backbone_of(model.config), complete)
         put_methods(model, complete)
     for stack in (model.encoder, model.decoder):
-        # Before the methods' own hooks, which ask the router.
+        # Before the methods' own hooks, which read the router.
         stack.register_forward_pre_hook(model.route_stack, with_kwargs=True, prepend=True)
     model.to(model.shared.weight.device)
     trainable(model, settings)
@@ -215,13 +215,13 @@ def attach(model, tasks, settings, embeddings=None, methods=None):
 
 
 def _method(settings):
-    """The method that a T5's settings ask for, as a manifest has it."""
+    """The method selected by a T5's settings, in the form used in a manifest."""
     method = dict(method=settings.method, **settings.method_settings)
     return method_of(method, "method_settings") if settings.method in PORT_METHODS else method
 
 
 def _complete_methods(model, embeddings):
-    """{task: its method}, with all that a T5's settings say of it, as adapters/methods/ takes them."""
+    """{task: its method} with all relevant T5 settings, in the form adapters/methods/ expects."""
     settings, tasks = model.settings, model.tasks
     published = dataclasses.asdict(settings)
     if settings.method in PUBLISHED_T5:
@@ -236,7 +236,7 @@ def _complete_methods(model, embeddings):
 
 
 def check_kind(config, location):
-    """A `UserError` where a transformers config is not a T5's."""
+    """Raise a `UserError` if a transformers config is not a T5's."""
     kind = getattr(config, "model_type", None)
     if kind not in MODEL_TYPES:
         raise UserError(f"model_type {kind!r} is not supported", location=location,
@@ -244,7 +244,7 @@ def check_kind(config, location):
 
 
 def check(config, tasks, settings):
-    """Whether settings fit a T5's config and the tasks; a `UserError` says what does not."""
+    """Raise a `UserError` if settings do not fit a T5's config or the tasks."""
     check_kind(config, "the backbone")
     if not tasks or len(set(tasks)) < len(tasks):
         raise UserError(f"the tasks {list(tasks)}", location="tasks", expected="one name or more, each once")
@@ -272,7 +272,7 @@ def check(config, tasks, settings):
 
 
 def read_task_embeddings(directory, names, size):
-    """{name: tensor [size]} from <name>.npy files; anything that does not fit is a `UserError`."""
+    """{name: tensor [size]} from <name>.npy files; anything that does not fit raises a `UserError`."""
     from pathlib import Path
 
     import numpy as np
@@ -309,19 +309,19 @@ def read_task_embeddings(directory, names, size):
 
 
 def trainable(model, settings):
-    """Choose what is trained, by the flags in their published order; what comes later overrides what came before.
+    """Choose the trained parameters by applying the flags in their published order; later ones override earlier ones.
 
-    All of an adapter method: adapters and hypernetworks with their norms and the task embeddings, the T5 is frozen;
-    freeze_model: nothing; freeze_model_but_lm_head: only the output head (where it is tied, the embeddings);
-    freeze_embeds: not the embeddings; freeze_encoder: nothing of the encoder;
-    freeze_model_but_task_embeddings: only these; unfreeze_lm_head; unfreeze_layer_norms: all layer norms;
+    By default, an adapter method trains adapters and hypernetworks with their norms and the task embeddings, and the T5
+    is frozen. freeze_model: train nothing; freeze_model_but_lm_head: only the output head (if tied, the embeddings);
+    freeze_embeds: not the embeddings; freeze_encoder: nothing in the encoder;
+    freeze_model_but_task_embeddings: only the task embeddings; unfreeze_lm_head; unfreeze_layer_norms: all layer norms;
     unfreeze_model: everything. Given task embeddings stay fixed unless `parametric_task_embedding`.
 
-    `requires_grad` is set here once. (The published code set it anew in every forward, for the batch's task alone.)
-    The flags are noted in `model.settings`, so that a checkpoint says what it was trained with.
+    `requires_grad` is set once, here. (The published code set it again in every forward pass, only for the batch's
+    task.) The flags are recorded in `model.settings` and so in checkpoints.
 
     Returns:
-        {name: parameter} of what is trained.
+        {name: parameter} of all trained parameters.
     """
     for flag in (f.name for f in dataclasses.fields(T5Settings) if "freeze_" in f.name):
         setattr(model.settings, flag, getattr(settings, flag))
@@ -362,17 +362,17 @@ def trainable(model, settings):
 
 
 def is_norm(module):
-    """Whether a module is a layer norm: torch's, or a T5's, which each of its kinds has its own class for."""
+    """Whether a module is a layer norm: torch's, or that of a T5, whose variants each have their own class."""
     return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("LayerNorm")
 
 
 def is_added(name):
-    """Whether a parameter of this name stands beside the T5."""
+    """Whether a parameter of this name was added to the T5."""
     return name.startswith("added.")
 
 
 def _kind(published):
-    """What a parameter counts as, by its name in the published code."""
+    """The kind of a parameter in `count_parameters`, by its name in the published code."""
     parts = published.split(".")
     if parts[0] == "task_embedding_controller":
         return "task_embeddings"
@@ -401,7 +401,7 @@ def count_parameters(model):
 
 
 def parameter_summary(model):
-    """One line for the log: what is trained, and its share of the T5, in all and for each task."""
+    """One line for the log: the trained parameters and their share of the T5, in total and per task."""
     counts = count_parameters(model)
     total = counts.pop("total")
     trained = sum(counts.values())
@@ -409,6 +409,6 @@ def parameter_summary(model):
     share = 100 * trained / total
     size = f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total:,}"
     if trained > total:
-        # Of a small T5: its adapters are not a share of it.
+        # In a very small T5 the adapters may outnumber its own parameters.
         return f"trained: {parts} = {trained:,} parameters; the T5 itself has {total:,}"
     return f"trained: {parts} = {share:.2f} % of {size} ({share / len(model.tasks):.2f} % a task)"

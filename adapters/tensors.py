@@ -1,4 +1,4 @@
-"""Files of tensors: written whole, read and compared before anything is copied. Nothing is ever unpickled."""
+"""Tensor files: written whole, and checked against the model before anything is copied. Nothing is ever unpickled."""
 
 import hashlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from versatile.utils.files import atomic_write
 
 
 def read_safetensors(path):
-    """{key: tensor} of a safetensors file; anything wrong with it is a `UserError`."""
+    """{key: tensor} of a safetensors file; any problem with it raises a `UserError`."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -45,12 +45,12 @@ def write_tensors(path, state):
 
 
 def checksum_of(content):
-    """What a manifest says of a file's bytes."""
+    """The checksum of a file's bytes, as recorded in a manifest."""
     return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
 def check_checksum(path, expected):
-    """A `UserError` where a file is not the one that a manifest was written for; None: it names none."""
+    """Raise a `UserError` if a file does not match its manifest's checksum; None if the manifest has none."""
     if expected is None:
         return
     with open(path, "rb") as file:
@@ -63,7 +63,7 @@ def check_checksum(path, expected):
 
 
 def copy_tensors(state, wanted, location):
-    """Copy a file's tensors into those wanted; names and shapes must be the same."""
+    """Copy a file's tensors into `wanted`; names and shapes must be the same."""
     check_fit(state, wanted, location)
     with torch.no_grad():
         for key, tensor in state.items():
@@ -71,7 +71,7 @@ def copy_tensors(state, wanted, location):
 
 
 def check_fit(state, wanted, location):
-    """Whether a file's tensors have the names and shapes of those wanted."""
+    """Check that a file's tensors have the names and shapes of `wanted`."""
     same_keys(set(wanted) - set(state), set(state) - set(wanted), location)
     for key, tensor in state.items():
         if tensor.shape != wanted[key].shape:

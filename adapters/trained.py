@@ -1,4 +1,4 @@
-"""What of a model is trained: choosing it, counting it, and keeping the rest in half precision."""
+"""The trained part of a model: choosing it, counting it, and keeping the rest in half precision."""
 
 import torch
 from versatile.adapters.backbones.quantized import is_quantized, number_of_values, set_compute_dtype
@@ -11,11 +11,11 @@ def trainable(model):
 
 
 def only_tables(model):
-    """Train nothing but the whole vocabulary: the table that a tied head shares with the input, or both tables of an
-    untied backbone (`--outputlayer_only` of the original VLM code). A pointer's gate stays trained.
+    """Train only the vocabulary tables: the table that a tied head shares with the input, or both tables of an untied
+    backbone (`--outputlayer_only` of the original VLM code). A pointer's gate is still trained.
 
     Raises:
-        ValueError: the model has adapters; its tables are then the frozen backbone's.
+        ValueError: the model has adapters, so its tables belong to the frozen backbone.
     """
     if model.info.mode != "full":
         raise ValueError("only_tables is for a model without adapters, whose tables have grown by the tasks' tokens")
@@ -27,17 +27,17 @@ def only_tables(model):
 
 
 def _tables(model):
-    """The input table, and the output table where it is another one."""
+    """The input table, and the output table if it is a different one."""
     both = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return both[:1] if both[0] is both[1] else both
 
 
 def halve_frozen(model, dtype):
-    """Keep frozen matrices and what is added to their products in the half precision that autocast computes with.
+    """Store frozen matrices and their biases in the half precision that autocast computes with.
 
-    Autocast casts a frozen weight anew in every forward; casting it once gives the same products, bit for
-    bit, without the traffic. Norms, tables for look-up and everything trained stay fp32. A model that is
-    trained and saved with its backbone keeps it whole: a checkpoint must not be coarser than what was loaded.
+    Autocast casts a frozen weight again in every forward pass; casting it once gives the same products, bit for
+    bit, without the memory traffic. Norms, look-up tables and everything trained stay in fp32. A model that is
+    trained and saved with its backbone keeps it in fp32, as a checkpoint must not lose precision.
     """
     from transformers.pytorch_utils import Conv1D
 
@@ -51,7 +51,7 @@ def halve_frozen(model, dtype):
             module.half = module.base.weight.detach().to(dtype)
         frozen = isinstance(module, (torch.nn.Linear, Conv1D)) and not module.weight.requires_grad
         if frozen and module not in whole and not is_quantized(module) and module is not getattr(head, "base", None):
-            # New parameters, not new data in the old ones: a head may share its matrix with a look-up table.
+            # New parameters instead of new data in the old ones, as a head may share its matrix with a look-up table.
             module.weight = torch.nn.Parameter(module.weight.detach().to(dtype), requires_grad=False)
             if module.bias is not None and not module.bias.requires_grad:
                 module.bias = torch.nn.Parameter(module.bias.detach().to(dtype), requires_grad=False)
@@ -62,7 +62,7 @@ def count_parameters(model):
 
     Returns:
         dict(adapters, task_rows, backbone: trained parameters of each kind; total: of the bare backbone), and
-        self_copy, the parameters of a pointer's gate, where there is one.
+        self_copy, the parameters of a pointer's gate, if there is one.
     """
     counts = dict(adapters=0, task_rows=0, backbone=0, total=0)
     for name, p in model.named_parameters():
@@ -75,7 +75,7 @@ def count_parameters(model):
 
 
 def _kind(name):
-    """Which of the kinds of `count_parameters` a parameter counts as."""
+    """The kind in `count_parameters` that a parameter belongs to."""
     where, _, rest = name.partition(".")
     if where != "added":
         return "backbone"
@@ -84,7 +84,7 @@ def _kind(name):
 
 
 def parameter_summary(model):
-    """One line for the log: what is trained and what share of the backbone that is."""
+    """One line for the log: the trained parameters and their share of the backbone."""
     c = count_parameters(model)
     gate = f" + self-copy gate {c['self_copy']:,}" if "self_copy" in c else ""
     trained = sum(c.values()) - c["total"]

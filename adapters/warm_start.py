@@ -1,7 +1,7 @@
-"""A new model starts from what was trained before, on other data: its adapters and its tokens' embeddings.
+"""Initialise a new model's adapters and token embeddings from a model trained earlier on other data.
 
-What both have is taken: of every task its adapter, of every special token its row, by name. A model of one task may
-start from a model of another single task. What is new to the model keeps its fresh start.
+Everything that both models have is copied: adapters by task name, rows by special token. A single-task model may
+start from a model of another single task. Everything new keeps its fresh initialisation.
 """
 
 from pathlib import Path
@@ -16,18 +16,18 @@ from versatile.utils.errors import UserError
 
 
 def warm_start(model, tokenizer, directory, flag):
-    """Give an attached model that was not trained yet what a trained one holds.
+    """Initialise an attached, untrained model from a trained one.
 
     Args:
         model, tokenizer: attached; the model is changed in place.
         directory: a trained model, or one of its checkpoints.
-        flag: what named it, for errors.
+        flag: the flag that named it, for errors.
 
     Returns:
-        {task of the model: the task it starts from, or None: it starts fresh}; of a whole model {}.
+        {task of the model: the task it starts from, or None for a fresh start}; {} for a fully fine-tuned model.
 
     Raises:
-        UserError: nothing trained there, another backbone, method or shape. Nothing has been changed then.
+        UserError: no trained model, or another backbone, method or shape. The model is then unchanged.
     """
     path = Path(directory)
     backbones.need_directory(path, flag, "a trained model")
@@ -49,7 +49,7 @@ def warm_start(model, tokenizer, directory, flag):
 
 
 def _start_whole(model, tokenizer, found, path, flag):
-    """All weights of a fully fine-tuned model; rows of added tokens by the tokens' names."""
+    """Copy all weights of a fully fine-tuned model; rows of added tokens are matched by token."""
     _same("self-copy", bool(found.config.get("self_copy")), model.info.self_copy, flag)
     _same("the size of the backbone's vocabulary", found.config["first"], model.info.first, flag)
     state, wanted = read_safetensors(path / checkpoint.WHOLE), _full_state(model)
@@ -73,7 +73,7 @@ def _start_whole(model, tokenizer, found, path, flag):
 
 
 def _start_adapters(model, path, flag):
-    """Adapters by task, rows by token."""
+    """Copy adapters by task and rows by token."""
     config = _read_config(path)
     state = read_safetensors(path / checkpoint.WEIGHTS)
     methods = _methods_of(config, path / checkpoint.CONFIG)
@@ -96,19 +96,19 @@ def _start_adapters(model, path, flag):
 
 
 def _origin_of(key, model, origins):
-    """The key of a directory's tensor that a parameter starts from, or None: it keeps its fresh start."""
+    """The key of the saved tensor that a parameter starts from, or None if it keeps its fresh initialisation."""
     parts, owner = key.split("."), checkpoint.owners_of_keys(model)[key]
     if parts[0] in ("rows", "output_rows"):
         return None
     if owner is None:
-        # What tasks share, of methods whose tasks are all the same ones; a pointer's gate; the row of <pad>.
+        # Parameters shared by tasks (both models then have the same tasks), a pointer's gate, or the row of <pad>.
         return key
     at = parts.index(owner, 2)
     return origins[owner] and ".".join([*parts[:at], origins[owner], *parts[at + 1 :]])
 
 
 def _match_tasks(model, methods, flag):
-    """{task of the model: the task of the directory that it starts from, or None}."""
+    """{task of the model: the directory's task that it starts from, or None}."""
     info = model.info
     single = next(iter(methods)) if len(methods) == len(info.tasks) == 1 else None
     origins = {task: task if task in methods else single for task in info.tasks}
@@ -136,7 +136,7 @@ def _words(method):
 
 
 def _check_backbone(model, config, flag):
-    """Whether a directory's adapters were trained beside the model's backbone."""
+    """Check that a directory's adapters were trained on the model's backbone."""
     if config["base_model_name_or_path"] == checkpoint.BACKBONE:
         if model.info.freeze:
             raise UserError("its backbone was trained too", location=flag, expected="adapters beside a frozen backbone",
@@ -151,7 +151,7 @@ def _check_backbone(model, config, flag):
 
 
 def _copy_rows(model, config, state):
-    """Rows of the tokens that both have, by their names."""
+    """Copy the rows of the tokens that both models have."""
     for kind, module in (("rows", model.get_input_embeddings()), ("output_rows", model.get_output_embeddings())):
         theirs = {marker: state[f"{kind}.{task['name']}"][i] for task in config.get("task_embeddings", config["tasks"])
                   for i, marker in enumerate(task["markers"]) if f"{kind}.{task['name']}" in state}  # fmt: skip

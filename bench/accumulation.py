@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Accumulated batches put together into larger parts, as the Trainer takes them, against one by one.
+"""Accumulated batches merged into larger parts, as the Trainer runs them, against batches run one by one.
 
   one CPU:
     python bench/accumulation.py --device cpu
@@ -8,8 +8,8 @@
     python bench/accumulation.py --device cuda --turn_steps 20
 
 Both sides are "ours" of train_adapter.py, with the same rows in each step and the same memory: no part is larger than
-the data set's largest batch. Steps have 32 rows in batches of 8, and 16 rows in batches of 1, as published multi-task
-training has them. Tokens are real ones, no padding.
+the data set's largest batch. Steps have 32 rows in batches of 8, and 16 rows in batches of 1, as in published
+multi-task training. Only real tokens count, not padding.
 """
 
 import copy
@@ -18,7 +18,7 @@ import sys
 
 import common
 
-# Rows of a batch, batches of a step.
+# Rows per batch, batches per step.
 STEPS = ((8, 4), (1, 16))
 
 
@@ -55,7 +55,7 @@ def side_name(rows, batches, kind, merges):
 
 
 def build(args, rows, batches, dtype, merges):
-    """(the side's turn, mean parts of a step over a few of its first steps)."""
+    """(the side's turn, mean number of parts per step over its first few steps)."""
     args = copy.copy(args)
     args.train_batch_size, args.gradient_accumulation_steps = rows, batches
     side = common.Ours(args, common.examples(args), dtype)

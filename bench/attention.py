@@ -6,10 +6,10 @@
   one GPU:
     python bench/attention.py --device cuda
 
-Runs transformers' own two attention functions on tensors of a model's shape, as the models call them:
+Runs transformers' two attention functions on tensors of a model's shape, as the models call them:
 training (forward and backward) with right-padded rows, with and without dropout, and decoding (one token
 against a cache, left-padded, no gradients). Speed counts calls; the ratio is eager's time over SDPA's, so
-above 1 SDPA is the faster one.
+above 1 SDPA is faster.
 """
 
 import math
@@ -27,13 +27,13 @@ def parse(argv=None):
 
     p = common.parser(__doc__, repeats=7)
     g = p.add_argument_group("shapes")
-    g.add_argument("--lengths", type=flags.positive, nargs="+", default=list(LENGTHS), help="tokens of a row")
-    g.add_argument("--tokens", type=flags.positive, default=2048, help="tokens of a training batch")
+    g.add_argument("--lengths", type=flags.positive, nargs="+", default=list(LENGTHS), help="tokens per row")
+    g.add_argument("--tokens", type=flags.positive, default=2048, help="tokens per training batch")
     g.add_argument("--heads", type=flags.positive, default=4, help="attention heads")
-    g.add_argument("--head_width", type=flags.positive, default=64, help="width of a head")
+    g.add_argument("--head_width", type=flags.positive, default=64, help="head size")
     g.add_argument("--decode_rows", type=flags.positive, default=32, help="rows of a decoding batch")
-    g.add_argument("--dropout", type=float, default=0.1, help="the attention dropout that is tried beside 0")
-    g.add_argument("--slice_seconds", type=flags.rate, default=0.05, help="how long a side is timed in a turn")
+    g.add_argument("--dropout", type=float, default=0.1, help="attention dropout to measure in addition to 0")
+    g.add_argument("--slice_seconds", type=flags.rate, default=0.05, help="how long each side is timed per turn")
     args = p.parse_args(argv)
     if args.quick:
         args.lengths, args.repeats, args.tokens, args.decode_rows, args.slice_seconds = [64], 2, 128, 2, 0.002
@@ -46,7 +46,7 @@ def main(argv=None):
     import torch
     from versatile.utils import devices
 
-    # As in training: memory of the same size is not asked of the kernel again each time.
+    # As in training: memory of a given size is not requested from the kernel again each time.
     if device.type == "cpu":
         devices._keep_memory()
     works = {
@@ -68,7 +68,7 @@ def main(argv=None):
 
 
 def agree(numbers, device):
-    """One ratio: how much faster its choice is than the other, over all shapes; and where it is slower."""
+    """One ratio: how much faster the chosen function is than the other, over all shapes; and where it is slower."""
     won = []
     for n in numbers:
         eager = device.type == "cpu" and n["dtype"] == "bfloat16"
@@ -84,7 +84,7 @@ def agree(numbers, device):
 
 
 def measure(args, device, dtype, length, make, dropout):
-    """{eager, sdpa: median milliseconds a call, ratio, spread} of one shape."""
+    """{eager, sdpa: median milliseconds per call, ratio, spread} of one shape."""
     sides = {name: make(args, device, dtype, length, dropout, name) for name in ("eager", "sdpa")}
     counts = {name: calls(work, device, args.slice_seconds) for name, work in sides.items()}
 
@@ -103,7 +103,7 @@ def measure(args, device, dtype, length, make, dropout):
 
 
 def calls(work, device, seconds):
-    """How many calls fill a slice of time."""
+    """The number of calls that fill a slice of time."""
     work()
     common.wait(device)
     began = time.perf_counter()
@@ -121,14 +121,14 @@ def function(name):
 
 
 class Layer:
-    """What the attention functions want to know of their module."""
+    """What the attention functions read from their module."""
 
     training = True
     is_causal = True
 
 
 def mask_for(name, allowed, dtype):
-    """The mask in the form transformers gives each function: added scores, or true where allowed."""
+    """The mask in the form that transformers gives each function: added to the scores, or true where allowed."""
     import torch
 
     if name == "sdpa":
@@ -156,7 +156,7 @@ def train(args, device, dtype, length, dropout, name):
 
 
 def decode(args, device, dtype, length, dropout, name):
-    """One new token a row against a left-padded cache of `length`, as a function."""
+    """One new token per row against a left-padded cache of `length`, as a function."""
     import torch
 
     rows = args.decode_rows

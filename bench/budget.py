@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""Where a training step's time goes, what it moves, and how near it comes to its matrix products alone.
+"""Where a training step's time goes, how much memory it moves, and how close it comes to its matrix products alone.
 
   one CPU:
     python bench/budget.py --device cpu
     python bench/budget.py --device cpu --width 768 --layers 12 --turn_steps 1
     python bench/budget.py --device cpu --smollm2 --turn_steps 1
-  one GPU (the operations' names and so the groups are those of a CPU):
+  one GPU (operations have the same names, and so groups, as on a CPU):
     python bench/budget.py --device cuda --turn_steps 20
 
-The side is "ours" of train_adapter.py. Times of operations are those of torch.profiler; what a turn without it takes
-beyond them is Python's. Bytes are those of every operation's tensors, in and out, as if no cache held any. The floor is
-the time of the matrix products that training cannot do without, at the peak of one product of the model's shape.
+The side is "ours" of train_adapter.py. Times of operations are those of torch.profiler; whatever a turn without it
+takes beyond them is Python's. Bytes are those of every operation's inputs and outputs, as if there were no cache. The
+floor is the time of the indispensable matrix products of training, at the peak of one product of the model's shape.
 """
 
 import statistics
@@ -18,7 +18,7 @@ import sys
 
 import common
 
-# Which operations belong together, by the beginning of their names.
+# Groups of operations, by the beginnings of their names.
 GROUPS = {
     "products": ("mm", "addmm", "linear"),
     "attention": ("bmm", "baddbmm", "_softmax", "_safe_softmax", "_scaled_dot_product", "_efficient_attention"),
@@ -37,7 +37,7 @@ def parse(argv=None):
     p = common.parser(__doc__)
     common.model_flags(p)
     g = common.training_flags(p, 2)
-    g.add_argument("--smollm2", action="store_true", help="SmolLM2-135M's blocks: 30 of them, 576 wide")
+    g.add_argument("--smollm2", action="store_true", help="use SmolLM2-135M's blocks: 30 of them, 576 wide")
     g.add_argument("--operations", action="store_true", help="also print torch.profiler's own table")
     args = common.parse_training(p, argv)
     if args.smollm2:
@@ -61,7 +61,7 @@ def main(argv=None):
 
 
 def measure(args, device, dtype):
-    """The numbers of one precision: {seconds, tokens, groups, ...} of a turn."""
+    """The numbers of one precision: {tokens_per_second, share, groups, …}."""
     side = common.Ours(args, common.examples(args), dtype)
     side.turn(0)
     sides = {"training": side.turn, "products": lambda turn: common.product(args, device, dtype)}
@@ -101,7 +101,7 @@ def count_tokens(side):
 
 
 def profile(side, device, table):
-    """({tokens: of the turn}, {group: seconds}) of a turn under torch.profiler."""
+    """({tokens: number in the turn}, {group: seconds}) of a turn under torch.profiler."""
     from torch.profiler import ProfilerActivity, record_function
     from torch.profiler import profile as profiler
     from versatile.utils import dropout
@@ -131,13 +131,13 @@ def profile(side, device, table):
 
 
 def group_of(name):
-    """Which group of `GROUPS` an operation belongs to; its backward pass counts with it."""
+    """The group of `GROUPS` that an operation belongs to; its backward pass counts with it."""
     name = name.removeprefix("aten::")
     return next((group for group, names in GROUPS.items() if name.startswith(names)), REST)
 
 
 class Traffic:
-    """While it is entered, counts the bytes of the tensors that operations read and write; views move none."""
+    """Context that counts the bytes of the tensors that operations read and write; views move none."""
 
     def __init__(self):
         self.bytes = 0

@@ -1,7 +1,7 @@
-"""What the benchmarks share: flags, the hardware line, interleaved timing, a table, made-up models and data.
+"""Shared parts of the benchmarks: flags, the hardware line, interleaved timing, tables, made-up models and data.
 
-Both sides of a comparison run in one process, in turn, again and again: whatever else the machine does then
-falls on both. A ratio is the median of the turns' ratios.
+Both sides of a comparison run in one process, in turn, again and again: whatever else loads the machine
+affects both. A ratio is the median of the turns' ratios.
 """
 
 import argparse
@@ -21,12 +21,12 @@ VOCABULARY, MARKERS = 8192, 29
 TASK = "bench"
 # {what: its ratio} of this run's verdicts, for --json; see `record`.
 RATIOS = {}
-# What `interleaved` reads; see --processor_time.
+# The clock of `interleaved`; see --processor_time.
 CLOCK = [time.perf_counter]
 
 
 def parser(doc, repeats=5, json_only=False):
-    """A parser with the flags that all benchmarks have."""
+    """A parser with the flags common to all benchmarks."""
     from versatile.utils import flags
 
     p = flags.build_parser(doc)
@@ -35,18 +35,18 @@ def parser(doc, repeats=5, json_only=False):
     g.add_argument("--json", metavar="FILE", help="also save the numbers here")
     if not json_only:
         g.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
-        g.add_argument("--threads", type=flags.positive, help="torch's threads on a CPU (default: torch's own choice)")
+        g.add_argument("--threads", type=flags.positive, help="torch's threads on a CPU (default: torch's choice)")
         g.add_argument("--processor_time", action="store_true",
-                       help="count this process's processor time: for a busy CPU, with --threads 1")  # fmt: skip
-        g.add_argument("--repeats", type=flags.positive, default=repeats, help="turns that every side gets")
-        g.add_argument("--seed", type=flags.seed, default=0, help="of the made-up weights and data")
+                       help="measure this process's processor time: for a busy CPU, with --threads 1")  # fmt: skip
+        g.add_argument("--repeats", type=flags.positive, default=repeats, help="turns of every side")
+        g.add_argument("--seed", type=flags.seed, default=0, help="random seed of the made-up weights and data")
     return p
 
 
 def start(args):
-    """Choose device and threads, print the hardware line; returns the torch device."""
+    """Choose device and threads and print the hardware line; returns the torch device."""
     if args.device == "cpu":
-        # The training loop takes a GPU wherever it sees one.
+        # The training loop uses a GPU whenever it sees one.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
     from versatile.utils.devices import quiet_libraries
@@ -65,7 +65,7 @@ def start(args):
 
 
 def hardware(device):
-    """One line: processor, threads, versions, and how busy the machine is with other things."""
+    """One line: processor, threads, versions, and the machine's load from other programs."""
     import torch
     import transformers
 
@@ -85,10 +85,10 @@ def interleaved(sides, repeats, device, warm=1):
     """Time every side in turn.
 
     Args:
-        sides: {name: function of the turn's number that does some work and returns how many units it did}.
+        sides: {name: function of the turn's number that does some work and returns its number of units}.
         repeats: turns that count.
-        device: a GPU is waited for.
-        warm: turns before, which do not count (negative numbers).
+        device: if a GPU, it is synchronized.
+        warm: warm-up turns, which do not count (negative numbers).
 
     Returns:
         {name: [units per second of each turn]}
@@ -106,7 +106,7 @@ def interleaved(sides, repeats, device, warm=1):
 
 
 def wait(device):
-    """Until the GPU has done all it was told."""
+    """Wait until the GPU has finished its work."""
     if device.type == "cuda":
         import torch
 
@@ -120,7 +120,7 @@ def ratio(rates, ours, theirs):
 
 
 def verdict(what, rates, ours, theirs, target):
-    """The line that says it all: the ratio, its spread and whether the target is reached."""
+    """The line with the result: the ratio, its spread and whether the target is reached."""
     middle, low, high = ratio(rates, ours, theirs)
     record(what, middle, low, high)
     reached = "reached" if middle >= target else "NOT reached"
@@ -128,12 +128,12 @@ def verdict(what, rates, ours, theirs, target):
 
 
 def record(what, median, low, high, lower=False):
-    """Keep a ratio for --json and bench/run.py; `lower`: the lower the better."""
+    """Keep a ratio for --json and bench/run.py; `lower`: lower is better."""
     RATIOS[what] = dict(median=median, low=low, high=high, lower=lower)
 
 
 def table(head, rows):
-    """Rows of texts and numbers as aligned text, the first column to the left."""
+    """Rows of texts and numbers as aligned text, the first column left-aligned."""
     cells = [[_cell(c) for c in row] for row in [head, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = ["  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in cells]
@@ -155,10 +155,10 @@ def save(args, **numbers):
 
 
 def default_allocator():
-    """Undo what `devices.prepare_for_device` tells glibc, so that a plain loop runs as in a process of its own.
+    """Undo what `devices.prepare_for_device` sets in glibc, so that a plain loop runs as in a process of its own.
 
-    Left alone, glibc raises its threshold for separate mappings to the largest block freed so far, at most
-    32 MB, and trims at twice that. Setting anything ends this, so what it arrives at is set.
+    By default glibc raises its threshold for separate mappings to the largest block freed so far, at most
+    32 MB, and trims at twice that. Any setting ends this, so the values that it arrives at are set.
     """
     import ctypes
 
@@ -173,7 +173,7 @@ def default_allocator():
 
 
 def gpt2(args, **more):
-    """A random GPT-2 with the base vocabulary of 8192 and `--width`, `--layers`, `--positions`."""
+    """A random GPT-2 with a base vocabulary of 8192 and `--width`, `--layers`, `--positions`."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -184,7 +184,7 @@ def gpt2(args, **more):
 
 
 def smollm2(args, **more):
-    """A random model of SmolLM2's blocks, with the base vocabulary of 8192; SmolLM2-135M is 576 wide with 30 layers."""
+    """A random model of SmolLM2's blocks with a base vocabulary of 8192; SmolLM2-135M is 576 wide with 30 layers."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -198,7 +198,7 @@ def smollm2(args, **more):
 
 
 def t5(args, **more):
-    """A random T5 in T5-small's proportions with the base vocabulary of 8192; T5-small is 512 wide with 6 layers."""
+    """A random T5 in T5-small's proportions with a base vocabulary of 8192; T5-small is 512 wide with 6 layers."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -209,33 +209,33 @@ def t5(args, **more):
 
 
 def model_flags(p, bottleneck=True):
-    """The flags `gpt2` and, with `bottleneck`, `attached` read."""
+    """The flags that `gpt2` and, with `bottleneck`, `attached` read."""
     from versatile.utils import flags
 
     g = p.add_argument_group("the model (random weights)")
     g.add_argument("--width", type=flags.positive, default=256, help="hidden size; 64 for each attention head")
     g.add_argument("--layers", type=flags.positive, default=6, help="blocks")
-    g.add_argument("--positions", type=flags.positive, default=256, help="the longest sequence")
+    g.add_argument("--positions", type=flags.positive, default=256, help="maximum sequence length")
     if bottleneck:
-        g.add_argument("--adapter_bottleneck", type=flags.positive, default=64, help="the adapters' width")
+        g.add_argument("--adapter_bottleneck", type=flags.positive, default=64, help="the adapters' bottleneck size")
 
 
 def training_flags(p, turn_steps, what="optimizer steps of a turn"):
-    """The flags that `Ours` reads beside those of the model, and the other sides of training."""
+    """The flags that `Ours` reads in addition to those of the model, and the other sides of training."""
     from versatile.utils import flags
 
     g = p.add_argument_group("data and steps")
     g.add_argument("--examples", type=flags.positive, default=4000, help="examples in the made-up data set")
-    g.add_argument("--mean_length", type=flags.positive, default=54, help="tokens an example on average")
-    g.add_argument("--train_batch_size", type=flags.positive, default=8, help="examples a micro-batch")
-    g.add_argument("--gradient_accumulation_steps", type=flags.positive, default=4, help="micro-batches a step")
+    g.add_argument("--mean_length", type=flags.positive, default=54, help="mean tokens per example")
+    g.add_argument("--train_batch_size", type=flags.positive, default=8, help="examples per micro-batch")
+    g.add_argument("--gradient_accumulation_steps", type=flags.positive, default=4, help="micro-batches per step")
     g.add_argument("--turn_steps", type=flags.positive, default=turn_steps, help=what)
     g.add_argument("--lr", type=flags.rate, default=1e-3, help="learning rate of all sides")
     return g
 
 
 def parse_training(p, argv):
-    """The flags of a benchmark of training; with --quick those of a smoke test."""
+    """The flags of a training benchmark; with --quick those of a smoke test."""
     args = p.parse_args(argv)
     if args.quick:
         args.width, args.layers, args.positions, args.examples = 64, 1, 64, 64
@@ -249,8 +249,8 @@ def examples(args):
 
 
 def attached(args, full=False, **more):
-    """(model with adapters and 29 task embeddings, or trained as a whole; its tokenizer): the same weights for the same
-    seed."""
+    """(model with adapters and 29 task embeddings, or trained as a whole; its tokenizer): the same seed gives the same
+    weights."""
     import torch
     from versatile.adapters import attach as adapting
 
@@ -272,8 +272,8 @@ def word_tokenizer():
 
 
 def lengths(count, mean, longest, seed):
-    """`count` lengths like those of E2E: a gamma distribution with a third of its mean as deviation, the
-    longest among them."""
+    """`count` lengths like those of E2E: a gamma distribution with a third of its mean as standard deviation,
+    including the longest."""
     import numpy as np
 
     drawn = np.random.default_rng(seed).gamma(9.0, mean / 9.0, count).round().astype(np.int64)
@@ -286,9 +286,9 @@ class MadeUpSplit:
     """Random examples with the interface of `data.token_cache.EncodedSplit`.
 
     Args:
-        lengths: [n] tokens of each example, bos and eos counted; half of each is prompt.
-        first: id of the first added token; markers lie behind it and `<pad>`.
-        seed: of the ids.
+        lengths: [n] tokens of each example, including bos and eos; half of each is prompt.
+        first: id of the first added token; the markers come after it and `<pad>`.
+        seed: random seed of the ids.
     """
 
     def __init__(self, lengths, first, seed):
@@ -299,7 +299,7 @@ class MadeUpSplit:
         self.ids = np.random.default_rng(seed).integers(1, VOCABULARY, self.starts[-1])
         self.types = np.full(self.starts[-1], first + 3)
         for begin, prompt, end in zip(self.starts, self.prompt_lengths, self.starts[1:]):
-            # bos, a source's and a target's marker, eos, as in a task's sequences.
+            # bos, a source and a target marker, eos, as in a task's sequences.
             self.ids[begin] = self.types[begin] = first + 1
             self.ids[begin + 1], self.ids[begin + prompt - 1], self.ids[end - 1] = first + 3, first + 4, first + 2
             self.types[begin + prompt - 1 : end] = first + 4
@@ -316,14 +316,14 @@ class MadeUpSplit:
 
 
 class Ours:
-    """The Trainer of train.py without its run directory, set up as train.py does.
+    """The Trainer of train.py without its run directory, set up in the same way.
 
     Args:
         args: of `training_flags` and `model_flags`.
         lengths: of the made-up data set's examples.
         dtype: precision of the matrix products.
         full: train the whole model instead of adapters.
-        sharded: the processes share the model out (--fsdp).
+        sharded: shard the model across the processes (--fsdp).
     """
 
     def __init__(self, args, lengths, dtype, full=False, sharded=False):
@@ -374,10 +374,10 @@ class Ours:
 
 
 def needed_flops(args, model, batches):
-    """Operations of the matrix products that training cannot do without, a real token.
+    """Operations of the indispensable matrix products of training, per real token.
 
-    Frozen matrices need a forward product and one for the activations' gradient, adapters a third for their
-    own; the head is needed at labels only. Attention's own products, 2 to 4 % at these lengths, are left out.
+    Frozen matrices need a forward product and one for the activations' gradient, adapters a third for their own
+    gradient; the head is needed at labels only. Attention's own products, 2 to 4 % at these lengths, are left out.
     """
     from versatile.adapters.backbones.family import backbone_of
 
@@ -390,12 +390,12 @@ def needed_flops(args, model, batches):
 
 
 def product_rows(args):
-    """Rows of the product that peaks are measured with: a micro-batch's tokens."""
+    """Rows of the product that measures the peak: a micro-batch's tokens."""
     return args.train_batch_size * args.mean_length
 
 
 def product(args, device, dtype):
-    """A turn of plain matrix products of the model's own shape; returns how many operations it took."""
+    """A turn of plain matrix products of the model's own shape; returns their number of operations."""
     import torch
 
     a = torch.randn(product_rows(args), args.width, device=device, dtype=dtype)
@@ -406,14 +406,14 @@ def product(args, device, dtype):
 
 
 class Worker:
-    """A side in a process of its own: a line in, a turn's tokens out.
+    """A side in a process of its own: it reads a line per turn and answers with the turn's tokens.
 
     Args:
         script: run as `script --worker NAME.. FLAGS`; its `main` then calls `worker_flags` and `answer_turns`.
-        names: which side.
-        args: the flags, handed on.
-        python: which interpreter runs it.
-        environment: more variables.
+        names: identify the side.
+        args: the flags to pass on.
+        python: the interpreter that runs it.
+        environment: additional variables.
     """
 
     def __init__(self, script, names, args, python=sys.executable, environment=()):
@@ -424,7 +424,7 @@ class Worker:
                                         env=os.environ | fixed | dict(environment))  # fmt: skip
 
     def ask(self):
-        """Let it take its turn."""
+        """Start its turn."""
         self.process.stdin.write("turn\n")
         self.process.stdin.flush()
 
@@ -434,7 +434,7 @@ class Worker:
         return self.answer()["tokens"]
 
     def close(self):
-        """What it says of itself."""
+        """End the process; returns its report on itself."""
         self.process.stdin.close()
         return self.answer()
 
@@ -446,7 +446,7 @@ class Worker:
 
 
 def worker_flags(text):
-    """In a side's process: the flags that `Worker` handed on."""
+    """In a side's process: the flags passed on by `Worker`."""
     import torch
 
     args = argparse.Namespace(**json.loads(text))
@@ -456,11 +456,11 @@ def worker_flags(text):
 
 
 def answer_turns(side, **about):
-    """In a side's process: a turn for each line of the input; at its end memory, and what else is said of the side.
+    """In a side's process: a turn for each line of the input; at the end memory and further reports on the side.
 
     Args:
-        side: its `turn` gives the number of real tokens in it.
-        about: {name: function that gives what is said}.
+        side: its `turn` returns the number of real tokens in it.
+        about: {name: function that returns the value to report}.
     """
     import torch
     from versatile.utils.devices import peak_memory_mb

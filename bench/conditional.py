@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""CA-MTL: a batch that mixes tasks in one pass, against a loop over its tasks; and what choosing rows costs.
+"""CA-MTL: a batch that mixes tasks in one pass, against a loop over its tasks; and the cost of choosing rows.
 
   one CPU:
     python bench/conditional.py --device cpu
@@ -7,11 +7,11 @@
     python bench/conditional.py --device cuda --width 768 --layers 12 --heads 12
 
 The default shape is MiniLM's, with random weights. GLUE's nine tasks have equal shares of a batch, whose sequences
-are padded to its longest. A loop takes each task's rows by themselves, through the same modules: one conditional layer
+are padded to the longest. The loop runs each task's rows separately through the same modules: one conditional layer
 norm, one layer's attention with its block-diagonal matrices, and a whole optimizer step, each forward and backward. A
-step's loss is the same on both sides. Uncertainty sampling judges one batch of every task before each step, but not
+step's loss is the same on both sides. Uncertainty sampling judges one batch of every task before each step, except
 STS-B's, which has no entropy of its own; its share is its time over that of choosing and stepping together, both as
-train_camtl.py does them. The floor is the time of the matrix products alone at the measured peak.
+in train_camtl.py. The floor is the time of the matrix products alone at the measured peak.
 """
 
 import statistics
@@ -24,7 +24,7 @@ import numpy as np
 from train_camtl import CPU_ROWS
 
 TASKS = {"cola": 2, "mnli": 3, "rte": 2, "wnli": 2, "qqp": 2, "sts-b": 1, "sst-2": 2, "qnli": 2, "mrpc": 2}
-# Its table's gradient and update are part of a step.
+# The gradient and update of BERT's embedding table are part of a step.
 BERT_VOCABULARY = 30522
 MIXED, LOOP = "mixed, one pass", "loop over tasks"
 PARTS = {"norm": "conditional layer norm", "attention": "conditional attention", "step": "optimizer step",
@@ -40,10 +40,10 @@ def parse(argv=None):
     g.add_argument("--width", type=flags.positive, default=384, help="hidden size, a multiple of --max_seq_length")
     g.add_argument("--layers", type=flags.positive, default=6, help="layers, an even number in the base form")
     g.add_argument("--heads", type=flags.positive, default=12, help="attention heads")
-    g.add_argument("--max_seq_length", type=flags.positive, default=128, help="the longest sequence")
-    g.add_argument("--mean_length", type=flags.positive, default=40, help="tokens of a sequence on average")
-    g.add_argument("--train_batch_size", type=flags.positive, default=32, help="rows of a step")
-    g.add_argument("--turn_steps", type=flags.positive, default=1, help="calls a turn and side")
+    g.add_argument("--max_seq_length", type=flags.positive, default=128, help="maximum sequence length")
+    g.add_argument("--mean_length", type=flags.positive, default=40, help="mean tokens per sequence")
+    g.add_argument("--train_batch_size", type=flags.positive, default=32, help="rows per step")
+    g.add_argument("--turn_steps", type=flags.positive, default=1, help="calls per turn and side")
     settings.add_precision(p, device=False)
     args = p.parse_args(argv)
     if args.quick:
@@ -90,7 +90,7 @@ def main(argv=None):
 
 
 class Work:
-    """The model, its batches, and every side's work."""
+    """The model, its batches, and the work of every side."""
 
     def __init__(self, args, device, dtype):
         import torch
@@ -118,7 +118,7 @@ class Work:
         self.tasks = torch.randn(len(TASKS), args.width, device=device, requires_grad=True)
 
     def made_up(self, rows, seed):
-        """Random rows of all tasks in turn, padded to the longest."""
+        """Random rows of all tasks alternating, padded to the longest."""
         import torch
 
         lengths = torch.from_numpy(common.lengths(rows, self.args.mean_length, self.args.max_seq_length, seed))
@@ -132,7 +132,7 @@ class Work:
         return {name: value.to(self.device) for name, value in given.items()}
 
     def candidate_batches(self):
-        """One batch of every task, of which `choosing` keeps the rows of a step; as train_camtl.py makes them."""
+        """One batch of every task, from which `choosing` keeps the rows of a step, made as in train_camtl.py."""
         from versatile.data.pair_batches import CandidateBatches
         from versatile.training.uncertainty_sampling import UncertaintySampler
 
@@ -143,7 +143,7 @@ class Work:
                                 rows_at_once=CPU_ROWS if self.device.type == "cpu" else None)  # fmt: skip
 
     def turn(self, side):
-        """A turn's work for `common.interleaved`: what a side returns, if anything, is a loss."""
+        """A side's turn for `common.interleaved`; a side's return value, if any, is a loss."""
         from versatile.utils import devices
 
         def run(number):
@@ -193,7 +193,7 @@ class Work:
                    for t, rows in self.by_task(self.batch))  # fmt: skip
 
     def step(self):
-        """As training takes it: on a CPU in parts of like lengths, whose gradients add up."""
+        """As in training: on a CPU in parts of similar lengths, whose gradients add up."""
         from versatile.training.objectives import WeightedRows
         from versatile.utils import devices
 
@@ -208,7 +208,7 @@ class Work:
         return sum(self.model(**part).loss for part in parts) / len(parts)
 
     def product(self, number):
-        """A matrix product of the model's own shape; returns its operations."""
+        """A matrix product of the model's own shape; returns its number of operations."""
         import torch
 
         rows, width = 512, self.args.width
@@ -220,9 +220,9 @@ class Work:
         return count * 2 * rows * width * 4 * width
 
     def operations(self):
-        """{part: operations of the encoder's products that its rows' tokens cannot do without}, padding not counted.
+        """{part: operations of the encoder's products that are indispensable for its rows' tokens}, without padding.
 
-        The top layer's keys and values are needed everywhere, the rest of it at the first position.
+        The top layer's keys and values are needed everywhere, the rest of it only at the first position.
         """
         token = 2 * self.args.width**2 * (12 * (self.args.layers - 1) + 2)
         lengths = self.batches.lengths
@@ -233,7 +233,7 @@ class Work:
 
     def choosing(self):
         keep = self.batches.select(self.batches, self.candidates, self.args.train_batch_size)
-        # The next step learns them.
+        # The next step trains on them.
         self.batches.chosen = lambda epoch, step: self.candidates[keep]
 
     def choosing_by_task(self):

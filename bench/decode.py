@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Decoding speed: ours in batches, against the original's way and against plain `generate`.
+"""Decoding speed: ours in batches, against the original's decoding and against plain `generate`.
 
   one CPU:
     python bench/decode.py --device cpu
@@ -8,15 +8,15 @@
   an encoder-decoder:
     python bench/decode.py --device cpu --t5
 
-Ours is training.decoding.decode as evaluate.py calls it: prompts sorted by length, left-padded, cached, a greedy row
-that has ended replaced by the next prompt. The original decodes one prompt at a time and computes the whole prefix anew
+Ours is training.decoding.decode as evaluate.py calls it: prompts sorted by length, left-padded, cached, a finished
+greedy row replaced by the next prompt. The original decodes one prompt at a time and recomputes the whole prefix
 for every token. Plain `generate` has the same batches of the same size, in file order, on the model as attached:
 default attention, frozen matrices cast by autocast on every call.
 
-An encoder-decoder's sides are ours and plain `generate`.
+With an encoder-decoder the sides are ours and plain `generate`.
 
-Outputs are all of one length, or as different in length as E2E's; `EndAtLength` sees to it in the models of all sides.
-All may produce the same tokens; outputs are compared token for token in fp32. Speed counts produced tokens.
+Outputs either all have one length or vary in length like E2E's; `EndAtLength` ensures this in the models of all sides.
+All sides are allowed the same tokens; outputs are compared token by token in fp32. Speed counts produced tokens.
 """
 
 import statistics
@@ -33,16 +33,16 @@ PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
 
 @dataclass
 class Search:
-    """What the sides decode, and what came out.
+    """What the sides decode, and their outputs.
 
     Attributes:
-        name: of the search, behind the sides' names.
+        name: of the search, appended to the sides' names.
         prompts: [(ids, types)].
-        max_length: tokens of an output at the most.
+        max_length: maximum tokens of an output.
         batch_size: prompts decoded together.
         target: how many times faster than plain `generate` ours should be.
-        beams: width of the beams; 1 is greedy search.
-        outputs: {side: {number of a prompt: its tokens}}.
+        beams: number of beams; 1 is greedy search.
+        outputs: {side: {prompt number: its tokens}}.
     """
 
     name: str
@@ -54,18 +54,18 @@ class Search:
     outputs: dict = field(default_factory=dict)
 
     def record(self, side, rows):
-        """Keep a side's outputs, {number of a prompt: its tokens}; returns how many tokens were produced, end tokens
-        counted."""
+        """Keep a side's outputs, {prompt number: its tokens}; returns the number of tokens produced, including end
+        tokens."""
         self.outputs.setdefault(side, {}).update(rows)
         return sum(min(len(row) + 1, self.max_length) for row in rows.values())
 
 
 class EndAtLength:
-    """Forward hook of a model whose outputs end where the prompt says: at the position that its last type names, an
-    encoder-decoder's in its decoder.
+    """Forward hook of a model that ends outputs where the prompt says: at the position given by its last type, for an
+    encoder-decoder in its decoder.
 
-    The same operations on the scores of every forward, whoever decodes. Token types are ids of the vocabulary, and
-    decoding repeats the last one for every new token. A marker's id is beyond all positions: its row never ends.
+    It applies the same operations to the scores of every forward pass, whoever decodes. Token types are vocabulary ids,
+    and decoding repeats the last one for every new token. A marker's id is beyond all positions: its row never ends.
     """
 
     def __init__(self, model):
@@ -79,7 +79,7 @@ class EndAtLength:
         output.logits[:, -1, EOS] = torch.where(has_ended, 1e4, -torch.inf).to(output.logits.dtype)
 
     def positions(self, kwargs):
-        """Each row's, or all rows', position of the token that was read last."""
+        """The position of the last token read, of each row or of all rows."""
         if not self.in_decoder:
             return kwargs["position_ids"][:, -1]
         mask = kwargs.get("decoder_attention_mask")
@@ -91,19 +91,19 @@ def parse(argv=None):
 
     p = common.parser(__doc__)
     common.model_flags(p)
-    p.add_argument("--t5", action="store_true", help="an encoder-decoder in place of a GPT-2, --layers in each stack")
+    p.add_argument("--t5", action="store_true", help="an encoder-decoder instead of a GPT-2, --layers in each stack")
     g = p.add_argument_group("prompts and outputs")
-    g.add_argument("--prompts", type=flags.positive, default=128, help="prompts to decode a turn")
-    g.add_argument("--single_prompts", type=flags.positive, default=4, help="of these, the original's way gets so many")
+    g.add_argument("--prompts", type=flags.positive, default=128, help="prompts to decode per turn")
+    g.add_argument("--single_prompts", type=flags.positive, default=4, help="how many of these the original decodes")
     g.add_argument("--batch_size", type=flags.positive, default=32, help="rows decoded together")
-    g.add_argument("--mean_length", type=flags.positive, default=28, help="tokens a prompt on average")
+    g.add_argument("--mean_length", type=flags.positive, default=28, help="mean tokens per prompt")
     g.add_argument("--longest_prompt", type=flags.positive, default=56,
                    help="tokens of the longest prompt; a single long one makes its whole batch slow")  # fmt: skip
-    g.add_argument("--max_length", type=flags.positive, default=40, help="tokens an output where all have one length")
-    g.add_argument("--mean_output", type=flags.positive, default=28, help="tokens an output on average, where not")
+    g.add_argument("--max_length", type=flags.positive, default=40, help="tokens per output if all have one length")
+    g.add_argument("--mean_output", type=flags.positive, default=28, help="mean tokens per output if lengths vary")
     g.add_argument("--longest_output", type=flags.positive, default=60,
-                   help="tokens of the longest of these")  # fmt: skip
-    g.add_argument("--beams", type=flags.positive, default=4, help="width of the beams that are measured, too; 1: none")
+                   help="tokens of the longest output if lengths vary")  # fmt: skip
+    g.add_argument("--beams", type=flags.positive, default=4, help="number of beams to measure as well; 1: none")
     args = p.parse_args(argv)
     if args.quick:
         args.width, args.layers, args.positions, args.prompts = 64, 1, 64, 8
@@ -151,8 +151,8 @@ def main(argv=None):
 
 
 def lively(args):
-    """(model, tokenizer) of a random model that says something else to every prompt."""
-    # With the families' own scales it repeats its last token: nothing would depend on the context.
+    """(model, tokenizer) of a random model that answers every prompt differently."""
+    # With the families' own initialisation it repeats its last token: nothing would depend on the context.
     if not args.t5:
         return common.attached(args, initializer_range=0.1)
     model, tokenizer = common.attached(args)
@@ -163,7 +163,7 @@ def lively(args):
 
 
 def prepared(args, device, dtype):
-    """(model, tokenizer) made ready as evaluate.py does."""
+    """(model, tokenizer) prepared as in evaluate.py."""
     from versatile.adapters.inference import prepare_for_inference
 
     model, tokenizer = lively(args)
@@ -173,17 +173,17 @@ def prepared(args, device, dtype):
 
 
 def make_searches(args):
-    """Greedy search where all outputs have one length, then where they have not, and beams of the latter."""
+    """Greedy search with outputs of one length, then with varying lengths, and beam search with the latter."""
     prompts = make_prompts(args)
     lengths = common.lengths(args.prompts, args.mean_output, args.longest_output, args.seed + 1)
-    # A decoder of its own begins with two tokens.
+    # A separate decoder begins with two tokens.
     ending = [(ids, [*types[:-1], (2 if args.t5 else len(ids)) + int(length) - 2])
               for (ids, types), length in zip(prompts, lengths)]  # fmt: skip
     one_length, differing, of_beams = (1, 1.3, 1) if args.t5 else (1.6, 1.6, 1.3)
     searches = [Search("", prompts, args.max_length, args.batch_size, target=one_length),
                 Search(", lengths differ", ending, args.longest_output, args.batch_size, target=differing)]  # fmt: skip
     if args.beams > 1:
-        # As many rows at once, and about as many tokens a turn.
+        # As many rows at once, and about as many tokens per turn.
         batch_size, name = max(1, args.batch_size // args.beams), f", {args.beams} beams"
         count = max(batch_size, args.prompts // args.beams)
         searches.append(Search(name, ending[:count], args.longest_output, batch_size, of_beams, args.beams))
@@ -191,7 +191,7 @@ def make_searches(args):
 
 
 def make_prompts(args):
-    """[(ids, types)], of like lengths as E2E's inputs, in no order of length."""
+    """[(ids, types)], of similar lengths like E2E's inputs, unsorted."""
     # E2E's longest input is 1.5 times its mean; an outlier among so few prompts would be a quarter of the work.
     longest = min(args.longest_prompt, args.positions - max(args.max_length, args.longest_output))
     lengths = common.lengths(args.prompts, args.mean_length, longest, args.seed)
@@ -200,12 +200,12 @@ def make_prompts(args):
 
 
 def forbidden(model):
-    """Added tokens other than the end token, and the base vocabulary's own special token."""
+    """Added tokens other than the end token, and the base vocabulary's special token."""
     return [0, *(i for i in range(common.VOCABULARY, model.config.vocab_size) if i != EOS)]
 
 
 def ours(model_and_tokenizer, search, kind, turn=0):
-    """`decode` as evaluate.py calls it; returns how many tokens were produced."""
+    """`decode` as evaluate.py calls it; returns the number of tokens produced."""
     import torch
     from versatile.training.decoding import Decoding, Prompt, decode
     from versatile.utils import devices
@@ -218,7 +218,7 @@ def ours(model_and_tokenizer, search, kind, turn=0):
 
 
 def plain(model, search, kind, turn=0):
-    """`generate` over the prompts as they come; returns how many tokens were produced."""
+    """`generate` over the prompts in the given order; returns the number of tokens produced."""
     import torch
     from transformers import GenerationConfig
     from versatile.training.prompt_batches import left_padded
@@ -240,7 +240,7 @@ def plain(model, search, kind, turn=0):
 
 
 def original(args, model, search, turn):
-    """A few prompts, other ones each turn: every token from the whole prefix, scores at all positions."""
+    """A few prompts, different ones each turn: every token from the whole prefix, scores at all positions."""
     import torch
 
     common.default_allocator()
@@ -263,10 +263,10 @@ def original(args, model, search, turn):
 
 
 def compare(model, search):
-    """Whether all sides gave the same tokens in fp32; says so.
+    """Whether all sides gave the same tokens in fp32; prints the result.
 
-    Outputs that score alike to a thousandth in the model as attached differ by rounding, which depends on a batch's
-    shape: greedy ones where they part, those of beams as a whole. Anything else is an error.
+    Outputs whose scores agree to a thousandth in the model as attached differ by rounding, which depends on a batch's
+    shape: greedy ones are compared where they diverge, those of beams as a whole. Anything else is an error.
     """
     ours, same = search.outputs["ours, fp32"], True
     for side in [side for side in search.outputs if side.endswith("fp32") and side != "ours, fp32"]:
@@ -286,9 +286,9 @@ def compare(model, search):
 
 
 def compare_bf16(model, prepared_model, search):
-    """Say how many greedy outputs differ in bf16, beside how many do where only plain generate's batches differ.
+    """Print how many greedy outputs differ in bf16, and how many do if only plain generate's batches differ.
 
-    Both by rounding, if where outputs part the two tokens score as near to each other as bf16 errs.
+    Both are due to rounding if, where outputs diverge, the two tokens' scores are as close as bf16's error.
     """
     size = max(1, search.batch_size * 3 // 4)
     regrouped = replace(search, batch_size=size, outputs={})
@@ -310,7 +310,7 @@ def compare_bf16(model, prepared_model, search):
 
 
 def score_errors(model, other, search, outputs, count=16):
-    """(mean, largest) difference of the likeliest tokens' scores by `other` in bf16 from those by `model` in fp32."""
+    """(mean, largest) difference of the top tokens' scores between `other` in bf16 and `model` in fp32."""
     import torch
     from versatile.utils.devices import autocast
 
@@ -326,7 +326,7 @@ def score_errors(model, other, search, outputs, count=16):
 
 
 def difference(model, prompt, a, b, whole=False):
-    """(where two outputs part, how far apart the two tokens score there, or with `whole` all from there on)."""
+    """(where two outputs diverge, how far apart the two tokens score there, or with `whole` all from there on)."""
     at = next(k for k, (x, y) in enumerate(zip([*a, EOS], [*b, EOS])) if x != y)
     if len(a) != len(b):
         return at, float("inf")
@@ -335,7 +335,7 @@ def difference(model, prompt, a, b, whole=False):
 
 
 def log_likelihoods(model, prompt, output):
-    """Those of an output's tokens, [tokens]; the end token is none of them."""
+    """Log-likelihoods of an output's tokens, [tokens]; the end token is excluded."""
     import torch
 
     along = scores(model, *prompt, output)[:-1]
@@ -344,7 +344,7 @@ def log_likelihoods(model, prompt, output):
 
 
 def scores(model, ids, types, new):
-    """The scores of the first new token and of the next after each, from a whole forward over one row."""
+    """The scores of the first new token and of the next after each, from one full forward pass over one row."""
     import torch
 
     if model.config.is_encoder_decoder:

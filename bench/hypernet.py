@@ -1,16 +1,16 @@
 #!/usr/bin/env python
-"""What generating adapters costs: hyperformer++ against plain adapters, and against generating in every layer's call.
+"""The cost of generating adapters: hyperformer++ against plain adapters, and against generating in every layer's call.
 
   one CPU:
     python bench/hypernet.py --device cpu
   one GPU, in the published batch:
     python bench/hypernet.py --device cuda --train_batch_size 32 --source_length 128 --turn_steps 10
 
-The default shape is t5-small's with random weights, eight tasks, reduction factor 32, as published. A training step is
-forward, backward, clipping and AdamW on a batch of one task, as the sampler draws them. Decoding is generate with
-beams, every output as long as allowed. "every call" is the same model whose hypernetwork is run anew wherever an
-adapter is used: once a layer and place in training, and in decoding once a layer, place and token. It is checked to
-give the same loss. The last side is hyperformer++ on batches whose rows belong to all tasks.
+The default shape is t5-small's with random weights, eight tasks and reduction factor 32, as published. A training step
+is forward, backward, clipping and AdamW on a batch of one task, as the sampler draws them. Decoding is generate with
+beams, every output as long as allowed. "every call" is the same model with its hypernetwork run again wherever an
+adapter is used: in training once per layer and place, in decoding once per layer, place and token. It is checked to
+give the same loss. The last side is hyperformer++ on batches that mix all tasks.
 """
 
 import statistics
@@ -32,13 +32,13 @@ def parse(argv=None):
     g.add_argument("--width", type=flags.positive, default=512, help="d_model, 64 for each attention head")
     g.add_argument("--layers", type=flags.positive, default=6, help="layers of the encoder, and of the decoder")
     g.add_argument("--vocabulary", type=flags.positive, default=32128, help="rows of the embedding table")
-    g.add_argument("--reduction_factor", type=flags.positive, default=32, help="adapters' width: d_model by this")
+    g.add_argument("--reduction_factor", type=flags.positive, default=32, help="adapter bottleneck: d_model over this")
     g.add_argument("--train_batch_size", type=flags.positive, default=16, help="rows of a step and of a decoded batch")
-    g.add_argument("--source_length", type=flags.positive, default=48, help="tokens of an input")
-    g.add_argument("--target_length", type=flags.positive, default=4, help="tokens of a label in training")
+    g.add_argument("--source_length", type=flags.positive, default=48, help="tokens per input")
+    g.add_argument("--target_length", type=flags.positive, default=4, help="tokens per label in training")
     g.add_argument("--max_length", type=flags.positive, default=16, help="tokens of every decoded output")
-    g.add_argument("--num_beams", type=flags.positive, default=4, help="beams")
-    g.add_argument("--turn_steps", type=flags.positive, default=1, help="optimizer steps a turn and side")
+    g.add_argument("--num_beams", type=flags.positive, default=4, help="number of beams")
+    g.add_argument("--turn_steps", type=flags.positive, default=1, help="optimizer steps per turn and side")
     settings.add_precision(p, device=False)
     args = p.parse_args(argv)
     if args.quick:
@@ -74,7 +74,7 @@ def main(argv=None):
 
 
 def slower(what, rates, base, side, target=None):
-    """The line that says how much longer `side` takes than `base`, and whether a target is reached."""
+    """Print how much longer `side` takes than `base`, and whether a target is reached."""
     middle, low, high = common.ratio(rates, base, side)
     common.record(what, middle, low, high, lower=True)
     aim = f"; target at most {target:g}x {'reached' if middle <= target else 'NOT reached'}" if target else ""
@@ -82,7 +82,7 @@ def slower(what, rates, base, side, target=None):
 
 
 def same_loss(work):
-    """Stop where generating in every call is not the same model."""
+    """Exit if generating in every call does not give the same model."""
     ours, naive = (work[side].loss(0).item() for side in (OURS, NAIVE))
     if abs(ours - naive) > 1e-2 * abs(ours):
         sys.exit(f"error: the sides give different losses: {ours} and {naive}")
@@ -131,7 +131,7 @@ class Work:
         self.batch["attention_mask"] = torch.ones_like(self.batch["input_ids"])
 
     def mixing(self):
-        """The same side on batches whose rows belong to all tasks."""
+        """The same side on batches that mix all tasks."""
         import copy
 
         import torch
@@ -141,7 +141,7 @@ class Work:
         return mixed
 
     def task_ids(self, step):
-        """The rows' task ids: a task a step, or all tasks."""
+        """The rows' task ids: one task per step, or all tasks."""
         import torch
 
         if self.ids is not None:
@@ -149,7 +149,7 @@ class Work:
         return torch.full((self.args.train_batch_size,), step % len(TASKS), device=self.device)
 
     def loss(self, step):
-        """The loss of a step's batch, without dropout's chance: the same for all sides of one model."""
+        """The loss of a step's batch without dropout: the same for all sides of one model."""
         import torch
 
         self.model.eval()
@@ -157,7 +157,7 @@ class Work:
             return self.model(**self.batch, task_ids=self.task_ids(step)).loss
 
     def training(self, turn):
-        """A turn's work: some optimizer steps."""
+        """The work of a turn: some optimizer steps."""
         import torch
         from versatile.utils.devices import autocast
 
@@ -173,7 +173,7 @@ class Work:
         return self.args.turn_steps
 
     def decoding(self, turn):
-        """A turn's work: one batch decoded, every output as long as allowed."""
+        """The work of a turn: one batch decoded, every output as long as allowed."""
         from versatile.utils.devices import autocast
 
         self.model.eval()

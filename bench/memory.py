@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Memory of training on data sets of growing size, for each of the four encoders, through the real scripts.
+"""Memory of training on data sets of growing size, for each of the four encoders, with the real scripts.
 
-  one CPU (minutes for each million examples, some hundred MB of disk for a while):
+  one CPU (minutes per million examples, some hundred MB of disk temporarily):
     python bench/memory.py
     python bench/memory.py --encoders text_to_text --sizes 1000 1000000
   one GPU: the same; what is measured is the process's memory on the CPU's side.
 
-Writes a data file, record by record, into a temporary directory and trains a tiny model on it for a few steps, reading
-and tokenising included, in a process of its own for each size. Counted are that process's largest resident set
-(VmHWM), and of it the largest share that is its own (RssAnon, looked at every 20 ms). The rest are pages of files,
-above all of the mapped token cache, which the kernel keeps while there is room and takes back when there is none.
+Writes a data file, record by record, to a temporary directory and trains a tiny model on it for a few steps, including
+reading and tokenising, in a separate process for each size. Reported are that process's largest resident set
+(VmHWM) and the largest part of it that is its own (RssAnon, sampled every 20 ms). The rest are pages of files,
+mainly of the mapped token cache, which the kernel keeps while there is room and reclaims when there is none.
 """
 
 import dataclasses
@@ -38,11 +38,11 @@ def parse(argv=None):
     p = common.parser(__doc__, json_only=True)
     g = p.add_argument_group("what to run")
     g.add_argument("--encoders", nargs="+", choices=list(RUNS), default=list(RUNS),
-                   help="whose data are trained on, each by the script that uses it (default: all)")  # fmt: skip
+                   help="encoders to measure, each with the script that uses it (default: all)")  # fmt: skip
     g.add_argument("--sizes", nargs="+", type=flags.positive, default=[10_000, 100_000, 1_000_000],
-                   help="examples of the data sets, smallest first (default: 10000 100000 1000000)")  # fmt: skip
+                   help="examples per data set, smallest first (default: 10000 100000 1000000)")  # fmt: skip
     g.add_argument("--max_steps", type=flags.positive, default=5, help="optimizer steps of each run")
-    g.add_argument("--temp_dir", help="where the file and the token cache lie meanwhile (default: the system's)")
+    g.add_argument("--temp_dir", help="folder for the data file and the token cache (default: the system's)")
     args = p.parse_args(argv)
     if args.quick:
         args.encoders, args.sizes, args.max_steps = args.encoders[:1], [200, 2000], 1
@@ -51,7 +51,7 @@ def parse(argv=None):
 
 def main(argv=None):
     args = parse(argv)
-    # This process imports no torch: none of its memory can be taken for the training's.
+    # This process does not import torch, so none of its memory can be mistaken for that of training.
     print(f"hardware: {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start", flush=True)
     results = {}
     for encoder in args.encoders:
@@ -61,9 +61,9 @@ def main(argv=None):
 
 
 def compare(encoder, folder, args):
-    """Train on data sets of every size: a list of what `run` measured of each."""
+    """Train on data sets of every size: a list of the measurements that `run` made of each."""
     script, measurements = RUNS[encoder], []
-    # What the very first run has to prepare (the tiny model's files) is not part of any measurement.
+    # What the very first run prepares (the tiny model's files) is not part of any measurement.
     for number, count in enumerate([*([] if args.quick else [16]), *args.sizes]):
         path = script.data_file(folder / str(number))
         path.parent.mkdir(parents=True)
@@ -137,14 +137,14 @@ def write_sentences(path, count):
 
 @dataclasses.dataclass(frozen=True)
 class Script:
-    """How a script is run.
+    """How to run a script.
 
     Attributes:
-        name: of the script.
+        name: the script's file name.
         file: the data file's path below the run's folder.
         write: called with (path, number of examples).
-        flags: of the script; {data}, {folder} and {steps} are filled in.
-        last_line: for a script that knows no --max_steps: how the line begins after which it is soon stopped.
+        flags: the script's flags; {data}, {folder} and {steps} are filled in.
+        last_line: for a script without --max_steps: the beginning of the line after which it is soon stopped.
     """
 
     name: str
@@ -175,10 +175,10 @@ RUNS = {
 
 
 def run(script, folder, cache, args):
-    """A script on one file; {peak_mb, own_mb, tokenise_s, total_s}.
+    """Run a script on one file; returns {peak_mb, own_mb, tokenise_s, total_s}.
 
     Raises:
-        SystemExit: it failed; its output is printed.
+        SystemExit: the script failed; its output is printed.
     """
     values = dict(data=folder / "data", folder=folder, steps=args.max_steps)
     command = [sys.executable, script.name, *(word.format(**values) for word in script.flags.split())]
@@ -201,7 +201,7 @@ def run(script, folder, cache, args):
 
 
 def stop_after(beginning, process, output):
-    """Stop a process some steps after it has written a line that begins so; returns whether it was stopped."""
+    """Stop a process soon after it has written a line with this beginning; returns whether it was stopped."""
     while process.poll() is None:
         written = os.pread(output.fileno(), 1 << 20, 0).decode("utf-8", "replace")
         if any(line.startswith(beginning) for line in written.splitlines()):

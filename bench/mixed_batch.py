@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""What several tasks in one model cost: batches that mix five tasks against batches of one, and what a task adds.
+"""The cost of several tasks in one model: batches that mix five tasks against batches of one, and what a task adds.
 
   one CPU:
     python bench/mixed_batch.py --device cpu
@@ -9,12 +9,12 @@
     python bench/mixed_batch.py --width 256 --layers 6 --repeats 5 --turn_steps 3
 
 The default shape is GPT-2's own; on two cores it takes four minutes. One model holds the five published tasks with
-their published bottlenecks. Training is train_vlm.py's: the real Trainer on batches whose rows belong to all tasks in
-equal shares, against batches of the same tokens and shapes that all belong to one task. Bottlenecks differ, so the
+their published bottlenecks. Training is train_vlm.py's: the real Trainer on batches that mix all tasks in equal
+shares, against batches of the same tokens and shapes that all belong to one task. Bottlenecks differ, so the
 single side is the mean time of the five. Decoding is evaluate_vlm.py's, with prompts of all tasks against the same
 prompts of one, every output as long as allowed. A directory's size is that of adapter_model.safetensors and
 adapter_config.json, against the bytes of the trained tensors; loading is adapters.checkpoint.load_onto, onto a
-backbone that is in memory.
+backbone already in memory.
 """
 
 import statistics
@@ -30,7 +30,7 @@ BOTTLENECKS = {"mt": 300, "summarization": 100, "dialogue": 100, "qa": 300, "nlg
 TASKS = list(BOTTLENECKS)
 MIXED = "five tasks mixed"
 SLOWER, LARGER, SECONDS = 1.15, 1.02, 0.3
-# bos, eos, a source's and a target's marker.
+# bos, eos, a source and a target marker.
 EACH = 4
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
@@ -41,12 +41,12 @@ def parse(argv=None):
     p = common.parser(__doc__)
     common.model_flags(p, bottleneck=False)
     g = p.add_argument_group("data and steps")
-    g.add_argument("--mean_length", type=flags.positive, default=54, help="tokens of a training example on average")
-    g.add_argument("--train_batch_size", type=flags.positive, default=10, help="examples a micro-batch; 5, 10, …")
-    g.add_argument("--gradient_accumulation_steps", type=flags.positive, default=4, help="micro-batches a step")
-    g.add_argument("--turn_steps", type=flags.positive, default=1, help="optimizer steps a turn and side")
-    g.add_argument("--prompts", type=flags.positive, default=30, help="prompts to decode a turn and side, in one batch")
-    g.add_argument("--prompt_length", type=flags.positive, default=28, help="tokens of a prompt on average")
+    g.add_argument("--mean_length", type=flags.positive, default=54, help="mean tokens per training example")
+    g.add_argument("--train_batch_size", type=flags.positive, default=10, help="examples per micro-batch; 5, 10, …")
+    g.add_argument("--gradient_accumulation_steps", type=flags.positive, default=4, help="micro-batches per step")
+    g.add_argument("--turn_steps", type=flags.positive, default=1, help="optimizer steps per turn and side")
+    g.add_argument("--prompts", type=flags.positive, default=30, help="prompts per turn and side, in one batch")
+    g.add_argument("--prompt_length", type=flags.positive, default=28, help="mean tokens per prompt")
     g.add_argument("--max_length", type=flags.positive, default=40, help="tokens of every output")
     settings.add_precision(p, device=False)
     p.set_defaults(width=768, layers=12, repeats=3)
@@ -91,7 +91,7 @@ def main(argv=None):
 
 
 def slowdown(rates):
-    """Of each turn: the mixed side's time over the mean of the single tasks' times."""
+    """For each turn: the mixed side's time over the mean of the single tasks' times."""
     turns = zip(rates[MIXED], *(rates[task] for task in TASKS))
     return [1 / mixed / statistics.mean(1 / single for single in singles) for mixed, *singles in turns]
 
@@ -104,7 +104,7 @@ def verdict(what, middle, each, target, unit, over="turns"):
 
 
 def attached(args, tasks):
-    """(model of these tasks, its tokenizer): the same backbone for the same seed."""
+    """(model of these tasks, its tokenizer): the same seed gives the same backbone."""
     import torch
     from versatile.adapters import attach as adapting
     from versatile.adapters.backbones import loading as backbones
@@ -118,13 +118,13 @@ def attached(args, tasks):
 
 
 def splits(args, count, mean, longest):
-    """{task: made-up examples}: the same tokens for every task, but for its markers."""
+    """{task: made-up examples}: the same tokens for every task except for its markers."""
     lengths = common.lengths(count, mean, longest, args.seed)
     return {task: common.MadeUpSplit(lengths, common.VOCABULARY + EACH * i, args.seed) for i, task in enumerate(TASKS)}
 
 
 class Training:
-    """The Trainer of train_vlm.py on batches laid out by hand."""
+    """The Trainer of train_vlm.py on batches composed by hand."""
 
     def __init__(self, args, dtype):
         import torch
@@ -150,7 +150,7 @@ class Training:
         devices.prepare_for_device(model, self.trainer.device, dtype)
 
     def side(self, task):
-        """A turn's work: some optimizer steps on the same examples, of one task or of all in equal shares."""
+        """The work of a turn: some optimizer steps on the same examples, of one task or of all in equal shares."""
         import numpy as np
 
         size, starts = self.args.train_batch_size, self.batches.starts
@@ -186,7 +186,7 @@ class Decoding:
         self.splits = splits(args, args.prompts, args.prompt_length, longest)
 
     def side(self, task):
-        """A turn's work: the same prompts continued to the same length, for one task or for all in equal shares."""
+        """The work of a turn: the same prompts continued to the same length, for one task or all in equal shares."""
         from versatile.training import decoding
 
         prompts = []
@@ -220,7 +220,7 @@ def size(args, task, folder):
 
 
 def loading(args, device, folder):
-    """{task: seconds of each turn} to load its directory onto a backbone that is in memory."""
+    """{task: seconds of each turn} to load its directory onto a backbone in memory."""
     from versatile.adapters import checkpoint
 
     seconds = {task: [] for task in TASKS}

@@ -7,12 +7,12 @@
   one GPU:
     python bench/peers.py --device cuda --turn_steps 20
 
-Each side is a process of its own, which waits while another has its turn. The libraries need another transformers than
-the toolkit: the first run makes an environment for them in --environment (a few downloads, about 15 seconds), on top of
-the running one's packages. Ours is the path of train.py. Theirs is the loop that both document: a model of
-transformers, batches padded to their longest row, AdamW (fused), clipping, autocast in bf16, a loss at the target's
-tokens. `adapters` trains a bottleneck adapter of the same width behind every block, `peft` LoRA at the fused projection
-of queries, keys and values with as many parameters. Dropout is GPT-2's 0.1 on all sides. Tokens are real ones, no
+Each side is a process of its own, which waits during the others' turns. The libraries need a different transformers
+from the toolkit's: the first run makes an environment for them in --environment (a few downloads, about 15 seconds),
+on top of the running one's packages. Ours is the path of train.py. Theirs is the loop that both document: a model of
+transformers, batches padded to their longest row, AdamW (fused), clipping, autocast in bf16, a loss on the target's
+tokens. `adapters` trains a bottleneck adapter of the same size after every block, `peft` LoRA on the fused projection
+of queries, keys and values with as many parameters. Dropout is GPT-2's 0.1 on all sides. Only real tokens count, not
 padding.
 """
 
@@ -34,8 +34,8 @@ def parse(argv=None):
     common.model_flags(p)
     g = common.training_flags(p, 6)
     g.add_argument("--environment", type=Path, default=None, metavar="DIR",
-                   help="of the libraries; made where there is none (default: in the toolkit's cache)")  # fmt: skip
-    g.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="which to measure; ours always is")
+                   help="environment of the libraries; made if missing (default: in the toolkit's cache)")  # fmt: skip
+    g.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="sides to measure; always ours")
     return common.parse_training(p, argv)
 
 
@@ -73,7 +73,7 @@ def main(argv=None):
 
 
 def make_environment(folder):
-    """The python of an environment with the libraries, made where it is not there, on top of this one's packages."""
+    """The python of an environment with the libraries, made if missing, on top of this one's packages."""
     from versatile.utils.files import cache_root
 
     folder = folder or cache_root() / "bench_peers"
@@ -83,7 +83,7 @@ def make_environment(folder):
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
         paths = "import sysconfig; print(sysconfig.get_path('purelib'))"
         own = subprocess.run([python, "-c", paths], check=True, capture_output=True, text=True).stdout.strip()
-        # Behind its own packages, which come first.
+        # After its own packages, which take precedence.
         above = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
         (Path(own) / "zz_above.pth").write_text("\n".join(above) + "\n")
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *VERSIONS]
@@ -110,7 +110,7 @@ def work(name, kind, flags):
 
 
 class Theirs:
-    """A library's model in the loop that its documentation shows."""
+    """A library's model in the loop from its documentation."""
 
     def __init__(self, args, library, lengths, dtype):
         import numpy as np
@@ -164,7 +164,7 @@ class Theirs:
 
 
 def with_bottleneck(model, args):
-    """A bottleneck adapter behind every block's feed-forward, its width as ours."""
+    """A bottleneck adapter after every block's feed-forward layer, of the same size as ours."""
     # The library, not the toolkit's folder of that name.
     paths = list(sys.path)
     sys.path[:] = [path for path in paths if Path(path or ".").resolve() != common.ROOT]
@@ -179,7 +179,7 @@ def with_bottleneck(model, args):
 
 
 def with_lora(model, args):
-    """LoRA with as many parameters: r · (width + 3 · width) of a block are 2 · width · bottleneck."""
+    """LoRA with as many parameters: r · (width + 3 · width) per block equals 2 · width · bottleneck."""
     import peft
 
     rank = max(1, args.adapter_bottleneck // 2)

@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Two processes with one thread each against one process with one thread: speed, what goes over the wire, memory.
+"""Two processes with one thread each against one process with one thread: speed, communication, memory.
 
-  one CPU of two cores or more:
+  one CPU with two cores or more:
     python bench/processes.py --device cpu
-  one GPU: the same; it measures processes on a CPU (gloo), several GPUs are left to torchrun and nccl.
+  one GPU: the same; it measures processes on a CPU (gloo), and leaves several GPUs to torchrun and nccl.
 
-Every process takes micro-batches of the same size, so that two of them take twice the tokens a step. Adapters are
-trained beside a frozen backbone: only the added parameters' gradients are to be sent. Then the whole model is trained,
-by two processes that each hold all of it, and by two that share it out (--fsdp). All sides are processes of their own,
-which wait while another side has its turn. Bytes are those that collectives were called with, counted in the first
-process; memory is the largest resident set of a process that is not mapped files.
+Every process uses the same micro-batch size, so two of them process twice the tokens per step. Adapters are
+trained beside a frozen backbone: only the added parameters' gradients need to be sent. Then the whole model is trained
+by two processes that each hold all of it, and by two that shard it (--fsdp). All sides are processes of their own,
+which wait during the others' turns. Bytes are those that collectives were called with, counted in the first
+process; memory is the largest resident set of a process, without mapped files.
 """
 
 import os
@@ -52,7 +52,7 @@ def main(argv=None):
     head = ["a process", "tokens/s", "trained, MB", "sent, MB/step", "calls/step", "peak, MB", "model and state, MB"]
     print(common.table(head, rows))
     print(common.verdict("two processes over one, one thread each: training", rates, TWO, ONE, 1.7))
-    # Tokens are those of all processes, the seconds those of the first.
+    # Tokens are those of all processes; the seconds are those of the first.
     print(f"by the processor time of each process it would be {about[ONE]['cpu'] / about[TWO]['cpu']:.2f}x on two idle "
           "cores, waiting for one another left out")  # fmt: skip
     two, whole, shared = about[TWO], about[WHOLE], about[SHARED]
@@ -65,7 +65,7 @@ def main(argv=None):
 
 
 def report(what, ratio, target):
-    """A ratio's line that is the better the lower."""
+    """The line of a ratio for which lower is better."""
     common.record(what, ratio, ratio, ratio, lower=True)
     print(f"ratio: {what} {ratio:.3f}x (target at most {target:g}x {'reached' if ratio <= target else 'NOT reached'})")
 
@@ -85,19 +85,19 @@ class Side:
         self.answers()
 
     def answers(self):
-        """What each process says next."""
+        """The next report of each process."""
         return [worker.answer() for worker in self.workers]
 
     def turn(self, turn):
-        """Some optimizer steps of all processes; returns their tokens."""
+        """Some optimizer steps of all processes; returns their number of tokens."""
         for worker in self.workers:
             worker.ask()
-        # Each counts the tokens of all.
+        # Each process counts the tokens of all.
         first, *_ = self.answers()
         return first["tokens"]
 
     def close(self):
-        """What the first process says of itself."""
+        """The first process's report on itself."""
         for worker in self.workers:
             worker.process.stdin.close()
         first, *_ = self.answers()
@@ -126,7 +126,7 @@ def work(name, flags):
 
 
 class Wire:
-    """A side whose collectives are counted: the bytes of the tensors that this process hands to them."""
+    """A side with its collectives counted: the bytes of the tensors that this process passes to them."""
 
     def __init__(self, side):
         from torch import distributed
@@ -136,9 +136,9 @@ class Wire:
         if parallel is not side.model:
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-            # As DDP does without a hook, but by a function of Python.
+            # As DDP does without a hook, but through a Python function.
             parallel.register_comm_hook(None, allreduce_hook)
-        # The last two are FSDP's; an older torch calls them otherwise.
+        # The last two are FSDP's; older versions of torch name them differently.
         for name in ("all_reduce", "all_gather_single", "reduce_scatter_single"):
             if not hasattr(distributed, name):
                 continue
@@ -146,7 +146,7 @@ class Wire:
             setattr(distributed, name, self.counted(original, 0 if name == "all_reduce" else 1))
 
     def about(self):
-        """{name: function that gives what is said of the side at its end}."""
+        """{name: function that returns the value to report at the side's end}."""
         return dict(
             trained_mb=lambda: megabytes(map(local, self.side.parameters)),
             held_mb=lambda: megabytes(held_tensors(self.side)),
@@ -179,7 +179,7 @@ def local(tensor):
 
 
 def held_tensors(side):
-    """The model's tensors and the optimizer's, this process's parts of them."""
+    """The tensors of the model and of the optimizer, as far as this process holds them."""
     state = [value for own in side.trainer.optimizer.state.values() for value in own.values()]
     return [local(tensor.data) for tensor in [*side.model.parameters(), *state] if hasattr(tensor, "data")]
 
@@ -189,7 +189,7 @@ def megabytes(tensors):
 
 
 def anonymous_mb():
-    """The largest resident set so far, what is mapped from files not counted."""
+    """The largest resident set so far, without mapped files."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     kilobytes = {name: int(fields[name].split()[0]) for name in ("VmHWM", "RssFile")}
     return round((kilobytes["VmHWM"] - kilobytes["RssFile"]) / 2**10)

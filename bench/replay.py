@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Lifelong learning's two costs: generating samples of earlier tasks, and learning two objectives at once.
+"""The two costs of lifelong learning: generating samples of earlier tasks, and training on two objectives at once.
 
   one CPU:
     python bench/replay.py --device cpu
@@ -9,14 +9,14 @@
     python bench/replay.py --device cpu --adapter_bottleneck 64
 
 Generation is lifelong.replay.generate as train_lifelong.py calls it before a task: batches from the task's start token,
-top-k 20, cached. One side draws the same samples one by one and computes the whole prefix anew for every token; the
+top-k 20, cached. One side draws the same samples one by one and recomputes the whole prefix for every token; the
 other, plain `generate`, has the same batches on the model as attached. The end token is never drawn: every sample is as
 long as allowed on every side. Speed counts drawn tokens.
 
 A training step is that of --seq_train_type lll: the real Trainer on batches whose rows of both objectives, qa and
-0.25 · lm, go through the model in one forward and backward pass. Against it stand two passes, one an objective, their
-gradients added up (the same step, and the same loss: it is compared), and the originals' way: each objective padded for
-itself, scores at all positions, one backward pass for the two. Tokens are real ones of both objectives, no padding.
+0.25 · lm, go through the model in one forward and backward pass. It is compared with two passes, one per objective,
+with their gradients added up (the same step and the same loss, which is checked), and with the originals' way: each
+objective padded separately, scores at all positions, one backward pass for both. Tokens are real ones, no padding.
 """
 
 import sys
@@ -35,16 +35,16 @@ def parse(argv=None):
 
     p = common.parser(__doc__)
     common.model_flags(p, bottleneck=False)
-    p.add_argument("--adapter_bottleneck", type=flags.positive, help="an adapter's width (default: the whole model)")
+    p.add_argument("--adapter_bottleneck", type=flags.positive, help="adapter bottleneck (default: the whole model)")
     g = p.add_argument_group("generated samples")
-    g.add_argument("--samples", type=flags.positive, default=64, help="samples to generate a turn")
-    g.add_argument("--single_samples", type=flags.positive, default=2, help="so many of them one by one")
+    g.add_argument("--samples", type=flags.positive, default=64, help="samples to generate per turn")
+    g.add_argument("--single_samples", type=flags.positive, default=2, help="samples to generate one by one")
     g.add_argument("--batch_size", type=flags.positive, default=32, help="samples generated together")
     g.add_argument("--max_len", type=flags.positive, default=64, help="tokens of every generated sample")
     g = p.add_argument_group("training steps")
-    g.add_argument("--train_batch_size", type=flags.positive, default=16, help="samples a step")
-    g.add_argument("--mean_length", type=flags.positive, default=54, help="tokens a sample on average")
-    g.add_argument("--turn_steps", type=flags.positive, default=2, help="steps a turn and side")
+    g.add_argument("--train_batch_size", type=flags.positive, default=16, help="samples per step")
+    g.add_argument("--mean_length", type=flags.positive, default=54, help="mean tokens per sample")
+    g.add_argument("--turn_steps", type=flags.positive, default=2, help="steps per turn and side")
     args = p.parse_args(argv)
     if args.quick:
         args.width, args.layers, args.positions, args.samples, args.batch_size = 64, 1, 64, 8, 4
@@ -110,17 +110,17 @@ def show(unit, rates, against):
 
 
 def attached(args):
-    """(model as lifelong/learning.py attaches it, its tokenizer): the same weights for the same seed."""
+    """(model as lifelong/learning.py attaches it, its tokenizer): the same seed gives the same weights."""
     import torch
     from versatile.adapters import attach as adapting
     from versatile.data.encoders.question_answer import special_tokens
 
-    # With GPT-2's own 0.02 a random model's scores are all alike.
+    # With GPT-2's own 0.02 all scores of a random model are alike.
     model, tokenizer = common.gpt2(args, initializer_range=0.1), common.word_tokenizer()
     torch.manual_seed(args.seed + 1)
     widths = None if args.adapter_bottleneck is None else {TASK: args.adapter_bottleneck}
     adapting.attach(model, tokenizer, {TASK: special_tokens([TASK])}, widths)
-    # Its score is 0: of thousands of tokens it is never among the 20 likeliest.
+    # The end token's score is 0: out of thousands of tokens it is never among the top 20.
     with torch.no_grad():
         next(p for n, p in model.named_parameters() if "wte" in n and len(p) >= common.VOCABULARY)[EOS] = 0
     return model, tokenizer
@@ -149,7 +149,7 @@ class Generation:
         self.never = sorted(special - {self.encoder.ans, EOS})
 
     def ours(self, drawn, kind):
-        """A turn's samples as replay draws them; returns how many tokens they have."""
+        """A turn's samples, drawn as replay draws them; returns their number of tokens."""
         from versatile.lifelong.replay import generate
         from versatile.utils import devices
 
@@ -160,7 +160,7 @@ class Generation:
         return self.counted(samples, self.args.samples)
 
     def plain(self, drawn, kind):
-        """The same with `generate` on the model as attached."""
+        """The same with `generate`, on the model as attached."""
         import torch
         from transformers import GenerationConfig
         from versatile.training.trainer import seed_step
@@ -239,7 +239,7 @@ class Training:
         self.separate = [[objective.collate(rows)[0] for objective in sides] for rows in chosen]
 
     def made_up(self):
-        """Rows of random tokens, half of each the answer."""
+        """Rows of random tokens; half of each is the answer."""
         import numpy as np
         from versatile.data.encoders.question_answer import Row
 
@@ -258,11 +258,11 @@ class Training:
                                self.args.train_batch_size, seed=self.args.seed)  # fmt: skip
 
     def fused(self, turn):
-        """A turn's optimizer steps, both objectives in one pass; returns how many tokens they have."""
+        """A turn's optimizer steps, both objectives in one pass; returns their number of tokens."""
         return self.steps("ours")
 
     def two_passes(self, turn):
-        """The same, one pass an objective."""
+        """The same with one pass per objective."""
         return self.steps("two")
 
     def steps(self, side):
@@ -302,7 +302,7 @@ class Training:
         return total
 
     def losses(self):
-        """The first batch's loss in one pass and in two, without dropout."""
+        """The first batch's loss in one pass, in two and the originals' way, without dropout."""
         import torch
         from versatile.lifelong.losses import WeightedLoss
 
@@ -317,7 +317,7 @@ class Training:
 
 
 def one(objective, part):
-    """The same objective's rows of one part alone."""
+    """The same objective, restricted to the sequences of one part."""
     from versatile.lifelong.losses import Objective
 
     @dataclass

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Every benchmark, its ratios in one file, and what became slower since an earlier file.
+"""Run every benchmark, save its ratios in one file, and report what became slower since an earlier file.
 
   one CPU:
     python bench/run.py --device cpu --json new.json
@@ -7,8 +7,8 @@
   one GPU:
     python bench/run.py --device cuda --json new.json --compare old.json
 
-A ratio of two sides that had their turns side by side can be compared with an earlier one even if the machine was
-busier then; speeds cannot. It counts as a regression where its median is worse than 0.97 of the earlier one and than
+A ratio of two sides measured in alternating turns can be compared with an earlier one even if the machine was
+busier then; speeds cannot. It counts as a regression if its median is worse than 0.97 of the earlier one and than
 every turn of that; the exit code is then 1. peers.py downloads two packages once: it runs only with --only.
 """
 
@@ -23,7 +23,7 @@ import common  # noqa: F401  (it finds the toolkit)
 
 FOLDER = Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("common", "run"))
-# Not slower than this share of an earlier median.
+# A ratio below this share of an earlier median is slower.
 TOLERANCE = 0.97
 
 
@@ -32,13 +32,13 @@ def parse(argv=None):
 
     p = flags.build_parser(__doc__)
     g = p.add_argument_group("what to run")
-    g.add_argument("--only", nargs="+", choices=NAMES, help="these benchmarks (default: all but peers)",
+    g.add_argument("--only", nargs="+", choices=NAMES, help="benchmarks to run (default: all but peers)",
                    default=[name for name in NAMES if name != "peers"])
     g.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
     g.add_argument("--quick", action="store_true", help="smoke tests of a few seconds; their numbers mean nothing")
     g = p.add_argument_group("output")
-    g.add_argument("--json", metavar="FILE", help="save the ratios of all here")
-    g.add_argument("--compare", metavar="OLD.json", help="name the ratios that are lower than in this earlier --json")
+    g.add_argument("--json", metavar="FILE", help="save the ratios of all benchmarks here")
+    g.add_argument("--compare", metavar="OLD.json", help="report ratios that are lower than in this earlier --json")
     args, more = p.parse_known_args(argv)
     return argparse.Namespace(**vars(args), more=more)
 
@@ -79,7 +79,7 @@ def regressions(old, new):
     """Lines that name what is slower.
 
     Args:
-        old, new: {benchmark: {what: dict(median, low, high, lower)}}; `lower`: the lower the better.
+        old, new: {benchmark: {what: dict(median, low, high, lower)}}; `lower`: lower is better.
     """
     lines = []
     for name, ratios in new.items():

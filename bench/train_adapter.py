@@ -5,15 +5,15 @@
     python bench/train_adapter.py --device cpu
   one GPU:
     python bench/train_adapter.py --device cuda --turn_steps 20
-  with lengths as E2E's own, where the original has less padding to lose time on:
+  with lengths like E2E's, where the original loses less time to padding:
     python bench/train_adapter.py --device cpu --mean_length 46 --positions 112
   where our time goes: bench/budget.py
 
-Ours is the path of train.py: the real Trainer over batches of like length, frozen matrices, scores only where
-a label stands, clipping once a step, in fp32 and in bf16. The plain loop does what the original code does:
+Ours is the path of train.py: the real Trainer over batches of similar length, frozen matrices, scores only at
+labels, clipping once per step, in fp32 and in bf16. The plain loop does what the original code does:
 every row padded to the longest of the data set, scores at all positions, gradients of all weights (only
-adapters and the whole embedding table are stepped; the others' gradients pile up and count in the clipping,
-which runs every micro-batch), fp32. Dropout is GPT-2's 0.1 on both sides. Tokens are real ones, no padding.
+adapters and the whole embedding table are updated; the others' gradients accumulate and count in the clipping,
+which runs every micro-batch), fp32. Dropout is GPT-2's 0.1 on both sides. Only real tokens count, not padding.
 """
 
 import sys
@@ -68,13 +68,13 @@ def main(argv=None):
 
 
 def share(rates, name, flops_per_token, kind):
-    """The part of the measured peak that the needed products take: median over the turns."""
+    """The share of the measured peak that the needed products reach: median over the turns."""
     each = [r * flops_per_token / p for r, p in zip(rates[name], rates[f"products, {kind}"])]
     return sorted(each)[len(each) // 2]
 
 
 class Plain:
-    """The loop as the original code has it, around a transformers GPT-2."""
+    """The original code's loop, around a transformers GPT-2."""
 
     def __init__(self, args, lengths, device):
         import numpy as np
@@ -92,7 +92,7 @@ class Plain:
         trained = [p for n, p in self.model.named_parameters() if "adapter" in n or "wte" in n]
         self.optimizer = torch.optim.AdamW(trained, lr=args.lr, eps=1e-6, weight_decay=0.0)
         split = common.MadeUpSplit(lengths, common.VOCABULARY, args.seed)
-        # As many rows as a few turns see, with the length of the whole data set's longest.
+        # As many rows as a few turns see, with the longest length of the whole data set.
         rows = min(len(split), 512)
         self.data = torch.full((3, rows, int(lengths.max())), common.VOCABULARY)
         self.data[2] = -100
@@ -100,7 +100,7 @@ class Plain:
             ids, types, prompt = split[i].ids, split[i].types, split[i].prompt_length
             self.data[0, i, : len(ids)], self.data[1, i, : len(ids)] = torch.from_numpy(ids), torch.from_numpy(types)
             self.data[2, i, prompt : len(ids)] = torch.from_numpy(ids[prompt:])
-        # Its time does not depend on which rows a turn meets, so every turn counts the data set's mean.
+        # Its time does not depend on the rows of a turn, so every turn counts the data set's mean.
         self.mean = float(np.mean(lengths))
 
     def turn(self, turn):
@@ -119,13 +119,13 @@ class Plain:
             rows = torch.arange(self.at, self.at + self.args.train_batch_size) % self.data.shape[1]
             self.at += self.args.train_batch_size
             ids, types, labels = self.data[:, rows].to(self.device)
-            # The original gives no attention mask: padding stands on the right, behind everything that counts.
+            # The original passes no attention mask: padding is on the right, after everything that counts.
             loss = self.model(input_ids=ids, token_type_ids=types, labels=labels).loss / count
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            # The original reads the loss every micro-batch.
+            # The original reads the loss in every micro-batch.
             loss.item()
-        # The table's gradient outside the new rows is thrown away, after all the work for it.
+        # The table's gradient outside the new rows is discarded, after all the work to compute it.
         self.model.transformer.wte.weight.grad[: common.VOCABULARY] = 0
         self.optimizer.step()
         self.optimizer.zero_grad()

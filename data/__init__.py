@@ -1,1 +1,1 @@
-"""What a task is: files, examples, encoding, batches. Never imports `adapters`."""
+"""Tasks: their files, examples, encoding and batches. Never imports `adapters`."""

@@ -1,9 +1,10 @@
-"""Which examples make up which batch, and the batch itself.
+"""The assignment of examples to batches, and the batches themselves.
 
 The order is a pure function of (seed, epoch): a run resumed at step s continues with the s-th batch of the same
-plan. Batches hold examples of like length, padded to a multiple of 8, and are as many in every epoch; so do the
-batches of one optimizer step together, which may then be taken in larger parts. Every process of a distributed run
-plans the same global batches and takes its own rows of each, so the number of processes changes nothing.
+plan. Batches hold examples of similar length, padded to a multiple of 8; their number is the same in every epoch. The
+batches of one optimizer step are of similar length as well, so they can be merged into larger parts. Every process of a
+distributed run plans the same global batches and takes its own rows of each, so the number of processes changes
+nothing.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ class Plan:
 
     Attributes:
         order: [n] example indices.
-        bounds: [batches + 1] where each global batch starts and ends in `order`.
+        bounds: [batches + 1] start and end of each global batch in `order`.
     """
 
     order: np.ndarray
@@ -33,16 +34,16 @@ class Plan:
 
 
 def plan(lengths, batch_size, *, world=1, max_tokens=None, seed=0, epoch=0, shuffle=True, accumulation=1):
-    """Lay out an epoch.
+    """Plan the batches of an epoch.
 
     Args:
         lengths: [n] tokens of each example.
-        batch_size: examples a process and batch; without effect if `max_tokens` is given.
+        batch_size: examples per process and batch; ignored if `max_tokens` is given.
         world: number of processes; a global batch is this many times larger.
-        max_tokens: instead of a count, at most this many tokens (padding counted) a process and batch.
-        seed, epoch: what the order depends on.
+        max_tokens: instead of a fixed count, at most this many tokens (including padding) per process and batch.
+        seed, epoch: determine the order.
         shuffle: False: one pass from short to long, for evaluation.
-        accumulation: batches of an optimizer step.
+        accumulation: batches per optimizer step.
     """
 
     def bounds(sizes):
@@ -55,17 +56,17 @@ def plan(lengths, batch_size, *, world=1, max_tokens=None, seed=0, epoch=0, shuf
 
 
 def plan_by_size(sizes, bounds_of, *, seed=0, epoch=0, shuffle=True, accumulation=1):
-    """A `Plan` whose batches hold examples of like size, and so do every `accumulation` batches from its start.
+    """A `Plan` whose batches, and whose successive groups of `accumulation` batches, hold examples of similar size.
 
     Args:
-        sizes: [n] of the examples.
-        bounds_of: [n] sizes in ascending order -> [batches + 1] where each batch starts and ends.
+        sizes: [n] sizes of the examples.
+        bounds_of: [n] sizes in ascending order -> [batches + 1] start and end of each batch.
         seed, epoch, shuffle, accumulation: as in `plan`.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(sizes)) if shuffle else np.arange(len(sizes))
-    # The sort is stable: examples of one size stay in random order, so batches differ from epoch to epoch while
-    # their bounds, and so their number, do not.
+    # The sort is stable: examples of one size stay in random order, so batches differ from epoch to epoch, while
+    # their bounds, and hence their number, do not.
     order = order[np.argsort(sizes[order], kind="stable")]
     bounds = bounds_of(sizes[order])
     if shuffle and len(order):
@@ -76,9 +77,9 @@ def plan_by_size(sizes, bounds_of, *, seed=0, epoch=0, shuffle=True, accumulatio
 
 
 def _shuffled(count, accumulation, rng):
-    """Numbers from 0 to `count` in random order, but for those of an optimizer step, which stay together."""
+    """The numbers below `count` in random order, except that those of one optimizer step stay together."""
     whole, rest = divmod(count, accumulation)
-    # The last step of an epoch may be a short one. Any place will do for its batches, not the longest ones' alone.
+    # The last step of an epoch may be short. Any batches can make it up, not only the longest ones.
     cut = accumulation * int(rng.integers(whole + 1)) if rest else count
     numbers = np.arange(count)
     steps = np.concatenate([numbers[:cut], numbers[cut + rest :]]).reshape(whole, accumulation)
@@ -86,12 +87,12 @@ def _shuffled(count, accumulation, rng):
 
 
 def bounds_by_count(n, size):
-    """[batches + 1] where each of the batches of `size` begins, and the last one of `n` examples ends."""
+    """[batches + 1] start of each batch of `size`, and the end of the last one, for `n` examples."""
     return np.minimum(np.arange(-(-n // size) + 1) * size, n)
 
 
 def _by_tokens(sizes, max_tokens, world):
-    # Sizes come sorted, so the newest is the longest of its batch.
+    # Sizes come sorted, so the latest is the largest of its batch.
     bounds = [0]
     for i, size in enumerate(sizes.tolist()):
         rows = -(-(i + 1 - bounds[-1]) // world)
@@ -101,21 +102,21 @@ def _by_tokens(sizes, max_tokens, world):
 
 
 def _shares(counts, temperature):
-    """How many examples of each task make up an epoch: at least one of each, `sum(counts)` in all."""
+    """How many examples of each task make up an epoch: at least one of each, `sum(counts)` in total."""
     weights = np.array(counts) ** (1 / temperature)
     exact = sum(counts) * weights / weights.sum()
     shares = np.maximum(np.floor(exact).astype(int), 1)
-    # What rounding down left over goes to those that lost most by it.
+    # What rounding down left over goes to the tasks that lost most by it.
     for i in np.argsort(shares - exact, kind="stable")[: max(0, sum(counts) - shares.sum())]:
         shares[i] += 1
     return shares
 
 
 def draw_cyclic(size, first, count, seeds):
-    """`count` of `size` numbers from the `first`-th on, in a sequence that holds all of them again and again.
+    """`count` numbers, from the `first`-th on, of an endless sequence of shuffled passes over range(`size`).
 
     Args:
-        seeds: a list; with the number of the pass it decides the order of that pass.
+        seeds: a list; with the number of the pass it determines the order of that pass.
     """
     passes = range(first // size, (first + count - 1) // size + 1)
     if not passes:
@@ -125,15 +126,15 @@ def draw_cyclic(size, first, count, seeds):
 
 
 class JoinedSplits:
-    """The examples of several tasks' splits, one split behind another.
+    """The examples of several tasks' splits, concatenated.
 
     Args:
         splits: {task: `data.token_cache.EncodedSplit`}.
-        counts: how many examples of each split there are (default: all).
+        counts: how many examples of each split to use (default: all).
 
     Attributes:
-        tasks: their names.
-        starts: [tasks + 1] the number of each task's first example.
+        tasks: the tasks' names.
+        starts: [tasks + 1] index of each task's first example, then the total.
         lengths: [n] tokens of each example.
     """
 
@@ -152,11 +153,11 @@ class JoinedSplits:
         return np.concatenate([getattr(s, column)[:count] for s, count in zip(self.splits, self.counts)])
 
     def owners(self, indices):
-        """The number of the split that each example belongs to."""
+        """The index of the split that each example belongs to."""
         return np.searchsorted(self.starts, indices, "right") - 1
 
     def examples(self, indices):
-        """A list of `EncodedExample`."""
+        """Indices -> a list of `EncodedExample`."""
         owners = self.owners(indices)
         return [self.splits[owner][i] for owner, i in zip(owners, indices - self.starts[owners])]
 
@@ -167,12 +168,12 @@ class Batches(JoinedSplits):
     Args:
         splits: {task: EncodedSplit}; a batch may mix tasks.
         task_ids: {task: the integer the model knows it by}.
-        pad_id: id that fills rows up.
+        pad_id: the padding id.
         positions: the model's longest sequence; padding never exceeds it.
-        limits: {task: use only the first so many examples of its split, or None}.
-        temperature: how often a task is drawn: in proportion to its size to the power of 1/temperature (1: every
-            example once an epoch; infinity: all tasks alike). An epoch has as many examples in any case.
-        rank, world: this process and how many there are.
+        limits: {task: N to use only the first N examples of its split, or None}.
+        temperature: a task is drawn in proportion to its size to the power of 1/temperature (1: every example once per
+            epoch; infinity: all tasks equally often). The number of examples in an epoch does not depend on it.
+        rank, world: this process's rank and the number of processes.
         **planning: `batch_size`, `max_tokens`, `seed`, `shuffle`, `accumulation` of `plan`.
     """
 
@@ -182,7 +183,7 @@ class Batches(JoinedSplits):
         counts = [min(len(split), limits.get(task) or len(split)) for task, split in splits.items()]
         super().__init__(splits, counts)
         self.pad_id, self.positions, self.rank, self.world, self.planning = pad_id, positions, rank, world, planning
-        # Positions of labels: the target's text and eos; the first token of a sequence is never a label.
+        # Labels per example: the target's text and eos; the first token of a sequence is never a label.
         self.labels = self.lengths - np.maximum(self.joined("prompt_lengths"), 1)
         self.task_ids = np.array([task_ids[task] for task in splits])
         # Names of tasks whose rows are left out of the batches.
@@ -200,7 +201,7 @@ class Batches(JoinedSplits):
         return self._plan
 
     def draw(self, epoch):
-        """Indices of the examples of an epoch. A task's examples all come once before any comes again."""
+        """Indices of the examples of an epoch. All of a task's examples are drawn once before any is drawn again."""
         if self.shares is None:
             return np.arange(len(self.lengths))
         drawn = []
@@ -213,9 +214,9 @@ class Batches(JoinedSplits):
         """One process's share of a global batch.
 
         Returns:
-            (dict of tensors, labels in the *global* batch). Tensors: input_ids, token_type_ids,
+            (dict of tensors, number of labels in the *global* batch). Tensors: input_ids, token_type_ids,
             attention_mask, position_ids, labels [rows, length]; task_ids [rows]. A process that has no row
-            left gets one row without labels; where no process has one, (None, 0).
+            left gets one row without labels; if no process has any, (None, 0).
         """
         chosen = self.chosen(epoch, step)
         if not len(chosen):
@@ -227,15 +228,16 @@ class Batches(JoinedSplits):
     def merged(self, batches):
         """One process's share of several global batches of an epoch, in as few parts as fit into the memory of one.
 
-        A pass over few rows takes nearly as long as one over more. A part holds rows of like length, and no more
-        tokens (padding counted) and labels than the epoch's largest batch.
+        A pass over few rows takes nearly as long as one over more. A part holds rows of similar length, and no more
+        tokens (including padding) or labels than the epoch's largest batch.
 
         Args:
             batches: [(epoch, step)] as `batch` takes them, the batches of an optimizer step.
 
         Returns:
-            [(dict of tensors as of `batch`, divisor)]. A part's loss is the sum of its labels' losses over the divisor,
-            a number or one of each row [rows] float32; the mean over the parts is the mean of the batches' mean losses.
+            [(dict of tensors as from `batch`, divisor)]. A part's loss is the sum of its labels' losses divided by the
+            divisor, one number or one per row [rows] float32; the mean over the parts is the mean of the batches' mean
+            losses.
         """
         chosen = [rows for rows in (self.chosen(*batch) for batch in batches) if self.labels[rows].sum()]
         mine = [rows[self.rank :: self.world] for rows in chosen]
@@ -248,7 +250,7 @@ class Batches(JoinedSplits):
         return [(self.collate(rows[part]), tensors(dict(rows=divisors[part]))["rows"]) for part in parts]
 
     def _parts(self, rows, count, tokens, labels):
-        """Positions in `rows` of each of fewer than `count` parts, in `collate`'s order; None where that can't be."""
+        """Positions in `rows` of each part, in `collate`'s order; None unless fewer than `count` parts suffice."""
         order = np.argsort(self.lengths[rows], kind="stable")
         for number in range(1, min(count, len(rows) + 1)):
             parts = np.array_split(order, number)
@@ -257,7 +259,7 @@ class Batches(JoinedSplits):
         return None
 
     def largest(self, epoch):
-        """(most tokens, padding counted; most labels) of a process's share of one of an epoch's batches."""
+        """(most tokens, including padding; most labels) in this process's share of any of an epoch's batches."""
         epoch_plan = self.plan(epoch)
         if self._largest is None:
             batches = [epoch_plan[step][self.rank :: self.world] for step in range(len(epoch_plan))]
@@ -269,7 +271,7 @@ class Batches(JoinedSplits):
         return len(rows) * min(rounded(int(self.lengths[rows].max())), self.positions)
 
     def chosen(self, epoch, step):
-        """Example indices of a global batch, without those of skipped tasks."""
+        """Example indices of a global batch, excluding skipped tasks."""
         chosen = self.plan(epoch)[step]
         if self.skip:
             skipped = [task in self.skip for task in self.tasks]
@@ -281,7 +283,7 @@ class Batches(JoinedSplits):
         return {self.tasks[i] for i in np.unique(self.owners(self.chosen(epoch, step)))}
 
     def collate(self, indices, masked=False):
-        """Examples by index -> dict of tensors, padded on the right; rows of a task stand together."""
+        """Examples by index -> dict of tensors, padded on the right; rows of one task are adjacent."""
         indices = indices[np.argsort(self.owners(indices), kind="stable")]
         rows = self.examples(indices)
         ids = [row.ids for row in rows]

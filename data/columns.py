@@ -1,6 +1,6 @@
-"""Columns of a table as flat files: a number, a list of numbers or a text in each row.
+"""Columns of a table as flat files, with a number, a list of numbers or a text in each row.
 
-They are written as their rows come and mapped from there, so memory does not grow with the rows.
+They are written row by row and memory-mapped for reading, so memory does not grow with the number of rows.
 """
 
 import json
@@ -10,11 +10,11 @@ import numpy as np
 
 
 class FlatLists:
-    """Lists of numbers of any length, one after the other.
+    """Concatenated lists of numbers of any length.
 
     Args:
-        values: all of them, flat.
-        ends: [n + 1] where each list begins, and the last one ends.
+        values: all numbers, flat.
+        ends: [n + 1] the start of each list, and the end of the last.
     """
 
     def __init__(self, values, ends):
@@ -22,13 +22,13 @@ class FlatLists:
 
     @classmethod
     def from_lists(cls, lists, dtype=np.int32):
-        """Of lists that fit in memory."""
+        """Create from lists that fit in memory."""
         ends = np.cumsum([0, *map(len, lists)], dtype=np.int64)
         return cls(np.fromiter((i for ids in lists for i in ids), dtype=dtype, count=int(ends[-1])), ends)
 
     @classmethod
     def open(cls, folder, name, dtype):
-        """Mapped from what a `ColumnWriter` wrote."""
+        """Map the files that a `ColumnWriter` wrote."""
         return cls(map_file(folder / f"{name}.bin", dtype), map_file(folder / f"{name}_ends.bin", np.int64))
 
     def __len__(self):
@@ -38,7 +38,7 @@ class FlatLists:
         return self.values[self.ends[i] : self.ends[i + 1]]
 
     def lengths(self):
-        """[n] how long each list is."""
+        """[n] length of each list."""
         return np.diff(self.ends)
 
     def update_digest(self, digest):
@@ -48,7 +48,7 @@ class FlatLists:
 
 
 class FlatTexts:
-    """A sequence of texts, mapped from what a `ColumnWriter` wrote of their bytes."""
+    """A sequence of texts, mapped from the bytes that a `ColumnWriter` wrote."""
 
     def __init__(self, folder, name):
         self._bytes = FlatLists.open(folder, name, np.uint8)
@@ -60,18 +60,18 @@ class FlatTexts:
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         if not -len(self) <= i < len(self):
-            # Iteration over the texts ends here.
+            # This is what ends iteration over the texts.
             raise IndexError(i)
         return self._bytes[i % len(self)].tobytes().decode("utf-8", "surrogatepass")
 
 
 class ColumnWriter:
-    """Writes a column's rows into `<name>.bin` of a folder; of lists and texts their ends into `<name>_ends.bin`.
+    """Writes a column's rows to `<name>.bin` in a folder, and the ends of lists and texts to `<name>_ends.bin`.
 
     Args:
         folder, name: see above.
         kind: "number", "list" or "text".
-        dtype: of the numbers.
+        dtype: type of the numbers.
     """
 
     def __init__(self, folder, name, kind, dtype="u1"):
@@ -90,7 +90,7 @@ class ColumnWriter:
             self._ends.close()
 
     def write(self, value):
-        """Add a row: a number, a list of numbers, a text, or as a text what json can tell."""
+        """Add a row: a number, a list of numbers, or a text (for which any json value may be given)."""
         if self.kind == "text":
             value = value if isinstance(value, str) else json.dumps(value)
             content = value.encode("utf-8", "surrogatepass")
@@ -105,7 +105,7 @@ class ColumnWriter:
 
 
 def open_column(folder, name, kind, dtype="u1"):
-    """What a `ColumnWriter` wrote: an array of numbers, `FlatLists` or `FlatTexts`."""
+    """A column written by a `ColumnWriter`: an array of numbers, `FlatLists` or `FlatTexts`."""
     if kind == "text":
         return FlatTexts(folder, name)
     return map_file(folder / f"{name}.bin", dtype) if kind == "number" else FlatLists.open(folder, name, dtype)
@@ -113,5 +113,5 @@ def open_column(folder, name, kind, dtype="u1"):
 
 def map_file(path, dtype):
     """A file as a read-only array."""
-    # An empty file cannot be mapped; a plain view of the mapping is sliced faster than the mapping itself.
+    # An empty file cannot be mapped; slicing a plain view of the mapping is faster than slicing the mapping itself.
     return np.asarray(np.memmap(path, dtype, "r")) if path.stat().st_size else np.zeros(0, dtype)

@@ -1,4 +1,4 @@
-"""Gzip files, read with a bound on what they decompress to."""
+"""Reading of gzip files with a bound on their decompressed size."""
 
 import gzip
 import io
@@ -6,7 +6,7 @@ import os
 
 from versatile.utils.errors import UserError
 
-# Text shrinks to a third or a tenth; a large file that shrinks to less than a thousandth was built to fill memory.
+# Text compresses to a third or a tenth; a large file compressed to less than a thousandth was built to fill memory.
 MOST_RATIO = 1000
 MOST_BYTES = 1 << 30
 
@@ -15,7 +15,7 @@ def open_gzip(path, mode="rb"):
     """Open a gzip file for reading bytes.
 
     Raises:
-        UserError: while reading, as soon as it has decompressed to more than both bounds.
+        UserError: while reading, as soon as the decompressed bytes exceed both bounds.
     """
     return io.BufferedReader(_Bounded(gzip.open(path, mode), path), 1 << 16)
 

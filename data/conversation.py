@@ -1,8 +1,8 @@
-"""Conversations as examples: what stands before them (a persona, a document), the turns, and the reply to learn.
+"""Conversations as examples: the text before them (a persona, a document), the turns, and the reply to learn.
 
     <bos> <first> text … | <speaker> turn … | … | <speaker> reply … <eos>
 
-Record: {<first field>: [text, …], "utterances": [{"history": [turn, …], "candidates": [text, …, reply]}]}; an
+Record: {<first field>: [text, …], "utterances": [{"history": [turn, …], "candidates": [text, …, reply]}]}; each
 utterance is one example.
 """
 
@@ -12,12 +12,12 @@ from versatile.utils.errors import UserError
 
 
 class Conversation(Task):
-    """Base of the tasks that answer in a conversation.
+    """Base class of tasks that generate a reply in a conversation.
 
     Attributes:
-        first: the marker of what stands before the turns.
-        field: the record's list of texts that stand there.
-        speakers: the markers of the other side and of the side that is learned.
+        first: the marker of the text before the turns.
+        field: the record's key for the list of texts that go there.
+        speakers: the markers of the partner and of the speaker whose replies are learned.
     """
 
     first: str
@@ -42,7 +42,7 @@ class Conversation(Task):
             history = history[-(2 * options.max_history + 1) :]
             yield self.assemble(texts, history, target, references, here, details)
             if not options.decoding:
-                # In training the sentences take turns in front; released checkpoints were trained so.
+                # In training the sentences rotate, as they did for the released checkpoints.
                 texts = texts[-1:] + texts[:-1]
 
     def about(self, record, utterance, gold, location):
@@ -50,12 +50,12 @@ class Conversation(Task):
         return [gold], {}
 
     def assemble(self, texts, history, target="", references=(), location="", details=None):
-        """An `Example` of the texts in front, the turns so far and the reply."""
+        """An `Example` made of the texts before the turns, the turns so far and the reply."""
         front = " ".join(t for text in texts if (t := text.strip()))
         turns = []
         for number, text in enumerate([*history, target]):
-            # Quirk kept, as released checkpoints were trained so: a turn's marker counts from the end (the reply
-            # is always the second speaker), its type from the start; for an even history the two disagree.
+            # Quirk kept because released checkpoints were trained with it: a turn's marker counts from the end (the
+            # reply is always the second speaker's), its type from the start; for an even history the two disagree.
             marker = self.speakers[(len(history) - number + 1) % 2]
             turns.append(Span(marker, text, self.speakers[number % 2], turn=True))
         source = " | ".join([front, *(turn.strip() for turn in history)])
@@ -79,7 +79,7 @@ class Conversation(Task):
         return self.assemble(session["texts"], history, location="input"), session
 
     def opened(self, text, session):
-        """The session after a line that sets what stands in front: a new conversation."""
+        """The session after a line that sets the text before the turns, which starts a new conversation."""
         return {**session, "texts": [text], "history": []}
 
     def answered(self, text, session):
@@ -87,7 +87,7 @@ class Conversation(Task):
 
 
 def last(utterance, name, location):
-    """The last text of a list: among candidates the right one stands last."""
+    """The last text of a list: the correct candidate comes last."""
     texts = texts_field(utterance, name, location)
     if not texts:
         raise UserError(f"{name!r} is empty", location=location, expected="at least one text, the reply to learn last")

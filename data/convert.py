@@ -1,4 +1,4 @@
-"""Turn public data sets, in their original files, into the toolkit's task json.
+"""Convert public data sets from their original files to the toolkit's task json.
 
     python -m data.convert e2e --train e2e/trainset.csv --valid e2e/devset.csv \\
         --test e2e/testset_w_refs.csv --output data/NLG/data.json
@@ -26,11 +26,11 @@
         --test en/test/rdf-to-text-generation-test-data-with-refs-en.xml --output data/WebNLG/data.json
     python -m data.convert e2e --help
 
-For train_camtl.py and train_t5.py, --output is the folder that holds GLUE's own:
+For train_camtl.py and train_t5.py, --output is the folder that contains GLUE's folders:
 
     python -m data.convert glue-pairs --task mnli --train MNLI/train.json --valid MNLI/dev.json --output data/glue
 
-For lifelong learning, --output is the data directory, and every split a file of LAMOL's SQuAD-style json in it:
+For lifelong learning, --output is the data directory, and every split becomes a file of LAMOL's SQuAD-style json in it:
 
     python -m data.convert squad-e2e --train trainset.csv --test testset_w_refs.csv --output data/lifelong
     python -m data.convert squad-rnnlg --domain hotel --train hotel/train.json --test hotel/test.json \\
@@ -65,10 +65,10 @@ For lifelong learning, --output is the data directory, and every split a file of
     python -m data.convert squad-classification --folder CL_Benchmark --output data/lifelong
     python -m data.convert squad-trace --folder TRACE-Benchmark --output data/lifelong
 
-Text files are UTF-8, plain or ``.gz``. White space at the ends of a text is taken off; nothing else in it
-changes unless the format's help says so. The output holds one record a line and appears only when it is whole;
-the same files and flags give the same bytes. What was kept and dropped, and why, is printed. A file that is there
-already is replaced, which is printed, too.
+Text files are UTF-8, plain or ``.gz``. White space at the ends of a text is stripped; nothing else in it
+changes unless the format's help says so. The output has one record per line and appears only once it is complete;
+the same files and flags give the same bytes. The script prints what was kept and dropped, and why. An existing output
+file is replaced, and a message says so.
 
 A new format is one function in a module of ``data/converters``: it takes (args, report) and returns
 ``{split: iterator of records}``.
@@ -91,7 +91,7 @@ for module in pkgutil.iter_modules(converters.__path__):
 
 
 def build_parser():
-    """The argparse parser with one sub-command a format."""
+    """The argparse parser, with one sub-command per format."""
     parser = flags.Parser(
         prog="python -m data.convert",
         description=__doc__,
@@ -100,7 +100,7 @@ def build_parser():
     )
     formats = parser.add_subparsers(dest="format", required=True, metavar="FORMAT")
     for name, chosen in FORMATS.items():
-        # python -OO takes docstrings away.
+        # python -OO strips docstrings.
         description = chosen.read.__doc__ or name
         first_line = description.split("\n")[0]
         sub = formats.add_parser(name, help=first_line, description=description, allow_abbrev=False)
@@ -118,7 +118,7 @@ def build_parser():
 
 
 def convert(argv=None):
-    """Run one conversion; returns its `Report`. Every fault of the input is a `UserError`."""
+    """Run one conversion; returns its `Report`. Any fault in the input raises `UserError`."""
     args = build_parser().parse_args(argv)
     report, chosen = Report(), FORMATS[args.format]
     write = chosen.write or write_task_json
@@ -136,10 +136,10 @@ def convert(argv=None):
 
 
 def write_task_json(args, splits, report):
-    """Write {split: records} as one json, a record a line. Without splits it only checks --output."""
+    """Write {split: records} as one json with one record per line. Without splits, only check --output."""
     output = args.output
     if not output.endswith(".json") or os.path.isdir(output):
-        # Also keeps a slip of the flags from overwriting the data set itself.
+        # This also prevents a mistyped flag from overwriting the data set itself.
         found = "is a directory" if os.path.isdir(output) else "is not a .json name"
         raise UserError(
             found,

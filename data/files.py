@@ -1,6 +1,6 @@
-"""Files of text: opened, plain or ``.gz``, read by lines and as csv, hashed; and the fields of the records they hold.
+"""Text files, plain or ``.gz``: opening, reading lines and csv, hashing; and access to the fields of their records.
 
-Everything that can be wrong with a file is a `UserError` that says where.
+Everything that can be wrong with a file raises a `UserError` that says where.
 """
 
 import contextlib
@@ -16,26 +16,26 @@ from versatile.data.json_text import LONGEST
 from versatile.utils.errors import UserError, brief
 
 SAMPLES = Path(__file__).resolve().parent / "samples"
-"""Small files of every task and system that come with the toolkit."""
+"""Small data files for every task and system, included in the toolkit."""
 
 _BOM = b"\xef\xbb\xbf"
 
 
 def fingerprint(path):
-    """The sha256 of a file's bytes, as hexadecimal text."""
+    """The sha256 of a file's bytes, in hexadecimal."""
     with _readable(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def distilled_beside(path):
-    """Where the teacher's targets of a data file lie: data/NMT/data.json -> data/NMT/data_distilled.json."""
+    """The path of the teacher's targets for a data file: data/NMT/data.json -> data/NMT/data_distilled.json."""
     path = Path(path)
     name = path.name.removesuffix(".gz").removesuffix(".json")
     return path.with_name(f"{name.removesuffix('_distilled')}_distilled.json")
 
 
 def text_field(record, name, location):
-    """The string ``record[name]`` (possibly blank: what to do then is the caller's to say)."""
+    """The string ``record[name]`` (possibly blank, which the caller must handle)."""
     value = _field(record, name, location, "a string")
     if not isinstance(value, str):
         raise _wrong_type(name, value, location, "a string")
@@ -53,7 +53,7 @@ def records_field(record, name, location):
 
 
 def mapping_field(record, name, location):
-    """The object ``record[name]`` with a string under every key (possibly empty)."""
+    """The object ``record[name]``, whose values are all strings (possibly empty)."""
     expected = "an object whose values are strings"
     value = _field(record, name, location, expected)
     if not isinstance(value, dict):
@@ -66,11 +66,11 @@ def mapping_field(record, name, location):
 
 @contextlib.contextmanager
 def open_bytes(path):
-    """Open a plain or ``.gz`` file for reading bytes, past a byte order mark if there is one.
+    """Open a plain or ``.gz`` file for reading bytes, skipping a byte order mark if there is one.
 
     Raises:
-        UserError: it is missing, a directory, not readable, a damaged gzip file, or (while it is read) one that grows
-            beyond all measure in decompression.
+        UserError: it is missing, a directory, not readable, a damaged gzip file, or (while reading) one that
+            decompresses beyond `data.compressed`'s bounds.
     """
     opener = open_gzip if os.fspath(path).endswith(".gz") else open
     with _readable(path), opener(path, "rb") as file:
@@ -80,8 +80,8 @@ def open_bytes(path):
 
 
 def text_lines(path):
-    """Yield (line number, text) for every line of a UTF-8 file, plain or ``.gz``; its ``\\n`` stays on it."""
-    # Only \n ends a line: sentences hold U+2028, U+0085 and whatever else splitlines() would cut at.
+    """Yield (line number, text) for every line of a UTF-8 file, plain or ``.gz``; the text keeps its ``\\n``."""
+    # Only \n ends a line: sentences may contain U+2028, U+0085 and other characters that splitlines() would cut at.
     with open_bytes(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
             if len(line) > LONGEST:
@@ -100,11 +100,11 @@ def text_lines(path):
 def csv_rows(path, columns, remedy):
     """Yield ("file:line", {column: text}) for every row of a csv file with a header.
 
-    A row of a wrong length comes as a `UserError` in place of the dict, to be raised or counted. Column names
-    are lower-cased. `remedy` is the advice when a column is missing.
+    A row of the wrong length is yielded as a `UserError` in place of the dict, to be raised or counted. Column names
+    are lower-cased. `remedy` is the advice given when a column is missing.
 
     Raises:
-        UserError: no header with these columns, or quotes that do not pair up.
+        UserError: no header with these columns, or unbalanced quotes.
     """
     wanted, header = f"a header with {' and '.join(columns)}", None
     for location, row in bare_csv_rows(path):
@@ -123,18 +123,18 @@ def csv_rows(path, columns, remedy):
 
 
 def wrong_length(row, header, location, remedy="correct the row"):
-    """The `UserError` of a row that has not as many columns as the header."""
+    """The `UserError` for a row with a different number of columns than the header."""
     return UserError(f"{len(row)} columns", location=location, expected=f"{len(header)}, as the header has",
                      remedy=remedy)  # fmt: skip
 
 
 def bare_csv_rows(path):
-    """Yield ("file:line", [text]) for every row of a csv file as it stands; a row may go over several lines.
+    """Yield ("file:line", [text]) for every row of a csv file, unchanged; a row may span several lines.
 
     Raises:
-        UserError: quotes that do not pair up.
+        UserError: unbalanced quotes.
     """
-    # The module's own limit, 128 KiB, is shorter than an article may be.
+    # An article may be longer than the module's own limit of 128 KiB.
     csv.field_size_limit(LONGEST)
     rows, line = csv.reader((text for _, text in text_lines(path)), strict=True), 1
     while True:
@@ -157,7 +157,7 @@ def bare_csv_rows(path):
 
 @contextlib.contextmanager
 def _readable(path):
-    """Turn what goes wrong in opening and reading `path` into a `UserError`."""
+    """Turn any error in opening or reading `path` into a `UserError`."""
     try:
         yield
     except FileNotFoundError as error:
@@ -189,7 +189,7 @@ def _readable(path):
 
 
 def listed(names):
-    """Names for a message, ten at the most."""
+    """Names for a message, at most ten."""
     shown = ", ".join(repr(name) for name in names[:10])
     return shown + (f" and {len(names) - 10} more" if len(names) > 10 else "") if names else "none"
 

@@ -1,9 +1,9 @@
 """The GLUE tasks in the folders of the official download script: one tsv file per split (Wang et al. 2019).
 
 The files are read as they are. Only ``\\n`` ends a line and nothing is quoted: MRPC and STS-B are full of single
-``"``, and sentences hold U+2028 and its like. Columns are found by their names in the header, so every split of
-a task may have its own; CoLA's train and dev files, which have no header, have fixed ones. A text stays as the
-file has it, SST-2's trailing space included; a ``\\r`` at the end of a line goes.
+``"``, and sentences contain U+2028 and the like. Columns are found by their names in the header, so they may differ
+between the splits of a task; CoLA's train and dev files, which have no header, have fixed ones. Texts are kept as in
+the file, including SST-2's trailing space; a ``\\r`` at the end of a line is removed.
 """
 
 import logging
@@ -17,8 +17,8 @@ from versatile.data.files import text_lines
 from versatile.utils import glue_metrics
 from versatile.utils.errors import UserError, brief
 
-# The order of the first nine is CA-MTL's: the task ids of its published models. mnli-mm and ax are not trained on: both
-# are predicted by MNLI's head.
+# The order of the first nine is CA-MTL's and defines the task ids of its published models. mnli-mm and ax are not
+# trained on; both are predicted with MNLI's head.
 ORDER = ("cola", "mnli", "rte", "wnli", "qqp", "sts-b", "sst-2", "qnli", "mrpc", "mnli-mm", "ax")
 TASKS = registry.forms("sentence_pair", ORDER)
 _HIGHEST_SCORE = 5.0
@@ -27,10 +27,10 @@ _DOWNLOAD = "python download_glue_data.py --data_dir DIR --tasks all writes them
 
 @dataclass(frozen=True)
 class GlueExample:
-    """One row: `label` is a label string, a float for STS-B, and None where the file has no label column.
+    """One row: `label` is a label string, a float for STS-B, or None if the file has no label column.
 
-    `index` is the file's own number for the row (what a submission names), or else its 0-based position.
-    `location` is where it stands, e.g. ``".../RTE/train.tsv:17"``.
+    `index` is the file's own number for the row (used in submissions), or else its 0-based position.
+    `location` is its file and line, e.g. ``".../RTE/train.tsv:17"``.
     """
 
     index: int
@@ -40,22 +40,22 @@ class GlueExample:
     location: str
 
 
-# Evaluated and predicted with another task's head.
+# Tasks evaluated and predicted with another task's head.
 SHARED_HEADS = {"mnli-mm": "mnli", "ax": "mnli"}
-# A regression has no entropy; the task whose entropy stands in for it (see utils/uncertainty.py).
+# A regression task has no entropy; another task's entropy is used instead (see utils/uncertainty.py).
 ENTROPY_PROXY = {"sts-b": "mrpc"}
 SUBMISSION_ROWS = {"cola": 1063, "sst-2": 1821, "mrpc": 1725, "sts-b": 1379, "qqp": 390965, "mnli": 9796,
                    "mnli-mm": 9847, "qnli": 5463, "rte": 3000, "wnli": 146, "ax": 1104}  # fmt: skip
-"""Rows of each official test file: a submission of another number is refused by the GLUE site."""
+"""Rows of each official test file; the GLUE site refuses a submission with any other number of rows."""
 
 
 def get_task(name, flag="--tasks"):
-    """The `GlueTask` of a name, in small or capital letters; a `UserError` for an unknown one."""
+    """The `GlueTask` of a name (case-insensitive); an unknown one raises `UserError`."""
     return registry.form(name, "sentence_pair", flag)
 
 
 def path_of(data_dir, name, split):
-    """The file of a task's split under `data_dir`: the first of its names that exists, else the first of them.
+    """The file of a task's split under `data_dir`: the first of its possible names that exists, else the first one.
 
     Raises:
         UserError: the task has no such split.
@@ -76,21 +76,21 @@ def read(data_dir, task_name, split, limit=None):
     Args:
         data_dir: the folder that holds ``CoLA/``, ``MNLI/`` and so on.
         task_name: a key of `TASKS`.
-        split: ``"train"``, ``"dev"`` or ``"test"``; labels are None where the test file has none.
-        limit: take the first `limit` rows only.
+        split: ``"train"``, ``"dev"`` or ``"test"``; labels are None if the test file has none.
+        limit: read only the first `limit` rows.
 
     Returns:
         list of `GlueExample`.
 
     Raises:
-        UserError: with file and line: no such file, a column missing, a row of a wrong length, an unknown label,
+        UserError: with file and line: no such file, a missing column, a row of the wrong length, an unknown label,
             a score that is not a number from 0 to 5, no rows at all.
     """
     return list(iter_examples(data_dir, task_name, split, limit))
 
 
 def iter_examples(data_dir, task_name, split, limit=None):
-    """Yield what `read` returns; memory holds one row."""
+    """Yield what `read` returns, with one row in memory at a time."""
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}", expected="1 or more", remedy="leave it out to read all rows")
     task, path = get_task(task_name), path_of(data_dir, task_name, split)
@@ -176,7 +176,7 @@ def _index(text, location):
 
 
 def parse_label(task, text, location):
-    """The label that a field of a file holds: one of the task's, or a float for STS-B; else a `UserError`."""
+    """The label in a field of a file: one of the task's, or a float for STS-B; anything else raises `UserError`."""
     text = text.strip()
     if not task.regression:
         if text not in task.labels:
@@ -202,13 +202,13 @@ def score(glue_task_name, predictions, labels):
 
     Args:
         glue_task_name: a key of `TASKS`.
-        predictions, labels: N label strings or class ids (in the task's own order); numbers for STS-B.
+        predictions, labels: N label strings or class ids (in the task's order); numbers for STS-B.
 
     Returns:
         {metric name: value, 0–1}: matthews; accuracy; accuracy and f1; or pearson and spearman.
 
     Raises:
-        UserError: nothing to score, different numbers of them, something that is not a label of the task.
+        UserError: nothing to score, predictions and labels differ in number, or a value is not a label of the task.
     """
     task = get_task(glue_task_name)
     glue_metrics.check_counts(predictions, labels)

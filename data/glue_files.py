@@ -1,4 +1,4 @@
-"""Which of GLUE's files are there, and where to get the others."""
+"""Which of GLUE's files are present, and where to get the others."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from versatile.utils.errors import UserError
 
 
 def missing(data_dir, names, splits):
-    """[path] of the files that are not there, for tasks and splits."""
+    """[path] of the missing files of some tasks and splits."""
     wanted = [(get_task(name), split) for name in names for split in splits]
     return [
         path
@@ -18,10 +18,10 @@ def missing(data_dir, names, splits):
 
 
 def need(data_dir, names, splits, otherwise=""):
-    """A `UserError` that names all files that are not there, and the tasks whose files are.
+    """Raise a `UserError` if files are missing; it names them, and the tasks whose files are complete.
 
     Args:
-        otherwise: more advice, before the rest.
+        otherwise: additional advice, put before the rest.
     """
     gone = missing(data_dir, names, splits)
     if not gone:
@@ -46,10 +46,10 @@ _ARCHIVES = {"qqp": "QQP-clean.zip", "qnli": "QNLIv2.zip", "ax": "AX.tsv"}
 
 
 def where_to_get(data_dir, names=None):
-    """A text: which of GLUE's files are in a directory, and where those that are not are to be had.
+    """A text that says which of GLUE's files are in a directory, and where to get the missing ones.
 
     Args:
-        data_dir: may be None: nothing is there.
+        data_dir: the directory; None counts as empty.
         names: tasks (default: all).
     """
     lines, gone = [], []

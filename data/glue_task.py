@@ -1,4 +1,4 @@
-"""A task as one or two sentences with a class or a score: GLUE's files (Wang et al. 2019), and their names."""
+"""A task as one or two sentences with a class or a score: GLUE's files (Wang et al. 2019) and their names."""
 
 from dataclasses import dataclass
 
@@ -15,15 +15,15 @@ class GlueTask:
     Attributes:
         name: as on the command line, e.g. ``"sts-b"``.
         folder: the official script's folder.
-        columns: the header's names of the one or two text columns.
-        label_column: the header's name of the label column; unlabelled files do not have it.
+        columns: names of the one or two text columns in the header.
+        label_column: name of the label column in the header; unlabelled files do not have it.
         labels: label strings in the order of CA-MTL's class ids; None for regression. The Hugging Face hub numbers
-            MNLI's differently, so go by the strings.
+            MNLI's labels differently, so rely on the strings.
         metrics: names of the functions of `utils.glue_metrics` that GLUE scores it with.
-        files: file of every split, relative to the data directory; several names mean: the first that exists.
-        submission: the name that the GLUE site wants for a file of test predictions.
-        headerless: the columns of a file without a header (CoLA's train and dev).
-        broken_rows: the official file itself has rows cut in two; rows of a wrong number of columns are left out.
+        files: {split: file names relative to the data directory, of which the first that exists is used}.
+        submission: the file name that the GLUE site requires for test predictions.
+        headerless: the columns of files without a header (CoLA's train and dev).
+        broken_rows: the official file itself has rows cut in two; rows with the wrong number of columns are left out.
     """
 
     name: str
@@ -37,7 +37,7 @@ class GlueTask:
     headerless: tuple | None = None
     broken_rows: bool = False
 
-    # Of a form that is made of prompts and answers (`data.views`): they.
+    # The prompts and answers that the form was built from (`data.views`), if any.
     pairs = None
 
     @property

@@ -1,4 +1,4 @@
-"""What is decoded and scored: a split's instances with all their references, and their prompts."""
+"""The instances of a split that are decoded and scored, with all their references, and their prompts."""
 
 from dataclasses import replace
 
@@ -10,14 +10,14 @@ from versatile.utils.errors import UserError
 def read(path, split, task, options, limit=None):
     """A split's examples in file order.
 
-    In a task that merges references, equal inputs are one instance: several people described it.
+    In a task that merges references, equal inputs are one instance that several people described.
 
     Args:
         path: the task's json file.
         split: "train", "valid" or "test".
         task: a `data.task.Task`.
         options: `data.task.ReadOptions`.
-        limit: only the first so many instances (the references of each are complete).
+        limit: keep only the first `limit` instances (each with all its references).
     """
     merged = {}
     for location, record in task.records(path, split):
@@ -36,15 +36,15 @@ def read(path, split, task, options, limit=None):
 
 
 def scored(examples, location):
-    """Numbers of the examples that have something to be scored against, and a note about the others.
+    """Indices of the examples that have something to be scored against, and a note about the others.
 
-    A blank reference is not a reference: such targets are withheld or were lost.
+    A blank reference does not count as one: such targets are withheld or were lost.
 
     Returns:
-        (numbers, their references without blank ones, [note] or [])
+        (indices, their references without blank ones, [note] or [])
 
     Raises:
-        UserError: there is not one.
+        UserError: there are none.
     """
     references = [[text for text in e.references if text.strip()] for e in examples]
     numbers = [i for i, group in enumerate(references) if group]
@@ -58,14 +58,14 @@ def scored(examples, location):
 
 
 def prompts(task, task_id, tokenizer, examples, positions, reserve):
-    """Where decoding starts.
+    """The prompts that decoding starts from.
 
     Args:
         task: a `data.task.Task`; `task_id`: the integer the model knows it by.
         tokenizer: the model's.
-        examples: a list of `Example`; their targets do not matter.
+        examples: a list of `Example`; their targets are ignored.
         positions: the model's longest sequence.
-        reserve: room for the output.
+        reserve: tokens to reserve for the output.
 
     Returns:
         (a list of `Prompt`, {what was cut: how often}).

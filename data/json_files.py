@@ -1,12 +1,12 @@
-"""Task json files, read one record at a time.
+"""Reading of task json files, one record at a time.
 
-A task file is ``{"train": [...], "valid": [...], "test": [...]}`` (``"val"`` is read as ``"valid"``), each
-split a list of objects; a name ending in ``.gz`` is decompressed on the way. Memory holds one record,
-whatever the size of the file, and everything that can be wrong with a file is a `UserError` that says
+A task file is ``{"train": [...], "valid": [...], "test": [...]}`` (``"val"`` is read as ``"valid"``), where each
+split is a list of objects; a file whose name ends in ``.gz`` is decompressed on the fly. Memory holds one record,
+whatever the size of the file, and everything that can be wrong with a file raises a `UserError` that says
 where.
 
-Numbers come as int or float. A ``\\ud800``-style escape without its other half has no character: ``?`` comes in
-its place.
+Numbers are returned as int or float. A ``\\ud800``-style escape without its other half is not a character and is
+read as ``?``.
 """
 
 import decimal
@@ -34,15 +34,15 @@ _TASK_FILE = 'a task file: {"train": [...], "valid": [...], "test": [...]}'
 def iter_records(path, split):
     """Yield ``(location, record)`` for every record of a split, e.g. ``("data.json:train[17]", {...})``.
 
-    The whole file is read even when the split ends early, so a file cut off behind it does not pass.
+    The whole file is read even when the split ends early, so that a file cut off after it is detected.
 
     Args:
         path: the task file, plain or ``.gz``.
         split: ``"train"``, ``"valid"`` (key ``valid`` or ``val``), ``"test"`` or any other key of the file.
 
     Raises:
-        UserError: while iterating. The file is missing, empty, cut off, not UTF-8, not JSON or no object;
-            the split is missing, given twice, no list or empty; a record is not an object.
+        UserError: while iterating. The file is missing, empty, truncated, not UTF-8, not JSON or not an object;
+            the split is missing, given twice, not a list or empty; a record is not an object.
     """
     names = _ALIASES.get(split, (split,))
     events = _events(path)
@@ -71,9 +71,9 @@ def iter_records(path, split):
 
 
 def top_level(path):
-    """Yield ``(key, value)`` for everything in a task file, in its order.
+    """Yield ``(key, value)`` for everything in a task file, in order.
 
-    In place of a list comes an iterator of ``(location, item)``, to be read to its end before the next key.
+    A list is replaced by an iterator of ``(location, item)``, which must be exhausted before the next key.
     """
     events = _events(path)
     for key in _keys(path, events):
@@ -86,7 +86,7 @@ def list_items(path):
     """Yield ``(location, item)`` for everything in a file whose top level is a list, e.g. ``("turns.json[17]", …)``.
 
     Raises:
-        UserError: while iterating. The file cannot be read, is not JSON, or no list.
+        UserError: while iterating. The file cannot be read, is not JSON, or is not a list.
     """
     events = _events(path)
     try:
@@ -100,7 +100,7 @@ def list_items(path):
                 remedy="check that this is the right file",
             )
         yield from _items(os.fspath(path), events)
-        for _ in events:  # Only here does the parser see what stands behind the closing bracket.
+        for _ in events:  # Only here does the parser see what follows the closing bracket.
             pass
     except UserError as error:
         if error.expected != _TASK_FILE:
@@ -111,7 +111,7 @@ def list_items(path):
 
 
 def split_names(path):
-    """The top-level keys of a task file whose value is a list, in the file's order."""
+    """The top-level keys of a task file whose values are lists, in the file's order."""
     events = _events(path)
     return [key for key in _keys(path, events) if _skip(events) == "start_array"]
 
@@ -120,14 +120,14 @@ def _events(path):
     """Yield the parser's (event, value) pairs."""
     with open_bytes(path) as file:
         try:
-            # With use_float the parser would refuse whole numbers of 20 digits.
+            # With use_float the parser would refuse integers of 20 digits.
             yield from ijson.basic_parse(WholeCharacters(file, path), use_float=False)
         except _REFUSALS as error:
             raise _not_json(path, error) from error
 
 
 def _keys(path, events):
-    """Yield the top-level keys; after each, the caller takes that key's value out of `events`."""
+    """Yield the top-level keys; after each, the caller must consume that key's value from `events`."""
     event, value = next(events)
     if event != "start_map":
         found = "is a list" if event == "start_array" else f"is {brief(value)}"
@@ -141,12 +141,12 @@ def _keys(path, events):
         if event == "end_map":
             break
         yield key
-    for _ in events:  # Only here does the parser see what stands behind the closing brace.
+    for _ in events:  # Only here does the parser see what follows the closing brace.
         pass
 
 
 def _skip(events):
-    """Take one value out of `events`; returns the event that it began with."""
+    """Consume one value from `events`; returns the event that it began with."""
     first, _ = next(events)
     if first in _OPENS:
         depth = 1
@@ -193,7 +193,7 @@ def _records(location, events):
 
 
 def _items(location, events):
-    """Yield (location, item) for the list whose opening was taken out of `events`."""
+    """Yield (location, item) for the list whose opening event was already consumed from `events`."""
     for count, (event, value) in enumerate(events):
         if event == "end_array":
             break
@@ -203,8 +203,8 @@ def _items(location, events):
 def _build(event, value, events, location):
     """The value that begins with (event, value).
 
-    ijson's own `items` would build it too, but it keeps the path to every value as text, which takes memory
-    with the square of the nesting, and it cannot tell the list ``train`` from an object ``{"item": …}``.
+    ijson's `items` would build it too, but it keeps the path to every value as text, which takes memory quadratic in
+    the nesting depth, and it cannot distinguish the list ``train`` from an object ``{"item": …}``.
     """
     if event not in _OPENS:
         return _number(value, location) if event == "number" else value
@@ -253,7 +253,7 @@ def _build(event, value, events, location):
 
 
 def _number(value, location):
-    """A number of the parser, which gives a Decimal for what is not a whole number, as int or float."""
+    """A number from the parser, which returns a Decimal unless it is an integer, as int or float."""
     if isinstance(value, int):
         return value
     number = float(value)
@@ -268,7 +268,7 @@ def _number(value, location):
 
 
 def _not_json(path, error):
-    """The `UserError` for bytes that the parser refused; reads the file again to say where."""
+    """The `UserError` for bytes that the parser refused; reads the file again to find where."""
     offset = _refused_at(path, _refused_at(path, 0, _BLOCK), 1)
     line, column, rest = _position(path, offset)
     where = f"line {line}, column {column}"
@@ -318,9 +318,9 @@ def _not_json(path, error):
 
 
 def _refused_at(path, start, step):
-    """Where the parser refuses the file: the offset of the `step` bytes at fault, or the file's length.
+    """The offset of the `step` bytes at which the parser refuses the file, or the file's length.
 
-    `start`, a multiple of the block size, is where to begin to take small steps.
+    `start` is the offset, a multiple of the block size, from which to advance in steps of `step`.
     """
     events = ijson.sendable_list()
     parser = ijson.basic_parse_coro(events, use_float=False)

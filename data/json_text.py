@@ -1,4 +1,4 @@
-"""JSON as people's tools write it: bytes and texts that a strict parser would refuse for one character nobody reads."""
+"""JSON as written by common tools, which a strict parser would refuse because of a single irrelevant character."""
 
 import json
 import re
@@ -6,24 +6,24 @@ import re
 from versatile.utils.errors import UserError
 
 LONGEST = 1 << 26
-"""Bytes of a line, a string or a number at the most, and characters of a record: no text for a model is longer."""
+"""Maximum bytes of a line, string or number, and maximum characters of a record; no text for a model is longer."""
 
 MOST_DIGITS = 4300
-"""Python's own limit for whole numbers."""
+"""Python's own limit for integers."""
 
 _DIGITS, _MANY_DIGITS = b"0123456789", re.compile(b"[0-9]{%d}" % (MOST_DIGITS + 1))
 _HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-# An escaped backslash is taken first, so "\\ud800" is text; then whole pairs, and only then what is left alone.
+# An escaped backslash is matched first, so "\\ud800" is text; then whole pairs, and only then lone halves.
 _PATTERN = rf"\\\\|{_HIGH}{_LOW}|{_HIGH}|{_LOW}"
 _ESCAPES, _BYTES = re.compile(_PATTERN), re.compile(_PATTERN.encode())
 _HALF, _HALF_BYTES = 6, re.compile(_HIGH.encode())
 
 
 def loads(text, location):
-    """The value of a JSON text; a half of a surrogate pair, which is not a character, becomes ``?``.
+    """The value of a JSON text; half of a surrogate pair, which is not a character, becomes ``?``.
 
     Raises:
-        UserError: it is not JSON, or beyond what Python reads of it (nesting, digits).
+        UserError: it is not JSON, or exceeds Python's limits (nesting, digits).
     """
     if "\\u" in text:
         text = _ESCAPES.sub(_whole, text)
@@ -43,7 +43,7 @@ def loads(text, location):
 
 def _whole(match):
     text = match[0]
-    # As long as what it stands for, so that offsets into the file stay right.
+    # As long as what it replaces, so that offsets into the file stay valid.
     return text if text.startswith("\\\\") or len(text) > _HALF else "\\u003f"
 
 
@@ -53,7 +53,7 @@ def _whole_bytes(match):
 
 
 class WholeCharacters:
-    """A file of JSON bytes, read with lone halves of surrogate pairs as ``?``; as many bytes as before.
+    """A file of JSON bytes, read with lone halves of surrogate pairs replaced by ``?``; byte counts are preserved.
 
     Args:
         file: a binary file.
@@ -79,7 +79,7 @@ class WholeCharacters:
                 return _BYTES.sub(_whole_bytes, data) if b"\\u" in data else data
 
     def _bound(self, block):
-        # The parser would leave Python's own refusal of such a number behind, to be raised somewhere else.
+        # The parser would leave Python's own error about such a number pending, to be raised somewhere else.
         before = self.digits + len(block) - len(block.lstrip(_DIGITS))
         behind = len(block) - len(block.rstrip(_DIGITS))
         self.digits = before if behind == len(block) else behind
@@ -95,7 +95,7 @@ class WholeCharacters:
 
 
 def _safe_end(data):
-    """Where `data` can be cut without dividing an escape or a pair of escapes."""
+    """Where `data` can be cut without splitting an escape or a pair of escapes."""
     at = data.find(b"\\", max(len(data) - 2 * _HALF + 1, 0))
     if at < 0:
         return len(data)
@@ -104,5 +104,5 @@ def _safe_end(data):
     start = at
     while start and data[start - 1] == 0x5C:
         start -= 1
-    # In a run of backslashes every second one begins an escape.
+    # In a run of backslashes, every second one begins an escape.
     return start + (at - start) // 2 * 2

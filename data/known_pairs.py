@@ -1,6 +1,6 @@
-"""The prompts and answers of a task that the toolkit knows: what the forms are made of that the task does not bring.
+"""The prompts and answers of the toolkit's tasks, from which the forms that a task does not define are built.
 
-Every class here reads like a `data.own_tasks.OwnTask`, so that `data.views` makes any of the four forms of it.
+Every class here has the interface of `data.own_tasks.OwnTask`, so that `data.views` can build any of the four forms.
 """
 
 import functools
@@ -22,13 +22,13 @@ VALID = ("valid", "validation", "dev")
 
 
 class KnownPairs:
-    """Base.
+    """Base class.
 
     Attributes:
-        name, labels, metrics, question, max_length: as `OwnTask` has them; `metrics` are the task's own.
+        name, labels, metrics, question, max_length: as in `OwnTask`; `metrics` are the task's own.
         source: a folder, a file, or the name of a data set on the hub.
-        tested: the split that is scored in location of a test set whose answers are withheld: "valid", or "test".
-        own: it is not the user's.
+        tested: the split that is scored: "test", or "valid" if the test set's answers are withheld.
+        own: False, as the task is not user-defined.
     """
 
     own, definition = False, None
@@ -38,18 +38,18 @@ class KnownPairs:
         self.task, self.name, self.source, self.summary = task, task.name, source, task.summary
 
     def located(self, data_dir):
-        """The same task, read from a directory of several tasks' data; None: from where they are by default."""
+        """The same task, read from a directory of several tasks' data; None: from the default place."""
         located = copy(self)
         located.source = self.find_source(data_dir)
         return located
 
     def split_of(self, split):
-        """"train", "valid" or "test": the split that stands behind a system's name for it."""
+        """The split ("train", "valid" or "test") that a system's name for it refers to."""
         split = "valid" if split in VALID else split
         return self.tested if split == "test" else split
 
     def records(self, split, source=None):
-        """Yield (location, {"prompt", "answer"}); what a teacher rewrote is a file of such records."""
+        """Yield (location, {"prompt", "answer"}); a file that a teacher rewrote holds such records."""
         source = source or self.source
         if self.is_rewritten(source):
             yield from iter_records(source, self.split_of(split))
@@ -62,7 +62,7 @@ class KnownPairs:
         return Path(source).is_file()
 
     def example(self, record, location):
-        """(prompt, the answers that are right) of one of `records`."""
+        """(prompt, correct answers) of one of `records`."""
         return text_of(record, ("prompt",), location), answers_of(record, ("answer",), location, answer_text)
 
     def has(self, split, source=None):
@@ -73,7 +73,7 @@ class KnownPairs:
         return self.holds(split, source)
 
     def content_key(self, split, source=None):
-        """Changes with the rows of a split."""
+        """A key that changes with the rows of a split."""
         source = source or self.source
         return fingerprint(source) if self.is_rewritten(source) else self.rows_key(split, source)
 
@@ -82,19 +82,19 @@ class KnownPairs:
         return prompts[0]
 
     def distilled_path(self, path):
-        """Where a teacher's texts lie."""
+        """The path of a teacher's texts."""
         if Path(path).is_file():
             return distilled_beside(path)
-        # The folder holds other tasks' data, too.
+        # The folder also holds other tasks' data.
         return (Path(path) if Path(path).is_dir() else Path()) / f"{self.name}_distilled.json"
 
     def split_path(self, split):
-        """What a split is read from, for messages."""
+        """The path that a split is read from, for messages."""
         return Path(self.source)
 
 
 class TextPairs(KnownPairs):
-    """Of a task that is known as text to text: the template's columns and the target."""
+    """For a task with a text-to-text form: the template's columns and the target."""
 
     def __init__(self, task):
         self.form = task.forms("text_to_text")[0]
@@ -114,7 +114,7 @@ class TextPairs(KnownPairs):
 
     @property
     def label_names(self):
-        """The classes in words, in the order of `labels`; None for texts and numbers."""
+        """The names of the classes, in the order of `labels`; None for texts and numbers."""
         return tuple(spellings[-1] for spellings in self.form.spellings) if self.form.spellings else None
 
     def find_source(self, data_dir):
@@ -124,7 +124,7 @@ class TextPairs(KnownPairs):
         return f"{name}:{config}" if config else name
 
     def folder(self, source):
-        """The data directory that a source is; None: the hub."""
+        """A source as a data directory; None: the hub."""
         if source == self.find_source(None):
             return None
         if not Path(source).is_dir():
@@ -143,7 +143,7 @@ class TextPairs(KnownPairs):
         return SplitRows(self.form, "validation" if split == "valid" else split, self.folder(source))
 
     def sentences(self, split):
-        """Yield (location, the template's texts, the class in words)."""
+        """Yield (location, the template's texts, the name of the class)."""
         names = dict(zip(self.labels, self.label_names))
         for location, texts, target, _ in self.split_rows(split, self.source).rows():
             yield location, texts, names[target]
@@ -173,16 +173,16 @@ class TextPairs(KnownPairs):
 
 
 class MarkerPairs(KnownPairs):
-    """Of a task that is known with markers: its source as a person reads it, and its target."""
+    """For a task with a marker form: its human-readable source, and its target."""
 
     def __init__(self, task):
         super().__init__(task, task.dataset_path)
         self.tested, self.metrics = task.scored_split, (task.headline,)
-        # A hidden test set: the published ones that can be divided are divided so.
+        # The test set is hidden: published tasks without a public test set are halved as well.
         self.rule = "halved" if self.tested == "valid" else None
 
     def find_source(self, data_dir):
-        """`<name>.json` of the directory, or the file in it that lies as the default one lies in data/."""
+        """`<name>.json` in the directory, or the file in it at the default one's path relative to data/."""
         if data_dir is None:
             return self.task.dataset_path
         below = Path(self.task.dataset_path).relative_to("data")
@@ -193,7 +193,7 @@ class MarkerPairs(KnownPairs):
         return False
 
     def rows(self, split, source=None):
-        """Yield (location, [source], [target, and further texts that are right]); equal inputs to be scored are one."""
+        """Yield (location, [source], [target, further correct texts]); when scored, equal inputs may be merged."""
         from versatile.data import instances
 
         source, split = source or self.source, self.split_of(split)
@@ -222,9 +222,9 @@ class MarkerPairs(KnownPairs):
 
 
 class QuestionPairs(KnownPairs):
-    """Of a task that is known as questions and answers: context and question, and the answers.
+    """For a task with a question-answer form: context and question, and the answers.
 
-    What is scored against more than texts (woz.en, wikisql) is scored by texts alone.
+    Tasks whose scores need more than texts (woz.en, wikisql) are scored on texts alone.
     """
 
     tested, question = "test", ""
@@ -282,7 +282,7 @@ def _hash(*parts):
 
 @functools.cache
 def pairs_of(task):
-    """`KnownPairs` of a `data.task.Task`, or None: it has no training rows of its own."""
+    """The `KnownPairs` of a `data.task.Task`, or None if it has no training rows of its own."""
     for kind, pairs in (("text_to_text", TextPairs), ("markers", MarkerPairs), ("question_answer", QuestionPairs)):
         if task.forms(kind):
             return pairs(task)

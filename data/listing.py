@@ -1,4 +1,4 @@
-"""`--list_tasks`: every known task with its summary."""
+"""`--list_tasks`, which prints every known task with its summary."""
 
 import argparse
 import textwrap
@@ -21,6 +21,6 @@ class _ListTasks(argparse.Action):
 
 
 def list_tasks(group):
-    """--list_tasks: print every known task with its summary and stop."""
+    """Add --list_tasks, which prints every known task with its summary and stops."""
     group.add_argument("--list_tasks", action=_ListTasks, nargs=0, dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
                        help="print the known tasks and stop")  # fmt: skip

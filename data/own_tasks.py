@@ -1,19 +1,19 @@
-"""Tasks of the user's own: where their rows come from, and what is read of a row.
+"""User-defined tasks: where their rows come from and which columns are used.
 
 A source is one of
 
-* a folder with train, valid and test as ``.jsonl``, ``.json``, ``.csv`` or ``.tsv``, plain or ``.gz``; ``validation``,
-  ``val`` and ``dev`` are names of valid, too;
+* a folder with train, valid and test as ``.jsonl``, ``.json``, ``.csv`` or ``.tsv``, plain or ``.gz``; valid may also
+  be called ``validation``, ``val`` or ``dev``;
 * one json file in the toolkit's own format: ``{"train": [...], "valid": [...], "test": [...]}``;
-* a data set of the Hugging Face hub: ``owner/name``, or ``owner/name:configuration``.
+* a data set on the Hugging Face hub: ``owner/name``, or ``owner/name:configuration``.
 
-A row has the columns ``prompt`` and ``answer`` (or ``src`` and ``tgt``). Other columns are named in a ``task.json``, in
-the folder, beside the file (or ``<file>.task.json``), or given as the source itself with the data named in it::
+A row has the columns ``prompt`` and ``answer`` (or ``src`` and ``tgt``). Other column names are set in a ``task.json``
+in the folder or next to the file (there also ``<file>.task.json``); or the source itself is one that names the data::
 
     {"data": "owner/name", "prompt": "text", "answer": "label", "labels": ["negative", "positive"],
      "metrics": ["accuracy", "f1"], "question": "What is the sentiment?", "max_length": 64}
 
-Every key may be left out. ``prompt`` may be a list of columns.
+All keys are optional. ``prompt`` may be a list of columns.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
 MOST_LABELS = 1000
 LONGEST_ANSWER = 128
-"""Tokens of a generated answer at the most, where the task does not say."""
+"""Maximum number of tokens in a generated answer if the task does not set one."""
 
 _TEXT = Text(says="a text", required=False)
 SCHEMA = Record(
@@ -58,17 +58,17 @@ DEFINITION = Record(SCHEMA.fields | dict(name=Text(says="a name"), source=_TEXT)
 
 @dataclass(frozen=True)
 class OwnTask:
-    """A task of the user's own.
+    """A user-defined task.
 
     Attributes:
-        name: what it is called.
+        name: the task's name.
         source: folder, file or hub name, see above.
-        prompt: columns that the prompt is made of; () stands for "prompt" or "src".
-        answer: the answer's column; "" stands for "answer" or "tgt".
-        labels: the answers that there are, in order, or None: answers are free texts.
-        metrics: names of `utils.answer_metrics`, the one that stands for the task first.
+        prompt: columns that the prompt is made of; () means "prompt" or "src".
+        answer: the answer's column; "" means "answer" or "tgt".
+        labels: the possible answers, in order, or None if answers are free text.
+        metrics: names of `utils.answer_metrics`, the headline metric first.
         question: what LAMOL's question-answer form asks about the prompt.
-        max_length: tokens of a generated answer at the most.
+        max_length: maximum number of tokens in a generated answer.
     """
 
     name: str
@@ -80,7 +80,7 @@ class OwnTask:
     question: str = ""
     max_length: int = LONGEST_ANSWER
 
-    # What `data.known_pairs.KnownPairs` has beside: here all that there is to know is above.
+    # The remaining attributes of `data.known_pairs.KnownPairs`, constant here.
     own, tested, rule = True, "test", None
     sample = "a prompt, as in your data"
 
@@ -97,15 +97,15 @@ class OwnTask:
         return self.labels
 
     def located(self, data_dir):
-        """The same task: its data lie where its source says."""
+        """The task itself: the data directory does not matter, as its source says where its data are."""
         return self
 
     def distilled_path(self, path):
-        """Where a teacher's texts for a source lie."""
+        """The path of a teacher's texts for a source."""
         return distilled_beside(path)
 
     def to_json(self):
-        """What a checkpoint keeps; `from_json` reads it."""
+        """The definition that a checkpoint stores; `from_json` reads it."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()
                 if v not in ((), "", None)}  # fmt: skip
 
@@ -115,15 +115,15 @@ class OwnTask:
         """Yield (location, prompts, answers) of every row of a split.
 
         Args:
-            split: "train", "valid" or "test", or the name that another system has for it ("validation", "dev").
-            source: read this one instead of the task's own.
+            split: "train", "valid" or "test", or another system's name for it ("validation", "dev").
+            source: read this source instead of the task's own.
 
         Returns:
-            prompts, a list of texts, one for each column; answers, a list of the texts that are right, the first the
-            one to learn.
+            prompts is a list of texts, one for each column; answers is a list of the correct texts, of which the
+            first is the training target.
 
         Raises:
-            UserError: while iterating; with file and line: no such split, no such column, a row that cannot be used.
+            UserError: while iterating, with file and line: no such split, no such column, an unusable row, no rows.
         """
         empty = True
         for location, record in self.records(split, source):
@@ -134,7 +134,7 @@ class OwnTask:
                             remedy="fill the split, or leave it out")  # fmt: skip
 
     def records(self, split, source=None):
-        """Yield (location, record) of a split as the file has it."""
+        """Yield (location, record) of a split, as in the file."""
         source, split = source or self.source, _SAME.get(split, split)
         path = Path(source)
         if path.is_dir():
@@ -142,7 +142,7 @@ class OwnTask:
         return iter_records(path, self.key(split, path)) if path.is_file() else hub_records(source, split)
 
     def split_path(self, split, source=None):
-        """The file that a split's rows stand in; the source itself where that is not a folder."""
+        """The file that holds a split's rows; the source itself if that is not a folder."""
         source, split = source or self.source, _SAME.get(split, split)
         path = Path(source)
         return row_files.split_file(path, SPLITS[split], f"the task {self.name}") if path.is_dir() else path
@@ -163,7 +163,7 @@ class OwnTask:
         return any(name in SPLITS[split] for name in (split_names(path) if path.is_file() else hub_splits(source)))
 
     def content_key(self, split, source=None):
-        """A hash of everything that decides a split's rows."""
+        """A hash of everything that determines a split's rows."""
         path = self.split_path(split, source)
         content = fingerprint(path) if path.is_file() else hub_fingerprint(str(path), _SAME.get(split, split))
         settings = [content, self.prompt, self.answer, self.labels, self.question]
@@ -175,29 +175,29 @@ class OwnTask:
             text_of(record, _COLUMNS["prompt"], location)]  # fmt: skip
 
     def prompt_text(self, prompts):
-        """The prompt as one text; several columns are named, as in T5's own tasks."""
+        """The prompt as one text; if it has several columns, each is preceded by its name, as in T5's own tasks."""
         if len(prompts) == 1:
             return prompts[0]
         return " ".join(f"{column}: {text.strip()}" for column, text in zip(self.prompt, prompts))
 
     def example(self, record, location):
-        """(prompt, the answers that are right) of a record."""
+        """(prompt, correct answers) of a record."""
         return self.prompt_text(self.prompts(record, location)), self.answers(record, location)
 
     def sentences(self, split):
-        """Yield (location, the prompt's texts, label); of a test split without answers the label is None."""
+        """Yield (location, the prompt's texts, label); the label is None in a test split without answers."""
         for location, record in self.records(split):
             answered = split != "test" or (self.answer or "answer") in record or "tgt" in record
             yield (location, self.prompts(record, location),
                    self.answers(record, location)[0].strip() if answered else None)  # fmt: skip
 
     def answers(self, record, location):
-        """The texts that are right answers."""
+        """The texts of the correct answers."""
         columns = (self.answer,) if self.answer else _COLUMNS["answer"]
         return answers_of(record, columns, location, self.label if self.labels else answer_text)
 
     def label(self, value, column, location):
-        """An answer as a label's name; a number that is not a label itself counts from 0 among them."""
+        """An answer as a label's name; a number that is not itself a label is an index into them, from 0."""
         text = answer_text(value, column, location).strip()
         if text in self.labels:
             return text
@@ -210,11 +210,11 @@ class OwnTask:
     # ---- scores
 
     def score(self, hypotheses, references):
-        """{name: `Score`} of the metrics that the task asks for."""
+        """{name: `Score`} of the task's metrics."""
         return answer_metrics.score(self.metrics, hypotheses, references, self.labels)
 
     def with_labels(self):
-        """The same task with labels: those of its training rows, sorted, where it does not say which there are."""
+        """The same task with labels; if it defines none, they are the sorted answers of its training rows."""
         if self.labels:
             return self
         occurring = set()
@@ -252,7 +252,7 @@ def column_value(record, columns, location):
 
 
 def text_of(record, columns, location):
-    """The text under the first of `columns` that a record has."""
+    """The text in the first of `columns` that a record has."""
     value, column = column_value(record, columns, location)
     if not isinstance(value, str):
         raise UserError(f"{column!r} is {brief(value)}", location=location, expected="a text", remedy="correct the row")
@@ -260,7 +260,7 @@ def text_of(record, columns, location):
 
 
 def answers_of(record, columns, location, read):
-    """The texts under the first of `columns` that a record has: one, or a list; `read` makes each a text."""
+    """The texts in the first of `columns` that a record has: one value, or a list; `read` converts each to text."""
     value, column = column_value(record, columns, location)
     values = value if isinstance(value, list) else [value]
     if not values:
@@ -269,7 +269,7 @@ def answers_of(record, columns, location, read):
 
 
 def answer_text(value, column, location):
-    """An answer as text: a whole number may stand for a label."""
+    """An answer as text; whole floats lose their ".0", as a number may be the index of a label."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
@@ -284,7 +284,7 @@ def answer_text(value, column, location):
 
 
 def _hub(source, split):
-    """A split of a data set of the hub, as `datasets.Dataset`."""
+    """A split of a data set on the hub, as `datasets.Dataset`."""
     from versatile.data.text_to_text_rows import load_from_hub
 
     name, _, config = source.partition(":")
@@ -297,7 +297,7 @@ def _hub(source, split):
 
 
 def hub_splits(source):
-    """Names of the splits of a data set of the hub."""
+    """Names of the splits of a data set on the hub."""
     from versatile.data.text_to_text_rows import split_names_on_hub
 
     name, _, config = source.partition(":")
@@ -305,7 +305,7 @@ def hub_splits(source):
 
 
 def hub_records(source, split):
-    """Yield (location, record); a class is given by its name."""
+    """Yield (location, record), with class ids replaced by the names of the classes."""
     data = _hub(source, split)
     names = {column: f.names for column, f in data.features.items() if getattr(f, "names", None)}
     for number, record in enumerate(data):
@@ -316,7 +316,7 @@ def hub_records(source, split):
 
 
 def hub_fingerprint(source, split):
-    """What names the content of a split on the hub."""
+    """The fingerprint of a split's content on the hub."""
     return str(_hub(source, split)._fingerprint)
 
 
@@ -324,10 +324,10 @@ def hub_fingerprint(source, split):
 
 
 def define(name, source, flag="--tasks"):
-    """The `OwnTask` of NAME=SOURCE as typed.
+    """The `OwnTask` of a typed NAME=SOURCE.
 
     Raises:
-        UserError: a name that cannot be a task's, nothing at the source, a task.json that is not one.
+        UserError: the name is not a valid task name, there is nothing at the source, or task.json is not valid.
     """
     location = f"{flag} {name}={source}"
     if not _NAME.fullmatch(name) or len(name) > 60:
@@ -355,7 +355,7 @@ def define(name, source, flag="--tasks"):
 
 
 def split_names_of_json(path):
-    """Names of a json file's splits; other files are refused: a single file must hold all splits."""
+    """Names of a json file's splits; other files are refused, as a single file must hold all splits."""
     if Path(path.name.removesuffix(".gz")).suffix.lower() != ".json":
         raise UserError("one file holds one split only", location=path, remedy="name the folder instead",
                         expected="a folder with train, valid and test, or one json file with all of them")  # fmt: skip
@@ -376,10 +376,10 @@ def _settings(path):
 
 
 def from_json(content, location):
-    """The `OwnTask` that a checkpoint kept, or a task.json describes.
+    """The `OwnTask` that a checkpoint stored or a task.json describes.
 
     Raises:
-        UserError: at `location`: something is missing or of the wrong kind.
+        UserError: at `location`: something is missing or of the wrong type.
     """
     validate(content, DEFINITION, location)
     known = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()
@@ -390,24 +390,24 @@ def from_json(content, location):
     return OwnTask(**known)
 
 
-# --- which there are -------------------------------------------------------------------------------------
+# --- registered tasks ------------------------------------------------------------------------------------
 
 _KNOWN: dict[str, OwnTask] = {}
 
 
 def get_own_task(name):
-    """The `OwnTask` of a name that was registered, or None."""
+    """The `OwnTask` registered under a name, or None."""
     return _KNOWN.get(name)
 
 
 def register_own_tasks(tasks):
-    """Make tasks of the user's own known to all scripts' look-ups, under their names.
+    """Register user-defined tasks under their names, so that all look-ups find them.
 
     Args:
-        tasks: `OwnTask`s, or what their `to_json` gave.
+        tasks: `OwnTask`s, or the results of their `to_json`.
 
     Raises:
-        UserError: a name that a task of the toolkit has.
+        UserError: a task of the toolkit already has the name.
     """
     from versatile.data.task import known_names
 
@@ -420,12 +420,12 @@ def register_own_tasks(tasks):
 
 
 def prepare_own_tasks(args, flag="--tasks", labelled=False):
-    """Register the tasks that a command line or a resumed run brings; what they are goes to `args.task_definitions`.
+    """Register the user-defined tasks of a command line or a resumed run; sets `args.task_definitions`.
 
     Args:
         args: has own_tasks, {name: source} or None, and task_definitions, those of a resumed run or None.
-        flag: where the names were typed.
-        labelled: every task is a classification: labels that are not given are those of the training rows.
+        flag: the flag that the names were given to.
+        labelled: every task is a classification task; labels not given are taken from the training rows.
     """
     if args.own_tasks and not args.task_definitions:
         tasks = [define(name, source, flag) for name, source in args.own_tasks.items()]

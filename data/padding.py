@@ -1,23 +1,23 @@
-"""Lists of token ids of any length -> arrays and tensors of one shape, padded on the right."""
+"""Lists of token ids of varying length -> arrays and tensors of one shape, padded on the right."""
 
 import numpy as np
 
 ROUND, IGNORE = 8, -100
-"""What lengths are rounded up to: fewer shapes, so fewer kernels to prepare; the label where there is no loss."""
+"""The multiple that lengths are rounded up to (fewer shapes, so fewer kernels to prepare); the label without a loss."""
 
 
 def rounded(length):
-    """Length rounded up to a multiple of 8."""
+    """A length rounded up to a multiple of 8."""
     return -(-length // ROUND) * ROUND
 
 
 def padded_width(lists, longest):
-    """The length that lists are padded to: that of the longest, `rounded`, at most `longest`."""
+    """The width to pad lists to: the length of the longest, `rounded`, at most `longest`."""
     return min(rounded(max(map(len, lists))), longest)
 
 
 def pad(lists, width, fill):
-    """[rows, width] int64."""
+    """Lists of ids, padded with `fill`: [rows, width] int64."""
     padded = np.full((len(lists), width), fill, np.int64)
     for row, ids in zip(padded, lists):
         row[: len(ids)] = ids
@@ -25,18 +25,18 @@ def pad(lists, width, fill):
 
 
 def token_mask(lists, width):
-    """[rows, width] int64: 1 where the list has a token, 0 in the padding."""
+    """[rows, width] int64: 1 for tokens, 0 for padding."""
     return (np.arange(width) < np.fromiter(map(len, lists), np.int64, len(lists))[:, None]).astype(np.int64)
 
 
 def causal_arrays(lists, starts, width, pad_id):
-    """Rows for a causal model: arrays input_ids, attention_mask, position_ids, labels, int64 [rows, width].
+    """Inputs of a causal model: arrays input_ids, attention_mask, position_ids, labels, int64 [rows, width].
 
     Args:
         lists: the rows' token ids.
-        starts: where each row's labels begin: the ids from there on, `IGNORE` before it and in the padding.
+        starts: where each row's labels begin; labels are the ids from there on, `IGNORE` before and in the padding.
         width: see `pad`.
-        pad_id: id that fills rows up.
+        pad_id: the padding id.
     """
     mask, columns = token_mask(lists, width), np.arange(width)
     ids = pad(lists, width, pad_id)
@@ -45,7 +45,7 @@ def causal_arrays(lists, starts, width, pad_id):
 
 
 def tensors(arrays):
-    """numpy arrays -> tensors: whole numbers as int64, others as float32."""
+    """numpy arrays -> tensors: floats as float32, others as int64."""
     import torch
 
     types = {k: np.float32 if np.issubdtype(a.dtype, np.floating) else np.int64 for k, a in arrays.items()}

@@ -1,15 +1,15 @@
-"""Which rows of GLUE's tasks make up which batch. A batch may mix tasks.
+"""The assignment of rows of GLUE's tasks to batches. A batch may mix tasks.
 
 All orders are pure functions of (seed, epoch, step): a run resumed at step s continues with batch s. Every process
 of a distributed run plans the same global batches and takes its own rows of each. A row's weight in the loss is its
-weight in the *global* batch, whose loss is the mean over its tasks of the mean over a task's rows.
+weight in the *global* batch, whose loss is the mean over its tasks of the mean over each task's rows.
 """
 
 import numpy as np
 from versatile.data.batching import JoinedSplits, Plan, bounds_by_count, draw_cyclic
 from versatile.data.padding import pad, padded_width, tensors, token_mask
 
-# Batches of which it is known which tasks they have: more than any optimizer step is made of.
+# Number of batches whose tasks are remembered: more than any optimizer step consists of.
 MOST_KEPT = 1024
 
 
@@ -24,24 +24,25 @@ def pair_inputs(rows, pad_id, longest):
 class PairBatches(JoinedSplits):
     """Batches of several tasks, as `training.trainer.Trainer` takes them.
 
-    Without `uniform` an epoch is every row of every task once, in random order: tasks are drawn in proportion to their
-    size. With it every task is drawn equally often, a task's rows all once before any comes again, and an epoch has
+    Without `uniform`, an epoch is every row of every task once, in random order, so tasks are drawn in proportion to
+    their size. With it, every task is drawn equally often, all of a task's rows once before any again, and an epoch has
     int(most batches of a task · tasks · uniform) batches.
 
     Args:
         splits: {task: `data.token_cache.EncodedSplit`}.
         task_ids: {task: the integer the model knows it by}.
-        pad_id: id that fills rows up.
-        longest: tokens of a row at the most.
-        batch_size: rows a batch and process.
-        uniform: share of the largest task's rows that each task gives to an epoch, or None.
-        seed: of the order.
-        rank, world: this process and how many there are.
-        rows_at_once: a batch comes in parts of so many rows of like lengths, whose losses add up to its own; None: in
-            one piece. On a CPU a part costs less than the padding of short rows to the longest of a mixed batch.
+        pad_id: the padding id.
+        longest: maximum number of tokens in a row.
+        batch_size: rows per batch and process.
+        uniform: share of the largest task's rows that each task contributes to an epoch, or None.
+        seed: random seed of the order.
+        rank, world: this process's rank and the number of processes.
+        rows_at_once: split a batch into parts of at most this many rows of similar length, whose losses add up to the
+            batch's; None: do not split. On a CPU an extra part costs less than padding short rows to the longest of a
+            mixed batch.
 
     Attributes:
-        tracker: `CoverageTracker`, what has been drawn so far.
+        tracker: `CoverageTracker` of what has been drawn so far.
     """
 
     def __init__(self, splits, task_ids, pad_id, longest, batch_size, *, uniform=None, seed=0, rank=0, world=1,
@@ -67,38 +68,38 @@ class PairBatches(JoinedSplits):
         return self._planned[1]
 
     def shuffled(self, epoch):
-        """Rows of an epoch, by their number among all tasks' rows."""
+        """Rows of an epoch, by their index among all tasks' rows."""
         rows = np.arange(len(self)) if self.uniform is None else self.equal_shares(epoch)
         return rows[np.random.default_rng([self.seed, epoch]).permutation(len(rows))]
 
     def equal_shares(self, epoch):
-        """As many rows of one task as of another, give or take one, going on where the last epoch ended."""
+        """Equally many rows of every task, give or take one, continuing where the last epoch ended."""
         total, tasks = self.uniform_steps(self.uniform) * self.size, len(self.tasks)
-        # Whose turn it is for the rows that cannot be divided evenly changes from epoch to epoch.
+        # Which tasks get the rows that cannot be divided evenly changes from epoch to epoch.
         share = [(total * (epoch + 1) + i) // tasks - (total * epoch + i) // tasks for i in range(tasks)]
         before = [(total * epoch + i) // tasks - i // tasks for i in range(tasks)]
         drawn = [self.endless(i, before[i], share[i]) for i in range(tasks)]
         return np.concatenate(drawn)
 
     def endless(self, number, first, count):
-        """`count` rows of a task from the `first`-th on, of a sequence that holds all of its rows again and again."""
+        """`count` rows of a task, from the `first`-th on, of an endless sequence of shuffled passes over its rows."""
         return self.starts[number] + draw_cyclic(int(self.counts[number]), first, count, [self.seed, 1 + number])
 
     def chosen(self, epoch, step):
-        """Rows of a global batch, by their number among all tasks' rows."""
+        """Rows of a global batch, by their index among all tasks' rows."""
         return self.plan(epoch)[step]
 
     def present(self, epoch, step):
-        """Names of the tasks in a global batch that was drawn lately."""
+        """Names of the tasks in a recently drawn global batch."""
         return self._present[epoch, step]
 
     def batch(self, epoch, step):
-        """One process's share of a global batch, which is noted as seen.
+        """One process's share of a global batch; the batch's rows are recorded as seen.
 
         Returns:
             (dict of tensors, or a list of them with `rows_at_once`; 1). Tensors: input_ids, token_type_ids,
             attention_mask [rows, length]; task_ids, labels, weights [rows]. The weights of all processes' rows add up
-            to 1. A process without a row of its own takes part with one of weight 0.
+            to 1. A process that has no row left gets one with weight 0.
         """
         chosen = self.chosen(epoch, step)
         self.note(chosen)
@@ -117,11 +118,11 @@ class PairBatches(JoinedSplits):
         return [self.labelled(rows[part], weights[part]) for part in parts], 1
 
     def labelled(self, rows, weights):
-        """Rows by number -> tensors."""
+        """Rows by index -> tensors."""
         return tensors(self.inputs(rows) | dict(labels=self.labels[rows], weights=weights))
 
     def inputs(self, rows):
-        """Rows by number -> arrays, without labels."""
+        """Rows by index -> arrays, without labels."""
         inputs = pair_inputs(self.examples(rows), self.pad_id, self.longest)
         return inputs | dict(task_ids=self.task_ids[self.owners(rows)])
 
@@ -132,14 +133,14 @@ class PairBatches(JoinedSplits):
 
 
 class CandidateBatches(PairBatches):
-    """Batches that are chosen among candidates: one batch of each task (MT-Uncertainty, Pilault et al. 2021, 3.3).
+    """Batches selected from candidates, one batch of each task (MT-Uncertainty, Pilault et al. 2021, 3.3).
 
-    A task whose rows have all been candidates starts again, in another order; its last batch may be a short one. An
+    A task whose rows have all been candidates starts again, in another order; its last batch may be short. An
     epoch has int(most batches of a task · tasks · percent) steps.
 
     Args:
-        *args, **options: of `PairBatches`.
-        select: (these batches, row numbers of the candidates, how many to keep) -> positions of those that are kept.
+        *args, **options: as in `PairBatches`.
+        select: (these batches, row indices of the candidates, how many to keep) -> positions of the ones to keep.
         percent: see above, clipped to 0–1.
     """
 
@@ -174,14 +175,14 @@ class CandidateBatches(PairBatches):
 
 
 class CoverageTracker:
-    """Which rows of each task have been in a batch, and how many there were.
+    """Tracks which rows of each task have been in a batch, and how many rows were drawn.
 
     Args:
-        sizes: {task: rows}.
+        sizes: {task: number of rows}.
 
     Attributes:
-        counts: {task: rows of batches so far}.
-        rows: {task: bool [rows], whether it has been in one}.
+        counts: {task: rows drawn so far, counting repetitions}.
+        rows: {task: bool [rows], whether each row has been in a batch}.
     """
 
     def __init__(self, sizes):
@@ -189,7 +190,7 @@ class CoverageTracker:
         self.rows = {task: np.zeros(size, bool) for task, size in sizes.items()}
 
     def add(self, task, rows):
-        """Note the rows of a task that are in a batch."""
+        """Record the rows of a task that are in a batch."""
         self.counts[task] += len(rows)
         self.rows[task][rows] = True
 

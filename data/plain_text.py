@@ -1,15 +1,15 @@
-"""Users' texts to token ids: a special token spelt in a text (``</s>``, ``<pad>``, ``<extra_id_7>``) stays text."""
+"""User text to token ids: a special token spelt out in a text (``</s>``, ``<pad>``, ``<extra_id_7>``) stays text."""
 
 import json
 
 from tokenizers import Tokenizer
 
-# backend's own text -> a tokenizer that knows no special token; a process meets few backends.
+# serialised backend -> the same tokenizer without special tokens; a process uses few backends.
 _PLAIN = {}
 
 
 def text_ids(backend, texts):
-    """Lists of ids of texts, nothing added to them.
+    """A list of ids for each text, with nothing added.
 
     Args:
         backend: a fast tokenizer's `backend_tokenizer`.
@@ -22,7 +22,7 @@ def text_ids(backend, texts):
         ids = [piece.ids for piece in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
     finally:
         backend.encode_special_tokens = False
-    # SentencePiece's vocabularies hold the special tokens as pieces, too: there the flag above does not help.
+    # SentencePiece vocabularies also contain the special tokens as pieces; there the flag above does not help.
     special = {number for number, token in backend.get_added_tokens_decoder().items() if token.special}
     wrong = [i for i, own in enumerate(ids) if not special.isdisjoint(own)]
     if wrong:
@@ -33,7 +33,7 @@ def text_ids(backend, texts):
 
 
 def stripped_ids(backend, texts, lead):
-    """`text_ids` of texts, stripped, each behind `lead`; a blank text has none.
+    """`text_ids` of texts, stripped and prefixed with `lead`; a blank text has no ids.
 
     Args:
         lead: see `leading_space`.
@@ -50,7 +50,7 @@ def leading_space(tokenizer):
 
 
 def _plain(backend):
-    """The same tokenizer without special tokens: their pieces keep their numbers and match no text."""
+    """The same tokenizer without special tokens; their pieces keep their ids but match no text."""
     content = backend.to_str()
     if content not in _PLAIN:
         stored = json.loads(content)
@@ -58,7 +58,7 @@ def _plain(backend):
         stored["added_tokens"] = [token for token in stored["added_tokens"] if not token["special"]]
         model = stored["model"]
         if model["type"] == "Unigram":
-            # U+FFFF is not a character, and no text holds it.
+            # U+FFFF is not a character, so no text contains it.
             model["vocab"] = [[f"\uffff{i}" if piece in special else piece, score]
                               for i, (piece, score) in enumerate(model["vocab"])]  # fmt: skip
         elif model["type"] == "BPE":

@@ -1,16 +1,16 @@
-"""Where decoding starts: what an encoder leaves for a model to continue."""
+"""A prompt: the encoded input from which decoding starts."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Prompt:
-    """Where decoding starts.
+    """An encoded prompt.
 
     Attributes:
-        ids, types: token and token-type ids, two lists of one length; types may be None, in all prompts.
+        ids, types: token and token-type ids, two lists of equal length; types may be None, but then in all prompts.
         task_id: the integer the model knows the task by.
-        eos_id: the task's end token, the only special token that may be produced.
+        eos_id: the task's end token, the only special token that may be generated.
     """
 
     ids: list

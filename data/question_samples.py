@@ -2,7 +2,7 @@
 
     {"data": [{"paragraphs": [{"context": "…", "qas": [{"question": "…", "answers": [{"text": "…"}], "id": "…"}]}]}]}
 
-Every other key may be missing, null, or anything else: it is not looked at.
+All other keys are ignored: they may be missing, null, or anything else.
 """
 
 import json
@@ -25,10 +25,10 @@ class QA:
     """One sample.
 
     Attributes:
-        context, question: texts as in the file; either may be blank, not both.
-        answers: the true answers, at least one; ("",) where there is none to find.
-        id: text or whole number as in the file, or None. Not unique: a sample that is there twice has one id.
-        location: where it stands, e.g. "ag_to_squad-test-v2.0.json:data[3].paragraphs[0].qas[0]".
+        context, question: texts as in the file; one of them may be blank, not both.
+        answers: the true answers, at least one; ("",) if the file has none.
+        id: text or integer as in the file, or None. Not unique: duplicate samples share an id.
+        location: its place in the file, e.g. "ag_to_squad-test-v2.0.json:data[3].paragraphs[0].qas[0]".
     """
 
     context: str
@@ -39,15 +39,15 @@ class QA:
 
 
 def read(path, several=True):
-    """Yield the `QA` of every question of a file, in its order. Memory holds one article.
+    """Yield the `QA` of every question in a file, in order, with one article in memory at a time.
 
     Args:
         path: the json file, plain or ``.gz``.
-        several: whether a question may have more than one answer. One learns from samples that have one.
+        several: whether a question may have more than one answer; training samples must have only one.
 
     Raises:
-        UserError: while iterating. The file cannot be read, is not such json or holds no question; a sample has not
-            what it must have (the message names it).
+        UserError: while iterating. The file cannot be read, is not SQuAD-style json or contains no question; a sample
+            lacks something required (the message names it).
     """
     empty = True
     for location, article in json_records(path, "data", SHAPE):
@@ -67,33 +67,33 @@ def load_task(task, data_dir, split):
     Args:
         task: a `data.question_task.LifelongTask`.
         data_dir: the directory of the tasks' files.
-        split: as `load` takes it.
+        split: as in `load`.
     """
     return list(read_samples(task, data_dir, split))
 
 
 def store_task(task, data_dir, split, path=None):
-    """The `QA`s of a task's split, to be had by number: a `RowStore`, which keeps none in memory.
+    """The `QA`s of a task's split, accessible by index: a `RowStore`, which does not keep them in memory.
 
     Args:
         task, data_dir, split: as in `load_task`.
-        path: a file to read in place of the task's own.
+        path: a file to read instead of the task's own.
     """
     rows = _file_samples(path, split) if path else read_samples(task, data_dir, split)
-    # Here, as converters import this module, and need no numpy.
+    # Imported here, as converters import this module and need no numpy.
     from versatile.data.row_store import RowStore
 
     return RowStore((qa.location, qa) for qa in rows)
 
 
 def read_samples(task, data_dir, split):
-    """Yield the `QA`s of a task's split; a `UserError` behind the last one if none has an answer."""
+    """Yield the `QA`s of a task's split; raises `UserError` after the last one if none has an answer."""
     count, first, answered = 0, None, False
     for qa in task.samples(split, data_dir) if task.pairs else _file_samples(find(data_dir, task, split), split):
         count, first = count + 1, first or qa
         answered = answered or any(text.strip() for text in qa.answers)
         yield qa
-    # Some blank answers are right ones (SQuAD 2.0 has questions without an answer); all of them are withheld ones.
+    # Some blank answers are correct (SQuAD 2.0 has unanswerable questions); if all are blank, they are withheld.
     if count and not answered:
         raise UserError(f"the answers of all {count} questions are blank: there is nothing to train on or to score",
                         location=first.location, expected="answers",
@@ -105,7 +105,7 @@ def _file_samples(path, split):
 
 
 def load(path, split):
-    """The list of `QA` of a file; in the splits "train" and "distil" each question has one answer."""
+    """The list of `QA` of a file; in the splits "train" and "distil", each question must have a single answer."""
     return list(_file_samples(path, split))
 
 
@@ -129,7 +129,7 @@ def _sample(context, record, location, several):
 
 
 def save(path, samples):
-    """Write `QA`s to a json file, an article each, atomically; `read` gives them back, but for `location`."""
+    """Atomically write `QA`s to a json file, one article each; `read` restores them, except for `location`."""
     with atomic_write(path) as file:
         file.write('{"data": [')
         for number, qa in enumerate(samples):
@@ -138,16 +138,16 @@ def save(path, samples):
         file.write("\n]}\n")
 
 
-# --- true answers that are more than a text ---------------------------------------------------------------
+# --- true answers that are more than text -----------------------------------------------------------------
 
 
 def order_by_id(samples):
-    """The positions of the samples in the order of their ids, that of `load_turns` and `load_queries`.
+    """The positions of the samples sorted by id, the order of `load_turns` and `load_queries`.
 
-    Without ids it is the order they come in.
+    Without ids, the given order is kept.
 
     Raises:
-        UserError: only some have an id, or some ids are texts and some numbers.
+        UserError: only some samples have an id, or some ids are texts and others numbers.
     """
     for sample in samples:
         if type(sample.id) is not type(samples[0].id):
@@ -159,7 +159,7 @@ def order_by_id(samples):
 
 
 def load_turns(path):
-    """The list of (turn id, answer) of a woz.en_answers.json: ``[["en_0_0", "food: thai ;"], …]``."""
+    """The list of (turn id, answer) in a woz.en_answers.json: ``[["en_0_0", "food: thai ;"], …]``."""
     turns = []
     for location, item in list_items(path):
         if not isinstance(item, list) or len(item) != 2 or not all(isinstance(part, str) for part in item):
@@ -182,7 +182,7 @@ def load_turns(path):
 
 
 def load_queries(path):
-    """The list of ``{"sql": {"sel", "agg", "conds"}, "table": {"header"}, "answer"}`` of a wikisql_answers.json."""
+    """The list of ``{"sql": {"sel", "agg", "conds"}, "table": {"header"}, "answer"}`` in a wikisql_answers.json."""
     queries = []
     for location, item in list_items(path):
         sql, header = (_part(item, *keys, location=location) for keys in (("sql",), ("table", "header")))
@@ -211,8 +211,8 @@ def check_sql(sql, columns, location):
     """Raise a `UserError` unless `sql` is WikiSQL's ``{"sel", "agg", "conds": [[column, operator, value]]}``.
 
     Args:
-        columns: how many the table has.
-        location: named in the message.
+        columns: number of columns in the table.
+        location: the location named in the message.
     """
 
     def below(value, limit):

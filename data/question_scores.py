@@ -1,7 +1,7 @@
-"""Scores of a task's answers, 0–100, as LAMOL and L2KD report them. Every one is a `utils.metrics.Score`.
+"""Scores of a task's answers, 0–100, as reported by LAMOL and L2KD. Each is a `utils.metrics.Score`.
 
-Everything gets em, nf1 and nem; a task's kind (`data.question_tasks`) adds its own. The numbers are the originals'
-except where an original is wrong; there the docstring says so.
+Every task gets em, nf1 and nem; a task's kind (`data.question_task`) adds its own scores. The numbers equal the
+originals' except where an original is wrong; the docstrings say where.
 """
 
 import string
@@ -13,7 +13,7 @@ from versatile.utils.errors import UserError
 from versatile.utils.metrics import Score, check_counts
 
 _NORMAL = "case:lc|punct:no|articles:no"
-# Scores of TRACE that stand beside em, nf1 and nem.
+# TRACE's scores, reported in addition to em, nf1 and nem.
 _TRACE = {
     "accuracy": lambda answers, references: {"accuracy": trace_metrics.accuracy(answers, references)},
     "choice": lambda answers, references: {"accuracy": trace_metrics.choice_accuracy(answers, references)},
@@ -27,10 +27,10 @@ def score(task, answers, samples, gold=None):
 
     Args:
         task: a `data.question_task.LifelongTask`.
-        answers: a list of N texts, what the model answered.
+        answers: a list of N texts, the model's answers.
         samples: the N `QA`s, in the same order.
-        gold: for woz.en `samples.load_turns`, for wikisql `samples.load_queries` of the file that
-            `tasks.find_gold` finds: N items, in the order of the samples sorted by id. Other tasks have none.
+        gold: for woz.en `question_samples.load_turns`, for wikisql `question_samples.load_queries` of the file that
+            `question_tasks.find_gold` finds: N items, in the order of the samples sorted by id. None for other tasks.
 
     Returns:
         {name: `Score`}, with `task.metric` among the names.
@@ -52,12 +52,12 @@ def score(task, answers, samples, gold=None):
 
 
 def score_texts(task, answers, references):
-    """The scores of a task that need nothing but texts.
+    """The scores of a task that need only texts.
 
     Args:
         task: a `data.question_task.LifelongTask`.
         answers: a list of N texts.
-        references: a list of N lists of texts that are right.
+        references: a list of N lists of correct texts.
     """
     scores = texts(answers, references)
     if task.pairs:
@@ -76,14 +76,14 @@ def score_texts(task, answers, references):
 
 
 def _aligned(task, gold, samples):
-    """The true answers in the order of the samples; they come in that of the samples sorted by id."""
+    """The true answers in the order of the samples; they are given in the order of the samples sorted by id."""
     if gold is None or len(gold) != len(samples):
         counted = gold is not None and f"it has {len(gold)} items, and there are {len(samples)} questions"
         message = counted or "there is none"
         raise UserError(message, location=task.gold, expected="one true answer per question of the test split",
                         remedy="take the two files that were made together")  # fmt: skip
     aligned = [true for _, true in sorted(zip(order_by_id(samples), gold), key=lambda pair: pair[0])]
-    # Files of two different orders would give a score, too: of nothing.
+    # Files in two different orders would also give a score, but a meaningless one.
     shown = [true[1] if task.kind == "dialogue" else true["answer"] for true in aligned]
     pairs = [(text, sample) for text, sample in zip(shown, samples) if isinstance(text, str)]
     same = sum(any(qa_metrics.exact(text, answer) for answer in sample.answers) for text, sample in pairs)
@@ -95,11 +95,11 @@ def _aligned(task, gold, samples):
 
 
 def texts(answers, references):
-    """em, nf1 and nem: the means over the answers of the best true answer's score.
+    """em, nf1 and nem: for each answer the score against the best-matching true answer, averaged over the answers.
 
-    em is 1 where the texts are the same, character by character; nem where the same words are left in lower case,
-    without punctuation and articles; nf1 is the F1 of these words (Rajpurkar et al. 2016). The original gives an
-    answer of no words an nf1 of 0 where no words are right, too; here, as in SQuAD 2.0, it is 1.
+    em is 1 if the texts are equal character by character; nem if they are equal in lower case, without punctuation
+    and articles; nf1 is the F1 of the words that remain (Rajpurkar et al. 2016). If both the answer and the true
+    answer are left without words, the original gives an nf1 of 0; here, as in SQuAD 2.0, it is 1.
     """
     check_counts(answers, references)
     nrefs = metrics.nrefs(references)
@@ -121,11 +121,11 @@ def bleu(answers, references):
 
 
 def rouge(answers, references):
-    """rouge1, rouge2, rougeL and avg_rouge, their mean: F scores with stemming, the best true answer's.
+    """rouge1, rouge2, rougeL and avg_rouge, their mean: F scores with stemming, against the best true answer.
 
-    A full stop ends a sentence, and rougeL is ROUGE-L of a summary of sentences (the union of their longest common
-    subsequences), as in the originals. Those call ROUGE-1.5.5; Google's rouge-score stands in for it and is not
-    the same to the last digit. A text of one word has no pairs of words: its rouge2 is 0, whatever it is.
+    A full stop ends a sentence, and rougeL is summary-level ROUGE-L (the union of the sentences' longest common
+    subsequences), as in the originals. These call ROUGE-1.5.5; Google's rouge-score is used instead, whose values are
+    not identical to the last digit. A one-word text has no bigrams, so its rouge2 is always 0.
     """
     lined = [[_sentences(text) for text in group] for group in references]
     scores = metrics.rouge([_sentences(text) for text in answers], lined)
@@ -140,8 +140,8 @@ def rouge(answers, references):
 
 
 def rouge_l(answers, references):
-    """ROUGE-L as Super-NaturalInstructions and SAPT have it: F scores with stemming, the best true answer's, of the
-    longest common subsequence of the whole texts (of `rouge` it is that of their sentences)."""
+    """ROUGE-L as in Super-NaturalInstructions and SAPT: F scores with stemming, against the best true answer, of the
+    longest common subsequence of the whole texts (in `rouge`, of their sentences)."""
     score = metrics.rouge(answers, references)["rougeL"]
     return Score(100 * score.value, score.signature.replace("scale:0-1|", "scale:0-100|") + "|level:text")
 
@@ -156,10 +156,10 @@ def _sentences(text):
 def corpus_f1(answers, references):
     """corpus_f1, precision and recall of answers that may be "unanswerable" (Levy et al. 2017).
 
-    An answer is right if its words, lower-cased, without punctuation and the, a, an, and, are as a set those of all
-    true answers together. Precision is the right ones over those answered other than "unanswerable", recall over
-    those that can be answered; a right "unanswerable" counts in neither. Where some true answers are empty texts,
-    an empty answer says "unanswerable" as well; the original takes it for an answer.
+    An answer is correct if the set of its words, lower-cased, without punctuation and without the, a, an, and, equals
+    the set of words of all true answers together. Precision is the number of correct answers over the answers other
+    than "unanswerable", recall over the answerable questions; a correct "unanswerable" counts in neither. If some true
+    answers are empty texts, an empty answer also means "unanswerable"; the original counts it as an answer.
     """
     check_counts(answers, references)
     pairs = [(_set(answer), set().union(*map(_set, group))) for answer, group in zip(answers, references)]
@@ -190,10 +190,11 @@ def _set(answer):
 def dialogue(answers, turns):
     """joint_goal_em, turn_request_em, turn_goal_em and avg_dialogue (Zhong et al. 2018).
 
-    An answer tells what a turn changes: ``food: thai , area: north ; phone , address``, goals before the semicolon
-    and requests behind it. turn_goal_em and turn_request_em are the shares of turns whose goals and requests are
-    right, joint_goal_em of those where all goals so far of its dialogue are; avg_dialogue is the mean of
-    joint_goal_em and turn_request_em. Goals compare as a set, requests in their order, all in the letter case given.
+    An answer states what a turn changes: ``food: thai , area: north ; phone , address``, with goals before the
+    semicolon and requests after it. turn_goal_em and turn_request_em are the shares of turns whose goals and requests
+    are correct; joint_goal_em is the share of turns at which all goals of the dialogue so far are correct; avg_dialogue
+    is the mean of joint_goal_em and turn_request_em. Goals are compared as a set and requests in order, both
+    case-sensitively.
 
     Args:
         answers: a list of N texts.
@@ -225,8 +226,8 @@ def dialogue(answers, turns):
 def _changes(answer):
     """({slot: value}, [requested slot, …]) of an answer.
 
-    The requests of "none", ";" and what has not exactly one semicolon are None, which is not the same as no requests
-    beside goals: a quirk of the original that its published numbers hang on.
+    The requests of "none", ";" and anything without exactly one semicolon are None, which differs from goals without
+    requests: a quirk of the original that its published numbers depend on.
     """
     parts = answer.split(";")
     if len(parts) != 2 or answer.strip() == ";":
@@ -247,8 +248,8 @@ def lfem(answers, queries, strict=False):
 
     Args:
         answers: a list of N texts.
-        queries: a list of N ``{"sql": …, "table": {"header": […]}}``; they stay as they are.
-        strict: a column must be named as in the table; the originals take the most similar one.
+        queries: a list of N ``{"sql": …, "table": {"header": […]}}``; they are not modified.
+        strict: column names must match the table's; the originals take the most similar one.
     """
     check_counts(answers, [[""]] * len(queries))
     right = sum(is_right(text, query["sql"], query["table"]["header"], strict) for text, query in zip(answers, queries))

@@ -1,4 +1,4 @@
-"""A task as a question and its answer: its files in LAMOL's and L2KD's data, and how it is scored."""
+"""A task as questions and answers: its files in LAMOL's and L2KD's data, and how it is scored."""
 
 from dataclasses import dataclass
 
@@ -11,13 +11,13 @@ class LifelongTask:
 
     Attributes:
         name: the key, e.g. "woz.en".
-        kind: what is scored beside em, nf1 and nem: "text" (nothing more), "rouge", "rouge_l", "dialogue", "sql",
-            "bleu", "corpus_f1", or of TRACE "accuracy", "choice", "edit", "words_l", "sari"; see
+        kind: the scores reported in addition to em, nf1 and nem: "text" (none), "rouge", "rouge_l", "dialogue", "sql",
+            "bleu", "corpus_f1", or for TRACE "accuracy", "choice", "edit", "words_l", "sari"; see
             `data.question_scores`.
-        metric: the score of that kind that stands for the task in a matrix of tasks.
-        has_dev: the released data have a dev file of it.
-        same_test: the dev file is the test file: the true test set is not public.
-        gold: the file of the true answers of the test file, where their texts are not enough, or None.
+        metric: the score that represents the task in a matrix of tasks.
+        has_dev: whether the released data include a dev file.
+        same_test: the dev file is also the test file, as the true test set is not public.
+        gold: the file of true answers to the test file, if their texts are not enough, or None.
     """
 
     name: str
@@ -27,16 +27,16 @@ class LifelongTask:
     same_test: bool = False
     gold: str | None = None
 
-    # Of a form that is made of prompts and answers (`data.views`): they.
+    # The prompts and answers that the form was built from (`data.views`), if any.
     pairs = None
 
     @property
     def needs_texts_alone(self):
-        """Its score is one of answers and true answers: neither of a file of truths nor of what was asked."""
+        """Whether its score compares only answers and true answers, without a gold file or the question's context."""
         return self.gold is None and self.kind != "sari"
 
     def filename(self, split):
-        """The name of a split's file: "train", "dev", "test", or "distil": the training file a teacher rewrote."""
+        """The name of a split's file: "train", "dev", "test", or "distil", the training file a teacher rewrote."""
         if split not in SPLITS:
             raise ValueError(f"{split!r} is none of {SPLITS}")
         split = "dev" if split == "test" and self.same_test else split

@@ -1,4 +1,4 @@
-"""The tasks of LAMOL (Sun et al. 2020) and L2KD (Chuang et al. 2020): their files, and how they are scored."""
+"""The tasks of LAMOL (Sun et al. 2020) and L2KD (Chuang et al. 2020), and where their files are found."""
 
 import difflib
 import os
@@ -6,7 +6,7 @@ import os
 from versatile.data import task as registry
 from versatile.utils.errors import UserError
 
-# As LAMOL and L2KD list them.
+# The order in which LAMOL and L2KD list them.
 ORDER = (
     "squad1", "squad2", "iwslt.en.de", "cnn_dailymail", "multinli.in.out", "sst", "srl", "zre", "woz.en", "wikisql",
     "schema", "ag", "dbpedia", "yahoo", "amazon", "yelp", "e2enlg", "e2enlg2", "rnnlg.rest", "rnnlg.hotel", "rnnlg.tv",
@@ -16,12 +16,12 @@ TASKS = registry.forms("question_answer", ORDER)
 
 
 def get_task(name, location="--tasks"):
-    """The `LifelongTask` called `name`; an unknown name is a `UserError` at `location`."""
+    """The `LifelongTask` called `name`; an unknown name raises `UserError` at `location`."""
     return registry.form(name, "question_answer", location)
 
 
 def sequence(names, location="--tasks"):
-    """The list of `LifelongTask` of a sequence of names: at least one, none twice."""
+    """The list of `LifelongTask` for a sequence of names: at least one, without duplicates."""
     tasks = [get_task(name, location) for name in names]
     twice = sorted({task.name for task in tasks if tasks.count(task) > 1})
     if twice or not tasks:
@@ -32,7 +32,7 @@ def sequence(names, location="--tasks"):
 
 
 def find(data_dir, task, split):
-    """The path of a task's file of a split, plain or ``.gz``.
+    """The path of a task's file for a split, plain or ``.gz``.
 
     Args:
         data_dir: the directory with the files of all tasks.
@@ -40,10 +40,10 @@ def find(data_dir, task, split):
         split: one of `SPLITS`.
 
     Returns:
-        The path; None for the dev split of a task that has none in the released data, unless a file is there.
+        The path; None for the dev split of a task that has none in the released data, unless the file exists.
 
     Raises:
-        UserError: no such directory or file; it says which file was looked for and what is there.
+        UserError: no such directory or file; the message says which file was expected and what is there.
     """
     if task.pairs:
         return _find_pairs(task.pairs.located(data_dir), split)
@@ -59,7 +59,7 @@ def find(data_dir, task, split):
 
 
 def _find_pairs(pairs, split):
-    """What a split of prompts and answers is read from, or None."""
+    """The path that a split of prompts and answers is read from, or None."""
     if pairs.has(split):
         return pairs.split_path(split)
     if split == "dev":
@@ -70,7 +70,7 @@ def _find_pairs(pairs, split):
 
 
 def find_gold(data_dir, task):
-    """The path of the file of true answers that `LifelongTask.gold` names, or None where the task has none."""
+    """The path of the file of true answers that `LifelongTask.gold` names, or None if the task has none."""
     if task.gold is None:
         return None
     path = existing_file(data_dir, task.gold)
@@ -92,7 +92,7 @@ def existing_file(data_dir, name):
 
 def _missing(data_dir, name, what, remedy):
     there = sorted(entry for entry in os.listdir(data_dir) if entry.endswith((".json", ".json.gz")))
-    # What is called alike comes first: a wrong version or split is easier to see.
+    # Similar names come first, so that a wrong version or split is easier to see.
     close = difflib.get_close_matches(name, there, n=5, cutoff=0.7)
     there = close + [entry for entry in there if entry not in close]
     shown = ", ".join(there[:12]) + (f" and {len(there) - 12} more" if len(there) > 12 else "")

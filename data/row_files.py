@@ -1,4 +1,4 @@
-"""Rows of json, jsonl, csv and tsv files, plain or ``.gz``: records by column, each with its file and line."""
+"""Rows of json, jsonl, csv and tsv files, plain or ``.gz``, as records keyed by column, each with its file and line."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ FILE_NAMES = f"{{{','.join(EXTENSIONS)}}}"
 
 
 def split_files(folder, names):
-    """Existing files of a folder that are named after one of the splits, the best name first."""
+    """Existing files in a folder named after one of the splits, in the order of `names`."""
     endings = [f"{ending}{packed}" for ending in EXTENSIONS for packed in ("", ".gz")]
     paths = (Path(folder) / f"{name}.{ending}" for name in names for ending in endings)
     return [path for path in dict.fromkeys(paths) if path.is_file()]
@@ -22,12 +22,12 @@ def split_file(folder, names, owner):
     """The file of a split.
 
     Args:
-        folder: where it lies.
-        names: names that the file may have, the best first.
-        owner: whose data these are, for errors.
+        folder: the folder to look in.
+        names: names that the file may have, in order of preference.
+        owner: whose data these are, for error messages.
 
     Raises:
-        UserError: no such folder, no file of any of the names, or two of the same name.
+        UserError: no such folder, no file with any of the names, or two with the same name.
     """
     if not Path(folder).is_dir():
         raise UserError("no such folder", location=folder, expected=f"a folder with the files of {owner}",
@@ -44,7 +44,7 @@ def split_file(folder, names, owner):
 
 
 def stem(path):
-    """A file's name without its endings: "train" of train.jsonl.gz."""
+    """A file's name without its extensions: "train" for train.jsonl.gz."""
     return Path(path.name.removesuffix(".gz")).stem
 
 
@@ -84,7 +84,7 @@ def _table(rows):
 
 
 def _objects(path):
-    """Yield (location, item) of a JSON list, or of a file with one JSON value a line."""
+    """Yield (location, item) of a JSON list, or of a file with one JSON value per line."""
     with open_bytes(path) as file:
         first = file.read(1 << 12).lstrip()[:1]
     if first == b"[":

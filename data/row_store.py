@@ -1,4 +1,4 @@
-"""Rows of any size by their number, without keeping them in memory; parts of them, and several one behind another."""
+"""Random access to rows of any size without keeping them in memory; subsets and concatenations of them."""
 
 import hashlib
 import pickle
@@ -12,23 +12,23 @@ IN_MEMORY = 8 << 20
 
 
 class Rows:
-    """What can be sliced: a slice is a `RowView`. Subclasses have `__len__` and `row(number)`."""
+    """Base of sliceable sequences of rows; a slice is a `RowView`. Subclasses define `__len__` and `row(number)`."""
 
     def __getitem__(self, number):
         if isinstance(number, slice):
             return RowView(self, range(len(self))[number])
         if not -len(self) <= number < len(self):
-            # What tells `for row in rows` that it is through.
+            # This is what ends `for row in rows`.
             raise IndexError(number)
         return self.row(number % len(self))
 
     def lengths(self):
-        """[n] how long each row is."""
+        """[n] length of each row."""
         return np.fromiter(map(len, self), np.int64, len(self))
 
 
 class RowView(Rows):
-    """Some of the rows, in the order of their numbers: a range or an array."""
+    """Some of the rows, in the order of `numbers`, a range or an array."""
 
     def __init__(self, rows, numbers):
         self.rows, self.numbers = rows, numbers
@@ -44,12 +44,12 @@ class RowView(Rows):
 
     @property
     def content_key(self):
-        """Changes with the rows."""
+        """A key that changes with the rows."""
         return _joined([self.rows.content_key, hashlib.sha256(np.asarray(self.numbers, np.int64)).hexdigest()])
 
 
 class RowChain(Rows):
-    """The rows of several sequences, one behind another."""
+    """The rows of several sequences, concatenated."""
 
     def __init__(self, parts):
         self.parts = list(parts)
@@ -71,7 +71,7 @@ class RowChain(Rows):
 
     @property
     def content_key(self):
-        """Changes with the rows."""
+        """A key that changes with the rows."""
         return _joined([part.content_key for part in self.parts])
 
 
@@ -84,12 +84,12 @@ def _joined(keys):
 
 
 class RowStore(Rows):
-    """What an iterable of (location, record) yields, to be had by number as often as needed.
+    """Stores what an iterable of (location, record) yields, for repeated access by index.
 
-    Rows lie in an unnamed temporary file, or in memory as long as they are few; memory holds 8 bytes for each.
+    Rows are kept in an unnamed temporary file, or in memory if they are few, plus 8 bytes of memory for each.
 
     Args:
-        rows: yields (location, record); read to its end at once.
+        rows: yields (location, record); exhausted immediately.
 
     Attributes:
         content_key: changes with the rows.
@@ -116,7 +116,7 @@ class RowStore(Rows):
         return self._read(number)[1]
 
     def location(self, number):
-        """Where a row stands."""
+        """A row's location."""
         return self._read(number)[0]
 
     def _read(self, number):

@@ -1,12 +1,12 @@
 """Span corruption, the objective of T5 (Raffel et al. 2020, section 3.1.4).
 
-Of a sequence's tokens 15 % are noise, in spans of 3 on average. The input has one sentinel in place of every span, the
-target the sentinels, each followed by what it stands for:
+15 % of a sequence's tokens are noise, in spans of 3 on average. In the input a sentinel replaces each span; the target
+consists of the sentinels, each followed by the tokens it replaced:
 
     Thank you <extra_id_0> me to your party <extra_id_1> week .
     <extra_id_0> for inviting <extra_id_1> last
 
-Every row's corruption depends on (seed, epoch, row) alone.
+Every row's corruption depends only on (seed, epoch, row).
 """
 
 import numpy as np
@@ -16,19 +16,19 @@ from versatile.utils.errors import UserError
 
 
 def counts(length, density, mean_span):
-    """(noise tokens, spans) of a sequence of so many tokens: at least one of each, and one token that is none."""
+    """(noise tokens, spans) for a sequence of `length` tokens: at least one of each, and one non-noise token."""
     noise = min(max(round(length * density), 1), length - 1)
     spans = max(round(noise / mean_span), 1)
-    # Every span stands behind at least one token that is not noise.
+    # Every span is preceded by at least one token that is not noise.
     return noise, min(spans, noise, length - noise)
 
 
 def noise_mask(length, density, mean_span, generator):
-    """Which tokens are noise, bool [length]; it begins with a token that is not.
+    """Which tokens are noise, bool [length]; the first token is not.
 
     Args:
-        length: tokens, 2 or more.
-        density: share of noise.
+        length: number of tokens, 2 or more.
+        density: share of noise tokens.
         mean_span: mean length of a span.
         generator: `numpy.random.Generator`.
     """
@@ -38,7 +38,7 @@ def noise_mask(length, density, mean_span, generator):
 
 
 def _parts(total, parts, generator):
-    """`total` divided at random into so many parts of 1 and more."""
+    """`total` divided at random into `parts` parts of 1 or more."""
     cuts = np.sort(generator.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(np.concatenate([[0], cuts, [total]]))
 
@@ -49,7 +49,7 @@ def corrupt(ids, mask, sentinels, eos):
     Args:
         ids: int [length].
         mask: bool [length], True for noise.
-        sentinels: ids of the sentinels, first first; one for each span and no fewer.
+        sentinels: ids of the sentinels, in order; at least one for each span.
         eos: id of the end token.
     """
     first = mask & ~np.concatenate([[False], mask[:-1]])
@@ -81,7 +81,7 @@ def restore(source, target, sentinels, eos):
 
 
 def lengths(limit, density, mean_span):
-    """(tokens of a sequence, of its target) for which the input has at most `limit` tokens, the end token counted."""
+    """(longest sequence, length of its target) whose input has at most `limit` tokens, including the end token."""
     length = 2
     while True:
         noise, spans = counts(length + 1, density, mean_span)
@@ -93,7 +93,7 @@ def lengths(limit, density, mean_span):
 
 
 def sentinels_of(tokenizer):
-    """Ids of <extra_id_0>, <extra_id_1>, …; a `UserError` for a tokenizer without them."""
+    """Ids of <extra_id_0>, <extra_id_1>, …; raises `UserError` for a tokenizer without them."""
     sentinels, vocabulary = [], tokenizer.get_vocab()
     while f"<extra_id_{len(sentinels)}>" in vocabulary:
         sentinels.append(vocabulary[f"<extra_id_{len(sentinels)}>"])
@@ -105,12 +105,12 @@ def sentinels_of(tokenizer):
 
 
 def chunks(texts, tokenizer, length):
-    """All texts, one behind the other, cut into sequences of `length` tokens: int32 [sequences, length].
+    """All texts, concatenated and cut into sequences of `length` tokens: int32 [sequences, length].
 
-    What is left at the end is dropped.
+    The remainder is dropped.
 
     Raises:
-        UserError: it is less than one sequence.
+        UserError: the texts are shorter than one sequence.
     """
     pieces = []
     for start in range(0, len(texts), 1000):
@@ -131,7 +131,7 @@ class Corrupted(torch.utils.data.Dataset):
         rows: int32 [sequences, length].
         sentinels, eos: token ids.
         density, mean_span: see `noise_mask`.
-        seed: of the corruption.
+        seed: random seed of the corruption.
     """
 
     def __init__(self, rows, sentinels, eos, density=0.15, mean_span=3.0, seed=42):
@@ -154,15 +154,15 @@ class Corrupted(torch.utils.data.Dataset):
 
 
 class EpochBatches:
-    """Every row once an epoch, in batches that are all full; what is left of an epoch comes first in no other.
+    """Each row at most once per epoch, in full batches only; rows left over are not carried into the next epoch.
 
-    Rows are given as `Corrupted` takes them, epoch · size + row. Two processes with batches of n see, step by step,
+    Rows are numbered as in `Corrupted`, epoch · size + row. Two processes with batches of n see, step by step,
     what one process with batches of 2n sees.
 
     Args:
-        size: rows.
-        batch_size: rows a batch and process.
-        seed: of the order.
+        size: number of rows.
+        batch_size: rows per batch and process.
+        seed: random seed of the order.
         replicas: number of processes.
     """
 
@@ -176,7 +176,7 @@ class EpochBatches:
         return self.size // (self.batch_size * self.replicas)
 
     def draws(self, epoch):
-        """For every batch of an epoch the numbers of its rows, one list per process."""
+        """For every batch of an epoch, the numbers of its rows, one list per process."""
         generator = torch.Generator().manual_seed(self.seed + epoch)
         order = torch.randperm(self.size, generator=generator) + epoch * self.size
         step = self.batch_size * self.replicas

@@ -1,4 +1,4 @@
-"""WikiSQL's queries (Zhong et al. 2017): written out as text, and read back from what a model wrote.
+"""WikiSQL's queries (Zhong et al. 2017): writing them as text, and parsing the text a model wrote.
 
 The logical form of a query is ``(selected column, aggregation, ((column, operator, value), …))``.
 """
@@ -16,7 +16,8 @@ def query_text(sql, header):
     """``SELECT MAX goals FROM table WHERE team = Ajax AND year > 1990``, as decaNLP writes a query.
 
     Args:
-        sql: ``{"sel": column, "agg": aggregation, "conds": [[column, operator, value], …]}``, all but values numbers.
+        sql: ``{"sel": column, "agg": aggregation, "conds": [[column, operator, value], …]}``; all but the values are
+            numbers.
         header: the names of the table's columns.
     """
     text = f"SELECT {AGGREGATIONS[sql['agg']]} {header[sql['sel']]} FROM table"
@@ -27,33 +28,33 @@ def query_text(sql, header):
 
 
 def gold_form(sql, header):
-    """The logical form of a true query; `sql` stays as it is (the original's scoring lower-cases it in place)."""
+    """The logical form of a true query; `sql` is not modified (the original's scoring lower-cases it in place)."""
     same = _canonical(header)
     conditions = tuple((same[column], operator, _key(value)) for column, operator, value in sql["conds"])
     return same[sql["sel"]], sql["agg"], conditions
 
 
 def is_right(text, sql, header, strict=False):
-    """Whether a model's text is the query `sql`: it reads the same, or has the same logical form.
+    """Whether a model's text is the query `sql`: it has the same text or the same logical form.
 
     Args:
         strict: see `parse`.
     """
-    # Some queries cannot be told from another by their text: a column may be called "max goals" or "born where".
+    # Some queries are ambiguous as text: a column may be called "max goals" or "born where".
     return _key(text) == _key(query_text(sql, header)) or parse(text, header, strict) == gold_form(sql, header)
 
 
 def parse(text, header, strict=False):
-    """The logical form of a query a model wrote, or None where it is none.
+    """The logical form of a query a model wrote, or None if it is not a query.
 
-    As in the original: letter case and white space count nowhere; a selected column that the table does not have is
-    taken as the most similar one (longest common subsequence over the length of the longer name), and so is a
-    condition's. Other than there, ``WHERE`` is found in upper case, too, ``FROM table`` may be missing, columns of
-    equal name are equal, an "and" divides conditions only as a word of its own, and text that does not begin with
-    ``SELECT`` is not a query.
+    As in the original, letter case and white space never matter, and a selected or condition column that the table does
+    not have is replaced by the most similar one (longest common subsequence over the length of the longer name). Unlike
+    the original, ``WHERE`` is also recognised in upper case, ``FROM table`` may be missing, columns with the same name
+    are equal, "and" separates conditions only as a whole word, and text that does not begin with ``SELECT`` is not a
+    query.
 
     Args:
-        strict: every column must be named as in the table; the most similar one is not taken.
+        strict: column names must match the table's; the most similar one is not used.
     """
     words = text.lower().split()
     if len(words) < 2 or words[0] != "select":
@@ -69,18 +70,18 @@ def parse(text, header, strict=False):
 
 
 def _key(value):
-    """What counts of a name or a value: its text in lower case, without white space."""
+    """The part of a name or value that is compared: its text in lower case, without white space."""
     return "".join(str(value).lower().split())
 
 
 def _canonical(header):
-    """For each column the number of the first one of its name."""
+    """For each column, the index of the first one with the same name."""
     first = {}
     return [first.setdefault(_key(name), number) for number, name in enumerate(header)]
 
 
 def _columns(header):
-    """{key of a name: number of its first column}, without nameless columns."""
+    """{key of a name: index of its first column}, without nameless columns."""
     columns = {}
     for number, name in enumerate(header):
         if name is not None and _key(name):
@@ -89,7 +90,7 @@ def _columns(header):
 
 
 def _selected(body, columns, strict):
-    """(column, aggregation) of what stands between SELECT and FROM; column None where there is none."""
+    """(column, aggregation) of the text between SELECT and FROM; column is None if there is none."""
     if _key(body) in columns:
         return columns[_key(body)], 0
     first, _, rest = body.partition(" ")
@@ -102,13 +103,13 @@ def _selected(body, columns, strict):
 
 
 def _most_similar(name, columns):
-    # The originals' order: of equally similar ones the longest.
+    # The originals' order: among equally similar ones, the longest.
     return max(sorted(columns, key=len, reverse=True), key=lambda column: _similarity(name, column))
 
 
 def _similarity(a, b):
-    """Length of the longest common subsequence / length of the longer text, 0–1; as in the original, a common
-    substring and a shorter text decide between equals."""
+    """Length of the longest common subsequence / length of the longer text, 0–1; as in the original, ties are broken by
+    the longest common substring, then by the shorter text."""
     row = [0] * (len(b) + 1)
     run, longest = [0] * (len(b) + 1), 0
     for x in a:
@@ -120,7 +121,7 @@ def _similarity(a, b):
 
 
 def _conditions(where, columns, strict):
-    """The conditions of a WHERE clause, in its order, or None where they are none."""
+    """The conditions of a WHERE clause, in order, or None if it cannot be parsed."""
     exact = _exact_conditions(where, columns)
     if strict and not exact:
         return None
@@ -130,7 +131,7 @@ def _conditions(where, columns, strict):
 
 
 def _similar_conditions(where, columns):
-    """`_conditions`, each column the most similar one of the table's to what stands before an operator."""
+    """As `_conditions`, with each column the table's most similar one to the text before an operator."""
     pieces = re.split(r"(?:(?<=\s)|^)([=><])(?=\s|$)", where)
     if len(pieces) < 3 or not columns:
         return None
@@ -151,9 +152,9 @@ def _similar_conditions(where, columns):
 
 
 def _exact_conditions(where, columns):
-    """(column, operator, value's text) of conditions whose columns are the table's; None where they are none."""
-    # A name's words may be split elsewhere than in the header: any white space between its characters counts the
-    # same. Longer names first, or "team" would be found in "team name".
+    """(column, operator, value's text) of conditions that name the table's columns, or None if they do not."""
+    # White space within a name may differ from the header's: any is allowed between its characters.
+    # Longer names come first, or "team" would be found in "team name".
     names = sorted(columns, key=len, reverse=True)
     if not names:
         return None

@@ -1,8 +1,8 @@
-"""The parts of a task and the registry.
+"""The parts of a task, and the task registry.
 
 A task is one file in `data/tasks/`: a class with its markers, its published settings, how a raw record becomes
 an example, and how outputs are scored. Everything generic (ids, types, labels, trimming, caching, batching)
-happens elsewhere, once.
+is implemented once, elsewhere.
 """
 
 import importlib
@@ -19,13 +19,13 @@ from versatile.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Span:
-    """A marker and the text behind it.
+    """A marker and the text that follows it.
 
     Attributes:
-        marker: the special token that opens the span; its type, too, unless `type` says otherwise.
+        marker: the special token that opens the span; also the span's type unless `type` is given.
         text: raw text; it is stripped and gets one leading space before tokenising.
         type: the special token whose embedding is added to every token of the span.
-        turn: a turn of a conversation: where the input is too long, the oldest turns go first.
+        turn: whether it is a turn of a conversation; if the input is too long, the oldest turns are dropped first.
     """
 
     marker: str
@@ -40,11 +40,11 @@ class Example:
 
     Attributes:
         context: the input's spans in order.
-        target: the span to be produced; loss falls on its text and the end token.
+        target: the span to generate; the loss covers its text and the end token.
         source: the input as a person would read it, for output files.
-        references: all texts that count as right when scoring.
-        location: file, split and index of the record, for errors.
-        details: what scoring or the output files need beside (a persona, an id), as plain json.
+        references: all texts that count as correct when scoring.
+        location: file, split and index of the record, for error messages.
+        details: anything else that scoring or the output files need (a persona, an id), as plain json.
     """
 
     context: list[Span]
@@ -60,9 +60,9 @@ class ReadOptions:
     """How records are read.
 
     Attributes:
-        distilled: take the teacher's targets instead of the gold ones.
-        decoding: read for decoding, not for a loss.
-        max_history: exchanges of a conversation that are kept, in tasks that have one.
+        distilled: use the teacher's targets instead of the gold ones.
+        decoding: read for decoding rather than for computing a loss.
+        max_history: number of past exchanges kept, in conversational tasks.
     """
 
     distilled: bool = False
@@ -71,28 +71,28 @@ class ReadOptions:
 
 
 class Task:
-    """Base of all tasks; a task's file overrides what is particular to it.
+    """Base class of all tasks; each task's file overrides what is specific to it.
 
     Attributes:
-        name: what `--task` calls it; it becomes part of parameters' names, so there is no dot in it (a form's name may
-            have one: "woz.en").
+        name: as given to `--task`; it becomes part of parameter names, so it must not contain a dot (a form's name
+            may: "woz.en").
         summary: one line for `--list_tasks`.
-        aliases: other names of the task, in small letters.
+        aliases: other names of the task, in lower case.
         text_to_text, question_answer, sentence_pair: its forms for the other encoders (`TextTask`, `LifelongTask`,
-            `GlueTask`), a tuple of them where systems divide it in several, or None.
-        markers: all its special tokens; the order is the order of their embedding rows. None: it has no form for the
-            encoder with markers.
+            `GlueTask`), a tuple of them where a system splits the task into several, or None.
+        markers: all its special tokens, in the order of their embedding rows. Empty: it has no form for the encoder
+            with markers.
         bos, eos: the markers that open and close every sequence.
         bos_type: the marker whose embedding is the opening marker's type (default: its own).
-        dataset_path: where the data lie if `--dataset_path` is not given.
-        limits: {marker: tokens}: of a span with that marker only the first so many tokens are kept.
+        dataset_path: the data file used if `--dataset_path` is not given.
+        limits: {marker: tokens}: a span with that marker is truncated to this many tokens.
         min_tokens: training drops examples with fewer tokens than this in any span.
         scored_split: the split that evaluation scores.
-        merge_references: examples with equal sources are one instance with all their references.
+        merge_references: examples with equal sources form one instance with all their references.
         published: {"finetune": {flag: value}, "adapter": {flag: value}}: defaults of train.py.
         max_history: published number of exchanges kept, in a conversation; None in other tasks.
-        headline: the score that stands for the task in a summary.
-        sample: an input as `typed` takes it, for a person who does not know the task.
+        headline: the score that represents the task in a summary.
+        sample: an example of typed input, for someone who does not know the task.
     """
 
     name: str
@@ -114,14 +114,14 @@ class Task:
     sample: str = ""
 
     def data_path(self, given, distilled=False):
-        """The data file: what `--dataset_path` gives, else the task's own place, which must be there.
+        """The data file: `--dataset_path` if given, else the task's default path, which must exist.
 
         Args:
             given: the flag's value, or None.
-            distilled: take the file with the teacher's targets that lies beside it, if there is one.
+            distilled: use the file with the teacher's targets next to it, if there is one.
 
         Raises:
-            UserError: nothing was given and there is nothing in the task's own place.
+            UserError: no path was given and the default does not exist.
         """
         path = given or self.dataset_path
         if distilled and (rewritten := self.distilled_path(path)).is_file():
@@ -135,36 +135,36 @@ class Task:
         )
 
     def distilled_path(self, path):
-        """Where a teacher's texts for a data file lie."""
+        """The path of a teacher's texts for a data file."""
         return distilled_beside(path)
 
     def can_read(self, path):
-        """Whether there are data at a path that a run was trained on."""
+        """Whether the data that a run was trained on still exist at a path."""
         return Path(path).is_file()
 
-    # A task of the user's own has one; a checkpoint keeps it.
+    # Only user-defined tasks have one; checkpoints store it.
     definition = None
 
     def __init__(self, **attributes):
         vars(self).update(attributes)
 
     def forms(self, kind):
-        """Those of its forms of one kind of `FORMS` that it brings itself: a tuple, empty where it has none."""
+        """The task's own forms of one kind of `FORMS`, as a tuple (possibly empty)."""
         if kind == "markers":
             return (self,) if self.markers else ()
         form = getattr(self, kind)
         return () if form is None else form if isinstance(form, tuple) else (form,)
 
     def names(self):
-        """All names that stand for the task."""
+        """All names of the task."""
         return {self.name, *self.aliases, *(form.name for kind in FORMS for form in self.forms(kind))}
 
     def typed_name(self):
-        """What names the task on a command line that has no checkpoint."""
+        """How to name the task on a command line without a checkpoint."""
         return self.name
 
     def has_data(self):
-        """Whether there are data where `dataset_path` says."""
+        """Whether there are data at `dataset_path`."""
         return Path(self.dataset_path).is_file()
 
     def records(self, path, split):
@@ -172,23 +172,23 @@ class Task:
         return iter_records(path, split)
 
     def contents(self, path):
-        """Yield (key, value) of all of a data file; see `data.json_files.top_level`."""
+        """Yield (key, value) of everything in a data file; see `data.json_files.top_level`."""
         return top_level(path)
 
     def content_key(self, path, split):
-        """A hash of everything that decides what `records` yields."""
+        """A hash of everything that determines what `records` yields."""
         return fingerprint(path)
 
     def read_options(self, max_history=None, **options):
-        """`ReadOptions` for this task: `max_history` is the published one unless given, and nothing to other tasks."""
+        """`ReadOptions` for this task; `max_history` defaults to the published one, and is 0 in tasks without one."""
         return ReadOptions(max_history=(max_history or self.max_history) if self.max_history else 0, **options)
 
     def examples(self, record, location, options=ReadOptions()):
         """The examples of a raw json record, in order: one, or one for each turn of a conversation.
 
         Args:
-            record: what stood in the file; anything, it is checked here.
-            location: where it stood, for errors.
+            record: the record as read from the file; it may be anything and is checked here.
+            location: where it was read from, for error messages.
             options: `ReadOptions`.
 
         Raises:
@@ -197,38 +197,38 @@ class Task:
         raise NotImplementedError
 
     def distil(self, record, outputs):
-        """The record with a teacher's outputs written into it, as many as it has examples, in their order.
+        """The record with a teacher's outputs written into it, one for each of its examples, in order.
 
-        Most tasks have one example a record, with its target in `tgt`.
+        Most tasks have one example per record, with its target in `tgt`.
         """
         return {**record, "distillated_tgt": outputs[0]}
 
     def typed(self, text, session):
-        """What a person typed -> (Example without a target, the session after it).
+        """A typed line -> (Example without a target, the updated session).
 
         Args:
             text: the line.
-            session: what earlier lines left: {} at the start.
+            session: the state left by earlier lines; {} at the start.
 
         Returns:
-            the Example is None where the line only set something, such as a persona.
+            the Example is None if the line only set something, such as a persona.
 
         Raises:
-            UserError: the line cannot be an input of this task.
+            UserError: the line is not a valid input of this task.
         """
         raise UserError(f"task {self.name} takes no typed input", location="--task", remedy="give it a `typed` method")
 
     def answered(self, text, session):
-        """The session after the model has answered `text`."""
+        """The session once the model has answered with `text`."""
         return session
 
     def score(self, hypotheses, references, details=None):
         """Score outputs against all references.
 
         Args:
-            hypotheses: one text an instance.
-            references: a list of texts an instance.
-            details: `Example.details` of each instance, or None where only texts are at hand.
+            hypotheses: one text per instance.
+            references: a list of texts per instance.
+            details: `Example.details` of each instance, or None if only the texts are available.
 
         Returns:
             ({name: utils.metrics.Score}, [notes for the reader])
@@ -236,10 +236,10 @@ class Task:
         raise NotImplementedError
 
     def files(self, hypotheses, details):
-        """Output files of the task's own, or in place of the usual: {name ending: text or json}.
+        """Task-specific output files, added to the usual ones or replacing them: {file name suffix: text or json}.
 
         Args:
-            hypotheses, details: as `score` takes them; `details` is never None here.
+            hypotheses, details: as in `score`, but `details` is never None.
         """
         return {}
 
@@ -256,16 +256,17 @@ _TASKS: dict[str, Task] = {}
 
 
 def register(task_class):
-    """Class decorator: make a task known under its name."""
+    """Class decorator that registers a task."""
     add_task(task_class())
     return task_class
 
 
 def add_task(task):
-    """Make a `Task` known under its name, its aliases, and the names that its forms have.
+    """Register a `Task` under its name, its aliases and the names of its forms.
 
     Raises:
-        ValueError: one of them, or a marker, is another task's; a dot in the name.
+        ValueError: another task already uses one of the names or markers; the name contains a dot; bos or eos is not
+            among the markers.
     """
     if "." in task.name:
         raise ValueError(f"task {task.name!r}: a name without dots is needed, as it becomes part of parameters' names")
@@ -285,7 +286,7 @@ def add_task(task):
 
 
 def load_tasks():
-    """{name: `Task`} of every file in data/tasks/, whatever forms it has."""
+    """{name: `Task`} of all files in data/tasks/, whatever forms they have."""
     from versatile.data import tasks
 
     for module in pkgutil.iter_modules(tasks.__path__):
@@ -294,37 +295,37 @@ def load_tasks():
 
 
 def all_tasks():
-    """{name: task} of those that have markers, for a decoder or an encoder-decoder."""
+    """{name: task} of all tasks with markers, for a decoder or an encoder-decoder."""
     return {name: task for name, task in load_tasks().items() if task.markers}
 
 
 def forms(kind, first=()):
-    """{name: form} of all tasks that have one of `FORMS`.
+    """{name: form} of all tasks that have a form of one kind.
 
     Args:
         kind: a key of `FORMS`.
-        first: names that come first, in this order; the others follow by name.
+        first: names to put first, in this order; the others follow alphabetically.
     """
     by_name = {form.name: form for task in load_tasks().values() for form in task.forms(kind)}
     return {name: by_name[name] for name in [*first, *sorted(set(by_name) - set(first))]}
 
 
 def resolve(name):
-    """The task that has a name or an alias, in small or capital letters, or None."""
+    """The task with a given name or alias (case-insensitive), or None."""
     wanted = str(name).lower()
     return next((task for task in load_tasks().values() if wanted in task.names()), None)
 
 
 def form(name, kind, flag="--tasks"):
-    """A task's form: its own, or one made of its prompts and answers.
+    """A task's form: its own, or one built from its prompts and answers.
 
     Args:
-        name: any name of the task, or of one of the user's own.
+        name: any name of a known task, or of a user-defined one.
         kind: a key of `FORMS`.
-        flag: where the name was typed.
+        flag: the flag that the name was given to.
 
     Raises:
-        UserError: an unknown name, or a task that cannot have such a form.
+        UserError: the name is unknown, or the task cannot have this form.
     """
     task = resolve(name)
     if task is None and not get_own_task(name):
@@ -335,7 +336,7 @@ def form(name, kind, flag="--tasks"):
 
 
 def make_form(name, kind, flag):
-    """A form that a task does not bring, of its prompts and answers; see `data.views`."""
+    """A form that a task does not define, built from its prompts and answers; see `data.views`."""
     from versatile.data import views
     from versatile.data.known_pairs import pairs_of
 
@@ -354,7 +355,7 @@ def make_form(name, kind, flag):
 
 
 def canonical_name(name, kind):
-    """What a system calls the task that has a name; a name that nobody knows comes back as it is.
+    """The name by which a system knows a task; an unknown name is returned unchanged.
 
     Args:
         kind: a key of `FORMS`.
@@ -367,10 +368,13 @@ def canonical_name(name, kind):
 
 
 def get_task(name, flag="--task"):
-    """A task for the encoder with markers; an unknown name is a `UserError` that lists those known.
+    """A task for the encoder with markers.
 
     Args:
-        flag: where the name was typed.
+        flag: the flag that the name was given to.
+
+    Raises:
+        UserError: the name is unknown; the message lists the known ones.
     """
     task = resolve(name)
     if task is None and not get_own_task(name):
@@ -379,7 +383,7 @@ def get_task(name, flag="--task"):
 
 
 def find_form(name, kind):
-    """As `form` and `get`, but None where there is no such task or form."""
+    """As `form` and `get_task`, but None if there is no such task or form."""
     try:
         return get_task(name) if kind == "markers" else form(name, kind)
     except UserError:
@@ -387,10 +391,10 @@ def find_form(name, kind):
 
 
 def find(name):
-    """The task of a name for the encoder with markers, one of the user's own among them, or None."""
+    """The task of a name for the encoder with markers (it may be user-defined), or None."""
     return find_form(name, "markers")
 
 
 def known_names():
-    """All names of the toolkit's tasks, in all systems."""
+    """All names of the toolkit's tasks, in all systems, and "all"."""
     return {name for task in load_tasks().values() for name in task.names()} | {"all"}

@@ -1,4 +1,4 @@
-"""Names of tasks as they are typed: what to say of an unknown one, and NAME=SOURCE for a task of the user's own."""
+"""Task names as typed on the command line: errors for unknown ones, and NAME=SOURCE for user-defined tasks."""
 
 import argparse
 import difflib
@@ -8,13 +8,13 @@ from versatile.utils.errors import UserError
 
 
 def unknown_task(name, known, location="--tasks", more=None):
-    """The `UserError` of a name that is not a task's: names like it, and how to bring one's own.
+    """The `UserError` for an unknown task name: it lists similar names and says how to add a user-defined task.
 
     Args:
-        name: what was typed.
-        known: names of the tasks.
+        name: the name typed.
+        known: names of the known tasks.
         location: the flag.
-        more: more advice, or None.
+        more: additional advice, or None.
     """
     known = list(known)
     close = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
@@ -28,16 +28,16 @@ def unknown_task(name, known, location="--tasks", more=None):
 
 
 def example_name(name):
-    """The typed name where it could be a task's, otherwise "mine"."""
+    """The typed name if it could be a task's, otherwise "mine"."""
     text = str(name)
     return text if text.replace("-", "").replace("_", "").isalnum() else "mine"
 
 
 def separate_sources(words):
-    """(names, {name: source}) of words that are NAME or NAME=SOURCE.
+    """(names, {name: source}) of words of the form NAME or NAME=SOURCE.
 
     Raises:
-        ValueError: no name before the "=", no source behind it, or two sources of one name.
+        ValueError: no name before the "=", no source after it, or two sources for one name.
     """
     names, sources = [], {}
     for word in words:
@@ -53,17 +53,17 @@ def separate_sources(words):
 
 
 def by_task(values, tasks, what, flag="--data", kind="markers"):
-    """{task: value} of a flag that takes TASK=VALUE, each task under the one of its names that is in use.
+    """{task: value} of a flag that takes TASK=VALUE, with each task under its name in use.
 
     Args:
         values: {task as typed: value}.
         tasks: the names in use.
-        what: what these are: "trained".
-        flag: where the values were typed.
+        what: a word for these tasks, for messages: "trained".
+        flag: the flag that the values were given to.
         kind: the system whose names they are; see `TaskNames`.
 
     Raises:
-        UserError: a task that is none of them, or twice.
+        UserError: a task is not among them, or is named twice.
     """
     from versatile.data.task import canonical_name
 
@@ -79,11 +79,11 @@ def by_task(values, tasks, what, flag="--data", kind="markers"):
 
 
 class TaskNames(argparse.Action):
-    """Takes NAME or NAME=SOURCE, one or several: names stay under the flag, sources go to `own_tasks`.
+    """Takes one or several NAME or NAME=SOURCE: names are stored under the flag, sources in `own_tasks`.
 
     Args:
-        const: a key of `data.task.FORMS` or "markers": the system whose name of a known task is kept; None: the typed.
-            Among several questions with answers the name of an order (`data.task_orders`) stands for its tasks.
+        const: a key of `data.task.FORMS`: known tasks are stored under this system's names; None: as typed.
+            For several "question_answer" names, the name of an order (`data.task_orders`) expands to its tasks.
     """
 
     def __call__(self, parser, namespace, values, option_string=None):
@@ -104,7 +104,7 @@ class TaskNames(argparse.Action):
 
 
 def task_flag(group, flag, kind=None, **options):
-    """Add --task or --tasks to a parser's group; it takes NAME or NAME=SOURCE. `kind`: see `TaskNames`."""
+    """Add --task or --tasks, which takes NAME or NAME=SOURCE, to a parser's group. `kind`: `const` of `TaskNames`."""
     group.add_argument(flag, action=TaskNames, const=kind, **options)
-    # Written into run.json, so that a resumed run and an evaluation know the user's own tasks.
+    # Written to run.json, so that a resumed run and an evaluation know the user-defined tasks.
     group.set_defaults(own_tasks=None, task_definitions=None)

@@ -1,9 +1,9 @@
-"""Benchmarks of continual learning: their tasks, and the orders in which papers learn them.
+"""Continual-learning benchmarks: their tasks, and the orders in which papers learn them.
 
-An order has a name, which stands for its tasks wherever train_lifelong.py and evaluate_lifelong.py take tasks.
+An order's name can be used instead of its tasks wherever train_lifelong.py and evaluate_lifelong.py take tasks.
 """
 
-# Super-NaturalInstructions as SAPT (Zhao et al. 2024) chose and ordered them.
+# Super-NaturalInstructions as selected and ordered by SAPT (Zhao et al. 2024).
 _SUPERNI_1 = (
     "task1572_samsum_summary", "task363_sst2_polarity_classification", "task1290_xsum_summarization",
     "task181_outcome_extraction", "task002_quoref_answer_generation", "task1510_evalution_relation_extraction",
@@ -23,7 +23,7 @@ _SUPERNI_2 = (
 SUPERNI = tuple(sorted(_SUPERNI_1))
 
 # The fifteen classification tasks of ProgressivePrompts (Razdaibiedina et al. 2023) in O-LoRA's files (Wang et al.
-# 2023): {task: (its folder there, the data set of the hub that it was drawn from)}.
+# 2023): {task: (its folder there, the data set on the hub that it was sampled from)}.
 CLASSIFICATION = {
     "cl.yelp": ("SC/yelp", "Yelp/yelp_review_full"),
     "cl.amazon": ("SC/amazon", "amazon_review_full of Zhang et al. 2015"),
@@ -42,7 +42,7 @@ CLASSIFICATION = {
     "cl.wic": ("WiC/WiC", "aps/super_glue:wic"),
 }
 
-# TRACE (Wang et al. 2023), in its order: {task: its folder}.
+# TRACE (Wang et al. 2023), in its own order: {task: its folder}.
 TRACE = {
     "trace.c-stance": "C-STANCE", "trace.fomc": "FOMC", "trace.meetingbank": "MeetingBank", "trace.py150": "Py150",
     "trace.scienceqa": "ScienceQA", "trace.numglue-cm": "NumGLUE-cm", "trace.numglue-ds": "NumGLUE-ds",
@@ -67,10 +67,10 @@ ORDERS = {
 
 
 def expand_orders(names):
-    """Names of tasks, where the name of an order stands for its tasks."""
+    """Names of tasks, with the names of orders expanded to their tasks."""
     return [task for name in names for task in ORDERS.get(name, (name,))]
 
 
 def order_name(tasks):
-    """The name of the order that a list of tasks is, or None."""
+    """The name of the order that consists of exactly these tasks, or None."""
     return next((name for name, order in ORDERS.items() if list(order) == list(tasks)), None)

@@ -1,6 +1,6 @@
-"""Batches of one task at a time, the tasks drawn by size and temperature (Karimi Mahabadi et al. 2021, section 3).
+"""Batches of one task at a time, with tasks drawn by size and temperature (Karimi Mahabadi et al. 2021, section 3).
 
-Every process draws the same task at every step, so the gradients that are averaged belong to the same adapters.
+Every process draws the same task at every step, so the averaged gradients belong to the same adapters.
 """
 
 import numpy as np
@@ -12,23 +12,23 @@ class MultiTaskBatchSampler:
     """Lists of row numbers over the concatenation of the tasks' data sets.
 
     A task is drawn with probability p ∝ size^(1/T). A batch's rows are drawn with replacement from each process's
-    share of the task. The lists are those of the published sampler for the same seed, epoch and processes: one
-    permutation a data set, then the tasks of the whole epoch, then one draw of rows a batch, all from
+    share of the task. The lists equal those of the published sampler for the same seed, epoch and processes: one
+    permutation per data set, then the tasks of the whole epoch, then one draw of rows per batch, all from
     ``Generator(seed + epoch)``.
 
-    Unlike the published one: the seed given is the seed used (it was dropped on the way), and temperature 0 means
-    what was meant, in proportion to size, where it divided by zero.
+    Unlike in the published sampler, the seed given is the seed used (there it was ignored), and temperature 0 means
+    proportional to size, as intended (there it divided by zero).
 
     Args:
         sizes: rows of every task's data set, in the order of their concatenation.
-        batch_size: rows a batch, in each process.
-        temperature: T; 1 (and 0) proportional to size, higher is more even, ``inf`` quite even.
+        batch_size: rows per batch, in each process.
+        temperature: T; 1 (and 0) is proportional to size, higher is more uniform, ``inf`` is uniform.
         replicas: number of processes.
-        seed: of the drawing, the same in every process.
-        shuffle: permute each data set before it is shared out among the processes.
+        seed: random seed, the same in every process.
+        shuffle: permute each data set before it is divided among the processes.
 
     Raises:
-        UserError: no tasks, a data set of fewer rows than processes, less than one batch a process, a number out
+        UserError: no tasks, a data set with fewer rows than processes, less than one batch per process, a number out
             of range.
     """
 
@@ -58,7 +58,7 @@ class MultiTaskBatchSampler:
             )
 
     def __len__(self):
-        """Batches an epoch in each process: ((Σ sizes + batch − 1) // batch) // processes."""
+        """Batches per epoch in each process: ((Σ sizes + batch − 1) // batch) // processes."""
         return (sum(self.sizes) + self.batch_size - 1) // self.batch_size // self.replicas
 
     def probabilities(self):
@@ -67,7 +67,7 @@ class MultiTaskBatchSampler:
         return torch.as_tensor(weights / weights.sum(), dtype=torch.double)
 
     def draws(self, epoch):
-        """For every batch of an epoch the numbers of its rows, one list per process."""
+        """For every batch of an epoch, the numbers of its rows, one list per process."""
         for task, rows in self._draws(epoch):
             yield (rows.T + self.offsets[task]).tolist()
 
@@ -80,23 +80,23 @@ class MultiTaskBatchSampler:
         tasks = torch.multinomial(self.probabilities(), len(self), replacement=True, generator=generator)
         ranks = torch.arange(self.replicas)
         for task in tasks.tolist():
-            # Process r has the rows r, r + processes, … of the order; the rest of the division belongs to nobody.
+            # Process r has the rows r, r + processes, … of the order; the remainder belongs to no process.
             high = self.sizes[task] // self.replicas
             positions = torch.randint(high, (self.batch_size,), generator=generator)
             yield task, orders[task][positions[:, None] * self.replicas + ranks]
 
     def coverage(self, batches, names=None):
-        """What training sees of every task in its first `batches` batches (from epoch 0 on, in all processes).
+        """How much of every task training sees in its first `batches` batches (from epoch 0 on, in all processes).
 
-        It is computed from the draws themselves, so it is exact for a resumed run, too.
+        It is computed from the draws themselves, so it is also exact for a resumed run.
 
         Args:
             batches: batches drawn in each process, over all epochs so far.
             names: the tasks' names; by default their numbers.
 
         Returns:
-            list of dicts, one a task: task, size, probability, batches (in each process), batch_share (of all
-            batches), drawn (rows, repetitions counted), distinct (different rows), data_share (distinct / size).
+            list of dicts, one per task: task, size, probability, batches (in each process), batch_share (of all
+            batches), drawn (rows, counting repetitions), distinct (different rows), data_share (distinct / size).
         """
         seen = [torch.zeros(size, dtype=torch.bool) for size in self.sizes]
         counts, left, epoch = [0] * len(self.sizes), batches, 0

@@ -1,4 +1,4 @@
-"""A text in, a text out: what translation and summarization share.
+"""Text in, text out: the common part of translation and summarization.
 
 Record: {"src": text, "tgt": text}.
 """
@@ -8,7 +8,7 @@ from versatile.data.task import Example, ReadOptions, Span, Task
 
 
 class TextPair(Task):
-    """Base of the tasks that turn one text into another; `markers` are bos, eos, source, target."""
+    """Base class of tasks that turn one text into another; `markers` are bos, eos, source, target."""
 
     min_tokens = 2
 
@@ -18,7 +18,7 @@ class TextPair(Task):
         yield self.assemble(source, target, [gold], location)
 
     def assemble(self, source, target="", references=(), location=""):
-        """An `Example` of two texts."""
+        """An `Example` made of two texts."""
         context = [Span(self.markers[2], source)]
         return Example(context, Span(self.markers[3], target), source, list(references), location)
 

@@ -1,4 +1,4 @@
-"""A task as text to text: the wording of its sources and targets, its answers and its scores.
+"""A task as text to text: the wording of its sources and targets, its answers and scores.
 
 The wording, answers and splits of the published tasks are those of Karimi Mahabadi et al. (2021).
 """
@@ -25,20 +25,20 @@ class TextTask:
     Attributes:
         name: as on the command line; also its prefix, unless `prefix` is given.
         template: the source; ``{sentence1}`` is a column, ``{endings[0]}`` an item of a column.
-        label: the column of the label; for translations that of the target text. Several: the first that exists.
-        spellings: for every answer the label's spellings in the data, in small letters; None where the target is
-            a score or a text.
-        answers: the target strings; None for a text.
+        label: the label's column, or for translations the target text's; if there are several, the first that exists.
+        spellings: for every answer, the label's spellings in the data, in lower case; None if the target is a score or
+            free text.
+        answers: the target strings; None for free text.
         metrics: keys of `METRICS`.
-        rule: what `split_validation_test` does: ``"halved"``, ``"held out"`` or None; see `load`.
-        splits: this task's name for train, validation and test.
-        hub: name and configuration (or None) on the hub; None where it is not there.
+        rule: what `split_validation_test` does: ``"halved"``, ``"held out"`` or None; see `data.text_to_text.load`.
+        splits: this task's names for train, validation and test.
+        hub: name and configuration (or None) on the hub; None if it is not there.
         glue: {split: (name in `data.glue.TASKS`, split)} for the official folders.
-        no_label: spellings of a label that is missing; such rows are left out.
-        numbers: what answers are to the metrics: None (as they stand), int or float.
-        prefix: what stands before the source without adapters.
-        ambiguous_one: the original files number the two classes from 1, the hub from 0: "1" says nothing alone.
-        num_beams, max_length: of decoding; None: the script's beams, the longest answer (`max_target_length`).
+        no_label: spellings that mean the label is missing; such rows are left out.
+        numbers: the type that metrics get answers in: None (text), int or float.
+        prefix: text put before the source when training without adapters.
+        ambiguous_one: the original files number the two classes from 1, the hub from 0, so "1" alone is ambiguous.
+        num_beams, max_length: for decoding; None: the script's beams, the longest answer (`max_target_length`).
     """
 
     name: str
@@ -58,11 +58,11 @@ class TextTask:
     num_beams: int | None = None
     max_length: int | None = None
 
-    # Of a form that is made of prompts and answers (`data.views`): they.
+    # The prompts and answers that the form was built from (`data.views`), if any.
     pairs = None
 
     def fields(self):
-        """The columns and items of columns that the source is made of, in their order."""
+        """The columns and items of columns that the source is made of, in order."""
         return [field for _, field, _, _ in Formatter().parse(self.template) if field]
 
     def fill(self, texts):
@@ -71,7 +71,7 @@ class TextTask:
         return "".join(before + (next(texts) if field else "") for before, field, _, _ in pieces)
 
     def target(self, label, location):
-        """The target string of a label as the data has it; a `UserError` for an unknown one."""
+        """The target string for a label from the data; an unknown label raises `UserError`."""
         if self.numbers is float:
             return str(round_score(_score(label, location)))
         if self.answers is None:
@@ -87,14 +87,14 @@ class TextTask:
                         remedy="correct the row, or take it out")  # fmt: skip
 
     def valid(self, text):
-        """Whether a generated text is an answer of the task; any text is one where there is no answer set."""
+        """Whether a generated text is an answer of the task; any text is if there is no answer set."""
         if self.numbers is float:
-            # Not only those to one digit: the metrics take any number.
+            # Not only numbers with one decimal: the metrics take any number.
             return 0 <= self.postprocess(text) <= float(self.answers[-1])
         return self.answers is None or text.strip() in self.answers
 
     def postprocess(self, text):
-        """A generated or gold text as the metrics want it: a number (−1 where it is none), or the stripped text."""
+        """A generated or gold text as the metrics need it: a number (−1 if it is not one), or the stripped text."""
         text = text.strip()
         if self.numbers is None:
             return text
@@ -102,14 +102,14 @@ class TextTask:
             number = self.numbers(text)
         except ValueError:
             number = self.numbers(glue_metrics.INVALID)
-        # A long row of digits is not a class, and no array holds it.
+        # A long string of digits is not a class and fits no array.
         return number if self.numbers is float or abs(number) < 2**31 else glue_metrics.INVALID
 
     def score(self, predictions, targets):
         """Scores of N generated texts, ×100.
 
         Returns:
-            {published metric name: value}; correlations go from −100. Texts that are not an answer count as wrong.
+            {published metric name: value}; correlations start at −100. Texts that are not answers count as wrong.
         """
         predictions, targets = [self.postprocess(x) for x in predictions], [self.postprocess(x) for x in targets]
         scores = {}
@@ -122,11 +122,11 @@ class TextTask:
         return sum(not self.valid(text) for text in predictions)
 
     def max_target_length(self, tokenizer):
-        """Tokens of the longest answer, its end token counted; 300 for translations."""
+        """Tokens of the longest answer, including its end token; 300 for translations."""
         return self.max_length or max(len(tokenizer(answer).input_ids) for answer in self.answers)
 
     def max_new_tokens(self, tokenizer):
-        """Tokens that decoding may add: as published, the start token is one of `max_target_length`."""
+        """Tokens that decoding may generate: as published, the start token counts towards `max_target_length`."""
         return max(1, self.max_target_length(tokenizer) - 1)
 
 
@@ -158,24 +158,25 @@ METRICS = {
 
 
 def average(scores):
-    """The mean over all metric values of all tasks, of {task: {metric: value}} (published: average_metrics)."""
+    """The mean of all metric values of all tasks in {task: {metric: value}} (published: average_metrics)."""
     values = [value for task in scores.values() for value in task.values()]
     return sum(values) / len(values)
 
 
 def round_score(score):
-    """An STS-B score as it is written: to one digit, halves to even (T5's own recipe rounds to 0.2).
+    """An STS-B score as it is written: rounded to one decimal, halves to even (T5's own recipe rounds to 0.2).
 
-    In single precision, so that 0.85 is the same answer from a tsv file and from the hub, whose scores are float32.
+    Rounded in single precision, so that 0.85 gives the same answer from a tsv file and from the hub, whose scores are
+    float32.
     """
-    # Here, as converters import this module, and need no arrays.
+    # Imported here, as converters import this module and need no arrays.
     import numpy as np
 
     return float(str(np.round(np.float32(score), 1)))
 
 
 def spelling(label):
-    """A label as `TextTask.spellings` has it: text in small letters; 1 and 1.0 are "1", True is "true"."""
+    """A label as in `TextTask.spellings`: text in lower case; 1 and 1.0 are "1", True is "true"."""
     if isinstance(label, float) and label.is_integer():
         label = int(label)
     return str(label).strip().lower()
@@ -197,7 +198,7 @@ def _score(label, location):
 
 
 def classification(name, template, labels, hub, **more):
-    """A classification task. labels: names of the classes in the hub's order; "a/b" has two spellings."""
+    """A classification task. `labels`: names of the classes in the hub's order; "a/b" is one with two spellings."""
     spellings = tuple((str(i), *label.lower().split("/")) for i, label in enumerate(labels))
     return TextTask(name, template, spellings=spellings, answers=tuple(map(str, range(len(labels)))), hub=hub, **more)
 
@@ -210,7 +211,7 @@ def glue_classification(name, template, labels, official, rule, **more):
 
 
 def multiple_choice(name, template, spellings, hub, answers=None, **more):
-    """A multiple choice task, whose labels are spelt in one way only."""
+    """A multiple-choice task, whose labels have a single spelling."""
     answers = answers or tuple(map(str, range(len(spellings))))
     spellings = tuple((text,) for text in spellings)
     return TextTask(name, template, spellings=spellings, answers=answers, hub=hub, splits=NO_TEST, **more)

@@ -1,14 +1,14 @@
-"""Tasks as text to text for encoder-decoders: where their rows come from.
+"""Text-to-text tasks for encoder-decoders: loading their rows.
 
-An example is ``source`` ("sentence1: … sentence2: …"), ``target`` (a digit string, a score, or a translation) and
-``task``. The wording, answers and splits are those of Karimi Mahabadi et al. (2021). Rows come from files of the
-user's own, GLUE's official folders (`data.glue`), or the Hugging Face hub.
+An example has ``source`` ("sentence1: … sentence2: …"), ``target`` (a digit string, a score, or a translation) and
+``task``. The wording, answers and splits are those of Karimi Mahabadi et al. (2021). Rows come from the user's own
+files, GLUE's official folders (`data.glue`), or the Hugging Face hub.
 
-Deliberate differences to the published code:
+Deliberate differences from the published code:
 
-* with `split_validation_test` the 1000 training rows that serve as validation leave the training set;
-* `n_obs` −1 means all rows, where it dropped the last one;
-* rows without a gold label (−1 or "-" in SNLI) are left out, where they were learned as the answer "-1".
+* with `split_validation_test`, the 1000 training rows used for validation are removed from the training set;
+* `n_obs` −1 means all rows (there it dropped the last one);
+* rows without a gold label (−1 or "-" in SNLI) are left out (there they were learned as the answer "-1").
 """
 
 import logging
@@ -27,7 +27,7 @@ TASKS = registry.forms("text_to_text")
 
 
 def get_task(name, flag="--tasks"):
-    """The `TextTask` of a name; a `UserError` for an unknown one."""
+    """The `TextTask` of a name; an unknown one raises `UserError`."""
     return registry.form(name, "text_to_text", flag)
 
 
@@ -37,31 +37,31 @@ def get_task(name, flag="--tasks"):
 def load(task, split, data_dir=None, files=None, seed=42, split_validation_test=False, n_obs=None, prefix=False):
     """A split of a task as text to text.
 
-    Where its rows come from: `files`, if given; else ``data_dir/<task>`` with files of those names, or GLUE's
-    official folder in `data_dir`; else the hub.
+    Its rows come from `files`, if given; else from ``data_dir/<task>`` with files of the same names, or GLUE's
+    official folder in `data_dir`; else from the hub.
 
-    With `split_validation_test` (published for tasks without labelled test data) a ``"halved"`` task has the first
-    half of ``randperm(seed)`` of its validation set as validation and the rest as test; a ``"held out"`` one has
-    the first 1000 of ``randperm(seed)`` of its training set as validation, the others as training set, and the
-    original validation set as test. Of 1000 rows and fewer, half is held out.
+    With `split_validation_test` (published for tasks without labelled test data), a ``"halved"`` task uses the first
+    half of ``randperm(seed)`` of its validation set for validation and the rest for testing; a ``"held out"`` one uses
+    the first 1000 of ``randperm(seed)`` of its training set for validation, the others for training, and the
+    original validation set for testing. Of 1000 rows or fewer, half are held out.
 
     Args:
         task: a key of `TASKS`, or a `TextTask`.
         split: ``"train"``, ``"validation"`` or ``"test"``.
-        data_dir: folder of the user's own or of GLUE's official folders.
+        data_dir: a folder of the user's own folders or of GLUE's official ones.
         files: a folder with ``{train,validation,test}.{json,jsonl,csv,tsv}``, or {split: file}; the columns are
             named as on the hub.
-        seed: of the permutations above and of `n_obs`.
-        n_obs: take so many rows, drawn by ``randperm(seed)``; None or a negative number: all.
+        seed: random seed of the permutations above and of `n_obs`.
+        n_obs: use only this many rows, drawn by ``randperm(seed)``; None or a negative number: all.
         prefix: put the task's prefix before every source (published: without adapters).
 
     Returns:
-        `datasets.Dataset` with the string columns source, target and task; the rows stay in the file's order
-        where nothing is drawn.
+        `datasets.Dataset` with the string columns source, target and task; unless rows are drawn, they stay in the
+        file's order.
 
     Raises:
-        UserError: an unknown task or split; files or columns missing, labels unknown, with their place; the hub
-            out of reach; no rows.
+        UserError: an unknown task or split; missing files or columns, or unknown labels, with their location; the hub
+            is unreachable; no rows.
     """
     from datasets import Dataset, Features, Value
 
@@ -73,7 +73,7 @@ def load(task, split, data_dir=None, files=None, seed=42, split_validation_test=
 
 
 class TextExample(NamedTuple):
-    """A source, its target (None: it is to be answered), and in some tasks further targets that are right."""
+    """A source, its target (None: to be predicted), and in some tasks further correct targets."""
 
     source: str
     target: str | None
@@ -81,10 +81,7 @@ class TextExample(NamedTuple):
 
 
 class SplitRows:
-    """Iterates over the `TextExample`s of a split, with the arguments of `load`.
-
-    No row stays in memory.
-    """
+    """Iterates over the `TextExample`s of a split without keeping rows in memory; takes the arguments of `load`."""
 
     def __init__(self, task, split, data_dir=None, files=None, seed=42, split_validation_test=False, n_obs=None,
                  prefix=False):  # fmt: skip
@@ -127,7 +124,7 @@ class SplitRows:
         self._report_blank(blank, len(order), location(int(order[0])))
 
     def _report_blank(self, blank, size, where):
-        # A blank target is a withheld one: nothing can be trained on it or scored against it.
+        # A blank target is a withheld one: it can be used neither for training nor for scoring.
         if blank == size:
             raise UserError(
                 f"{self.task.name}: the targets of all {size} rows for {self.split} are blank",
@@ -141,7 +138,7 @@ class SplitRows:
 
 
 def test_is_validation(task, data_dir=None, split_validation_test=False):
-    """Whether a task's validation and test rows are read from the same place, and are not divided."""
+    """Whether a task's validation and test rows are the same: read from the same place and not divided."""
     if split_validation_test and task.rule:
         return False
     names = [_split_names(task, split, split_validation_test) for split in ("validation", "test")]
@@ -150,7 +147,7 @@ def test_is_validation(task, data_dir=None, split_validation_test=False):
 
 
 def _split_names(task, split, split_validation_test):
-    """Names under which the rows of a split may lie, the best first."""
+    """Names that the rows of a split may be stored under, in order of preference."""
     splits = task.splits or OWN_SPLITS
     if split_validation_test and task.rule == "halved" and split != "train":
         return ["validation", splits["validation"]]
@@ -160,7 +157,7 @@ def _split_names(task, split, split_validation_test):
 
 
 def _chosen(task, split, split_validation_test, size, seed, n_obs):
-    """[rows] which of `size` rows a split has, and in which order."""
+    """[rows] which of `size` rows belong to a split, in order."""
     rule = task.rule if split_validation_test else None
     rest = {"halved": "test", "held out": "train"}.get(rule)
     count = None if n_obs is None or n_obs < 0 else n_obs
@@ -179,7 +176,7 @@ def _permutation(size, seed):
 
 
 def _labelled(task, records, location):
-    """[rows] numbers of the rows that have a label."""
+    """[rows] indices of the rows that have a label."""
     if not task.no_label:
         return np.arange(len(records))
     column = task.label[0]
@@ -189,9 +186,9 @@ def _labelled(task, records, location):
 
 
 def _check_numbering(task, records, location):
-    """A `UserError` where the user's own rows number the classes from 1, or where nobody can tell.
+    """Raise a `UserError` if the user's own rows number the classes from 1, or if the numbering is ambiguous.
 
-    All rows are looked at: a few drawn ones could all be of the class that has "1" in both numberings.
+    All rows are checked: a small sample might contain only "1", which is a class in both numberings.
     """
     labels = set()
     for i, record in enumerate(records):
@@ -203,7 +200,7 @@ def _check_numbering(task, records, location):
                 expected="0 for neg and 1 for pos, as on the hub, or the names",
                 remedy="write neg for 1 and pos for 2",
             )
-        # A number comes from a json file, which is not an original.
+        # A number comes from a json file, which is not one of the original files.
         labels.add(label.strip() if isinstance(label, str) else None)
     if labels == {"1"}:
         raise UserError("every label is 1, which is neg in the original files and pos on the hub", location=location(0),

@@ -1,4 +1,4 @@
-"""Tokenised text-to-text examples, and the batches that a sampler draws of them."""
+"""Tokenised text-to-text examples, and the batches that a sampler draws from them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ class Rows(torch.utils.data.Dataset):
     """Tokenised examples of one task.
 
     Args:
-        task_id: the model's number of the task.
+        task_id: the model's id of the task.
         sources, targets: `FlatLists` of token ids, of equal length.
-        texts: the target texts, a sequence, for scoring.
+        texts: the sequence of target texts, for scoring.
     """
 
     def __init__(self, task_id, sources, targets, texts):
@@ -40,9 +40,9 @@ class Collator:
 
     Attributes:
         pad, start: ids of padding and of the decoder's first token.
-        ignore_pad: padding of the labels is left out of the loss.
-        lengths: (source, target) to pad to; None: to the longest of the batch. On XLA a shape that was not met
-            before means compiling.
+        ignore_pad: whether padding in the labels is excluded from the loss.
+        lengths: (source, target) lengths to pad to; None: the longest in the batch. On XLA every new shape causes a
+            compilation.
         tasks: whether the model takes task ids.
     """
 
@@ -62,28 +62,28 @@ class Collator:
         return tensors(batch | (dict(task_ids=np.array([row["task_id"] for row in rows])) if self.tasks else {}))
 
     def width(self, which, lengths):
-        """Tokens that sources (0) or targets (1) of these lengths are padded to."""
+        """The width that sources (0) or targets (1) of these lengths are padded to."""
         return self.lengths[which] if self.lengths else max(lengths)
 
 
 class SampledBatches:
-    """Batches that a sampler draws, as `training.trainer.Trainer` takes them.
+    """Batches drawn by a sampler, as `training.trainer.Trainer` takes them.
 
     Args:
-        rows: indexed by what the sampler draws, gives what `collate` takes.
+        rows: a sequence, indexed by the numbers that the sampler draws, of what `collate` takes.
         sampler: `draws(epoch)` yields for each batch the numbers of its rows, one list per process; its length is the
-            number of batches of an epoch.
+            number of batches per epoch.
         collate: `Collator`.
-        target_lengths: int array, the labels of every row by number, the same again in each epoch.
-        accumulation: batches of an optimizer step: a label weighs alike in whichever of them it stands.
-        rank: this process.
-        splits: tasks; with several of them parameters may be without a gradient.
+        target_lengths: int array, the number of labels of every row, the same in each epoch.
+        accumulation: batches per optimizer step; a label has the same weight whichever of them it is in.
+        rank: this process's rank.
+        splits: tasks; if there are several, some parameters may get no gradient.
     """
 
     def __init__(self, rows, sampler, collate, target_lengths, accumulation=1, rank=0, splits=()):
         self.rows, self.sampler, self.collate, self.lengths = rows, sampler, collate, target_lengths
         self.accumulation, self.rank, self.splits, self.skip = accumulation, rank, splits, set()
-        # Draws come one after another: (epoch, number of the next, iterator), and the step's that is being taken.
+        # Draws are made in order: (epoch, number of the next draw, iterator), and the draws of the current step.
         self._draws, self._window = (None, 0, None), (None, [])
 
     def plan(self, epoch=0):
@@ -94,8 +94,8 @@ class SampledBatches:
         """One process's share of a batch.
 
         Returns:
-            (dict of tensors; the labels of all processes and batches of its optimizer step, over the number of these
-            batches)
+            (dict of tensors; the number of labels in all processes and batches of its optimizer step, divided by the
+            number of these batches)
         """
         first = number - number % self.accumulation
         if self._window[0] != (epoch, first):
@@ -106,7 +106,7 @@ class SampledBatches:
         return self.collate([self.rows[i] for i in draws[number - first][self.rank]]), labels
 
     def labels(self, rows):
-        """How many labels a batch of rows by number has."""
+        """The number of labels in a batch, given the numbers of its rows."""
         lengths = [int(self.lengths[i % len(self.lengths)]) for i in rows]
         return sum(lengths) if self.collate.ignore_pad else len(lengths) * self.collate.width(1, lengths)
 

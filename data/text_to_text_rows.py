@@ -1,6 +1,6 @@
 """Where the rows of a text-to-text task come from: files, GLUE's official folders, or the Hugging Face hub.
 
-`find` gives a sequence of records (dicts by column) and a function from a row's number to its place.
+`find` returns a sequence of records (dicts by column) and a function from a row's number to its location.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from versatile.data.row_files import EXTENSIONS, read_rows, split_file, split_fi
 from versatile.data.row_store import RowStore
 from versatile.utils.errors import UserError, brief, first_line
 
-# Repositories of the hub that hold a script and no data; `datasets` runs none since version 4.
+# Repositories on the hub that hold a script instead of data; `datasets` no longer runs scripts since version 4.
 _SCRIPTS = ("IWSLT/iwslt2017", "allenai/social_i_qa", "allenai/cosmos_qa", "CogComp/trec")
 # The same data in another repository.
 _COPIES = {"allenai/social_i_qa": "lighteval/siqa"}
@@ -25,11 +25,11 @@ def find(task, names, data_dir=None, files=None):
 
     Args:
         task: a `data.text_task.TextTask`.
-        names: names of the split, the best first: a file may be called by any, GLUE and the hub by the last.
+        names: names of the split, in order of preference: a file may have any of them, GLUE and the hub use the last.
         data_dir, files: see `data.text_to_text.load`.
 
     Returns:
-        (records, location): records by number, with a length; ``location(i)`` says where record i stands.
+        (records, location): a sequence of records; ``location(i)`` is the location of record i.
     """
     if task.pairs:
         return task.records(names[-1], data_dir)
@@ -49,7 +49,7 @@ def find(task, names, data_dir=None, files=None):
 
 
 def origin(task, names, data_dir=None):
-    """What `find` reads the rows of a split from: a file, or the name of a split of GLUE's or of the hub's."""
+    """Where `find` reads the rows of a split from: a file, or the name of a split in GLUE or on the hub."""
     if task.pairs:
         pairs = task.pairs.located(data_dir)
         return pairs.split_path(names[-1]), "" if Path(pairs.source).is_dir() else pairs.split_of(names[-1])
@@ -72,7 +72,7 @@ def holds(task, names, data_dir=None):
 
 
 def content_key(task, names, data_dir=None):
-    """Changes with the rows that `find` finds; a file is not parsed for it."""
+    """A key that changes with the rows that `find` finds; files are not parsed for it."""
     if task.pairs:
         return task.pairs.located(data_dir).content_key(names[-1])
     source = origin(task, names, data_dir)
@@ -85,9 +85,9 @@ def content_key(task, names, data_dir=None):
 
 
 def value(record, fields, location):
-    """What a record has under the first of `fields` that it has; ``"endings[0]"`` goes into a column.
+    """The value of the first of `fields` that a record has; ``"endings[0]"`` indexes into a column.
 
-    A flat file may name the last part alone: the column ``ro`` stands for ``translation[ro]``.
+    A flat file may use the last part as a column's name: the column ``ro`` stands for ``translation[ro]``.
     """
     for field in fields:
         first, *keys = re.findall(r"[^\[\]]+", field)
@@ -110,7 +110,7 @@ def _inside(item, keys, field, location):
 
 
 def _writable(item):
-    """A ``\\ud800``-style escape without its second half has no character: it becomes ``?``."""
+    """The item; a ``\\ud800``-style escape without its second half is not a character and becomes ``?``."""
     return item.encode("utf-8", "replace").decode("utf-8") if isinstance(item, str) else item
 
 
@@ -139,12 +139,12 @@ def _has_official(task, folder):
 
 
 def _official_split(task, names):
-    """(name in `data.glue.TASKS`, split) of the best name that GLUE has."""
+    """(name in `data.glue.TASKS`, split) of the last of `names` that GLUE has."""
     return next(task.glue[name] for name in reversed(names) if name in task.glue)
 
 
 def _official(task, names, folder):
-    """GLUE's tsv files as records: the text columns under the template's names, labels as names, scores as numbers."""
+    """GLUE's tsv files as records: text columns under the template's names, labels as names, scores as numbers."""
     name, split = _official_split(task, names)
     fields = task.fields()
     rows = RowStore(
@@ -175,10 +175,10 @@ def _hub(task, split, data_dir):
 
 @contextlib.contextmanager
 def asking_the_hub(name, task="it", location=None, looked="", remedy="check the name, or name a folder or a file"):
-    """Whatever goes wrong with a data set of the hub is a `UserError`.
+    """Turn any error in loading a data set from the hub into a `UserError`.
 
     Args:
-        name: of the data set.
+        name: the data set's name.
         task, location, looked, remedy: parts of the message.
     """
     try:
@@ -187,19 +187,19 @@ def asking_the_hub(name, task="it", location=None, looked="", remedy="check the 
     except UserError:
         raise
     except Exception as error:
-        # Whatever the library, its parsers and the network raise: there is no data, and this is why.
+        # Whatever the library, its parsers or the network raise, there is no data, and this is the reason.
         raise UserError(f"{task} cannot be loaded from the hub: {first_line(error)}{looked}", location=location or name,
                         expected="a reachable hub, or a copy fetched before", remedy=remedy) from error  # fmt: skip
 
 
 def load_from_hub(name, config, split):
-    """A split of a data set of the hub, as `datasets.Dataset`."""
+    """A split of a data set on the hub, as `datasets.Dataset`."""
     with asking_the_hub(name):
         return _load(name, config, split)
 
 
 def split_names_on_hub(name, config):
-    """Names of the splits of a data set of the hub."""
+    """Names of the splits of a data set on the hub."""
     from datasets import get_dataset_split_names
 
     with asking_the_hub(name):
@@ -215,7 +215,7 @@ def _load(name, config, split):
 
 
 def _without_script(name, ask, ask_conversion):
-    """What `ask` returns, or `ask_conversion` where the data set needs a script, which `datasets` no longer runs."""
+    """The result of `ask`, or of `ask_conversion` if the data set needs a script, which `datasets` no longer runs."""
     if name in _SCRIPTS:
         return ask_conversion()
     try:
@@ -227,14 +227,14 @@ def _without_script(name, ask, ask_conversion):
 
 
 def _conversion(config):
-    """Where the hub's own conversion of a configuration lies: a folder of a branch."""
+    """The branch and folder that hold the hub's own conversion of a configuration."""
     return dict(revision="refs/convert/parquet", data_dir=config or "default")
 
 
 def _converted(name, config, split):
-    """The hub's own conversion of a data set that needs a script; nobody's code is run for it.
+    """The hub's own conversion of a data set that needs a script; no third-party code is run for it.
 
-    On that branch a configuration is a folder, not a name; to ask by name would find another one's copy in the cache.
+    On that branch a configuration is a folder, not a name; asking by name would find another one's copy in the cache.
     """
     from datasets import load_dataset
 
@@ -247,9 +247,9 @@ def _converted(name, config, split):
 
 
 def _reach(name):
-    """An OSError where the hub cannot be reached and the data set was not fetched before.
+    """Raise an OSError if the hub cannot be reached and the data set was not fetched before.
 
-    Loading itself would retry for half a minute. A slow answer, or one that says no, is left to it.
+    Loading itself would retry for half a minute. Slow or negative answers are left to it.
     """
     import datasets
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -259,7 +259,7 @@ def _reach(name):
     try:
         get_hf_file_metadata(hf_hub_url(name, "README.md", repo_type="dataset"))
     except Exception as error:
-        # By name: they are those of the library that the hub's own library happens to use.
+        # Compared by name: the classes belong to whichever HTTP library the hub's client happens to use.
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if kinds & {"ConnectError", "ConnectTimeout", "ConnectionError", "OfflineModeIsEnabled"}:
             raise OSError(f"the hub cannot be reached: {first_line(error)}") from error

@@ -1,12 +1,12 @@
-"""Tokenise once: the encoded examples of a split as a few flat files, memory-mapped, found again by their content.
+"""The token cache: a split's encoded examples in a few memory-mapped flat files, keyed by their content.
 
-The key of an entry is a hash of the data, the tokenizer and everything else that decides the ids. Examples are streamed
-through the encoder and the files are mapped, so memory does not grow with the data. An entry is written in a directory
-beside its own and moved into place: two processes may build the same one at once, and one that is killed half-way
-leaves nothing that would be taken for whole.
+The key of an entry is a hash of the data, the tokenizer and everything else that determines the ids. Examples are
+streamed through the encoder and the files are mapped, so memory does not grow with the data. An entry is written to a
+directory next to its own and moved into place, so two processes may build the same one at once, and a process killed
+halfway leaves nothing that could be mistaken for a complete entry.
 
-An entry's meta.json holds the size and the sha256 of every other file in it. Both are checked when it is opened: a
-cache cleaner, a full disk or a power cut may have left it cut, empty or zeroed. What does not match is built anew.
+An entry's meta.json holds the size and the sha256 of every other file in it. Both are checked when it is opened, as a
+cache cleaner, a full disk or a power cut may have left files truncated, empty or zeroed. Damaged entries are rebuilt.
 """
 
 import contextlib
@@ -35,11 +35,11 @@ class EncodedSplit:
     Attributes:
         task: the task's name.
         split: the split's name.
-        columns: {name: column}: the ids, and what the encoder keeps beside them.
+        columns: {name: column}: the ids and the encoder's other columns.
         prompt_lengths, labels: two of these columns, or None.
-        report: {kept: examples that are left, dropped: {reason: count}, cut: {what: count}}. With a limit `kept` counts
-            the examples beyond it, too.
-        key: names the content; a resumed run checks it.
+        report: {kept: number of examples kept, dropped: {reason: count}, cut: {what: count}}. With a limit, `kept` also
+            counts the examples beyond it.
+        key: identifies the content; a resumed run checks it.
     """
 
     def __init__(self, folder, meta, task, split):
@@ -68,16 +68,16 @@ def load_encoded(encoder, task, split, examples, content, *, settings=(), drop=N
     """The `EncodedSplit` of a split, from the cache or encoded now.
 
     Args:
-        encoder: a `data.encoders.base.ExampleEncoder`; its `counts` grow by what was cut.
-        task: as `encoder.encode` takes it.
-        split: its name.
-        examples: yields the examples; not touched if the entry is there.
+        encoder: a `data.encoders.base.ExampleEncoder`; its `counts` are increased by what was cut.
+        task: as in `encoder.encode`.
+        split: the split's name.
+        examples: yields the examples; not consumed if the cache has the entry.
         content: a text that changes with the examples.
-        settings: what else decides which examples come out, as json can tell it.
-        drop: (example, its `EncodedExample`) -> why it is left out, or None.
-        limit: keep the first so many examples only.
-        cache_dir: where the entries lie (default: `cache_root()/tokens`).
-        overwrite: encode in any case.
+        settings: anything else that determines the resulting examples, serialisable as json.
+        drop: (example, its `EncodedExample`) -> the reason to leave it out, or None.
+        limit: encode only the first `limit` examples.
+        cache_dir: directory of the entries (default: `cache_root()/tokens`).
+        overwrite: encode even if the cache has the entry.
     """
     name = getattr(task, "name", task)
     decisive = json.dumps([FORMAT, encoder.name, encoder.settings(task), settings])
@@ -95,10 +95,10 @@ def load_encoded(encoder, task, split, examples, content, *, settings=(), drop=N
 
 
 def tokenizer_fingerprint(backend):
-    """A hash of everything that decides which ids a text gets.
+    """A hash of everything that determines which ids a text gets.
 
     Args:
-        backend: a fast tokenizer's `backend_tokenizer`. A length of its own, with which some come, is taken off.
+        backend: a fast tokenizer's `backend_tokenizer`. Its truncation and padding, which some have, are switched off.
     """
     backend.no_truncation()
     backend.no_padding()
@@ -106,7 +106,7 @@ def tokenizer_fingerprint(backend):
 
 
 def _write_entry(folder, encoder, task, examples, drop, limit, progress):
-    """Write an entry's columns; returns what its meta.json holds beside the key."""
+    """Write an entry's columns; returns the contents of its meta.json except the key and the files."""
     before, dropped, examples, kept = Counter(encoder.counts), Counter(), iter(examples), 0
     columns = dict(ids=("list", None)) | encoder.columns
     columns = {name: (kind, dtype or encoder.id_type) for name, (kind, dtype) in columns.items()}
@@ -121,7 +121,7 @@ def _write_entry(folder, encoder, task, examples, drop, limit, progress):
             for name, writer in writers.items():
                 writer.write(getattr(encoded if hasattr(encoded, name) else example, name))
             kept += 1
-    # Examples beyond the limit are read, too: a mistake in the data is no smaller for standing further down.
+    # Examples beyond the limit are read as well, so that mistakes further down in the data are found.
     kept += sum(1 for _ in examples)
     cut, encoder.counts = encoder.counts - before, before
     return dict(columns=columns, report=dict(kept=kept, dropped=dict(dropped), cut=dict(cut)))
@@ -131,18 +131,18 @@ def _write_entry(folder, encoder, task, examples, drop, limit, progress):
 
 
 class Damaged(Exception):
-    """An entry that is not what was written."""
+    """An entry is not as it was written."""
 
 
 def _open_entry(folder, read, build, cache_dir, overwrite):
-    """An entry from the cache, built first where there is none or a damaged one.
+    """An entry from the cache, built first if it is missing or damaged.
 
     Args:
-        folder: the entry's.
-        read: called with what meta.json holds, returns what is kept of the entry.
-        build: called with an empty directory, writes the entry's files there, returns what meta.json shall hold.
-        cache_dir: what --token_cache_dir named, for errors.
-        overwrite: build it in any case.
+        folder: the entry's folder.
+        read: called with the contents of meta.json, returns the opened entry.
+        build: called with an empty directory, writes the entry's files there and returns meta.json without `files`.
+        cache_dir: the value of --token_cache_dir, for error messages.
+        overwrite: build it even if it exists.
     """
     damage = None
     if not overwrite and os.path.lexists(folder):
@@ -154,7 +154,7 @@ def _open_entry(folder, read, build, cache_dir, overwrite):
     writable_cache(folder.parent, "--token_cache_dir" if cache_dir else None)
     if damage:
         _remove(folder)
-    # What another process has built meanwhile is as good.
+    # An entry built by another process in the meantime is equally good.
     with atomic_directory(folder, replace=overwrite) as beside:
         meta = build(beside)
         files = {file.name: _signature(file) for file in sorted(beside.iterdir())}
@@ -169,10 +169,10 @@ def _open_entry(folder, read, build, cache_dir, overwrite):
 
 
 def _checked_meta(folder):
-    """What an entry's meta.json holds, after its files were found to be what it says.
+    """The contents of an entry's meta.json, after checking the entry's files against it.
 
     Raises:
-        Damaged: a file is gone, cannot be read, or is not what was written.
+        Damaged: a file is missing, cannot be read, or is not as it was written.
     """
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))

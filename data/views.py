@@ -1,7 +1,7 @@
-"""Prompts and answers as each of the four encoders takes them: with markers, as text to text, as a question and its
-answer, as a sentence or pair of sentences with a class.
+"""Prompts and answers in the form that each of the four encoders takes: with markers, as text to text, as a question
+and its answer, or as one or two sentences with a class.
 
-They are those of the user's own task (`data.own_tasks.OwnTask`), or of a task that the toolkit knows in another form
+They come from a user-defined task (`data.own_tasks.OwnTask`), or from a task that the toolkit has in another form
 (`data.known_pairs.KnownPairs`).
 """
 
@@ -20,7 +20,7 @@ from versatile.data.text_pair import TextPair
 from versatile.data.text_task import TextTask
 from versatile.utils.errors import UserError
 
-# Nothing is published for it: what adapters of its kind were published with.
+# Nothing is published for these tasks: settings published for adapters of the same kind.
 PUBLISHED = {
     "finetune": dict(lr=5e-5, n_epochs=3, train_batch_size=8, gradient_accumulation_steps=2),
     "adapter": dict(lr=1e-3, n_epochs=5, train_batch_size=8, gradient_accumulation_steps=2, adapter_bottleneck=64),
@@ -87,23 +87,23 @@ class MarkerTask(TextPair):
 
 
 def headline_of(pairs):
-    """The score that stands for a task."""
+    """The score that represents a task."""
     return {"rouge": "rougeLsum"}.get(pairs.metrics[0], pairs.metrics[0])
 
 
 @dataclass(frozen=True)
 class PairsTextTask(TextTask):
-    """As text to text, for a T5: answers stay words."""
+    """As text to text, for a T5; answers are the words themselves."""
 
     pairs: object = None
 
     def score(self, predictions, targets):
-        """As `TextTask.score`; a target may be a list of texts that are right."""
+        """As `TextTask.score`; a target may be a list of correct texts."""
         groups = [[target] if isinstance(target, str) else target for target in targets]
         return {name: score.value for name, score in self.pairs.score(predictions, groups).items()}
 
     def records(self, split, data_dir=None):
-        """(records with the columns prompt, answer and answers, row number -> its location)."""
+        """(records with the columns prompt, answer and answers, function from a row's number to its location)."""
         pairs = self.pairs.located(data_dir)
         rows = RowStore(
             (location, {"prompt": pairs.prompt_text(prompts), "answer": answers[0], "answers": answers})
@@ -113,7 +113,7 @@ class PairsTextTask(TextTask):
 
 
 def as_text_task(pairs):
-    """`PairsTextTask` of prompts and answers."""
+    """Prompts and answers as a `PairsTextTask`."""
     spellings = tuple((label.strip().lower(),) for label in pairs.labels) if pairs.labels else None
     if spellings and len(set(spellings)) < len(spellings):
         raise UserError("labels differ in capital letters alone", location=pairs.source, remedy="rename one of them")
@@ -139,7 +139,7 @@ class PairsQuestionTask(LifelongTask):
 
 
 def as_question_task(pairs):
-    """`PairsQuestionTask` of prompts and answers."""
+    """Prompts and answers as a `PairsQuestionTask`."""
     return PairsQuestionTask(pairs.name, "own", headline_of(pairs), pairs=pairs)
 
 
@@ -150,7 +150,7 @@ class PairsGlueTask(GlueTask):
     pairs: object = None
 
     def path(self, split, data_dir=None):
-        """The file of a split, which need not exist."""
+        """The path of a split's file, which need not exist."""
         pairs = self.pairs.located(data_dir)
         return pairs.split_path(split) if pairs.has(split) else Path(pairs.source) / f"{split}.jsonl"
 
@@ -159,17 +159,17 @@ class PairsGlueTask(GlueTask):
         return self.pairs.located(data_dir).has(split)
 
     def content_key(self, split, data_dir=None):
-        """Changes with the rows of a split."""
+        """A key that changes with the rows of a split."""
         return self.pairs.located(data_dir).content_key(split)
 
     def read(self, split, data_dir=None):
-        """Yield `GlueExample`; of a test split without answers the label is None."""
+        """Yield `GlueExample`s; the label is None in a test split without answers."""
         for number, (location, texts, label) in enumerate(self.pairs.located(data_dir).sentences(split)):
             yield GlueExample(number, texts[0], texts[1] if len(texts) > 1 else None, label, location)
 
 
 def as_glue_task(pairs):
-    """`PairsGlueTask` of prompts and answers with labels."""
+    """Prompts and answers with labels as a `PairsGlueTask`."""
     if not pairs.label_names:
         raise UserError("has no list of classes", location=pairs.source, expected="a classification task")
     if len(pairs.prompt) > 2:
@@ -193,7 +193,7 @@ FORMS = {"markers": MarkerTask, "text_to_text": as_text_task, "question_answer":
 
 
 class PairsTask(MarkerTask):
-    """A data set of prompts and answers that the toolkit knows, in all forms; see `add_pairs`."""
+    """A data set of prompts and answers that the toolkit includes, in all forms; see `add_pairs`."""
 
     definition = None
 
@@ -212,12 +212,12 @@ class PairsTask(MarkerTask):
 
 
 def add_pairs(pairs, summary, aliases=()):
-    """Make a data set of prompts and answers a task of all systems: all that a file in data/tasks/ needs to hold.
+    """Register a data set of prompts and answers as a task of all systems; a file in data/tasks/ needs nothing else.
 
     Args:
         pairs: an `OwnTask`; its source is a folder, a file or a name on the hub.
         summary: one line for `--list_tasks`.
-        aliases: other names, in small letters.
+        aliases: other names, in lower case.
     """
     pairs = replace(pairs, metrics=pairs.metrics or default_metrics(pairs.labels))
     add_task(PairsTask(pairs, summary, aliases))

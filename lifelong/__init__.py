@@ -1,1 +1,1 @@
-"""Lifelong learning: tasks met one after another, without forgetting those before."""
+"""Lifelong learning: training on tasks one after another without forgetting earlier ones."""

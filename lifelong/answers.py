@@ -19,12 +19,12 @@ EOS = "<|endoftext|>"
 
 @dataclass
 class Predictor:
-    """A model that answers.
+    """A model that answers questions.
 
     Attributes:
         model, tokenizer: ready for inference.
-        encoder: `QuestionEncoder` as it was trained with.
-        positions: tokens of the longest sequence.
+        encoder: the `QuestionEncoder` the model was trained with.
+        positions: maximum sequence length in tokens.
         dtype: precision of the matrix products.
     """
 
@@ -36,10 +36,10 @@ class Predictor:
 
     @classmethod
     def of(cls, model, tokenizer, device, dtype, max_len):
-        """Of an attached model; it is frozen and moved.
+        """From an attached model, which is frozen and moved to the device.
 
         Args:
-            max_len: tokens of the longest sequence, the model's positions at the most.
+            max_len: maximum sequence length in tokens, capped at the model's positions.
         """
         most = inference.prepare_for_inference(model, device, dtype)[1]
         positions = min(most, max_len)
@@ -48,7 +48,7 @@ class Predictor:
 
     @classmethod
     def load(cls, folder, device, dtype, max_len):
-        """Of a directory that train_lifelong.py wrote."""
+        """From a directory that train_lifelong.py wrote."""
         return cls.of(*checkpoint.load(folder, allow_idle=True), device, dtype, max_len)
 
     def predict(self, splits, decoding):
@@ -68,15 +68,15 @@ class Predictor:
         return predictions, {}
 
 
-# Of --max_len: what a question and its answer need at the least, and what stands beside the longest answer.
+# Tokens of --max_len: the minimum for a question and its answer, and those needed besides the longest answer.
 LEAST, BESIDE = 9, 3
 
 
 def make_encoder(tokenizer, positions, use_sep, most):
-    """The `QuestionEncoder` of sequences of so many positions; the last label needs one of them.
+    """The `QuestionEncoder` for sequences of `positions` tokens, one of which is needed by the last label.
 
     Args:
-        most: positions that the model has.
+        most: the model's number of positions.
     """
     if positions < LEAST:
         short = most < LEAST
@@ -88,23 +88,23 @@ def make_encoder(tokenizer, positions, use_sep, most):
 
 
 class TooLong(UserError):
-    """An answer that does not fit. `needed`: the --max_len it needs."""
+    """An answer does not fit. `needed`: the --max_len it needs."""
 
     needed = 0
 
 
 def check_fit(encoder, qas):
-    """Refuse answers that do not fit even without a context.
+    """Reject answers that do not fit even without a context.
 
     Args:
-        encoder: `QuestionEncoder`, of `make_encoder`.
+        encoder: `QuestionEncoder` made by `make_encoder`.
         qas: a list of `QA`.
 
     Returns:
-        tokens of the longest one.
+        number of tokens of the longest answer.
 
     Raises:
-        TooLong: of the longest one.
+        TooLong: the longest answer does not fit.
     """
     longest, where, room = 0, None, encoder.max_len + 1 - BESIDE
     for first in range(0, len(qas), 2000):
@@ -127,23 +127,24 @@ def check_fit(encoder, qas):
 
 
 def answer(predictor, qas, sampling=None, batch_size=32, progress=None, task=None):
-    """Answer questions, greedily or by chance. An answer is as long as the longest true one at the most.
+    """Answer questions, greedily or by sampling. No answer is longer than the longest true one.
 
     Args:
         predictor: `Predictor`.
         qas: a list of `QA`.
         sampling: None: greedy; or dict(top_k, top_p, temperature, seed).
-        batch_size: questions at once.
+        batch_size: questions answered together.
         progress: called with the number of answers so far.
-        task: its name, or a list of each question's, which a model whose tasks have adapters of their own has to know.
+        task: name of the task, or a list with that of each question; needed if the model's tasks have their own
+            adapters.
 
     Returns:
-        (texts, prompts and answers as lists of ids)
+        (texts, pairs of prompt ids and answer ids)
     """
     encoder, tokenizer = predictor.encoder, predictor.tokenizer
     limit = max(1, check_fit(encoder, qas))
     prompts = encoder.prompts(qas, limit)
-    # The end of an answer takes a position, too.
+    # The end of an answer also takes a position.
     limit = min(limit, predictor.positions - 1 - max(map(len, prompts)))
     sampling = dict(no_sample=False, **sampling) if sampling else dict(no_sample=True)
     decoding = Decoding(max_length=limit, min_length=0, batch_size=batch_size, **sampling)
@@ -156,16 +157,16 @@ def answer(predictor, qas, sampling=None, batch_size=32, progress=None, task=Non
 
 @torch.no_grad()
 def log_probabilities(predictor, pairs, batch_size=32, task=None, has_end=True):
-    """What the model gives its answers: the sum over an answer's tokens and its end of their log-probabilities.
+    """Log-probabilities of answers under the model, summed over each answer's tokens and its end.
 
     Args:
         predictor: `Predictor`.
         pairs: a list of (ids of the prompt, ids of the answer).
         batch_size, task: as in `answer`.
-        has_end: the end counts.
+        has_end: whether the end of the answer counts.
 
     Returns:
-        a list of floats, in natural logarithms.
+        a list of floats, natural logarithms.
     """
     device = next(predictor.model.parameters()).device
     order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][0]) + len(pairs[i][1]))
@@ -188,7 +189,7 @@ def log_probabilities(predictor, pairs, batch_size=32, task=None, has_end=True):
 
 
 def _labelled(pairs, end, pad_id):
-    """Prompts with their answers and `end`, padded on the right; the answers and their ends are labels."""
+    """Prompts with their answers and `end`, padded on the right; the answers and their ends are the labels."""
     width = max(len(prompt) + len(ids) for prompt, ids in pairs) + 1
     lists = [[*prompt, *ids, *end] for prompt, ids in pairs]
     return tensors(causal_arrays(lists, [len(prompt) for prompt, _ in pairs], width, pad_id))

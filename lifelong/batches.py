@@ -1,7 +1,7 @@
-"""Batches of a task sequence: as many samples as the device's memory is expected to take, both objectives in one.
+"""Batches of a task sequence: as many samples as the device's memory should hold, with both objectives in one batch.
 
-A batch of n samples, the longest of l tokens, fits a budget b where n·l^1.163 ≤ b (LAMOL). What the budget of a device
-is depends on how it is trained. Whoever runs out of memory nevertheless halves it, see `BackOff`.
+A batch of n samples, the longest of l tokens, fits a budget b if n·l^1.163 ≤ b (LAMOL). The budget depends on the
+device and on how the model is trained. If memory runs out all the same, the size is halved: see `BackOff`.
 """
 
 import os
@@ -21,7 +21,7 @@ HALF_PRECISION, WITH_TEACHER = 1.4, 0.7
 
 
 def memory_mib(device):
-    """The memory of a GPU in MiB; on a CPU that of the machine, or what its container may use."""
+    """The memory of a GPU in MiB; on a CPU that of the machine, or the limit of its container."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2**20
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -34,34 +34,34 @@ def memory_mib(device):
 
 
 def budget(share, mib, half=False, teacher=False):
-    """What n·longest^1.163 may be.
+    """The largest allowed value of n·longest^1.163.
 
     Args:
-        share: of the memory, the strategy's (`strategies.base.Strategy.memory_share`).
+        share: share of the memory that the strategy uses (`strategies.base.Strategy.memory_share`).
         mib: `memory_mib` of the device.
         half: matrix products run in half precision.
-        teacher: a second model stands beside the one that learns.
+        teacher: a teacher is in memory in addition to the model being trained.
     """
     return mib * share * (HALF_PRECISION if half else 1) * (WITH_TEACHER if teacher else 1)
 
 
 def most_samples(size, min_n_steps=1500, min_batch_size=4):
-    """The most samples a batch may have: an epoch of `size` samples is to have `min_n_steps` of them."""
+    """The most samples a batch may have, so that an epoch of `size` samples has at least `min_n_steps` batches."""
     return max(size // min_n_steps, min_batch_size)
 
 
 def fill(lengths, budget, cap):
     """Fill batches in order.
 
-    A sample that is beyond the budget by itself is a batch of its own. The original makes an empty batch, which
-    crashes, of an over-long first sample, and counts a batch behind one closed by its cap wrong by one.
+    A sample that exceeds the budget alone becomes a batch of its own. (The original turns an over-long first sample
+    into an empty batch, which crashes, and miscounts by one the batch after one that was closed by its cap.)
 
     Args:
         lengths: [n] tokens of the samples, in order.
-        budget, cap: of one batch.
+        budget, cap: limits of one batch.
 
     Returns:
-        [batches + 1] where each batch starts and ends.
+        [batches + 1] positions at which batches start and end.
     """
     bounds, longest = [0], 0
     for i, length in enumerate(lengths):
@@ -75,14 +75,14 @@ def fill(lengths, budget, cap):
 def plan(lengths, budget, cap, *, seed=0, epoch=0, shuffle=True):
     """Lay out an epoch: a `data.batching.Plan`.
 
-    Batches are drawn as in `data.batching.plan`: samples of like length together, the batches in random order, as
-    many in every epoch. (In the originals each has lengths as they come, and is filled up with padding.)
+    Batches are made as in `data.batching.plan`: samples of similar length are grouped, and batches come in random
+    order, the same number in every epoch. (In the originals batches have mixed lengths and more padding.)
 
     Args:
         lengths: [n] tokens of the samples.
-        budget, cap: of one batch in all processes together.
-        seed, epoch: what the order depends on.
-        shuffle: False: one pass from short to long, for what is not trained on.
+        budget, cap: limits of one batch over all processes together.
+        seed, epoch: determine the order.
+        shuffle: False: one pass from short to long, for data that are not trained on.
     """
     return plan_by_size(np.asarray(lengths), lambda sizes: fill(sizes.tolist(), budget, cap), seed=seed, epoch=epoch,
                         shuffle=shuffle)  # fmt: skip
@@ -94,18 +94,18 @@ class LifelongBatches:
     Args:
         rows: a sequence of `question_answer.Row`, of one task or several.
         objective: `losses.Objective`.
-        pad_id: id that fills rows up.
-        positions: the model's longest sequence.
-        budget: see above, of one process.
-        cap: the most samples of a batch, in all processes together.
-        task_ids: {task: the id its rows have in the model} of all tasks of the model, or None where those share all.
-        weighted: with `Targets` for `WeightedLoss`; False: the labels of the answers alone, for a validation loss.
-        rank, world: this process and how many there are.
+        pad_id: the padding id.
+        positions: the model's maximum sequence length.
+        budget: see above, for one process.
+        cap: the most samples of a batch over all processes together.
+        task_ids: {task: the id of its rows in the model} for all tasks, or None if they share all parameters.
+        weighted: add `Targets` for `WeightedLoss`; False: only the labels of the answers, for a validation loss.
+        rank, world: this process and the number of processes.
         seed, shuffle: as in `plan`.
-        companions: (epoch, step, samples of the batch) -> a list of rows that are trained on in the same batch.
+        companions: (epoch, step, samples of the batch) -> a list of rows to add to the batch.
 
     Attributes:
-        pieces: how many parts a batch is taken in. A resumed run begins with one again.
+        pieces: number of parts a batch is split into. A resumed run starts with one again.
     """
 
     def __init__(self, rows, objective, pad_id, positions, budget, cap, *, task_ids=None, weighted=True, rank=0,
@@ -115,7 +115,7 @@ class LifelongBatches:
         self.rank, self.world, self.planning = rank, world, dict(seed=seed, shuffle=shuffle)
         self.companions = companions or (lambda epoch, step, count: [])
         self.lengths = RowChain([rows]).lengths()
-        # With task ids a task has parameters of its own, also one without a row here.
+        # With task ids every task has its own parameters, even one without rows here.
         self.splits = list(dict.fromkeys(row.task for row in rows) if task_ids is None else task_ids)
         self.skip, self.pieces = set(), 1
         self._planned = None
@@ -139,9 +139,9 @@ class LifelongBatches:
         """One process's share of a global batch.
 
         Returns:
-            (dict of tensors, divisor of the loss). With `weighted` the divisor is 1: the weights say it all, summed
-            over the processes. Otherwise it is the number of labels in the global batch. With `pieces` over 1 there
-            is a list of dicts.
+            (dict of tensors, divisor of the loss). With `weighted` the divisor is 1, as the weights are normalised over
+            all processes. Otherwise it is the number of labels in the global batch. With `pieces` above 1, a list of
+            dicts takes the place of the dict.
         """
         if self.pieces > 1:
             return self.split_batch(epoch, step, self.pieces)
@@ -153,7 +153,7 @@ class LifelongBatches:
         return [self.rows[i] for i in chosen] + self.companions(epoch, step, len(chosen))
 
     def split_batch(self, epoch, step, count):
-        """`batch` in `count` parts (or as many as it has samples) whose losses, and gradients, add up to its own."""
+        """`batch` in `count` parts (at most one per sample) whose losses and gradients add up to those of the whole."""
         rows = self.batch_rows(epoch, step)
         count = max(1, min(count, len(rows[self.rank :: self.world])))
         starts = range(self.rank, self.rank + count * self.world, self.world)
@@ -161,7 +161,7 @@ class LifelongBatches:
         return [batch for batch, _ in parts], parts[0][1]
 
     def seen(self, micro_batches):
-        """How many samples have been seen, in all epochs, before the micro-batches [(epoch, number)] of a step."""
+        """Number of samples seen, over all epochs, before the micro-batches [(epoch, number)] of a step."""
         epoch, step = micro_batches[0]
         return epoch * len(self) + int(self.plan(epoch).bounds[step])
 
@@ -172,8 +172,8 @@ class LifelongBatches:
     def collate(self, rows, share=slice(None)):
         """Rows of samples -> (dict of tensors, divisor), padded on the right.
 
-        Every sample has a row for each objective. Only the samples of `share` are in the tensors; the weights of
-        their labels are those that they have among all of `rows`.
+        Every sample gets one tensor row per objective. Only the samples in `share` are in the tensors, but the weights
+        of their labels are computed over all of `rows`.
         """
         sequences = [(i, *parts) for i, row in enumerate(rows) for parts in self._sequences(row)]
         owners, parts, ids, starts = zip(*sequences)
@@ -183,7 +183,7 @@ class LifelongBatches:
         mine = np.isin(owner, np.arange(len(rows))[share])
         alone = not mine.any()
         if alone:
-            # A process without a row of its own takes part with one that has no labels.
+            # A process without rows of its own contributes one row without labels.
             mine[0] = True
         if self.task_ids is not None:
             arrays["task_ids"] = np.array([self.task_ids[rows[i].task] for i in owner])
@@ -192,7 +192,7 @@ class LifelongBatches:
             batch["labels"].fill_(IGNORE)
         if not self.weighted:
             return batch, int((labels != IGNORE).sum())
-        # A row of `stored_scores.ScoredRow` may be there for its scores.
+        # A `stored_scores.ScoredRow` may be trained on its stored logits.
         scored = [getattr(rows[i], "scored", False) for i in owner]
         weights = self.objective.weights(labels, list(parts), [rows[i].replayed for i in owner], scored)
         stored = [] if alone else [(rows[i].top_ids, rows[i].top_scores) for i in owner[mine & np.array(scored)]]
@@ -204,7 +204,7 @@ class LifelongBatches:
 
 
 class SplitBatches(Callback):
-    """Where memory runs out batches are taken in twice as many parts from then on.
+    """When memory runs out, splits all further batches into twice as many parts.
 
     Args:
         batches: `LifelongBatches`.
@@ -214,7 +214,7 @@ class SplitBatches(Callback):
         self.batches = batches
 
     def on_out_of_memory(self, error):
-        """See `Callback`: whether that was it, and there is something left to divide."""
+        """See `Callback`: whether memory ran out and batches can be split further."""
         batches = self.batches
         if not out_of_memory(error) or batches.pieces >= np.diff(batches.plan().bounds).max():
             return False
@@ -224,26 +224,26 @@ class SplitBatches(Callback):
 
 
 class BackOff:
-    """Halves a size when memory runs out, and says so.
+    """Halves a size when memory runs out, and prints a message.
 
     Args:
-        size: where it starts: samples, a budget, whatever is proportional to memory.
-        name: what to call it.
-        least: below this it gives up.
+        size: the initial size: samples, a budget, or anything proportional to memory.
+        name: name of the size in messages.
+        least: give up below this size.
         say: prints a line.
 
     Attributes:
-        size: the present one; goes into a checkpoint, so that a resumed run does not run out of memory again.
+        size: the current size; saved in checkpoints, so that a resumed run does not run out of memory again.
     """
 
     def __init__(self, size, name, least=1, say=print):
         self.size, self.name, self.least, self.say = size, name, least, say
 
     def run(self, work):
-        """`work(size)`, from its beginning again with half the size whenever memory runs out.
+        """Return `work(size)`, restarted with half the size whenever memory runs out.
 
         Raises:
-            UserError: it ran out with the least size, too.
+            UserError: memory ran out even with the smallest size.
         """
         while True:
             try:
@@ -252,7 +252,7 @@ class BackOff:
                 if not out_of_memory(error):
                     raise
                 why = first_line(error)
-            # Outside of `except`: the error holds the frames, and so the tensors, of what failed.
+            # Outside of `except`, where the exception would keep the failed call's frames, and so its tensors, alive.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self.halve(why)
@@ -267,14 +267,14 @@ class BackOff:
         self.size = half
 
     def state_dict(self):
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         return dict(size=self.size)
 
     def load_state_dict(self, state):
-        """From one."""
+        """Restore what `state_dict` returned."""
         self.size = state["size"]
 
 
 def out_of_memory(error):
-    """Whether an exception says that a GPU's memory, or the machine's, is used up."""
+    """Whether an exception means that the GPU's or the machine's memory is exhausted."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

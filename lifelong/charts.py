@@ -1,4 +1,4 @@
-"""Pictures of several methods on one sequence of tasks: matrices, scores and forgetting over time, bars, costs."""
+"""Plots of several methods on one sequence of tasks: matrices, scores and forgetting over time, bars, costs."""
 
 import math
 from itertools import takewhile
@@ -8,7 +8,7 @@ from versatile.utils.plots import save_figure, start_figure
 from versatile.utils.result_charts import COLOURS, draw_bars, quiet_axes
 
 MARKERS = "osD^vPX<>*hp"
-# What a method costs: {key of a record: (words on the axis, what one unit of the axis is)}.
+# The costs of a method: {key of a record: (axis label, size of the axis's unit)}.
 COSTS = {
     "seconds": ("training, minutes", 60),
     "peak_memory_mb": ("peak memory, GB", 1000),
@@ -17,14 +17,14 @@ COSTS = {
 
 
 def draw_charts(path, methods):
-    """Write all pictures of a comparison.
+    """Write all plots of a comparison.
 
     Args:
-        path: that of the matrices; the others are called after it.
-        methods: {name: `compare.Method`}, as they are to stand.
+        path: file of the matrices, after which the others are named.
+        methods: {name: `compare.Method`}, in the order of display.
 
     Returns:
-        paths of what was written.
+        paths of the files written.
     """
     methods = dict(zip(_without_common_start(list(methods)), methods.values()))
     styles = {name: _style(i) for i, name in enumerate(methods)}
@@ -35,14 +35,14 @@ def draw_charts(path, methods):
 
 
 def _without_common_start(names):
-    """The names without the words, up to a hyphen, that all begin with: small-lifelong-."""
+    """The names without their common prefix up to a hyphen, such as small-lifelong-."""
     start = "".join(letters[0] for letters in takewhile(lambda letters: len(set(letters)) == 1, zip(*names)))
     start = start[: start.rfind("-") + 1]
     return [name.removeprefix(start) for name in names] if len(names) > 1 and start not in names else names
 
 
 def _style(number):
-    """How a method is drawn in every picture: colours repeat after ten, with another line and marker."""
+    """How a method is drawn in every plot: colours repeat after ten, with another line style and marker."""
     return dict(color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
                 ls=("-", "--")[number // len(COLOURS) % 2])  # fmt: skip
 
@@ -69,7 +69,7 @@ def draw_matrices(path, methods, styles, across=4):
 
 
 def draw_curves(path, methods, styles):
-    """The mean score of the tasks learned so far after each task; what is trained at once is a line at its end."""
+    """The mean score of the tasks learned so far after each task; joint training is a line at its final score."""
     return _draw_lines(path, methods, styles, average_so_far, "mean score of the tasks learned so far",
                        level=lambda method: method.number("average_accuracy")[0])  # fmt: skip
 
@@ -80,7 +80,7 @@ def draw_scaling(path, methods, styles):
 
 
 def _draw_lines(path, methods, styles, compute, label, level=None):
-    """A line with a band over seeds (mean ± sd) for each method; False where there is none with two points."""
+    """A line with a band over seeds (mean ± sd) for each method; False if no method has two points."""
     number = len(next(iter(methods.values())).summary["tasks"])
     lines = {name: _over_time(method, compute) for name, method in methods.items()}
     shown = {name: points for name, points in lines.items() if len(points) > 1}
@@ -112,14 +112,14 @@ def _draw_lines(path, methods, styles, compute, label, level=None):
 
 
 def _over_time(method, compute):
-    """[(number of tasks, mean, deviation)] of a method, where every seed has a value."""
+    """[(number of tasks, mean, deviation)] of a method, for the points at which every seed has a value."""
     values = list(zip(*map(compute, method.matrices)))
     points = [(t + 1, *over_seeds(list(seeds))) for t, seeds in enumerate(values)]
     return [point for point in points if point[1] is not None]
 
 
 def _add_legend(figure, axes, order, has_bands=False):
-    """Names beside the panel, from the highest end to the lowest, as the lines end."""
+    """Add a legend next to the panel, ordered by the final values of the lines, highest first."""
     handles, labels = axes.get_legend_handles_labels()
     known = dict(zip(labels, handles))
     figure.legend([known[name] for name in order], order, loc="outside right center", frameon=False, fontsize=9,
@@ -127,7 +127,7 @@ def _add_legend(figure, axes, order, has_bands=False):
 
 
 def draw_bar_panels(path, methods, styles):
-    """Bars of the average at the end and of forgetting, with error bars over seeds."""
+    """Bars of the final average and of forgetting, with error bars over seeds."""
     panels = {"average_accuracy": "average at the end", "forgetting": "forgetting (lower is better)"}
     colours = {name: style["color"] for name, style in styles.items()}
     figure, grid = start_figure(1, 2, figsize=(10, 1.1 + 0.34 * len(methods)), dpi=140, layout="constrained",
@@ -147,7 +147,7 @@ def draw_bar_panels(path, methods, styles):
 
 
 def draw_costs(path, methods, styles):
-    """The average at the end against seconds, memory and stored bytes; False where no method's cost is known."""
+    """The final average against seconds, memory and stored bytes; False if no method's cost is known."""
     points = {cost: {name: (value / unit, method.number("average_accuracy")[0])
                      for name, method in methods.items()
                      if (value := method.cost(cost)[0]) and method.number("average_accuracy")[0] is not None}
@@ -174,7 +174,7 @@ def draw_costs(path, methods, styles):
 
 
 def _spread_axis(axes, values):
-    """A logarithmic axis where values differ by more than a factor of ten, otherwise one from 0."""
+    """A logarithmic axis if values differ by more than a factor of ten, otherwise a linear one from 0."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if max(values) > 10 * min(values):

@@ -1,16 +1,16 @@
-"""Several methods on one sequence of tasks, side by side: a table and pictures.
+"""Compare several methods on one sequence of tasks: a table and plots.
 
     python -m lifelong.compare results/finetune results/lamol results/ewc --output results/lifelong.md
     python -m lifelong.compare results/small-lifelong-* --output results/lifelong.md
     python -m lifelong.compare --runs "fine-tuning=results/finetune" "LAMOL=results/lamol" "LAMOL=results/lamol-seed2"
 
-Each argument is a directory with the matrix.json that evaluate_lifelong.py wrote, of one seed or several. Directories
-that differ in their seeds alone are one method, mean ± standard deviation; with --runs those of one name are. A
-directory that is not there yet and is called after a recipe of run.sh has an empty row with its command.
+Each argument is a directory with a matrix.json written by evaluate_lifelong.py, for one seed or several. Directories
+that differ only in their seeds are merged into one method, as mean ± standard deviation; with --runs, those of the same
+name are. A missing directory that is named after a recipe of run.sh gets an empty row with the command that makes it.
 
-Beside the table lie, as .png: the matrices (called like the table); _curves, the mean score of the tasks learned so far
-over time; _forgetting, bars of the average and of forgetting; _scaling, forgetting against the number of tasks; _cost,
-seconds, memory and stored bytes against the average.
+The plots are .png files next to the table: the matrices (under the table's name); _curves, the mean score of the tasks
+learned so far over time; _forgetting, bars of the average score and of forgetting; _scaling, forgetting against the
+number of tasks; and _cost, the average score against seconds, memory and stored bytes.
 """
 
 import re
@@ -27,9 +27,9 @@ from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.files import atomic_write, writable_directory
 from versatile.utils.recipes import read_recipe
 
-# What of an evaluation must be the same, as evaluate_lifelong.py writes it.
+# Keys of an evaluation, as evaluate_lifelong.py writes them, that must agree.
 ASKED = ("split", "limit", "ref1", "decoding")
-# How a directory of one seed among several is called.
+# The seed at the end of a directory's name.
 SEED = re.compile(r"[-_](?:seed_?)?(\d+)$")
 
 
@@ -38,11 +38,11 @@ class Method:
     """One method: its runs with different seeds.
 
     Attributes:
-        directories: of their results.
-        matrices: their `Matrix`.
-        seeds: None where a file does not tell.
-        records: what `run_records.make_record` says of each, or {}.
-        asked: {name in `ASKED`: value}, or {} where a file does not tell.
+        directories: the runs' result directories.
+        matrices: the runs' `Matrix` objects.
+        seeds: the runs' seeds; None if a file does not state it.
+        records: what `run_records.make_record` returns for each run, or {}.
+        asked: {name in `ASKED`: value}, or {} if a file does not state them.
     """
 
     directories: list
@@ -58,7 +58,7 @@ class Method:
 
     @property
     def settings(self):
-        """The flags that all runs share but for the seed, or None."""
+        """The flags shared by all runs, apart from the seed, or None."""
         return self.records[0].get("settings")
 
     def number(self, name):
@@ -66,11 +66,11 @@ class Method:
         return self.summary["mean"][name], self.summary["sd"][name]
 
     def cost(self, name):
-        """The same of a cost that its records hold."""
+        """(mean, standard deviation) of a cost that the records hold."""
         return over_seeds([record.get(name) for record in self.records])
 
     def joined(self, other):
-        """The `Method` of both's runs."""
+        """A `Method` with the runs of both."""
         return Method(self.directories + other.directories, self.matrices + other.matrices, self.seeds + other.seeds,
                       self.records + other.records, self.asked)  # fmt: skip
 
@@ -79,11 +79,11 @@ def parser():
     p = flags.build_parser(__doc__)
     p.prog = "python -m lifelong.compare"
     p.add_argument(
-        "directories", nargs="*", metavar="DIR", help="directories with a matrix.json, called as they are named"
+        "directories", nargs="*", metavar="DIR", help="directories with a matrix.json, labelled by their own names"
     )
     p.add_argument("--runs", nargs="+", metavar="NAME=DIR", default=[],
-                   help="the same with names of your own; directories of one name are seeds of one method")  # fmt: skip
-    p.add_argument("--output", default="results/lifelong.md", help="the table; the pictures lie beside it")
+                   help="the same, labelled NAME; directories with the same name are seeds of one method")  # fmt: skip
+    p.add_argument("--output", default="results/lifelong.md", help="file for the table; the plots go next to it")
     return p
 
 
@@ -91,7 +91,7 @@ def parser():
 
 
 def read_method(location):
-    """`Method` of a directory's matrix.json."""
+    """The `Method` in a directory's matrix.json."""
     written = read_summary(location)
     matrices = [Matrix(written["tasks"], run["rows"], run.get("before"), written["metrics"], alone=run.get("alone"))
                 for run in written["runs"]]  # fmt: skip
@@ -101,7 +101,7 @@ def read_method(location):
 
 
 def find_command(location):
-    """The command that makes the results of a directory which is not there: its recipe's, or None."""
+    """The recipe's command that produces the results of a missing directory, or None."""
     name, more = Path(location).name, ""
     if read_recipe(name) is None and (seed := SEED.search(name)):
         name, more = name[: seed.start()], f" --seed {seed[1]}"
@@ -109,11 +109,11 @@ def find_command(location):
 
 
 def read_methods(directories, named):
-    """({name: `Method`}, {name: command of what has not been run}).
+    """({name: `Method`}, {name: command} of what has not been run).
 
     Args:
-        directories: those called as they are named; of one setting they are seeds of one method.
-        named: [(name, directory)]; of one name they are.
+        directories: directories labelled by their own names; those with the same settings are seeds of one method.
+        named: [(name, directory)]; those with the same name are seeds of one method.
     """
     methods, missing, names = {}, {}, {}
     for location in directories:
@@ -137,7 +137,7 @@ def read_methods(directories, named):
 
 
 def join_seeds(method, other):
-    """The runs of two directories as one method; they must be of different seeds, and of one setting."""
+    """Merge the runs of two directories into one method; seeds must differ and all other settings agree."""
     location, first = other.directories[0], method.directories[0]
     same_tasks({first: method, location: other})
     if method.settings and other.settings and method.settings != other.settings:
@@ -154,7 +154,7 @@ def join_seeds(method, other):
 
 
 def same_tasks(methods):
-    """Only the same tasks in the same order can be compared."""
+    """Raise a `UserError` unless all methods were trained on the same tasks in the same order."""
     (first, wanted), *others = ((name, method.matrices[0]) for name, method in methods.items())
     for name, one in others:
         if one.tasks != wanted.tasks or one.metrics != wanted.metrics:
@@ -164,7 +164,7 @@ def same_tasks(methods):
 
 
 def same_questions(methods):
-    """Only answers to the same questions, found alike, can be compared; a file that does not tell is taken as it is."""
+    """Raise a `UserError` unless all were evaluated alike on the same questions; files without this are accepted."""
     told = {name: method.asked for name, method in methods.items() if method.asked}
     for name, one in told.items():
         first, wanted = next(iter(told.items()))
@@ -182,16 +182,16 @@ def _words(value):
 
 # --- the table -------------------------------------------------------------------------------------------
 
-# {key of a record: (head, one unit of the column)}.
+# {key of a record: (column heading, size of the column's unit)}.
 COSTS = {"seconds": ("seconds", 1), "peak_memory_mb": ("peak MB", 1), "stored_bytes": ("stored MB", 1e6)}
 
 
 def markdown(methods, missing=(), digits=1):
-    """A row for each method: the tasks' scores at the end, the four numbers and the costs, ± the deviation over seeds.
+    """A row for each method: the tasks' final scores, the four summary numbers and the costs, ± sd over seeds.
 
     Args:
         methods: {name: `Method`}.
-        missing: {name: command} of those that have not been run.
+        missing: {name: command} of methods that have not been run.
     """
     one = next(iter(methods.values())).summary
     heads = [f"{task} ({metric})" for task, metric in zip(one["tasks"], one["metrics"] or one["tasks"])]
@@ -217,7 +217,7 @@ def _in_units(pair, unit):
 
 
 def check_output(p, output):
-    """The table is a file that is not called like its picture."""
+    """Reject an --output that is a directory or would collide with the plot."""
     if Path(output).is_dir():
         p.error(f"--output {output}: a directory; name the table's file, such as {Path(output) / 'lifelong.md'}")
     if Path(output).suffix.lower() == ".png":

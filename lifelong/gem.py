@@ -1,11 +1,11 @@
-"""Gradients that may not raise the loss on samples kept of the tasks before: GEM and A-GEM.
+"""Projection of gradients that would raise the loss on samples kept from earlier tasks: GEM and A-GEM.
 
-GEM (Lopez-Paz & Ranzato 2017): where the gradient g of a step has a negative product with the gradient m_k of some
-earlier task's memory, it becomes the nearest one that has none (equation 11):
+GEM (Lopez-Paz & Ranzato 2017): if the gradient g of a step has a negative inner product with the gradient m_k of any
+earlier task's memory, it is replaced by the nearest gradient that has none (equation 11):
 
     min_v ½ vᵀ(MMᵀ + ε)v + gᵀMᵀv   with v ≥ margin,   then g + Mᵀv,   M the rows m_k
 
-A-GEM (Chaudhry et al. 2019): the same against one gradient m, of samples of all earlier tasks' memories (equation 11):
+A-GEM (Chaudhry et al. 2019): the same with one gradient m, of samples of all earlier tasks' memories (equation 11):
 
     g − (gᵀm / mᵀm) · m
 """
@@ -27,21 +27,21 @@ def project(gradient, memories, margin=0.5, epsilon=EPSILON):
     Args:
         gradient: [n].
         memories: [t, n] gradients of the earlier tasks' memories.
-        margin: lower bound of the duals.
-        epsilon: added to the diagonal, so that the program has one solution.
+        margin: lower bound of the dual variables.
+        epsilon: added to the diagonal, so that the quadratic program has a unique solution.
 
     Returns:
-        [n], of the gradient's dtype and device.
+        [n], with the gradient's dtype and device.
     """
     from scipy.linalg import solve_triangular
     from scipy.optimize import nnls
 
-    # The program has t variables; its products are summed up in float64, where they differ by orders of magnitude.
+    # The program has t variables; it is solved in float64, as the products may differ by orders of magnitude.
     product = (memories @ memories.T).double().cpu().numpy()
     product = 0.5 * (product + product.T) + epsilon * np.eye(len(memories))
     linear = (memories @ gradient).double().cpu().numpy()
-    # With the Cholesky factor L of the matrix and v = u + margin it is the u >= 0 that is nearest in least squares:
-    # |Lᵀu + L⁻¹(q + matrix · margin)|, up to what does not depend on u.
+    # With the Cholesky factor L of the matrix and v = u + margin, this is non-negative least squares: u >= 0 minimises
+    # |Lᵀu + L⁻¹(q + matrix · margin)|, up to terms that do not depend on u.
     factor = np.linalg.cholesky(product)
     start = np.full(len(memories), float(margin))
     duals = start + nnls(factor.T, -solve_triangular(factor, linear + product @ start, lower=True))[0]
@@ -49,22 +49,22 @@ def project(gradient, memories, margin=0.5, epsilon=EPSILON):
 
 
 def project_on_average(gradient, memories):
-    """A-GEM's projection: `gradient` [n] without its part along the one gradient of `memories` [1, n]."""
+    """A-GEM's projection: `gradient` [n] without its component along the one gradient in `memories` [1, n]."""
     (memory,) = memories
     return gradient - (gradient @ memory) / (memory @ memory) * memory
 
 
 def memory_losses(model, batches, dtype=torch.float32, whole=True):
-    """What `Projection` takes of one task's memory.
+    """The loss function of one task's memory, as `Projection` takes it.
 
     Args:
-        model: what learns.
-        batches: `LifelongBatches` of the kept rows, with `weighted=False`; of this process.
+        model: the model in training.
+        batches: this process's `LifelongBatches` of the kept rows, with `weighted=False`.
         dtype: precision of the matrix products.
-        whole: every step looks at the whole memory, as in the paper; False: at one batch of it, each in turn.
+        whole: every step uses the whole memory, as in the paper; False: one batch of it, each in turn.
 
     Returns:
-        called with a step's number: the losses, which add up to the mean over the labels looked at.
+        a function of the step number that yields losses which add up to the mean over the labels used.
     """
 
     def losses(step):
@@ -80,19 +80,19 @@ def memory_losses(model, batches, dtype=torch.float32, whole=True):
 
 
 class Projection(Callback):
-    """Projects the gradients of a step when they have been clipped.
+    """Projects the gradients of a step after they have been clipped.
 
-    As in the original, each memory's gradient is clipped to the same norm, and what comes out is not clipped again.
+    As in the original, each memory's gradient is clipped to the same norm, and the result is not clipped again.
 
     Args:
-        parameters: what is trained.
-        memories: {task: called with the step's number, returns losses that are backpropagated one after another;
-            in several processes each returns its share}. torch's generator is put back to where it stood.
+        parameters: the trained parameters.
+        memories: {task: function of the step number that returns losses to be backpropagated one after another; with
+            several processes, each process's share}. The state of torch's generator is restored afterwards.
         max_norm: largest norm of a memory's gradient.
         project: (gradient [n], memories [t, n]) -> the projected gradient.
 
     Attributes:
-        projected: how many steps were.
+        projected: number of steps whose gradients were projected.
     """
 
     def __init__(self, parameters, memories, max_norm=1.0, project=project):
@@ -100,7 +100,7 @@ class Projection(Callback):
         self.projected = 0
 
     def on_gradients(self, step):
-        """See `Callback`: change the parameters' gradients where they would harm an earlier task."""
+        """See `Callback`: change the parameters' gradients if they would harm an earlier task."""
         if not self.memories:
             return
         devices = {p.device.index for p in self.parameters if p.device.type == "cuda"}
@@ -112,13 +112,13 @@ class Projection(Callback):
             self.projected += 1
 
     def after_training(self, trainer):
-        """See `Callback`: say how often gradients were projected."""
+        """See `Callback`: print how often gradients were projected."""
         if self.memories:
             say(f"gradients projected: in {self.projected:,} of {trainer.total_steps:,} steps")
 
     def _gradient(self, losses):
-        # Not `backward`: where several processes learn it would tell DDP that a parameter was used which the next
-        # step does not use, as an earlier task's own adapter.
+        # Not `backward`: with several processes it would make DDP count parameters as used that the next step does not
+        # use, such as an earlier task's own adapter.
         gradients = (torch.autograd.grad(loss, self.parameters, allow_unused=True) for loss in losses)
         gradient = sum_over_processes(sum(map(self._flat, gradients)), torch.as_tensor)
         return gradient * (self.max_norm / (gradient.norm() + 1e-6)).clamp(max=1.0)
@@ -129,5 +129,5 @@ class Projection(Callback):
 
     def _put(self, flat):
         for p, part in zip(self.parameters, flat.split([p.numel() for p in self.parameters])):
-            # What the present step does not touch may still have to move for an earlier task.
+            # Parameters that the current step does not use may still have to move for an earlier task.
             p.grad = part.view_as(p).to(p.dtype)

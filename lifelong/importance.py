@@ -1,19 +1,19 @@
-"""How much each parameter matters to the tasks before, and what holds it in place: EWC and MAS.
+"""The importance of each parameter to earlier tasks, and the penalty that holds it in place: EWC and MAS.
 
     EWC (Kirkpatrick et al. 2017)   ω += 1/N · Σ_batches (∂ mean cross-entropy / B)²
-    MAS (Aljundi et al. 2018)       ω += 1/N · Σ_batches |∂ mean(softmax(scores behind the question)²) / B|
+    MAS (Aljundi et al. 2018)       ω += 1/N · Σ_batches |∂ mean(softmax(logits after the question)²) / B|
 
-over the batches, of B samples each, of a task of N samples, when it has been trained. From then on every step moves
-each parameter p by -lr · 2 · reg_lambda · ω · (p - p*), beside what the optimizer does and outside its moments.
+over batches of B samples of a task of N samples, computed after training on it. From then on every step moves each
+parameter p by -lr · 2 · reg_lambda · ω · (p - p*), in addition to the optimizer's update and outside its moments.
 
-Published importances are tiny and differ by orders of magnitude from model to model. Normalised, a task's ω is divided
-by its mean over all trained parameters, and reg_lambda by 2 · Σ lr, the sum over the steps of the coming task: over the
-whole of its training a parameter of mean importance is then drawn back to e^-reg_lambda of the way it has gone, one a
-hundred times as important to e^-(100 reg_lambda), whatever the model, the rate and the number of steps.
+Published importances are tiny and differ by orders of magnitude between models. Normalised, a task's ω is divided by
+its mean over all trained parameters, and reg_lambda by 2 · Σ lr, the sum over the steps of the next task. Over the
+whole of that task, a parameter of mean importance is then pulled back to e^-reg_lambda of its displacement, and one a
+hundred times as important to e^-(100 reg_lambda), whatever the model, the learning rate and the number of steps.
 
-p* is where the parameter stood at the end of the task before. In LAMOL it stays where the first task began: a fault,
-which pulls everything trained back to the start. Another one: EWC's last gradient there is still there when the next
-task begins, and is added to that of its first step.
+p* is the value of the parameter at the end of the previous task. In LAMOL it stays at the value before the first task,
+a fault that pulls everything trained back to the start. Another fault there: EWC's last gradient is not cleared before
+the next task, and is added to that of its first step.
 """
 
 import torch
@@ -28,18 +28,18 @@ EWC, MAS = "ewc", "mas"
 
 
 class Importance:
-    """The importance of a model's trained parameters, and the penalty for leaving their anchor.
+    """The importance of a model's trained parameters, and the penalty for moving away from their anchors.
 
-    A parameter that is new at a later task has no importance yet; a table that has grown has none in its new rows.
+    Parameters first trained in a later task have no importance yet; neither have new rows of a table that has grown.
 
     Args:
         model: an attached model.
         mode: "ewc" or "mas".
-        reg_lambda: strength of the penalty.
+        reg_lambda: regularisation strength.
         is_normalized: see above.
 
     Attributes:
-        omega, anchor: {parameter name: tensor}, empty before the first task's end.
+        omega, anchor: {parameter name: tensor}, empty until the end of the first task.
     """
 
     def __init__(self, model, mode, reg_lambda=1.0, is_normalized=False):
@@ -50,20 +50,20 @@ class Importance:
         self.omega, self.anchor = {}, {}
 
     def trained(self):
-        """{name: parameter} of what is trained."""
+        """{name: parameter} of all trained parameters."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def finish_task(self, batches, samples, dtype=torch.float32):
-        """Add the importance of a task that has been trained, and take the parameters as they are for p*.
+        """Add the importance of a task that has been trained, and set p* to the current parameters.
 
         Args:
-            batches: its batches, each once, of this process: for EWC dicts of tensors with `labels` on the answers;
-                for MAS left-padded prompts; see `task_batches`.
-            samples: N, of all processes.
+            batches: this process's batches of the task, each once: for EWC dicts of tensors with `labels` on the
+                answers, for MAS left-padded prompts; see `task_batches`.
+            samples: N, over all processes.
             dtype: precision of the matrix products.
         """
         was_training = self.model.training
-        # The originals leave dropout on: their importance is that of a model with holes in it.
+        # The originals leave dropout on, so their importance is that of a model with random units missing.
         self.model.eval()
         added = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.trained().items()}
         for batch in batches:
@@ -83,7 +83,7 @@ class Importance:
         self.anchor = {name: p.detach().clone() for name, p in self.trained().items()}
 
     def objective(self, batch, dtype):
-        """What is derived, of one batch."""
+        """The function of one batch whose gradient determines the importance."""
         device = next(self.model.parameters()).device
         count = len(batch["input_ids"])
         with autocast(device, dtype):
@@ -91,21 +91,20 @@ class Importance:
                 labels = int((batch["labels"][:, 1:] != IGNORE).sum())
                 return cross_entropy(self.model, batch, max(labels, 1)) / count
             inputs, _ = self.model.decoding_inputs(move(batch, device))
-            # An encoder-decoder's decoder has read the start token and __ans__ only.
+            # In an encoder-decoder, the decoder has only read the start token and __ans__.
             last = {} if self.model.config.is_encoder_decoder else dict(logits_to_keep=1)
             scores = self.model(**inputs, **last, use_cache=False).logits[:, -1]
         return scores.float().softmax(-1).square().mean() / count
 
     def begin_task(self, rates):
-        """Know the learning rates of all steps of the coming task."""
+        """Set the penalty's strength from the learning rates of all steps of the next task."""
         if self.is_normalized:
             self.strength = self.reg_lambda / (2 * sum(rates))
 
     def penalize(self, optimizer):
         """Move every parameter back towards p*, each at its group's learning rate; call it after a step.
 
-        Where lr·2·λ·ω is over 1 the parameter would be thrown beyond p*, further away each time: it is
-        taken back to p* and no further.
+        If lr·2·λ·ω is above 1, the parameter would overshoot p*, by more at each step: it is then moved to p* exactly.
         """
         if not self.omega:
             return
@@ -119,7 +118,7 @@ class Importance:
                 p.lerp_(anchor, share.to(p.dtype))
 
     def on(self, p, name):
-        """(ω, p*) of a parameter, on its device and in its present shape."""
+        """(ω, p*) of a parameter, on its device and in its current shape."""
         for tensors in (self.omega, self.anchor):
             if tensors[name].shape != p.shape or tensors[name].device != p.device:
                 new_rows = p.detach() if tensors is self.anchor else torch.zeros_like(p)
@@ -127,18 +126,18 @@ class Importance:
         return self.omega[name], self.anchor[name]
 
     def attach(self, optimizer):
-        """Penalize behind every step of an optimizer that is really taken; returns a handle with `remove()`."""
+        """Apply the penalty after every step that an optimizer actually takes; returns a handle with `remove()`."""
         return optimizer.register_step_post_hook(lambda taken, args, kwargs: self.penalize(taken))
 
     def state_dict(self):
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         return dict(mode=self.mode, omega=self.omega, anchor=self.anchor)
 
     def load_state_dict(self, state):
-        """From one.
+        """Restore what `state_dict` returned.
 
         Raises:
-            UserError: it is of another mode.
+            UserError: the state is of another mode.
         """
         if state["mode"] != self.mode:
             raise UserError(f"the checkpoint was made with {state['mode']}", location=f"--seq_train_type {self.mode}",
@@ -149,10 +148,10 @@ class Importance:
 
 
 def read_importance(path, importance):
-    """The state of an `Importance` in a file, which has to fit this one.
+    """The state of an `Importance` in a file, which must match the given one.
 
     Raises:
-        UserError: there is none, it cannot be read, or it is of another model.
+        UserError: the file is missing, cannot be read, or belongs to another model.
     """
     trained = {name: p.shape for name, p in importance.trained().items()}
     remedy = f"copy it again from where the sequence was trained, or remove {path.parent.parent} and train it anew"
@@ -163,7 +162,7 @@ def read_importance(path, importance):
             isinstance(state.get(part), dict) and {name: t.shape for name, t in state[part].items()} == trained
             for part in ("omega", "anchor"))  # fmt: skip
     except Exception as error:
-        # Whatever is wrong with the file: torch has many words for it.
+        # Any damage to the file: torch raises many kinds of exceptions.
         found = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({first_line(error)})"
         raise UserError(found, location=path, expected=expected, remedy=remedy) from error
     if not fits:
@@ -172,13 +171,13 @@ def read_importance(path, importance):
 
 
 def task_batches(mode, batches, rank=0, world=1):
-    """What `finish_task` takes of a task.
+    """A task's batches, as `finish_task` takes them.
 
     Args:
         mode: "ewc" or "mas".
-        batches: `LifelongBatches` of its rows, with `weighted=False`, of one process: how samples are put together
-            decides the importance, so each process takes whole batches.
-        rank, world: this process and how many there are.
+        batches: `LifelongBatches` of the task's rows, with `weighted=False`, not sharded: the importance depends on the
+            composition of batches, so each process takes whole ones.
+        rank, world: this process and the number of processes.
     """
     plan = batches.plan()
     for step in range(rank, len(plan), world):
@@ -193,7 +192,7 @@ def task_batches(mode, batches, rank=0, world=1):
 
 
 def extend_rows(held, like):
-    """`held` with the rows that `like` has beyond it: a vocabulary that has grown."""
+    """`held` extended by the additional rows of `like`, for a vocabulary that has grown."""
     if held.shape == like.shape:
         return held
     if held.shape[1:] != like.shape[1:] or len(held) > len(like):

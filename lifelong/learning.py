@@ -1,8 +1,8 @@
-"""Learning a sequence of tasks: what happens before, in and after each stage of it.
+"""Training on a sequence of tasks: the steps before, during and after each stage.
 
-What is done against forgetting is a strategy's: `lifelong.strategies`.
+Strategies against forgetting live in `lifelong.strategies`.
 
-Everything random depends on the seed and on where in the sequence it happens: nothing of it needs saving.
+All randomness is a function of the seed and the position in the sequence, so no generator state needs saving.
 """
 
 import gc
@@ -43,18 +43,18 @@ from versatile.utils.files import remove_nested_leftovers, write_json
 from versatile.utils.screen import counted
 from versatile.utils.settings import ALL_SPELLINGS
 
-# (highest rate, eps of Adam): LAMOL's, which are for whole models, and what an adapter needs.
+# (peak learning rate, Adam's eps): LAMOL's, which are for whole models, and those that adapters need.
 RATES = {"full": (6.25e-5, 1e-4), "adapter": (1e-3, 1e-6)}
 
 
 @dataclass
 class LifelongModel:
-    """A model that learns a sequence.
+    """A model to be trained on a sequence.
 
     Attributes:
-        model, tokenizer: attached.
-        encoder: `QuestionEncoder` of its samples.
-        positions: tokens of the longest sequence in a batch.
+        model, tokenizer: the attached model and its tokenizer.
+        encoder: `QuestionEncoder` for the samples.
+        positions: maximum sequence length in a batch.
         fingerprint: of the backbone.
     """
 
@@ -86,10 +86,10 @@ def load_model(args):
 
 
 def read_tasks(args, texts=None):
-    """{task name: its `QA`s to train on}: all files are read before anything is trained.
+    """{task name: its `QA`s to train on}; all files are read before anything is trained.
 
     Args:
-        texts: {task name: a file of a teacher's texts}, in place of those of the data directory.
+        texts: {task name: file of a teacher's texts}, used instead of the files in the data directory.
     """
     split = "distil" if args.seq_distil else "train"
     data = {}
@@ -100,7 +100,7 @@ def read_tasks(args, texts=None):
 
 
 def cut_into_parts(data, args):
-    """{part: its `QA`s} of --unbound: the tasks' samples, one task behind another, in as many parts of one size."""
+    """{part: its `QA`s} for --unbound: the tasks' samples, concatenated and cut into parts of equal size."""
     every, names = RowChain(data.values()), sequence.trained_names(args)
     if len(every) < len(names):
         raise UserError(f"there are {len(every)} samples", location=f"--unbound {args.unbound}",
@@ -110,7 +110,7 @@ def cut_into_parts(data, args):
 
 
 def check_answers(encoder, data):
-    """Refuse answers that do not fit even without a context: they could only be trained in part.
+    """Reject answers that do not fit even without a context, as they could only be trained on in part.
 
     Args:
         encoder: `QuestionEncoder`.
@@ -121,7 +121,7 @@ def check_answers(encoder, data):
 
 
 def warn_of_long_tests(encoder, args):
-    """Say, before anything is trained, which test files evaluate_lifelong.py could not use as it stands.
+    """Warn, before anything is trained, of test files that evaluate_lifelong.py could not use as they are.
 
     Args:
         encoder: `QuestionEncoder`.
@@ -130,7 +130,7 @@ def warn_of_long_tests(encoder, args):
         try:
             tasks.find(args.data_dir, task, "test")
         except UserError:
-            # Training does not need it.
+            # Training does not need the test file.
             continue
         try:
             answers.check_fit(encoder, samples.load_task(task, args.data_dir, "test"))
@@ -141,7 +141,7 @@ def warn_of_long_tests(encoder, args):
 
 
 def count_epochs(args, sizes):
-    """{task: epochs}: with --dynamic_epochs smaller tasks get more, up to --max_n_epochs."""
+    """{task: epochs}; with --dynamic_epochs smaller tasks get more, up to --max_n_epochs."""
     if not args.dynamic_epochs:
         return dict.fromkeys(sizes, args.n_epochs)
     most = max(sizes.values()) * args.n_epochs
@@ -149,15 +149,15 @@ def count_epochs(args, sizes):
 
 
 class Sequence:
-    """Learns what is left of a sequence.
+    """Trains on the unfinished part of a sequence.
 
     Args:
         args: flags of train_lifelong.py.
         lifelong_model: `LifelongModel`.
-        data: of `read_tasks`.
+        data: as returned by `read_tasks`.
         folder: the sequence's directory.
         dtype: precision of the matrix products.
-        teacher_of: task -> directory of its teacher, or None.
+        teacher_of: function from a task to its teacher's directory, or None.
     """
 
     def __init__(self, args, lifelong_model, data, folder, dtype, teacher_of=None):
@@ -175,7 +175,7 @@ class Sequence:
     # ---- the sequence
 
     def train(self):
-        """Learn every stage that is not done yet; the model ends as the last one left it."""
+        """Train every unfinished stage; the model is left as the last stage made it."""
         stages = sequence.stages(self.args)
         self.resume(list(stages))
         for number, (stage, names) in enumerate(stages.items()):
@@ -185,7 +185,7 @@ class Sequence:
             self.train_stage(number, stage, names)
 
     def resume(self, order):
-        """Take up what the last finished stage left."""
+        """Restore the model and the strategy's state from the last finished stage."""
         finished = self.progress.finished
         if self.rank == 0:
             for folder in (self.folder, *map(self.stage_folder, finished)):
@@ -203,7 +203,7 @@ class Sequence:
             self.strategy.load_state(folder, sequence.repair_remedy(self.folder, self.args, finished))
 
     def train_stage(self, number, stage, names):
-        """Learn one stage."""
+        """Train one stage."""
         folder = sequence.stage_directory(self.folder, stage)
         say(f"\n{stage}: task {number + 1} of {len(sequence.stages(self.args))}, "
             f"{counted(sum(self.sizes[name] for name in names), 'sample')}", flush=True)  # fmt: skip
@@ -217,19 +217,19 @@ class Sequence:
             f"{counted(trainer.plan.epochs, 'epoch')}, {self.dtype}, {trainer.device})", flush=True)  # fmt: skip
         result = trainer.fit()
         self.finish_stage(run, stage, names, rows, trainer, result)
-        # In several processes each stage's wrapper holds hooks of the model until it is collected.
+        # With several processes each stage's wrapper keeps its hooks on the model until it is garbage-collected.
         del trainer
         gc.collect()
 
     def open_run(self, folder):
-        """The stage's `StageRun`, begun or created."""
+        """The stage's `StageRun`, existing or new."""
         keep, path = self.args.keep_checkpoints, folder / "run.json"
         if not path.exists() and self.rank == 0:
             sequence.StageRun.create(folder, record(self.args, method=self.mode), keep)
         return sequence.StageRun(folder, keep)
 
     def finish_stage(self, run, stage, names, rows, trainer, result):
-        """Keep the model, and what the next stages need to know of this one."""
+        """Save the model and everything that later stages need of this one."""
         say(f"done: {counted(result['steps'], 'step')}, {result['tokens_per_second']:.0f} tokens/s, "
             f"{result['seconds']:.0f} s, peak memory {result['peak_memory_mb']} MB")  # fmt: skip
         last = stage == list(sequence.stages(self.args))[-1]
@@ -251,7 +251,7 @@ class Sequence:
         trainer.on_rank0(self.drop_finished)
 
     def drop_finished(self):
-        """Remove what finished stages do not need any more; a kill may have left it since the progress was written."""
+        """Remove files that finished stages no longer need, also those left by a kill after progress was written."""
         finished, strategy = self.progress.finished, self.strategy
         for stage in finished:
             sequence.StageRun(self.stage_folder(stage), self.args.keep_checkpoints).drop_checkpoints()
@@ -260,35 +260,35 @@ class Sequence:
                 (self.stage_folder(stage) / strategy.state_file).unlink(missing_ok=True)
 
     def stage_folder(self, stage):
-        """Where the model of a stage lies."""
+        """The directory of a stage's model."""
         return sequence.stage_directory(self.folder, stage)
 
     def save(self, folder, names):
-        """Write the model of a stage of these tasks, at any of its steps."""
+        """Write the model of the stage that trains the tasks `names`, at any of its steps."""
         self.copy_adapter_forward(names)
         checkpoint.save(self.model, self.tokenizer, folder)
 
     def copy_adapter_forward(self, names):
-        """--own_adapters previous: what is not trained yet starts from what this stage makes of its adapter.
+        """--own_adapters previous: copy this stage's adapter to the tasks not trained yet, as their starting point.
 
-        No row of this stage goes through the later tasks' adapters, so it may be done at any time; done at every
-        saving, each model scores a later task with what that would start from.
+        No row of this stage goes through later tasks' adapters, so this may be done at any time. As it is done at
+        every save, each saved model scores a later task with the adapter that the task would start from.
         """
         if self.args.own_adapters == sequence.PREVIOUS:
             order = list(self.data)
             routing.copy_adapter_forward(self.model, names[0], order[order.index(names[0]) + 1 :])
 
-    # ---- what is trained
+    # ---- training data and objective
 
     def encode(self, name, chosen=None, replayed=False):
-        """Rows of a task's samples, all or those at the positions `chosen`."""
+        """Rows of a task's samples: all of them, or those at the positions `chosen`."""
         encoder, gen = self.encoder, gen_token(name, self.args.add_task_tokens)
         if chosen is None:
             return encoder.load_rows(self.data[name], gen, name)
         return encoder.encode_rows((self.data[name][i] for i in chosen), gen, name, replayed)
 
     def encode_task(self, name):
-        """Rows of a task's samples; says how many had to be cut."""
+        """Rows of a task's samples; prints how many had to be truncated."""
         before = Counter(self.encoder.counts)
         rows = self.encode(name)
         if cut := self.encoder.counts - before:
@@ -297,17 +297,17 @@ class Sequence:
         return rows
 
     def make_objective(self):
-        """What a sample's loss is."""
+        """The `Objective`: how the loss of a sample is computed."""
         marks = self.encoder.ans, self.encoder.sep
         weights = {token: self.args.tokens_weight for token in marks if token is not None}
         lm = self.args.lm_lambda if self.strategy.generates_samples else None
         return Objective(lm, weights, self.args.distil, self.strategy.replay_weight)
 
     def make_batches(self, rows, objective, weighted=True, share=True, companions=None):
-        """`LifelongBatches` sized as the flags or the device say."""
+        """`LifelongBatches`, sized by the flags or the device's memory."""
         args, world = self.args, self.world if share else 1
         if args.train_batch_size:
-            # The importance depends on how many samples a batch has: with any number of processes it is the same.
+            # Importance depends on the number of samples in a batch, so it must not vary with the number of processes.
             budget, cap = float("inf"), args.train_batch_size * self.world
         else:
             mib, half = batching.memory_mib(idist.device()), self.dtype != torch.float32
@@ -322,7 +322,7 @@ class Sequence:
         """The stage's `Trainer`."""
         args, model = self.args, self.model
         batches = self.make_batches(rows, self.make_objective(), companions=self.strategy.companions)
-        # Of a joint strategy all tasks have as many.
+        # With a joint strategy all tasks have the same number.
         epochs = self.epochs[names[0]]
         lr, eps = choose_rates(args)
         settings = Settings(n_epochs=epochs, max_norm=args.max_norm, seed=args.seed, save_steps=args.save_steps,
@@ -352,11 +352,11 @@ class Sequence:
     # ---- teachers
 
     def name_teachers(self, names):
-        """Directories of the teachers that tasks have, of their distributions or their texts."""
+        """Directories of the tasks' teachers, whether they provide distributions or texts."""
         return [str(self.teacher_of(name)) for name in names if self.teacher_of and self.teacher_of(name)]
 
     def load_stage_teacher(self, name):
-        """`Teacher` of a task."""
+        """The `Teacher` of a task."""
         folder = self.teacher_of(name)
         say(f"{name}: distilled from the teacher {folder}")
         teacher = load_teacher(self.lifelong_model, folder, name, self.args, self.dtype)
@@ -365,12 +365,12 @@ class Sequence:
 
 
 def choose_rates(args):
-    """(highest learning rate, eps of Adam)."""
+    """(peak learning rate, Adam's eps)."""
     lr, eps = RATES["adapter" if sequence.choose_method(args) else "full"]
     return args.lr or lr, args.adam_eps or eps
 
 
-# What decides how a teacher comes out, beside its data and its backbone.
+# Flags that determine a trained teacher, in addition to its data and its backbone.
 _TEACHING = ("model_checkpoint", "adapter_bottleneck", "seed", "lm_lambda", "tokens_weight", "n_train_epochs",
              "min_batch_size", "min_n_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate",
              "adam_epsilon", "weight_decay", "max_grad_norm", "n_warmup_ratio", "decay_style", "max_len", "limit",
@@ -378,19 +378,19 @@ _TEACHING = ("model_checkpoint", "adapter_bottleneck", "seed", "lm_lambda", "tok
 
 
 def train_teacher(args, task, dtype):
-    """A task's teacher: a single-task lll model on its real data, trained unless the same one is there already.
+    """Train a task's teacher, a single-task lll model on real data, unless the same one exists already.
 
     Returns:
-        its directory.
+        the teacher's directory.
     """
-    # With one task its own adapter is the shared one.
+    # With one task, its own adapter is the shared one.
     plain = dict.fromkeys(("distil", "seq_distil", "real_sample", "dynamic_epochs", "upsample_data", "unbound",
                            "own_adapters"), False)  # fmt: skip
     own = Namespace(**{**vars(args), **plain, "tasks": [task], "seq_train_type": "lll"})
-    # Other tasks may want other teachers first; a new model for each keeps them apart.
+    # Other teachers may have been trained before; a new model for each keeps them independent.
     lifelong_model, data = load_model(own), read_tasks(own)
     settings = {flag: getattr(own, ALL_SPELLINGS.get(flag, flag)) for flag in _TEACHING}
-    # Named only where it is given: teachers that are there already keep their names.
+    # Part of the name only if given, so that existing teachers keep their names.
     later = (*sequence.METHOD_FLAGS, "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
     settings |= {flag: getattr(own, flag) for flag in later if getattr(own, flag, None) is not None}
     key = content_key([settings, lifelong_model.fingerprint, idist.get_world_size(), contents(data[task])])
@@ -407,7 +407,7 @@ def train_teacher(args, task, dtype):
 
 
 def rows_key(rows):
-    """Names the rows that a checkpoint was trained on."""
+    """A key that identifies the rows a checkpoint was trained on."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(row.ids.tobytes() + f"{row.prompt_length},{row.last},{row.gen},{row.replayed};".encode())

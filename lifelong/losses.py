@@ -1,16 +1,16 @@
-"""The losses of LAMOL and of L2KD (Chuang, Su & Chen 2020), as weights of the labels of one forward pass.
+"""The losses of LAMOL and L2KD (Chuang, Su & Chen 2020), expressed as weights of the labels of one forward pass.
 
-    LAMOL   qa + λ·lm, each the mean cross-entropy over its labels, those that are __ans__ or __sep__ with weight 5
-    L2KD    on the samples of the current task, instead of that, T²·KL(teacher / T || student / T), the mean over
-            their labels, without weights; the replayed samples' mean cross-entropy is added with weight 1
+    LAMOL   qa + λ·lm, each the mean cross-entropy over its labels, with weight 5 for __ans__ and __sep__
+    L2KD    for samples of the current task, instead of that, T²·KL(teacher / T || student / T), the mean over their
+            labels, without token weights; the replayed samples' mean cross-entropy is added with weight 1
 
-Both are sums over labels of a weight times the label's cross-entropy and a weight times its divergence. The weights are
-known when a batch is made: the rows of both objectives go through the model at once, a batch may be taken in parts or
-by several processes, and the sum stays what it was.
+Both are sums over the labels of a weight times the label's cross-entropy plus a weight times its divergence. The
+weights are computed when a batch is made, so the rows of both objectives go through the model at once, and a batch may
+be split into parts or over several processes without changing the sum.
 
-The original's faults: a teacher's last probability is repeated for every token beyond its vocabulary, which makes
-them more than 1 in sum (here such a token has none); a batch of replayed samples alone gives NaN (here it is their
-cross-entropy).
+Two faults of the original are corrected. There, a teacher's last probability is repeated for every token beyond its
+vocabulary, so that they sum to more than 1 (here such a token has probability 0); and a batch of replayed samples alone
+gives NaN (here it gives their cross-entropy).
 """
 
 from dataclasses import dataclass, field
@@ -31,14 +31,14 @@ TEMPERATURE = 2.0
 
 @dataclass
 class Objective:
-    """What the model is trained on of a sample.
+    """What the model is trained on for each sample.
 
     Attributes:
-        lm_lambda: weight of generating the sample; None: only its answer is trained (modes other than lll).
-        token_weights: {token id: weight of its cross-entropy as a label}; others have 1.
+        lm_lambda: weight of generating the sample; None: train only on its answer (modes other than lll).
+        token_weights: {token id: weight of its cross-entropy as a label}; other tokens have weight 1.
         distil: samples that are not replayed are distilled from a teacher.
-        replay_weight: of the mean cross-entropy of the replayed samples' labels, as a term of its own; None: there is
-            one mean over the labels of all samples (without a teacher).
+        replay_weight: weight of the mean cross-entropy of the replayed samples' labels, as a separate term; None: one
+            mean over the labels of all samples (without a teacher).
     """
 
     lm_lambda: float | None = 0.25
@@ -47,18 +47,18 @@ class Objective:
     replay_weight: float | None = None
 
     def sequences(self, row):
-        """[(objective, ids with the last label behind them, position of the first label)] of an `encoding.Row`."""
+        """[(objective, ids followed by the last label, position of the first label)] of a `question_answer.Row`."""
         qa = QA, [*row.cqa, row.last], row.prompt_length
         return [qa] if self.lm_lambda is None else [qa, (LM, [row.gen, *row.cqa, row.last], 1)]
 
     def weights(self, labels, parts, replayed, stored=False):
-        """The weights of a whole batch's labels.
+        """The weights of the labels of a whole batch.
 
         Args:
             labels: int array [rows, length], unshifted, -100 where there is none.
             parts: [rows] `QA` or `LM`.
-            replayed: [rows] whether the row's sample is of an earlier task.
-            stored: [rows] whether the row is trained on with the scores stored of it instead of its labels.
+            replayed: [rows] whether the row's sample belongs to an earlier task.
+            stored: [rows] whether the row is trained on its stored logits instead of its labels.
 
         Returns:
             (hard, soft): float arrays [rows, length], the weights of each label's cross-entropy and divergence.
@@ -83,13 +83,13 @@ class Objective:
 
 
 class Targets:
-    """What a batch carries beside its labels, as `targets`.
+    """The label weights that a batch carries as `targets`, in addition to its labels.
 
     Attributes:
-        hard: [n] weight of each label's cross-entropy, or None where all are 0; n as in `label_positions`.
-        at: [m] which of the n labels are distilled from a teacher, rounded up to a multiple of 64, or None.
-        soft: [m] weight of their divergences; 0 where an entry is only there to round up.
-        stored: (ids, scores) [m, k] of a model before at these labels, instead of a teacher; or None.
+        hard: [n] weight of each label's cross-entropy, or None if all are 0; n as in `label_positions`.
+        at: [m] indices of the labels that are distilled from a teacher, with m padded to a multiple of 64, or None.
+        soft: [m] weights of their divergences; 0 for padding.
+        stored: (ids, logits) [m, k] of an earlier model at these labels, used instead of a teacher; or None.
     """
 
     def __init__(self, hard, at=None, soft=None, stored=None):
@@ -97,14 +97,14 @@ class Targets:
 
     @classmethod
     def of(cls, labels, hard, soft, stored=()):
-        """From `labels` [rows, length] (a tensor) and the arrays that `Objective.weights` made of them.
+        """From `labels` [rows, length] (a tensor) and the arrays that `Objective.weights` returned for them.
 
         Args:
-            stored: [(ids, scores)] of the rows that are trained on with stored scores, in their order.
+            stored: [(ids, logits)] of the rows that are trained on stored logits, in order.
         """
         rows, at, targets = label_positions(labels)
         real = targets != IGNORE
-        # A label at i is predicted at i - 1, where label_positions points to.
+        # A label at i is predicted at i - 1, the position that label_positions returns.
         hard, soft = (torch.from_numpy(w)[rows, at + 1] * real for w in (hard, soft))
         positions = soft.nonzero().squeeze(-1)
         if not len(positions):
@@ -117,7 +117,7 @@ class Targets:
                    stored or None)  # fmt: skip
 
     def share(self):
-        """How much of a batch this part of it is: over all parts 1, where no samples are generated."""
+        """This part's share of its batch; if no samples are generated, the shares of all parts add up to 1."""
         return sum(weights.sum() for weights in (self.hard, self.soft) if weights is not None)
 
     def to(self, device, **options):
@@ -128,19 +128,19 @@ class Targets:
 
 
 class WeightedLoss:
-    """An objective (`training.objectives`) of `Targets`, which the batches carry: their weights say it all.
+    """An objective (`training.objectives`) that is fully determined by the weights in a batch's `Targets`.
 
     Args:
         teacher: `Teacher`, or None.
-        terms: what a strategy adds to it: each is called with (`LabelScores`, `Targets`, the batch) and returns a
-            loss. Over the parts of a batch, and over processes, they add up as the weights do.
+        terms: a strategy's additional loss terms: each is called with (`LabelScores`, `Targets`, the batch) and returns
+            a loss. Like the weights, they add up over the parts of a batch and over processes.
     """
 
     def __init__(self, teacher=None, terms=()):
         self.teacher, self.terms = teacher, terms
 
     def __call__(self, model, batch, normalizer=1):
-        """A batch's loss; see `training.objectives`."""
+        """The loss of a batch; see `training.objectives`."""
         soft_targets = self.teacher.scores(batch) if self.teacher else None
         inputs = {k: v for k, v in batch.items() if k != "targets"}
         output = label_scores(model, inputs)
@@ -154,7 +154,7 @@ class WeightedLoss:
         Args:
             output: `adapters.labels.LabelScores`.
             weights: `Targets`.
-            soft_targets: [m, columns] the teacher's scores, or None.
+            soft_targets: [m, columns] the teacher's logits, or None.
         """
         scores, total = output.scores, output.scores.new_zeros((), dtype=torch.float32)
         if weights.hard is not None:
@@ -167,7 +167,7 @@ class WeightedLoss:
         if len(columns) < ours.shape[1]:
             ours = ours[:, columns.to(ours.device)]
         theirs = F.log_softmax(soft_targets.float() / temperature, dim=-1)
-        # A token that the teacher rules out (-inf) adds nothing, whatever the student makes of it.
+        # A token that the teacher rules out (-inf) contributes nothing, whatever the student's score.
         ruled_out = theirs == float("-inf")
         terms = theirs.exp() * (theirs - ours).masked_fill(ruled_out, 0.0)
         return total + temperature**2 * (terms.sum(-1) * weights.soft).sum()
@@ -176,19 +176,19 @@ class WeightedLoss:
 class Teacher:
     """A single-task model whose distribution over the next token is the target.
 
-    Its tokens are found by name: a special token may have another id there. The original clamps ids to hit the
-    teacher's only start token.
+    Tokens are matched by name, as special tokens may have different ids in the two models. (The original clamps ids to
+    hit the teacher's only start token.)
 
     Args:
         teacher, student: (attached model, tokenizer) each; the teacher in eval mode.
         aliases: {student's token: teacher's token of another name}, e.g. a task's start token for `__gen__`.
-        task: the teacher's task id, or None where it holds one or none.
+        task: the teacher's task id, or None if it holds at most one task.
         temperature: T.
         dtype: precision of the teacher's matrix products.
 
     Attributes:
-        columns: [columns] the student's ids of the tokens that both know; the student gives the others no
-            probability only where it learns to.
+        columns: [columns] the student's ids of the tokens that both models know. Other tokens are not masked: the
+            student has to learn to give them no probability.
 
     Raises:
         UserError: the two tokenise plain text differently, or the teacher lacks a special token.
@@ -209,7 +209,7 @@ class Teacher:
         # Student's id -> teacher's id; -1 where it has none.
         self.translation = torch.full((len(ours),), -1)
         self.translation[list(known)] = torch.tensor(list(known.values()))
-        # One column for each of the teacher's tokens: that of the alias, where there is one.
+        # One column for each of the teacher's tokens: that of its alias, if it has one.
         back = {t: s for s, t in sorted(known.items())} | {theirs[t]: ours[s] for s, t in (aliases or {}).items()}
         self.columns, self.teachers_columns = (
             torch.tensor(ids) for ids in zip(*sorted((s, t) for t, s in back.items()))
@@ -219,7 +219,7 @@ class Teacher:
 
     @torch.no_grad()
     def scores(self, batch):
-        """[m, columns] scores where the teacher is the target, or None; only rows with such labels run."""
+        """[m, columns] logits at the labels distilled from the teacher, or None; only rows with such labels are run."""
         targets = batch["targets"]
         if targets.at is None:
             return None

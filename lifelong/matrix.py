@@ -1,7 +1,7 @@
-"""What a sequence of tasks leaves behind: the matrix of every task's score after every task learned.
+"""The result of a sequence of tasks: the matrix of every task's score after learning every task.
 
 With T tasks, R[i][j] is the score of task j after learning tasks 1 … i (Lopez-Paz & Ranzato 2017, GEM; Chaudhry et
-al. 2018, Riemannian Walk). Scores are of the tasks' own kinds, 0–100.
+al. 2018, Riemannian Walk). Each task is scored by its own metric, from 0 to 100.
 """
 
 import json
@@ -20,12 +20,12 @@ class Matrix:
     """R of one run.
 
     Attributes:
-        tasks: the T tasks' names, in the order they were learned.
+        tasks: the names of the T tasks, in the order they were learned.
         rows: T lists of T scores; None where a task was not scored. NaN is read as None.
-        before: T scores before anything was learned, None where not scored; or None.
-        metrics: the T names of the scores, or None.
+        before: T scores before any training, with None where not scored; or None.
+        metrics: the names of the T tasks' metrics, or None.
         inferred: `InferredTasks`, or None.
-        alone: T scores of models that learned a task alone, None where not known; or None.
+        alone: T scores of models that learned only that task, with None where not known; or None.
     """
 
     tasks: list
@@ -49,12 +49,12 @@ class Matrix:
 
 @dataclass
 class InferredTasks:
-    """The same run where nobody says which task a question is of.
+    """The same run evaluated without knowing the task of each question.
 
     Attributes:
         by: how the task is inferred (--infer_task).
         scores: the `Matrix` of the scores.
-        accuracy: the `Matrix` of the shares of each task's questions, 0–100, whose task was inferred rightly.
+        accuracy: the `Matrix` of the percentages of each task's questions whose task was inferred correctly.
     """
 
     by: str
@@ -73,24 +73,24 @@ def _scores(values):
 
 
 def average_accuracy(matrix):
-    """ACC = 1/T · Σ_j R[T][j]: the mean score of all tasks at the end. None where one was not scored."""
+    """ACC = 1/T · Σ_j R[T][j]: the mean score of all tasks at the end. None if one was not scored."""
     return _mean(matrix.rows[-1])
 
 
 def backward_transfer(matrix):
-    """BWT = 1/(T−1) · Σ_{j<T} (R[T][j] − R[j][j]): what later tasks did to earlier ones; below 0 it is forgetting.
+    """BWT = 1/(T−1) · Σ_{j<T} (R[T][j] − R[j][j]): the effect of later tasks on earlier ones; negative: forgetting.
 
-    None with one task, or where a score of it is missing.
+    None with one task, or if a score is missing.
     """
     last = len(matrix.tasks) - 1
     return _mean([_difference(matrix.rows[last][j], matrix.rows[j][j]) for j in range(last)])
 
 
 def forward_transfer(matrix):
-    """FWT = 1/(T−1) · Σ_{j>1} (R[j−1][j] − b[j]): what earlier tasks did for later ones not yet learned.
+    """FWT = 1/(T−1) · Σ_{j>1} (R[j−1][j] − b[j]): the effect of earlier tasks on later ones not yet learned.
 
-    b, `Matrix.before`, holds the scores of the model before the first task; Lopez-Paz & Ranzato take those of random
-    weights. None with one task, or where a score of it is missing.
+    b, `Matrix.before`, holds the scores of the model before the first task; Lopez-Paz & Ranzato use those of random
+    weights. None with one task, or if a score is missing.
     """
     before = matrix.before or [None] * len(matrix.tasks)
     return _mean([_difference(matrix.rows[j - 1][j], before[j]) for j in range(1, len(matrix.tasks))])
@@ -99,9 +99,9 @@ def forward_transfer(matrix):
 def forgetting(matrix):
     """F = 1/(T−1) · Σ_{j<T} (max_{i<T} R[i][j] − R[T][j]): how far tasks fell from their best before the last one.
 
-    From −100 to 100, below 0 where they got better (Chaudhry et al. 2018; they count i from task j on or from the
-    first alike, as no task is best before it is learned; here a score not taken does not count). None with one
-    task, or where R[j][j] or R[T][j] is missing.
+    From −100 to 100, negative if they improved (Chaudhry et al. 2018, where starting i at task j or at the first task
+    makes no difference, as no task is best before it is learned; missing scores are ignored here). None with one task,
+    or if R[j][j] or R[T][j] is missing.
     """
     last = len(matrix.tasks) - 1
     falls = []
@@ -122,7 +122,7 @@ def forgetting_so_far(matrix):
 
 
 def first_tasks(matrix, number):
-    """The `Matrix` of the first so many tasks of a sequence."""
+    """The `Matrix` of the first `number` tasks of a sequence."""
     return Matrix(matrix.tasks[:number], [row[:number] for row in matrix.rows[:number]])
 
 
@@ -135,21 +135,21 @@ NUMBERS = {
 
 
 def transfer_to_new_tasks(matrix):
-    """SAPT's FWT = 1/T · Σ_j (R[j][j] − s[j]): what the tasks before did for one when it is learned.
+    """SAPT's FWT = 1/T · Σ_j (R[j][j] − s[j]): the effect of earlier tasks on a task when it is learned.
 
-    s, `Matrix.alone`, holds the scores of models that learned a task alone. GEM's, `forward_transfer`, looks at tasks
-    before they are learned instead. None where a score of it is missing.
+    s, `Matrix.alone`, holds the scores of models that learned only that task. GEM's FWT, `forward_transfer`, looks at
+    tasks before they are learned instead. None if a score is missing.
     """
     alone = matrix.alone or [None] * len(matrix.tasks)
     return _mean(_difference(matrix.rows[j][j], alone[j]) for j in range(len(matrix.tasks)))
 
 
 def backward_transfer_of_all(matrix):
-    """SAPT's BWT = 1/T · Σ_j (R[T][j] − R[j][j]): `backward_transfer` times (T−1)/T, as the last task's is 0."""
+    """SAPT's BWT = 1/T · Σ_j (R[T][j] − R[j][j]): `backward_transfer` times (T−1)/T, as the last task's term is 0."""
     return _mean(_difference(matrix.rows[-1][j], matrix.rows[j][j]) for j in range(len(matrix.tasks)))
 
 
-# Names that papers print: SAPT's AP and F.Ra (O-LoRA's and TRACE's average accuracy is AP), and its FWT and BWT, which
+# Names used in papers: SAPT's AP and F.Ra (O-LoRA's and TRACE's average accuracy is AP), and SAPT's FWT and BWT, which
 # differ from those above.
 PUBLISHED = {
     "AP": average_accuracy,
@@ -164,15 +164,15 @@ def _difference(a, b):
 
 
 def _mean(values):
-    """The mean, or None of nothing or with a None among them."""
+    """The mean; None if there are no values or one of them is None."""
     values = list(values)
     return None if not values or None in values else math.fsum(values) / len(values)
 
 
 def over_seeds(values):
-    """(mean, standard deviation) of one number over runs with different seeds; None as for `_mean`.
+    """(mean, standard deviation) of a number over runs with different seeds; None as in `_mean`.
 
-    The deviation is the sample's (over n − 1), and None for one run.
+    It is the sample standard deviation (over n − 1), and None for one run.
     """
     mean = _mean(values)
     if mean is None or len(values) < 2:
@@ -184,7 +184,7 @@ def over_seeds(values):
 
 
 def short_name(task):
-    """A task's name without what all tasks of its benchmark begin with: fifteen have to fit into a picture."""
+    """A task's name without the prefix of its benchmark, as fifteen names have to fit into a plot."""
     return re.sub(r"^(task\d+_|cl\.|trace\.)", "", task)
 
 
@@ -193,7 +193,7 @@ def summary(matrices, seeds=None):
 
     Returns:
         ``{"tasks", "metrics", "seeds", "runs": [{"rows", "before", "alone", "average_accuracy", …, "AP", …}], "mean":
-        {"rows", "average_accuracy", …, "AP", …}, "sd": the same}``; what is not known is None.
+        {"rows", "average_accuracy", …, "AP", …}, "sd": the same}``; unknown values are None.
     """
     _same(matrices)
     every = NUMBERS | PUBLISHED
@@ -213,7 +213,7 @@ def summary(matrices, seeds=None):
 
 
 def read_summary(folder):
-    """What the matrix.json of a directory holds, as `summary` made it."""
+    """The contents of a directory's matrix.json, as made by `summary`."""
     path = Path(folder) / "matrix.json"
     if not path.is_file():
         raise UserError("no matrix.json here", location=folder, expected="a directory that evaluate_lifelong.py wrote",
@@ -232,14 +232,14 @@ def read_summary(folder):
 
 
 def read_single_tasks(folders, names, metric):
-    """Scores of models that learned one task each: a list in the order of the tasks, None where there is none.
+    """Scores of models that learned one task each: a list in the order of the tasks, with None where there is none.
 
     Args:
-        folders: directories with the matrix.json that evaluate_lifelong.py wrote of sequences of one task.
-        names, metric: the tasks of the sequence and the names of their scores.
+        folders: directories with a matrix.json that evaluate_lifelong.py wrote for a sequence of one task.
+        names, metric: the tasks of the sequence and the names of their metrics.
 
     Raises:
-        UserError: a sequence of several tasks, of a task that is not among these, or another score.
+        UserError: a sequence has several tasks, a task that is not among these, or another metric.
     """
     scores = dict.fromkeys(names)
     for folder in folders:
@@ -264,8 +264,8 @@ def _same(matrices):
 
 
 def markdown(matrices, digits=1):
-    """The mean matrix as a markdown table, ± the deviation over seeds, and below it the four numbers, and those
-    that papers name."""
+    """The mean matrix as a markdown table, ± sd over seeds, and below it the four summary numbers and those that
+    papers report."""
     statistics = summary(matrices)
     tasks, names = statistics["tasks"], statistics["metrics"]
     heads = [f"{task} ({name})" if names else task for task, name in zip(tasks, names or tasks)]
@@ -281,7 +281,7 @@ def markdown(matrices, digits=1):
 
 
 def side_by_side(matrices, digits=1):
-    """A markdown table of the scores at the end with the task of a question known and inferred, or ""."""
+    """A markdown table of the final scores with the task of a question known and inferred, or ""."""
     statistics = summary(matrices)
     if not (inferred := statistics.get("inferred")):
         return ""
@@ -295,7 +295,7 @@ def side_by_side(matrices, digits=1):
 
 
 def format_number(mean, sd, digits):
-    """A number, with ± its deviation where there is one; a dash where there is none."""
+    """A number, with ± its standard deviation if there is one; a dash for None."""
     if mean is None:
         return "–"
     text = f"{mean:.{digits}f}".replace("-", "−")
@@ -305,12 +305,12 @@ def format_number(mean, sd, digits):
 def heat_map(path, matrices, title):
     """The mean matrix as a PNG: a row for each task learned, a column for each task scored; 0 is pale, 100 dark.
 
-    The scores of tasks not learned yet are printed in grey; where there is none stands a dash. Below are the four
-    numbers.
+    Scores of tasks not learned yet are printed in grey, missing scores as a dash. The four summary numbers are printed
+    below the matrix.
 
     Args:
-        path: where the PNG goes.
-        matrices: one or more runs of the same sequence; with several each cell has its deviation below.
+        path: file of the PNG.
+        matrices: one or more runs of the same sequence; with several, each cell also shows its deviation.
         title: printed above.
     """
     statistics = summary(matrices)
@@ -323,21 +323,21 @@ def heat_map(path, matrices, title):
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=0)
-    # Letters that fit: of the title above the matrix, of the caption below it.
+    # The numbers of letters that fit into a line of the title and of the caption.
     axes.set_title(textwrap.fill(title, int(7.5 * width)), fontsize=11, pad=10)
     axes.set_xlabel(_caption(statistics, int(13 * width)), fontsize=8, color="0.3", labelpad=8)
     save_figure(path, figure)
 
 
-# With more tasks than these cells are small: whole numbers, names cut off, deviations in the table alone.
+# With more than COMPACT tasks the cells are small: whole numbers, names cut off, deviations only in the table.
 COMPACT, LONGEST = 8, 24
 
 
 def draw(axes, statistics, named=True, headed=True):
-    """The mean matrix of what `summary` returns as a heat map on matplotlib's `axes`; returns the image.
+    """Draw the mean matrix in the result of `summary` as a heat map on matplotlib's `axes`; returns the image.
 
     Args:
-        named, headed: the rows, the columns have names.
+        named, headed: whether the rows and the columns have names.
     """
     number = len(statistics["tasks"])
     compact = number > COMPACT
@@ -364,7 +364,7 @@ def draw(axes, statistics, named=True, headed=True):
 
 
 def _cell(axes, i, j, mean, sd, compact):
-    """Print a score into its cell; one of a task still to come is greyed."""
+    """Print a score into its cell, in grey if its task has not been learned yet."""
     size = 6.5 if compact else 9
     if mean is None:
         return axes.text(j, i, "–", ha="center", va="center", color="0.7", fontsize=size)
@@ -379,7 +379,7 @@ def _cell(axes, i, j, mean, sd, compact):
 
 
 def _caption(statistics, most):
-    """The four numbers, in lines of `most` letters."""
+    """The four summary numbers, in lines of at most `most` letters."""
     short = {"average_accuracy": "average", "backward_transfer": "backward transfer",
              "forward_transfer": "forward transfer", "forgetting": "forgetting"}  # fmt: skip
     parts = [f"{short[name]} {format_number(statistics['mean'][name], statistics['sd'][name], 1)}" for name in NUMBERS

@@ -1,7 +1,7 @@
-"""Real samples kept of the tasks before: what GEM, A-GEM, ER and DER++ look back at.
+"""Real samples kept from earlier tasks: the memory of GEM, A-GEM, ER and DER++.
 
-A memory holds positions in the tasks' data, not the samples: it is a function of the seed, the order of the tasks and
-their sizes, and is written as a few numbers.
+A memory holds positions in the tasks' data, not the samples themselves: it is a function of the seed, the order of the
+tasks and their sizes, and takes up only a few numbers on disk.
 """
 
 import math
@@ -13,12 +13,12 @@ RESERVOIR, PER_TASK = "reservoir", "per_task"
 
 
 def draw(size, count, seed, number):
-    """Which samples of a task are kept, none twice (the original GEM draws some twice).
+    """Choose the samples of a task to keep, without replacement (the original GEM draws some twice).
 
     Args:
-        size: samples of the task.
-        count: how many of them.
-        seed, number: what the choice depends on; the number is the task's position in the sequence.
+        size: number of samples of the task.
+        count: how many to keep.
+        seed, number: determine the choice; `number` is the task's position in the sequence.
 
     Returns:
         sorted indices.
@@ -27,13 +27,13 @@ def draw(size, count, seed, number):
 
 
 class Memory:
-    """The samples kept of the tasks before.
+    """The samples kept from earlier tasks.
 
     Args:
-        seed: what the choice depends on.
+        seed: random seed of the choice.
 
     Attributes:
-        kept: {task: indices of its kept samples}, in the order of tasks. A resumed run takes them from its checkpoint
+        kept: {task: indices of its kept samples}, in the order of tasks. A resumed run reads them from its checkpoint
             or draws the same.
     """
 
@@ -45,19 +45,19 @@ class Memory:
         return sum(map(len, self.kept.values()))
 
     def state_dict(self):
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         return dict(kept={task: [int(i) for i in indices] for task, indices in self.kept.items()})
 
     def load_state_dict(self, state):
-        """From one."""
+        """Restore what `state_dict` returned."""
         self.kept = {task: np.array(indices, np.int64) for task, indices in state["kept"].items()}
 
 
 class NextTaskMemory(Memory):
-    """GEM's: of each task as many samples as a share of the next task, rounded down; at least one.
+    """GEM's memory: of each task as many samples as a fraction of the next task, rounded down; at least one.
 
     Args:
-        percentage: the share.
+        percentage: the fraction.
     """
 
     def __init__(self, percentage, seed):
@@ -65,21 +65,21 @@ class NextTaskMemory(Memory):
         self.percentage = percentage
 
     def add(self, task, size, next_size):
-        """Choose what is kept of a task that has been trained.
+        """Choose the samples to keep of a task that has been trained.
 
         Args:
             task, size: its name and its number of samples.
-            next_size: that of the task to be trained next, which decides how many are kept, as in the original.
+            next_size: number of samples of the next task, which determines how many are kept, as in the original.
         """
         count = min(max(int(next_size * self.percentage), 1), size)
         self.kept[task] = draw(size, count, self.seed, len(self.kept))
 
 
 class PerTaskMemory(Memory):
-    """The same number, or share, of every task's samples.
+    """The same number or fraction of every task's samples.
 
     Args:
-        size: a number of samples, or a share below 1 of a task's, rounded up.
+        size: a number of samples, or a fraction below 1 of a task's samples, rounded up.
     """
 
     def __init__(self, size, seed):
@@ -87,14 +87,14 @@ class PerTaskMemory(Memory):
         self.size = size
 
     def add(self, task, size):
-        """Choose what is kept of a task that has been trained."""
+        """Choose the samples to keep of a task that has been trained."""
         self.kept[task] = draw(size, min(count_of(self.size, size), size), self.seed, len(self.kept))
 
 
 class Reservoir(Memory):
-    """As many samples as it holds of all that passed, each with the same chance (algorithm R; Vitter 1985).
+    """A reservoir of M samples, drawn with equal probability from all samples seen (algorithm R; Vitter 1985).
 
-    The n-th sample to pass, counted from 1, takes the slot of a random one of M with the chance M/n.
+    The n-th sample, counted from 1, replaces a random one of the M with probability M/n.
 
     Args:
         size: M.
@@ -105,7 +105,7 @@ class Reservoir(Memory):
         self.size, self.passed = size, 0
 
     def add(self, task, size):
-        """Let a task's samples pass."""
+        """Offer a task's samples to the reservoir."""
         slots = [(name, i) for name, indices in self.kept.items() for i in indices]
         before, number = self.passed, len(self.kept)
         chosen = np.random.default_rng([self.seed, number]).integers(0, np.arange(before, before + size) + 1)
@@ -129,13 +129,13 @@ class Reservoir(Memory):
 
 
 def share_of(share, samples):
-    """How many of so many samples a share of them is, rounded up."""
-    # 0.07 · 100 is a little more than 7 in floating point.
+    """A fraction of a number of samples, rounded up."""
+    # 0.07 · 100 is slightly more than 7 in floating point.
     return math.ceil(round(share * samples, 6))
 
 
 def count_of(size, samples):
-    """How many of so many samples a size is: a number, or a share below 1, rounded up."""
+    """The number of samples that `size` stands for: itself, or if below 1, that fraction of `samples`, rounded up."""
     return share_of(size, samples) if size < 1 else int(size)
 
 
@@ -144,20 +144,20 @@ def make_memory(policy, size, sizes, seed):
 
     Args:
         policy: "reservoir" or "per_task".
-        size: a number of samples, of each task or of all together, or a share below 1 of them.
-        sizes: {task: how many samples it has} of the sequence.
+        size: a number of samples, per task or in total, or a fraction below 1 of them.
+        sizes: {task: its number of samples} for the tasks of the sequence.
     """
     return PerTaskMemory(size, seed) if policy == PER_TASK else Reservoir(count_of(size, sum(sizes.values())), seed)
 
 
 def read_memory(path, sizes):
-    """The state of a `Memory` in a file, which has to fit the tasks' data.
+    """The state of a `Memory` in a file, which must match the tasks' data.
 
     Args:
-        sizes: {task: how many samples it has}.
+        sizes: {task: its number of samples}.
 
     Raises:
-        UserError: there is none, it cannot be read, or it names other samples.
+        UserError: the file is missing, cannot be read, or refers to samples that do not exist.
     """
     remedy = f"copy it again from where the sequence was trained, or remove {path.parent.parent} and train it anew"
     kept = {task: schema.ListOf(schema.Whole(0, size - 1)) for task, size in sizes.items()}

@@ -1,12 +1,13 @@
-"""Which adapter a task's rows go through: the one that all tasks share, or the task's own (--own_adapters).
+"""Which adapter a task's rows go through: the one shared by all tasks, or the task's own (--own_adapters).
 
-An attached model is one of "tasks", each with rows of special tokens, an adapter, or both. A sequence is attached as
+An attached model consists of "tasks", each with embeddings of special tokens, an adapter, or both. A sequence is
+attached as
 
-    SHARED                  the special tokens' rows, and the adapter of this width where all tasks share it
-    <task>, <task>, …       with --own_adapters: an adapter of this width each, and no rows; SHARED then has no adapter
+    SHARED                  the special tokens' embeddings, and the adapter if all tasks share one
+    <task>, <task>, …       with --own_adapters: one adapter each and no embeddings; SHARED then has no adapter
 
-so banks, routing and checkpoints are those of every attached model. All tasks' rows are scored against all special
-tokens either way, and a task whose own adapter no row of a step goes through rests in it.
+so banks, routing and checkpoints work as in every attached model. In both cases all rows are scored against all special
+tokens, and a task's own adapter is not updated in a step in which no row goes through it.
 """
 
 from versatile.adapters.attach import owners as owned
@@ -21,9 +22,9 @@ def layout(tokens, tasks, method, own):
 
     Args:
         tokens: the special tokens of the sequence.
-        tasks: its names, in order.
-        method: of an adapter, or a number, its width; None: there is none, the whole model is trained.
-        own: whether each task has its own.
+        tasks: names of its tasks, in order.
+        method: the adaptation method, or a number, the adapter's width; None: the whole model is trained.
+        own: whether each task has its own adapter.
     """
     if not own:
         return {SHARED: tokens}, None if method is None else {SHARED: method}, True
@@ -32,45 +33,45 @@ def layout(tokens, tasks, method, own):
 
 
 def adapter_name(task):
-    """What a task's own adapter is called; torch allows no dot in the name of a module."""
+    """Name of a task's own adapter; torch does not allow dots in module names."""
     return task.replace(".", "_")
 
 
 def hold_empty_rows(model):
-    """Nothing is trained of a table of no rows: optimizers and processes need not know of it."""
+    """Freeze tables without rows, so that optimizers and processes need not handle them."""
     for name, p in model.named_parameters():
         if "rows.tasks." in name and not p.numel():
             p.requires_grad_(False)
 
 
 def is_shared(model):
-    """Whether the tasks share all there is: a row's task is of no consequence."""
+    """Whether the tasks share all parameters, so that a row's task makes no difference."""
     return len(model.info.tasks) == 1
 
 
 def task_id(model, task):
-    """The id of a task's rows in a model, or None where its tasks share all there is.
+    """The id of a task's rows in a model, or None if its tasks share all parameters.
 
     Raises:
-        KeyError: the tasks have adapters of their own, and this is none of them.
+        KeyError: the tasks have their own adapters, and this is not one of them.
     """
     return None if is_shared(model) else model.task_id(adapter_name(task))
 
 
 def task_ids(model, tasks):
-    """{task: `task_id`} for `LifelongBatches`, or None where the tasks share all there is."""
+    """{task: `task_id`} for `LifelongBatches`, or None if the tasks share all parameters."""
     return None if is_shared(model) else {task: task_id(model, task) for task in tasks}
 
 
 def train_rows(model, are_trained):
-    """Train the special tokens' rows, or let them stand still."""
+    """Train or freeze the special tokens' embeddings."""
     for name, p in model.named_parameters():
         if "rows.tasks." in name and p.numel():
             p.requires_grad_(are_trained)
 
 
 def train_adapters(model, tasks):
-    """Of tasks' own adapters train those of these tasks alone."""
+    """Train only these tasks' own adapters, and freeze those of other tasks."""
     trained = {adapter_name(task) for task in tasks}
     for method, name, p in added_parameters(model):
         if method.name != BARE:
@@ -78,7 +79,7 @@ def train_adapters(model, tasks):
 
 
 def owners(model, tasks):
-    """{task: the parameters that only its rows go through}; {} where the tasks share all there is."""
+    """{task: the parameters that only its rows go through}; {} if the tasks share all parameters."""
     if is_shared(model):
         return {}
     parameters = owned(model)
@@ -86,11 +87,11 @@ def owners(model, tasks):
 
 
 def copy_adapter_forward(model, task, later):
-    """Let the adapters of tasks that are not trained yet be that of `task`."""
+    """Copy the adapter of `task` to the tasks that are not trained yet."""
     copy_adapter(model, adapter_name(task), [adapter_name(name) for name in later])
 
 
 def row_task_ids(model, tasks):
-    """The ids of rows' tasks, by name or None, as a list; 0 where the tasks share all there is, or one is None."""
+    """Ids of the rows' tasks, given as names or None; 0 if the tasks share all parameters, and for None."""
     ids = {task: 0 if task is None else task_id(model, task) or 0 for task in set(tasks)}
     return [ids[task] for task in tasks]

@@ -1,4 +1,4 @@
-"""What a sequence was trained with, and what that cost: the part of matrix.json from which runs are compared."""
+"""The settings and the cost of a sequence's training: the part of matrix.json by which runs are compared."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,12 @@ from versatile.lifelong import sequence
 from versatile.utils.errors import UserError
 
 METRICS = "training_metrics.json"
-# Flags that say where and how a run was trained, but not with what.
+# Flags that say where and how a run was trained, but do not define the experiment.
 _INCIDENTAL = {*sequence.FREE, *sequence.PRECISION, "seed", "data_dir", "teacher_dir", "train_teachers"}
 
 
 def decisive_flags(known):
-    """{flag: value} of those that make two runs differ, but for the seed.
+    """{flag: value} of the flags that make two runs different experiments; the seed does not.
 
     Args:
         known: `Namespace` of a run's flags.
@@ -21,16 +21,16 @@ def decisive_flags(known):
 
 
 def make_record(folder, known):
-    """What matrix.json says of a run beside its scores.
+    """A run's record in matrix.json, apart from its scores.
 
     Args:
         folder: the sequence's directory.
         known: `Namespace` of its flags.
 
     Returns:
-        dict(seed, settings, seconds, peak_memory_mb, stored_bytes): the decisive flags; the seconds that all stages
-        were trained, those of their teachers among them; the highest memory of a stage; the most bytes that had to be
-        kept after a stage: what was trained, a strategy's state, samples. None where an older run did not write it.
+        dict(seed, settings, seconds, peak_memory_mb, stored_bytes): the decisive flags; the training time of all
+        stages, including their teachers; the peak memory of any stage; the most bytes that had to be kept after a
+        stage: trained weights, the strategy's state and samples. None where an older run did not record a value.
     """
     reports = [read_report(sequence.stage_directory(folder, stage)) for stage in sequence.stages(known)]
     teachers = [read_report(teacher) for report in reports for teacher in report.get("teachers", ())]
@@ -44,7 +44,7 @@ def make_record(folder, known):
 
 
 def read_report(folder):
-    """The training_metrics.json of a stage or a teacher, or {}: not there, or of no use."""
+    """The training_metrics.json of a stage or a teacher, or {} if it is missing or unusable."""
     try:
         report = json.loads((Path(folder) / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -53,11 +53,11 @@ def read_report(folder):
 
 
 def read_records(folder, summary):
-    """The records of the runs in a matrix.json; of one from before they were written, where its run lies beside it.
+    """The records of the runs in a matrix.json; an older file's are made from the run in the same directory, if any.
 
     Args:
         folder: the directory of the matrix.json.
-        summary: what it holds.
+        summary: its contents.
 
     Returns:
         a list, one record per run; {} where nothing is known.
@@ -74,6 +74,6 @@ def read_records(folder, summary):
 
 
 def measure_stored_bytes(folder, strategy):
-    """Bytes that a stage leaves for the next one: its trained weights, the strategy's state, the samples it keeps."""
+    """Bytes that a stage leaves for the next one: its trained weights, the strategy's state and the kept samples."""
     files = [sequence.find_weights(folder), strategy.state_file and Path(folder) / strategy.state_file]
     return sum(path.stat().st_size for path in files if path and path.is_file()) + strategy.kept_bytes()

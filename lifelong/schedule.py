@@ -1,4 +1,4 @@
-"""LAMOL's learning rate: a short warm-up, then decay over all epochs of a task, counted in samples."""
+"""LAMOL's learning rate schedule: a short warm-up, then decay over all epochs of a task, counted in samples."""
 
 import math
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ class Annealing:
     """The learning rate as a function of the samples seen.
 
     Attributes:
-        lr: the highest rate.
-        warmup: samples over which it rises to that, linearly from 0.
-        total: samples over which it falls after that.
+        lr: the peak rate.
+        warmup: samples over which the rate rises linearly from 0 to the peak.
+        total: samples over which it then decays.
         style: --decay_style: "linear", "cos" or "None" (constant).
     """
 
@@ -31,16 +31,16 @@ class Annealing:
 
     @classmethod
     def of(cls, lr, samples, epochs, warmup_ratio=0.005, style="linear"):
-        """Warm-up over a share of one epoch of so many samples, in whole samples, then decay over as many as all epochs
-        have: as in the originals, training ends just before the rate is 0."""
+        """Warm-up over a fraction of one epoch of `samples`, in whole samples, then decay over the samples of all
+        epochs: as in the originals, training ends just before the rate reaches 0."""
         return cls(lr, int(warmup_ratio * samples), samples * epochs, style)
 
     def __call__(self, seen):
-        """The rate of a step before which so many samples have been seen.
+        """The rate of a step before which `seen` samples have been seen.
 
-        With a warm-up the first step's is 0, as in the originals.
+        With a warm-up, the rate of the first step is 0, as in the originals.
 
-        Behind the end it is 0. (The originals' linear one turns negative there, the cosine rises again.)
+        After the end it is 0. (In the originals, linear decay turns negative there, and the cosine rises again.)
         """
         if self.warmup and seen <= self.warmup:
             return self.lr * seen / self.warmup

@@ -1,4 +1,4 @@
-"""Answers and scores of the models that a sequence of tasks left."""
+"""Answers and scores of the models trained on a sequence of tasks."""
 
 import csv
 import io
@@ -34,8 +34,8 @@ class SequenceRun:
     """A sequence's directory.
 
     Attributes:
-        folder: its path.
-        flags: that it was trained with.
+        folder: the directory's path.
+        flags: the flags it was trained with.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class SequenceRun:
 
     @property
     def title(self):
-        """For a picture: how it was trained."""
+        """The title of a plot: how the sequence was trained."""
         known = vars(self.flags).get
         own = {None: "adapter", sequence.FRESH: "own adapters", sequence.PREVIOUS: "own adapters (copied on)"}
         labels = [self.flags.seq_train_type, Path(self.flags.model_checkpoint).name]
@@ -58,7 +58,7 @@ class SequenceRun:
 
     @property
     def only_end(self):
-        """Why there is only the last row of its matrix, or None."""
+        """Why its matrix has only the last row, or None."""
         if vars(self.flags).get("unbound"):
             return f"its {self.flags.unbound} parts (--unbound) are not tasks"
         together = get_strategy(self.flags).joint
@@ -67,17 +67,17 @@ class SequenceRun:
 
 @dataclass
 class EvalConfig:
-    """How to answer.
+    """How questions are answered.
 
     Attributes:
         sampling: as in `answers.answer`.
-        batch_size: questions at once.
-        max_len: tokens of the longest sequence, or None: as in training.
+        batch_size: questions answered together.
+        max_len: maximum sequence length in tokens; None: as in training.
         dtype, device: of the matrix products.
         shown: how many answers of each task are printed.
-        inference: infers the task of each question beside that (`task_inference`), or None.
-        inference_name: of --infer_task.
-        trained_only: a model answers the tasks trained so far, not those to come.
+        inference: infers the task of each question for a second scoring (`task_inference`), or None.
+        inference_name: value of --infer_task.
+        trained_only: each model answers only the tasks trained so far.
     """
 
     sampling: dict | None
@@ -98,7 +98,7 @@ class QuestionSplit(EvalSplit):
     Attributes:
         task: a `LifelongTask`.
         qas: a list of `QA`.
-        gold: what `question_scores.score` takes beside them, or None.
+        gold: further targets that `question_scores.score` takes, or None.
     """
 
     task: object
@@ -110,7 +110,7 @@ class QuestionSplit(EvalSplit):
 
 
 def open_sequence_run(folder):
-    """`SequenceRun` of a directory, all of whose stages must be done."""
+    """The `SequenceRun` of a directory, all of whose stages must be finished."""
     path, location = Path(folder) / "run.json", f"--model_dirs {folder}"
     expected = "the directory of a sequence that train_lifelong.py trained"
     if not path.is_file():
@@ -136,10 +136,10 @@ def read_splits(names, data_dir, split, limit=None, first=False):
     """{task name: `QuestionSplit`}.
 
     Args:
-        names: of the tasks.
+        names: names of the tasks.
         data_dir: directory of their files.
         split: "test" or "train".
-        limit: only the first so many questions.
+        limit: use only the first `limit` questions.
         first: only the first of several true answers counts.
     """
     splits = {}
@@ -152,7 +152,7 @@ def read_splits(names, data_dir, split, limit=None, first=False):
             print(f"{task.name}: {blank} of {len(qas)} questions have a blank true answer; no answer is right there")
         gold = GOLD[task.kind](tasks.find_gold(data_dir, task)) if task.gold else None
         if gold and limit and len(gold) == len(qas):
-            # They come in the order of the ids.
+            # The gold targets are in the order of the ids.
             gold = [true for location, true in zip(samples.order_by_id(qas), gold) if location < limit]
         qas = qas[:limit]
         qas = [replace(qa, answers=qa.answers[:1]) for qa in qas] if first else qas
@@ -161,11 +161,11 @@ def read_splits(names, data_dir, split, limit=None, first=False):
 
 
 def make_inference(name, run, data_dir):
-    """What `EvalConfig.inference` is for a name of --infer_task.
+    """`EvalConfig.inference` for a value of --infer_task.
 
     Args:
         run: `SequenceRun`.
-        data_dir: directory of the tasks' files, of which an embedding is made.
+        data_dir: directory of the tasks' files, from which the task embeddings are computed.
     """
     if name is None:
         return None
@@ -176,7 +176,7 @@ def make_inference(name, run, data_dir):
 
 
 def compute_matrix(run, splits, config, output, every_epoch=False, before=False):
-    """Answer and score everything: `Matrix`. Each stage's files are written into `output` when it is done."""
+    """Answer and score everything; returns the `Matrix`. Each stage's files are written to `output` when it is done."""
     names, metric = list(splits), [split.task.metric for split in splits.values()]
     first = None
     if before:
@@ -191,7 +191,7 @@ def compute_matrix(run, splits, config, output, every_epoch=False, before=False)
         folder = sequence.stage_directory(run.folder, stage)
         models = {sequence.FINAL: folder}
         if every_epoch:
-            # The last one is the final model.
+            # The last epoch's model is the final one.
             epochs = [(str(number), path) for number, path in sequence.find_epochs(folder).items()]
             models = dict(epochs[:-1]) | models
         load = {epoch: make_loader(path, run, config) for epoch, path in models.items()}
@@ -202,7 +202,7 @@ def compute_matrix(run, splits, config, output, every_epoch=False, before=False)
         rows.append([task_scores[name][split.task.metric].value if name in task_scores else None
                      for name, split in splits.items()])  # fmt: skip
         inferred.append([guesses.get(name, (None, None)) for name in names])
-    # What was trained at once, or in other parts than tasks, has only its end.
+    # Tasks trained at once, or in parts that are not tasks, have only the last row.
     rows, inferred = (some if stages == names else some[-1:] for some in (rows, inferred))
     empty = [[None] * len(names)] * (len(names) - len(rows))
     matrix = Matrix(names, empty + rows, first, metric)
@@ -214,12 +214,12 @@ def compute_matrix(run, splits, config, output, every_epoch=False, before=False)
 
 
 def choose_length(run, config):
-    """Tokens of the longest sequence."""
+    """The maximum sequence length in tokens."""
     return config.max_len or run.flags.max_len
 
 
 def make_loader(path, run, config):
-    """Loads a model when it is its turn."""
+    """A function that loads a model when it is needed."""
     return lambda: Predictor.load(path, config.device, config.dtype, choose_length(run, config))
 
 
@@ -227,14 +227,14 @@ def stage_scores(folder, models, splits, config, trained=()):
     """Scores of one stage's models.
 
     Args:
-        folder: where metrics.json and the csv files go.
-        models: {epoch: called without arguments, returns its `Predictor`}.
+        folder: directory for metrics.json and the csv files.
+        models: {epoch: function without arguments that returns its `Predictor`}.
         splits: {task: `QuestionSplit`}.
         config: `EvalConfig`.
-        trained: names of the tasks that have been trained: those a question may be inferred to be of.
+        trained: names of the tasks trained so far, the candidates when the task of a question is inferred.
 
     Returns:
-        ({task: scores} of the last model, what `score_inferred` returns of it)
+        ({task: scores} of the last model, the first value that `score_inferred` returns for it)
     """
     written, inferred = {}, {}
     for epoch, load in models.items():
@@ -259,11 +259,11 @@ def score_inferred(folder, predictor, splits, config, trained, known):
 
     Args:
         folder, splits, config, trained: as in `stage_scores`.
-        known: {task: scores} with the tasks known, which they are where all tasks share the model.
+        known: {task: scores} with the tasks known; used as they are if all tasks share the model.
 
     Returns:
-        ({task: (its main score, percentage of its questions whose task is inferred rightly, None where nothing tells)},
-        {task: what metrics.json says of it})
+        ({task: (its main score, percentage of its questions whose task is inferred correctly, or None if nothing
+        distinguishes the tasks)}, {task: its entry in metrics.json})
     """
     inferred, written = {}, {}
     for name, split in splits.items():
@@ -283,10 +283,10 @@ def score_inferred(folder, predictor, splits, config, trained, known):
 
 
 def answer_and_score(predictor, split, config, path, tasks=None):
-    """The scores of one model on one task; its answers go to a csv file.
+    """The scores of one model on one task; its answers are written to a csv file.
 
     Args:
-        tasks: the inferred task of each question, a column of the file; None: the task is known.
+        tasks: the inferred task of each question, written as a column of the file; None: the task is known.
     """
 
     def work(size):
@@ -299,7 +299,7 @@ def answer_and_score(predictor, split, config, path, tasks=None):
     rows = csv.writer(table, lineterminator="\n")
     columns = [tasks] if tasks else []
     rows.writerow(("y", "pred", "logs", *(["task"] if tasks else [])))
-    # Several true answers stand in one cell, as a list.
+    # Several true answers are written into one cell, as a list.
     true = [qa.answers[0] if len(qa.answers) == 1 else json.dumps(qa.answers, ensure_ascii=False) for qa in split.qas]
     rows.writerows(zip(true, texts, [f"{log:.4f}" for log in logs], *columns))
     with atomic_write(path) as file:
@@ -314,8 +314,8 @@ def write_matrix(folder, matrices, records, title, asked):
     """matrix.json, matrix.md and matrix.png of one or several runs.
 
     Args:
-        records: what `run_records.make_record` says of each.
-        asked: dict(split, limit, ref1, decoding): what was asked, and how it was answered.
+        records: what `run_records.make_record` returns for each run.
+        asked: dict(split, limit, ref1, decoding): which questions were asked, and how they were answered.
     """
     folder = Path(folder)
     seeds = [record["seed"] for record in records]
@@ -326,7 +326,7 @@ def write_matrix(folder, matrices, records, title, asked):
 
 
 def describe_inference(matrices):
-    """The part of matrix.md on inferred tasks, or ""."""
+    """The section of matrix.md on inferred tasks, or ""."""
     inferred = [matrix.inferred for matrix in matrices if matrix.inferred]
     if not inferred:
         return ""

@@ -1,18 +1,18 @@
-"""A sequence of tasks as files: the flags that name it, where its parts lie, and what of it is done.
+"""A sequence of tasks on disk: the flags that name it, where its parts are stored, and which of them are finished.
 
     <model_dir_root>/<model>/<type>/<t1_t2_…>_<pct>_<seed>/      lll; otherwise <t1_t2_…>_seed_<seed>/
         run.json, sequence.json             the flags; which tasks have been trained
-        <task>/                             the model when this task had been trained (multitask, multilm: none, the
-                                            model lies in the directory itself)
+        <task>/                             the model after training on this task (multitask, multilm: no such folder,
+                                            the model is in the directory itself)
             epoch_<n>/                      the model after each epoch
-            generated_<earlier task>.jsonl  samples replayed; beside it what was rejected, and why
-            checkpoints/                    only while the task is trained
+            generated_<earlier task>.jsonl  replayed samples; next to it, how many were rejected, and why
+            checkpoints/                    only during training on the task
             training_metrics.json           the course of training
-            metrics.json, qa_<task>_<n>.csv what evaluate_lifelong.py found
+            metrics.json, qa_<task>_<n>.csv written by evaluate_lifelong.py
     <model_dir_root>/<model>/teachers/<task>_<key>/<task>/      teachers of --train_teachers
 
-<key> names a teacher's data, backbone and flags; <model> is followed by _adapter_<N> where an adapter is trained,
-<seed> by _own where each task has its own (_own_previous: it starts from the one before).
+<key> is a hash of a teacher's data, backbone and flags. _adapter_<N> is appended to <model> if an adapter is trained,
+and _own to <seed> if each task has its own (_own_previous: it starts from the previous task's).
 """
 
 import os
@@ -35,50 +35,50 @@ from versatile.utils.files import atomic_directory, write_json
 from versatile.utils.screen import resume_command
 from versatile.utils.stored_flags import REMEDY, rename_settings, restore_flags
 
-# What a new task's own adapter starts from: chance, or what the task before has made of its own.
+# What a new task's own adapter starts from: random weights, or the previous task's trained adapter.
 FRESH, PREVIOUS = "fresh", "previous"
 STATE, FINAL = "sequence.json", "final"
-# What makes another run of the same tasks gets a name of its own behind the published one.
+# Flags that define a different run of the same tasks are appended to the published name.
 VARIANTS = ("distil", "seq_distil", *strategies.naming_names())
-# Beside those of utils.experiment: flags that may differ when a sequence is resumed.
+# Flags that may differ when a sequence is resumed, in addition to those of training.experiment.
 FREE = {"resume", "n_gpus", "output_dir", "model_dir_root", "skip_tasks", "keep_checkpoints", "save_steps",
         "only_final", "push_to_hub", "init_fingerprint", "cache_dir", "report_to"}  # fmt: skip
 METHOD_FLAGS = ("method", *method_flags.setting_names())
-# What was not given is written down as what the device has.
+# If none of these was given, the one that the device supports is recorded.
 PRECISION = {"bf16", "fp16", "fp32"}
 
 
 def name_flags(parser):
-    """The flags that both scripts have: they name a sequence and its data."""
+    """Add the flags that both scripts share, which name a sequence and its data."""
     g = parser.group("the sequence")
     g.add_argument("--seq_train_type", choices=list(strategies.STRATEGIES), default=strategies.DEFAULT,
                    help="the strategy against forgetting; each is described below")  # fmt: skip
     task_flag(g, "--tasks", "question_answer", nargs="+", metavar="TASK",
-              help="the tasks, in the order they are trained; NAME=DATA is one of your own, see data/own_tasks.py; "
-                   f"orders of benchmarks have names: {', '.join(ORDERS)}")  # fmt: skip
+              help="the tasks, in training order; NAME=DATA for a task of your own, see data/own_tasks.py; or a "
+                   f"benchmark's task order: {', '.join(ORDERS)}")  # fmt: skip
     settings.add(parser, "model_checkpoint", group=g.title, default="gpt2",
                  help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
     g.add_argument("--gen_lm_sample_percentage", type=flags.share, default=0.05,
-                   help="lll: samples replayed; gem: samples kept; a share of a task's data")  # fmt: skip
+                   help="samples replayed (lll) or kept (gem), as a fraction of the next task's data")  # fmt: skip
     settings.add(parser, "adapter_bottleneck", group=g.title, type=flags.not_negative,
-                 help="train one adapter of this width, shared by all tasks, and the special tokens' embeddings beside "
-                      "a frozen backbone; 0: the embeddings alone (default: the whole model is trained)")  # fmt: skip
+                 help="freeze the backbone and train one adapter of this width, shared by all tasks, and the special "
+                      "tokens' embeddings; 0: only the embeddings (default: train the whole model)")  # fmt: skip
     g.add_argument("--method", choices=method_flags.method_names(),
-                   help="how the backbone is adapted (default: as --adapter_bottleneck says)")  # fmt: skip
+                   help="adaptation method (default: determined by --adapter_bottleneck)")  # fmt: skip
     method_flags.add_setting_flags(g)
     g.add_argument("--own_adapters", nargs="?", const=FRESH, choices=(FRESH, PREVIOUS),
-                   help="with --method or --adapter_bottleneck N each task has an adapter of its own, the special "
-                        "tokens' embeddings are still shared; it starts fresh, or as a copy of the "
-                        f"{PREVIOUS} task's (default: all share one)")  # fmt: skip
+                   help="with --method or --adapter_bottleneck N: train a separate adapter for each task, while the "
+                        "special tokens' embeddings stay shared; it starts fresh, or as a copy of the "
+                        f"{PREVIOUS} task's (default: all tasks share one)")  # fmt: skip
     g.add_argument("--distil", action="store_true", help="Word-KD: train on a teacher's distributions")
     g.add_argument("--seq_distil", action="store_true",
                    help="Seq-KD: train on a teacher's texts, from <task>_…-distil-…")  # fmt: skip
     for flag, options in strategies.collect_flags("naming_flags").items():
         g.add_argument(flag, **options)
     g.add_argument("--unbound", type=flags.positive, metavar="N",
-                   help="cut the tasks' data, one behind another, into N parts of one size and train on each as on a "
-                        "task: where a task ends is not told")  # fmt: skip
-    settings.add(parser, "seed", group=g.title, help="of everything random")
+                   help="concatenate the tasks' data, cut them into N parts of equal size and train on each part as "
+                        "on a task: the task boundaries are unknown to the model")  # fmt: skip
+    settings.add(parser, "seed", group=g.title, help="random seed")
     settings.add(parser, "data_dir", group="files", default=os.environ.get("DATA_DIR"),
                  help="the tasks' json files (default: $DATA_DIR)")  # fmt: skip
     parser.group("files").add_argument("--model_dir_root", default=os.environ.get("MODEL_ROOT_DIR"),
@@ -86,19 +86,19 @@ def name_flags(parser):
 
 
 def sample_flags(parser):
-    """The flags that decide a sample's form; returns their group."""
+    """Add the flags that determine the format of samples; returns their group."""
     g = parser.group("samples")
-    g.add_argument("--add_task_tokens", action="store_true", help="each task's samples start from a token of its own")
-    g.add_argument("--use_sep", action="store_true", help="__sep__ between context and question")
-    settings.add(parser, "max_len", group=g.title, default=1024, help="tokens of a sample; what is longer is cut")
+    g.add_argument("--add_task_tokens", action="store_true", help="use a separate start token for each task's samples")
+    g.add_argument("--use_sep", action="store_true", help="put __sep__ between context and question")
+    settings.add(parser, "max_len", group=g.title, default=1024, help="maximum tokens of a sample; longer ones are cut")
     return g
 
 
 def stored_flags(path):
-    """`Namespace` of the flags in a run.json of train_lifelong.py, those that name it or shape its samples checked.
+    """`Namespace` of the flags in a run.json of train_lifelong.py; naming and sample flags are checked.
 
     Raises:
-        UserError: it is none, or a flag has a value that train_lifelong.py would not take.
+        UserError: it is not such a file, or a flag has a value that train_lifelong.py would not accept.
     """
     p = flags.build_parser(None)
     name_flags(p)
@@ -107,12 +107,12 @@ def stored_flags(path):
     if missing := [name for name in ("seq_train_type", "tasks", "model_checkpoint") if not stored.get(name)]:
         raise UserError(f"no flags.{missing[0]} in it", location=path, expected="a run.json of train_lifelong.py",
                         remedy=REMEDY)  # fmt: skip
-    # Runs from before a flag was there have its default: one adapter that all tasks share.
+    # Runs from before a flag existed have its default: one adapter shared by all tasks.
     return Namespace(**{**vars(p.parse_args([])), **stored, **restore_flags(p, stored, path)})
 
 
 def check_names(parser, args, data=True):
-    """What must be given, the data only where no run knows them, and what does not go together."""
+    """Check that required flags are given (the data only if no run states them) and that flags are compatible."""
     if not args.tasks:
         parser.error("--tasks is needed")
     strategies.get_strategy(args).complete(args)
@@ -136,14 +136,14 @@ def check_names(parser, args, data=True):
 
 
 def choose_method(args):
-    """How the backbone is adapted, complete, or None: the whole model is trained; of older runs' flags, too."""
+    """The complete adaptation method, or None if the whole model is trained; also takes the flags of older runs."""
     known = vars(args).get
     chosen = method_flags.choose_method(args, known("method"), known("adapter_bottleneck"))
     return chosen and method_of(chosen)
 
 
 def method_name(args):
-    """The same in one word, "" where the whole model is trained; a width is written as it always was."""
+    """The adaptation method in one word, "" if the whole model is trained; a width is written as in older runs."""
     chosen = choose_method(args)
     if chosen is None:
         return ""
@@ -153,13 +153,13 @@ def method_name(args):
 
 
 def model_directory(args):
-    """<model_dir_root>/<model>; a model with an adapter is another one."""
+    """<model_dir_root>/<model>, where a model with an adapter is a model of its own."""
     adapter = method_name(args) and f"_{method_name(args)}"
     return Path(args.model_dir_root) / (Path(args.model_checkpoint).name + adapter)
 
 
 def directory(args):
-    """Where a sequence lies."""
+    """The directory of a sequence."""
     args = Namespace(**vars(args))
     strategies.get_strategy(args).complete(args)
     ending = strategies.get_strategy(args).directory_ending(args)
@@ -178,30 +178,30 @@ def stages(args):
 
 
 def trained_names(args):
-    """Names of what is trained: the tasks, or the parts of --unbound."""
+    """Names of the units of training: the tasks, or the parts of --unbound."""
     return [f"task_{number}" for number in range(args.unbound)] if args.unbound else list(args.tasks)
 
 
 def stage_directory(folder, stage):
-    """Where a stage's model lies."""
+    """The directory of a stage's model."""
     return Path(folder) if stage == "all" else Path(folder) / stage
 
 
-# What sequence.json holds.
+# The schema of sequence.json.
 PROGRESS = schema.Record(fields={
     "finished": schema.ListOf(schema.Text(), unique=str, required=True), "processes": schema.Whole(1, required=True),
 })  # fmt: skip
 
 
 class Progress:
-    """Which stages of a sequence are done.
+    """Which stages of a sequence are finished.
 
     Args:
         folder: the sequence's directory.
-        processes: how many train; what a sum of their gradients is depends on it. None: it is only looked at.
+        processes: number of training processes, on which the sum of their gradients depends; None: read only.
 
     Attributes:
-        finished: names of the stages, in order.
+        finished: names of the finished stages, in order.
     """
 
     def __init__(self, folder, processes=1):
@@ -224,24 +224,24 @@ class Progress:
 
 
 class StageRun(Run):
-    """A stage's run directory: beside `Run`, the model after each epoch; the final one only when training is over.
+    """A stage's run directory: a `Run` that also keeps the model after each epoch; the final one is saved at the end.
 
     Attributes:
-        epoch_steps, epochs: optimizer steps of an epoch, and how many there are.
-        keep_epochs: False: only the final model stays.
+        epoch_steps, epochs: optimizer steps per epoch, and the number of epochs.
+        keep_epochs: False: only the final model is kept.
     """
 
     epoch_steps, epochs, keep_epochs = 1, 1, True
 
     def epoch(self, number):
-        """Where the model after an epoch lies."""
+        """The directory of the model after an epoch."""
         return self.directory / f"epoch_{number}"
 
     def save_best(self, save_model):
-        """Nothing: without a validation set the best model is the final one, see `finish`."""
+        """Does nothing: without a validation set the best model is the final one, see `finish`."""
 
     def save_checkpoint(self, step, state, save_model):
-        """As `Run`; at an epoch's end its model, which the checkpoint's files are then links to."""
+        """As in `Run`; at the end of an epoch, also write its model, to which the checkpoint's files are links."""
         number, within = divmod(step, self.epoch_steps)
         if not within:
             logged = state["history"]["train"]
@@ -259,7 +259,7 @@ class StageRun(Run):
         super().save_best(save_model)
 
     def drop_checkpoints(self):
-        """A finished stage is not resumed."""
+        """Remove the checkpoints, as a finished stage is not resumed."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
@@ -268,7 +268,7 @@ def _link(folder, beside):
         try:
             os.link(file, beside / file.name)
         except OSError:
-            # Not every file system has links.
+            # Not every file system supports links.
             (shutil.copytree if file.is_dir() else shutil.copy2)(file, beside / file.name)
 
 
@@ -285,14 +285,14 @@ def find_teacher(folder, task, only):
     """The directory of a task's teacher below --teacher_dir.
 
     Args:
-        folder: a directory with a model for each task: <task>/, or as train_lifelong.py writes single-task models,
-            <task>_<pct>_<seed>/<task>/, or --train_teachers, <task>_<key>/<task>/; with one task also the model
+        folder: a directory with a model for each task: <task>/, or <task>_<pct>_<seed>/<task>/ as train_lifelong.py
+            writes single-task models, or <task>_<key>/<task>/ as --train_teachers does; with one task, also the model
             itself.
-        task: its name.
+        task: the task's name.
         only: the sequence has no other task.
 
     Raises:
-        UserError: there is none, or several.
+        UserError: there is no teacher, or several.
     """
     folder, location = Path(folder), f"--teacher_dir {folder}"
     remedy = "train them: --train_teachers, or name the directory that holds them: --teacher_dir DIR"
@@ -314,21 +314,21 @@ def find_teacher(folder, task, only):
 
 
 def is_model(folder):
-    """Whether a trained model lies there."""
+    """Whether a directory holds a trained model."""
     return find_weights(folder) is not None
 
 
 def find_weights(folder):
-    """The file of a trained model's weights, or None."""
+    """The weights file of a trained model, or None."""
     paths = (Path(folder) / name for name in ("adapter_model.safetensors", "model.safetensors"))
     return next((path for path in paths if path.is_file()), None)
 
 
-# --- what was finished -----------------------------------------------------------------------------------
+# --- finished stages -------------------------------------------------------------------------------------
 
 
 def refuse_stage(folder, flag, remedy):
-    """A `UserError` where a directory is that of one task of a sequence."""
+    """Raise a `UserError` if a directory is that of one task of a sequence."""
     above = Path(folder).resolve().parent
     if not stored(above):
         return
@@ -342,7 +342,7 @@ def refuse_stage(folder, flag, remedy):
 
 
 def check_models(folder, known, finished):
-    """A `UserError` where the model of a finished stage is not there, or not whole.
+    """Raise a `UserError` if the model of a finished stage is missing or incomplete.
 
     Args:
         folder: the sequence's directory.
@@ -359,16 +359,16 @@ def check_models(folder, known, finished):
 
 
 def repair_remedy(folder, known, finished, damaged=None):
-    """What to do about a damaged stage.
+    """The remedy for a damaged stage, as text.
 
     Args:
         folder: the sequence's directory.
         known: its flags.
         finished: names of the stages up to the damaged one.
-        damaged: names of those to be trained again (default: the last of these).
+        damaged: names of the stages to be trained again (default: the last one of `finished`).
     """
     damaged = damaged or finished[-1:]
-    # A transient state of the stage before is gone by then.
+    # A transient state of the previous stage no longer exists by then.
     if len(finished) < 2 or strategies.get_strategy(known).transient_state:
         return f"copy it again; or remove {folder} and train the sequence anew"
     again, later = resume_command("train_lifelong.py", folder), " and ".join(damaged)
@@ -378,7 +378,7 @@ def repair_remedy(folder, known, finished, damaged=None):
 
 
 def is_whole(path):
-    """Whether a safetensors file is as long as its header says."""
+    """Whether a safetensors file is complete: as long as its header says."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,4 +1,4 @@
-"""Scores that the model had of samples kept in a memory, as targets of later training (DER++)."""
+"""The model's logits for samples kept in a memory, stored as targets for later training (DER++)."""
 
 from dataclasses import dataclass, fields
 
@@ -12,11 +12,11 @@ from versatile.utils.devices import autocast
 
 @dataclass(frozen=True)
 class ScoredRow(Row):
-    """A row of which the k highest scores of every label are known.
+    """A row with the k highest logits of every label.
 
     Attributes:
-        top_ids, top_scores: [labels, k] the tokens, and their scores before the softmax.
-        scored: the scores are trained on, not the labels.
+        top_ids, top_scores: [labels, k] the tokens and their logits.
+        scored: train on the logits, not on the labels.
     """
 
     top_ids: np.ndarray = None
@@ -25,7 +25,7 @@ class ScoredRow(Row):
 
     @classmethod
     def of(cls, row, top_ids, top_scores):
-        """From a row and its scores."""
+        """From a row and its logits."""
         return cls(**{f.name: getattr(row, f.name) for f in fields(Row)}, top_ids=top_ids, top_scores=top_scores)
 
 
@@ -49,15 +49,15 @@ class StoredScoresLoss:
 
 @torch.no_grad()
 def top_scores(sequence, task, indices, k):
-    """The model's k highest scores of every label of some of a task's samples.
+    """The model's k highest logits for every label of some of a task's samples.
 
     Args:
         sequence: `learning.Sequence`.
-        task: its name.
-        indices: of its samples.
+        task: the task's name.
+        indices: indices of the samples.
 
     Returns:
-        [(ids [labels, k], scores [labels, k])] of the samples, highest first.
+        [(ids [labels, k], logits [labels, k])] for the samples, highest first.
     """
     if not len(indices):
         return []
@@ -89,7 +89,7 @@ def pack_scores(scores):
 
 
 def unpack_scores(packed):
-    """The way back from `pack_scores`."""
+    """The inverse of `pack_scores`."""
     scores = {}
     for task, own in packed.items():
         counts = own["counts"].tolist()
@@ -99,13 +99,13 @@ def unpack_scores(packed):
 
 
 def read_scored_memory(path, sizes):
-    """The state of a memory with scores in a file.
+    """The state of a memory with stored logits in a file.
 
     Args:
-        sizes: {task: how many samples it has}.
+        sizes: {task: its number of samples}.
 
     Raises:
-        ValueError: it holds other samples than those of these tasks, or not the scores of what is kept.
+        ValueError: the file holds samples that these tasks do not have, or its logits are not those of its samples.
     """
     state = torch.load(path, "cpu", weights_only=True)
     for task, kept in state["kept"].items():

@@ -1,11 +1,11 @@
 """Subspaces of one low-rank update, one per task of a sequence (O-LoRA; Wang et al. 2023).
 
-The update of a sequence of T tasks has the rank T·r: task t trains its rows of A and its columns of B, and those of the
-other tasks stay as they are. As B starts at zero, what is added is the sum over the tasks trained so far,
+For a sequence of T tasks the update has rank T·r: task t trains its own rows of A and columns of B, and those of the
+other tasks stay fixed. As B starts at zero, the update is the sum over the tasks trained so far,
 
     W x + alpha / r · Σ_{i ≤ t} B_i A_i x
 
-and the model is one with an ordinary LoRA, whatever reads it.
+and the model is stored and loaded as one with an ordinary LoRA.
 """
 
 import torch
@@ -13,10 +13,10 @@ from versatile.adapters.methods.lora import LowRankUpdate
 
 
 class Subspaces:
-    """A stage's part of every low-rank update of a model.
+    """A stage's part of every low-rank update in a model.
 
     Args:
-        model: attached, with LoRA of rank T·r.
+        model: an attached model with a LoRA of rank T·r.
         rank: r.
         number: t, from 0.
     """
@@ -31,7 +31,7 @@ class Subspaces:
         return sum((u.A[self.before].detach() @ u.A[self.own].T).square().sum() for u in self.updates)
 
     def hold_others(self, optimizer):
-        """Let no gradient and no weight decay reach the other tasks' parts, until `release`."""
+        """Keep gradients and weight decay from changing the other tasks' parts, until `release`."""
         for update in self.updates:
             for p, dim in ((update.A, 0), (update.B, 1)):
                 mask = torch.zeros_like(p)
@@ -42,7 +42,7 @@ class Subspaces:
 
     @torch.no_grad()
     def restore(self):
-        """Put back what weight decay has moved of the other tasks' parts."""
+        """Undo the effect of weight decay on the other tasks' parts."""
         for p, own, start in self.others:
             p.copy_(torch.where(own, p, start))
 
@@ -54,7 +54,7 @@ class Subspaces:
 
 
 class OrthogonalityLoss:
-    """λ · L_orth, a term of `losses.WeightedLoss`: of a part of a batch the part's share of it.
+    """λ · L_orth, a term of `losses.WeightedLoss`; each part of a batch contributes its share.
 
     Args:
         subspaces: `Subspaces`.

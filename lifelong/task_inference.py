@@ -1,9 +1,9 @@
-"""Which task a question is of, where nobody says so (--infer_task).
+"""Inferring the task of a question when it is not given (--infer_task).
 
-    perplexity   the trained task by whose own parameters the question is likeliest: the lowest exp(-1/n Σ log p) of its
-                 n tokens, behind the task's start token where the model generates samples
-    embedding    the trained task whose embedding is nearest (the largest cosine): the mean over its training questions
-                 of the backbone's last hidden states, each question's their mean over its tokens, without any adapter
+    perplexity   the trained task under whose own parameters the question is most likely: the lowest exp(-1/n Σ log p)
+                 of its n tokens, preceded by the task's start token if the model generates samples
+    embedding    the trained task with the nearest embedding (by cosine similarity): the mean over its training
+                 questions of the backbone's last hidden states, averaged over each question's tokens, without adapters
 """
 
 import torch
@@ -16,7 +16,7 @@ from versatile.lifelong.answers import log_probabilities
 from versatile.utils.devices import autocast
 
 WORDS = {"perplexity": "lowest perplexity of the question", "embedding": "nearest task embedding"}
-# Training questions that an embedding is the mean of.
+# Number of training questions averaged into a task embedding.
 EXAMPLES = 200
 
 
@@ -25,14 +25,14 @@ class PerplexityInference:
 
     Args:
         is_generator: the model is trained to generate samples.
-        add_task_tokens: each task has a start token of its own.
+        add_task_tokens: each task has its own start token.
     """
 
     def __init__(self, is_generator, add_task_tokens):
         self.is_generator, self.add_task_tokens = is_generator, add_task_tokens
 
     def can_tell(self, model):
-        """Whether anything of a model differs from task to task: parameters, or start tokens that are read."""
+        """Whether anything distinguishes the tasks in a model: parameters, or start tokens that the model reads."""
         reads_start = self.is_generator or model.config.is_encoder_decoder
         return not routing.is_shared(model) or (self.add_task_tokens and reads_start)
 
@@ -42,8 +42,8 @@ class PerplexityInference:
         Args:
             predictor: `Predictor`.
             qas: a list of `QA`.
-            candidates: names of the tasks it may be of, at least one.
-            batch_size: questions at once.
+            candidates: names of the possible tasks, at least one.
+            batch_size: questions per batch.
 
         Returns:
             a list of names.
@@ -52,7 +52,7 @@ class PerplexityInference:
         return [candidates[i] for i in values.argmin(0).tolist()]
 
     def perplexities(self, predictor, qas, task, batch_size):
-        """[n] of the questions by a task's own parameters, as logarithms."""
+        """[n] log-perplexities of the questions under a task's own parameters."""
         encoder = predictor.encoder
         # Without __ans__, which is not part of the question.
         questions = [ids[:-1] for ids in encoder.prompts(qas, 1)]
@@ -70,7 +70,7 @@ class EmbeddingInference:
     """See above.
 
     Args:
-        examples: {task: a list of `QA`} that the embeddings are made of.
+        examples: {task: a list of `QA`} from which the task embeddings are computed.
     """
 
     def __init__(self, examples):
@@ -89,7 +89,7 @@ class EmbeddingInference:
 
     @torch.no_grad()
     def embed(self, predictor, qas, batch_size):
-        """[n, width] of questions."""
+        """[n, hidden size] embeddings of questions."""
         model, rows = predictor.model, predictor.encoder.prompts(qas, 1)
         device, parts = next(model.parameters()).device, []
         for first in range(0, len(rows), batch_size):

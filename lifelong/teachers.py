@@ -1,4 +1,4 @@
-"""Teachers (L2KD): single-task models whose distributions, or texts, a task is trained on."""
+"""Teachers (L2KD): single-task models whose distributions or texts a task is trained on."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
     """The `Teacher` of a task, on the CPU.
 
     Raises:
-        UserError: it cannot teach this model.
+        UserError: the teacher cannot teach this model.
     """
     model, tokenizer = checkpoint.load(folder)
     check_holds(model, folder, task)
@@ -45,7 +45,7 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
         raise UserError(error.found, location=f"the teacher {folder}",
                         expected="a teacher whose backbone has the student's tokenizer",
                         remedy="choose another teacher, or train on its texts (--seq_distil)") from error  # fmt: skip
-    # Those that every sample of the task holds.
+    # Special tokens that occur in every sample of the task.
     encoder = student.encoder
     for token in (ours, encoder.ans, encoder.sep, encoder.eos):
         name = student.tokenizer.convert_ids_to_tokens(token) if isinstance(token, int) else token
@@ -57,7 +57,7 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
 
 
 def check_holds(model, folder, task):
-    """A `UserError` where a teacher's tasks have adapters of their own, and this is none of them."""
+    """Raise a `UserError` if a teacher's tasks have their own adapters, and this is not one of them."""
     try:
         routing.task_id(model, task)
     except KeyError:
@@ -66,21 +66,21 @@ def check_holds(model, folder, task):
 
 
 def check_teachers(student, teachers, args):
-    """Every task's teacher is one; said before anything is trained."""
+    """Check that every task's teacher can teach the student, before anything is trained."""
     for task, folder in teachers.items():
         load_teacher(student, folder, task, args)
 
 
 def distilled(args, task, folder, dtype):
-    """The file of a teacher's answers to a task's training questions; it is written where there is none.
+    """The file of a teacher's answers to a task's training questions, written if it does not exist.
 
     Args:
         task: a `LifelongTask`.
-        folder: the teacher's directory; the file lies there, named by the questions, the teacher's weights, the
-            longest length and the precision.
+        folder: the teacher's directory; the file is kept there, under a name derived from the questions, the teacher's
+            weights, the maximum length and the precision.
     """
     qas = samples.load_task(task, args.data_dir, "train")[: args.limit]
-    # What shapes its answers.
+    # Everything that determines the answers.
     key = content_key([contents(qas), fingerprint(sequence.find_weights(folder)), args.max_len, str(dtype), "greedy"])
     path = Path(folder) / f"distil_{key}.json"
     with idist.one_rank_first():
@@ -101,10 +101,10 @@ def distilled(args, task, folder, dtype):
 
 
 def contents(qas):
-    """Samples as json tells them, wherever they stand."""
+    """Samples as json values, without their locations."""
     return [asdict(qa) | {"location": ""} for qa in qas]
 
 
 def content_key(value):
-    """A name for what json can tell."""
+    """A short hash of a json value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]

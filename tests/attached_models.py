@@ -38,7 +38,7 @@ def gpt2_on_meta():
 
 
 class Words:
-    """Stands in for GPT-2's tokenizer: 50257 tokens and whatever is added."""
+    """Replaces GPT-2's tokenizer: 50257 tokens and any added ones."""
 
     def __init__(self):
         self.added, self.pad_token = [], None

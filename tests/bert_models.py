@@ -36,7 +36,7 @@ def new(form="base", layers=4, tasks=TASKS, **more):
 
 
 def shaken(model):
-    """The same model with no parameter left at a start that hides mistakes (0 or 1)."""
+    """The same model without any parameter left at an initial value that hides mistakes (0 or 1)."""
     torch.manual_seed(1)
     with torch.no_grad():
         for p in model.parameters():

@@ -20,7 +20,7 @@ QUICK = ["--proof_examples", "3", "--proof_tokens", "6"]
 
 
 def lively(name):
-    """A backbone whose outputs differ from input to input, which a tiny one's do not: its weights are too small."""
+    """A backbone whose outputs depend on the input; a tiny one's do not, as its weights are too small."""
     folder = Path(os.environ["VERSATILE_CACHE"]) / f"lively-{name}"
     if not folder.exists():
         model, tokenizer = backbones.load(name)
@@ -33,7 +33,7 @@ def lively(name):
 
 
 def trained(folder, tasks, backbone="tiny-gpt2", seed=0, history=3, **more):
-    """A directory as training leaves it: what is trained of the tasks is random."""
+    """A directory as training leaves it; the tasks' trained weights are random."""
     model, tokenizer = backbones.load(lively(backbone) if backbone in NAMES else str(backbone))
     markers = {task: get_task(task).markers for task in tasks}
     attach(model, tokenizer, markers, {task: TASKS.get(task, 6) for task in tasks}, **more)

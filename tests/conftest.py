@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-# A shell starts its background jobs with Ctrl-C ignored, and programs that are started from them inherit that.
+# A shell starts its background jobs with Ctrl-C ignored, and programs started from them inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -34,7 +34,7 @@ def shared_data():
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Everything the toolkit caches lies in a directory of this test session, not in the home directory."""
+    """Keep everything the toolkit caches in a directory of this test session, not in the home directory."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["VERSATILE_CACHE"] = str(folder)
     return folder
@@ -42,7 +42,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def uncollected():
-    """Tiny models may stay in memory: looking for them among all objects of a test session takes longer than a test."""
+    """Let tiny models stay in memory: finding them among all objects of a test session takes longer than a test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gc, "collect", lambda *generation: 0)
         yield
@@ -58,7 +58,7 @@ def nlg_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_run(nlg_data, tmp_path_factory):
-    """A run of 12 steps of train.py that nothing disturbed; read it, do not write in it."""
+    """An undisturbed run of 12 steps of train.py; read it, do not write to it."""
     from training_runs import short_run, trained
 
     folder = tmp_path_factory.mktemp("finished_run")

@@ -1,4 +1,4 @@
-"""What the tests of the converters share: files in, a conversion, its task json or its error out."""
+"""Shared by the converters' tests: files in, a conversion, its task json or its error out."""
 
 import gzip
 import json
@@ -12,7 +12,7 @@ from versatile.data import convert
 from versatile.utils.errors import UserError
 
 NOISE = st.binary(max_size=40) | st.text(max_size=20).map(lambda text: text.encode("utf-8", "surrogatepass"))
-# Texts as a record keeps them: no tab, no line feed, nothing at the ends that strip() takes off.
+# Texts as a record keeps them: no tab, no line feed, nothing at the ends that strip() would remove.
 TEXT = (
     st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\t\n\r|"), min_size=1, max_size=12)
     .map(str.strip)

@@ -21,7 +21,7 @@ def questions(task, count, start=0):
 
 
 def write(folder, tasks=("ag", "sst"), train=10, test=4):
-    """The files of these tasks; returns the folder."""
+    """Write the files of these tasks; returns the folder."""
     for task in tasks:
         samples.save(folder / TASKS[task].filename("train"), questions(task, train))
         samples.save(folder / TASKS[task].filename("test"), questions(task, test, start=train))
@@ -29,7 +29,7 @@ def write(folder, tasks=("ag", "sst"), train=10, test=4):
 
 
 def command(data, out, mode, *more, tasks=("ag", "sst"), model="tiny-gpt2", batch=4):
-    """The flags of train_lifelong.py for a run of seconds."""
+    """The flags of train_lifelong.py for a run that takes seconds."""
     return ["--data_dir", str(data), "--model_dir_root", str(out), "--output_dir", str(out), "--tasks", *tasks,
             "--seq_train_type", mode, "--model_name", str(model), "--train_batch_size", str(batch), "--max_len", "48",
             "--n_train_epochs", "2", "--lr", "1e-3", "--gen_lm_sample_percentage", "0.4", "--fp32",
@@ -37,7 +37,7 @@ def command(data, out, mode, *more, tasks=("ag", "sst"), model="tiny-gpt2", batc
 
 
 def report(folder):
-    """What training_metrics.json holds."""
+    """The content of training_metrics.json."""
     return json.loads((folder / "training_metrics.json").read_text(encoding="utf-8"))
 
 

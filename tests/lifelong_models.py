@@ -36,7 +36,7 @@ def golden_tokenizer():
 
 
 def model(weights, heads=2):
-    """A GPT-2 of the given weights, without dropout, that takes what an attached model takes."""
+    """A GPT-2 with the given weights, without dropout, that accepts an attached model's inputs."""
     vocabulary, width = weights["transformer.wte.weight"].shape
     blocks = {name.split(".")[2] for name in weights if ".h." in name}
     config = GPT2Config(
@@ -53,7 +53,7 @@ def model(weights, heads=2):
 
 
 def rows(gen_x, gen_y, y, extra=None):
-    """The rows that a golden batch was made of."""
+    """The rows that a golden batch was made from."""
     made = []
     for i in range(len(gen_y)):
         labels = [t for t in gen_y[i].tolist() if t != -1]

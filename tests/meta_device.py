@@ -1,9 +1,9 @@
 """A GPU's rules without a GPU: a model on the meta device, and a mode that refuses what CUDA would refuse or wait for.
 
-The meta device computes shapes and nothing else, and alone lets a tensor of the CPU pass. `DeviceRules` sees every
-operation, those of the backward pass too, and refuses
+The meta device only computes shapes, and by itself accepts CPU tensors. `DeviceRules` sees every operation,
+including those of the backward pass, and refuses
 
-    one that mixes tensors of the device and of the CPU, scalars (0 dimensions) and copies to the device apart
+    one that mixes tensors of the device and of the CPU, except for scalars (0 dimensions) and copies to the device
     one whose result the host has to wait for: `.item()`, `.tolist()`, `bool(tensor)`, `.cpu()`, `nonzero`, a mask as
     an index, `unique`, …; unless such reads are allowed, and then they are counted
 """
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 aten = torch.ops.aten
 DEVICE = torch.device("meta")
 COPIES = (aten._to_copy.default, aten.copy_.default)
-# The size of the result is known on the device alone.
+# Only the device knows the size of the result.
 SHAPED_BY_VALUES = {"nonzero", "nonzero_numpy", "masked_select", "_unique", "_unique2", "unique_dim", "bincount",
                     "unique_consecutive", "repeat_interleave", "equal", "is_nonzero", "_assert_async"}  # fmt: skip
 INDEXING = {"index", "index_put_", "index_put", "_index_put_impl_"}
@@ -45,7 +45,7 @@ class DeviceRules(TorchDispatchMode):
 
     @contextlib.contextmanager
     def allow_reads(self):
-        """The host may wait for the device here; what it reads is 0, or false."""
+        """The host may wait for the device here; the values it reads are 0, or false."""
         before, self._allowed = self._allowed, True
         try:
             yield
@@ -87,7 +87,7 @@ class DeviceRules(TorchDispatchMode):
 
 
 def _copy_to_host(operation, args, kwargs):
-    """What makes the copy where an operation copies from the device to the CPU, else None."""
+    """The cause of the copy if an operation copies from the device to the CPU, else None."""
     source = args[1] if operation is aten.copy_.default else args[0]
     if operation not in COPIES or source.device != DEVICE:
         return None

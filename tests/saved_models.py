@@ -1,4 +1,4 @@
-"""Models of every kind in directories, with nothing left as it was built."""
+"""Directories of models of every kind, with no weight left at its initial value."""
 
 import torch
 from versatile.adapters import attach, bert, checkpoint, t5
@@ -16,7 +16,7 @@ def changed(model):
 
 
 def save_marked(path, methods):
-    """A tiny GPT-2 with markers of two tasks; methods None: the whole model is trained."""
+    """A tiny GPT-2 with markers of two tasks; methods None: train the whole model."""
     model, tokenizer = backbones.load("tiny-gpt2")
     attach.attach(model, tokenizer, TASKS, methods)
     checkpoint.save(changed(model), tokenizer, path)

@@ -1,7 +1,7 @@
-"""Run the toolkit's scripts in processes of their own: as a user does, or forked from one that has imported everything.
+"""Run the toolkit's scripts in separate processes: as a user does, or forked from one that has imported everything.
 
-A script spends five seconds on imports. `start` forks a process that has them behind it; it is a real process
-all the same, with its own memory, signals and exit code.
+A script spends five seconds on imports. `start` forks a process that has already done them; it is still a real
+process, with its own memory, signals and exit code.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ class Result:
 
 
 class Job:
-    """A script that runs in a process of its own."""
+    """A script that runs in its own process."""
 
     def __init__(self, process, folder):
         self.process, self.pid, self.folder = process, process.pid, Path(folder)
@@ -88,7 +88,7 @@ def start(script, argv, folder, env=None, terminal=False, cwd=ROOT, prepare=None
 
 def fork(function, *arguments):
     """Start a process that calls `function`; returns it."""
-    # The fork server is started by the first of these and imports with the environment it finds.
+    # The fork server is started by the first of these and imports with the environment at that time.
     old, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), str(ROOT)
     process = CONTEXT.Process(target=function, args=arguments, daemon=True)
     process.start()
@@ -115,14 +115,14 @@ def _run(script, argv, folder, environment, terminal, cwd, prepare):
     if prepare:
         prepare()
     room, _, name = script.rpartition(".")
-    # As of a script that is started: what lies beside it is found.
+    # As for a script that is started: the files next to it are found.
     sys.path.insert(0, str(ROOT / room))
     sys.argv = [f"{room and room + '/'}{name}.py", *argv]
     sys.exit(importlib.import_module(name).main(argv))
 
 
 def signal_at_save(number, count):
-    """Let this process send itself a signal when a run begins to save its checkpoint number `count`."""
+    """Make this process send itself a signal when a run begins to save its checkpoint number `count`."""
     from versatile.training.runs import Run
 
     save, saves = Run.save_checkpoint, itertools.count(1)
@@ -136,7 +136,7 @@ def signal_at_save(number, count):
 
 
 def _open_terminal():
-    """Go on in a child whose stdout and stderr are a terminal of 100 columns; its screen is what stderr was."""
+    """Continue in a child whose stdout and stderr are a terminal of 100 columns; its screen is the former stderr."""
     import fcntl
     import pty
     import struct
@@ -151,7 +151,7 @@ def _open_terminal():
         os.close(slave), os.close(master)
         return
     os.close(slave)
-    # Reading ends with an error when the last process that holds the terminal has gone.
+    # Reading ends with an error when the last process that holds the terminal has exited.
     with contextlib.suppress(OSError):
         while block := os.read(master, 65536):
             os.write(screen, block)
@@ -159,7 +159,7 @@ def _open_terminal():
 
 
 def run_as_user(script, argv, *, launcher=(), env=None, cwd=ROOT, timeout=240):
-    """`python script.py argv…` from scratch, behind a launcher's words if there are any."""
+    """`python script.py argv…` from scratch, with a launcher's words in front if there are any."""
     command = [sys.executable, *launcher, str(ROOT / f"{script}.py"), *map(str, argv)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=timeout)
@@ -190,18 +190,18 @@ def tensors(folder):
 
 
 def contents(folder):
-    """{path below it: bytes} of all files of a directory."""
+    """{path relative to it: bytes} of all files of a directory."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
 
 
 def metrics(folder):
-    """What a run's metrics.json holds, or the <task>_metrics.json of results for one task."""
+    """The content of a run's metrics.json, or of the <task>_metrics.json of one task's results."""
     (path,) = Path(folder).glob("*metrics.json")
     return json.loads(path.read_text())
 
 
 def losses(folder):
-    """What must be equal of two equal runs: every logged training step and every validation."""
+    """What equal runs have in common: every logged training step and every validation."""
     history = metrics(folder)["history"]
     return history["train"], history["valid"]
 
@@ -213,7 +213,7 @@ def write_task(path, **splits):
 
 
 def small(path, task="nlg", **sizes):
-    """The first records of a sample file as a file of their own, e.g. small(path, train=8, valid=4, test=4)."""
+    """The first records of a sample file in a new file, e.g. small(path, train=8, valid=4, test=4)."""
     data = json.loads((SAMPLES / f"{task}.json").read_text())
     return write_task(path, **{split: data[split][:n] for split, n in sizes.items()})
 

@@ -1,4 +1,4 @@
-"""What a directory of an adapter holds, what comes back from it, and what is refused."""
+"""What an adapter directory holds, what is loaded from it, and what is refused."""
 
 import json
 

@@ -66,7 +66,7 @@ def test_rows_can_start_from_the_words_in_their_markers(name, bottlenecks):
     row = model.get_input_embeddings()(torch.tensor(tokenizer.convert_tokens_to_ids("<customerRating>")))
     assert F.cosine_similarity(row, words, dim=0) > 0.999
     assert row.std().item() == pytest.approx(0.02, rel=1e-3)
-    # The other task's embeddings and the base table stay what they were.
+    # The other task's embeddings and the base table are unchanged.
     assert torch.equal(before[-4:], after[-4:]) and not torch.equal(before[1:-4], after[1:-4])
     assert all(torch.equal(frozen[n], p) for n, p in model.named_parameters() if n in frozen)
 
@@ -119,7 +119,7 @@ def test_a_few_tokens_without_gradients_take_one_product_with_the_same_result(bo
         monkeypatch.setattr(routing, "FUSED_TOKENS", 0)
         torch.testing.assert_close(model(**given).logits, fused, atol=2e-5, rtol=1e-5)
         monkeypatch.undo()
-        # What was put together once is put together anew when a weight has changed.
+        # Cached results are recomputed when a weight has changed.
         next(iter(model.added["bottleneck"].blocks[0].values())).up.bias.add_(1.0)
         changed = model(**given).logits
         assert not torch.allclose(changed, fused)
@@ -142,7 +142,7 @@ def test_scores_only_where_labels_stand_give_the_loss_of_all_scores(both):
 
 
 def test_a_foreign_tasks_rows_change_nothing(both):
-    """What makes a combined model equal its parts: other tasks' embeddings are not in a task's softmax."""
+    """Why a combined model equals its parts: other tasks' embeddings are not in a task's softmax."""
     model, tokenizer = both
     model.eval()
     given = batch(tokenizer, tasks=(1,))
@@ -268,7 +268,7 @@ def test_gradient_checkpointing_changes_no_gradient(both):
                 module.p = 0.0
         if recompute:
             model.gradient_checkpointing()
-        # Two forwards before the backward: blocks run again under the first one's task ids.
+        # Two forward passes before the backward pass: blocks are recomputed with the first one's task ids.
         first = cross_entropy(model, batch(tokenizer, tasks=(0, 1)))
         second = cross_entropy(model, batch(tokenizer, tasks=(1, -1), seed=1))
         (first + second).backward()

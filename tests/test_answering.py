@@ -1,4 +1,4 @@
-"""interact.py and the evaluations take a model of any system: a T5 of train_t5.py, a BERT of train_camtl.py.
+"""interact.py and the evaluations accept a model of any system: a T5 of train_t5.py, a BERT of train_camtl.py.
 
     python -m pytest -n 0 -q tests/test_answering.py
 """
@@ -50,7 +50,7 @@ def classifier(tmp_path_factory):
 
 
 def typed(monkeypatch, capsys, folder, lines, *more):
-    """What interact.py answers to lines of a pipe, one for each."""
+    """The answers of interact.py to lines of a pipe, one per line."""
     stdin = io.TextIOWrapper(io.BytesIO("".join(line + "\n" for line in lines).encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
     capsys.readouterr()
@@ -58,7 +58,7 @@ def typed(monkeypatch, capsys, folder, lines, *more):
     return capsys.readouterr().out.splitlines()
 
 
-# What the summary of a task says, whatever its examples are encoded by.
+# The content of a task's summary, whichever encoder the examples use.
 SUMMARY = {"task", "split", "scores", "headline", "instances", "checkpoint", "method", "backbone", "parameters",
            "precision", "versions"}  # fmt: skip
 
@@ -97,7 +97,7 @@ def test_a_classifier_answers_with_the_class_and_its_probability(classifier, mon
 
 @torch.no_grad()
 def head_scores(folder, task_id, first, second):
-    """The scores of two sentences, from a model that was loaded by itself."""
+    """The scores of two sentences, from a model loaded by itself."""
     model, tokenizer = bert.load(folder)
     row = PairEncoder(tokenizer, 32).encode(get_task("rte"), GlueExample(0, first, second, None, ""))
     ids, types = torch.tensor([row.ids]), torch.tensor([row.types])

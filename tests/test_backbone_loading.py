@@ -107,7 +107,7 @@ def test_random_init_keeps_the_shape_and_drops_the_weights():
 
 
 def test_a_table_larger_than_the_tokenizer_keeps_ids_and_columns_in_step(tmp_path):
-    """Qwen and others pad their table: markers take ids right behind the tokenizer's, not the table's end."""
+    """Qwen and others pad their table: markers get the ids right after the tokenizer's, not at the table's end."""
     model, tokenizer = backbones.load("tiny-gpt2")
     model.resize_token_embeddings(448, mean_resizing=False)
     model.save_pretrained(tmp_path)

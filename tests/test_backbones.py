@@ -95,7 +95,7 @@ def test_a_new_family_trains_saves_and_loads_with_no_other_file_touched(tmp_path
     with torch.no_grad():
         out = model(input_ids=ids, task_ids=task_ids).logits
         assert torch.equal(again(input_ids=ids, task_ids=task_ids).logits, out)
-        # A head of its own: each task has output rows beside it.
+        # A separate head: each task has output rows next to it.
         assert out.shape[-1] == len(tokenizer)
     beams = dict(max_new_tokens=4, num_beams=3, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     assert model.generate(input_ids=ids, task_ids=task_ids, **beams).shape[0] == 4

@@ -24,7 +24,7 @@ LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=120)
 
 
 class Rows:
-    """Stands in for an encoded split: row i is [i, i, …], its prompt half as long."""
+    """Replaces an encoded split: row i is [i, i, …], its prompt half as long."""
 
     def __init__(self, lengths):
         self.lengths = np.array(lengths)
@@ -89,7 +89,7 @@ def test_processes_together_hold_the_rows_of_one_process(lengths, size, world):
         assert [c for _, c in shares] == [count] * world
         labels = lambda b: sorted(b["labels"][b["labels"] != -100].tolist())  # noqa: E731
         assert labels(whole) == sorted(x for b, _ in shares for x in labels(b))
-        # The loss is over labels behind each row's first token: exactly those are counted.
+        # The loss is over the labels after each row's first token: exactly those are counted.
         assert int((whole["labels"][:, 1:] != -100).sum()) == count
 
 
@@ -133,7 +133,7 @@ def test_merged_batches_have_the_same_rows_and_mean_loss_and_are_no_larger(lengt
             most_tokens, most_labels = batches.largest(1)
             for batch, _ in after:
                 labels = int((batch["labels"][:, 1:] != -100).sum())
-                # A process without a row of its own takes part with one that has no labels.
+                # A process without a row of its own joins in with one that has no labels.
                 assert labels <= most_labels and (not labels or batch["input_ids"].numel() <= most_tokens)
                 assert (batch["task_ids"].diff() >= 0).all()
         if plain[0]:
@@ -223,7 +223,7 @@ def test_what_cannot_be_learnt_from_is_dropped_in_training_and_counted(tokenizer
     split = load(path, tokenizer, tmp_path)
     assert split.report["kept"] == 4 - (split.report["dropped"].get("a side under 2 tokens", 0) == 1)
     assert split.report["dropped"]["empty source"] == 1 and split.report["dropped"]["empty target"] == 1
-    # Evaluation drops nothing but what has no reference: a blank target.
+    # Evaluation drops only examples without a reference: a blank target.
     assert len(load(path, tokenizer, tmp_path, training=False)) == 5
     left = "no example of split 'train' is left: 3 dropped \\(empty target\\)"
     with pytest.raises(UserError, match=left) as caught:
@@ -265,7 +265,7 @@ def test_golden_files_are_where_tests_look_for_them():
 
 
 class Lengths:
-    """A split of which only lengths are looked at."""
+    """A split of which only the lengths are read."""
 
     def __init__(self, lengths):
         self.lengths = np.array(lengths)

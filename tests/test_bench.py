@@ -1,4 +1,4 @@
-"""The benchmarks run and say their ratio. How fast they find things is not tested: a busy machine would fail.
+"""The benchmarks run and print their ratio. The speeds are not tested: a busy machine would fail.
 
     python -m pytest tests/test_bench.py
 """
@@ -18,9 +18,9 @@ sys.path.insert(0, str(ROOT / "bench"))
 import run as bench
 
 SCRIPTS = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if p.stem not in ("common", "run"))
-# The libraries that it compares with are downloaded.
+# The libraries that it compares with would have to be downloaded.
 ALONE = {"peers": ["--sides", "ours"]}
-# [script and what else it measures]
+# [script and any further flags]
 RUNS = [*([script] for script in SCRIPTS), ["decode", "--t5"]]
 
 
@@ -37,7 +37,7 @@ class Forked:
 
 
 def quick_run(script, flags, saved, folder, monkeypatch, capsys):
-    """What a benchmark prints."""
+    """The output of a benchmark."""
     argv = ["--quick", "--json", str(saved), *ALONE.get(script, []), *flags]
     if script == "memory":
         memory = importlib.import_module(script)
@@ -61,7 +61,7 @@ def test_quick_run_prints_hardware_table_and_ratio(run, tmp_path, monkeypatch, c
     assert numbers["flags"]["quick"] is True
     assert numbers["ratios"] and all(r["low"] <= r["median"] <= r["high"] for r in numbers["ratios"].values())
     if script == "processes":
-        # These do not depend on what else the machine does: gradients of added parameters alone, half a model each.
+        # These do not depend on the machine's load: only gradients of added parameters, half a model each.
         sent, held = (next(r["median"] for what, r in numbers["ratios"].items() if what.startswith(start))
                       for start in ("sent over", "model and state"))  # fmt: skip
         assert 1 <= sent < 1.05 and 0.4 < held < 0.6
@@ -82,7 +82,7 @@ def test_an_earlier_file_names_what_became_slower(tmp_path):
     new = {"decode": {"a": ratio(1.8, 1.7, 1.9), "b": ratio(1.8, 1.7, 1.9), "c": ratio(1.05, 1.0, 1.2, lower=True)}}
     (line,) = bench.regressions(old, new)
     assert "decode: a 1.80x, was 2.00x" in line
-    # Within the tolerance, or the spread of the earlier turns, nothing is said; better is no regression.
+    # Within the tolerance, or the spread of the earlier turns, nothing is reported; better is no regression.
     assert bench.regressions(new, old) == [] and bench.regressions({}, new) == []
     new["decode"]["c"] = ratio(1.2, 1.1, 1.3, lower=True)
     assert len(bench.regressions(old, new)) == 2

@@ -37,7 +37,7 @@ def test_whole_model_equals_the_original(name, attention):
     means, largest = uncertainty.task_means(out.entropies, held["task_id"])
     close(means, held["batch_entropy_mean_per_task"])
     assert float(largest) == pytest.approx(SIZES[name]["max_mean_batch_entropy"], abs=1e-5)
-    # The original returns the last task's logits alone.
+    # The original returns only the last task's logits.
     close(out.logits[SIZES[name]["returned_logits_are_of_task"]], held["returned_logits"])
 
 
@@ -88,7 +88,7 @@ def test_layers_that_cannot_be_frozen_are_told(form, layers):
 
 
 def test_no_norm_and_no_bias_decays():
-    """The Trainer's rule, matrices alone decay, spares what the original's list of names means to spare, and the
+    """The Trainer's rule, that only matrices decay, spares what the original's list of names means to spare, and the
     `condlayernorm.weight` that it misses."""
     for form in bert.FORMS:
         model = new(form)
@@ -139,13 +139,13 @@ def test_every_parameter_is_trained_by_every_batch(form):
 @pytest.mark.parametrize("form", bert.FORMS)
 @pytest.mark.parametrize("length", [3, 8, 11])
 def test_padding_to_the_longest_sequence_changes_nothing(form, length):
-    """What the original pads to exactly L may be shorter here."""
+    """Batches that the original pads to exactly L may be shorter here."""
     model, given = shaken(new(form)), batch(length=length)
     padded = {n: torch.nn.functional.pad(v, (0, 16 - length)) if v.dim() > 1 else v for n, v in given.items()}
     short, long = (model(**inputs, all_positions=True) for inputs in (given, padded))
     close(short.scores, long.scores)
     close(short.sequence_output[:, :length], long.sequence_output[:, :length])
-    # Padding that all rows share is not computed.
+    # Padding common to all rows is not computed.
     assert long.sequence_output.shape[1] == length + -length % 8
 
 
@@ -170,7 +170,7 @@ def test_the_top_layer_at_the_first_position_alone_gives_the_same_scores_and_gra
 
 @pytest.mark.parametrize("form", bert.FORMS)
 def test_rows_of_like_lengths_together_are_the_batch(form, monkeypatch):
-    """A CPU computes little padding: the outputs and gradients are those of one pass."""
+    """A CPU computes little padding: outputs and gradients equal those of one pass."""
     monkeypatch.setattr(classifier, "CPU_TOKENS", 128)
     model, ids = shaken(new(form)), (0, 2, 1, 3, 1, 0, 2) * 4
     given, gold, calls = batch(ids), labels(ids), []
@@ -208,7 +208,7 @@ def test_predictions_are_those_of_every_task():
 
 
 def test_labels_keep_their_fraction():
-    """In the original a batch whose first row is a class makes 3.8 a 3."""
+    """In the original a batch whose first row is a class turns 3.8 into 3."""
     model, given = new(), batch((0, 2))
     out = model(**given, labels=torch.tensor([1.0, 3.8]))
     score = float(out.logits[2].detach())

@@ -1,4 +1,4 @@
-"""CA-MTL's models by name and by directory: built on a pretrained BERT, saved, and loaded as what they are.
+"""CA-MTL's models by name and by directory: built on a pretrained BERT, saved, and loaded with their kind.
 
 python -m pytest tests/test_bert_directories.py
 """
@@ -124,7 +124,7 @@ def test_other_models_are_refused():
 
 @pytest.mark.parametrize("name, backbone", [("CA-MTL-base", "bert-base-cased"), ("CA-MTL-large", "bert-large-cased")])
 def test_published_names_stand_for_their_backbones(name, backbone, monkeypatch, tmp_path):
-    """No hub here: what would be fetched is looked at instead."""
+    """No hub here: the test looks at what would be fetched."""
     monkeypatch.setitem(bert.PUBLISHED, name, ("tiny-bert", bert.PUBLISHED[name][1]))
     assert bert.build(name, TASKS, None, 64)[0].form == name.removeprefix("CA-MTL-")
     assert bert.build(name, TASKS, "plain", 64)[0].form == "plain"

@@ -20,11 +20,11 @@ GLUE = SAMPLES / "glue"
 
 
 class FakeTracker(types.ModuleType):
-    """wandb, or trackio, as far as it is used; `calls` is what it was asked for."""
+    """wandb, or trackio, as far as it is used; `calls` records what it was asked to do."""
 
     def __init__(self, name):
         super().__init__(name)
-        # Other libraries look whether it is there.
+        # Other libraries check whether it is installed.
         self.__spec__ = importlib.machinery.ModuleSpec(name, None)
         self.calls = []
 
@@ -38,13 +38,13 @@ class FakeTracker(types.ModuleType):
         self.calls.append(("finish",))
 
     def steps(self, scalar):
-        """{step: value} of what was logged under a name."""
+        """{step: value} logged under a name."""
         return {call[1]: call[2][scalar] for call in self.calls if call[0] == "log" and scalar in call[2]}
 
 
 @pytest.fixture
 def trackers(monkeypatch):
-    """{name: its fake}, which are imported in place of the libraries."""
+    """{name: its fake}, imported in place of the libraries."""
     found = {name: FakeTracker(name) for name in ("wandb", "trackio")}
     for name, module in found.items():
         monkeypatch.setitem(sys.modules, name, module)

@@ -1,4 +1,4 @@
-"""README.md of run directories: what it says is so, and its lines load the model.
+"""README.md of run directories: what it says is true, and its lines load the model.
 
     python -m pytest tests/test_cards.py
 """
@@ -53,7 +53,7 @@ def lines_of_python(card):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """{script: a run of it}, trained when it is first asked for."""
+    """{script: a run of it}, trained on first use."""
     folder, done = tmp_path_factory.mktemp("runs"), {}
 
     def run(script):
@@ -103,7 +103,7 @@ def test_a_combined_models_card_names_its_own_place_and_outlives_another_task(ru
     versatile.combine({"mt": runs("train_vlm")}, into=vlm, proof_examples=1, proof_tokens=2,
                       data={task: SAMPLES / f"{task}.json" for task in ("nlg", "mt")})  # fmt: skip
     assert "| tasks | nlg, mt |" in (vlm / "README.md").read_text()
-    # Somebody's own words are theirs.
+    # A user's own text is kept.
     (vlm / "README.md").write_text("# My model\n")
     with pytest.raises(versatile.UserError, match=r"README\.md, which would be lost"):
         versatile.combine({"qa": runs("train_vlm")}, into=vlm)

@@ -1,4 +1,4 @@
-"""Flags of train_camtl.py: those of the original by their old names, one json file, and what does not go together."""
+"""Flags of train_camtl.py: the original's by their old names, one json file, and combinations that are refused."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from versatile.utils import flags
 from versatile.utils.errors import UserError
 
 NEEDED = ["--model_name_or_path", "CA-MTL-base", "--data_dir", "glue", "--output_dir", "out", "--do_train"]
-# The usage text of the original: every flag with a value it would take.
+# The usage text of the original: every flag with a valid value.
 ORIGINAL = {
     "model_name_or_path": "CA-MTL-base", "data_dir": "glue", "tasks": "cola", "overwrite_cache": None,
     "max_seq_length": "64", "output_dir": "out", "overwrite_output_dir": None, "do_train": None, "do_eval": None,
@@ -25,7 +25,7 @@ ORIGINAL = {
 
 
 def parsed(*words):
-    """Flags completed by `check`, on top of those that are always needed."""
+    """Flags completed by `check`, in addition to those that are always needed."""
     p = classification_flags.parser("x")
     args = p.parse_args([*NEEDED, *words])
     classification_flags.check(p, args)
@@ -33,7 +33,7 @@ def parsed(*words):
 
 
 def refusal(capsys, *words, bare=False):
-    """The one message of a command line that is refused with exit code 2."""
+    """The single message of a command line that is refused with exit code 2."""
     p = classification_flags.parser("x")
     with pytest.raises(SystemExit) as stop:
         args = p.parse_args([*(() if bare else NEEDED), *words])

@@ -1,4 +1,4 @@
-"""Every way of adapting that goes with an encoder, through train_camtl.py: trained, saved, loaded, combined.
+"""Every adaptation method for encoders, through train_camtl.py: trained, saved, loaded, combined.
 
 python -m pytest tests/test_classifier_methods.py
 """
@@ -140,7 +140,7 @@ def test_flags_that_do_not_go_with_a_method_are_told(more, said, tmp_path):
 
 
 def test_single_tasks_are_combined_and_answer_as_their_own_models(tmp_path):
-    """Of different methods, one of two tasks; one more is added later."""
+    """Models of different methods, one with two tasks; one more is added later."""
     runs = dict(cola=tmp_path / "cola", rte=tmp_path / "two", mrpc=tmp_path / "mrpc")
     trained(command(runs["cola"], "lora", ("cola",)), tmp_path / "1", SCRIPT)
     trained(command(runs["rte"], "bottleneck", ("sts-b", "rte")), tmp_path / "2", SCRIPT)
@@ -157,7 +157,7 @@ def test_single_tasks_are_combined_and_answer_as_their_own_models(tmp_path):
     for task, folder in runs.items():
         single, _ = bert.load(folder)
         ours, theirs = (m(**given | dict(task_ids=torch.full((8,), m.task_id(task)))).scores for m in (model, single))
-        # All heads are one product, whose rounding depends on how many there are.
+        # All heads are one product, whose rounding depends on their number.
         torch.testing.assert_close(ours[:, :2], theirs[:, :2], atol=1e-6, rtol=1e-5)
     tasks = evaluated(out, tmp_path / "results", tmp_path / "again")
     assert {task: tasks[task]["loss"] for task in ("cola", "mrpc")} == pytest.approx({

@@ -60,7 +60,7 @@ def test_each_task_keeps_its_tensors_history_and_answers(singles, tmp_path, caps
         mine = {key: tensor for key, tensor in whole.items() if owners[key] == task}
         assert own.keys() == mine.keys() and all(torch.equal(own[k], mine[k]) for k in own)
         assert same(answers(folder, task), answers(vlm, task))
-    # The outputs say something: they are not all alike.
+    # The outputs are meaningful: they are not all alike.
     assert len({tuple(out) for task in singles for out in answers(vlm, task)[1]}) > 8
     assert "backbone" not in {p.name for p in vlm.iterdir()}
     printed = capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_a_task_that_comes_later_leaves_the_others_as_they_were(name, tmp_path):
     assert checkpoint.load(vlm)[0].info.tasks == ["mt", "nlg", "dialogue"]
     assert all(same(before[task], answers(vlm, task)) for task in old)
     assert same(answers(new, "dialogue"), answers(vlm, "dialogue"))
-    # One after the other is all at once.
+    # Adding one after another equals adding all at once.
     at_once = combined(tmp_path / "once", {**old, "dialogue": new})
     weights = (f / checkpoint.WEIGHTS for f in (vlm, at_once))
     assert len({f.read_bytes() for f in weights}) == 1
@@ -146,7 +146,7 @@ def test_every_row_and_every_adapter_comes_from_where_the_original_takes_it(tmp_
             if source == "base":
                 assert torch.equal(embed.weight[row], states["mt"]["transformer.wte.weight"][row])
             elif source == "random_init":
-                # <pad>: nobody's here, and never scored; the original draws it anew.
+                # <pad>: belongs to no task and is never scored; the original draws it anew.
                 assert tokens[row] == "<pad>" and not embed.rows.spare_scores
             else:
                 ours = embed(torch.tensor([tokenizer.convert_tokens_to_ids(tokens[row])]))[0]
@@ -159,7 +159,7 @@ def test_every_row_and_every_adapter_comes_from_where_the_original_takes_it(tmp_
             assert torch.equal(ours, states[origin["source"]][origin["source_key"]])
         elif "attn.bias" not in key and "p_gen" not in key:
             assert torch.equal(base[key], states["mt"][key])
-    # A further one, from a VLM in a directory of ours: it joins what carries its backbone.
+    # A further one, from a VLM in one of our directories: it joins the model that carries its backbone.
     model, tokenizer = checkpoint.load(sources["qa"], "qa")
     checkpoint.save(model, tokenizer, tmp_path / "converted")
     four = combined(tmp_path / "four", {t: f for t, f in sources.items() if t != "qa"})
@@ -172,14 +172,14 @@ def test_a_released_vlm_combined_alone_scores_as_it_did(tmp_path):
     vlm = combined(tmp_path / "vlm", dict.fromkeys(CONFIG["task_order"], source))
     theirs, words = checkpoint.load(source, "mt")
     ours, tokenizer = checkpoint.load(vlm)
-    # The markers' ids follow the order of the tasks, which is another one in released files.
+    # The markers' ids follow the order of the tasks, which differs in released files.
     order = torch.tensor(tokenizer.convert_tokens_to_ids(words.convert_ids_to_tokens(range(len(words)))))
     given = inputs(golden)
     moved = {k: order[v] if k.endswith("ids") else v for k, v in given.items()}
     for number in range(5):
         ids = torch.full((3,), number)
         with torch.no_grad():
-            # <pad>'s row, too: all sources have the same one.
+            # <pad>'s row as well: all sources have the same one.
             assert torch.equal(theirs(**given, task_ids=ids).logits, ours(**moved, task_ids=ids).logits[..., order])
 
 

@@ -22,7 +22,7 @@ def gpt2(tmp_path_factory):
 
 
 def other_backbone(folder, **config):
-    """A backbone like tiny-gpt2, but for its config; equal numbers where the shapes are."""
+    """A backbone like tiny-gpt2 except for its config; equal weights where the shapes match."""
     model, tokenizer = backbones.load("tiny-gpt2")
     changed = type(model.config)(**{**model.config.to_dict(), **config})
     type(model)(changed).save_pretrained(folder)
@@ -31,7 +31,7 @@ def other_backbone(folder, **config):
 
 
 def other_tokenizer(folder):
-    """tiny-gpt2 with two tokens changing places."""
+    """tiny-gpt2 with two tokens swapped."""
     model, tokenizer = backbones.load("tiny-gpt2")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -28,7 +28,7 @@ OWNED = ("adapters", *t5.PORT_METHODS)
 
 
 def trained(folder, tasks, method="lora", seed=0, flags=(), backbone="tiny-t5", **settings):
-    """A directory as train_t5.py leaves it: what is trained of the tasks is random."""
+    """A directory as train_t5.py leaves it; the tasks' trained weights are random."""
     model, tokenizer = t5.load_backbone(lively(backbone))
     t5.attach(model, tasks, t5.T5Settings(method=method, **settings))
     noise = torch.Generator().manual_seed(seed)
@@ -69,7 +69,7 @@ def test_each_task_answers_as_its_own_model_to_the_last_bit(method, tmp_path, ca
 
 
 def test_methods_and_settings_may_differ_and_one_more_task_joins_later(tmp_path):
-    """One of two tasks whose adapters share their norms, and then one with an adapter of another name."""
+    """First a model of two tasks whose adapters share their norms, then one with an adapter of another name."""
     norms = dict(add_layer_norm_before_adapter=True)
     pair = trained(tmp_path / "pair", ["cola", "rte"], "adapters", reduction_factor=8, **norms)
     named = trained(tmp_path / "named", ["mrpc"], "adapters", 1, adapters=["mine"], **norms)
@@ -128,7 +128,7 @@ def other_kind(folder):
 
 
 def emptied(folder, *files):
-    """A directory with nothing but empty files of these names."""
+    """A directory with nothing but empty files with these names."""
     folder.mkdir()
     for name in files:
         (folder / name).write_text("{}")
@@ -221,7 +221,7 @@ def test_the_commands_that_come_next_name_each_tasks_own_data(tmp_path, capsys):
 
 
 def folders_of(tmp_path, **tasks):
-    """{task: a folder that holds GLUE's folder of this task alone}."""
+    """{task: a folder that holds only this task's GLUE folder}."""
     folders = {task: tmp_path / f"glue-{task}" for task in tasks}
     for task, folder in folders.items():
         folder.mkdir()
@@ -244,7 +244,7 @@ def test_all_tasks_are_evaluated_on_the_data_of_each(tmp_path, capsys):
     assert f"evaluate.py --task all --model_checkpoint {both}" in capsys.readouterr().out
     own = {task: str(folder) for task, folder in folders.items()}
     assert evaluated_data(both, tmp_path / "results") == {task: own[task] for task in ("rte", "mrpc")}
-    # What is added to it keeps what it remembers; data that are named for the proof are remembered, too.
+    # Added models keep the data they remember; data named for the proof are remembered as well.
     (cola := tmp_path / "glue-cola").rename(moved := tmp_path / "moved")
     argv = ["--into", both, "--checkpoints", f"cola={runs['cola']}", *QUICK]
     refused_here(capsys, lambda: combine_all.main(list(map(str, argv))), str(cola), "--data cola=DIR")

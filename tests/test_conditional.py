@@ -66,7 +66,7 @@ def test_conditional_layer_norm_equals_the_original():
     assert norm.eps == 1e-12
     norm.load_state_dict(state)
     close(norm(held["x"]), held["out"])
-    # One condition a task instead of one a row: the same.
+    # One condition per task instead of one per row gives the same.
     tasks = torch.stack([held["condition"][held["task_id"].tolist().index(t)] for t in range(3)])
     norm.conditions.set(tasks, held["task_id"])
     close(norm(held["x"]), held["out"])

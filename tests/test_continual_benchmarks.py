@@ -24,7 +24,7 @@ SAMSUM, SST2 = "task1572_samsum_summary", "task363_sst2_polarity_classification"
 
 
 def superni(folder, task, train, test):
-    """A task's files as Super-NaturalInstructions has them: (input, outputs) of train and test."""
+    """A task's files as in Super-NaturalInstructions: (input, outputs) of train and test."""
     for split, rows in (("train", train), ("test", test), ("dev", test)):
         instances = [dict(id=f"{task[:8]}-{split}{i}", input=text, output=out) for i, (text, out) in enumerate(rows)]
         content = dict(Contributors=["x"], Definition=[f"Do {task[4:8]}. "], Instances=instances)
@@ -33,7 +33,7 @@ def superni(folder, task, train, test):
 
 
 def classified(folder, place, labels, train, test):
-    """A task's files as O-LoRA has them."""
+    """A task's files as in O-LoRA."""
     write(folder / place / "labels.json", json.dumps(labels))
     for split, rows in (("train", train), ("test", test), ("dev", test)):
         content = [dict(sentence=sentence, label=label) for sentence, label in rows]
@@ -56,12 +56,12 @@ def test_superni_holds_validation_rows_out_of_the_training_rows_and_says_so(tmp_
     assert [len(rows) for rows in own.values()] == [17, 3, 1]
     contexts = [context for context, _, _ in own["train"] + own["dev"]]
     assert sorted(contexts) == sorted(f"text {i}" for i in range(20))
-    # Learned is the first output, at test all are right.
+    # The first output is learned; at test time all are correct.
     assert all(answers == [f"first {context[5:]}"] for context, _, answers in own["train"] + own["dev"])
     assert own["test"] == [("asked", "Do 1572.", ["a", "b"])]
     assert "the released dev files equal the test files and are not read" in report
     assert "outputs behind the first, left out: 20" in report
-    # The same draw again, another with another seed.
+    # The same seed draws the same, another seed differs.
     assert run(tmp_path / "b", "squad-superni", "--folder", folder, "--valid_from_train", 3)[0] == files
     assert run(tmp_path / "c", "squad-superni", "--folder", folder, "--valid_from_train", 3, "--seed", 1)[0] != files
 
@@ -160,7 +160,7 @@ def test_the_name_of_an_order_stands_for_its_tasks():
     args = train_lifelong.parser().parse_args(["--tasks", "standard-order3", "ag", "--model_dir_root", "m"])
     assert args.tasks == ["cl.yahoo", "cl.amazon", "cl.agnews", "cl.dbpedia", "ag"]
     assert expand_orders(["ag", "sst"]) == ["ag", "sst"] and order_name(["ag"]) is None
-    # Fifteen names would be no directory's.
+    # Fifteen names are too many for a directory's name.
     args = train_lifelong.parser().parse_args(["--tasks", "superni-order1", "--model_dir_root", "m"])
     assert len(args.tasks) == 15 and sequence.directory(args).name == "superni-order1_0.05_42"
 
@@ -180,12 +180,12 @@ def test_edit_similarity_is_the_share_of_matching_characters():
     samples = [QA("c", "q", ("bcde",)), QA("c", "q", ("y", "x"))]
     found = scores.score(tasks.get_task("trace.py150"), ["abcd", "x"], samples)
     assert found["edit_similarity"].value == pytest.approx((75 + 100) / 2)
-    # Placeholders of literals are filled in before.
+    # Placeholders of literals are filled in first.
     assert trace_metrics.fill_literals("f(<STR_LIT:a b>, <NUM_LIT>, <STR_LIT>)") == "f(a b, 0, )"
     assert trace_metrics.edit_similarity(["x = <NUM_LIT:3>"], [["x = 3"]]).value == 100
 
 
-# Text, true answer, ROUGE-L of the package rouge 1.0.1 and the ratio of fuzzywuzzy 0.18.0, called as TRACE does.
+# Text, reference, ROUGE-L of the package rouge 1.0.1 and the ratio of fuzzywuzzy 0.18.0, called as TRACE does.
 TRACED = [
     (". . the on dog? red. . on red. mat ran sat dog? cat", "cat a ran on dog?", 0.4285714239795918, 29),
     ("ran cat on a home a The mat red. dog? a mat", "mat ran The sat dog? red. red.", 0.5333333285333334, 47),
@@ -199,7 +199,7 @@ def test_rouge_l_and_edit_similarity_of_trace_are_those_of_the_packages_it_calls
     for text, right, rouge, ratio in TRACED:
         assert trace_metrics.rouge_l([text], [[right]]).value == pytest.approx(100 * rouge, abs=1e-6)
         assert abs(trace_metrics.edit_similarity([text], [[right]]).value - ratio) <= 0.5
-    # Another score than that of whole texts with stemming.
+    # Not the score of whole texts with stemming.
     assert trace_metrics.rouge_l(["cats ran"], [["cat ran"]]).value < scores.rouge_l(["cats ran"], [["cat ran"]]).value
     assert trace_metrics.rouge_l(["", "."], [["a"], ["a"]]).value == 0
 
@@ -210,7 +210,7 @@ SIMPLER = ["About 95 species are currently known .", "About 95 species are now a
 
 
 @pytest.mark.parametrize(("text", "value"), [
-    # Of the card of evaluate's script, and of the tests of tensor2tensor, whose sums it has.
+    # From the card of evaluate's script, and from the tests of tensor2tensor, whose sums it has.
     ("About 95 you now get in .", 26.953601953601954),
     ("About 95 species are now agreed .", 61.70966), ("About 95 species are currently agreed .", 50.88682),
 ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""training/continuous_batching.py: rows that come and go get the tokens of `generate`, and of one row alone."""
+"""training/continuous_batching.py: rows that join and leave get the tokens of `generate`, and of one row alone."""
 
 from collections import Counter
 
@@ -18,12 +18,12 @@ METHODS = ["bottleneck", "lora", "ia3", "prefix", "prompt", "hyperformer"]
 
 
 def lively(model, tokenizer, methods, noise=0.3):
-    """An attached model that says something else to every prompt, and its tokenizer."""
+    """An attached model that answers every prompt differently, and its tokenizer."""
     torch.manual_seed(0)
     attach(model, tokenizer, {task: get_task(task).markers for task in methods}, methods)
     for p in trainable(model).values():
         p.data.add_(noise * torch.randn_like(p))
-    # A tied head repeats the last token unless the blocks say more than the embeddings, which are large in a T5.
+    # A tied head repeats the last token unless the blocks outweigh the embeddings, which are large in a T5.
     backbone_noise = 1.0 if model.config.is_encoder_decoder else 0.2
     for name, p in model.named_parameters():
         if p.ndim > 1 and not name.startswith("added"):
@@ -44,7 +44,7 @@ def small(kind):
 
 
 def make_prompts(tokenizer, end, tasks=3, count=40):
-    """Prompts of 2 to 14 tokens, of all tasks in no order."""
+    """Prompts of 2 to 14 tokens, of all tasks in random order."""
     generator = torch.Generator().manual_seed(2)
     lengths = torch.randint(2, 15, (count,), generator=generator).tolist()
     rows = [torch.randint(3, 300, (n,), generator=generator).tolist() for n in lengths]
@@ -52,7 +52,7 @@ def make_prompts(tokenizer, end, tasks=3, count=40):
 
 
 def check(model, tokenizer, monkeypatch, **options):
-    """Compare with `generate`, with rows of which some end early."""
+    """Compare with `generate`, with rows some of which end early."""
     decoding = dict(max_length=LONGEST, **options)
     tasks = len(model.info.tasks)
     # An end that is never produced, then one that rows produce at the most different positions.
@@ -139,7 +139,7 @@ def test_beams_of_prompts_that_are_read_once(backbone, method, monkeypatch):
 
 
 def test_a_single_query_is_attended_to_by_plain_products():
-    """As PyTorch's fused attention does, also where heads share keys, with and without a mask."""
+    """Equal to PyTorch's fused attention, even where heads share keys, with and without a mask."""
     from types import SimpleNamespace
 
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

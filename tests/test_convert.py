@@ -240,7 +240,7 @@ def test_iwslt_stops_at_broken_xml_and_at_document_types(tmp_path):
 
 
 def test_the_real_iwslt_files(tmp_path, shared_data):
-    # This sample of the data set is cut: its xml files have no closing tags.
+    # This sample of the data set is truncated: its xml files have no closing tags.
     got, _ = run(tmp_path, "iwslt", "--folder", shared_data / "iwslt2017_en-de", "--allow_cut")
     assert sizes(got) == {"train": 9, "valid": 5, "test": 39}
     with open(shared_data / "iwslt2017_en-de" / "train.tags.en-de.de", encoding="utf-8") as file:

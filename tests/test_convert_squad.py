@@ -151,7 +151,7 @@ def test_samples_are_drawn_by_chance_in_their_order_and_alike_each_time(tmp_path
         assert "train: kept 40, dropped 0\n  drawn by chance: 40 of 200" in report
         assert drawn[-1] == sorted(drawn[-1])
         assert len(set(drawn[-1])) == 40
-        # Some from each quarter of the file: with the first ones alone, a sorted file would lose classes.
+        # Some from each quarter of the file: with only the first ones, a sorted file would lose classes.
         assert all(any(low <= int(text) < low + 50 for text in drawn[-1]) for low in range(0, 200, 50))
     assert drawn[0] == drawn[1] != drawn[2]
     files, report = run(tmp_path, "squad-sst", "--train", path, "--train_sample", 900, "--train_limit", 3)

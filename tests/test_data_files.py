@@ -1,4 +1,4 @@
-"""Reading task json, text and csv files: what comes out, and what is said when a file is wrong.
+"""Reading task json, text and csv files: the result, and the message when a file is wrong.
 
     python -m pytest tests/test_data_files.py
 """

@@ -35,7 +35,7 @@ NLG = get_task("nlg")
 
 
 def attached(tasks=("nlg",), bottlenecks=4, name="tiny-gpt2", seed=0):
-    """(model, tokenizer) with noise on all that is trained."""
+    """(model, tokenizer) with noise on all trained weights."""
     model, tokenizer = backbones.load(name)
     torch.manual_seed(seed)
     widths = None if bottlenecks is None else dict.fromkeys(tasks, bottlenecks)
@@ -52,7 +52,7 @@ def ready(pair):
 
 
 def batch_for(pair, data, rows=5):
-    """The first training rows as train.py hands them to a model of this tokenizer, and the number of labels."""
+    """The first training rows as train.py passes them to a model of this tokenizer, and the number of labels."""
     model, tokenizer = pair
     split = load_split(data, "train", NLG, tokenizer, 256, training=True, options=NLG.read_options())
     batch = Batches({"nlg": split}, {"nlg": model.task_id("nlg")}, tokenizer.pad_token_id, 256).collate(np.arange(rows))
@@ -65,7 +65,7 @@ def data(tmp_path_factory):
 
 
 def everywhere(pair, batch):
-    """A model's own full logits [rows, length, vocabulary]; no distillation code takes part."""
+    """A model's own full logits [rows, length, vocabulary], without any distillation code."""
     ids = torch.full((len(batch["labels"]),), pair[0].task_id("nlg"))
     inputs = {k: batch[k] for k in ("input_ids", "token_type_ids", "attention_mask", "position_ids")}
     return pair[0](**inputs, task_ids=ids).logits.float()
@@ -326,7 +326,7 @@ def test_killed_and_resumed_with_a_teacher_is_exact(kd, teacher, tmp_path):
     same_run(whole, out)
     flags = json.loads((out / "run.json").read_text())["flags"]
     assert flags["distillation"] == (kd == "both")
-    # What is written down is the gold file: with it the run is evaluated.
+    # The gold file is recorded: the run is evaluated with it.
     assert flags["dataset_path"] == str(data)
 
 

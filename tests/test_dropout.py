@@ -1,4 +1,4 @@
-"""Dropout on a CPU: what PyTorch's does, drawn in another way.
+"""Dropout on a CPU: the same as PyTorch's, drawn differently.
 
     python -m pytest tests/test_dropout.py
 """
@@ -123,7 +123,7 @@ def models():
 
 @pytest.mark.parametrize("masked", [True, False])
 def test_attention_equals_transformers_own(masked, monkeypatch):
-    """With everything else of the training path, at a rate whose masks keep all."""
+    """With the rest of the training path, at a rate whose masks keep everything."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from versatile.utils import attention
 

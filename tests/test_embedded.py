@@ -1,4 +1,4 @@
-"""BERT backbones that need no hub: MiniLM out of a package, and a tiny random one."""
+"""BERT backbones that need no hub: MiniLM from a package, and a tiny random one."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Tasks on encoder-decoders: T5 with a scaled tied head, T5 v1.1 and mT5 with a head of their own.
+"""Tasks on encoder-decoders: T5 with a scaled tied head, T5 v1.1 and mT5 with an untied head.
 
 python -m pytest tests/test_encoder_decoder.py
 """
@@ -38,7 +38,7 @@ KINDS = ["tiny-t5", "v1.1", "mt5"]
 
 
 def backbone(kind):
-    """A name or a directory; those with a head of their own are built and saved by transformers itself."""
+    """A name or a directory; those with an untied head are built and saved by transformers itself."""
     folder = Path(os.environ["VERSATILE_CACHE"]) / f"headed-{kind}"
     if kind == "tiny-t5" or folder.exists():
         return kind if kind == "tiny-t5" else str(folder)
@@ -59,7 +59,7 @@ def backbone(kind):
 
 
 def attached(name, bottlenecks=BOTTLENECKS, markers=MARKERS, seed=0, noise=0.2, **more):
-    """A model in eval mode with noise on what is trained, so that rows and tasks differ."""
+    """A model in eval mode with noise on the trained weights, so that rows and tasks differ."""
     model, tokenizer = backbones.load(name)
     torch.manual_seed(seed)
     attach(model, tokenizer, markers, bottlenecks, **more)
@@ -336,7 +336,7 @@ def test_settling_and_gradient_checkpointing_change_results_by_rounding_only():
                 assert model.decoder.block[1].layer[1].EncDecAttention.config._attn_implementation == PRODUCTS
                 model.gradient_checkpointing()
             model.train()
-            # Two forwards before the backward: blocks run again under the first one's task ids.
+            # Two forward passes before the backward pass: blocks are recomputed with the first one's task ids.
             first = cross_entropy(model, rows(tokenizer))
             (first + cross_entropy(model, rows(tokenizer, seed=1, tasks=(1, -1)))).backward()
             grads.append([p.grad for p in trainable(model).values()])
@@ -358,11 +358,11 @@ def prompts(tokenizer, seed=0, count=7):
 
 
 def greedily_by_hand(model, tokenizer, prompt, length):
-    """Without a cache and without padding, on transformers' own forward."""
+    """Without cache or padding, by transformers' own forward pass."""
     special = sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {prompt.eos_id})
     out = []
     while len(out) < length:
-        # A label more than there is text: what stands there is not looked at.
+        # One label more than there is text: its value is not used.
         ids = torch.tensor([prompt.ids + out + [7]])
         types = torch.tensor([prompt.types + prompt.types[-1:] * (len(out) + 1)])
         labels = torch.where(torch.arange(ids.shape[1]) >= len(prompt.ids), ids, -100)
@@ -400,7 +400,7 @@ def test_beams_in_mixed_batches_equal_one_by_one_and_each_tasks_own_model(held):
 
 
 def test_teacher_forced_scores_are_those_of_decoding_step_by_step(held):
-    """What training sees and what decoding sees is one thing: the same scores at the same places."""
+    """Training and decoding see the same: the same scores at the same positions."""
     model, tokenizer = held
     asked = prompts(tokenizer)
     batch = left_padded([(p.ids, p.types) for p in asked], tokenizer.pad_token_id)
@@ -414,7 +414,7 @@ def test_teacher_forced_scores_are_those_of_decoding_step_by_step(held):
         ids, types = torch.tensor([p.ids + target]), torch.tensor([p.types + p.types[-1:] * 6])
         with torch.no_grad():
             along = model.scores_along(ids, types, len(p.ids), task_ids[row : row + 1])[0]
-        # At the start token nothing is asked; the last token's own scores are those of a seventh.
+        # The start token's scores are not used; the last token's own are those of a seventh.
         assert along.shape[0] == 8
         torch.testing.assert_close(along[1:7], torch.stack([s[row] for s in out.logits]), rtol=1e-4, atol=1e-4)
 

@@ -1,4 +1,4 @@
-"""Encoder-decoders in files and in the scripts: saved, combined, distilled, resumed, and what refuses them.
+"""Encoder-decoders in files and in the scripts: saved, combined, distilled, resumed, and refused.
 
 python -m pytest tests/test_encoder_decoder_runs.py
 """
@@ -52,7 +52,7 @@ def test_a_saved_model_comes_back_bit_for_bit_with_nothing_typed(kind, bottlenec
     assert words.get_vocab() == tokenizer.get_vocab() and again.info == model.info
     short = Decoding(max_length=5)
     assert decode(again, words, asked, short) == decode(model, tokenizer, asked, short)
-    # A resumed run reads the same files into a model that is there.
+    # A resumed run reads the same files into an existing model.
     live, _ = attached(backbone(kind), bottlenecks, seed=4, freeze=freeze)
     checkpoint.load_weights(live, tmp_path / "one")
     assert all(torch.equal(p, model.state_dict()[n]) for n, p in live.state_dict().items())
@@ -186,7 +186,7 @@ def test_a_student_learns_a_teachers_texts_and_distributions(data, tmp_path):
     records = json.loads((tmp_path / "nlg_distilled.json").read_text())["train"]
     texts = [record["distillated_tgt"] for record in records]
     assert len(set(texts)) > 3
-    # What stands in the file is what the teacher says to each input alone.
+    # The file holds the teacher's output for each input alone.
     model, tokenizer = checkpoint.load(teacher, "nlg")
     inference.prepare_for_inference(model, torch.device("cpu"), torch.float32)
     from versatile.data import instances
@@ -226,7 +226,7 @@ def test_a_run_is_evaluated_to_its_own_loss_in_batches_of_any_size(data, tmp_pat
     assert metrics(tmp_path / "1")["nll"] == pytest.approx(metrics(tmp_path / "6")["nll"], rel=1e-6)
     assert here("evaluate", [*argv, "--split", "valid", "--output_dir", tmp_path / "valid"]).code == 0
     assert metrics(tmp_path / "valid")["nll"] == pytest.approx(metrics(run)["valid_nll"], rel=1e-5)
-    # A few MB: what was trained, the tokenizer, nothing of the backbone.
+    # A few MB: the trained weights and the tokenizer, nothing of the backbone.
     names = set(tensors(run))
     assert {n.split(".")[0] for n in names} == {"blocks", "rows"} and metrics(run)["backbone"] == 0
 

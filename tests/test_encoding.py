@@ -82,7 +82,7 @@ def test_assembled_rows_equal_the_original_builders(tokenizer):
 
 
 def segments(task, case):
-    """A golden case as (example, ids of its texts): texts are placeholders, for the ids are given."""
+    """A golden case as (example, ids of its texts); the texts are placeholders, as the ids are given."""
     if case["fn"] == "nlg":
         from versatile.data.tasks.nlg import SLOTS
 
@@ -147,7 +147,7 @@ def test_over_long_inputs_lose_their_end_and_never_the_target(tokenizer):
     assert len(row.ids) == 64
     assert row.ids[row.prompt_length :] == alone.ids[alone.prompt_length :]
     assert encoder.counts["over the positions"] == 1
-    # The first span's start stays, what came last goes first.
+    # The first span's start stays, the latest parts go first.
     assert row.ids[:20] == alone.ids[:20]
 
 
@@ -219,7 +219,7 @@ def test_a_long_conversation_loses_its_oldest_turns_then_its_documents_end_and_n
         assert cut.ids[at : cut.prompt_length - 1] == last_question and cut.ids[at - 1] == 303 + 5
         turns = sum(cut.ids[: cut.prompt_length].count(marker_ids[m]) for m in ("<question>", "<answer>")) - 1
         document = cut.ids.index(marker_ids["<question>" if turns % 2 else "<answer>"], 2) - 2
-        # The document is whole as long as a turn is left to drop.
+        # The document stays whole as long as there is a turn left to drop.
         assert turns == 1 or document == len(encoder.tokenize(["x y z " * 20])[0])
 
 

@@ -1,4 +1,4 @@
-"""evaluate.py and decoding: the same outputs in any batch, scores that can be checked by hand, clear errors."""
+"""evaluate.py and decoding: the same outputs in any batch, scores checked by hand, clear errors."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory):
-    """(backbone, bottleneck) -> a run trained until its outputs differ from input to input."""
+    """(backbone, bottleneck) -> a run trained until its outputs depend on the input."""
     made = {}
 
     def make(model, bottleneck):
@@ -79,7 +79,7 @@ def evaluate(argv, folder):
 
 @pytest.fixture(scope="module")
 def lively(loaded):
-    """As `loaded`, with noise on every weight: a tiny model trained for seconds says the same to every input."""
+    """Like `loaded`, with noise on every weight: a tiny model trained for seconds gives every input the same answer."""
     made = {}
 
     def make(model, bottleneck):
@@ -117,7 +117,7 @@ def by_hand(model, tokenizer, prompt, eos, length):
         if len(ids) == start:
             scores[eos] = -math.inf
         ids.append(int(scores.argmax()))
-        # What is produced belongs to the target's span, whose marker is the prompt's last token.
+        # Produced tokens belong to the target's span, whose marker is the prompt's last token.
         types.append(types[-1])
         if ids[-1] == eos:
             return ids[start:-1]

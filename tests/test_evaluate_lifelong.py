@@ -1,4 +1,4 @@
-"""evaluate_lifelong.py: what it answers, what it writes, several seeds, and what it refuses."""
+"""evaluate_lifelong.py: its answers, its files, several seeds, and what it refuses."""
 
 import csv
 import json
@@ -95,7 +95,7 @@ def test_both_scripts_take_the_same_flags_as_the_originals_do(data, tmp_path):
     at = argv.index("--output_dir")
     argv = [*argv[:at], *argv[at + 2 :]]
     for _ in range(2):
-        # The second time all is trained already.
+        # The second time everything is already trained.
         train_lifelong.main(argv)
     evaluate_lifelong.main(argv)
     assert list(tmp_path.glob("*/finetune/*/matrix.json"))
@@ -131,7 +131,7 @@ def test_answers_in_batches_are_those_of_plain_greedy_search(name, runs):
                 scores = model(input_ids=torch.tensor([prompt + plain])).logits[0, -1]
             likely = scores.log_softmax(-1)
             scores[added] = float("-inf")
-            # What was decoded is scored to its end, also where it had to stop before.
+            # Decoded outputs are scored completely, even where decoding had to stop early.
             wanted = (ids + [eos])[len(plain)]
             if len(plain) < longest:
                 assert int(scores.argmax()) == wanted
@@ -204,7 +204,7 @@ def test_what_cannot_be_evaluated_is_one_message(runs, data, tmp_path, capsys):
     text = refused(capsys, "--model_dirs", runs / "one", "--data_dir", some)
     assert "an answer has" in text and "sst_to_squad-test-v2.0.json:data[0]" in text and "--max_len" in text
     with_more = text.split("--max_len ")[-1].split()[0].strip(",")
-    # What the message says is enough, is; one less is not.
+    # The length that the message asks for is enough; one less is not.
     evaluated("--model_dirs", runs / "one", "--data_dir", some, "--max_len", with_more, "--output_dir", tmp_path / "o")
     assert "an answer has" in refused(capsys, "--model_dirs", runs / "one", "--data_dir", some, "--max_len",
                                       int(with_more) - 1)  # fmt: skip

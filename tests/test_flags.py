@@ -1,4 +1,4 @@
-"""Every number that a flag takes is accepted or refused in one message, in every script.
+"""Every number given to a flag is accepted, or refused in one message, in every script.
 
     python -m pytest tests/test_flags.py
 """
@@ -31,7 +31,7 @@ def converters():
 
 
 def numeric(p):
-    """The flags of a parser that take a number: those whose type takes "1" for one."""
+    """The flags of a parser that take a number: those whose type accepts "1"."""
     for action in p._actions:
         if action.option_strings and action.type not in (None, str) and action.nargs != 0:
             try:
@@ -44,7 +44,7 @@ def numeric(p):
 
 
 def accepted(action, text):
-    """The number that a type makes of a text, or None where it refuses it in words."""
+    """The number that a type makes of a text, or None if it refuses it with a message."""
     try:
         value = action.type(text)
     except argparse.ArgumentTypeError as error:
@@ -69,7 +69,7 @@ def check(action):
     for text in HOSTILE:
         value = accepted(action, text)
         if value is not None:
-            # What is let through is a number that every library below can hold.
+            # Accepted values are numbers that every library can hold.
             assert math.isfinite(value), (action.option_strings, text)
             assert abs(value) <= flags.LARGEST_SEED or isinstance(value, float), (action.option_strings, text)
 
@@ -100,7 +100,7 @@ def test_a_number_in_a_config_file_is_refused_with_its_key(text, tmp_path):
     for script in ("train_t5", "pretrain_t5"):
         for action in numeric(parser_of(script)):
             if text == str(10**30) and isinstance(action.type("1"), float):
-                # A large finite number is one.
+                # A large finite number is accepted.
                 continue
             seen += 1
             name = action.option_strings[0].removeprefix("--")

@@ -1,4 +1,4 @@
-"""GLUE's metrics: the published numbers, and what they are where nothing is defined."""
+"""GLUE's metrics: the published numbers, and their values where they are undefined."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The grid: every way of adapting, on every kind of backbone, in every regime; and README's tables of it.
+"""The grid: every adaptation method, on every kind of backbone, in every regime; and README's tables of it.
 
     python -m pytest tests/test_grid.py            a third of the cells, each pair of two among them
     python -m pytest tests/test_grid.py -m slow    the others
@@ -34,7 +34,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teachers(files, tmp_path_factory):
-    """{backbone: a fully trained model of mt}, made when it is first asked for."""
+    """{backbone: a fully trained model of mt}, made on first use."""
     made = {}
 
     def teacher(backbone):
@@ -57,7 +57,7 @@ def train(script, files, backbone, method, out, *more):
 
 
 def evaluate(script, files, model, folder):
-    """Beams over a batch; of a model of several tasks the batch mixes them."""
+    """Beam search over a batch; for a model of several tasks the batch mixes them."""
     data = ["--task", "mt", "--dataset_path", files["mt"]]
     if script == "evaluate_vlm":
         data = ["--task", "all", "--data", f"nlg={files['nlg']}", f"mt={files['mt']}"]

@@ -1,4 +1,4 @@
-"""--push_to_hub: what is uploaded, and what is said before anything is trained.
+"""--push_to_hub: what is uploaded, and the messages before anything is trained.
 
     python -m pytest tests/test_hub.py
 """
@@ -21,7 +21,7 @@ from versatile.api import command_line
 
 @pytest.fixture
 def api(monkeypatch):
-    """The hub, switched on, with a token; a list of what it was asked, {name: files as uploaded} in `api.models`."""
+    """The hub, switched on, with a token; a list of its requests, {name: files as uploaded} in `api.models`."""
 
     class Api:
         asked: ClassVar = []
@@ -56,7 +56,7 @@ def test_a_finished_run_is_uploaded_with_lines_that_fetch_it(api, script, tmp_pa
     assert api.asked == [("create", "me/model", True), ("upload", "me/model")]
     files = api.models["me/model"]
     assert {"run.json", "README.md"} <= set(files) and [f for f in files if f.endswith("model.safetensors")]
-    # What only resuming needs stays.
+    # Files needed only for resuming are not uploaded.
     assert (run / "run.json").is_file() and not [f for f in files if re.search(r"checkpoints|events\.|\.part", f)]
     assert "snapshot_download('me/model')" in files["README.md"].decode()
     assert json.loads(files["run.json"])["flags"]["push_to_hub"] == "me/model"

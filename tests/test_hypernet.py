@@ -1,4 +1,4 @@
-"""Adapters, generated or not: the published code's outputs, its start, and batches that mix them.
+"""Adapters, generated or not: the published code's outputs, its initialisation, and batches that mix them.
 
     python -m pytest tests/test_hypernet.py
 """
@@ -28,7 +28,7 @@ LAYERS = sorted(p.stem for p in GOLDEN.glob("layers_*"))
 
 
 def golden(name, parameters):
-    """The tensors of a case, whose parameters go into {name: parameter}; names must be exactly the published ones."""
+    """The tensors of a case, its parameters copied into {name: parameter}; names must be exactly the published ones."""
     tensors = load_file(GOLDEN / f"{name}.safetensors")
     published = {key.removeprefix("param/"): t for key, t in tensors.items() if key.startswith("param/")}
     own = dict(parameters)
@@ -52,14 +52,14 @@ def model_of(method, tasks, width=12, layers=2, **settings):
 
 
 def adapted(model, site, hidden):
-    """Hidden states through the encoder's adapters at a site, for the batch that was routed last."""
+    """Hidden states after the encoder's adapters at a site, for the batch routed last."""
     method = next(iter(model.added.values()))
     where = (site // 2, SITES[site % 2]) if isinstance(method, SublayerAdapters) else (0, site)
     return method.after_module(*where, None, (), hidden)
 
 
 def added(hidden, weights, activation):
-    """What one generated adapter adds."""
+    """The output that one generated adapter adds."""
     return hypernet.adapter_output(hidden, weights, GroupedProduct(activation), TaskRouter())
 
 
@@ -292,7 +292,7 @@ def test_all_layers_are_generated_by_one_product_each_and_as_one_by_one(one):
 
 
 def weights(model, ids):
-    """The adapters that lie ready for a batch."""
+    """The adapters ready for a batch."""
     model.router.route(ids, len(ids))
     return next(iter(model.router.kept.values()))
 
@@ -314,7 +314,7 @@ def test_adapters_are_kept_while_decoding_until_something_changes(kind):
             changed = weights(model, ids)
             assert changed is not first
             first = changed
-        # Behind torch's back no version tells; the next input does.
+        # Changes through .data leave torch's version as it was; the next input reveals them.
         next(method.parameters()).data.mul_(2)
         model.get_encoder()(torch.tensor([[2], [3]]), task_ids=ids)
         assert weights(model, ids) is not first

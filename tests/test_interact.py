@@ -37,7 +37,7 @@ def vlm(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vlm")
     model, tokenizer = backbones.load("tiny-gpt2")
     torch.manual_seed(3)
-    # With GPT-2's own start of 0.02 every input gets the same answer.
+    # With GPT-2's own initialisation of 0.02 every input gets the same answer.
     attach(model, tokenizer, {t: get_task(t).markers for t in TASKS}, TASKS, save_backbone=True)
     for p in model.parameters():
         if p.ndim > 1:
@@ -48,14 +48,14 @@ def vlm(tmp_path_factory):
 
 
 def on_files(argv, stdin, stdout, stderr):
-    """Runs in a process of its own: interact.py with these files."""
+    """Runs in its own process: interact.py with these files."""
     for number, name in enumerate((stdin, stdout, stderr)):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if number else 0)), number)
     _go(argv)
 
 
 def _go(argv):
-    # A process that was forked has closed its stdin.
+    # A forked process has closed its stdin.
     sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
     sys.argv = ["interact.py", *argv]
     torch.set_num_threads(1)
@@ -65,7 +65,7 @@ def _go(argv):
 
 
 def on_terminal(argv, slave):
-    """Runs in a process of its own: interact.py on a terminal, which sends it Ctrl-C as a signal."""
+    """Runs in its own process: interact.py on a terminal, which sends it Ctrl-C as a signal."""
     os.setsid()
     terminal = os.open(slave, os.O_RDWR)
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
@@ -86,7 +86,7 @@ def piped(folder, argv, *lines, binary=None):
 
 
 def lines_of(path):
-    """Lines that end at line breaks alone: a random model writes any character."""
+    """Lines that end only at line breaks: a random model writes any character."""
     return path.read_bytes().decode().split("\n")[:-1]
 
 
@@ -100,7 +100,7 @@ class Terminal:
         self.slave, self.screen = slave, ""
 
     def until(self, pattern, timeout=60):
-        """What is written up to a pattern; later calls go on behind it."""
+        """The output up to a pattern; later calls continue after it."""
         end = time.time() + timeout
         while not (found := re.search(pattern, self.screen)):
             if not select.select([self.master], [], [], max(0, end - time.time()))[0]:
@@ -114,7 +114,7 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def interrupt(self, prompt):
-        """Ctrl-C, typed again while nothing comes: what is typed before readline waits for the next key is lost."""
+        """Ctrl-C, typed again until there is a response: input before readline waits for the next key is lost."""
         for attempt in range(30):
             time.sleep(0.3)
             self.type("\x03")
@@ -125,7 +125,7 @@ class Terminal:
                     raise
 
     def ask(self, line, prompt=r"\n\w+> "):
-        """A line and what comes back up to the next prompt, the echo left out."""
+        """Send a line; returns the output up to the next prompt, without the echo."""
         self.type(line + "\n")
         return self.until(re.escape(line) + r"[\s\S]*?" + prompt).partition(f"{line}\n")[2].rpartition("\n")[0].strip()
 
@@ -143,7 +143,7 @@ class Terminal:
 
 
 def evaluated(vlm, task, folder, *more):
-    """What evaluate.py answers: [(source, output)]."""
+    """The answers of evaluate.py: [(source, output)]."""
     argv = ["--task", task, "--dataset_path", SAMPLES / f"{task}.json", "--model_checkpoint", vlm, *GREEDY,
             "--batch_size", 1, "--limit", 4, "--output_dir", folder, *more]  # fmt: skip
     result = run("evaluate", argv, folder, env=without_java())
@@ -226,7 +226,7 @@ def test_answers_join_the_history_and_a_long_one_is_cut_once_said(vlm, tmp_path)
     shown = [part.split("\nnote")[0] for part in err.split("of the answer:\n")[1:]]
     assert [part.count("<question>") for part in shown] == [1, 2, 2]
     assert "<document> The river is long." in shown[0] and "<bos_qa>   [type <document>]" in shown[0]
-    # The kept exchange is the last one, with the answer that was given.
+    # The kept exchange is the last one, with the answer as given.
     assert "<question> how long?" in shown[1] and f"<answer> {escape_controls(out[1])}" in shown[1]
     assert "how long?" not in shown[2] and "<question> and then?" in shown[2]
     assert f"<answer> {escape_controls(out[2])}" in shown[2]
@@ -256,13 +256,13 @@ def test_what_is_cut_is_said_once(vlm, tmp_path):
 
 def test_a_person_asks_changes_settings_and_leaves(vlm, tmp_path):
     argv = ["--model_checkpoint", vlm, "--task", "mt", *GREEDY]
-    # A terminal is shown control characters by their numbers.
+    # A terminal gets control characters escaped.
     expected = escape_controls(piped(tmp_path, argv, "A man is reading.")[0][0])
     with Terminal(argv) as t:
         start = t.until("mt> ")
         assert "mt: sentence -> its translation" in start and "for example: A man is reading a book" in start
         assert t.ask("A man is reading.") == expected
-        # Up: the line before.
+        # Up: the previous line.
         t.type("\x1b[A\n")
         assert expected in t.until(r"\nmt> ")
         assert "type an input, such as: A man is reading a book" in t.ask("")

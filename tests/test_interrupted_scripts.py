@@ -1,6 +1,6 @@
-"""Each training script, killed and then told to stop: resumed, it ends as a run that nothing disturbed.
+"""Each training script, killed and then told to stop: resumed, it ends like an undisturbed run.
 
-What the loop promises of every moment, file and number of processes is proven in test_train_resume.py, on train.py.
+The loop's promises for every moment, file and number of processes are tested in test_train_resume.py, on train.py.
 """
 
 import functools
@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from scripts import run, signal_at_save, small, start
 from training_runs import short_run, trained
 
-# What metrics.json says of a run that must not depend on interruptions.
+# The parts of metrics.json that must not depend on interruptions.
 NUMBERS = ("steps", "best_step", "best_metric", "valid_nll", "tokens", "history", "scores", "coverage")
 EACH_STEP = ("--save_steps", 1, "--keep_checkpoints", 2)
 
@@ -87,7 +87,7 @@ def test_a_script_killed_stopped_and_resumed_equals_one_never_disturbed(command,
 def assert_same_results(one, other, files):
     """All weights, logged numbers and the named files of two runs are the same, to the last bit."""
     weights = [path.relative_to(one) for path in one.rglob("*.safetensors")]
-    # What is kept of the step at which it was stopped takes the place of an older checkpoint.
+    # The checkpoint of the step at which it was stopped takes the place of an older one.
     replaced = [name for name in weights if not (other / name).exists()]
     assert weights and len(replaced) <= 1 and all("checkpoints" in name.parts for name in replaced)
     for name in set(weights) - set(replaced):

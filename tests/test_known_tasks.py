@@ -1,4 +1,4 @@
-"""A task that the toolkit knows goes in every script whose encoder can express it, with the same rows and scores.
+"""A task known to the toolkit works in every script whose encoder can express it, with the same rows and scores.
 
     python -m pytest -n 0 -q tests/test_known_tasks.py
 """
@@ -16,7 +16,7 @@ TINY = ["--model_checkpoint", "tiny-gpt2", "--fp32", "--n_epochs", "1", "--train
 
 
 def markers(name, path, split):
-    """(source, target, references) of a split as the encoder with markers takes it."""
+    """(source, target, references) of a split as the encoder with markers reads it."""
     one = task.get_task(name)
     records = one.records(path, split)
     return [(e.source, e.target.text, e.references) for at, record in records for e in one.examples(record, at)]
@@ -100,7 +100,7 @@ def test_data_that_are_not_there_are_asked_for():
 
 
 def test_names_with_a_dot_are_those_of_questions_alone():
-    """A task's own name becomes part of parameters' names, which torch allows no dot in."""
+    """A task's own name becomes part of parameter names, in which torch allows no dot."""
     for one in task.load_tasks().values():
         assert "." not in one.name
     for name in ("woz.en", "rnnlg.rest", "cl.agnews", "trace.fomc"):
@@ -132,7 +132,7 @@ def test_glue_trains_with_markers_alone_and_beside_a_generation_task(tmp_path):
     result = done(run("evaluate_vlm", ["--task", "all", "--no_sample", "--max_length", "3", "--model_checkpoint", both,
                                        *data, "--limit", "4", "--output_dir", tmp_path / "out"], log))  # fmt: skip
     assert "sst2            acc" in result.out and "rte             acc" in result.out
-    # A teacher's texts lie beside the data of this task alone.
+    # Only this task has a teacher's texts next to its data.
     folder = tmp_path / "GLUE"
     shutil.copytree(GLUE / "RTE", folder / "RTE")
     done(run("sentence_distiller", ["--task", "rte", "--no_sample", "--max_length", "2", "--model_checkpoint", alone,

@@ -51,7 +51,7 @@ def learner():
 
 
 class InOrder(LifelongBatches):
-    """Batches of rows in their order, the sizes given."""
+    """Batches of rows in their order, with the given sizes."""
 
     def plan(self, epoch=0):
         return Plan(np.arange(len(self.rows)), np.concatenate([[0], np.cumsum(self.sizes)]))
@@ -64,14 +64,14 @@ def batches(rows, sizes, lm=None, **how):
 
 
 def trainer(folder, held, rows, log, epochs, lr, lm=None):
-    """The toolkit's trainer with what the original's `log` was made with."""
+    """The toolkit's trainer with the settings of the original's `log`."""
     made = batches(rows, [entry["n"] for entry in log[: len(log) // epochs]], lm)
     annealing = Annealing.of(lr, len(rows), epochs, 0.005)
     run = build_trainer(
         held, made, folder, lr=lr, eps=1e-4, weight_decay=0.01, objective=WeightedLoss(), n_epochs=epochs, log_every=1,
         schedule=lambda plan: lambda step: annealing(made.seen(plan.micro_batches(step))),
     )  # fmt: skip
-    # The original decays all but biases, here norms are left out, too.
+    # The original decays everything but biases; here norms are not decayed either.
     decay, plain = run.optimizer.param_groups
     norms = [p for name, p in held.named_parameters() if ".ln_" in name and name.endswith("weight")]
     decay["params"] += norms
@@ -124,13 +124,13 @@ def test_gem(tmp_path):
             memory = batches(rows_of("data_gem", "sst")[:KEPT], [KEPT], weighted=False)
             run.callbacks.append(Projection(run.params, {"sst": memory_losses(held, memory)}))
 
-    # Rounding grows over 96 steps at a high rate.
+    # Rounding errors grow over 96 steps at a high rate.
     run = learn(tmp_path, "gem", "data_gem", 8, 1e-2, before=hold, bound=5e-4).run
     assert run.callbacks[0].projected > 0
 
 
 def test_mas_but_for_what_is_held(tmp_path):
-    """With the original's anchor, which stands at the first task's start."""
+    """With the original's anchor, which stays at the first task's start."""
     start = {name: p.detach().clone() for name, p in learner().named_parameters()}
 
     def hold(run, held, number):

@@ -1,4 +1,4 @@
-"""lifelong/batches.py: the original's batches where they are right, and what every batch promises."""
+"""lifelong/batches.py: the original's batches where they are right, and the guarantees of every batch."""
 
 from itertools import pairwise
 
@@ -30,7 +30,7 @@ def test_filled_as_in_the_original(number):
     case = golden["cases"][number]
     order = np.array(case["permutation"] or range(len(case["lengths"])))
     bounds = fill(np.array(case["lengths"])[order].tolist(), case["batch_size"], case["max_batch_size"])
-    # An over-long first sample has an empty batch before it there, which crashes.
+    # In the original an empty batch precedes an over-long first sample, which crashes.
     wanted = [b for b in case["batches"] if b]
     assert (len(wanted) < len(case["batches"])) == (number == 4)
     assert [order[a:b].tolist() for a, b in pairwise(bounds)] == wanted
@@ -57,7 +57,7 @@ def test_every_sample_comes_once_and_every_batch_fits(lengths, most, cap, epoch,
 
 
 def test_rows_hold_what_the_originals_hold():
-    """cqa and Y, gen_X and gen_Y, padded; our labels stand where they are, not where they are predicted."""
+    """cqa and Y, gen_X and gen_Y, padded; our labels are at their own positions, not where they are predicted."""
     out, items = values("dynamic_batches")["collate"]["out"], values("qadataset")["items"]["no_sep"]["rows"][:4]
 
     def padded(name):

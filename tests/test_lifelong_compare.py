@@ -67,7 +67,7 @@ def test_what_cannot_be_compared_is_one_message(case, directories, tmp_path, cap
 def test_only_what_was_asked_alike_is_compared(directories, tmp_path, capsys):
     asked, rows = dict(split="test", limit=None, ref1=False, decoding="greedy"), [[1.0, 2.0], [3.0, 4.0]]
     one, other = (written(tmp_path / name, rows, **asked) for name in ("one", "other"))
-    # A file from before this was written down is taken as it is.
+    # A file from before this was recorded is accepted as it is.
     argv = [str(one), str(other), str(directories[0]), "--output", str(tmp_path / "out.md")]
     assert compare.main(argv) in (None, 0)
     (tmp_path / "out.md").unlink()
@@ -103,11 +103,11 @@ def test_directories_that_differ_in_their_seed_alone_are_one_method(tmp_path, ca
     ends = "| small-er | 85.0 ± 7.1 | 80.0 ± 0.0 | 82.5 ± 3.5 | 0.0 ± 14.1 | – | 0.0 ± 14.1 |"
     assert rows == [f"{ends} 110 ± 14 | – | 3.0 ± 0.0 | 2 |",
                     "| small-er-1500-seed1 | 80.0 | 80.0 | 80.0 | −10.0 | – | 10.0 | – | 2000 | – | 1 |"]  # fmt: skip
-    # Of two tasks forgetting is one point: there is no line to draw.
+    # With two tasks forgetting is one point: there is no line to draw.
     assert not (tmp_path / "out_scaling.png").exists()
     for name in ("", "_curves", "_forgetting", "_cost"):
         assert (tmp_path / f"out{name}.png").stat().st_size > 5000
-    # The same seed twice is no second one.
+    # The same seed twice does not count as a second one.
     with pytest.raises(SystemExit) as stopped:
         compare.main([str(er[0]), str(recorded(tmp_path / "again", 1, list(first), flags)), "--output", str(output)])
     assert stopped.value.code == 2 and "seed 1 is there twice" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tasks one after another in an encoder-decoder: it answers, writes samples of its tasks, and keeps every strategy."""
+"""Tasks one after another in an encoder-decoder: it answers, generates samples of its tasks, supports each strategy."""
 
 import json
 
@@ -33,7 +33,7 @@ def trained(data, out, name, *more):
 
 @pytest.fixture(scope="module")
 def lamol(data, tmp_path_factory):
-    """A whole model, trained until it writes samples that can be used."""
+    """A whole model, trained until it generates usable samples."""
     out = tmp_path_factory.mktemp("lamol")
     argv = command(data, out, "lll", "--add_task_tokens", "--only_final", model="tiny-t5")
     argv[argv.index("--n_train_epochs") + 1] = "80"
@@ -96,7 +96,7 @@ def test_a_teachers_words_and_distributions_reach_it(data, tmp_path):
 
 
 def test_mas_looks_at_the_scores_behind_the_question(lamol):
-    """mean(softmax(scores of the decoder's token behind __ans__)²) / B, from the plain model."""
+    """mean(softmax(scores of the decoder's token after __ans__)²) / B, from the plain model."""
     from versatile.lifelong.importance import MAS, Importance
     from versatile.training.prompt_batches import left_padded
 

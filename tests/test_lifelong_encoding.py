@@ -1,4 +1,4 @@
-"""data/encoders/question_answer.py against the original's own rows, and where it differs from them on purpose."""
+"""data/encoders/question_answer.py against the original's own rows, and its intended differences from them."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""lifelong/gem.py: the original's projections, the conditions of the program; GEM's memory."""
+"""lifelong/gem.py: the original's projections, the optimality conditions of the program; GEM's memory."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""lifelong/importance.py: importance and penalty as in the original, but for the place that is held."""
+"""lifelong/importance.py: importance and penalty as in the original, except for the anchor."""
 
 import math
 
@@ -23,7 +23,7 @@ def case(mode):
 
 
 def batches(mode, found, task):
-    """A task's three batches as the toolkit has them."""
+    """A task's three batches in the toolkit's form."""
     for i in range(3):
         if mode == "mas":
             lengths = found[f"{task}/len_cq_{i}"].tolist()
@@ -34,7 +34,7 @@ def batches(mode, found, task):
 
 
 def answers(cqa, shifted):
-    """Input ids and labels that predict what `shifted` says: labels stand one place further."""
+    """Input ids and labels that predict `shifted`: labels are one position later."""
     ids = torch.cat([cqa, torch.full((len(cqa), 1), PAD)], 1)
     labels = torch.cat([torch.full((len(cqa), 1), -100), shifted.masked_fill(shifted == FILL, -100)], 1)
     return dict(input_ids=ids, labels=labels, attention_mask=torch.ones_like(ids))
@@ -86,7 +86,7 @@ def step(learner, optimizer, batch):
 
 
 def tasks(count):
-    """A model, and a batch list for each of so many tasks."""
+    """A model, and a batch list for each of this many tasks."""
     learner = case("ewc")[0]
     return learner, [
         [LifelongBatches(random_rows(3, seed), Objective(None), PAD, 32, 1e9, 9).batch(0, 0)[0]]

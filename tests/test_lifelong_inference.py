@@ -1,4 +1,4 @@
-"""evaluate_lifelong.py --infer_task: scores with the task of a question known and inferred, side by side."""
+"""evaluate_lifelong.py --infer_task: scores with a question's task known and inferred, side by side."""
 
 import json
 
@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """Adapters of their own, trained to write their tasks' samples."""
+    """Separate adapters, trained to generate their tasks' samples."""
     out = tmp_path_factory.mktemp("run")
     argv = command(data, out, "lll", "--adapter_bottleneck", 8, "--own_adapters", "--only_final", "--real_sample")
     argv[argv.index("--n_train_epochs") + 1] = "20"
@@ -91,7 +91,7 @@ def test_both_scores_stand_side_by_side(name, run, data, tmp_path, capsys):
     found = json.loads((tmp_path / "matrix.json").read_text())
     inferred = found["inferred"]
     assert inferred["by"] == name and inferred["accuracy"]["mean"]["rows"][1] == [100, 100]
-    # After the first task there is only one to choose.
+    # After the first task there is only one to choose from.
     assert inferred["accuracy"]["mean"]["rows"][0] == [100, 0]
     assert inferred["mean"]["rows"][1] == found["mean"]["rows"][1]
     text = (tmp_path / "matrix.md").read_text()
@@ -135,7 +135,7 @@ def test_where_all_tasks_share_the_model_the_scores_are_the_same(name, data, tmp
     evaluate_lifelong.main(["--model_dirs", str(tmp_path / "run"), "--fp32", "--infer_task", name])
     found = json.loads((tmp_path / "run" / "matrix.json").read_text())
     assert found["inferred"]["mean"]["rows"] == found["mean"]["rows"]
-    # Questions without a word in common are told apart by what they say, but not by a model that treats them alike.
+    # Questions without a common word are distinguishable by content, but not to a model that treats them alike.
     right = found["inferred"]["accuracy"]["mean"]["rows"][1]
     assert right == ([100, 100] if name == "embedding" else [None, None])
     assert not [*(tmp_path / "run").rglob("qa_*_inferred.csv")]

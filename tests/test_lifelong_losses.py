@@ -1,4 +1,4 @@
-"""lifelong/losses.py: values and gradients of the original, and what is made otherwise on purpose."""
+"""lifelong/losses.py: the original's values and gradients, and the intended differences."""
 
 import math
 
@@ -54,13 +54,13 @@ def test_tokens_beyond_the_teachers_vocabulary_have_no_probability():
     total, wanted = learn(student, batch, loss), 0.0
     for part, labels, scale in (("qa", found["Y"], 1.0), ("lm", found["gen_Y"], 0.25)):
         ours = F.log_softmax(found[f"student_{part}_logits"] / 2, dim=-1)
-        # Its start token 303 is what the student calls 305; the original compares them by number.
+        # The teacher's start token 303 is the student's 305; the original compares them by number.
         ours = ours[..., [*range(303), 305]]
         theirs = F.log_softmax(found[f"teacher_{part}_logits"] / 2, dim=-1)
         kl = (theirs.exp() * (theirs - ours)).sum(-1)
         wanted += scale * 4 * kl[labels != -1].mean()
     same(total, wanted)
-    # The original's repeats the last one.
+    # The original repeats the last one instead.
     assert abs(total.item() - settings["qa_loss"] - settings["lm_loss"]) > 1e-4
 
 
@@ -79,7 +79,7 @@ def test_a_batch_of_replayed_samples_alone_is_plain_cross_entropy():
 
 @pytest.mark.parametrize("distil", [False, True])
 def test_one_pass_is_two_passes(distil):
-    """Both objectives' rows in one batch give the sum of a batch for each."""
+    """Both objectives' rows in one batch give the sum of one batch per objective."""
     student, loss, batch, found, _ = case("kd_mixed", distil=distil)
     total, whole = learn(student, batch, loss).item(), gradients(student)
     made = rows(found["gen_X"], found["gen_Y"], found["Y"], found["is_extra"])
@@ -168,13 +168,13 @@ def test_weights_of_a_mean_are_1_in_sum():
 
 @pytest.mark.parametrize("adapters", [None, {"all": 4}])
 def test_a_student_like_its_teacher_has_nothing_to_learn(adapters):
-    """Attached models, frozen backbone or not; the teacher's tokens stand in another order, and it has one less."""
+    """Attached models, with the backbone frozen or not; the teacher's tokens are in another order, with one fewer."""
     made = []
     for names in (special_tokens(["a", "b"], True), [*special_tokens(["b"], True)][::-1]):
         backbone, words = backbones.load("tiny-gpt2", random_init=1)
         made.append((attach(backbone, words, {"all": names}, adapters).eval(), words))
     (student, ours), (teacher, theirs) = made
-    # The same model under other ids.
+    # The same model with other ids.
     tables = [m.get_input_embeddings() for m in (student, teacher)]
     tables = [t.rows.tasks["all"] if adapters else t.weight for t in tables]
     first = student.info.first + 1 if adapters else 0
@@ -190,6 +190,6 @@ def test_a_student_like_its_teacher_has_nothing_to_learn(adapters):
     row = Row(torch.tensor([5, 6, ans, 7, 8]).numpy(), 3, 9, start, "b")
     batches = LifelongBatches([row, row], Objective(0.25, {ans: 5.0}, True), ours.pad_token_id, 64, 1e9, 9)
     total = learn(student, batches.batch(0, 0)[0], loss)
-    # What little the student gives to __a__ and <pad>.
+    # The little that the student gives to __a__ and <pad>.
     assert 0 <= total < 0.05
     assert all(g.isfinite().all() for g in gradients(student).values())

@@ -1,4 +1,4 @@
-"""lifelong/memory.py and what ER, A-GEM and DER++ do with it: what is kept, what a step sees of it."""
+"""lifelong/memory.py and its use in ER, A-GEM and DER++: what is kept, and what a step sees of it."""
 
 import argparse
 from argparse import Namespace
@@ -19,7 +19,7 @@ from versatile.utils.errors import UserError
 
 
 def test_a_reservoir_keeps_every_sample_with_the_same_chance():
-    """Over 3,000 seeds each of 30 samples of three tasks is kept as often, and each pair of tasks as evenly."""
+    """Over 3,000 seeds each of 30 samples of three tasks is kept equally often."""
     runs, size, sizes = 3000, 6, {"a": 12, "b": 5, "c": 13}
     counts, total = np.zeros(30), sum(sizes.values())
     starts = dict(zip(sizes, (0, 12, 17)))
@@ -31,7 +31,7 @@ def test_a_reservoir_keeps_every_sample_with_the_same_chance():
         for task, indices in memory.kept.items():
             counts[starts[task] + indices] += 1
     expected = runs * size / total
-    # The statistic of 30 cells is 29 on average; beyond 60 one in a thousand would be.
+    # The statistic of 30 cells is 29 on average; it exceeds 60 once in a thousand times.
     assert ((counts - expected) ** 2 / expected).sum() < 60
 
 
@@ -79,7 +79,7 @@ def test_what_is_no_size_is_refused():
 
 
 def strategy(name, **settings):
-    """One whose memory holds 8 random rows."""
+    """A strategy whose memory holds 8 random rows."""
     known = dict(memory_policy=None, memory_size=8, memory_batch_size=None, seed=3, replay=None, max_norm=1.0,
                  derpp_top_k=4, derpp_alpha=0.5, derpp_beta=0.5)  # fmt: skip
     rows = random_rows(8, 1, extra=range(8))

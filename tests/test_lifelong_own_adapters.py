@@ -1,4 +1,4 @@
-"""--own_adapters: each task of a sequence has an adapter of its own, beside special tokens' rows that all share."""
+"""--own_adapters: each task of a sequence has its own adapter, next to shared rows of special tokens."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ import train_lifelong
 
 SCRIPT, ROWS = "train_lifelong", "rows.lifelong"
 OWN = ("--adapter_bottleneck", 4, "--own_adapters")
-# A dot in a task's name is none in its adapter's.
+# A dot in a task's name does not appear in its adapter's.
 TASKS_LEARNT, NAMES = ("ag", "rnnlg.tv", "sst"), ("ag", "rnnlg_tv", "sst")
 MODES = {
     "finetune": ("--save_steps", 1), "lll": ("--real_sample",), "multitask": (), "multilm": ("--add_task_tokens",),
@@ -44,7 +44,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def learnt(data, tmp_path_factory):
-    """Called with a mode, and more flags: the directory of that run, which is run once, in this process."""
+    """Called with a mode and further flags: the directory of that run, which is made once, in this process."""
     made, folder = {}, tmp_path_factory.mktemp("runs")
 
     def of(mode, *more):
@@ -65,18 +65,18 @@ def state(folder):
 
 
 def task_of(key):
-    """The task that a key of such a file belongs to."""
+    """The task to which a key of such a file belongs."""
     return key.split(".")[2 if key.startswith("blocks.") else 1]
 
 
 def moved(one, other):
-    """What of two models is not the same, bit for bit: "rows", and names of adapters."""
+    """The parts of two models that differ in any bit: "rows", and names of adapters."""
     parts = {task_of(key) for key in different(tensors(one), tensors(other))}
     return sorted("rows" if part == "lifelong" else part for part in parts)
 
 
 def start(data, out, mode, *more):
-    """A model of these flags before it has learnt anything: (flags, `LifelongModel`)."""
+    """A model with these flags before any learning: (flags, `LifelongModel`)."""
     args = train_lifelong.parser().parse_args(arguments(data, out, mode, *more))
     return args, learning.load_model(args)
 
@@ -91,7 +91,7 @@ def test_learning_a_task_moves_its_adapter_and_the_shared_rows_alone(more, learn
     checkpoint.save(learner.model, learner.tokenizer, tmp_path / "start")
     models = [tmp_path / "start", *(out / task for task in TASKS_LEARNT)]
     for i, (before, after) in enumerate(itertools.pairwise(models)):
-        # With "previous" those behind are made the same as this one.
+        # With "previous" the later ones are initialised from this one.
         assert moved(before, after) == sorted(["rows", *(NAMES[i:] if more else NAMES[i : i + 1])])
     for i, task in enumerate(TASKS_LEARNT[:-1]):
         found = state(out / task)
@@ -161,7 +161,7 @@ def test_a_batch_that_mixes_tasks_is_its_tasks_one_by_one(weighted, data, tmp_pa
     made = work.make_batches(rows, Objective(0.25), weighted=weighted)
 
     def gradients(share):
-        """Of a share of the rows, with the weights that they have among all of them; and the ids of their tasks."""
+        """Gradients from a share of the rows, weighted as among all of them; and the ids of their tasks."""
         batch, divisor = made.collate(rows, share)
         model.zero_grad()
         cross_entropy(model, batch, divisor).backward()
@@ -186,7 +186,7 @@ def test_a_batch_that_mixes_tasks_is_its_tasks_one_by_one(weighted, data, tmp_pa
 
 @pytest.mark.parametrize("model", ["tiny-gpt2", "tiny-llama"])
 def test_a_model_read_back_answers_as_it_did_and_is_saved_as_it_was(model, data, tmp_path):
-    """Tables of no rows survive it, beside a tied head and an untied one."""
+    """Empty tables survive it, next to a tied head and an untied one."""
     _, learner = start(data, tmp_path, "finetune", "--model_name", model)
     checkpoint.save(learner.model, learner.tokenizer, tmp_path / "one")
     assert {
@@ -234,7 +234,7 @@ def test_directories_of_their_own_and_old_ones_as_they_were(learnt):
     ("gem", (), ("ag/memory.json", "rnnlg.tv/checkpoints/step_*4")),
 ])  # fmt: skip
 def test_killed_and_resumed_is_the_uninterrupted_run(mode, more, kills, data, tmp_path):
-    # In a process like those that are killed: with as many threads, numbers are added up in the same order.
+    # In a process like those that are killed: with the same number of threads, sums have the same order.
     whole, out = tmp_path / "whole", tmp_path / "run"
     trained(arguments(data, whole, mode, *more), tmp_path / "whole.log", SCRIPT)
     struck = killed_and_resumed(arguments(data, out, mode, *more), out, tmp_path / "log",
@@ -259,7 +259,7 @@ def test_two_processes_learn_what_one_does(mode, data, tmp_path):
 
 
 def test_other_scripts_are_not_misled(learnt, tmp_path):
-    """Tasks of a sequence are no tasks of theirs."""
+    """Tasks of a sequence are not among their tasks."""
     held = learnt("finetune") / "sst"
     mixed = dict(model_checkpoint=held, output_dir=tmp_path / "out")
     flags = [word for name, value in mixed.items() for word in (f"--{name}", value)]
@@ -277,7 +277,7 @@ def test_other_scripts_are_not_misled(learnt, tmp_path):
 
 
 def test_samples_are_generated_and_taught_through_the_right_adapters(data, tmp_path, monkeypatch):
-    """A teacher is one whether its only task has its own adapter or shares it."""
+    """A model is accepted as a teacher whether its only task has its own adapter or shares it."""
     tasks = dict(tasks=("ag", "sst"))
     common = ("--add_task_tokens", "--n_train_epochs", 1)
     folder = tmp_path / "teachers"
@@ -316,7 +316,7 @@ def test_teachers_that_are_trained_are_those_of_a_shared_adapter(data, tmp_path)
         manifest = checkpoint.peek(folder / task)
         assert manifest.methods == {"lifelong": dict(method="bottleneck", adapter_bottleneck=4)}
         assert manifest.encoder == "question_answer"
-    # The shared rows, two tables of no rows, and the parts of two adapters in each of two blocks.
+    # The shared rows, two empty tables, and the parts of two adapters in each of two blocks.
     assert len(state(tmp_path / "run" / "rnnlg.tv")) == 1 + 2 + 2 * 2 * 6
 
 
@@ -326,7 +326,7 @@ def test_teachers_that_are_trained_are_those_of_a_shared_adapter(data, tmp_path)
 def test_every_question_goes_through_its_tasks_adapter(learnt, data):
     answerer = Predictor.load(learnt("finetune") / "ag", torch.device("cpu"), torch.float32, 48)
     model, eos = answerer.model, answerer.encoder.eos
-    # So that no two adapters answer alike.
+    # So that no two adapters give the same answers.
     torch.manual_seed(0)
     for own in routing.owners(model.requires_grad_(True), TASKS_LEARNT).values():
         for p in own:
@@ -362,7 +362,7 @@ def test_the_matrix_is_told_from_the_run_alone(learnt, data):
 
 @pytest.mark.slow
 def test_a_task_is_kept_whose_adapter_is_its_own(tmp_path):
-    """The shared rows move, so something is forgotten; far less than where the adapter is shared, too."""
+    """The shared rows move, so there is some forgetting, but far less than with a shared adapter."""
     folder = write(tmp_path / "data", train=40, test=8)
     forgotten = {}
     for name, more in (("shared", ()), ("own", ("--own_adapters",))):

@@ -1,4 +1,4 @@
-"""lifelong/replay.py: what is drawn, from what it depends, what is refused, what is written."""
+"""lifelong/replay.py: what is drawn and on what it depends, what is refused, what is written."""
 
 import json
 
@@ -39,7 +39,7 @@ def encoder(tokenizer):
 
 
 def test_top_k_is_the_originals():
-    """Scores that tie with the k-th are all kept. Its top-p is ignored, ours is transformers' own."""
+    """All scores tied with the k-th are kept. Its top-p is ignored; ours is transformers'."""
     found = tensors("top_k")
     for k in (1, 5, 20, 100):
         assert torch.equal(TopKLogitsWarper(k)(None, found["logits"]), found[f"top{k}"])

@@ -1,4 +1,4 @@
-"""The small samples of lifelong tasks in data/samples/lifelong: written by their generator, apart in their splits."""
+"""Small samples of lifelong tasks in data/samples/lifelong: as their generator writes them, with disjoint splits."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""data.question_scores, lifelong.sql and lifelong.matrix: every score, and what a sequence of tasks leaves behind.
+"""data.question_scores, lifelong.sql and lifelong.matrix: every score, and the results of a sequence of tasks.
 
 python -m pytest tests/test_lifelong_scores.py
 """
@@ -64,7 +64,7 @@ def test_dialogues_score_as_in_the_original():
     for seed in (None, 1, 2):
         if seed:
             random.Random(seed).shuffle(order)
-        # The true answers come in the order of the ids, the samples in any.
+        # The true answers are in the order of the ids, the samples in any order.
         asked = samples([[turns[at][1]] for at in order], order)
         got = scores.score(tasks.get_task("woz.en"), [answers[at] for at in order], asked, turns)
         assert values(got) == pytest.approx(THEIRS["compute_metrics_dialogue"], abs=1e-9)
@@ -85,7 +85,7 @@ def test_bleu_is_the_originals():
     assert values(scores.score(tasks.get_task("iwslt.en.de"), answers, samples(groups)))["bleu"] == got.value
 
 
-# Upper-case WHERE loses its conditions in the original; text without SELECT is a query of its there.
+# Upper-case WHERE loses its conditions in the original, and text without SELECT counts as a query there.
 FAULTS = {"SELECT Nationality FROM table WHERE Player = terrence ross": (2, 0, ((0, 0, "terrenceross"),)),
           "nonsense output": None, "": None}  # fmt: skip
 
@@ -124,7 +124,7 @@ def test_no_answer_is_right_where_there_is_none():
 
 def test_empty_true_answers_make_empty_answers_unanswerable():
     got = values(scores.corpus_f1(["", "Unanswerable.", "a cat", "", "dog"], [[""], [""], ["cat"], ["dog"], [""]]))
-    # Two of five are answered, one of them right; two can be.
+    # Two of five are answered, one of them correctly; two are answerable.
     assert got == {"precision": 50, "recall": 50, "corpus_f1": 50}
     nothing = values(scores.corpus_f1(["unanswerable"], [["unanswerable"]]))
     assert nothing == {"precision": 0, "recall": 0, "corpus_f1": 0}

@@ -1,4 +1,4 @@
-"""lifelong/strategies: what every strategy declares, what is refused, and what a stage's state file is met with."""
+"""lifelong/strategies: what every strategy declares, what is refused, and checks of a stage's state file."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ def test_every_published_strategy_stands_in_help_with_its_formula_or_paper(capsy
 
 
 def test_a_new_strategy_is_one_file(tmp_path, monkeypatch):
-    """It is found where it lies; its flags and its directory follow."""
+    """It is found in its folder; its flags and its directory name follow."""
     (tmp_path / "keep_all.py").write_text(
         "from versatile.lifelong.strategies.base import Strategy\n"
         "class KeepAll(Strategy):\n"
@@ -62,7 +62,7 @@ def test_a_new_strategy_is_one_file(tmp_path, monkeypatch):
 
 
 def test_a_strategys_modules_are_read_without_torch():
-    """`--help` is quick because of it."""
+    """This keeps `--help` fast."""
     import subprocess
 
     code = "import sys; from versatile.lifelong import strategies; sys.exit('torch' in sys.modules)"
@@ -90,7 +90,7 @@ def test_flags_that_a_strategy_does_not_use_are_refused(more, found):
 
 
 def test_settings_of_the_originals_scripts_are_passed_to_every_strategy():
-    """Beside those that have no effect there."""
+    """In addition to those that have no effect there."""
     args = flags_of("--seq_train_type", "er", "--qp_margin", 0.3, "--reg_lambda", 5, "--top_p_lm", 0.5)
     strategies.get_strategy(args).check(args)
 
@@ -138,7 +138,7 @@ def data(tmp_path_factory):
 
 
 def half_trained(data, out, name, monkeypatch):
-    """The flags of a sequence that stopped when its first task had been trained."""
+    """The flags of a sequence that stopped after training its first task."""
     from versatile.lifelong import learning
 
     argv = command(data, out, name, "--n_train_epochs", 1, "--only_final", "--adapter_bottleneck", 2)
@@ -202,7 +202,7 @@ def test_a_state_file_that_is_missing_or_damaged_is_one_message(name, data, tmp_
 
 
 def test_what_a_stage_leaves_for_the_next_is_counted(data, tmp_path):
-    """Its trained weights, a strategy's state, and of samples their texts; a teacher is named."""
+    """Its trained weights, a strategy's state, and the texts of samples; a teacher is referred to by name."""
     adapter = ("--adapter_bottleneck", 4, "--n_train_epochs", 1)
     reports, sizes = {}, {}
     for name, more in (("er", ("--memory_size", 3)), ("ewc", ()), ("lll", ("--distil", "--train_teachers"))):
@@ -215,7 +215,7 @@ def test_what_a_stage_leaves_for_the_next_is_counted(data, tmp_path):
     texts = sum(len(samples[i].context + samples[i].question + samples[i].answers[0]) for i in kept)
     state = (tmp_path / "er/ag/memory.json").stat().st_size
     assert len(kept) == 3 and reports["er"][0]["stored_bytes"] == sizes["er"][0] + state + texts
-    # Importances are gone when the sequence is done, but they were there.
+    # Importances are removed when the sequence is done, but they were there.
     first, last = reports["ewc"]
     assert first["stored_bytes"] > 2 * sizes["ewc"][0] and last["stored_bytes"] == sizes["ewc"][1]
     (teacher,) = reports["lll"][1]["teachers"]

@@ -1,4 +1,4 @@
-"""What tasks keep for themselves: O-LoRA's subspaces, isolated adapters, progressive prompts."""
+"""Parameters that belong to single tasks: O-LoRA's subspaces, isolated adapters, progressive prompts."""
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def test_olora_trains_a_tasks_own_subspace_alone_and_the_shared_rows_at_first(ru
                 continue
             old, new = (s[key] if key.endswith(".A") else s[key].T for s in (before, after))
             moved = (old != new).any(1)
-            # Weight decay of 0.5 moves nothing of the others either.
+            # A weight decay of 0.5 does not move the others either.
             assert moved[own].all() and int(moved.sum()) == RANK
 
 
@@ -120,7 +120,7 @@ def test_olora_adds_all_tasks_updates_up_whatever_task_a_row_is_of(run):
 
 
 def scores(folder, task):
-    """What a model says of a task's questions, with the task known: texts and their log-probabilities."""
+    """A model's answers to a task's questions, with the task known: texts and their log-probabilities."""
     predictor = Predictor.load(folder, torch.device("cpu"), torch.float32, 48)
     texts, pairs = answer(predictor, questions(task, 3), task=task)
     return texts, log_probabilities(predictor, pairs, task=task)
@@ -143,12 +143,12 @@ def test_a_task_moves_its_own_adapter_alone(name, run):
 
 
 def test_isolated_implies_adapters_of_their_own_and_is_evaluated_before_the_last_is_trained(run):
-    """LoRA's of a task not trained yet changes nothing; it is no damaged file."""
+    """The LoRA of a task not trained yet changes nothing; this is not a damaged file."""
     import json
 
     out = run("isolated")
     assert json.loads((out / "run.json").read_text())["flags"]["own_adapters"] == "fresh"
-    # Where it would lie without --output_dir is told from the flags as typed.
+    # Its default location without --output_dir is derived from the flags as typed.
     typed = train_lifelong.parser().parse_args(list(map(str, flags("d", "m", "isolated"))))
     assert sequence.directory(typed).name.endswith("_seed_42_own") and not typed.own_adapters
     evaluate_lifelong.main(["--model_dirs", str(out), "--fp32"])
@@ -172,6 +172,6 @@ def test_progressive_prompts_are_one_prompt_behind_the_other(run, data, tmp_path
             alone = single.eval()(input_ids=ids, task_ids=torch.full((2,), single.task_id(task))).logits
         columns = min(chained.shape[-1], alone.shape[-1]) - 10
         torch.testing.assert_close(chained[..., :columns], alone[..., :columns], atol=1e-5, rtol=1e-4)
-        # A batch that mixes tasks is its tasks one by one.
+        # A batch that mixes tasks equals its tasks one by one.
         mixed = model(input_ids=ids, task_ids=torch.tensor([model.task_id("ag"), model.task_id(task)])).logits
         torch.testing.assert_close(mixed[1], chained[1], atol=1e-5, rtol=1e-4)

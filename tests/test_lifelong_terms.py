@@ -1,4 +1,4 @@
-"""What LwF and DER++ add to a batch's loss, against plain computations from the scores of whole sequences."""
+"""The terms that LwF and DER++ add to a batch's loss, against plain computations from scores of whole sequences."""
 
 from argparse import Namespace
 from dataclasses import replace
@@ -20,7 +20,7 @@ def student():
 
 
 def moved(of, scale=0.1):
-    """A copy whose weights are others."""
+    """A copy with different weights."""
     other = copy_model(of)
     torch.manual_seed(1)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The parts of lifelong/ in the toolkit's training loop: resumed is uninterrupted, parts of batches are batches."""
+"""Parts of lifelong/ in the toolkit's training loop: resumed equals uninterrupted, parts of batches equal batches."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def kept():
 
 
 def trainer(folder, mode="lll", epochs=EPOCHS, dropout=0.1, most=None, whole=True, **settings):
-    """A trainer of the second task; the first one's rows are held by what `mode` holds them with."""
+    """A trainer of the second task; the first one's rows are protected by the strategy of `mode`."""
     learner, teacher = model(tensors("model_student304")), None
     for module in learner.modules():
         if isinstance(module, torch.nn.Dropout):

@@ -1,4 +1,4 @@
-"""Every strategy against forgetting with every way of adapting: it trains both tasks, or says why it does not.
+"""Every strategy against forgetting with every adaptation method: it trains both tasks, or says why it does not.
 
     python -m pytest tests/test_lifelong_walk.py            a third of the cells, and every strategy stopped and resumed
     python -m pytest tests/test_lifelong_walk.py -m slow    the others
@@ -21,16 +21,16 @@ import train_lifelong
 METHODS = {"full": (), "bottleneck": ("--adapter_bottleneck", 2), "lora": ("--method", "lora", "--lora_rank", 2),
            "prefix": ("--method", "prefix", "--prefix_length", 2),
            "prompt": ("--method", "prompt", "--prompt_length", 2)}  # fmt: skip
-# Why a strategy does not go with a method, in its own words.
+# Why a strategy does not work with a method, in its own words.
 REFUSED = {
     ("isolated", "full"): "does not go with training the whole model: there is nothing of a task's own",
     **dict.fromkeys([("olora", method) for method in METHODS if method != "lora"], "those of LoRA's matrices"),
     **dict.fromkeys([("progprompt", method) for method in ("full", "bottleneck", "lora")], "a prompt per task"),
 }
-# Flags that let a strategy act in a run of a few steps.
+# Flags that make a strategy take effect in a run of a few steps.
 FLAGS = {"ewc": ("--reg_lambda", 1000), "mas": ("--reg_lambda", 1e8), "lll": ("--real_sample",),
          "er": ("--memory_size", 4), "agem": ("--memory_size", 4), "derpp": ("--memory_size", 4)}  # fmt: skip
-# The method that a strategy is stopped and resumed with.
+# The method with which a strategy is stopped and resumed.
 RESUMED = {"olora": "lora", "progprompt": "prompt"}
 
 
@@ -46,7 +46,7 @@ def flags(data, out, name, method):
 
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory):
-    """Called with a strategy and a method: the directory of its uninterrupted run, which is run once."""
+    """Called with a strategy and a method: the directory of its uninterrupted run, which is made once."""
     directories, folder = {}, tmp_path_factory.mktemp("runs")
 
     def of(name, method):

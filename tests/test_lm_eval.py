@@ -24,14 +24,14 @@ harness = pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip i
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """An adapter that changes what its backbone says."""
+    """An adapter that changes its backbone's outputs."""
     folder = tmp_path_factory.mktemp("run") / "nlg"
     versatile.train(dict(TRAINED["train"], output_dir=folder, lr=1.0, max_steps=5, n_epochs=5))
     return folder
 
 
 def test_a_run_and_its_backbone_are_compared_without_a_network(run, tmp_path):
-    # From the checkout, where a script has the name of a library that the harness uses.
+    # From the checkout, where a script has the same name as a library of the harness.
     words = ["--model_checkpoint", run, "--tasks", TASK, "--output_dir", tmp_path]
     done = subprocess.run([sys.executable, "-m", "versatile.lm_eval", *map(str, words)], cwd=ROOT, capture_output=True,
                           text=True, timeout=300)  # fmt: skip

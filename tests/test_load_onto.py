@@ -19,7 +19,7 @@ NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 
 
 def made(name="tiny-gpt2", seed=0, random_init=False, **bottlenecks):
-    """An attached model, every trained weight of it away from its start."""
+    """An attached model with every trained weight away from its initial value."""
     model, tokenizer = backbones.load(name, random_init=random_init)
     torch.manual_seed(seed)
     attach(model, tokenizer, {task: get_task(task).markers for task in bottlenecks}, bottlenecks)
@@ -109,7 +109,7 @@ def test_a_model_ready_for_inference_stays_frozen_and_one_in_training_trains_all
 
 
 def fingerprints(model, tokenizer):
-    """All that loading could change."""
+    """Everything that loading could change."""
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     return state, repr(model.info), list(model.router.tasks), model.config.vocab_size, tokenizer.get_vocab()
 

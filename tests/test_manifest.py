@@ -1,4 +1,4 @@
-"""One manifest, whatever trained a model, and one probe that reads it.
+"""One manifest, whichever script trained a model, and one probe that reads it.
 
     python -m pytest tests/test_manifest.py
 """
@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 SAVED = ROOT / "tests" / "saved"
 HEAD = {"library_name", "format", "encoder", "mode", "tasks", "methods", "model_type", "base_model_name_or_path",
         "base_model_fingerprint", "checksum"}  # fmt: skip
-# Of older directories: what the probe has to say (encoder, mode, tasks, methods).
+# For older directories: the probe's expected result (encoder, mode, tasks, methods).
 OLDER = {
     "adapter_gpt2_mt": ("markers", "adapter", ("mt",), {"bottleneck"}),
     "adapter_gpt2_dialogue": ("markers", "adapter", ("dialogue",), {"bottleneck"}),
@@ -136,7 +136,7 @@ def test_weights_of_another_saving_are_noticed(kind, saved, tmp_path):
 
 @pytest.mark.parametrize("kind, auto", [("full", AutoModelForCausalLM), ("t5_full", AutoModelForSeq2SeqLM)])
 def test_a_fine_tuned_model_stays_an_ordinary_transformers_directory(kind, auto, saved):
-    # Also where peft is installed, which transformers would hand any adapter_config.json beside the model.
+    # Even where peft is installed, to which transformers would pass any adapter_config.json next to the model.
     plain, (model, _) = auto.from_pretrained(saved[kind]).eval(), KINDS[kind][1](saved[kind])
     ids = torch.arange(5)[None]
     more = dict(decoder_input_ids=ids) if kind == "t5_full" else {}

@@ -1,4 +1,4 @@
-"""combine_all.py --merge: several adapters as one, by peft's functions of tensors; clear errors.
+"""combine_all.py --merge: several adapters merged into one, by peft's tensor functions; clear errors.
 
     python -m pytest tests/test_merging.py
 """
@@ -25,7 +25,7 @@ METHODS = {"bottleneck": 4, "lora": dict(method="lora", lora_rank=3), "ia3": "ia
 
 
 def trained(folder, tasks, seed, backbone="tiny-gpt2"):
-    """A directory as training leaves it: what is trained of the tasks is random."""
+    """A directory as training leaves it; the tasks' trained weights are random."""
     model, tokenizer = backbones.load(backbone)
     attach(model, tokenizer, {task: get_task(task).markers for task in tasks}, tasks)
     noise = torch.Generator().manual_seed(seed)
@@ -37,7 +37,7 @@ def trained(folder, tasks, seed, backbone="tiny-gpt2"):
 
 @pytest.fixture(scope="module", params=METHODS)
 def runs(request, tmp_path_factory):
-    """(kind of adapter, three directories that were trained for one task)."""
+    """(kind of adapter, three directories trained for one task)."""
     folder = tmp_path_factory.mktemp(request.param)
     return request.param, [trained(folder / str(seed), {"nlg": METHODS[request.param]}, seed) for seed in range(3)]
 

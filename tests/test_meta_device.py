@@ -41,7 +41,7 @@ TASKS = ("nlg", "mt", "qa")
 
 @pytest.fixture(autouse=True)
 def cuda_like(monkeypatch):
-    """Autocast and fused optimizers know no meta device; decoding ends by its length, as the device's answers are 0."""
+    """Autocast and fused optimizers do not support the meta device; decoding ends by length, as answers are 0."""
     enabled, dtype, context = torch.is_autocast_enabled, torch.get_autocast_dtype, torch.autocast
     meta = DEVICE.type
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cuda": kind != meta and enabled(kind))
@@ -74,14 +74,14 @@ def prepared(model):
 
 
 def batch(model, **options):
-    """Rows of all tasks, as the training batches make them: on the CPU."""
+    """Rows of all tasks in the form of training batches: on the CPU."""
     rows = test_methods.batch(model, tasks=range(len(TASKS)), **options)
     positions = torch.arange(rows["input_ids"].shape[1]).expand_as(rows["input_ids"]).contiguous()
     return rows | dict(token_type_ids=rows["input_ids"], position_ids=positions)
 
 
 def training_step(model, objective, *micro_batches):
-    """Optimizer steps of the training loop on these micro-batches; the host reads once, where the curve has a point."""
+    """Optimizer steps of the training loop on these micro-batches; the host reads once, at the curve's point."""
     batches = Epoch(*micro_batches)
     trainer = build_trainer(model, batches, Path(tempfile.mkdtemp()), objective=objective, n_epochs=3,
                             gradient_accumulation_steps=len(micro_batches))  # fmt: skip
@@ -109,7 +109,7 @@ class Epoch:
         return self.batches[step], 5
 
 
-# ---- the mode finds what it is for
+# ---- the mode detects what it should
 
 
 def use_cpu_index(x):
@@ -226,10 +226,10 @@ def test_a_training_step_validation_and_decoding(method, backbone):
         assert rules.reads == before + 1
         reads = decode_on_device(model, tokenizer, rules)
     if model.config.is_encoder_decoder:
-        # One for each token, which ends it; a constant number of the library's own beforehand; one for the outputs.
+        # One per token, to see whether decoding ends; a constant number of the library's before; one for the outputs.
         assert LONGEST < reads <= LONGEST + BEFORE_DECODING
     else:
-        # One for each token: which token, and with it which rows have ended.
+        # One for each token: which token, and thereby which rows have ended.
         assert reads == LONGEST
 
 
@@ -321,7 +321,7 @@ def test_autocast_on_a_gpu_has_the_dtype_of_the_flags(dtype, monkeypatch):
 def test_a_step_that_overflows_in_fp16_is_left_out_and_the_loss_scaled_less(tmp_path, monkeypatch):
     monkeypatch.setattr(idist, "device", lambda: torch.device("cpu"))
     rows = test_training.Rows(4)
-    # The loss still is a number; its gradient, scaled by 65536, is none of fp16.
+    # The loss is still finite; its gradient, scaled by 65536, overflows fp16.
     rows.y[:2] = 100
     held = test_training.trainer(tmp_path, batches=rows, max_steps=1, dtype=torch.float16)
     before = held.model.weight.clone()

@@ -1,4 +1,4 @@
-"""Every way of adapting through every regime, by the scripts: one task, a teacher, combining, many tasks, a sequence.
+"""Every adaptation method in every regime, with the scripts: one task, a teacher, combining, many tasks, a sequence.
 
     python -m pytest tests/test_method_runs.py
 """
@@ -20,7 +20,7 @@ import train
 import train_lifelong
 import train_vlm
 
-# Method -> what is typed beside --method, and the method that comes of it.
+# Method -> the flags typed in addition to --method, and the resulting method.
 TYPED = {
     "lora": (["--lora_rank", "3"], dict(method="lora", lora_rank=3)),
     "ia3": ([], "ia3"),
@@ -39,7 +39,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["tiny-gpt2", "tiny-llama", "tiny-t5"])
 def taught_backbone(request, files, tmp_path_factory):
-    """(a backbone's name, a teacher of mt that stands on it)."""
+    """(a backbone's name, a teacher of mt on that backbone)."""
     out = tmp_path_factory.mktemp("teacher") / request.param
     return request.param, run_train("mt", files, out, request.param, "--adapter_bottleneck", "4")
 

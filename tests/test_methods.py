@@ -1,4 +1,4 @@
-"""Every way of adapting on every kind of backbone: what all of them promise.
+"""Every adaptation method on every kind of backbone: their common guarantees.
 
     python -m pytest tests/test_methods.py
 """
@@ -20,7 +20,7 @@ from versatile.training.objectives import cross_entropy
 from versatile.utils.errors import UserError
 
 BACKBONES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
-# Two tasks of one method with other settings each, where it has any; a third task of another method.
+# Two tasks of one method with different settings, if it has any; a third task of another method.
 METHODS = {
     "bottleneck": (dict(adapter_bottleneck=8), dict(adapter_bottleneck=5)),
     "lora": (dict(lora_rank=4), dict(lora_rank=2, lora_alpha=8.0)),
@@ -43,7 +43,7 @@ def mixed_methods(method):
 
 
 def adapted(name, methods, seed=0, noise=0.3):
-    """(model in eval mode, tokenizer); what is added is away from its start."""
+    """(model in eval mode, tokenizer); added parameters are away from their initial values."""
     model, tokenizer = backbones.load(name)
     torch.manual_seed(seed)
     attach(model, tokenizer, {task: get_task(task).markers for task in methods}, methods)
@@ -55,12 +55,12 @@ def adapted(name, methods, seed=0, noise=0.3):
 @pytest.fixture(scope="module", params=EVERY, ids=str)
 def case(request):
     name, method = request.param
-    # Tokens far from all embeddings have gradients of hundreds, whose rounding hides what is compared.
+    # Tokens far from all embeddings have gradients of hundreds, whose rounding hides the comparison.
     return *adapted(name, mixed_methods(method), noise=0.1 if method == "prompt" else 0.3), name, method
 
 
 def batch(model, rows=8, length=12, seed=0, tasks=None):
-    """Rows of several tasks in no order, padded on the right, with labels; -1 is a row without a task."""
+    """Rows of several tasks in random order, padded on the right, with labels; -1 is a row without a task."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(3, 400, (rows, length), generator=generator)
     labels = ids.clone()
@@ -80,7 +80,7 @@ def scores(model, given, rows=slice(None)):
 def test_there_is_a_case_of_every_method_of_a_task_alone():
     alone = {name for name, m in all_methods().items() if m.load_class().shared is None}
     assert set(METHODS) - set(SHARED) | {"task_embeddings"} == alone
-    # Encoders' own: tests/test_bert.py.
+    # Those of encoders: tests/test_bert.py.
     assert set(METHODS) | {"task_embeddings", "conditional"} == set(all_methods())
 
 
@@ -146,12 +146,12 @@ def test_a_mixed_batch_has_the_gradients_of_its_tasks(case):
 
 
 def test_blocks_that_run_again_in_the_backward_pass_meet_their_own_tasks(case):
-    """Two forwards of other tasks and other sizes before the backward pass."""
+    """Two forward passes with different tasks and sizes before the backward pass."""
     model = copy.deepcopy(case[0])
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        # A T5's attention keeps its rate as a number.
+        # A T5's attention stores its rate as a number.
         elif isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.0
 
@@ -279,7 +279,7 @@ def test_a_prompt_is_what_tokens_before_the_input_give(name):
         theirs = model.get_encoder()(inputs_embeds=both)
         theirs = model(encoder_outputs=theirs, **more, task_ids=none).logits
     else:
-        # The input keeps its absolute positions; relative ones go on from the prompt's.
+        # The input keeps its absolute positions; relative ones continue from the prompt's.
         places = torch.cat([torch.arange(4), torch.arange(7)]) if name == "tiny-gpt2" else torch.arange(11)
         theirs = model(inputs_embeds=both, position_ids=places.expand(2, -1), task_ids=none).logits[:, 4:]
     ours = model(input_ids=ids, **more, task_ids=task).logits
@@ -388,7 +388,7 @@ def test_hyperformer_generates_each_adapter_from_task_layer_and_position():
     inner = F.gelu(F.linear(x, down, down_bias), approximate="tanh")
     by_hand = x + F.layer_norm(F.linear(inner, up, up_bias), (64,), gain, bias, 1e-5)
     torch.testing.assert_close(ours, by_hand, atol=1e-5, rtol=1e-5)
-    # Feed-forward and self-attention of a block, in the ports' order, are what the hypernetwork calls 0 and 1.
+    # A block's feed-forward and self-attention, in the ports' order, are the hypernetwork's 0 and 1.
     assert (hypernetworks.FEED_FORWARD, hypernetworks.SELF_ATTENTION) == (0, 1)
 
 

@@ -78,7 +78,7 @@ def test_a_line_break_in_an_output_shifts_no_reference_in_what_tasks_report():
 
 def test_the_originals_rouge_counts_the_space_that_its_decoded_texts_begin_with():
     assert original.cleaned(["a b"], [["a c"]])["original_ROUGE_1"].value == pytest.approx(2 / 3)
-    # An output of no tokens has the empty word as well.
+    # An output without tokens also has the empty word.
     assert original.cleaned([""], [["a"]])["original_ROUGE_1"].value == pytest.approx(2 / 3)
     assert original.cleaned(["a b"], [["a b"]])["original_ROUGE_2"].value == pytest.approx(1)
 
@@ -153,7 +153,7 @@ class Package:
     ],
 )
 def test_ptb_tokens_equal_stanfords(text, tokens):
-    """The right-hand sides are what Stanford CoreNLP 3.4.1 and the caption code's filter give."""
+    """The right-hand sides come from Stanford CoreNLP 3.4.1 and the caption code's filter."""
     assert caption.ptb_tokenize(text) == tokens.split()
 
 
@@ -424,7 +424,7 @@ def test_a_metric_says_what_it_cannot_see(caplog):
     latin, greek, chinese = ["A b c."], ["Ένα δύο 3."], ["今天天气很好。"]
     scores = metrics.rouge(latin + greek + chinese, [latin, greek, chinese])
     assert all(score.signature.endswith("|unseen:2") for score in scores.values())
-    # The 3 is all it sees of the Greek text, and there is nothing that it sees of the Chinese one.
+    # The 3 is all that it sees of the Greek text, and it sees nothing of the Chinese one.
     assert scores["rouge1"].value == pytest.approx(2 / 3)
     assert "says little of 2 of 3 examples" in caplog.text
     caplog.clear()

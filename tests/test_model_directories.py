@@ -1,4 +1,4 @@
-"""Model directories whose json was damaged load, or are refused with one message: never a traceback, never a hang.
+"""Model directories with damaged json load, or are refused with one message: never a traceback, never a hang.
 
     python -m pytest tests/test_model_directories.py
 """
@@ -53,7 +53,7 @@ def keys(value, path=()):
 
 
 def mutated(value, path, new, remove=False):
-    """A copy in which one value is another, or is not there."""
+    """A copy in which one value is replaced or missing."""
     value = copy.deepcopy(value)
     *above, last = path
     held = value
@@ -67,7 +67,7 @@ def mutated(value, path, new, remove=False):
 
 
 def outcome(load, directory):
-    """None where a directory loads, else its message; any other exception is the test's."""
+    """None if a directory loads, else its message; any other exception is the test's."""
     try:
         load(directory)
     except UserError as error:
@@ -173,7 +173,7 @@ def test_code_of_a_tokenizer_never_runs(kind, saved, tmp_path, monkeypatch):
 
 
 def save_old(model, tokenizer, path, drop):
-    """As pytorch_transformers 1.x: pytorch_model.bin, and a config.json without model_type and newer keys."""
+    """As in pytorch_transformers 1.x: pytorch_model.bin, and a config.json without model_type and newer keys."""
     tokenizer.save_pretrained(path)
     torch.save(model.state_dict(), path / "pytorch_model.bin")
     values = json.loads(model.config.to_json_string())

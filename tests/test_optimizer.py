@@ -1,4 +1,4 @@
-"""training.optimizer: the update of the originals' AdamW, for parameters that step together, rest, or overflow."""
+"""training.optimizers: the update of the originals' AdamW, for parameters that step together, rest, or overflow."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from versatile.training.optimizers import AdamW
 
 
 def formula(p, grads, lr, eps, decay, betas=(0.9, 0.999)):
-    """A parameter after the steps of the paper's notation, one for each gradient."""
+    """A parameter after the steps in the paper's notation, one per gradient."""
     m, v, p = torch.zeros_like(p), torch.zeros_like(p), p.clone()
     for t, grad in enumerate(grads, 1):
         m = betas[0] * m + (1 - betas[0]) * grad
@@ -54,7 +54,7 @@ def test_the_first_step_is_as_far_as_epsilon_lets_it():
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 2)), min_size=1, max_size=12), st.integers(0, 99), st.sampled_from([0.0, 0.3]))
 def test_a_parameters_steps_are_counted_by_itself(present, seed, decay):
-    """One that rests, without a gradient, keeps its place, its moments and its count."""
+    """A parameter that rests, without a gradient, keeps its value, its moments and its count."""
     torch.manual_seed(seed)
     made = [torch.nn.Parameter(torch.randn(3, dtype=torch.float64)) for _ in range(3)]
     start, grads = [p.detach().clone() for p in made], [[], [], []]

@@ -1,4 +1,4 @@
-"""A task of the user's own: one folder or file, in every training script and every regime, with no edit.
+"""A user's own task: one folder or file, in every training script and every regime, without editing code.
 
     python -m pytest -n 0 -q tests/test_own_tasks.py
 """
@@ -23,7 +23,7 @@ ROWS = {
 
 @pytest.fixture(autouse=True)
 def forget(monkeypatch):
-    """No test knows another's tasks."""
+    """No test sees another's tasks."""
     monkeypatch.setattr(own_tasks, "_KNOWN", {})
 
 
@@ -32,7 +32,7 @@ def jsonl(rows, prompt="prompt", answer="answer"):
 
 
 def write(folder, kind="jsonl", names=("train", "valid", "test"), **settings):
-    """A folder with the rows above in files of one kind, and a task.json where there are settings."""
+    """A folder with the rows above in files of one kind, and a task.json if there are settings."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in zip(names, ROWS.values()):
         if kind == "jsonl":

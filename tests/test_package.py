@@ -26,7 +26,7 @@ from versatile import __main__ as by_name
 from versatile import api
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-# Names that a checkout has at its root, and that belong to others where things are installed.
+# Names at the root of a checkout that belong to other packages where things are installed.
 OTHERS = ("adapters", "data", "utils", "evaluate", "tests", "training", "train")
 
 
@@ -44,7 +44,7 @@ def pip(*words, **options):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel built from a copy of the checkout: setuptools writes beside what it builds."""
+    """The wheel, built from a copy of the checkout, as setuptools writes next to its sources."""
     folder = tmp_path_factory.mktemp("wheel")
     leave = shutil.ignore_patterns(".*", "runs", "results", "outputs", "__pycache__", "build", "*.egg-info")
     shutil.copytree(ROOT, folder / "source", ignore=leave)
@@ -55,14 +55,14 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel):
-    """Where the wheel is installed, by itself."""
+    """The directory in which the wheel is installed, by itself."""
     target = wheel.parent / "site"
     pip("install", "--no-index", "--no-deps", "--target", target, wheel)
     return target
 
 
 def python(code, cwd, *path):
-    """Run a few lines with nothing of the checkout to import; returns what they print, as json."""
+    """Run a few lines with nothing of the checkout to import; returns their output, as json."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": os.pathsep.join(map(str, path))}
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -116,7 +116,7 @@ def test_an_installed_script_is_called_by_its_name(installed, tmp_path):
     flags = dict(TINY_FLAGS, task="nlg", dataset_path=SAMPLES / "nlg.json", max_steps=1, output_dir="run")
     done = subprocess.run([*start, "train", *api.command_line(flags)], **options)
     assert done.returncode == 0, done.stderr
-    # What comes next is said as it has to be typed here.
+    # The next command is shown as it has to be typed here.
     assert "next: versatile evaluate --task nlg" in done.stdout
     command = json.loads((tmp_path / "run/run.json").read_text())["command"]
     assert command.startswith("train.py --model_checkpoint=tiny-gpt2")
@@ -299,7 +299,7 @@ def test_commands_run_one_after_another_in_one_process_until_one_fails(tmp_path)
     assert printed[0] == "two 2" and sum(line.startswith("done:") for line in printed) == 2
     assert [line.split()[2] for line in printed if line.startswith("$ ")] == ["train.py", "train.py", "evaluate.py"]
     assert "'--output_dir=my nlg'" in done.stdout
-    # Each is what it would have been in a process of its own.
+    # Each gives the same as in a process of its own.
     alone = versatile.train(dict(TINY_FLAGS, task="mt", dataset_path=SAMPLES / "mt.json", max_steps=1,
                                  output_dir=tmp_path / "alone"))  # fmt: skip
     name = "adapter_model.safetensors"

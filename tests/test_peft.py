@@ -1,4 +1,4 @@
-"""Interchange with peft: what peft loads of ours and we of peft's has equal logits; clear errors.
+"""Interchange with peft: models loaded in either direction have equal logits; clear errors.
 
     python -m pytest tests/test_peft.py
 """
@@ -40,7 +40,7 @@ def ours(folder, name, methods, token_types=True, markers=True):
 
 
 def theirs(folder, name, seed=0, **config):
-    """A directory as peft saves it, its matrices away from their start."""
+    """A directory as peft saves it, its matrices away from their initial values."""
     base, _ = backbones.load(lively(name))
     kind = peft.LoraConfig if "r" in config else peft.IA3Config
     task_type = "SEQ_2_SEQ_LM" if "t5" in name else "CAUSAL_LM"
@@ -61,7 +61,7 @@ def refused(capsys, argv, *fragments, out=None):
 
 @torch.no_grad()
 def by_readme(directory, inputs):
-    """Logits of the model that README.md of an exported directory loads, by its own lines."""
+    """Logits of the model that the lines in an exported directory's README.md load."""
     lines = (directory / "README.md").read_text().split("```python\n")[1].split("```")[0]
     names = dict(directory=str(directory))
     exec(lines, names)

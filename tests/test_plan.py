@@ -16,7 +16,7 @@ from bench.plan import rows, sums, tables
 
 
 def test_hours_are_operations_over_the_share_of_a_devices_peak():
-    # 10 million parameters, of which a token that is read goes through 8; no attention to speak of.
+    # 10 million parameters, 8 of them used by a token that is read; negligible attention.
     shape = sums.Shape(10**7, 10**7, 8 * 10**6, 9 * 10**6, layers=0, width=0, vocabulary=100)
     training = sums.Phase("training", 1000, 50, 10, 3)
     assert training.operations(shape) == 1000 * 3 * (50 * 16e6 + 10 * 18e6)
@@ -51,7 +51,7 @@ def test_memory_is_that_of_what_is_trained():
     assert [size["weights"] for size in sizes] == [4e8, 4e8]
     assert [size["gradients and Adam"] for size in sizes] == [12e8, 12e6]
     assert sizes[0]["activations"] == 8 * 100 * 100 * 34 * 2 * 10 and sizes[0]["scores"] == 8 * 8 * 20 * 1000
-    # Half precision keeps half; without training one block's are there at a time.
+    # Half precision keeps half; without training only one block's activations are in memory at a time.
     half = sums.compute_memory(sums.Plan("r", [], shape=whole, phases=phases, batch=(8, 100, 20), precision="bf16"))
     assert 2 * half["activations"] == sizes[0]["activations"]
     decoding = [sums.Phase("x", 1, 1, 1, 1, sums.DECODING)]
@@ -72,7 +72,7 @@ def test_trained_parameters_are_counted_on_the_model(row, trained):
 
 def test_a_row_of_one_task_has_its_published_steps_and_what_comes_before(monkeypatch):
     made = rows.make_plan("vlm-mt-distilled")
-    # Batches of 8, 4 a step, 8 epochs (published).
+    # Batches of 8, 4 per step, 8 epochs (published).
     assert made.steps == "196,884 rows / (8 x 4) x 8 epochs = 49,224"
     assert made.notes == ["first: ./run.sh vlm-mt-distil (each has a plan of its own)"]
     text = plan.render(made, tables.Device("this machine", {"fp32": 1e11}, tables.CPU_SHARE))
@@ -97,7 +97,7 @@ def test_what_is_done_against_forgetting_is_counted():
     assert phases["lamol"]["replayed samples"].rows == pytest.approx(0.2 * later * 9)
     assert phases["lamol"]["the model writes them"].kind == sums.DECODING
     assert {"a teacher of each task", "teachers' distributions", "teachers' texts"} < set(phases["seqsoftkd"])
-    # Of WOZ as many samples are kept as a fifth of the next task, and every step looks at them all.
+    # As many samples of WOZ are kept as a fifth of the next task, and every step uses all of them.
     steps = (-(-6604 // 4) * 9, -(-6525 // 4) * 9)
     kept = {name.split()[-1]: phase.rows for name, phase in phases["gem"].items() if "kept" in name}
     assert kept == {"woz.en": 1320 * sum(steps), "cnn_dailymail": 1305 * steps[1]}
@@ -165,7 +165,7 @@ def test_the_peak_of_a_machine_is_measured_or_named(capsys):
 
 
 def test_run_sh_leads_to_it(tmp_path):
-    """Its python is one that says what it was called with."""
+    """Its python prints its arguments."""
     python = tmp_path / "bin/python"
     python.parent.mkdir()
     python.write_text('#!/bin/sh\necho "$*"\n')
@@ -202,7 +202,7 @@ LEDGER = (ROOT / "REPRODUCIBILITY.md").read_text(encoding="utf-8").splitlines()
 
 
 def statuses(kind):
-    """[line] of the ledger whose status says so."""
+    """The lines of the ledger with this status."""
     return [line for line in LEDGER if any(re.match(rf"{kind}\b", cell) for cell in line.split(" | ")[1:2])]
 
 

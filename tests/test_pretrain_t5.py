@@ -155,7 +155,7 @@ def test_pretraining_learns_and_is_taken_by_train_t5(tmp_path):
 
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    # With its usual epsilon AdamW takes a whole step even where a gradient is nothing but rounding.
+    # With its usual epsilon AdamW takes a whole step even where a gradient is only rounding error.
     file = config(tmp_path, adam_epsilon=1e-3)
     result = run("pretrain_t5", [file, "--output_dir", one, "--per_device_train_batch_size", 8], tmp_path / "a")
     assert result.code == 0, result.err

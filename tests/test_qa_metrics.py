@@ -108,7 +108,7 @@ def test_distinct_is_bounded_and_falls_when_a_corpus_is_repeated(replies, n, ran
 
 def test_persona_coverage_by_hand():
     personas = [["i have a dog .", "my dog likes fish ."]]
-    # Two sentences; "dog" stands in both, "likes" and "fish" in one each: ln(3/3) + 1 and ln(3/2) + 1.
+    # Two sentences; "dog" is in both, "likes" and "fish" in one each: ln(3/3) + 1 and ln(3/2) + 1.
     dog, rare = 1.0, 1.4054651
     assert metrics.persona_coverage(["what about you ?"], personas).value == 0
     assert metrics.persona_coverage(["yes , a dog !"], personas).value == 1

@@ -1,4 +1,4 @@
-"""--load_in_4bit, --load_in_8bit: adapters beside a rounded backbone, trained, evaluated, combined; clear errors.
+"""--load_in_4bit, --load_in_8bit: adapters on a quantized backbone, trained, evaluated, combined; clear errors.
 
     python -m pytest tests/test_quantized.py
 """
@@ -24,7 +24,7 @@ CASES = [(name, bits) for name in ("tiny-gpt2", "tiny-llama") for bits in quanti
 
 
 def need(bits, name):
-    """Skip where the library is not installed."""
+    """Skip if the library is not installed."""
     library = quantized.library_of(bits, name.removeprefix("tiny-"))
     pytest.importorskip(library, reason=f"the package {library} is not installed: {name} in {bits} is not tested")
 
@@ -61,7 +61,7 @@ def test_an_adapter_is_trained_evaluated_and_combined_beside_a_rounded_backbone(
     plain, _ = backbones.load(name)
     rounded = [n for n, m in model.named_modules() if quantized.is_quantized(m)]
     assert len(rounded) >= 8 and held(model) < 0.8 * held(plain)
-    # It is said how large the backbone really is.
+    # The real size of the backbone is reported.
     total = sum(p.numel() for p in plain.parameters())
     assert metrics(runs[0])["total"] == total
     data = [f"{task}={path}" for task, path in files.items()]
@@ -70,7 +70,7 @@ def test_an_adapter_is_trained_evaluated_and_combined_beside_a_rounded_backbone(
     assert json.loads((tmp_path / "vlm" / "adapter_config.json").read_text())["quantization"] == bits
     evaluate.main(["--task", "nlg", "--dataset_path", files["nlg"], "--model_checkpoint", str(runs[0]), "--no_sample",
                    "--max_length", "4", "--fp32", "--output_dir", str(tmp_path / "scores")])  # fmt: skip
-    # The validation loss of training is that of the model loaded again.
+    # The validation loss in training equals that of the reloaded model.
     found = json.loads(next((tmp_path / "scores").rglob("*metrics*.json")).read_text())
     assert found
 
@@ -88,7 +88,7 @@ def test_the_rounded_backbone_gives_nearly_the_same_distributions(bits):
 
 
 def test_gradients_are_those_of_the_rounded_weights_after_an_evaluation_too():
-    """On a CPU bitsandbytes would pack its matrices anew in the first evaluation, and have no gradient from then on."""
+    """On a CPU bitsandbytes would repack its matrices in the first evaluation, and have no gradient from then on."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     rounded, _ = backbones.load("tiny-llama", quantization="4bit")
     plain, _ = backbones.load("tiny-llama")

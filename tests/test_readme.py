@@ -1,4 +1,4 @@
-"""README and run.sh say what is true.
+"""What README and run.sh say is true.
 
     python -m pytest tests/test_readme.py
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# README and the pages that it leads to: {file: text}.
+# README and the pages it links to: {file: text}.
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 README = "\n".join(PAGES.values())
 
@@ -132,12 +132,12 @@ def test_an_unknown_lifelong_recipe_is_refused_by_list_too(name):
 
 @pytest.fixture
 def called(tmp_path):
-    """Runs a copy of run.sh in an empty directory; returns the commands that it gave to a python that does nothing."""
+    """Runs a copy of run.sh in an empty directory; returns the commands it passed to a python that does nothing."""
 
     def run(*args, **more):
         python, log = tmp_path / "venv/bin/python", tmp_path / "log"
         python.parent.mkdir(parents=True, exist_ok=True)
-        # Only what is asked for a name is answered.
+        # Only `-c`, which asks for a name, is really run.
         python.write_text(
             f'#!/bin/sh\nif [ "$1" = -c ]; then PYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"; fi\n'
             f'if [ "$3" = --commands ]; then cat >>"{log}"; else echo "$*" >>"{log}"; fi\n'
@@ -154,7 +154,7 @@ def called(tmp_path):
 
 
 def test_the_demo_trains_distils_combines_and_scores_what_it_made(called, tmp_path):
-    # Nothing was really decoded: there are no outputs to compare in the end.
+    # Nothing was really decoded: at the end there are no outputs to compare.
     with pytest.raises(subprocess.CalledProcessError):
         called("demo")
     lines = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith("#")]
@@ -166,7 +166,7 @@ def test_the_demo_trains_distils_combines_and_scores_what_it_made(called, tmp_pa
         models = [args.model_checkpoint] if hasattr(args, "model_checkpoint") else []
         used |= {str(name) for name in [*files, *models] if name and str(name).startswith("runs/")}
     assert used <= made and {"runs/demo/VLM", "runs/demo/nlg_distilled.json", "results/demo/VLM"} <= made
-    # What was interrupted is resumed, what is done is left out.
+    # Interrupted models are resumed, finished ones are left out.
     (tmp_path / "log").unlink()
     for name, file in (("nlg", "metrics.json"), ("mt", "run.json")):
         (tmp_path / "runs/demo" / name).mkdir()
@@ -239,7 +239,7 @@ def test_seeds_of_the_three_task_recipes_lie_side_by_side(called, tmp_path):
     there.touch()
     *_, evaluate = called("small-lifelong-lamol", "--seed", "2")
     assert evaluate[-2:] == ["--output_dir", "results/small-lifelong-lamol-seed2"] and "--limit" in evaluate
-    # Two sequences that begin with the same task lie apart.
+    # Two sequences that begin with the same task have separate directories.
     *_, evaluate = called("small-lifelong-lamol", "--tasks", "sst", "woz.en", "--seed", "2")
     assert evaluate[-1] == "results/small-lifelong-lamol-sst_woz.en-seed2"
 
@@ -271,7 +271,7 @@ def test_lifelong_recipes_convert_as_many_questions_as_l2kd_released(called, tmp
 
 
 def headings(text):
-    """The anchors of a page's headings, as they are linked."""
+    """The anchors of a page's headings, as used in links."""
     titles = re.findall(r"^#+ (.*)", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
     return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
 

@@ -116,7 +116,7 @@ def test_modules_equal_the_original(adapter_model, vlm):
 
 
 def prompt_ids(case):
-    """(ids, types) of a golden prompt, put together by hand from the published layout."""
+    """(ids, types) of a golden prompt, composed by hand from the published layout."""
     special = CONFIG["special_token_ids"]
     task, prompt = case["task"], case["prompt"]
     if task == "nlg":
@@ -218,7 +218,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):
 
 
 def finetuned_directory(path):
-    """As the original's fully fine-tuned models: rows, no adapters."""
+    """Like the original's fully fine-tuned models: rows, no adapters."""
     released_directory(path, "gpt2_adapter_model")
     state = torch.load(path / "pytorch_model.bin", weights_only=True)
     torch.save({k: v for k, v in state.items() if "adapter_block" not in k}, path / "pytorch_model.bin")
@@ -246,7 +246,7 @@ def test_a_released_checkpoint_becomes_a_directory_of_ours_with_the_same_logits(
         ids = torch.full((3,), number)
         with torch.no_grad():
             a, b = (m(**inputs(golden), task_ids=ids).logits for m in (theirs, ours))
-        # <pad> has a row of its own: its column is a number like the others.
+        # <pad> has its own row: its column is a number like the others.
         assert torch.equal(a, b) and torch.isfinite(a[..., CONFIG["pad_id"]]).all()
     labels = golden["labels"].masked_fill(golden["labels"] == -1, -100)
     ids = torch.tensor([i % len(ours.info.tasks) for i in (4, 0, 2)])
@@ -277,7 +277,7 @@ def test_a_converted_directory_stands_alone(tmp_path, golden):
     assert {"adapter_config.json", "adapter_model.safetensors", "backbone/model.safetensors"} <= names
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
     assert str(tmp_path) not in "".join(p.read_text() for p in moved.rglob("*.json"))
-    # What was loaded can be saved again, and put back into a live model.
+    # A loaded model can be saved again, and loaded into a live model.
     checkpoint.save(model, tokenizer, tmp_path / "twice")
     again, _ = checkpoint.load(tmp_path / "twice")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""run.json with every key damaged in every way: each script reads it, or says in one message what is wrong."""
+"""run.json with every key damaged in every way: each script reads it, or says what is wrong in one message."""
 
 import json
 import random
@@ -21,7 +21,7 @@ import train_lifelong
 import train_t5
 import train_vlm
 
-# What stands in a value's place. The last is not json that Python writes, so it goes in as text.
+# Replacements for a value. The last is not json that Python writes, so it is inserted as text.
 HUGE = "9" * 5000
 WRONG = [None, True, False, -1, 0, 2**63, 1e300, float("nan"), float("inf"), "", " ", "x", "\ud800", "\u2028", "a\0b",
          "../../etc/passwd", "x" * 5000, [], {}, ["x"], [["x"]], [None], {"x": None}, {"name": "x"}, HUGE]  # fmt: skip
@@ -29,7 +29,7 @@ NESTED = "[" * 100_000 + "]" * 100_000
 
 
 class Read(BaseException):
-    """The flags were read, and found to be right."""
+    """The flags were read, and found to be valid."""
 
 
 def stop(*args, **options):
@@ -38,7 +38,7 @@ def stop(*args, **options):
 
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(monkeypatch):
-    """A script ends where the model would be loaded."""
+    """Ends a script where the model would be loaded."""
     for owner, name in ((loading, "load"), (experiment, "load_model"), (learning, "load_model"), (train_camtl, "build"),
                         (train_t5, "build"), (span_corruption_pretraining, "pretrain")):  # fmt: skip
         monkeypatch.setattr(owner, name, stop)
@@ -73,7 +73,7 @@ def begun(script, out):
 
 
 def resumed(script, out, text, capsys):
-    """Whether a script takes a run.json; otherwise it has left with one message."""
+    """Whether a script accepts a run.json; otherwise it has exited with one message."""
     (out / "run.json").write_text(text, encoding="utf-8")
     capsys.readouterr()
     try:

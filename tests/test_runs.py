@@ -1,4 +1,4 @@
-"""utils.runs: what a run directory promises."""
+"""training.runs: the guarantees of a run directory."""
 
 import json
 import shutil
@@ -194,7 +194,7 @@ def test_a_run_in_which_another_process_works_is_refused_and_names_it(tmp_path):
     finally:
         other.kill()
         other.wait()
-    # Nothing of a process that was killed keeps the run from being resumed.
+    # A killed process leaves nothing that keeps the run from being resumed.
     Run.open(tmp_path / "run")
     Run.open(tmp_path / "run")
 

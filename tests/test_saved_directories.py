@@ -1,9 +1,9 @@
-"""Directories that older versions wrote still load, and answer as they did.
+"""Directories written by older versions still load, and give the same answers.
 
     python -m pytest tests/test_saved_directories.py
 
-tests/saved holds one of each kind, trained for a few steps beside tiny backbones; expected.json holds what the version
-that wrote them said of them. What they do is not worth anything, but it must stay what it was.
+tests/saved holds one of each kind, trained for a few steps beside tiny backbones; expected.json holds the outputs of
+the version that wrote them. The outputs are of no value in themselves, but they must not change.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What is shown: a screen that fails never ends the work, nothing from a file steers a terminal.
+"""Output: a screen that fails never ends the work, and nothing from a file controls a terminal.
 
     python -m pytest tests/test_screen.py
 """
@@ -156,7 +156,7 @@ def test_without_a_home_caches_go_to_temporary_files(no_caches, monkeypatch, tmp
     assert os.environ["VERSATILE_CACHE"].startswith(str(tmp_path / "versatile-"))
     assert os.environ["MPLCONFIGDIR"].startswith(str(tmp_path / "versatile-"))
     assert "caches go to" in capsys.readouterr().err
-    # The second start in this environment has nothing to say.
+    # The second start in this environment prints nothing.
     screen._ensure_home()
     assert capsys.readouterr().err == ""
 
@@ -220,7 +220,7 @@ def test_reducers_and_the_group_of_processes_are_gone_when_the_work_is(tmp_path,
     def work():
         model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
         model(torch.ones(1, 2)).sum().backward()
-        # A cycle, as trainers and engines make, and a reference from outside of it, as an error's frames are.
+        # A cycle, as in trainers and engines, and a reference from outside it, as from an error's frames.
         model.cycle = [model]
         kept.append(model)
         if fails:
@@ -239,7 +239,7 @@ def test_a_backbone_is_made_whole_by_any_process(tmp_path, monkeypatch):
     from versatile.adapters.backbones import bundled
 
     monkeypatch.setenv("VERSATILE_CACHE", str(tmp_path))
-    # What a process that is not the first once left.
+    # Left behind by a process other than the first one.
     (tmp_path / "models" / "tiny-gpt2").mkdir(parents=True)
     (tmp_path / "models" / "tiny-gpt2" / "tokenizer.json").write_text("{}")
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)

@@ -64,7 +64,7 @@ def without(given, *names):
 
 
 def by_the_formula(model, given):
-    """log of the mixture, from what transformers itself returns when asked for attentions."""
+    """log of the mixture, from transformers' own outputs when asked for attentions."""
     seen = {}
     head = model.get_output_embeddings().register_forward_hook(lambda m, args, out: seen.update(hidden=args[0], s=out))
     out = model(**without(given, "labels"), output_attentions=True)
@@ -137,7 +137,7 @@ def test_the_loss_is_the_negative_log_likelihood_of_the_mixture(case, monkeypatc
     model, tokenizer = case
     given = batch(tokenizer)
     labels = given["labels"][:, 1:]
-    # Logits know no foreign columns, which the loss leaves out; the next test has them.
+    # The logits have no foreign columns, which the loss leaves out; the next test has them.
     monkeypatch.setattr(model.info, "mask_other_tasks", False)
     with torch.no_grad():
         loss, logits = cross_entropy(model, given), by_the_formula(model, given)
@@ -167,7 +167,7 @@ def test_gradients_reach_the_gate_and_what_attention_depends_on(case):
     assert all(torch.isfinite(g).all() for g in grads.values())
     if model.info.mode == "adapter":
         assert set(grads) == set(trainable(model))
-    # Blocks that run again in the backward pass give the same.
+    # Blocks recomputed in the backward pass give the same.
     model.train()
     model.gradient_checkpointing()
     dropout = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
@@ -214,7 +214,7 @@ def prompts(tokenizer, model, count=5):
 
 
 def greedy_by_hand(model, tokenizer, prompt, length):
-    """The whole prefix anew for every token, no cache."""
+    """The whole prefix is recomputed for every token, without a cache."""
     ids, types = list(prompt.ids), list(prompt.types)
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {prompt.eos_id}
     for step in range(length):
@@ -321,7 +321,7 @@ def test_a_directory_loads_and_decodes_with_nothing_typed(name, mode, tmp_path):
         model.added["pointer"].p_gen_linear.weight.zero_()
         checkpoint.load_weights(model, tmp_path)
         assert torch.equal(cross_entropy(again, checked), cross_entropy(model, checked))
-    # The backbone is still proved to be the same one.
+    # The backbone is still verified to be the same.
     if mode == "adapter":
         assert again.backbone_fingerprint == backbones.load(name)[0].backbone_fingerprint
 

@@ -1,4 +1,4 @@
-"""sentence_distiller.py: the same file however often it is stopped, gold untouched, and train.py learns from it.
+"""sentence_distiller.py: the same file however often it is stopped, gold unchanged, and train.py learns from it.
 
 python -m pytest tests/test_sentence_distiller.py
 """
@@ -32,7 +32,7 @@ TASKS = ("nlg", "mt", "dialogue", "qa")
 
 
 def lively(folder, tasks, bottleneck=None, model="tiny-llama"):
-    """A model with noise on every weight, so that it says something else to every input; saved as a run's are."""
+    """A model with noise on every weight, so that it answers every input differently; saved like a run's."""
     from versatile.adapters import checkpoint
     from versatile.adapters.attach import attach
     from versatile.adapters.backbones import loading as backbones
@@ -51,7 +51,7 @@ def lively(folder, tasks, bottleneck=None, model="tiny-llama"):
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    """One model that holds four tasks; read it, do not write in it."""
+    """One model with four tasks; read it, do not write to it."""
     return lively(tmp_path_factory.mktemp("teacher"), TASKS)
 
 
@@ -67,9 +67,9 @@ def asked(teacher, data, *more, task="nlg"):
 
 
 def here(script, argv):
-    """Run a script in this process, which saves it a second: `scripts.Result`."""
+    """Run a script in this process, which saves a second: `scripts.Result`."""
     out, err, code, threads = io.StringIO(), io.StringIO(), 0, torch.get_num_threads()
-    # As many as the processes of `scripts` have: equal runs are then equal to the last bit.
+    # The same number as in the processes of `scripts`: equal runs are then equal to the last bit.
     torch.set_num_threads(1)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -225,7 +225,7 @@ def test_empty_outputs_stay_empty_and_are_counted(tmp_path, data):
 
 
 def silence(folder):
-    """Make the end token's row so large that it is always the likeliest."""
+    """Make the end token's row so large that it is always the most likely."""
     from versatile.adapters import checkpoint
 
     model, tokenizer = checkpoint.load(folder, "nlg")
@@ -239,7 +239,7 @@ def silence(folder):
     with torch.no_grad():
         model(input_ids=torch.tensor([prompt.ids]), token_type_ids=torch.tensor([prompt.types]))
         rows[task.markers.index(task.eos)] = 100 * hidden[0][0, -1]
-    # Every input must lead to nearly the same hidden state: what is constant in it is what the end token answers to.
+    # Every input must lead to nearly the same hidden state: the end token responds to its constant part.
     checkpoint.save(model, tokenizer, folder)
 
 
@@ -248,7 +248,7 @@ def test_train_learns_what_the_distiller_wrote(teacher, data, tmp_path):
     result = here("train", short_run(data, tmp_path / "taught", "--distillation", "--max_steps", 1))
     assert f"the teacher's texts from {beside(data)}" in result.out and result.out.count("teacher's texts") == 1
     taught = tmp_path / "taught"
-    # The same from a file whose gold texts are the teacher's.
+    # The same as from a file whose gold texts are the teacher's.
     records = held(beside(data))
     for record in records["train"]:
         record["tgt"] = record.pop("distillated_tgt")
@@ -300,11 +300,11 @@ def test_help_imports_nothing_heavy():
     assert "loaded: set()" in done.stdout and "--restart" in done.stdout
 
 
-# --- stopped and gone on -----------------------------------------------------------------------------------
+# --- stopped and resumed -----------------------------------------------------------------------------------
 
 
 def killed_after(argv, partial, lines, folder, number=signal.SIGKILL):
-    """Start, and kill as soon as the partial file has so many lines; returns how it ended."""
+    """Start, and kill as soon as the partial file has this many lines; returns how it ended."""
     job = start("sentence_distiller", argv, folder)
     until(lambda: partial.exists() and partial.read_bytes().count(b"\n") >= lines, job)
     job.kill(number)
@@ -391,7 +391,7 @@ def test_killed_between_writing_the_output_and_removing_the_partial_file_ends_we
     finished, kept = beside(data).read_bytes(), partial.read_bytes()
     assert "was finished before" in distilled(argv)
     assert beside(data).read_bytes() == finished and not partial.exists()
-    # With another output in the way, or not all of the batches, it is an error, and nothing is lost.
+    # With another output in the way, or with batches missing, it is an error, and nothing is lost.
     for output, left in ((b"{}", kept), (finished, kept[: kept.rindex(b"{")])):
         beside(data).write_bytes(output)
         partial.write_bytes(left)

@@ -1,4 +1,4 @@
-"""GLUE rows: tokenised once, cut from the longer text, and put together into batches that may mix tasks."""
+"""GLUE rows: tokenised once, truncated from the longer text, and collated into batches that may mix tasks."""
 
 import shutil
 
@@ -61,7 +61,7 @@ def test_one_token_after_another_goes_from_the_longer_text_and_at_a_tie_from_the
 
 @given(st.lists(st.tuples(st.text(), st.one_of(st.none(), st.text(min_size=1))), min_size=1), st.integers(5, 40))
 def test_rows_are_what_the_tokenizer_makes_of_them(tokenizer, texts, longest):
-    # A special token that a text spells out stays text, which the library's own call does not see to.
+    # A special token spelt out in a text stays text, which the library's own call does not ensure.
     texts = [(a.replace("[", "("), b if b is None else b.replace("[", "(")) for a, b in texts]
     examples = [glue.GlueExample(i, a, b, None, "x") for i, (a, b) in enumerate(texts)]
     encoder, task, cuts = PairEncoder(tokenizer, longest), glue.get_task("rte"), 0
@@ -115,7 +115,7 @@ def test_test_files_have_no_labels_and_dev_files_must(tmp_path, tokenizer):
 
 
 def test_a_batch_of_classes_and_scores_keeps_the_scores_fractions(splits):
-    """In the original the first row's type makes 3.8 a 3."""
+    """In the original the first row's type turns 3.8 into 3."""
     batches = PairBatches(splits, {"cola": 0, "sts-b": 1, "rte": 2}, 0, 32, 10)
     batch, _ = batches.batch(0, 0)
     scores = batch["labels"][batch["task_ids"] == 1]
@@ -149,7 +149,7 @@ def test_another_content_length_or_tokenizer_is_another_cache(tmp_path, tokenize
 
 
 def test_the_order_of_the_tasks_changes_the_ids_and_nothing_else(splits):
-    """The original finds its cache by the length alone, and gets the ids of another order."""
+    """The original finds its cache by length alone, and gets the ids of another order."""
     there, back = {n: splits[n] for n in ("cola", "rte")}, {n: splits[n] for n in ("rte", "cola")}
     one, _ = PairBatches(there, {"cola": 0, "rte": 1}, 0, 32, 5).batch(0, 0)
     other, _ = PairBatches(back, {"rte": 0, "cola": 1}, 0, 32, 5).batch(0, 0)
@@ -228,7 +228,7 @@ def test_where_to_get_says_what_is_there_and_what_is_not(tmp_path):
 
 
 class Rows:
-    """A split of so many rows, each of them its number and nothing else."""
+    """A split of this many rows, each consisting of its number."""
 
     def __init__(self, count, label=1.0):
         self.lengths = np.full(count, 3)
@@ -279,7 +279,7 @@ def test_a_batchs_loss_is_the_mean_over_its_tasks():
 
 @pytest.mark.parametrize("world", [2, 3, 30])
 def test_processes_share_one_global_batch(world):
-    """One with a batch as large draws the same rows with the same weights."""
+    """A single process with a batch as large draws the same rows with the same weights."""
     alone = batches_of(SIZES, 2 * world)
     parts = [batches_of(SIZES, 2, rank=r, world=world) for r in range(world)]
     assert all(len(part.plan()) == len(alone.plan()) for part in parts)

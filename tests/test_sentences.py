@@ -75,7 +75,7 @@ def test_whatever_the_file_holds_comes_out_again_with_each_example_its_own_text(
 
 
 def list_or(value):
-    """Take a list's items out, as `top_level` asks for."""
+    """Remove a list's items, as `top_level` requires."""
     return list(value) is not None if hasattr(value, "__next__") else True
 
 

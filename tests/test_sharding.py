@@ -1,4 +1,4 @@
-"""--fsdp: two processes that each hold half of the model train what one does; checkpoints, resuming, errors.
+"""--fsdp: two processes that each hold half of the model train like one; checkpoints, resuming, errors.
 
     python -m pytest tests/test_sharding.py
 """
@@ -12,12 +12,12 @@ from training_runs import close_runs, in_two_processes, refused, same_run, short
 
 METHODS = {
     "bottleneck": ("tiny-llama", 4, []),
-    # A matrix of one row: there is a process that holds nothing of it.
+    # A matrix of one row: one process holds nothing of it.
     "lora": ("tiny-llama", -1, ["--method", "lora", "--lora_rank", "1"]),
     "full": ("tiny-llama", -1, []),
     "recomputed": ("tiny-llama", 4, ["--gradient_checkpointing", "--gradient_accumulation_steps", "2"]),
 }
-# Their dropout differs from process to process.
+# Dropout differs from process to process in these.
 WITH_DROPOUT = {
     "gpt2": ("tiny-gpt2", 4, []),
     "gpt2-full": ("tiny-gpt2", -1, []),
@@ -37,7 +37,7 @@ def flags_of(kind, data, out, processes, *more):
 
 
 def kinds(quick, names):
-    """Cases, those that are not quick left to -m slow."""
+    """Cases; those not in `quick` are left to -m slow."""
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 

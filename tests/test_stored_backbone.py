@@ -1,4 +1,4 @@
-"""Backbones that no name leads to: trained beside an adapter, or drawn from a seed; and training the tables alone.
+"""Backbones without a name: trained with an adapter, or drawn from a seed; and training the tables alone.
 
 python -m pytest tests/test_stored_backbone.py
 """
@@ -81,7 +81,7 @@ def test_a_trained_backbone_is_saved_and_loads_to_the_same_logits(trained, tmp_p
     _, model, tokenizer, folder = trained
     config = json.loads((folder / checkpoint.CONFIG).read_text())
     assert config["base_model_name_or_path"] == "backbone" and config["freeze"] is False
-    # Found beside the config wherever the directory is moved to.
+    # Found next to the config wherever the directory is moved.
     moved = shutil.copytree(folder, tmp_path / "moved")
     again, words = checkpoint.load(moved, "mt")
     assert torch.equal(logits(again, words), logits(model, tokenizer))
@@ -91,7 +91,7 @@ def test_a_trained_backbone_is_saved_and_loads_to_the_same_logits(trained, tmp_p
     with torch.no_grad():
         given = batch(tokenizer, 5, (1, 0, 1, -1))
         assert torch.equal(cross_entropy(again, given), cross_entropy(model, given))
-    # And can be saved again: the same files.
+    # And it can be saved again: the same files.
     checkpoint.save(again, words, tmp_path / "twice")
     assert contents(tmp_path / "twice") == contents(folder)
 
@@ -139,7 +139,7 @@ def test_a_backbone_that_is_saved_stays_in_full_precision(tmp_path):
     model, tokenizer = attached(freeze=False)
     halve_frozen(model, torch.bfloat16)
     assert all(p.dtype == torch.float32 for p in model.parameters()) and model.get_output_embeddings().half is None
-    # One that is only to answer is halved, and is then no longer what it was.
+    # A model only for answering is halved, and is then no longer the same.
     model.requires_grad_(False)
     halve_frozen(model, torch.bfloat16)
     with pytest.raises(ValueError, match="half precision"):

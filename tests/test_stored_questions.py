@@ -1,4 +1,4 @@
-"""Samples and rows of lifelong learning that lie on disk: the same as in memory, tokenised once, memory flat.
+"""Samples and rows of lifelong learning on disk: the same as in memory, tokenised once, with constant memory.
 
     python -m pytest tests/test_stored_questions.py
 """

@@ -77,7 +77,7 @@ def without_dropout(model):
 
 @pytest.fixture(scope="module", params=HELD)
 def published(request):
-    """(name, model, its tensors, what is said of it)."""
+    """(name, model, its tensors, its description)."""
     said, tensors = MODELS[request.param], load_file(GOLDEN / f"t5_{request.param}.safetensors")
     model = T5ForConditionalGeneration(T5Config(**said["config"])).eval()
     settings = t5.T5Settings(**SMALL, unfreeze_layer_norms=True, **CASES[request.param])
@@ -111,7 +111,7 @@ def test_a_published_model_generates_what_it_generated(published, how, beams):
 def test_parameters_and_what_is_trained_have_the_published_names(published):
     _, model, _, said = published
     names = t5.original_names(model)
-    # The T5 of today has no relative bias of cross-attention.
+    # Today's T5 has no relative bias in cross-attention.
     assert set(names.values()) == {n for n in said["param_names"] if "EncDecAttention.relative" not in n}
     trained = {names[name] for name, p in model.named_parameters() if p.requires_grad}
     expected = said["trainable_after_freezing_with_layernorms"]
@@ -191,7 +191,7 @@ def test_gradient_checkpointing_changes_no_gradient_even_with_two_forwards_befor
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def gradients():
-        # The second forward routes other rows, before the first one's blocks are run again.
+        # The second forward pass routes other rows before the first one's blocks are recomputed.
         loss = model(**batch(), task_ids=MIXED, use_cache=False).loss
         loss = loss + model(**batch(3, seed=3), task_ids=torch.tensor([2, 2, 0]), use_cache=False).loss
         return torch.autograd.grad(loss, parameters, allow_unused=True)
@@ -391,7 +391,7 @@ def test_settings_that_do_not_fit_are_refused_before_the_model_is_changed(change
 
 
 def trained(model, **flags):
-    """Published names of what these flags let be trained."""
+    """Published names of the parameters trained with these flags."""
     settings, names = t5.T5Settings(**SMALL, method=model.settings.method, **flags), t5.original_names(model)
     return {names[name] for name in t5.trainable(model, settings)}
 

@@ -1,4 +1,4 @@
-"""Checkpoints of T5 models with tasks: written, read back with nothing typed, refused where they do not fit.
+"""Checkpoints of T5 models with tasks: written, read back without any flag, refused if they do not fit.
 
     python -m pytest tests/test_t5_checkpoint.py
 """
@@ -28,7 +28,7 @@ METHODS = {
 
 
 def shaken(model, seed=3):
-    """Change all that is trained, so that nothing is as it was built."""
+    """Change all trained weights, so that none has its initial value."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in (p for p in model.parameters() if p.requires_grad):
@@ -77,7 +77,7 @@ def test_a_reloaded_directory_generates_with_nothing_typed(method, tmp_path):
     ids = torch.tensor([again.task_id("stsb")])
     assert again.generate(**text, task_ids=ids, max_new_tokens=3).shape[0] == 1
     assert tokens.get_vocab() == tokenizer.get_vocab()
-    # And once more, from what was loaded.
+    # And once more, from the loaded model.
     t5.save(again, tokens, tmp_path / "again")
     assert same(t5.load(tmp_path / "again")[0], model)
     assert peek(tmp_path).encoder == "text_to_text" and t5.read_settings(tmp_path) == (model.tasks, model.settings)
@@ -137,14 +137,14 @@ def test_a_backbone_that_no_name_leads_to_is_carried(gated, tmp_path):
                       decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **more)  # fmt: skip
     made = T5ForConditionalGeneration(config)
     if gated:
-        # As in the published files of v1.1, whose head is its own.
+        # As in the published files of v1.1, whose head is untied.
         made.lm_head.weight = torch.nn.Parameter(torch.randn(512, 32))
     model = shaken(t5.attach(made, TASKS, t5.T5Settings(**SMALL, method="adapters", unfreeze_layer_norms=True)))
     t5.save(model, tokenizer, tmp_path / "a")
     assert (tmp_path / "a" / "backbone" / "model.safetensors").is_file()
     again, tokens = t5.load(tmp_path / "a")
     assert same(again, model)
-    # What was carried stays so, wherever it is saved next and whatever happens to the first directory.
+    # A carried backbone stays carried, wherever it is saved next and whatever happens to the first directory.
     t5.save(again, tokens, tmp_path / "b")
     shutil.rmtree(tmp_path / "a")
     assert same(t5.load(tmp_path / "b")[0], model)

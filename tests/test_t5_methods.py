@@ -1,4 +1,4 @@
-"""The ways of adapting of any backbone on train_t5.py's model.
+"""The general adaptation methods on train_t5.py's model.
 
     python -m pytest tests/test_t5_methods.py
 """
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 
 def test_train_t5_trains_and_scores_by_method(tmp_path):
-    # The config asks for adapters of its own: what is typed counts.
+    # The config asks for adapters of its own: typed flags take precedence.
     train_t5.main([str(config(tmp_path)), "--method", "lora", "--lora_rank", "2", "--max_steps", "4"])
     tasks, settings = t5.read_settings(tmp_path / "run")
     assert tasks == ["rte", "mrpc"] and settings.method == "lora" and settings.method_settings["lora_rank"] == 2

@@ -1,4 +1,4 @@
-"""What is typed by mistake around train_t5.py: nothing is lost or guessed, and the message names the way out."""
+"""Typing mistakes around train_t5.py: nothing is lost or guessed, and the message names the way out."""
 
 import json
 import shutil
@@ -242,7 +242,7 @@ def test_the_end_of_a_run_tells_validation_from_test(finished):
     assert (folder / "learning_curve.png").stat().st_size > 1000
 
 
-# ---- what chooses the checkpoint is no test
+# ---- the split that chooses the checkpoint is no test
 
 
 def own_files(folder, splits):

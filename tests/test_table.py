@@ -14,7 +14,7 @@ WHOLE = {"adapters": 0, "task_rows": 500, "backbone": 100_000, "total": 100_000}
 
 
 def summary(task="nlg", method="adapter", value=67.123, **more):
-    """What evaluation writes for one task."""
+    """The output of an evaluation for one task."""
     name = {"nlg": "BLEU", "summarization": "rougeLsum"}.get(task, "F1")
     scores = {name: {"score": value, "signature": "nrefs:1|case:lc"}, "PPL": {"score": 3.5, "signature": "tokens:9"}}
     parameters = WHOLE if method == "finetune" else ADAPTER
@@ -85,7 +85,7 @@ def test_other_methods_get_their_own_columns_behind_the_papers(tmp_path):
     write(tmp_path / "u" / "metrics.json", summary(method="untrained", value=0.5))
     write(tmp_path / "w" / "metrics.json", summary(method="word-distillation"))
     assert rows(made(tmp_path))["task"][-2:] == ["untrained", "word distillation"]
-    # Alone they stand without empty columns.
+    # Alone they appear without empty columns.
     assert "combined" not in made(tmp_path)
     write(tmp_path / "a" / "metrics.json", summary(method="adapter"))
     assert rows(made(tmp_path))["task"][-3:] == ["combined", "untrained", "word distillation"]

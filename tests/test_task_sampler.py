@@ -1,4 +1,4 @@
-"""Batches of one task at a time: the published draws, and what every run relies on."""
+"""Batches of one task at a time: the published draws, and the properties that every run relies on."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""data/encoders/text_to_text.py: T5's texts lie on disk as ids; memory does not grow with them.
+"""data/encoders/text_to_text.py: T5's texts are stored on disk as ids; memory does not grow with them.
 
     python -m pytest tests/test_text_encoder.py
 """

@@ -26,7 +26,7 @@ NLI = {"premise": "One.", "hypothesis": "Two."}
 SAID_PAIR, SAID_NLI = "sentence1: One. sentence2: Two.", "premise: One. hypothesis: Two."
 LANGUAGES = {"ro": "Unu", "en": "One", "nl": "Een", "cs": "Jedna", "fi": "Yksi", "hi": "Ek"}
 TRANSLATION = {"translation": LANGUAGES}
-# task -> (a row as the hub has it, its source, its target)
+# task -> (a row as on the hub, its source, its target)
 WORDING = {
     "rte": (PAIR | {"label": 1}, SAID_PAIR, "1"),
     "sst2": ({"sentence": "One.", "label": 1}, "sentence: One.", "1"),
@@ -297,7 +297,7 @@ def test_labels_of_the_official_folders_go_to_the_hubs_numbers_by_name():
     examples = glue.read(GLUE, "mnli", "train")
     dataset = t2t.load("mnli", "train", data_dir=GLUE)
     assert dataset["target"] == [HUB_NUMBERS[example.label] for example in examples]
-    # The official order is another one: a number taken over as it is would be wrong.
+    # The official order differs: a number taken over unchanged would be wrong.
     assert glue.TASKS["mnli"].labels.index("contradiction") == 0
     for name, official in (("rte", "rte"), ("qnli", "qnli")):
         expected = [str(int(example.label == "not_entailment")) for example in glue.read(GLUE, official, "dev")]
@@ -369,7 +369,7 @@ def test_a_converted_copy_is_taken_where_the_hubs_data_set_needs_a_script(monkey
 
 
 def test_repositories_of_a_script_load_their_converted_copy_one_configuration_after_the_other(monkeypatch):
-    """As `datasets` 5 does: scripts are refused, a name on that branch is looked up in the cache, a folder is not."""
+    """Like `datasets` 5: scripts are refused, a name on that branch is looked up in the cache, a folder is not."""
     cached = set()
 
     def load_dataset(path, name=None, *, split, revision=None, data_dir=None):

@@ -26,7 +26,7 @@ def parse(tmp_path, *flags, **values):
 
 
 def refused(tmp_path, *flags, **values):
-    """The message of a command line and a config that are refused."""
+    """The message of a refused command line and config."""
     with raising_errors(), pytest.raises(UserError) as error:
         parse(tmp_path, *flags, **values)
     return str(error.value)

@@ -1,4 +1,4 @@
-"""Greedy outputs of train_t5.py's models: rows that come and go get the tokens of transformers' `generate`."""
+"""Greedy outputs of train_t5.py's models: rows that join and leave get the tokens of transformers' `generate`."""
 
 from collections import Counter
 
@@ -20,8 +20,8 @@ OWN = dict(cola=dict(method="prompt", prompt_length=3), mrpc=dict(method="prefix
 
 
 def lively(method, **settings):
-    """A `TextToTextModel` of random weights that says something else to every input, with a token that rows produce at
-    the most different positions for their end."""
+    """A `TextToTextModel` with random weights that answers every input differently, and as its end a token that rows
+    produce at the most different positions."""
     backbone, tokenizer = t5.load_backbone("tiny-t5")
     torch.manual_seed(0)
     methods = OWN if method == COMBINED_T5 else None
@@ -39,7 +39,7 @@ def lively(method, **settings):
 
 
 def make_rows(tasks=3, count=40):
-    """Rows of 2 to 14 tokens, of all tasks in no order."""
+    """Rows of 2 to 14 tokens, of all tasks in random order."""
     generator = torch.Generator().manual_seed(2)
     lengths = torch.randint(2, 15, (count,), generator=generator).tolist()
     inputs = [torch.randint(3, 300, (n,), generator=generator).tolist() for n in lengths]
@@ -145,9 +145,9 @@ def test_what_generate_alone_can_do_goes_through_it(change):
 
 
 def test_typed_inputs_of_several_tasks_are_decoded_in_the_same_way(monkeypatch):
-    """What interact.py calls."""
+    """The method that interact.py calls."""
     text_model, rows = lively("adapters"), make_rows(count=12)
-    # Texts leave the end out where it is the tokenizer's.
+    # Texts omit the end if it is the tokenizer's.
     text_model.model.generation_config.eos_token_id = text_model.tokenizer.eos_token_id
     prompts = [Prompt(row["input_ids"], None, row["task_id"], 1) for row in rows]
     found = text_model.decode(prompts, Decoding(batch_size=3))

@@ -1,4 +1,4 @@
-"""Decoding and scoring text-to-text tasks: what one task decodes with does not reach the next, processes share rows."""
+"""Decoding and scoring text-to-text tasks: one task's decoding does not affect the next, processes share rows."""
 
 import dataclasses
 import math
@@ -111,7 +111,7 @@ def test_an_output_is_no_longer_than_the_longest_label(model, monkeypatch):
     evaluation_of(model, made, 4)()
     for name, part in made.items():
         answers = part.task.answers
-        # As published, the longest label's tokens, its end among them, with the start token among those of an output.
+        # As published: the longest label's tokens including its end, with the start token among those of an output.
         assert part.length == max(len(model[1](label).input_ids) for label in answers) - 1
         own = [width for task, width in widths if task == model[0].task_id(name)]
         assert own and max(own) <= part.length

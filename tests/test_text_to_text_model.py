@@ -28,7 +28,7 @@ def test_answers_are_those_of_evaluate(run, tmp_path):
     assert list(model.tasks) == ["rte", "mrpc"]
     for task in model.tasks:
         rows = [json.loads(line) for line in (tmp_path / f"{task}_outputs.jsonl").read_text().splitlines()]
-        # What is written down has the prefix, which the model puts there by itself.
+        # Stored sources have the prefix, which the model adds by itself.
         head = f"{task} " if model.has_prefix else ""
         sources = [row["source"].removeprefix(head) for row in rows]
         assert len(sources) == 6 and all(row["source"].startswith(head) for row in rows)

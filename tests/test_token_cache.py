@@ -1,4 +1,4 @@
-"""data/token_cache.py: a damaged cache entry is noticed, said and made anew; a whole one is used.
+"""data/token_cache.py: a damaged cache entry is noticed, reported and rebuilt; a whole one is used.
 
     python -m pytest tests/test_token_cache.py
 """

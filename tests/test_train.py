@@ -1,4 +1,4 @@
-"""train.py run as a user runs it: what is equal, what the flags do, what a run leaves."""
+"""train.py run as a user runs it: what is equal, the effect of the flags, and the files of a run."""
 
 import json
 import subprocess
@@ -126,7 +126,7 @@ def test_an_ablation_is_trained_evaluated_and_told_from_others(flag, bottleneck,
         result = run("evaluate", [*argv, *more, "--output_dir", results], tmp_path / "log", env=scripts.without_java())
         assert result.code == 0, result.err
         found.append(metrics(results)["nll"])
-    # What validation saw in training is what evaluation sees, with or without the flag.
+    # Evaluation sees what validation saw in training, with or without the flag.
     assert found[0] == found[1] == pytest.approx(metrics(out)["valid_nll"], rel=1e-5)
     others = {"--emb_only", "--outputlayer_only", "--random_init", "--self_copy"} - {flag}
     for other in sorted(others):

@@ -1,4 +1,4 @@
-"""train_camtl.py itself: trained, killed and resumed, in two processes, scored, predicting, and what it refuses."""
+"""train_camtl.py itself: trained, killed and resumed, in two processes, scored, predicting, and its refusals."""
 
 import json
 import re
@@ -83,7 +83,7 @@ def test_a_run_leaves_model_scores_curves_and_what_was_seen(whole):
     } <= names
     assert any(name.startswith("events.") for name in names) and not [n for n in names if n.endswith(".part")]
     found = metrics(out)
-    # 16 rows a task in batches of 8, four tasks: int(2 · 4 · 1) steps an epoch.
+    # 16 rows per task in batches of 8, four tasks: int(2 · 4 · 1) steps per epoch.
     assert found["steps"] == found["total_steps"] == 16 and found["form"] == "base"
     assert [r["step"] for r in found["history"]["valid"]] == [8, 16]
     rates = [r["lr"] for r in found["history"]["train"]]
@@ -102,7 +102,7 @@ def test_what_was_seen_adds_up(whole):
 
 
 def test_all_tasks_are_scored_at_the_one_best_model(whole, tmp_path):
-    """The original keeps each metric's best over time, of different models."""
+    """The original keeps each metric's best over time, from different models."""
     out, _ = whole
     results, found = read_json(out / "eval_results.json"), metrics(out)
     entries = {entry["step"]: entry for entry in found["history"]["valid"]}
@@ -278,7 +278,7 @@ def test_scored_while_training_and_the_last_model_kept(bert, tmp_path):
                    "--percent_of_max_data_size", 0.5, form="plain", do=("--do_train",), epochs=4)  # fmt: skip
     trained(argv, tmp_path / "log", SCRIPT)
     found = metrics(out)
-    # int(2 · 3 · 0.5) batches an epoch, two a step.
+    # int(2 · 3 · 0.5) batches per epoch, two per step.
     assert found["total_steps"] == 8 and found["best_step"] == 8
     assert [r["step"] for r in found["history"]["valid"]] == [1, 2, 3, 4, 6, 8]
     assert [r["step"] for r in found["history"]["train"]] == [1, 3, 6, 8]
@@ -289,7 +289,7 @@ def test_scored_while_training_and_the_last_model_kept(bert, tmp_path):
 
 
 def test_training_without_dev_files_keeps_the_last_model(bert, tmp_path):
-    """Nothing is read that is not asked for; a json file is all it needs."""
+    """Only what is asked for is read; a json file is all it needs."""
     data = tmp_path / "glue" / "CoLA"
     data.mkdir(parents=True)
     lines = (ROOT / SAMPLES / "CoLA" / "train.tsv").read_text(encoding="utf-8").split("\n")[:8]
@@ -326,7 +326,7 @@ def test_a_trained_model_is_trained_on_and_its_directory_written_anew(whole, tmp
 
 
 def failed(capsys, argv):
-    """The error of a command line that is refused, in this process."""
+    """The error of a refused command line, in this process."""
     return error_of(capsys, lambda: train_camtl.main(list(map(str, argv))))
 
 
@@ -372,7 +372,7 @@ def test_files_that_are_missing_or_broken_are_refused_before_anything_is_written
 
 
 def test_tasks_without_a_test_file_are_trained_and_not_predicted(bert, tmp_path, capsys):
-    """And what the GLUE site would refuse is said."""
+    """And anything that the GLUE site would refuse is reported."""
     data, out = tmp_path / "glue", tmp_path / "run"
     for task in ("CoLA", "MRPC"):
         shutil.copytree(ROOT / SAMPLES / task, data / task)

@@ -168,7 +168,7 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(nlg_data, tmp_path):
 
 @pytest.fixture
 def mounted(tmp_path):
-    """Mount a small file system; skipped where that is not allowed."""
+    """Mount a small file system; skipped if that is not allowed."""
     locations = []
 
     def mount(*options):

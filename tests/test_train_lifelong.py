@@ -1,4 +1,4 @@
-"""train_lifelong.py itself: every mode, killed and resumed, in two processes, and what it refuses."""
+"""train_lifelong.py itself: every mode, killed and resumed, in two processes, and its refusals."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from versatile.data import question_samples as samples
 from versatile.data.question_tasks import TASKS
 
 SCRIPT = "train_lifelong"
-# What a mode is run with beside the common flags.
+# A mode's flags in addition to the common ones.
 MODES = {
     "finetune": (), "lll": ("--add_task_tokens", "--save_steps", 1), "multitask": ("--upsample_data",), "multilm": (),
     "mas": ("--reg_lambda", 1e8), "ewc": ("--reg_lambda", 1000, "--save_steps", 1), "gem": ("--save_steps", 1),
@@ -27,7 +27,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def learnt(data, tmp_path_factory):
-    """Called with a mode: the directory of its uninterrupted run, which is run once."""
+    """Called with a mode: the directory of its uninterrupted run, which is made once."""
     made, folder = {}, tmp_path_factory.mktemp("runs")
 
     def of(mode):
@@ -68,7 +68,7 @@ def test_lll_replays_what_it_generated_and_says_what_it_rejected(learnt):
 
 
 def test_modes_differ_where_they_should(learnt):
-    """The first task is learnt alike by those that only differ at the second."""
+    """Runs that only differ at the second task learn the first one identically."""
     one = tensors(learnt("finetune") / "ag")
     for mode in ("ewc", "mas", "gem"):
         assert different(one, tensors(learnt(mode) / "ag")) == []
@@ -84,7 +84,7 @@ def test_ewc_stays_nearer_to_the_first_task(learnt):
     assert moved("ewc") < moved("finetune")
 
 
-# In training, as soon as the second task is begun (generation), as soon as the first model is there (importance).
+# In training, as soon as the second task is begun (generation), as soon as the first model exists (importance).
 KILLS = {
     "lll": ("ag/checkpoints/step_00000002", "sst/run.json", "sst/generated_ag.report.json", "sst/checkpoints/step_*"),
     "ewc": ("ag/checkpoints/step_00000004", "ag/model.safetensors", "ag/importance.pt", "sst/checkpoints/step_*"),
@@ -112,7 +112,7 @@ def test_what_a_kill_left_in_finished_stages_is_removed_by_the_next_start(learnt
     out = tmp_path / "run"
     shutil.copytree(learnt("ewc"), out)
     before = sorted(out.rglob("*"))
-    # Of a kill between the writing of the progress and the removal of what that makes superfluous.
+    # Left by a kill between writing the progress and removing what it makes superfluous.
     for name in ("ag/checkpoints/step_00000001/training_state.pt", "sst/checkpoints/step_00000004/model.safetensors",
                  "ag/importance.pt", "ag/epoch_1/.config.json.x.part", ".sequence.json.y.part"):  # fmt: skip
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -317,7 +317,7 @@ def test_teachers_are_found_where_train_teachers_put_them(data, tmp_path, capsys
     more = ("--seq_distil", "--distil", "--teacher_dir", teachers)
     said = learn(capsys, *command(data, tmp_path / "two", "finetune", *QUICK, *more))
     assert "distilled from the teacher" in said and said.count("there already: ") == 2
-    # Texts of another length, or of other weights, are other texts.
+    # Texts of a different length, or from different weights, are different texts.
     learn(capsys, *command(data, tmp_path / "three", "finetune", *QUICK, "--max_len", 40, *more))
     assert len(list(teachers.glob("ag_*/ag/distil_*.json"))) == 2
     weights = next(teachers.glob("ag_*/ag/model.safetensors"))

@@ -106,7 +106,7 @@ def test_a_finished_run_resumed_is_left_as_it_is(finished_run, nlg_data, tmp_pat
 
 
 def test_a_run_stopped_early_and_resumed_stays_stopped(nlg_data, tmp_path):
-    # So high a rate that the validation loss rises at once.
+    # The rate is so high that the validation loss rises at once.
     argv = short_run(nlg_data, tmp_path / "run", "--early_stopping", "2", "--lr", "0.5", "--max_norm", "1e9", epochs=9)
     out = trained(argv, tmp_path / "log")
     before = metrics(out)
@@ -135,7 +135,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_ends_equal
     assert result.code == 0, result.err
     assert f"{newest} cannot be read" in result.out
     same_run(finished_run, out)
-    # The damaged one was written anew: the run can be resumed from its newest checkpoint again.
+    # The damaged one was rewritten: the run can be resumed from its newest checkpoint again.
     assert "cannot be read" not in run("train", ["--resume", out], tmp_path / "log").out
 
 
@@ -163,7 +163,7 @@ def test_ctrl_c_saves_prints_how_to_go_on_and_loses_nothing(nlg_data, finished_r
 
 
 def test_ctrl_c_before_training_begins_leaves_no_traceback(nlg_data, tmp_path):
-    # So long a run that it has not ended before the signal on a busy machine, either.
+    # The run is so long that it has not ended before the signal even on a busy machine.
     job = start("train", short_run(nlg_data, tmp_path / "run", epochs=500), tmp_path / "log")
     # The line on the data is printed before the run directory is made.
     until(lambda: "train:" in (tmp_path / "log" / "out").read_text(), job)
@@ -274,7 +274,7 @@ def test_the_run_of_another_script_is_not_resumed_here(typed, found, remedy, tmp
     with pytest.raises(UserError, match=r"nothing to resume|this is a run of train\.py"):
         made = typed if "combine_all" in typed else "train.py --task nlg"
         experiment.refuse_foreign(dict(command=made), "train_vlm.py", tmp_path)
-    # What called `main` in its own process is no other script of the toolkit.
+    # The program that called `main` in its own process is not another script of the toolkit.
     experiment.refuse_foreign(dict(command="pytest -q"), "train.py", tmp_path)
 
 

@@ -66,7 +66,7 @@ def same_run(one, other):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One whole run that several tests look at."""
+    """One complete run, shared by several tests."""
     return trained(tmp_path_factory.mktemp("finished"))
 
 
@@ -159,7 +159,7 @@ def test_only_what_was_trained_is_in_the_model_and_moves(finished):
 
 
 def test_tasks_that_are_not_in_a_batch_rest(tmp_path):
-    """One step is one task: the other task's adapters are where they started, to the last bit."""
+    """One step is one task: the other task's adapters keep their initial values, to the last bit."""
     from transformers import set_seed
     from versatile.adapters import t5
 
@@ -279,7 +279,7 @@ def test_gradients_of_several_small_batches_are_those_of_a_mean_over_all_labels(
 
 
 def test_norms_and_biases_do_not_decay(tmp_path):
-    """T5's own norms among them, which the published list of names missed."""
+    """Including T5's own norms, which the published list of names missed."""
     from versatile.adapters import t5
     from versatile.training.optimizers import build_optimizer
 

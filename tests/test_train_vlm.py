@@ -42,7 +42,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory):
-    """A run that nothing disturbed; read it, do not write in it."""
+    """An undisturbed run; read it, do not write to it."""
     folder = tmp_path_factory.mktemp("finished")
     return trained(command(files, folder / "run"), folder)
 
@@ -168,7 +168,7 @@ def test_a_task_without_rows_in_a_step_does_not_move(files, tmp_path):
 
 
 def test_two_processes_train_what_one_trains_with_twice_the_batch(files, tmp_path):
-    # A Llama has no dropout, whose randomness belongs to each process.
+    # A Llama has no dropout, which would differ from process to process.
     one = trained(command(files, tmp_path / "one", batch=4, model="tiny-llama"), tmp_path / "log")
     two = tmp_path / "two"
     in_two_processes(command(files, two, batch=2, model="tiny-llama"), tmp_path / "logs", "train_vlm")
@@ -199,7 +199,7 @@ def test_a_task_that_gets_no_better_stops_by_itself(files, tmp_path):
     steps = [row["step"] for row in found["history"]["valid"]]
     states = {s: tensors(out / "checkpoints" / f"step_{s:08d}") for s in steps}
     for task, number in stops.items():
-        # From the epoch that brought no gain on, its weights stay as they are.
+        # From the first epoch without improvement on, its weights stay as they are.
         for step in steps[number + 1 :]:
             own = [k for k in states[step] if task in k.split(".")]
             assert not [k for k in own if states[step][k] != states[steps[number]][k]]
@@ -222,7 +222,7 @@ def test_an_unfrozen_backbone_is_trained_kept_and_evaluated(files, tmp_path):
 
 
 def test_one_task_alone_is_what_train_py_makes_of_it(files, tmp_path):
-    """The same data, order and start: a VLM of one task equals the single-task run."""
+    """The same data, order and initial values: a VLM of one task equals the single-task run."""
     vlm = trained(command(files, tmp_path / "vlm", tasks=("mt",)), tmp_path / "log")
     argv = ["--task", "mt", "--dataset_path", files["mt"], "--model_checkpoint", "tiny-gpt2", "--adapter_bottleneck", 6,
             "--train_batch_size", 4, "--gradient_accumulation_steps", 2, "--n_epochs", 2, "--lr", "5e-3", "--fp32",
@@ -284,7 +284,7 @@ def test_beams_may_mix_tasks(finished, files, tmp_path):
 
 
 def test_the_files_of_a_conversation(tmp_path):
-    """qa's output is json as CoQA's script takes it, dialogue's has its personas beside."""
+    """qa's output is json in the form of CoQA's script, and dialogue's comes with its personas."""
     files = {task: small(tmp_path / f"{task}.json", task, train=2, valid=1, test=1) for task in ("qa", "dialogue")}
     out = trained_by(
         ["--tasks", "qa", "dialogue", "--data", *(f"{t}={f}" for t, f in files.items()), "--model_checkpoint",

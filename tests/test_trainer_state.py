@@ -1,4 +1,4 @@
-"""training_state.pt: every damaged key is refused or passed over, and no signal tears a checkpoint.
+"""training_state.pt: every damaged key is refused or ignored, and no signal tears a checkpoint.
 
     python -m pytest tests/test_trainer_state.py
 """
@@ -40,7 +40,7 @@ def test_training_state_of_every_damaged_key_is_refused(optimizer):
     for key in set(right):
         with pytest.raises(UserError):
             check_state({k: v for k, v in right.items() if k != key}, 2, "f")
-        # What the data's key may be is compared, not checked.
+        # The data's key is only compared, not checked.
         for wrong in (None, -1, math.nan, "x", [1], {"all": "x"}, {"train": [1], "valid": []}) * (key != "data_key"):
             damaged = right | {key: wrong}
             if key == "scaler" and isinstance(wrong, dict):

@@ -1,4 +1,4 @@
-"""utils.training: what the one loop promises, on models small enough to compute by hand."""
+"""training.trainer: the guarantees of the training loop, on models small enough to compute by hand."""
 
 import copy
 import math
@@ -60,7 +60,7 @@ def trainer(folder, model=None, batches=None, valid=None, evaluate=None, **optio
 
 
 class Scripted(Validation):
-    """Reports the losses that a test wants, one after another."""
+    """Reports the losses given by a test, one after another."""
 
     def __init__(self, *losses):
         self.losses = iter(losses)
@@ -78,7 +78,7 @@ class Scripted(Validation):
 def test_steps_are_those_of_plain_pytorch(accumulation, max_norm, tmp_path):
     """Mean over the labels of each batch, mean over the window, one clipping, AdamW, a rate falling to 0.
 
-    AdamW is the originals': epsilon stands beside √v before its bias correction, and decay comes after the step.
+    AdamW is the originals': epsilon is added to √v before its bias correction, and decay comes after the step.
     """
     held = trainer(tmp_path, gradient_accumulation_steps=accumulation, max_norm=max_norm, weight_decay=0.3)
     plain, rows = copy.deepcopy(held.model), held.batches
@@ -188,7 +188,7 @@ def test_a_training_loss_that_is_no_number_leaves_no_checkpoint_behind(tmp_path)
     with pytest.raises(UserError, match=r"the loss is nan at step 3 \(epoch 1\)") as caught:
         trainer(tmp_path, batches=rows, save_steps=1).fit()
     assert "--lr" in caught.value.remedy
-    # Of the steps before, nothing of the one that failed.
+    # Only the steps before, nothing of the failed one.
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000001", "step_00000002"]
 
 
@@ -256,7 +256,7 @@ def test_a_point_of_the_curve_is_the_mean_since_the_last_one_even_over_an_interr
 
 
 class Counter(Callback):
-    """Notes what it is told."""
+    """Records its calls."""
 
     def __init__(self):
         self.calls, self.known = [], 0

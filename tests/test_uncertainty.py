@@ -1,4 +1,4 @@
-"""Uncertainty sampling: entropies and choices equal to the original's, and what it does better.
+"""Uncertainty sampling: entropies and choices equal to the original's, and its improvements.
 
 python -m pytest tests/test_uncertainty.py
 """
@@ -43,7 +43,7 @@ def test_choice_equals_the_original(number):
     borrow = regression(case["tasks"])
     chosen = uncertainty.choose(entropies, ids, case["train_batch_size"], borrow).tolist()
     scores = uncertainty.scores(entropies, ids, borrow)
-    # STS-B rows tie exactly with the MRPC rows they borrow from: the scores must agree, not the order among equals.
+    # STS-B rows tie exactly with the MRPC rows they borrow from: the scores must agree, not the order of ties.
     theirs = [batch["candidates"].index(item) for item in batch["selected"]]
     torch.testing.assert_close(scores[chosen], scores[theirs])
     tied = scores.unique(return_counts=True)
@@ -69,7 +69,7 @@ def test_sts_b_without_mrpc_gets_the_mean_of_the_others():
     found = uncertainty.scores(entropies, ids, {2: None})
     mean = (0.4 + 0.9) / 2
     assert found.tolist() == pytest.approx([0.2 * 0.4 / 0.9, 0.6 * 0.4 / 0.9, *[mean * mean / 0.9] * 2, 0.9])
-    # A lender that has no rows in the batch is no lender.
+    # A lender without rows in the batch does not count.
     assert torch.equal(uncertainty.scores(entropies, ids, {2: 3}), found)
 
 
@@ -141,7 +141,7 @@ def test_the_precision_can_be_told():
 
 
 def test_judging_inside_autocast_leaves_the_step_its_gradients():
-    """Half-precision copies of weights made without gradients must not be those the step then uses."""
+    """Half-precision copies of weights made without gradients must not be used by the step."""
     model, batch = Noisy(), dict(x=torch.randn(6, 4))
     with torch.autocast("cpu", torch.bfloat16):
         uncertainty.candidate_entropies(model, batch)

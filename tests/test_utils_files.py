@@ -1,4 +1,4 @@
-"""utils.files: a file is whole or absent, and the disk's refusals are errors a user can act on."""
+"""utils.files: a file is whole or absent, and disk errors are errors a user can act on."""
 
 import contextlib
 import errno
@@ -291,11 +291,11 @@ def test_a_prefix_of_a_flag_is_not_taken_for_the_flag(capsys):
     assert capsys.readouterr().err.startswith("error: --learn: there is no such flag; did you mean --learning_rate?")
 
 
-# ---- replacing a directory: one of the two stands at every moment
+# ---- replacing a directory: one of the two exists at every moment
 
 
 def two_directories(folder):
-    """(a directory that stands, its successor beside it), each with a file that says which it is."""
+    """(an existing directory, its successor next to it), each with a file that says which it is."""
     for name, text in (("run", "old"), (".run.x.part", "new")):
         (folder / name).mkdir()
         (folder / name / "file").write_text(text)
@@ -315,7 +315,7 @@ def test_a_directory_is_replaced_and_nothing_is_left_beside_it(exchange, tmp_pat
 @pytest.mark.parametrize("call", range(1, 8))
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "broken")])
 def test_an_interruption_keeps_the_old_directory_or_has_the_new_one(exchange, call, error, tmp_path, monkeypatch):
-    """Every call that changes names may be the one that is interrupted, before it or after it."""
+    """Any call that changes names may be interrupted, before or after it."""
     calls = []
 
     def interrupted(function):

@@ -1,1 +1,1 @@
-"""The one training loop and what stands on it: objectives, distillation, decoding, evaluation, run directories."""
+"""The training loop and what builds on it: objectives, distillation, decoding, evaluation and run directories."""

@@ -1,7 +1,7 @@
-"""Where the curves of a run go, scalar by scalar: TensorBoard's event file, Weights & Biases, trackio (--report_to).
+"""Reporters for a run's scalars: TensorBoard's event file, Weights & Biases and trackio (--report_to).
 
-tensorboardX's SummaryWriter leaves the writing to a thread. On a full disk the thread dies with a traceback and
-training hangs behind its queue; of a killed run it loses what was queued. Here events are written where they arise.
+tensorboardX's SummaryWriter writes in a thread. On a full disk the thread dies with a traceback and training hangs on
+its queue; when a run is killed, queued events are lost. Here each event is written as soon as it occurs.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ PROJECT = "versatile"
 
 
 def check_reporters(names):
-    """A `UserError` where --report_to names a library that is not installed, or something beside "none"."""
+    """Raise a `UserError` if --report_to names a library that is not installed, or "none" together with another."""
     if "none" in names and len(set(names)) > 1:
         raise UserError(f"none was named beside {' '.join(name for name in names if name != 'none')}",
                         location="--report_to", remedy="leave one of them out")  # fmt: skip
@@ -54,7 +54,7 @@ class Board:
             reporter.add(step, group, scalars)
 
     def close(self):
-        """Say that nothing follows."""
+        """Close all reporters."""
         for reporter in self.reporters:
             reporter.close()
 
@@ -64,7 +64,7 @@ class EventFile:
 
     Args:
         folder: where it goes.
-        first: see `Board`. Whatever a killed run logged behind it is logged again; TensorBoard forgets the first copy.
+        first: see `Board`. What a killed run logged after this step is logged again; TensorBoard drops the first copy.
     """
 
     def __init__(self, folder, first=0):
@@ -88,17 +88,17 @@ class EventFile:
             self.events.flush()
 
     def close(self):
-        """Nothing: each event is flushed."""
+        """Do nothing: each event has been flushed."""
 
 
 class Tracker:
-    """wandb or trackio, whose interfaces agree in what is used here.
+    """wandb or trackio, whose interfaces are the same for what is used here.
 
-    A resumed run is found again: by its path in wandb, by its name in trackio. The project is named in WANDB_PROJECT or
-    TRACKIO_PROJECT (default: versatile).
+    A resumed run continues its earlier record, found by its path in wandb and by its name in trackio. The project is
+    set by WANDB_PROJECT or TRACKIO_PROJECT (default: versatile).
 
     Args:
-        name: of the library.
+        name: the library's name.
         folder: the run directory.
     """
 

@@ -1,47 +1,48 @@
-"""Callbacks: what takes part in training beside the loss. `Trainer` calls them at fixed moments, in their order."""
+"""Callbacks, which `Trainer` calls in list order at fixed points of training."""
 
 
 class Callback:
-    """What the loop calls. Every method does nothing here.
+    """Base class of callbacks; its methods do nothing.
 
-    `state_dict` goes into each checkpoint, so that a resumed run continues the one that was stopped.
+    `state_dict` is stored in each checkpoint, so that a resumed run continues from the same state.
     """
 
     def before_training(self, trainer):
-        """Model and optimizer are made; no checkpoint is loaded, no step is taken yet."""
+        """Called once model and optimizer exist, before a checkpoint is loaded or a step taken."""
 
     def after_backward(self, step):
-        """The gradients of optimizer step `step` (from 0) are complete, not yet clipped; they may be changed."""
+        """Called when the gradients of optimizer step `step` (from 0) are complete but unclipped; may change them."""
 
     def on_gradients(self, step):
-        """The gradients of optimizer step `step` are clipped; they may be changed in place."""
+        """Called when the gradients of optimizer step `step` have been clipped; may change them in place."""
 
     def on_out_of_memory(self, error):
-        """A step failed with this error. Returns whether to take it again: its batches have become lists of smaller
-        ones, whose losses add up to theirs."""
+        """Called when a step failed with this error. Returns whether to repeat it: its batches have been split into
+        lists of smaller ones, whose losses add up to the originals'."""
         return False
 
     def on_log(self, step):
-        """A point of the curve has been logged behind optimizer step `step` (from 1)."""
+        """Called when a point of the curve has been logged after optimizer step `step` (from 1)."""
 
     def after_training(self, trainer):
-        """The last step is taken. An interrupted run does not get here."""
+        """Called after the last step, but not when a run is interrupted."""
 
     def state_dict(self):
-        """For a checkpoint: numbers, strings and tensors."""
+        """State for a checkpoint: numbers, strings and tensors."""
         return {}
 
     def load_state_dict(self, state):
-        """From one."""
+        """Restore the state from a checkpoint."""
 
 
 class MaskAbsentTasks(Callback):
-    """Drops the gradients of tasks without a row in a step, in any process.
+    """Drops the gradients of tasks that have no row of a step in any process.
 
-    They are zeros where a table is looked up as a whole; momentum and weight decay would move what no row has used.
+    Where a table is looked up as a whole, these gradients are zeros, and momentum and weight decay would move
+    parameters that no row has used.
 
     Args:
-        parameters: {task: the parameters that only its rows use}.
+        parameters: {task: the parameters used only by its rows}.
     """
 
     def __init__(self, parameters):
@@ -64,10 +65,10 @@ class MaskAbsentTasks(Callback):
 
 
 class Coverage(Callback):
-    """Logs what the batches have been made of so far: `seen` of the history, one entry for each point of the curve.
+    """Logs the rows drawn so far as `seen` in the history, with one entry for each point of the curve.
 
     Args:
-        tracker: `data.pair_batches.CoverageTracker`, to which the batches tell what they draw.
+        tracker: `data.pair_batches.CoverageTracker`, in which the batches record what they draw.
     """
 
     def __init__(self, tracker):
@@ -86,9 +87,9 @@ class Coverage(Callback):
             self.trainer.board.add(step, "seen", shares)
 
     def state_dict(self):
-        """Which rows have been drawn."""
+        """The rows that have been drawn."""
         return self.tracker.state_dict()
 
     def load_state_dict(self, state):
-        """From one."""
+        """See `Callback`."""
         self.tracker.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""The README.md of a run directory: what was trained, how it scores, and the lines that load it (a model card)."""
+"""The model card of a run directory (README.md): what was trained, its scores, and how to load it."""
 
 import re
 from pathlib import Path
@@ -13,13 +13,13 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def write_model_card(directory, record, metrics=None, location=None, hub_name=None):
-    """Write a run directory's README.md. One that somebody else wrote stays as it is.
+    """Write a run directory's README.md. An existing one that the toolkit did not write is kept.
 
     Args:
-        directory: of the run.
-        record: what its run.json holds.
-        metrics: what its metrics.json holds, once there is one.
-        location: where the directory will lie, if not where it lies now.
+        directory: the run's directory.
+        record: the content of its run.json.
+        metrics: the content of its metrics.json, if there is one.
+        location: the directory's final path, if it will be moved.
         hub_name: its name on the hub, if it is pushed there.
     """
     from huggingface_hub import ModelCardData
@@ -29,7 +29,7 @@ def write_model_card(directory, record, metrics=None, location=None, hub_name=No
         return
     flags, location = record.get("flags", {}), str(location or directory)
     backbone, tasks = backbone_of_run(flags), tasks_of_run(record)
-    # What the method's name is made of: "adapter+distillation", "lll".
+    # The parts of the method's name: "adapter+distillation", "lll".
     tags = dict.fromkeys([LIBRARY, *re.split(r"\+", record.get("method") or ""), *tasks])
     header = ModelCardData(library_name=LIBRARY, base_model=hub_id(backbone), tags=[t for t in tags if t])
     parts = [
@@ -41,7 +41,7 @@ def write_model_card(directory, record, metrics=None, location=None, hub_name=No
         _origin(record),
     ]
     with atomic_write(path) as file:
-        # A path that is not UTF-8 has lone surrogates.
+        # A path that is not valid UTF-8 contains lone surrogates.
         file.reconfigure(errors="backslashreplace")
         file.write("\n\n".join(part for part in parts if part) + "\n")
 
@@ -54,13 +54,13 @@ def is_model_card(path):
 
 
 def backbone_of_run(flags):
-    """What a run's flags call its backbone, or None."""
+    """The name of a run's backbone in its flags, or None."""
     named = (flags.get(flag) for flag in ("model_checkpoint", "model_name_or_path", "config_name"))
     return next((name for name in named if isinstance(name, str) and name), None)
 
 
 def hub_id(backbone):
-    """A backbone's name on the hub, or None: it is a directory, or was made here."""
+    """A backbone's name on the hub, or None for a directory or a backbone made here."""
     if backbone in bundled.NAMES:
         return bundled.HUB_IDS.get(backbone)
     on_the_hub = backbone and _HUB_NAME.fullmatch(backbone) and not Path(backbone).exists()
@@ -68,7 +68,7 @@ def hub_id(backbone):
 
 
 def tasks_of_run(record):
-    """Names of the tasks that a run.json says were trained."""
+    """Names of the trained tasks according to a run.json."""
     flags = record.get("flags", {})
     if isinstance(record.get("sources"), dict):
         return list(record["sources"])
@@ -86,7 +86,7 @@ def _summary(record, backbone, tasks):
 
 
 def _scores(metrics):
-    """The scores that metrics.json holds, as a table; "" where it holds none."""
+    """The scores in metrics.json as a table, or "" if there are none."""
     rows = []
     if metrics.get("trained_parameters"):
         rows.append(("trained parameters", f"{metrics['trained_parameters']:,}"))
@@ -108,7 +108,7 @@ def _dict(value):
 
 
 def _loading(flags, tasks, location, hub_name):
-    """The lines of Python and of the shell that load it."""
+    """The Python code and the shell command that load it."""
     first = tasks[0] if tasks else "TASK"
     directory = f"directory = {location!r}"
     if hub_name:
@@ -134,14 +134,14 @@ def _loading(flags, tasks, location, hub_name):
 
 
 def _last_stage(flags, location):
-    """Where the model of a lifelong run lies, as an expression in Python."""
+    """The directory of a lifelong run's model, as a Python expression."""
     tasks, joint = flags["tasks"], flags["seq_train_type"] in ("multitask", "multilm")
     stage = Path(location).name in tasks and (Path(location).parent / "run.json").is_file()
     return "directory" if joint or stage else f'f"{{directory}}/{tasks[-1]}"'
 
 
 def _sample(task):
-    """Inputs of a task, as `TextModel.generate_text` takes them."""
+    """A sample input of a task for `TextModel.generate_text`."""
     from versatile.data.task import find
 
     known = find(task)
@@ -150,7 +150,7 @@ def _sample(task):
 
 
 def _columns(task):
-    """An input of a text-to-text task, as `TextToTextModel.generate_text` takes it."""
+    """A sample input of a text-to-text task for `TextToTextModel.generate_text`."""
     from versatile.data import text_to_text
     from versatile.utils.errors import UserError
 
@@ -161,7 +161,7 @@ def _columns(task):
 
 
 def _sentences(task):
-    """An input of a classification, as its model's `generate_text` takes it."""
+    """A sample input of a classification task for its model's `generate_text`."""
     from versatile.data import glue
     from versatile.training.classification_text_model import SentenceTask
     from versatile.utils.errors import UserError
@@ -173,9 +173,9 @@ def _sentences(task):
 
 
 def _origin(record):
-    """How it came about."""
+    """The command and library versions that produced it."""
     versions = ", ".join(f"{name} {version}" for name, version in _dict(record.get("versions")).items() if version)
-    # What is combined or merged was not trained: nothing was measured.
+    # Combined and merged models were not trained, so nothing was measured.
     measured = "" if "sources" in record else ", what was measured in `metrics.json`"
     lines = ["## Where it comes from", f"```console\n{record.get('command')}\n```",
              f"All flags, the seed and the commit are in `run.json`{measured}."]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Classification and regression with a head for each task: predictions, scores, and the files that hold them."""
+"""Classification and regression with one head per task: predictions, scores, and the files they are written to."""
 
 import logging
 import time
@@ -23,17 +23,17 @@ _SAME_TASK = {"mnli-mm": "mnli"}
 
 @torch.no_grad()
 def predict(model, split, batch_size, pad_id, dtype):
-    """A model's predictions of a split.
+    """A model's predictions for a split.
 
     Args:
-        model: `adapters.classifier.TaskClassifier`; its mode is as before afterwards.
+        model: `adapters.classifier.TaskClassifier`; its training mode is restored afterwards.
         split: `data.token_cache.EncodedSplit` of one of its tasks, or of an alias of one.
-        batch_size: rows a batch and process.
-        pad_id: id that fills rows up.
+        batch_size: rows per batch and process.
+        pad_id: the padding token's id.
         dtype: precision of the matrix products.
 
     Returns:
-        (predictions [n]: class ids or scores, losses [n], NaN where there is no label), in the file's order, in every
+        (predictions [n]: class ids or scores, losses [n], NaN where there is no label), in file order, in every
         process; float64.
     """
     device, task = next(model.parameters()).device, model.task_id(split.task)
@@ -60,7 +60,7 @@ def predict(model, split, batch_size, pad_id, dtype):
 
 
 def gather_rows(mine):
-    """Values of all processes, of which each has every world-th: [n / world] -> [n], on the CPU."""
+    """Gather values of which each process holds every world-th: [n / world] -> [n], on the CPU."""
     world = idist.get_world_size()
     if world == 1:
         return mine
@@ -71,7 +71,7 @@ def gather_rows(mine):
 def evaluate(model, splits, batch_size, pad_id, dtype):
     """Score labelled splits: {task: dict(loss, rows, scores={metric: value})}; see `predict` and `glue_metrics`.
 
-    The loss is the mean over the rows: cross-entropy, of a regression the squared error.
+    The loss is the mean over rows of the cross-entropy, or of the squared error for a regression.
     """
     report = {}
     for name, split in splits.items():
@@ -81,7 +81,7 @@ def evaluate(model, splits, batch_size, pad_id, dtype):
 
 
 def score(name, split, predictions):
-    """{metric: value} of what `predict` returned."""
+    """{metric: value} for the output of `predict`."""
     labels = split.labels.tolist()
     if not glue.get_task(name).regression:
         predictions, labels = predictions.astype(int), [int(label) for label in labels]
@@ -94,12 +94,12 @@ def signature(name, metric, split):
 
 
 def one_number(scores):
-    """A task's score: the mean of its metrics, as GLUE takes it."""
+    """A task's score: the mean of its metrics, as in GLUE."""
     return sum(scores.values()) / len(scores)
 
 
 def average(report):
-    """The mean over the tasks of their scores; MNLI's is the mean of its two dev sets. The original has none."""
+    """The mean of the tasks' scores; MNLI's is the mean of its two dev sets. The original has no such average."""
     tasks = {}
     for name, result in report.items():
         tasks.setdefault(_SAME_TASK.get(name, name), []).append(one_number(result["scores"]))
@@ -107,13 +107,13 @@ def average(report):
 
 
 class DevScores(Evaluator):
-    """All tasks' scores on their dev files; the best model is that of the best average.
+    """Scores of all tasks on their dev files; the best model is the one with the best average.
 
     Args:
         model: `TaskClassifier`.
         splits: {task: `EncodedSplit`}.
-        options: batch size, padding id and precision of `evaluate`.
-        select: "best" or "last": which model is kept.
+        options: batch size, padding id and precision for `evaluate`.
+        select: which model is kept, "best" or "last".
     """
 
     def __init__(self, model, splits, options, select):
@@ -130,12 +130,12 @@ class DevScores(Evaluator):
         return Report({TOGETHER: -mean}, {"nll": loss, AVERAGE: mean, "tasks": report}, line, scalars, loss)
 
     def summary(self, trainer):
-        """See `Evaluator`; of the kept model the loss alone, which mixes kinds."""
+        """See `Evaluator`; only the kept model's loss, without a perplexity, as it mixes kinds of loss."""
         kept = self.kept(trainer)
         return dict(best_step=kept.get("step", 0), valid_nll=kept.get("nll"))
 
     def kept(self, trainer):
-        """The history's row of the model that is kept; {} where none was evaluated."""
+        """The kept model's row of the history; {} if none was evaluated."""
         valid = trainer.history["valid"]
         last = valid and self.select == "last"
         step = valid[-1]["step"] if last else trainer.best_step.get(TOGETHER, 0)
@@ -156,7 +156,7 @@ def table(report, step=None):
 
 
 def as_tasks(report, **more):
-    """A report as `utils.table` reads it: {task: dict(task, scores, headline, …)}, the average among them."""
+    """A report in the form that `utils.table` reads: {task: dict(task, scores, headline, …)}, including the average."""
     tasks = {}
     for name, result in report.items():
         scores = {metric: dict(score=value, signature=signature(name, metric, "dev"))
@@ -170,9 +170,9 @@ def as_tasks(report, **more):
 
 
 def write_results(folder, report, step, **more):
-    """eval_results.json and eval_results.txt: every task's scores at one checkpoint.
+    """Write eval_results.json and eval_results.txt: every task's scores at one checkpoint.
 
-    (The original writes each task's best over time, of different checkpoints, and only into its log.)
+    (The original reports each task's best over time, from different checkpoints, and only in its log.)
     """
     folder = Path(folder)
     write_json(folder / "eval_results.json", dict(step=step, average=average(report), tasks=report, **more))
@@ -181,14 +181,14 @@ def write_results(folder, report, step, **more):
 
 
 def write_predictions(folder, name, split, predictions, step):
-    """``<task>_test_iter_<step>.tsv``, and the same under the name that the GLUE site wants, below submission/.
+    """Write ``<task>_test_iter_<step>.tsv``, and a copy in submission/ under the name that the GLUE site requires.
 
     Args:
-        folder: where to.
+        folder: output directory.
         name: the task.
         split: `EncodedSplit`.
-        predictions: [n] class ids or scores; a score is written as at least 0 and at most 5, STS-B's range.
-        step: optimizer steps of the model.
+        predictions: [n] class ids or scores; scores are clipped to STS-B's range, 0 to 5.
+        step: number of optimizer steps of the model.
     """
     task = glue.get_task(name)
     text = "index\tprediction\n"
@@ -206,7 +206,7 @@ def write_predictions(folder, name, split, predictions, step):
 
 
 def check_heads(model, names, location):
-    """A `UserError` where a model lacks a task, or its head does not fit the task's labels."""
+    """Raise a `UserError` if a model lacks a task, or if its head does not fit the task's labels."""
     for name in names:
         expected = len(glue.get_task(name).labels or "1")
         labels = model.tasks.get(model.aliases.get(name, name))

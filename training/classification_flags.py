@@ -1,4 +1,4 @@
-"""Flags of train_camtl.py: those of the original (run.py on transformers 2.11), by their old names, and ours."""
+"""Flags of train_camtl.py: the original's (run.py on transformers 2.11), under their old names, and ours."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from versatile.utils import flags, settings
 TASKS = ("cola", "mnli", "rte", "wnli", "qqp", "sts-b", "sst-2", "qnli", "mrpc")
 FORMS = ("base", "large", "plain")
 
-# Flags of the original that are not taken, and why.
+# Flags of the original that are not accepted, and why.
 REFUSED = {
     "tpu_num_cores": "TPU processes are started by torch_xla's launcher, which says how many there are",
     "tpu_metrics_debug": "torch_xla prints its metrics by itself when PT_XLA_DEBUG=1 is set",
@@ -22,7 +22,7 @@ REFUSED = {
     "dataloader_num_workers": "batches are made of rows in memory, there are no workers to count",
     "dataloader_drop_last": "no row is dropped",
 }
-# Beside those of training.experiment: they may differ when a run is resumed.
+# In addition to those of training.experiment, these may differ when a run is resumed.
 FREE = {"resume", "push_to_hub", "do_predict", "data_dir", "overwrite_cache", "logging_dir", "local_rank",
         "overwrite_output_dir"}  # fmt: skip
 
@@ -40,15 +40,15 @@ def parser(doc):
     g = p.group("logging")
     settings.add(p, "logging_steps", default=None, help="steps between two points of the curve (default: 10); with "
                  "--evaluate_during_training also between two evaluations (default: 500)")  # fmt: skip
-    settings.add(p, "logging_first_step", help="log the first step, too, and evaluate after it with "
+    settings.add(p, "logging_first_step", help="also log the first step, and evaluate after it with "
                                                "--evaluate_during_training")  # fmt: skip
     settings.add(p, "report_to")
     g.add_argument("--logging_dir", help="where TensorBoard's events go (default: the run directory)")
     settings.add(p, "output_dir", help="run directory, or where results go (default: runs/<date>_<host>_<model>_…)")
     settings.add(p, "overwrite_output_dir", "resume")
-    settings.add(p, "save_steps", default=500, help="a checkpoint every so many steps, beside one each epoch")
+    settings.add(p, "save_steps", default=500, help="steps between checkpoints, in addition to one per epoch")
     settings.add(p, "keep_checkpoints",
-                 help="how many of the newest checkpoints are kept (the original keeps all)")  # fmt: skip
+                 help="number of newest checkpoints to keep (the original keeps all)")  # fmt: skip
     settings.add(p, "push_to_hub")
     settings.refuse(p, REFUSED)
     return p
@@ -56,33 +56,33 @@ def parser(doc):
 
 def _data_and_model(p):
     g = p.group("task and data")
-    settings.add(p, "data_dir", help="folder of CoLA/, MNLI/, …, as the official script makes it")
+    settings.add(p, "data_dir", help="folder with CoLA/, MNLI/, …, as made by the official script")
     task_flag(g, "--tasks", "sentence_pair", nargs="+", metavar="TASK",
-              help=f"tasks, their order gives the ids: {' '.join(TASKS)}, and NAME=DATA for those of your own, see "
-                   "data/own_tasks.py (default: all of GLUE in this order, a trained model's own)")  # fmt: skip
-    settings.add(p, "limit", help="only the first so many rows of each file")
+              help=f"tasks, in the order of their ids: {' '.join(TASKS)}, and NAME=DATA for tasks of your own, see "
+                   "data/own_tasks.py (default: all of GLUE in this order, or a trained model's tasks)")  # fmt: skip
+    settings.add(p, "limit", help="use only the first N rows of each file")
     settings.add(p, "overwrite_cache", "token_cache_dir")
     g.add_argument("--download", action="store_true",
-                   help="print what is missing in --data_dir and where it is to be had, and stop")  # fmt: skip
+                   help="print what is missing in --data_dir and where to get it, then stop")  # fmt: skip
     settings.add(p, "model_checkpoint",
                  help="CA-MTL-base (bert-base-cased), CA-MTL-large (bert-large-cased); any BERT by hub name or "
                       "directory, minilm, tiny-bert; or a trained model's directory")  # fmt: skip
     settings.add(p, "cache_dir", notices=settings.TOKENS_MOVED)
     g = p.group("model")
     g.add_argument("--method", choices=method_flags.method_names(),
-                   help="how the BERT is adapted: full and conditional train all of it, the others train adapters and "
-                        "heads beside a frozen one (default: as --form says)")  # fmt: skip
+                   help="adaptation method: full and conditional train the whole BERT, the others train adapters and "
+                        "heads on a frozen one (default: determined by --form)")  # fmt: skip
     settings.add(p, "adapter_bottleneck", group=g.title, default=None,
-                 help="width of an adapter of --method bottleneck")  # fmt: skip
+                 help="adapter width of --method bottleneck")  # fmt: skip
     method_flags.add_setting_flags(g)
     g.add_argument("--form", choices=FORMS,
-                   help="the conditional form of CA-MTL-base or of CA-MTL-large on this BERT, or plain multi-task "
-                        "BERT (default: what the name says; plain for any other BERT)")  # fmt: skip
+                   help="this BERT in the conditional form of CA-MTL-base or CA-MTL-large, or as a plain multi-task "
+                        "BERT (default: as its name says; plain for any other BERT)")  # fmt: skip
     settings.add(p, "max_len", dest="max_seq_length",
-                 help="tokens of a row, special ones counted; longer ones are cut from the longer text. In the "
-                      "conditional forms a divisor of the hidden size (default: 128)")  # fmt: skip
+                 help="maximum tokens per row, including special ones; a longer row loses tokens of its longer text. "
+                      "In the conditional forms, a divisor of the hidden size (default: 128)")  # fmt: skip
     g.add_argument("--freeze_encoder_layers", metavar="0-N",
-                   help="freeze these layers and the embeddings, and nothing conditional; published: N = 5 for base, "
+                   help="freeze these layers and the embeddings, but nothing conditional; published: N = 5 for base, "
                         "11 for large")  # fmt: skip
 
 
@@ -90,23 +90,23 @@ def _actions(p):
     g = p.group("what to do")
     g.add_argument("--do_train", action="store_true", help="train")
     g.add_argument("--do_eval", action="store_true",
-                   help="score the dev files; in training after each epoch, and the best model is kept")  # fmt: skip
-    g.add_argument("--do_predict", "--do_test", action="store_true", help="write predictions of the test files")
+                   help="score the dev files; during training after each epoch, keeping the best model")  # fmt: skip
+    g.add_argument("--do_predict", "--do_test", action="store_true", help="write predictions for the test files")
     g.add_argument("--evaluate_during_training", action="store_true",
-                   help="score the dev files every --logging_steps steps, too")  # fmt: skip
+                   help="also score the dev files every --logging_steps steps")  # fmt: skip
     settings.add(p, "select", group=g.title,
-                 help="keep the model of the best average over the tasks, or the last one")  # fmt: skip
+                 help="keep the model with the best average over the tasks, or the last one")  # fmt: skip
 
 
 def _training(p):
     settings.add(p, "lr", default=5e-5)
-    settings.add(p, "n_epochs", type=flags.rate, default=3.0, help="epochs; may be a fraction")
+    settings.add(p, "n_epochs", type=flags.rate, default=3.0, help="number of epochs; may be a fraction")
     settings.add(p, "max_steps", type=flags.count_or_none, default=-1,
-                 help="above 0: so many optimizer steps, whatever the epochs")  # fmt: skip
+                 help="above 0: number of optimizer steps, overriding the epochs")  # fmt: skip
     settings.add(p, "train_batch_size", "valid_batch_size", default=8)
     settings.add(p, "gradient_accumulation_steps", "lr_scheduler_type", "lr_scheduler_kwargs")
-    settings.add(p, "warmup_ratio", default=0.1, help="share of the steps in which the rate rises")
-    settings.add(p, "warmup_steps", default=None, help="steps in which it rises, instead of a share")
+    settings.add(p, "warmup_ratio", default=0.1, help="share of the steps over which the learning rate rises")
+    settings.add(p, "warmup_steps", default=None, help="number of warm-up steps, instead of a share")
     settings.add(p, "weight_decay")
     settings.add(p, "adam_eps", default=1e-8)
     settings.add(p, "max_norm", "seed")
@@ -115,20 +115,20 @@ def _training(p):
 def _sampling(p):
     g = p.group("sampling (default: all rows of all tasks in random order)")
     g.add_argument("--uniform_mt_sampling", action="store_true",
-                   help="draw every task equally often (in the original it only changes the length of an epoch of "
-                        "--use_mt_uncertainty, where it has no effect here)")  # fmt: skip
+                   help="draw every task equally often (in the original it only changes the epoch length of "
+                        "--use_mt_uncertainty, on which it has no effect here)")  # fmt: skip
     g.add_argument("--use_mt_uncertainty", action="store_true",
-                   help="of one batch of each task train on the rows that the model is least certain about")
+                   help="from one batch of each task, train on the rows that the model is least certain about")
     g.add_argument("--percent_of_max_data_size", type=flags.share_or_more, default=1.0, metavar="SHARE",
-                   help="with either of them an epoch has int(most batches of a task × tasks × this) steps; above 1 "
-                        "it is 1")  # fmt: skip
+                   help="with either of these, an epoch has int(largest number of batches of a task × tasks × SHARE) "
+                        "steps; a SHARE above 1 counts as 1")  # fmt: skip
 
 
 # --- what goes together ----------------------------------------------------------------------------------
 
 
 def check(p, args):
-    """Complete the flags; an error of the parser where they do not go together."""
+    """Complete the flags; a parser error if they are inconsistent."""
     if not args.model_checkpoint:
         p.error("--model_name_or_path is needed")
     take_definitions(args)
@@ -152,12 +152,12 @@ def check(p, args):
 
 
 def own_names(args):
-    """Names of the tasks of the user's own that are typed, or that the trained model knows."""
+    """Names of the user's own tasks, as typed or as known to the trained model."""
     return {*(args.own_tasks or ()), *(task["name"] for task in args.task_definitions or ())}
 
 
 def take_definitions(args):
-    """A trained model brings its own tasks; without --tasks all that it was trained on are meant."""
+    """Take over a trained model's task definitions; without --tasks, also all tasks that it was trained on."""
     from versatile.training.runs import stored
 
     if args.own_tasks or not Path(args.model_checkpoint).is_dir():
@@ -179,7 +179,7 @@ def _check_tasks(p, args):
         return
     own = own_names(args)
     names = [name for word in args.tasks for name in ([word] if word in own else word.lower().split(",")) if name]
-    # "stsb" and "sts_b", too.
+    # Also accept "stsb" and "sts_b".
     plain = {name.replace("-", ""): name for name in (*TASKS, *SHARED_HEADS)}
     args.tasks = [name if name in own else plain.get(name.replace("-", "").replace("_", ""), name) for name in names]
     for name in args.tasks:
@@ -188,14 +188,14 @@ def _check_tasks(p, args):
         if name not in TASKS and name not in own:
             if resolve(name) is None:
                 raise unknown_task(name, TASKS)
-            # Another data set whose rows are sentences with a class; what is none is refused with the reason.
+            # Another data set of sentences with a class; any other task is refused with the reason.
             get_task(name)
     if twice := next((name for name in args.tasks if args.tasks.count(name) > 1), None):
         p.error(f"--tasks: {twice} is named twice")
 
 
 def _check_method(p, args):
-    """--method and --form agree; a method of adapters goes with neither frozen layers nor a conditional form."""
+    """Check that --method and --form agree; adapters allow neither frozen layers nor a conditional form."""
     chosen = choose_method(args)
     name = chosen["method"] if chosen else args.method or FULL
     method_flags.check_settings(args, [name])
@@ -211,7 +211,7 @@ def _check_method(p, args):
 
 
 def choose_method(args):
-    """The adapters that the flags ask for, as `method_flags.choose_method`; None: all of the BERT is trained."""
+    """The adapter method of the flags, see `method_flags.choose_method`; None: the whole BERT is trained."""
     if args.method in (None, FULL, "conditional") and args.adapter_bottleneck is None:
         return None
     return method_flags.choose_method(args, args.method, args.adapter_bottleneck)

@@ -1,4 +1,4 @@
-"""A trained BERT of train_camtl.py that says the class of a sentence, or of two."""
+"""A trained BERT of train_camtl.py that predicts the class of a sentence or of a sentence pair."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ SPLITS = {"train": "train", "valid": "dev", "test": "test", None: "dev"}
 
 
 class SentenceTask(Task):
-    """A task of sentences with a class, as a person types it: one sentence, or two with `SEPARATOR` between them."""
+    """A sentence classification task for typed input: one sentence, or two separated by `SEPARATOR`."""
 
     def __init__(self, form):
         known = resolve(form.name)
@@ -44,7 +44,7 @@ class SentenceTask(Task):
 
 @dataclass
 class PairSplit(EvalSplit):
-    """Labelled rows of a task of sentences.
+    """Labelled rows of a sentence classification task.
 
     Attributes:
         task: `data.glue.GlueTask`.
@@ -73,20 +73,20 @@ class PairSplit(EvalSplit):
 
 
 class SentenceClassifier(TextModel):
-    """See `TextModel`: an answer is the likeliest class and its probability, or a regression's score."""
+    """See `TextModel`: an answer is the most likely class and its probability, or a regression's score."""
 
     script = "train_camtl.py"
     without_effect = dict.fromkeys(
         ("no_sample", "temperature", "top_k", "top_p", "seed", "num_beams", "max_length", "min_length",
          "length_penalty"), "nothing is decoded: the answer is a class",
     )  # fmt: skip
-    # Of evaluate.py's flags, those that mean nothing to it. (--no_sample and --seed ask for what is done.)
+    # Flags of evaluate.py that have no effect here. (--no_sample and --seed are accepted: they request what is done.)
     unused_flags = {
         **dict.fromkeys(("adapter_bottleneck", "max_history", "emb_only", "outputlayer_only", "random_init",
                          "self_copy"), "no such ablation"),
         **{flag: "nothing is decoded" for flag in without_effect if flag not in ("no_sample", "seed")},
     }  # fmt: skip
-    # Of outputs, of which there are none.
+    # Limits outputs, of which there are none.
     positions = 1 << 20
 
     def __init__(self, directory, model, tokenizer, dtype):
@@ -134,7 +134,7 @@ class SentenceClassifier(TextModel):
         return [self.answer(names[prompt.task_id], row) for prompt, row in zip(prompts, scores)]
 
     def answer(self, name, scores):
-        """A row of head scores in words."""
+        """The answer for one row of head scores, as text."""
         form = self.tasks[name].form
         if form.regression:
             return f"{float(scores[0]):.3f}"
@@ -147,7 +147,7 @@ class SentenceClassifier(TextModel):
     # ---- evaluation
 
     def read_splits(self, args, typed):
-        """The splits that evaluate.py is asked for, a list of `PairSplit`; with "all" MNLI's second dev set, too."""
+        """The splits requested from evaluate.py, a list of `PairSplit`; "all" includes MNLI's second dev set."""
         names = asked_tasks(args, self.model.tasks, "sentence_pair")
         classification.check_heads(self.model, names, f"--model_checkpoint {args.model_checkpoint}")
         split, splits = SPLITS[args.split], []
@@ -170,11 +170,11 @@ class SentenceClassifier(TextModel):
         return splits
 
     def describe(self):
-        """What every summary says of the model."""
+        """The entries about the model for every summary."""
         return super().describe() | dict(method=runs.stored(self.directory).get("method"))
 
     def predict(self, splits, decoding):
-        """See `TextModel.predict`: texts are names of classes, or scores; the loss is of rows, not of tokens."""
+        """See `TextModel.predict`: texts are class names or scores; the loss is per row, not per token."""
         predictions = {}
         for split in splits:
             values, losses = classification.predict(self.model, split.rows, decoding.batch_size,
@@ -190,5 +190,5 @@ class SentenceClassifier(TextModel):
 
 
 def in_words(task, values):
-    """Predictions or labels as texts: the names of classes, or scores."""
+    """Predictions or labels as texts: class names or scores."""
     return [f"{value:.3f}" if task.regression else task.labels[int(value)] for value in values]

@@ -1,8 +1,8 @@
-"""Greedy decoding in which a row that has ended makes way for the next prompt (continuous batching).
+"""Greedy decoding with continuous batching: a row that has ended makes way for the next prompt.
 
-Rows are padded on the left to one width and share transformers' cache. Once some of them have ended, the others' part
-of the cache is kept, the next prompts are read as a batch of their own, and their keys and values join those kept. The
-same goes for what an encoder made of the prompts, which a decoder attends to.
+Rows are left-padded to one width and share transformers' cache. Once some have ended, the cache of the remaining rows
+is kept, the next prompts are read as a separate batch, and their keys and values are joined to those kept. The encoder
+states that a decoder attends to are handled in the same way.
 """
 
 from collections import deque
@@ -15,18 +15,18 @@ from transformers.cache_utils import DynamicLayer
 from versatile.adapters.backbones.family import backbone_of
 from versatile.training.prompt_batches import OnlyOwnEnd, left_padded
 
-# Changing the rows copies the cache, and reading new prompts takes a forward of its own: one row in so many has to have
-# ended. Where tasks are mixed, what methods keep for a batch's tasks is made anew, too.
+# Changing the rows copies the cache, and reading new prompts takes an extra forward pass, so one row in this many must
+# have ended first. In mixed batches, what methods keep for a batch's tasks must also be rebuilt.
 SHARE, SHARE_OF_MIXED = 8, 2
-# Settings of a model's own that greedy search does not read, or that `Decoding` and the prompts stand over.
+# Settings of a model's generation config that greedy search ignores, or that `Decoding` and the prompts override.
 IDLE_SETTINGS = {"bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version",
                  "_from_model_config", "do_sample", "temperature", "top_k", "top_p", "typical_p", "max_length",
                  "max_new_tokens", "min_length", "use_cache", "output_attentions", "output_hidden_states"}  # fmt: skip
 
 
 def is_supported(model, decoding):
-    """Whether prompts can be decoded in this way: greedily, by a model whose cache is not a sliding window, and without
-    settings of the model's own (a repetition penalty), which `generate` reads."""
+    """Whether prompts can be decoded this way: greedily, with a cache that is not a sliding window, and without further
+    settings in the model's generation config (e.g. a repetition penalty), which only `generate` applies."""
     if not decoding.no_sample or decoding.num_beams > 1:
         return False
     own = {key for key, value in model.generation_config.to_diff_dict().items() if value is not None}
@@ -34,7 +34,7 @@ def is_supported(model, decoding):
 
 
 def keeps_all(cache):
-    """Whether a cache keeps all keys and values, not those of a window alone."""
+    """Whether a cache keeps all keys and values, not only those of a window."""
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
@@ -43,10 +43,10 @@ class Row:
     """A prompt that is being continued.
 
     Attributes:
-        number: the prompt's position among all.
+        number: the prompt's position among all prompts.
         prompt: `Prompt`.
-        start: ids that the decoder has read before the first new one.
-        source: states that it attends to, of an encoder's.
+        start: number of ids before the first new one.
+        source: number of encoder states that the decoder attends to.
     """
 
     number: int
@@ -60,7 +60,7 @@ class Row:
         return self.start + len(self.tokens)
 
     def add(self, token, max_length):
-        """Append what was decoded; what follows the end of the row is dropped."""
+        """Append a decoded token; tokens after the end of the row are dropped."""
         if self.has_ended:
             return
         if token != self.prompt.eos_id:
@@ -69,18 +69,18 @@ class Row:
 
 
 class Columns:
-    """Tensors [rows, width, …] of rows padded on the left, and a cache's keys and values for the same columns."""
+    """Tensors [rows, width, …] of left-padded rows, and a cache's keys and values for the same columns."""
 
     def __init__(self, tensors, cache):
         self.tensors, self.cache = tensors, cache
 
     @property
     def layers(self):
-        """The cache's layers, once they are filled."""
+        """The cache's layers, or [] while it is empty."""
         return self.cache.layers if self.cache.get_seq_length() else []
 
     def keep(self, numbers, width):
-        """Keep the rows of these numbers, and the last `width` columns."""
+        """Keep the rows with these numbers and the last `width` columns."""
         unused = next(iter(self.tensors.values())).shape[1] - width
         self.tensors = {name: t.index_select(0, numbers)[:, unused:] for name, t in self.tensors.items()}
         for layer in self.layers:
@@ -88,7 +88,7 @@ class Columns:
             layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
 
     def join(self, other):
-        """Take other columns' rows."""
+        """Append the rows of another `Columns`."""
         self.tensors = {name: _join_padded(tensor, other.tensors[name], 1) for name, tensor in self.tensors.items()}
         for mine, theirs in zip(self.layers, other.layers):
             mine.keys = _join_padded(mine.keys, theirs.keys, 2)
@@ -96,14 +96,14 @@ class Columns:
 
 
 class RowBatch:
-    """Rows that are decoded together; their last tokens have not been read yet.
+    """Rows that are decoded together; the model has not read their last tokens yet.
 
     Args:
         model: an attached model in eval mode, on its device.
-        rows: a list of `Row`, none of which has tokens.
+        rows: a list of `Row` without tokens.
         decoding: `Decoding`.
         special: see `OnlyOwnEnd`.
-        pad_id: of the padding.
+        pad_id: the padding token's id.
     """
 
     def __init__(self, model, rows, decoding, special, pad_id):
@@ -116,12 +116,12 @@ class RowBatch:
         self._read({name: tensor.to(self.device) for name, tensor in inputs.items()})
 
     def _read(self, inputs):
-        """Begin with left-padded prompts, a dict of tensors [rows, width]."""
-        # As `generate` carries them along.
+        """Start from left-padded prompts, a dict of tensors [rows, width]."""
+        # In the form that `generate` keeps them.
         self.decoded = Columns(inputs, DynamicCache(config=self.model.config))
 
     def _model_inputs(self):
-        """What the model is called with for the next token."""
+        """The model's inputs for the next token."""
         inputs = dict(self.decoded.tensors)
         return self.model.prepare_inputs_for_generation(
             inputs.pop("input_ids"), next_sequence_length=1 if self.has_cache else None,
@@ -130,27 +130,27 @@ class RowBatch:
 
     @property
     def columns(self):
-        """[(`Columns`, how many of them each row needs)]"""
+        """[(`Columns`, the number of columns each row needs)]"""
         return [(self.decoded, [len(row) for row in self.rows])]
 
     def _take_rows(self, rows):
         self.rows = rows
         ends = [row.prompt.eos_id for row in rows]
-        # Read on the host in every forward.
+        # Read on the host in every forward pass.
         self.task_ids = torch.tensor([row.prompt.task_id for row in rows])
         self.only_own_end = OnlyOwnEnd(self.special, ends, 1, self.device)
         self.ends = torch.tensor(ends, device=self.device)[:, None]
-        # A row that has ended but is still there must not go beyond the model's positions.
+        # A row that has ended but is still in the batch must not exceed the model's positions.
         last = [len(row.prompt.ids) + self.decoding.max_length - 1 for row in rows]
         self.last_positions = torch.tensor(last, device=self.device)[:, None]
 
     @property
     def has_cache(self):
-        """False before the first step, and where the family keeps none: the whole rows are read for every token."""
+        """False before the first step, and in families without a cache, where every token needs the whole rows."""
         return self.decoded.cache.get_seq_length() > 0
 
     def step(self):
-        """Give every row its next token. The host waits for the device once."""
+        """Decode the next token of every row. The host waits for the device once."""
         scores = self.model(**self._model_inputs(), return_dict=True).logits[:, -1].float()
         tokens = self._mask_scores(scores).argmax(-1)
         self._append(tokens[:, None])
@@ -177,11 +177,11 @@ class RowBatch:
     def is_due(self, share):
         """Whether one row in `share` has ended."""
         ended = sum(row.has_ended for row in self.rows)
-        # Without a cache a row that has ended costs as much as any, and nothing is copied.
+        # Without a cache, an ended row costs as much as any other, and replacing it copies nothing.
         return ended >= max(1, len(self.rows) // share if self.has_cache else 1)
 
     def drop_ended(self):
-        """Keep the other rows, and the columns that these need; returns the rows that have ended."""
+        """Drop the rows that have ended and the columns that no remaining row needs; returns the dropped rows."""
         ended = [row for row in self.rows if row.has_ended]
         kept = [number for number, row in enumerate(self.rows) if not row.has_ended]
         self.rows = [self.rows[number] for number in kept]
@@ -193,18 +193,18 @@ class RowBatch:
         return ended
 
     def join(self, other):
-        """Take the rows of another batch."""
+        """Append the rows of another batch."""
         for (mine, _), (theirs, _) in zip(self.columns, other.columns):
             mine.join(theirs)
         self._take_rows(self.rows + other.rows)
 
 
 class EncodedRowBatch(RowBatch):
-    """The same by an encoder-decoder: its encoder has read the prompts, and new tokens stand behind a start token."""
+    """`RowBatch` of an encoder-decoder: the encoder reads the prompts, and new tokens follow a start token."""
 
     def _read(self, inputs):
         source, start = self.model.read_prompts(inputs, self.task_ids)
-        # The library's own would count the encoder's layers.
+        # A cache made from the config would have the encoder's number of layers.
         self.source, self.decoded = Columns(source, DynamicCache()), Columns(start, DynamicCache())
         self.cache = EncoderDecoderCache(self.decoded.cache, self.source.cache)
         for row, states in zip(self.rows, source["attention_mask"].sum(1).tolist()):
@@ -224,19 +224,19 @@ class EncodedRowBatch(RowBatch):
 
 
 def _join_padded(first, second, dim):
-    """Rows behind each other, those that are shorter in a dimension filled up with zeros before."""
+    """Concatenate rows; those shorter in dimension `dim` are left-padded with zeros."""
     longest = max(first.shape[dim], second.shape[dim])
     behind = [0] * 2 * (first.dim() - dim - 1)
     return torch.cat([F.pad(tensor, (*behind, longest - tensor.shape[dim], 0)) for tensor in (first, second)])
 
 
 def decode_greedily(model, prompts, order, decoding, special, pad_id, progress=None):
-    """The most likely continuations of prompts, of at most `decoding.batch_size` at once.
+    """Greedy continuations of prompts, at most `decoding.batch_size` at a time.
 
     Args:
         model, decoding, special, pad_id: as for `RowBatch`.
         prompts: a list of `Prompt`.
-        order: their numbers, in the order in which they are taken.
+        order: their numbers, in decoding order.
         progress: called with the number of prompts done so far.
 
     Returns:
@@ -260,7 +260,7 @@ def decode_greedily(model, prompts, order, decoding, special, pad_id, progress=N
         free = decoding.batch_size - (len(batch.rows) if batch is not None else 0)
         taken = [waiting.popleft() for _ in range(min(free, len(waiting)))]
         if taken:
-            # Rows of a task stand together: its adapter then takes them as they lie.
+            # Rows of a task are adjacent, so that its adapter need not reorder them.
             taken.sort(key=lambda number: prompts[number].task_id)
             new = batch_class(model, [Row(n, prompts[n]) for n in taken], decoding, special, pad_id)
             new.step()

@@ -1,7 +1,7 @@
-"""Decoding: batched, cached, sorted by prompt length, left-padded, tasks mixed.
+"""Decoding with a KV cache in left-padded mixed batches, sorted by prompt length.
 
-Greedy search lets the next prompt in where a row has ended (training/continuous_batching.py); sampling, where what is
-drawn for a row depends on its batch, and beams go through `transformers.generate`.
+Greedy search uses continuous batching (training/continuous_batching.py). Sampling, whose draws depend on the batch, and
+beam search use `transformers.generate`.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from versatile.utils.devices import autocast
 
 @dataclass
 class Decoding:
-    """How to decode. Flags of the same names set these; see `evaluate.py --help`."""
+    """Decoding settings. Flags of the same names set them; see `evaluate.py --help`."""
 
     no_sample: bool = True
     num_beams: int = 1
@@ -33,7 +33,7 @@ class Decoding:
 
     @classmethod
     def from_flags(cls, args, positions):
-        """What the flags ask for; outputs that would leave no room for an input are cut, said so."""
+        """The settings of the flags; an output length that leaves no room for an input is cut, with a message."""
         wanted = cls(**{f: getattr(args, f) for f in cls.__dataclass_fields__})
         fitted = wanted.fitted(positions)
         if fitted.max_length < wanted.max_length:
@@ -41,14 +41,14 @@ class Decoding:
         return fitted
 
     def fitted(self, positions):
-        """The same with outputs of at most half the model's positions: an input must fit, too."""
+        """The same with outputs of at most half the model's positions, so that an input fits as well."""
         longest = min(self.max_length, positions // 2)
         return type(self)(**{**vars(self), "max_length": longest, "min_length": min(self.min_length, longest)})
 
 
 @torch.no_grad()
 def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, special=None, progress=None):
-    """Continue every prompt until its end token. A batch may mix tasks.
+    """Continue every prompt up to its end token. A batch may mix tasks.
 
     Args:
         model: an attached model in eval mode.
@@ -56,7 +56,7 @@ def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, special=
         prompts: a list of `Prompt`.
         decoding: `Decoding`.
         dtype: precision of the matrix products.
-        special: ids that are produced only where they are a prompt's end; None: all special and added tokens.
+        special: ids that may be produced only as the prompt's own end token; None: all special and added tokens.
         progress: called with the number of prompts done so far.
 
     Returns:
@@ -65,7 +65,7 @@ def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, special=
     device = next(model.parameters()).device
     if special is None:
         special = sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
-    # Longest first: the largest batch, and with it any lack of memory, comes at once.
+    # Longest first: the largest batch, and so any lack of memory, comes at once.
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
     forwards = -(-len(prompts) // decoding.batch_size) * decoding.max_length
     rows = min(decoding.batch_size, len(prompts)) * decoding.num_beams
@@ -76,13 +76,13 @@ def decode(model, tokenizer, prompts, decoding, *, dtype=torch.float32, special=
 
 
 def _generate(model, prompts, order, decoding, special, pad_id, progress):
-    """Continuations by `generate`, batch by batch; arguments and result are those of `decode_greedily`."""
+    """Continue prompts with `generate`, batch by batch; arguments and result are those of `decode_greedily`."""
     device = next(model.parameters()).device
     config = _config(decoding, sorted({p.eos_id for p in prompts}), pad_id)
     outputs = [None] * len(prompts)
     torch.manual_seed(decoding.seed)
     for start in range(0, len(order), decoding.batch_size):
-        # Rows of a task stand together: its adapter then takes them as they lie.
+        # Rows of a task are adjacent, so that its adapter need not reorder them.
         chosen = sorted(order[start : start + decoding.batch_size], key=lambda i: prompts[i].task_id)
         rows = [prompts[i] for i in chosen]
         batch = left_padded([(p.ids, p.types) for p in rows], pad_id)
@@ -103,9 +103,9 @@ def _generate(model, prompts, order, decoding, special, pad_id, progress):
 
 
 def _read_once(model, inputs, beams):
-    """The cache of prompts up to their last token, for all beams of a row: `generate` would read each once a beam.
+    """A cache of the prompts up to their last token, shared by a row's beams: `generate` would read them once per beam.
 
-    {} where that saves nothing, and where the family keeps no cache.
+    {} if that saves nothing, or if the family keeps no cache.
     """
     cache = DynamicCache(config=model.config)
     no_gain = beams == 1 or inputs["input_ids"].shape[1] == 1

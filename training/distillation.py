@@ -1,4 +1,4 @@
-"""A teacher whose distribution over the next token is learned, see `training.objectives.Distilled`."""
+"""The teacher of word-level distillation, see `training.objectives.Distilled`."""
 
 import torch
 from versatile.adapters.backbones.family import backbone_of
@@ -10,20 +10,20 @@ class WordTeacher:
     """A teacher for one task of a student.
 
     Teacher and student may number their added tokens differently (a teacher may hold more tasks): inputs are
-    translated, and the distributions are compared over the common vocabulary and the task's own markers.
+    translated, and the distributions are compared over the common vocabulary and the task's markers.
 
     Args:
-        teacher, student: (attached model, tokenizer) each; the teacher in eval mode.
+        teacher, student: (attached model, tokenizer) each; the teacher is in eval mode.
         task: a `data.task.Task` that both hold.
         dtype: precision of the teacher's matrix products.
-        longest: tokens of the longest training example.
+        longest: length of the longest training example in tokens.
 
     Attributes:
         columns: [columns] the student's ids of the tokens whose scores are compared.
 
     Raises:
-        UserError: the two do not share a vocabulary, the teacher has a pointer beside its softmax, or an example
-            does not fit into it.
+        UserError: the vocabularies differ, the teacher has a pointer in addition to its softmax, or an example is too
+            long for the teacher.
     """
 
     def __init__(self, teacher, student, task, dtype=torch.float32, longest=0):
@@ -37,7 +37,7 @@ class WordTeacher:
         own, theirs = (t.convert_tokens_to_ids(list(task.markers)) for t in (students, tokenizer))
         self.columns = torch.cat([base, torch.tensor(own)])
         self.teachers_columns = torch.cat([base, torch.tensor(theirs)])
-        # Student's id -> teacher's id. Padding is masked out, so its id is of no consequence.
+        # Student's id -> teacher's id. Padding is masked out, so its id does not matter.
         self.translation = torch.zeros(len(students), dtype=torch.long)
         self.translation[self.columns] = self.teachers_columns
         self.task_id = self.teacher.task_id(task.name)
@@ -52,10 +52,10 @@ class WordTeacher:
 
     @torch.no_grad()
     def scores(self, batch):
-        """The teacher's scores [labels rounded up, columns] where a training batch has labels."""
+        """The teacher's scores [labels rounded up, columns] at the labels of a training batch."""
         device = next(self.teacher.parameters()).device
         inputs = {k: self.translation[batch[k]] for k in ("input_ids", "token_type_ids")}
-        # Where a batch is only filled up, a position may lie beyond the teacher's last.
+        # In the padding of a batch, a position may exceed the teacher's last.
         positions = batch["position_ids"].clamp(max=self.positions - 1)
         inputs |= dict(attention_mask=batch["attention_mask"], position_ids=positions, labels=batch["labels"])
         ids = torch.full((len(positions),), self.task_id)
@@ -65,7 +65,7 @@ class WordTeacher:
 
 
 def same_vocabulary(teacher, tokenizer, student, students):
-    """A `UserError` unless both tokenise plain text alike."""
+    """Raise a `UserError` unless both tokenise plain text in the same way."""
 
     def plain(t, first):
         return {token: i for token, i in t.get_vocab().items() if i < first}

@@ -1,7 +1,7 @@
 """Evaluate a text model on splits of its tasks: outputs, scores, negative log-likelihood, on the screen and in files.
 
-Every model is evaluated here, whatever its examples are encoded by: `evaluate_tasks` takes what `TextModel.predict` of
-its kind makes of a split, and `EvalSplit.score` what its task makes of that.
+All models are evaluated here, whatever encoder they use: `evaluate_tasks` calls the model's `TextModel.predict` on the
+splits, and each split's `EvalSplit.score` on the predictions.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from versatile.utils.lines import one_line
 
 @dataclass
 class Predictions:
-    """What a model makes of one split.
+    """A model's predictions for one split.
 
     Attributes:
-        texts: the outputs, in the rows' order; None where only the loss was asked for.
-        nll, labels: negative log-likelihood of the references, summed over so many labels.
-        values: of each row, outputs of a classifier as numbers, or log-probabilities of answers.
+        texts: the outputs, in row order; None if only the loss was requested.
+        nll, labels: negative log-likelihood of the references, and the number of labels it is summed over.
+        values: for each row, a classifier's outputs as numbers, or log-probabilities of answers.
     """
 
     texts: list | None
@@ -37,14 +37,14 @@ class Predictions:
 
 
 class EvalSplit:
-    """One task's split, as its kind of model reads it.
+    """One task's split in the form its kind of model uses.
 
     Attributes:
         task: has a `name`.
-        split: what the split is called.
-        headline: the score that stands for the task in a summary; None: the first.
-        sources: the inputs' texts; empty: they are not written down.
-        references: a list of texts for each row, the first of them the one that is written down.
+        split: name of the split.
+        headline: the score that represents the task in a summary; None: the first.
+        sources: the input texts; empty: they are not written to files.
+        references: a list of texts for each row, the first of which is written to files.
     """
 
     headline = None
@@ -54,18 +54,18 @@ class EvalSplit:
         return self.task.name
 
     def check(self):
-        """A `UserError` where nothing can be scored; called before anything is decoded, which takes long."""
+        """Raise a `UserError` if nothing can be scored; called before decoding, which takes long."""
 
     def score(self, predictions):
-        """({metric: `utils.metrics.Score`}, [notes for the reader]) of `Predictions`."""
+        """Score `Predictions`: ({metric: `utils.metrics.Score`}, [notes for the reader])."""
         raise NotImplementedError
 
     def details(self, predictions):
-        """What the summary holds beside the scores."""
+        """Entries of the summary in addition to the scores."""
         return {}
 
     def files(self, texts):
-        """Output files of the task's own, or in place of the usual: {name ending: text or json}."""
+        """Task-specific output files, added to the usual ones or replacing them: {name ending: text or json}."""
         return {}
 
 
@@ -76,9 +76,9 @@ class MarkerSplit(EvalSplit):
     Attributes:
         task: a `data.task.Task`.
         path, split: its data.
-        options: `data.task.ReadOptions` that the model was trained with.
+        options: the `data.task.ReadOptions` that the model was trained with.
         examples: the instances, read by `read_split`.
-        limit: how many examples count for the loss.
+        limit: number of examples that the loss covers.
     """
 
     task: object
@@ -117,14 +117,14 @@ class MarkerSplit(EvalSplit):
 
 
 def read_split(task, path, split, max_history, limit):
-    """Read a task's instances: `MarkerSplit`."""
+    """Read a task's instances as a `MarkerSplit`."""
     decoding = task.read_options(max_history, decoding=True)
     examples = instances.read(path, split, task, decoding, limit)
     return MarkerSplit(task, path, split, task.read_options(max_history), examples, limit)
 
 
 def score_texts(task, texts, examples, location):
-    """A task's scores of those outputs whose examples have references, and notes: see `data.instances.scored`."""
+    """Score the outputs whose examples have references; returns scores and notes, see `data.instances.scored`."""
     numbers, references, blank = instances.scored(examples, location)
     details = [examples[i].details for i in numbers]
     scores, notes = task.score([texts[i] for i in numbers], references, details)
@@ -153,7 +153,7 @@ class TaskResult:
         return self.predictions.nll / self.predictions.labels
 
     def summary(self, **more):
-        """What <task>_metrics.json holds, in the form that `utils.table` reads."""
+        """The content of <task>_metrics.json, in the form that `utils.table` reads."""
         return dict(
             task=self.split.name, split=self.split.split, scores=metrics.to_json(self.scores),
             headline=self.split.headline or next(iter(self.scores)), instances=len(self.split.references),
@@ -161,14 +161,14 @@ class TaskResult:
         )  # fmt: skip
 
     def show(self, samples=0):
-        """Print the scores, the notes and the first outputs beside their inputs and references."""
+        """Print the scores, the notes and the first outputs with their inputs and references."""
         show_scores(f"{self.split.name}, {self.split.split}", self.split.references, self.scores, self.notes)
         rows = zip(self.split.sources, self.predictions.texts or (), self.split.references)
         for source, text, references in islice(rows, samples):
             print(f"input      {source}\noutput     {text}\nreference  {references[0]}\n")
 
     def write(self, folder):
-        """The outputs and the task's own files."""
+        """Write the outputs and the task-specific files."""
         texts = self.predictions.texts
         if texts is not None:
             files = self.split.files(texts)
@@ -180,11 +180,11 @@ def evaluate_tasks(text_model, splits, decoding):
 
     Args:
         text_model: `training.text_model.TextModel`.
-        splits: a list of `EvalSplit`, as this kind of model reads them.
+        splits: a list of `EvalSplit` of this kind of model.
         decoding: `training.decoding.Decoding`; None: only the losses are computed.
 
     Returns:
-        ({task: `TaskResult`}, what every summary says of the decoding)
+        ({task: `TaskResult`}, the entries about decoding for every summary)
     """
     for split in splits:
         split.check()
@@ -197,14 +197,14 @@ def evaluate_tasks(text_model, splits, decoding):
 
 
 def evaluate_into(output_dir, text_model, splits, decoding, samples=3, **more):
-    """`evaluate_tasks`, printed and written into a directory.
+    """Run `evaluate_tasks`, print the results and write them into a directory.
 
     Args:
-        samples: how many outputs of each task are printed.
-        **more: what every summary holds beside.
+        samples: number of outputs of each task to print.
+        **more: further entries of every summary.
 
     Returns:
-        {task: what its <task>_metrics.json holds}
+        {task: the content of its <task>_metrics.json}
     """
     results, speed = evaluate_tasks(text_model, splits, decoding)
     more = dict(precision=str(text_model.dtype).removeprefix("torch."), versions=runs.versions(), **speed) | more
@@ -220,20 +220,20 @@ def evaluate_into(output_dir, text_model, splits, decoding, samples=3, **more):
     return summaries
 
 
-# Encoders of models whose runs know their data and settings.
+# Encoders of models whose runs record their data and settings.
 OF_RUNS = ("text_to_text", "sentence_pair")
 
 
 def evaluate_run(args, typed, encoder):
-    """evaluate.py's work for a model of train_t5.py or train_camtl.py: everything but the task is known from its run.
+    """evaluate.py for a model of train_t5.py or train_camtl.py, whose run records everything but the task.
 
     Args:
-        args: the flags of evaluate.py or evaluate_vlm.py; `task` may be "all", `dataset_path` is a folder of data.
-        typed: {setting: how it was typed}.
+        args: the flags of evaluate.py or evaluate_vlm.py; `task` may be "all", `dataset_path` is a data folder.
+        typed: {setting: the flag as typed}.
         encoder: one of `OF_RUNS`.
 
     Raises:
-        UserError: a task that the model was not trained for, or without data.
+        UserError: the model was not trained for a task, or a task has no data.
     """
     import ignite.distributed as idist
     from versatile.data.task import canonical_name
@@ -256,9 +256,9 @@ def evaluate_run(args, typed, encoder):
 
 
 def asked_tasks(args, held, kind="markers"):
-    """Names of the tasks that are asked for of those that a model holds; a `UserError` for --data of another.
+    """Names of the requested tasks among those that a model holds; a `UserError` for --data of any other task.
 
-    `args.data` has them under these names then; `kind`: see `data.task_names.by_task`.
+    Afterwards `args.data` is keyed by these names; `kind`: see `data.task_names.by_task`.
     """
     names = list(held) if args.task == "all" else [args.task]
     args.data = by_task(args.data, names, "evaluated", kind=kind)
@@ -267,14 +267,14 @@ def asked_tasks(args, held, kind="markers"):
 
 @contextlib.contextmanager
 def task_data(args, typed, directory, task):
-    """The folder of a task's data, for a block that reads them and whose errors name the flag that says where they lie.
+    """Context with the folder of a task's data; errors raised inside name the flag that sets the folder.
 
-    It is what --data says of the task, --dataset_path of all, what the model remembers of the task, or of all; None:
-    nothing says so.
+    The folder comes from --data (for this task), --dataset_path (for all tasks), or what the model's run recorded for
+    the task or for all tasks, in this order; None: none of them names one.
 
     Args:
         args, typed: see `evaluate_run`.
-        directory: of the model.
+        directory: the model's.
 
     Raises:
         UserError: no such folder.
@@ -289,10 +289,10 @@ def task_data(args, typed, directory, task):
 
 
 def data_of(named, own, flag="--dataset_path DIR"):
-    """The folder of data that is named, or the run's own, which must be there still; None: nothing says so.
+    """The named data folder, or else the run's own, which must still exist; None: there is neither.
 
     Args:
-        flag: names a folder DIR, for the error.
+        flag: the flag that names a folder DIR, for the error.
     """
     folder = named or own
     if folder and not Path(folder).is_dir():
@@ -305,12 +305,12 @@ def data_of(named, own, flag="--dataset_path DIR"):
 
 @contextlib.contextmanager
 def naming_the_flag(flag):
-    """What reads the data knows the flag of the training scripts; `flag` names the folder DIR here."""
+    """Replace the training scripts' --data_dir in errors by `flag`, which names the folder DIR here."""
     try:
         yield
     except UserError as error:
         words = (error.found, error.location, error.expected, error.remedy)
-        # The script that downloads GLUE has a flag of that name, too.
+        # The script that downloads GLUE has a flag of that name as well.
         found, location, expected, remedy = (
             word and re.sub(r"(?<!\.py )--data_dir", lambda _: flag.removesuffix(" DIR"), str(word)) for word in words
         )
@@ -328,11 +328,11 @@ def show_scores(title, references, scores, notes):
 
 
 def write_outputs(folder, name, texts, references, sources=(), files=None):
-    """<task>_output.txt and <task>_ref.txt, one line for each example; with sources <task>_outputs.jsonl as well.
+    """Write <task>_output.txt and <task>_ref.txt, one line per example; with sources also <task>_outputs.jsonl.
 
     Args:
-        references: a list for each output; the first is written as text.
-        files: {name ending: text or json}: files of the task's own, some in place of these.
+        references: a list for each output, the first of which is written as text.
+        files: {name ending: text or json}: task-specific files, which may replace these.
     """
     contents = {"output.txt": lines(texts), "ref.txt": lines(group[0] for group in references)}
     if len(sources):
@@ -348,5 +348,5 @@ def write_outputs(folder, name, texts, references, sources=(), files=None):
 
 
 def lines(texts):
-    """Texts, one a line."""
+    """Texts, one per line."""
     return "".join(one_line(t) + "\n" for t in texts)

@@ -1,4 +1,4 @@
-"""From flags to a trained run: what the training scripts share."""
+"""From flags to a trained run: code shared by the training scripts."""
 
 import contextlib
 import os
@@ -42,13 +42,13 @@ from versatile.utils.flags import quantization
 from versatile.utils.stored_flags import rename_settings, restore_flags
 
 TRAINING_SCRIPTS = ("train.py", "train_vlm.py", "train_lifelong.py", "train_t5.py", "pretrain_t5.py", "train_camtl.py")
-# These change where files lie or how they are kept, never what comes out: what the read ones hold is checked.
+# These change where files are or how they are kept, never the result: the content of files that are read is checked.
 FREE_WHEN_RESUMING = {"resume", "output_dir", "cache_dir", "token_cache_dir", "report_to", "keep_checkpoints",
                       "save_steps", "valid_batch_size", "push_to_hub", *READ_PATHS}  # fmt: skip
 
 
 def say(*words, **options):
-    """Print, in the first process only."""
+    """Print in the first process only."""
     if idist.get_rank() == 0:
         print(*words, **options)
 
@@ -57,9 +57,9 @@ def open_run(parser, args, given, script="train.py"):
     """(flags, None), or with --resume (the flags the run was started with, the run).
 
     Args:
-        parser: the script's: what run.json holds has to be what it takes.
-        args, given: all flags, and {flag: value} of those that were typed.
-        script: the one that resumes: another's run is refused.
+        parser: the script's, which must accept the flags in run.json.
+        args, given: all flags, and {flag: value} of those given on the command line.
+        script: the resuming script; a run of another script is refused.
     """
     if not args.resume:
         return args, None
@@ -74,7 +74,7 @@ def open_run(parser, args, given, script="train.py"):
 
 
 def need_stored_paths(flags, file):
-    """A `UserError` where a path that a run was started with leads nowhere now; `file` is the one that holds it."""
+    """Raise a `UserError` if a path that a run was started with no longer exists; `file` is where it is recorded."""
     for flag in READ_PATHS:
         value = flags.get(flag)
         for path in value.values() if isinstance(value, dict) else [value]:
@@ -84,23 +84,23 @@ def need_stored_paths(flags, file):
 
 
 def refuse_foreign(stored, script, directory):
-    """A `UserError` where run.json says that another script of the toolkit made the directory."""
+    """Raise a `UserError` if, according to run.json, another script of the toolkit made the directory."""
     words = str(stored.get("command", "")).split()
     maker, location = words[0] if words else "", f"--resume {directory}"
     if maker == "combine_all.py":
         raise UserError("nothing to resume: it was combined", location=location, expected=f"a run of {script}",
                         remedy="evaluate it: evaluate.py; or add to it: combine_all.py --into")  # fmt: skip
-    # Whatever else stands there was no script of the toolkit's: a test or a notebook that called `main`.
+    # Any other name is not a script of the toolkit: a test or a notebook called `main`.
     if maker in TRAINING_SCRIPTS and maker != script:
         raise UserError(f"this is a run of {maker}", location=location, expected=f"a run of {script}",
                         remedy=screen.resume_command(maker, directory))  # fmt: skip
 
 
 def check_machine(args):
-    """What is wrong with reporters, schedule and precision is said before anything is loaded.
+    """Check reporters, schedule and precision before anything is loaded.
 
     Returns:
-        the precision's dtype, which the flags then name: a run resumed on other hardware continues as it was.
+        the precision's dtype, which is also set in the flags: a run resumed on other hardware keeps its precision.
     """
     devices.quiet_libraries(args.cache_dir)
     check_reporters(args.report_to)
@@ -111,9 +111,9 @@ def check_machine(args):
 
 
 def begin(args, run):
-    """What is wrong with flags and machine is said before anything is loaded. Returns the precision's dtype."""
+    """Check flags and machine before anything is loaded; returns the precision's dtype."""
     if args.output_dir and run is None:
-        # It is made only when everything else is known to be right.
+        # It is created only once everything else has been checked.
         check_output_directory(args.output_dir, "train.py")
     if getattr(args, "fsdp", False):
         check_sharding(args)
@@ -131,16 +131,16 @@ def begin(args, run):
 
 
 def prepare_push(args):
-    """--push_to_hub: what stands against it is said before anything is trained."""
+    """--push_to_hub: report obstacles before anything is trained."""
     if idist.get_rank() == 0:
         hub.check_repository(args.push_to_hub)
 
 
 def end_run(args, run, *following):
-    """Say what to type after a finished run, and --push_to_hub.
+    """After a finished run, print the next command and upload it (--push_to_hub).
 
     Args:
-        following: words of the command; none: nothing is said.
+        following: words of the command; none: nothing is printed.
     """
     if following:
         say(f"next: {screen.shell_command(*following)}")
@@ -149,13 +149,13 @@ def end_run(args, run, *following):
 
 
 def warm_start(args, run, model, tokenizer):
-    """--init_from: let an attached model start from a trained one.
+    """--init_from: initialise an attached model from a trained one.
 
     Args:
-        run: the one that is resumed, or None.
+        run: the run being resumed, or None.
 
     Raises:
-        UserError: the trained model cannot be used, or is not the one that the run was started from.
+        UserError: the trained model cannot be used, or is not the one the run was started from.
     """
     if not args.init_from:
         return
@@ -176,7 +176,7 @@ def warm_start(args, run, model, tokenizer):
 
 
 def check_sharding(args):
-    """Whether --fsdp can be had."""
+    """Raise a `UserError` if --fsdp cannot be used."""
     for flag in ("compile", "self_copy", "load_in_4bit", "load_in_8bit", "fp16"):
         if getattr(args, flag, False):
             raise UserError(f"does not go with --{flag}", location="--fsdp", remedy="leave one of the two out")
@@ -186,12 +186,12 @@ def check_sharding(args):
 
 
 def load_model(args, tasks, methods, freeze=True):
-    """(the backbone that the flags name, with what its tasks are to learn put into it, its tokenizer).
+    """(the backbone named by the flags with its tasks' methods attached, its tokenizer).
 
     Args:
         tasks: {name: `data.task.Task`}.
-        methods: {name: how it is adapted}, or None: the whole model is trained.
-        freeze: whether the backbone stays as it is.
+        methods: {name: its adaptation method}, or None: the whole model is trained.
+        freeze: whether the backbone is frozen.
     """
     model, tokenizer = load_backbone(args.model_checkpoint, args.seed if args.random_init else False,
                                      quantization=quantization(args))  # fmt: skip
@@ -208,23 +208,23 @@ def load_model(args, tasks, methods, freeze=True):
 
 
 def load_splits(args, tasks, paths, tokenizer, positions, limits):
-    """Tokenised data, with what was kept, dropped and cut on the screen.
+    """Tokenise the data, and print what was kept, dropped and cut.
 
     Args:
         tasks: {name: `data.task.Task`}.
         paths: {name: data file}.
         tokenizer: the model's, with the tasks' markers.
-        positions: the model's longest sequence.
-        limits: {task: how many examples of each split will be used, or None}; only reported here.
+        positions: the model's maximum sequence length.
+        limits: {task: number of examples of each split to be used, or None}; only reported here.
 
     Returns:
-        {"train": {task: EncodedSplit}, "valid": the same}, without "valid" under --no_validation.
+        {"train": {task: EncodedSplit}, "valid": the same}, without "valid" with --no_validation.
     """
     splits = {}
     for split in ["train"] if args.no_validation else ["train", "valid"]:
         splits[split] = {}
         for name, task in tasks.items():
-            # Only training learns from the teacher; validation stays gold. --distillation: all tasks, or those named.
+            # Only training uses the teacher's texts; validation stays gold. --distillation: all tasks, or those named.
             distilled = args.distillation is True or (args.distillation and name in args.distillation)
             options = task.read_options(args.max_history, distilled=bool(distilled) and split == "train")
             with missing_texts(paths[name], options):
@@ -244,7 +244,7 @@ def load_splits(args, tasks, paths, tokenizer, positions, limits):
 
 @contextlib.contextmanager
 def missing_texts(path, options):
-    """Where a teacher's texts are missing, say where a file with them was looked for."""
+    """If a teacher's texts are missing, say where a file with them was looked for."""
     try:
         yield
     except UserError as error:
@@ -256,10 +256,10 @@ def missing_texts(path, options):
 
 
 def data_key(**splits):
-    """The content of a run's data: {"train": key, "valid": key}.
+    """Keys that identify the content of a run's data: {"train": key, "valid": key}.
 
     Args:
-        splits: train={task: split with a `key`}, valid=the same, or None.
+        splits: train={task: split with a `key`}, valid=the same or None.
     """
     return {name: "-".join(part.key for part in parts.values()) for name, parts in splits.items() if parts}
 
@@ -281,7 +281,7 @@ def make_batches(args, splits, model, tokenizer, limits, temperature=1.0):
 
 
 def prepare_for_training(model, args, dtype):
-    """Move the model to its device, in the form that is fastest there."""
+    """Move the model to its device, in the form that runs fastest there."""
     if dtype != torch.float32:
         adapting.halve_frozen(model, dtype)
     devices.prepare_for_device(model, idist.device(), dtype)
@@ -294,7 +294,7 @@ def prepare_for_training(model, args, dtype):
 
 
 def shard(model):
-    """--fsdp: share the model out over the processes."""
+    """--fsdp: shard the model over the processes."""
     sharding.shard_model(model)
     held, every = sharding.count_held(model)
     parts = idist.all_gather(torch.tensor([held])).tolist()
@@ -303,12 +303,12 @@ def shard(model):
 
 
 def new_run(args, what, method, flags=None):
-    """Make the run directory in the first process; all processes know its name.
+    """Create the run directory in the first process and share its name with all processes.
 
     Args:
-        what: parts of the default name behind the model's: task and way of training.
+        what: parts that follow the model's name in the default name: task and training method.
         method: how the model is trained, for tables of results.
-        flags: what run.json holds of the flags (default: all).
+        flags: the flags to record in run.json (default: all).
     """
     if not args.output_dir:
         name = str(default_directory(Path(args.model_checkpoint).name, *what))
@@ -322,20 +322,21 @@ def new_run(args, what, method, flags=None):
 
 def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, separate=False, objective=None,
         script="train.py"):  # fmt: skip
-    """Train, write metrics.json and learning_curve.png.
+    """Train, and write metrics.json and learning_curve.png.
 
     Args:
         args: the flags; those named like a field of `Settings` set it.
         run: `Run`.
-        model, tokenizer: attached, settled.
-        splits: of `load_splits`.
+        model, tokenizer: attached, and ready for training.
+        splits: from `load_splits`.
         dtype: precision of the matrix products.
         limits, temperature: see `Batches`.
-        separate, objective: see `Trainer`.
-        script: named in what is printed when the run is stopped.
+        separate: see `Validation`.
+        objective: see `Trainer`.
+        script: named in the message printed when the run is stopped.
 
     Returns:
-        what metrics.json holds.
+        the content of metrics.json.
     """
     train, valid = make_batches(args, splits, model, tokenizer, limits, temperature)
     settings = Settings.of(args, dtype=dtype, log_every=args.logging_steps)
@@ -357,7 +358,7 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
 
 
 def run_training(trainer):
-    """Train, with a line before it that says where and how long, and one behind; returns what metrics.json says."""
+    """Train, printing a line before (where, how long) and after; returns the training part of metrics.json."""
     directory = trainer.run.directory
     say(f"run: {directory}  ({trainer.total_steps} steps, {trainer.settings.dtype}, {trainer.device})", flush=True)
     result = trainer.fit()
@@ -367,10 +368,10 @@ def run_training(trainer):
 
 
 def write_results(run, metrics, subject, draw=plots.learning_curve):
-    """Write metrics.json and learning_curve.png, in the first process.
+    """Write metrics.json and learning_curve.png in the first process.
 
     Args:
-        metrics: with the `history`.
+        metrics: including the `history`.
         subject: what was trained, for the title.
         draw: a function of `utils.plots`.
     """
@@ -380,13 +381,13 @@ def write_results(run, metrics, subject, draw=plots.learning_curve):
 
 
 def resume_command(script, directory):
-    """What to type to resume a run, with as many processes as it has."""
+    """The command that resumes a run with the same number of processes."""
     each = int(os.environ.get("LOCAL_WORLD_SIZE") or idist.get_world_size())
     return screen.resume_command(script, directory, each if idist.get_world_size() > 1 else 1)
 
 
 def adapter_files(model, tokenizer):
-    """`ModelFiles` of an attached model: `adapters.checkpoint`."""
+    """`ModelFiles` of an attached model, see `adapters.checkpoint`."""
     return ModelFiles(lambda folder: checkpoint.save(model, tokenizer, folder),
                       lambda folder: checkpoint.load_weights(model, folder))  # fmt: skip
 
@@ -394,11 +395,11 @@ def adapter_files(model, tokenizer):
 class BestPerTask(ModelFiles):
     """Writes as the best model one in which every task has the weights of its own best epoch.
 
-    Tasks beside a frozen backbone share no parameter, so each may stop where it is best.
+    Tasks on a frozen backbone share no parameters, so each may stop at its best epoch.
 
     Args:
         model, tokenizer: attached.
-        run: `Run`; a resumed one holds the best weights so far.
+        run: `Run`; a resumed run already holds the best weights so far.
     """
 
     def __init__(self, model, tokenizer, run):
@@ -412,7 +413,7 @@ class BestPerTask(ModelFiles):
     def save_best(self, folder, names):
         """See `ModelFiles`."""
         now, owners = checkpoint.adapter_state(self.model), checkpoint.owners_of_keys(self.model)
-        # Copies: on a CPU these are the tensors that training goes on with.
+        # Copies: on a CPU these are the very tensors that training updates.
         fresh = {k: t.clone() for k, t in now.items() if owners[k] in names or k not in self.state}
         self.state |= fresh
         checkpoint.save(self.model, self.tokenizer, folder, state=self.state)

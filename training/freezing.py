@@ -1,4 +1,4 @@
-"""Which parameters are frozen and which are trained: chosen by the flags and printed."""
+"""Choose by the flags which parameters are frozen and which are trained, and print them."""
 
 import re
 
@@ -9,8 +9,8 @@ from versatile.training.experiment import say
 
 
 def freeze(args, model):
-    """--freeze_encoder_layers; returns {"frozen": names, "trained": names} and prints both. Beside a frozen BERT the
-    adapters and heads are trained."""
+    """Apply --freeze_encoder_layers; returns {"frozen": names, "trained": names} and prints both. With a frozen BERT,
+    the adapters and heads are trained."""
     if model.mode == "adapter":
         say(parameter_summary(model))
         trained = list(keyed_added(model))
@@ -29,7 +29,7 @@ def freeze(args, model):
 
 
 def folded(names):
-    """Names of parameters, numbers and endings drawn together: "encoder.layer.{0-5}.output.dense.{weight,bias}"."""
+    """Parameter names with numbers and endings merged: "encoder.layer.{0-5}.output.dense.{weight,bias}"."""
     groups = {}
     for name in names:
         stem, _, ending = name.rpartition(".")

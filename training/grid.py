@@ -1,8 +1,8 @@
-"""What goes with what: every way of adapting, every family of backbones, every regime, read from the code.
+"""Compatibility of adaptation methods with backbone families and with training regimes, read from the code.
 
     python -m training.grid            the tables that README shows, with the reason for every gap
 
-A method's own `check` says which families it goes with; `shared` says why a task cannot be taken out of it.
+A method's `check` decides which families it supports; its `shared` says why a task cannot be taken out of it.
 """
 
 import functools
@@ -17,13 +17,13 @@ BEGIN, END = "<!-- grid: python -m training.grid -->", "<!-- end of the grid -->
 
 
 def families():
-    """[`Backbone`] of every family, decoders first, encoders with a head for each task last."""
+    """[`Backbone`] of every family, decoders first, encoders with a head per task last."""
     every = {backbone.name: backbone for backbone in all_backbones().values()}
     return sorted(every.values(), key=lambda b: (b.head != "lm", b.encoder_decoder, b.name))
 
 
 def refusal(method, backbone):
-    """Why a method cannot go with a family, in words that name neither, or None: it can.
+    """Why a method does not support a family, in words that name neither; None if it does.
 
     Args:
         method: a name of `all_methods`, or "full".
@@ -34,7 +34,7 @@ def refusal(method, backbone):
     try:
         description.load_class().check(method, backbone, description.complete({}), None)
     except UserError as error:
-        # One reason for all families and methods that it is the same for.
+        # Without the names, families and methods with the same reason share one entry.
         words = {f"the method {method}": "the method", f"the family {backbone.name}": "the family",
                  f"; {backbone.name} generates": "; a decoder generates"}  # fmt: skip
         return functools.reduce(lambda text, pair: text.replace(*pair), words.items(), error.found)
@@ -54,7 +54,7 @@ def methods_by_families():
 
 
 def methods_by_regimes():
-    """(header, rows, {reason: its number}): a row for each method that trains beside a language model."""
+    """(header, rows, {reason: its number}): a row for each method that works on a language model."""
     reasons, rows = {}, []
 
     def cell(why):
@@ -72,7 +72,7 @@ def methods_by_regimes():
 
 
 def merged(rows):
-    """Rows that differ in their methods alone as one."""
+    """Merge rows that differ only in their methods."""
     methods = {}
     for method, *cells in rows:
         methods.setdefault(tuple(cells), []).append(method)
@@ -80,7 +80,7 @@ def merged(rows):
 
 
 def markdown():
-    """Both tables with their reasons."""
+    """Both tables and their reasons."""
     lines = []
     for title, (header, rows, reasons) in (
         ("Methods and backbones", methods_by_families()), ("Methods and regimes", methods_by_regimes())

@@ -1,4 +1,4 @@
-"""Run directories on the Hugging Face hub (`--push_to_hub NAME`)."""
+"""Upload of run directories to the Hugging Face hub (`--push_to_hub NAME`)."""
 
 import json
 from pathlib import Path
@@ -8,18 +8,18 @@ from versatile.training.runs import stored
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.screen import shell_words
 
-# What resuming needs, and what is only of use here: it stays.
+# Files needed only for resuming or only locally are not uploaded.
 IGNORED = ["*checkpoints/*", "*checkpoint-*/*", "events.*", "*/events.*", ".*", "*/.*", "*.part"]
 
 
 def check_repository(name):
-    """Make the repository, unless it is there; whatever stands against that is said before anything is trained.
+    """Create the repository unless it exists, so that any obstacle is reported before anything is trained.
 
     Args:
-        name: of --push_to_hub; None: nothing is pushed.
+        name: value of --push_to_hub; None: nothing is pushed.
 
     Raises:
-        UserError: a name that the hub does not take, no token, no network, no permission.
+        UserError: an invalid name, no token, no network or no permission.
     """
     if not name:
         return
@@ -43,13 +43,13 @@ def check_repository(name):
 
 
 def push(directory, name):
-    """Upload a finished run directory, its README.md with the lines that fetch it from there.
+    """Upload a finished run directory, with a README.md that says how to load it from the hub.
 
     Args:
-        name: of --push_to_hub; None: nothing is done.
+        name: value of --push_to_hub; None: nothing is done.
 
     Raises:
-        UserError: it could not be uploaded; the directory itself is whole.
+        UserError: the upload failed; the directory itself is intact.
     """
     if not name:
         return
@@ -64,13 +64,13 @@ def push(directory, name):
 
 
 def _ask(location, remedy, request):
-    """Do something with the hub's `HfApi`; whatever goes wrong is a `UserError`."""
+    """Call `request` with the hub's `HfApi`; any failure becomes a `UserError`."""
     from huggingface_hub import HfApi
 
     try:
         request(HfApi())
     except Exception as error:
-        # Whatever the library and the network raise, the user can only read it.
+        # Whatever the library or the network raises, the user can only read it.
         raise UserError(f"the hub does not take it: {first_line(error)}", location=location, remedy=remedy) from error
 
 

@@ -1,25 +1,25 @@
-"""--method and the settings of every way of adapting, as flags; generated from what the methods' files declare."""
+"""--method and flags for the settings of all adaptation methods, generated from the methods' declarations."""
 
 from versatile.adapters.methods.registry import BARE, FULL, all_methods, get_method
 from versatile.utils import flags
 from versatile.utils.errors import UserError
 
-# Scripts have a flag of their own for it.
+# Scripts define this flag themselves.
 WIDTH = "adapter_bottleneck"
 
 
 def method_names():
-    """What --method takes: a method's name; a helper of the whole model's (self-copy) is none."""
+    """Values of --method; a component of the whole model, such as self-copy, is not a method."""
     return [FULL, *sorted(all_methods())]
 
 
 def setting_names():
-    """Every setting that has a generated flag, but the bottleneck's width."""
+    """All settings with a generated flag, i.e. all but the bottleneck's width."""
     return sorted({name for method in all_methods().values() for name in method.settings} - {WIDTH})
 
 
 def settings_of(methods):
-    """The settings of these methods, by their names."""
+    """Names of the settings of these methods."""
     return [name for method in methods for name in get_method(method).settings]
 
 
@@ -29,7 +29,7 @@ def users_of(setting):
 
 
 def add_setting_flags(group, names=None):
-    """A flag for each setting by name; None: for all of `setting_names`."""
+    """Add a flag for each named setting; None: for all of `setting_names`."""
     for name in names or setting_names():
         kind, default, text = users_of(name)[0].settings[name]
         methods = " or ".join(method.name for method in users_of(name))
@@ -38,18 +38,18 @@ def add_setting_flags(group, names=None):
 
 
 def setting_text(value):
-    """A setting's value as a help text or a directory's name has it: 16.0 is "16"."""
+    """A setting's value as shown in help texts and directory names: 16.0 is "16"."""
     return value if isinstance(value, str) else f"{value:g}"
 
 
 def check_settings(args, names, settings=None, locate="--{}".format):
-    """A `UserError` where a setting was given that no method of those in use has.
+    """Raise a `UserError` if a setting was given that none of the methods in use has.
 
     Args:
         args: flags.
-        names: of the methods in use.
-        settings: those that are looked at (default: `setting_names`).
-        locate: gives where a setting stands, by its name.
+        names: names of the methods in use.
+        settings: the settings to check (default: `setting_names`).
+        locate: maps a setting's name to where it was given.
     """
     for setting in settings or setting_names():
         users = [method.name for method in users_of(setting)]
@@ -60,13 +60,13 @@ def check_settings(args, names, settings=None, locate="--{}".format):
 
 
 def choose_method(args, name, width=None, default_width=None):
-    """How a task is adapted, as `methods.registry.method_of` takes it; None: the whole model is trained.
+    """A task's adaptation method in the form that `methods.registry.method_of` accepts; None: train the whole model.
 
     Args:
-        args: flags, of which the settings count.
-        name: of --method; None: the width decides.
-        width: of --adapter_bottleneck: None or below 0 where it was not given, 0: task embeddings alone.
-        default_width: of the method bottleneck without a width; None: the method's own default.
+        args: flags, from which the settings are read.
+        name: value of --method; None: the width decides.
+        width: value of --adapter_bottleneck: None or below 0 if not given, 0: task embeddings only.
+        default_width: width of the method bottleneck if none is given; None: the method's own default.
 
     Raises:
         UserError: a width that contradicts the method.
@@ -87,7 +87,7 @@ def choose_method(args, name, width=None, default_width=None):
 
 
 def name_of(method):
-    """A method with the settings that are not its defaults, for the names of directories: "lora_rank4"."""
+    """A method's name with its non-default settings, for directory names: "lora_rank4"."""
     if method is None:
         return FULL
     name, parts = method["method"], [method["method"]]

@@ -1,14 +1,14 @@
-"""Objectives: what is minimised, made of a model's scores.
+"""Training objectives, computed from a model's scores.
 
 An objective is called as `objective(model, batch, normalizer)` and returns a batch's loss, ready for `backward`:
 
-    model       what is called: the model, or the wrapper that several processes train it through
-    batch       a dict of tensors as the training batches made it, still on the CPU
-    normalizer  the loss is a sum over the batch's labels divided by this, e.g. their number in all processes; an
-                objective that is `by_row` also takes a tensor [rows], by which each row's own labels are divided
+    model       the model, or its wrapper in multi-process training
+    batch       a dict of tensors from the training batches, still on the CPU
+    normalizer  the loss is a sum over the batch's labels divided by this, e.g. by their number in all processes; an
+                objective with `by_row` also accepts a tensor [rows] that divides the losses of each row's labels
 
-A model returns the scores that predict its labels and no loss (`adapters.labels.LabelScores`); nothing of an objective
-is kept in the model.
+A model returns the scores that predict its labels, not a loss (`adapters.labels.LabelScores`); it stores nothing of
+the objective.
 """
 
 import torch
@@ -18,7 +18,7 @@ from versatile.utils.devices import autocast
 
 
 def move(batch, device):
-    """Tensors to the device. Task ids stay: they are read on the CPU, which spares a wait for the GPU."""
+    """Move a batch to the device. Task ids stay on the CPU, where reading them does not wait for the GPU."""
     return {k: v if v is None or k == "task_ids" else v.to(device, non_blocking=True) for k, v in batch.items()}
 
 
@@ -26,9 +26,9 @@ def label_scores(model, batch):
     """The scores that predict a batch's labels.
 
     Args:
-        model: an attached model, whose forward returns them and copies what its device needs; or a transformers
+        model: an attached model, whose forward returns the scores and moves inputs to its device; or a transformers
             encoder-decoder.
-        batch: for the latter with `decoder_input_ids`, whose outputs stand beside the `labels` [rows, length].
+        batch: for the latter, with `decoder_input_ids`, whose outputs are aligned with the `labels` [rows, length].
 
     Returns:
         `LabelScores`
@@ -42,14 +42,14 @@ def label_scores(model, batch):
 
 
 def normalized(losses, output, normalizer):
-    """Losses of the entries of `LabelScores` [n], 0 where there is no label, summed over the normalizer."""
+    """The sum of the losses of `LabelScores` entries [n] (0 where there is no label), divided by the normalizer."""
     if not isinstance(normalizer, torch.Tensor) or not normalizer.dim():
         return losses.sum() / normalizer
     return (losses / normalizer.to(losses.device, non_blocking=True)[output.rows]).sum()
 
 
 class CrossEntropy:
-    """-log p(label), summed over the labels; without a normalizer their mean."""
+    """-log p(label), summed over the labels and divided by the normalizer; None: their mean."""
 
     by_row = True
 
@@ -72,14 +72,14 @@ cross_entropy = CrossEntropy()
 class SmoothedCrossEntropy(CrossEntropy):
     """Cross-entropy with smoothed labels (Szegedy et al. 2016), summed over the labels.
 
-    The target distribution gives 1 - ε to the label and ε to all V tokens alike:
+    The target distribution gives 1 - ε to the label and spreads ε uniformly over all V tokens:
     (1 - ε)·(-log p_label) + ε/V·Σ_v(-log p_v).
 
     Args:
-        smoothing: ε, from 0 to below 1.
-        reduction: "mean": divided by the normalizer; "sum": not divided, the normalizer is ignored. Processes and
-            accumulated batches are averaged, as in the original HyperFormer.
-        processes: how many there are; the loop adds their shares of one mean up.
+        smoothing: ε in [0, 1).
+        reduction: "mean": divided by the normalizer; "sum": the normalizer is ignored, and only processes and
+            micro-batches are averaged, as in the original HyperFormer.
+        processes: number of processes; the training loop adds up their shares of one mean.
     """
 
     def __init__(self, smoothing=0.0, reduction="mean", processes=1):
@@ -93,7 +93,7 @@ class SmoothedCrossEntropy(CrossEntropy):
         """See `CrossEntropy.losses`."""
         if not self.smoothing:
             return super().losses(output)
-        # Masks instead of picking rows: on XLA shapes must not depend on values.
+        # Mask rather than select rows: on XLA, shapes must not depend on values.
         counted, logits = output.targets != IGNORE, output.scores.float()
         normaliser = logits.logsumexp(-1)
         nll = normaliser - logits.gather(-1, output.targets.masked_fill(~counted, 0).unsqueeze(-1)).squeeze(-1)
@@ -109,10 +109,10 @@ class Distilled:
     summed over the labels. The teacher runs without gradients.
 
     Args:
-        teacher: `training.distillation.WordTeacher`; with α 0 it is not asked.
+        teacher: `training.distillation.WordTeacher`; unused if α is 0.
         base: the objective on the labels themselves.
         temperature: T.
-        alpha: α, the teacher's weight, 0 to 1.
+        alpha: α, the teacher's weight, from 0 to 1.
     """
 
     by_row = True
@@ -132,7 +132,7 @@ class Distilled:
 
         Args:
             output: the student's.
-            soft_targets: [n, columns] the teacher's scores of the tokens that both know.
+            soft_targets: [n, columns] the teacher's scores of the tokens that both models share.
         """
         hard = self.base.losses(output)
         if not self.alpha:
@@ -146,7 +146,7 @@ class Distilled:
 
 
 class WeightedRows:
-    """Rows' own losses, weighted as the batch says: `weights` [rows], of all processes' rows together 1.
+    """Per-row losses weighted by the batch's `weights` [rows], which sum to 1 over the rows of all processes.
 
     The model's output has `row_losses` [rows], cross-entropy or squared error (`adapters.classifier.TaskClassifier`).
     """
@@ -162,8 +162,8 @@ def negative_log_likelihood(model, batches, dtype):
     """Token-weighted negative log-likelihood of a data set.
 
     Args:
-        model: what `label_scores` takes.
-        batches: as `Trainer` takes them; this process's share is read.
+        model: see `label_scores`.
+        batches: see `Trainer`; this process reads its share.
         dtype: precision of the matrix products.
 
     Returns:

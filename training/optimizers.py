@@ -1,11 +1,11 @@
 """AdamW with the update of the original systems.
 
-All four train with an AdamW that adds epsilon to √v before the bias correction, and lets weights decay after the step:
+All four use an AdamW that adds epsilon to √v before the bias correction, and applies weight decay after the step:
 
     p ← (p − lr · √(1−β2ᵗ) / (1−β1ᵗ) · m / (√v + ε)) · (1 − lr · λ)
 
-torch's own corrects v first, so that the same epsilon weighs 1 / √(1−β2ᵗ) times less: 32 times in the first step. With
-an epsilon of 1e-4, as LAMOL's, this decides how far the first steps go.
+torch's AdamW corrects v first, so that the same epsilon weighs 1 / √(1−β2ᵗ) times less: 32 times in the first step.
+With an epsilon of 1e-4, as in LAMOL, this determines the size of the first steps.
 """
 
 import math
@@ -18,45 +18,45 @@ from versatile.utils.errors import UserError, first_line
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW (fused, if asked for), given for each step the values that make its update the one above.
+    """torch's AdamW (optionally fused), given values in each step that turn its update into the one above.
 
-    t is the number of steps that a parameter has taken, not the optimizer: one without a gradient rests. Parameters of
-    one group that have taken different numbers of steps are stepped apart.
+    t counts the steps of each parameter, not of the optimizer: a parameter without a gradient is not updated.
+    Parameters of one group that have taken different numbers of steps are updated separately.
 
-    Its state, and so a checkpoint, is that of torch's AdamW.
+    The state, and so a checkpoint, is that of torch's AdamW.
     """
 
     def __init__(self, params, **options):
         super().__init__(params, **options)
-        # {parameter: steps it has taken}: torch's own counts may lie on a GPU, which would have to be waited for.
+        # {parameter: steps it has taken}: torch's own counts may be on a GPU, and reading them would wait for it.
         self._taken = {}
-        # Hooks rather than a `step` of its own: torch's `step` runs them, and would run those of others twice.
+        # Hooks rather than an overridden `step`: torch's `step` runs hooks, and would run those of others twice.
         self.register_step_pre_hook(_as_original)
         self.register_step_post_hook(_as_given)
 
     def state_dict(self):
-        """As torch's; of sharded parameters whole tensors, put together by all processes."""
+        """As in torch; state of sharded parameters is gathered into whole tensors, by all processes."""
         state = super().state_dict()
         parts = {key: {name: whole(value) for name, value in own.items()} for key, own in state["state"].items()}
         return state | dict(state=parts)
 
     def load_state_dict(self, state_dict):
-        """As torch's; see `state_dict`."""
+        """As in torch; see `state_dict`."""
         super().load_state_dict(state_dict)
         for p, own in self.state.items():
             own.update({name: part_like(value, p) for name, value in own.items()})
         self._taken = {}
 
     def steps_of(self, parameter):
-        """How many steps a parameter has taken."""
+        """Number of steps that a parameter has taken."""
         if parameter not in self._taken:
             self._taken[parameter] = int(self.state[parameter]["step"]) if parameter in self.state else 0
         return self._taken[parameter]
 
     def parts(self, group):
-        """A parameter group as groups whose parameters have all taken as many steps, with the values of the next."""
+        """Split a parameter group by the number of steps taken; each part has the values for its next step."""
         if getattr(self, "found_inf", None) is not None:
-            # Gradients that overflowed are not a step, but only the device knows.
+            # Overflowed gradients make no step, but only the device knows about them.
             self._taken = {}
         by_step = {}
         for p in group["params"]:
@@ -67,7 +67,7 @@ class AdamW(torch.optim.AdamW):
         for step, parameters in by_step.items():
             self._taken.update(dict.fromkeys(parameters, step))
             eps = group["eps"] / math.sqrt(1 - group["betas"][1] ** step)
-            # torch decays before the step: p·(1 − lr'·λ') − lr'·u is (p − lr·u)·(1 − lr·λ) with these.
+            # torch decays before the step: with these values p·(1 − lr'·λ') − lr'·u equals (p − lr·u)·(1 − lr·λ).
             yield {**group, "params": parameters, "eps": eps, "lr": lr * kept, "weight_decay": decay / kept}
 
 
@@ -81,12 +81,12 @@ def _as_given(optimizer, args, kwargs):
 
 
 def parameter_groups(model, weight_decay, spared=None):
-    """What is trained of a model, for an optimizer: matrices decay; biases, norms and other vectors do not.
+    """An optimizer's parameter groups for a model: matrices decay; biases, norms and other vectors do not.
 
     Args:
-        model: its parameters with `requires_grad` are taken.
-        weight_decay: that of the matrices.
-        spared: regular expression of names whose matrices do not decay either.
+        model: its parameters with `requires_grad` are used.
+        weight_decay: weight decay of the matrices.
+        spared: regular expression of parameter names whose matrices do not decay either.
     """
     decay, plain = [], []
     for name, p in model.named_parameters():
@@ -98,16 +98,16 @@ def parameter_groups(model, weight_decay, spared=None):
 
 
 def build_adamw(model, lr, eps=1e-6, weight_decay=0.0):
-    """`AdamW` over `parameter_groups`. The model is on its device: there the update is fused, but on XLA."""
+    """`AdamW` over `parameter_groups`. The model must be on its device; the update is fused, except on XLA."""
     fused = next(model.parameters()).device.type != "xla"
     return AdamW(parameter_groups(model, weight_decay), lr=lr, eps=eps, fused=fused)
 
 
 def build_optimizer(model, args):
-    """The optimizer that --optim names, over `parameter_groups`.
+    """The optimizer named by --optim, over `parameter_groups`.
 
-    For torch's AdamW it is the one with the originals' update. Adafactor takes the rate given, without scaling by the
-    parameters, as in the original HyperFormer.
+    torch's AdamW is replaced by the one with the originals' update. Adafactor uses the given learning rate, without
+    scaling by the parameters, as in the original HyperFormer.
     """
     from transformers import Trainer
     from transformers.training_args import OptimizerNames
@@ -122,7 +122,7 @@ def build_optimizer(model, args):
 
 
 def check_optimizer(args):
-    """A `UserError` where --optim names no optimizer of transformers that can be built."""
+    """Raise a `UserError` unless --optim names an optimizer of transformers that can be built."""
     from transformers.training_args import OptimizerNames
 
     try:

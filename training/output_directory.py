@@ -1,4 +1,4 @@
-"""--output_dir of a new run: refused where something else lies there, cleared with --overwrite_output_dir."""
+"""--output_dir of a new run: refused if it holds anything else, cleared with --overwrite_output_dir."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from versatile.training.runs import Run, stored
 from versatile.utils.errors import UserError
 from versatile.utils.files import could_be_made, remove_leftovers
 
-# What runs write. Whatever else lies beside it stays.
+# Files written by runs. All other files are kept.
 WRITTEN = ("metrics.json", "parameters.json", "data_seen.*", "learning_curve.png", "events*", "*_results.*",
            "*.safetensors", "*config.json", "tokenizer*", "vocab.txt", "special_tokens_map.json", "*_test_iter_*.tsv",
            "submission/*.tsv", "checkpoints/step_*", "checkpoint-*", "backbone", "shape", "eval_outputs",
@@ -15,13 +15,13 @@ WRITTEN = ("metrics.json", "parameters.json", "data_seen.*", "learning_curve.png
 
 
 def check_output_directory(directory, script, overwrite=None, needed=()):
-    """A `UserError` where a new run cannot be written. Nothing is written or removed here.
+    """Raise a `UserError` if a new run cannot be written there. Nothing is written or removed here.
 
     Args:
         directory: --output_dir.
-        script: the one that trains; the runs of others are never removed.
-        overwrite: --overwrite_output_dir, of a script that has the flag.
-        needed: [(location, path)] of what the run starts from, which must not be removed.
+        script: the training script; runs of other scripts are never removed.
+        overwrite: --overwrite_output_dir; None if the script does not have the flag.
+        needed: [(location, path)] of files the run starts from, which must not be removed.
     """
     folder = Path(directory)
     could_be_made(folder, "--output_dir")
@@ -41,12 +41,12 @@ def check_output_directory(directory, script, overwrite=None, needed=()):
 
 
 def clear_run(directory):
-    """Remove a run: what is `WRITTEN`, and nothing else that may lie beside it."""
+    """Remove a run: run.json and the files in `WRITTEN`, but nothing else."""
     folder = Path(directory)
     if not (folder / "run.json").exists():
         return
     remove_leftovers(folder)
-    # First: what a kill leaves is not a run any more.
+    # run.json goes first, so that what a kill leaves behind is no longer a run.
     (folder / "run.json").unlink()
     for pattern in WRITTEN:
         for path in folder.glob(pattern):

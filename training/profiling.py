@@ -1,4 +1,4 @@
-"""--profile DIR: a trace of a few optimizer steps, for a browser (https://ui.perfetto.dev or chrome://tracing)."""
+"""--profile DIR: a trace of a few optimizer steps, viewed in a browser (https://ui.perfetto.dev or chrome://tracing)."""
 
 import contextlib
 from pathlib import Path
@@ -13,14 +13,14 @@ WARM_UP, RECORDED = 2, 5
 
 @contextlib.contextmanager
 def profile_steps(folder, name, first, total, device, say=print):
-    """Record some optimizer steps; what the context gives is to be called behind each.
+    """Record some optimizer steps; the context yields a function to call after each step.
 
     Args:
-        folder: where the trace goes, <name>_steps_<first>-<last>.json; None: nothing is recorded.
-        name: of the run.
-        first, total: optimizer steps already taken, and in all.
-        device: what trains.
-        say: told where the trace is.
+        folder: where the trace is written as <name>_steps_<first>-<last>.json; None: nothing is recorded.
+        name: the run's name.
+        first, total: optimizer steps already taken, and in total.
+        device: the training device.
+        say: called with a message that says where the trace is.
     """
     skipped = WARM_UP if total - first > WARM_UP else 0
     recorded = min(RECORDED, total - first - skipped)

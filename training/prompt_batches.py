@@ -1,4 +1,4 @@
-"""Prompts as the batches that `generate` takes, and the tokens that their rows may produce."""
+"""Batches of prompts for `generate`, and the tokens that their rows may produce."""
 
 import torch
 from transformers import LogitsProcessor
@@ -7,7 +7,7 @@ from transformers import LogitsProcessor
 def left_padded(prompts, pad_id):
     """[(ids, types)] -> dict of tensors [rows, longest], padded on the left; positions count from each row's start.
 
-    Where the types are None there is no `token_type_ids` in it.
+    Without types (None), the dict has no `token_type_ids`.
     """
     longest = max(len(ids) for ids, _ in prompts)
     ids = torch.full((len(prompts), longest), pad_id)
@@ -24,12 +24,12 @@ def left_padded(prompts, pad_id):
 
 
 class OnlyOwnEnd(LogitsProcessor):
-    """Of all special tokens a row may produce its own task's end alone.
+    """Forbids all special tokens except the end token of the row's own task.
 
     Args:
-        special: ids that are forbidden unless they are the row's end.
+        special: ids that are forbidden unless they are the row's end token.
         ends: each row's end token.
-        beams: generate repeats each row this often.
+        beams: number of times `generate` repeats each row.
     """
 
     def __init__(self, special, ends, beams, device):

@@ -1,5 +1,5 @@
-"""combine_all.py's work for models of train_camtl.py and train_t5.py: adapters of single tasks beside one frozen
-backbone. How inputs are made, and where the data lie, stands in the run.json of each."""
+"""combine_all.py for models of train_camtl.py and train_t5.py: single-task adapters of one frozen backbone. Each
+model's run.json records how inputs are made and where the data are."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -35,7 +35,7 @@ from versatile.utils.errors import UserError
 
 
 class Combination:
-    """Tasks of several models of one kind as one model.
+    """Combines tasks of several models of one kind into one model.
 
     Args:
         into: a combined model whose tasks come first, or None.
@@ -45,12 +45,12 @@ class Combination:
         sources: {task: its model's directory}, those of `into` first, each checked by its manifest.
         typed: {task: how the user named it, for errors}.
         flags: {directory: the flags of its run}.
-        encoder, script, backbone: of this kind of model: how its examples become ids, what trains it, what it adapts.
-        kept: flags of the runs that the result has where they all agree on them.
+        encoder, script, backbone: of this kind of model: its encoder, training script and backbone.
+        kept: flags that the result takes from the runs if they all agree.
 
     Raises:
-        UserError: a directory of another kind, a task it does not hold, a method whose parameters tasks share, a task
-            that is there twice.
+        UserError: a directory of another kind, a task it does not hold, a method whose parameters tasks share, or a
+            repeated task.
     """
 
     encoder = script = backbone = None
@@ -71,7 +71,7 @@ class Combination:
                 register_own_tasks(self.flags[directory].get("task_definitions") or ())
 
     def read_manifest(self, directory, flag):
-        """The `Manifest` of a model of this kind; a `UserError` where it is another."""
+        """The `Manifest` of a model of this kind; a `UserError` for any other kind."""
         backbones.need_directory(directory, flag, f"a run directory of {self.script}")
         manifest = peek(directory)
         if manifest is None:
@@ -84,7 +84,7 @@ class Combination:
         return manifest
 
     def check_source(self, task, directory, flag):
-        """A `UserError` where a task cannot be taken out of a directory, from its manifest alone."""
+        """Raise a `UserError` if, according to its manifest, a task cannot be taken out of a directory."""
         manifest = self.read_manifest(directory, flag)
         if task not in manifest.tasks:
             raise missing_task(flag, manifest.tasks, task)
@@ -98,15 +98,15 @@ class Combination:
                          remedy="train it with --method bottleneck")  # fmt: skip
 
     def by_directory(self):
-        """[(directory, its tasks)], so that each model is loaded once."""
+        """[(directory, its tasks)], so that each model is loaded only once."""
         return [(directory, [task for task, own in self.sources.items() if own == directory])
                 for directory in dict.fromkeys(self.sources.values())]  # fmt: skip
 
     def build(self):
-        """(a model that holds the sources' tasks, their order gives the ids; its tokenizer).
+        """(a model that holds the sources' tasks, in the order of their ids; its tokenizer).
 
         Raises:
-            UserError: two sources that do not agree on their backbone or on how their inputs are made.
+            UserError: two sources differ in their backbone or in how their inputs are made.
         """
         known, states, methods, first = {}, {}, {}, None
         for directory, tasks in self.by_directory():
@@ -135,10 +135,10 @@ class Combination:
         return model.eval(), tokenizer
 
     def find_data(self, named):
-        """{task: the folder of its data, or None: its run does not say}; a `UserError` where it is not there.
+        """{task: its data folder, or None if its run does not record one}; a `UserError` if it does not exist.
 
         Args:
-            named: {task: folder} of --data.
+            named: {task: folder} from --data.
         """
         return {
             task: evaluation.data_of(
@@ -148,7 +148,7 @@ class Combination:
         }  # fmt: skip
 
     def result_flags(self, folders):
-        """{name: value} of the flags that the result has of its runs; `folders`: see `find_data`."""
+        """{name: value} of the flags that the result takes from its runs; `folders`: see `find_data`."""
         flags = list(self.flags.values())
         same = {name: flags[0][name] for name in self.kept
                 if all(name in own and own[name] == flags[0].get(name) for own in flags)}  # fmt: skip
@@ -159,17 +159,17 @@ class Combination:
 
     @torch.no_grad()
     def prove(self, directory, args, folders):
-        """Compare the model in `directory` with every source, which is loaded alone.
+        """Compare the model in `directory` with every source, loaded on its own.
 
         Args:
             args: the flags of combine_all.py.
-            folders: see `find_data`; where a run does not say, the samples are taken.
+            folders: see `find_data`; the samples are used for a run that records no folder.
 
         Returns:
-            {task: dict(data, examples, max_abs_difference; where there are outputs outputs_equal)}
+            {task: dict(data, examples, max_abs_difference, and outputs_equal if there are outputs)}
 
         Raises:
-            UserError: a score or an output that is not the source's.
+            UserError: a score or an output differs from the source's.
         """
         ours, proofs = self.load(directory), {}
         devices.prepare_for_device(ours[0], idist.device(), torch.float32)
@@ -201,21 +201,21 @@ class Combination:
         raise NotImplementedError
 
     def facts(self, model, task, flags):
-        """{what: value} that all sources must have alike."""
+        """{what: value} that must be the same in all sources."""
         raise NotImplementedError
 
     def method(self, model, task):
-        """A task's method, complete."""
+        """A task's method with all its settings."""
         return model.methods[task]
 
     def attach(self, first, tokenizer, methods, states, facts):
-        """(a new model of all tasks beside the backbone of the first source, its tokenizer).
+        """(a new model of all tasks on the backbone of the first source, its tokenizer).
 
         Args:
-            first, tokenizer: of the first source, loaded.
+            first, tokenizer: the loaded first source.
             methods: {task: method}.
             states: {task: {method: `Method.task_state`}}.
-            facts: {what: (value, the source it is of)} of `facts`.
+            facts: {what: (value, its source)}, see the method `facts`.
         """
         raise NotImplementedError
 
@@ -224,7 +224,7 @@ class Combination:
         raise NotImplementedError
 
     def compare(self, ours, theirs, task, folder, args):
-        """(what `prove` says of a task, the difference of scores as a share of the largest); `ours` and `theirs` are
+        """(a task's entry for `prove`, the difference of scores as a share of the largest); `ours` and `theirs` are
         (model, tokenizer)."""
         raise NotImplementedError
 
@@ -243,7 +243,7 @@ class SentencePairs(Combination):
         return {"longest row": model.max_seq_length}
 
     def attach(self, first, tokenizer, methods, states, facts):
-        # A row of a head's for each label.
+        # A head has one row per label.
         labels = {task: len(states[task]["heads"]["bias"]) for task in methods}
         model = TaskClassifier(first.bert, labels, "plain", first.max_seq_length, methods)
         for name in ("backbone_fingerprint", "random_init_seed"):
@@ -314,12 +314,12 @@ class TextToText(Combination):
                     outputs_equal=sum(a == b for a, b in zip(*outputs))), share  # fmt: skip
 
 
-# Settings that all published adapters of a T5 have together.
+# Settings shared by all published adapters of a T5.
 _OF_ALL_ADAPTERS = ("non_linearity", "add_layer_norm_before_adapter", "add_layer_norm_after_adapter")
 KINDS = (SentencePairs, TextToText)
 
 
 def kind_of(directories):
-    """The `Combination` for models in directories, by the first that one is for; None where there is none."""
+    """The `Combination` for the first model in these directories that has one, or None."""
     encoders = [manifest.encoder for manifest in map(peek, directories) if manifest]
     return next((kind for encoder in encoders for kind in KINDS if kind.encoder == encoder), None)

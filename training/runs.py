@@ -1,9 +1,9 @@
-"""Run directories: what was run, with what, and every checkpoint that allows going on exactly.
+"""Run directories: what was run and with what, and the checkpoints from which a run resumes exactly.
 
     runs/<name>/
         README.md               the model card: what was trained, how to load it
         run.json                flags, seed, library versions, git commit, content keys of the data
-        metrics.json            what came out
+        metrics.json            results
         (model files)           the best model so far; evaluate.py reads them here
         checkpoints/step_N/     the last few: model files and training_state.pt
         learning_curve.png, events.*  (TensorBoard)
@@ -41,7 +41,7 @@ STATE = "training_state.pt"
 
 
 def default_directory(*parts):
-    """runs/<date>_<host>_<part>_<part>…, with nothing in it that a path cannot hold."""
+    """runs/<date>_<host>_<part>_<part>…, without characters that are not allowed in a path."""
     words = [time.strftime("%Y-%m-%d_%H-%M-%S"), socket.gethostname(), *map(str, parts)]
     return Path("runs") / "_".join(w.strip("/").replace("/", "-") for w in words)
 
@@ -83,11 +83,12 @@ class Run:
         self.files, self.data_key, self.resume_command, self.board_folder = None, "", "", self.directory
 
     def bind(self, files, data_key="", resume_command="", board_folder=None):
-        """Say what is trained in it; returns the run.
+        """Set what is trained in it; returns the run.
 
         Args:
             files: `ModelFiles`.
-            data_key: names the content of the data, a string or {split: string}; a checkpoint of other data is refused.
+            data_key: identifies the content of the data, a string or {split: string}; a checkpoint trained on other
+                data is refused.
             resume_command: printed when the run is stopped early.
             board_folder: where TensorBoard's events go (default: the run's directory).
         """
@@ -115,10 +116,10 @@ class Run:
 
     @staticmethod
     def refuse_taken(directory, can_overwrite=False):
-        """A `UserError` where the directory already holds a run.
+        """Raise a `UserError` if the directory already holds a run.
 
         Args:
-            can_overwrite: the script has --overwrite_output_dir.
+            can_overwrite: whether the script has --overwrite_output_dir.
         """
         if (Path(directory) / "run.json").exists():
             raise UserError(
@@ -133,7 +134,7 @@ class Run:
         """An existing run directory and its run.json: (run, record).
 
         Args:
-            script: which one's run it has to be, for messages.
+            script: the script whose run it must be, for messages.
         """
         path = Path(directory) / "run.json"
         if not os.path.isfile(path):
@@ -147,17 +148,17 @@ class Run:
         return run, record
 
     def saved_steps(self):
-        """Steps of the whole checkpoints on disk, oldest first; a copy that somebody keeps beside them is none."""
+        """Steps of the complete checkpoints on disk, oldest first; copies under other names do not count."""
         folders = self.checkpoints.iterdir() if self.checkpoints.is_dir() else []
         steps = [re.fullmatch(r"step_([0-9]{8,18})", folder.name) for folder in folders if folder.is_dir()]
         return sorted(int(match[1]) for match in steps if match and self.checkpoint(int(match[1])).name == match[0])
 
     def checkpoint(self, step):
-        """Where the checkpoint of a step lies."""
+        """Path of the checkpoint of a step."""
         return self.checkpoints / f"step_{step:08d}"
 
     def save_checkpoint(self, step, state, save_model):
-        """Write one whole checkpoint, then drop the oldest beyond `keep`.
+        """Write one complete checkpoint, then remove the oldest ones beyond `keep`.
 
         Args:
             step: optimizer steps taken.
@@ -166,10 +167,10 @@ class Run:
         """
         import torch
 
-        # One of this step may stand there already, if it could not be read and the run fell back behind it.
+        # There may already be one of this step, if it could not be read and the run resumed from an earlier one.
         with atomic_directory(self.checkpoint(step)) as beside:
             save_model(beside)
-            # Given a path, torch writes by itself and does not say why it could not.
+            # Given a path, torch opens the file itself and does not report why writing failed.
             with open(beside / STATE, "wb") as file:
                 torch.save(state, file)
         for old in self.saved_steps()[: -self.keep]:
@@ -183,10 +184,10 @@ class Run:
 
         Args:
             load_model: called with a directory, loads the model files in it.
-            check_state: called with (state, step, file), raises where the state cannot be used.
+            check_state: called with (state, step, file), raises if the state cannot be used.
 
         Returns:
-            (step, state), or (0, None) where there is no checkpoint yet.
+            (step, state), or (0, None) if there is no checkpoint yet.
 
         Raises:
             UserError: there are checkpoints, but none can be read.
@@ -204,7 +205,7 @@ class Run:
                 load_model(folder)
                 return step, state
             except Exception as error:
-                # Whatever is wrong with these files, an older checkpoint may be whole.
+                # Whatever is wrong with these files, an older checkpoint may be intact.
                 why = first_line(error)
                 print(f"{folder} cannot be read: going back to the checkpoint before\n  ({why})", flush=True)
         if steps:
@@ -213,7 +214,7 @@ class Run:
         return 0, None
 
     def save_best(self, save_model):
-        """Replace the model files in the run directory, each moved into place whole."""
+        """Replace the model files in the run directory, moving each complete file into place."""
         with disk_errors(self.directory):
             with atomic_directory(self.directory / ".best") as beside:
                 save_model(beside)
@@ -222,7 +223,7 @@ class Run:
             (self.directory / ".best").rmdir()
 
     def write_metrics(self, metrics):
-        """Write metrics.json, and the scores into README.md."""
+        """Write metrics.json, and add the scores to README.md."""
         write_json(self.directory / "metrics.json", metrics)
         write_model_card(self.directory, stored(self.directory), metrics)
 
@@ -231,16 +232,16 @@ _LOCKED = {}
 
 
 def lock_directory(directory, flag):
-    """Keep every other process out of a run's directory until this one ends, however it ends.
+    """Keep all other processes out of a run's directory until this one ends, however it ends.
 
-    The directory itself is locked (flock): there is no file to clear away, and the system forgets the lock of a process
-    that is gone. File systems that have no locks are used without one.
+    The directory itself is locked (flock): there is no lock file to remove, and the system releases the lock when the
+    process ends. File systems without locks are used without one.
 
     Args:
-        flag: the one that named the directory, for the error.
+        flag: the flag that named the directory, for the error.
 
     Raises:
-        UserError: another process works in it.
+        UserError: another process is working in it.
     """
     import fcntl
 
@@ -265,11 +266,11 @@ def lock_directory(directory, flag):
 
 
 def refuse_unfinished(directory, flag):
-    """A `UserError` where a run is still training, or ended before it was done.
+    """Raise a `UserError` if a run is still training, or stopped before it had finished.
 
     Args:
-        directory: a run, a stage of a sequence, or one of their checkpoints, which may be used before the end.
-        flag: the one that named it, for the error.
+        directory: a run, a stage of a sequence, or one of their checkpoints, which may be used before the run finishes.
+        flag: the flag that named it, for the error.
     """
     path = Path(directory).resolve()
     is_checkpoint = path.parent.name == "checkpoints"
@@ -284,7 +285,7 @@ def refuse_unfinished(directory, flag):
 
 
 def _refuse_locked(directory, flag):
-    """A `UserError` where another process works in a run's directory."""
+    """Raise a `UserError` if another process is working in a run's directory."""
     import fcntl
 
     if os.path.realpath(directory) in _LOCKED:
@@ -304,7 +305,7 @@ def _refuse_locked(directory, flag):
 
 
 def _lock_holder(handle):
-    """The words " (pid N)" of the process that holds a lock, where the system tells; else nothing."""
+    """The text " (pid N)" for the process that holds a lock, or "" if the system does not tell."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         inode = str(os.fstat(handle).st_ino)
         for line in Path("/proc/locks").read_text().splitlines():
@@ -314,13 +315,13 @@ def _lock_holder(handle):
     return ""
 
 
-# Flags whose values are files or directories that a run reads: written down so that it resumes from anywhere, and free
-# to be named anew, as what they hold is checked, not where it lies.
+# Flags whose values are files or directories that a run reads. They are recorded as absolute paths, so that a run
+# resumes from anywhere, and may be changed when resuming, because their content is checked and not their location.
 READ_PATHS = ("dataset_path", "data", "data_dir", "teacher", "init_from", "model_checkpoint", "model_name_or_path")
 
 
 def absolute_paths(value):
-    """A flag's value with every path in it that leads somewhere made absolute; names of other things stay."""
+    """A flag's value with all existing paths in it made absolute; other names are kept."""
     if isinstance(value, dict):
         return {name: absolute_paths(path) for name, path in value.items()}
     if not isinstance(value, (str, Path)) or not str(value) or str(value) in bundled.NAMES:
@@ -329,7 +330,7 @@ def absolute_paths(value):
 
 
 def record(args, **more):
-    """What run.json holds: the command, resolved flags, versions, commit."""
+    """The content of run.json: the command, resolved flags, versions, commit."""
     flags = {k: absolute_paths(v) if k in READ_PATHS else v for k, v in sorted(vars(args).items())}
     return dict(
         command=shell_words(Path(sys.argv[0]).name, *sys.argv[1:]),
@@ -341,7 +342,7 @@ def record(args, **more):
     )
 
 
-# What a run.json holds; its flags are checked by the parser of the script that reads them (`utils.stored_flags`).
+# Schema of run.json; its flags are checked by the parser of the script that reads them (`utils.stored_flags`).
 RECORD = schema.Record(fields={
     "command": schema.Text(empty=True, longest=1_000_000), "flags": schema.MapOf(required=True),
     "method": schema.Text(null=True), "sources": schema.MapOf(schema.MapOf()), "versions": schema.MapOf(),
@@ -349,10 +350,10 @@ RECORD = schema.Record(fields={
 
 
 def read_record(path, script):
-    """What a run.json holds, a `UserError` where it is none.
+    """The content of a run.json; a `UserError` if the file is not one.
 
     Args:
-        script: which one's run it has to be, for messages.
+        script: the script whose run it must be, for messages.
     """
     remedy = "copy it again, or start a new run"
     try:
@@ -371,10 +372,10 @@ def run_of(directory):
 
 
 def run_flags(directory):
-    """(flags of the run.json of a run, or of the run that a checkpoint lies in, the file).
+    """(flags in the run.json of a run or of a checkpoint's run, path of that file).
 
     Raises:
-        UserError: there is none, or it is damaged: what the model was trained with would have to be guessed.
+        UserError: it is missing or damaged, so that the model's training settings would have to be guessed.
     """
     path = run_of(directory) / "run.json"
     try:
@@ -390,7 +391,7 @@ def run_flags(directory):
 
 
 def stored(directory):
-    """run.json of a trained model, or {}: nothing there, or nothing that can be read.
+    """run.json of a trained model, or {} if it is missing or cannot be read.
 
     Args:
         directory: a run, one of its checkpoints/step_N, a combined VLM, or anything else.
@@ -410,13 +411,13 @@ def stored_metrics(directory):
 
 
 def trained_steps(directory):
-    """How many optimizer steps a saved model has been trained for, 0 where nothing says so."""
+    """Number of optimizer steps that a saved model was trained for, 0 if unknown."""
     step = re.fullmatch(r"step_(\d+)", Path(directory).name)
     return int(step[1]) if step else int(stored_metrics(directory).get("best_step") or 0)
 
 
 def origin(directory):
-    """What is known of a trained model: dict(method, backbone), without what is not known; see `stored`."""
+    """dict(method, backbone) of a trained model, without unknown entries; see `stored`."""
     known = stored(directory)
     origin = dict(method=known.get("method"), backbone=known.get("flags", {}).get("model_checkpoint"))
     return {k: v for k, v in origin.items() if v and TEXT.fits(v)}
@@ -432,7 +433,7 @@ def trained_on(directory, task):
 
 
 def versions():
-    """{library: version} of what decides the numbers."""
+    """{library: version} of the libraries that affect the results."""
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {"python": platform.python_version()}
@@ -445,12 +446,12 @@ def versions():
 
 
 def check_flags(given, stored, free, location):
-    """Refuse to resume with other flags than the run was started with.
+    """Refuse to resume with flags other than those the run was started with.
 
     Args:
-        given: {flag: value} the user typed now.
-        stored: {flag: value} of run.json.
-        free: flags that change nothing in the result and may differ.
+        given: {flag: value} typed by the user now.
+        stored: {flag: value} in run.json.
+        free: flags that do not affect the result and may differ.
         location: for the error.
     """
     for flag, value in given.items():
@@ -466,10 +467,10 @@ def check_flags(given, stored, free, location):
 
 
 def _commit():
-    """The toolkit's git commit, with "+" where files differ from it; None outside a checkout."""
+    """The toolkit's git commit, followed by "+" if files differ from it; None outside a checkout."""
     home = Path(__file__).resolve().parent.parent
     if not (home / ".git").exists():
-        # Installed, it may lie in somebody else's repository.
+        # An installed package may be inside somebody else's repository.
         return None
     options = dict(cwd=home, capture_output=True, text=True, timeout=10)
     try:

@@ -1,16 +1,16 @@
-"""Learning rates: functions of an optimizer step's number, from 0, as `training.trainer.Trainer` takes them."""
+"""Learning-rate schedules for `training.trainer.Trainer`: functions of the number of an optimizer step, from 0."""
 
 import torch
 from versatile.utils.errors import UserError
 
 
 def linear_decay(lr, total_steps, warmup_steps=0):
-    """A linear warm-up, whose first step has a share of the rate, then a linear decay to 0 at the end.
+    """A linear warm-up, whose first step already has a rate above 0, then a linear decay to 0 at the end.
 
     Args:
-        lr: the highest rate.
-        total_steps: optimizer steps in all.
-        warmup_steps: how many of them the rate rises in.
+        lr: the peak learning rate.
+        total_steps: total number of optimizer steps.
+        warmup_steps: number of steps over which the rate rises.
 
     Returns:
         step -> rate.
@@ -25,13 +25,13 @@ def linear_decay(lr, total_steps, warmup_steps=0):
 
 
 def check_schedule(args):
-    """A `UserError` where --lr_scheduler_type cannot be used with its --lr_scheduler_kwargs."""
+    """Raise a `UserError` if --lr_scheduler_type cannot be used with its --lr_scheduler_kwargs."""
     if args.lr_scheduler_type:
         choose_schedule(args, 1.0, 10, 1)
 
 
 def choose_schedule(args, lr, total_steps, warmup_steps=0):
-    """The schedule that --lr_scheduler_type names; linear without options: `linear_decay`.
+    """The schedule named by --lr_scheduler_type; linear without options is `linear_decay`.
 
     Args:
         args: the flags.
@@ -47,20 +47,20 @@ def build_schedule(name, lr, warmup_steps, total_steps, options=None):
 
     Args:
         name: "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "inverse_sqrt", ….
-        lr: the highest rate.
-        warmup_steps: steps over which it rises to that; the first one's is 0.
-        total_steps: optimizer steps in all.
-        options: a schedule's own, as `--lr_scheduler_kwargs`.
+        lr: the peak learning rate.
+        warmup_steps: steps over which the rate rises to the peak; it is 0 in the first.
+        total_steps: total number of optimizer steps.
+        options: schedule-specific options, as in `--lr_scheduler_kwargs`.
 
     Returns:
         step -> rate.
 
     Raises:
-        UserError: a schedule that is not a function of the step.
+        UserError: the schedule is not a function of the step, or its options do not fit.
     """
     from transformers import get_scheduler
 
-    # transformers binds a schedule to an optimizer; only its rates are wanted.
+    # transformers binds a schedule to an optimizer; only its rates are needed.
     unused = torch.optim.SGD([torch.zeros(1)], lr=lr)
     try:
         scheduler = get_scheduler(name, unused, warmup_steps, total_steps, scheduler_specific_kwargs=options or {})

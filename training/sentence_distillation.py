@@ -1,6 +1,6 @@
 """Sentence-level distillation: a teacher's texts for a task's training inputs (Kim & Rush 2016, section 3.2).
 
-What is decoded, what is kept of it on the way (`Partial`), and the data file that comes out.
+The inputs to decode, the outputs saved on the way (`Partial`), and the resulting data file.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, disk_errors
 
 CHUNK = 2000
-# Files of a checkpoint directory that decide what the model says; run.json and metrics.json do not.
+# Files of a checkpoint directory that determine the model's outputs; run.json and metrics.json do not.
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _CONFIGS = ("config.json", "adapter_config.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer*.json",
             "tokenizer.model", "special_tokens_map.json")  # fmt: skip
 
 
 def checkpoint_fingerprint(checkpoint):
-    """A hash of a checkpoint's weights, configs and tokenizer; the name itself of what is not a directory."""
+    """A hash of a checkpoint's weights, configs and tokenizer; for a name that is not a directory, the name itself."""
     folder = Path(checkpoint)
     if not folder.is_dir():
         return str(checkpoint)
@@ -43,12 +43,12 @@ def checkpoint_fingerprint(checkpoint):
 
 @dataclass
 class Inputs:
-    """What a teacher is asked.
+    """A teacher's inputs.
 
     Attributes:
-        prompts: a list of `training.decoding.Prompt`, equal ones once.
+        prompts: a list of `training.decoding.Prompt`; if merged, without duplicates.
         which: [examples] the number of each example's prompt, in file order.
-        records: how many records of the training split these are, from the first.
+        records: number of records of the training split that these cover, from the first.
         cut: {what was cut to fit the model: how often}.
     """
 
@@ -62,15 +62,15 @@ def read_inputs(path, task, options, encode, limit=None, merge=True):
     """The training inputs of a data file.
 
     Args:
-        path: the task's json file; all of it is read, so that nothing wrong with it comes up hours later.
+        path: the task's json file; it is read to the end, so that no error in it comes up hours later.
         task: a `data.task.Task`.
         options: `data.task.ReadOptions` for decoding.
-        encode: a list of `Example` -> (a list of `Prompt`, {what was cut: how often}).
-        limit: only the first so many examples; a record that is not wholly among them is left out.
+        encode: maps a list of `Example` to (a list of `Prompt`, {what was cut: how often}).
+        limit: use only this many examples at most; a record that does not fit completely is left out.
         merge: decode equal inputs once; not for sampling, where each draws its own text.
 
     Raises:
-        UserError: a record cannot be used, or not one fits under `limit`.
+        UserError: a record cannot be used, or none fits under `limit`.
     """
     inputs, seen, waiting, full = Inputs(), {}, [], False
     for location, record in task.records(path, "train"):
@@ -97,7 +97,7 @@ def _take(inputs, seen, encoded, merge):
     prompts, cut = encoded
     inputs.cut.update(cut)
     for prompt in prompts:
-        # A list of ints would take eight times the memory.
+        # A list of ints would need eight times the memory.
         prompt = replace(prompt, ids=np.array(prompt.ids, np.int32), types=np.array(prompt.types, np.int32))
         key = hashlib.sha256(prompt.ids.tobytes() + prompt.types.tobytes()).digest() if merge else len(inputs.which)
         number = seen.setdefault(key, len(inputs.prompts))
@@ -107,31 +107,32 @@ def _take(inputs, seen, encoded, merge):
 
 
 def plan(prompts, batch_size):
-    """Batches of prompt numbers, the longest prompts first; the same whenever the prompts and the size are."""
+    """Batches of prompt numbers, longest prompts first; determined by the prompts and the batch size."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def batch_seed(seed, number):
-    """Of sampling in batch `number`: a run that goes on in the middle draws what the whole one would have."""
+    """The random seed for sampling batch `number`: a resumed run draws what an uninterrupted one would have drawn."""
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]) >> 1
 
 
 class Partial:
     """A teacher's outputs so far, in a file that survives a kill at any moment.
 
-    One json object a line: first what identifies the work, then each batch with its prompts' numbers, texts, tokens
-    and how many of them were cut at the longest output. A last line without its end is what a kill left: dropped.
+    The file has one json object per line: first the identity of the work, then each batch with its prompts' numbers,
+    texts, number of tokens and number of outputs cut at the maximum length. An unterminated last line, which a kill
+    leaves, is dropped.
 
     Args:
         path: the file.
-        identity: {setting: value}: a file that says otherwise is not gone on with.
-        batches: of `plan`.
+        identity: {setting: value}; a file with another identity is not continued.
+        batches: from `plan`.
 
     Attributes:
         texts: [prompts] the teacher's text for each, or None.
-        done: how many batches are there.
-        tokens, cut: of all outputs so far.
+        done: number of batches decoded so far.
+        tokens, cut: totals over all outputs so far.
     """
 
     def __init__(self, path, identity, batches):
@@ -142,13 +143,13 @@ class Partial:
 
     @contextlib.contextmanager
     def opened(self, restart=False):
-        """Take up what is there; `add` may then be called. Leaves no file behind in which there is no output.
+        """Load the existing outputs; `add` may then be called. A file without outputs is removed at the end.
 
         Raises:
-            UserError: the file is of other work, is damaged, or another process is writing it.
+            UserError: the file belongs to other work, is damaged, or is being written by another process.
         """
         with disk_errors(self.path):
-            # Unbuffered: what a full disk refused must not be tried again on closing.
+            # Unbuffered: a write that failed on a full disk must not be repeated on closing.
             file = open(self.path, "ab", buffering=0)  # noqa: SIM115
         with file:
             self.file = file
@@ -176,7 +177,7 @@ class Partial:
         self.path.unlink(missing_ok=True)
 
     def outputs(self):
-        """How many outputs there are."""
+        """Number of outputs so far."""
         return sum(map(len, self.batches[: self.done]))
 
     def _note(self, inputs, texts, tokens, cut):
@@ -193,13 +194,13 @@ class Partial:
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            # Some network file systems cannot lock; that is no reason not to write.
+            # Some network file systems have no locks; that should not prevent writing.
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise UserError("another process is writing it", location=self.path,
                                 remedy="wait for that one, or name another --output") from error  # fmt: skip
 
     def _take_up(self):
-        """Read what is there; returns where its last whole line ends, 0 where there is no output in it."""
+        """Read the existing outputs; returns the end of the last complete line, or 0 if there are no outputs."""
         end, location = 0, self.path
         with open(self.path, "rb") as file:
             try:
@@ -210,7 +211,7 @@ class Partial:
                     if number == 0:
                         identity = dict(value)
                     else:
-                        # Of a run that was killed before its first output nothing is lost.
+                        # Checked only from the first output on: a run killed before it has nothing to lose.
                         self._compare(identity)
                         if (value["batch"], value["inputs"]) != (self.done, self.batches[self.done]):
                             raise ValueError("not the batch that comes next")
@@ -230,11 +231,11 @@ class Partial:
 
 
 def _outputs(value):
-    """(texts, tokens, cut) of a batch in a partial file; ValueError where they are not what `Partial.add` writes."""
+    """(texts, tokens, cut) of a batch in a partial file; ValueError if they are not what `Partial.add` writes."""
     texts, counts = value["texts"], (value["tokens"], value["cut"])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError("its texts are not a list of strings")
-    # A lone surrogate could not be written to the output, at the end of all the work.
+    # A lone surrogate would make writing the output fail, after all the work.
     "".join(texts).encode()
     if not all(type(count) is int and count >= 0 for count in counts):
         raise ValueError("its tokens or cut is not a count")
@@ -242,11 +243,11 @@ def _outputs(value):
 
 
 def decode_rest(model, tokenizer, inputs, decoding, partial, dtype, progress):
-    """Decode the batches that `partial` does not have yet; returns the tokens decoded."""
+    """Decode the batches that `partial` does not have yet; returns the number of tokens decoded."""
     before = partial.tokens
     for number in range(partial.done, len(partial.batches)):
         prompts = [inputs.prompts[i] for i in partial.batches[number]]
-        # A call a batch: which batches there are, and how each is seeded, does not depend on where this began.
+        # One call per batch: neither the batches nor their seeds depend on where decoding started.
         seeded = replace(decoding, seed=batch_seed(decoding.seed, number))
         ids = decode(model, tokenizer, prompts, seeded, dtype=dtype)
         texts = [tokenizer.decode(i, clean_up_tokenization_spaces=False).strip() for i in ids]
@@ -257,11 +258,11 @@ def decode_rest(model, tokenizer, inputs, decoding, partial, dtype, progress):
 
 @dataclass
 class Report:
-    """What came out. Words are what spaces divide.
+    """Statistics of the outputs. Words are separated by spaces.
 
     Attributes:
-        outputs, equal, empty: how many; how many are the gold text; how many have no word.
-        words, gold_words: of all outputs, of all gold texts.
+        outputs, equal, empty: number of outputs; of those equal to the gold text; of those without a word.
+        words, gold_words: number of words in all outputs, in all gold texts.
         samples: the first few (input, gold, output).
     """
 
@@ -285,13 +286,13 @@ class Report:
 
 
 def pieces(path, task, options, inputs, texts, report, samples=0):
-    """The distilled data file as text, piece by piece: the original's, and the teacher's texts in its training records.
+    """The distilled data file as pieces of text: the original with the teacher's texts in its training records.
 
     Args:
         path, task, options, inputs: as for `read_inputs`.
         texts: the text of each prompt.
-        report: a `Report`, filled on the way.
-        samples: how many examples the report keeps.
+        report: a `Report`, filled along the way.
+        samples: number of examples that the report keeps.
     """
     taught, numbers = 0, iter(inputs.which)
     for position, (key, value) in enumerate(task.contents(path)):
@@ -322,11 +323,11 @@ def _json(value):
 
 
 def write(output, content):
-    """Write pieces of text, atomically, compressed where the name ends in .gz."""
+    """Write pieces of text atomically, compressed if the name ends in .gz."""
     with atomic_write(output, "wb") as raw, contextlib.ExitStack() as stack:
         file = raw
         if os.fspath(output).endswith(".gz"):
-            # Without a time in it, the same content gives the same bytes.
+            # Without a timestamp, the same content gives the same bytes.
             file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
         for piece in content:
             file.write(piece.encode())

@@ -1,4 +1,4 @@
-"""The loop's settings, how long and how often, and the optimizer steps that follow from them."""
+"""Settings of the training loop, and the optimizer steps that follow from them."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 @dataclass
 class Settings:
-    """How to train. Flags of the same names set these; see `train.py --help`."""
+    """Training settings. Flags of the same names set them; see `train.py --help`."""
 
     n_epochs: int
     gradient_accumulation_steps: int = 1
@@ -20,35 +20,35 @@ class Settings:
     select: str = "best"
     eval_before_start: bool = False
     log_every: int = 10
-    # A point of the curve is the mean loss of the steps since the one before, not the step's own.
+    # A point of the curve is the mean loss of the steps since the previous point, not the loss of its step.
     mean_loss: bool = False
     log_first: bool = False
-    # The model is evaluated after each epoch and at the end, and after so many steps.
+    # eval_epochs: evaluate after each epoch and at the end; eval_steps: also every this many steps.
     eval_epochs: bool = True
     eval_steps: int | None = None
     dtype: torch.dtype = torch.float32
     report_to: tuple = ("tensorboard",)
-    # What the flags are called, for messages.
+    # Names of the flags, for messages.
     rate_flag: str = "--lr"
     batch_flag: str = "--train_batch_size"
 
     @classmethod
     def of(cls, args, **more):
-        """Those of the flags that have a field's name; `more` beside or instead of them."""
+        """Settings from the flags named like a field; `more` adds to or overrides them."""
         flags = {name: getattr(args, name) for name in cls.__dataclass_fields__ if hasattr(args, name)}
         return cls(**flags | more)
 
 
 class StepPlan:
-    """The optimizer steps of a training: which micro-batches each is made of. None crosses an epoch's end.
+    """The micro-batches of each optimizer step of a training run. No step crosses the end of an epoch.
 
     Args:
-        batches: as `Trainer` takes them.
+        batches: see `Trainer`.
         settings: `Settings`.
 
     Attributes:
-        epoch_steps, total_steps: optimizer steps of an epoch and in all.
-        epochs: how many are begun.
+        epoch_steps, total_steps: optimizer steps per epoch and in total.
+        epochs: number of epochs that are started.
     """
 
     def __init__(self, batches, settings):
@@ -60,7 +60,7 @@ class StepPlan:
         self.epochs = math.ceil(self.total_steps / self.epoch_steps)
 
     def micro_batches(self, step):
-        """[(epoch, number in the epoch)] of optimizer step `step` (from 0)."""
+        """[(epoch, number within the epoch)] of the micro-batches of optimizer step `step` (from 0)."""
         epoch, start = divmod(step, self.epoch_steps)
         first = start * self.accumulation
         return [(epoch, i) for i in range(first, min(first + self.accumulation, self.batches))]

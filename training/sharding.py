@@ -1,9 +1,9 @@
-"""A model whose tensors are shared out over the processes: PyTorch's FSDP2 (`torch.distributed.fsdp.fully_shard`).
+"""Models sharded over processes with PyTorch's FSDP2 (`torch.distributed.fsdp.fully_shard`).
 
-Every process keeps its part of each tensor, frozen or trained, and of the optimizer's state. A block's tensors are put
-together when its forward or backward runs; what stands beside the blocks (tables, head, and what the methods added),
-for the whole forward and backward. Files are those of every other run: for these the tensors that they hold are put
-together once.
+Every process keeps its part of each tensor, frozen or trained, and of the optimizer's state. A block's tensors are
+gathered while its forward or backward pass runs; those outside the blocks (embedding tables, head, and the methods'
+modules) for the whole forward and backward pass. Files are the same as in every other run: the tensors they hold are
+gathered before saving.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from versatile.adapters.methods.task_embeddings import TaskHead
 
 
 def shard_model(model):
-    """Share an attached model out over all processes, in place; it is on its device, and was not trained yet."""
-    # The library takes most of a second to import.
+    """Shard an attached model over all processes, in place; it must be on its device and untrained."""
+    # Importing the library takes most of a second.
     from torch.distributed.fsdp import fully_shard
     from torch.utils import _pytree
 
@@ -28,16 +28,16 @@ def shard_model(model):
         fully_shard(block)
     for module in model.modules():
         if isinstance(module, TaskHead):
-            # A second copy of the head, of which each process would hold all.
+            # A second copy of the head, which each process would hold in full.
             module.half = None
     fully_shard(model)
-    # The name goes into a saved config.
+    # The class name is written into a saved config.
     type(model).__name__ = name
     model.get_output_embeddings().register_forward_pre_hook(_TouchAdded(model))
 
 
 def is_sharded(model):
-    """Whether a model is shared out over processes."""
+    """Whether a model is sharded over processes."""
     return hasattr(model, "unshard")
 
 
@@ -47,14 +47,14 @@ def is_part(tensor):
 
 
 def count_held(model):
-    """(numbers of the backbone that this process holds, those of the whole backbone)."""
+    """(number of backbone parameters that this process holds, number in the whole backbone)."""
     backbone = [p for name, p in model.named_parameters() if not name.startswith("added.")]
     return sum(local(p).numel() for p in backbone), sum(p.numel() for p in backbone)
 
 
 class _TouchAdded:
-    """Forward pre-hook of the head: lets every trained parameter beside the backbone have a gradient, zero where no row
-    of this process's batch went through it. Processes then put the same gradients together, whatever their rows are."""
+    """Forward pre-hook of the head that gives every trained parameter outside the backbone a gradient, zero if no row
+    of this process's batch used it. All processes then reduce the same gradients, whatever their rows."""
 
     def __init__(self, model):
         self.parameters = [(module, name) for module in model.added.modules()
@@ -80,8 +80,8 @@ class _Touch(torch.autograd.Function):
 
 @contextlib.contextmanager
 def gathered(model):
-    """What a checkpoint holds of a model is whole in every process: what was added, and, where the backbone is trained,
-    `model.state_dict()`. Yields that, or {}. What is written into either is lost: see `load_sharded`."""
+    """Gather the tensors that a checkpoint holds, in every process: the methods' modules and, if the backbone is
+    trained, `model.state_dict()`. Yields the latter, or {}. Changes to either are lost: see `load_sharded`."""
     if not is_sharded(model):
         yield {}
         return
@@ -97,7 +97,7 @@ def gathered(model):
 
 
 def _whole_state(model):
-    """A sharded model's state dict of whole tensors; a tensor with two names is one, as in the model."""
+    """A sharded model's state dict of whole tensors; a tensor with two names stays shared, as in the model."""
     parameters, tensors, state = dict(model.named_parameters(remove_duplicate=False)), {}, {}
     for name, tensor in model.state_dict().items():
         owner = id(parameters.get(name, tensor))
@@ -106,7 +106,7 @@ def _whole_state(model):
 
 
 def load_sharded(model, load, directory):
-    """`load(directory)` reads a checkpoint into a model: keep this process's part of what was trained."""
+    """Read a checkpoint with `load(directory)`, and keep this process's part of the trained tensors."""
     from torch.distributed.tensor import distribute_tensor
 
     with gathered(model) as state:
@@ -131,12 +131,12 @@ def load_sharded(model, load, directory):
 
 
 def whole(value):
-    """A tensor put together from its parts, in every process; others as they are."""
+    """A sharded tensor gathered from its parts, in every process; other values unchanged."""
     return value.full_tensor() if is_part(value) else value
 
 
 def part_like(value, parameter):
-    """This process's part of a tensor that belongs to a parameter, shared out as that is."""
+    """This process's part of a tensor that belongs to a parameter, sharded like it."""
     if is_part(parameter) and torch.is_tensor(value) and value.shape == parameter.shape:
         from torch.distributed.tensor import distribute_tensor
 

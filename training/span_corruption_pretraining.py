@@ -1,4 +1,4 @@
-"""From the arguments of pretrain_t5.py to a pretrained T5."""
+"""Pretraining of a T5 from the arguments of pretrain_t5.py."""
 
 import hashlib
 from pathlib import Path
@@ -20,7 +20,7 @@ from versatile.utils.screen import shell_command
 
 
 def texts(arguments):
-    """(training texts, validation texts), in an order that the seed draws."""
+    """(training texts, validation texts), shuffled by the data seed."""
     seed = arguments.data_seed
     lines = [line for path in arguments.train_files or [] for line in read_lines(path)]
     for name in arguments.tasks or []:
@@ -37,7 +37,7 @@ def texts(arguments):
 
 
 def read_lines(path):
-    """The lines of a text file that are not empty."""
+    """The non-empty lines of a text file."""
     if not Path(path).is_file():
         raise UserError("no such file", location=f"--train_files {path}", expected="a text file, one text a line")
     lines = [text.strip() for _, text in text_lines(path)]
@@ -47,7 +47,7 @@ def read_lines(path):
 
 
 def data(arguments, tokenizer):
-    """(training `Corrupted`, validation `Rows`, which are corrupted once and for all)."""
+    """(training `Corrupted`, validation `Rows`, whose corruption is fixed)."""
     seed = arguments.data_seed
     sentinels = span_corruption.sentinels_of(tokenizer)
     density, mean_span = arguments.noise_density, arguments.mean_noise_span_length
@@ -61,7 +61,7 @@ def data(arguments, tokenizer):
         except UserError as error:
             if name == "train" or arguments.validation_files:
                 raise
-            # Not the text is too short, but the share of it that is held out.
+            # It is not the text that is too short, but its held-out share.
             location = arguments.location("validation_share")
             raise UserError(error.found, location=f"{location} {arguments.validation_share:g}",
                             expected=f"{length} tokens at least to validate on, here of {len(lines):,} texts",
@@ -77,7 +77,7 @@ class Scorer:
     """Negative log-likelihood and perplexity per target token on fixed rows; see `text_to_text_training.build_trainer`.
 
     Args:
-        model, tokenizer: what is trained.
+        model, tokenizer: the model being trained and its tokenizer.
         args: training arguments.
         rows: `Rows`.
     """
@@ -91,11 +91,11 @@ class Scorer:
 
 
 def batches(args, model, tokenizer, train):
-    """The training batches of `Corrupted` rows."""
+    """Training batches of `Corrupted` rows."""
     sampler = span_corruption.EpochBatches(len(train), args.train_batch_size, args.data_seed,
                                            idist.get_world_size())  # fmt: skip
     collate = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id, tasks=False)
-    # All targets are of one length.
+    # All targets have the same length.
     lengths = np.full(len(train), len(train[0]["labels"]))
     return SampledBatches(train, sampler, collate, lengths, args.gradient_accumulation_steps, idist.get_rank(),
                           splits=range(2) if args.ddp_find_unused_parameters else ())  # fmt: skip
@@ -105,13 +105,13 @@ def batches(args, model, tokenizer, train):
 
 
 def save(model, tokenizer, folder):
-    """An ordinary transformers directory."""
+    """Write an ordinary transformers directory."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def load_weights(model, folder):
-    """What `save` wrote, into the same model."""
+    """Load what `save` wrote into the same model."""
     from safetensors.torch import load_model
 
     missing, unexpected = load_model(model, str(Path(folder) / "model.safetensors"), strict=False)
@@ -127,7 +127,7 @@ def pretrain(arguments):
 
     arguments.do_train = arguments.do_eval = True
     check_directory(arguments, "pretrain_t5.py")
-    # One process a machine makes the caches, the others find them.
+    # One process per machine creates the caches, and the others reuse them.
     with idist.one_rank_first(local=True):
         model, tokenizer = t5_models.load(arguments, arguments.seed)
         set_seed(arguments.seed)

@@ -1,4 +1,4 @@
-"""Vectors of tasks, from the states of a T5's encoder."""
+"""Task embeddings computed from the states of a T5 encoder."""
 
 import numpy as np
 import torch
@@ -11,14 +11,14 @@ from versatile.utils.screen import align_columns
 
 @torch.no_grad()
 def task_embedding(model, tokenizer, texts, length, batch_size=32, pooling="mean", dtype=torch.float32):
-    """The mean over texts of the pooled last states of a T5's encoder.
+    """The mean over texts of the pooled last hidden states of a T5 encoder.
 
     Args:
         model: a T5, in eval mode.
         tokenizer: its tokenizer.
-        texts: input texts of one task, without its name before them.
-        length: tokens of a text at the most, its end token counted.
-        batch_size: texts encoded together; those of like length are.
+        texts: input texts of one task, without its name as a prefix.
+        length: maximum tokens of a text, including its end token.
+        batch_size: texts encoded together; they are sorted by length.
         pooling: a key of `adapters.pooling.POOLINGS`.
         dtype: precision of the matrix products.
 
@@ -40,7 +40,7 @@ def task_embedding(model, tokenizer, texts, length, batch_size=32, pooling="mean
 
 
 def likeness(vectors):
-    """Cosines between tasks' vectors as a table of text."""
+    """Cosine similarities between task vectors, as a text table."""
     names = list(vectors)
     unit = np.stack([v / max(np.linalg.norm(v), 1e-12) for v in vectors.values()])
     rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, unit @ unit.T)]

@@ -1,4 +1,4 @@
-"""A trained model that answers texts, and is evaluated on its tasks (`training.evaluation`)."""
+"""A trained model that answers text inputs and is evaluated on its tasks (`training.evaluation`)."""
 
 import time
 
@@ -20,15 +20,18 @@ from versatile.utils.progress import Progress
 
 
 def load_text_model(directory, task, dtype):
-    """A model of train.py, train_vlm.py, combine_all.py, train_t5.py or train_camtl.py, or a released VLM: `TextModel`.
+    """Load a model of train.py, train_vlm.py, combine_all.py, train_t5.py or train_camtl.py, or a released VLM.
 
     Args:
-        directory: where it lies.
-        task: one that it must hold, or None.
+        directory: the model's directory.
+        task: a task that it must hold, or None.
         dtype: precision of the matrix products.
 
+    Returns:
+        `TextModel`
+
     Raises:
-        UserError: no such model there.
+        UserError: there is no such model.
     """
     if str(directory) not in bundled.NAMES:
         loading.need_directory(directory, f"--model_checkpoint {directory}")
@@ -42,8 +45,8 @@ def load_text_model(directory, task, dtype):
 
 
 def text_model_class(encoder):
-    """The `TextModel` of models whose manifest names an encoder."""
-    # Here, as both are made of `TextModel`.
+    """The `TextModel` class for models whose manifest names this encoder."""
+    # Imported here, because both are subclasses of `TextModel`.
     if encoder == "text_to_text":
         from versatile.training.text_to_text_model import TextToTextModel
 
@@ -56,19 +59,19 @@ def text_model_class(encoder):
 
 
 class TextModel:
-    """What interact.py talks to, `versatile.load` returns and `training.evaluation` evaluates.
+    """A trained model as used by interact.py, returned by `versatile.load` and evaluated by `training.evaluation`.
 
     Attributes:
-        directory: what was loaded.
+        directory: where it was loaded from.
         model, tokenizer: ready for inference; `model` is a transformers model whose `generate` takes `task_ids`.
-        tasks: {name: `data.task.Task`} of the tasks it holds that are known here.
+        tasks: {name: `data.task.Task`} of those of its tasks that the toolkit knows.
         summary: what was trained, in words.
-        backbone: what it was built on.
-        parameters: their counts, as summaries of results hold them.
-        positions: the model's longest sequence.
+        backbone: the backbone's name.
+        parameters: parameter counts, in the form that result summaries use.
+        positions: the model's maximum sequence length.
         dtype: precision of the matrix products.
-        cache_dir: where token caches lie (default: the toolkit's own place).
-        without_effect: {field of `Decoding` that changes nothing: why}.
+        cache_dir: directory of token caches (default: the toolkit's own).
+        without_effect: {field of `Decoding` without effect: why}.
     """
 
     without_effect = {}
@@ -78,21 +81,21 @@ class TextModel:
         self.summary, self.backbone, self.cache_dir = parameter_summary(model), model.config._name_or_path, cache_dir
         self.parameters, self.positions = inference.prepare_for_inference(model, idist.device(), dtype)
         register_own_tasks(model.info.definitions.values())
-        # A task without a file of its own can be held, but not be given texts.
+        # A model may hold a task that the toolkit does not define, but such a task cannot be given texts.
         self.tasks = {name: task for name in model.info.tasks if (task := find(name))}
 
     @classmethod
     def load(cls, directory, task, dtype):
-        """A model of one kind; see `load_text_model`."""
+        """Load a model of this kind; see `load_text_model`."""
         return cls(directory, *checkpoint.load(directory, task), dtype)
 
     @property
     def names(self):
-        """Names of all tasks that it holds."""
+        """Names of all tasks that the model holds."""
         return list(self.model.info.tasks)
 
     def session(self, name, max_history=None):
-        """What `Task.typed` keeps of a conversation, at its start."""
+        """The initial conversation state for `Task.typed`."""
         kept = max_history or self.model.info.histories.get(name)
         return dict(max_history=kept) if self.tasks[name].max_history and kept else {}
 
@@ -102,7 +105,7 @@ class TextModel:
                                  reserve)  # fmt: skip
 
     def prompt_text(self, prompt):
-        """A prompt as text, a line for each marker; a type that is not the marker's own stands behind it."""
+        """A prompt as text, one line per marker, followed by the type if it is not the marker itself."""
         lines, start, name = [], 0, self.tokenizer.convert_ids_to_tokens
         for end in range(1, len(prompt.ids) + 1):
             if end == len(prompt.ids) or prompt.ids[end] >= self.model.info.first:
@@ -113,7 +116,7 @@ class TextModel:
         return "\n".join(lines)
 
     def decode(self, prompts, decoding):
-        """The model's texts behind some prompts."""
+        """The model's output texts for some prompts."""
         return self._texts(decode(self.model, self.tokenizer, prompts, decoding, dtype=self.dtype))
 
     def _texts(self, outputs):
@@ -122,7 +125,7 @@ class TextModel:
     # ---- evaluation
 
     def describe(self):
-        """What every summary says of the model."""
+        """The entries about the model for every summary."""
         return dict(checkpoint=str(self.directory), parameters=self.parameters, backbone=self.backbone)
 
     def predict(self, splits, decoding):
@@ -133,9 +136,9 @@ class TextModel:
             decoding: `Decoding`; None: only the losses are computed.
 
         Returns:
-            ({task: `training.evaluation.Predictions`}, what summaries say of the decoding)
+            ({task: `training.evaluation.Predictions`}, the entries about decoding for every summary)
         """
-        # Before decoding, which takes long: a target that cannot be scored is found at once.
+        # Before decoding, which takes long, so that a target that cannot be scored is found at once.
         losses = [self.negative_log_likelihood(split, decoding.batch_size) for split in splits]
         prompts, counts = [], []
         for split in splits:
@@ -166,7 +169,7 @@ class TextModel:
         return objectives.negative_log_likelihood(self.model, batches, self.dtype)
 
     def finish_evaluation(self, results, output_dir):
-        """Print, and write, what is known of all tasks together.
+        """Print and write results over all tasks.
 
         Args:
             results: {task: `training.evaluation.TaskResult`}.
@@ -177,15 +180,15 @@ class TextModel:
 
         Args:
             task: its name.
-            inputs: a text, as interact.py takes it, or a list of them. An input of a conversation is itself a list of
-                lines: what sets the document or the persona, the turns so far, and the turn to be answered.
+            inputs: a text as typed into interact.py, or a list of texts. An input of a conversation is itself a list of
+                lines: those that set the document or the persona, the turns so far, and the turn to be answered.
             settings: fields of `training.decoding.Decoding`, such as max_length=60, num_beams=4 or no_sample=False.
 
         Returns:
             the answer, or a list of answers.
 
         Raises:
-            UserError: a task that the model does not hold, an input that is none of the task.
+            UserError: the model does not hold the task, or an input does not fit it.
         """
         if task not in self.tasks:
             raise UserError(f"the model holds no task {task!r} that takes texts", location=str(self.directory),
@@ -198,7 +201,7 @@ class TextModel:
         return texts[0] if single else texts
 
     def _example(self, name, lines, location):
-        """The `Example` of one input, a text or the lines of a conversation."""
+        """The `Example` for one input, a text or the lines of a conversation."""
         example, session = None, self.session(name)
         for line in lines if isinstance(lines, (list, tuple)) else [lines]:
             if not isinstance(line, str):

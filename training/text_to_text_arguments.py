@@ -1,6 +1,6 @@
-"""Arguments of train_t5.py and pretrain_t5.py: what was asked for, complete and checked.
+"""Arguments of train_t5.py and pretrain_t5.py, completed and checked.
 
-`parse` reads the command line and its config file, or the run.json of a run that is resumed.
+`parse` reads the command line and its config file, or the run.json of a resumed run.
 """
 
 import json
@@ -17,12 +17,12 @@ from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import find_shipped
 from versatile.utils.screen import shell_words
 
-# These change where a run's files lie or how they are kept, never what comes out.
+# These change where a run's files are or how they are kept, never the result.
 FREE_WHEN_RESUMING = {
     "resume", "resume_from_checkpoint", "output_dir", "overwrite_output_dir", "save_steps", "keep_checkpoints",
     "cache_dir", "valid_batch_size", "eval_output_dir", "do_test", "report_to", "task_definitions", "local_rank",
     "push_to_hub",
-    # Where the data lie; that they are the same is known by their content.
+    # Locations of data, whose content is checked separately.
     "data_dir", "train_files", "validation_files",
 }  # fmt: skip
 
@@ -34,11 +34,11 @@ class Arguments(Namespace):
     """All flags, and where they were given.
 
     Attributes:
-        locations: {setting: the flag, or the file and the key}.
+        locations: {setting: the flag, or the config file and key}.
     """
 
     def flags(self):
-        """{name: value} for run.json: paths of data hold from any directory."""
+        """{name: value} for run.json, with data paths that are valid from any directory."""
         values = {name: value for name, value in vars(self).items() if name != "locations"}
         values |= {"resume": None, "resume_from_checkpoint": None, "overwrite_output_dir": False}
         return {**values, **absolute_data_paths(values)}
@@ -52,20 +52,20 @@ PATHS = ("data_dir", "task_embedding_dir", "train_files", "validation_files")
 
 
 def absolute_data_paths(values):
-    """{name: value} of the paths of data among the flags, each absolute."""
+    """{name: value} of the data paths among the flags, made absolute."""
     paths = {name: values[name] for name in PATHS if values.get(name)}
     return {name: [os.path.abspath(p) for p in path] if isinstance(path, list) else os.path.abspath(path)
             for name, path in paths.items()}  # fmt: skip
 
 
 def parse(make_parser, argv=None, script="train_t5.py"):
-    """`Arguments` of a command line and its config file, or of the run that is resumed.
+    """`Arguments` of a command line and its config file, or of the run being resumed.
 
     Args:
-        make_parser: called without arguments, makes the script's parser.
+        make_parser: called without arguments, returns the script's parser.
 
     Raises:
-        UserError: a config file that cannot be used, no run to resume, values that do not fit each other.
+        UserError: an unusable config file, no run to resume, or inconsistent values.
     """
     p = make_parser()
     arguments = Arguments(**vars(p.parse_args(argv)), locations=p.locations)
@@ -81,12 +81,12 @@ def parse(make_parser, argv=None, script="train_t5.py"):
     return arguments
 
 
-# What goes with another setting, and is not taken from a config where that one is typed.
+# {setting: its leader}: the setting in a config file is ignored if its leader is typed.
 FOLLOWS = {"tokenizer_name": "model_name_or_path", "eval_tasks": "tasks"}
 
 
 def follow(arguments):
-    """A model that is typed brings its own tokenizer, tasks that are typed are those that are evaluated."""
+    """A typed model comes with its own tokenizer, and typed tasks are also the evaluated ones."""
     for name, leader in FOLLOWS.items():
         typed = {n: arguments.locations.get(n, "").startswith("--") for n in (name, leader)}
         if typed[leader] and not typed[name] and getattr(arguments, leader) and hasattr(arguments, name):
@@ -109,10 +109,10 @@ def resumed(arguments):
 
 
 def stored(directory, typed, parser, script):
-    """What a run was started with, and of what was typed now what may change.
+    """The flags a run was started with, updated by those typed now that may change.
 
     Raises:
-        UserError: no run there, another script's run, or another value of something that matters.
+        UserError: no run there, another script's run, or a different value of a flag that must not change.
     """
     from versatile.training.experiment import refuse_foreign
     from versatile.training.runs import Run, check_flags
@@ -128,16 +128,16 @@ def stored(directory, typed, parser, script):
 
 
 def restored(stored, location, parser=None):
-    """{name: value} of the flags of a run.json, each checked as on the command line.
+    """{name: value} of the flags in a run.json, each checked as on the command line.
 
     Args:
-        stored: {name: value}, by the names of any version.
+        stored: {name: value}, with the names of any version.
         location: the file.
-        parser: the script's (default: train_t5.py's).
+        parser: the script's parser (default: train_t5.py's).
     """
     parser = parser or build_parser(None)
     known = stored_flags.rename_settings(stored, parser)
-    # What versions on transformers' training arguments wrote: their "none", and definitions as text.
+    # Versions based on transformers' training arguments wrote "none", and definitions as text.
     if known.get("report_to") in ("none", []):
         known["report_to"] = ["tensorboard"]
     if isinstance(known.get("report_to"), str):
@@ -148,7 +148,7 @@ def restored(stored, location, parser=None):
 
 
 def definitions(value, location):
-    """The definitions of the user's own tasks in a run.json, None where there are none."""
+    """The definitions of the user's own tasks in a run.json, or None."""
     try:
         tasks = json.loads(value or "null") if isinstance(value, str | None) else value
     except (ValueError, RecursionError) as error:
@@ -162,7 +162,7 @@ def definitions(value, location):
 
 
 def complete(arguments):
-    """Check what goes together, and fill in what follows from other settings."""
+    """Check the flags' consistency, and fill in settings that follow from others."""
     if hasattr(arguments, "eval_tasks"):
         check_tasks(arguments, ("tasks", "eval_tasks"))
         prepare_own_tasks(arguments, "--tasks")
@@ -180,10 +180,10 @@ def complete(arguments):
 
 
 def begin(arguments):
-    """What is wrong with the machine and its libraries is said before anything is loaded.
+    """Check the machine and its libraries before anything is loaded.
 
     Raises:
-        UserError: float16 without a GPU, an optimizer, schedule or library for --report_to that is not there.
+        UserError: float16 without a GPU, or an unavailable optimizer, schedule or library for --report_to.
     """
     from versatile.training.experiment import check_machine
     from versatile.training.optimizers import check_optimizer
@@ -193,14 +193,14 @@ def begin(arguments):
 
 
 def check_common(arguments):
-    """What both scripts demand; the schedule, the loss and the strategies complete."""
+    """Check what both scripts require, and complete the optimizer, the loss and the strategies."""
     if not arguments.output_dir:
         raise UserError("no run directory", location="flags", expected="--output_dir")
     if not arguments.model_name_or_path and not (arguments.from_scratch and arguments.config_name):
         raise UserError("no model", location="flags", expected="--model_name_or_path, or --from_scratch with "
                         "--config_name and --tokenizer_name")  # fmt: skip
     if arguments.adafactor:
-        # transformers builds it as the original did: the rate given, without scaling by the parameters.
+        # transformers builds it as the original did: with the given rate, not scaled by the parameters.
         arguments.optim = "adafactor"
     if arguments.loss_reduction is None:
         arguments.loss_reduction = "sum" if arguments.label_smoothing else "mean"
@@ -219,7 +219,7 @@ def check_common(arguments):
 
 
 def check_best(arguments):
-    """The best model can only be kept where it is evaluated when it is saved."""
+    """Raise a `UserError` unless the model is evaluated whenever it is saved, as keeping the best one requires."""
     evaluated, saved = arguments.eval_strategy, arguments.save_strategy
     location = arguments.location("load_best_model_at_end")
     if evaluated != saved:
@@ -234,7 +234,7 @@ def check_best(arguments):
 
 
 def check_tasks(arguments, names):
-    """A `UserError` for a task that is named twice."""
+    """Raise a `UserError` if a task is named twice."""
     for name in names:
         listed = getattr(arguments, name) or []
         if len(set(listed)) < len(listed):
@@ -242,7 +242,7 @@ def check_tasks(arguments, names):
 
 
 def check_task_names(arguments, names=("tasks", "eval_tasks")):
-    """A `UserError` for names that are not a text-to-text task's."""
+    """Raise a `UserError` for names that are not text-to-text tasks."""
     from versatile.data import text_to_text
 
     for flag in names:
@@ -255,7 +255,7 @@ def check_task_names(arguments, names=("tasks", "eval_tasks")):
 
 
 def check_method(arguments):
-    """What does not go with the method, or with the tasks."""
+    """Raise a `UserError` for settings that do not fit the method or the tasks."""
     if arguments.method:
         arguments.train_adapters = arguments.method != "full"
     check_settings(arguments, [arguments.method or t5_method(arguments)], PORT_SETTINGS, arguments.location)
@@ -289,7 +289,7 @@ def t5_method(arguments):
 
 
 def warmup_steps(arguments, total_steps):
-    """Optimizer steps in which the rate rises: --warmup_steps, where below 1 a share, or --warmup_ratio."""
+    """Number of warm-up steps, from --warmup_steps (a share of all steps if below 1) or --warmup_ratio."""
     if arguments.warmup_ratio is not None and not arguments.warmup_steps:
         return math.ceil(total_steps * arguments.warmup_ratio)
     steps = arguments.warmup_steps

@@ -1,4 +1,4 @@
-"""Splits of text-to-text tasks, and their scores under the published names."""
+"""Splits of text-to-text tasks, and their scores under their published names."""
 
 import contextlib
 import math
@@ -18,7 +18,7 @@ from versatile.utils.files import write_json
 from versatile.utils.metrics import Score, perplexity
 from versatile.utils.screen import counted, resume_command, shell_command
 
-# What splits are called: on evaluate.py's command line, in published names, in names of result files.
+# Names of splits: on evaluate.py's command line, in published names, in names of result files.
 SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "test": "test"}
 PREFIXES = {"train": "train", "validation": "eval", "test": "test"}
 FILES = {"train": "train_results.json", "validation": "val_results.json", "test": "test_results.json"}
@@ -33,10 +33,10 @@ class TextSplit(EvalSplit):
         split: "train", "validation" or "test".
         rows: `data.text_to_text_batches.Rows`.
         sources: the input texts, a sequence.
-        length: tokens of an output at the most; see `TextTask.max_new_tokens`.
-        beams: width of the beam.
+        length: maximum tokens of an output; see `TextTask.max_new_tokens`.
+        beams: beam size.
         targets: what outputs are scored against, see `data.encoders.text_to_text.references`.
-        data_dir: where it was read; None: from the hub.
+        data_dir: where it was read from; None: the hub.
     """
 
     task: text_task.TextTask
@@ -50,7 +50,7 @@ class TextSplit(EvalSplit):
 
     @property
     def key(self):
-        """Names the content."""
+        """Identifies the content."""
         return f"{self.name}:{self.rows.fingerprint()}"
 
     @property
@@ -72,23 +72,23 @@ class TextSplit(EvalSplit):
 
 
 def read_splits(names, split, args, tokenizer, ids, *, lengths, limit, seed, held_out, prefix, say=print):
-    """Tokenised splits of tasks, with what was read and cut on the screen.
+    """Read and tokenise splits of tasks, and print what was read and cut.
 
     Args:
         names: tasks.
         split: "train", "validation" or "test".
         args: has data_dir and eval_beams.
         tokenizer: the model's.
-        ids: {task: the model's number of it}.
-        lengths: (source, target) in tokens.
-        limit: examples of each task, drawn by `seed`; -1: all.
+        ids: {task: its id in the model}.
+        lengths: maximum (source, target) lengths in tokens.
+        limit: number of examples of each task, drawn with `seed`; -1: all.
         seed, held_out, prefix: see `data.text_to_text.load` (`held_out` is its split_validation_test).
 
     Returns:
         {task: `TextSplit`}
 
     Raises:
-        UserError: a task without data, a label that is not the task's.
+        UserError: a task has no data, or a label is not the task's.
     """
     parts = {}
     for name in names:
@@ -108,11 +108,11 @@ def read_splits(names, split, args, tokenizer, ids, *, lengths, limit, seed, hel
 
 
 def tested_on_validation(names, data_dir, held_out):
-    """Those of the tasks whose test rows are their validation rows.
+    """The tasks whose test rows are their validation rows.
 
     Args:
         names: tasks.
-        data_dir, held_out: as in `read`.
+        data_dir, held_out: as in `read_splits`.
     """
     return [name for name in names if text_to_text.test_is_validation(text_to_text.get_task(name), data_dir, held_out)]
 
@@ -121,8 +121,8 @@ def published_scores(results, prefix):
     """{name: value} of {task: `training.evaluation.TaskResult`}.
 
     Names are `<task>_<prefix>_<metric>` with the published metric names, ×100; `<task>_<prefix>_loss`, the negative
-    log-likelihood per target token; `<task>_<prefix>_invalid`, how many outputs are not answers of the task; and
-    `<prefix>_average_metrics`, the mean over metric values alone (the original averaged output lengths in, too), and
+    log-likelihood per target token; `<task>_<prefix>_invalid`, the number of outputs that are not answers of the task;
+    `<prefix>_average_metrics`, the mean over metric values only (the original also averaged in output lengths); and
     `<prefix>_loss`, the mean over tasks. Without outputs there are only the losses.
     """
     values, decoded = {}, any(result.predictions.texts is not None for result in results.values())
@@ -144,12 +144,12 @@ def metric_values(result):
 
 @dataclass
 class Evaluation:
-    """Scores a model in training on its tasks; called with a prefix it returns `published_scores`.
+    """Scores a model in training on its tasks; called with a prefix, it returns `published_scores`.
 
     Attributes:
         text_model: `training.text_to_text_model.TextToTextModel`.
         splits: {task: `TextSplit`}.
-        decode: whether outputs are decoded and scored; otherwise only losses are computed.
+        decode: whether to decode and score outputs; otherwise only losses are computed.
         results: {task: `training.evaluation.TaskResult`} of the last call.
     """
 
@@ -172,7 +172,7 @@ class Evaluation:
 
 
 def check_best_metric(args, evaluation):
-    """A `UserError` where --metric_for_best_model names nothing that evaluation computes."""
+    """Raise a `UserError` if evaluation does not compute --metric_for_best_model."""
     name = args.metric_for_best_model
     if name is None:
         return
@@ -183,13 +183,13 @@ def check_best_metric(args, evaluation):
 
 
 def print_average(scores, prefix):
-    """Print the mean over all metrics, where outputs were scored."""
+    """Print the mean over all metrics if outputs were scored."""
     if (average := scores.get(f"{prefix}_average_metrics")) is not None:
         print(f"average of all metrics: {average:.2f}")
 
 
 def write_results(path, scores, **more):
-    """val_results.json and its like: {name: value} and what else is known."""
+    """Write val_results.json or a similar file: {name: value} and further entries."""
     numbers = {k: v if math.isfinite(v) else None for k, v in scores.items()}
     write_json(path, numbers | more)
 
@@ -198,7 +198,7 @@ def write_results(path, scores, **more):
 
 
 def explain_untrained(directory):
-    """A `UserError` that says why a directory is not a model of train_t5.py, for a text-to-text task that needs one."""
+    """A `UserError` that explains why a directory is not the train_t5.py model that a text-to-text task needs."""
     path, location = Path(directory), f"--model_checkpoint {directory}"
     expected = "a run directory of train_t5.py, or one of its checkpoints/step_N"
     if not path.is_dir():
@@ -220,12 +220,12 @@ def explain_untrained(directory):
 
 
 def read_run_splits(text_model, args, typed):
-    """The splits that evaluate.py is asked for, of a model of train_t5.py: a list of `TextSplit`.
+    """The splits requested from evaluate.py for a model of train_t5.py: a list of `TextSplit`.
 
     Args:
-        text_model: `TextToTextModel`, loaded.
+        text_model: a loaded `TextToTextModel`.
         args: the flags of evaluate.py; `task` may be "all", `dataset_path` is a data directory.
-        typed: those that were typed.
+        typed: the flags that were typed.
     """
     known, model, splits = text_model.flags, text_model.model, []
     if args.task != "all" and args.task not in model.tasks:
@@ -252,7 +252,7 @@ def read_run_splits(text_model, args, typed):
 
 
 def finish_run_evaluation(results, output_dir):
-    """Write val_results.json or its like, and print the average."""
+    """Write val_results.json or the split's equivalent, and print the average."""
     split = next(iter(results.values())).split.split
     scores = published_scores(results, PREFIXES[split])
     write_results(Path(output_dir) / FILES[split], scores)

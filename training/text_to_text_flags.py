@@ -1,5 +1,5 @@
-"""The parsers of train_t5.py and pretrain_t5.py: flags of the original (Karimi Mahabadi et al. 2021, on transformers
-3.5.1), of transformers' training arguments, and ours."""
+"""Parsers of train_t5.py and pretrain_t5.py, with flags of the original (Karimi Mahabadi et al. 2021, on transformers
+3.5.1), those of transformers' training arguments, and ours."""
 
 import math
 from argparse import ArgumentTypeError
@@ -10,14 +10,14 @@ from versatile.training import method_flags
 from versatile.utils import flags, settings
 
 METHODS = ("full", *PUBLISHED_T5[1:], *PORT_METHODS)
-# Of the methods that T5 shares with other backbones.
+# Settings of the methods that T5 shares with other backbones.
 PORT_SETTINGS = method_flags.settings_of(PORT_METHODS)
 
 _PRECISION = "--fp16 and --bf16 are PyTorch's own mixed precision"
 _ONE_DEVICE = "what is trained here fits one device; use torchrun for several"
 _DRAWN = "batches are drawn by the multi-task sampler"
 _NOT_AGAIN = "a run is resumed whole; to start from a trained model, name it as --model_name_or_path"
-# Flags of the original and of transformers that ask for what is not done, or done otherwise -> why.
+# {flag: why}: flags of the original and of transformers for features that are absent or work differently.
 REFUSED = {
     "tpu_num_cores": "start one process per core with torch_xla's launcher, or torchrun",
     "tpu_metrics_debug": "torch_xla prints its metrics by itself when PT_XLA_DEBUG=1 is set",
@@ -67,7 +67,7 @@ def between(low, high):
 
 
 def steps_or_share(text):
-    """Type: a whole number of steps, or a number below 1: a share of all steps."""
+    """Type: a whole number of steps, or a number below 1 for a share of all steps."""
     value = flags.not_negative_rate(text)
     if value >= 1 and (value != int(value) or value > flags.LARGEST):
         raise ArgumentTypeError(f"{flags.shown(text)}: expected a whole number of steps, or a share below 1")
@@ -98,7 +98,7 @@ def build_parser(doc):
     g.add_argument("--eval_output_dir", help="where val_results.json and test_results.json go (default: --output_dir)")
     settings.add(p, "push_to_hub")
     for name in ("print_num_parameters", "compute_memory", "compute_time"):
-        g.add_argument(f"--{name}", action="store_true", help="always done")
+        g.add_argument(f"--{name}", action="store_true", help="no effect: always done")
     settings.refuse(p, REFUSED)
     return p
 
@@ -106,12 +106,12 @@ def build_parser(doc):
 def _add_data(p):
     g = p.group("task and data")
     task_flag(g, "--tasks", "text_to_text", nargs="+", default=["mrpc"],
-              help="tasks to train on; NAME=DATA is one of your own, see data/own_tasks.py")
+              help="tasks to train on; NAME=DATA is a task of your own, see data/own_tasks.py")
     task_flag(g, "--eval_tasks", "text_to_text", nargs="+", help="tasks to evaluate (default: --tasks)")
     settings.add(p, "data_dir", help="GLUE's official folders, or a folder of local files (default: the hub)")
-    g.add_argument("--adapters", nargs="+", help="an adapter's name for each of --tasks; equal names share one")
+    g.add_argument("--adapters", nargs="+", help="an adapter name for each of --tasks; equal names share one adapter")
     g.add_argument("--task_embeddings", nargs="+",
-                   help="an embedding's name for each of --tasks; equal names share one")  # fmt: skip
+                   help="an embedding name for each of --tasks; equal names share one embedding")  # fmt: skip
     settings.add(p, "max_source_length", default=128)
     for name, text in (
         ("max_target_length", "tokens of a training target at the most"),
@@ -123,9 +123,9 @@ def _add_data(p):
     for name, split in (("n_train", "training"), ("n_val", "validation"), ("n_test", "test")):
         g.add_argument(f"--{name}", type=count_or_all, default=-1, help=f"{split} examples of each task; -1: all")
     g.add_argument("--split_validation_test", action="store_true",
-                   help="make a validation split of its own where the test split is hidden")  # fmt: skip
+                   help="make a separate validation split where the test split is hidden")  # fmt: skip
     g.add_argument("--ignore_pad_token_for_loss", action="store_true", default=True,
-                   help="padding of the targets does not count in the loss")  # fmt: skip
+                   help="exclude padding of the targets from the loss")  # fmt: skip
     add_data_seed(p, "of the splits and of the drawn batches")
 
 
@@ -135,7 +135,7 @@ def add_data_seed(p, text):
 
 
 def add_model(p):
-    """Which model train_t5.py and pretrain_t5.py start from."""
+    """Add the flags for the model that train_t5.py and pretrain_t5.py start from."""
     settings.add(p, "model_checkpoint", dest="model_name_or_path",
                  help="T5, v1.1, Flan-T5 or mT5: a hub name, a directory, or tiny-t5")  # fmt: skip
     g = p.group("model")
@@ -144,7 +144,7 @@ def add_model(p):
     g.add_argument("--config_name",
                    help="shape: a size (t5-mini, t5-small, …), a directory, a config.json, a hub name")  # fmt: skip
     g.add_argument("--config_overrides",
-                   help="changes of the shape, with --from_scratch: d_model=256,num_layers=4")  # fmt: skip
+                   help="changes to the shape, with --from_scratch: d_model=256,num_layers=4")  # fmt: skip
     settings.add(p, "tokenizer_name", help="a directory, a spiece.model, a tokenizer.json, a hub name")
     settings.add(p, "cache_dir")
     g.add_argument("--dropout", type=below_one, help="dropout rate (default: the model's)")
@@ -152,11 +152,11 @@ def add_model(p):
 
 def _add_adapters(p):
     g = p.group("adapters")
-    g.add_argument("--method", choices=METHODS, help="how the T5 is adapted (default: as the flags below say)")
+    g.add_argument("--method", choices=METHODS, help="adaptation method (default: determined by the flags below)")
     method_flags.add_setting_flags(g, PORT_SETTINGS)
-    g.add_argument("--train_adapters", action="store_true", help="train adapters beside the model, not the model")
+    g.add_argument("--train_adapters", action="store_true", help="train adapters instead of the model")
     g.add_argument("--adapter_config_name", default="meta-adapter", choices=["adapter", "meta-adapter"],
-                   help="adapter: one for each task; meta-adapter: generated by a hypernetwork")  # fmt: skip
+                   help="adapter: one per task; meta-adapter: generated by a hypernetwork")  # fmt: skip
     g.add_argument("--non_linearity", default="swish", choices=["swish", "gelu_new", "relu"],
                    help="activation of the adapters")  # fmt: skip
     for name, default, text in (
@@ -186,71 +186,71 @@ def _add_adapters(p):
 def _add_actions(p):
     g = p.group("what to do")
     g.add_argument("--do_train", action="store_true", help="train")
-    g.add_argument("--do_eval", action="store_true", help="evaluate the validation splits, in training, too")
+    g.add_argument("--do_eval", action="store_true", help="evaluate on the validation splits, also during training")
     g.add_argument("--do_test", "--do_predict", action="store_true", help="evaluate the best model on the test splits")
     g.add_argument("--predict_with_generate", action="store_true", default=True,
-                   help="decode in evaluation; without it only the loss is computed")  # fmt: skip
+                   help="decode outputs in evaluation; otherwise only the loss is computed")  # fmt: skip
     settings.add(p, "num_beams", dest="eval_beams", group=g.title, default=None, spellings=("generation_num_beams",),
-                 help="width of the beam in evaluation (default: the task's own)")  # fmt: skip
+                 help="beam size in evaluation (default: the task's own)")  # fmt: skip
 
 
 def add_training(p):
-    """What both scripts have of transformers' training arguments, and the original's own."""
+    """Add the flags of both scripts that come from transformers' training arguments and from the original."""
     g = p.group("training")
     settings.add(p, "lr", default=5e-5)
-    settings.add(p, "n_epochs", type=flags.rate, default=3.0, help="epochs; may be a fraction")
-    settings.add(p, "max_steps", type=count_or_all, default=-1, help="so many steps, whatever the epochs; -1: none")
+    settings.add(p, "n_epochs", type=flags.rate, default=3.0, help="number of epochs; may be a fraction")
+    settings.add(p, "max_steps", type=count_or_all, default=-1, help="number of steps, overriding the epochs; -1: none")
     settings.add(p, "train_batch_size", "valid_batch_size", default=8)
     settings.add(p, "gradient_accumulation_steps", "lr_scheduler_type", "lr_scheduler_kwargs")
-    settings.add(p, "warmup_steps", type=steps_or_share, help="steps in which the rate rises; below 1: a share of all")
+    settings.add(p, "warmup_steps", type=steps_or_share, help="number of warm-up steps; below 1: a share of all")
     settings.add(p, "warmup_ratio")
     settings.add(p, "weight_decay")
     settings.add(p, "adam_eps", default=1e-8)
     for name, default in (("adam_beta1", 0.9), ("adam_beta2", 0.999)):
-        g.add_argument(f"--{name}", type=below_one, default=default, help="Adam's")
-    settings.add(p, "max_norm", type=flags.not_negative_rate, help="gradients are clipped to this norm; 0: never")
+        g.add_argument(f"--{name}", type=below_one, default=default, help="coefficient of Adam's moving average")
+    settings.add(p, "max_norm", type=flags.not_negative_rate, help="maximum gradient norm for clipping; 0: no clipping")
     g.add_argument("--adafactor", action="store_true", help="Adafactor instead of AdamW")
-    g.add_argument("--optim", default="adamw_torch_fused", help="an optimizer of transformers by its name")
-    g.add_argument("--optim_args", help="what it takes: name=value,name=value")
+    g.add_argument("--optim", default="adamw_torch_fused", help="name of an optimizer of transformers")
+    g.add_argument("--optim_args", help="its arguments: name=value,name=value")
     g.add_argument("--label_smoothing", "--label_smoothing_factor", type=below_one, default=0.0,
-                   help="probability that smoothed targets give to all tokens alike")  # fmt: skip
+                   help="probability that smoothed targets spread uniformly over all tokens")  # fmt: skip
     g.add_argument("--loss_reduction", choices=["sum", "mean"],
-                   help="sum: over a batch's target tokens, as published; mean (default: sum with --label_smoothing, "
-                        "mean without, as the original)")  # fmt: skip
+                   help="sum, as published, or mean over a batch's target tokens (default: sum with "
+                        "--label_smoothing, mean without, as in the original)")  # fmt: skip
     settings.add(p, "seed")
     g.add_argument("--ddp_find_unused_parameters", action="store_true", default=None,
-                   help="torch's, of several processes (default: if tasks have parameters of their own)")  # fmt: skip
+                   help="torch's, for several processes (default: if tasks have their own parameters)")  # fmt: skip
     settings.add(p, "gradient_checkpointing", "profile")
     settings.add_precision(p)
     settings.add(p, "local_rank", "fp16_opt_level")
     _add_evaluation(p)
     settings.add(p, "logging_steps", type=steps_or_share, default=500)
     p.group("logging").add_argument("--logging_strategy", choices=["no", "epoch", "steps"], default="steps",
-                                    help="when a point of the curve is made")  # fmt: skip
+                                    help="when a point of the curve is logged")  # fmt: skip
     settings.add(p, "logging_first_step", "report_to")
     settings.add(p, "output_dir", help="run directory")
     settings.add(p, "overwrite_output_dir", "resume")
     g = p.group("output and resuming")
-    g.add_argument("--resume_from_checkpoint", metavar="RUN", help="transformers' name of --resume")
+    g.add_argument("--resume_from_checkpoint", metavar="RUN", help="transformers' name for --resume")
     g.add_argument("--save_strategy", choices=["no", "epoch", "steps"], default="steps",
-                   help="when a checkpoint is written; at the end of an epoch one always is")  # fmt: skip
+                   help="when a checkpoint is written; one is always written at the end of an epoch")  # fmt: skip
     settings.add(p, "save_steps", type=steps_or_share, default=500, help="steps between two checkpoints")
-    settings.add(p, "keep_checkpoints", default=None, help="how many of the newest checkpoints are kept (default: all)")
+    settings.add(p, "keep_checkpoints", default=None, help="number of newest checkpoints to keep (default: all)")
 
 
 def _add_evaluation(p):
     g = p.group("choosing the best model")
     g.add_argument("--eval_strategy", "--evaluation_strategy", choices=["no", "epoch", "steps"], default="no",
-                   help="when the model is evaluated in training")  # fmt: skip
+                   help="when the model is evaluated during training")  # fmt: skip
     g.add_argument("--evaluate_during_training", action="store_true", default=None,
-                   help="the original's name of --eval_strategy steps")  # fmt: skip
+                   help="the original's name for --eval_strategy steps")  # fmt: skip
     g.add_argument("--eval_steps", type=steps_or_share, help="steps between two evaluations (default: --logging_steps)")
     settings.add(p, "eval_before_start", group=g.title)
     g.add_argument("--load_best_model_at_end", action="store_true",
-                   help="keep the best model by --metric_for_best_model, not the last")  # fmt: skip
-    g.add_argument("--metric_for_best_model", help="what is best (default: loss)")
+                   help="keep the best model by --metric_for_best_model instead of the last")  # fmt: skip
+    g.add_argument("--metric_for_best_model", help="metric that selects the best model (default: loss)")
     g.add_argument("--greater_is_better", action="store_true", default=None,
-                   help="whether more of it is better (default: unless it is a loss)")  # fmt: skip
+                   help="whether higher values of it are better (default: unless it is a loss)")  # fmt: skip
 
 
 # ---- pretrain_t5.py
@@ -260,19 +260,19 @@ def build_pretraining_parser(doc):
     """The parser of pretrain_t5.py; `doc` is the script's docstring."""
     p = flags.build_parser(doc)
     g = p.group("task and data")
-    g.add_argument("--train_files", nargs="+", help="plain text, one text a line, .gz too")
+    g.add_argument("--train_files", nargs="+", help="plain text files with one text per line, also .gz")
     g.add_argument("--validation_files", nargs="+",
                    help="the same for validation (default: a share of the training texts)")  # fmt: skip
     g.add_argument("--validation_share", type=between(0, 0.5), default=0.01,
-                   help="of the training texts, where no --validation_files are given")  # fmt: skip
+                   help="share of the training texts to validate on, without --validation_files")  # fmt: skip
     task_flag(g, "--tasks", "text_to_text", nargs="+", help="tasks whose training inputs are read as text; see "
               "train_t5.py")  # fmt: skip
-    settings.add(p, "data_dir", help="of --tasks: GLUE's official folders, or a folder of local files")
+    settings.add(p, "data_dir", help="data of --tasks: GLUE's official folders, or a folder of local files")
     g.add_argument("--n_train", type=count_or_all, default=-1, help="texts of each task; -1: all")
     settings.add(p, "max_source_length", default=512,
-                 help="tokens of an input, its sentinels and end token counted")  # fmt: skip
+                 help="tokens of an input, including sentinels and end token")  # fmt: skip
     g.add_argument("--noise_density", type=between(0, 1), default=0.15, help="share of tokens that are noise")
-    g.add_argument("--mean_noise_span_length", type=one_or_more, default=3.0, help="mean length of a span of noise")
+    g.add_argument("--mean_noise_span_length", type=one_or_more, default=3.0, help="mean length of a noise span")
     add_data_seed(p, "of the order, the corruption and the share for validation")
     add_model(p)
     add_training(p)

@@ -1,4 +1,4 @@
-"""A text model whose inputs and outputs are text to text (train_t5.py), trained or in training."""
+"""A text-to-text model (train_t5.py), trained or in training."""
 
 import ignite.distributed as idist
 import torch
@@ -23,21 +23,21 @@ LABELS = "outputs are as long as the task's longest label"
 
 
 class TextToTextModel(TextModel):
-    """See `TextModel`. Inputs are worded as in training: "sentence1: … sentence2: …"; each task has its own beams.
+    """See `TextModel`. Inputs are worded as in training: "sentence1: … sentence2: …"; each task has its own beam size.
 
     Args:
-        model: a `TaskT5`, or a T5 without tasks, of which only the loss is asked for.
+        model: a `TaskT5`, or a T5 without tasks, of which only the loss is computed.
         tokenizer: its tokenizer.
         dtype: precision of the matrix products.
-        batch_size: rows at once.
-        share: (this process, processes): each takes its share of every split's rows.
-        gather: stacks a tensor of all processes along its first dimension.
-        fixed_lengths, has_tasks: see `Collator`, there called `lengths` and `tasks`.
+        batch_size: rows per batch.
+        share: (this process, number of processes): each takes its share of every split's rows.
+        gather: concatenates a tensor from all processes along its first dimension.
+        fixed_lengths, has_tasks: see `Collator`, where they are called `lengths` and `tasks`.
 
     Attributes:
-        flags: of the run that the model is from.
-        longest: tokens of an input at the most.
-        has_prefix: whether a task's prefix stands before every input (published: without adapters).
+        flags: flags of the model's run.
+        longest: maximum tokens of an input.
+        has_prefix: whether every input starts with its task's prefix (published: only without adapters).
     """
 
     script = "train_t5.py"
@@ -45,13 +45,13 @@ class TextToTextModel(TextModel):
         **dict.fromkeys(("no_sample", "temperature", "top_k", "top_p", "seed"), "nothing is sampled"),
         **dict.fromkeys(("min_length", "max_length"), LABELS), "length_penalty": "labels have no length to weigh",
     }  # fmt: skip
-    # Of evaluate.py's flags, those that mean nothing to it. (--no_sample and --seed ask for what is done.)
+    # Flags of evaluate.py that have no effect here. (--no_sample and --seed are accepted: they request what is done.)
     unused_flags = {
         **dict.fromkeys(("emb_only", "outputlayer_only", "random_init", "self_copy"), "no such ablation"),
         **{flag: why for flag, why in without_effect.items() if flag not in ("no_sample", "seed")},
         "adapter_bottleneck": "the checkpoint knows its own", "max_history": "a task has no history",
     }  # fmt: skip
-    # Relative positions have no end.
+    # Relative positions are unlimited.
     positions = 1 << 20
 
     def __init__(self, model, tokenizer, dtype=torch.float32, batch_size=32, *, share=(0, 1), gather=idist.all_gather,
@@ -62,10 +62,10 @@ class TextToTextModel(TextModel):
 
     @classmethod
     def load(cls, directory, task, dtype):
-        """The model of a run of train_t5.py, or of one of its checkpoints; `task` is one that it must hold, or None.
+        """Load the model of a run of train_t5.py or of one of its checkpoints; `task` is one it must hold, or None.
 
         Raises:
-            UserError: no such model there, or no run.json, which says how it was trained.
+            UserError: there is no such model, or no run.json that says how it was trained.
         """
         flags = text_to_text_arguments.restored(*run_flags(directory))
         register_own_tasks(flags.get("task_definitions") or [])
@@ -75,7 +75,7 @@ class TextToTextModel(TextModel):
         return text_model
 
     def bind_run(self, directory, flags):
-        """Say which run the model is from, and the flags of it."""
+        """Set the run that the model comes from, and the run's flags."""
         self.directory, self.flags, self.longest = directory, flags, flags.get("max_source_length", 128)
         self.has_prefix = not flags.get("train_adapters", self.model.settings.method != "finetune")
         self.summary = t5.parameter_summary(self.model)
@@ -110,7 +110,7 @@ class TextToTextModel(TextModel):
             numbers = [number for number, prompt in enumerate(prompts) if prompt.task_id == task_id]
             rows = [dict(input_ids=prompts[i].ids, labels=[prompts[i].eos_id], task_id=task_id) for i in numbers]
             task = text_to_text.get_task(self.names[task_id])
-            # One beam is not asked for: it is what a decoding has by itself.
+            # num_beams of 1 is the default of `Decoding`, not a request.
             beams = decoding.num_beams if decoding.num_beams > 1 else self.flags.get("eval_beams") or task.num_beams
             lengths = [len(row["input_ids"]) for row in rows]
             outputs = self.generate(rows, lengths, task.max_new_tokens(self.tokenizer), beams or 1)
@@ -122,7 +122,7 @@ class TextToTextModel(TextModel):
         return self.tokenizer.decode(prompt.ids, clean_up_tokenization_spaces=False)
 
     def _example(self, name, lines, location):
-        """The `Example` of a text as the task words it, of a dict of its columns, or of a conversation's lines."""
+        """The `Example` for a text in the task's wording, a dict of its columns, or the lines of a conversation."""
         if isinstance(lines, dict):
             task = text_to_text.get_task(name)
             try:
@@ -137,11 +137,11 @@ class TextToTextModel(TextModel):
     # ---- evaluation
 
     def read_splits(self, args, typed):
-        """What evaluate.py is asked to evaluate: a list of `text_to_text_evaluation.TextSplit`."""
+        """The splits requested from evaluate.py: a list of `text_to_text_evaluation.TextSplit`."""
         return text_to_text_evaluation.read_run_splits(self, args, typed)
 
     def describe(self):
-        """What every summary says of the model: its method, backbone and parameters."""
+        """The entries about the model for every summary: its method, backbone and parameters."""
         counts = t5.count_parameters(self.model)
         parameters = dict(adapters=counts["adapters"] + counts["hypernetworks"], task_rows=counts["task_embeddings"],
                           backbone=counts["backbone"] + counts["layer_norms"], total=counts["total"])  # fmt: skip
@@ -152,7 +152,7 @@ class TextToTextModel(TextModel):
         text_to_text_evaluation.finish_run_evaluation(results, output_dir)
 
     def predict(self, splits, decoding):
-        """See `TextModel.predict`; each split has its own length and beams."""
+        """See `TextModel.predict`; each split has its own output length and beam size."""
         self.batch_size = decoding.batch_size if decoding else self.batch_size
         predictions = {}
         for split in splits:
@@ -162,13 +162,13 @@ class TextToTextModel(TextModel):
         return predictions, {}
 
     def share_of(self, lengths):
-        """The numbers of this process's rows, those of like length together."""
+        """The numbers of this process's rows, sorted by length."""
         order = sorted(range(len(lengths)), key=lambda i: (int(lengths[i]), i))
         rank, world = self.share
         return order[rank::world]
 
     def batches(self, rows, lengths):
-        """(row numbers, batch) of this process's rows."""
+        """Yield (row numbers, batch) of this process's rows."""
         mine = self.share_of(lengths)
         for first in range(0, len(mine), self.batch_size):
             numbers = mine[first : first + self.batch_size]
@@ -180,7 +180,7 @@ class TextToTextModel(TextModel):
 
     @torch.no_grad()
     def negative_log_likelihood(self, rows):
-        """(sum in nats, number of target tokens) of `data.text_to_text_batches.Rows`; the model is left in its mode."""
+        """(sum in nats, number of target tokens) of `data.text_to_text_batches.Rows`; the model's mode is restored."""
         training = self.model.training
         self.model.eval()
         total = torch.zeros(1, 2, dtype=torch.float64)
@@ -194,16 +194,16 @@ class TextToTextModel(TextModel):
 
     @torch.no_grad()
     def generate(self, rows, lengths, length, beams):
-        """The outputs of rows, in their order.
+        """The output texts of rows, in row order.
 
         Args:
-            rows: what `Collator` takes, a sequence; `lengths`: tokens of their sources.
-            length: tokens of an output at the most.
-            beams: width of the beam.
+            rows: a sequence of rows for `Collator`; `lengths`: their source lengths in tokens.
+            length: maximum tokens of an output.
+            beams: beam size.
         """
         share, training = -(-len(rows) // self.share[1]), self.model.training
         self.model.eval()
-        # One shape in all processes: [rows, row number and tokens].
+        # The same shape in all processes: [rows, row number and tokens].
         tokens = torch.full((share, 1 + length), self.tokenizer.pad_token_id)
         tokens[:, 0] = -1
         for at, (number, ids) in enumerate(self.outputs(rows, lengths, length, beams)):
@@ -214,13 +214,13 @@ class TextToTextModel(TextModel):
         return [text.strip() for text in texts]
 
     def outputs(self, rows, lengths, length, beams):
-        """(row number, token ids) of this process's rows, in any order; arguments as of `generate`.
+        """(row number, token ids) of this process's rows, in any order; arguments as for `generate`.
 
-        Greedy search is that of `decode`, beams are those of transformers. The ids are the same as by the latter's
-        greedy search: special tokens are not forbidden, nor is an end at once.
+        Greedy search uses `decode`, beam search uses transformers. Greedy ids are the same as with transformers' greedy
+        search: neither special tokens nor an immediate end are forbidden.
         """
         own, numbers = self.model.generation_config, self.share_of(lengths)
-        # A model's own least length counts the start token.
+        # min_length in a model's generation config counts the start token.
         least = max(0, (own.min_length or 0) - 1)
         decoding = Decoding(max_length=length, min_length=least, num_beams=beams, batch_size=self.batch_size)
         if not self.is_continuous(decoding):
@@ -230,18 +230,18 @@ class TextToTextModel(TextModel):
         return zip(numbers, decode(self.model, self.tokenizer, prompts, decoding, dtype=self.dtype, special=()))
 
     def is_continuous(self, decoding):
-        """Whether `decode` can do as `generate` does with the model's own settings, rows that have ended replaced."""
-        # XLA compiles for every shape that it has not met, and rows that come and go have many.
+        """Whether continuous batching in `decode` reproduces `generate` with the model's own settings."""
+        # XLA compiles for every new shape, and continuous batching has many.
         if self.collate.lengths is not None:
             return False
-        # `generate` knows models of several end tokens, and start tokens by row.
+        # Only `generate` supports several end tokens, and start tokens per row.
         own = self.model.generation_config
         are_single = isinstance(own.eos_token_id, int) and isinstance(own.decoder_start_token_id, int)
         return are_single and continuous_batching.is_supported(self.model, decoding)
 
     def _outputs_of_generate(self, rows, lengths, length, beams):
         for numbers, batch in self.batches(rows, lengths):
-            # Given at each call: what one task decodes with leaves the next as it is.
+            # Passed in each call, so that one task's settings do not affect the next.
             wanted = {k: batch[k] for k in ("input_ids", "attention_mask", "task_ids")}
             with autocast(self.device, self.dtype):
                 ids = self.model.generate(**wanted, max_new_tokens=length, num_beams=beams, do_sample=False,

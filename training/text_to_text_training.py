@@ -1,4 +1,4 @@
-"""The loop as train_t5.py and pretrain_t5.py set it up: steps as shares, a summed loss, the best by a named metric."""
+"""Training setup of train_t5.py and pretrain_t5.py: steps as shares, a summed loss, best model by a named metric."""
 
 import math
 import time
@@ -20,8 +20,8 @@ from versatile.utils.devices import precision, prepare_for_device
 
 
 def check_directory(arguments, script):
-    """What is wrong with --output_dir is said before anything is loaded."""
-    # All processes are there when ignite is first asked.
+    """Check --output_dir before anything is loaded."""
+    # The first call to ignite must be made by all processes.
     if idist.get_rank() or arguments.resume:
         return
     used = ("model_name_or_path", "tokenizer_name", "config_name")
@@ -30,20 +30,20 @@ def check_directory(arguments, script):
 
 
 def open_run(arguments, method):
-    """The run directory, made when everything else is known to be right: `Run`."""
+    """The run directory as a `Run`, created only once everything else has been checked."""
     if arguments.resume:
-        # Locked when its flags were read.
+        # It was locked when its flags were read.
         return Run(arguments.output_dir, arguments.keep_checkpoints or 0)
     return experiment.new_run(arguments, (), method, Namespace(**arguments.flags()))
 
 
 def settings_of(args, epoch_batches):
-    """`Settings` of the flags."""
+    """`Settings` from the flags."""
     epoch_steps = math.ceil(epoch_batches / args.gradient_accumulation_steps)
     total = args.max_steps if args.max_steps > 0 else math.ceil(args.n_epochs * epoch_steps)
 
     def steps(value):
-        # Below 1 it is a share of all steps.
+        # A value below 1 is a share of all steps.
         return math.ceil(value * total) if value and value < 1 else int(value or 0) or None
 
     evaluated, saved = args.eval_strategy, args.save_strategy
@@ -60,11 +60,11 @@ def settings_of(args, epoch_batches):
 
 
 def build_trainer(args, run, model, train, evaluate):
-    """The `Trainer` of the flags.
+    """The `Trainer` configured by the flags.
 
     Args:
         args: the flags.
-        run: `Run`, bound.
+        run: a bound `Run`.
         model: moved to the device here.
         train: `SampledBatches`.
         evaluate: called with "eval", returns {name: value}; None: the last model is kept.
@@ -81,14 +81,14 @@ def build_trainer(args, run, model, train, evaluate):
 
 
 def of_training(args, model, tokenizer, fixed_lengths=None, has_tasks=True):
-    """A model in training as a `TextToTextModel`, which shares rows out among the processes."""
+    """A model in training as a `TextToTextModel` that splits rows among the processes."""
     return TextToTextModel(model, tokenizer, precision(args, idist.device()), args.valid_batch_size,
                            share=(idist.get_rank(), idist.get_world_size()), fixed_lengths=fixed_lengths,
                            has_tasks=has_tasks)  # fmt: skip
 
 
 class BestMetric(Evaluator):
-    """Evaluates for `Trainer`, judged by --metric_for_best_model.
+    """`Trainer`'s evaluation, scored by --metric_for_best_model.
 
     Args:
         args: the flags.

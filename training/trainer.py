@@ -1,8 +1,8 @@
-"""The one training loop.
+"""The training loop that all scripts share.
 
 An iteration is one optimizer step: `accumulation` micro-batches, each loss averaged over its labels in all
-processes, their gradients averaged, clipped once, applied once. Everything random depends on (seed, step)
-alone, so a run resumed from a checkpoint repeats the run that was never stopped, bit for bit on a CPU.
+processes; their gradients are averaged, clipped once and applied once. All randomness depends only on (seed, step),
+so a run resumed from a checkpoint reproduces an uninterrupted run, bit for bit on a CPU.
 """
 
 import contextlib
@@ -35,16 +35,17 @@ class Diverged(Exception):
 
 
 class Trainer:
-    """Trains a model and keeps its run directory.
+    """Trains a model and maintains its run directory.
 
     Args:
         model: its parameters with `requires_grad` are trained.
-        batches: `plan(epoch)` of some length, `batch(epoch, step)` -> (tensors, labels in all processes).
+        batches: `plan(epoch)`, whose length is the number of micro-batches, and `batch(epoch, step)` -> (tensors,
+            number of labels in all processes).
         objective: see `training.objectives`.
         optimizer: a torch optimizer of the model's trained parameters.
-        schedule: called with an optimizer step's number, from 0, returns its learning rate.
+        schedule: maps the number of an optimizer step (from 0) to its learning rate.
         run: `training.runs.Run`, bound to the model's files.
-        evaluate: `training.validation.Evaluator`, whose scores decide which model is the best; None: the last is kept.
+        evaluate: `training.validation.Evaluator`, whose scores select the best model; None: the last is kept.
         callbacks: a list of `training.callbacks.Callback`.
         settings: `training.settings.Settings`.
     """
@@ -61,33 +62,33 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
         self.parallel = model
         if self.world > 1 and not is_sharded(model):
-            # Buffers never change in training: there is nothing in them to pass on.
+            # Buffers never change during training, so they need not be synchronised.
             # A batch without rows of a task leaves that task's parameters without a gradient.
             several = len(batches.splits) > 1
             self.parallel = idist.auto_model(model, find_unused_parameters=several, forward_sync_buffers=False)
-        # The processes of a sharded model pass through it together, and so as often as each other.
+        # All processes of a sharded model must run the same number of forward passes.
         self.merges = hasattr(batches, "merged") and getattr(objective, "by_row", False) and not is_sharded(model)
-        # Signals are told from host to host: nccl would make every host wait for its GPU, in each step.
+        # Signals are exchanged between hosts: nccl would make every host wait for its GPU at each step.
         self.hosts = torch.distributed.new_group(backend="gloo") if idist.backend() == "nccl" else None
-        # What a checkpoint carries beside weights and optimizer.
-        # The first three are by task, or by TOGETHER where tasks are judged by their mean.
+        # Stored in a checkpoint in addition to weights and optimizer.
+        # The first three are keyed by task, or by TOGETHER where tasks are judged by their mean.
         self.best, self.best_step, self.waited, self.seconds, self.tokens = {}, {}, {}, 0.0, 0
-        # Losses since the last point of the curve stand in it, too.
+        # The history also holds the losses since the last point of the curve.
         self.history = {"train": [], "valid": []} | ({"since": []} if settings.mean_loss else {})
         self.stop, self.board, self.signals = None, None, Signals()
         self._mark, self._logged, self._told = None, (0.0, 0), time.monotonic()
-        # What the last step read gave, and the steps not read yet: (number, loss and gradient norm, tokens, rate).
+        # Output of the last step read, and the steps not read yet: (number, loss and gradient norm, tokens, rate).
         self.output, self._unread = dict(loss=0.0, ppl=1.0, lr=0.0, grad_norm=0.0), []
 
     # ---- one optimizer step
 
     def windows(self, first):
-        """Micro-batches of each optimizer step from `first` on."""
+        """Yield the micro-batches of each optimizer step from `first` on."""
         for step in range(first, self.total_steps):
             yield self.window(step)
 
     def window(self, step):
-        """[(batch, labels)] of an optimizer step, without those of which no process has a row."""
+        """[(batch, labels)] of an optimizer step, without micro-batches that have no row in any process."""
         micro_batches = self.plan.micro_batches(step)
         if self.merges and len(micro_batches) > 1:
             return self.batches.merged(micro_batches)
@@ -96,7 +97,7 @@ class Trainer:
     def step(self, engine, window):
         """One optimizer step over a window of micro-batches; returns the `output` of the last step that was read.
 
-        Neither a GPU nor other processes are waited for: what a step gave is read where a point of the curve, an
+        It waits neither for a GPU nor for other processes: results are read only when a point of the curve, an
         evaluation or a checkpoint is due, see `read_steps`.
         """
         step = engine.state.iteration - 1
@@ -106,7 +107,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if not window:
-            # Only rows of tasks that have stopped.
+            # All rows belong to tasks that have stopped.
             return self.output
         total, tokens = self.backward_within_memory(step, window)
         for callback in self.callbacks:
@@ -124,10 +125,10 @@ class Trainer:
         return self.output
 
     def read_steps(self):
-        """Read the losses and gradient norms of the steps since the last time, all at once, in all processes.
+        """Read the losses and gradient norms of all steps since the last read, in all processes.
 
         Raises:
-            Diverged: one of them is not a finite number.
+            Diverged: one of them is not finite.
         """
         if not self._unread:
             return
@@ -145,7 +146,7 @@ class Trainer:
         self.tokens += sum_over_processes(sum(tokens), int)
 
     def backward_within_memory(self, step, window):
-        """`backward`, taken again where memory runs out and a callback makes the batches smaller."""
+        """`backward`, repeated when memory runs out and a callback makes the batches smaller."""
         while True:
             try:
                 return self.backward(window)
@@ -157,7 +158,7 @@ class Trainer:
             window = self.window(step)
 
     def backward(self, window):
-        """Add up a window's gradients; returns (its loss, its tokens), this process's share."""
+        """Accumulate a window's gradients; returns this process's share of (loss, tokens)."""
         total, tokens = torch.zeros((), device=self.device), 0
         parts = [(part, labels) for batch, labels in window for part in (batch if isinstance(batch, list) else [batch])]
         for i, (batch, labels) in enumerate(parts):
@@ -166,14 +167,14 @@ class Trainer:
             with self.parallel.no_sync() if wait else contextlib.nullcontext():
                 with autocast(self.device, self.settings.dtype):
                     loss = self.objective(self.parallel, batch, labels)
-                # DDP averages gradients over processes; each holds its share of one global mean.
+                # DDP averages gradients over processes, but each holds its share of one global mean.
                 self.scaler.scale(loss * self.world / len(window)).backward()
             total += loss.detach() / len(window)
         return total, tokens
 
     @torch.no_grad()
     def refuse_diverged(self, step):
-        """`Diverged` where a trained weight is not a finite number, in any process."""
+        """Raise `Diverged` if a trained weight is not finite in any process."""
         sums = [local(p).float().sum() for p in self.params]
         if sums and sum_over_processes(int(not torch.stack(sums).isfinite().all()), int):
             raise Diverged(f"a trained weight is inf or nan at step {step}")
@@ -181,7 +182,7 @@ class Trainer:
     # ---- evaluation
 
     def run_evaluation(self, step):
-        """Evaluate, keep the best model, decide on early stopping. Without an evaluation: keep the last."""
+        """Evaluate, keep the best model and decide on early stopping. Without an evaluation, keep the last model."""
         if self.evaluate is None:
             return self.keep_last(step)
         report = self.evaluate()
@@ -201,12 +202,12 @@ class Trainer:
         self.stop_tasks(step)
 
     def keep_last(self, step):
-        """Keep the model as it stands."""
+        """Keep the current model."""
         self.best_step = self.best_step or {TOGETHER: step}
         self.on_rank0(lambda: self.run.save_best(self.run.files.save))
 
     def update_best(self, step, scores):
-        """Note each task's (or all tasks' mean) best score; returns the names that have a new one."""
+        """Record the best score of each task (or of their mean); returns the names that have a new best."""
         better = [name for name, score in scores.items() if score < self.best.get(name, math.inf)]
         for name, score in scores.items():
             self.waited[name] = self.waited.get(name, 0) + 1
@@ -215,7 +216,7 @@ class Trainer:
         return better
 
     def stop_tasks(self, step=None):
-        """Leave out the tasks that --early_stopping has come true for; stop when none is left."""
+        """Leave out the tasks that have met --early_stopping; stop when none is left."""
         patience = self.settings.early_stopping
         done = {name for name, waited in self.waited.items() if patience and waited >= patience}
         if step is not None and step < self.total_steps and done - self.batches.skip - {TOGETHER}:
@@ -230,7 +231,7 @@ class Trainer:
     # ---- checkpoints
 
     def state(self, step):
-        """All a resumed run needs beside the model files."""
+        """Everything a resumed run needs in addition to the model files."""
         return dict(
             step=step, optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(),
             data_key=self.run.data_key, world=self.world, best=self.best, best_step=self.best_step,
@@ -239,13 +240,13 @@ class Trainer:
         )  # fmt: skip
 
     def save(self, step):
-        """Write a checkpoint of this moment."""
-        # Of a sharded model all processes put its state together.
+        """Write a checkpoint."""
+        # All processes take part in gathering a sharded model's state.
         state = self.state(step) if self.rank0 or is_sharded(self.model) else None
         self.on_rank0(lambda: self.run.save_checkpoint(step, state, self.run.files.save))
 
     def restore(self):
-        """Load the newest checkpoint of the run; returns the optimizer steps already taken."""
+        """Load the run's newest checkpoint; returns the number of optimizer steps already taken."""
         load = self.run.files.load
         if is_sharded(self.model):
             load = partial(load_sharded, self.model, load)
@@ -268,7 +269,7 @@ class Trainer:
         return step
 
     def on_rank0(self, work):
-        """Do something in the first process while the others wait."""
+        """Call `work` in the first process while the others wait."""
         with gathered(self.model):
             if self.rank0:
                 work()
@@ -284,14 +285,14 @@ class Trainer:
     # ---- the loop
 
     def fit(self):
-        """Train to the end, or to an interruption.
+        """Train to the end or until interrupted.
 
         Returns:
             dict for metrics.json.
 
         Raises:
-            SystemExit: 128 + the signal's number, after SIGINT or SIGTERM saved a checkpoint.
-            UserError: the loss is not a number.
+            SystemExit: 128 + the signal's number, after a checkpoint was saved on SIGINT or SIGTERM.
+            UserError: training diverged or ran out of memory.
         """
         for callback in self.callbacks:
             callback.before_training(self)
@@ -306,7 +307,7 @@ class Trainer:
         if first:
             over = first >= self.total_steps or self.stop == "early"
             self.say("this run is already finished" if over else f"resuming after step {first} of {self.total_steps}")
-            # Without max_epochs ignite would take this for a new run and count from 0.
+            # Without max_epochs, ignite would take this for a new run and count from 0.
             engine.load_state_dict(dict(iteration=first, epoch_length=self.epoch_steps, max_epochs=self.plan.epochs))
         if first < self.total_steps and self.stop != "early":
             with self.signals:
@@ -342,7 +343,7 @@ class Trainer:
             ) from error  # fmt: skip
 
     def _attach(self, engine):
-        # The last step, too: a short run would otherwise leave no trace.
+        # The last step is logged too: a short run would otherwise leave no trace.
         due = Events.ITERATION_COMPLETED(event_filter=lambda _, step: self.log_due(step))
         engine.add_event_handler(due, self._log)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._after_step)
@@ -351,7 +352,7 @@ class Trainer:
             bar.attach(engine, output_transform=lambda o: dict(loss=o["loss"], ppl=o["ppl"]))
 
     def log_due(self, step):
-        """Whether a point of the curve belongs behind optimizer step `step` (from 1)."""
+        """Whether a point of the curve is due after optimizer step `step` (from 1)."""
         first = self.settings.log_first and step == 1
         return first or step % self.settings.log_every == 0 or step == self.total_steps
 
@@ -363,11 +364,11 @@ class Trainer:
         return self.settings.eval_epochs and (step % self.epoch_steps == 0 or step >= self.total_steps)
 
     def format_log(self, row):
-        """A logged row, as it is printed."""
+        """A logged row as printed."""
         return f"loss {row['loss']:.4f}" + (f", PPL {row['ppl']:.2f}" if "ppl" in row else "")
 
     def _log(self, engine):
-        """Scalars to TensorBoard and the history; without a terminal, and so without a bar, a line now and then."""
+        """Log scalars to the reporters and the history; without a terminal, print a line now and then (no bar)."""
         self.read_steps()
         self.clock()
         step, (seconds, tokens) = engine.state.iteration, self._logged
@@ -375,7 +376,7 @@ class Trainer:
         self._logged = (self.seconds, self.tokens)
         row = dict(self.output)
         if self.settings.mean_loss:
-            # The exponential of sums, or of cross-entropies and squared errors together, means nothing.
+            # The exponential of a sum, or of a mix of cross-entropies and squared errors, is meaningless.
             row |= dict(loss=sum(self.history["since"]) / max(len(self.history["since"]), 1))
             row.pop("ppl")
             self.history["since"] = []
@@ -414,11 +415,11 @@ class Trainer:
             self.say(f"{name}: saved after step {step} of {self.total_steps}. To go on:\n  {self.run.resume_command}")
         if caught or done or self.stop == "early":
             engine.terminate()
-        # Validation and saving are not training time.
+        # Validation and saving do not count as training time.
         self._mark = time.monotonic()
 
     def _caught(self):
-        """The signal that any process has caught, or 0."""
+        """The signal caught by any process, or 0."""
         if self.world == 1 or self.device.type == "xla":
             return int(idist.all_reduce(self.signals.caught, "MAX")) if self.world > 1 else self.signals.caught
         caught = torch.tensor(self.signals.caught)
@@ -426,7 +427,7 @@ class Trainer:
         return int(caught)
 
     def summary(self, step):
-        """What metrics.json says of the training."""
+        """The part of metrics.json about training."""
         return dict(
             steps=step, total_steps=self.total_steps, stopped_early=step < self.total_steps,
             best_step=max(self.best_step.values(), default=0),
@@ -445,6 +446,6 @@ class Trainer:
 
 
 def seed_step(seed, step, rank):
-    """Make torch's randomness a function of (seed, step, rank): nothing of it needs saving."""
+    """Make torch's randomness a function of (seed, step, rank), so that no generator state needs saving."""
     value = int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
     torch.manual_seed(value >> 1)

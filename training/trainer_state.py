@@ -1,4 +1,4 @@
-"""What training_state.pt holds, checked before a run resumes with it."""
+"""Checks of training_state.pt before a run resumes from it."""
 
 from versatile.training.runs import STATE
 from versatile.utils.errors import UserError, first_line
@@ -24,10 +24,10 @@ _STATE = Record(
 
 
 def refuse_other_data(stored, key, location):
-    """A `UserError` where the data of a run are not those that a checkpoint was trained with.
+    """Raise a `UserError` if a run's data differ from those that a checkpoint was trained on.
 
     Args:
-        stored, key: of the checkpoint and of the run, what names the content of the data: a string, or {split: string}.
+        stored, key: the data keys of the checkpoint and of the run, each a string or {split: string}.
         location: the checkpoint.
     """
     if stored == key:
@@ -42,7 +42,7 @@ def refuse_other_data(stored, key, location):
 
 
 def check_state(state, step, location):
-    """A `UserError` where the content of training_state.pt is not what `Trainer.state` gives of optimizer step `step`.
+    """Raise a `UserError` if training_state.pt is not what `Trainer.state` returns at optimizer step `step`.
 
     Args:
         location: the file, for messages.
@@ -56,14 +56,14 @@ def check_state(state, step, location):
 
 
 def load_optimizer(state, optimizer, scaler, checkpoint):
-    """Give an optimizer and a gradient scaler their states.
+    """Restore the states of an optimizer and a gradient scaler.
 
     Args:
-        state: of training_state.pt.
+        state: content of training_state.pt.
         checkpoint: its directory, for messages.
 
     Raises:
-        UserError: they do not fit.
+        UserError: the states do not fit.
     """
     try:
         optimizer.load_state_dict(state["optimizer"])
@@ -77,7 +77,7 @@ def load_optimizer(state, optimizer, scaler, checkpoint):
 
 
 def load_callbacks(state, callbacks, checkpoint):
-    """Give callbacks their states; see `load_optimizer`."""
+    """Restore the states of callbacks; see `load_optimizer`."""
     try:
         for callback, own in zip(callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(own)

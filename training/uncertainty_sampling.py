@@ -1,4 +1,4 @@
-"""Which rows of a batch's candidates are learned: those that the model is least certain about."""
+"""Choosing which of a batch's candidate rows to train on: those the model is least certain about."""
 
 import numpy as np
 import torch
@@ -9,9 +9,9 @@ from versatile.utils import uncertainty
 
 
 class UncertaintySampler:
-    """Chooses the rows of a batch by the uncertainty of the model as it stands.
+    """Chooses the rows of a batch by the current model's uncertainty.
 
-    Every process scores its share of the candidates, all choose the same.
+    Every process scores its share of the candidates, and all choose the same rows.
 
     Args:
         model: `TaskClassifier`.
@@ -24,9 +24,9 @@ class UncertaintySampler:
         self.regression = {i: ids.get(ENTROPY_PROXY.get(task)) for task, i in ids.items() if model.tasks[task] == 1}
 
     def __call__(self, batches, candidates, keep):
-        """Positions of the rows to keep among the candidates, which are numbers of rows in `batches`."""
+        """Positions of the rows to keep among the candidates, which are row numbers in `batches`."""
         task_ids = batches.task_ids[batches.owners(candidates)]
-        # A regression has no entropy: its rows need not be run.
+        # A regression has no entropy, so its rows need no forward pass.
         judged = (~np.isin(task_ids, list(self.regression))).nonzero()[0]
         mine = judged[batches.rank :: batches.world]
         even = torch.zeros(-(-len(judged) // batches.world))

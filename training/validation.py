@@ -1,4 +1,4 @@
-"""What the loop evaluates a model with while it trains, and the negative log-likelihood of validation sets."""
+"""Evaluation during training, and the negative log-likelihood of validation sets."""
 
 import math
 import time
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import ignite.distributed as idist
 from versatile.training.objectives import negative_log_likelihood
 
-# The key of scores that belong to all tasks together.
+# The key of scores that cover all tasks together.
 TOGETHER = "all"
 
 
@@ -16,9 +16,9 @@ class Report:
     """The result of an evaluation.
 
     Attributes:
-        scores: {task: a number, the lower the better}; of tasks that keep one model together under `TOGETHER`.
-        row: what the history holds of it.
-        line: what is printed; "%s" is where it says that this is the best so far.
+        scores: {task: a number, the lower the better}; under `TOGETHER` if all tasks keep one model.
+        row: its entry in the history.
+        line: the line to print; "%s" is where it says that this is the best so far.
         scalars: {group: {name: number}} for TensorBoard.
         loss: the loss, which must be a finite number.
     """
@@ -31,13 +31,13 @@ class Report:
 
 
 class Evaluator:
-    """What `Trainer` takes as `evaluate`: called without arguments, returns a `Report`."""
+    """Base class of `Trainer`'s `evaluate`: called without arguments, returns a `Report`."""
 
     def __call__(self):
         raise NotImplementedError
 
     def summary(self, trainer):
-        """What metrics.json says of the model that was kept."""
+        """The entries of metrics.json about the model that was kept."""
         return {}
 
 
@@ -45,10 +45,10 @@ class Validation(Evaluator):
     """The negative log-likelihoods per token of validation sets.
 
     Args:
-        model: what is trained.
+        model: the model being trained.
         batches: {task: batches of its validation set}.
         dtype: precision of the matrix products.
-        separate: tasks share no trained parameter: each keeps its own best epoch, and stops by itself.
+        separate: tasks share no trained parameters, so each keeps its own best epoch and stops by itself.
     """
 
     def __init__(self, model, batches, dtype, separate=False):
@@ -69,7 +69,7 @@ class Validation(Evaluator):
                       line, scalars, mean["nll"])  # fmt: skip
 
     def summary(self, trainer):
-        """See `Evaluator`: the best negative log-likelihood, of each task where each has its own."""
+        """See `Evaluator`: the best negative log-likelihood, per task where tasks are judged separately."""
         if not trainer.best:
             return dict(valid_nll=None, valid_ppl=None)
         mean = _with_perplexity(sum(trainer.best.values()) / len(trainer.best))

@@ -1,12 +1,12 @@
-"""What every script needs: errors, files, devices, training, decoding, metrics.
+"""What every script needs: errors, files, flags, devices, metrics.
 
 Nothing here knows a task's name or a method's name.
 """
 
 import os
 
-# How often an idle thread of torch looks for work before it sleeps; read when torch is imported, which the toolkit does
-# after this. Waking a thread takes longer than many an operation: with threads that sleep at once training takes a
+# How often an idle thread of torch polls for work before it sleeps. Read when torch is imported, which the toolkit does
+# after this. Waking a thread takes longer than many operations: with threads that sleep at once, training takes a
 # third more time. With threads that spin for milliseconds, the default, a second program on the machine makes both
 # several times slower (bench/README.md).
 if "OMP_WAIT_POLICY" not in os.environ:

@@ -1,4 +1,4 @@
-"""Scores of short answers by name, 0-100: what a task of the user's own may ask for."""
+"""Scores of short answers by name, 0-100, for a user's own tasks."""
 
 from versatile.utils import metrics, qa_metrics
 from versatile.utils.metrics import Score
@@ -12,11 +12,11 @@ def score(names, hypotheses, references, labels=None):
     Args:
         names: some of `NAMES`.
         hypotheses: a list of N texts.
-        references: a list of N lists of texts that count as right.
-        labels: the answers that there are, of a classification task, or None.
+        references: a list of N lists of correct texts.
+        labels: the labels of a classification task, or None.
 
     Returns:
-        {name: `Score`}, in the order asked for. With labels f1 is the mean of the labels' F1 (macro), otherwise the F1
+        {name: `Score`}, in the order asked for. With labels, f1 is the mean of the labels' F1 (macro), otherwise the F1
         of an answer's words (Rajpurkar et al. 2016). "rouge" gives rouge1, rouge2, rougeL and rougeLsum.
     """
     metrics.check_counts(hypotheses, references)
@@ -34,21 +34,21 @@ def score(names, hypotheses, references, labels=None):
 
 
 def exact_match(hypotheses, references):
-    """Share of the answers that are, without white space around them, one of the right texts."""
+    """Share of the answers that equal a correct text, without surrounding white space."""
     right = sum(text.strip() in {r.strip() for r in group} for text, group in zip(hypotheses, references))
     signature = f"{metrics.nrefs(references)}|multi:best|case:mixed|strip:yes|scale:0-100"
     return Score(100 * right / len(hypotheses), signature)
 
 
 def word_f1(hypotheses, references):
-    """Mean over the answers of the best right text's F1 of words."""
+    """Mean word F1 of the answers, each against its best reference."""
     best = [max(qa_metrics.f1(text, right) for right in group) for text, group in zip(hypotheses, references)]
     signature = f"{metrics.nrefs(references)}|multi:best|case:lc|punct:no|articles:no|version:squad|scale:0-100"
     return Score(100 * sum(best) / len(best), signature)
 
 
 def macro_f1(hypotheses, references, labels):
-    """Mean over the labels that occur of each one's F1; an answer that is not a label is wrong for its row's label."""
+    """Mean F1 of the labels that occur; an answer that is not a label counts as wrong for its row's label."""
     from sklearn.metrics import f1_score
 
     texts = [text.strip() for text in hypotheses]

@@ -1,7 +1,7 @@
-"""Attention with dropout, and of decoded tokens, on a CPU: plain products.
+"""Attention by plain products on a CPU, for dropout and for decoded tokens.
 
-PyTorch's fused attention knows no dropout there: it falls back to products whose masks cost more than they do. Here
-they are those of utils/dropout.py. Elsewhere transformers' own functions run.
+PyTorch's fused attention does not support dropout there: it falls back to products whose masks cost more than the
+products do. Here the masks are those of utils/dropout.py. Elsewhere transformers' own functions run.
 """
 
 import torch
@@ -15,7 +15,7 @@ PRODUCTS = "plain_products"
 
 
 def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, position_bias=None, **kwargs):
-    """Plain products; called as transformers' attention functions are.
+    """Plain products, with the signature of transformers' attention functions.
 
     Args:
         module: the layer.
@@ -30,7 +30,7 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
     """
     shape, groups = query.shape, query.shape[1] // key.shape[1]
     if groups > 1 and shape[2] == 1:
-        # Heads that share keys as positions of one head: a cache need not be copied for every decoded token.
+        # Treat heads that share keys as positions of one head: no copy of the cache for every decoded token.
         query = query.reshape(shape[0], key.shape[1], groups, shape[3])
     elif groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -45,8 +45,8 @@ def attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0,
 
 
 def fused(module, query, key, value, attention_mask, dropout=0.0, is_causal=None, **kwargs):
-    """transformers' call of PyTorch's fused attention; on a CPU the plain products, with the same mask, where there is
-    dropout, and for a single query, a decoded token's, for which they take half the time."""
+    """transformers' call of PyTorch's fused attention; on a CPU plain products with the same mask if there is dropout,
+    or for a single query (a decoded token), for which they take half the time."""
     is_faster = not dropout and query.shape[2] > 1
     if is_faster or query.device.type != "cpu" or torch.compiler.is_compiling():
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, is_causal=is_causal,

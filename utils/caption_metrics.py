@@ -90,7 +90,7 @@ def ptb_tokenize(text):
     can not), keeps hyphenated words, number ranges, abbreviations, "AT&T" and words with a missing space
     ("near.There"), writes £ as #, € as $ and brackets as -lrb-. Checked against the Java program: the same
     tokens on all 14,672 E2E texts tried, and on 99.7 % of 11,921 lines of dialogue, news and WebNLG texts;
-    rare abbreviations and apostrophes inside names are what differs.
+    differences are rare abbreviations and apostrophes inside names.
     """
     text = _unescape(text)
     for pattern, sign in _REPEATED:
@@ -129,7 +129,7 @@ def bleu_nist(hypotheses, references):
             total[n] += max(len(hypothesis) - n + 1, 0)
         lengths = [len(reference) for reference in group if reference]
         closest += min(lengths, key=lambda length: (abs(length - len(hypothesis)), length), default=0)
-    # The challenge's script divides by the largest number of references, also for instances that have
+    # The challenge's script divides by the largest number of references, even for instances that have
     # fewer: its average reference is too short and the length penalty too mild.
     words = sum(len(reference) for group in references for reference in group)
     average_length = words / max(len(group) for group in references)
@@ -185,7 +185,7 @@ def longest_common_subsequence(a, b):
 def rouge_l(hypotheses, references):
     """Mean ROUGE-L F (0–1, beta 1.2) of token lists.
 
-    Best precision and best recall are taken apart, so they may come from two references.
+    Best precision and best recall are taken separately, so they may come from two references.
     """
     beta2, scores = 1.2**2, []
     for hypothesis, group in zip(hypotheses, references):
@@ -212,7 +212,7 @@ def cider(hypotheses, references):
         for ngram, count in ngram_counts(tokens, 4).items():
             weights[ngram] = count * math.log(len(references) / max(frequency[ngram], 1))
             squares[len(ngram)] += weights[ngram] ** 2
-        # The original takes the number of bigrams, not of words, for the length.
+        # The original uses the number of bigrams, not of words, as the length.
         return weights, [math.sqrt(square) for square in squares], max(len(tokens) - 1, 0)
 
     total = 0.0
@@ -243,7 +243,7 @@ def meteor_java(hypotheses, references, timeout=None):
     """Corpus METEOR 1.5 (0–1; Denkowski and Lavie 2014) of token lists, from the Java program.
 
     The program comes with the Python package pycocoevalcap. It is stopped after `timeout` seconds (default:
-    five minutes and a tenth of a second an example).
+    five minutes and a tenth of a second per example).
 
     Raises:
         MeteorError: the package or Java is missing, or the program failed.
@@ -287,13 +287,13 @@ def _meteor_dialogue(process, hypotheses, references):
         ask(" ||| ".join(("SCORE", *texts)))
         statistics.append(answer())
     ask(" ||| ".join(("EVAL", *statistics)))
-    for _ in hypotheses:  # one score an example, then the corpus'
+    for _ in hypotheses:  # one score per example, then the corpus's
         answer()
     return float(answer())
 
 
 def meteor_nltk(hypotheses, references):
-    """Mean of nltk's METEOR (0–1) over token lists: another formula than METEOR 1.5, another number.
+    """Mean of nltk's METEOR (0–1) over token lists: a different formula from METEOR 1.5, and a different number.
 
     Raises:
         MeteorError: nltk or its WordNet data are not on this machine (nothing is ever downloaded).

@@ -1,4 +1,4 @@
-"""Config files: the settings that a json or yaml file names, each with the line or the key that it stands at."""
+"""Config files: the settings in a json or yaml file, each with the line or the key where it is."""
 
 import json
 from pathlib import Path

@@ -10,13 +10,13 @@ import sys
 
 @contextlib.contextmanager
 def parallel(start=True):
-    """The context a script's work runs in: several processes under torchrun, one otherwise.
+    """Context in which a script's work runs: several processes under torchrun, one otherwise.
 
-    gloo on CPU, nccl on GPUs, XLA where torch_xla is installed. However the work ends, the processes' group is gone
-    when the context is.
+    gloo on CPUs, nccl on GPUs, XLA where torch_xla is installed. The process group is destroyed on exit, however the
+    work ends.
 
     Args:
-        start: begin the group; without it that is left to a library which does (transformers).
+        start: start the process group; if False, a library does (transformers).
     """
     try:
         with _group() if start else contextlib.nullcontext():
@@ -45,11 +45,11 @@ def _group():
 
 
 def _release_reducers():
-    """Let every DDP module go of its reducer while the group still stands.
+    """Release every DDP module's reducer while the process group still exists.
 
-    A reducer that is the last to hold its group ends it with Python's lock in hand, and waits for the group's thread,
-    which waits for the lock. Left to the garbage collector at the interpreter's end this happens now and then; models
-    lie in cycles, and in the frames of an error.
+    A reducer that holds the last reference to its group destroys it while holding Python's lock, and waits for the
+    group's thread, which waits for the lock. This happens now and then if it is left to garbage collection at the
+    interpreter's exit: models are part of reference cycles, and of the frames of an error.
     """
     import gc
 
@@ -59,14 +59,14 @@ def _release_reducers():
         return
     from torch.nn.parallel import DistributedDataParallel
 
-    # By `type`: some libraries' lazy objects do work when they are asked for their `__class__`.
+    # `type`, not isinstance: some libraries' lazy objects do work when asked for their `__class__`.
     for module in [found for found in gc.get_objects() if issubclass(type(found), DistributedDataParallel)]:
         for name in ("logger", "reducer"):
             module.__dict__.pop(name, None)
 
 
 def _end_group():
-    """Destroy the processes' group, where one stands."""
+    """Destroy the process group, if there is one."""
     from torch import distributed
 
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -86,12 +86,12 @@ def has_bf16(device):
     return device.type == "xla"
 
 
-# Holds the directory of --profile.
+# Environment variable with the directory of --profile.
 PROFILE = "VERSATILE_PROFILE"
 
 
 def precision(args, device):
-    """The dtype matrix products run in, from the flags and the device.
+    """The dtype of matrix products, from the flags and the device.
 
     Raises:
         UserError: --fp16 on a CPU.
@@ -109,14 +109,14 @@ def precision(args, device):
 
 
 def autocast(device, dtype):
-    """Autocast to `dtype`, or nothing in fp32."""
+    """Autocast to `dtype`; nothing in fp32."""
     import torch
 
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
 def peak_memory_mb(device=None):
-    """The process's largest resident set so far in MB, or the GPU's largest allocation where one is used."""
+    """Peak memory in MB: the process's largest resident set so far, or the GPU's largest allocation if one is used."""
     if device is not None and device.type == "cuda":
         import torch
 
@@ -126,10 +126,10 @@ def peak_memory_mb(device=None):
 
 
 def need_compiler(device):
-    """On a CPU torch.compile writes C++: without a compiler it would fail minutes later, in its own words.
+    """Check for the C++ compiler that torch.compile needs on a CPU, where it would fail minutes later, less clearly.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no compiler.
     """
     from versatile.utils.errors import UserError
 
@@ -140,14 +140,13 @@ def need_compiler(device):
 
 
 def quiet_libraries(cache_dir=None):
-    """Keep transformers' progress bars, the libraries' advice and the hub's retries off the screen; errors still come
-    through.
+    """Silence transformers' progress bars, the libraries' advice and the hub's retries; errors still come through.
 
     Args:
         cache_dir: --cache_dir, where models from the hub are kept.
 
     Raises:
-        UserError: Python was told to drop docstrings, which transformers builds its models' documentation from.
+        UserError: Python runs without docstrings, from which transformers builds its models' documentation.
     """
     from versatile.utils.errors import UserError
 
@@ -168,7 +167,7 @@ def quiet_libraries(cache_dir=None):
     from huggingface_hub.utils import logging as hub_logging
 
     hub_logging.set_verbosity_error()
-    # transformers' trainer and peft import these, which say at every start which of their optional parts are missing
+    # transformers' trainer and peft import these, which report their missing optional parts at every start
     for name in ("bitsandbytes", "torchao"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if cache_dir:
@@ -201,8 +200,8 @@ def prepare_for_device(model, device, dtype):
 
 
 def _keep_memory():
-    """Let glibc keep large blocks instead of returning each to the kernel: a training step allocates the same
-    sizes again at once, and faulting the pages in anew costs up to a tenth of the step."""
+    """Make glibc keep large blocks instead of returning each to the kernel: a training step allocates the same
+    sizes again at once, and faulting the pages back in costs up to a tenth of the step."""
     import ctypes
 
     try:

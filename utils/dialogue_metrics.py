@@ -1,4 +1,4 @@
-"""Diversity of replies and how much of a persona they take up: plain numbers.
+"""Diversity of replies and how much of a persona they cover, as plain numbers.
 
 `utils.metrics.distinct` and `utils.metrics.persona_coverage` check their input and add signatures.
 """
@@ -11,7 +11,7 @@ from collections import Counter
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _TOKEN = re.compile(_WORD.pattern + r"|[^\w\s]|_")
 
-# Words that tell nothing of a person: articles, pronouns, auxiliaries, prepositions, conjunctions, fillers.
+# Words that say nothing about a person: articles, pronouns, auxiliaries, prepositions, conjunctions, fillers.
 _STOP_WORDS = """
 a about after again all also always am an and another any are aren't as at away back be because been before being but
 by can can't could couldn't d did didn't do does doesn't doing don don't down every for from get got had hadn't has

@@ -1,7 +1,7 @@
 """Dropout whose masks cost a tenth of PyTorch's on a CPU.
 
-PyTorch draws a mask there number by number, in one thread: 7 ns for each, 4 to 12 % of a training step. Here a draw of
-64 bits decides four, and what is kept for the backward pass is two bytes each.
+There PyTorch draws a mask number by number, in one thread: 7 ns each, 4 to 12 % of a training step. Here one draw
+of 64 bits decides four numbers, and two bytes per number are kept for the backward pass.
 """
 
 import numpy as np
@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# Below so many numbers PyTorch's own is as fast.
+# Below this many numbers PyTorch's own is as fast.
 FEWEST = 4096
-# A 16-bit number decides.
+# A number is kept or dropped by comparing 16 random bits.
 RANGE = 2**16
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout`, as `dropout` computes it."""
+    """`torch.nn.Dropout`, computed by `dropout`."""
 
     def forward(self, x):
         return dropout(x, self.p, self.training)
@@ -25,7 +25,7 @@ class Dropout(nn.Dropout):
 def dropout(x, p, training=True):
     """Dropout: each number is 0 with probability p, rounded to 1/65536, and else scaled to keep the expectation.
 
-    What is drawn depends on torch's generator alone: a seed, and a pass that checkpointing runs again, draw the same.
+    The mask depends on torch's generator alone: the same seed, or checkpointing's second pass, draws the same mask.
     """
     dropped = round(p * RANGE)
     is_plain = x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.numel() < FEWEST
@@ -35,7 +35,7 @@ def dropout(x, p, training=True):
 
 
 def draw_mask(shape, dropped):
-    """int16 of a shape: -1 (all bits set) where a number is kept, 0 for `dropped` in 65536."""
+    """int16 mask of a shape: -1 (all bits set) where a number is kept, 0 for `dropped` in 65536."""
     count = shape.numel()
     bits = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-count // 4))
     mask = torch.from_numpy(bits.view(np.int16))[:count].view(shape)
@@ -60,7 +60,7 @@ class _Masked(torch.autograd.Function):
 
 
 def use_fast_dropout(model):
-    """Let a model's dropout modules be `Dropout`; nothing else of them changes."""
+    """Turn a model's dropout modules into `Dropout`, changing nothing else."""
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = Dropout

@@ -1,7 +1,7 @@
 """Errors a user can act on.
 
-Every check at the door raises `UserError`; a script's `main` runs under `exit_on_user_error`, which prints
-the error without a traceback and leaves with exit code 2, or with 130 after Ctrl-C.
+Checks of user input raise `UserError`; a script's `main` runs under `exit_on_user_error`, which prints
+the error without a traceback and exits with code 2, or with 130 after Ctrl-C.
 """
 
 import errno
@@ -35,11 +35,11 @@ class UserError(Exception):
 
 
 def brief(value, limit=60):
-    """`value` as an error message shows it: its Python form cut to `limit` characters, and its type."""
+    """`value` for an error message: its repr cut to `limit` characters, and its type."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):
-        # Nested beyond what Python shows, or a number of thousands of digits.
+        # Too deeply nested for repr, or a number of thousands of digits.
         text = "…"
     if len(text) > limit:
         text = text[: limit - 1] + "…"
@@ -52,8 +52,8 @@ def first_line(error, limit=200):
 
 
 def exit_on_user_error(main):
-    """Decorate a script's main: a `UserError` becomes a message on stderr and exit code 2, and a screen that cannot
-    show what is printed never ends the work (`utils.screen`)."""
+    """Decorate a script's main: a `UserError` becomes a message on stderr and exit code 2, and output that cannot be
+    shown never ends the work (`utils.screen`)."""
 
     @functools.wraps(main)
     def run(*args, **kwargs):
@@ -64,7 +64,7 @@ def exit_on_user_error(main):
 
 
 def _impossible_name(error):
-    """A `UserError` where the system refused a name that no file can have (too long, a NUL in it), else None.
+    """A `UserError` if the system refused a name that no file can have (too long, a NUL in it), else None.
 
     Any flag may be given such a name, and any look at the file system may be the first to meet it.
     """
@@ -75,7 +75,7 @@ def _impossible_name(error):
     else:
         return None
     words = sys.argv[1:]
-    # The flag, or the word, that the name came in by.
+    # The flag, or the word, that the name came from.
     part = max(name.split("/"), key=len)
     at = next((i for i, word in enumerate(words) if part and part in word), None)
     location = name if at is None else words[at]
@@ -86,7 +86,7 @@ def _impossible_name(error):
                      remedy="give the path that was meant")  # fmt: skip
 
 
-# Packages that are installed with an extra of the toolkit only: {module: extra}.
+# Packages installed only with an extra of the toolkit: {module: extra}.
 EXTRAS = {
     "accelerate": "t5", "datasets": "t5", "sentencepiece": "t5", "sacrebleu": "metrics", "rouge_score": "metrics",
     "nltk": "metrics", "scipy": "metrics", "sklearn": "metrics", "peft": "peft", "bitsandbytes": "quantization",
@@ -94,7 +94,7 @@ EXTRAS = {
 
 
 def _missing_package(error):
-    """A `UserError` where a package is missing that an extra brings, else None."""
+    """A `UserError` if the missing package belongs to an extra, else None."""
     name = (error.name or "").split(".")[0]
     if name not in EXTRAS:
         return None
@@ -117,7 +117,7 @@ def _run(main, args, kwargs):
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except RuntimeError as error:
-        # Another process has left with its message, and this one was waiting for it.
+        # Another process has exited with its message while this one was waiting for it.
         if os.environ.get("RANK", "0") == "0" or not re.search("[Cc]onnection (closed|reset)", str(error)):
             raise
         sys.exit(2)

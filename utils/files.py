@@ -1,6 +1,6 @@
 """Files that are either whole or absent.
 
-Everything is written beside its final name and moved into place, so a process killed at any moment leaves
+Everything is written next to its final name and moved into place, so a process killed at any moment leaves
 the old file or the new one, never half of one.
 """
 
@@ -29,9 +29,9 @@ _DISK_ERRORS = {
 
 
 def find_shipped(path):
-    """A path of the checkout (configs/…, data/samples/…) wherever the toolkit lies; other paths come back as they are.
+    """A path of the checkout (configs/…, data/samples/…) wherever the toolkit is installed; other paths are unchanged.
 
-    A file or folder of that name under the current directory goes before.
+    A file or folder of that name under the current directory takes precedence.
     """
     shipped = Path(__file__).resolve().parent.parent / path
     known = Path(path).parts[:1] == ("configs",) or Path(path).parts[:2] == ("data", "samples")
@@ -50,7 +50,7 @@ def disk_errors(path):
         if number not in _DISK_ERRORS:
             raise
         found, remedy = _DISK_ERRORS[number]
-        # The name the file would have had; that of its half-written form is of no use to anyone.
+        # The file's final name; its temporary name is of no use to anyone.
         location = re.sub(r"(^|/)\.([^/]+)\.[^./]+\.part(?=/|$)", r"\1\2", os.fspath(path))
         raise UserError(f"cannot write: {found}", location=location, remedy=remedy) from error
 
@@ -68,7 +68,7 @@ def _errno(error):
 
 @contextlib.contextmanager
 def _parents_of(path):
-    """Make the directories above a path; if the block fails, those that were made for it and are empty go again."""
+    """Make the directories above a path; if the block fails, remove those that were made for it and are empty."""
     missing = [folder for folder in path.parents if not folder.is_dir()]
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -84,8 +84,8 @@ def _parents_of(path):
 def atomic_write(path, mode="w"):
     """Open a file to write; it appears under `path` only when the block ends without an error.
 
-    Text files are UTF-8 with ``\\n`` line ends. Parent directories are made. What stands under `path` afterwards is on
-    the disk: a power cut leaves the old file or the new one.
+    Text files are UTF-8 with ``\\n`` line ends. Parent directories are made. The file is synced to disk: after a power
+    cut `path` holds the old file or the new one.
     """
     path = Path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
@@ -108,7 +108,7 @@ def atomic_write(path, mode="w"):
 def write_json(path, value, indent=2):
     """Write `value` as JSON, atomically, ending in a newline."""
     with atomic_write(path) as file:
-        # A path that is not UTF-8 has lone surrogates; as \udcff they come back alike.
+        # A path that is not UTF-8 has lone surrogates; written as \udcff they are read back unchanged.
         file.reconfigure(errors="backslashreplace")
         json.dump(value, file, indent=indent, ensure_ascii=False)
         file.write("\n")
@@ -118,10 +118,10 @@ def write_json(path, value, indent=2):
 def atomic_directory(path, replace=True):
     """Yield a fresh directory that takes the name `path` only when the block ends without an error.
 
-    Its files are on the disk before it gets its name, readable as the umask says. An existing directory at `path` is
-    replaced in one step where the file system can exchange two names (see `move_into_place`), or with
-    `replace=False` it stays and the fresh one is dropped: right for what is named by its content, which another
-    process may be reading.
+    Its files are on disk before it gets its name, with the modes given by the umask. An existing directory at `path` is
+    replaced in one step if the file system can exchange two names (see `move_into_place`). With `replace=False` it
+    stays and the fresh one is dropped, which is right for directories named by their content that another process may
+    be reading.
     """
     path = Path(path)
     with disk_errors(path), _parents_of(path):
@@ -135,15 +135,15 @@ def atomic_directory(path, replace=True):
 
 
 def move_into_place(beside, path, replace=True):
-    """Give the file or directory `beside` the name `path`, once it is on the disk with the modes that the umask says.
+    """Rename the file or directory `beside` to `path`, once it is on disk with the modes given by the umask.
 
-    A directory that stands at `path` is never lost before the new one has its name: the two exchange their names in one
-    step (Linux's RENAME_EXCHANGE), or, where the file system cannot, the old one is renamed aside, the new one renamed
-    in, and the old one renamed back if that fails. Only then is the old one deleted. `remove_leftovers` puts back what
-    a process killed between the two renames left aside.
+    An existing directory at `path` is never lost before the new one has its name: the two exchange names in one step
+    (Linux's RENAME_EXCHANGE), or, where the file system cannot, the old one is renamed aside, the new one renamed in,
+    and the old one renamed back if that fails. Only then is the old one deleted. `remove_leftovers` restores a
+    directory left aside by a process that was killed between the two renames.
 
     Args:
-        replace: False: a directory that stands at `path` stays, `beside` is deleted.
+        replace: if False, an existing directory at `path` stays and `beside` is deleted.
     """
     beside, path = Path(beside), Path(path)
     _settle(beside)
@@ -154,7 +154,7 @@ def move_into_place(beside, path, replace=True):
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-        # A directory stands there, maybe since a moment ago: others may be doing the same.
+        # A directory exists there, perhaps only just created: another process may be doing the same.
         if not replace:
             return shutil.rmtree(beside, ignore_errors=True)
         try:
@@ -180,7 +180,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def _exchange(one, other):
-    """Let two paths exchange their names in one step; False where the system or the file system cannot."""
+    """Exchange the names of two paths in one step; False where the system or the file system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):
@@ -194,7 +194,7 @@ def _exchange(one, other):
 
 
 def _put_back(aside, path):
-    """Undo the first half of a replacement: the directory renamed aside gets its name again, if nothing has it."""
+    """Undo the first half of a replacement: give the directory renamed aside its name back, if the name is free."""
     if (aside / path.name).exists() and not path.exists():
         os.rename(aside / path.name, path)
     with contextlib.suppress(OSError):
@@ -202,9 +202,9 @@ def _put_back(aside, path):
 
 
 def _settle(path):
-    """Give a file, or all of a directory, the modes that the umask says, and write it to the disk.
+    """Set the umask's modes on a file, or on everything in a directory, and sync it to disk.
 
-    Libraries make some files readable by their owner alone, whatever the umask.
+    Libraries make some files readable only by their owner, whatever the umask.
     """
     mask = _umask()
     for folder, _, files in os.walk(path, topdown=False):
@@ -220,7 +220,7 @@ def _settle(path):
 
 
 def _sync(path):
-    """Write a file, or a directory's names, to the disk; file systems that cannot are left alone."""
+    """Sync a file, or a directory's entries, to disk; does nothing where the file system cannot."""
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -230,12 +230,12 @@ def _sync(path):
 
 
 def _stem(path):
-    """The part of a file's name that its half-written form is called by: a name may have 255 bytes, no more."""
+    """The start of a file's name, for its temporary name: names are limited to 255 bytes."""
     return path.name if len(os.fsencode(path.name)) <= 200 else os.fsdecode(os.fsencode(path.name)[:200])
 
 
 def remove_leftovers(directory):
-    """Remove what a killed process left half-written in `directory`, and put back what it had renamed aside."""
+    """Remove what a killed process left half-written in `directory`, and restore what it had renamed aside."""
     for entry in Path(directory).glob(".*"):
         if entry.suffix == _ASIDE and entry.is_dir():
             for aside in list(entry.iterdir()):
@@ -245,23 +245,23 @@ def remove_leftovers(directory):
 
 
 def remove_nested_leftovers(directory):
-    """`remove_leftovers` of a run directory and of those in it, except other runs, which may be running."""
+    """Apply `remove_leftovers` to a run directory and all below it, except other runs, which may be in progress."""
     for folder, names, files in os.walk(directory):
         if Path(folder) != Path(directory) and "run.json" in files:
             names.clear()
             continue
         remove_leftovers(folder)
-        # Links are not followed; hidden ones were removed or put back just now, or are not ours.
+        # Links are not followed; hidden entries were removed or restored just now, or are not ours.
         names[:] = [name for name in names if not name.startswith(".") or name == ".best"]
 
 
 def writable_directory(path, flag):
-    """Make the directory `path` and prove that a file can be written there, before any long work starts."""
+    """Make the directory `path` and check that a file can be written there, before any long work starts."""
     path = Path(path)
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError as error:
-        # Neither safetensors nor tokenizers can write below it.
+        # Neither safetensors nor tokenizers can write below such a name.
         raise UserError("the name is not UTF-8 text", location=f"{flag} {path}",
                         remedy="choose another directory") from error
     try:
@@ -279,21 +279,21 @@ def writable_directory(path, flag):
 
 
 def could_be_made(path, flag):
-    """A `UserError` where a directory cannot be made at `path`: its nearest parent is looked at, nothing is made."""
+    """Raise a `UserError` if no directory could be made at `path`: checks its nearest parent, makes nothing."""
     path = Path(path).absolute()
     above = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
     try:
-        # Below a file nothing can be made: trying says why.
+        # Nothing can be made below a file: trying gives the reason.
         writable_directory(above if above.is_dir() else path, flag)
     except UserError as error:
         raise UserError(error.found, location=f"{flag} {path}", remedy=error.remedy) from error
 
 
 def writable_cache(path, flag=None):
-    """`writable_directory` of a place for what is kept; the error says how to choose another.
+    """`writable_directory` for a cache; the error says how to choose another place.
 
     Args:
-        flag: the one that named the place, or None: it is below `cache_root()`.
+        flag: the flag that named the place; None: it is below `cache_root()`.
     """
     try:
         return writable_directory(path, flag or "the cache")
@@ -309,5 +309,5 @@ def _umask():
 
 
 def cache_root():
-    """Where downloaded, converted and tokenised things are kept: $VERSATILE_CACHE, else ~/.cache/versatile."""
+    """Where downloaded, converted and tokenised data are kept: $VERSATILE_CACHE, else ~/.cache/versatile."""
     return Path(os.environ.get("VERSATILE_CACHE") or Path.home() / ".cache" / "versatile")

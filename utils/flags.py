@@ -1,4 +1,4 @@
-"""Types of flags that say what they expected, TASK=VALUE flags, and what is checked once all flags are read."""
+"""Argument types that say what they expect, TASK=VALUE flags, and checks of flags after parsing."""
 
 import argparse
 import math
@@ -7,18 +7,18 @@ import os
 from versatile.utils.errors import UserError
 from versatile.utils.parser import Parser, build_parser, raising_errors, typed_flags  # noqa: F401
 
-# The largest count that every library below takes, and the largest seed: numpy's global generator has 32 bits.
+# The largest count that every library accepts, and the largest seed: numpy's global generator takes 32 bits.
 LARGEST, LARGEST_SEED = 2**31 - 1, 2**32 - 1
 
 
 def limited(kind, fits, expected, most=math.inf):
-    """An argparse type: a number of one kind that fits.
+    """An argparse type: a number of one kind within limits.
 
     Args:
-        kind: turns a text into a number, or raises: int, float, or another such type.
+        kind: converts a text to a number, or raises: int, float or similar.
         fits: called with the number.
-        expected: what is said to be expected.
-        most: the largest number, which is named to who is beyond it.
+        expected: description of a valid number, for the error.
+        most: the largest number, mentioned in the error if it is exceeded.
     """
 
     def parse_number(text):
@@ -40,7 +40,7 @@ def _count(least, expected):
 
 positive = _count(1, "a whole number above 0")
 not_negative = _count(0, "a whole number, 0 or more")
-# -1 stands for no adapter, a count below 0 for none.
+# -1 means no adapter; a negative count means none.
 bottleneck = _count(-1, "a whole number, 0 or more, or -1 for no adapter")
 count_or_none = _count(-LARGEST, "a whole number, or -1 for none")
 seed = limited(int, lambda value: 0 <= value <= LARGEST_SEED, f"a whole number from 0 to {LARGEST_SEED}")
@@ -48,7 +48,7 @@ number = limited(float, math.isfinite, "a finite number")
 rate = limited(float, lambda value: 0 < value < math.inf, "a number above 0")
 not_negative_rate = limited(float, lambda value: 0 <= value < math.inf, "a number, 0 or more")
 share = limited(float, lambda value: 0 < value <= 1, "a number above 0 and up to 1")
-# What is above 1 counts as 1.
+# Values above 1 count as 1.
 share_or_more = limited(float, lambda value: 0 < value < math.inf, "a number above 0 and up to 1")
 fraction = limited(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
@@ -56,7 +56,7 @@ PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 def projections(text):
-    """argparse type: names of a block's linear maps, with commas; in their own order, each once."""
+    """argparse type: comma-separated names of a block's linear layers, put in a fixed order without repeats."""
     names = text.split(",")
     if set(names) - set(PROJECTIONS):
         raise argparse.ArgumentTypeError(f"{shown(text)}: expected some of {','.join(PROJECTIONS)}")
@@ -70,7 +70,7 @@ def shown(text, limit=40):
 
 
 def of_tasks(kind, expected):
-    """argparse type of TASK=VALUE; for flags that take several of them (nargs="+", action=OfTasks)."""
+    """argparse type of TASK=VALUE, for flags that take several of them (nargs="+", action=OfTasks)."""
 
     def parse(text):
         task, equals, value = text.partition("=")
@@ -79,7 +79,7 @@ def of_tasks(kind, expected):
         return task, kind(value)
 
     parse.__name__ = f"TASK={expected}"
-    # For `stored_flags`: the words of a value, and what it is.
+    # For `stored_flags`: how a value is written, and what is expected.
     parse.written, parse.expected = "=".join if kind is str else "{0[0]}={0[1]}".format, f'{{"TASK": {expected}}}'
     return parse
 
@@ -96,7 +96,7 @@ class OfTasks(argparse.Action):
 
 
 def quantization(args):
-    """What `backbones.loading.load` takes, of --load_in_4bit and --load_in_8bit."""
+    """The quantization for `backbones.loading.load`, from --load_in_4bit and --load_in_8bit."""
     return next((bits for bits in ("4bit", "8bit") if getattr(args, f"load_in_{bits}", False)), None)
 
 
@@ -107,7 +107,7 @@ def check_lengths(p, args):
 
 
 def require_one_process():
-    """A `UserError` under torchrun, for scripts whose processes would all write the same files."""
+    """Raise a `UserError` under torchrun, for scripts whose processes would all write the same files."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("several processes would write the same files", location="torchrun",
                         remedy="run it in one process: python …")  # fmt: skip

@@ -1,6 +1,6 @@
 """GLUE's metrics as plain numbers from 0 to 1 (correlations from −1), from scikit-learn and SciPy.
 
-The forms with `_with_invalid` take what a text-to-text model wrote, where a prediction may be no label at all.
+The `_with_invalid` variants take the output of a text-to-text model, where a prediction may be no label at all.
 """
 
 import math
@@ -8,7 +8,7 @@ import math
 from versatile.utils.errors import UserError
 
 INVALID = -1
-"""What stands for an answer that is not a number."""
+"""Stands for an answer that is not a number."""
 
 
 def accuracy(predictions, targets):
@@ -42,7 +42,7 @@ def f1_with_invalid(predictions, targets):
 def matthews(predictions, targets):
     """Matthews correlation coefficient, −1 to 1; 0 where one side is constant.
 
-    An invalid prediction may stay as it is: it is one more class, which no target has.
+    An invalid prediction may stay as it is: it counts as one more class, which no target has.
     """
     from sklearn.metrics import matthews_corrcoef
 
@@ -53,14 +53,14 @@ def matthews(predictions, targets):
 
 
 def pearson(predictions, targets):
-    """Pearson correlation, −1 to 1; 0 where it is not defined: one side is constant, or a single row."""
+    """Pearson correlation, −1 to 1; 0 where it is undefined: one side is constant, or there is a single row."""
     from scipy.stats import pearsonr
 
     return _correlation(pearsonr, predictions, targets)
 
 
 def spearman(predictions, targets):
-    """Spearman rank correlation, −1 to 1; 0 where it is not defined: one side is constant, or a single row."""
+    """Spearman rank correlation, −1 to 1; 0 where it is undefined: one side is constant, or there is a single row."""
     from scipy.stats import spearmanr
 
     return _correlation(spearmanr, predictions, targets)
@@ -77,7 +77,7 @@ def spearman_with_invalid(predictions, targets):
 
 
 def _array(values, dtype=None):
-    # Here, as everything that scores or converts imports this module, and most of it needs no arrays.
+    # Imported here because whatever scores or converts imports this module, and most of it needs no arrays.
     import numpy
 
     return numpy.asarray(values, dtype)
@@ -90,7 +90,7 @@ def _correlation(function, predictions, targets):
     if constant:  # Also the case of a single row.
         return 0.0
     value = float(function(predictions, targets).statistic)
-    # Nearly constant numbers have no correlation that can be computed either.
+    # The correlation of nearly constant numbers cannot be computed either.
     return value if math.isfinite(value) else 0.0
 
 

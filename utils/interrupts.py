@@ -1,21 +1,21 @@
-"""What both training loops do with signals, and how they print beside a progress bar."""
+"""Signal handling shared by both training loops, and printing above a progress bar."""
 
 import signal
 import sys
 
 
 def stopping_signals():
-    """The signals that ask a process to stop; without SIGHUP where that is ignored, as under nohup."""
+    """The signals that ask a process to stop; without SIGHUP if it is ignored, as under nohup."""
     hangup = getattr(signal, "SIGHUP", None)
     ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [hangup])]
 
 
 class Signals:
-    """A context in which SIGINT, SIGTERM and SIGHUP let the current step finish; then the loop saves and leaves.
+    """Context in which SIGINT, SIGTERM and SIGHUP let the current step finish; then the loop saves and exits.
 
-    A second Ctrl-C ends at once. A second SIGTERM does not: schedulers and launchers send it to a process and again to
-    its group, and would lose what the first one saves; they have SIGKILL to insist.
+    A second Ctrl-C ends the process at once. A second SIGTERM does not: schedulers and launchers send it to a process
+    and again to its group, and would lose what the first one saves; they have SIGKILL to insist.
 
     Attributes:
         caught: the signal's number, or 0.
@@ -30,7 +30,7 @@ class Signals:
 
     def __exit__(self, *error):
         for number, handler in self._old.items():
-            # None: it was set outside of Python, and cannot be put back.
+            # None: it was set outside of Python and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _catch(self, number, frame):

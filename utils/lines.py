@@ -1,8 +1,8 @@
-"""Texts in files of one text a line: what any reader takes for a line break is written as an escape."""
+"""Texts in files with one text per line: anything a reader takes for a line break is escaped."""
 
 import re
 
-# All that str.splitlines() cuts at; other readers cut at a part of it.
+# Everything that str.splitlines() splits at; other readers split at some of it.
 _BREAKS = re.compile("[\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029]")
 _NAMED = {"\n": "\\n", "\r": "\\r", "\\": "\\\\"}
 _ESCAPES = re.compile(r"\\(?:([\\nr])|x(0b|0c|1c|1d|1e|85)|u(2028|2029))")

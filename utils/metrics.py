@@ -2,8 +2,8 @@
 
 The scorers are imported where they are used: importing this module costs nothing.
 
-Shapes, everywhere: `hypotheses` is a list of N strings; `references` is a list of N lists of strings, and an
-example may have more references than another. A wrong shape is a `UserError`.
+Shapes throughout: `hypotheses` is a list of N strings; `references` is a list of N lists of strings, and examples
+may have different numbers of references. A wrong shape is a `UserError`.
 """
 
 import logging
@@ -44,7 +44,7 @@ def chrf(hypotheses, references):
 
 def _sacrebleu(metric, hypotheses, references):
     check_counts(hypotheses, references)
-    # sacreBLEU wants one list per reference number; None stands for a reference an example does not have.
+    # sacreBLEU wants one list per reference number; None stands for a missing reference.
     most = max(len(group) for group in references)
     streams = [[group[i] if i < len(group) else None for group in references] for i in range(most)]
     value = metric.corpus_score(hypotheses, streams).score
@@ -52,14 +52,14 @@ def _sacrebleu(metric, hypotheses, references):
 
 
 def rouge(hypotheses, references, stem=True):
-    """Mean ROUGE F scores, 0–1, by Google's rouge-score (Lin 2004), of the best reference of each example.
+    """Mean ROUGE F scores, 0–1, by Google's rouge-score (Lin 2004), against the best reference of each example.
 
     Args:
         stem: strip English endings (Porter) before comparing.
 
     Returns:
-        dict of `Score`: rouge1, rouge2, rougeL, rougeLsum. rougeLsum takes each line of a text as a
-        sentence, so texts of several sentences should come with one sentence on a line.
+        dict of `Score`: rouge1, rouge2, rougeL, rougeLsum. rougeLsum treats each line of a text as a
+        sentence, so texts of several sentences should have one sentence per line.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -82,9 +82,9 @@ def rouge(hypotheses, references, stem=True):
     return {name: Score(score.value, score.signature + suffix) for name, score in scores.items()}
 
 
-# --- texts that a metric cannot see ----------------------------------------------------------------------
+# --- texts that a metric cannot handle -------------------------------------------------------------------
 
-# Scripts without spaces between words, as the names of their characters begin.
+# Scripts without spaces between words, by the first words of their characters' names.
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
 
 
@@ -97,15 +97,15 @@ def _is_foreign(letter):
 
 
 def _marked(score, references, unseen, why, instead):
-    """A `Score` whose signature counts the examples the metric is blind to, with a warning; unchanged without any.
+    """A `Score` whose signature counts the examples the metric cannot handle, with a warning; unchanged if none.
 
     Args:
-        unseen: of a letter or digit: whether the metric fails to tell it. An example of mostly such ones counts.
-        why, instead: for the warning: what the metric goes by, and what to use.
+        unseen: whether the metric cannot handle a given letter or digit. An example mostly of such characters counts.
+        why, instead: for the warning: what the metric's tokens are, and which metric to use.
     """
     count = 0
     for group in references:
-        # Most texts are ASCII, which every metric sees.
+        # Most texts are ASCII, which every metric handles.
         letters = [] if all(map(str.isascii, group)) else [c for text in group for c in text if c.isalnum()]
         count += 2 * sum(map(unseen, letters)) > len(letters)
     if not count:
@@ -118,11 +118,11 @@ def _marked(score, references, unseen, why, instead):
 
 
 def rouge_summary(hypotheses, references):
-    """`rouge` of summaries: the lines of a text are its sentences, a text of one line is split into sentences.
+    """`rouge` of summaries: the lines of a text are its sentences; a text of one line is split into sentences.
 
-    Only rougeLsum depends on sentences, so only its signature says how they were found. The split is after
-    ``.``, ``!`` or ``?`` (and closing quotes or brackets) where white space and then no small letter follows,
-    unless a common abbreviation ("Mr.", "U.S.") or an initial stands before the full stop.
+    Only rougeLsum depends on sentences, so only its signature says how they were found. A sentence ends after
+    ``.``, ``!`` or ``?`` (and closing quotes or brackets) if white space and then no lower-case letter follows,
+    unless a common abbreviation ("Mr.", "U.S.") or an initial precedes the full stop.
 
     Returns:
         dict of `Score`, 0–1: rouge1, rouge2, rougeL, rougeLsum.
@@ -135,7 +135,7 @@ def rouge_summary(hypotheses, references):
     return scores
 
 
-# The look-behind and the possessive repeats keep a text of nothing but full stops from taking quadratic time.
+# The look-behind and the possessive quantifiers avoid quadratic time on a text of nothing but full stops.
 _END_OF_SENTENCE = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]]*+(?=\s+[^\sa-z])")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\"'“‘])(?:[A-Za-z]|(?:[A-Za-z]\.)+[A-Za-z]|Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|Lt|Sgt|Col|Gen|Gov|Sen|Rep|Rev|"
@@ -160,8 +160,8 @@ def sentence_lines(text):
 def coqa(hypotheses, references):
     """CoQA's F1 and exact match, 0–100, as its official script computes them (Reddy et al. 2019).
 
-    Words are compared lower-cased, without punctuation and articles. With several gold answers each is left out
-    in turn, the best of the others taken, and the mean counts. The official script rounds to one decimal.
+    Words are compared in lower case, without punctuation and articles. With several gold answers each is left out
+    in turn, the best score against the others is taken, and the mean counts. The official script rounds to one decimal.
 
     Returns:
         {"F1": Score, "EM": Score}
@@ -178,7 +178,7 @@ def coqa(hypotheses, references):
 def distinct(hypotheses, n):
     """Distinct-n (Li et al. 2016), 0–1: distinct n-grams / all n-grams of the corpus; 0 if there are none.
 
-    The more text there is, the smaller it gets: only corpora of equal size can be compared.
+    It decreases as the corpus grows: only corpora of equal size can be compared.
     """
     from versatile.utils import dialogue_metrics
 
@@ -190,16 +190,16 @@ def distinct(hypotheses, n):
 
 
 def persona_coverage(hypotheses, personas):
-    """How much of one persona sentence a reply takes up, 0–1, after P-Cover (Song et al. 2019).
+    """How much of a persona sentence a reply covers, 0–1, after P-Cover (Song et al. 2019).
 
     W(x) are the words of x, lower-cased, without punctuation and stop words; for a reply y and its persona P,
 
         cover(y, P) = max over p in P of  sum of idf(w) over w in W(y) ∩ W(p)  /  sum of idf(w) over w in W(p)
 
     and the score is the mean over the replies. idf(w) = ln((1 + D) / (1 + d(w))) + 1, where d(w) of all D distinct
-    persona sentences in `personas` hold w. P-Cover itself takes the mean idf of the shared words, which one rare word
-    brings to its maximum, and idf from the ranks of a word-vector file; this one is 1 where a persona
-    sentence is repeated, 0 where nothing is shared, and needs no file.
+    persona sentences in `personas` contain w. P-Cover itself takes the mean idf of the shared words, which a single
+    rare word maximises, and takes idf from the ranks of a word-vector file; this score is 1 where a persona sentence
+    is repeated, 0 where nothing is shared, and needs no file.
 
     Args:
         personas: a list of N lists of sentences. A reply whose persona has no sentence with a content word does
@@ -252,7 +252,7 @@ _METEOR_REMEDY = (
 
 
 def meteor(hypotheses, references):
-    """METEOR 1.5 where pycocoevalcap and Java are there, else nltk's METEOR, else none.
+    """METEOR 1.5 if pycocoevalcap and Java are available, else nltk's METEOR, else none.
 
     Nothing is ever downloaded.
 
@@ -296,7 +296,7 @@ def perplexity(total_nll, tokens):
 
 
 def nrefs(references):
-    """The part of a signature that tells the number of references: "nrefs:2", or "nrefs:var" where it differs."""
+    """The signature's part for the number of references: "nrefs:2", or "nrefs:var" if it varies."""
     counts = {len(group) for group in references}
     return f"nrefs:{counts.pop() if len(counts) == 1 else 'var'}"
 
@@ -323,7 +323,7 @@ def table(scores):
 
 
 def to_json(scores):
-    """``{"BLEU": {"score": …, "signature": …}, …}``; JSON knows no infinity, so such a score is None."""
+    """``{"BLEU": {"score": …, "signature": …}, …}``; JSON has no infinity, so an infinite score is None."""
     return {
         name: {"score": score.value if math.isfinite(score.value) else None, "signature": score.signature}
         for name, score in scores.items()
@@ -334,7 +334,7 @@ def to_json(scores):
 
 
 def check_counts(hypotheses, references):
-    """Raise a `UserError` unless there is one non-empty list of references per hypothesis, and at least one."""
+    """Raise a `UserError` unless each hypothesis has a non-empty list of references, and there is at least one."""
     if len(hypotheses) != len(references):
         raise UserError(
             f"{len(hypotheses)} hypotheses, but references for {len(references)} examples",
@@ -357,10 +357,10 @@ def _check_hypotheses(hypotheses):
 
 
 def read_lines(path):
-    """The lines of a UTF-8 text file, e.g. one hypothesis a line; an empty line is an empty hypothesis.
+    """The lines of a UTF-8 text file, e.g. one hypothesis per line; an empty line is an empty hypothesis.
 
     Raises:
-        UserError: no such file, nothing in it, or not UTF-8 (the message names the line).
+        UserError: the file does not exist, is empty, or is not UTF-8 (the message names the line).
     """
     try:
         content = Path(path).read_bytes()
@@ -382,7 +382,7 @@ def read_references(path):
     """References from a file, as a list of lists of strings.
 
     In the E2E challenge's layout each line is a reference and an empty line ends an example; a file without
-    empty lines (at its end they do not count) has one reference per example.
+    empty lines (apart from trailing ones) has one reference per example.
 
     Raises:
         UserError: as `read_lines`, or two empty lines together: an example without references.

@@ -1,8 +1,8 @@
 """BLEU and ROUGE as the original VLM code computes them, under their own names.
 
-They are here only to compare with the numbers of the paper: the BLEU splits on white space and is rounded,
-the ROUGE counts each n-gram once and weighs precision against recall by their own ratio. Report
-`utils.metrics.bleu` and `utils.metrics.rouge` otherwise.
+Use them only to compare with the paper's numbers: the BLEU splits on white space and is rounded,
+the ROUGE counts each n-gram once and weighs precision against recall by their own ratio. Otherwise report
+`utils.metrics.bleu` and `utils.metrics.rouge`.
 """
 
 import math
@@ -37,7 +37,7 @@ def original(hypotheses, references):
 
 
 def cleaned(hypotheses, references):
-    """`original` of texts cleaned up as the original saw them: for comparison with published numbers.
+    """`original` of texts cleaned up as in the original, for comparison with published numbers.
 
     A line break counts as a space. In the original it would shift all later lines against their references, and one
     break in one output could take the BLEU of a whole test set to 0. Outputs and references were decoded from tokens
@@ -57,9 +57,9 @@ _CLEAN_UP = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (
 
 
 def clean_up(text):
-    """Text as the original saw it before scoring, outputs and references alike: " do not" is " don't" and so on.
+    """Text as the original scored it, outputs and references alike: " do not" is " don't" and so on.
 
-    Output files keep the raw text; a published number is compared with scores of cleaned-up text.
+    Output files keep the raw text; compare published numbers with the scores of cleaned-up text.
     """
     for old, new in _CLEAN_UP:
         text = text.replace(old, new)
@@ -74,7 +74,7 @@ def multi_bleu(hypotheses, references, lowercase=False):
     """Moses multi-bleu of two lists of N strings: BLEU-4, 0–100, unsmoothed, rounded to two decimals.
 
     The strings go through files of lines, so a line break inside a hypothesis shifts all that follows
-    against the references; the original has this fault and its numbers with it.
+    against the references; this is a bug of the original, and part of its numbers.
     """
     # Perl sees bytes: only ASCII letters are lower-cased, only ASCII white space splits.
     ours, theirs = ("\n".join(texts).encode() for texts in (hypotheses, references))

@@ -1,4 +1,4 @@
-"""The command line of every script: spellings, switches, config files, and errors that name the nearest flag."""
+"""Command lines of all scripts: spellings, switches, config files, and errors that suggest the nearest flag."""
 
 import argparse
 import contextlib
@@ -20,7 +20,7 @@ _RAISING = contextvars.ContextVar("raising", default=False)
 
 @contextlib.contextmanager
 def raising_errors():
-    """Within it a wrong flag is a `UserError`, for a caller from Python, instead of the end of the process."""
+    """Context in which a wrong flag is a `UserError`, for callers from Python, instead of the end of the process."""
     token = _RAISING.set(True)
     try:
         yield
@@ -32,10 +32,10 @@ YES, NO = ("true", "yes", "1"), ("false", "no", "0")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The description as written, every spelling of a flag, and its default behind its help."""
+    """Shows the description as written, every spelling of a flag, and its default after its help."""
 
     def _get_help_string(self, action):
-        # 0 is a default worth telling; nothing, off and an empty list are not.
+        # 0 is a default worth showing; None, off and an empty list are not.
         nothing = action.default is None or action.default is False or action.default in ([], {})
         if nothing or "default" in (action.help or ""):
             return action.help
@@ -75,7 +75,7 @@ class Switch(argparse.Action):
 
 
 class Refuse(argparse.Action):
-    """A flag of a published system that is not taken; its `const` says why. Switched off it asks for nothing."""
+    """A flag of a published system that is not supported; its `const` says why. Switched off, it is ignored."""
 
     def __init__(self, option_strings, dest, const=None, **_):
         super().__init__(option_strings, dest, nargs="*", const=const, default=argparse.SUPPRESS,
@@ -87,10 +87,10 @@ class Refuse(argparse.Action):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes hyphens for underscores, several spellings of one setting, and config files.
+    """A parser that accepts hyphens for underscores, several spellings of one setting, and config files.
 
     Attributes:
-        locations: {setting: where it was given} of the last command line: a flag as it was typed, or a file and a key.
+        locations: {setting: where it was given} of the last command line: a flag as typed, or a file and a key.
     """
 
     def __init__(self, *args, **options):
@@ -99,11 +99,11 @@ class Parser(argparse.ArgumentParser):
         self.locations = {}
 
     def error(self, message):
-        """Leave with exit code 2 and one message, without fifty lines of usage above it."""
+        """Exit with code 2 and one message, without fifty lines of usage above it."""
         shown = os.environ.get("RANK", "0") == "0"
         named = re.match(r"argument (--[\w/-]+)(: .*)", message, re.S)
         if named:
-            # argparse names all spellings; here the one that was typed.
+            # argparse names all spellings; show the one that was typed.
             spellings = named[1].split("/")
             message = next((s for s in spellings if s in self.locations.values()), spellings[0]) + named[2]
         if _RAISING.get():
@@ -116,11 +116,11 @@ class Parser(argparse.ArgumentParser):
         return next((g for g in self._action_groups if g.title == title), None) or self.add_argument_group(title)
 
     def parse_args(self, args=None, namespace=None):
-        """As argparse's; what the last command line set is in `locations`.
+        """Like argparse's; `locations` then says where each setting was given.
 
         Raises:
-            UserError: a config file that cannot be used.
-            SystemExit: a command line that cannot be used; after --help and --version.
+            UserError: a config file is unusable.
+            SystemExit: the command line is unusable; also after --help and --version.
         """
         words = self.read_words(args)
         self.print_notices()
@@ -132,7 +132,7 @@ class Parser(argparse.ArgumentParser):
     # ---- from a command line to argparse's words
 
     def read_words(self, args=None):
-        """The command line as argparse takes it: config files in front, as the flags they stand for."""
+        """The command line as argparse takes it: config files come first, as the flags they stand for."""
         self.off_switches()
         typed, configs = self.split_configs(map(str, sys.argv[1:] if args is None else args))
         typed = self.plain_words(typed)
@@ -144,21 +144,21 @@ class Parser(argparse.ArgumentParser):
             read |= self.config_words(path)
         words = []
         for setting, (location, entry) in read.items():
-            # A typed flag stands over the file, and over the flags that it excludes.
+            # A typed flag overrides the file, and the flags that it excludes.
             if setting not in taken:
                 self.locations[setting] = location
                 words += entry
         return [*words, *typed]
 
     def off_switches(self):
-        """Make --x=false a word that argparse knows. It is not a member of the switch's group: off excludes nothing."""
+        """Make --x=false an option of argparse. It is outside the switch's exclusive group: off excludes nothing."""
         for action in [a for a in self._actions if isinstance(a, Switch)]:
             for option in action.option_strings:
                 off = Switch([], action.dest, value=action.is_negative(option))
                 self._option_string_actions.setdefault(f"{option}=false", off)
 
     def split_configs(self, words):
-        """(the other words, paths of config files): of --config FILE, and of a file that is named first."""
+        """(remaining words, paths of config files): from --config FILE, or from a config file named first."""
         words, kept, paths = list(words), [], []
         positional = any(not action.option_strings for action in self._actions)
         if words and words[0].endswith(ENDINGS) and not words[0].startswith("-") and not positional:
@@ -174,7 +174,7 @@ class Parser(argparse.ArgumentParser):
         return kept, paths
 
     def plain_words(self, typed):
-        """Flags with underscores, switches with a value as --x or --x=false."""
+        """Flags with underscores; switches with a value become --x or --x=false."""
         words, typed = [], list(typed)
         while typed:
             word = typed.pop(0)
@@ -191,13 +191,13 @@ class Parser(argparse.ArgumentParser):
                     self.error(f"{flag}: {value!r}: expected true or false")
                 equals, value = ("", "") if value.lower() in YES else ("=", "false")
             if getattr(action, "nargs", None) == "?" and equals and value.lower() == "false":
-                # Whatever its value would be, it is not asked for.
+                # Switched off, whatever its value would be.
                 continue
             words.append(f"{flag}{equals}{value}")
         return words
 
     def typed_locations(self, words):
-        """{setting: the flag that was typed}; two spellings of one setting are an error."""
+        """{setting: the flag as typed}; two spellings of one setting are an error."""
         locations = {}
         for word in words:
             flag = word.partition("=")[0]
@@ -210,7 +210,7 @@ class Parser(argparse.ArgumentParser):
         return locations
 
     def print_notices(self):
-        """Say of a flag that once meant something else what it means now."""
+        """Print the notices of flags that once had another meaning."""
         for location in self.locations.values():
             option = location if location.startswith("--") else f"--{location.rpartition(': ')[2]}"
             action = self._option_string_actions.get(option)
@@ -220,10 +220,10 @@ class Parser(argparse.ArgumentParser):
     # ---- config files
 
     def config_words(self, path):
-        """{setting: (location, argparse's words)} of a config file; each entry is checked by itself.
+        """{setting: (location, argparse's words)} of a config file; each entry is checked on its own.
 
         Raises:
-            UserError: an unknown key, a value that its flag would not take, a setting that stands there twice.
+            UserError: an unknown key, a value that its flag rejects, or a setting given twice.
         """
         words = {}
         for key, value, location in read_config(path):
@@ -242,7 +242,7 @@ class Parser(argparse.ArgumentParser):
         return words
 
     def entry_words(self, action, option, value, location):
-        """A value of a config file as it would be typed; [] where it asks for nothing."""
+        """A config file's value as it would be typed; [] if there is nothing to type."""
         if value is None:
             return []
         if isinstance(action, Switch):
@@ -267,7 +267,7 @@ class Parser(argparse.ArgumentParser):
 
     @staticmethod
     def value_words(action, value, location):
-        """The words of a value: several of a list or an object, where the flag takes several."""
+        """The words of a value: several for a list or an object, if the flag takes several."""
         several = action.nargs in ("+", "*")
         if several and isinstance(value, dict):
             value = [f"{key}={item}" for key, item in value.items()]
@@ -288,7 +288,7 @@ class Parser(argparse.ArgumentParser):
     # ---- unknown flags
 
     def refuse(self, rest):
-        """Leave because of words that no flag takes."""
+        """Exit because no flag takes these words."""
         flag = next((word.partition("=")[0] for word in rest if word.startswith("--")), None)
         if flag is None:
             self.error(f"{rest[0]!r} is neither a config file nor a flag")
@@ -296,7 +296,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"{flag}: there is no such flag" + (f"; {suggestion}" if suggestion else ""))
 
     def suggest(self, flag, dashes="--"):
-        """Advice that names the known flag nearest to an unknown one, or None."""
+        """A suggestion of the known flag nearest to an unknown one, or None."""
         known = {option: action for p in self.with_subparsers() for option, action in p._option_string_actions.items()}
         visible = [option for option, action in known.items() if action.help != argparse.SUPPRESS and "=" not in option]
         near = sorted((o for o in visible if o.startswith(flag)), key=len)
@@ -316,7 +316,7 @@ class _Version(argparse.Action):
 
 
 def version_line():
-    """The toolkit's version and those of the libraries that decide its numbers, none of them imported."""
+    """Versions of the toolkit and of the libraries that determine its numbers, without importing them."""
     from importlib.metadata import PackageNotFoundError, version
 
     def installed(name):
@@ -336,20 +336,20 @@ def version_line():
 
 
 def build_parser(doc):
-    """A parser whose description is a script's docstring; prefixes of flags are not taken for flags."""
+    """A parser with a script's docstring as its description; abbreviated flags are not accepted."""
     p = Parser(usage="%(prog)s [config.json|config.yaml] [flags]", description=doc, formatter_class=HelpFormatter,
                allow_abbrev=False)  # fmt: skip
     p.add_argument("--config", metavar="FILE", dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
                    help="read flags from a json or yaml file; those on the command line override it")  # fmt: skip
     p.add_argument("--version", action=_Version, nargs=0, dest=argparse.SUPPRESS, default=argparse.SUPPRESS,
-                   help="print the versions of the toolkit, torch and transformers, and stop")  # fmt: skip
+                   help="print the versions of the toolkit, torch and transformers, and exit")  # fmt: skip
     return p
 
 
 def typed_flags(make_parser, argv=None):
-    """{setting: value} of what was typed or stood in a config file, defaults left out."""
+    """{setting: value} of the flags typed or set in a config file, without defaults."""
     bare = make_parser()
-    # What set_defaults put there would come back as if it had been typed.
+    # Values of set_defaults would come back as if they had been typed.
     bare._defaults.clear()
     words = bare.read_words(argv)
     for action in bare._actions:

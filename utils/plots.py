@@ -1,4 +1,4 @@
-"""Pictures of a run, where people would rather look than read."""
+"""Pictures of a run."""
 
 import io
 import warnings
@@ -10,7 +10,7 @@ from versatile.utils.files import atomic_write
 def start_figure(*grid, **options):
     """(figure, axes) of `matplotlib.pyplot.subplots`, for a file and never for a screen.
 
-    Names of tasks and runs stand in it as they are: nothing in them is taken for a formula.
+    Names of tasks and runs are shown literally: nothing in them is taken for a formula.
     """
     import matplotlib
 
@@ -22,9 +22,9 @@ def start_figure(*grid, **options):
 
 
 def save_figure(path, figure):
-    """Write a figure as a PNG beside its name, move it into place, and let go of it.
+    """Write a figure as a PNG under a temporary name, move it into place, and close the figure.
 
-    A character that the font lacks is drawn as a box, without a word about each.
+    A character that the font lacks is drawn as a box, without a warning.
     """
     import matplotlib.pyplot as plt
 
@@ -39,7 +39,7 @@ def save_figure(path, figure):
 
 
 def line_marker(rows):
-    """A marker where there are few points: a line through one is invisible."""
+    """A marker if there are few points, as a line through a single one is invisible."""
     return "." if len(rows) < 6 else None
 
 
@@ -63,7 +63,7 @@ def learning_curve(path, history, title):
 
     Args:
         path: where the PNG goes.
-        history: {"train": [{step, loss, lr}], "valid": [{step, nll, tasks: {task: {nll}}}]}; `tasks` where there are
+        history: {"train": [{step, loss, lr}], "valid": [{step, nll, tasks: {task: {nll}}}]}; `tasks` if there are
             several.
         title: printed above.
     """
@@ -116,9 +116,9 @@ def score_curve(path, history, title):
     if names:
         mean = [r["eval_average_metrics"] for r in valid]
         if len(names) > 1:
-            # Of one score it would lie on the score itself.
+            # With a single score it would coincide with it.
             left.plot(steps, mean, color="black", lw=2, marker="o", ms=4, label="average")
-        # A correlation may lie below 0.
+        # A correlation may be below 0.
         left.set_ylim(min(0, *(r[name] for r in valid for name in names)) - 3, 105)
         best = max(range(len(mean)), key=mean.__getitem__)
         left.annotate(f"{mean[best]:.1f}", (steps[best], mean[best]), textcoords="offset points", xytext=(0, 7),
@@ -137,7 +137,7 @@ def score_curve(path, history, title):
 
 
 def task_scores_curve(path, history, title):
-    """Loss in training and on the dev files; beside it each task's score and the average. A PNG.
+    """Loss in training and on the dev files; next to it each task's score and the average. A PNG.
 
     Args:
         path: where the PNG goes.
@@ -174,11 +174,11 @@ def task_scores_curve(path, history, title):
 
 
 def data_seen(path, seen, title):
-    """What the batches were fresh_shares of, and how much of each task's data has been in one. A PNG.
+    """Each task's share of the batches, and how much of its data has been in one. A PNG.
 
     Args:
         path: where the PNG goes.
-        seen: [{step, rows: {task: rows of batches so far}, share: {task: share of its rows that were in one}}].
+        seen: [{step, rows: {task: rows of batches so far}, share: {task: share of its rows seen in a batch}}].
         title: printed above.
     """
     figure, (left, right) = start_figure(1, 2, figsize=(11, 4), dpi=130, layout="constrained")
@@ -188,7 +188,7 @@ def data_seen(path, seen, title):
         fresh = {t: now["rows"][t] - (before["rows"][t] if before else 0) for t in tasks}
         fresh_shares.append({t: 100 * n / max(1, sum(fresh.values())) for t, n in fresh.items()})
     if fresh_shares:
-        # Each share holds from the point before it.
+        # Each share applies from the point before it.
         shares = [[row[t] for row in (fresh_shares[0], *fresh_shares)] for t in tasks]
         left.stackplot(steps, shares, labels=tasks, step="pre", colors=[f"C{i % 10}" for i in range(len(tasks))])
     for i, task in enumerate(tasks):

@@ -1,4 +1,4 @@
-"""How far a long job is, on a terminal and in a log."""
+"""Progress of a long job, on a terminal and in a log."""
 
 import time
 
@@ -12,9 +12,9 @@ class Progress:
     Without a terminal there is no bar; a line is printed now and then instead.
 
     Args:
-        total: how many there are to do; None: nobody knows. Then what takes a moment only shows nothing.
-        what: what is done.
-        initial: how many are done already.
+        total: how many there are to do; None: unknown, and then a job that takes only a moment shows nothing.
+        what: description of the job.
+        initial: how many are already done.
     """
 
     def __init__(self, total, what, initial=0):
@@ -28,7 +28,7 @@ class Progress:
         return self.update
 
     def update(self, done):
-        """So many are done."""
+        """Report that `done` are finished."""
         now = time.monotonic()
         if not self.bar.disable:
             self.bar.update(done - self.bar.n)

@@ -1,4 +1,4 @@
-"""CoQA's scores of answers (Reddy, Chen and Manning 2019), equal to those of its official script, version 1.0.
+"""CoQA's answer scores (Reddy, Chen and Manning 2019), equal to those of its official script, version 1.0.
 
 Plain numbers; `utils.metrics.coqa` checks its input and adds signatures.
 """
@@ -38,7 +38,7 @@ def against_all(score, prediction, golds):
     """The score of one answer, 0–1, against several gold answers.
 
     Each gold answer is left out in turn and the best score against the others taken; the mean of these counts.
-    It is how a human annotator, who cannot be compared with themselves, is scored. One gold answer alone is
+    This is how a human annotator, who cannot be compared with themselves, is scored. One gold answer alone is
     compared directly.
     """
     scores = [score(prediction, gold) for gold in golds]
@@ -50,6 +50,6 @@ def against_all(score, prediction, golds):
 
 
 def coqa(hypotheses, references):
-    """(F1, EM), 0–100: the means over all answers, of whatever story or domain."""
+    """(F1, EM), 0–100: the means over all answers, regardless of story or domain."""
     pairs = list(zip(hypotheses, references))
     return tuple(100 * sum(against_all(score, *pair) for pair in pairs) / len(pairs) for score in (f1, exact))

@@ -1,4 +1,4 @@
-"""The recipes of run.sh, as it prints them: the one place where they are written down is recipes.sh."""
+"""The recipes of run.sh, as it prints them; they are defined only in recipes.sh."""
 
 import shlex
 import subprocess
@@ -8,7 +8,7 @@ RUN_SH = Path(__file__).resolve().parent.parent / "run.sh"
 
 
 def read_recipe(name):
-    """The words of the command that a recipe runs, its script first, or None: there is no such recipe.
+    """The words of the command that a recipe runs, starting with its script, or None if there is no such recipe.
 
     An installed package has no run.sh, and no recipes.
     """
@@ -16,10 +16,10 @@ def read_recipe(name):
 
 
 def read_recipe_names(starts):
-    """Names of the recipes that start with one of some texts, with those of lifelong learning in all orders."""
+    """Names of the recipes that start with one of some texts, including those of lifelong learning in all orders."""
     printed = _print()
     names = [line.partition(" python ")[0].strip() for line in printed if " python " in line]
-    # Lifelong recipes are printed in one order; the others stand below, an order and its tasks in a line.
+    # Lifelong recipes are printed in one order; the others are listed below, an order and its tasks per line.
     orders = [line.split()[0] for line in printed if line.startswith("    ")]
     methods = [name.removeprefix("lifelong-wcs-") for name in names if name.startswith("lifelong-wcs-")]
     names += [f"lifelong-{order}-{method}" for order in orders for method in methods]

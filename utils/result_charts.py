@@ -1,16 +1,16 @@
-"""Charts of the results of many evaluations: what each method scores, and what it has to store for it."""
+"""Charts of the results of many evaluations: what each method scores, and what it has to store for that."""
 
 import math
 
 from versatile.utils.plots import save_figure, start_figure
 from versatile.utils.table import LOWER_IS_BETTER, in_words, label
 
-# Told apart by colour-blind readers, too (seaborn's palette "colorblind", its yellow last).
+# Distinguishable by colour-blind readers, too (seaborn's palette "colorblind", its yellow last).
 COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494", "#fbafe4", "#ece133")
 
 
 def bar_chart(path, cells):
-    """Bars of every task's headline score, a panel a task and a bar a method, as a PNG."""
+    """Bars of every task's headline score, one panel per task and one bar per method, as a PNG."""
     colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(cells.methods)}
     shown = [m for m in cells.methods if any(method == m for _, method in cells.of)]
     columns = min(3, len(cells.tasks))
@@ -32,11 +32,11 @@ def bar_chart(path, cells):
 
 
 def draw_bars(axes, values, texts, colours, deviations=None):
-    """One panel: a horizontal bar and its number for each method, words for one without a result.
+    """One panel: a horizontal bar and its number for each method, or words if it has no result.
 
     Args:
-        values: {method: number}; not finite ones and methods without any have no bar.
-        texts: {method: the number in words}.
+        values: {method: number}; methods without a finite number have no bar.
+        texts: {method: the number as text}.
         colours: {method: colour} of all methods, from the top down.
         deviations: {method: half the length of its error bar}.
     """
@@ -62,7 +62,7 @@ def draw_bars(axes, values, texts, colours, deviations=None):
 
 
 def quiet_axes(axes, grid="both"):
-    """The look of all charts: a pale grid behind the data, small grey numbers, no frame above and on the right."""
+    """The style of all charts: a pale grid behind the data, small grey numbers, no frame above and on the right."""
     axes.grid(axis=grid, color="0.9", lw=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(axis=grid, labelsize=8, colors="0.4")
@@ -73,10 +73,10 @@ def quiet_axes(axes, grid="both"):
 def tradeoff_chart(path, cells):
     """Every task's headline score against the parameters that a method stores for the task, as a PNG.
 
-    A task needs two methods of different sizes to be shown.
+    A task is shown only if it has two methods of different sizes.
 
     Returns:
-        whether there was a task to show; without one nothing is written.
+        whether there was a task to show; otherwise nothing is written.
     """
     points = {task: _stored_and_scored(cells, task) for task in cells.tasks}
     points = {task: methods for task, methods in points.items() if len({stored for stored, _ in methods.values()}) > 1}

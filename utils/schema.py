@@ -1,4 +1,4 @@
-"""Json files checked at the door: what a file must hold is written down as data, and one walk compares.
+"""Validation of json files when they are read: the expected content is declared as data and compared in one walk.
 
 A schema is a tree of kinds: `Text`, `Whole`, `Number`, `Flag`, `Choice`, `ListOf`, `MapOf`, `Record`. The first value
 that does not fit raises a `UserError` that names the file and the key (``tasks[1].labels``).
@@ -23,7 +23,7 @@ class Kind:
 
     Attributes:
         required: whether the key must be present.
-        null: whether null stands for "not given".
+        null: whether null means "not given".
     """
 
     required: bool = field(default=False, kw_only=True)
@@ -38,14 +38,14 @@ class Kind:
         self.descend(value, key)
 
     def fits(self, value):
-        """Whether the value itself is right; what it contains is `descend`'s."""
+        """Whether the value itself is valid; `descend` checks what it contains."""
         return True
 
     def descend(self, value, key):
         """Check what the value contains."""
 
     def expected(self):
-        """What would have been right."""
+        """What a valid value is."""
         return "a value"
 
 
@@ -68,7 +68,7 @@ class Text(Kind):
 
 @dataclass(frozen=True)
 class Whole(Kind):
-    """A whole number from `low` to `high`; true and 2.0 are none."""
+    """A whole number from `low` to `high`; true and 2.0 do not count."""
 
     low: int = 0
     high: int = 2**63 - 1
@@ -124,7 +124,7 @@ class ListOf(Kind):
 
     Attributes:
         shortest, longest: how many items.
-        unique: what of an item may stand once only, as a function, or None.
+        unique: function of an item whose results must all differ, or None.
     """
 
     item: Kind = Kind()
@@ -150,7 +150,7 @@ class ListOf(Kind):
 
 @dataclass(frozen=True)
 class MapOf(Kind):
-    """An object whose keys are free and whose values are all of one kind."""
+    """An object with arbitrary keys whose values are all of one kind."""
 
     item: Kind = Kind()
     name: Text = Text()
@@ -169,7 +169,7 @@ class MapOf(Kind):
 
 @dataclass(frozen=True)
 class Record(Kind):
-    """An object with known keys; unknown ones are left alone unless `closed`."""
+    """An object with known keys; unknown ones are ignored unless `closed`."""
 
     fields: dict = field(default_factory=dict)
     closed: bool = False
@@ -200,7 +200,7 @@ def _is_encodable(text):
 
 
 def validate(value, schema, location, remedy="copy the file again from where it was written"):
-    """A `UserError` where a value does not fit a schema, with the key and what was expected.
+    """Raise a `UserError` with the key and what was expected where a value does not fit a schema.
 
     Returns:
         the value.
@@ -216,7 +216,7 @@ def validate(value, schema, location, remedy="copy the file again from where it 
 
 
 def read_json_object(path, remedy="copy it again", location=None):
-    """The object a json file holds; a file that cannot be read, parsed or is something else is a `UserError`."""
+    """The object in a json file; a file that cannot be read or parsed, or holds anything else, is a `UserError`."""
     location = location or path
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
@@ -236,7 +236,7 @@ def read_json_object(path, remedy="copy it again", location=None):
 
 
 def unique_keys(pairs):
-    """A json object; of a key that stands twice it could not be said which value counts."""
+    """A json object; a repeated key is an error, as it would be unclear which value counts."""
     result = dict(pairs)
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -1,4 +1,4 @@
-"""What a process shows: output that cannot be shown never ends the work, and texts from files cannot steer a terminal.
+"""Safe terminal output: failing output never ends the work, and texts from files cannot control a terminal.
 
 A script's `main` runs under `protected` (through `utils.errors.exit_on_user_error`).
 """
@@ -11,15 +11,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Control characters (C0 but tab and line feed, DEL, C1), other line ends, the marks that reorder a line, and halves of
-# characters.
+# Control characters (C0 except tab and line feed, DEL, C1), other line ends, marks that reorder a line, and lone
+# surrogates.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def escape_controls(text):
-    r"""`text` with every character that could steer a terminal written out: ESC as ``\x1b``."""
+    r"""`text` with every character that could control a terminal escaped: ESC as ``\x1b``."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -29,7 +29,7 @@ def counted(number, noun):
 
 
 def align_columns(rows, right, rule=False):
-    """Rows of texts as a table; the columns `right` are numbers, and a `rule` stands under the first row."""
+    """Rows of texts as a table; the columns in `right` are right-aligned, and `rule` underlines the first row."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [*rows[:1], *([["-" * width for width in widths]] if rule else []), *rows[1:]]
     return "\n".join("  ".join(cell.rjust(w) if i in right else cell.ljust(w)
@@ -37,18 +37,18 @@ def align_columns(rows, right, rule=False):
 
 
 def shell_words(*words):
-    """Words that can be pasted into a shell, each quoted where it must be."""
+    """Words for pasting into a shell, each quoted if necessary."""
     return shlex.join(map(str, words))
 
 
 def shell_command(script, *words):
-    """A command that can be pasted into a shell: "python <script> <words>"; without a checkout "versatile <name>"."""
+    """A command for pasting into a shell: "python <script> <words>", or without a checkout "versatile <name>"."""
     start = ["python", script] if _in_checkout(script) else ["versatile", Path(script).stem]
     return shell_words(*start, *words)
 
 
 def resume_command(script, directory, processes=1):
-    """What to type to resume a run, with as many processes on each machine as it has."""
+    """The command that resumes a run with the same number of processes on each machine."""
     if processes == 1:
         return shell_command(script, "--resume", directory)
     start = [script] if _in_checkout(script) else ["-m", "versatile", Path(script).stem]
@@ -56,21 +56,21 @@ def resume_command(script, directory, processes=1):
 
 
 def _in_checkout(script):
-    """Whether the script stands beside the rooms; installed, it is a module."""
+    """Whether the script is next to the rooms; otherwise it is an installed module."""
     return (Path(__file__).resolve().parent.parent / script).is_file()
 
 
 class SafeStream:
-    """A text stream that shows what can be shown.
+    """A text stream that shows what can be shown and never fails.
 
-    Errors of the file below (closed, full, nobody reads it) are dropped, as nothing that is shown is worth the work it
-    reports on; control characters are written out. Everything else is the stream's own.
+    Errors of the underlying file (closed, full, no reader) are dropped, as no output is worth the work it reports on;
+    control characters are escaped. Everything else is the stream's own.
 
     Args:
-        stream: a text stream, or None where the process was started without one.
+        stream: a text stream, or None if the process was started without one.
 
     Attributes:
-        has_reader: False once the process at the other end of a pipe has left.
+        has_reader: False once the process at the other end of a pipe has exited.
     """
 
     def __init__(self, stream):
@@ -90,7 +90,7 @@ class SafeStream:
         return len(text)
 
     def write_data(self, line):
-        """Write a line that a program reads: as it is, unless a terminal is at the other end."""
+        """Write a line for a program to read: unchanged, unless a terminal is at the other end."""
         if self.isatty():
             self.write(f"{line}\n")
         else:
@@ -126,12 +126,12 @@ class SafeStream:
         except OSError:
             pass
         except ValueError:
-            # "I/O operation on closed file"; anything else is a mistake of the caller.
+            # "I/O operation on closed file"; anything else is the caller's mistake.
             if not self._stream.closed:
                 raise
 
     def release(self):
-        """Write out what is buffered; where that fails, let it go nowhere: Python complains when it ends."""
+        """Flush the buffer; if that fails, flush it to the null device, as Python would complain at exit."""
         if self._stream is None or self._stream.closed:
             return
         try:
@@ -146,17 +146,17 @@ class SafeStream:
 
 @contextlib.contextmanager
 def protected():
-    """A context in which stdout and stderr are `SafeStream`s, stdin exists, and caches have a writable home."""
+    """Context in which stdout and stderr are `SafeStream`s, stdin exists, and caches have a writable home."""
     _occupy_standard_files()
     _ensure_home()
     old = sys.stdout, sys.stderr
     if isinstance(sys.stdout, SafeStream):
-        # One main calls another's.
+        # A main called by another.
         yield
         return
     for stream in old:
         if hasattr(stream, "reconfigure"):
-            # An encoding that lacks a character (ascii, latin-1) gets its number. What is buffered is written first.
+            # Characters that the encoding (ascii, latin-1) lacks are escaped. The buffer is written first.
             with contextlib.suppress(OSError, ValueError):
                 stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = SafeStream(sys.stdout), SafeStream(sys.stderr)
@@ -169,9 +169,9 @@ def protected():
 
 
 def _occupy_standard_files():
-    """Open what the process was started without (``>&-``) on the null device.
+    """Open the standard files that the process was started without (``>&-``) on the null device.
 
-    The next file to be opened would get the free number, and whatever a library prints would go into it.
+    Otherwise the next file opened would get the free number, and library output would go into it.
     """
     for number in (0, 1, 2):
         try:
@@ -184,7 +184,7 @@ def _occupy_standard_files():
         sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - for the life of the process
 
 
-# Where libraries keep what they could make anew: variable -> folder below ours.
+# Where libraries keep what can be regenerated: variable -> folder below ours.
 _CACHES = {
     "MPLCONFIGDIR": "matplotlib", "HF_HOME": "huggingface", "TORCHINDUCTOR_CACHE_DIR": "inductor",
     "TRITON_CACHE_DIR": "triton", "VERSATILE_CACHE": "versatile", "TORCH_HOME": "torch",
@@ -192,7 +192,7 @@ _CACHES = {
 
 
 def _ensure_home():
-    """Without a home directory that can be written, caches go to the folder for temporary files, said once."""
+    """Without a writable home directory, caches go to the folder for temporary files; this is reported once."""
     home = Path(os.path.expanduser("~"))
     if home.is_absolute() and _is_writable(home):
         _name_user()
@@ -211,7 +211,7 @@ def _ensure_home():
 
 
 def _name_user():
-    """A user id that has no entry has no name either, and PyTorch asks for one."""
+    """Set a user name where the user id has no entry, as PyTorch asks for one."""
     if any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
         return
     try:
@@ -223,6 +223,6 @@ def _name_user():
 
 
 def _is_writable(home):
-    """Whether caches can be kept below it: the folder that they lie in, or else it can be made."""
+    """Whether caches can be kept below `home`: its .cache folder is writable, or can be made."""
     cache = home / ".cache"
     return os.access(cache if cache.exists() else home, os.W_OK | os.X_OK)

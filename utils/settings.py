@@ -1,7 +1,7 @@
-"""The one table of settings that scripts share: names, spellings, types, defaults, help.
+"""The table of settings that scripts share: names, spellings, types, defaults and help.
 
-A setting's name is its attribute in the parsed flags and its first spelling; the others are what the four published
-systems and transformers call it. Each means the same in every script that has the setting.
+A setting's name is its attribute in the parsed flags and its first spelling; the other spellings are those of the four
+published systems and of transformers. Each means the same in every script that has the setting.
 """
 
 import json
@@ -13,7 +13,7 @@ from versatile.utils import flags
 from versatile.utils.devices import PROFILE
 from versatile.utils.parser import Refuse, Switch
 
-# What the originals and older versions of transformers call a schedule -> its name in transformers.
+# Names of schedules in the originals and in older versions of transformers -> names in transformers.
 SCHEDULES = {"cosine_w_restarts": "cosine_with_restarts", "constant_w_warmup": "constant_with_warmup"}
 SCHEDULE_NAMES = ("linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "constant",
                   "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay")  # fmt: skip
@@ -21,8 +21,8 @@ REPORTERS = ("tensorboard", "wandb", "trackio", "none")
 
 
 class _UseDevice(Action):
-    """--device cpu. It acts when it is parsed, before a library looks for a GPU, and is not a setting of a run, which
-    may be resumed on another device."""
+    """--device cpu. Takes effect while parsing, before any library looks for a GPU. Not a setting of the run, which may
+    be resumed on another device."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         if values == "cpu":
@@ -37,19 +37,19 @@ class _UseCPU(Switch):
 
 
 class _Profile(Action):
-    """--profile DIR, for the training loop; no setting of a run either."""
+    """--profile DIR, for the training loop; not a setting of the run either."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         os.environ[PROFILE] = os.path.abspath(values)
 
 
 def hide_accelerators():
-    """Let no library find a GPU or a TPU."""
+    """Hide GPUs and TPUs from all libraries."""
     os.environ.update(CUDA_VISIBLE_DEVICES="", PJRT_DEVICE="CPU")
 
 
 def schedule_name(text):
-    """Type: the name of a schedule, in transformers' spelling or the originals'."""
+    """argparse type: the name of a schedule, in transformers' spelling or the originals'."""
     name = SCHEDULES.get(text, text)
     if name not in SCHEDULE_NAMES:
         raise ArgumentTypeError(f"{flags.shown(text)}: expected one of {', '.join(SCHEDULE_NAMES)}")
@@ -57,7 +57,7 @@ def schedule_name(text):
 
 
 def json_object(text):
-    """Type: a json object."""
+    """argparse type: a json object."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -72,7 +72,7 @@ json_object.written, json_object.expected = json.dumps, "a json object"
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table; `options` go to `add_argument`."""
+    """One row of the table; `options` are passed to `add_argument`."""
 
     name: str
     group: str
@@ -91,104 +91,104 @@ _SWITCH = dict(action=Switch)
 TABLE = (
     Setting("dataset_path", DATA, "the task's json file (default: the task's own location under data/)"),
     Setting("data_dir", DATA, "folder of the tasks' files"),
-    Setting("max_history", DATA, "exchanges of a conversation kept (default: published)", flags.positive),
-    Setting("limit", DATA, "use only the first so many examples of each split", flags.positive),
+    Setting("max_history", DATA, "number of exchanges of a conversation to keep (default: published)", flags.positive),
+    Setting("limit", DATA, "use only the first N examples of each split", flags.positive),
     Setting("split", DATA, "which split (default: the task's scored split)",
             options=dict(choices=["train", "valid", "test"])),
     Setting("token_cache_dir", DATA,
-            "where tokenised data are kept (default: $VERSATILE_CACHE or ~/.cache/versatile)"),
-    Setting("overwrite_cache", DATA, "tokenise anew", options=_SWITCH),
+            "where tokenised data are cached (default: $VERSATILE_CACHE or ~/.cache/versatile)"),
+    Setting("overwrite_cache", DATA, "tokenise the data again", options=_SWITCH),
     Setting("model_checkpoint", MODEL, "a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5",
             spellings=("model_name", "model_name_or_path"), options=dict(metavar="MODEL")),
-    Setting("tokenizer_name", MODEL, "its tokenizer, if it is not the model's own"),
-    Setting("cache_dir", MODEL, "where models from the hub are kept (default: the hub's own cache)"),
-    Setting("adapter_bottleneck", MODEL, "width of an adapter", flags.bottleneck, options=dict(metavar="N")),
-    Setting("row_init", MODEL, "task embeddings start from N(0, 0.02) as published, or from their markers' words",
+    Setting("tokenizer_name", MODEL, "tokenizer, if not the model's own"),
+    Setting("cache_dir", MODEL, "where models from the hub are cached (default: the hub's own cache)"),
+    Setting("adapter_bottleneck", MODEL, "bottleneck size of an adapter", flags.bottleneck, options=dict(metavar="N")),
+    Setting("row_init", MODEL, "initialise task embeddings from N(0, 0.02) as published, or from their markers' words",
             default="normal", options=dict(choices=["normal", "words"])),
-    Setting("random_init", MODEL, "the backbone's shape with fresh weights", options=_SWITCH),
-    Setting("max_len", MODEL, "tokens of an example; what is longer is cut", flags.positive,
+    Setting("random_init", MODEL, "use the backbone's architecture with random weights", options=_SWITCH),
+    Setting("max_len", MODEL, "maximum tokens of an example; longer ones are truncated", flags.positive,
             spellings=("max_seq_length",)),
-    Setting("max_source_length", DATA, "tokens of an input at the most", flags.positive),
-    Setting("kd_temperature", DISTILLATION, "softens the distributions of teacher and student", flags.rate, 2.0,
+    Setting("max_source_length", DATA, "maximum tokens of an input", flags.positive),
+    Setting("kd_temperature", DISTILLATION, "temperature of the teacher's and student's distributions", flags.rate, 2.0,
             spellings=("temperature_kd",)),
     Setting("kd_alpha", DISTILLATION, "weight of the teacher against the labels", flags.fraction, 0.5),
-    Setting("sampling_temperature", TRAINING, "a task is drawn in proportion to size^(1/T)", flags.rate,
+    Setting("sampling_temperature", TRAINING, "draw each task in proportion to size^(1/T)", flags.rate,
             options=dict(metavar="T")),
-    Setting("lr", TRAINING, "highest learning rate", flags.rate, spellings=("learning_rate",)),
-    Setting("n_epochs", TRAINING, "passes over the data", flags.positive,
+    Setting("lr", TRAINING, "peak learning rate", flags.rate, spellings=("learning_rate",)),
+    Setting("n_epochs", TRAINING, "training epochs", flags.positive,
             spellings=("n_train_epochs", "num_train_epochs")),
-    Setting("max_steps", TRAINING, "stop after so many optimizer steps", flags.positive),
-    Setting("train_batch_size", TRAINING, "examples of a batch in each process", flags.positive,
+    Setting("max_steps", TRAINING, "stop after this many optimizer steps", flags.positive),
+    Setting("train_batch_size", TRAINING, "examples per batch in each process", flags.positive,
             spellings=("per_device_train_batch_size", "per_gpu_train_batch_size")),
-    Setting("valid_batch_size", TRAINING, "examples of a validation batch", flags.positive, 32,
+    Setting("valid_batch_size", TRAINING, "examples per validation batch", flags.positive, 32,
             spellings=("per_device_eval_batch_size", "per_gpu_eval_batch_size")),
-    Setting("gradient_accumulation_steps", TRAINING, "batches of an optimizer step", flags.positive, 1),
-    Setting("max_tokens", TRAINING, "size batches by tokens, padding counted, not by examples", flags.positive),
-    Setting("max_norm", TRAINING, "gradients are clipped to this norm, once in each step", flags.rate, 1.0,
+    Setting("gradient_accumulation_steps", TRAINING, "batches per optimizer step", flags.positive, 1),
+    Setting("max_tokens", TRAINING, "size batches by tokens, padding included, not by examples", flags.positive),
+    Setting("max_norm", TRAINING, "clip gradients to this norm, once per step", flags.rate, 1.0,
             spellings=("max_grad_norm",)),
-    Setting("lr_scheduler_type", TRAINING, "how the rate changes after the warm-up: " + ", ".join(SCHEDULE_NAMES),
+    Setting("lr_scheduler_type", TRAINING, "learning rate schedule after the warm-up: " + ", ".join(SCHEDULE_NAMES),
             schedule_name, "linear", spellings=("lr_scheduler",), options=dict(metavar="NAME")),
-    Setting("lr_scheduler_kwargs", TRAINING, "what the schedule takes, e.g. '{\"num_cycles\": 2}'", json_object,
+    Setting("lr_scheduler_kwargs", TRAINING, "arguments of the schedule, e.g. '{\"num_cycles\": 2}'", json_object,
             options=dict(metavar="JSON")),
-    Setting("warmup_steps", TRAINING, "steps in which the rate rises", flags.not_negative, 0),
-    Setting("warmup_ratio", TRAINING, "the same as a share of all steps", flags.fraction,
+    Setting("warmup_steps", TRAINING, "steps of learning rate warm-up", flags.not_negative, 0),
+    Setting("warmup_ratio", TRAINING, "warm-up as a share of all steps", flags.fraction,
             spellings=("warmup_proportion",)),
-    Setting("weight_decay", TRAINING, "AdamW's, not on norms and biases", flags.not_negative_rate, 0.0),
+    Setting("weight_decay", TRAINING, "AdamW's weight decay, not on norms and biases", flags.not_negative_rate, 0.0),
     Setting("adam_eps", TRAINING, "Adam's epsilon", flags.rate, spellings=("adam_epsilon",)),
     Setting("early_stopping", TRAINING, "stop after N epochs without a new best", flags.positive,
             options=dict(metavar="N")),
-    Setting("select", TRAINING, "keep the model of the best validation loss, or the last as the original does",
+    Setting("select", TRAINING, "keep the model of the best validation loss, or the last one as the original does",
             default="best", options=dict(choices=["best", "last"])),
     Setting("no_validation", TRAINING, "train without a validation split; keep the last model", options=_SWITCH),
     Setting("eval_before_start", TRAINING, "validate before the first step", spellings=("eval_on_start",),
             options=_SWITCH),
-    Setting("seed", TRAINING, "of weights, order and dropout", flags.seed, 42),
-    Setting("init_from", TRAINING, "start from the adapters and embeddings of a trained model, or all its weights",
+    Setting("seed", TRAINING, "random seed of weights, data order and dropout", flags.seed, 42),
+    Setting("init_from", TRAINING, "initialise from a trained model's adapters and embeddings, or all its weights",
             options=dict(metavar="RUN")),
-    # Not for typing: kept in run.json, so that a resumed run notices another start.
+    # Not for the command line: kept in run.json so that a resumed run notices a different starting point.
     Setting("init_fingerprint", TRAINING, SUPPRESS),
     Setting("compile", SPEED, "torch.compile every block (needs a C++ compiler on a CPU)", options=_SWITCH),
     Setting("gradient_checkpointing", SPEED, "recompute activations to save memory",
             spellings=("activation_checkpointing",), options=_SWITCH),
-    Setting("fsdp", SPEED, "share every tensor out over the processes (FSDP2): for backbones that no device holds",
+    Setting("fsdp", SPEED, "shard all tensors across the processes (FSDP2), for backbones that fit on no single device",
             options=_SWITCH),
-    Setting("profile", SPEED, "write a trace of a few optimizer steps into this directory, to be opened in a browser: "
+    Setting("profile", SPEED, "write a trace of a few optimizer steps to this directory, for viewing in a browser: "
             "https://ui.perfetto.dev (default: none)", default=SUPPRESS, options=dict(action=_Profile, metavar="DIR")),
-    Setting("load_in_4bit", SPEED, "keep the linear maps of a frozen backbone in 4 bits", options=_SWITCH),
-    Setting("load_in_8bit", SPEED, "keep the linear maps of a frozen backbone in 8 bits", options=_SWITCH),
+    Setting("load_in_4bit", SPEED, "keep the linear layers of a frozen backbone in 4 bits", options=_SWITCH),
+    Setting("load_in_8bit", SPEED, "keep the linear layers of a frozen backbone in 8 bits", options=_SWITCH),
     Setting("bf16", PRECISION, "matrix products in bfloat16 (autocast)", options=_SWITCH),
     Setting("fp16", PRECISION, "matrix products in float16 with loss scaling (GPU only)", options=_SWITCH),
     Setting("fp32", PRECISION, "everything in float32", options=_SWITCH),
-    Setting("device", PRECISION, "cpu: use no GPU even where there is one (default: the GPU where there is one)",
+    Setting("device", PRECISION, "cpu: use no GPU even if there is one (default: the GPU if there is one)",
             default=SUPPRESS, options=dict(action=_UseDevice, choices=("auto", "cpu"))),
     Setting("no_cuda", PRECISION, "the same as --device cpu", default=SUPPRESS, spellings=("use_cpu",),
             options=dict(action=_UseCPU)),
-    Setting("local_rank", PRECISION, "what old launchers pass; torchrun says it by itself", flags.count_or_none, -1),
-    Setting("fp16_opt_level", PRECISION, "Apex' levels: O1 means --fp16, O0 --fp32",
+    Setting("local_rank", PRECISION, "passed by old launchers; not needed with torchrun", flags.count_or_none, -1),
+    Setting("fp16_opt_level", PRECISION, "Apex level: O1 means --fp16, O0 --fp32",
             options=dict(choices=["O0", "O1", "O2", "O3"])),
     Setting("no_sample", DECODING, "greedy (or beam) search instead of sampling", options=_SWITCH),
-    Setting("num_beams", DECODING, "width of the beam", flags.positive, 1, spellings=("eval_beams",)),
-    Setting("length_penalty", DECODING, "of beam search; above 0 favours longer outputs", flags.number, 1.0),
-    Setting("temperature", DECODING, "of sampling", flags.rate, 0.7, spellings=("temperature_qa",)),
-    Setting("top_k", DECODING, "sample from the k likeliest; 0: all", flags.not_negative, 0, spellings=("top_k_qa",)),
-    Setting("top_p", DECODING, "sample from the likeliest of this joint probability", flags.share, 0.9,
+    Setting("num_beams", DECODING, "number of beams", flags.positive, 1, spellings=("eval_beams",)),
+    Setting("length_penalty", DECODING, "for beam search; above 0 favours longer outputs", flags.number, 1.0),
+    Setting("temperature", DECODING, "sampling temperature", flags.rate, 0.7, spellings=("temperature_qa",)),
+    Setting("top_k", DECODING, "sample from the top k tokens; 0: all", flags.not_negative, 0, spellings=("top_k_qa",)),
+    Setting("top_p", DECODING, "sample from the top tokens of this total probability", flags.share, 0.9,
             spellings=("top_p_qa",)),
-    Setting("max_length", DECODING, "tokens of an output at the most", flags.positive, 150),
-    Setting("min_length", DECODING, "tokens of an output at the least", flags.not_negative, 1),
+    Setting("max_length", DECODING, "maximum tokens of an output", flags.positive, 150),
+    Setting("min_length", DECODING, "minimum tokens of an output", flags.not_negative, 1),
     Setting("batch_size", DECODING, "examples decoded together", flags.positive, 32, spellings=("test_batch_size",)),
-    Setting("logging_steps", LOGGING, "steps between two points of the curve", flags.positive, 10),
-    Setting("logging_first_step", LOGGING, "log the first step, too", options=_SWITCH),
-    Setting("report_to", LOGGING, "where the curves go, beside the run directory: " + ", ".join(REPORTERS),
+    Setting("logging_steps", LOGGING, "optimizer steps between two points of the curve", flags.positive, 10),
+    Setting("logging_first_step", LOGGING, "also log the first step", options=_SWITCH),
+    Setting("report_to", LOGGING, "where to log curves in addition to the run directory: " + ", ".join(REPORTERS),
             default=["tensorboard"], options=dict(nargs="+", choices=REPORTERS, metavar="NAME")),
     Setting("output_dir", OUTPUT, "run directory (default: runs/<date>_<host>_<model>_<what>)"),
-    Setting("overwrite_output_dir", OUTPUT, "start anew where a run of this script is: its files are removed",
+    Setting("overwrite_output_dir", OUTPUT, "start over where this script has a run: that run's files are removed",
             options=_SWITCH),
-    Setting("resume", OUTPUT, "resume this run, exactly; no other flag is needed", options=dict(metavar="RUN")),
-    Setting("save_steps", OUTPUT, "a checkpoint every so many steps, not only each epoch", flags.positive),
-    Setting("keep_checkpoints", OUTPUT, "how many of the newest checkpoints are kept", flags.positive, 3,
+    Setting("resume", OUTPUT, "resume this run exactly; no other flag is needed", options=dict(metavar="RUN")),
+    Setting("save_steps", OUTPUT, "also save a checkpoint every N steps, not only each epoch", flags.positive),
+    Setting("keep_checkpoints", OUTPUT, "how many of the newest checkpoints to keep", flags.positive, 3,
             spellings=("save_total_limit",)),
     Setting("push_to_hub", OUTPUT,
-            "upload the finished directory, its README.md included, as this model of the Hugging Face hub (owner/name)",
+            "upload the finished directory, with its README.md, to the Hugging Face hub as this model (owner/name)",
             options=dict(metavar="NAME")),
     Setting("samples", OUTPUT, "how many outputs to print", flags.not_negative, 3),
 )  # fmt: skip
@@ -201,11 +201,11 @@ def add(parser, *names, group=None, notices=None, spellings=(), **changes):
     """Add settings of the table to a parser.
 
     Args:
-        names: of `SETTINGS`.
-        group: the title in --help (default: the table's), or a group of flags that exclude each other.
-        notices: {spelling: what is printed where it is used}: it once had another meaning.
-        spellings: more of them, which only this script takes.
-        changes: what is different in this script: default, help, type and other options of `add_argument`.
+        names: keys of `SETTINGS`.
+        group: title in --help (default: the table's), or a group of mutually exclusive flags.
+        notices: {spelling: text printed when it is used}, for spellings that once had another meaning.
+        spellings: additional ones that only this script takes.
+        changes: what differs in this script: default, help, type and other options of `add_argument`.
     """
     for name in names:
         setting = SETTINGS[name]
@@ -231,7 +231,7 @@ def add_precision(parser, device=True):
         add_device(parser)
 
 
-# Levels of Apex, which is not used, that have no counterpart -> why.
+# Apex levels without a counterpart, as Apex is not used -> why.
 APEX_LEVELS = {
     "O2": "Apex is not used, and its O2 keeps the weights in float16; give O1, which is what --fp16 is",
     "O3": "Apex is not used, and its O3 trains in pure float16; give O1, which is what --fp16 is",
@@ -239,7 +239,7 @@ APEX_LEVELS = {
 
 
 def apply_fp16_level(parser, args):
-    """Turn --fp16_opt_level into --fp16 or --fp32; an error of the parser where it contradicts them."""
+    """Translate --fp16_opt_level to --fp16 or --fp32; a contradiction between them is a parser error."""
     level = args.fp16_opt_level
     if level in APEX_LEVELS:
         parser.error(f"--fp16_opt_level {level}: {APEX_LEVELS[level]}")
@@ -247,7 +247,7 @@ def apply_fp16_level(parser, args):
         if args.fp16 or args.bf16:
             parser.error("--fp16_opt_level O0 is float32; leave --fp16 and --bf16 out")
         args.fp32 = True
-    # The originals' default level means nothing where --fp16 is off.
+    # The originals' default level has no effect without --fp16.
     if level == "O1" and (args.fp16 or "fp16" not in parser.locations):
         if args.fp32 or args.bf16:
             parser.error("--fp16_opt_level O1 is float16; leave --fp32 and --bf16 out")
@@ -266,7 +266,7 @@ def add_device(parser, group=None):
 
 HISTORY = "exchanges of a conversation kept (default: the checkpoint's, else published)"
 def accept(parser, names):
-    """Take settings of another script under all their spellings, and leave them alone; --help does not show them."""
+    """Accept another script's settings under all their spellings and ignore them; --help does not show them."""
     for name in names:
         switch = dict(action=Switch) if SETTINGS[name].options.get("action") is Switch else dict(nargs="*")
         words = [f"--{word}" for word in (name, *SETTINGS[name].spellings)]
@@ -280,7 +280,7 @@ def add_training(parser, published="(default: published)"):
     """The settings that train.py and train_vlm.py share.
 
     Args:
-        published: what the help says behind settings whose default is not one number.
+        published: appended to the help of settings without a single default.
     """
     for name in ("lr", "n_epochs"):
         add(parser, name, help=f"{SETTINGS[name].help} {published}")
@@ -301,14 +301,14 @@ def add_training(parser, published="(default: published)"):
 
 
 def add_decoding(parser, notices=None):
-    """How to decode, and in which precision; `training.decoding.Decoding` has the names of the first.
+    """Flags for decoding, with the names of `training.decoding.Decoding`, and for its precision.
 
     Args:
-        notices: of --cache_dir.
+        notices: of --cache_dir, as in `add`.
     """
     add(parser, "no_sample", "num_beams", "length_penalty", "temperature", "top_k", "top_p", "max_length",
         "min_length", "batch_size")  # fmt: skip
-    add(parser, "seed", group=DECODING, help="of sampling")
+    add(parser, "seed", group=DECODING, help="random seed of sampling")
     add_precision(parser)
     add(parser, "cache_dir", notices=notices)
 
@@ -321,10 +321,10 @@ WITHOUT_EFFECT = {
 
 
 def refuse(parser, reasons):
-    """Flags of a published system that are not taken: given, they are an error that says why.
+    """Reject flags of a published system that are not supported: given, they are an error that says why.
 
     Args:
-        reasons: {name: why}.
+        reasons: {name: reason}.
     """
     for name, reason in reasons.items():
         parser.add_argument(f"--{name}", action=Refuse, const=reason)

@@ -1,6 +1,6 @@
 """Flags read back from a run.json: each value is turned into the words that would have given it and parsed again.
 
-So the same types, ranges and choices hold for a file as for a command line.
+So files are checked against the same types, ranges and choices as command lines.
 """
 
 import argparse
@@ -11,9 +11,9 @@ from versatile.utils.errors import UserError, brief
 from versatile.utils.settings import ALL_SPELLINGS
 
 REMEDY = "put the value back that the run was started with, copy the file again, or start a new run"
-# What a text or a path in a run.json may be.
+# A valid text or path in a run.json.
 TEXT = schema.Text(says="a text that UTF-8 can hold", empty=True, longest=1_000_000)
-# What no flag holds but comes of one, `parser.set_defaults`: the tasks of the user's own.
+# Values that come from a flag by `parser.set_defaults` instead of being one: the user's own tasks.
 DERIVED = {
     "own_tasks": schema.MapOf(TEXT, null=True),
     "task_definitions": schema.ListOf(schema.Record(fields={"name": schema.Text(required=True)}), null=True),
@@ -21,7 +21,7 @@ DERIVED = {
 
 
 def rename_settings(stored, parser):
-    """The flags of a run.json under today's names, whatever the version that wrote it called them.
+    """The flags of a run.json under their current names, whatever the version that wrote it called them.
 
     Args:
         stored: {name: value}.
@@ -32,7 +32,7 @@ def rename_settings(stored, parser):
         action = options.get(f"--{name}")
         today = action.dest if action else ALL_SPELLINGS.get(name, name)
         if name == "cache_dir" and "--token_cache_dir" in options and "token_cache_dir" not in stored:
-            # It was where tokenised data lie.
+            # It used to be the directory of tokenised data.
             today = "token_cache_dir"
         if today != argparse.SUPPRESS and (today == name or today not in stored):
             renamed[today] = value
@@ -40,27 +40,27 @@ def rename_settings(stored, parser):
 
 
 def restore_flags(parser, stored, location):
-    """The values of a parser's flags, of what a file holds.
+    """The values of a parser's flags, from the content of a file.
 
     Args:
         parser: an `argparse.ArgumentParser`.
-        stored: {flag: value} of a run.json; keys that are no flags of this parser are left out.
+        stored: {flag: value} of a run.json; keys that are not flags of this parser are left out.
         location: the file, for errors.
 
     Returns:
         {flag: value}
 
     Raises:
-        UserError: a value that no command line could have given; the key and what was expected are in it.
+        UserError: a value that no command line could have given; it names the key and what was expected.
     """
-    # Of several options for one flag the first is the one with a value: `HfArgumentParser` adds --no_<name>.
+    # If one flag has several options, the first takes the value: `HfArgumentParser` adds --no_<name>.
     actions = {action.dest: action for action in reversed(parser._actions) if action.option_strings}
     restored = {name: restore_flag(actions[name], value, f"{location}: flags.{name}")
              for name, value in stored.items() if name in actions}  # fmt: skip
     for name in stored.keys() & DERIVED.keys() - actions.keys():
         restored[name] = schema.validate(stored[name], DERIVED[name], f"{location}: flags.{name}", REMEDY)
     for group in parser._mutually_exclusive_groups:
-        # Of flags that exclude each other one may be on.
+        # At most one of several mutually exclusive flags may be on.
         on = [action.dest for action in group._group_actions if restored.get(action.dest)]
         if len(on) > 1:
             raise UserError(
@@ -94,14 +94,14 @@ def restore_flag(action, value, location):
 
 
 def _parsed(action, value, location):
-    """One value through the flag's own type and choices."""
+    """One value, parsed and checked by the flag's own type and choices."""
     write = getattr(action.type, "written", str)
     expected = "one of " + ", ".join(map(str, action.choices)) if action.choices else None
     try:
         if write is str and (value is None or isinstance(value, (dict, list))):
             raise ValueError
         text = str(value).lower() if isinstance(value, bool) else write(value)
-        # The bytes of a path that are not UTF-8 stand in it as half surrogates.
+        # Bytes of a path that are not UTF-8 appear as lone surrogates.
         shown = os.fsencode(text).decode(errors="replace") if os.path.isabs(text) else text
         schema.validate(shown, TEXT, location)
         parsed = action.type(text) if action.type else text
@@ -116,19 +116,19 @@ def _parsed(action, value, location):
 
 
 def _is_same(value, known):
-    """Whether a value is the known one, true not being 1."""
+    """Whether a value equals the known one and has its type (true is not 1)."""
     return type(value) is type(known) and value == known
 
 
 def _kind(action):
-    """What a flag's value is, in words."""
+    """A description of a flag's valid values."""
     if isinstance(action.const, bool) and action.nargs == "?" and not hasattr(action.type, "expected"):
         return "true or false"
     known = {int: "a whole number", float: "a number", None: TEXT.says}
     if action.type in known or hasattr(action.type, "expected"):
         return known.get(action.type) or action.type.expected
     try:
-        # No value of any type but a text: what is not taken is said.
+        # Not a value of any type but text: the error says what is expected.
         action.type("?")
     except (argparse.ArgumentTypeError, ValueError) as error:
         return str(error).rpartition("expected ")[2]

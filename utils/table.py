@@ -1,10 +1,10 @@
-"""The results of many evaluations in one table: a row for each task, a column for each method.
+"""The results of many evaluations in one table: one row per task, one column per method.
 
     python -m utils.table                              # every metrics.json under results/
     python -m utils.table results/VLM_result other/metrics.json --output results/table.md
 
 Reads what evaluation writes: `metrics.json` or `<task>_metrics.json` of one task, or a `metrics.json` that holds
-{"tasks": {task: the same}}. Writes the table as markdown and, beside it, two charts of the headline scores (PNG): as
+{"tasks": {task: the same}}. Writes the table as markdown and next to it two charts (PNG) of the headline scores: as
 bars, and against the parameters that each method stores.
 """
 
@@ -23,13 +23,13 @@ from versatile.utils.files import atomic_write, writable_directory
 from versatile.utils.metrics import Score
 from versatile.utils.screen import counted
 
-# The columns of the VLM paper's table; a method that is not among them gets a column behind them.
+# The columns of the VLM paper's table; any other method gets a column after them.
 METHODS = {"finetune": "fine-tune", "adapter": "adapter", "adapter+distillation": "adapter + distillation",
            "multi-task": "multi-task", "combined": "combined"}  # fmt: skip
-# The parts of a method's name, as a reader knows them.
+# Readable forms of the parts of a method's name.
 WORDS = {"finetune": "fine-tune", "word-distillation+distillation": "word and sentence distillation",
          "word-distillation": "word distillation"}  # fmt: skip
-# Follows the method's name where outputs were not decoded greedily: a column of its own.
+# Appended to the method's name where outputs were decoded with beams: a separate column.
 BEAMS = ", {} beams"
 LOWER_IS_BETTER = {"PPL"}
 PARAMETERS = ("adapters", "task_rows", "backbone")
@@ -37,13 +37,13 @@ PARAMETERS = ("adapters", "task_rows", "backbone")
 
 @dataclass(frozen=True)
 class Result:
-    """What one evaluation found for one task.
+    """The result of one evaluation on one task.
 
     Attributes:
         scores: {name: Score}; an infinite value is one that json could not hold.
-        headline: the name of the score that stands for the task.
+        headline: name of the task's main score.
         parameters: trained parameters: dict(adapters, task_rows, backbone), and total, the backbone's size; or {}.
-        split, instances, dataset_path, checkpoint, backbone: as in the file; None where it does not say.
+        split, instances, dataset_path, checkpoint, backbone: as in the file; None if missing.
         path, time: the file and when it was written, in seconds since 1970.
     """
 
@@ -69,10 +69,10 @@ class Result:
 
 
 def find(locations):
-    """The metrics files among files and, at any depth, in directories, each once and in a fixed order.
+    """All metrics files among the given files and, at any depth, directories, each once and in a fixed order.
 
     Raises:
-        UserError: a place that is not there.
+        UserError: a location does not exist.
     """
     paths = []
     for location in map(Path, locations):
@@ -90,10 +90,10 @@ def collect(locations):
     """All results found in files and directories.
 
     Returns:
-        (list of Result, [a line for each file that could not be used])
+        (list of Result, [a line for each unusable file])
 
     Raises:
-        UserError: a place is not there, or there is nothing to be used in any of them.
+        UserError: a location does not exist, or none of them holds anything usable.
     """
     results, notes = [], []
     paths = find(locations)
@@ -112,10 +112,10 @@ def collect(locations):
 
 
 def read(path):
-    """The results in one metrics file, one a task.
+    """The results in one metrics file, one per task.
 
     Raises:
-        UserError: it cannot be read or does not hold what evaluation writes.
+        UserError: it cannot be read or is not the output of an evaluation.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -144,7 +144,7 @@ def _result(content, path, time):
     parameters = content.get("parameters") or {}
     known = isinstance(parameters, dict) and all(isinstance(parameters.get(k, 0), int) for k in (*PARAMETERS, "total"))
     _need(known, f"{task}: 'parameters' is {brief(parameters, 30)}", path)
-    # Files from before methods were recorded: a trained backbone is a full fine-tuning.
+    # Files from before methods were recorded: a trained backbone means full fine-tuning.
     derived = ("finetune" if parameters.get("backbone") else "adapter") if parameters else None
     method = content.get("method") or derived
     _need(isinstance(method, str), f"{task}: it says neither 'method' nor 'parameters'", path)
@@ -175,14 +175,14 @@ def _need(fits, found, path):
 
 
 class Cells:
-    """The results by task and method; of several for one cell the newest is taken.
+    """The results by task and method; if a cell has several, the newest counts.
 
     Attributes:
         of: {(task, method): Result}.
-        tasks, methods: the rows, and the columns: those of `METHODS` first, where there is any of them, then the
-            others by name.
-        notes: what the reader has to know of single cells; a cell's marks are positions in it.
-        apart: the tasks whose cells were not measured on the same ground.
+        tasks, methods: the rows and the columns: first those of `METHODS`, if any of them occurs, then the others by
+            name.
+        notes: remarks on single cells; a cell's marks are positions in this list.
+        apart: the tasks whose cells were not measured under the same conditions.
     """
 
     def __init__(self, results):
@@ -206,7 +206,7 @@ class Cells:
     def _newest(self, key, results):
         results = sorted(results, key=lambda r: (r.time, str(r.path)))
         self.of[key] = kept = results[-1]
-        # A task's own file and the file of all tasks may tell the same.
+        # A task's own file and the file of all tasks may hold the same result.
         older = [r for r in results[:-1] if (r.scores, r.checkpoint) != (kept.scores, kept.checkpoint)]
         if older:
             day = datetime.datetime.fromtimestamp(kept.time).strftime("%Y-%m-%d %H:%M")
@@ -214,7 +214,7 @@ class Cells:
             self._note(key, f"the newest of {len(older) + 1} results: {kept.path} ({day}), not {others}")
 
     def _compare(self, keys, name, wording):
-        """A note for each cell whose attribute differs from that of most of the cells."""
+        """Add a note to each cell whose attribute differs from that of most cells."""
         values = {key: value for key in keys if (value := getattr(self.of[key], name)) is not None}
         usual = most_common(values.values())
         for key, value in values.items():
@@ -237,7 +237,7 @@ class Cells:
         return {method: self.of[task, method] for method in self.methods if (task, method) in self.of}
 
     def headline(self, task):
-        """The score that stands for the task: the one most of its results name."""
+        """The task's main score: the one that most of its results name."""
         return most_common([result.headline for result in self.row(task).values()])
 
     def values(self, task, name):
@@ -246,7 +246,7 @@ class Cells:
 
 
 def most_common(values):
-    """The value that occurs most often, the first one on a tie; None of nothing."""
+    """The most frequent value, the first one on a tie; None if there are none."""
     return max(counts, key=counts.get) if (counts := Counter(values)) else None
 
 
@@ -256,12 +256,12 @@ def label(method):
         return METHODS[name] + comma + beams
     for name, words in WORDS.items():
         method = method.replace(name, words)
-    # Not the two of hyperformer++.
+    # Not the "++" of hyperformer++.
     return re.sub(r"(?<!\+)\+(?!\+)", " + ", method)
 
 
 def in_words(values):
-    """{key: number as text}: three decimals where no number is above 1, else two; none from 1,000."""
+    """{key: number as text}: three decimals if no number is above 1, else two; none from 1,000."""
     digits = 3 if max((abs(v) for v in values.values() if math.isfinite(v)), default=0) <= 1 else 2
     return {key: f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}" for key, value in values.items()}
 
@@ -274,7 +274,7 @@ def markdown(cells, pictures=None):
 
     Args:
         cells: `Cells`.
-        pictures: {description: file name} of the charts beside it, or None.
+        pictures: {description: file name} of the charts next to it, or None.
     """
     backbone = most_common([r.backbone for r in cells.of.values() if r.backbone])
     parts = ["# Results", f"Backbone: {plain(backbone)}." if backbone else "", headline_table(cells)]
@@ -288,7 +288,7 @@ def markdown(cells, pictures=None):
 
 
 def headline_table(cells):
-    """One row a task with its headline score; the best of a row is bold where all were measured alike."""
+    """One row per task with its headline score; the best of a row is bold if all were measured alike."""
     rows = []
     for task in cells.tasks:
         name, row = cells.headline(task), cells.row(task)
@@ -300,7 +300,7 @@ def headline_table(cells):
 
 
 def all_scores(cells):
-    """One row for every score of every task."""
+    """One row per score of every task."""
     rows = []
     for task in cells.tasks:
         names = list(dict.fromkeys(name for result in cells.row(task).values() for name in result.scores))
@@ -322,13 +322,13 @@ def score_row(cells, task, name, mark=lambda key: ""):
 
 
 def parameter_table(cells):
-    """A row a method: what was trained for each task, and for all of its tasks together."""
+    """One row per method: what was trained for each task, and for all of its tasks together."""
     rows = []
     for method in cells.methods:
         results = {task: cells.of[task, method] for task in cells.tasks if (task, method) in cells.of}
         results = {task: result for task, result in results.items() if result.parameters}
-        # Several tasks of one checkpoint are one model; nothing tells unnamed checkpoints apart but the task.
-        # A task alone, out of a model for several, has its own number.
+        # Several tasks of one checkpoint share one model; unnamed checkpoints are distinguished by task only.
+        # A single task evaluated out of a model for several has its own number.
         model = {task: (r.checkpoint or task, r.trained) for task, r in results.items()}
         users = Counter(model.values())
         if results:
@@ -339,7 +339,7 @@ def parameter_table(cells):
 
 
 def share(results):
-    """Trained parameters of some models and, where their backbones' size is known, the share of one backbone."""
+    """Trained parameters of some models and, if their backbones' sizes are known, the share of one backbone."""
     count = sum(result.trained for result in results)
     if not all(result.parameters.get("total") for result in results):
         return f"{count:,}"
@@ -347,7 +347,7 @@ def share(results):
 
 
 def legend(cells):
-    """Every score's signature; where the cells of a task differ in it, each with the methods it belongs to."""
+    """Every score's signature; where a task's cells differ in it, each with its methods."""
     groups = {}
     for (task, method), result in cells.of.items():
         for name, score in result.scores.items():
@@ -367,7 +367,7 @@ def task_use(cells, task, name, methods):
 
 
 def as_table(head, rows, left):
-    """Markdown table: the first `left` columns to the left, the others, numbers, to the right."""
+    """Markdown table: the first `left` columns are left-aligned; the others, numbers, are right-aligned."""
     lines = [[cell(text) for text in row] for row in (head, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines)]
     rule = ["-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
@@ -381,7 +381,7 @@ def cell(text):
 
 
 def plain(text):
-    """One line, without what would end a code span."""
+    """One line, without characters that would end a code span."""
     return " ".join(str(text).split()).replace("`", "'")
 
 
@@ -393,9 +393,9 @@ def main(argv=None):
     p = flags.build_parser("The results of many evaluations in one table.")
     p.prog, p.usage = "python -m utils.table", "%(prog)s [RESULT_DIR_OR_FILE ...] [flags]"
     p.add_argument("locations", nargs="*", default=["results"], metavar="RESULT_DIR_OR_FILE",
-                   help="metrics files, or directories that hold some at any depth (default: results)")  # fmt: skip
+                   help="metrics files, or directories to search for them at any depth (default: results)")  # fmt: skip
     p.add_argument("--output", default="results/table.md", metavar="FILE.md",
-                   help="the table; FILE.png and FILE_parameters.png go beside it (default: %(default)s)")  # fmt: skip
+                   help="the table; FILE.png and FILE_parameters.png go next to it (default: %(default)s)")  # fmt: skip
     args = p.parse_args(argv)
     output = Path(args.output)
     if output.suffix != ".md":
@@ -417,7 +417,7 @@ def main(argv=None):
     text = markdown(cells, pictures)
     with atomic_write(output) as file:
         file.write(text)
-    # The rest is long; a reader finds it in the file.
+    # The rest is long; it can be read in the file.
     print(text.split("## All scores")[0])
     print(f"{counted(len(cells.of), 'result')}, all scores and how they were computed: {output}; "
           f"as pictures: {', '.join(map(str, drawn))}")

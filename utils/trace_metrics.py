@@ -1,7 +1,7 @@
 """The scores of TRACE (Wang et al. 2023), 0-100: accuracy of choices, ROUGE-L, edit similarity of code, SARI.
 
-TRACE takes ROUGE-L from the package `rouge`, edit similarity from `fuzzywuzzy`, SARI from a script of the hub; they are
-computed here as there, so that no network is needed. An answer that is empty scores 0.
+TRACE takes ROUGE-L from the package `rouge`, edit similarity from `fuzzywuzzy` and SARI from a script of the hub; they
+are reimplemented here so that no network is needed. An empty answer scores 0.
 """
 
 import difflib
@@ -12,13 +12,13 @@ from versatile.utils.metrics import Score, check_counts, nrefs
 
 
 def choice_accuracy(hypotheses, references):
-    """Share of the answers whose first character, the letter of a choice (ScienceQA), is that of a right one."""
+    """Share of the answers whose first character, the letter of a choice (ScienceQA), is that of a correct one."""
     right = [max(float(text[:1] == other[:1] != "") for other in group) for text, group in zip(hypotheses, references)]
     return _mean(right, hypotheses, references, "first:1|case:mixed")
 
 
 def accuracy(hypotheses, references):
-    """Share of the answers that are one of the right texts."""
+    """Share of the answers that equal one of the correct texts."""
     right = [float(text != "" and text in group) for text, group in zip(hypotheses, references)]
     return _mean(right, hypotheses, references, "case:mixed")
 
@@ -33,10 +33,10 @@ def _mean(values, hypotheses, references, recipe):
 
 
 def rouge_l(hypotheses, references):
-    """Mean F of the distinct words in the sentences' longest common subsequences; the best true answer's.
+    """Mean F of the distinct words in the sentences' longest common subsequences, against the best reference.
 
-    A full stop ends a sentence, words stand between spaces, neither case nor endings are touched: not the ROUGE-L of
-    `metrics.rouge`.
+    Sentences end at full stops, words are separated by spaces, and neither case nor endings are changed, unlike in the
+    ROUGE-L of `metrics.rouge`.
     """
     best = [max(_rouge_l(text, other) for other in group) for text, group in zip(hypotheses, references)]
     return _mean(best, hypotheses, references, "case:mixed|stem:no|words:sets|sentences:full-stop")
@@ -54,7 +54,7 @@ def _rouge_l(hypothesis, reference):
 
 
 def _common_words(first, second):
-    """The words of one longest common subsequence: the one that the package `rouge` walks back to."""
+    """The words of one longest common subsequence: the one that the package `rouge` backtracks to."""
     lengths = [[0] * (len(second) + 1) for _ in range(len(first) + 1)]
     for i, word in enumerate(first):
         for j, other in enumerate(second):
@@ -75,9 +75,9 @@ def _common_words(first, second):
 
 
 def edit_similarity(hypotheses, references):
-    """100 · 2M / T, M the characters of the matching blocks of two texts (Ratcliff/Obershelp), T those of both.
+    """100 · 2M / T, M the characters in the matching blocks of two texts (Ratcliff/Obershelp), T those of both texts.
 
-    The best true answer counts. Py150's placeholders of literals are filled in first. TRACE rounds each answer's score.
+    The best reference counts. Py150's placeholders of literals are filled in first. TRACE rounds each answer's score.
     """
     best = [max(_similarity(text, other) for other in group) for text, group in zip(hypotheses, references)]
     return _mean(best, hypotheses, references, "case:mixed|by:difflib|literals:filled")
@@ -90,7 +90,7 @@ def _similarity(hypothesis, reference):
 
 
 def fill_literals(code):
-    """Py150's code with <STR_LIT:text> as its text, <NUM_LIT> as 0 and other literals as nothing."""
+    """Py150's code with <STR_LIT:text> replaced by its text, <NUM_LIT> by 0 and other literals by nothing."""
     code = code.replace("<NUM_LIT>", "0").replace("<STR_LIT>", "").replace("<CHAR_LIT>", "")
     return re.sub(r"<(?:STR|NUM|CHAR)_LIT:(.*?)>", r"\1", code, flags=re.S)
 
@@ -99,12 +99,12 @@ def fill_literals(code):
 
 
 def sari(sources, hypotheses, references):
-    """SARI (Xu et al. 2016): how well words are kept, deleted and added in simplifying a text; the mean over texts of
+    """SARI (Xu et al. 2016): how well words are kept, deleted and added when simplifying a text; the mean over texts of
 
         (F_keep + P_delete + F_add) / 3, each the mean over n-grams of 1 to 4 words.
 
-    As the hub's script, which TRACE calls: 13a tokens in lower case, 0/0 is 1, and the recall of what is kept is that
-    of all n-grams together. (The authors' own script takes 0/0 for 0 and sums that recall another way.)
+    As in the hub's script, which TRACE calls: 13a tokens in lower case, 0/0 is 1, and the recall of what is kept is
+    that of all n-grams together. (The authors' own script takes 0/0 as 0 and sums that recall differently.)
 
     Args:
         sources: N texts that were to be simplified.
@@ -116,7 +116,7 @@ def sari(sources, hypotheses, references):
     tokenize = Tokenizer13a()
     scores = []
     for source, hypothesis, group in zip(sources, hypotheses, references, strict=True):
-        # `split` at single spaces, as there: an empty text is one empty word.
+        # `split` at single spaces, as in that script: an empty text is one empty word.
         texts = [tokenize(text.lower()).split(" ") for text in (source, hypothesis, *group)]
         scores.append(sum(map(sum, (_sari_of_ngrams(*map(_ngrams(n), texts)) for n in range(1, 5)))) / 12)
     value = 100 * sum(scores) / len(scores)

@@ -1,7 +1,7 @@
 """Uncertainty sampling over tasks (MT-uncertainty, Pilault, El hattami, Pal 2021, section 2.3).
 
-Of one batch a task, the candidates, a step keeps the rows that the model is least certain about, weighted by how
-uncertain it is about their task. Tasks are ids here, what they are called is the caller's business.
+Out of the candidates, one batch per task, a step keeps the rows that the model is least certain about, weighted by how
+uncertain it is about their task. Tasks are ids here; their names are up to the caller.
 """
 
 import torch
@@ -10,16 +10,16 @@ from versatile.utils import devices
 
 
 def normalized_entropy(logits, valid=None):
-    """Entropy of a softmax over what is the most for that number of classes.
+    """Entropy of a softmax, divided by its maximum for that number of classes.
 
         -Σ p ln p / (ln C + 1e-5)
 
     Args:
         logits: [rows, classes], fp32.
-        valid: [rows, classes] which classes a row has, where rows have different numbers.
+        valid: [rows, classes] which classes a row has, if rows have different numbers.
 
     Returns:
-        [rows] in 0..1; 0 where there is one class, a regression.
+        [rows] in 0..1; 0 if there is one class, a regression.
     """
     if valid is None:
         valid = torch.ones_like(logits, dtype=torch.bool)
@@ -32,14 +32,14 @@ def normalized_entropy(logits, valid=None):
 
 
 def candidate_entropies(model, batch, dtype=None):
-    """The entropies of a batch's rows under the model as it stands, all tasks in one pass.
+    """The entropies of a batch's rows under the current model, all tasks in one pass.
 
-    Without gradients and without dropout (the original leaves dropout on). The model's mode is as before afterwards.
+    Without gradients and without dropout (the original leaves dropout on). The model's mode is restored afterwards.
 
     Args:
         model: called with the batch, which it copies to its device; its output has `entropies`.
-        batch: {name: tensor}; labels are left out.
-        dtype: the matrix products'; None: bf16 where the hardware has it, else fp32.
+        batch: {name: tensor}; labels are ignored.
+        dtype: of the matrix products; None: bf16 where the hardware has it, else fp32.
 
     Returns:
         [rows] fp32, on the model's device.
@@ -51,8 +51,8 @@ def candidate_entropies(model, batch, dtype=None):
     training = model.training
     model.eval()
     try:
-        # Weights are cast once for all parts of the batch. Inside another autocast the copies would stay, and carry no
-        # gradient there.
+        # Weights are cast once for all parts of the batch. Inside another autocast the copies would stay cached,
+        # without gradients.
         cached = not torch.is_autocast_enabled(p.device.type)
         with torch.no_grad(), torch.autocast(p.device.type, dtype, dtype != torch.float32, cache_enabled=cached):
             return model(**inputs).entropies.float()
@@ -77,11 +77,11 @@ def task_means(entropies, task_ids):
 
 
 def scores(entropies, task_ids, regression=()):
-    """How much a step wants each candidate: entropy × its task's mean / the largest mean.
+    """How useful each candidate is to a step: entropy × its task's mean / the largest mean.
 
-    A regression has no entropy. Where it has a lender, as many of its rows as both have take the lender's values, row
-    by row in their order, after the largest mean is taken; the rest keep 0. Without one, its rows take the mean of the
-    other tasks' means. (In the original they are never chosen then.)
+    A regression has no entropy. If it has a lender, its rows take the values of the lender's rows in order, as far as
+    both have rows, after the largest mean is taken; the rest keep 0. Without a lender its rows take the mean of the
+    other tasks' means. (In the original they are then never chosen.)
 
     Args:
         entropies: [rows].
@@ -108,14 +108,14 @@ def scores(entropies, task_ids, regression=()):
 
 
 def choose(entropies, task_ids, keep, regression=()):
-    """The candidates of a step.
+    """The candidates that a step keeps.
 
     Args:
         entropies, task_ids, regression: as in `scores`; on any device.
-        keep: how many rows, fewer where there are fewer.
+        keep: how many rows; fewer if there are fewer.
 
     Returns:
-        [keep] row numbers on the CPU, best first; of equal ones the earlier row.
+        [keep] row numbers on the CPU, best first; on a tie the earlier row.
     """
     row_scores = scores(entropies.detach().float().cpu(), torch.as_tensor(task_ids).cpu(), dict(regression))
     return row_scores.sort(descending=True, stable=True).indices[:keep]
@@ -126,8 +126,8 @@ def epoch_length(loader_lengths, percent=1.0, uniform_batch_size=None):
 
     Args:
         loader_lengths: batches of each task.
-        percent: part of that, clipped to 0..1.
-        uniform_batch_size: the original, told to sample uniformly as well, divides by the batch size once more.
+        percent: share of that, clipped to 0..1.
+        uniform_batch_size: the original divides by the batch size once more if also told to sample uniformly.
     """
     percent = min(max(percent, 0.0), 1.0)
     steps = percent * max(loader_lengths) * len(loader_lengths)

@@ -1,4 +1,4 @@
-"""Versatile: one pretrained language model learns many tasks by small additions.
+"""Versatile: one pretrained language model learns many tasks through small additions.
 
     import versatile
 
@@ -8,7 +8,7 @@
     model.generate_text("nlg", "name[The Punter], food[Italian]")
 
 The rooms `utils`, `data`, `adapters`, `training` and `lifelong` are sub-packages, and so is `scripts`. In a checkout
-they lie beside this folder; installed, they lie in it. Importing the package loads none of them.
+they are next to this folder; installed, they are in it. Importing the package loads none of them.
 """
 
 from pathlib import Path

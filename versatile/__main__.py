@@ -1,8 +1,8 @@
-"""Any script by its name, from anywhere: `python -m versatile train --task …`, or `versatile train --task …`.
+"""Run any script by its name, from anywhere: `python -m versatile train --task …`, or `versatile train --task …`.
 
-Several in one process, which imports torch once: `versatile --commands FILE` (`-`: standard input) runs a file of such
-lines, each without the word versatile, one after another until one fails. They are printed; so are lines that begin
-with #.
+To run several in one process, which imports torch once: `versatile --commands FILE` (`-`: standard input) runs a file
+of such lines, each without the word versatile, one after another until one fails. The lines are printed, and so are
+lines that begin with #.
 """
 
 import contextlib
@@ -39,15 +39,15 @@ def main(argv=None):
 
 
 def run_script(words, location):
-    """Run the script that `words` name first; `location` says where they come from, for errors."""
+    """Run the script that the first of `words` names; `location` says where they come from, for errors."""
     with open_script(find_script(words[0], location), words[1:]) as main:
         main(words[1:])
 
 
 @contextlib.contextmanager
 def open_script(name, words):
-    """The `main` of a script, for a block in which the command line is the script's own: what a run is started with is
-    written down, and what is printed names the script.
+    """The `main` of a script; within the block the command line is the script's own, so that a run records how it was
+    started and messages name the script.
 
     Args:
         name: one of `script_names`.
@@ -61,7 +61,7 @@ def open_script(name, words):
 
 
 def find_script(word, location):
-    """The script's name without its ending; a `UserError` where there is none of that name."""
+    """The script's name without its ending; a `UserError` if there is no such script."""
     name, names = word.removeprefix("./").removesuffix(".py"), script_names()
     if name not in names:
         raise UserError(f"there is no script {name!r}", location=location, expected="one of " + ", ".join(names),
@@ -70,7 +70,7 @@ def find_script(word, location):
 
 
 def run_commands(paths):
-    """Run the commands of a file; one that names no script is met before the first is run."""
+    """Run the commands of a file; one that names no script is reported before any is run."""
     if len(paths) != 1:
         raise UserError(f"{len(paths)} files", location="--commands", expected="one file, or - for standard input")
     for location, words in read_commands(paths[0]):
@@ -81,7 +81,7 @@ def run_commands(paths):
         try:
             run_script(words, location)
         except SystemExit as end:
-            # After --help or --version the next one has its turn.
+            # After --help or --version continue with the next command.
             if end.code:
                 print(f"stopped at {location}", file=sys.stderr)
                 raise
@@ -90,7 +90,7 @@ def run_commands(paths):
 def read_commands(path):
     """[(location, words)] of a file's lines: a script's name and its flags, or "#" and the text of a comment.
 
-    A line that ends in a backslash goes on in the next; "python" before a script may stay.
+    A line that ends in a backslash continues on the next; "python" before a script is allowed.
     """
     name = "standard input" if path == "-" else path
     try:

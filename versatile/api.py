@@ -1,4 +1,4 @@
-"""What `import versatile` offers: scripts as functions of a dict of flags, and trained models that answer texts."""
+"""Interface of `import versatile`: scripts as functions of a dict of flags, and trained models that answer texts."""
 
 import contextlib
 import json
@@ -19,13 +19,13 @@ def load(directory, task=None, precision=None):
     """A trained model, ready to answer: `training.text_model.TextModel`.
 
     Args:
-        directory: what train.py, train_vlm.py, combine_all.py, train_t5.py or train_camtl.py wrote, or a released VLM
+        directory: output of train.py, train_vlm.py, combine_all.py, train_t5.py or train_camtl.py, or a released VLM
             checkpoint.
-        task: of a released checkpoint of one task, its name.
+        task: name of the task of a released single-task checkpoint.
         precision: of the matrix products: fp32, bf16 or fp16 (default: bf16 where the hardware has it).
 
     Raises:
-        UserError: nothing that can be loaded there.
+        UserError: there is nothing to load.
     """
     import ignite.distributed as idist
 
@@ -46,12 +46,12 @@ def train(flags, script="train"):
 
     Args:
         flags: {name: value}, as on the command line, without the hyphens: a switch is True, a flag that takes several
-            words has a list, one that takes TASK=VALUE has a dict; None leaves a flag out. `output_dir` may be left
-            out; `config` is the json file of train_t5 and train_camtl; dict(resume=run) resumes a run.
+            words has a list, one that takes TASK=VALUE has a dict; None omits a flag. `output_dir` may be omitted;
+            `config` is the json file of train_t5 and train_camtl; dict(resume=run) resumes a run.
         script: train, train_vlm, train_lifelong, train_t5, pretrain_t5 or train_camtl.
 
     Raises:
-        UserError: what the script would leave with.
+        UserError: any error that would end the script.
         KeyboardInterrupt: after Ctrl-C; the run was saved and can be resumed.
     """
     from versatile.training.runs import default_directory
@@ -70,8 +70,8 @@ def combine(checkpoints, output=None, **flags):
 
     Args:
         checkpoints: {task: run directory}.
-        output: the directory to make; may be left out with `into`, the directory to add the tasks to.
-        flags: others of combine_all.py.
+        output: the directory to make; may be omitted with `into`, the directory to add the tasks to.
+        flags: further flags of combine_all.py.
     """
     run_script("combine_all", dict(flags, checkpoints=checkpoints, output=output))
     return Path(output or flags["into"])
@@ -81,11 +81,11 @@ def evaluate(flags, script="evaluate"):
     """Decode and score as a script does.
 
     Args:
-        flags: as of `train`; without `output_dir` only the scores are kept.
+        flags: as in `train`; without `output_dir` only the scores are kept.
         script: evaluate or evaluate_vlm.
 
     Returns:
-        {task: what its <task>_metrics.json holds}
+        {task: content of its <task>_metrics.json}
     """
     with contextlib.ExitStack() as stack:
         folder = flags.get("output_dir") or stack.enter_context(tempfile.TemporaryDirectory())
@@ -95,7 +95,7 @@ def evaluate(flags, script="evaluate"):
 
 
 def run_script(name, flags):
-    """Run a script in this process: what it would print as an error is raised as a `UserError`."""
+    """Run a script in this process; an error that it would print is raised as a `UserError`."""
     words = command_line(flags)
     try:
         with open_script(name, words) as main, flag_types.raising_errors():
@@ -107,7 +107,7 @@ def run_script(name, flags):
 
 
 def command_line(flags):
-    """The words that a script is called with for {name: value}; see `train`."""
+    """The command-line words of a script for {name: value}; see `train`."""
     flags = dict(flags)
     config = flags.pop("config", None)
     words = [str(config)] if config else []

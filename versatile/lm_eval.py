@@ -1,11 +1,11 @@
-"""What a run has lost or gained in general ability: lm-evaluation-harness on its bare backbone and on the run.
+"""What a run lost or gained in general ability: lm-evaluation-harness on its bare backbone and on the run.
 
   any task of the harness, by name (its data come from the hub):
     python -m versatile.lm_eval --model_checkpoint runs/<run> --tasks hellaswag lambada_openai --limit 200
-  a task of one's own, or the bundled one, without a network:
+  a task of your own, or the bundled one, without a network:
     python -m versatile.lm_eval --model_checkpoint runs/<run> --tasks data/samples/lm_eval/everyday.yaml
 
-The prompts are the harness's own, without a task's markers; the run answers them with the adapter of --task. Needs the
+The prompts are the harness's own, without task markers; the run answers them with the adapter of --task. Needs the
 package lm_eval: pip install "versatile-lm[lm-eval]". With --output_dir the table is also written as lm_eval.json.
 """
 
@@ -28,14 +28,14 @@ def parser():
     p.prog = "python -m versatile.lm_eval"
     g = p.add_argument_group("models")
     settings.add(p, "model_checkpoint", group=g.title, required=True, help="the directory of a trained model")
-    g.add_argument("--task", help="the task whose adapter answers (needed where the model holds several)")
-    g.add_argument("--backbone", help="what the run is compared with (default: the backbone it was trained on)")
+    g.add_argument("--task", help="task whose adapter answers (required if the model holds several)")
+    g.add_argument("--backbone", help="model to compare the run with (default: the backbone it was trained on)")
     g = p.add_argument_group("evaluation")
-    g.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="the harness's tasks, or their yaml files")
-    g.add_argument("--num_fewshot", type=flags.not_negative, metavar="N", help="examples in a prompt (default: none)")
-    settings.add(p, "limit", group=g.title, help="only the first so many documents of each task")
-    settings.add(p, "batch_size", group=g.title, default=16, help="requests at once")
-    settings.add(p, "output_dir", group=g.title, help="where lm_eval.json goes")
+    g.add_argument("--tasks", nargs="+", required=True, metavar="TASK", help="tasks of the harness or their yaml files")
+    g.add_argument("--num_fewshot", type=flags.not_negative, metavar="N", help="examples per prompt (default: none)")
+    settings.add(p, "limit", group=g.title, help="use only the first N documents of each task")
+    settings.add(p, "batch_size", group=g.title, default=16, help="requests per batch")
+    settings.add(p, "output_dir", group=g.title, help="directory for lm_eval.json")
     settings.add_device(p, "machine")
     return p
 
@@ -65,7 +65,7 @@ def compare(args):
     with without_checkout():
         tasks = [read_task(find_shipped(name)) for name in args.tasks]
         model, tokenizer, task_id = load_run(args)
-        # In half precision rounding would be a difference of its own.
+        # Half precision would add rounding differences of its own.
         inference.prepare_for_inference(model, idist.device(), torch.float32)
         results = dict(run=evaluate(args, tasks, model, tokenizer, task_id))
         name, seed = backbone_name(args, model), model.random_init_seed if args.backbone is None else None
@@ -83,7 +83,7 @@ def compare(args):
 
 @contextlib.contextmanager
 def without_checkout():
-    """The library `evaluate`, which the harness uses, is not to be mistaken for the script of that name."""
+    """Make sure that the harness imports the library `evaluate`, not the script of that name."""
     path, script = list(sys.path), sys.modules.get("evaluate")
     ours = script is not None and Path(getattr(script, "__file__", None) or "/").parent == CHECKOUT
     sys.path[:] = [entry for entry in path if Path(entry or ".").resolve() != CHECKOUT]
@@ -98,7 +98,7 @@ def without_checkout():
 
 
 def read_task(name):
-    """A task's name as it is, or what its yaml file holds, data files named from where it lies."""
+    """A task's name unchanged, or the content of its yaml file, with data files relative to the file's folder."""
     if not str(name).endswith((".yaml", ".yml")):
         return name
     from lm_eval.tasks._yaml_loader import load_yaml
@@ -144,7 +144,7 @@ def load_run(args):
 
 
 def backbone_name(args, model):
-    """What the run is compared with."""
+    """Name of the model that the run is compared with."""
     from versatile.training import runs
 
     if args.backbone:
@@ -174,7 +174,7 @@ def evaluate(args, tasks, model, tokenizer, task_id=None):
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    # Its own tasks are thousands of files, which are looked through only if one of them is asked for.
+    # The harness's own tasks are thousands of files, which are searched only if one of them is asked for.
     manager = TaskManager(include_defaults=any(isinstance(task, str) for task in tasks))
     harness = harness_model(model, tokenizer, task_id, args.batch_size)
     try:
@@ -189,7 +189,7 @@ def evaluate(args, tasks, model, tokenizer, task_id=None):
 
 
 def metrics_of(values):
-    """{metric: (value, standard error or None)} of a task's results, in which a filter stands behind a metric."""
+    """{metric: (value, standard error or None)} of a task's results, whose keys are "metric,filter"."""
     metrics = {}
     for key, value in values.items():
         metric, _, answer = key.partition(",")
@@ -202,7 +202,7 @@ def metrics_of(values):
 
 
 def harness_model(model, tokenizer, task_id, batch_size):
-    """The harness's model of one of ours; `task_id` None: of a bare backbone."""
+    """The harness's wrapper for one of our models; `task_id` None: for a bare backbone."""
     import torch
     from lm_eval.models.huggingface import HFLM
 
@@ -238,7 +238,7 @@ def differences(found):
 
 
 def table(rows, backbone, run):
-    """What was lost or gained, as lines."""
+    """The losses and gains as a table in text."""
     lines = [f"{'task':20} {'metric':24} {'backbone':>10} {'run':>10} {'difference':>10}"]
     for row in rows:
         error, difference = row["error"], row["difference"]

@@ -1,1 +1,1 @@
-"""Backbones: one file per family, and how a name becomes a model and its tokenizer."""
+"""Backbones: one file per family, and loading a model and its tokenizer by name."""

@@ -1,4 +1,4 @@
-"""BERT: an encoder without a language model's head; each task has a classifier of its own (adapters/classifier.py)."""
+"""BERT: an encoder without a language-modelling head; each task has its own classifier (adapters/classifier.py)."""
 
 from versatile.adapters.backbones.family import Backbone
 
@@ -13,7 +13,7 @@ BACKBONE = Backbone(
     name="BERT",
     model_types=("bert",),
     blocks=lambda model: getattr(model, "bert", model).encoder.layer,
-    # The residual is added, and normed, inside `output`: what comes before is its dense layer's result.
+    # `output` adds the residual and normalises; the module output before that is its dense layer's.
     attention=lambda block: block.attention.output.dense,
     feed_forward=lambda block: block.output.dense,
     projections=_projections,

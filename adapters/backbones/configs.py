@@ -1,6 +1,6 @@
-"""config.json of a directory: checked, of a family that transformers knows, and read without running any code in it.
+"""Read and check a directory's config.json: a family known to transformers, and no code in the directory is run.
 
-Releases of pytorch_transformers (1.x) wrote no `model_type`; the family is told from the keys, as each had its own.
+pytorch_transformers (1.x) wrote no `model_type`; the family is then inferred from the keys, which differ by family.
 """
 
 from pathlib import Path
@@ -9,14 +9,14 @@ from versatile.adapters import manifest, schemas
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.schema import read_json_object, validate
 
-# Of a config.json without a model_type: (family, keys that it has, keys that it has not).
+# For a config.json without a model_type: (family, keys it must have, keys it must not have).
 _BY_KEYS = (
     ("openai-gpt", {"n_embd", "n_layer", "n_head", "afn"}, set()),
     ("gpt2", {"n_embd", "n_layer", "n_head", "layer_norm_epsilon"}, {"afn", "dff"}),
     ("bert", {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "type_vocab_size"},
      {"embedding_size"}),
 )  # fmt: skip
-# Names by which a state dict tells its family, where the keys leave it open.
+# Parameter names that identify the family if the config's keys do not.
 _BY_WEIGHTS = (("roberta", "roberta."), ("openai-gpt", "tokens_embed.weight"), ("gpt2", "wte.weight"),
                ("bert", "embeddings.word_embeddings.weight"))  # fmt: skip
 _DTYPES = ("float32", "float16", "bfloat16", "float64", "auto")
@@ -26,12 +26,12 @@ def config_of_file(path, location):
     """The transformers config in a file.
 
     Args:
-        path: config.json, or another json file of that form.
-        location: what named it, for errors.
+        path: config.json, or another json file of the same form.
+        location: where it was named, for errors.
 
     Raises:
-        UserError: not json, a value of a wrong type or out of range, a family that transformers does not know by
-            itself: code beside the file would be needed, and is never run.
+        UserError: not json, a value of the wrong type or out of range, or a family that transformers itself does not
+            know: it would need code from the directory, which is never run.
     """
     from transformers import CONFIG_MAPPING
 
@@ -56,7 +56,7 @@ def config_of_file(path, location):
     try:
         config = CONFIG_MAPPING[model_type].from_dict(values)
     except Exception as error:
-        # transformers' own checks raise errors of many kinds; a config that it refuses is bad input all the same.
+        # transformers' own checks raise many kinds of errors; a config that it rejects is bad input in any case.
         raise UserError(f"cannot be used: {first_line(error)}", location=location, expected="a transformers config",
                         remedy="copy it again from where it was written") from error  # fmt: skip
     config._name_or_path = str(Path(path).parent)
@@ -67,7 +67,7 @@ def _family_of_old(values, folder):
     """The model type of a config without one, or None."""
     for model_type, present, absent in _BY_KEYS:
         if present <= set(values) and not absent & set(values):
-            # RoBERTa's has BERT's keys; it has one type of token.
+            # RoBERTa has the same keys as BERT, but only one token type.
             is_roberta = model_type == "bert" and values["type_vocab_size"] == 1
             return "roberta" if is_roberta else model_type
     names = _weight_names(folder)
@@ -75,7 +75,7 @@ def _family_of_old(values, folder):
 
 
 def _weight_names(folder):
-    """Names in the weights of a directory; none where there are none that can be read."""
+    """Names of the weights in a directory; [] if none can be read."""
     import torch
     from safetensors import safe_open
 
@@ -85,18 +85,18 @@ def _weight_names(folder):
                 return list(file.keys())
         return list(torch.load(folder / "pytorch_model.bin", map_location="meta", weights_only=True))
     except Exception:
-        # Whatever is wrong with the file is said when it is loaded.
+        # Loading the file reports whatever is wrong with it.
         return []
 
 
 def check_size(config, folder, build, location):
-    """A `UserError` where a config describes another model than the weights beside it, or one beyond all memory.
+    """Raise a `UserError` if a config does not match the weights beside it, or describes a model too large for memory.
 
-    The model is built of shapes alone: nothing is allocated for numbers that a damaged config made up.
+    The model is built from shapes only, so that wrong sizes in a damaged config allocate nothing.
 
     Args:
         config: a transformers config.
-        folder: the directory or hub name; only a model.safetensors in a directory is compared.
+        folder: the directory or hub name; only a directory's model.safetensors is compared.
         build: config -> model.
     """
     import os
@@ -108,7 +108,7 @@ def check_size(config, folder, build, location):
         with torch.device("meta"):
             shapes = {name: list(tensor.shape) for name, tensor in build(config).state_dict().items()}
     except Exception as error:
-        # Whatever a model's constructor meets in a config that does not fit together.
+        # A model's constructor raises many kinds of errors on an inconsistent config.
         raise UserError(f"the config cannot be built: {first_line(error)}", location=location,
                         expected="sizes that fit together", remedy="copy config.json again") from error  # fmt: skip
     elements = sum(torch.Size(shape).numel() for shape in shapes.values())
@@ -127,7 +127,7 @@ def check_size(config, folder, build, location):
         with safe_open(path, "pt") as file:
             held = {name: file.get_slice(name).get_shape() for name in list(file.keys())}
     except (SafetensorError, OSError, ValueError):
-        return  # said when it is loaded
+        return  # reported when it is loaded
     for name in shapes.keys() & held.keys():
         if shapes[name] != held[name]:
             raise UserError(f"{name} has the shape {held[name]} in model.safetensors, {shapes[name]} by config.json",

@@ -1,7 +1,7 @@
-"""Backbones: what the toolkit knows of a family of pretrained models, and which families there are.
+"""Backbones: the description of a family of pretrained models, and the registry of families.
 
-A family is recognised by `config.model_type`, never by how a path is spelt. Adding one is one file in this folder that
-defines a module-level `BACKBONE`, like gpt2.py and llama.py: every file here is read when a family is first asked for.
+A family is recognised by `config.model_type`, never by the spelling of a path. To add one, add a file to this folder
+that defines a module-level `BACKBONE`, like gpt2.py and llama.py; all files here are imported on first use.
 """
 
 import functools
@@ -18,31 +18,31 @@ PUBLISHED_STD = 0.02
 
 @dataclass(frozen=True)
 class Backbone:
-    """The ports of a family: where a way of adapting finds what it acts on.
+    """The ports of a family: the modules that adaptation methods act on.
 
-    A port that is None is not offered; the methods that need it say so.
+    A port that is None is not offered; methods that need it raise an error.
 
     Attributes:
-        name: the family's name, as errors print it.
+        name: the family's name, as printed in errors.
         model_types: the `config.model_type` values it covers.
-        blocks: model -> its transformer blocks in order; an encoder's before its decoder's.
-        attention: block -> its self-attention module, whose output is not yet added to the residual stream and is
+        blocks: model -> its transformer blocks in order, the encoder's before the decoder's.
+        attention: block -> its self-attention module, whose output precedes the residual addition and is
             (hidden states, ..., attention weights).
-        feed_forward: block -> its feed-forward module, whose output is not yet added to the residual stream.
-        projections: block -> {role: linear map}; roles are q, k, v and o (or qkv where they are one matrix), up and
-            down of the feed-forward module, with cross_ before them in cross-attention. A linear map is a torch Linear
-            or transformers' Conv1D.
+        feed_forward: block -> its feed-forward module, whose output precedes the residual addition.
+        projections: block -> {role: linear map}; roles are q, k, v and o (qkv if the three are one matrix), and gate,
+            up and down of the feed-forward module; cross-attention roles have the prefix cross_. A linear map is a
+            torch Linear or transformers' Conv1D.
         norms: block -> [(module, attribute)] of its layer norms.
         hidden_size, norm_eps, max_length: config -> width of the hidden states, epsilon of the layer norms (adapters
-            use the same), longest sequence that the model takes.
-        auto_class: transformers' class that loads one.
-        attention_interface: whether attention is computed by the function that transformers' `AttentionInterface`
-            holds under the model's implementation.
-        head: "lm", or "classifier" where each task has a head of its own.
-        token_types: whether the model itself adds the rows of `token_type_ids`, those of its table of tokens.
+            use the same), maximum sequence length of the model.
+        auto_class: transformers' class that loads the model.
+        attention_interface: whether attention uses the function registered in transformers' `AttentionInterface`
+            under the model's implementation.
+        head: "lm", or "classifier" if each task has its own head.
+        token_types: whether the model itself adds embeddings for `token_type_ids`, taken from its token table.
         encoder_decoder: whether an encoder reads the input (adapters/encoder_decoder.py).
-        row_std: model, before anything is attached -> standard deviation that new token embeddings start from.
-        head_scale: config -> what an encoder-decoder's last hidden states are multiplied with before the head.
+        row_std: model, before anything is attached -> standard deviation of new token embeddings.
+        head_scale: config -> factor applied to an encoder-decoder's last hidden states before the head.
     """
 
     name: str
@@ -68,7 +68,7 @@ _BACKBONES: dict[str, Backbone] = {}
 
 
 def register(backbone):
-    """Make a family known. A model type can belong to one family only."""
+    """Register a family. A model type can belong to only one family."""
     for model_type in backbone.model_types:
         if _BACKBONES.get(model_type, backbone) is not backbone:
             raise ValueError(f"model_type {model_type!r}: in both {_BACKBONES[model_type].name} and {backbone.name}")
@@ -87,7 +87,7 @@ def _read_files():
 
 
 def all_backbones():
-    """{model_type: `Backbone`} of every file in this folder."""
+    """{model_type: `Backbone`} of all families in this folder."""
     _read_files()
     return _BACKBONES
 
@@ -96,12 +96,12 @@ def backbone_of(config, location="--model_checkpoint", head="lm"):
     """The `Backbone` of a transformers config.
 
     Args:
-        config: its `model_type` counts.
-        location: what named the model, for errors.
-        head: the kind of head that is wanted.
+        config: only its `model_type` is read.
+        location: where the model was named, for errors.
+        head: the required kind of head.
 
     Raises:
-        UserError: an unsupported family, or one with another kind of head; it names those supported.
+        UserError: an unsupported family, or one with another kind of head; the error lists the supported ones.
     """
     known = {name: backbone for name, backbone in all_backbones().items() if backbone.head == head}
     model_type = getattr(config, "model_type", None)

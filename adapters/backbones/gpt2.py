@@ -5,7 +5,7 @@ from versatile.adapters.backbones.family import Backbone
 
 def _projections(block):
     attention, feed_forward = block.attn, block.mlp
-    # One matrix makes queries, keys and values.
+    # Queries, keys and values come from one matrix.
     return dict(qkv=attention.c_attn, o=attention.c_proj, up=feed_forward.c_fc, down=feed_forward.c_proj)
 
 

@@ -1,4 +1,4 @@
-"""How a name becomes a backbone and its tokenizer. Which families there are: family.py and a file for each."""
+"""Load a backbone and its tokenizer by name. The supported families are in family.py and one file each."""
 
 import copy
 import hashlib
@@ -19,19 +19,19 @@ def load(name, random_init=False, location=None, quantization=None):
     """A backbone and its fast tokenizer.
 
     Args:
-        name: an embedded name (`smollm2`, `tiny-gpt2`, `tiny-llama`, `tiny-t5`), a local directory, or a hub name.
-        random_init: a seed: the same shape with fresh weights drawn from it instead of the pretrained ones, the
-            same ones each time. True: a seed drawn from torch's own generator. False or None: the pretrained ones.
-        location: what named it, for errors (default: --model_checkpoint).
-        quantization: "4bit" or "8bit", see `backbones.quantized`; None: all weights as they are.
+        name: a bundled name (`smollm2`, `tiny-gpt2`, `tiny-llama`, `tiny-t5`), a local directory, or a hub name.
+        random_init: a seed: random weights drawn reproducibly from it instead of the pretrained ones, in the same
+            shape. True: a seed drawn from torch's global generator. False or None: the pretrained weights.
+        location: where it was named, for errors (default: --model_checkpoint).
+        quantization: "4bit" or "8bit", see `backbones.quantized`; None: no quantisation.
 
     Returns:
-        (model in fp32 and eval mode, tokenizer); `model.random_init_seed` is the seed, or None,
-        `model.quantization` as above, and `model.backbone_fingerprint` tells its weights from others: of a quantised
-        one those that are not.
+        (model in fp32 and eval mode, tokenizer); `model.random_init_seed` is the seed or None,
+        `model.quantization` as above, and `model.backbone_fingerprint` identifies the weights (only the unquantised
+        ones of a quantised model).
 
     Raises:
-        UserError: nothing by that name, an unsupported family, files that cannot be read, a tokenizer that
+        UserError: no model of that name, an unsupported family, files that cannot be read, or a tokenizer that
             does not fit the model's vocabulary.
     """
     from versatile.adapters.backbones import bundled as embedded
@@ -51,15 +51,15 @@ def load(name, random_init=False, location=None, quantization=None):
 
 
 def check_table(model, tokenizer, location, remedy="use the tokenizer that belongs to the model"):
-    """A `UserError` where a model's table has no row for some token of a tokenizer."""
+    """Raise a `UserError` if a model's embedding table has fewer rows than the tokenizer has tokens."""
     if len(tokenizer) > (rows := len(model.get_input_embeddings().weight)):
         raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model's table has {rows} rows",
                         location=location, expected="a row for every token", remedy=remedy)  # fmt: skip
 
 
 def keep_name(model, name):
-    """Let a model's config say what it was loaded from: of a directory the whole path, as a run is evaluated from other
-    directories too."""
+    """Record in a model's config what it was loaded from: for a directory the absolute path, as a run may be evaluated
+    from another working directory."""
     from versatile.adapters.backbones import bundled as embedded
 
     local = name not in embedded.NAMES and Path(name).is_dir()
@@ -67,11 +67,11 @@ def keep_name(model, name):
 
 
 def check_weights(state, missing, location):
-    """A `UserError` where weights that were loaded are no numbers, or some were not in the file.
+    """Raise a `UserError` if loaded weights are not finite, or some were missing from the file.
 
     Args:
         state: the state dict.
-        missing: names of those that were not.
+        missing: names of the missing weights.
     """
     if bad := not_finite(state):
         raise UserError(f"the weights hold values that are not numbers (first in {bad})", location=location,
@@ -83,7 +83,7 @@ def check_weights(state, missing, location):
 
 
 def _seed_of(random_init):
-    """The seed of fresh weights, or None. `True == 1` and `0 == False`, but seeds 1 and 0 are seeds."""
+    """The seed for random weights, or None. `True == 1` and `0 == False`, but 1 and 0 are valid seeds."""
     if random_init is None or random_init is False:
         return None
     if random_init is True:
@@ -94,7 +94,7 @@ def _seed_of(random_init):
 
 
 def need_directory(path, location, expected=None):
-    """A `UserError` where there is no directory, with what lies beside it."""
+    """Raise a `UserError` if a directory does not exist, listing the contents of its parent."""
     path = Path(path)
     if path.is_dir():
         return
@@ -114,7 +114,7 @@ def read_config(folder, location):
     path, for_t5 = Path(folder), location.startswith(T5_FLAGS)
     _check_name(folder, location)
     if path.exists() or (len(path.parts) > 1 and path.parent.is_dir()):
-        # runs/mistyped: the hub would have to be asked for it.
+        # For a path such as runs/mistyped, do not ask the hub.
         need_directory(path, location, "a model's directory or hub name")
     if path.is_dir():
         need_config(path, location, "the script that made it" if for_t5 else "python train.py", "a T5's directory"
@@ -122,10 +122,10 @@ def read_config(folder, location):
         return config_of_file(path / "config.json", location)
     try:
         reach_hub(str(folder))
-        # Code that comes with a model is never run.
+        # Code shipped with a model is never run.
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        # The hub's libraries raise errors of many kinds.
+        # The hub's libraries raise many kinds of errors.
         if "trust_remote_code" in str(error):
             raise UserError("this model needs code of its own, which is never run", location=location,
                             expected="a model that transformers knows by itself",
@@ -143,11 +143,11 @@ def read_config(folder, location):
 
 
 def need_config(path, location, script, expected):
-    """A `UserError` where a directory has no config.json, nor therefore a model: what it is instead.
+    """Raise a `UserError` if a directory has no config.json and so no model, saying what it holds instead.
 
     Args:
-        script: resumes a run that has not saved one yet.
-        expected: what was expected in place of anything else.
+        script: command that resumes a run which has not saved a model yet.
+        expected: what was expected, for other directories.
     """
     if (path / "config.json").is_file():
         return
@@ -163,18 +163,18 @@ def need_config(path, location, script, expected):
 
 
 def locate(name, file):
-    """Where the backbone lies that an adapter_config.json names.
+    """Find the backbone named in an adapter_config.json.
 
     Args:
         name: its `base_model_name_or_path`.
         file: the adapter_config.json.
 
     Returns:
-        (the name, or where a directory of that name lies beside the adapters, whose run was moved; what named it, for
-        errors)
+        (the name, or the path of a directory of that name near the adapters if the run was moved; where it was named,
+        for errors)
 
     Raises:
-        UserError: a directory that is no longer there.
+        UserError: the directory no longer exists.
     """
     path, location = Path(name), f"{file}: base_model_name_or_path {name}"
     _check_name(name, location)
@@ -193,7 +193,7 @@ def locate(name, file):
 
 
 def _check_name(name, location):
-    """A `UserError` where a name can be neither a directory's nor the hub's: too long, or not to be written."""
+    """Raise a `UserError` if a name can be neither a path nor a hub name: too long, or not encodable."""
     try:
         Path(name).exists()
         str(name).encode()
@@ -204,26 +204,26 @@ def _check_name(name, location):
 
 def read_tokenizer(folder, location=None, expected="tokenizer.json, or vocab.json and merges.txt, beside config.json",
                    **more):  # fmt: skip
-    """The tokenizer of a directory or hub name, as transformers reads it; no code that comes with it is run.
+    """The tokenizer of a directory or hub name, as transformers reads it; no code shipped with it is run.
 
     Args:
-        location, expected: for the `UserError` where it cannot be read (default: the folder).
+        location, expected: for the `UserError` if it cannot be read (default location: the folder).
     """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **more)
     except Exception as error:
-        # transformers raises whatever its parsers meet; a file that does not load is bad input all the same.
+        # transformers raises whatever its parsers raise; a file that does not load is bad input in any case.
         raise UserError(f"the tokenizer cannot be read: {first_line(error)}", location=location or folder,
                         expected=expected, remedy="copy it again") from error  # fmt: skip
 
 
 def reach_hub(name, file="config.json", tries=2):
-    """An OSError where the hub cannot be reached and a model's file was not fetched before.
+    """Raise an OSError if the hub cannot be reached and a model's file is not in the cache.
 
-    Fetching itself would retry for half a minute, or for many where nothing answers. A slow answer, or one that says
-    no, is left to it.
+    Fetching itself would retry for half a minute, or for many minutes if nothing answers. Slow or negative answers are
+    left to the fetch that follows.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
@@ -234,7 +234,7 @@ def reach_hub(name, file="config.json", tries=2):
             get_hf_file_metadata(hf_hub_url(name, file))
             return
         except Exception as error:
-            # By name: they are those of the library that the hub's own library happens to use.
+            # Compared by name, as the classes belong to whichever HTTP library huggingface_hub uses.
             kinds = {kind.__name__ for kind in type(error).__mro__}
             if not kinds & {"ConnectError", "ConnectTimeout", "ConnectionError"}:
                 return
@@ -252,7 +252,7 @@ def _load_transformers(folder, config, location, seed, quantization):
     if not tokenizer.is_fast:
         raise UserError("its tokenizer has no fast version", location=location, expected="a tokenizer.json")
     check_size(config, folder, lambda config: auto.from_config(config, trust_remote_code=False), location)
-    # A checkpoint in half precision still trains in fp32: autocast chooses what is computed in half.
+    # A half-precision checkpoint still trains in fp32; autocast decides what is computed in half precision.
     config.dtype = torch.float32
     quantized = {}
     if quantization:
@@ -261,7 +261,7 @@ def _load_transformers(folder, config, location, seed, quantization):
         if quantized:
             raise UserError("random weights are trained, not rounded", location=f"--load_in_{quantization}",
                             expected="a pretrained backbone", remedy="leave it or --random_init out")  # fmt: skip
-        # Nothing but the seed may count, and whoever draws next is not disturbed.
+        # Depends only on the seed, and leaves the global random state unchanged.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return _with_own_head(auto.from_config(config, dtype=torch.float32)), tokenizer
@@ -279,17 +279,17 @@ def _load_transformers(folder, config, location, seed, quantization):
         ) from error
     check_weights(plain_state(model), info["missing_keys"], location)
     if backbone_of(config).encoder_decoder:
-        # transformers takes every T5 for tied and unties what has a head of its own in the file (v1.1, Flan, mT5).
-        # Without a word of it in the config, the next resizing would tie it again.
+        # transformers assumes every T5 is tied and unties it if the file has a separate head (v1.1, Flan, mT5).
+        # Unless the config records this, the next resizing would tie it again.
         tables = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         model.config.tie_word_embeddings = tables[0] is tables[1]
     return model, tokenizer
 
 
 def _with_own_head(model):
-    """A freshly drawn encoder-decoder whose head is not scaled (T5 v1.1, Flan, mT5) with a head of its own.
+    """Untie the head of a randomly initialised encoder-decoder without head scaling (T5 v1.1, Flan, mT5).
 
-    transformers ties it, as it has no file that says otherwise.
+    transformers ties it by default, as there is no file with a separate head.
     """
     backbone = backbone_of(model.config)
     if backbone.encoder_decoder and backbone.head_scale(model.config) == 1.0:
@@ -303,17 +303,17 @@ def _with_own_head(model):
 def not_finite(state):
     """The first key of a state dict whose tensor holds NaN or an infinity, or None."""
     for key, tensor in state.items():
-        # Its least and its largest value say it, without a copy of the tensor; both are NaN where one value is.
+        # Minimum and maximum suffice, without a copy of the tensor; both are NaN if any value is.
         if tensor.is_floating_point() and tensor.numel() and not all(e.isfinite() for e in tensor.aminmax()):
             return key
     return None
 
 
 def fingerprint(state):
-    """A short hash that tells one backbone's weights, a state dict, from another's.
+    """A short hash that identifies a backbone's weights, given as a state dict.
 
-    Shapes, names and 64 evenly spaced values of every tensor: enough to notice another model or another
-    training run, at a cost that does not grow with the model.
+    It covers shapes, names and 64 evenly spaced values of every tensor: enough to detect another model or another
+    training run, at a cost that does not grow with their size.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):

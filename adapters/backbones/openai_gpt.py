@@ -1,11 +1,11 @@
-"""OpenAI GPT, the first one (openai-gpt): it keeps no cache, decoding runs the whole sequence for every token."""
+"""The original OpenAI GPT (openai-gpt): it has no cache, so decoding runs the whole sequence for every token."""
 
 from versatile.adapters.backbones.family import Backbone
 
 
 def _projections(block):
     attention, feed_forward = block.attn, block.mlp
-    # One matrix makes queries, keys and values.
+    # Queries, keys and values come from one matrix.
     return dict(qkv=attention.c_attn, o=attention.c_proj, up=feed_forward.c_fc, down=feed_forward.c_proj)
 
 
@@ -13,7 +13,7 @@ BACKBONE = Backbone(
     name="OpenAI GPT",
     model_types=("openai-gpt",),
     blocks=lambda model: model.transformer.h,
-    # No attention: its module gives a list, and no weights unless they are asked for.
+    # No attention port: the module returns a list, and weights only on request.
     feed_forward=lambda block: block.mlp,
     projections=_projections,
     norms=lambda block: [(block, "ln_1"), (block, "ln_2")],

@@ -1,9 +1,9 @@
 """Frozen backbones in 8 or 4 bits (Dettmers et al. 2022, "LLM.int8()"; 2023, "QLoRA").
 
-Linear maps of the blocks are kept in few bits and multiplied in the precision of the run; tables, norms and all that is
-trained beside them stay as they are. 4 bits are bitsandbytes' NF4 on every device. 8 bits are bitsandbytes' on a GPU
-and torchao's on a CPU. SmolLM2-135M there (513 MiB in fp32), in nats between its distributions and those in fp32, and
-seconds of one core for a step of 256 tokens and for one token:
+The linear maps of the blocks are stored in few bits and multiplied in the precision of the run; tables, norms and all
+trained additions are unchanged. 4-bit quantisation is bitsandbytes' NF4 on every device; 8-bit is bitsandbytes' on a
+GPU and torchao's on a CPU. SmolLM2-135M on a CPU: size, divergence of its distributions from fp32 in nats, and seconds
+on one core for a step of 256 tokens and for one token:
 
     fp32                        513 MiB               1.85   0.059
     8 bits, torchao             210 MiB   0.004 nats  1.90   0.045
@@ -11,7 +11,7 @@ seconds of one core for a step of 256 tokens and for one token:
     4 bits, bitsandbytes        165 MiB   0.33 nats   1.93   0.086
     4 bits, torchao             225 MiB   0.47 nats   2.09   0.126
 
-GPT-2's maps are not a torch Linear, and torchao would leave them alone: these are bitsandbytes' in 8 bits, too.
+GPT-2's maps are not torch Linears, which torchao would skip; in 8 bits they use bitsandbytes on a CPU too.
 """
 
 import importlib.util
@@ -23,18 +23,18 @@ BITS = ("4bit", "8bit")
 
 
 def library_of(bits, model_type):
-    """The package that quantises a model here: see above."""
+    """The package that quantises a model on this machine; see above."""
     on_cpu = bits == "8bit" and not torch.cuda.is_available() and model_type not in ("gpt2", "openai-gpt")
     return "torchao" if on_cpu else "bitsandbytes"
 
 
 def quantization_config(bits, model_type, location):
-    """What transformers loads a model with.
+    """The quantisation config that transformers loads a model with.
 
     Args:
         bits: one of `BITS`.
         model_type: of the model's config.
-        location: what named the model, for errors.
+        location: where the model was named, for errors.
 
     Raises:
         UserError: the library is not installed.
@@ -57,40 +57,40 @@ def quantization_config(bits, model_type, location):
 
 
 def keep_gradients(model):
-    """Keep bitsandbytes from packing 4-bit weights anew on a CPU: it does so in the first evaluation, does not undo it
-    for training, and what is packed has no gradient for its input, or a wrong one."""
+    """Prevent bitsandbytes from repacking 4-bit weights on a CPU: it does so in the first evaluation and does not undo
+    it for training, and packed weights give no input gradient, or a wrong one."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def is_quantized(module):
-    """Whether a module's weight is kept in few bits."""
+    """Whether a module's weight is quantised."""
     return type(module._parameters.get("weight")).__module__.startswith(("bitsandbytes", "torchao"))
 
 
 def plain_state(model):
-    """A model's state dict without that of its quantised maps."""
+    """A model's state dict without its quantised maps."""
     quantized = tuple(f"{name}." for name, module in model.named_modules() if is_quantized(module))
     return {name: p for name, p in model.state_dict().items() if not name.startswith(quantized)} if quantized else (
         model.state_dict())  # fmt: skip
 
 
 def set_compute_dtype(model, dtype):
-    """Let quantised maps be multiplied in a precision."""
+    """Set the precision in which quantised maps are multiplied."""
     for module in model.modules():
         if is_quantized(module) and hasattr(module, "compute_dtype"):
             module.compute_dtype = dtype
 
 
 def number_of_values(parameter):
-    """How many numbers a parameter stands for: 4-bit ones lie in pairs."""
+    """Number of values a parameter represents: 4-bit values are packed in pairs."""
     state = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else state.shape.numel()
 
 
 def refuse_training(model, what):
-    """A `UserError` where the weights of a quantised backbone would be trained."""
+    """Raise a `UserError` if the weights of a quantised backbone would be trained."""
     if bits := getattr(model, "quantization", None):
         raise UserError(f"{what} trains the backbone itself, whose weights are rounded", location=f"--load_in_{bits}",
                         expected="an adapter beside the frozen backbone",

@@ -1,4 +1,4 @@
-"""What the published CA-MTL code wrote: a BERT's directory whose weights also hold conditional modules and heads."""
+"""Checkpoints of the published CA-MTL code: a BERT directory whose weights include conditional modules and heads."""
 
 import torch
 from versatile.adapters.classifier import TaskClassifier, check_shape, keyed_parameters
@@ -9,12 +9,12 @@ WHOLE = "model.safetensors"
 
 
 def is_published(keys):
-    """Whether weights of these names, unknown to a plain BERT, are the published code's."""
+    """Whether these weight names, unknown to a plain BERT, come from the published code."""
     return any("task_type_embeddings." in key or "decoders." in key for key in keys)
 
 
 def read_state(folder, location):
-    """The state dict in a directory of the original code; nothing in it is run."""
+    """The state dict in a directory written by the original code; nothing in it is run."""
     if (folder / WHOLE).is_file():
         return read_safetensors(folder / WHOLE)
     try:
@@ -27,20 +27,20 @@ def read_state(folder, location):
 def load_original(state, config, tasks, location="the original's state dict"):
     """A model from a state dict of the original code.
 
-    Form, length and numbers of labels are told from its keys (`bert.*`, `decoders.<i>.model.*`) and shapes.
+    Form, length and numbers of labels are inferred from its keys (`bert.*`, `decoders.<i>.model.*`) and shapes.
 
     Args:
         state: {key: tensor}.
         config: BertConfig.
-        tasks: the tasks' names in the order of their ids.
-        location: names it in errors.
+        tasks: names of the tasks in the order of their ids.
+        location: name of the state dict in errors.
 
     Returns:
         `TaskClassifier` in eval mode.
     """
     from transformers import AutoModel
 
-    # Wrapped for several devices, and with a buffer that other releases of transformers stored.
+    # Remove the prefix of a model wrapped for several devices, and a buffer stored by other transformers releases.
     state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     state = {key: tensor for key, tensor in state.items() if not key.endswith("embeddings.position_ids")}
     heads = [state[key].shape[0] for i in range(len(state)) if (key := f"decoders.{i}.model.weight") in state]

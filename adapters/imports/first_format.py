@@ -1,4 +1,4 @@
-"""Manifests of format 1, ours of before: three kinds of adapter_config.json, and two keys in config.json."""
+"""Manifests of our older format 1: three kinds of adapter_config.json, and two keys in config.json."""
 
 from versatile.adapters.methods.registry import BARE, FULL
 
@@ -6,11 +6,11 @@ _ANSWER = "__ans__"
 
 
 def upgrade(kind, config):
-    """A manifest of format 1 as format 2 has it.
+    """Convert a manifest from format 1 to format 2.
 
     Args:
         kind: `peft_type`, or the key in config.json of a fully fine-tuned model.
-        config: its json, checked (`schemas.FORMAT_1`).
+        config: its json, checked by `schemas.FORMAT_1`.
     """
     return _KINDS[kind](dict(config)) | dict(library_name="versatile", format=2)
 

@@ -1,11 +1,11 @@
-"""State dicts of the published HyperFormer code, a T5 with its adapters or hypernetworks, under their own names.
+"""State dicts of the published HyperFormer code, a T5 with adapters or hypernetworks, under the published names.
 
     model = t5.attach(T5ForConditionalGeneration.from_pretrained(…), tasks, t5.T5Settings(…))
     load_original(model, state)
 
-`efficient_unique_hyper_net` is the method "hyperformer++", `unique_hyper_net` "hyperformer", a meta-adapter with
-neither is "meta" ("hyperformer-per-layer"). The published code writes no manifest: tasks and settings are those that
-were typed for it.
+`efficient_unique_hyper_net` is the method "hyperformer++", `unique_hyper_net` is "hyperformer", and a meta-adapter
+with neither is "meta" ("hyperformer-per-layer"). The published code writes no manifest, so the caller must supply the
+tasks and settings used in training.
 """
 
 import re
@@ -19,7 +19,7 @@ OBSOLETE = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weig
 TABLES = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
 
-# Names of what stands beside a T5: pattern -> the published name; {layer} is a module of a block of a stack.
+# Names of parameters added to a T5: pattern -> published name; {layer} is a module of a block in a stack.
 _NAMES = (
     (r"added\.[^.]+\.embeddings\.(.+)", r"task_embedding_controller.\1"),
     (r"added\.[^.]+\.hypernets\.(?P<stack>\d+)\.controllers\.(?P<site>\d+)\.(.+)", r"{layer}.\3"),
@@ -31,11 +31,11 @@ _NAMES = (
 
 
 def original_name(name, encoder_blocks):
-    """A parameter's name in the published code; one that it does not have keeps its own.
+    """A parameter's name in the published code; a parameter not in that code keeps its name.
 
     Args:
         name: in a T5 with tasks.
-        encoder_blocks: how many the encoder has.
+        encoder_blocks: number of encoder blocks.
     """
     for pattern, published in _NAMES:
         if not (match := re.fullmatch(pattern, name)):
@@ -75,13 +75,13 @@ def load_original(model, state, location="the state dict"):
 
     Args:
         model: attached with the tasks and settings the state dict was trained with.
-        state: {published name: tensor}; the T5 itself is in it. Fixed task embeddings, which the published code
+        state: {published name: tensor}, including the T5 itself. Fixed task embeddings, which the published code
             does not save, may be missing.
-        location: what errors call it.
+        location: name of the state dict in errors.
 
     Raises:
-        UserError: names or shapes that are not the model's, tied tables that differ, an obsolete relative bias of
-            cross-attention that is not zero (no T5 of today has it).
+        UserError: names or shapes that differ from the model's, tied tables that differ, or a nonzero relative bias
+            of cross-attention (obsolete: no current T5 has it).
     """
     state, names = dict(state), original_parameters(model)
     if OBSOLETE in state and state.pop(OBSOLETE).any():

@@ -1,19 +1,19 @@
-"""Adapters of the library peft, both ways.
+"""Export adapters to, and import them from, the library peft.
 
-  a LoRA or (IA)3 task of a run as a directory that `peft.PeftModel.from_pretrained` loads to the same logits (needs
-  peft, which writes it and proves it):
+  export a LoRA or (IA)3 task of a run to a directory that gives the same logits with `peft.PeftModel.from_pretrained`
+  (needs peft, to write and verify it):
     python -m adapters.imports.peft export RUN OUTPUT [--task nlg]
-  a LoRA or (IA)3 that peft made as a task of ours, which evaluates, combines and starts a new run like any other:
+  import a LoRA or (IA)3 made by peft as a task that can be evaluated, combined and trained further like any other:
     python -m adapters.imports.peft import PEFT_DIR OUTPUT --task mine=DATA
     python -m adapters.imports.peft import PEFT_DIR OUTPUT --task nlg --like RUN
     python -m adapters.imports.peft import PEFT_DIR OUTPUT --task nlg --markers '<bos_nlg>' '<eos_nlg>' …
 
-A task's special tokens are new tokens, in peft trainable ones; beside (IA)3, where peft has none, the whole tables are
-saved. Their rows are added as token types, too. GPT-2 does so by itself, for the same `token_type_ids`; on another
-backbone a task with token types is not exported, as peft could not give its logits.
+A task's special tokens are new tokens, exported as peft's trainable tokens; with (IA)3, for which peft has none, the
+whole tables are saved. Their rows also serve as token types. GPT-2 adds these itself, for the same `token_type_ids`; on
+other backbones a task with token types is not exported, as peft could not reproduce its logits.
 
-An adapter that was made without such tokens starts with fresh ones for the markers of its task: it is meant to be
-trained further (--init_from), or, several of them combined, in batches that mix their tasks.
+An adapter made without such tokens gets randomly initialised ones for its task's markers: it is meant to be trained
+further (--init_from), or combined with others and trained on mixed batches.
 """
 
 import importlib.util
@@ -58,29 +58,29 @@ PEFT_CONFIG = Record(
         alpha_pattern=MapOf(Number(-1e6, 1e6)),
     )
 )
-# What changes more than the product B A, or the backbone itself: {key: value that is harmless beside null and false}.
+# Options that change more than the product B A, or the backbone: {key: harmless value other than null and false}.
 REFUSED = dict(use_dora=None, bias="none", lora_bias=None, layer_replication=None, target_parameters=None,
                alora_invocation_tokens=None, use_qalora=None, use_bdlora=None, velora_config=None)  # fmt: skip
-# Initialisations after which the backbone is another one than that of its name.
+# Initialisations that modify the backbone's own weights.
 CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def import_adapter(directory, output, task, markers=None, backbone=None, definition=None, history=None):
-    """Write a LoRA or (IA)3 of peft's as a directory of ours with one task.
+    """Convert a peft LoRA or (IA)3 to a directory in our format with one task.
 
     Args:
-        directory: of peft.
-        output: the directory to make; it must not exist, or be empty.
+        directory: the peft directory.
+        output: the directory to create; it must not exist or be empty.
         task: the task's name.
-        markers: its special tokens; None: those that the directory trained.
-        backbone: the backbone's name or directory; None: that of the directory.
-        definition, history: see `TaskModelInfo`.
+        markers: its special tokens; None: those trained in the directory.
+        backbone: the backbone's name or directory; None: the one named in the directory.
+        definition, history: as `definitions` and `histories` of `TaskModelInfo`.
 
     Returns:
         the model.
 
     Raises:
-        UserError: no adapter of peft's there, one that cannot be expressed here, another backbone.
+        UserError: no peft adapter, one that cannot be expressed here, or another backbone.
     """
     path = Path(directory)
     refuse_taken(output)
@@ -117,7 +117,7 @@ def import_adapter(directory, output, task, markers=None, backbone=None, definit
 
 
 def read_config(path):
-    """adapter_config.json of peft's, with nothing in it that cannot be expressed here."""
+    """peft's adapter_config.json, checked to contain only what can be expressed here."""
     backbones.need_directory(path, path, "a directory that peft saved")
     file = path / CONFIG
     if not file.is_file():
@@ -141,7 +141,7 @@ def read_config(path):
 
 
 def _load_base(path, config, backbone):
-    """(backbone, tokenizer, what named it)."""
+    """(backbone, tokenizer, where the backbone was named)."""
     name = backbone or config.get("base_model_name_or_path")
     if not name:
         raise UserError("it does not name its backbone", location=path / CONFIG,
@@ -155,7 +155,7 @@ def _load_base(path, config, backbone):
 
 
 def _sort_keys(state, path):
-    """({(module, part): tensor} of the adapters, {(module, "rows" or "table"): tensor}) of peft's file."""
+    """({(module, part): tensor} of the adapters, {(module, kind): tensor} of the tables), from peft's file."""
     pattern = re.compile(re.escape(PREFIX) + r"(.+?)\.(?:(lora_A|lora_B)\.weight|(ia3_l)|"
                          r"token_adapter\.(trainable_tokens_delta)|(?:modules_to_save\.)?(weight))")  # fmt: skip
     parts, tables = {}, {}
@@ -170,7 +170,7 @@ def _sort_keys(state, path):
 
 
 def _trained_rows(path, config, model, tokenizer, tables):
-    """{token: [its row, its output row]} of the tokens that a directory of peft's trained; one row where tied."""
+    """{token: [its row, its output row]} of the tokens trained in a peft directory; the same row twice if tied."""
     if not tables:
         return {}
     names, first, rows = table_names(model), len(tokenizer), {}
@@ -200,7 +200,7 @@ def _trained_rows(path, config, model, tokenizer, tables):
 
 
 def _choose_markers(markers, rows, task, path):
-    """A task's special tokens: those given, else those that were trained."""
+    """A task's special tokens: those given, otherwise those that were trained."""
     if markers is None and not rows:
         raise UserError(f"it does not say which special tokens the task {task!r} has", location=path,
                         expected="an adapter with trained tokens, or the task's tokens",
@@ -214,10 +214,10 @@ def _choose_markers(markers, rows, task, path):
 
 
 def _sites(model, parts, file, flag):
-    """{(block, role): {part: tensor}} of the keys of peft's file.
+    """{(block, role): {part: tensor}} from the keys of peft's file.
 
     Raises:
-        UserError: a module that the backbone has not, or that no method of ours adapts.
+        UserError: a module that the backbone does not have, or that no method here adapts.
     """
     places, found = {name: at for at, name in projection_names(model).items()}, {}
     for (module, part), tensor in parts.items():
@@ -230,9 +230,9 @@ def _sites(model, parts, file, flag):
 
 
 def _read_lora(model, parts, config, file, flag):
-    """(settings, {(block, role): {"A": …, "B": …}}) of a LoRA of peft's.
+    """(settings, {(block, role): {"A": …, "B": …}}) of a peft LoRA.
 
-    Modules of other ranks than the largest are filled with zeros, and other scales go into B: the products stay.
+    Modules of smaller rank are padded with zeros, and differing scales are folded into B, so the products are the same.
     """
     found = _sites(model, parts, file, flag)
     names, backbone = projection_names(model), backbone_of(model.config)
@@ -261,7 +261,7 @@ def _read_lora(model, parts, config, file, flag):
 
 
 def _read_ia3(model, parts, config, file, flag):
-    """(settings, {(block, role): {"": vector}}) of an (IA)3 of peft's."""
+    """(settings, {(block, role): {"": vector}}) of a peft (IA)3."""
     found, backbone = _sites(model, parts, file, flag), backbone_of(model.config)
     names, blocks, vectors = projection_names(model), list(backbone.blocks(model)), {}
     for at, tensors in found.items():
@@ -286,12 +286,12 @@ def _check_shape(found, expected, name, file, flag):
 
 
 def _of_pattern(patterns, name, default):
-    """A module's own value of peft's rank_pattern or alpha_pattern."""
+    """A module's value in peft's rank_pattern or alpha_pattern, or the default."""
     return next((v for k, v in (patterns or {}).items() if re.match(rf"(.*\.)?({k})$", name)), default)
 
 
 def _prove_import(model, tokenizer, task, path, tokens):
-    """A `UserError` where peft itself finds other logits in its directory than ours has."""
+    """Raise a `UserError` if peft computes other logits from its directory than our model does."""
     adapter = TaskAdapter(model, tokenizer, task, "", {}, [], tokens)
     share = largest_difference(adapter, path)
     if not share <= LARGEST_SHARE:
@@ -308,17 +308,17 @@ def main(argv=None):
     p = flags.build_parser(__doc__)
     p.prog, p.usage = "python -m adapters.imports.peft", "%(prog)s export | import [flags]"
     commands = p.add_subparsers(dest="command", required=True, metavar="export | import")
-    export = commands.add_parser("export", help="a task of ours for peft", prog=f"{p.prog} export")
-    export.add_argument("run", help="a trained model of ours")
-    export.add_argument("output", help="the directory to make")
-    export.add_argument("--task", help="which of its tasks (needed where it holds several)")
-    reading = commands.add_parser("import", help="an adapter of peft's as a task", prog=f"{p.prog} import")
-    reading.add_argument("source", help="a directory that peft saved")
-    reading.add_argument("output", help="the directory to make")
-    reading.add_argument("--task", required=True, help="the task's name, or NAME=DATA for one of your own")
+    export = commands.add_parser("export", help="export a task to peft's format", prog=f"{p.prog} export")
+    export.add_argument("run", help="a trained model")
+    export.add_argument("output", help="the directory to create")
+    export.add_argument("--task", help="the task to export (needed if the model holds several)")
+    reading = commands.add_parser("import", help="import a peft adapter as a task", prog=f"{p.prog} import")
+    reading.add_argument("source", help="a directory saved by peft")
+    reading.add_argument("output", help="the directory to create")
+    reading.add_argument("--task", required=True, help="the task's name, or NAME=DATA for your own task")
     reading.add_argument("--markers", nargs="+", metavar="TOKEN", help="the task's special tokens")
-    reading.add_argument("--like", metavar="RUN", help="a trained model of ours that holds the task: its tokens")
-    reading.add_argument("--model_checkpoint", metavar="NAME", help="the backbone (default: as the directory says)")
+    reading.add_argument("--like", metavar="RUN", help="a trained model whose tokens for the task are used")
+    reading.add_argument("--model_checkpoint", metavar="NAME", help="the backbone (default: the directory's)")
     args = p.parse_args(argv)
     devices.quiet_libraries()
     if args.command == "export":
@@ -332,10 +332,10 @@ def main(argv=None):
 
 
 def _task_of(args):
-    """(name, markers or None, definition, history) of the task that import's flags name."""
+    """(name, markers or None, definition, history) of the task named by the flags of import."""
     name, _, data = args.task.partition("=")
     if data:
-        # As data/own_tasks.py has them.
+        # As in data/own_tasks.py.
         definition = dict(name=name, source=str(Path(data).resolve()) if Path(data).exists() else data)
         return name, [f"<{part}_{name}>" for part in ("bos", "eos", "prompt", "answer")], definition, None
     if not args.like:

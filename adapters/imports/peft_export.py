@@ -1,4 +1,4 @@
-"""A LoRA or (IA)3 task of ours as a directory of the library peft, and the comparison of both: see peft.py."""
+"""Export of a LoRA or (IA)3 task to a directory of the library peft, and the comparison of both; see peft.py."""
 
 import importlib.util
 import warnings
@@ -15,18 +15,18 @@ from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_directory, atomic_write
 
 KINDS = {"lora": "LORA", "ia3": "IA3"}
-# Two libraries multiply the same matrices; in fp32 the last digits may differ.
+# Two libraries multiply the same matrices, so in fp32 the last digits may differ.
 LARGEST_SHARE = 1e-5
 
 
 @dataclass
 class TaskAdapter:
-    """What is exported: one task of a trained model.
+    """The task of a trained model that is exported.
 
     Attributes:
         model, tokenizer: ours.
-        task, method, settings: its name, that of its method, and the method's settings.
-        blocks: its modules, one for each block of the backbone.
+        task, method, settings: the task's name, its method's name, and the method's settings.
+        blocks: its modules, one per block of the backbone.
         tokens: its special tokens.
     """
 
@@ -44,18 +44,18 @@ class TaskAdapter:
 
 
 def export_task(run, output, task=None):
-    """Write a task of a trained model as a directory of peft, proved to give the same logits.
+    """Export a task of a trained model to peft's format, verifying that the logits are the same.
 
     Args:
         run: a run, a combined model, or a run of train_t5.py.
-        output: the directory to make; it must not exist, or be empty.
-        task: which one; None: the only one.
+        output: the directory to create; it must not exist or be empty.
+        task: the task to export; None: the only one.
 
     Returns:
-        (`TaskAdapter`, the largest difference of logits as a share of the largest)
+        (`TaskAdapter`, the largest difference of logits relative to the largest logit)
 
     Raises:
-        UserError: peft is missing, the task cannot be expressed in peft, something in the way of the output.
+        UserError: peft is missing, the task cannot be expressed in peft, or the output path is taken.
     """
     _need_peft()
     refuse_taken(output)
@@ -70,7 +70,7 @@ def export_task(run, output, task=None):
 
 
 def read_task(run, task=None):
-    """The `TaskAdapter` of a run's task; arguments and errors as of `export_task`."""
+    """The `TaskAdapter` of a run's task; arguments and errors as in `export_task`."""
     backbones.need_directory(run, run, "a run directory")
     manifest = checkpoint.peek(run)
     if manifest and manifest.encoder == "text_to_text":
@@ -98,12 +98,12 @@ def read_task(run, task=None):
 
 
 def _trained_backbone(model):
-    """Whether anything of a T5 itself was trained."""
+    """Whether any parameter of the T5 itself was trained."""
     return model.backbone_carried or any(p.requires_grad for n, p in model.named_parameters() if "added." not in n)
 
 
 def _refuse_token_types(model, task, run):
-    """A `UserError` where a task's rows are added as token types and the backbone alone would not add them."""
+    """Raise a `UserError` if a task uses token types, which the backbone alone would not add."""
     backbone, info = backbone_of(model.config), getattr(model, "info", None)
     if info is None or info.encoder != "markers" or not any(info.markers.values()) or backbone.token_types:
         return
@@ -113,7 +113,7 @@ def _refuse_token_types(model, task, run):
 
 
 def _tokens(model, tokenizer, task):
-    """The special tokens that a task's scores go over."""
+    """The special tokens covered by a task's scores."""
     info = getattr(model, "info", None)
     if info is None:
         return []
@@ -125,7 +125,7 @@ def _tokens(model, tokenizer, task):
 
 
 def bare_backbone(name, tokens, quantization=None):
-    """(a bare backbone, its tokenizer with `tokens`), as README.md of an exported directory has them made."""
+    """(a bare backbone, its tokenizer with `tokens`), built as the README.md of an exported directory describes."""
     from tokenizers import AddedToken
 
     model, tokenizer = backbones.load(name, quantization=quantization)
@@ -135,14 +135,14 @@ def bare_backbone(name, tokens, quantization=None):
 
 
 def _write(adapter, directory):
-    """Let peft write a task."""
+    """Write a task with peft."""
     import peft
 
     base, tokenizer = bare_backbone(adapter.backbone_name, adapter.tokens, adapter.model.quantization)
     places = projection_names(base)
     names = {places[number, role]: part for number, block in enumerate(adapter.blocks) for role, part in block.items()}
     with warnings.catch_warnings():
-        # That a copied table is not tied: head and input have the same rows in it.
+        # peft warns that a copied table is not tied; head and input have the same rows in it.
         warnings.simplefilter("ignore")
         model = peft.get_peft_model(base, _config(adapter, base, tokenizer, places, set(names)))
     with torch.no_grad():
@@ -163,7 +163,7 @@ def _write(adapter, directory):
 
 
 def _config(adapter, base, tokenizer, places, names):
-    """peft's configuration of a task."""
+    """peft's configuration for a task."""
     import peft
     from transformers.pytorch_utils import Conv1D
 
@@ -192,13 +192,13 @@ def table_names(model):
 
 
 def _untied(model, tables):
-    """The tables that hold rows of their own: peft ties a tied head's by itself."""
+    """The tables with separate rows; peft ties those of a tied head itself."""
     tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
     return tables[:1] if tied else tables
 
 
 def _set_rows(adapter, base, tokenizer):
-    """Give a model of peft a task's rows; `base` is what peft was put into."""
+    """Copy a task's rows into a peft model; `base` is the model that peft wraps."""
     if not adapter.tokens:
         return
     ours = adapter.tokenizer.convert_tokens_to_ids(adapter.tokens)
@@ -214,7 +214,7 @@ def _set_rows(adapter, base, tokenizer):
 
 
 def shortest_endings(names, every):
-    """The fewest components of modules' names, from their end, that no other module's name ends with.
+    """The shortest suffixes, in whole components, that match these modules' names and no others.
 
     Args:
         names: a set of names.
@@ -237,7 +237,7 @@ def projection_names(model):
 
 
 def _readme(adapter, base):
-    """The model card: how the directory is loaded."""
+    """The model card, which explains how to load the directory."""
     auto = backbone_of(adapter.model.config).auto_class
     kind = {"lora": "LoRA", "ia3": "(IA)3"}[adapter.method]
     tokens, types = "", ""
@@ -256,9 +256,9 @@ def _readme(adapter, base):
 
 @torch.no_grad()
 def largest_difference(adapter, directory, length=16):
-    """How far a task's logits and those of peft's directory are apart, as a share of the largest.
+    """Largest difference between a task's logits and those of a peft directory, relative to the largest logit.
 
-    On random tokens of the base vocabulary and the task's own, with token types where the backbone knows them.
+    Computed on random tokens from the base vocabulary and the task's own, with token types if the backbone has them.
     """
     import peft
 
@@ -283,7 +283,7 @@ def largest_difference(adapter, directory, length=16):
 
 
 def _columns(adapter, tokenizer):
-    """(our ids, peft's ids) of the base vocabulary and the task's tokens, in one order."""
+    """(our ids, peft's ids) of the base vocabulary and the task's tokens, in the same order."""
     first = len(tokenizer) - len(adapter.tokens)
     return [torch.tensor([*range(first), *words.convert_tokens_to_ids(adapter.tokens)])
             for words in (adapter.tokenizer, tokenizer)]  # fmt: skip

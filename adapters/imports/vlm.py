@@ -1,12 +1,12 @@
-"""Checkpoints released with the original VLM code, read as they are.
+"""Checkpoints released with the original VLM code, read directly.
 
-A directory with pytorch_model.bin (weights only; the pickled training arguments beside it are never opened),
-config.json, vocab.json, merges.txt, added_tokens.json. Adapters stand under
+A directory holds pytorch_model.bin (weights only; the pickled training arguments next to it are never opened),
+config.json, vocab.json, merges.txt and added_tokens.json. Adapters are stored under
 `transformer.h.<layer>.adapter_block.{ln,project_down,project_up}` (one task) or
-`…adapter_block.mixadapter.<task id>.…` (the combined VLM), and the last 30 of the embedding's rows are
-`<pad>` and the five tasks' 29 markers. A fully fine-tuned one has the rows and no adapters.
+`…adapter_block.mixadapter.<task id>.…` (the combined VLM), and the last 30 rows of the embedding are
+`<pad>` and the five tasks' 29 markers. A fully fine-tuned checkpoint has the rows but no adapters.
 
-  into a directory of the toolkit's own, with the backbone in it, which loads to the same logits:
+  convert to a directory of this toolkit, including the backbone, that gives the same logits:
     python -m adapters.imports.vlm RELEASED_DIR OUTPUT [--task nlg]
 """
 
@@ -23,7 +23,7 @@ from versatile.utils import flags
 from versatile.utils.errors import UserError, brief, exit_on_user_error
 from versatile.utils.files import atomic_directory
 
-# In the order of their embedding rows, which is not the order of the task ids.
+# In the order of the embedding rows, which is not the order of the task ids.
 ROWS = {
     "dialogue": ["<bos_dial>", "<eos_dial>", "<speaker1>", "<speaker2>", "<persona>"],
     "qa": ["<bos_qa>", "<eos_qa>", "<question>", "<answer>", "<document>"],
@@ -45,8 +45,8 @@ def load(path, task=None, pointer=False):
 
     Args:
         path: its directory.
-        task: names the adapter of a single-task checkpoint.
-        pointer: it was trained with `--self_copy`. Its weights cannot tell: `p_gen_linear` is in all of them.
+        task: the task of a single-task checkpoint.
+        pointer: whether it was trained with `--self_copy`. The weights do not tell, as all contain `p_gen_linear`.
     """
     state = _read_weights(Path(path) / "pytorch_model.bin")
     tokenizer = _tokenizer(path, state["transformer.wte.weight"].shape[0])
@@ -61,9 +61,9 @@ def build(state, tokenizer, config, task=None, pointer=False, location="released
     Args:
         state: {original key: tensor}.
         tokenizer: the base tokenizer, without the added tokens.
-        config: a GPT2Config of the *base* vocabulary's size.
-        task: names the adapter of a single-task checkpoint.
-        pointer: it was trained with `--self_copy`.
+        config: a GPT2Config with the *base* vocabulary size.
+        task: the task of a single-task checkpoint.
+        pointer: whether it was trained with `--self_copy`.
         location: for errors.
 
     Returns:
@@ -127,7 +127,7 @@ def _set_adapters(model, state, matches, task):
             names.add(name)
         adapter = model.added["bottleneck"].blocks[int(layer)][name]
         getattr(getattr(adapter, _PART[part]), kind).data.copy_(state[key])
-    # Ids as in the original's combiner; a single-task checkpoint has one task.
+    # Ids are those of the original's combiner; a single-task checkpoint has one task.
     order = [t for t in TASK_IDS if t in names]
     keep_tasks(model, order)
 
@@ -157,7 +157,7 @@ def _read_weights(path):
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # A damaged file, or one that wants to run code: neither is loaded.
+        # The file is damaged or would run code; in neither case is it loaded.
         raise UserError(
             f"cannot be read as plain weights: {brief(str(error), 120)}", location=path,
             expected="a whole pytorch_model.bin with tensors only", remedy="fetch it again",
@@ -192,19 +192,19 @@ def _tokenizer(path, rows):
 
 
 def convert(source, output, task=None, pointer=False):
-    """Write a released checkpoint as a directory of ours (adapters/checkpoint.py), proved to give the same logits.
+    """Convert a released checkpoint to our format (adapters/checkpoint.py), verifying that the logits are the same.
 
     Args:
         source: the released directory.
-        output: the directory to make; it must not exist, or be empty.
-        task: names the adapter of a single-task checkpoint.
-        pointer: it was trained with `--self_copy`.
+        output: the directory to create; it must not exist or be empty.
+        task: the task of a single-task checkpoint.
+        pointer: whether it was trained with `--self_copy`.
 
     Returns:
         the model.
 
     Raises:
-        UserError: no released checkpoint there, something in the way of the output, logits that differ.
+        UserError: no released checkpoint, an output path that is taken, or logits that differ.
     """
     from versatile.adapters import checkpoint
 
@@ -225,7 +225,7 @@ def convert(source, output, task=None, pointer=False):
 
 
 def _prove_equal(model, tokenizer, again, words, location, length=32):
-    """Logits on random tokens of the whole vocabulary, with types, for every task: the same to the last bit."""
+    """Check that logits on random tokens of the whole vocabulary, with types, are bitwise equal for every task."""
     if words.get_vocab() != tokenizer.get_vocab() or again.info.tasks != model.info.tasks:
         raise UserError("the written directory has other tokens or tasks", location=location, expected="the source's")
     generator = torch.Generator().manual_seed(0)
@@ -243,9 +243,9 @@ def main(argv=None):
     p = flags.build_parser("Convert a released checkpoint.")
     p.prog, p.usage = "python -m adapters.imports.vlm", "%(prog)s SOURCE OUTPUT [flags]"
     p.add_argument("source", help="the released directory")
-    p.add_argument("output", help="the directory to make")
-    p.add_argument("--task", choices=TASK_IDS, help="the task of a single-task adapter, which does not say it itself")
-    p.add_argument("--self_copy", action="store_true", help="it was trained with --self_copy")
+    p.add_argument("output", help="the directory to create")
+    p.add_argument("--task", choices=TASK_IDS, help="the task of a single-task adapter, which does not record it")
+    p.add_argument("--self_copy", action="store_true", help="the checkpoint was trained with --self_copy")
     args = p.parse_args(argv)
     model = convert(args.source, args.output, args.task, args.self_copy)
     print(f"{args.output}: {', '.join(model.info.tasks)}; logits equal the source's")

@@ -1,1 +1,1 @@
-"""Ways of adapting a backbone, one file each."""
+"""Adaptation methods, one file each."""

@@ -1,12 +1,12 @@
-"""What a way of adapting is: one file of this folder with a class of `Method`.
+"""Base class of all adaptation methods; each file in this folder defines one.
 
 A method's parameters live in `model.added[<method>]`, for all tasks of the model that use it, and act on the backbone
-through forward hooks at its ports (adapters/backbones/family.py). Everything else follows from two answers that it
-gives for a parameter: its `key` in a checkpoint's file, and its `owner`, the one task that uses it, or None where tasks
-share it. From the owner follow what combining takes out of a checkpoint, which task's best epoch a parameter belongs
-to, and which parameters rest in a step without rows of their task.
+through forward hooks at its ports (adapters/backbones/family.py). Each method defines two properties of a parameter:
+its `key` in a checkpoint file and its `owner`, the one task that uses it, or None if tasks share it. The owner
+determines what combining takes from a checkpoint, which task's best epoch a parameter is taken from, and which
+parameters are skipped in a step without rows of their task.
 
-A file declares, as literals that scripts read without importing torch (adapters/methods/registry.py):
+A file declares these literals, which scripts read without importing torch (adapters/methods/registry.py):
 
     METHODS = {"lora": "LoRA"}                                              name of a method -> its class
     SETTINGS = {"lora_rank": ("positive", 8, "rank r of the update")}       flag -> (type in utils.flags, default, help)
@@ -19,18 +19,18 @@ from versatile.utils.errors import UserError
 
 
 class Method(nn.Module):
-    """One way of adapting in one model.
+    """One adaptation method in one model.
 
     Args:
         model: a conditioned model (adapters/attach.py).
         name: the method's name.
 
     Attributes:
-        shared: why a task cannot be taken out of a model of this method, or None: it can.
-        sizes: {setting: (ending of the keys, axis)} of tensors whose size is the setting's.
-        chains: tasks' modules can stand one behind the other (`adapters.attach.chain_tasks`).
-        attention: the implementation of attention that the method needs, or None: any.
-        full_precision: what the method's own maps compute stays in float32, outside autocast.
+        shared: why a task cannot be taken out of a model with this method, or None if it can.
+        sizes: {setting: (suffix of the keys, axis)} of tensors whose size along the axis equals the setting.
+        chains: tasks' modules can be chained one after another (`adapters.attach.chain_tasks`).
+        attention: the attention implementation that the method requires, or None for any.
+        full_precision: the method's own layers compute in float32, outside autocast.
     """
 
     shared = attention = None
@@ -44,45 +44,45 @@ class Method(nn.Module):
 
     @classmethod
     def check(cls, name, backbone, settings, location):
-        """A `UserError` where the method and a backbone, or its settings, do not fit.
+        """Raise a `UserError` if the method does not fit the backbone or the settings.
 
         Args:
             backbone: `Backbone`.
             settings: {setting: value}.
-            location: what asked for it, for the error.
+            location: what requested the method, for the error.
         """
 
     def build(self, model, tasks):
-        """Create the parameters of {task: settings}, in the order of tasks."""
+        """Create the parameters for {task: settings}, in the order of tasks."""
         raise NotImplementedError
 
     def hook(self, model):
-        """Register what acts on the backbone; called once."""
+        """Register the hooks on the backbone; called once."""
         raise NotImplementedError
 
     def key(self, name):
-        """A parameter's name in this module -> its key in a checkpoint's file."""
+        """A parameter's name in this module -> its key in a checkpoint file."""
         return name
 
     def owner(self, name):
-        """The task that alone uses a parameter, by its name in this module, or None."""
+        """The only task that uses a parameter, given its name in this module, or None if tasks share it."""
         raise NotImplementedError
 
     def extend_source_mask(self, mask):
-        """The mask of an encoder's states, for that of the input [rows, length] that it has just read."""
+        """The mask of an encoder's states, given the mask [rows, length] of the input it has just read."""
         return mask
 
     def task_state(self, task):
-        """{name: parameter} of all that the method needs to answer for a task, {} where the task does not use it; names
-        do not depend on the task nor on others beside it."""
+        """{name: parameter} of everything the method needs for a task, {} if the task does not use it; names depend
+        neither on the task nor on the model's other tasks."""
         raise NotImplementedError
 
     def is_idle(self, task):
-        """Whether what the method adds for a task changes nothing anywhere, whatever the input."""
+        """Whether the method leaves a task's outputs unchanged for every input."""
         return False
 
     def refuse_idle(self, task, location):
-        """A `UserError` where `is_idle`: loaded, it would change no output."""
+        """Raise a `UserError` if `is_idle`: a loaded adapter would change no output."""
         if self.is_idle(task):
             raise UserError(f"the adapter for {task!r} changes nothing: what it adds is zero in every layer",
                             location=location, remedy="train it, or load the right file; a run whose best model is "
@@ -90,9 +90,9 @@ class Method(nn.Module):
 
 
 class TaskModules(Method):
-    """A method whose parameters belong to one task each: in every block one module per task.
+    """A method whose parameters each belong to one task: every block has one module per task.
 
-    A parameter's name is its key in the file: blocks.<block>.<task>.<...>, an encoder's blocks before its decoder's.
+    A parameter's name is its key in the file: blocks.<block>.<task>.<...>, the encoder's blocks before the decoder's.
     """
 
     def __init__(self, model, name):
@@ -104,7 +104,7 @@ class TaskModules(Method):
         raise NotImplementedError
 
     def create(self, model, settings):
-        """A task's modules, one for each block, not yet in the model."""
+        """A task's modules, one per block, not yet in the model."""
         return [self.new(model.config, block, settings) for block in self.backbone.blocks(model)]
 
     def build(self, model, tasks):
@@ -112,7 +112,7 @@ class TaskModules(Method):
             self.insert(model, task, self.create(model, settings))
 
     def insert(self, model, task, modules):
-        """Put a task's modules, those of `create`, into the model."""
+        """Insert a task's modules, as returned by `create`, into the model."""
         for of_tasks, block, module in zip(self.blocks, self.backbone.blocks(model), modules):
             of_tasks[task] = module.to(next(block.parameters()).device)
 
@@ -124,20 +124,20 @@ class TaskModules(Method):
                 for name, p in of_tasks[task].named_parameters()}  # fmt: skip
 
     def copy(self, source, target):
-        """Let a task's parameters be those of another."""
+        """Copy the parameters of task `source` to task `target`."""
         for of_tasks in self.blocks:
             if source in of_tasks and target in of_tasks:
                 of_tasks[target].load_state_dict(of_tasks[source].state_dict())
 
     def of_runs(self, block):
-        """Modules of a block for the router's runs, None where a run's task has none; [] where none has."""
+        """A block's modules for the router's runs, None for a run whose task has none; [] if no task has any."""
         of_tasks = self.blocks[block]
         modules = [of_tasks[name] if name in of_tasks else None for name in self.router.present]  # noqa: SIM401
         return modules if any(m is not None for m in modules) else []
 
 
 def refuse_without_port(backbone, port, name, location):
-    """A `UserError` where a backbone does not offer a port that a method needs."""
+    """Raise a `UserError` if a backbone does not offer a port that a method needs."""
     if not getattr(backbone, port):
         raise UserError(f"the method {name} needs the {port.replace('_', ' ')} of a block, which the family "
                         f"{backbone.name} does not offer", location=location,
@@ -145,19 +145,19 @@ def refuse_without_port(backbone, port, name, location):
 
 
 def first_output(output, change):
-    """A hook's output with its hidden states, alone or first of several outputs, changed."""
+    """Apply `change` to the hidden states in a hook's output: the output itself, or the first of several."""
     if isinstance(output, tuple | list):
         return (change(output[0]), *output[1:])
     return change(output)
 
 
 def added_parameters(model):
-    """[(method, name in its module, parameter)] of all that stands beside a model's backbone."""
+    """[(method, name in its module, parameter)] of everything added to a model's backbone."""
     return [(method, name, p) for method in model.added.values() for name, p in method.named_parameters()]
 
 
 def parameters_of_tasks(model):
-    """{task: its trained parameters}; what tasks share is in none."""
+    """{task: its trained parameters}, without parameters that tasks share."""
     owned = {task: [] for task in model.router.tasks}
     for method, name, p in added_parameters(model):
         if p.requires_grad and (task := method.owner(name)) in owned:
@@ -171,7 +171,7 @@ def are_separate(model):
 
 
 def copy_adapter(model, source, targets):
-    """Let the adapters of tasks be that of another, whatever their method."""
+    """Copy the adapter of task `source` to the tasks `targets`, whatever their method."""
     for method in model.added.values():
         if isinstance(method, TaskModules):
             for target in targets:
@@ -179,7 +179,7 @@ def copy_adapter(model, source, targets):
 
 
 def initialise(module, std=0.02):
-    """Draw the Linears and Embeddings in a module from N(0, std), their biases 0."""
+    """Initialise the Linears and Embeddings in a module from N(0, std), with zero biases."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=std)
@@ -189,5 +189,5 @@ def initialise(module, std=0.02):
 
 @torch.no_grad()
 def all_zero(tensors):
-    """Whether there is nothing but zeros in tensors."""
+    """Whether all tensors are entirely zero."""
     return not any(bool(t.any()) for t in tensors)

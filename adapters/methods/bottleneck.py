@@ -32,11 +32,11 @@ class BottleneckAdapter(nn.Module):
     Args:
         width: the backbone's hidden size.
         bottleneck: size of the inner layer; `2·width·bottleneck + 3·width + bottleneck` parameters.
-        eps: epsilon of the layer norm; the backbone's own.
-        norm: with a layer norm of its own before it. False where tasks share the norms (hypernetworks.py);
+        eps: epsilon of the layer norm, the same as the backbone's.
+        norm: whether the adapter starts with its own layer norm; without one it has
             `2·width·bottleneck + width + bottleneck` parameters.
         activation: one of `ACTIVATIONS`.
-        std: standard deviation the weights start from; biases start at 0.
+        std: standard deviation of the initial weights; biases start at 0.
     """
 
     def __init__(self, width, bottleneck, eps=1e-5, *, norm=True, activation="relu", std=0.02):
@@ -45,7 +45,7 @@ class BottleneckAdapter(nn.Module):
         self.down = nn.Linear(width, bottleneck)
         self.up = nn.Linear(bottleneck, width)
         self.activation = ACTIVATIONS[activation]
-        # Published start: N(0, 0.02) everywhere, so an adapter is not the identity before training.
+        # Published initialisation: N(0, 0.02) everywhere, so an adapter is not the identity before training.
         for linear in (self.down, self.up):
             nn.init.normal_(linear.weight, std=std)
             nn.init.zeros_(linear.bias)
@@ -55,21 +55,21 @@ class BottleneckAdapter(nn.Module):
         return hidden + self.delta(self.norm(hidden) if self.norm else hidden)
 
     def delta(self, normed):
-        """What is added, from hidden states behind the norm."""
+        """The adapter's contribution, given normalised hidden states."""
         return self.up(self.activation(self.down(normed)))
 
     def matrices(self):
-        """As `GroupedProduct` takes them, for hidden states that are normalised but not yet scaled: down holds the
-        norm's gain, its bias the norm's shift."""
+        """The matrices in the form `GroupedProduct` expects, for hidden states that are normalised but not yet scaled:
+        down includes the norm's gain, its bias the norm's shift."""
         weight = self.down.weight.float()
         bias = weight @ self.norm.bias + self.down.bias.float()
         return weight * self.norm.weight, bias, self.up.weight.float(), self.up.bias.float()
 
 
 class Bottleneck(TaskModules):
-    """The adapters of a model's tasks, behind every block. Tasks may have different widths.
+    """The adapters of a model's tasks, after every block. Tasks may have different widths.
 
-    In a batch that mixes tasks, what the adapters share (normalisation, residual) is done once for all rows.
+    In a mixed batch, normalisation and residual addition, which the adapters have in common, run once for all rows.
     """
 
     sizes = {"adapter_bottleneck": (".down.weight", 0)}
@@ -87,12 +87,12 @@ class Bottleneck(TaskModules):
             block.register_forward_hook(functools.partial(self.after_block, number))
 
     def after_block(self, number, block, args, output):
-        """A block's hidden states, each row through its task's adapter."""
+        """Apply each row's adapter to a block's hidden states."""
         adapters = self.of_runs(number)
         return first_output(output, functools.partial(self.adapt, number, adapters)) if adapters else output
 
     def adapt(self, number, adapters, hidden):
-        """hidden: [rows, length, width] -> the same, through one adapter per run (None: as they are)."""
+        """hidden: [rows, length, width] -> the same shape, after one adapter per run (None: unchanged)."""
         if len(adapters) == 1:
             return adapters[0](hidden)
         eps = next(a for a in adapters if a is not None).norm.eps

@@ -1,7 +1,7 @@
 """Modules whose parameters depend on a task's embedding: conditional adapters (Pilault, El hattami, Pal 2021, CA-MTL).
 
-A batch may mix tasks. What depends on a task is computed once for each task of the model and then looked up for
-every row; no loop runs over rows or over tasks. In a checkpoint the parameters have the published names.
+Batches may mix tasks. Task-dependent quantities are computed once for each task of the model and then looked up for
+every row, without loops over rows or tasks. In a checkpoint the parameters have the published names.
 """
 
 import math
@@ -33,11 +33,11 @@ _KEYS = {
 
 
 class Conditional(Method):
-    """CA-MTL's conditional modules in a BERT, of all tasks of a model. The model's `form` says which:
+    """CA-MTL's conditional modules in a BERT, for all tasks of a model. The model's `form` determines which:
 
-    base: the upper half but the top layer has conditional norms; the top layer's place is taken by a fresh one
-        (`ConditionalTopLayer`), and the pretrained one is lost.
-    large: the upper half has conditional norms, and beside every layer stands a bottleneck.
+    base: the upper half except the top layer has conditional norms; the top layer is replaced by a fresh one
+        (`ConditionalTopLayer`), and the pretrained one is discarded.
+    large: the upper half has conditional norms, and every layer has a bottleneck in parallel.
 
     Both have conditional attention in every layer and align the embeddings.
     """
@@ -62,7 +62,7 @@ class Conditional(Method):
         self.task_transformation = nn.Linear(width, width)
         fresh = [self.task_type_embeddings, self.conditional_alignment, self.task_transformation]
         self.attention_norms, self.output_norms = nn.ModuleDict(), nn.ModuleDict()
-        # The upper half has conditional norms; of an odd number the lower half is the larger one.
+        # The upper half has conditional norms; if the number of layers is odd, the lower half is the larger one.
         for i in range(math.ceil(len(layers) / 2), len(layers) - (model.form == "base")):
             for norms, output in ((self.attention_norms, layers[i].attention.output),
                                   (self.output_norms, layers[i].output)):  # fmt: skip
@@ -81,7 +81,7 @@ class Conditional(Method):
         columns = self.block_diagonals[0].gb_weights.out_features // 2
         self.matrices = nn.ParameterList(nn.Parameter(torch.zeros(length, columns)) for _ in blocks)
         if self.top is not None:
-            # In this order a seed gives the weights it always gave.
+            # This order keeps the weights that a seed has always given.
             top = self.top
             fresh += [top.new_attention.self, self.block_diagonals[-1], top.new_attention.output, top.new_intermediate,
                       top.new_output, top.adapter]  # fmt: skip
@@ -101,14 +101,14 @@ class Conditional(Method):
         return None
 
     def prepare(self, length):
-        """What a batch's forward needs of every task, computed once: its condition z', which is kept, and CBDA.
+        """Compute the task-dependent inputs of a batch's forward pass: the condition z', which is stored, and CBDA.
 
         Args:
-            length: of the batch's longest sequence, at most L: an entry depends on its own row of R alone, so what lies
-                beyond need not be computed.
+            length: of the batch's longest sequence, at most L: an entry depends only on its own row of R, so entries
+                beyond this length need not be computed.
 
         Returns:
-            [layers, tasks, length, length] what is added to the attention scores.
+            [layers, tasks, length, length], to be added to the attention scores.
         """
         tasks = self.conditions.tasks = self.task_transformation(self.task_type_embeddings.weight)
         chunks = [cbda.chunks(tasks, matrix[:length]) for cbda, matrix in zip(self.block_diagonals, self.matrices)]
@@ -119,14 +119,14 @@ class Conditional(Method):
 
         Args:
             bert: the model's BERT.
-            biases: what `prepare` gave, for this length or a greater one.
+            biases: the result of `prepare` for this length or a greater one.
             rows: [rows] each row's task id.
             input_ids, attention_mask, token_type_ids: [rows, length], length at most L.
-            first_only: only the first position's is wanted: what nothing else depends on is not computed.
+            first_only: compute only what the first position's hidden state depends on.
 
         Returns:
-            [rows, length or 1, width]: of the large form the last layer's bottleneck, of the base form the top layer's
-            output.
+            [rows, length or 1, width]: output of the last layer's bottleneck in the large form, of the top layer in
+            the base form.
         """
         tasks = self.conditions.tasks
         self.conditions.set(tasks, rows)
@@ -149,14 +149,14 @@ class Conditional(Method):
 
 
 class TaskConditions:
-    """The conditions of the current batch, shared by the conditional modules inside a backbone's own.
+    """The conditions of the current batch, shared by the conditional modules inside the backbone.
 
-    The model's forward sets them before its layers run. They are kept until the next forward, so layers that run
-    again in the backward pass meet the same ones.
+    The model's forward sets them before its layers run. They are kept until the next forward pass, so layers that are
+    recomputed in the backward pass see the same ones.
 
     Attributes:
         tasks: [tasks, width] one condition per task.
-        rows: [rows] which of them belongs to each row of the batch.
+        rows: [rows] index of each row's condition.
     """
 
     tasks = rows = None
@@ -189,7 +189,7 @@ class FiLM(nn.Module):
         Args:
             condition: [n, condition].
             x: [width] or [length, width], the same for every condition; or [n, length, width].
-            rows: [m] which condition belongs to each row of x, which is then [m, length, width].
+            rows: [m] index of the condition for each row of x, which is then [m, length, width].
 
         Returns:
             [n, width], [n, length, width] or [m, length, width].
@@ -204,15 +204,14 @@ class FiLM(nn.Module):
 
 
 class ConditionalBlockDiagonal(FiLM):
-    """CBDA: what is added to the attention scores of a layer, a block-diagonal matrix for each condition.
+    """CBDA: a block-diagonal matrix for each condition, added to the attention scores of a layer.
 
-    A matrix R [length, columns], columns = ceil(length / blocks), is modulated, cut into `blocks` chunks of rows (the
-    last one may be shorter), and these stand on the diagonal of a matrix of which the first `length` columns are
-    kept.
+    A matrix R [length, columns], columns = ceil(length / blocks), is modulated and cut into `blocks` chunks of rows
+    (the last one may be shorter). These are placed on the diagonal of a matrix whose first `length` columns are kept.
 
     Args:
         condition: width of the condition.
-        length: L, the longest sequence.
+        length: L, the maximum sequence length.
         blocks: N, published as hidden size // L.
     """
 
@@ -229,13 +228,13 @@ class ConditionalBlockDiagonal(FiLM):
 
 
 def block_diagonal(chunks):
-    """Row chunks of a matrix on a diagonal.
+    """Place the row chunks of a matrix on the diagonal.
 
     Args:
-        chunks: [..., length, columns]; a chunk has as many rows as columns, the last one may have fewer.
+        chunks: [..., length, columns]; a chunk has as many rows as columns, except that the last may have fewer.
 
     Returns:
-        [..., length, length], 0 off the blocks: entry (i, j) is chunks[i, j mod columns] where i and j fall into the
+        [..., length, length], 0 outside the blocks: entry (i, j) is chunks[i, j mod columns] if i and j are in the
         same block.
     """
     length, columns = chunks.shape[-2:]
@@ -247,7 +246,7 @@ def block_diagonal(chunks):
 class ConditionalLayerNorm(nn.Module):
     """Layer normalisation with weight FiLM(z', w) and a bias that all tasks share.
 
-    It stands where a backbone's own LayerNorm stood, and is called like it.
+    It replaces a LayerNorm of the backbone and is called in the same way.
 
     Args:
         width: the hidden size.
@@ -265,7 +264,7 @@ class ConditionalLayerNorm(nn.Module):
 
     @classmethod
     def like(cls, norm, condition, conditions):
-        """One that starts from a pretrained LayerNorm's weight, bias and epsilon."""
+        """A conditional norm initialised with a pretrained LayerNorm's weight, bias and epsilon."""
         conditional = cls(len(norm.weight), condition, conditions, norm.eps)
         with torch.no_grad():
             conditional.weight.copy_(norm.weight)
@@ -273,8 +272,8 @@ class ConditionalLayerNorm(nn.Module):
         return conditional
 
     def give_modulation(self):
-        """The modulation, which is still used here, but is no longer among this module's parameters: weight and bias
-        are the backbone's, the modulation is the method's."""
+        """Remove the modulation from this module's parameters and return it; it is still used here. Weight and bias
+        belong to the backbone, the modulation to the method."""
         modulation = self._modules.pop("ln_weight_modulation")
         object.__setattr__(self, "ln_weight_modulation", modulation)
         return modulation
@@ -303,20 +302,20 @@ class ConditionalBottleneck(nn.Module):
         self.up_proj_layer = nn.Linear(width // 3, width)
 
     def forward(self, condition, hidden, rows=None):
-        """condition: [n, condition], hidden: [rows, length, width], rows as in `FiLM` -> as hidden."""
+        """condition: [n, condition], hidden: [rows, length, width], rows as in `FiLM` -> shape of hidden."""
         modulated = self.hidden_modulation(self.emb_transf(condition), hidden, rows)
         return self.up_proj_layer(self.down_proj_layer(modulated))
 
 
 class ConditionalTopLayer(nn.Module):
-    """The top layer of the base form: a BERT layer with fresh weights and conditional norms, then the adapter.
+    """The top layer of the base form: a BERT layer with fresh weights and conditional norms, followed by the adapter.
 
         a   = CondLN(drop(dense(attention(h))) + h)
         y   = CondLN(drop(dense(intermediate(a))) + a)
         out = CondLN(Bottleneck(z', y) + a)
 
     Args:
-        layer: the backbone's own top layer; its modules are taken over, their weights are to be drawn anew.
+        layer: the backbone's top layer; its modules are reused, and the caller must reinitialise their weights.
         condition: width of z'.
         conditions: `TaskConditions` of the model.
     """
@@ -337,7 +336,7 @@ class ConditionalTopLayer(nn.Module):
         return self.new_attention
 
     def forward(self, hidden, attention_mask, first_only=False):
-        """hidden: [rows, length, width], attention_mask: added to the scores -> as hidden, or its first position."""
+        """hidden: [rows, length, width], attention_mask: added to the scores -> as hidden, or the first position."""
         attend = attend_first if first_only else BertAttention.forward
         attended = attend(self.new_attention, hidden, attention_mask)[0]
         fed = self.new_output(self.new_intermediate(attended), attended)
@@ -346,7 +345,7 @@ class ConditionalTopLayer(nn.Module):
 
 
 def attend_first(attention, hidden, attention_mask):
-    """A BertAttention whose output is wanted at the first position alone, which a classifier reads: one query.
+    """Output of a BertAttention at the first position only, the one a classifier reads: a single query.
 
     Args:
         attention: the module.

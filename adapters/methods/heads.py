@@ -1,6 +1,6 @@
-"""A classifier for each task on an encoder's pooled state: what backbones whose `head` is "classifier" have for one.
+"""One classifier per task on an encoder's pooled state, for backbones whose `head` is "classifier".
 
-The heads are computed in one product for all tasks, and each belongs to its task.
+The heads of all tasks are computed in one product; each belongs to its task.
 """
 
 import torch
@@ -19,7 +19,7 @@ class Heads(Method):
         self.decoders = nn.ModuleList(nn.Linear(self.backbone.hidden_size(config), n) for n in counts)
         initialise(self.decoders, config.initializer_range)
         starts = [sum(counts[:i]) for i in range(len(counts))]
-        # Which columns of all heads' product are a task's; the surplus points to its first one.
+        # Each task's columns in the product of all heads; surplus entries point to its first column.
         columns = [[s + (j if j < n else 0) for j in range(max(counts))] for s, n in zip(starts, counts)]
         self.register_buffer("columns", torch.tensor(columns), persistent=False)
         surplus = torch.arange(max(counts)) >= torch.tensor(counts).unsqueeze(1)
@@ -27,10 +27,10 @@ class Heads(Method):
         self.register_buffer("regression", torch.tensor([n == 1 for n in counts]), persistent=False)
 
     def hook(self, model):
-        """Nothing: the model calls the heads on what its encoder gave."""
+        """Nothing: the model calls the heads on its encoder's output."""
 
     def key(self, name):
-        # The published one.
+        # The published key.
         _, number, ending = name.split(".")
         return f"decoders.{number}.model.{ending}"
 
@@ -48,7 +48,7 @@ class Heads(Method):
             task_ids: [rows].
 
         Returns:
-            [rows, most labels], fp32; -inf behind the row's own task's labels.
+            [rows, most labels], fp32; -inf beyond the labels of the row's task.
         """
         weight = torch.cat([head.weight for head in self.decoders])
         bias = torch.cat([head.bias for head in self.decoders])

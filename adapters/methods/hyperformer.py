@@ -4,10 +4,10 @@
     A(x) = LN(Up(GeLU(Down(x)))) + x        (equation 1; Up, Down and LN generated from e, equations 2 to 4)
     e = h_I([z_task ; l_layer ; p_position])                              (equations 5 to 8)
 
-An adapter stands behind the self-attention and the feed-forward module of every block, before the residual connection.
-HyperFormer has a generator for each of the two in every stack; HyperFormer++ has one, which is told the position. Per
-layer, the published meta-adapter, every module has generators of its own, and e is the task embedding alone, through a
-network that all share. The networks are those of hypernetworks.py.
+An adapter follows the self-attention and the feed-forward module of every block, before the residual connection.
+HyperFormer has one generator for each of the two in every stack; HyperFormer++ has a single one that also receives the
+position. In the per-layer variant, the published meta-adapter, every module has separate generators, and e is only
+the task embedding, passed through a shared network. The networks are defined in hypernetworks.py.
 """
 
 import functools
@@ -32,8 +32,8 @@ SETTINGS = {
     "task_hidden_dim": ("positive", 128, "hidden units of the network that makes the generators' input"),
     "projected_task_embedding_dim": ("positive", 64, "size of the generators' input"),
 }
-# Settings of published T5s, and what they are where nothing is said. names: {task: its embedding}, where tasks share;
-# embeddings: {name: tensor} of given ones; train_task_embeddings: they go through a network of their own first.
+# Settings of published T5s, with their defaults. names: {task: its embedding}, where tasks share embeddings;
+# embeddings: {name: tensor} of given ones; train_task_embeddings: they pass through a network first.
 PUBLISHED = dict(
     non_linearity="gelu_new", add_layer_norm_before_adapter=False, add_layer_norm_after_adapter=True,
     conditional_layer_norm=True, unique_hyper_net_layer_norm=True, train_task_embeddings=False, names=None,
@@ -43,7 +43,7 @@ _NETWORK = ".task_embeding_generator"
 
 
 class HyperFormer(Method):
-    """The task embeddings and hypernetworks of a model; an encoder and its decoder have a hypernetwork each."""
+    """The task embeddings and hypernetworks of a model; encoder and decoder each have a hypernetwork."""
 
     shared = "its hypernetworks generate the adapters of all tasks that were trained together"
     full_precision = True
@@ -93,7 +93,7 @@ class HyperFormer(Method):
         )  # fmt: skip
 
     def stacks(self, model):
-        """The blocks of each stack: of a decoder, or of an encoder and its decoder."""
+        """The blocks of each stack: the decoder alone, or the encoder and the decoder."""
         blocks = list(self.backbone.blocks(model))
         if not self.backbone.encoder_decoder:
             return [blocks]
@@ -107,31 +107,31 @@ class HyperFormer(Method):
         self.router.prepare.append(self.prepare)
 
     def prepare(self):
-        """Make a batch's adapters before the blocks run: those that are recomputed must not do it again."""
+        """Generate a batch's adapters before the blocks run, so that recomputed blocks do not generate them again."""
         names = [self.names.get(task) for task in self.router.present]
         if any(names):
             self.router.kept[self.name] = self.weights(names)
 
     def after_module(self, stack, site, module, args, output):
-        """Forward hook of an attention or feed-forward module: its hidden states through their tasks' adapters."""
+        """Forward hook of an attention or feed-forward module: apply the tasks' adapters to its hidden states."""
         stacks = self.router.kept.get(self.name)
         if stacks is None:
             return output
         return first_output(output, functools.partial(self.adapt, stacks[stack][site]))
 
     def adapt(self, weights, hidden):
-        """hidden [rows, length, width], each row through its run's adapter among `Weights`."""
+        """Apply to each row of hidden [rows, length, width] its run's adapter in `weights`."""
         return hidden + adapter_output(hidden, weights, self.product, self.router)
 
     def weights(self, names):
-        """The adapters of each stack's sites, for the name of each run's embedding or None; without gradients those
-        that were made for the same input, as long as no parameter changes."""
+        """The adapters of each stack's sites, for the name of each run's embedding or None; without gradients they are
+        reused for the same input as long as no parameter changes."""
         device = self.device
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         if torch.is_grad_enabled():
             self._latest = None, None
             return self.generate(names, dtype)
-        # Versions do not tell of values that were changed behind torch's back (`p.data.copy_`): a new input does.
+        # Changes through `p.data.copy_` do not increase versions, so a new input also invalidates the cache.
         versions = tuple((p.data_ptr(), p._version) for p in self.parameters())
         key = tuple(names), device, dtype, self.router.inputs, versions
         if self._latest[0] != key:
@@ -139,13 +139,13 @@ class HyperFormer(Method):
         return self._latest[1]
 
     def generate(self, names, dtype=None):
-        """[[`Weights` of each site] of each stack], of the name of each run's embedding or None.
+        """[[`Weights` of each site] of each stack], for the name of each run's embedding or None.
 
         Args:
-            dtype: what products run in, or None.
+            dtype: dtype of the matrix products, or None.
         """
         distinct = [name for name in dict.fromkeys(names) if name is not None]
-        # What is generated is computed once and in full precision, whatever autocast does to the rest.
+        # Adapters are generated once and in full precision, whatever autocast does elsewhere.
         with torch.autocast(self.device.type, enabled=False):
             vectors = self.embeddings(distinct)
             stacks = [hypernet(vectors, dtype) for hypernet in self.hypernets]
@@ -172,12 +172,12 @@ class HyperFormer(Method):
 
     @property
     def device(self):
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.embeddings.parameters()).device
 
 
 class PerLayerHyperFormer(HyperFormer):
-    """As `HyperFormer`, with generators for each module of each block."""
+    """As `HyperFormer`, with separate generators for each module of each block."""
 
     sizes = {
         "task_embedding_dim": (f".task_hyper_net{_NETWORK}.0.weight", 1),

@@ -1,11 +1,11 @@
-"""Networks that generate adapters from task embeddings (Karimi Mahabadi et al. 2021): the parts of hyperformer.py.
+"""Networks that generate adapters from task embeddings (Karimi Mahabadi et al. 2021): components of hyperformer.py.
 
-Each of an adapter's tensors is a linear map of an embedding z of the task: for each layer and site apart
-(`MetaController`), or for all layers of a stack at once from
+Each tensor of an adapter is a linear map of an embedding z of the task, separately for each layer and site
+(`MetaController`), or, for all layers of a stack at once, of
 
     e = LN(W₂ ReLU(W₁ [z ; layer ; block type]))            (`LayersHyperNet`, equations 5 to 8 of the paper)
 
-Parameters are named as the published code names them.
+Parameters have the names of the published code.
 """
 
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class Weights:
         down, down_bias: [*, bottleneck, width], [*, bottleneck].
         up, up_bias: [*, width, bottleneck], [*, width].
         pre, post: (gain [*, width], bias [*, width]) of the layer norm before and after, or None.
-        * is nothing for one adapter, or their number.
+        * is the number of adapters, or absent for a single one.
     """
 
     down: torch.Tensor
@@ -38,7 +38,7 @@ class Weights:
     fused: tuple | None = field(default=None, repr=False)
 
     def units(self):
-        """(down, its bias, up) of several adapters as one: [units of all, width], [units], [width, units]."""
+        """(down, its bias, up) of several adapters merged into one: [units of all, width], [units], [width, units]."""
         if self.fused is None:
             up = self.up.transpose(0, 1).flatten(1)
             self.fused = self.down.flatten(0, 1), self.down_bias.flatten(), up
@@ -48,8 +48,8 @@ class Weights:
         """The adapters of a batch's runs.
 
         Args:
-            numbers: [runs] the adapter of each run; the number behind the last is one that adds nothing.
-            several: whether these are several adapters, not one alone.
+            numbers: [runs] index of each run's adapter; the number of adapters selects one that adds nothing.
+            several: whether these are several adapters rather than a single one.
         """
 
         def chosen(tensor):
@@ -61,7 +61,7 @@ class Weights:
 
 
 def adapter_output(hidden, weights, product, router):
-    """What generated adapters add to hidden states: A(x) - x.
+    """Contribution of generated adapters to hidden states: A(x) - x.
 
     Args:
         hidden: [rows, length, width].
@@ -83,11 +83,11 @@ def adapter_output(hidden, weights, product, router):
     return normalise(product.stacked(normalise(hidden, weights.pre), weights, router), weights.post)
 
 
-# ---- what is generated, and from what
+# ---- embeddings and generators
 
 
 def linear(n_in, n_out):
-    """A linear map with the published start."""
+    """A linear map with the published initialisation."""
     made = nn.Linear(n_in, n_out)
     nn.init.normal_(made.weight, std=INIT_STD)
     nn.init.zeros_(made.bias)
@@ -95,11 +95,11 @@ def linear(n_in, n_out):
 
 
 class TaskHyperNet(nn.Module):
-    """A vector through a layer of `hidden` ReLU units: [*, n_in] -> [*, n_out]."""
+    """An MLP with one hidden layer of `hidden` ReLU units: [*, n_in] -> [*, n_out]."""
 
     def __init__(self, n_in, hidden, n_out):
         super().__init__()
-        # Spelt as in the published checkpoints.
+        # The spelling of the published checkpoints.
         self.task_embeding_generator = nn.Sequential(linear(n_in, hidden), nn.ReLU(), linear(hidden, n_out))
 
     def forward(self, vectors):
@@ -107,14 +107,14 @@ class TaskHyperNet(nn.Module):
 
 
 class TaskEmbeddings(nn.Module):
-    """The vectors that stand for tasks.
+    """The vectors that represent tasks.
 
     Args:
-        names: the embedding's name for each task; tasks of one name share one embedding.
+        names: the embedding's name for each task; tasks with the same name share an embedding.
         size: of an embedding; they start from N(0, 1).
-        projected: (hidden units, size) of a network that all embeddings go through, or None.
+        projected: (hidden units, output size) of a network applied to all embeddings, or None.
         given: {name: tensor [size]} to start from instead.
-        parametric: whether given embeddings are trained; those that start at random always are.
+        parametric: whether given embeddings are trained; randomly initialised ones always are.
     """
 
     def __init__(self, names, size, projected=None, given=None, parametric=True):
@@ -128,7 +128,7 @@ class TaskEmbeddings(nn.Module):
         self.size = projected[1] if projected else size
 
     def forward(self, names):
-        """The vectors of these names, [names, size]."""
+        """The vectors for these names, [names, size]."""
         vectors = torch.stack([self.task_to_embeddings[name] for name in names])
         return self.task_hyper_net(vectors) if self.task_hyper_net else vectors
 
@@ -158,12 +158,12 @@ class NormHyperNet(nn.Module):
 
 
 class MetaController(nn.Module):
-    """A hypernetwork of one site of one layer, whose input is the task embedding alone.
+    """A hypernetwork for one site of one layer, whose only input is the task embedding.
 
     Args:
         size: of a task embedding.
         width, bottleneck: the adapters' sizes.
-        conditional: norms are generated too; otherwise the tasks share them.
+        conditional: whether norms are generated too; otherwise the tasks share them.
         pre, post: whether there is a norm before and after.
     """
 
@@ -193,17 +193,17 @@ class MetaController(nn.Module):
 
 
 class LayersHyperNet(nn.Module):
-    """The hypernetwork of a stack: generates the adapters of all its layers.
+    """The hypernetwork of a stack, which generates the adapters of all its layers.
 
     Args:
-        layers: the stack's number of layers.
-        size: of a task's vector, and of the embeddings of layers and block types.
-        hidden, projected: hidden units of the network that makes e, and e's size.
+        layers: number of layers in the stack.
+        size: of a task's vector, and of the layer and block type embeddings.
+        hidden, projected: hidden units of the network that computes e, and the size of e.
         width, bottleneck: the adapters' sizes.
-        one: HyperFormer++: one generator, told the block type. Otherwise (HyperFormer) one for feed-forward and one
-            for self-attention.
-        layer_norm: e is normalised.
-        pre, post: the adapters have a norm before and after; always generated.
+        one: HyperFormer++: one generator that also receives the block type. Otherwise (HyperFormer) one generator for
+            feed-forward and one for self-attention.
+        layer_norm: whether e is normalised.
+        pre, post: whether the adapters have a norm before and after; these norms are always generated.
     """
 
     def __init__(self, layers, size, hidden, projected, width, bottleneck, one, layer_norm=True, pre=False, post=True):
@@ -223,11 +223,11 @@ class LayersHyperNet(nn.Module):
                 self.register_module(f"{prefix}{site}_layernorm_hypernet", made)
 
     def embeddings(self, vectors, layers=slice(None), blocks=slice(None)):
-        """The e that adapters are generated from.
+        """The embeddings e that adapters are generated from.
 
         Args:
             vectors: [tasks, size].
-            layers, blocks: slices of them, to have fewer.
+            layers, blocks: slices that select some layers and block types only.
 
         Returns:
             [tasks, layers, projected]; with `one` [tasks, layers, block types, projected].
@@ -241,14 +241,14 @@ class LayersHyperNet(nn.Module):
         return self.LayerNorm(e) if self.LayerNorm is not None else e
 
     def forward(self, vectors, dtype=None):
-        """The adapters of all layers, from a handful of products.
+        """The adapters of all layers, computed in a few products.
 
         Args:
             vectors: [tasks, size].
-            dtype: what the linear maps' tensors are wanted in, if not as computed.
+            dtype: dtype to convert the linear maps' tensors to, or None to leave them as computed.
 
         Returns:
-            list of `Weights`: self-attention and feed-forward of the first layer, of the second, ….
+            list of `Weights`: self-attention and feed-forward of the first layer, then of the second, ….
         """
         e = self.embeddings(vectors)
         if self.one:
@@ -258,7 +258,7 @@ class LayersHyperNet(nn.Module):
         return [w for both in zip(blocks["self_attention_"], blocks["feed_forward_"]) for w in both]
 
     def at(self, vectors, layer, block, dtype=None):
-        """`Weights` of one layer and block type alone."""
+        """`Weights` of a single layer and block type."""
         e = self.embeddings(vectors, slice(layer, layer + 1), slice(block, block + 1))
         prefix = "" if self.one else self.prefixes[block]
         return self._generated(prefix, e.flatten(1, 2) if self.one else e, dtype)[0]
@@ -277,10 +277,10 @@ class LayersHyperNet(nn.Module):
 
 
 class SitesHyperNet(nn.Module):
-    """The hypernetworks of a stack, one for each layer and site: `MetaController`s.
+    """The hypernetworks of a stack, one `MetaController` per layer and site.
 
     Args:
-        layers: the stack's number of layers.
+        layers: number of layers in the stack.
         more: as in `MetaController`.
     """
 

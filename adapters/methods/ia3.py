@@ -3,8 +3,8 @@ and Cheaper than In-Context Learning").
 
     softmax(Q (l_k ⊙ Kᵀ) / sqrt(d)) (l_v ⊙ V)        and        (l_ff ⊙ γ(W₁ x)) W₂                (section 3.3)
 
-Vectors start at one, so that training starts from the backbone itself. As in peft, a fused matrix of queries, keys and
-values is rescaled as a whole, and cross-attention's keys and values too.
+Vectors start at one, so that training starts from the backbone itself. As in peft, the output of a fused
+query-key-value matrix is rescaled as a whole, and so are the keys and values of cross-attention.
 """
 
 import functools
@@ -15,7 +15,7 @@ from versatile.adapters.methods.base import TaskModules, refuse_without_port
 from versatile.adapters.methods.lora import sizes
 
 METHODS = {"ia3": "IA3"}
-# What is rescaled: the output of keys and values, the input of the feed-forward module's second map.
+# Rescaled are the outputs of the key and value maps, and the input of the feed-forward module's second map.
 OUTPUTS, INPUTS = ("k", "v", "qkv"), ("down",)
 
 
@@ -44,15 +44,15 @@ class IA3(TaskModules):
                 linear.register_forward_pre_hook(functools.partial(self.before_map, number, role))
 
     def after_map(self, number, role, linear, args, output):
-        """Forward hook: a linear map's output, rescaled."""
+        """Forward hook: rescale a linear map's output."""
         return self.rescale(number, role, output)
 
     def before_map(self, number, role, linear, args):
-        """Forward pre-hook: a linear map's input, rescaled."""
+        """Forward pre-hook: rescale a linear map's input."""
         return (self.rescale(number, role, args[0]), *args[1:])
 
     def rescale(self, number, role, hidden):
-        """hidden [rows, length, width], each row times its task's vector."""
+        """Multiply each row of hidden [rows, length, width] by its task's vector."""
         tasks = self.of_runs(number)
         if not tasks:
             return hidden

@@ -1,11 +1,11 @@
-"""LoRA: a low-rank update beside frozen linear maps (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language
+"""LoRA: a low-rank update of frozen linear maps (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language
 Models").
 
     h = W x + (alpha / r) · B A x                                                            (equation 3)
 
-A [r, in] starts at random and B [out, r] at zero, so that training starts from the backbone itself. As in peft, the
-maps are those of queries and values unless others are named, in cross-attention too, a fused matrix of queries, keys
-and values is updated as a whole, and A starts from peft's Kaiming-uniform distribution.
+A [r, in] starts at random and B [out, r] at zero, so that training starts from the backbone itself. As in peft, LoRA
+updates the query and value maps by default, including those of cross-attention; a fused query-key-value matrix is
+updated as a whole, and A starts from peft's Kaiming-uniform distribution.
 """
 
 import functools
@@ -41,11 +41,11 @@ class LowRankUpdate(nn.Module):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def delta(self, x):
-        """What is added, of x [rows, length, in]."""
+        """The update for x [rows, length, in]."""
         return F.linear(F.linear(x, self.A), self.B) * self.scale
 
     def matrices(self):
-        """As `GroupedProduct` takes them."""
+        """The matrices in the form `GroupedProduct` expects."""
         return self.A, None, self.B * self.scale, None
 
 
@@ -56,7 +56,7 @@ class LoRA(TaskModules):
 
     def __init__(self, model, name):
         super().__init__(model, name)
-        # By block, the roles of the maps that have a hook.
+        # The roles of the hooked maps, per block.
         self.hooked = [set() for _ in self.blocks]
 
     @classmethod
@@ -64,9 +64,9 @@ class LoRA(TaskModules):
         refuse_without_port(backbone, "projections", name, location)
 
     def maps(self, block, targets):
-        """{role: linear map} of those that are updated in a block, of a task's `lora_targets`."""
+        """{role: linear map} of the maps in a block that a task's `lora_targets` select."""
         names = set(targets.split(","))
-        # Where queries, keys and values are one matrix, any of the three stands for it.
+        # If queries, keys and values are one matrix, any of the three selects it.
         names |= {"qkv"} if names & set("qkv") else set()
         every = self.backbone.projections(block)
         return {role: linear for role, linear in every.items() if role.removeprefix("cross_") in names}
@@ -84,10 +84,10 @@ class LoRA(TaskModules):
             self.hooked[number] |= updates.keys()
 
     def hook(self, model):
-        """Nothing: a map is hooked when the first task that updates it comes."""
+        """Nothing: a map is hooked when the first task that updates it is inserted."""
 
     def after_map(self, number, role, product, linear, args, output):
-        """Forward hook of a linear map: each row's own update is added."""
+        """Forward hook of a linear map: add each row's own update."""
         updates = [task[role] if task is not None and role in task else None for task in self.of_runs(number)]
         if all(update is None for update in updates):
             return output
@@ -98,6 +98,6 @@ class LoRA(TaskModules):
 
 
 def sizes(linear):
-    """(in, out) of a torch Linear or transformers' Conv1D, which keeps its matrix the other way round."""
-    # The shape of a quantised matrix is that of its bytes.
+    """(in, out) of a torch Linear or transformers' Conv1D, which stores its matrix transposed."""
+    # A quantised matrix has the shape of its packed bytes.
     return (linear.in_features, linear.out_features) if isinstance(linear, nn.Linear) else tuple(linear.weight.shape)

@@ -1,14 +1,14 @@
-"""Self-copy: a pointer to the input beside the vocabulary (`--self_copy` of the original VLM code).
+"""Self-copy: a pointer to the input in addition to the vocabulary (`--self_copy` of the original VLM code).
 
-What is predicted is a mixture of a word of the vocabulary and a word copied from what was read so far:
+The prediction is a mixture of a token from the vocabulary and a token copied from the text read so far:
 
     log( sigma(p) · (softmax(scores) + 1e-5) + (1 - sigma(p)) · copy )        p = p_gen_linear(hidden)
 
-copy[v] is the attention that the last block's last head pays to the positions where token v stands. The 1e-5 is the
-original's: the mixture sums to a little more than one, and the loss is its logarithm as it is.
+copy[v] is the attention that the last block's last head pays to the positions of token v. The 1e-5 is the
+original's: the mixture sums to slightly more than one, and the loss is its logarithm, not renormalised.
 
-The attention comes from a forward hook on the last block's attention module; nothing of a block is overridden. Only
-the eager implementation computes attention weights, so such a model stays with it.
+A forward hook on the last block's attention module captures the attention; no part of a block is overridden. Only
+the eager implementation computes attention weights, so such a model always uses it.
 """
 
 import functools
@@ -28,17 +28,17 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 def add(model, std=0.02):
-    """Give an attached model a pointer; its gate `p_gen_linear` [width -> 1] is trained and saved with it.
+    """Add a pointer to an attached model; its gate `p_gen_linear` [width -> 1] is trained and saved with the model.
 
     Args:
-        model: what `attach` returned, or a loaded checkpoint.
-        std: standard deviation the gate's weight starts from; its bias starts at 0.
+        model: a model returned by `attach`, or a loaded checkpoint.
+        std: standard deviation of the gate's initial weight; its bias starts at 0.
 
     Returns:
         the same model object, its class now also `SelfCopying`.
 
     Raises:
-        UserError: a family whose attention weights cannot be had.
+        UserError: an encoder-decoder, or a family or method without attention weights.
     """
     backbone = backbone_of(model.config)
     if backbone.encoder_decoder:
@@ -63,7 +63,7 @@ def add(model, std=0.02):
 class Gate(Method):
     """The gate `p_gen_linear` [width -> 1] of the mixture; the tasks of a model share it."""
 
-    # The others compute no attention weights.
+    # Other implementations compute no attention weights.
     attention = "eager"
 
     def build(self, model, std):
@@ -82,10 +82,10 @@ class Gate(Method):
 
 
 class Pointer:
-    """What the last head looks at, from the attention module's hook to the scores of the same forward.
+    """Carries the last head's attention from the attention module's hook to the scores of the same forward pass.
 
     Attributes:
-        ids: [rows, prefix] the tokens attention is paid to, cached ones too; None outside a forward.
+        ids: [rows, prefix] the attended tokens, including cached ones; None outside a forward pass.
         weights: [rows, length, prefix] attention of the last head.
     """
 
@@ -93,12 +93,12 @@ class Pointer:
         self.ids = self.weights = None
 
     def hook(self, module, args, output):
-        """Forward hook of an attention module. Blocks run again in the backward pass are not listened to."""
+        """Forward hook of an attention module. Blocks recomputed in the backward pass are ignored."""
         if self.ids is not None:
             self.weights = output[1][:, -1]
 
     def take(self):
-        """(attention [rows, length, prefix], ids [rows, prefix]) of this forward."""
+        """(attention [rows, length, prefix], ids [rows, prefix]) of this forward pass."""
         # A cache with a sliding window has dropped the oldest tokens.
         seen = self.weights.shape[-1]
         if seen > self.ids.shape[1]:
@@ -109,14 +109,14 @@ class Pointer:
 class SelfCopying:
     """Mixed into an attached model's class by `add`."""
 
-    # transformers asks the signature which arguments the model takes.
+    # transformers reads the accepted arguments from the signature.
     @functools.wraps(TaskConditioned.forward)
     def forward(self, input_ids=None, past_key_values=None, *args, prefix_ids=None, **kwargs):
-        """As `TaskConditioned.forward`; without labels, `logits` of the output are the mixture's logarithms.
+        """As `TaskConditioned.forward`; without labels, the output's `logits` are the logarithm of the mixture.
 
         Args:
-            prefix_ids: [rows, prefix] with a cache, all the tokens so far: those cached and `input_ids`.
-                `generate` passes them by itself.
+            prefix_ids: [rows, prefix] all tokens so far, cached ones and `input_ids`; needed with a cache.
+                `generate` passes them automatically.
         """
         if prefix_ids is None and past_key_values is not None and past_key_values.get_seq_length():
             raise ValueError("with a cache, self-copy needs prefix_ids: the cached tokens and the new ones")
@@ -129,11 +129,11 @@ class SelfCopying:
             self.pointer.ids = self.pointer.weights = None
 
     def prepare_inputs_for_generation(self, input_ids, *args, **kwargs):
-        """As the backbone's, with the whole prefix beside the tokens that are not cached yet."""
+        """As the backbone's, with the whole prefix in addition to the tokens not yet cached."""
         return super().prepare_inputs_for_generation(input_ids, *args, **kwargs) | {"prefix_ids": input_ids}
 
     def all_scores(self, given, logits_to_keep=0):
-        """As `TaskConditioned.all_scores`, of the mixture: [rows, positions kept, vocabulary]."""
+        """As `TaskConditioned.all_scores`, for the mixture: [rows, positions kept, vocabulary]."""
         output = self.base_model(**{**given, "return_dict": True})
         attention, ids = self.pointer.take()
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -149,7 +149,7 @@ class SelfCopying:
         return torch.sigmoid(self.added["pointer"].p_gen_linear(hidden).float())
 
     def label_scores(self, hidden, labels, ids):
-        """As `TaskConditioned.label_scores`. Of the mixture only the labels' entries are computed: `nll`."""
+        """As `TaskConditioned.label_scores`, with `nll`: the mixture is computed only at the labels' entries."""
         output = super().label_scores(hidden, labels, ids)
         rows, at, targets = (on_device(each, hidden.device) for each in label_positions(labels))
         attention, prefix = self.pointer.take()
@@ -163,10 +163,10 @@ class SelfCopying:
 
 
 def log_mixture(scores, gate, attention, ids):
-    """Logarithm of the mixture, over the whole vocabulary.
+    """Logarithm of the mixture over the whole vocabulary.
 
     Args:
-        scores: [rows, positions, vocabulary]; a token that may not be produced (-inf) stays at -inf.
+        scores: [rows, positions, vocabulary]; a token that must not be generated (-inf) stays at -inf.
         gate: [rows, positions, 1] the vocabulary's share.
         attention: [rows, positions, prefix].
         ids: [rows, prefix].

@@ -3,9 +3,9 @@ Continuous Prompts for Generation").
 
     attention(Q, [P_k ; K], [P_v ; V])          (section 4.2; every self-attention, the encoder's and the decoder's)
 
-P_k and P_v [key heads, length, head width] belong to a task and a block. They join keys and values where attention is
-computed, behind the cache: caches, positions, left padding and beams know nothing of them. Prefix keys have no position
-(no rotation, no relative bias), and every query sees them.
+Each task has its own P_k and P_v [key heads, length, head width] in each block. They are prepended to the keys and
+values inside the attention function, after the cache, so caches, positions, left padding and beams are unaffected.
+Prefix keys have no position (no rotation, no relative bias), and every query sees them.
 """
 
 import torch
@@ -19,7 +19,7 @@ from versatile.adapters.methods.base import TaskModules, refuse_without_port
 METHODS = {"prefix": "Prefix"}
 SETTINGS = {"prefix_length": ("positive", 16, "learned keys and values before every row, in each attention")}
 IMPLEMENTATION = "versatile_prefix"
-# Small beside the keys and values of a pretrained model, as task embeddings beside its tokens.
+# Small compared with the keys and values of a pretrained model, as task embeddings are compared with its tokens.
 INIT_STD = 0.02
 
 
@@ -43,16 +43,16 @@ class Prefix(TaskModules):
             join_attention(self.backbone.attention(block), self, number)
 
     def see(self, key, value):
-        """What attention of a block computes on; nothing is made of it here."""
+        """Called with the keys and values of a block's attention; ignored here."""
 
     def joined(self, number, task):
-        """{role: [heads, length, width]} that a task's rows see in a block, or None."""
+        """{role: [heads, length, width]}, the prefix that a task's rows see in a block, or None."""
         held = self.blocks[number]
         parts = [held[name] for name in self.router.chain(task) if name in held]
         return {role: torch.cat([part[role] for part in parts], dim=1) for role in ("key", "value")} if parts else None
 
     def of_rows(self, number):
-        """(keys, values [rows or 1, heads, longest, width], [rows or 1, longest] true where a key is), or None."""
+        """(keys, values [rows or 1, heads, longest, width], mask [rows or 1, longest] true at real keys), or None."""
         tasks = [self.joined(number, name) for name in self.router.present]
         if all(task is None for task in tasks):
             return None
@@ -77,18 +77,18 @@ def heads_and_width(config):
 
 
 def join_attention(module, method, number):
-    """Let the attention of a block see what a method has before its keys and values: `method.of_rows(number)`."""
-    # In a tuple: the parameters stay the method's.
+    """Make a block's attention prepend a method's `method.of_rows(number)` to its keys and values."""
+    # In a tuple, so that the parameters are not registered with the attention module too.
     module.prefixes = (*getattr(module, "prefixes", ()), (method, number))
 
 
 def attend(module, query, key, value, attention_mask, **kwargs):
-    """transformers' attention function: each row's own prefix before its keys and values.
+    """Attention function for transformers that prepends each row's own prefix to its keys and values.
 
     Args:
-        query: [rows, heads, queries, width]; key, value: [rows, key heads, keys, width], those of the cache first.
-        attention_mask: [rows, 1, queries, keys] of booleans or of what is added to the scores, or None: nothing is
-            masked but what comes later in a causal module.
+        query: [rows, heads, queries, width]; key, value: [rows, key heads, keys, width], cached ones first.
+        attention_mask: [rows, 1, queries, keys] boolean or additive, or None: only later positions are masked, and
+            only in a causal module.
     """
     prefixes = [method.of_rows(number) for method, number in getattr(module, "prefixes", ())]
     for method, _ in getattr(module, "prefixes", ()):
@@ -99,7 +99,7 @@ def attend(module, query, key, value, attention_mask, **kwargs):
 
 
 def _prepend(module, query, key, value, attention_mask, kwargs, front, values, seen):
-    """Keys, values, mask and the other arguments of attention with a prefix before them."""
+    """Keys, values, mask and the other arguments of attention after prepending a prefix."""
     rows, (queries, keys) = len(key), (query.shape[2], key.shape[2])
     length = seen.shape[1]
     if attention_mask is None:

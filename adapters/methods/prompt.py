@@ -3,12 +3,12 @@ Prompt Tuning").
 
     Pr(Y | [P ; X])
 
-P [length, width] belongs to a task and starts from embeddings of the vocabulary (sections 2 and 2.1).
+Each task has its own P [length, width], initialised from vocabulary embeddings (sections 2 and 2.1).
 
-An encoder reads P before X, and its decoder attends to both. In a decoder alone what stands before the input never sees
-it: P goes through the blocks by itself, once for a batch, and its keys and values join those of the input where
-attention is computed, as a prefix does (prefix.py). The input keeps its positions; with rotary ones P stands before
-them, at -length to -1.
+An encoder reads P before X, and its decoder attends to both. In a decoder-only model P precedes the input and never
+sees it, so P passes through the blocks alone, once per batch, and its keys and values are prepended to the input's
+inside the attention function, like a prefix (prefix.py). The input keeps its positions; with rotary positions P is at
+-length to -1.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ SETTINGS = {"prompt_length": ("positive", 20, "learned tokens before the input")
 
 
 class Prompt(TaskModules):
-    """The prompts of a model's tasks, in the first block's modules. Tasks may have different lengths."""
+    """The prompts of a model's tasks, stored as modules of the first block. Tasks may have different lengths."""
 
     chains, sizes = True, {"prompt_length": (".tokens", 0)}
 
@@ -57,8 +57,8 @@ class Prompt(TaskModules):
         self.router.prepare.append(functools.partial(self.prepare, model.base_model))
 
     def prompts(self):
-        """(tokens [runs, longest, width], [runs, longest] true where one is) of the batch, or None. In an encoder they
-        end where the input begins; elsewhere what fills them up comes behind them, where no token sees it."""
+        """(tokens [runs, longest, width], mask [runs, longest] true at real tokens) of the batch, or None. Padding is
+        on the left in an encoder, so that prompts end where the input begins, elsewhere on the right, unseen."""
         held = self.blocks[0]
         chains = [[held[t]["tokens"] for t in self.router.chain(task) if t in held] for task in self.router.present]
         if not any(chains):
@@ -72,14 +72,14 @@ class Prompt(TaskModules):
         return tokens, torch.stack(real)
 
     def of_runs_to_rows(self, tensor, count):
-        """[runs, …] -> [count, …]: each row's own."""
+        """[runs, …] -> [count, …], each row getting its own run's."""
         which = self.router.which
         return tensor.expand(count, *tensor.shape[1:]) if which is None else tensor[which.to(tensor.device)]
 
     # ---- an encoder
 
     def before_encoder(self, encoder, args, kwargs):
-        """Forward pre-hook: the prompts before the embeddings of the input."""
+        """Forward pre-hook: prepend the prompts to the input embeddings."""
         if (prompts := self.prompts()) is None:
             return args, kwargs
         args, kwargs = list(args), dict(kwargs)
@@ -93,16 +93,16 @@ class Prompt(TaskModules):
         return tuple(args), kwargs
 
     def before_decoder(self, decoder, args, kwargs):
-        """Forward pre-hook: cross-attention sees the states of the prompts, too."""
+        """Forward pre-hook: let cross-attention see the states of the prompts too."""
         states, mask = kwargs.get("encoder_hidden_states"), kwargs.get("encoder_attention_mask")
         if states is None or (prompts := self.prompts()) is None:
             return args, kwargs
         width = states.shape[1] - prompts[0].shape[1]
         mask = states.new_ones(len(states), width, dtype=torch.long) if mask is None else mask
         if mask.shape[1] == states.shape[1]:
-            # It is that of the states already: `extend_source_mask` made it, for who decodes from states that it has
-            # put together itself (continuous batching). That of an input is narrower by one token at least, wherever
-            # there are prompts; and whose mask it is cannot be said otherwise, as transformers makes this call.
+            # The mask already covers the states: a caller that assembles encoder states itself (continuous batching)
+            # has extended it with `extend_source_mask`. The mask of an input is at least one token narrower whenever
+            # there are prompts; as transformers makes this call, only the width tells which mask it is.
             return args, kwargs
         return args, kwargs | dict(encoder_attention_mask=self.extended(mask, prompts[1]))
 
@@ -111,13 +111,13 @@ class Prompt(TaskModules):
         return mask if prompts is None else self.extended(mask, prompts[1])
 
     def extended(self, mask, real):
-        """An attention mask [rows, length] with the prompts' before it."""
+        """An attention mask [rows, length] with the prompts' mask prepended."""
         return torch.cat([self.of_runs_to_rows(real, len(mask)).to(mask), mask], dim=1)
 
-    # ---- a decoder alone
+    # ---- a decoder-only model
 
     def prepare(self, decoder):
-        """Send a batch's prompts through the blocks; without gradients once for the same prompts and weights."""
+        """Run a batch's prompts through the blocks; without gradients, only once for the same prompts and weights."""
         if self.recorded is not None or (prompts := self.prompts()) is None:
             return
         device = prompts[0].device
@@ -130,19 +130,19 @@ class Prompt(TaskModules):
         self.router.kept[self.name] = self._latest[1]
 
     def record(self, decoder, tokens, real):
-        """(`real`, [(keys, values)] of each block) of prompts."""
+        """Run prompts through the decoder; returns (`real`, [(keys, values) of each block])."""
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
         if hasattr(decoder, "rotary_emb"):
             positions = positions - real.sum(1, keepdim=True)
         with self.without_tasks(len(tokens)) as recorded:
-            # Without a mask transformers would read the positions, and wait for a GPU.
+            # Without a mask transformers would read the positions and wait for the GPU.
             every = tokens.new_ones(tokens.shape[:2], dtype=torch.long)
             decoder(inputs_embeds=tokens, attention_mask=every, position_ids=positions, use_cache=False)
         return real, recorded
 
     @contextlib.contextmanager
     def without_tasks(self, count):
-        """Rows without tasks, whose keys and values are recorded."""
+        """A context in which rows have no task, and their keys and values are recorded."""
         own = {name: getattr(self.router, name) for name in ("runs", "which", "order", "kept")}
         self.router.__dict__.update(runs=[(None, count)], which=None, order=None, kept={})
         self.recorded = []
@@ -153,12 +153,12 @@ class Prompt(TaskModules):
             self.router.__dict__.update(own)
 
     def see(self, key, value):
-        """What attention of a block computes on, noted while the prompts go through."""
+        """Record the keys and values of a block's attention while the prompts pass through."""
         if self.recorded is not None:
             self.recorded.append((key, value))
 
     def of_rows(self, number):
-        """(keys, values [rows or 1, heads, longest, width], [rows or 1, longest] true where a key is), or None."""
+        """(keys, values [rows or 1, heads, longest, width], mask [rows or 1, longest] true at real keys), or None."""
         if self.name not in self.router.kept:
             return None
         seen, recorded = self.router.kept[self.name]

@@ -1,6 +1,6 @@
-"""Which ways of adapting there are, and their settings: read from the files of this folder, without torch.
+"""The adaptation methods and their settings, read from the files in this folder without importing torch.
 
-Every file that declares METHODS is found by itself; see base.py.
+Every file that declares METHODS is discovered automatically; see base.py.
 """
 
 import ast
@@ -13,19 +13,19 @@ from pathlib import Path
 from versatile.utils import flags
 from versatile.utils.errors import UserError
 
-# The model itself is trained: nothing stands beside it.
+# The model itself is trained; nothing is added to it.
 FULL = "full"
 BARE = "task_embeddings"
-# Published names of methods that are called otherwise here.
+# Published names of methods that have another name here.
 ALIASES = {"meta": "hyperformer-per-layer"}
 
 
 @dataclass(frozen=True)
 class Description:
-    """A method by name.
+    """Description of a method.
 
     Attributes:
-        module: its file's name; class_name: its class there.
+        module: name of its file; class_name: its class in that file.
         settings: {flag: (type in utils.flags, default, help)}.
         summary: the first line of its file.
     """
@@ -41,13 +41,13 @@ class Description:
         return getattr(importlib.import_module(f"versatile.adapters.methods.{self.module}"), self.class_name)
 
     def complete(self, settings):
-        """{setting: value} with defaults where nothing was said."""
+        """{setting: value}, with defaults for settings not given."""
         return {name: settings.get(name, default) for name, (_, default, _) in self.settings.items()}
 
 
 @functools.cache
 def all_methods():
-    """{name: `Description`}, of every file here."""
+    """{name: `Description`} of every method in this folder."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -62,7 +62,7 @@ def all_methods():
 
 
 def get_method(name, location="--method"):
-    """A `Description` by name; an unknown one is a `UserError` that lists those known."""
+    """The `Description` of a method; an unknown name raises a `UserError` listing the known ones."""
     methods, name = all_methods(), ALIASES.get(name, name)
     if name not in methods:
         raise UserError(f"unknown method {name!r}", location=location, expected="one of " + ", ".join(sorted(methods)))
@@ -70,15 +70,15 @@ def get_method(name, location="--method"):
 
 
 def method_of(value, location=None):
-    """A task's method as {"method": name, setting: value, ...}, complete.
+    """A task's method as {"method": name, setting: value, ...}, with all settings filled in.
 
     Args:
-        value: such a dict, with or without settings; a method's name; or a number: a bottleneck adapter of this width,
-            0: task embeddings alone.
-        location: where it stands, for errors.
+        value: a dict of that form, with or without settings; a method's name; or a number: a bottleneck adapter of
+            this width, 0: task embeddings only.
+        location: where the value was given, for errors.
 
     Raises:
-        UserError: an unknown method or setting, a value that is none.
+        UserError: an unknown method or setting, or an invalid value.
     """
     if isinstance(value, int):
         value = dict(method="bottleneck", adapter_bottleneck=value) if value else dict(method=BARE)

@@ -1,12 +1,12 @@
-"""Residual bottleneck adapters behind the self-attention and the feed-forward module of every block (Houlsby et al.
+"""Residual bottleneck adapters after the self-attention and the feed-forward module of every block (Houlsby et al.
 2019).
 
-An adapter stands before the residual connection of its module:
+An adapter is applied before the residual connection of its module:
 
     A(x) = LN_post(Up(act(Down(LN_pre(x))))) + x
 
-with either norm present or absent. Published T5s have the norm behind alone, shared by all tasks; here a task has its
-own, so that it can be taken out of its model. HyperFormer generates adapters of this form (hyperformer.py).
+where each norm is optional. Published T5s have only the norm after the adapter, shared by all tasks; here each task
+has its own, so that it can be taken out of its model. HyperFormer generates adapters of this form (hyperformer.py).
 """
 
 import functools
@@ -21,20 +21,20 @@ from versatile.utils.errors import UserError
 METHODS = {"adapters": "SublayerAdapters"}
 SETTINGS = {"reduction_factor": ("positive", 32, "the adapters' width is the backbone's divided by this")}
 
-# Published start of the linear maps: N(0, 0.01), biases 0.
+# Published initialisation of the linear maps: N(0, 0.01), biases 0.
 INIT_STD = 1e-2
 NORM_EPS = 1e-5
 SITES = ("attention", "feed_forward")
-# Settings of published T5s, and what they are where nothing is said. names: {task: its adapter}, where tasks share.
+# Settings of published T5s, with their defaults. names: {task: its adapter}, where tasks share adapters.
 PUBLISHED = dict(non_linearity="gelu_new", add_layer_norm_before_adapter=False, add_layer_norm_after_adapter=True,
                  shared_norms=False, names=None)  # fmt: skip
 
 
 class SublayerAdapter(BottleneckAdapter):
-    """One task's adapter at one site; arguments as of `BottleneckAdapter`.
+    """One task's adapter at one site; other arguments as in `BottleneckAdapter`.
 
     Args:
-        pre, post: with a layer norm of its own before and after.
+        pre, post: whether the adapter has its own layer norm before and after.
     """
 
     def __init__(self, width, bottleneck, activation, pre, post):
@@ -43,17 +43,17 @@ class SublayerAdapter(BottleneckAdapter):
         self.post_layer_norm = nn.LayerNorm(width, eps=NORM_EPS) if post else None
 
     def matrices(self):
-        """As `GroupedProduct` takes them."""
+        """The matrices in the form `GroupedProduct` expects."""
         return self.down.weight, self.down.bias, self.up.weight, self.up.bias
 
 
 class SublayerAdapters(TaskModules):
-    """The adapters of a model's tasks: in a block one for each site, blocks.<block>.<task>.<site>.<...>."""
+    """The adapters of a model's tasks, one per block and site: blocks.<block>.<task>.<site>.<...>."""
 
     def __init__(self, model, name):
         super().__init__(model, name)
         self.names, self.products = {}, {}
-        # Of tasks that share them: norms.<block>.<site>.<...>.
+        # Norms that tasks share: norms.<block>.<site>.<...>.
         self.norms = nn.ModuleList()
 
     @classmethod
@@ -94,7 +94,7 @@ class SublayerAdapters(TaskModules):
                 module.register_forward_hook(functools.partial(self.after_module, number, site))
 
     def after_module(self, number, site, module, args, output):
-        """Hidden states of an attention or feed-forward module, each row through its task's adapter."""
+        """Apply each row's adapter to the output of an attention or feed-forward module."""
         modules = self.blocks[number]
         names = [self.names.get(task) for task in self.router.present]
         adapters = [modules[name][site] if name in modules else None for name in names]
@@ -103,7 +103,7 @@ class SublayerAdapters(TaskModules):
         return first_output(output, lambda hidden: hidden + self.added(number, site, hidden, adapters, self.router))
 
     def added(self, number, site, hidden, adapters, router):
-        """What adapters, one per run of a router or None, add to hidden [rows, length, width]."""
+        """The adapters' contribution to hidden [rows, length, width]; one adapter, or None, per run of the router."""
         if (number, site) not in self.products:
             self.products[number, site] = GroupedProduct(next(filter(None, adapters)).activation)
         product, shared = self.products[number, site], self.norms[number][site] if len(self.norms) else {}
@@ -129,7 +129,7 @@ class SublayerAdapters(TaskModules):
         return tasks[0] if len(tasks) == 1 else None
 
     def task_state(self, task):
-        # Norms that tasks share have the names of a task's own.
+        # Shared norms get the names that a task's own norms would have.
         return super().task_state(self.names.get(task)) | dict(self.norms.named_parameters())
 
     @torch.no_grad()
@@ -144,7 +144,7 @@ class SublayerAdapters(TaskModules):
 
 
 def adapter_width(width, settings):
-    """Width of the adapters beside a backbone that is `width` wide; a `UserError` where there would be none."""
+    """Bottleneck width of the adapters for a backbone of hidden size `width`; a `UserError` if it would be 0."""
     if width < settings["reduction_factor"]:
         raise UserError(f"the backbone is {width} wide", location=f"--reduction_factor {settings['reduction_factor']}",
                         expected=f"1 to {width}")  # fmt: skip
@@ -152,5 +152,5 @@ def adapter_width(width, settings):
 
 
 def probe(weight):
-    """Hidden states [1, 2, width] that tell whether an adapter with the matrix up [width, units] adds anything."""
+    """Random hidden states [1, 2, width] to test whether an adapter with the matrix up [width, units] adds anything."""
     return torch.randn(1, 2, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)

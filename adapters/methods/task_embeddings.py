@@ -1,9 +1,9 @@
-"""Task embeddings beside a frozen vocabulary.
+"""Task embeddings in addition to a frozen vocabulary.
 
-A task's markers (`<bos_nlg>`, `<name>`, …) are new tokens. Their rows are the only trained rows: the base
-table stays the backbone's own frozen tensor, looked up and multiplied where it lies. A marker's row serves as
-input embedding, as token-type embedding and, where the backbone ties its head, as output row; an untied
-backbone gets an output row for each marker too.
+A task's markers (`<bos_nlg>`, `<name>`, …) are new tokens. Only their rows are trained: the base table remains the
+backbone's frozen tensor, used in place without a copy. A marker's row serves as input embedding, as token-type
+embedding and, if the backbone's head is tied, as output row; an untied backbone gets a separate output row for each
+marker.
 """
 
 import torch
@@ -21,9 +21,9 @@ class TaskEmbeddingTable(nn.Module):
     Args:
         markers: {task: its markers in order}.
         width: the backbone's hidden size.
-        std: standard deviation of the normal distribution that rows start from.
-        spare: how many tokens stand before the tasks' (1 for `<pad>`). Their rows are fixed, at zero unless a
-            released checkpoint brings its own, and never trained.
+        std: standard deviation of the normal distribution that rows are initialised from.
+        spare: number of tokens before the tasks' (1 for `<pad>`). Their rows are never trained, and zero unless a
+            released checkpoint provides them.
     """
 
     def __init__(self, markers, width, std=0.02, spare=1):
@@ -48,17 +48,17 @@ class TaskEmbeddingTable(nn.Module):
 
 
 class ExtendedTable(nn.Module):
-    """A frozen table of the backbone's, and the task embeddings behind it.
+    """A frozen table of the backbone, followed by the task embeddings.
 
     Args:
         base: the table: the input embedding or the head.
         rows: the `TaskEmbeddingTable`.
-        first: id of the first row behind the base table.
+        first: id of the first row after the base table.
     """
 
     def __init__(self, base, rows, first):
         super().__init__()
-        # In a tuple: a module of the method's, not of the backbone's.
+        # In a tuple, so that it is registered only as a module of the method.
         self.base, self.first, self._rows = base, first, (rows,)
 
     @property
@@ -68,12 +68,12 @@ class ExtendedTable(nn.Module):
 
     @property
     def weight(self):
-        """The base table; transformers asks for it where it looks for a model's dtype or device."""
+        """The base table; transformers reads it to find a model's dtype or device."""
         return self.base.weight
 
 
 class TaskEmbedding(ExtendedTable):
-    """Input embeddings: ids below `first` from the frozen base table, the others from the task embeddings."""
+    """Input embeddings: ids below `first` come from the frozen base table, others from the task embeddings."""
 
     def forward(self, ids):
         """ids: integers of any shape [*] -> [*, width]."""
@@ -86,8 +86,8 @@ class TaskEmbedding(ExtendedTable):
 class TaskHead(ExtendedTable):
     """Output scores over the base vocabulary and the task embeddings.
 
-    `half` holds the frozen base matrix once in the precision that matrix products run in: autocast would
-    cast it anew on every call, for every decoded token, with the same result.
+    `half` holds the frozen base matrix in the precision of the matrix products: autocast would cast it again on
+    every call, for every decoded token, with the same result.
     """
 
     def __init__(self, base, rows, first):
@@ -99,13 +99,13 @@ class TaskHead(ExtendedTable):
 
         Args:
             hidden: [*, width].
-            foreign: [*, added tokens] true where a score is to be -inf, or None.
+            foreign: [*, added tokens], true where a score must be -inf, or None.
 
         Returns:
             [*, base vocabulary + added tokens]; a spare token without a row of its own scores -inf.
         """
         scores = self.product(hidden)
-        # A product for each task: a task that joins later leaves the others' scores as they were, to the last bit.
+        # One product per task, so that adding a task leaves the others' scores unchanged, bit for bit.
         extra = [F.linear(hidden, rows) for rows in self.rows.tasks.values()]
         spare = self.rows.spare
         if self.rows.spare_scores:
@@ -128,11 +128,11 @@ class TaskHead(ExtendedTable):
 
 
 class TaskEmbeddings(Method):
-    """The task embeddings of a model; every model with a frozen backbone has them, whatever else its tasks have.
+    """The task embeddings of a model; present in every model with a frozen backbone, whatever its tasks' methods.
 
     Attributes:
         rows: `TaskEmbeddingTable` of the input table.
-        output_rows: those of the head, where it is not tied; else None.
+        output_rows: `TaskEmbeddingTable` of the head if it is not tied, else None.
     """
 
     @classmethod
@@ -146,7 +146,7 @@ class TaskEmbeddings(Method):
         self.rows = self.output_rows = None
 
     def build(self, model, tasks):
-        """Create rows for `model.info.markers`, and `model.spare_rows` (one, for padding the tokenizer had not)."""
+        """Create rows for `model.info.markers`, and `model.spare_rows` (one, if the tokenizer had no `<pad>`)."""
         embedding, head, info = model.get_input_embeddings(), model.get_output_embeddings(), model.info
         width = embedding.weight.shape[1]
         self.rows = TaskEmbeddingTable(info.markers, width, model.row_std, model.spare_rows).to(embedding.weight.device)
@@ -158,7 +158,7 @@ class TaskEmbeddings(Method):
         embedding, head, first = model.get_input_embeddings(), model.get_output_embeddings(), model.info.first
         model.set_input_embeddings(TaskEmbedding(embedding, self.rows, first))
         model.set_output_embeddings(TaskHead(head, self.output_rows or self.rows, first))
-        # Beam search reads the vocabulary's size from here.
+        # Beam search reads the vocabulary size from here.
         model.config.vocab_size = first + len(self.rows)
 
     def key(self, name):

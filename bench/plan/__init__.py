@@ -1,1 +1,1 @@
-"""What a published row needs before it is started: `./run.sh plan ROW`."""
+"""What a published row needs, before it is started: `./run.sh plan ROW`."""

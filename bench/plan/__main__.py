@@ -1,17 +1,17 @@
-"""What a published row needs, before anyone starts it: weights, data, memory, and hours here and on a GPU.
+"""What a published row needs, before it is started: weights, data, memory, and hours here and on a GPU.
 
     ./run.sh plan vlm-mt-adapter
     ./run.sh plan lifelong-wcs-lamol          any published row of ./run.sh list: vlm-*, lifelong-*, t5-*, camtl-*
 
-The other rows (small-*, e2e-*, superni-*, …) are not planned: they run on the packaged SmolLM2 or MiniLM, on data whose
-rows are only counted when the original files are converted.
+The other rows (small-*, e2e-*, superni-*, …) cannot be planned: they run on the packaged SmolLM2 or MiniLM, on data
+whose rows are only counted when the original files are converted.
 
-The row's settings are those of its recipe, read from recipes.sh by the parser of its script; what is trained is
+The row's settings are those of its recipe, read from recipes.sh by the parser of its script; trained parameters are
 counted on the model itself, built without its weights. Operations are those of matrix products: a forward pass takes
-two for every parameter and token, training three times as many, beside a frozen backbone twice as many. Hours are
-operations over a device's peak times the share of it that is reached: of this machine the peak is measured now and the
-share is that of bench/train_adapter.py; of the GPUs both are written in bench/plan/tables.py. Take them as a factor of
-two either way: rows' lengths are averages of samples, and a share depends on batches and on the machine.
+two per parameter and token, training three times as many, or twice as many beside a frozen backbone. Hours are
+operations over the share of a device's peak that is reached: for this machine the peak is measured now and the
+share is that of bench/train_adapter.py; for the GPUs both are in bench/plan/tables.py. Expect a factor of two either
+way: rows' lengths are averages of samples, and the share depends on batches and on the machine.
 """
 
 import argparse

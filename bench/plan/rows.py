@@ -1,4 +1,4 @@
-"""Plans of the published rows: what the recipes' flags mean for data, steps and the model that is trained."""
+"""Plans of the published rows: what the recipes' flags mean for the data, the steps and the trained model."""
 
 import difflib
 import math
@@ -18,7 +18,7 @@ def make_plan(row):
     """`Plan` of a published row.
 
     Raises:
-        UserError: there is no such row; one that is not published.
+        UserError: there is no such row, or it is not published.
     """
     command = recipes.read_recipe(row)
     if command is None:
@@ -27,7 +27,7 @@ def make_plan(row):
                         expected=" or ".join(near) or "a name that ./run.sh list prints",
                         remedy="./run.sh list prints them all")  # fmt: skip
     if not row.startswith(PUBLISHED):
-        # Those on SmolLM2 read data whose rows are counted when they are converted.
+        # Those on SmolLM2 read data whose rows are only counted in conversion.
         raise UserError("it is not a published row, and only these are planned", location=row,
                         expected=f"a row that starts with {', '.join(PUBLISHED)}, whose data have a known size",
                         remedy=f"run it: ./run.sh {row}")  # fmt: skip
@@ -38,10 +38,10 @@ def make_plan(row):
 
 
 def name_earlier_rows(row, command):
-    """Recipes that have to be run before, by the directories that the command reads."""
+    """Recipes to run first, from the directories that the command reads."""
     read = [word for flag, word in zip(["", *command], command) if flag not in ("--output_dir", "--output")]
     names = re.findall(r"\bruns/([\w+-]+)", " ".join(read))
-    # The combined model is that of vlm-combine; a teacher's texts are written by the row of its task.
+    # The combined model is that of vlm-combine; a teacher's texts are written by its task's row.
     names = ["vlm-combine" if name == "VLM" else name for name in names]
     names += [row.replace("-distilled", "-distil")] if "--distillation" in command else []
     names = [name for name in dict.fromkeys(names) if name != row and recipes.read_recipe(name)]
@@ -91,7 +91,7 @@ def plan_train_vlm(plan, words):
 
 
 def add_training(plan, epochs, batch, accumulation):
-    """Epochs of training over a plan's data."""
+    """Add epochs of training over a plan's data."""
     rows = sum(data.rows for data in plan.data.values())
     passes = choose_passes(plan.shape)
     for name, data in plan.data.items():
@@ -104,8 +104,8 @@ def add_training(plan, epochs, batch, accumulation):
 
 
 def choose_passes(shape):
-    """How many forward passes training makes up: backward to activations and weights, or where most weights are frozen
-    to activations alone."""
+    """The cost of training in forward passes: backward to activations and weights, or only to activations if most
+    weights are frozen."""
     return 3 if 2 * shape.trained > shape.total else 2
 
 
@@ -150,19 +150,19 @@ def plan_lifelong(plan, words):
         plan.phases.append(Phase(f"training on {name}", data.rows * args.n_epochs, data.source, data.target, 3,
                                  why=f"{data.rows:,} rows x {args.n_epochs} epochs"))  # fmt: skip
     plan.phases += forgetting_phases(args, plan.data, caps)
-    # How many samples a batch has is the device's memory's choice, up to the cap.
+    # The number of samples in a batch is limited by the device's memory, and by the cap.
     plan.phases = [replace(phase, batch=64 if phase.kind == DECODING else min(caps)) for phase in plan.phases]
     plan.batch = (max(caps), max(data.longest for data in plan.data.values()),
                   max(data.target for data in plan.data.values()))  # fmt: skip
 
 
 def forgetting_phases(args, data, caps):
-    """What a lifelong method does beside training on each task.
+    """What a lifelong method does in addition to training on each task.
 
     Args:
         args: flags of train_lifelong.py.
         data: {task: `DataSet`}, in order.
-        caps: samples of a batch, of each task.
+        caps: maximum samples per batch, for each task.
     """
     share, epochs, sets = args.gen_lm_sample_percentage, args.n_epochs, list(data.values())
     source, target = (sum(getattr(one, part) * one.rows for one in sets) / sum(one.rows for one in sets)
@@ -204,7 +204,7 @@ def plan_t5(plan, words):
     model = build_on_meta(plan.weights, "AutoModelForSeq2SeqLM")
     t5.attach(model, args.tasks, train_t5.settings_of(args))
     plan.shape = shape_of(model)
-    # Tasks are drawn as their sizes to the power of 1 / temperature.
+    # Tasks are drawn in proportion to size^(1 / temperature).
     chances = {name: data.rows ** (1 / (args.sampling_temperature or 1)) for name, data in plan.data.items()}
     total = sum(chances.values())
     source, target = (sum(chances[name] / total * getattr(data, part) for name, data in plan.data.items())
@@ -263,7 +263,7 @@ PLANNERS = {"train.py": plan_train, "train_vlm.py": plan_train_vlm, "sentence_di
 
 
 def find_weights(name):
-    """`tables.Weights` of a backbone's name."""
+    """`tables.Weights` of a backbone, by its name."""
     if name not in WEIGHTS:
         raise UserError("the sizes of this backbone are not known here", location=name,
                         expected=f"one of {', '.join(WEIGHTS)}",
@@ -272,7 +272,7 @@ def find_weights(name):
 
 
 def build_on_meta(weights, kind):
-    """A model of these sizes that has no numbers."""
+    """A model with these sizes, on the meta device."""
     import torch
     import transformers
 
@@ -282,7 +282,7 @@ def build_on_meta(weights, kind):
 
 
 def decoder(weights, prepare):
-    """A decoder that `prepare` has made, as its script does, what is trained.
+    """A decoder in which `prepare` has set up what is trained, as its script does.
 
     Args:
         prepare: called with (model, tokenizer).
@@ -303,7 +303,7 @@ def shape_of(model):
     parameters = dict(model.named_parameters())
     trained = sum(p.numel() for p in parameters.values() if p.requires_grad)
     total = sum(p.numel() for p in parameters.values())
-    # Every token goes through matrices; tables of words and positions are looked up in.
+    # Every token passes through the matrices; embedding tables are only looked up.
     matrices = {name: p.numel() for name, p in parameters.items()
                 if p.ndim > 1 and not re.search(r"embed|shared|wte|wpe|lm_head|decoders\.", name)}  # fmt: skip
     reading = writing = sum(matrices.values())

@@ -1,22 +1,22 @@
-"""The arithmetic of a plan: operations, hours, memory, and the text that shows it."""
+"""The arithmetic of a plan: operations, hours, memory, and its text."""
 
 from dataclasses import dataclass, field, replace
 
 from bench.plan.tables import GPUS
 
 DECODING = "decoding"
-# Bytes that a block keeps of a token for its backward pass, in 16 bits, per unit of its width (Korthikanti et al. 2022,
-# equation 2, where attention scores are computed again).
+# Bytes that a block keeps per token for its backward pass, in 16 bits, per unit of its width (Korthikanti et al. 2022,
+# equation 2, with attention scores recomputed).
 KEPT_BYTES = 34
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a model's operations and memory depend on.
+    """The properties of a model that determine its operations and memory.
 
     Attributes:
         total, trained: parameters.
-        reading, writing: parameters that a token goes through that is read, and one that is learned or written.
+        reading, writing: parameters used by a token that is read, and by one that is learned or written.
         layers, width, vocabulary: sizes; a vocabulary of 0 scores no tokens.
     """
 
@@ -35,12 +35,12 @@ class Phase:
 
     Attributes:
         name: what is done.
-        rows: examples that pass, each time counted.
-        source, target: tokens of one.
-        passes: how many forward passes its operations make up.
+        rows: examples processed, counting repetitions.
+        source, target: tokens of one example.
+        passes: its cost in forward passes.
         kind: "training", or `DECODING`.
-        why: of rows and passes, in words.
-        batch: rows that pass together.
+        why: the reason for rows and passes, in words.
+        batch: rows processed together.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Phase:
     batch: int = 1
 
     def operations(self, shape):
-        """Of its matrix products; a token also meets, on average, half of its row in the attention."""
+        """Operations of its matrix products; on average a token attends to half of its row."""
         attention = 2 * shape.layers * shape.width * (self.source + self.target)
         row = self.source * (2 * shape.reading + attention) + self.target * (2 * shape.writing + attention)
         return self.rows * self.passes * row
@@ -64,13 +64,13 @@ class Plan:
     """What a row needs.
 
     Attributes:
-        row, command: its name and the words of its command.
+        row, command: the row's name and the words of its command.
         weights: `tables.Weights`, or None.
         data: {task: `tables.DataSet`}.
         shape: `Shape`, or None: nothing is trained.
         phases: a list of `Phase`.
         steps: optimizer steps in words, or "".
-        batch: (rows of a micro-batch, tokens of the longest, label tokens of one).
+        batch: (rows of a micro-batch, tokens of the longest row, label tokens per row).
         precision: "fp32" or "bf16".
         notes: lines.
     """
@@ -88,7 +88,7 @@ class Plan:
 
 
 def measure_peak(precision, seconds=1.0):
-    """Operations per second of this machine's matrix products, [1024, 1024] times the same."""
+    """Operations per second of this machine's products of two [1024, 1024] matrices."""
     import time
 
     import torch
@@ -102,11 +102,11 @@ def measure_peak(precision, seconds=1.0):
 
 
 def compute_hours(phases, shape, device, precision):
-    """Hours of a device: those of its operations, or of starting them where batches are too small to keep it busy."""
+    """Hours on a device: of its operations, or of launching them if batches are too small to keep it busy."""
     seconds = 0.0
     for phase in phases:
         share = choose_share(device, phase.kind, precision)
-        # Text is written a token at a time.
+        # Text is written one token at a time.
         starts = phase.rows / phase.batch * (phase.target if phase.kind == DECODING else 1)
         starting = starts * phase.passes * shape.layers * device.launch
         seconds += max(phase.operations(shape) / (device.peak[precision] * share), starting)
@@ -119,7 +119,7 @@ def choose_share(device, kind, precision):
 
 
 def compute_memory(plan):
-    """{what: bytes}: weights in float32, gradients and Adam's moments of what is trained, what a batch keeps."""
+    """{what: bytes}: weights in float32, gradients and Adam's moments of trained weights, a batch's activations."""
     shape, (rows, longest, labels) = plan.shape, plan.batch
     wide = 2 if plan.precision == "fp32" else 1
     trains = any(phase.kind == "training" for phase in plan.phases)

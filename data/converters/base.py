@@ -1,4 +1,4 @@
-"""What every format needs: its place in the table of formats, the report, flags, splits, and texts."""
+"""Shared by all formats: the registry of formats, the report, flags, splits, and texts."""
 
 import collections
 import contextlib
@@ -16,7 +16,7 @@ SPLITS = ("train", "valid", "test")
 
 @dataclasses.dataclass
 class Format:
-    """How one public format is read: its flags and its function; how it is written, if not as one task json."""
+    """A public format: its flags, the function that reads it, and the one that writes it unless as one task json."""
 
     flags: object
     read: object
@@ -30,9 +30,9 @@ def data_format(name, flags, write=None):
     """Register the decorated function as ``python -m data.convert <name>``.
 
     Args:
-        flags: called with the format's argparse parser, to add the format's own flags.
-        write: called with (args, what the decorated function returned, report) to write it, and with (args, None,
-            None) before anything is read, to check --output. None: one task json.
+        flags: called with the format's argparse parser to add the format's own flags.
+        write: called with (args, the decorated function's result, report) to write the result, and with (args, None,
+            None) before anything is read, to check --output. None: write one task json.
     """
 
     def register(read):
@@ -45,7 +45,7 @@ def data_format(name, flags, write=None):
 
 
 class Report:
-    """What a conversion kept and dropped, by split. `unit`: what is counted, where it is no example: "article"."""
+    """What a conversion kept and dropped, by split. `unit`: what is counted, if not examples: "article"."""
 
     def __init__(self):
         self.unit = ""
@@ -55,7 +55,7 @@ class Report:
         self.notes, self.written = [], []
 
     def open_output(self, path):
-        """`atomic_write` of a file of the output; the report will say that it was written, or that it was replaced."""
+        """`atomic_write` for an output file; the report will say that the file was written or replaced."""
         replaced = ", in place of the file that was there" if os.path.exists(path) else ""
         self.written.append(f"wrote {path}{replaced}")
         return atomic_write(path)
@@ -80,7 +80,7 @@ class Report:
 
 
 def split_flags(parser, number, what, metavar="FILE", splits=SPLITS):
-    """Add --train, --valid and --test. `number` of names: 1 gives a string, 2 and "+" give a list."""
+    """Add --train, --valid and --test. `number` of file names: 1 gives a string, 2 and "+" give a list."""
     parser.set_defaults(**{split: None for split in SPLITS if split not in splits})
     for split in splits:
         parser.add_argument(
@@ -111,7 +111,7 @@ def held_out_flag(parser, split, what):
 
 
 def given_splits(args, suffix=""):
-    """{split: what --train, --valid, --test (with `suffix` added to the name) give}, at least one."""
+    """{split: value of --train, --valid or --test (with `suffix` added to the name)}, at least one."""
     files = {split: value for split in SPLITS if (value := getattr(args, f"{split}{suffix}"))}
     if not files:
         raise UserError(
@@ -155,14 +155,14 @@ def find_file(folders, name):
     )
 
 
-# --- from what a file holds to the records of a split ----------------------------------------------------
+# --- from raw records to the records of a split ----------------------------------------------------------
 
 
 def parsed(raws, parse, skip_bad):
     """Yield (record or None, {reason: number dropped}) for each raw record.
 
     Args:
-        raws: yields (location, raw); a `UserError` in place of a raw record is treated like one of `parse`.
+        raws: yields (location, raw); a `UserError` in place of a raw record is treated like one raised by `parse`.
         parse: takes (raw, location, drops) and returns a record, a list of records, or None; counts what it leaves
             out in `drops`.
         skip_bad: count a raw record that raises `UserError` as malformed instead of stopping.
@@ -186,7 +186,7 @@ def parsed(raws, parse, skip_bad):
 
 
 def kept(items, split, report):
-    """Yield the records of `parsed`; what was dropped goes into the report."""
+    """Yield the records from `parsed`; adds the counts of what was dropped to the report."""
     for record, drops in items:
         report.dropped[split].update(drops)
         if record is not None:
@@ -196,14 +196,14 @@ def kept(items, split, report):
 def split_records(given, sizes, read, report, key=None):
     """{split: iterator of records}, where the last records of the training files may become other splits.
 
-    A training record that shares its text with one held out is dropped. Memory holds the records held out, no more;
+    A training record that shares its text with a held-out one is dropped. Only the held-out records are kept in memory;
     the training files are then read twice.
 
     Args:
-        given: {split: what `read` takes}.
-        sizes: {"valid": N, "test": N} or a part of it. In the order of the training files come train, valid, test.
+        given: {split: argument of `read`}.
+        sizes: {"valid": N, "test": N} or a part of it. The training files are divided in the order train, valid, test.
         read: yields (record or None, drops) as `parsed` does.
-        key: the text of a record that no two splits may share; needed with `sizes`.
+        key: returns the text of a record that no two splits may share; needed with `sizes`.
     """
     splits = {split: kept(read(value), split, report) for split, value in given.items()}
     if not sizes:
@@ -241,7 +241,7 @@ def _apart(items, number, held, key):
 
 
 def limited(split, records, args, report):
-    """Yield the records of a split that are written, as --<split>_limit has it; none at all is a `UserError`."""
+    """Yield the records of a split to write, at most --<split>_limit of them; raises `UserError` if there are none."""
     for record in itertools.islice(records, getattr(args, f"{split}_limit")):
         report.kept[split] += 1
         yield record
@@ -256,7 +256,7 @@ def limited(split, records, args, report):
 
 
 def tallied(splits, report, fact, number):
-    """The same splits; the report says under the name `fact` what number(record) sums up to."""
+    """The same splits; the report gets the sum of number(record) under the name `fact`."""
 
     def tally(records, facts):
         facts[fact] = 0
@@ -271,7 +271,7 @@ def tallied(splits, report, fact, number):
 
 
 def usable(text, what, location):
-    """`text` without the white space at its ends; not a string, blank, or holding a null byte: a `UserError`."""
+    """`text`, stripped; raises `UserError` if it is not a string, is blank, or contains a null byte."""
     if not isinstance(text, str):
         found = f"is {brief(text)}"
     elif "\0" in text:
@@ -291,7 +291,7 @@ def json_records(path, key, expected):
 
 @contextlib.contextmanager
 def no_task_file(expected):
-    """What the readers of task files say of one is said of a published file that looks like `expected`."""
+    """Reword errors about an invalid task file as errors about a published file that looks like `expected`."""
     try:
         yield
     except UserError as error:
@@ -302,7 +302,7 @@ def no_task_file(expected):
 
 
 def check_output_directory(output, expected, remedy):
-    """A `UserError` where --output is a file, or the name of one, and not a directory to write several files into."""
+    """Raise a `UserError` if --output is a file, or the name of one, instead of a directory for several files."""
     if (os.path.exists(output) and not os.path.isdir(output)) or output.endswith(".json"):
         raise UserError("is a file" if os.path.isfile(output) else "is the name of a file",
                         location=f"--output {output}", expected=expected, remedy=remedy)  # fmt: skip

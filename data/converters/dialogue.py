@@ -30,7 +30,7 @@ _JSON = 'the json {"train": [{"personality": [..], "utterances": [..]}, …], "v
 def _flags(parser):
     split_flags(parser, 1, "text file in the ConvAI2 layout, e.g. train_self_original.txt")
     parser.add_argument(
-        "--json", metavar="FILE", help="instead of the three: personachat_self_original.json (default: none)"
+        "--json", metavar="FILE", help="personachat_self_original.json, instead of the three files (default: none)"
     )
     parser.add_argument(
         "--keep_candidates",
@@ -46,9 +46,9 @@ def _flags(parser):
 def personachat(args, report):
     """PersonaChat (ConvAI2): text files, with or without candidates, or personachat_self_original.json.
 
-    One record a dialogue. Lines with the partner's persona are left out and counted. Where one side of an
-    exchange is __SILENCE__, the exchange, partner and reply, is left out (also of the history of later turns) and
-    counted, so that every history goes partner, reply, …, partner.
+    One record per dialogue. Lines with the partner's persona are left out and counted. If one side of an
+    exchange is __SILENCE__, the whole exchange (partner and reply) is left out, also from the history of later turns,
+    and counted, so that every history alternates partner, reply, …, partner.
     """
     if not args.json:
         files, dialogues, parse = given_splits(args), _text_dialogues, _from_text
@@ -123,7 +123,7 @@ def _from_text(lines, location, drops, keep):
 
 
 def _turn(text, location):
-    """(partner, reply, wrong candidates) of a line behind its number."""
+    """(partner, reply, wrong candidates) of a line without its number."""
     fields = text.split("\t")
     if not 2 <= len(fields) <= 4:
         raise UserError(f"{len(fields) - 1} tabs", location=location, expected=_LAYOUT)
@@ -169,7 +169,7 @@ def _from_json(dialogue, location, drops, keep):
 
 
 def _without_silence(history):
-    """The history without the exchanges in which one side is silent; it ends with the partner's turn."""
-    odd = (len(history) - 1) % 2  # a reply that lost its partner's turn
+    """The history without exchanges in which one side is silent; it ends with the partner's turn."""
+    odd = (len(history) - 1) % 2  # a reply whose partner's turn is missing
     exchanges = [history[:odd], *(history[at : at + 2] for at in range(odd, len(history), 2))]
     return [text for exchange in exchanges if SILENCE not in exchange for text in exchange]

@@ -26,11 +26,11 @@ def _flags(parser):
 def e2e(args, report):
     """E2E NLG challenge: csv files with the columns mr and ref.
 
-    Of the cleaned set (Dušek et al. 2019; columns mr, ref, fixed and orig_mr) the corrected mr is read; where it names
+    For the cleaned set (Dušek et al. 2019; columns mr, ref, fixed and orig_mr) the corrected mr is read; if it has
     a slot several times, the values are joined by commas.
 
-    Train holds one record a row. Valid and test hold one record a distinct meaning representation, with all
-    its references. Where the challenge's test file is not at hand, --test may name the devset again (the
+    Train has one record per row. Valid and test have one record per distinct meaning representation, with all
+    its references. If the challenge's test file is not available, --test may name the devset again (the
     report says so); without --test the output has no test split.
     """
     files = given_splits(args)
@@ -122,10 +122,10 @@ def _rows(path, split, skip_bad, report):
 
 
 def _parse_mr(mr, location, repeats=False):
-    """``"name[The Vaults], food[Thai]"`` as a dict in the same order; values may hold balanced brackets.
+    """``"name[The Vaults], food[Thai]"`` as a dict in the same order; values may contain balanced brackets.
 
     Args:
-        repeats: a slot may stand several times; its different values are joined by commas.
+        repeats: allow a slot to occur several times; its different values are joined by commas.
     """
     slots, at = {}, 0
     expected = "slot[value], slot[value], …"

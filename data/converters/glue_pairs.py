@@ -1,4 +1,4 @@
-"""glue-pairs: labelled pairs of sentences become a folder of GLUE."""
+"""glue-pairs: labelled sentence pairs, converted to a GLUE folder."""
 
 import contextlib
 import re
@@ -23,7 +23,7 @@ from versatile.data.json_files import top_level
 from versatile.utils.errors import UserError, brief
 
 _NAMES = {"train": "train", "valid": "dev", "test": "test"}
-# Those of two texts that are trained on.
+# The tasks with two texts that are trained on.
 _TASKS = [name for name, task in glue.TASKS.items()
           if not task.pairs and len(task.columns) == 2 and "train" in task.files]  # fmt: skip
 _SEPARATORS = re.compile(r"[\t\r\n]+")
@@ -31,14 +31,14 @@ _EXPECTED = '{"0": {"text_a": "…", "text_b": "…", "label": "…"}, "1": …}
 
 
 def _flags(parser):
-    parser.add_argument("--task", required=True, choices=_TASKS, help="the GLUE task that the pairs are of")
+    parser.add_argument("--task", required=True, choices=_TASKS, help="the GLUE task that the pairs belong to")
     split_flags(parser, 1, f"json file of numbered pairs: {_EXPECTED}")
     held_out_flag(parser, "valid", "the last N training pairs")
     skip_bad_flag(parser, "pairs")
 
 
 def _write(args, splits, report):
-    """Write the tsv file of every split, or none. Without splits it only checks --output."""
+    """Write the tsv files of all splits, or none. Without splits, only check --output."""
     check_output_directory(args.output, "GLUE's directory, e.g. data/glue",
                            "name a directory; the task's folder and its files are made in it")  # fmt: skip
     if splits is None:
@@ -55,11 +55,11 @@ def _write(args, splits, report):
 
 @data_format("glue-pairs", _flags, _write)
 def read_pairs(args, report):
-    """Labelled pairs of sentences, as GLUE's own tsv files of one task: --output DIR gets its folder.
+    """Labelled sentence pairs as one task's tsv files in GLUE's own layout: its folder is written to --output DIR.
 
-    A file holds numbered objects with text_a, text_b and a label that is one of the task's (entailment, neutral,
-    contradiction of mnli; 0 and 1 of qqp and mrpc; a number of sts-b). A tab or a line break in a text becomes a space,
-    as tsv files have none. mnli's --valid becomes dev_matched.tsv. The files read like the official ones:
+    A file holds numbered objects with text_a, text_b and one of the task's labels (entailment, neutral or
+    contradiction for mnli; 0 or 1 for qqp and mrpc; a number for sts-b). A tab or line break in a text becomes a space,
+    as tsv files cannot contain them. mnli's --valid becomes dev_matched.tsv. The files are read like the official ones:
     train_camtl.py --data_dir DIR --tasks mnli.
     """
     task = glue.get_task(args.task)

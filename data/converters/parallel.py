@@ -1,4 +1,4 @@
-"""parallel, multi30k, iwslt: translation, two files side by side."""
+"""parallel, multi30k, iwslt: translation data in two parallel files."""
 
 import html
 import itertools
@@ -12,7 +12,7 @@ from versatile.data.files import text_lines
 from versatile.utils.errors import UserError
 
 IWSLT_TESTS = ("tst2010", "tst2011", "tst2012", "tst2013", "tst2014", "tst2015")
-# Languages whose pairs are of the multilingual task.
+# Languages whose pairs belong to the multilingual task.
 _MULTILINGUAL = {"it", "nl", "ro"}
 
 
@@ -23,7 +23,7 @@ def _parallel_flags(parser):
 
 @data_format("parallel", _parallel_flags)
 def parallel(args, report):
-    """Parallel text: a source file and a target file, one sentence a line.
+    """Parallel text: a source file and a target file, one sentence per line.
 
     A training pair with an empty side is dropped. A valid or test pair is dropped only when both sides are
     empty.
@@ -86,7 +86,7 @@ def _iwslt_flags(parser):
 def iwslt(args, report):
     """IWSLT 2017 TED talks: train.tags.* lines and IWSLT17.TED.<set>.* xml files.
 
-    The pairs of the multilingual task (those with it, nl or ro) have tst2010 alone. The lines about a talk (its title,
+    The pairs of the multilingual task (those with it, nl or ro) only have tst2010. The lines about a talk (its title,
     speaker, keywords, …) are left out and counted.
     """
     languages = args.pair.split("-")
@@ -147,7 +147,7 @@ def _parallel_records(sources, targets, paths, split, report):
             yield {"src": src, "tgt": tgt}
 
 
-# A real sentence that begins with some other tag stays; only these describe a talk.
+# A real sentence that begins with another tag is kept; only these tags describe a talk.
 _METADATA = re.compile(r"\s*</?(doc|url|keywords|speaker|talkid|title|description|reviewer|translator)\b[^>]*>")
 _TALK = re.compile(r"\s*<talkid>\s*(\d+)")
 _ENTITY = re.compile(r"&(?:amp|lt|gt|quot|apos|#\d{1,7}|#[xX][0-9a-fA-F]{1,6});")
@@ -173,7 +173,7 @@ def _tagged_lines(path, dropped=None):
 def _segments(path, cut=None):
     """The <seg> texts of an xml file, keyed by talk and segment.
 
-    A file without its closing tags is an error, or, with a list `cut`, noted there.
+    A file without its closing tags is an error, or, if `cut` is a list, is noted there.
     """
     talk, segment = None, None
     for event, value, attributes, line in xml_events(path, "doc", cut):

@@ -37,9 +37,9 @@ def _coqa_flags(parser):
 
 @data_format("coqa", _coqa_flags)
 def coqa(args, report):
-    """CoQA: one record a story, its questions and answers paired and ordered by turn_id.
+    """CoQA: one record per story, with its questions and answers paired and ordered by turn_id.
 
-    A question's "answers" are the gold answer and, in the dev file, those of additional_answers.
+    A question's "answers" are the gold answer and, in the dev file, those in additional_answers.
     """
 
     def read(path):
@@ -107,11 +107,11 @@ def _squad_flags(parser):
 
 @data_format("squad", _squad_flags)
 def squad(args, report):
-    """SQuAD v1.1 and v2.0: one record a paragraph, each question on its own, with its distinct answers.
+    """SQuAD v1.1 and v2.0: one record per paragraph, each question on its own, with its distinct answers.
 
     The id is the article's title and the paragraph's number in it; turn_id counts the questions kept.
-    Paragraphs of one article can stand on both sides of --valid_from_train and --test_from_train, but the same
-    paragraph, met again in another file, cannot.
+    With --valid_from_train and --test_from_train, paragraphs of one article may end up in different splits, but copies
+    of the same paragraph in several files may not.
     """
     if args.unanswerable is not None:
         usable(args.unanswerable, "the answer", "--unanswerable")

@@ -1,7 +1,7 @@
-"""squad-superni, -classification, -trace: the benchmarks of continual learning, all their tasks at once.
+"""squad-superni, -classification, -trace: continual-learning benchmarks, all tasks of one at once.
 
-Their released dev files equal their test files (TRACE's do not): they are not read, and validation rows are held out of
-the training rows instead.
+Except for TRACE's, their released dev files equal their test files: these are not read, and validation rows are held
+out from the training rows instead.
 """
 
 import os
@@ -16,7 +16,7 @@ from versatile.data.task_orders import CLASSIFICATION, SUPERNI, TRACE
 from versatile.utils.errors import UserError, brief
 from versatile.utils.flags import not_negative
 
-# Validation rows, where nothing else is asked for: a tenth of the training rows, at most so many.
+# Validation rows by default: a tenth of the training rows, at most this many.
 MOST_HELD_OUT = 100
 
 
@@ -24,17 +24,17 @@ def _flags(tasks, folder, held_out=True):
     def add(parser):
         parser.add_argument("--folder", required=True, metavar="DIR", help=f"{folder} (required)")
         parser.add_argument("--tasks", nargs="+", choices=tasks, metavar="TASK",
-                            help=f"of {', '.join(tasks)} (default: those that are in the folder)")  # fmt: skip
+                            help=f"any of {', '.join(tasks)} (default: those found in the folder)")  # fmt: skip
         if held_out:
             parser.add_argument("--valid_from_train", type=not_negative, metavar="N",
-                                help="hold N training rows of each task, drawn by chance, out as validation rows "
+                                help="hold out N randomly drawn training rows of each task as validation rows "
                                      f"(default: a tenth, at most {MOST_HELD_OUT}; 0: none)")  # fmt: skip
 
     return add
 
 
 def _folders(args, places, report, sources=None):
-    """{task: its folder} of the tasks asked for, or of those that are there.
+    """{task: its folder} of the tasks asked for, or of those found.
 
     Args:
         places: {task: its folder below --folder}.
@@ -54,7 +54,7 @@ def _folders(args, places, report, sources=None):
 
 
 def _held_out(args, report, task, train):
-    """(training samples, validation samples): some drawn by chance, with what shares a text with them left out."""
+    """(training samples, validation samples drawn at random); training samples that share a text are dropped."""
     asked = args.valid_from_train
     number = min(max(len(train) // 10, 1), MOST_HELD_OUT) if asked is None else asked
     if number >= len(train):
@@ -79,7 +79,7 @@ def _context(item):
 
 
 def _divided(args, report, read, folders):
-    """{task: {split: samples}} of train.json and test.json, the validation rows out of the first."""
+    """{task: {split: samples}} from train.json and test.json, with the validation rows taken from the former."""
     splits = {}
     for task, folder in folders.items():
         train, test = (read(task, folder, split) for split in ("train", "test"))
@@ -102,10 +102,10 @@ def _not_empty(samples, path):
 
 @squad_format("superni", _flags(SUPERNI, "SuperNI with a folder of each task that holds train.json and test.json"))
 def superni(args, report):
-    """Super-NaturalInstructions as SAPT has it: fifteen tasks, orders superni-order1 and superni-order2.
+    """Super-NaturalInstructions as in SAPT: fifteen tasks, orders superni-order1 and superni-order2.
 
-    The context is an instance's input, the question its task's definition, the answers its outputs: in training the
-    first, in the test files all. Scored by ROUGE-L.
+    The context is an instance's input, the question its task's definition, and the answers its outputs: the first one
+    in training, all of them in the test files. Scored by ROUGE-L.
     """
 
     def read(task, folder, split):
@@ -127,7 +127,7 @@ def superni(args, report):
 
 # --- the standard and the long benchmark -----------------------------------------------------------------
 
-# What O-LoRA asks, by the folder above a task's; COPA's sentences ask for themselves.
+# O-LoRA's questions, by the parent of a task's folder; COPA's sentences contain their own.
 _ASKED = {
     "SC": "What is the sentiment of the following paragraph? Choose one from the option.",
     "TC": "What is the topic of the following paragraph? Choose one from the option.",
@@ -148,8 +148,8 @@ def classification(args, report):
     """The standard (4 tasks) and the long (15 tasks) classification benchmark, in O-LoRA's files.
 
     Orders: standard-order1 to -order3, long-order4 and -order5. The context is a row's sentence, the question O-LoRA's
-    instruction with the options, the answer the label. Some of O-LoRA's files are too large for its repository: what
-    is missing is named with the data set of the hub that it was drawn from.
+    instruction with the options, and the answer the label. Some of O-LoRA's files are too large for its repository:
+    missing ones are listed with the data set on the hub that they were sampled from.
     """
 
     def read(task, folder, split):
@@ -188,8 +188,8 @@ def _text(record, name, location):
 def trace(args, report):
     """TRACE: eight tasks, in the order named trace.
 
-    The context is a row's prompt, which holds the instruction, the question is empty, the answer the row's. The
-    validation rows are those of eval.json.
+    The context is a row's prompt, which includes the instruction; the question is empty, and the answer is the row's.
+    The validation rows are those of eval.json.
     """
 
     def read(folder, name):

@@ -1,4 +1,4 @@
-"""squad-ag, -dbpedia, -yelp, -amazon, -yahoo, -sst, -multinli: a text's class."""
+"""squad-ag, -dbpedia, -yelp, -amazon, -yahoo, -sst, -multinli: text classification."""
 
 import os
 
@@ -9,7 +9,7 @@ from versatile.utils.errors import UserError, brief
 
 _STARS = ("very negative", "negative", "neutral", "positive", "very positive")
 _POLES = ("negative", "positive")
-# The answers and their order where there is no classes.txt; LAMOL's released ag file shows its four.
+# The answers and their order if there is no classes.txt; ag's four are those in LAMOL's released file.
 _CLASSES = {
     "ag": ("World", "Sports", "Business", "Sci/Tech"),
     "dbpedia": ("Company", "EducationalInstitution", "Artist", "Athlete", "OfficeHolder", "MeanOfTransportation",
@@ -29,11 +29,11 @@ _COLUMNS = {"ag": 3, "dbpedia": 3, "yelp": 2, "amazon": 3, "yahoo": 4}
 def _flags(name):
     def add(parser):
         split_flags(parser, 1, f"csv file of {_COLUMNS[name]} columns, the first a class from 1, without a header")
-        parser.add_argument("--classes", metavar="FILE", help="the classes' names, one a line (default: classes.txt "
-                            "beside the first csv file, if there is one, else the published names)")  # fmt: skip
+        parser.add_argument("--classes", metavar="FILE", help="the classes' names, one per line (default: classes.txt "
+                            "next to the first csv file, if there is one, else the published names)")  # fmt: skip
         if name in ("yelp", "amazon"):
-            parser.add_argument("--polarity", action="store_true", help="the files are of the polarity set, with two "
-                                "classes (default: five, as in LAMOL)")  # fmt: skip
+            parser.add_argument("--polarity", action="store_true", help="the files belong to the polarity set, with "
+                                "two classes (default: five, as in LAMOL)")  # fmt: skip
         skip_bad_flag(parser, "rows")
 
     return add
@@ -69,7 +69,7 @@ for _name, _what in (("ag", "AG News"), ("dbpedia", "DBpedia ontology"), ("yelp"
 
 
 def choice_question(classes):
-    """ "Is this sentence A, B, or C?", as in LAMOL's ag file; "A or B" of two."""
+    """ "Is this sentence A, B, or C?", as in LAMOL's ag file; "A or B" for two."""
     *first, last = classes
     return f"Is this sentence {', '.join(first)}{',' if len(first) > 1 else ''} or {last}?"
 
@@ -106,7 +106,7 @@ def _classified(row, location, name, classes):
 
 
 def _not_two(items, path, classes):
-    """The same items; a `UserError` behind them if there are no classes but the first two of five."""
+    """The same items; raises `UserError` after the last if only the first two of five classes occur."""
     seen = set()
     for record, drops in items:
         if record:
@@ -153,9 +153,9 @@ def _multinli_flags(parser):
 
 @squad_format("multinli", _multinli_flags, "multinli.in.out")
 def multinli(args, report):
-    """MultiNLI, task multinli.in.out: tab-separated files; --valid takes matched and mismatched, as one.
+    """MultiNLI, task multinli.in.out: tab-separated files; --valid takes matched and mismatched together.
 
-    The test split is the valid one. Pairs that annotators did not agree on are dropped.
+    The valid split is also the test split. Pairs without a label that the annotators agree on are dropped.
     """
 
     def parse(row, location, drops):
@@ -176,7 +176,7 @@ def multinli(args, report):
 
 
 def _tabbed(path):
-    """Yield ("file:line", {column: text}) of a tab-separated file with a header; quotes are just characters."""
+    """Yield ("file:line", {column: text}) of a tab-separated file with a header; quotes have no special meaning."""
     header, wanted = None, {"sentence1", "sentence2", "gold_label"}
     for line, text in text_lines(path):
         columns, location = text.rstrip("\r\n").split("\t"), f"{path}:{line}"

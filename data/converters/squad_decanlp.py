@@ -1,4 +1,4 @@
-"""squad-zre, -schema: relations as questions, and Winograd schemas, in the files of decaNLP (McCann et al. 2018)."""
+"""squad-zre, -schema: relations as questions and Winograd schemas, in decaNLP's files (McCann et al. 2018)."""
 
 import itertools
 import re
@@ -22,8 +22,8 @@ def _zre_flags(parser):
 def zre(args, report):
     """QA-ZRE (Levy et al. 2017), task zre: files of relation_splits, e.g. train.0, dev.0, test.0.
 
-    A line is a relation, a question in which XXX stands for its subject, the subject, the sentence, and then the
-    answers, if it has any. The answer is all of them joined by ", ", or "unanswerable".
+    A line has a relation, a question in which XXX stands for its subject, the subject, the sentence, and then any
+    answers. The answer is all of them joined by ", ", or "unanswerable".
     """
 
     def read(path):
@@ -45,7 +45,7 @@ def _relation(line, location, drops):
     return usable(context, "the sentence", location), question, [", ".join(filter(None, answers)) or UNANSWERABLE]
 
 
-# --- schema: who the pronoun stands for ------------------------------------------------------------------
+# --- schema: who the pronoun refers to -------------------------------------------------------------------
 
 TRAIN, TEST = 80, 100
 _CHOICE = re.compile(r"\[([^\]/]*)/([^\]]*)\]")
@@ -61,9 +61,9 @@ def schema(args, report):
     """Winograd schemas (Levesque et al. 2012) in decaNLP's form, task schema: one file, schema.txt.
 
     A schema is three lines and an empty one: a sentence and a question, in which [a/b] is read as a and as b, and the
-    two answers, a/b. Each is two questions, which end in the two answers, "… councilmen or demonstrators?". The first
-    80 are for training, the last 100 for the test, those between for validation, as in decaNLP. (Its code takes all
-    between the first [ and the last ] of a line for one choice; here each is one.)
+    two answers, a/b. Each gives two questions, which end in the two answers, "… councilmen or demonstrators?". The
+    first 80 questions are for training, the last 100 for testing and the rest for validation, as in decaNLP. (Its code
+    takes everything between the first [ and the last ] of a line as one choice; here each pair of brackets is one.)
     """
     questions = [question for schema in _schemas(args.schemas) for question in _both(*schema)]
     if len(questions) <= TRAIN + TEST:
@@ -76,7 +76,7 @@ def schema(args, report):
 
 
 def _schemas(path):
-    """Yield (location, [sentence, question, answers]) of every schema; empty lines separate them."""
+    """Yield (location, [sentence, question, answers]) for every schema; empty lines separate them."""
     lines = ((number, line.strip()) for number, line in text_lines(path))
     for filled, group in itertools.groupby(lines, key=lambda pair: bool(pair[1])):
         if filled:

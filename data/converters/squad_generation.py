@@ -1,4 +1,4 @@
-"""squad-e2e, squad-rnnlg, squad-cnn_dailymail, squad-iwslt: texts to write."""
+"""squad-e2e, squad-rnnlg, squad-cnn_dailymail, squad-iwslt: text generation."""
 
 import hashlib
 import unicodedata
@@ -23,7 +23,7 @@ _FORM = "what is the natural language form ?"
 
 
 def _identified(context, answers):
-    """A sample with the id of L2KD's files: the md5 of its texts. What stands there twice has one id."""
+    """A sample with the same id as in L2KD's files: the md5 of its texts. Duplicates share an id."""
     name = hashlib.md5("".join([context, *answers]).encode()).hexdigest()
     return sample(context, _FORM, answers, name)
 
@@ -34,8 +34,8 @@ def _identified(context, answers):
 def _e2e_flags(parser):
     split_flags(parser, 1, "csv file with the columns mr and ref")
     parser.add_argument("--single_reference", action="store_true",
-                        help="a question a row in valid and test, too, as in L2KD's data (default: all references of a "
-                        "meaning representation are answers of one question)")  # fmt: skip
+                        help="one question per row also in valid and test, as in L2KD's data (default: all references "
+                        "of a meaning representation are answers to one question)")  # fmt: skip
     skip_bad_flag(parser, "rows")
 
 
@@ -43,8 +43,8 @@ def _e2e_flags(parser):
 def e2e(args, report):
     """E2E NLG challenge, task e2enlg: csv files with the columns mr and ref.
 
-    Texts stay as they are. Train has a question a row, valid and test one a distinct meaning representation, with
-    all its references as answers. L2KD's data hold 6000 training and 2000 test questions, of one text each:
+    Texts are not changed. Train has one question per row, valid and test one per distinct meaning representation, with
+    all its references as answers. L2KD's data contain 6000 training and 2000 test questions, with one text each:
     --train_sample 6000 --test_sample 2000 --single_reference.
     """
 
@@ -74,7 +74,7 @@ def _grouped(pairs, group):
 
 def _rnnlg_flags(parser):
     parser.add_argument("--domain", choices=("rest", "hotel", "tv", "laptop"), required=True,
-                        help="which task the files are of, rnnlg.<domain> (required)")  # fmt: skip
+                        help="the domain of the files, whose task is rnnlg.<domain> (required)")  # fmt: skip
     split_flags(parser, 1, "json file of one domain, with its lines of comments")
     skip_bad_flag(parser, "items")
 
@@ -83,9 +83,9 @@ def _rnnlg_flags(parser):
 def rnnlg(args, report):
     """RNNLG (Wen et al. 2016), tasks rnnlg.*: json files of [dialogue act, sentence, sentence].
 
-    Train has a question for each of the two sentences (the second is of a handcrafted system), valid and test one an
-    act with both as answers: so it is in L2KD's files. Their training file of laptop holds 7944 of the 15888 questions,
-    drawn by chance: --train_sample 7944.
+    As in L2KD's files, train has a question for each of the two sentences (the second is from a handcrafted system),
+    valid and test one per act with both as answers. L2KD's training file for laptop has 7944 of the 15888 questions,
+    drawn at random: --train_sample 7944.
     """
 
     def read(split):
@@ -98,7 +98,7 @@ def rnnlg(args, report):
 
 
 def _acts(path):
-    """Yield (location, item) of a json list behind lines that begin with "#"."""
+    """Yield (location, item) of a json list that follows lines beginning with "#"."""
     lines = [(number, text) for number, text in text_lines(path)]
     start = next((at for at, (_, text) in enumerate(lines) if not text.startswith("#")), len(lines))
     expected = 'lines that begin with #, then a list: [["inform(name=…)", "sentence", "sentence"], …]'
@@ -126,14 +126,14 @@ def _act(item, location, apart):
     return [_identified(act, group) for group in ([[text] for text in sentences] if apart else [sentences])]
 
 
-# --- cnn_dailymail, iwslt: read as for the other tasks ---------------------------------------------------
+# --- cnn_dailymail, iwslt: read as in the formats of those names -----------------------------------------
 
 
 @squad_format("cnn_dailymail", lambda parser: FORMATS["cnn_dailymail"].flags(parser), "cnn_dailymail")
 def cnn_dailymail(args, report):
     """CNN/DailyMail, task cnn_dailymail: csv files (id, article, highlights), or .story files with lists.
 
-    The answer is the highlights in one line, each with a full stop at its end; characters are in the NFKC form. The
+    The answer is the highlights on one line, each ending in a full stop; texts are NFKC-normalised. The
     rest is as for the format cnn_dailymail.
     """
 
@@ -163,7 +163,8 @@ def _iwslt_flags(parser):
 def iwslt(args, report):
     """IWSLT TED talks, English to German, task iwslt.en.de: train.tags.* lines and IWSLT17.TED.<set>.* xml files.
 
-    decaNLP takes the edition of 2016; the sets of that name are the same talks. A pair with an empty side is dropped.
+    decaNLP uses the 2016 edition; the sets with the same names have the same talks. Pairs with an empty side are
+    dropped.
     """
 
     def asked(split, records):

@@ -1,4 +1,4 @@
-"""squad-woz, -wikisql, -qasrl, -squad1, -squad2: states, queries and answers."""
+"""squad-woz, -wikisql, -qasrl, -squad1, -squad2: dialogue states, SQL queries and answers."""
 
 import os
 
@@ -33,15 +33,15 @@ def _woz_flags(parser):
 def woz(args, report):
     """WOZ 2.0 (Wen et al. 2017, Mrkšić et al. 2017), English, task woz.en: woz_{train,validate,test}_en.json.
 
-    A question a turn. The context is what the system did and what the user says, the answer what is new in the
-    state, "food: thai, area: north; phone", or None. With --test also woz.en_answers.json is written.
+    One question per turn. The context is the system's acts and the user's utterance, the answer the change in the
+    state, "food: thai, area: north; phone", or None. With --test, woz.en_answers.json is also written.
     """
 
     def read(path):
         for count, (record, drops) in enumerate(parsed(_dialogues(path), _turns, args.skip_bad)):
             if record is not None:
                 turn, context, answer = record
-                # The ids sort as the lines stand: the file of true answers is in that order.
+                # Sorting by id keeps the file's order, which is that of the file of true answers.
                 record = sample(context, "What is the change in state?", [answer], count, [turn, answer])
             yield record, drops
 
@@ -87,7 +87,7 @@ def _act(act, location):
 
 
 def _state(turn, location):
-    """([(slot, value)] that are wanted, [requested slot]) of a turn's belief state."""
+    """([(slot, value)] of the goals, [requested slot]) in a turn's belief state."""
     constraints, requests = [], []
     for item in records_field(turn, "belief_state", location):
         act = text_field(item, "act", location)
@@ -106,8 +106,8 @@ def _state(turn, location):
 
 def _wikisql_flags(parser):
     split_flags(parser, 1, "jsonl file of questions, e.g. train.jsonl")
-    parser.add_argument("--tables", nargs="+", metavar="FILE", help="jsonl files of the tables (default: beside each "
-                        "file of questions, as dev.tables.jsonl is beside dev.jsonl)")  # fmt: skip
+    parser.add_argument("--tables", nargs="+", metavar="FILE", help="jsonl files of the tables (default: next to each "
+                        "file of questions, e.g. dev.tables.jsonl for dev.jsonl)")  # fmt: skip
     skip_bad_flag(parser, "lines")
 
 
@@ -115,8 +115,8 @@ def _wikisql_flags(parser):
 def wikisql(args, report):
     """WikiSQL (Zhong et al. 2017), task wikisql: jsonl files of questions and of their tables.
 
-    The context is the columns' names, the key words and the question in English; the answer is the query, "SELECT
-    COUNT player FROM table WHERE no. > 10". With --test also wikisql_answers.json is written.
+    The context is the column names, the key words and the question in English; the answer is the query, "SELECT
+    COUNT player FROM table WHERE no. > 10". With --test, wikisql_answers.json is also written.
     """
 
     def read(path):
@@ -141,7 +141,7 @@ def _tables_beside(path):
 
 
 def _json_lines(path):
-    """Yield ("file:line", object) for every line that is not blank; a faulty one is a `UserError` in its place."""
+    """Yield ("file:line", object) for every line that is not blank; a faulty one is replaced by a `UserError`."""
     for line, text in text_lines(path):
         location = f"{path}:{line}"
         if not text.strip():
@@ -156,7 +156,7 @@ def _json_lines(path):
 
 
 def _headers(paths):
-    """{id of a table: the names of its columns}"""
+    """{table id: names of its columns}"""
     headers = {}
     for path in paths:
         for location, table in _json_lines(path):
@@ -187,7 +187,7 @@ def _query(headers):
         answer = query_text(sql, header)
         gold = {"sql": {key: sql[key] for key in ("sel", "conds", "agg")}, "table": {"header": header, "id": table},
                 "answer": answer}  # fmt: skip
-        # Without a space before the dashes, as decaNLP writes it.
+        # No space before the dashes, as in decaNLP.
         return (f"The table has columns {columns} and key words {words}-- {asked}", answer, gold)
 
     return parse
@@ -208,8 +208,8 @@ def _qasrl_flags(parser):
 def qasrl(args, report):
     """QA-SRL, task srl: csv files of questions and of sentences, as in the Gold Standard (Roit et al. 2020).
 
-    The context is the sentence as it is, words and punctuation apart. Train has the first of several answers, valid
-    and test all. Redundant questions are dropped. The QA-SRL 1.0 of decaNLP has other files.
+    The context is the unchanged, tokenised sentence. Train has the first of several answers, valid and test have all.
+    Redundant questions are dropped. decaNLP's QA-SRL 1.0 has other files.
     """
 
     def read(split):
@@ -238,7 +238,7 @@ def qasrl(args, report):
     return split_records({split: split for split in given_splits(args)}, {}, read, report)
 
 
-# --- squad1, squad2: as they are -------------------------------------------------------------------------
+# --- squad1, squad2: copied as they are ------------------------------------------------------------------
 
 
 def _squad_flags(parser):

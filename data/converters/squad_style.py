@@ -1,8 +1,8 @@
-"""What the squad-… formats share: they write the data directory of lifelong learning, a json file a split.
+"""Shared by the squad-… formats, which write the data directory of lifelong learning, one json file per split.
 
-The files are LAMOL's (Sun et al. 2020), converted from those of decaNLP (McCann et al. 2018). What released ones are at
-hand (E2E, RNNLG, AG News) is reproduced to the character. For the other tasks the texts are those of decaNLP's
-published code, or, where it has no such task, the nearest of these.
+The files are LAMOL's (Sun et al. 2020), converted from those of decaNLP (McCann et al. 2018). Where released files are
+available (E2E, RNNLG, AG News), they are reproduced to the character. For the other tasks the texts are those of
+decaNLP's published code, or those of its most similar task if it does not have the task.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ def squad_format(name, flags, task=None):
     """Register the decorated function, which yields `sample`s or whole articles, as ``convert squad-<name>``.
 
     Args:
-        flags: as `data_format` takes them.
-        task: key of the task in `data.question_tasks`; may hold flags in braces: "rnnlg.{domain}". None: the function
-            returns {task: {split: samples}}, of several.
+        flags: as in `data_format`.
+        task: key of the task in `data.question_tasks`; may contain flags in braces: "rnnlg.{domain}". None: the
+            function returns {task: {split: samples}} for several tasks.
     """
 
     def all_flags(parser):
@@ -32,17 +32,17 @@ def squad_format(name, flags, task=None):
         for split in SPLITS:
             what = f"keep N {split} records drawn by chance, in their order (default: all)"
             parser.add_argument(f"--{split}_sample", type=positive, metavar="N", help=what)
-        parser.add_argument("--seed", type=seed, default=0, help="of what is drawn by chance (default: 0)")
+        parser.add_argument("--seed", type=seed, default=0, help="random seed of the drawing (default: 0)")
 
     return data_format(f"squad-{name}", all_flags, partial(_write, task))
 
 
 def sample(context, question, answers, id=None, gold=None):
-    """One question as an article of its own, as all but SQuAD's are in LAMOL's files.
+    """One question as an article of its own, as in all of LAMOL's files except SQuAD's.
 
     Args:
         id: text or number; without one the article has only the keys of LAMOL's text classification files.
-        gold: what stands for it in the file of true answers (`data.question_task.LifelongTask.gold`).
+        gold: its entry in the file of true answers (`data.question_task.LifelongTask.gold`).
     """
     if id is None:
         asked = {"question": question, "answers": [{"text": text} for text in answers]}
@@ -55,7 +55,7 @@ def sample(context, question, answers, id=None, gold=None):
 
 
 def _write(task, args, splits, report):
-    """Write {split: articles} of a task, or {task: the same}, every file or none. Without splits it only checks
+    """Write {split: articles} of a task, or {task: {split: articles}}, all files or none. Without splits, only check
     --output."""
     check_output_directory(args.output, "the directory of the tasks' json files, e.g. data/lifelong",
                            "name a directory; the files in it are named by task and split")  # fmt: skip
@@ -72,7 +72,7 @@ def _write(task, args, splits, report):
 
 
 def _write_splits(task, splits, opened, args, report):
-    """Write a task's {split: articles}; `opened` opens a file by its name."""
+    """Write a task's {split: articles}; `opened` opens an output file by name."""
     for split, samples in splits.items():
         with_gold = split == "test" and task.gold
         file = _Listed(opened(task.filename(_NAMES[split])), '{"data": [', "]}")
@@ -86,12 +86,12 @@ def _write_splits(task, splits, opened, args, report):
 
 
 def _drawn(split, samples, args, report):
-    """The samples that --<split>_sample draws, in their order; memory holds no more than these."""
+    """The samples that --<split>_sample draws, in their original order; only these are kept in memory."""
     size = getattr(args, f"{split}_sample")
     if size is None:
         yield from samples
         return
-    # Which ones are drawn hangs on the seed, the split and the number of samples, on nothing they hold.
+    # The draw depends on the seed, the split and the number of samples, not on their contents.
     chance, kept, total = random.Random(f"{args.seed} {split}"), [], 0
     for total, item in enumerate(samples, start=1):
         if total <= size:
@@ -103,7 +103,7 @@ def _drawn(split, samples, args, report):
 
 
 class _Listed:
-    """A json list, written an item a line."""
+    """A json list, written with one item per line."""
 
     def __init__(self, file, head, tail):
         self.file, self.tail, self.between = file, tail, "\n"

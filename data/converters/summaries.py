@@ -27,13 +27,13 @@ def _flags(parser):
         "--stories",
         nargs="+",
         metavar="FOLDER",
-        help="instead of csv files: the folders of the .story files; goes with the lists (default: none)",
+        help="instead of csv files: the folders of the .story files; needs the lists (default: none)",
     )
     for split in SPLITS:
         parser.add_argument(
             f"--{split}_list",
             metavar="FILE",
-            help=f"the {split} stories, a file name or url a line (default: none, and no {split} split)",
+            help=f"the {split} stories, one file name or url per line (default: none, and no {split} split)",
         )
     held_out_flag(parser, "valid", "N articles at the end of the training file (before those for the test)")
     held_out_flag(parser, "test", "the last N articles of the training file")
@@ -44,10 +44,10 @@ def _flags(parser):
 def cnn_dailymail(args, report):
     """CNN/DailyMail: csv files (id, article, highlights), or .story files with lists of names or urls.
 
-    The article comes on one line, the highlights one a line; blank lines, and white space next to a line break,
-    go. A line of a list names a file of the folders, or is a url whose sha1 in hexadecimal is the file's name. What
-    has no article or no highlight is dropped and counted. The chunked .bin files of TensorFlow examples and parquet
-    files are not read: save them as csv.
+    The article is put on one line, the highlights on one line each; blank lines, and white space next to line breaks,
+    are removed. A line of a list names a file in the folders, or is a url whose sha1 in hexadecimal is the file's name.
+    Records without an article or highlights are dropped and counted. The chunked .bin files of TensorFlow examples and
+    parquet files cannot be read: save them as csv.
     """
     lists = [f"--{split}_list" for split in SPLITS if getattr(args, f"{split}_list")]
     files = [f"--{split}" for split in SPLITS if getattr(args, split)]
@@ -130,7 +130,7 @@ def _listed_stories(path, folders):
 
 
 def _story(path):
-    """(lines of the article, highlights) of a .story file, or the `UserError` that it is."""
+    """(lines of the article, highlights) of a .story file, or the `UserError` from reading it."""
     article, highlights = [], []
     lines = article
     try:

@@ -1,4 +1,4 @@
-"""superni: a task of Super-NaturalInstructions as inputs and their outputs."""
+"""superni: a task of Super-NaturalInstructions as input-output pairs."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from versatile.utils.schema import read_json_object
 
 @dataclass
 class Instance:
-    """A row: the task's definition, an input, its outputs that are not empty, and its id or None."""
+    """A row: the task's definition, an input, its non-empty outputs, and its id or None."""
 
     definition: str
     input: str
@@ -29,7 +29,7 @@ class Instance:
 
 
 def superni_instances(path):
-    """Yield (location, `Instance`) of a task's file; a faulty one is a `UserError`."""
+    """Yield (location, `Instance`) of a task's file; a faulty instance raises `UserError`."""
     definition = read_json_object(path).get("Definition")
     definition = definition[0] if isinstance(definition, list) and definition else definition
     definition = usable(definition, "'Definition'", path)
@@ -54,7 +54,7 @@ def _flags(parser):
 def superni(args, report):
     """A task of Super-NaturalInstructions, e.g. XSum's summaries: an instance's input and its first output.
 
-    White space within the two, line breaks among it, becomes single spaces. The definition is left out: it is the same
+    White space in both, including line breaks, becomes single spaces. The definition is left out, as it is the same
     for all.
     """
 

@@ -27,10 +27,10 @@ def _flags(parser):
 def webnlg(args, report):
     """WebNLG (2017 challenge, 3.0): the xml files.
 
-    "src" is "subject | predicate | object && …", the modified triples as they are written. Train holds one
-    record a text; valid and test hold one an entry, with all its texts under "refs". A text without the attribute
-    lang is English. A test folder holds other files beside the right one (unseen categories, inputs without texts,
-    semantic parsing), so --test names a file: testdata_with_lex.xml (2017), or
+    "src" is "subject | predicate | object && …", the modified triples as they are written. Train has one
+    record per text; valid and test have one per entry, with all its texts under "refs". A text without the attribute
+    lang is English. A test folder contains other files besides the right one (unseen categories, inputs without texts,
+    semantic parsing), so --test must name a file: testdata_with_lex.xml (2017), or
     rdf-to-text-generation-test-data-with-refs-en.xml (3.0).
     """
     files = {
@@ -66,7 +66,7 @@ _TEST_FILES = (
 
 
 def _check_tasks(paths):
-    """A `UserError` where files of 3.0's other task, texts to triples, stand among those of this one."""
+    """Raise a `UserError` if files of 3.0's other task, text to triples, are among those of this one."""
     parsing = [path for path in paths if _PARSING in os.path.basename(path)]
     if parsing and len(parsing) < len(paths):
         raise UserError("belongs to semantic parsing, and others beside it do not", location=parsing[0],
@@ -74,7 +74,7 @@ def _check_tasks(paths):
 
 
 def _once(entries, split):
-    """The entries as they come; a `UserError` where two files of a split hold the same one, which would count twice."""
+    """The same entries; raises `UserError` if two files of a split contain the same one, which would count twice."""
     files = {}
     for location, entry in entries:
         key = (entry["category"], *sorted(entry["triples"]))

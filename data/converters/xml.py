@@ -1,4 +1,4 @@
-"""Published xml files, read as a stream of events, safely."""
+"""Safe reading of published xml files as a stream of events."""
 
 import itertools
 from xml.parsers import expat
@@ -14,7 +14,7 @@ def allow_cut_flag(parser, what):
     parser.add_argument(
         "--allow_cut",
         action="store_true",
-        help=f"use the whole {what} of an xml file that ends too early (default: stop)",
+        help=f"use the complete {what} of a truncated xml file (default: stop)",
     )
 
 
@@ -25,11 +25,11 @@ def xml_events(path, unit, cut=None):
 
     Args:
         path: the file, plain or ``.gz``.
-        unit: the tag the data stands in; a file that ends early after one of them was cut off.
-        cut: a list: a cut file is noted there instead of being an error.
+        unit: the tag that contains the data; a file that ends early after one of these counts as truncated.
+        cut: a list to which a note about a truncated file is added, instead of raising an error.
 
     Raises:
-        UserError: while iterating. The file cannot be read, is not well-formed, is cut off, or declares a
+        UserError: while iterating. The file cannot be read, is not well-formed, is truncated, or declares a
             document type.
     """
     events, begun = [], False
@@ -40,7 +40,7 @@ def xml_events(path, unit, cut=None):
         events.append(("start", tag, attributes, parser.CurrentLineNumber))
 
     def doctype(*_):
-        # Entities defined in a document can make it expand without end; these files define none.
+        # Entities defined in a document can make it expand without bound; these files define none.
         raise UserError(
             "declares a document type",
             location=f"{path}:{parser.CurrentLineNumber}",

@@ -1,1 +1,1 @@
-"""Ways of turning examples into token ids, one file each."""
+"""Encoders, which turn examples into token ids; one file each."""

@@ -5,7 +5,7 @@
     sentence_pair    [CLS] a [SEP] b [SEP], and a class or a score               train_camtl.py
     text_to_text     a source for the encoder, a target for the decoder         train_t5.py
 
-What an encoder makes of a whole split lies in the token cache (`data.token_cache`).
+Encoded splits are stored in the token cache (`data.token_cache`).
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from itertools import islice
 from versatile.data.plain_text import stripped_ids
 
 CHUNK = 2000
-"""Examples tokenised in one call: a tokenizer's own records of a text take many times the room of its ids."""
+"""Examples tokenised in one call: a tokenizer's internal records of a text take many times the memory of its ids."""
 
 
 @dataclass(slots=True)
@@ -23,12 +23,12 @@ class EncodedExample:
     """One example as token ids.
 
     Attributes:
-        ids: token ids of what the model reads.
-        types: token-type ids, as many, or None where the encoder has none.
-        prompt_length: how many of the ids stand before the target; they carry no loss.
-        label: what is to be predicted beside the ids behind the prompt. markers: None. question_answer: the id behind
-            the last one. sentence_pair: a class id or a score, NaN where it is not known. text_to_text: the target's
-            ids, or None.
+        ids: token ids of the model's input.
+        types: token-type ids, as many, or None if the encoder has none.
+        prompt_length: number of ids before the target; they are excluded from the loss.
+        label: what is predicted in addition to the ids after the prompt. markers: None. question_answer: the id that
+            follows the last one. sentence_pair: a class id or a score, NaN if unknown. text_to_text: the target's ids,
+            or None.
     """
 
     ids: list
@@ -49,10 +49,10 @@ class ExampleEncoder:
         tokenizer: the model's fast tokenizer.
 
     Attributes:
-        name: as checkpoints call it.
-        columns: {name: (kind, type of its numbers; None: `id_type`)} of what the token cache keeps beside the ids, see
+        name: the name used in checkpoints.
+        columns: {name: (kind, dtype; None: `id_type`)} of what the token cache stores in addition to the ids, see
             `data.columns`: attributes of the encoded example, or of the example itself.
-        lead: what stands before every text.
+        lead: text put before every text.
         backend: the tokenizer's `backend_tokenizer`.
         vocabulary: {token: id}.
         counts: how often something was cut to fit, by what was cut.
@@ -64,17 +64,20 @@ class ExampleEncoder:
         self.backend, self.vocabulary, self.counts = tokenizer.backend_tokenizer, tokenizer.get_vocab(), Counter()
 
     def encode(self, task, example):
-        """The `EncodedExample` of an example.
+        """Encode one example.
 
         Args:
             task: the example's task, in the encoder's form (`data.task.FORMS`).
-            example: one of that form.
+            example: an example in that form.
+
+        Returns:
+            its `EncodedExample`.
         """
         ((_, encoded),) = self.encode_all(task, [example])
         return encoded
 
     def encode_all(self, task, examples):
-        """Yield (example, its `EncodedExample`); memory holds `CHUNK` of them."""
+        """Yield (example, its `EncodedExample`), holding at most `CHUNK` of them in memory."""
         examples = iter(examples)
         while chunk := list(islice(examples, CHUNK)):
             texts = [self.texts(example) for example in chunk]
@@ -83,22 +86,22 @@ class ExampleEncoder:
                 yield example, self.assemble(task, example, [next(pieces) for _ in own])
 
     def tokenize(self, texts):
-        """A list of ids for each text, which is stripped and gets `lead`; a special token spelled in it stays text."""
+        """A list of ids for each text, stripped and prefixed with `lead`; special tokens spelled in it stay text."""
         return stripped_ids(self.backend, texts, self.lead)
 
     def texts(self, example):
-        """The texts that an example is made of, a list."""
+        """The list of texts that an example is made of."""
         raise NotImplementedError
 
     def assemble(self, task, example, pieces):
-        """The `EncodedExample` of an example and the ids of each of its texts."""
+        """The `EncodedExample` of an example, given the ids of each of its texts."""
         raise NotImplementedError
 
     @property
     def id_type(self):
-        """The smallest type of numbers that holds every id."""
+        """The smallest integer type that holds every id."""
         return "u2" if max(self.vocabulary.values()) < 1 << 16 else "u4"
 
     def settings(self, task):
-        """Whatever decides the ids beside the examples and the tokenizer, as json can tell it."""
+        """Everything besides the examples and the tokenizer that determines the ids, serialisable as json."""
         raise NotImplementedError

@@ -1,10 +1,10 @@
-"""Examples to token ids, the same way for every task.
+"""Encoding of examples as token ids with markers, the same for every task.
 
     <bos> | <marker> text … | <target marker> target … <eos>
 
-Every token's type is its span's marker, or the one the span names; loss falls on the target's text and on eos.
-Text is stripped and gets one leading space before tokenising (released checkpoints were trained so), and a
-marker's spelling inside user text stays text.
+Every token's type is its span's marker, or the span's `type` if it has one; the loss covers the target's text and eos.
+Text is stripped and gets one leading space before tokenising (as in training the released checkpoints), and a
+marker spelled out in user text stays text.
 """
 
 from functools import partial
@@ -21,14 +21,14 @@ EMPTY_TARGET = "empty target"
 class MarkerEncoder(ExampleEncoder):
     """Turns a `data.task.Example` of a `data.task.Task` into ids.
 
-    What does not fit is cut: first each span to its task's limit; then, for the model's positions, the oldest
-    turns of a conversation, then the end of what stands before them, and the last turn's end only when nothing
-    else is left. The target is never cut for the positions.
+    What does not fit is cut. First, each span is truncated to its task's limit. Then, to fit the model's positions,
+    the oldest turns of a conversation are dropped, then the end of the text before the turns is cut, and the end of the
+    last turn only when nothing else is left. The target is never cut to fit the positions.
 
     Args:
         tokenizer: the model's fast tokenizer, with the tasks' markers added.
-        positions: no sequence may be longer than this.
-        reserve: leave at least this much room behind the prompt (for decoding).
+        positions: maximum length of a sequence.
+        reserve: leave at least this much room after the prompt (for decoding).
     """
 
     name = "markers"
@@ -40,7 +40,7 @@ class MarkerEncoder(ExampleEncoder):
         self._marker_ids = {}
 
     def marker_ids(self, task):
-        """{marker: id} of a task; a `UserError` where the tokenizer lacks one."""
+        """{marker: id} of a task; raises `UserError` if the tokenizer lacks one."""
         if task.name not in self._marker_ids:
             if missing := [marker for marker in task.markers if marker not in self.vocabulary]:
                 raise UserError(f"the tokenizer has no token {missing[0]!r}", location=f"--task {task.name}",
@@ -59,12 +59,12 @@ class MarkerEncoder(ExampleEncoder):
         """See `ExampleEncoder`.
 
         Raises:
-            UserError: a target that does not fit the model's positions even without any context.
+            UserError: the target does not fit the model's positions even without any context.
         """
         marker_ids = self.marker_ids(task)
         context = [(span, self._limit(task, span, ids)) for span, ids in zip(example.context, pieces)]
         target = self._limit(task, example.target, pieces[-1])
-        # bos, a marker for every span that cannot be dropped, eos.
+        # bos, a marker for every span that cannot be dropped (the target's included), eos.
         turns = sum(span.turn for span, _ in context)
         fixed = len(context) - max(turns - 1, 0) + 3
         if fixed + len(target) > self.positions:
@@ -91,7 +91,7 @@ class MarkerEncoder(ExampleEncoder):
         return ids[:limit]
 
     def _trim(self, context, room):
-        """Cut the context until it fits `room` tokens, the markers of droppable turns included."""
+        """Cut the context until it fits `room` tokens, including the markers of droppable turns."""
         turns = [i for i, (span, _) in enumerate(context) if span.turn]
         surplus = sum(len(ids) for _, ids in context) + len(turns[:-1]) - max(room, 0)
         if surplus <= 0:
@@ -104,7 +104,7 @@ class MarkerEncoder(ExampleEncoder):
             surplus -= len(context[i][1]) + 1
             dropped.add(i)
         kept = dict(enumerate(context))
-        # Turns are cut last: of a conversation the last one, the question, says what is wanted.
+        # Turns are cut last: the last turn of a conversation, the question, says what is wanted.
         for i in sorted(kept, key=lambda i: (context[i][0].turn, -i)):
             span, ids = context[i]
             cut = min(max(surplus, 0), len(ids))
@@ -122,12 +122,13 @@ def load_split(path, split, task, tokenizer, positions, *, training, options=Rea
         task: a `data.task.Task`.
         tokenizer: fast tokenizer with the task's markers.
         positions: the model's longest sequence.
-        training: drop what cannot be learned from (see `Task.min_tokens`); evaluation drops nothing.
+        training: drop examples that cannot be learned from (see `Task.min_tokens`); evaluation drops only those with
+            an empty target.
         options: `data.task.ReadOptions`.
-        cache_dir: where token caches lie.
+        cache_dir: directory of the token cache.
 
     Raises:
-        UserError: the file or a record cannot be used, or nothing is left after dropping.
+        UserError: the file or a record is unusable, or nothing is left after dropping.
     """
     settings = [split, task.min_tokens, training, vars(options), type(task).__module__]
     encoded = load_encoded(
@@ -149,9 +150,9 @@ def _read_examples(path, split, task, options):
 
 
 def reason_to_drop(task, example, encoded, training=True):
-    """Why an example cannot be used, or None. A model can be scored on one that it could not be trained on."""
+    """Why an example cannot be used, or None. Some examples can be scored but not trained on."""
     target = len(encoded.ids) - 1 - encoded.prompt_length
-    # A blank target is a withheld one: the loss of an end token alone says nothing of a model.
+    # A blank target is a withheld one: the loss of an end token alone says nothing about a model.
     if target < 1:
         return EMPTY_TARGET
     if not training:

@@ -1,12 +1,12 @@
-"""A question's context, its text and its answer as the token ids of LAMOL's two objectives (Sun et al. 2020).
+"""A question's context, its text and its answer as token ids for LAMOL's two objectives (Sun et al. 2020).
 
-    cq     context [__sep__] question __ans__                 what an answer is asked with
+    cq     context [__sep__] question __ans__                 the prompt for an answer
     cqa    cq answer                                          its next tokens `Y` are labels on the answer and eos
     gen_X  __gen__ cqa                                        its next tokens `gen_Y` are all labels: the model learns
-                                                              to make such samples by itself
+                                                              to generate such samples itself
 
-The originals let an answer that is too long run over the limit, with labels beside their tokens, and keep more
-context in cq than in cqa. Here everything fits, labels stand on their tokens, and cq is the beginning of cqa.
+The originals let an overlong answer exceed the limit, with labels misaligned with their tokens, and keep more context
+in cq than in cqa. Here everything fits, labels are aligned with their tokens, and cq is a prefix of cqa.
 """
 
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ ANS, PAD, UNK, SEP, GEN = "__ans__", "__pad__", "__unk__", "__sep__", "__gen__"
 
 
 def gen_token(task, add_task_tokens):
-    """The token that a task's samples are generated from: `__gen__`, or `__<task>__` with --add_task_tokens."""
+    """The start token for generating a task's samples: `__gen__`, or `__<task>__` with --add_task_tokens."""
     return f"__{task}__" if add_task_tokens else GEN
 
 
 def special_tokens(tasks, add_task_tokens=False, use_sep=False):
-    """The tokens that a sequence of tasks adds to a vocabulary, in the order of their ids."""
+    """The tokens that a sequence of tasks adds to the vocabulary, in the order of their ids."""
     generate = dict.fromkeys(gen_token(task, add_task_tokens) for task in tasks)
     return [ANS, PAD, UNK, *([SEP] if use_sep else []), *generate]
 
@@ -38,12 +38,12 @@ class Row:
 
     Attributes:
         ids: [n] int32, cqa.
-        prompt_length: how many of them are cq.
-        last: the label behind the last token: eos, or where the answer had to be cut the token it goes on with.
-        gen: id of the start token of its task.
+        prompt_length: how many of them belong to cq.
+        last: the label after the last token: eos, or, if the answer was cut, its next token.
+        gen: id of its task's start token.
         task: its task's name.
-        replayed: it was generated, or kept, from an earlier task.
-        id: of the question, or None.
+        replayed: whether it is a generated or stored sample of an earlier task.
+        id: the question's id, or None.
     """
 
     ids: np.ndarray
@@ -56,12 +56,12 @@ class Row:
 
     @classmethod
     def of(cls, encoded, gen, task, replayed=False, id=None):
-        """Of an `EncodedExample`."""
+        """The row of an `EncodedExample`."""
         ids = np.asarray(encoded.ids, np.int32)
         return cls(ids, encoded.prompt_length, int(encoded.label), gen, task, replayed, id)
 
     def __len__(self):
-        """Tokens of cqa."""
+        """Number of tokens of cqa."""
         return len(self.ids)
 
     @property
@@ -76,11 +76,11 @@ class Row:
 
 
 class StoredRows(Rows):
-    """The `Row`s of an `EncodedSplit`; without the questions' ids.
+    """The `Row`s of an `EncodedSplit`, without the questions' ids.
 
     Args:
         encoded: `data.token_cache.EncodedSplit`.
-        gen, task: as `Row` has them.
+        gen, task: as in `Row`.
     """
 
     def __init__(self, encoded, gen, task):
@@ -99,20 +99,20 @@ class StoredRows(Rows):
 class QuestionEncoder(ExampleEncoder):
     """Turns `QA`s and generated ids into rows.
 
-    What does not fit is cut: the end of the context first, then the end of the answer, down to half of the room;
+    What does not fit is cut: first the end of the context, then the end of the answer, down to half of the room,
     then the end of the question.
 
     Args:
-        tokenizer: fast, with `special_tokens` in it.
-        max_len: tokens of the longest gen_X. A batch of the toolkit holds the last label, too, as input: leave one
-            of the model's positions for it.
-        use_sep: `__sep__` between context and question.
+        tokenizer: a fast tokenizer that includes `special_tokens`.
+        max_len: tokens of the longest gen_X. The toolkit's batches also hold the last label as input: leave one of the
+            model's positions for it.
+        use_sep: put `__sep__` between context and question.
         eos: the token that ends an answer (default: the tokenizer's own).
-        most: positions that the model has, for messages (default: those that `max_len` needs).
+        most: the model's number of positions, for messages (default: what `max_len` needs).
 
     Attributes:
-        counts: how often what was cut: "context cut", "question cut", "answer cut"; and the generated samples that
-            cannot be used, by reason.
+        counts: how often each part was cut ("context cut", "question cut", "answer cut"), and how many generated
+            samples were unusable, by reason.
     """
 
     name = "question_answer"
@@ -142,11 +142,11 @@ class QuestionEncoder(ExampleEncoder):
     def assemble(self, task, example, pieces):
         context, question, *answers = pieces
         answer = self._joined(answers)
-        # One place is the start token's; the labels stand one further.
+        # One place is for the start token; the labels are shifted by one.
         room = self.max_len - 1
         fixed = 1 + (self.sep is not None)
         kept = answer[: max(room // 2, room - fixed - len(question))]
-        # Half an answer does not end there: the last label is the token it goes on with.
+        # A cut answer does not end there: the last label is its next token.
         last = self.eos
         if len(kept) < len(answer):
             self.counts["answer cut"] += 1
@@ -159,38 +159,38 @@ class QuestionEncoder(ExampleEncoder):
 
         Args:
             samples: an iterable of `QA`.
-            gen: the start token of their task, by name.
-            task, replayed: as `Row` has them.
+            gen: the start token of their task, as text.
+            task, replayed: as in `Row`.
         """
         start = self._id(gen)
         return [Row.of(encoded, start, task, replayed, qa.id) for qa, encoded in self.encode_all(task, samples)]
 
     def load_rows(self, samples, gen, task="", cache_dir=None):
-        """`encode_rows` of many samples, from the cache or encoded now: `StoredRows`.
+        """As `encode_rows` for many samples, from the cache or encoded now: `StoredRows`.
 
         Args:
             samples: sequence of `QA` with a `content_key`, see `data.row_store`.
-            gen, task: as `encode_rows` takes them.
-            cache_dir: where token caches lie.
+            gen, task: as in `encode_rows`.
+            cache_dir: directory of the token cache.
         """
         encoded = load_encoded(self, task, "train", samples, samples.content_key, cache_dir=cache_dir)
         return StoredRows(encoded, self._id(gen), task)
 
     def prompts(self, samples, reserve):
-        """cq of each of `samples` with room for `reserve` more tokens: where an answer is decoded from.
+        """The cq of each sample, from which its answer is decoded, with room for `reserve` more tokens.
 
-        The originals' cq at test takes what room there is, and answers overrun the positions.
+        The originals' test-time cq takes all the room there is, so answers overrun the positions.
         """
         pieces = iter(self.tokenize([text for qa in samples for text in (qa.context, qa.question)]))
         room = max(self.max_len - 1 - reserve, self.max_len // 2)
         return [self._prompt(*self._cut(next(pieces), next(pieces), room)) for _ in samples]
 
     def generated(self, ids, gen, task="", id=None):
-        """The row of a generated sample, or None where it is none (counted).
+        """The row of a generated sample, or None if it is unusable (counted).
 
         Args:
-            ids: what was generated behind the start token; it ends before the first eos. The originals keep what
-                stands behind it as part of the answer.
+            ids: the ids generated after the start token; the sample ends before the first eos. The originals keep what
+                follows it as part of the answer.
             gen, task, id: as above.
         """
         ids = [*ids]
@@ -198,13 +198,13 @@ class QuestionEncoder(ExampleEncoder):
         if reason := self.unusable(ids):
             self.counts[reason] += 1
             return None
-        # Of one that did not end in time the last label is the token it went on with.
+        # If the sample did not end in time, the last label is its next token.
         last = ids[self.max_len - 1] if len(ids) >= self.max_len else self.eos
         ids = ids[: self.max_len - 1]
         return Row(np.array(ids, np.int32), ids.index(self.ans) + 1, last, self._id(gen), task, True, id)
 
     def unusable(self, ids):
-        """Why generated ids are not a sample, or None: they need one `__ans__`, and one `__sep__` where used."""
+        """Why generated ids are not a sample, or None: they need exactly one `__ans__`, and one `__sep__` if used."""
         for name, token in ((ANS, self.ans), (SEP, self.sep)):
             if token is not None and (count := ids.count(token)) != 1:
                 return f"several {name}" if count else f"no {name}"
@@ -213,14 +213,14 @@ class QuestionEncoder(ExampleEncoder):
         return None
 
     def _joined(self, answers):
-        """Several answers are one target, `__pad__` between them, as in the originals; none is an empty one."""
+        """One target: several answers are joined by `__pad__`, as in the originals; no answers give an empty one."""
         joined = answers[0] if answers else []
         for answer in answers[1:]:
             joined = [*joined, self.pad, *answer]
         return joined
 
     def _cut(self, context, question, room):
-        """Context and question in `room` tokens, `__ans__` and `__sep__` included."""
+        """Context and question, cut to `room` tokens including `__ans__` and `__sep__`."""
         room -= 1 + (self.sep is not None)
         if len(question) > room:
             self.counts["question cut"] += 1

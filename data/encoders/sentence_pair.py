@@ -1,7 +1,7 @@
 """GLUE's sentences and sentence pairs as token ids for a BERT: [CLS] a [SEP], or [CLS] a [SEP] b [SEP].
 
-What is kept of a label is its number within its task. The order of the tasks is not part of it, and task ids are not
-kept: they are the model's own, and come in where batches are made. (The original keeps them, finds the file by its
+A label is stored as its index within its task. Neither the order of the tasks nor task ids are stored: ids belong to
+the model and are added when batches are made. (The original stores them and looks up its cache file by the sequence
 length alone, and so trains the wrong heads when the order changes.)
 """
 
@@ -15,14 +15,14 @@ UNLABELLED = float("nan")
 
 
 def longest_first(first, second, room):
-    """How many tokens of each text stay: one goes after the other from the longer text, at a tie from the second.
+    """How many tokens of each text to keep: tokens are removed one by one from the longer text, the second if equal.
 
     Args:
-        first, second: tokens of the two texts; `second` is None where there is one.
-        room: tokens that both may have together.
+        first, second: lengths of the two texts; `second` is None for a single text.
+        room: tokens available for both together.
 
     Returns:
-        (tokens of the first, of the second or None)
+        (tokens of the first, tokens of the second or None)
     """
     if second is None:
         return min(first, room), None
@@ -38,7 +38,7 @@ class PairEncoder(ExampleEncoder):
 
     Args:
         tokenizer: a BERT's fast tokenizer.
-        max_length: tokens of a row at the most; longer ones are cut, see `longest_first`.
+        max_length: maximum number of tokens in a row; longer ones are cut, see `longest_first`.
     """
 
     name = "sentence_pair"
@@ -75,19 +75,19 @@ def _label(task, label):
 
 
 def load_split(data_dir, name, split, tokenizer, max_length, *, limit=None, cache_dir=None, overwrite=False):
-    """A task's encoded split: `data.token_cache.EncodedSplit`, with a column of the file's own row numbers, "index".
+    """A task's encoded split: `data.token_cache.EncodedSplit`, with the file's own row numbers as the column "index".
 
     Args:
         data_dir: the folder that holds ``CoLA/``, ``MNLI/`` and so on.
         name: a key of `data.glue.TASKS`.
         split: "train", "dev" or "test".
         tokenizer, max_length: see `PairEncoder`.
-        limit: take the first so many rows only.
-        cache_dir: where token caches lie.
-        overwrite: encode in any case.
+        limit: use only the first `limit` rows.
+        cache_dir: directory of the token cache.
+        overwrite: encode even if the cache has an entry.
 
     Raises:
-        UserError: the file cannot be used, see `data.glue.read`; rows of "train" or "dev" have no labels.
+        UserError: the file is unusable, see `data.glue.read`; rows of "train" or "dev" have no labels.
     """
     task, path = glue.get_task(name), glue.path_of(data_dir, name, split)
     if not path.is_file() and not task.pairs:

@@ -1,6 +1,6 @@
-"""Sources and targets of text-to-text tasks as token ids for a T5, an end token behind each.
+"""Sources and targets of text-to-text tasks as token ids for a T5, each followed by an end token.
 
-The texts are kept, too: outputs are scored against them.
+The texts are stored as well, as outputs are scored against them.
 """
 
 import json
@@ -13,7 +13,7 @@ from versatile.data.token_cache import load_encoded
 
 
 class References:
-    """Of each row the list of texts that are right: its target and the further ones."""
+    """Each row's list of correct texts: its target and any further ones."""
 
     def __init__(self, targets, further):
         self.targets, self.further = targets, further
@@ -26,7 +26,7 @@ class References:
 
 
 def references(split):
-    """What outputs of an `EncodedSplit` are scored against: the target texts, or of each row all that are right."""
+    """What outputs of an `EncodedSplit` are scored against: the target texts, or each row's list of correct texts."""
     targets, further = split.columns["target"], split.columns["further"]
     return targets if json.loads(further[0]) is None else References(targets, further)
 
@@ -36,12 +36,12 @@ class TextEncoder(ExampleEncoder):
 
     Args:
         tokenizer: a T5's fast tokenizer.
-        lengths: (source, target): tokens at the most; a text that is too long loses its end, its end token stays.
+        lengths: (source, target) maximum number of tokens; a longer text loses its end but keeps the end token.
     """
 
     name = "text_to_text"
     columns = dict(label=("list", None), source=("text", None), target=("text", None), further=("text", None))
-    # Not the smallest: a run is resumed only on the same ids, which are compared by a hash of their bytes.
+    # Not the smallest type: a run is resumed only on the same ids, which are compared by a hash of their bytes.
     id_type = "i4"
 
     def __init__(self, tokenizer, lengths):
@@ -76,11 +76,11 @@ def load_split(task, split, tokenizer, lengths, *, data_dir=None, cache_dir=None
         split: "train", "validation" or "test".
         tokenizer, lengths: see `TextEncoder`.
         data_dir: see `data.text_to_text.load`.
-        cache_dir: where token caches lie.
-        choice: seed, split_validation_test, n_obs, prefix, as `data.text_to_text.load` takes them.
+        cache_dir: directory of the token cache.
+        choice: seed, split_validation_test, n_obs, prefix, as in `data.text_to_text.load`.
 
     Raises:
-        UserError: as `data.text_to_text.load`.
+        UserError: as in `data.text_to_text.load`.
     """
     rows = text_to_text.SplitRows(task, split, data_dir=data_dir, **choice)
     return load_encoded(TextEncoder(tokenizer, lengths), task, split, rows,

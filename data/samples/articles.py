@@ -1,6 +1,6 @@
 """The articles of summarization.json, made up for this project: short local news, and a summary of two sentences.
 
-What the summary says is spread over the article; quotations, numbers and background that it leaves out stand between.
+The facts of the summary are spread over the article, between quotations, numbers and background that it leaves out.
 """
 
 import random
@@ -167,14 +167,14 @@ def decision(rng):
 
 def record(rng):
     text, summary = rng.choice((opening, weather, match, rescue, decision))(rng)
-    # Neither the closing sentence nor the quotation is ever summed up: some articles do without.
+    # Neither the closing sentence nor the quotation is ever summarised, so some articles omit them.
     text = text if rng.random() < 0.6 else text[:-1]
     text = text if rng.random() < 0.6 else [line for line in text if not line.startswith('"')]
     return {"src": " ".join(text), "tgt": "\n".join(summary)}
 
 
 def make_summarization(seed=42):
-    """{split: records} of summarization.json; no article and no summary stands twice."""
+    """{split: records} of summarization.json; no article or summary occurs twice."""
     rng = random.Random(seed)
     records, seen = [], set()
     while len(records) < 190:

@@ -1,6 +1,6 @@
 """The conversations of dialogue.json, made up for this project: a persona, a partner who asks, replies that fit.
 
-A reply says what the persona's sentence on the topic says, or that there is no such thing in this life.
+A reply says what the persona's sentence on the topic says, or that the speaker has no such thing.
 """
 
 import random
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Topic:
-    """What the two can talk about; in every text {a} and {b} stand for the two halves of a value.
+    """A topic of conversation; in every text {a} and {b} stand for the two halves of a value.
 
     `answers` are replies to `questions`, `details` pairs of a later question on the same topic and its reply,
-    `without` replies of someone whose persona does not mention it, `partner` what the other says of themselves.
+    `without` replies of someone whose persona does not mention it, `partner` what the partner says about themselves.
     """
 
     values: tuple
@@ -128,7 +128,7 @@ ECHOES = ("oh nice .", "good for you .", "i see .", "interesting .")
 
 
 def said(rng, texts, value):
-    """One of the texts, its slots filled."""
+    """One of the texts, with its slots filled."""
     return rng.choice(texts).format(a=value[0], b=value[1])
 
 
@@ -184,7 +184,7 @@ def conversation(rng):
 
 
 def make_dialogue(seed=42):
-    """{split: records} of dialogue.json; no personality stands in two splits."""
+    """{split: records} of dialogue.json; no personality occurs in two splits."""
     rng = random.Random(seed)
     records, seen = [], set()
     while len(records) < 94:

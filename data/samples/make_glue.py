@@ -2,9 +2,9 @@
 
     python data/samples/make_glue.py
 
-Every task has 120 train, 30 dev and 10 test rows, MNLI two dev and two test files. All sentences were made up for
-this project. A label follows from its text, so a small model can learn it; labels are balanced, and no first text
-stands twice in a task. The quirks are the official ones: CoLA has no header, MRPC begins with a byte order mark,
+Every task has 120 train, 30 dev and 10 test rows; MNLI has two dev and two test files. All sentences were made up for
+this project. Labels follow from the texts, so a small model can learn them; labels are balanced, and no first text
+occurs twice in a task. The quirks are the official ones: CoLA has no header, MRPC begins with a byte order mark,
 SST-2's sentences end in a space, quotes are single, MNLI has 12, 16 or 10 columns. The same seed gives the same bytes.
 """
 
@@ -45,7 +45,7 @@ def scene(rng):
 
 
 def cola(rng, label):
-    """Good English, or the same with its words in a wrong order or form."""
+    """Good English, or the same with its words in the wrong order or form."""
     who, (verb, stem, _, thing), like, when = scene(rng)
     if label == "1":
         return (f"The {who} {verb} the {like} {thing} {when}.",)
@@ -55,7 +55,7 @@ def cola(rng, label):
 
 
 def sst_2(rng, label):
-    """Lower case, words apart from punctuation, a space at the end."""
+    """Lower case, punctuation separated by spaces, a space at the end."""
     words, film = GOOD if label == "1" else BAD, rng.sample(FILM, 2)
     one, other = rng.sample(words, 2)
     return (rng.choice((f"a {one} {film[0]} with a {other} {film[1]} . ", f"the {film[0]} is {one} and {other} . ",
@@ -63,7 +63,7 @@ def sst_2(rng, label):
 
 
 def mrpc(rng, label):
-    """The same news in other words, or other news about the same person; quotes as they come."""
+    """The same news in other words, or other news about the same person; quotes need not be balanced."""
     (person, other), (place, elsewhere) = rng.sample(PEOPLE, 2), rng.sample(WHERE, 2)
     count, more = rng.sample(range(11, 990), 2)
     first = f'{person} said that "{count} jobs will be made in {place}, and soon.'
@@ -75,7 +75,7 @@ def mrpc(rng, label):
 
 
 def sts_b(rng, score):
-    """Two sentences with as many of five parts in common as their score says."""
+    """Two sentences; the score is how many of five parts they have in common."""
     pairs = [rng.sample(options, 2) for options in (WHO, DID, LIKE, DID, WHEN)]
     changed = rng.sample(range(5), 5 - score)
     parts = zip(*((one, other if i in changed else one) for i, (one, other) in enumerate(pairs)))
@@ -93,7 +93,7 @@ def qqp(rng, label):
 
 
 def nli(rng, label):
-    """A premise and what follows from it, what may be, or what cannot be."""
+    """A premise, and a hypothesis that follows from it, may be true, or cannot be true."""
     who, (verb, _, _, thing), like, when = scene(rng)
     premise = f"A {who} {verb} a {like} {thing} {when} in {rng.choice(WHERE)}"
     if label == "entailment":
@@ -104,7 +104,7 @@ def nli(rng, label):
 
 
 def rte(rng, label):
-    """Two sentences, and one that does or does not follow."""
+    """Two sentences, and one that does or does not follow from them."""
     (person, other), (place, elsewhere) = rng.sample(PEOPLE, 2), rng.sample(WHERE, 2)
     year = rng.randrange(1900, 2010)
     text = f"{person} was born in {place} in {year}. {person} became a {rng.choice(WHO)} there."
@@ -114,7 +114,7 @@ def rte(rng, label):
 
 
 def wnli(rng, label):
-    """Who is meant by "she": the one of whom the second sentence can be true."""
+    """Who "she" refers to: the person of whom the second sentence can be true."""
     giver, taker = rng.sample(("Anna", "Bea", "Clara", "Dora", "Emma", "Flora", "Greta", "Hanna"), 2)
     like, thing = rng.choice(LIKE), rng.choice(DID)[3]
     kind, cause, right = rng.choice((("gave", "was generous", 0), ("gave", "needed it", 1), ("sold", "was paid", 0),
@@ -235,7 +235,7 @@ MAKERS = {
 
 
 def tables():
-    """{file below glue/: rows of columns} of every file."""
+    """{path below glue/: rows of columns} for every file."""
     files = {}
     for folder, (make, labels, layout) in MAKERS.items():
         rng, seen = random.Random(f"glue {folder}"), set()
@@ -253,7 +253,7 @@ def tables():
 
 
 def text(file, table):
-    """A table as its file has it."""
+    """A table as the text of its file."""
     mark = "\ufeff" if file in ("MRPC/train.tsv", "MRPC/dev.tsv") else ""
     return mark + "".join("\t".join(map(str, row)) + "\n" for row in table)
 

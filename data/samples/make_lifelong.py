@@ -2,9 +2,9 @@
 
     python data/samples/make_lifelong.py
 
-ag (the topic of a piece of news) is made here, e2enlg (a restaurant's meaning in words) of the records of nlg.json.
-All names and sentences were made up for this project; the form of contexts, questions and answers is that of the
-released files. No context stands in two splits. The same seed gives the same bytes.
+ag (the topic of a news item) is made here, e2enlg (a restaurant's meaning representation in words) from the records of
+nlg.json. All names and sentences were made up for this project; contexts, questions and answers have the form of the
+released files. No context occurs in two splits. The same seed gives the same bytes.
 """
 
 import random
@@ -65,7 +65,7 @@ def make_ag(seed=42):
     rng = random.Random(seed)
     made, seen = [], set()
     while len(made) < TRAIN + TEST:
-        # Each topic as often as any other.
+        # All topics equally often.
         topic = list(TOPICS)[len(made) % len(TOPICS)]
         headline, sentence = map(rng.choice, TOPICS[topic])
         words = dict(place=rng.choice(PLACES), person=rng.choice(PEOPLE), number=rng.randint(3, 90))

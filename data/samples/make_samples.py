@@ -1,10 +1,10 @@
-"""Write the small data sets of this folder, one a task.
+"""Write the small data sets in this folder, one per task.
 
     python data/samples/make_samples.py
 
 nlg.json (restaurants) and mt.json (English to German) are made here, dialogue.json in dialogues.py, qa.json in
 questions.py, summarization.json in articles.py and webnlg.json in triples.py. All names, templates and sentences
-were made up for this project; the slots are those of the E2E challenge. No source stands in two splits. The same seed
+were made up for this project; the slots are those of the E2E challenge. No source occurs in two splits. The same seed
 gives the same bytes.
 """
 
@@ -43,7 +43,7 @@ VALUES = {
     "familyFriendly": ("yes", "no"),
     "near": LANDMARKS,
 }
-# Said before the noun; a value that is missing here is said as a clause.
+# Adjectives put before the noun; a value missing here is expressed as a clause.
 ADJECTIVES = {
     ("priceRange", "cheap"): ("cheap", "inexpensive", "low-cost"),
     ("priceRange", "moderate"): ("moderately priced", "mid-priced"),
@@ -75,7 +75,7 @@ NEARBY = ("near {}", "close to {}", "not far from {}")
 
 
 def with_article(phrase):
-    """`phrase` behind "a" or "an"; none of the words above is an exception to the vowel rule."""
+    """`phrase` after "a" or "an"; none of the words above is an exception to the vowel rule."""
     return ("an " if phrase[0].lower() in "aeiou" else "a ") + phrase
 
 
@@ -89,7 +89,7 @@ def capital(text):
 
 
 def clause(rng, slot, value):
-    """What follows "it" to say one slot, e.g. "serves Thai food"."""
+    """The words after "it" that express one slot, e.g. "serves Thai food"."""
     return rng.choice(CLAUSES.get((slot, value)) or CLAUSES[slot]).format(value)
 
 
@@ -105,7 +105,7 @@ def location(rng, mr):
 
 
 def noun_phrase(rng, mr, slots):
-    """("a cheap Thai pub", the slots it does not say); None for the phrase when it would say nothing."""
+    """("a cheap Thai pub", the slots it does not express); the phrase is None if it would express nothing."""
     said = [slot for slot in slots if (slot, mr[slot]) in ADJECTIVES and rng.random() < 0.5][:2]
     rng.shuffle(said)
     words = [", ".join(rng.choice(ADJECTIVES[slot, mr[slot]]) for slot in said)]
@@ -121,7 +121,7 @@ def noun_phrase(rng, mr, slots):
 
 
 def follow_ups(rng, mr, rest):
-    """Sentences that say the slots in `rest`."""
+    """Sentences that express the slots in `rest`."""
     sentences = []
     while rest:
         count = min(len(rest), rng.choice((1, 2, 2, 3)))
@@ -132,7 +132,7 @@ def follow_ups(rng, mr, rest):
 
 
 def plain_opening(rng, mr, where, rest):
-    """(first sentence, the slots left to say) when there is nothing to call the place but its name."""
+    """(first sentence, the remaining slots) if the place has only a name and no noun phrase."""
     name = mr["name"]
     said = [clause(rng, slot, mr[slot]) for slot in rest[:rng.choice((1, 2))]]
     if where and rng.random() < 0.5:
@@ -142,7 +142,7 @@ def plain_opening(rng, mr, where, rest):
 
 
 def opening(rng, mr, where, what, rest):
-    """(first sentence or two, the slots left to say); `what` is a noun phrase."""
+    """(first one or two sentences, the remaining slots); `what` is a noun phrase."""
     name, at = mr["name"], f" {where}" if where else ""
     forms = [f"{name} is {what}{at}.", f"There is {what} called {name}{at}.",
              f"Looking for {what}{at}? Try {name}."]
@@ -160,7 +160,7 @@ def opening(rng, mr, where, what, rest):
 
 
 def describe(rng, mr):
-    """One description that says every slot of the meaning representation once."""
+    """One description that expresses every slot of the meaning representation once."""
     where = location(rng, mr)
     slots = [slot for slot in ("food", "priceRange", "customer rating", "familyFriendly") if slot in mr]
     what, rest = noun_phrase(rng, mr, slots)
@@ -172,7 +172,7 @@ def describe(rng, mr):
 
 
 def meaning(rng):
-    """A random meaning representation of three to eight slots."""
+    """A random meaning representation with three to eight slots."""
     slots = rng.sample(list(VALUES), rng.choice((2, 3, 3, 4, 4, 5, 5, 6, 7)))
     return {"name": rng.choice(NAMES), **{slot: rng.choice(VALUES[slot]) for slot in VALUES if slot in slots}}
 
@@ -250,7 +250,7 @@ THINGS = {noun.english: noun for noun in (
     Noun("key", "m", "Schlüssel"), Noun("umbrella", "m", "Regenschirm"), Noun("window", "n", "Fenster"),
     Noun("ball", "m", "Ball"), Noun("door", "f", "Tür"),
 )}
-# English base, he …, has …; German infinitive, er …, hat …; what one can do it to.
+# English base, he …, has …; German infinitive, er …, hat …; possible objects.
 VERBS = (
     ("read", "reads", "read", "lesen", "liest", "gelesen", "book letter newspaper poem map"),
     ("buy", "buys", "bought", "kaufen", "kauft", "gekauft",
@@ -346,7 +346,7 @@ def make_mt(seed=42):
 
 
 def as_text(splits):
-    """{split: records} as json, a record a line."""
+    """{split: records} as json, one record per line."""
     lists = []
     for split, records in splits.items():
         lines = (json.dumps(record, ensure_ascii=False) for record in records)

@@ -1,7 +1,7 @@
 """The documents of qa.json, made up for this project, and short conversations of questions about each.
 
-A document is a list of sentences from one of four frames; a frame's questions come in groups, the first of a group
-stands alone and the others ("And where?") need the history. All answers but yes and no stand in the document.
+A document is a list of sentences from one of four frames. A frame's questions come in groups, of which the first
+stands alone and the others ("And where?") need the history. All answers except yes and no occur in the document.
 """
 
 import random
@@ -186,7 +186,7 @@ def conversation(rng, number):
     order = rng.sample(range(len(groups)), len(groups))
     turns = []
     for group in (groups[index] for index in order):
-        # A follow-up needs the questions before it, so a group is cut at its end only.
+        # A follow-up needs the questions before it, so groups are only cut at the end.
         turns += group[: rng.choice((1, 2, 2, 3, 4))]
     history, utterances = [], []
     for turn, (question, gold, *others) in enumerate(turns[:count], 1):
@@ -198,7 +198,7 @@ def conversation(rng, number):
 
 
 def make_qa(seed=42):
-    """{split: records} of qa.json; no document stands in two splits."""
+    """{split: records} of qa.json; no document occurs in two splits."""
     rng = random.Random(seed)
     records, seen = [], set()
     while len(records) < 94:

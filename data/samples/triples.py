@@ -1,4 +1,4 @@
-"""The triples of webnlg.json, made up for this project: one to three facts about one thing, and texts that say them."""
+"""The triples of webnlg.json, made up for this project: one to three facts about one thing, and texts stating them."""
 
 import random
 
@@ -7,7 +7,7 @@ TOWNS = ("Denby", "Larkfield", "Port Ansel", "Marrow Bay", "Oakhurst", "Fenwick"
 PEOPLE = ("Mira Holt", "Jonas Reed", "Elsa Varga", "Tobias Lunt", "Ines Calder", "Oskar Pell", "Nadia Brock",
           "Felix Amari", "Greta Sloan", "Hugo Tenby")  # fmt: skip
 YEARS = tuple(str(year) for year in range(1871, 2012, 7))
-# The things of a kind, and their predicates: {predicate: (values, ways to say it behind the subject)}.
+# The things of a kind, and their predicates: {predicate: (values, ways to express it after the subject)}.
 KINDS = {
     "book": (
         ("The Glass Orchard", "Nine Quiet Rivers", "A Map of Snow", "The Clockmaker's Debt", "Salt and Lanterns",
@@ -49,7 +49,7 @@ KINDS = {
 
 
 def _texts(subject, facts):
-    """Three texts that say the facts, [(ways to say it, value)]."""
+    """Three texts that state the facts, [(ways to express it, value)]."""
     either, other = ([ways[turn].format(value) for ways, value in facts] for turn in (0, 1))
     mixed = [pair[place % 2] for place, pair in enumerate(zip(either, other), start=1)]
     return [
@@ -60,7 +60,7 @@ def _texts(subject, facts):
 
 
 def make_webnlg(seed=5):
-    """{split: records}: train with a record a text, valid and test with a record an entry and all its texts."""
+    """{split: records}: train has one record per text, valid and test one per entry with all its texts."""
     rng, entries = random.Random(seed), {}
     while len(entries) < 220:
         things, predicates = KINDS[rng.choice(list(KINDS))]

@@ -1,1 +1,1 @@
-"""One file a task; each is found and imported by `data.task.all_tasks`."""
+"""The tasks, one per file; `data.task.load_tasks` finds and imports them."""

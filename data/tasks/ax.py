@@ -1,4 +1,4 @@
-"""ax: GLUE's diagnostic set, which is not trained on: it is predicted by MNLI's head."""
+"""ax: GLUE's diagnostic set, which is not trained on but predicted with MNLI's head"""
 
 from versatile.data.glue_task import MNLI_LABELS, glue_task
 from versatile.data.glue_task import PAIR as COLUMNS

@@ -1,4 +1,4 @@
-"""The five text classifications of lifelong learning (de Masson d'Autume et al. 2019)"""
+"""The five text classification tasks for lifelong learning (de Masson d'Autume et al. 2019)"""
 
 from versatile.data.question_task import LifelongTask
 from versatile.data.task import Task, add_task

@@ -1,4 +1,4 @@
-"""The classification tasks of the standard and the long benchmark of continual learning, each with its options."""
+"""The classification tasks of the standard and long continual-learning benchmarks, each with its options"""
 
 from versatile.data.question_task import LifelongTask
 from versatile.data.task import Task, add_task

@@ -1,4 +1,4 @@
-"""cosmos_qa: what is not said in a story (Huang et al. 2019)"""
+"""cosmos_qa: questions about what a story leaves unsaid (Huang et al. 2019)"""
 
 from versatile.data.task import Task, add_task
 from versatile.data.text_task import multiple_choice

@@ -16,7 +16,7 @@ class Dialogue(Conversation):
     bos, eos, bos_type = "<bos_dial>", "<eos_dial>", "<persona>"
     first, field, speakers = "<persona>", "personality", ("<speaker1>", "<speaker2>")
     dataset_path = "data/persona/data.json"
-    # The official test part is hidden.
+    # The official test set is hidden.
     scored_split = "valid"
     max_history = 2
     sample = "persona: i am a baker. i have two cats."
@@ -29,7 +29,7 @@ class Dialogue(Conversation):
         return [gold], {"persona": record["personality"]}
 
     def opened(self, text, session):
-        # Sentence by sentence: a persona is typed in several lines.
+        # A persona is typed sentence by sentence, on several lines.
         if session.get("history"):
             session = {**session, "texts": []}
         return {**session, "texts": [*session.get("texts", []), text], "history": []}

@@ -1,4 +1,4 @@
-"""hellaswag: how a text goes on (Zellers et al. 2019)"""
+"""hellaswag: how a text continues (Zellers et al. 2019)"""
 
 from versatile.data.task import Task, add_task
 from versatile.data.text_task import multiple_choice

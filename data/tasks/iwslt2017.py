@@ -1,4 +1,4 @@
-"""Talks translated from and into Dutch (IWSLT 2017); English to German is `mt`."""
+"""Translation of talks into Dutch (IWSLT 2017); for English to German see `mt`"""
 
 from versatile.data.task import Task, add_task
 from versatile.data.text_task import translation

@@ -1,6 +1,6 @@
 """mnli: entailment, neutral or contradiction (MultiNLI; GLUE, decaNLP)
 
-GLUE scores it on two dev and test sets; the second, mnli-mm, is predicted by the head of the first.
+GLUE scores it on two dev and two test sets; the second, mnli-mm, is predicted with the head of the first.
 """
 
 from versatile.data.glue_task import mnli_task
@@ -15,7 +15,7 @@ add_task(
     Task(
         name="mnli",
         summary="entailment, neutral or contradiction",
-        # No colon after "hypothesis": published so.
+        # No colon after "hypothesis", as published.
         text_to_text=glue_classification("mnli", "premise: {premise} hypothesis {hypothesis}", NLI, "mnli", None,
                                          splits=SPLITS, glue=FILES),
         sentence_pair=(

@@ -1,4 +1,4 @@
-"""mrpc: do two sentences say the same? (GLUE)"""
+"""mrpc: do two sentences say the same thing? (GLUE)"""
 
 from versatile.data.glue_task import glue_task
 from versatile.data.task import Task, add_task

@@ -36,7 +36,7 @@ class NLG(Task):
     bos, eos = "<bos_nlg>", "<eos_nlg>"
     dataset_path = "data/NLG/data.json"
     merge_references = True
-    # The challenge's own BLEU runs from 0 to 1; in a summary it would stand beside others' that run to 100.
+    # The challenge's own BLEU is on a 0-1 scale; in a summary it would appear next to scores on a 0-100 scale.
     headline = "sacreBLEU"
     sample = "name[The Vaults], eatType[pub], food[English], near[Café Adriatic]"
     published = {

@@ -20,7 +20,7 @@ class QA(Conversation):
     first, field, speakers = "<document>", "document", ("<question>", "<answer>")
     dataset_path = "data/CoQA/data.json"
     limits = {"<document>": 400}
-    # The official test part is hidden.
+    # The official test set is hidden.
     scored_split = "valid"
     max_history = 1
     headline = "F1"

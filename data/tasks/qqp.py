@@ -1,4 +1,4 @@
-"""qqp: do two questions ask the same? (GLUE)"""
+"""qqp: do two questions ask the same thing? (GLUE)"""
 
 from versatile.data.glue_task import glue_task
 from versatile.data.task import Task, add_task

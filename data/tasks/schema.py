@@ -1,4 +1,4 @@
-"""schema: who the pronoun stands for (Winograd schemas; decaNLP (McCann et al. 2018))"""
+"""schema: who a pronoun refers to (Winograd schemas; decaNLP (McCann et al. 2018))"""
 
 from versatile.data.question_task import LifelongTask
 from versatile.data.task import Task, add_task

@@ -1,4 +1,4 @@
-"""sick: entailment (Marelli et al. 2014). Not on the hub in these columns: to be had as files only."""
+"""sick: entailment (Marelli et al. 2014). The hub has it only with other columns, so it must be given as files."""
 
 from versatile.data.task import Task, add_task
 from versatile.data.text_task import NLI, PREMISE, classification

@@ -1,4 +1,4 @@
-"""stsb: how alike two sentences are, from 0 to 5 (STS-B; GLUE)"""
+"""stsb: how similar two sentences are, from 0 to 5 (STS-B; GLUE)"""
 
 from versatile.data.glue_task import PAIR as COLUMNS
 from versatile.data.glue_task import glue_task

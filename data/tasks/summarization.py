@@ -1,4 +1,4 @@
-"""summarization: an article -> its highlights, one sentence a line (CNN/DailyMail).
+"""summarization: an article -> its highlights, one sentence per line (CNN/DailyMail).
 
 Record: {"src": text, "tgt": text}.
 """

@@ -1,4 +1,4 @@
-"""The fifteen tasks of Super-NaturalInstructions (Wang et al. 2022) that papers on continual learning take."""
+"""The fifteen tasks of Super-NaturalInstructions (Wang et al. 2022) used in papers on continual learning"""
 
 from versatile.data.question_task import LifelongTask
 from versatile.data.task import Task, add_task

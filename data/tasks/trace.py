@@ -1,5 +1,5 @@
-"""TRACE (Wang et al. 2023): eight tasks, from stance and finance to code and simplification, scored as there:
-`utils.trace_metrics`."""
+"""TRACE (Wang et al. 2023): eight tasks, from stance and finance to code and simplification, with its own scores
+(`utils.trace_metrics`)."""
 
 from versatile.data.question_task import LifelongTask
 from versatile.data.task import Task, add_task

@@ -1,4 +1,4 @@
-"""webnlg: triples of a knowledge graph -> a text that says them (WebNLG).
+"""webnlg: triples of a knowledge graph -> a text that verbalises them (WebNLG).
 
 Record: {"src": "subject | predicate | object && …", "tgt": text, "refs": [text, …]}; `refs` is for scoring and may
 be absent.
@@ -22,7 +22,7 @@ class WebNLG(TextPair):
     min_tokens = 1
     merge_references = True
     sample = "Alan_Bean | nationality | United_States && Alan_Bean | occupation | Test_pilot"
-    # None are published for this task; these are those of nlg, with more room for open vocabulary.
+    # None are published for this task; these are nlg's, with a larger adapter (and a lower rate) for open vocabulary.
     published = {
         "finetune": dict(lr=5e-5, n_epochs=10, train_batch_size=8, gradient_accumulation_steps=4),
         "adapter": dict(lr=1e-3, n_epochs=10, train_batch_size=8, gradient_accumulation_steps=4, adapter_bottleneck=64),

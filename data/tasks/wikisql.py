@@ -1,4 +1,4 @@
-"""wikisql: a question about a table as a query (Zhong et al. 2017)"""
+"""wikisql: a question about a table -> an SQL query (Zhong et al. 2017)"""
 
 from versatile.data.question_task import LifelongTask
 from versatile.data.task import Task, add_task

@@ -1,4 +1,4 @@
-"""wnli: who does the pronoun stand for? (GLUE)"""
+"""wnli: who does the pronoun refer to? (GLUE)"""
 
 from versatile.data.glue_task import PAIR as COLUMNS
 from versatile.data.glue_task import glue_task

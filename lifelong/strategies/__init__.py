@@ -1,8 +1,8 @@
-"""Strategies against forgetting, one file each: `STRATEGIES` by the name that --seq_train_type takes.
+"""Strategies against forgetting, one file each; `STRATEGIES` maps the names that --seq_train_type takes to classes.
 
-A new strategy is one file in this folder with a subclass of `base.Strategy` that has a `name`: its flags, its position
-in `--help`, its checks, its files and its part in training follow from the class. Modules here are imported for
-`--help`, so they import torch where they use it.
+To add a strategy, put a file with a named subclass of `base.Strategy` into this folder: its flags, its position in
+`--help`, its checks, its files and its role in training follow from the class. `--help` imports the modules in this
+folder, so they import torch only where they use it.
 """
 
 import pkgutil
@@ -12,7 +12,7 @@ from versatile.lifelong.strategies.base import Strategy
 
 
 def find_strategies():
-    """{name: subclass of `Strategy`} of all modules of this folder."""
+    """{name: subclass of `Strategy`} for all modules in this folder."""
     modules = [import_module(f"{__name__}.{entry.name}") for entry in pkgutil.iter_modules(__path__)]
     classes = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
     by_name = {c.name: c for c in classes if issubclass(c, Strategy) and c.name}
@@ -24,12 +24,12 @@ DEFAULT = "lll"
 
 
 def get_strategy(settings):
-    """The class that a sequence's flags name."""
+    """The strategy class that a sequence's flags name."""
     return STRATEGIES[settings.seq_train_type]
 
 
 def collect_flags(kind):
-    """{flag: options of `add_argument`} of all strategies, one that several share once.
+    """{flag: options of `add_argument`} of all strategies; a shared flag appears once.
 
     Args:
         kind: "flags" or "naming_flags".
@@ -38,7 +38,7 @@ def collect_flags(kind):
 
 
 def add_flags(parser):
-    """A group of `--help` for each strategy: what it does, its published settings, its own flags."""
+    """Add a `--help` group for each strategy, with its description, published settings and flags."""
     added = set()
     for strategy in STRATEGIES.values():
         group = parser.add_argument_group(f"--seq_train_type {strategy.name}", strategy.help_text())
@@ -49,5 +49,5 @@ def add_flags(parser):
 
 
 def naming_names():
-    """Names of the strategies' flags that name a sequence."""
+    """Names of the strategy flags that are part of a sequence's name."""
     return tuple(flag.lstrip("-") for flag in collect_flags("naming_flags"))

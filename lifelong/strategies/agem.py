@@ -7,7 +7,7 @@ from versatile.lifelong.strategies.replay_memory import ReplayMemory
 class AverageGradientEpisodicMemory(ReplayMemory):
     """No step may raise the mean loss of a batch of the memory: see `lifelong.gem`.
 
-    As with GEM here, the projection follows the clipping of the step's gradient.
+    As for GEM here, the gradient is projected after it has been clipped.
     """
 
     name, order = "agem", 75
@@ -22,14 +22,14 @@ class AverageGradientEpisodicMemory(ReplayMemory):
         return [GradientProjection(self)] if self.rows else []
 
     def projection(self, trainer):
-        """`lifelong.gem.Projection` of a stage."""
+        """The stage's `lifelong.gem.Projection`."""
         from versatile.lifelong.gem import Projection, project_on_average
 
         active = active_parameters(self.sequence, trainer.params, (*self.new, *self.memory.kept))
         return Projection(active, {"memory": self.losses(trainer)}, self.settings.max_norm, project_on_average)
 
     def losses(self, trainer):
-        """Called with a step's number: the mean loss of a batch of the memory, this process's share of it."""
+        """A function of the step number that yields this process's share of the mean loss of a memory batch."""
         from versatile.lifelong.losses import Objective
         from versatile.training.objectives import cross_entropy
         from versatile.utils.devices import autocast

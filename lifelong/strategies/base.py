@@ -1,4 +1,4 @@
-"""What a strategy against forgetting is: what happens before, in and after each task of a sequence."""
+"""Base class of all strategies against forgetting: hooks before, during and after each task of a sequence."""
 
 import json
 import textwrap
@@ -7,29 +7,29 @@ from versatile.utils.errors import UserError, first_line
 
 
 class Strategy:
-    """A strategy; the methods do nothing against forgetting.
+    """A strategy whose hooks do nothing; subclasses override what they need.
 
     Args:
-        sequence: `learning.Sequence`, with what a strategy may use: `args` (the flags), `model`, `tokenizer`,
+        sequence: `learning.Sequence`, of which a strategy may use `args` (the flags), `model`, `tokenizer`,
             `encoder`, `data` ({task: its samples}), `sizes`, `folder`, `dtype`, `rank`, `world`,
             `encode(task, indices, replayed)` and `make_batches(rows, objective, ...)`.
 
-    Attributes of a class:
-        name: of --seq_train_type; "": an abstract class.
-        order: its position in `--help`.
-        summary, published: what it does, with its formula and paper; the published settings.
-        flags: {flag: options of `add_argument`} of train_lifelong.py. Strategies may share one.
-        naming_flags: the same for flags that make another run, with a directory of its own; both scripts have them.
-        titles: {such a flag's name: words for the title of a picture}.
-        is_published: it is one of LAMOL's, whose scripts give every strategy's settings to all.
+    Class attributes:
+        name: value of --seq_train_type; "" for an abstract class.
+        order: position in `--help`.
+        summary, published: description with formula and paper; the published settings.
+        flags: {flag: options of `add_argument`} for train_lifelong.py. Strategies may share flags.
+        naming_flags: the same for flags that define a separate run with its own directory; both scripts take them.
+        titles: {name of a naming flag: words for the title of a plot}.
+        is_published: one of LAMOL's strategies, whose scripts pass every strategy's settings to all of them.
         joint: all tasks are trained at once, as one stage.
-        generates_samples: the model is trained to generate samples, too: the loss has its λ·lm.
-        no_teacher, no_own_adapters: why --distil, --own_adapters do not go with it, or None: they do.
+        generates_samples: the model is also trained to generate samples: the loss includes λ·lm.
+        no_teacher, no_own_adapters: why the strategy does not support --distil or --own_adapters; None: it does.
         replay_weight: see `losses.Objective`.
-        chained: a task's rows go through the adapters of the tasks before, too (`adapters.attach.chain_tasks`).
-        memory_share: share of the device's memory in MiB that a batch's budget is (LAMOL).
-        state_file: name of the file in a stage's directory that keeps `state_dict()`: .json or .pt; None: no state.
-        transient_state: only the newest stage's state is kept, and none after the last.
+        chained: a task's rows also go through the adapters of earlier tasks (`adapters.attach.chain_tasks`).
+        memory_share: share of the device's memory in MiB that is used as the budget of a batch (LAMOL).
+        state_file: name of the file in a stage's directory that holds `state_dict()`: .json or .pt; None: no state.
+        transient_state: only the newest stage's state is kept, and none after the last stage.
     """
 
     name, order, summary, published = "", 100, "", ""
@@ -41,7 +41,7 @@ class Strategy:
     def __init__(self, sequence):
         self.sequence, self.settings = sequence, sequence.args
 
-    # ---- what the flags mean
+    # ---- flags
 
     @classmethod
     def help_text(cls):
@@ -51,19 +51,19 @@ class Strategy:
 
     @classmethod
     def complete(cls, settings):
-        """Set the flags that it implies, before they are checked."""
+        """Set the flags that the strategy implies, before they are checked."""
 
     @classmethod
     def attached_method(cls, method, tasks):
-        """How the backbone is adapted for a sequence of so many tasks, where --method (a complete dict) was given."""
+        """The adaptation method to attach for this number of tasks, given the complete dict of --method."""
         return method
 
     @classmethod
     def check(cls, settings):
-        """Refuse flags that do not go with this strategy.
+        """Reject flags that are incompatible with this strategy.
 
         Raises:
-            UserError: with the flag and the reason.
+            UserError: names the flag and the reason.
         """
         from versatile.lifelong.strategies import STRATEGIES
 
@@ -83,8 +83,8 @@ class Strategy:
 
     @classmethod
     def chosen_flags(cls, settings):
-        """Names of its flags that have another value than by default; of settings that the originals' scripts pass to
-        every strategy (`is_published`) only those that were off."""
+        """Names of its flags that differ from their defaults; for `is_published` strategies, whose settings the
+        original scripts pass to every strategy, only flags that are off by default."""
         chosen = []
         for flag, options in (cls.naming_flags | cls.flags).items():
             name, default = flag.lstrip("-"), options.get("default")
@@ -96,7 +96,7 @@ class Strategy:
 
     @classmethod
     def check_training(cls, settings):
-        """Refuse ways of training that it does not go with: of adapting, of teaching."""
+        """Reject adaptation methods and forms of distillation that the strategy does not support."""
         reasons = {
             "distil": (settings.distil, cls.no_teacher, "use --seq_distil, or leave it out"),
             "own_adapters": (settings.own_adapters, cls.no_own_adapters, "leave it out"),
@@ -109,7 +109,7 @@ class Strategy:
 
     @classmethod
     def check_method(cls, settings):
-        """Refuse a way of adapting that it does not go with."""
+        """Reject an adaptation method that the strategy does not support."""
         from versatile.adapters.methods.registry import FULL
         from versatile.lifelong.sequence import choose_method
 
@@ -122,7 +122,7 @@ class Strategy:
 
     @classmethod
     def method_refusal(cls, method):
-        """(why it does not go with a way of adapting, what to do), or None: it does.
+        """(why an adaptation method is not supported, what to do instead), or None if it is.
 
         Args:
             method: its name; "full": the whole model is trained.
@@ -130,7 +130,7 @@ class Strategy:
 
     @classmethod
     def check_joint(cls, settings):
-        """Refuse what needs one task after another."""
+        """Reject flags that require tasks to be trained one after another."""
         at_once = f"{cls.name} trains all tasks at once"
         reasons = {
             "distil": (settings.distil, "a teacher knows one task", "use --seq_distil"),
@@ -143,21 +143,21 @@ class Strategy:
 
     @classmethod
     def directory_ending(cls, settings):
-        """What follows the tasks in the name of a sequence's directory."""
+        """The part of a sequence directory's name that follows the tasks."""
         return f"seed_{settings.seed}"
 
     @classmethod
     def describe_variant(cls, settings):
-        """Words for the title of a picture, beside the strategy's name."""
+        """Words for the title of a plot, in addition to the strategy's name."""
         return [words for flag, words in cls.titles.items() if getattr(settings, flag, None)]
 
     # ---- training
 
     def training_rows(self, rows):
-        """What a stage's own samples add to its training.
+        """Rows of the stage's own samples to train on.
 
         Args:
-            rows: {task: encoded rows of its samples} of the stage's tasks.
+            rows: {task: encoded rows of its samples} for the stage's tasks.
 
         Returns:
             a sequence of rows.
@@ -167,62 +167,62 @@ class Strategy:
         return RowChain(rows.values())
 
     def before_task(self, seen, new):
-        """Rows that are trained on beside the new task's own: what is replayed.
+        """Replayed rows, trained on in addition to the new task's own.
 
         Args:
             seen: names of the tasks trained so far, in order.
-            new: names of the tasks of the coming stage: one, or all where the strategy is `joint`.
+            new: names of the tasks of the next stage: one, or all if the strategy is `joint`.
 
         Returns:
-            a list of rows, `replayed` set.
+            a list of rows with `replayed` set.
         """
         return []
 
     def companions(self, epoch, step, count):
-        """Rows that are trained on in the same batch as `count` of the stage's own.
+        """Rows added to a batch of `count` of the stage's own rows.
 
         Args:
-            epoch, step: of the batch; with the seed and the stage they decide what is random.
+            epoch, step: of the batch; together with the seed and the stage they determine all randomness.
 
         Returns:
-            a list of rows, `replayed` set; the same in every process.
+            a list of rows with `replayed` set; the same in every process.
         """
         return []
 
     def loss_terms(self):
-        """What is added to the coming stage's loss: see `losses.WeightedLoss`."""
+        """Terms added to the next stage's loss: see `losses.WeightedLoss`."""
         return []
 
     def callbacks(self):
-        """What acts on the coming stage's gradients and steps: a list of
+        """Callbacks that act on the next stage's gradients and steps: a list of
         `training.callbacks.Callback`."""
         return []
 
     def after_task(self, task, batches):
-        """Take note of a task that has been trained; not called after the last.
+        """Record what later tasks need of a task that has been trained; not called after the last.
 
         Args:
             task: its name.
-            batches: called without arguments: `LifelongBatches` of all rows that the stage was trained on, with the
-                answers alone as labels, whole in every process.
+            batches: function without arguments that returns `LifelongBatches` of all rows the stage was trained on,
+                with only the answers as labels, not sharded over processes.
         """
 
     def metrics(self):
-        """What a stage's training_metrics.json says of it."""
+        """The strategy's entries in a stage's training_metrics.json."""
         return {}
 
     # ---- state
 
     def kept_bytes(self):
-        """Bytes of the samples that it keeps for the tasks to come."""
+        """Size in bytes of the samples kept for later tasks."""
         return 0
 
     def state_dict(self):
-        """What the next task has to know: of tensors (.pt) or of what json can tell (.json)."""
+        """The state that the next task needs: tensors (.pt) or json values (.json)."""
         return {}
 
     def load_state_dict(self, state):
-        """From one."""
+        """Restore what `state_dict` returned."""
 
     def save_state(self, folder):
         """Write `state_dict()` into a stage's directory."""
@@ -237,7 +237,7 @@ class Strategy:
             torch.save(self.state_dict(), file)
 
     def read_state(self, path):
-        """What a state file holds; `load_state` makes an error of whatever is raised."""
+        """Contents of a state file; `load_state` turns any exception into a `UserError`."""
         if path.suffix == ".json":
             return json.loads(path.read_text(encoding="utf-8"))
         import torch
@@ -248,11 +248,11 @@ class Strategy:
         """Read what `save_state` wrote.
 
         Args:
-            folder: the directory of the stage that was finished last.
-            remedy: for the error.
+            folder: the directory of the last finished stage.
+            remedy: the remedy that an error suggests.
 
         Raises:
-            UserError: the file is missing, damaged, or of another model.
+            UserError: the file is missing, damaged, or belongs to another model.
         """
         path = folder / self.state_file
         try:
@@ -263,6 +263,6 @@ class Strategy:
             raise UserError(f"missing: {self.name} keeps there what it knows of the tasks trained", location=path,
                             remedy=remedy) from None  # fmt: skip
         except Exception as error:
-            # Whatever is wrong with the file: torch's readers raise of many kinds.
+            # Any damage to the file: torch's readers raise many kinds of exceptions.
             raise UserError(f"damaged, or of another model: {first_line(error)}", location=path, remedy=remedy,
                             expected=f"what train_lifelong.py wrote for {self.name}") from error  # fmt: skip

@@ -7,14 +7,14 @@ from versatile.utils import flags
 
 
 class DarkExperienceReplay(ReplayMemory):
-    """Samples kept of earlier tasks are trained on with their labels, and with the scores that the model once had:
+    """Samples kept from earlier tasks are trained on with their labels and with the logits the model once gave them:
 
         L = L_t + α · E_(x', z')~M [ ‖z' - h(x')‖² ] + β · E_(x'', y'')~M [ ℓ(y'', f(x'')) ]               (equation 6)
 
-    with h the scores before the softmax. x' and x'' are two batches of the memory. Of the scores of a label only the k
-    highest are kept, as the vocabulary has tens of thousands of tokens: a memory takes size · labels · k · 8 bytes.
-    The square is their mean over the k tokens (in the published code over all classes) and over the labels. A sample's
-    scores are those at the end of its task; in the original they are those of the step in which it was seen.
+    where h are the logits, and x' and x'' two batches of the memory. Only the k highest logits of each label are kept,
+    as the vocabulary has tens of thousands of tokens: a memory takes size · labels · k · 8 bytes. The squared
+    difference is averaged over the k tokens (in the published code over all classes) and over the labels. A sample's
+    logits are those at the end of its task; in the original they are those of the step in which it was seen.
     """
 
     name, order = "derpp", 85
@@ -24,9 +24,9 @@ class DarkExperienceReplay(ReplayMemory):
     published = "--memory_policy reservoir, α --derpp_alpha 0.1 to 0.5, β --derpp_beta 0.5 to 1"
     memory_share = 0.19
     flags = ReplayMemory.flags | {
-        "--derpp_alpha": dict(type=flags.not_negative_rate, default=0.1, help="derpp: weight of the stored scores"),
+        "--derpp_alpha": dict(type=flags.not_negative_rate, default=0.1, help="derpp: weight of the stored logits"),
         "--derpp_beta": dict(type=flags.not_negative_rate, default=0.5, help="derpp: weight of the stored labels"),
-        "--derpp_top_k": dict(type=flags.positive, default=20, help="derpp: scores stored of each label"),
+        "--derpp_top_k": dict(type=flags.positive, default=20, help="derpp: logits stored for each label"),
     }
     no_teacher = "what is kept of a sample is its label and the model's own scores"
     state_file = "memory.pt"
@@ -38,46 +38,46 @@ class DarkExperienceReplay(ReplayMemory):
 
     @property
     def replay_weight(self):
-        """β: the stored labels are a term of their own."""
+        """β: the stored labels form a separate term."""
         return self.settings.derpp_beta
 
     def companions(self, epoch, step, count):
-        """Two batches of the memory: of the first the stored scores count, of the second the labels."""
+        """Two batches of the memory: the first is trained on its stored logits, the second on its labels."""
         scored = self.draw(count, epoch, step, 0)
         return [replace(row, scored=True) for row in scored] + self.draw(count, epoch, step, 1)
 
     def encode_kept(self, task, indices):
-        """Rows that know their stored scores."""
+        """Rows with their stored logits."""
         from versatile.lifelong.stored_scores import ScoredRow
 
         rows = super().encode_kept(task, indices)
         return [ScoredRow.of(row, *self.scores[task][int(i)]) for row, i in zip(rows, indices)]
 
     def loss_terms(self):
-        """α · the mean squared difference from the stored scores."""
+        """α · the mean squared difference from the stored logits."""
         from versatile.lifelong.stored_scores import StoredScoresLoss
 
         return [StoredScoresLoss(self.settings.derpp_alpha)]
 
     def after_task(self, task, batches):
-        """Choose what is kept, and store the model's scores of what is new."""
+        """Choose the samples to keep, and store the model's logits for the new ones."""
         from versatile.lifelong.stored_scores import top_scores
 
         super().after_task(task, batches)
         new = self.memory.kept[task]
         self.scores[task] = dict(zip(map(int, new), top_scores(self.sequence, task, new, self.settings.derpp_top_k)))
-        # Of what has left the memory nothing is kept.
+        # Drop the logits of samples that have left the memory.
         self.scores = {name: {int(i): self.scores[name][int(i)] for i in indices}
                        for name, indices in self.memory.kept.items()}  # fmt: skip
 
     def state_dict(self):
-        """Which samples are kept, and their scores."""
+        """Which samples are kept, and their logits."""
         from versatile.lifelong.stored_scores import pack_scores
 
         return super().state_dict() | dict(scores=pack_scores(self.scores))
 
     def load_state_dict(self, state):
-        """From one."""
+        """See `Strategy`."""
         from versatile.lifelong.stored_scores import unpack_scores
 
         super().load_state_dict(state)

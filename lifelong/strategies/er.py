@@ -6,7 +6,7 @@ from versatile.lifelong.strategies.replay_memory import ReplayMemory
 class ExperienceReplay(ReplayMemory):
     """Every step trains on a batch of the task and a batch of the memory together (algorithm 1): the loss is the mean
     over the labels of both. With --replay epoch the memory is mixed into the task's samples instead, each once an
-    epoch: what "replay" means in the tables of O-LoRA, SAPT and TRACE."""
+    epoch, which is what "replay" means in the tables of O-LoRA, SAPT and TRACE."""
 
     name, order = "er", 80
     summary = ("ER, Chaudhry et al. 2019: real samples of the earlier tasks are kept; every batch B of the task is "
@@ -16,14 +16,14 @@ class ExperienceReplay(ReplayMemory):
     memory_share = 0.29
     flags = ReplayMemory.flags | {
         "--replay": dict(choices=("step", "epoch"),
-                         help="er: see samples of the memory in every step, or each once an epoch (default: step)"),
+                         help="er: replay a batch in every step, or each sample once an epoch (default: step)"),
     }  # fmt: skip
 
     def before_task(self, seen, new):
-        """With --replay epoch the memory's rows."""
+        """With --replay epoch, the memory's rows."""
         super().before_task(seen, new)
         return self.rows if self.settings.replay == "epoch" else []
 
     def companions(self, epoch, step, count):
-        """A batch of the memory."""
+        """A batch of the memory, unless --replay epoch has mixed it in already."""
         return [] if self.settings.replay == "epoch" else self.draw(count, epoch, step)

@@ -4,7 +4,7 @@ from versatile.lifelong.strategies.importance_penalty import ImportancePenalty
 
 
 class ElasticWeightConsolidation(ImportancePenalty):
-    """ω += 1/N · Σ_batches (∂ mean cross-entropy / B)², over the batches, of B samples each, of a task of N samples."""
+    """ω += 1/N · Σ_batches (∂ mean cross-entropy / B)², over batches of B samples of a task of N samples."""
 
     name, order = "ewc", 50
     summary = ("EWC, Kirkpatrick et al. 2017: ω += 1/N · Σ_batches (∂ mean cross-entropy / B)² after each task; "

@@ -7,7 +7,7 @@ from versatile.utils.screen import counted
 
 
 class GradientEpisodicMemory(KeptSamples):
-    """No step may raise the loss on samples kept of earlier tasks: see `lifelong.gem`."""
+    """No step may raise the loss on samples kept from earlier tasks: see `lifelong.gem`."""
 
     name, order = "gem", 70
     summary = ("GEM, Lopez-Paz & Ranzato 2017: samples of each task are kept, as many as a share of the next task; a "
@@ -17,7 +17,7 @@ class GradientEpisodicMemory(KeptSamples):
     is_published = True
     memory_share = 0.50
     flags = {
-        "--qp_margin": dict(type=flags.not_negative_rate, default=0.5, help="gem: lower bound of the duals"),
+        "--qp_margin": dict(type=flags.not_negative_rate, default=0.5, help="gem: lower bound of the dual variables"),
     }
 
     def make_memory(self):
@@ -31,7 +31,7 @@ class GradientEpisodicMemory(KeptSamples):
         return [GradientProjection(self)] if self.memory.kept else []
 
     def memory_losses(self):
-        """{earlier task: what `Projection` takes of its kept samples}."""
+        """{earlier task: loss function of its kept samples, as `Projection` takes it}."""
         from versatile.lifelong.gem import memory_losses
         from versatile.lifelong.losses import Objective
 
@@ -42,7 +42,7 @@ class GradientEpisodicMemory(KeptSamples):
         return losses
 
     def projection(self, trainer):
-        """`lifelong.gem.Projection` of a stage."""
+        """The stage's `lifelong.gem.Projection`."""
         from functools import partial
 
         from versatile.lifelong.gem import Projection, project
@@ -53,7 +53,7 @@ class GradientEpisodicMemory(KeptSamples):
                           partial(project, margin=settings.qp_margin))  # fmt: skip
 
     def after_task(self, task, batches):
-        """Choose what is kept of it."""
+        """Choose the samples to keep of the task."""
         from versatile.training.experiment import say
 
         sizes = self.sequence.sizes
@@ -65,13 +65,13 @@ class GradientEpisodicMemory(KeptSamples):
 def active_parameters(sequence, parameters, tasks):
     """The parameters whose gradients are projected: all but the adapters of tasks not trained yet.
 
-    A gradient of zeros would not let those rest: it still brings weight decay. An earlier task's own adapter is moved
-    with its memory, where that has a part in the projection.
+    A zero gradient would not keep those fixed, as weight decay would still apply. An earlier task's own adapter is
+    updated when its memory takes effect in the projection.
 
     Args:
         sequence: `learning.Sequence`.
-        parameters: all that are trained.
-        tasks: those trained now or before.
+        parameters: all trained parameters.
+        tasks: names of the tasks trained now or before.
     """
     from versatile.lifelong import routing
 
@@ -81,7 +81,7 @@ def active_parameters(sequence, parameters, tasks):
 
 
 class GradientProjection(Callback):
-    """A strategy's `projection` of a stage's gradients."""
+    """Applies a strategy's `projection` to a stage's gradients."""
 
     def __init__(self, strategy):
         self.strategy = strategy

@@ -1,4 +1,4 @@
-"""What EWC and MAS share: parameters that mattered to earlier tasks are drawn back to where they were."""
+"""Base class of EWC and MAS: parameters important to earlier tasks are pulled back to their old values."""
 
 from versatile.lifelong.strategies.base import Strategy
 from versatile.training.callbacks import Callback
@@ -12,8 +12,9 @@ class ImportancePenalty(Strategy):
     naming_flags = {
         "--normalize_importance": dict(
             action="store_true",
-            help="ewc, mas: divide each task's ω by its mean, and λ by 2 · Σ lr: over a task a parameter of mean "
-                 "importance is drawn back to e^-λ of its way, on any model; without it ω and λ are the published"),
+            help="ewc, mas: divide each task's ω by its mean and λ by 2 · Σ lr, so that over a task a parameter of "
+                 "mean importance is pulled back to e^-λ of its displacement, on any model (default: ω and λ as "
+                 "published)"),
     }  # fmt: skip
     titles = {"normalize_importance": "normalised importance"}
     published = "--reg_lambda 1"
@@ -32,7 +33,7 @@ class ImportancePenalty(Strategy):
         return [Penalty(self.importance)]
 
     def after_task(self, task, batches):
-        """Add the task's importance ω to the earlier tasks', and take the parameters as they are for p*."""
+        """Add the task's importance ω to the earlier tasks', and set p* to the current parameters."""
         from versatile.lifelong.batches import BackOff
         from versatile.lifelong.importance import task_batches
         from versatile.training.experiment import say
@@ -60,12 +61,12 @@ class ImportancePenalty(Strategy):
         return read_importance(path, self.importance)
 
     def load_state_dict(self, state):
-        """From one."""
+        """See `Strategy`."""
         self.importance.load_state_dict(state)
 
 
 class Penalty(Callback):
-    """Behind every step of the optimizer that is really taken."""
+    """Applies the penalty after every optimizer step that is actually taken."""
 
     def __init__(self, importance):
         self.importance = importance
@@ -81,7 +82,7 @@ class Penalty(Callback):
 
 
 def count_batches(batches, done):
-    """The batches; `done` is called with the number of those that were worked through."""
+    """Yield the batches; `done` is called with the number processed so far."""
     for number, batch in enumerate(batches, 1):
         yield batch
         done(number)

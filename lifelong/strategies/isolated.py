@@ -1,11 +1,11 @@
-"""Isolated adapters: what can be had where a question's task is known and nothing is shared."""
+"""Isolated adapters: the upper bound when the task of every question is known and nothing is shared."""
 
 from versatile.lifelong.strategies.base import Strategy
 
 
 class IsolatedAdapters(Strategy):
-    """Each task trains an adapter of its own (--own_adapters), and the rows of the special tokens with the first task
-    alone: nothing of earlier tasks ever moves, so nothing is forgotten."""
+    """Each task trains its own adapter (--own_adapters); the special tokens' embeddings are trained with the first
+    task only. No parameter of an earlier task ever changes, so nothing is forgotten."""
 
     name, order = "isolated", 94
     summary = ("An adapter of its own per task (as --own_adapters), the special tokens' rows trained with the first "
@@ -22,14 +22,14 @@ class IsolatedAdapters(Strategy):
 
     @classmethod
     def complete(cls, settings):
-        """Each task has its own adapter."""
+        """Give each task its own adapter."""
         from versatile.lifelong.sequence import FRESH
 
         cls.check_method(settings)
         settings.own_adapters = settings.own_adapters or FRESH
 
     def before_task(self, seen, new):
-        """Nothing but the task's own adapter is trained, and at first the shared rows."""
+        """Train only the task's own adapter, and in the first stage also the shared embeddings."""
         from versatile.lifelong import routing
 
         model = self.sequence.model

@@ -1,13 +1,13 @@
-"""What GEM and the strategies of replay share: real samples kept of the tasks trained, and the file that names them."""
+"""Base class of GEM and the replay strategies: real samples kept from trained tasks, and the file that lists them."""
 
 from versatile.lifelong.strategies.base import Strategy
 
 
 class KeptSamples(Strategy):
-    """Keeps a `lifelong.memory.Memory`, which subclasses make.
+    """Keeps a `lifelong.memory.Memory`, which subclasses create.
 
     Attributes:
-        memory: of the tasks before.
+        memory: samples of earlier tasks.
         new: names of the stage's tasks.
     """
 
@@ -22,12 +22,12 @@ class KeptSamples(Strategy):
         raise NotImplementedError
 
     def before_task(self, seen, new):
-        """Nothing is mixed into the task's samples."""
+        """Note the stage's tasks; nothing is mixed into their samples."""
         self.new = new
         return []
 
     def kept_bytes(self):
-        """Of their texts in UTF-8."""
+        """Size of the kept samples' texts in UTF-8."""
         data = self.sequence.data
         samples = [data[task][int(i)] for task, indices in self.memory.kept.items() for i in indices]
         return sum(len("".join((qa.context, qa.question, *qa.answers)).encode()) for qa in samples)
@@ -37,7 +37,7 @@ class KeptSamples(Strategy):
         return self.memory.state_dict()
 
     def load_state_dict(self, state):
-        """From one."""
+        """See `Strategy`."""
         self.memory.load_state_dict(state)
 
     def read_state(self, path):

@@ -1,4 +1,4 @@
-"""LAMOL (Sun, Ho & Lee 2020): the model generates samples of earlier tasks before each task and is trained on both."""
+"""LAMOL (Sun, Ho & Lee 2020): before each task the model generates samples of earlier tasks, which are replayed."""
 
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ from versatile.utils.screen import counted
 
 
 class GenerativeReplay(Strategy):
-    """Loss qa + λ·lm: each sample is answered and generated. Before task t, ceil(γ·N_t) samples in equal shares of
-    the earlier tasks are generated, each from its task's start token (or kept real ones: --real_sample)."""
+    """Loss qa + λ·lm: the model learns to answer and to generate each sample. Before task t it generates ceil(γ·N_t)
+    samples, in equal shares of the earlier tasks and each from its task's start token (--real_sample: real samples)."""
 
     name, order = "lll", 10
     summary = ("LAMOL, Sun et al. 2020; L2KD, Chuang et al. 2020, with --distil, --seq_distil: before each task, γ "
@@ -21,10 +21,10 @@ class GenerativeReplay(Strategy):
     generates_samples = True
     memory_share = 0.35
     flags = {
-        "--top_k_lm": dict(type=flags.not_negative, default=20, help="draw from the k likeliest tokens; 0: all"),
+        "--top_k_lm": dict(type=flags.not_negative, default=20, help="sample from the k most likely tokens; 0: all"),
         "--top_p_lm": dict(type=flags.fraction, default=0.0,
-                           help="draw from the likeliest of this joint probability; 0: all"),
-        "--temperature_lm": dict(type=flags.rate, default=1.0, help="of sampling"),
+                           help="sample from the most likely tokens of this total probability; 0: all"),
+        "--temperature_lm": dict(type=flags.rate, default=1.0, help="sampling temperature"),
     }  # fmt: skip
     naming_flags = {
         "--real_sample": dict(action="store_true", help="lll: replay real samples instead of generated ones"),
@@ -37,7 +37,7 @@ class GenerativeReplay(Strategy):
         return f"{settings.gen_lm_sample_percentage:g}_{settings.seed}"
 
     def before_task(self, seen, new):
-        """Rows of the earlier tasks' samples."""
+        """Replayed rows of the earlier tasks."""
         if not seen:
             return []
         from versatile.lifelong.replay import quotas
@@ -103,7 +103,7 @@ class GenerativeReplay(Strategy):
                                  progress=done if sequence.rank == 0 else None)  # fmt: skip
 
     def sampling(self):
-        """How samples are drawn, as the flags say."""
+        """`Sampling` as the flags set it."""
         from versatile.lifelong.replay import Sampling
 
         settings = self.settings

@@ -5,12 +5,12 @@ from versatile.utils import flags
 
 
 class LearningWithoutForgetting(Strategy):
-    """The model of the tasks before answers the new task's questions too, and what it would have said is kept:
+    """The previous model's predictions for the new task's questions are preserved by distillation:
 
         L = L_new + λ_o · L_old,   L_old = -Σ_i y'_i log ŷ'_i,   y'_i = y_i^(1/T) / Σ_j y_j^(1/T)    (equations 1 to 4)
 
-    over the tokens i of the vocabulary, mean over the labels of the answers, with y the distribution of the model as
-    the task before left it and ŷ that of the model in training. No sample of an earlier task is needed.
+    summed over the tokens i of the vocabulary and averaged over the labels of the answers, where y is the distribution
+    of the model after the previous task and ŷ that of the model in training. No samples of earlier tasks are needed.
     """
 
     name, order = "lwf", 65
@@ -21,8 +21,8 @@ class LearningWithoutForgetting(Strategy):
     memory_share = 0.41
     flags = {
         "--lwf_lambda": dict(type=flags.not_negative_rate, default=1.0,
-                             help="lwf: weight of what the previous model said"),
-        "--lwf_temperature": dict(type=flags.rate, default=2.0, help="lwf: of both distributions"),
+                             help="lwf: weight of the previous model's predictions"),
+        "--lwf_temperature": dict(type=flags.rate, default=2.0, help="lwf: temperature of both distributions"),
     }  # fmt: skip
     no_teacher = "the model before is the teacher already"
     no_own_adapters = "what an earlier task's adapter said is not asked through the new task's"
@@ -32,7 +32,7 @@ class LearningWithoutForgetting(Strategy):
         self.previous = None
 
     def before_task(self, seen, new):
-        """Keep the model as it stands; nothing is replayed."""
+        """Keep a copy of the model as it is; nothing is replayed."""
         from versatile.lifelong.previous import copy_model
 
         self.previous = copy_model(self.sequence.model) if seen else None

@@ -4,7 +4,7 @@ from versatile.lifelong.strategies.importance_penalty import ImportancePenalty
 
 
 class MemoryAwareSynapses(ImportancePenalty):
-    """ω += 1/N · Σ_batches |∂ mean(softmax(scores behind the question)²) / B|."""
+    """ω += 1/N · Σ_batches |∂ mean(softmax(logits after the question)²) / B|."""
 
     name, order = "mas", 60
     summary = ("MAS, Aljundi et al. 2018: as ewc, with ω += 1/N · Σ_batches |∂ mean(softmax(scores behind the "

@@ -1,4 +1,4 @@
-"""All tasks at once: multitask, and multilm, which is trained to generate samples, too."""
+"""All tasks at once: multitask, and multilm, which is also trained to generate samples."""
 
 import argparse
 
@@ -8,7 +8,7 @@ from versatile.utils.errors import UserError
 
 
 def repeats(text):
-    """The value of --upsample_data: how often each task's samples are taken."""
+    """argparse type of --upsample_data: how often each task's samples are repeated."""
     try:
         counts = [int(part) for part in text.split("_")]
     except ValueError:
@@ -18,7 +18,7 @@ def repeats(text):
     return counts
 
 
-# For `stored_flags`: the words of a value, and what it is.
+# For `stored_flags`: how a value is written, and what is expected.
 repeats.written = lambda numbers: "_".join(map(str, numbers))
 repeats.expected = "true, false, or a number for each task"
 
@@ -32,13 +32,13 @@ class Multitask(Strategy):
     flags = {
         "--upsample_data": dict(
             nargs="?", const=True, default=False, type=repeats, metavar="R1_R2_…",
-            help="multitask, multilm: repeat each task's samples so often, in the order of --tasks; without a value "
-                 "smaller tasks' up to the largest's number"),
+            help="multitask, multilm: how often to repeat each task's samples, in the order of --tasks; without a "
+                 "value, smaller tasks are repeated up to the size of the largest"),
     }  # fmt: skip
 
     @classmethod
     def check(cls, settings):
-        """As `Strategy.check`; --upsample_data has a number for each task."""
+        """As `Strategy.check`; --upsample_data must have a number for each task."""
         super().check(settings)
         counts = settings.upsample_data
         if isinstance(counts, list) and len(counts) != len(settings.tasks):
@@ -46,7 +46,7 @@ class Multitask(Strategy):
                             remedy="give one for each")  # fmt: skip
 
     def training_rows(self, rows):
-        """With --upsample_data a task's rows again and again: as often as it says, or until all have as many."""
+        """With --upsample_data, each task's rows repeated as often as it says, or up to the size of the largest."""
         repeat = self.settings.upsample_data
         if not repeat:
             return super().training_rows(rows)
@@ -60,7 +60,7 @@ class Multitask(Strategy):
 
 
 class MultitaskLM(Multitask):
-    """The same, trained to generate samples."""
+    """As `Multitask`, also trained to generate samples."""
 
     name, order = "multilm", 40
     summary = "As multitask, and trained to generate the samples, with the loss of lll."

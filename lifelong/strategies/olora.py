@@ -7,10 +7,10 @@ from versatile.utils import flags
 
 
 class OrthogonalLoRA(Strategy):
-    """Each task trains a LoRA of its own, orthogonal to those of the tasks before, which stay as they are; the model
-    uses the sum of all, whichever task a question is of. See `lifelong.subspaces`.
+    """Each task trains its own LoRA, orthogonal to the frozen ones of earlier tasks; the model uses the sum of all,
+    whatever the task of a question. See `lifelong.subspaces`.
 
-    The rows of the special tokens are trained with the first task alone: nothing of earlier tasks moves.
+    The special tokens' embeddings are trained with the first task only: no parameter of an earlier task changes.
     """
 
     name, order = "olora", 90
@@ -18,7 +18,7 @@ class OrthogonalLoRA(Strategy):
                "frozen; L + λ · Σ_{i<t} ‖A_i A_tᵀ‖² keeps the new one orthogonal to them. With --method "
                "lora.")  # fmt: skip
     published = "λ --olora_lambda 0.5, --lora_rank 8, --learning_rate 1e-3 (T5-large)"
-    flags = {"--olora_lambda": dict(type=flags.not_negative_rate, default=0.5, help="olora: weight of orthogonality")}
+    flags = {"--olora_lambda": dict(type=flags.not_negative_rate, default=0.5, help="olora: weight of the penalty")}
     no_own_adapters = "each task has a subspace of its own already"
 
     @classmethod
@@ -28,7 +28,7 @@ class OrthogonalLoRA(Strategy):
 
     @classmethod
     def attached_method(cls, method, tasks):
-        """LoRA with a subspace for each of so many tasks, of the same scale alpha / r."""
+        """LoRA with one subspace per task, at the same scale alpha / r."""
         return method | {name: method[name] * tasks for name in ("lora_rank", "lora_alpha")}
 
     def before_task(self, seen, new):
@@ -50,12 +50,12 @@ class OrthogonalLoRA(Strategy):
         return [] if self.is_first else [OrthogonalityLoss(self.subspaces, self.settings.olora_lambda)]
 
     def callbacks(self):
-        """What holds the other tasks' subspaces."""
+        """The callback that freezes the other tasks' subspaces."""
         return [HeldSubspaces(self.subspaces)]
 
 
 class HeldSubspaces(Callback):
-    """The other tasks' subspaces stand still in a stage."""
+    """Freezes the other tasks' subspaces during a stage."""
 
     def __init__(self, subspaces):
         self.subspaces = subspaces

@@ -4,9 +4,9 @@ from versatile.lifelong.strategies.isolated import IsolatedAdapters
 
 
 class ProgressivePrompts(IsolatedAdapters):
-    """The rows of task k see [P_k, P_(k-1), …, P_1, x] (equation 3): its own prompt and, frozen, those of the tasks
-    before. Only P_k is trained. The published prompts are soft tokens before the input (--method prompt); those of
-    --method prefix are keys and values in every block."""
+    """The rows of task k see [P_k, P_(k-1), …, P_1, x] (equation 3): their own prompt and the frozen prompts of
+    earlier tasks. Only P_k is trained. The published prompts are soft tokens before the input (--method prompt);
+    those of --method prefix are keys and values in every block."""
 
     name, order = "progprompt", 92
     summary = ("ProgressivePrompts, Razdaibiedina et al. 2023: task k trains a prompt P_k; its rows read "

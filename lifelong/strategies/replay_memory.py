@@ -1,4 +1,4 @@
-"""What ER, A-GEM and DER++ share: a memory of real samples, of which every step sees a few."""
+"""Base class of ER, A-GEM and DER++: a memory of real samples, a few of which are used in every step."""
 
 import argparse
 
@@ -22,22 +22,22 @@ def memory_size(text):
 class ReplayMemory(KeptSamples):
     """Keeps a memory of the samples trained on; see `lifelong.memory`.
 
-    Attributes of a class:
-        policy: --memory_policy where it is not given.
+    Class attributes:
+        policy: default of --memory_policy.
     """
 
     flags = {
         "--memory_size": dict(
             type=memory_size, metavar="N",
-            help="er, agem, derpp: samples kept of each task (per_task) or of all together (reservoir), as a number or "
-                 f"as a share below 1 of them (default: {DEFAULT_SIZE})"),
+            help="er, agem, derpp: samples kept per task (per_task) or in total (reservoir), as a number or as a "
+                 f"share below 1 (default: {DEFAULT_SIZE})"),
         "--memory_policy": dict(
             choices=("reservoir", "per_task"),
-            help="er, agem, derpp: keep every sample that has passed with the same chance, or so many of each task "
-                 "(default: er and derpp reservoir, agem per_task)"),
+            help="er, agem, derpp: keep every sample seen so far with the same probability, or a fixed number or "
+                 "share of each task (default: er and derpp reservoir, agem per_task)"),
         "--memory_batch_size": dict(
             type=flags.positive, metavar="N",
-            help="er, agem, derpp: samples of the memory that a step looks at (default: as many as the batch has)"),
+            help="er, agem, derpp: batch size of the replayed samples (default: that of the task's batch)"),
     }  # fmt: skip
     policy = "reservoir"
 
@@ -54,12 +54,12 @@ class ReplayMemory(KeptSamples):
                            self.sequence.sizes, settings.seed)  # fmt: skip
 
     def before_task(self, seen, new):
-        """Encode the memory; nothing of it is mixed into the task's samples."""
+        """Encode the memory; it is not mixed into the task's samples."""
         self.number, self.rows = len(seen), self.memory_rows()
         return super().before_task(seen, new)
 
     def memory_rows(self):
-        """The rows of all samples kept."""
+        """Rows of all kept samples."""
         return [row for task, indices in self.memory.kept.items() for row in self.encode_kept(task, indices)]
 
     def encode_kept(self, task, indices):
@@ -67,11 +67,11 @@ class ReplayMemory(KeptSamples):
         return self.sequence.encode(task, indices, True) if len(indices) else []
 
     def draw(self, count, *position):
-        """Rows of the memory, each once, as many as a step looks at.
+        """Rows of the memory for one step, drawn without replacement.
 
         Args:
-            count: samples of the batch beside them.
-            position: whole numbers that the choice depends on, beside the seed and the stage.
+            count: samples of the task's batch, as many as are drawn by default.
+            position: integers that the choice depends on, in addition to the seed and the stage.
         """
         import numpy as np
 
@@ -82,7 +82,7 @@ class ReplayMemory(KeptSamples):
         return [self.rows[i] for i in generator.choice(len(self.rows), min(count, len(self.rows)), replace=False)]
 
     def after_task(self, task, batches):
-        """Choose what is kept of it, and of the tasks before."""
+        """Choose the samples to keep of the task and of earlier ones."""
         from versatile.training.experiment import say
 
         size = self.sequence.sizes[task]
@@ -91,7 +91,7 @@ class ReplayMemory(KeptSamples):
         say(f"{task}: {counted(len(self.memory), 'sample')} kept: {kept}")
 
     def metrics(self):
-        """How many samples of each task the stage looked back at."""
+        """How many samples of each earlier task were in the stage's memory."""
         counts = {}
         for row in self.rows:
             counts[row.task] = counts.get(row.task, 0) + 1

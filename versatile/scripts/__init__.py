@@ -1,4 +1,4 @@
-"""The command-line scripts: train, evaluate, combine_all, …; in a checkout they lie at its root."""
+"""The command-line scripts: train, evaluate, combine_all, …; in a checkout they are at its root."""
 
 from pathlib import Path
 
