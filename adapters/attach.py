@@ -18,6 +18,7 @@ from versatile.adapters.methods.base import are_separate  # noqa: F401  (part of
 from versatile.adapters.methods.base import parameters_of_tasks as owners  # noqa: F401
 from versatile.adapters.methods.registry import BARE, get_method, method_of
 from versatile.adapters.routing import TaskRouter
+from versatile.adapters.schemas import check_module_names
 from versatile.adapters.trained import (  # noqa: F401  (part of this interface)
     count_parameters,
     halve_frozen,
@@ -272,11 +273,13 @@ def attach(
         the same model object, its class now also `TaskConditioned`.
 
     Raises:
-        UserError: a method that does not go with the backbone.
+        UserError: a method that does not go with the backbone; a task's name that torch does not take.
     """
     methods = None if methods is None else {task: method_of(value) for task, value in methods.items()}
     backbone = backbone_of(model.config)
     check_methods(backbone, methods or {})
+    if methods is not None:
+        check_module_names(markers, "--tasks", "task")
     if methods is None or not freeze:
         refuse_training(model, "this run")
     # What a carried backbone is saved with: its own tokenizer, without what is added now.

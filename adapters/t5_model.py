@@ -12,7 +12,7 @@ from versatile.adapters.imports.hyperformer import original_names
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
 from versatile.adapters.methods.registry import get_method, method_of
 from versatile.adapters.routing import TaskRouter
-from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS, PUBLISHED_T5
+from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS, PUBLISHED_T5, check_module_names
 from versatile.utils.errors import UserError
 
 METHODS = (*PUBLISHED_T5, *PORT_METHODS)
@@ -259,10 +259,9 @@ def check(config, tasks, settings):
         if names is not None and len(names) != len(tasks):
             raise UserError(f"{len(names)} names ({', '.join(names)})", location=field,
                             expected=f"one for each of the {len(tasks)} tasks {', '.join(tasks)}")  # fmt: skip
-    for name in [*tasks, *(settings.adapters or []), *(settings.task_embeddings or [])]:
-        if not name or "." in name:
-            raise UserError(f"{name!r}", location="the name of a task, adapter or task embedding",
-                            expected="a name without dots: it becomes part of a parameter's name")  # fmt: skip
+    for flag, what, names in (("tasks", "task", tasks), ("adapters", "adapter", settings.adapters),
+                              ("task_embeddings", "task embedding", settings.task_embeddings)):  # fmt: skip
+        check_module_names(names or [], flag, what)
     if not 1 <= settings.reduction_factor <= config.d_model:
         raise UserError(f"{settings.reduction_factor}", location="reduction_factor",
                         expected=f"1 to the model's width {config.d_model}")  # fmt: skip
