@@ -92,6 +92,11 @@ class TaskConditioned(WithMethods):
         router: `TaskRouter` shared by the adapter banks.
     """
 
+    @property
+    def saves_backbone(self):
+        """Whether a checkpoint holds the backbone itself."""
+        return self.info.mode == "full" or self.info.save_backbone
+
     def forward(
         self,
         input_ids=None,

@@ -81,6 +81,16 @@ class TaskT5(WithMethods):
         router: `TaskRouter` shared by the methods.
     """
 
+    # Whether no name leads to the backbone, and the fingerprint of the one that its name leads to.
+    backbone_carried, backbone_fingerprint = False, None
+
+    @property
+    def saves_backbone(self):
+        """Whether a checkpoint holds the T5 itself: all of it is trained, or no name leads to it."""
+        if self.backbone_carried or self.backbone_fingerprint is None:
+            return True
+        return all(p.requires_grad for name, p in self.named_parameters() if not is_added(name))
+
     def forward(
         self,
         input_ids=None,
@@ -394,7 +404,8 @@ def count_parameters(model):
     for name, p in model.named_parameters():
         if p.requires_grad:
             counts[_kind(names[name])] += p.numel()
-        if not is_added(name):
+        # A tied head counts with the table, also where it was put in half precision (`halve_frozen`).
+        if not is_added(name) and not (name == "lm_head.weight" and model.config.tie_word_embeddings):
             counts["total"] += p.numel()
     return counts
 
