@@ -239,14 +239,21 @@ def train(arguments, run, model, tokenizer, splits, drawn, evaluation):
     Returns:
         the entries of metrics.json on training.
     """
+    import ignite.distributed as idist
+    import torch
     from versatile.adapters import t5
+    from versatile.adapters.trained import halve_frozen
     from versatile.training import experiment
     from versatile.training.runs import ModelFiles
     from versatile.training.text_to_text_training import build_trainer
+    from versatile.utils.devices import precision
 
     files = ModelFiles(lambda at: t5.save(model, tokenizer, at), lambda at: t5.load_weights(model, at))
     key = experiment.data_key(train=splits["train"], valid=splits.get("validation"))
     run.bind(files, key, experiment.resume_command("train_t5.py", run.directory))
+    dtype = precision(arguments, idist.device())
+    if dtype != torch.float32:
+        halve_frozen(model, dtype)
     result = experiment.run_training(build_trainer(arguments, run, model, drawn, evaluation))
     # The run directory holds the kept model; a run resumed at its end has another one in memory.
     files.load(run.directory)
@@ -276,16 +283,18 @@ def finish(arguments, run, model, tokenizer, splits, trained):
     """
     import ignite.distributed as idist
     from versatile.adapters import t5
+    from versatile.adapters.inference import freeze_for_inference
     from versatile.training import experiment
     from versatile.training.text_to_text_evaluation import FILES, PREFIXES, metric_values, print_average, write_results
     from versatile.utils import plots
-    from versatile.utils.devices import precision, prepare_for_device
+    from versatile.utils.devices import precision
     from versatile.utils.files import write_json
 
     first = idist.get_rank() == 0
     folder, step = Path(arguments.eval_output_dir or arguments.output_dir), trained.get("best_step")
-    results, tasks = {}, {}
-    prepare_for_device(model, idist.device(), precision(arguments, idist.device()))
+    results, tasks, counts = {}, {}, t5.count_parameters(model)
+    if not trained:
+        freeze_for_inference(model, idist.device(), precision(arguments, idist.device()))
     for split in ("validation", "test"):
         evaluation, prefix = build_evaluation(arguments, model, tokenizer, splits.get(split)), PREFIXES[split]
         if evaluation is None:
@@ -300,7 +309,6 @@ def finish(arguments, run, model, tokenizer, splits, trained):
             print_average(results[prefix], prefix)
             tasks[split] = {name: metric_values(result) for name, result in evaluation.results.items()}
     named = ", ".join(arguments.tasks) if len(arguments.tasks) < 4 else f"{len(arguments.tasks)} tasks"
-    counts = t5.count_parameters(model)
     metrics = dict(method=model.settings.method, tasks_of_model=model.tasks, ledger=counts, coverage=None)
     metrics |= trained | dict(scores=tasks) | results
     if trained:

@@ -18,6 +18,7 @@ from versatile.adapters.methods.base import are_separate  # noqa: F401  (part of
 from versatile.adapters.methods.base import parameters_of_tasks as owners  # noqa: F401
 from versatile.adapters.methods.registry import BARE, get_method, method_of
 from versatile.adapters.routing import TaskRouter
+from versatile.adapters.schemas import check_module_names
 from versatile.adapters.trained import (  # noqa: F401  (part of this interface)
     count_parameters,
     halve_frozen,
@@ -90,6 +91,11 @@ class TaskConditioned(WithMethods):
         info: `TaskModelInfo`.
         router: `TaskRouter` shared by the adapter banks.
     """
+
+    @property
+    def saves_backbone(self):
+        """Whether a checkpoint holds the backbone itself."""
+        return self.info.mode == "full" or self.info.save_backbone
 
     def forward(
         self,
@@ -273,11 +279,13 @@ def attach(
         the same model object, its class now also `TaskConditioned`.
 
     Raises:
-        UserError: a method that does not fit the backbone.
+        UserError: a method that does not fit the backbone; a task name that torch rejects.
     """
     methods = None if methods is None else {task: method_of(value) for task, value in methods.items()}
     backbone = backbone_of(model.config)
     check_methods(backbone, methods or {})
+    if methods is not None:
+        check_module_names(markers, "--tasks", "task")
     if methods is None or not freeze:
         refuse_training(model, "this run")
     # A backbone inside a checkpoint is saved with its original tokenizer, without the tokens added below.

@@ -18,8 +18,13 @@ def prepare_for_inference(model, device, dtype):
         (`count_parameters` of the model before freezing, its maximum sequence length)
     """
     parameters = count_parameters(model)
+    freeze_for_inference(model, device, dtype)
+    return parameters, backbone_of(model.config).max_length(model.config)
+
+
+def freeze_for_inference(model, device, dtype):
+    """What `prepare_for_inference` does to a model, a T5 with tasks as well."""
     model.requires_grad_(False).to(device).eval()
     if dtype != torch.float32:
         halve_frozen(model, dtype)
     devices.prepare_for_device(model, device, dtype)
-    return parameters, backbone_of(model.config).max_length(model.config)

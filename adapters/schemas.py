@@ -184,13 +184,26 @@ def check_tasks(config, location):
                         expected="the same ones")  # fmt: skip
 
 
-def check_module_names(names, location):
-    """Check that names can be part of parameter names: torch rejects those of its modules' own attributes."""
+def check_module_names(names, location, what="name"):
+    """Check that names can be part of parameter names.
+
+    torch rejects dots, empty names and the names of its modules' own attributes ("train", "keys").
+
+    Args:
+        names: names of tasks, or of whatever `what` says.
+        location: where they were read, for the error.
+
+    Raises:
+        UserError: a name that torch rejects.
+    """
     from torch import nn
 
     for name in names:
+        if not name or "." in name:
+            raise UserError(f"the {what} {name!r}", location=location,
+                            expected="a name without dots: it becomes part of a parameter's name")  # fmt: skip
         if any(hasattr(kind(), name) for kind in (nn.ModuleDict, nn.ParameterDict)):
-            raise UserError(f"the name {name!r}", location=location,
+            raise UserError(f"the {what} {name!r}", location=location, remedy=f"call it {name}_task, for example",
                             expected="a name that is not an attribute of a torch module")  # fmt: skip
 
 

@@ -53,16 +53,9 @@ def _fingerprint(model):
 # ---- saving
 
 
-def _carried(model):
-    """Whether the backbone cannot be found by name: all of it is trained, or it never had a name."""
-    if getattr(model, "backbone_carried", False) or getattr(model, "backbone_fingerprint", None) is None:
-        return True
-    return all(p.requires_grad for n, p in model.named_parameters() if not is_added(n))
-
-
 def adapter_state(model):
     """{published name: tensor} of everything added to the backbone, and of the backbone's trained tensors."""
-    carried, names = _carried(model), original_names(model)
+    carried, names = model.saves_backbone, original_names(model)
     return {
         names[name]: p.detach()
         for name, p in model.named_parameters()
@@ -85,7 +78,7 @@ def save(model, tokenizer, directory, state=None):
         save_whole(model, tokenizer, directory, backbone_state(model), model.config, common)
         return
     backbone = backbone_name(model)
-    if _carried(model):
+    if model.saves_backbone:
         save_whole(model, tokenizer, directory / BACKBONE, backbone_state(model), model.config)
         backbone = dict(base_model_name_or_path=BACKBONE, base_model_fingerprint=_fingerprint(model))
     state = adapter_state(model) if state is None else state
@@ -183,7 +176,7 @@ def load_weights(model, directory):
     if model.settings.method == "finetune":
         copy_tensors(read_safetensors(path / WHOLE), backbone_state(model), path / WHOLE)
         return
-    if _carried(model):
+    if model.saves_backbone:
         location = path / BACKBONE / WHOLE
         copy_tensors(read_safetensors(location), backbone_state(model), location)
     _copy_state(model, read_safetensors(path / WEIGHTS), path / WEIGHTS)

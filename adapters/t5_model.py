@@ -12,7 +12,7 @@ from versatile.adapters.imports.hyperformer import original_names
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
 from versatile.adapters.methods.registry import get_method, method_of
 from versatile.adapters.routing import TaskRouter
-from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS, PUBLISHED_T5
+from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS, PUBLISHED_T5, check_module_names
 from versatile.utils.errors import UserError
 
 METHODS = (*PUBLISHED_T5, *PORT_METHODS)
@@ -80,6 +80,16 @@ class TaskT5(WithMethods):
         methods: {task: its method}, as in the manifest; {} if the whole T5 is trained.
         router: `TaskRouter` shared by the methods.
     """
+
+    # Whether checkpoints must hold the T5 because it has no name, and the fingerprint of the T5 of that name.
+    backbone_carried, backbone_fingerprint = False, None
+
+    @property
+    def saves_backbone(self):
+        """Whether a checkpoint holds the T5 itself: all of it is trained, or it cannot be found by name."""
+        if self.backbone_carried or self.backbone_fingerprint is None:
+            return True
+        return all(p.requires_grad for name, p in self.named_parameters() if not is_added(name))
 
     def forward(
         self,
@@ -259,10 +269,9 @@ def check(config, tasks, settings):
         if names is not None and len(names) != len(tasks):
             raise UserError(f"{len(names)} names ({', '.join(names)})", location=field,
                             expected=f"one for each of the {len(tasks)} tasks {', '.join(tasks)}")  # fmt: skip
-    for name in [*tasks, *(settings.adapters or []), *(settings.task_embeddings or [])]:
-        if not name or "." in name:
-            raise UserError(f"{name!r}", location="the name of a task, adapter or task embedding",
-                            expected="a name without dots: it becomes part of a parameter's name")  # fmt: skip
+    for flag, what, names in (("tasks", "task", tasks), ("adapters", "adapter", settings.adapters),
+                              ("task_embeddings", "task embedding", settings.task_embeddings)):  # fmt: skip
+        check_module_names(names or [], flag, what)
     if not 1 <= settings.reduction_factor <= config.d_model:
         raise UserError(f"{settings.reduction_factor}", location="reduction_factor",
                         expected=f"1 to the model's width {config.d_model}")  # fmt: skip
@@ -395,7 +404,8 @@ def count_parameters(model):
     for name, p in model.named_parameters():
         if p.requires_grad:
             counts[_kind(names[name])] += p.numel()
-        if not is_added(name):
+        # A tied head counts with the table, also where it was put in half precision (`halve_frozen`).
+        if not is_added(name) and not (name == "lm_head.weight" and model.config.tie_word_embeddings):
             counts["total"] += p.numel()
     return counts
 

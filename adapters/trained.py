@@ -41,7 +41,7 @@ def halve_frozen(model, dtype):
     """
     from transformers.pytorch_utils import Conv1D
 
-    if trainable(model) and (model.info.mode == "full" or model.info.save_backbone):
+    if trainable(model) and model.saves_backbone:
         return
     head = model.get_output_embeddings()
     set_compute_dtype(model, dtype)

@@ -13,6 +13,7 @@ tokens, and a task's own adapter is not updated in a step in which no row goes t
 from versatile.adapters.attach import owners as owned
 from versatile.adapters.methods.base import added_parameters, copy_adapter
 from versatile.adapters.methods.registry import BARE
+from versatile.utils.errors import UserError
 
 SHARED = "lifelong"
 
@@ -29,6 +30,10 @@ def layout(tokens, tasks, method, own):
     if not own:
         return {SHARED: tokens}, None if method is None else {SHARED: method}, True
     names = [adapter_name(task) for task in tasks]
+    if SHARED in names:
+        raise UserError(f"the task {SHARED!r}", location="--tasks",
+                        expected="another name: this one stands for what is shared",
+                        remedy=f"call it {SHARED}_task, for example")  # fmt: skip
     return {SHARED: tokens} | {name: [] for name in names}, {SHARED: 0} | dict.fromkeys(names, method), False
 
 

@@ -197,6 +197,24 @@ def test_an_unknown_name_lists_names_like_it_and_says_how_to_bring_ones_own(get)
     assert f"did you mean {near}" in str(error.value) and f"{typed}=FOLDER_OR_FILE" in str(error.value)
 
 
+@pytest.mark.parametrize(("script", "flags"), [
+    ("train", ["--task", "keys={}", "--model_checkpoint", "tiny-gpt2", "--method", "lora"]),
+    ("train_vlm", ["--tasks", "keys={}", "--model_checkpoint", "tiny-gpt2", "--method", "lora"]),
+    ("train_t5", ["--tasks", "keys={}", "--model_name_or_path", "tiny-t5", "--method", "lora", "--do_train", "true"]),
+    ("train_lifelong", ["--tasks", "ag", "keys={}", "--model_name", "tiny-gpt2", "--method", "lora", "--own_adapters",
+                        "--data_dir", SAMPLES / "lifelong"]),
+    ("train_lifelong", ["--tasks", "ag", "lifelong={}", "--model_name", "tiny-gpt2", "--method", "lora",
+                        "--own_adapters", "--data_dir", SAMPLES / "lifelong"]),
+])  # fmt: skip
+def test_a_name_that_parameters_cannot_have_is_refused_with_nothing_written(script, flags, tmp_path):
+    write(tmp_path / "data")
+    filled = [str(flag).format(tmp_path / "data") for flag in flags]
+    name = next(word for word in filled if word.endswith(f"={tmp_path / 'data'}")).partition("=")[0]
+    result = run(script, [*filled, "--output_dir", tmp_path / "run"], tmp_path / "log")
+    assert result.code == 2 and f"the task {name!r}" in result.err and f"{name}_task" in result.err
+    assert not (tmp_path / "run").exists()
+
+
 # --- as each encoder takes it ----------------------------------------------------------------------------
 
 

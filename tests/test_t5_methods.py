@@ -8,6 +8,7 @@ import torch
 from test_train_t5 import config, read
 from versatile.adapters import t5
 from versatile.adapters.methods.registry import get_method
+from versatile.adapters.trained import halve_frozen
 from versatile.utils.errors import UserError
 
 import train_t5
@@ -74,6 +75,47 @@ def test_only_what_is_added_is_trained_and_the_file_gives_it_back(method, tmp_pa
     with torch.no_grad():
         assert torch.equal(again(**batch()).logits, model(**batch()).logits)
     assert t5.parameter_summary(model).startswith("trained: adapters ")
+
+
+@pytest.mark.parametrize("method", [*SETTINGS, "adapters", "hyperformer", "hyperformer++", "finetune"])
+def test_frozen_matrices_kept_in_half_give_autocasts_results_bit_for_bit(method):
+    found = []
+    for halve in (False, True):
+        model, _ = t5.load_backbone("tiny-t5")
+        torch.manual_seed(0)
+        size = {} if method in SETTINGS else dict(reduction_factor=8)
+        t5.attach(model, TASKS, t5.T5Settings(method=method, method_settings=SETTINGS.get(method, {}), **size))
+        counts = t5.count_parameters(model.eval())
+        if halve:
+            halve_frozen(model, torch.bfloat16)
+            assert t5.count_parameters(model) == counts
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch()).loss
+        loss.backward()
+        gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+        halved = {p.dtype for p in model.parameters()} == {torch.float32, torch.bfloat16}
+        model.requires_grad_(False)
+        if halve:
+            halve_frozen(model, torch.bfloat16)
+            assert model.lm_head.weight.dtype == torch.bfloat16 and model.shared.weight.dtype == torch.float32
+        given = {name: value for name, value in batch().items() if name != "labels"}
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append((loss, gradients, model.generate(**given, max_new_tokens=5, do_sample=False, num_beams=2)))
+    # A T5 that is trained is saved, and stays as fine as it is.
+    assert halved == (method != "finetune")
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][2], found[1][2])
+    # (IA)3 scales what enters a feed-forward's last map, which T5 gives the precision of that map's weight.
+    close = 0.01 if method == "ia3" else 0
+    assert found[0][1]
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=close, atol=close * float(a.abs().max()))
+
+
+def test_a_t5_that_is_saved_beside_its_adapters_stays_whole():
+    model, _ = adapted("lora")
+    model.backbone_carried = True
+    halve_frozen(model, torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
 def test_its_tables_are_tied_as_those_of_any_t5():

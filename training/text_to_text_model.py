@@ -3,6 +3,7 @@
 import ignite.distributed as idist
 import torch
 from versatile.adapters import t5
+from versatile.adapters.inference import freeze_for_inference
 from versatile.data import text_to_text
 from versatile.data.encoders.text_to_text import TextEncoder
 from versatile.data.own_tasks import register_own_tasks
@@ -15,7 +16,6 @@ from versatile.training.evaluation import Predictions
 from versatile.training.objectives import cross_entropy, move
 from versatile.training.runs import run_flags
 from versatile.training.text_model import TextModel
-from versatile.utils import devices
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 
@@ -71,7 +71,8 @@ class TextToTextModel(TextModel):
         register_own_tasks(flags.get("task_definitions") or [])
         text_model = cls(*t5.load(directory, task), dtype)
         text_model.bind_run(directory, flags)
-        devices.prepare_for_device(text_model.model.eval(), idist.device(), dtype)
+        text_model.counts = t5.count_parameters(text_model.model)
+        freeze_for_inference(text_model.model, idist.device(), dtype)
         return text_model
 
     def bind_run(self, directory, flags):
@@ -142,7 +143,7 @@ class TextToTextModel(TextModel):
 
     def describe(self):
         """The entries about the model for every summary: its method, backbone and parameters."""
-        counts = t5.count_parameters(self.model)
+        counts = self.counts
         parameters = dict(adapters=counts["adapters"] + counts["hypernetworks"], task_rows=counts["task_embeddings"],
                           backbone=counts["backbone"] + counts["layer_norms"], total=counts["total"])  # fmt: skip
         return dict(checkpoint=str(self.directory), method=self.model.settings.method, ledger=counts,
