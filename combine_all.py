@@ -10,13 +10,13 @@ r"""Combine trained tasks into one VLM: their adapters and embeddings in one bac
   add a task, but write to a new directory, and name the data of the proof:
     python combine_all.py --into runs/VLM --checkpoints qa=runs/qa --output runs/VLM5 --data qa=data/samples/qa.json
 
-  runs of train_camtl.py with adapters (--method bottleneck, lora, ia3) become one classifier, and runs of train_t5.py
-  (adapters as well as prefix and prompt) one T5, with the same flags:
+  runs of train_camtl.py with adapters (--method adapters, bottleneck, lora, ia3) become one classifier, and runs of
+  train_t5.py (prefix and prompt as well) one T5, with the same flags:
     python combine_all.py --checkpoints cola=runs/cola rte=runs/rte --output runs/glue
 
 A checkpoint is a run of train.py with an adapter (or only embeddings), one of its checkpoints/step_N, a VLM of
 combine_all.py or train_vlm.py (TASK= selects one of its tasks), or a released one. All must have been trained on the
-same backbone. The result is a directory that evaluate_vlm.py reads (evaluate.py for classifiers and T5s).
+same backbone. The result is a directory that evaluate_vlm.py reads (classifiers and T5s evaluate.py, too).
 
 The result is proved correct before it appears under its name: on real inputs from each task's scored split, the logits
 of the base vocabulary and of the task's own markers, and the greedy outputs, must match those of the task's own model

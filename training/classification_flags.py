@@ -144,7 +144,7 @@ def check(p, args):
             p.error("--push_to_hub uploads what is trained: it goes with --do_train")
     args.max_steps = max(args.max_steps, -1)
     if not 0 < args.percent_of_max_data_size < math.inf:
-        p.error("--percent_of_max_data_size: expected a number above 0 and up to 1")
+        p.error("--percent_of_max_data_size: expected a number above 0 (from 1 on: all of the data)")
     _check_tasks(p, args)
     _check_method(p, args)
     settings.apply_fp16_level(p, args)
