@@ -25,6 +25,7 @@ from versatile.data.listing import list_tasks
 from versatile.data.task_names import by_task, task_flag
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.screen import shell_command
 
 
 def parser():
@@ -79,12 +80,15 @@ def main(argv=None):
 
         if manifest and manifest.encoder in OF_RUNS:
             return evaluate_run(args, p.locations, manifest.encoder)
-    from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
+    from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import canonical_name, get_task
 
-    prepare_own_tasks(args, "--task")
-    register_own_tasks(manifest.definitions.values() if manifest else ())
+    prepare_own_tasks(args, "--task", trained=manifest.definitions.values() if manifest else ())
     args.task = canonical_name(args.task, "markers")
+    if args.task == "all" and manifest and manifest.encoder == "markers":
+        every = shell_command("evaluate_vlm.py", "--task", "all", "--model_checkpoint", args.model_checkpoint)
+        raise UserError("this script evaluates one task of such a model", location="--task all",
+                        expected=f"one of {', '.join(manifest.tasks)}", remedy=f"for all of them: {every}")  # fmt: skip
     if args.model_checkpoint and not args.score_only and (args.task == "all" or not_trained(args, manifest)):
         from versatile.training.text_to_text_evaluation import explain_untrained
 
@@ -121,7 +125,7 @@ def score_files(args, task):
 
     if args.output_dir:
         writable_directory(args.output_dir, "--output_dir")
-    hypotheses, examples = [from_one_line(line) for line in metrics.read_lines(args.score_only)], None
+    hypotheses, examples = [from_one_line(line) for line in metrics.read_hypotheses(args.score_only)], None
     if args.references:
         references = [list(map(from_one_line, group)) for group in metrics.read_references(args.references)]
     else:

@@ -117,6 +117,10 @@ def read_task_split(args, task, max_history):
 
     split, named_file = args.split or task.scored_split, args.data.get(task.name) or args.dataset_path
     own, trained_on = Path(task.dataset_path), runs.trained_on(args.model_checkpoint, task.name)
+    pairs = getattr(task, "pairs", None)
+    if args.task == "all" and not named_file and pairs and pairs.own and task.has_data() and not pairs.has(split):
+        print(f"{task.name}: left out, {own} has no {split} split")
+        return None
     if named_file or task.has_data():
         return evaluation.read_split(task, named_file or str(own), split, max_history, args.limit)
     why = f"there is no {own}"

@@ -59,12 +59,11 @@ def main(argv=None):
     flags.check_lengths(p, args)
     flags.require_one_process()
     from versatile.adapters import checkpoint
-    from versatile.data.own_tasks import prepare_own_tasks, register_own_tasks
+    from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import get_task
 
-    prepare_own_tasks(args, "--task")
     manifest = checkpoint.peek(args.model_checkpoint)
-    register_own_tasks(manifest.definitions.values() if manifest else ())
+    prepare_own_tasks(args, "--task", trained=manifest.definitions.values() if manifest else ())
     task = get_task(args.task)
     args.dataset_path = task.data_path(args.dataset_path)
     partial = check_output(args, task)

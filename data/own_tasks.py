@@ -13,7 +13,8 @@ in the folder or next to the file (there also ``<file>.task.json``); or the sour
     {"data": "owner/name", "prompt": "text", "answer": "label", "labels": ["negative", "positive"],
      "metrics": ["accuracy", "f1"], "question": "What is the sentiment?", "max_length": 64}
 
-All keys are optional. ``prompt`` may be a list of columns.
+All keys are optional. ``prompt`` may be a list of columns. ``max_length`` bounds the answers of train_t5.py; where a
+script has ``--max_length``, that flag does.
 """
 
 import hashlib
@@ -68,7 +69,7 @@ class OwnTask:
         labels: the possible answers, in order, or None if answers are free text.
         metrics: names of `utils.answer_metrics`, the headline metric first.
         question: what LAMOL's question-answer form asks about the prompt.
-        max_length: maximum number of tokens in a generated answer.
+        max_length: maximum number of tokens in an answer of train_t5.py; the other scripts have --max_length.
     """
 
     name: str
@@ -280,6 +281,11 @@ def answer_text(value, column, location):
                     remedy="correct the row, or take it out")  # fmt: skip
 
 
+def is_on_hub(source):
+    """Whether a source is the name of a data set on the hub: neither a path that exists nor one of a machine."""
+    return not Path(source).exists() and not Path(source).is_absolute() and bool(_HUB.fullmatch(source))
+
+
 # --- the hub ---------------------------------------------------------------------------------------------
 
 
@@ -300,6 +306,10 @@ def hub_splits(source):
     """Names of the splits of a data set on the hub."""
     from versatile.data.text_to_text_rows import split_names_on_hub
 
+    if not is_on_hub(source):
+        raise UserError("no such file or folder", location=source, expected="the data of a task of your own",
+                        remedy="put them back, or name where they lie now: --dataset_path DIR, --data TASK=DIR, or "
+                        "--task TASK=DIR")  # fmt: skip
     name, _, config = source.partition(":")
     return split_names_on_hub(name, config or None)
 
@@ -323,8 +333,11 @@ def hub_fingerprint(source, split):
 # --- definitions -----------------------------------------------------------------------------------------
 
 
-def define(name, source, flag="--tasks"):
+def define(name, source, flag="--tasks", trained=None):
     """The `OwnTask` of a typed NAME=SOURCE.
+
+    Args:
+        trained: the task as a model was trained on it; its settings apply where no task.json gives others.
 
     Raises:
         UserError: the name is not a valid task name, there is nothing at the source, or task.json is not valid.
@@ -351,6 +364,8 @@ def define(name, source, flag="--tasks"):
         raise UserError("no such file or folder", location=location, remedy="check the path for a typing error",
                         expected="a folder with train, valid and test, a json file, or owner/name on the hub")
     settings["source"] = str(path.resolve()) if path.exists() else source
+    if trained and beside is None:
+        return replace(trained, source=settings["source"])
     return from_json(dict(settings, name=name), beside or location)
 
 
@@ -413,22 +428,33 @@ def register_own_tasks(tasks):
 
     for task in tasks:
         task = task if isinstance(task, OwnTask) else from_json(task, "a task's definition in the checkpoint")
-        if task.name in known_names():
+        if task.name.lower() in known_names():
             raise UserError(f"{task.name!r} is a task of the toolkit", location=f"{task.name}={task.source}",
-                            expected="a name of your own", remedy="choose another name")  # fmt: skip
+                            expected="a name of your own",
+                            remedy=f"choose another name; to name the data of {task.name}: --dataset_path FILE, "
+                            f"--data {task.name}=FILE or --data_dir DIR, depending on the script")  # fmt: skip
         _KNOWN[task.name] = task
 
 
-def prepare_own_tasks(args, flag="--tasks", labelled=False):
+def relocate(name, source, flag):
+    """Let a registered task read other data from now on; arguments and errors as of `define`."""
+    register_own_tasks([define(name, source, flag, get_own_task(name))])
+
+
+def prepare_own_tasks(args, flag="--tasks", labelled=False, trained=()):
     """Register the user-defined tasks of a command line or a resumed run; sets `args.task_definitions`.
 
     Args:
         args: has own_tasks, {name: source} or None, and task_definitions, those of a resumed run or None.
         flag: the flag that the names were given to.
         labelled: every task is a classification task; labels not given are taken from the training rows.
+        trained: definitions of the tasks of a trained model, which typed sources give other data.
     """
+    register_own_tasks(trained)
     if args.own_tasks and not args.task_definitions:
-        tasks = [define(name, source, flag) for name, source in args.own_tasks.items()]
+        held = {task["name"] for task in trained}
+        tasks = [define(name, source, flag, get_own_task(name) if name in held else None)
+                 for name, source in args.own_tasks.items()]  # fmt: skip
         register_own_tasks(tasks)
         tasks = [task.with_labels() for task in tasks] if labelled else tasks
         args.task_definitions = [task.to_json() for task in tasks]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from versatile.data.glue import GlueExample
 from versatile.data.glue_task import GlueTask
-from versatile.data.own_tasks import default_metrics
+from versatile.data.own_tasks import default_metrics, is_on_hub, split_names_of_json
 from versatile.data.question_samples import QA
 from versatile.data.question_task import LifelongTask
 from versatile.data.row_store import RowStore
@@ -49,6 +49,8 @@ class MarkerTask(TextPair):
             return str(rewritten)
         if path and path != self.dataset_path and not Path(path).exists():
             raise UserError("no such file or folder", location=path, remedy="check the path for a typing error")
+        if path and self.pairs.own and Path(path).is_file():
+            split_names_of_json(Path(path))
         return path or self.dataset_path
 
     def distilled_path(self, path):
@@ -58,10 +60,10 @@ class MarkerTask(TextPair):
         return f"{self.name}={self.pairs.source}" if self.pairs.own else self.name
 
     def has_data(self):
-        return self.pairs.own or Path(self.dataset_path).exists()
+        return Path(self.dataset_path).exists() or (self.pairs.own and is_on_hub(self.dataset_path))
 
     def can_read(self, path):
-        return path == self.dataset_path or Path(path).exists()
+        return Path(path).exists() or (path == self.dataset_path and self.has_data())
 
     def records(self, path, split):
         return self.pairs.records(split, path)

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from versatile.data import instances
+from versatile.data.own_tasks import get_own_task, relocate
 from versatile.data.task_names import by_task
 from versatile.training import runs
 from versatile.utils import devices, metrics
@@ -248,6 +249,8 @@ def evaluate_run(args, typed, encoder):
     devices.quiet_libraries(args.cache_dir)
     text_model = kind.load(args.model_checkpoint, None, devices.precision(args, idist.device()))
     args.task = canonical_name(args.task, encoder)
+    for name, source in (args.own_tasks or {}).items():
+        relocate(name, source, "--task")
     splits = text_model.read_splits(args, typed)
     args.output_dir = args.output_dir or f"results/{runs.run_of(args.model_checkpoint).name}"
     writable_directory(args.output_dir, "--output_dir")
@@ -279,6 +282,13 @@ def task_data(args, typed, directory, task):
     Raises:
         UserError: no such folder.
     """
+    if get_own_task(task):
+        # --dataset_path names the folder of all known tasks, or the data of the one task that is asked for.
+        named = args.data.get(task) or (args.dataset_path if args.task != "all" else None)
+        if named:
+            relocate(task, named, "--data" if task in args.data else typed.get("dataset_path", "--dataset_path"))
+        yield None
+        return
     known, remembered = runs.stored(directory).get("flags", {}), runs.trained_on(directory, task)
     flag = f"{typed.get('dataset_path', '--dataset_path')} DIR"
     if task in args.data or (remembered and not args.dataset_path):

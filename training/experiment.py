@@ -14,6 +14,7 @@ from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.loading import load as load_backbone
 from versatile.data.batching import Batches
 from versatile.data.encoders.markers import load_split
+from versatile.data.own_tasks import define
 from versatile.data.task import distilled_beside
 from versatile.training import hub, sharding
 from versatile.training.board import check_reporters
@@ -62,25 +63,62 @@ def open_run(parser, args, given, script="train.py"):
         script: the resuming script; a run of another script is refused.
     """
     if not args.resume:
+        refuse_validation_flags(args, given)
         return args, None
     run, stored = Run.open(args.resume, args.keep_checkpoints, script)
     refuse_foreign(stored, script, args.resume)
     known = {k: v for k, v in rename_settings(stored["flags"], parser).items() if k in vars(args)}
     known = restore_flags(parser, known, run.directory / "run.json")
+    given = relocate_own_tasks(known, given)
     check_flags(given, known, FREE_WHEN_RESUMING, f"--resume {args.resume}")
     free = {k: absolute_paths(v) if k in READ_PATHS else v for k, v in given.items() if k in FREE_WHEN_RESUMING}
-    need_stored_paths({k: v for k, v in known.items() if k not in free}, run.directory / "run.json")
+    # Of a flag of TASK=PATH only the tasks that are named now have other data.
+    free = {k: {**known[k], **v} if isinstance(v, dict) and isinstance(known.get(k), dict) else v
+            for k, v in free.items()}  # fmt: skip
+    of_tasks = {k: v for k, v in known.items() if isinstance(v, dict)}
+    unchanged = {k: v for k, v in known.items() if k not in given} | {
+        k: {task: path for task, path in v.items() if task not in (given.get(k) or ())} for k, v in of_tasks.items()}
+    need_stored_paths(unchanged, run.directory / "run.json")
     return Namespace(**{**vars(args), **known, **free, "output_dir": args.resume}), run
+
+
+def relocate_own_tasks(known, given):
+    """Let a resumed run read its own tasks' data where TASK=SOURCE now says; the rows themselves are checked later.
+
+    Args:
+        known: {flag: value} of the run; its task definitions are changed.
+        given: {flag: value} typed now.
+
+    Returns:
+        `given` without what was taken over.
+    """
+    named, definitions = given.get("own_tasks") or {}, known.get("task_definitions") or []
+    if not named or set(named) - {task["name"] for task in definitions}:
+        return given
+    for task in definitions:
+        if task["name"] in named:
+            task["source"] = define(task["name"], named[task["name"]], "--tasks").source
+    return {flag: value for flag, value in given.items() if flag != "own_tasks"}
+
+
+def refuse_validation_flags(args, given):
+    """Raise a `UserError` for a flag that acts on validation, typed beside --no_validation."""
+    if not getattr(args, "no_validation", False):
+        return
+    for flag in ("early_stopping", "eval_before_start", "select"):
+        if flag in given and given[flag] not in (None, False, "last"):
+            raise UserError("has no effect with --no_validation", location=f"--{flag}", remedy="leave one of them out")
 
 
 def need_stored_paths(flags, file):
     """Raise a `UserError` if a path that a run was started with no longer exists; `file` is where it is recorded."""
     for flag in READ_PATHS:
         value = flags.get(flag)
-        for path in value.values() if isinstance(value, dict) else [value]:
+        for task, path in value.items() if isinstance(value, dict) else [(None, value)]:
             if isinstance(path, str) and os.path.isabs(path) and not os.path.exists(path):
-                raise UserError(f"it was started with --{flag} {path}, where nothing lies now", location=file,
-                                remedy=f"put it back, or name where it lies now: --{flag} PATH")  # fmt: skip
+                task = f"{task}=" if task else ""
+                raise UserError(f"it was started with --{flag} {task}{path}, where nothing lies now", location=file,
+                                remedy=f"put it back, or name where it lies now: --{flag} {task}PATH")  # fmt: skip
 
 
 def refuse_foreign(stored, script, directory):

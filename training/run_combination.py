@@ -25,7 +25,7 @@ from versatile.adapters.tensors import copy_tensors
 from versatile.data import glue
 from versatile.data.encoders import sentence_pair
 from versatile.data.files import SAMPLES
-from versatile.data.own_tasks import register_own_tasks
+from versatile.data.own_tasks import get_own_task, register_own_tasks, relocate
 from versatile.data.padding import tensors
 from versatile.data.pair_batches import pair_inputs
 from versatile.training import evaluation, runs, text_to_text_arguments, text_to_text_evaluation
@@ -45,6 +45,7 @@ class Combination:
         sources: {task: its model's directory}, those of `into` first, each checked by its manifest.
         typed: {task: how the user named it, for errors}.
         flags: {directory: the flags of its run}.
+        own: {task: `OwnTask`} of the user's own tasks, with the data that `find_data` was given.
         encoder, script, backbone: of this kind of model: its encoder, training script and backbone.
         kept: flags that the result takes from the runs if they all agree.
 
@@ -57,7 +58,7 @@ class Combination:
     kept = ()
 
     def __init__(self, into, checkpoints):
-        self.sources, self.typed, self.flags = {}, {}, {}
+        self.sources, self.typed, self.flags, self.own = {}, {}, {}, {}
         tasks_of_into = self.read_manifest(into, source_flag(into)).tasks if into else ()
         sources = [(task, into, source_flag(into)) for task in tasks_of_into]
         sources += [(task, directory, source_flag(directory, task)) for task, directory in checkpoints.items()]
@@ -69,6 +70,7 @@ class Combination:
             if directory not in self.flags:
                 self.flags[directory] = self.read_flags(directory)
                 register_own_tasks(self.flags[directory].get("task_definitions") or ())
+        self.own = {task: own for task in self.sources if (own := get_own_task(task))}
 
     def read_manifest(self, directory, flag):
         """The `Manifest` of a model of this kind; a `UserError` for any other kind."""
@@ -140,11 +142,14 @@ class Combination:
         Args:
             named: {task: folder} from --data.
         """
-        return {
+        for task in set(self.own) & set(named):
+            relocate(task, named[task], "--data")
+            self.own[task] = get_own_task(task)
+        return {task: own.source for task, own in self.own.items()} | {
             task: evaluation.data_of(
                 named.get(task), runs.trained_on(source, task) or self.flags[source].get("data_dir"),
                 f"--data {task}=DIR",
-            ) for task, source in self.sources.items()
+            ) for task, source in self.sources.items() if task not in self.own
         }  # fmt: skip
 
     def result_flags(self, folders):
@@ -152,9 +157,8 @@ class Combination:
         flags = list(self.flags.values())
         same = {name: flags[0][name] for name in self.kept
                 if all(name in own and own[name] == flags[0].get(name) for own in flags)}  # fmt: skip
-        data_dirs = set(folders.values())
-        definitions = {task["name"]: task for own in flags for task in own.get("task_definitions") or ()}
-        return same | dict(task_definitions=[task for name, task in definitions.items() if name in self.sources],
+        data_dirs = {folder for task, folder in folders.items() if task not in self.own}
+        return same | dict(task_definitions=[own.to_json() for own in self.own.values()],
                            data_dir=data_dirs.pop() if len(data_dirs) == 1 else None)
 
     @torch.no_grad()
@@ -176,6 +180,8 @@ class Combination:
         for source, tasks in self.by_directory():
             theirs = self.load(source)
             devices.prepare_for_device(theirs[0], idist.device(), torch.float32)
+            # Both models registered their own tasks where their runs read them.
+            register_own_tasks(self.own.values())
             for task in tasks:
                 folder = folders[task] or str(SAMPLES / "glue")
                 with evaluation.naming_the_flag(f"--data {task}=DIR"):

@@ -6,6 +6,8 @@ Shapes throughout: `hypotheses` is a list of N strings; `references` is a list o
 may have different numbers of references. A wrong shape is a `UserError`.
 """
 
+import contextlib
+import json
 import logging
 import math
 import re
@@ -354,6 +356,21 @@ def _check_hypotheses(hypotheses):
     for i, hypothesis in enumerate(hypotheses):
         if not isinstance(hypothesis, str):
             raise UserError(f"the hypothesis is {brief(hypothesis)}", location=f"example {i}", expected="a string")
+
+
+def read_hypotheses(path):
+    """The outputs in a file: one per line, or the "answer"s of a json list, the format of CoQA's script.
+
+    Raises:
+        UserError: as `read_lines`.
+    """
+    lines = read_lines(path)
+    if lines[0].lstrip().startswith("["):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            answers = [item["answer"] for item in json.loads("\n".join(lines))]
+            if answers and all(isinstance(answer, str) for answer in answers):
+                return answers
+    return lines
 
 
 def read_lines(path):
