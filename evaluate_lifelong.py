@@ -110,6 +110,7 @@ def main(argv=None):
 
 def evaluate(args, typed_flags):
     import ignite.distributed as idist
+    from versatile.data.own_tasks import relocate
     from versatile.lifelong import matrix, scoring
     from versatile.utils import devices
     from versatile.utils.files import writable_directory
@@ -117,6 +118,8 @@ def evaluate(args, typed_flags):
     devices.quiet_libraries(args.cache_dir)
     dtype = devices.precision(args, idist.device())
     runs = [scoring.open_sequence_run(folder) for folder in args.model_dirs]
+    for name, source in (args.own_tasks or {}).items():
+        relocate(name, source, "--tasks")
     same_runs(runs, {flag: value for flag, value in typed_flags.items() if flag in NAMING})
     data_dir = args.data_dir or runs[0].flags.data_dir
     splits = scoring.read_splits(runs[0].flags.tasks, data_dir, "train" if args.test_training_set else "test",

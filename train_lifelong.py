@@ -149,6 +149,10 @@ def check(p, args):
     if args.unbound and args.distil:
         p.error("--unbound: there is no teacher of its parts; leave --distil out")
     strategies.get_strategy(args).check(args)
+    if args.dynamic_epochs and args.max_n_epochs < args.n_epochs:
+        p.error(f"--dynamic_epochs: --max_n_epochs {args.max_n_epochs} is below --n_epochs {args.n_epochs}; raise it")
+    if args.lr_scheduler_type and args.decay_style != p.get_default("decay_style"):
+        p.error("--decay_style has no effect with --lr_scheduler_type: leave one of them out")
     for flag in ("warmup_steps", "lr_scheduler_kwargs"):
         if getattr(args, flag) is not None and not args.lr_scheduler_type:
             p.error(f"--{flag} goes with --lr_scheduler_type NAME")
@@ -178,7 +182,11 @@ def train(args, given):
         sequence.check_names(parser(), args)
         check(parser(), argparse.Namespace(**{**vars(args), "n_gpus": None}))
     tasks.sequence(args.tasks)
+    args.output_dir = str(args.output_dir or sequence.directory(args))
     dtype = experiment.begin(args, run)
+    if args.dynamic_epochs and args.max_n_epochs == args.n_epochs:
+        experiment.say(f"warning: --dynamic_epochs changes nothing: no task may have more than --max_n_epochs "
+                       f"{args.max_n_epochs}, as many as --n_epochs; raise the one or lower the other")  # fmt: skip
     # Check everything that can be wrong before anything is trained.
     teachers = find_teachers(args)
     named = bool(teachers)
@@ -202,7 +210,6 @@ def train(args, given):
     experiment.say(adapting.parameter_summary(lifelong_model.model))
     experiment.prepare_for_training(lifelong_model.model, args, dtype)
     if run is None:
-        args.output_dir = str(args.output_dir or sequence.directory(args))
         run = experiment.new_run(args, (), args.seq_train_type)
     check_skipped(args, run)
     learning.Sequence(args, lifelong_model, data, run.directory, dtype, teachers.get).train()

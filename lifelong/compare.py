@@ -127,13 +127,29 @@ def read_methods(directories, named):
         names.setdefault(same or name, []).append(name)
         methods[same or name] = join_seeds(methods[same], method) if same else method
     for name, seeds in names.items():
-        stems = {SEED.sub("", seed) for seed in seeds}
-        if len(seeds) > 1 and len(stems) == 1 and (stem := stems.pop()) not in methods.keys() - {name}:
+        stem = without_seed(seeds)
+        if len(seeds) > 1 and stem and stem not in methods.keys() - {name}:
             methods = {stem if known == name else known: method for known, method in methods.items()}
     for name, location in named:
         method = read_method(location)
         methods[name] = join_seeds(methods[name], method) if name in methods else method
     return methods, missing
+
+
+def without_seed(names):
+    """What directories' names have in common that differ in their seed alone, or None; it need not stand at the end."""
+    stems = {SEED.sub("", name) for name in names}
+    if len(stems) == 1:
+        return stems.pop()
+    words = [re.split(r"([-_])", name) for name in names]
+    if len({len(parts) for parts in words}) > 1:
+        return None
+    differing = [i for i, parts in enumerate(zip(*words)) if len(set(parts)) > 1]
+    if len(differing) != 1 or not all(re.fullmatch(r"(seed)?\d+", parts[differing[0]]) for parts in words):
+        return None
+    first, at = words[0], differing[0]
+    start = at - 3 if at > 2 and first[at - 2] == "seed" else max(at - 1, 0)
+    return "".join(first[:start] + first[at + 1 :])
 
 
 def join_seeds(method, other):

@@ -7,6 +7,7 @@ All randomness is a function of the seed and the position in the sequence, so no
 
 import gc
 import hashlib
+import sys
 from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from versatile.training.trainer import Trainer
 from versatile.utils import flags, plots
 from versatile.utils.errors import UserError
 from versatile.utils.files import remove_nested_leftovers, write_json
-from versatile.utils.screen import counted
+from versatile.utils.screen import counted, shell_command
 from versatile.utils.settings import ALL_SPELLINGS
 
 # (peak learning rate, Adam's eps): LAMOL's, which are for whole models, and those that adapters need.
@@ -158,9 +159,11 @@ class Sequence:
         folder: the sequence's directory.
         dtype: precision of the matrix products.
         teacher_of: function from a task to its teacher's directory, or None.
+        command: the command that resumes it after a stop (default: --resume with its directory).
     """
 
-    def __init__(self, args, lifelong_model, data, folder, dtype, teacher_of=None):
+    def __init__(self, args, lifelong_model, data, folder, dtype, teacher_of=None, command=None):
+        self.command = command or resume_command("train_lifelong.py", folder)
         self.args, self.data, self.folder, self.dtype = args, data, Path(folder), dtype
         self.lifelong_model = lifelong_model
         self.model, self.tokenizer = lifelong_model.model, lifelong_model.tokenizer
@@ -339,7 +342,7 @@ class Sequence:
                 return annealing(batches.seen(plan.micro_batches(step)))
 
         files = ModelFiles(lambda at: self.save(at, names), lambda at: checkpoint.load_weights(model, at))
-        run.bind(files, rows_key(rows), resume_command("train_lifelong.py", self.folder))
+        run.bind(files, rows_key(rows), self.command)
         run.epoch_steps, run.epochs, run.keep_epochs = plan.epoch_steps, epochs, not args.only_final
         return Trainer(
             model, batches, WeightedLoss(teacher, self.strategy.loss_terms()),
@@ -402,7 +405,9 @@ def train_teacher(args, task, dtype):
     say(f"\nteacher of {task}: {folder}")
     check_answers(lifelong_model.encoder, data)
     prepare_for_training(lifelong_model.model, args, dtype)
-    Sequence(own, lifelong_model, data, folder, dtype).train()
+    # The sequence that the teacher is for has no directory yet: the same command trains on where it stopped.
+    command = shell_command(Path(sys.argv[0]).name, *sys.argv[1:])
+    Sequence(own, lifelong_model, data, folder, dtype, command=command).train()
     return folder / task
 
 

@@ -97,16 +97,16 @@ def forward_transfer(matrix):
 
 
 def forgetting(matrix):
-    """F = 1/(T−1) · Σ_{j<T} (max_{i<T} R[i][j] − R[T][j]): how far tasks fell from their best before the last one.
+    """F = 1/(T−1) · Σ_{j<T} (max_{j≤i<T} R[i][j] − R[T][j]): how far tasks fell from their best since learned.
 
-    From −100 to 100, negative if they improved (Chaudhry et al. 2018, where starting i at task j or at the first task
-    makes no difference, as no task is best before it is learned; missing scores are ignored here). None with one task,
-    or if R[j][j] or R[T][j] is missing.
+    From −100 to 100, negative if they improved. SAPT's F.Ra; Chaudhry et al. 2018 start i at the first task, which
+    differs only if a task is best before it is learned. Missing scores are ignored. None with one task, or if R[j][j]
+    or R[T][j] is missing.
     """
     last = len(matrix.tasks) - 1
     falls = []
     for j in range(last):
-        best = [row[j] for row in matrix.rows[:last] if row[j] is not None]
+        best = [row[j] for row in matrix.rows[j:last] if row[j] is not None]
         falls.append(None if matrix.rows[j][j] is None else _difference(max(best), matrix.rows[last][j]))
     return _mean(falls)
 
@@ -241,7 +241,7 @@ def read_single_tasks(folders, names, metric):
     Raises:
         UserError: a sequence has several tasks, a task that is not among these, or another metric.
     """
-    scores = dict.fromkeys(names)
+    scores = {name: [] for name in names}
     for folder in folders:
         results, location = read_summary(folder), f"--single_task {folder}"
         (task, *others), kinds = results["tasks"], results["metrics"] or [None]
@@ -249,8 +249,9 @@ def read_single_tasks(folders, names, metric):
             raise UserError(f"it is of {', '.join(results['tasks'])} by {kinds[0]}", location=location,
                             expected=f"a sequence of one task alone, of {', '.join(names)}, by the same score",
                             remedy="train the task by itself, and evaluate it: --tasks TASK")  # fmt: skip
-        scores[task] = results["mean"]["rows"][0][0]
-    return list(scores.values()) if folders else None
+        scores[task].append(results["mean"]["rows"][0][0])
+    # Several of one task are its seeds.
+    return [_mean(found) if found else None for found in scores.values()] if folders else None
 
 
 def _same(matrices):

@@ -135,8 +135,8 @@ def share_of(share, samples):
 
 
 def count_of(size, samples):
-    """The number of samples that `size` stands for: itself, or if below 1, that fraction of `samples`, rounded up."""
-    return share_of(size, samples) if size < 1 else int(size)
+    """The number of samples that `size` stands for: itself, or if a float, that fraction of `samples`, rounded up."""
+    return share_of(size, samples) if isinstance(size, float) else size
 
 
 def make_memory(policy, size, sizes, seed):
@@ -144,7 +144,7 @@ def make_memory(policy, size, sizes, seed):
 
     Args:
         policy: "reservoir" or "per_task".
-        size: a number of samples, per task or in total, or a fraction below 1 of them.
+        size: a number of samples (int), per task or in total, or a fraction of them (float, up to 1).
         sizes: {task: its number of samples} for the tasks of the sequence.
     """
     return PerTaskMemory(size, seed) if policy == PER_TASK else Reservoir(count_of(size, sum(sizes.values())), seed)

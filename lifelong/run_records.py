@@ -8,7 +8,7 @@ from versatile.utils.errors import UserError
 
 METRICS = "training_metrics.json"
 # Flags that say where and how a run was trained, but do not define the experiment.
-_INCIDENTAL = {*sequence.FREE, *sequence.PRECISION, "seed", "data_dir", "teacher_dir", "train_teachers"}
+_INCIDENTAL = {*sequence.FREE, *sequence.PRECISION, "seed", "data_dir", "own_tasks", "teacher_dir", "train_teachers"}
 
 
 def decisive_flags(known):
@@ -17,7 +17,11 @@ def decisive_flags(known):
     Args:
         known: `Namespace` of a run's flags.
     """
-    return {flag: value for flag, value in vars(known).items() if flag not in _INCIDENTAL}
+    decisive = {flag: value for flag, value in vars(known).items() if flag not in _INCIDENTAL}
+    if definitions := decisive.get("task_definitions"):
+        # Where the rows lie decides nothing.
+        decisive["task_definitions"] = [{k: v for k, v in task.items() if k != "source"} for task in definitions]
+    return decisive
 
 
 def make_record(folder, known):

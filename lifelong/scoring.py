@@ -20,6 +20,7 @@ from versatile.lifelong.matrix import InferredTasks, Matrix, heat_map, markdown,
 from versatile.lifelong.strategies import get_strategy
 from versatile.lifelong.task_inference import EXAMPLES, WORDS, EmbeddingInference, PerplexityInference
 from versatile.training.evaluation import EvalSplit, evaluate_tasks
+from versatile.training.experiment import warm_start
 from versatile.utils import metrics
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, write_json
@@ -170,7 +171,9 @@ def make_inference(name, run, data_dir):
     if name is None:
         return None
     if name == "perplexity":
-        return PerplexityInference(get_strategy(run.flags).generates_samples, run.flags.add_task_tokens)
+        # The tokens of --unbound are those of the parts, which are not tasks.
+        has_tokens = run.flags.add_task_tokens and not run.flags.unbound
+        return PerplexityInference(get_strategy(run.flags).generates_samples, has_tokens)
     train = {task.name: samples.load_task(task, data_dir, "train") for task in tasks.sequence(run.flags.tasks)}
     return EmbeddingInference({name: qas[:EXAMPLES] for name, qas in train.items()})
 
@@ -182,6 +185,7 @@ def compute_matrix(run, splits, config, output, every_epoch=False, before=False)
     if before:
         flags = Namespace(**vars(run.flags))
         model = learning.load_model(flags)
+        warm_start(flags, None, model.model, model.tokenizer)
         predictor = Predictor.of(model.model, model.tokenizer, config.device, config.dtype, choose_length(run, config))
         load = {sequence.FINAL: lambda: predictor}
         task_scores, _ = stage_scores(Path(output) / BEFORE, load, splits, replace(config, shown=0))
@@ -341,7 +345,7 @@ R[i][j] is the score of task j after learning tasks 1 … i, b[j] that before an
 - average accuracy: 1/T · Σ_j R[T][j]
 - backward transfer: 1/(T−1) · Σ_{j<T} (R[T][j] − R[j][j])
 - forward transfer: 1/(T−1) · Σ_{j>1} (R[j−1][j] − b[j])
-- forgetting: 1/(T−1) · Σ_{j<T} (max_{i<T} R[i][j] − R[T][j])
+- forgetting: 1/(T−1) · Σ_{j<T} (max_{j≤i<T} R[i][j] − R[T][j])
 
 Under the names that papers print, s[j] being the score of a model that learned task j alone (--single_task):
 

@@ -317,7 +317,8 @@ def _lock_holder(handle):
 
 # Flags whose values are files or directories that a run reads. They are recorded as absolute paths, so that a run
 # resumes from anywhere, and may be changed when resuming, because their content is checked and not their location.
-READ_PATHS = ("dataset_path", "data", "data_dir", "teacher", "init_from", "model_checkpoint", "model_name_or_path")
+READ_PATHS = ("dataset_path", "data", "data_dir", "teacher", "teacher_dir", "init_from", "model_checkpoint",
+              "model_name_or_path")  # fmt: skip
 
 
 def absolute_paths(value):

@@ -1,6 +1,7 @@
 """Experience replay (Chaudhry et al. 2019, "On tiny episodic memories in continual learning")."""
 
 from versatile.lifelong.strategies.replay_memory import ReplayMemory
+from versatile.utils.errors import UserError
 
 
 class ExperienceReplay(ReplayMemory):
@@ -18,6 +19,14 @@ class ExperienceReplay(ReplayMemory):
         "--replay": dict(choices=("step", "epoch"),
                          help="er: replay a batch in every step, or each sample once an epoch (default: step)"),
     }  # fmt: skip
+
+    @classmethod
+    def check(cls, settings):
+        """See `Strategy`."""
+        super().check(settings)
+        if settings.replay == "epoch" and settings.memory_batch_size:
+            raise UserError("has no effect with --replay epoch", location="--memory_batch_size",
+                            remedy="leave one of them out")  # fmt: skip
 
     def before_task(self, seen, new):
         """With --replay epoch, the memory's rows."""

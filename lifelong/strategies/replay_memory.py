@@ -10,7 +10,7 @@ DEFAULT_SIZE = 0.05
 
 
 def memory_size(text):
-    """argparse type of --memory_size: a whole number above 0, or a share below 1."""
+    """argparse type of --memory_size: a whole number above 0, or a share up to 1.0."""
     try:
         return flags.positive(text) if "." not in text and "e" not in text.lower() else flags.share(text)
     except argparse.ArgumentTypeError:
@@ -30,7 +30,7 @@ class ReplayMemory(KeptSamples):
         "--memory_size": dict(
             type=memory_size, metavar="N",
             help="er, agem, derpp: samples kept per task (per_task) or in total (reservoir), as a number or as a "
-                 f"share below 1 (default: {DEFAULT_SIZE})"),
+                 f"share, 1.0: all (default: {DEFAULT_SIZE})"),
         "--memory_policy": dict(
             choices=("reservoir", "per_task"),
             help="er, agem, derpp: keep every sample seen so far with the same probability, or a fixed number or "
