@@ -23,6 +23,13 @@ def need(data_dir, names, splits, otherwise=""):
     Args:
         otherwise: additional advice, put before the rest.
     """
+    for task in map(get_task, names):
+        # A task of its own kind has its own place and files.
+        if absent := [split for split in splits if task.pairs and not task.has(split, data_dir)]:
+            raise UserError(f"has no {' and no '.join(absent)} split", location=task.pairs.located(data_dir).source,
+                            expected=f"rows of {task.name}",
+                            remedy=f"{otherwise}add it, or leave out what asks for it: --do_train, --do_eval, "
+                            "--do_predict")  # fmt: skip
     gone = missing(data_dir, names, splits)
     if not gone:
         return
@@ -53,7 +60,12 @@ def where_to_get(data_dir, names=None):
         names: tasks (default: all).
     """
     lines, gone = [], []
-    for name in names or TASKS:
+    plain = {name.replace("-", ""): name for name in TASKS}
+    for typed in [name for word in names or TASKS for name in word.split(",")]:
+        name = plain.get(typed.lower().replace("-", "").replace("_", ""))
+        if name is None:
+            lines.append(f"{typed:8} is not one of GLUE's; see docs/data.md for its files")
+            continue
         task = TASKS[name]
         paths = {split: path_of(data_dir or "", name, split) for split in task.files}
         absent = [path for path in paths.values() if not (data_dir and path.is_file())]

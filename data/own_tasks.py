@@ -185,24 +185,31 @@ class OwnTask:
         """(prompt, correct answers) of a record."""
         return self.prompt_text(self.prompts(record, location)), self.answers(record, location)
 
+    @property
+    def answer_columns(self):
+        """Names that the answer's column may have."""
+        return (self.answer,) if self.answer else _COLUMNS["answer"]
+
     def sentences(self, split):
         """Yield (location, the prompt's texts, label); the label is None in a test split without answers."""
         for location, record in self.records(split):
-            answered = split != "test" or (self.answer or "answer") in record or "tgt" in record
+            answer = next((record[column] for column in self.answer_columns if column in record), None)
+            answered = split != "test" or (answer is not None and str(answer).strip() != "")
             yield (location, self.prompts(record, location),
                    self.answers(record, location)[0].strip() if answered else None)  # fmt: skip
 
     def answers(self, record, location):
         """The texts of the correct answers."""
-        columns = (self.answer,) if self.answer else _COLUMNS["answer"]
-        return answers_of(record, columns, location, self.label if self.labels else answer_text)
+        return answers_of(record, self.answer_columns, location, self.label if self.labels else answer_text)
 
     def label(self, value, column, location):
         """An answer as a label's name; a number that is not itself a label is an index into them, from 0."""
         text = answer_text(value, column, location).strip()
         if text in self.labels:
             return text
-        if text.isascii() and text.isdigit() and int(text) < len(self.labels):
+        # Beside labels that are numbers themselves an index could not be told from a wrong label.
+        has_numbers = any(label.isdigit() for label in self.labels)
+        if text.isascii() and text.isdigit() and int(text) < len(self.labels) and not has_numbers:
             return self.labels[int(text)]
         shown = ", ".join(self.labels[:20]) + (", …" if len(self.labels) > 20 else "")
         raise UserError(f"{column!r} is {brief(value)}", location=location, expected=f"one of {shown}",
@@ -220,6 +227,9 @@ class OwnTask:
             return self
         occurring = set()
         for location, _, answers in self.rows("train"):
+            if not answers[0].strip():
+                raise UserError("has no answer", location=location, expected="a class",
+                                remedy="fill it in, or take the row out")  # fmt: skip
             occurring.add(answers[0].strip())
             if len(occurring) > MOST_LABELS:
                 raise UserError(f"has more than {MOST_LABELS} different answers", location=location,

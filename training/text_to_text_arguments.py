@@ -9,8 +9,10 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
+from versatile.adapters.manifest import peek
 from versatile.data.own_tasks import prepare_own_tasks
 from versatile.training.method_flags import check_settings
+from versatile.training.runs import run_flags, run_of
 from versatile.training.text_to_text_flags import PORT_SETTINGS, build_parser
 from versatile.utils import flags, schema, settings, stored_flags
 from versatile.utils.errors import UserError, first_line
@@ -82,11 +84,12 @@ def parse(make_parser, argv=None, script="train_t5.py"):
 
 
 # {setting: its leader}: the setting in a config file is ignored if its leader is typed.
-FOLLOWS = {"tokenizer_name": "model_name_or_path", "eval_tasks": "tasks"}
+FOLLOWS = {"tokenizer_name": "model_name_or_path", "eval_tasks": "tasks", "greater_is_better": "metric_for_best_model"}
 
 
 def follow(arguments):
-    """A typed model comes with its own tokenizer, and typed tasks are also the evaluated ones."""
+    """A typed model comes with its own tokenizer, typed tasks are also the evaluated ones, and a typed metric has its
+    own direction."""
     for name, leader in FOLLOWS.items():
         typed = {n: arguments.locations.get(n, "").startswith("--") for n in (name, leader)}
         if typed[leader] and not typed[name] and getattr(arguments, leader) and hasattr(arguments, name):
@@ -164,19 +167,53 @@ def definitions(value, location):
 def complete(arguments):
     """Check the flags' consistency, and fill in settings that follow from others."""
     if hasattr(arguments, "eval_tasks"):
+        trained = take_from_run(arguments)
         check_tasks(arguments, ("tasks", "eval_tasks"))
-        prepare_own_tasks(arguments, "--tasks")
+        prepare_own_tasks(arguments, "--tasks", trained=trained)
         check_task_names(arguments)
         if arguments.eval_strategy != "no" or arguments.evaluate_during_training:
             arguments.do_eval = True
         if not (arguments.do_train or arguments.do_eval or arguments.do_test):
             raise UserError("nothing to do", location="flags", expected="--do_train, --do_eval or --do_test")
+        if arguments.push_to_hub and not arguments.do_train:
+            raise UserError("uploads what is trained", location="--push_to_hub", expected="--do_train",
+                            remedy="leave it out")  # fmt: skip
         check_method(arguments)
     elif not (arguments.train_files or arguments.tasks):
         raise UserError("no text", location="flags", expected="--train_files, or --tasks with --data_dir")
     else:
+        prepare_own_tasks(arguments, "--tasks")
         check_task_names(arguments, ("tasks",))
     check_common(arguments)
+
+
+# How a trained model's inputs are made, and the rows that it may be scored on.
+OF_RUN = ("tasks", "eval_tasks", "data_dir", "train_adapters", "max_source_length", "max_target_length",
+          "val_max_target_length", "test_max_target_length", "split_validation_test", "data_seed",
+          "eval_beams")  # fmt: skip
+
+
+def take_from_run(arguments):
+    """Where nothing is trained, take what was not given of `OF_RUN` from the run that trained the model.
+
+    Returns:
+        the definitions of the run's own tasks.
+    """
+    name = arguments.model_name_or_path
+    if arguments.do_train or arguments.resume or not name or not (run_of(name) / "run.json").is_file():
+        return ()
+    manifest = peek(name)
+    if manifest is None or manifest.encoder != "text_to_text":
+        return ()
+    known = restored(*run_flags(name))
+    asked = "tasks" in arguments.locations or "eval_tasks" in arguments.locations
+    for flag in OF_RUN:
+        if flag in known and flag not in arguments.locations and not (asked and flag in ("tasks", "eval_tasks")):
+            setattr(arguments, flag, known[flag])
+    definitions = known.get("task_definitions") or ()
+    if not arguments.own_tasks:
+        arguments.task_definitions = definitions or None
+    return definitions
 
 
 def begin(arguments):
@@ -190,6 +227,10 @@ def begin(arguments):
 
     check_machine(arguments)
     check_optimizer(arguments)
+
+
+# Endings of metrics of which the lowest is the best.
+LOWER_IS_BETTER = ("loss", "perplexity")
 
 
 def check_common(arguments):
@@ -215,7 +256,7 @@ def check_common(arguments):
         arguments.metric_for_best_model = arguments.metric_for_best_model or "loss"
         check_best(arguments)
     if arguments.greater_is_better is None and arguments.metric_for_best_model:
-        arguments.greater_is_better = not arguments.metric_for_best_model.endswith("loss")
+        arguments.greater_is_better = not arguments.metric_for_best_model.endswith(LOWER_IS_BETTER)
 
 
 def check_best(arguments):

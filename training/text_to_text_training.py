@@ -12,7 +12,7 @@ from versatile.training.output_directory import check_output_directory
 from versatile.training.runs import Run
 from versatile.training.schedules import build_schedule
 from versatile.training.settings import Settings
-from versatile.training.text_to_text_arguments import warmup_steps
+from versatile.training.text_to_text_arguments import LOWER_IS_BETTER, warmup_steps
 from versatile.training.text_to_text_model import TextToTextModel
 from versatile.training.trainer import Trainer
 from versatile.training.validation import TOGETHER, Evaluator, Report
@@ -99,7 +99,7 @@ class BestMetric(Evaluator):
         self.evaluate, self.metric = evaluate, args.metric_for_best_model
         self.name = (args.metric_for_best_model or "loss").removeprefix("eval_")
         greater = args.greater_is_better
-        self.sign = -1 if (greater if greater is not None else not self.name.endswith("loss")) else 1
+        self.sign = -1 if (greater if greater is not None else not self.name.endswith(LOWER_IS_BETTER)) else 1
 
     def __call__(self):
         """`Report`"""
