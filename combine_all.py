@@ -220,6 +220,8 @@ def combine_language_models(args):
 
 def check_merge(p, args):
     """Reject flags that are incompatible with --merge or its method, and complete the defaults."""
+    from versatile.data.task import canonical_name
+
     tasks = list(dict.fromkeys(task for task, _ in args.checkpoints))
     if args.into or not args.output:
         p.error("--merge makes a new directory: --output DIR, without --into")
@@ -228,6 +230,8 @@ def check_merge(p, args):
     if args.task is None and len(tasks) > 1:
         p.error(f"--merge of {', '.join(tasks)}: name the one that the result is: --task TASK")
     args.task = args.task or tasks[0]
+    if args.task not in tasks:
+        args.task = canonical_name(args.task, "markers")
     if args.task not in tasks:
         p.error(f"--task {args.task}: expected one of {', '.join(tasks)}")
     for name, methods in (("density", MERGES[2:]), ("majority_sign_method", ("ties", "dare_ties"))):

@@ -245,6 +245,9 @@ def test_numbers_under_the_names_of_the_papers():
     assert found["forward_transfer"] == pytest.approx(((10 - 5) + (20 - 5)) / 2)
     assert found["BWT (SAPT)"] == pytest.approx(((50 - 80) + (75 - 70) + 0) / 3)
     assert found["backward_transfer"] == pytest.approx(((50 - 80) + (75 - 70)) / 2)
+    # What a task scores before it is learned is not forgotten, whether it was evaluated or not.
+    for cell in (95, None):
+        assert matrix.forgetting(Matrix(["x", "y", "z"], [[80, cell, 5], [60, 70, 20], [50, 65, 90]])) == 17.5
     without = matrix.summary([Matrix(["a", "b"], [[1, 2], [3, 4]])])["mean"]
     assert without["FWT (SAPT)"] is None and without["BWT (SAPT)"] == 1
     assert "| AP | F.Ra | FWT (SAPT) | BWT (SAPT) |" in matrix.markdown([Matrix(["a"], [[1]])])

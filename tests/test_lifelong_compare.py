@@ -137,6 +137,16 @@ def test_what_has_not_been_run_is_an_empty_row_with_its_command(directories, tmp
     assert stopped.value.code == 2 and "./run.sh small-lifelong-lamol --seed 3" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("names", "stem"), [
+    (["ag_sst_0.2_1", "ag_sst_0.2_2"], "ag_sst_0.2"), (["er-seed1", "er-seed2", "er"], "er"),
+    (["ag_0.5_1_real_sample_own", "ag_0.5_2_real_sample_own"], "ag_0.5_real_sample_own"),
+    (["ag_seed_1_unbound_3", "ag_seed_22_unbound_3"], "ag_unbound_3"), (["ag_1_own", "sst_2_own"], None),
+    (["ag_1", "ag_1_own"], None), (["lora-a", "lora-b"], None),
+])  # fmt: skip
+def test_seeds_of_a_method_are_named_without_the_seed_wherever_it_stands(names, stem):
+    assert compare.without_seed(names) == stem
+
+
 def test_scores_and_forgetting_over_time_are_those_of_the_tasks_so_far():
     rows = [[80, 10, 0], [60, 70, 20], [50, 75, 90]]
     learned = Matrix(["a", "b", "c"], rows)

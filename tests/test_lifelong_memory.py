@@ -41,7 +41,9 @@ def test_a_reservoir_that_is_not_full_keeps_all():
     assert {task: indices.tolist() for task, indices in memory.kept.items()} == {"a": [*range(8)], "b": [*range(9)]}
 
 
-@pytest.mark.parametrize("size, samples, count", [(5, 100, 5), (0.05, 100, 5), (0.07, 100, 7), (0.001, 100, 1)])
+@pytest.mark.parametrize("size, samples, count", [
+    (5, 100, 5), (0.05, 100, 5), (0.07, 100, 7), (0.001, 100, 1), (1, 100, 1), (1.0, 100, 100),
+])  # fmt: skip
 def test_a_size_is_a_number_or_a_share(size, samples, count):
     assert count_of(size, samples) == count
 

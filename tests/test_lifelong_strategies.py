@@ -78,6 +78,7 @@ def test_a_strategys_modules_are_read_without_torch():
     (("--seq_train_type", "derpp", "--distil"), "--distil: does not go with --seq_train_type derpp"),
     (("--seq_train_type", "lwf", "--method", "lora", "--own_adapters"), "--own_adapters: does not go with"),
     (("--seq_train_type", "olora", "--adapter_bottleneck", 4), "olora: does not go with the method bottleneck"),
+    (("--seq_train_type", "er", "--replay", "epoch", "--memory_batch_size", 3), "has no effect with --replay epoch"),
     (("--upsample_data",), "--upsample_data goes with --seq_train_type multitask or multilm"),
     (("--seq_train_type", "multilm", "--unbound", 2), "--unbound: multilm trains all tasks at once"),
     (("--seq_train_type", "multitask", "--dynamic_epochs"), "--dynamic_epochs: multitask trains all tasks at once"),

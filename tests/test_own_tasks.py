@@ -6,6 +6,7 @@
 import gzip
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from scripts import SAMPLES, done, metrics, run, small
@@ -184,8 +185,10 @@ def test_sources_and_names_that_cannot_be_are_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=expected):
             define(name, source)
-    with pytest.raises(UserError, match="'rte' is a task of the toolkit"):
-        register_own_tasks([define("rte", str(tmp_path / "data"))])
+    # Names are the same in small and in capital letters.
+    for name in ("rte", "MT", "CoLA"):
+        with pytest.raises(UserError, match=f"'{name}' is a task of the toolkit"):
+            register_own_tasks([define(name, str(tmp_path / "data"))])
 
 
 @pytest.mark.parametrize("get", [task.get_task, text_to_text.get_task, question_tasks.get_task, glue.get_task])
@@ -240,6 +243,33 @@ def test_the_definition_that_a_checkpoint_keeps_is_the_task(tmp_path):
     own = define("mine", str(write(tmp_path / "data", labels=["neg", "pos"], metrics=["f1"], prompt="prompt")))
     register_own_tasks([json.loads(json.dumps(own.to_json()))])
     assert own_tasks.get_own_task("mine") == own
+
+
+def test_a_trained_tasks_settings_apply_to_other_data_unless_these_bring_their_own(tmp_path):
+    trained = define("mine", str(write(tmp_path / "data", labels=["neg", "pos"], question="What?")))
+    bare, other = write(tmp_path / "bare"), write(tmp_path / "other", question="Which?")
+    assert define("mine", str(bare), trained=trained) == replace(trained, source=str(bare))
+    assert define("mine", str(other), trained=trained).question == "Which?"
+    register_own_tasks([trained])
+    own_tasks.relocate("mine", str(bare), "--data")
+    assert own_tasks.get_own_task("mine").source == str(bare)
+
+
+def test_a_label_that_is_a_number_is_no_index_into_the_labels(tmp_path):
+    mine = define("mine", str(write(tmp_path / "data", labels=["0", "1", "3"])))
+    assert mine.label(3, "answer", "here") == "3"
+    with pytest.raises(UserError, match="expected: one of 0, 1, 3"):
+        mine.label(2, "answer", "here")
+    assert define("mine", str(write(tmp_path / "words", labels=["no", "yes"]))).label(1, "answer", "here") == "yes"
+
+
+def test_a_class_must_not_be_blank_but_a_test_row_may_lack_it(tmp_path):
+    mine = define("mine", str(write(tmp_path / "data")))
+    (tmp_path / "data" / "test.jsonl").write_text(jsonl([("a", ""), ("b", None), ("c", "pos")]))
+    assert [label for _, _, label in mine.with_labels().sentences("test")] == [None, None, "pos"]
+    (tmp_path / "data" / "train.jsonl").write_text(jsonl([("a", "pos"), ("b", " ")]))
+    with pytest.raises(UserError, match=r"train.jsonl:2: has no answer"):
+        mine.with_labels()
 
 
 # --- scores ----------------------------------------------------------------------------------------------
@@ -307,6 +337,63 @@ def test_an_own_task_trains_a_t5_beside_a_known_one(tmp_path):
     assert set(metrics(tmp_path / "out")["scores"]) == {"accuracy", "PPL"}
 
 
+def sources(folder):
+    """Inputs of an evaluation's outputs."""
+    lines = (folder / "mine_outputs.jsonl").read_text().splitlines()
+    return [json.loads(line)["source"] for line in lines]
+
+
+def test_a_run_goes_on_and_is_evaluated_where_its_data_lie_now(tmp_path):
+    data, log, folder = write(tmp_path / "data"), tmp_path / "log", tmp_path / "run"
+    done(run("train", ["--task", f"mine={data}", *TINY, "--method", "lora", "--output_dir", folder], log))
+    other = write(tmp_path / "other")
+    (other / "test.jsonl").write_text(jsonl([("something else", "pos")]))
+    ask = ["--no_sample", "--max_length", "3", "--model_checkpoint", folder]
+    for i, where in enumerate((["--task", f"mine={other}"], ["--task", "mine", "--dataset_path", other],
+                               ["--task", "mine", "--data", f"mine={other}"])):  # fmt: skip
+        done(run("evaluate", [*where, *ask, "--output_dir", tmp_path / f"out{i}"], log))
+        assert sources(tmp_path / f"out{i}") == ["something else"]
+    texts = tmp_path / "texts.json"
+    (other / "train.jsonl").write_text(jsonl([("to be rewritten", "pos")]))
+    done(run("sentence_distiller", ["--task", f"mine={other}", *ask, "--output", texts], log))
+    assert "to be rewritten" in texts.read_text() and "good film" not in texts.read_text()
+    result = run("evaluate", ["--task", "mine", *ask, "--dataset_path", other / "test.jsonl"], log)
+    assert result.code == 2 and "one file holds one split only" in result.err
+    data.rename(tmp_path / "moved")
+    result = run("evaluate", ["--task", "mine", *ask], log)
+    assert result.code == 2 and "no such file or folder" in result.err and "--dataset_path" in result.err
+    result = run("evaluate", ["--task", "all", *ask], log)
+    assert result.code == 2 and "evaluate_vlm.py --task all" in result.err
+    done(run("train", ["--resume", folder, "--task", f"mine={tmp_path / 'moved'}", "--dataset_path",
+                       tmp_path / "moved"], log))  # fmt: skip
+
+
+def test_a_t5_is_evaluated_and_combined_on_data_that_have_moved(tmp_path):
+    log, data = tmp_path / "log", write(tmp_path / "data", labels=["neg", "pos"])
+    runs = [tmp_path / "a", tmp_path / "b"]
+    for name, folder in zip(("mine", "yours"), runs):
+        done(run("train_t5", ["--model_name_or_path", "tiny-t5", "--tasks", f"{name}={data}", "--method", "lora",
+                              "--do_train", "true", "--max_steps", "2", "--lr", "0.01", "--output_dir", folder], log))
+    data.rename(tmp_path / "moved")
+    moved = tmp_path / "moved"
+    ask = ["--model_checkpoint", runs[0]]
+    result = run("evaluate", ["--task", "mine", *ask], log)
+    assert result.code == 2 and "no such file or folder" in result.err and "--data TASK=DIR" in result.err
+    for i, where in enumerate((["--task", f"mine={moved}"], ["--task", "mine", "--dataset_path", moved],
+                               ["--task", "mine", "--data", f"mine={moved}"])):  # fmt: skip
+        done(run("evaluate", [*where, *ask, "--output_dir", tmp_path / f"out{i}"], log))
+        assert metrics(tmp_path / f"out{i}")["instances"] == 3
+    # train_t5.py itself reads them as the model was trained, by its name alone.
+    out = tmp_path / "again"
+    done(run("train_t5", ["--model_name_or_path", runs[0], "--tasks", f"mine={moved}", "--do_test", "true",
+                          "--output_dir", out], log))  # fmt: skip
+    assert json.loads((out / "test_results.json").read_text())["test_loss"] > 0
+    both = tmp_path / "both"
+    done(run("combine_all", ["--checkpoints", f"mine={runs[0]}", f"yours={runs[1]}", "--data", f"mine={moved}",
+                             f"yours={moved}", "--output", both, "--proof_examples", "2"], log))  # fmt: skip
+    done(run("evaluate", ["--task", "all", "--model_checkpoint", both, "--output_dir", tmp_path / "all"], log))
+
+
 def test_an_own_task_stands_in_a_sequence_of_tasks(tmp_path):
     data, folder = write(tmp_path / "data", metrics=["f1"]), tmp_path / "run"
     flags = ["--tasks", f"mine={data}", "ag", "--data_dir", SAMPLES / "lifelong", "--model_name", "tiny-gpt2",
@@ -314,6 +401,12 @@ def test_an_own_task_stands_in_a_sequence_of_tasks(tmp_path):
     done(run("train_lifelong", flags, tmp_path / "log"))
     result = done(run("evaluate_lifelong", ["--model_dirs", folder, "--limit", "2"], tmp_path / "log"))
     assert "| after | mine (f1) | ag (em) |" in result.out
+    data.rename(tmp_path / "moved")
+    result = run("evaluate_lifelong", ["--model_dirs", folder, "--limit", "2"], tmp_path / "log")
+    assert result.code == 2 and f"{data}: no such file or folder" in result.err
+    here = ["--tasks", f"mine={tmp_path / 'moved'}", "ag"]
+    done(run("evaluate_lifelong", ["--model_dirs", folder, "--limit", "2", *here], tmp_path / "log"))
+    done(run("train_lifelong", ["--resume", folder, *here], tmp_path / "log"))
 
 
 def test_an_own_classification_trains_a_bert_and_is_predicted(tmp_path):

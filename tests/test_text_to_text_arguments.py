@@ -38,6 +38,17 @@ def test_flags_go_before_the_config(tmp_path):
     assert parse(tmp_path, learning_rate=3e-4).lr == 3e-4
 
 
+@pytest.mark.parametrize(("metric", "greater"), [
+    ("loss", False), ("eval_perplexity", False), ("average_metrics", True),
+])  # fmt: skip
+def test_a_typed_metric_has_a_direction_of_its_own(tmp_path, metric, greater):
+    best = dict(load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps", eval_steps=2, save_steps=2)
+    found = parse(tmp_path, "--metric_for_best_model", metric, greater_is_better=not greater, **best)
+    assert found.greater_is_better == greater
+    found = parse(tmp_path, "--metric_for_best_model", metric, f"--greater_is_better={not greater}".lower(), **best)
+    assert found.greater_is_better != greater
+
+
 def test_booleans_are_switched_either_way(tmp_path):
     adapter = parse(tmp_path, "--unique_hyper_net", "--no_add_layer_norm_after_adapter")
     assert adapter.unique_hyper_net and not adapter.add_layer_norm_after_adapter

@@ -11,7 +11,7 @@ from versatile.data import instances
 from versatile.data.batching import Batches
 from versatile.data.encoders.markers import load_split
 from versatile.data.own_tasks import register_own_tasks
-from versatile.data.task import find
+from versatile.data.task import canonical_name, find
 from versatile.training import objectives
 from versatile.training.decoding import Decoding, decode
 from versatile.training.evaluation import Predictions
@@ -24,7 +24,7 @@ def load_text_model(directory, task, dtype):
 
     Args:
         directory: the model's directory.
-        task: a task that it must hold, or None.
+        task: a task that it must hold, by any of its names, or None.
         dtype: precision of the matrix products.
 
     Returns:
@@ -41,6 +41,9 @@ def load_text_model(directory, task, dtype):
         raise UserError(found, location=f"--model_checkpoint {directory}",
                         expected="a directory that another training script or combine_all.py wrote, "
                                  "or a released VLM")  # fmt: skip
+    if task is not None and task not in manifest.tasks:
+        # Another name of the task, or one that the model does not hold, which loading it will say.
+        task = canonical_name(task, manifest.encoder)
     return text_model_class(manifest.encoder).load(directory, task, dtype)
 
 
