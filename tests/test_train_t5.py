@@ -49,16 +49,15 @@ def test_a_trained_model_is_evaluated_as_it_was_trained_where_nothing_else_is_sa
     folder, _ = trained(tmp_path, n_val=-1, n_test=-1)
     expected = read(folder / "test_results.json")
     # The published split leaves half of the validation rows to the test; a model with adapters has no prefix.
-    result = run("train_t5", ["--model_name_or_path", folder, "--do_test", "--fp32", "--output_dir", tmp_path / "again"],
-                 tmp_path)  # fmt: skip
+    argv = ["--model_name_or_path", folder, "--do_test", "--fp32"]
+    result = run("train_t5", [*argv, "--output_dir", tmp_path / "again"], tmp_path)
     assert result.code == 0, result.err
     found = read(tmp_path / "again" / "test_results.json")
     assert set(found) - {"step"} == set(expected) - {"step"}
     for name in set(found) - {"step"}:
         assert found[name] == pytest.approx(expected[name], rel=1e-5), name
     # What is given counts.
-    result = run("train_t5", ["--model_name_or_path", folder, "--do_test", "--fp32", "--tasks", "rte", "--n_test", "3",
-                              "--output_dir", tmp_path / "rte"], tmp_path)  # fmt: skip
+    result = run("train_t5", [*argv, "--tasks", "rte", "--n_test", "3", "--output_dir", tmp_path / "rte"], tmp_path)
     assert result.code == 0 and "rte, test: 3 instances" in result.out and "mrpc, test" not in result.out
     refused(run("train_t5", ["--model_name_or_path", folder, "--do_test", "--push_to_hub", "a/b", "--output_dir",
                              tmp_path / "no"], tmp_path), "--push_to_hub", "--do_train")  # fmt: skip
