@@ -17,7 +17,12 @@ def decisive_flags(known):
     Args:
         known: `Namespace` of a run's flags.
     """
-    decisive = {flag: value for flag, value in vars(known).items() if flag not in _INCIDENTAL}
+    return decisive_settings(vars(known))
+
+
+def decisive_settings(flags):
+    """The entries of {flag: value} that `decisive_flags` keeps, of a file of any version as well."""
+    decisive = {flag: value for flag, value in flags.items() if flag not in _INCIDENTAL}
     if definitions := decisive.get("task_definitions"):
         # Where the rows lie decides nothing.
         decisive["task_definitions"] = [{k: v for k, v in task.items() if k != "source"} for task in definitions]
@@ -67,7 +72,8 @@ def read_records(folder, summary):
         a list, one record per run; {} where nothing is known.
     """
     if "records" in summary:
-        return summary["records"]
+        return [record | dict(settings=decisive_settings(record["settings"])) if record.get("settings") else record
+                for record in summary["records"]]  # fmt: skip
     path = Path(folder) / "run.json"
     if len(summary["runs"]) > 1 or not path.is_file():
         return [{} for _ in summary["runs"]]
