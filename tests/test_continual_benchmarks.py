@@ -262,6 +262,8 @@ def single(folder, task, value, metric="em"):
 def test_scores_of_models_that_learned_one_task_are_read_from_their_results(tmp_path):
     a, b = single(tmp_path / "a", "ag", 70.5), single(tmp_path / "b", "sst", 80)
     assert read_single_tasks([b, a], ["ag", "sst", "srl"], ["em", "em", "nf1"]) == [70.5, 80, None]
+    # Several of one task are its seeds.
+    assert read_single_tasks([b, a, a], ["ag", "sst", "srl"], ["em", "em", "nf1"]) == [70.5, 80, None]
     assert read_single_tasks([], ["ag"], ["em"]) is None
     other, score = single(tmp_path / "c", "yelp", 1), single(tmp_path / "d", "srl", 1)
     for folder, words in ((other, "it is of yelp by em"), (score, "it is of srl by em"), (tmp_path, "no matrix.json")):

@@ -339,6 +339,7 @@ def test_a_released_vlm_is_evaluated_as_it_is_and_as_a_directory_of_ours(tmp_pat
     (["--sampling", "uniform", "--max_tokens", "100"], ["--max_tokens", "--train_batch_size"]),
     (["--distillation", "nlg"], ["distillated_tgt", "nlg_distilled.json, which is not there", "sentence_distiller.py"]),
     (["--lm_coef", "2"], ["--lm_coef", "leave it out"]),
+    (["--no_validation", "--early_stopping", "2"], ["--early_stopping: has no effect with --no_validation"]),
     (["--model_checkpoint", "nowhere/at/all"], ["--model_checkpoint nowhere/at/all"]),
 ])  # fmt: skip
 def test_bad_flags_are_one_clear_message(more, fragments, files, tmp_path):
