@@ -30,7 +30,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from versatile.data.task_names import by_task
+from versatile.data.task_names import by_task, name_among
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import align_columns, counted, shell_command
@@ -98,17 +98,15 @@ def main(argv=None):
 def held_name(typed, directory):
     """The name that the model in a directory uses for a task, which may be given under any of its names."""
     from versatile.adapters.manifest import peek
-    from versatile.data.task import canonical_name
 
     try:
         manifest = peek(directory)
     except UserError:
         # Reported, with its flag, when the model is read.
         return typed
-    if manifest is None or manifest.encoder is None or typed in manifest.tasks:
+    if manifest is None or manifest.encoder is None:
         return typed
-    name = canonical_name(typed, manifest.encoder)
-    return name if name in manifest.tasks else typed
+    return name_among(typed, manifest.tasks, manifest.encoder)
 
 
 def published(make, args):
@@ -220,8 +218,6 @@ def combine_language_models(args):
 
 def check_merge(p, args):
     """Reject flags that are incompatible with --merge or its method, and complete the defaults."""
-    from versatile.data.task import canonical_name
-
     tasks = list(dict.fromkeys(task for task, _ in args.checkpoints))
     if args.into or not args.output:
         p.error("--merge makes a new directory: --output DIR, without --into")
@@ -229,9 +225,7 @@ def check_merge(p, args):
         p.error("--merge takes two checkpoints or more")
     if args.task is None and len(tasks) > 1:
         p.error(f"--merge of {', '.join(tasks)}: name the one that the result is: --task TASK")
-    args.task = args.task or tasks[0]
-    if args.task not in tasks:
-        args.task = canonical_name(args.task, "markers")
+    args.task = name_among(args.task or tasks[0], tasks, "markers")
     if args.task not in tasks:
         p.error(f"--task {args.task}: expected one of {', '.join(tasks)}")
     for name, methods in (("density", MERGES[2:]), ("majority_sign_method", ("ties", "dare_ties"))):

@@ -403,8 +403,9 @@ data_for() {
     topics-*)
         if [ ! -f data/small/topics/SST-2/train.tsv ]; then
             need_glue
-            at="$(folder CL_BENCHMARK_DIR "SC, NLI, WiC and the others (O-LoRA's CL_Benchmark)")" &&
-                py -m data.convert squad-classification --folder "$at" --output data/small/topics
+            data_for clbench-finetune
+            mkdir -p data/small/topics
+            cp data/small/clbench/cl.agnews_* data/small/clbench/cl.amazon_* data/small/topics
             cp -r "$GLUE_DIR/SST-2" data/small/topics
         fi ;;
     lifelong-*) lifelong_data_for "$1" ;;

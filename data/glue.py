@@ -54,6 +54,12 @@ def get_task(name, flag="--tasks"):
     return registry.form(name, "sentence_pair", flag)
 
 
+def glue_name(typed):
+    """GLUE's name of a task typed in any spelling ("stsb", "sts_b", "STS-B"), or None if it is not one of GLUE's."""
+    plain = {name.replace("-", ""): name for name in (*TASKS, *SHARED_HEADS)}
+    return plain.get(typed.lower().replace("-", "").replace("_", ""))
+
+
 def path_of(data_dir, name, split):
     """The file of a task's split under `data_dir`: the first of its possible names that exists, else the first one.
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from versatile.data.glue import TASKS, get_task, path_of
+from versatile.data.glue import TASKS, get_task, glue_name, path_of
 from versatile.utils.errors import UserError
 
 
@@ -60,10 +60,9 @@ def where_to_get(data_dir, names=None):
         names: tasks (default: all).
     """
     lines, gone = [], []
-    plain = {name.replace("-", ""): name for name in TASKS}
     for typed in [name for word in names or TASKS for name in word.split(",")]:
-        name = plain.get(typed.lower().replace("-", "").replace("_", ""))
-        if name is None:
+        name = glue_name(typed)
+        if name not in TASKS:
             lines.append(f"{typed:8} is not one of GLUE's; see docs/data.md for its files")
             continue
         task = TASKS[name]

@@ -255,12 +255,10 @@ class QuestionPairs(KnownPairs):
     def path(self, split, source=None):
         """The file of a split, or None."""
         split = "dev" if self.split_of(split) == "valid" else split
-        folder, name = Path(source or self.source), self.form.filename(split)
-        if not folder.is_dir():
-            found = "is a file, not a directory" if folder.exists() else "no such directory"
-            raise UserError(found, location=folder, expected=f"a directory with {name}",
-                            remedy="name it, or make the file: python -m data.convert --help")  # fmt: skip
-        return question_tasks.existing_file(folder, name)
+        folder, name = source or self.source, self.form.filename(split)
+        return question_tasks.existing_file(folder, name, location=folder,
+                                            remedy=f"name it, or make {name}: python -m data.convert --help",
+                                            )  # fmt: skip
 
     def split_path(self, split):
         return Path(self.path(split) or self.source)

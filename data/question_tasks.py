@@ -81,11 +81,12 @@ def find_gold(data_dir, task):
     return path
 
 
-def existing_file(data_dir, name):
+def existing_file(data_dir, name, location=None, remedy="check the path for a typing error"):
+    """The path of a file in a directory, plain or ``.gz``, or None; a `UserError` if the directory is missing."""
     if not os.path.isdir(data_dir):
         found = "is a file, not a directory" if os.path.exists(data_dir) else "no such directory"
-        raise UserError(found, location=f"--data_dir {data_dir}", expected="the directory of the tasks' json files",
-                        remedy="check the path for a typing error")  # fmt: skip
+        raise UserError(found, location=location or f"--data_dir {data_dir}",
+                        expected="the directory of the tasks' json files", remedy=remedy)  # fmt: skip
     paths = (os.path.join(data_dir, candidate) for candidate in (name, f"{name}.gz"))
     return next((path for path in paths if os.path.isfile(path)), None)
 

@@ -52,6 +52,19 @@ def separate_sources(words):
     return names, sources
 
 
+def name_among(typed, names, kind):
+    """The one of `names` that a typed name of the same task means; the typed name if it means none of them.
+
+    Args:
+        names: the names in use.
+        kind: the system whose names they are; see `TaskNames`.
+    """
+    from versatile.data.task import canonical_name
+
+    name = typed if typed in names else canonical_name(typed, kind)
+    return name if name in names else typed
+
+
 def by_task(values, tasks, what, flag="--data", kind="markers"):
     """{task: value} of a flag that takes TASK=VALUE, with each task under its name in use.
 
@@ -65,11 +78,9 @@ def by_task(values, tasks, what, flag="--data", kind="markers"):
     Raises:
         UserError: a task is not among them, or is named twice.
     """
-    from versatile.data.task import canonical_name
-
     found = {}
     for typed, value in sorted(values.items()):
-        name = typed if typed in tasks else canonical_name(typed, kind)
+        name = name_among(typed, tasks, kind)
         if name not in tasks:
             raise UserError(f"task {typed!r} is not {what}", location=flag, expected="one of " + ", ".join(tasks))
         if name in found:

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 
 from versatile.adapters.methods.registry import FULL
-from versatile.data.glue import SHARED_HEADS, get_task
+from versatile.data.glue import SHARED_HEADS, get_task, glue_name
 from versatile.data.task import resolve
 from versatile.data.task_names import task_flag, unknown_task
 from versatile.training import method_flags
@@ -180,8 +180,7 @@ def _check_tasks(p, args):
     own = own_names(args)
     names = [name for word in args.tasks for name in ([word] if word in own else word.lower().split(",")) if name]
     # Also accept "stsb" and "sts_b".
-    plain = {name.replace("-", ""): name for name in (*TASKS, *SHARED_HEADS)}
-    args.tasks = [name if name in own else plain.get(name.replace("-", "").replace("_", ""), name) for name in names]
+    args.tasks = [name if name in own else glue_name(name) or name for name in names]
     for name in args.tasks:
         if name in SHARED_HEADS:
             p.error(f"--tasks {name}: nothing is trained on it; it is evaluated with {SHARED_HEADS[name]}")

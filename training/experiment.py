@@ -75,10 +75,7 @@ def open_run(parser, args, given, script="train.py"):
     # Of a flag of TASK=PATH only the tasks that are named now have other data.
     free = {k: {**known[k], **v} if isinstance(v, dict) and isinstance(known.get(k), dict) else v
             for k, v in free.items()}  # fmt: skip
-    of_tasks = {k: v for k, v in known.items() if isinstance(v, dict)}
-    unchanged = {k: v for k, v in known.items() if k not in given} | {
-        k: {task: path for task, path in v.items() if task not in (given.get(k) or ())} for k, v in of_tasks.items()}
-    need_stored_paths(unchanged, run.directory / "run.json")
+    need_stored_paths(known, given, run.directory / "run.json")
     return Namespace(**{**vars(args), **known, **free, "output_dir": args.resume}), run
 
 
@@ -110,11 +107,18 @@ def refuse_validation_flags(args, given):
             raise UserError("has no effect with --no_validation", location=f"--{flag}", remedy="leave one of them out")
 
 
-def need_stored_paths(flags, file):
-    """Raise a `UserError` if a path that a run was started with no longer exists; `file` is where it is recorded."""
+def need_stored_paths(stored, given, file):
+    """Raise a `UserError` if a path that a run was started with no longer exists and no other is given.
+
+    Args:
+        stored, given: {flag: value} of the run, and those typed now; of TASK=PATH a dict.
+        file: where the run's are recorded.
+    """
     for flag in READ_PATHS:
-        value = flags.get(flag)
+        value = stored.get(flag)
         for task, path in value.items() if isinstance(value, dict) else [(None, value)]:
+            if flag in given and (task is None or task in (given[flag] or ())):
+                continue
             if isinstance(path, str) and os.path.isabs(path) and not os.path.exists(path):
                 task = f"{task}=" if task else ""
                 raise UserError(f"it was started with --{flag} {task}{path}, where nothing lies now", location=file,
