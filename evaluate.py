@@ -181,6 +181,10 @@ def load_model(args, task, manifest):
         method = "released" if manifest.released else method
         check_ablations(args, model.info.methods.get(task.name, {}).get("method"))
     else:
+        for flag in ("emb_only", "outputlayer_only", "self_copy"):
+            if getattr(args, flag):
+                raise UserError(f"{args.model_checkpoint} is a bare backbone", location=f"--{flag}",
+                                expected="a model trained with it", remedy="leave the flag out")  # fmt: skip
         model, tokenizer = backbones.load(args.model_checkpoint, random_init=args.seed if args.random_init else False)
         torch.manual_seed(args.seed)
         attach(model, tokenizer, {task.name: task.markers}, {task.name: 0})

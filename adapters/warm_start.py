@@ -142,6 +142,11 @@ def _check_backbone(model, config, flag):
             raise UserError("its backbone was trained too", location=flag, expected="adapters beside a frozen backbone",
                             remedy="train the backbone here, too: --unfreeze_backbone")  # fmt: skip
         return
+    bits, own = config.get("quantization"), getattr(model, "quantization", None)
+    if bits != own:
+        remedy = f"start the run with --load_in_{bits}" if bits else f"leave out --load_in_{own}"
+        raise UserError(f"its backbone's quantisation is {bits or 'none'}", location=flag,
+                        expected=f"{own or 'none'}, as in this run", remedy=remedy)  # fmt: skip
     expected = config.get("base_model_fingerprint")
     if config["first"] != model.info.first or (expected and expected != model.backbone_fingerprint):
         raise UserError(f"it was trained beside {config['base_model_name_or_path']} (fingerprint {expected})",

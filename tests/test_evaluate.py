@@ -273,6 +273,10 @@ def test_a_bare_backbone_is_evaluated_untrained(data, tmp_path):
     result = evaluate(evaluated("tiny-gpt2", data, tmp_path / "out", "--limit", 3), tmp_path / "log")
     assert "bare backbone" in result.out
     assert metrics(tmp_path / "out")["instances"] == 3
+    for flag in ("--emb_only", "--outputlayer_only", "--self_copy"):
+        argv = evaluated("tiny-gpt2", data, tmp_path / "none", flag)
+        refused(run("evaluate", argv, tmp_path / "log"), flag, "bare backbone")
+    assert not (tmp_path / "none").exists()
 
 
 def test_line_breaks_in_outputs_stay_inside_their_line():

@@ -129,6 +129,10 @@ def test_what_a_rounded_backbone_is_not_for_is_one_message(files, tmp_path, caps
     with pytest.raises(SystemExit):
         combine_all.main(["--output", str(out), "--merge", "linear", "--checkpoints", *(f"nlg={r}" for r in runs)])
     assert "quantisation is 8bit" in capsys.readouterr().err
+    for start, more, remedy in ((runs[1], [], "with"), (runs[0], ["--load_in_8bit"], "leave out")):
+        with pytest.raises(SystemExit):
+            run_train(files, out, "tiny-gpt2", *more, "--init_from", str(start))
+        assert f"{remedy} --load_in_8bit" in capsys.readouterr().err
     known = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else known(name))
     with pytest.raises(SystemExit):

@@ -113,6 +113,8 @@ def test_without_adapter_blocks_no_method_has_any(tmp_path, own):
     counts = t5.count_parameters(model)
     assert model.settings.method == "finetune"
     assert counts["layer_norms"] > 0 and counts["hypernetworks"] == counts["backbone"] == 0
+    named = dict(method="hyperformer++", train_adapters_blocks=False)
+    refused(run("train_t5", [config(tmp_path, **named)], tmp_path), "train_adapters_blocks", "hyperformer++")
 
 
 def test_the_share_of_a_small_t5_is_none(tmp_path):

@@ -56,6 +56,8 @@ def test_a_trained_model_is_evaluated_as_it_was_trained_where_nothing_else_is_sa
     assert set(found) - {"step"} == set(expected) - {"step"}
     for name in set(found) - {"step"}:
         assert found[name] == pytest.approx(expected[name], rel=1e-5), name
+    # There is no model to describe.
+    assert (folder / "README.md").exists() and not (tmp_path / "again" / "README.md").exists()
     # What is given counts.
     result = run("train_t5", [*argv, "--tasks", "rte", "--n_test", "3", "--output_dir", tmp_path / "rte"], tmp_path)
     assert result.code == 0 and "rte, test: 3 instances" in result.out and "mrpc, test" not in result.out

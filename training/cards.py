@@ -13,7 +13,8 @@ _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def write_model_card(directory, record, metrics=None, location=None, hub_name=None):
-    """Write a run directory's README.md. An existing one that the toolkit did not write is kept.
+    """Write a run directory's README.md. An existing one that the toolkit did not write is kept, and a run that
+    only evaluates gets none.
 
     Args:
         directory: the run's directory.
@@ -28,6 +29,8 @@ def write_model_card(directory, record, metrics=None, location=None, hub_name=No
     if path.is_file() and not is_model_card(path):
         return
     flags, location = record.get("flags", {}), str(location or directory)
+    if not flags.get("do_train", True):
+        return
     backbone, tasks = backbone_of_run(flags), tasks_of_run(record)
     # The parts of the method's name: "adapter+distillation", "lll".
     tags = dict.fromkeys([LIBRARY, *re.split(r"\+", record.get("method") or ""), *tasks])

@@ -299,6 +299,10 @@ def check_method(arguments):
     """Raise a `UserError` for settings that do not fit the method or the tasks."""
     if arguments.method:
         arguments.train_adapters = arguments.method != "full"
+        if arguments.train_adapters and not arguments.train_adapters_blocks:
+            raise UserError(f"--method {arguments.method} trains what this leaves out",
+                            location=arguments.location("train_adapters_blocks"),
+                            remedy="leave out one of the two")  # fmt: skip
     check_settings(arguments, [arguments.method or t5_method(arguments)], PORT_SETTINGS, arguments.location)
     if arguments.unique_hyper_net and arguments.efficient_unique_hyper_net:
         raise UserError("excludes efficient_unique_hyper_net", location=arguments.location("unique_hyper_net"),
