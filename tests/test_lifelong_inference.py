@@ -139,3 +139,27 @@ def test_where_all_tasks_share_the_model_the_scores_are_the_same(name, data, tmp
     right = found["inferred"]["accuracy"]["mean"]["rows"][1]
     assert right == ([100, 100] if name == "embedding" else [None, None])
     assert not [*(tmp_path / "run").rglob("qa_*_inferred.csv")]
+
+
+def test_before_any_training_a_run_scores_what_the_model_it_starts_from_scores(run, data, tmp_path):
+    argv = command(data, tmp_path / "run", "finetune", "--adapter_bottleneck", 8, "--own_adapters", "--only_final",
+                   "--add_task_tokens", "--init_from", run / "sst")  # fmt: skip
+    train_lifelong.main(argv)
+    scored = []
+    for folder in (run, tmp_path / "run"):
+        out = tmp_path / f"scores of {folder.name}"
+        evaluate_lifelong.main(["--model_dirs", str(folder), "--fp32", "--before", "--output_dir", str(out)])
+        scored += json.loads((out / "matrix.json").read_text())["runs"]
+    earlier, later = scored
+    assert later["before"] == earlier["rows"][-1] == [50, 50] and earlier["before"] == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["perplexity", "embedding"])
+def test_a_model_of_unbound_parts_infers_its_tasks(name, data, tmp_path):
+    train_lifelong.main(command(data, tmp_path / "run", "lll", "--unbound", 2, "--real_sample", "--only_final"))
+    evaluate_lifelong.main(["--model_dirs", str(tmp_path / "run"), "--fp32", "--infer_task", name])
+    found = json.loads((tmp_path / "run" / "matrix.json").read_text())
+    # Its generation token is that of all tasks, so perplexity cannot tell them apart.
+    right = {"perplexity": [None, None], "embedding": [100, 100]}[name]
+    assert found["inferred"]["accuracy"]["mean"]["rows"] == [[None, None], right]
+    assert found["inferred"]["mean"]["rows"] == found["mean"]["rows"] and found["mean"]["rows"][0] == [None, None]
