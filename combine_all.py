@@ -33,7 +33,7 @@ from pathlib import Path
 from versatile.data.task_names import by_task, name_among
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.screen import align_columns, counted, shell_command
+from versatile.utils.screen import align_columns, counted, format_count, shell_command
 
 # The last three drop entries.
 MERGES = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
@@ -467,7 +467,8 @@ def report(args, sources, counts, proofs):
                      f"{100 * share:.2f} %", f"{gap:.2g}" if gap else "0, equal bit for bit", outputs))  # fmt: skip
     print()
     print(align_columns(rows, right=(2, 3, 4, 5), rule=True))
-    added, backbone, together, separate = (short(counts[k]) for k in ("added", "backbone", "together", "separate"))
+    sizes = (format_count(counts[k]) for k in ("added", "backbone", "together", "separate"))
+    added, backbone, together, separate = sizes
     print(f"\n{counted(len(sources), 'task')}: {added} beside {backbone}, "
           f"{together} together, instead of {separate} in full models: "
           f"{100 * counts['together'] / counts['separate']:.1f} %")  # fmt: skip
@@ -476,11 +477,6 @@ def report(args, sources, counts, proofs):
     following = shell_command("evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint", args.output,
                               "--data", *data, "--output_dir", f"results/{Path(args.output).name}")  # fmt: skip
     print(f"next: {following}")
-
-
-def short(count):
-    """124439808 -> 124.4M."""
-    return f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count:,}"
 
 
 def shown(path):

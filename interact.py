@@ -86,7 +86,7 @@ def in_terminal(talk, out):
 
 def in_pipe(talk, lines, out):
     """Answer lines of bytes until the end; every input gives one line of output."""
-    from versatile.training.evaluation import one_line
+    from versatile.utils.lines import one_line
 
     for number, raw in enumerate(lines, 1):
         answer = ""

@@ -24,7 +24,7 @@ from versatile.data.listing import list_tasks
 from versatile.data.task_names import task_flag
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error, first_line
-from versatile.utils.interrupts import stopping_signals
+from versatile.utils.interrupts import handling
 from versatile.utils.screen import shell_command
 
 
@@ -239,18 +239,15 @@ def stoppable(partial, command):
     def stop(number, frame):
         raise Stopped(number)
 
-    old = {s: signal.signal(s, stop) for s in stopping_signals()}
     try:
-        yield
+        with handling(stop):
+            yield
     except Stopped as stopped:
         number = stopped.args[0]
         kept = f"the outputs so far are in {partial}" if partial.exists() else "there are no outputs yet"
         sys.stdout.flush()
         print(f"{signal.Signals(number).name}: {kept}. To go on:\n  {command}", flush=True)
         raise SystemExit(128 + number) from None
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def build(args):
                             remedy=f"leave --{flag} out, or start from a BERT")  # fmt: skip
         setattr(args, flag, own)
     check_heads(model, args.tasks, location)
-    model.aliases = {name: host for name, host in glue.SHARED_HEADS.items() if host in model.tasks}
+    model.aliases = glue.guests_of(model.tasks)
     return model, tokenizer
 
 
@@ -226,7 +226,7 @@ def evaluates(args):
 
 def load_splits(args, tokenizer):
     """{split: {task: `EncodedSplit`}} for the splits that the flags require; prints row counts and truncations."""
-    from versatile.data import glue, glue_files
+    from versatile.data import glue_files
     from versatile.data.encoders import sentence_pair
     from versatile.training.experiment import say
 
@@ -235,9 +235,7 @@ def load_splits(args, tokenizer):
     for split in [split for split, asked in wanted.items() if asked]:
         names = list(args.tasks)
         if split != "train":
-            names += [name for name, host in glue.SHARED_HEADS.items() if host in args.tasks
-                      and split in glue.TASKS[name].files and not glue_files.missing(args.data_dir, [name], [split])
-                      ]  # fmt: skip
+            names += glue_files.guests_with_files(args.tasks, args.data_dir, split)
         if split == "test" and (without := [name for name in names if not testable(args, name)]):
             names = [name for name in names if name not in without]
             say(f"no test.tsv of {', '.join(without)}: not predicted")
@@ -278,7 +276,7 @@ def make_batches(args, model, tokenizer, splits, dtype):
     options = (splits, ids, tokenizer.pad_token_id, args.max_seq_length, args.train_batch_size)
     processes = dict(seed=args.seed, rank=idist.get_rank(), world=idist.get_world_size(),
                rows_at_once=CPU_ROWS if idist.device().type == "cpu" else None)  # fmt: skip
-    percent = min(max(args.percent_of_max_data_size, 0.0), 1.0)
+    percent = args.percent_of_max_data_size
     if args.use_mt_uncertainty:
         if args.uniform_mt_sampling:
             say("--uniform_mt_sampling: no effect beside --use_mt_uncertainty, whose candidates hold each task alike")

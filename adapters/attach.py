@@ -75,13 +75,17 @@ class TaskModelInfo:
         return {task: method.get("adapter_bottleneck", 0) for task, method in self.methods.items()}
 
 
+def attention_of(model, wanted):
+    """The attention implementation that a method of the model requires, otherwise the one wanted."""
+    return next((method.attention for method in model.added.values() if method.attention), wanted)
+
+
 class WithMethods:
     """Mixed into a transformers model's class: `added` holds everything added to the backbone, one entry per method."""
 
     def set_attn_implementation(self, attn_implementation, *args, **kwargs):
         """As in transformers, except that an implementation required by a method takes precedence."""
-        needed = [method.attention for method in self.added.values() if method.attention]
-        super().set_attn_implementation(*(needed or [attn_implementation]), *args, **kwargs)
+        super().set_attn_implementation(attention_of(self, attn_implementation), *args, **kwargs)
 
 
 class TaskConditioned(WithMethods):
@@ -301,7 +305,7 @@ def attach(
         freeze=freeze or methods is None,
         save_backbone=bare is not None,
     )
-    _condition(model, info)
+    make_task_conditioned(model, info)
     model.bare_tokenizer = bare
     if info.mode == "full":
         _grow_tables(model, len(tokenizer), std)
@@ -357,7 +361,7 @@ def add_method(model, task, value):
     model.info.methods[task] = settings
 
 
-def _condition(model, info):
+def make_task_conditioned(model, info):
     """Swap the model's class for a subclass with `TaskConditioned`; its name stays, so saved configs stay correct."""
     # Imported here: it imports this module.
     from versatile.adapters.encoder_decoder import EncoderDecoderConditioned

@@ -29,9 +29,10 @@ from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.checkpoint import WEIGHTS as ADAPTERS
 from versatile.adapters.checkpoint import WHOLE as WEIGHTS
 from versatile.adapters.checkpoint import backbone_name, check_fingerprint, write_model
-from versatile.adapters.classifier import TaskClassifier, check_shape, keyed_added, keyed_parameters
+from versatile.adapters.classifier import TaskClassifier, check_shape, keyed_parameters
 from versatile.adapters.imports import camtl
 from versatile.adapters.manifest import CONFIG
+from versatile.adapters.methods.base import keyed_added_parameters
 from versatile.adapters.methods.registry import method_of
 from versatile.adapters.schemas import FORMS  # noqa: F401
 from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors
@@ -184,7 +185,7 @@ def weights_file(model):
 
 def saved_parameters(model):
     """{key: parameter} of everything in a model's weights file."""
-    return keyed_added(model) if model.mode == "adapter" else keyed_parameters(model)
+    return keyed_added_parameters(model) if model.mode == "adapter" else keyed_parameters(model)
 
 
 def load(directory):
@@ -252,7 +253,7 @@ def _load_adapters(path, manifest, tasks):
     check_fingerprint(fingerprint, config, name, path / CONFIG)
     model = TaskClassifier(bert, tasks, "plain", length, methods)
     model.backbone_fingerprint, model.random_init_seed = fingerprint, config.get("random_init_seed")
-    copy_tensors(state, keyed_added(model), path / ADAPTERS)
+    copy_tensors(state, keyed_added_parameters(model), path / ADAPTERS)
     for task, method in methods.items():
         model.added[method["method"]].refuse_idle(task, path / ADAPTERS)
     check_checksum(path / ADAPTERS, config.get("checksum"))

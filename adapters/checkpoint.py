@@ -23,12 +23,12 @@ from versatile.adapters import manifest as manifests
 from versatile.adapters import schemas
 from versatile.adapters.attach import (
     TaskModelInfo,
-    _condition,
     attach,
     chain_tasks,
     check_methods,
     join,
     keep_tasks,
+    make_task_conditioned,
     trainable,
 )  # fmt: skip
 from versatile.adapters.backbones import bundled as embedded
@@ -37,7 +37,7 @@ from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.quantized import plain_state
 from versatile.adapters.manifest import BACKBONE, CONFIG, peek
 from versatile.adapters.methods import pointer as self_copy
-from versatile.adapters.methods.base import added_parameters
+from versatile.adapters.methods.base import added_parameters, is_added, keyed_added_parameters
 from versatile.adapters.methods.registry import BARE, get_method, method_of
 from versatile.adapters.methods.task_embeddings import ExtendedTable
 from versatile.adapters.tensors import (
@@ -52,8 +52,6 @@ from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write
 
 WEIGHTS, WHOLE = "adapter_model.safetensors", "model.safetensors"
-# Prefix of the parameters added to the backbone.
-_ADDED = "added."
 
 
 def save(model, tokenizer, directory, state=None):
@@ -73,7 +71,7 @@ def save(model, tokenizer, directory, state=None):
                   mask_other_tasks=info.mask_other_tasks, model_type=model.config.model_type,
                   chained=info.chained or None)  # fmt: skip
     if info.mode == "full":
-        save_whole(model, tokenizer, directory, _full_state(model), model.config, dict(methods=None, **common))
+        save_whole(model, tokenizer, directory, full_state(model), model.config, dict(methods=None, **common))
         return
     backbone = _save_backbone(model, directory) if info.save_backbone else backbone_name(model)
     write_model(directory, tokenizer, WEIGHTS, state or adapter_state(model), methods=info.methods, freeze=info.freeze,
@@ -115,9 +113,10 @@ def save_whole(model, tokenizer, directory, state, config, manifest=None):
     tokenizer.save_pretrained(directory)
 
 
-def _full_state(model):
+def full_state(model):
     """{file key: tensor} of a fully fine-tuned model; additions have the keys defined by their methods."""
-    return _without_tied(model, backbone_state(model)) | {key: p.detach() for key, p in _added(model).items()}
+    added = {key: p.detach() for key, p in keyed_added_parameters(model).items()}
+    return without_tied(model, backbone_state(model)) | added
 
 
 def backbone_name(model):
@@ -137,7 +136,7 @@ def _save_backbone(model, directory):
     model.backbone_fingerprint = backbones.fingerprint(state)
     config = copy.deepcopy(model.config)
     config.vocab_size = len(model.get_input_embeddings().weight)
-    save_whole(model, model.bare_tokenizer, directory / BACKBONE, _without_tied(model, state), config)
+    save_whole(model, model.bare_tokenizer, directory / BACKBONE, without_tied(model, state), config)
     return dict(base_model_name_or_path=BACKBONE, base_model_fingerprint=model.backbone_fingerprint)
 
 
@@ -157,7 +156,7 @@ def _backbone_names(model, names):
         owner = next((w for w in wrapped if name.startswith(f"{w}.")), None)
         if owner and name.startswith(f"{owner}.base."):
             names_in_backbone[name] = name.replace(f"{owner}.base.", f"{owner}.")
-        elif not owner and not name.startswith(_ADDED):
+        elif not owner and not is_added(name):
             names_in_backbone[name] = name
     return names_in_backbone
 
@@ -168,7 +167,7 @@ def _tied(model):
     return every - {name for name, _ in model.named_parameters()}
 
 
-def _without_tied(model, state):
+def without_tied(model, state):
     """A backbone's state without duplicate names, as files hold each tensor once."""
     tied = set(_backbone_names(model, _tied(model)).values())
     return {name: tensor for name, tensor in state.items() if name not in tied}
@@ -190,13 +189,13 @@ def _embeddings(model, tokenizer):
 
 def adapter_state(model):
     """{file key: tensor} of everything an adapter model adds to its backbone."""
-    return {key: p.detach().cpu().contiguous() for key, p in _adapter_parameters(model).items()}
+    return {key: p.detach().cpu().contiguous() for key, p in adapter_parameters(model).items()}
 
 
 def owners_of_keys(model):
     """{key of `adapter_state`: the task it belongs to, or None if it belongs to all}."""
     owners = {method.key(name): method.owner(name) for method, name, _ in added_parameters(model)}
-    return {key: owners.get(key) for key in _adapter_parameters(model)}
+    return {key: owners.get(key) for key in adapter_parameters(model)}
 
 
 def load_weights(model, directory):
@@ -204,23 +203,23 @@ def load_weights(model, directory):
     directory = Path(directory)
     if model.info.mode == "full":
         state = read_safetensors(directory / WHOLE)
-        added = _added(model)
+        added = keyed_added_parameters(model)
         missing, unexpected = model.load_state_dict({k: t for k, t in state.items() if k not in added}, strict=False)
-        missing = {name for name in missing if not name.startswith(_ADDED)} | (set(added) - set(state))
+        missing = {name for name in missing if not is_added(name)} | (set(added) - set(state))
         same_keys(missing - _tied(model), set(unexpected), directory)
         copy_tensors({key: state[key] for key in added}, added, directory)
         return
     adapters = read_safetensors(directory / WEIGHTS)
     if model.info.save_backbone:
         path = directory / BACKBONE / WHOLE
-        copy_tensors(read_safetensors(path), _without_tied(model, backbone_state(model)), path)
+        copy_tensors(read_safetensors(path), without_tied(model, backbone_state(model)), path)
         model.backbone_fingerprint = backbones.fingerprint(backbone_state(model))
     set_adapter_state(model, adapters, directory / WEIGHTS)
 
 
 def set_adapter_state(model, state, location):
     """Copy {file key: tensor} into an attached model; keys and shapes must be exactly the model's."""
-    copy_tensors(state, _adapter_parameters(model), location)
+    copy_tensors(state, adapter_parameters(model), location)
 
 
 def load(directory, task=None, pointer=False, flag=None, allow_idle=False):
@@ -295,11 +294,11 @@ def load_onto(model, tokenizer, directory):
             then unchanged.
     """
     path = Path(directory)
-    config = _read_config(path)
+    config = read_adapter_config(path)
     _check_joins(model, tokenizer, config, path / CONFIG)
     state = read_safetensors(path / WEIGHTS)
     counts = {task["name"]: len(task["markers"]) for task in config["tasks"]}
-    methods = _methods_of(config, path / CONFIG)
+    methods = complete_methods(config, path / CONFIG)
     _refuse_shared(methods, path / CONFIG)
     check_methods(backbone_of(model.config), methods)
     # Shapes only: the file's tensors become the parameters.
@@ -367,7 +366,7 @@ def _check_joins(model, tokenizer, config, location):
                             expected="markers of the task's own")  # fmt: skip
 
 
-def _read_config(path):
+def read_adapter_config(path):
     """The checked manifest of an adapter directory."""
     manifest = peek(path)
     if manifest is None or manifest.mode != "adapter" or manifest.encoder not in ("markers", "question_answer"):
@@ -376,7 +375,7 @@ def _read_config(path):
     return manifest.config
 
 
-def _methods_of(config, location):
+def complete_methods(config, location):
     """{task: method} of a manifest, with all settings filled in."""
     return {task["name"]: method_of(config["methods"][task["name"]], location) for task in config["tasks"]}
 
@@ -386,7 +385,7 @@ def _load_adapter(manifest, directory, allow_idle):
     schemas.check_tasks(config, path / CONFIG)
     state = read_safetensors(path / WEIGHTS)
     order = config.get("task_embeddings", config["tasks"])
-    methods = _methods_of(config, path / CONFIG)
+    methods = complete_methods(config, path / CONFIG)
     methods = {task["name"]: methods.get(task["name"], dict(method=BARE)) for task in order}
     schemas.check_sizes({task: methods[task] for task in manifest.tasks}, state, path / CONFIG)
     model, tokenizer = _backbone_of(path, config)
@@ -466,13 +465,13 @@ def _load_full(manifest, directory):
                         location=location, expected="the tokenizer that was saved with the model",
                         remedy="copy the whole directory again")  # fmt: skip
     path = Path(directory) / WHOLE
-    _condition(model, TaskModelInfo("full", _markers(config["tasks"]), {}, config["first"],
+    make_task_conditioned(model, TaskModelInfo("full", _markers(config["tasks"]), {}, config["first"],
                                     config.get("mask_other_tasks", True)))  # fmt: skip
     if config.get("self_copy"):
         # transformers loads only parameters that it knows.
         gate = {key: tensor for key, tensor in read_safetensors(path).items() if key.startswith("p_gen_linear.")}
         self_copy.add(model)
-        copy_tensors(gate, _added(model), path)
+        copy_tensors(gate, keyed_added_parameters(model), path)
     _remember(model, manifest)
     check_checksum(path, config.get("checksum"))
     return model, tokenizer
@@ -482,12 +481,7 @@ def _markers(tasks):
     return {task["name"]: task["markers"] for task in tasks}
 
 
-def _adapter_parameters(model):
+def adapter_parameters(model):
     """{file key: parameter} of everything an adapter model adds to its backbone."""
     rows = model.get_input_embeddings().rows
-    return _added(model) | ({"spare_rows": rows.spare} if rows.spare_scores else {})
-
-
-def _added(model):
-    """{file key: parameter} of everything a model's methods added."""
-    return {method.key(name): p for method, name, p in added_parameters(model)}
+    return keyed_added_parameters(model) | ({"spare_rows": rows.spare} if rows.spare_scores else {})

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from versatile.adapters import masks  # noqa: F401  (masks are not read on a GPU)
-from versatile.adapters.attach import check_methods, put_methods
+from versatile.adapters.attach import attention_of, check_methods, on_device, put_methods
 from versatile.adapters.backbones.family import backbone_of
-from versatile.adapters.methods.base import added_parameters
+from versatile.adapters.methods.base import keyed_added_parameters
 from versatile.adapters.methods.heads import Heads
 from versatile.adapters.methods.registry import FULL
 from versatile.adapters.routing import TaskRouter
@@ -196,8 +196,7 @@ class TaskClassifier(nn.Module):
     def set_attn_implementation(self, name):
         """Use transformers' "sdpa" or "eager", or another implementation that supports additive masks; one required by
         a method takes precedence."""
-        needed = [method.attention for method in self.added.values() if method.attention]
-        self.bert.set_attn_implementation(*(needed or [name]))
+        self.bert.set_attn_implementation(attention_of(self, name))
 
     def forward(
         self, input_ids, attention_mask=None, token_type_ids=None, task_ids=None, labels=None, all_positions=False
@@ -228,8 +227,7 @@ class TaskClassifier(nn.Module):
         task_ids = routes.to(device, torch.long, non_blocking=True)
         parts = self._parts(attention_mask)
         input_ids, attention_mask, token_type_ids, labels = (
-            x if x is None else x.to(device, non_blocking=True)
-            for x in (input_ids, attention_mask, token_type_ids, labels)
+            on_device(x, device) for x in (input_ids, attention_mask, token_type_ids, labels)
         )
         conditional = self.added["conditional"] if self.form != "plain" else None
         biases = None if conditional is None else conditional.prepare(parts[0][1])
@@ -300,9 +298,4 @@ class TaskClassifier(nn.Module):
 
 def keyed_parameters(model):
     """{key in a checkpoint: parameter} of a classifier's BERT, under the published names, and of all additions."""
-    return {f"bert.{name}": p for name, p in model.bert.named_parameters()} | keyed_added(model)
-
-
-def keyed_added(model):
-    """{key in a checkpoint: parameter} of everything added to a classifier's BERT."""
-    return {method.key(name): p for method, name, p in added_parameters(model)}
+    return {f"bert.{name}": p for name, p in model.bert.named_parameters()} | keyed_added_parameters(model)

@@ -22,7 +22,7 @@ from versatile.adapters.attach import TaskConditioned, attach
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods import pointer as self_copy
-from versatile.adapters.methods.base import added_parameters
+from versatile.adapters.methods.base import added_parameters, is_added
 from versatile.adapters.methods.registry import BARE, FULL, get_method
 from versatile.utils.errors import UserError
 
@@ -345,7 +345,7 @@ def count_task_parameters(model):
         added: parameters of all tasks, together: backbone and added, separate: one full model per task)
     """
     tasks = {t: dict(bottleneck=model.info.bottlenecks[t], adapters=0, rows=0) for t in model.info.tasks}
-    backbone = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("added."))
+    backbone = sum(p.numel() for name, p in model.named_parameters() if not is_added(name))
     for method, name, p in added_parameters(model):
         if (task := method.owner(name)) in tasks:
             tasks[task]["rows" if method.name == BARE else "adapters"] += p.numel()

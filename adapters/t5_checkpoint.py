@@ -23,9 +23,10 @@ from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.checkpoint import WEIGHTS, WHOLE, backbone_name, check_fingerprint, save_whole, write_model
 from versatile.adapters.imports.hyperformer import original_names, original_parameters
 from versatile.adapters.manifest import BACKBONE, CONFIG
+from versatile.adapters.methods.base import is_added
 from versatile.adapters.methods.registry import get_method, method_of
 from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS
-from versatile.adapters.t5_model import T5Settings, attach, check_kind, is_added
+from versatile.adapters.t5_model import T5Settings, attach, check_kind
 from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors
 from versatile.utils.errors import UserError
 

@@ -9,11 +9,13 @@ from versatile.adapters.attach import WithMethods, check_methods, put_methods
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.encoder_decoder import padded_right, source_of
 from versatile.adapters.imports.hyperformer import original_names
+from versatile.adapters.methods.base import is_added
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
 from versatile.adapters.methods.registry import get_method, method_of
 from versatile.adapters.routing import TaskRouter
 from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS, PUBLISHED_T5, check_module_names
 from versatile.utils.errors import UserError
+from versatile.utils.screen import format_count
 
 METHODS = (*PUBLISHED_T5, *PORT_METHODS)
 MODEL_TYPES = ("t5", "mt5")
@@ -375,11 +377,6 @@ def is_norm(module):
     return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("LayerNorm")
 
 
-def is_added(name):
-    """Whether a parameter of this name was added to the T5."""
-    return name.startswith("added.")
-
-
 def _kind(published):
     """The kind of a parameter in `count_parameters`, by its name in the published code."""
     parts = published.split(".")
@@ -417,8 +414,7 @@ def parameter_summary(model):
     trained = sum(counts.values())
     parts = " + ".join(f"{kind.replace('_', ' ')} {n:,}" for kind, n in counts.items() if n) or "nothing"
     share = 100 * trained / total
-    size = f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total:,}"
     if trained > total:
         # In a very small T5 the adapters may outnumber its own parameters.
         return f"trained: {parts} = {trained:,} parameters; the T5 itself has {total:,}"
-    return f"trained: {parts} = {share:.2f} % of {size} ({share / len(model.tasks):.2f} % a task)"
+    return f"trained: {parts} = {share:.2f} % of {format_count(total)} ({share / len(model.tasks):.2f} % a task)"

@@ -2,7 +2,9 @@
 
 import torch
 from versatile.adapters.backbones.quantized import is_quantized, number_of_values, set_compute_dtype
+from versatile.adapters.methods.base import is_added
 from versatile.adapters.methods.task_embeddings import TaskHead
+from versatile.utils.screen import format_count
 
 
 def trainable(model):
@@ -76,11 +78,10 @@ def count_parameters(model):
 
 def _kind(name):
     """The kind in `count_parameters` that a parameter belongs to."""
-    where, _, rest = name.partition(".")
-    if where != "added":
+    if not is_added(name):
         return "backbone"
     kinds = {"task_embeddings": "task_rows", "heads": "task_rows", "pointer": "self_copy"}
-    return kinds.get(rest.split(".")[0], "adapters")
+    return kinds.get(name.split(".")[1], "adapters")
 
 
 def parameter_summary(model):
@@ -88,8 +89,7 @@ def parameter_summary(model):
     c = count_parameters(model)
     gate = f" + self-copy gate {c['self_copy']:,}" if "self_copy" in c else ""
     trained = sum(c.values()) - c["total"]
-    total = f"{c['total'] / 1e6:.1f}M" if c["total"] >= 1e6 else f"{c['total']:,}"
-    share = f" = {100 * trained / c['total']:.2f} % of {total}"
+    share = f" = {100 * trained / c['total']:.2f} % of {format_count(c['total'])}"
     rows = "heads" if getattr(model, "head", "lm") == "classifier" else "task embeddings"
     added = f"adapters {c['adapters']:,} + {rows} {c['task_rows']:,}"
     if not c["backbone"]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from versatile.adapters import checkpoint, manifest
 from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.checkpoint import _adapter_parameters, _full_state, _methods_of, _read_config, _without_tied
 from versatile.adapters.methods.registry import BARE, get_method
 from versatile.adapters.tensors import copy_tensors, read_safetensors
 from versatile.utils.errors import UserError
@@ -52,7 +51,7 @@ def _start_whole(model, tokenizer, found, path, flag):
     """Copy all weights of a fully fine-tuned model; rows of added tokens are matched by token."""
     _same("self-copy", bool(found.config.get("self_copy")), model.info.self_copy, flag)
     _same("the size of the backbone's vocabulary", found.config["first"], model.info.first, flag)
-    state, wanted = read_safetensors(path / checkpoint.WHOLE), _full_state(model)
+    state, wanted = read_safetensors(path / checkpoint.WHOLE), checkpoint.full_state(model)
     both = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     tables = {name for name, tensor in wanted.items() if any(tensor.data_ptr() == t.data_ptr() for t in both)}
     for name, tensor in wanted.items():
@@ -74,20 +73,21 @@ def _start_whole(model, tokenizer, found, path, flag):
 
 def _start_adapters(model, path, flag):
     """Copy adapters by task and rows by token."""
-    config = _read_config(path)
+    config = checkpoint.read_adapter_config(path)
     state = read_safetensors(path / checkpoint.WEIGHTS)
-    methods = _methods_of(config, path / checkpoint.CONFIG)
+    methods = checkpoint.complete_methods(config, path / checkpoint.CONFIG)
     _check_backbone(model, config, flag)
     _same("self-copy", bool(config.get("self_copy")), model.info.self_copy, flag)
     origins = _match_tasks(model, methods, flag)
-    parameters = _adapter_parameters(model)
-    starts = {key: origin for key in parameters if (origin := _origin_of(key, model, origins))}
+    parameters, owners = checkpoint.adapter_parameters(model), checkpoint.owners_of_keys(model)
+    starts = {key: origin for key in parameters if (origin := _origin_of(key, owners[key], origins))}
     for key, origin in starts.items():
         if origin not in state or state[origin].shape != parameters[key].shape:
             raise _other_shape(origin, state.get(origin), parameters[key], flag)
     if config["base_model_name_or_path"] == checkpoint.BACKBONE:
         backbone = path / checkpoint.BACKBONE / checkpoint.WHOLE
-        copy_tensors(read_safetensors(backbone), _without_tied(model, checkpoint.backbone_state(model)), backbone)
+        wanted = checkpoint.without_tied(model, checkpoint.backbone_state(model))
+        copy_tensors(read_safetensors(backbone), wanted, backbone)
     with torch.no_grad():
         for key, origin in starts.items():
             parameters[key].copy_(state[origin])
@@ -95,9 +95,9 @@ def _start_adapters(model, path, flag):
     return origins
 
 
-def _origin_of(key, model, origins):
+def _origin_of(key, owner, origins):
     """The key of the saved tensor that a parameter starts from, or None if it keeps its fresh initialisation."""
-    parts, owner = key.split("."), checkpoint.owners_of_keys(model)[key]
+    parts = key.split(".")
     if parts[0] in ("rows", "output_rows"):
         return None
     if owner is None:

@@ -54,6 +54,11 @@ def get_task(name, flag="--tasks"):
     return registry.form(name, "sentence_pair", flag)
 
 
+def guests_of(hosts):
+    """{task: the one of `hosts` with whose head it is evaluated and predicted}."""
+    return {guest: host for guest, host in SHARED_HEADS.items() if host in hosts}
+
+
 def glue_name(typed):
     """GLUE's name of a task typed in any spelling ("stsb", "sts_b", "STS-B"), or None if it is not one of GLUE's."""
     plain = {name.replace("-", ""): name for name in (*TASKS, *SHARED_HEADS)}

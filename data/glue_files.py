@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from versatile.data.glue import TASKS, get_task, glue_name, path_of
+from versatile.data.glue import TASKS, get_task, glue_name, guests_of, path_of
 from versatile.utils.errors import UserError
 
 
@@ -15,6 +15,12 @@ def missing(data_dir, names, splits):
         if not (task.pairs and task.has(split, data_dir))
         and not (path := path_of(data_dir, task.name, split)).is_file()
     ]
+
+
+def guests_with_files(hosts, data_dir, split):
+    """The tasks that are evaluated with the heads of `hosts` (`glue.guests_of`) and have a file of this split."""
+    guests = [guest for guest in guests_of(hosts) if split in get_task(guest).files]
+    return [guest for guest in guests if not missing(data_dir, [guest], [split])]
 
 
 def need(data_dir, names, splits, otherwise=""):

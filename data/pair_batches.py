@@ -21,6 +21,19 @@ def pair_inputs(rows, pad_id, longest):
                 attention_mask=token_mask(ids, width))  # fmt: skip
 
 
+def equal_share_steps(counts, batch_size, percent):
+    """Batches of an epoch in which all tasks have the same share: int(most batches of a task · tasks · percent), at
+    least 1.
+
+    Args:
+        counts: rows of each task.
+        batch_size: rows of a batch, of all processes together.
+        percent: a share, clipped to 0 to 1.
+    """
+    most = -(-int(max(counts)) // batch_size)
+    return max(1, int(most * len(counts) * min(max(percent, 0.0), 1.0)))
+
+
 class PairBatches(JoinedSplits):
     """Batches of several tasks, as `training.trainer.Trainer` takes them.
 
@@ -55,11 +68,6 @@ class PairBatches(JoinedSplits):
         self.tracker, self.skip = CoverageTracker(dict(zip(self.tasks, self.counts.tolist()))), set()
         self._planned, self._present = None, {}
 
-    def uniform_steps(self, percent):
-        """int(most batches of a task · tasks · percent), at least 1."""
-        most = -(-int(self.counts.max()) // self.size)
-        return max(1, int(most * len(self.tasks) * min(max(percent, 0.0), 1.0)))
-
     def plan(self, epoch=0):
         """This epoch's `Plan`; the same in every process."""
         if self._planned is None or self._planned[0] != epoch:
@@ -74,7 +82,7 @@ class PairBatches(JoinedSplits):
 
     def equal_shares(self, epoch):
         """Equally many rows of every task, give or take one, continuing where the last epoch ended."""
-        total, tasks = self.uniform_steps(self.uniform) * self.size, len(self.tasks)
+        total, tasks = equal_share_steps(self.counts, self.size, self.uniform) * self.size, len(self.tasks)
         # Which tasks get the rows that cannot be divided evenly changes from epoch to epoch.
         share = [(total * (epoch + 1) + i) // tasks - (total * epoch + i) // tasks for i in range(tasks)]
         before = [(total * epoch + i) // tasks - i // tasks for i in range(tasks)]
@@ -150,7 +158,7 @@ class CandidateBatches(PairBatches):
         self._orders = {}
 
     def plan(self, epoch=0):
-        return range(self.uniform_steps(self.percent))
+        return range(equal_share_steps(self.counts, self.size, self.percent))
 
     def candidates(self, epoch, step):
         """Rows of one batch of every task, task by task."""

@@ -129,12 +129,11 @@ def rouge(answers, references):
     """
     lined = [[_sentences(text) for text in group] for group in references]
     scores = metrics.rouge([_sentences(text) for text in answers], lined)
-    signature = scores["rougeLsum"].signature.replace("scale:0-1|", "scale:0-100|")
-    chosen = {"rouge1": "rouge1", "rouge2": "rouge2", "rougeL": "rougeLsum"}
-    values = {name: 100 * scores[kind].value for name, kind in chosen.items()}
-    result = {name: Score(value, signature) for name, value in values.items()}
-    result["rougeL"] = Score(values["rougeL"], f"{signature}|level:summary|sentences:full-stop")
-    mean = sum(values.values()) / len(values)
+    scores = {name: score.in_percent() for name, score in scores.items()}
+    signature = scores["rougeLsum"].signature
+    result = {name: scores[name] for name in ("rouge1", "rouge2")}
+    result["rougeL"] = Score(scores["rougeLsum"].value, f"{signature}|level:summary|sentences:full-stop")
+    mean = sum(score.value for score in result.values()) / len(result)
     result["avg_rouge"] = Score(mean, f"{signature}|mean:1,2,L|level:summary|sentences:full-stop")
     return result
 
@@ -142,8 +141,8 @@ def rouge(answers, references):
 def rouge_l(answers, references):
     """ROUGE-L as in Super-NaturalInstructions and SAPT: F scores with stemming, against the best true answer, of the
     longest common subsequence of the whole texts (in `rouge`, of their sentences)."""
-    score = metrics.rouge(answers, references)["rougeL"]
-    return Score(100 * score.value, score.signature.replace("scale:0-1|", "scale:0-100|") + "|level:text")
+    score = metrics.rouge(answers, references)["rougeL"].in_percent()
+    return Score(score.value, f"{score.signature}|level:text")
 
 
 def _sentences(text):

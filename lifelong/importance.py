@@ -17,7 +17,8 @@ the next task, and is added to that of its first step.
 """
 
 import torch
-from versatile.lifelong.losses import IGNORE
+from versatile.adapters.labels import IGNORE
+from versatile.adapters.trained import trainable
 from versatile.training.objectives import cross_entropy, move
 from versatile.training.prompt_batches import left_padded
 from versatile.training.validation import sum_over_processes
@@ -49,10 +50,6 @@ class Importance:
         self.strength = reg_lambda
         self.omega, self.anchor = {}, {}
 
-    def trained(self):
-        """{name: parameter} of all trained parameters."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
     def finish_task(self, batches, samples, dtype=torch.float32):
         """Add the importance of a task that has been trained, and set p* to the current parameters.
 
@@ -65,11 +62,11 @@ class Importance:
         was_training = self.model.training
         # The originals leave dropout on, so their importance is that of a model with random units missing.
         self.model.eval()
-        added = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in self.trained().items()}
+        added = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in trainable(self.model).items()}
         for batch in batches:
             self.model.zero_grad(set_to_none=True)
             self.objective(batch, dtype).backward()
-            for name, p in self.trained().items():
+            for name, p in trainable(self.model).items():
                 if p.grad is not None:
                     added[name] += p.grad.float().square() if self.mode == EWC else p.grad.float().abs()
         self.model.zero_grad(set_to_none=True)
@@ -80,7 +77,7 @@ class Importance:
             added = {name: (value / mean.clamp(min=1e-300)).float() for name, value in added.items()}
         for name, value in added.items():
             self.omega[name] = value + extend_rows(self.omega[name], value) if name in self.omega else value
-        self.anchor = {name: p.detach().clone() for name, p in self.trained().items()}
+        self.anchor = {name: p.detach().clone() for name, p in trainable(self.model).items()}
 
     def objective(self, batch, dtype):
         """The function of one batch whose gradient determines the importance."""
@@ -110,7 +107,7 @@ class Importance:
             return
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         with torch.no_grad():
-            for name, p in self.trained().items():
+            for name, p in trainable(self.model).items():
                 if name not in self.omega or id(p) not in rates:
                     continue
                 omega, anchor = self.on(p, name)
@@ -153,7 +150,7 @@ def read_importance(path, importance):
     Raises:
         UserError: the file is missing, cannot be read, or belongs to another model.
     """
-    trained = {name: p.shape for name, p in importance.trained().items()}
+    trained = {name: p.shape for name, p in trainable(importance.model).items()}
     remedy = f"copy it again from where the sequence was trained, or remove {path.parent.parent} and train it anew"
     expected = "what the tasks trained so far need to be held, written when the task before was finished"
     try:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from versatile.adapters.attach import PAD
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.labels import IGNORE, LABEL_ROUND, label_positions
+from versatile.training.distillation import check_same_vocabulary
 from versatile.training.objectives import label_scores
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
@@ -195,15 +196,10 @@ class Teacher:
     """
 
     def __init__(self, teacher, student, aliases=None, task=None, temperature=TEMPERATURE, dtype=torch.float32):
-        (self.model, tokenizer), (model, students) = teacher, student
+        (self.model, tokenizer), (model, student_tokenizer) = teacher, student
         self.temperature, self.task, self.dtype = temperature, task, dtype
-        first = model.info.first
-        theirs, ours = tokenizer.get_vocab(), students.get_vocab()
-        plain = {token: i for token, i in ours.items() if i < first}
-        if self.model.info.first != first or any(theirs.get(token) != i for token, i in plain.items()):
-            raise UserError("the teacher's vocabulary is not the student's", location="--teacher_dir",
-                            expected="a teacher whose backbone has the student's tokenizer",
-                            remedy="choose another teacher, or train on its texts (--seq_distil)")  # fmt: skip
+        check_same_vocabulary(self.model, tokenizer, model, student_tokenizer)
+        theirs, ours = tokenizer.get_vocab(), student_tokenizer.get_vocab()
         names = {token: (aliases or {}).get(token, token) for token in ours}
         known = {i: theirs[names[token]] for token, i in ours.items() if names[token] in theirs and token != PAD}
         # Student's id -> teacher's id; -1 where it has none.

@@ -7,7 +7,7 @@ import torch
 from conftest import GOLDEN
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
-from versatile.adapters.attach import TaskModelInfo, _condition
+from versatile.adapters.attach import TaskModelInfo, make_task_conditioned
 from versatile.data.encoders.question_answer import SEP, Row, special_tokens
 
 L2KD = GOLDEN / "l2kd"
@@ -48,7 +48,7 @@ def model(weights, heads=2):
     missing, unexpected = made.load_state_dict(weights, strict=False)
     assert missing == ["lm_head.weight"] and not unexpected
     made.tie_weights()
-    _condition(made, TaskModelInfo(mode="full", markers={"all": []}, methods={}, first=EOS + 1))
+    make_task_conditioned(made, TaskModelInfo(mode="full", markers={"all": []}, methods={}, first=EOS + 1))
     return made
 
 

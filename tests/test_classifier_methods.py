@@ -15,9 +15,8 @@ from training_runs import refused, trained
 from versatile.adapters import bert
 from versatile.adapters.attach import parameter_summary
 from versatile.adapters.backbones.family import backbone_of
-from versatile.adapters.classifier import keyed_added
 from versatile.adapters.manifest import peek
-from versatile.adapters.methods.base import are_separate
+from versatile.adapters.methods.base import are_separate, keyed_added_parameters
 from versatile.adapters.methods.registry import all_methods
 from versatile.training import grid
 from versatile.utils.errors import UserError
@@ -65,7 +64,7 @@ def test_a_method_is_trained_saved_and_loaded(method, tmp_path):
     model, _ = bert.load(out)
     assert are_separate(model) == (method in OWNED)
     if method not in WHOLE:
-        assert set(load_file(out / "adapter_model.safetensors")) == set(keyed_added(model))
+        assert set(load_file(out / "adapter_model.safetensors")) == set(keyed_added_parameters(model))
         assert not (out / "model.safetensors").exists()
         line = parameter_summary(model)
         assert line in (tmp_path / "log" / "out").read_text() and "(frozen)" in line
@@ -80,7 +79,7 @@ def test_a_method_is_trained_saved_and_loaded(method, tmp_path):
 def test_a_saved_method_gives_the_same_scores_of_mixed_batches(method, tmp_path):
     model, tokenizer = bert.build("tiny-bert", {"cola": 2, "mnli": 3, "sts-b": 1}, None, 32, 0, method)
     with torch.no_grad():
-        for p in keyed_added(model).values():
+        for p in keyed_added_parameters(model).values():
             p.add_(torch.randn_like(p) * 0.1)
     assert not any(p.requires_grad for p in model.bert.parameters())
     bert.save(model, tokenizer, tmp_path)

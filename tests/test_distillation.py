@@ -27,7 +27,7 @@ from versatile.adapters.methods import pointer as self_copy
 from versatile.data.batching import Batches
 from versatile.data.encoders.markers import load_split
 from versatile.data.task import get_task
-from versatile.training.distillation import WordTeacher, same_vocabulary
+from versatile.training.distillation import WordTeacher, check_same_vocabulary
 from versatile.training.objectives import Distilled, cross_entropy
 from versatile.utils.errors import UserError
 
@@ -274,9 +274,9 @@ def test_other_vocabularies_are_refused_naming_both():
     from tokenizers import Tokenizer
 
     other._tokenizer = Tokenizer.from_str(json.dumps(swapped))
-    same_vocabulary(*teacher, *student)
+    check_same_vocabulary(*teacher, *student)
     with pytest.raises(UserError, match="--teacher: the teacher's vocabulary") as error:
-        same_vocabulary(teacher[0], other, *student)
+        check_same_vocabulary(teacher[0], other, *student)
     assert len(re.findall(rf"\({student[0].info.first} tokens\)", str(error.value))) == 2
 
 

@@ -13,6 +13,7 @@ from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from versatile.data.pair_batches import equal_share_steps
 from versatile.utils import uncertainty
 
 CAMTL = GOLDEN / "camtl"
@@ -54,14 +55,15 @@ def test_choice_equals_the_original(number):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "+".join(case["tasks"]))
 def test_epoch_length_equals_the_original(case):
-    lengths = [math.ceil(size / case["train_batch_size"]) for size in case["dataset_sizes"]]
-    uniform = case["train_batch_size"] if case["uniform_mt_sampling"] else None
-    assert uncertainty.epoch_length(lengths, case["percent_of_max_data_size"], uniform) == case["len_loader"]
+    size = case["train_batch_size"]
+    steps = equal_share_steps(case["dataset_sizes"], size, case["percent_of_max_data_size"])
+    # If also told to sample uniformly, the original divides by the batch size once more.
+    assert (steps // size if case["uniform_mt_sampling"] else steps) == case["len_loader"]
 
 
 def test_percent_is_clipped():
-    assert uncertainty.epoch_length([3, 2], 7.0) == 6
-    assert uncertainty.epoch_length([3, 2], -1.0) == 0
+    assert equal_share_steps([3, 2], 1, 7.0) == 6
+    assert equal_share_steps([3, 2], 1, -1.0) == 1
 
 
 def test_sts_b_without_mrpc_gets_the_mean_of_the_others():

@@ -43,6 +43,19 @@ def broken_walls(room, source):
     return broken
 
 
+def private_imports(source):
+    """The private names that a file imports from other modules of the toolkit."""
+    names = (module.rpartition(".")[2] for module in imported_modules(source) if module.startswith("versatile."))
+    return [name for name in names if name.startswith("_") and not name.startswith("__")]
+
+
+def test_private_names_stay_in_their_module():
+    files = [*ROOT.glob("*.py"), *(f for room in (*ALLOWED, "bench", "versatile") for f in (ROOT / room).rglob("*.py"))]
+    broken = {str(f.relative_to(ROOT)): found for f in files if (found := private_imports(f.read_text("utf-8")))}
+    assert not broken
+    assert private_imports("def f():\n    from versatile.adapters.attach import _chain, join") == ["_chain"]
+
+
 @pytest.mark.parametrize("room", ALLOWED)
 def test_a_room_imports_only_rooms_below_it(room):
     files = sorted((ROOT / room).rglob("*.py"))

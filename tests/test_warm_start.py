@@ -161,11 +161,12 @@ def test_a_run_that_is_still_training_is_no_start(lora, files, tmp_path, capsys)
     assert checkpoint.load(run_train(*start, last))
 
 
-def test_looking_leaves_no_lock_behind(lora):
-    runs.refuse_unfinished(lora, "--init_from")
-    handle = os.open(lora, os.O_RDONLY)
-    if os.path.realpath(lora) not in runs._LOCKED:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def test_looking_leaves_no_lock_behind(lora, tmp_path):
+    # This process holds the lock of the run that it trained, not of its copy.
+    shutil.copytree(lora, tmp_path / "copy")
+    runs.refuse_unfinished(tmp_path / "copy", "--init_from")
+    handle = os.open(tmp_path / "copy", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(handle)
 
 

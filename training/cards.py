@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from versatile.adapters.backbones import bundled
+from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write
 from versatile.utils.screen import shell_command
 
@@ -155,7 +156,6 @@ def _sample(task):
 def _columns(task):
     """A sample input of a text-to-text task for `TextToTextModel.generate_text`."""
     from versatile.data import text_to_text
-    from versatile.utils.errors import UserError
 
     try:
         return {field: "a text" for field in text_to_text.get_task(task).fields() if field.isidentifier()}
@@ -167,7 +167,6 @@ def _sentences(task):
     """A sample input of a classification task for its model's `generate_text`."""
     from versatile.data import glue
     from versatile.training.classification_text_model import SentenceTask
-    from versatile.utils.errors import UserError
 
     try:
         return SentenceTask(glue.get_task(task)).sample

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from versatile.adapters.methods.registry import FULL
+from versatile.adapters.schemas import FORMS
 from versatile.data.glue import SHARED_HEADS, get_task, glue_name
 from versatile.data.task import resolve
 from versatile.data.task_names import task_flag, unknown_task
@@ -11,7 +12,6 @@ from versatile.training import method_flags
 from versatile.utils import flags, settings
 
 TASKS = ("cola", "mnli", "rte", "wnli", "qqp", "sts-b", "sst-2", "qnli", "mrpc")
-FORMS = ("base", "large", "plain")
 
 # Flags of the original that are not accepted, and why.
 REFUSED = {

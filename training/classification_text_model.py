@@ -105,7 +105,7 @@ class SentenceClassifier(TextModel):
         if task is not None and task not in model.tasks:
             raise UserError(f"the model was not trained for {task}", location=f"--task {task}",
                             expected=f"one of {', '.join(model.tasks)}")  # fmt: skip
-        model.aliases = {guest: host for guest, host in glue.SHARED_HEADS.items() if host in model.tasks}
+        model.aliases = glue.guests_of(model.tasks)
         return cls(directory, model, tokenizer, dtype)
 
     @property
@@ -156,9 +156,7 @@ class SentenceClassifier(TextModel):
                 if folder is None and not glue.get_task(name).pairs:
                     raise UserError("nothing says where the data lie", location="--dataset_path",
                                     expected="GLUE in the official script's folders")  # fmt: skip
-                guests = [guest for guest, host in self.model.aliases.items() if args.task == "all" and host == name
-                          and split in glue.get_task(guest).files
-                          and not glue_files.missing(folder, [guest], [split])]  # fmt: skip
+                guests = glue_files.guests_with_files([name], folder, split) if args.task == "all" else []
                 splits += [PairSplit(glue.get_task(task), load_split(
                     folder, task, split, self.tokenizer, self.longest, limit=args.limit, cache_dir=args.token_cache_dir,
                 )) for task in (name, *guests)]  # fmt: skip

@@ -27,18 +27,18 @@ class WordTeacher:
     """
 
     def __init__(self, teacher, student, task, dtype=torch.float32, longest=0):
-        (self.teacher, tokenizer), (student, students), self.dtype = teacher, student, dtype
+        (self.teacher, tokenizer), (student, student_tokenizer), self.dtype = teacher, student, dtype
         if self.teacher.info.self_copy:
             raise UserError("was trained with --self_copy: its output is not a softmax", location="--teacher",
                             expected="a teacher without it",
                             remedy="learn from its texts: sentence_distiller.py, --kd sentence")  # fmt: skip
-        same_vocabulary(self.teacher, tokenizer, student, students)
+        check_same_vocabulary(self.teacher, tokenizer, student, student_tokenizer)
         base = torch.arange(student.info.first)
-        own, theirs = (t.convert_tokens_to_ids(list(task.markers)) for t in (students, tokenizer))
+        own, theirs = (t.convert_tokens_to_ids(list(task.markers)) for t in (student_tokenizer, tokenizer))
         self.columns = torch.cat([base, torch.tensor(own)])
         self.teachers_columns = torch.cat([base, torch.tensor(theirs)])
         # Student's id -> teacher's id. Padding is masked out, so its id does not matter.
-        self.translation = torch.zeros(len(students), dtype=torch.long)
+        self.translation = torch.zeros(len(student_tokenizer), dtype=torch.long)
         self.translation[self.columns] = self.teachers_columns
         self.task_id = self.teacher.task_id(task.name)
         self.positions = backbone_of(self.teacher.config).max_length(self.teacher.config)
@@ -64,14 +64,14 @@ class WordTeacher:
         return scores[:, self.teachers_columns.to(device)]
 
 
-def same_vocabulary(teacher, tokenizer, student, students):
+def check_same_vocabulary(teacher, tokenizer, student, student_tokenizer):
     """Raise a `UserError` unless both tokenise plain text in the same way."""
 
     def plain(t, first):
         return {token: i for token, i in t.get_vocab().items() if i < first}
 
     sizes = teacher.info.first, student.info.first
-    if sizes[0] == sizes[1] and plain(tokenizer, sizes[0]) == plain(students, sizes[1]):
+    if sizes[0] == sizes[1] and plain(tokenizer, sizes[0]) == plain(student_tokenizer, sizes[1]):
         return
     raise UserError(
         f"the teacher's vocabulary ({sizes[0]} tokens) is not the student's ({sizes[1]} tokens)", location="--teacher",

@@ -3,7 +3,8 @@
 import re
 
 from versatile.adapters import bert
-from versatile.adapters.classifier import keyed_added, keyed_parameters
+from versatile.adapters.classifier import keyed_parameters
+from versatile.adapters.methods.base import keyed_added_parameters
 from versatile.adapters.trained import parameter_summary
 from versatile.training.experiment import say
 
@@ -13,7 +14,7 @@ def freeze(args, model):
     the adapters and heads are trained."""
     if model.mode == "adapter":
         say(parameter_summary(model))
-        trained = list(keyed_added(model))
+        trained = list(keyed_added_parameters(model))
         return dict(frozen=[name for name in keyed_parameters(model) if name not in trained], trained=trained)
     if args.freeze_encoder_layers:
         frozen, trained = bert.freeze(model, args.freeze_encoder_layers)

@@ -10,7 +10,6 @@
 """
 
 import contextlib
-import errno
 import os
 import platform
 import re
@@ -31,6 +30,7 @@ from versatile.utils.files import (
     move_into_place,
     remove_leftovers,
     remove_nested_leftovers,
+    try_lock,
     writable_directory,
     write_json,
 )
@@ -243,8 +243,6 @@ def lock_directory(directory, flag):
     Raises:
         UserError: another process is working in it.
     """
-    import fcntl
-
     real = os.path.realpath(directory)
     if real in _LOCKED:
         return
@@ -252,16 +250,12 @@ def lock_directory(directory, flag):
         handle = os.open(real, os.O_RDONLY)
     except OSError:
         return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    if not try_lock(handle):
         holder = _lock_holder(handle)
         os.close(handle)
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            return
         raise UserError(f"another process{holder} is working in this run", location=f"{flag} {directory}",
                         expected="one process in a run's directory at a time",
-                        remedy="wait until it has ended, or stop it (SIGTERM: it saves)") from error  # fmt: skip
+                        remedy="wait until it has ended, or stop it (SIGTERM: it saves)")  # fmt: skip
     _LOCKED[real] = handle
 
 
@@ -286,8 +280,6 @@ def refuse_unfinished(directory, flag):
 
 def _refuse_locked(directory, flag):
     """Raise a `UserError` if another process is working in a run's directory."""
-    import fcntl
-
     if os.path.realpath(directory) in _LOCKED:
         return
     try:
@@ -295,11 +287,9 @@ def _refuse_locked(directory, flag):
     except OSError:
         return
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+        if not try_lock(handle, shared=True):
             raise UserError(f"this run is still training: another process{_lock_holder(handle)} works in it",
-                            location=flag, expected="a finished run", remedy="wait until it has ended") from error
+                            location=flag, expected="a finished run", remedy="wait until it has ended")  # fmt: skip
     finally:
         os.close(handle)
 

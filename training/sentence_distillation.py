@@ -4,8 +4,6 @@ The inputs to decode, the outputs saved on the way (`Partial`), and the resultin
 """
 
 import contextlib
-import errno
-import fcntl
 import gzip
 import hashlib
 import json
@@ -20,7 +18,7 @@ import numpy as np
 from versatile.data.files import fingerprint, open_bytes
 from versatile.training.decoding import decode
 from versatile.utils.errors import UserError
-from versatile.utils.files import atomic_write, disk_errors
+from versatile.utils.files import atomic_write, disk_errors, try_lock
 
 CHUNK = 2000
 # Files of a checkpoint directory that determine the model's outputs; run.json and metrics.json do not.
@@ -191,13 +189,9 @@ class Partial:
             rest = rest[self.file.write(rest) :]
 
     def _lock(self):
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            # Some network file systems have no locks; that should not prevent writing.
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise UserError("another process is writing it", location=self.path,
-                                remedy="wait for that one, or name another --output") from error  # fmt: skip
+        if not try_lock(self.file):
+            raise UserError("another process is writing it", location=self.path,
+                            remedy="wait for that one, or name another --output")  # fmt: skip
 
     def _take_up(self):
         """Read the existing outputs; returns the end of the last complete line, or 0 if there are no outputs."""

@@ -11,6 +11,7 @@ import contextlib
 import torch
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.labels import LabelScores
+from versatile.adapters.methods.base import is_added
 from versatile.adapters.methods.task_embeddings import TaskHead
 
 
@@ -48,7 +49,7 @@ def is_part(tensor):
 
 def count_held(model):
     """(number of backbone parameters that this process holds, number in the whole backbone)."""
-    backbone = [p for name, p in model.named_parameters() if not name.startswith("added.")]
+    backbone = [p for name, p in model.named_parameters() if not is_added(name)]
     return sum(local(p).numel() for p in backbone), sum(p.numel() for p in backbone)
 
 
@@ -121,7 +122,7 @@ def load_sharded(model, load, directory):
             load(directory)
         finally:
             del model.load_state_dict
-        written = {name: state[name] if name in state and not name.startswith("added.") else p.detach().clone()
+        written = {name: state[name] if name in state and not is_added(name) else p.detach().clone()
                    for name, p in model.named_parameters() if p.requires_grad}  # fmt: skip
     with torch.no_grad():
         for name, p in model.named_parameters():

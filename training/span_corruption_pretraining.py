@@ -13,6 +13,7 @@ from versatile.data.text_to_text_batches import Collator, Rows, SampledBatches
 from versatile.training import experiment
 from versatile.training.runs import ModelFiles
 from versatile.training.text_to_text_training import build_trainer, check_directory, of_training, open_run
+from versatile.training.validation import capped_perplexity
 from versatile.utils.errors import UserError
 from versatile.utils.screen import shell_command
 
@@ -87,7 +88,7 @@ class Scorer:
 
     def __call__(self, prefix="eval"):
         nll, count = self.text_model.negative_log_likelihood(self.rows)
-        return {f"{prefix}_loss": nll / count, f"{prefix}_perplexity": float(np.exp(min(nll / count, 50)))}
+        return {f"{prefix}_loss": nll / count, f"{prefix}_perplexity": capped_perplexity(nll / count)}
 
 
 def batches(args, model, tokenizer, train):

@@ -12,7 +12,7 @@ from pathlib import Path
 from versatile.adapters.manifest import peek
 from versatile.data.own_tasks import prepare_own_tasks
 from versatile.training.method_flags import check_settings
-from versatile.training.runs import run_flags, run_of
+from versatile.training.runs import Run, check_flags, run_flags, run_of
 from versatile.training.text_to_text_flags import PORT_SETTINGS, build_parser
 from versatile.utils import flags, schema, settings, stored_flags
 from versatile.utils.errors import UserError, first_line
@@ -118,7 +118,6 @@ def stored(directory, typed, parser, script):
         UserError: no run there, another script's run, or a different value of a flag that must not change.
     """
     from versatile.training.experiment import refuse_foreign
-    from versatile.training.runs import Run, check_flags
 
     _, record = Run.open(directory, script=script)
     refuse_foreign(record, script, directory)

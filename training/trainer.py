@@ -23,7 +23,7 @@ from versatile.training.profiling import profile_steps
 from versatile.training.settings import StepPlan
 from versatile.training.sharding import gathered, is_sharded, load_sharded, local, whole
 from versatile.training.trainer_state import check_state, load_callbacks, load_optimizer, refuse_other_data
-from versatile.training.validation import TOGETHER, sum_over_processes
+from versatile.training.validation import TOGETHER, capped_perplexity, sum_over_processes
 from versatile.utils.devices import PROFILE, autocast, peak_memory_mb
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.interrupts import Signals, say_above_bar
@@ -140,7 +140,7 @@ class Trainer:
                 raise Diverged(f"the loss is {loss} at step {step + 1} (epoch {step // self.epoch_steps + 1})")
             if not math.isfinite(norm) and not self.scaler.is_enabled():
                 raise Diverged(f"the gradient norm is {norm} at step {step + 1}")
-            self.output = dict(loss=loss, ppl=math.exp(min(loss, 50)), lr=lr, grad_norm=norm)
+            self.output = dict(loss=loss, ppl=capped_perplexity(loss), lr=lr, grad_norm=norm)
             if self.settings.mean_loss:
                 self.history["since"].append(loss)
         self.tokens += sum_over_processes(sum(tokens), int)

@@ -84,5 +84,10 @@ def sum_over_processes(value, kind=float):
     return kind(idist.all_reduce(value)) if idist.get_world_size() > 1 else kind(value)
 
 
+def capped_perplexity(nll):
+    """exp of a mean negative log-likelihood per token, at most exp(50): beyond that, numbers say nothing."""
+    return math.exp(min(nll, 50))
+
+
 def _with_perplexity(nll):
-    return dict(nll=nll, ppl=math.exp(min(nll, 50)) if math.isfinite(nll) else nll)
+    return dict(nll=nll, ppl=capped_perplexity(nll) if math.isfinite(nll) else nll)

@@ -64,5 +64,4 @@ def _stripped(references):
 
 def rouge(hypotheses, references):
     """`metrics.rouge_summary` in percent."""
-    scores = metrics.rouge_summary(hypotheses, references)
-    return {name: Score(100 * s.value, s.signature.replace("scale:0-1|", "scale:0-100|")) for name, s in scores.items()}
+    return {name: score.in_percent() for name, score in metrics.rouge_summary(hypotheses, references).items()}

@@ -7,6 +7,8 @@ import resource
 import shutil
 import sys
 
+from versatile.utils.errors import UserError
+
 
 @contextlib.contextmanager
 def parallel(start=True):
@@ -97,7 +99,6 @@ def precision(args, device):
         UserError: --fp16 on a CPU.
     """
     import torch
-    from versatile.utils.errors import UserError
 
     if args.fp16 and device.type != "cuda":
         raise UserError("float16 needs a GPU", location="--fp16", remedy="use --bf16 or --fp32")
@@ -131,8 +132,6 @@ def need_compiler(device):
     Raises:
         UserError: there is no compiler.
     """
-    from versatile.utils.errors import UserError
-
     name = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if device.type == "cpu" and not shutil.which(name):
         raise UserError(f"there is no {name} on PATH", location="--compile", expected="a C++ compiler",
@@ -148,8 +147,6 @@ def quiet_libraries(cache_dir=None):
     Raises:
         UserError: Python runs without docstrings, from which transformers builds its models' documentation.
     """
-    from versatile.utils.errors import UserError
-
     if sys.flags.optimize > 1:
         raise UserError(
             "transformers cannot load a model without docstrings",

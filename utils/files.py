@@ -255,6 +255,33 @@ def remove_nested_leftovers(directory):
         names[:] = [name for name in names if not name.startswith(".") or name == ".best"]
 
 
+def try_lock(handle, shared=False):
+    """Lock an open file or directory (flock) without waiting.
+
+    Args:
+        handle: the file, or its descriptor; closing it, or the end of the process, releases the lock.
+        shared: other shared locks do not conflict.
+
+    Returns:
+        False if another process holds it. File systems without locks are used without one: True.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+    return True
+
+
+def refuse_taken(path):
+    """Raise a `UserError` if there is a file, or a directory with anything in it, at an output's path."""
+    path = Path(path)
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise UserError("something stands there already", location=path,
+                        remedy="name another directory, or remove it")  # fmt: skip
+
+
 def writable_directory(path, flag):
     """Make the directory `path` and check that a file can be written there, before any long work starts."""
     path = Path(path)

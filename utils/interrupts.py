@@ -1,5 +1,6 @@
-"""Signal handling shared by both training loops, and printing above a progress bar."""
+"""Stopping on a signal, and printing above a progress bar."""
 
+import contextlib
 import signal
 import sys
 
@@ -9,6 +10,18 @@ def stopping_signals():
     hangup = getattr(signal, "SIGHUP", None)
     ignored = hangup is None or signal.getsignal(hangup) == signal.SIG_IGN
     return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [hangup])]
+
+
+@contextlib.contextmanager
+def handling(handler):
+    """Context in which `handler(number, frame)` receives the signals that ask the process to stop."""
+    old = {number: signal.signal(number, handler) for number in stopping_signals()}
+    try:
+        yield
+    finally:
+        for number, before in old.items():
+            # None: it was set outside of Python and cannot be restored.
+            signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
 class Signals:
@@ -24,14 +37,12 @@ class Signals:
     caught = 0
 
     def __enter__(self):
-        self.caught = 0
-        self._old = {number: signal.signal(number, self._catch) for number in stopping_signals()}
+        self.caught, self._handling = 0, handling(self._catch)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *error):
-        for number, handler in self._old.items():
-            # None: it was set outside of Python and cannot be restored.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        return self._handling.__exit__(*error)
 
     def _catch(self, number, frame):
         if self.caught and number == signal.SIGINT:

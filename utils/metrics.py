@@ -25,6 +25,10 @@ class Score:
     value: float
     signature: str
 
+    def in_percent(self):
+        """The same score on the scale 0-100, for one on the scale 0-1."""
+        return Score(100 * self.value, self.signature.replace("scale:0-1|", "scale:0-100|"))
+
 
 # --- scores ----------------------------------------------------------------------------------------------
 

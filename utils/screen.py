@@ -28,6 +28,11 @@ def counted(number, noun):
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def format_count(number):
+    """A number of parameters: "124.4M", or "2,000" below a million."""
+    return f"{number / 1e6:.1f}M" if number >= 1e6 else f"{number:,}"
+
+
 def align_columns(rows, right, rule=False):
     """Rows of texts as a table; the columns in `right` are right-aligned, and `rule` underlines the first row."""
     widths = [max(map(len, column)) for column in zip(*rows)]

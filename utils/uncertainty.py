@@ -119,16 +119,3 @@ def choose(entropies, task_ids, keep, regression=()):
     """
     row_scores = scores(entropies.detach().float().cpu(), torch.as_tensor(task_ids).cpu(), dict(regression))
     return row_scores.sort(descending=True, stable=True).indices[:keep]
-
-
-def epoch_length(loader_lengths, percent=1.0, uniform_batch_size=None):
-    """Steps of an epoch under uncertainty sampling: int(longest loader × tasks × percent).
-
-    Args:
-        loader_lengths: batches of each task.
-        percent: share of that, clipped to 0..1.
-        uniform_batch_size: the original divides by the batch size once more if also told to sample uniformly.
-    """
-    percent = min(max(percent, 0.0), 1.0)
-    steps = percent * max(loader_lengths) * len(loader_lengths)
-    return int(steps) if uniform_batch_size is None else int(steps / uniform_batch_size)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
-from versatile.__main__ import open_script, script_names
+from versatile.__main__ import find_script, open_script
 from versatile.utils import flags as flag_types
 from versatile.utils.errors import UserError
 
@@ -56,7 +56,7 @@ def train(flags, script="train"):
     """
     from versatile.training.runs import default_directory
 
-    name, flags = _name_of(script), dict(flags)
+    name, flags = find_script(str(script), "script"), dict(flags)
     if not flags.get("resume"):
         tasks = flags.get("task") or flags.get("tasks") or ()
         names = [tasks] if isinstance(tasks, str) else tasks
@@ -89,7 +89,7 @@ def evaluate(flags, script="evaluate"):
     """
     with contextlib.ExitStack() as stack:
         folder = flags.get("output_dir") or stack.enter_context(tempfile.TemporaryDirectory())
-        run_script(_name_of(script), dict(flags, output_dir=folder))
+        run_script(find_script(str(script), "script"), dict(flags, output_dir=folder))
         files = sorted(Path(folder).glob("*_metrics.json"))
         return {p.name.removesuffix("_metrics.json"): json.loads(p.read_text(encoding="utf-8")) for p in files}
 
@@ -126,9 +126,3 @@ def command_line(flags):
             words.append(f"--{name}={value}")
     return words
 
-
-def _name_of(script):
-    name = str(script).removesuffix(".py")
-    if name not in script_names():
-        raise UserError(f"there is no script {name!r}", location="script", expected=", ".join(script_names()))
-    return name

@@ -28,12 +28,11 @@ from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.imports.peft_export import (
     KINDS,
-    LARGEST_SHARE,
     TaskAdapter,
+    check_share,
     export_task,
     largest_difference,
     projection_names,
-    refuse_taken,
     table_names,
 )
 from versatile.adapters.methods.ia3 import INPUTS
@@ -41,7 +40,7 @@ from versatile.adapters.methods.lora import sizes
 from versatile.adapters.tensors import read_safetensors
 from versatile.utils import devices, flags
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.files import atomic_directory
+from versatile.utils.files import atomic_directory, refuse_taken
 from versatile.utils.schema import Choice, Flag, MapOf, Number, Record, Text, Whole, read_json_object, validate
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -293,10 +292,7 @@ def _of_pattern(patterns, name, default):
 def _prove_import(model, tokenizer, task, path, tokens):
     """Raise a `UserError` if peft computes other logits from its directory than our model does."""
     adapter = TaskAdapter(model, tokenizer, task, "", {}, [], tokens)
-    share = largest_difference(adapter, path)
-    if not share <= LARGEST_SHARE:
-        raise UserError(f"peft gives other logits, by up to {share:.2g} of the largest", location=path,
-                        expected="equal ones", remedy="nothing was written; report this")  # fmt: skip
+    check_share(largest_difference(adapter, path), path)
 
 
 # ---- the command

@@ -10,9 +10,10 @@ from versatile.adapters import checkpoint, t5
 from versatile.adapters.backbones import bundled
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.methods.base import is_added
 from versatile.adapters.methods.ia3 import INPUTS
 from versatile.utils.errors import UserError
-from versatile.utils.files import atomic_directory, atomic_write
+from versatile.utils.files import atomic_directory, atomic_write, refuse_taken
 
 KINDS = {"lora": "LORA", "ia3": "IA3"}
 # Two libraries multiply the same matrices, so in fp32 the last digits may differ.
@@ -63,9 +64,7 @@ def export_task(run, output, task=None):
     with atomic_directory(output) as beside:
         _write(adapter, beside)
         share = largest_difference(adapter, beside)
-        if not share <= LARGEST_SHARE:
-            raise UserError(f"peft gives other logits, by up to {share:.2g} of the largest", location=run,
-                            expected="equal ones", remedy="nothing was written; report this")  # fmt: skip
+        check_share(share, run)
     return adapter, share
 
 
@@ -99,7 +98,7 @@ def read_task(run, task=None):
 
 def _trained_backbone(model):
     """Whether any parameter of the T5 itself was trained."""
-    return model.backbone_carried or any(p.requires_grad for n, p in model.named_parameters() if "added." not in n)
+    return model.backbone_carried or any(p.requires_grad for n, p in model.named_parameters() if not is_added(n))
 
 
 def _refuse_token_types(model, task, run):
@@ -295,8 +294,8 @@ def _need_peft():
                         remedy="pip install --no-deps peft")  # fmt: skip
 
 
-def refuse_taken(output):
-    path = Path(output)
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UserError("something stands there already", location=output,
-                        remedy="name another directory, or remove it")  # fmt: skip
+def check_share(share, location):
+    """Raise a `UserError` if peft's logits differ too much from ours, by this share of the largest."""
+    if not share <= LARGEST_SHARE:
+        raise UserError(f"peft gives other logits, by up to {share:.2g} of the largest", location=location,
+                        expected="equal ones", remedy="nothing was written; report this")  # fmt: skip

@@ -14,14 +14,14 @@ import re
 from pathlib import Path
 
 import torch
-from versatile.adapters.attach import TaskModelInfo, _condition, add_method, add_tokens, attach, keep_tasks
+from versatile.adapters.attach import TaskModelInfo, add_method, add_tokens, attach, keep_tasks, make_task_conditioned
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.imports import foreign_format
 from versatile.adapters.methods import pointer as self_copy
 from versatile.utils import flags
 from versatile.utils.errors import UserError, brief, exit_on_user_error
-from versatile.utils.files import atomic_directory
+from versatile.utils.files import atomic_directory, refuse_taken
 
 # In the order of the embedding rows, which is not the order of the task ids.
 ROWS = {
@@ -95,7 +95,8 @@ def _build(state, tokenizer, config, task, location):
         model = GPT2LMHeadModel(config)
         _load_backbone(model, own, location)
         markers = {t: ROWS[t] for t in TASK_IDS}
-        _condition(model, TaskModelInfo("full", markers, {}, add_tokens(tokenizer, ROWS), mask_other_tasks=False))
+        info = TaskModelInfo("full", markers, {}, add_tokens(tokenizer, ROWS), mask_other_tasks=False)
+        make_task_conditioned(model, info)
         return model
     model = GPT2LMHeadModel(config)
     _load_backbone(model, own | {"transformer.wte.weight": table[:base]}, location)
@@ -213,10 +214,7 @@ def convert(source, output, task=None, pointer=False):
     if foreign_format(source) != "vlm":
         raise UserError("not a checkpoint of the original VLM code", location=source,
                         expected="pytorch_model.bin and added_tokens.json with <bos_dial>")  # fmt: skip
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise UserError(
-            "something stands there already", location=output, remedy="name another directory, or remove it"
-        )
+    refuse_taken(output)
     model, tokenizer = load(source, task, pointer)
     with atomic_directory(output) as beside:
         checkpoint.save(model, tokenizer, beside)

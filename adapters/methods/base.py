@@ -151,9 +151,19 @@ def first_output(output, change):
     return change(output)
 
 
+def is_added(name):
+    """Whether a parameter of this name was added to a model's backbone."""
+    return name.startswith("added.")
+
+
 def added_parameters(model):
     """[(method, name in its module, parameter)] of everything added to a model's backbone."""
     return [(method, name, p) for method in model.added.values() for name, p in method.named_parameters()]
+
+
+def keyed_added_parameters(model):
+    """{key in a checkpoint: parameter} of everything added to a model's backbone."""
+    return {method.key(name): p for method, name, p in added_parameters(model)}
 
 
 def parameters_of_tasks(model):
