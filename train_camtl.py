@@ -184,14 +184,14 @@ def _need_model(name, location):
 def _has_heads(name):
     """Whether a directory holds a model of the original code, which names no tasks."""
     import torch
-    from versatile.adapters import bert
+    from versatile.adapters.manifest import MODEL_WEIGHTS
 
     folder = Path(name)
     try:
-        if (folder / bert.WEIGHTS).is_file():
+        if (folder / MODEL_WEIGHTS).is_file():
             from safetensors import safe_open
 
-            with safe_open(folder / bert.WEIGHTS, "pt") as file:
+            with safe_open(folder / MODEL_WEIGHTS, "pt") as file:
                 keys = list(file.keys())
         else:
             keys = list(torch.load(folder / "pytorch_model.bin", "meta", weights_only=True))

@@ -26,12 +26,10 @@ from versatile.adapters import manifest as manifests
 from versatile.adapters import schemas
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.checkpoint import WEIGHTS as ADAPTERS
-from versatile.adapters.checkpoint import WHOLE as WEIGHTS
 from versatile.adapters.checkpoint import backbone_name, check_fingerprint, write_model
 from versatile.adapters.classifier import TaskClassifier, check_shape, keyed_parameters
 from versatile.adapters.imports import camtl
-from versatile.adapters.manifest import CONFIG
+from versatile.adapters.manifest import ADAPTER_WEIGHTS, CONFIG, MODEL_WEIGHTS
 from versatile.adapters.methods.base import keyed_added_parameters
 from versatile.adapters.methods.registry import method_of
 from versatile.adapters.schemas import FORMS  # noqa: F401
@@ -180,7 +178,7 @@ def save(model, tokenizer, directory):
 
 def weights_file(model):
     """Name of the weights file in a model's directory."""
-    return ADAPTERS if model.mode == "adapter" else WEIGHTS
+    return ADAPTER_WEIGHTS if model.mode == "adapter" else MODEL_WEIGHTS
 
 
 def saved_parameters(model):
@@ -212,7 +210,7 @@ def load(directory):
         model, tokenizer = _load_adapters(path, manifest, tasks)
         model.aliases = dict(aliases)
         return model.eval(), tokenizer
-    state = read_safetensors(path / WEIGHTS)
+    state = read_safetensors(path / MODEL_WEIGHTS)
     try:
         backbone = BertConfig.from_dict(config["backbone"])
         check_shape(backbone, form, length, str(path / CONFIG))
@@ -225,13 +223,13 @@ def load(directory):
         # transformers' configs and constructors raise many kinds of errors; what they reject is bad input in any case.
         raise UserError(f"it cannot be used: {first_line(error, 120)}", location=path / CONFIG,
                         expected="a file that train_camtl.py wrote", remedy="copy it again") from error  # fmt: skip
-    check_fit(state, shapes, path / WEIGHTS)
+    check_fit(state, shapes, path / MODEL_WEIGHTS)
     bert = BertModel(backbone)
     bert.config._name_or_path = config.get("base_model_name_or_path") or str(path)
     model = TaskClassifier(bert, tasks, form, length)
     model.aliases = dict(aliases)
-    copy_tensors(state, keyed_parameters(model), path / WEIGHTS)
-    check_checksum(path / WEIGHTS, config.get("checksum"))
+    copy_tensors(state, keyed_parameters(model), path / MODEL_WEIGHTS)
+    check_checksum(path / MODEL_WEIGHTS, config.get("checksum"))
     model.backbone_fingerprint = manifest.fingerprint
     return model.eval(), backbones.read_tokenizer(path, expected="the tokenizer's files beside the model")
 
@@ -240,7 +238,7 @@ def _load_adapters(path, manifest, tasks):
     """(`TaskClassifier`, tokenizer) of adapters on the BERT named in the manifest."""
     config, length = manifest.config, manifest.config["max_seq_length"]
     methods = {task: method_of(manifest.methods[task], path / CONFIG) for task in tasks}
-    state = read_safetensors(path / ADAPTERS)
+    state = read_safetensors(path / ADAPTER_WEIGHTS)
     schemas.check_sizes(methods, state, path / CONFIG)
     name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
     bert, tokenizer, _ = _pretrained(name, location, config.get("random_init_seed") or 0)
@@ -253,10 +251,10 @@ def _load_adapters(path, manifest, tasks):
     check_fingerprint(fingerprint, config, name, path / CONFIG)
     model = TaskClassifier(bert, tasks, "plain", length, methods)
     model.backbone_fingerprint, model.random_init_seed = fingerprint, config.get("random_init_seed")
-    copy_tensors(state, keyed_added_parameters(model), path / ADAPTERS)
+    copy_tensors(state, keyed_added_parameters(model), path / ADAPTER_WEIGHTS)
     for task, method in methods.items():
-        model.added[method["method"]].refuse_idle(task, path / ADAPTERS)
-    check_checksum(path / ADAPTERS, config.get("checksum"))
+        model.added[method["method"]].refuse_idle(task, path / ADAPTER_WEIGHTS)
+    check_checksum(path / ADAPTER_WEIGHTS, config.get("checksum"))
     return model, tokenizer
 
 

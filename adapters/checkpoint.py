@@ -35,7 +35,7 @@ from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.quantized import plain_state
-from versatile.adapters.manifest import BACKBONE, CONFIG, peek
+from versatile.adapters.manifest import ADAPTER_WEIGHTS, BACKBONE, CONFIG, MODEL_WEIGHTS, peek
 from versatile.adapters.methods import pointer as self_copy
 from versatile.adapters.methods.base import added_parameters, is_added, keyed_added_parameters
 from versatile.adapters.methods.registry import BARE, get_method, method_of
@@ -50,8 +50,6 @@ from versatile.adapters.tensors import (
 )  # fmt: skip
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write
-
-WEIGHTS, WHOLE = "adapter_model.safetensors", "model.safetensors"
 
 
 def save(model, tokenizer, directory, state=None):
@@ -74,8 +72,8 @@ def save(model, tokenizer, directory, state=None):
         save_whole(model, tokenizer, directory, full_state(model), model.config, dict(methods=None, **common))
         return
     backbone = _save_backbone(model, directory) if info.save_backbone else backbone_name(model)
-    write_model(directory, tokenizer, WEIGHTS, state or adapter_state(model), methods=info.methods, freeze=info.freeze,
-                **backbone, **_embeddings(model, tokenizer), **common)  # fmt: skip
+    write_model(directory, tokenizer, ADAPTER_WEIGHTS, state or adapter_state(model), methods=info.methods,
+                freeze=info.freeze, **backbone, **_embeddings(model, tokenizer), **common)  # fmt: skip
 
 
 def write_model(directory, tokenizer, file, state, **manifest):
@@ -103,7 +101,7 @@ def save_whole(model, tokenizer, directory, state, config, manifest=None):
         manifest: for a fully fine-tuned model, arguments of `manifest.new`; the manifest becomes part of config.json.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    checksum = write_tensors(directory / WHOLE, state)
+    checksum = write_tensors(directory / MODEL_WEIGHTS, state)
     if manifest:
         config.versatile = manifests.new(checksum=checksum, **backbone_name(model), **manifest)
     config.architectures = [type(model).__name__]
@@ -202,19 +200,19 @@ def load_weights(model, directory):
     """Load weights that `save` wrote for the same model into an attached model."""
     directory = Path(directory)
     if model.info.mode == "full":
-        state = read_safetensors(directory / WHOLE)
+        state = read_safetensors(directory / MODEL_WEIGHTS)
         added = keyed_added_parameters(model)
         missing, unexpected = model.load_state_dict({k: t for k, t in state.items() if k not in added}, strict=False)
         missing = {name for name in missing if not is_added(name)} | (set(added) - set(state))
         same_keys(missing - _tied(model), set(unexpected), directory)
         copy_tensors({key: state[key] for key in added}, added, directory)
         return
-    adapters = read_safetensors(directory / WEIGHTS)
+    adapters = read_safetensors(directory / ADAPTER_WEIGHTS)
     if model.info.save_backbone:
-        path = directory / BACKBONE / WHOLE
+        path = directory / BACKBONE / MODEL_WEIGHTS
         copy_tensors(read_safetensors(path), without_tied(model, backbone_state(model)), path)
         model.backbone_fingerprint = backbones.fingerprint(backbone_state(model))
-    set_adapter_state(model, adapters, directory / WEIGHTS)
+    set_adapter_state(model, adapters, directory / ADAPTER_WEIGHTS)
 
 
 def set_adapter_state(model, state, location):
@@ -296,7 +294,7 @@ def load_onto(model, tokenizer, directory):
     path = Path(directory)
     config = read_adapter_config(path)
     _check_joins(model, tokenizer, config, path / CONFIG)
-    state = read_safetensors(path / WEIGHTS)
+    state = read_safetensors(path / ADAPTER_WEIGHTS)
     counts = {task["name"]: len(task["markers"]) for task in config["tasks"]}
     methods = complete_methods(config, path / CONFIG)
     _refuse_shared(methods, path / CONFIG)
@@ -313,7 +311,7 @@ def load_onto(model, tokenizer, directory):
     for task, blocks in modules.items():
         for i, module in enumerate(blocks):
             wanted |= {f"blocks.{i}.{task}.{name}": p for name, p in module.named_parameters()}
-    check_fit(state, wanted, path / WEIGHTS)
+    check_fit(state, wanted, path / ADAPTER_WEIGHTS)
     trained = bool(trainable(model))
     for task, blocks in modules.items():
         for i, module in enumerate(blocks):
@@ -321,7 +319,7 @@ def load_onto(model, tokenizer, directory):
             module.load_state_dict(own, assign=True)
             module.requires_grad_(trained).train(model.training)
             holders[task].blocks[i][task] = module
-        holders[task].refuse_idle(task, path / WEIGHTS)
+        holders[task].refuse_idle(task, path / ADAPTER_WEIGHTS)
     for kind, rows in tables.items():
         for task in counts:
             rows.tasks[task] = torch.nn.Parameter(state[f"{kind}.{task}"].to(rows.spare.device), trained)
@@ -383,7 +381,7 @@ def complete_methods(config, location):
 def _load_adapter(manifest, directory, allow_idle):
     path, config = Path(directory), manifest.config
     schemas.check_tasks(config, path / CONFIG)
-    state = read_safetensors(path / WEIGHTS)
+    state = read_safetensors(path / ADAPTER_WEIGHTS)
     order = config.get("task_embeddings", config["tasks"])
     methods = complete_methods(config, path / CONFIG)
     methods = {task["name"]: methods.get(task["name"], dict(method=BARE)) for task in order}
@@ -408,10 +406,10 @@ def _load_adapter(manifest, directory, allow_idle):
             expected=f"{config['first']}, as when the adapter was trained",
         )  # fmt: skip
     _remember(model, manifest)
-    set_adapter_state(model, state, path / WEIGHTS)
+    set_adapter_state(model, state, path / ADAPTER_WEIGHTS)
     for task, method in {} if allow_idle else methods.items():
-        model.added[method["method"]].refuse_idle(task, path / WEIGHTS)
-    check_checksum(path / WEIGHTS, config.get("checksum"))
+        model.added[method["method"]].refuse_idle(task, path / ADAPTER_WEIGHTS)
+    check_checksum(path / ADAPTER_WEIGHTS, config.get("checksum"))
     return model, tokenizer
 
 
@@ -464,7 +462,7 @@ def _load_full(manifest, directory):
         raise UserError(f"the marker {unknown!r} of config.json is no token that was added to the tokenizer",
                         location=location, expected="the tokenizer that was saved with the model",
                         remedy="copy the whole directory again")  # fmt: skip
-    path = Path(directory) / WHOLE
+    path = Path(directory) / MODEL_WEIGHTS
     make_task_conditioned(model, TaskModelInfo("full", _markers(config["tasks"]), {}, config["first"],
                                     config.get("mask_other_tasks", True)))  # fmt: skip
     if config.get("self_copy"):

@@ -32,6 +32,7 @@ from versatile.utils.schema import read_json_object, validate
 from versatile.utils.screen import shell_command
 
 CONFIG, BACKBONE = "adapter_config.json", "backbone"
+ADAPTER_WEIGHTS, MODEL_WEIGHTS = "adapter_model.safetensors", "model.safetensors"
 LIBRARY, FORMAT = "versatile", 2
 
 

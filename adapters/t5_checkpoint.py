@@ -20,9 +20,9 @@ from versatile.adapters import manifest as manifests
 from versatile.adapters import schemas
 from versatile.adapters.backbones import bundled as embedded
 from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.checkpoint import WEIGHTS, WHOLE, backbone_name, check_fingerprint, save_whole, write_model
+from versatile.adapters.checkpoint import backbone_name, check_fingerprint, save_whole, write_model
 from versatile.adapters.imports.hyperformer import original_names, original_parameters
-from versatile.adapters.manifest import BACKBONE, CONFIG
+from versatile.adapters.manifest import ADAPTER_WEIGHTS, BACKBONE, CONFIG, MODEL_WEIGHTS
 from versatile.adapters.methods.base import is_added
 from versatile.adapters.methods.registry import get_method, method_of
 from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS
@@ -84,7 +84,7 @@ def save(model, tokenizer, directory, state=None):
         backbone = dict(base_model_name_or_path=BACKBONE, base_model_fingerprint=_fingerprint(model))
     state = adapter_state(model) if state is None else state
     trained = sorted(n for n, _ in model.named_parameters() if n in state and not is_added(n))
-    write_model(directory, tokenizer, WEIGHTS, state, d_model=model.config.d_model,
+    write_model(directory, tokenizer, ADAPTER_WEIGHTS, state, d_model=model.config.d_model,
                 layers=[len(model.encoder.block), len(model.decoder.block)], trained_backbone=trained, **backbone,
                 **common)  # fmt: skip
 
@@ -147,10 +147,10 @@ def load(directory, task=None):
                         expected="a task it was trained for")  # fmt: skip
     if settings.method == "finetune":
         model, tokenizer = load_backbone(directory)
-        check_checksum(path / WHOLE, manifest.config.get("checksum"))
+        check_checksum(path / MODEL_WEIGHTS, manifest.config.get("checksum"))
         return attach(model, tasks, settings).eval(), tokenizer
     config, methods = manifest.config, _methods_of(manifest) if settings.method == COMBINED_T5 else None
-    state = read_safetensors(path / WEIGHTS)
+    state = read_safetensors(path / ADAPTER_WEIGHTS)
     model, tokenizer = load_frozen(path)
     # The file contains given embeddings, as the directory they came from may be gone. Their values are copied below.
     names = settings.task_embeddings or tasks
@@ -162,12 +162,12 @@ def load(directory, task=None):
     with torch.device("meta"):
         shapes = attach(type(model)(model.config), tasks, settings, placeholders(), methods)
     shapes.backbone_carried, shapes.backbone_fingerprint = model.backbone_carried, model.backbone_fingerprint
-    check_fit(state, _wanted(shapes), path / WEIGHTS)
+    check_fit(state, _wanted(shapes), path / ADAPTER_WEIGHTS)
     attach(model, tasks, settings, placeholders(), methods)
-    _copy_state(model, state, path / WEIGHTS)
+    _copy_state(model, state, path / ADAPTER_WEIGHTS)
     for task, method in model.methods.items():
-        model.added[get_method(method["method"]).name].refuse_idle(task, path / WEIGHTS)
-    check_checksum(path / WEIGHTS, config.get("checksum"))
+        model.added[get_method(method["method"]).name].refuse_idle(task, path / ADAPTER_WEIGHTS)
+    check_checksum(path / ADAPTER_WEIGHTS, config.get("checksum"))
     return model.eval(), tokenizer
 
 
@@ -175,12 +175,12 @@ def load_weights(model, directory):
     """Load weights that `save` wrote for the same model into an attached model."""
     path = Path(directory)
     if model.settings.method == "finetune":
-        copy_tensors(read_safetensors(path / WHOLE), backbone_state(model), path / WHOLE)
+        copy_tensors(read_safetensors(path / MODEL_WEIGHTS), backbone_state(model), path / MODEL_WEIGHTS)
         return
     if model.saves_backbone:
-        location = path / BACKBONE / WHOLE
+        location = path / BACKBONE / MODEL_WEIGHTS
         copy_tensors(read_safetensors(location), backbone_state(model), location)
-    _copy_state(model, read_safetensors(path / WEIGHTS), path / WEIGHTS)
+    _copy_state(model, read_safetensors(path / ADAPTER_WEIGHTS), path / ADAPTER_WEIGHTS)
 
 
 def _copy_state(model, state, location):

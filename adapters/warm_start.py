@@ -51,7 +51,7 @@ def _start_whole(model, tokenizer, found, path, flag):
     """Copy all weights of a fully fine-tuned model; rows of added tokens are matched by token."""
     _same("self-copy", bool(found.config.get("self_copy")), model.info.self_copy, flag)
     _same("the size of the backbone's vocabulary", found.config["first"], model.info.first, flag)
-    state, wanted = read_safetensors(path / checkpoint.WHOLE), checkpoint.full_state(model)
+    state, wanted = read_safetensors(path / manifest.MODEL_WEIGHTS), checkpoint.full_state(model)
     both = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     tables = {name for name, tensor in wanted.items() if any(tensor.data_ptr() == t.data_ptr() for t in both)}
     for name, tensor in wanted.items():
@@ -74,7 +74,7 @@ def _start_whole(model, tokenizer, found, path, flag):
 def _start_adapters(model, path, flag):
     """Copy adapters by task and rows by token."""
     config = checkpoint.read_adapter_config(path)
-    state = read_safetensors(path / checkpoint.WEIGHTS)
+    state = read_safetensors(path / manifest.ADAPTER_WEIGHTS)
     methods = checkpoint.complete_methods(config, path / checkpoint.CONFIG)
     _check_backbone(model, config, flag)
     _same("self-copy", bool(config.get("self_copy")), model.info.self_copy, flag)
@@ -85,7 +85,7 @@ def _start_adapters(model, path, flag):
         if origin not in state or state[origin].shape != parameters[key].shape:
             raise _other_shape(origin, state.get(origin), parameters[key], flag)
     if config["base_model_name_or_path"] == checkpoint.BACKBONE:
-        backbone = path / checkpoint.BACKBONE / checkpoint.WHOLE
+        backbone = path / checkpoint.BACKBONE / manifest.MODEL_WEIGHTS
         wanted = checkpoint.without_tied(model, checkpoint.backbone_state(model))
         copy_tensors(read_safetensors(backbone), wanted, backbone)
     with torch.no_grad():

@@ -23,6 +23,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from tqdm import tqdm
+from versatile.adapters.manifest import ADAPTER_WEIGHTS, MODEL_WEIGHTS
 from versatile.adapters.methods.registry import BARE, FULL, get_method, method_of
 from versatile.data.task_names import task_flag
 from versatile.data.task_orders import ORDERS, order_name
@@ -320,7 +321,7 @@ def is_model(folder):
 
 def find_weights(folder):
     """The weights file of a trained model, or None."""
-    paths = (Path(folder) / name for name in ("adapter_model.safetensors", "model.safetensors"))
+    paths = (Path(folder) / name for name in (ADAPTER_WEIGHTS, MODEL_WEIGHTS))
     return next((path for path in paths if path.is_file()), None)
 
 

@@ -72,7 +72,7 @@ def test_a_hub_that_is_slow_is_left_to_the_library_that_fetches(monkeypatch):
 def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
     model, tokenizer = attached()
     checkpoint.save(model, tokenizer, tmp_path / "adapter")
-    path = tmp_path / "adapter" / checkpoint.WEIGHTS
+    path = tmp_path / "adapter" / checkpoint.ADAPTER_WEIGHTS
     state = checkpoint.read_safetensors(path)
     state["rows.mt"][0, 0] = value
     write_tensors(path, state)

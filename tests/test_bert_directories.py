@@ -64,7 +64,7 @@ def test_a_damaged_directory_is_told(damage, tmp_path):
     bert.save(model, tokenizer, tmp_path)
     path, settings = tmp_path / bert.CONFIG, json.loads((tmp_path / bert.CONFIG).read_text())
     if damage == "weights":
-        (tmp_path / bert.WEIGHTS).write_bytes((tmp_path / bert.WEIGHTS).read_bytes()[:5000])
+        (tmp_path / bert.MODEL_WEIGHTS).write_bytes((tmp_path / bert.MODEL_WEIGHTS).read_bytes()[:5000])
     elif damage == "config":
         path.write_text(path.read_text()[:50])
     elif damage == "key":

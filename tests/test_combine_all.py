@@ -91,7 +91,7 @@ def test_a_task_that_comes_later_leaves_the_others_as_they_were(name, tmp_path):
     assert same(answers(new, "dialogue"), answers(vlm, "dialogue"))
     # Adding one after another equals adding all at once.
     at_once = combined(tmp_path / "once", {**old, "dialogue": new})
-    weights = (f / checkpoint.WEIGHTS for f in (vlm, at_once))
+    weights = (f / checkpoint.ADAPTER_WEIGHTS for f in (vlm, at_once))
     assert len({f.read_bytes() for f in weights}) == 1
     sources = json.loads((vlm / "run.json").read_text())["sources"]
     assert {t: s["checkpoint"] for t, s in sources.items()} == {t: str(f) for t, f in {**old, "dialogue": new}.items()}

@@ -51,7 +51,7 @@ def finetuned(folder):
 
 def not_whole(folder):
     trained(folder, ["nlg"])
-    (folder / checkpoint.WEIGHTS).unlink()
+    (folder / checkpoint.ADAPTER_WEIGHTS).unlink()
     return folder
 
 
@@ -85,7 +85,7 @@ WRONG = {
     "a full model": (finetuned, "this is a fully fine-tuned model", "train.py --adapter_bottleneck N"),
     "a bare backbone": (other_backbone, "this is a bare backbone"),
     "another task": (lambda f: trained(f, ["qa"]), "the task(s) qa, not 'nlg'", "trained for 'nlg'"),
-    "weights missing": (not_whole, checkpoint.WEIGHTS, "no such file"),
+    "weights missing": (not_whole, checkpoint.ADAPTER_WEIGHTS, "no such file"),
     "no model yet": (unsaved, "this run has not saved a best model yet"),
     "nothing": (lambda f: f, "no such directory"),
     "a file": (a_file, "this is a file", "a run directory"),

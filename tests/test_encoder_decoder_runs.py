@@ -60,7 +60,7 @@ def test_a_saved_model_comes_back_bit_for_bit_with_nothing_typed(kind, bottlenec
         bare = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "one")
         assert torch.equal(bare.lm_head.weight, model.lm_head.weight) and type(bare) is plain(model)
         return
-    names = load_file(tmp_path / "one" / checkpoint.WEIGHTS)
+    names = load_file(tmp_path / "one" / checkpoint.ADAPTER_WEIGHTS)
     assert {n.split(".")[1] for n in names if n.startswith("blocks")} == (set("0123") if bottlenecks["nlg"] else set())
     assert sum(t.numel() for t in names.values()) == sum(
         p.numel() for n, p in model.named_parameters() if n.startswith("added.")
@@ -76,7 +76,7 @@ def test_a_saved_model_comes_back_bit_for_bit_with_nothing_typed(kind, bottlenec
 def test_an_encoders_and_its_decoders_adapters_are_told_apart_in_the_file(tmp_path):
     model, tokenizer = attached("tiny-t5")
     checkpoint.save(model, tokenizer, tmp_path)
-    state = load_file(tmp_path / checkpoint.WEIGHTS)
+    state = load_file(tmp_path / checkpoint.ADAPTER_WEIGHTS)
     ids, ran = torch.tensor([[3, 4]]), []
     for i, adapters in enumerate(model.added["bottleneck"].blocks):
         assert torch.equal(state[f"blocks.{i}.mt.down.weight"], adapters["mt"].down.weight)

@@ -44,7 +44,7 @@ def runs(request, tmp_path_factory):
 
 def merged(out, *argv):
     combine_all.main(["--output", str(out), *map(str, argv)])
-    return checkpoint.read_safetensors(out / checkpoint.WEIGHTS)
+    return checkpoint.read_safetensors(out / checkpoint.ADAPTER_WEIGHTS)
 
 
 @pytest.mark.parametrize("method", combine_all.MERGES)
@@ -110,7 +110,7 @@ def test_adapters_of_one_task_become_one_that_is_scored(runs, merge, tmp_path, c
     first = merged(tmp_path / "out", "--merge", merge, "--checkpoints", *given, "--weights", 0.5, 0.3, 0.2)
     again = merged(tmp_path / "again", "--merge", merge, "--checkpoints", *given, "--weights", 0.5, 0.3, 0.2)
     assert all(torch.equal(first[key], again[key]) for key in first), "what is dropped depends on the seed alone"
-    states = [checkpoint.read_safetensors(run / checkpoint.WEIGHTS) for run in runs]
+    states = [checkpoint.read_safetensors(run / checkpoint.ADAPTER_WEIGHTS) for run in runs]
     rows = sum(w * state["rows.nlg"] for w, state in zip((0.5, 0.3, 0.2), states))
     torch.testing.assert_close(first["rows.nlg"], rows)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
@@ -129,7 +129,7 @@ def test_adapters_of_several_tasks_become_one_task(tmp_path):
     state = merged(tmp_path / "out", "--merge", "task_arithmetic", "--task", "mt", "--checkpoints", f"nlg={run}",
                    f"mt={run}", f"mt={other}")  # fmt: skip
     assert list(checkpoint.load(tmp_path / "out")[0].info.tasks) == ["mt"]
-    both = [checkpoint.read_safetensors(folder / checkpoint.WEIGHTS)["rows.mt"] for folder in (run, other)]
+    both = [checkpoint.read_safetensors(folder / checkpoint.ADAPTER_WEIGHTS)["rows.mt"] for folder in (run, other)]
     torch.testing.assert_close(state["rows.mt"], sum(both) / 2)
 
 

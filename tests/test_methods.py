@@ -327,7 +327,7 @@ def test_a_saved_model_comes_back_bit_for_bit_and_holds_what_was_trained(case, t
     assert again.info == model.info and words.get_vocab() == tokenizer.get_vocab()
     given = batch(model)
     assert torch.equal(scores(again, given), scores(model, given))
-    state = checkpoint.read_safetensors(tmp_path / checkpoint.WEIGHTS)
+    state = checkpoint.read_safetensors(tmp_path / checkpoint.ADAPTER_WEIGHTS)
     assert sum(t.numel() for t in state.values()) == sum(p.numel() for p in trainable(model).values())
     assert set(checkpoint.owners_of_keys(model).values()) - {None} == set(model.info.tasks)
     assert adapting.are_separate(model) == (case[3] not in SHARED)

@@ -103,7 +103,7 @@ def test_a_task_without_embeddings_is_exported_without_a_table(method, tmp_path,
     run = ours(tmp_path / "run", "tiny-llama", {"nlg": METHODS[method]}, markers=False)
     exchange.main(["export", str(run), str(tmp_path / "out")])
     assert "no task embeddings: the task has none" in capsys.readouterr().out
-    found = checkpoint.read_safetensors(tmp_path / "out" / exchange.WEIGHTS)
+    found = checkpoint.read_safetensors(tmp_path / "out" / exchange.ADAPTER_WEIGHTS)
     assert found and not [key for key in found if "embed" in key or "head" in key]
 
 
@@ -187,7 +187,8 @@ def test_what_was_exported_comes_back(method, tmp_path):
     run = ours(tmp_path / "run", "tiny-gpt2", {"nlg": METHODS[method]})
     exchange.main(["export", str(run), str(tmp_path / "out")])
     exchange.main(["import", str(tmp_path / "out"), str(tmp_path / "back"), "--task", "nlg"])
-    before, after = (checkpoint.read_safetensors(folder / checkpoint.WEIGHTS) for folder in (run, tmp_path / "back"))
+    files = (folder / checkpoint.ADAPTER_WEIGHTS for folder in (run, tmp_path / "back"))
+    before, after = map(checkpoint.read_safetensors, files)
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
     run, back = (checkpoint.peek(folder).config["tasks"] for folder in (run, tmp_path / "back"))
     assert run == back
@@ -213,7 +214,8 @@ def test_loras_of_pefts_combine_evaluate_and_train_in_mixed_batches(tmp_path, ca
                     "--gradient_accumulation_steps", "1", "--output_dir", str(tmp_path / "run")])  # fmt: skip
     losses = [row["tasks"] for row in metrics(tmp_path / "run")["history"]["valid"]]
     assert all(losses[-1][task]["nll"] < losses[0][task]["nll"] for task in files)
-    before, after = (checkpoint.read_safetensors(tmp_path / name / checkpoint.WEIGHTS) for name in ("vlm", "run"))
+    weights = (tmp_path / name / checkpoint.ADAPTER_WEIGHTS for name in ("vlm", "run"))
+    before, after = map(checkpoint.read_safetensors, weights)
     assert all((before[key] - after[key]).abs().max() > 0 for key in before if key.startswith("blocks."))
 
 

@@ -310,7 +310,7 @@ def test_a_directory_loads_and_decodes_with_nothing_typed(name, mode, tmp_path):
     given = prompts(tokenizer, model)
     ours = decode(model, tokenizer, given, Decoding(max_length=8))
     checkpoint.save(model, tokenizer, tmp_path)
-    keys = set(load_file(tmp_path / ("model.safetensors" if mode == "full" else checkpoint.WEIGHTS)))
+    keys = set(load_file(tmp_path / ("model.safetensors" if mode == "full" else checkpoint.ADAPTER_WEIGHTS)))
     assert {k for k in keys if "p_gen" in k} == {"p_gen_linear.weight", "p_gen_linear.bias"}
     again, words = checkpoint.load(tmp_path)
     assert again.info == model.info and again.info.self_copy

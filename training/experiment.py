@@ -12,6 +12,7 @@ from versatile.adapters import checkpoint
 from versatile.adapters import warm_start as warm_starting
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.loading import load as load_backbone
+from versatile.adapters.manifest import ADAPTER_WEIGHTS
 from versatile.data.batching import Batches
 from versatile.data.encoders.markers import load_split
 from versatile.data.own_tasks import define
@@ -448,7 +449,7 @@ class BestPerTask(ModelFiles):
         files = adapter_files(model, tokenizer)
         super().__init__(files.save, files.load)
         self.model, self.tokenizer, self.state = model, tokenizer, {}
-        written = run.directory / checkpoint.WEIGHTS
+        written = run.directory / ADAPTER_WEIGHTS
         if written.is_file():
             self.state = checkpoint.read_safetensors(written)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import numpy as np
 from versatile.adapters import t5_loading as t5_models
+from versatile.adapters.manifest import MODEL_WEIGHTS
 from versatile.data import span_corruption
 from versatile.data.columns import FlatLists
 from versatile.data.files import text_lines
@@ -115,7 +116,7 @@ def load_weights(model, folder):
     """Load what `save` wrote into the same model."""
     from safetensors.torch import load_model
 
-    missing, unexpected = load_model(model, str(Path(folder) / "model.safetensors"), strict=False)
+    missing, unexpected = load_model(model, str(Path(folder) / MODEL_WEIGHTS), strict=False)
     tied = {"lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
     if set(missing) - tied or unexpected:
         raise UserError(f"{sorted(set(missing) - tied)} are missing, {sorted(unexpected)} unknown", location=folder,

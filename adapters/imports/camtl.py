@@ -2,10 +2,9 @@
 
 import torch
 from versatile.adapters.classifier import TaskClassifier, check_shape, keyed_parameters
+from versatile.adapters.manifest import MODEL_WEIGHTS
 from versatile.adapters.tensors import copy_tensors, read_safetensors
 from versatile.utils.errors import UserError, first_line
-
-WHOLE = "model.safetensors"
 
 
 def is_published(keys):
@@ -15,8 +14,8 @@ def is_published(keys):
 
 def read_state(folder, location):
     """The state dict in a directory written by the original code; nothing in it is run."""
-    if (folder / WHOLE).is_file():
-        return read_safetensors(folder / WHOLE)
+    if (folder / MODEL_WEIGHTS).is_file():
+        return read_safetensors(folder / MODEL_WEIGHTS)
     try:
         return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
     except Exception as error:

@@ -35,6 +35,7 @@ from versatile.adapters.imports.peft_export import (
     projection_names,
     table_names,
 )
+from versatile.adapters.manifest import ADAPTER_WEIGHTS, CONFIG
 from versatile.adapters.methods.ia3 import INPUTS
 from versatile.adapters.methods.lora import sizes
 from versatile.adapters.tensors import read_safetensors
@@ -43,7 +44,6 @@ from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.files import atomic_directory, refuse_taken
 from versatile.utils.schema import Choice, Flag, MapOf, Number, Record, Text, Whole, read_json_object, validate
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 PEFT_CONFIG = Record(
@@ -84,14 +84,14 @@ def import_adapter(directory, output, task, markers=None, backbone=None, definit
     path = Path(directory)
     refuse_taken(output)
     config = read_config(path)
-    state = read_safetensors(path / WEIGHTS)
+    state = read_safetensors(path / ADAPTER_WEIGHTS)
     model, tokenizer, flag = _load_base(path, config, backbone)
     parts, tables = _sort_keys(state, path)
     rows = _trained_rows(path, config, model, tokenizer, tables)
     markers = _choose_markers(markers, rows, task, path)
     method = {kind: name for name, kind in KINDS.items()}[config["peft_type"]]
     read = _read_lora if method == "lora" else _read_ia3
-    settings, blocks = read(model, parts, config, path / WEIGHTS, flag)
+    settings, blocks = read(model, parts, config, path / ADAPTER_WEIGHTS, flag)
     torch.manual_seed(0)
     attach(model, tokenizer, {task: markers}, {task: dict(method=method, **settings)})
     held = [block[task] for block in model.added[method].blocks]
@@ -162,7 +162,7 @@ def _sort_keys(state, path):
         match = pattern.fullmatch(key)
         kind = match and next(part for part in match.groups()[1:] if part)
         if kind is None or (kind == "weight" and tensor.dim() != 2):
-            raise UserError(f"unknown key {key}", location=path / WEIGHTS,
+            raise UserError(f"unknown key {key}", location=path / ADAPTER_WEIGHTS,
                             expected="a plain low-rank update or (IA)3, and trained tokens")  # fmt: skip
         (parts if kind in ("lora_A", "lora_B", "ia3_l") else tables)[match[1], kind] = tensor.float()
     return parts, tables
@@ -181,7 +181,7 @@ def _trained_rows(path, config, model, tokenizer, tables):
             tensor, ids = tables.pop((module, kind)), None
             if kind == "weight":
                 if not torch.equal(tensor[:first], table[:first]):
-                    raise UserError(f"{module} was trained as a whole", location=path / WEIGHTS,
+                    raise UserError(f"{module} was trained as a whole", location=path / ADAPTER_WEIGHTS,
                                     expected="trained rows of new tokens alone")  # fmt: skip
                 ids, tensor = range(first, min(len(words), len(tensor))), tensor[first:]
             else:
@@ -193,7 +193,7 @@ def _trained_rows(path, config, model, tokenizer, tables):
             for number, row in zip(ids, tensor):
                 rows.setdefault(words.convert_ids_to_tokens(number), []).append(row)
     if tables:
-        raise UserError(f"{next(iter(tables))[0]} was trained as a whole", location=path / WEIGHTS,
+        raise UserError(f"{next(iter(tables))[0]} was trained as a whole", location=path / ADAPTER_WEIGHTS,
                         expected="adapters beside a frozen backbone")  # fmt: skip
     return {token: own * (1 if len(own) == 2 else 2) for token, own in rows.items()}
 
