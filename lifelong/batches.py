@@ -192,10 +192,10 @@ class LifelongBatches:
             batch["labels"].fill_(IGNORE)
         if not self.weighted:
             return batch, int((labels != IGNORE).sum())
-        # A `stored_scores.ScoredRow` may be trained on its stored logits.
-        scored = [getattr(rows[i], "scored", False) for i in owner]
-        weights = self.objective.weights(labels, list(parts), [rows[i].replayed for i in owner], scored)
-        stored = [] if alone else [(rows[i].top_ids, rows[i].top_scores) for i in owner[mine & np.array(scored)]]
+        # A `stored_logits.RowWithLogits` may be trained on its stored logits.
+        on_logits = [getattr(rows[i], "use_logits", False) for i in owner]
+        weights = self.objective.weights(labels, list(parts), [rows[i].replayed for i in owner], on_logits)
+        stored = [] if alone else [(rows[i].top_ids, rows[i].top_logits) for i in owner[mine & np.array(on_logits)]]
         batch["targets"] = Targets.of(batch["labels"], *(w[mine] for w in weights), stored)
         return batch, 1
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from lifelong_models import ANS, PAD, model, random_rows, tensors
-from versatile.lifelong import stored_scores
+from versatile.lifelong import stored_logits
 from versatile.lifelong.batches import LifelongBatches
 from versatile.lifelong.losses import Objective, WeightedLoss
 from versatile.lifelong.previous import PreviousModelLoss, copy_model
-from versatile.lifelong.stored_scores import ScoredRow, StoredScoresLoss
+from versatile.lifelong.stored_logits import RowWithLogits, StoredLogitsLoss
 
 
 @pytest.fixture
@@ -105,12 +105,12 @@ def test_a_model_that_was_copied_stays_and_shares_what_is_frozen(student):
 
 
 def scored(rows, of, k):
-    """`ScoredRow`s with the k highest scores of a model."""
+    """`RowWithLogits`s with the k highest scores of a model."""
     made = []
     for row in rows:
         scores = label_scores(of, row)[0]
         ids = np.argsort(-scores, axis=1)[:, :k]
-        made.append(ScoredRow.of(row, ids.astype(np.int32), np.take_along_axis(scores, ids, 1).astype(np.float32)))
+        made.append(RowWithLogits.of(row, ids.astype(np.int32), np.take_along_axis(scores, ids, 1).astype(np.float32)))
     return made
 
 
@@ -118,9 +118,9 @@ def scored(rows, of, k):
 def test_derpp_is_the_sum_of_its_three_means(alpha, beta, k, student):
     own, first, second = random_rows(4), random_rows(3, 5, extra=range(3)), random_rows(5, 6, extra=range(5))
     before = moved(student)
-    companions = [replace(row, scored=True) for row in scored(first, before, k)] + scored(second, before, k)
+    companions = [replace(row, use_logits=True) for row in scored(first, before, k)] + scored(second, before, k)
     made = batches_of(own, Objective(None, {ANS: 5}, replay_weight=beta), companions=lambda *at: companions)
-    loss = WeightedLoss(None, [StoredScoresLoss(alpha)])
+    loss = WeightedLoss(None, [StoredLogitsLoss(alpha)])
     squares = []
     for row in first:
         old, new = label_scores(before, row)[0], label_scores(student, row)[0]
@@ -141,7 +141,7 @@ def test_scores_are_stored_of_the_samples_chosen_and_read_back(student, tmp_path
         make_batches=lambda rows, objective, **options: batches_of(rows, objective, 2, weighted=False),
     )  # fmt: skip
     chosen = [1, 4, 5, 8]
-    found = stored_scores.top_scores(sequence, "t", chosen, 4)
+    found = stored_logits.top_logits(sequence, "t", chosen, 4)
     assert student.training
     student.eval()
     for i, (ids, scores) in zip(chosen, found):
@@ -149,12 +149,12 @@ def test_scores_are_stored_of_the_samples_chosen_and_read_back(student, tmp_path
         np.testing.assert_allclose(np.take_along_axis(full, ids, 1), scores, atol=1e-4)
         np.testing.assert_allclose(scores, -np.sort(-full, axis=1)[:, :4], atol=1e-4)
     kept = {"t": dict(zip(chosen, found)), "gone": {}}
-    state = dict(kept={"t": chosen, "gone": []}, passed=9, scores=stored_scores.pack_scores(kept))
+    state = dict(kept={"t": chosen, "gone": []}, passed=9, scores=stored_logits.pack_logits(kept))
     torch.save(state, tmp_path / "memory.pt")
-    read = stored_scores.read_scored_memory(tmp_path / "memory.pt", {"t": 9, "gone": 3})
-    again = stored_scores.unpack_scores(read["scores"])
+    read = stored_logits.read_memory_with_logits(tmp_path / "memory.pt", {"t": 9, "gone": 3})
+    again = stored_logits.unpack_logits(read["scores"])
     assert again.keys() == kept.keys() and [*again["t"]] == chosen
     for i in chosen:
         assert all(np.array_equal(a, b) for a, b in zip(again["t"][i], kept["t"][i]))
     with pytest.raises(ValueError, match="samples kept of t"):
-        stored_scores.read_scored_memory(tmp_path / "memory.pt", {"t": 8, "gone": 3})
+        stored_logits.read_memory_with_logits(tmp_path / "memory.pt", {"t": 8, "gone": 3})

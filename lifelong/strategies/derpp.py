@@ -19,7 +19,7 @@ class DarkExperienceReplay(ReplayMemory):
 
     name, order = "derpp", 85
     summary = ("DER++, Buzzega et al. 2020: as er, with two batches of the memory in every step: L + α · mean squared "
-               "difference from the scores that the model had of the first, of the k likeliest tokens, + β · mean "
+               "difference from the logits that the model had of the first, of the k likeliest tokens, + β · mean "
                "cross-entropy of the second.")  # fmt: skip
     published = "--memory_policy reservoir, α --derpp_alpha 0.1 to 0.5, β --derpp_beta 0.5 to 1"
     memory_share = 0.19
@@ -28,13 +28,13 @@ class DarkExperienceReplay(ReplayMemory):
         "--derpp_beta": dict(type=flags.not_negative_rate, default=0.5, help="derpp: weight of the stored labels"),
         "--derpp_top_k": dict(type=flags.positive, default=20, help="derpp: logits stored for each label"),
     }
-    no_teacher = "what is kept of a sample is its label and the model's own scores"
+    no_teacher = "what is kept of a sample is its label and the model's own logits"
     state_file = "memory.pt"
 
     def __init__(self, sequence):
         super().__init__(sequence)
-        # {task: {index: (ids [labels, k], scores [labels, k])}}
-        self.scores = {}
+        # {task: {index: (ids [labels, k], logits [labels, k])}}
+        self.logits = {}
 
     @property
     def replay_weight(self):
@@ -43,48 +43,48 @@ class DarkExperienceReplay(ReplayMemory):
 
     def companions(self, epoch, step, count):
         """Two batches of the memory: the first is trained on its stored logits, the second on its labels."""
-        scored = self.draw(count, epoch, step, 0)
-        return [replace(row, scored=True) for row in scored] + self.draw(count, epoch, step, 1)
+        first = self.draw(count, epoch, step, 0)
+        return [replace(row, use_logits=True) for row in first] + self.draw(count, epoch, step, 1)
 
     def encode_kept(self, task, indices):
         """Rows with their stored logits."""
-        from versatile.lifelong.stored_scores import ScoredRow
+        from versatile.lifelong.stored_logits import RowWithLogits
 
         rows = super().encode_kept(task, indices)
-        return [ScoredRow.of(row, *self.scores[task][int(i)]) for row, i in zip(rows, indices)]
+        return [RowWithLogits.of(row, *self.logits[task][int(i)]) for row, i in zip(rows, indices)]
 
     def loss_terms(self):
         """α · the mean squared difference from the stored logits."""
-        from versatile.lifelong.stored_scores import StoredScoresLoss
+        from versatile.lifelong.stored_logits import StoredLogitsLoss
 
-        return [StoredScoresLoss(self.settings.derpp_alpha)]
+        return [StoredLogitsLoss(self.settings.derpp_alpha)]
 
     def after_task(self, task, batches):
         """Choose the samples to keep, and store the model's logits for the new ones."""
-        from versatile.lifelong.stored_scores import top_scores
+        from versatile.lifelong.stored_logits import top_logits
 
         super().after_task(task, batches)
         new = self.memory.kept[task]
-        self.scores[task] = dict(zip(map(int, new), top_scores(self.sequence, task, new, self.settings.derpp_top_k)))
+        self.logits[task] = dict(zip(map(int, new), top_logits(self.sequence, task, new, self.settings.derpp_top_k)))
         # Drop the logits of samples that have left the memory.
-        self.scores = {name: {int(i): self.scores[name][int(i)] for i in indices}
+        self.logits = {name: {int(i): self.logits[name][int(i)] for i in indices}
                        for name, indices in self.memory.kept.items()}  # fmt: skip
 
     def state_dict(self):
         """Which samples are kept, and their logits."""
-        from versatile.lifelong.stored_scores import pack_scores
+        from versatile.lifelong.stored_logits import pack_logits
 
-        return super().state_dict() | dict(scores=pack_scores(self.scores))
+        return super().state_dict() | dict(scores=pack_logits(self.logits))
 
     def load_state_dict(self, state):
         """See `Strategy`."""
-        from versatile.lifelong.stored_scores import unpack_scores
+        from versatile.lifelong.stored_logits import unpack_logits
 
         super().load_state_dict(state)
-        self.scores = unpack_scores(state["scores"])
+        self.logits = unpack_logits(state["scores"])
 
     def read_state(self, path):
         """See `Strategy`."""
-        from versatile.lifelong.stored_scores import read_scored_memory
+        from versatile.lifelong.stored_logits import read_memory_with_logits
 
-        return read_scored_memory(path, self.sequence.sizes)
+        return read_memory_with_logits(path, self.sequence.sizes)

@@ -11,25 +11,25 @@ from versatile.utils.devices import autocast
 
 
 @dataclass(frozen=True)
-class ScoredRow(Row):
+class RowWithLogits(Row):
     """A row with the k highest logits of every label.
 
     Attributes:
-        top_ids, top_scores: [labels, k] the tokens and their logits.
-        scored: train on the logits, not on the labels.
+        top_ids, top_logits: [labels, k] the tokens and their logits.
+        use_logits: train on the logits, not on the labels.
     """
 
     top_ids: np.ndarray = None
-    top_scores: np.ndarray = None
-    scored: bool = False
+    top_logits: np.ndarray = None
+    use_logits: bool = False
 
     @classmethod
-    def of(cls, row, top_ids, top_scores):
+    def of(cls, row, top_ids, top_logits):
         """From a row and its logits."""
-        return cls(**{f.name: getattr(row, f.name) for f in fields(Row)}, top_ids=top_ids, top_scores=top_scores)
+        return cls(**{f.name: getattr(row, f.name) for f in fields(Row)}, top_ids=top_ids, top_logits=top_logits)
 
 
-class StoredScoresLoss:
+class StoredLogitsLoss:
     """α · Σ_labels weight · mean_k (z'_k - h_k)², a term of `losses.WeightedLoss`.
 
     Args:
@@ -48,7 +48,7 @@ class StoredScoresLoss:
 
 
 @torch.no_grad()
-def top_scores(sequence, task, indices, k):
+def top_logits(sequence, task, indices, k):
     """The model's k highest logits for every label of some of a task's samples.
 
     Args:
@@ -70,17 +70,17 @@ def top_scores(sequence, task, indices, k):
         with autocast(model.device, sequence.dtype):
             output = label_scores(model, batch)
         best = output.scores[:labels].float().topk(min(k, output.scores.shape[1]))
-        ids, scores, owners = (t.cpu().numpy() for t in (best.indices, best.values, output.rows[:labels]))
+        ids, logits, owners = (t.cpu().numpy() for t in (best.indices, best.values, output.rows[:labels]))
         for number, row in enumerate(chosen):
-            result[row] = ids[owners == number].astype(np.int32), scores[owners == number]
+            result[row] = ids[owners == number].astype(np.int32), logits[owners == number]
     model.train(was_training)
     return result
 
 
-def pack_scores(scores):
-    """{task: {index: (ids, scores)}} as tensors: {task: {"indices", "counts" [n], "ids", "scores" [labels, k]}}."""
+def pack_logits(logits):
+    """{task: {index: (ids, logits)}} as tensors: {task: {"indices", "counts" [n], "ids", "scores" [labels, k]}}."""
     packed = {}
-    for task, own in scores.items():
+    for task, own in logits.items():
         parts = zip(*own.values()) if own else ([np.zeros((0, 0), np.int32)], [np.zeros((0, 0), np.float32)])
         ids, values = (torch.from_numpy(np.concatenate(part)) for part in parts)
         counts = torch.tensor([len(ids) for ids, _ in own.values()])
@@ -88,17 +88,17 @@ def pack_scores(scores):
     return packed
 
 
-def unpack_scores(packed):
-    """The inverse of `pack_scores`."""
-    scores = {}
+def unpack_logits(packed):
+    """The inverse of `pack_logits`."""
+    logits = {}
     for task, own in packed.items():
         counts = own["counts"].tolist()
         parts = zip(*(own[name].split(counts) if counts else () for name in ("ids", "scores")))
-        scores[task] = {i: (ids.numpy(), values.numpy()) for i, (ids, values) in zip(own["indices"].tolist(), parts)}
-    return scores
+        logits[task] = {i: (ids.numpy(), values.numpy()) for i, (ids, values) in zip(own["indices"].tolist(), parts)}
+    return logits
 
 
-def read_scored_memory(path, sizes):
+def read_memory_with_logits(path, sizes):
     """The state of a memory with stored logits in a file.
 
     Args:
@@ -113,5 +113,5 @@ def read_scored_memory(path, sizes):
         labels = int(own["counts"].sum())
         fits = own["indices"].tolist() == kept and len(own["counts"]) == len(kept)
         if not fits or not {*kept} <= {*range(sizes[task])} or not len(own["ids"]) == len(own["scores"]) == labels:
-            raise ValueError(f"its scores are not those of the samples kept of {task}")
+            raise ValueError(f"its logits are not those of the samples kept of {task}")
     return state
