@@ -412,11 +412,11 @@ def prove(args, directory, sources, inputs):
 def prove_task(ours, theirs, source, part, tokens):
     """The same for one task: greedy outputs first, then the logits at all positions of the inputs and these outputs."""
     from versatile.adapters import combine as combining
-    from versatile.adapters.backbones.family import backbone_of
+    from versatile.adapters.backbones.family import max_length_of
     from versatile.data import instances
     from versatile.training.decoding import Decoding, decode
 
-    positions = backbone_of(ours[0].config).max_length(ours[0].config)
+    positions = max_length_of(ours[0])
     settings = Decoding(max_length=tokens, batch_size=8).fitted(positions)
     outputs, sequences = [], []
     for model, tokenizer in (ours, theirs):

@@ -100,7 +100,9 @@ def refuse_taken(args):
 def distil(args, task, path):
     """Decode the training inputs, write the data file with the outputs, and print a report."""
     import ignite.distributed as idist
-    from versatile.adapters import checkpoint, inference
+    from versatile.adapters import checkpoint
+    from versatile.adapters.backbones.family import max_length_of
+    from versatile.adapters.inference import prepare_for_inference
     from versatile.data import instances
     from versatile.training import sentence_distillation as sentences
     from versatile.utils import devices
@@ -113,7 +115,8 @@ def distil(args, task, path):
     history = args.max_history or (manifest and manifest.histories.get(task.name))
     options = task.read_options(history, decoding=True)
     model, tokenizer = checkpoint.load(args.model_checkpoint, task.name)
-    _, positions = inference.prepare_for_inference(model, device, dtype)
+    prepare_for_inference(model, device, dtype)
+    positions = max_length_of(model)
     from versatile.training.decoding import Decoding
 
     decoding = Decoding.from_flags(args, positions)

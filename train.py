@@ -88,7 +88,7 @@ def main(argv=None):
 def train(args, typed_flags):
     import ignite.distributed as idist
     from versatile.adapters import attach as adapting
-    from versatile.adapters.backbones.family import backbone_of
+    from versatile.adapters.backbones.family import max_length_of
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import get_task
     from versatile.training import experiment
@@ -103,7 +103,7 @@ def train(args, typed_flags):
     with idist.one_rank_first(local=True):
         model, tokenizer = build(args, task)
         experiment.warm_start(args, run, model, tokenizer)
-        positions = backbone_of(model.config).max_length(model.config)
+        positions = max_length_of(model)
         limits = {task.name: args.limit}
         splits = experiment.load_splits(args, {task.name: task}, {task.name: path}, tokenizer, positions, limits)
         longest = int(splits["train"][task.name].lengths[: args.limit].max())

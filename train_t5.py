@@ -283,7 +283,7 @@ def finish(arguments, run, model, tokenizer, splits, trained):
     """
     import ignite.distributed as idist
     from versatile.adapters import t5
-    from versatile.adapters.inference import freeze_for_inference
+    from versatile.adapters.inference import prepare_for_inference
     from versatile.training import experiment
     from versatile.training.text_to_text_evaluation import FILES, PREFIXES, metric_values, print_average, write_results
     from versatile.utils import plots
@@ -294,7 +294,7 @@ def finish(arguments, run, model, tokenizer, splits, trained):
     folder, step = Path(arguments.eval_output_dir or arguments.output_dir), trained.get("best_step")
     results, tasks, counts = {}, {}, t5.count_parameters(model)
     if not trained:
-        freeze_for_inference(model, idist.device(), precision(arguments, idist.device()))
+        prepare_for_inference(model, idist.device(), precision(arguments, idist.device()))
     for split in ("validation", "test"):
         evaluation, prefix = build_evaluation(arguments, model, tokenizer, splits.get(split)), PREFIXES[split]
         if evaluation is None:

@@ -103,7 +103,7 @@ def main(argv=None):
 def train(args, given):
     import ignite.distributed as idist
     from versatile.adapters import attach as adapting
-    from versatile.adapters.backbones.family import backbone_of
+    from versatile.adapters.backbones.family import max_length_of
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import get_task
     from versatile.training import experiment
@@ -123,7 +123,7 @@ def train(args, given):
     with idist.one_rank_first(local=True):
         model, tokenizer = experiment.load_model(args, tasks, methods, freeze=not args.unfreeze_backbone)
         experiment.warm_start(args, run, model, tokenizer)
-        positions = backbone_of(model.config).max_length(model.config)
+        positions = max_length_of(model)
         splits = experiment.load_splits(args, tasks, paths, tokenizer, positions, limits)
     experiment.say(adapting.parameter_summary(model))
     experiment.prepare_for_training(model, args, dtype)

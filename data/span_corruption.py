@@ -66,20 +66,6 @@ def corrupt(ids, mask, sentinels, eos):
     return np.concatenate([kept, end]).astype(np.int32), np.concatenate([*target, end]).astype(np.int32)
 
 
-def restore(source, target, sentinels, eos):
-    """The tokens that `corrupt` was given."""
-    spans, known = {}, set(map(int, sentinels))
-    for token in map(int, target[:-1]):
-        if token in known:
-            current = spans[token] = []
-        else:
-            current.append(token)
-    whole = []
-    for token in map(int, source[:-1]):
-        whole += spans[token] if token in known else [token]
-    return np.array(whole, dtype=np.int32)
-
-
 def lengths(limit, density, mean_span):
     """(longest sequence, length of its target) whose input has at most `limit` tokens, including the end token."""
     length = 2

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from versatile.adapters import checkpoint, inference
+from versatile.adapters import checkpoint
+from versatile.adapters.backbones.family import max_length_of
+from versatile.adapters.inference import prepare_for_inference
 from versatile.data.encoders.question_answer import SEP, QuestionEncoder
 from versatile.data.padding import IGNORE, causal_arrays, tensors
 from versatile.lifelong import routing
@@ -41,7 +43,8 @@ class Predictor:
         Args:
             max_len: maximum sequence length in tokens, capped at the model's positions.
         """
-        most = inference.prepare_for_inference(model, device, dtype)[1]
+        prepare_for_inference(model, device, dtype)
+        most = max_length_of(model)
         positions = min(most, max_len)
         encoder = make_encoder(tokenizer, positions, SEP in tokenizer.get_vocab(), most)
         return cls(model, tokenizer, encoder, positions, dtype)

@@ -18,7 +18,7 @@ import torch
 from versatile.adapters import attach as adapting
 from versatile.adapters import checkpoint, inference
 from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.backbones.family import max_length_of
 from versatile.data import question_samples as samples
 from versatile.data import question_tasks as tasks
 from versatile.data.encoders.question_answer import gen_token, special_tokens
@@ -74,7 +74,7 @@ def load_model(args):
     tasks, method, strategy = sequence.trained_names(args), sequence.choose_method(args), get_strategy(args)
     method = method and strategy.attached_method(method, len(tasks))
     markers, methods, mask_other_tasks = routing.layout(names, tasks, method, args.own_adapters)
-    most = backbone_of(model.config).max_length(model.config)
+    most = max_length_of(model)
     positions = min(args.max_len, most)
     torch.manual_seed(args.seed)
     adapting.attach(model, tokenizer, markers, methods, mask_other_tasks)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from versatile.adapters.attach import PAD
-from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.backbones.family import max_length_of
 from versatile.adapters.labels import IGNORE, LABEL_ROUND, label_positions
 from versatile.training.distillation import check_same_vocabulary
 from versatile.training.objectives import label_scores
@@ -210,7 +210,7 @@ class Teacher:
         self.columns, self.teachers_columns = (
             torch.tensor(ids) for ids in zip(*sorted((s, t) for t, s in back.items()))
         )
-        self.positions = backbone_of(self.model.config).max_length(self.model.config)
+        self.positions = max_length_of(self.model)
         self.names = {i: token for token, i in ours.items()}
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 from versatile.adapters import checkpoint
-from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.backbones.family import max_length_of
 from versatile.data import question_samples as samples
 from versatile.data.encoders.question_answer import gen_token
 from versatile.data.files import fingerprint
@@ -29,7 +29,7 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
     """
     model, tokenizer = checkpoint.load(folder)
     check_holds(model, folder, task)
-    positions = backbone_of(model.config).max_length(model.config)
+    positions = max_length_of(model)
     if positions < student.positions:
         raise UserError(f"it has {positions} positions", location=f"the teacher {folder}",
                         expected=f"at least {student.positions}, as long as samples may be here",

@@ -19,13 +19,26 @@ from versatile.data.span_corruption import (
     counts,
     lengths,
     noise_mask,
-    restore,
 )
 
 SENTINELS, EOS = list(range(999, 899, -1)), 1
 SHAPES = dict(
     length=st.integers(2, 200), density=st.floats(0.05, 0.6), span=st.floats(1, 6), seed=st.integers(0, 2**31)
 )
+
+
+def restore(source, target, sentinels, eos):
+    """The tokens that `corrupt` was given."""
+    spans, known = {}, set(map(int, sentinels))
+    for token in map(int, target[:-1]):
+        if token in known:
+            current = spans[token] = []
+        else:
+            current.append(token)
+    whole = []
+    for token in map(int, source[:-1]):
+        whole += spans[token] if token in known else [token]
+    return np.array(whole, dtype=np.int32)
 
 
 def corrupted(length, density, span, seed):

@@ -1,7 +1,7 @@
 """The teacher of word-level distillation, see `training.objectives.Distilled`."""
 
 import torch
-from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.backbones.family import max_length_of
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 
@@ -41,7 +41,7 @@ class WordTeacher:
         self.translation = torch.zeros(len(student_tokenizer), dtype=torch.long)
         self.translation[self.columns] = self.teachers_columns
         self.task_id = self.teacher.task_id(task.name)
-        self.positions = backbone_of(self.teacher.config).max_length(self.teacher.config)
+        self.positions = max_length_of(self.teacher)
         if longest > self.positions:
             raise UserError(
                 f"an example has {longest} tokens, the teacher takes {self.positions}",

@@ -10,7 +10,7 @@ import torch
 from versatile.adapters import attach as adapting
 from versatile.adapters import checkpoint
 from versatile.adapters import warm_start as warm_starting
-from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.backbones.family import max_length_of
 from versatile.adapters.backbones.loading import load as load_backbone
 from versatile.adapters.manifest import ADAPTER_WEIGHTS
 from versatile.data.batching import Batches
@@ -309,7 +309,7 @@ def data_key(**splits):
 
 def make_batches(args, splits, model, tokenizer, limits, temperature=1.0):
     """(training `Batches` of all tasks mixed, {task: validation `Batches`} or None)."""
-    positions = backbone_of(model.config).max_length(model.config)
+    positions = max_length_of(model)
     task_ids = {task: model.task_id(task) for task in splits["train"]}
     common = dict(task_ids=task_ids, pad_id=tokenizer.pad_token_id, positions=positions, limits=limits,
                   rank=idist.get_rank(), world=idist.get_world_size(), seed=args.seed)  # fmt: skip

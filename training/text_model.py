@@ -3,9 +3,11 @@
 import time
 
 import ignite.distributed as idist
-from versatile.adapters import checkpoint, inference
-from versatile.adapters.attach import parameter_summary
+from versatile.adapters import checkpoint
+from versatile.adapters.attach import count_parameters, parameter_summary
 from versatile.adapters.backbones import bundled, loading
+from versatile.adapters.backbones.family import max_length_of
+from versatile.adapters.inference import prepare_for_inference
 from versatile.adapters.manifest import peek
 from versatile.data import instances
 from versatile.data.batching import Batches
@@ -82,7 +84,8 @@ class TextModel:
     def __init__(self, directory, model, tokenizer, dtype, cache_dir=None):
         self.directory, self.model, self.tokenizer, self.dtype = directory, model, tokenizer, dtype
         self.summary, self.backbone, self.cache_dir = parameter_summary(model), model.config._name_or_path, cache_dir
-        self.parameters, self.positions = inference.prepare_for_inference(model, idist.device(), dtype)
+        self.parameters, self.positions = count_parameters(model), max_length_of(model)
+        prepare_for_inference(model, idist.device(), dtype)
         register_own_tasks(model.info.definitions.values())
         # A model may hold a task that the toolkit does not define, but such a task cannot be given texts.
         self.tasks = {name: task for name in model.info.tasks if (task := find(name))}

@@ -3,7 +3,7 @@
 import ignite.distributed as idist
 import torch
 from versatile.adapters import t5
-from versatile.adapters.inference import freeze_for_inference
+from versatile.adapters.inference import prepare_for_inference
 from versatile.data import text_to_text
 from versatile.data.encoders.text_to_text import TextEncoder
 from versatile.data.own_tasks import register_own_tasks
@@ -72,7 +72,7 @@ class TextToTextModel(TextModel):
         text_model = cls(*t5.load(directory, task), dtype)
         text_model.bind_run(directory, flags)
         text_model.counts = t5.count_parameters(text_model.model)
-        freeze_for_inference(text_model.model, idist.device(), dtype)
+        prepare_for_inference(text_model.model, idist.device(), dtype)
         return text_model
 
     def bind_run(self, directory, flags):

@@ -206,7 +206,7 @@ def harness_model(model, tokenizer, task_id, batch_size):
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    from versatile.adapters.backbones.family import backbone_of
+    from versatile.adapters.backbones.family import max_length_of
 
     class TaskLM(HFLM):
         """Every row of a batch is answered by one task's adapter."""
@@ -222,7 +222,7 @@ def harness_model(model, tokenizer, task_id, batch_size):
             return super()._model_generate(context, max_length, stop, **self._ids(context), **settings)
 
     return TaskLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size,
-                  max_length=backbone_of(model.config).max_length(model.config))  # fmt: skip
+                  max_length=max_length_of(model))  # fmt: skip
 
 
 def differences(found):

@@ -113,3 +113,8 @@ def backbone_of(config, location="--model_checkpoint", head="lm"):
             remedy="choose another backbone, or add its family: one file like adapters/backbones/llama.py",
         )
     return known[model_type]
+
+
+def max_length_of(model):
+    """The maximum sequence length of a model, in tokens."""
+    return backbone_of(model.config).max_length(model.config)
