@@ -65,7 +65,7 @@ def main(argv=None):
 def evaluate(args, manifest):
     import ignite.distributed as idist
     from versatile.adapters import checkpoint
-    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import bundled
     from versatile.adapters.backbones import loading as backbones
     from versatile.data.task import canonical_name
     from versatile.training import evaluation, runs
@@ -76,7 +76,7 @@ def evaluate(args, manifest):
 
     devices.quiet_libraries(args.cache_dir)
     dtype = devices.precision(args, idist.device())
-    if args.model_checkpoint not in embedded.NAMES:
+    if args.model_checkpoint not in bundled.NAMES:
         backbones.need_directory(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
     if manifest is None:
         raise UserError("this holds no trained tasks", location=f"--model_checkpoint {args.model_checkpoint}",

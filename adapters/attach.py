@@ -127,7 +127,7 @@ class TaskConditioned(WithMethods):
         is copied there.
         """
         if inputs_embeds is None:
-            inputs_embeds = self.embedded(input_ids, token_type_ids)
+            inputs_embeds = self.embed(input_ids, token_type_ids)
         ids = self.router.route(task_ids, inputs_embeds.shape[0])
         given = dict(
             inputs_embeds=inputs_embeds,
@@ -144,11 +144,11 @@ class TaskConditioned(WithMethods):
     def input_states(self, input_ids, attention_mask, task_ids=None):
         """Last hidden states [rows, length, width] of the input, which is padded on the right."""
         self.router.route(task_ids, len(input_ids))
-        embeds = self.embedded(input_ids)
+        embeds = self.embed(input_ids)
         attention_mask = on_device(attention_mask, embeds.device)
         return self.base_model(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False)[0]
 
-    def embedded(self, ids, types=None):
+    def embed(self, ids, types=None):
         """Embeddings [rows, length, width] of tokens and their types."""
         embed = self.get_input_embeddings()
         ids, types = (on_device(each, embed.weight.device) for each in (ids, types))

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from versatile.adapters import manifest as manifests
 from versatile.adapters import schemas
-from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.backbones import bundled
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.checkpoint import backbone_name, check_fingerprint, write_model
 from versatile.adapters.classifier import TaskClassifier, check_shape, keyed_parameters
@@ -99,7 +99,7 @@ def _pretrained(name, location, seed):
     """(BertModel with a pooler, its tokenizer, state dict of an original CA-MTL or None)."""
     from transformers import AutoModel
 
-    folder = embedded.folder(name) if name in embedded.NAMES else name
+    folder = bundled.resolve(name)
     try:
         config = backbones.read_config(folder, location)
     except UserError as error:

@@ -31,7 +31,7 @@ from versatile.adapters.attach import (
     make_task_conditioned,
     trainable,
 )  # fmt: skip
-from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.backbones import bundled
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.quantized import plain_state
@@ -120,7 +120,7 @@ def full_state(model):
 def backbone_name(model):
     """Manifest entries for a backbone that is found by name or rebuilt from its seed."""
     name = model.config._name_or_path or None
-    return dict(base_model_name_or_path=name, **embedded.hub_entry(name),
+    return dict(base_model_name_or_path=name, **bundled.hub_entry(name),
                 base_model_fingerprint=getattr(model, "backbone_fingerprint", None),
                 random_init_seed=getattr(model, "random_init_seed", None),
                 quantization=getattr(model, "quantization", None))  # fmt: skip
@@ -241,7 +241,7 @@ def load(directory, task=None, pointer=False, flag=None, allow_idle=False):
     if manifest is None:
         # Report more specific errors first: a run that has not saved yet, a damaged config.
         location = f"--model_checkpoint {directory}"
-        if str(directory) not in embedded.NAMES:
+        if str(directory) not in bundled.NAMES:
             backbones.read_config(directory, location)
         raise UserError(
             "this is a bare backbone: it was not trained for any task", location=location,

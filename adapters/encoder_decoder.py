@@ -68,7 +68,7 @@ class EncoderDecoderConditioned(TaskConditioned):
             dict(
                 encoder_outputs=encoder_outputs,
                 attention_mask=attention_mask,
-                decoder_inputs_embeds=self.embedded(decoder_input_ids, decoder_token_type_ids),
+                decoder_inputs_embeds=self.embed(decoder_input_ids, decoder_token_type_ids),
                 past_key_values=past_key_values,
                 use_cache=use_cache,
                 **kwargs,
@@ -78,7 +78,7 @@ class EncoderDecoderConditioned(TaskConditioned):
     def encode(self, input_ids, token_type_ids=None, attention_mask=None, task_ids=None):
         """The encoder's output for [rows, length] token ids, with each row's task adapters applied."""
         self.router.route(task_ids, len(input_ids))
-        embeds = self.embedded(input_ids, token_type_ids)
+        embeds = self.embed(input_ids, token_type_ids)
         mask = on_device(attention_mask, embeds.device)
         return self.get_encoder()(inputs_embeds=embeds, attention_mask=mask, return_dict=True)
 
@@ -91,7 +91,7 @@ class EncoderDecoderConditioned(TaskConditioned):
         given, target, labels = self.divide(input_ids, token_type_ids, attention_mask, labels)
         encoded = self.encode(*given, task_ids)
         hidden = self.get_decoder()(
-            inputs_embeds=self.embedded(*target),
+            inputs_embeds=self.embed(*target),
             encoder_hidden_states=encoded.last_hidden_state,
             encoder_attention_mask=on_device(given[2], encoded.last_hidden_state.device),
             use_cache=False,

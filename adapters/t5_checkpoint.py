@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from versatile.adapters import manifest as manifests
 from versatile.adapters import schemas
-from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.backbones import bundled
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.checkpoint import backbone_name, check_fingerprint, save_whole, write_model
 from versatile.adapters.imports.hyperformer import original_names, original_parameters
@@ -36,7 +36,7 @@ from versatile.utils.errors import UserError
 def load_backbone(name, random_init=None, location=None):
     """A T5 and its tokenizer: `backbones.load`, with a `UserError` if the model is not a T5."""
     location = location or f"--model_checkpoint {name}"
-    folder = embedded.folder(name) if name in embedded.NAMES else name
+    folder = bundled.resolve(name)
     check_kind(backbones.read_config(folder, location), location)
     return backbones.load(name, random_init, location)
 

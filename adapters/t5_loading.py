@@ -104,10 +104,10 @@ def load_config(name, tokenizer, overrides=None):
         more = _V1_1 if "v1_1" in name else {}
         config = T5Config(vocab_size=rows_for(tokenizer), **SIZES[name], **more, **special)
     else:
-        from versatile.adapters.backbones import bundled as embedded
+        from versatile.adapters.backbones import bundled
         from versatile.adapters.backbones import loading as backbones
 
-        folder = embedded.folder(name) if name in embedded.NAMES else name
+        folder = bundled.resolve(name)
         try:
             is_file = Path(folder).is_file()
             config = (
@@ -132,12 +132,12 @@ def load_config(name, tokenizer, overrides=None):
 def load_tokenizer(source):
     """A fast tokenizer from a directory, a hub name, a spiece.model or a tokenizer.json."""
     from transformers import PreTrainedTokenizerFast, T5Tokenizer
-    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import bundled
     from versatile.adapters.backbones import loading as backbones
 
     location, path = f"--tokenizer_name {source}", Path(source)
     expected = "a directory, a hub name, a spiece.model or a tokenizer.json"
-    if not path.exists() and source not in embedded.NAMES:
+    if not path.exists() and source not in bundled.NAMES:
         # A hub name has at most one slash and does not look like a file, so do not ask the hub about a mistyped path.
         if path.suffix in (".model", ".json") or len(path.parts) > 2 or path.is_absolute() or source[0] in ".~":
             raise UserError("no such file or directory", location=location, expected=expected)
@@ -147,8 +147,8 @@ def load_tokenizer(source):
             raise UserError("no such directory, and the hub cannot be reached", location=location, expected=expected,
                             remedy="without a network: a file or a directory") from error  # fmt: skip
     try:
-        if source in embedded.NAMES:
-            tokenizer = backbones.read_tokenizer(embedded.folder(source), location, expected)
+        if source in bundled.NAMES:
+            tokenizer = backbones.read_tokenizer(bundled.folder(source), location, expected)
         elif path.is_file() and path.suffix == ".json":
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(path), pad_token="<pad>", eos_token="</s>",
                                                 unk_token="<unk>")  # fmt: skip

@@ -129,14 +129,14 @@ def test_markers_must_be_new_to_the_tokenizer():
 
 
 def test_packaged_weights_of_another_size_or_content_are_refused(tmp_path, monkeypatch):
-    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import bundled
 
     file = tmp_path / "x.gguf"
     with pytest.raises(UserError, match="no such file"):
-        embedded.check_smollm2(file)
+        bundled.check_smollm2(file)
     file.write_bytes(b"short")
     with pytest.raises(UserError, match="5 bytes"):
-        embedded.check_smollm2(file)
-    monkeypatch.setattr(embedded, "SMOLLM2_BYTES", 5)
+        bundled.check_smollm2(file)
+    monkeypatch.setattr(bundled, "SMOLLM2_BYTES", 5)
     with pytest.raises(UserError, match="sha256"):
-        embedded.check_smollm2(file)
+        bundled.check_smollm2(file)

@@ -13,7 +13,7 @@ import torch
 from bert_models import NAMES, TASKS, batch, close, config, golden, shaken
 from transformers import AutoModel, BertConfig, BertForMaskedLM
 from versatile.adapters import bert
-from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.backbones import bundled
 from versatile.adapters.classifier import keyed_parameters
 from versatile.utils.errors import UserError
 
@@ -92,7 +92,7 @@ def test_the_seed_alone_decides_the_new_weights():
 
 
 def test_pretrained_weights_stay_where_the_form_keeps_them():
-    pretrained = AutoModel.from_pretrained(embedded.folder("tiny-bert")).state_dict()
+    pretrained = AutoModel.from_pretrained(bundled.folder("tiny-bert")).state_dict()
     for form in bert.FORMS:
         model = bert.build("tiny-bert", TASKS, form, 64)[0]
         found = {n.removeprefix("bert."): p for n, p in keyed_parameters(model).items()}
@@ -134,9 +134,9 @@ def test_published_names_stand_for_their_backbones(name, backbone, monkeypatch, 
     assert "minilm" in str(error.value)
 
 
-@pytest.mark.skipif(not any(importlib.util.find_spec(p) for p, _ in embedded.MINILM_PLACES), reason="not installed")
+@pytest.mark.skipif(not any(importlib.util.find_spec(p) for p, _ in bundled.MINILM_PLACES), reason="not installed")
 def test_minilm_carries_every_form():
-    pretrained = AutoModel.from_pretrained(embedded.folder("minilm")).eval()
+    pretrained = AutoModel.from_pretrained(bundled.folder("minilm")).eval()
     for form in bert.FORMS:
         model, tokenizer = bert.build("minilm", TASKS, form)
         given = tokenizer(
@@ -153,7 +153,7 @@ def test_minilm_carries_every_form():
 def original_directory(name, folder):
     """A directory as the original code saves one: config.json of a BERT, a pickle of its own keys."""
     model, held = golden(name)
-    source = embedded.folder("tiny-bert")
+    source = bundled.folder("tiny-bert")
     for file in source.glob("*token*"):
         shutil.copy(file, folder / file.name)
     if (source / "vocab.txt").is_file():
@@ -176,7 +176,7 @@ def test_a_directory_of_the_original_code_is_loaded_as_what_it_is(name, tmp_path
 
 
 def test_a_masked_language_models_checkpoint_gets_a_pooler(tmp_path):
-    source = embedded.folder("tiny-bert")
+    source = bundled.folder("tiny-bert")
     shutil.copytree(source, tmp_path / "mlm")
     torch.manual_seed(0)
     BertForMaskedLM(BertConfig.from_pretrained(source)).save_pretrained(tmp_path / "mlm")

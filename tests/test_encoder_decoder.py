@@ -22,7 +22,7 @@ from transformers import (
 )
 from versatile.adapters import attach as adapting
 from versatile.adapters.attach import attach, count_parameters, halve_frozen, trainable
-from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.backbones import bundled
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
 from versatile.data.task import get_task
@@ -128,7 +128,7 @@ def scored_by_hand(model, batch, row):
 
 
 def test_tiny_t5_is_a_transformers_directory_that_comes_out_the_same_each_time(tmp_path, monkeypatch):
-    folder = embedded.folder("tiny-t5")
+    folder = bundled.folder("tiny-t5")
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert type(model) is T5ForConditionalGeneration and model.config.decoder_start_token_id == tokenizer.pad_token_id
     assert tokenizer.convert_tokens_to_ids(["<pad>", "</s>", "<unk>"]) == [0, 1, 2]
@@ -138,7 +138,7 @@ def test_tiny_t5_is_a_transformers_directory_that_comes_out_the_same_each_time(t
     assert tokenizer("the <extra_id_0>").input_ids[-2:] == [len(tokenizer) - 1, 1]
     assert len(tokenizer("the golden palace").input_ids) == 4
     monkeypatch.setenv("VERSATILE_CACHE", str(tmp_path))
-    again = embedded.folder("tiny-t5")
+    again = bundled.folder("tiny-t5")
     assert again != folder
     assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in folder.iterdir()}
 

@@ -113,10 +113,10 @@ def test_an_epoch_has_no_row_twice_and_two_processes_share_what_one_sees(size, b
 
 
 def test_texts_are_packed_without_a_gap_and_without_padding():
-    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import bundled
     from versatile.adapters.t5_loading import load_tokenizer
 
-    tokenizer = load_tokenizer(str(embedded.folder("tiny-t5")))
+    tokenizer = load_tokenizer(str(bundled.folder("tiny-t5")))
     lines = ["the golden palace is a cheap restaurant", "a man is reading a book"] * 5
     rows = chunks(lines, tokenizer, 16)
     flat = [i for line in lines for i in tokenizer(line, add_special_tokens=False).input_ids]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
-from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.backbones import bundled
 from versatile.data import glue, glue_files
 from versatile.data.encoders.base import EncodedExample
 from versatile.data.encoders.sentence_pair import PairEncoder, load_split, longest_first
@@ -25,7 +25,7 @@ RTE = "index\tsentence1\tsentence2\tlabel\n7\tA man runs.\tA man moves.\tentailm
 
 @pytest.fixture(scope="module")
 def tokenizer(cache):
-    return AutoTokenizer.from_pretrained(embedded.folder("tiny-bert"))
+    return AutoTokenizer.from_pretrained(bundled.folder("tiny-bert"))
 
 
 def write(folder, **files):
@@ -84,7 +84,7 @@ def test_a_special_token_spelt_in_a_text_stays_text(tokenizer):
 
 
 def test_a_tokenizer_that_comes_with_a_length_of_its_own_is_not_cut_by_it(tmp_path, tokenizer):
-    own = AutoTokenizer.from_pretrained(embedded.folder("tiny-bert"))
+    own = AutoTokenizer.from_pretrained(bundled.folder("tiny-bert"))
     own.backend_tokenizer.enable_truncation(5)
     own.backend_tokenizer.enable_padding(length=16)
     data = write(tmp_path, rte=RTE)

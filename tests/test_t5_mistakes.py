@@ -209,7 +209,7 @@ def test_a_run_goes_on_with_its_data_in_another_place(finished, tmp_path):
 
 
 def test_what_is_wrong_with_a_checkpoint_is_said_before_the_task(finished, tmp_path):
-    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import bundled
 
     unsaved = tmp_path / "unsaved"
     unsaved.mkdir()
@@ -217,7 +217,7 @@ def test_what_is_wrong_with_a_checkpoint_is_said_before_the_task(finished, tmp_p
     for name, words in (
         (tmp_path / "absent", ["no such directory"]),
         (unsaved, ["not saved a best model", "--resume"]),
-        (embedded.folder("tiny-t5"), ["bare T5", "train_t5.py"]),
+        (bundled.folder("tiny-t5"), ["bare T5", "train_t5.py"]),
         (tmp_path, ["not a model of train_t5"]),
     ):
         refused(run("evaluate", ["--task", "rte", "--model_checkpoint", name], tmp_path), str(name), *words)

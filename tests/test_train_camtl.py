@@ -25,9 +25,9 @@ TASKS = ("cola", "sts-b", "mrpc")
 def small_bert(folder, dropout=0.1):
     """A random BERT, 32 wide, with two layers and the tokenizer of tiny-bert."""
     from transformers import AutoTokenizer, BertConfig, BertModel
-    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import bundled
 
-    tokenizer = AutoTokenizer.from_pretrained(embedded.folder("tiny-bert"))
+    tokenizer = AutoTokenizer.from_pretrained(bundled.folder("tiny-bert"))
     torch.manual_seed(0)
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
                         intermediate_size=32, max_position_embeddings=64, hidden_dropout_prob=dropout,

@@ -203,13 +203,13 @@ def test_a_teacher_that_cannot_teach_is_one_message(data, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from versatile.adapters import checkpoint
     from versatile.adapters.attach import attach
-    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import bundled
     from versatile.adapters.backbones import loading as backbones
     from versatile.data.encoders.question_answer import special_tokens
 
     other, teachers = tmp_path / "other", tmp_path / "teachers"
-    model = AutoModelForCausalLM.from_pretrained(embedded.folder("tiny-gpt2"))
-    tokenizer = AutoTokenizer.from_pretrained(embedded.folder("tiny-gpt2"))
+    model = AutoModelForCausalLM.from_pretrained(bundled.folder("tiny-gpt2"))
+    tokenizer = AutoTokenizer.from_pretrained(bundled.folder("tiny-gpt2"))
     tokenizer.add_tokens(["versatile"])
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(other), tokenizer.save_pretrained(other)
@@ -336,14 +336,14 @@ def test_a_teacher_with_too_few_positions_is_found_before_learning(data, tmp_pat
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from versatile.adapters import checkpoint
     from versatile.adapters.attach import attach
-    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import bundled
     from versatile.adapters.backbones import loading as backbones
     from versatile.data.encoders.question_answer import special_tokens
 
-    short = AutoModelForCausalLM.from_pretrained(embedded.folder("tiny-gpt2")).config
+    short = AutoModelForCausalLM.from_pretrained(bundled.folder("tiny-gpt2")).config
     short.n_positions = short.max_position_embeddings = 32
     AutoModelForCausalLM.from_config(short).save_pretrained(tmp_path / "short")
-    AutoTokenizer.from_pretrained(embedded.folder("tiny-gpt2")).save_pretrained(tmp_path / "short")
+    AutoTokenizer.from_pretrained(bundled.folder("tiny-gpt2")).save_pretrained(tmp_path / "short")
     model, tokenizer = backbones.load(str(tmp_path / "short"))
     attach(model, tokenizer, {"lifelong": special_tokens(["ag"])})
     for task in ("ag", "sst"):

@@ -387,9 +387,9 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path):
 
 
 def test_from_scratch_with_a_named_size_and_a_tokenizer(tmp_path):
-    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import bundled
 
-    tokenizer = embedded.folder("tiny-t5") / "tokenizer.json"
+    tokenizer = bundled.folder("tiny-t5") / "tokenizer.json"
     values = dict(model_name_or_path=None, from_scratch=True, config_name="t5-tiny", tokenizer_name=str(tokenizer),
                   config_overrides="d_model=32,num_layers=1,num_decoder_layers=1,d_ff=32,d_kv=8,num_heads=2",
                   max_steps=2, eval_strategy="no", load_best_model_at_end=False, tasks=["rte"])  # fmt: skip

