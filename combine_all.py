@@ -166,7 +166,7 @@ def combine_runs(args, combination):
     args.data = by_task(args.data, combination.sources, "combined", kind=combination.encoder)
     folders = combination.find_data(args.data)
     model, tokenizer = combination.build()
-    known = runs.stored(args.into).get("sources", {}) if args.into else {}
+    known = runs.stored_record(args.into).get("sources", {}) if args.into else {}
     methods, described = model.methods, {}
     for task, path in combination.sources.items():
         here = dict(checkpoint=str(path), adapter=methods[task])
@@ -304,7 +304,7 @@ def refuse_taken(args, beside=None):
                             remedy=f"leave it as it is, and name another: --into {args.into} --output VLM")  # fmt: skip
     elif output.is_file() or (output.is_dir() and any(output.iterdir())):
         # A run's own files would be lost if its model were replaced.
-        add = f"--into {output}" + ("" if runs.stored(output).get("sources") else " --output VLM")
+        add = f"--into {output}" + ("" if runs.stored_record(output).get("sources") else " --output VLM")
         can_add = (output / "adapter_config.json").is_file() and not args.into
         raise UserError("something stands there already", location=f"--output {output}",
                         remedy="name another directory, "
@@ -334,11 +334,11 @@ def read_sources(args):
 def refuse_unknown(sources):
     """Raise a `UserError` if this version does not know a source's task, or defines it differently."""
     from versatile.data.own_tasks import register_own_tasks
-    from versatile.data.task import find
+    from versatile.data.task import find_task
 
     register_own_tasks(s.definition for s in sources if s.definition)
     for s in sources:
-        known = find(s.task)
+        known = find_task(s.task)
         if known is None or list(known.markers) != s.markers:
             mismatch = "has other markers here" if known else "is not known here"
             raise UserError(f"task {s.task!r} {mismatch}", location=s.flag, expected="a task of --list_tasks, as it "
@@ -442,7 +442,7 @@ def record(args, sources, proofs):
     from versatile.training import runs
 
     # For tasks that were combined before, the original source is known.
-    known = runs.stored(args.into).get("sources", {}) if args.into else {}
+    known = runs.stored_record(args.into).get("sources", {}) if args.into else {}
     described = {}
     for s in sources:
         here = dict(checkpoint=str(s.directory), bottleneck=s.method.get("adapter_bottleneck", 0), adapter=s.method,

@@ -90,7 +90,7 @@ def compute(args):
     about = dict(tasks={name: len(texts) for name, texts in sources.items()}, versions=versions(),
                  **{k: v for k, v in sorted(vars(args).items()) if k != "tasks"})  # fmt: skip
     write_json(Path(args.output_dir) / "task_embeddings.json", about)
-    print(task_embeddings.likeness(embeddings))
+    print(task_embeddings.similarity_table(embeddings))
 
 
 if __name__ == "__main__":

@@ -76,9 +76,9 @@ def main(argv=None):
     flags.require_one_process()
     manifest = peek(args.model_checkpoint) if args.model_checkpoint else None
     if not args.score_only:
-        from versatile.training.evaluation import OF_RUNS, evaluate_run
+        from versatile.training.evaluation import RUN_ENCODERS, evaluate_run
 
-        if manifest and manifest.encoder in OF_RUNS:
+        if manifest and manifest.encoder in RUN_ENCODERS:
             return evaluate_run(args, p.locations, manifest.encoder)
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import canonical_name, get_task
@@ -207,7 +207,7 @@ def check_ablations(args, method):
     """Reject flags that contradict how the checkpoint was trained."""
     from versatile.training import runs
 
-    trained = runs.stored(args.model_checkpoint).get("flags")
+    trained = runs.stored_record(args.model_checkpoint).get("flags")
     if trained is None:
         return
     trained = {**trained, "emb_only": method == BARE}

@@ -52,7 +52,7 @@ NAMING = ("tasks", "seq_train_type", "adapter_bottleneck", "own_adapters", "dist
 
 def parser():
     p = flags.build_parser(__doc__)
-    sequence.name_flags(p)
+    sequence.add_name_flags(p)
     g = p.group("what to evaluate")
     g.add_argument("--model_dirs", nargs="+", metavar="DIR",
                    help="directories of sequences, e.g. one per seed (default: as named by the flags)")  # fmt: skip

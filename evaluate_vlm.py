@@ -48,10 +48,10 @@ def main(argv=None):
     args = p.parse_args(argv)
     if not args.model_checkpoint:
         p.error("--model_checkpoint is needed")
-    from versatile.training.evaluation import OF_RUNS, evaluate_run
+    from versatile.training.evaluation import RUN_ENCODERS, evaluate_run
 
     manifest = peek(args.model_checkpoint)
-    if manifest and manifest.encoder in OF_RUNS:
+    if manifest and manifest.encoder in RUN_ENCODERS:
         flags.require_one_process()
         return evaluate_run(args, p.locations, manifest.encoder)
     args.output_dir = args.output_dir or "results/VLM_result"

@@ -55,7 +55,7 @@ def main(argv=None):
         work(args, flags.typed_flags(parser, argv))
 
 
-def work(args, given):
+def work(args, typed_flags):
     import ignite.distributed as idist
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.training import experiment, runs
@@ -64,7 +64,7 @@ def work(args, given):
     from versatile.utils import devices
     from versatile.utils.files import write_json
 
-    args, run = open_run(args, given)
+    args, run = open_run(args, typed_flags)
     prepare_own_tasks(args, labelled=True)
     dtype = begin(args, run)
     experiment.prepare_push(args)
@@ -93,12 +93,12 @@ def work(args, given):
                        "--output_dir", f"results/{run.directory.name}", "--do_eval", "--do_predict")  # fmt: skip
 
 
-def open_run(args, given):
+def open_run(args, typed_flags):
     """(flags, None), or with --resume (the flags the run was started with, the run)."""
     from versatile.training import experiment
 
-    free = {flag: value for flag, value in given.items() if flag in classification_flags.FREE}
-    kept = {flag: value for flag, value in given.items() if flag not in classification_flags.FREE}
+    free = {flag: value for flag, value in typed_flags.items() if flag in classification_flags.FREE}
+    kept = {flag: value for flag, value in typed_flags.items() if flag not in classification_flags.FREE}
     args, run = experiment.open_run(parser(), args, kept, "train_camtl.py")
     if run is not None:
         vars(args).update({flag: value for flag, value in free.items() if flag != "overwrite_output_dir"})
@@ -402,7 +402,7 @@ def _write_results(args, folder, model, report, step):
         total = dict(total=sum(p.numel() for p in model.parameters()))
         tasks = classification.as_tasks(
             report, checkpoint=source, backbone=str(model.config._name_or_path),
-            method=runs.stored(source).get("method") or METHODS[model.form],
+            method=runs.stored_record(source).get("method") or METHODS[model.form],
             parameters=runs.stored_metrics(source).get("parameters") or total,
         )  # fmt: skip
         write_json(folder / "metrics.json", dict(tasks=tasks, step=step, average=classification.average(report)))

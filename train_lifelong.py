@@ -54,8 +54,8 @@ ANSWERING_SWITCHES = ("--test_all", "--ref1", "--test_training_set")
 
 def parser():
     p = flags.build_parser(__doc__)
-    sequence.name_flags(p)
-    g = sequence.sample_flags(p)
+    sequence.add_name_flags(p)
+    g = sequence.add_sample_flags(p)
     settings.add(p, "limit", group=g.title, help="use only the first N samples of each file")
     g = p.group("losses")
     g.add_argument("--lm_lambda", type=flags.not_negative_rate, default=0.25, help="weight of generating the sample")
@@ -69,7 +69,7 @@ def parser():
         "temperature": "--temperature is decoding's; the temperature of --distil is called --kd_temperature"},
         help="--distil: temperature of both distributions")  # fmt: skip
     strategies.add_flags(p)
-    training_flags(p)
+    add_training_flags(p)
     settings.add(p, "logging_steps", "report_to")
     settings.add(p, "output_dir", help="the sequence's directory (default: see above)")
     settings.add(p, "resume", metavar="DIR", help="resume this sequence exactly; no other flag is needed")
@@ -84,7 +84,7 @@ def parser():
     return p
 
 
-def training_flags(p):
+def add_training_flags(p):
     """Add the flags for epochs, batches, optimizer and precision."""
     g = p.group("training")
     settings.add(p, "n_epochs", default=9, help="epochs per task")
@@ -165,7 +165,7 @@ def check(p, args):
         p.error("--teacher_dir and --train_teachers: name teachers or have them trained, not both")
 
 
-def train(args, given):
+def train(args, typed_flags):
     import ignite.distributed as idist
     from versatile.adapters import attach as adapting
     from versatile.data import question_tasks as tasks
@@ -174,8 +174,8 @@ def train(args, given):
     from versatile.lifelong import teachers as teaching
     from versatile.training import experiment
 
-    args, run = open_sequence(args, given)
-    args.push_to_hub = given.get("push_to_hub", args.push_to_hub)
+    args, run = open_sequence(args, typed_flags)
+    args.push_to_hub = typed_flags.get("push_to_hub", args.push_to_hub)
     prepare_own_tasks(args)
     if run is not None:
         # run.json was written by a run that had passed these checks; the number of processes is checked below.
@@ -192,7 +192,7 @@ def train(args, given):
     named = bool(teachers)
     if not (args.seq_distil and (named or args.train_teachers)):
         for task in tasks.sequence(args.tasks):
-            tasks.find(args.data_dir, task, "distil" if args.seq_distil else "train")
+            tasks.find_file(args.data_dir, task, "distil" if args.seq_distil else "train")
     with idist.one_rank_first(local=True):
         lifelong_model = learning.load_model(args)
         experiment.warm_start(args, run, lifelong_model.model, lifelong_model.tokenizer)
@@ -217,7 +217,7 @@ def train(args, given):
     experiment.end_run(args, run, "evaluate_lifelong.py", *data, "--model_dirs", run.directory)
 
 
-def open_sequence(args, given):
+def open_sequence(args, typed_flags):
     """(flags, None) for a new sequence, or (its original flags, its run) for one that was begun before."""
     from versatile.training import experiment
 
@@ -227,14 +227,15 @@ def open_sequence(args, given):
             return args, None
         # The same command: a flag not given now was not given then.
         # If no precision was given, the one that the device supports was recorded.
-        given = {flag: value for flag, value in vars(args).items() if flag not in sequence.PRECISION} | given
-        given = {flag: value for flag, value in given.items() if flag != "init_from" or value}
+        known = {flag: value for flag, value in vars(args).items() if flag not in sequence.PRECISION}
+        typed_flags = known | typed_flags
+        typed_flags = {flag: value for flag, value in typed_flags.items() if flag != "init_from" or value}
         args.resume = str(folder)
     else:
         sequence.refuse_stage(folder, "--resume", f"resume its sequence: {shell_words('--resume', folder.parent)}")
-    given = {flag: value for flag, value in given.items() if flag not in sequence.FREE}
+    typed_flags = {flag: value for flag, value in typed_flags.items() if flag not in sequence.FREE}
     try:
-        return experiment.open_run(parser(), args, given, "train_lifelong.py")
+        return experiment.open_run(parser(), args, typed_flags, "train_lifelong.py")
     except UserError as error:
         if typed:
             raise
@@ -266,7 +267,7 @@ def distilled_texts(args, teachers, dtype):
     files = {}
     for task in tasks.sequence(args.tasks):
         try:
-            tasks.find(args.data_dir, task, "distil")
+            tasks.find_file(args.data_dir, task, "distil")
         except UserError:
             if not task.pairs and not Path(args.data_dir).is_dir():
                 raise

@@ -33,7 +33,7 @@ RATES = {True: 6.25e-5, False: 5e-4}
 TEMPERATURES = {"proportional": 1.0, "uniform": float("inf")}
 
 
-def count(number):
+def for_each_task(number):
     """argparse type: N for all tasks, or TASK=N, where `number` is the type of N."""
 
     def parse(text):
@@ -62,7 +62,7 @@ def parser():
     task_flag(g, "--tasks", "markers", nargs="+", metavar="TASK",
               help="the tasks to train: any of --list_tasks, and NAME=DATA for your own, see data/own_tasks.py "
                    "(default: all tasks with data)")  # fmt: skip
-    g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
+    g.add_argument("--data", nargs="+", type=flags.values_by_task(str, "FILE"), action=flags.OfTasks, default={},
                    metavar="TASK=FILE", help="data files (default: the tasks' own locations under data/)")  # fmt: skip
     g.add_argument("--sampling", choices=["proportional", "uniform", "temperature"], default="proportional",
                    help="draw tasks in proportion to size, equally often, or in proportion to size^(1/T)")  # fmt: skip
@@ -70,14 +70,15 @@ def parser():
     g.add_argument("--distillation", nargs="+", default=[], metavar="TASK",
                    help="tasks to train on a teacher's texts, from <data>_distilled.json")  # fmt: skip
     settings.add(p, "max_history")
-    settings.add(p, "limit", nargs="+", type=count(flags.positive), metavar="[TASK=]N")
+    settings.add(p, "limit", nargs="+", type=for_each_task(flags.positive), metavar="[TASK=]N")
     list_tasks(g)
     settings.add(p, "model_checkpoint", default="gpt2",
                  help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
-    settings.add(p, "adapter_bottleneck", nargs="+", type=count(flags.not_negative), default=[], metavar="[TASK=]N",
+    settings.add(p, "adapter_bottleneck", nargs="+", type=for_each_task(flags.not_negative), default=[],
+                 metavar="[TASK=]N",
                  help="adapter width, for all tasks or for each; 0: only task embeddings (default: published)")
     g = p.group("model")
-    g.add_argument("--method", nargs="+", type=count(method_name), default=[], metavar="[TASK=]NAME",
+    g.add_argument("--method", nargs="+", type=for_each_task(method_name), default=[], metavar="[TASK=]NAME",
                    help="adaptation method, one for all tasks or one for each: "
                         f"{', '.join(method_flags.method_names())} (default: bottleneck)")  # fmt: skip
     method_flags.add_setting_flags(g)
@@ -100,7 +101,7 @@ def main(argv=None):
         train(args, flags.typed_flags(parser, argv))
 
 
-def train(args, given):
+def train(args, typed_flags):
     import ignite.distributed as idist
     from versatile.adapters import attach as adapting
     from versatile.adapters.backbones.family import max_length_of
@@ -108,16 +109,16 @@ def train(args, given):
     from versatile.data.task import get_task
     from versatile.training import experiment
 
-    args, run = experiment.open_run(parser(), args, given, "train_vlm.py")
+    args, run = experiment.open_run(parser(), args, typed_flags, "train_vlm.py")
     if twice := [name for name in args.tasks or [] if args.tasks.count(name) > 1]:
         raise UserError(f"task {twice[0]!r} is named twice", location="--tasks", remedy="name it once")
     prepare_own_tasks(args)
     args.tasks = args.tasks or with_data(args)
     tasks = {name: get_task(name, "--tasks") for name in args.tasks}
-    methods, limits = choose_methods(args, tasks), of_tasks("--limit", args.limit, tasks)
+    methods, limits = choose_methods(args, tasks), values_by_task("--limit", args.limit, tasks)
     args.lr = args.lr or RATES[args.unfreeze_backbone or methods is None]
     paths = data_files(args, tasks)
-    temperature = check_sampling(args, given)
+    temperature = check_sampling(args, typed_flags)
     dtype = experiment.begin(args, run)
     # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
@@ -159,8 +160,8 @@ def with_data(args):
 
 def choose_methods(args, tasks):
     """{task: its adaptation method}, as `attach` takes it, or None if the whole model is trained."""
-    names = of_tasks("--method", args.method, tasks)
-    widths, chosen = of_tasks("--adapter_bottleneck", args.adapter_bottleneck, tasks), {}
+    names = values_by_task("--method", args.method, tasks)
+    widths, chosen = values_by_task("--adapter_bottleneck", args.adapter_bottleneck, tasks), {}
     for name, task in tasks.items():
         published = task.published.get("adapter", {}).get("adapter_bottleneck")
         method, width = names.get(name), widths.get(name)
@@ -182,8 +183,8 @@ def choose_methods(args, tasks):
     return None if whole else chosen
 
 
-def of_tasks(flag, pairs, tasks):
-    """{task: N} from a flag's values as parsed by `count`."""
+def values_by_task(flag, pairs, tasks):
+    """{task: N} from a flag's values as parsed by `for_each_task`."""
     values = dict(pairs or [])
     for_all = {"": values.pop("")} if "" in values else {}
     values = by_task(values, tasks, "trained", flag) | for_all
@@ -205,9 +206,9 @@ def data_files(args, tasks):
     return paths
 
 
-def check_sampling(args, given):
-    """The sampling temperature for `Batches`; `given` are the flags given by the user."""
-    if "sampling_temperature" in given and args.sampling != "temperature":
+def check_sampling(args, typed_flags):
+    """The sampling temperature for `Batches`; `typed_flags` are those given by the user."""
+    if "sampling_temperature" in typed_flags and args.sampling != "temperature":
         raise UserError(f"has no effect with --sampling {args.sampling}", location="--sampling_temperature",
                         expected="--sampling temperature beside it", remedy="add that, or leave it out")  # fmt: skip
     if args.sampling != "proportional" and args.max_tokens:

@@ -24,8 +24,8 @@ STEPS = ((8, 4), (1, 16))
 
 def parse(argv=None):
     p = common.parser(__doc__)
-    common.model_flags(p)
-    common.training_flags(p, 4)
+    common.add_model_flags(p)
+    common.add_training_flags(p, 4)
     return common.parse_training(p, argv)
 
 

@@ -35,8 +35,8 @@ REST, PYTHON = "other operations", "Python"
 
 def parse(argv=None):
     p = common.parser(__doc__)
-    common.model_flags(p)
-    g = common.training_flags(p, 2)
+    common.add_model_flags(p)
+    g = common.add_training_flags(p, 2)
     g.add_argument("--smollm2", action="store_true", help="use SmolLM2-135M's blocks: 30 of them, 576 wide")
     g.add_argument("--operations", action="store_true", help="also print torch.profiler's own table")
     args = common.parse_training(p, argv)

@@ -208,7 +208,7 @@ def t5(args, **more):
     return T5ForConditionalGeneration(T5Config(**shape | more))
 
 
-def model_flags(p, bottleneck=True):
+def add_model_flags(p, bottleneck=True):
     """The flags that `gpt2` and, with `bottleneck`, `attached` read."""
     from versatile.utils import flags
 
@@ -220,7 +220,7 @@ def model_flags(p, bottleneck=True):
         g.add_argument("--adapter_bottleneck", type=flags.positive, default=64, help="the adapters' bottleneck size")
 
 
-def training_flags(p, turn_steps, what="optimizer steps of a turn"):
+def add_training_flags(p, turn_steps, what="optimizer steps of a turn"):
     """The flags that `Ours` reads in addition to those of the model, and the other sides of training."""
     from versatile.utils import flags
 
@@ -244,7 +244,7 @@ def parse_training(p, argv):
 
 
 def examples(args):
-    """The lengths of the made-up data set of `training_flags`."""
+    """The lengths of the made-up data set of `add_training_flags`."""
     return lengths(args.examples, args.mean_length, args.positions, args.seed)
 
 
@@ -319,7 +319,7 @@ class Ours:
     """The Trainer of train.py without its run directory, set up in the same way.
 
     Args:
-        args: of `training_flags` and `model_flags`.
+        args: of `add_training_flags` and `add_model_flags`.
         lengths: of the made-up data set's examples.
         dtype: precision of the matrix products.
         full: train the whole model instead of adapters.

@@ -90,7 +90,7 @@ def parse(argv=None):
     from versatile.utils import flags
 
     p = common.parser(__doc__)
-    common.model_flags(p)
+    common.add_model_flags(p)
     p.add_argument("--t5", action="store_true", help="an encoder-decoder instead of a GPT-2, --layers in each stack")
     g = p.add_argument_group("prompts and outputs")
     g.add_argument("--prompts", type=flags.positive, default=128, help="prompts to decode per turn")

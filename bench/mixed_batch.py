@@ -39,7 +39,7 @@ def parse(argv=None):
     from versatile.utils import flags, settings
 
     p = common.parser(__doc__)
-    common.model_flags(p, bottleneck=False)
+    common.add_model_flags(p, bottleneck=False)
     g = p.add_argument_group("data and steps")
     g.add_argument("--mean_length", type=flags.positive, default=54, help="mean tokens per training example")
     g.add_argument("--train_batch_size", type=flags.positive, default=10, help="examples per micro-batch; 5, 10, …")

@@ -31,8 +31,8 @@ KINDS = ("fp32", "bf16")
 
 def parse(argv=None):
     p = common.parser(__doc__)
-    common.model_flags(p)
-    g = common.training_flags(p, 6)
+    common.add_model_flags(p)
+    g = common.add_training_flags(p, 6)
     g.add_argument("--environment", type=Path, default=None, metavar="DIR",
                    help="environment of the libraries; made if missing (default: in the toolkit's cache)")  # fmt: skip
     g.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="sides to measure; always ours")

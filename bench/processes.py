@@ -28,8 +28,8 @@ SIDES = {ONE: 1, TWO: 2, WHOLE: 2, SHARED: 2}
 
 def parse(argv=None):
     p = common.parser(__doc__)
-    common.model_flags(p)
-    common.training_flags(p, 4)
+    common.add_model_flags(p)
+    common.add_training_flags(p, 4)
     p.set_defaults(threads=1)
     return common.parse_training(p, argv)
 

@@ -34,7 +34,7 @@ def parse(argv=None):
     from versatile.utils import flags
 
     p = common.parser(__doc__)
-    common.model_flags(p, bottleneck=False)
+    common.add_model_flags(p, bottleneck=False)
     p.add_argument("--adapter_bottleneck", type=flags.positive, help="adapter bottleneck (default: the whole model)")
     g = p.add_argument_group("generated samples")
     g.add_argument("--samples", type=flags.positive, default=64, help="samples to generate per turn")

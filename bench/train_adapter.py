@@ -25,8 +25,8 @@ ORIGINAL = "original loop, fp32"
 
 def parse(argv=None):
     p = common.parser(__doc__)
-    common.model_flags(p)
-    common.training_flags(p, 8, "our steps a turn; the plain loop: a fourth")
+    common.add_model_flags(p)
+    common.add_training_flags(p, 8, "our steps a turn; the plain loop: a fourth")
     return common.parse_training(p, argv)
 
 

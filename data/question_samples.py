@@ -12,7 +12,7 @@ from versatile.data.converters.base import json_records
 from versatile.data.converters.squad_style import sample as as_article
 from versatile.data.files import records_field, text_field
 from versatile.data.json_files import list_items
-from versatile.data.question_tasks import find
+from versatile.data.question_tasks import find_file
 from versatile.utils.errors import UserError, brief
 from versatile.utils.files import atomic_write
 
@@ -89,7 +89,7 @@ def store_task(task, data_dir, split, path=None):
 def read_samples(task, data_dir, split):
     """Yield the `QA`s of a task's split; raises `UserError` after the last one if none has an answer."""
     count, first, answered = 0, None, False
-    for qa in task.samples(split, data_dir) if task.pairs else _file_samples(find(data_dir, task, split), split):
+    for qa in task.samples(split, data_dir) if task.pairs else _file_samples(find_file(data_dir, task, split), split):
         count, first = count + 1, first or qa
         answered = answered or any(text.strip() for text in qa.answers)
         yield qa

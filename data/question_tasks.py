@@ -31,7 +31,7 @@ def sequence(names, location="--tasks"):
     return tasks
 
 
-def find(data_dir, task, split):
+def find_file(data_dir, task, split):
     """The path of a task's file for a split, plain or ``.gz``.
 
     Args:

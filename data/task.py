@@ -390,7 +390,7 @@ def find_form(name, kind):
         return None
 
 
-def find(name):
+def find_task(name):
     """The task of a name for the encoder with markers (it may be user-defined), or None."""
     return find_form(name, "markers")
 

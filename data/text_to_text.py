@@ -104,7 +104,7 @@ class SplitRows:
     def rows(self):
         """Yield (location, the texts of the template's fields, target, record)."""
         task = self.task
-        records, location = rows_of.find(task, self.names, self.data_dir, self.files)
+        records, location = rows_of.find_records(task, self.names, self.data_dir, self.files)
         if task.ambiguous_one and not hasattr(records, "select"):
             _check_numbering(task, records, location)
         order = _labelled(task, records, location)

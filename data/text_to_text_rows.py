@@ -20,7 +20,7 @@ _SCRIPTS = ("IWSLT/iwslt2017", "allenai/social_i_qa", "allenai/cosmos_qa", "CogC
 _COPIES = {"allenai/social_i_qa": "lighteval/siqa"}
 
 
-def find(task, names, data_dir=None, files=None):
+def find_records(task, names, data_dir=None, files=None):
     """The rows of a split.
 
     Args:
@@ -80,7 +80,7 @@ def content_key(task, names, data_dir=None):
         return fingerprint(split_file(Path(data_dir) / task.name, names, task.name))
     if source[0] != task.hub and (path := glue.path_of(data_dir, *source)).is_file():
         return fingerprint(path)
-    records, _ = find(task, names, data_dir)
+    records, _ = find_records(task, names, data_dir)
     return f"{source} {records._fingerprint}"
 
 

@@ -129,7 +129,7 @@ def warn_of_long_tests(encoder, args):
     """
     for task in tasks.sequence(args.tasks):
         try:
-            tasks.find(args.data_dir, task, "test")
+            tasks.find_file(args.data_dir, task, "test")
         except UserError:
             # Training does not need the test file.
             continue

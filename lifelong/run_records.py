@@ -78,7 +78,7 @@ def read_records(folder, summary):
     if len(summary["runs"]) > 1 or not path.is_file():
         return [{} for _ in summary["runs"]]
     try:
-        return [make_record(folder, sequence.stored_flags(path))]
+        return [make_record(folder, sequence.read_flags(path))]
     except UserError:
         return [{}]
 

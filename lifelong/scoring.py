@@ -118,7 +118,7 @@ def open_sequence_run(folder):
         raise UserError("no run.json here", location=location, expected=expected, remedy="check the path and the flags")
     sequence.refuse_stage(folder, "--model_dirs", f"name its sequence: --model_dirs {Path(folder).parent}")
     try:
-        flags = sequence.stored_flags(path)
+        flags = sequence.read_flags(path)
     except UserError as error:
         raise UserError(error.found, location=f"--model_dirs {error.location}", expected=error.expected,
                         remedy=error.remedy) from error  # fmt: skip

@@ -29,7 +29,7 @@ from versatile.data.task_names import task_flag
 from versatile.data.task_orders import ORDERS, order_name
 from versatile.lifelong import strategies
 from versatile.training import method_flags
-from versatile.training.runs import Run, read_record, stored
+from versatile.training.runs import Run, read_record, stored_record
 from versatile.utils import flags, schema, settings
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_directory, write_json
@@ -49,7 +49,7 @@ METHOD_FLAGS = ("method", *method_flags.setting_names())
 PRECISION = {"bf16", "fp16", "fp32"}
 
 
-def name_flags(parser):
+def add_name_flags(parser):
     """Add the flags that both scripts share, which name a sequence and its data."""
     g = parser.group("the sequence")
     g.add_argument("--seq_train_type", choices=list(strategies.STRATEGIES), default=strategies.DEFAULT,
@@ -86,7 +86,7 @@ def name_flags(parser):
                                        help="where models go (default: $MODEL_ROOT_DIR)")  # fmt: skip
 
 
-def sample_flags(parser):
+def add_sample_flags(parser):
     """Add the flags that determine the format of samples; returns their group."""
     g = parser.group("samples")
     g.add_argument("--add_task_tokens", action="store_true", help="use a separate start token for each task's samples")
@@ -95,15 +95,15 @@ def sample_flags(parser):
     return g
 
 
-def stored_flags(path):
+def read_flags(path):
     """`Namespace` of the flags in a run.json of train_lifelong.py; naming and sample flags are checked.
 
     Raises:
         UserError: it is not such a file, or a flag has a value that train_lifelong.py would not accept.
     """
     p = flags.build_parser(None)
-    name_flags(p)
-    sample_flags(p)
+    add_name_flags(p)
+    add_sample_flags(p)
     stored = rename_settings(read_record(path, "train_lifelong.py")["flags"], p)
     if missing := [name for name in ("seq_train_type", "tasks", "model_checkpoint") if not stored.get(name)]:
         raise UserError(f"no flags.{missing[0]} in it", location=path, expected="a run.json of train_lifelong.py",
@@ -331,10 +331,10 @@ def find_weights(folder):
 def refuse_stage(folder, flag, remedy):
     """Raise a `UserError` if a directory is that of one task of a sequence."""
     above = Path(folder).resolve().parent
-    if not stored(above):
+    if not stored_record(above):
         return
     try:
-        names = list(stages(stored_flags(above / "run.json")))
+        names = list(stages(read_flags(above / "run.json")))
     except UserError:
         return
     if Path(folder).resolve().name in names:

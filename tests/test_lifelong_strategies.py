@@ -220,7 +220,7 @@ def test_what_a_stage_leaves_for_the_next_is_counted(data, tmp_path):
     first, last = reports["ewc"]
     assert first["stored_bytes"] > 2 * sizes["ewc"][0] and last["stored_bytes"] == sizes["ewc"][1]
     (teacher,) = reports["lll"][1]["teachers"]
-    record = run_records.make_record(tmp_path / "lll", sequence.stored_flags(tmp_path / "lll/run.json"))
+    record = run_records.make_record(tmp_path / "lll", sequence.read_flags(tmp_path / "lll/run.json"))
     seconds = [one["seconds"] for one in reports["lll"]]
     seconds += [report(Path(one["teachers"][0]))["seconds"] for one in reports["lll"]]
     assert Path(teacher).name == "sst" and record["seconds"] == pytest.approx(sum(seconds))

@@ -88,8 +88,8 @@ def test_an_unknown_task_is_refused_with_the_name_it_may_be():
 def test_files_are_found_plain_or_compressed(tmp_path):
     written(tmp_path / "ag_to_squad-train-v2.0.json", squad(("c", [("q", ["a"])])))
     (tmp_path / "squad-dev-v1.1.json.gz").write_bytes(gzip.compress(json.dumps(squad(("c", [("q", ["a"])]))).encode()))
-    assert tasks.find(tmp_path, tasks.get_task("ag"), "train") == str(tmp_path / "ag_to_squad-train-v2.0.json")
-    path = tasks.find(tmp_path, tasks.get_task("squad1"), "test")
+    assert tasks.find_file(tmp_path, tasks.get_task("ag"), "train") == str(tmp_path / "ag_to_squad-train-v2.0.json")
+    path = tasks.find_file(tmp_path, tasks.get_task("squad1"), "test")
     assert path.endswith("squad-dev-v1.1.json.gz")
     assert samples.load(path, "test") == [QA("c", "q", ("a",), None, f"{path}:data[0].paragraphs[0].qas[0]")]
 
@@ -111,10 +111,10 @@ def test_a_missing_file_is_named_with_those_that_are_there(tmp_path):
 
 
 def test_a_task_without_a_dev_file_needs_none_but_takes_one(tmp_path):
-    assert tasks.find(tmp_path, tasks.get_task("ag"), "dev") is None
+    assert tasks.find_file(tmp_path, tasks.get_task("ag"), "dev") is None
     assert tasks.find_gold(tmp_path, tasks.get_task("ag")) is None
     path = written(tmp_path / "ag_to_squad-dev-v2.0.json", "{}")
-    assert tasks.find(tmp_path, tasks.get_task("ag"), "dev") == str(path)
+    assert tasks.find_file(tmp_path, tasks.get_task("ag"), "dev") == str(path)
     error(tasks.find, tmp_path, tasks.get_task("sst"), "dev")
 
 
@@ -203,7 +203,7 @@ def test_the_released_files_are_read_as_they_are(shared_data):
     for name in ("e2enlg", "rnnlg.rest", "rnnlg.hotel", "rnnlg.laptop", "ag"):
         for split in ("train", "distil", "test"):
             if (folder / tasks.get_task(name).filename(split)).exists():
-                counts[name, split] = samples.load(tasks.find(folder, tasks.get_task(name), split), split)
+                counts[name, split] = samples.load(tasks.find_file(folder, tasks.get_task(name), split), split)
     assert {key: len(value) for key, value in counts.items() if key[1] != "test"} == {
         (name, split): 2000 for name in ("e2enlg", "rnnlg.rest", "rnnlg.hotel", "rnnlg.laptop")
         for split in ("train", "distil")

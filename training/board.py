@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from versatile.training.runs import stored
+from versatile.training.runs import stored_record
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import disk_errors
 
@@ -105,7 +105,7 @@ class Tracker:
     def __init__(self, name, folder):
         path = Path(folder).resolve()
         options = dict(project=os.environ.get(f"{name.upper()}_PROJECT", PROJECT), name=path.name, resume="allow",
-                       config=stored(folder).get("flags", {}))  # fmt: skip
+                       config=stored_record(folder).get("flags", {}))  # fmt: skip
         if name == "wandb":
             options |= dict(id=hashlib.sha256(str(path).encode()).hexdigest()[:16], dir=str(path))
         self.library = importlib.import_module(name)

@@ -146,9 +146,9 @@ def _last_stage(flags, location):
 
 def _sample(task):
     """A sample input of a task for `TextModel.generate_text`."""
-    from versatile.data.task import find
+    from versatile.data.task import find_task
 
-    known = find(task)
+    known = find_task(task)
     sample = known.sample if known and known.sample else "an input"
     return [[sample, "a turn of the conversation"]] if known and known.max_history else sample
 

@@ -101,7 +101,7 @@ class SentenceClassifier(TextModel):
     def load(cls, directory, task, dtype):
         """The model of a run of train_camtl.py, or of one of its checkpoints; see `load_text_model`."""
         model, tokenizer = bert.load(directory)
-        register_own_tasks(runs.stored(directory).get("flags", {}).get("task_definitions") or ())
+        register_own_tasks(runs.stored_record(directory).get("flags", {}).get("task_definitions") or ())
         if task is not None and task not in model.tasks:
             raise UserError(f"the model was not trained for {task}", location=f"--task {task}",
                             expected=f"one of {', '.join(model.tasks)}")  # fmt: skip
@@ -169,7 +169,7 @@ class SentenceClassifier(TextModel):
 
     def describe(self):
         """The entries about the model for every summary."""
-        return super().describe() | dict(method=runs.stored(self.directory).get("method"))
+        return super().describe() | dict(method=runs.stored_record(self.directory).get("method"))
 
     def predict(self, splits, decoding):
         """See `TextModel.predict`: texts are class names or scores; the loss is per row, not per token."""

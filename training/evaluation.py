@@ -222,7 +222,7 @@ def evaluate_into(output_dir, text_model, splits, decoding, samples=3, **more):
 
 
 # Encoders of models whose runs record their data and settings.
-OF_RUNS = ("text_to_text", "sentence_pair")
+RUN_ENCODERS = ("text_to_text", "sentence_pair")
 
 
 def evaluate_run(args, typed, encoder):
@@ -231,7 +231,7 @@ def evaluate_run(args, typed, encoder):
     Args:
         args: the flags of evaluate.py or evaluate_vlm.py; `task` may be "all", `dataset_path` is a data folder.
         typed: {setting: the flag as typed}.
-        encoder: one of `OF_RUNS`.
+        encoder: one of `RUN_ENCODERS`.
 
     Raises:
         UserError: the model was not trained for a task, or a task has no data.
@@ -290,7 +290,7 @@ def task_data(args, typed, directory, task):
             relocate(task, named, "--data" if task in args.data else typed.get("dataset_path", "--dataset_path"))
         yield None
         return
-    known, remembered = runs.stored(directory).get("flags", {}), runs.trained_on(directory, task)
+    known, remembered = runs.stored_record(directory).get("flags", {}), runs.trained_on(directory, task)
     flag = f"{typed.get('dataset_path', '--dataset_path')} DIR"
     if task in args.data or (remembered and not args.dataset_path):
         flag = f"--data {task}=DIR"

@@ -55,70 +55,70 @@ def say(*words, **options):
         print(*words, **options)
 
 
-def open_run(parser, args, given, script="train.py"):
+def open_run(parser, args, typed_flags, script="train.py"):
     """(flags, None), or with --resume (the flags the run was started with, the run).
 
     Args:
         parser: the script's, which must accept the flags in run.json.
-        args, given: all flags, and {flag: value} of those given on the command line.
+        args, typed_flags: all flags, and {flag: value} of those given on the command line.
         script: the resuming script; a run of another script is refused.
     """
     if not args.resume:
-        refuse_validation_flags(args, given)
+        refuse_validation_flags(args, typed_flags)
         return args, None
     run, stored = Run.open(args.resume, args.keep_checkpoints, script)
     refuse_foreign(stored, script, args.resume)
     known = {k: v for k, v in rename_settings(stored["flags"], parser).items() if k in vars(args)}
     known = restore_flags(parser, known, run.directory / "run.json")
-    given = relocate_own_tasks(known, given)
-    check_flags(given, known, FREE_WHEN_RESUMING, f"--resume {args.resume}")
-    free = {k: absolute_paths(v) if k in READ_PATHS else v for k, v in given.items() if k in FREE_WHEN_RESUMING}
+    typed_flags = relocate_own_tasks(known, typed_flags)
+    check_flags(typed_flags, known, FREE_WHEN_RESUMING, f"--resume {args.resume}")
+    free = {k: absolute_paths(v) if k in READ_PATHS else v for k, v in typed_flags.items() if k in FREE_WHEN_RESUMING}
     # Of a flag of TASK=PATH only the tasks that are named now have other data.
     free = {k: {**known[k], **v} if isinstance(v, dict) and isinstance(known.get(k), dict) else v
             for k, v in free.items()}  # fmt: skip
-    need_stored_paths(known, given, run.directory / "run.json")
+    need_stored_paths(known, typed_flags, run.directory / "run.json")
     return Namespace(**{**vars(args), **known, **free, "output_dir": args.resume}), run
 
 
-def relocate_own_tasks(known, given):
+def relocate_own_tasks(known, typed_flags):
     """Let a resumed run read its own tasks' data where TASK=SOURCE now says; the rows themselves are checked later.
 
     Args:
         known: {flag: value} of the run; its task definitions are changed.
-        given: {flag: value} typed now.
+        typed_flags: {flag: value} typed now.
 
     Returns:
-        `given` without what was taken over.
+        `typed_flags` without what was taken over.
     """
-    named, definitions = given.get("own_tasks") or {}, known.get("task_definitions") or []
+    named, definitions = typed_flags.get("own_tasks") or {}, known.get("task_definitions") or []
     if not named or set(named) - {task["name"] for task in definitions}:
-        return given
+        return typed_flags
     for task in definitions:
         if task["name"] in named:
             task["source"] = define(task["name"], named[task["name"]], "--tasks").source
-    return {flag: value for flag, value in given.items() if flag != "own_tasks"}
+    return {flag: value for flag, value in typed_flags.items() if flag != "own_tasks"}
 
 
-def refuse_validation_flags(args, given):
+def refuse_validation_flags(args, typed_flags):
     """Raise a `UserError` for a flag that acts on validation, typed beside --no_validation."""
     if not getattr(args, "no_validation", False):
         return
     for flag in ("early_stopping", "eval_before_start", "select"):
-        if flag in given and given[flag] not in (None, False, "last"):
+        if flag in typed_flags and typed_flags[flag] not in (None, False, "last"):
             raise UserError("has no effect with --no_validation", location=f"--{flag}", remedy="leave one of them out")
 
 
-def need_stored_paths(stored, given, file):
+def need_stored_paths(stored, typed_flags, file):
     """Raise a `UserError` if a path that a run was started with no longer exists and no other is given.
 
     Args:
-        stored, given: {flag: value} of the run, and those typed now; of TASK=PATH a dict.
+        stored, typed_flags: {flag: value} of the run, and those typed now; of TASK=PATH a dict.
         file: where the run's are recorded.
     """
     for flag in READ_PATHS:
         value = stored.get(flag)
         for task, path in value.items() if isinstance(value, dict) else [(None, value)]:
-            if flag in given and (task is None or task in (given[flag] or ())):
+            if flag in typed_flags and (task is None or task in (typed_flags[flag] or ())):
                 continue
             if isinstance(path, str) and os.path.isabs(path) and not os.path.exists(path):
                 task = f"{task}=" if task else ""
@@ -382,7 +382,7 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
         the content of metrics.json.
     """
     train, valid = make_batches(args, splits, model, tokenizer, limits, temperature)
-    settings = Settings.of(args, dtype=dtype, log_every=args.logging_steps)
+    settings = Settings.from_flags(args, dtype=dtype, log_every=args.logging_steps)
     total_steps = StepPlan(train, settings).total_steps
     run.bind(BestPerTask(model, tokenizer, run) if separate else adapter_files(model, tokenizer),
              data_key(**splits), resume_command(script, run.directory))  # fmt: skip

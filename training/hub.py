@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from versatile.training.cards import write_model_card
-from versatile.training.runs import stored
+from versatile.training.runs import stored_record
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.screen import shell_words
 
@@ -55,7 +55,7 @@ def push(directory, name):
         return
     path = Path(directory) / "metrics.json"
     metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    write_model_card(directory, stored(directory), metrics, hub_name=name)
+    write_model_card(directory, stored_record(directory), metrics, hub_name=name)
     remedy = f"the run is whole in {directory}; upload it later: {_by_hand(name, directory)}"
     _ask(f"--push_to_hub {name}", remedy,
          lambda api: api.upload_folder(repo_id=name, folder_path=str(directory), ignore_patterns=IGNORED,

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from versatile.training.runs import Run, stored
+from versatile.training.runs import Run, stored_record
 from versatile.utils.errors import UserError
 from versatile.utils.files import could_be_made, remove_leftovers
 
@@ -29,7 +29,7 @@ def check_output_directory(directory, script, overwrite=None, needed=()):
         return
     if not overwrite:
         Run.refuse_taken(folder, can_overwrite=overwrite is not None)
-    if str(stored(folder).get("command", "")).split()[:1] != [script]:
+    if str(stored_record(folder).get("command", "")).split()[:1] != [script]:
         raise UserError(
             f"this directory holds something else than a run of {script}, which --overwrite_output_dir would remove",
             location=f"--output_dir {directory}", remedy="name another directory, or remove it by hand",

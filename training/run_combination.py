@@ -243,7 +243,7 @@ class SentencePairs(Combination):
     load, save = staticmethod(bert.load), staticmethod(bert.save)
 
     def read_flags(self, directory):
-        return runs.stored(directory).get("flags", {})
+        return runs.stored_record(directory).get("flags", {})
 
     def facts(self, model, task, flags):
         return {"longest row": model.max_seq_length}

@@ -225,7 +225,7 @@ class Run:
     def write_metrics(self, metrics):
         """Write metrics.json, and add the scores to README.md."""
         write_json(self.directory / "metrics.json", metrics)
-        write_model_card(self.directory, stored(self.directory), metrics)
+        write_model_card(self.directory, stored_record(self.directory), metrics)
 
 
 _LOCKED = {}
@@ -381,7 +381,7 @@ def run_flags(directory):
     return flags, path
 
 
-def stored(directory):
+def stored_record(directory):
     """run.json of a trained model, or {} if it is missing or cannot be read.
 
     Args:
@@ -394,7 +394,7 @@ def stored(directory):
 
 
 def stored_metrics(directory):
-    """metrics.json of a trained model, or {}; see `stored`."""
+    """metrics.json of a trained model, or {}; see `stored_record`."""
     try:
         return schema.read_json_object(run_of(directory) / "metrics.json")
     except UserError:
@@ -408,15 +408,15 @@ def trained_steps(directory):
 
 
 def origin(directory):
-    """dict(method, backbone) of a trained model, without unknown entries; see `stored`."""
-    known = stored(directory)
+    """dict(method, backbone) of a trained model, without unknown entries; see `stored_record`."""
+    known = stored_record(directory)
     origin = dict(method=known.get("method"), backbone=known.get("flags", {}).get("model_checkpoint"))
     return {k: v for k, v in origin.items() if v and TEXT.fits(v)}
 
 
 def trained_on(directory, task):
-    """The data file that the run.json of a trained model names for a task, or None; see `stored`."""
-    known = stored(directory)
+    """The data file that the run.json of a trained model names for a task, or None; see `stored_record`."""
+    known = stored_record(directory)
     source, used = known.get("sources", {}).get(task, {}), known.get("flags", {})
     data = used.get("data")
     named = (source.get("dataset_path"), data.get(task) if isinstance(data, dict) else None, used.get("dataset_path"))
@@ -436,16 +436,16 @@ def versions():
     return versions
 
 
-def check_flags(given, stored, free, location):
+def check_flags(typed_flags, stored, free, location):
     """Refuse to resume with flags other than those the run was started with.
 
     Args:
-        given: {flag: value} typed by the user now.
+        typed_flags: {flag: value} typed by the user now.
         stored: {flag: value} in run.json.
         free: flags that do not affect the result and may differ.
         location: for the error.
     """
-    for flag, value in given.items():
+    for flag, value in typed_flags.items():
         if flag in free or flag not in stored:
             continue
         if value != stored[flag]:

@@ -33,7 +33,7 @@ class Settings:
     batch_flag: str = "--train_batch_size"
 
     @classmethod
-    def of(cls, args, **more):
+    def from_flags(cls, args, **more):
         """Settings from the flags named like a field; `more` adds to or overrides them."""
         flags = {name: getattr(args, name) for name in cls.__dataclass_fields__ if hasattr(args, name)}
         return cls(**flags | more)

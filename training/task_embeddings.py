@@ -39,7 +39,7 @@ def task_embedding(model, tokenizer, texts, length, batch_size=32, pooling="mean
     return (total / len(texts)).float().numpy()
 
 
-def likeness(vectors):
+def similarity_table(vectors):
     """Cosine similarities between task vectors, as a text table."""
     names = list(vectors)
     unit = np.stack([v / max(np.linalg.norm(v), 1e-12) for v in vectors.values()])

@@ -13,7 +13,7 @@ from versatile.data import instances
 from versatile.data.batching import Batches
 from versatile.data.encoders.markers import load_split
 from versatile.data.own_tasks import register_own_tasks
-from versatile.data.task import canonical_name, find
+from versatile.data.task import canonical_name, find_task
 from versatile.training import objectives
 from versatile.training.decoding import Decoding, decode
 from versatile.training.evaluation import Predictions
@@ -88,7 +88,7 @@ class TextModel:
         prepare_for_inference(model, idist.device(), dtype)
         register_own_tasks(model.info.definitions.values())
         # A model may hold a task that the toolkit does not define, but such a task cannot be given texts.
-        self.tasks = {name: task for name in model.info.tasks if (task := find(name))}
+        self.tasks = {name: task for name in model.info.tasks if (task := find_task(name))}
 
     @classmethod
     def load(cls, directory, task, dtype):

@@ -75,7 +75,7 @@ def parse(make_parser, argv=None, script="train_t5.py"):
         arguments.data_dir = str(find_shipped(arguments.data_dir))
     if directory := resumed(arguments):
         typed = flags.typed_flags(make_parser, argv)
-        vars(arguments).update(stored(directory, typed, p, script))
+        vars(arguments).update(flags_of_resumed_run(directory, typed, p, script))
     else:
         follow(arguments)
     settings.apply_fp16_level(p, arguments)
@@ -111,7 +111,7 @@ def resumed(arguments):
     return asked
 
 
-def stored(directory, typed, parser, script):
+def flags_of_resumed_run(directory, typed, parser, script):
     """The flags a run was started with, updated by those typed now that may change.
 
     Raises:
@@ -187,13 +187,13 @@ def complete(arguments):
 
 
 # How a trained model's inputs are made, and the rows that it may be scored on.
-OF_RUN = ("tasks", "eval_tasks", "data_dir", "train_adapters", "max_source_length", "max_target_length",
+FLAGS_OF_RUN = ("tasks", "eval_tasks", "data_dir", "train_adapters", "max_source_length", "max_target_length",
           "val_max_target_length", "test_max_target_length", "split_validation_test", "data_seed",
           "eval_beams")  # fmt: skip
 
 
 def take_from_run(arguments):
-    """Where nothing is trained, take what was not given of `OF_RUN` from the run that trained the model.
+    """Where nothing is trained, take what was not given of `FLAGS_OF_RUN` from the run that trained the model.
 
     Returns:
         the definitions of the run's own tasks.
@@ -206,7 +206,7 @@ def take_from_run(arguments):
         return ()
     known = restored(*run_flags(name))
     asked = "tasks" in arguments.locations or "eval_tasks" in arguments.locations
-    for flag in OF_RUN:
+    for flag in FLAGS_OF_RUN:
         if flag in known and flag not in arguments.locations and not (asked and flag in ("tasks", "eval_tasks")):
             setattr(arguments, flag, known[flag])
     definitions = known.get("task_definitions") or ()

@@ -203,7 +203,7 @@ def explain_untrained(directory):
     expected = "a run directory of train_t5.py, or one of its checkpoints/step_N"
     if not path.is_dir():
         return UserError("no such directory", location=location, expected=expected)
-    flags, config = runs.stored(path).get("flags", {}), {}
+    flags, config = runs.stored_record(path).get("flags", {}), {}
     if "adapter_config_name" in flags:
         saved = sorted([*path.glob("checkpoints/step_*"), *path.glob("checkpoint-*")], key=lambda f: f.stat().st_mtime)
         return UserError("this run has not saved a best model yet", location=location,

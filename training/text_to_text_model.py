@@ -8,7 +8,7 @@ from versatile.data import text_to_text
 from versatile.data.encoders.text_to_text import TextEncoder
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.prompt import Prompt
-from versatile.data.task import Example, Span, find
+from versatile.data.task import Example, Span, find_task
 from versatile.data.text_to_text_batches import Collator
 from versatile.training import continuous_batching, text_to_text_arguments, text_to_text_evaluation
 from versatile.training.decoding import Decoding, decode
@@ -81,7 +81,7 @@ class TextToTextModel(TextModel):
         self.has_prefix = not flags.get("train_adapters", self.model.settings.method != "finetune")
         self.summary = t5.parameter_summary(self.model)
         self.backbone = flags.get("model_name_or_path") or flags.get("config_name")
-        self.tasks = {name: find(name) for name in self.model.tasks}
+        self.tasks = {name: find_task(name) for name in self.model.tasks}
 
     @property
     def start(self):
