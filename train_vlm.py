@@ -62,7 +62,7 @@ def parser():
     task_flag(g, "--tasks", "markers", nargs="+", metavar="TASK",
               help="the tasks to train: any of --list_tasks, and NAME=DATA for your own, see data/own_tasks.py "
                    "(default: all tasks with data)")  # fmt: skip
-    g.add_argument("--data", nargs="+", type=flags.values_by_task(str, "FILE"), action=flags.OfTasks, default={},
+    g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
                    metavar="TASK=FILE", help="data files (default: the tasks' own locations under data/)")  # fmt: skip
     g.add_argument("--sampling", choices=["proportional", "uniform", "temperature"], default="proportional",
                    help="draw tasks in proportion to size, equally often, or in proportion to size^(1/T)")  # fmt: skip
