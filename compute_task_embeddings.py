@@ -61,7 +61,7 @@ def main(argv=None):
 def compute(args):
     import ignite.distributed as idist
     import numpy as np
-    from versatile.adapters import t5_loading as t5_models
+    from versatile.adapters import t5_loading
     from versatile.data import text_to_text
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.training import task_embeddings
@@ -77,8 +77,7 @@ def compute(args):
                                      split_validation_test=args.split_validation_test)["source"])
         for name in dict.fromkeys(args.tasks)
     }  # fmt: skip
-    args.from_scratch, args.config_name, args.config_overrides, args.dropout = False, None, None, None
-    model, tokenizer = t5_models.load(args, args.seed)
+    model, tokenizer = t5_loading.load(args.model_name_or_path, args.seed, args.tokenizer_name)
     model.to(device).eval()
     embeddings = {}
     for name, texts in sources.items():

@@ -102,8 +102,8 @@ def build(arguments):
     """(the model with its additions, its tokenizer)."""
     from transformers import set_seed
     from versatile.adapters import t5
-    from versatile.adapters import t5_loading as t5_models
     from versatile.adapters.manifest import peek
+    from versatile.training.text_to_text_training import load_backbone
 
     name = arguments.model_name_or_path
     trained = name and peek(name)
@@ -118,7 +118,7 @@ def build(arguments):
         raise UserError("this is a trained model, not a bare T5", location=f"--model_name_or_path {name}",
                         remedy=f"to resume it: {shell_words('--resume', name)}; to start anew: "
                                "name its backbone")  # fmt: skip
-    model, tokenizer = t5_models.load(arguments, arguments.seed)
+    model, tokenizer = load_backbone(arguments)
     set_seed(arguments.seed)
     t5.attach(model, arguments.tasks, settings_of(arguments))
     if arguments.do_train and not any(p.requires_grad for p in model.parameters()):

@@ -20,12 +20,16 @@ FLAG = "--model_name_or_path {}"
 _V1_1 = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 
 
-def load(args, seed):
-    """The model and the tokenizer named by the flags.
+def load(name, seed, tokenizer_name=None, dropout=None, from_scratch=False, config_name=None, config_overrides=None):
+    """A T5 and its tokenizer.
 
     Args:
-        args: the flags of train_t5.py's group "model".
+        name: the model's directory or hub name; from scratch, the default of the two names below.
         seed: random seed of untrained weights.
+        tokenizer_name: name or file of another tokenizer.
+        dropout: dropout rate, or None for the model's own.
+        from_scratch: random weights in the shape `config_name`.
+        config_name, config_overrides: see `load_config`; from scratch only.
 
     Returns:
         (T5ForConditionalGeneration or a related class in fp32, tokenizer)
@@ -33,49 +37,53 @@ def load(args, seed):
     Raises:
         UserError: no model of that name, files that cannot be read, or a tokenizer that does not fit.
     """
-    if args.from_scratch:
-        model, tokenizer = from_scratch(args, seed)
+    if from_scratch:
+        model, tokenizer = random_model(config_name or name, tokenizer_name or name, seed, config_overrides)
     else:
-        for name in ("config_name", "config_overrides"):
-            if getattr(args, name) not in (None, args.model_name_or_path):
-                raise UserError("the weights of a trained model fit their own shape alone", location=f"--{name}",
+        for flag, value in (("config_name", config_name), ("config_overrides", config_overrides)):
+            if value not in (None, name):
+                raise UserError("the weights of a trained model fit their own shape alone", location=f"--{flag}",
                                 remedy="leave it out, or train from scratch with --from_scratch")  # fmt: skip
-        model, tokenizer = pretrained(args)
-    if args.dropout is not None:
-        set_dropout(model, args.dropout)
+        model, tokenizer = pretrained(name, tokenizer_name)
+    if dropout is not None:
+        set_dropout(model, dropout)
     return model, tokenizer
 
 
-def pretrained(args):
-    """A model and its tokenizer by name."""
+def pretrained(name, tokenizer_name=None):
+    """A trained model and its tokenizer; see `load`."""
     from versatile.adapters import t5
     from versatile.adapters.backbones import loading as backbones
     from versatile.adapters.manifest import peek
 
-    name = args.model_name_or_path
     manifest = peek(name)
     if manifest and manifest.mode == "adapter" and manifest.encoder == "text_to_text":
         raise UserError("these are adapters that train_t5.py trained, not a bare T5", location=FLAG.format(name),
                         remedy="name the T5 that they were trained on: adapter_config.json holds its name")  # fmt: skip
     model, tokenizer = t5.load_backbone(name, location=FLAG.format(name))
-    if args.tokenizer_name not in (None, name):
-        tokenizer = load_tokenizer(args.tokenizer_name)
-        backbones.check_table(model, tokenizer, f"--tokenizer_name {args.tokenizer_name}")
+    if tokenizer_name not in (None, name):
+        tokenizer = load_tokenizer(tokenizer_name)
+        backbones.check_table(model, tokenizer, f"--tokenizer_name {tokenizer_name}")
     return model, tokenizer
 
 
-def from_scratch(args, seed):
-    """A model with random weights drawn from `seed`, and a tokenizer."""
+def random_model(shape, source, seed, config_overrides=None):
+    """A model with random weights and a tokenizer.
+
+    Args:
+        shape, config_overrides: see `load_config`.
+        source: see `load_tokenizer`.
+        seed: random seed of the weights.
+    """
     import torch
     from transformers import AutoModelForSeq2SeqLM
 
-    shape, source = args.config_name or args.model_name_or_path, args.tokenizer_name or args.model_name_or_path
     if not shape:
         raise UserError("no shape", location="--from_scratch", expected=f"--config_name, such as {', '.join(SIZES)}")
     if not source:
         raise UserError("no tokenizer", location="--from_scratch", expected="--tokenizer_name, such as a spiece.model")
     tokenizer = load_tokenizer(source)
-    config = load_config(shape, tokenizer, args.config_overrides)
+    config = load_config(shape, tokenizer, config_overrides)
     if config.vocab_size < len(tokenizer):
         raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the shape has {config.vocab_size}",
                         location=f"--config_name {shape}", expected="a row for every token",

@@ -8,8 +8,7 @@ from conftest import ROOT
 from scripts import SAMPLES, contents, run
 from training_runs import parse_t5 as parse
 from training_runs import refused
-from versatile.adapters import t5
-from versatile.adapters import t5_loading as t5_models
+from versatile.adapters import t5, t5_loading
 from versatile.training.evaluation import data_of
 from versatile.training.text_to_text_training import check_directory
 from versatile.utils.errors import UserError
@@ -157,7 +156,7 @@ def test_run_json_holds_whole_steps_and_paths_from_the_root(tmp_path, monkeypatc
 def test_nobody_is_asked_about_a_tokenizer_that_is_a_mistyped_path(monkeypatch, name):
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *a: pytest.fail("the hub was asked"))
     with pytest.raises(UserError, match="no such file or directory"):
-        t5_models.load_tokenizer(name)
+        t5_loading.load_tokenizer(name)
 
 
 def test_a_model_that_is_not_there_is_named_by_its_flag(tmp_path):

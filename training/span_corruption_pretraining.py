@@ -5,7 +5,6 @@ from pathlib import Path
 
 import ignite.distributed as idist
 import numpy as np
-from versatile.adapters import t5_loading as t5_models
 from versatile.adapters.manifest import MODEL_WEIGHTS
 from versatile.data import span_corruption
 from versatile.data.columns import FlatLists
@@ -13,7 +12,13 @@ from versatile.data.files import text_lines
 from versatile.data.text_to_text_batches import Collator, Rows, SampledBatches
 from versatile.training import experiment
 from versatile.training.runs import ModelFiles
-from versatile.training.text_to_text_training import build_trainer, check_directory, of_training, open_run
+from versatile.training.text_to_text_training import (
+    build_trainer,
+    check_directory,
+    load_backbone,
+    of_training,
+    open_run,
+)
 from versatile.training.validation import capped_perplexity
 from versatile.utils.errors import UserError
 from versatile.utils.screen import shell_command
@@ -131,7 +136,7 @@ def pretrain(arguments):
     check_directory(arguments, "pretrain_t5.py")
     # One process per machine creates the caches, and the others reuse them.
     with idist.one_rank_first(local=True):
-        model, tokenizer = t5_models.load(arguments, arguments.seed)
+        model, tokenizer = load_backbone(arguments)
         set_seed(arguments.seed)
         train, valid = data(arguments, tokenizer)
     experiment.say(f"trained: all {sum(p.numel() for p in model.parameters()):,} parameters")

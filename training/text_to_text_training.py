@@ -5,6 +5,7 @@ import time
 from argparse import Namespace
 
 import ignite.distributed as idist
+from versatile.adapters import t5_loading
 from versatile.training import experiment
 from versatile.training.objectives import SmoothedCrossEntropy
 from versatile.training.optimizers import build_optimizer
@@ -35,6 +36,12 @@ def open_run(arguments, method):
         # It was locked when its flags were read.
         return Run(arguments.output_dir, arguments.keep_checkpoints or 0)
     return experiment.new_run(arguments, (), method, Namespace(**arguments.flags()))
+
+
+def load_backbone(args):
+    """(the T5 named by the flags, its tokenizer)"""
+    return t5_loading.load(args.model_name_or_path, args.seed, args.tokenizer_name, args.dropout, args.from_scratch,
+                           args.config_name, args.config_overrides)  # fmt: skip
 
 
 def settings_of(args, epoch_batches):
