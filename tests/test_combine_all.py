@@ -31,6 +31,7 @@ from versatile.adapters.attach import attach
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.methods import pointer as self_copy
 from versatile.data.task import get_task
+from versatile.utils.screen import format_count
 
 import combine_all
 import evaluate
@@ -195,7 +196,7 @@ def test_the_ledger_has_the_published_numbers():
     }
     assert counts["added"] == 15_077_880 + 29 * 768 and counts["together"] == counts["backbone"] + counts["added"]
     assert counts["separate"] == 5 * counts["backbone"]
-    printed = [combine_all.short(counts[k]) for k in ("added", "backbone", "separate")]
+    printed = [format_count(counts[k]) for k in ("added", "backbone", "separate")]
     assert printed == ["15.1M", "124.4M", "622.2M"] and round(100 * counts["together"] / counts["separate"], 1) == 22.4
 
 

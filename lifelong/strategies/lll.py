@@ -49,12 +49,14 @@ class GenerativeReplay(Strategy):
             say(f"warning: nothing is replayed: {percentage:g} of {counted(size, 'sample')} is less than one for each "
                 f"of {len(seen)} earlier tasks; raise --gen_lm_sample_percentage", flush=True)  # fmt: skip
             return rows
-        draw = self.draw_real if self.settings.real_sample else self.draw_generated
         for position, task in enumerate(seen):
-            rows += draw(task, counts[task], len(seen), position, new[0])
+            if self.settings.real_sample:
+                rows += self.draw_real(task, counts[task], len(seen))
+            else:
+                rows += self.draw_generated(task, counts[task], len(seen), position, new[0])
         return rows
 
-    def draw_real(self, task, count, number, position, new):
+    def draw_real(self, task, count, number):
         """Rows of some of a task's real samples."""
         from versatile.lifelong.memory import draw
         from versatile.training.experiment import say
