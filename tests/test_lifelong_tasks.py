@@ -97,17 +97,17 @@ def test_files_are_found_plain_or_compressed(tmp_path):
 def test_a_missing_file_is_named_with_those_that_are_there(tmp_path):
     for name in ("ag_to_squad-tset-v2.0.json", "zre_to_squad-dev-v2.0.json", "notes.txt"):
         written(tmp_path / name, "{}")
-    message = error(tasks.find, tmp_path, tasks.get_task("ag"), "test")
+    message = error(tasks.find_file, tmp_path, tasks.get_task("ag"), "test")
     assert "no ag_to_squad-test-v2.0.json; its json files are: ag_to_squad-tset-v2.0.json, zre" in message
     assert "notes.txt" not in message
     assert "python -m data.convert" in message
-    message = error(tasks.find, tmp_path, tasks.get_task("ag"), "distil")
+    message = error(tasks.find_file, tmp_path, tasks.get_task("ag"), "distil")
     assert "ag_to_squad-distil-v2.0.json" in message
     assert "teacher" in message
     assert "woz.en_answers.json" in error(tasks.find_gold, tmp_path, tasks.get_task("woz.en"))
     assert "squad-woz" in error(tasks.find_gold, tmp_path, tasks.get_task("woz.en"))
-    assert "no such directory" in error(tasks.find, tmp_path / "none", tasks.get_task("ag"), "test")
-    assert "not a directory" in error(tasks.find, tmp_path / "notes.txt", tasks.get_task("ag"), "test")
+    assert "no such directory" in error(tasks.find_file, tmp_path / "none", tasks.get_task("ag"), "test")
+    assert "not a directory" in error(tasks.find_file, tmp_path / "notes.txt", tasks.get_task("ag"), "test")
 
 
 def test_a_task_without_a_dev_file_needs_none_but_takes_one(tmp_path):
@@ -115,7 +115,7 @@ def test_a_task_without_a_dev_file_needs_none_but_takes_one(tmp_path):
     assert tasks.find_gold(tmp_path, tasks.get_task("ag")) is None
     path = written(tmp_path / "ag_to_squad-dev-v2.0.json", "{}")
     assert tasks.find_file(tmp_path, tasks.get_task("ag"), "dev") == str(path)
-    error(tasks.find, tmp_path, tasks.get_task("sst"), "dev")
+    error(tasks.find_file, tmp_path, tasks.get_task("sst"), "dev")
 
 
 # --- samples ---------------------------------------------------------------------------------------------
