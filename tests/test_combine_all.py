@@ -286,7 +286,7 @@ def test_self_copy_stays_with_its_own_tasks(gpt2, tmp_path, capsys):
     assert again.info.self_copy and torch.equal(*gates)
     assert same(answers(pointer, "mt"), answers(vlm, "mt"))
     for sources, said in (
-        ({"mt": pointer, "nlg": gpt2["nlg"]}, f"no other source, but there is --checkpoints nlg={gpt2['nlg']}"),
+        ({"mt": pointer, "nlg": gpt2["nlg"]}, f"no other source; --checkpoints nlg={gpt2['nlg']}"),
         ({"mt": pointer}, "trained with --self_copy for 'summarization' too"),
     ):
         with pytest.raises(SystemExit):
@@ -330,4 +330,4 @@ def test_the_scripts_run_as_a_user_runs_them(tmp_path):
                  env=without_java(), cwd=tmp_path)  # fmt: skip
     assert result.code == 0, result.err
     assert {"mt_output.txt", "nlg_output.txt"} <= {p.name for p in (tmp_path / "results" / "VLM").iterdir()}
-    refused(run_as_user("combine_all", argv, cwd=tmp_path), "something stands there already")
+    refused(run_as_user("combine_all", argv, cwd=tmp_path), "this path already exists")
