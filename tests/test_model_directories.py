@@ -112,7 +112,7 @@ def test_a_file_that_is_no_json_object_is_one_message(kind, text, saved, tmp_pat
     ("full", ("n_layer",), 10**9, "n_layer is 1000000000"),
     ("full", ("versatile", "tasks", 0, "markers", 0), "<unknown>", "config.json is not among the tokens added"),
     ("bert", ("tasks", 0, "labels"), 90_000, "decoders.0.model.bias has shape [2]"),
-    ("bert", ("aliases", "cola-b"), "gone", "which is not a task"),
+    ("bert", ("aliases", "cola-b"), "gone", "which is not one of its tasks"),
     ("t5", ("settings", "task_hidden_dim"), 900_000, "has shape"),
     ("t5", ("settings", "task_embedding_dim"), 2**31, "settings.task_embedding_dim is 2147483648"),
     ("t5", ("layers",), [2], "layers is [2]"),
