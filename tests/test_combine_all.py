@@ -220,7 +220,7 @@ def test_a_result_that_answers_otherwise_is_refused_and_nothing_is_written(gpt2,
         with pytest.raises(SystemExit) as stopped:
             combine_all.main([*argv, *location])
         assert stopped.value.code == 2
-        assert "the combined model answers otherwise" in capsys.readouterr().err
+        assert "the combined model answers differently" in capsys.readouterr().err
     assert contents(vlm) == before and [p.name for p in tmp_path.iterdir()] == ["vlm"]
 
 

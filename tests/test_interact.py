@@ -276,7 +276,7 @@ def test_a_person_asks_changes_settings_and_leaves(vlm, tmp_path):
         assert t.ask("/set no_sample off") == "no_sample False"
         assert "cut to 128" in t.ask("/set max_length 1000")
         assert "* mt " in t.ask("/tasks") and "/quit" in t.ask("/help")
-        assert "task 'poem' is not held; expected: one of mt, nlg" in t.ask("/task poem")
+        assert "the model holds no task 'poem'; expected: one of mt, nlg" in t.ask("/task poem")
         assert "name[The Vaults]" in t.ask("/task nlg")
         assert "no slot in 'A man'" in t.ask("A man", r"\nnlg> ")
         t.type("\x04")
