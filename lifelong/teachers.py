@@ -32,7 +32,7 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
     positions = max_length_of(model)
     if positions < student.positions:
         raise UserError(f"it has {positions} positions", location=f"the teacher {folder}",
-                        expected=f"at least {student.positions}, the longest sample here",
+                        expected=f"at least {student.positions}, the maximum length of a sample",
                         remedy=f"--max_len {positions}, or another teacher")  # fmt: skip
     known, ours = tokenizer.get_vocab(), gen_token(task, args.add_task_tokens)
     names = (ours, gen_token(task, True), gen_token(task, False))
