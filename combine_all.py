@@ -469,7 +469,7 @@ def report(args, sources, counts, proofs):
     print(align_columns(rows, right=(2, 3, 4, 5), rule=True))
     sizes = (format_count(counts[k]) for k in ("added", "backbone", "together", "separate"))
     added, backbone, together, separate = sizes
-    print(f"\n{counted(len(sources), 'task')}: {added} beside {backbone}, "
+    print(f"\n{counted(len(sources), 'task')}: {added} on {backbone}, "
           f"{together} together, instead of {separate} in full models: "
           f"{100 * counts['together'] / counts['separate']:.1f} %")  # fmt: skip
     print(f"written: {args.output}")

@@ -278,7 +278,7 @@ def refuse_taken(path):
     """Raise a `UserError` if there is a file, or a directory with anything in it, at an output's path."""
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UserError("something stands there already", location=path,
+        raise UserError("this path already exists", location=path,
                         remedy="name another directory, or remove it")  # fmt: skip
 
 

@@ -182,7 +182,7 @@ def _trained_rows(path, config, model, tokenizer, tables):
             if kind == "weight":
                 if not torch.equal(tensor[:first], table[:first]):
                     raise UserError(f"{module} was trained as a whole", location=path / ADAPTER_WEIGHTS,
-                                    expected="trained rows of new tokens alone")  # fmt: skip
+                                    expected="trained rows of new tokens only")  # fmt: skip
                 ids, tensor = range(first, min(len(words), len(tensor))), tensor[first:]
             else:
                 ids = config["trainable_token_indices"]
@@ -194,7 +194,7 @@ def _trained_rows(path, config, model, tokenizer, tables):
                 rows.setdefault(words.convert_ids_to_tokens(number), []).append(row)
     if tables:
         raise UserError(f"{next(iter(tables))[0]} was trained as a whole", location=path / ADAPTER_WEIGHTS,
-                        expected="adapters beside a frozen backbone")  # fmt: skip
+                        expected="adapters on a frozen backbone")  # fmt: skip
     return {token: own * (1 if len(own) == 2 else 2) for token, own in rows.items()}
 
 

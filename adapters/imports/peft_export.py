@@ -298,5 +298,5 @@ def _need_peft():
 def check_share(share, location):
     """Raise a `UserError` if peft's logits differ too much from ours, by this share of the largest."""
     if not share <= LARGEST_SHARE:
-        raise UserError(f"peft gives other logits, by up to {share:.2g} of the largest", location=location,
-                        expected="equal ones", remedy="nothing was written; report this")  # fmt: skip
+        raise UserError(f"peft's logits differ by up to {share:.2g} of the largest", location=location,
+                        expected="equal logits", remedy="nothing was written; report this")  # fmt: skip
