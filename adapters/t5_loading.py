@@ -42,7 +42,7 @@ def load(name, seed, tokenizer_name=None, dropout=None, from_scratch=False, conf
     else:
         for flag, value in (("config_name", config_name), ("config_overrides", config_overrides)):
             if value not in (None, name):
-                raise UserError("the weights of a trained model fit their own shape alone", location=f"--{flag}",
+                raise UserError("trained weights fit only their own shape", location=f"--{flag}",
                                 remedy="leave it out, or train from scratch with --from_scratch")  # fmt: skip
         model, tokenizer = pretrained(name, tokenizer_name)
     if dropout is not None:
