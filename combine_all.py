@@ -87,7 +87,7 @@ def main(argv=None):
         return
     for name in ("task", "weights", "density", "majority_sign_method"):
         if getattr(args, name) is not None:
-            p.error(f"--{name} goes with --merge")
+            p.error(f"--{name} requires --merge")
     for task in (names := [task for task, _ in args.checkpoints]):
         if names.count(task) > 1:
             p.error(f"--checkpoints: task {task!r} is named twice (to make one adapter of several: --merge)")
@@ -224,13 +224,13 @@ def check_merge(p, args):
     if len(args.checkpoints) < 2:
         p.error("--merge takes two checkpoints or more")
     if args.task is None and len(tasks) > 1:
-        p.error(f"--merge of {', '.join(tasks)}: name the one that the result is: --task TASK")
+        p.error(f"--merge of {', '.join(tasks)}: name the result's task: --task TASK")
     args.task = name_among(args.task or tasks[0], tasks, "markers")
     if args.task not in tasks:
         p.error(f"--task {args.task}: expected one of {', '.join(tasks)}")
     for name, methods in (("density", MERGES[2:]), ("majority_sign_method", ("ties", "dare_ties"))):
         if getattr(args, name) is not None and args.merge not in methods:
-            p.error(f"--{name} has no effect with --merge {args.merge}; it goes with {', '.join(methods)}")
+            p.error(f"--{name} has no effect with --merge {args.merge}; it applies to {', '.join(methods)}")
     args.density, args.majority_sign_method = args.density or 0.5, args.majority_sign_method or "total"
 
 
@@ -275,7 +275,7 @@ def refuse_unmerged(checkpoints):
             evaluation = shell_command("evaluate.py", "--task", "all", "--model_checkpoint", directory)
             raise UserError(f"this is a model of {kind.script}, whose adapters are not merged",
                             location=source_flag(directory, task),
-                            expected="adapters of train.py or train_vlm.py, beside any backbone, a T5, too",
+                            expected="adapters of train.py or train_vlm.py, on any backbone including a T5",
                             remedy="leave --merge out: tasks of different names are combined, each with its own "
                             f"adapter; or evaluate it as it is: {evaluation}")  # fmt: skip
 
@@ -306,7 +306,7 @@ def refuse_taken(args, beside=None):
         # A run's own files would be lost if its model were replaced.
         add = f"--into {output}" + ("" if runs.stored_record(output).get("sources") else " --output VLM")
         can_add = (output / "adapter_config.json").is_file() and not args.into
-        raise UserError("something stands there already", location=f"--output {output}",
+        raise UserError("this path already exists", location=f"--output {output}",
                         remedy="name another directory, "
                         + (f"remove it, or add to it: {add}" if can_add else "or remove it"))  # fmt: skip
 
@@ -430,7 +430,7 @@ def prove_task(ours, theirs, source, part, tokens):
     equal = sum(a == b for a, b in zip(*outputs))
     if equal < len(part.examples) or not share <= combining.LARGEST_SHARE:
         raise UserError(
-            f"the combined model answers otherwise: {equal} of {len(part.examples)} outputs are equal, "
+            f"the combined model answers differently: {equal} of {len(part.examples)} outputs are equal, "
             f"scores differ by up to {gap:.3g}", location=source.flag,
             expected=f"the outputs and scores of {source.directory}", remedy="nothing was written; report this",
         )  # fmt: skip
@@ -469,7 +469,7 @@ def report(args, sources, counts, proofs):
     print(align_columns(rows, right=(2, 3, 4, 5), rule=True))
     sizes = (format_count(counts[k]) for k in ("added", "backbone", "together", "separate"))
     added, backbone, together, separate = sizes
-    print(f"\n{counted(len(sources), 'task')}: {added} beside {backbone}, "
+    print(f"\n{counted(len(sources), 'task')}: {added} on {backbone}, "
           f"{together} together, instead of {separate} in full models: "
           f"{100 * counts['together'] / counts['separate']:.1f} %")  # fmt: skip
     print(f"written: {args.output}")

@@ -71,7 +71,7 @@ def main(argv=None):
     if not args.model_checkpoint and not args.score_only:
         p.error("--model_checkpoint is needed (or --score_only FILE)")
     if args.references and not args.score_only:
-        p.error("--references goes with --score_only")
+        p.error("--references requires --score_only")
     flags.check_lengths(p, args)
     flags.require_one_process()
     manifest = peek(args.model_checkpoint) if args.model_checkpoint else None
@@ -87,7 +87,7 @@ def main(argv=None):
     args.task = canonical_name(args.task, "markers")
     if args.task == "all" and manifest and manifest.encoder == "markers":
         every = shell_command("evaluate_vlm.py", "--task", "all", "--model_checkpoint", args.model_checkpoint)
-        raise UserError("this script evaluates one task of such a model", location="--task all",
+        raise UserError("this script evaluates one task of this model", location="--task all",
                         expected=f"one of {', '.join(manifest.tasks)}", remedy=f"for all of them: {every}")  # fmt: skip
     if args.model_checkpoint and not args.score_only and (args.task == "all" or not_trained(args, manifest)):
         from versatile.training.text_to_text_evaluation import explain_untrained
@@ -96,7 +96,7 @@ def main(argv=None):
     task = get_task(args.task)
     if args.data:
         if args.dataset_path:
-            p.error("--data and --dataset_path say the same of one task: leave one of them out")
+            p.error("--data and --dataset_path both name the task's data: leave one of them out")
         args.dataset_path = by_task(args.data, [args.task], "evaluated")[args.task]
     if not (args.score_only and args.references):
         args.dataset_path = task.data_path(args.dataset_path)

@@ -155,7 +155,7 @@ def output_directories(runs, output):
         return [output]
     if output.resolve() in folders:
         raise UserError("this is one of the sequences themselves", location=f"--output_dir {output}",
-                        expected="a directory for what is found of all", remedy="choose another")  # fmt: skip
+                        expected="a directory for the common results", remedy="choose another")  # fmt: skip
     above = os.path.commonpath([folder.parent for folder in folders])
     return [output / folder.relative_to(above) for folder in folders]
 

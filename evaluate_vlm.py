@@ -56,7 +56,7 @@ def main(argv=None):
         return evaluate_run(args, p.locations, manifest.encoder)
     args.output_dir = args.output_dir or "results/VLM_result"
     if args.dataset_path and args.task == "all":
-        p.error("--dataset_path goes with one --task; for several: --data TASK=FILE …")
+        p.error("--dataset_path requires a single --task; for several: --data TASK=FILE …")
     flags.check_lengths(p, args)
     flags.require_one_process()
     evaluate(args, manifest)
@@ -80,7 +80,7 @@ def evaluate(args, manifest):
         backbones.need_directory(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
     if manifest is None:
         raise UserError("this holds no trained tasks", location=f"--model_checkpoint {args.model_checkpoint}",
-                        expected="what combine_all.py, train_vlm.py or train.py wrote, or a released VLM")  # fmt: skip
+                        expected="a model of combine_all.py, train_vlm.py or train.py, or a released VLM")  # fmt: skip
     args.task = canonical_name(args.task, "markers")
     model, tokenizer = checkpoint.load(args.model_checkpoint, None if args.task == "all" else args.task)
     splits = read_splits(args, model.info)
@@ -125,7 +125,7 @@ def read_task_split(args, task, max_history):
         return evaluation.read_split(task, named_file or str(own), split, max_history, args.limit)
     why = f"there is no {own}"
     if trained_on and task.can_read(trained_on):
-        print(f"{task.name}: {why}; taken is what it was trained on, {trained_on}")
+        print(f"{task.name}: {why}; using the data it was trained on, {trained_on}")
         try:
             return evaluation.read_split(task, trained_on, split, max_history, args.limit)
         except UserError as error:

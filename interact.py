@@ -185,7 +185,7 @@ class Talk:
         notices = [f"the input is cut, as in training: {why}" for why in cut]
         turns = sum(span.turn for span in example.context)
         if len(session.get("history", [])) > turns:
-            notices.insert(0, f"of the conversation the last {turns} turns are given, as in training")
+            notices.insert(0, f"only the last {turns} turns of the conversation are given, as in training")
         for notice in notices:
             if (name, notice) not in self.told:
                 print(f"note: {notice} (/show shows what is left)", flush=True)
@@ -214,7 +214,7 @@ class Talk:
 
     def choose(self, name=None, *rest):
         if name is not None and name not in self.tasks:
-            raise UserError(f"task {name!r} is not held", expected="one of " + ", ".join(self.tasks))
+            raise UserError(f"the model holds no task {name!r}", expected="one of " + ", ".join(self.tasks))
         self.task = self.tasks[name or self.task.name]
         self.introduce()
 
@@ -224,11 +224,11 @@ class Talk:
 
     def forget(self, *rest):
         self.sessions[self.task.name] = self.session(self.task.name)
-        print(f"{self.task.name}: nothing was said so far")
+        print(f"{self.task.name}: nothing has been said so far")
 
     def show(self, *rest):
         if self.shown is None:
-            raise UserError("the model was given nothing yet", remedy="type an input first")
+            raise UserError("the model has been given nothing yet", remedy="type an input first")
         prompt, notices = self.shown
         print(f"{len(prompt.ids)} tokens, then at most {self.decoding.max_length} of the answer:")
         print(self.text_model.prompt_text(prompt))
@@ -252,7 +252,7 @@ class Talk:
     def help(self, *rest):
         for name, (_, usage, what) in COMMANDS.items():
             print(f"{f'{name} {usage}':20} {what}")
-        print("Everything else is an input; one that looks like a command goes in with a space in front.")
+        print("Everything else is an input; put a space in front of one that looks like a command.")
 
     def quit(self, *rest):
         self.over = True
@@ -262,7 +262,7 @@ COMMANDS = {
     "/task": (Talk.choose, "NAME", "answer for another task; each keeps its own conversation"),
     "/tasks": (Talk.list, "", "the tasks, each with a sample input"),
     "/new": (Talk.forget, "", "forget the conversation"),
-    "/show": (Talk.show, "", "what the model was given last, token for token"),
+    "/show": (Talk.show, "", "the last prompt given to the model, token by token"),
     "/set": (Talk.set, "NAME VALUE", "a decoding setting, e.g. /set max_length 60; alone: all of them"),
     "/help": (Talk.help, "", "this list"),
     "/quit": (Talk.quit, "", "end (so does Ctrl-D); Ctrl-C stops the current answer"),

@@ -86,7 +86,7 @@ list() {
     echo "data exist already; five-* do the same, with XSum from SUPERNI_DIR; glue5-* and glue9-* read GLUE_DIR, and glue9-* MNLI"
     echo "and QQP from GLUE_PAIRS_DIR ({MNLI,QQP}/{train,dev}.json) if it is set; superni-* convert from SUPERNI_DIR (SuperNI of"
     echo "SAPT's CL_Benchmark), clbench-* from"
-    echo "CL_BENCHMARK_DIR (O-LoRA's CL_Benchmark; with all fifteen tasks at hand add --tasks long-order4) and topics-* from that and GLUE_DIR."
+    echo "CL_BENCHMARK_DIR (O-LoRA's CL_Benchmark; with all fifteen tasks available, add --tasks long-order4) and topics-* from that and GLUE_DIR."
 }
 
 no_recipe() {
@@ -131,7 +131,7 @@ demo_evaluate() {
 demo_commands() {
     local at=runs/demo
     local nlg="--task nlg --dataset_path data/samples/nlg.json --limit 160" adapter="--adapter_bottleneck 64 --lr 5e-3 --train_batch_size 2"
-    echo "# --- one adapter per task, beside the same frozen model"
+    echo "# --- one adapter per task, on the same frozen model"
     # Rates and batches were chosen on the samples' validation rows: an adapter takes smaller batches and larger steps than
     # full fine-tuning.
     demo_train nlg $nlg $adapter
@@ -200,7 +200,7 @@ camtl_demo() {
         case "$name" in
         plain) echo "--- plain: one BERT, one head per task"; form="--form plain" ;;
         base) echo "--- base: attention and layer norms depend on the task"; form="--form base" ;;
-        uncertainty) echo "--- uncertainty: of five tasks' candidates the rows it is least sure of"; form="--form base --use_mt_uncertainty" ;;
+        uncertainty) echo "--- uncertainty: the rows it is least sure of among five tasks' candidates"; form="--form base --use_mt_uncertainty" ;;
         esac
         if [ -f "$at/$name/eval_results.json" ]; then continue; fi
         if [ -f "$at/$name/run.json" ]; then py train_camtl.py --resume "$at/$name"; continue; fi
@@ -210,7 +210,7 @@ camtl_demo() {
             --per_device_eval_batch_size 32 "$@"
     done
     py -m utils.table "$at" --output results/camtl-demo/table.md
-    echo "what the batches were made of: $at/uncertainty/data_seen.png"
+    echo "how the batches were composed: $at/uncertainty/data_seen.png"
 }
 
 case "${1:-help}" in

@@ -93,7 +93,7 @@ def check_output(args, task):
 
 def refuse_taken(args):
     """Raise the `UserError` for an output file that exists already."""
-    raise UserError("is there already", location=f"--output {args.output}",
+    raise UserError("already exists", location=f"--output {args.output}",
                     remedy="replace it (--overwrite), or name another file")  # fmt: skip
 
 
@@ -169,14 +169,14 @@ def decode(args, teacher, inputs, decoding, partial, dtype):
     from versatile.utils.progress import Progress
 
     if partial.done:
-        print(f"going on: {partial.outputs():,} outputs are in {partial.path}", flush=True)
+        print(f"continuing: {partial.outputs():,} outputs are in {partial.path}", flush=True)
     started = time.monotonic()
     with Progress(len(inputs.prompts), "decoding", partial.outputs()) as done:
         try:
             tokens = sentences.decode_rest(*teacher, inputs, decoding, partial, dtype, done)
         except torch.OutOfMemoryError as error:
             raise UserError(f"out of memory: {first_line(error)}", location=f"--batch_size {args.batch_size}",
-                            remedy="lower it, with --restart where outputs are kept") from error  # fmt: skip
+                            remedy="lower it, and add --restart if outputs are kept") from error  # fmt: skip
     seconds = max(time.monotonic() - started, 1e-9)
     print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:.0f} tokens/s)")
 

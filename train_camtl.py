@@ -279,7 +279,7 @@ def make_batches(args, model, tokenizer, splits, dtype):
     percent = args.percent_of_max_data_size
     if args.use_mt_uncertainty:
         if args.uniform_mt_sampling:
-            say("--uniform_mt_sampling: no effect beside --use_mt_uncertainty, whose candidates hold each task alike")
+            say("--uniform_mt_sampling: no effect with --use_mt_uncertainty, which draws a batch of each task")
         return CandidateBatches(*options, select=UncertaintySampler(model, dtype), percent=percent, **processes)
     if percent != 1 and not args.uniform_mt_sampling:
         say("--percent_of_max_data_size: no effect without --use_mt_uncertainty or --uniform_mt_sampling")
@@ -386,7 +386,7 @@ def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
         every = (*classification_flags.TASKS, *glue.SHARED_HEADS)
         absent = [glue.TASKS[name].submission for name in every if name not in splits["test"]]
         if absent and set(classification_flags.TASKS) & set(splits["test"]):
-            say(f"the GLUE site wants all of its files; not among them: {', '.join(absent)}")
+            say(f"the GLUE site wants all of its files; missing: {', '.join(absent)}")
 
 
 def _write_results(args, folder, model, report, step):

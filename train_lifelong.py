@@ -39,13 +39,13 @@ from versatile.utils.screen import shell_words
 
 # Flags of the originals that are not accepted, and why.
 REFUSED = {
-    "debug": "for a quick try there is --limit N",
+    "debug": "for a quick try, use --limit N",
     "n_workers": "batches are made of rows in memory, there are no workers to count",
-    "round_robin": "batches mix the tasks by chance; for tasks of unequal size there is --upsample_data",
-    "multitask_specific": "a start token for each task is --add_task_tokens",
+    "round_robin": "batches mix the tasks at random; for tasks of unequal size, use --upsample_data",
+    "multitask_specific": "for a start token per task, use --add_task_tokens",
     "extra_e2e": "it added a private file to e2enlg; put its samples into e2enlg_to_squad-train-v2.0.json",
-    "lr_schedule": "the rate rises and falls as --n_warmup_ratio and --decay_style say",
-    "loss_scale": "float16 scales its loss by itself; there is --fp16",
+    "lr_schedule": "the learning rate follows --n_warmup_ratio and --decay_style",
+    "loss_scale": "float16 scales its loss automatically; use --fp16",
 }
 # Flags of evaluate_lifelong.py: as in the originals, both scripts can be called with the same flags.
 ANSWERING = ("--top_k_qa", "--top_p_qa", "--temperature_qa", "--test_batch_size")
@@ -147,7 +147,7 @@ def main(argv=None):
 def check(p, args):
     """Reject incompatible flags."""
     if args.unbound and args.distil:
-        p.error("--unbound: there is no teacher of its parts; leave --distil out")
+        p.error("--unbound: its parts have no teachers; leave --distil out")
     strategies.get_strategy(args).check(args)
     if args.dynamic_epochs and args.max_n_epochs < args.n_epochs:
         p.error(f"--dynamic_epochs: --max_n_epochs {args.max_n_epochs} is below --n_epochs {args.n_epochs}; raise it")
@@ -155,12 +155,12 @@ def check(p, args):
         p.error("--decay_style has no effect with --lr_scheduler_type: leave one of them out")
     for flag in ("warmup_steps", "lr_scheduler_kwargs"):
         if getattr(args, flag) is not None and not args.lr_scheduler_type:
-            p.error(f"--{flag} goes with --lr_scheduler_type NAME")
+            p.error(f"--{flag} requires --lr_scheduler_type NAME")
     if args.n_gpus and args.n_gpus != (started := int(os.environ.get("WORLD_SIZE", 1))):
         p.error(f"--n_gpus {args.n_gpus}: {started} process{'es' * (started > 1)} started; start as many: "
                 f"torchrun --nproc_per_node {args.n_gpus} train_lifelong.py …")  # fmt: skip
     if (args.teacher_dir or args.train_teachers) and not (args.distil or args.seq_distil):
-        p.error("a teacher goes with --distil or --seq_distil")
+        p.error("a teacher requires --distil or --seq_distil")
     if args.teacher_dir and args.train_teachers:
         p.error("--teacher_dir and --train_teachers: name teachers or have them trained, not both")
 
@@ -282,8 +282,8 @@ def check_skipped(args, run):
     finished = sequence.Progress(run.directory, processes()).finished
     if missing := [task for task in args.skip_tasks or [] if task not in finished]:
         raise UserError(f"{missing[0]} has not been trained yet", location="--skip_tasks",
-                        expected="tasks of this sequence that are done: " + (", ".join(finished) or "none is"),
-                        remedy="leave the flag out: what is done is skipped by itself")  # fmt: skip
+                        expected="tasks of this sequence that are done: " + (", ".join(finished) or "none"),
+                        remedy="leave the flag out: finished tasks are skipped automatically")  # fmt: skip
 
 
 def processes():

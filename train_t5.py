@@ -165,7 +165,7 @@ def check_test_rows(arguments, tasks):
         raise UserError(
             f"the test rows of {', '.join(same)} are the validation rows, which choose the best checkpoint",
             location=arguments.location("do_test"),
-            expected="test rows that have no part in choosing the model",
+            expected="test rows that are not used to choose the model",
             remedy=", or ".join(remedies),
         )
 

@@ -175,10 +175,10 @@ def choose_methods(args, tasks):
     whole = [name for name, method in chosen.items() if method is None]
     if whole and len(whole) < len(chosen):
         raise UserError("full trains the backbone that the other tasks' methods leave frozen", location="--method",
-                        expected="it for all tasks, or for none",
-                        remedy="--unfreeze_backbone trains it beside them")  # fmt: skip
+                        expected="full for all tasks, or for none",
+                        remedy="--unfreeze_backbone trains it along with them")  # fmt: skip
     if whole and args.unfreeze_backbone:
-        raise UserError("trains nothing beside the backbone", location="--method full",
+        raise UserError("trains nothing but the backbone", location="--method full",
                         remedy="leave --unfreeze_backbone out")  # fmt: skip
     return None if whole else chosen
 
@@ -210,9 +210,9 @@ def check_sampling(args, typed_flags):
     """The sampling temperature for `Batches`; `typed_flags` are those given by the user."""
     if "sampling_temperature" in typed_flags and args.sampling != "temperature":
         raise UserError(f"has no effect with --sampling {args.sampling}", location="--sampling_temperature",
-                        expected="--sampling temperature beside it", remedy="add that, or leave it out")  # fmt: skip
+                        expected="--sampling temperature", remedy="add that, or leave this flag out")  # fmt: skip
     if args.sampling != "proportional" and args.max_tokens:
-        raise UserError("goes with --sampling proportional: otherwise epochs would differ in their number of batches",
+        raise UserError("requires --sampling proportional: otherwise epochs would differ in their number of batches",
                         location="--max_tokens", remedy="size batches by examples: --train_batch_size")  # fmt: skip
     return TEMPERATURES.get(args.sampling, args.sampling_temperature)
 

@@ -78,7 +78,7 @@ def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42, method=Non
     if original is not None:
         if methods:
             raise UserError("it holds a trained model of the original code", location=location,
-                            expected="a BERT beside which adapters are trained")  # fmt: skip
+                            expected="a BERT to train adapters on")  # fmt: skip
         model = camtl.load_original(original, bert.config, list(tasks), location)
         _check_same(model, tasks, form, max_seq_length, location)
         return model, tokenizer
@@ -135,10 +135,10 @@ def _check_same(model, tasks, form, max_seq_length, location):
     """Check that a saved model is the requested one."""
     if list(model.tasks.items()) != list(dict(tasks).items()):
         raise UserError(f"its tasks are {_listed(model.tasks)}", location=location, expected=_listed(tasks),
-                        remedy="name its tasks in their order, or start from a BERT")  # fmt: skip
+                        remedy="name its tasks in that order, or start from a BERT")  # fmt: skip
     if form is not None and form != model.form:
         raise UserError(f"it was saved in the form {model.form!r}", location=location, expected=f"{form!r}",
-                        remedy="ask for its own form, or start from a BERT")  # fmt: skip
+                        remedy="ask for that form, or start from a BERT")  # fmt: skip
     if model.form != "plain" and max_seq_length != model.max_seq_length:
         raise UserError(f"the model takes {model.max_seq_length} tokens", location=f"--max_seq_length {max_seq_length}",
                         expected=f"{model.max_seq_length}, as when it was trained")  # fmt: skip
@@ -204,7 +204,7 @@ def load(directory):
     tasks = {task["name"]: task["labels"] for task in config["tasks"]}
     form, length, aliases = config["form"], config["max_seq_length"], config.get("aliases", {})
     if unknown := [name for name in aliases.values() if name not in tasks]:
-        raise UserError(f"an alias of {unknown[0]!r}, which is not a task of it", location=path / CONFIG,
+        raise UserError(f"an alias of {unknown[0]!r}, which is not one of its tasks", location=path / CONFIG,
                         expected="one of " + ", ".join(tasks))  # fmt: skip
     if manifest.mode == "adapter":
         model, tokenizer = _load_adapters(path, manifest, tasks)
@@ -231,7 +231,7 @@ def load(directory):
     copy_tensors(state, keyed_parameters(model), path / MODEL_WEIGHTS)
     check_checksum(path / MODEL_WEIGHTS, config.get("checksum"))
     model.backbone_fingerprint = manifest.fingerprint
-    return model.eval(), backbones.read_tokenizer(path, expected="the tokenizer's files beside the model")
+    return model.eval(), backbones.read_tokenizer(path, expected="the tokenizer's files next to the model")
 
 
 def _load_adapters(path, manifest, tasks):
@@ -246,7 +246,7 @@ def _load_adapters(path, manifest, tasks):
     fingerprint = backbones.fingerprint(bert.state_dict())
     if not manifest.fingerprint:
         # All versions have written one.
-        raise UserError("names no fingerprint of its backbone", location=path / CONFIG, expected=fingerprint,
+        raise UserError("does not give the fingerprint of its backbone", location=path / CONFIG, expected=fingerprint,
                         remedy="copy it again")  # fmt: skip
     check_fingerprint(fingerprint, config, name, path / CONFIG)
     model = TaskClassifier(bert, tasks, "plain", length, methods)

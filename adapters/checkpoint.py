@@ -130,7 +130,7 @@ def _save_backbone(model, directory):
     """Write an adapter model's backbone into its directory; returns its manifest entries."""
     state = backbone_state(model)
     if halved := [name for name, p in state.items() if p.dtype in (torch.float16, torch.bfloat16)]:
-        raise ValueError(f"the backbone was put in half precision ({halved[0]}): it can no longer be saved as it was")
+        raise ValueError(f"the backbone was put in half precision ({halved[0]}): it can no longer be saved unchanged")
     model.backbone_fingerprint = backbones.fingerprint(state)
     config = copy.deepcopy(model.config)
     config.vocab_size = len(model.get_input_embeddings().weight)
@@ -357,10 +357,10 @@ def _check_joins(model, tokenizer, config, location):
                         expected=f"{config['first']}, as when the adapter was trained")  # fmt: skip
     for task in config["tasks"]:
         if task["name"] in info.markers:
-            raise UserError(f"the model holds a task {task['name']!r} already", location=location,
-                            expected="tasks that are new to it: it has " + ", ".join(info.tasks))  # fmt: skip
+            raise UserError(f"the model already holds a task {task['name']!r}", location=location,
+                            expected="tasks new to the model, which has " + ", ".join(info.tasks))  # fmt: skip
         if taken := [m for m in task["markers"] if m in vocabulary]:
-            raise UserError(f"the marker {taken[0]!r} of {task['name']!r} is a token already", location=location,
+            raise UserError(f"the marker {taken[0]!r} of {task['name']!r} is already a token", location=location,
                             expected="markers of the task's own")  # fmt: skip
 
 
@@ -368,7 +368,7 @@ def read_adapter_config(path):
     """The checked manifest of an adapter directory."""
     manifest = peek(path)
     if manifest is None or manifest.mode != "adapter" or manifest.encoder not in ("markers", "question_answer"):
-        raise UserError("no adapters of a language model", location=path, expected=f"a directory with {CONFIG}")
+        raise UserError("not adapters of a language model", location=path, expected=f"a directory with {CONFIG}")
     schemas.check_tasks(manifest.config, manifest.path)
     return manifest.config
 
@@ -389,7 +389,7 @@ def _load_adapter(manifest, directory, allow_idle):
     model, tokenizer = _backbone_of(path, config)
     vocabulary = tokenizer.get_vocab()
     if taken := [m for task in order for m in task["markers"] if m in vocabulary]:
-        raise UserError(f"the marker {taken[0]!r} is a token of the backbone already", location=path / CONFIG,
+        raise UserError(f"the marker {taken[0]!r} is already a token of the backbone", location=path / CONFIG,
                         expected="markers of the tasks' own")  # fmt: skip
     attach(model, tokenizer, _markers(order), methods, config.get("mask_other_tasks", True),
            freeze=config.get("freeze", True), save_backbone=manifest.backbone == BACKBONE)  # fmt: skip
@@ -444,10 +444,10 @@ def check_fingerprint(fingerprint, config, name, location):
     what, remedy = f"the backbone {name}", "put the original backbone back, or train the adapter again"
     if name == BACKBONE:
         what = f"the backbone in {BACKBONE}/"
-        remedy = "its files are of different savings: use the run's last checkpoint, or copy the directory again"
+        remedy = "its files were saved at different times: use the run's last checkpoint, or copy the directory again"
     elif seed is not None:
-        what = f"the backbone {name} with what seed {seed} draws in torch {torch.__version__}"
-        remedy = "another torch version or kind of processor may draw other numbers: use those of run.json"
+        what = f"the backbone {name} with the random weights of seed {seed} in torch {torch.__version__}"
+        remedy = "random numbers may depend on the torch version and the processor: use those of run.json"
     raise UserError(f"{what} has the fingerprint {fingerprint}", location=location,
                     expected=f"{expected}, the weights the adapter was trained on", remedy=remedy)  # fmt: skip
 
@@ -459,7 +459,7 @@ def _load_full(manifest, directory):
     vocabulary = tokenizer.get_vocab()
     markers = [m for task in config["tasks"] for m in task["markers"]]
     if unknown := next((m for m in markers if not vocabulary.get(m, -1) >= config["first"]), None):
-        raise UserError(f"the marker {unknown!r} of config.json is no token that was added to the tokenizer",
+        raise UserError(f"the marker {unknown!r} of config.json is not among the tokens added to the tokenizer",
                         location=location, expected="the tokenizer that was saved with the model",
                         remedy="copy the whole directory again")  # fmt: skip
     path = Path(directory) / MODEL_WEIGHTS

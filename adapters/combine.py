@@ -112,7 +112,7 @@ def refuse_shared(source, tasks, directory):
         remedy = "train the tasks together, or each with --method bottleneck"
         if not reason and (trained := source.config.get("trained_backbone")):
             reason = f"{trained[0]} of its backbone was trained too, which all tasks go through"
-            remedy = "train it beside a frozen T5: --unfreeze_layer_norms false"
+            remedy = "train it on a frozen T5: --unfreeze_layer_norms false"
         if reason:
             raise UserError(
                 f"task {task!r} was trained with {name}: {reason}",
@@ -135,13 +135,13 @@ def missing_task(flag, tasks, task):
 
 def repeated_task(flag, task, earlier):
     """The `UserError` for a task that an earlier source also has."""
-    return UserError(f"task {task!r} is there twice", location=flag, expected=f"it once: {earlier} has it",
+    return UserError(f"task {task!r} is given twice", location=flag, expected=f"each task once; {earlier} has it too",
                      remedy="leave one out")  # fmt: skip
 
 
 def _not_adapters(flag, what):
     return UserError(f"this is a {what}: a task cannot be taken out of it", location=flag,
-                     expected="a model with adapters or task embeddings beside a backbone",
+                     expected="a backbone with adapters or task embeddings",
                      remedy="train one: train.py --adapter_bottleneck N")  # fmt: skip
 
 
@@ -216,7 +216,7 @@ def check_backbones(sources):
             if source.backbone[what] != value:
                 raise UserError(f"{what} is {source.backbone[what]}", location=source.flag,
                                 expected=f"{value}, as in {first.flag}",
-                                remedy="combine tasks that were trained beside the same frozen backbone")  # fmt: skip
+                                remedy="combine tasks that were trained on the same frozen backbone")  # fmt: skip
 
 
 def _check_self_copy(sources):
@@ -225,12 +225,12 @@ def _check_self_copy(sources):
         return
     one, remedy = pointers[0], "combine tasks trained without --self_copy"
     if other := next((s for s in sources if s.directory != one.directory), None):
-        raise UserError("trained with --self_copy: its gate is for its own tasks alone", location=one.flag,
-                        expected=f"no other source, but there is {other.flag}", remedy=remedy)  # fmt: skip
+        raise UserError("trained with --self_copy: its gate serves only its own tasks", location=one.flag,
+                        expected=f"no other source; {other.flag} is one", remedy=remedy)  # fmt: skip
     if left_out := [task for task in one.held if task not in [s.task for s in sources]]:
         # The copy distribution is weighed against the scores of all markers in training.
         raise UserError(f"trained with --self_copy for {left_out[0]!r} too", location=one.flag,
-                        expected="all tasks of such a checkpoint, or none", remedy=f"add {left_out[0]}=…")  # fmt: skip
+                        expected="all tasks of this checkpoint, or none", remedy=f"add {left_out[0]}=…")  # fmt: skip
 
 
 def build(sources):

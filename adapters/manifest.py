@@ -116,7 +116,7 @@ def upgrade(config, kind, location):
         kind: for format 1, `peft_type` or the key in config.json.
         location: the file, for errors.
     """
-    remedy = "copy it again; or it is of another version of this toolkit"
+    remedy = "copy it again, unless it is from another version of this toolkit"
     if isinstance(config, dict) and "library_name" in config:
         encoder = config.get("encoder")
         encoder = encoder if encoder in schemas.ENCODERS else "markers"

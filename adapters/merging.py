@@ -106,12 +106,12 @@ def _check(sources):
             found, expected = (", ".join(f"{k} {v}" for k, v in size.items()) for size in (sizes[1], sizes[0]))
             raise UserError(f"was trained with {found}", location=source.flag,
                             expected=f"{expected}, as {first.flag}",
-                            remedy="merge adapters of one method and size")  # fmt: skip
+                            remedy="merge adapters of the same method and size")  # fmt: skip
         if source.self_copy:
             raise UserError("trained with --self_copy: its gate cannot be merged", location=source.flag,
                             expected="tasks trained without it")  # fmt: skip
     if not any(not _is_embedding(key) for key in first.state):
-        raise UserError("has task embeddings alone: there is no adapter to merge", location=first.flag,
+        raise UserError("has only task embeddings: there is no adapter to merge", location=first.flag,
                         expected="a task with an adapter")  # fmt: skip
 
 

@@ -177,10 +177,10 @@ def check_tasks(config, location):
     check_module_names([task["name"] for task in config.get("task_embeddings", config["tasks"])], location)
     markers = [m for task in config["tasks"] for m in task["markers"]]
     if repeated := next((m for m in markers if markers.count(m) > 1), None):
-        raise UserError(f"the marker {repeated!r} stands twice", location=location, expected="each once")
+        raise UserError(f"the marker {repeated!r} appears twice", location=location, expected="each once")
     rows = {task["name"]: task["markers"] for task in config.get("task_embeddings", config["tasks"])}
     if bad := next((task["name"] for task in config["tasks"] if rows.get(task["name"]) != task["markers"]), None):
-        raise UserError(f"other markers of {bad!r} have embeddings than 'tasks' names", location=location,
+        raise UserError(f"the markers of {bad!r} with embeddings are not those in 'tasks'", location=location,
                         expected="the same ones")  # fmt: skip
 
 
@@ -225,5 +225,5 @@ def check_sizes(methods, state, location):
                     sizes = [min(size, default=0) for size in (said, found)]
                     what = setting.removeprefix("adapter_")
                     raise UserError(f"the {what} of {task!r} is {sizes[0]}, that of its tensors {sizes[1]}",
-                                    location=location, expected="a config and weights of one saving",
+                                    location=location, expected="a config and weights saved together",
                                     remedy="copy both again")  # fmt: skip

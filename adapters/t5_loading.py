@@ -42,7 +42,7 @@ def load(name, seed, tokenizer_name=None, dropout=None, from_scratch=False, conf
     else:
         for flag, value in (("config_name", config_name), ("config_overrides", config_overrides)):
             if value not in (None, name):
-                raise UserError("the weights of a trained model fit their own shape alone", location=f"--{flag}",
+                raise UserError("trained weights fit only their own shape", location=f"--{flag}",
                                 remedy="leave it out, or train from scratch with --from_scratch")  # fmt: skip
         model, tokenizer = pretrained(name, tokenizer_name)
     if dropout is not None:
@@ -58,7 +58,7 @@ def pretrained(name, tokenizer_name=None):
 
     manifest = peek(name)
     if manifest and manifest.mode == "adapter" and manifest.encoder == "text_to_text":
-        raise UserError("these are adapters that train_t5.py trained, not a bare T5", location=FLAG.format(name),
+        raise UserError("these are adapters trained by train_t5.py, not a bare T5", location=FLAG.format(name),
                         remedy="name the T5 that they were trained on: adapter_config.json holds its name")  # fmt: skip
     model, tokenizer = t5.load_backbone(name, location=FLAG.format(name))
     if tokenizer_name not in (None, name):

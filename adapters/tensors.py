@@ -16,7 +16,7 @@ def read_safetensors(path):
 
     path = Path(path)
     if not path.is_file():
-        raise UserError("no such file", location=path, expected="the weights beside their config",
+        raise UserError("no such file", location=path, expected="the weights next to their config",
                         remedy="the run may not have saved a model yet: see its checkpoints/")  # fmt: skip
     try:
         state = load_file(path)
@@ -57,8 +57,8 @@ def check_checksum(path, expected):
         found = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
         raise UserError(f"its checksum is {found[:23]}…", location=path,
-                        expected=f"{expected[:23]}…, as the manifest beside it says",
-                        remedy="the files are of different savings: copy the directory again, or use an older "
+                        expected=f"{expected[:23]}…, as the manifest next to it says",
+                        remedy="the files were saved at different times: copy the directory again, or use an older "
                                "checkpoint of the run")  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def warm_start(model, tokenizer, directory, flag):
     found = manifest.need_language_model(path, flag)
     if found and isinstance(found.format, str):
         maker, command = ("peft", "peft import") if found.format == "peft" else ("the original code", found.format)
-        raise UserError(f"this is a directory of {maker}", location=flag, expected="a model of ours",
+        raise UserError(f"this is a directory of {maker}", location=flag, expected="a model of this toolkit",
                         remedy=f"convert it: python -m adapters.imports.{command} {path} OUTPUT …")  # fmt: skip
     if found is None:
         backbones.read_config(path, flag)
@@ -41,7 +41,7 @@ def warm_start(model, tokenizer, directory, flag):
                         expected="a trained model", remedy="name it with --model_checkpoint instead")  # fmt: skip
     whole = found.mode == "full"
     if whole != (model.info.mode == "full"):
-        kinds = {True: "a whole model", False: "adapters beside a frozen backbone"}
+        kinds = {True: "a whole model", False: "adapters on a frozen backbone"}
         raise UserError(f"it holds {kinds[whole]}", location=flag, expected=f"{kinds[not whole]}, as this run trains",
                         remedy="choose the method it was trained with")  # fmt: skip
     return _start_whole(model, tokenizer, found, path, flag) if whole else _start_adapters(model, path, flag)
@@ -122,7 +122,7 @@ def _match_tasks(model, methods, flag):
         if found != expected:
             raise UserError(f"{origin!r} was trained with {_words(found)}", location=flag,
                             expected=f"{_words(expected)}, as this run trains {task!r}",
-                            remedy="start the run with the method and settings of that one")  # fmt: skip
+                            remedy="start this run with the same method and settings")  # fmt: skip
         shared = found["method"] != BARE and get_method(found["method"]).load_class().shared
         if shared and list(methods) != info.tasks:
             raise UserError(f"{origin!r} was trained with {found['method']}: {shared}", location=flag,
@@ -139,8 +139,8 @@ def _check_backbone(model, config, flag):
     """Check that a directory's adapters were trained on the model's backbone."""
     if config["base_model_name_or_path"] == checkpoint.BACKBONE:
         if model.info.freeze:
-            raise UserError("its backbone was trained too", location=flag, expected="adapters beside a frozen backbone",
-                            remedy="train the backbone here, too: --unfreeze_backbone")  # fmt: skip
+            raise UserError("its backbone was trained too", location=flag, expected="adapters on a frozen backbone",
+                            remedy="train the backbone here too: --unfreeze_backbone")  # fmt: skip
         return
     bits, own = config.get("quantization"), getattr(model, "quantization", None)
     if bits != own:
@@ -149,10 +149,10 @@ def _check_backbone(model, config, flag):
                         expected=f"{own or 'none'}, as in this run", remedy=remedy)  # fmt: skip
     expected = config.get("base_model_fingerprint")
     if config["first"] != model.info.first or (expected and expected != model.backbone_fingerprint):
-        raise UserError(f"it was trained beside {config['base_model_name_or_path']} (fingerprint {expected})",
+        raise UserError(f"it was trained on {config['base_model_name_or_path']} (fingerprint {expected})",
                         location=flag, expected=f"{model.config._name_or_path} (fingerprint "
                         f"{model.backbone_fingerprint}), the backbone of this run",
-                        remedy="start the run with the backbone of that one: --model_checkpoint")  # fmt: skip
+                        remedy="start this run with the same backbone: --model_checkpoint")  # fmt: skip
 
 
 def _copy_rows(model, config, state):
@@ -168,7 +168,7 @@ def _copy_rows(model, config, state):
 
 def _same(what, found, expected, flag):
     if found != expected:
-        raise UserError(f"{what} is {found} there", location=flag, expected=f"{expected}, as in this run")
+        raise UserError(f"{what} is {found} in that model", location=flag, expected=f"{expected}, as in this run")
 
 
 def _other_shape(name, found, wanted, flag):

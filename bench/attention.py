@@ -75,7 +75,7 @@ def agree(numbers, device):
         won.append(1 / n["ratio"] if eager else n["ratio"])
         if won[-1] < 0.95:
             other = "SDPA" if eager else "eager"
-            print(f"note: {other} is {1 / won[-1]:.2f}x as fast as its choice in {n['what']}, {n['dtype']}, "
+            print(f"note: {other} is {1 / won[-1]:.2f}x as fast as the chosen one in {n['what']}, {n['dtype']}, "
                   f"length {n['length']}")  # fmt: skip
     mean = math.exp(statistics.fmean(map(math.log, won)))
     common.record("its choice over the other one", mean, min(won), max(won))

@@ -442,7 +442,7 @@ class Worker:
         for line in self.process.stdout:
             if line.startswith("{"):
                 return json.loads(line)
-        sys.exit(f"error: the process of {self.name} ended; what it said stands above")
+        sys.exit(f"error: the process of {self.name} ended; its output is above")
 
 
 def worker_flags(text):

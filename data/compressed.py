@@ -32,7 +32,7 @@ class _Bounded(io.RawIOBase):
         size = self.file.readinto(buffer)
         self.count += size
         if self.count > self.bound:
-            raise UserError(f"decompresses to more than {self.bound:,} bytes, {MOST_RATIO} times its size and more",
+            raise UserError(f"decompresses to more than {self.bound:,} bytes, over {MOST_RATIO} times its size",
                             location=self.path, expected="compressed text",
                             remedy="check where the file comes from; if it is right, decompress it with gunzip")
         return size

@@ -74,7 +74,7 @@ def path_of(data_dir, name, split):
     task = get_task(name)
     if split not in task.files:
         raise UserError(f"{task.name} has no {split!r} split", expected=f"one of {' '.join(task.files)}",
-                        remedy="leave it out there")  # fmt: skip
+                        remedy="leave the task out for this split")  # fmt: skip
     if task.pairs:
         return task.path(split, data_dir)
     paths = [Path(data_dir) / file for file in task.files[split]]
@@ -144,10 +144,10 @@ def _rows(task, path, split):
             left_out.append(line)
         else:
             raise UserError(f"{len(fields)} columns", location=location, expected=f"{len(header)}: {', '.join(header)}",
-                            remedy="correct the row; columns are parted by tabs, and nothing is quoted")  # fmt: skip
+                            remedy="correct the row; columns are separated by tabs, and nothing is quoted")  # fmt: skip
     if left_out:
         logging.getLogger(__name__).warning(
-            "%s: %d rows of a wrong number of columns left out (the official file has some); the first is line %d",
+            "%s: %d rows with a wrong number of columns left out (the official file has some); the first is line %d",
             path, len(left_out), left_out[0],
         )  # fmt: skip
 
@@ -157,7 +157,7 @@ def _check_header(task, header, location, split):
     missing = [name for name in wanted if name not in header]
     if missing:
         found = f"the header has no {', '.join(map(repr, missing))}; it is {', '.join(header)[:200]!r}"
-        raise UserError(found, location=location, expected=f"a header with {', '.join(wanted)}, parted by tabs",
+        raise UserError(found, location=location, expected=f"a header with {', '.join(wanted)}, separated by tabs",
                         remedy=f"check that this is GLUE's own {task.folder} file; {_DOWNLOAD}")  # fmt: skip
     twice = [name for name in wanted if header.count(name) > 1]
     if twice:

@@ -34,7 +34,7 @@ def need(data_dir, names, splits, otherwise=""):
         if absent := [split for split in splits if task.pairs and not task.has(split, data_dir)]:
             raise UserError(f"has no {' and no '.join(absent)} split", location=task.pairs.located(data_dir).source,
                             expected=f"rows of {task.name}",
-                            remedy=f"{otherwise}add it, or leave out what asks for it: --do_train, --do_eval, "
+                            remedy=f"{otherwise}add it, or leave out the flag that asks for it: --do_train, --do_eval, "
                             "--do_predict")  # fmt: skip
     gone = missing(data_dir, names, splits)
     if not gone:
@@ -45,7 +45,7 @@ def need(data_dir, names, splits, otherwise=""):
             "no such directory",
             location=f"--data_dir {data_dir}",
             expected="the folder of CoLA/, MNLI/, …",
-            remedy="train_camtl.py --download says where GLUE's files are to be had",
+            remedy="train_camtl.py --download says where to get GLUE's files",
         )
     listed = ", ".join(str(path.relative_to(data_dir)) for path in gone[:6]) + (", …" if len(gone) > 6 else "")
     leave = f"--tasks {' '.join(whole)} leaves them out; " if whole else ""
@@ -79,7 +79,7 @@ def where_to_get(data_dir, names=None):
         lines.append(f"{name:8} {shown}")
     if not gone:
         return "\n".join([*lines, f"{data_dir} holds everything"])
-    lines += ["", "The official script fetches all of them into a folder and writes these very files:",
+    lines += ["", "The official script fetches all of them into a folder and writes exactly these files:",
               f"  {_SCRIPT}", "  python download_glue_data.py --data_dir DIR --tasks all",
               "or single tasks, to be unpacked in that folder:"]  # fmt: skip
     folders = {}
@@ -87,7 +87,7 @@ def where_to_get(data_dir, names=None):
         folders.setdefault(TASKS[name].folder, name)
     for folder, name in folders.items():
         if name == "mrpc":
-            lines.append("  MRPC         only by the official script, which makes it of the original files")
+            lines.append("  MRPC         only from the official script, which makes it from the original files")
         else:
             lines.append(f"  {folder:12} {_SOURCE}{_ARCHIVES.get(name, f'{folder}.zip')}")
     return "\n".join(lines)

@@ -277,7 +277,7 @@ def _not_json(path, error):
     reason = reason.split("\n")[0].strip(" .")
     if isinstance(error, SystemError | decimal.DecimalException) or "digits" in reason:
         return UserError(
-            f"a number of too many digits, near {where}",
+            f"a number with too many digits, near {where}",
             location=path,
             expected="numbers of at most 4300 digits",
             remedy="write it as a string, or leave it out",

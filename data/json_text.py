@@ -36,7 +36,7 @@ def loads(text, location):
         raise UserError(f"is not JSON: {error.msg}", location=location,
                         expected="JSON", remedy="correct it there") from error  # fmt: skip
     except ValueError as error:
-        raise UserError(f"holds a number of too many digits ({str(error).split(';')[0]})", location=location,
+        raise UserError(f"holds a number with too many digits ({str(error).split(';')[0]})", location=location,
                         expected="numbers of at most 4300 digits",
                         remedy="write it as a string, or leave it out") from error  # fmt: skip
 
@@ -84,7 +84,7 @@ class WholeCharacters:
         behind = len(block) - len(block.rstrip(_DIGITS))
         self.digits = before if behind == len(block) else behind
         if before > MOST_DIGITS or _MANY_DIGITS.search(block):
-            raise UserError("a number of too many digits", location=self.path, expected=f"at most {MOST_DIGITS}",
+            raise UserError("a number with too many digits", location=self.path, expected=f"at most {MOST_DIGITS}",
                             remedy="correct it, or leave it out")  # fmt: skip
         last = block.rfind(b'"')
         self.quiet = self.quiet + len(block) if last < 0 else len(block) - last

@@ -244,8 +244,8 @@ class QuestionPairs(KnownPairs):
         if not self.has(split, source) and split == "valid" and Path(source).is_dir():
             raise UserError(f"{self.name} has no validation file", location=source,
                             expected=self.form.filename("dev"),
-                            remedy="train without (--no_validation, in train_t5.py without --do_eval), or make one of "
-                            "some training samples")  # fmt: skip
+                            remedy="train without one (--no_validation; train_t5.py: leave out --do_eval), or make "
+                            "one from some training samples")  # fmt: skip
         for qa in question_samples.read_samples(self.form, source, "dev" if split == "valid" else split):
             yield qa.location, [qa.context, qa.question], list(qa.answers)
 

@@ -235,7 +235,7 @@ class OwnTask:
                 raise UserError(f"has more than {MOST_LABELS} different answers", location=location,
                                 expected="a classification task, or its labels in task.json")  # fmt: skip
         if len(occurring) < 2:
-            raise UserError(f"has one answer only: {brief(*occurring)}", location=self.source,
+            raise UserError(f"has only one answer: {brief(*occurring)}", location=self.source,
                             expected="two labels or more")  # fmt: skip
         numbers = all(text.isascii() and text.isdigit() for text in occurring)
         labels = tuple(sorted(occurring, key=int if numbers else str))
@@ -318,7 +318,7 @@ def hub_splits(source):
 
     if not is_on_hub(source):
         raise UserError("no such file or folder", location=source, expected="the data of a task of your own",
-                        remedy="put them back, or name where they lie now: --dataset_path DIR, --data TASK=DIR, or "
+                        remedy="put them back, or name their new location: --dataset_path DIR, --data TASK=DIR, or "
                         "--task TASK=DIR")  # fmt: skip
     name, _, config = source.partition(":")
     return split_names_on_hub(name, config or None)
@@ -363,7 +363,7 @@ def define(name, source, flag="--tasks", trained=None):
         if "data" not in settings:
             raise UserError("holds no train, valid or test", location=path,
                             expected='{"train": [...], "valid": [...], "test": [...]}, or a task.json with "data"',
-                            remedy="name a folder for files of one split each")  # fmt: skip
+                            remedy="name a folder if each split is a file of its own")  # fmt: skip
         source = settings.pop("data")
         path = path.parent / source if (path.parent / source).exists() else Path(source)
     else:

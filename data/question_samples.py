@@ -119,7 +119,7 @@ def _sample(context, record, location, several):
         answers.append(text_field(answer, "text", f"{location}.answers[{index}]"))
     if len(answers) > 1 and not several:
         raise UserError(f"{len(answers)} answers: {brief(answers)}", location=location,
-                        expected="one answer, in a file to learn from (at test all of several are right)",
+                        expected="one answer in a training file (in a test file each of several is right)",
                         remedy="keep one, or write a question for each")  # fmt: skip
     name = record.get("id")
     if name is not None and type(name) not in (str, int):

@@ -81,7 +81,7 @@ def _aligned(task, gold, samples):
         counted = gold is not None and f"it has {len(gold)} items, and there are {len(samples)} questions"
         message = counted or "there is none"
         raise UserError(message, location=task.gold, expected="one true answer per question of the test split",
-                        remedy="take the two files that were made together")  # fmt: skip
+                        remedy="use the two files that were made together")  # fmt: skip
     aligned = [true for _, true in sorted(zip(order_by_id(samples), gold), key=lambda pair: pair[0])]
     # Files in two different orders would also give a score, but a meaningless one.
     shown = [true[1] if task.kind == "dialogue" else true["answer"] for true in aligned]
@@ -90,7 +90,7 @@ def _aligned(task, gold, samples):
     if 2 * same < len(pairs):
         message = f"{len(pairs) - same} of its {len(pairs)} answers are not those of the questions, sorted by id"
         raise UserError(message, location=task.gold, expected="the answers of the test split, in that order",
-                        remedy="take the two files that were made together")  # fmt: skip
+                        remedy="use the two files that were made together")  # fmt: skip
     return aligned
 
 

@@ -36,7 +36,7 @@ def split_file(folder, names, owner):
     same = [path for path in paths if stem(path) == stem(paths[0])]
     if len(same) > 1:
         raise UserError(f"has both {same[0].name} and {same[1].name}", location=folder, expected="one file a split",
-                        remedy="take one of them out")  # fmt: skip
+                        remedy="remove one of them")  # fmt: skip
     if not paths:
         raise UserError(f"has no file of {owner} for {names[0]}", location=folder, remedy="add the file",
                         expected=" or ".join(f"{name}.{FILE_NAMES}" for name in dict.fromkeys(names)))  # fmt: skip

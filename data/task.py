@@ -349,7 +349,7 @@ def make_form(name, kind, flag):
     except UserError as error:
         if own:
             raise
-        raise UserError(f"task {name!r} does not go as {FORMS[kind]}: it {error.found}", location=flag,
+        raise UserError(f"task {name!r} cannot be used as {FORMS[kind]}: it {error.found}", location=flag,
                         expected="one of " + ", ".join(forms(kind)),
                         remedy="name its data as a task of your own: NAME=FOLDER_OR_FILE") from error  # fmt: skip
 

@@ -160,11 +160,11 @@ def _official(task, names, folder):
 
 
 def _hub(task, split, data_dir):
-    looked = f"; {data_dir} holds nothing of {task.name}" if data_dir is not None else ""
+    looked = f"; {data_dir} holds no data of {task.name}" if data_dir is not None else ""
     remedy = "name the folder of its files: GLUE's folders, or a folder " + task.name
     remedy += f" of {{train,validation,test}}.{{{','.join(EXTENSIONS)}}}"
     if task.hub is None:
-        raise UserError(f"{task.name} is not on the hub in the columns that are needed{looked}",
+        raise UserError(f"{task.name} is not on the hub with the columns needed{looked}",
                         expected="files of its own", remedy=remedy)  # fmt: skip
     name, config = task.hub
     location = f"{name}/{config or 'default'}"

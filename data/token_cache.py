@@ -150,7 +150,7 @@ def _open_entry(folder, read, build, cache_dir, overwrite):
             return read(_checked_meta(folder))
         except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
             damage = error
-            print(f"{folder}: this cache entry is damaged ({first_line(error)}): tokenising anew", flush=True)
+            print(f"{folder}: this cache entry is damaged ({first_line(error)}): tokenising again", flush=True)
     writable_cache(folder.parent, "--token_cache_dir" if cache_dir else None)
     if damage:
         _remove(folder)

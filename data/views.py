@@ -118,7 +118,7 @@ def as_text_task(pairs):
     """Prompts and answers as a `PairsTextTask`."""
     spellings = tuple((label.strip().lower(),) for label in pairs.labels) if pairs.labels else None
     if spellings and len(set(spellings)) < len(spellings):
-        raise UserError("labels differ in capital letters alone", location=pairs.source, remedy="rename one of them")
+        raise UserError("labels differ only in capital letters", location=pairs.source, remedy="rename one of them")
     return PairsTextTask(pairs.name, "{prompt}", ("answer",), spellings, pairs.labels, pairs.metrics, pairs=pairs,
                          rule=pairs.rule, max_length=None if pairs.labels else pairs.max_length)  # fmt: skip
 

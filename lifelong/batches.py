@@ -219,7 +219,7 @@ class SplitBatches(Callback):
         if not out_of_memory(error) or batches.pieces >= np.diff(batches.plan().bounds).max():
             return False
         batches.pieces *= 2
-        print(f"out of memory: every batch is taken in {batches.pieces} parts from now on", flush=True)
+        print(f"out of memory: every batch is split into {batches.pieces} parts from now on", flush=True)
         return True
 
 

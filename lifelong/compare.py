@@ -160,11 +160,11 @@ def join_seeds(method, other):
         differ = next(key for key in method.settings | other.settings
                       if method.settings.get(key) != other.settings.get(key))  # fmt: skip
         raise UserError(f"it was trained with another --{differ}", location=location,
-                        expected=f"a run that differs from {first} in its seed alone",
+                        expected=f"a run that differs from {first} only in its seed",
                         remedy="give it a name of its own: --runs NAME=DIR")  # fmt: skip
     if twice := {seed for seed in method.seeds if seed is not None} & set(other.seeds):
-        raise UserError(f"seed {min(twice)} is there twice", location=location,
-                        expected=f"another seed than in {', '.join(method.directories)}",
+        raise UserError(f"seed {min(twice)} is given twice", location=location,
+                        expected=f"a seed other than in {', '.join(method.directories)}",
                         remedy="name each run once, or give it a name of its own: --runs NAME=DIR")  # fmt: skip
     return method.joined(other)
 
@@ -238,7 +238,7 @@ def check_output(p, output):
         p.error(f"--output {output}: a directory; name the table's file, such as {Path(output) / 'lifelong.md'}")
     if Path(output).suffix.lower() == ".png":
         p.error(f"--output {output}: name the table's file, such as {Path(output).with_suffix('.md')}; "
-                "the pictures lie beside it")  # fmt: skip
+                "the pictures go next to it")  # fmt: skip
     if (picture := Path(output).with_suffix(".png")).is_dir():
         p.error(f"--output {output}: its picture would be {picture}, which is a directory; choose another name")
 
@@ -257,12 +257,12 @@ def main(argv=None):
         if twice := [other for known, other in locations[:number] if known == name]:
             p.error(f"{twice[0]} and {location} are both called {name}: give them names of your own, --runs NAME=DIR")
     if both := {name for name, _ in locations} & {name for name, _, _ in named}:
-        p.error(f"--runs {min(both)}: a directory is called so, too; choose another name")
+        p.error(f"--runs {min(both)}: a directory also has this name; choose another")
     check_output(p, args.output)
     methods, missing = read_methods(args.directories, [(name, location) for name, _, location in named])
     if not methods:
         raise UserError("none of them has been run", location=", ".join(map(str, args.directories)),
-                        expected="results of one at least",
+                        expected="results of at least one",
                         remedy=f"run them: {'; '.join(missing.values())}")  # fmt: skip
     same_tasks(methods)
     same_questions(methods)

@@ -152,7 +152,7 @@ def read_importance(path, importance):
     """
     trained = {name: p.shape for name, p in trainable(importance.model).items()}
     remedy = f"copy it again from where the sequence was trained, or remove {path.parent.parent} and train it anew"
-    expected = "what the tasks trained so far need to be held, written when the task before was finished"
+    expected = "the importances of the tasks trained so far, written when the previous task was finished"
     try:
         state = torch.load(path, "cpu", weights_only=True)
         fits = isinstance(state, dict) and state.get("mode") in (EWC, MAS) and all(

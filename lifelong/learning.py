@@ -105,7 +105,7 @@ def cut_into_parts(data, args):
     every, names = RowChain(data.values()), sequence.trained_names(args)
     if len(every) < len(names):
         raise UserError(f"there are {len(every)} samples", location=f"--unbound {args.unbound}",
-                        expected="at least one a part", remedy="take fewer parts")  # fmt: skip
+                        expected="at least one per part", remedy="use fewer parts")  # fmt: skip
     bounds = [len(every) * i // len(names) for i in range(len(names) + 1)]
     return {name: every[first:last] for name, first, last in zip(names, bounds, bounds[1:])}
 
@@ -136,8 +136,8 @@ def warn_of_long_tests(encoder, args):
         try:
             answers.check_fit(encoder, samples.load_task(task, args.data_dir, "test"))
         except answers.TooLong as error:
-            longer = f"train with a higher --max_len, or evaluate_lifelong.py --max_len {error.needed} evaluates it"
-            say(f"warning: {error.location}, to be evaluated: {error.found}, {error.expected};\n"
+            longer = f"train with a higher --max_len, or evaluate it with evaluate_lifelong.py --max_len {error.needed}"
+            say(f"warning: {error.location} cannot be evaluated as it is: {error.found}, {error.expected};\n"
                 f"  {longer if error.needed <= encoder.most else error.remedy}")  # fmt: skip
 
 
@@ -183,7 +183,7 @@ class Sequence:
         self.resume(list(stages))
         for number, (stage, names) in enumerate(stages.items()):
             if stage in self.progress.finished:
-                say(f"{stage}: trained already")
+                say(f"{stage}: already trained")
                 continue
             self.train_stage(number, stage, names)
 
@@ -400,7 +400,7 @@ def train_teacher(args, task, dtype):
     folder = sequence.model_directory(args) / "teachers" / f"{task}_{key}"
     if finished := sequence.Progress(folder, idist.get_world_size()).finished:
         sequence.check_models(folder, own, finished)
-        say(f"{task}: the teacher is there already: {folder / task}")
+        say(f"{task}: the teacher already exists: {folder / task}")
         return folder / task
     say(f"\nteacher of {task}: {folder}")
     check_answers(lifelong_model.encoder, data)

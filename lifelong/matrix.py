@@ -227,7 +227,7 @@ def read_summary(folder):
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = first_line(error) if isinstance(error, (OSError, ValueError)) else "it lacks some of its parts"
         raise UserError(f"it cannot be read: {why}", location=path,
-                        expected="what evaluate_lifelong.py wrote", remedy="evaluate again") from error  # fmt: skip
+                        expected="a file of evaluate_lifelong.py", remedy="evaluate again") from error  # fmt: skip
     return matrix
 
 
@@ -247,7 +247,7 @@ def read_single_tasks(folders, names, metric):
         (task, *others), kinds = results["tasks"], results["metrics"] or [None]
         if others or task not in scores or kinds[0] != metric[names.index(task)]:
             raise UserError(f"it is of {', '.join(results['tasks'])} by {kinds[0]}", location=location,
-                            expected=f"a sequence of one task alone, of {', '.join(names)}, by the same score",
+                            expected=f"a sequence of a single task, one of {', '.join(names)}, by the same score",
                             remedy="train the task by itself, and evaluate it: --tasks TASK")  # fmt: skip
         scores[task].append(results["mean"]["rows"][0][0])
     # Several of one task are its seeds.

@@ -155,7 +155,7 @@ def read(path, encoder, gen, task):
 
 
 def _row(line, location, encoder, gen, task):
-    remedy = "remove the file: it is drawn anew"
+    remedy = "remove the file: it will be drawn anew"
     try:
         ids = json.loads(line)["ids"]
     except (ValueError, KeyError, TypeError):

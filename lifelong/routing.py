@@ -32,7 +32,7 @@ def layout(tokens, tasks, method, own):
     names = [adapter_name(task) for task in tasks]
     if SHARED in names:
         raise UserError(f"the task {SHARED!r}", location="--tasks",
-                        expected="another name: this one stands for what is shared",
+                        expected="another name: this one is reserved for what tasks share",
                         remedy=f"call it {SHARED}_task, for example")  # fmt: skip
     return {SHARED: tokens} | {name: [] for name in names}, {SHARED: 0} | dict.fromkeys(names, method), False
 

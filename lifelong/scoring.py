@@ -46,7 +46,7 @@ class SequenceRun:
     def title(self):
         """The title of a plot: how the sequence was trained."""
         known = vars(self.flags).get
-        own = {None: "adapter", sequence.FRESH: "own adapters", sequence.PREVIOUS: "own adapters (copied on)"}
+        own = {None: "adapter", sequence.FRESH: "own adapters", sequence.PREVIOUS: "own adapters (copied forward)"}
         labels = [self.flags.seq_train_type, Path(self.flags.model_checkpoint).name]
         if name := sequence.method_name(self.flags):
             size = name.removeprefix("adapter_")
@@ -146,11 +146,11 @@ def read_splits(names, data_dir, split, limit=None, first=False):
     splits = {}
     for task in tasks.sequence(names):
         if task.gold and split == "train":
-            raise UserError(f"{task.name} is scored by {task.gold}, which is of its test split",
+            raise UserError(f"{task.name} is scored by {task.gold}, which belongs to its test split",
                             location="--test_training_set", remedy="leave the flag out, or the task")  # fmt: skip
         qas = samples.load_task(task, data_dir, split)
         if blank := sum(not any(map(str.strip, qa.answers)) for qa in qas):
-            print(f"{task.name}: {blank} of {len(qas)} questions have a blank true answer; no answer is right there")
+            print(f"{task.name}: {blank} of {len(qas)} questions have a blank true answer; no answer to them is right")
         gold = GOLD[task.kind](tasks.find_gold(data_dir, task)) if task.gold else None
         if gold and limit and len(gold) == len(qas):
             # The gold targets are in the order of the ids.
@@ -280,7 +280,7 @@ def score_inferred(folder, predictor, splits, config, trained, known):
                 own = answer_and_score(predictor, split, config, folder / f"qa_{name}_inferred.csv", tasks)
         inferred[name] = own[split.task.metric].value, right
         written[name] = dict(by=config.inference_name, inferred_rightly=right, **metrics.to_json(own))
-        told = "nothing tells the task" if right is None else f"{right:.1f} % of the tasks right"
+        told = "the tasks cannot be distinguished" if right is None else f"{right:.1f} % of the tasks right"
         print(f"{folder.name}, task inferred: {name}: {split.task.metric} {own[split.task.metric].value:.2f}, {told}",
               flush=True)  # fmt: skip
     return inferred, written

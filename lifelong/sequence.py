@@ -127,13 +127,13 @@ def check_names(parser, args, data=True):
     if not args.own_adapters:
         return
     if chosen is None or chosen["method"] == BARE:
-        parser.error("--own_adapters goes with --adapter_bottleneck N, the width of each, N from 1, or with --method")
+        parser.error("--own_adapters requires --adapter_bottleneck N, the width of each (1 or more), or --method")
     if reason := get_method(chosen["method"]).load_class().shared:
         parser.error(f"--own_adapters: not with {chosen['method']}: {reason}; choose another --method")
     if args.unbound:
-        parser.error("--own_adapters: the parts of --unbound are not tasks: no adapter belongs to a question")
+        parser.error("--own_adapters: the parts of --unbound are not tasks, so no adapter belongs to a question")
     if args.own_adapters == PREVIOUS and strategies.get_strategy(args).joint:
-        parser.error(f"--own_adapters {PREVIOUS}: {args.seq_train_type} trains all tasks at once, none comes first")
+        parser.error(f"--own_adapters {PREVIOUS}: {args.seq_train_type} trains all tasks at once, so none comes first")
 
 
 def choose_method(args):
@@ -307,7 +307,7 @@ def find_teacher(folder, task, only):
     if len(models) != 1:
         several = f"several teachers of {task}: {', '.join(map(str, models))}"
         if models:
-            remedy = f"put links to those that are to teach into a directory, each named as its task: {task}/"
+            remedy = f"link the right ones into a directory, each named after its task: {task}/"
         raise UserError(several if models else f"no teacher of {task}", location=location,
                         expected=f"one model: {task}/, {task}_<pct>_<seed>/{task}/ or {task}_<key>/{task}/",
                         remedy=remedy)  # fmt: skip

@@ -32,7 +32,7 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
     positions = max_length_of(model)
     if positions < student.positions:
         raise UserError(f"it has {positions} positions", location=f"the teacher {folder}",
-                        expected=f"at least {student.positions}, as long as samples may be here",
+                        expected=f"at least {student.positions}, the maximum length of a sample",
                         remedy=f"--max_len {positions}, or another teacher")  # fmt: skip
     known, ours = tokenizer.get_vocab(), gen_token(task, args.add_task_tokens)
     names = (ours, gen_token(task, True), gen_token(task, False))
@@ -96,7 +96,7 @@ def distilled(args, task, folder, dtype):
             texts = BackOff(32, "questions at once", say=say).run(work)
             samples.save(path, [replace(qa, answers=(text,)) for qa, text in zip(qas, texts)])
     texts = f"{counted(len(qas), 'text')} of the teacher"
-    say(f"{task.name}: {texts} {'there already: ' if there else 'in '}{path}")
+    say(f"{task.name}: {texts} {'already in ' if there else 'in '}{path}")
     return path
 
 

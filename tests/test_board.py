@@ -83,7 +83,7 @@ def test_a_library_that_cannot_be_started_is_one_message(trackers, tmp_path, mon
 
 
 def test_none_beside_another_is_refused():
-    with pytest.raises(UserError, match="none was named beside tensorboard"):
+    with pytest.raises(UserError, match="none was given together with tensorboard"):
         check_reporters(["tensorboard", "none"])
     check_reporters(["none"])
 

@@ -113,7 +113,7 @@ def test_what_does_not_go_together_is_refused(words, said, capsys, monkeypatch):
         (["--model_name_or_path", "minilm", "--data_dir", "x"], "nothing to do"),
         (["--model_name_or_path", "minilm", "--data_dir", "x", "--do_eval"], "--output_dir is needed"),
         (["--model_name_or_path", "m", "--data_dir", "x", "--output_dir", "o", "--do_eval", "--use_mt_uncertainty"],
-         "goes with --do_train"),
+         "requires --do_train"),
     ],
 )  # fmt: skip
 def test_what_is_needed_is_asked_for(words, said, capsys):

@@ -111,7 +111,7 @@ def test_a_backbone_that_has_changed_is_told(tmp_path):
         bert.load(tmp_path)
     config = json.loads(path.read_text()) | dict(base_model_fingerprint=None)
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="names no fingerprint"):
+    with pytest.raises(UserError, match="does not give the fingerprint"):
         bert.load(tmp_path)
 
 

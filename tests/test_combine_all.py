@@ -221,7 +221,7 @@ def test_a_result_that_answers_otherwise_is_refused_and_nothing_is_written(gpt2,
         with pytest.raises(SystemExit) as stopped:
             combine_all.main([*argv, *location])
         assert stopped.value.code == 2
-        assert "the combined model answers otherwise" in capsys.readouterr().err
+        assert "the combined model answers differently" in capsys.readouterr().err
     assert contents(vlm) == before and [p.name for p in tmp_path.iterdir()] == ["vlm"]
 
 
@@ -287,7 +287,7 @@ def test_self_copy_stays_with_its_own_tasks(gpt2, tmp_path, capsys):
     assert again.info.self_copy and torch.equal(*gates)
     assert same(answers(pointer, "mt"), answers(vlm, "mt"))
     for sources, said in (
-        ({"mt": pointer, "nlg": gpt2["nlg"]}, f"no other source, but there is --checkpoints nlg={gpt2['nlg']}"),
+        ({"mt": pointer, "nlg": gpt2["nlg"]}, f"no other source; --checkpoints nlg={gpt2['nlg']}"),
         ({"mt": pointer}, "trained with --self_copy for 'summarization' too"),
     ):
         with pytest.raises(SystemExit):
@@ -331,4 +331,4 @@ def test_the_scripts_run_as_a_user_runs_them(tmp_path):
                  env=without_java(), cwd=tmp_path)  # fmt: skip
     assert result.code == 0, result.err
     assert {"mt_output.txt", "nlg_output.txt"} <= {p.name for p in (tmp_path / "results" / "VLM").iterdir()}
-    refused(run_as_user("combine_all", argv, cwd=tmp_path), "something stands there already")
+    refused(run_as_user("combine_all", argv, cwd=tmp_path), "this path already exists")

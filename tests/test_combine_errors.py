@@ -129,9 +129,9 @@ def test_a_task_there_twice_and_a_place_that_is_taken_are_refused(gpt2, tmp_path
     (tmp_path / "file").write_text("mine")
     nlg, mt = f"nlg={gpt2['nlg']}", f"mt={gpt2['mt']}"
     for argv, *said in (
-        (["--into", vlm, "--checkpoints", mt], f"--checkpoints {mt}: task 'mt' is there twice", f"--into {vlm} has it"),
-        (["--output", vlm, "--checkpoints", nlg], "something stands there already", f"add to it: --into {vlm}"),
-        (["--output", tmp_path / "file", "--checkpoints", nlg], "something stands there already"),
+        (["--into", vlm, "--checkpoints", mt], f"--checkpoints {mt}: task 'mt' is given twice", f"--into {vlm} has it"),
+        (["--output", vlm, "--checkpoints", nlg], "this path already exists", f"add to it: --into {vlm}"),
+        (["--output", tmp_path / "file", "--checkpoints", nlg], "this path already exists"),
         (["--into", tmp_path / "none", "--checkpoints", nlg], f"--into {tmp_path / 'none'}: no such directory"),
         (["--into", vlm], "--checkpoints is needed"),
         (["--checkpoints", nlg], "--output is needed"),
@@ -169,7 +169,7 @@ def test_a_training_run_is_added_to_in_another_directory_as_the_remedy_says(gpt2
     (run / "checkpoints" / "kept").write_text("mine")
     (run / "run.json").write_text(json.dumps(dict(flags=dict(task="mt"))))
     before, argv = contents(run), ["--checkpoints", f"nlg={gpt2['nlg']}", *QUICK]
-    for flag, said in (("--output", "something stands there already"), ("--into", "it also holds checkpoints")):
+    for flag, said in (("--output", "this path already exists"), ("--into", "it also holds checkpoints")):
         with pytest.raises(SystemExit):
             combine_all.main([flag, str(run), *argv])
         error, remedy, out = capsys.readouterr().err, f"--into {run} --output VLM", tmp_path / flag

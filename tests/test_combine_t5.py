@@ -174,7 +174,7 @@ def test_a_result_that_answers_otherwise_is_refused(tmp_path, capsys, monkeypatc
 
     monkeypatch.setattr(run_combination, "copy_tensors", wrong)
     refused_here(capsys, lambda: combined(tmp_path / "out", runs),
-                 "the combined model answers otherwise: scores of rte", out=tmp_path / "out")  # fmt: skip
+                 "the combined model answers differently: scores of rte", out=tmp_path / "out")  # fmt: skip
 
 
 @pytest.mark.parametrize("share, refused", [(1e-5, False), (1e-3, True), (float("nan"), True)])
@@ -192,7 +192,7 @@ def test_scores_may_differ_by_a_share_of_the_largest_as_those_of_language_models
 def test_a_task_there_twice_and_a_vlm_that_is_none_are_refused(tmp_path, capsys):
     rte = trained(tmp_path / "rte", ["rte"])
     both, argv = combined(tmp_path / "both", {"rte": rte}), ["--checkpoints", f"rte={rte}", "--into"]
-    for into, *words in ((both, "task 'rte' is there twice", f"--into {both} has it"),
+    for into, *words in ((both, "task 'rte' is given twice", f"--into {both} has it"),
                          (tmp_path / "none", f"--into {tmp_path / 'none'}: no such directory")):  # fmt: skip
         refused_here(capsys, lambda into=into: combine_all.main([*argv, str(into)]), *words)
 

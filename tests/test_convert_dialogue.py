@@ -115,7 +115,7 @@ def test_personachat_names_the_record_of_a_bad_json_dialogue(tmp_path, dialogue,
 
 def test_personachat_says_which_flags_do_not_go_together(tmp_path):
     path = write(tmp_path / "a.json", '{"rest": []}')
-    assert "goes without --train" in error(tmp_path, "personachat", "--json", path, "--train", path)
+    assert "cannot be combined with --train" in error(tmp_path, "personachat", "--json", path, "--train", path)
     assert "no train, valid or test list" in error(tmp_path, "personachat", "--json", path)
     assert "no files were given" in error(tmp_path, "personachat")
     with pytest.raises(SystemExit):

@@ -216,7 +216,7 @@ def test_squad_says_when_nothing_can_be_held_out(tmp_path):
     assert "3 records are to be held out, and the training files have 3" in message
     for flags in (["--valid", path, "--train", path], ["--test", path]):
         message = error(tmp_path, "squad", *flags, "--valid_from_train", 1)
-        assert message.startswith("--valid_from_train: goes with --train and without --valid")
+        assert message.startswith("--valid_from_train: requires --train and cannot be combined with --valid")
 
 
 def squad_with(**changes):

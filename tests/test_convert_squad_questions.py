@@ -160,9 +160,9 @@ def test_squad_passes_through(tmp_path):
 
 
 @pytest.mark.parametrize(("changes", "found"), [
-    ({"answers": [{"text": "cat", "answer_start": 3}]}, "'cat' (str) does not stand at 3"),
-    ({"answers": [{"text": "cat", "answer_start": -8}]}, "does not stand at -8"),
-    ({"answers": [{"text": "cat", "answer_start": "2"}]}, "does not stand at '2'"),
+    ({"answers": [{"text": "cat", "answer_start": 3}]}, "'cat' (str) does not begin at 3"),
+    ({"answers": [{"text": "cat", "answer_start": -8}]}, "does not begin at -8"),
+    ({"answers": [{"text": "cat", "answer_start": "2"}]}, "does not begin at '2'"),
     ({"answers": [{"text": "", "answer_start": 2}]}, "an answer is blank"),
     ({"answers": [{"text": "cat"}, {"text": "A cat"}]}, "2 answers"),
     ({"answers": None}, "'answers' is None"),

@@ -143,11 +143,11 @@ def test_it_says_which_flags_do_not_go_together(tmp_path):
     argv = story_folders(tmp_path)
     path = write(tmp_path / "l", "abc\n")
     assert "--train_list/--valid_list/--test_list: no files" in error(tmp_path, *argv)
-    assert "goes without --stories" in error(tmp_path, *argv, "--train", path, "--train_list", path)
+    assert "cannot be combined with --stories" in error(tmp_path, *argv, "--train", path, "--train_list", path)
     assert "--train_list: needs --stories" in error(tmp_path, "cnn_dailymail", "--train_list", path)
     assert "is not a folder" in error(tmp_path, "cnn_dailymail", "--stories", path, "--train_list", path)
     flags = ("--train_list", path, "--valid_list", path, "--valid_from_train", 1)
-    assert "goes with --train_list and without --valid_list" in error(tmp_path, *argv, *flags)
+    assert "requires --train_list and cannot be combined with --valid_list" in error(tmp_path, *argv, *flags)
 
 
 def test_the_layout_of_the_real_story_files(tmp_path, shared_data):

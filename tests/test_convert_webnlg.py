@@ -134,7 +134,7 @@ def test_files_that_hold_the_same_entry_are_refused_as_one_split(tmp_path):
     write(tmp_path / "test" / "b_unseen.xml", xml_text(entry(TRIPLES[1:], ["New."]), entry(TRIPLES[::-1], ["Two."])))
     message = error(tmp_path, "webnlg", "--test", whole.parent)
     assert "b_unseen.xml:" in message
-    assert f"an entry that {whole} holds, too" in message
+    assert f"an entry that {whole} also holds" in message
     assert "testdata_with_lex.xml" in message
     got, _ = run(tmp_path, "webnlg", "--test", whole, "--valid", whole)
     assert sizes(got) == {"valid": 2, "test": 2}

@@ -104,7 +104,7 @@ def test_an_upload_that_fails_says_where_the_run_is(api, tmp_path, monkeypatch):
     monkeypatch.setattr(api, "broken", "upload")
     with pytest.raises(UserError, match="hf upload me/model") as error:
         versatile.train(dict(TRAINED["train"], output_dir=tmp_path / "run", push_to_hub="me/model"))
-    assert f"the run is whole in {tmp_path / 'run'}" in str(error.value)
+    assert f"the run is complete in {tmp_path / 'run'}" in str(error.value)
     assert versatile.load(tmp_path / "run").tasks
 
 

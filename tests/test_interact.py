@@ -230,7 +230,7 @@ def test_answers_join_the_history_and_a_long_one_is_cut_once_said(vlm, tmp_path)
     assert "<question> how long?" in shown[1] and f"<answer> {escape_controls(out[1])}" in shown[1]
     assert "how long?" not in shown[2] and "<question> and then?" in shown[2]
     assert f"<answer> {escape_controls(out[2])}" in shown[2]
-    assert err.count("of the conversation the last 3 turns are given, as in training (/show") == 1
+    assert err.count("only the last 3 turns of the conversation are given, as in training (/show") == 1
 
 
 def test_each_task_keeps_its_own_conversation(vlm, tmp_path):
@@ -276,7 +276,7 @@ def test_a_person_asks_changes_settings_and_leaves(vlm, tmp_path):
         assert t.ask("/set no_sample off") == "no_sample False"
         assert "cut to 128" in t.ask("/set max_length 1000")
         assert "* mt " in t.ask("/tasks") and "/quit" in t.ask("/help")
-        assert "task 'poem' is not held; expected: one of mt, nlg" in t.ask("/task poem")
+        assert "the model holds no task 'poem'; expected: one of mt, nlg" in t.ask("/task poem")
         assert "name[The Vaults]" in t.ask("/task nlg")
         assert "no slot in 'A man'" in t.ask("A man", r"\nnlg> ")
         t.type("\x04")

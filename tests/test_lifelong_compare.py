@@ -110,7 +110,7 @@ def test_directories_that_differ_in_their_seed_alone_are_one_method(tmp_path, ca
     # The same seed twice does not count as a second one.
     with pytest.raises(SystemExit) as stopped:
         compare.main([str(er[0]), str(recorded(tmp_path / "again", 1, list(first), flags)), "--output", str(output)])
-    assert stopped.value.code == 2 and "seed 1 is there twice" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "seed 1 is given twice" in capsys.readouterr().err
 
 
 def test_directories_of_one_name_are_seeds_of_it_if_their_settings_are_one(tmp_path, capsys):

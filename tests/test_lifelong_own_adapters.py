@@ -380,8 +380,8 @@ def test_a_task_is_kept_whose_adapter_is_its_own(tmp_path):
 @pytest.mark.parametrize(
     "more, fragment",
     [
-        (("--own_adapters",), "goes with --adapter_bottleneck N"),
-        (("--own_adapters", "--adapter_bottleneck", "0"), "goes with --adapter_bottleneck N"),
+        (("--own_adapters",), "requires --adapter_bottleneck N"),
+        (("--own_adapters", "--adapter_bottleneck", "0"), "requires --adapter_bottleneck N"),
         ((*OWN, "--unbound", "2"), "no adapter belongs to a question"),
         ((*OWN, "previous", "--seq_train_type", "multitask"), "none comes first"),
         ((*OWN, "all"), "invalid choice: 'all'"),

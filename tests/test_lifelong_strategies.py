@@ -55,7 +55,7 @@ def test_a_new_strategy_is_one_file(tmp_path, monkeypatch):
         assert str(sequence.directory(args)).startswith("m/gpt2/keep_all/ag_sst_seed_42")
         found["keep_all"].check(args)
         args.seq_train_type = "finetune"
-        with pytest.raises(UserError, match="--sorted_memory goes with --seq_train_type keep_all"):
+        with pytest.raises(UserError, match="--sorted_memory requires --seq_train_type keep_all"):
             STRATEGIES["finetune"].check(args)
     finally:
         sys.modules.pop("versatile.lifelong.strategies.keep_all", None)
@@ -70,16 +70,16 @@ def test_a_strategys_modules_are_read_without_torch():
 
 
 @pytest.mark.parametrize("more, found", [
-    (("--seq_train_type", "gem", "--real_sample"), "--real_sample goes with --seq_train_type lll"),
-    (("--memory_size", 5), "--memory_size goes with --seq_train_type agem or er"),
-    (("--lwf_lambda", 2), "--lwf_lambda goes with --seq_train_type lwf"),
-    (("--normalize_importance",), "--normalize_importance goes with --seq_train_type ewc or mas"),
-    (("--seq_train_type", "lwf", "--distil"), "--distil: does not go with --seq_train_type lwf: the model before is"),
-    (("--seq_train_type", "derpp", "--distil"), "--distil: does not go with --seq_train_type derpp"),
-    (("--seq_train_type", "lwf", "--method", "lora", "--own_adapters"), "--own_adapters: does not go with"),
-    (("--seq_train_type", "olora", "--adapter_bottleneck", 4), "olora: does not go with the method bottleneck"),
+    (("--seq_train_type", "gem", "--real_sample"), "--real_sample requires --seq_train_type lll"),
+    (("--memory_size", 5), "--memory_size requires --seq_train_type agem or er"),
+    (("--lwf_lambda", 2), "--lwf_lambda requires --seq_train_type lwf"),
+    (("--normalize_importance",), "--normalize_importance requires --seq_train_type ewc or mas"),
+    (("--seq_train_type", "lwf", "--distil"), "cannot be combined with --seq_train_type lwf: the previous model is"),
+    (("--seq_train_type", "derpp", "--distil"), "--distil: cannot be combined with --seq_train_type derpp"),
+    (("--seq_train_type", "lwf", "--method", "lora", "--own_adapters"), "--own_adapters: cannot be combined with"),
+    (("--seq_train_type", "olora", "--adapter_bottleneck", 4), "olora: cannot be combined with the method bottleneck"),
     (("--seq_train_type", "er", "--replay", "epoch", "--memory_batch_size", 3), "has no effect with --replay epoch"),
-    (("--upsample_data",), "--upsample_data goes with --seq_train_type multitask or multilm"),
+    (("--upsample_data",), "--upsample_data requires --seq_train_type multitask or multilm"),
     (("--seq_train_type", "multilm", "--unbound", 2), "--unbound: multilm trains all tasks at once"),
     (("--seq_train_type", "multitask", "--dynamic_epochs"), "--dynamic_epochs: multitask trains all tasks at once"),
     (("--seq_train_type", "multitask", "--upsample_data", "1_2_3"), "3 numbers for 2 tasks"),

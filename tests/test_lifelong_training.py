@@ -89,7 +89,7 @@ def test_when_memory_runs_out_batches_are_taken_in_parts_and_nothing_changes(mod
     whole.fit()
     parts = trainer(tmp_path / "parts", mode, dropout=0, most=4)
     parts.fit()
-    assert "every batch is taken in 2 parts from now on" in capsys.readouterr().out
+    assert "every batch is split into 2 parts from now on" in capsys.readouterr().out
     assert parts.batches.pieces > 1 and max(parts.asked) > 4
     for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters()):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3, msg=lambda text, name=name: f"{name}: {text}")

@@ -23,9 +23,9 @@ METHODS = {"full": (), "bottleneck": ("--adapter_bottleneck", 2), "lora": ("--me
            "prompt": ("--method", "prompt", "--prompt_length", 2)}  # fmt: skip
 # Why a strategy does not work with a method, in its own words.
 REFUSED = {
-    ("isolated", "full"): "does not go with training the whole model: there is nothing of a task's own",
+    ("isolated", "full"): "cannot be combined with training the whole model: no parameters belong to a single task",
     **dict.fromkeys([("olora", method) for method in METHODS if method != "lora"], "those of LoRA's matrices"),
-    **dict.fromkeys([("progprompt", method) for method in ("full", "bottleneck", "lora")], "a prompt per task"),
+    **dict.fromkeys([("progprompt", method) for method in ("full", "bottleneck", "lora")], "one prompt per task"),
 }
 # Flags that make a strategy take effect in a run of a few steps.
 FLAGS = {"ewc": ("--reg_lambda", 1000), "mas": ("--reg_lambda", 1e8), "lll": ("--real_sample",),

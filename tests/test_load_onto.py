@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     refused(model, tokenizer, with_config(mask_other_tasks=False), "cannot join")
     refused(model, tokenizer, with_config(self_copy=True), "cannot join")
     clash = [dict(name="mt", markers=["<bos_mt>", "<eos_mt>", "<name>", "<target_mt>"])]
-    refused(model, tokenizer, with_config(tasks=clash), "'<name>' of 'mt' is a token already")
+    refused(model, tokenizer, with_config(tasks=clash), "'<name>' of 'mt' is already a token")
     with_config()
     idle = {k: torch.zeros_like(t) if ".up." in k else t for k, t in weights.items()}
     short = {k: t for k, t in weights.items() if k != "blocks.1.mt.up.bias"}

@@ -146,7 +146,7 @@ def test_what_does_not_merge_is_one_message(tmp_path, capsys):
     two, merge = [f"nlg={lora}", f"nlg={lora}"], ["--merge", "ties"]
     for argv, *words in (
         ([*merge, "--checkpoints", f"nlg={lora}", f"nlg={wide}"], "lora_rank 2", "lora_rank 8"),
-        ([*merge, "--checkpoints", f"nlg={lora}", f"nlg={narrow}"], "bottleneck", "merge adapters of one method"),
+        ([*merge, "--checkpoints", f"nlg={lora}", f"nlg={narrow}"], "bottleneck", "merge adapters of the same method"),
         ([*merge, "--checkpoints", f"nlg={lora}", f"nlg={llama}"], "model_type is llama", "gpt2"),
         ([*merge, "--checkpoints", f"nlg={rows}", f"nlg={rows}"], "there is no adapter to merge"),
         ([*merge, "--checkpoints", f"nlg={lora}"], "--merge takes two checkpoints or more"),
@@ -156,7 +156,7 @@ def test_what_does_not_merge_is_one_message(tmp_path, capsys):
         (["--merge", "linear", "--checkpoints", *two, "--density", "0.5"], "--density has no effect with"),
         (["--merge", "linear", "--checkpoints", *two, "--weights", "1", "-1"], "add up to 0"),
         (["--checkpoints", *two], "task 'nlg' is named twice"),
-        (["--checkpoints", f"nlg={lora}", "--weights", "1"], "--weights goes with --merge"),
+        (["--checkpoints", f"nlg={lora}", "--weights", "1"], "--weights requires --merge"),
     ):
         start = functools.partial(combine_all.main, ["--output", str(out), *map(str, argv)])
         refused_here(capsys, start, *words, out=out)

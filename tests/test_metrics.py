@@ -426,7 +426,7 @@ def test_a_metric_says_what_it_cannot_see(caplog):
     assert all(score.signature.endswith("|unseen:2") for score in scores.values())
     # The 3 is all that it sees of the Greek text, and it sees nothing of the Chinese one.
     assert scores["rouge1"].value == pytest.approx(2 / 3)
-    assert "says little of 2 of 3 examples" in caplog.text
+    assert "says little about 2 of 3 examples" in caplog.text
     caplog.clear()
     assert metrics.bleu(greek, [greek]).signature.endswith("unseen:1") is False
     assert not caplog.text

@@ -144,7 +144,7 @@ def test_what_peft_could_not_give_the_same_logits_for_is_refused(tmp_path, capsy
     refused(capsys, ["export", tmp_path / "none", out], "no such directory", out=out)
     out.mkdir()
     (out / "mine").touch()
-    refused(capsys, ["export", bottleneck, out, "--task", "mt"], "something stands there already")
+    refused(capsys, ["export", bottleneck, out, "--task", "mt"], "this path already exists")
     assert [p.name for p in out.iterdir()] == ["mine"]
 
 

@@ -117,7 +117,7 @@ def test_what_a_rounded_backbone_is_not_for_is_one_message(files, tmp_path, caps
     for script, argv, word in (
         (train, [*common, "--load_in_4bit"], "--load_in_4bit: this run trains the backbone itself"),
         (train_vlm, [*vlm, "--unfreeze_backbone"], "--load_in_8bit: this run trains the backbone itself"),
-        (train_vlm, [*vlm, "--random_init"], "random weights are trained, not rounded"),
+        (train_vlm, [*vlm, "--random_init"], "random weights must be trained"),
         (train, [*common, "--load_in_4bit", "--load_in_8bit"], "not allowed with"),
     ):
         with pytest.raises(SystemExit) as stopped:

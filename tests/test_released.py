@@ -298,7 +298,7 @@ def test_a_conversion_that_cannot_be_is_one_clear_error_and_leaves_nothing(tmp_p
         released.convert(tmp_path, tmp_path / "ours")
     with pytest.raises(UserError, match=r"nope: no such directory \(.* holds: released\)"):
         released.convert(tmp_path / "nope", tmp_path / "ours")
-    with pytest.raises(UserError, match="something stands there"):
+    with pytest.raises(UserError, match="this path already exists"):
         released.convert(source, source, "nlg")
     weights = source / "pytorch_model.bin"
     weights.write_bytes(weights.read_bytes()[:4000])

@@ -325,7 +325,7 @@ def test_killed_in_the_middle_and_gone_on_equals_never_stopped(more, teacher, tm
     with open(partial, "ab") as file:
         file.write(b'{"batch": 17, "inp')
     out = distilled(argv)
-    assert "going on: " in out
+    assert "continuing: " in out
     assert beside(data).read_bytes() == (tmp_path / "whole.json").read_bytes()
     assert not partial.exists()
 
@@ -395,7 +395,7 @@ def test_killed_between_writing_the_output_and_removing_the_partial_file_ends_we
     for output, left in ((b"{}", kept), (finished, kept[: kept.rindex(b"{")])):
         beside(data).write_bytes(output)
         partial.write_bytes(left)
-        refused(here("sentence_distiller", argv), beside(data), "is there already", "--overwrite")
+        refused(here("sentence_distiller", argv), beside(data), "already exists", "--overwrite")
         assert partial.read_bytes() == left and beside(data).read_bytes() == output
 
 
@@ -417,7 +417,7 @@ def test_a_full_disk_is_one_clear_error_and_what_was_written_is_gone_on_with(
     assert stop.value.code == 2
     assert f"{partial}: cannot write: the disk is full" in capsys.readouterr().err
     assert not beside(data).exists()
-    assert "going on: 6 outputs" in distilled(argv)
+    assert "continuing: 6 outputs" in distilled(argv)
 
 
 # --- bad input ---------------------------------------------------------------------------------------------

@@ -101,8 +101,8 @@ def test_in_half_precision_the_loss_falls(data, tmp_path):
 
 @pytest.mark.parametrize("more, words", [
     ([], "--fsdp: there is one process"),
-    (["--compile"], "--fsdp: does not go with --compile"),
-    (["--load_in_4bit"], "--fsdp: does not go with --load_in_4bit"),
+    (["--compile"], "--fsdp: cannot be combined with --compile"),
+    (["--load_in_4bit"], "--fsdp: cannot be combined with --load_in_4bit"),
 ])  # fmt: skip
 def test_what_cannot_be_sharded_is_one_message(more, words, data, tmp_path):
     result = run("train", flags_of("lora", data, tmp_path / "run", 1, "--fsdp", *more), tmp_path / "log")

@@ -78,7 +78,7 @@ def test_an_overwritten_run_leaves_nothing_behind(finished, tmp_path):
 def test_only_a_run_of_train_t5_is_removed(tmp_path, content):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(content)
-    with pytest.raises(UserError, match="something else than a run of train_t5"):
+    with pytest.raises(UserError, match="something other than a run of train_t5"):
         check_directory(parsed(tmp_path, "--overwrite_output_dir"), "train_t5.py")
     assert (tmp_path / "run" / "run.json").read_text() == content
 

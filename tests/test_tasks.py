@@ -79,7 +79,7 @@ def test_a_command_line_takes_any_name_and_keeps_the_systems_own(kind, kept):
 
 
 def test_a_task_without_the_form_that_is_needed_says_so():
-    with pytest.raises(UserError, match=r"'nlg' does not go as sentences with a class.*: it has no list of classes"):
+    with pytest.raises(UserError, match=r"'nlg' cannot be used as sentences with a class.*: it has no list of classes"):
         glue.get_task("nlg")
 
 

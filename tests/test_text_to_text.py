@@ -399,7 +399,7 @@ def test_without_the_hub_the_user_is_told_which_files_would_do(tmp_path, monkeyp
         assert "the hub cannot be reached" in error.value.found
         assert error.value.location == "google-research-datasets/paws/labeled_final"
         assert "{train,validation,test}.{json,jsonl,csv,tsv}" in error.value.remedy
-    assert f"{tmp_path} holds nothing of paws" in error.value.found
+    assert f"{tmp_path} holds no data of paws" in error.value.found
     with pytest.raises(UserError, match="sick is not on the hub"):
         t2t.load("sick", "train")
 

@@ -319,7 +319,7 @@ def test_a_trained_model_is_trained_on_and_its_directory_written_anew(whole, tmp
     assert (out / "notes.txt").read_text() == "mine" and len(list((out / "checkpoints").iterdir())) == 1
     own = [*argv, "--overwrite_output_dir"]
     own[1] = out
-    refused(run(SCRIPT, own, tmp_path), "lies in the run that --overwrite_output_dir would remove")
+    refused(run(SCRIPT, own, tmp_path), "is inside the run that --overwrite_output_dir would remove")
 
 
 # --- what is refused
@@ -381,7 +381,7 @@ def test_tasks_without_a_test_file_are_trained_and_not_predicted(bert, tmp_path,
     result = run(SCRIPT, [*argv, "--data_dir", data], tmp_path / "log")
     assert result.code == 0, result.err
     assert "no test.tsv of mrpc: not predicted" in result.out and "the first 16 rows" in result.out
-    assert "not among them: MNLI-m.tsv, RTE.tsv" in result.out and "train cola: 16 rows of 120" in result.out
+    assert "missing: MNLI-m.tsv, RTE.tsv" in result.out and "train cola: 16 rows of 120" in result.out
     assert [p.name for p in (out / "submission").iterdir()] == ["CoLA.tsv"] and metrics(out)["steps"] == 1
 
 

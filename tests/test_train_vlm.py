@@ -390,7 +390,7 @@ def test_tasks_whose_own_place_is_empty_are_evaluated_on_what_they_were_trained_
     argv = ["--model_checkpoint", model, "--no_sample", "--fp32", "--max_length", 4, "--output_dir", tmp_path / "out"]
     result = run("evaluate_vlm", argv, tmp_path / "log", cwd=tmp_path, env=scripts.without_java())
     assert result.code == 0, result.err
-    assert f"what it was trained on, {files['nlg']}" in result.out and "mt: left out, " in result.out
+    assert f"using the data it was trained on, {files['nlg']}" in result.out and "mt: left out, " in result.out
     assert {p.name.split("_")[0] for p in (tmp_path / "out").iterdir()} == {"nlg", "qa"}
 
 

@@ -200,7 +200,7 @@ def test_lists_and_objects_of_a_config_file(tmp_path):
     [
         ("c.json", "{", ["c.json: not valid json"]),
         ("c.json", "[1]", ["c.json: [1] (list) is not a json object"]),
-        ("c.json", '{"seed": 1, "seed": 2}', ["c.json", "the key", "stands twice"]),
+        ("c.json", '{"seed": 1, "seed": 2}', ["c.json", "the key", "appears twice"]),
         ("c.json", {"learning_rat": 1}, ["c.json: learning_rat: there is no such flag", "did you mean learning_rate?"]),
         ("c.json", {"version": True}, ["c.json: version: there is no such flag"]),
         ("c.json", {"lr": "fast"}, ["c.json: lr: 'fast'", "expected: a number above 0"]),
@@ -211,7 +211,7 @@ def test_lists_and_objects_of_a_config_file(tmp_path):
         ("c.json", {"lm_coef": 2.0}, ["c.json: lm_coef: the original never read it"]),
         ("c.yaml", "task: nlg\n\nlr: fast\n", ["c.yaml:3: lr: 'fast'", "expected: a number above 0"]),
         ("c.yaml", "task: nlg\nlrr: 1\n", ["c.yaml:2: lrr: there is no such flag", "did you mean lr?"]),
-        ("c.yaml", "task: nlg\ntask: mt\n", ["c.yaml:2: the key task stands twice"]),
+        ("c.yaml", "task: nlg\ntask: mt\n", ["c.yaml:2: the key task appears twice"]),
         ("c.yaml", "task: nlg\n  lr: [1\n", ["c.yaml:2", "not valid yaml"]),
         ("c.yml", "- task\n", ["c.yml:1: not a yaml mapping"]),
     ],

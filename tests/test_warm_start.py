@@ -126,10 +126,10 @@ def test_a_directory_of_an_older_version_is_a_start(files, tmp_path):
 def test_what_does_not_fit_is_one_message(lora, files, tmp_path, capsys):
     out = tmp_path / "out"
     for more, options, *words in (
-        (["--method", "lora"], dict(model="tiny-llama"), "trained beside tiny-gpt2", "the backbone of this run"),
+        (["--method", "lora"], dict(model="tiny-llama"), "trained on tiny-gpt2", "the backbone of this run"),
         (["--method", "lora", "--lora_rank", "3"], {}, "lora_rank 8", "lora_rank 3"),
         (["--adapter_bottleneck", "4"], {}, "was trained with lora", "bottleneck"),
-        ([], {}, "it holds adapters beside a frozen backbone"),
+        ([], {}, "it holds adapters on a frozen backbone"),
     ):
         start = functools.partial(run_train, files, out, *more, "--init_from", lora, **options)
         refused_here(capsys, start, *words, out=out)

@@ -22,7 +22,7 @@ PROJECT = "versatile"
 def check_reporters(names):
     """Raise a `UserError` if --report_to names a library that is not installed, or "none" together with another."""
     if "none" in names and len(set(names)) > 1:
-        raise UserError(f"none was named beside {' '.join(name for name in names if name != 'none')}",
+        raise UserError(f"none was given together with {' '.join(name for name in names if name != 'none')}",
                         location="--report_to", remedy="leave one of them out")  # fmt: skip
     for name in names:
         if name in ("wandb", "trackio") and name not in sys.modules and importlib.util.find_spec(name) is None:

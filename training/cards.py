@@ -104,7 +104,7 @@ def _scores(metrics):
     if metrics.get("valid_nll") is not None and "tasks" not in metrics:
         rows += [("valid NLL", f"{metrics['valid_nll']:.4g}"), ("valid PPL", f"{metrics['valid_ppl']:.4g}")]
     table = "\n".join(["| | |", "|---|---:|", *(f"| {name} | {value} |" for name, value in rows)])
-    return f"## What came out\n\n{table}" if rows else ""
+    return f"## Results\n\n{table}" if rows else ""
 
 
 def _dict(value):
@@ -178,7 +178,7 @@ def _origin(record):
     """The command and library versions that produced it."""
     versions = ", ".join(f"{name} {version}" for name, version in _dict(record.get("versions")).items() if version)
     # Combined and merged models were not trained, so nothing was measured.
-    measured = "" if "sources" in record else ", what was measured in `metrics.json`"
-    lines = ["## Where it comes from", f"```console\n{record.get('command')}\n```",
+    measured = "" if "sources" in record else ", the measurements in `metrics.json`"
+    lines = ["## Provenance", f"```console\n{record.get('command')}\n```",
              f"All flags, the seed and the commit are in `run.json`{measured}."]  # fmt: skip
     return "\n\n".join([*lines, versions] if versions else lines)

@@ -133,7 +133,7 @@ def check(p, args):
         p.error("--model_name_or_path is needed")
     take_definitions(args)
     if not args.data_dir and not set(args.tasks or TASKS) <= own_names(args):
-        p.error("--data_dir is needed; --download says where GLUE is to be had")
+        p.error("--data_dir is needed; --download says where to get GLUE")
     if not (args.do_train or args.do_eval or args.do_predict):
         p.error("nothing to do: give --do_train, --do_eval or --do_predict")
     if not args.do_train:
@@ -141,7 +141,7 @@ def check(p, args):
         if not args.output_dir:
             p.error("--output_dir is needed: it says where the results go")
         if args.push_to_hub:
-            p.error("--push_to_hub uploads what is trained: it goes with --do_train")
+            p.error("--push_to_hub uploads the trained model: it requires --do_train")
     args.max_steps = max(args.max_steps, -1)
     if not 0 < args.percent_of_max_data_size < math.inf:
         p.error("--percent_of_max_data_size: expected a number above 0 (from 1 on: all of the data)")
@@ -171,7 +171,7 @@ def take_definitions(args):
 def _only_training(p, args):
     for flag in ("evaluate_during_training", "freeze_encoder_layers", "use_mt_uncertainty", "uniform_mt_sampling"):
         if getattr(args, flag):
-            p.error(f"--{flag} goes with --do_train")
+            p.error(f"--{flag} requires --do_train")
 
 
 def _check_tasks(p, args):
@@ -204,7 +204,7 @@ def _check_method(p, args):
     if args.form is None and name != "conditional":
         args.form = "plain"
     if args.form is not None and args.form not in forms:
-        p.error(f"--method {name} goes with --form {' or '.join(forms)}")
+        p.error(f"--method {name} requires --form {' or '.join(forms)}")
     if chosen and args.freeze_encoder_layers:
         p.error(f"--freeze_encoder_layers has no effect with --method {name}: the whole BERT is frozen")
 

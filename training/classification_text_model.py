@@ -154,7 +154,7 @@ class SentenceClassifier(TextModel):
         for name in names:
             with task_data(args, typed, self.directory, name) as folder:
                 if folder is None and not glue.get_task(name).pairs:
-                    raise UserError("nothing says where the data lie", location="--dataset_path",
+                    raise UserError("no data folder was named", location="--dataset_path",
                                     expected="GLUE in the official script's folders")  # fmt: skip
                 guests = glue_files.guests_with_files([name], folder, split) if args.task == "all" else []
                 splits += [PairSplit(glue.get_task(task), load_split(

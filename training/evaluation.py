@@ -310,7 +310,7 @@ def data_of(named, own, flag="--dataset_path DIR"):
         what = flag.removesuffix("DIR") if named else "the data that the model was trained on, "
         raise UserError("no such folder", location=f"{what}{folder}",
                         expected="GLUE's official folders, or a folder of local files",
-                        remedy=f"say where they lie: {flag}")  # fmt: skip
+                        remedy=f"name the folder: {flag}")  # fmt: skip
     return folder
 
 

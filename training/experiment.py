@@ -122,8 +122,8 @@ def need_stored_paths(stored, typed_flags, file):
                 continue
             if isinstance(path, str) and os.path.isabs(path) and not os.path.exists(path):
                 task = f"{task}=" if task else ""
-                raise UserError(f"it was started with --{flag} {task}{path}, where nothing lies now", location=file,
-                                remedy=f"put it back, or name where it lies now: --{flag} {task}PATH")  # fmt: skip
+                raise UserError(f"it was started with --{flag} {task}{path}, which no longer exists", location=file,
+                                remedy=f"put it back, or name its new location: --{flag} {task}PATH")  # fmt: skip
 
 
 def refuse_foreign(stored, script, directory):
@@ -167,7 +167,7 @@ def begin(args, run):
         raise UserError(
             "this is a trained model, not a bare backbone", location=f"--model_checkpoint {args.model_checkpoint}",
             remedy=f"to resume it: {screen.shell_words('--resume', args.model_checkpoint)}; with other data: name "
-                   f"its backbone, and beside it {screen.shell_words('--init_from', args.model_checkpoint)}",
+                   f"its backbone, and add {screen.shell_words('--init_from', args.model_checkpoint)}",
         )  # fmt: skip
     prepare_push(args)
     return dtype
@@ -222,9 +222,9 @@ def check_sharding(args):
     """Raise a `UserError` if --fsdp cannot be used."""
     for flag in ("compile", "self_copy", "load_in_4bit", "load_in_8bit", "fp16"):
         if getattr(args, flag, False):
-            raise UserError(f"does not go with --{flag}", location="--fsdp", remedy="leave one of the two out")
+            raise UserError(f"cannot be combined with --{flag}", location="--fsdp", remedy="leave one of the two out")
     if idist.get_world_size() == 1:
-        raise UserError("there is one process", location="--fsdp", expected="several, to share the model out over",
+        raise UserError("there is one process", location="--fsdp", expected="several, to shard the model over",
                         remedy="torchrun --nproc_per_node N …")  # fmt: skip
 
 

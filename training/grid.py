@@ -60,7 +60,7 @@ def methods_by_regimes():
     def cell(why):
         return FITS if why is None else f"({reasons.setdefault(why, len(reasons) + 1)})"
 
-    whole = "all weights are the task's: there is nothing beside a backbone to combine"
+    whole = "all weights are the task's: there is no separate adapter to combine"
     decoder = next(backbone for backbone in families() if backbone.head == "lm" and not backbone.encoder_decoder)
     for method in [FULL, *sorted(all_methods(), key=lambda name: (name != BARE, name))]:
         if refusal(method, decoder) is not None:

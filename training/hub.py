@@ -56,7 +56,7 @@ def push(directory, name):
     path = Path(directory) / "metrics.json"
     metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     write_model_card(directory, stored_record(directory), metrics, hub_name=name)
-    remedy = f"the run is whole in {directory}; upload it later: {_by_hand(name, directory)}"
+    remedy = f"the run is complete in {directory}; upload it later: {_by_hand(name, directory)}"
     _ask(f"--push_to_hub {name}", remedy,
          lambda api: api.upload_folder(repo_id=name, folder_path=str(directory), ignore_patterns=IGNORED,
                                        commit_message=f"Upload {Path(directory).name}"))  # fmt: skip

@@ -31,12 +31,12 @@ def check_output_directory(directory, script, overwrite=None, needed=()):
         Run.refuse_taken(folder, can_overwrite=overwrite is not None)
     if str(stored_record(folder).get("command", "")).split()[:1] != [script]:
         raise UserError(
-            f"this directory holds something else than a run of {script}, which --overwrite_output_dir would remove",
+            f"this directory holds something other than a run of {script}, which --overwrite_output_dir would remove",
             location=f"--output_dir {directory}", remedy="name another directory, or remove it by hand",
         )  # fmt: skip
     for location, path in needed:
         if path and Path(path).exists() and Path(path).resolve().is_relative_to(folder.resolve()):
-            raise UserError(f"{path} lies in the run that --overwrite_output_dir would remove", location=location,
+            raise UserError(f"{path} is inside the run that --overwrite_output_dir would remove", location=location,
                             remedy="name another --output_dir")  # fmt: skip
 
 

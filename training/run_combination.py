@@ -96,7 +96,7 @@ class Combination:
 
     def not_adapters(self, flag, what):
         return UserError(f"this is a {what}: a task cannot be taken out of it", location=flag,
-                         expected=f"adapters beside a frozen {self.backbone}",
+                         expected=f"adapters on a frozen {self.backbone}",
                          remedy="train it with --method bottleneck")  # fmt: skip
 
     def by_directory(self):
@@ -123,8 +123,8 @@ class Combination:
                     expected, earlier = known.setdefault(what, (value, flag))
                     if value != expected:
                         raise UserError(f"its {what} is {value}", location=flag,
-                                        expected=f"{expected}, as of {earlier}",
-                                        remedy="combine tasks that were trained alike, beside the same frozen "
+                                        expected=f"{expected}, as in {earlier}",
+                                        remedy="combine tasks that were trained alike, on the same frozen "
                                         + self.backbone)  # fmt: skip
                 methods[task] = self.method(model, task)
                 states[task] = {name: state for name, method in model.added.items()
@@ -189,8 +189,8 @@ class Combination:
                 gap, equal = proof["max_abs_difference"], proof.get("outputs_equal", proof["examples"])
                 outputs = f", {equal} of {proof['examples']} outputs are equal" if "outputs_equal" in proof else ""
                 if not share <= LARGEST_SHARE or equal < proof["examples"]:
-                    raise UserError(f"the combined model answers otherwise: scores of {task} differ by up to {gap:.3g}"
-                                    + outputs, location=self.typed[task],
+                    raise UserError(f"the combined model answers differently: scores of {task} differ by up to "
+                                    f"{gap:.3g}" + outputs, location=self.typed[task],
                                     expected=f"the scores and outputs of {source}",
                                     remedy="nothing was written; report this")  # fmt: skip
                 proofs[task] = dict(data=folder, **proof)

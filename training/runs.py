@@ -375,8 +375,8 @@ def run_flags(directory):
         flags = None
     if not isinstance(flags, dict):
         raise UserError("run.json is damaged" if path.is_file() else "run.json is missing", location=path,
-                        expected="what the training script wrote: it says which split, lengths and prompts belong to "
-                                 "the model",
+                        expected="the file that the training script wrote: it records the model's split, lengths and "
+                                 "prompts",
                         remedy="copy it again from where the model was trained")  # fmt: skip
     return flags, path
 
@@ -452,7 +452,7 @@ def check_flags(typed_flags, stored, free, location):
             raise UserError(
                 f"--{flag} {value} was given, the run was started with --{flag} {stored[flag]}",
                 location=location,
-                expected="the same flags, or none: a resumed run continues the run it was",
+                expected="the same flags, or none: a resumed run keeps its settings",
                 remedy=f"leave --{flag} out, or start a new run with another --output_dir",
             )
 

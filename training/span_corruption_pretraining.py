@@ -71,7 +71,7 @@ def data(arguments, tokenizer):
             # It is not the text that is too short, but its held-out share.
             location = arguments.location("validation_share")
             raise UserError(error.found, location=f"{location} {arguments.validation_share:g}",
-                            expected=f"{length} tokens at least to validate on, here of {len(lines):,} texts",
+                            expected=f"at least {length} tokens to validate on, here from {len(lines):,} texts",
                             remedy="raise --validation_share, or name --validation_files") from None  # fmt: skip
         splits.append(span_corruption.Corrupted(rows, sentinels, tokenizer.eos_token_id, **how))
         experiment.say(f"{name}: {len(lines):,} texts, {rows.size:,} tokens in {len(rows):,} sequences of {length}")

@@ -154,7 +154,7 @@ def definitions(value, location):
     try:
         tasks = json.loads(value or "null") if isinstance(value, str | None) else value
     except (ValueError, RecursionError) as error:
-        raise UserError(f"not json: {first_line(error)}", location=location, expected="what train_t5.py wrote",
+        raise UserError(f"not json: {first_line(error)}", location=location, expected="a value that train_t5.py wrote",
                         remedy=stored_flags.REMEDY) from error  # fmt: skip
     schema.validate(tasks, stored_flags.DERIVED["task_definitions"], location, stored_flags.REMEDY)
     return tasks or None
@@ -175,7 +175,7 @@ def complete(arguments):
         if not (arguments.do_train or arguments.do_eval or arguments.do_test):
             raise UserError("nothing to do", location="flags", expected="--do_train, --do_eval or --do_test")
         if arguments.push_to_hub and not arguments.do_train:
-            raise UserError("uploads what is trained", location="--push_to_hub", expected="--do_train",
+            raise UserError("uploads the trained model", location="--push_to_hub", expected="--do_train",
                             remedy="leave it out")  # fmt: skip
         check_method(arguments)
     elif not (arguments.train_files or arguments.tasks):
@@ -264,7 +264,7 @@ def check_best(arguments):
     location = arguments.location("load_best_model_at_end")
     if evaluated != saved:
         raise UserError(f"the model is evaluated by {evaluated}, and saved by {saved}", location=location,
-                        expected="--eval_strategy and --save_strategy alike")  # fmt: skip
+                        expected="--eval_strategy and --save_strategy the same")  # fmt: skip
     if evaluated == "steps":
         every, of = arguments.save_steps, arguments.eval_steps
         ratio = every / of
@@ -310,7 +310,7 @@ def check_method(arguments):
         listed = getattr(arguments, name)
         if listed is not None and len(listed) != len(arguments.tasks):
             raise UserError(f"{len(listed)} names for {len(arguments.tasks)} tasks", location=arguments.location(name),
-                            expected="one for each of tasks")  # fmt: skip
+                            expected="one for each task")  # fmt: skip
     missing = [task for task in arguments.eval_tasks or [] if task not in arguments.tasks]
     if missing and arguments.train_adapters:
         raise UserError(f"{', '.join(missing)} is not trained, so it has no adapter",

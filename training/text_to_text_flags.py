@@ -14,7 +14,7 @@ METHODS = ("full", *PUBLISHED_T5[1:], *PORT_METHODS)
 PORT_SETTINGS = method_flags.settings_of(PORT_METHODS)
 
 _PRECISION = "--fp16 and --bf16 are PyTorch's own mixed precision"
-_ONE_DEVICE = "what is trained here fits one device; use torchrun for several"
+_ONE_DEVICE = "the models trained here fit on one device; use torchrun for several"
 _DRAWN = "batches are drawn by the multi-task sampler"
 _NOT_AGAIN = "a run is resumed whole; to start from a trained model, name it as --model_name_or_path"
 # {flag: why}: flags of the original and of transformers for features that are absent or work differently.
@@ -28,27 +28,27 @@ REFUSED = {
     **dict.fromkeys(["encoder_layerdrop", "decoder_layerdrop"], "T5 drops no layers"),
     **dict.fromkeys(["optimize_from_scratch", "optimize_from_scratch_with_loading_model"], _NOT_AGAIN),
     **dict.fromkeys(["hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "hub_always_push",
-                     "hub_revision"], "the model's name says it all: --push_to_hub owner/name"),
+                     "hub_revision"], "only the name is needed: --push_to_hub owner/name"),
     **dict.fromkeys(["jit_mode_eval", "use_ipex"], "transformers has dropped it"),
     "past_index": "it has no meaning for T5",
     "logging_dir": "TensorBoard events are written into the run directory",
-    "run_name": "a run is called by its --output_dir",
+    "run_name": "a run is named by its --output_dir",
     "disable_tqdm": "the progress bar is shown in a terminal only",
     "dataloader_num_workers": "batches are made of rows in memory, there are no workers to count",
     "dataloader_drop_last": "every batch is full",
-    "remove_unused_columns": "batches hold what the model takes, and nothing else",
+    "remove_unused_columns": "batches hold only the model's inputs",
     "label_names": "the labels are the tasks' own",
     "eval_accumulation_steps": "predictions are not gathered on the device",
     "auto_find_batch_size": "it would change the drawn batches; lower --per_device_train_batch_size by hand",
     "ignore_data_skip": "a resumed run is the run that was never stopped",
     "save_only_model": "the run could not be resumed",
-    "save_safetensors": "models are always saved so",
+    "save_safetensors": "models are always saved this way",
     "attention_dropout": "T5 has one dropout rate: --dropout",
     "generate_classifier_weights": "the original never read it",
     "hidden_dim": "the original never read it; see --task_hidden_dim",
     "generation_max_length": "an output is as long as its task's longest label; see --val_max_target_length",
     "generation_config": "decoding is greedy, or a beam search of --eval_beams",
-    "prediction_loss_only": "say --predict_with_generate false",
+    "prediction_loss_only": "use --predict_with_generate false",
 }
 
 
@@ -114,10 +114,10 @@ def _add_data(p):
                    help="an embedding name for each of --tasks; equal names share one embedding")  # fmt: skip
     settings.add(p, "max_source_length", default=128)
     for name, text in (
-        ("max_target_length", "tokens of a training target at the most"),
-        ("val_max_target_length", "tokens of a validation target at the most, for its loss; outputs are as long as "
+        ("max_target_length", "maximum tokens of a training target"),
+        ("val_max_target_length", "maximum tokens of a validation target, for its loss; outputs are as long as "
                                   "the task's longest answer"),
-        ("test_max_target_length", "the same of test targets"),
+        ("test_max_target_length", "the same for test targets"),
     ):  # fmt: skip
         g.add_argument(f"--{name}", type=flags.positive, default=128, help=text)
     for name, split in (("n_train", "training"), ("n_val", "validation"), ("n_test", "test")):
@@ -126,7 +126,7 @@ def _add_data(p):
                    help="make a separate validation split where the test split is hidden")  # fmt: skip
     g.add_argument("--ignore_pad_token_for_loss", action="store_true", default=True,
                    help="exclude padding of the targets from the loss")  # fmt: skip
-    add_data_seed(p, "of the splits and of the drawn batches")
+    add_data_seed(p, "random seed of the splits and of the drawn batches")
 
 
 def add_data_seed(p, text):
@@ -176,7 +176,7 @@ def _add_adapters(p):
         ("unique_hyper_net_layer_norm", True, "layer norm on the hypernetwork's embedding"),
         ("parametric_task_embedding", False, "given task embeddings are trained, too"),
         ("train_task_embeddings", False, "the task embeddings are projected first"),
-        ("train_adapters_blocks", True, "with false no adapters: only what is unfrozen is trained"),
+        ("train_adapters_blocks", True, "false: no adapters, only unfrozen parameters are trained"),
     ):  # fmt: skip
         g.add_argument(f"--{name}", action="store_true", default=default, help=text)
     g.add_argument("--task_embedding_dir",
@@ -273,7 +273,7 @@ def build_pretraining_parser(doc):
                  help="tokens of an input, including sentinels and end token")  # fmt: skip
     g.add_argument("--noise_density", type=between(0, 1), default=0.15, help="share of tokens that are noise")
     g.add_argument("--mean_noise_span_length", type=one_or_more, default=3.0, help="mean length of a noise span")
-    add_data_seed(p, "of the order, the corruption and the share for validation")
+    add_data_seed(p, "random seed of the order, the corruption and the validation share")
     add_model(p)
     add_training(p)
     settings.refuse(p, {name: reason for name, reason in REFUSED.items() if name != "prediction_loss_only"})

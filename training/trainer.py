@@ -259,7 +259,7 @@ class Trainer:
             raise UserError(f"the run had {state['world']} processes, now there are {self.world}", location=location,
                             remedy=f"resume with torchrun --nproc_per_node {state['world']}")  # fmt: skip
         if step > self.total_steps:
-            raise UserError(f"it is of step {step}, the run has {self.total_steps}", location=location,
+            raise UserError(f"it is from step {step}, the run has {self.total_steps} steps", location=location,
                             remedy="remove it: the run resumes from the checkpoint before")  # fmt: skip
         load_optimizer(state, self.optimizer, self.scaler, location)
         load_callbacks(state, self.callbacks, location)

@@ -82,5 +82,5 @@ def load_callbacks(state, callbacks, checkpoint):
         for callback, own in zip(callbacks, state["callbacks"], strict=True):
             callback.load_state_dict(own)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-        raise UserError(f"what it holds beside the model does not fit this run: {first_line(error)}",
+        raise UserError(f"its state other than the model's does not fit this run: {first_line(error)}",
                         location=checkpoint / STATE, remedy=_REMEDY) from error  # fmt: skip

@@ -51,7 +51,7 @@ def _parse_yaml(text, path):
         for key_node, value_node in root.value:
             key, location = str(loader.construct_object(key_node)), f"{path}:{key_node.start_mark.line + 1}"
             if key in seen:
-                raise UserError(f"the key {key} stands twice", location=location, expected="each key once")
+                raise UserError(f"the key {key} appears twice", location=location, expected="each key once")
             seen.add(key)
             entries.append((key, loader.construct_object(value_node, deep=True), f"{location}: {key}"))
         return entries

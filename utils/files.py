@@ -23,7 +23,7 @@ _DISK_ERRORS = {
     errno.EPERM: ("no permission to write here", "choose a directory you may write to"),
     errno.EROFS: ("the file system is read-only", "choose a directory you may write to"),
     errno.ENOTDIR: ("a part of the path is a file, not a directory", "choose another directory"),
-    errno.EEXIST: ("a file of that name stands where a directory is needed", "choose another directory"),
+    errno.EEXIST: ("a file has the name of a directory that is needed", "choose another directory"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
 }
 
@@ -278,7 +278,7 @@ def refuse_taken(path):
     """Raise a `UserError` if there is a file, or a directory with anything in it, at an output's path."""
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise UserError("something stands there already", location=path,
+        raise UserError("this path already exists", location=path,
                         remedy="name another directory, or remove it")  # fmt: skip
 
 

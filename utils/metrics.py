@@ -117,7 +117,7 @@ def _marked(score, references, unseen, why, instead):
     if not count:
         return score
     logging.getLogger(__name__).warning(
-        "%s: it says little of %d of %d examples, which are in another script; see %s",
+        "%s: it says little about %d of %d examples, which are in another script; see %s",
         why, count, len(references), instead,
     )  # fmt: skip
     return Score(score.value, f"{score.signature}|unseen:{count}")
@@ -281,7 +281,7 @@ def meteor(hypotheses, references):
     except caption.MeteorError as error:
         return {}, [f"{reason}, and {error}; {_METEOR_REMEDY}"]
     scores = {"METEOR_nltk": Score(value, f"{signature}|nltk|{_version('nltk')}")}
-    return scores, [f"{reason}; METEOR_nltk stands in and is not comparable with it; {_METEOR_REMEDY}"]
+    return scores, [f"{reason}; METEOR_nltk is used instead and is not comparable with it; {_METEOR_REMEDY}"]
 
 
 def _ptb(hypotheses, references):

@@ -140,7 +140,7 @@ class ListOf(Kind):
             self.item.check(item, f"{key}[{i}]")
         names = [self.unique(item) for item in value] if self.unique else []
         if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
-            raise _Mismatch("", f"{brief(repeated[0])} stands twice in {key}", "each once")
+            raise _Mismatch("", f"{brief(repeated[0])} appears twice in {key}", "each once")
 
     def expected(self):
         if self.shortest == self.longest:
@@ -240,5 +240,5 @@ def unique_keys(pairs):
     result = dict(pairs)
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {brief(next(key for key in keys if keys.count(key) > 1))} stands twice")
+        raise ValueError(f"the key {brief(next(key for key in keys if keys.count(key) > 1))} appears twice")
     return result

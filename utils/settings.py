@@ -233,8 +233,8 @@ def add_precision(parser, device=True):
 
 # Apex levels without a counterpart, as Apex is not used -> why.
 APEX_LEVELS = {
-    "O2": "Apex is not used, and its O2 keeps the weights in float16; give O1, which is what --fp16 is",
-    "O3": "Apex is not used, and its O3 trains in pure float16; give O1, which is what --fp16 is",
+    "O2": "Apex is not used, and its O2 keeps the weights in float16; give O1, which is the same as --fp16",
+    "O3": "Apex is not used, and its O3 trains in pure float16; give O1, which is the same as --fp16",
 }
 
 

@@ -10,7 +10,7 @@ from versatile.utils import schema
 from versatile.utils.errors import UserError, brief
 from versatile.utils.settings import ALL_SPELLINGS
 
-REMEDY = "put the value back that the run was started with, copy the file again, or start a new run"
+REMEDY = "put back the value that the run was started with, copy the file again, or start a new run"
 # A valid text or path in a run.json.
 TEXT = schema.Text(says="a text that UTF-8 can hold", empty=True, longest=1_000_000)
 # Values that come from a flag by `parser.set_defaults` instead of being one: the user's own tasks.

@@ -139,7 +139,7 @@ def load_run(args):
     if args.task is None and len(model.info.tasks) > 1:
         names = ", ".join(model.info.tasks)
         raise UserError("not given, and the model holds several tasks", location="--task", expected=f"one of {names}",
-                        remedy="say whose adapter answers")  # fmt: skip
+                        remedy="name the task whose adapter answers")  # fmt: skip
     return model, tokenizer, model.task_id(args.task or model.info.tasks[0])
 
 
@@ -182,7 +182,7 @@ def evaluate(args, tasks, model, tokenizer, task_id=None):
                                   bootstrap_iters=1000, log_samples=False, task_manager=manager)  # fmt: skip
     except (KeyError, ValueError, OSError) as error:
         raise UserError(f"the harness cannot evaluate it: {first_line(error)}", location="--tasks",
-                        expected="tasks of lm-evaluation-harness whose data can be had",
+                        expected="tasks of lm-evaluation-harness whose data are available",
                         remedy="see lm_eval ls tasks; without a network only yaml files of local data can be evaluated"
                         ) from error  # fmt: skip
     return {task: metrics_of(values) for task, values in results["results"].items()}

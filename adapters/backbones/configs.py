@@ -44,7 +44,7 @@ def config_of_file(path, location):
         manifest.upgrade(values["versatile"], "versatile", location)
     model_type = values.get("model_type") or _family_of_old(values, Path(path).parent)
     if model_type is None:
-        raise UserError("no 'model_type', and its keys are those of no model known here", location=location,
+        raise UserError("no 'model_type', and its keys match no model known here", location=location,
                         expected="a config.json of transformers, or of pytorch_transformers' gpt2, openai-gpt or bert",
                         remedy='add "model_type" by hand')  # fmt: skip
     if model_type not in CONFIG_MAPPING:
@@ -117,7 +117,7 @@ def check_size(config, folder, build, location):
         raise UserError(
             f"config.json describes {elements:,} parameters, {4 * elements / 2**30:,.0f} GiB",
             location=location,
-            expected=f"what fits this machine's {memory / 2**30:,.0f} GiB of memory",
+            expected=f"a model that fits this machine's {memory / 2**30:,.0f} GiB of memory",
             remedy="copy config.json again, or choose a smaller model",
         )
     path = Path(folder) / "model.safetensors"
@@ -130,6 +130,6 @@ def check_size(config, folder, build, location):
         return  # reported when it is loaded
     for name in shapes.keys() & held.keys():
         if shapes[name] != held[name]:
-            raise UserError(f"{name} has the shape {held[name]} in model.safetensors, {shapes[name]} by config.json",
-                            location=location, expected="a config.json and weights of one model",
+            raise UserError(f"{name} has the shape {held[name]} in model.safetensors, {shapes[name]} in config.json",
+                            location=location, expected="config.json and weights of the same model",
                             remedy="copy both again from one directory")  # fmt: skip

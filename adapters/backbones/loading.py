@@ -128,7 +128,7 @@ def read_config(folder, location):
         # The hub's libraries raise many kinds of errors.
         if "trust_remote_code" in str(error):
             raise UserError("this model needs code of its own, which is never run", location=location,
-                            expected="a model that transformers knows by itself",
+                            expected="a model that transformers itself supports",
                             remedy="choose another backbone") from error  # fmt: skip
         raise UserError(
             "no such directory, and the hub has no such model or cannot be reached",
@@ -186,7 +186,7 @@ def locate(name, file):
                 "no such directory: the backbone that the adapters were trained on has moved",
                 location=location,
                 expected="its directory, or its hub name",
-                remedy=f"put the directory back, or beside the adapters, or write where it lies now into {file}",
+                remedy=f"put the directory back or next to the adapters, or write its new path into {file}",
             )
         name = str(moved)
     return name, location
@@ -198,11 +198,11 @@ def _check_name(name, location):
         Path(name).exists()
         str(name).encode()
     except (OSError, ValueError) as error:
-        raise UserError(f"this can be no name: {first_line(error)}", location=location,
+        raise UserError(f"not a valid name: {first_line(error)}", location=location,
                         expected="a model's directory or hub name") from error  # fmt: skip
 
 
-def read_tokenizer(folder, location=None, expected="tokenizer.json, or vocab.json and merges.txt, beside config.json",
+def read_tokenizer(folder, location=None, expected="tokenizer.json, or vocab.json and merges.txt, next to config.json",
                    **more):  # fmt: skip
     """The tokenizer of a directory or hub name, as transformers reads it; no code shipped with it is run.
 
@@ -259,8 +259,8 @@ def _load_transformers(folder, config, location, seed, quantization):
         quantized = dict(quantization_config=quantization_config(quantization, config.model_type, location))
     if seed is not None:
         if quantized:
-            raise UserError("random weights are trained, not rounded", location=f"--load_in_{quantization}",
-                            expected="a pretrained backbone", remedy="leave it or --random_init out")  # fmt: skip
+            raise UserError("random weights must be trained; rounded ones cannot", location=f"--load_in_{quantization}",
+                            expected="a pretrained backbone", remedy="leave this or --random_init out")  # fmt: skip
         # Depends only on the seed, and leaves the global random state unchanged.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

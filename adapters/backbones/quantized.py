@@ -44,7 +44,7 @@ def quantization_config(bits, model_type, location):
     library = library_of(bits, model_type)
     if importlib.util.find_spec(library) is None:
         raise UserError(f"the package {library} is not installed", location=f"--load_in_{bits}",
-                        expected=f"it, to load {location.split()[-1]} in {bits.removesuffix('bit')} bits",
+                        expected=f"the package, to load {location.split()[-1]} in {bits.removesuffix('bit')} bits",
                         remedy=f"pip install --no-deps {library}")  # fmt: skip
     if library == "torchao":
         from torchao.quantization import Int8WeightOnlyConfig
@@ -93,5 +93,5 @@ def refuse_training(model, what):
     """Raise a `UserError` if the weights of a quantised backbone would be trained."""
     if bits := getattr(model, "quantization", None):
         raise UserError(f"{what} trains the backbone itself, whose weights are rounded", location=f"--load_in_{bits}",
-                        expected="an adapter beside the frozen backbone",
+                        expected="an adapter on the frozen backbone",
                         remedy="--adapter_bottleneck N or --method lora; or leave the flag out")  # fmt: skip

@@ -89,7 +89,7 @@ def load_original(model, state, location="the state dict"):
             f"{OBSOLETE} is not zero",
             location=location,
             expected="zeros, as nothing reads it any more",
-            remedy="set it to zero; outputs are then not those of the code that trained it",
+            remedy="set it to zero; outputs then differ from those of the code that trained it",
         )
     shared = state.get("shared.weight", torch.empty(0))
     for name in [n for n in TABLES if n in state and n not in names]:

@@ -133,7 +133,7 @@ def read_config(path):
     init = str(config.get("init_lora_weights", "")).lower()
     if init.startswith(CHANGING_INITS):
         raise UserError(f"init_lora_weights is {init}: it changed the backbone's own weights", location=file,
-                        expected="an adapter beside the backbone as it was",
+                        expected="an adapter on the unchanged backbone",
                         remedy="convert it with peft: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
                         )  # fmt: skip
     return config
@@ -182,19 +182,19 @@ def _trained_rows(path, config, model, tokenizer, tables):
             if kind == "weight":
                 if not torch.equal(tensor[:first], table[:first]):
                     raise UserError(f"{module} was trained as a whole", location=path / ADAPTER_WEIGHTS,
-                                    expected="trained rows of new tokens alone")  # fmt: skip
+                                    expected="trained rows of new tokens only")  # fmt: skip
                 ids, tensor = range(first, min(len(words), len(tensor))), tensor[first:]
             else:
                 ids = config["trainable_token_indices"]
                 ids = next(v for k, v in ids.items() if module.endswith(k)) if isinstance(ids, dict) else ids
             if old := [i for i in ids if i < first or i >= len(words)]:
-                raise UserError(f"the row of token {old[0]} was trained, which is the backbone's own", location=path,
+                raise UserError(f"the row of the backbone's own token {old[0]} was trained", location=path,
                                 expected="rows of new tokens, and the tokenizer that has them")  # fmt: skip
             for number, row in zip(ids, tensor):
                 rows.setdefault(words.convert_ids_to_tokens(number), []).append(row)
     if tables:
         raise UserError(f"{next(iter(tables))[0]} was trained as a whole", location=path / ADAPTER_WEIGHTS,
-                        expected="adapters beside a frozen backbone")  # fmt: skip
+                        expected="adapters on a frozen backbone")  # fmt: skip
     return {token: own * (1 if len(own) == 2 else 2) for token, own in rows.items()}
 
 
@@ -207,7 +207,7 @@ def _choose_markers(markers, rows, task, path):
                                f"own: --task {task}=DATA")  # fmt: skip
     markers = list(rows) if markers is None else list(markers)
     if left := [token for token in rows if token not in markers]:
-        raise UserError(f"it trained the token {left[0]!r}, which is none of the task's", location=path,
+        raise UserError(f"it trained the token {left[0]!r}, which is not one of the task's", location=path,
                         expected="one of " + ", ".join(markers))  # fmt: skip
     return markers
 
@@ -240,7 +240,7 @@ def _read_lora(model, parts, config, file, flag):
     scales, matrices = {}, {}
     for at, tensors in found.items():
         if set(tensors) != {"lora_A", "lora_B"}:
-            raise UserError(f"{names[at]} has {' and '.join(tensors)} alone", location=file, expected="both matrices")
+            raise UserError(f"{names[at]} has only {' and '.join(tensors)}", location=file, expected="both matrices")
         a, b = tensors["lora_A"], tensors["lora_B"]
         own = _of_pattern(config.get("rank_pattern"), names[at], config.get("r", 8))
         if a.shape[0] != own or b.shape[1] != own:
@@ -279,7 +279,7 @@ def _read_ia3(model, parts, config, file, flag):
 
 def _check_shape(found, expected, name, file, flag):
     if found != expected:
-        raise UserError(f"it is for a {name} of the sizes {found}", location=file,
+        raise UserError(f"it is for a {name} of shape {found}", location=file,
                         expected=f"{expected}, that of {flag}",
                         remedy="name the backbone it was trained on: --model_checkpoint NAME")  # fmt: skip
 

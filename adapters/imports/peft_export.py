@@ -80,17 +80,17 @@ def read_task(run, task=None):
         tasks, methods, info = model.info.tasks, model.info.methods, model.info
         trained = info.mode == "full" or not info.freeze or info.self_copy
     if task is None and len(tasks) > 1:
-        raise UserError(f"holds the tasks {', '.join(tasks)}", location=run, expected="one of them, named",
+        raise UserError(f"holds the tasks {', '.join(tasks)}", location=run, expected="one of them",
                         remedy="name it: --task TASK")  # fmt: skip
     task = task or tasks[0]
     method = methods.get(task, {}).get("method")
     if trained or method not in KINDS:
         found = "the backbone was trained too" if trained else f"task {task!r} was trained with the method {method}"
-        raise UserError(found, location=run, expected="a task of the method lora or ia3 beside a frozen backbone",
+        raise UserError(found, location=run, expected="a task trained with lora or ia3 on a frozen backbone",
                         remedy="train one: --method lora")  # fmt: skip
     if model.random_init_seed is not None:
-        raise UserError("the backbone was drawn from a seed: peft could not load it", location=run,
-                        expected="a task beside a pretrained backbone")  # fmt: skip
+        raise UserError("the backbone has random weights, which peft could not load", location=run,
+                        expected="a task on a pretrained backbone")  # fmt: skip
     _refuse_token_types(model, task, run)
     blocks = [held[task] for held in model.added[method].blocks]
     return TaskAdapter(model, tokenizer, task, method, methods[task], blocks, _tokens(model, tokenizer, task))
@@ -107,8 +107,9 @@ def _refuse_token_types(model, task, run):
     if info is None or info.encoder != "markers" or not any(info.markers.values()) or backbone.token_types:
         return
     raise UserError(f"the task {task!r} adds token-type embeddings to its inputs, which {backbone.name} does not know "
-                    "by itself: loaded by peft it would give other logits", location=run,
-                    expected="a task on GPT-2, or one without token types, as those of train_lifelong.py")  # fmt: skip
+                    "by itself: loaded by peft, it would give other logits", location=run,
+                    expected="a task on GPT-2, or one without token types, such as those of train_lifelong.py"
+                    )  # fmt: skip
 
 
 def _tokens(model, tokenizer, task):
@@ -290,12 +291,12 @@ def _columns(adapter, tokenizer):
 
 def _need_peft():
     if importlib.util.find_spec("peft") is None:
-        raise UserError("the package peft is not installed", location="export", expected="peft, which writes it",
+        raise UserError("the package peft is not installed", location="export", expected="peft, to write the adapter",
                         remedy="pip install --no-deps peft")  # fmt: skip
 
 
 def check_share(share, location):
     """Raise a `UserError` if peft's logits differ too much from ours, by this share of the largest."""
     if not share <= LARGEST_SHARE:
-        raise UserError(f"peft gives other logits, by up to {share:.2g} of the largest", location=location,
-                        expected="equal ones", remedy="nothing was written; report this")  # fmt: skip
+        raise UserError(f"peft's logits differ by up to {share:.2g} of the largest", location=location,
+                        expected="equal logits", remedy="nothing was written; report this")  # fmt: skip

@@ -147,7 +147,7 @@ def _load_backbone(model, state, location):
     missing = [k for k in missing if not _IGNORED.fullmatch(k)]
     if missing or unexpected:
         raise UserError(
-            f"keys do not fit a GPT-2: missing {missing[:2]}, not expected {unexpected[:2]}",
+            f"keys do not fit a GPT-2: missing {missing[:2]}, unexpected {unexpected[:2]}",
             location=location,
             expected="a checkpoint of the original VLM code",
         )
@@ -184,11 +184,11 @@ def _tokenizer(path, rows):
     path = Path(path)
     for name in ("vocab.json", "merges.txt"):
         if not (path / name).is_file():
-            raise UserError(f"no {name}", location=path, expected="the tokenizer's files beside the weights")
+            raise UserError(f"no {name}", location=path, expected="the tokenizer's files next to the weights")
     tokenizer = GPT2TokenizerFast(str(path / "vocab.json"), str(path / "merges.txt"))
     if len(tokenizer) + ADDED != rows:
         raise UserError(f"vocab.json has {len(tokenizer)} tokens, the table {rows} rows", location=path,
-                        expected=f"{ADDED} rows more than tokens")  # fmt: skip
+                        expected=f"{ADDED} more rows than tokens")  # fmt: skip
     return tokenizer
 
 

@@ -85,8 +85,8 @@ class Method(nn.Module):
         """Raise a `UserError` if `is_idle`: a loaded adapter would change no output."""
         if self.is_idle(task):
             raise UserError(f"the adapter for {task!r} changes nothing: what it adds is zero in every layer",
-                            location=location, remedy="train it, or load the right file; a run whose best model is "
-                            "that of its first step, of rate 0, has better ones among its checkpoints")  # fmt: skip
+                            location=location, remedy="train it, or load the right file; if a run's best model is that "
+                            "of its first step, at rate 0, use one of its later checkpoints")  # fmt: skip
 
 
 class TaskModules(Method):

@@ -50,7 +50,7 @@ class Conditional(Method):
             raise UserError("its block-diagonal attention is that of an encoder, which reads a whole sentence at once; "
                             f"{backbone.name} generates text token by token", location=location,
                             expected="a BERT: train_camtl.py",
-                            remedy="choose another method; hyperformer++ too shares what tasks have in "
+                            remedy="choose another method; hyperformer++ also shares what tasks have in "
                                    "common")  # fmt: skip
 
     def build(self, model, tasks):

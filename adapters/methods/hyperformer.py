@@ -68,7 +68,7 @@ class HyperFormer(Method):
         settings = next(iter(tasks.values()))
         width = self.backbone.hidden_size(model.config)
         if self.embeddings is not None or any(other != settings for other in tasks.values()):
-            raise UserError(f"the tasks {', '.join(tasks)} were given at another time or with other settings",
+            raise UserError(f"the tasks {', '.join(tasks)} were added separately or with other settings",
                             location=self.name,
                             expected="all of a model's tasks at once: they share hypernetworks")  # fmt: skip
         settings = self.published | settings

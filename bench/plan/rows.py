@@ -177,7 +177,7 @@ def forgetting_phases(args, data, caps):
         phases.append(Phase("a teacher of each task", rows * epochs, source, target, 3,
                             why="as long as the tasks themselves"))  # fmt: skip
     if args.distil:
-        phases.append(Phase("teachers' distributions", rows * epochs, source, target, 1, why="beside each row"))
+        phases.append(Phase("teachers' distributions", rows * epochs, source, target, 1, why="for each row"))
     if args.seq_distil:
         phases.append(Phase("teachers' texts", rows, source, target, 1, DECODING))
     if args.seq_train_type in ("ewc", "mas"):

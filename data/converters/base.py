@@ -129,7 +129,7 @@ def held_out_sizes(args, given, suffix=""):
     for split in sizes:
         if split in given or "train" not in given:
             raise UserError(
-                f"goes with --train{suffix} and without --{split}{suffix}",
+                f"requires --train{suffix} and cannot be combined with --{split}{suffix}",
                 location=f"--{split}_from_train",
                 expected="one source for the split",
                 remedy="give one or the other",

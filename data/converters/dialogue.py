@@ -53,7 +53,8 @@ def personachat(args, report):
     if not args.json:
         files, dialogues, parse = given_splits(args), _text_dialogues, _from_text
     elif any(getattr(args, split) for split in SPLITS):
-        raise UserError("goes without --train, --valid and --test", location="--json", remedy="give one or the other")
+        raise UserError("cannot be combined with --train, --valid and --test", location="--json",
+                        remedy="give one or the other")  # fmt: skip
     else:
         names = split_names(args.json)
         files = {split: split for split in SPLITS if split in names or (split == "valid" and "val" in names)}

@@ -177,8 +177,8 @@ def _query(headers):
         asked = usable(text_field(record, "question", location), "'question'", location)
         table = text_field(record, "table_id", location)
         if table not in headers:
-            raise UserError(f"no table {table!r}", location=location, expected="a table of the files of tables",
-                            remedy="name the right ones with --tables FILE")  # fmt: skip
+            raise UserError(f"no table {table!r}", location=location, expected="a table in the table files",
+                            remedy="name the right files with --tables FILE")  # fmt: skip
         header, sql = headers[table], record.get("sql")
         check_sql(sql, len(header), location)
         if any(header[column] is None for column in (sql["sel"], *(cond[0] for cond in sql["conds"]))):
@@ -292,5 +292,5 @@ def _check(article, location, version, train):
                 text, start = text_field(answer, "text", there), answer.get("answer_start")
                 usable(text, "an answer", there)
                 if start is not None and (type(start) is not int or start < 0 or not context.startswith(text, start)):
-                    raise UserError(f"the answer {brief(text)} does not stand at {brief(start)} of the context",
-                                    location=there, expected="the place it begins at, in characters")  # fmt: skip
+                    raise UserError(f"the answer {brief(text)} does not begin at {brief(start)} in the context",
+                                    location=there, expected="the position where it begins, in characters")  # fmt: skip

@@ -53,7 +53,7 @@ def cnn_dailymail(args, report):
     files = [f"--{split}" for split in SPLITS if getattr(args, split)]
     if files and (args.stories or lists):
         raise UserError(
-            f"goes without --stories and lists, and there is {' '.join(lists) or '--stories'}",
+            f"cannot be combined with --stories and lists; also given: {' '.join(lists) or '--stories'}",
             location=" ".join(files),
             expected="csv files, or --stories and lists",
             remedy="give one or the other",

@@ -69,7 +69,7 @@ def _check_tasks(paths):
     """Raise a `UserError` if files of 3.0's other task, text to triples, are among those of this one."""
     parsing = [path for path in paths if _PARSING in os.path.basename(path)]
     if parsing and len(parsing) < len(paths):
-        raise UserError("belongs to semantic parsing, and others beside it do not", location=parsing[0],
+        raise UserError("belongs to semantic parsing, but others given with it do not", location=parsing[0],
                         expected="files of one task", remedy=_TEST_FILES)  # fmt: skip
 
 
@@ -81,8 +81,8 @@ def _once(entries, split):
         file = location.rpartition(":")[0]
         first = files.setdefault(key, file)
         if first != file:
-            raise UserError(f"an entry that {first} holds, too", location=location, remedy=_TEST_FILES,
-                            expected=f"files of which no two hold the same entry, for --{split}")  # fmt: skip
+            raise UserError(f"an entry that {first} also holds", location=location, remedy=_TEST_FILES,
+                            expected=f"files for --{split} that share no entry")  # fmt: skip
         yield location, entry
 
 

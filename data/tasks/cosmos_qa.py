@@ -6,7 +6,7 @@ from versatile.data.text_task import multiple_choice
 add_task(
     Task(
         name="cosmos_qa",
-        summary="what is not said in a story",
+        summary="what a story leaves unsaid",
         text_to_text=multiple_choice(
             "cosmos_qa",
             "question: {question} context: {context} answer0: {answer0} answer1: {answer1} answer2: {answer2} "

@@ -3,5 +3,5 @@
 from versatile.data.question_task import LifelongTask
 from versatile.data.task import Task, add_task
 
-add_task(Task(name="schema", summary="who the pronoun stands for",
+add_task(Task(name="schema", summary="who a pronoun refers to",
               question_answer=LifelongTask("schema")))  # fmt: skip

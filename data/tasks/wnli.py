@@ -8,7 +8,7 @@ from versatile.data.text_task import PAIR, glue_classification
 add_task(
     Task(
         name="wnli",
-        summary="who does the pronoun stand for?",
+        summary="who does the pronoun refer to?",
         text_to_text=glue_classification("wnli", PAIR, ("not_entailment", "entailment"), "wnli", "halved"),
         sentence_pair=glue_task("wnli", "WNLI", COLUMNS),
     )

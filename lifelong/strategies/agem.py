@@ -11,9 +11,9 @@ class AverageGradientEpisodicMemory(ReplayMemory):
     """
 
     name, order = "agem", 75
-    summary = ("A-GEM, Chaudhry et al. 2019: as gem, against one gradient m of a batch of all earlier tasks' samples; "
-               "where gᵀm < 0 a step takes g - (gᵀm / mᵀm) · m.")  # fmt: skip
-    published = "--memory_policy per_task, 25 (MNIST) or 13 (CIFAR) samples kept of each class"
+    summary = ("A-GEM, Chaudhry et al. 2019: as gem, with one gradient m of a batch from all earlier tasks' samples; "
+               "where gᵀm < 0, the step uses g - (gᵀm / mᵀm) · m.")  # fmt: skip
+    published = "--memory_policy per_task, 25 (MNIST) or 13 (CIFAR) samples kept per class"
     memory_share = 0.50
     policy = "per_task"
 

@@ -75,7 +75,7 @@ class Strategy:
             if flag in own:
                 continue
             raise UserError(f"{cls.name} does not use it", location=f"--{flag}",
-                            expected=f"--{flag} goes with --seq_train_type {' or '.join(names)}",
+                            expected=f"--{flag} requires --seq_train_type {' or '.join(names)}",
                             remedy="leave it out")  # fmt: skip
         if cls.joint:
             cls.check_joint(settings)
@@ -103,7 +103,7 @@ class Strategy:
         }
         for flag, (is_given, reason, remedy) in reasons.items():
             if is_given and reason:
-                raise UserError(f"does not go with --seq_train_type {cls.name}: {reason}", location=f"--{flag}",
+                raise UserError(f"cannot be combined with --seq_train_type {cls.name}: {reason}", location=f"--{flag}",
                                 remedy=remedy)  # fmt: skip
         cls.check_method(settings)
 
@@ -117,8 +117,8 @@ class Strategy:
         method = chosen["method"] if chosen else FULL
         if refusal := cls.method_refusal(method):
             adaptation = "training the whole model" if method == FULL else f"the method {method}"
-            raise UserError(f"does not go with {adaptation}: {refusal[0]}", location=f"--seq_train_type {cls.name}",
-                            remedy=refusal[1])  # fmt: skip
+            raise UserError(f"cannot be combined with {adaptation}: {refusal[0]}",
+                            location=f"--seq_train_type {cls.name}", remedy=refusal[1])  # fmt: skip
 
     @classmethod
     def method_refusal(cls, method):
@@ -260,9 +260,9 @@ class Strategy:
         except UserError:
             raise
         except FileNotFoundError:
-            raise UserError(f"missing: {self.name} keeps there what it knows of the tasks trained", location=path,
+            raise UserError(f"missing: {self.name} keeps its state of the trained tasks there", location=path,
                             remedy=remedy) from None  # fmt: skip
         except Exception as error:
             # Any damage to the file: torch's readers raise many kinds of exceptions.
             raise UserError(f"damaged, or of another model: {first_line(error)}", location=path, remedy=remedy,
-                            expected=f"what train_lifelong.py wrote for {self.name}") from error  # fmt: skip
+                            expected=f"the file that train_lifelong.py wrote for {self.name}") from error  # fmt: skip

@@ -18,9 +18,9 @@ class DarkExperienceReplay(ReplayMemory):
     """
 
     name, order = "derpp", 85
-    summary = ("DER++, Buzzega et al. 2020: as er, with two batches of the memory in every step: L + α · mean squared "
-               "difference from the logits that the model had of the first, of the k likeliest tokens, + β · mean "
-               "cross-entropy of the second.")  # fmt: skip
+    summary = ("DER++, Buzzega et al. 2020: as er, with two memory batches in every step: L + α · mean squared "
+               "difference from the stored logits of the k likeliest tokens of the first + β · mean cross-entropy of "
+               "the second.")  # fmt: skip
     published = "--memory_policy reservoir, α --derpp_alpha 0.1 to 0.5, β --derpp_beta 0.5 to 1"
     memory_share = 0.19
     flags = ReplayMemory.flags | {
@@ -28,7 +28,7 @@ class DarkExperienceReplay(ReplayMemory):
         "--derpp_beta": dict(type=flags.not_negative_rate, default=0.5, help="derpp: weight of the stored labels"),
         "--derpp_top_k": dict(type=flags.positive, default=20, help="derpp: logits stored for each label"),
     }
-    no_teacher = "what is kept of a sample is its label and the model's own logits"
+    no_teacher = "it stores a sample's label and the model's own logits"
     state_file = "memory.pt"
 
     def __init__(self, sequence):

@@ -12,8 +12,8 @@ class ExperienceReplay(ReplayMemory):
     name, order = "er", 80
     summary = ("ER, Chaudhry et al. 2019: real samples of the earlier tasks are kept; every batch B of the task is "
                "trained on together with a batch M of them: mean cross-entropy over B ∪ M. --replay epoch mixes all "
-               "that is kept into the task's samples instead.")  # fmt: skip
-    published = "as many samples of the memory as of the task in each step; 1 to 25 kept of each class"
+               "kept samples into the task's samples instead.")  # fmt: skip
+    published = "as many memory samples as task samples in each step; 1 to 25 kept per class"
     memory_share = 0.29
     flags = ReplayMemory.flags | {
         "--replay": dict(choices=("step", "epoch"),

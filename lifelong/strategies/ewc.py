@@ -9,5 +9,5 @@ class ElasticWeightConsolidation(ImportancePenalty):
     name, order = "ewc", 50
     summary = ("EWC, Kirkpatrick et al. 2017: ω += 1/N · Σ_batches (∂ mean cross-entropy / B)² after each task; "
                "every later step adds -lr · 2 · reg_lambda · ω · (p - p*), p* the "
-               "parameters when the task before ended.")  # fmt: skip
+               "parameters at the end of the previous task.")  # fmt: skip
     memory_share = 0.30

@@ -59,7 +59,7 @@ class GradientEpisodicMemory(KeptSamples):
         sizes = self.sequence.sizes
         order, size = list(sizes), sizes[task]
         self.memory.add(task, size, sizes[order[order.index(task) + 1]])
-        say(f"{task}: {len(self.memory.kept[task]):,} of {counted(size, 'sample')} kept to hold gradients against")
+        say(f"{task}: {len(self.memory.kept[task]):,} of {counted(size, 'sample')} kept to constrain gradients")
 
 
 def active_parameters(sequence, parameters, tasks):

@@ -8,16 +8,16 @@ class IsolatedAdapters(Strategy):
     task only. No parameter of an earlier task ever changes, so nothing is forgotten."""
 
     name, order = "isolated", 94
-    summary = ("An adapter of its own per task (as --own_adapters), the special tokens' rows trained with the first "
-               "task alone: with the task of every question known nothing is forgotten, and nothing shared (the upper "
-               "bound of isolation).")  # fmt: skip
+    summary = ("One adapter per task (as --own_adapters); the special tokens' rows are trained with the first task "
+               "only. If the task of every question is known, nothing is forgotten and nothing shared (the upper bound "
+               "of isolation).")  # fmt: skip
 
     @classmethod
     def method_refusal(cls, method):
         """See `Strategy`."""
         from versatile.adapters.methods.registry import BARE, FULL
 
-        return ("there is nothing of a task's own", "use --adapter_bottleneck N or --method") if method in (
+        return ("no parameters belong to a single task", "use --adapter_bottleneck N or --method") if method in (
             FULL, BARE) else None  # fmt: skip
 
     @classmethod

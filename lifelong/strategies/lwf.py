@@ -14,9 +14,9 @@ class LearningWithoutForgetting(Strategy):
     """
 
     name, order = "lwf", 65
-    summary = ("LwF, Li & Hoiem 2016: the model as the task before left it is the teacher of the new task's rows: "
+    summary = ("LwF, Li & Hoiem 2016: the model after the previous task is the teacher on the new task's rows: "
                "cross-entropy + λ_o · cross-entropy between its distributions and the model's, both at temperature T, "
-               "mean over the labels.")  # fmt: skip
+               "averaged over the labels.")  # fmt: skip
     published = "λ_o --lwf_lambda 1, T --lwf_temperature 2"
     memory_share = 0.41
     flags = {
@@ -24,8 +24,8 @@ class LearningWithoutForgetting(Strategy):
                              help="lwf: weight of the previous model's predictions"),
         "--lwf_temperature": dict(type=flags.rate, default=2.0, help="lwf: temperature of both distributions"),
     }  # fmt: skip
-    no_teacher = "the model before is the teacher already"
-    no_own_adapters = "what an earlier task's adapter said is not asked through the new task's"
+    no_teacher = "the previous model is already the teacher"
+    no_own_adapters = "an earlier adapter's predictions cannot be tested through the new task's"
 
     def __init__(self, sequence):
         super().__init__(sequence)

@@ -19,7 +19,7 @@ class OrthogonalLoRA(Strategy):
                "lora.")  # fmt: skip
     published = "λ --olora_lambda 0.5, --lora_rank 8, --learning_rate 1e-3 (T5-large)"
     flags = {"--olora_lambda": dict(type=flags.not_negative_rate, default=0.5, help="olora: weight of the penalty")}
-    no_own_adapters = "each task has a subspace of its own already"
+    no_own_adapters = "each task already has its own subspace"
 
     @classmethod
     def method_refusal(cls, method):

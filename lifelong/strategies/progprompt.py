@@ -22,4 +22,4 @@ class ProgressivePrompts(IsolatedAdapters):
         prompts = [name for name, description in all_methods().items() if description.load_class().chains]
         if method in prompts:
             return None
-        return "a prompt per task is what it is made of", f"use {' or '.join(f'--method {name}' for name in prompts)}"
+        return "it trains one prompt per task", f"use {' or '.join(f'--method {name}' for name in prompts)}"
