@@ -28,7 +28,8 @@ REFUSED = {
     **dict.fromkeys(["encoder_layerdrop", "decoder_layerdrop"], "T5 drops no layers"),
     **dict.fromkeys(["optimize_from_scratch", "optimize_from_scratch_with_loading_model"], _NOT_AGAIN),
     **dict.fromkeys(["hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "hub_always_push",
-                     "hub_revision"], "only the name is needed: --push_to_hub owner/name"),
+                     "hub_revision"], "--push_to_hub owner/name uploads the finished run with the hub's own settings and token (huggingface-cli "
+                     "login)"),
     **dict.fromkeys(["jit_mode_eval", "use_ipex"], "transformers has dropped it"),
     "past_index": "it has no meaning for T5",
     "logging_dir": "TensorBoard events are written into the run directory",
