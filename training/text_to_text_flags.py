@@ -16,6 +16,7 @@ PORT_SETTINGS = method_flags.settings_of(PORT_METHODS)
 _PRECISION = "--fp16 and --bf16 are PyTorch's own mixed precision"
 _ONE_DEVICE = "the models trained here fit on one device; use torchrun for several"
 _DRAWN = "batches are drawn by the multi-task sampler"
+_HUB = "--push_to_hub owner/name uploads the finished run, with the hub's own login (hf auth login)"
 _NOT_AGAIN = "a run is resumed whole; to start from a trained model, name it as --model_name_or_path"
 # {flag: why}: flags of the original and of transformers for features that are absent or work differently.
 REFUSED = {
@@ -28,8 +29,7 @@ REFUSED = {
     **dict.fromkeys(["encoder_layerdrop", "decoder_layerdrop"], "T5 drops no layers"),
     **dict.fromkeys(["optimize_from_scratch", "optimize_from_scratch_with_loading_model"], _NOT_AGAIN),
     **dict.fromkeys(["hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "hub_always_push",
-                     "hub_revision"], "--push_to_hub owner/name uploads the finished run with the hub's own settings and token (huggingface-cli "
-                     "login)"),
+                     "hub_revision"], _HUB),
     **dict.fromkeys(["jit_mode_eval", "use_ipex"], "transformers has dropped it"),
     "past_index": "it has no meaning for T5",
     "logging_dir": "TensorBoard events are written into the run directory",
