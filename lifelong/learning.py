@@ -386,9 +386,9 @@ def train_teacher(args, task, dtype):
     Returns:
         the teacher's directory.
     """
+    plain = dict.fromkeys(("distil", "seq_distil", "train_teachers", "real_sample", "dynamic_epochs"), False)
     # With one task, its own adapter is the shared one.
-    plain = dict.fromkeys(("distil", "seq_distil", "real_sample", "dynamic_epochs", "upsample_data", "unbound",
-                           "own_adapters"), False)  # fmt: skip
+    plain |= dict.fromkeys(("upsample_data", "unbound", "own_adapters"))
     own = Namespace(**{**vars(args), **plain, "tasks": [task], "seq_train_type": "lll"})
     # Other teachers may have been trained before; a new model for each keeps them independent.
     lifelong_model, data = load_model(own), read_tasks(own)
@@ -398,6 +398,10 @@ def train_teacher(args, task, dtype):
     settings |= {flag: getattr(own, flag) for flag in later if getattr(own, flag, None) is not None}
     key = content_key([settings, lifelong_model.fingerprint, idist.get_world_size(), contents(data[task])])
     folder = sequence.model_directory(args) / "teachers" / f"{task}_{key}"
+    own.output_dir = str(folder)
+    if idist.get_rank() == 0 and not (folder / "run.json").exists():
+        # A teacher is a sequence of one task, which can be evaluated by itself.
+        write_json(folder / "run.json", record(own, method="lll"))
     if finished := sequence.Progress(folder, idist.get_world_size()).finished:
         sequence.check_models(folder, own, finished)
         say(f"{task}: the teacher already exists: {folder / task}")

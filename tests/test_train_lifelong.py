@@ -153,7 +153,11 @@ def test_adapters_are_learnt_beside_a_frozen_backbone_from_teachers_that_are_tra
     assert names == {"rows.lifelong", *(f"blocks.{block}.lifelong.{part}.{kind}" for block in range(2)
                                         for part in ("norm", "down", "up") for kind in ("weight", "bias"))}  # fmt: skip
     assert "ag: distilled from the teacher" in first.out and "10 texts of the teacher" in first.out
-    assert len(list((tmp_path / "run" / "tiny-gpt2_adapter_4" / "teachers").iterdir())) == 2
+    teachers = sorted((tmp_path / "run" / "tiny-gpt2_adapter_4" / "teachers").iterdir())
+    assert len(teachers) == 2
+    # A teacher is a sequence of one task and can be evaluated by itself.
+    evaluated = run("evaluate_lifelong", ["--model_dirs", teachers[0], "--fp32", "--limit", 2], tmp_path / "log")
+    assert evaluated.code == 0 and "ag, final: ag: em" in evaluated.out, evaluated.err
     argv[argv.index("--output_dir") + 1] = str(tmp_path / "again")
     again = run(SCRIPT, argv, tmp_path / "log")
     assert again.out.count("the teacher already exists") == 2 and again.out.count("teacher already in ") == 2
