@@ -19,7 +19,7 @@ VLM code, or a bare backbone (smollm2, gpt2, …), to see what it does untrained
 import sys
 from pathlib import Path
 
-from versatile.adapters.manifest import peek
+from versatile.adapters.manifest import check_holds, peek
 from versatile.adapters.methods.registry import BARE
 from versatile.data.listing import list_tasks
 from versatile.data.task_names import by_task, task_flag
@@ -72,6 +72,8 @@ def main(argv=None):
         p.error("--model_checkpoint is needed (or --score_only FILE)")
     if args.references and not args.score_only:
         p.error("--references requires --score_only")
+    if args.score_only:
+        refuse_without_effect(p, args)
     flags.check_lengths(p, args)
     flags.require_one_process()
     manifest = peek(args.model_checkpoint) if args.model_checkpoint else None
@@ -81,7 +83,7 @@ def main(argv=None):
         if manifest and manifest.encoder in RUN_ENCODERS:
             return evaluate_run(args, p.locations, manifest.encoder)
     from versatile.data.own_tasks import prepare_own_tasks
-    from versatile.data.task import canonical_name, get_task
+    from versatile.data.task import canonical_name, find_task, get_task
 
     prepare_own_tasks(args, "--task", trained=manifest.definitions.values() if manifest else ())
     args.task = canonical_name(args.task, "markers")
@@ -93,6 +95,8 @@ def main(argv=None):
         from versatile.training.text_to_text_evaluation import explain_untrained
 
         raise explain_untrained(args.model_checkpoint)
+    if manifest and manifest.tasks and find_task(args.task) is None:
+        check_holds(manifest.tasks, args.task, args.model_checkpoint)
     task = get_task(args.task)
     if args.data:
         if args.dataset_path:
@@ -105,6 +109,17 @@ def main(argv=None):
         score_files(args, task)
     else:
         evaluate(args, task, manifest)
+
+
+def refuse_without_effect(p, args):
+    """Exit with an error for a flag that scoring a file alone does not use."""
+    used = {"task", "score_only", "references", "output_dir", "config"}
+    beside = "--score_only with --references" if args.references else "--score_only"
+    if not args.references:
+        used |= {"dataset_path", "data", "split", "limit", "max_history"}
+    for setting, location in p.locations.items():
+        if setting not in used:
+            p.error(f"{location}: has no effect with {beside}: leave it out")
 
 
 def not_trained(args, manifest):
@@ -125,7 +140,7 @@ def score_files(args, task):
 
     if args.output_dir:
         writable_directory(args.output_dir, "--output_dir")
-    hypotheses, examples = [from_one_line(line) for line in metrics.read_hypotheses(args.score_only)], None
+    hypotheses, examples = metrics.read_hypotheses(args.score_only), None
     if args.references:
         references = [list(map(from_one_line, group)) for group in metrics.read_references(args.references)]
     else:

@@ -329,7 +329,8 @@ def train(args, run, model, tokenizer, splits, dtype):
     files = ModelFiles(lambda at: bert.save(model, tokenizer, at),
                        lambda at: bert.load_weights(model, at))  # fmt: skip
     run.bind(files, experiment.data_key(train=splits["train"], valid=dev),
-             experiment.resume_command("train_camtl.py", run.directory), args.logging_dir)  # fmt: skip
+             experiment.resume_command("train_camtl.py", run.directory), args.logging_dir,
+             backbone=getattr(model, "backbone_fingerprint", None))  # fmt: skip
     optimizer = build_adamw(model, args.lr, args.adam_eps, args.weight_decay)
     schedule = choose_schedule(args, args.lr, settings.max_steps, warmup)
     callbacks = [Coverage(batches.tracker)]

@@ -220,6 +220,7 @@ def train(args, typed_flags):
 def open_sequence(args, typed_flags):
     """(flags, None) for a new sequence, or (its original flags, its run) for one that was begun before."""
     from versatile.training import experiment
+    from versatile.training.runs import refuse_elsewhere
 
     folder, typed = Path(args.resume or args.output_dir or sequence.directory(args)), bool(args.resume)
     if not typed:
@@ -232,6 +233,7 @@ def open_sequence(args, typed_flags):
         typed_flags = {flag: value for flag, value in typed_flags.items() if flag != "init_from" or value}
         args.resume = str(folder)
     else:
+        refuse_elsewhere(typed_flags, folder)
         sequence.refuse_stage(folder, "--resume", f"resume its sequence: {shell_words('--resume', folder.parent)}")
     typed_flags = {flag: value for flag, value in typed_flags.items() if flag not in sequence.FREE}
     try:

@@ -19,7 +19,6 @@ The run directory holds the best model by --metric_for_best_model, checkpoints/s
 arguments_results.json, val_results.json, test_results.json, metrics.json and learning_curve.png; evaluate.py reads it.
 """
 
-import contextlib
 import sys
 from pathlib import Path
 
@@ -84,18 +83,18 @@ def settings_of(arguments):
         # As published for tuning only the layer norms.
         values["freeze_model"] = True
     if values["task_embedding_dim"] is None:
-        values["task_embedding_dim"] = embedding_size(arguments.task_embedding_dir) or t5.T5Settings.task_embedding_dim
+        names = arguments.task_embeddings or arguments.tasks
+        given = embedding_size(arguments.task_embedding_dir, names)
+        values["task_embedding_dim"] = given or t5.T5Settings.task_embedding_dim
     return t5.T5Settings(**values)
 
 
-def embedding_size(directory):
-    """Size of the task embeddings in a directory, or None."""
-    import numpy as np
+def embedding_size(directory, names):
+    """Size of the task embeddings of these names in a directory, or None if there are none."""
+    from versatile.adapters.t5_model import read_embedding
 
-    for path in sorted(Path(directory).glob("*.npy")) if directory else []:
-        with contextlib.suppress(ValueError, OSError):
-            return int(np.load(path, allow_pickle=False).size)
-    return None
+    files = [path for name in names if (path := Path(directory) / f"{name}.npy").is_file()] if directory else []
+    return int(read_embedding(files[0]).size) if files else None
 
 
 def build(arguments):
@@ -250,7 +249,8 @@ def train(arguments, run, model, tokenizer, splits, drawn, evaluation):
 
     files = ModelFiles(lambda at: t5.save(model, tokenizer, at), lambda at: t5.load_weights(model, at))
     key = experiment.data_key(train=splits["train"], valid=splits.get("validation"))
-    run.bind(files, key, experiment.resume_command("train_t5.py", run.directory))
+    command = experiment.resume_command("train_t5.py", run.directory)
+    run.bind(files, key, command, backbone=model.backbone_fingerprint)
     dtype = precision(arguments, idist.device())
     if dtype != torch.float32:
         halve_frozen(model, dtype)

@@ -184,8 +184,15 @@ def choose_methods(args, tasks):
 
 
 def values_by_task(flag, pairs, tasks):
-    """{task: N} from a flag's values as parsed by `for_each_task`."""
-    values = dict(pairs or [])
+    """{task: N} from a flag's values as parsed by `for_each_task`; a `UserError` if a task has two."""
+    values = {}
+    for task, value in pairs or []:
+        if task in values:
+            whose = f"task {task!r}" if task else "all tasks"
+            raise UserError(f"two values for {whose}: {values[task]} and {value}", location=flag,
+                            remedy="give one for all tasks, or one for each: " +
+                            " ".join(f"{name}=…" for name in tasks))  # fmt: skip
+        values[task] = value
     for_all = {"": values.pop("")} if "" in values else {}
     values = by_task(values, tasks, "trained", flag) | for_all
     return {name: values.get(name, values.get("")) for name in tasks if name in values or "" in values}

@@ -258,15 +258,8 @@ def load(directory, task=None, pointer=False, flag=None, allow_idle=False):
         model, tokenizer = _load_full(manifest, directory)
     else:
         model, tokenizer = _load_adapter(manifest, directory, allow_idle)
-    if task is not None and task not in model.info.markers:
-        tasks = list(model.info.markers)
-        known = f"--task {tasks[0]}" if len(tasks) == 1 else f"--task with one of {', '.join(tasks)}"
-        raise UserError(
-            f"the checkpoint holds the task(s) {', '.join(tasks)}, not {task!r}",
-            location=flag or f"--model_checkpoint {directory}",
-            expected=f"a checkpoint that was trained for {task!r}" if flag else known,
-            remedy="name another" if flag else "name a task the checkpoint was trained for, or another checkpoint",
-        )
+    if task is not None:
+        manifests.check_holds(model.info.markers, task, directory, flag)
     if pointer and not model.info.self_copy:
         raise UserError(f"{directory} was trained without it", location="--self_copy", remedy="leave the flag out")
     return model.eval(), tokenizer

@@ -153,6 +153,26 @@ def write(directory, manifest):
     write_json(Path(directory) / CONFIG, manifest)
 
 
+def check_holds(tasks, task, directory, flag=None):
+    """Raise a `UserError` if a task is not among a checkpoint's tasks.
+
+    Args:
+        tasks: names of the checkpoint's tasks.
+        task: the requested one.
+        directory: the checkpoint.
+        flag: the flag that named the checkpoint, if the task belongs to it; None: --task named the task.
+    """
+    if task in tasks:
+        return
+    known = f"--task {next(iter(tasks))}" if len(tasks) == 1 else f"--task with one of {', '.join(tasks)}"
+    raise UserError(
+        f"the checkpoint holds the task(s) {', '.join(tasks)}, not {task!r}",
+        location=flag or f"--model_checkpoint {directory}",
+        expected=f"a checkpoint that was trained for {task!r}" if flag else known,
+        remedy="name another" if flag else "name a task the checkpoint was trained for, or another checkpoint",
+    )
+
+
 def need_language_model(directory, location=None):
     """Raise a `UserError` if a directory holds a text-to-text or sentence-pair model, for scripts that read neither.
 

@@ -28,7 +28,7 @@ from versatile.adapters.methods.registry import get_method, method_of
 from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS
 from versatile.adapters.t5_model import T5Settings, attach, check_kind
 from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors
-from versatile.utils.errors import UserError
+from versatile.utils.errors import UserError, brief
 
 # ---- the backbone
 
@@ -114,7 +114,10 @@ def read_settings(directory):
     names = [*manifest.tasks, *(settings.adapters or []), *(settings.task_embeddings or [])]
     schemas.check_module_names(names, manifest.path)
     if settings.method in PORT_METHODS:
-        method_of(dict(method=settings.method, **settings.method_settings), manifest.path)
+        method_of({"method": settings.method} | settings.method_settings, manifest.path)
+    elif settings.method_settings:
+        raise UserError(f"'settings.method_settings' is {brief(settings.method_settings)}", location=manifest.path,
+                        expected=f"none, as of every model of the method {settings.method}")  # fmt: skip
     return list(manifest.tasks), settings
 
 

@@ -282,6 +282,23 @@ def check(config, tasks, settings):
             raise UserError(f"{getattr(settings, field)}", location=field, expected="1 or more")
 
 
+def read_embedding(path):
+    """The array in a .npy file; a `UserError` unless it holds finite numbers."""
+    import zipfile
+
+    import numpy as np
+
+    try:
+        value = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"not a readable .npy file: {error}", location=path, remedy="compute it again") from error
+    if not isinstance(value, np.ndarray):
+        raise UserError("an archive of arrays, not a .npy file", location=path, remedy="compute it again")
+    if value.dtype.kind not in "fiu" or not np.isfinite(value).all():
+        raise UserError("holds values that are not finite numbers", location=path, remedy="compute it again")
+    return value
+
+
 def read_task_embeddings(directory, names, size):
     """{name: tensor [size]} from <name>.npy files; anything that does not fit raises a `UserError`."""
     from pathlib import Path
@@ -299,12 +316,7 @@ def read_task_embeddings(directory, names, size):
                 expected="an embedding for each task",
                 remedy="compute_task_embeddings.py writes them",
             )
-        try:
-            value = np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise UserError(f"not a readable .npy file: {error}", location=path, remedy="compute it again") from error
-        if value.dtype.kind not in "fiu" or not np.isfinite(value).all():
-            raise UserError("holds values that are not finite numbers", location=path, remedy="compute it again")
+        value = read_embedding(path)
         if value.size != size:
             raise UserError(
                 f"{value.size} values (shape {list(value.shape)})",

@@ -342,7 +342,7 @@ class Sequence:
                 return annealing(batches.seen(plan.micro_batches(step)))
 
         files = ModelFiles(lambda at: self.save(at, names), lambda at: checkpoint.load_weights(model, at))
-        run.bind(files, rows_key(rows), self.command)
+        run.bind(files, rows_key(rows), self.command, backbone=self.lifelong_model.fingerprint)
         run.epoch_steps, run.epochs, run.keep_epochs = plan.epoch_steps, epochs, not args.only_final
         return Trainer(
             model, batches, WeightedLoss(teacher, self.strategy.loss_terms()),

@@ -143,7 +143,7 @@ WRONG = {
                       "layer_norm.weight of its backbone was trained too", "--unfreeze_layer_norms false"),
     "a trained T5": (lambda f: trained(f, ["mrpc"], "lora", unfreeze_model=True), "its backbone's fingerprint is"),
     "another length": (lambda f: trained(f, ["mrpc"], flags=dict(max_source_length=64)),
-                       "its --max_source_length is 64", "32, as of --checkpoints rte="),
+                       "its --max_source_length is 64", "32, as in --checkpoints rte="),
     "other halves": (lambda f: trained(f, ["mrpc"], flags=dict(data_seed=1)), "its --data_seed is 1"),
     "another activation": (lambda f: trained(f, ["mrpc"], "adapters", non_linearity="relu"),
                            "its --non_linearity is relu"),

@@ -174,7 +174,7 @@ def test_a_copy_that_somebody_keeps_is_no_checkpoint(name, a_run):
 LOCKING = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
-from versatile.training.runs import lock_directory
+from versatile.training.run_locks import lock_directory
 lock_directory(sys.argv[1], "--resume")
 print("locked", flush=True)
 time.sleep(600)

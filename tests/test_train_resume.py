@@ -7,7 +7,7 @@ import shutil
 import signal
 
 import pytest
-from scripts import TORCHRUN, losses, metrics, run, run_as_user, small, start, tensors, until
+from scripts import TORCHRUN, contents, losses, metrics, run, run_as_user, small, start, tensors, until
 from training_runs import (
     after,
     close_runs,
@@ -253,6 +253,35 @@ def test_resuming_with_changed_data_is_refused(finished_run, tmp_path):
     record["flags"]["dataset_path"] = str(small(tmp_path / "other.json", train=25, valid=6, test=4))
     (out / "run.json").write_text(json.dumps(record))
     refused(run("train", ["--resume", out], tmp_path), "the data have changed", out / "checkpoints")
+
+
+def test_resuming_on_another_backbone_is_refused(nlg_data, tmp_path):
+    from versatile.adapters.backbones import loading as backbones
+
+    def save_backbone(seed):
+        model, tokenizer = backbones.load("tiny-gpt2", random_init=seed)
+        model.save_pretrained(tmp_path / "backbone")
+        tokenizer.save_pretrained(tmp_path / "backbone")
+
+    save_backbone(1)
+    out = tmp_path / "run"
+    trained(short_run(nlg_data, out, "--save_steps", 2, model=tmp_path / "backbone"), tmp_path)
+    save_backbone(2)
+    refused(run("train", ["--resume", out], tmp_path), out / "checkpoints", "the backbone is not the one")
+    save_backbone(1)
+    assert run("train", ["--resume", out], tmp_path).code == 0
+
+
+def test_a_run_does_not_overwrite_a_model(nlg_data, tmp_path):
+    from versatile.adapters.backbones import loading as backbones
+
+    model, tokenizer = backbones.load("tiny-gpt2")
+    model.save_pretrained(tmp_path / "backbone")
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    before = contents(tmp_path / "backbone")
+    argv = short_run(nlg_data, tmp_path / "backbone", model=tmp_path / "backbone")
+    refused(run("train", argv, tmp_path), f"--output_dir {tmp_path / 'backbone'}", "holds a model (config.json)")
+    assert contents(tmp_path / "backbone") == before
 
 
 def test_resuming_what_is_no_run_is_refused(finished_run, tmp_path):

@@ -158,14 +158,13 @@ def own_names(args):
 
 def take_definitions(args):
     """Take over a trained model's task definitions; without --tasks, also all tasks that it was trained on."""
-    from versatile.training.runs import stored_record
+    from versatile.training.runs import stored_definitions, stored_record
 
     if args.own_tasks or not Path(args.model_checkpoint).is_dir():
         return
-    known = stored_record(args.model_checkpoint).get("flags") or {}
-    args.task_definitions = known.get("task_definitions")
+    args.task_definitions = stored_definitions(args.model_checkpoint)
     if args.task_definitions and not args.tasks:
-        args.tasks = known.get("tasks")
+        args.tasks = stored_record(args.model_checkpoint)["flags"].get("tasks")
 
 
 def _only_training(p, args):

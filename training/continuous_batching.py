@@ -65,7 +65,7 @@ class Row:
             return
         if token != self.prompt.eos_id:
             self.tokens.append(token)
-        self.has_ended = token == self.prompt.eos_id or len(self.tokens) == max_length
+        self.has_ended = token == self.prompt.eos_id or len(self.tokens) >= max_length
 
 
 class Columns:

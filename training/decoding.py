@@ -13,7 +13,9 @@ from versatile.adapters.packed import pack_products
 from versatile.data.prompt import Prompt  # noqa: F401  (part of this interface)
 from versatile.training import continuous_batching
 from versatile.training.prompt_batches import OnlyOwnEnd, left_padded
+from versatile.utils import schema
 from versatile.utils.devices import autocast
+from versatile.utils.errors import UserError
 
 
 @dataclass
@@ -32,6 +34,14 @@ class Decoding:
     length_penalty: float = 1.0
 
     @classmethod
+    def checked(cls, settings):
+        """The settings of a dict; a `UserError` for an unknown name, or a value that its flag would not take."""
+        settings = schema.validate(settings, _SETTINGS, "settings")
+        if settings.get("min_length", cls.min_length) > settings.get("max_length", cls.max_length):
+            raise UserError("min_length is above max_length", location="settings")
+        return cls(**settings)
+
+    @classmethod
     def from_flags(cls, args, positions):
         """The settings of the flags; an output length that leaves no room for an input is cut, with a message."""
         wanted = cls(**{f: getattr(args, f) for f in cls.__dataclass_fields__})
@@ -44,6 +54,13 @@ class Decoding:
         """The same with outputs of at most half the model's positions, so that an input fits as well."""
         longest = min(self.max_length, positions // 2)
         return type(self)(**{**vars(self), "max_length": longest, "min_length": min(self.min_length, longest)})
+
+
+_SETTINGS = schema.Record(fields=dict(
+    no_sample=schema.Flag(), num_beams=schema.Whole(1), temperature=schema.Number(1e-6), top_k=schema.Whole(),
+    top_p=schema.Number(1e-6, 1), max_length=schema.Whole(1), min_length=schema.Whole(), batch_size=schema.Whole(1),
+    seed=schema.Whole(), length_penalty=schema.Number(),
+), closed=True)  # fmt: skip
 
 
 @torch.no_grad()

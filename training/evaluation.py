@@ -19,6 +19,7 @@ from versatile.utils import devices, metrics
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, writable_directory, write_json
 from versatile.utils.lines import one_line
+from versatile.utils.stored_flags import TEXT
 
 
 @dataclass
@@ -294,7 +295,8 @@ def task_data(args, typed, directory, task):
     flag = f"{typed.get('dataset_path', '--dataset_path')} DIR"
     if task in args.data or (remembered and not args.dataset_path):
         flag = f"--data {task}=DIR"
-    folder = data_of(args.data.get(task) or args.dataset_path, remembered or known.get("data_dir"), flag)
+    own = next((path for path in (remembered, known.get("data_dir")) if path and TEXT.fits(path)), None)
+    folder = data_of(args.data.get(task) or args.dataset_path, own, flag)
     with naming_the_flag(flag):
         yield folder
 

@@ -16,7 +16,7 @@ from versatile.adapters.manifest import ADAPTER_WEIGHTS
 from versatile.data.batching import Batches
 from versatile.data.encoders.markers import load_split
 from versatile.data.own_tasks import define
-from versatile.data.task import distilled_beside
+from versatile.data.task import canonical_name, distilled_beside
 from versatile.training import hub, sharding
 from versatile.training.board import check_reporters
 from versatile.training.callbacks import MaskAbsentTasks
@@ -31,6 +31,7 @@ from versatile.training.runs import (
     check_flags,
     default_directory,
     record,
+    refuse_elsewhere,
     refuse_unfinished,
 )
 from versatile.training.schedules import check_schedule, choose_schedule
@@ -72,10 +73,11 @@ def open_run(parser, args, typed_flags, script="train.py"):
     known = restore_flags(parser, known, run.directory / "run.json")
     typed_flags = relocate_own_tasks(known, typed_flags)
     check_flags(typed_flags, known, FREE_WHEN_RESUMING, f"--resume {args.resume}")
+    refuse_elsewhere(typed_flags, args.resume)
     free = {k: absolute_paths(v) if k in READ_PATHS else v for k, v in typed_flags.items() if k in FREE_WHEN_RESUMING}
     # Of a flag of TASK=PATH only the tasks that are named now have other data.
-    free = {k: {**known[k], **v} if isinstance(v, dict) and isinstance(known.get(k), dict) else v
-            for k, v in free.items()}  # fmt: skip
+    free = {k: {**known[k], **{canonical_name(task, "markers"): path for task, path in v.items()}}
+            if isinstance(v, dict) and isinstance(known.get(k), dict) else v for k, v in free.items()}  # fmt: skip
     need_stored_paths(known, typed_flags, run.directory / "run.json")
     return Namespace(**{**vars(args), **known, **free, "output_dir": args.resume}), run
 
@@ -385,7 +387,8 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
     settings = Settings.from_flags(args, dtype=dtype, log_every=args.logging_steps)
     total_steps = StepPlan(train, settings).total_steps
     run.bind(BestPerTask(model, tokenizer, run) if separate else adapter_files(model, tokenizer),
-             data_key(**splits), resume_command(script, run.directory))  # fmt: skip
+             data_key(**splits), resume_command(script, run.directory),
+             backbone=model.backbone_fingerprint)  # fmt: skip
     trainer = Trainer(
         model, train, objective or CrossEntropy(),
         build_adamw(model, args.lr, args.adam_eps, args.weight_decay),

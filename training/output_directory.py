@@ -25,10 +25,9 @@ def check_output_directory(directory, script, overwrite=None, needed=()):
     """
     folder = Path(directory)
     could_be_made(folder, "--output_dir")
-    if not (folder / "run.json").exists():
-        return
-    if not overwrite:
+    if not (folder / "run.json").exists() or not overwrite:
         Run.refuse_taken(folder, can_overwrite=overwrite is not None)
+        return
     if str(stored_record(folder).get("command", "")).split()[:1] != [script]:
         raise UserError(
             f"this directory holds something other than a run of {script}, which --overwrite_output_dir would remove",

@@ -9,7 +9,6 @@
         learning_curve.png, events.*  (TensorBoard)
 """
 
-import contextlib
 import os
 import platform
 import re
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from versatile.adapters.backbones import bundled
 from versatile.training.cards import write_model_card
+from versatile.training.run_locks import lock_directory, refuse_locked
 from versatile.utils import schema
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import (
@@ -30,12 +30,11 @@ from versatile.utils.files import (
     move_into_place,
     remove_leftovers,
     remove_nested_leftovers,
-    try_lock,
     writable_directory,
     write_json,
 )
 from versatile.utils.screen import shell_words
-from versatile.utils.stored_flags import TEXT
+from versatile.utils.stored_flags import DERIVED, TEXT
 
 STATE = "training_state.pt"
 
@@ -74,15 +73,16 @@ class Run:
         keep: how many of the newest checkpoints are kept.
 
     Attributes:
-        files, data_key, resume_command, board_folder: see `bind`.
+        files, data_key, resume_command, board_folder, backbone: see `bind`.
     """
 
     def __init__(self, directory, keep=3):
         self.directory, self.keep = Path(directory), keep
         self.checkpoints = self.directory / "checkpoints"
         self.files, self.data_key, self.resume_command, self.board_folder = None, "", "", self.directory
+        self.backbone = None
 
-    def bind(self, files, data_key="", resume_command="", board_folder=None):
+    def bind(self, files, data_key="", resume_command="", board_folder=None, backbone=None):
         """Set what is trained in it; returns the run.
 
         Args:
@@ -91,8 +91,10 @@ class Run:
                 data is refused.
             resume_command: printed when the run is stopped early.
             board_folder: where TensorBoard's events go (default: the run's directory).
+            backbone: fingerprint of the pretrained weights that training starts from, or None; a checkpoint trained
+                from others is refused.
         """
-        self.files, self.data_key, self.resume_command = files, data_key, resume_command
+        self.files, self.data_key, self.resume_command, self.backbone = files, data_key, resume_command, backbone
         self.board_folder = Path(board_folder or self.directory)
         return self
 
@@ -116,11 +118,14 @@ class Run:
 
     @staticmethod
     def refuse_taken(directory, can_overwrite=False):
-        """Raise a `UserError` if the directory already holds a run.
+        """Raise a `UserError` if the directory already holds a run, or a model that no run of this toolkit wrote.
 
         Args:
             can_overwrite: whether the script has --overwrite_output_dir.
         """
+        if not (Path(directory) / "run.json").exists() and (held := model_files(directory)):
+            raise UserError(f"this directory holds a model ({held[0]}), which training would overwrite",
+                            location=f"--output_dir {directory}", remedy="name another directory")  # fmt: skip
         if (Path(directory) / "run.json").exists():
             raise UserError(
                 "this directory already holds a run",
@@ -228,35 +233,11 @@ class Run:
         write_model_card(self.directory, stored_record(self.directory), metrics)
 
 
-_LOCKED = {}
-
-
-def lock_directory(directory, flag):
-    """Keep all other processes out of a run's directory until this one ends, however it ends.
-
-    The directory itself is locked (flock): there is no lock file to remove, and the system releases the lock when the
-    process ends. File systems without locks are used without one.
-
-    Args:
-        flag: the flag that named the directory, for the error.
-
-    Raises:
-        UserError: another process is working in it.
-    """
-    real = os.path.realpath(directory)
-    if real in _LOCKED:
-        return
-    try:
-        handle = os.open(real, os.O_RDONLY)
-    except OSError:
-        return
-    if not try_lock(handle):
-        holder = _lock_holder(handle)
-        os.close(handle)
-        raise UserError(f"another process{holder} is working in this run", location=f"{flag} {directory}",
-                        expected="one process in a run's directory at a time",
-                        remedy="wait until it has ended, or stop it (SIGTERM: it saves)")  # fmt: skip
-    _LOCKED[real] = handle
+def model_files(directory):
+    """Names of the files in a directory that make it a model: configs and weights."""
+    names = ("config.json", "adapter_config.json", "model.safetensors", "adapter_model.safetensors",
+             "pytorch_model.bin")  # fmt: skip
+    return [name for name in names if (Path(directory) / name).exists()]
 
 
 def refuse_unfinished(directory, flag):
@@ -271,38 +252,11 @@ def refuse_unfinished(directory, flag):
     run = path.parents[1] if is_checkpoint else path
     for folder in (run, run.parent):
         if (folder / "run.json").is_file():
-            _refuse_locked(folder, flag)
+            refuse_locked(folder, flag)
     finished = any((run / name).is_file() for name in ("metrics.json", "training_metrics.json"))
     if not is_checkpoint and not finished and (steps := Run(run).saved_steps()):
         raise UserError("this run has not finished", location=flag, expected="a finished run, or a checkpoint of it",
                         remedy=f"resume it to its end, or name {Run(run).checkpoint(steps[-1])}")  # fmt: skip
-
-
-def _refuse_locked(directory, flag):
-    """Raise a `UserError` if another process is working in a run's directory."""
-    if os.path.realpath(directory) in _LOCKED:
-        return
-    try:
-        handle = os.open(directory, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        if not try_lock(handle, shared=True):
-            raise UserError(f"this run is still training: another process{_lock_holder(handle)} works in it",
-                            location=flag, expected="a finished run", remedy="wait until it has ended")  # fmt: skip
-    finally:
-        os.close(handle)
-
-
-def _lock_holder(handle):
-    """The text " (pid N)" for the process that holds a lock, or "" if the system does not tell."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        inode = str(os.fstat(handle).st_ino)
-        for line in Path("/proc/locks").read_text().splitlines():
-            words = line.split()
-            if words[1] == "FLOCK" and words[5].split(":")[-1] == inode:
-                return f" (pid {words[4]})"
-    return ""
 
 
 # Flags whose values are files or directories that a run reads. They are recorded as absolute paths, so that a run
@@ -357,9 +311,11 @@ def read_record(path, script):
 def run_of(directory):
     """The run directory of a run or of one of its checkpoints."""
     path = Path(directory).resolve()
-    if path.name.startswith("step_"):
+    if (path / "run.json").is_file():
+        return path
+    if path.parent.name == "checkpoints" and re.fullmatch(r"step_\d+", path.name):
         return path.parents[1]
-    return path.parent if path.name.startswith("checkpoint-") else path
+    return path.parent if re.fullmatch(r"checkpoint-\d+", path.name) else path
 
 
 def run_flags(directory):
@@ -393,6 +349,13 @@ def stored_record(directory):
         return {}
 
 
+def stored_definitions(directory):
+    """Definitions of the user's own tasks in the run.json of a trained model; a `UserError` if they are none."""
+    known = stored_record(directory).get("flags", {}).get("task_definitions")
+    schema.validate(known, DERIVED["task_definitions"], f"{run_of(directory) / 'run.json'}:flags.task_definitions")
+    return known or []
+
+
 def stored_metrics(directory):
     """metrics.json of a trained model, or {}; see `stored_record`."""
     try:
@@ -404,7 +367,8 @@ def stored_metrics(directory):
 def trained_steps(directory):
     """Number of optimizer steps that a saved model was trained for, 0 if unknown."""
     step = re.fullmatch(r"step_(\d+)", Path(directory).name)
-    return int(step[1]) if step else int(stored_metrics(directory).get("best_step") or 0)
+    best = stored_metrics(directory).get("best_step")
+    return int(step[1]) if step else best if isinstance(best, int) else 0
 
 
 def origin(directory):
@@ -434,6 +398,15 @@ def versions():
         except PackageNotFoundError:
             versions[name] = None
     return versions
+
+
+def refuse_elsewhere(typed_flags, directory):
+    """Raise a `UserError` if a run is to be resumed with an --output_dir other than its own directory."""
+    named = typed_flags.get("output_dir")
+    if named and Path(named).resolve() != Path(directory).resolve():
+        raise UserError(f"the run in {directory} is resumed where it is", location=f"--output_dir {named}",
+                        remedy="leave the flag out; to keep the run as it is, copy its directory and resume the copy"
+                        )  # fmt: skip
 
 
 def check_flags(typed_flags, stored, free, location):

@@ -27,7 +27,7 @@ def linear_decay(lr, total_steps, warmup_steps=0):
 def check_schedule(args):
     """Raise a `UserError` if --lr_scheduler_type cannot be used with its --lr_scheduler_kwargs."""
     if args.lr_scheduler_type:
-        choose_schedule(args, 1.0, 10, 1)
+        choose_schedule(args, args.lr or 1.0, 10, 1)
 
 
 def choose_schedule(args, lr, total_steps, warmup_steps=0):

@@ -12,6 +12,7 @@ from versatile.data.files import text_lines
 from versatile.data.text_to_text_batches import Collator, Rows, SampledBatches
 from versatile.training import experiment
 from versatile.training.runs import ModelFiles
+from versatile.training.text_to_text_evaluation import check_best_metric
 from versatile.training.text_to_text_training import (
     build_trainer,
     check_directory,
@@ -29,7 +30,7 @@ from versatile.utils.screen import shell_command
 def texts(arguments):
     """(training texts, validation texts), shuffled by the data seed."""
     seed = arguments.data_seed
-    lines = [line for path in arguments.train_files or [] for line in read_lines(path)]
+    lines = [line for path in arguments.train_files or [] for line in read_lines(path, "--train_files")]
     for name in arguments.tasks or []:
         from versatile.data import text_to_text
 
@@ -38,15 +39,19 @@ def texts(arguments):
         lines += list(rows["source"])
     lines = [lines[i] for i in np.random.default_rng(seed).permutation(len(lines))]
     if arguments.validation_files:
-        return lines, [line for path in arguments.validation_files for line in read_lines(path)]
+        return lines, [line for path in arguments.validation_files for line in read_lines(path, "--validation_files")]
     count = max(round(len(lines) * arguments.validation_share), 1)
+    if count >= len(lines):
+        raise UserError(f"{len(lines)} text(s): nothing is left for training after holding some out for validation",
+                        location="--train_files", expected="texts on several lines",
+                        remedy="divide the text into lines, or name --validation_files")  # fmt: skip
     return lines[count:], lines[:count]
 
 
-def read_lines(path):
-    """The non-empty lines of a text file."""
+def read_lines(path, flag):
+    """The non-empty lines of a text file that `flag` named."""
     if not Path(path).is_file():
-        raise UserError("no such file", location=f"--train_files {path}", expected="a text file, one text a line")
+        raise UserError("no such file", location=f"{flag} {path}", expected="a text file, one text a line")
     lines = [text.strip() for _, text in text_lines(path)]
     if not any(lines):
         raise UserError("holds no text", location=path, expected="one text a line")
@@ -91,6 +96,10 @@ class Scorer:
 
     def __init__(self, model, tokenizer, args, rows):
         self.text_model, self.rows = of_training(args, model, tokenizer, has_tasks=False), rows
+
+    def keys(self):
+        """Names of the scores."""
+        return ["eval_loss", "eval_perplexity"]
 
     def __call__(self, prefix="eval"):
         nll, count = self.text_model.negative_log_likelihood(self.rows)
@@ -141,8 +150,9 @@ def pretrain(arguments):
         train, valid = data(arguments, tokenizer)
     experiment.say(f"trained: all {sum(p.numel() for p in model.parameters()):,} parameters")
     drawn = batches(arguments, model, tokenizer, train)
-    run = open_run(arguments, "pretraining")
     scorer = Scorer(model, tokenizer, arguments, valid)
+    check_best_metric(arguments, scorer)
+    run = open_run(arguments, "pretraining")
     digest = hashlib.sha256(train.rows.tobytes()).hexdigest()[:16]
     files = ModelFiles(lambda at: save(model, tokenizer, at), lambda at: load_weights(model, at))
     command = experiment.resume_command("pretrain_t5.py", run.directory)

@@ -199,8 +199,10 @@ class TextModel:
         if task not in self.tasks:
             raise UserError(f"the model holds no task {task!r} that takes texts", location=str(self.directory),
                             expected="one of " + ", ".join(self.tasks or self.names))  # fmt: skip
-        decoding = Decoding(**settings).fitted(self.positions)
+        decoding = Decoding.checked(settings).fitted(self.positions)
         single = isinstance(inputs, (str, dict))
+        if not single and not isinstance(inputs, (list, tuple)):
+            raise UserError(f"{brief(inputs)} is not a text", location="inputs", expected="a text or a list of texts")
         several = [inputs] if single else list(inputs)
         examples = [self._example(task, lines, f"input {number}") for number, lines in enumerate(several, 1)]
         texts = self.decode(self.prompts(task, examples, decoding.max_length)[0], decoding) if several else []

@@ -12,7 +12,7 @@ from pathlib import Path
 from versatile.adapters.manifest import peek
 from versatile.data.own_tasks import prepare_own_tasks
 from versatile.training.method_flags import check_settings
-from versatile.training.runs import Run, check_flags, run_flags, run_of
+from versatile.training.runs import Run, check_flags, refuse_elsewhere, run_flags, run_of
 from versatile.training.text_to_text_flags import PORT_SETTINGS, build_parser
 from versatile.utils import flags, schema, settings, stored_flags
 from versatile.utils.errors import UserError, first_line
@@ -124,6 +124,7 @@ def flags_of_resumed_run(directory, typed, parser, script):
     known = restored(record["flags"], Path(directory) / "run.json", parser)
     typed = {**typed, **absolute_data_paths(typed)}
     check_flags(typed, known, FREE_WHEN_RESUMING, f"--resume {directory}")
+    refuse_elsewhere(typed, directory)
     free = {k: v for k, v in typed.items() if k in FREE_WHEN_RESUMING}
     here = dict(output_dir=str(directory), resume=str(directory), overwrite_output_dir=False)
     return {**known, **free, **here, "resume_from_checkpoint": None}

@@ -22,7 +22,13 @@ from versatile.training.board import Board
 from versatile.training.profiling import profile_steps
 from versatile.training.settings import StepPlan
 from versatile.training.sharding import gathered, is_sharded, load_sharded, local, whole
-from versatile.training.trainer_state import check_state, load_callbacks, load_optimizer, refuse_other_data
+from versatile.training.trainer_state import (
+    check_state,
+    load_callbacks,
+    load_optimizer,
+    refuse_other_backbone,
+    refuse_other_data,
+)
 from versatile.training.validation import TOGETHER, capped_perplexity, sum_over_processes
 from versatile.utils.devices import PROFILE, autocast, peak_memory_mb
 from versatile.utils.errors import UserError, first_line
@@ -234,8 +240,9 @@ class Trainer:
         """Everything a resumed run needs in addition to the model files."""
         return dict(
             step=step, optimizer=self.optimizer.state_dict(), scaler=self.scaler.state_dict(),
-            data_key=self.run.data_key, world=self.world, best=self.best, best_step=self.best_step,
-            waited=self.waited, tokens=self.tokens, seconds=self.seconds, history=self.history,
+            data_key=self.run.data_key, backbone=self.run.backbone, world=self.world,
+            best=self.best, best_step=self.best_step, waited=self.waited, tokens=self.tokens,
+            seconds=self.seconds, history=self.history,
             callbacks=[callback.state_dict() for callback in self.callbacks],
         )  # fmt: skip
 
@@ -255,6 +262,7 @@ class Trainer:
             return 0
         location = self.run.checkpoint(step)
         refuse_other_data(state["data_key"], self.run.data_key, location)
+        refuse_other_backbone(state.get("backbone"), self.run.backbone, location)
         if state["world"] != self.world:
             raise UserError(f"the run had {state['world']} processes, now there are {self.world}", location=location,
                             remedy=f"resume with torchrun --nproc_per_node {state['world']}")  # fmt: skip

@@ -41,6 +41,19 @@ def refuse_other_data(stored, key, location):
                     remedy="put them back, or start a new run")  # fmt: skip
 
 
+def refuse_other_backbone(stored, fingerprint, location):
+    """Raise a `UserError` if a run starts from other pretrained weights than a checkpoint did.
+
+    Args:
+        stored, fingerprint: of the checkpoint and of the run; None in checkpoints older than this check.
+        location: the checkpoint.
+    """
+    if stored not in (None, fingerprint):
+        raise UserError("the backbone is not the one this run was started from", location=location,
+                        expected=f"weights with the fingerprint {stored}",
+                        remedy="put the original backbone back, or start a new run")  # fmt: skip
+
+
 def check_state(state, step, location):
     """Raise a `UserError` if training_state.pt is not what `Trainer.state` returns at optimizer step `step`.
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from versatile.utils.errors import UserError, brief
+from versatile.utils.lines import from_one_line
 
 
 @dataclass(frozen=True)
@@ -363,18 +364,33 @@ def _check_hypotheses(hypotheses):
 
 
 def read_hypotheses(path):
-    """The outputs in a file: one per line, or the "answer"s of a json list, the format of CoQA's script.
+    """The outputs in a file: one per line, the "hypothesis" of each line of a .jsonl file, as evaluation writes them,
+    or the "answer"s of a json list, the format of CoQA's script.
 
     Raises:
-        UserError: as `read_lines`.
+        UserError: as `read_lines`, or a line of a .jsonl file without a hypothesis.
     """
     lines = read_lines(path)
+    if Path(path).suffix == ".jsonl":
+        return [_text_of(line, "hypothesis", f"{path}:{number}") for number, line in enumerate(lines, 1)]
     if lines[0].lstrip().startswith("["):
-        with contextlib.suppress(ValueError, TypeError, KeyError):
+        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
             answers = [item["answer"] for item in json.loads("\n".join(lines))]
             if answers and all(isinstance(answer, str) for answer in answers):
                 return answers
-    return lines
+    return [from_one_line(line) for line in lines]
+
+
+def _text_of(line, field, location):
+    """The text of one field of a json object."""
+    try:
+        value = json.loads(line)[field]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        value = None
+    if not isinstance(value, str):
+        raise UserError(f"not a json object with the text {field!r}", location=location,
+                        expected="a line of <task>_outputs.jsonl")  # fmt: skip
+    return value
 
 
 def read_lines(path):

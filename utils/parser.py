@@ -255,7 +255,9 @@ class Parser(argparse.ArgumentParser):
         values = self.value_words(action, value, location)
         try:
             parsed = self._get_values(action, values)
-            action(self, argparse.Namespace(), parsed, option)
+            # What takes effect at once waits until it is known which value counts.
+            if not getattr(action, "immediate", False):
+                action(self, argparse.Namespace(), parsed, option)
         except argparse.ArgumentError as error:
             found, _, expected = error.message.partition(": expected ")
             if "invalid choice" in found:

@@ -24,6 +24,8 @@ class _UseDevice(Action):
     """--device cpu. Takes effect while parsing, before any library looks for a GPU. Not a setting of the run, which may
     be resumed on another device."""
 
+    immediate = True
+
     def __call__(self, parser, namespace, values, option_string=None):
         if values == "cpu":
             hide_accelerators()
@@ -38,6 +40,8 @@ class _UseCPU(Switch):
 
 class _Profile(Action):
     """--profile DIR, for the training loop; not a setting of the run either."""
+
+    immediate = True
 
     def __call__(self, parser, namespace, values, option_string=None):
         os.environ[PROFILE] = os.path.abspath(values)

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from versatile.utils import flags
+from versatile.utils import flags, schema
 from versatile.utils.errors import UserError, brief, exit_on_user_error, first_line
 from versatile.utils.files import atomic_write, writable_directory
 from versatile.utils.metrics import Score
@@ -136,7 +136,7 @@ def read(path):
 
 def _result(content, path, time):
     task, scores = content.get("task"), content.get("scores")
-    _need(isinstance(task, str) and task, "it has no 'task': not an evaluation", path)
+    _need(_TEXT.fits(task), "it has no 'task': not an evaluation", path)
     _need(isinstance(scores, dict) and scores, f"{task}: it has no 'scores'", path)
     scores = {name: _score(name, score, path) for name, score in scores.items()}
     headline = content.get("headline", next(iter(scores)))
@@ -147,7 +147,7 @@ def _result(content, path, time):
     # Files from before methods were recorded: a trained backbone means full fine-tuning.
     derived = ("finetune" if parameters.get("backbone") else "adapter") if parameters else None
     method = content.get("method") or derived
-    _need(isinstance(method, str), f"{task}: it says neither 'method' nor 'parameters'", path)
+    _need(_TEXT.fits(method), f"{task}: it says neither 'method' nor 'parameters'", path)
     decoding = content.get("decoding")
     beams = decoding.get("num_beams") if isinstance(decoding, dict) else None
     if isinstance(beams, int) and beams > 1:
@@ -163,7 +163,15 @@ def _score(name, score, path):
     fits = isinstance(score, dict) and isinstance(score.get("score"), int | float | None)
     _need(fits and not isinstance(score.get("score"), bool), f"the score {name!r} is {brief(score, 30)}", path)
     value = score.get("score")
-    return Score(math.inf if value is None else float(value), str(score.get("signature", "")))
+    try:
+        value = math.inf if value is None else float(value)
+    except OverflowError:
+        # A whole number too large for a float.
+        value = math.inf
+    return Score(value, str(score.get("signature", "")))
+
+
+_TEXT = schema.Text(longest=10_000)
 
 
 def _need(fits, found, path):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from versatile.__main__ import find_script, open_script
 from versatile.utils import flags as flag_types
 from versatile.utils.errors import UserError
+from versatile.utils.settings import SETTINGS, json_object
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -89,9 +90,16 @@ def evaluate(flags, script="evaluate"):
     """
     with contextlib.ExitStack() as stack:
         folder = flags.get("output_dir") or stack.enter_context(tempfile.TemporaryDirectory())
+        earlier = {path: _version(path) for path in Path(folder).glob("*_metrics.json")}
         run_script(find_script(str(script), "script"), dict(flags, output_dir=folder))
-        files = sorted(Path(folder).glob("*_metrics.json"))
+        files = sorted(p for p in Path(folder).glob("*_metrics.json") if earlier.get(p) != _version(p))
         return {p.name.removesuffix("_metrics.json"): json.loads(p.read_text(encoding="utf-8")) for p in files}
+
+
+def _version(path):
+    """What changes when a file is written anew."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def run_script(name, flags):
@@ -118,6 +126,8 @@ def command_line(flags):
             continue
         elif value is True:
             words.append(f"--{name}")
+        elif isinstance(value, Mapping) and name in SETTINGS and SETTINGS[name].type is json_object:
+            words += [f"--{name}", json.dumps(value)]
         elif isinstance(value, Mapping):
             words += [f"--{name}", *(f"{task}={own}" for task, own in value.items())]
         elif isinstance(value, (list, tuple)):
