@@ -327,6 +327,20 @@ def test_scoring_alone_takes_a_reference_file_and_writes_only_where_told(tmp_pat
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["hyp.txt", "ref.txt"]
 
 
+def test_scoring_alone_takes_the_json_files_of_an_evaluation_and_refuses_flags_without_effect(trained, data, tmp_path):
+    out = tmp_path / "out"
+    evaluate(evaluated(trained("tiny-gpt2", 16), data, out), tmp_path / "log")
+    argv = ["--task", "nlg", "--dataset_path", data, "--output_dir", tmp_path / "alone", "--score_only"]
+    evaluate([*argv, out / "nlg_outputs.jsonl"], tmp_path / "log")
+    assert (tmp_path / "alone/nlg_output.txt").read_text() == (out / "nlg_output.txt").read_text()
+    argv = [*argv, out / "nlg_output.txt"]
+    for more in (["--num_beams", "2"], ["--model_checkpoint", "x"], ["--references", "x", "--limit", "2"]):
+        refused(run("evaluate", [*argv, *more], tmp_path / "log"), more[-2], "has no effect with --score_only")
+    (tmp_path / "bad.jsonl").write_text('{"hypothesis": "a"}\n{"text": "b"}\n')
+    argv[-1] = tmp_path / "bad.jsonl"
+    refused(run("evaluate", argv, tmp_path / "log"), "bad.jsonl:2", "'hypothesis'")
+
+
 @pytest.mark.parametrize("hypotheses, references, fragments", [
     ("one\n", "one\ntwo\n", ["1 hypotheses", "2 examples"]),
     ("", "one\n", ["hyp.txt", "empty"]),
@@ -384,7 +398,7 @@ def test_an_input_longer_than_the_model_is_cut_and_said_so(trained, tmp_path):
 
 BAD_FLAGS = {
     "wrong task": (["--task", "mt", "--dataset_path", "{mt}"], ["holds the task(s) nlg", "'mt'", "--task nlg"]),
-    "unknown task": (["--task", "x"], ["--task", "'x'"]),
+    "unknown task": (["--task", "x"], ["holds the task(s) nlg", "'x'"]),
     "bottleneck": (["--adapter_bottleneck", "7"], ["--adapter_bottleneck 7", "16"]),
     "no adapter": (["--model_checkpoint", "tiny-gpt2", "--adapter_bottleneck", "7"], ["7", "has no adapter"]),
     "unknown flag": (["--beams", "3"], ["--beams"]),

@@ -124,6 +124,11 @@ def test_an_installed_script_is_called_by_its_name(installed, tmp_path):
     assert done.returncode == 2 and "no script 'trane'" in done.stderr and "train_vlm" in done.stderr
 
 
+def test_options_of_a_schedule_are_a_dict():
+    words = api.command_line(dict(fp32=True, lr_scheduler_kwargs={"num_cycles": 2}, data=dict(nlg="x")))
+    assert words[1:3] == ["--lr_scheduler_kwargs", '{"num_cycles": 2}'] and words[-1] == "nlg=x"
+
+
 def train(tmp_path, task="nlg", **more):
     return versatile.train({"task": task, "dataset_path": versatile.SAMPLES / f"{task}.json", "max_steps": 1,
                             "output_dir": tmp_path / task, **TINY_FLAGS, **more})  # fmt: skip
@@ -144,6 +149,16 @@ def test_python_combines_evaluates_and_answers_what_it_trained(tmp_path, monkeyp
     flags = dict(task="nlg", dataset_path=data["nlg"], model_checkpoint=vlm, no_sample=True, limit=2, max_length=4)
     scores = versatile.evaluate(flags)
     assert list(scores) == ["nlg"] and scores["nlg"]["instances"] == 2
+    # What an earlier evaluation left there is not returned.
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores/mt_metrics.json").write_text("")
+    assert list(versatile.evaluate(dict(flags, output_dir=tmp_path / "scores"))) == ["nlg"]
+    wrong = (dict(max_length=0), "max_length"), (dict(num_beams="4"), "num_beams"), (dict(beams=4), "beams")
+    for settings, words in wrong:
+        with pytest.raises(versatile.UserError, match=words):
+            model.generate_text("nlg", text, **settings)
+    with pytest.raises(versatile.UserError, match="not a text"):
+        model.generate_text("nlg", None)
 
 
 def run_here(code, tmp_path, monkeypatch):

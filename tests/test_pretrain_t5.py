@@ -189,6 +189,9 @@ def test_bad_input_is_one_message(tmp_path):
     for values, fragments in (
         (dict(train_files=[str(tmp_path / "absent.txt")]), ["absent.txt", "no such file"]),
         (dict(train_files=[str(short), str(short)]), ["less than one sequence"]),
+        (dict(train_files=[str(short)]), ["--train_files: 1 text(s): nothing is left", "--validation_files"]),
+        (dict(validation_files=[str(tmp_path / "absent.txt")]), ["--validation_files", "absent.txt", "no such file"]),
+        (dict(metric_for_best_model="rougeL"), ["--metric_for_best_model rougeL", "loss, perplexity"]),
         (dict(train_files=[str(blank)]), ["blank.txt", "no text"]),
         (dict(validation_share=1e-6), ["validation_share", "--validation_files"]),
         (dict(tasks=["rte,mrpc"]), ["rte,mrpc", "separate the names with spaces"]),

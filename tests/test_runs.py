@@ -8,6 +8,7 @@ from argparse import Namespace
 
 import pytest
 import torch
+from versatile.training import runs
 from versatile.training.runs import STATE, Run, check_flags, default_directory, record, versions
 from versatile.utils.errors import UserError
 
@@ -31,6 +32,21 @@ def test_a_run_is_made_once_and_opened_again(a_run):
     assert stored == {"flags": {"lr": 0.1}} and opened.directory == a_run.directory
     with pytest.raises(UserError, match="already holds a run"):
         Run.create(a_run.directory, {})
+
+
+@pytest.mark.parametrize("name", ["step_1_try", "step_00000001", "checkpoint-9"])
+def test_a_run_may_be_called_like_a_checkpoint(name, tmp_path):
+    folder = tmp_path / name
+    Run.create(folder, {"flags": {"lr": 0.1}})
+    assert runs.run_of(folder) == folder and runs.stored_record(folder)["flags"] == {"lr": 0.1}
+    Run(folder).save_checkpoint(3, dict(step=3), save_text("3"))
+    assert runs.run_of(Run(folder).checkpoint(3)) == folder
+
+
+def test_a_run_is_resumed_where_it_is(tmp_path):
+    runs.refuse_elsewhere({"output_dir": str(tmp_path / "a" / ".." / "b")}, tmp_path / "b")
+    with pytest.raises(UserError, match="resumed where it is"):
+        runs.refuse_elsewhere({"output_dir": str(tmp_path / "a")}, tmp_path / "b")
 
 
 def test_what_a_run_killed_in_its_first_moment_left_does_not_stop_a_new_one(tmp_path):

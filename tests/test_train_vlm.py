@@ -336,6 +336,8 @@ def test_a_released_vlm_is_evaluated_as_it_is_and_as_a_directory_of_ours(tmp_pat
     (["--adapter_bottleneck", "nlg=four"], ["'four': expected a whole number"]),
     (["--limit", "qa=4"], ["--limit: task 'qa' is not trained"]),
     (["--adapter_bottleneck", "qa=4"], ["--adapter_bottleneck: task 'qa' is not trained"]),
+    (["--adapter_bottleneck", "8", "16"], ["--adapter_bottleneck: two values for all tasks: 8 and 16", "nlg=…"]),
+    (["--limit", "nlg=8", "nlg=16"], ["--limit: two values for task 'nlg': 8 and 16"]),
     (["--sampling", "uniform", "--max_tokens", "100"], ["--max_tokens", "--train_batch_size"]),
     (["--distillation", "nlg"], ["distillated_tgt", "nlg_distilled.json, which is not there", "sentence_distiller.py"]),
     (["--lm_coef", "2"], ["--lm_coef", "leave it out"]),
