@@ -19,7 +19,7 @@ VLM code, or a bare backbone (smollm2, gpt2, …), to see what it does untrained
 import sys
 from pathlib import Path
 
-from versatile.adapters.manifest import check_holds, peek
+from versatile.adapters.manifest import check_holds, peek, refuse_question_model
 from versatile.adapters.methods.registry import BARE
 from versatile.data.listing import list_tasks
 from versatile.data.task_names import by_task, task_flag
@@ -77,6 +77,7 @@ def main(argv=None):
     flags.check_lengths(p, args)
     flags.require_one_process()
     manifest = peek(args.model_checkpoint) if args.model_checkpoint else None
+    refuse_question_model(manifest, args.model_checkpoint)
     if not args.score_only:
         from versatile.training.evaluation import RUN_ENCODERS, evaluate_run
 

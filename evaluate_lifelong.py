@@ -42,7 +42,8 @@ TRAINING = ("--lm_lambda", "--max_n_epochs", "--min_batch_size", "--min_n_steps"
 TRAINING_SETTINGS = ("n_epochs", "train_batch_size", "lr", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
                      "logging_steps", "report_to", "gradient_accumulation_steps", "adam_eps", "weight_decay",
                      "max_norm", "save_steps", "keep_checkpoints", "kd_temperature", "compile",
-                     "gradient_checkpointing")  # fmt: skip
+                     "gradient_checkpointing", "init_from", "init_fingerprint", "load_in_4bit", "load_in_8bit",
+                     "profile", "push_to_hub")  # fmt: skip
 # Those that take any number of values.
 LISTS = ("--skip_tasks", *strategies.collect_flags("flags"))
 # Flags that name a sequence. Given with --model_dirs, they must match what was trained there; seeds may differ.

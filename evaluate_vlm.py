@@ -15,7 +15,7 @@ each task: <task>_output.txt and <task>_ref.txt (one line per example), <task>_p
 import sys
 from pathlib import Path
 
-from versatile.adapters.manifest import peek
+from versatile.adapters.manifest import peek, refuse_question_model
 from versatile.data.listing import list_tasks
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
@@ -51,6 +51,7 @@ def main(argv=None):
     from versatile.training.evaluation import RUN_ENCODERS, evaluate_run
 
     manifest = peek(args.model_checkpoint)
+    refuse_question_model(manifest, args.model_checkpoint)
     if manifest and manifest.encoder in RUN_ENCODERS:
         flags.require_one_process()
         return evaluate_run(args, p.locations, manifest.encoder)

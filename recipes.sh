@@ -418,7 +418,7 @@ data_for() {
 }
 
 # The last value of a flag in a command line.
-option() { echo "$2" | sed -n "s/.*$1[= ]\{1,\}\([^ ]*\).*/\1/p"; }
+option() { echo "$2" | sed -n "s/.*${1//_/[-_]}[= ]\{1,\}\([^ ]*\).*/\1/p"; }
 
 # Where train_lifelong.py, called with these flags, puts its models.
 lifelong_run() {

@@ -59,11 +59,12 @@ def main(argv=None):
     flags.check_lengths(p, args)
     flags.require_one_process()
     from versatile.adapters import checkpoint
-    from versatile.adapters.manifest import check_holds
+    from versatile.adapters.manifest import check_holds, refuse_question_model
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import find_task, get_task
 
     manifest = checkpoint.peek(args.model_checkpoint)
+    refuse_question_model(manifest, args.model_checkpoint)
     prepare_own_tasks(args, "--task", trained=manifest.definitions.values() if manifest else ())
     if manifest and manifest.tasks and find_task(args.task) is None:
         check_holds(manifest.tasks, args.task, args.model_checkpoint)

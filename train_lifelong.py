@@ -230,7 +230,9 @@ def open_sequence(args, typed_flags):
         # If no precision was given, the one that the device supports was recorded.
         known = {flag: value for flag, value in vars(args).items() if flag not in sequence.PRECISION}
         typed_flags = known | typed_flags
-        typed_flags = {flag: value for flag, value in typed_flags.items() if flag != "init_from" or value}
+        # Those of the user's own tasks are derived from --tasks only later.
+        typed_flags = {flag: value for flag, value in typed_flags.items()
+                       if flag not in ("init_from", "task_definitions") or value}  # fmt: skip
         args.resume = str(folder)
     else:
         refuse_elsewhere(typed_flags, folder)

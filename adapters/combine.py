@@ -21,6 +21,7 @@ from versatile.adapters import checkpoint, manifest
 from versatile.adapters.attach import TaskConditioned, attach
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.backbones.quantized import number_of_values
 from versatile.adapters.methods import pointer as self_copy
 from versatile.adapters.methods.base import added_parameters, is_added
 from versatile.adapters.methods.registry import BARE, FULL, get_method
@@ -82,6 +83,7 @@ def open_source(directory, tasks=None):
     source = manifest.peek(path)
     refuse_shared(source, tasks, directory)
     manifest.need_language_model(path, flag)
+    manifest.refuse_question_model(source, path, flag)
     if source is None or source.mode == "full":
         # Report more specific errors first: a run that has not saved yet, a damaged config.
         backbones.read_config(path, flag)
@@ -345,7 +347,7 @@ def count_task_parameters(model):
         added: parameters of all tasks, together: backbone and added, separate: one full model per task)
     """
     tasks = {t: dict(bottleneck=model.info.bottlenecks[t], adapters=0, rows=0) for t in model.info.tasks}
-    backbone = sum(p.numel() for name, p in model.named_parameters() if not is_added(name))
+    backbone = sum(number_of_values(p) for name, p in model.named_parameters() if not is_added(name))
     for method, name, p in added_parameters(model):
         if (task := method.owner(name)) in tasks:
             tasks[task]["rows" if method.name == BARE else "adapters"] += p.numel()

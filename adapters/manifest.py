@@ -173,6 +173,20 @@ def check_holds(tasks, task, directory, flag=None):
     )
 
 
+def refuse_question_model(manifest, directory, location=None):
+    """Raise a `UserError` if a directory holds a model of train_lifelong.py, for scripts that take none.
+
+    Args:
+        manifest: of the directory, or None.
+        location: the flag that named it (default: --model_checkpoint).
+    """
+    if manifest and manifest.encoder == "question_answer":
+        command = shell_command("evaluate_lifelong.py", "--model_dirs", Path(directory).parent)
+        raise UserError("this is a model of train_lifelong.py", location=location or f"--model_checkpoint {directory}",
+                        expected="a model of another training script or of combine_all.py, or a released VLM",
+                        remedy=f"evaluate it with its sequence: {command}")  # fmt: skip
+
+
 def need_language_model(directory, location=None):
     """Raise a `UserError` if a directory holds a text-to-text or sentence-pair model, for scripts that read neither.
 

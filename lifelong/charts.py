@@ -118,10 +118,14 @@ def _over_time(method, compute):
     return [point for point in points if point[1] is not None]
 
 
+def lines_by_label(axes):
+    """{label: line} of the lines drawn; matplotlib's own list leaves out labels that begin with an underscore."""
+    return {line.get_label(): line for line in axes.get_lines()}
+
+
 def _add_legend(figure, axes, order, has_bands=False):
     """Add a legend next to the panel, ordered by the final values of the lines, highest first."""
-    handles, labels = axes.get_legend_handles_labels()
-    known = dict(zip(labels, handles))
+    known = lines_by_label(axes)
     figure.legend([known[name] for name in order], order, loc="outside right center", frameon=False, fontsize=9,
                   title="band: ± sd over seeds" if has_bands else None, title_fontsize=8, alignment="left")  # fmt: skip
 
@@ -166,7 +170,7 @@ def draw_costs(path, methods, styles):
         quiet_axes(axes)
     grid.flat[0].set_ylabel("average at the end", fontsize=10)
     ends = {name: y for own in points.values() for name, (_, y) in own.items()}
-    handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels())}
+    handles = {label: line for axes in grid.flat for label, line in lines_by_label(axes).items()}
     order = sorted(ends, key=ends.get, reverse=True)
     figure.legend([handles[name] for name in order], order, loc="outside right center", frameon=False, fontsize=9)
     save_figure(path, figure)

@@ -156,6 +156,7 @@ def join_seeds(method, other):
     """Merge the runs of two directories into one method; seeds must differ and all other settings agree."""
     location, first = other.directories[0], method.directories[0]
     same_tasks({first: method, location: other})
+    same_questions({first: method, location: other})
     if method.settings and other.settings and method.settings != other.settings:
         differ = next(key for key in method.settings | other.settings
                       if method.settings.get(key) != other.settings.get(key))  # fmt: skip

@@ -4,14 +4,14 @@ With T tasks, R[i][j] is the score of task j after learning tasks 1 … i (Lopez
 al. 2018, Riemannian Walk). Each task is scored by its own metric, from 0 to 100.
 """
 
-import json
 import math
 import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from versatile.utils.errors import UserError, brief, first_line
+from versatile.utils import schema
+from versatile.utils.errors import UserError, brief
 from versatile.utils.plots import save_figure, start_figure
 
 
@@ -212,22 +212,35 @@ def summary(matrices, seeds=None):
     return result
 
 
+_SCORES = schema.ListOf(schema.Number(null=True), null=True)
+_ROWS = schema.ListOf(schema.ListOf(schema.Number(null=True)), required=True)
+_COSTS = {name: schema.Number(null=True) for name in ("seconds", "peak_memory_mb", "stored_bytes")}
+_SUMMARY = schema.Record(fields=dict(
+    tasks=schema.ListOf(schema.Text(), 1, required=True), metrics=schema.ListOf(schema.Text(), required=True),
+    seeds=schema.ListOf(schema.Whole(null=True), null=True),
+    runs=schema.ListOf(schema.Record(fields=dict(rows=_ROWS, before=_SCORES, alone=_SCORES)), 1, required=True),
+    records=schema.ListOf(schema.Record(fields=dict(settings=schema.MapOf(null=True), **_COSTS))),
+    mean=schema.Record(fields=dict(rows=_ROWS), required=True),
+    sd=schema.Record(fields=dict(rows=_ROWS), required=True),
+))  # fmt: skip
+
+
 def read_summary(folder):
     """The contents of a directory's matrix.json, as made by `summary`."""
     path = Path(folder) / "matrix.json"
     if not path.is_file():
         raise UserError("no matrix.json here", location=folder, expected="a directory that evaluate_lifelong.py wrote",
                         remedy="run evaluate_lifelong.py --output_dir first")  # fmt: skip
-    try:
-        matrix = json.loads(path.read_text(encoding="utf-8"))
-        number = len(matrix["tasks"])
-        is_complete = all(len(row) == number for part in ("mean", "sd") for row in matrix[part]["rows"])
-        if not is_complete or not matrix["runs"] or any(name not in matrix["mean"] for name in NUMBERS):
-            raise ValueError("it lacks some of its parts")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        why = first_line(error) if isinstance(error, (OSError, ValueError)) else "it lacks some of its parts"
-        raise UserError(f"it cannot be read: {why}", location=path,
-                        expected="a file of evaluate_lifelong.py", remedy="evaluate again") from error  # fmt: skip
+    matrix = schema.validate(schema.read_json_object(path, "evaluate again"), _SUMMARY, path, "evaluate again")
+    number, runs = len(matrix["tasks"]), len(matrix["runs"])
+    squares = [part["rows"] for part in (*matrix["runs"], matrix["mean"], matrix["sd"])]
+    is_complete = all(len(rows) == number and all(len(row) == number for row in rows) for rows in squares)
+    lists = [matrix["metrics"], *(run[key] for run in matrix["runs"] for key in ("before", "alone") if run.get(key))]
+    is_complete &= all(len(one) == number for one in lists)
+    is_complete &= all(len(matrix[key]) == runs for key in ("seeds", "records") if matrix.get(key) is not None)
+    if not is_complete or any(name not in matrix["mean"] for name in NUMBERS):
+        raise UserError("it lacks some of its parts", location=path, expected="a file of evaluate_lifelong.py",
+                        remedy="evaluate again")  # fmt: skip
     return matrix
 
 

@@ -275,8 +275,8 @@ def _link(folder, beside):
 
 def find_epochs(folder):
     """{number: directory} of the models after each epoch."""
-    numbered = {int(path.name.split("_")[1]): path for path in Path(folder).glob("epoch_*") if path.is_dir()}
-    return dict(sorted(numbered.items()))
+    named = {path: re.fullmatch(r"epoch_(\d+)", path.name) for path in Path(folder).glob("epoch_*") if path.is_dir()}
+    return dict(sorted((int(match[1]), path) for path, match in named.items() if match))
 
 
 # --- teachers --------------------------------------------------------------------------------------------

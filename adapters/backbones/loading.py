@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import re
 import time
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from versatile.adapters.backbones.configs import check_size, config_of_file
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.quantized import keep_gradients, plain_state, quantization_config
 from versatile.utils.errors import UserError, first_line
-from versatile.utils.screen import shell_words
+from versatile.utils.schema import read_json_object
+from versatile.utils.screen import shell_command, shell_words
 
 # Flags that name a T5, and nothing else.
 T5_FLAGS = ("--model_name_or_path", "--config_name")
@@ -142,20 +144,35 @@ def read_config(folder, location):
         ) from error
 
 
+def _script_of(path):
+    """The command of the script that made a run, from its run.json, or None."""
+    try:
+        words = str(read_json_object(path / "run.json").get("command", "")).split()
+    except UserError:
+        return None
+    return f"python {words[0]}" if words and re.fullmatch(r"[a-z_0-9]+\.py", words[0]) else None
+
+
 def need_config(path, location, script, expected):
     """Raise a `UserError` if a directory has no config.json and so no model, saying what it holds instead.
 
     Args:
-        script: command that resumes a run which has not saved a model yet.
+        script: command that resumes a run which has not saved a model yet, if its run.json does not say.
         expected: what was expected, for other directories.
     """
     if (path / "config.json").is_file():
         return
+    if (path / "sequence.json").is_file():
+        models = sorted(file.parent.name for file in path.glob("*/tokenizer.json"))
+        raise UserError("this is a sequence of train_lifelong.py", location=location,
+                        expected=f"the model of one of its tasks: {', '.join(models) or 'none is there yet'}",
+                        remedy=f"name one, {path}/…; or evaluate all: "
+                               + shell_command("evaluate_lifelong.py", "--model_dirs", path))  # fmt: skip
     if (path / "run.json").is_file():
         saved = sorted([*(path / "checkpoints").glob("step_*"), *path.glob("checkpoint-*")])
         raise UserError(
             "this run has not saved a best model yet", location=location,
-            remedy=f"resume it: {script} {shell_words('--resume', path)}"
+            remedy=f"resume it: {_script_of(path) or script} {shell_words('--resume', path)}"
                    + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""),
         )  # fmt: skip
     found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"

@@ -331,8 +331,7 @@ def _task_of(args):
     """(name, markers or None, definition, history) of the task named by the flags of import."""
     name, _, data = args.task.partition("=")
     if data:
-        # As in data/own_tasks.py.
-        definition = dict(name=name, source=str(Path(data).resolve()) if Path(data).exists() else data)
+        definition = _definition(name, data)
         return name, [f"<{part}_{name}>" for part in ("bos", "eos", "prompt", "answer")], definition, None
     if not args.like:
         return name, args.markers, None, None
@@ -342,6 +341,19 @@ def _task_of(args):
         raise UserError(f"it holds {', '.join(known) or 'no tasks'}", location=f"--like {args.like}",
                         expected=f"a model that holds {name!r}")  # fmt: skip
     return name, known[name].get("markers"), known[name].get("definition"), known[name].get("max_history")
+
+
+def _definition(name, data):
+    """The definition of a task of the user's own, as data/own_tasks.py reads it: the data's task.json and its source."""
+    path = Path(data)
+    if not path.exists():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", data):
+            raise UserError("no such file or folder", location=f"--task {name}={data}",
+                            expected="a folder with train, valid and test, a json file, or owner/name on the hub")
+        return dict(name=name, source=data)
+    settings = read_json_object(path / "task.json") if (path / "task.json").is_file() else {}
+    settings.pop("data", None)
+    return {**settings, "name": name, "source": str(path.resolve())}
 
 
 if __name__ == "__main__":

@@ -111,6 +111,8 @@ def superni(args, report):
     def read(task, folder, split):
         path, samples = find_file([folder], f"{split}.json"), []
         for location, instance in superni_instances(path):
+            if isinstance(instance, UserError):
+                raise instance
             answers = instance.outputs
             if not answers:
                 report.dropped[split]["without an output"] += 1

@@ -98,7 +98,8 @@ def _drawn(split, samples, args, report):
             kept.append((total, item))
         elif (location := chance.randrange(total)) < size:
             kept[location] = (total, item)
-    report.facts[split]["drawn by chance"] = f"{len(kept)} of {total}"
+    drawn = [int(number) for number in report.facts[split].get("drawn by chance", "0 of 0").split(" of ")]
+    report.facts[split]["drawn by chance"] = f"{drawn[0] + len(kept)} of {drawn[1] + total}"
     yield from (item for _, item in sorted(kept, key=lambda pair: pair[0]))
 
 

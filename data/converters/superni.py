@@ -14,8 +14,8 @@ from versatile.data.converters.base import (
     split_records,
     usable,
 )
+from versatile.data.json_files import top_level
 from versatile.utils.errors import UserError, brief
-from versatile.utils.schema import read_json_object
 
 
 @dataclass
@@ -29,18 +29,37 @@ class Instance:
 
 
 def superni_instances(path):
-    """Yield (location, `Instance`) of a task's file; a faulty instance raises `UserError`."""
-    definition = read_json_object(path).get("Definition")
-    definition = definition[0] if isinstance(definition, list) and definition else definition
-    definition = usable(definition, "'Definition'", path)
+    """Yield (location, `Instance`) of a task's file, with a `UserError` in place of a faulty instance."""
+    definition = _definition(path)
     for location, record in json_records(path, "Instances", 'a task: {"Definition": …, "Instances": […]}'):
-        text, outputs = usable(record.get("input"), "'input'", location), record.get("output")
-        outputs = [outputs] if isinstance(outputs, str) else outputs
-        if not isinstance(outputs, list) or not outputs:
-            raise UserError(f"'output' is {brief(outputs)}", location=location, expected="a list of texts",
-                            remedy="correct the record")  # fmt: skip
-        outputs = [output.strip() for output in outputs if isinstance(output, str) and output.strip()]
-        yield location, Instance(definition, text, outputs, record.get("id"))
+        try:
+            item = _instance(definition, record, location)
+        except UserError as error:
+            item = error
+        yield location, item
+
+
+def _definition(path):
+    """A task's definition; files have it as a text or as a list of one text."""
+    found = None
+    for key, value in top_level(path):
+        is_list = not isinstance(value, str | int | float | dict | None)
+        # A list must be read to its end.
+        items = [item for _, item in value] if is_list else [value]
+        if key == "Definition":
+            found = next(iter(items), None)
+            break
+    return usable(found, "'Definition'", path)
+
+
+def _instance(definition, record, location):
+    text, outputs = usable(record.get("input"), "'input'", location), record.get("output")
+    outputs = [outputs] if isinstance(outputs, str) else outputs
+    if not isinstance(outputs, list) or not outputs:
+        raise UserError(f"'output' is {brief(outputs)}", location=location, expected="a list of texts",
+                        remedy="correct the record")  # fmt: skip
+    outputs = [output.strip() for output in outputs if isinstance(output, str) and output.strip()]
+    return Instance(definition, text, outputs, record.get("id"))
 
 
 def _flags(parser):
