@@ -255,8 +255,12 @@ def merge(args):
 
     with output_directory(args) as beside:
         checkpoint.save(model, tokenizer, beside)
-        # Finds a result that would not load, or that changes nothing.
-        checkpoint.load(beside)
+        try:
+            # Finds a result that would not load, or that changes nothing.
+            checkpoint.load(beside)
+        except UserError as error:
+            raise UserError(f"the merged adapter cannot be used: {error.found}", location=f"--merge {args.merge}",
+                            remedy="choose other --weights, a higher --density, or another --merge") from error
         write_record(args, beside, runs.record(args, method=f"merged ({args.merge})", sources=described))
     print(f"written: {args.output}, {args.task} of {', '.join(s.flag.split()[-1] for s in sources)}")
     following = shell_command("evaluate.py", "--task", args.task, "--no_sample", "--model_checkpoint", args.output,

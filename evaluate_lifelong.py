@@ -121,7 +121,11 @@ def evaluate(args, typed_flags):
     runs = [scoring.open_sequence_run(folder) for folder in args.model_dirs]
     for name, source in (args.own_tasks or {}).items():
         relocate(name, source, "--tasks")
-    same_runs(runs, {flag: value for flag, value in typed_flags.items() if flag in NAMING})
+    named = {flag: value for flag, value in typed_flags.items() if flag in NAMING}
+    if set(named.get("tasks", ())) <= {*(args.own_tasks or ())} & {*runs[0].flags.tasks}:
+        # Only the data of these tasks have moved.
+        named.pop("tasks", None)
+    same_runs(runs, named)
     data_dir = args.data_dir or runs[0].flags.data_dir
     splits = scoring.read_splits(runs[0].flags.tasks, data_dir, "train" if args.test_training_set else "test",
                                  args.limit, args.ref1)  # fmt: skip

@@ -4,6 +4,7 @@ python -m pytest tests/test_convert_summaries.py
 """
 
 import csv
+import gzip
 import hashlib
 import io
 import json
@@ -239,6 +240,13 @@ def test_an_instances_input_and_first_output_come_on_one_line_each(tmp_path):
 def test_an_instance_without_an_output_is_named_or_skipped(tmp_path):
     path = write(tmp_path / "train.json", superni_text(("a", 3)))
     assert "'output' is 3" in error(tmp_path, "superni", "--train", path)
+    # What is documented to be skipped is, and files may be packed or begin with a byte order mark.
+    text = superni_text(("a", ["b"]), ("c", []), ("d", ["e"]))
+    for name, content in (("a.json", text.encode()), ("b.json", "\ufeff".encode() + text.encode()),
+                          ("c.json.gz", gzip.compress(text.encode()))):  # fmt: skip
+        (tmp_path / name).write_bytes(content)
+        got, _ = run(tmp_path / f"of {name}", "superni", "--train", tmp_path / name, "--skip_bad")
+        assert [row["tgt"] for row in got["train"]] == ["b", "e"], name
     path = write(tmp_path / "train.json", superni_text(("a", ["b"]), ("c", [" "])))
     message = error(tmp_path, "superni", "--train", path)
     assert "Instances[1]" in message and "has no output" in message

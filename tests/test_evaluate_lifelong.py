@@ -13,6 +13,7 @@ from versatile.data.question_samples import QA
 from versatile.data.question_tasks import TASKS
 from versatile.lifelong import scoring
 from versatile.lifelong.answers import Predictor, answer, log_probabilities
+from versatile.utils.parser import Refuse
 
 import evaluate_lifelong
 import train_lifelong
@@ -150,6 +151,38 @@ def test_answers_by_chance_depend_on_their_seed(runs, data):
                   "--qa_seed", seed)  # fmt: skip
         found.append((runs / "two" / "ag" / "qa_sst_final.csv").read_bytes())
     assert found[0] == found[1] != found[2]
+
+
+def test_a_copy_of_an_epoch_is_no_epoch(tmp_path):
+    from versatile.lifelong import sequence
+
+    for name in ("epoch_2", "epoch_1", "epoch_1 (copy)", "epoch_1_old", "epoch_"):
+        (tmp_path / name).mkdir()
+    assert sequence.find_epochs(tmp_path) == {n: tmp_path / f"epoch_{n}" for n in (1, 2)}
+
+
+def test_scripts_for_other_models_name_the_one_for_a_sequence(runs, tmp_path, capsys):
+    import combine_all
+    import evaluate
+    import evaluate_vlm
+
+    folder, stage = runs / "one", runs / "one" / "sst"
+    for main, argv in ((evaluate.main, ["--task", "nlg", "--model_checkpoint"]),
+                       (evaluate_vlm.main, ["--model_checkpoint"]),
+                       (combine_all.main, ["--output", str(tmp_path / "out"), "--checkpoints"])):  # fmt: skip
+        for path, kind in ((folder, "sequence"), (stage, "model")):
+            name = f"nlg={path}" if main is combine_all.main else str(path)
+            with pytest.raises(SystemExit) as stopped:
+                main([*argv, name])
+            said = capsys.readouterr().err
+            assert stopped.value.code == 2 and f"this is a {kind} of train_lifelong.py" in said, said
+            assert "evaluate_lifelong.py --model_dirs" in said
+
+
+def test_every_flag_of_the_training_is_taken_here():
+    trained, here = (script.parser()._option_string_actions for script in (train_lifelong, evaluate_lifelong))
+    refused = {"--resume", *(f for f, action in trained.items() if isinstance(action, Refuse))}
+    assert set(trained) - set(here) <= refused
 
 
 def test_several_seeds_give_mean_and_deviation(runs, data, tmp_path):

@@ -1,5 +1,7 @@
 """lifelong/compare.py: several matrices side by side."""
 
+import json
+
 import pytest
 from versatile.lifelong import charts, compare, matrix
 from versatile.lifelong.matrix import Matrix, summary
@@ -51,7 +53,7 @@ def test_what_cannot_be_compared_is_one_message(case, directories, tmp_path, cap
         argv, said = [finetune, written(tmp_path / "b", [[1.0, 2.0], [3.0, 4.0]], tasks=("woz.en", "ag"))], "woz.en, ag"
     elif case == "damaged":
         (lamol / "matrix.json").write_text('{"tasks": ["ag"], "mean"')
-        said = "cannot be read"
+        said = "not valid json"
     elif case == "same name":
         other = tmp_path / "b" / "lamol"
         argv, said = [finetune, lamol, other], f"{lamol} and {other} are both called lamol"
@@ -77,6 +79,36 @@ def test_only_what_was_asked_alike_is_compared(directories, tmp_path, capsys):
         with pytest.raises(SystemExit) as stopped:
             compare.main(argv)
         assert stopped.value.code == 2 and said in capsys.readouterr().err and not (tmp_path / "out.md").exists()
+
+
+def test_seeds_of_a_method_were_asked_alike_too(tmp_path, capsys):
+    asked, rows = dict(split="test", limit=3, ref1=False, decoding="greedy"), [[1.0, 2.0], [3.0, 4.0]]
+    dirs = [written(tmp_path / f"er-seed{seed}", rows, seeds=[seed], **asked | dict(limit=seed)) for seed in (3, 50)]
+    with pytest.raises(SystemExit):
+        compare.main([*map(str, dirs), "--output", str(tmp_path / "out.md")])
+    assert "was evaluated with limit 50" in capsys.readouterr().err and not (tmp_path / "out.md").exists()
+
+
+def test_a_name_may_begin_with_an_underscore(tmp_path):
+    record = dict(settings={}, seconds=2.0, peak_memory_mb=None, stored_bytes=None)
+    rows = [[90.0, None, None], [80.0, 80.0, None], [70.0, 80.0, 90.0]]
+    more = dict(tasks=("ag", "sst", "schema"), seeds=[1], records=[dict(record, seed=1)])
+    argv = [str(written(tmp_path / name, rows, **more)) for name in ("_one", "two")]
+    assert compare.main([*argv, "--output", str(tmp_path / "out.md")]) in (None, 0)
+    assert all((tmp_path / f"out{name}.png").stat().st_size > 5000 for name in ("", "_curves", "_forgetting", "_cost"))
+
+
+@pytest.mark.parametrize("part, value", [
+    ("metrics", None), ("metrics", 5), ("metrics", ["em"]), ("runs", 5), ("runs", [{}]), ("records", None),
+    ("records", [None]), ("records", [dict(seconds="x")]), ("seeds", 5), ("mean", {}), ("tasks", ["ag", 1]),
+])  # fmt: skip
+def test_a_matrix_that_lacks_a_part_or_has_it_of_another_type_is_one_message(part, value, directories, capsys):
+    path = directories[0] / "matrix.json"
+    content = json.loads(path.read_text())
+    write_json(path, {key: one for key, one in (content | {part: value}).items() if (key, one) != ("metrics", None)})
+    with pytest.raises(SystemExit) as stopped:
+        compare.main([str(directories[0]), "--output", str(directories[0] / "out.md")])
+    assert stopped.value.code == 2 and str(path) in capsys.readouterr().err
 
 
 def test_a_table_that_cannot_be_written_is_one_message(directories, tmp_path, capsys):

@@ -407,6 +407,12 @@ def test_an_own_task_stands_in_a_sequence_of_tasks(tmp_path):
     here = ["--tasks", f"mine={tmp_path / 'moved'}", "ag"]
     done(run("evaluate_lifelong", ["--model_dirs", folder, "--limit", "2", *here], tmp_path / "log"))
     done(run("train_lifelong", ["--resume", folder, *here], tmp_path / "log"))
+    # Only what has moved need be named, and the same command as at first goes on as well.
+    alone = ["--tasks", here[1]]
+    done(run("evaluate_lifelong", ["--model_dirs", folder, "--limit", "2", *alone], tmp_path / "log"))
+    done(run("train_lifelong", ["--resume", folder, *alone], tmp_path / "log"))
+    (tmp_path / "moved").rename(data)
+    assert "trained already" in done(run("train_lifelong", flags, tmp_path / "log")).out
 
 
 def test_an_own_classification_trains_a_bert_and_is_predicted(tmp_path):

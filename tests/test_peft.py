@@ -223,6 +223,13 @@ def test_loras_of_pefts_combine_evaluate_and_train_in_mixed_batches(tmp_path, ca
 def test_a_directory_that_cannot_be_a_task_of_ours_is_refused(tmp_path, capsys):
     out, source = tmp_path / "out", theirs(tmp_path / "lora", "tiny-llama", r=4, target_modules=["q_proj"])
     common, tokens = ["import", source, out, "--task", "mine"], ["--markers", "<a>"]
+    refused(capsys, ["import", source, out, "--task", "mine=no/such/data"], "no such file or folder", out=out)
+    own = {"prompt": "text", "answer": "label", "data": "unused"}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/task.json").write_text(json.dumps(own))
+    exchange.main(["import", str(source), str(tmp_path / "imported"), "--task", f"mine={tmp_path / 'own'}"])
+    found = checkpoint.peek(tmp_path / "imported").definitions["mine"]
+    assert found == dict(name="mine", source=str(tmp_path / "own"), prompt="text", answer="label")
     refused(capsys, common, "does not say which special tokens", "--like RUN", out=out)
     refused(capsys, [*common, *tokens, "--model_checkpoint", "tiny-gpt2"], "is not a linear map of a block", out=out)
     wide = tmp_path / "wide"

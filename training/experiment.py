@@ -98,7 +98,9 @@ def relocate_own_tasks(known, typed_flags):
     for task in definitions:
         if task["name"] in named:
             task["source"] = define(task["name"], named[task["name"]], "--tasks").source
-    return {flag: value for flag, value in typed_flags.items() if flag != "own_tasks"}
+    # Of several tasks only those that have moved need be named.
+    taken = {"own_tasks", "tasks"} if set(typed_flags.get("tasks") or ()) <= set(named) else {"own_tasks"}
+    return {flag: value for flag, value in typed_flags.items() if flag not in taken}
 
 
 def refuse_validation_flags(args, typed_flags):

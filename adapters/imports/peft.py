@@ -84,6 +84,10 @@ def import_adapter(directory, output, task, markers=None, backbone=None, definit
     path = Path(directory)
     refuse_taken(output)
     config = read_config(path)
+    if (path / "adapter_model.bin").is_file() and not (path / ADAPTER_WEIGHTS).is_file():
+        raise UserError("adapter_model.bin is peft's older format, which could run code when read", location=path,
+                        expected=ADAPTER_WEIGHTS, remedy="load it with peft and save it again: "
+                        "model.save_pretrained(DIR, safe_serialization=True)")  # fmt: skip
     state = read_safetensors(path / ADAPTER_WEIGHTS)
     model, tokenizer, flag = _load_base(path, config, backbone)
     parts, tables = _sort_keys(state, path)
@@ -344,7 +348,7 @@ def _task_of(args):
 
 
 def _definition(name, data):
-    """The definition of a task of the user's own, as data/own_tasks.py reads it: the data's task.json and its source."""
+    """The definition of a user's own task, as data/own_tasks.py reads it: the data's task.json and source."""
     path = Path(data)
     if not path.exists():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", data):
