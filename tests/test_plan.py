@@ -198,7 +198,7 @@ def test_run_sh_and_the_plans_know_the_same_published_rows():
     assert {name.partition("-")[0] + "-" for name in names} == set(rows.PUBLISHED)
 
 
-@pytest.mark.parametrize("typed", ["--output_dir runs/mine", "--output-dir runs/mine", "--output-dir=runs/mine --seed 3"])
+@pytest.mark.parametrize("typed", ["--output_dir runs/mine", "--output-dir runs/mine", "--output-dir=runs/mine --lr 3"])
 def test_recipes_find_a_flag_in_every_spelling(typed):
     words = f'. ./recipes.sh; option --output_dir "train.py --output_dirs x {typed}"'
     done = subprocess.run(["bash", "-c", words], cwd=ROOT, capture_output=True, text=True, check=True)
