@@ -61,7 +61,7 @@ def test_the_last_articles_can_be_held_out_and_do_not_stay_in_training(tmp_path)
     assert "train: kept 4, dropped 5 (3 sharing a text with one held out, 2 without an article)" in report
     (tmp_path / "out" / "data.json").unlink()
     assert "12 records" in error(tmp_path, "cnn_dailymail", "--train", path, "--test_from_train", 12)
-    assert "without --test" in error(tmp_path, "cnn_dailymail", "--train", path, "--test", path, *flags)
+    assert "cannot be combined with --test" in error(tmp_path, "cnn_dailymail", "--train", path, "--test", path, *flags)
 
 
 def test_a_bad_row_is_named_and_skip_bad_counts_it(tmp_path):

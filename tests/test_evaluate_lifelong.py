@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from lifelong_data import command, openai_gpt, questions, write
+from scripts import SAMPLES
 from training_runs import error_of
 from versatile.adapters import checkpoint
 from versatile.data import question_samples as samples
@@ -167,7 +168,8 @@ def test_scripts_for_other_models_name_the_one_for_a_sequence(runs, tmp_path, ca
     import evaluate_vlm
 
     folder, stage = runs / "one", runs / "one" / "sst"
-    for main, argv in ((evaluate.main, ["--task", "nlg", "--model_checkpoint"]),
+    for main, argv in ((evaluate.main, ["--task", "nlg", "--dataset_path", str(SAMPLES / "nlg.json"),
+                                        "--model_checkpoint"]),
                        (evaluate_vlm.main, ["--model_checkpoint"]),
                        (combine_all.main, ["--output", str(tmp_path / "out"), "--checkpoints"])):  # fmt: skip
         for path, kind in ((folder, "sequence"), (stage, "model")):

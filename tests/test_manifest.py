@@ -130,7 +130,7 @@ def test_weights_of_another_saving_are_noticed(kind, saved, tmp_path):
     (path,) = folder.glob("*.safetensors")
     state = load_file(path)
     save_file({key: tensor * 1.5 for key, tensor in state.items()}, path, {"format": "pt"})
-    with pytest.raises(UserError, match=rf"{path.name}: its checksum is sha256:\w+(.|\n)*different savings"):
+    with pytest.raises(UserError, match=rf"{path.name}: its checksum is sha256:\w+(.|\n)*saved at different times"):
         load(folder)
 
 

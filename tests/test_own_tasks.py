@@ -412,7 +412,7 @@ def test_an_own_task_stands_in_a_sequence_of_tasks(tmp_path):
     done(run("evaluate_lifelong", ["--model_dirs", folder, "--limit", "2", *alone], tmp_path / "log"))
     done(run("train_lifelong", ["--resume", folder, *alone], tmp_path / "log"))
     (tmp_path / "moved").rename(data)
-    assert "trained already" in done(run("train_lifelong", flags, tmp_path / "log")).out
+    assert "already trained" in done(run("train_lifelong", flags, tmp_path / "log")).out
 
 
 def test_an_own_classification_trains_a_bert_and_is_predicted(tmp_path):
