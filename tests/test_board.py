@@ -139,9 +139,11 @@ def test_every_script_reports_where_it_is_told_and_keeps_the_schedule_that_is_na
 
 @pytest.mark.parametrize("script", RUNS)
 def test_a_schedule_that_lacks_what_it_needs_is_met_at_the_door(script, tmp_path, capsys):
-    more = ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", '{"no_such_thing": 1}']
-    with pytest.raises(SystemExit) as stop:
-        importlib.import_module(script).main(words(script, tmp_path, *more))
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and "error: --lr_scheduler_type: 'cosine' cannot be used" in said
+    for name, options in (("cosine", '{"no_such_thing": 1}'), ("polynomial", '{"lr_end": 5}')):
+        # A rate of 5 at the end is above the highest.
+        more = ["--lr", "1e-3", "--lr_scheduler_type", name, "--lr_scheduler_kwargs", options]
+        with pytest.raises(SystemExit) as stop:
+            importlib.import_module(script).main(words(script, tmp_path, *more))
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and f"error: --lr_scheduler_type: '{name}' cannot be used" in said
     assert not list(tmp_path.rglob("run.json"))

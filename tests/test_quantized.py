@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 from scripts import metrics, small
-from versatile.adapters import checkpoint
+from versatile.adapters import checkpoint, combine
 from versatile.adapters.attach import attach
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones import quantized
@@ -68,6 +68,8 @@ def test_an_adapter_is_trained_evaluated_and_combined_beside_a_rounded_backbone(
     combine_all.main(["--output", str(tmp_path / "vlm"), "--checkpoints", f"nlg={runs[0]}", f"mt={runs[1]}", "--data",
                       *data, "--proof_examples", "1", "--proof_tokens", "3"])  # fmt: skip
     assert json.loads((tmp_path / "vlm" / "adapter_config.json").read_text())["quantization"] == bits
+    both, _ = checkpoint.load(tmp_path / "vlm")
+    assert combine.count_task_parameters(both)["backbone"] == total
     evaluate.main(["--task", "nlg", "--dataset_path", files["nlg"], "--model_checkpoint", str(runs[0]), "--no_sample",
                    "--max_length", "4", "--fp32", "--output_dir", str(tmp_path / "scores")])  # fmt: skip
     # The validation loss in training equals that of the reloaded model.

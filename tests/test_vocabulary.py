@@ -6,11 +6,13 @@
 import argparse
 import importlib
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from versatile.utils.devices import PROFILE
 from versatile.utils.errors import UserError
 from versatile.utils.flags import typed_flags
 from versatile.utils.settings import SETTINGS
@@ -185,6 +187,17 @@ def test_every_script_reads_a_config_file(script, tmp_path):
     path = written(tmp_path, {"cache_dir": "here"})
     assert parse(script, "--config", path).cache_dir == "here"
     assert parse(script, path, "--cache-dir", "there").cache_dir == "there"
+
+
+def test_what_takes_effect_at_once_is_overridden_too(tmp_path, monkeypatch):
+    names = ("CUDA_VISIBLE_DEVICES", "PJRT_DEVICE", PROFILE)
+    for name in names:
+        monkeypatch.setenv(name, "as before")
+    path = written(tmp_path, dict(device="cpu", profile="here"))
+    parse("train", path, "--device", "auto", "--profile", str(tmp_path / "there"))
+    assert [os.environ[name] for name in names] == ["as before", "as before", str(tmp_path / "there")]
+    parse("train", path)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and os.environ[PROFILE] == os.path.abspath("here")
 
 
 def test_lists_and_objects_of_a_config_file(tmp_path):
