@@ -75,19 +75,21 @@ class Predictor:
 LEAST, BESIDE = 9, 3
 
 
-def make_encoder(tokenizer, positions, use_sep, most):
+def make_encoder(tokenizer, positions, use_sep, most, before_gen=()):
     """The `QuestionEncoder` for sequences of `positions` tokens, one of which is needed by the last label.
 
     Args:
         most: the model's number of positions.
+        before_gen: see `QuestionEncoder`.
     """
-    if positions < LEAST:
+    if (room := positions - len(before_gen)) < LEAST:
         short = most < LEAST
         raise UserError(f"{positions} tokens are too few for a question and its answer",
                         location="--model_checkpoint" if short else f"--max_len {positions}",
                         expected=f"at least {LEAST}",
                         remedy="use a backbone with more positions" if short else "raise --max_len")  # fmt: skip
-    return QuestionEncoder(tokenizer, positions - 1, use_sep, EOS if tokenizer.eos_token_id is None else None, most)
+    eos = EOS if tokenizer.eos_token_id is None else None
+    return QuestionEncoder(tokenizer, room - 1, use_sep, eos, most, before_gen)
 
 
 class TooLong(UserError):

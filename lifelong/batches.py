@@ -119,7 +119,7 @@ class LifelongBatches:
         self.splits = list(dict.fromkeys(row.task for row in rows) if task_ids is None else task_ids)
         self.skip, self.pieces = set(), 1
         self._planned = None
-        if len(rows) and (longest := self.lengths.max() + 2) > positions:
+        if len(rows) and (longest := self.lengths.max() + 2 + len(objective.before_gen)) > positions:
             raise UserError(f"a sample has {longest} tokens", location="--model_checkpoint",
                             expected=f"at most {positions}, the model's positions",
                             remedy="encode it with a smaller max_len")  # fmt: skip

@@ -21,7 +21,7 @@ from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import max_length_of
 from versatile.data import question_samples as samples
 from versatile.data import question_tasks as tasks
-from versatile.data.encoders.question_answer import gen_token, special_tokens
+from versatile.data.encoders.question_answer import first_token, gen_token, special_tokens
 from versatile.data.row_store import RowChain
 from versatile.lifelong import answers, routing, sequence
 from versatile.lifelong import batches as batching
@@ -82,7 +82,8 @@ def load_model(args):
         adapting.chain_tasks(model)
     model.info.encoder = "question_answer"
     routing.hold_empty_rows(model)
-    encoder = answers.make_encoder(tokenizer, positions, args.use_sep, most)
+    before = first_token(tokenizer) if args.lead_bos and not model.config.is_encoder_decoder else ()
+    encoder = answers.make_encoder(tokenizer, positions, args.use_sep, most, before)
     return LifelongModel(model, tokenizer, encoder, positions, model.backbone_fingerprint)
 
 
@@ -304,7 +305,7 @@ class Sequence:
         marks = self.encoder.ans, self.encoder.sep
         weights = {token: self.args.tokens_weight for token in marks if token is not None}
         lm = self.args.lm_lambda if self.strategy.generates_samples else None
-        return Objective(lm, weights, self.args.distil, self.strategy.replay_weight)
+        return Objective(lm, weights, self.args.distil, self.strategy.replay_weight, self.encoder.before_gen)
 
     def make_batches(self, rows, objective, weighted=True, share=True, companions=None):
         """`LifelongBatches`, sized by the flags or the device's memory."""
@@ -394,8 +395,8 @@ def train_teacher(args, task, dtype):
     lifelong_model, data = load_model(own), read_tasks(own)
     settings = {flag: getattr(own, ALL_SPELLINGS.get(flag, flag)) for flag in _TEACHING}
     # Part of the name only if given, so that existing teachers keep their names.
-    later = (*sequence.METHOD_FLAGS, "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
-    settings |= {flag: getattr(own, flag) for flag in later if getattr(own, flag, None) is not None}
+    later = (*sequence.METHOD_FLAGS, "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "lead_bos")
+    settings |= {flag: getattr(own, flag) for flag in later if getattr(own, flag, None) not in (None, False)}
     key = content_key([settings, lifelong_model.fingerprint, idist.get_world_size(), contents(data[task])])
     folder = sequence.model_directory(args) / "teachers" / f"{task}_{key}"
     own.output_dir = str(folder)

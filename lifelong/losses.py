@@ -40,17 +40,21 @@ class Objective:
         distil: samples that are not replayed are distilled from a teacher.
         replay_weight: weight of the mean cross-entropy of the replayed samples' labels, as a separate term; None: one
             mean over the labels of all samples (without a teacher).
+        before_gen: ids in front of the start token, see `question_answer.QuestionEncoder`.
     """
 
     lm_lambda: float | None = 0.25
     token_weights: dict = field(default_factory=dict)
     distil: bool = False
     replay_weight: float | None = None
+    before_gen: tuple = ()
 
     def sequences(self, row):
         """[(objective, ids followed by the last label, position of the first label)] of a `question_answer.Row`."""
         qa = QA, [*row.cqa, row.last], row.prompt_length
-        return [qa] if self.lm_lambda is None else [qa, (LM, [row.gen, *row.cqa, row.last], 1)]
+        if self.lm_lambda is None:
+            return [qa]
+        return [qa, (LM, [*self.before_gen, row.gen, *row.cqa, row.last], 1 + len(self.before_gen))]
 
     def weights(self, labels, parts, replayed, stored=False):
         """The weights of the labels of a whole batch.

@@ -58,12 +58,12 @@ def generate(model, tokenizer, encoder, gen, count, sampling, *, number=0, task_
         a list of token id lists, without the start token; an unfinished sample has no eos, and one token more than a
         row holds, as its last label.
     """
-    device, start = next(model.parameters()).device, tokenizer.convert_tokens_to_ids(gen)
+    device, start = next(model.parameters()).device, [*encoder.before_gen, tokenizer.convert_tokens_to_ids(gen)]
     config = _config(tokenizer, encoder, sampling)
     samples = []
     for location, first in enumerate(range(0, count, sampling.batch_size)):
         seed_step(sampling.seed, location, number)
-        ids = torch.full((min(sampling.batch_size, count - first), 1), start, device=device)
+        ids = torch.tensor([start] * min(sampling.batch_size, count - first), device=device)
         more = {} if task_id is None else dict(task_ids=torch.full((len(ids),), task_id))
         # In an encoder-decoder the decoder generates the whole sample after the start token (LFPT5; Qin & Joty 2022).
         inputs, length = model.decoding_inputs(dict(input_ids=ids, attention_mask=torch.ones_like(ids)))
@@ -101,6 +101,8 @@ def replay(path, task, gen, count, model, tokenizer, encoder, sampling, **option
     beside = Path(path).with_suffix(".report.json")
     settings = dict(task=task, gen=gen, asked=count, max_len=encoder.max_len, **asdict(sampling))
     settings["number"] = options.get("number", 0)
+    if encoder.before_gen:
+        settings["before_gen"] = list(encoder.before_gen)
     if (report := _report(beside)) and report["settings"] == settings and Path(path).is_file():
         return read(path, encoder, gen, task), report
     samples = generate(model, tokenizer, encoder, gen, count, sampling, **options)

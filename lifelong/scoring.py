@@ -173,7 +173,7 @@ def make_inference(name, run, data_dir):
     if name == "perplexity":
         # The tokens of --unbound are those of the parts, which are not tasks.
         has_tokens = run.flags.add_task_tokens and not run.flags.unbound
-        return PerplexityInference(get_strategy(run.flags).generates_samples, has_tokens)
+        return PerplexityInference(get_strategy(run.flags).generates_samples, has_tokens, run.flags.lead_bos)
     train = {task.name: samples.load_task(task, data_dir, "train") for task in tasks.sequence(run.flags.tasks)}
     return EmbeddingInference({name: qas[:EXAMPLES] for name, qas in train.items()})
 

@@ -9,7 +9,7 @@
 import torch
 from versatile.adapters.pooling import mean_pool
 from versatile.adapters.routing import NO_TASK
-from versatile.data.encoders.question_answer import gen_token
+from versatile.data.encoders.question_answer import first_token, gen_token
 from versatile.data.padding import pad, tensors, token_mask
 from versatile.lifelong import routing
 from versatile.lifelong.answers import log_probabilities
@@ -26,10 +26,11 @@ class PerplexityInference:
     Args:
         is_generator: the model is trained to generate samples.
         add_task_tokens: each task has its own start token.
+        lead_bos: the start token follows the backbone's own first token.
     """
 
-    def __init__(self, is_generator, add_task_tokens):
-        self.is_generator, self.add_task_tokens = is_generator, add_task_tokens
+    def __init__(self, is_generator, add_task_tokens, lead_bos=False):
+        self.is_generator, self.add_task_tokens, self.lead_bos = is_generator, add_task_tokens, lead_bos
 
     def can_tell(self, model):
         """Whether anything distinguishes the tasks in a model: parameters, or start tokens that the model reads."""
@@ -58,8 +59,10 @@ class PerplexityInference:
         questions = [ids[:-1] for ids in encoder.prompts(qas, 1)]
         # An encoder-decoder's decoder reads nothing before its first token.
         if self.is_generator or predictor.model.config.is_encoder_decoder:
-            start = encoder.vocabulary[gen_token(task, self.add_task_tokens)]
-            pairs = [([start], ids) for ids in questions]
+            start = [encoder.vocabulary[gen_token(task, self.add_task_tokens)]]
+            if self.lead_bos and not predictor.model.config.is_encoder_decoder:
+                start = [*first_token(predictor.tokenizer), *start]
+            pairs = [(start, ids) for ids in questions]
         else:
             pairs = [(ids[:1], ids[1:]) for ids in questions]
         logs = log_probabilities(predictor, pairs, batch_size, task, has_end=False)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from lifelong_data import command, write
 from versatile.data import question_samples as samples
+from versatile.data.encoders.question_answer import first_token
 from versatile.data.question_samples import QA
 from versatile.data.question_tasks import TASKS
 from versatile.lifelong.answers import Predictor
@@ -139,6 +140,23 @@ def test_where_all_tasks_share_the_model_the_scores_are_the_same(name, data, tmp
     right = found["inferred"]["accuracy"]["mean"]["rows"][1]
     assert right == ([100, 100] if name == "embedding" else [None, None])
     assert not [*(tmp_path / "run").rglob("qa_*_inferred.csv")]
+
+
+def test_samples_may_begin_after_the_backbones_first_token(data, tmp_path):
+    out = tmp_path / "run"
+    train_lifelong.main(command(data, out, "lll", "--adapter_bottleneck", 8, "--add_task_tokens", "--lead_bos"))
+    report = json.loads((out / "sst" / "generated_ag.report.json").read_text())
+    evaluate_lifelong.main(["--model_dirs", str(out), "--fp32", "--infer_task", "perplexity"])
+    predictor = Predictor.load(out / "sst", torch.device("cpu"), torch.float32, 48)
+    (bos,), (qa,) = first_token(predictor.tokenizer), questions("ag")[:1]
+    (prompt,) = predictor.encoder.prompts([qa], 1)
+    assert report["settings"]["before_gen"] == [bos]
+    ids = [bos, predictor.encoder.vocabulary["__ag__"], *prompt[:-1]]
+    with torch.no_grad():
+        logs = predictor.model(input_ids=torch.tensor([ids]), task_ids=torch.tensor([0])).logits[0].log_softmax(-1)
+    expected = -sum(float(logs[i, ids[i + 1]]) for i in range(1, len(ids) - 1)) / (len(ids) - 2)
+    found = PerplexityInference(True, True, True).perplexities(predictor, [qa], "ag", 1)
+    assert float(found[0]) == pytest.approx(expected, abs=1e-3)
 
 
 def test_before_any_training_a_run_scores_what_the_model_it_starts_from_scores(run, data, tmp_path):

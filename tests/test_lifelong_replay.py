@@ -12,7 +12,9 @@ from transformers import TopKLogitsWarper
 from versatile.adapters.attach import attach
 from versatile.adapters.backbones import loading as backbones
 from versatile.data.encoders.question_answer import PAD, QuestionEncoder, special_tokens
+from versatile.data.question_samples import QA
 from versatile.lifelong import replay
+from versatile.lifelong.losses import LM, Objective
 from versatile.lifelong.replay import Sampling, generate, quotas
 from versatile.training.decoding import Decoding, Prompt, decode
 from versatile.utils.errors import UserError
@@ -140,6 +142,23 @@ def test_shares_of_the_paper():
     assert quotas(100, 0.07, ["a"]) == {"a": 7}
     assert quotas(6604, 0.05, ["a", "b"]) == {"a": 165, "b": 165}
     assert quotas(10, 0.05, ["a", "b"]) == {"a": 0, "b": 0}
+
+
+def test_samples_begin_after_what_stands_before_their_start_token(student, tokenizer):
+    plain, led = QuestionEncoder(tokenizer, 24), QuestionEncoder(tokenizer, 24, before_gen=(EOS,))
+    greedy = Sampling(top_k=1, batch_size=2)
+    name = tokenizer.convert_ids_to_tokens(GEN)
+    one, other = (generate(student, tokenizer, encoder, name, 1, greedy)[0] for encoder in (plain, led))
+    for found, ids in ((one, [GEN]), (other, [EOS, GEN])):
+        for token in found[:5]:
+            with torch.no_grad():
+                scores = student(input_ids=torch.tensor([ids])).logits[0, -1]
+            scores[sorted({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {ANS, EOS})] = -torch.inf
+            assert token == int(scores.argmax())
+            ids = [*ids, token]
+    row = led.encode_rows([QA("a b", "c?", ("d",))], name)[0]
+    (_, (kind, ids, start)) = Objective(before_gen=(EOS,)).sequences(row)
+    assert (kind, ids, start) == (LM, [EOS, GEN, *row.cqa, row.last], 2)
 
 
 def test_an_adapter_model_generates_too():

@@ -26,6 +26,12 @@ def gen_token(task, add_task_tokens):
     return f"__{task}__" if add_task_tokens else GEN
 
 
+def first_token(tokenizer):
+    """The id, in a tuple, of the token that begins a text: the tokenizer's bos, else its eos; () without either."""
+    found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return () if found is None else (found,)
+
+
 def special_tokens(tasks, add_task_tokens=False, use_sep=False):
     """The tokens that a sequence of tasks adds to the vocabulary, in the order of their ids."""
     generate = dict.fromkeys(gen_token(task, add_task_tokens) for task in tasks)
@@ -109,6 +115,9 @@ class QuestionEncoder(ExampleEncoder):
         use_sep: put `__sep__` between context and question.
         eos: the token that ends an answer (default: the tokenizer's own).
         most: the model's number of positions, for messages (default: what `max_len` needs).
+        before_gen: ids in front of the start token of a sample that is generated: none, or the backbone's own first
+            token (`first_token`). In many decoders the first position is an attention sink, whose state says little
+            about its token: a frozen backbone with adapters hardly learns there what a sample begins with.
 
     Attributes:
         counts: how often each part was cut ("context cut", "question cut", "answer cut"), and how many generated
@@ -118,8 +127,9 @@ class QuestionEncoder(ExampleEncoder):
     name = "question_answer"
     columns = dict(prompt_length=("number", "i4"), label=("number", "i4"))
 
-    def __init__(self, tokenizer, max_len, use_sep=False, eos=None, most=None):
+    def __init__(self, tokenizer, max_len, use_sep=False, eos=None, most=None, before_gen=()):
         super().__init__(tokenizer)
+        self.before_gen = tuple(before_gen)
         self.max_len, self.most, self.lead = max_len, most or max_len + 1, leading_space(tokenizer)
         self.ans, self.pad, self.sep = self._id(ANS), self._id(PAD), self._id(SEP) if use_sep else None
         self.eos = tokenizer.eos_token_id if eos is None else self._id(eos)

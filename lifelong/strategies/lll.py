@@ -28,8 +28,12 @@ class GenerativeReplay(Strategy):
     }  # fmt: skip
     naming_flags = {
         "--real_sample": dict(action="store_true", help="lll: replay real samples instead of generated ones"),
-    }
-    titles = {"real_sample": "real samples"}
+        "--lead_bos": dict(action="store_true",
+                           help="lll: a generated sample begins with the backbone's own first token (bos, else eos), "
+                                "in front of the start token; at the very first position, an attention sink of many "
+                                "decoders, adapters hardly learn what a sample begins with"),
+    }  # fmt: skip
+    titles = {"real_sample": "real samples", "lead_bos": "after bos"}
 
     @classmethod
     def directory_ending(cls, settings):
