@@ -173,13 +173,26 @@ def check_holds(tasks, task, directory, flag=None):
     )
 
 
+def refuse_sequence(directory, location):
+    """Raise a `UserError` if a directory is a sequence of train_lifelong.py, which holds a model for each task."""
+    path = Path(directory)
+    if (path / "sequence.json").is_file():
+        models = sorted(file.parent.name for file in path.glob("*/tokenizer.json"))
+        raise UserError("this is a sequence of train_lifelong.py", location=location,
+                        expected=f"the model of one of its tasks: {', '.join(models) or 'none is there yet'}",
+                        remedy=f"name one, {path}/…; or evaluate all: "
+                               + shell_command("evaluate_lifelong.py", "--model_dirs", path))  # fmt: skip
+
+
 def refuse_question_model(manifest, directory, location=None):
-    """Raise a `UserError` if a directory holds a model of train_lifelong.py, for scripts that take none.
+    """Raise a `UserError` if a directory holds a model or a sequence of train_lifelong.py, for scripts that take none.
 
     Args:
         manifest: of the directory, or None.
         location: the flag that named it (default: --model_checkpoint).
     """
+    if directory and manifest is None:
+        refuse_sequence(directory, location or f"--model_checkpoint {directory}")
     if manifest and manifest.encoder == "question_answer":
         command = shell_command("evaluate_lifelong.py", "--model_dirs", Path(directory).parent)
         raise UserError("this is a model of train_lifelong.py", location=location or f"--model_checkpoint {directory}",

@@ -126,7 +126,7 @@ def refused(model, tokenizer, folder, message):
 def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
     model, tokenizer = made(nlg=8)
     refused(model, tokenizer, tmp_path, "adapter_config.json")
-    refused(model, tokenizer, directory(tmp_path / "nlg", nlg=8), "holds a task 'nlg' already")
+    refused(model, tokenizer, directory(tmp_path / "nlg", nlg=8), "already holds a task 'nlg'")
     refused(model, tokenizer, directory(tmp_path / "seed", random_init=5, mt=4), "fingerprint")
     folder = directory(tmp_path / "mt", mt=4)
     whole = json.loads((folder / "adapter_config.json").read_text())

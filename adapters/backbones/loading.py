@@ -9,9 +9,10 @@ from pathlib import Path
 from versatile.adapters.backbones.configs import check_size, config_of_file
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.quantized import keep_gradients, plain_state, quantization_config
+from versatile.adapters.manifest import refuse_sequence
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.schema import read_json_object
-from versatile.utils.screen import shell_command, shell_words
+from versatile.utils.screen import shell_words
 
 # Flags that name a T5, and nothing else.
 T5_FLAGS = ("--model_name_or_path", "--config_name")
@@ -162,12 +163,7 @@ def need_config(path, location, script, expected):
     """
     if (path / "config.json").is_file():
         return
-    if (path / "sequence.json").is_file():
-        models = sorted(file.parent.name for file in path.glob("*/tokenizer.json"))
-        raise UserError("this is a sequence of train_lifelong.py", location=location,
-                        expected=f"the model of one of its tasks: {', '.join(models) or 'none is there yet'}",
-                        remedy=f"name one, {path}/…; or evaluate all: "
-                               + shell_command("evaluate_lifelong.py", "--model_dirs", path))  # fmt: skip
+    refuse_sequence(path, location)
     if (path / "run.json").is_file():
         saved = sorted([*(path / "checkpoints").glob("step_*"), *path.glob("checkpoint-*")])
         raise UserError(
