@@ -48,7 +48,9 @@ scaled() {
 # to the smallest, five of text classification in the four orders of de Masson d'Autume et al. (2019).
 LIFELONG_ORDERS="wcs wsc cws csw swc scw nlg nlg_reversed tc tc_reversed trw twr rtw rwt wtr wrt deca tc1 tc2 tc3 tc4"
 LIFELONG_METHODS="lamol kd seqkd seqsoftkd finetune multitask ewc mas gem"
-SMALL_LIFELONG="finetune lamol kd seqkd ewc mas gem multitask er agem derpp lwf olora progprompt isolated"
+# -real: real samples are replayed instead of generated ones; -bos: generated ones begin after the backbone's own first
+# token; -1500: as many samples of each task.
+SMALL_LIFELONG="finetune lamol kd seqkd ewc mas gem multitask er agem derpp lwf olora progprompt isolated lamol-real kd-real lamol-bos kd-bos seqkd-bos lamol-1500 kd-1500 seqkd-1500"
 CONTINUAL="finetune er lamol l2kd ewc mas gem agem derpp lwf olora progprompt isolated multitask"
 lifelong_tasks() {
     case "$1" in
@@ -200,7 +202,13 @@ recipe() {
         echo "$train --output_dir runs/$1" ;;
     small-lifelong-*)
         local train="train_lifelong.py --data_dir data/small/lifelong --model_dir_root runs/small-lifelong --tasks sst rnnlg.rest woz.en --model_name smollm2 --adapter_bottleneck 64 --learning_rate 3e-3 --add_task_tokens --max_len 256 --limit 400 --n_train_epochs 3 --train_batch_size 8 --only_final"
+        kind="${1#small-lifelong-}"
         case "$kind" in
+        *-real) train="$train --real_sample" ;;
+        *-bos) train="$train --lead_bos" ;;
+        *-1500) train="${train/--limit 400/--limit 1500}" train="${train/runs\/small-lifelong/runs/small-lifelong-1500}" ;;
+        esac
+        case "${kind%%-*}" in
         lamol) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2" ;;
         kd) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2 --distil --train_teachers" ;;
         seqkd) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2 --seq_distil --train_teachers" ;;
