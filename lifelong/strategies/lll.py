@@ -92,8 +92,9 @@ class GenerativeReplay(Strategy):
         say(f"{task}: {report['kept']:,} of {counted(count, 'generated sample')} kept{reasons}, "
             f"{report['unfinished']:,} cut at the longest length; in {path}", flush=True)  # fmt: skip
         if not rows:
-            say(f"warning: nothing of {task} is replayed: no generated sample can be used; train for longer, or raise "
-                "--gen_lm_sample_percentage", flush=True)  # fmt: skip
+            lead = "" if self.sequence.encoder.before_gen else ", add --lead_bos"
+            say(f"warning: nothing of {task} is replayed: no generated sample can be used; train for longer{lead}, or "
+                "raise --gen_lm_sample_percentage", flush=True)  # fmt: skip
         return rows
 
     def generate(self, path, task, count, number, sampling):
