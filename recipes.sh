@@ -204,9 +204,10 @@ recipe() {
         local train="train_lifelong.py --data_dir data/small/lifelong --model_dir_root runs/small-lifelong --tasks sst rnnlg.rest woz.en --model_name smollm2 --adapter_bottleneck 64 --learning_rate 3e-3 --add_task_tokens --max_len 256 --limit 400 --n_train_epochs 3 --train_batch_size 8 --only_final"
         kind="${1#small-lifelong-}"
         case "$kind" in
-        *-real) train="$train --real_sample" ;;
-        *-bos) train="$train --lead_bos" ;;
-        *-1500) train="${train/--limit 400/--limit 1500}" train="${train/runs\/small-lifelong/runs/small-lifelong-1500}" ;;
+        lamol-real | kd-real) train="$train --real_sample" ;;
+        lamol-bos | kd-bos | seqkd-bos) train="$train --lead_bos" ;;
+        lamol-1500 | kd-1500 | seqkd-1500) train="${train/--limit 400/--limit 1500}" train="${train/runs\/small-lifelong/runs/small-lifelong-1500}" ;;
+        *-*) return 1 ;;
         esac
         case "${kind%%-*}" in
         lamol) echo "$train --seq_train_type lll --gen_lm_sample_percentage 0.2" ;;
