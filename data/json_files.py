@@ -110,6 +110,16 @@ def list_items(path):
         ) from error
 
 
+def top_level_value(path, name):
+    """The value of one top-level key of a json file, or None; other values are passed over and not kept."""
+    events = _events(path)
+    for key in _keys(path, events):
+        if key == name:
+            return _build(*next(events), events, f"{os.fspath(path)}:{key}")
+        _skip(events)
+    return None
+
+
 def split_names(path):
     """The top-level keys of a task file whose values are lists, in the file's order."""
     events = _events(path)

@@ -6,7 +6,7 @@ import torch
 from versatile.adapters import checkpoint
 from versatile.adapters.backbones.family import max_length_of
 from versatile.adapters.inference import prepare_for_inference
-from versatile.data.encoders.question_answer import SEP, QuestionEncoder
+from versatile.data.encoders.question_answer import SEP, QuestionEncoder, first_token
 from versatile.data.padding import IGNORE, causal_arrays, tensors
 from versatile.lifelong import routing
 from versatile.training.decoding import Decoding, Prompt, decode
@@ -73,6 +73,11 @@ class Predictor:
 
 # Tokens of --max_len: the minimum for a question and its answer, and those needed besides the longest answer.
 LEAST, BESIDE = 9, 3
+
+
+def ids_before_gen(model, tokenizer, lead_bos):
+    """`QuestionEncoder`'s `before_gen`; an encoder-decoder's start token is not the first token it reads."""
+    return first_token(tokenizer) if lead_bos and not model.config.is_encoder_decoder else ()
 
 
 def make_encoder(tokenizer, positions, use_sep, most, before_gen=()):

@@ -21,7 +21,7 @@ from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import max_length_of
 from versatile.data import question_samples as samples
 from versatile.data import question_tasks as tasks
-from versatile.data.encoders.question_answer import first_token, gen_token, special_tokens
+from versatile.data.encoders.question_answer import gen_token, special_tokens
 from versatile.data.row_store import RowChain
 from versatile.lifelong import answers, routing, sequence
 from versatile.lifelong import batches as batching
@@ -82,7 +82,7 @@ def load_model(args):
         adapting.chain_tasks(model)
     model.info.encoder = "question_answer"
     routing.hold_empty_rows(model)
-    before = first_token(tokenizer) if args.lead_bos and not model.config.is_encoder_decoder else ()
+    before = answers.ids_before_gen(model, tokenizer, args.lead_bos)
     encoder = answers.make_encoder(tokenizer, positions, args.use_sep, most, before)
     return LifelongModel(model, tokenizer, encoder, positions, model.backbone_fingerprint)
 

@@ -9,10 +9,10 @@
 import torch
 from versatile.adapters.pooling import mean_pool
 from versatile.adapters.routing import NO_TASK
-from versatile.data.encoders.question_answer import first_token, gen_token
+from versatile.data.encoders.question_answer import gen_token
 from versatile.data.padding import pad, tensors, token_mask
 from versatile.lifelong import routing
-from versatile.lifelong.answers import log_probabilities
+from versatile.lifelong.answers import ids_before_gen, log_probabilities
 from versatile.utils.devices import autocast
 
 WORDS = {"perplexity": "lowest perplexity of the question", "embedding": "nearest task embedding"}
@@ -59,9 +59,8 @@ class PerplexityInference:
         questions = [ids[:-1] for ids in encoder.prompts(qas, 1)]
         # An encoder-decoder's decoder reads nothing before its first token.
         if self.is_generator or predictor.model.config.is_encoder_decoder:
-            start = [encoder.vocabulary[gen_token(task, self.add_task_tokens)]]
-            if self.lead_bos and not predictor.model.config.is_encoder_decoder:
-                start = [*first_token(predictor.tokenizer), *start]
+            before = ids_before_gen(predictor.model, predictor.tokenizer, self.lead_bos)
+            start = [*before, encoder.vocabulary[gen_token(task, self.add_task_tokens)]]
             pairs = [(start, ids) for ids in questions]
         else:
             pairs = [(ids[:1], ids[1:]) for ids in questions]

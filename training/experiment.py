@@ -16,7 +16,8 @@ from versatile.adapters.manifest import ADAPTER_WEIGHTS
 from versatile.data.batching import Batches
 from versatile.data.encoders.markers import load_split
 from versatile.data.own_tasks import define
-from versatile.data.task import canonical_name, distilled_beside
+from versatile.data.task import distilled_beside
+from versatile.data.task_names import name_among
 from versatile.training import hub, sharding
 from versatile.training.board import check_reporters
 from versatile.training.callbacks import MaskAbsentTasks
@@ -76,8 +77,9 @@ def open_run(parser, args, typed_flags, script="train.py"):
     refuse_elsewhere(typed_flags, args.resume)
     free = {k: absolute_paths(v) if k in READ_PATHS else v for k, v in typed_flags.items() if k in FREE_WHEN_RESUMING}
     # Of a flag of TASK=PATH only the tasks that are named now have other data.
-    free = {k: {**known[k], **{canonical_name(task, "markers"): path for task, path in v.items()}}
-            if isinstance(v, dict) and isinstance(known.get(k), dict) else v for k, v in free.items()}  # fmt: skip
+    for flag, value in free.items():
+        if isinstance(value, dict) and isinstance(known.get(flag), dict):
+            free[flag] = known[flag] | {name_among(task, known[flag], "markers"): v for task, v in value.items()}
     need_stored_paths(known, typed_flags, run.directory / "run.json")
     return Namespace(**{**vars(args), **known, **free, "output_dir": args.resume}), run
 

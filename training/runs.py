@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from versatile.adapters.backbones import bundled
+from versatile.adapters.manifest import ADAPTER_WEIGHTS, CONFIG, MODEL_WEIGHTS
 from versatile.training.cards import write_model_card
 from versatile.training.run_locks import lock_directory, refuse_locked
 from versatile.utils import schema
@@ -123,8 +124,8 @@ class Run:
         Args:
             can_overwrite: whether the script has --overwrite_output_dir.
         """
-        if not (Path(directory) / "run.json").exists() and (held := model_files(directory)):
-            raise UserError(f"this directory holds a model ({held[0]}), which training would overwrite",
+        if not (Path(directory) / "run.json").exists() and (held := model_file(directory)):
+            raise UserError(f"this directory holds a model ({held}), which training would overwrite",
                             location=f"--output_dir {directory}", remedy="name another directory")  # fmt: skip
         if (Path(directory) / "run.json").exists():
             raise UserError(
@@ -233,11 +234,10 @@ class Run:
         write_model_card(self.directory, stored_record(self.directory), metrics)
 
 
-def model_files(directory):
-    """Names of the files in a directory that make it a model: configs and weights."""
-    names = ("config.json", "adapter_config.json", "model.safetensors", "adapter_model.safetensors",
-             "pytorch_model.bin")  # fmt: skip
-    return [name for name in names if (Path(directory) / name).exists()]
+def model_file(directory):
+    """The name of a file in a directory that makes it a model, its config or its weights, or None."""
+    names = ("config.json", CONFIG, MODEL_WEIGHTS, ADAPTER_WEIGHTS, "pytorch_model.bin")
+    return next((name for name in names if (Path(directory) / name).exists()), None)
 
 
 def refuse_unfinished(directory, flag):

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+from dataclasses import dataclass
 from functools import partial
 
 from versatile.data.converters.base import SPLITS, check_output_directory, data_format, limited
@@ -98,9 +99,20 @@ def _drawn(split, samples, args, report):
             kept.append((total, item))
         elif (location := chance.randrange(total)) < size:
             kept[location] = (total, item)
-    drawn = [int(number) for number in report.facts[split].get("drawn by chance", "0 of 0").split(" of ")]
-    report.facts[split]["drawn by chance"] = f"{drawn[0] + len(kept)} of {drawn[1] + total}"
+    drawn = report.facts[split].setdefault("drawn by chance", _Drawn())
+    drawn.kept, drawn.total = drawn.kept + len(kept), drawn.total + total
     yield from (item for _, item in sorted(kept, key=lambda pair: pair[0]))
+
+
+@dataclass
+class _Drawn:
+    """How many samples of all tasks were drawn, as the report shows it."""
+
+    kept: int = 0
+    total: int = 0
+
+    def __str__(self):
+        return f"{self.kept} of {self.total}"
 
 
 class _Listed:

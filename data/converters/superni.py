@@ -14,7 +14,7 @@ from versatile.data.converters.base import (
     split_records,
     usable,
 )
-from versatile.data.json_files import top_level
+from versatile.data.json_files import top_level_value
 from versatile.utils.errors import UserError, brief
 
 
@@ -41,15 +41,8 @@ def superni_instances(path):
 
 def _definition(path):
     """A task's definition; files have it as a text or as a list of one text."""
-    found = None
-    for key, value in top_level(path):
-        is_list = not isinstance(value, str | int | float | dict | None)
-        # A list must be read to its end.
-        items = [item for _, item in value] if is_list else [value]
-        if key == "Definition":
-            found = next(iter(items), None)
-            break
-    return usable(found, "'Definition'", path)
+    found = top_level_value(path, "Definition")
+    return usable(found[0] if isinstance(found, list) and found else found, "'Definition'", path)
 
 
 def _instance(definition, record, location):
