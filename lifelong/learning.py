@@ -395,8 +395,9 @@ def train_teacher(args, task, dtype):
     lifelong_model, data = load_model(own), read_tasks(own)
     settings = {flag: getattr(own, ALL_SPELLINGS.get(flag, flag)) for flag in _TEACHING}
     # Part of the name only if given, so that existing teachers keep their names.
-    later = (*sequence.METHOD_FLAGS, "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "lead_bos")
-    settings |= {flag: getattr(own, flag) for flag in later if getattr(own, flag, None) not in (None, False)}
+    later = (*sequence.METHOD_FLAGS, "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps")
+    settings |= {flag: getattr(own, flag) for flag in later if getattr(own, flag, None) is not None}
+    settings |= dict(lead_bos=True) if own.lead_bos else {}
     key = content_key([settings, lifelong_model.fingerprint, idist.get_world_size(), contents(data[task])])
     folder = sequence.model_directory(args) / "teachers" / f"{task}_{key}"
     own.output_dir = str(folder)

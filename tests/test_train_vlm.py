@@ -47,6 +47,17 @@ def finished(files, tmp_path_factory):
     return trained(command(files, folder / "run"), folder)
 
 
+def test_data_that_have_moved_may_be_named_by_any_name_of_the_task(finished, files, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    record = json.loads((out / "run.json").read_text())
+    record["flags"]["data"]["nlg"] = str(tmp_path / "gone.json")
+    (out / "run.json").write_text(json.dumps(record))
+    refused(run("train_vlm", ["--resume", out], tmp_path), "gone.json")
+    for name in ("nlg", "NLG"):
+        result = run("train_vlm", ["--resume", out, "--data", f"{name}={files['nlg']}"], tmp_path)
+        assert result.code == 0, result.err
+
+
 def evaluate(model, files, out, *more, script="evaluate_vlm", tasks=TASKS):
     argv = ["--model_checkpoint", model, "--no_sample", "--fp32", "--max_length", 12, "--output_dir", out, *more]
     if script == "evaluate_vlm":

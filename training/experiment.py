@@ -73,13 +73,15 @@ def open_run(parser, args, typed_flags, script="train.py"):
     known = {k: v for k, v in rename_settings(stored["flags"], parser).items() if k in vars(args)}
     known = restore_flags(parser, known, run.directory / "run.json")
     typed_flags = relocate_own_tasks(known, typed_flags)
+    # TASK=PATH may name the task by any of its names.
+    of_tasks = [f for f in READ_PATHS if isinstance(typed_flags.get(f), dict) and isinstance(known.get(f), dict)]
+    typed_flags = typed_flags | {flag: {name_among(task, known[flag], "markers"): path
+                                        for task, path in typed_flags[flag].items()} for flag in of_tasks}  # fmt: skip
     check_flags(typed_flags, known, FREE_WHEN_RESUMING, f"--resume {args.resume}")
     refuse_elsewhere(typed_flags, args.resume)
     free = {k: absolute_paths(v) if k in READ_PATHS else v for k, v in typed_flags.items() if k in FREE_WHEN_RESUMING}
     # Of a flag of TASK=PATH only the tasks that are named now have other data.
-    for flag, value in free.items():
-        if isinstance(value, dict) and isinstance(known.get(flag), dict):
-            free[flag] = known[flag] | {name_among(task, known[flag], "markers"): v for task, v in value.items()}
+    free |= {flag: known[flag] | free[flag] for flag in of_tasks}
     need_stored_paths(known, typed_flags, run.directory / "run.json")
     return Namespace(**{**vars(args), **known, **free, "output_dir": args.resume}), run
 
