@@ -116,6 +116,8 @@ def check_fit(encoder, qas):
     Raises:
         TooLong: the longest answer does not fit.
     """
+    # What stands before a start token takes up positions too.
+    led = len(encoder.before_gen)
     longest, where, room = 0, None, encoder.max_len + 1 - BESIDE
     for first in range(0, len(qas), 2000):
         chunk = [(qa, text) for qa in qas[first : first + 2000] for text in qa.answers]
@@ -124,12 +126,12 @@ def check_fit(encoder, qas):
                 longest, where = len(ids), qa.location
     if longest <= room:
         return longest
-    needed = longest + BESIDE
+    needed = longest + BESIDE + led
     if needed <= encoder.most:
-        expected = f"at most {room} with --max_len {encoder.max_len + 1}"
+        expected = f"at most {room} with --max_len {encoder.max_len + 1 + led}"
         remedy = f"--max_len {needed}, or more for its context; or take the sample out"
     else:
-        expected = f"at most {encoder.most - BESIDE}: the model has {encoder.most} positions"
+        expected = f"at most {encoder.most - BESIDE - led}: the model has {encoder.most} positions"
         remedy = "shorten it, or take the sample out"
     error = TooLong(f"an answer has {longest} tokens", location=where, expected=expected, remedy=remedy)
     error.needed = needed

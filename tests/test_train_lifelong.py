@@ -314,6 +314,15 @@ def test_an_answer_too_long_to_be_evaluated_is_said_before_learning(tmp_path, ca
     evaluate_lifelong.main(["--model_dirs", str(tmp_path / "run"), "--max_len", longer, "--fp32"])
 
 
+def test_the_length_that_is_asked_for_is_enough_after_bos_too(tmp_path, capsys):
+    folder = write(tmp_path / "data")
+    samples.save(folder / TASKS["ag"].filename("train"), [samples.QA("a", "b?", ("golden " * 40,))] * 4)
+    argv = command(folder, tmp_path / "run", "lll", *QUICK, "--lead_bos")
+    said = cannot(capsys, *argv)
+    assert "with --max_len 48" in said
+    learn(capsys, *argv, "--max_len", said.split("remedy:   --max_len ")[1].split(",")[0])
+
+
 def test_teachers_are_found_where_train_teachers_put_them(data, tmp_path, capsys):
     learn(capsys, *command(data, tmp_path / "one", "finetune", *QUICK, "--seq_distil", "--train_teachers"))
     teachers = tmp_path / "one" / "tiny-gpt2" / "teachers"
