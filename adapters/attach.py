@@ -17,6 +17,7 @@ from versatile.adapters.labels import LabelScores, label_positions
 from versatile.adapters.methods.base import are_separate  # noqa: F401  (part of this interface)
 from versatile.adapters.methods.base import parameters_of_tasks as owners  # noqa: F401
 from versatile.adapters.methods.registry import BARE, get_method, method_of
+from versatile.adapters.preallocated_cache import mask_for
 from versatile.adapters.routing import TaskRouter
 from versatile.adapters.schemas import check_module_names
 from versatile.adapters.trained import (  # noqa: F401  (part of this interface)
@@ -131,7 +132,7 @@ class TaskConditioned(WithMethods):
         ids = self.router.route(task_ids, inputs_embeds.shape[0])
         given = dict(
             inputs_embeds=inputs_embeds,
-            attention_mask=on_device(attention_mask, inputs_embeds.device),
+            attention_mask=mask_for(past_key_values, on_device(attention_mask, inputs_embeds.device), inputs_embeds),
             position_ids=on_device(position_ids, inputs_embeds.device),
             past_key_values=past_key_values,
             use_cache=use_cache,

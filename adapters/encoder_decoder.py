@@ -17,6 +17,7 @@ import torch
 from versatile.adapters.attach import TaskConditioned, on_device
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.labels import IGNORE
+from versatile.adapters.preallocated_cache import mask_for
 
 # Sequence lengths of encoder and decoder are rounded up to a multiple of this, as those of batches are.
 ROUND = 8
@@ -64,10 +65,12 @@ class EncoderDecoderConditioned(TaskConditioned):
         if encoder_outputs is None:
             encoder_outputs = self.encode(input_ids, token_type_ids, attention_mask, task_ids)
         self.router.route(task_ids, len(decoder_input_ids))
+        mask = mask_for(past_key_values, kwargs.pop("decoder_attention_mask", None), decoder_input_ids)
         return self.all_scores(
             dict(
                 encoder_outputs=encoder_outputs,
                 attention_mask=attention_mask,
+                decoder_attention_mask=mask,
                 decoder_inputs_embeds=self.embed(decoder_input_ids, decoder_token_type_ids),
                 past_key_values=past_key_values,
                 use_cache=use_cache,

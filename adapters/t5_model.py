@@ -12,6 +12,7 @@ from versatile.adapters.imports.hyperformer import original_names
 from versatile.adapters.methods.base import is_added
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
 from versatile.adapters.methods.registry import get_method, method_of
+from versatile.adapters.preallocated_cache import mask_for
 from versatile.adapters.routing import TaskRouter
 from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS, PUBLISHED_T5, check_module_names
 from versatile.utils.errors import UserError
@@ -119,6 +120,8 @@ class TaskT5(WithMethods):
             # Otherwise the rows are routed with the encoder's input.
             rows = decoder_inputs_embeds if decoder_input_ids is None else decoder_input_ids
             self.router.route(task_ids, len(labels if rows is None else rows))
+        if decoder_input_ids is not None:
+            decoder_attention_mask = mask_for(past_key_values, decoder_attention_mask, decoder_input_ids)
         output = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

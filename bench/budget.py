@@ -20,14 +20,15 @@ import common
 
 # Groups of operations, by the beginnings of their names.
 GROUPS = {
-    "products": ("mm", "addmm", "linear"),
+    "products": ("mm", "addmm", "linear", "_linear_pointwise"),
     "attention": ("bmm", "baddbmm", "_softmax", "_safe_softmax", "_scaled_dot_product", "_efficient_attention"),
     "norms": ("native_layer_norm", "_fused_rms_norm", "rms_norm", "rsqrt", "mean", "pow"),
     "activations": ("gelu", "silu", "relu", "threshold"),
     "dropout": ("bernoulli", "native_dropout", "_Masked", "draw_mask"),
     "cross-entropy": ("_log_softmax", "nll_loss"),
     "optimizer, clipping": ("_fused_adam", "linalg_vector_norm", "_foreach"),
-    "copies, casts": ("copy_", "cat", "clone", "_to_copy", "fill_", "index_select", "index", "embedding"),
+    "copies, casts": ("copy_", "cat", "clone", "_to_copy", "fill_", "index_select", "index", "embedding",
+                      "_reorder_linear_weight", "constant_pad"),
     "sums and products of elements": ("add", "mul", "div", "sub", "sum", "where", "neg", "masked_fill", "triu"),
 }
 REST, PYTHON = "other operations", "Python"
@@ -69,22 +70,38 @@ def measure(args, device, dtype):
     padded, counted = count_tokens(side), Traffic()
     with counted:
         side.turn(0)
-    seconds, events = profile(side, device, args.operations)
-    tokens = statistics.median(rates["training"])
+    tokens, events = profile(side.turn, device, args.operations)
     shares = [t * side.flops_per_token / p for t, p in zip(rates["training"], rates["products"])]
-    per_token = {name: took / seconds["tokens"] for name, took in events.items()}
-    per_token[PYTHON] = max(0.0, 1 / tokens - sum(per_token.values()))
-    total = sum(per_token.values())
+    rate = statistics.median(rates["training"])
     return dict(
-        tokens_per_second=tokens, share=sorted(shares), flops_per_token=side.flops_per_token,
+        tokens_per_second=rate, share=sorted(shares), flops_per_token=side.flops_per_token,
         peak=statistics.median(rates["products"]), padding=padded, megabytes_per_token=counted.bytes / 1e6 /
-        max(1, seconds["tokens"]), groups={name: took / total for name, took in per_token.items()},
+        max(1, tokens), groups=shares_of_time(events, tokens, rate),
     )  # fmt: skip
 
 
-def report(kind, numbers):
-    rows = [[name, f"{share:.1%}"] for name, share in sorted(numbers["groups"].items(), key=lambda item: -item[1])]
+def shares_of_time(events, tokens, rate):
+    """{group: its share of the time}, Python included.
+
+    Args:
+        events: {group: seconds} of a profiled turn.
+        tokens: number in that turn.
+        rate: tokens per second without the profiler.
+    """
+    per_token = {name: took / tokens for name, took in events.items()}
+    per_token[PYTHON] = max(0.0, 1 / rate - sum(per_token.values()))
+    total = sum(per_token.values())
+    return {name: took / total for name, took in per_token.items()}
+
+
+def print_groups(groups):
+    """Print {group: its share of the time}, the largest first."""
+    rows = [[name, f"{share:.1%}"] for name, share in sorted(groups.items(), key=lambda item: -item[1])]
     print(common.table(["", "of the time"], rows))
+
+
+def report(kind, numbers):
+    print_groups(numbers["groups"])
     middle, low, high = statistics.median(numbers["share"]), numbers["share"][0], numbers["share"][-1]
     floor = numbers["flops_per_token"] / numbers["peak"]
     print(f"{numbers['tokens_per_second']:,.0f} tokens/s; {numbers['flops_per_token'] / 1e6:.1f} MFLOP a token, "
@@ -100,8 +117,8 @@ def count_tokens(side):
     return 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
 
 
-def profile(side, device, table):
-    """({tokens: number in the turn}, {group: seconds}) of a turn under torch.profiler."""
+def profile(turn, device, table):
+    """(number of tokens, {group: seconds}) of a turn under torch.profiler; `table`: print the profiler's own too."""
     from torch.profiler import ProfilerActivity, record_function
     from torch.profiler import profile as profiler
     from versatile.utils import dropout
@@ -116,7 +133,7 @@ def profile(side, device, table):
     dropout.draw_mask = draw_mask
     try:
         with profiler(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as profiled:
-            tokens = side.turn(0)
+            tokens = turn(0)
     finally:
         dropout.draw_mask = original
     averages, groups = profiled.key_averages(), {}
@@ -127,12 +144,12 @@ def profile(side, device, table):
     if table:
         print(averages.table(sort_by=f"self_{'cuda' if cuda else 'cpu'}_time_total", row_limit=30,
                              max_name_column_width=60))  # fmt: skip
-    return dict(tokens=tokens), groups
+    return tokens, groups
 
 
 def group_of(name):
     """The group of `GROUPS` that an operation belongs to; its backward pass counts with it."""
-    name = name.removeprefix("aten::")
+    name = name.removeprefix("aten::").removeprefix("mkldnn::")
     return next((group for group, names in GROUPS.items() if name.startswith(names)), REST)
 
 

@@ -87,9 +87,15 @@ class EndAtLength:
 
 
 def parse(argv=None):
+    args = build_parser(__doc__).parse_args(argv)
+    return make_quick(args) if args.quick else args
+
+
+def build_parser(doc):
+    """The parser of the benchmarks of decoding."""
     from versatile.utils import flags
 
-    p = common.parser(__doc__)
+    p = common.parser(doc)
     common.add_model_flags(p)
     p.add_argument("--t5", action="store_true", help="an encoder-decoder instead of a GPT-2, --layers in each stack")
     g = p.add_argument_group("prompts and outputs")
@@ -104,11 +110,14 @@ def parse(argv=None):
     g.add_argument("--longest_output", type=flags.positive, default=60,
                    help="tokens of the longest output if lengths vary")  # fmt: skip
     g.add_argument("--beams", type=flags.positive, default=4, help="number of beams to measure as well; 1: none")
-    args = p.parse_args(argv)
-    if args.quick:
-        args.width, args.layers, args.positions, args.prompts = 64, 1, 64, 8
-        args.batch_size, args.mean_length, args.max_length, args.repeats, args.single_prompts = 4, 10, 6, 2, 2
-        args.mean_output, args.longest_output, args.beams = 9, 12, 2
+    return p
+
+
+def make_quick(args):
+    """The flags of a smoke test."""
+    args.width, args.layers, args.positions, args.prompts = 64, 1, 64, 8
+    args.batch_size, args.mean_length, args.max_length, args.repeats, args.single_prompts = 4, 10, 6, 2, 2
+    args.mean_output, args.longest_output, args.beams = 9, 12, 2
     return args
 
 

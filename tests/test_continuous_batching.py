@@ -134,7 +134,7 @@ def test_beams_of_prompts_that_are_read_once(backbone, method, monkeypatch):
     handle.remove()
     # Of 18 beams only single tokens are read.
     assert {width for rows, width in widths if rows > 6} == {1} and max(width for _, width in widths) > 1
-    monkeypatch.setattr(decoding, "_read_once", lambda *_: {})
+    monkeypatch.setattr(decoding, "_cache", lambda *_: {})
     assert decode(model, tokenizer, prompts, options) == outputs
 
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache, EncoderDecoderCache
-from transformers.cache_utils import DynamicLayer
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.preallocated_cache import PreallocatedLayer, keeps_all, new_cache
 from versatile.training.prompt_batches import OnlyOwnEnd, left_padded
 
 # Changing the rows copies the cache, and reading new prompts takes an extra forward pass, so one row in this many must
@@ -30,12 +29,7 @@ def is_supported(model, decoding):
     if not decoding.no_sample or decoding.num_beams > 1:
         return False
     own = {key for key, value in model.generation_config.to_diff_dict().items() if value is not None}
-    return keeps_all(DynamicCache(config=model.config)) and own <= IDLE_SETTINGS
-
-
-def keeps_all(cache):
-    """Whether a cache keeps all keys and values, not only those of a window."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
+    return keeps_all(model) and own <= IDLE_SETTINGS
 
 
 @dataclass
@@ -82,15 +76,19 @@ class Columns:
     def keep(self, numbers, width):
         """Keep the rows with these numbers and the last `width` columns."""
         unused = next(iter(self.tensors.values())).shape[1] - width
-        self.tensors = {name: t.index_select(0, numbers)[:, unused:] for name, t in self.tensors.items()}
+        self.tensors = {name: t[:, unused:].index_select(0, numbers) for name, t in self.tensors.items()}
         for layer in self.layers:
-            layer.batch_select_indices(numbers)
-            layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
+            # In this order the result is contiguous.
+            layer.keys = layer.keys[:, :, unused:].index_select(0, numbers)
+            layer.values = layer.values[:, :, unused:].index_select(0, numbers)
 
     def join(self, other):
         """Append the rows of another `Columns`."""
         self.tensors = {name: _join_padded(tensor, other.tensors[name], 1) for name, tensor in self.tensors.items()}
         for mine, theirs in zip(self.layers, other.layers):
+            for layer in (mine, theirs):
+                if isinstance(layer, PreallocatedLayer):
+                    layer.drop_free()
             mine.keys = _join_padded(mine.keys, theirs.keys, 2)
             mine.values = _join_padded(mine.values, theirs.values, 2)
 
@@ -118,7 +116,7 @@ class RowBatch:
     def _read(self, inputs):
         """Start from left-padded prompts, a dict of tensors [rows, width]."""
         # In the form that `generate` keeps them.
-        self.decoded = Columns(inputs, DynamicCache(config=self.model.config))
+        self.decoded = Columns(inputs, new_cache(self.model))
 
     def _model_inputs(self):
         """The model's inputs for the next token."""
@@ -204,9 +202,9 @@ class EncodedRowBatch(RowBatch):
 
     def _read(self, inputs):
         source, start = self.model.read_prompts(inputs, self.task_ids)
-        # A cache made from the config would have the encoder's number of layers.
-        self.source, self.decoded = Columns(source, DynamicCache()), Columns(start, DynamicCache())
-        self.cache = EncoderDecoderCache(self.decoded.cache, self.source.cache)
+        self.cache = new_cache(self.model)
+        self.source = Columns(source, self.cache.cross_attention_cache)
+        self.decoded = Columns(start, self.cache.self_attention_cache)
         for row, states in zip(self.rows, source["attention_mask"].sum(1).tolist()):
             row.start, row.source = start["input_ids"].shape[1], states
 

@@ -7,9 +7,10 @@ beam search use `transformers.generate`.
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache, GenerationConfig, LogitsProcessorList
+from transformers import GenerationConfig, LogitsProcessorList
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.packed import pack_products
+from versatile.adapters.preallocated_cache import cache_argument, keeps_all, new_cache
 from versatile.data.prompt import Prompt  # noqa: F401  (part of this interface)
 from versatile.training import continuous_batching
 from versatile.training.prompt_batches import OnlyOwnEnd, left_padded
@@ -108,7 +109,7 @@ def _generate(model, prompts, order, decoding, special, pad_id, progress):
         only = OnlyOwnEnd(special, [p.eos_id for p in rows], decoding.num_beams, device)
         out = model.generate(
             **inputs,
-            **_read_once(model, inputs, decoding.num_beams),
+            **_cache(model, inputs, decoding.num_beams),
             generation_config=config,
             logits_processor=LogitsProcessorList([only]),
         )
@@ -119,18 +120,19 @@ def _generate(model, prompts, order, decoding, special, pad_id, progress):
     return outputs
 
 
-def _read_once(model, inputs, beams):
-    """A cache of the prompts up to their last token, shared by a row's beams: `generate` would read them once per beam.
+def _cache(model, inputs, beams):
+    """The argument `past_key_values` of `generate`, if it is not to make a cache itself, as a dict.
 
-    {} if that saves nothing, or if the family keeps no cache.
+    The cache of several beams holds the prompts up to their last token: `generate` would read them once per beam.
     """
-    cache = DynamicCache(config=model.config)
     no_gain = beams == 1 or inputs["input_ids"].shape[1] == 1
-    if no_gain or backbone_of(model.config).encoder_decoder or not continuous_batching.keeps_all(cache):
-        return {}
+    if no_gain or backbone_of(model.config).encoder_decoder or not keeps_all(model):
+        return cache_argument(model)
+    cache = new_cache(model)
     read = {name: value if name == "task_ids" else value[:, :-1] for name, value in inputs.items()}
     model(**read, past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(beams)
+    # A family may keep no cache.
     return {"past_key_values": cache} if cache.get_seq_length() else {}
 
 

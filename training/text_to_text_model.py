@@ -4,6 +4,7 @@ import ignite.distributed as idist
 import torch
 from versatile.adapters import t5
 from versatile.adapters.inference import prepare_for_inference
+from versatile.adapters.preallocated_cache import cache_argument
 from versatile.data import text_to_text
 from versatile.data.encoders.text_to_text import TextEncoder
 from versatile.data.own_tasks import register_own_tasks
@@ -243,7 +244,7 @@ class TextToTextModel(TextModel):
     def _outputs_of_generate(self, rows, lengths, length, beams):
         for numbers, batch in self.batches(rows, lengths):
             # Passed in each call, so that one task's settings do not affect the next.
-            wanted = {k: batch[k] for k in ("input_ids", "attention_mask", "task_ids")}
+            wanted = {k: batch[k] for k in ("input_ids", "attention_mask", "task_ids")} | cache_argument(self.model)
             with autocast(self.device, self.dtype):
                 ids = self.model.generate(**wanted, max_new_tokens=length, num_beams=beams, do_sample=False,
                                           early_stopping=False, use_cache=True)  # fmt: skip

@@ -1,0 +1,138 @@
+#!/usr/bin/env python
+"""Where decoding's time goes, how much memory it moves, and how close it comes to its matrix products alone.
+
+  one CPU:
+    python bench/decode_budget.py --device cpu
+    python bench/decode_budget.py --device cpu --width 768 --layers 12 --prompts 32
+    python bench/decode_budget.py --device cpu --smollm2 --prompts 32
+  one GPU (operations have the same names, and so groups, as on a CPU):
+    python bench/decode_budget.py --device cuda
+
+The sides are "ours" and "plain generate" of decode.py, greedy, with outputs of one length. Time is given per forward
+pass of a batch, which decodes one token of each row. The floor is the time of the indispensable matrix products: each
+prompt and each output token but the last passes through the blocks once, the head gives one token at a time. Its peak
+is that of products with one batch's rows, by as many different matrices as the model has, laid out as decoding does.
+What plain `generate` takes beyond the floor is all that any decoder could gain.
+"""
+
+import statistics
+import sys
+from functools import partial
+
+import budget
+import common
+import decode
+
+
+def parse(argv=None):
+    p = decode.build_parser(__doc__)
+    p.add_argument("--smollm2", action="store_true", help="use SmolLM2-135M's blocks: 30 of them, 576 wide")
+    p.add_argument("--operations", action="store_true", help="also print torch.profiler's own table")
+    args = p.parse_args(argv)
+    if args.smollm2:
+        args.width, args.layers = 576, 30
+    return decode.make_quick(args) if args.quick else args
+
+
+def main(argv=None):
+    args = parse(argv)
+    device = common.start(args)
+    search, numbers = decode.make_searches(args)[0], {}
+    for kind in decode.PRECISIONS:
+        numbers[kind] = measure(args, device, search, kind)
+        print(f"\n{model_name(args)}, {args.width} wide, {args.layers} layers, {kind}, batch {args.batch_size}")
+        report(kind, numbers[kind])
+    common.save(args, budgets=numbers)
+
+
+def model_name(args):
+    return "SmolLM2's shape" if args.smollm2 else "T5" if args.t5 else "GPT-2"
+
+
+def measure(args, device, search, kind):
+    """The numbers of one precision; seconds are those of one output token."""
+    import torch
+
+    dtype = getattr(torch, decode.PRECISIONS[kind])
+    model, tokenizer = decode.prepared(args, device, dtype)
+    untouched = decode.lively(args)[0].to(device).eval()
+    decode.EndAtLength(untouched)
+    turn = partial(decode.ours, (model, tokenizer), search, kind)
+    sides = {"ours": turn, "plain": partial(decode.plain, untouched, search, kind),
+             "products": Products(args, model, device, dtype).turn}  # fmt: skip
+    rates = common.interleaved(sides, args.repeats, device)
+    counted = budget.Traffic()
+    with counted:
+        turn(0)
+    tokens, events = budget.profile(turn, device, args.operations)
+    flops = needed_flops(args, model, search)
+    rate = statistics.median(rates["ours"])
+    floors = [flops / peak for peak in rates["products"]]
+    return dict(
+        tokens_per_second=rate, flops_per_token=flops, floor=statistics.median(floors),
+        share=sorted(floor * ours for floor, ours in zip(floors, rates["ours"])),
+        gain=common.ratio(rates, "ours", "plain"),
+        largest_gain=statistics.median(1 / (floor * plain) for floor, plain in zip(floors, rates["plain"])),
+        megabytes_per_token=counted.bytes / 1e6 / tokens, groups=budget.shares_of_time(events, tokens, rate),
+    )  # fmt: skip
+
+
+def report(kind, numbers):
+    budget.print_groups(numbers["groups"])
+    middle, low, high = statistics.median(numbers["share"]), numbers["share"][0], numbers["share"][-1]
+    print(f"{numbers['tokens_per_second']:,.0f} tokens/s; {numbers['flops_per_token'] / 1e6:.1f} MFLOP a token: "
+          f"floor {1e6 * numbers['floor']:.0f} µs a token; {numbers['megabytes_per_token']:.2f} MB moved a token")
+    gain, least, most = numbers["gain"]
+    print(f"over plain generate: {gain:.2f}x ({least:.2f} to {most:.2f} over the turns); "
+          f"{numbers['largest_gain']:.1f}x at the floor")  # fmt: skip
+    common.record(f"decoding's share of the products' peak, {kind}", middle, low, high)
+    print(f"ratio: {middle:.2f}x of the products' peak, {kind} ({low:.2f} to {high:.2f} over the turns)")
+
+
+def needed_flops(args, model, search):
+    """Operations of the indispensable matrix products, per output token; attention's own products are left out."""
+    from versatile.adapters.backbones.family import backbone_of
+
+    blocks = backbone_of(model.config).blocks(model)
+    parameters = sum(p.numel() for block in blocks for p in block.parameters() if p.dim() == 2)
+    prompts = sum(len(ids) for ids, _ in search.prompts)
+    outputs = len(search.prompts) * search.max_length
+    read = prompts + outputs - len(search.prompts)
+    return 2 * parameters * read / outputs + 2 * args.width * model.config.vocab_size
+
+
+class Products:
+    """Matrix products of the shape of a decoding step's, with as many parameters as the model's blocks."""
+
+    def __init__(self, args, model, device, dtype):
+        import torch
+        from torch import nn
+        from versatile.adapters.backbones.family import backbone_of
+
+        class Layers(nn.ModuleList):
+            def get_output_embeddings(self):
+                return None
+
+        blocks = backbone_of(model.config).blocks(model)
+        parameters = sum(p.numel() for block in blocks for p in block.parameters() if p.dim() == 2)
+        count = max(1, parameters // (4 * args.width**2))
+        layers = [nn.Linear(args.width, 4 * args.width, bias=False) for _ in range(count)]
+        self.layers = Layers(layers).requires_grad_(False).to(device, dtype)
+        self.hidden = torch.randn(args.batch_size, 1, args.width, device=device, dtype=dtype)
+        self.dtype, self.passes = dtype, 2 if args.quick else 40
+
+    def turn(self, turn):
+        """Some passes; returns their number of operations."""
+        import torch
+        from versatile.adapters import packed
+
+        rows = self.hidden.shape[0]
+        with torch.no_grad(), packed.pack_products(self.layers, rows, packed.WORTH, self.dtype):
+            for _ in range(self.passes):
+                for layer in self.layers:
+                    layer(self.hidden)
+        return 2 * rows * self.passes * sum(layer.weight.numel() for layer in self.layers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
