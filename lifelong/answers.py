@@ -76,8 +76,16 @@ LEAST, BESIDE = 9, 3
 
 
 def ids_before_gen(model, tokenizer, lead_bos):
-    """`QuestionEncoder`'s `before_gen`; an encoder-decoder's start token is not the first token it reads."""
-    return first_token(tokenizer) if lead_bos and not model.config.is_encoder_decoder else ()
+    """`QuestionEncoder`'s `before_gen`; a `UserError` if --lead_bos cannot have an effect."""
+    if not lead_bos:
+        return ()
+    if model.config.is_encoder_decoder:
+        raise UserError("the first token that an encoder-decoder's decoder reads is its own, before any start token",
+                        location="--lead_bos", remedy="leave the flag out")  # fmt: skip
+    if not (first := first_token(tokenizer)):
+        raise UserError("the tokenizer has neither a bos nor an eos token", location="--lead_bos",
+                        remedy="leave the flag out")  # fmt: skip
+    return first
 
 
 def make_encoder(tokenizer, positions, use_sep, most, before_gen=()):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from transformers import GenerationConfig
+from versatile.adapters.packed import pack_products
 from versatile.adapters.preallocated_cache import cache_argument
 from versatile.lifelong.memory import share_of
 from versatile.training.trainer import seed_step
@@ -68,7 +69,7 @@ def generate(model, tokenizer, encoder, gen, count, sampling, *, number=0, task_
         more = {} if task_id is None else dict(task_ids=torch.full((len(ids),), task_id))
         # In an encoder-decoder the decoder generates the whole sample after the start token (LFPT5; Qin & Joty 2022).
         inputs, length = model.decoding_inputs(dict(input_ids=ids, attention_mask=torch.ones_like(ids)))
-        with autocast(device, dtype):
+        with autocast(device, dtype), pack_products(model, len(ids), config.max_new_tokens, dtype):
             out = model.generate(**inputs, **cache_argument(model), generation_config=config, **more)
         for row in out[:, length:].tolist():
             samples.append(row[: row.index(encoder.eos) + 1] if encoder.eos in row else row)

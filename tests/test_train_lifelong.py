@@ -323,6 +323,11 @@ def test_the_length_that_is_asked_for_is_enough_after_bos_too(tmp_path, capsys):
     learn(capsys, *argv, "--max_len", said.split("remedy:   --max_len ")[1].split(",")[0])
 
 
+def test_a_bos_without_effect_is_refused(data, tmp_path, capsys):
+    argv = command(data, tmp_path / "run", "lll", *QUICK, "--lead_bos", "--model_name", "tiny-t5")
+    assert "--lead_bos" in cannot(capsys, *argv) and not (tmp_path / "run").exists()
+
+
 def test_teachers_are_found_where_train_teachers_put_them(data, tmp_path, capsys):
     learn(capsys, *command(data, tmp_path / "one", "finetune", *QUICK, "--seq_distil", "--train_teachers"))
     teachers = tmp_path / "one" / "tiny-gpt2" / "teachers"
