@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
+from versatile.adapters.masks import device_mask
 
 # More columns are copied less often, but there are more of them to read in vain.
 COLUMNS = 16
@@ -86,9 +88,11 @@ def cache_argument(model):
 
 def can_preallocate(model):
     """Whether a model's cache may have free columns: not in families that cannot have transformers' static cache, with
-    sliding windows, or where the attention weights are read."""
-    reads_weights = model.config._attn_implementation == "eager"
-    return model._can_compile_fullgraph and keeps_all(model) and not reads_weights
+    sliding windows, with masks that transformers does not extend, or where the attention weights are read."""
+    implementation = model.config._attn_implementation
+    extends_masks = ALL_MASK_ATTENTION_FUNCTIONS.get(implementation) in (device_mask, eager_mask)
+    reads_weights = implementation == "eager"
+    return model._can_compile_fullgraph and keeps_all(model) and extends_masks and not reads_weights
 
 
 def keeps_all(model):

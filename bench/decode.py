@@ -87,17 +87,18 @@ class EndAtLength:
 
 
 def parse(argv=None):
-    args = build_parser(__doc__).parse_args(argv)
+    p = build_parser(__doc__)
+    p.add_argument("--t5", action="store_true", help="an encoder-decoder instead of a GPT-2, --layers in each stack")
+    args = p.parse_args(argv)
     return make_quick(args) if args.quick else args
 
 
 def build_parser(doc):
-    """The parser of the benchmarks of decoding."""
+    """The parser of the benchmarks of decoding, without --t5."""
     from versatile.utils import flags
 
     p = common.parser(doc)
     common.add_model_flags(p)
-    p.add_argument("--t5", action="store_true", help="an encoder-decoder instead of a GPT-2, --layers in each stack")
     g = p.add_argument_group("prompts and outputs")
     g.add_argument("--prompts", type=flags.positive, default=128, help="prompts to decode per turn")
     g.add_argument("--single_prompts", type=flags.positive, default=4, help="how many of these the original decodes")

@@ -27,6 +27,7 @@ import decode
 def parse(argv=None):
     p = decode.build_parser(__doc__)
     p.add_argument("--smollm2", action="store_true", help="use SmolLM2-135M's blocks: 30 of them, 576 wide")
+    p.set_defaults(t5=False)
     p.add_argument("--operations", action="store_true", help="also print torch.profiler's own table")
     args = p.parse_args(argv)
     if args.smollm2:
@@ -38,15 +39,12 @@ def main(argv=None):
     args = parse(argv)
     device = common.start(args)
     search, numbers = decode.make_searches(args)[0], {}
+    name = "SmolLM2's shape" if args.smollm2 else "GPT-2"
     for kind in decode.PRECISIONS:
         numbers[kind] = measure(args, device, search, kind)
-        print(f"\n{model_name(args)}, {args.width} wide, {args.layers} layers, {kind}, batch {args.batch_size}")
+        print(f"\n{name}, {args.width} wide, {args.layers} layers, {kind}, batch {args.batch_size}")
         report(kind, numbers[kind])
     common.save(args, budgets=numbers)
-
-
-def model_name(args):
-    return "SmolLM2's shape" if args.smollm2 else "T5" if args.t5 else "GPT-2"
 
 
 def measure(args, device, search, kind):

@@ -119,10 +119,14 @@ def test_most_steps_copy_nothing():
     assert layer.get_seq_length() == 0 and layer.free == 0
 
 
-def test_models_whose_attention_needs_the_exact_width_keep_the_dynamic_cache():
+def test_models_whose_attention_needs_the_exact_width_keep_the_dynamic_cache(monkeypatch):
     model, _ = adapted("tiny-gpt2")
-    assert can_preallocate(model)
-    assert not can_preallocate(pointer.add(model))
+    assert can_preallocate(model) and can_preallocate(adapted("tiny-llama", "prefix")[0])
+    # Its masks have two dimensions, and are None without padding.
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+    assert not can_preallocate(model)
+    monkeypatch.undo()
+    assert can_preallocate(model) and not can_preallocate(pointer.add(model))
     torch.manual_seed(0)
     sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     config = MistralConfig(vocab_size=50, num_key_value_heads=1, sliding_window=4, **sizes)
