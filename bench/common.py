@@ -379,14 +379,18 @@ def needed_flops(args, model, batches):
     Frozen matrices need a forward product and one for the activations' gradient, adapters a third for their own
     gradient; the head is needed at labels only. Attention's own products, 2 to 4 % at these lengths, are left out.
     """
+    frozen, adapters, head = matrix_sizes(args, model)
+    labels = batches.labels.sum() / batches.lengths.sum()
+    return float(4 * frozen + 6 * adapters + 4 * head * labels)
+
+
+def matrix_sizes(args, model):
+    """Parameters in the matrices of (the blocks, all blocks' adapters, the head)."""
     from versatile.adapters.backbones.family import backbone_of
 
     blocks = backbone_of(model.config).blocks(model)
     frozen = sum(p.numel() for block in blocks for p in block.parameters() if p.dim() == 2)
-    adapters = args.layers * 2 * args.width * args.adapter_bottleneck
-    head = args.width * (VOCABULARY + 1 + MARKERS)
-    labels = batches.labels.sum() / batches.lengths.sum()
-    return float(4 * frozen + 6 * adapters + 4 * head * labels)
+    return frozen, args.layers * 2 * args.width * args.adapter_bottleneck, args.width * (VOCABULARY + 1 + MARKERS)
 
 
 def product_rows(args):

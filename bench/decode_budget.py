@@ -89,14 +89,11 @@ def report(kind, numbers):
 
 def needed_flops(args, model, search):
     """Operations of the indispensable matrix products, per output token; attention's own products are left out."""
-    from versatile.adapters.backbones.family import backbone_of
-
-    blocks = backbone_of(model.config).blocks(model)
-    parameters = sum(p.numel() for block in blocks for p in block.parameters() if p.dim() == 2)
+    frozen, adapters, head = common.matrix_sizes(args, model)
     prompts = sum(len(ids) for ids, _ in search.prompts)
     outputs = len(search.prompts) * search.max_length
     read = prompts + outputs - len(search.prompts)
-    return 2 * parameters * read / outputs + 2 * args.width * model.config.vocab_size
+    return 2 * (frozen + adapters) * read / outputs + 2 * head
 
 
 class Products:
@@ -106,15 +103,12 @@ class Products:
         import torch
         from torch import nn
         from versatile.adapters import packed
-        from versatile.adapters.backbones.family import backbone_of
 
         class Layers(nn.ModuleList):
             def get_output_embeddings(self):
                 return None
 
-        blocks = backbone_of(model.config).blocks(model)
-        parameters = sum(p.numel() for block in blocks for p in block.parameters() if p.dim() == 2)
-        count = max(1, parameters // (4 * args.width**2))
+        count = max(1, common.matrix_sizes(args, model)[0] // (4 * args.width**2))
         layers = [nn.Linear(args.width, 4 * args.width, bias=False) for _ in range(count)]
         self.layers = Layers(layers).requires_grad_(False).to(device, dtype)
         self.hidden = torch.randn(args.batch_size, 1, args.width, device=device, dtype=dtype)
