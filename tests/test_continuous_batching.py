@@ -12,6 +12,7 @@ from versatile.data.task import get_task
 from versatile.training import continuous_batching
 from versatile.training.continuous_batching import RowBatch
 from versatile.training.decoding import Decoding, Prompt, decode
+from versatile.training.prompt_batches import argmax
 
 LONGEST = 10
 METHODS = ["bottleneck", "lora", "ia3", "prefix", "prompt", "hyperformer"]
@@ -136,6 +137,16 @@ def test_beams_of_prompts_that_are_read_once(backbone, method, monkeypatch):
     assert {width for rows, width in widths if rows > 6} == {1} and max(width for _, width in widths) > 1
     monkeypatch.setattr(decoding, "_cache", lambda *_: {})
     assert decode(model, tokenizer, prompts, options) == outputs
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 400])
+def test_the_argmax_is_torchs(length):
+    torch.manual_seed(0)
+    for scores in (torch.randn(5, length), torch.randn(50, length).round(), torch.zeros(2, length)):
+        assert torch.equal(argmax(scores), scores.argmax(-1))
+    lowest = torch.full((2, length), -torch.inf)
+    lowest[1, -1] = 0.0
+    assert argmax(lowest).tolist() == lowest.argmax(-1).tolist()
 
 
 def test_a_single_query_is_attended_to_by_plain_products():

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.preallocated_cache import PreallocatedLayer, keeps_all, new_cache
-from versatile.training.prompt_batches import OnlyOwnEnd, left_padded
+from versatile.training.prompt_batches import OnlyOwnEnd, argmax, left_padded
 
 # Changing the rows copies the cache, and reading new prompts takes an extra forward pass, so one row in this many must
 # have ended first. In mixed batches, what methods keep for a batch's tasks must also be rebuilt.
@@ -150,7 +150,7 @@ class RowBatch:
     def step(self):
         """Decode the next token of every row. The host waits for the device once."""
         scores = self.model(**self._model_inputs(), return_dict=True).logits[:, -1].float()
-        tokens = self._mask_scores(scores).argmax(-1)
+        tokens = argmax(self._mask_scores(scores))
         self._append(tokens[:, None])
         for row, token in zip(self.rows, tokens.tolist()):
             row.add(token, self.decoding.max_length)
