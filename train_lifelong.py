@@ -173,6 +173,7 @@ def train(args, typed_flags):
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.lifelong import learning
     from versatile.lifelong import teachers as teaching
+    from versatile.lifelong.answers import check_lead_bos
     from versatile.training import experiment
 
     args, run = open_sequence(args, typed_flags)
@@ -197,6 +198,8 @@ def train(args, typed_flags):
     with idist.one_rank_first(local=True):
         lifelong_model = learning.load_model(args)
         experiment.warm_start(args, run, lifelong_model.model, lifelong_model.tokenizer)
+    if run is None and args.lead_bos:
+        check_lead_bos(lifelong_model.model, lifelong_model.tokenizer)
     learning.warn_of_long_tests(lifelong_model.encoder, args)
     if args.distil and named:
         teaching.check_teachers(lifelong_model, teachers, args)

@@ -24,7 +24,7 @@ def pack_products(model, rows, forwards, dtype):
     Args:
         model: a model in eval mode.
         rows: total number of rows multiplied at once.
-        forwards: minimum number of forward passes to expect; if it is small, nothing is reordered.
+        forwards: number of forward passes to expect at most; if it is small, nothing is reordered.
         dtype: precision of the products; matrices with another dtype are skipped.
     """
     device = next(model.parameters()).device

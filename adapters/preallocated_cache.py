@@ -7,12 +7,12 @@ makes the products of attention two to three times as slow on a CPU; the mask hi
 
 import torch
 import torch.nn.functional as F
-from transformers import Cache, DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from versatile.adapters.masks import device_mask
 
-# More columns are copied less often, but there are more of them to read in vain.
+# With more of them the cache is copied less often, but more unused ones are read.
 COLUMNS = 16
 
 
@@ -21,7 +21,8 @@ class PreallocatedLayer(DynamicLayer):
     zeros, not in use yet.
 
     Reading several tokens at once, as for a prompt, leaves no free column. A single token needs an attention mask
-    [rows, tokens so far], which transformers extends by the free columns.
+    [rows, tokens so far], which transformers extends by the free columns. Columns are written in place, so that gradients
+    cannot pass.
     """
 
     def __init__(self, **kwargs):
@@ -66,24 +67,37 @@ class PreallocatedLayer(DynamicLayer):
         self.free = 0
 
     def crop(self, tokens_to_remove):
-        self.drop_free()
+        if tokens_to_remove:
+            self.drop_free()
         super().crop(tokens_to_remove)
+
+
+class PreallocatedCache(DynamicCache):
+    """A dynamic cache with a `PreallocatedLayer` for each block."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer_class_to_replicate = PreallocatedLayer
 
 
 def new_cache(model):
     """An empty cache for an attached model: preallocated if nothing depends on its exact width."""
     if model.config.is_encoder_decoder:
         # A cache made from the config would have the encoder's number of layers. The source is read only once.
-        own = Cache(layer_class_to_replicate=PreallocatedLayer) if can_preallocate(model) else DynamicCache()
-        return EncoderDecoderCache(own, DynamicCache())
-    if can_preallocate(model):
-        return Cache(layer_class_to_replicate=PreallocatedLayer)
-    return DynamicCache(config=model.config)
+        return EncoderDecoderCache(PreallocatedCache() if can_preallocate(model) else DynamicCache(), DynamicCache())
+    return PreallocatedCache() if can_preallocate(model) else DynamicCache(config=model.config)
 
 
 def cache_argument(model):
-    """The argument `past_key_values` of `generate` as a dict, empty if the model does not preallocate."""
-    return dict(past_key_values=new_cache(model)) if can_preallocate(model) else {}
+    """`generate`'s `past_key_values` as a dict, empty to let it make its own cache. `generate` must use a cache."""
+    if chooses_cache(model) or not can_preallocate(model):
+        return {}
+    return dict(past_key_values=new_cache(model))
+
+
+def chooses_cache(model):
+    """Whether a model's generation config names a kind of cache, besides which `generate` accepts no other."""
+    return model.generation_config.cache_implementation is not None
 
 
 def can_preallocate(model):
@@ -101,8 +115,8 @@ def keeps_all(model):
 
 
 def mask_for(cache, mask, new):
-    """The attention mask of new tokens, a tensor [rows, tokens, …], that are read with a cache: `mask`, or ones in
-    place of None where there are free columns. `generate` drops a mask without padding."""
+    """The attention mask for new tokens, a tensor [rows, tokens, …], read with a cache: `mask`, or, if it is None and
+    the cache preallocates, ones. `generate` drops a mask without padding."""
     cache = getattr(cache, "self_attention_cache", cache)
     layers = getattr(cache, "layers", None)
     if mask is not None or not layers or not isinstance(layers[0], PreallocatedLayer):

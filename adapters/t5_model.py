@@ -120,8 +120,9 @@ class TaskT5(WithMethods):
             # Otherwise the rows are routed with the encoder's input.
             rows = decoder_inputs_embeds if decoder_input_ids is None else decoder_input_ids
             self.router.route(task_ids, len(labels if rows is None else rows))
-        if decoder_input_ids is not None:
-            decoder_attention_mask = mask_for(past_key_values, decoder_attention_mask, decoder_input_ids)
+        decoded = decoder_inputs_embeds if decoder_input_ids is None else decoder_input_ids
+        if decoded is not None:
+            decoder_attention_mask = mask_for(past_key_values, decoder_attention_mask, decoded)
         output = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -8,10 +8,10 @@
   one GPU (operations have the same names, and so groups, as on a CPU):
     python bench/decode_budget.py --device cuda
 
-The sides are "ours" and "plain generate" of decode.py, greedy, with outputs of one length. Time is given per forward
-pass of a batch, which decodes one token of each row. The floor is the time of the indispensable matrix products: each
-prompt and each output token but the last passes through the blocks once, the head gives one token at a time. Its peak
-is that of products with one batch's rows, by as many different matrices as the model has, laid out as decoding does.
+The sides are "ours" and "plain generate" of decode.py, greedy, with outputs of one length. The floor is the time of
+the indispensable matrix products: each prompt and each output token but the last passes through the blocks once, and
+the head gives one token at a time. Its peak is that of products with one batch's rows, by as many different matrices
+as the model has, laid out as decoding does.
 What plain `generate` takes beyond the floor is all that any decoder could gain.
 """
 

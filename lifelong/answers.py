@@ -76,16 +76,18 @@ LEAST, BESIDE = 9, 3
 
 
 def ids_before_gen(model, tokenizer, lead_bos):
-    """`QuestionEncoder`'s `before_gen`; a `UserError` if --lead_bos cannot have an effect."""
-    if not lead_bos:
-        return ()
+    """`QuestionEncoder`'s `before_gen`; an encoder-decoder's decoder has a first token of its own."""
+    return first_token(tokenizer) if lead_bos and not model.config.is_encoder_decoder else ()
+
+
+def check_lead_bos(model, tokenizer):
+    """Refuse --lead_bos where it has no effect."""
+    if ids_before_gen(model, tokenizer, lead_bos=True):
+        return
+    reason = "the tokenizer has neither a bos nor an eos token"
     if model.config.is_encoder_decoder:
-        raise UserError("the first token that an encoder-decoder's decoder reads is its own, before any start token",
-                        location="--lead_bos", remedy="leave the flag out")  # fmt: skip
-    if not (first := first_token(tokenizer)):
-        raise UserError("the tokenizer has neither a bos nor an eos token", location="--lead_bos",
-                        remedy="leave the flag out")  # fmt: skip
-    return first
+        reason = "the decoder of an encoder-decoder begins with a token of its own"
+    raise UserError(reason, location="--lead_bos", remedy="leave the flag out")
 
 
 def make_encoder(tokenizer, positions, use_sep, most, before_gen=()):

@@ -62,19 +62,21 @@ def generate(model, tokenizer, encoder, gen, count, sampling, *, number=0, task_
     """
     device, start = next(model.parameters()).device, [*encoder.before_gen, tokenizer.convert_tokens_to_ids(gen)]
     config = _config(tokenizer, encoder, sampling)
-    samples = []
-    for location, first in enumerate(range(0, count, sampling.batch_size)):
-        seed_step(sampling.seed, location, number)
-        ids = torch.tensor([start] * min(sampling.batch_size, count - first), device=device)
-        more = {} if task_id is None else dict(task_ids=torch.full((len(ids),), task_id))
-        # In an encoder-decoder the decoder generates the whole sample after the start token (LFPT5; Qin & Joty 2022).
-        inputs, length = model.decoding_inputs(dict(input_ids=ids, attention_mask=torch.ones_like(ids)))
-        with autocast(device, dtype), pack_products(model, len(ids), config.max_new_tokens, dtype):
-            out = model.generate(**inputs, **cache_argument(model), generation_config=config, **more)
-        for row in out[:, length:].tolist():
-            samples.append(row[: row.index(encoder.eos) + 1] if encoder.eos in row else row)
-        if progress:
-            progress(len(samples))
+    samples, forwards = [], -(-count // sampling.batch_size) * encoder.max_len
+    with pack_products(model, min(sampling.batch_size, count), forwards, dtype):
+        for location, first in enumerate(range(0, count, sampling.batch_size)):
+            seed_step(sampling.seed, location, number)
+            ids = torch.tensor([start] * min(sampling.batch_size, count - first), device=device)
+            more = {} if task_id is None else dict(task_ids=torch.full((len(ids),), task_id))
+            # In an encoder-decoder the decoder generates the whole sample after the start token (LFPT5; Qin & Joty
+            # 2022).
+            inputs, length = model.decoding_inputs(dict(input_ids=ids, attention_mask=torch.ones_like(ids)))
+            with autocast(device, dtype):
+                out = model.generate(**inputs, **cache_argument(model), generation_config=config, **more)
+            for row in out[:, length:].tolist():
+                samples.append(row[: row.index(encoder.eos) + 1] if encoder.eos in row else row)
+            if progress:
+                progress(len(samples))
     return samples
 
 
@@ -84,7 +86,7 @@ def _config(tokenizer, encoder, sampling):
     never = sorted(special - {encoder.ans, encoder.sep, encoder.eos})
     return GenerationConfig(
         do_sample=True, top_k=sampling.top_k, top_p=sampling.top_p or 1.0, temperature=sampling.temperature,
-        max_new_tokens=encoder.max_len, suppress_tokens=never or None, eos_token_id=encoder.eos,
+        max_new_tokens=encoder.max_len, use_cache=True, suppress_tokens=never or None, eos_token_id=encoder.eos,
         pad_token_id=encoder.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from versatile.adapters import preallocated_cache
 from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading
 from versatile.adapters.methods import pointer
@@ -54,6 +55,8 @@ def make_prompts(tokenizer, end, tasks=3, count=40):
 
 def check(model, tokenizer, monkeypatch, **options):
     """Compare with `generate`, with rows some of which end early."""
+    # Several allocations per row.
+    monkeypatch.setattr(preallocated_cache, "COLUMNS", 3)
     decoding = dict(max_length=LONGEST, **options)
     tasks = len(model.info.tasks)
     # An end that is never produced, then one that rows produce at the most different positions.

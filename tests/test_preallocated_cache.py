@@ -11,6 +11,7 @@ from versatile.adapters.preallocated_cache import COLUMNS, PreallocatedLayer, ca
 from versatile.training import decoding
 from versatile.training.decoding import Decoding, decode
 from versatile.training.prompt_batches import left_padded
+from versatile.utils.attention import PRODUCTS
 
 TASKS = ("nlg", "mt")
 STEPS = 2 * COLUMNS + 3
@@ -69,11 +70,24 @@ def test_every_step_has_the_scores_of_the_dynamic_cache(backbone, lengths, has_m
     assert all(isinstance(layer, PreallocatedLayer) for layer in own.layers)
 
 
+@pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama", "tiny-t5"])
+def test_attention_by_plain_products(backbone):
+    """In bf16 on a CPU."""
+    model, _ = adapted(backbone)
+    model.set_attn_implementation(PRODUCTS)
+    for lengths, has_mask in (((3, 9, 5, 1), True), ((6, 6, 6), False)):
+        ours, theirs = (step_scores(model, each, lengths, has_mask) for each in (new_cache(model), dynamic(model)))
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert can_preallocate(model)
+
+
 @pytest.mark.parametrize("method", ["prefix", "prompt"])
 def test_keys_that_a_method_prepends(method):
     model, _ = adapted("tiny-llama", method)
     for lengths, has_mask in (((3, 9, 5, 1), True), ((6, 6, 6), False)):
-        ours, theirs = (step_scores(model, each, lengths, has_mask) for each in (new_cache(model), dynamic(model)))
+        cache = new_cache(model)
+        ours, theirs = (step_scores(model, each, lengths, has_mask) for each in (cache, dynamic(model)))
+        assert all(isinstance(layer, PreallocatedLayer) for layer in cache.layers)
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
@@ -94,6 +108,17 @@ def test_generate_gives_the_same_outputs(backbone, options, monkeypatch):
     assert decode(model, tokenizer, prompts, searches) == ours
 
 
+@pytest.mark.parametrize("options", [dict(num_beams=3), dict(no_sample=False, top_p=1.0)])
+@pytest.mark.parametrize("setting", [dict(use_cache=False), dict(cache_implementation="static")])
+def test_what_a_models_generation_config_says_about_caches(options, setting):
+    """`generate` would pass all tokens again to a cache that has them, or refuse a second cache."""
+    model, tokenizer = adapted("tiny-llama")
+    prompts, searches = make_prompts(tokenizer, 7, len(TASKS), 8), Decoding(max_length=6, batch_size=4, **options)
+    expected = decode(model, tokenizer, prompts, searches)
+    model.generation_config.update(**setting)
+    assert decode(model, tokenizer, prompts, searches) == expected
+
+
 def test_most_steps_copy_nothing():
     layer, states = PreallocatedLayer(), torch.randn(2, 3, 5, 4)
     assert layer.get_seq_length() == 0 and layer.get_mask_sizes(5) == (5, 0)
@@ -111,6 +136,8 @@ def test_most_steps_copy_nothing():
         places.add(keys.data_ptr())
     assert len(places) <= STEPS / COLUMNS + 1
     # Several tokens at once, and a cut, do without free columns.
+    layer.crop(0)
+    assert layer.free
     layer.crop(-2)
     assert layer.get_seq_length() == layer.keys.shape[2] == 3 + STEPS
     keys, _ = layer.update(states, states)

@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.packed import pack_products
-from versatile.adapters.preallocated_cache import cache_argument, keeps_all, new_cache
+from versatile.adapters.preallocated_cache import cache_argument, chooses_cache, keeps_all, new_cache
 from versatile.data.prompt import Prompt  # noqa: F401  (part of this interface)
 from versatile.training import continuous_batching
 from versatile.training.prompt_batches import OnlyOwnEnd, left_padded
@@ -121,12 +121,12 @@ def _generate(model, prompts, order, decoding, special, pad_id, progress):
 
 
 def _cache(model, inputs, beams):
-    """The argument `past_key_values` of `generate`, if it is not to make a cache itself, as a dict.
+    """`generate`'s `past_key_values` as a dict, empty to let it make its own cache.
 
     The cache of several beams holds the prompts up to their last token: `generate` would read them once per beam.
     """
-    no_gain = beams == 1 or inputs["input_ids"].shape[1] == 1
-    if no_gain or backbone_of(model.config).encoder_decoder or not keeps_all(model):
+    no_gain = beams == 1 or inputs["input_ids"].shape[1] == 1 or backbone_of(model.config).encoder_decoder
+    if no_gain or not keeps_all(model) or chooses_cache(model):
         return cache_argument(model)
     cache = new_cache(model)
     read = {name: value if name == "task_ids" else value[:, :-1] for name, value in inputs.items()}
@@ -144,6 +144,7 @@ def _config(decoding, ends, pad_id):
         do_sample=not decoding.no_sample,
         num_beams=decoding.num_beams,
         max_new_tokens=decoding.max_length,
+        use_cache=True,
         min_new_tokens=decoding.min_length,
         eos_token_id=ends,
         pad_token_id=pad_id,

@@ -74,6 +74,7 @@ class GenerativeReplay(Strategy):
     def draw_generated(self, task, count, number, position, new):
         """Rows of a task's generated samples; they are written into the new task's directory."""
         import ignite.distributed as idist
+        from versatile.lifelong.answers import ids_before_gen
         from versatile.lifelong.batches import BackOff
         from versatile.training.experiment import say
 
@@ -92,7 +93,8 @@ class GenerativeReplay(Strategy):
         say(f"{task}: {report['kept']:,} of {counted(count, 'generated sample')} kept{reasons}, "
             f"{report['unfinished']:,} cut at the longest length; in {path}", flush=True)  # fmt: skip
         if not rows:
-            lead = "" if self.sequence.encoder.before_gen else ", add --lead_bos"
+            could_lead = ids_before_gen(self.sequence.model, self.sequence.tokenizer, lead_bos=True)
+            lead = ", add --lead_bos" if could_lead and not self.sequence.encoder.before_gen else ""
             say(f"warning: nothing of {task} is replayed: no generated sample can be used; train for longer{lead}, or "
                 "raise --gen_lm_sample_percentage", flush=True)  # fmt: skip
         return rows
