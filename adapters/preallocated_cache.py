@@ -21,8 +21,7 @@ class PreallocatedLayer(DynamicLayer):
     zeros, not in use yet.
 
     Reading several tokens at once, as for a prompt, leaves no free column. A single token needs an attention mask
-    [rows, tokens so far], which transformers extends by the free columns. Columns are written in place, so that gradients
-    cannot pass.
+    [rows, tokens so far], which transformers extends by the free columns. Columns are written in place: no gradients.
     """
 
     def __init__(self, **kwargs):
