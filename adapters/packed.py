@@ -13,8 +13,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 from versatile.adapters.methods.task_embeddings import TaskHead
 
-# Number of forward passes from which the faster products make up for the cost of reordering.
-WORTH = 64
+# Number of forward passes from which faster products make up for the cost of reordering, and of rows from which they
+# are faster in fp32; in bf16 one row is enough.
+WORTH, FEWEST_ROWS = 24, 3
 
 
 @contextlib.contextmanager
@@ -28,7 +29,8 @@ def pack_products(model, rows, forwards, dtype):
         dtype: precision of the products; matrices with another dtype are skipped.
     """
     device = next(model.parameters()).device
-    if device.type != "cpu" or forwards < WORTH or not torch.backends.mkldnn.is_available():
+    is_slower = forwards < WORTH or (dtype == torch.float32 and rows < FEWEST_ROWS)
+    if device.type != "cpu" or is_slower or not torch.backends.mkldnn.is_available():
         yield
         return
     packed = []

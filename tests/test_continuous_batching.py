@@ -173,7 +173,7 @@ def test_a_single_query_is_attended_to_by_plain_products():
 @pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama"])
 def test_frozen_matrices_are_reordered_while_decoding_and_give_the_same_scores(backbone, dtype):
     from versatile.adapters.inference import prepare_for_inference
-    from versatile.adapters.packed import pack_products
+    from versatile.adapters.packed import FEWEST_ROWS, WORTH, pack_products
     from versatile.utils.devices import autocast
 
     model, _ = lively(*loading.load(backbone), dict.fromkeys(("nlg", "mt"), "lora"))
@@ -181,7 +181,7 @@ def test_frozen_matrices_are_reordered_while_decoding_and_give_the_same_scores(b
     given = dict(input_ids=torch.arange(24).view(3, 8) + 5, task_ids=torch.tensor([0, 1, 0]))
     with torch.no_grad(), autocast(torch.device("cpu"), dtype):
         plain = model(**given).logits
-        with pack_products(model, 3, 64, dtype):
+        with pack_products(model, FEWEST_ROWS, WORTH, dtype):
             replaced = [m for m in model.modules() if "forward" in vars(m) or "product" in vars(m)]
             packed = model(**given).logits
         again = model(**given).logits
@@ -190,5 +190,6 @@ def test_frozen_matrices_are_reordered_while_decoding_and_give_the_same_scores(b
     tolerance = 1e-4 if dtype == torch.float32 else 0.05 * float(plain[plain.isfinite()].std())
     torch.testing.assert_close(packed, plain, rtol=tolerance, atol=tolerance)
     assert torch.equal(again, plain) and not torch.equal(packed, torch.zeros_like(plain))
-    with pack_products(model, 3, 63, dtype):
-        assert not any("forward" in vars(m) for m in model.modules())
+    for rows, forwards, is_worth_it in ((FEWEST_ROWS, WORTH - 1, False), (1, WORTH, dtype == torch.bfloat16)):
+        with pack_products(model, rows, forwards, dtype):
+            assert any("forward" in vars(m) for m in model.modules()) == is_worth_it
