@@ -58,8 +58,11 @@ class Method:
 
     @property
     def settings(self):
-        """The flags shared by all runs, apart from the seed, or None."""
-        return self.records[0].get("settings")
+        """The flags shared by all runs, apart from the seed, or None. Those that are off are left out, as a run of an
+        earlier version may not have had them."""
+        settings = self.records[0].get("settings")
+        # Not `in`: 0 equals False.
+        return settings and {flag: value for flag, value in settings.items() if not (value is None or value is False)}
 
     def number(self, name):
         """(mean, standard deviation) of one of `NUMBERS`."""
