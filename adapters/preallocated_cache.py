@@ -81,10 +81,11 @@ class PreallocatedCache(DynamicCache):
 
 def new_cache(model):
     """An empty cache for an attached model: preallocated if nothing depends on its exact width."""
-    if model.config.is_encoder_decoder:
-        # A cache made from the config would have the encoder's number of layers. The source is read only once.
-        return EncoderDecoderCache(PreallocatedCache() if can_preallocate(model) else DynamicCache(), DynamicCache())
-    return PreallocatedCache() if can_preallocate(model) else DynamicCache(config=model.config)
+    # The config of an encoder-decoder would give its encoder's number of layers.
+    config = None if model.config.is_encoder_decoder else model.config
+    own = PreallocatedCache() if can_preallocate(model) else DynamicCache(config=config)
+    # The source is read only once.
+    return EncoderDecoderCache(own, DynamicCache()) if model.config.is_encoder_decoder else own
 
 
 def cache_argument(model):

@@ -116,13 +116,12 @@ class TaskT5(WithMethods):
             task_ids: [rows] one task id per row; -1: no adapter; None if there is only one task.
             num_items_in_batch: the loss is the sum over labels divided by this (default: number of labels).
         """
+        rows = decoder_inputs_embeds if decoder_input_ids is None else decoder_input_ids
         if encoder_outputs is not None:
             # Otherwise the rows are routed with the encoder's input.
-            rows = decoder_inputs_embeds if decoder_input_ids is None else decoder_input_ids
             self.router.route(task_ids, len(labels if rows is None else rows))
-        decoded = decoder_inputs_embeds if decoder_input_ids is None else decoder_input_ids
-        if decoded is not None:
-            decoder_attention_mask = mask_for(past_key_values, decoder_attention_mask, decoded)
+        if rows is not None:
+            decoder_attention_mask = mask_for(past_key_values, decoder_attention_mask, rows)
         output = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -32,18 +32,31 @@ GROUPS = {
     "sums and products of elements": ("add", "mul", "div", "sub", "sum", "where", "neg", "masked_fill", "triu"),
 }
 REST, PYTHON = "other operations", "Python"
+# Hidden size and number of blocks of SmolLM2-135M.
+SMOLLM2 = 576, 30
 
 
 def parse(argv=None):
     p = common.parser(__doc__)
     common.add_model_flags(p)
-    g = common.add_training_flags(p, 2)
-    g.add_argument("--smollm2", action="store_true", help="use SmolLM2-135M's blocks: 30 of them, 576 wide")
-    g.add_argument("--operations", action="store_true", help="also print torch.profiler's own table")
+    common.add_training_flags(p, 2)
+    add_flags(p)
     args = common.parse_training(p, argv)
     if args.smollm2:
-        args.width, args.layers = (96, 1) if args.quick else (576, 30)
+        args.width, args.layers = (96, 1) if args.quick else SMOLLM2
     return args
+
+
+def add_flags(p):
+    """The flags common to the budgets of training and decoding."""
+    g = p.add_argument_group("budget")
+    g.add_argument("--smollm2", action="store_true", help="use SmolLM2-135M's blocks: 30 of them, 576 wide")
+    g.add_argument("--operations", action="store_true", help="also print torch.profiler's own table")
+
+
+def model_name(args):
+    name = "SmolLM2's shape" if args.smollm2 else "GPT-2"
+    return f"{name}, {args.width} wide, {args.layers} layers"
 
 
 def main(argv=None):
@@ -51,12 +64,11 @@ def main(argv=None):
     device = common.start(args)
     import torch
 
-    name = "SmolLM2's shape" if args.smollm2 else "GPT-2"
     numbers = {}
     for dtype in (torch.float32, torch.bfloat16):
         kind = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
         numbers[kind] = measure(args, device, dtype)
-        print(f"\n{name}, {args.width} wide, {args.layers} layers, {kind}")
+        print(f"\n{model_name(args)}, {kind}")
         report(kind, numbers[kind])
     common.save(args, budgets=numbers)
 
@@ -102,12 +114,17 @@ def print_groups(groups):
 
 def report(kind, numbers):
     print_groups(numbers["groups"])
-    middle, low, high = statistics.median(numbers["share"]), numbers["share"][0], numbers["share"][-1]
     floor = numbers["flops_per_token"] / numbers["peak"]
     print(f"{numbers['tokens_per_second']:,.0f} tokens/s; {numbers['flops_per_token'] / 1e6:.1f} MFLOP a token, "
           f"peak {numbers['peak'] / 1e9:.0f} GFLOP/s: floor {1e6 * floor:.0f} µs a token; "
           f"{numbers['megabytes_per_token']:.2f} MB moved a token; {numbers['padding']:.1%} of the tokens are padding")
-    common.record(f"share of the products' peak, {kind}", middle, low, high)
+    print_share("share of the products' peak", kind, numbers["share"])
+
+
+def print_share(what, kind, shares):
+    """Print and record a sorted list of the turns' shares of the products' peak."""
+    middle, low, high = statistics.median(shares), shares[0], shares[-1]
+    common.record(f"{what}, {kind}", middle, low, high)
     print(f"ratio: {middle:.2f}x of the products' peak, {kind} ({low:.2f} to {high:.2f} over the turns)")
 
 

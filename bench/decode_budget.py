@@ -26,12 +26,11 @@ import decode
 
 def parse(argv=None):
     p = decode.build_parser(__doc__)
-    p.add_argument("--smollm2", action="store_true", help="use SmolLM2-135M's blocks: 30 of them, 576 wide")
     p.set_defaults(t5=False)
-    p.add_argument("--operations", action="store_true", help="also print torch.profiler's own table")
+    budget.add_flags(p)
     args = p.parse_args(argv)
     if args.smollm2:
-        args.width, args.layers = 576, 30
+        args.width, args.layers = budget.SMOLLM2
     return decode.make_quick(args) if args.quick else args
 
 
@@ -39,10 +38,9 @@ def main(argv=None):
     args = parse(argv)
     device = common.start(args)
     search, numbers = decode.make_searches(args)[0], {}
-    name = "SmolLM2's shape" if args.smollm2 else "GPT-2"
     for kind in decode.PRECISIONS:
         numbers[kind] = measure(args, device, search, kind)
-        print(f"\n{name}, {args.width} wide, {args.layers} layers, {kind}, batch {args.batch_size}")
+        print(f"\n{budget.model_name(args)}, {kind}, batch {args.batch_size}")
         report(kind, numbers[kind])
     common.save(args, budgets=numbers)
 
@@ -50,15 +48,18 @@ def main(argv=None):
 def measure(args, device, search, kind):
     """The numbers of one precision; seconds are those of one output token."""
     import torch
+    from versatile.adapters.packed import WORTH, pack_products
 
     dtype = getattr(torch, decode.PRECISIONS[kind])
     model, tokenizer = decode.prepared(args, device, dtype)
     untouched = decode.lively(args)[0].to(device).eval()
     decode.EndAtLength(untouched)
     turn = partial(decode.ours, (model, tokenizer), search, kind)
-    sides = {"ours": turn, "plain": partial(decode.plain, untouched, search, kind),
-             "products": Products(args, model, device, dtype).turn}  # fmt: skip
-    rates = common.interleaved(sides, args.repeats, device)
+    products = Products(args, model, device, dtype)
+    sides = {"ours": turn, "plain": partial(decode.plain, untouched, search, kind), "products": products.turn}
+    # Reordered once, outside the measured time.
+    with pack_products(products.layers, args.batch_size, WORTH, dtype):
+        rates = common.interleaved(sides, args.repeats, device)
     counted = budget.Traffic()
     with counted:
         turn(0)
@@ -77,14 +78,12 @@ def measure(args, device, search, kind):
 
 def report(kind, numbers):
     budget.print_groups(numbers["groups"])
-    middle, low, high = statistics.median(numbers["share"]), numbers["share"][0], numbers["share"][-1]
     print(f"{numbers['tokens_per_second']:,.0f} tokens/s; {numbers['flops_per_token'] / 1e6:.1f} MFLOP a token: "
           f"floor {1e6 * numbers['floor']:.0f} µs a token; {numbers['megabytes_per_token']:.2f} MB moved a token")
     gain, least, most = numbers["gain"]
     print(f"over plain generate: {gain:.2f}x ({least:.2f} to {most:.2f} over the turns); "
           f"{numbers['largest_gain']:.1f}x at the floor")  # fmt: skip
-    common.record(f"decoding's share of the products' peak, {kind}", middle, low, high)
-    print(f"ratio: {middle:.2f}x of the products' peak, {kind} ({low:.2f} to {high:.2f} over the turns)")
+    budget.print_share("decoding's share of the products' peak", kind, numbers["share"])
 
 
 def needed_flops(args, model, search):
@@ -102,7 +101,6 @@ class Products:
     def __init__(self, args, model, device, dtype):
         import torch
         from torch import nn
-        from versatile.adapters import packed
 
         class Layers(nn.ModuleList):
             def get_output_embeddings(self):
@@ -112,9 +110,6 @@ class Products:
         layers = [nn.Linear(args.width, 4 * args.width, bias=False) for _ in range(count)]
         self.layers = Layers(layers).requires_grad_(False).to(device, dtype)
         self.hidden = torch.randn(args.batch_size, 1, args.width, device=device, dtype=dtype)
-        # Reordered for good, outside the measured time.
-        self.packed = packed.pack_products(self.layers, args.batch_size, packed.WORTH, dtype)
-        self.packed.__enter__()
         self.passes = 2 if args.quick else 40
 
     def turn(self, turn):

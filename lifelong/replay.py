@@ -63,7 +63,7 @@ def generate(model, tokenizer, encoder, gen, count, sampling, *, number=0, task_
     device, start = next(model.parameters()).device, [*encoder.before_gen, tokenizer.convert_tokens_to_ids(gen)]
     config = _config(tokenizer, encoder, sampling)
     samples, forwards = [], -(-count // sampling.batch_size) * encoder.max_len
-    with pack_products(model, min(sampling.batch_size, count), forwards, dtype):
+    with autocast(device, dtype), pack_products(model, min(sampling.batch_size, count), forwards, dtype):
         for location, first in enumerate(range(0, count, sampling.batch_size)):
             seed_step(sampling.seed, location, number)
             ids = torch.tensor([start] * min(sampling.batch_size, count - first), device=device)
@@ -71,8 +71,7 @@ def generate(model, tokenizer, encoder, gen, count, sampling, *, number=0, task_
             # In an encoder-decoder the decoder generates the whole sample after the start token (LFPT5; Qin & Joty
             # 2022).
             inputs, length = model.decoding_inputs(dict(input_ids=ids, attention_mask=torch.ones_like(ids)))
-            with autocast(device, dtype):
-                out = model.generate(**inputs, **cache_argument(model), generation_config=config, **more)
+            out = model.generate(**inputs, **cache_argument(model), generation_config=config, **more)
             for row in out[:, length:].tolist():
                 samples.append(row[: row.index(encoder.eos) + 1] if encoder.eos in row else row)
             if progress:

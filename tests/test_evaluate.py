@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 from scripts import metrics, run, run_as_user, small, without_java, write_task
-from training_runs import NLG, refused, short_run
+from training_runs import NLG, evaluate, refused, short_run
 from versatile.training.decoding import Decoding, Prompt, decode
 from versatile.training.prompt_batches import left_padded
 
@@ -68,12 +68,6 @@ def evaluated(model, data, out, *more):
     """Flags of an evaluation in fp32."""
     return ["--task", "nlg", "--dataset_path", data, "--model_checkpoint", model, "--no_sample", "--fp32",
             "--max_length", 24, "--output_dir", out, *more]  # fmt: skip
-
-
-def evaluate(argv, folder):
-    result = run("evaluate", argv, folder, env=without_java())
-    assert result.code == 0, result.err
-    return result
 
 
 @pytest.fixture(scope="module")

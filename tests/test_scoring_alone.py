@@ -7,13 +7,7 @@ import re
 
 import pytest
 from scripts import metrics, run, small, without_java, write_task
-from training_runs import refused, short_run
-
-
-def evaluate(argv, folder):
-    result = run("evaluate", argv, folder, env=without_java())
-    assert result.code == 0, result.err
-    return result
+from training_runs import evaluate, refused, short_run
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from scripts import losses, metrics, run, start, tensors, until
+from scripts import done, losses, metrics, run, start, tensors, until, without_java
 
 NLG = {"src": {"name": "Aromi", "food": "Thai"}, "tgt": "Aromi is a Thai place."}
 
@@ -23,6 +23,11 @@ def trained(argv, folder, script="train"):
     result = run(script, argv, folder)
     assert result.code == 0, result.err
     return argv[argv.index("--output_dir") + 1]
+
+
+def evaluate(argv, folder):
+    """Run evaluate.py to its end; returns the `Result`."""
+    return done(run("evaluate", argv, folder, env=without_java()))
 
 
 def refused(result, *fragments, out=None):
