@@ -17,7 +17,7 @@ GLUE9_TASKS="cola mnli rte wnli qqp sts-b sst-2 qnli mrpc"
 glue5_data() { case "$1" in nlg) echo data/small/nlg.json ;; *) echo "$GLUE_DIR" ;; esac; }
 
 # The real runs on SmolLM2, at two scales. small: few rows, once; five: the five tasks of the VLM with as many rows as the public
-# files at hand have, up to 10,000, twice.
+# files at hand have, up to 5,000, twice.
 scale_tasks() { case "$1" in small) echo "nlg mt dialogue qa" ;; five) echo "nlg mt summarization dialogue qa" ;; *) return 1 ;; esac; }
 scale_steps() { case "$1" in small) echo "--n_epochs 1 --train_batch_size 8" ;; five) echo "--n_epochs 2 --train_batch_size 16" ;; esac; }
 
@@ -33,7 +33,7 @@ scaled() {
     dialogue) set -- 100 2e-3 40 800 300 ;;
     qa) set -- 300 2e-3 30 500 300 ;;
     esac
-    [ "$scale" = small ] || set -- "$1" "$2" "$3" 10000
+    [ "$scale" = small ] || set -- "$1" "$2" "$3" 5000
     case "$column" in
     data) echo "data/small/$task.json" ;;
     examples) echo "$4" ;;

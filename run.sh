@@ -120,7 +120,7 @@ demo_train() {
     shift
     if [ -f "$run/metrics.json" ]; then return; fi
     if [ -f "$run/run.json" ]; then echo "train --resume $run"; return; fi
-    echo "train $* --model_checkpoint smollm2 --row_init words --n_epochs 1 --gradient_accumulation_steps 1 --output_dir $run"
+    echo "train $* --model_checkpoint smollm2 --row_init words --n_epochs 1 --no_validation --gradient_accumulation_steps 1 --output_dir $run"
 }
 
 demo_evaluate() {
@@ -128,39 +128,72 @@ demo_evaluate() {
         "--model_checkpoint runs/demo/$1 --output_dir results/demo/$1"
 }
 
-demo_commands() {
-    local at=runs/demo
-    local nlg="--task nlg --dataset_path data/samples/nlg.json --limit 160" adapter="--adapter_bottleneck 64 --lr 5e-3 --train_batch_size 2"
+# The demo's parts. The first two do not need each other; the third needs what the first made.
+DEMO_NLG="--task nlg --dataset_path data/samples/nlg.json --limit 160"
+# Rates and batches were chosen on the samples' validation rows: an adapter takes smaller batches and larger steps than
+# full fine-tuning.
+DEMO_ADAPTER="--adapter_bottleneck 64 --lr 5e-3 --train_batch_size 2"
+demo_adapters() {
     echo "# --- one adapter per task, on the same frozen model"
-    # Rates and batches were chosen on the samples' validation rows: an adapter takes smaller batches and larger steps than
-    # full fine-tuning.
-    demo_train nlg $nlg $adapter
-    demo_train mt --task mt --dataset_path data/samples/mt.json --limit 200 $adapter
+    demo_train nlg $DEMO_NLG $DEMO_ADAPTER
+    demo_train mt --task mt --dataset_path data/samples/mt.json --limit 200 $DEMO_ADAPTER
     demo_train dialogue --task dialogue --dataset_path data/samples/dialogue.json --limit 80 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
-    echo "# --- restaurants again, from the sentences of a fully fine-tuned teacher"
-    demo_train nlg-teacher $nlg --lr 3e-4 --train_batch_size 4
-    [ -f "$at/nlg_distilled.json" ] || echo "sentence_distiller $nlg --no_sample --batch_size 64 --max_length 40" \
-        "--model_checkpoint $at/nlg-teacher --output $at/nlg_distilled.json"
-    demo_train nlg-distilled ${nlg/data\/samples\/nlg.json/$at\/nlg_distilled.json} --distillation $adapter
-    echo "# --- three tasks in one model, proven equal to the single ones"
-    [ -f "$at/VLM/run.json" ] || echo "combine_all --checkpoints nlg=$at/nlg mt=$at/mt dialogue=$at/dialogue --output $at/VLM --proof_examples 2 --proof_tokens 20"
-    echo "# --- scores: single models, then the combined one, its batches mixing the tasks"
     demo_evaluate nlg nlg
     demo_evaluate mt mt
     demo_evaluate dialogue dialogue
+}
+
+demo_distillation() {
+    echo "# --- restaurants again, with the distributions of a fully fine-tuned teacher beside the texts"
+    demo_train nlg-teacher $DEMO_NLG --lr 3e-4 --train_batch_size 4
+    demo_train nlg-distilled $DEMO_NLG $DEMO_ADAPTER --teacher runs/demo/nlg-teacher --kd word
     demo_evaluate nlg-teacher nlg
     demo_evaluate nlg-distilled nlg
+}
+
+demo_together() {
+    local at=runs/demo
+    echo "# --- three tasks in one model, proven equal to the single ones"
+    [ -f "$at/VLM/run.json" ] || echo "combine_all --checkpoints nlg=$at/nlg mt=$at/mt dialogue=$at/dialogue --output $at/VLM --proof_examples 2 --proof_tokens 20"
+    echo "# --- its scores, in batches that mix the tasks"
     echo "evaluate_vlm --task all --no_sample --fp32 --limit 20 --max_length 40 --samples 0 --model_checkpoint $at/VLM --output_dir results/demo/VLM" \
         "--data nlg=data/samples/nlg.json mt=data/samples/mt.json dialogue=data/samples/dialogue.json"
 }
 
+# The cores for each of the demo's first two parts, if they can run at the same time: two cores and 10 GB of memory are needed.
+demo_half() {
+    py -c '
+import os
+cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+print(cores // 2 if cores > 1 and memory > 10e9 else "")'
+}
+
 demo() {
-    local at=runs/demo
+    local at=runs/demo half log=runs/demo/distillation.log other="" code=0
     # A finished demo starts over, an interrupted one is resumed.
     if [ -f results/demo/table.md ]; then rm -r "$at" results/demo; fi
     mkdir -p "$at"
-    # All in one process: torch is imported once.
-    demo_commands | py -m versatile --commands -
+    half="$(demo_half)"
+    # One process for many commands: torch is imported once.
+    if [ -n "$half" ]; then
+        # Two processes with half of the cores each finish earlier than one after the other: small batches gain little from a
+        # second core.
+        echo "--- two things at once: adapters, and in $log a teacher and what is distilled from it"
+        demo_distillation | OMP_NUM_THREADS="${OMP_NUM_THREADS:-$half}" py -m versatile --commands - >"$log" 2>&1 &
+        other=$!
+        # Whatever ends this script also ends the other process, which saves its state.
+        # shellcheck disable=SC2064
+        trap "kill $other 2>/dev/null && wait $other || true" EXIT
+        demo_adapters | OMP_NUM_THREADS="${OMP_NUM_THREADS:-$half}" py -m versatile --commands -
+        wait "$other" || code=$?
+        trap - EXIT
+        cat "$log"
+        [ "$code" = 0 ] || exit "$code"
+    else
+        { demo_adapters; demo_distillation; } | py -m versatile --commands -
+    fi
+    demo_together | py -m versatile --commands -
     for task in nlg mt dialogue; do
         cmp "results/demo/$task/${task}_output.txt" "results/demo/VLM/${task}_output.txt"
         echo "$task: the combined model's outputs are the single model's, byte for byte"

@@ -140,7 +140,9 @@ def called(tmp_path):
         # Only `-c`, which asks for a name, is really run.
         python.write_text(
             f'#!/bin/sh\nif [ "$1" = -c ]; then PYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"; fi\n'
-            f'if [ "$3" = --commands ]; then cat >>"{log}"; else echo "$*" >>"{log}"; fi\n'
+            f'if [ "$3" != --commands ]; then echo "$*" >>"{log}"; exit; fi\n'
+            f'lines="$(cat)"; echo "$lines" >>"{log}"\n'
+            'case "$lines" in *"${FAILS:-no such line}"*) exit 3 ;; esac\n'
         )
         python.chmod(0o755)
         for name in ("run.sh", "recipes.sh", "requirements.txt", "requirements-dev.txt"):
@@ -163,9 +165,10 @@ def test_the_demo_trains_distils_combines_and_scores_what_it_made(called, tmp_pa
         args = importlib.import_module(script).parser().parse_args(flags)
         made |= {str(getattr(args, name)) for name in ("output_dir", "output") if getattr(args, name, None)}
         files = [getattr(args, "dataset_path", None), *dict(getattr(args, "checkpoints", None) or ()).values()]
-        models = [args.model_checkpoint] if hasattr(args, "model_checkpoint") else []
+        models = [getattr(args, name) for name in ("model_checkpoint", "teacher") if getattr(args, name, None)]
         used |= {str(name) for name in [*files, *models] if name and str(name).startswith("runs/")}
-    assert used <= made and {"runs/demo/VLM", "runs/demo/nlg_distilled.json", "results/demo/VLM"} <= made
+    assert used <= made and {"runs/demo/VLM", "runs/demo/nlg-distilled", "results/demo/VLM"} <= made
+    assert "runs/demo/nlg-teacher" in used
     # Interrupted models are resumed, finished ones are left out.
     (tmp_path / "log").unlink()
     for name, file in (("nlg", "metrics.json"), ("mt", "run.json")):
@@ -175,6 +178,13 @@ def test_the_demo_trains_distils_combines_and_scores_what_it_made(called, tmp_pa
         called("demo")
     later = (tmp_path / "log").read_text()
     assert "train --resume runs/demo/mt\n" in later and "--output_dir runs/demo/nlg\n" not in later
+
+
+@pytest.mark.parametrize("part", ["--output_dir runs/demo/mt", "--output_dir runs/demo/nlg-teacher"])
+def test_the_demo_ends_with_the_status_of_the_part_that_failed(called, tmp_path, part):
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        called("demo", FAILS=part)
+    assert failed.value.returncode == 3 and "combine_all" not in (tmp_path / "log").read_text()
 
 
 def test_lifelong_demo_compares_finetuning_with_replay_on_bundled_data(called):

@@ -23,9 +23,10 @@ from versatile.utils.files import atomic_write, writable_directory
 from versatile.utils.metrics import Score
 from versatile.utils.screen import counted
 
-# The columns of the VLM paper's table; any other method gets a column after them.
+# The first columns, in the order of the VLM paper's table; any other method gets a column after them.
 METHODS = {"finetune": "fine-tune", "adapter": "adapter", "adapter+distillation": "adapter + distillation",
-           "multi-task": "multi-task", "combined": "combined"}  # fmt: skip
+           "adapter+word-distillation": "adapter + word distillation", "multi-task": "multi-task",
+           "combined": "combined"}  # fmt: skip
 # Readable forms of the parts of a method's name.
 WORDS = {"finetune": "fine-tune", "word-distillation+distillation": "word and sentence distillation",
          "word-distillation": "word distillation"}  # fmt: skip
@@ -187,8 +188,7 @@ class Cells:
 
     Attributes:
         of: {(task, method): Result}.
-        tasks, methods: the rows and the columns: first those of `METHODS`, if any of them occurs, then the others by
-            name.
+        tasks, methods: the rows and the columns: first those of `METHODS`, then the others by name.
         notes: remarks on single cells; a cell's marks are positions in this list.
         apart: the tasks whose cells were not measured under the same conditions.
     """
@@ -200,7 +200,7 @@ class Cells:
             groups.setdefault((result.task, result.method), []).append(result)
         self.tasks = sorted({task for task, _ in groups})
         methods = {method for _, method in groups}
-        self.methods = [*(METHODS if methods & set(METHODS) else ()), *sorted(methods - set(METHODS))]
+        self.methods = [*(method for method in METHODS if method in methods), *sorted(methods - set(METHODS))]
         ordered = [(task, method) for task in self.tasks for method in self.methods if (task, method) in groups]
         for key in ordered:
             self._newest(key, groups[key])
