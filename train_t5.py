@@ -3,12 +3,12 @@ r"""Train a T5 on several tasks, text to text: the whole model, adapters, or ada
 
   one CPU or one GPU (the GPU is used if there is one); takes half a minute, without downloads:
     python train_t5.py configs/test.json
-  the published settings, with GLUE's official folders:
+  the published settings, with GLUE's official folders, but for the number of GPUs and float32:
     python train_t5.py configs/hyperformer++.json --data_dir GLUE
   one task and another model size; any flag overrides the file:
     python train_t5.py configs/adapters.json --data_dir GLUE --tasks rte --eval_tasks rte --model_name_or_path t5-small
-  several GPUs (published: 4), or several processes on a CPU:
-    torchrun --nproc_per_node 4 train_t5.py configs/hyperformer++.json --data_dir GLUE
+  several GPUs (published: 4, in float32), or several processes on a CPU:
+    torchrun --nproc_per_node 4 train_t5.py configs/hyperformer++.json --data_dir GLUE --fp32
   resume after an interruption:
     python train_t5.py --resume outputs/hyperformer++
   from scratch, without pretrained weights:

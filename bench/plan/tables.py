@@ -59,7 +59,7 @@ class DataSet:
 # VLM's tasks (GPT-2's tokens, including the markers of a row).
 MARKED = {
     "mt": DataSet("IWSLT 2016 en-de", 196_884, 27, 49, "train.tags.en-de.*; data.convert iwslt", 205),
-    "summarization": DataSet("CNN/DailyMail", 287_113, 400, 68, "train.csv; data.convert cnndm", 535),
+    "summarization": DataSet("CNN/DailyMail", 287_113, 400, 68, "train.csv; data.convert cnn_dailymail", 535),
     "dialogue": DataSet("PersonaChat (ConvAI2)", 131_438, 100, 14,
                         "train_self_original.txt; data.convert personachat", 400),
     "qa": DataSet("CoQA", 108_647, 320, 6, "coqa-train-v1.0.json; data.convert coqa", 500),
