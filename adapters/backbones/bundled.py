@@ -105,13 +105,14 @@ def _make_smollm2(target):
 
     print(f"smollm2: dequantising {SMOLLM2_FILE} once into {target}", flush=True)
     packed = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The loaded model is still marked "quantized with gguf" and cannot be saved, so its weights are copied into
-    # a model whose config does not mention quantisation.
+    # The loaded model is still marked "quantized with gguf" and cannot be saved, so its weights are moved into
+    # a model whose config does not mention quantisation, and which has none of its own.
     config = packed.config.to_dict()
     for key in ("quantization_config", "_name_or_path", "dtype", "torch_dtype"):
         config.pop(key, None)
-    plain = LlamaForCausalLM(LlamaConfig(**config, dtype="float32"))
-    plain.load_state_dict(packed.state_dict())
+    with torch.device("meta"):
+        plain = LlamaForCausalLM(LlamaConfig(**config, dtype="float32"))
+    plain.load_state_dict(packed.state_dict(), assign=True)
     plain.tie_weights()
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     _save(plain, tokenizer, target)
