@@ -133,6 +133,7 @@ DEMO_NLG="--task nlg --dataset_path data/samples/nlg.json --limit 160"
 # Rates and batches were chosen on the samples' validation rows: an adapter takes smaller batches and larger steps than
 # full fine-tuning.
 DEMO_ADAPTER="--adapter_bottleneck 64 --lr 5e-3 --train_batch_size 2"
+# shellcheck disable=SC2086
 demo_adapters() {
     echo "# --- one adapter per task, on the same frozen model"
     demo_train nlg $DEMO_NLG $DEMO_ADAPTER
@@ -143,6 +144,7 @@ demo_adapters() {
     demo_evaluate dialogue dialogue
 }
 
+# shellcheck disable=SC2086
 demo_distillation() {
     echo "# --- restaurants again, with the distributions of a fully fine-tuned teacher beside the texts"
     demo_train nlg-teacher $DEMO_NLG --lr 3e-4 --train_batch_size 4
@@ -160,36 +162,53 @@ demo_together() {
         "--data nlg=data/samples/nlg.json mt=data/samples/mt.json dialogue=data/samples/dialogue.json"
 }
 
-# The cores for each of the demo's first two parts, if they can run at the same time: two cores and 10 GB of memory are needed.
+# Half of the cores, if the demo's first two parts can run at the same time: two cores and 10 GB of memory are needed. A GPU is
+# not shared.
 demo_half() {
-    py -c '
-import os
-cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-print(cores // 2 if cores > 1 and memory > 10e9 else "")'
+    command -v nvidia-smi >/dev/null ||
+        py -c 'from versatile.utils.machine import cores, memory; print(cores() // 2 if cores() > 1 and memory() > 10e9 else "")'
+}
+
+# Processes in the background, and how they are stopped: a training saves its state first.
+BACKGROUND=""
+stop_background() {
+    trap - EXIT INT TERM HUP
+    # shellcheck disable=SC2086
+    kill $BACKGROUND 2>/dev/null || true
+    wait || true
+}
+
+# Two processes, each with $1 cores, finish earlier than one after the other: small batches gain little from a second core.
+demo_side_by_side() {
+    local log=runs/demo/distillation.log threads="${OMP_NUM_THREADS:-$1}" adapters distillation code=0
+    echo "--- two parts at once: the adapters here; a teacher and its student in the background (their output: $log)"
+    trap stop_background EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    trap 'exit 129' HUP
+    # exec, so that the process to be stopped is python.
+    demo_distillation | OMP_NUM_THREADS="$threads" exec "$VENV/bin/python" -m versatile --commands - >"$log" 2>&1 &
+    distillation=$!
+    demo_adapters | OMP_NUM_THREADS="$threads" exec "$VENV/bin/python" -m versatile --commands - &
+    adapters=$!
+    BACKGROUND="$distillation $adapters"
+    wait "$adapters" || exit $?
+    echo "--- waiting for the teacher and its student: tail -f $log"
+    wait "$distillation" || code=$?
+    trap - EXIT INT TERM HUP
+    cat "$log"
+    [ "$code" = 0 ] || { echo "error: the part in the background failed; its output is above, and in $log" >&2; exit "$code"; }
 }
 
 demo() {
-    local at=runs/demo half log=runs/demo/distillation.log other="" code=0
+    local at=runs/demo half
     # A finished demo starts over, an interrupted one is resumed.
     if [ -f results/demo/table.md ]; then rm -r "$at" results/demo; fi
     mkdir -p "$at"
     half="$(demo_half)"
     # One process for many commands: torch is imported once.
     if [ -n "$half" ]; then
-        # Two processes with half of the cores each finish earlier than one after the other: small batches gain little from a
-        # second core.
-        echo "--- two things at once: adapters, and in $log a teacher and what is distilled from it"
-        demo_distillation | OMP_NUM_THREADS="${OMP_NUM_THREADS:-$half}" py -m versatile --commands - >"$log" 2>&1 &
-        other=$!
-        # Whatever ends this script also ends the other process, which saves its state.
-        # shellcheck disable=SC2064
-        trap "kill $other 2>/dev/null && wait $other || true" EXIT
-        demo_adapters | OMP_NUM_THREADS="${OMP_NUM_THREADS:-$half}" py -m versatile --commands -
-        wait "$other" || code=$?
-        trap - EXIT
-        cat "$log"
-        [ "$code" = 0 ] || exit "$code"
+        demo_side_by_side "$half"
     else
         { demo_adapters; demo_distillation; } | py -m versatile --commands -
     fi

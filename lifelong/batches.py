@@ -4,9 +4,6 @@ A batch of n samples, the longest of l tokens, fits a budget b if n·l^1.163 ≤
 device and on how the model is trained. If memory runs out all the same, the size is halved: see `BackOff`.
 """
 
-import os
-from pathlib import Path
-
 import numpy as np
 import torch
 from versatile.data.batching import plan_by_size
@@ -14,6 +11,7 @@ from versatile.data.padding import IGNORE, causal_arrays, padded_width, tensors
 from versatile.data.row_store import RowChain
 from versatile.lifelong.losses import Targets
 from versatile.training.callbacks import Callback
+from versatile.utils import machine
 from versatile.utils.errors import UserError, first_line
 
 LENGTH_POWER = 1.163
@@ -24,13 +22,7 @@ def memory_mib(device):
     """The memory of a GPU in MiB; on a CPU that of the machine, or the limit of its container."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2**20
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            memory = min(memory, int(Path(limit).read_text()))
-        except (OSError, ValueError):
-            continue
-    return memory / 2**20
+    return machine.memory() / 2**20
 
 
 def budget(share, mib, half=False, teacher=False):

@@ -8,8 +8,10 @@ import itertools
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from conftest import ROOT
 # README and the pages it links to: {file: text}.
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 README = "\n".join(PAGES.values())
+# Stands in the log of a replaced python before each file of commands.
+PART = "--- a file of commands"
 
 
 def blocks(language):
@@ -131,60 +135,119 @@ def test_an_unknown_lifelong_recipe_is_refused_by_list_too(name):
 
 
 @pytest.fixture
-def called(tmp_path):
-    """Runs a copy of run.sh in an empty directory; returns the commands it passed to a python that does nothing."""
+def started(tmp_path):
+    """Starts a copy of run.sh in an empty directory, with a python that only writes down what it is called with.
 
-    def run(*args, **more):
+    Of the demo it says that `HALF` cores are half of them. Commands that contain `FAILS` fail, and those that
+    contain `SLEEPS` take a minute, in a process whose id is in a file `pid_…`.
+    """
+
+    def start(*args, **more):
         python, log = tmp_path / "venv/bin/python", tmp_path / "log"
         python.parent.mkdir(parents=True, exist_ok=True)
-        # Only `-c`, which asks for a name, is really run.
+        # Only a `-c` that asks for a name is really run.
         python.write_text(
-            f'#!/bin/sh\nif [ "$1" = -c ]; then PYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"; fi\n'
+            '#!/bin/sh\ncase "$1 $2" in "-c "*machine*) echo "$HALF"; exit ;; esac\n'
+            f'if [ "$1" = -c ]; then PYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"; fi\n'
             f'if [ "$3" != --commands ]; then echo "$*" >>"{log}"; exit; fi\n'
-            f'lines="$(cat)"; echo "$lines" >>"{log}"\n'
-            'case "$lines" in *"${FAILS:-no such line}"*) exit 3 ;; esac\n'
+            f'lines="$(cat)"; echo "{PART}\n$lines" >>"{log}"\n'
+            'case "$lines" in *"${SLEEPS:-no such line}"*) touch pid_$$; exec sleep 60 ;; esac\n'
+            'case "$lines" in *"${FAILS:-no such line}"*) sleep 0.5; exit 3 ;; esac\n'
         )
         python.chmod(0o755)
         for name in ("run.sh", "recipes.sh", "requirements.txt", "requirements-dev.txt"):
             (tmp_path / name).write_bytes((ROOT / name).read_bytes())
         script = "cksum requirements.txt run.sh | cksum >venv/.installed; exec bash run.sh " + shlex.join(args)
-        env = {"PATH": os.environ["PATH"], "VENV": "venv", "MODEL_ROOT_DIR": "models", **more}
-        subprocess.run(["bash", "-c", script], cwd=tmp_path, env=env, check=True, capture_output=True, timeout=60)
-        return [shlex.split(line) for line in log.read_text().splitlines()]
+        env = {"PATH": os.environ["PATH"], "VENV": "venv", "MODEL_ROOT_DIR": "models", "HALF": "1", **more}
+        return subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=env, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+    return start
+
+
+@pytest.fixture
+def called(started, tmp_path):
+    """Runs a copy of run.sh to its end as `started` starts it; returns the commands that its python was called with."""
+
+    def run(*args, **more):
+        with started(*args, **more) as process:
+            output, errors = process.communicate(timeout=60)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, "run.sh", output, errors)
+        return [shlex.split(line) for line in (tmp_path / "log").read_text().splitlines()]
 
     return run
 
 
-def test_the_demo_trains_distils_combines_and_scores_what_it_made(called, tmp_path):
+def parts(log):
+    """(what it makes, what of runs/ it uses) of each file of commands."""
+    for part in log.read_text().split(PART)[1:]:
+        made, used = set(), set()
+        lines = [line for line in part.splitlines() if line and not line.startswith(("#", "-"))]
+        for script, *flags in map(shlex.split, lines):
+            args = importlib.import_module(script).parser().parse_args(flags)
+            made |= {str(getattr(args, name)) for name in ("output_dir", "output") if getattr(args, name, None)}
+            files = [getattr(args, "dataset_path", None), *dict(getattr(args, "checkpoints", None) or ()).values()]
+            models = [getattr(args, name) for name in ("model_checkpoint", "teacher") if getattr(args, name, None)]
+            used |= {str(name) for name in [*files, *models] if name and str(name).startswith("runs/")}
+        yield made, used
+
+
+@pytest.mark.parametrize("half", ["1", ""])
+def test_the_demo_trains_distils_combines_and_scores_what_it_made(called, tmp_path, half):
     # Nothing was really decoded: at the end there are no outputs to compare.
     with pytest.raises(subprocess.CalledProcessError):
-        called("demo")
-    lines = [line for line in (tmp_path / "log").read_text().splitlines() if not line.startswith("#")]
-    made, used = set(), set()
-    for script, *flags in map(shlex.split, lines):
-        args = importlib.import_module(script).parser().parse_args(flags)
-        made |= {str(getattr(args, name)) for name in ("output_dir", "output") if getattr(args, name, None)}
-        files = [getattr(args, "dataset_path", None), *dict(getattr(args, "checkpoints", None) or ()).values()]
-        models = [getattr(args, name) for name in ("model_checkpoint", "teacher") if getattr(args, name, None)]
-        used |= {str(name) for name in [*files, *models] if name and str(name).startswith("runs/")}
-    assert used <= made and {"runs/demo/VLM", "runs/demo/nlg-distilled", "results/demo/VLM"} <= made
-    assert "runs/demo/nlg-teacher" in used
+        called("demo", HALF=half)
+    *apart, (made, used) = parts(tmp_path / "log")
+    assert len(apart) == (2 if half else 1) and all(used <= made for made, used in apart)
+    before = set().union(*(made for made, _ in apart))
+    assert used <= before | made and {"runs/demo/VLM", "results/demo/VLM"} <= made
+    assert "runs/demo/nlg-distilled" in before and any("runs/demo/nlg-teacher" in used for _, used in apart)
     # Interrupted models are resumed, finished ones are left out.
     (tmp_path / "log").unlink()
     for name, file in (("nlg", "metrics.json"), ("mt", "run.json")):
         (tmp_path / "runs/demo" / name).mkdir()
         (tmp_path / "runs/demo" / name / file).write_text("{}")
     with pytest.raises(subprocess.CalledProcessError):
-        called("demo")
+        called("demo", HALF=half)
     later = (tmp_path / "log").read_text()
     assert "train --resume runs/demo/mt\n" in later and "--output_dir runs/demo/nlg\n" not in later
 
 
-@pytest.mark.parametrize("part", ["--output_dir runs/demo/mt", "--output_dir runs/demo/nlg-teacher"])
-def test_the_demo_ends_with_the_status_of_the_part_that_failed(called, tmp_path, part):
+ADAPTERS, TEACHER = "--output_dir runs/demo/mt", "--output_dir runs/demo/nlg-teacher"
+
+
+@pytest.mark.parametrize("half", ["1", ""])
+@pytest.mark.parametrize("part", [ADAPTERS, TEACHER])
+def test_the_demo_ends_with_the_status_of_the_part_that_failed(called, tmp_path, part, half):
     with pytest.raises(subprocess.CalledProcessError) as failed:
-        called("demo", FAILS=part)
+        called("demo", FAILS=part, HALF=half)
     assert failed.value.returncode == 3 and "combine_all" not in (tmp_path / "log").read_text()
+
+
+def running(folder):
+    """The processes that wrote their ids to files."""
+    return [path.name for path in folder.glob("pid_*") if Path(f"/proc/{path.name[4:]}").exists()]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+def test_where_one_part_of_the_demo_fails_the_other_is_stopped(started, tmp_path):
+    with started("demo", SLEEPS=TEACHER, FAILS=ADAPTERS) as process:
+        process.communicate(timeout=30)
+    assert process.returncode == 3 and list(tmp_path.glob("pid_*")) and not running(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_the_demo_ends_both_parts(started, tmp_path, number):
+    with started("demo", SLEEPS="train") as process:
+        end = time.time() + 30
+        while len(running(tmp_path)) < 2 and time.time() < end:
+            time.sleep(0.02)
+        assert len(running(tmp_path)) == 2
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    assert process.returncode == 128 + number and not running(tmp_path)
 
 
 def test_lifelong_demo_compares_finetuning_with_replay_on_bundled_data(called):
@@ -230,7 +293,7 @@ def test_recipes_of_continual_benchmarks_go_with_their_strategies_and_lie_apart(
 def test_a_recipe_whose_data_are_not_named_is_one_message(called, recipe, variable):
     with pytest.raises(subprocess.CalledProcessError) as stopped:
         called(recipe)
-    assert stopped.value.returncode == 2 and f"error: {variable}: not set" in stopped.value.stderr.decode()
+    assert stopped.value.returncode == 2 and f"error: {variable}: not set" in stopped.value.stderr
 
 
 def test_seeds_and_orders_of_a_benchmark_lie_side_by_side(called, tmp_path):

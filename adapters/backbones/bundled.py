@@ -12,11 +12,12 @@ import hashlib
 import importlib.util
 import math
 import os
+import time
 from collections import Counter
 from pathlib import Path
 
 from versatile.utils.errors import UserError
-from versatile.utils.files import atomic_directory, cache_root, writable_cache
+from versatile.utils.files import atomic_directory, cache_root, try_lock, writable_cache
 
 NAMES = ("smollm2", "tiny-gpt2", "tiny-llama", "tiny-t5", "minilm", "tiny-bert")
 # Hub ids of the packaged models; the hub has their weights in full precision.
@@ -67,15 +68,28 @@ def folder(name):
     if name == "minilm":
         return minilm_folder()
     target = cache_root() / "models" / name
-    if not (target / "config.json").is_file():
+    if not _is_made(target):
         writable_cache(target.parent)
-        if name == "smollm2":
-            _make_smollm2(target)
-        elif name == "tiny-bert":
-            _make_tiny_bert(target)
-        else:
-            _make_tiny(target, name)
+        # Of several processes that start at the same time one makes it, the others wait.
+        with open(target.with_name(f"{name}.lock"), "w") as lock:
+            while not try_lock(lock):
+                time.sleep(0.1)
+            if not _is_made(target):
+                _make(target, name)
     return target
+
+
+def _is_made(target):
+    return (target / "config.json").is_file()
+
+
+def _make(target, name):
+    if name == "smollm2":
+        _make_smollm2(target)
+    elif name == "tiny-bert":
+        _make_tiny_bert(target)
+    else:
+        _make_tiny(target, name)
 
 
 def resolve(name):
@@ -89,7 +103,7 @@ def _save(model, tokenizer, target):
     A directory without config.json, left by such a partial save, is replaced.
     """
     model.should_save_on_this_rank = lambda is_main_process: is_main_process
-    with atomic_directory(target, replace=not (target / "config.json").is_file()) as beside:
+    with atomic_directory(target, replace=not _is_made(target)) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
 

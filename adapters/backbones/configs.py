@@ -6,6 +6,7 @@ pytorch_transformers (1.x) wrote no `model_type`; the family is then inferred fr
 from pathlib import Path
 
 from versatile.adapters import manifest, schemas
+from versatile.utils import machine
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.schema import read_json_object, validate
 
@@ -99,8 +100,6 @@ def check_size(config, folder, build, location):
         folder: the directory or hub name; only a directory's model.safetensors is compared.
         build: config -> model.
     """
-    import os
-
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -112,7 +111,7 @@ def check_size(config, folder, build, location):
         raise UserError(f"the config cannot be built: {first_line(error)}", location=location,
                         expected="sizes that fit together", remedy="copy config.json again") from error  # fmt: skip
     elements = sum(torch.Size(shape).numel() for shape in shapes.values())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = machine.memory()
     if 4 * elements > memory:
         raise UserError(
             f"config.json describes {elements:,} parameters, {4 * elements / 2**30:,.0f} GiB",
