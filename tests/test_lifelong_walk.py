@@ -1,6 +1,6 @@
 """Every strategy against forgetting with every adaptation method: it trains both tasks, or says why it does not.
 
-    python -m pytest tests/test_lifelong_walk.py            a third of the cells, and every strategy stopped and resumed
+    python -m pytest tests/test_lifelong_walk.py            half of the cells, and every strategy stopped and resumed
     python -m pytest tests/test_lifelong_walk.py -m slow    the others
 """
 
