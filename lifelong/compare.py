@@ -141,9 +141,9 @@ def read_methods(directories, named):
 
 def without_seed(names):
     """What directories' names have in common that differ in their seed alone, or None; it need not stand at the end."""
-    stems = {SEED.sub("", name) for name in names}
-    if len(stems) == 1:
-        return stems.pop()
+    for stems in ({SEED.sub("", name) for name in names}, {name.rstrip("0123456789") for name in names}):
+        if len(stems) == 1 and (stem := stems.pop()):
+            return stem
     words = [re.split(r"([-_])", name) for name in names]
     if len({len(parts) for parts in words}) > 1:
         return None

@@ -178,6 +178,7 @@ def test_what_has_not_been_run_is_an_empty_row_with_its_command(directories, tmp
     (["ag_0.5_1_real_sample_own", "ag_0.5_2_real_sample_own"], "ag_0.5_real_sample_own"),
     (["ag_seed_1_unbound_3", "ag_seed_22_unbound_3"], "ag_unbound_3"), (["ag_1_own", "sst_2_own"], None),
     (["ag_1", "ag_1_own"], None), (["lora-a", "lora-b"], None),
+    (["lamol1", "lamol2"], "lamol"), (["1", "2"], ""), (["er1", "gem2"], None),
 ])  # fmt: skip
 def test_seeds_of_a_method_are_named_without_the_seed_wherever_it_stands(names, stem):
     assert compare.without_seed(names) == stem
