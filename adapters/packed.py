@@ -30,7 +30,7 @@ def pack_products(model, rows, forwards, dtype):
     """
     device = next(model.parameters()).device
     is_slower = forwards < WORTH or (dtype == torch.float32 and rows < FEWEST_ROWS)
-    if device.type != "cpu" or is_slower or not torch.backends.mkldnn.is_available():
+    if device.type != "cpu" or is_slower or not can_reorder(dtype):
         yield
         return
     packed = []
@@ -45,6 +45,12 @@ def pack_products(model, rows, forwards, dtype):
     finally:
         for module, name in packed:
             delattr(module, name)
+
+
+def can_reorder(dtype):
+    """Whether oneDNN reorders matrices of this dtype on this CPU: in bf16 it needs AVX-512 or a newer AVX2."""
+    has_onednn = torch.backends.mkldnn.is_available()
+    return has_onednn and (dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _packed_product(module, rows, dtype):

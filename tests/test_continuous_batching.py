@@ -1,6 +1,7 @@
 """training/continuous_batching.py: rows that join and leave get the tokens of `generate`, and of one row alone."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -169,13 +170,29 @@ def test_a_single_query_is_attended_to_by_plain_products():
         torch.testing.assert_close(ours, sdpa_attention_forward(module, query, key, value, given, scaling=0.3)[0])
 
 
+def test_a_cpu_that_cannot_reorder_matrices_in_bf16_decodes_with_them_as_they_are(monkeypatch):
+    from versatile.adapters import packed
+    from versatile.adapters.inference import prepare_for_inference
+
+    # As on a CPU without AVX-512: asked to reorder, oneDNN raises an error.
+    supported = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False)
+    monkeypatch.setattr(packed.torch.ops, "mkldnn", supported)
+    assert packed.can_reorder(torch.float32) and not packed.can_reorder(torch.bfloat16)
+    model, _ = lively(*loading.load("tiny-gpt2"), dict.fromkeys(("nlg", "mt"), "lora"))
+    prepare_for_inference(model, torch.device("cpu"), torch.bfloat16)
+    with packed.pack_products(model, 32, 100, torch.bfloat16):
+        assert not any("forward" in vars(m) or "product" in vars(m) for m in model.modules())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama"])
 def test_frozen_matrices_are_reordered_while_decoding_and_give_the_same_scores(backbone, dtype):
     from versatile.adapters.inference import prepare_for_inference
-    from versatile.adapters.packed import FEWEST_ROWS, WORTH, pack_products
+    from versatile.adapters.packed import FEWEST_ROWS, WORTH, can_reorder, pack_products
     from versatile.utils.devices import autocast
 
+    if not can_reorder(dtype):
+        pytest.skip(f"this CPU does not reorder matrices in {dtype}")
     model, _ = lively(*loading.load(backbone), dict.fromkeys(("nlg", "mt"), "lora"))
     prepare_for_inference(model, torch.device("cpu"), dtype)
     given = dict(input_ids=torch.arange(24).view(3, 8) + 5, task_ids=torch.tensor([0, 1, 0]))
