@@ -123,8 +123,10 @@ demo_train() {
     echo "train $* --model_checkpoint smollm2 --row_init words --n_epochs 1 --no_validation --gradient_accumulation_steps 1 --output_dir $run"
 }
 
+# The same for single models and the combined one, as their outputs are compared.
+DEMO_DECODING="--no_sample --fp32 --limit 20 --max_length 40"
 demo_evaluate() {
-    echo "evaluate --task $2 --dataset_path data/samples/$2.json --no_sample --fp32 --limit 20 --max_length 40 --samples 1" \
+    echo "evaluate --task $2 --dataset_path data/samples/$2.json $DEMO_DECODING --samples 1" \
         "--model_checkpoint runs/demo/$1 --output_dir results/demo/$1"
 }
 
@@ -158,7 +160,7 @@ demo_together() {
     echo "# --- three tasks in one model, proven equal to the single ones"
     [ -f "$at/VLM/run.json" ] || echo "combine_all --checkpoints nlg=$at/nlg mt=$at/mt dialogue=$at/dialogue --output $at/VLM --proof_examples 2 --proof_tokens 20"
     echo "# --- its scores, in batches that mix the tasks"
-    echo "evaluate_vlm --task all --no_sample --fp32 --limit 20 --max_length 40 --samples 0 --model_checkpoint $at/VLM --output_dir results/demo/VLM" \
+    echo "evaluate_vlm --task all $DEMO_DECODING --samples 0 --model_checkpoint $at/VLM --output_dir results/demo/VLM" \
         "--data nlg=data/samples/nlg.json mt=data/samples/mt.json dialogue=data/samples/dialogue.json"
 }
 

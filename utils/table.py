@@ -24,9 +24,7 @@ from versatile.utils.metrics import Score
 from versatile.utils.screen import counted
 
 # The first columns, in the order of the VLM paper's table; any other method gets a column after them.
-METHODS = {"finetune": "fine-tune", "adapter": "adapter", "adapter+distillation": "adapter + distillation",
-           "adapter+word-distillation": "adapter + word distillation", "multi-task": "multi-task",
-           "combined": "combined"}  # fmt: skip
+METHODS = ("finetune", "adapter", "adapter+distillation", "adapter+word-distillation", "multi-task", "combined")
 # Readable forms of the parts of a method's name.
 WORDS = {"finetune": "fine-tune", "word-distillation+distillation": "word and sentence distillation",
          "word-distillation": "word distillation"}  # fmt: skip
@@ -259,9 +257,6 @@ def most_common(values):
 
 
 def label(method):
-    name, comma, beams = method.partition(BEAMS[:2])
-    if name in METHODS:
-        return METHODS[name] + comma + beams
     for name, words in WORDS.items():
         method = method.replace(name, words)
     # Not the "++" of hyperformer++.
