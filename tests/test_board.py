@@ -103,8 +103,8 @@ RUNS = {
     "train_lifelong": lifelong,
     "train_t5": lambda folder: ["--tasks", "rte", "--data_dir", GLUE, "--model_name_or_path", "tiny-t5", "--do_train",
                                 "--max_steps", 3, "--n_train", 12, "--train_batch_size", 4, "--max_source_length", 32],
-    "pretrain_t5": lambda folder: ["--train_files", "README.md", "--model_name_or_path", "tiny-t5", "--max_steps", 3,
-                                   "--max_source_length", 32, "--train_batch_size", 2],
+    "pretrain_t5": lambda folder: ["--tasks", "rte", "mnli", "--data_dir", GLUE, "--model_name_or_path", "tiny-t5",
+                                   "--max_steps", 3, "--max_source_length", 32, "--train_batch_size", 2],
     "train_camtl": lambda folder: ["--tasks", "rte", "--data_dir", GLUE, "--model_name_or_path", "tiny-bert",
                                    "--do_train", "--max_steps", 3, "--limit", 12, "--max_len", 32],
 }  # fmt: skip

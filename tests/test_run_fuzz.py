@@ -56,7 +56,7 @@ SCRIPTS = {
     train_camtl: ["--tasks", "cola", "mrpc", "--data_dir", "data/samples/glue", "--model_name_or_path", "tiny-bert",
                   "--do_train", "--output_dir", "{out}", "--fp32"],
     train_t5: T5,
-    pretrain_t5: ["--model_name_or_path", "tiny-t5", "--train_files", "README.md", "--max_steps", "4", "--fp32",
+    pretrain_t5: ["--model_name_or_path", "tiny-t5", "--train_files", "LICENSE", "--max_steps", "4", "--fp32",
                   "--output_dir", "{out}"],
 }  # fmt: skip
 
