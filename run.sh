@@ -114,6 +114,24 @@ check_row() {
     }
 }
 
+# Reject spaces in the names of files and directories: a recipe's command line is split at them before it is scored.
+check_spaces() {
+    local word flag=""
+    for word in "GLUE_DIR=$GLUE_DIR" "T5_TOKENIZER=$T5_TOKENIZER" "MODEL=$MODEL" "$@"; do
+        case "$word" in
+        --*=* | [A-Z]*=*) flag="${word%%=*}" word="${word#*=}" ;;
+        --*) flag="$word"; continue ;;
+        esac
+        case "$flag $word" in
+        [A-Z]*\ *[[:space:]]* | --*dir*\ *[[:space:]]* | --*output*\ *[[:space:]]* | --*path*\ *[[:space:]]*)
+            echo "error: $flag '$word': a space in a name" >&2
+            echo "  expected: names without spaces, as a recipe trains and then scores with one command line" >&2
+            echo "  remedy:   another name, or a link without spaces; or run its scripts yourself: ./run.sh list" >&2
+            exit 2 ;;
+        esac
+    done
+}
+
 # The demo's commands, one per line. Finished models are skipped, an interrupted one is resumed.
 demo_train() {
     local run="runs/demo/$1"
@@ -281,6 +299,7 @@ help | -h | --help) sed -n '2,/^set /p' "$0" | sed -n 's/^# \{0,1\}//p' ;;
 *)
     name="$1"; shift
     line="$(recipe "$name")" || no_recipe "$name"
+    check_spaces "$@"
     case "$name" in lifelong-*) export DATA_DIR="${DATA_DIR:-data/lifelong}" MODEL_ROOT_DIR="${MODEL_ROOT_DIR:-runs/lifelong}" ;; esac
     setup
     data_for "$name"

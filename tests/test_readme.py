@@ -83,6 +83,12 @@ def test_an_unknown_recipe_is_one_line_and_exit_code_2():
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "./run.sh list" in done.stderr
 
 
+@pytest.mark.parametrize("words", [["--output_dir", "my run"], ["--output_dir=my run"], ["--dataset_path", "a b"]])
+def test_a_recipe_refuses_a_name_with_a_space_before_anything_is_trained(words):
+    done = run_sh("e2e-adapter", *words)
+    assert done.returncode == 2 and not done.stdout and f"error: {words[0].split('=')[0]} '" in done.stderr
+
+
 def lifelong_recipes():
     """{name: flags as parsed} of every order and method that run.sh names."""
     import train_lifelong

@@ -93,12 +93,8 @@ class SmoothedCrossEntropy(CrossEntropy):
         """See `CrossEntropy.losses`."""
         if not self.smoothing:
             return super().losses(output)
-        # Mask rather than select rows: on XLA, shapes must not depend on values.
-        counted, logits = output.targets != IGNORE, output.scores.float()
-        normaliser = logits.logsumexp(-1)
-        nll = normaliser - logits.gather(-1, output.targets.masked_fill(~counted, 0).unsqueeze(-1)).squeeze(-1)
-        uniform = normaliser - logits.mean(-1)
-        return ((1 - self.smoothing) * nll + self.smoothing * uniform).masked_fill(~counted, 0)
+        return F.cross_entropy(output.scores.float(), output.targets, ignore_index=IGNORE, reduction="none",
+                               label_smoothing=self.smoothing)  # fmt: skip
 
 
 class Distilled:
