@@ -56,7 +56,8 @@ def parser():
                         "train_vlm.py, also in a T5; models of train_t5.py and train_camtl.py can only be combined")
     g.add_argument("--task", help="--merge: the task of the result (needed if --checkpoints names several)")
     g.add_argument("--weights", nargs="+", type=flags.number, metavar="W",
-                   help="--merge: one weight per checkpoint (default: weights that leave equal adapters unchanged)")
+                   help="--merge: one weight per checkpoint (default: those of the mean; with task_arithmetic, "
+                        "of the sum)")
     g.add_argument("--density", type=flags.share, help="--merge ties, dare: share of the entries kept (default 0.5)")
     g.add_argument("--majority_sign_method", choices=["total", "frequency"],
                    help="--merge ties, dare_ties: use the sign of the sum, or of most entries (default total)")

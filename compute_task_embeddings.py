@@ -4,12 +4,14 @@ r"""Compute a vector for every task: the mean over its examples of a T5 encoder'
   one CPU or one GPU (the GPU is used if there is one):
     python compute_task_embeddings.py --tasks rte mrpc cola --data_dir GLUE --model_name_or_path t5-base \
       --n_train 1000 --output_dir outputs/task_embeddings
-  a quick try without downloads:
-    python compute_task_embeddings.py --tasks rte mrpc --data_dir data/samples/glue --model_name_or_path tiny-t5 \
-      --output_dir outputs/task_embeddings
   then train with them; they stay fixed without --parametric_task_embedding:
-    python train_t5.py configs/hyperformer++.json --data_dir GLUE --task_embedding_dir outputs/task_embeddings \
-      --task_embedding_dim 768
+    python train_t5.py configs/hyperformer++.json --data_dir GLUE --tasks rte mrpc cola \
+      --task_embedding_dir outputs/task_embeddings
+  a quick try of both without downloads:
+    python compute_task_embeddings.py --tasks rte mrpc --data_dir data/samples/glue --model_name_or_path tiny-t5 \
+      --output_dir outputs/tiny_embeddings
+    python train_t5.py configs/hyperformer++.json --data_dir data/samples/glue --tasks rte mrpc \
+      --model_name_or_path tiny-t5 --max_steps 4 --task_embedding_dir outputs/tiny_embeddings
 
 The encoder's last hidden states are averaged over the tokens of each example (without padding), and these means over
 --n_train training examples of each task, without the task's name as a prefix and without dropout. The output is

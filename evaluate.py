@@ -52,7 +52,8 @@ def parser():
     g.add_argument("--self_copy", action="store_true", help="with a pointer, which released checkpoints do not record")
     settings.add_decoding(p, notices=settings.TOKENS_MOVED)
     settings.add(p, "output_dir", help="directory for the results (default: results/adapter_result or "
-                                       "results/GPT2_result; for a model of train_t5.py, results/<run>)")  # fmt: skip
+                                       "results/GPT2_result; for a model of train_t5.py, results/<run>; where that "
+                                       "holds another model's results, with the run's name added)")  # fmt: skip
     settings.add(p, "samples", "token_cache_dir")
     g = p.group("scoring alone")
     g.add_argument("--score_only", metavar="FILE", help="score this file, one output per line, instead of decoding")
@@ -176,7 +177,7 @@ def evaluate(args, task, manifest):
     split = evaluation.read_split(task, args.dataset_path, args.split, history, args.limit)
     model, tokenizer, method = load_model(args, task, manifest)
     mode = "GPT2_result" if model.info.mode == "full" else "adapter_result"
-    args.output_dir = args.output_dir or f"results/{mode}"
+    args.output_dir = args.output_dir or evaluation.default_results(mode, args.model_checkpoint, [task.name])
     writable_directory(args.output_dir, "--output_dir")
     text_model = TextModel(args.model_checkpoint, model, tokenizer, dtype, args.token_cache_dir)
     more = text_model.describe() | dict(method=method) | runs.origin(args.model_checkpoint)

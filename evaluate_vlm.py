@@ -36,7 +36,8 @@ def parser():
     list_tasks(g)
     settings.add_decoding(p, notices=settings.TOKENS_MOVED)
     settings.add(p, "output_dir", help="directory for the results (default: results/VLM_result; for a model of "
-                                       "train_t5.py or train_camtl.py, results/<run>)")  # fmt: skip
+                                       "train_t5.py or train_camtl.py, results/<run>; where that holds another "
+                                       "model's results, with the run's name added)")  # fmt: skip
     settings.add(p, "samples", default=1, help="how many outputs of each task to print")
     settings.add(p, "token_cache_dir")
     return p
@@ -55,7 +56,6 @@ def main(argv=None):
     if manifest and manifest.encoder in RUN_ENCODERS:
         flags.require_one_process()
         return evaluate_run(args, p.locations, manifest.encoder)
-    args.output_dir = args.output_dir or "results/VLM_result"
     if args.dataset_path and args.task == "all":
         p.error("--dataset_path requires a single --task; for several: --data TASK=FILE …")
     flags.check_lengths(p, args)
@@ -85,6 +85,8 @@ def evaluate(args, manifest):
     args.task = canonical_name(args.task, "markers")
     model, tokenizer = checkpoint.load(args.model_checkpoint, None if args.task == "all" else args.task)
     splits = read_splits(args, model.info)
+    names = [split.name for split in splits]
+    args.output_dir = args.output_dir or evaluation.default_results("VLM_result", args.model_checkpoint, names)
     writable_directory(args.output_dir, "--output_dir")
     text_model = TextModel(args.model_checkpoint, model, tokenizer, dtype, args.token_cache_dir)
     method = "released" if manifest.released else "combined"

@@ -299,7 +299,7 @@ def settings_of(args, batches, dtype):
                     gradient_accumulation_steps=args.gradient_accumulation_steps, max_norm=args.max_norm,
                     save_steps=args.save_steps, select=args.select, log_every=log_every,
                     mean_loss=True, log_first=args.logging_first_step, eval_steps=every,
-                    report_to=args.report_to), warmup  # fmt: skip
+                    eval_first=args.logging_first_step, report_to=args.report_to), warmup  # fmt: skip
 
 
 def train(args, run, model, tokenizer, splits, dtype):

@@ -68,7 +68,7 @@ def merge_sources(sources, task, method, weights=None, density=0.5, majority="to
         UserError: methods or sizes that differ, or weights that do not fit.
     """
     _check(sources)
-    weights = weights or _mean_weights(sources, method)
+    weights = weights or _default_weights(sources, method)
     if len(weights) != len(sources):
         raise UserError(f"{len(weights)} weights for {len(sources)} adapters", location="--weights",
                         expected="one for each")  # fmt: skip
@@ -90,8 +90,8 @@ def merge_sources(sources, task, method, weights=None, density=0.5, majority="to
     return replace(first, state=state, method=settings)
 
 
-def _mean_weights(sources, method):
-    """Weights that leave equal adapters unchanged."""
+def _default_weights(sources, method):
+    """Weights that leave equal adapters unchanged, as TIES averages by itself; with task arithmetic those of a sum."""
     share = 1 / len(sources) if method.endswith("linear") else 1.0
     # Each LoRA matrix is scaled by the square root of its weight.
     return [share**2 if sources[0].method["method"] == "lora" else share] * len(sources)

@@ -1,6 +1,6 @@
 """Schemas of the json files in model directories: key -> type and range, for every kind of directory."""
 
-from versatile.adapters.methods.registry import BARE, all_methods
+from versatile.adapters.methods.registry import ALIASES, BARE, all_methods
 from versatile.utils.errors import UserError
 from versatile.utils.schema import Choice, Flag, ListOf, MapOf, Number, Record, Text, Whole
 
@@ -10,9 +10,11 @@ _MOST_LAYERS, _MOST_WIDTH, _MOST_TOKENS = 1000, 1_000_000, 100_000_000
 # How an example becomes ids; data/encoders/ has a file for each.
 ENCODERS = ("markers", "question_answer", "text_to_text", "sentence_pair")
 FORMS = ("base", "large", "plain")
-# The published adaptation methods for T5, and those of adapters/methods/ that train_t5.py offers.
+# The published adaptation methods for T5, by their published names.
 PUBLISHED_T5 = ("finetune", "adapters", "hyperformer", "hyperformer++", "meta")
-PORT_METHODS = ("bottleneck", "lora", "ia3", "prefix", "prompt")
+# The other methods of adapters/methods/, except those that need BERT's heads or markers.
+_NOT_OFFERED = {"conditional", BARE, *(ALIASES.get(name, name) for name in PUBLISHED_T5)}
+PORT_METHODS = tuple(name for name in all_methods() if name not in _NOT_OFFERED)
 # Method of a T5 whose tasks were trained separately; the manifest's `methods` has one for each task.
 COMBINED_T5 = "combined"
 ACTIVATIONS = ("relu", "swish", "gelu", "gelu_new")

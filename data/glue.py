@@ -8,38 +8,21 @@ the file, including SST-2's trailing space; a ``\\r`` at the end of a line is re
 
 import logging
 import math
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from versatile.data import task as registry
 from versatile.data.files import text_lines
+from versatile.data.glue_task import GlueExample
 from versatile.utils import glue_metrics
 from versatile.utils.errors import UserError, brief
 
 # The order of the first nine is CA-MTL's and defines the task ids of its published models. mnli-mm and ax are not
 # trained on; both are predicted with MNLI's head.
 ORDER = ("cola", "mnli", "rte", "wnli", "qqp", "sts-b", "sst-2", "qnli", "mrpc", "mnli-mm", "ax")
-TASKS = registry.forms("sentence_pair", ORDER)
+TASKS = registry.Forms("sentence_pair", ORDER)
 _HIGHEST_SCORE = 5.0
 _DOWNLOAD = "python download_glue_data.py --data_dir DIR --tasks all writes them"
-
-
-@dataclass(frozen=True)
-class GlueExample:
-    """One row: `label` is a label string, a float for STS-B, or None if the file has no label column.
-
-    `index` is the file's own number for the row (used in submissions), or else its 0-based position.
-    `location` is its file and line, e.g. ``".../RTE/train.tsv:17"``.
-    """
-
-    index: int
-    text_a: str
-    text_b: str | None
-    label: str | float | None
-    location: str
-
-
 # Tasks evaluated and predicted with another task's head.
 SHARED_HEADS = {"mnli-mm": "mnli", "ax": "mnli"}
 # A regression task has no entropy; another task's entropy is used instead (see utils/uncertainty.py).

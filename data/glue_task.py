@@ -9,6 +9,21 @@ PAIR = ("sentence1", "sentence2")
 
 
 @dataclass(frozen=True)
+class GlueExample:
+    """One row: `label` is a label string, a float for STS-B, or None if the file has no label column.
+
+    `index` is the file's own number for the row (used in submissions), or else its 0-based position.
+    `location` is its file and line, e.g. ``".../RTE/train.tsv:17"``.
+    """
+
+    index: int
+    text_a: str
+    text_b: str | None
+    label: str | float | None
+    location: str
+
+
+@dataclass(frozen=True)
 class GlueTask:
     """One task of GLUE.
 

@@ -112,6 +112,10 @@ class OwnTask:
 
     # ---- rows
 
+    def split_of(self, split):
+        """The split ("train", "valid" or "test") that a system's name for it refers to."""
+        return _SAME.get(split, split)
+
     def rows(self, split, source=None):
         """Yield (location, prompts, answers) of every row of a split.
 
@@ -136,7 +140,7 @@ class OwnTask:
 
     def records(self, split, source=None):
         """Yield (location, record) of a split, as in the file."""
-        source, split = source or self.source, _SAME.get(split, split)
+        source, split = source or self.source, self.split_of(split)
         path = Path(source)
         if path.is_dir():
             return row_files.read_rows(self.split_path(split, source))
@@ -144,7 +148,7 @@ class OwnTask:
 
     def split_path(self, split, source=None):
         """The file that holds a split's rows; the source itself if that is not a folder."""
-        source, split = source or self.source, _SAME.get(split, split)
+        source, split = source or self.source, self.split_of(split)
         path = Path(source)
         return row_files.split_file(path, SPLITS[split], f"the task {self.name}") if path.is_dir() else path
 
@@ -156,7 +160,7 @@ class OwnTask:
     def has(self, split, source=None):
         """Whether the source has rows of a split."""
         source = source or self.source
-        split, path = _SAME.get(split, split), Path(source)
+        split, path = self.split_of(split), Path(source)
         if split not in SPLITS:
             return False
         if path.is_dir():
@@ -166,7 +170,7 @@ class OwnTask:
     def content_key(self, split, source=None):
         """A hash of everything that determines a split's rows."""
         path = self.split_path(split, source)
-        content = fingerprint(path) if path.is_file() else hub_fingerprint(str(path), _SAME.get(split, split))
+        content = fingerprint(path) if path.is_file() else hub_fingerprint(str(path), self.split_of(split))
         settings = [content, self.prompt, self.answer, self.labels, self.question]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 

@@ -12,7 +12,7 @@ ORDER = (
     "schema", "ag", "dbpedia", "yahoo", "amazon", "yelp", "e2enlg", "e2enlg2", "rnnlg.rest", "rnnlg.hotel", "rnnlg.tv",
     "rnnlg.laptop",
 )  # fmt: skip
-TASKS = registry.forms("question_answer", ORDER)
+TASKS = registry.Forms("question_answer", ORDER)
 
 
 def get_task(name, location="--tasks"):

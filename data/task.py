@@ -7,6 +7,7 @@ is implemented once, elsewhere.
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -299,15 +300,31 @@ def all_tasks():
     return {name: task for name, task in load_tasks().items() if task.markers}
 
 
-def forms(kind, first=()):
+class Forms(Mapping):
     """{name: form} of all tasks that have a form of one kind.
+
+    The tasks' files are imported when it is read, not when it is made, as they import modules that hold one.
 
     Args:
         kind: a key of `FORMS`.
         first: names to put first, in this order; the others follow alphabetically.
     """
-    by_name = {form.name: form for task in load_tasks().values() for form in task.forms(kind)}
-    return {name: by_name[name] for name in [*first, *sorted(set(by_name) - set(first))]}
+
+    def __init__(self, kind, first=()):
+        self.kind, self.first = kind, first
+
+    def _by_name(self):
+        return {form.name: form for task in load_tasks().values() for form in task.forms(self.kind)}
+
+    def __getitem__(self, name):
+        return self._by_name()[name]
+
+    def __iter__(self):
+        names = self._by_name()
+        return iter([*self.first, *sorted(set(names) - set(self.first))])
+
+    def __len__(self):
+        return len(self._by_name())
 
 
 def resolve(name):
@@ -329,7 +346,7 @@ def form(name, kind, flag="--tasks"):
     """
     task = resolve(name)
     if task is None and not get_own_task(name):
-        raise unknown_task(name, forms(kind), flag)
+        raise unknown_task(name, Forms(kind), flag)
     if task and (own_forms := task.forms(kind)):
         return next((form for form in own_forms if form.name == str(name).lower()), own_forms[0])
     return make_form(name, kind, flag)
@@ -350,7 +367,7 @@ def make_form(name, kind, flag):
         if own:
             raise
         raise UserError(f"task {name!r} cannot be used as {FORMS[kind]}: it {error.found}", location=flag,
-                        expected="one of " + ", ".join(forms(kind)),
+                        expected="one of " + ", ".join(Forms(kind)),
                         remedy="name its data as a task of your own: NAME=FOLDER_OR_FILE") from error  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from versatile.utils.errors import UserError, brief
 SPLITS = ("train", "validation", "test")
 HELD_OUT_ROWS = 1000
 """Training rows that become the validation set of a task whose rule is ``"held out"``."""
-TASKS = registry.forms("text_to_text")
+TASKS = registry.Forms("text_to_text")
 
 
 def get_task(name, flag="--tasks"):

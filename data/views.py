@@ -9,8 +9,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from versatile.data.glue import GlueExample
-from versatile.data.glue_task import GlueTask
+from versatile.data.glue_task import GlueExample, GlueTask
 from versatile.data.own_tasks import default_metrics, is_on_hub, split_names_of_json
 from versatile.data.question_samples import QA
 from versatile.data.question_task import LifelongTask

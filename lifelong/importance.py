@@ -96,7 +96,8 @@ class Importance:
     def begin_task(self, rates):
         """Set the penalty's strength from the learning rates of all steps of the next task."""
         if self.is_normalized:
-            self.strength = self.reg_lambda / (2 * sum(rates))
+            # A task whose only steps have a rate of 0 moves nothing that a penalty could hold.
+            self.strength = self.reg_lambda / (2 * total) if (total := sum(rates)) else 0.0
 
     def penalize(self, optimizer):
         """Move every parameter back towards p*, each at its group's learning rate; call it after a step.

@@ -12,7 +12,8 @@ import torch
 from scripts import SAMPLES
 from versatile.adapters import bert
 from versatile.data.encoders.sentence_pair import PairEncoder
-from versatile.data.glue import GlueExample, get_task
+from versatile.data.glue import get_task
+from versatile.data.glue_task import GlueExample
 
 import evaluate
 import evaluate_vlm

@@ -5,11 +5,13 @@ import json
 import math
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from scripts import metrics, run, run_as_user, small, without_java, write_task
 from training_runs import NLG, evaluate, refused, short_run
+from versatile.training import evaluation
 from versatile.training.decoding import Decoding, Prompt, decode
 from versatile.training.prompt_batches import left_padded
 
@@ -291,8 +293,30 @@ def test_without_output_dir_results_lie_under_results(trained, data, tmp_path, m
     for model, bottleneck, name in (("tiny-gpt2", 16, "adapter_result"), ("tiny-gpt2", -1, "GPT2_result")):
         argv = evaluated(trained(model, bottleneck), data, "x", "--limit", "1", "--max_length", "2")
         argv = [a for a in map(str, argv) if a not in ("--output_dir", "x")]
-        script.main(argv)
+        for _ in range(2):
+            script.main(argv)
         assert (tmp_path / "results" / name / "nlg_output.txt").is_file()
+    assert len(list((tmp_path / "results").iterdir())) == 2
+
+
+def test_the_default_directory_never_overwrites_another_models_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def results(name, run, *tasks):
+        folder = Path(evaluation.default_results(name, run, tasks))
+        folder.mkdir(parents=True, exist_ok=True)
+        for task in tasks:
+            (folder / f"{task}_metrics.json").write_text(json.dumps({"checkpoint": run}))
+        return str(folder)
+
+    assert results("adapter_result", "runs/a", "nlg") == "results/adapter_result"
+    assert results("adapter_result", str(tmp_path / "runs" / "a"), "nlg") == "results/adapter_result"
+    assert results("adapter_result", "runs/b", "mt") == "results/adapter_result"
+    assert results("adapter_result", "runs/b", "nlg", "mt") == "results/adapter_result-b"
+    assert results("adapter_result", "other/b", "nlg") == "results/adapter_result-b-2"
+    assert results("b", "runs/b", "rte") == "results/b" and results("b", "other/b", "rte") == "results/b-2"
+    (tmp_path / "results" / "b" / "rte_metrics.json").write_text("{")
+    assert results("b", "runs/b", "rte") == "results/b-3"
 
 
 # --- bad input ---------------------------------------------------------------------------------------------

@@ -189,6 +189,12 @@ def test_a_normalised_importance_has_the_mean_1_whatever_the_scale_of_the_publis
         same(omega, published.omega[name] / mean, rtol=1e-4, atol=1e-7)
 
 
+def test_a_task_whose_only_step_has_a_rate_of_0_has_no_penalty():
+    importance = Importance(torch.nn.Linear(2, 1), "ewc", 1.0, True)
+    importance.begin_task([0.0])
+    assert importance.strength == 0
+
+
 @pytest.mark.parametrize("steps, rate", [(50, 1e-3), (400, 6e-5)])
 @pytest.mark.parametrize("strength", [0.5, 1.0, 2.0])
 def test_over_a_task_a_parameter_of_mean_importance_is_drawn_back_to_e_to_the_minus_lambda(steps, rate, strength):

@@ -337,6 +337,15 @@ def test_an_own_task_trains_a_t5_beside_a_known_one(tmp_path):
     assert set(metrics(tmp_path / "out")["scores"]) == {"accuracy", "PPL"}
 
 
+@pytest.mark.parametrize("kind", ["folder", "file", "hub"])
+def test_the_test_rows_of_an_own_task_are_not_its_validation_rows(kind, tmp_path):
+    whole = {split: [{"prompt": p, "answer": a} for p, a in rows] for split, rows in ROWS.items()}
+    (tmp_path / "all.json").write_text(json.dumps(whole))
+    source = {"folder": write(tmp_path / "data"), "file": tmp_path / "all.json", "hub": "somebody/songs"}[kind]
+    register_own_tasks([define("mine", str(source))])
+    assert not text_to_text.test_is_validation(text_to_text.get_task("mine"))
+
+
 def sources(folder):
     """Inputs of an evaluation's outputs."""
     lines = (folder / "mine_outputs.jsonl").read_text().splitlines()

@@ -153,6 +153,8 @@ def test_python_combines_evaluates_and_answers_what_it_trained(tmp_path, monkeyp
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores/mt_metrics.json").write_text("")
     assert list(versatile.evaluate(dict(flags, output_dir=tmp_path / "scores"))) == ["nlg"]
+    with pytest.raises(versatile.UserError, match="does not write scores task by task"):
+        versatile.evaluate(dict(model_dirs=["x"]), "evaluate_lifelong")
     wrong = (dict(max_length=0), "max_length"), (dict(num_beams="4"), "num_beams"), (dict(beams=4), "beams")
     for settings, words in wrong:
         with pytest.raises(versatile.UserError, match=words):

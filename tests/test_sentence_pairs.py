@@ -12,6 +12,7 @@ from versatile.adapters.backbones import bundled
 from versatile.data import glue, glue_files
 from versatile.data.encoders.base import EncodedExample
 from versatile.data.encoders.sentence_pair import PairEncoder, load_split, longest_first
+from versatile.data.glue_task import GlueExample
 from versatile.data.pair_batches import CandidateBatches, CoverageTracker, PairBatches
 from versatile.utils.errors import UserError
 
@@ -63,7 +64,7 @@ def test_one_token_after_another_goes_from_the_longer_text_and_at_a_tie_from_the
 def test_rows_are_what_the_tokenizer_makes_of_them(tokenizer, texts, longest):
     # A special token spelt out in a text stays text, which the library's own call does not ensure.
     texts = [(a.replace("[", "("), b if b is None else b.replace("[", "(")) for a, b in texts]
-    examples = [glue.GlueExample(i, a, b, None, "x") for i, (a, b) in enumerate(texts)]
+    examples = [GlueExample(i, a, b, None, "x") for i, (a, b) in enumerate(texts)]
     encoder, task, cuts = PairEncoder(tokenizer, longest), glue.get_task("rte"), 0
     for example in examples:
         encoded, whole = encoder.encode(task, example), tokenizer(example.text_a, example.text_b)
@@ -76,7 +77,7 @@ def test_rows_are_what_the_tokenizer_makes_of_them(tokenizer, texts, longest):
 
 
 def test_a_special_token_spelt_in_a_text_stays_text(tokenizer):
-    example = glue.GlueExample(0, "a [SEP] b [PAD]", "c [CLS]", None, "x")
+    example = GlueExample(0, "a [SEP] b [PAD]", "c [CLS]", None, "x")
     encoded = PairEncoder(tokenizer, 64).encode(glue.get_task("rte"), example)
     row, first = encoded.ids, encoded.types.count(0)
     assert row.count(tokenizer.sep_token_id) == 2 and row.count(tokenizer.cls_token_id) == 1

@@ -10,6 +10,7 @@ from training_runs import parse_t5 as parse
 from training_runs import refused
 from versatile.adapters import t5, t5_loading
 from versatile.training.evaluation import data_of
+from versatile.training.text_to_text_arguments import warmup_steps
 from versatile.training.text_to_text_training import check_directory
 from versatile.utils.errors import UserError
 
@@ -136,6 +137,22 @@ def test_a_typed_model_brings_its_tokenizer_and_typed_tasks_are_evaluated(tmp_pa
     found = parse([config_of_all, "--model_name_or_path", "tiny-t5", *typed])
     assert found.tokenizer_name == "other" and found.eval_tasks == ["mrpc"]
     assert parse([config_of_all]).tokenizer_name == "t5-base"
+
+
+def test_what_is_typed_is_not_overruled_by_another_setting_of_a_config_file(tmp_path):
+    file = ROOT / "configs" / "hyperformer++.json"
+    known = parse([file])
+    assert known.warmup_steps == 500 and known.max_steps > 0 and known.task_embedding_dim == 64
+    typed = parse([file, "--warmup_ratio", "0.5", "--num_train_epochs", "2", "--task_embedding_dir", tmp_path])
+    assert warmup_steps(typed, 8) == 4 and typed.max_steps == -1 and typed.task_embedding_dim is None
+    both = parse([file, "--warmup_ratio", "0.5", "--warmup_steps", "3"])
+    assert warmup_steps(both, 8) == 3
+
+
+def test_the_hypernetwork_of_each_layer_has_one_name_in_all_scripts(tmp_path):
+    for name in ("hyperformer-per-layer", "meta"):
+        arguments = parsed(tmp_path, "--method", name, "--task_embedding_dim", "8", "--reduction_factor", "16")
+        assert train_t5.settings_of(arguments).method == "meta"
 
 
 def test_unknown_tasks_are_named_first(tmp_path):

@@ -4,8 +4,11 @@
 """
 
 import argparse
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 from versatile.data import glue, question_tasks, task, text_to_text
 from versatile.data.own_tasks import OwnTask
 from versatile.data.question_samples import load_task
@@ -87,9 +90,22 @@ def test_a_new_data_set_is_one_call(registry):
     add_task(Task(name="boat", aliases=("boats",), summary="boats", question_answer=LifelongTask("boat"),
                   text_to_text=classification("boat", PAIR, ("small", "large"), None)))  # fmt: skip
     assert text_to_text.get_task("boats").name == question_tasks.get_task("BOAT").name == "boat"
-    assert "boat" in task.forms("text_to_text")
+    assert "boat" in task.Forms("text_to_text")
     with pytest.raises(ValueError, match="names already used"):
         add_task(Task(name="ship", aliases=("boats",)))
+
+
+@pytest.mark.parametrize("module", ["glue", "question_tasks", "text_to_text", "views", "task_names"])
+def test_whatever_is_imported_first_finds_a_task_file_with_prompts_and_answers(module, tmp_path):
+    """Modules that list all tasks import their files, which import modules in turn."""
+    (tmp_path / "boat.py").write_text(
+        "from versatile.data.own_tasks import OwnTask\nfrom versatile.data.views import add_pairs\n\n"
+        "add_pairs(OwnTask('boat', 'somebody/boats', ('text',), 'size', ('small', 'large')), 'boats')\n"
+    )
+    code = (f"from versatile.data import tasks; tasks.__path__.append({str(tmp_path)!r}); "
+            f"from versatile.data import {module}, glue; print(glue.get_task('boat').labels)")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "('small', 'large')\n", done.stderr
 
 
 def test_a_data_set_of_prompts_and_answers_is_one_call_for_all_systems(registry, tmp_path):

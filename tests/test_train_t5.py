@@ -15,7 +15,7 @@ CONFIG = dict(
     per_device_train_batch_size=4, label_smoothing=0.1, temperature=10, train_adapters=True, reduction_factor=16,
     adapter_config_name="adapter", unfreeze_layer_norms=True, max_source_length=32, n_train=30, n_val=4, n_test=4,
     split_validation_test=True, do_train=True, do_eval=True, do_test=True, eval_strategy="steps", eval_steps=4,
-    save_steps=4, save_total_limit=2, logging_steps=3, load_best_model_at_end=True, fp32=True,
+    save_steps=4, save_total_limit=2, logging_steps=3, logging_first_step=True, load_best_model_at_end=True, fp32=True,
     metric_for_best_model="eval_loss", greater_is_better=False,
 )  # fmt: skip
 
@@ -116,6 +116,8 @@ def test_the_final_model_is_the_best_one(finished):
     metrics, scores = read(folder / "metrics.json"), read(folder / "val_results.json")
     best = min(metrics["history"]["valid"], key=lambda row: row["eval_loss"])
     assert metrics["best_step"] == best["step"]
+    # The first step is logged, not evaluated.
+    assert [metrics["history"][split][0]["step"] for split in ("train", "valid")] == [1, 4]
     assert scores["eval_loss"] == pytest.approx(best["eval_loss"], rel=1e-5)
     assert different(tensors(folder), tensors(folder / "checkpoints" / f"step_{best['step']:08d}")) == []
 

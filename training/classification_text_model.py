@@ -7,6 +7,7 @@ import torch
 from versatile.adapters import bert
 from versatile.data import glue, glue_files
 from versatile.data.encoders.sentence_pair import PairEncoder, load_split
+from versatile.data.glue_task import GlueExample
 from versatile.data.own_tasks import register_own_tasks
 from versatile.data.padding import tensors
 from versatile.data.pair_batches import pair_inputs
@@ -119,7 +120,7 @@ class SentenceClassifier(TextModel):
         encoder, rows = PairEncoder(self.tokenizer, self.longest), []
         for example in examples:
             first, *second = (span.text for span in example.context)
-            rows.append(glue.GlueExample(0, first, second[0] if second else None, None, example.location))
+            rows.append(GlueExample(0, first, second[0] if second else None, None, example.location))
         task_id, eos = self.model.task_id(name), self.tokenizer.sep_token_id
         encoded = [encoded for _, encoded in encoder.encode_all(self.tasks[name].form, rows)]
         return [Prompt(row.ids, row.types, task_id, eos) for row in encoded], dict(encoder.counts)

@@ -8,7 +8,7 @@ import contextlib
 import json
 import re
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
 
 from versatile.data import instances
@@ -222,6 +222,35 @@ def evaluate_into(output_dir, text_model, splits, decoding, samples=3, **more):
     return summaries
 
 
+def default_results(name, checkpoint, tasks):
+    """A directory for a model's results: results/<name>, or one named for its run too where that holds another model's.
+
+    Args:
+        name: name of the directory.
+        checkpoint: the model's directory, as in the results.
+        tasks: names of the tasks that are evaluated; results of other tasks may be another model's.
+    """
+    run = runs.run_of(checkpoint).name
+    longer = name if run in ("", name) else f"{name}-{run}"
+    names = chain(dict.fromkeys([name, longer]), (f"{longer}-{number}" for number in count(2)))
+    folder = next(folder for folder in map(Path("results").joinpath, names)
+                  if not any(_is_of_another(folder / f"{t}_metrics.json", checkpoint) for t in tasks))  # fmt: skip
+    if folder.name != name:
+        print(f"results/{name} holds another model's results; these go into {folder}")
+    return str(folder)
+
+
+def _is_of_another(path, checkpoint):
+    """Whether a metrics file exists and is not of this checkpoint."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["checkpoint"]
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+    return not isinstance(found, str) or Path(found).resolve() != Path(checkpoint).resolve()
+
+
 # Encoders of models whose runs record their data and settings.
 RUN_ENCODERS = ("text_to_text", "sentence_pair")
 
@@ -254,7 +283,8 @@ def evaluate_run(args, typed, encoder):
     for name, source in (getattr(args, "own_tasks", None) or {}).items():
         relocate(name, source, "--task")
     splits = text_model.read_splits(args, typed)
-    args.output_dir = args.output_dir or f"results/{runs.run_of(args.model_checkpoint).name}"
+    run, names = runs.run_of(args.model_checkpoint).name, [split.name for split in splits]
+    args.output_dir = args.output_dir or default_results(run, args.model_checkpoint, names)
     writable_directory(args.output_dir, "--output_dir")
     decoding = Decoding(batch_size=args.batch_size)
     evaluate_into(args.output_dir, text_model, splits, decoding, args.samples, **text_model.describe())

@@ -23,9 +23,11 @@ class Settings:
     # A point of the curve is the mean loss of the steps since the previous point, not the loss of its step.
     mean_loss: bool = False
     log_first: bool = False
-    # eval_epochs: evaluate after each epoch and at the end; eval_steps: also every this many steps.
+    # eval_epochs: evaluate after each epoch and at the end; eval_steps: also every this many steps; eval_first: then
+    # also after the first step.
     eval_epochs: bool = True
     eval_steps: int | None = None
+    eval_first: bool = False
     dtype: torch.dtype = torch.float32
     report_to: tuple = ("tensorboard",)
     # Names of the flags, for messages.

@@ -10,6 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from versatile.adapters.manifest import peek
+from versatile.adapters.methods.registry import ALIASES, FULL
 from versatile.data.own_tasks import prepare_own_tasks
 from versatile.training.method_flags import check_settings
 from versatile.training.runs import Run, check_flags, refuse_elsewhere, run_flags, run_of
@@ -77,23 +78,30 @@ def parse(make_parser, argv=None, script="train_t5.py"):
         typed = flags.typed_flags(make_parser, argv)
         vars(arguments).update(flags_of_resumed_run(directory, typed, p, script))
     else:
-        follow(arguments)
+        follow(arguments, p)
     settings.apply_fp16_level(p, arguments)
     complete(arguments)
     return arguments
 
 
 # {setting: its leader}: the setting in a config file is ignored if its leader is typed.
-FOLLOWS = {"tokenizer_name": "model_name_or_path", "eval_tasks": "tasks", "greater_is_better": "metric_for_best_model"}
+FOLLOWS = {
+    "tokenizer_name": "model_name_or_path",
+    "eval_tasks": "tasks",
+    "greater_is_better": "metric_for_best_model",
+    "warmup_steps": "warmup_ratio",
+    "max_steps": "n_epochs",
+    "task_embedding_dim": "task_embedding_dir",
+}
 
 
-def follow(arguments):
-    """A typed model comes with its own tokenizer, typed tasks are also the evaluated ones, and a typed metric has its
-    own direction."""
+def follow(arguments, parser):
+    """A typed model comes with its own tokenizer, typed tasks are also the evaluated ones, a typed metric has its own
+    direction, typed embeddings their own size, and typed shares and epochs are not overruled by a file's steps."""
     for name, leader in FOLLOWS.items():
         typed = {n: arguments.locations.get(n, "").startswith("--") for n in (name, leader)}
         if typed[leader] and not typed[name] and getattr(arguments, leader) and hasattr(arguments, name):
-            setattr(arguments, name, None)
+            setattr(arguments, name, parser.get_default(name))
 
 
 def resumed(arguments):
@@ -298,7 +306,7 @@ def check_task_names(arguments, names=("tasks", "eval_tasks")):
 def check_method(arguments):
     """Raise a `UserError` for settings that do not fit the method or the tasks."""
     if arguments.method:
-        arguments.train_adapters = arguments.method != "full"
+        arguments.train_adapters = arguments.method != FULL
         if arguments.train_adapters and not arguments.train_adapters_blocks:
             raise UserError(f"--method {arguments.method} trains what this leaves out",
                             location=arguments.location("train_adapters_blocks"),
@@ -321,7 +329,8 @@ def check_method(arguments):
 def t5_method(arguments):
     """One of `adapters.t5.METHODS`."""
     if arguments.method:
-        return "finetune" if arguments.method == "full" else arguments.method
+        published = {FULL: "finetune", **{name: alias for alias, name in ALIASES.items()}}
+        return published.get(arguments.method, arguments.method)
     if not (arguments.train_adapters and arguments.train_adapters_blocks):
         return "finetune"
     if arguments.adapter_config_name == "adapter":

@@ -4,12 +4,13 @@
 import math
 from argparse import ArgumentTypeError
 
+from versatile.adapters.methods.registry import ALIASES, FULL
 from versatile.adapters.schemas import PORT_METHODS, PUBLISHED_T5
 from versatile.data.task_names import task_flag
 from versatile.training import method_flags
 from versatile.utils import flags, settings
 
-METHODS = ("full", *PUBLISHED_T5[1:], *PORT_METHODS)
+METHODS = (FULL, *PUBLISHED_T5[1:], *ALIASES.values(), *PORT_METHODS)
 # Settings of the methods that T5 shares with other backbones.
 PORT_SETTINGS = method_flags.settings_of(PORT_METHODS)
 
@@ -153,7 +154,8 @@ def add_model(p):
 
 def _add_adapters(p):
     g = p.group("adapters")
-    g.add_argument("--method", choices=METHODS, help="adaptation method (default: determined by the flags below)")
+    g.add_argument("--method", choices=METHODS, help="adaptation method; meta is the published name of "
+                   "hyperformer-per-layer (default: determined by the flags below)")  # fmt: skip
     method_flags.add_setting_flags(g, PORT_SETTINGS)
     g.add_argument("--train_adapters", action="store_true", help="train adapters instead of the model")
     g.add_argument("--adapter_config_name", default="meta-adapter", choices=["adapter", "meta-adapter"],
@@ -187,7 +189,8 @@ def _add_adapters(p):
 def _add_actions(p):
     g = p.group("what to do")
     g.add_argument("--do_train", action="store_true", help="train")
-    g.add_argument("--do_eval", action="store_true", help="evaluate on the validation splits, also during training")
+    g.add_argument("--do_eval", action="store_true", help="evaluate on the validation splits: at the end, "
+                                                          "and during training as --eval_strategy says")  # fmt: skip
     g.add_argument("--do_test", "--do_predict", action="store_true", help="evaluate the best model on the test splits")
     g.add_argument("--predict_with_generate", action="store_true", default=True,
                    help="decode outputs in evaluation; otherwise only the loss is computed")  # fmt: skip

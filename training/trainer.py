@@ -367,7 +367,7 @@ class Trainer:
     def evaluation_due(self, step):
         """Whether the model is evaluated after optimizer step `step` (from 1)."""
         every = self.settings.eval_steps if self.evaluate else None
-        if every and (step % every == 0 or (self.settings.log_first and step == 1)):
+        if every and (step % every == 0 or (self.settings.eval_first and step == 1)):
             return True
         return self.settings.eval_epochs and (step % self.epoch_steps == 0 or step >= self.total_steps)
 

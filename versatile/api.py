@@ -87,7 +87,14 @@ def evaluate(flags, script="evaluate"):
 
     Returns:
         {task: content of its <task>_metrics.json}
+
+    Raises:
+        UserError: a script that writes no such files, or what the script itself refuses.
     """
+    if Path(str(script)).stem not in ("evaluate", "evaluate_vlm"):
+        raise UserError(f"{script} does not write scores task by task", location="script",
+                        expected="evaluate or evaluate_vlm",
+                        remedy="run it from the command line; evaluate_lifelong.py writes matrix.json")  # fmt: skip
     with contextlib.ExitStack() as stack:
         folder = flags.get("output_dir") or stack.enter_context(tempfile.TemporaryDirectory())
         earlier = {path: _version(path) for path in Path(folder).glob("*_metrics.json")}

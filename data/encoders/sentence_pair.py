@@ -34,7 +34,7 @@ def longest_first(first, second, room):
 
 
 class PairEncoder(ExampleEncoder):
-    """Turns a `data.glue.GlueExample` of a `data.glue_task.GlueTask` into ids.
+    """Turns a `data.glue_task.GlueExample` of a `data.glue_task.GlueTask` into ids.
 
     Args:
         tokenizer: a BERT's fast tokenizer.
