@@ -13,8 +13,8 @@
 
 --seq_train_type selects the strategy against forgetting; each is described below, with its flags. Models are written to
 MODEL_ROOT_DIR/<model>/<type>/<t1_t2_…>_<pct>_<seed>/<task>/ (_seed_<seed> except for lll; no <task> if all are trained
-at once). --distil, --seq_distil, --real_sample, --lead_bos and --own_adapters are appended to the name of the
-sequence's directory.
+at once). --distil, --seq_distil, --real_sample, --lead_bos, --own_adapters, --normalize_importance and --unbound are
+appended to the name of the sequence's directory.
 
 If training is killed at any moment, the same command (or --resume DIR) resumes it and ends at the same weights;
 finished work is not repeated.

@@ -319,7 +319,7 @@ def finish(arguments, run, model, tokenizer, splits, trained):
         write_json(folder / "arguments_results.json", arguments.flags())
     if idist.get_world_size() > 1:
         idist.barrier()
-    experiment.say(f"model and results in {run.directory}")
+    experiment.say(f"{'model and results' if trained else 'results'} in {run.directory}")
     following = ("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory)
     experiment.end_run(arguments, run, *(following if trained else ()))
 

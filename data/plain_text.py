@@ -45,8 +45,8 @@ def stripped_ids(backend, texts, lead):
 
 def leading_space(tokenizer):
     """One space, unless the tokenizer puts a word boundary before the first word by itself (SentencePiece)."""
-    ids = tokenizer.encode("a", add_special_tokens=False)
-    return "" if tokenizer.convert_ids_to_tokens(ids)[0].startswith("▁") else " "
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))
+    return "" if pieces and pieces[0].startswith("▁") else " "
 
 
 def _plain(backend):

@@ -58,7 +58,7 @@ def add_name_flags(parser):
               help="the tasks, in training order; NAME=DATA for a task of your own, see data/own_tasks.py; or a "
                    f"benchmark's task order: {', '.join(ORDERS)}")  # fmt: skip
     settings.add(parser, "model_checkpoint", group=g.title, default="gpt2",
-                 help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama")  # fmt: skip
+                 help="backbone: a hub name, a directory, or smollm2, tiny-gpt2, tiny-llama, tiny-t5")  # fmt: skip
     g.add_argument("--gen_lm_sample_percentage", type=flags.share, default=0.05,
                    help="samples replayed (lll) or kept (gem), as a fraction of the next task's data")  # fmt: skip
     settings.add(parser, "adapter_bottleneck", group=g.title, type=flags.not_negative,

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import importlib
 import json
+import math
 import os
 import random
 import shutil
@@ -125,6 +126,29 @@ def test_the_message_names_the_key_and_what_is_wrong(kind, path, new, says, save
     (directory / name).write_text(json.dumps(mutated(json.loads((directory / name).read_text()), path, new)))
     message = outcome(load, directory)
     assert says in message and (name in message or "model.safetensors" in message), message
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"watermarking_config": "x"}', '{"cache_implementation": "x"}',
+                                  '{"forced_eos_token_id": 999999}', '{"suppress_tokens": [1, 999999]}'])  # fmt: skip
+def test_a_damaged_generation_config_is_not_put_down_to_the_weights(text, saved, tmp_path):
+    directory = shutil.copytree(saved["full"], tmp_path / "model")
+    (directory / "generation_config.json").write_text(text)
+    message = outcome(checkpoint.load, directory)
+    assert "generation_config.json" in message and "weights" not in message
+
+
+def test_a_token_without_a_row_is_named(saved, tmp_path):
+    directory = shutil.copytree(saved["full"], tmp_path / "model")
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["a"] = 99_999
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "'a' has the id 99999" in outcome(checkpoint.load, directory)
+
+
+def test_numbers_of_8_bits_are_finite_or_not():
+    ones = torch.ones(4).to(torch.float8_e4m3fn)
+    assert backbones.not_finite({"a": ones}) is None
+    assert backbones.not_finite({"a": ones, "b": torch.tensor([1.0, math.nan]).to(torch.float8_e4m3fn)}) == "b"
 
 
 def test_a_backbone_beside_its_moved_adapters_is_found(saved, tmp_path):

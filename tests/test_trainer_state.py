@@ -59,6 +59,24 @@ def test_an_optimizer_of_another_model_is_one_message(optimizer, tmp_path):
             load_optimizer(dict(optimizer=state, scaler={}), optimizer, scaler, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+@pytest.mark.parametrize("moment", [torch.ones(1), torch.ones(3, 2), torch.ones(())])
+def test_moments_of_another_shape_are_refused(name, moment, optimizer, tmp_path):
+    """torch does not compare the shapes: it would read beyond the end of the memory."""
+    state = training_state(optimizer)
+    state["optimizer"]["state"][0][name] = moment
+    with pytest.raises(UserError, match=rf"state\[0\].{name} has the shape(.|\n)*expected: \(3,\)"):
+        load_optimizer(state, optimizer, torch.amp.GradScaler("cpu", enabled=False), tmp_path)
+
+
+def test_a_run_does_not_resume_without_its_moments(optimizer, tmp_path):
+    state, scaler = training_state(optimizer), torch.amp.GradScaler("cpu", enabled=False)
+    state["optimizer"]["state"] = {}
+    with pytest.raises(UserError, match="empty after 2 steps"):
+        load_optimizer(state, optimizer, scaler, tmp_path)
+    load_optimizer(state | dict(step=0), optimizer, scaler, tmp_path)
+
+
 def test_a_checkpoint_whose_state_is_damaged_is_passed_over(optimizer, tmp_path, capsys):
     run = Run.create(tmp_path / "run", {})
     for step in (1, 2):

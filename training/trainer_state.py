@@ -6,6 +6,8 @@ from versatile.utils.schema import ListOf, MapOf, Number, Record, Whole, validat
 
 _REMEDY = "remove this checkpoint: the run resumes from the one before"
 _LOGGED = ListOf(Record(fields=dict(step=Whole(required=True))), longest=2**53, required=True)
+# Names of an optimizer's tensors that have their parameter's shape.
+_SHAPED_AS_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
 _STATE = Record(
     fields=dict(
         step=Whole(0, 2**53, required=True),
@@ -79,6 +81,7 @@ def load_optimizer(state, optimizer, scaler, checkpoint):
         UserError: the states do not fit.
     """
     try:
+        _refuse_other_shapes(state, optimizer, checkpoint)
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
@@ -87,6 +90,22 @@ def load_optimizer(state, optimizer, scaler, checkpoint):
             location=checkpoint / STATE,
             remedy=_REMEDY,
         ) from error
+
+
+def _refuse_other_shapes(state, optimizer, checkpoint):
+    """Raise a `UserError` for moments of other shapes than the parameters', or none at all: torch would read beyond
+    their ends, or start from zero."""
+    stored, groups = state["optimizer"], optimizer.param_groups
+    saved = [number for group in stored["param_groups"] for number in group["params"]]
+    for number, p in zip(saved, [p for group in groups for p in group["params"]]):
+        for name, value in stored["state"].get(number, {}).items():
+            if name in _SHAPED_AS_PARAMETER and value is not None and value.shape != p.shape:
+                raise UserError(f"optimizer.state[{number}].{name} has the shape {tuple(value.shape)}",
+                                location=checkpoint / STATE, expected=str(tuple(p.shape)), remedy=_REMEDY)  # fmt: skip
+    # A gradient scaler may have skipped all steps so far.
+    if not stored["state"] and state["step"] and not state["scaler"] and any("betas" in group for group in groups):
+        raise UserError(f"optimizer.state is empty after {state['step']} steps", location=checkpoint / STATE,
+                        expected="the moments of every parameter", remedy=_REMEDY)  # fmt: skip
 
 
 def load_callbacks(state, callbacks, checkpoint):

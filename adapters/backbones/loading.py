@@ -58,6 +58,10 @@ def check_table(model, tokenizer, location, remedy="use the tokenizer that belon
     if len(tokenizer) > (rows := len(model.get_input_embeddings().weight)):
         raise UserError(f"the tokenizer knows {len(tokenizer)} tokens, the model's table has {rows} rows",
                         location=location, expected="a row for every token", remedy=remedy)  # fmt: skip
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
+    if highest >= rows:
+        raise UserError(f"the tokenizer's token {token!r} has the id {highest}, the model's table has {rows} rows",
+                        location=location, expected="a row for every token", remedy=remedy)  # fmt: skip
 
 
 def keep_name(model, name):
@@ -278,6 +282,7 @@ def _load_transformers(folder, config, location, seed, quantization):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return _with_own_head(auto.from_config(config, dtype=torch.float32)), tokenizer
+    _check_generation_config(Path(folder) / "generation_config.json", config)
     try:
         model, info = auto.from_pretrained(
             folder, config=config, dtype=torch.float32, output_loading_info=True, weights_only=True,
@@ -299,6 +304,26 @@ def _load_transformers(folder, config, location, seed, quantization):
     return model, tokenizer
 
 
+def _check_generation_config(path, config):
+    """Raise a `UserError` if a model's own settings of `generate` cannot be read or name tokens that it does not have;
+    transformers would put the former down to the weights."""
+    from transformers import GenerationConfig
+
+    if not path.is_file():
+        return
+    try:
+        own = GenerationConfig.from_pretrained(path.parent).to_dict()
+    except Exception as error:
+        raise UserError(f"not readable: {first_line(error)}", location=path, expected="settings of generation",
+                        remedy="fetch the file again, or delete it") from error  # fmt: skip
+    for name in ("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
+        value = own.get(name)
+        ids = value if isinstance(value, list) else [value]
+        if any(isinstance(i, int) and i >= config.vocab_size for i in ids):
+            raise UserError(f"{name} is {value}", location=path, expected=f"ids below {config.vocab_size}",
+                            remedy="fetch the file again, or delete it")  # fmt: skip
+
+
 def _with_own_head(model):
     """Untie the head of a randomly initialised encoder-decoder without head scaling (T5 v1.1, Flan, mT5).
 
@@ -316,8 +341,12 @@ def _with_own_head(model):
 def not_finite(state):
     """The first key of a state dict whose tensor holds NaN or an infinity, or None."""
     for key, tensor in state.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        # 8-bit types have no minimum.
+        values = tensor if tensor.element_size() > 1 else tensor.float()
         # Minimum and maximum suffice, without a copy of the tensor; both are NaN if any value is.
-        if tensor.is_floating_point() and tensor.numel() and not all(e.isfinite() for e in tensor.aminmax()):
+        if not all(e.isfinite() for e in values.aminmax()):
             return key
     return None
 
