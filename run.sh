@@ -7,7 +7,7 @@
 #   ./run.sh camtl-demo       one BERT for five GLUE tasks on bundled data: plain, conditional, with batches by uncertainty
 #   ./run.sh test [args]      the tests (args go to pytest; -m slow: the slow ones)
 #   ./run.sh bench [args]     the benchmarks (args go to each, e.g. --quick)
-#   ./run.sh table [places]   all results as a table and charts (default: results/)
+#   ./run.sh table [folders]  all results as a table and charts (default: results/)
 #   ./run.sh plan ROW         what a published row (vlm-*, lifelong-*, t5-*, camtl-*) needs: weights, data, memory, hours
 #                             here and on a GPU
 #   ./run.sh list [names]     print all recipes, or only these

@@ -109,6 +109,7 @@ def distil(args, task, path):
     from versatile.adapters.inference import prepare_for_inference
     from versatile.data import instances
     from versatile.training import sentence_distillation as sentences
+    from versatile.training.decoding import Decoding
     from versatile.utils import devices
 
     devices.quiet_libraries(args.cache_dir)
@@ -121,8 +122,6 @@ def distil(args, task, path):
     model, tokenizer = checkpoint.load(args.model_checkpoint, task.name)
     prepare_for_inference(model, device, dtype)
     positions = max_length_of(model)
-    from versatile.training.decoding import Decoding
-
     decoding = Decoding.from_flags(args, positions)
 
     def encode(examples):

@@ -60,7 +60,8 @@ def train(flags, script="train"):
     name, flags = find_script(str(script), "script"), dict(flags)
     if not flags.get("resume"):
         tasks = flags.get("task") or flags.get("tasks") or ()
-        names = [tasks] if isinstance(tasks, str) else tasks
+        # A task of one's own is typed as NAME=DATA.
+        names = [str(task).partition("=")[0] for task in ([tasks] if isinstance(tasks, str) else tasks)]
         flags["output_dir"] = flags.get("output_dir") or default_directory(name, *names)
     run_script(name, flags)
     return Path(flags.get("resume") or flags["output_dir"])

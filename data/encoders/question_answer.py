@@ -152,7 +152,7 @@ class QuestionEncoder(ExampleEncoder):
     def assemble(self, task, example, pieces):
         context, question, *answers = pieces
         answer = self._joined(answers)
-        # One place is for the start token; the labels are shifted by one.
+        # One position is for the start token; the labels are shifted by one.
         room = self.max_len - 1
         fixed = 1 + (self.sep is not None)
         kept = answer[: max(room // 2, room - fixed - len(question))]
