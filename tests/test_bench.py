@@ -22,6 +22,8 @@ SCRIPTS = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if p.stem not in 
 ALONE = {"peers": ["--sides", "ours"]}
 # [script and any further flags]
 RUNS = [*([script] for script in SCRIPTS), ["decode", "--t5"]]
+# Benchmarks whose quick runs take longer than all others together: they start several processes for each side.
+SLOW = {"processes", "accumulation", "peers"}
 
 
 class Forked:
@@ -49,7 +51,8 @@ def quick_run(script, flags, saved, folder, monkeypatch, capsys):
     return result.out
 
 
-@pytest.mark.parametrize("run", RUNS, ids=" ".join)
+@pytest.mark.parametrize("run", [pytest.param(run, id=" ".join(run), marks=[pytest.mark.slow] * (run[0] in SLOW))
+                                 for run in RUNS])  # fmt: skip
 def test_quick_run_prints_hardware_table_and_ratio(run, tmp_path, monkeypatch, capsys):
     saved, (script, *flags) = tmp_path / "numbers.json", run
     printed = quick_run(script, flags, saved, tmp_path, monkeypatch, capsys)
