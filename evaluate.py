@@ -40,8 +40,9 @@ def parser():
                    metavar="TASK=DIR", help="the same for individual tasks; folders for a model of train_t5.py or "
                                             "train_camtl.py (default: --dataset_path, else the run's)")  # fmt: skip
     settings.add(p, "split")
-    settings.add(p, "limit", help="use only the first N instances; for a model of train_t5.py, N of each task, drawn "
-                                  "with the run's --data_seed")  # fmt: skip
+    settings.add(p, "limit", help="score only the first N inputs; PPL covers the first N pairs of an input and one "
+                                  "of its references; for a model of train_t5.py, N of each task, drawn with the "
+                                  "run's --data_seed")  # fmt: skip
     settings.add(p, "adapter_bottleneck", help="only checked, as the checkpoint stores its own value")
     settings.add(p, "max_history", help=settings.HISTORY)
     list_tasks(g)

@@ -31,7 +31,7 @@ def parser():
                    metavar="TASK=FILE", help="data files (default: the tasks' own locations under data/); for a model "
                                              "of train_t5.py or train_camtl.py, data folders")  # fmt: skip
     settings.add(p, "split")
-    settings.add(p, "limit", help="use only the first N instances of each task")
+    settings.add(p, "limit", help="as in evaluate.py: score only the first N inputs of each task")
     settings.add(p, "max_history", help=settings.HISTORY)
     list_tasks(g)
     settings.add_decoding(p, notices=settings.TOKENS_MOVED)
