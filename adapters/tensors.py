@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from versatile.adapters.backbones import loading as backbones
 from versatile.utils.errors import UserError, brief
-from versatile.utils.files import atomic_write
+from versatile.utils.files import atomic_write, check_name
 
 
 def read_safetensors(path):
@@ -18,6 +18,7 @@ def read_safetensors(path):
     if not path.is_file():
         raise UserError("no such file", location=path, expected="the weights next to their config",
                         remedy="the run may not have saved a model yet: see its checkpoints/")  # fmt: skip
+    check_name(path, path, "rename its directory")
     try:
         state = load_file(path)
     except (SafetensorError, ValueError, OSError) as error:

@@ -145,6 +145,12 @@ def test_a_token_without_a_row_is_named(saved, tmp_path):
     assert "'a' has the id 99999" in outcome(checkpoint.load, directory)
 
 
+def test_a_directory_whose_name_is_not_text_is_named_not_its_file(saved, tmp_path):
+    directory = shutil.copytree(saved["adapter"], tmp_path / os.fsdecode(b"n\xff"))
+    with pytest.raises(UserError, match=r"the name is not UTF-8 text(.|\n)*rename its directory"):
+        checkpoint.load(directory)
+
+
 def test_numbers_of_8_bits_are_finite_or_not():
     ones = torch.ones(4).to(torch.float8_e4m3fn)
     assert backbones.not_finite({"a": ones}) is None

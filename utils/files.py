@@ -282,15 +282,18 @@ def refuse_taken(path):
                         remedy="name another directory, or remove it")  # fmt: skip
 
 
-def writable_directory(path, flag):
-    """Make the directory `path` and check that a file can be written there, before any long work starts."""
-    path = Path(path)
+def check_name(path, location, remedy):
+    """Raise a `UserError` if a path is not UTF-8 text: neither safetensors nor tokenizers can use it."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError as error:
-        # Neither safetensors nor tokenizers can write below such a name.
-        raise UserError("the name is not UTF-8 text", location=f"{flag} {path}",
-                        remedy="choose another directory") from error
+        raise UserError("the name is not UTF-8 text", location=location, remedy=remedy) from error
+
+
+def writable_directory(path, flag):
+    """Make the directory `path` and check that a file can be written there, before any long work starts."""
+    path = Path(path)
+    check_name(path, f"{flag} {path}", "choose another directory")
     try:
         with disk_errors(path):
             path.mkdir(parents=True, exist_ok=True)
