@@ -13,12 +13,10 @@ from versatile.data import question_samples, question_scores, question_tasks
 from versatile.data import text_to_text_rows as rows_of
 from versatile.data.files import distilled_beside, fingerprint
 from versatile.data.json_files import iter_records, split_names
-from versatile.data.own_tasks import LONGEST_ANSWER, answer_text, answers_of, text_of
+from versatile.data.own_tasks import LONGEST_ANSWER, VALID, answer_text, answers_of, text_of
 from versatile.data.text_to_text import SplitRows
 from versatile.utils.errors import UserError
 from versatile.utils.metrics import Score
-
-VALID = ("valid", "validation", "dev")
 
 
 class KnownPairs:

@@ -33,7 +33,8 @@ from versatile.utils.errors import UserError, brief
 from versatile.utils.schema import Choice, ListOf, Record, Text, Whole, read_json_object, validate
 
 SPLITS = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
-_SAME = {"validation": "valid", "dev": "valid"}
+# What systems call the split "valid".
+VALID = ("valid", "validation", "dev")
 _COLUMNS = {"prompt": ("prompt", "src"), "answer": ("answer", "tgt")}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
@@ -114,7 +115,7 @@ class OwnTask:
 
     def split_of(self, split):
         """The split ("train", "valid" or "test") that a system's name for it refers to."""
-        return _SAME.get(split, split)
+        return "valid" if split in VALID else split
 
     def rows(self, split, source=None):
         """Yield (location, prompts, answers) of every row of a split.

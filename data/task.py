@@ -5,6 +5,7 @@ an example, and how outputs are scored. Everything generic (ids, types, labels, 
 is implemented once, elsewhere.
 """
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -290,9 +291,15 @@ def load_tasks():
     """{name: `Task`} of all files in data/tasks/, whatever forms they have."""
     from versatile.data import tasks
 
-    for module in pkgutil.iter_modules(tasks.__path__):
-        importlib.import_module(f"versatile.data.tasks.{module.name}")
+    _import_files(tuple(tasks.__path__))
     return dict(_TASKS)
+
+
+@functools.cache
+def _import_files(folders):
+    """Import all files of the package data/tasks/, once: tables of tasks are read often."""
+    for module in pkgutil.iter_modules(folders):
+        importlib.import_module(f"versatile.data.tasks.{module.name}")
 
 
 def all_tasks():

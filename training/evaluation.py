@@ -243,12 +243,12 @@ def default_results(name, checkpoint, tasks):
 def _is_of_another(path, checkpoint):
     """Whether a metrics file exists and is not of this checkpoint."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["checkpoint"]
+        other = json.loads(path.read_text(encoding="utf-8"))["checkpoint"]
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError):
         return True
-    return not isinstance(found, str) or Path(found).resolve() != Path(checkpoint).resolve()
+    return not isinstance(other, str) or Path(other).resolve() != Path(checkpoint).resolve()
 
 
 # Encoders of models whose runs record their data and settings.

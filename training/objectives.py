@@ -52,6 +52,7 @@ class CrossEntropy:
     """-log p(label), summed over the labels and divided by the normalizer; None: their mean."""
 
     by_row = True
+    smoothing = 0.0
 
     def __call__(self, model, batch, normalizer=None):
         """See above."""
@@ -61,9 +62,10 @@ class CrossEntropy:
 
     def losses(self, output):
         """The loss of each entry of `LabelScores` [n], 0 where there is no label, in fp32."""
-        if output.nll is not None:
+        if output.nll is not None and not self.smoothing:
             return output.nll
-        return F.cross_entropy(output.scores.float(), output.targets, ignore_index=IGNORE, reduction="none")
+        return F.cross_entropy(output.scores.float(), output.targets, ignore_index=IGNORE, reduction="none",
+                               label_smoothing=self.smoothing)  # fmt: skip
 
 
 cross_entropy = CrossEntropy()
@@ -88,13 +90,6 @@ class SmoothedCrossEntropy(CrossEntropy):
     def __call__(self, model, batch, normalizer):
         """See above."""
         return super().__call__(model, batch, normalizer if self.reduction == "mean" else self.processes)
-
-    def losses(self, output):
-        """See `CrossEntropy.losses`."""
-        if not self.smoothing:
-            return super().losses(output)
-        return F.cross_entropy(output.scores.float(), output.targets, ignore_index=IGNORE, reduction="none",
-                               label_smoothing=self.smoothing)  # fmt: skip
 
 
 class Distilled:
