@@ -284,7 +284,7 @@ recipe() {
 }
 
 recipes() {
-    echo "t5-finetune_single_task t5-finetune t5-adapters t5-adapters_dagger t5-hyperformer t5-hyperformer++"
+    echo "t5-finetune_single_task t5-finetune t5-adapters t5-adapters_dagger t5-hyperformer t5-hyperformer-per-layer t5-hyperformer++"
     echo "camtl-plain camtl-base camtl-base-uncertainty camtl-base-0-4 camtl-base-0-4-uncertainty camtl-large camtl-large-uncertainty"
     echo "small-camtl-plain small-camtl-base small-camtl-uncertainty small-camtl-single-cola small-t5-pretrain"
     for kind in finetune_single_task finetune adapters adapters_dagger hyperformer hyperformer++; do echo "small-t5-$kind"; done

@@ -432,4 +432,4 @@ def parameter_summary(model):
     if trained > total:
         # In a very small T5 the adapters may outnumber its own parameters.
         return f"trained: {parts} = {trained:,} parameters; the T5 itself has {total:,}"
-    return f"trained: {parts} = {share:.2f} % of {format_count(total)} ({share / len(model.tasks):.2f} % a task)"
+    return f"trained: {parts} = {share:.2f} % of {format_count(total)} ({share / len(model.tasks):.2f} % per task)"

@@ -209,6 +209,14 @@ def test_iwslt_leaves_out_metadata_and_undoes_entities(tmp_path):
     assert "train: kept 2, dropped 5 (5 metadata lines)" in report
 
 
+def test_iwslts_edition_of_2016_is_read_as_that_of_2017(tmp_path):
+    got, _ = run(tmp_path, "iwslt", "--folder", iwslt_folder(tmp_path / "new"), "--test", "tst2010")
+    for path in iwslt_folder(tmp_path / "old").glob("IWSLT17.*"):
+        path.rename(path.with_name(path.name.replace("IWSLT17", "IWSLT16")))
+    assert run(tmp_path, "iwslt", "--folder", tmp_path / "old", "--test", "tst2010")[0] == got
+    assert "no IWSLT17.TED.tst2011.en-de.en.xml" in error(tmp_path / "none", "iwslt", "--folder", tmp_path / "old")
+
+
 def test_iwslt_names_the_segment_that_does_not_fit(tmp_path):
     folder = iwslt_folder(tmp_path / "a", target='<seg id="1">Ä</seg><seg id="3">x</seg>')
     message = error(tmp_path, "iwslt", "--folder", folder, "--test", "tst2010")

@@ -140,6 +140,7 @@ def test_equal_shares_are_rounded_down(size, percentage, count):
 
 def test_shares_of_the_paper():
     assert quotas(100, 0.07, ["a"]) == {"a": 7}
+    assert quotas(10, 0.05, ["a"]) == {"a": 1}
     assert quotas(6604, 0.05, ["a", "b"]) == {"a": 165, "b": 165}
     assert quotas(10, 0.05, ["a", "b"]) == {"a": 0, "b": 0}
 

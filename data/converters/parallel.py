@@ -66,8 +66,13 @@ def multi30k(args, report):
     return splits
 
 
+def iwslt_folder_flag(parser):
+    parser.add_argument("--folder", required=True,
+                        help="the unpacked archive: train.tags.*, and IWSLT17.*.xml or IWSLT16.*.xml")  # fmt: skip
+
+
 def _iwslt_flags(parser):
-    parser.add_argument("--folder", required=True, help="the unpacked archive: train.tags.* and IWSLT17.*.xml")
+    iwslt_folder_flag(parser)
     parser.add_argument("--pair", default="en-de", help="source-target, as in the file names (default: en-de)")
     parser.add_argument(
         "--valid", nargs="+", default=["dev2010"], metavar="SET", help="sets for the valid split (default: dev2010)"
@@ -84,7 +89,7 @@ def _iwslt_flags(parser):
 
 @data_format("iwslt", _iwslt_flags)
 def iwslt(args, report):
-    """IWSLT 2017 TED talks: train.tags.* lines and IWSLT17.TED.<set>.* xml files.
+    """TED talks of IWSLT 2017 or 2016: train.tags.* lines and IWSLT17.TED.<set>.* (or IWSLT16.…) xml files.
 
     The pairs of the multilingual task (those with it, nl or ro) only have tst2010. The lines about a talk (its title,
     speaker, keywords, …) are left out and counted.
@@ -107,13 +112,21 @@ def iwslt(args, report):
     published = IWSLT_TESTS[:1] if _MULTILINGUAL.intersection(languages) else IWSLT_TESTS
     for split, sets in (("valid", args.valid), ("test", args.test or published)):
         pairs = [
-            [find_file(folders, f"IWSLT17.TED.{name}.{args.pair}.{language}.xml") for language in languages]
-            for name in sets
+            [_find_talks(folders, f"{name}.{args.pair}.{language}.xml") for language in languages] for name in sets
         ]
         splits[split] = itertools.chain.from_iterable(
             _parallel_records(*(_segments(path, cut) for path in pair), pair, split, report) for pair in pairs
         )
     return splits
+
+
+def _find_talks(folders, name):
+    """The xml file of a set, of the edition that the folder has; editions have some sets in common."""
+    for folder in folders:
+        for ending in (name, f"{name}.gz"):
+            if os.path.isfile(path := os.path.join(folder, f"IWSLT16.TED.{ending}")):
+                return path
+    return find_file(folders, f"IWSLT17.TED.{name}")
 
 
 def _parallel_records(sources, targets, paths, split, report):

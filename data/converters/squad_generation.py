@@ -13,6 +13,7 @@ from versatile.data.converters.base import (
     split_records,
     usable,
 )
+from versatile.data.converters.parallel import iwslt_folder_flag
 from versatile.data.converters.squad_style import sample, squad_format
 from versatile.data.converters.xml import allow_cut_flag
 from versatile.data.files import csv_rows, text_lines
@@ -151,7 +152,7 @@ _ENDS = (".", "!", "?", "'", "`", '"', "\u2019", "\u201d", ")")
 
 
 def _iwslt_flags(parser):
-    parser.add_argument("--folder", required=True, help="the unpacked archive: train.tags.* and IWSLT17.*.xml")
+    iwslt_folder_flag(parser)
     for split, default in (("valid", "tst2013"), ("test", "tst2014")):
         parser.add_argument(f"--{split}", nargs="+", default=[default], metavar="SET",
                             help=f"sets for the {split} split (default: {default}, as in decaNLP)")  # fmt: skip
@@ -161,10 +162,10 @@ def _iwslt_flags(parser):
 
 @squad_format("iwslt", _iwslt_flags, "iwslt.en.de")
 def iwslt(args, report):
-    """IWSLT TED talks, English to German, task iwslt.en.de: train.tags.* lines and IWSLT17.TED.<set>.* xml files.
+    """IWSLT TED talks, English to German, task iwslt.en.de: train.tags.* lines and the sets' xml files.
 
-    decaNLP uses the 2016 edition; the sets with the same names have the same talks. Pairs with an empty side are
-    dropped.
+    decaNLP uses the 2016 edition; sets of the same name have the same talks in that of 2017. Pairs with an empty side
+    are dropped.
     """
 
     def asked(split, records):
