@@ -18,10 +18,10 @@ A checkpoint is a run of train.py with an adapter (or only embeddings), one of i
 combine_all.py or train_vlm.py (TASK= selects one of its tasks), or a released one. All must have been trained on the
 same backbone. The result is a directory that evaluate_vlm.py reads (classifiers and T5s evaluate.py, too).
 
-The result is proved correct before it appears under its name: on real inputs from each task's scored split, the logits
-of the base vocabulary and of the task's own markers, and the greedy outputs, must match those of the task's own model
-in fp32. The inputs come from --data, else from the task's training data, else from the task's own location under data/,
-else from data/samples.
+What is combined, not merged, is proved correct before it appears under its name: on real inputs from each task's scored
+split, the logits of the base vocabulary and of the task's own markers, and the greedy outputs, must match those of the
+task's own model in fp32. The inputs come from --data, else from the task's training data, else from the task's own
+location under data/, else from data/samples.
 """
 
 import contextlib
@@ -89,6 +89,8 @@ def main(argv=None):
     for name in ("task", "weights", "density", "majority_sign_method"):
         if getattr(args, name) is not None:
             p.error(f"--{name} requires --merge")
+    if "seed" in p.locations:
+        p.error("--seed requires --merge dare_linear or dare_ties")
     for task in (names := [task for task, _ in args.checkpoints]):
         if names.count(task) > 1:
             p.error(f"--checkpoints: task {task!r} is named twice (to make one adapter of several: --merge)")
@@ -232,6 +234,11 @@ def check_merge(p, args):
     for name, methods in (("density", MERGES[2:]), ("majority_sign_method", ("ties", "dare_ties"))):
         if getattr(args, name) is not None and args.merge not in methods:
             p.error(f"--{name} has no effect with --merge {args.merge}; it applies to {', '.join(methods)}")
+    for name in ("data", "proof_examples", "proof_tokens"):
+        if name in p.locations:
+            p.error(f"--{name} has no effect with --merge, whose result is a task of its own: it has no proof")
+    if "seed" in p.locations and not args.merge.startswith("dare"):
+        p.error(f"--seed has no effect with --merge {args.merge}; it applies to those that drop entries at random")
     args.density, args.majority_sign_method = args.density or 0.5, args.majority_sign_method or "total"
 
 

@@ -7,12 +7,12 @@
   in a pipe: only answers on stdout, everything else on stderr
     echo "A man is reading." | python interact.py --model_checkpoint runs/VLM --task mt --no_sample
 
---model_checkpoint takes the output of any training script or of combine_all.py, or a checkpoint released with the
-original VLM code. For a T5 of train_t5.py, word inputs as in training ("sentence1: … sentence2: …"); a BERT of
-train_camtl.py takes one sentence, or two separated by |||, and answers with the class and its probability. /help lists
-the commands. In a conversation, answers are added to the history, which each task keeps separately. In a pipe, every
-input gives one line of output: line breaks are written as \\n, and an input that cannot be answered gives an empty
-line. Commands, and lines that set a persona or a document, give no output.
+--model_checkpoint takes the output of train.py, train_vlm.py, train_t5.py, train_camtl.py or combine_all.py, or a
+checkpoint released with the original VLM code. For a T5 of train_t5.py, word inputs as in training
+("sentence1: … sentence2: …"); a BERT of train_camtl.py takes one sentence, or two separated by |||, and answers with
+the class and its probability. /help lists the commands. In a conversation, answers are added to the history, which each
+task keeps separately. In a pipe, every input gives one line of output: line breaks are written as \\n, and an input
+that cannot be answered gives an empty line. Commands, and lines that set a persona or a document, give no output.
 """
 
 import contextlib
@@ -51,6 +51,7 @@ def main(argv=None):
     # If a program reads the answers, stdout holds nothing else: all other output goes to stderr.
     with contextlib.redirect_stdout(out if typed and out.isatty() else sys.stderr):
         talk = Talk(args)
+        talk.text_model.refuse_unused(p.locations)
         talk.greet()
         if typed:
             in_terminal(talk, out)

@@ -212,6 +212,7 @@ def load_weights(model, directory):
         path = directory / BACKBONE / MODEL_WEIGHTS
         copy_tensors(read_safetensors(path), without_tied(model, backbone_state(model)), path)
         model.backbone_fingerprint = backbones.fingerprint(backbone_state(model))
+        check_fingerprint(model.backbone_fingerprint, peek(directory).config, BACKBONE, directory / CONFIG)
     set_adapter_state(model, adapters, directory / ADAPTER_WEIGHTS)
 
 
@@ -249,7 +250,7 @@ def load(directory, task=None, pointer=False, flag=None, allow_idle=False):
         )  # fmt: skip
     if manifest.format == "peft":
         raise UserError("these are adapters of peft", location=manifest.path, expected="a checkpoint of the toolkit",
-                        remedy="convert them: python -m adapters.imports.peft import DIR OUTPUT --task NAME=DATA")
+                        remedy="convert them: python -m versatile.peft import DIR OUTPUT --task NAME=DATA")
     if manifest.released:
         from versatile.adapters.imports import vlm
 

@@ -26,6 +26,7 @@ from versatile.adapters.manifest import ADAPTER_WEIGHTS, BACKBONE, CONFIG, MODEL
 from versatile.adapters.methods.base import is_added
 from versatile.adapters.methods.registry import get_method, method_of
 from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS
+from versatile.adapters.t5_loading import check_end_token
 from versatile.adapters.t5_model import T5Settings, attach, check_kind
 from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors
 from versatile.utils.errors import UserError, brief
@@ -219,5 +220,6 @@ def _tokenizer_of(path, model):
     if not (path / "tokenizer_config.json").is_file():
         return None
     tokenizer = backbones.read_tokenizer(path, expected="tokenizer.json")
+    check_end_token(tokenizer, path)
     backbones.check_table(model, tokenizer, path, "copy the tokenizer again")
     return tokenizer

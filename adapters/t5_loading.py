@@ -171,13 +171,19 @@ def load_tokenizer(source):
         # transformers raises whatever its parsers raise; a file that does not load is bad input in any case.
         raise UserError(f"the tokenizer cannot be read: {first_line(error)}", location=location,
                         expected=expected) from error  # fmt: skip
+    check_end_token(tokenizer, location)
+    return tokenizer
+
+
+def check_end_token(tokenizer, location):
+    """Raise a `UserError` unless a tokenizer pads, and ends its texts, as a T5's does."""
     if tokenizer.eos_token_id is None or tokenizer.pad_token_id is None:
-        raise UserError("it has no end token or no padding token", location=location, expected="a T5's tokenizer")
+        raise UserError("the tokenizer has no end token or no padding token", location=location,
+                        expected="a T5's tokenizer")  # fmt: skip
     probe = tokenizer("a").input_ids
     if not probe or probe[-1] != tokenizer.eos_token_id:
-        raise UserError(f"it does not end a text with {tokenizer.eos_token}", location=location,
+        raise UserError(f"the tokenizer does not end a text with {tokenizer.eos_token}", location=location,
                         expected="a T5's tokenizer")  # fmt: skip
-    return tokenizer
 
 
 def _sentencepiece(path, kind):

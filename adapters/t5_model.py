@@ -245,7 +245,8 @@ def _complete_methods(model, embeddings):
             names = settings.task_embeddings or tasks
             if embeddings is None and settings.task_embedding_dir is not None:
                 embeddings = read_task_embeddings(settings.task_embedding_dir, names, settings.task_embedding_dim)
-        published |= dict(names=dict(zip(tasks, names or tasks)), embeddings=embeddings, shared_norms=True)
+        published |= dict(names=dict(zip(tasks, names or tasks)), embeddings=embeddings, shared_norms=True,
+                          published_start=True)
     return {task: published | method | dict(method=get_method(method["method"]).name)
             for task, method in model.methods.items()}  # fmt: skip
 

@@ -32,9 +32,11 @@ def warm_start(model, tokenizer, directory, flag):
     backbones.need_directory(path, flag, "a trained model")
     found = manifest.need_language_model(path, flag)
     if found and isinstance(found.format, str):
-        maker, command = ("peft", "peft import") if found.format == "peft" else ("the original code", found.format)
+        maker, command = "the original code", f"adapters.imports.{found.format}"
+        if found.format == "peft":
+            maker, command = "peft", "versatile.peft import"
         raise UserError(f"this is a directory of {maker}", location=flag, expected="a model of this toolkit",
-                        remedy=f"convert it: python -m adapters.imports.{command} {path} OUTPUT …")  # fmt: skip
+                        remedy=f"convert it: python -m {command} {path} OUTPUT …")  # fmt: skip
     if found is None:
         backbones.read_config(path, flag)
         raise UserError("this is a bare backbone: nothing was trained for a task", location=flag,

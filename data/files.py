@@ -110,6 +110,9 @@ def csv_rows(path, columns, remedy):
     for location, row in bare_csv_rows(path):
         if header is None:
             header = [name.strip().lower() for name in row]
+            if twice := [name for name in columns if header.count(name) > 1]:
+                raise UserError(f"two columns have the name {twice[0]!r}", location=location, expected=wanted,
+                                remedy="rename one of them")  # fmt: skip
             if not set(columns) <= set(header):
                 raise UserError(
                     f"its columns are {', '.join(header)[:200]!r}", location=location, expected=wanted, remedy=remedy

@@ -163,7 +163,7 @@ def _example(task, location, number, row):
 
 
 def _index(text, location):
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise UserError(f"the index is {brief(text)}", location=location, expected="a whole number",
                         remedy="correct the first column")  # fmt: skip
     return int(text)

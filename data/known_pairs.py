@@ -205,7 +205,7 @@ class MarkerPairs(KnownPairs):
                 yield example.location, [example.source], [text for text in example.references if text.strip()] or [""]
             return
         for location, record in self.task.records(source, split):
-            for example in self.task.examples(record, location, options):
+            for example in self.task.training_examples(record, location, options):
                 yield example.location, [example.source], [example.target.text]
 
     def holds(self, split, source):

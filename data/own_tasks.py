@@ -19,6 +19,7 @@ script has ``--max_length``, that flag does.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -26,13 +27,13 @@ from itertools import islice
 from pathlib import Path
 
 from versatile.data import row_files
-from versatile.data.files import distilled_beside, fingerprint
+from versatile.data.files import distilled_beside
 from versatile.data.json_files import iter_records, split_names
 from versatile.utils import answer_metrics
 from versatile.utils.errors import UserError, brief
 from versatile.utils.schema import Choice, ListOf, Record, Text, Whole, read_json_object, validate
 
-SPLITS = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
+SPLITS = row_files.SPLIT_NAMES
 # What systems call the split "valid".
 VALID = ("valid", "validation", "dev")
 _COLUMNS = {"prompt": ("prompt", "src"), "answer": ("answer", "tgt")}
@@ -171,7 +172,7 @@ class OwnTask:
     def content_key(self, split, source=None):
         """A hash of everything that determines a split's rows."""
         path = self.split_path(split, source)
-        content = fingerprint(path) if path.is_file() else hub_fingerprint(str(path), self.split_of(split))
+        content = row_files.content_key(path) if path.is_file() else hub_fingerprint(str(path), self.split_of(split))
         settings = [content, self.prompt, self.answer, self.labels, self.question]
         return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
@@ -213,8 +214,11 @@ class OwnTask:
         if text in self.labels:
             return text
         # Beside labels that are numbers themselves an index could not be told from a wrong label.
-        has_numbers = any(label.isdigit() for label in self.labels)
-        if text.isascii() and text.isdigit() and int(text) < len(self.labels) and not has_numbers:
+        numbers = {label: number for label in self.labels if (number := finite_number(label)) is not None}
+        if numbers:
+            if len(equal := [label for label, number in numbers.items() if number == finite_number(text)]) == 1:
+                return equal[0]
+        elif text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(self.labels):
             return self.labels[int(text)]
         shown = ", ".join(self.labels[:20]) + (", …" if len(self.labels) > 20 else "")
         raise UserError(f"{column!r} is {brief(value)}", location=location, expected=f"one of {shown}",
@@ -243,9 +247,23 @@ class OwnTask:
             raise UserError(f"has only one answer: {brief(*occurring)}", location=self.source,
                             expected="two labels or more")  # fmt: skip
         numbers = all(text.isascii() and text.isdigit() for text in occurring)
-        labels = tuple(sorted(occurring, key=int if numbers else str))
+        labels = tuple(sorted(occurring, key=_by_value if numbers else str))
         metrics = default_metrics(labels) if self.metrics == default_metrics(None) else self.metrics
         return replace(self, labels=labels, metrics=metrics)
+
+
+def _by_value(digits):
+    """A key that sorts whole numbers of any length by their values."""
+    return len(digits.lstrip("0")), digits.lstrip("0"), digits
+
+
+def finite_number(text):
+    """The number that a text spells, or None."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def default_metrics(labels):
@@ -290,7 +308,7 @@ def answer_text(value, column, location):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         value = int(value)
-    if isinstance(value, str | int | float):
+    if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return str(value).encode("utf-8", "replace").decode("utf-8")
     raise UserError(f"{column!r} is {brief(value)}", location=location, expected="a text, a number, or a list of these",
                     remedy="correct the row, or take it out")  # fmt: skip

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
-from versatile.data.files import bare_csv_rows, open_bytes, text_lines, wrong_length
+from versatile.data.files import bare_csv_rows, fingerprint, open_bytes, text_lines, wrong_length
 from versatile.data.json_files import list_items
 from versatile.data.json_text import loads
 from versatile.utils.errors import UserError, brief
 
 EXTENSIONS = ("json", "jsonl", "csv", "tsv")
 FILE_NAMES = f"{{{','.join(EXTENSIONS)}}}"
+# The names that the file of a split may have.
+SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val", "dev"), "test": ("test",)}
 
 
 def split_files(folder, names):
@@ -48,10 +50,19 @@ def stem(path):
     return Path(path.name.removesuffix(".gz")).stem
 
 
+def content_key(path):
+    """A key that changes with the rows of a file: its content, and the ending by which it is read."""
+    return f"{fingerprint(path)} {_ending(path)} {path.suffix == '.gz'}"
+
+
+def _ending(path):
+    return Path(path.name.removesuffix(".gz")).suffix.lower().lstrip(".")
+
+
 def read_rows(path):
     """Yield (location, record) for every row of a json, jsonl, csv or tsv file."""
     path = Path(path)
-    ending = Path(path.name.removesuffix(".gz")).suffix.lower().lstrip(".")
+    ending = _ending(path)
     if ending not in EXTENSIONS:
         raise UserError(f"is a {path.suffix!r} file", location=path, expected=f"one of {', '.join(EXTENSIONS)}",
                         remedy="save it as one of them")  # fmt: skip

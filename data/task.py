@@ -9,10 +9,10 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from versatile.data.files import distilled_beside, fingerprint
+from versatile.data.files import distilled_beside, fingerprint, text_field
 from versatile.data.json_files import iter_records, top_level
 from versatile.data.own_tasks import get_own_task
 from versatile.data.task_names import unknown_task
@@ -198,10 +198,19 @@ class Task:
         """
         raise NotImplementedError
 
+    def training_examples(self, record, location, options=ReadOptions()):
+        """`examples`, whose target is the teacher's text if the options say so; arguments and errors as there."""
+        taught = options.distilled and type(self).distil is Task.distil
+        for example in self.examples(record, location, options):
+            if taught:
+                text = text_field(record, "distillated_tgt", location)
+                example = replace(example, target=replace(example.target, text=text))
+            yield example
+
     def distil(self, record, outputs):
         """The record with a teacher's outputs written into it, one for each of its examples, in order.
 
-        Most tasks have one example per record, with its target in `tgt`.
+        Most tasks have one example per record. Others also read the outputs themselves, if `options.distilled`.
         """
         return {**record, "distillated_tgt": outputs[0]}
 

@@ -14,8 +14,7 @@ class TextPair(Task):
 
     def examples(self, record, location, options=ReadOptions()):
         source, gold = text_field(record, "src", location), text_field(record, "tgt", location)
-        target = text_field(record, "distillated_tgt", location) if options.distilled else gold
-        yield self.assemble(source, target, [gold], location)
+        yield self.assemble(source, gold, [gold], location)
 
     def assemble(self, source, target="", references=(), location=""):
         """An `Example` made of two texts."""

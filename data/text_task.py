@@ -73,7 +73,7 @@ class TextTask:
     def target(self, label, location):
         """The target string for a label from the data; an unknown label raises `UserError`."""
         if self.numbers is float:
-            return str(round_score(_score(label, location)))
+            return str(round_score(_score(label, location, float(self.answers[-1]))))
         if self.answers is None:
             if not isinstance(label, str):
                 raise UserError(f"the target is {brief(label)}", location=location, expected="a text")
@@ -182,15 +182,14 @@ def spelling(label):
     return str(label).strip().lower()
 
 
-def _score(label, location):
+def _score(label, location, highest):
     try:
         value = math.nan if isinstance(label, bool) else float(label)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         value = math.nan
-    if not math.isfinite(value):
-        raise UserError(
-            f"the score is {brief(label)}", location=location, expected="a number", remedy="correct the row"
-        )
+    if not 0 <= value <= highest:
+        raise UserError(f"the score is {brief(label)}", location=location, expected=f"a number from 0 to {highest:g}",
+                        remedy="correct the row, or take it out")  # fmt: skip
     return value
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from versatile.data import glue
 from versatile.data.files import fingerprint
-from versatile.data.row_files import EXTENSIONS, read_rows, split_file, split_files
+from versatile.data.row_files import EXTENSIONS, SPLIT_NAMES, read_rows, split_file, split_files
+from versatile.data.row_files import content_key as file_key
 from versatile.data.row_store import RowStore
 from versatile.utils.errors import UserError, brief, first_line
 
@@ -18,6 +19,16 @@ from versatile.utils.errors import UserError, brief, first_line
 _SCRIPTS = ("IWSLT/iwslt2017", "allenai/social_i_qa", "allenai/cosmos_qa", "CogComp/trec")
 # The same data in another repository.
 _COPIES = {"allenai/social_i_qa": "lighteval/siqa"}
+
+
+_ALL_NAMES = [name for names in SPLIT_NAMES.values() for name in names]
+
+
+def _file_names(names):
+    """The names that a file of one of these splits may have, in order of preference."""
+    valid = SPLIT_NAMES["valid"]
+    more = {"validation": [name for name in valid if name != "validation"]}
+    return [each for name in names for each in (name, *more.get(name, ()))]
 
 
 def find_records(task, names, data_dir=None, files=None):
@@ -41,8 +52,9 @@ def find_records(task, names, data_dir=None, files=None):
             raise UserError("no such folder", location=folder, expected="the data's folder",
                             remedy="check --data_dir, or leave it out to load from the hub")  # fmt: skip
         own = folder / task.name
-        if any(split_files(own, names)):
-            return _local(own, names, task)
+        if split_files(own, _ALL_NAMES):
+            # Also where this split is missing: the rows of one task do not come from two places.
+            return _local(own, _file_names(names), task)
         if _has_official(task, folder):
             return _official(task, names, folder)
     return _hub(task, names[-1], data_dir)
@@ -54,9 +66,10 @@ def origin(task, names, data_dir=None):
         pairs = task.pairs.located(data_dir)
         return pairs.split_path(names[-1]), "" if Path(pairs.source).is_dir() else pairs.split_of(names[-1])
     if data_dir is not None:
-        if files := split_files(Path(data_dir) / task.name, names):
+        own = Path(data_dir) / task.name
+        if files := split_files(own, _file_names(names)):
             return files[0].resolve()
-        if _has_official(task, Path(data_dir)):
+        if _has_official(task, Path(data_dir)) and not split_files(own, _ALL_NAMES):
             return _official_split(task, names)
     return task.hub, names[-1]
 
@@ -77,7 +90,7 @@ def content_key(task, names, data_dir=None):
         return task.pairs.located(data_dir).content_key(names[-1])
     source = origin(task, names, data_dir)
     if isinstance(source, Path):
-        return fingerprint(split_file(Path(data_dir) / task.name, names, task.name))
+        return file_key(split_file(Path(data_dir) / task.name, _file_names(names), task.name))
     if source[0] != task.hub and (path := glue.path_of(data_dir, *source)).is_file():
         return fingerprint(path)
     records, _ = find_records(task, names, data_dir)

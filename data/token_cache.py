@@ -134,6 +134,10 @@ class Damaged(Exception):
     """An entry is not as it was written."""
 
 
+# What reading a changed entry may raise.
+_UNREADABLE = (Damaged, OSError, ValueError, LookupError, TypeError, AttributeError)
+
+
 def _open_entry(folder, read, build, cache_dir, overwrite):
     """An entry from the cache, built first if it is missing or damaged.
 
@@ -148,7 +152,7 @@ def _open_entry(folder, read, build, cache_dir, overwrite):
     if not overwrite and os.path.lexists(folder):
         try:
             return read(_checked_meta(folder))
-        except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
+        except _UNREADABLE as error:
             damage = error
             print(f"{folder}: this cache entry is damaged ({first_line(error)}): tokenising again", flush=True)
     writable_cache(folder.parent, "--token_cache_dir" if cache_dir else None)
@@ -161,7 +165,7 @@ def _open_entry(folder, read, build, cache_dir, overwrite):
         write_json(beside / META, meta | dict(files=files))
     try:
         return read(_checked_meta(folder))
-    except (Damaged, OSError, ValueError, KeyError, TypeError) as error:
+    except _UNREADABLE as error:
         raise UserError(
             f"a cache entry cannot be read right after it was written: {first_line(error)}", location=folder,
             remedy="check the disk, or name another directory: --token_cache_dir DIR, or the variable VERSATILE_CACHE",

@@ -77,11 +77,7 @@ class MarkerTask(TextPair):
 
     def examples(self, record, location, options=ReadOptions()):
         prompt, answers = self.pairs.example(record, location)
-        target = record.get("distillated_tgt") if options.distilled else answers[0]
-        if not isinstance(target, str):
-            raise UserError("has no 'distillated_tgt'", location=location, expected="'distillated_tgt': a string",
-                            remedy="let a teacher write it: python sentence_distiller.py --help")  # fmt: skip
-        yield self.assemble(prompt, target, answers, location)
+        yield self.assemble(prompt, answers[0], answers, location)
 
     def score(self, hypotheses, references, details=None):
         return self.pairs.score(hypotheses, references), []

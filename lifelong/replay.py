@@ -106,8 +106,12 @@ def replay(path, task, gen, count, model, tokenizer, encoder, sampling, **option
     settings["number"] = options.get("number", 0)
     if encoder.before_gen:
         settings["before_gen"] = list(encoder.before_gen)
-    if (report := _report(beside)) and report["settings"] == settings and Path(path).is_file():
-        return read(path, encoder, gen, task), report
+    if (report := _report(beside, settings)) and Path(path).is_file():
+        rows = read(path, encoder, gen, task)
+        if len(rows) != report["kept"]:
+            raise UserError(f"holds {len(rows)} samples", location=path, expected=f"{report['kept']}, as {beside} says",
+                            remedy=_DRAWN_ANEW)  # fmt: skip
+        return rows, report
     samples = generate(model, tokenizer, encoder, gen, count, sampling, **options)
     rejected, kept = Counter(), []
     for ids in samples:
@@ -124,11 +128,17 @@ def replay(path, task, gen, count, model, tokenizer, encoder, sampling, **option
     return read(path, encoder, gen, task), report
 
 
-def _report(path):
+_DRAWN_ANEW = "remove the file: it will be drawn anew"
+
+
+def _report(path, settings):
+    """The report of samples that were drawn with these settings, or None."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    is_complete = isinstance(report, dict) and {"asked", "kept", "unfinished", "rejected", "settings"} <= report.keys()
+    return report if is_complete and report["settings"] == settings else None
 
 
 def write(path, samples, tokenizer, encoder, task):
@@ -153,14 +163,17 @@ def read(path, encoder, gen, task):
     """
     rows = []
     with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            row = _row(line, f"{path}:{number}", encoder, gen, task)
-            rows.append(row)
+        try:
+            for number, line in enumerate(file, 1):
+                rows.append(_row(line, f"{path}:{number}", encoder, gen, task))
+        except UnicodeDecodeError as error:
+            raise UserError("is not UTF-8 text", location=path, expected="the samples that this program wrote",
+                            remedy=_DRAWN_ANEW) from error  # fmt: skip
     return rows
 
 
 def _row(line, location, encoder, gen, task):
-    remedy = "remove the file: it will be drawn anew"
+    remedy = _DRAWN_ANEW
     try:
         ids = json.loads(line)["ids"]
     except (ValueError, KeyError, TypeError):

@@ -84,6 +84,14 @@ def test_what_has_no_effect_on_a_t5_is_said(t5, tmp_path, monkeypatch, capsys):
         evaluate.main(["--task", "rte", "--max_length", "3", "--model_checkpoint", str(t5), "--output_dir",
                        str(tmp_path / "x")])  # fmt: skip
     assert stopped.value.code == 2 and not (tmp_path / "x").exists()
+    with pytest.raises(SystemExit):
+        interact.main(["--model_checkpoint", str(t5), "--temperature", "9"])
+    assert "--temperature: has no effect on a model of train_t5.py: nothing is sampled" in capsys.readouterr().err
+    model = versatile.load(t5, precision="fp32")
+    for settings in (dict(max_length=3), dict(temperature=9.0), dict(no_sample=False)):
+        with pytest.raises(versatile.UserError, match="has no effect"):
+            model.generate_text("nlg", "name[A]", **settings)
+    assert model.generate_text("nlg", "name[A]", no_sample=True) == model.generate_text("nlg", "name[A]")
 
 
 def test_a_classifier_answers_with_the_class_and_its_probability(classifier, monkeypatch, capsys):

@@ -116,6 +116,14 @@ def test_a_form_that_does_not_fit_is_told(form, layers):
     bert.check_shape(config(3), "large", 16, "here")
 
 
+def test_a_bert_without_its_vocabulary_is_refused(tmp_path):
+    folder = shutil.copytree(bundled.folder("tiny-bert"), tmp_path / "bert")
+    for name in ("tokenizer.json", "vocab.txt"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match="the tokenizer has no vocabulary"):
+        bert.build(str(folder), TASKS, "plain", 64)
+
+
 def test_other_models_are_refused():
     for name in ("tiny-gpt2", "runs/nothing-here", "no-such-org/no-such-bert"):
         with pytest.raises(UserError, match="--model_name_or_path"):

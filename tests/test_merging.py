@@ -68,7 +68,7 @@ def test_tensors_merge_as_pefts(method, majority, density):
 @pytest.mark.parametrize("method", ["linear", "ties"])
 def test_a_merged_lora_is_pefts_weighted_adapter(method, tmp_path):
     peft = pytest.importorskip("peft", reason="the package peft is not installed")
-    from versatile.adapters.imports import peft as exchange
+    from versatile.adapters.imports import peft_export
 
     weights, runs = [0.7, -0.4], []
     for seed, alpha in enumerate((6.0, 12.0)):
@@ -78,7 +78,7 @@ def test_a_merged_lora_is_pefts_weighted_adapter(method, tmp_path):
         for p in trainable(model).values():
             p.data += 0.1 * torch.randn_like(p)
         checkpoint.save(model, tokenizer, tmp_path / str(seed))
-        exchange.export_task(tmp_path / str(seed), tmp_path / f"peft{seed}")
+        peft_export.export_task(tmp_path / str(seed), tmp_path / f"peft{seed}")
         runs.append(combine.read(tmp_path / str(seed), ["nlg"])[0])
     ours = merge_sources(runs, "nlg", method, weights, density=0.5)
     theirs = peft.PeftModel.from_pretrained(backbones.load("tiny-llama")[0], tmp_path / "peft0", adapter_name="a")
@@ -157,6 +157,10 @@ def test_what_does_not_merge_is_one_message(tmp_path, capsys):
         (["--merge", "linear", "--checkpoints", *two, "--weights", "1", "-1"], "add up to 0"),
         (["--checkpoints", *two], "task 'nlg' is named twice"),
         (["--checkpoints", f"nlg={lora}", "--weights", "1"], "--weights requires --merge"),
+        (["--checkpoints", f"nlg={lora}", "--seed", "1"], "--seed requires --merge"),
+        (["--merge", "linear", "--checkpoints", *two, "--seed", "1"], "--seed has no effect with --merge linear"),
+        ([*merge, "--checkpoints", *two, "--data", "nlg=x"], "--data has no effect with --merge"),
+        ([*merge, "--checkpoints", *two, "--proof_tokens", "4"], "--proof_tokens has no effect with --merge"),
     ):
         start = functools.partial(combine_all.main, ["--output", str(out), *map(str, argv)])
         refused_here(capsys, start, *words, out=out)

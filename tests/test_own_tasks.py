@@ -140,6 +140,8 @@ DAMAGES = {
     "an answer that is none": ('{"prompt": "a", "answer": null}\n', "train.jsonl:1: 'answer' is None"),
     "an empty list": ('{"prompt": "a", "answer": []}\n', "train.jsonl:1: 'answer' is an empty list"),
     "nothing": ("", "holds no rows"),
+    "no number": ('{"prompt": "a", "answer": "b"}\n{"prompt": "a", "answer": NaN}\n', "train.jsonl:2: NaN is not JSON"),
+    "an unused column": ('{"prompt": "a", "answer": "b", "x": -Infinity}\n', "train.jsonl:1: -Infinity is not JSON"),
 }
 
 
@@ -261,6 +263,33 @@ def test_a_label_that_is_a_number_is_no_index_into_the_labels(tmp_path):
     with pytest.raises(UserError, match="expected: one of 0, 1, 3"):
         mine.label(2, "answer", "here")
     assert define("mine", str(write(tmp_path / "words", labels=["no", "yes"]))).label(1, "answer", "here") == "yes"
+
+
+@pytest.mark.parametrize("labels, value, label", [
+    (["1.0", "1.5", "2.0"], 1.0, "1.0"), (["1.0", "2.0"], "1", "1.0"), (["-1", "+0", "+1"], 1, "+1"),
+    (["-1", "+0", "+1"], 0, "+0"), (["-1", "+0", "+1"], -1, "-1"), (["1.0", "2.0"], 0, None),
+    (["1", "1.0"], "1.00", None),
+    (["no", "yes"], "1" * 5000, None), (["low", "2"], "1", None),
+])  # fmt: skip
+def test_a_number_is_the_label_of_the_same_value(labels, value, label, tmp_path):
+    mine = define("mine", str(write(tmp_path / "data", labels=labels)))
+    if label:
+        assert mine.label(value, "answer", "here") == label
+    else:
+        with pytest.raises(UserError, match="expected: one of"):
+            mine.label(value, "answer", "here")
+
+
+def test_labels_that_are_numbers_of_any_length_are_sorted_by_value(tmp_path):
+    (write(tmp_path / "data", "csv") / "train.csv").write_text(f"prompt,answer\na,{'9' * 5000}\nb,10\nc,9\nd,007\n")
+    assert define("mine", str(tmp_path / "data")).with_labels().labels == ("007", "9", "10", "9" * 5000)
+
+
+def test_a_file_that_is_read_in_another_way_has_another_key(tmp_path):
+    mine = define("mine", str(write(tmp_path / "data", "tsv")))
+    before = mine.content_key("train")
+    (tmp_path / "data/train.tsv").rename(tmp_path / "data/train.csv")
+    assert mine.content_key("train") != before
 
 
 def test_a_class_must_not_be_blank_but_a_test_row_may_lack_it(tmp_path):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,29 @@ def test_python_combines_evaluates_and_answers_what_it_trained(tmp_path, monkeyp
             model.generate_text("nlg", text, **settings)
     with pytest.raises(versatile.UserError, match="not a text"):
         model.generate_text("nlg", None)
+
+
+def test_a_directory_named_in_a_config_file_or_by_a_root_is_the_runs(tmp_path, monkeypatch):
+    flags = dict(TINY_FLAGS, task="nlg", dataset_path=str(versatile.SAMPLES / "nlg.json"), max_steps=1)
+    (tmp_path / "train.json").write_text(json.dumps(dict(flags, output_dir=str(tmp_path / "named"))))
+    assert versatile.train(dict(config=tmp_path / "train.json")) == tmp_path / "named"
+    assert (tmp_path / "named/metrics.json").is_file()
+    monkeypatch.chdir(tmp_path)
+    sequence = dict(data_dir=ROOT / "data/samples/lifelong", tasks=["ag"], model_name="tiny-gpt2", adapter_bottleneck=8)
+    sequence |= dict(seq_train_type="finetune", model_dir_root="root", limit=6, n_train_epochs=1, min_n_steps=1)
+    folder = versatile.train(sequence, script="train_lifelong")
+    assert folder.parts[0] == "root" and (folder / "ag").is_dir() and not (tmp_path / "runs").exists()
+
+
+def test_flags_of_a_call_are_none_of_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    train(tmp_path, profile=str(tmp_path / "profile"), device="cpu")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "7" and "VERSATILE_PROFILE" not in os.environ
+
+
+def test_a_thread_trains(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        assert (pool.submit(train, tmp_path).result() / "metrics.json").is_file()
 
 
 def run_here(code, tmp_path, monkeypatch):

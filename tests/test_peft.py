@@ -16,6 +16,7 @@ from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.imports import peft as exchange
 from versatile.adapters.imports import peft_export
+from versatile.data import own_tasks
 from versatile.data.task import get_task
 
 import combine_all
@@ -23,6 +24,7 @@ import evaluate_vlm
 import train
 import train_lifelong
 import train_vlm
+from versatile import peft as command
 
 peft = pytest.importorskip("peft", reason="the package peft is not installed: interchange with it is not tested")
 METHODS = {"lora": dict(method="lora", lora_rank=3, lora_targets="q,v,down"), "ia3": dict(method="ia3")}
@@ -57,7 +59,7 @@ def theirs(folder, name, seed=0, **config):
 
 
 def refused(capsys, argv, *fragments, out=None):
-    refused_here(capsys, lambda: exchange.main([str(word) for word in argv]), *fragments, out=out)
+    refused_here(capsys, lambda: command.main([str(word) for word in argv]), *fragments, out=out)
 
 
 @torch.no_grad()
@@ -77,7 +79,7 @@ def by_readme(directory, inputs):
 @pytest.mark.parametrize("method", METHODS)
 def test_peft_gives_the_logits_of_an_exported_task(name, types, method, tmp_path):
     run = ours(tmp_path / "run", name, {"mt": 4, "nlg": METHODS[method]}, types)
-    exchange.main(["export", str(run), str(tmp_path / "out"), "--task", "nlg"])
+    command.main(["export", str(run), str(tmp_path / "out"), "--task", "nlg"])
     model, words = checkpoint.load(run)
     markers = model.info.markers["nlg"]
     spoken = words("the golden palace is a cheap restaurant", add_special_tokens=False).input_ids
@@ -102,7 +104,7 @@ def test_peft_gives_the_logits_of_an_exported_task(name, types, method, tmp_path
 @pytest.mark.parametrize("method", METHODS)
 def test_a_task_without_embeddings_is_exported_without_a_table(method, tmp_path, capsys):
     run = ours(tmp_path / "run", "tiny-llama", {"nlg": METHODS[method]}, markers=False)
-    exchange.main(["export", str(run), str(tmp_path / "out")])
+    command.main(["export", str(run), str(tmp_path / "out")])
     assert "no task embeddings: the task has none" in capsys.readouterr().out
     found = checkpoint.read_safetensors(tmp_path / "out" / exchange.ADAPTER_WEIGHTS)
     assert found and not [key for key in found if "embed" in key or "head" in key]
@@ -114,7 +116,7 @@ def test_a_lifelong_run_on_llama_has_no_token_types_and_is_exported(tmp_path):
     lifelong_data.write(data)
     lora = ["--real_sample", "--method", "lora"]
     train_lifelong.main(lifelong_data.command(data, out, "lll", *lora, model="tiny-llama"))
-    adapter, share = exchange.export_task(out / "sst", tmp_path / "out")
+    adapter, share = peft_export.export_task(out / "sst", tmp_path / "out")
     assert share <= peft_export.LARGEST_SHARE and "__ans__" in adapter.tokens
 
 
@@ -128,7 +130,7 @@ def test_a_run_of_train_t5_is_exported(method, tmp_path):
     for p in model.added.parameters():
         p.data.add_(0.2 * torch.randn_like(p))
     t5.save(model, tokenizer, tmp_path / "run")
-    adapter, share = exchange.export_task(tmp_path / "run", tmp_path / "out", "mrpc")
+    adapter, share = peft_export.export_task(tmp_path / "run", tmp_path / "out", "mrpc")
     assert share <= peft_export.LARGEST_SHARE and adapter.tokens == []
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
 
@@ -186,8 +188,8 @@ def test_an_ia3_of_pefts_is_a_task_of_ours(name, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_what_was_exported_comes_back(method, tmp_path):
     run = ours(tmp_path / "run", "tiny-gpt2", {"nlg": METHODS[method]})
-    exchange.main(["export", str(run), str(tmp_path / "out")])
-    exchange.main(["import", str(tmp_path / "out"), str(tmp_path / "back"), "--task", "nlg"])
+    command.main(["export", str(run), str(tmp_path / "out")])
+    command.main(["import", str(tmp_path / "out"), str(tmp_path / "back"), "--task", "nlg"])
     files = (folder / checkpoint.ADAPTER_WEIGHTS for folder in (run, tmp_path / "back"))
     before, after = map(checkpoint.read_safetensors, files)
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
@@ -201,7 +203,7 @@ def test_loras_of_pefts_combine_evaluate_and_train_in_mixed_batches(tmp_path, ca
     for seed, task in enumerate(files):
         source = theirs(tmp_path / f"lora{seed}", "tiny-llama", seed, r=4, target_modules=["q_proj", "v_proj"])
         like = ours(tmp_path / f"like-{task}", "tiny-gpt2", {task: 4})
-        exchange.main(["import", str(source), str(tmp_path / task), "--task", task, "--like", str(like)])
+        command.main(["import", str(source), str(tmp_path / task), "--task", task, "--like", str(like)])
         runs.append(f"{task}={tmp_path / task}")
     combine_all.main(["--checkpoints", *runs, "--output", str(tmp_path / "vlm"), "--data", *data,
                       "--proof_examples", "2", "--proof_tokens", "4"])  # fmt: skip
@@ -224,12 +226,16 @@ def test_a_directory_that_cannot_be_a_task_of_ours_is_refused(tmp_path, capsys):
     out, source = tmp_path / "out", theirs(tmp_path / "lora", "tiny-llama", r=4, target_modules=["q_proj"])
     common, tokens = ["import", source, out, "--task", "mine"], ["--markers", "<a>"]
     refused(capsys, ["import", source, out, "--task", "mine=no/such/data"], "no such file or folder", out=out)
-    own = {"prompt": "text", "answer": "label", "data": "unused"}
     (tmp_path / "own").mkdir()
-    (tmp_path / "own/task.json").write_text(json.dumps(own))
-    exchange.main(["import", str(source), str(tmp_path / "imported"), "--task", f"mine={tmp_path / 'own'}"])
+    (tmp_path / "own/task.json").write_text(json.dumps({"prompt": "text", "answer": "label"}))
+    (tmp_path / "own/train.jsonl").write_text('{"text": "a", "label": "b"}\n')
+    command.main(["import", str(source), str(tmp_path / "imported"), "--task", f"mine={tmp_path / 'own'}"])
     found = checkpoint.peek(tmp_path / "imported").definitions["mine"]
-    assert found == dict(name="mine", source=str(tmp_path / "own"), prompt="text", answer="label")
+    assert found == own_tasks.define("mine", tmp_path / "own").to_json() and found["prompt"] == ["text"]
+    data = f"{tmp_path / 'own'}"
+    refused(capsys, ["import", source, out, "--task", f"nlg={data}"], "a task of the toolkit", out=out)
+    refused(capsys, ["import", source, out, "--task", f"mine={data}", *tokens], "--markers has no effect", out=out)
+    refused(capsys, [*common, *tokens, "--like", source], "--markers and --like", out=out)
     refused(capsys, common, "does not say which special tokens", "--like RUN", out=out)
     refused(capsys, [*common, *tokens, "--model_checkpoint", "tiny-gpt2"], "is not a linear map of a block", out=out)
     wide = tmp_path / "wide"
@@ -258,4 +264,4 @@ def test_a_directory_that_cannot_be_a_task_of_ours_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         train.main(["--task", "nlg", "--dataset_path", data, "--model_checkpoint", lively("tiny-llama"), "--method",
                     "lora", "--init_from", str(source), "--output_dir", str(out)])  # fmt: skip
-    assert "python -m adapters.imports.peft import" in capsys.readouterr().err and not out.exists()
+    assert "python -m versatile.peft import" in capsys.readouterr().err and not out.exists()

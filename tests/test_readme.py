@@ -392,6 +392,9 @@ def test_the_task_shown_in_readme_is_a_task(registry):
     exec(compile(code, "poem.py", "exec"), {"__name__": "poem"})
     poem = registry._TASKS["poem"]
     (example,) = poem.examples({"title": "Rain", "poem": "It falls."}, "here")
+    distilled = poem.distil({"title": "Rain", "poem": "It falls."}, ["It pours."])
+    (taught,) = poem.training_examples(distilled, "here", poem.read_options(distilled=True))
+    assert taught.target.text == "It pours." and taught.references == ["It falls."]
     assert example.references == ["It falls."] and example.context[0].marker == "<title>"
     assert "BLEU" in poem.score(["It falls."], [["It falls."]])[0]
     assert poem.typed(poem.sample, {})[0].context[0].text == poem.sample

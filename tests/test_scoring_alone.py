@@ -3,11 +3,14 @@
 python -m pytest tests/test_scoring_alone.py
 """
 
+import json
 import re
 
 import pytest
 from scripts import metrics, run, small, without_java, write_task
 from training_runs import evaluate, refused, short_run
+from versatile.utils.errors import UserError
+from versatile.utils.metrics import read_hypotheses
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,23 @@ def test_scoring_alone_of_bad_files_is_one_clear_error(hypotheses, references, f
             (tmp_path / name).write_text(content, encoding="utf-8", errors="surrogateescape")
     argv = ["--task", "nlg", "--score_only", tmp_path / "hyp.txt", "--references", tmp_path / "ref.txt"]
     refused(run("evaluate", argv, tmp_path / "log"), *fragments)
+
+
+def test_hypotheses_are_read_alike_from_every_format(tmp_path):
+    texts = ["a ? b", "[1] a list? no"]
+    # Half of a pair of surrogates.
+    half = json.dumps("a \ud83d b")
+    written = {"h.txt": "a ? b\n[1] a list? no\n",
+               "h.json": f'[{{"answer": {half}}},\n {{"answer": "[1] a list? no"}}]',
+               "h.jsonl": f'{{"hypothesis": {half}}}\n{{"hypothesis": "[1] a list? no"}}\n'}
+    for name, content in written.items():
+        (tmp_path / name).write_text(content)
+        assert read_hypotheses(tmp_path / name) == texts, name
+    (tmp_path / "bracket.txt").write_text("[a]\nb\n")
+    assert read_hypotheses(tmp_path / "bracket.txt") == ["[a]", "b"]
+    (tmp_path / "h.json").write_text('[{"answer": "a"},\n {"answer": 5}]')
+    with pytest.raises(UserError, match=r"h\.json: item 2: not a json object with the text 'answer'"):
+        read_hypotheses(tmp_path / "h.json")
 
 
 def test_scoring_alone_into_a_place_that_cannot_be_written_is_one_clear_error(tmp_path):

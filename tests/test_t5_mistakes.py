@@ -241,6 +241,17 @@ def test_what_is_wrong_with_a_checkpoint_is_said_before_the_task(finished, tmp_p
     assert shown.code == 0 and "rte " in shown.out and "nlg " in shown.out
 
 
+def test_a_tokenizer_without_a_vocabulary_is_refused(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "run")
+    (folder / "tokenizer.json").unlink()
+    result = run("evaluate", ["--task", "rte", "--limit", "2", "--model_checkpoint", folder], tmp_path)
+    refused(result, str(folder), "the tokenizer has no vocabulary", "tokenizer.json")
+    shutil.copy(finished[0] / "tokenizer.json", folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    result = run("evaluate", ["--task", "rte", "--limit", "2", "--model_checkpoint", folder], tmp_path)
+    refused(result, str(folder), "no end token or no padding token")
+
+
 def test_every_other_script_sends_a_model_of_train_t5_to_evaluate(finished, tmp_path):
     folder = finished[0]
     for script, argv in (

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from collections import namedtuple
 
 import datasets
@@ -427,6 +428,27 @@ def test_a_broken_file_is_refused_with_its_place(tmp_path, file, text, location,
     with pytest.raises(UserError, match=says) as error:
         t2t.load("cola", "train", files=tmp_path)
     assert str(error.value.location).startswith(str(tmp_path / file) + location)
+
+
+@pytest.mark.parametrize("score", ["7.3", "-3", "1e39", "NaN", "1" * 400, '"good"', "true"])
+def test_a_similarity_that_is_none_is_refused(score, tmp_path):
+    (tmp_path / "train.jsonl").write_text(f'{{"sentence1": "a", "sentence2": "b", "label": {score}}}\n')
+    with pytest.raises(UserError, match=r"the score is .*|NaN is not JSON") as error:
+        list(t2t.load("stsb", "train", files=tmp_path))
+    assert str(error.value.location) == f"{tmp_path / 'train.jsonl'}:1"
+
+
+def test_a_tasks_own_folder_is_read_under_any_name_of_a_split_and_never_beside_other_data(tmp_path):
+    (tmp_path / "rte").mkdir()
+    row = '{"sentence1": "a", "sentence2": "b", "label": 0}\n'
+    for name in ("train", "dev"):
+        (tmp_path / "rte" / f"{name}.jsonl").write_text(row * (1 + (name == "dev")))
+    assert [len(list(t2t.load("rte", split, data_dir=tmp_path))) for split in ("train", "validation")] == [1, 2]
+    (tmp_path / "rte/dev.jsonl").unlink()
+    shutil.copytree(GLUE / "RTE", tmp_path / "RTE")
+    with pytest.raises(UserError, match="has no file of rte for validation") as error:
+        list(t2t.load("rte", "validation", data_dir=tmp_path))
+    assert error.value.location == tmp_path / "rte"
 
 
 def test_folders_and_names_that_cannot_be_meant_are_refused(tmp_path):

@@ -120,17 +120,30 @@ def test_a_run_stopped_early_and_resumed_stays_stopped(nlg_data, tmp_path):
     }
 
 
-@pytest.mark.parametrize("name", ["training_state.pt", "adapter_model.safetensors"])
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path):
+    """Change eight bytes in the middle, which leaves a file that can be read."""
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 8] = bytes(byte ^ 1 for byte in content[middle : middle + 8])
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name, damage", [("training_state.pt", truncate), ("adapter_model.safetensors", truncate),
+                                          ("training_state.pt", flip), ("adapter_model.safetensors", flip),
+                                          ("adapter_config.json", os.remove)])  # fmt: skip
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_ends_equal(
-    name, nlg_data, finished_run, tmp_path
+    name, damage, nlg_data, finished_run, tmp_path
 ):
     out = tmp_path / "run"
     job = start("train", short_run(nlg_data, out, "--save_steps", "1"), tmp_path / "log")
     on_seeing("checkpoints/step_*07")(job, out)
     job.wait()
     newest = sorted((out / "checkpoints").glob("step_*"))[-1]
-    size = (newest / name).stat().st_size
-    os.truncate(newest / name, size // 2)
+    damage(newest / name)
     result = run("train", ["--resume", out], tmp_path / "log")
     assert result.code == 0, result.err
     assert f"{newest} cannot be read" in result.out

@@ -81,7 +81,7 @@ class SentenceClassifier(TextModel):
         ("no_sample", "temperature", "top_k", "top_p", "seed", "num_beams", "max_length", "min_length",
          "length_penalty"), "nothing is decoded: the answer is a class",
     )  # fmt: skip
-    # Flags of evaluate.py that have no effect here. (--no_sample and --seed are accepted: they request what is done.)
+    # Flags of evaluate.py and interact.py that have no effect here. (--no_sample and --seed request what is done.)
     unused_flags = {
         **dict.fromkeys(("adapter_bottleneck", "max_history", "emb_only", "outputlayer_only", "random_init",
                          "self_copy"), "no such ablation"),

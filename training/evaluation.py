@@ -272,10 +272,7 @@ def evaluate_run(args, typed, encoder):
     from versatile.training.text_model import text_model_class
 
     kind = text_model_class(encoder)
-    for setting, flag in typed.items():
-        if why := kind.unused_flags.get(setting):
-            raise UserError(f"has no effect on a model of {kind.script}: {why}", location=flag,
-                            remedy="leave it out")  # fmt: skip
+    kind.refuse_unused(typed)
     devices.quiet_libraries(args.cache_dir)
     text_model = kind.load(args.model_checkpoint, None, devices.precision(args, idist.device()))
     args.task = canonical_name(args.task, encoder)

@@ -17,10 +17,11 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 from versatile.adapters.backbones import bundled
-from versatile.adapters.manifest import ADAPTER_WEIGHTS, CONFIG, MODEL_WEIGHTS
+from versatile.adapters.manifest import ADAPTER_WEIGHTS, CONFIG, MODEL_WEIGHTS, peek
 from versatile.training.cards import write_model_card
 from versatile.training.run_locks import lock_directory, refuse_locked
 from versatile.utils import schema
@@ -205,6 +206,7 @@ class Run:
         for step in reversed(steps):
             folder = self.checkpoint(step)
             try:
+                check_intact(folder)
                 state = torch.load(folder / STATE, map_location="cpu", weights_only=True)
                 if check_state:
                     check_state(state, step, folder / STATE)
@@ -232,6 +234,22 @@ class Run:
         """Write metrics.json, and add the scores to README.md."""
         write_json(self.directory / "metrics.json", metrics)
         write_model_card(self.directory, stored_record(self.directory), metrics)
+
+
+def check_intact(checkpoint):
+    """Raise an error if a file of a checkpoint was damaged since, or does not belong to the others."""
+    from versatile.adapters.tensors import check_checksum
+
+    manifest = peek(checkpoint)
+    for path in (checkpoint / ADAPTER_WEIGHTS, checkpoint / MODEL_WEIGHTS):
+        if manifest and path.is_file():
+            check_checksum(path, manifest.config.get("checksum"))
+    if (checkpoint / ADAPTER_WEIGHTS).is_file() and not (checkpoint / CONFIG).is_file():
+        raise UserError("is missing", location=checkpoint / CONFIG, expected=f"the manifest of {ADAPTER_WEIGHTS}")
+    # torch.load does not compare the checksums of its file.
+    with zipfile.ZipFile(checkpoint / STATE) as file:
+        if damaged := file.testzip():
+            raise UserError(f"{damaged} is damaged", location=checkpoint / STATE, expected="the file as it was saved")
 
 
 def model_file(directory):

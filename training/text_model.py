@@ -77,9 +77,10 @@ class TextModel:
         dtype: precision of the matrix products.
         cache_dir: directory of token caches (default: the toolkit's own).
         without_effect: {field of `Decoding` without effect: why}.
+        unused_flags: {setting of a command line without effect: why}.
     """
 
-    without_effect = {}
+    without_effect, unused_flags = {}, {}
 
     def __init__(self, directory, model, tokenizer, dtype, cache_dir=None):
         self.directory, self.model, self.tokenizer, self.dtype = directory, model, tokenizer, dtype
@@ -94,6 +95,14 @@ class TextModel:
     def load(cls, directory, task, dtype):
         """Load a model of this kind; see `load_text_model`."""
         return cls(directory, *checkpoint.load(directory, task), dtype)
+
+    @classmethod
+    def refuse_unused(cls, typed):
+        """Raise a `UserError` for a setting in `typed`, {setting: its flag}, without effect on such a model."""
+        for setting, flag in typed.items():
+            if why := cls.unused_flags.get(setting):
+                raise UserError(f"has no effect on a model of {cls.script}: {why}", location=flag,
+                                remedy="leave it out")  # fmt: skip
 
     @property
     def names(self):
@@ -194,8 +203,11 @@ class TextModel:
             the answer, or a list of answers.
 
         Raises:
-            UserError: the model does not hold the task, or an input does not fit it.
+            UserError: the model does not hold the task, a setting has no effect on it, or an input does not fit it.
         """
+        self.refuse_unused({name: name for name in settings})
+        if settings.get("no_sample") is False and (why := self.without_effect.get("no_sample")):
+            raise UserError(f"has no effect on this model: {why}", location="no_sample", remedy="leave it out")
         if task not in self.tasks:
             raise UserError(f"the model holds no task {task!r} that takes texts", location=str(self.directory),
                             expected="one of " + ", ".join(self.tasks or self.names))  # fmt: skip

@@ -46,7 +46,7 @@ class TextToTextModel(TextModel):
         **dict.fromkeys(("no_sample", "temperature", "top_k", "top_p", "seed"), "nothing is sampled"),
         **dict.fromkeys(("min_length", "max_length"), LABELS), "length_penalty": "labels have no length to weigh",
     }  # fmt: skip
-    # Flags of evaluate.py that have no effect here. (--no_sample and --seed are accepted: they request what is done.)
+    # Flags of evaluate.py and interact.py that have no effect here. (--no_sample and --seed request what is done.)
     unused_flags = {
         **dict.fromkeys(("emb_only", "outputlayer_only", "random_init", "self_copy"), "no such ablation"),
         **{flag: why for flag, why in without_effect.items() if flag not in ("no_sample", "seed")},
@@ -82,7 +82,12 @@ class TextToTextModel(TextModel):
         self.has_prefix = not flags.get("train_adapters", self.model.settings.method != "finetune")
         self.summary = t5.parameter_summary(self.model)
         self.backbone = flags.get("model_name_or_path") or flags.get("config_name")
+        self.find_tasks()
+
+    def find_tasks(self):
+        """Look the model's tasks up, once: another model may register an own task of the same name later."""
         self.tasks = {name: find_task(name) for name in self.model.tasks}
+        self.text_tasks = {name: text_to_text.get_task(name) for name, task in self.tasks.items() if task}
 
     @property
     def start(self):
@@ -99,7 +104,7 @@ class TextToTextModel(TextModel):
         return dict(max_history=max_history) if self.tasks[name].max_history and max_history else {}
 
     def prompts(self, name, examples, reserve):
-        task = text_to_text.get_task(name)
+        task = self.text_tasks[name]
         head = f"{task.prefix or task.name} " if self.has_prefix else ""
         encoder = TextEncoder(self.tokenizer, (self.longest,))
         rows = encoder.encode_all(task, (text_to_text.TextExample(head + example.source, None) for example in examples))
@@ -111,7 +116,7 @@ class TextToTextModel(TextModel):
         for task_id in {prompt.task_id for prompt in prompts}:
             numbers = [number for number, prompt in enumerate(prompts) if prompt.task_id == task_id]
             rows = [dict(input_ids=prompts[i].ids, labels=[prompts[i].eos_id], task_id=task_id) for i in numbers]
-            task = text_to_text.get_task(self.names[task_id])
+            task = self.text_tasks[self.names[task_id]]
             # num_beams of 1 is the default of `Decoding`, not a request.
             beams = decoding.num_beams if decoding.num_beams > 1 else self.flags.get("eval_beams") or task.num_beams
             lengths = [len(row["input_ids"]) for row in rows]
@@ -126,7 +131,7 @@ class TextToTextModel(TextModel):
     def _example(self, name, lines, location):
         """The `Example` for a text in the task's wording, a dict of its columns, or the lines of a conversation."""
         if isinstance(lines, dict):
-            task = text_to_text.get_task(name)
+            task = self.text_tasks[name]
             try:
                 lines = task.template.format(**lines)
             except (KeyError, IndexError) as error:

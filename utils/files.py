@@ -22,6 +22,7 @@ _DISK_ERRORS = {
     errno.EACCES: ("no permission to write here", "choose a directory you may write to"),
     errno.EPERM: ("no permission to write here", "choose a directory you may write to"),
     errno.EROFS: ("the file system is read-only", "choose a directory you may write to"),
+    errno.EISDIR: ("a directory has the name of a file that is needed", "rename it, or choose another directory"),
     errno.ENOTDIR: ("a part of the path is a file, not a directory", "choose another directory"),
     errno.EEXIST: ("a file has the name of a directory that is needed", "choose another directory"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),

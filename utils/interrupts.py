@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import sys
+import threading
 
 
 def stopping_signals():
@@ -14,7 +15,11 @@ def stopping_signals():
 
 @contextlib.contextmanager
 def handling(handler):
-    """Context in which `handler(number, frame)` receives the signals that ask the process to stop."""
+    """Context in which `handler(number, frame)` receives the signals that ask the process to stop; in a thread other
+    than the main one, to which Python delivers signals, it receives none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     old = {number: signal.signal(number, handler) for number in stopping_signals()}
     try:
         yield

@@ -374,23 +374,30 @@ def read_hypotheses(path):
     if Path(path).suffix == ".jsonl":
         return [_text_of(line, "hypothesis", f"{path}:{number}") for number, line in enumerate(lines, 1)]
     if lines[0].lstrip().startswith("["):
-        with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-            answers = [item["answer"] for item in json.loads("\n".join(lines))]
-            if answers and all(isinstance(answer, str) for answer in answers):
-                return answers
+        with contextlib.suppress(ValueError, RecursionError):
+            items = json.loads("\n".join(lines))
+            # A text may begin with a bracket, too.
+            if items and all(isinstance(item, dict) for item in items):
+                return [_text_in(item, "answer", f"{path}: item {number}", "CoQA's answers: a text in each object")
+                        for number, item in enumerate(items, 1)]  # fmt: skip
     return [from_one_line(line) for line in lines]
 
 
 def _text_of(line, field, location):
-    """The text of one field of a json object."""
+    """The text of one field of a line's json object."""
     try:
-        value = json.loads(line)[field]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        value = None
+        item = json.loads(line)
+    except (ValueError, RecursionError):
+        item = None
+    return _text_in(item, field, location, "a line of <task>_outputs.jsonl")
+
+
+def _text_in(item, field, location, expected):
+    """The text of one field of a json value; half of a surrogate pair, which is not a character, becomes ``?``."""
+    value = item.get(field) if isinstance(item, dict) else None
     if not isinstance(value, str):
-        raise UserError(f"not a json object with the text {field!r}", location=location,
-                        expected="a line of <task>_outputs.jsonl")  # fmt: skip
-    return value
+        raise UserError(f"not a json object with the text {field!r}", location=location, expected=expected)
+    return value.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_lines(path):

@@ -219,7 +219,7 @@ def read_json_object(path, remedy="copy it again", location=None):
     """The object in a json file; a file that cannot be read or parsed, or holds anything else, is a `UserError`."""
     location = location or path
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
     except RecursionError:
         raise UserError("nested too deeply", location=location, expected="a json object", remedy=remedy) from None
     except FileNotFoundError as error:

@@ -44,7 +44,14 @@ class _Profile(Action):
     immediate = True
 
     def __call__(self, parser, namespace, values, option_string=None):
-        os.environ[PROFILE] = os.path.abspath(values)
+        try:
+            os.environ[PROFILE] = os.path.abspath(values)
+        except ValueError:
+            parser.error(f"argument --profile: {flags.shown(values)} cannot be a directory's name")
+
+
+# Variables that flags set while they are parsed.
+SET_BY_FLAGS = ("CUDA_VISIBLE_DEVICES", "PJRT_DEVICE", PROFILE)
 
 
 def hide_accelerators():

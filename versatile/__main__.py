@@ -7,12 +7,14 @@ lines that begin with #.
 
 import contextlib
 import importlib
+import os
 import shlex
 import sys
 from pathlib import Path
 
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.screen import shell_command
+from versatile.utils.settings import SET_BY_FLAGS
 
 USAGE = "usage: versatile SCRIPT [flags]\n       versatile --commands FILE"
 
@@ -54,10 +56,17 @@ def open_script(name, words):
         words: its command line, without the script.
     """
     before, sys.argv = sys.argv, [f"{name}.py", *words]
+    environment = {variable: os.environ.get(variable) for variable in SET_BY_FLAGS}
     try:
         yield importlib.import_module(f"versatile.scripts.{name}").main
     finally:
         sys.argv = before
+        # Flags of this call are none of the next one's.
+        for variable, value in environment.items():
+            if value is None:
+                os.environ.pop(variable, None)
+            else:
+                os.environ[variable] = value
 
 
 def find_script(word, location):

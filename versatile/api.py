@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import tempfile
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 from versatile.__main__ import find_script, open_script
 from versatile.utils import flags as flag_types
+from versatile.utils.config_files import read_config
 from versatile.utils.errors import UserError
 from versatile.utils.settings import SETTINGS, json_object
 
@@ -47,24 +49,52 @@ def train(flags, script="train"):
 
     Args:
         flags: {name: value}, as on the command line, without the hyphens: a switch is True, a flag that takes several
-            words has a list, one that takes TASK=VALUE has a dict; None omits a flag. `output_dir` may be omitted;
-            `config` is the json file of train_t5 and train_camtl; dict(resume=run) resumes a run.
+            words has a list, one that takes TASK=VALUE has a dict; None omits a flag. `output_dir` may be omitted,
+            or be in the file `config`; dict(resume=run) resumes a run.
         script: train, train_vlm, train_lifelong, train_t5, pretrain_t5 or train_camtl.
 
     Raises:
         UserError: any error that would end the script.
         KeyboardInterrupt: after Ctrl-C; the run was saved and can be resumed.
     """
+    name, flags = find_script(str(script), "script"), dict(flags)
+    folder = flags.get("resume") or _output_directory(flags)
+    if not folder and name == "train_lifelong" and (flags.get("model_dir_root") or os.environ.get("MODEL_ROOT_DIR")):
+        folder = _sequence_directory(flags)
+    elif not folder:
+        flags["output_dir"] = folder = _default_directory(name, flags)
+    run_script(name, flags)
+    return Path(folder)
+
+
+def _output_directory(flags):
+    """The `output_dir` of flags, typed or in their config file, or None."""
+    if flags.get("output_dir") or not flags.get("config"):
+        return flags.get("output_dir")
+    read = ((key.replace("-", "_"), value) for key, value, _ in read_config(flags["config"]))
+    return dict(read).get("output_dir")
+
+
+def _default_directory(name, flags):
     from versatile.training.runs import default_directory
 
-    name, flags = find_script(str(script), "script"), dict(flags)
-    if not flags.get("resume"):
-        tasks = flags.get("task") or flags.get("tasks") or ()
-        # A task of one's own is typed as NAME=DATA.
-        names = [str(task).partition("=")[0] for task in ([tasks] if isinstance(tasks, str) else tasks)]
-        flags["output_dir"] = flags.get("output_dir") or default_directory(name, *names)
-    run_script(name, flags)
-    return Path(flags.get("resume") or flags["output_dir"])
+    tasks = flags.get("task") or flags.get("tasks") or ()
+    # A task of one's own is typed as NAME=DATA.
+    names = [str(task).partition("=")[0] for task in ([tasks] if isinstance(tasks, str) else tasks)]
+    return default_directory(name, *names)
+
+
+def _sequence_directory(flags):
+    """Where train_lifelong.py puts a run below --model_dir_root."""
+    from versatile.lifelong import sequence
+    from versatile.scripts import train_lifelong
+
+    words = command_line(flags)
+    with open_script("train_lifelong", words), flag_types.raising_errors():
+        parser = train_lifelong.parser()
+        args = parser.parse_args(words)
+        sequence.check_names(parser, args)
+    return sequence.directory(args)
 
 
 def combine(checkpoints, output=None, **flags):
@@ -97,7 +127,7 @@ def evaluate(flags, script="evaluate"):
                         expected="evaluate or evaluate_vlm",
                         remedy="run it from the command line; evaluate_lifelong.py writes matrix.json")  # fmt: skip
     with contextlib.ExitStack() as stack:
-        folder = flags.get("output_dir") or stack.enter_context(tempfile.TemporaryDirectory())
+        folder = _output_directory(flags) or stack.enter_context(tempfile.TemporaryDirectory())
         earlier = {path: _version(path) for path in Path(folder).glob("*_metrics.json")}
         run_script(find_script(str(script), "script"), dict(flags, output_dir=folder))
         files = sorted(p for p in Path(folder).glob("*_metrics.json") if earlier.get(p) != _version(p))

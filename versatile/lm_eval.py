@@ -68,9 +68,11 @@ def compare(args):
         # Half precision would add rounding differences of its own.
         inference.prepare_for_inference(model, idist.device(), torch.float32)
         results = dict(run=evaluate(args, tasks, model, tokenizer, task_id))
-        name, seed = backbone_name(args, model), model.random_init_seed if args.backbone is None else None
+        # Its own backbone is loaded as it was for training.
+        name = backbone_name(args, model)
+        seed, quantization = (model.random_init_seed, model.quantization) if args.backbone is None else (None, None)
         del model
-        model, tokenizer = load_backbone(name, seed)
+        model, tokenizer = load_backbone(name, seed, quantization)
         results["backbone"] = evaluate(args, tasks, model.to(idist.device()), tokenizer)
     rows = differences(results)
     print(table(rows, name, args.model_checkpoint))
@@ -113,11 +115,18 @@ def read_task(name):
                         remedy="correct the file") from error  # fmt: skip
     if not isinstance(task.get("task"), str):
         raise UserError("names no task", location=location, expected="task: NAME", remedy="correct the file")
-    files = task.get("dataset_kwargs", {}).get("data_files")
-    if isinstance(files, dict):
-        beside = {split: str(path.parent.resolve() / file) for split, file in files.items()}
-        task["dataset_kwargs"] = dict(task["dataset_kwargs"], data_files=beside)
+    if (more := task.get("dataset_kwargs")) and more.get("data_files"):
+        task["dataset_kwargs"] = dict(more, data_files=_beside(path.parent.resolve(), more["data_files"]))
     return task
+
+
+def _beside(folder, files):
+    """Data files, one, a list, or these by split, as paths from their yaml file's folder."""
+    if isinstance(files, dict):
+        return {split: _beside(folder, own) for split, own in files.items()}
+    if isinstance(files, list):
+        return [_beside(folder, file) for file in files]
+    return str(folder / str(files))
 
 
 def load_run(args):
@@ -150,7 +159,7 @@ def backbone_name(args, model):
     if args.backbone:
         return args.backbone
     location, name = f"--model_checkpoint {args.model_checkpoint}", runs.origin(args.model_checkpoint).get("backbone")
-    if name is None and model.info.mode != "full" and not model.info.carry:
+    if name is None and model.info.mode != "full" and not model.info.save_backbone:
         name = model.config._name_or_path
     if name is None:
         raise UserError("it does not say what it was trained on", location=location,
@@ -158,7 +167,7 @@ def backbone_name(args, model):
     return name
 
 
-def load_backbone(name, seed):
+def load_backbone(name, seed, quantization=None):
     """(model, tokenizer) of a bare backbone."""
     from versatile.adapters.backbones import loading
     from versatile.adapters.manifest import peek
@@ -166,7 +175,7 @@ def load_backbone(name, seed):
     location = f"--backbone {name}"
     if peek(name):
         raise UserError("this is a trained model, not a bare backbone", location=location)
-    return loading.load(name, random_init=seed, location=location)
+    return loading.load(name, random_init=seed, location=location, quantization=quantization)
 
 
 def evaluate(args, tasks, model, tokenizer, task_id=None):

@@ -229,11 +229,17 @@ def read_tokenizer(folder, location=None, expected="tokenizer.json, or vocab.jso
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **more)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **more)
     except Exception as error:
         # transformers raises whatever its parsers raise; a file that does not load is bad input in any case.
         raise UserError(f"the tokenizer cannot be read: {first_line(error)}", location=location or folder,
                         expected=expected, remedy="copy it again") from error  # fmt: skip
+    # Without a vocabulary's file, transformers makes a tokenizer that knows special tokens, and at most a blank.
+    special = {*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())}
+    if len(set(tokenizer.get_vocab()) - special) < 2:
+        raise UserError("the tokenizer has no vocabulary", location=location or folder, expected=expected,
+                        remedy="copy the tokenizer's files again")  # fmt: skip
+    return tokenizer
 
 
 def reach_hub(name, file="config.json", tries=2):

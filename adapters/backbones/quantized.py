@@ -56,6 +56,18 @@ def quantization_config(bits, model_type, location):
                                            bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
 
 
+def config_code(bits, model_type):
+    """(import lines, expression) of `quantization_config` as Python code, for a model card."""
+    if library_of(bits, model_type) == "torchao":
+        imports = "from torchao.quantization import Int8WeightOnlyConfig\nfrom transformers import TorchAoConfig\n"
+        return imports, "TorchAoConfig(Int8WeightOnlyConfig())"
+    imports = "from transformers import BitsAndBytesConfig\n"
+    if bits == "8bit":
+        return imports, "BitsAndBytesConfig(load_in_8bit=True)"
+    how = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32'
+    return "import torch\n" + imports, f"BitsAndBytesConfig({how})"
+
+
 def keep_gradients(model):
     """Prevent bitsandbytes from repacking 4-bit weights on a CPU: it does so in the first evaluation and does not undo
     it for training, and packed weights give no input gradient, or a wrong one."""

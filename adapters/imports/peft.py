@@ -1,12 +1,4 @@
-"""Export adapters to, and import them from, the library peft.
-
-  export a LoRA or (IA)3 task of a run to a directory that gives the same logits with `peft.PeftModel.from_pretrained`
-  (needs peft, to write and verify it):
-    python -m adapters.imports.peft export RUN OUTPUT [--task nlg]
-  import a LoRA or (IA)3 made by peft as a task that can be evaluated, combined and trained further like any other:
-    python -m adapters.imports.peft import PEFT_DIR OUTPUT --task mine=DATA
-    python -m adapters.imports.peft import PEFT_DIR OUTPUT --task nlg --like RUN
-    python -m adapters.imports.peft import PEFT_DIR OUTPUT --task nlg --markers '<bos_nlg>' '<eos_nlg>' …
+"""Import LoRA and (IA)3 adapters of the library peft as tasks; see versatile/peft.py for the command.
 
 A task's special tokens are new tokens, exported as peft's trainable tokens; with (IA)3, for which peft has none, the
 whole tables are saved. Their rows also serve as token types. GPT-2 adds these itself, for the same `token_type_ids`; on
@@ -15,6 +7,7 @@ other backbones a task with token types is not exported, as peft could not repro
 An adapter made without such tokens gets randomly initialised ones for its task's markers: it is meant to be trained
 further (--init_from), or combined with others and trained on mixed batches.
 """
+
 
 import importlib.util
 import json
@@ -30,7 +23,6 @@ from versatile.adapters.imports.peft_export import (
     KINDS,
     TaskAdapter,
     check_share,
-    export_task,
     largest_difference,
     projection_names,
     table_names,
@@ -39,8 +31,8 @@ from versatile.adapters.manifest import ADAPTER_WEIGHTS, CONFIG
 from versatile.adapters.methods.ia3 import INPUTS
 from versatile.adapters.methods.lora import sizes
 from versatile.adapters.tensors import read_safetensors
-from versatile.utils import devices, flags
-from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils import flags
+from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_directory, refuse_taken
 from versatile.utils.schema import Choice, Flag, MapOf, Number, Record, Text, Whole, read_json_object, validate
 
@@ -297,68 +289,3 @@ def _prove_import(model, tokenizer, task, path, tokens):
     """Raise a `UserError` if peft computes other logits from its directory than our model does."""
     adapter = TaskAdapter(model, tokenizer, task, "", {}, [], tokens)
     check_share(largest_difference(adapter, path), path)
-
-
-# ---- the command
-
-
-@exit_on_user_error
-def main(argv=None):
-    """`python -m adapters.imports.peft`."""
-    p = flags.build_parser(__doc__)
-    p.prog, p.usage = "python -m adapters.imports.peft", "%(prog)s export | import [flags]"
-    commands = p.add_subparsers(dest="command", required=True, metavar="export | import")
-    export = commands.add_parser("export", help="export a task to peft's format", prog=f"{p.prog} export")
-    export.add_argument("run", help="a trained model")
-    export.add_argument("output", help="the directory to create")
-    export.add_argument("--task", help="the task to export (needed if the model holds several)")
-    reading = commands.add_parser("import", help="import a peft adapter as a task", prog=f"{p.prog} import")
-    reading.add_argument("source", help="a directory saved by peft")
-    reading.add_argument("output", help="the directory to create")
-    reading.add_argument("--task", required=True, help="the task's name, or NAME=DATA for your own task")
-    reading.add_argument("--markers", nargs="+", metavar="TOKEN", help="the task's special tokens")
-    reading.add_argument("--like", metavar="RUN", help="a trained model whose tokens for the task are used")
-    reading.add_argument("--model_checkpoint", metavar="NAME", help="the backbone (default: the directory's)")
-    args = p.parse_args(argv)
-    devices.quiet_libraries()
-    if args.command == "export":
-        adapter, share = export_task(args.run, args.output, args.task)
-        tokens = f"{len(adapter.tokens)} trained tokens" if adapter.tokens else "no task embeddings: the task has none"
-        print(f"{args.output}: {adapter.method} of {adapter.task}, {tokens}; peft's logits equal ours (to {share:.1g})")
-        return
-    task, markers, definition, history = _task_of(args)
-    model = import_adapter(args.source, args.output, task, markers, args.model_checkpoint, definition, history)
-    print(f"{args.output}: {task}, {model.info.methods[task]}, {len(model.info.markers[task])} task embeddings")
-
-
-def _task_of(args):
-    """(name, markers or None, definition, history) of the task named by the flags of import."""
-    name, _, data = args.task.partition("=")
-    if data:
-        definition = _definition(name, data)
-        return name, [f"<{part}_{name}>" for part in ("bos", "eos", "prompt", "answer")], definition, None
-    if not args.like:
-        return name, args.markers, None, None
-    manifest = checkpoint.peek(args.like)
-    known = {task["name"]: task for task in manifest.config.get("tasks", [])} if manifest else {}
-    if name not in known:
-        raise UserError(f"it holds {', '.join(known) or 'no tasks'}", location=f"--like {args.like}",
-                        expected=f"a model that holds {name!r}")  # fmt: skip
-    return name, known[name].get("markers"), known[name].get("definition"), known[name].get("max_history")
-
-
-def _definition(name, data):
-    """The definition of a user's own task, as data/own_tasks.py reads it: the data's task.json and source."""
-    path = Path(data)
-    if not path.exists():
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", data):
-            raise UserError("no such file or folder", location=f"--task {name}={data}",
-                            expected="a folder with train, valid and test, a json file, or owner/name on the hub")
-        return dict(name=name, source=data)
-    settings = read_json_object(path / "task.json") if (path / "task.json").is_file() else {}
-    settings.pop("data", None)
-    return {**settings, "name": name, "source": str(path.resolve())}
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,7 @@ from versatile.adapters import checkpoint, t5
 from versatile.adapters.backbones import bundled
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.backbones.family import backbone_of
+from versatile.adapters.backbones.quantized import config_code
 from versatile.adapters.methods.base import is_added
 from versatile.adapters.methods.ia3 import INPUTS
 from versatile.utils.errors import UserError
@@ -240,7 +241,10 @@ def _readme(adapter, base):
     """The model card, which explains how to load the directory."""
     auto = backbone_of(adapter.model.config).auto_class
     kind = {"lora": "LoRA", "ia3": "(IA)3"}[adapter.method]
-    tokens, types = "", ""
+    tokens, types, imports, rounded = "", "", "", ""
+    if bits := adapter.model.quantization:
+        imports, config = config_code(bits, adapter.model.config.model_type)
+        rounded = f", quantization_config={config}"
     if adapter.tokens:
         tokens = "base.resize_token_embeddings(max(len(tokenizer), base.get_input_embeddings().num_embeddings))\n"
         if adapter.model.info.encoder == "markers":
@@ -248,9 +252,9 @@ def _readme(adapter, base):
                      "ends with the\ntarget's.\n")  # fmt: skip
     return (f"---\nlibrary_name: peft\nbase_model: {base}\ntags: [{adapter.method}]\n---\n"
             f"{kind} of the task {adapter.task!r}.\n\n```python\n"
-            f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer\n\n"
+            f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer\n{imports}\n"
             f"tokenizer = AutoTokenizer.from_pretrained(directory)\n"
-            f"base = {auto}.from_pretrained({str(base)!r})\n{tokens}"
+            f"base = {auto}.from_pretrained({str(base)!r}{rounded})\n{tokens}"
             f"model = PeftModel.from_pretrained(base, directory)\n```\n{types}")  # fmt: skip
 
 

@@ -33,11 +33,12 @@ SETTINGS = {
     "projected_task_embedding_dim": ("positive", 64, "size of the generators' input"),
 }
 # Settings of published T5s, with their defaults. names: {task: its embedding}, where tasks share embeddings;
-# embeddings: {name: tensor} of given ones; train_task_embeddings: they pass through a network first.
+# embeddings: {name: tensor} of given ones; train_task_embeddings: they pass through a network first. published_start:
+# generated norms start as in published T5s, with gains and shifts of some 0.08; otherwise, as in sublayers.py, near 0.
 PUBLISHED = dict(
     non_linearity="gelu_new", add_layer_norm_before_adapter=False, add_layer_norm_after_adapter=True,
     conditional_layer_norm=True, unique_hyper_net_layer_norm=True, train_task_embeddings=False, names=None,
-    embeddings=None, parametric_task_embedding=False,
+    embeddings=None, parametric_task_embedding=False, published_start=False,
 )  # fmt: skip
 _NETWORK = ".task_embeding_generator"
 
@@ -87,10 +88,13 @@ class HyperFormer(Method):
 
     def hypernet(self, layers, settings, sizes):
         """The hypernetwork of a stack; `sizes` are those of its adapters."""
-        return LayersHyperNet(
+        hypernet = LayersHyperNet(
             layers, self.embeddings.size, settings["task_hidden_dim"], settings["projected_task_embedding_dim"],
             one=self.name == "hyperformer++", layer_norm=settings["unique_hyper_net_layer_norm"], **sizes,
         )  # fmt: skip
+        if not settings["published_start"]:
+            hypernet.shrink_norms()
+        return hypernet
 
     def stacks(self, model):
         """The blocks of each stack: the decoder alone, or the encoder and the decoder."""

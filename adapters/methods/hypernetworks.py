@@ -222,6 +222,14 @@ class LayersHyperNet(nn.Module):
                 made = NormHyperNet(projected, width) if wanted else None
                 self.register_module(f"{prefix}{site}_layernorm_hypernet", made)
 
+    @torch.no_grad()
+    def shrink_norms(self):
+        """Let the generated norms start with gains and shifts of about `INIT_STD`, where e is normalised."""
+        for module in self.modules():
+            if isinstance(module, NormHyperNet) and self.LayerNorm is not None:
+                for generator in (module.weight_generator, module.bias_generator):
+                    generator.weight.div_(generator.in_features**0.5)
+
     def embeddings(self, vectors, layers=slice(None), blocks=slice(None)):
         """The embeddings e that adapters are generated from.
 

@@ -5,8 +5,11 @@ An adapter is applied before the residual connection of its module:
 
     A(x) = LN_post(Up(act(Down(LN_pre(x))))) + x
 
-where each norm is optional. Published T5s have only the norm after the adapter, shared by all tasks; here each task
-has its own, so that it can be taken out of its model. HyperFormer generates adapters of this form (hyperformer.py).
+where each norm is optional. Published T5s have only the norm after the adapter, shared by all tasks, whose gain starts
+at 1. Here each task has its own, so that it can be taken out of its model, and its gain starts at 0.01, so that the
+adapter starts near the identity: what a norm with a gain of 1 lets through is little beside the states of a T5, but
+drowns what a BERT's attention adds, and the frozen layers then read noise. HyperFormer generates adapters of this form
+(hyperformer.py).
 """
 
 import functools
@@ -41,6 +44,8 @@ class SublayerAdapter(BottleneckAdapter):
         super().__init__(width, bottleneck, norm=False, activation=activation, std=INIT_STD)
         self.pre_layer_norm = nn.LayerNorm(width, eps=NORM_EPS) if pre else None
         self.post_layer_norm = nn.LayerNorm(width, eps=NORM_EPS) if post else None
+        if post:
+            nn.init.constant_(self.post_layer_norm.weight, INIT_STD)
 
     def matrices(self):
         """The matrices in the form `GroupedProduct` expects."""

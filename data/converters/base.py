@@ -271,11 +271,13 @@ def tallied(splits, report, fact, number):
 
 
 def usable(text, what, location):
-    """`text`, stripped; raises `UserError` if it is not a string, is blank, or contains a null byte."""
+    """`text`, stripped; raises `UserError` if it is not a string, is blank, contains a null byte or is not UTF-8."""
     if not isinstance(text, str):
         found = f"is {brief(text)}"
     elif "\0" in text:
         found = "holds a null byte"
+    elif text != text.encode("utf-8", "replace").decode("utf-8"):
+        found = "is not UTF-8 text"
     elif not text.strip():
         found = "is blank"
     else:

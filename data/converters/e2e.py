@@ -102,6 +102,8 @@ def _rows(path, split, skip_bad, report):
             if isinstance(row, UserError):
                 raise row
             mr, ref = row["mr"].strip(), row["ref"].strip()
+            if "\0" in mr + ref:
+                raise UserError("holds a null byte", location=location, expected="text")
             if mr not in parsed:
                 # Only the cleaned set has this column.
                 parsed[mr] = _parse_mr(mr, location, repeats="orig_mr" in row)

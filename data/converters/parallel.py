@@ -149,6 +149,10 @@ def _parallel_records(sources, targets, paths, split, report):
                 remedy="check that the two belong together and are whole",
             )
         src, tgt = source[2].strip(), target[2].strip()
+        for path, (_, line, text) in zip(paths, (source, target)):
+            if "\0" in text:
+                raise UserError("holds a null byte", location=f"{path}:{line}", expected="text",
+                                remedy="correct the line")  # fmt: skip
         if not src and not tgt:
             report.dropped[split]["both sides empty"] += 1
         elif split == "train" and not (src and tgt):

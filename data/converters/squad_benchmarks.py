@@ -110,7 +110,7 @@ def superni(args, report):
 
     def read(task, folder, split):
         path, samples = find_file([folder], f"{split}.json"), []
-        for location, instance in superni_instances(path):
+        for number, (_, instance) in enumerate(superni_instances(path)):
             if isinstance(instance, UserError):
                 raise instance
             answers = instance.outputs
@@ -121,7 +121,8 @@ def superni(args, report):
                 report.facts["train"]["outputs behind the first, left out"] = (
                     report.facts["train"].get("outputs behind the first, left out", 0) + len(answers) - 1)  # fmt: skip
                 answers = answers[:1]
-            samples.append(sample(instance.input, instance.definition, answers, instance.id or location))
+            name = f"{task}-{split}-{number}" if instance.id is None else instance.id
+            samples.append(sample(instance.input, instance.definition, answers, name))
         return _not_empty(samples, path)
 
     return _divided(args, report, read, _folders(args, dict(zip(SUPERNI, SUPERNI)), report))

@@ -94,7 +94,7 @@ def _classified(row, location, name, classes):
             f"{len(row)} columns", location=location, expected=f"{_COLUMNS[name]}: the class, then the text"
         )
     number = row[0].strip()
-    if not (number.isascii() and number.isdigit() and 1 <= int(number) <= len(classes)):
+    if not (number.isascii() and number.isdigit() and len(number) < 10 and 1 <= int(number) <= len(classes)):
         raise UserError(f"the class is {brief(row[0])}", location=location,
                         expected=f"a number from 1 to {len(classes)} ({', '.join(classes)[:200]})")  # fmt: skip
     text = " ".join(row[1:])

@@ -25,7 +25,7 @@ class Instance:
     definition: str
     input: str
     outputs: list
-    id: str | None
+    id: str | int | None
 
 
 def superni_instances(path):
@@ -51,8 +51,14 @@ def _instance(definition, record, location):
     if not isinstance(outputs, list) or not outputs:
         raise UserError(f"'output' is {brief(outputs)}", location=location, expected="a list of texts",
                         remedy="correct the record")  # fmt: skip
-    outputs = [output.strip() for output in outputs if isinstance(output, str) and output.strip()]
-    return Instance(definition, text, outputs, record.get("id"))
+    if wrong := [output for output in outputs if not isinstance(output, str)]:
+        raise UserError(f"an output is {brief(wrong[0])}", location=location, expected="texts",
+                        remedy="correct the record")  # fmt: skip
+    outputs, name = [output.strip() for output in outputs if output.strip()], record.get("id")
+    if name is not None and type(name) not in (str, int):
+        raise UserError(f"'id' is {brief(name)}", location=location, expected="a text, a whole number or null",
+                        remedy="correct the record")  # fmt: skip
+    return Instance(definition, text, outputs, name)
 
 
 def _flags(parser):

@@ -146,7 +146,7 @@ def load_split(path, split, task, tokenizer, positions, *, training, options=Rea
 
 def _read_examples(path, split, task, options):
     for location, record in task.records(path, split):
-        yield from task.examples(record, location, options)
+        yield from task.training_examples(record, location, options)
 
 
 def reason_to_drop(task, example, encoded, training=True):

@@ -47,9 +47,8 @@ class NLG(Task):
     def examples(self, record, location, options=ReadOptions()):
         slots = mapping_field(record, "src", location)
         gold = text_field(record, "tgt", location)
-        target = text_field(record, "distillated_tgt", location) if options.distilled else gold
         references = texts_field(record, "refs", location) if "refs" in record else [gold]
-        yield self.assemble(slots, target, references, location)
+        yield self.assemble(slots, gold, references, location)
 
     def assemble(self, slots, target="", references=(), location=""):
         """An `Example` of {slot: value}."""
