@@ -13,6 +13,7 @@ T5_TOKENIZER="${T5_TOKENIZER:-spiece.model}"
 GLUE5_TASKS="cola sst2 mrpc stsb rte nlg"
 # Topics and sentiment: what a T5 can learn that was pretrained here for minutes.
 TOPICS="cl.agnews cl.amazon sst2"
+MINILM5_TASKS="cola sst-2 mrpc sts-b rte"
 GLUE9_TASKS="cola mnli rte wnli qqp sts-b sst-2 qnli mrpc"
 glue5_data() { case "$1" in nlg) echo data/small/nlg.json ;; *) echo "$GLUE_DIR" ;; esac; }
 
@@ -181,6 +182,24 @@ recipe() {
         *) return 1 ;;
         esac
         echo "$train --output_dir runs/$1" ;;
+    minilm5-*)
+        # Five GLUE tasks in a MiniLM, 1,000 rows of each, twice; of one task alone: its own share. A step of a hypernetwork
+        # moves an adapter's weight by the rate times the size of the generators' input, hence 8 of these instead of 64.
+        local tasks="$MINILM5_TASKS" adapters="--reduction_factor 16 --learning_rate 3e-3"
+        kind="${1#minilm5-}"
+        case "$kind" in
+        full-* | adapters-*)
+            tasks="${kind#*-}" kind="${kind%%-*}"
+            case " $MINILM5_TASKS " in *" $tasks "*) ;; *) return 1 ;; esac ;;
+        esac
+        case "$kind" in
+        full) adapters="--learning_rate 1e-4" ;;
+        adapters) ;;
+        lora) adapters="--learning_rate 3e-3" ;;
+        hyperformer | hyperformer++) adapters="$adapters --projected_task_embedding_dim 8" ;;
+        *) return 1 ;;
+        esac
+        echo "train_camtl.py --model_name_or_path minilm --data_dir $GLUE_DIR --tasks $tasks --limit 1000 --max_seq_length 64 --do_train --do_eval --num_train_epochs 2 --per_device_train_batch_size 32 --per_device_eval_batch_size 32 --method $kind $adapters --output_dir runs/$1" ;;
     glue5-*)
         # One budget for all: 2,000 rows of each task, twice. Of one task alone: its own share of it.
         local tasks="$GLUE5_TASKS" data="" train
@@ -302,6 +321,8 @@ recipes() {
     for kind in adapter lora finetune embeddings hyperformer++; do echo "e2e10k-$kind"; done
     for kind in plain base base-0-2 uncertainty; do echo "glue9-$kind"; done
     for task in $GLUE9_TASKS; do echo "glue9-single-$task"; done
+    for kind in full adapters hyperformer hyperformer++ lora; do echo "minilm5-$kind"; done
+    for task in $MINILM5_TASKS; do echo "minilm5-full-$task minilm5-adapters-$task"; done
     for kind in finetune adapters hyperformer hyperformer++ lora; do echo "glue5-$kind"; done
     for task in $GLUE5_TASKS; do echo "glue5-finetune-$task glue5-adapter-$task"; done
     for kind in $SMALL_LIFELONG; do echo "small-lifelong-$kind"; done
@@ -373,6 +394,7 @@ data_for() {
     local at
     case "$1" in
     glue9-*) glue9_data ;;
+    minilm5-*) need_glue ;;
     e2e-* | e2e10k-* | glue5-nlg | small-nlg-* | five-nlg-*)
         [ -f data/small/nlg.json ] || { at="$(folder E2E_DIR "trainset.csv and devset.csv")" && py -m data.convert e2e \
             --train "$at/trainset.csv" --valid_from_train 300 --test "$at/devset.csv" --output data/small/nlg.json; } ;;
