@@ -51,8 +51,8 @@ def stem(path):
 
 
 def content_key(path):
-    """A key that changes with the rows of a file: its content, and the ending by which it is read."""
-    return f"{fingerprint(path)} {_ending(path)} {path.suffix == '.gz'}"
+    """A key that changes with the rows of a file: its content, and whether a table is read as csv or as tsv."""
+    return fingerprint(path) + (" csv" if _ending(path) == "csv" else "")
 
 
 def _ending(path):

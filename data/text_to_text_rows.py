@@ -19,16 +19,12 @@ from versatile.utils.errors import UserError, brief, first_line
 _SCRIPTS = ("IWSLT/iwslt2017", "allenai/social_i_qa", "allenai/cosmos_qa", "CogComp/trec")
 # The same data in another repository.
 _COPIES = {"allenai/social_i_qa": "lighteval/siqa"}
-
-
 _ALL_NAMES = [name for names in SPLIT_NAMES.values() for name in names]
 
 
 def _file_names(names):
     """The names that a file of one of these splits may have, in order of preference."""
-    valid = SPLIT_NAMES["valid"]
-    more = {"validation": [name for name in valid if name != "validation"]}
-    return [each for name in names for each in (name, *more.get(name, ()))]
+    return [each for name in names for each in (name, *(SPLIT_NAMES["valid"] if name == "validation" else ()))]
 
 
 def find_records(task, names, data_dir=None, files=None):
