@@ -138,7 +138,7 @@ class TaskEmbeddings(Method):
     @classmethod
     def check(cls, name, backbone, settings, location):
         if backbone.head == "classifier":
-            raise UserError("an encoder's tasks have heads, not markers in their texts", location=location,
+            raise UserError("an encoder's tasks have heads, not special tokens in their texts", location=location,
                             remedy="choose another method")  # fmt: skip
 
     def __init__(self, model, name):
