@@ -30,7 +30,7 @@ def blocks(language):
 
 def run_sh(*args):
     return subprocess.run(
-        ["bash", str(ROOT / "run.sh"), *args], capture_output=True, text=True, timeout=60, check=False
+        ["bash", str(ROOT / "run.sh"), *args], capture_output=True, text=True, timeout=240, check=False
     )
 
 
@@ -177,7 +177,7 @@ def called(started, tmp_path):
 
     def run(*args, **more):
         with started(*args, **more) as process:
-            output, errors = process.communicate(timeout=60)
+            output, errors = process.communicate(timeout=240)
         if process.returncode:
             raise subprocess.CalledProcessError(process.returncode, "run.sh", output, errors)
         return [shlex.split(line) for line in (tmp_path / "log").read_text().splitlines()]
@@ -239,7 +239,7 @@ def running(folder):
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
 def test_where_one_part_of_the_demo_fails_the_other_is_stopped(started, tmp_path):
     with started("demo", SLEEPS=TEACHER, FAILS=ADAPTERS) as process:
-        process.communicate(timeout=30)
+        process.communicate(timeout=240)
     assert process.returncode == 3 and list(tmp_path.glob("pid_*")) and not running(tmp_path)
 
 
@@ -252,7 +252,7 @@ def test_what_ends_the_demo_ends_both_parts(started, tmp_path, number):
             time.sleep(0.02)
         assert len(running(tmp_path)) == 2
         process.send_signal(number)
-        process.communicate(timeout=30)
+        process.communicate(timeout=240)
     assert process.returncode == 128 + number and not running(tmp_path)
 
 

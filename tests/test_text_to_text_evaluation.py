@@ -150,7 +150,7 @@ def test_a_perfect_answer_scores_a_hundred_and_its_perplexity_is_that_of_the_los
 
 
 METHODS = dict(finetune_single_task="finetune", finetune="finetune", adapters="adapters", adapters_dagger="adapters",
-               test="adapters", hyperformer="hyperformer")  # fmt: skip
+               test="adapters") | {"hyperformer-per-layer": "meta"}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda p: p.stem)

@@ -52,6 +52,7 @@ class TextToTextModel(TextModel):
         **{flag: why for flag, why in without_effect.items() if flag not in ("no_sample", "seed")},
         "adapter_bottleneck": "the checkpoint knows its own", "max_history": "a task has no history",
     }  # fmt: skip
+    text_tasks = {}
     # Relative positions are unlimited.
     positions = 1 << 20
 
@@ -82,12 +83,13 @@ class TextToTextModel(TextModel):
         self.has_prefix = not flags.get("train_adapters", self.model.settings.method != "finetune")
         self.summary = t5.parameter_summary(self.model)
         self.backbone = flags.get("model_name_or_path") or flags.get("config_name")
-        self.find_tasks()
-
-    def find_tasks(self):
-        """Look the model's tasks up, once: another model may register an own task of the same name later."""
         self.tasks = {name: find_task(name) for name in self.model.tasks}
+        # Looked up once: another model may register an own task of the same name later.
         self.text_tasks = {name: text_to_text.get_task(name) for name, task in self.tasks.items() if task}
+
+    def text_task(self, name):
+        """A task in the form for texts, as the model was trained on it."""
+        return self.text_tasks.get(name) or text_to_text.get_task(name)
 
     @property
     def start(self):
@@ -104,7 +106,7 @@ class TextToTextModel(TextModel):
         return dict(max_history=max_history) if self.tasks[name].max_history and max_history else {}
 
     def prompts(self, name, examples, reserve):
-        task = self.text_tasks[name]
+        task = self.text_task(name)
         head = f"{task.prefix or task.name} " if self.has_prefix else ""
         encoder = TextEncoder(self.tokenizer, (self.longest,))
         rows = encoder.encode_all(task, (text_to_text.TextExample(head + example.source, None) for example in examples))
@@ -116,7 +118,7 @@ class TextToTextModel(TextModel):
         for task_id in {prompt.task_id for prompt in prompts}:
             numbers = [number for number, prompt in enumerate(prompts) if prompt.task_id == task_id]
             rows = [dict(input_ids=prompts[i].ids, labels=[prompts[i].eos_id], task_id=task_id) for i in numbers]
-            task = self.text_tasks[self.names[task_id]]
+            task = self.text_task(self.names[task_id])
             # num_beams of 1 is the default of `Decoding`, not a request.
             beams = decoding.num_beams if decoding.num_beams > 1 else self.flags.get("eval_beams") or task.num_beams
             lengths = [len(row["input_ids"]) for row in rows]
@@ -131,7 +133,7 @@ class TextToTextModel(TextModel):
     def _example(self, name, lines, location):
         """The `Example` for a text in the task's wording, a dict of its columns, or the lines of a conversation."""
         if isinstance(lines, dict):
-            task = self.text_tasks[name]
+            task = self.text_task(name)
             try:
                 lines = task.template.format(**lines)
             except (KeyError, IndexError) as error:
