@@ -80,7 +80,7 @@ def test_the_published_settings():
         "adapters": dict(tasks=["mrpc"], **adapter),
         "adapters_dagger": dict(tasks=eight, **adapter),
         "hyperformer": dict(tasks=eight, unique_hyper_net=True, **hyper),
-        "hyperformer-per-layer": dict(tasks=eight, **hyper),
+        "hyperformer-per-layer": dict(tasks=eight, train_task_embeddings=True, **hyper),
         "hyperformer++": dict(tasks=eight, efficient_unique_hyper_net=True, **hyper),
     }
     assert {p.stem for p in CONFIGS} == {*expected, "test"}
