@@ -19,9 +19,6 @@ _ESCAPES, _BYTES = re.compile(_PATTERN), re.compile(_PATTERN.encode())
 _HALF, _HALF_BYTES = 6, re.compile(_HIGH.encode())
 
 
-_NO_NUMBERS = ("NaN", "Infinity")
-
-
 def _refuse(name, location):
     raise UserError(f"{name} is not JSON", location=location, expected="a number, a text or null",
                     remedy="write null where a value is missing")  # fmt: skip
@@ -37,8 +34,9 @@ def loads(text, location):
         text = _ESCAPES.sub(_whole, text)
     try:
         # A decoder of its own only where it is needed, as making one takes longer than most lines.
-        not_json = any(name in text for name in _NO_NUMBERS)
-        return json.loads(text, parse_constant=lambda name: _refuse(name, location)) if not_json else json.loads(text)
+        if "NaN" in text or "Infinity" in text:
+            return json.loads(text, parse_constant=lambda name: _refuse(name, location))
+        return json.loads(text)
     except RecursionError as error:
         raise UserError("is nested too deep", location=location, expected="an object of text fields",
                         remedy="check how it was written") from error  # fmt: skip

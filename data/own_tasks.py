@@ -17,6 +17,7 @@ All keys are optional. ``prompt`` may be a list of columns. ``max_length`` bound
 script has ``--max_length``, that flag does.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -214,8 +215,7 @@ class OwnTask:
         if text in self.labels:
             return text
         # Beside labels that are numbers themselves an index could not be told from a wrong label.
-        numbers = {label: number for label in self.labels if (number := finite_number(label)) is not None}
-        if numbers:
+        if numbers := _numeric(self.labels):
             if len(equal := [label for label, number in numbers.items() if number == finite_number(text)]) == 1:
                 return equal[0]
         elif text.isascii() and text.isdigit() and len(text) < 10 and int(text) < len(self.labels):
@@ -255,6 +255,12 @@ class OwnTask:
 def _by_value(digits):
     """A key that sorts whole numbers of any length by their values."""
     return len(digits.lstrip("0")), digits.lstrip("0"), digits
+
+
+@functools.lru_cache
+def _numeric(labels):
+    """{label: its number} of the labels that are numbers; looked up for every row."""
+    return {label: number for label in labels if (number := finite_number(label)) is not None}
 
 
 def finite_number(text):

@@ -28,6 +28,13 @@ def library_of(bits, model_type):
     return "torchao" if on_cpu else "bitsandbytes"
 
 
+# Arguments of BitsAndBytesConfig.
+_OPTIONS = {
+    "8bit": dict(load_in_8bit=True),
+    "4bit": dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32"),
+}
+
+
 def quantization_config(bits, model_type, location):
     """The quantisation config that transformers loads a model with.
 
@@ -50,10 +57,7 @@ def quantization_config(bits, model_type, location):
         from torchao.quantization import Int8WeightOnlyConfig
 
         return transformers.TorchAoConfig(Int8WeightOnlyConfig())
-    if bits == "8bit":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True)
-    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-                                           bnb_4bit_compute_dtype=torch.float32)  # fmt: skip
+    return transformers.BitsAndBytesConfig(**_OPTIONS[bits])
 
 
 def config_code(bits, model_type):
@@ -61,11 +65,8 @@ def config_code(bits, model_type):
     if library_of(bits, model_type) == "torchao":
         imports = "from torchao.quantization import Int8WeightOnlyConfig\nfrom transformers import TorchAoConfig\n"
         return imports, "TorchAoConfig(Int8WeightOnlyConfig())"
-    imports = "from transformers import BitsAndBytesConfig\n"
-    if bits == "8bit":
-        return imports, "BitsAndBytesConfig(load_in_8bit=True)"
-    how = 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32'
-    return "import torch\n" + imports, f"BitsAndBytesConfig({how})"
+    options = ", ".join(f"{name}={value!r}" for name, value in _OPTIONS[bits].items())
+    return "from transformers import BitsAndBytesConfig\n", f"BitsAndBytesConfig({options})"
 
 
 def keep_gradients(model):

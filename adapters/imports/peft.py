@@ -8,7 +8,6 @@ An adapter made without such tokens gets randomly initialised ones for its task'
 further (--init_from), or combined with others and trained on mixed batches.
 """
 
-
 import importlib.util
 import json
 import re

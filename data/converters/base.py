@@ -137,10 +137,10 @@ def held_out_sizes(args, given, suffix=""):
     return sizes
 
 
-def find_file(folders, name):
-    """The file called `name` or `name`.gz in one of the folders."""
+def find_file(folders, name, *others):
+    """The file called `name` or `name`.gz in one of the folders, or else one of the `others`."""
     for folder in folders:
-        for candidate in (name, f"{name}.gz"):
+        for candidate in (each + packed for each in (name, *others) for packed in ("", ".gz")):
             if os.path.isfile(os.path.join(folder, candidate)):
                 return os.path.join(folder, candidate)
     there = []

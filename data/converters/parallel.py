@@ -121,12 +121,8 @@ def iwslt(args, report):
 
 
 def _find_talks(folders, name):
-    """The xml file of a set, of the edition that the folder has; editions have some sets in common."""
-    for folder in folders:
-        for ending in (name, f"{name}.gz"):
-            if os.path.isfile(path := os.path.join(folder, f"IWSLT16.TED.{ending}")):
-                return path
-    return find_file(folders, f"IWSLT17.TED.{name}")
+    """The xml file of a set, of the edition that the folder has."""
+    return find_file(folders, *(f"IWSLT{edition}.TED.{name}" for edition in (17, 16)))
 
 
 def _parallel_records(sources, targets, paths, split, report):
