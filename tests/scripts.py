@@ -1,7 +1,7 @@
 """Run the toolkit's scripts in separate processes: as a user does, or forked from one that has imported everything.
 
-A script spends five seconds on imports. `start` forks a process that has already done them; it is still a real
-process, with its own memory, signals and exit code.
+A script spends five seconds and more on imports. `start` forks a process that has already done them (preloaded.py); it
+is still a real process, with its own memory, signals and exit code.
 """
 
 import contextlib
@@ -21,20 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "data" / "samples"
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["train", "evaluate", "train_vlm", "evaluate_vlm", "versatile.training.experiment",
-     "versatile.training.evaluation", "versatile.training.trainer", "versatile.training.decoding",
-     "versatile.utils.plots", "versatile.adapters.checkpoint", "versatile.adapters.inference",
-     "versatile.data.encoders.markers", "versatile.data.batching", "tensorboardX", "matplotlib.pyplot",
-     "safetensors.torch", "sacrebleu", "ijson", "train_lifelong", "evaluate_lifelong",
-     "versatile.lifelong.learning", "versatile.lifelong.scoring", "train_t5", "pretrain_t5",
-     "compute_task_embeddings", "versatile.training.text_to_text_training",
-     "versatile.training.span_corruption_pretraining", "versatile.training.task_embeddings",
-     "transformers.models.t5.modeling_t5", "datasets", "train_camtl",
-     "versatile.training.classification", "transformers.models.bert.modeling_bert", "sklearn.metrics",
-     "scipy.stats", "transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama",
-     "transformers.models.auto.modeling_auto", "transformers.generation.utils", "ignite.distributed"]
-)  # fmt: skip
+CONTEXT.set_forkserver_preload(["preloaded"])
 
 
 def done(result):
@@ -73,35 +60,39 @@ class Job:
         return Result(self.process.exitcode, (self.folder / "out").read_text(), (self.folder / "err").read_text())
 
 
-def start(script, argv, folder, env=None, terminal=False, cwd=ROOT, prepare=None):
+def start(script, argv, folder, env=None, terminal=False, cwd=ROOT, prepare=None, pictures=False):
     """Start `script` ("train", "bench.decode") with `argv`; its output goes into `folder`: "out", "err".
 
     Args:
         prepare: called in the process before the script.
+        pictures: whether the script's pictures are drawn, which takes as long as training a tiny model; else they are
+            blank.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name in ("out", "err"):
         (Path(folder) / name).write_text("")
     environment = {**dict(os.environ), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(env or {})}
-    return Job(fork(_run, script, list(map(str, argv)), str(folder), environment, terminal, cwd, prepare), folder)
+    arguments = (script, list(map(str, argv)), str(folder), environment, terminal, cwd, prepare, pictures)
+    return Job(fork(_run, *arguments), folder)
 
 
 def fork(function, *arguments):
     """Start a process that calls `function`; returns it."""
     # The fork server is started by the first of these and imports with the environment at that time.
-    old, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), str(ROOT)
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    old, os.environ["PYTHONPATH"] = os.environ.get("PYTHONPATH"), paths
     process = CONTEXT.Process(target=function, args=arguments, daemon=True)
     process.start()
     os.environ.pop("PYTHONPATH") if old is None else os.environ.update(PYTHONPATH=old)
     return process
 
 
-def run(script, argv, folder, env=None, timeout=120, terminal=False, cwd=ROOT):
+def run(script, argv, folder, env=None, timeout=120, terminal=False, cwd=ROOT, pictures=False):
     """`start` and wait."""
-    return start(script, argv, folder, env, terminal, cwd).wait(timeout)
+    return start(script, argv, folder, env, terminal, cwd, pictures=pictures).wait(timeout)
 
 
-def _run(script, argv, folder, environment, terminal, cwd, prepare):
+def _run(script, argv, folder, environment, terminal, cwd, prepare, pictures):
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -112,6 +103,8 @@ def _run(script, argv, folder, environment, terminal, cwd, prepare):
     import torch
 
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    if not pictures:
+        _leave_pictures_blank()
     if prepare:
         prepare()
     room, _, name = script.rpartition(".")
@@ -119,6 +112,13 @@ def _run(script, argv, folder, environment, terminal, cwd, prepare):
     sys.path.insert(0, str(ROOT / room))
     sys.argv = [f"{room and room + '/'}{name}.py", *argv]
     sys.exit(importlib.import_module(name).main(argv))
+
+
+def _leave_pictures_blank():
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    Figure.savefig = lambda figure, target, **_: Image.new("L", (1, 1)).save(target, "png")
 
 
 def signal_at_save(number, count):
