@@ -175,7 +175,7 @@ demo_distillation() {
 
 demo_together() {
     local at=runs/demo
-    echo "# --- three tasks in one model, proven equal to the single ones"
+    echo "# --- three tasks in one model, verified equal to the single-task models"
     [ -f "$at/VLM/run.json" ] || echo "combine_all --checkpoints nlg=$at/nlg mt=$at/mt dialogue=$at/dialogue --output $at/VLM --proof_examples 2 --proof_tokens 20"
     echo "# --- its scores, in batches that mix the tasks"
     echo "evaluate_vlm --task all $DEMO_DECODING --samples 0 --model_checkpoint $at/VLM --output_dir results/demo/VLM" \
