@@ -57,7 +57,7 @@ def find_records(task, names, data_dir=None, files=None):
 
 
 def origin(task, names, data_dir=None):
-    """Where `find` reads the rows of a split from: a file, or the name of a split in GLUE or on the hub."""
+    """Where `find_records` reads the rows of a split from: a file, or the name of a split in GLUE or on the hub."""
     if task.pairs:
         pairs = task.pairs.located(data_dir)
         return pairs.split_path(names[-1]), "" if Path(pairs.source).is_dir() else pairs.split_of(names[-1])
@@ -71,7 +71,7 @@ def origin(task, names, data_dir=None):
 
 
 def holds(task, names, data_dir=None):
-    """Whether `find` finds the rows of a split."""
+    """Whether `find_records` finds rows of a split."""
     source = origin(task, names, data_dir)
     if isinstance(source, Path):
         return True
@@ -81,7 +81,7 @@ def holds(task, names, data_dir=None):
 
 
 def content_key(task, names, data_dir=None):
-    """A key that changes with the rows that `find` finds; files are not parsed for it."""
+    """A key that changes with the rows that `find_records` returns; files are not parsed for it."""
     if task.pairs:
         return task.pairs.located(data_dir).content_key(names[-1])
     source = origin(task, names, data_dir)

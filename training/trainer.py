@@ -37,7 +37,7 @@ from versatile.utils.progress import QUIET_SECONDS
 
 
 class Diverged(Exception):
-    """The loss is no longer a number."""
+    """Training diverged: a loss, a gradient norm or a weight is not finite."""
 
 
 class Trainer:
@@ -77,7 +77,7 @@ class Trainer:
         # Signals are exchanged between hosts: nccl would make every host wait for its GPU at each step.
         self.hosts = torch.distributed.new_group(backend="gloo") if idist.backend() == "nccl" else None
         # Stored in a checkpoint in addition to weights and optimizer.
-        # The first three are keyed by task, or by TOGETHER where tasks are judged by their mean.
+        # The first three are keyed by task, or by TOGETHER where the tasks are evaluated by their mean.
         self.best, self.best_step, self.waited, self.seconds, self.tokens = {}, {}, {}, 0.0, 0
         # The history also holds the losses since the last point of the curve.
         self.history = {"train": [], "valid": []} | ({"since": []} if settings.mean_loss else {})
@@ -299,7 +299,7 @@ class Trainer:
             dict for metrics.json.
 
         Raises:
-            SystemExit: 128 + the signal's number, after a checkpoint was saved on SIGINT or SIGTERM.
+            SystemExit: 128 + the signal's number, after a checkpoint was saved on SIGINT, SIGTERM or SIGHUP.
             UserError: training diverged or ran out of memory.
         """
         for callback in self.callbacks:
