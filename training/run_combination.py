@@ -77,8 +77,8 @@ class Combination:
         backbones.need_directory(directory, flag, f"a run directory of {self.script}")
         manifest = peek(directory)
         if manifest is None:
-            backbones.need_config(Path(directory), flag, f"python {self.script}",
-                                  f"a run directory of {self.script} that has saved a model")
+            backbones.require_config(Path(directory), flag, self.script,
+                                     f"a run directory of {self.script} that has saved a model")
             raise self.not_adapters(flag, "bare backbone")
         if manifest.encoder != self.encoder:
             raise UserError(f"this is not a model of {self.script}, as another source is", location=flag,
