@@ -28,7 +28,7 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
         UserError: the teacher cannot teach this model.
     """
     model, tokenizer = checkpoint.load(folder)
-    check_holds(model, folder, task)
+    check_teacher_task(model, folder, task)
     positions = max_length_of(model)
     if positions < student.positions:
         raise UserError(f"it has {positions} positions", location=f"the teacher {folder}",
@@ -56,7 +56,7 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
     return teacher
 
 
-def check_holds(model, folder, task):
+def check_teacher_task(model, folder, task):
     """Raise a `UserError` if a teacher's tasks have their own adapters, and this is not one of them."""
     try:
         routing.task_id(model, task)
@@ -87,7 +87,7 @@ def distilled(args, task, folder, dtype):
         there = path.exists()
         if not there:
             teacher = answers.Predictor.load(folder, idist.device(), dtype, args.max_len)
-            check_holds(teacher.model, folder, task.name)
+            check_teacher_task(teacher.model, folder, task.name)
 
             def work(size):
                 with Progress(len(qas), f"texts of the teacher of {task.name}") as done:
