@@ -16,6 +16,7 @@ from versatile.adapters.preallocated_cache import mask_for
 from versatile.adapters.routing import TaskRouter
 from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS, PUBLISHED_T5, check_module_names
 from versatile.utils.errors import UserError
+from versatile.utils.lengths import IGNORE
 from versatile.utils.screen import format_count
 
 METHODS = (*PUBLISHED_T5, *PORT_METHODS)
@@ -138,7 +139,7 @@ class TaskT5(WithMethods):
         )
         if labels is not None and num_items_in_batch is not None:
             # transformers' T5 ignores it: gradient accumulation would weight micro-batches equally instead of labels.
-            loss = output[0] * ((labels != -100).sum() / num_items_in_batch)
+            loss = output[0] * ((labels != IGNORE).sum() / num_items_in_batch)
             if isinstance(output, tuple):
                 return (loss, *output[1:])
             output.loss = loss
