@@ -287,6 +287,8 @@ def absolute_paths(value):
     """A flag's value with all existing paths in it made absolute; other names are kept."""
     if isinstance(value, dict):
         return {name: absolute_paths(path) for name, path in value.items()}
+    if isinstance(value, list):
+        return [absolute_paths(path) for path in value]
     if not isinstance(value, (str, Path)) or not str(value) or str(value) in bundled.NAMES:
         return value
     return os.path.abspath(value) if os.path.exists(value) else value
