@@ -209,7 +209,7 @@ def load_teacher(args, task, student, dtype, longest):
     fingerprint = checkpoint_fingerprint(args.teacher)
     if args.teacher_fingerprint not in (None, fingerprint):
         raise UserError("the teacher has changed since this run was started", location=f"--teacher {args.teacher}",
-                        expected="the same files", remedy="put them back, or start a new run")  # fmt: skip
+                        expected="the same files", remedy="restore them, or start a new run")  # fmt: skip
     args.teacher_fingerprint = fingerprint
     try:
         teacher, tokenizer = checkpoint.load(args.teacher, task.name, flag=f"--teacher {args.teacher}")

@@ -189,7 +189,7 @@ def _records(location, events):
                 f"is {brief(record)}",
                 location=here,
                 expected="an object, one per record",
-                remedy="write each record as {...}, or take it out",
+                remedy="write each record as {...}, or remove it",
             )
         yield here, record
         count += 1

@@ -33,7 +33,7 @@ def split_file(folder, names, owner):
     """
     if not Path(folder).is_dir():
         raise UserError("no such folder", location=folder, expected=f"a folder with the files of {owner}",
-                        remedy="check the path for a typing error")  # fmt: skip
+                        remedy="check the spelling of the path")  # fmt: skip
     paths = split_files(folder, names)
     same = [path for path in paths if stem(path) == stem(paths[0])]
     if len(same) > 1:

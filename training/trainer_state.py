@@ -40,7 +40,7 @@ def refuse_other_data(stored, key, location):
         which = f" ({' and '.join({'train': 'training', 'valid': 'validation'}.get(s, s) for s in changed)})"
     raise UserError(f"the data have changed since this run was started{which}", location=location,
                     expected="the same data files, tokenizer and limits",
-                    remedy="put them back, or start a new run")  # fmt: skip
+                    remedy="restore them, or start a new run")  # fmt: skip
 
 
 def refuse_other_backbone(stored, fingerprint, location):
