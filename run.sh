@@ -54,6 +54,8 @@ setup_tests() {
 
 # shellcheck source=recipes.sh
 . ./recipes.sh
+# shellcheck source=recipes_data.sh
+. ./recipes_data.sh
 
 list() {
     if [ $# -gt 0 ]; then
