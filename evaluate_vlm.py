@@ -108,7 +108,7 @@ def read_splits(args, info):
     splits = [read_task_split(args, get_task(name), args.max_history or info.histories.get(name)) for name in names]
     if not any(splits):
         raise UserError("none of the tasks has data", location="--data", expected="TASK=FILE for at least one of "
-                        + ", ".join(names), remedy="name some, or make them: python -m data.convert --help; "
+                        + ", ".join(names), remedy="name data for one, or convert it: python -m data.convert --help; "
                         f"to try it: --data {names[0]}=data/samples/{names[0]}.json")  # fmt: skip
     return [split for split in splits if split]
 

@@ -240,7 +240,7 @@ demo() {
         echo "$task: the combined model's outputs are the single model's, byte for byte"
     done
     py -m utils.table results/demo --output results/demo/table.md
-    echo "ask it something: $VENV/bin/python interact.py --no_sample --model_checkpoint $at/VLM"
+    echo "try it: $VENV/bin/python interact.py --no_sample --model_checkpoint $at/VLM"
 }
 
 # Learn the bundled topics, then the bundled restaurants, with an adapter; then ask for both again. Flags go to

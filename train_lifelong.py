@@ -222,7 +222,7 @@ def train(args, typed_flags):
 
 
 def open_sequence(args, typed_flags):
-    """(flags, None) for a new sequence, or (its original flags, its run) for one that was begun before."""
+    """(flags, None) for a new sequence, or (its original flags, its run) for one that was started before."""
     from versatile.training import experiment
     from versatile.training.runs import refuse_elsewhere
 

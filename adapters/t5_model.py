@@ -184,7 +184,7 @@ class TaskT5(WithMethods):
         """The id of a task; an unknown name raises a `UserError` listing the known ones."""
         if task not in self.tasks:
             raise UserError(f"the model holds the task(s) {', '.join(self.tasks)}, not {task!r}", location="task",
-                            expected="a task it was made for")  # fmt: skip
+                            expected="a task it was trained for")  # fmt: skip
         return self.tasks.index(task)
 
 

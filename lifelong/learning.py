@@ -197,7 +197,7 @@ class Sequence:
             self.drop_finished()
         if finished != order[: len(finished)]:
             raise UserError(f"stages {finished} are finished", location=self.progress.path,
-                            expected=f"the first ones of {order}", remedy="remove the file to start anew")  # fmt: skip
+                            expected=f"the first tasks of {order}", remedy="remove the file to start over")  # fmt: skip
         if not finished:
             return
         sequence.check_models(self.folder, self.args, finished)

@@ -133,7 +133,7 @@ class Run:
                 "this directory already holds a run",
                 location=f"--output_dir {directory}",
                 remedy=f"resume it ({shell_words('--resume', directory)}), name another directory, or "
-                + ("start anew in its place with --overwrite_output_dir" if can_overwrite else "remove it"),
+                + ("overwrite it with --overwrite_output_dir" if can_overwrite else "remove it"),
             )
 
     @classmethod

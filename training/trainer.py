@@ -420,7 +420,7 @@ class Trainer:
         if caught:
             self.stop = caught
             name = signal.Signals(caught).name
-            self.say(f"{name}: saved after step {step} of {self.total_steps}. To go on:\n  {self.run.resume_command}")
+            self.say(f"{name}: saved after step {step} of {self.total_steps}. To resume:\n  {self.run.resume_command}")
         if caught or done or self.stop == "early":
             engine.terminate()
         # Validation and saving do not count as training time.
