@@ -368,7 +368,7 @@ def refuse_unknown(sources):
             mismatch = "has other markers here" if known else "is not known here"
             raise UserError(f"task {s.task!r} {mismatch}", location=s.flag, expected="a task of --list_tasks, as it "
                             "was when the checkpoint was trained",
-                            remedy="put its file back into data/tasks/")  # fmt: skip
+                            remedy="restore its file in data/tasks/")  # fmt: skip
 
 
 def read_inputs(args, source):
@@ -390,7 +390,7 @@ def read_inputs(args, source):
     if named_file:
         raise errors[0]
     raise UserError(
-        errors[0].found if errors else f"no data of {task.name} to prove the result on",
+        errors[0].found if errors else f"no data of {task.name} to verify the result on",
         location=errors[0].location if errors else "--data",
         expected=f"a file with a {task.scored_split} split",
         remedy=f"name one: --data {task.name}=FILE",

@@ -229,7 +229,7 @@ class Talk:
 
     def show(self, *rest):
         if self.shown is None:
-            raise UserError("the model has been given nothing yet", remedy="type an input first")
+            raise UserError("no input has been given yet", remedy="type an input first")
         prompt, notices = self.shown
         print(f"{len(prompt.ids)} tokens, then at most {self.decoding.max_length} of the answer:")
         print(self.text_model.prompt_text(prompt))

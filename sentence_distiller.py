@@ -156,7 +156,7 @@ def distil(args, task, path):
     print(f"\nwritten: {args.output}")
     if report.empty == report.outputs:
         print("warning: every output is empty: no student can learn from this file. Is the teacher trained for the "
-              f"task, and on data like these? Look at it: "
+              f"task, and on data like these? Inspect it: "
               f"{shell_command('interact.py', '--model_checkpoint', args.model_checkpoint)}"
               f" --task {task.name}; start over with --overwrite")  # fmt: skip
     else:

@@ -355,11 +355,11 @@ def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
     if "test" in splits:
         say(f"predictions of {', '.join(splits['test'])} in {folder}; for the GLUE site: {folder}/submission/")
         if args.limit:
-            say(f"--limit: they are cut to the first {args.limit:,} rows, and the GLUE site would refuse them")
+            say(f"--limit: they are cut to the first {args.limit:,} rows, and the GLUE site would reject them")
         every = (*classification_flags.TASKS, *glue.SHARED_HEADS)
         absent = [glue.TASKS[name].submission for name in every if name not in splits["test"]]
         if absent and set(classification_flags.TASKS) & set(splits["test"]):
-            say(f"the GLUE site wants all of its files; missing: {', '.join(absent)}")
+            say(f"the GLUE site requires all of its files; missing: {', '.join(absent)}")
 
 
 def _write_results(args, folder, model, report, step):

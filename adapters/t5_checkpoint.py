@@ -207,7 +207,7 @@ def load_frozen(directory):
     expected = [config.get("d_model"), *config.get("layers", [])]
     if expected[0] is not None and len(expected) == 3 and shape != expected:
         raise UserError(f"the backbone {name} has width {shape[0]} and {shape[1]} + {shape[2]} layers",
-                        location=path / CONFIG, remedy="put the original backbone back, or train again",
+                        location=path / CONFIG, remedy="restore the original backbone, or train again",
                         expected="width {} and {} + {} layers, as in training".format(*expected))  # fmt: skip
     check_fingerprint(model.backbone_fingerprint, config, name, path / CONFIG)
     model.backbone_carried = inside

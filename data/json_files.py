@@ -198,7 +198,7 @@ def _records(location, events):
             "is empty",
             location=location,
             expected="at least one record",
-            remedy="fill the split, or take its key out of the file",
+            remedy="fill the split, or remove its key from the file",
         )
 
 

@@ -238,7 +238,7 @@ class OwnTask:
         for location, _, answers in self.rows("train"):
             if not answers[0].strip():
                 raise UserError("has no answer", location=location, expected="a class",
-                                remedy="fill it in, or take the row out")  # fmt: skip
+                                remedy="fill it in, or remove the row")  # fmt: skip
             occurring.add(answers[0].strip())
             if len(occurring) > MOST_LABELS:
                 raise UserError(f"has more than {MOST_LABELS} different answers", location=location,

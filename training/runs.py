@@ -215,7 +215,7 @@ class Run:
             except Exception as error:
                 # Whatever is wrong with these files, an older checkpoint may be intact.
                 why = first_line(error)
-                print(f"{folder} cannot be read: going back to the checkpoint before\n  ({why})", flush=True)
+                print(f"{folder} cannot be read: falling back to the previous checkpoint\n  ({why})", flush=True)
         if steps:
             raise UserError("none of the checkpoints can be read", location=self.checkpoints,
                             remedy="remove them to start this run from its beginning")  # fmt: skip

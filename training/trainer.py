@@ -264,7 +264,8 @@ class Trainer:
         refuse_other_data(state["data_key"], self.run.data_key, location)
         refuse_other_backbone(state.get("backbone"), self.run.backbone, location)
         if state["world"] != self.world:
-            raise UserError(f"the run had {state['world']} processes, now there are {self.world}", location=location,
+            raise UserError(f"the run was started with {state['world']} processes, but {self.world} are running now",
+                            location=location,
                             remedy=f"resume with torchrun --nproc_per_node {state['world']}")  # fmt: skip
         if step > self.total_steps:
             raise UserError(f"it is from step {step}, the run has {self.total_steps} steps", location=location,

@@ -448,7 +448,7 @@ def read_references(path):
             raise UserError(
                 "an example without references",
                 location=f"{path}:{number}",
-                expected="one or more references a line, then one empty line",
+                expected="one or more references, one per line, then one empty line",
                 remedy="remove the empty line, or put the missing reference above it",
             )
     return groups

@@ -221,7 +221,7 @@ def locate(name, file):
                 "no such directory: the backbone that the adapters were trained on has moved",
                 location=location,
                 expected="its directory, or its hub name",
-                remedy=f"put the directory back or next to the adapters, or write its new path into {file}",
+                remedy=f"restore the directory, or put it next to the adapters, or write its new path into {file}",
             )
         name = str(moved)
     return name, location
@@ -300,8 +300,9 @@ def _load_transformers(folder, config, location, seed, quantization):
         quantized = dict(quantization_config=quantization_config(quantization, config.model_type, location))
     if seed is not None:
         if quantized:
-            raise UserError("random weights must be trained; rounded ones cannot", location=f"--load_in_{quantization}",
-                            expected="a pretrained backbone", remedy="leave this or --random_init out")  # fmt: skip
+            raise UserError("random weights must be trained; quantised ones cannot",
+                            location=f"--load_in_{quantization}", expected="a pretrained backbone",
+                            remedy="leave this or --random_init out")  # fmt: skip
         # Depends only on the seed, and leaves the global random state unchanged.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
