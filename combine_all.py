@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-r"""Combine trained tasks into one VLM: their adapters and embeddings in one backbone, proved to answer as before.
+r"""Combine trained tasks into one VLM: their adapters and embeddings in one backbone, verified to answer as before.
 
   several runs of train.py, in any number and order (the order determines the task ids):
     python combine_all.py --checkpoints mt=runs/mt summarization=runs/sm nlg=runs/nlg --output runs/VLM
@@ -18,7 +18,7 @@ A checkpoint is a run of train.py with an adapter (or only embeddings), one of i
 combine_all.py or train_vlm.py (TASK= selects one of its tasks), or a released one. All must have been trained on the
 same backbone. The result is a directory that evaluate_vlm.py reads (classifiers and T5s evaluate.py, too).
 
-What is combined, not merged, is proved correct before it appears under its name: on real inputs from each task's scored
+What is combined, not merged, is verified before it appears under its name: on real inputs from each task's scored
 split, the logits of the base vocabulary and of the task's own markers, and the greedy outputs, must match those of the
 task's own model in fp32. The inputs come from --data, else from the task's training data, else from the task's own
 location under data/, else from data/samples.
@@ -33,7 +33,7 @@ from pathlib import Path
 from versatile.data.task_names import by_task, name_among
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.screen import align_columns, counted, format_count, shell_command
+from versatile.utils.screen import align_columns, counted, format_count, shell_command, shown
 
 # The last three drop entries.
 MERGES = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
@@ -169,13 +169,12 @@ def combine_runs(args, combination):
     args.data = by_task(args.data, combination.sources, "combined", kind=combination.encoder)
     folders = combination.find_data(args.data)
     model, tokenizer = combination.build()
-    known = runs.stored_record(args.into).get("sources", {}) if args.into else {}
-    methods, described = model.methods, {}
-    for task, path in combination.sources.items():
-        here = dict(checkpoint=str(path), adapter=methods[task])
-        described[task] = (path == args.into and known.get(task)) or here
-        if folders[task]:
-            described[task] |= dict(dataset_path=runs.absolute_paths(folders[task]))
+    methods = model.methods
+    described = describe_sources(args, {task: dict(checkpoint=str(path), adapter=methods[task])
+                                        for task, path in combination.sources.items()})  # fmt: skip
+    for task, folder in folders.items():
+        if folder:
+            described[task] |= dict(dataset_path=runs.absolute_paths(folder))
     own_flags = combination.result_flags(folders) | dict(model_checkpoint=model.config._name_or_path)
     with output_directory(args) as beside:
         combination.save(model, tokenizer, beside)
@@ -200,10 +199,24 @@ def combine_runs(args, combination):
     print(f"all at once: {together}")
 
 
+def describe_sources(args, entries):
+    """{task: where its model came from} for run.json.
+
+    Args:
+        entries: {task: its entry if its model was read from the directory given here}; a task that --into had combined
+            before keeps its original source.
+    """
+    from versatile.training import runs
+
+    known = runs.stored_record(args.into).get("sources", {}) if args.into else {}
+    return {task: (task not in args.checkpoints and known.get(task)) or entry for task, entry in entries.items()}
+
+
 def combine_language_models(args):
     """Combine models of train.py and train_vlm.py, and released ones."""
     from versatile.adapters import checkpoint
     from versatile.adapters import combine as combining
+    from versatile.training.verification import prove
 
     sources = read_sources(args)
     inputs = {s.task: read_inputs(args, s) for s in sources}
@@ -214,7 +227,7 @@ def combine_language_models(args):
         # The proof is of what the files hold; freeing the model also makes room for a source's backbone.
         del model
         refuse_taken(args, beside)
-        proofs = prove(args, beside, sources, inputs)
+        proofs = prove(beside, sources, inputs, args.proof_tokens)
         write_record(args, beside, record(args, sources, proofs))
     report(args, sources, counts, proofs)
 
@@ -355,7 +368,7 @@ def refuse_unknown(sources):
             mismatch = "has other markers here" if known else "is not known here"
             raise UserError(f"task {s.task!r} {mismatch}", location=s.flag, expected="a task of --list_tasks, as it "
                             "was when the checkpoint was trained",
-                            remedy="put its file back into data/tasks/")  # fmt: skip
+                            remedy="restore its file in data/tasks/")  # fmt: skip
 
 
 def read_inputs(args, source):
@@ -377,7 +390,7 @@ def read_inputs(args, source):
     if named_file:
         raise errors[0]
     raise UserError(
-        errors[0].found if errors else f"no data of {task.name} to prove the result on",
+        errors[0].found if errors else f"no data of {task.name} to verify the result on",
         location=errors[0].location if errors else "--data",
         expected=f"a file with a {task.scored_split} split",
         remedy=f"name one: --data {task.name}=FILE",
@@ -391,77 +404,16 @@ def backbone_name(source, model):
     return runs.origin(source.directory).get("backbone", model.config._name_or_path)
 
 
-def prove(args, directory, sources, inputs):
-    """Compare the model in `directory` with every source, each loaded by itself.
-
-    Returns:
-        {task: dict(data, examples, max_abs_difference, outputs_equal: how many were equal)}
-
-    Raises:
-        UserError: a logit or an output differs from the source's.
-    """
-    import ignite.distributed as idist
-    import torch
-    from versatile.adapters import checkpoint, inference
-    from versatile.adapters import combine as combining
-
-    proofs, device = {}, idist.device()
-    ours = checkpoint.load(directory)
-    inference.prepare_for_inference(ours[0], device, torch.float32)
-    for folder in dict.fromkeys(s.directory for s in sources):
-        own = [s for s in sources if s.directory == folder]
-        theirs = combining.open_source(folder, [s.task for s in own])
-        inference.prepare_for_inference(theirs[0], device, torch.float32)
-        combining.same_backbone(ours[0], theirs[0], own[0].flag)
-        for s in own:
-            part = inputs[s.task]
-            print(f"proving {s.task}: {len(part.examples)} inputs of {shown(part.path)}", flush=True)
-            proofs[s.task] = dict(data=part.path, **prove_task(ours, theirs, s, part, args.proof_tokens))
-        del theirs
-    return proofs
-
-
-def prove_task(ours, theirs, source, part, tokens):
-    """The same for one task: greedy outputs first, then the logits at all positions of the inputs and these outputs."""
-    from versatile.adapters import combine as combining
-    from versatile.adapters.backbones.family import max_length_of
-    from versatile.data import instances
-    from versatile.training.decoding import Decoding, decode
-
-    positions = max_length_of(ours[0])
-    settings = Decoding(max_length=tokens, batch_size=8).fitted(positions)
-    outputs, sequences = [], []
-    for model, tokenizer in (ours, theirs):
-        prompts, _ = instances.prompts(part.task, model.task_id(part.task.name), tokenizer, part.examples, positions,
-                                       settings.max_length)  # fmt: skip
-        outputs.append(decode(model, tokenizer, prompts, settings))
-        # The base vocabulary's ids are the same in both, the markers' are not.
-        sequences.append([(p.ids + out, p.types + p.types[-1:] * len(out), len(p.ids))
-                          for p, out in zip(prompts, outputs[-1])])  # fmt: skip
-    gap, share = combining.largest_difference(ours, theirs, part.task.name, list(zip(*sequences)))
-    equal = sum(a == b for a, b in zip(*outputs))
-    if equal < len(part.examples) or not share <= combining.LARGEST_SHARE:
-        raise UserError(
-            f"the combined model answers differently: {equal} of {len(part.examples)} outputs are equal, "
-            f"scores differ by up to {gap:.3g}", location=source.flag,
-            expected=f"the outputs and scores of {source.directory}", remedy="nothing was written; report this",
-        )  # fmt: skip
-    return dict(examples=len(part.examples), max_abs_difference=gap, outputs_equal=equal)
-
-
 def record(args, sources, proofs):
     """The contents of run.json."""
     from versatile.training import runs
 
-    # For tasks that were combined before, the original source is known.
-    known = runs.stored_record(args.into).get("sources", {}) if args.into else {}
-    described = {}
-    for s in sources:
-        here = dict(checkpoint=str(s.directory), bottleneck=s.method.get("adapter_bottleneck", 0), adapter=s.method,
-                    dataset_path=runs.trained_on(s.directory, s.task),
-                    method=runs.origin(s.directory).get("method"))  # fmt: skip
-        described[s.task] = (s.flag.startswith("--into") and known.get(s.task)) or here
-    return runs.record(args, method="combined", sources=described, proof=proofs)
+    entries = {
+        s.task: dict(checkpoint=str(s.directory), bottleneck=s.method.get("adapter_bottleneck", 0), adapter=s.method,
+                     dataset_path=runs.trained_on(s.directory, s.task), method=runs.origin(s.directory).get("method"))
+        for s in sources
+    }  # fmt: skip
+    return runs.record(args, method="combined", sources=describe_sources(args, entries), proof=proofs)
 
 
 def report(args, sources, counts, proofs):
@@ -489,11 +441,6 @@ def report(args, sources, counts, proofs):
     following = shell_command("evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint", args.output,
                               "--data", *data, "--output_dir", f"results/{Path(args.output).name}")  # fmt: skip
     print(f"next: {following}")
-
-
-def shown(path):
-    """The shortest way to write a path from here."""
-    return min(str(path), os.path.relpath(path), key=len)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ each task: <task>_output.txt and <task>_ref.txt (one line per example), <task>_p
 import sys
 from pathlib import Path
 
-from versatile.adapters.manifest import peek, refuse_question_model
+from versatile.adapters.manifest import peek, refuse_question_model, require_manifest
 from versatile.data.listing import list_tasks
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
@@ -60,10 +60,10 @@ def main(argv=None):
         p.error("--dataset_path requires a single --task; for several: --data TASK=FILE …")
     flags.check_lengths(p, args)
     flags.require_one_process()
-    evaluate(args, manifest)
+    evaluate(args)
 
 
-def evaluate(args, manifest):
+def evaluate(args):
     import ignite.distributed as idist
     from versatile.adapters import checkpoint
     from versatile.adapters.backbones import bundled
@@ -79,9 +79,8 @@ def evaluate(args, manifest):
     dtype = devices.precision(args, idist.device())
     if args.model_checkpoint not in bundled.NAMES:
         backbones.need_directory(args.model_checkpoint, f"--model_checkpoint {args.model_checkpoint}")
-    if manifest is None:
-        raise UserError("this holds no trained tasks", location=f"--model_checkpoint {args.model_checkpoint}",
-                        expected="a model of combine_all.py, train_vlm.py or train.py, or a released VLM")  # fmt: skip
+    manifest = require_manifest(args.model_checkpoint, "a model of combine_all.py, train_vlm.py or train.py, or a "
+                                                       "released VLM")  # fmt: skip
     args.task = canonical_name(args.task, "markers")
     model, tokenizer = checkpoint.load(args.model_checkpoint, None if args.task == "all" else args.task)
     splits = read_splits(args, model.info)
@@ -109,7 +108,7 @@ def read_splits(args, info):
     splits = [read_task_split(args, get_task(name), args.max_history or info.histories.get(name)) for name in names]
     if not any(splits):
         raise UserError("none of the tasks has data", location="--data", expected="TASK=FILE for at least one of "
-                        + ", ".join(names), remedy="name some, or make them: python -m data.convert --help; "
+                        + ", ".join(names), remedy="name data for one, or convert it: python -m data.convert --help; "
                         f"to try it: --data {names[0]}=data/samples/{names[0]}.json")  # fmt: skip
     return [split for split in splits if split]
 

@@ -30,10 +30,10 @@ SAMPLING = ("temperature", "top_k", "top_p", "seed")
 
 def parser():
     p = flags.build_parser(__doc__)
-    g = p.group("what to talk to")
-    settings.add(p, "model_checkpoint", group="what to talk to", help="the directory of a trained model")
+    g = p.group("model")
+    settings.add(p, "model_checkpoint", group="model", help="the directory of a trained model")
     g.add_argument("--task", help="the task to start with (default: the model's first)")
-    settings.add(p, "max_history", group="what to talk to", help=settings.HISTORY)
+    settings.add(p, "max_history", group="model", help=settings.HISTORY)
     list_tasks(g)
     settings.add_decoding(p)
     return p
@@ -229,7 +229,7 @@ class Talk:
 
     def show(self, *rest):
         if self.shown is None:
-            raise UserError("the model has been given nothing yet", remedy="type an input first")
+            raise UserError("no input has been given yet", remedy="type an input first")
         prompt, notices = self.shown
         print(f"{len(prompt.ids)} tokens, then at most {self.decoding.max_length} of the answer:")
         print(self.text_model.prompt_text(prompt))

@@ -13,7 +13,7 @@ r"""Pretrain a T5 by span corruption (Raffel et al. 2020) on plain text, or on t
   resume after an interruption:
     python pretrain_t5.py --resume outputs/pretrained
 
-Texts are packed into sequences without padding; 15 % of their tokens are noise, in spans of 3 on average, drawn anew
+Texts are packed into sequences without padding; 15 % of their tokens are noise, in spans of 3 on average, redrawn
 every epoch from (seed, epoch, sequence). The run directory is an ordinary transformers directory: train_t5.py takes it
 as --model_name_or_path.
 """

@@ -54,6 +54,8 @@ setup_tests() {
 
 # shellcheck source=recipes.sh
 . ./recipes.sh
+# shellcheck source=recipes_data.sh
+. ./recipes_data.sh
 
 list() {
     if [ $# -gt 0 ]; then
@@ -175,7 +177,7 @@ demo_distillation() {
 
 demo_together() {
     local at=runs/demo
-    echo "# --- three tasks in one model, proven equal to the single ones"
+    echo "# --- three tasks in one model, verified equal to the single-task models"
     [ -f "$at/VLM/run.json" ] || echo "combine_all --checkpoints nlg=$at/nlg mt=$at/mt dialogue=$at/dialogue --output $at/VLM --proof_examples 2 --proof_tokens 20"
     echo "# --- its scores, in batches that mix the tasks"
     echo "evaluate_vlm --task all $DEMO_DECODING --samples 0 --model_checkpoint $at/VLM --output_dir results/demo/VLM" \
@@ -238,7 +240,7 @@ demo() {
         echo "$task: the combined model's outputs are the single model's, byte for byte"
     done
     py -m utils.table results/demo --output results/demo/table.md
-    echo "ask it something: $VENV/bin/python interact.py --no_sample --model_checkpoint $at/VLM"
+    echo "try it: $VENV/bin/python interact.py --no_sample --model_checkpoint $at/VLM"
 }
 
 # Learn the bundled topics, then the bundled restaurants, with an adapter; then ask for both again. Flags go to

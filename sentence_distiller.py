@@ -148,7 +148,7 @@ def distil(args, task, path):
             decode(args, (model, tokenizer), inputs, decoding, partial, dtype)
         if task.content_key(args.dataset_path, "train") != content:
             raise UserError("has changed while the teacher was decoding", location=args.dataset_path,
-                            remedy="begin anew: --restart")  # fmt: skip
+                            remedy="start over with --restart")  # fmt: skip
         report = sentences.Report()
         sentences.write(args.output, pieces(report))
         partial.remove()
@@ -156,9 +156,9 @@ def distil(args, task, path):
     print(f"\nwritten: {args.output}")
     if report.empty == report.outputs:
         print("warning: every output is empty: no student can learn from this file. Is the teacher trained for the "
-              f"task, and on data like these? Look at it: "
+              f"task, and on data like these? Inspect it: "
               f"{shell_command('interact.py', '--model_checkpoint', args.model_checkpoint)}"
-              f" --task {task.name}; begin anew with --overwrite")  # fmt: skip
+              f" --task {task.name}; start over with --overwrite")  # fmt: skip
     else:
         print(f"next: {next_command(args, task, options, model)}")
 
@@ -252,7 +252,7 @@ def stoppable(partial, command):
         number = stopped.args[0]
         kept = f"the outputs so far are in {partial}" if partial.exists() else "there are no outputs yet"
         sys.stdout.flush()
-        print(f"{signal.Signals(number).name}: {kept}. To go on:\n  {command}", flush=True)
+        print(f"{signal.Signals(number).name}: {kept}. To resume:\n  {command}", flush=True)
         raise SystemExit(128 + number) from None
 
 

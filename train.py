@@ -139,7 +139,7 @@ def check(args, typed_flags):
         raise UserError("no teacher was given", location=f"--kd {args.kd}", remedy="name one: --teacher runs/<run>")
     if args.kd == "sentence" and args.teacher:
         raise UserError("the teacher's texts are read from the data, not made here", location="--kd sentence",
-                        remedy="make them with sentence_distiller.py, leave --teacher out; or --kd both")  # fmt: skip
+                        remedy="generate them with sentence_distiller.py, omit --teacher; or --kd both")  # fmt: skip
     if args.self_copy and args.teacher:
         raise UserError("cannot be trained on a teacher's distributions: its output is not a softmax",
                         location="--self_copy", remedy="train on its texts: --distillation")  # fmt: skip
@@ -209,7 +209,7 @@ def load_teacher(args, task, student, dtype, longest):
     fingerprint = checkpoint_fingerprint(args.teacher)
     if args.teacher_fingerprint not in (None, fingerprint):
         raise UserError("the teacher has changed since this run was started", location=f"--teacher {args.teacher}",
-                        expected="the same files", remedy="put them back, or start a new run")  # fmt: skip
+                        expected="the same files", remedy="restore them, or start a new run")  # fmt: skip
     args.teacher_fingerprint = fingerprint
     try:
         teacher, tokenizer = checkpoint.load(args.teacher, task.name, flag=f"--teacher {args.teacher}")

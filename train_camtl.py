@@ -131,6 +131,8 @@ def build(args):
         UserError: there is no such model, or it is a trained one without the tasks, or of another form or length.
     """
     from versatile.adapters import bert
+    from versatile.adapters.backbones.configs import weight_names
+    from versatile.adapters.backbones.loading import require_config
     from versatile.data import glue
     from versatile.training.classification import check_heads
 
@@ -141,8 +143,11 @@ def build(args):
         args.tasks = args.tasks or list(model.tasks)
         bert.check_method(model, classification_flags.choose_method(args) or args.method, location)
     else:
-        _need_model(name, location)
-        if not args.do_train and not _has_heads(name):
+        if Path(name).is_dir():
+            require_config(Path(name), location, "train_camtl.py",
+                           "a run of train_camtl.py, one of its checkpoints/step_…, or a BERT")  # fmt: skip
+        # Weights of the original code, whose config names no tasks, include heads.
+        if not args.do_train and not any("decoders." in key for key in weight_names(Path(name))):
             raise UserError("its heads are not trained", location=location, expected="a run of train_camtl.py",
                             remedy="train it first: --do_train")  # fmt: skip
         args.tasks = args.tasks or list(classification_flags.TASKS)
@@ -166,39 +171,6 @@ def is_trained(name):
 
     manifest = peek(name)
     return manifest is not None and manifest.encoder == "sentence_pair"
-
-
-def _need_model(name, location):
-    """Raise a `UserError` if a directory holds no model; it names the newest checkpoint below."""
-    from versatile.adapters import bert
-
-    folder = Path(name)
-    if not folder.is_dir() or (folder / "config.json").is_file():
-        return
-    steps = sorted([*folder.glob("step_*"), *folder.glob("checkpoints/step_*")])
-    raise UserError(f"no model here: no {bert.CONFIG}, no config.json", location=location,
-                    expected="a run of train_camtl.py, one of its checkpoints/step_…, or a BERT",
-                    remedy=f"name one step_…, the newest is {steps[-1]}" if steps else None)  # fmt: skip
-
-
-def _has_heads(name):
-    """Whether a directory holds a model of the original code, which names no tasks."""
-    import torch
-    from versatile.adapters.manifest import MODEL_WEIGHTS
-
-    folder = Path(name)
-    try:
-        if (folder / MODEL_WEIGHTS).is_file():
-            from safetensors import safe_open
-
-            with safe_open(folder / MODEL_WEIGHTS, "pt") as file:
-                keys = list(file.keys())
-        else:
-            keys = list(torch.load(folder / "pytorch_model.bin", "meta", weights_only=True))
-    except Exception:
-        # Any damage is reported when the model is loaded.
-        return False
-    return any("decoders." in key for key in keys)
 
 
 def need_files(args):
@@ -383,11 +355,11 @@ def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
     if "test" in splits:
         say(f"predictions of {', '.join(splits['test'])} in {folder}; for the GLUE site: {folder}/submission/")
         if args.limit:
-            say(f"--limit: they are cut to the first {args.limit:,} rows, and the GLUE site would refuse them")
+            say(f"--limit: they are cut to the first {args.limit:,} rows, and the GLUE site would reject them")
         every = (*classification_flags.TASKS, *glue.SHARED_HEADS)
         absent = [glue.TASKS[name].submission for name in every if name not in splits["test"]]
         if absent and set(classification_flags.TASKS) & set(splits["test"]):
-            say(f"the GLUE site wants all of its files; missing: {', '.join(absent)}")
+            say(f"the GLUE site requires all of its files; missing: {', '.join(absent)}")
 
 
 def _write_results(args, folder, model, report, step):

@@ -95,8 +95,10 @@ def add_training_flags(p):
     g.add_argument("--max_n_epochs", type=flags.positive, default=9, help="maximum epochs with --dynamic_epochs")
     settings.add(p, "train_batch_size", type=flags.not_negative, default=0,
                  help="samples per batch in each process; 0: as the device's memory allows")  # fmt: skip
-    g.add_argument("--min_batch_size", type=flags.positive, default=4, help="batch size allowed whatever --min_n_steps")
-    g.add_argument("--min_n_steps", type=flags.positive, default=1500, help="limit batches so an epoch has N steps")
+    g.add_argument("--min_batch_size", type=flags.positive, default=4,
+                   help="batch size that is allowed whatever --min_n_steps says")  # fmt: skip
+    g.add_argument("--min_n_steps", type=flags.positive, default=1500,
+                   help="limit batches so that an epoch has at least N steps")  # fmt: skip
     settings.add(p, "gradient_accumulation_steps")
     settings.add(p, "lr", help="peak learning rate (default: 6.25e-5, with an adapter 1e-3)")
     settings.add(p, "adam_eps", help="Adam's epsilon (default: 1e-4, with an adapter 1e-6)")
@@ -222,7 +224,7 @@ def train(args, typed_flags):
 
 
 def open_sequence(args, typed_flags):
-    """(flags, None) for a new sequence, or (its original flags, its run) for one that was begun before."""
+    """(flags, None) for a new sequence, or (its original flags, its run) for one that was started before."""
     from versatile.training import experiment
     from versatile.training.runs import refuse_elsewhere
 

@@ -115,7 +115,7 @@ def build(arguments):
         return model, tokenizer
     if arguments.do_train and trained and trained.mode == "adapter":
         raise UserError("this is a trained model, not a bare T5", location=f"--model_name_or_path {name}",
-                        remedy=f"to resume it: {shell_words('--resume', name)}; to start anew: "
+                        remedy=f"to resume it: {shell_words('--resume', name)}; to train from scratch: "
                                "name its backbone")  # fmt: skip
     model, tokenizer = load_backbone(arguments)
     set_seed(arguments.seed)

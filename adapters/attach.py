@@ -25,6 +25,7 @@ from versatile.adapters.trained import (  # noqa: F401  (part of this interface)
     halve_frozen,
     only_tables,
     parameter_summary,
+    table_weights,
     trainable,
 )  # fmt: skip
 
@@ -394,8 +395,7 @@ def _grow_tables(model, size, std):
     if size > old:
         model.resize_token_embeddings(size, mean_resizing=False)
         with torch.no_grad():
-            tables = [m.weight for m in (model.get_input_embeddings(), model.get_output_embeddings())]
-            for table in tables[:1] if tables[0] is tables[1] else tables:
+            for table in table_weights(model):
                 table[old:].normal_(std=std)
 
 

@@ -435,7 +435,7 @@ def check_fingerprint(fingerprint, config, name, location):
     expected, seed = config.get("base_model_fingerprint"), config.get("random_init_seed")
     if not expected or fingerprint == expected:
         return
-    what, remedy = f"the backbone {name}", "put the original backbone back, or train the adapter again"
+    what, remedy = f"the backbone {name}", "restore the original backbone, or train the adapter again"
     if name == BACKBONE:
         what = f"the backbone in {BACKBONE}/"
         remedy = "its files were saved at different times: use the run's last checkpoint, or copy the directory again"

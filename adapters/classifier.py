@@ -19,10 +19,9 @@ from versatile.adapters.methods.registry import FULL
 from versatile.adapters.routing import TaskRouter
 from versatile.adapters.schemas import FORMS, check_module_names
 from versatile.utils.errors import UserError
+from versatile.utils.lengths import round_up
 from versatile.utils.uncertainty import normalized_entropy
 
-# Sequences are cut to the longest one of a batch, rounded up to a multiple of this: few shapes, few kernels.
-LENGTH_ROUND = 8
 # On a CPU, rows of similar length are grouped, about this many tokens at a time, if that saves at least this share of
 # the padded tokens. On a GPU an additional pass costs more than padding.
 CPU_TOKENS, WORTH = 512, 0.1
@@ -278,7 +277,7 @@ class TaskClassifier(nn.Module):
         width = attention_mask.shape[1]
         positions = torch.arange(1, width + 1, device=attention_mask.device)
         lengths = (attention_mask.bool() * positions).amax(1).clamp(min=1)
-        lengths = (lengths + -lengths % LENGTH_ROUND).clamp(max=width)
+        lengths = round_up(lengths).clamp(max=width)
         # Layers recomputed in the backward pass would see the conditions of the last part only.
         again = self.training and getattr(self.bert.encoder.layer[0], "gradient_checkpointing", False)
         if self.added["heads"].columns.device.type == "cpu" and not again:

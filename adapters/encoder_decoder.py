@@ -16,11 +16,8 @@ A task's adapters act in the blocks of both encoder and decoder and receive the 
 import torch
 from versatile.adapters.attach import TaskConditioned, on_device
 from versatile.adapters.backbones.family import backbone_of
-from versatile.adapters.labels import IGNORE
 from versatile.adapters.preallocated_cache import mask_for
-
-# Sequence lengths of encoder and decoder are rounded up to a multiple of this, as those of batches are.
-ROUND = 8
+from versatile.utils.lengths import IGNORE, round_up
 
 
 class EncoderDecoderConditioned(TaskConditioned):
@@ -117,14 +114,14 @@ class EncoderDecoderConditioned(TaskConditioned):
         known = labels[:, 1:] != IGNORE
         prompts = torch.where(known.any(1), known.int().argmax(1) + 1, lengths)
         longest, target = torch.stack([prompts.max(), (lengths - prompts).max()]).tolist()
-        columns = torch.arange(rounded(longest), device=input_ids.device)[None]
+        columns = torch.arange(round_up(longest), device=input_ids.device)[None]
         ends = prompts[:, None] - 1
         ids = _taken(input_ids, columns).masked_fill(columns > ends, self.config.pad_token_id)
         ids = ids.masked_fill(columns == ends, self.end_id)
         types = None if token_type_ids is None else _taken(token_type_ids, columns)
         given = ids, types, (columns <= ends).to(lengths.dtype)
         # The start token, the target's marker (the last token of the prompt), and the target.
-        columns = torch.arange(rounded(target + 2), device=input_ids.device)[None]
+        columns = torch.arange(round_up(target + 2), device=input_ids.device)[None]
         at = (ends - 1 + columns).clamp(min=0)
         ids = _taken(input_ids, at).masked_fill(at >= lengths[:, None], self.config.pad_token_id)
         ids = ids.masked_fill(columns == 0, self.start_id)
@@ -226,11 +223,6 @@ def source_of(model, states, mask):
     # Cross-attention does not depend on the order of the states.
     order = _order(mask, last=True)
     return dict(states=states.gather(1, order[..., None].expand_as(states)), attention_mask=mask.gather(1, order))
-
-
-def rounded(length):
-    """Length rounded up to a multiple of 8: fewer shapes, so fewer kernels to prepare."""
-    return -(-length // ROUND) * ROUND
 
 
 def _order(mask, last):

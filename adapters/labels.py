@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from versatile.utils.lengths import IGNORE
 
-IGNORE = -100
 # Rows of the head's matrix product are rounded up to a multiple of this, so that the varying number of labelled
 # positions does not produce a new shape (and a new kernel) for every batch.
 LABEL_ROUND = 64

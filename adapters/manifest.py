@@ -153,6 +153,20 @@ def write(directory, manifest):
     write_json(Path(directory) / CONFIG, manifest)
 
 
+def require_manifest(directory, expected, location=None):
+    """The `Manifest` of a directory; a `UserError` if it holds no trained tasks.
+
+    Args:
+        expected: what was expected instead.
+        location: the flag that named the directory (default: --model_checkpoint).
+    """
+    manifest = peek(directory)
+    if manifest is None:
+        raise UserError("this holds no trained tasks", location=location or f"--model_checkpoint {directory}",
+                        expected=expected)  # fmt: skip
+    return manifest
+
+
 def check_holds(tasks, task, directory, flag=None):
     """Raise a `UserError` if a task is not among a checkpoint's tasks.
 

@@ -61,7 +61,7 @@ def merge_sources(sources, task, method, weights=None, density=0.5, majority="to
         sources: as returned by `combine.read`, on the same backbone.
         task: the resulting task; one of the sources' tasks.
         method, density, majority: see `merge_tensors`.
-        weights: a number for each source; None: see `_mean_weights`.
+        weights: a number for each source; None: see `_default_weights`.
         seed: random seed for the entries that dare drops.
 
     Raises:

@@ -22,7 +22,7 @@ from versatile.adapters.backbones import bundled
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.checkpoint import backbone_name, check_fingerprint, save_whole, write_model
 from versatile.adapters.imports.hyperformer import original_names, original_parameters
-from versatile.adapters.manifest import ADAPTER_WEIGHTS, BACKBONE, CONFIG, MODEL_WEIGHTS
+from versatile.adapters.manifest import ADAPTER_WEIGHTS, BACKBONE, CONFIG, MODEL_WEIGHTS, check_holds
 from versatile.adapters.methods.base import is_added
 from versatile.adapters.methods.registry import get_method, method_of
 from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS
@@ -146,9 +146,8 @@ def load(directory, task=None):
     """
     path = Path(directory)
     manifest, (tasks, settings) = read_manifest(path), read_settings(path)
-    if task is not None and task not in tasks:
-        raise UserError(f"the checkpoint holds the task(s) {', '.join(tasks)}, not {task!r}", location=directory,
-                        expected="a task it was trained for")  # fmt: skip
+    if task is not None:
+        check_holds(tasks, task, directory)
     if settings.method == "finetune":
         model, tokenizer = load_backbone(directory)
         check_checksum(path / MODEL_WEIGHTS, manifest.config.get("checksum"))
@@ -208,7 +207,7 @@ def load_frozen(directory):
     expected = [config.get("d_model"), *config.get("layers", [])]
     if expected[0] is not None and len(expected) == 3 and shape != expected:
         raise UserError(f"the backbone {name} has width {shape[0]} and {shape[1]} + {shape[2]} layers",
-                        location=path / CONFIG, remedy="put the original backbone back, or train again",
+                        location=path / CONFIG, remedy="restore the original backbone, or train again",
                         expected="width {} and {} + {} layers, as in training".format(*expected))  # fmt: skip
     check_fingerprint(model.backbone_fingerprint, config, name, path / CONFIG)
     model.backbone_carried = inside

@@ -16,6 +16,7 @@ from versatile.adapters.preallocated_cache import mask_for
 from versatile.adapters.routing import TaskRouter
 from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS, PUBLISHED_T5, check_module_names
 from versatile.utils.errors import UserError
+from versatile.utils.lengths import IGNORE
 from versatile.utils.screen import format_count
 
 METHODS = (*PUBLISHED_T5, *PORT_METHODS)
@@ -138,7 +139,7 @@ class TaskT5(WithMethods):
         )
         if labels is not None and num_items_in_batch is not None:
             # transformers' T5 ignores it: gradient accumulation would weight micro-batches equally instead of labels.
-            loss = output[0] * ((labels != -100).sum() / num_items_in_batch)
+            loss = output[0] * ((labels != IGNORE).sum() / num_items_in_batch)
             if isinstance(output, tuple):
                 return (loss, *output[1:])
             output.loss = loss
@@ -183,7 +184,7 @@ class TaskT5(WithMethods):
         """The id of a task; an unknown name raises a `UserError` listing the known ones."""
         if task not in self.tasks:
             raise UserError(f"the model holds the task(s) {', '.join(self.tasks)}, not {task!r}", location="task",
-                            expected="a task it was made for")  # fmt: skip
+                            expected="a task it was trained for")  # fmt: skip
         return self.tasks.index(task)
 
 

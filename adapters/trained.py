@@ -22,14 +22,14 @@ def only_tables(model):
     if model.info.mode != "full":
         raise ValueError("only_tables is for a model without adapters, whose tables have grown by the tasks' tokens")
     model.requires_grad_(False)
-    for table in _tables(model):
+    for table in table_weights(model):
         table.requires_grad_(True)
     if model.info.self_copy:
         model.added["pointer"].requires_grad_(True)
 
 
-def _tables(model):
-    """The input table, and the output table if it is a different one."""
+def table_weights(model):
+    """The weights of the input table, and of the output table if it is a different one."""
     both = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     return both[:1] if both[0] is both[1] else both
 
@@ -95,7 +95,7 @@ def parameter_summary(model):
     if not c["backbone"]:
         return f"trained: {added}{gate}{share} (frozen)"
     if c["backbone"] < c["total"]:
-        tables = "the embedding table" if len(_tables(model)) == 1 else "the input and output tables"
+        tables = "the embedding table" if len(table_weights(model)) == 1 else "the input and output tables"
         return f"trained: {tables}, {c['backbone']:,} parameters{gate}{share} (the rest is frozen)"
     everything = f"all {c['backbone']:,} parameters of the backbone{gate}"
     return f"trained: {everything}" if model.info.mode == "full" else f"trained: {added} + {everything}"

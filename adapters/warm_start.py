@@ -11,6 +11,7 @@ from versatile.adapters import checkpoint, manifest
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.methods.registry import BARE, get_method
 from versatile.adapters.tensors import copy_tensors, read_safetensors
+from versatile.adapters.trained import table_weights
 from versatile.utils.errors import UserError
 
 
@@ -54,8 +55,8 @@ def _start_whole(model, tokenizer, found, path, flag):
     _same("self-copy", bool(found.config.get("self_copy")), model.info.self_copy, flag)
     _same("the size of the backbone's vocabulary", found.config["first"], model.info.first, flag)
     state, wanted = read_safetensors(path / manifest.MODEL_WEIGHTS), checkpoint.full_state(model)
-    both = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    tables = {name for name, tensor in wanted.items() if any(tensor.data_ptr() == t.data_ptr() for t in both)}
+    weights = table_weights(model)
+    tables = {name for name, tensor in wanted.items() if any(tensor.data_ptr() == t.data_ptr() for t in weights)}
     for name, tensor in wanted.items():
         start = 1 if name in tables else 0
         if name not in state or state[name].shape[start:] != tensor.shape[start:]:

@@ -42,7 +42,7 @@ def main(argv=None):
                 sides[name], parts[name] = build(args, rows, batches, dtype, merges)
     rates = common.interleaved(sides, args.repeats, device)
     lines = [[name, statistics.median(values), parts[name]] for name, values in rates.items()]
-    print(common.table(["rows x batches of a step", "tokens/s", "parts a step"], lines))
+    print(common.table(["rows x batches of a step", "tokens/s", "parts per step"], lines))
     for kind in ("fp32", "bf16"):
         for rows, batches in STEPS:
             ours, plain = (side_name(rows, batches, kind, merges) for merges in (True, False))

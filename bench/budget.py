@@ -115,9 +115,9 @@ def print_groups(groups):
 def report(kind, numbers):
     print_groups(numbers["groups"])
     floor = numbers["flops_per_token"] / numbers["peak"]
-    print(f"{numbers['tokens_per_second']:,.0f} tokens/s; {numbers['flops_per_token'] / 1e6:.1f} MFLOP a token, "
-          f"peak {numbers['peak'] / 1e9:.0f} GFLOP/s: floor {1e6 * floor:.0f} µs a token; "
-          f"{numbers['megabytes_per_token']:.2f} MB moved a token; {numbers['padding']:.1%} of the tokens are padding")
+    print(f"{numbers['tokens_per_second']:,.0f} tokens/s; {numbers['flops_per_token'] / 1e6:.1f} MFLOP per token, "
+          f"peak {numbers['peak'] / 1e9:.0f} GFLOP/s: floor {1e6 * floor:.0f} µs per token; "
+          f"{numbers['megabytes_per_token']:.2f} MB moved per token; {numbers['padding']:.1%} of tokens are padding")
     print_share("share of the products' peak", kind, numbers["share"])
 
 

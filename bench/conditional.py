@@ -9,7 +9,7 @@
 The default shape is MiniLM's, with random weights. GLUE's nine tasks have equal shares of a batch, whose sequences
 are padded to the longest. The loop runs each task's rows separately through the same modules: one conditional layer
 norm, one layer's attention with its block-diagonal matrices, and a whole optimizer step, each forward and backward. A
-step's loss is the same on both sides. Uncertainty sampling judges one batch of every task before each step, except
+step's loss is the same on both sides. Uncertainty sampling scores one batch of every task before each step, except
 STS-B's, which has no entropy of its own; its share is its time over that of choosing and stepping together, both as
 in train_camtl.py. The floor is the time of the matrix products alone at the measured peak.
 """
@@ -78,7 +78,7 @@ def main(argv=None):
     shares = [1 / c / (1 / c + 1 / s) for c, s in zip(rates["choosing"][MIXED], rates["step"][MIXED])]
     common.record("choosing rows' share of a step", statistics.median(shares), min(shares), max(shares), lower=True)
     print(f"ratio: choosing rows takes {statistics.median(shares):.0%} of a step's whole time "
-          f"({min(shares):.0%} to {max(shares):.0%}); it judges {work.judged / args.train_batch_size:.2g} times the "
+          f"({min(shares):.0%} to {max(shares):.0%}); it scores {work.scored / args.train_batch_size:.2g} times the "
           "rows it keeps")  # fmt: skip
     peak = max(common.interleaved({"products": work.product}, args.repeats, device)["products"])
     floors = {part: 1000 * count / peak for part, count in operations.items()}
@@ -226,9 +226,9 @@ class Work:
         """
         token = 2 * self.args.width**2 * (12 * (self.args.layers - 1) + 2)
         lengths = self.batches.lengths
-        judged = ~np.isin(self.batches.owners(self.candidates), list(self.batches.select.regression))
-        self.judged = int(judged.sum())
-        return dict(choosing=token * int(lengths[self.candidates[judged]].sum()),
+        scored = ~np.isin(self.batches.owners(self.candidates), list(self.batches.select.regression))
+        self.scored = int(scored.sum())
+        return dict(choosing=token * int(lengths[self.candidates[scored]].sum()),
                     step=3 * token * int(lengths[self.batches.chosen(0, 0)].sum()))  # fmt: skip
 
     def choosing(self):

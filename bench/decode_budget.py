@@ -78,8 +78,8 @@ def measure(args, device, search, kind):
 
 def report(kind, numbers):
     budget.print_groups(numbers["groups"])
-    print(f"{numbers['tokens_per_second']:,.0f} tokens/s; {numbers['flops_per_token'] / 1e6:.1f} MFLOP a token: "
-          f"floor {1e6 * numbers['floor']:.0f} µs a token; {numbers['megabytes_per_token']:.2f} MB moved a token")
+    print(f"{numbers['tokens_per_second']:,.0f} tokens/s; {numbers['flops_per_token'] / 1e6:.1f} MFLOP per token: "
+          f"floor {1e6 * numbers['floor']:.0f} µs per token; {numbers['megabytes_per_token']:.2f} MB moved per token")
     gain, least, most = numbers["gain"]
     print(f"over plain generate: {gain:.2f}x ({least:.2f} to {most:.2f} over the turns); "
           f"{numbers['largest_gain']:.1f}x at the floor")  # fmt: skip

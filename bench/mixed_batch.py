@@ -52,7 +52,7 @@ def parse(argv=None):
     p.set_defaults(width=768, layers=12, repeats=3)
     args = p.parse_args(argv)
     if args.train_batch_size % len(TASKS):
-        p.error(f"--train_batch_size {args.train_batch_size}: expected a multiple of {len(TASKS)}, one share a task")
+        p.error(f"--train_batch_size {args.train_batch_size}: expected a multiple of {len(TASKS)}, one share per task")
     if args.quick:
         args.width, args.layers, args.positions, args.mean_length, args.prompts = 64, 1, 64, 16, 10
         args.prompt_length, args.max_length, args.repeats, args.turn_steps = 10, 4, 2, 1

@@ -54,7 +54,7 @@ def main(argv=None):
     print(common.verdict("two processes over one, one thread each: training", rates, TWO, ONE, 1.7))
     # Tokens are those of all processes; the seconds are those of the first.
     print(f"by the processor time of each process it would be {about[ONE]['cpu'] / about[TWO]['cpu']:.2f}x on two idle "
-          "cores, waiting for one another left out")  # fmt: skip
+          "cores, not counting the time they wait for each other")  # fmt: skip
     two, whole, shared = about[TWO], about[WHOLE], about[SHARED]
     report("sent over the trained parameters' own bytes", two["sent_mb"] / two["trained_mb"], 1.01)
     report("model and state of a process that shares it, over one that holds all", shared["held_mb"] / whole["held_mb"],

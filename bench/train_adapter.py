@@ -61,7 +61,7 @@ def main(argv=None):
         peak = max(rates[f"products, {kind}"]) / 1e9
         shape = f"[{common.product_rows(args)}, {args.width}] x [{args.width}, {4 * args.width}]"
         print(f"peak of {kind} products {shape}: {peak:.0f} GFLOP/s")
-    print(f"needed products: {ours[fp32].flops_per_token / 1e6:.1f} MFLOP a real token")
+    print(f"needed products: {ours[fp32].flops_per_token / 1e6:.1f} MFLOP per real token")
     print(common.verdict("our training over the original's loop: bf16", rates, "ours, bf16", ORIGINAL, 9))
     print(common.verdict("our training over the original's loop: fp32", rates, "ours, fp32", ORIGINAL, 6.3))
     common.save(args, rates=rates, flops_per_token=ours[fp32].flops_per_token)

@@ -10,7 +10,8 @@ nothing.
 from dataclasses import dataclass
 
 import numpy as np
-from versatile.data.padding import causal_arrays, pad, padded_width, rounded, tensors
+from versatile.data.padding import causal_arrays, pad, padded_width, tensors
+from versatile.utils.lengths import round_up
 
 
 @dataclass
@@ -51,7 +52,7 @@ def plan(lengths, batch_size, *, world=1, max_tokens=None, seed=0, epoch=0, shuf
             return bounds_by_count(len(sizes), batch_size * world)
         return _by_tokens(sizes, max_tokens, world)
 
-    return plan_by_size(rounded(np.asarray(lengths)), bounds, seed=seed, epoch=epoch, shuffle=shuffle,
+    return plan_by_size(round_up(np.asarray(lengths)), bounds, seed=seed, epoch=epoch, shuffle=shuffle,
                         accumulation=accumulation)  # fmt: skip
 
 
@@ -268,7 +269,7 @@ class Batches(JoinedSplits):
         return self._largest
 
     def _padded(self, rows):
-        return len(rows) * min(rounded(int(self.lengths[rows].max())), self.positions)
+        return len(rows) * min(round_up(int(self.lengths[rows].max())), self.positions)
 
     def chosen(self, epoch, step):
         """Example indices of a global batch, excluding skipped tasks."""

@@ -164,7 +164,7 @@ def _readable(path):
     try:
         yield
     except FileNotFoundError as error:
-        raise UserError("no such file", location=path, remedy="check the path for a typing error") from error
+        raise UserError("no such file", location=path, remedy="check the spelling of the path") from error
     except IsADirectoryError as error:
         raise UserError("is a directory", location=path, expected="a file", remedy="name the file inside it") from error
     except (gzip.BadGzipFile, zlib.error) as error:

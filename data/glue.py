@@ -178,7 +178,7 @@ def parse_label(task, text, location):
                 f"the label is {brief(text)}",
                 location=location,
                 expected=f"one of {', '.join(task.labels)}",
-                remedy=f"correct the column {task.label_column!r}, or take the row out",
+                remedy=f"correct the column {task.label_column!r}, or remove the row",
             )
         return text
     try:
@@ -187,7 +187,7 @@ def parse_label(task, text, location):
         score = math.nan
     if not 0 <= score <= _HIGHEST_SCORE:
         raise UserError(f"the score is {brief(text)}", location=location, expected="a number from 0 to 5",
-                        remedy=f"correct the column {task.label_column!r}, or take the row out")  # fmt: skip
+                        remedy=f"correct the column {task.label_column!r}, or remove the row")  # fmt: skip
     return score
 
 

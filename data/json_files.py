@@ -189,7 +189,7 @@ def _records(location, events):
                 f"is {brief(record)}",
                 location=here,
                 expected="an object, one per record",
-                remedy="write each record as {...}, or take it out",
+                remedy="write each record as {...}, or remove it",
             )
         yield here, record
         count += 1
@@ -198,7 +198,7 @@ def _records(location, events):
             "is empty",
             location=location,
             expected="at least one record",
-            remedy="fill the split, or take its key out of the file",
+            remedy="fill the split, or remove its key from the file",
         )
 
 

@@ -126,7 +126,7 @@ class TextPairs(KnownPairs):
         if source == self.find_source(None):
             return None
         if not Path(source).is_dir():
-            raise UserError("no such folder", location=source, remedy="check the path for a typing error",
+            raise UserError("no such folder", location=source, remedy="check the spelling of the path",
                             expected=f"GLUE's official folders, or a folder that holds a folder {self.form.name}",
                             )  # fmt: skip
         return source

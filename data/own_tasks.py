@@ -29,6 +29,7 @@ from pathlib import Path
 
 from versatile.data import row_files
 from versatile.data.files import distilled_beside
+from versatile.data.hub import HUB_NAME, hub_fingerprint, hub_records, hub_splits
 from versatile.data.json_files import iter_records, split_names
 from versatile.utils import answer_metrics
 from versatile.utils.errors import UserError, brief
@@ -39,7 +40,6 @@ SPLITS = row_files.SPLIT_NAMES
 VALID = ("valid", "validation", "dev")
 _COLUMNS = {"prompt": ("prompt", "src"), "answer": ("answer", "tgt")}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_HUB = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?")
 MOST_LABELS = 1000
 LONGEST_ANSWER = 128
 """Maximum number of tokens in a generated answer if the task does not set one."""
@@ -238,7 +238,7 @@ class OwnTask:
         for location, _, answers in self.rows("train"):
             if not answers[0].strip():
                 raise UserError("has no answer", location=location, expected="a class",
-                                remedy="fill it in, or take the row out")  # fmt: skip
+                                remedy="fill it in, or remove the row")  # fmt: skip
             occurring.add(answers[0].strip())
             if len(occurring) > MOST_LABELS:
                 raise UserError(f"has more than {MOST_LABELS} different answers", location=location,
@@ -317,56 +317,7 @@ def answer_text(value, column, location):
     if isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value)):
         return str(value).encode("utf-8", "replace").decode("utf-8")
     raise UserError(f"{column!r} is {brief(value)}", location=location, expected="a text, a number, or a list of these",
-                    remedy="correct the row, or take it out")  # fmt: skip
-
-
-def is_on_hub(source):
-    """Whether a source is the name of a data set on the hub: neither a path that exists nor one of a machine."""
-    return not Path(source).exists() and not Path(source).is_absolute() and bool(_HUB.fullmatch(source))
-
-
-# --- the hub ---------------------------------------------------------------------------------------------
-
-
-def _hub(source, split):
-    """A split of a data set on the hub, as `datasets.Dataset`."""
-    from versatile.data.text_to_text_rows import load_from_hub
-
-    name, _, config = source.partition(":")
-    names = hub_splits(source)
-    own = next((own for own in SPLITS[split] if own in names), None)
-    if own is None:
-        raise UserError(f"has no {split} split, but {', '.join(names)}", location=source,
-                        expected=" or ".join(SPLITS[split]))  # fmt: skip
-    return load_from_hub(name, config or None, own)
-
-
-def hub_splits(source):
-    """Names of the splits of a data set on the hub."""
-    from versatile.data.text_to_text_rows import split_names_on_hub
-
-    if not is_on_hub(source):
-        raise UserError("no such file or folder", location=source, expected="the data of a task of your own",
-                        remedy="put them back, or name their new location: --dataset_path DIR, --data TASK=DIR, or "
-                        "--task TASK=DIR")  # fmt: skip
-    name, _, config = source.partition(":")
-    return split_names_on_hub(name, config or None)
-
-
-def hub_records(source, split):
-    """Yield (location, record), with class ids replaced by the names of the classes."""
-    data = _hub(source, split)
-    names = {column: f.names for column, f in data.features.items() if getattr(f, "names", None)}
-    for number, record in enumerate(data):
-        for column, labels in names.items():
-            if isinstance(record[column], int) and 0 <= record[column] < len(labels):
-                record[column] = labels[record[column]]
-        yield f"{source}:{split}[{number}]", record
-
-
-def hub_fingerprint(source, split):
-    """The fingerprint of a split's content on the hub."""
-    return str(_hub(source, split)._fingerprint)
+                    remedy="correct the row, or remove it")  # fmt: skip
 
 
 # --- definitions -----------------------------------------------------------------------------------------
@@ -399,8 +350,8 @@ def define(name, source, flag="--tasks", trained=None):
         beside = next((p for p in _beside(path) if p.is_file()), None)
         settings = _settings(beside) if beside else {}
         settings.pop("data", None)
-    if not path.exists() and not _HUB.fullmatch(source):
-        raise UserError("no such file or folder", location=location, remedy="check the path for a typing error",
+    if not path.exists() and not HUB_NAME.fullmatch(source):
+        raise UserError("no such file or folder", location=location, remedy="check the spelling of the path",
                         expected="a folder with train, valid and test, a json file, or owner/name on the hub")
     settings["source"] = str(path.resolve()) if path.exists() else source
     if trained and beside is None:

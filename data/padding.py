@@ -1,19 +1,12 @@
 """Lists of token ids of varying length -> arrays and tensors of one shape, padded on the right."""
 
 import numpy as np
-
-ROUND, IGNORE = 8, -100
-"""The multiple that lengths are rounded up to (fewer shapes, so fewer kernels to prepare); the label without a loss."""
-
-
-def rounded(length):
-    """A length rounded up to a multiple of 8."""
-    return -(-length // ROUND) * ROUND
+from versatile.utils.lengths import IGNORE, round_up
 
 
 def padded_width(lists, longest):
-    """The width to pad lists to: the length of the longest, `rounded`, at most `longest`."""
-    return min(rounded(max(map(len, lists))), longest)
+    """The width to pad lists to: the length of the longest, rounded up, at most `longest`."""
+    return min(round_up(max(map(len, lists))), longest)
 
 
 def pad(lists, width, fill):

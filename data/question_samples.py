@@ -113,7 +113,7 @@ def _sample(context, record, location, several):
     question = text_field(record, "question", location)
     if not context.strip() and not question.strip():
         raise UserError("context and question are blank", location=location, expected="a text in one of them",
-                        remedy="correct the record, or take it out")  # fmt: skip
+                        remedy="correct the record, or remove it")  # fmt: skip
     answers = []
     for index, answer in enumerate(records_field(record, "answers", location)):
         answers.append(text_field(answer, "text", f"{location}.answers[{index}]"))

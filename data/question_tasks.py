@@ -81,7 +81,7 @@ def find_gold(data_dir, task):
     return path
 
 
-def existing_file(data_dir, name, location=None, remedy="check the path for a typing error"):
+def existing_file(data_dir, name, location=None, remedy="check the spelling of the path"):
     """The path of a file in a directory, plain or ``.gz``, or None; a `UserError` if the directory is missing."""
     if not os.path.isdir(data_dir):
         found = "is a file, not a directory" if os.path.exists(data_dir) else "no such directory"

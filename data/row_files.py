@@ -33,11 +33,11 @@ def split_file(folder, names, owner):
     """
     if not Path(folder).is_dir():
         raise UserError("no such folder", location=folder, expected=f"a folder with the files of {owner}",
-                        remedy="check the path for a typing error")  # fmt: skip
+                        remedy="check the spelling of the path")  # fmt: skip
     paths = split_files(folder, names)
     same = [path for path in paths if stem(path) == stem(paths[0])]
     if len(same) > 1:
-        raise UserError(f"has both {same[0].name} and {same[1].name}", location=folder, expected="one file a split",
+        raise UserError(f"has both {same[0].name} and {same[1].name}", location=folder, expected="one file per split",
                         remedy="remove one of them")  # fmt: skip
     if not paths:
         raise UserError(f"has no file of {owner} for {names[0]}", location=folder, remedy="add the file",
@@ -75,7 +75,7 @@ def read_rows(path):
     else:
         for location, record in _objects(path):
             if not isinstance(record, dict):
-                raise UserError(f"is {brief(record)}", location=location, expected="an object, one a row",
+                raise UserError(f"is {brief(record)}", location=location, expected="one object per row",
                                 remedy="write each row as {...}")  # fmt: skip
             yield location, record
 
@@ -109,5 +109,5 @@ def _objects(path):
             value = loads(text, location)
         except UserError as error:
             raise UserError(error.found, location=location, remedy=error.remedy,
-                            expected="a list of objects, or one object a line") from error  # fmt: skip
+                            expected="a list of objects, or one object per line") from error  # fmt: skip
         yield location, value

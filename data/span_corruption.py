@@ -111,7 +111,7 @@ def chunks(texts, tokenizer, length):
 
 
 class Corrupted(torch.utils.data.Dataset):
-    """Sequences, corrupted anew in every epoch. Item n is row n % rows in epoch n // rows.
+    """Sequences, corrupted differently in every epoch. Item n is row n % rows in epoch n // rows.
 
     Args:
         rows: int32 [sequences, length].
@@ -125,7 +125,7 @@ class Corrupted(torch.utils.data.Dataset):
         self.density, self.mean_span, self.seed = density, mean_span, seed
         spans = counts(rows.shape[1], density, mean_span)[1]
         if spans > len(sentinels):
-            found = f"{spans} spans a sequence for {len(sentinels)} sentinels"
+            found = f"{spans} spans per sequence for {len(sentinels)} sentinels"
             raise UserError(found, location="--mean_noise_span_length", remedy="longer spans, or shorter sequences")
 
     def __len__(self):

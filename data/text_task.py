@@ -84,7 +84,7 @@ class TextTask:
                 return answer
         expected = ", ".join("/".join(spellings) for spellings in self.spellings)
         raise UserError(f"the label is {brief(label)}", location=location, expected=f"one of {expected}",
-                        remedy="correct the row, or take it out")  # fmt: skip
+                        remedy="correct the row, or remove it")  # fmt: skip
 
     def valid(self, text):
         """Whether a generated text is an answer of the task; any text is if there is no answer set."""
@@ -189,7 +189,7 @@ def _score(label, location, highest):
         value = math.nan
     if not 0 <= value <= highest:
         raise UserError(f"the score is {brief(label)}", location=location, expected=f"a number from 0 to {highest:g}",
-                        remedy="correct the row, or take it out")  # fmt: skip
+                        remedy="correct the row, or remove it")  # fmt: skip
     return value
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from versatile.data.glue_task import GlueExample, GlueTask
-from versatile.data.own_tasks import default_metrics, is_on_hub, split_names_of_json
+from versatile.data.hub import is_on_hub
+from versatile.data.own_tasks import default_metrics, split_names_of_json
 from versatile.data.question_samples import QA
 from versatile.data.question_task import LifelongTask
 from versatile.data.row_store import RowStore
@@ -47,7 +48,7 @@ class MarkerTask(TextPair):
         if distilled and (rewritten := self.distilled_path(path or self.dataset_path)).is_file():
             return str(rewritten)
         if path and path != self.dataset_path and not Path(path).exists():
-            raise UserError("no such file or folder", location=path, remedy="check the path for a typing error")
+            raise UserError("no such file or folder", location=path, remedy="check the spelling of the path")
         if path and self.pairs.own and Path(path).is_file():
             split_names_of_json(Path(path))
         return path or self.dataset_path

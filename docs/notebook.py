@@ -53,7 +53,7 @@ scores["nlg"]["scores"]["sacreBLEU"]
 # %% [markdown]
 # ## A second task, and one model for both
 #
-# Combining proves that every task answers as before, and writes nothing otherwise.
+# Combining verifies that every task answers as before, and writes nothing otherwise.
 
 # %%
 qa = versatile.train(dict(QUICK, task="qa", dataset_path=versatile.SAMPLES / "qa.json", adapter_bottleneck=16,

@@ -139,10 +139,10 @@ def check_fit(encoder, qas):
     needed = longest + BESIDE + led
     if needed <= encoder.most:
         expected = f"at most {room} with --max_len {encoder.max_len + 1 + led}"
-        remedy = f"--max_len {needed}, or more for its context; or take the sample out"
+        remedy = f"--max_len {needed}, or more for its context; or remove the sample"
     else:
         expected = f"at most {encoder.most - BESIDE - led}: the model has {encoder.most} positions"
-        remedy = "shorten it, or take the sample out"
+        remedy = "shorten it, or remove the sample"
     error = TooLong(f"an answer has {longest} tokens", location=where, expected=expected, remedy=remedy)
     error.needed = needed
     raise error

@@ -255,7 +255,7 @@ class BackOff:
         if half < self.least:
             raise UserError(f"out of memory with {self.name} {self.size:g}: {why}", location=self.name,
                             remedy="use a smaller model, shorter samples, or a device with more memory")  # fmt: skip
-        self.say(f"out of memory with {self.name} {self.size:g}: going on with {half:g}")
+        self.say(f"out of memory with {self.name} {self.size:g}: retrying with {half:g}")
         self.size = half
 
     def state_dict(self):

@@ -3,17 +3,19 @@
 import math
 from itertools import takewhile
 
-from versatile.lifelong.matrix import COMPACT, average_so_far, draw, forgetting_so_far, format_number, over_seeds
+from versatile.lifelong.matrix import (
+    AXIS_COSTS,
+    COMPACT,
+    average_so_far,
+    draw,
+    forgetting_so_far,
+    format_number,
+    over_seeds,
+)
 from versatile.utils.plots import save_figure, start_figure
 from versatile.utils.result_charts import COLOURS, draw_bars, quiet_axes
 
 MARKERS = "osD^vPX<>*hp"
-# The costs of a method: {key of a record: (axis label, size of the axis's unit)}.
-COSTS = {
-    "seconds": ("training, minutes", 60),
-    "peak_memory_mb": ("peak memory, GB", 1000),
-    "stored_bytes": ("stored for later tasks, MB", 1e6),
-}
 
 
 def draw_charts(path, methods):
@@ -155,7 +157,7 @@ def draw_costs(path, methods, styles):
     points = {cost: {name: (value / unit, method.number("average_accuracy")[0])
                      for name, method in methods.items()
                      if (value := method.cost(cost)[0]) and method.number("average_accuracy")[0] is not None}
-              for cost, (_, unit) in COSTS.items()}  # fmt: skip
+              for cost, (_, unit) in AXIS_COSTS.items()}  # fmt: skip
     points = {cost: own for cost, own in points.items() if own}
     if not points:
         return False
@@ -165,7 +167,7 @@ def draw_costs(path, methods, styles):
         for name, point in own.items():
             axes.plot(*point, ls="", marker=styles[name]["marker"], color=styles[name]["color"], ms=8, label=name)
         _spread_axis(axes, [x for x, _ in own.values()])
-        axes.set_xlabel(COSTS[cost][0], fontsize=10)
+        axes.set_xlabel(AXIS_COSTS[cost][0], fontsize=10)
         axes.margins(0.1)
         quiet_axes(axes)
     grid.flat[0].set_ylabel("average at the end", fontsize=10)

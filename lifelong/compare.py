@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 
 from versatile.lifelong.charts import draw_charts
-from versatile.lifelong.matrix import NUMBERS, Matrix, format_number, over_seeds, read_summary, summary
+from versatile.lifelong.matrix import NUMBERS, TABLE_COSTS, Matrix, format_number, over_seeds, read_summary, summary
 from versatile.lifelong.run_records import read_records
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
@@ -202,9 +202,6 @@ def _words(value):
 
 # --- the table -------------------------------------------------------------------------------------------
 
-# {key of a record: (column heading, size of the column's unit)}.
-COSTS = {"seconds": ("seconds", 1), "peak_memory_mb": ("peak MB", 1), "stored_bytes": ("stored MB", 1e6)}
-
 
 def markdown(methods, missing=(), digits=1):
     """A row for each method: the tasks' final scores, the four summary numbers and the costs, ± sd over seeds.
@@ -215,16 +212,16 @@ def markdown(methods, missing=(), digits=1):
     """
     one = next(iter(methods.values())).summary
     heads = [f"{task} ({metric})" for task, metric in zip(one["tasks"], one["metrics"] or one["tasks"])]
-    costs = [cost for cost in COSTS if any(method.cost(cost)[0] is not None for method in methods.values())]
+    costs = [cost for cost in TABLE_COSTS if any(method.cost(cost)[0] is not None for method in methods.values())]
     several = any(len(method.seeds) > 1 for method in methods.values())
-    heads += [name.replace("_", " ") for name in NUMBERS] + [COSTS[cost][0] for cost in costs]
+    heads += [name.replace("_", " ") for name in NUMBERS] + [TABLE_COSTS[cost][0] for cost in costs]
     heads += ["seeds"] if several and costs else []
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for name, method in methods.items():
         ends = zip(method.summary["mean"]["rows"][-1], method.summary["sd"]["rows"][-1])
         cells = [format_number(*end, digits) for end in (*ends, *map(method.number, NUMBERS))]
-        cells += [format_number(*_in_units(method.cost(cost), COSTS[cost][1]), digits if COSTS[cost][1] > 1 else 0)
-                  for cost in costs]  # fmt: skip
+        cells += [format_number(*_in_units(method.cost(cost), unit), digits if unit > 1 else 0)
+                  for cost in costs for unit in (TABLE_COSTS[cost][1],)]  # fmt: skip
         cells += [str(len(method.seeds))] if several and costs else []
         lines.append(f"| {name} | {' | '.join(cells)} |")
     for name, command in dict(missing).items():

@@ -139,7 +139,7 @@ class Importance:
         """
         if state["mode"] != self.mode:
             raise UserError(f"the checkpoint was made with {state['mode']}", location=f"--seq_train_type {self.mode}",
-                            remedy=f"resume with --seq_train_type {state['mode']}, or start anew")  # fmt: skip
+                            remedy=f"resume with --seq_train_type {state['mode']}, or start over")  # fmt: skip
         self.omega, self.anchor = (
             {k: v.to(self.model.device) for k, v in state[part].items()} for part in ("omega", "anchor")
         )
@@ -152,7 +152,7 @@ def read_importance(path, importance):
         UserError: the file is missing, cannot be read, or belongs to another model.
     """
     trained = {name: p.shape for name, p in trainable(importance.model).items()}
-    remedy = f"copy it again from where the sequence was trained, or remove {path.parent.parent} and train it anew"
+    remedy = f"copy it again from where the sequence was trained, or remove {path.parent.parent} and train it again"
     expected = "the importances of the tasks trained so far, written when the previous task was finished"
     try:
         state = torch.load(path, "cpu", weights_only=True)

@@ -197,7 +197,7 @@ class Sequence:
             self.drop_finished()
         if finished != order[: len(finished)]:
             raise UserError(f"stages {finished} are finished", location=self.progress.path,
-                            expected=f"the first ones of {order}", remedy="remove the file to start anew")  # fmt: skip
+                            expected=f"the first tasks of {order}", remedy="remove the file to start over")  # fmt: skip
         if not finished:
             return
         sequence.check_models(self.folder, self.args, finished)
@@ -360,7 +360,7 @@ class Sequence:
         return [str(self.teacher_of(name)) for name in names if self.teacher_of and self.teacher_of(name)]
 
     def load_stage_teacher(self, name):
-        """The `Teacher` of a task."""
+        """The `DistributionTeacher` of a task."""
         folder = self.teacher_of(name)
         say(f"{name}: distilled from the teacher {folder}")
         teacher = load_teacher(self.lifelong_model, folder, name, self.args, self.dtype)

@@ -18,16 +18,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
-from versatile.adapters.attach import PAD
-from versatile.adapters.backbones.family import max_length_of
 from versatile.adapters.labels import IGNORE, LABEL_ROUND, label_positions
-from versatile.training.distillation import check_same_vocabulary
 from versatile.training.objectives import label_scores
-from versatile.utils.devices import autocast
-from versatile.utils.errors import UserError
 
 QA, LM = 0, 1
-TEMPERATURE = 2.0
 
 
 @dataclass
@@ -136,7 +130,7 @@ class WeightedLoss:
     """An objective (`training.objectives`) that is fully determined by the weights in a batch's `Targets`.
 
     Args:
-        teacher: `Teacher`, or None.
+        teacher: `teachers.DistributionTeacher`, or None.
         terms: a strategy's additional loss terms: each is called with (`LabelScores`, `Targets`, the batch) and returns
             a loss. Like the weights, they add up over the parts of a batch and over processes.
     """
@@ -176,69 +170,3 @@ class WeightedLoss:
         ruled_out = theirs == float("-inf")
         terms = theirs.exp() * (theirs - ours).masked_fill(ruled_out, 0.0)
         return total + temperature**2 * (terms.sum(-1) * weights.soft).sum()
-
-
-class Teacher:
-    """A single-task model whose distribution over the next token is the target.
-
-    Tokens are matched by name, as special tokens may have different ids in the two models. (The original clamps ids to
-    hit the teacher's only start token.)
-
-    Args:
-        teacher, student: (attached model, tokenizer) each; the teacher in eval mode.
-        aliases: {student's token: teacher's token of another name}, e.g. a task's start token for `__gen__`.
-        task: the teacher's task id, or None if it holds at most one task.
-        temperature: T.
-        dtype: precision of the teacher's matrix products.
-
-    Attributes:
-        columns: [columns] the student's ids of the tokens that both models know. Other tokens are not masked: the
-            student has to learn to give them no probability.
-
-    Raises:
-        UserError: the two tokenise plain text differently, or the teacher lacks a special token.
-    """
-
-    def __init__(self, teacher, student, aliases=None, task=None, temperature=TEMPERATURE, dtype=torch.float32):
-        (self.model, tokenizer), (model, student_tokenizer) = teacher, student
-        self.temperature, self.task, self.dtype = temperature, task, dtype
-        check_same_vocabulary(self.model, tokenizer, model, student_tokenizer)
-        theirs, ours = tokenizer.get_vocab(), student_tokenizer.get_vocab()
-        names = {token: (aliases or {}).get(token, token) for token in ours}
-        known = {i: theirs[names[token]] for token, i in ours.items() if names[token] in theirs and token != PAD}
-        # Student's id -> teacher's id; -1 where it has none.
-        self.translation = torch.full((len(ours),), -1)
-        self.translation[list(known)] = torch.tensor(list(known.values()))
-        # One column for each of the teacher's tokens: that of its alias, if it has one.
-        back = {t: s for s, t in sorted(known.items())} | {theirs[t]: ours[s] for s, t in (aliases or {}).items()}
-        self.columns, self.teachers_columns = (
-            torch.tensor(ids) for ids in zip(*sorted((s, t) for t, s in back.items()))
-        )
-        self.positions = max_length_of(self.model)
-        self.names = {i: token for token, i in ours.items()}
-
-    @torch.no_grad()
-    def scores(self, batch):
-        """[m, columns] logits at the labels distilled from the teacher, or None; only rows with such labels are run."""
-        targets = batch["targets"]
-        if targets.at is None:
-            return None
-        labels = batch["labels"]
-        rows = label_positions(labels)[0][targets.at[targets.soft > 0]].unique()
-        device = next(self.model.parameters()).device
-        used = batch["attention_mask"][rows].bool()
-        ids = self.translation[batch["input_ids"][rows].masked_fill(~used, int(self.columns[0]))]
-        if (missing := ids < 0).any():
-            name = self.names[int(batch["input_ids"][rows][missing][0])]
-            raise UserError(f"the teacher has no token {name!r}", location="--teacher_dir",
-                            expected="a teacher of this task", remedy="train one: --train_teachers")  # fmt: skip
-        length = int(used.sum(1).max())
-        if length > self.positions:
-            raise UserError(f"an example has {length} tokens, the teacher takes {self.positions}",
-                            location="--teacher_dir", remedy="choose a teacher with as many positions")  # fmt: skip
-        inputs = dict(input_ids=ids, attention_mask=used.long(), position_ids=batch["position_ids"][rows])
-        inputs = {k: v[:, :length] for k, v in (inputs | dict(labels=labels[rows])).items()}
-        task = None if self.task is None else torch.full((len(rows),), self.task)
-        with autocast(device, self.dtype):
-            scores = self.model(task_ids=task, use_cache=False, **inputs).scores
-        return scores[:, self.teachers_columns.to(device)]

@@ -14,6 +14,14 @@ from versatile.utils import schema
 from versatile.utils.errors import UserError, brief
 from versatile.utils.plots import save_figure, start_figure
 
+# The costs of a method, {key of a record: (column heading or axis label, size of its unit)}: in tables and in plots.
+TABLE_COSTS = {"seconds": ("seconds", 1), "peak_memory_mb": ("peak MB", 1), "stored_bytes": ("stored MB", 1e6)}
+AXIS_COSTS = {
+    "seconds": ("training, minutes", 60),
+    "peak_memory_mb": ("peak memory, GB", 1000),
+    "stored_bytes": ("stored for later tasks, MB", 1e6),
+}
+
 
 @dataclass
 class Matrix:
@@ -214,7 +222,7 @@ def summary(matrices, seeds=None):
 
 _SCORES = schema.ListOf(schema.Number(null=True), null=True)
 _ROWS = schema.ListOf(schema.ListOf(schema.Number(null=True)), required=True)
-_COSTS = {name: schema.Number(null=True) for name in ("seconds", "peak_memory_mb", "stored_bytes")}
+_COSTS = {name: schema.Number(null=True) for name in TABLE_COSTS}
 _SUMMARY = schema.Record(fields=dict(
     tasks=schema.ListOf(schema.Text(), 1, required=True), metrics=schema.ListOf(schema.Text(), required=True),
     seeds=schema.ListOf(schema.Whole(null=True), null=True),

@@ -159,7 +159,7 @@ def read_memory(path, sizes):
     Raises:
         UserError: the file is missing, cannot be read, or refers to samples that do not exist.
     """
-    remedy = f"copy it again from where the sequence was trained, or remove {path.parent.parent} and train it anew"
+    remedy = f"copy it again from where the sequence was trained, or remove {path.parent.parent} and train it again"
     kept = {task: schema.ListOf(schema.Whole(0, size - 1)) for task, size in sizes.items()}
     fields = {"kept": schema.Record(fields=kept, closed=True, required=True), "passed": schema.Whole(0)}
     return schema.validate(schema.read_json_object(path, remedy), schema.Record(fields=fields), path, remedy)

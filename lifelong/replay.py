@@ -110,7 +110,7 @@ def replay(path, task, gen, count, model, tokenizer, encoder, sampling, **option
         rows = read(path, encoder, gen, task)
         if len(rows) != report["kept"]:
             raise UserError(f"holds {len(rows)} samples", location=path, expected=f"{report['kept']}, as {beside} says",
-                            remedy=_DRAWN_ANEW)  # fmt: skip
+                            remedy=_REGENERATED)  # fmt: skip
         return rows, report
     samples = generate(model, tokenizer, encoder, gen, count, sampling, **options)
     rejected, kept = Counter(), []
@@ -128,7 +128,7 @@ def replay(path, task, gen, count, model, tokenizer, encoder, sampling, **option
     return read(path, encoder, gen, task), report
 
 
-_DRAWN_ANEW = "remove the file: it will be drawn anew"
+_REGENERATED = "remove the file: the samples will be generated again"
 
 
 def _report(path, settings):
@@ -168,12 +168,12 @@ def read(path, encoder, gen, task):
                 rows.append(_row(line, f"{path}:{number}", encoder, gen, task))
         except UnicodeDecodeError as error:
             raise UserError("is not UTF-8 text", location=path, expected="the samples that this program wrote",
-                            remedy=_DRAWN_ANEW) from error  # fmt: skip
+                            remedy=_REGENERATED) from error  # fmt: skip
     return rows
 
 
 def _row(line, location, encoder, gen, task):
-    remedy = _DRAWN_ANEW
+    remedy = _REGENERATED
     try:
         ids = json.loads(line)["ids"]
     except (ValueError, KeyError, TypeError):

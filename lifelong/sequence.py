@@ -214,7 +214,7 @@ class Progress:
         self.finished, began = list(state["finished"]), state["processes"]
         if processes and began != processes:
             raise UserError(
-                f"the sequence was begun by {began} processes, now there are {processes}",
+                f"the sequence was started with {began} processes, but {processes} are running now",
                 location=self.path,
                 remedy=f"resume with torchrun --nproc_per_node {began}",
             )
@@ -371,7 +371,7 @@ def repair_remedy(folder, known, finished, damaged=None):
     damaged = damaged or finished[-1:]
     # A transient state of the previous stage no longer exists by then.
     if len(finished) < 2 or strategies.get_strategy(known).transient_state:
-        return f"copy it again; or remove {folder} and train the sequence anew"
+        return f"copy it again; or remove {folder} and train the sequence again"
     again, later = resume_command("train_lifelong.py", folder), " and ".join(damaged)
     directories = "directory" if len(damaged) == 1 else "directories"
     return (f"copy it again; or remove {later} from {Path(folder) / STATE} and the {directories} of that name, and "

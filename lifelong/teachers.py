@@ -8,27 +8,101 @@ from pathlib import Path
 import ignite.distributed as idist
 import torch
 from versatile.adapters import checkpoint
+from versatile.adapters.attach import PAD
 from versatile.adapters.backbones.family import max_length_of
+from versatile.adapters.labels import label_positions
 from versatile.data import question_samples as samples
 from versatile.data.encoders.question_answer import gen_token
 from versatile.data.files import fingerprint
 from versatile.lifelong import answers, routing, sequence
 from versatile.lifelong.batches import BackOff
-from versatile.lifelong.losses import Teacher
+from versatile.training.distillation import check_same_vocabulary
 from versatile.training.experiment import say
+from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 from versatile.utils.progress import Progress
 from versatile.utils.screen import counted
 
+TEMPERATURE = 2.0
+
+
+class DistributionTeacher:
+    """A single-task model whose distribution over the next token is the target.
+
+    Tokens are matched by name, as special tokens may have different ids in the two models. (The original clamps ids to
+    hit the teacher's only start token.)
+
+    Unlike `training.distillation.WordTeacher`, which matches one task's markers and scores all labels of a batch, it
+    matches all tokens by name and runs only the rows that are distilled.
+
+    Args:
+        teacher, student: (attached model, tokenizer) each; the teacher in eval mode.
+        aliases: {student's token: teacher's token of another name}, e.g. a task's start token for `__gen__`.
+        task: the teacher's task id, or None if it holds at most one task.
+        temperature: T.
+        dtype: precision of the teacher's matrix products.
+
+    Attributes:
+        columns: [columns] the student's ids of the tokens that both models know. Other tokens are not masked: the
+            student has to learn to give them no probability.
+
+    Raises:
+        UserError: the two tokenise plain text differently, or the teacher lacks a special token.
+    """
+
+    def __init__(self, teacher, student, aliases=None, task=None, temperature=TEMPERATURE, dtype=torch.float32):
+        (self.model, tokenizer), (model, student_tokenizer) = teacher, student
+        self.temperature, self.task, self.dtype = temperature, task, dtype
+        check_same_vocabulary(self.model, tokenizer, model, student_tokenizer)
+        theirs, ours = tokenizer.get_vocab(), student_tokenizer.get_vocab()
+        names = {token: (aliases or {}).get(token, token) for token in ours}
+        known = {i: theirs[names[token]] for token, i in ours.items() if names[token] in theirs and token != PAD}
+        # Student's id -> teacher's id; -1 where it has none.
+        self.translation = torch.full((len(ours),), -1)
+        self.translation[list(known)] = torch.tensor(list(known.values()))
+        # One column for each of the teacher's tokens: that of its alias, if it has one.
+        back = {t: s for s, t in sorted(known.items())} | {theirs[t]: ours[s] for s, t in (aliases or {}).items()}
+        self.columns, self.teachers_columns = (
+            torch.tensor(ids) for ids in zip(*sorted((s, t) for t, s in back.items()))
+        )
+        self.positions = max_length_of(self.model)
+        self.names = {i: token for token, i in ours.items()}
+
+    @torch.no_grad()
+    def scores(self, batch):
+        """[m, columns] logits at the labels distilled from the teacher, or None; only rows with such labels are run."""
+        targets = batch["targets"]
+        if targets.at is None:
+            return None
+        labels = batch["labels"]
+        rows = label_positions(labels)[0][targets.at[targets.soft > 0]].unique()
+        device = next(self.model.parameters()).device
+        used = batch["attention_mask"][rows].bool()
+        ids = self.translation[batch["input_ids"][rows].masked_fill(~used, int(self.columns[0]))]
+        if (missing := ids < 0).any():
+            name = self.names[int(batch["input_ids"][rows][missing][0])]
+            raise UserError(f"the teacher has no token {name!r}", location="--teacher_dir",
+                            expected="a teacher of this task", remedy="train one: --train_teachers")  # fmt: skip
+        length = int(used.sum(1).max())
+        if length > self.positions:
+            raise UserError(f"an example has {length} tokens, the teacher takes {self.positions}",
+                            location="--teacher_dir", remedy="choose a teacher with as many positions")  # fmt: skip
+        inputs = dict(input_ids=ids, attention_mask=used.long(), position_ids=batch["position_ids"][rows])
+        inputs = {k: v[:, :length] for k, v in (inputs | dict(labels=labels[rows])).items()}
+        task = None if self.task is None else torch.full((len(rows),), self.task)
+        with autocast(device, self.dtype):
+            scores = self.model(task_ids=task, use_cache=False, **inputs).scores
+        return scores[:, self.teachers_columns.to(device)]
+
 
 def load_teacher(student, folder, task, args, dtype=torch.float32):
-    """The `Teacher` of a task, on the CPU.
+    """The `DistributionTeacher` of a task, on the CPU.
 
     Raises:
         UserError: the teacher cannot teach this model.
     """
     model, tokenizer = checkpoint.load(folder)
-    check_holds(model, folder, task)
+    check_teacher_task(model, folder, task)
     positions = max_length_of(model)
     if positions < student.positions:
         raise UserError(f"it has {positions} positions", location=f"the teacher {folder}",
@@ -39,8 +113,10 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
     theirs = next((token for token in names if token in known), ours)
     aliases = {} if theirs == ours else {ours: theirs}
     try:
-        teacher = Teacher((model.eval(), tokenizer), (student.model, student.tokenizer), aliases,
-                        task=routing.task_id(model, task), temperature=args.kd_temperature, dtype=dtype)  # fmt: skip
+        teacher = DistributionTeacher(
+            (model.eval(), tokenizer), (student.model, student.tokenizer), aliases,
+            task=routing.task_id(model, task), temperature=args.kd_temperature, dtype=dtype,
+        )  # fmt: skip
     except UserError as error:
         raise UserError(error.found, location=f"the teacher {folder}",
                         expected="a teacher whose backbone has the student's tokenizer",
@@ -56,7 +132,7 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
     return teacher
 
 
-def check_holds(model, folder, task):
+def check_teacher_task(model, folder, task):
     """Raise a `UserError` if a teacher's tasks have their own adapters, and this is not one of them."""
     try:
         routing.task_id(model, task)
@@ -87,7 +163,7 @@ def distilled(args, task, folder, dtype):
         there = path.exists()
         if not there:
             teacher = answers.Predictor.load(folder, idist.device(), dtype, args.max_len)
-            check_holds(teacher.model, folder, task.name)
+            check_teacher_task(teacher.model, folder, task.name)
 
             def work(size):
                 with Progress(len(qas), f"texts of the teacher of {task.name}") as done:

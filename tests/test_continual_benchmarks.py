@@ -60,7 +60,7 @@ def test_superni_holds_validation_rows_out_of_the_training_rows_and_says_so(tmp_
     assert all(answers == [f"first {context[5:]}"] for context, _, answers in own["train"] + own["dev"])
     assert own["test"] == [("asked", "Do 1572.", ["a", "b"])]
     assert "the released dev files equal the test files and are not read" in report
-    assert "outputs behind the first, left out: 20" in report
+    assert "further outputs, left out: 20" in report
     # The same seed draws the same, another seed differs.
     assert run(tmp_path / "b", "squad-superni", "--folder", folder, "--valid_from_train", 3)[0] == files
     assert run(tmp_path / "c", "squad-superni", "--folder", folder, "--valid_from_train", 3, "--seed", 1)[0] != files

@@ -244,7 +244,7 @@ def test_what_cannot_be_evaluated_is_one_message(runs, data, tmp_path, capsys):
     assert "an answer has" in refused(capsys, "--model_dirs", runs / "one", "--data_dir", some, "--max_len",
                                       int(with_more) - 1)  # fmt: skip
     samples.save(some / TASKS["sst"].filename("test"), [QA("a", "b", ("golden " * 6000,))])
-    assert "take the sample out" in refused(capsys, "--model_dirs", runs / "one", "--data_dir", some)
+    assert "remove the sample" in refused(capsys, "--model_dirs", runs / "one", "--data_dir", some)
     assert "at least 9" in refused(capsys, "--model_dirs", runs / "one", "--data_dir", data, "--max_len", 3)
 
 

@@ -142,8 +142,8 @@ def test_out_of_memory_halves_and_says_so():
         return size
 
     assert policy.run(work) == 250 and tried == [1000, 500, 250]
-    assert said == ["out of memory with the token budget 1000: going on with 500",
-                    "out of memory with the token budget 500: going on with 250"]  # fmt: skip
+    assert said == ["out of memory with the token budget 1000: retrying with 500",
+                    "out of memory with the token budget 500: retrying with 250"]  # fmt: skip
     again = BackOff(1000.0, "the token budget", least=100)
     again.load_state_dict(policy.state_dict())
     assert again.run(work) == 250 and tried[-1] == 250

@@ -10,7 +10,8 @@ from versatile.adapters.attach import attach
 from versatile.adapters.backbones import loading as backbones
 from versatile.data.encoders.question_answer import Row, special_tokens
 from versatile.lifelong.batches import LifelongBatches
-from versatile.lifelong.losses import LM, QA, Objective, Teacher, WeightedLoss
+from versatile.lifelong.losses import LM, QA, Objective, WeightedLoss
+from versatile.lifelong.teachers import DistributionTeacher
 from versatile.utils.errors import UserError
 
 WEIGHTS = {ANS: 5.0}
@@ -30,7 +31,7 @@ def case(name, size=304, distil=True):
     teacher = None
     if distil:
         names = tokenizer(*more)
-        teacher = Teacher((model(tensors("model_teacher304")).eval(), tokenizer()), (student, names),
+        teacher = DistributionTeacher((model(tensors("model_teacher304")).eval(), tokenizer()), (student, names),
                           aliases=dict.fromkeys(more[-1:], "__gen__"), temperature=settings["temperature"])  # fmt: skip
     lm_lambda = settings["lm_lambda"] if settings["seq_train_type"] == "lll" else None
     objective = Objective(lm_lambda, WEIGHTS, distil)
@@ -130,7 +131,7 @@ def test_a_teacher_with_other_ids_teaches_the_same():
         def get_vocab(self):
             return {**names.get_vocab(), "__ans__": 303, "__gen__": 300}
 
-    teacher = Teacher((model(swapped).eval(), Swapped()), (student, names))
+    teacher = DistributionTeacher((model(swapped).eval(), Swapped()), (student, names))
     loss = WeightedLoss(teacher)
     same(learn(student, batch, loss), wanted)
     for name, gradient in gradients(student).items():
@@ -139,7 +140,7 @@ def test_a_teacher_with_other_ids_teaches_the_same():
 
 def test_a_teacher_that_lacks_a_token_is_refused():
     student, names = model(tensors("model_student306")), tokenizer("__taskA__", "__taskB__")
-    teacher = Teacher((model(tensors("model_teacher304")).eval(), tokenizer()), (student, names))
+    teacher = DistributionTeacher((model(tensors("model_teacher304")).eval(), tokenizer()), (student, names))
     found = tensors("loss_kd_bigger_student_no_extra")
     made = rows(found["gen_X"], found["gen_Y"], found["Y"])
     made = [type(r)(r.ids, r.prompt_length, r.last, 305, r.task) for r in made]
@@ -185,7 +186,7 @@ def test_a_student_like_its_teacher_has_nothing_to_learn(adapters):
         for name, p in teacher.named_parameters():
             if "adapter" in name:
                 p.copy_(dict(student.named_parameters())[name])
-    loss = WeightedLoss(Teacher((teacher, theirs), (student, ours)))
+    loss = WeightedLoss(DistributionTeacher((teacher, theirs), (student, ours)))
     start, ans = (ours.convert_tokens_to_ids(t) for t in ("__b__", "__ans__"))
     row = Row(torch.tensor([5, 6, ans, 7, 8]).numpy(), 3, 9, start, "b")
     batches = LifelongBatches([row, row], Objective(0.25, {ans: 5.0}, True), ours.pad_token_id, 64, 1e9, 9)

@@ -112,7 +112,7 @@ def test_what_is_kept_and_what_is_refused_add_up_and_is_read_again(student, toke
         path.write_bytes(content)
         with pytest.raises(UserError, match=words) as error:
             replay.replay(*given)
-        assert "drawn anew" in error.value.remedy
+        assert "generated again" in error.value.remedy
     # Without a whole report the samples are drawn again.
     path.with_suffix(".report.json").write_text('{"asked": 64}')
     with pytest.raises(TypeError):

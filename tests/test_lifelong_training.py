@@ -7,9 +7,10 @@ from trainers import build_trainer
 from versatile.lifelong.batches import LifelongBatches, SplitBatches
 from versatile.lifelong.gem import Projection, memory_losses
 from versatile.lifelong.importance import Importance, task_batches
-from versatile.lifelong.losses import Objective, Teacher, WeightedLoss
+from versatile.lifelong.losses import Objective, WeightedLoss
 from versatile.lifelong.schedule import Annealing
 from versatile.lifelong.strategies.importance_penalty import Penalty
+from versatile.lifelong.teachers import DistributionTeacher
 from versatile.utils.errors import UserError
 
 ROWS, EPOCHS = 14, 2
@@ -27,7 +28,7 @@ def trainer(folder, mode="lll", epochs=EPOCHS, dropout=0.1, most=None, whole=Tru
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
     if mode == "distil":
-        teacher = Teacher((model(tensors("model_teacher304")).eval(), tokenizer()), (learner, tokenizer()))
+        teacher = DistributionTeacher((model(tensors("model_teacher304")).eval(), tokenizer()), (learner, tokenizer()))
     objective = Objective(0.25 if mode in ("lll", "distil") else None, {ANS: 5}, mode == "distil")
     batches = LifelongBatches(random_rows(ROWS, extra=(2, 3)), objective, PAD, 64, 200.0, 5, seed=7)
     callbacks = [SplitBatches(batches)]

@@ -93,14 +93,14 @@ def test_a_task_json_may_stand_for_data_that_lie_elsewhere(tmp_path):
 
 def test_a_data_set_of_the_hub_is_read_by_name_with_its_classes_as_words(monkeypatch):
     import datasets
-    from versatile.data import text_to_text_rows
+    from versatile.data import hub
 
     features = datasets.Features(prompt=datasets.Value("string"), answer=datasets.ClassLabel(names=["no", "yes"]))
     data = datasets.Dataset.from_dict({"prompt": ["a", "b"], "answer": [1, 0]}, features=features)
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *given, split: asked.append((*given, split)) or data)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name, config: ["train", "validation"])
-    monkeypatch.setattr(text_to_text_rows, "_reach", lambda name: None)
+    monkeypatch.setattr(hub, "_reach", lambda name: None)
     assert read("owner/name:small", "valid") == [("a", ["yes"]), ("b", ["no"])]
     assert asked == [("owner/name", "small", "validation")]
     with pytest.raises(UserError, match="has no test split"):
@@ -109,7 +109,7 @@ def test_a_data_set_of_the_hub_is_read_by_name_with_its_classes_as_words(monkeyp
 
 def test_a_data_set_of_the_hub_that_has_a_script_is_read_from_the_hubs_own_conversion(monkeypatch):
     import datasets
-    from versatile.data import text_to_text_rows
+    from versatile.data import hub
 
     data = datasets.Dataset.from_dict({"prompt": ["a"], "answer": ["b"]})
     asked = []
@@ -125,7 +125,7 @@ def test_a_data_set_of_the_hub_that_has_a_script_is_read_from_the_hubs_own_conve
 
     monkeypatch.setattr(datasets, "load_dataset", answer("rows", data))
     monkeypatch.setattr(datasets, "get_dataset_split_names", answer("splits", ["train"]))
-    monkeypatch.setattr(text_to_text_rows, "_reach", lambda name: None)
+    monkeypatch.setattr(hub, "_reach", lambda name: None)
     assert read("owner/old:small", "train") == [("a", ["b"])]
     where = dict(revision="refs/convert/parquet", data_dir="small")
     assert ("splits", "owner/old", None, where) in asked

@@ -161,7 +161,7 @@ def started(tmp_path):
             'case "$lines" in *"${FAILS:-no such line}"*) sleep 0.5; exit 3 ;; esac\n'
         )
         python.chmod(0o755)
-        for name in ("run.sh", "recipes.sh", "requirements.txt", "requirements-dev.txt"):
+        for name in ("run.sh", "recipes.sh", "recipes_data.sh", "requirements.txt", "requirements-dev.txt"):
             (tmp_path / name).write_bytes((ROOT / name).read_bytes())
         script = "cksum requirements.txt run.sh | cksum >venv/.installed; exec bash run.sh " + shlex.join(args)
         env = {"PATH": os.environ["PATH"], "VENV": "venv", "MODEL_ROOT_DIR": "models", "HALF": "1", **more}

@@ -367,5 +367,5 @@ def test_a_family_without_attention_weights_is_one_clear_error(monkeypatch):
     model, tokenizer = backbones.load("tiny-gpt2")
     attach(model, tokenizer, MARKERS, TASKS)
     monkeypatch.setitem(family._BACKBONES, "gpt2", family.Backbone("Blind", ("gpt2",), None, None, None))
-    with pytest.raises(UserError, match="Blind shows no attention weights"):
+    with pytest.raises(UserError, match="Blind exposes no attention weights"):
         self_copy.add(model)

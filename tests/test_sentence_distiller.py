@@ -337,7 +337,7 @@ def test_a_signal_says_how_to_go_on(name, teacher, data, tmp_path):
     result = killed_after([*argv, "--restart"], partial, 3, tmp_path / "log", number)
     assert result.code == 128 + number
     assert result.err == ""
-    assert f"{name}: the outputs so far are in {partial}. To go on:\n  python sentence_distiller.py" in result.out
+    assert f"{name}: the outputs so far are in {partial}. To resume:\n  python sentence_distiller.py" in result.out
     assert "--restart" not in result.out
     distilled(argv)
     assert [len(targets(r)) for r in held(beside(data))["train"]] == [1] * 20

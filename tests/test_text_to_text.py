@@ -11,9 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from versatile.data import glue, text_task
+from versatile.data import glue, hub, text_task
 from versatile.data import text_to_text as t2t
-from versatile.data import text_to_text_rows as rows_of
 from versatile.utils.errors import UserError
 
 from tests.conftest import GOLDEN
@@ -138,12 +137,12 @@ def test_the_wording_is_the_same_from_the_columns_of_the_hub(monkeypatch):
     asked = []
 
     def load_dataset(path, config=None, *, split, revision=None, data_dir=None):
-        assert (revision is None) == (path not in rows_of._SCRIPTS) == (data_dir is None)
+        assert (revision is None) == (path not in hub._SCRIPTS) == (data_dir is None)
         asked.append((path, config or data_dir, split))
         return datasets.Dataset.from_list([WORDING[name][0]])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(rows_of, "_reach", lambda name: None)
+    monkeypatch.setattr(hub, "_reach", lambda name: None)
     for name in WORDING.keys() - {"sick"}:
         for split in t2t.SPLITS:
             _, source, target = WORDING[name]
@@ -285,7 +284,7 @@ def test_snli_rows_without_a_gold_label_are_left_out(tmp_path, monkeypatch):
     files = {"train": write_json(tmp_path / "train.json", rows)}
     assert t2t.load("snli", "train", files=files)["target"] == ["0", "2"]
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.Dataset.from_list(rows))
-    monkeypatch.setattr(rows_of, "_reach", lambda name: None)
+    monkeypatch.setattr(hub, "_reach", lambda name: None)
     assert t2t.load("snli", "train")["target"] == ["0", "2"]
 
 
@@ -363,7 +362,7 @@ def test_a_converted_copy_is_taken_where_the_hubs_data_set_needs_a_script(monkey
         return datasets.Dataset.from_list([WORDING["paws"][0]])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(rows_of, "_reach", lambda name: None)
+    monkeypatch.setattr(hub, "_reach", lambda name: None)
     assert len(t2t.load("paws", "train")) == 1
     assert asked[1] == (("google-research-datasets/paws",), {
         "split": "train", "revision": "refs/convert/parquet", "data_dir": "labeled_final"})  # fmt: skip
@@ -386,7 +385,7 @@ def test_repositories_of_a_script_load_their_converted_copy_one_configuration_af
         return datasets.Dataset.from_list([{"translation": {"ro": data_dir, "en": data_dir, "nl": data_dir}}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(rows_of, "_reach", lambda name: None)
+    monkeypatch.setattr(hub, "_reach", lambda name: None)
     for name in ("iwslt2017-ro-nl", "iwslt2017-en-nl"):
         assert t2t.load(name, "test")["target"] == [name]
     assert len(t2t.load("social_i_qa", "validation")) == 1

@@ -11,6 +11,7 @@ class WordTeacher:
 
     Teacher and student may number their added tokens differently (a teacher may hold more tasks): inputs are
     translated, and the distributions are compared over the common vocabulary and the task's markers.
+    (`lifelong.teachers.DistributionTeacher` matches all tokens by name, and runs only the rows that are distilled.)
 
     Args:
         teacher, student: (attached model, tokenizer) each; the teacher is in eval mode.

@@ -131,7 +131,7 @@ def need_stored_paths(stored, typed_flags, file):
             if isinstance(path, str) and os.path.isabs(path) and not os.path.exists(path):
                 task = f"{task}=" if task else ""
                 raise UserError(f"it was started with --{flag} {task}{path}, which no longer exists", location=file,
-                                remedy=f"put it back, or name its new location: --{flag} {task}PATH")  # fmt: skip
+                                remedy=f"restore it, or name its new location: --{flag} {task}PATH")  # fmt: skip
 
 
 def refuse_foreign(stored, script, directory):
@@ -217,7 +217,7 @@ def warm_start(args, run, model, tokenizer):
     if run is not None and args.init_fingerprint != fingerprint:
         found = "it has changed since this run was started" if args.init_fingerprint else "this run was started fresh"
         raise UserError(found, location=flag, expected="the same flags and files",
-                        remedy="leave the flag out, put the files back, or start a new run")  # fmt: skip
+                        remedy="leave the flag out, restore the files, or start a new run")  # fmt: skip
     origins = warm_starting.warm_start(model, tokenizer, args.init_from, flag)
     args.init_fingerprint = fingerprint
     fresh = [task for task, origin in origins.items() if origin is None]

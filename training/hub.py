@@ -70,8 +70,9 @@ def _ask(location, remedy, request):
     try:
         request(HfApi())
     except Exception as error:
-        # Whatever the library or the network raises, the user can only read it.
-        raise UserError(f"the hub does not take it: {first_line(error)}", location=location, remedy=remedy) from error
+        # The library and the network raise many kinds of errors; none can be handled here.
+        raise UserError(f"the hub rejected the request: {first_line(error)}", location=location,
+                        remedy=remedy) from error  # fmt: skip
 
 
 def _by_hand(name, directory):

@@ -10,7 +10,6 @@ from versatile.adapters import bert, t5
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.classifier import TaskClassifier
 from versatile.adapters.combine import (
-    LARGEST_SHARE,
     compare_scores,
     missing_task,
     refuse_shared,
@@ -30,6 +29,7 @@ from versatile.data.padding import tensors
 from versatile.data.pair_batches import pair_inputs
 from versatile.training import evaluation, runs, text_to_text_arguments, text_to_text_evaluation
 from versatile.training.text_to_text_model import TextToTextModel
+from versatile.training.verification import prove_groups
 from versatile.utils import devices
 from versatile.utils.errors import UserError
 
@@ -77,8 +77,8 @@ class Combination:
         backbones.need_directory(directory, flag, f"a run directory of {self.script}")
         manifest = peek(directory)
         if manifest is None:
-            backbones.need_config(Path(directory), flag, f"python {self.script}",
-                                  f"a run directory of {self.script} that has saved a model")
+            backbones.require_config(Path(directory), flag, self.script,
+                                     f"a run directory of {self.script} that has saved a model")
             raise self.not_adapters(flag, "bare backbone")
         if manifest.encoder != self.encoder:
             raise UserError(f"this is not a model of {self.script}, as another source is", location=flag,
@@ -175,25 +175,23 @@ class Combination:
         Raises:
             UserError: a score or an output differs from the source's.
         """
-        ours, proofs = self.load(directory), {}
+        ours = self.load(directory)
         devices.prepare_for_device(ours[0], idist.device(), torch.float32)
-        for source, tasks in self.by_directory():
+
+        def open_source(source, tasks):
             theirs = self.load(source)
             devices.prepare_for_device(theirs[0], idist.device(), torch.float32)
             # Both models registered their own tasks where their runs read them.
             register_own_tasks(self.own.values())
-            for task in tasks:
-                folder = folders[task] or str(SAMPLES / "glue")
-                with evaluation.naming_the_flag(f"--data {task}=DIR"):
-                    proof, share = self.compare(ours, theirs, task, folder, args)
-                gap, equal = proof["max_abs_difference"], proof.get("outputs_equal", proof["examples"])
-                outputs = f", {equal} of {proof['examples']} outputs are equal" if "outputs_equal" in proof else ""
-                if not share <= LARGEST_SHARE or equal < proof["examples"]:
-                    raise UserError(f"the combined model answers differently: scores of {task} differ by up to "
-                                    f"{gap:.3g}" + outputs, location=self.typed[task],
-                                    expected=f"the scores and outputs of {source}",
-                                    remedy="nothing was written; report this")  # fmt: skip
-                proofs[task] = dict(data=folder, **proof)
+            return theirs
+
+        def compare(theirs, task):
+            folder = folders[task] or str(SAMPLES / "glue")
+            with evaluation.naming_the_flag(f"--data {task}=DIR"):
+                proof, share = self.compare(ours, theirs, task, folder, args)
+            return dict(data=folder, **proof), share
+
+        proofs = prove_groups(self.by_directory(), open_source, compare, self.typed)
         return {task: proofs[task] for task in self.sources}
 
     # ---- of each kind

@@ -133,7 +133,7 @@ class Run:
                 "this directory already holds a run",
                 location=f"--output_dir {directory}",
                 remedy=f"resume it ({shell_words('--resume', directory)}), name another directory, or "
-                + ("start anew in its place with --overwrite_output_dir" if can_overwrite else "remove it"),
+                + ("overwrite it with --overwrite_output_dir" if can_overwrite else "remove it"),
             )
 
     @classmethod
@@ -215,7 +215,7 @@ class Run:
             except Exception as error:
                 # Whatever is wrong with these files, an older checkpoint may be intact.
                 why = first_line(error)
-                print(f"{folder} cannot be read: going back to the checkpoint before\n  ({why})", flush=True)
+                print(f"{folder} cannot be read: falling back to the previous checkpoint\n  ({why})", flush=True)
         if steps:
             raise UserError("none of the checkpoints can be read", location=self.checkpoints,
                             remedy="remove them to start this run from its beginning")  # fmt: skip
@@ -287,6 +287,8 @@ def absolute_paths(value):
     """A flag's value with all existing paths in it made absolute; other names are kept."""
     if isinstance(value, dict):
         return {name: absolute_paths(path) for name, path in value.items()}
+    if isinstance(value, list):
+        return [absolute_paths(path) for path in value]
     if not isinstance(value, (str, Path)) or not str(value) or str(value) in bundled.NAMES:
         return value
     return os.path.abspath(value) if os.path.exists(value) else value

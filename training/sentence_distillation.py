@@ -212,16 +212,17 @@ class Partial:
                         self._note(value["inputs"], *_outputs(value))
                     end += len(line)
             except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-                raise UserError(f"is damaged: {error}", location=location, remedy="begin anew: --restart") from error
+                raise UserError(f"is damaged: {error}", location=location,
+                                remedy="start over with --restart") from error  # fmt: skip
         return end if self.done else 0
 
     def _compare(self, other):
         names = [n for n in {**self.identity, **other} if self.identity.get(n) != other.get(n)]
         if names:
             found = ", ".join(f"{n} was {other.get(n)!r}, now it is {self.identity.get(n)!r}" for n in names)
-            raise UserError(f"was begun with other settings: {found}", location=self.path,
+            raise UserError(f"was started with other settings: {found}", location=self.path,
                             expected="the same command, which continues where it was",
-                            remedy="begin anew, without what is in this file: --restart")  # fmt: skip
+                            remedy="start over, without what is in this file, with --restart")  # fmt: skip
 
 
 def _outputs(value):

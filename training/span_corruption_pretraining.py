@@ -51,10 +51,10 @@ def texts(arguments):
 def read_lines(path, flag):
     """The non-empty lines of a text file that `flag` named."""
     if not Path(path).is_file():
-        raise UserError("no such file", location=f"{flag} {path}", expected="a text file, one text a line")
+        raise UserError("no such file", location=f"{flag} {path}", expected="a text file, one text per line")
     lines = [text.strip() for _, text in text_lines(path)]
     if not any(lines):
-        raise UserError("holds no text", location=path, expected="one text a line")
+        raise UserError("holds no text", location=path, expected="one text per line")
     return [line for line in lines if line]
 
 

@@ -8,7 +8,7 @@ from versatile.adapters.attach import count_parameters, parameter_summary
 from versatile.adapters.backbones import bundled, loading
 from versatile.adapters.backbones.family import max_length_of
 from versatile.adapters.inference import prepare_for_inference
-from versatile.adapters.manifest import peek, refuse_question_model
+from versatile.adapters.manifest import peek, refuse_question_model, require_manifest
 from versatile.data import instances
 from versatile.data.batching import Batches
 from versatile.data.encoders.markers import load_split
@@ -37,12 +37,9 @@ def load_text_model(directory, task, dtype):
     """
     if str(directory) not in bundled.NAMES:
         loading.need_directory(directory, f"--model_checkpoint {directory}")
-    manifest = peek(directory)
-    refuse_question_model(manifest, directory)
-    if manifest is None:
-        raise UserError("this holds no trained tasks", location=f"--model_checkpoint {directory}",
-                        expected="a directory that another training script or combine_all.py wrote, "
-                                 "or a released VLM")  # fmt: skip
+    refuse_question_model(peek(directory), directory)
+    manifest = require_manifest(directory, "a directory that another training script or combine_all.py wrote, or a "
+                                           "released VLM")  # fmt: skip
     if task is not None and task not in manifest.tasks:
         # Another name of the task, or one that the model does not hold, which loading it will say.
         task = canonical_name(task, manifest.encoder)

@@ -5,7 +5,6 @@
 
 import json
 import math
-import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from versatile.adapters.manifest import peek
 from versatile.adapters.methods.registry import ALIASES, FULL
 from versatile.data.own_tasks import prepare_own_tasks
 from versatile.training.method_flags import check_settings
-from versatile.training.runs import Run, check_flags, refuse_elsewhere, run_flags, run_of
+from versatile.training.runs import Run, absolute_paths, check_flags, refuse_elsewhere, run_flags, run_of
 from versatile.training.text_to_text_flags import PORT_SETTINGS, build_parser
 from versatile.utils import flags, schema, settings, stored_flags
 from versatile.utils.errors import UserError, first_line
@@ -56,9 +55,7 @@ PATHS = ("data_dir", "task_embedding_dir", "train_files", "validation_files")
 
 def absolute_data_paths(values):
     """{name: value} of the data paths among the flags, made absolute."""
-    paths = {name: values[name] for name in PATHS if values.get(name)}
-    return {name: [os.path.abspath(p) for p in path] if isinstance(path, list) else os.path.abspath(path)
-            for name, path in paths.items()}  # fmt: skip
+    return {name: absolute_paths(values[name]) for name in PATHS if values.get(name)}
 
 
 def parse(make_parser, argv=None, script="train_t5.py"):

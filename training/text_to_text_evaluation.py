@@ -6,6 +6,7 @@ from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
+from versatile.adapters.backbones.loading import unsaved_model
 from versatile.data import text_task, text_to_text
 from versatile.data.encoders.text_to_text import load_split, references
 from versatile.data.text_to_text_batches import Rows
@@ -16,7 +17,7 @@ from versatile.utils import schema
 from versatile.utils.errors import UserError
 from versatile.utils.files import write_json
 from versatile.utils.metrics import Score, perplexity
-from versatile.utils.screen import counted, resume_command, shell_command
+from versatile.utils.screen import counted, shell_command
 
 # Names of splits: on evaluate.py's command line, in published names, in names of result files.
 SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "test": "test"}
@@ -205,10 +206,7 @@ def explain_untrained(directory):
         return UserError("no such directory", location=location, expected=expected)
     flags, config = runs.stored_record(path).get("flags", {}), {}
     if "adapter_config_name" in flags:
-        saved = sorted([*path.glob("checkpoints/step_*"), *path.glob("checkpoint-*")], key=lambda f: f.stat().st_mtime)
-        return UserError("this run has not saved a best model yet", location=location,
-                         remedy=f"resume it: {resume_command('train_t5.py', path)}"
-                         + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""))  # fmt: skip
+        return unsaved_model(path, location, "train_t5.py")
     with contextlib.suppress(UserError):
         config = schema.read_json_object(path / "config.json")
     if config.get("model_type") in ("t5", "mt5") and "versatile" not in config:

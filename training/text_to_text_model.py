@@ -19,6 +19,7 @@ from versatile.training.runs import run_flags
 from versatile.training.text_model import TextModel
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
+from versatile.utils.lengths import IGNORE
 
 LABELS = "outputs are as long as the task's longest label"
 
@@ -196,7 +197,7 @@ class TextToTextModel(TextModel):
         for _, batch in self.batches(rows, rows.sources.lengths()):
             with autocast(self.device, self.dtype):
                 nll = cross_entropy(self.model, batch, 1)
-            total += torch.tensor([float(nll), float((batch["labels"] != -100).sum())], dtype=torch.float64)
+            total += torch.tensor([float(nll), float((batch["labels"] != IGNORE).sum())], dtype=torch.float64)
         self.model.train(training)
         nll, count = self.gather(total.float().to(self.device)).double().sum(0).tolist()
         return nll, round(count)

@@ -37,7 +37,7 @@ from versatile.utils.progress import QUIET_SECONDS
 
 
 class Diverged(Exception):
-    """The loss is no longer a number."""
+    """Training diverged: a loss, a gradient norm or a weight is not finite."""
 
 
 class Trainer:
@@ -77,7 +77,7 @@ class Trainer:
         # Signals are exchanged between hosts: nccl would make every host wait for its GPU at each step.
         self.hosts = torch.distributed.new_group(backend="gloo") if idist.backend() == "nccl" else None
         # Stored in a checkpoint in addition to weights and optimizer.
-        # The first three are keyed by task, or by TOGETHER where tasks are judged by their mean.
+        # The first three are keyed by task, or by TOGETHER where the tasks are evaluated by their mean.
         self.best, self.best_step, self.waited, self.seconds, self.tokens = {}, {}, {}, 0.0, 0
         # The history also holds the losses since the last point of the curve.
         self.history = {"train": [], "valid": []} | ({"since": []} if settings.mean_loss else {})
@@ -264,7 +264,8 @@ class Trainer:
         refuse_other_data(state["data_key"], self.run.data_key, location)
         refuse_other_backbone(state.get("backbone"), self.run.backbone, location)
         if state["world"] != self.world:
-            raise UserError(f"the run had {state['world']} processes, now there are {self.world}", location=location,
+            raise UserError(f"the run was started with {state['world']} processes, but {self.world} are running now",
+                            location=location,
                             remedy=f"resume with torchrun --nproc_per_node {state['world']}")  # fmt: skip
         if step > self.total_steps:
             raise UserError(f"it is from step {step}, the run has {self.total_steps} steps", location=location,
@@ -299,7 +300,7 @@ class Trainer:
             dict for metrics.json.
 
         Raises:
-            SystemExit: 128 + the signal's number, after a checkpoint was saved on SIGINT or SIGTERM.
+            SystemExit: 128 + the signal's number, after a checkpoint was saved on SIGINT, SIGTERM or SIGHUP.
             UserError: training diverged or ran out of memory.
         """
         for callback in self.callbacks:
@@ -420,7 +421,7 @@ class Trainer:
         if caught:
             self.stop = caught
             name = signal.Signals(caught).name
-            self.say(f"{name}: saved after step {step} of {self.total_steps}. To go on:\n  {self.run.resume_command}")
+            self.say(f"{name}: saved after step {step} of {self.total_steps}. To resume:\n  {self.run.resume_command}")
         if caught or done or self.stop == "early":
             engine.terminate()
         # Validation and saving do not count as training time.

@@ -40,7 +40,7 @@ def refuse_other_data(stored, key, location):
         which = f" ({' and '.join({'train': 'training', 'valid': 'validation'}.get(s, s) for s in changed)})"
     raise UserError(f"the data have changed since this run was started{which}", location=location,
                     expected="the same data files, tokenizer and limits",
-                    remedy="put them back, or start a new run")  # fmt: skip
+                    remedy="restore them, or start a new run")  # fmt: skip
 
 
 def refuse_other_backbone(stored, fingerprint, location):
@@ -53,7 +53,7 @@ def refuse_other_backbone(stored, fingerprint, location):
     if stored not in (None, fingerprint):
         raise UserError("the backbone is not the one this run was started from", location=location,
                         expected=f"weights with the fingerprint {stored}",
-                        remedy="put the original backbone back, or start a new run")  # fmt: skip
+                        remedy="restore the original backbone, or start a new run")  # fmt: skip
 
 
 def check_state(state, step, location):

@@ -69,7 +69,7 @@ class Validation(Evaluator):
                       line, scalars, mean["nll"])  # fmt: skip
 
     def summary(self, trainer):
-        """See `Evaluator`: the best negative log-likelihood, per task where tasks are judged separately."""
+        """See `Evaluator`: the best negative log-likelihood, per task where tasks are evaluated separately."""
         if not trainer.best:
             return dict(valid_nll=None, valid_ppl=None)
         mean = _with_perplexity(sum(trainer.best.values()) / len(trainer.best))

@@ -1,6 +1,6 @@
 """What every script needs: errors, files, flags, devices, metrics.
 
-Nothing here knows a task's name or a method's name.
+Nothing here imports another package of the toolkit.
 """
 
 import os

@@ -418,7 +418,7 @@ def read_lines(path):
             message = f"byte {error.start + 1} of the line is not UTF-8"
             raise UserError(message, location=f"{path}:{number}", remedy="save the file as UTF-8") from error
     if not content:
-        raise UserError("the file is empty", location=path, expected="one text a line")
+        raise UserError("the file is empty", location=path, expected="one text per line")
     return lines
 
 
@@ -433,7 +433,7 @@ def read_references(path):
     """
     lines = [line.strip() for line in read_lines(path)]
     if not any(lines):
-        raise UserError("the file is empty", location=path, expected="one reference a line")
+        raise UserError("the file is empty", location=path, expected="one reference per line")
     while not lines[-1]:
         lines.pop()
     if "" not in lines:
@@ -448,7 +448,7 @@ def read_references(path):
             raise UserError(
                 "an example without references",
                 location=f"{path}:{number}",
-                expected="one or more references a line, then one empty line",
+                expected="one or more references, one per line, then one empty line",
                 remedy="remove the empty line, or put the missing reference above it",
             )
     return groups

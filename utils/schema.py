@@ -224,10 +224,10 @@ def read_json_object(path, remedy="copy it again", location=None):
         raise UserError("nested too deeply", location=location, expected="a json object", remedy=remedy) from None
     except FileNotFoundError as error:
         raise UserError("no such file", location=location, expected="a json object",
-                        remedy="check the path for a typing error") from error  # fmt: skip
+                        remedy="check the spelling of the path") from error  # fmt: skip
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", location=location, expected="a json file",
-                        remedy="check the path for a typing error") from error  # fmt: skip
+                        remedy="check the spelling of the path") from error  # fmt: skip
     except ValueError as error:
         raise UserError(f"not valid json: {error}", location=location, remedy=remedy) from error
     if not isinstance(value, dict):

@@ -41,6 +41,11 @@ def align_columns(rows, right, rule=False):
                                for i, (cell, w) in enumerate(zip(row, widths))).rstrip() for row in lines)  # fmt: skip
 
 
+def shown(path):
+    """The shortest way to write a path from here."""
+    return min(str(path), os.path.relpath(path), key=len)
+
+
 def shell_words(*words):
     """Words for pasting into a shell, each quoted if necessary."""
     return shlex.join(map(str, words))

@@ -32,7 +32,7 @@ def main(argv=None):
     if not argv or argv[0] in ("-h", "--help"):
         print(f"{USAGE}\n\nscripts: {', '.join(script_names())}")
         print("flags:   versatile SCRIPT --help")
-        print("FILE:    a SCRIPT with its flags a line, run one after another in one process until one fails;\n"
+        print("FILE:    one SCRIPT with its flags per line, run one after another in one process until one fails;\n"
               "         lines that begin with # are printed (-: standard input)")  # fmt: skip
     elif argv[0] == "--commands":
         run_commands(argv[1:])

@@ -135,7 +135,7 @@ def evaluate(flags, script="evaluate"):
 
 
 def _version(path):
-    """What changes when a file is written anew."""
+    """What changes when a file is rewritten."""
     found = path.stat()
     return found.st_ino, found.st_mtime_ns, found.st_size
 

@@ -134,13 +134,12 @@ def load_run(args):
     from versatile.adapters import checkpoint
     from versatile.adapters.backbones import loading
     from versatile.adapters.backbones.family import backbone_of
-    from versatile.adapters.manifest import need_language_model
+    from versatile.adapters.manifest import need_language_model, require_manifest
 
     location = f"--model_checkpoint {args.model_checkpoint}"
     loading.need_directory(args.model_checkpoint, location)
-    if need_language_model(args.model_checkpoint) is None:
-        raise UserError("this holds no trained tasks", location=location,
-                        expected="a run directory, to be compared with its backbone")  # fmt: skip
+    need_language_model(args.model_checkpoint)
+    require_manifest(args.model_checkpoint, "a run directory, to be compared with its backbone")
     model, tokenizer = checkpoint.load(args.model_checkpoint, args.task)
     if backbone_of(model.config).encoder_decoder:
         raise UserError("is an encoder-decoder, whose loss is not that of a continuation", location=location,

@@ -71,11 +71,11 @@ def _family_of_old(values, folder):
             # RoBERTa has the same keys as BERT, but only one token type.
             is_roberta = model_type == "bert" and values["type_vocab_size"] == 1
             return "roberta" if is_roberta else model_type
-    names = _weight_names(folder)
+    names = weight_names(folder)
     return next((family for family, part in _BY_WEIGHTS if any(part in name for name in names)), None)
 
 
-def _weight_names(folder):
+def weight_names(folder):
     """Names of the weights in a directory; [] if none can be read."""
     import torch
     from safetensors import safe_open

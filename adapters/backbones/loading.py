@@ -12,7 +12,7 @@ from versatile.adapters.backbones.quantized import keep_gradients, plain_state, 
 from versatile.adapters.manifest import refuse_sequence
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.schema import read_json_object
-from versatile.utils.screen import shell_words
+from versatile.utils.screen import resume_command
 
 # Flags that name a T5, and nothing else.
 T5_FLAGS = ("--model_name_or_path", "--config_name")
@@ -124,8 +124,8 @@ def read_config(folder, location):
         # For a path such as runs/mistyped, do not ask the hub.
         need_directory(path, location, "a model's directory or hub name")
     if path.is_dir():
-        need_config(path, location, "the script that made it" if for_t5 else "python train.py", "a T5's directory"
-                    if for_t5 else "a transformers model, or a run directory of train.py that has saved a model")
+        require_config(path, location, "train_t5.py" if for_t5 else "train.py", "a T5's directory"
+                       if for_t5 else "a transformers model, or a run directory of train.py that has saved a model")
         return config_of_file(path / "config.json", location)
     try:
         reach_hub(str(folder))
@@ -149,34 +149,52 @@ def read_config(folder, location):
         ) from error
 
 
+def newest_checkpoint(path):
+    """The checkpoint of most steps below a run's directory or its checkpoints/, or None."""
+    path = Path(path)
+    folders = [*path.glob("checkpoints/step_*"), *path.glob("checkpoint-*"), *path.glob("step_*")]
+    steps = {int(number[0]): folder for folder in folders if (number := re.search(r"\d+$", folder.name))}
+    return steps[max(steps)] if steps else None
+
+
+def unsaved_model(path, location, script):
+    """A `UserError`: a run has not saved a model yet.
+
+    Args:
+        path: its directory.
+        script: the script that resumes it, if its run.json does not say.
+    """
+    newest = newest_checkpoint(path)
+    return UserError("this run has not saved a best model yet", location=location,
+                     remedy=f"resume it: {resume_command(_script_of(path) or script, path)}"
+                     + (f"; or take its last checkpoint, {newest}" if newest else ""))  # fmt: skip
+
+
 def _script_of(path):
-    """The command of the script that made a run, from its run.json, or None."""
+    """The script that made a run, from its run.json, or None."""
     try:
         words = str(read_json_object(path / "run.json").get("command", "")).split()
     except UserError:
         return None
-    return f"python {words[0]}" if words and re.fullmatch(r"[a-z_0-9]+\.py", words[0]) else None
+    return words[0] if words and re.fullmatch(r"[a-z_0-9]+\.py", words[0]) else None
 
 
-def need_config(path, location, script, expected):
+def require_config(path, location, script, expected):
     """Raise a `UserError` if a directory has no config.json and so no model, saying what it holds instead.
 
     Args:
-        script: command that resumes a run which has not saved a model yet, if its run.json does not say.
+        script: the script that resumes a run which has not saved a model yet, if its run.json does not say.
         expected: what was expected, for other directories.
     """
     if (path / "config.json").is_file():
         return
     refuse_sequence(path, location)
     if (path / "run.json").is_file():
-        saved = sorted([*(path / "checkpoints").glob("step_*"), *path.glob("checkpoint-*")])
-        raise UserError(
-            "this run has not saved a best model yet", location=location,
-            remedy=f"resume it: {_script_of(path) or script} {shell_words('--resume', path)}"
-                   + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""),
-        )  # fmt: skip
+        raise unsaved_model(path, location, script)
     found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-    raise UserError(f"the directory has no config.json (it holds: {found})", location=location, expected=expected)
+    newest = newest_checkpoint(path)
+    raise UserError(f"the directory has no config.json (it holds: {found})", location=location, expected=expected,
+                    remedy=f"name a checkpoint; the newest is {newest}" if newest else None)  # fmt: skip
 
 
 def locate(name, file):
@@ -203,7 +221,7 @@ def locate(name, file):
                 "no such directory: the backbone that the adapters were trained on has moved",
                 location=location,
                 expected="its directory, or its hub name",
-                remedy=f"put the directory back or next to the adapters, or write its new path into {file}",
+                remedy=f"restore the directory, or put it next to the adapters, or write its new path into {file}",
             )
         name = str(moved)
     return name, location
@@ -282,8 +300,9 @@ def _load_transformers(folder, config, location, seed, quantization):
         quantized = dict(quantization_config=quantization_config(quantization, config.model_type, location))
     if seed is not None:
         if quantized:
-            raise UserError("random weights must be trained; rounded ones cannot", location=f"--load_in_{quantization}",
-                            expected="a pretrained backbone", remedy="leave this or --random_init out")  # fmt: skip
+            raise UserError("random weights must be trained; quantised ones cannot",
+                            location=f"--load_in_{quantization}", expected="a pretrained backbone",
+                            remedy="leave this or --random_init out")  # fmt: skip
         # Depends only on the seed, and leaves the global random state unchanged.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -105,6 +105,6 @@ def number_of_values(parameter):
 def refuse_training(model, what):
     """Raise a `UserError` if the weights of a quantised backbone would be trained."""
     if bits := getattr(model, "quantization", None):
-        raise UserError(f"{what} trains the backbone itself, whose weights are rounded", location=f"--load_in_{bits}",
+        raise UserError(f"{what} trains the backbone itself, whose weights are quantised", location=f"--load_in_{bits}",
                         expected="an adapter on the frozen backbone",
                         remedy="--adapter_bottleneck N or --method lora; or leave the flag out")  # fmt: skip

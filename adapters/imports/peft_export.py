@@ -13,6 +13,7 @@ from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.quantized import config_code
 from versatile.adapters.methods.base import is_added
 from versatile.adapters.methods.ia3 import INPUTS
+from versatile.adapters.trained import table_weights
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_directory, atomic_write, refuse_taken
 
@@ -179,7 +180,8 @@ def _config(adapter, base, tokenizer, places, names):
         return peft.IA3Config(**common, feedforward_modules=shortest_endings(inputs, every),
                               modules_to_save=tables if adapter.tokens else None)  # fmt: skip
     ids = tokenizer.convert_tokens_to_ids(adapter.tokens)
-    tokens = dict.fromkeys(_untied(base, tables), ids) if ids else None
+    # peft ties the rows of a tied head itself.
+    tokens = dict.fromkeys(tables[:1] if is_tied(base) else tables, ids) if ids else None
     alpha = adapter.settings["lora_alpha"]
     return peft.LoraConfig(**common, r=adapter.settings["lora_rank"], lora_dropout=0.0,
                            lora_alpha=int(alpha) if alpha == int(alpha) else alpha,
@@ -192,10 +194,9 @@ def table_names(model):
     return [next(name for name, module in model.named_modules() if module is table) for table in tables]
 
 
-def _untied(model, tables):
-    """The tables with separate rows; peft ties those of a tied head itself."""
-    tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
-    return tables[:1] if tied else tables
+def is_tied(model):
+    """Whether the head shares its table with the input."""
+    return len(table_weights(model)) == 1
 
 
 def _set_rows(adapter, base, tokenizer):
@@ -204,7 +205,7 @@ def _set_rows(adapter, base, tokenizer):
         return
     ours = adapter.tokenizer.convert_tokens_to_ids(adapter.tokens)
     theirs = tokenizer.convert_tokens_to_ids(adapter.tokens)
-    tied = base.get_input_embeddings().weight is base.get_output_embeddings().weight
+    tied = is_tied(base)
     heads = (adapter.model.get_input_embeddings(), adapter.model.get_output_embeddings())
     for head, table in zip(heads, (base.get_input_embeddings(), base.get_output_embeddings())):
         rows = head.rows.table()[torch.tensor(ours) - adapter.model.info.first]

@@ -45,7 +45,7 @@ def add(model, std=0.02):
         raise UserError(f"points into the one sequence of a causal model; {backbone.name} is an encoder-decoder",
                         location="--self_copy", remedy="leave the flag out")  # fmt: skip
     if backbone.attention is None:
-        raise UserError(f"the family {backbone.name} shows no attention weights", location="--self_copy",
+        raise UserError(f"the family {backbone.name} exposes no attention weights", location="--self_copy",
                         remedy="leave the flag out, or name the attention module in the family's file")  # fmt: skip
     if other := next((m for m in model.added.values() if m.attention), None):
         raise UserError(f"reads attention weights, which the method {other.name} does not compute",

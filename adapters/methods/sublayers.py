@@ -7,9 +7,9 @@ An adapter is applied before the residual connection of its module:
 
 where each norm is optional. Published T5s have only the norm after the adapter, shared by all tasks, whose gain starts
 at 1. Here each task has its own, so that it can be taken out of its model, and its gain starts at 0.01, so that the
-adapter starts near the identity: what a norm with a gain of 1 lets through is little beside the states of a T5, but
-drowns what a BERT's attention adds, and the frozen layers then read noise. HyperFormer generates adapters of this form
-(hyperformer.py).
+adapter starts near the identity: with a gain of 1 the norm's output has unit variance. That is small compared with the
+hidden states of a T5, but larger than those of a small BERT, whose frozen layers then receive mostly noise. HyperFormer
+generates adapters of this form (hyperformer.py).
 """
 
 import functools

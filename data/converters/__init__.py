@@ -1,1 +1,1 @@
-"""The public formats that `data.convert` reads, one module a family; each is found and imported by it."""
+"""The public formats that `data.convert` reads, one module per family; each is found and imported by it."""

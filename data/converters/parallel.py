@@ -18,7 +18,7 @@ _MULTILINGUAL = {"it", "nl", "ro"}
 
 def _parallel_flags(parser):
     _language_flags(parser, "language of the first file of each pair", "language of the second file")
-    split_flags(parser, 2, "source file and target file, a sentence a line")
+    split_flags(parser, 2, "source file and target file, one sentence per line")
 
 
 @data_format("parallel", _parallel_flags)

@@ -118,8 +118,8 @@ def superni(args, report):
                 report.dropped[split]["without an output"] += 1
                 continue
             if split == "train":
-                report.facts["train"]["outputs behind the first, left out"] = (
-                    report.facts["train"].get("outputs behind the first, left out", 0) + len(answers) - 1)  # fmt: skip
+                report.facts["train"]["further outputs, left out"] = (
+                    report.facts["train"].get("further outputs, left out", 0) + len(answers) - 1)  # fmt: skip
                 answers = answers[:1]
             name = f"{task}-{split}-{number}" if instance.id is None else instance.id
             samples.append(sample(instance.input, instance.definition, answers, name))

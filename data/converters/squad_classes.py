@@ -54,7 +54,7 @@ def _register(name, what):
 
     read.__doc__ = f"""{what}, task {name}: csv files without a header (Zhang et al. 2015).
 
-    The text is the columns behind the class, joined by a space; two spaces in a row become one, twice over, as in
+    The text is the columns after the class, joined by a space; two spaces in a row become one, twice over, as in
     LAMOL's ag file. {"Backslashes stay, as there." if name == "ag" else _ESCAPES} The answer is the class's name.
     LAMOL has 115000 training and 7600 test samples of each of these tasks, drawn by chance: --train_sample,
     --test_sample (some files are in the order of their classes).

@@ -149,9 +149,9 @@ def _json_lines(path):
         try:
             value = loads(text, location)
         except UserError as error:
-            value = UserError(error.found, location=location, expected="an object a line")
+            value = UserError(error.found, location=location, expected="one object per line")
         if not isinstance(value, (dict, UserError)):
-            value = UserError(f"is {brief(value)}", location=location, expected="an object a line")
+            value = UserError(f"is {brief(value)}", location=location, expected="one object per line")
         yield location, value
 
 

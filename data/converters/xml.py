@@ -45,7 +45,7 @@ def xml_events(path, unit, cut=None):
             "declares a document type",
             location=f"{path}:{parser.CurrentLineNumber}",
             expected="the xml as published, without <!DOCTYPE …>",
-            remedy="take that line out",
+            remedy="remove that line",
         )
 
     parser = expat.ParserCreate("UTF-8")

@@ -17,7 +17,7 @@ class ExperienceReplay(ReplayMemory):
     memory_share = 0.29
     flags = ReplayMemory.flags | {
         "--replay": dict(choices=("step", "epoch"),
-                         help="er: replay a batch in every step, or each sample once an epoch (default: step)"),
+                         help="er: replay a batch in every step, or each sample once per epoch (default: step)"),
     }  # fmt: skip
 
     @classmethod

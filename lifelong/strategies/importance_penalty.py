@@ -48,7 +48,7 @@ class ImportancePenalty(Strategy):
                 batch_list = count_batches(task_batches(self.name, answers, rank, world), done)
                 self.importance.finish_task(batch_list, len(answers), self.sequence.dtype)
 
-        BackOff(batches().cap, "samples a batch of the importance", say=say).run(accumulate)
+        BackOff(batches().cap, "samples per importance batch", say=say).run(accumulate)
 
     def state_dict(self):
         """ω and p*."""

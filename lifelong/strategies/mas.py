@@ -7,6 +7,6 @@ class MemoryAwareSynapses(ImportancePenalty):
     """ω += 1/N · Σ_batches |∂ mean(softmax(logits after the question)²) / B|."""
 
     name, order = "mas", 60
-    summary = ("MAS, Aljundi et al. 2018: as ewc, with ω += 1/N · Σ_batches |∂ mean(softmax(scores behind the "
+    summary = ("MAS, Aljundi et al. 2018: as ewc, with ω += 1/N · Σ_batches |∂ mean(softmax(scores after the "
                "question)²) / B|.")  # fmt: skip
     memory_share = 0.18
