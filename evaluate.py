@@ -203,7 +203,8 @@ def load_model(args, task, manifest):
             if getattr(args, flag):
                 raise UserError(f"{args.model_checkpoint} is a bare backbone", location=f"--{flag}",
                                 expected="a model trained with it", remedy="leave the flag out")  # fmt: skip
-        model, tokenizer = backbones.load(args.model_checkpoint, random_init=args.seed if args.random_init else False)
+        seed = args.seed if args.random_init else False
+        model, tokenizer = backbones.load_backbone(args.model_checkpoint, random_init=seed)
         torch.manual_seed(args.seed)
         attach(model, tokenizer, {task.name: task.markers}, {task.name: 0})
         print(f"{args.model_checkpoint} is a bare backbone: evaluating it with untrained task embeddings")

@@ -417,7 +417,7 @@ def _backbone_of(path, config):
     """The backbone named in adapter_config.json, verified by its fingerprint."""
     seed = config.get("random_init_seed")
     name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
-    model, tokenizer = backbones.load(str(path / BACKBONE) if name == BACKBONE else name, seed, location,
+    model, tokenizer = backbones.load_backbone(str(path / BACKBONE) if name == BACKBONE else name, seed, location,
                                       config.get("quantization"))  # fmt: skip
     check_fingerprint(model.backbone_fingerprint, config, name, path / CONFIG)
     return model, tokenizer
@@ -449,7 +449,7 @@ def check_fingerprint(fingerprint, config, name, location):
 def _load_full(manifest, directory):
     config, location = manifest.config, f"--model_checkpoint {directory}"
     schemas.check_tasks(config, location)
-    model, tokenizer = backbones.load(directory)
+    model, tokenizer = backbones.load_backbone(directory)
     vocabulary = tokenizer.get_vocab()
     markers = [m for task in config["tasks"] for m in task["markers"]]
     if unknown := next((m for m in markers if not vocabulary.get(m, -1) >= config["first"]), None):

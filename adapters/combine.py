@@ -272,7 +272,7 @@ def _bare(source):
     if not model.info.save_backbone:
         name, seed, bits = model.config._name_or_path, model.random_init_seed, getattr(model, "quantization", None)
         del model
-        return backbones.load(name, seed, quantization=bits)
+        return backbones.load_backbone(name, seed, quantization=bits)
     config = copy.deepcopy(model.config)
     config.vocab_size = len(model.get_input_embeddings().weight)
     kind = next(c for c in type(model).__mro__ if hasattr(c, "from_pretrained") and not issubclass(c, TaskConditioned))

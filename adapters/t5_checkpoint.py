@@ -39,7 +39,7 @@ def load_backbone(name, random_init=None, location=None):
     location = location or f"--model_checkpoint {name}"
     folder = bundled.resolve(name)
     check_kind(backbones.read_config(folder, location), location)
-    return backbones.load(name, random_init, location)
+    return backbones.load_backbone(name, random_init, location)
 
 
 def backbone_state(model):

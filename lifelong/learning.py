@@ -68,7 +68,7 @@ class LifelongModel:
 
 def load_model(args):
     """The backbone with the tokens of all tasks of the sequence: `LifelongModel`, not yet on its device."""
-    model, tokenizer = backbones.load(args.model_checkpoint, quantization=flags.quantization(args))
+    model, tokenizer = backbones.load_backbone(args.model_checkpoint, quantization=flags.quantization(args))
     names = special_tokens(sequence.trained_names(args), args.add_task_tokens, args.use_sep)
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
     tasks, method, strategy = sequence.trained_names(args), sequence.choose_method(args), get_strategy(args)

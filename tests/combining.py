@@ -23,7 +23,7 @@ def lively(name):
     """A backbone whose outputs depend on the input; a tiny one's do not, as its weights are too small."""
     folder = Path(os.environ["VERSATILE_CACHE"]) / f"lively-{name}"
     if not folder.exists():
-        model, tokenizer = backbones.load(name)
+        model, tokenizer = backbones.load_backbone(name)
         noise = torch.Generator().manual_seed(1)
         for p in model.parameters():
             p.data += 0.3 * torch.randn(p.shape, generator=noise) * (p.ndim > 1)
@@ -34,7 +34,7 @@ def lively(name):
 
 def trained(folder, tasks, backbone="tiny-gpt2", seed=0, history=3, **more):
     """A directory as training leaves it; the tasks' trained weights are random."""
-    model, tokenizer = backbones.load(lively(backbone) if backbone in NAMES else str(backbone))
+    model, tokenizer = backbones.load_backbone(lively(backbone) if backbone in NAMES else str(backbone))
     markers = {task: get_task(task).markers for task in tasks}
     attach(model, tokenizer, markers, {task: TASKS.get(task, 6) for task in tasks}, **more)
     model.info.histories = {task: history for task in tasks if get_task(task).max_history}

@@ -57,4 +57,4 @@ def test_minilm_that_is_missing_or_broken_is_refused(tmp_path, monkeypatch):
 def test_a_script_that_generates_refuses_a_bert(name, monkeypatch):
     monkeypatch.setattr(bundled, "minilm_folder", lambda: bundled.folder("tiny-bert"))
     with pytest.raises(UserError, match="'bert' is not supported"):
-        backbones.load(name)
+        backbones.load_backbone(name)

@@ -276,7 +276,7 @@ def test_a_task_joins_a_vlm_whose_backbone_was_trained(tmp_path):
 
 
 def test_self_copy_stays_with_its_own_tasks(gpt2, tmp_path, capsys):
-    model, tokenizer = backbones.load(lively("tiny-gpt2"))
+    model, tokenizer = backbones.load_backbone(lively("tiny-gpt2"))
     attach(model, tokenizer, {t: get_task(t).markers for t in ("mt", "summarization")}, {"mt": 4, "summarization": 4})
     self_copy.add(model)
     checkpoint.save(model, tokenizer, tmp_path / "pointer")

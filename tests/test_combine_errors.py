@@ -23,7 +23,7 @@ def gpt2(tmp_path_factory):
 
 def other_backbone(folder, **config):
     """A backbone like tiny-gpt2 except for its config; equal weights where the shapes match."""
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     changed = type(model.config)(**{**model.config.to_dict(), **config})
     type(model)(changed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -32,7 +32,7 @@ def other_backbone(folder, **config):
 
 def other_tokenizer(folder):
     """tiny-gpt2 with two tokens swapped."""
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     stored = json.loads((folder / "tokenizer.json").read_text())
@@ -43,7 +43,7 @@ def other_tokenizer(folder):
 
 
 def finetuned(folder):
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     attach(model, tokenizer, {"nlg": get_task("nlg").markers})
     checkpoint.save(model, tokenizer, folder)
     return folder

@@ -36,7 +36,7 @@ NLG = get_task("nlg")
 
 def attached(tasks=("nlg",), bottlenecks=4, name="tiny-gpt2", seed=0):
     """(model, tokenizer) with noise on all trained weights."""
-    model, tokenizer = backbones.load(name)
+    model, tokenizer = backbones.load_backbone(name)
     torch.manual_seed(seed)
     widths = None if bottlenecks is None else dict.fromkeys(tasks, bottlenecks)
     attach(model, tokenizer, {t: get_task(t).markers for t in tasks}, widths)

@@ -263,7 +263,7 @@ def test_rows_alone_and_the_tables_alone_can_be_trained(data, tmp_path):
         if kinds:
             assert {n.split(".")[0] for n in tensors(run)} == kinds
         else:
-            bare = backbones.load("tiny-t5")[0].state_dict()
+            bare = backbones.load_backbone("tiny-t5")[0].state_dict()
             moved = {n for n, p in load_file(run / "model.safetensors").items() if not torch.equal(p, bare[n])}
             assert moved == {"shared.weight"}
 
@@ -287,7 +287,7 @@ def test_a_backbone_that_is_not_there_is_told_the_names_that_are(tmp_path):
 
 def test_two_processes_train_what_one_trains_with_twice_the_batch(tmp_path):
     # Dropout's randomness belongs to each process. Of 17 rows one is left for two processes in the end.
-    model, tokenizer = backbones.load("tiny-t5")
+    model, tokenizer = backbones.load_backbone("tiny-t5")
     model.config.dropout_rate = 0.0
     model.save_pretrained(tmp_path / "dry")
     tokenizer.save_pretrained(tmp_path / "dry")

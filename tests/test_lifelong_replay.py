@@ -174,7 +174,7 @@ def test_samples_begin_after_what_stands_before_their_start_token(student, token
 
 
 def test_an_adapter_model_generates_too():
-    backbone, tokenizer = backbones.load("tiny-gpt2", random_init=1)
+    backbone, tokenizer = backbones.load_backbone("tiny-gpt2", random_init=1)
     learner = attach(backbone, tokenizer, {"all": special_tokens(["a"]), "b": ["__b__"]}, {"all": 4, "b": 0},
                      mask_other_tasks=False).eval()  # fmt: skip
     encoder = QuestionEncoder(tokenizer, 16)

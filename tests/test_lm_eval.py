@@ -70,7 +70,7 @@ def test_a_batch_is_answered_by_the_adapter_of_the_task_and_the_backbone_by_none
         lm = command.harness_model(model, tokenizer, task_id, 4)
         found[task_id] = [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
         assert found[task_id] == pytest.approx(likelihoods(model, tokenizer, task_id, pairs), abs=1e-4)
-    bare, tokenizer = loading.load("tiny-gpt2")
+    bare, tokenizer = loading.load_backbone("tiny-gpt2")
     lm = command.harness_model(bare, tokenizer, None, 4)
     found[None] = [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
     assert found[None] == pytest.approx(likelihoods(bare, tokenizer, None, pairs), abs=1e-4)

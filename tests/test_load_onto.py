@@ -20,7 +20,7 @@ NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 
 def made(name="tiny-gpt2", seed=0, random_init=False, **bottlenecks):
     """An attached model with every trained weight away from its initial value."""
-    model, tokenizer = backbones.load(name, random_init=random_init)
+    model, tokenizer = backbones.load_backbone(name, random_init=random_init)
     torch.manual_seed(seed)
     attach(model, tokenizer, {task: get_task(task).markers for task in bottlenecks}, bottlenecks)
     for p in trainable(model).values():
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
 
 def test_models_without_room_for_adapters_are_refused(tmp_path):
     folder = directory(tmp_path / "mt", mt=4)
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     attach(model, tokenizer, {"nlg": get_task("nlg").markers})
     refused(model, tokenizer, folder, "fully fine-tuned")
     model, tokenizer = made(nlg=8)

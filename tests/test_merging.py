@@ -26,7 +26,7 @@ METHODS = {"bottleneck": 4, "lora": dict(method="lora", lora_rank=3), "ia3": "ia
 
 def trained(folder, tasks, seed, backbone="tiny-gpt2"):
     """A directory as training leaves it; the tasks' trained weights are random."""
-    model, tokenizer = backbones.load(backbone)
+    model, tokenizer = backbones.load_backbone(backbone)
     attach(model, tokenizer, {task: get_task(task).markers for task in tasks}, tasks)
     noise = torch.Generator().manual_seed(seed)
     for p in trainable(model).values():
@@ -72,7 +72,7 @@ def test_a_merged_lora_is_pefts_weighted_adapter(method, tmp_path):
 
     weights, runs = [0.7, -0.4], []
     for seed, alpha in enumerate((6.0, 12.0)):
-        model, tokenizer = backbones.load("tiny-llama")
+        model, tokenizer = backbones.load_backbone("tiny-llama")
         attach(model, tokenizer, {"nlg": []}, {"nlg": dict(method="lora", lora_rank=3, lora_alpha=alpha)})
         torch.manual_seed(seed)
         for p in trainable(model).values():
@@ -81,7 +81,8 @@ def test_a_merged_lora_is_pefts_weighted_adapter(method, tmp_path):
         peft_export.export_task(tmp_path / str(seed), tmp_path / f"peft{seed}")
         runs.append(combine.read(tmp_path / str(seed), ["nlg"])[0])
     ours = merge_sources(runs, "nlg", method, weights, density=0.5)
-    theirs = peft.PeftModel.from_pretrained(backbones.load("tiny-llama")[0], tmp_path / "peft0", adapter_name="a")
+    bare = backbones.load_backbone("tiny-llama")[0]
+    theirs = peft.PeftModel.from_pretrained(bare, tmp_path / "peft0", adapter_name="a")
     theirs.load_adapter(tmp_path / "peft1", adapter_name="b")
     more = dict(density=0.5) if method == "ties" else {}
     theirs.add_weighted_adapter(["a", "b"], weights, "merged", combination_type=method, **more)

@@ -44,7 +44,7 @@ def mixed_methods(method):
 
 def adapted(name, methods, seed=0, noise=0.3):
     """(model in eval mode, tokenizer); added parameters are away from their initial values."""
-    model, tokenizer = backbones.load(name)
+    model, tokenizer = backbones.load_backbone(name)
     torch.manual_seed(seed)
     attach(model, tokenizer, {task: get_task(task).markers for task in methods}, methods)
     for p in trainable(model).values():
@@ -345,7 +345,7 @@ def test_a_combined_model_answers_as_each_alone(case, tmp_path):
     sources = [s for task in methods for s in combine.read(tmp_path / task, [task])]
     combine.check(sources)
     whole, _ = combine.build(sources)
-    grown, words = backbones.load(name)
+    grown, words = backbones.load_backbone(name)
     attach(grown, words, {}, {})
     for task in methods:
         checkpoint.load_onto(grown, words, tmp_path / task)
@@ -434,7 +434,7 @@ def test_a_backbone_without_the_port_is_refused(tmp_path):
 
     model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=400, n_layer=1, n_head=2, n_embd=16))
     with pytest.raises(UserError, match="prefix needs the attention of a block, which the family OpenAI GPT"):
-        attach(model, backbones.load("tiny-gpt2")[1], {"nlg": get_task("nlg").markers}, {"nlg": "prefix"})
+        attach(model, backbones.load_backbone("tiny-gpt2")[1], {"nlg": get_task("nlg").markers}, {"nlg": "prefix"})
 
 
 def test_each_row_gets_its_own_tasks_vector():

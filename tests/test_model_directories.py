@@ -158,11 +158,11 @@ def test_numbers_of_8_bits_are_finite_or_not():
 
 
 def test_a_backbone_beside_its_moved_adapters_is_found(saved, tmp_path):
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     for location in (tmp_path / "there" / "base", tmp_path / "here" / "base"):
         model.save_pretrained(location)
         tokenizer.save_pretrained(location)
-    model, tokenizer = backbones.load(str(tmp_path / "there" / "base"))
+    model, tokenizer = backbones.load_backbone(str(tmp_path / "there" / "base"))
     attach.attach(model, tokenizer, TASKS, {"nlg": 8, "mt": 4})
     checkpoint.save(changed(model), tokenizer, tmp_path / "here" / "adapters")
     shutil.rmtree(tmp_path / "there")
@@ -175,7 +175,7 @@ FOREIGN = "open({ran!r}, 'w').write('ran')\nfrom transformers import PretrainedC
           "class Foreign(PretrainedConfig):\n    model_type = 'foreignmodel'\n"
 
 
-@pytest.mark.parametrize("load", [backbones.load, checkpoint.load, t5.load_backbone,
+@pytest.mark.parametrize("load", [backbones.load_backbone, checkpoint.load, t5.load_backbone,
                                   lambda name: bert.build(name, {"cola": 2})])  # fmt: skip
 def test_code_that_comes_with_a_model_never_runs(load, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: "y")
@@ -216,9 +216,9 @@ NEWER = ("model_type", "architectures", "transformers_version", "dtype", "activa
 def test_backbones_of_pytorch_transformers_load(tmp_path):
     from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
-    gpt2, tokenizer = backbones.load("tiny-gpt2")
+    gpt2, tokenizer = backbones.load_backbone("tiny-gpt2")
     save_old(gpt2, tokenizer, tmp_path / "gpt2", NEWER)
-    again, _ = backbones.load(str(tmp_path / "gpt2"))
+    again, _ = backbones.load_backbone(str(tmp_path / "gpt2"))
     ids = torch.arange(20)[None]
     with torch.no_grad():
         assert torch.equal(again(ids).logits, gpt2(ids).logits)
@@ -236,7 +236,7 @@ def test_backbones_of_pytorch_transformers_load(tmp_path):
 
 def test_what_is_no_known_old_backbone_is_said(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(dict(n_embd=8, n_layer=2, n_head=2, dff=3)))
-    assert "no 'model_type'" in outcome(backbones.load, str(tmp_path))
+    assert "no 'model_type'" in outcome(backbones.load_backbone, str(tmp_path))
 
 
 def test_messages_never_reach_a_terminal_raw():

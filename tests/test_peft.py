@@ -32,7 +32,7 @@ METHODS = {"lora": dict(method="lora", lora_rank=3, lora_targets="q,v,down"), "i
 
 def ours(folder, name, methods, token_types=True, markers=True):
     """A directory as training leaves it."""
-    model, tokenizer = backbones.load(lively(name))
+    model, tokenizer = backbones.load_backbone(lively(name))
     torch.manual_seed(0)
     attach(model, tokenizer, {task: list(get_task(task).markers) if markers else [] for task in methods}, methods)
     model.info.encoder = "markers" if token_types else "question_answer"
@@ -44,7 +44,7 @@ def ours(folder, name, methods, token_types=True, markers=True):
 
 def theirs(folder, name, seed=0, **config):
     """A directory as peft saves it, its matrices away from their initial values."""
-    base, _ = backbones.load(lively(name))
+    base, _ = backbones.load_backbone(lively(name))
     kind = peft.LoraConfig if "r" in config else peft.IA3Config
     task_type = "SEQ_2_SEQ_LM" if "t5" in name else "CAUSAL_LM"
     model = peft.get_peft_model(base, kind(task_type=task_type, **config))
@@ -166,7 +166,7 @@ def test_a_lora_of_pefts_is_a_task_of_ours(name, more, tmp_path):
     source = theirs(tmp_path / "lora", name, r=4, lora_alpha=6, **THEIRS[name], **more)
     exchange.import_adapter(source, tmp_path / "out", "mine", ["<a>", "<b>"])
     model, _ = checkpoint.load(tmp_path / "out")
-    base, _ = backbones.load(lively(name))
+    base, _ = backbones.load_backbone(lively(name))
     their = peft.PeftModel.from_pretrained(base, source).eval()
     ids = torch.arange(5, 25).view(2, 10)
     given = dict(input_ids=ids) | (dict(decoder_input_ids=ids.flip(1)) if "t5" in name else {})
@@ -243,7 +243,7 @@ def test_a_directory_that_cannot_be_a_task_of_ours_is_refused(tmp_path, capsys):
 
     LlamaForCausalLM(LlamaConfig(vocab_size=500, hidden_size=32, intermediate_size=16, num_hidden_layers=2,
                                  num_attention_heads=2)).save_pretrained(wide)  # fmt: skip
-    backbones.load("tiny-llama")[1].save_pretrained(wide)
+    backbones.load_backbone("tiny-llama")[1].save_pretrained(wide)
     refused(capsys, [*common, *tokens, "--model_checkpoint", wide], "(64, 64)", "expected: (32, 32)", out=out)
     config = json.loads((source / "adapter_config.json").read_text())
     for change, words in (

@@ -31,7 +31,7 @@ KINDS = [(name, mode) for name in ("tiny-gpt2", "tiny-llama") for mode in ("adap
 
 def pointed(name="tiny-gpt2", mode="adapter", seed=0):
     """A model whose output depends on its pointer as much as on its vocabulary."""
-    model, tokenizer = backbones.load(name)
+    model, tokenizer = backbones.load_backbone(name)
     torch.manual_seed(seed)
     attach(model, tokenizer, MARKERS, TASKS if mode == "adapter" else None)
     self_copy.add(model, std=0.1)
@@ -270,7 +270,7 @@ def test_copying_shows_in_what_is_decoded(case):
 
 
 def test_a_window_that_slides_over_the_cache_keeps_tokens_and_attention_in_step():
-    _, tokenizer = backbones.load("tiny-llama")
+    _, tokenizer = backbones.load_backbone("tiny-llama")
     torch.manual_seed(0)
     config = MistralConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                            num_attention_heads=4, num_key_value_heads=2, sliding_window=6,
@@ -323,7 +323,7 @@ def test_a_directory_loads_and_decodes_with_nothing_typed(name, mode, tmp_path):
         assert torch.equal(cross_entropy(again, checked), cross_entropy(model, checked))
     # The backbone is still verified to be the same.
     if mode == "adapter":
-        assert again.backbone_fingerprint == backbones.load(name)[0].backbone_fingerprint
+        assert again.backbone_fingerprint == backbones.load_backbone(name)[0].backbone_fingerprint
 
 
 def test_a_gate_missing_from_the_file_is_one_clear_error(tmp_path):
@@ -336,7 +336,7 @@ def test_a_gate_missing_from_the_file_is_one_clear_error(tmp_path):
 
 
 def test_a_checkpoint_without_a_pointer_does_not_pretend(tmp_path):
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     attach(model, tokenizer, MARKERS, TASKS)
     checkpoint.save(model, tokenizer, tmp_path)
     assert not checkpoint.load(tmp_path)[0].info.self_copy
@@ -364,7 +364,7 @@ def test_it_decodes_in_half_precision(case):
 
 
 def test_a_family_without_attention_weights_is_one_clear_error(monkeypatch):
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     attach(model, tokenizer, MARKERS, TASKS)
     monkeypatch.setitem(family._BACKBONES, "gpt2", family.Backbone("Blind", ("gpt2",), None, None, None))
     with pytest.raises(UserError, match="Blind shows no attention weights"):

@@ -38,7 +38,7 @@ def lively(folder, tasks, bottleneck=None, model="tiny-llama"):
     from versatile.adapters.backbones import loading as backbones
 
     torch.manual_seed(0)
-    held, tokenizer = backbones.load(model)
+    held, tokenizer = backbones.load_backbone(model)
     attach(held, tokenizer, {t: get_task(t).markers for t in tasks}, bottleneck and dict.fromkeys(tasks, bottleneck))
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -25,7 +25,7 @@ NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 
 
 def attached(name="tiny-gpt2", bottlenecks=TASKS, seed=0, random_init=False, **more):
-    model, tokenizer = backbones.load(name, random_init=random_init)
+    model, tokenizer = backbones.load_backbone(name, random_init=random_init)
     torch.manual_seed(seed)
     return attach(model, tokenizer, MARKERS, bottlenecks, **more), tokenizer
 
@@ -72,7 +72,7 @@ def test_everything_is_trained_and_said_to_be(trained):
     counts = count_parameters(model)
     assert counts == count_parameters(frozen) | dict(backbone=counts["total"])
     assert f"+ all {counts['total']:,} parameters of the backbone" in parameter_summary(model)
-    bare = backbones.load(name)[0].state_dict()
+    bare = backbones.load_backbone(name)[0].state_dict()
     moved = [n for n, p in checkpoint.backbone_state(model).items() if not torch.equal(p, bare[n])]
     assert set(checkpoint.backbone_state(model)) == set(bare) and len(moved) == len(bare)
 
@@ -100,7 +100,7 @@ def test_the_stored_backbone_is_an_ordinary_transformers_directory(trained):
     name, model, _, folder = trained
     auto = AutoModelForSeq2SeqLM if name == "tiny-t5" else AutoModelForCausalLM
     plain = auto.from_pretrained(folder / "backbone")
-    bare, words = backbones.load(name)
+    bare, words = backbones.load_backbone(name)
     assert type(plain).__name__ == type(bare).__name__ and plain.config.vocab_size == bare.config.vocab_size
     wanted = checkpoint.backbone_state(model)
     assert all(torch.equal(p, wanted[n]) for n, p in plain.state_dict().items())
@@ -160,7 +160,7 @@ def test_a_run_replaces_its_best_model_with_its_backbone(tmp_path):
 
 
 def test_a_padded_table_is_stored_whole(tmp_path):
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     model.resize_token_embeddings(448, mean_resizing=False)
     model.save_pretrained(tmp_path / "padded")
     tokenizer.save_pretrained(tmp_path / "padded")
@@ -186,15 +186,15 @@ def test_a_seed_makes_the_same_backbone_each_time_and_disturbs_nobody():
     torch.manual_seed(3)
     expected = torch.randn(3)
     torch.manual_seed(3)
-    models = {seed: backbones.load("tiny-llama", random_init=seed)[0] for seed in (0, 1, 2)}
+    models = {seed: backbones.load_backbone("tiny-llama", random_init=seed)[0] for seed in (0, 1, 2)}
     assert torch.equal(torch.randn(3), expected)
     prints = {m.backbone_fingerprint for m in models.values()}
-    assert len(prints) == 3 and backbones.load("tiny-llama")[0].backbone_fingerprint not in {
+    assert len(prints) == 3 and backbones.load_backbone("tiny-llama")[0].backbone_fingerprint not in {
         models[s].backbone_fingerprint for s in (1, 2)
     }
     torch.randn(5)
     for seed, model in models.items():
-        again, _ = backbones.load("tiny-llama", random_init=seed)
+        again, _ = backbones.load_backbone("tiny-llama", random_init=seed)
         assert again.backbone_fingerprint == model.backbone_fingerprint and again.random_init_seed == seed
 
 
@@ -202,13 +202,14 @@ def test_without_a_seed_torchs_own_generator_gives_one():
     drawn = []
     for _ in range(2):
         torch.manual_seed(5)
-        drawn.append(backbones.load("tiny-gpt2", random_init=True)[0])
+        drawn.append(backbones.load_backbone("tiny-gpt2", random_init=True)[0])
     assert drawn[0].random_init_seed == drawn[1].random_init_seed
     assert drawn[0].backbone_fingerprint == drawn[1].backbone_fingerprint
     torch.manual_seed(6)
-    assert backbones.load("tiny-gpt2", random_init=True)[0].backbone_fingerprint != drawn[0].backbone_fingerprint
+    another = backbones.load_backbone("tiny-gpt2", random_init=True)[0]
+    assert another.backbone_fingerprint != drawn[0].backbone_fingerprint
     for nothing in (False, None):
-        assert backbones.load("tiny-gpt2", random_init=nothing)[0].random_init_seed is None
+        assert backbones.load_backbone("tiny-gpt2", random_init=nothing)[0].random_init_seed is None
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -92,7 +92,7 @@ def test_a_directory_holds_only_what_was_trained_under_the_published_names(saved
     assert not (saved / "backbone").exists() and not (saved / "model.safetensors").exists()
     said = json.loads((saved / "adapter_config.json").read_text())
     assert said["base_model_name_or_path"] == "tiny-t5" and [t["name"] for t in said["tasks"]] == TASKS
-    assert said["base_model_fingerprint"] == backbones.load("tiny-t5")[0].backbone_fingerprint
+    assert said["base_model_fingerprint"] == backbones.load_backbone("tiny-t5")[0].backbone_fingerprint
     assert said["trained_backbone"] == []
     size, bytes_ = (saved / "adapter_model.safetensors").stat().st_size, sum(4 * t.numel() for t in state.values())
     assert bytes_ < size < bytes_ + 20_000
@@ -130,7 +130,7 @@ def test_a_fine_tuned_t5_is_an_ordinary_transformers_directory(tmp_path):
 def test_a_backbone_that_no_name_leads_to_is_carried(gated, tmp_path):
     from transformers import T5Config, T5ForConditionalGeneration
 
-    _, tokenizer = backbones.load("tiny-t5")
+    _, tokenizer = backbones.load_backbone("tiny-t5")
     more = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False) if gated else {}
     torch.manual_seed(1)
     config = T5Config(vocab_size=512, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4,
@@ -161,7 +161,7 @@ def test_a_backbone_trained_beside_its_adapters_is_carried(tmp_path):
 
 def test_a_run_that_holds_its_backbone_can_be_moved(tmp_path):
     run = tmp_path / "run"
-    bare, tokenizer = backbones.load("tiny-t5")
+    bare, tokenizer = backbones.load_backbone("tiny-t5")
     bare.save_pretrained(run / "shape")
     tokenizer.save_pretrained(run / "shape")
     model, tokenizer = attached(str(run / "shape"), method="adapters")
@@ -245,7 +245,7 @@ def test_a_missing_an_unexpected_and_a_misshapen_key_are_named(saved):
 
 
 def test_another_width_and_another_backbone_are_named_with_both_sides(saved, tmp_path):
-    wide, tokenizer = backbones.load("tiny-t5", random_init=1)
+    wide, tokenizer = backbones.load_backbone("tiny-t5", random_init=1)
     wide.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
     config = saved / "adapter_config.json"

@@ -217,7 +217,7 @@ def test_a_teacher_that_cannot_teach_is_one_message(data, tmp_path):
     tokenizer.add_tokens(["versatile"])
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(other), tokenizer.save_pretrained(other)
-    model, tokenizer = backbones.load(str(other))
+    model, tokenizer = backbones.load_backbone(str(other))
     attach(model, tokenizer, {"lifelong": special_tokens(["ag"])})
     checkpoint.save(model, tokenizer, teachers / "ag")
     more = ("--distil", "--teacher_dir", teachers)
@@ -362,7 +362,7 @@ def test_a_teacher_with_too_few_positions_is_found_before_learning(data, tmp_pat
     short.n_positions = short.max_position_embeddings = 32
     AutoModelForCausalLM.from_config(short).save_pretrained(tmp_path / "short")
     AutoTokenizer.from_pretrained(bundled.folder("tiny-gpt2")).save_pretrained(tmp_path / "short")
-    model, tokenizer = backbones.load(str(tmp_path / "short"))
+    model, tokenizer = backbones.load_backbone(str(tmp_path / "short"))
     attach(model, tokenizer, {"lifelong": special_tokens(["ag"])})
     for task in ("ag", "sst"):
         checkpoint.save(model, tokenizer, tmp_path / "teachers" / task)

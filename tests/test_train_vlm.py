@@ -97,7 +97,7 @@ def model_and_batches(files, name, tasks, batch_size=6):
     from versatile.data.task import get_task
 
     torch.manual_seed(0)
-    model, tokenizer = backbones.load(name)
+    model, tokenizer = backbones.load_backbone(name)
     adapting.attach(model, tokenizer, {t: get_task(t).markers for t in TASKS}, WIDTHS)
     model.train(False)
     splits = {

@@ -11,7 +11,7 @@ from versatile.adapters import attach as adapting
 from versatile.adapters import checkpoint
 from versatile.adapters import warm_start as warm_starting
 from versatile.adapters.backbones.family import max_length_of
-from versatile.adapters.backbones.loading import load as load_backbone
+from versatile.adapters.backbones.loading import load_backbone
 from versatile.adapters.manifest import ADAPTER_WEIGHTS
 from versatile.data.batching import Batches
 from versatile.data.encoders.markers import load_split

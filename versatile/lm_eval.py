@@ -175,7 +175,7 @@ def load_backbone(name, seed, quantization=None):
     location = f"--backbone {name}"
     if peek(name):
         raise UserError("this is a trained model, not a bare backbone", location=location)
-    return loading.load(name, random_init=seed, location=location, quantization=quantization)
+    return loading.load_backbone(name, random_init=seed, location=location, quantization=quantization)
 
 
 def evaluate(args, tasks, model, tokenizer, task_id=None):

@@ -144,7 +144,7 @@ def _load_base(path, config, backbone):
         flag = f"--model_checkpoint {backbone}"
     else:
         name, flag = backbones.locate(name, path / CONFIG)
-    model, tokenizer = backbones.load(name, location=flag)
+    model, tokenizer = backbones.load_backbone(name, location=flag)
     return model, tokenizer, flag
 
 

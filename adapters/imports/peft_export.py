@@ -129,7 +129,7 @@ def bare_backbone(name, tokens, quantization=None):
     """(a bare backbone, its tokenizer with `tokens`), built as the README.md of an exported directory describes."""
     from tokenizers import AddedToken
 
-    model, tokenizer = backbones.load(name, quantization=quantization)
+    model, tokenizer = backbones.load_backbone(name, quantization=quantization)
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in tokens], special_tokens=True)
     model.resize_token_embeddings(max(len(tokenizer), len(model.get_input_embeddings().weight)), mean_resizing=False)
     return model, tokenizer
