@@ -79,7 +79,7 @@ def compute(args):
                                      split_validation_test=args.split_validation_test)["source"])
         for name in dict.fromkeys(args.tasks)
     }  # fmt: skip
-    model, tokenizer = t5_loading.load(args.model_name_or_path, args.seed, args.tokenizer_name)
+    model, tokenizer = t5_loading.load_bare_t5(args.model_name_or_path, args.seed, args.tokenizer_name)
     model.to(device).eval()
     embeddings = {}
     for name, texts in sources.items():

@@ -102,12 +102,12 @@ def build(arguments):
     from transformers import set_seed
     from versatile.adapters import t5
     from versatile.adapters.manifest import peek
-    from versatile.training.text_to_text_training import load_backbone
+    from versatile.training.text_to_text_training import load_t5_backbone
 
     name = arguments.model_name_or_path
     trained = name and peek(name)
     if not arguments.do_train and trained and trained.encoder == "text_to_text":
-        model, tokenizer = t5.load(name)
+        model, tokenizer = t5.load_t5(name)
         missing = [task for task in arguments.tasks if task not in model.tasks]
         if missing:
             raise UserError(f"the model was not trained for {', '.join(missing)}", location=arguments.location("tasks"),
@@ -117,7 +117,7 @@ def build(arguments):
         raise UserError("this is a trained model, not a bare T5", location=f"--model_name_or_path {name}",
                         remedy=f"to resume it: {shell_words('--resume', name)}; to start anew: "
                                "name its backbone")  # fmt: skip
-    model, tokenizer = load_backbone(arguments)
+    model, tokenizer = load_t5_backbone(arguments)
     set_seed(arguments.seed)
     t5.attach(model, arguments.tasks, settings_of(arguments))
     if arguments.do_train and not any(p.requires_grad for p in model.parameters()):
@@ -192,7 +192,7 @@ def open_run(arguments, model, tokenizer):
         if idist.get_rank() == 0 and not arguments.resume:
             tokenizer.save_pretrained(shape)
             model.config.save_pretrained(shape)
-        # Adapters refer to their backbone: `t5.load_backbone` draws the same random weights for this configuration.
+        # Adapters refer to their backbone: `t5.load_t5_of_name` draws the same random weights for this configuration.
         model.config._name_or_path = str(shape.resolve())
     return run
 
@@ -247,7 +247,7 @@ def train(arguments, run, model, tokenizer, splits, drawn, evaluation):
     from versatile.training.text_to_text_training import build_trainer
     from versatile.utils.devices import precision
 
-    files = ModelFiles(lambda at: t5.save(model, tokenizer, at), lambda at: t5.load_weights(model, at))
+    files = ModelFiles(lambda at: t5.save_t5(model, tokenizer, at), lambda at: t5.load_weights(model, at))
     key = experiment.data_key(train=splits["train"], valid=splits.get("validation"))
     command = experiment.resume_command("train_t5.py", run.directory)
     run.bind(files, key, command, backbone=model.backbone_fingerprint)

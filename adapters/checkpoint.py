@@ -418,7 +418,7 @@ def _backbone_of(path, config):
     seed = config.get("random_init_seed")
     name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
     model, tokenizer = backbones.load_backbone(str(path / BACKBONE) if name == BACKBONE else name, seed, location,
-                                      config.get("quantization"))  # fmt: skip
+                                               config.get("quantization"))  # fmt: skip
     check_fingerprint(model.backbone_fingerprint, config, name, path / CONFIG)
     return model, tokenizer
 

@@ -34,7 +34,7 @@ from versatile.utils.errors import UserError, brief
 # ---- the backbone
 
 
-def load_backbone(name, random_init=None, location=None):
+def load_t5_of_name(name, random_init=None, location=None):
     """A T5 and its tokenizer: `backbones.load`, with a `UserError` if the model is not a T5."""
     location = location or f"--model_checkpoint {name}"
     folder = bundled.resolve(name)
@@ -65,7 +65,7 @@ def adapter_state(model):
     }
 
 
-def save(model, tokenizer, directory, state=None):
+def save_t5(model, tokenizer, directory, state=None):
     """Write an attached model to a directory; each file is whole or absent.
 
     Args:
@@ -130,11 +130,11 @@ def _methods_of(manifest):
     return {task: method_of(method, manifest.path) for task, method in manifest.methods.items()}
 
 
-def load(directory, task=None):
+def load_t5(directory, task=None):
     """A trained model and its tokenizer.
 
     Args:
-        directory: as written by `save`.
+        directory: as written by `save_t5`.
         task: a task that must be in it, or None.
 
     Returns:
@@ -150,7 +150,7 @@ def load(directory, task=None):
         raise UserError(f"the checkpoint holds the task(s) {', '.join(tasks)}, not {task!r}", location=directory,
                         expected="a task it was trained for")  # fmt: skip
     if settings.method == "finetune":
-        model, tokenizer = load_backbone(directory)
+        model, tokenizer = load_t5_of_name(directory)
         check_checksum(path / MODEL_WEIGHTS, manifest.config.get("checksum"))
         return attach(model, tasks, settings).eval(), tokenizer
     config, methods = manifest.config, _methods_of(manifest) if settings.method == COMBINED_T5 else None
@@ -176,7 +176,7 @@ def load(directory, task=None):
 
 
 def load_weights(model, directory):
-    """Load weights that `save` wrote for the same model into an attached model."""
+    """Load weights that `save_t5` wrote for the same model into an attached model."""
     path = Path(directory)
     if model.settings.method == "finetune":
         copy_tensors(read_safetensors(path / MODEL_WEIGHTS), backbone_state(model), path / MODEL_WEIGHTS)
@@ -203,7 +203,8 @@ def load_frozen(directory):
     path, config = Path(directory), read_manifest(directory).config
     name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
     inside = name == BACKBONE
-    model, tokenizer = load_backbone(str(path / BACKBONE) if inside else name, config.get("random_init_seed"), location)
+    source = str(path / BACKBONE) if inside else name
+    model, tokenizer = load_t5_of_name(source, config.get("random_init_seed"), location)
     shape = [model.config.d_model, len(model.encoder.block), len(model.decoder.block)]
     expected = [config.get("d_model"), *config.get("layers", [])]
     if expected[0] is not None and len(expected) == 3 and shape != expected:

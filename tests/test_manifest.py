@@ -42,9 +42,9 @@ OLDER = {
 KINDS = {
     "markers": (lambda path: save_marked(path, {"nlg": 8, "mt": "lora"}), checkpoint.load),
     "full": (lambda path: save_marked(path, None), checkpoint.load),
-    "t5": (lambda path: save_t5(path, "hyperformer"), t5.load),
-    "t5_lora": (lambda path: save_t5(path, "lora"), t5.load),
-    "t5_full": (lambda path: save_t5(path, "finetune"), t5.load),
+    "t5": (lambda path: save_t5(path, "hyperformer"), t5.load_t5),
+    "t5_lora": (lambda path: save_t5(path, "lora"), t5.load_t5),
+    "t5_full": (lambda path: save_t5(path, "finetune"), t5.load_t5),
     "camtl": (lambda path: save_bert(path, "base"), bert.load),
     "plain_bert": (lambda path: save_bert(path, "plain"), bert.load),
 }

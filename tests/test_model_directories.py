@@ -30,8 +30,8 @@ KINDS = {
     "adapter": (lambda path: save_marked(path, {"nlg": 8, "mt": 4}), checkpoint.load, "adapter_config.json"),
     "full": (lambda path: save_marked(path, None), checkpoint.load, "config.json"),
     "bert": (lambda path: save_bert(path, "base", {"cola-b": "cola"}), bert.load, "adapter_config.json"),
-    "t5": (lambda path: save_t5(path, "hyperformer++"), t5.load, "adapter_config.json"),
-    "t5_full": (lambda path: save_t5(path, "finetune"), t5.load, "config.json"),
+    "t5": (lambda path: save_t5(path, "hyperformer++"), t5.load_t5, "adapter_config.json"),
+    "t5_full": (lambda path: save_t5(path, "finetune"), t5.load_t5, "config.json"),
 }
 
 
@@ -175,7 +175,7 @@ FOREIGN = "open({ran!r}, 'w').write('ran')\nfrom transformers import PretrainedC
           "class Foreign(PretrainedConfig):\n    model_type = 'foreignmodel'\n"
 
 
-@pytest.mark.parametrize("load", [backbones.load_backbone, checkpoint.load, t5.load_backbone,
+@pytest.mark.parametrize("load", [backbones.load_backbone, checkpoint.load, t5.load_t5_of_name,
                                   lambda name: bert.build(name, {"cola": 2})])  # fmt: skip
 def test_code_that_comes_with_a_model_never_runs(load, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: "y")

@@ -124,12 +124,12 @@ def test_a_lifelong_run_on_llama_has_no_token_types_and_is_exported(tmp_path):
 def test_a_run_of_train_t5_is_exported(method, tmp_path):
     from versatile.adapters import t5
 
-    model, tokenizer = t5.load_backbone("tiny-t5")
+    model, tokenizer = t5.load_t5_of_name("tiny-t5")
     t5.attach(model, ["rte", "mrpc"], t5.T5Settings(method=method))
     torch.manual_seed(0)
     for p in model.added.parameters():
         p.data.add_(0.2 * torch.randn_like(p))
-    t5.save(model, tokenizer, tmp_path / "run")
+    t5.save_t5(model, tokenizer, tmp_path / "run")
     adapter, share = peft_export.export_task(tmp_path / "run", tmp_path / "out", "mrpc")
     assert share <= peft_export.LARGEST_SHARE and adapter.tokens == []
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"

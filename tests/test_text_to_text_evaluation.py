@@ -23,7 +23,7 @@ GLUE = str(ROOT / "data" / "samples" / "glue")
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(3)
-    backbone, tokenizer = t5.load_backbone("tiny-t5")
+    backbone, tokenizer = t5.load_t5_of_name("tiny-t5")
     settings = t5.T5Settings(method="adapters", reduction_factor=8)
     attached = t5.attach(backbone, ["rte", "stsb", "mrpc"], settings)
     with torch.no_grad():

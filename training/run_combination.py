@@ -273,7 +273,7 @@ class TextToText(Combination):
     encoder, script, backbone = "text_to_text", "train_t5.py", "T5"
     kept = ("adapter_config_name", "max_source_length", "val_max_target_length", "test_max_target_length", "data_seed",
             "train_adapters", "split_validation_test", "eval_beams", "load_best_model_at_end")  # fmt: skip
-    load, save = staticmethod(t5.load), staticmethod(t5.save)
+    load, save = staticmethod(t5.load_t5), staticmethod(t5.save_t5)
 
     def read_flags(self, directory):
         return text_to_text_arguments.restored(*runs.run_flags(directory))

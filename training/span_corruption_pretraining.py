@@ -16,7 +16,7 @@ from versatile.training.text_to_text_evaluation import check_best_metric
 from versatile.training.text_to_text_training import (
     build_trainer,
     check_directory,
-    load_backbone,
+    load_t5_backbone,
     of_training,
     open_run,
 )
@@ -145,7 +145,7 @@ def pretrain(arguments):
     check_directory(arguments, "pretrain_t5.py")
     # One process per machine creates the caches, and the others reuse them.
     with idist.one_rank_first(local=True):
-        model, tokenizer = load_backbone(arguments)
+        model, tokenizer = load_t5_backbone(arguments)
         set_seed(arguments.seed)
         train, valid = data(arguments, tokenizer)
     experiment.say(f"trained: all {sum(p.numel() for p in model.parameters()):,} parameters")

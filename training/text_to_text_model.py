@@ -71,7 +71,7 @@ class TextToTextModel(TextModel):
         """
         flags = text_to_text_arguments.restored(*run_flags(directory))
         register_own_tasks(flags.get("task_definitions") or [])
-        text_model = cls(*t5.load(directory, task), dtype)
+        text_model = cls(*t5.load_t5(directory, task), dtype)
         text_model.bind_run(directory, flags)
         text_model.counts = t5.count_parameters(text_model.model)
         prepare_for_inference(text_model.model, idist.device(), dtype)

@@ -38,10 +38,10 @@ def open_run(arguments, method):
     return experiment.new_run(arguments, (), method, Namespace(**arguments.flags()))
 
 
-def load_backbone(args):
+def load_t5_backbone(args):
     """(the T5 named by the flags, its tokenizer)"""
-    return t5_loading.load(args.model_name_or_path, args.seed, args.tokenizer_name, args.dropout, args.from_scratch,
-                           args.config_name, args.config_overrides)  # fmt: skip
+    return t5_loading.load_bare_t5(args.model_name_or_path, args.seed, args.tokenizer_name, args.dropout,
+                                   args.from_scratch, args.config_name, args.config_overrides)  # fmt: skip
 
 
 def settings_of(args, epoch_batches):

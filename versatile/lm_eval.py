@@ -72,7 +72,7 @@ def compare(args):
         name = backbone_name(args, model)
         seed, quantization = (model.random_init_seed, model.quantization) if args.backbone is None else (None, None)
         del model
-        model, tokenizer = load_backbone(name, seed, quantization)
+        model, tokenizer = load_bare_backbone(name, seed, quantization)
         results["backbone"] = evaluate(args, tasks, model.to(idist.device()), tokenizer)
     rows = differences(results)
     print(table(rows, name, args.model_checkpoint))
@@ -167,7 +167,7 @@ def backbone_name(args, model):
     return name
 
 
-def load_backbone(name, seed, quantization=None):
+def load_bare_backbone(name, seed, quantization=None):
     """(model, tokenizer) of a bare backbone."""
     from versatile.adapters.backbones import loading
     from versatile.adapters.manifest import peek

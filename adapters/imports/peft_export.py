@@ -74,7 +74,7 @@ def read_task(run, task=None):
     backbones.need_directory(run, run, "a run directory")
     manifest = checkpoint.peek(run)
     if manifest and manifest.encoder == "text_to_text":
-        model, tokenizer = t5.load(run, task)
+        model, tokenizer = t5.load_t5(run, task)
         tasks, methods, trained = model.tasks, model.methods, _trained_backbone(model)
     else:
         model, tokenizer = checkpoint.load(run, task, flag=f"--task {task}" if task else run)
