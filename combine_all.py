@@ -210,7 +210,7 @@ def combine_language_models(args):
     model, tokenizer = combining.build(sources)
     counts, args.model_checkpoint = combining.count_task_parameters(model), backbone_name(sources[0], model)
     with output_directory(args) as beside:
-        checkpoint.save(model, tokenizer, beside)
+        checkpoint.save_checkpoint(model, tokenizer, beside)
         # The proof is of what the files hold; freeing the model also makes room for a source's backbone.
         del model
         refuse_taken(args, beside)
@@ -262,10 +262,10 @@ def merge(args):
     described = {args.task: dict(checkpoint=str(merged.directory), adapter=merged.method, dataset_path=data)}
 
     with output_directory(args) as beside:
-        checkpoint.save(model, tokenizer, beside)
+        checkpoint.save_checkpoint(model, tokenizer, beside)
         try:
             # Finds a result that would not load, or that changes nothing.
-            checkpoint.load(beside)
+            checkpoint.load_checkpoint(beside)
         except UserError as error:
             raise UserError(f"the merged adapter cannot be used: {error.found}", location=f"--merge {args.merge}",
                             remedy="choose other --weights, a higher --density, or another --merge") from error
@@ -406,7 +406,7 @@ def prove(args, directory, sources, inputs):
     from versatile.adapters import combine as combining
 
     proofs, device = {}, idist.device()
-    ours = checkpoint.load(directory)
+    ours = checkpoint.load_checkpoint(directory)
     inference.prepare_for_inference(ours[0], device, torch.float32)
     for folder in dict.fromkeys(s.directory for s in sources):
         own = [s for s in sources if s.directory == folder]

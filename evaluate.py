@@ -194,7 +194,7 @@ def load_model(args, task, manifest):
     from versatile.adapters.backbones import loading as backbones
 
     if manifest:
-        model, tokenizer = checkpoint.load(args.model_checkpoint, task.name, pointer=args.self_copy)
+        model, tokenizer = checkpoint.load_checkpoint(args.model_checkpoint, task.name, pointer=args.self_copy)
         method = "finetune" if model.info.mode == "full" else "adapter"
         method = "released" if manifest.released else method
         check_ablations(args, model.info.methods.get(task.name, {}).get("method"))

@@ -83,7 +83,7 @@ def evaluate(args, manifest):
         raise UserError("this holds no trained tasks", location=f"--model_checkpoint {args.model_checkpoint}",
                         expected="a model of combine_all.py, train_vlm.py or train.py, or a released VLM")  # fmt: skip
     args.task = canonical_name(args.task, "markers")
-    model, tokenizer = checkpoint.load(args.model_checkpoint, None if args.task == "all" else args.task)
+    model, tokenizer = checkpoint.load_checkpoint(args.model_checkpoint, None if args.task == "all" else args.task)
     splits = read_splits(args, model.info)
     names = [split.name for split in splits]
     args.output_dir = args.output_dir or evaluation.default_results("VLM_result", args.model_checkpoint, names)

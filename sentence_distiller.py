@@ -119,7 +119,7 @@ def distil(args, task, path):
     manifest = checkpoint.peek(args.model_checkpoint)
     history = args.max_history or (manifest and manifest.histories.get(task.name))
     options = task.read_options(history, decoding=True)
-    model, tokenizer = checkpoint.load(args.model_checkpoint, task.name)
+    model, tokenizer = checkpoint.load_checkpoint(args.model_checkpoint, task.name)
     prepare_for_inference(model, device, dtype)
     positions = max_length_of(model)
     decoding = Decoding.from_flags(args, positions)

@@ -212,7 +212,7 @@ def load_teacher(args, task, student, dtype, longest):
                         expected="the same files", remedy="put them back, or start a new run")  # fmt: skip
     args.teacher_fingerprint = fingerprint
     try:
-        teacher, tokenizer = checkpoint.load(args.teacher, task.name, flag=f"--teacher {args.teacher}")
+        teacher, tokenizer = checkpoint.load_checkpoint(args.teacher, task.name, flag=f"--teacher {args.teacher}")
     except UserError as error:
         location = str(error.location).replace("--model_checkpoint", "--teacher")
         raise UserError(error.found, location=location, expected=error.expected, remedy=error.remedy) from error

@@ -52,7 +52,7 @@ from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write
 
 
-def save(model, tokenizer, directory, state=None):
+def save_checkpoint(model, tokenizer, directory, state=None):
     """Write an attached model to a directory; each file is whole or absent.
 
     Args:
@@ -197,7 +197,7 @@ def owners_of_keys(model):
 
 
 def load_weights(model, directory):
-    """Load weights that `save` wrote for the same model into an attached model."""
+    """Load weights that `save_checkpoint` wrote for the same model into an attached model."""
     directory = Path(directory)
     if model.info.mode == "full":
         state = read_safetensors(directory / MODEL_WEIGHTS)
@@ -221,7 +221,7 @@ def set_adapter_state(model, state, location):
     copy_tensors(state, adapter_parameters(model), location)
 
 
-def load(directory, task=None, pointer=False, flag=None, allow_idle=False):
+def load_checkpoint(directory, task=None, pointer=False, flag=None, allow_idle=False):
     """A trained model and its tokenizer, ready to evaluate.
 
     Args:
@@ -281,9 +281,9 @@ def load_onto(model, tokenizer, directory):
         the names of the tasks added.
 
     Raises:
-        UserError: as in `load`, or a task the model already holds, a marker that is already a token, or a directory or
-            model of another kind (fully fine-tuned, with self-copy, loaded from a released checkpoint). The model is
-            then unchanged.
+        UserError: as in `load_checkpoint`, or a task the model already holds, a marker that is already a token, or a
+            directory or model of another kind (fully fine-tuned, with self-copy, loaded from a released checkpoint).
+            The model is then unchanged.
     """
     path = Path(directory)
     config = read_adapter_config(path)
@@ -477,3 +477,7 @@ def adapter_parameters(model):
     """{file key: parameter} of everything an adapter model adds to its backbone."""
     rows = model.get_input_embeddings().rows
     return keyed_added_parameters(model) | ({"spare_rows": rows.spare} if rows.spare_scores else {})
+
+
+# The name in README.md files that older versions wrote into run directories.
+load = load_checkpoint

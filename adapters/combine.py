@@ -89,7 +89,7 @@ def open_source(directory, tasks=None):
         backbones.read_config(path, flag)
         raise _not_adapters(flag, "fully fine-tuned model" if source else "bare backbone")
     try:
-        model, tokenizer = checkpoint.load(path, tasks and tasks[0], flag=flag)
+        model, tokenizer = checkpoint.load_checkpoint(path, tasks and tasks[0], flag=flag)
     except UserError as error:
         if not str(error.location).startswith("--") or error.location == flag:
             raise

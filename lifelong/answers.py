@@ -52,7 +52,7 @@ class Predictor:
     @classmethod
     def load(cls, folder, device, dtype, max_len):
         """From a directory that train_lifelong.py wrote."""
-        return cls.of(*checkpoint.load(folder, allow_idle=True), device, dtype, max_len)
+        return cls.of(*checkpoint.load_checkpoint(folder, allow_idle=True), device, dtype, max_len)
 
     def predict(self, splits, decoding):
         """See `training.text_model.TextModel.predict`; the likelihoods are those of the model's own answers.

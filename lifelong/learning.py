@@ -270,7 +270,7 @@ class Sequence:
     def save(self, folder, names):
         """Write the model of the stage that trains the tasks `names`, at any of its steps."""
         self.copy_adapter_forward(names)
-        checkpoint.save(self.model, self.tokenizer, folder)
+        checkpoint.save_checkpoint(self.model, self.tokenizer, folder)
 
     def copy_adapter_forward(self, names):
         """--own_adapters previous: copy this stage's adapter to the tasks not trained yet, as their starting point.

@@ -27,7 +27,7 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
     Raises:
         UserError: the teacher cannot teach this model.
     """
-    model, tokenizer = checkpoint.load(folder)
+    model, tokenizer = checkpoint.load_checkpoint(folder)
     check_holds(model, folder, task)
     positions = max_length_of(model)
     if positions < student.positions:

@@ -41,7 +41,7 @@ def trained(folder, tasks, backbone="tiny-gpt2", seed=0, history=3, **more):
     noise = torch.Generator().manual_seed(seed)
     for p in trainable(model).values():
         p.data += 0.1 * torch.randn(p.shape, generator=noise)
-    checkpoint.save(model, tokenizer, folder)
+    checkpoint.save_checkpoint(model, tokenizer, folder)
     return folder
 
 
@@ -56,7 +56,7 @@ def combined(output, sources, *more):
 
 def answers(directory, task, count=3):
     """`answered` by the model of a directory."""
-    return answered(*checkpoint.load(directory, task), task, count)
+    return answered(*checkpoint.load_checkpoint(directory, task), task, count)
 
 
 def answered(model, tokenizer, task, count=3):

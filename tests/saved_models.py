@@ -19,7 +19,7 @@ def save_marked(path, methods):
     """A tiny GPT-2 with markers of two tasks; methods None: train the whole model."""
     model, tokenizer = backbones.load_backbone("tiny-gpt2")
     attach.attach(model, tokenizer, TASKS, methods)
-    checkpoint.save(changed(model), tokenizer, path)
+    checkpoint.save_checkpoint(changed(model), tokenizer, path)
 
 
 def save_t5(path, method):

@@ -71,13 +71,13 @@ def test_a_hub_that_is_slow_is_left_to_the_library_that_fetches(monkeypatch):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_weights_that_are_no_numbers_are_refused(value, tmp_path):
     model, tokenizer = attached()
-    checkpoint.save(model, tokenizer, tmp_path / "adapter")
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path / "adapter")
     path = tmp_path / "adapter" / checkpoint.ADAPTER_WEIGHTS
     state = checkpoint.read_safetensors(path)
     state["rows.mt"][0, 0] = value
     write_tensors(path, state)
     with pytest.raises(UserError, match=r"values that are not numbers \(first in rows\.mt\)(.|\n)*copy it again"):
-        checkpoint.load(tmp_path / "adapter")
+        checkpoint.load_checkpoint(tmp_path / "adapter")
     model, tokenizer = backbones.load_backbone("tiny-gpt2")
     model.transformer.wpe.weight.data[3, 3] = value
     model.save_pretrained(tmp_path)

@@ -90,8 +90,8 @@ def test_a_new_family_trains_saves_and_loads_with_no_other_file_touched(tmp_path
     ids, task_ids = torch.randint(0, 80, (4, 9)), torch.tensor([0, 1, 1, 0])
     cross_entropy(model, dict(input_ids=ids, labels=ids, task_ids=task_ids)).backward()
     assert all(p.grad.any() for n, p in model.named_parameters() if p.requires_grad and ".rows." not in n)
-    checkpoint.save(model.eval(), tokenizer, tmp_path / "saved")
-    again, _ = checkpoint.load(tmp_path / "saved")
+    checkpoint.save_checkpoint(model.eval(), tokenizer, tmp_path / "saved")
+    again, _ = checkpoint.load_checkpoint(tmp_path / "saved")
     with torch.no_grad():
         out = model(input_ids=ids, task_ids=task_ids).logits
         assert torch.equal(again(input_ids=ids, task_ids=task_ids).logits, out)

@@ -233,7 +233,7 @@ def test_a_fully_fine_tuned_vlm_teaches_as_the_single_task_model_does(data):
 
 def test_a_released_checkpoint_teaches_as_a_model_of_ours_with_its_weights_does(data, tmp_path):
     folder = released(tmp_path / "released")
-    vlm = checkpoint.load(folder, "nlg")
+    vlm = checkpoint.load_checkpoint(folder, "nlg")
     # A student beside the same backbone, whose tokens are numbered as ours are.
     student = bare_student(vlm, tmp_path)
     assert student[1].convert_tokens_to_ids("<bos_nlg>") != vlm[1].convert_tokens_to_ids("<bos_nlg>")

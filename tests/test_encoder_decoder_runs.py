@@ -44,8 +44,8 @@ from versatile.utils.errors import UserError
                                                  (None, True)])  # fmt: skip
 def test_a_saved_model_comes_back_bit_for_bit_with_nothing_typed(kind, bottlenecks, freeze, tmp_path):
     model, tokenizer = attached(backbone(kind), bottlenecks, freeze=freeze)
-    checkpoint.save(model, tokenizer, tmp_path / "one")
-    again, words = checkpoint.load(tmp_path / "one", "mt")
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path / "one")
+    again, words = checkpoint.load_checkpoint(tmp_path / "one", "mt")
     batch, asked = rows(tokenizer), prompts(tokenizer)
     with torch.no_grad():
         assert torch.equal(cross_entropy(again, batch), cross_entropy(model, batch))
@@ -75,7 +75,7 @@ def test_a_saved_model_comes_back_bit_for_bit_with_nothing_typed(kind, bottlenec
 
 def test_an_encoders_and_its_decoders_adapters_are_told_apart_in_the_file(tmp_path):
     model, tokenizer = attached("tiny-t5")
-    checkpoint.save(model, tokenizer, tmp_path)
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
     state = load_file(tmp_path / checkpoint.ADAPTER_WEIGHTS)
     ids, ran = torch.tensor([[3, 4]]), []
     for i, adapters in enumerate(model.added["bottleneck"].blocks):
@@ -96,7 +96,7 @@ def test_heads_of_their_own_are_combined_bit_for_bit(kind, freeze, tmp_path):
     else:
         made = {"nlg": attached(backbone(kind), {"nlg": 5}, {"nlg": MARKERS["nlg"]}, freeze=False)}
     for task, (model, tokenizer) in made.items():
-        checkpoint.save(model, tokenizer, tmp_path / task)
+        checkpoint.save_checkpoint(model, tokenizer, tmp_path / task)
     sources = [s for t in made for s in combine.read(tmp_path / t, [t])]
     combine.check(sources)
     model, tokenizer = combine.build(sources)
@@ -115,12 +115,12 @@ def test_an_adapter_of_another_kind_of_backbone_is_refused(tmp_path):
     for name, other in (("tiny-t5", "tiny-gpt2"), ("tiny-gpt2", "tiny-t5")):
         model, tokenizer = attached(name) if name == "tiny-t5" else causal(name)
         folder = tmp_path / name
-        checkpoint.save(model, tokenizer, folder)
+        checkpoint.save_checkpoint(model, tokenizer, folder)
         config = json.loads((folder / checkpoint.CONFIG).read_text())
         moved = shutil.copytree(folder, tmp_path / f"{name}-moved")
         (moved / checkpoint.CONFIG).write_text(json.dumps(config | dict(base_model_name_or_path=other)))
         with pytest.raises(UserError, match=rf"the backbone {other} has the fingerprint(.|\n)*trained on"):
-            checkpoint.load(moved)
+            checkpoint.load_checkpoint(moved)
     model, tokenizer = causal("tiny-gpt2", {"qa": 3}, {"qa": get_task("qa").markers})
     with pytest.raises(UserError, match="the model in memory has the fingerprint"):
         checkpoint.load_onto(model, tokenizer, tmp_path / "tiny-t5")
@@ -187,7 +187,7 @@ def test_a_student_learns_a_teachers_texts_and_distributions(data, tmp_path):
     texts = [record["distillated_tgt"] for record in records]
     assert len(set(texts)) > 3
     # The file holds the teacher's output for each input alone.
-    model, tokenizer = checkpoint.load(teacher, "nlg")
+    model, tokenizer = checkpoint.load_checkpoint(teacher, "nlg")
     inference.prepare_for_inference(model, torch.device("cpu"), torch.float32)
     from versatile.data import instances
 

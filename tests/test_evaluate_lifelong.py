@@ -122,7 +122,7 @@ def test_answers_in_batches_are_those_of_plain_greedy_search(name, runs):
     texts, pairs = answer(answerer, qas, batch_size=4)
     assert len({len(prompt) for prompt, _ in pairs}) > 2
     logs = log_probabilities(answerer, pairs, batch_size=4)
-    model, tokenizer = checkpoint.load(runs / name / "sst")
+    model, tokenizer = checkpoint.load_checkpoint(runs / name / "sst")
     longest = max(len(ids) for ids in answerer.encoder.tokenize(["World of Sports", "positive", "negative"]))
     eos = answerer.encoder.eos
     added = [i for i in tokenizer.added_tokens_decoder if i != eos]

@@ -43,7 +43,7 @@ def vlm(tmp_path_factory):
         if p.ndim > 1:
             p.data.add_(0.2 * torch.randn_like(p))
     model.info.histories["qa"] = 1
-    checkpoint.save(model, tokenizer, folder)
+    checkpoint.save_checkpoint(model, tokenizer, folder)
     return str(folder)
 
 

@@ -88,7 +88,7 @@ def start(data, out, mode, *more):
 def test_learning_a_task_moves_its_adapter_and_the_shared_rows_alone(more, learnt, data, tmp_path):
     out = learnt("finetune", *more)
     _, learner = start(data, tmp_path, "finetune", *more)
-    checkpoint.save(learner.model, learner.tokenizer, tmp_path / "start")
+    checkpoint.save_checkpoint(learner.model, learner.tokenizer, tmp_path / "start")
     models = [tmp_path / "start", *(out / task for task in TASKS_LEARNT)]
     for i, (before, after) in enumerate(itertools.pairwise(models)):
         # With "previous" the later ones are initialised from this one.
@@ -119,7 +119,7 @@ def test_what_holds_a_task_holds_what_it_is_made_of(mode, learnt, data, tmp_path
 @pytest.mark.parametrize("mode", ["multitask", "multilm"])
 def test_tasks_learnt_at_once_learn_an_adapter_each(mode, learnt, data, tmp_path):
     _, learner = start(data, tmp_path, mode)
-    checkpoint.save(learner.model, learner.tokenizer, tmp_path / "start")
+    checkpoint.save_checkpoint(learner.model, learner.tokenizer, tmp_path / "start")
     assert moved(tmp_path / "start", learnt(mode)) == sorted(["rows", *NAMES])
 
 
@@ -188,16 +188,16 @@ def test_a_batch_that_mixes_tasks_is_its_tasks_one_by_one(weighted, data, tmp_pa
 def test_a_model_read_back_answers_as_it_did_and_is_saved_as_it_was(model, data, tmp_path):
     """Empty tables survive it, next to a tied head and an untied one."""
     _, learner = start(data, tmp_path, "finetune", "--model_name", model)
-    checkpoint.save(learner.model, learner.tokenizer, tmp_path / "one")
+    checkpoint.save_checkpoint(learner.model, learner.tokenizer, tmp_path / "one")
     assert {
         key: len(t) for key, t in state(tmp_path / "one").items() if "rows" in key and task_of(key) == "ag"
     }
-    again, tokenizer = checkpoint.load(tmp_path / "one")
+    again, tokenizer = checkpoint.load_checkpoint(tmp_path / "one")
     assert again.info.tasks == ["lifelong", *NAMES] and again.info.bottlenecks == {
         "lifelong": 0,
         **dict.fromkeys(NAMES, 4),
     }
-    checkpoint.save(again, tokenizer, tmp_path / "two")
+    checkpoint.save_checkpoint(again, tokenizer, tmp_path / "two")
     assert different(tensors(tmp_path / "one"), tensors(tmp_path / "two")) == []
     ids = torch.randint(0, 200, (4, 9))
     given = dict(input_ids=ids, task_ids=torch.tensor([0, 1, 2, 3]))

@@ -64,7 +64,7 @@ def test_a_batch_is_answered_by_the_adapter_of_the_task_and_the_backbone_by_none
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     both = versatile.combine({"nlg": run, "mt": mt(tmp_path)}, tmp_path / "both", proof_examples=1, proof_tokens=2,
                              data={task: SAMPLES / f"{task}.json" for task in ("nlg", "mt")})  # fmt: skip
-    model, tokenizer = checkpoint.load(both)
+    model, tokenizer = checkpoint.load_checkpoint(both)
     found = {}
     for task_id in (0, 1):
         lm = command.harness_model(model, tokenizer, task_id, 4)

@@ -322,8 +322,8 @@ def test_lora_starts_as_pefts():
 @torch.no_grad()
 def test_a_saved_model_comes_back_bit_for_bit_and_holds_what_was_trained(case, tmp_path):
     model, tokenizer, *_ = case
-    checkpoint.save(model, tokenizer, tmp_path)
-    again, words = checkpoint.load(tmp_path)
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
+    again, words = checkpoint.load_checkpoint(tmp_path)
     assert again.info == model.info and words.get_vocab() == tokenizer.get_vocab()
     given = batch(model)
     assert torch.equal(scores(again, given), scores(model, given))
@@ -341,7 +341,7 @@ def test_a_combined_model_answers_as_each_alone(case, tmp_path):
         pytest.skip("refused: see below")
     for seed, (task, settings) in enumerate(methods.items()):
         singles[task] = adapted(name, {task: settings}, seed=seed)
-        checkpoint.save(*singles[task], tmp_path / task)
+        checkpoint.save_checkpoint(*singles[task], tmp_path / task)
     sources = [s for task in methods for s in combine.read(tmp_path / task, [task])]
     combine.check(sources)
     whole, _ = combine.build(sources)
@@ -361,7 +361,7 @@ def test_a_combined_model_answers_as_each_alone(case, tmp_path):
 @pytest.mark.parametrize("method", SHARED)
 def test_a_task_is_not_taken_out_of_what_tasks_share(method, tmp_path):
     model, tokenizer = adapted("tiny-gpt2", {"nlg": method, "mt": method})
-    checkpoint.save(model, tokenizer, tmp_path / "both")
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path / "both")
     reason = "hypernetworks generate the adapters of all tasks"
     with pytest.raises(UserError, match=reason):
         combine.read(tmp_path / "both", ["nlg"])

@@ -38,7 +38,7 @@ def ours(folder, name, methods, token_types=True, markers=True):
     model.info.encoder = "markers" if token_types else "question_answer"
     for p in trainable(model).values():
         p.data.add_(0.2 * torch.randn_like(p))
-    checkpoint.save(model, tokenizer, folder)
+    checkpoint.save_checkpoint(model, tokenizer, folder)
     return folder
 
 
@@ -80,7 +80,7 @@ def by_readme(directory, inputs):
 def test_peft_gives_the_logits_of_an_exported_task(name, types, method, tmp_path):
     run = ours(tmp_path / "run", name, {"mt": 4, "nlg": METHODS[method]}, types)
     command.main(["export", str(run), str(tmp_path / "out"), "--task", "nlg"])
-    model, words = checkpoint.load(run)
+    model, words = checkpoint.load_checkpoint(run)
     markers = model.info.markers["nlg"]
     spoken = words("the golden palace is a cheap restaurant", add_special_tokens=False).input_ids
 
@@ -165,7 +165,7 @@ THEIRS = {
 def test_a_lora_of_pefts_is_a_task_of_ours(name, more, tmp_path):
     source = theirs(tmp_path / "lora", name, r=4, lora_alpha=6, **THEIRS[name], **more)
     exchange.import_adapter(source, tmp_path / "out", "mine", ["<a>", "<b>"])
-    model, _ = checkpoint.load(tmp_path / "out")
+    model, _ = checkpoint.load_checkpoint(tmp_path / "out")
     base, _ = backbones.load_backbone(lively(name))
     their = peft.PeftModel.from_pretrained(base, source).eval()
     ids = torch.arange(5, 25).view(2, 10)
@@ -182,7 +182,7 @@ def test_an_ia3_of_pefts_is_a_task_of_ours(name, tmp_path):
     # peft's own choice of modules for the architecture.
     source = theirs(tmp_path / "ia3", name)
     exchange.import_adapter(source, tmp_path / "out", "mine", ["<a>"])
-    assert checkpoint.load(tmp_path / "out")[0].info.methods["mine"] == dict(method="ia3")
+    assert checkpoint.load_checkpoint(tmp_path / "out")[0].info.methods["mine"] == dict(method="ia3")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -56,7 +56,7 @@ def test_an_adapter_is_trained_evaluated_and_combined_beside_a_rounded_backbone(
     runs = [run_train(files, tmp_path / task, name, f"--load_in_{bits}", task=task) for task in files]
     losses = [row["nll"] for row in metrics(runs[0])["history"]["valid"]]
     assert losses[-1] < losses[0]
-    model, _ = checkpoint.load(runs[0])
+    model, _ = checkpoint.load_checkpoint(runs[0])
     assert model.quantization == bits
     plain, _ = backbones.load_backbone(name)
     rounded = [n for n, m in model.named_modules() if quantized.is_quantized(m)]
@@ -68,7 +68,7 @@ def test_an_adapter_is_trained_evaluated_and_combined_beside_a_rounded_backbone(
     combine_all.main(["--output", str(tmp_path / "vlm"), "--checkpoints", f"nlg={runs[0]}", f"mt={runs[1]}", "--data",
                       *data, "--proof_examples", "1", "--proof_tokens", "3"])  # fmt: skip
     assert json.loads((tmp_path / "vlm" / "adapter_config.json").read_text())["quantization"] == bits
-    both, _ = checkpoint.load(tmp_path / "vlm")
+    both, _ = checkpoint.load_checkpoint(tmp_path / "vlm")
     assert combine.count_task_parameters(both)["backbone"] == total
     evaluate.main(["--task", "nlg", "--dataset_path", files["nlg"], "--model_checkpoint", str(runs[0]), "--no_sample",
                    "--max_length", "4", "--fp32", "--output_dir", str(tmp_path / "scores")])  # fmt: skip

@@ -45,7 +45,7 @@ def lively(folder, tasks, bottleneck=None, model="tiny-llama"):
         for parameter in held.parameters():
             if parameter.ndim > 1 and (parameter.requires_grad or bottleneck is None):
                 parameter += 0.2 * torch.randn(parameter.shape, generator=noise)
-    checkpoint.save(held, tokenizer, folder)
+    checkpoint.save_checkpoint(held, tokenizer, folder)
     return folder
 
 
@@ -122,7 +122,7 @@ def by_hand(folder, data, task, length=6):
     from versatile.data import instances
     from versatile.training.decoding import decode
 
-    model, tokenizer = checkpoint.load(folder, task)
+    model, tokenizer = checkpoint.load_checkpoint(folder, task)
     task, texts = get_task(task), []
     options = task.read_options(decoding=True)
     for record in held(data)["train"]:
@@ -228,7 +228,7 @@ def silence(folder):
     """Make the end token's row so large that it is always the most likely."""
     from versatile.adapters import checkpoint
 
-    model, tokenizer = checkpoint.load(folder, "nlg")
+    model, tokenizer = checkpoint.load_checkpoint(folder, "nlg")
     rows, hidden = model.get_output_embeddings().rows.tasks["nlg"], []
     model.model.norm.register_forward_hook(lambda m, args, out: hidden.append(out))
     from versatile.data import instances
@@ -240,7 +240,7 @@ def silence(folder):
         model(input_ids=torch.tensor([prompt.ids]), token_type_ids=torch.tensor([prompt.types]))
         rows[task.markers.index(task.eos)] = 100 * hidden[0][0, -1]
     # Every input must lead to nearly the same hidden state: the end token responds to its constant part.
-    checkpoint.save(model, tokenizer, folder)
+    checkpoint.save_checkpoint(model, tokenizer, folder)
 
 
 def test_train_learns_what_the_distiller_wrote(teacher, data, tmp_path):

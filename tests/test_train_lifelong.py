@@ -219,10 +219,10 @@ def test_a_teacher_that_cannot_teach_is_one_message(data, tmp_path):
     model.save_pretrained(other), tokenizer.save_pretrained(other)
     model, tokenizer = backbones.load_backbone(str(other))
     attach(model, tokenizer, {"lifelong": special_tokens(["ag"])})
-    checkpoint.save(model, tokenizer, teachers / "ag")
+    checkpoint.save_checkpoint(model, tokenizer, teachers / "ag")
     more = ("--distil", "--teacher_dir", teachers)
     refused(bad(data, tmp_path, *more), "no teacher of sst", "--train_teachers", out=tmp_path / "out")
-    checkpoint.save(model, tokenizer, teachers / "sst")
+    checkpoint.save_checkpoint(model, tokenizer, teachers / "sst")
     refused(bad(data, tmp_path, *more), "the teacher's vocabulary (", teachers / "ag", out=tmp_path / "out")
 
 
@@ -365,6 +365,6 @@ def test_a_teacher_with_too_few_positions_is_found_before_learning(data, tmp_pat
     model, tokenizer = backbones.load_backbone(str(tmp_path / "short"))
     attach(model, tokenizer, {"lifelong": special_tokens(["ag"])})
     for task in ("ag", "sst"):
-        checkpoint.save(model, tokenizer, tmp_path / "teachers" / task)
+        checkpoint.save_checkpoint(model, tokenizer, tmp_path / "teachers" / task)
     text = cannot(capsys, *command(data, tmp_path / "out", "lll", "--distil", "--teacher_dir", tmp_path / "teachers"))
     assert "it has 32 positions" in text and "--max_len 32" in text and not (tmp_path / "out").exists()

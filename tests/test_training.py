@@ -341,7 +341,7 @@ def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, t
     before = {k: v.detach().clone() for k, v in [*model.named_parameters(), *model.named_buffers()]}
     held = build_trainer(model, batches, tmp_path, n_epochs=2, weight_decay=0.1,
                          evaluate=Validation(model, {"nlg": batches}, torch.float32),
-                         save=lambda folder: checkpoint.save(model, tokenizer, folder))  # fmt: skip
+                         save=lambda folder: checkpoint.save_checkpoint(model, tokenizer, folder))  # fmt: skip
     held.fit()
     trained = adapting.trainable(model)
     assert {k.split(".")[-1] if "rows" in k else "adapter" for k in trained} == {"nlg", "adapter"}

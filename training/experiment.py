@@ -440,7 +440,7 @@ def resume_command(script, directory):
 
 def adapter_files(model, tokenizer):
     """`ModelFiles` of an attached model, see `adapters.checkpoint`."""
-    return ModelFiles(lambda folder: checkpoint.save(model, tokenizer, folder),
+    return ModelFiles(lambda folder: checkpoint.save_checkpoint(model, tokenizer, folder),
                       lambda folder: checkpoint.load_weights(model, folder))  # fmt: skip
 
 
@@ -468,4 +468,4 @@ class BestPerTask(ModelFiles):
         # Copies: on a CPU these are the very tensors that training updates.
         fresh = {k: t.clone() for k, t in now.items() if owners[k] in names or k not in self.state}
         self.state |= fresh
-        checkpoint.save(self.model, self.tokenizer, folder, state=self.state)
+        checkpoint.save_checkpoint(self.model, self.tokenizer, folder, state=self.state)

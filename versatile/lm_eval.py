@@ -141,7 +141,7 @@ def load_run(args):
     if need_language_model(args.model_checkpoint) is None:
         raise UserError("this holds no trained tasks", location=location,
                         expected="a run directory, to be compared with its backbone")  # fmt: skip
-    model, tokenizer = checkpoint.load(args.model_checkpoint, args.task)
+    model, tokenizer = checkpoint.load_checkpoint(args.model_checkpoint, args.task)
     if backbone_of(model.config).encoder_decoder:
         raise UserError("is an encoder-decoder, whose loss is not that of a continuation", location=location,
                         expected="a decoder, such as GPT-2 or Llama")  # fmt: skip

@@ -103,8 +103,8 @@ def import_adapter(directory, output, task, markers=None, backbone=None, definit
     if history is not None:
         model.info.histories[task] = history
     with atomic_directory(output) as beside:
-        checkpoint.save(model, tokenizer, beside)
-        checkpoint.load(beside)
+        checkpoint.save_checkpoint(model, tokenizer, beside)
+        checkpoint.load_checkpoint(beside)
         if importlib.util.find_spec("peft") and not (rows.keys() - set(markers)):
             _prove_import(model.eval(), tokenizer, task, path, [m for m in markers if m in rows])
     return model

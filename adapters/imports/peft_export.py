@@ -77,7 +77,7 @@ def read_task(run, task=None):
         model, tokenizer = t5.load_t5(run, task)
         tasks, methods, trained = model.tasks, model.methods, _trained_backbone(model)
     else:
-        model, tokenizer = checkpoint.load(run, task, flag=f"--task {task}" if task else run)
+        model, tokenizer = checkpoint.load_checkpoint(run, task, flag=f"--task {task}" if task else run)
         tasks, methods, info = model.info.tasks, model.info.methods, model.info
         trained = info.mode == "full" or not info.freeze or info.self_copy
     if task is None and len(tasks) > 1:

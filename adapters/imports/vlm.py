@@ -217,8 +217,8 @@ def convert(source, output, task=None, pointer=False):
     refuse_taken(output)
     model, tokenizer = load(source, task, pointer)
     with atomic_directory(output) as beside:
-        checkpoint.save(model, tokenizer, beside)
-        _prove_equal(model, tokenizer, *checkpoint.load(beside), location=output)
+        checkpoint.save_checkpoint(model, tokenizer, beside)
+        _prove_equal(model, tokenizer, *checkpoint.load_checkpoint(beside), location=output)
     return model
 
 
