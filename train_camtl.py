@@ -137,7 +137,7 @@ def build(args):
     name, location = args.model_checkpoint, f"--model_name_or_path {args.model_checkpoint}"
     trained = is_trained(name)
     if trained:
-        model, tokenizer = bert.load(name)
+        model, tokenizer = bert.load_classifier(name)
         args.tasks = args.tasks or list(model.tasks)
         bert.check_method(model, classification_flags.choose_method(args) or args.method, location)
     else:
@@ -148,8 +148,8 @@ def build(args):
         args.tasks = args.tasks or list(classification_flags.TASKS)
         heads = {task: len(glue.get_task(task).labels or "1") for task in args.tasks}
         form = args.form or bert.PUBLISHED.get(name, (name, "base" if args.method == "conditional" else "plain"))[1]
-        model, tokenizer = bert.build(name, heads, form, args.max_seq_length or 128, args.seed,
-                                      classification_flags.choose_method(args))  # fmt: skip
+        model, tokenizer = bert.build_classifier(name, heads, form, args.max_seq_length or 128, args.seed,
+                                                 classification_flags.choose_method(args))  # fmt: skip
     for flag, own in (("form", model.form), ("max_seq_length", model.max_seq_length)):
         if getattr(args, flag) not in (None, own):
             raise UserError(f"the model's is {own}", location=f"--{flag} {getattr(args, flag)}",
@@ -326,7 +326,7 @@ def train(args, run, model, tokenizer, splits, dtype):
     settings, warmup = settings_of(args, batches, dtype)
     dev = splits.get("dev")
     evaluate = dev and classification.DevScores(model, dev, (args.valid_batch_size, batches.pad_id, dtype), args.select)
-    files = ModelFiles(lambda at: bert.save(model, tokenizer, at),
+    files = ModelFiles(lambda at: bert.save_classifier(model, tokenizer, at),
                        lambda at: bert.load_weights(model, at))  # fmt: skip
     run.bind(files, experiment.data_key(train=splits["train"], valid=dev),
              experiment.resume_command("train_camtl.py", run.directory), args.logging_dir,

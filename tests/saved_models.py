@@ -29,6 +29,6 @@ def save_t5(path, method):
 
 
 def save_bert(path, form, aliases=None):
-    model, tokenizer = bert.build("tiny-bert", {"cola": 2, "sts-b": 1}, form, 32)
+    model, tokenizer = bert.build_classifier("tiny-bert", {"cola": 2, "sts-b": 1}, form, 32)
     model.aliases = aliases or model.aliases
-    bert.save(changed(model), tokenizer, path)
+    bert.save_classifier(changed(model), tokenizer, path)

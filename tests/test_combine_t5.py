@@ -122,8 +122,8 @@ def test_runs_of_train_t5_are_combined_and_scored_as_they_were(tmp_path):
 
 
 def other_kind(folder):
-    model, tokenizer = bert.build("tiny-bert", {"cola": 2}, None, 32, 0, "lora")
-    bert.save(model, tokenizer, folder)
+    model, tokenizer = bert.build_classifier("tiny-bert", {"cola": 2}, None, 32, 0, "lora")
+    bert.save_classifier(model, tokenizer, folder)
     return folder
 
 

@@ -45,8 +45,8 @@ KINDS = {
     "t5": (lambda path: save_t5(path, "hyperformer"), t5.load_t5),
     "t5_lora": (lambda path: save_t5(path, "lora"), t5.load_t5),
     "t5_full": (lambda path: save_t5(path, "finetune"), t5.load_t5),
-    "camtl": (lambda path: save_bert(path, "base"), bert.load),
-    "plain_bert": (lambda path: save_bert(path, "plain"), bert.load),
+    "camtl": (lambda path: save_bert(path, "base"), bert.load_classifier),
+    "plain_bert": (lambda path: save_bert(path, "plain"), bert.load_classifier),
 }
 
 

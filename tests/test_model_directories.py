@@ -29,7 +29,7 @@ WRONG = [None, True, False, 0, -1, 1, 1.5, -0.0, float("nan"), float("inf"), 2**
 KINDS = {
     "adapter": (lambda path: save_marked(path, {"nlg": 8, "mt": 4}), checkpoint.load_checkpoint, "adapter_config.json"),
     "full": (lambda path: save_marked(path, None), checkpoint.load_checkpoint, "config.json"),
-    "bert": (lambda path: save_bert(path, "base", {"cola-b": "cola"}), bert.load, "adapter_config.json"),
+    "bert": (lambda path: save_bert(path, "base", {"cola-b": "cola"}), bert.load_classifier, "adapter_config.json"),
     "t5": (lambda path: save_t5(path, "hyperformer++"), t5.load_t5, "adapter_config.json"),
     "t5_full": (lambda path: save_t5(path, "finetune"), t5.load_t5, "config.json"),
 }
@@ -177,7 +177,7 @@ FOREIGN = "open({ran!r}, 'w').write('ran')\nfrom transformers import PretrainedC
 
 
 @pytest.mark.parametrize("load", [backbones.load_backbone, checkpoint.load_checkpoint, t5.load_t5_of_name,
-                                  lambda name: bert.build(name, {"cola": 2})])  # fmt: skip
+                                  lambda name: bert.build_classifier(name, {"cola": 2})])  # fmt: skip
 def test_code_that_comes_with_a_model_never_runs(load, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     model = tmp_path / "m"
@@ -230,7 +230,7 @@ def test_backbones_of_pytorch_transformers_load(tmp_path):
     assert backbones.read_config(tmp_path / "gpt", "--model_checkpoint gpt").model_type == "openai-gpt"
     model, tokenizer = bert._pretrained("tiny-bert", "--model_name_or_path tiny-bert", 0)[:2]
     save_old(model, tokenizer, tmp_path / "bert", NEWER)
-    again, _ = bert.build(str(tmp_path / "bert"), {"cola": 2}, "plain")
+    again, _ = bert.build_classifier(str(tmp_path / "bert"), {"cola": 2}, "plain")
     with torch.no_grad():
         assert torch.equal(again.bert(ids).last_hidden_state, model.eval()(ids).last_hidden_state)
 

@@ -178,7 +178,7 @@ def test_weight_decay_spares_every_bias_and_norm(bert):
     from versatile.adapters.classifier import keyed_parameters
     from versatile.training.optimizers import parameter_groups
 
-    model, _ = berts.build(str(bert), {"cola": 2, "sts-b": 1}, "base", 32)
+    model, _ = berts.build_classifier(str(bert), {"cola": 2, "sts-b": 1}, "base", 32)
     spared = {id(p) for g in parameter_groups(model, 0.1) if not g["weight_decay"] for p in g["params"]}
     named = keyed_parameters(model)
     kept = {name for name, p in named.items() if id(p) in spared}
@@ -195,7 +195,7 @@ def test_the_selector_keeps_what_the_model_is_least_certain_about(bert):
     from versatile.training.uncertainty_sampling import UncertaintySampler
     from versatile.utils import uncertainty
 
-    model, tokenizer = berts.build(str(bert), {"mrpc": 2, "sts-b": 1, "mnli": 3}, "base", 32)
+    model, tokenizer = berts.build_classifier(str(bert), {"mrpc": 2, "sts-b": 1, "mnli": 3}, "base", 32)
     splits = {t: load_split(ROOT / SAMPLES, t, "train", tokenizer, 32, limit=6) for t in model.tasks}
     selector = UncertaintySampler(model, torch.float32)
     batches = CandidateBatches(splits, {t: model.task_id(t) for t in splits}, 0, 32, 4, select=selector)

@@ -240,7 +240,7 @@ class SentencePairs(Combination):
 
     encoder, script, backbone = "sentence_pair", "train_camtl.py", "BERT"
     kept = ("freeze_encoder_layers",)
-    load, save = staticmethod(bert.load), staticmethod(bert.save)
+    load, save = staticmethod(bert.load_classifier), staticmethod(bert.save_classifier)
 
     def read_flags(self, directory):
         return runs.stored_record(directory).get("flags", {})
