@@ -75,8 +75,8 @@ def compute(args):
     device = idist.device()
     dtype = devices.precision(args, device)
     sources = {
-        name: list(text_to_text.load(name, "train", data_dir=args.data_dir, seed=args.seed, n_obs=args.n_train,
-                                     split_validation_test=args.split_validation_test)["source"])
+        name: list(text_to_text.load_rows(name, "train", data_dir=args.data_dir, seed=args.seed, n_obs=args.n_train,
+                                          split_validation_test=args.split_validation_test)["source"])
         for name in dict.fromkeys(args.tasks)
     }  # fmt: skip
     model, tokenizer = t5_loading.load_bare_t5(args.model_name_or_path, args.seed, args.tokenizer_name)

@@ -148,7 +148,7 @@ def score_files(args, task):
         references = [list(map(from_one_line, group)) for group in metrics.read_references(args.references)]
     else:
         options = task.read_options(args.max_history, decoding=True)
-        examples = instances.read(args.dataset_path, args.split, task, options, args.limit)
+        examples = instances.read_instances(args.dataset_path, args.split, task, options, args.limit)
         references = [e.references for e in examples]
     metrics.check_counts(hypotheses, references)
     if examples is None:

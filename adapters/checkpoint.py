@@ -83,13 +83,13 @@ def write_model(directory, tokenizer, file, state, **manifest):
     Args:
         file: name of the weights file.
         state: {key: tensor} to write to it.
-        manifest: arguments of `manifest.new`, except the checksum.
+        manifest: arguments of `manifest.make_manifest`, except the checksum.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     checksum = write_tensors(directory / file, state)
     tokenizer.save_pretrained(directory)
-    manifests.write(directory, manifests.new(checksum=checksum, **manifest))
+    manifests.write_manifest(directory, manifests.make_manifest(checksum=checksum, **manifest))
 
 
 def save_whole(model, tokenizer, directory, state, config, manifest=None):
@@ -98,12 +98,13 @@ def save_whole(model, tokenizer, directory, state, config, manifest=None):
     Args:
         state: {name: tensor}, each tensor once.
         config: its config.
-        manifest: for a fully fine-tuned model, arguments of `manifest.new`; the manifest becomes part of config.json.
+        manifest: for a fully fine-tuned model, arguments of `manifest.make_manifest`; the manifest becomes part of
+            config.json.
     """
     directory.mkdir(parents=True, exist_ok=True)
     checksum = write_tensors(directory / MODEL_WEIGHTS, state)
     if manifest:
-        config.versatile = manifests.new(checksum=checksum, **backbone_name(model), **manifest)
+        config.versatile = manifests.make_manifest(checksum=checksum, **backbone_name(model), **manifest)
     config.architectures = [type(model).__name__]
     for name, part in (("generation_config.json", model.generation_config), ("config.json", config)):
         with atomic_write(directory / name) as file:

@@ -94,7 +94,7 @@ def distilled(args, task, folder, dtype):
                     return answers.answer(teacher, qas, batch_size=size, progress=done, task=task.name)[0]
 
             texts = BackOff(32, "questions at once", say=say).run(work)
-            samples.save(path, [replace(qa, answers=(text,)) for qa, text in zip(qas, texts)])
+            samples.save_samples(path, [replace(qa, answers=(text,)) for qa, text in zip(qas, texts)])
     texts = f"{counted(len(qas), 'text')} of the teacher"
     say(f"{task.name}: {texts} {'already in ' if there else 'in '}{path}")
     return path

@@ -62,7 +62,7 @@ def answers(directory, task, count=3):
 def answered(model, tokenizer, task, count=3):
     """(scores on base and own columns, greedy outputs) for a task's samples, one task in a batch."""
     form = get_task(task)
-    found = instances.read(SAMPLES / f"{task}.json", "valid", form, form.read_options(decoding=True), count)
+    found = instances.read_instances(SAMPLES / f"{task}.json", "valid", form, form.read_options(decoding=True), count)
     prompts, _ = instances.prompts(form, model.task_id(task), tokenizer, found, 256, 12)
     with torch.no_grad():
         scores = [combine._scores(model, tokenizer, task, (p.ids, p.types)) for p in prompts]

@@ -74,7 +74,7 @@ def test_an_embedding_is_the_mean_over_examples_of_the_mean_over_tokens(tmp_path
     from versatile.data import text_to_text
 
     model, tokenizer = t5.load_t5_of_name("tiny-t5")
-    texts = text_to_text.load("rte", "train", data_dir=GLUE, seed=42, n_obs=12)["source"]
+    texts = text_to_text.load_rows("rte", "train", data_dir=GLUE, seed=42, n_obs=12)["source"]
     assert not texts[0].startswith("rte")
     one_by_one = []
     for text in texts:

@@ -38,7 +38,7 @@ def data(tmp_path_factory):
     folder = write(tmp_path_factory.mktemp("data"))
     for split, count, start in (("train", 10, 0), ("test", 4, 10)):
         tv = [QA(qa.context, "what of tv?", (f"{qa.context} .",), qa.id) for qa in questions("sst", count, start)]
-        samples.save(folder / TASKS["rnnlg.tv"].filename(split), tv)
+        samples.save_samples(folder / TASKS["rnnlg.tv"].filename(split), tv)
     return folder
 
 

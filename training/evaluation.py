@@ -121,7 +121,7 @@ class MarkerSplit(EvalSplit):
 def read_split(task, path, split, max_history, limit):
     """Read a task's instances as a `MarkerSplit`."""
     decoding = task.read_options(max_history, decoding=True)
-    examples = instances.read(path, split, task, decoding, limit)
+    examples = instances.read_instances(path, split, task, decoding, limit)
     return MarkerSplit(task, path, split, task.read_options(max_history), examples, limit)
 
 

@@ -34,8 +34,8 @@ def texts(arguments):
     for name in arguments.tasks or []:
         from versatile.data import text_to_text
 
-        rows = text_to_text.load(name, "train", data_dir=arguments.data_dir, seed=seed,
-                                 n_obs=None if arguments.n_train < 0 else arguments.n_train)  # fmt: skip
+        rows = text_to_text.load_rows(name, "train", data_dir=arguments.data_dir, seed=seed,
+                                      n_obs=None if arguments.n_train < 0 else arguments.n_train)  # fmt: skip
         lines += list(rows["source"])
     lines = [lines[i] for i in np.random.default_rng(seed).permutation(len(lines))]
     if arguments.validation_files:

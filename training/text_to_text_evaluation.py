@@ -82,7 +82,7 @@ def read_splits(names, split, args, tokenizer, ids, *, lengths, limit, seed, hel
         ids: {task: its id in the model}.
         lengths: maximum (source, target) lengths in tokens.
         limit: number of examples of each task, drawn with `seed`; -1: all.
-        seed, held_out, prefix: see `data.text_to_text.load` (`held_out` is its split_validation_test).
+        seed, held_out, prefix: see `data.text_to_text.load_rows` (`held_out` is its split_validation_test).
 
     Returns:
         {task: `TextSplit`}
