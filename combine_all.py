@@ -205,9 +205,9 @@ def combine_language_models(args):
     from versatile.adapters import checkpoint
     from versatile.adapters import combine as combining
 
-    sources = read_sources(args)
+    sources = read_requested_sources(args)
     inputs = {s.task: read_inputs(args, s) for s in sources}
-    model, tokenizer = combining.build(sources)
+    model, tokenizer = combining.build_combined_model(sources)
     counts, args.model_checkpoint = combining.count_task_parameters(model), backbone_name(sources[0], model)
     with output_directory(args) as beside:
         checkpoint.save_checkpoint(model, tokenizer, beside)
@@ -251,12 +251,12 @@ def merge(args):
 
     prepare_output(args)
     refuse_unmerged(args.checkpoints)
-    sources = [combining.read(directory, [task])[0] for task, directory in args.checkpoints]
+    sources = [combining.read_sources(directory, [task])[0] for task, directory in args.checkpoints]
     combining.check_backbones(sources)
     refuse_unknown(sources)
     merged = merge_sources(sources, args.task, args.merge, args.weights, args.density, args.majority_sign_method,
                            args.seed)  # fmt: skip
-    model, tokenizer = combining.build([merged])
+    model, tokenizer = combining.build_combined_model([merged])
     args.model_checkpoint = backbone_name(merged, model)
     data = runs.trained_on(merged.directory, args.task)
     described = {args.task: dict(checkpoint=str(merged.directory), adapter=merged.method, dataset_path=data)}
@@ -323,7 +323,7 @@ def refuse_taken(args, beside=None):
                         + (f"remove it, or add to it: {add}" if can_add else "or remove it"))  # fmt: skip
 
 
-def read_sources(args):
+def read_requested_sources(args):
     """The `adapters.combine.Source` of every task, in the order of their ids: those of --into, then those given.
 
     Raises:
@@ -331,12 +331,12 @@ def read_sources(args):
     """
     from versatile.adapters import combine as combining
 
-    sources, groups = combining.read(args.into) if args.into else [], {}
+    sources, groups = combining.read_sources(args.into) if args.into else [], {}
     for task, directory in args.checkpoints.items():
         groups.setdefault(os.path.normpath(directory), []).append(task)
-    chosen_sources = {s.task: s for directory, tasks in groups.items() for s in combining.read(directory, tasks)}
-    sources += [chosen_sources[task] for task in args.checkpoints]
-    combining.check(sources)
+    chosen = {s.task: s for directory, tasks in groups.items() for s in combining.read_sources(directory, tasks)}
+    sources += [chosen[task] for task in args.checkpoints]
+    combining.check_sources(sources)
     names = [s.task for s in sources]
     refuse_unknown(sources)
     args.data = by_task(args.data, names, "combined")

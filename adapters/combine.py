@@ -147,7 +147,7 @@ def _not_adapters(flag, what):
                      remedy="train one: train.py --adapter_bottleneck N")  # fmt: skip
 
 
-def read(directory, tasks=None):
+def read_sources(directory, tasks=None):
     """The `Source` of each task; arguments and errors as in `open_source`. The model itself is not kept in memory."""
     model, tokenizer = open_source(directory, tasks)
     info, state, owners = model.info, checkpoint.adapter_state(model), checkpoint.owners_of_keys(model)
@@ -191,7 +191,7 @@ def tokenizer_hash(tokenizer, first):
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check(sources):
+def check_sources(sources):
     """Check that sources can be combined.
 
     Raises:
@@ -235,11 +235,11 @@ def _check_self_copy(sources):
                         expected="all tasks of this checkpoint, or none", remedy=f"add {left_out[0]}=…")  # fmt: skip
 
 
-def build(sources):
+def build_combined_model(sources):
     """One model that holds the sources' tasks, whose order gives the task ids.
 
     Args:
-        sources: as returned by `read`, checked.
+        sources: as returned by `read_sources`, checked.
 
     Returns:
         (model in eval mode, tokenizer)

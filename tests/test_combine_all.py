@@ -71,11 +71,11 @@ def test_each_task_keeps_its_tensors_history_and_answers(singles, tmp_path, caps
 
 def test_the_order_changes_the_ids_and_nothing_else(gpt2):
     alone = {task: answers(folder, task) for task, folder in gpt2.items()}
-    read = {task: combine.read(folder, [task])[0] for task, folder in gpt2.items()}
+    read = {task: combine.read_sources(folder, [task])[0] for task, folder in gpt2.items()}
     for order in list(itertools.permutations(gpt2))[1::2]:
         sources = [read[task] for task in order]
-        combine.check(sources)
-        model, tokenizer = combine.build(sources)
+        combine.check_sources(sources)
+        model, tokenizer = combine.build_combined_model(sources)
         assert model.info.tasks == list(order)
         assert all(same(alone[task], answered(model, tokenizer, task)) for task in order)
 
@@ -201,21 +201,21 @@ def test_the_ledger_has_the_published_numbers():
 
 
 def test_the_ledger_counts_every_parameter_once(singles):
-    sources = [combine.read(folder, [task])[0] for task, folder in singles.items()]
-    model, _ = combine.build(sources)
+    sources = [combine.read_sources(folder, [task])[0] for task, folder in singles.items()]
+    model, _ = combine.build_combined_model(sources)
     assert combine.count_task_parameters(model)["together"] == sum(p.numel() for p in model.parameters())
 
 
 def test_a_result_that_answers_otherwise_is_refused_and_nothing_is_written(gpt2, tmp_path, monkeypatch, capsys):
     vlm = combined(tmp_path / "vlm", {"mt": gpt2["mt"]})
-    before, build = contents(vlm), combine.build
+    before, build = contents(vlm), combine.build_combined_model
 
     def wrong(sources):
         model, tokenizer = build(sources)
         model.get_input_embeddings().rows.tasks["nlg"].data[3, 0] += 0.5
         return model, tokenizer
 
-    monkeypatch.setattr(combine, "build", wrong)
+    monkeypatch.setattr(combine, "build_combined_model", wrong)
     argv = ["--checkpoints", f"nlg={gpt2['nlg']}", *QUICK]
     for location in (["--into", str(vlm)], ["--output", str(tmp_path / "new")]):
         with pytest.raises(SystemExit) as stopped:

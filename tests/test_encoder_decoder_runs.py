@@ -97,9 +97,9 @@ def test_heads_of_their_own_are_combined_bit_for_bit(kind, freeze, tmp_path):
         made = {"nlg": attached(backbone(kind), {"nlg": 5}, {"nlg": MARKERS["nlg"]}, freeze=False)}
     for task, (model, tokenizer) in made.items():
         checkpoint.save_checkpoint(model, tokenizer, tmp_path / task)
-    sources = [s for t in made for s in combine.read(tmp_path / t, [t])]
-    combine.check(sources)
-    model, tokenizer = combine.build(sources)
+    sources = [s for t in made for s in combine.read_sources(tmp_path / t, [t])]
+    combine.check_sources(sources)
+    model, tokenizer = combine.build_combined_model(sources)
     for task, (own, words) in made.items():
         one, two = ([*t.convert_tokens_to_ids(MARKERS[task]), *range(5, 15)] for t in (tokenizer, words))
         sequence = (one, one, 6), (two, two, 6)
@@ -124,9 +124,10 @@ def test_an_adapter_of_another_kind_of_backbone_is_refused(tmp_path):
     model, tokenizer = causal("tiny-gpt2", {"qa": 3}, {"qa": get_task("qa").markers})
     with pytest.raises(UserError, match="the model in memory has the fingerprint"):
         checkpoint.load_onto(model, tokenizer, tmp_path / "tiny-t5")
-    sources = [*combine.read(tmp_path / "tiny-gpt2", ["nlg"]), *combine.read(tmp_path / "tiny-t5", ["mt"])]
+    names = {"tiny-gpt2": "nlg", "tiny-t5": "mt"}
+    sources = [source for name, task in names.items() for source in combine.read_sources(tmp_path / name, [task])]
     with pytest.raises(UserError, match=r"model_type is t5(.|\n)*gpt2, as in"):
-        combine.check(sources)
+        combine.check_sources(sources)
 
 
 def test_self_copy_is_refused_in_one_sentence():

@@ -284,10 +284,10 @@ def test_samples_are_generated_and_taught_through_the_right_adapters(data, tmp_p
     for task in ("ag", "sst"):
         argv = command(data, folder, "lll", *(OWN if task == "sst" else OWN[:2]), *common, tasks=(task,))
         train_lifelong.main([*argv, "--output_dir", str(folder / task)])
-    asked, drawn, generate = [], [], replay.generate
+    asked, drawn, generate = [], [], replay.generate_samples
     teach = learning.load_teacher
     monkeypatch.setattr(learning, "load_teacher", lambda *given: asked.append(teach(*given)) or asked[-1])
-    monkeypatch.setattr(replay, "generate",
+    monkeypatch.setattr(replay, "generate_samples",
                         lambda *a, **how: drawn.append((a[3], how["task_id"])) or generate(*a, **how))  # fmt: skip
     more = ("--distil", "--seq_distil", "--teacher_dir", folder)
     train_lifelong.main(command(data, tmp_path / "run", "lll", *OWN, *common, *more, **tasks))

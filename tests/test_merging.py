@@ -79,7 +79,7 @@ def test_a_merged_lora_is_pefts_weighted_adapter(method, tmp_path):
             p.data += 0.1 * torch.randn_like(p)
         checkpoint.save_checkpoint(model, tokenizer, tmp_path / str(seed))
         peft_export.export_task(tmp_path / str(seed), tmp_path / f"peft{seed}")
-        runs.append(combine.read(tmp_path / str(seed), ["nlg"])[0])
+        runs.append(combine.read_sources(tmp_path / str(seed), ["nlg"])[0])
     ours = merge_sources(runs, "nlg", method, weights, density=0.5)
     bare = backbones.load_backbone("tiny-llama")[0]
     theirs = peft.PeftModel.from_pretrained(bare, tmp_path / "peft0", adapter_name="a")

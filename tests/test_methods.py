@@ -342,9 +342,9 @@ def test_a_combined_model_answers_as_each_alone(case, tmp_path):
     for seed, (task, settings) in enumerate(methods.items()):
         singles[task] = adapted(name, {task: settings}, seed=seed)
         checkpoint.save_checkpoint(*singles[task], tmp_path / task)
-    sources = [s for task in methods for s in combine.read(tmp_path / task, [task])]
-    combine.check(sources)
-    whole, _ = combine.build(sources)
+    sources = [s for task in methods for s in combine.read_sources(tmp_path / task, [task])]
+    combine.check_sources(sources)
+    whole, _ = combine.build_combined_model(sources)
     grown, words = backbones.load_backbone(name)
     attach(grown, words, {}, {})
     for task in methods:
@@ -364,7 +364,7 @@ def test_a_task_is_not_taken_out_of_what_tasks_share(method, tmp_path):
     checkpoint.save_checkpoint(model, tokenizer, tmp_path / "both")
     reason = "hypernetworks generate the adapters of all tasks"
     with pytest.raises(UserError, match=reason):
-        combine.read(tmp_path / "both", ["nlg"])
+        combine.read_sources(tmp_path / "both", ["nlg"])
     other, words = adapted("tiny-gpt2", {"qa": 4})
     with pytest.raises(UserError, match=reason):
         checkpoint.load_onto(other, words, tmp_path / "both")

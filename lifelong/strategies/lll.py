@@ -62,11 +62,11 @@ class GenerativeReplay(Strategy):
 
     def draw_real(self, task, count, number):
         """Rows of some of a task's real samples."""
-        from versatile.lifelong.memory import draw
+        from versatile.lifelong.memory import draw_indices
         from versatile.training.experiment import say
 
         size = self.sequence.sizes[task]
-        indices = draw(size, min(count, size), self.settings.seed, number)
+        indices = draw_indices(size, min(count, size), self.settings.seed, number)
         rows = self.sequence.encode(task, indices, True)
         say(f"{task}: {counted(len(rows), 'real sample')} replayed")
         return rows
@@ -100,16 +100,18 @@ class GenerativeReplay(Strategy):
         return rows
 
     def generate(self, path, task, count, number, sampling):
-        """(rows, report) of `replay`, with a progress bar."""
+        """(rows, report) of `load_or_generate`, with a progress bar."""
         from versatile.data.encoders.question_answer import gen_token
         from versatile.lifelong import replay, routing
         from versatile.utils.progress import Progress
 
         sequence, gen = self.sequence, gen_token(task, self.settings.add_task_tokens)
         with Progress(count, f"generating {task}") as done:
-            return replay.replay(path, task, gen, count, sequence.model, sequence.tokenizer, sequence.encoder, sampling,
-                                 number=number, dtype=sequence.dtype, task_id=routing.task_id(sequence.model, task),
-                                 progress=done if sequence.rank == 0 else None)  # fmt: skip
+            return replay.load_or_generate(
+                path, task, gen, count, sequence.model, sequence.tokenizer, sequence.encoder, sampling, number=number,
+                dtype=sequence.dtype, task_id=routing.task_id(sequence.model, task),
+                progress=done if sequence.rank == 0 else None,
+            )  # fmt: skip
 
     def sampling(self):
         """`Sampling` as the flags set it."""
