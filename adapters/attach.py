@@ -14,8 +14,7 @@ from versatile.adapters import masks  # noqa: F401  (masks are not read on a GPU
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.quantized import refuse_training
 from versatile.adapters.labels import LabelScores, label_positions
-from versatile.adapters.methods.base import are_separate  # noqa: F401  (part of this interface)
-from versatile.adapters.methods.base import parameters_of_tasks as owners  # noqa: F401
+from versatile.adapters.methods.base import are_separate, parameters_of_tasks  # noqa: F401  (part of this interface)
 from versatile.adapters.methods.registry import BARE, get_method, method_of
 from versatile.adapters.preallocated_cache import mask_for
 from versatile.adapters.routing import TaskRouter

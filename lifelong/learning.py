@@ -349,7 +349,7 @@ class Sequence:
             model, batches, WeightedLoss(teacher, self.strategy.loss_terms()),
             build_adamw(model, lr, eps, args.weight_decay),
             schedule, run,
-            callbacks=[SplitBatches(batches), MaskAbsentTasks(routing.owners(model, self.data)),
+            callbacks=[SplitBatches(batches), MaskAbsentTasks(routing.parameters_of_tasks(model, self.data)),
                        *self.strategy.callbacks()], settings=settings,
         )  # fmt: skip
 

@@ -130,7 +130,7 @@ def test_a_task_rests_in_a_step_without_a_row_of_it(data, tmp_path):
     rows = [row for name in TASKS_LEARNT for row in work.encode(name)]
     run = work.open_run(tmp_path / "run")
     trainer = work.make_trainer(run, rows, list(TASKS_LEARNT), None)
-    owners, seen = routing.owners(learner.model, TASKS_LEARNT), set()
+    owners, seen = routing.parameters_of_tasks(learner.model, TASKS_LEARNT), set()
     assert {task: len(own) for task, own in owners.items()} == dict.fromkeys(TASKS_LEARNT, 12)
 
     class Engine:
@@ -328,7 +328,7 @@ def test_every_question_goes_through_its_tasks_adapter(learnt, data):
     model, eos = answerer.model, answerer.encoder.eos
     # So that no two adapters give the same answers.
     torch.manual_seed(0)
-    for own in routing.owners(model.requires_grad_(True), TASKS_LEARNT).values():
+    for own in routing.parameters_of_tasks(model.requires_grad_(True), TASKS_LEARNT).values():
         for p in own:
             p.detach().normal_(std=0.5)
     model.requires_grad_(False)
@@ -405,5 +405,5 @@ def test_shared_adapters_are_routed_as_before(data, tmp_path):
     args = train_lifelong.parser().parse_args(command(data, tmp_path, "finetune", "--adapter_bottleneck", 4))
     learner = learning.load_model(args)
     assert learner.model.info.tasks == ["lifelong"] and learner.model.info.mask_other_tasks
-    assert routing.task_id(learner.model, "ag") is None and routing.owners(learner.model, ["ag"]) == {}
+    assert routing.task_id(learner.model, "ag") is None and routing.parameters_of_tasks(learner.model, ["ag"]) == {}
     assert routing.row_task_ids(learner.model, ["ag"] * 3) == [0] * 3

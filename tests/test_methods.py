@@ -133,7 +133,7 @@ def test_a_mixed_batch_has_the_gradients_of_its_tasks(case):
         cross_entropy(model, {k: v[rows] for k, v in given.items()}, 1).backward()
         return {n: p.grad.clone() for n, p in trainable(model).items() if p.grad is not None}
 
-    together, total, owners = gradients(slice(None)), {}, adapting.owners(model)
+    together, total, owners = gradients(slice(None)), {}, adapting.parameters_of_tasks(model)
     names = {id(p): name for name, p in trainable(model).items()}
     for i, task in enumerate(model.info.tasks):
         own = gradients(given["task_ids"] == i)

@@ -400,7 +400,7 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
         build_adamw(model, args.lr, args.adam_eps, args.weight_decay),
         choose_schedule(args, args.lr, total_steps, args.warmup_steps), run,
         evaluate=valid and Validation(model, valid, dtype, separate),
-        callbacks=[MaskAbsentTasks(adapting.owners(model))], settings=settings,
+        callbacks=[MaskAbsentTasks(adapting.parameters_of_tasks(model))], settings=settings,
     )  # fmt: skip
     tasks = list(splits["train"])
     result = dict(task="+".join(tasks), **adapting.count_parameters(model), valid_nll=None, valid_ppl=None)

@@ -75,9 +75,9 @@ def active_parameters(sequence, parameters, tasks):
     """
     from versatile.lifelong import routing
 
-    owners = routing.owners(sequence.model, sequence.data)
-    resting = {id(p) for task, own in owners.items() if task not in tasks for p in own}
-    return [p for p in parameters if id(p) not in resting]
+    own_parameters = routing.parameters_of_tasks(sequence.model, sequence.data)
+    untrained = {id(p) for task, own in own_parameters.items() if task not in tasks for p in own}
+    return [p for p in parameters if id(p) not in untrained]
 
 
 class GradientProjection(Callback):
