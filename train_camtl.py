@@ -286,7 +286,7 @@ def make_batches(args, model, tokenizer, splits, dtype):
     return PairBatches(*options, uniform=percent if args.uniform_mt_sampling else None, **processes)
 
 
-def settings_of(args, batches, dtype):
+def trainer_settings(args, batches, dtype):
     """(`Settings`, warm-up steps), also for a fraction of an epoch and for --max_steps beyond the epochs."""
     from versatile.training.settings import Settings
 
@@ -323,7 +323,7 @@ def train(args, run, model, tokenizer, splits, dtype):
     from versatile.utils.files import write_json
 
     batches = make_batches(args, model, tokenizer, splits["train"], dtype)
-    settings, warmup = settings_of(args, batches, dtype)
+    settings, warmup = trainer_settings(args, batches, dtype)
     dev = splits.get("dev")
     evaluate = dev and classification.DevScores(model, dev, (args.valid_batch_size, batches.pad_id, dtype), args.select)
     files = ModelFiles(lambda at: bert.save_classifier(model, tokenizer, at),

@@ -64,7 +64,7 @@ def work(arguments):
     finish(arguments, run, model, tokenizer, splits, trained)
 
 
-def settings_of(arguments):
+def t5_settings(arguments):
     """`adapters.t5.T5Settings` of the arguments."""
     from versatile.adapters import t5
     from versatile.adapters.methods.registry import method_of
@@ -119,7 +119,7 @@ def build(arguments):
                                "name its backbone")  # fmt: skip
     model, tokenizer = load_t5_backbone(arguments)
     set_seed(arguments.seed)
-    t5.attach(model, arguments.tasks, settings_of(arguments))
+    t5.attach(model, arguments.tasks, t5_settings(arguments))
     if arguments.do_train and not any(p.requires_grad for p in model.parameters()):
         flags = [name for name in vars(arguments) if name.startswith("freeze") and getattr(arguments, name)]
         flags += ["train_adapters_blocks"] * (not arguments.train_adapters_blocks)

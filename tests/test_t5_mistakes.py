@@ -152,7 +152,7 @@ def test_what_is_typed_is_not_overruled_by_another_setting_of_a_config_file(tmp_
 def test_the_hypernetwork_of_each_layer_has_one_name_in_all_scripts(tmp_path):
     for name in ("hyperformer-per-layer", "meta"):
         arguments = parsed(tmp_path, "--method", name, "--task_embedding_dim", "8", "--reduction_factor", "16")
-        assert train_t5.settings_of(arguments).method == "meta"
+        assert train_t5.t5_settings(arguments).method == "meta"
 
 
 def test_unknown_tasks_are_named_first(tmp_path):

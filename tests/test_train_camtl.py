@@ -255,7 +255,7 @@ def test_two_processes_are_one_with_twice_the_batch(size, more, tmp_path):
 
 
 def test_epochs_may_be_fractions_and_max_steps_overrides_them():
-    from train_camtl import settings_of
+    from train_camtl import trainer_settings
 
     batches = Namespace(plan=lambda epoch: range(10))
     flags = dict(gradient_accumulation_steps=3, max_steps=-1, n_epochs=2.5, warmup_steps=None,
@@ -264,7 +264,7 @@ def test_epochs_may_be_fractions_and_max_steps_overrides_them():
                  evaluate_during_training=False, logging_first_step=False)  # fmt: skip
 
     def planned(**more):
-        settings, warmup = settings_of(Namespace(**flags | more), batches, torch.float32)
+        settings, warmup = trainer_settings(Namespace(**flags | more), batches, torch.float32)
         return settings.n_epochs, settings.max_steps, warmup
 
     assert planned() == (3, 10, 2) and planned(n_epochs=0.01) == (1, 1, 0)
