@@ -98,7 +98,7 @@ def train(args, typed_flags):
     prepare_own_tasks(args, "--task")
     task = get_task(args.task)
     path = complete(args, task)
-    dtype = experiment.begin(args, run)
+    dtype = experiment.check_before_loading(args, run)
     # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
         model, tokenizer = build(args, task)

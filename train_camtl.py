@@ -66,7 +66,7 @@ def work(args, typed_flags):
 
     args, run = open_run(args, typed_flags)
     prepare_own_tasks(args, labelled=True)
-    dtype = begin(args, run)
+    dtype = check_before_loading(args, run)
     experiment.prepare_push(args)
     # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
@@ -107,7 +107,7 @@ def open_run(args, typed_flags):
     return args, run
 
 
-def begin(args, run):
+def check_before_loading(args, run):
     """Check the flags and the machine before anything is loaded; returns the precision's dtype."""
     import ignite.distributed as idist
     from versatile.training import experiment

@@ -185,7 +185,7 @@ def train(args, typed_flags):
         check(parser(), argparse.Namespace(**{**vars(args), "n_gpus": None}))
     tasks.sequence(args.tasks)
     args.output_dir = str(args.output_dir or sequence.directory(args))
-    dtype = experiment.begin(args, run)
+    dtype = experiment.check_before_loading(args, run)
     if args.dynamic_epochs and args.max_n_epochs == args.n_epochs:
         experiment.say(f"warning: --dynamic_epochs changes nothing: no task may have more than --max_n_epochs "
                        f"{args.max_n_epochs}, as many as --n_epochs; raise the one or lower the other")  # fmt: skip

@@ -38,7 +38,7 @@ def main(argv=None):
 
     arguments = text_to_text_arguments.parse(parser, argv)
     with devices.parallel():
-        text_to_text_arguments.begin(arguments)
+        text_to_text_arguments.check_before_loading(arguments)
         work(arguments)
 
 

@@ -119,7 +119,7 @@ def train(args, typed_flags):
     args.lr = args.lr or RATES[args.unfreeze_backbone or methods is None]
     paths = data_files(args, tasks)
     temperature = check_sampling(args, typed_flags)
-    dtype = experiment.begin(args, run)
+    dtype = experiment.check_before_loading(args, run)
     # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
         model, tokenizer = experiment.load_model(args, tasks, methods, freeze=not args.unfreeze_backbone)

@@ -161,7 +161,7 @@ def check_machine(args):
     return dtype
 
 
-def begin(args, run):
+def check_before_loading(args, run):
     """Check flags and machine before anything is loaded; returns the precision's dtype."""
     if args.output_dir and run is None:
         # It is created only once everything else has been checked.

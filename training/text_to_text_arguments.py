@@ -224,7 +224,7 @@ def take_from_run(arguments):
     return definitions
 
 
-def begin(arguments):
+def check_before_loading(arguments):
     """Check the machine and its libraries before anything is loaded.
 
     Raises:
