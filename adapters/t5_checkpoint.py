@@ -57,11 +57,11 @@ def _fingerprint(model):
 
 def adapter_state(model):
     """{published name: tensor} of everything added to the backbone, and of the backbone's trained tensors."""
-    carried, names = model.saves_backbone, original_names(model)
+    saves_backbone, names = model.saves_backbone, original_names(model)
     return {
         names[name]: p.detach()
         for name, p in model.named_parameters()
-        if is_added(name) or (p.requires_grad and not carried)
+        if is_added(name) or (p.requires_grad and not saves_backbone)
     }
 
 
@@ -165,7 +165,7 @@ def load_t5(directory, task=None):
     # Check shapes first, so that wrong sizes in a damaged config allocate nothing.
     with torch.device("meta"):
         shapes = attach(type(model)(model.config), tasks, settings, placeholders(), methods)
-    shapes.backbone_carried, shapes.backbone_fingerprint = model.backbone_carried, model.backbone_fingerprint
+    shapes.has_stored_backbone, shapes.backbone_fingerprint = model.has_stored_backbone, model.backbone_fingerprint
     check_fit(state, _wanted(shapes), path / ADAPTER_WEIGHTS)
     attach(model, tasks, settings, placeholders(), methods)
     _copy_state(model, state, path / ADAPTER_WEIGHTS)
@@ -212,7 +212,7 @@ def load_frozen(directory):
                         location=path / CONFIG, remedy="put the original backbone back, or train again",
                         expected="width {} and {} + {} layers, as in training".format(*expected))  # fmt: skip
     check_fingerprint(model.backbone_fingerprint, config, name, path / CONFIG)
-    model.backbone_carried = inside
+    model.has_stored_backbone = inside
     return model, _tokenizer_of(path, model) or tokenizer
 
 

@@ -113,7 +113,7 @@ def test_frozen_matrices_kept_in_half_give_autocasts_results_bit_for_bit(method)
 
 def test_a_t5_that_is_saved_beside_its_adapters_stays_whole():
     model, _ = adapted("lora")
-    model.backbone_carried = True
+    model.has_stored_backbone = True
     halve_frozen(model, torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 

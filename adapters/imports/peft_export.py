@@ -99,7 +99,7 @@ def read_task(run, task=None):
 
 def _trained_backbone(model):
     """Whether any parameter of the T5 itself was trained."""
-    return model.backbone_carried or any(p.requires_grad for n, p in model.named_parameters() if not is_added(n))
+    return model.has_stored_backbone or any(p.requires_grad for n, p in model.named_parameters() if not is_added(n))
 
 
 def _refuse_token_types(model, task, run):
