@@ -19,11 +19,11 @@ from versatile.data.own_tasks import define
 from versatile.data.task import distilled_beside
 from versatile.data.task_names import name_among
 from versatile.training import hub, sharding
-from versatile.training.board import check_reporters
 from versatile.training.callbacks import MaskAbsentTasks
 from versatile.training.objectives import CrossEntropy
 from versatile.training.optimizers import build_adamw
 from versatile.training.output_directory import check_output_directory, clear_run
+from versatile.training.reporters import check_reporters
 from versatile.training.runs import (
     READ_PATHS,
     ModelFiles,

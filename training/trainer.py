@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
-from versatile.training.board import Board
 from versatile.training.profiling import profile_steps
+from versatile.training.reporters import Reporters
 from versatile.training.settings import StepPlan
 from versatile.training.sharding import gathered, is_sharded, load_sharded, local, whole
 from versatile.training.trainer_state import (
@@ -81,7 +81,7 @@ class Trainer:
         self.best, self.best_step, self.waited, self.seconds, self.tokens = {}, {}, {}, 0.0, 0
         # The history also holds the losses since the last point of the curve.
         self.history = {"train": [], "valid": []} | ({"since": []} if settings.mean_loss else {})
-        self.stop, self.board, self.signals = None, None, Signals()
+        self.stop, self.reporters, self.signals = None, None, Signals()
         self._mark, self._logged, self._told = None, (0.0, 0), time.monotonic()
         # Output of the last step read, and the steps not read yet: (number, loss and gradient norm, tokens, rate).
         self.output, self._unread = dict(loss=0.0, ppl=1.0, lr=0.0, grad_norm=0.0), []
@@ -202,9 +202,9 @@ class Trainer:
             self.on_rank0(lambda: self.run.save_best(lambda folder: self.run.files.save_best(folder, better)))
         names = f": {', '.join(better)}" if len(better) < len(report.scores) else ""
         self.say(f"step {step}: " + report.line.replace("%s", f" (best so far{names})" if better else ""))
-        if self.board:
+        if self.reporters:
             for group, scalars in report.scalars.items():
-                self.board.add(step, group, scalars)
+                self.reporters.add(step, group, scalars)
         self.stop_tasks(step)
 
     def keep_last(self, step):
@@ -309,7 +309,7 @@ class Trainer:
         engine = Engine(self.step)
         engine.logger.disabled = True
         if self.rank0:
-            self.board = Board(self.run.directory, first, self.settings.report_to, self.run.board_folder)
+            self.reporters = Reporters(self.run.directory, first, self.settings.report_to, self.run.events_folder)
         self._attach(engine)
         self._mark = time.monotonic()
         if first:
@@ -320,8 +320,8 @@ class Trainer:
         if first < self.total_steps and self.stop != "early":
             with self.signals:
                 self._run(engine, first)
-        if self.board:
-            self.board.close()
+        if self.reporters:
+            self.reporters.close()
         if isinstance(self.stop, int):
             raise SystemExit(128 + self.stop)
         for callback in self.callbacks:
@@ -389,8 +389,8 @@ class Trainer:
             row.pop("ppl")
             self.history["since"] = []
         self.history["train"].append(dict(step=step, **row))
-        if self.board:
-            self.board.add(step, "train", row | dict(tokens_per_second=speed))
+        if self.reporters:
+            self.reporters.add(step, "train", row | dict(tokens_per_second=speed))
         for callback in self.callbacks:
             callback.on_log(step)
         if not sys.stderr.isatty() and time.monotonic() - self._told > QUIET_SECONDS:
