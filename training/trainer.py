@@ -75,14 +75,14 @@ class Trainer:
         # All processes of a sharded model must run the same number of forward passes.
         self.merges = hasattr(batches, "merged") and getattr(objective, "by_row", False) and not is_sharded(model)
         # Signals are exchanged between hosts: nccl would make every host wait for its GPU at each step.
-        self.hosts = torch.distributed.new_group(backend="gloo") if idist.backend() == "nccl" else None
+        self.signal_group = torch.distributed.new_group(backend="gloo") if idist.backend() == "nccl" else None
         # Stored in a checkpoint in addition to weights and optimizer.
         # The first three are keyed by task, or by TOGETHER where tasks are judged by their mean.
         self.best, self.best_step, self.waited, self.seconds, self.tokens = {}, {}, {}, 0.0, 0
         # The history also holds the losses since the last point of the curve.
         self.history = {"train": [], "valid": []} | ({"since": []} if settings.mean_loss else {})
         self.stop, self.reporters, self.signals = None, None, Signals()
-        self._mark, self._logged, self._told = None, (0.0, 0), time.monotonic()
+        self._clock_start, self._logged, self._last_print = None, (0.0, 0), time.monotonic()
         # Output of the last step read, and the steps not read yet: (number, loss and gradient norm, tokens, rate).
         self.output, self._unread = dict(loss=0.0, ppl=1.0, lr=0.0, grad_norm=0.0), []
 
@@ -98,7 +98,8 @@ class Trainer:
         micro_batches = self.plan.micro_batches(step)
         if self.merges and len(micro_batches) > 1:
             return self.batches.merged(micro_batches)
-        return [made for made in (self.batches.batch(*batch) for batch in micro_batches) if made[1]]
+        built = (self.batches.batch(*batch) for batch in micro_batches)
+        return [micro_batch for micro_batch in built if micro_batch[1]]
 
     def step(self, engine, window):
         """One optimizer step over a window of micro-batches; returns the `output` of the last step that was read.
@@ -287,8 +288,8 @@ class Trainer:
     def clock(self):
         """Add the time since the last call to the run's training seconds."""
         now = time.monotonic()
-        self.seconds += now - (self._mark or now)
-        self._mark = now
+        self.seconds += now - (self._clock_start or now)
+        self._clock_start = now
 
     # ---- the loop
 
@@ -311,7 +312,7 @@ class Trainer:
         if self.rank0:
             self.reporters = Reporters(self.run.directory, first, self.settings.report_to, self.run.events_folder)
         self._attach(engine)
-        self._mark = time.monotonic()
+        self._clock_start = time.monotonic()
         if first:
             over = first >= self.total_steps or self.stop == "early"
             self.say("this run is already finished" if over else f"resuming after step {first} of {self.total_steps}")
@@ -393,8 +394,8 @@ class Trainer:
             self.reporters.add(step, "train", row | dict(tokens_per_second=speed))
         for callback in self.callbacks:
             callback.on_log(step)
-        if not sys.stderr.isatty() and time.monotonic() - self._told > QUIET_SECONDS:
-            self._told = time.monotonic()
+        if not sys.stderr.isatty() and time.monotonic() - self._last_print > QUIET_SECONDS:
+            self._last_print = time.monotonic()
             left = (self.total_steps - step) * self.seconds / step
             self.say(f"step {step}/{self.total_steps}: {self.format_log(row)}, {speed:.0f} tokens/s, "
                      f"about {left / 60:.1f} min left")  # fmt: skip
@@ -424,14 +425,14 @@ class Trainer:
         if caught or done or self.stop == "early":
             engine.terminate()
         # Validation and saving do not count as training time.
-        self._mark = time.monotonic()
+        self._clock_start = time.monotonic()
 
     def _caught(self):
         """The signal caught by any process, or 0."""
         if self.world == 1 or self.device.type == "xla":
             return int(idist.all_reduce(self.signals.caught, "MAX")) if self.world > 1 else self.signals.caught
         caught = torch.tensor(self.signals.caught)
-        torch.distributed.all_reduce(caught, torch.distributed.ReduceOp.MAX, self.hosts)
+        torch.distributed.all_reduce(caught, torch.distributed.ReduceOp.MAX, self.signal_group)
         return int(caught)
 
     def summary(self, step):
