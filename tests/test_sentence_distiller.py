@@ -386,7 +386,7 @@ def test_killed_between_writing_the_output_and_removing_the_partial_file_ends_we
 ):
     argv, partial = asked(teacher, data), tmp_path / "nlg_distilled.json.partial"
     with monkeypatch.context() as patch:
-        patch.setattr(sentences.Partial, "remove", lambda self: None)
+        patch.setattr(sentences.PartialOutputs, "remove", lambda self: None)
         sentence_distiller.main(list(map(str, argv)))
     finished, kept = beside(data).read_bytes(), partial.read_bytes()
     assert "was finished before" in distilled(argv)
@@ -403,7 +403,7 @@ def test_a_full_disk_is_one_clear_error_and_what_was_written_is_gone_on_with(
     teacher, data, tmp_path, monkeypatch, capsys
 ):
     argv, partial = list(map(str, asked(teacher, data))), tmp_path / "nlg_distilled.json.partial"
-    append = sentences.Partial._append
+    append = sentences.PartialOutputs._append
 
     def full(self, value):
         if self.done == 3:
@@ -412,7 +412,7 @@ def test_a_full_disk_is_one_clear_error_and_what_was_written_is_gone_on_with(
         append(self, value)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(sentences.Partial, "_append", full)
+        patch.setattr(sentences.PartialOutputs, "_append", full)
         sentence_distiller.main(argv)
     assert stop.value.code == 2
     assert f"{partial}: cannot write: the disk is full" in capsys.readouterr().err
