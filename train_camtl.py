@@ -326,8 +326,8 @@ def train(args, run, model, tokenizer, splits, dtype):
     settings, warmup = trainer_settings(args, batches, dtype)
     dev = splits.get("dev")
     evaluate = dev and classification.DevScores(model, dev, (args.valid_batch_size, batches.pad_id, dtype), args.select)
-    files = ModelFiles(lambda at: bert.save_classifier(model, tokenizer, at),
-                       lambda at: bert.load_weights(model, at))  # fmt: skip
+    files = ModelFiles(lambda folder: bert.save_classifier(model, tokenizer, folder),
+                       lambda folder: bert.load_weights(model, folder))  # fmt: skip
     run.bind(files, experiment.data_key(train=splits["train"], valid=dev),
              experiment.resume_command("train_camtl.py", run.directory), args.logging_dir,
              backbone=getattr(model, "backbone_fingerprint", None))  # fmt: skip

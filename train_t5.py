@@ -58,9 +58,9 @@ def work(arguments):
     say(t5.parameter_summary(model))
     if evaluation := build_evaluation(arguments, model, tokenizer, splits.get("validation")):
         text_to_text_evaluation.check_best_metric(arguments, evaluation)
-    drawn = make_batches(arguments, model, tokenizer, splits) if arguments.do_train else None
+    train_batches = make_batches(arguments, model, tokenizer, splits) if arguments.do_train else None
     run = open_run(arguments, model, tokenizer)
-    trained = train(arguments, run, model, tokenizer, splits, drawn, evaluation) if arguments.do_train else {}
+    trained = train(arguments, run, model, tokenizer, splits, train_batches, evaluation) if arguments.do_train else {}
     finish(arguments, run, model, tokenizer, splits, trained)
 
 
@@ -228,11 +228,11 @@ def make_batches(arguments, model, tokenizer, splits):
                           splits=model.tasks if unused else ())  # fmt: skip
 
 
-def train(arguments, run, model, tokenizer, splits, drawn, evaluation):
+def train(arguments, run, model, tokenizer, splits, train_batches, evaluation):
     """Train; the model is left with the weights that are kept.
 
     Args:
-        drawn: as returned by `make_batches`.
+        train_batches: as returned by `make_batches`.
         evaluation: as returned by `build_evaluation`.
 
     Returns:
@@ -247,17 +247,19 @@ def train(arguments, run, model, tokenizer, splits, drawn, evaluation):
     from versatile.training.text_to_text_training import build_trainer
     from versatile.utils.devices import precision
 
-    files = ModelFiles(lambda at: t5.save_t5(model, tokenizer, at), lambda at: t5.load_weights(model, at))
+    files = ModelFiles(lambda folder: t5.save_t5(model, tokenizer, folder),
+                       lambda folder: t5.load_weights(model, folder))  # fmt: skip
     key = experiment.data_key(train=splits["train"], valid=splits.get("validation"))
     command = experiment.resume_command("train_t5.py", run.directory)
     run.bind(files, key, command, backbone=model.backbone_fingerprint)
     dtype = precision(arguments, idist.device())
     if dtype != torch.float32:
         halve_frozen(model, dtype)
-    result = experiment.run_training(build_trainer(arguments, run, model, drawn, evaluation))
+    result = experiment.run_training(build_trainer(arguments, run, model, train_batches, evaluation))
     # The run directory holds the kept model; a run resumed at its end has another one in memory.
     files.load(run.directory)
-    return result | dict(coverage=report_coverage(arguments, drawn.sampler, result["steps"], list(splits["train"])))
+    coverage = report_coverage(arguments, train_batches.sampler, result["steps"], list(splits["train"]))
+    return result | dict(coverage=coverage)
 
 
 def report_coverage(args, sampler, steps, names):

@@ -342,7 +342,8 @@ class Sequence:
             def schedule(step):
                 return annealing(batches.seen(plan.micro_batches(step)))
 
-        files = ModelFiles(lambda at: self.save(at, names), lambda at: checkpoint.load_weights(model, at))
+        files = ModelFiles(lambda folder: self.save(folder, names),
+                           lambda folder: checkpoint.load_weights(model, folder))  # fmt: skip
         run.bind(files, rows_key(rows), self.command, backbone=self.lifelong_model.fingerprint)
         run.epoch_steps, run.epochs, run.keep_epochs = plan.epoch_steps, epochs, not args.only_final
         return Trainer(

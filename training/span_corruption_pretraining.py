@@ -27,7 +27,7 @@ from versatile.utils.screen import shell_command
 # ---- text
 
 
-def texts(arguments):
+def read_texts(arguments):
     """(training texts, validation texts), shuffled by the data seed."""
     seed = arguments.data_seed
     lines = [line for path in arguments.train_files or [] for line in read_lines(path, "--train_files")]
@@ -58,14 +58,14 @@ def read_lines(path, flag):
     return [line for line in lines if line]
 
 
-def data(arguments, tokenizer):
+def load_data(arguments, tokenizer):
     """(training `Corrupted`, validation `Rows`, whose corruption is fixed)."""
     seed = arguments.data_seed
     sentinels = span_corruption.sentinels_of(tokenizer)
     density, mean_span = arguments.noise_density, arguments.mean_noise_span_length
     length, _ = span_corruption.lengths(arguments.max_source_length, density, mean_span)
-    how = dict(density=density, mean_span=mean_span, seed=seed)
-    train, valid = texts(arguments)
+    corruption = dict(density=density, mean_span=mean_span, seed=seed)
+    train, valid = read_texts(arguments)
     splits = []
     for name, lines in (("train", train), ("validation", valid)):
         try:
@@ -78,7 +78,7 @@ def data(arguments, tokenizer):
             raise UserError(error.found, location=f"{location} {arguments.validation_share:g}",
                             expected=f"at least {length} tokens to validate on, here from {len(lines):,} texts",
                             remedy="raise --validation_share, or name --validation_files") from None  # fmt: skip
-        splits.append(span_corruption.Corrupted(rows, sentinels, tokenizer.eos_token_id, **how))
+        splits.append(span_corruption.Corrupted(rows, sentinels, tokenizer.eos_token_id, **corruption))
         experiment.say(f"{name}: {len(lines):,} texts, {rows.size:,} tokens in {len(rows):,} sequences of {length}")
     items = [splits[1][i] for i in range(len(splits[1]))]
     columns = (FlatLists.from_lists([item[name] for item in items]) for name in ("input_ids", "labels"))
@@ -106,7 +106,7 @@ class Scorer:
         return {f"{prefix}_loss": nll / count, f"{prefix}_perplexity": capped_perplexity(nll / count)}
 
 
-def batches(args, model, tokenizer, train):
+def make_batches(args, model, tokenizer, train):
     """Training batches of `Corrupted` rows."""
     sampler = span_corruption.EpochBatches(len(train), args.train_batch_size, args.data_seed,
                                            idist.get_world_size())  # fmt: skip
@@ -120,14 +120,14 @@ def batches(args, model, tokenizer, train):
 # ---- the run
 
 
-def save(model, tokenizer, folder):
+def save_backbone(model, tokenizer, folder):
     """Write an ordinary transformers directory."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def load_weights(model, folder):
-    """Load what `save` wrote into the same model."""
+    """Load what `save_backbone` wrote into the same model."""
     from safetensors.torch import load_model
 
     missing, unexpected = load_model(model, str(Path(folder) / MODEL_WEIGHTS), strict=False)
@@ -147,17 +147,18 @@ def pretrain(arguments):
     with idist.one_rank_first(local=True):
         model, tokenizer = load_t5_backbone(arguments)
         set_seed(arguments.seed)
-        train, valid = data(arguments, tokenizer)
+        train, valid = load_data(arguments, tokenizer)
     experiment.say(f"trained: all {sum(p.numel() for p in model.parameters()):,} parameters")
-    drawn = batches(arguments, model, tokenizer, train)
+    train_batches = make_batches(arguments, model, tokenizer, train)
     scorer = Scorer(model, tokenizer, arguments, valid)
     check_best_metric(arguments, scorer)
     run = open_run(arguments, "pretraining")
     digest = hashlib.sha256(train.rows.tobytes()).hexdigest()[:16]
-    files = ModelFiles(lambda at: save(model, tokenizer, at), lambda at: load_weights(model, at))
+    files = ModelFiles(lambda folder: save_backbone(model, tokenizer, folder),
+                       lambda folder: load_weights(model, folder))  # fmt: skip
     command = experiment.resume_command("pretrain_t5.py", run.directory)
     run.bind(files, dict(train=digest, valid=valid.fingerprint()), command)
-    result = experiment.run_training(build_trainer(arguments, run, model, drawn, scorer))
+    result = experiment.run_training(build_trainer(arguments, run, model, train_batches, scorer))
     files.load(run.directory)
     scores = scorer("eval")
     history = result["history"]
