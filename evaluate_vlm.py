@@ -102,10 +102,10 @@ def read_splits(args, info):
     """The splits to evaluate: the requested tasks that the model holds, with their data."""
     from versatile.data.own_tasks import register_own_tasks
     from versatile.data.task import get_task
-    from versatile.training.evaluation import asked_tasks
+    from versatile.training.evaluation import requested_tasks
 
     register_own_tasks(info.definitions.values())
-    names = asked_tasks(args, info.tasks)
+    names = requested_tasks(args, info.tasks)
     splits = [read_task_split(args, get_task(name), args.max_history or info.histories.get(name)) for name in names]
     if not any(splits):
         raise UserError("none of the tasks has data", location="--data", expected="TASK=FILE for at least one of "

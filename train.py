@@ -108,7 +108,7 @@ def train(args, typed_flags):
         splits = experiment.load_splits(args, {task.name: task}, {task.name: path}, tokenizer, positions, limits)
         longest = int(splits["train"][task.name].lengths[: args.limit].max())
         objective = load_teacher(args, task, (model, tokenizer), dtype, longest)
-    experiment.say(adapting.parameter_summary(model))
+    experiment.print_once(adapting.parameter_summary(model))
     experiment.prepare_for_training(model, args, dtype)
     if run is None:
         run = experiment.new_run(args, (task.name, mode(args)), method(args))

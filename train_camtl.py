@@ -228,7 +228,7 @@ def load_splits(args, tokenizer):
     """{split: {task: `EncodedSplit`}} for the splits that the flags require; prints row counts and truncations."""
     from versatile.data import glue_files
     from versatile.data.encoders import sentence_pair
-    from versatile.training.experiment import say
+    from versatile.training.experiment import print_once
 
     wanted = dict(train=args.do_train, dev=evaluates(args), test=args.do_predict)
     splits = {}
@@ -238,7 +238,7 @@ def load_splits(args, tokenizer):
             names += glue_files.guests_with_files(args.tasks, args.data_dir, split)
         if split == "test" and (without := [name for name in names if not testable(args, name)]):
             names = [name for name in names if name not in without]
-            say(f"no test.tsv of {', '.join(without)}: not predicted")
+            print_once(f"no test.tsv of {', '.join(without)}: not predicted")
         splits[split] = {}
         for name in names:
             loaded = sentence_pair.load_split(
@@ -247,9 +247,9 @@ def load_splits(args, tokenizer):
             )  # fmt: skip
             splits[split][name] = loaded
             kept, cut = loaded.report["kept"], sum(loaded.report["cut"].values())
-            say(f"{split} {name}: {counted(len(loaded), 'row')}"
-                + (f" of {kept:,}" if kept > len(loaded) else "")
-                + (f", {cut:,} cut to {args.max_seq_length} tokens" if cut else ""))  # fmt: skip
+            print_once(f"{split} {name}: {counted(len(loaded), 'row')}"
+                       + (f" of {kept:,}" if kept > len(loaded) else "")
+                       + (f", {cut:,} cut to {args.max_seq_length} tokens" if cut else ""))  # fmt: skip
     return splits
 
 
@@ -269,7 +269,7 @@ def make_batches(args, model, tokenizer, splits, dtype):
     """Training batches, drawn by the sampler that the flags select."""
     import ignite.distributed as idist
     from versatile.data.pair_batches import CandidateBatches, PairBatches
-    from versatile.training.experiment import say
+    from versatile.training.experiment import print_once
     from versatile.training.uncertainty_sampling import UncertaintySampler
 
     ids = {task: model.task_id(task) for task in splits}
@@ -279,10 +279,10 @@ def make_batches(args, model, tokenizer, splits, dtype):
     percent = args.percent_of_max_data_size
     if args.use_mt_uncertainty:
         if args.uniform_mt_sampling:
-            say("--uniform_mt_sampling: no effect with --use_mt_uncertainty, which draws a batch of each task")
+            print_once("--uniform_mt_sampling: no effect with --use_mt_uncertainty, which draws a batch of each task")
         return CandidateBatches(*options, select=UncertaintySampler(model, dtype), percent=percent, **processes)
     if percent != 1 and not args.uniform_mt_sampling:
-        say("--percent_of_max_data_size: no effect without --use_mt_uncertainty or --uniform_mt_sampling")
+        print_once("--percent_of_max_data_size: no effect without --use_mt_uncertainty or --uniform_mt_sampling")
     return PairBatches(*options, uniform=percent if args.uniform_mt_sampling else None, **processes)
 
 
@@ -366,7 +366,7 @@ def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
     import ignite.distributed as idist
     from versatile.data import glue
     from versatile.training import classification
-    from versatile.training.experiment import say
+    from versatile.training.experiment import print_once
     from versatile.utils.files import writable_directory
 
     first, options = idist.get_rank() == 0, (args.valid_batch_size, tokenizer.pad_token_id, dtype)
@@ -381,13 +381,13 @@ def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
         if first:
             classification.write_predictions(folder, name, split, predictions, step)
     if "test" in splits:
-        say(f"predictions of {', '.join(splits['test'])} in {folder}; for the GLUE site: {folder}/submission/")
+        print_once(f"predictions of {', '.join(splits['test'])} in {folder}; for the GLUE site: {folder}/submission/")
         if args.limit:
-            say(f"--limit: they are cut to the first {args.limit:,} rows, and the GLUE site would refuse them")
+            print_once(f"--limit: they are cut to the first {args.limit:,} rows, and the GLUE site would refuse them")
         every = (*classification_flags.TASKS, *glue.SHARED_HEADS)
         absent = [glue.TASKS[name].submission for name in every if name not in splits["test"]]
         if absent and set(classification_flags.TASKS) & set(splits["test"]):
-            say(f"the GLUE site wants all of its files; missing: {', '.join(absent)}")
+            print_once(f"the GLUE site wants all of its files; missing: {', '.join(absent)}")
 
 
 def _write_results(args, folder, model, report, step):

@@ -187,8 +187,9 @@ def train(args, typed_flags):
     args.output_dir = str(args.output_dir or sequence.directory(args))
     dtype = experiment.check_before_loading(args, run)
     if args.dynamic_epochs and args.max_n_epochs == args.n_epochs:
-        experiment.say(f"warning: --dynamic_epochs changes nothing: no task may have more than --max_n_epochs "
-                       f"{args.max_n_epochs}, as many as --n_epochs; raise the one or lower the other")  # fmt: skip
+        experiment.print_once("warning: --dynamic_epochs changes nothing: no task may have more than --max_n_epochs "
+                              f"{args.max_n_epochs}, as many as --n_epochs; raise the one or lower the "
+                              "other")  # fmt: skip
     # Check everything that can be wrong before anything is trained.
     teachers = find_teachers(args)
     named = bool(teachers)
@@ -211,7 +212,7 @@ def train(args, typed_flags):
     if args.distil and not named:
         teachers |= {name: learning.train_teacher(args, name, dtype) for name in args.tasks if name not in teachers}
         teaching.check_teachers(lifelong_model, teachers, args)
-    experiment.say(adapting.parameter_summary(lifelong_model.model))
+    experiment.print_once(adapting.parameter_summary(lifelong_model.model))
     experiment.prepare_for_training(lifelong_model.model, args, dtype)
     if run is None:
         run = experiment.new_run(args, (), args.seq_train_type)

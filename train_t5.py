@@ -46,7 +46,7 @@ def work(arguments):
     import ignite.distributed as idist
     from versatile.adapters import t5
     from versatile.training import text_to_text_evaluation
-    from versatile.training.experiment import prepare_push, say
+    from versatile.training.experiment import prepare_push, print_once
     from versatile.training.text_to_text_training import check_directory
 
     check_directory(arguments, "train_t5.py")
@@ -55,7 +55,7 @@ def work(arguments):
     with idist.one_rank_first(local=True):
         model, tokenizer = build(arguments)
         splits = read(arguments, tokenizer, model)
-    say(t5.parameter_summary(model))
+    print_once(t5.parameter_summary(model))
     if evaluation := build_evaluation(arguments, model, tokenizer, splits.get("validation")):
         text_to_text_evaluation.check_best_metric(arguments, evaluation)
     train_batches = make_batches(arguments, model, tokenizer, splits) if arguments.do_train else None
@@ -131,10 +131,10 @@ def build(arguments):
 def read(arguments, tokenizer, model):
     """{"train" | "validation" | "test": {task: `text_to_text_evaluation.TextSplit`}} for the requested splits."""
     from versatile.training import text_to_text_evaluation
-    from versatile.training.experiment import say
+    from versatile.training.experiment import print_once
 
     common = dict(seed=arguments.data_seed, held_out=arguments.split_validation_test,
-                  prefix=not arguments.train_adapters, say=say)  # fmt: skip
+                  prefix=not arguments.train_adapters, print_line=print_once)  # fmt: skip
     splits, tested = {}, arguments.eval_tasks or arguments.tasks
     ids = {name: model.task_id(name) if name in model.tasks else 0 for name in [*arguments.tasks, *tested]}
     check_test_rows(arguments, tested)
@@ -173,10 +173,10 @@ def build_evaluation(arguments, model, tokenizer, splits):
     """`text_to_text_evaluation.Evaluation` of a split's tasks, distributed over the processes; None without tasks."""
     from transformers.utils import is_torch_xla_available
     from versatile.training.text_to_text_evaluation import Evaluation
-    from versatile.training.text_to_text_training import of_training
+    from versatile.training.text_to_text_training import training_text_model
 
     lengths = (arguments.max_source_length, arguments.val_max_target_length) if is_torch_xla_available() else None
-    text_model = of_training(arguments, model, tokenizer, lengths)
+    text_model = training_text_model(arguments, model, tokenizer, lengths)
     return Evaluation(text_model, splits, arguments.predict_with_generate) if splits else None
 
 
@@ -205,7 +205,7 @@ def make_batches(arguments, model, tokenizer, splits):
     from transformers.utils import is_torch_xla_available
     from versatile.data.task_sampler import MultiTaskBatchSampler
     from versatile.data.text_to_text_batches import Collator, SampledBatches
-    from versatile.training.experiment import say
+    from versatile.training.experiment import print_once
 
     rows = {name: part.rows for name, part in splits["train"].items()}
     sizes = {name: len(own) for name, own in rows.items()}
@@ -214,7 +214,7 @@ def make_batches(arguments, model, tokenizer, splits):
         replicas=idist.get_world_size(), seed=arguments.data_seed,
     )  # fmt: skip
     shares = zip(sizes, sampler.probabilities().tolist())
-    say("tasks are drawn: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in shares))
+    print_once("tasks are drawn: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in shares))
     fixed = (arguments.max_source_length, arguments.max_target_length) if is_torch_xla_available() else None
     collate = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id,
                        ignore_pad=arguments.ignore_pad_token_for_loss, lengths=fixed)  # fmt: skip
@@ -264,7 +264,7 @@ def train(arguments, run, model, tokenizer, splits, train_batches, evaluation):
 
 def report_coverage(args, sampler, steps, names):
     """How much of every task was seen; also printed."""
-    from versatile.training.experiment import say
+    from versatile.training.experiment import print_once
 
     per_epoch = len(sampler)
     epoch_steps = -(-per_epoch // args.gradient_accumulation_steps)
@@ -272,8 +272,8 @@ def report_coverage(args, sampler, steps, names):
     drawn = epochs * per_epoch + min(rest * args.gradient_accumulation_steps, per_epoch)
     coverage = sampler.coverage(drawn, names)
     for row in coverage:
-        say(f"seen of {row['task']}: {row['distinct']:,} of {row['size']:,} examples, {row['drawn']:,} drawn, "
-            f"in {100 * row['batch_share']:.0f} % of the batches")  # fmt: skip
+        print_once(f"seen of {row['task']}: {row['distinct']:,} of {row['size']:,} examples, {row['drawn']:,} drawn, "
+                   f"in {100 * row['batch_share']:.0f} % of the batches")  # fmt: skip
     return coverage
 
 
@@ -321,7 +321,7 @@ def finish(arguments, run, model, tokenizer, splits, trained):
         write_json(folder / "arguments_results.json", arguments.flags())
     if idist.get_world_size() > 1:
         idist.barrier()
-    experiment.say(f"{'model and results' if trained else 'results'} in {run.directory}")
+    experiment.print_once(f"{'model and results' if trained else 'results'} in {run.directory}")
     following = ("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory)
     experiment.end_run(arguments, run, *(following if trained else ()))
 

@@ -222,14 +222,14 @@ class BackOff:
         size: the initial size: samples, a budget, or anything proportional to memory.
         name: name of the size in messages.
         least: give up below this size.
-        say: prints a line.
+        print_line: prints a line.
 
     Attributes:
         size: the current size; saved in checkpoints, so that a resumed run does not run out of memory again.
     """
 
-    def __init__(self, size, name, least=1, say=print):
-        self.size, self.name, self.least, self.say = size, name, least, say
+    def __init__(self, size, name, least=1, print_line=print):
+        self.size, self.name, self.least, self.print_line = size, name, least, print_line
 
     def run(self, work):
         """Return `work(size)`, restarted with half the size whenever memory runs out.
@@ -255,7 +255,7 @@ class BackOff:
         if half < self.least:
             raise UserError(f"out of memory with {self.name} {self.size:g}: {why}", location=self.name,
                             remedy="use a smaller model, shorter samples, or a device with more memory")  # fmt: skip
-        self.say(f"out of memory with {self.name} {self.size:g}: going on with {half:g}")
+        self.print_line(f"out of memory with {self.name} {self.size:g}: going on with {half:g}")
         self.size = half
 
     def state_dict(self):

@@ -32,7 +32,7 @@ from versatile.lifelong.schedule import Annealing
 from versatile.lifelong.strategies import get_strategy
 from versatile.lifelong.teachers import content_key, contents, load_teacher
 from versatile.training.callbacks import MaskAbsentTasks
-from versatile.training.experiment import prepare_for_training, resume_command, say
+from versatile.training.experiment import prepare_for_training, print_once, resume_command
 from versatile.training.optimizers import build_adamw
 from versatile.training.runs import ModelFiles, record
 from versatile.training.schedules import choose_schedule
@@ -138,8 +138,8 @@ def warn_of_long_tests(encoder, args):
             answers.check_fit(encoder, samples.load_task(task, args.data_dir, "test"))
         except answers.TooLong as error:
             longer = f"train with a higher --max_len, or evaluate it with evaluate_lifelong.py --max_len {error.needed}"
-            say(f"warning: {error.location} cannot be evaluated as it is: {error.found}, {error.expected};\n"
-                f"  {longer if error.needed <= encoder.most else error.remedy}")  # fmt: skip
+            print_once(f"warning: {error.location} cannot be evaluated as it is: {error.found}, {error.expected};\n"
+                       f"  {longer if error.needed <= encoder.most else error.remedy}")  # fmt: skip
 
 
 def count_epochs(args, sizes):
@@ -184,7 +184,7 @@ class Sequence:
         self.resume(list(stages))
         for number, (stage, names) in enumerate(stages.items()):
             if stage in self.progress.finished:
-                say(f"{stage}: already trained")
+                print_once(f"{stage}: already trained")
                 continue
             self.train_stage(number, stage, names)
 
@@ -209,16 +209,16 @@ class Sequence:
     def train_stage(self, number, stage, names):
         """Train one stage."""
         folder = sequence.stage_directory(self.folder, stage)
-        say(f"\n{stage}: task {number + 1} of {len(sequence.stages(self.args))}, "
-            f"{counted(sum(self.sizes[name] for name in names), 'sample')}", flush=True)  # fmt: skip
+        print_once(f"\n{stage}: task {number + 1} of {len(sequence.stages(self.args))}, "
+                   f"{counted(sum(self.sizes[name] for name in names), 'sample')}", flush=True)  # fmt: skip
         run = self.open_run(folder)
         rows = self.strategy.training_rows({name: self.encode_task(name) for name in names})
         if replayed := self.strategy.before_task(list(self.data)[:number], list(names)):
             rows = RowChain([rows, replayed])
         teacher = self.load_stage_teacher(names[0]) if self.args.distil else None
         trainer = self.make_trainer(run, rows, names, teacher)
-        say(f"run: {run.directory}  ({counted(trainer.total_steps, 'step')}, {counted(len(rows), 'sample')}, "
-            f"{counted(trainer.plan.epochs, 'epoch')}, {self.dtype}, {trainer.device})", flush=True)  # fmt: skip
+        print_once(f"run: {run.directory}  ({counted(trainer.total_steps, 'step')}, {counted(len(rows), 'sample')}, "
+                   f"{counted(trainer.plan.epochs, 'epoch')}, {self.dtype}, {trainer.device})", flush=True)  # fmt: skip
         result = trainer.fit()
         self.finish_stage(run, stage, names, rows, trainer, result)
         # With several processes each stage's wrapper keeps its hooks on the model until it is garbage-collected.
@@ -234,8 +234,8 @@ class Sequence:
 
     def finish_stage(self, run, stage, names, rows, trainer, result):
         """Save the model and everything that later stages need of this one."""
-        say(f"done: {counted(result['steps'], 'step')}, {result['tokens_per_second']:.0f} tokens/s, "
-            f"{result['seconds']:.0f} s, peak memory {result['peak_memory_mb']} MB")  # fmt: skip
+        print_once(f"done: {counted(result['steps'], 'step')}, {result['tokens_per_second']:.0f} tokens/s, "
+                   f"{result['seconds']:.0f} s, peak memory {result['peak_memory_mb']} MB")  # fmt: skip
         last = stage == list(sequence.stages(self.args))[-1]
         self.copy_adapter_forward(names)
         trainer.on_rank0(lambda: run.finish(run.files.save))
@@ -297,7 +297,7 @@ class Sequence:
         rows = self.encode(name)
         if cut := self.encoder.counts - before:
             parts = ", ".join(f"the {what.split()[0]} of {count:,}" for what, count in cut.items())
-            say(f"{name}: cut to fit {self.positions} tokens (--max_len): {parts} of {len(rows):,} samples")
+            print_once(f"{name}: cut to fit {self.positions} tokens (--max_len): {parts} of {len(rows):,} samples")
         return rows
 
     def make_objective(self):
@@ -363,7 +363,7 @@ class Sequence:
     def load_stage_teacher(self, name):
         """The `Teacher` of a task."""
         folder = self.teacher_of(name)
-        say(f"{name}: distilled from the teacher {folder}")
+        print_once(f"{name}: distilled from the teacher {folder}")
         teacher = load_teacher(self.lifelong_model, folder, name, self.args, self.dtype)
         inference.prepare_for_inference(teacher.model, idist.device(), self.dtype)
         return teacher
@@ -407,9 +407,9 @@ def train_teacher(args, task, dtype):
         write_json(folder / "run.json", record(own, method="lll"))
     if finished := sequence.Progress(folder, idist.get_world_size()).finished:
         sequence.check_models(folder, own, finished)
-        say(f"{task}: the teacher already exists: {folder / task}")
+        print_once(f"{task}: the teacher already exists: {folder / task}")
         return folder / task
-    say(f"\nteacher of {task}: {folder}")
+    print_once(f"\nteacher of {task}: {folder}")
     check_answers(lifelong_model.encoder, data)
     prepare_for_training(lifelong_model.model, args, dtype)
     # The sequence that the teacher is for has no directory yet: the same command trains on where it stopped.

@@ -15,7 +15,7 @@ from versatile.data.files import fingerprint
 from versatile.lifelong import answers, routing, sequence
 from versatile.lifelong.batches import BackOff
 from versatile.lifelong.losses import Teacher
-from versatile.training.experiment import say
+from versatile.training.experiment import print_once
 from versatile.utils.errors import UserError
 from versatile.utils.progress import Progress
 from versatile.utils.screen import counted
@@ -93,10 +93,10 @@ def distilled(args, task, folder, dtype):
                 with Progress(len(qas), f"texts of the teacher of {task.name}") as done:
                     return answers.answer(teacher, qas, batch_size=size, progress=done, task=task.name)[0]
 
-            texts = BackOff(32, "questions at once", say=say).run(work)
+            texts = BackOff(32, "questions at once", print_line=print_once).run(work)
             samples.save_samples(path, [replace(qa, answers=(text,)) for qa, text in zip(qas, texts)])
     texts = f"{counted(len(qas), 'text')} of the teacher"
-    say(f"{task.name}: {texts} {'already in ' if there else 'in '}{path}")
+    print_once(f"{task.name}: {texts} {'already in ' if there else 'in '}{path}")
     return path
 
 

@@ -133,7 +133,7 @@ def test_budget_of_a_device():
 
 def test_out_of_memory_halves_and_says_so():
     said, tried = [], []
-    policy = BackOff(1000.0, "the token budget", least=100, say=said.append)
+    policy = BackOff(1000.0, "the token budget", least=100, print_line=said.append)
 
     def work(size):
         tried.append(size)
@@ -154,6 +154,6 @@ def test_out_of_memory_for_good_is_an_error_and_others_pass():
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
 
     with pytest.raises(UserError, match="out of memory with samples 2"):
-        BackOff(8, "samples", least=2, say=lambda line: None).run(work)
+        BackOff(8, "samples", least=2, print_line=lambda line: None).run(work)
     with pytest.raises(RuntimeError, match="shapes"):
         BackOff(8, "samples").run(lambda size: (_ for _ in ()).throw(RuntimeError("shapes differ")))

@@ -9,7 +9,7 @@ from scripts import SAMPLES, contents, run
 from training_runs import parse_t5 as parse
 from training_runs import refused
 from versatile.adapters import t5, t5_loading
-from versatile.training.evaluation import data_of
+from versatile.training.evaluation import find_data_folder
 from versatile.training.text_to_text_arguments import warmup_steps
 from versatile.training.text_to_text_training import check_directory
 from versatile.utils.errors import UserError
@@ -211,9 +211,9 @@ def test_a_run_is_evaluated_from_anywhere_with_the_beams_typed(finished, tmp_pat
 
 def test_data_that_have_moved_are_asked_for_by_evaluates_own_flag(tmp_path):
     with pytest.raises(UserError, match="--dataset_path DIR"):
-        data_of(None, str(tmp_path / "gone"))
-    assert data_of(GLUE, str(tmp_path / "gone")) == GLUE
-    assert data_of(None, None) is None
+        find_data_folder(None, str(tmp_path / "gone"))
+    assert find_data_folder(GLUE, str(tmp_path / "gone")) == GLUE
+    assert find_data_folder(None, None) is None
 
 
 def test_a_run_goes_on_with_its_data_in_another_place(finished, tmp_path):

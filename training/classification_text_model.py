@@ -14,7 +14,7 @@ from versatile.data.pair_batches import pair_inputs
 from versatile.data.prompt import Prompt
 from versatile.data.task import Example, Span, Task, resolve
 from versatile.training import classification, runs
-from versatile.training.evaluation import EvalSplit, Predictions, asked_tasks, task_data
+from versatile.training.evaluation import EvalSplit, Predictions, requested_tasks, task_data
 from versatile.training.objectives import move
 from versatile.training.text_model import TextModel
 from versatile.utils import devices
@@ -149,7 +149,7 @@ class SentenceClassifier(TextModel):
 
     def read_splits(self, args, typed):
         """The splits requested from evaluate.py, a list of `PairSplit`; "all" includes MNLI's second dev set."""
-        names = asked_tasks(args, self.model.tasks, "sentence_pair")
+        names = requested_tasks(args, self.model.tasks, "sentence_pair")
         classification.check_heads(self.model, names, f"--model_checkpoint {args.model_checkpoint}")
         split, splits = SPLITS[args.split], []
         for name in names:

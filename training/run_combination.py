@@ -146,7 +146,7 @@ class Combination:
             relocate(task, named[task], "--data")
             self.own[task] = get_own_task(task)
         return {task: own.source for task, own in self.own.items()} | {
-            task: evaluation.data_of(
+            task: evaluation.find_data_folder(
                 named.get(task), runs.trained_on(source, task) or self.flags[source].get("data_dir"),
                 f"--data {task}=DIR",
             ) for task, source in self.sources.items() if task not in self.own
@@ -310,7 +310,7 @@ class TextToText(Combination):
                 [task], "validation", data, tokenizer, {task: model.task_id(task)}, lengths=lengths,
                 limit=args.proof_examples, seed=flags.get("data_seed", 42),
                 held_out=flags.get("split_validation_test", False), prefix=text_model.has_prefix,
-                say=lambda line: None,
+                print_line=lambda line: None,
             )[task]  # fmt: skip
             rows, sources = split.rows, split.rows.sources.lengths()
             outputs.append(text_model.generate(rows, sources, min(split.length, args.proof_tokens), 1))

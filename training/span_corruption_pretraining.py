@@ -17,8 +17,8 @@ from versatile.training.text_to_text_training import (
     build_trainer,
     check_directory,
     load_t5_backbone,
-    of_training,
     open_run,
+    training_text_model,
 )
 from versatile.training.validation import capped_perplexity
 from versatile.utils.errors import UserError
@@ -79,7 +79,8 @@ def load_data(arguments, tokenizer):
                             expected=f"at least {length} tokens to validate on, here from {len(lines):,} texts",
                             remedy="raise --validation_share, or name --validation_files") from None  # fmt: skip
         splits.append(span_corruption.Corrupted(rows, sentinels, tokenizer.eos_token_id, **corruption))
-        experiment.say(f"{name}: {len(lines):,} texts, {rows.size:,} tokens in {len(rows):,} sequences of {length}")
+        experiment.print_once(f"{name}: {len(lines):,} texts, {rows.size:,} tokens in {len(rows):,} sequences of "
+                              f"{length}")  # fmt: skip
     items = [splits[1][i] for i in range(len(splits[1]))]
     columns = (FlatLists.from_lists([item[name] for item in items]) for name in ("input_ids", "labels"))
     return splits[0], Rows(0, *columns, [""] * len(items))
@@ -95,7 +96,7 @@ class Scorer:
     """
 
     def __init__(self, model, tokenizer, args, rows):
-        self.text_model, self.rows = of_training(args, model, tokenizer, has_tasks=False), rows
+        self.text_model, self.rows = training_text_model(args, model, tokenizer, has_tasks=False), rows
 
     def keys(self):
         """Names of the scores."""
@@ -148,7 +149,7 @@ def pretrain(arguments):
         model, tokenizer = load_t5_backbone(arguments)
         set_seed(arguments.seed)
         train, valid = load_data(arguments, tokenizer)
-    experiment.say(f"trained: all {sum(p.numel() for p in model.parameters()):,} parameters")
+    experiment.print_once(f"trained: all {sum(p.numel() for p in model.parameters()):,} parameters")
     train_batches = make_batches(arguments, model, tokenizer, train)
     scorer = Scorer(model, tokenizer, arguments, valid)
     check_best_metric(arguments, scorer)
@@ -166,7 +167,7 @@ def pretrain(arguments):
     experiment.write_results(run, dict(method="pretraining", **result, **scores), "span corruption")
     if idist.get_world_size() > 1:
         idist.barrier()
-    experiment.say(f"validation: {scores['eval_loss']:.4f} nats per target token, perplexity "
-                   f"{scores['eval_perplexity']:.2f}")  # fmt: skip
+    experiment.print_once(f"validation: {scores['eval_loss']:.4f} nats per target token, perplexity "
+                          f"{scores['eval_perplexity']:.2f}")  # fmt: skip
     following = shell_command("train_t5.py", "configs/finetune.json", "--model_name_or_path", run.directory)
-    experiment.say(f"next: {following}")
+    experiment.print_once(f"next: {following}")

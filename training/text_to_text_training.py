@@ -87,7 +87,7 @@ def build_trainer(args, run, model, train, evaluate):
                    evaluate and BestMetric(args, evaluate), settings=settings)  # fmt: skip
 
 
-def of_training(args, model, tokenizer, fixed_lengths=None, has_tasks=True):
+def training_text_model(args, model, tokenizer, fixed_lengths=None, has_tasks=True):
     """A model in training as a `TextToTextModel` that splits rows among the processes."""
     return TextToTextModel(model, tokenizer, precision(args, idist.device()), args.valid_batch_size,
                            share=(idist.get_rank(), idist.get_world_size()), fixed_lengths=fixed_lengths,

@@ -202,7 +202,7 @@ class Trainer:
         elif better:
             self.on_rank0(lambda: self.run.save_best(lambda folder: self.run.files.save_best(folder, better)))
         names = f": {', '.join(better)}" if len(better) < len(report.scores) else ""
-        self.say(f"step {step}: " + report.line.replace("%s", f" (best so far{names})" if better else ""))
+        self.print_line(f"step {step}: " + report.line.replace("%s", f" (best so far{names})" if better else ""))
         if self.reporters:
             for group, scalars in report.scalars.items():
                 self.reporters.add(step, group, scalars)
@@ -227,10 +227,10 @@ class Trainer:
         patience = self.settings.early_stopping
         done = {name for name, waited in self.waited.items() if patience and waited >= patience}
         if step is not None and step < self.total_steps and done - self.batches.skip - {TOGETHER}:
-            self.say(f"no better validation loss for {patience} epochs: stopping {', '.join(sorted(done))}")
+            self.print_line(f"no better validation loss for {patience} epochs: stopping {', '.join(sorted(done))}")
         if done and len(done) == len(self.waited):
             if step is not None and step < self.total_steps:
-                self.say(f"no better validation loss for {patience} epochs: stopping early")
+                self.print_line(f"no better validation loss for {patience} epochs: stopping early")
             self.stop = "early"
         else:
             self.batches.skip = done
@@ -315,7 +315,8 @@ class Trainer:
         self._clock_start = time.monotonic()
         if first:
             over = first >= self.total_steps or self.stop == "early"
-            self.say("this run is already finished" if over else f"resuming after step {first} of {self.total_steps}")
+            resuming = f"resuming after step {first} of {self.total_steps}"
+            self.print_line("this run is already finished" if over else resuming)
             # Without max_epochs, ignite would take this for a new run and count from 0.
             engine.load_state_dict(dict(iteration=first, epoch_length=self.epoch_steps, max_epochs=self.plan.epochs))
         if first < self.total_steps and self.stop != "early":
@@ -334,7 +335,8 @@ class Trainer:
             if first == 0 and self.settings.eval_before_start and self.evaluate:
                 self.run_evaluation(0)
             folder = os.environ.get(PROFILE) if self.rank0 else None
-            with profile_steps(folder, self.run.directory.name, first, self.total_steps, self.device, self.say) as done:
+            name = self.run.directory.name
+            with profile_steps(folder, name, first, self.total_steps, self.device, self.print_line) as done:
                 engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: done())
                 engine.run(self.windows(first), max_epochs=self.plan.epochs, epoch_length=self.epoch_steps)
         except Diverged as error:
@@ -397,8 +399,8 @@ class Trainer:
         if not sys.stderr.isatty() and time.monotonic() - self._last_print > QUIET_SECONDS:
             self._last_print = time.monotonic()
             left = (self.total_steps - step) * self.seconds / step
-            self.say(f"step {step}/{self.total_steps}: {self.format_log(row)}, {speed:.0f} tokens/s, "
-                     f"about {left / 60:.1f} min left")  # fmt: skip
+            self.print_line(f"step {step}/{self.total_steps}: {self.format_log(row)}, {speed:.0f} tokens/s, "
+                            f"about {left / 60:.1f} min left")  # fmt: skip
 
     def _after_step(self, engine):
         self.clock()
@@ -421,7 +423,8 @@ class Trainer:
         if caught:
             self.stop = caught
             name = signal.Signals(caught).name
-            self.say(f"{name}: saved after step {step} of {self.total_steps}. To go on:\n  {self.run.resume_command}")
+            command = self.run.resume_command
+            self.print_line(f"{name}: saved after step {step} of {self.total_steps}. To go on:\n  {command}")
         if caught or done or self.stop == "early":
             engine.terminate()
         # Validation and saving do not count as training time.
@@ -448,7 +451,7 @@ class Trainer:
             history={name: rows for name, rows in self.history.items() if name != "since"},
         ) | (self.evaluate.summary(self) if self.evaluate else {})  # fmt: skip
 
-    def say(self, line):
+    def print_line(self, line):
         """Print from the first process, above the progress bar."""
         if self.rank0:
             say_above_bar(line)

@@ -45,13 +45,14 @@ class GenerativeReplay(Strategy):
         if not seen:
             return []
         from versatile.lifelong.replay import quotas
-        from versatile.training.experiment import say
+        from versatile.training.experiment import print_once
 
         size, percentage = self.sequence.sizes[new[0]], self.settings.gen_lm_sample_percentage
         counts, rows = quotas(size, percentage, seen), []
         if not any(counts.values()):
-            say(f"warning: nothing is replayed: {percentage:g} of {counted(size, 'sample')} is less than one for each "
-                f"of {len(seen)} earlier tasks; raise --gen_lm_sample_percentage", flush=True)  # fmt: skip
+            print_once(f"warning: nothing is replayed: {percentage:g} of {counted(size, 'sample')} is less than one "
+                       f"for each of {len(seen)} earlier tasks; raise --gen_lm_sample_percentage",
+                       flush=True)  # fmt: skip
             return rows
         for position, task in enumerate(seen):
             if self.settings.real_sample:
@@ -63,12 +64,12 @@ class GenerativeReplay(Strategy):
     def draw_real(self, task, count, number):
         """Rows of some of a task's real samples."""
         from versatile.lifelong.memory import draw_indices
-        from versatile.training.experiment import say
+        from versatile.training.experiment import print_once
 
         size = self.sequence.sizes[task]
         indices = draw_indices(size, min(count, size), self.settings.seed, number)
         rows = self.sequence.encode(task, indices, True)
-        say(f"{task}: {counted(len(rows), 'real sample')} replayed")
+        print_once(f"{task}: {counted(len(rows), 'real sample')} replayed")
         return rows
 
     def draw_generated(self, task, count, number, position, new):
@@ -76,7 +77,7 @@ class GenerativeReplay(Strategy):
         import ignite.distributed as idist
         from versatile.lifelong.answers import ids_before_gen
         from versatile.lifelong.batches import BackOff
-        from versatile.training.experiment import say
+        from versatile.training.experiment import print_once
 
         path = self.sequence.stage_folder(new) / f"generated_{task}.jsonl"
         sampling = self.sampling()
@@ -88,15 +89,16 @@ class GenerativeReplay(Strategy):
         self.sequence.model.to(idist.device()).eval()
         # The first process generates, the others read.
         with idist.one_rank_first():
-            rows, report = BackOff(sampling.batch_size, "samples generated at once", say=say).run(generate)
+            back_off = BackOff(sampling.batch_size, "samples generated at once", print_line=print_once)
+            rows, report = back_off.run(generate)
         reasons = "".join(f", {n:,} rejected ({why})" for why, n in report["rejected"].items())
-        say(f"{task}: {report['kept']:,} of {counted(count, 'generated sample')} kept{reasons}, "
-            f"{report['unfinished']:,} cut at the longest length; in {path}", flush=True)  # fmt: skip
+        print_once(f"{task}: {report['kept']:,} of {counted(count, 'generated sample')} kept{reasons}, "
+                   f"{report['unfinished']:,} cut at the longest length; in {path}", flush=True)  # fmt: skip
         if not rows:
             could_lead = ids_before_gen(self.sequence.model, self.sequence.tokenizer, lead_bos=True)
             lead = ", add --lead_bos" if could_lead and not self.sequence.encoder.before_gen else ""
-            say(f"warning: nothing of {task} is replayed: no generated sample can be used; train for longer{lead}, or "
-                "raise --gen_lm_sample_percentage", flush=True)  # fmt: skip
+            print_once(f"warning: nothing of {task} is replayed: no generated sample can be used; train for longer"
+                       f"{lead}, or raise --gen_lm_sample_percentage", flush=True)  # fmt: skip
         return rows
 
     def generate(self, path, task, count, number, sampling):
