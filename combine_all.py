@@ -122,10 +122,10 @@ def published(make, args):
 
 
 def combine(args):
-    from versatile.training.run_combination import kind_of
+    from versatile.training.run_combination import combination_class
 
     prepare_output(args)
-    kind = kind_of([*args.checkpoints.values(), *filter(None, [args.into])])
+    kind = combination_class([*args.checkpoints.values(), *filter(None, [args.into])])
     if kind:
         combine_runs(args, kind(args.into, args.checkpoints))
     else:
@@ -280,10 +280,10 @@ def merge(args):
 def refuse_unmerged(checkpoints):
     """Raise a `UserError` if --merge names models that can only be combined; `checkpoints`: [(task, directory)]."""
     from versatile.adapters.combine import source_flag
-    from versatile.training.run_combination import kind_of
+    from versatile.training.run_combination import combination_class
 
     for task, directory in checkpoints:
-        if kind := kind_of([directory]):
+        if kind := combination_class([directory]):
             evaluation = shell_command("evaluate.py", "--task", "all", "--model_checkpoint", directory)
             raise UserError(f"this is a model of {kind.script}, whose adapters are not merged",
                             location=source_flag(directory, task),

@@ -394,7 +394,7 @@ def _write_results(args, folder, model, report, step):
     from versatile.training import classification, runs
     from versatile.utils.files import write_json
 
-    print(f"\n{classification.table(report, step)}\n", flush=True)
+    print(f"\n{classification.format_report(report, step)}\n", flush=True)
     source = str(folder if args.do_train else args.model_checkpoint)
     classification.write_results(folder, report, step, checkpoint=source)
     print(f"scores in {folder}: eval_results.txt, eval_results.json", flush=True)

@@ -74,8 +74,8 @@ def load_model(args):
     tasks, method, strategy = sequence.trained_names(args), sequence.choose_method(args), get_strategy(args)
     method = method and strategy.attached_method(method, len(tasks))
     markers, methods, mask_other_tasks = routing.layout(names, tasks, method, args.own_adapters)
-    most = max_length_of(model)
-    positions = min(args.max_len, most)
+    max_positions = max_length_of(model)
+    positions = min(args.max_len, max_positions)
     torch.manual_seed(args.seed)
     adapting.attach(model, tokenizer, markers, methods, mask_other_tasks)
     if strategy.chained:
@@ -83,7 +83,7 @@ def load_model(args):
     model.info.encoder = "question_answer"
     routing.hold_empty_rows(model)
     before = answers.ids_before_gen(model, tokenizer, args.lead_bos)
-    encoder = answers.make_encoder(tokenizer, positions, args.use_sep, most, before)
+    encoder = answers.make_encoder(tokenizer, positions, args.use_sep, max_positions, before)
     return LifelongModel(model, tokenizer, encoder, positions, model.backbone_fingerprint)
 
 
@@ -139,7 +139,7 @@ def warn_of_long_tests(encoder, args):
         except answers.TooLong as error:
             longer = f"train with a higher --max_len, or evaluate it with evaluate_lifelong.py --max_len {error.needed}"
             print_once(f"warning: {error.location} cannot be evaluated as it is: {error.found}, {error.expected};\n"
-                       f"  {longer if error.needed <= encoder.most else error.remedy}")  # fmt: skip
+                       f"  {longer if error.needed <= encoder.max_positions else error.remedy}")  # fmt: skip
 
 
 def count_epochs(args, sizes):

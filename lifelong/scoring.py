@@ -15,7 +15,7 @@ from versatile.data import question_tasks as tasks
 from versatile.data.own_tasks import register_own_tasks
 from versatile.lifelong import learning, routing, sequence
 from versatile.lifelong.answers import Predictor, check_fit
-from versatile.lifelong.batches import BackOff
+from versatile.lifelong.batches import HalvingOnOutOfMemory
 from versatile.lifelong.matrix import InferredTasks, Matrix, heat_map, markdown, side_by_side, summary
 from versatile.lifelong.strategies import get_strategy
 from versatile.lifelong.task_inference import EXAMPLES, WORDS, EmbeddingInference, PerplexityInference
@@ -274,7 +274,7 @@ def score_inferred(folder, predictor, splits, config, trained, known):
         own, right = known[name], None
         if config.inference.can_tell(predictor.model):
             infer = partial(config.inference.infer, predictor, split.qas, trained)
-            tasks = BackOff(config.batch_size, "--test_batch_size").run(infer)
+            tasks = HalvingOnOutOfMemory(config.batch_size, "--test_batch_size").run(infer)
             right = 100 * sum(task == name for task in tasks) / len(tasks)
             if not routing.is_shared(predictor.model):
                 own = answer_and_score(predictor, split, config, folder / f"qa_{name}_inferred.csv", tasks)
@@ -297,7 +297,7 @@ def answer_and_score(predictor, split, config, path, tasks=None):
         asked = dict(sampling=config.sampling, batch_size=size, task=tasks or split.name)
         return evaluate_tasks(predictor, [split], asked)[0][split.name]
 
-    result = BackOff(config.batch_size, "--test_batch_size").run(work)
+    result = HalvingOnOutOfMemory(config.batch_size, "--test_batch_size").run(work)
     texts, logs = result.predictions.texts, result.predictions.values
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")

@@ -13,7 +13,7 @@ from versatile.data import question_samples as samples
 from versatile.data.encoders.question_answer import gen_token
 from versatile.data.files import fingerprint
 from versatile.lifelong import answers, routing, sequence
-from versatile.lifelong.batches import BackOff
+from versatile.lifelong.batches import HalvingOnOutOfMemory
 from versatile.lifelong.losses import Teacher
 from versatile.training.experiment import print_once
 from versatile.utils.errors import UserError
@@ -93,7 +93,7 @@ def distilled(args, task, folder, dtype):
                 with Progress(len(qas), f"texts of the teacher of {task.name}") as done:
                     return answers.answer(teacher, qas, batch_size=size, progress=done, task=task.name)[0]
 
-            texts = BackOff(32, "questions at once", print_line=print_once).run(work)
+            texts = HalvingOnOutOfMemory(32, "questions at once", print_line=print_once).run(work)
             samples.save_samples(path, [replace(qa, answers=(text,)) for qa, text in zip(qas, texts)])
     texts = f"{counted(len(qas), 'text')} of the teacher"
     print_once(f"{task.name}: {texts} {'already in ' if there else 'in '}{path}")

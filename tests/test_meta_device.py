@@ -267,7 +267,7 @@ def test_the_published_methods_of_t5(method):
         training_step(model, SmoothedCrossEntropy(), given | dict(decoder_input_ids=decoder))
         before = rules.reads
         with rules.allow_reads():
-            moved = objectives.move({k: v for k, v in given.items() if k != "labels"}, DEVICE)
+            moved = objectives.move_to_device({k: v for k, v in given.items() if k != "labels"}, DEVICE)
             model.eval().generate(**moved, max_new_tokens=LONGEST)
     assert rules.reads - before <= LONGEST + BEFORE_DECODING
 

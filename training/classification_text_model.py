@@ -15,7 +15,7 @@ from versatile.data.prompt import Prompt
 from versatile.data.task import Example, Span, Task, resolve
 from versatile.training import classification, runs
 from versatile.training.evaluation import EvalSplit, Predictions, requested_tasks, task_data
-from versatile.training.objectives import move
+from versatile.training.objectives import move_to_device
 from versatile.training.text_model import TextModel
 from versatile.utils import devices
 from versatile.utils.devices import autocast
@@ -128,7 +128,7 @@ class SentenceClassifier(TextModel):
     @torch.no_grad()
     def decode(self, prompts, decoding):
         device, names = next(self.model.parameters()).device, list(self.model.tasks)
-        batch = move(tensors(pair_inputs(prompts, self.tokenizer.pad_token_id, self.longest)), device)
+        batch = move_to_device(tensors(pair_inputs(prompts, self.tokenizer.pad_token_id, self.longest)), device)
         batch["task_ids"] = torch.tensor([prompt.task_id for prompt in prompts], device=device)
         with autocast(device, self.dtype):
             scores = self.model(**batch).scores.float().cpu()

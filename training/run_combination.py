@@ -325,7 +325,7 @@ _OF_ALL_ADAPTERS = ("non_linearity", "add_layer_norm_before_adapter", "add_layer
 KINDS = (SentencePairs, TextToText)
 
 
-def kind_of(directories):
+def combination_class(directories):
     """The `Combination` for the first model in these directories that has one, or None."""
     encoders = [manifest.encoder for manifest in map(peek, directories) if manifest]
     return next((kind for encoder in encoders for kind in KINDS if kind.encoder == encoder), None)

@@ -175,16 +175,16 @@ class Run:
         import torch
 
         # There may already be one of this step, if it could not be read and the run resumed from an earlier one.
-        with atomic_directory(self.checkpoint(step)) as beside:
-            save_model(beside)
+        with atomic_directory(self.checkpoint(step)) as temporary:
+            save_model(temporary)
             # Given a path, torch opens the file itself and does not report why writing failed.
-            with open(beside / STATE, "wb") as file:
+            with open(temporary / STATE, "wb") as file:
                 torch.save(state, file)
         for old in self.saved_steps()[: -self.keep]:
             # Renamed first: a half-removed directory must not look like a checkpoint.
-            doomed = self.checkpoints / f".step_{old:08d}.old"
-            self.checkpoint(old).rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            expired = self.checkpoints / f".step_{old:08d}.old"
+            self.checkpoint(old).rename(expired)
+            shutil.rmtree(expired, ignore_errors=True)
 
     def load_checkpoint(self, load_model, check_state=None):
         """Load the newest checkpoint that can be read.

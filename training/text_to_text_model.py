@@ -14,7 +14,7 @@ from versatile.data.text_to_text_batches import Collator
 from versatile.training import continuous_batching, text_to_text_arguments, text_to_text_evaluation
 from versatile.training.decoding import Decoding, decode
 from versatile.training.evaluation import Predictions
-from versatile.training.objectives import cross_entropy, move
+from versatile.training.objectives import cross_entropy, move_to_device
 from versatile.training.runs import run_flags
 from versatile.training.text_model import TextModel
 from versatile.utils.devices import autocast
@@ -181,7 +181,7 @@ class TextToTextModel(TextModel):
         mine = self.share_of(lengths)
         for first in range(0, len(mine), self.batch_size):
             numbers = mine[first : first + self.batch_size]
-            yield numbers, move(self.collate([rows[i] for i in numbers]), self.device)
+            yield numbers, move_to_device(self.collate([rows[i] for i in numbers]), self.device)
 
     @property
     def device(self):

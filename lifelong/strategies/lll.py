@@ -76,7 +76,7 @@ class GenerativeReplay(Strategy):
         """Rows of a task's generated samples; they are written into the new task's directory."""
         import ignite.distributed as idist
         from versatile.lifelong.answers import ids_before_gen
-        from versatile.lifelong.batches import BackOff
+        from versatile.lifelong.batches import HalvingOnOutOfMemory
         from versatile.training.experiment import print_once
 
         path = self.sequence.stage_folder(new) / f"generated_{task}.jsonl"
@@ -89,8 +89,8 @@ class GenerativeReplay(Strategy):
         self.sequence.model.to(idist.device()).eval()
         # The first process generates, the others read.
         with idist.one_rank_first():
-            back_off = BackOff(sampling.batch_size, "samples generated at once", print_line=print_once)
-            rows, report = back_off.run(generate)
+            halving = HalvingOnOutOfMemory(sampling.batch_size, "samples generated at once", print_line=print_once)
+            rows, report = halving.run(generate)
         reasons = "".join(f", {n:,} rejected ({why})" for why, n in report["rejected"].items())
         print_once(f"{task}: {report['kept']:,} of {counted(count, 'generated sample')} kept{reasons}, "
                    f"{report['unfinished']:,} cut at the longest length; in {path}", flush=True)  # fmt: skip
