@@ -412,7 +412,7 @@ def prove(args, directory, sources, inputs):
         own = [s for s in sources if s.directory == folder]
         theirs = combining.open_source(folder, [s.task for s in own])
         inference.prepare_for_inference(theirs[0], device, torch.float32)
-        combining.same_backbone(ours[0], theirs[0], own[0].flag)
+        combining.require_same_backbone(ours[0], theirs[0], own[0].flag)
         for s in own:
             part = inputs[s.task]
             print(f"proving {s.task}: {len(part.examples)} inputs of {shown(part.path)}", flush=True)

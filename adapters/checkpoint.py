@@ -45,7 +45,7 @@ from versatile.adapters.tensors import (
     check_fit,
     copy_tensors,
     read_safetensors,
-    same_keys,
+    require_same_keys,
     write_tensors,
 )  # fmt: skip
 from versatile.utils.errors import UserError
@@ -205,7 +205,7 @@ def load_weights(model, directory):
         added = keyed_added_parameters(model)
         missing, unexpected = model.load_state_dict({k: t for k, t in state.items() if k not in added}, strict=False)
         missing = {name for name in missing if not is_added(name)} | (set(added) - set(state))
-        same_keys(missing - _tied(model), set(unexpected), directory)
+        require_same_keys(missing - _tied(model), set(unexpected), directory)
         copy_tensors({key: state[key] for key in added}, added, directory)
         return
     adapters = read_safetensors(directory / ADAPTER_WEIGHTS)

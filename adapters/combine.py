@@ -284,7 +284,7 @@ def _bare(source):
     return bare.eval(), model.bare_tokenizer
 
 
-def same_backbone(model, source, flag):
+def require_same_backbone(model, source, flag):
     """Raise a `UserError` unless two attached models' backbones are equal in every value, not just in fingerprint."""
     ours, theirs = checkpoint.backbone_state(model), checkpoint.backbone_state(source)
     for name, tensor in theirs.items():

@@ -199,10 +199,11 @@ def compute_matrix(run, splits, config, output, every_epoch=False, before=False)
             epochs = [(str(number), path) for number, path in sequence.find_epochs(folder).items()]
             models = dict(epochs[:-1]) | models
         load = {epoch: make_loader(path, run, config) for epoch, path in models.items()}
-        asked = config if stage == stages[-1] else replace(config, shown=0)
+        stage_config = config if stage == stages[-1] else replace(config, shown=0)
         trained = names[: stages.index(stage) + 1] if stages == names else names
-        asked_splits = {name: splits[name] for name in trained} if config.trained_only else splits
-        task_scores, guesses = stage_scores(sequence.stage_directory(output, stage), load, asked_splits, asked, trained)
+        stage_splits = {name: splits[name] for name in trained} if config.trained_only else splits
+        stage_output = sequence.stage_directory(output, stage)
+        task_scores, guesses = stage_scores(stage_output, load, stage_splits, stage_config, trained)
         rows.append([task_scores[name][split.task.metric].value if name in task_scores else None
                      for name, split in splits.items()])  # fmt: skip
         inferred.append([guesses.get(name, (None, None)) for name in names])
@@ -280,8 +281,8 @@ def score_inferred(folder, predictor, splits, config, trained, known):
                 own = answer_and_score(predictor, split, config, folder / f"qa_{name}_inferred.csv", tasks)
         inferred[name] = own[split.task.metric].value, right
         written[name] = dict(by=config.inference_name, inferred_rightly=right, **metrics.to_json(own))
-        told = "the tasks cannot be distinguished" if right is None else f"{right:.1f} % of the tasks right"
-        print(f"{folder.name}, task inferred: {name}: {split.task.metric} {own[split.task.metric].value:.2f}, {told}",
+        note = "the tasks cannot be distinguished" if right is None else f"{right:.1f} % of the tasks right"
+        print(f"{folder.name}, task inferred: {name}: {split.task.metric} {own[split.task.metric].value:.2f}, {note}",
               flush=True)  # fmt: skip
     return inferred, written
 
@@ -294,8 +295,8 @@ def answer_and_score(predictor, split, config, path, tasks=None):
     """
 
     def work(size):
-        asked = dict(sampling=config.sampling, batch_size=size, task=tasks or split.name)
-        return evaluate_tasks(predictor, [split], asked)[0][split.name]
+        decoding = dict(sampling=config.sampling, batch_size=size, task=tasks or split.name)
+        return evaluate_tasks(predictor, [split], decoding)[0][split.name]
 
     result = HalvingOnOutOfMemory(config.batch_size, "--test_batch_size").run(work)
     texts, logs = result.predictions.texts, result.predictions.values
@@ -314,16 +315,16 @@ def answer_and_score(predictor, split, config, path, tasks=None):
     return result.scores
 
 
-def write_matrix(folder, matrices, records, title, asked):
+def write_matrix(folder, matrices, records, title, evaluation):
     """matrix.json, matrix.md and matrix.png of one or several runs.
 
     Args:
         records: what `run_records.make_record` returns for each run.
-        asked: dict(split, limit, ref1, decoding): which questions were asked, and how they were answered.
+        evaluation: dict(split, limit, ref1, decoding): which questions were asked, and how they were answered.
     """
     folder = Path(folder)
     seeds = [record["seed"] for record in records]
-    write_json(folder / "matrix.json", summary(matrices, seeds) | dict(records=records) | asked)
+    write_json(folder / "matrix.json", summary(matrices, seeds) | dict(records=records) | evaluation)
     with atomic_write(folder / "matrix.md") as file:
         file.write(markdown(matrices) + describe_inference(matrices) + FORMULAS)
     heat_map(folder / "matrix.png", matrices, title)
