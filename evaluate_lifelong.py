@@ -48,7 +48,7 @@ TRAINING_SETTINGS = ("n_epochs", "train_batch_size", "lr", "lr_scheduler_type", 
 LISTS = ("--skip_tasks", *strategies.collect_flags("flags"))
 # Flags that name a sequence. Given with --model_dirs, they must match what was trained there; seeds may differ.
 NAMING = ("tasks", "seq_train_type", "adapter_bottleneck", "own_adapters", "distil", "seq_distil",
-          *strategies.naming_names(), "unbound", *sequence.METHOD_FLAGS)  # fmt: skip
+          *strategies.naming_flags(), "unbound", *sequence.METHOD_FLAGS)  # fmt: skip
 
 
 def parser():

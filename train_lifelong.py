@@ -269,7 +269,7 @@ def distilled_texts(args, teachers, dtype):
     """
     from versatile.data import question_tasks as tasks
     from versatile.lifelong import learning
-    from versatile.lifelong.teachers import distilled
+    from versatile.lifelong.teachers import write_teacher_texts
 
     if not (args.seq_distil and (teachers or args.train_teachers)):
         return {}
@@ -282,23 +282,19 @@ def distilled_texts(args, teachers, dtype):
                 raise
             if task.name not in teachers:
                 teachers[task.name] = learning.train_teacher(args, task.name, dtype)
-            files[task.name] = distilled(args, task, teachers[task.name], dtype)
+            files[task.name] = write_teacher_texts(args, task, teachers[task.name], dtype)
     return files
 
 
 def check_skipped(args, run):
     """Check that the tasks named by --skip_tasks are finished."""
-    finished = sequence.Progress(run.directory, processes()).finished
+    import ignite.distributed as idist
+
+    finished = sequence.SequenceProgress(run.directory, idist.get_world_size()).finished
     if missing := [task for task in args.skip_tasks or [] if task not in finished]:
         raise UserError(f"{missing[0]} has not been trained yet", location="--skip_tasks",
                         expected="tasks of this sequence that are done: " + (", ".join(finished) or "none"),
                         remedy="leave the flag out: finished tasks are skipped automatically")  # fmt: skip
-
-
-def processes():
-    import ignite.distributed as idist
-
-    return idist.get_world_size()
 
 
 if __name__ == "__main__":

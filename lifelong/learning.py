@@ -81,7 +81,7 @@ def load_model(args):
     if strategy.chained:
         adapting.chain_tasks(model)
     model.info.encoder = "question_answer"
-    routing.hold_empty_rows(model)
+    routing.freeze_empty_tables(model)
     before = answers.ids_before_gen(model, tokenizer, args.lead_bos)
     encoder = answers.make_encoder(tokenizer, positions, args.use_sep, max_positions, before)
     return LifelongModel(model, tokenizer, encoder, positions, model.backbone_fingerprint)
@@ -173,7 +173,7 @@ class Sequence:
         self.rank, self.world = idist.get_rank(), idist.get_world_size()
         self.sizes = {task: len(qas) for task, qas in data.items()}
         self.epochs = count_epochs(args, self.sizes)
-        self.progress = sequence.Progress(folder, self.world)
+        self.progress = sequence.SequenceProgress(folder, self.world)
         self.strategy = get_strategy(args)(self)
 
     # ---- the sequence
@@ -405,7 +405,7 @@ def train_teacher(args, task, dtype):
     if idist.get_rank() == 0 and not (folder / "run.json").exists():
         # A teacher is a sequence of one task, which can be evaluated by itself.
         write_json(folder / "run.json", record(own, method="lll"))
-    if finished := sequence.Progress(folder, idist.get_world_size()).finished:
+    if finished := sequence.SequenceProgress(folder, idist.get_world_size()).finished:
         sequence.check_models(folder, own, finished)
         print_once(f"{task}: the teacher already exists: {folder / task}")
         return folder / task

@@ -42,7 +42,7 @@ def adapter_name(task):
     return task.replace(".", "_")
 
 
-def hold_empty_rows(model):
+def freeze_empty_tables(model):
     """Freeze tables without rows, so that optimizers and processes need not handle them."""
     for name, p in model.named_parameters():
         if "rows.tasks." in name and not p.numel():

@@ -124,7 +124,7 @@ def open_sequence_run(folder):
                         remedy=error.remedy) from error  # fmt: skip
     register_own_tasks(vars(flags).get("task_definitions") or ())
     stages = sequence.stages(flags)
-    finished = sequence.Progress(folder, None).finished
+    finished = sequence.SequenceProgress(folder, None).finished
     sequence.check_models(folder, flags, finished)
     for stage in stages:
         if stage not in finished and not sequence.is_model(sequence.stage_directory(folder, stage)):
@@ -273,7 +273,7 @@ def score_inferred(folder, predictor, splits, config, trained, known):
     inferred, written = {}, {}
     for name, split in splits.items():
         own, right = known[name], None
-        if config.inference.can_tell(predictor.model):
+        if config.inference.can_distinguish_tasks(predictor.model):
             infer = partial(config.inference.infer, predictor, split.qas, trained)
             tasks = HalvingOnOutOfMemory(config.batch_size, "--test_batch_size").run(infer)
             right = 100 * sum(task == name for task in tasks) / len(tasks)

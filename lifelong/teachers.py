@@ -71,7 +71,7 @@ def check_teachers(student, teachers, args):
         load_teacher(student, folder, task, args)
 
 
-def distilled(args, task, folder, dtype):
+def write_teacher_texts(args, task, folder, dtype):
     """The file of a teacher's answers to a task's training questions, written if it does not exist.
 
     Args:
@@ -84,8 +84,8 @@ def distilled(args, task, folder, dtype):
     key = content_key([contents(qas), fingerprint(sequence.find_weights(folder)), args.max_len, str(dtype), "greedy"])
     path = Path(folder) / f"distil_{key}.json"
     with idist.one_rank_first():
-        there = path.exists()
-        if not there:
+        exists = path.exists()
+        if not exists:
             teacher = answers.Predictor.load(folder, idist.device(), dtype, args.max_len)
             check_holds(teacher.model, folder, task.name)
 
@@ -96,7 +96,7 @@ def distilled(args, task, folder, dtype):
             texts = HalvingOnOutOfMemory(32, "questions at once", print_line=print_once).run(work)
             samples.save_samples(path, [replace(qa, answers=(text,)) for qa, text in zip(qas, texts)])
     texts = f"{counted(len(qas), 'text')} of the teacher"
-    print_once(f"{task.name}: {texts} {'already in ' if there else 'in '}{path}")
+    print_once(f"{task.name}: {texts} {'already in ' if exists else 'in '}{path}")
     return path
 
 
