@@ -176,7 +176,7 @@ class TaskT5(WithMethods):
 
     @property
     def task_embedding_controller(self):
-        """The `TaskEmbeddings` that the adapters are generated from, or None."""
+        """The `TaskVectors` that the adapters are generated from, or None."""
         return next((method.embeddings for method in self.added.values() if hasattr(method, "embeddings")), None)
 
     def task_id(self, task):
