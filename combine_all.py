@@ -440,7 +440,7 @@ def prove_task(ours, theirs, source, part, tokens):
                           for p, out in zip(prompts, outputs[-1])])  # fmt: skip
     gap, share = combining.largest_difference(ours, theirs, part.task.name, list(zip(*sequences)))
     equal = sum(a == b for a, b in zip(*outputs))
-    if equal < len(part.examples) or not share <= combining.LARGEST_SHARE:
+    if equal < len(part.examples) or not share <= combining.SCORE_TOLERANCE:
         raise UserError(
             f"the combined model answers differently: {equal} of {len(part.examples)} outputs are equal, "
             f"scores differ by up to {gap:.3g}", location=source.flag,

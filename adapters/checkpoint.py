@@ -400,7 +400,7 @@ def _load_adapter(manifest, directory, allow_idle):
             f"the backbone's tokenizer has {model.info.first} tokens", location=path / CONFIG,
             expected=f"{config['first']}, as when the adapter was trained",
         )  # fmt: skip
-    _remember(model, manifest)
+    _copy_task_info(model, manifest)
     set_adapter_state(model, state, path / ADAPTER_WEIGHTS)
     for task, method in {} if allow_idle else methods.items():
         model.added[method["method"]].refuse_idle(task, path / ADAPTER_WEIGHTS)
@@ -408,7 +408,7 @@ def _load_adapter(manifest, directory, allow_idle):
     return model, tokenizer
 
 
-def _remember(model, manifest):
+def _copy_task_info(model, manifest):
     """Copy a manifest's information about the tasks, other than weights, to a model."""
     model.info.encoder = manifest.encoder
     model.info.histories, model.info.definitions = dict(manifest.histories), dict(manifest.definitions)
@@ -465,7 +465,7 @@ def _load_full(manifest, directory):
         gate = {key: tensor for key, tensor in read_safetensors(path).items() if key.startswith("p_gen_linear.")}
         self_copy.add(model)
         copy_tensors(gate, keyed_added_parameters(model), path)
-    _remember(model, manifest)
+    _copy_task_info(model, manifest)
     check_checksum(path, config.get("checksum"))
     return model, tokenizer
 

@@ -29,7 +29,7 @@ from versatile.utils.errors import UserError
 
 # Tolerance for a combined model's scores relative to the largest (`compare_scores`), as rounding errors scale with the
 # scores. On a CPU the difference is 0; other kernels may round differently.
-LARGEST_SHARE = 1e-4
+SCORE_TOLERANCE = 1e-4
 
 
 @dataclass

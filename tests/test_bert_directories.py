@@ -142,7 +142,7 @@ def test_published_names_stand_for_their_backbones(name, backbone, monkeypatch, 
     assert "minilm" in str(error.value)
 
 
-@pytest.mark.skipif(not any(importlib.util.find_spec(p) for p, _ in bundled.MINILM_PLACES), reason="not installed")
+@pytest.mark.skipif(not any(importlib.util.find_spec(p) for p, _ in bundled.MINILM_LOCATIONS), reason="not installed")
 def test_minilm_carries_every_form():
     pretrained = AutoModel.from_pretrained(bundled.folder("minilm")).eval()
     for form in bert.FORMS:

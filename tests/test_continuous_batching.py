@@ -188,7 +188,7 @@ def test_a_cpu_that_cannot_reorder_matrices_in_bf16_decodes_with_them_as_they_ar
 @pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama"])
 def test_frozen_matrices_are_reordered_while_decoding_and_give_the_same_scores(backbone, dtype):
     from versatile.adapters.inference import prepare_for_inference
-    from versatile.adapters.packed import FEWEST_ROWS, WORTH, can_reorder, pack_products
+    from versatile.adapters.packed import MIN_FORWARDS, MIN_ROWS, can_reorder, pack_products
     from versatile.utils.devices import autocast
 
     if not can_reorder(dtype):
@@ -198,7 +198,7 @@ def test_frozen_matrices_are_reordered_while_decoding_and_give_the_same_scores(b
     given = dict(input_ids=torch.arange(24).view(3, 8) + 5, task_ids=torch.tensor([0, 1, 0]))
     with torch.no_grad(), autocast(torch.device("cpu"), dtype):
         plain = model(**given).logits
-        with pack_products(model, FEWEST_ROWS, WORTH, dtype):
+        with pack_products(model, MIN_ROWS, MIN_FORWARDS, dtype):
             replaced = [m for m in model.modules() if "forward" in vars(m) or "product" in vars(m)]
             packed = model(**given).logits
         again = model(**given).logits
@@ -207,6 +207,7 @@ def test_frozen_matrices_are_reordered_while_decoding_and_give_the_same_scores(b
     tolerance = 1e-4 if dtype == torch.float32 else 0.05 * float(plain[plain.isfinite()].std())
     torch.testing.assert_close(packed, plain, rtol=tolerance, atol=tolerance)
     assert torch.equal(again, plain) and not torch.equal(packed, torch.zeros_like(plain))
-    for rows, forwards, is_worth_it in ((FEWEST_ROWS, WORTH - 1, False), (1, WORTH, dtype == torch.bfloat16)):
+    half = dtype == torch.bfloat16
+    for rows, forwards, is_worth_it in ((MIN_ROWS, MIN_FORWARDS - 1, False), (1, MIN_FORWARDS, half)):
         with pack_products(model, rows, forwards, dtype):
             assert any("forward" in vars(m) for m in model.modules()) == is_worth_it

@@ -10,7 +10,7 @@ from versatile.adapters import bert, t5
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.classifier import TaskClassifier
 from versatile.adapters.combine import (
-    LARGEST_SHARE,
+    SCORE_TOLERANCE,
     compare_scores,
     missing_task,
     refuse_shared,
@@ -188,7 +188,7 @@ class Combination:
                     proof, share = self.compare(ours, theirs, task, folder, args)
                 gap, equal = proof["max_abs_difference"], proof.get("outputs_equal", proof["examples"])
                 outputs = f", {equal} of {proof['examples']} outputs are equal" if "outputs_equal" in proof else ""
-                if not share <= LARGEST_SHARE or equal < proof["examples"]:
+                if not share <= SCORE_TOLERANCE or equal < proof["examples"]:
                     raise UserError(f"the combined model answers differently: scores of {task} differ by up to "
                                     f"{gap:.3g}" + outputs, location=self.typed[task],
                                     expected=f"the scores and outputs of {source}",

@@ -21,7 +21,7 @@ from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.imports.peft_export import (
     KINDS,
     TaskAdapter,
-    check_share,
+    check_logits_match,
     largest_difference,
     projection_names,
     table_names,
@@ -287,4 +287,4 @@ def _of_pattern(patterns, name, default):
 def _prove_import(model, tokenizer, task, path, tokens):
     """Raise a `UserError` if peft computes other logits from its directory than our model does."""
     adapter = TaskAdapter(model, tokenizer, task, "", {}, [], tokens)
-    check_share(largest_difference(adapter, path), path)
+    check_logits_match(largest_difference(adapter, path), path)

@@ -18,7 +18,7 @@ from versatile.utils.files import atomic_directory, atomic_write, refuse_taken
 
 KINDS = {"lora": "LORA", "ia3": "IA3"}
 # Two libraries multiply the same matrices, so in fp32 the last digits may differ.
-LARGEST_SHARE = 1e-5
+LOGIT_TOLERANCE = 1e-5
 
 
 @dataclass
@@ -65,7 +65,7 @@ def export_task(run, output, task=None):
     with atomic_directory(output) as beside:
         _write(adapter, beside)
         share = largest_difference(adapter, beside)
-        check_share(share, run)
+        check_logits_match(share, run)
     return adapter, share
 
 
@@ -299,8 +299,8 @@ def _need_peft():
                         remedy="pip install --no-deps peft")  # fmt: skip
 
 
-def check_share(share, location):
+def check_logits_match(share, location):
     """Raise a `UserError` if peft's logits differ too much from ours, by this share of the largest."""
-    if not share <= LARGEST_SHARE:
+    if not share <= LOGIT_TOLERANCE:
         raise UserError(f"peft's logits differ by up to {share:.2g} of the largest", location=location,
                         expected="equal logits", remedy="nothing was written; report this")  # fmt: skip
