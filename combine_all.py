@@ -84,7 +84,7 @@ def main(argv=None):
     args.checkpoints = [(held_name(task, directory), directory) for task, directory in args.checkpoints]
     if args.merge:
         check_merge(p, args)
-        published(merge, args)
+        create_and_push(merge, args)
         return
     for name in ("task", "weights", "density", "majority_sign_method"):
         if getattr(args, name) is not None:
@@ -95,7 +95,7 @@ def main(argv=None):
         if names.count(task) > 1:
             p.error(f"--checkpoints: task {task!r} is named twice (to make one adapter of several: --merge)")
     args.checkpoints = dict(args.checkpoints)
-    published(combine, args)
+    create_and_push(combine, args)
 
 
 def held_name(typed, directory):
@@ -112,12 +112,12 @@ def held_name(typed, directory):
     return name_among(typed, manifest.tasks, manifest.encoder)
 
 
-def published(make, args):
+def create_and_push(create, args):
     """Make a directory, and upload it if --push_to_hub is given."""
     from versatile.training import hub
 
     hub.check_repository(args.push_to_hub)
-    make(args)
+    create(args)
     hub.push(args.output, args.push_to_hub)
 
 
@@ -138,7 +138,7 @@ def prepare_output(args):
     from versatile.utils.files import writable_directory
 
     devices.quiet_libraries(args.cache_dir)
-    args.output = own_name(args.output or args.into)
+    args.output = replaceable_path(args.output or args.into)
     refuse_taken(args)
     writable_directory(Path(args.output).absolute().parent, "--output")
 
@@ -148,9 +148,9 @@ def output_directory(args):
     """A temporary directory next to --output that takes its name once it is complete."""
     from versatile.utils.files import atomic_directory
 
-    with atomic_directory(args.output) as beside:
-        yield beside
-        refuse_taken(args, beside)
+    with atomic_directory(args.output) as temporary:
+        yield temporary
+        refuse_taken(args, temporary)
 
 
 def write_record(args, directory, record):
@@ -172,18 +172,18 @@ def combine_runs(args, combination):
     known = runs.stored_record(args.into).get("sources", {}) if args.into else {}
     methods, described = model.methods, {}
     for task, path in combination.sources.items():
-        here = dict(checkpoint=str(path), adapter=methods[task])
-        described[task] = (path == args.into and known.get(task)) or here
+        entry = dict(checkpoint=str(path), adapter=methods[task])
+        described[task] = (path == args.into and known.get(task)) or entry
         if folders[task]:
             described[task] |= dict(dataset_path=runs.absolute_paths(folders[task]))
     own_flags = combination.result_flags(folders) | dict(model_checkpoint=model.config._name_or_path)
-    with output_directory(args) as beside:
-        combination.save(model, tokenizer, beside)
+    with output_directory(args) as temporary:
+        combination.save(model, tokenizer, temporary)
         del model
-        refuse_taken(args, beside)
-        proofs = combination.prove(beside, args, folders)
+        refuse_taken(args, temporary)
+        proofs = combination.verify(temporary, args, folders)
         contents = runs.record(Namespace(**vars(args) | own_flags), method="combined", sources=described, proof=proofs)
-        write_record(args, beside, contents)
+        write_record(args, temporary, contents)
     for task, proof in proofs.items():
         gap, rows = proof["max_abs_difference"], proof["examples"]
         outputs = f"; {proof['outputs_equal']} of {rows} greedy outputs equal" if "outputs_equal" in proof else ""
@@ -195,7 +195,7 @@ def combine_runs(args, combination):
         print(f"next: {together}")
         return
     for task, proof in proofs.items():
-        print("next: " + shell_command("evaluate.py", "--task", task, "--data_dir", shown(proof["data"]),
+        print("next: " + shell_command("evaluate.py", "--task", task, "--data_dir", shortest_path(proof["data"]),
                                        "--model_checkpoint", args.output))  # fmt: skip
     print(f"all at once: {together}")
 
@@ -209,14 +209,14 @@ def combine_language_models(args):
     inputs = {s.task: read_inputs(args, s) for s in sources}
     model, tokenizer = combining.build_combined_model(sources)
     counts, args.model_checkpoint = combining.count_task_parameters(model), backbone_name(sources[0], model)
-    with output_directory(args) as beside:
-        checkpoint.save_checkpoint(model, tokenizer, beside)
+    with output_directory(args) as temporary:
+        checkpoint.save_checkpoint(model, tokenizer, temporary)
         # The proof is of what the files hold; freeing the model also makes room for a source's backbone.
         del model
-        refuse_taken(args, beside)
-        proofs = prove(args, beside, sources, inputs)
-        write_record(args, beside, record(args, sources, proofs))
-    report(args, sources, counts, proofs)
+        refuse_taken(args, temporary)
+        proofs = verify(args, temporary, sources, inputs)
+        write_record(args, temporary, run_record(args, sources, proofs))
+    print_summary(args, sources, counts, proofs)
 
 
 def check_merge(p, args):
@@ -261,18 +261,18 @@ def merge(args):
     data = runs.trained_on(merged.directory, args.task)
     described = {args.task: dict(checkpoint=str(merged.directory), adapter=merged.method, dataset_path=data)}
 
-    with output_directory(args) as beside:
-        checkpoint.save_checkpoint(model, tokenizer, beside)
+    with output_directory(args) as temporary:
+        checkpoint.save_checkpoint(model, tokenizer, temporary)
         try:
             # Finds a result that would not load, or that changes nothing.
-            checkpoint.load_checkpoint(beside)
+            checkpoint.load_checkpoint(temporary)
         except UserError as error:
             raise UserError(f"the merged adapter cannot be used: {error.found}", location=f"--merge {args.merge}",
                             remedy="choose other --weights, a higher --density, or another --merge") from error
-        write_record(args, beside, runs.record(args, method=f"merged ({args.merge})", sources=described))
+        write_record(args, temporary, runs.record(args, method=f"merged ({args.merge})", sources=described))
     print(f"written: {args.output}, {args.task} of {', '.join(s.flag.split()[-1] for s in sources)}")
     following = shell_command("evaluate.py", "--task", args.task, "--no_sample", "--model_checkpoint", args.output,
-                              *(["--dataset_path", shown(data)] if data else []),
+                              *(["--dataset_path", shortest_path(data)] if data else []),
                               "--output_dir", f"results/{Path(args.output).name}")  # fmt: skip
     print(f"next: {following}")
 
@@ -292,23 +292,23 @@ def refuse_unmerged(checkpoints):
                             f"adapter; or evaluate it as it is: {evaluation}")  # fmt: skip
 
 
-def own_name(path):
+def replaceable_path(path):
     """A path that another directory can replace: neither a link nor "."."""
     return os.path.realpath(path) if os.path.islink(path) or Path(path).name in ("", "..") else path
 
 
-def refuse_taken(args, beside=None):
+def refuse_taken(args, temporary=None):
     """Raise a `UserError` if any of the user's files would be lost.
 
     Args:
-        beside: the directory that will take the output's name, if it exists already.
+        temporary: the directory that will take the output's name, if it exists already.
     """
     from versatile.training import runs
     from versatile.training.cards import CARD, is_model_card
 
     output = Path(args.output)
     if args.into and output.resolve() == Path(args.into).resolve():
-        new = {"run.json", *(p.name for p in beside.iterdir())} - {CARD} if beside else None
+        new = {"run.json", *(p.name for p in temporary.iterdir())} - {CARD} if temporary else None
         old = [p for p in output.iterdir() if p.suffix not in (".part", ".old")] if new else []
         if lost := sorted({p.name for p in old if p.name != CARD or not is_model_card(p)} - (new or set())):
             raise UserError(f"it also holds {', '.join(lost[:4])}, which would be lost", location=f"--into {args.into}",
@@ -391,7 +391,7 @@ def backbone_name(source, model):
     return runs.origin(source.directory).get("backbone", model.config._name_or_path)
 
 
-def prove(args, directory, sources, inputs):
+def verify(args, directory, sources, inputs):
     """Compare the model in `directory` with every source, each loaded by itself.
 
     Returns:
@@ -415,13 +415,13 @@ def prove(args, directory, sources, inputs):
         combining.require_same_backbone(ours[0], theirs[0], own[0].flag)
         for s in own:
             part = inputs[s.task]
-            print(f"proving {s.task}: {len(part.examples)} inputs of {shown(part.path)}", flush=True)
-            proofs[s.task] = dict(data=part.path, **prove_task(ours, theirs, s, part, args.proof_tokens))
+            print(f"proving {s.task}: {len(part.examples)} inputs of {shortest_path(part.path)}", flush=True)
+            proofs[s.task] = dict(data=part.path, **verify_task(ours, theirs, s, part, args.proof_tokens))
         del theirs
     return proofs
 
 
-def prove_task(ours, theirs, source, part, tokens):
+def verify_task(ours, theirs, source, part, tokens):
     """The same for one task: greedy outputs first, then the logits at all positions of the inputs and these outputs."""
     from versatile.adapters import combine as combining
     from versatile.adapters.backbones.family import max_length_of
@@ -449,7 +449,7 @@ def prove_task(ours, theirs, source, part, tokens):
     return dict(examples=len(part.examples), max_abs_difference=gap, outputs_equal=equal)
 
 
-def record(args, sources, proofs):
+def run_record(args, sources, proofs):
     """The contents of run.json."""
     from versatile.training import runs
 
@@ -457,14 +457,14 @@ def record(args, sources, proofs):
     known = runs.stored_record(args.into).get("sources", {}) if args.into else {}
     described = {}
     for s in sources:
-        here = dict(checkpoint=str(s.directory), bottleneck=s.method.get("adapter_bottleneck", 0), adapter=s.method,
-                    dataset_path=runs.trained_on(s.directory, s.task),
-                    method=runs.origin(s.directory).get("method"))  # fmt: skip
-        described[s.task] = (s.flag.startswith("--into") and known.get(s.task)) or here
+        entry = dict(checkpoint=str(s.directory), bottleneck=s.method.get("adapter_bottleneck", 0), adapter=s.method,
+                     dataset_path=runs.trained_on(s.directory, s.task),
+                     method=runs.origin(s.directory).get("method"))  # fmt: skip
+        described[s.task] = (s.flag.startswith("--into") and known.get(s.task)) or entry
     return runs.record(args, method="combined", sources=described, proof=proofs)
 
 
-def report(args, sources, counts, proofs):
+def print_summary(args, sources, counts, proofs):
     """Print what was combined: a row for each task, the totals and the next command."""
     from versatile.adapters.methods.registry import BARE
     from versatile.training.method_flags import name_of
@@ -475,7 +475,7 @@ def report(args, sources, counts, proofs):
         share = (own["adapters"] + own["rows"]) / counts["backbone"]
         gap, outputs = proof["max_abs_difference"], f"{proof['outputs_equal']} of {proof['examples']} equal"
         width = own["bottleneck"] if s.method["method"] in ("bottleneck", BARE) else name_of(s.method)
-        rows.append((s.task, shown(s.directory), str(width), f"{own['adapters']:,}", f"{own['rows']:,}",
+        rows.append((s.task, shortest_path(s.directory), str(width), f"{own['adapters']:,}", f"{own['rows']:,}",
                      f"{100 * share:.2f} %", f"{gap:.2g}" if gap else "0, equal bit for bit", outputs))  # fmt: skip
     print()
     print(align_columns(rows, right=(2, 3, 4, 5), rule=True))
@@ -485,13 +485,13 @@ def report(args, sources, counts, proofs):
           f"{together} together, instead of {separate} in full models: "
           f"{100 * counts['together'] / counts['separate']:.1f} %")  # fmt: skip
     print(f"written: {args.output}")
-    data = [f"{task}={shown(proof['data'])}" for task, proof in proofs.items()]
+    data = [f"{task}={shortest_path(proof['data'])}" for task, proof in proofs.items()]
     following = shell_command("evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint", args.output,
                               "--data", *data, "--output_dir", f"results/{Path(args.output).name}")  # fmt: skip
     print(f"next: {following}")
 
 
-def shown(path):
+def shortest_path(path):
     """The shortest way to write a path from here."""
     return min(str(path), os.path.relpath(path), key=len)
 

@@ -249,7 +249,7 @@ def test_the_inputs_come_from_the_flag_then_the_run_then_the_samples(gpt2, tmp_p
         (run / "run.json").write_text(json.dumps({"flags": stored}))
         capsys.readouterr()
         vlm = combined(tmp_path / "vlm", {"nlg": run}, *flag)
-        assert f"inputs of {combine_all.shown(read)}" in capsys.readouterr().out
+        assert f"inputs of {combine_all.shortest_path(read)}" in capsys.readouterr().out
         proof = json.loads((vlm / "run.json").read_text())["proof"]["nlg"]
         assert proof["data"] == str(read) and proof["max_abs_difference"] == 0
         shutil.rmtree(vlm)

@@ -162,7 +162,7 @@ class Combination:
                            data_dir=data_dirs.pop() if len(data_dirs) == 1 else None)
 
     @torch.no_grad()
-    def prove(self, directory, args, folders):
+    def verify(self, directory, args, folders):
         """Compare the model in `directory` with every source, loaded on its own.
 
         Args:
@@ -230,7 +230,7 @@ class Combination:
         raise NotImplementedError
 
     def compare(self, ours, theirs, task, folder, args):
-        """(a task's entry for `prove`, the difference of scores as a share of the largest); `ours` and `theirs` are
+        """(a task's entry for `verify`, the difference of scores as a share of the largest); `ours` and `theirs` are
         (model, tokenizer)."""
         raise NotImplementedError
 

@@ -106,7 +106,7 @@ def import_adapter(directory, output, task, markers=None, backbone=None, definit
         checkpoint.save_checkpoint(model, tokenizer, beside)
         checkpoint.load_checkpoint(beside)
         if importlib.util.find_spec("peft") and not (rows.keys() - set(markers)):
-            _prove_import(model.eval(), tokenizer, task, path, [m for m in markers if m in rows])
+            _verify_import(model.eval(), tokenizer, task, path, [m for m in markers if m in rows])
     return model
 
 
@@ -284,7 +284,7 @@ def _of_pattern(patterns, name, default):
     return next((v for k, v in (patterns or {}).items() if re.match(rf"(.*\.)?({k})$", name)), default)
 
 
-def _prove_import(model, tokenizer, task, path, tokens):
+def _verify_import(model, tokenizer, task, path, tokens):
     """Raise a `UserError` if peft computes other logits from its directory than our model does."""
     adapter = TaskAdapter(model, tokenizer, task, "", {}, [], tokens)
     check_logits_match(largest_difference(adapter, path), path)

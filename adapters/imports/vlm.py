@@ -216,13 +216,13 @@ def convert(source, output, task=None, pointer=False):
                         expected="pytorch_model.bin and added_tokens.json with <bos_dial>")  # fmt: skip
     refuse_taken(output)
     model, tokenizer = load(source, task, pointer)
-    with atomic_directory(output) as beside:
-        checkpoint.save_checkpoint(model, tokenizer, beside)
-        _prove_equal(model, tokenizer, *checkpoint.load_checkpoint(beside), location=output)
+    with atomic_directory(output) as temporary:
+        checkpoint.save_checkpoint(model, tokenizer, temporary)
+        _verify_equal(model, tokenizer, *checkpoint.load_checkpoint(temporary), location=output)
     return model
 
 
-def _prove_equal(model, tokenizer, again, words, location, length=32):
+def _verify_equal(model, tokenizer, again, words, location, length=32):
     """Check that logits on random tokens of the whole vocabulary, with types, are bitwise equal for every task."""
     if words.get_vocab() != tokenizer.get_vocab() or again.info.tasks != model.info.tasks:
         raise UserError("the written directory has other tokens or tasks", location=location, expected="the source's")
