@@ -255,7 +255,7 @@ def load_checkpoint(directory, task=None, pointer=False, flag=None, allow_idle=F
     if manifest.released:
         from versatile.adapters.imports import vlm
 
-        model, tokenizer = vlm.load(directory, task, pointer)
+        model, tokenizer = vlm.load_released(directory, task, pointer)
     elif manifest.mode == "full":
         model, tokenizer = _load_full(manifest, directory)
     else:

@@ -40,7 +40,7 @@ _KEY = re.compile(r"transformer\.h\.(\d+)\.adapter_block\.(?:mixadapter\.(\w+)\.
 _IGNORED = re.compile(r".*\.attn\.(masked_)?bias$|.*p_gen_linear.*|lm_head\.weight")
 
 
-def load(path, task=None, pointer=False):
+def load_released(path, task=None, pointer=False):
     """(model, tokenizer) of a released checkpoint.
 
     Args:
@@ -215,7 +215,7 @@ def convert(source, output, task=None, pointer=False):
         raise UserError("not a checkpoint of the original VLM code", location=source,
                         expected="pytorch_model.bin and added_tokens.json with <bos_dial>")  # fmt: skip
     refuse_taken(output)
-    model, tokenizer = load(source, task, pointer)
+    model, tokenizer = load_released(source, task, pointer)
     with atomic_directory(output) as temporary:
         checkpoint.save_checkpoint(model, tokenizer, temporary)
         _verify_equal(model, tokenizer, *checkpoint.load_checkpoint(temporary), location=output)
