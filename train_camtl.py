@@ -48,14 +48,14 @@ def main(argv=None):
 
         return print(where_to_get(args.data_dir, args.tasks))
     if not args.resume:
-        classification_flags.check(p, args)
+        classification_flags.check_flags(p, args)
     from versatile.utils.devices import parallel
 
     with parallel():
-        work(args, flags.typed_flags(parser, argv))
+        run_experiment(args, flags.typed_flags(parser, argv))
 
 
-def work(args, typed_flags):
+def run_experiment(args, typed_flags):
     import ignite.distributed as idist
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.training import experiment, runs
@@ -71,7 +71,7 @@ def work(args, typed_flags):
     # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
         need_files(args)
-        model, tokenizer = build(args)
+        model, tokenizer = build_model(args)
         need_files(args)
         splits = load_splits(args, tokenizer)
     if args.do_train:
@@ -79,15 +79,15 @@ def work(args, typed_flags):
     devices.prepare_for_device(model, idist.device(), dtype)
     if not args.do_train:
         step = runs.trained_steps(args.model_checkpoint)
-        return finish(args, args.output_dir, model, tokenizer, splits, dtype, step)
+        return evaluate_and_report(args, args.output_dir, model, tokenizer, splits, dtype, step)
     if run is None:
         chosen = classification_flags.choose_method(args)
-        run = experiment.new_run(args, ("glue", name_of(chosen) if chosen else args.form), method(args))
+        run = experiment.new_run(args, ("glue", name_of(chosen) if chosen else args.form), method_label(args))
     # A run killed at its very start may lack this file when it is resumed.
     if idist.get_rank() == 0 and not (run.directory / "parameters.json").exists():
         write_json(run.directory / "parameters.json", parameters)
     step, report = train(args, run, model, tokenizer, splits, dtype)
-    finish(args, run.directory, model, tokenizer, splits, dtype, step, report)
+    evaluate_and_report(args, run.directory, model, tokenizer, splits, dtype, step, report)
     data = ["--data_dir", args.data_dir] if args.data_dir else []
     experiment.end_run(args, run, "train_camtl.py", "--model_name_or_path", run.directory, *data,
                        "--output_dir", f"results/{run.directory.name}", "--do_eval", "--do_predict")  # fmt: skip
@@ -103,7 +103,7 @@ def open_run(args, typed_flags):
     if run is not None:
         vars(args).update({flag: value for flag, value in free.items() if flag != "overwrite_output_dir"})
         # run.json was written by a run that had passed these checks.
-        classification_flags.check(parser(), args)
+        classification_flags.check_flags(parser(), args)
     return args, run
 
 
@@ -122,7 +122,7 @@ def check_before_loading(args, run):
     return experiment.check_machine(args)
 
 
-def build(args):
+def build_model(args):
     """The model that the flags specify, and its tokenizer.
 
     Fills in flags not given: `args.tasks`, `args.form`, `args.max_seq_length`.
@@ -206,20 +206,20 @@ def need_files(args):
     from versatile.data import glue_files
 
     tasks = args.tasks or ([] if is_trained(args.model_checkpoint) else classification_flags.TASKS)
-    glue_files.need(args.data_dir, tasks, ["train"] * args.do_train + ["dev"] * evaluates(args))
-    if args.do_predict and tasks and not any(testable(args, task) for task in tasks):
+    glue_files.need(args.data_dir, tasks, ["train"] * args.do_train + ["dev"] * is_evaluated(args))
+    if args.do_predict and tasks and not any(has_test_rows(args, task) for task in tasks):
         later = "leave --do_predict out, and predict later with the trained model; " if args.do_train else ""
         glue_files.need(args.data_dir, tasks, ["test"], later)
 
 
-def testable(args, task):
+def has_test_rows(args, task):
     """Whether a task's test file exists; tasks without one are trained and scored all the same."""
     from versatile.data import glue_files
 
     return not glue_files.missing(args.data_dir, [task], ["test"])
 
 
-def evaluates(args):
+def is_evaluated(args):
     """Whether the dev files are scored."""
     return args.do_eval or args.evaluate_during_training
 
@@ -230,13 +230,13 @@ def load_splits(args, tokenizer):
     from versatile.data.encoders import sentence_pair
     from versatile.training.experiment import print_once
 
-    wanted = dict(train=args.do_train, dev=evaluates(args), test=args.do_predict)
+    wanted = dict(train=args.do_train, dev=is_evaluated(args), test=args.do_predict)
     splits = {}
     for split in [split for split, asked in wanted.items() if asked]:
         names = list(args.tasks)
         if split != "train":
             names += glue_files.guests_with_files(args.tasks, args.data_dir, split)
-        if split == "test" and (without := [name for name in names if not testable(args, name)]):
+        if split == "test" and (without := [name for name in names if not has_test_rows(args, name)]):
             names = [name for name in names if name not in without]
             print_once(f"no test.tsv of {', '.join(without)}: not predicted")
         splits[split] = {}
@@ -253,7 +253,7 @@ def load_splits(args, tokenizer):
     return splits
 
 
-def method(args):
+def method_label(args):
     """How the model is trained, for tables of results: "CA-MTL-base+uncertainty"."""
     from versatile.training.method_flags import name_of
 
@@ -343,17 +343,17 @@ def train(args, run, model, tokenizer, splits, dtype):
     result |= experiment.run_training(trainer)
     report = evaluate.kept(trainer).get("tasks") if evaluate else None
     if report:
-        result["tasks"] = classification.as_tasks(report, method=method(args))
-    experiment.write_results(run, result, method(args), plots.task_scores_curve)
+        result["tasks"] = classification.as_tasks(report, method=method_label(args))
+    experiment.write_results(run, result, method_label(args), plots.task_scores_curve)
     if idist.get_rank() == 0:
         write_json(run.directory / "data_seen.json", result["history"]["seen"])
-        title = f"{method(args)}: {run.directory.name}"
+        title = f"{method_label(args)}: {run.directory.name}"
         plots.data_seen(run.directory / "data_seen.png", result["history"]["seen"], title)
     files.load(run.directory)
     return result["best_step"], report
 
 
-def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
+def evaluate_and_report(args, folder, model, tokenizer, splits, dtype, step, report=None):
     """Score the dev files and predict the test files with one model, and write the results.
 
     Args:

@@ -138,14 +138,14 @@ def main(argv=None):
         if args.output_dir and not args.model_dir_root:
             args.model_dir_root = str(Path(args.output_dir).parent)
         sequence.check_names(p, args)
-        check(p, args)
+        check_flags(p, args)
     from versatile.utils.devices import parallel
 
     with parallel():
         train(args, flags.typed_flags(parser, argv))
 
 
-def check(p, args):
+def check_flags(p, args):
     """Reject incompatible flags."""
     if args.unbound and args.distil:
         p.error("--unbound: its parts have no teachers; leave --distil out")
@@ -182,7 +182,7 @@ def train(args, typed_flags):
     if run is not None:
         # run.json was written by a run that had passed these checks; the number of processes is checked below.
         sequence.check_names(parser(), args)
-        check(parser(), argparse.Namespace(**{**vars(args), "n_gpus": None}))
+        check_flags(parser(), argparse.Namespace(**{**vars(args), "n_gpus": None}))
     tasks.sequence(args.tasks)
     args.output_dir = str(args.output_dir or sequence.directory(args))
     dtype = experiment.check_before_loading(args, run)

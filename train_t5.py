@@ -39,10 +39,10 @@ def main(argv=None):
     arguments = text_to_text_arguments.parse(parser, argv)
     with devices.parallel():
         text_to_text_arguments.check_before_loading(arguments)
-        work(arguments)
+        run_experiment(arguments)
 
 
-def work(arguments):
+def run_experiment(arguments):
     import ignite.distributed as idist
     from versatile.adapters import t5
     from versatile.training import text_to_text_evaluation
@@ -53,15 +53,15 @@ def work(arguments):
     prepare_push(arguments)
     # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
-        model, tokenizer = build(arguments)
-        splits = read(arguments, tokenizer, model)
+        model, tokenizer = build_model(arguments)
+        splits = read_splits(arguments, tokenizer, model)
     print_once(t5.parameter_summary(model))
     if evaluation := build_evaluation(arguments, model, tokenizer, splits.get("validation")):
         text_to_text_evaluation.check_best_metric(arguments, evaluation)
     train_batches = make_batches(arguments, model, tokenizer, splits) if arguments.do_train else None
     run = open_run(arguments, model, tokenizer)
     trained = train(arguments, run, model, tokenizer, splits, train_batches, evaluation) if arguments.do_train else {}
-    finish(arguments, run, model, tokenizer, splits, trained)
+    evaluate_and_report(arguments, run, model, tokenizer, splits, trained)
 
 
 def t5_settings(arguments):
@@ -97,7 +97,7 @@ def embedding_size(directory, names):
     return int(read_embedding(files[0]).size) if files else None
 
 
-def build(arguments):
+def build_model(arguments):
     """(the model with its additions, its tokenizer)."""
     from transformers import set_seed
     from versatile.adapters import t5
@@ -128,7 +128,7 @@ def build(arguments):
     return model, tokenizer
 
 
-def read(arguments, tokenizer, model):
+def read_splits(arguments, tokenizer, model):
     """{"train" | "validation" | "test": {task: `text_to_text_evaluation.TextSplit`}} for the requested splits."""
     from versatile.training import text_to_text_evaluation
     from versatile.training.experiment import print_once
@@ -277,7 +277,7 @@ def report_coverage(args, sampler, steps, names):
     return coverage
 
 
-def finish(arguments, run, model, tokenizer, splits, trained):
+def evaluate_and_report(arguments, run, model, tokenizer, splits, trained):
     """Evaluate the best model and write all results of a finished run.
 
     Args:

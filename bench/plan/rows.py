@@ -57,12 +57,12 @@ def plan_train(plan, words):
 
     args = train.parser().parse_args(words)
     task = get_task(args.task)
-    train.check(args, {})
+    train.check_flags(args, {})
     train.fill_published(args, task)
     data = MARKED[task.name]
     plan.data = {task.name: data}
     plan.weights = find_weights(args.model_checkpoint)
-    chosen = train.choose(args, task)
+    chosen = train.choose_method(args, task)
 
     def prepare(model, tokenizer):
         adapting.attach(model, tokenizer, {task.name: task.markers}, chosen and {task.name: chosen})
