@@ -53,10 +53,10 @@ def main(argv=None):
     args = parser().parse_args(argv)
     flags.require_one_process()
     from versatile.utils import devices
-    from versatile.utils.files import could_be_made
+    from versatile.utils.files import check_creatable
 
     devices.quiet_libraries(args.cache_dir)
-    could_be_made(args.output_dir, "--output_dir")
+    check_creatable(args.output_dir, "--output_dir")
     compute(args)
 
 

@@ -156,7 +156,7 @@ def build_model(args):
                             remedy=f"leave --{flag} out, or start from a BERT")  # fmt: skip
         setattr(args, flag, own)
     check_heads(model, args.tasks, location)
-    model.aliases = glue.guests_of(model.tasks)
+    model.aliases = glue.tasks_sharing_heads(model.tasks)
     return model, tokenizer
 
 
@@ -235,7 +235,7 @@ def load_splits(args, tokenizer):
     for split in [split for split, asked in wanted.items() if asked]:
         names = list(args.tasks)
         if split != "train":
-            names += glue_files.guests_with_files(args.tasks, args.data_dir, split)
+            names += glue_files.head_sharing_tasks_with_files(args.tasks, args.data_dir, split)
         if split == "test" and (without := [name for name in names if not has_test_rows(args, name)]):
             names = [name for name in names if name not in without]
             print_once(f"no test.tsv of {', '.join(without)}: not predicted")

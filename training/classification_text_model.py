@@ -106,7 +106,7 @@ class SentenceClassifier(TextModel):
         if task is not None and task not in model.tasks:
             raise UserError(f"the model was not trained for {task}", location=f"--task {task}",
                             expected=f"one of {', '.join(model.tasks)}")  # fmt: skip
-        model.aliases = glue.guests_of(model.tasks)
+        model.aliases = glue.tasks_sharing_heads(model.tasks)
         return cls(directory, model, tokenizer, dtype)
 
     @property
@@ -157,10 +157,10 @@ class SentenceClassifier(TextModel):
                 if folder is None and not glue.get_task(name).pairs:
                     raise UserError("no data folder was named", location="--dataset_path",
                                     expected="GLUE in the official script's folders")  # fmt: skip
-                guests = glue_files.guests_with_files([name], folder, split) if args.task == "all" else []
+                sharing = glue_files.head_sharing_tasks_with_files([name], folder, split) if args.task == "all" else []
                 splits += [PairSplit(glue.get_task(task), load_split(
                     folder, task, split, self.tokenizer, self.longest, limit=args.limit, cache_dir=args.token_cache_dir,
-                )) for task in (name, *guests)]  # fmt: skip
+                )) for task in (name, *sharing)]  # fmt: skip
         for name, labels in ((part.name, part.rows.labels) for part in splits):
             if (labels != labels).any():
                 raise UserError(f"the {args.split} rows of {name} have no labels", location=f"--split {args.split}",
